@@ -1,0 +1,2 @@
+//! `mcastor`: a multicast router in user space.
+pub mod model;

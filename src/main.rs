@@ -1,0 +1,2 @@
+//! The `mcastor` program.
+fn main() {}

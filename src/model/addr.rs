@@ -1,0 +1,368 @@
+//! Multicast groups, unicast sources, and prefixes of both.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+/// Why a text or an address is not the group, source or prefix it was meant to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddrError {
+    /// Neither an address nor a prefix.
+    #[error("`{0}` is not an IP address or a prefix such as 225.1.2.0/24")]
+    NotAnAddress(String),
+    /// A group outside 224.0.0.0/4 and ff00::/8.
+    #[error("{0} is not a multicast group (224.0.0.0/4 or ff00::/8)")]
+    NotMulticast(IpNet),
+    /// A multicast address where a sender's address belongs.
+    #[error("{0} is a multicast address; a source is a sender's unicast address")]
+    NotUnicast(IpNet),
+    /// Bits set to the right of the prefix length.
+    #[error("{given} has bits set beyond its prefix length; did you mean {}?", .given.trunc())]
+    HostBits {
+        /// The prefix as given.
+        given: IpNet,
+    },
+    /// One side IPv4, the other IPv6.
+    #[error("source {source_prefix} and group {group} are of different IP versions")]
+    MixedFamily {
+        /// The source as given.
+        source_prefix: IpNet,
+        /// The group as given.
+        group: IpNet,
+    },
+}
+
+/// A multicast group: 224.0.0.0/4 (RFC 1112 section 4) or ff00::/8 (RFC 4291 section 2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Group(IpAddr);
+
+impl Group {
+    /// Checks that `addr` is multicast.
+    pub fn new(addr: IpAddr) -> Result<Self, AddrError> {
+        if addr.is_multicast() {
+            Ok(Self(addr))
+        } else {
+            Err(AddrError::NotMulticast(IpNet::from(addr)))
+        }
+    }
+
+    /// The address.
+    pub fn addr(self) -> IpAddr {
+        self.0
+    }
+
+    /// True for the ranges no router forwards: 224.0.0.0/24 (RFC 5771 section 4) and the
+    /// IPv6 groups of interface-local and link-local scope, ffx1::/16 and ffx2::/16
+    /// (RFC 4291 section 2.7).
+    pub fn is_link_local(self) -> bool {
+        is_link_local_group(self.0)
+    }
+
+    /// True in 232.0.0.0/8 and ff3x::/32, where only source-specific joins have a meaning
+    /// (RFC 4607 section 1).
+    pub fn is_source_specific(self) -> bool {
+        match self.0 {
+            IpAddr::V4(a) => a.octets()[0] == 232,
+            IpAddr::V6(a) => {
+                let s = a.segments();
+                s[0] & 0xfff0 == 0xff30 && s[1] == 0
+            }
+        }
+    }
+}
+
+/// See [`Group::is_link_local`].
+pub fn is_link_local_group(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(a) => a.octets()[..3] == [224, 0, 0],
+        IpAddr::V6(a) => {
+            let o = a.octets();
+            o[0] == 0xff && matches!(o[1] & 0x0f, 0..=2)
+        }
+    }
+}
+
+/// The Ethernet address that carries a group: 01:00:5e and the low 23 bits
+/// (RFC 1112 section 6.4), or 33:33 and the low 32 bits (RFC 2464 section 7).
+pub fn ethernet_of(group: IpAddr) -> [u8; 6] {
+    match group {
+        IpAddr::V4(a) => {
+            let o = a.octets();
+            [0x01, 0x00, 0x5e, o[1] & 0x7f, o[2], o[3]]
+        }
+        IpAddr::V6(a) => {
+            let o = a.octets();
+            [0x33, 0x33, o[12], o[13], o[14], o[15]]
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Group {
+    type Err = AddrError;
+    fn from_str(s: &str) -> Result<Self, AddrError> {
+        let addr: IpAddr = s
+            .trim()
+            .parse()
+            .map_err(|_| AddrError::NotAnAddress(s.into()))?;
+        Self::new(addr)
+    }
+}
+
+/// A sender's address: anything that is not multicast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source(IpAddr);
+
+impl Source {
+    /// Checks that `addr` is not multicast.
+    pub fn new(addr: IpAddr) -> Result<Self, AddrError> {
+        if addr.is_multicast() {
+            Err(AddrError::NotUnicast(IpNet::from(addr)))
+        } else {
+            Ok(Self(addr))
+        }
+    }
+
+    /// The address.
+    pub fn addr(self) -> IpAddr {
+        self.0
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Source {
+    type Err = AddrError;
+    fn from_str(s: &str) -> Result<Self, AddrError> {
+        let addr: IpAddr = s
+            .trim()
+            .parse()
+            .map_err(|_| AddrError::NotAnAddress(s.into()))?;
+        Self::new(addr)
+    }
+}
+
+/// One stream: a source and a group of the same IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceGroup {
+    /// Who sends.
+    pub source: Source,
+    /// To whom.
+    pub group: Group,
+}
+
+impl fmt::Display for SourceGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {})", self.source, self.group)
+    }
+}
+
+fn parse_prefix(s: &str) -> Result<IpNet, AddrError> {
+    let text = s.trim();
+    let net = if text.contains('/') {
+        text.parse::<IpNet>().ok()
+    } else {
+        text.parse::<IpAddr>().ok().map(IpNet::from)
+    };
+    let net = net.ok_or_else(|| AddrError::NotAnAddress(s.into()))?;
+    if net.trunc() != net {
+        return Err(AddrError::HostBits { given: net });
+    }
+    Ok(net)
+}
+
+/// Groups with a common prefix; a single group is a prefix of full length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupPrefix(IpNet);
+
+impl GroupPrefix {
+    /// Checks that every address of `net` is multicast and that no host bit is set.
+    pub fn new(net: IpNet) -> Result<Self, AddrError> {
+        let floor = if net.addr().is_ipv4() { 4 } else { 8 };
+        if net.prefix_len() < floor || !net.addr().is_multicast() {
+            return Err(AddrError::NotMulticast(net));
+        }
+        if net.trunc() != net {
+            return Err(AddrError::HostBits { given: net });
+        }
+        Ok(Self(net))
+    }
+
+    /// The prefix.
+    pub fn net(self) -> IpNet {
+        self.0
+    }
+
+    /// The group, where the prefix holds exactly one.
+    pub fn single(self) -> Option<Group> {
+        (self.0.prefix_len() == self.0.max_prefix_len()).then(|| Group(self.0.addr()))
+    }
+
+    /// True where every group of the prefix is one that no router forwards by itself.
+    pub fn is_link_local(self) -> bool {
+        let whole = if self.0.addr().is_ipv4() { 24 } else { 16 };
+        self.0.prefix_len() >= whole && is_link_local_group(self.0.addr())
+    }
+}
+
+/// Sources with a common prefix; the zero-length prefix is any source, `*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourcePrefix(IpNet);
+
+impl SourcePrefix {
+    /// Checks that `net` is not multicast and that no host bit is set.
+    pub fn new(net: IpNet) -> Result<Self, AddrError> {
+        if net.addr().is_multicast() {
+            return Err(AddrError::NotUnicast(net));
+        }
+        if net.trunc() != net {
+            return Err(AddrError::HostBits { given: net });
+        }
+        Ok(Self(net))
+    }
+
+    /// Any source of the IP version of `group`.
+    pub fn any_for(group: GroupPrefix) -> Self {
+        Self(match group.net() {
+            IpNet::V4(_) => IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            IpNet::V6(_) => IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+        })
+    }
+
+    /// The prefix.
+    pub fn net(self) -> IpNet {
+        self.0
+    }
+
+    /// True for the zero-length prefix.
+    pub fn is_any(self) -> bool {
+        self.0.prefix_len() == 0
+    }
+
+    /// The source, where the prefix holds exactly one.
+    pub fn single(self) -> Option<Source> {
+        (self.0.prefix_len() == self.0.max_prefix_len()).then(|| Source(self.0.addr()))
+    }
+}
+
+macro_rules! prefix_text {
+    ($name:ident) => {
+        impl FromStr for $name {
+            type Err = AddrError;
+            fn from_str(s: &str) -> Result<Self, AddrError> {
+                Self::new(parse_prefix(s)?)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+    };
+}
+
+prefix_text!(GroupPrefix);
+prefix_text!(SourcePrefix);
+
+impl fmt::Display for GroupPrefix {
+    /// A single group is written without its prefix length.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.single() {
+            Some(group) => group.fmt(f),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for SourcePrefix {
+    /// Any source is written `*`, a single one without its prefix length.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_any() {
+            return f.write_str("*");
+        }
+        match self.single() {
+            Some(source) => source.fmt(f),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_multicast_and_sources_are_not() {
+        assert!("225.1.2.3".parse::<Group>().is_ok());
+        assert!("ff3e::8000:1".parse::<Group>().is_ok());
+        assert!(matches!(
+            "10.0.0.1".parse::<Group>(),
+            Err(AddrError::NotMulticast(_))
+        ));
+        assert!(matches!(
+            "225.1.2.3".parse::<Source>(),
+            Err(AddrError::NotUnicast(_))
+        ));
+        assert!("10.0.0.1".parse::<Source>().is_ok());
+    }
+
+    #[test]
+    fn prefixes_refuse_host_bits_and_prefixes_wider_than_multicast() {
+        assert!("225.1.2.0/24".parse::<GroupPrefix>().is_ok());
+        assert!(matches!(
+            "225.1.2.3/24".parse::<GroupPrefix>(),
+            Err(AddrError::HostBits { .. })
+        ));
+        assert!(matches!(
+            "224.0.0.0/3".parse::<GroupPrefix>(),
+            Err(AddrError::NotMulticast(_))
+        ));
+        assert!("224.0.0.0/4".parse::<GroupPrefix>().is_ok());
+        assert!("ff00::/8".parse::<GroupPrefix>().is_ok());
+    }
+
+    #[test]
+    fn link_local_ranges_are_those_of_the_rfcs() {
+        for (text, link_local) in [
+            ("224.0.0.251", true),
+            ("224.0.1.1", false),
+            ("ff02::fb", true),
+            ("ff12::1", true),
+            ("ff01::1", true),
+            ("ff05::2", false),
+            ("ff3e::1", false),
+        ] {
+            assert_eq!(
+                text.parse::<Group>().unwrap().is_link_local(),
+                link_local,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn ethernet_addresses_of_groups() {
+        // RFC 1112 6.4 keeps 23 bits, so the top bit of the second octet is lost.
+        assert_eq!(
+            ethernet_of("239.129.2.3".parse().unwrap()),
+            [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03]
+        );
+        assert_eq!(
+            ethernet_of("ff3e::8000:1".parse().unwrap()),
+            [0x33, 0x33, 0x80, 0x00, 0x00, 0x01]
+        );
+    }
+}

@@ -1,0 +1,231 @@
+//! Network interfaces: index, name, and patterns of names.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// Longest interface name the kernel takes: `IFNAMSIZ` less its NUL.
+pub const IFNAME_MAX: usize = 15;
+
+/// Why a text is not an interface name or pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// An empty name.
+    #[error("an interface name is empty")]
+    Empty,
+    /// More than [`IFNAME_MAX`] bytes.
+    #[error("`{0}` is longer than the {IFNAME_MAX} bytes an interface name may have")]
+    TooLong(String),
+    /// `/`, white space, `:` or a control character, which the kernel refuses in a name.
+    #[error("`{0}` holds a character that no interface name may have ({1:?})")]
+    BadChar(String, char),
+}
+
+/// The kernel's number of an interface. A recreated interface gets another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct IfIndex(NonZeroU32);
+
+impl IfIndex {
+    /// `None` for zero, which the kernel uses for "no interface".
+    pub fn new(index: u32) -> Option<Self> {
+        NonZeroU32::new(index).map(Self)
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for IfIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The name of one interface, such as `eth0` or `br-0123456789ab`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IfName(Box<str>);
+
+impl IfName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check_name(s: &str) -> Result<&str, LinkError> {
+    if s.is_empty() {
+        return Err(LinkError::Empty);
+    }
+    if let Some(bad) = s
+        .chars()
+        .find(|c| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':'))
+    {
+        return Err(LinkError::BadChar(s.into(), bad));
+    }
+    if s.len() > IFNAME_MAX {
+        return Err(LinkError::TooLong(s.into()));
+    }
+    Ok(s)
+}
+
+impl FromStr for IfName {
+    type Err = LinkError;
+    fn from_str(s: &str) -> Result<Self, LinkError> {
+        Ok(Self(check_name(s)?.into()))
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Serialize for IfName {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+/// A name, or a pattern of names: `*` stands for any run of characters, `?` for one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IfPattern(Box<str>);
+
+impl IfPattern {
+    /// The text as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True where the text holds `*` or `?`.
+    pub fn is_pattern(&self) -> bool {
+        self.0.contains(['*', '?'])
+    }
+
+    /// True where `name` is the name, or fits the pattern.
+    pub fn matches(&self, name: &IfName) -> bool {
+        globs_meet(self.0.as_bytes(), name.as_str().as_bytes())
+    }
+
+    /// True where some name fits both.
+    pub fn intersects(&self, other: &IfPattern) -> bool {
+        globs_meet(self.0.as_bytes(), other.0.as_bytes())
+    }
+}
+
+/// Whether some text fits both `a` and `b`. Texts are short, so the plain recursion over
+/// both, remembered in a table, is enough.
+fn globs_meet(a: &[u8], b: &[u8]) -> bool {
+    let mut meets = vec![false; (a.len() + 1) * (b.len() + 1)];
+    let at = |i: usize, j: usize| i * (b.len() + 1) + j;
+    for i in (0..=a.len()).rev() {
+        for j in (0..=b.len()).rev() {
+            let star_a = a.get(i) == Some(&b'*');
+            let star_b = b.get(j) == Some(&b'*');
+            meets[at(i, j)] = match (a.get(i), b.get(j)) {
+                (None, None) => true,
+                _ if star_a && meets[at(i + 1, j)] => true,
+                _ if star_b && meets[at(i, j + 1)] => true,
+                (Some(_), Some(_)) if star_a && star_b => false,
+                (Some(_), Some(_)) if star_a => meets[at(i, j + 1)],
+                (Some(_), Some(_)) if star_b => meets[at(i + 1, j)],
+                (Some(&x), Some(&y)) => {
+                    (x == y || x == b'?' || y == b'?') && meets[at(i + 1, j + 1)]
+                }
+                _ => false,
+            };
+        }
+    }
+    meets[0]
+}
+
+impl FromStr for IfPattern {
+    type Err = LinkError;
+    fn from_str(s: &str) -> Result<Self, LinkError> {
+        Ok(Self(check_name(s)?.into()))
+    }
+}
+
+impl From<&IfName> for IfPattern {
+    fn from(name: &IfName) -> Self {
+        Self(name.as_str().into())
+    }
+}
+
+impl fmt::Display for IfPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Serialize for IfPattern {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(s: &str) -> IfPattern {
+        s.parse().unwrap()
+    }
+
+    #[test]
+    fn names_are_what_the_kernel_takes() {
+        assert!("br-0123456789ab".parse::<IfName>().is_ok());
+        assert_eq!("".parse::<IfName>(), Err(LinkError::Empty));
+        assert!(matches!(
+            "a-name-of-16-byt".parse::<IfName>(),
+            Err(LinkError::TooLong(_))
+        ));
+        for bad in ["eth 0", "eth/0", "eth:0", "eth\n"] {
+            assert!(
+                matches!(bad.parse::<IfName>(), Err(LinkError::BadChar(..))),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn patterns_match_names() {
+        for (glob, name, fits) in [
+            ("eth0", "eth0", true),
+            ("eth0", "eth00", false),
+            ("br-*", "br-0123456789ab", true),
+            ("br-*", "br-", true),
+            ("br-*", "br", false),
+            ("*", "lo", true),
+            ("eth?", "eth1", true),
+            ("eth?", "eth10", false),
+            ("*h*0", "eth10", true),
+        ] {
+            assert_eq!(
+                pattern(glob).matches(&name.parse().unwrap()),
+                fits,
+                "{glob} {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn patterns_that_could_take_the_same_name_are_found() {
+        for (a, b, meet) in [
+            ("eth*", "*0", true),
+            ("eth*", "br-*", false),
+            ("a*c", "ab*", true),
+            ("a?", "ab*", true),
+            ("a?", "abc*", false),
+            ("*", "?", true),
+            ("eth0", "eth0", true),
+        ] {
+            assert_eq!(pattern(a).intersects(&pattern(b)), meet, "{a} {b}");
+            assert_eq!(pattern(b).intersects(&pattern(a)), meet, "{b} {a}");
+        }
+    }
+}

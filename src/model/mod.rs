@@ -1,0 +1,13 @@
+//! The nouns every other room speaks in: addresses, links, TTL policies, route rules.
+//!
+//! Constructors check; nothing here does I/O or reads a clock.
+
+pub mod addr;
+pub mod link;
+pub mod rule;
+pub mod ttl;
+
+pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
+pub use link::{IfIndex, IfName, IfPattern, LinkError};
+pub use rule::{Origin, RouteName, RouteRule};
+pub use ttl::{TtlPolicy, TtlThreshold};
