@@ -1,2 +1,5 @@
 //! `mcastor`: a multicast router in user space.
+pub mod forward;
 pub mod model;
+pub mod table;
+pub mod wire;

@@ -4,10 +4,12 @@
 
 pub mod addr;
 pub mod link;
+pub mod links;
 pub mod rule;
 pub mod ttl;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
 pub use link::{IfIndex, IfName, IfPattern, LinkError};
+pub use links::{Link, Links};
 pub use rule::{Origin, RouteName, RouteRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

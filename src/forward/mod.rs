@@ -1,0 +1,10 @@
+//! Pure decisions on single packets: which entry, what is rewritten, what is cut.
+
+pub mod decide;
+pub mod fragment;
+pub mod reason;
+pub mod rewrite;
+pub mod segment;
+
+pub use decide::{Decision, decide};
+pub use reason::DropReason;

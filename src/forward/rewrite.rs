@@ -1,0 +1,100 @@
+//! Changes made in place, in the memory the packet was captured in.
+
+use super::DropReason;
+use crate::wire::offload::Offload;
+use crate::wire::{checksum, ip, udp};
+
+/// Finishes a checksum the sender left to hardware and sets the TTL. `packet` is the IP
+/// packet without padding.
+pub fn rewrite(packet: &mut [u8], offload: Offload, ttl: u8) -> Result<(), DropReason> {
+    match offload {
+        Offload::None => {}
+        Offload::Checksum { start, offset } => finish_checksum(packet, start, offset)?,
+        // Segments get their checksums when they are cut.
+        Offload::UdpSegments { .. } => {}
+        Offload::Unknown => return Err(DropReason::GsoUnknown),
+    }
+    ip::set_ttl(packet, ttl);
+    Ok(())
+}
+
+/// Sums from `start` to the end, the pseudo-header's sum in the field included, and stores
+/// the result at `start + offset`.
+fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Result<(), DropReason> {
+    let (start, offset) = (usize::from(start), usize::from(offset));
+    let body = packet
+        .get_mut(start..)
+        .filter(|_| start >= ip::IPV4_MIN_HEADER_LEN)
+        .ok_or(DropReason::ChecksumUnknown)?;
+    let sum = !checksum::fold(checksum::add(0, body));
+    let field = body
+        .get_mut(offset..offset + 2)
+        .ok_or(DropReason::ChecksumUnknown)?;
+    // As the kernel does for every protocol: the zero that means "none" in UDP is the same
+    // number as 0xffff in one's complement.
+    field.copy_from_slice(&udp::checksum_field(sum).to_be_bytes());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// `IP(src="10.0.0.1", dst="225.1.2.3", ttl=5, id=1, tos=0xb8)/UDP(sport=1000,
+    /// dport=5000)/b"hello"`, built by scapy.
+    const PACKET: [u8; 33] = [
+        0x45, 0xb8, 0x00, 0x21, 0x00, 0x01, 0x00, 0x00, 0x05, 0x11, 0xc8, 0x0e, 0x0a, 0x00, 0x00,
+        0x01, 0xe1, 0x01, 0x02, 0x03, 0x03, 0xe8, 0x13, 0x88, 0x00, 0x0d, 0xb7, 0x8c, 0x68, 0x65,
+        0x6c, 0x6c, 0x6f,
+    ];
+
+    /// The packet as its sender's kernel leaves it to the hardware: the field holds the sum
+    /// of the pseudo-header.
+    fn unfinished() -> [u8; 33] {
+        let mut p = PACKET;
+        let sum = checksum::pseudo_header(
+            [10, 0, 0, 1].into(),
+            [225, 1, 2, 3].into(),
+            udp::PROTOCOL,
+            13,
+        );
+        p[26..28].copy_from_slice(&checksum::fold(sum).to_be_bytes());
+        p
+    }
+
+    #[test]
+    fn an_unfinished_checksum_becomes_the_one_scapy_computed() {
+        let mut p = unfinished();
+        let offload = Offload::Checksum {
+            start: 20,
+            offset: 6,
+        };
+        rewrite(&mut p, offload, 5).unwrap();
+        assert_eq!(p, PACKET);
+    }
+
+    #[test]
+    fn a_finished_packet_changes_in_ttl_and_header_checksum_only() {
+        let mut p = PACKET;
+        rewrite(&mut p, Offload::None, 4).unwrap();
+        let mut expected = PACKET;
+        expected[8] = 4;
+        // One less in the high byte is 0x0100 more in the checksum (RFC 1141).
+        expected[10..12].copy_from_slice(&(0xc80e + 0x0100u16).to_be_bytes());
+        assert_eq!(p, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn places_outside_the_packet_are_refused_without_panic(
+            start in any::<u16>(), offset in any::<u16>(), len in 0usize..80,
+        ) {
+            let mut p = vec![0x45; len];
+            let inside = usize::from(start) >= 20
+                && usize::from(start) + usize::from(offset) + 2 <= len;
+            let done = rewrite(&mut p, Offload::Checksum { start, offset }, 5);
+            prop_assert_eq!(done.is_ok(), inside);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Cutting what UDP segmentation offload put together (`UDP_SEGMENT`, `udp(7)`) into the
+//! datagrams the sender meant.
+
+use std::ops::Range;
+
+use super::DropReason;
+use crate::wire::ip::{Datagram, IPV6_HEADER_LEN, refresh_ipv4_checksum};
+use crate::wire::{checksum, udp};
+
+/// Cuts `packet` into datagrams of `payload` bytes each, the last with the rest. They are
+/// appended to `out`; `each` is told where each stands. TTL and addresses are those of
+/// `packet`; IPv4 identifications count up, as the kernel's do.
+pub fn segment(
+    packet: &[u8],
+    datagram: &Datagram,
+    payload: u16,
+    out: &mut Vec<u8>,
+    mut each: impl FnMut(Range<usize>),
+) -> Result<(), DropReason> {
+    let udp_at = datagram.header_len;
+    let headers_len = udp_at + udp::HEADER_LEN;
+    let protocol_at = if datagram.source.is_ipv4() { 9 } else { 6 };
+    let is_udp = packet.get(protocol_at) == Some(&udp::PROTOCOL);
+    let (Some(headers), Some(body)) = (packet.get(..headers_len), packet.get(headers_len..)) else {
+        return Err(DropReason::Truncated);
+    };
+    // Extension headers between IPv6 and UDP, and cuts into nothing, are not what the kernel
+    // makes; anything else would be cut wrongly.
+    if !is_udp || payload == 0 || body.is_empty() {
+        return Err(DropReason::GsoUnknown);
+    }
+    let first_id = u16::from_be_bytes([packet[4], packet[5]]);
+    for (i, piece) in body.chunks(usize::from(payload)).enumerate() {
+        let start = out.len();
+        out.extend_from_slice(headers);
+        out.extend_from_slice(piece);
+        let segment = &mut out[start..];
+        let udp_len = (udp::HEADER_LEN + piece.len()) as u16;
+        segment[udp_at + udp::LENGTH_AT..][..2].copy_from_slice(&udp_len.to_be_bytes());
+        if datagram.source.is_ipv4() {
+            let total = segment.len() as u16;
+            segment[2..4].copy_from_slice(&total.to_be_bytes());
+            segment[4..6].copy_from_slice(&first_id.wrapping_add(i as u16).to_be_bytes());
+            refresh_ipv4_checksum(segment);
+        } else {
+            let length = (segment.len() - IPV6_HEADER_LEN) as u16;
+            segment[4..6].copy_from_slice(&length.to_be_bytes());
+        }
+        let field = udp_at + udp::CHECKSUM_AT;
+        segment[field..field + 2].fill(0);
+        let sum = checksum::pseudo_header(
+            datagram.source,
+            datagram.destination,
+            udp::PROTOCOL,
+            u32::from(udp_len),
+        );
+        let sum = !checksum::fold(checksum::add(sum, &segment[udp_at..]));
+        segment[field..field + 2].copy_from_slice(&udp::checksum_field(sum).to_be_bytes());
+        each(start..out.len());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn super_packet(v6: bool, body: usize) -> Vec<u8> {
+        let mut p = if v6 {
+            let mut p = vec![0u8; 40];
+            p[0] = 0x60;
+            p[4..6].copy_from_slice(&((8 + body) as u16).to_be_bytes());
+            p[6] = 17;
+            p[7] = 9;
+            p[8] = 0x20;
+            p[23] = 1;
+            p[24] = 0xff;
+            p[25] = 0x3e;
+            p
+        } else {
+            let mut p = vec![0u8; 20];
+            p[0] = 0x45;
+            p[2..4].copy_from_slice(&((28 + body) as u16).to_be_bytes());
+            p[4..6].copy_from_slice(&0xffffu16.to_be_bytes());
+            p[8] = 9;
+            p[9] = 17;
+            p[12..20].copy_from_slice(&[10, 0, 0, 1, 225, 1, 2, 3]);
+            p
+        };
+        p.extend_from_slice(&[0x03, 0xe8, 0x13, 0x88, 0, 0, 0xab, 0xcd]);
+        p.extend((0..body).map(|i| i as u8));
+        refresh_ipv4_checksum(&mut p);
+        if v6 {
+            // The refresh is for IPv4 only; undo what it did to an IPv6 header.
+            p[10..12].fill(0);
+        }
+        p
+    }
+
+    #[test]
+    fn every_segment_is_a_whole_datagram_with_right_checksums() {
+        for v6 in [false, true] {
+            let packet = super_packet(v6, 2500);
+            let whole = Datagram::parse(&packet).unwrap();
+            let (mut out, mut cuts) = (Vec::new(), Vec::new());
+            segment(&packet, &whole, 1000, &mut out, |r| cuts.push(r)).unwrap();
+            assert_eq!(cuts.len(), 3);
+            let mut body = Vec::new();
+            for cut in cuts {
+                let piece = &out[cut];
+                let d = Datagram::parse(piece).unwrap();
+                assert_eq!(d.len, piece.len());
+                let udp = &piece[d.header_len..];
+                let sum = checksum::pseudo_header(d.source, d.destination, 17, udp.len() as u32);
+                assert_eq!(checksum::fold(checksum::add(sum, udp)), 0xffff);
+                body.extend_from_slice(&udp[8..]);
+            }
+            assert_eq!(body, packet[packet.len() - 2500..]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_udp_is_refused() {
+        let mut packet = super_packet(false, 100);
+        packet[9] = 6;
+        refresh_ipv4_checksum(&mut packet);
+        let whole = Datagram::parse(&packet).unwrap();
+        let refused = segment(&packet, &whole, 50, &mut Vec::new(), |_| {});
+        assert_eq!(refused, Err(DropReason::GsoUnknown));
+    }
+}
