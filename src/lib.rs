@@ -1,5 +1,8 @@
 //! `mcastor`: a multicast router in user space.
 pub mod forward;
+pub mod metrics;
 pub mod model;
+pub mod planes;
+pub mod sys;
 pub mod table;
 pub mod wire;

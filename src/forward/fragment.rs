@@ -32,6 +32,10 @@ pub fn fragment(
     if flags & DONT_FRAGMENT != 0 || room == 0 {
         return Err(DropReason::TooBig);
     }
+    // A fragment that would end past the largest packet is hostile (RFC 791 section 3.1).
+    if usize::from(flags & OFFSET_MASK) * 8 + packet.len() > usize::from(u16::MAX) {
+        return Err(DropReason::Malformed);
+    }
     let mut later_header = [0u8; 60];
     let later_len = later_options(header, &mut later_header);
     let mut at = 0;
@@ -54,7 +58,7 @@ pub fn fragment(
         } else {
             MORE_FRAGMENTS
         };
-        bytes[6..8].copy_from_slice(&(more | offset & OFFSET_MASK).to_be_bytes());
+        bytes[6..8].copy_from_slice(&(more | offset).to_be_bytes());
         refresh_ipv4_checksum(bytes);
         each(start..out.len());
         at += piece.len();

@@ -1,0 +1,6 @@
+//! What is counted, under which name. Counters live here, outside the actors, so that an
+//! actor that dies takes none with it.
+
+pub mod catalog;
+
+pub use catalog::{Catalog, InterfaceCounters, PathCounters};

@@ -1,0 +1,72 @@
+//! A batch of captured packets in the memory they were captured into.
+
+use crate::sys::ring::Block;
+use crate::wire::offload::Offload;
+
+/// Where one packet stands in its batch, and what is known of it besides its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Packet {
+    /// First byte, at the network header.
+    pub start: u32,
+    /// Bytes, link-layer padding included.
+    pub len: u32,
+    /// When it was received, in nanoseconds of `CLOCK_REALTIME`.
+    pub received_ns: u64,
+    /// EtherType of what stands at `start`.
+    pub ethertype: u16,
+    /// VLAN it was tagged with.
+    pub vlan: Option<u16>,
+    /// What the sender left to hardware.
+    pub offload: Offload,
+    /// The end is missing: the capture had no room for it.
+    pub cut: bool,
+}
+
+/// Memory of a batch.
+pub(super) enum Memory {
+    /// A block of a ring shared with the kernel; dropping it gives it back.
+    Block(Block),
+    /// Memory of our own.
+    Heap(Vec<u8>),
+}
+
+/// Packets, and the memory they stand in.
+pub struct Batch {
+    memory: Memory,
+    /// The packets in the order they came in.
+    pub packets: Vec<Packet>,
+}
+
+impl Batch {
+    /// A batch over a block of a ring.
+    pub fn from_block(block: Block, packets: Vec<Packet>) -> Self {
+        Self {
+            memory: Memory::Block(block),
+            packets,
+        }
+    }
+
+    /// A batch over memory of our own.
+    pub fn from_bytes(bytes: Vec<u8>, packets: Vec<Packet>) -> Self {
+        Self {
+            memory: Memory::Heap(bytes),
+            packets,
+        }
+    }
+
+    /// All bytes; packets are ranges of these.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Block(block) => block.bytes(),
+            Memory::Heap(bytes) => bytes,
+        }
+    }
+
+    /// All bytes, to change packets in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::Block(block) => block.bytes_mut(),
+            Memory::Heap(bytes) => bytes,
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! How packets come in and go out. A plane captures in batches and transmits in batches;
+//! what happens in between is the same for all of them.
+
+pub mod batch;
+pub mod egress;
+pub mod packet;
+pub mod sim;
+pub mod switch;
+
+use std::io;
+use std::task::{Context, Poll};
+
+use crate::model::IfIndex;
+
+pub use batch::{Batch, Packet};
+pub use egress::{EgressQueue, Progress};
+pub use switch::{Load, Slot, Switch};
+
+/// A way of moving packets.
+pub trait Plane: Send + Sync + 'static {
+    /// The `plane` label of metrics.
+    fn name(&self) -> &'static str;
+
+    /// Starts to capture on an interface. Called inside the runtime that will poll it.
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>>;
+
+    /// Opens an interface to send on. Called inside the runtime that will poll it.
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>>;
+}
+
+/// Packets of one interface, coming in.
+pub trait Capture {
+    /// The next batch. An error ends the capture: the interface is gone.
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>>;
+
+    /// Packets lost since the last call because nobody took them out in time.
+    fn take_dropped(&mut self) -> u64;
+}
+
+/// Packets of one interface, going out.
+pub trait Transmit {
+    /// Sends IP packets in order, returns how many were taken, at least one. An error speaks
+    /// of the first packet: `WouldBlock` is no loss, it may be tried again after
+    /// [`Transmit::poll_writable`].
+    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize>;
+
+    /// Ready when `send` may take more.
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}

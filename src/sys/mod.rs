@@ -1,0 +1,8 @@
+//! System calls: the only room with unsafe code. Each block says why it is sound.
+#![allow(unsafe_code)]
+
+pub mod filter;
+pub mod packet;
+pub mod poll;
+pub mod ring;
+pub mod transmit;

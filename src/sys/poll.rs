@@ -1,0 +1,27 @@
+//! Waiting for descriptors in the runtime.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::ring::Ring;
+use super::transmit::Transmitter;
+
+/// A type that owns one descriptor for as long as it lives and always names that one.
+///
+/// # Safety
+/// `as_raw_fd` must return the same open descriptor from construction to drop.
+pub unsafe trait OwnsDescriptor: AsRawFd {}
+
+// SAFETY: the descriptor is a private OwnedFd that nothing replaces.
+unsafe impl OwnsDescriptor for Ring {}
+// SAFETY: as above.
+unsafe impl OwnsDescriptor for Transmitter {}
+
+/// Registers `inner` with the runtime of the current thread.
+pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `OwnsDescriptor` promises what is asked for.
+    unsafe { AsyncFd::register_with_interest(inner, interest) }.map_err(Into::into)
+}

@@ -1,0 +1,321 @@
+//! A receive ring shared with the kernel: `TPACKET_V3`, blocks of frames of any length
+//! (kernel Documentation/networking/packet_mmap.rst).
+//!
+//! The kernel fills a block, then hands it over by setting `TP_STATUS_USER` in its header;
+//! we hand it back by clearing that. A [`Block`] is one handed-over block: whoever holds it
+//! may read and change its frames in place, and dropping it hands it back.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use libc::{tpacket_block_desc, tpacket_req3, tpacket3_hdr};
+
+use super::filter;
+use super::packet::{bind, set_option, socket};
+use crate::model::IfIndex;
+use crate::wire::offload::{Offload, VNET_HEADER_LEN};
+use crate::wire::vlan::vlan_id;
+
+/// Size of a receive ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingSize {
+    /// Bytes of a block: a multiple of the page size, and more than the largest packet.
+    pub block: u32,
+    /// How many blocks.
+    pub blocks: u32,
+    /// After how many milliseconds a block that is not full is handed over.
+    pub retire_ms: u32,
+}
+
+impl Default for RingSize {
+    /// 4 MiB; a block holds the 64 KiB packets that segmentation offload makes.
+    fn default() -> Self {
+        Self {
+            block: 128 << 10,
+            blocks: 32,
+            retire_ms: 1,
+        }
+    }
+}
+
+/// Where a captured frame stands in its block, and what the kernel says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// First byte of the network header, counted from the start of the block.
+    pub start: u32,
+    /// Bytes from there on.
+    pub len: u32,
+    /// When the kernel received it, in nanoseconds of `CLOCK_REALTIME`.
+    pub received_ns: u64,
+    /// EtherType of what stands at `start`.
+    pub ethertype: u16,
+    /// VLAN of the tag the kernel stripped.
+    pub vlan: Option<u16>,
+    /// What the sender left to hardware.
+    pub offload: Offload,
+    /// The ring had no room for all of it.
+    pub cut: bool,
+}
+
+struct Map {
+    base: *mut u8,
+    len: usize,
+    block_len: usize,
+    /// Which blocks are lent out: the kernel's status alone cannot tell a block we still
+    /// hold from one handed over anew.
+    lent: Box<[AtomicBool]>,
+}
+
+// SAFETY: the mapping is plain memory that stays valid until the last owner drops it. All
+// access to the parts that change under us goes through atomics, and the bytes of a block
+// belong to the one `Block` that `lent` allows.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    fn status(&self, block: usize) -> &AtomicU32 {
+        let desc = self
+            .base
+            .wrapping_add(block * self.block_len)
+            .cast::<tpacket_block_desc>();
+        // SAFETY: `block` is below the number of blocks, so the descriptor is inside the
+        // mapping and aligned to a page; the status word is shared with the kernel and
+        // therefore only ever accessed as an atomic.
+        unsafe { AtomicU32::from_ptr(&raw mut (*desc).hdr.bh1.block_status) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: base and len are those mmap returned, and no Block exists any more: each
+        // holds an Arc of this.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// A capture socket with its ring.
+pub struct Ring {
+    fd: OwnedFd,
+    map: Arc<Map>,
+    next: usize,
+}
+
+impl Ring {
+    /// Captures multicast of all IP protocols on an interface, incoming and outgoing, except
+    /// what bears `mark` on its way out. The interface is told to take all multicast in
+    /// (`PACKET_MR_ALLMULTI`) for as long as the ring lives.
+    pub fn open(index: IfIndex, mark: u32, size: RingSize) -> io::Result<Self> {
+        let fd = socket(libc::SOCK_RAW)?;
+        let packet = libc::SOL_PACKET;
+        set_option(
+            &fd,
+            packet,
+            libc::PACKET_VERSION,
+            &(libc::tpacket_versions::TPACKET_V3 as i32),
+        )?;
+        set_option(&fd, packet, libc::PACKET_VNET_HDR, &1i32)?;
+        let program = filter::multicast(mark);
+        let attach = libc::sock_fprog {
+            len: program.len() as u16,
+            filter: program.as_ptr().cast_mut(),
+        };
+        set_option(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &attach)?;
+        let request = tpacket_req3 {
+            tp_block_size: size.block,
+            tp_block_nr: size.blocks,
+            tp_frame_size: size.block,
+            tp_frame_nr: size.blocks,
+            tp_retire_blk_tov: size.retire_ms,
+            tp_sizeof_priv: 0,
+            tp_feature_req_word: 0,
+        };
+        set_option(&fd, packet, libc::PACKET_RX_RING, &request)?;
+        let map = Arc::new(map_ring(&fd, size)?);
+        let all = libc::packet_mreq {
+            mr_ifindex: index.get() as i32,
+            mr_type: libc::PACKET_MR_ALLMULTI as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        set_option(&fd, packet, libc::PACKET_ADD_MEMBERSHIP, &all)?;
+        bind(&fd, index, libc::ETH_P_ALL as u16)?;
+        Ok(Self { fd, map, next: 0 })
+    }
+
+    /// The next block the kernel handed over, if there is one.
+    pub fn next_block(&mut self) -> Option<Block> {
+        let index = self.next;
+        let status = self.map.status(index).load(Ordering::Acquire);
+        if status & libc::TP_STATUS_USER == 0 || self.map.lent[index].load(Ordering::Acquire) {
+            return None;
+        }
+        self.map.lent[index].store(true, Ordering::Relaxed);
+        self.next = (index + 1) % self.map.lent.len();
+        Some(Block {
+            map: self.map.clone(),
+            index,
+        })
+    }
+
+    /// Packets the kernel dropped since the last call because the ring was full.
+    pub fn take_dropped(&self) -> io::Result<u64> {
+        let mut stats = libc::tpacket_stats_v3 {
+            tp_packets: 0,
+            tp_drops: 0,
+            tp_freeze_q_cnt: 0,
+        };
+        let mut len = size_of_val(&stats) as libc::socklen_t;
+        // SAFETY: `stats` is valid for writes of `len` bytes during the call.
+        let done = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut stats).cast(),
+                &mut len,
+            )
+        };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(stats.tp_drops.into())
+    }
+
+    /// The error the kernel has for the socket, such as `ENETDOWN`; reading clears it.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        socket2::SockRef::from(&self.fd).take_error()
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<Map> {
+    let len = size.block as usize * size.blocks as usize;
+    // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Map {
+        base: base.cast(),
+        len,
+        block_len: size.block as usize,
+        lent: (0..size.blocks).map(|_| AtomicBool::new(false)).collect(),
+    })
+}
+
+/// One block of frames, ours until dropped.
+pub struct Block {
+    map: Arc<Map>,
+    index: usize,
+}
+
+impl Block {
+    /// The whole block.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the block lies inside the mapping, which outlives `self`; while it is lent
+        // the kernel does not write to it, and we write only through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.base(), self.map.block_len) }
+    }
+
+    /// The whole block, to change frames in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `bytes`; `lent` makes this the only Block of its memory, and
+        // `&mut self` the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.base(), self.map.block_len) }
+    }
+
+    fn base(&self) -> *mut u8 {
+        self.map.base.wrapping_add(self.index * self.map.block_len)
+    }
+
+    /// Appends the frames of the block to `frames`, in the order they came in.
+    pub fn frames(&self, frames: &mut Vec<Frame>) {
+        let desc = self.base().cast::<tpacket_block_desc>();
+        // SAFETY: the descriptor stands at the start of the block, inside the mapping, and
+        // the kernel does not write to a block that is lent.
+        let (count, first) = unsafe {
+            let header = (*desc).hdr.bh1;
+            (header.num_pkts, header.offset_to_first_pkt as usize)
+        };
+        frames.reserve(count as usize);
+        let mut at = first;
+        for _ in 0..count {
+            let Some((frame, step)) = self.frame(at) else {
+                break;
+            };
+            frames.push(frame);
+            at += step;
+        }
+    }
+
+    /// Reads the frame header at `at`; also returns how far the next one is. `None` where
+    /// the header does not fit the block, which the kernel never does.
+    fn frame(&self, at: usize) -> Option<(Frame, usize)> {
+        let header_len = size_of::<tpacket3_hdr>() + size_of::<libc::sockaddr_ll>();
+        let bytes = self.bytes();
+        let header = bytes.get(at..at + header_len)?;
+        // SAFETY: the slice is long enough for both structs, they are plain numbers for
+        // which any bytes are valid, and read_unaligned asks for no alignment.
+        let (h, address) = unsafe {
+            let base = header.as_ptr();
+            let address = base.add(size_of::<tpacket3_hdr>());
+            (
+                base.cast::<tpacket3_hdr>().read_unaligned(),
+                address.cast::<libc::sockaddr_ll>().read_unaligned(),
+            )
+        };
+        let (mac, net) = (usize::from(h.tp_mac), usize::from(h.tp_net));
+        let link_len = net.checked_sub(mac)?;
+        let start = at + net;
+        let end = at + mac + h.tp_snaplen as usize;
+        let vnet: &[u8; VNET_HEADER_LEN] = bytes
+            .get((at + mac).checked_sub(VNET_HEADER_LEN)?..)?
+            .first_chunk()?;
+        if end > bytes.len() {
+            return None;
+        }
+        let tagged = h.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
+        let frame = Frame {
+            start: start as u32,
+            len: end.saturating_sub(start) as u32,
+            received_ns: u64::from(h.tp_sec) * 1_000_000_000 + u64::from(h.tp_nsec),
+            ethertype: u16::from_be(address.sll_protocol),
+            vlan: tagged.then(|| vlan_id(h.hv1.tp_vlan_tci as u16)),
+            offload: Offload::from_vnet_header(vnet, link_len as u16),
+            cut: h.tp_snaplen < h.tp_len,
+        };
+        Some((frame, h.tp_next_offset as usize))
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.map.lent[self.index].store(false, Ordering::Release);
+        self.map
+            .status(self.index)
+            .store(libc::TP_STATUS_KERNEL, Ordering::Release);
+    }
+}
