@@ -1,2 +1,7 @@
-//! The `mcastor` program.
-fn main() {}
+//! The `mcastor` program: arguments -> settings -> run -> exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mcastor::cli::main()
+}

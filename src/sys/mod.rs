@@ -1,6 +1,7 @@
 //! System calls: the only room with unsafe code. Each block says why it is sound.
 #![allow(unsafe_code)]
 
+pub mod activation;
 pub mod filter;
 pub mod packet;
 pub mod poll;

@@ -65,3 +65,8 @@ pub(super) fn bind(fd: &OwnedFd, index: IfIndex, protocol: u16) -> io::Result<()
     }
     Ok(())
 }
+
+/// Tries whether this process may use packet sockets at all (`CAP_NET_RAW`).
+pub fn probe() -> io::Result<()> {
+    socket(libc::SOCK_DGRAM).map(drop)
+}

@@ -1,0 +1,234 @@
+//! Sends batches out of one egress. One for each egress and worker thread, so that a batch
+//! never crosses threads between capture and send.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use tracing::warn;
+
+use super::world::{Role, Stop, Vital, World};
+use crate::forward::DropReason;
+use crate::metrics::{InterfaceCounters, PathCounters};
+use crate::model::{IfIndex, IfName};
+use crate::planes::egress::Sent;
+use crate::planes::{EgressQueue, Load, Progress, Slot, Transmit as TransmitEnd};
+use crate::table::{EgressId, Fib};
+
+/// Batches that may wait for an egress that is busy. Each may hold a block of a capture
+/// ring, so that many busy egresses must not hold all of one.
+const MAILBOX: usize = 8;
+
+/// How often an egress that could not be opened is tried again.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
+
+/// Packets of one batch that leave on one egress.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Transmit {
+    /// The snapshot they were decided by.
+    pub fib: Arc<Fib>,
+    /// The egress, in that snapshot.
+    pub egress: EgressId,
+    /// The bytes.
+    pub load: Arc<Load>,
+    /// The packets.
+    pub slots: Vec<Slot>,
+}
+
+/// The actor.
+pub struct Forwarder {
+    world: Arc<World>,
+    vital: Vital,
+    index: IfIndex,
+    counters: InterfaceCounters,
+    transmit: Option<Box<dyn TransmitEnd>>,
+    opened: Option<Instant>,
+    queue: EgressQueue,
+    sent: Sent,
+    /// Counters of the paths of the snapshot last seen.
+    paths: Vec<Option<PathCounters>>,
+    fib: Arc<Fib>,
+    complained: Option<(DropReason, Instant)>,
+}
+
+impl Forwarder {
+    /// A forwarder that opens its egress when it starts.
+    pub fn new(world: Arc<World>, vital: Vital, index: IfIndex, name: &IfName) -> Self {
+        let counters = world.catalog.interface(name.as_str());
+        Self {
+            world,
+            vital,
+            index,
+            counters,
+            transmit: None,
+            opened: None,
+            queue: EgressQueue::default(),
+            sent: Sent::default(),
+            paths: Vec::new(),
+            fib: Arc::default(),
+            complained: None,
+        }
+    }
+
+    fn open(&mut self) {
+        if self.opened.is_some_and(|at| at.elapsed() < REOPEN_EVERY) {
+            return;
+        }
+        self.opened = Some(Instant::now());
+        match self.world.plane.transmit(self.index) {
+            Ok(transmit) => self.transmit = Some(transmit),
+            Err(e) => warn!("{}: cannot send: {e}", self.vital.role()),
+        }
+    }
+
+    fn drive(&mut self) -> Progress {
+        let Some(transmit) = &mut self.transmit else {
+            self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+            self.settle();
+            return Progress::Done;
+        };
+        let progress = self.queue.drive(transmit.as_mut(), &mut self.sent);
+        self.settle();
+        progress
+    }
+
+    /// Moves what was counted into the catalogue.
+    fn settle(&mut self) {
+        let Sent {
+            paths,
+            received_ns,
+            dropped,
+            error,
+        } = &self.sent;
+        for (id, packets, bytes) in paths {
+            let Some(slot) = self.paths.get_mut(*id as usize) else {
+                continue;
+            };
+            let counters = slot.get_or_insert_with(|| {
+                let path = &self.fib.paths[*id as usize];
+                let oif = &self.fib.egresses[path.egress as usize].name;
+                self.world.catalog.path(
+                    &path.route,
+                    path.iif.as_str(),
+                    oif.as_str(),
+                    self.world.plane.name(),
+                )
+            });
+            counters.packets.inc_by(*packets);
+            counters.bytes.inc_by(*bytes);
+            self.counters.transmitted_packets.inc_by(*packets);
+            self.counters.transmitted_bytes.inc_by(*bytes);
+        }
+        if !received_ns.is_empty() {
+            let latency = self.world.catalog.forward_latency.local();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_nanos() as u64;
+            for received in received_ns {
+                latency.observe(now.saturating_sub(*received) as f64 / 1e9);
+            }
+            latency.flush();
+        }
+        self.counters.add_dropped(dropped);
+        if let Some((reason, errno)) = *error {
+            self.complain(reason, errno);
+        }
+        self.sent.clear();
+    }
+
+    /// One line a minute and reason: the counters tell how many.
+    fn complain(&mut self, reason: DropReason, errno: i32) {
+        let quiet = |(said, at): (DropReason, Instant)| {
+            said == reason && at.elapsed() < Duration::from_secs(60)
+        };
+        if !self.complained.is_some_and(quiet) {
+            self.complained = Some((reason, Instant::now()));
+            let error = std::io::Error::from_raw_os_error(errno);
+            warn!(
+                reason = reason.label(),
+                "{}: packets dropped: {error}",
+                self.vital.role()
+            );
+        }
+    }
+}
+
+impl Actor for Forwarder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.open();
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+        self.settle();
+        self.vital.disarm();
+    }
+}
+
+impl Handler<Transmit> for Forwarder {
+    type Result = ();
+
+    fn handle(&mut self, message: Transmit, ctx: &mut Self::Context) {
+        if self.transmit.is_none() {
+            self.open();
+        }
+        if !Arc::ptr_eq(&self.fib, &message.fib) {
+            self.fib = message.fib;
+            self.paths.clear();
+            self.paths.resize_with(self.fib.paths.len(), || None);
+        }
+        let mtu = self.fib.egresses[message.egress as usize].mtu as usize;
+        self.queue
+            .fill(message.load, message.slots, mtu, &mut self.sent);
+        if self.drive() == Progress::Blocked {
+            ctx.wait(Writable);
+        }
+    }
+}
+
+/// Waits until the egress takes the rest; the mailbox waits meanwhile.
+struct Writable;
+
+impl ActorFuture<Forwarder> for Writable {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        actor: &mut Forwarder,
+        _: &mut Context<Forwarder>,
+        task: &mut Task<'_>,
+    ) -> Poll<()> {
+        loop {
+            if let Some(transmit) = &mut actor.transmit
+                && let Err(e) = ready!(transmit.poll_writable(task))
+            {
+                warn!("{}: cannot wait: {e}", actor.vital.role());
+                actor.queue.abandon(DropReason::SendFailed, &mut actor.sent);
+            }
+            if actor.drive() == Progress::Done {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl Handler<Stop> for Forwarder {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+/// The role of a forwarder.
+pub fn role(worker: usize, index: IfIndex, name: &IfName) -> Role {
+    Role::Forwarder(worker, index, name.clone())
+}

@@ -1,0 +1,198 @@
+//! Captures on one interface, decides, and hands batches to the forwarders of its worker.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::Stream;
+use tracing::{debug, warn};
+
+use super::forwarder::Transmit;
+use super::world::{Stop, Vital, WorkerId, World};
+use crate::forward::DropReason;
+use crate::metrics::InterfaceCounters;
+use crate::model::{IfIndex, IfName};
+use crate::planes::{Batch, Capture, Switch};
+use crate::table::Ingress;
+
+/// How often the kernel is asked what it dropped.
+const ASK_DROPPED_EVERY: Duration = Duration::from_secs(1);
+
+/// Tells the keeper whether the capture could be opened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Opened {
+    /// Which interface.
+    pub index: IfIndex,
+    /// What the kernel said.
+    pub result: io::Result<()>,
+}
+
+/// The actor.
+pub struct Interface {
+    world: Arc<World>,
+    vital: Vital,
+    keeper: Recipient<Opened>,
+    worker: WorkerId,
+    index: IfIndex,
+    counters: InterfaceCounters,
+    capture: Option<Rc<RefCell<Box<dyn Capture>>>>,
+    switch: Switch,
+    warned_of_drops: bool,
+}
+
+impl Interface {
+    /// An interface actor that opens its capture when it starts, on its worker.
+    pub fn new(
+        world: Arc<World>,
+        vital: Vital,
+        keeper: Recipient<Opened>,
+        worker: WorkerId,
+        index: IfIndex,
+        name: &IfName,
+    ) -> Self {
+        let counters = world.catalog.interface(name.as_str());
+        Self {
+            world,
+            vital,
+            keeper,
+            worker,
+            index,
+            counters,
+            capture: None,
+            switch: Switch::default(),
+            warned_of_drops: false,
+        }
+    }
+
+    fn forward(&mut self, batch: Batch) {
+        let snapshot = self.world.snapshot.load();
+        let fib = &snapshot.fib;
+        let nothing = Ingress::default();
+        let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
+        let switched = self.switch.run(fib, ingress, batch);
+        let tally = &switched.tally;
+        self.counters.received_packets.inc_by(tally.packets);
+        self.counters.received_bytes.inc_by(tally.bytes);
+        self.counters.add_dropped(&tally.dropped);
+        let drop_at = |egress: u32, reason: DropReason, packets: u64| {
+            let name = fib.egresses[egress as usize].name.as_str();
+            let counters = self.world.catalog.interface(name);
+            counters.dropped(reason).inc_by(packets);
+        };
+        for (egress, packets) in &tally.below_threshold {
+            drop_at(*egress, DropReason::TtlThreshold, *packets);
+        }
+        let forwarders = snapshot.forwarders.get(self.worker);
+        for (egress, slots) in switched.egresses {
+            let index = fib.egresses[egress as usize].index;
+            let packets = slots.len() as u64;
+            let Some(forwarder) = forwarders.and_then(|f| f.get(&index)) else {
+                drop_at(egress, DropReason::EgressDown, packets);
+                continue;
+            };
+            let sent = forwarder.try_send(Transmit {
+                fib: fib.clone(),
+                egress,
+                load: switched.load.clone(),
+                slots,
+            });
+            match sent {
+                Ok(()) => {}
+                Err(SendError::Full(_)) => drop_at(egress, DropReason::QueueFull, packets),
+                Err(SendError::Closed(_)) => drop_at(egress, DropReason::EgressDown, packets),
+            }
+        }
+    }
+
+    fn ask_dropped(&mut self) {
+        let Some(capture) = &self.capture else {
+            return;
+        };
+        let dropped = capture.borrow_mut().take_dropped();
+        if dropped == 0 {
+            return;
+        }
+        self.counters.socket_dropped.inc_by(dropped);
+        if !self.warned_of_drops {
+            self.warned_of_drops = true;
+            warn!(
+                packets = dropped,
+                "{}: the kernel dropped packets because we were too slow to take them; give \
+                 the process more CPU, or spread the streams over more interfaces. Said once; \
+                 mcastor_socket_dropped_packets_total goes on counting",
+                self.vital.role()
+            );
+        }
+    }
+}
+
+impl Actor for Interface {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let result = match self.world.plane.capture(self.index) {
+            Ok(capture) => {
+                let capture = Rc::new(RefCell::new(capture));
+                ctx.add_stream(Batches(capture.clone()));
+                ctx.run_interval(ASK_DROPPED_EVERY, |actor, _| actor.ask_dropped());
+                self.capture = Some(capture);
+                debug!("{}: capturing", self.vital.role());
+                Ok(())
+            }
+            Err(e) => {
+                self.vital.disarm();
+                ctx.stop();
+                Err(e)
+            }
+        };
+        self.keeper.do_send(Opened {
+            index: self.index,
+            result,
+        });
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.ask_dropped();
+        self.vital.disarm();
+    }
+}
+
+impl StreamHandler<io::Result<Batch>> for Interface {
+    fn handle(&mut self, batch: io::Result<Batch>, _: &mut Self::Context) {
+        match batch {
+            Ok(batch) => self.forward(batch),
+            Err(e) => warn!("{}: capture failed: {e}", self.vital.role()),
+        }
+    }
+
+    /// The capture ended although nobody stopped us: that is a death, so that the keeper
+    /// opens it anew.
+    fn finished(&mut self, ctx: &mut Self::Context) {
+        ctx.terminate();
+    }
+}
+
+impl Handler<Stop> for Interface {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+/// The batches of a capture, until its first error.
+struct Batches(Rc<RefCell<Box<dyn Capture>>>);
+
+impl Stream for Batches {
+    type Item = io::Result<Batch>;
+
+    fn poll_next(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
+        self.0.borrow_mut().poll_batch(task).map(Some)
+    }
+}

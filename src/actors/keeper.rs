@@ -1,0 +1,413 @@
+//! Starts every other actor, notices when one dies, builds it anew, and swaps the snapshot.
+//!
+//! | event | effect |
+//! |---|---|
+//! | a route names an interface that exists | an interface actor on the least busy worker, a forwarder for each egress on each worker in use |
+//! | an interface or forwarder dies | rebuilt with backoff; the others go on |
+//! | routing dies | the snapshot goes on forwarding; rebuilt, and hears of the links anew |
+//! | routing dies three times within a minute | the process ends with an error |
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use ahash::AHashMap;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::forwarder::{self, Forwarder};
+use super::interface::{Interface, Opened};
+use super::links::{Announce, LinksWatch};
+use super::metrics::Metrics;
+use super::routing::Routing;
+use super::world::{Died, Role, Snapshot, Stop, Vital, WorkerId, World};
+use crate::model::{IfIndex, IfName};
+use crate::table::{Fib, Rib};
+
+/// First wait before a dead actor is rebuilt; doubled with every further death in a row.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest such wait.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// A life this long ends a row of deaths, and is the window in which routing may die thrice.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// Deaths of routing within the window that end the process.
+const ROUTING_DEATHS: usize = 3;
+
+/// A new snapshot to put in force.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Publish {
+    /// The decisions.
+    pub fib: Arc<Fib>,
+    /// Names of its ingresses.
+    pub names: AHashMap<IfIndex, IfName>,
+}
+
+/// What the keeper is told at start.
+pub struct Charge {
+    /// Shared by all actors.
+    pub world: Arc<World>,
+    /// The rules.
+    pub rib: Rib,
+    /// Where HTTP is served; `None` serves none.
+    pub http: Option<std::net::TcpListener>,
+    /// Cancelled when the process cannot go on.
+    pub failed: CancellationToken,
+    /// Threads that capture and send, at most.
+    pub workers: usize,
+}
+
+#[derive(Clone)]
+struct Captured {
+    worker: WorkerId,
+    name: IfName,
+    address: Addr<Interface>,
+    open: bool,
+}
+
+#[derive(Default)]
+struct Deaths {
+    last: VecDeque<Instant>,
+    backoff: Duration,
+}
+
+/// The actor.
+pub struct Keeper {
+    charge: Charge,
+    workers: Vec<Arbiter>,
+    interfaces: AHashMap<IfIndex, Captured>,
+    forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    links: Option<Addr<LinksWatch>>,
+    routing: Option<Addr<Routing>>,
+    metrics: Option<Addr<Metrics>>,
+    fib: Arc<Fib>,
+    names: AHashMap<IfIndex, IfName>,
+    deaths: AHashMap<Role, Deaths>,
+    published: bool,
+}
+
+impl Keeper {
+    /// A keeper that starts the others when it starts.
+    pub fn new(charge: Charge) -> Self {
+        Self {
+            charge,
+            workers: Vec::new(),
+            interfaces: AHashMap::new(),
+            forwarders: Vec::new(),
+            links: None,
+            routing: None,
+            metrics: None,
+            fib: Arc::default(),
+            names: AHashMap::new(),
+            deaths: AHashMap::new(),
+            published: false,
+        }
+    }
+
+    fn vital(ctx: &Context<Self>, role: Role) -> Vital {
+        Vital::new(ctx.address().recipient(), role)
+    }
+
+    fn start_routing(&mut self, ctx: &mut Context<Self>) {
+        let routing = Routing::new(
+            self.charge.world.clone(),
+            Self::vital(ctx, Role::Routing),
+            ctx.address().recipient(),
+            self.charge.rib.clone(),
+        )
+        .start();
+        if let Some(links) = &self.links {
+            links.do_send(Announce(routing.clone().recipient()));
+        }
+        self.routing = Some(routing);
+    }
+
+    fn start_links(&mut self, ctx: &mut Context<Self>) {
+        if let Some(routing) = &self.routing {
+            let vital = Self::vital(ctx, Role::Links);
+            self.links = Some(LinksWatch::new(vital, routing.clone().recipient()).start());
+        }
+    }
+
+    fn start_metrics(&mut self, ctx: &mut Context<Self>) {
+        let listener = self.charge.http.as_ref().map(|l| l.try_clone());
+        match listener {
+            Some(Ok(listener)) => {
+                let vital = Self::vital(ctx, Role::Metrics);
+                let world = self.charge.world.clone();
+                self.metrics = Some(Metrics::new(world, vital, listener).start());
+            }
+            Some(Err(e)) => warn!("http: cannot serve: {e}; forwarding goes on"),
+            None => {}
+        }
+    }
+
+    /// The worker with the fewest interfaces; a new one while there are cores left.
+    fn least_busy_worker(&mut self) -> WorkerId {
+        let mut busy = vec![0usize; self.workers.len()];
+        for captured in self.interfaces.values() {
+            busy[captured.worker] += 1;
+        }
+        let least = (0..busy.len()).min_by_key(|w| busy[*w]);
+        match least {
+            Some(worker) if busy[worker] == 0 || busy.len() >= self.charge.workers.max(1) => worker,
+            _ => {
+                self.workers.push(Arbiter::new());
+                self.forwarders.push(AHashMap::new());
+                self.workers.len() - 1
+            }
+        }
+    }
+
+    fn start_interface(&mut self, index: IfIndex, name: &IfName, ctx: &mut Context<Self>) {
+        let worker = self.least_busy_worker();
+        let world = self.charge.world.clone();
+        let vital = Self::vital(ctx, Role::Interface(index, name.clone()));
+        let keeper = ctx.address().recipient();
+        let own_name = name.clone();
+        let address = Interface::start_in_arbiter(&self.workers[worker].handle(), move |_| {
+            Interface::new(world, vital, keeper, worker, index, &own_name)
+        });
+        let captured = Captured {
+            worker,
+            name: name.clone(),
+            address,
+            open: false,
+        };
+        self.interfaces.insert(index, captured);
+    }
+
+    fn start_forwarder(
+        &mut self,
+        worker: WorkerId,
+        index: IfIndex,
+        name: &IfName,
+        ctx: &Context<Self>,
+    ) {
+        let world = self.charge.world.clone();
+        let vital = Self::vital(ctx, forwarder::role(worker, index, name));
+        let name = name.clone();
+        let address = Forwarder::start_in_arbiter(&self.workers[worker].handle(), move |_| {
+            Forwarder::new(world, vital, index, &name)
+        });
+        self.forwarders[worker].insert(index, address);
+    }
+
+    /// Makes the actors fit the snapshot, in the order that loses nothing: forwarders before
+    /// the snapshot that needs them, the snapshot before what it no longer needs is stopped.
+    fn reconcile(&mut self, ctx: &mut Context<Self>) {
+        let fib = self.fib.clone();
+        let gone = |index: &IfIndex, name: &IfName, names: &AHashMap<IfIndex, IfName>| {
+            // A renamed interface is another one to its metrics.
+            names.get(index) != Some(name)
+        };
+        let leaving: Vec<IfIndex> = self
+            .interfaces
+            .iter()
+            .filter(|(index, c)| gone(index, &c.name, &self.names))
+            .map(|(index, _)| *index)
+            .collect();
+        let stopping: Vec<Captured> = leaving
+            .iter()
+            .filter_map(|index| self.interfaces.remove(index))
+            .collect();
+        let mut arriving: Vec<(IfIndex, IfName)> = self
+            .names
+            .iter()
+            .filter(|(index, _)| !self.interfaces.contains_key(index))
+            .map(|(index, name)| (*index, name.clone()))
+            .collect();
+        arriving.sort();
+        // Interfaces start after the snapshot is in force, but their workers must be known
+        // before, for the forwarders on them.
+        for (index, name) in &arriving {
+            self.start_interface(*index, name, ctx);
+        }
+        for worker in 0..self.workers.len() {
+            for egress in &fib.egresses {
+                if !self.forwarders[worker].contains_key(&egress.index) {
+                    self.start_forwarder(worker, egress.index, &egress.name, ctx);
+                }
+            }
+        }
+        self.put_in_force();
+        for captured in stopping {
+            captured.address.do_send(Stop);
+        }
+        for forwarders in &mut self.forwarders {
+            forwarders.retain(|index, address| {
+                let stays = fib.egresses.iter().any(|e| e.index == *index);
+                if !stays {
+                    address.do_send(Stop);
+                }
+                stays
+            });
+        }
+        self.look_ready();
+    }
+
+    fn put_in_force(&self) {
+        self.charge.world.snapshot.store(Arc::new(Snapshot {
+            fib: self.fib.clone(),
+            forwarders: self.forwarders.clone(),
+        }));
+    }
+
+    fn look_ready(&self) {
+        let ready = self.published && self.interfaces.values().all(|c| c.open);
+        self.charge.world.health.set_ready(ready);
+    }
+
+    fn rebuild(&mut self, role: &Role, ctx: &mut Context<Self>) {
+        match role {
+            Role::Routing => self.start_routing(ctx),
+            Role::Links => self.start_links(ctx),
+            Role::Metrics => self.start_metrics(ctx),
+            Role::Interface(index, name) => {
+                if self.names.get(index) != Some(name) {
+                    return;
+                }
+                self.interfaces.remove(index);
+                self.start_interface(*index, name, ctx);
+                // It may be on another worker now, with no forwarders yet.
+                self.reconcile(ctx);
+            }
+            Role::Forwarder(worker, index, name) => {
+                if !self.fib.egresses.iter().any(|e| e.index == *index) {
+                    return;
+                }
+                self.start_forwarder(*worker, *index, name, ctx);
+                self.put_in_force();
+            }
+        }
+        self.charge.world.catalog.restarted(role.label());
+    }
+}
+
+impl Actor for Keeper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(4096);
+        self.start_routing(ctx);
+        self.start_links(ctx);
+        self.start_metrics(ctx);
+    }
+}
+
+impl Handler<Publish> for Keeper {
+    type Result = ();
+
+    fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
+        self.fib = message.fib;
+        self.names = message.names;
+        self.published = true;
+        self.reconcile(ctx);
+    }
+}
+
+impl Handler<Opened> for Keeper {
+    type Result = ();
+
+    fn handle(&mut self, message: Opened, ctx: &mut Self::Context) {
+        let Some(captured) = self.interfaces.get_mut(&message.index) else {
+            return;
+        };
+        match message.result {
+            Ok(()) => {
+                captured.open = true;
+                info!("{}: capturing", captured.name);
+            }
+            Err(e) => {
+                let mend = match e.kind() {
+                    io::ErrorKind::PermissionDenied => "; CAP_NET_RAW is missing",
+                    _ => "",
+                };
+                warn!(
+                    "{}: cannot capture: {e}{mend}; trying again",
+                    captured.name
+                );
+                let role = Role::Interface(message.index, captured.name.clone());
+                ctx.run_later(LONGEST_BACKOFF, move |keeper, ctx| {
+                    keeper.rebuild(&role, ctx);
+                });
+            }
+        }
+        self.look_ready();
+    }
+}
+
+impl Handler<Died> for Keeper {
+    type Result = ();
+
+    fn handle(&mut self, message: Died, ctx: &mut Self::Context) {
+        let role = message.0;
+        let now = Instant::now();
+        let deaths = self.deaths.entry(role.clone()).or_default();
+        while deaths
+            .last
+            .front()
+            .is_some_and(|at| now - *at > STABLE_AFTER)
+        {
+            deaths.last.pop_front();
+        }
+        deaths.backoff = if deaths.last.is_empty() {
+            FIRST_BACKOFF
+        } else {
+            (deaths.backoff * 2).min(LONGEST_BACKOFF)
+        };
+        deaths.last.push_back(now);
+        if role == Role::Routing && deaths.last.len() >= ROUTING_DEATHS {
+            error!("routing died {ROUTING_DEATHS} times within a minute; giving up");
+            self.charge.failed.cancel();
+            return;
+        }
+        let backoff = deaths.backoff;
+        warn!("{role} died; rebuilding it in {backoff:?}");
+        if let Role::Interface(index, _) = &role
+            && let Some(captured) = self.interfaces.get_mut(index)
+        {
+            captured.open = false;
+        }
+        self.look_ready();
+        ctx.run_later(backoff, move |keeper, ctx| keeper.rebuild(&role, ctx));
+    }
+}
+
+/// Stops everything that moves packets, in the order they flow, and answers when all that
+/// was taken in is sent.
+pub struct Shutdown;
+
+impl Message for Shutdown {
+    type Result = ();
+}
+
+impl Handler<Shutdown> for Keeper {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) -> Self::Result {
+        let interfaces: Vec<_> = self.interfaces.drain().map(|(_, c)| c.address).collect();
+        let forwarders: Vec<_> = self.forwarders.drain(..).flatten().map(|(_, a)| a).collect();
+        let (links, routing) = (self.links.take(), self.routing.take());
+        // Nothing is rebuilt any more.
+        ctx.stop();
+        Box::pin(async move {
+            // An answer says that all before it in the mailbox is done; an actor that is
+            // gone already has nothing left.
+            for interface in interfaces {
+                let _ = interface.send(Stop).await;
+            }
+            for forwarder in forwarders {
+                let _ = forwarder.send(Stop).await;
+            }
+            if let Some(links) = links {
+                drop(links);
+            }
+            if let Some(routing) = routing {
+                let _ = routing.send(Stop).await;
+            }
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! Arguments, one file a subcommand.
+
+pub mod run;
+pub mod show;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Exit code of a fault at run time.
+pub const FAILED: u8 = 1;
+/// Exit code of bad settings and bad arguments.
+pub const UNUSABLE: u8 = 2;
+
+/// A multicast router in user space.
+///
+/// Multicast that arrives on one interface leaves on others, by the routes of a settings
+/// file. Every packet is counted, and every dropped packet has a reason.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mcastor",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 bad arguments or settings.\n\
+        See it work, without touching this machine's network: mcastor demo"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Route multicast until SIGTERM or SIGINT
+    Run(run::RunArgs),
+    /// Tell what a running mcastor does
+    Show(show::ShowArgs),
+    /// Print completions for a shell
+    #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff
+    #[command(after_help = "Example: mcastor man > /usr/local/share/man/man1/mcastor.1")]
+    Man,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Show(args) => show::run(&args),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "mcastor", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Man => man(),
+    }
+}
+
+fn man() -> ExitCode {
+    match clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+/// Says on standard error why it failed.
+pub(crate) fn fail(why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("mcastor: {why}");
+    ExitCode::from(FAILED)
+}

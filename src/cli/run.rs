@@ -1,0 +1,58 @@
+//! `mcastor run`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+use super::{UNUSABLE, fail};
+use crate::app;
+use crate::settings::{LogFormat, LogSettings, Settings};
+
+/// Arguments of `mcastor run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  mcastor run --config /etc/mcastor/mcastor.toml
+
+  Without a file, from the environment alone:
+    MCASTOR__ROUTE__0__FROM=eth0 MCASTOR__ROUTE__0__GROUP=225.1.2.3 \\
+    MCASTOR__ROUTE__0__TO=eth1 mcastor run
+
+It needs CAP_NET_RAW (root has it), and no kernel multicast routing, iptables rules or
+rp_filter changes.")]
+pub struct RunArgs {
+    /// Settings file (TOML); without it, settings come from MCASTOR__… variables alone
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Runs the router.
+pub fn run(args: RunArgs) -> ExitCode {
+    let settings = match Settings::load(args.config.as_deref(), std::env::vars()) {
+        Ok(settings) => settings,
+        Err(report) => {
+            eprintln!("{report:?}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    start_log(&settings.log);
+    match app::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+/// Logs go to standard error; RUST_LOG wins over the settings.
+fn start_log(settings: &LogSettings) {
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(&settings.level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    match settings.format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,155 @@
+//! `mcastor show`: tables for people, JSON for scripts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::fail;
+use crate::api::{InterfaceView, RouteView, Show, Shown};
+use crate::control::{Command, client};
+
+/// Where the daemon listens when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
+
+/// Arguments of `mcastor show`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  mcastor show routes
+  mcastor show interfaces --json | jq '.[] | select(.ingress)'")]
+pub struct ShowArgs {
+    /// What to show
+    pub what: What,
+    /// Print JSON, as /api/v1 does
+    #[arg(long)]
+    pub json: bool,
+    /// Control socket of the daemon
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// What can be shown.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum What {
+    /// The routes, the interfaces they use now, and what they sent
+    Routes,
+    /// The interfaces, and what they took in, sent and dropped
+    Interfaces,
+}
+
+/// Asks the daemon and prints the answer.
+pub fn run(args: &ShowArgs) -> ExitCode {
+    let what = match args.what {
+        What::Routes => Show::Routes,
+        What::Interfaces => Show::Interfaces,
+    };
+    let shown = match client::ask(&args.socket, Command::Show(what)) {
+        Ok(shown) => shown,
+        Err(e) => return fail(&e),
+    };
+    if args.json {
+        let json = match &shown {
+            Shown::Routes(routes) => serde_json::to_string_pretty(routes),
+            Shown::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
+        };
+        match json {
+            Ok(json) => println!("{json}"),
+            Err(e) => return fail(&e),
+        }
+        return ExitCode::SUCCESS;
+    }
+    match shown {
+        Shown::Routes(routes) => println!("{}", routes_table(&routes)),
+        Shown::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
+    }
+    ExitCode::SUCCESS
+}
+
+fn table(header: &[&str], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn routes_table(routes: &[RouteView]) -> Table {
+    let header = [
+        "ROUTE", "(S, G)", "TTL", "IIF", "OIF", "PACKETS", "BYTES", "WAITS FOR", "ORIGIN",
+    ];
+    let mut table = table(&header, &[5, 6]);
+    for route in routes {
+        let mut source = route.source.clone();
+        for except in &route.except_sources {
+            source += &format!(" except {except}");
+        }
+        let head = [
+            route.name.clone(),
+            format!("({source}, {})", route.group),
+            route.ttl.clone(),
+        ];
+        let tail = [route.waiting_for.join(" "), route.origin.clone()];
+        let row = |middle: [String; 4]| head.iter().cloned().chain(middle).chain(tail.clone());
+        if route.paths.is_empty() {
+            let to = route.to.join(" ");
+            table.add_row(row([route.from.clone(), to, "-".into(), "-".into()]));
+        }
+        for path in &route.paths {
+            table.add_row(row([
+                path.iif.clone(),
+                path.oif.clone(),
+                path.packets.to_string(),
+                path.bytes.to_string(),
+            ]));
+        }
+    }
+    table
+}
+
+fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
+    let header = [
+        "INDEX", "NAME", "STATE", "MTU", "ROLE", "THRESHOLD", "RECEIVED", "SENT", "DROPPED",
+    ];
+    let mut table = table(&header, &[0, 3, 6, 7]);
+    for i in interfaces {
+        let state = match (i.up, i.carrier) {
+            (true, true) => "up",
+            (true, false) => "no carrier",
+            _ => "down",
+        };
+        let role = match (i.ingress, i.egress) {
+            (true, true) => "in, out",
+            (true, false) => "in",
+            (false, true) => "out",
+            (false, false) => "-",
+        };
+        let mut dropped: Vec<String> = i
+            .dropped_packets
+            .iter()
+            .map(|(reason, n)| format!("{reason} {n}"))
+            .collect();
+        if i.socket_dropped_packets > 0 {
+            dropped.push(format!("socket {}", i.socket_dropped_packets));
+        }
+        table.add_row([
+            i.index.to_string(),
+            i.name.clone(),
+            state.into(),
+            i.mtu.to_string(),
+            role.into(),
+            i.ttl_threshold.map_or("-".into(), |t| t.to_string()),
+            i.received_packets.to_string(),
+            i.transmitted_packets.to_string(),
+            if dropped.is_empty() {
+                "-".into()
+            } else {
+                dropped.join(", ")
+            },
+        ]);
+    }
+    table
+}

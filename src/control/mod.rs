@@ -1,0 +1,58 @@
+//! The control socket: one JSON value a line, a request and its answer.
+//!
+//! ```text
+//! -> {"version":1,"command":{"show":"routes"}}
+//! <- {"version":1,"result":{"routes":[...]}}
+//! -> {"version":1,"command":"fly"}
+//! <- {"version":1,"error":"..."}
+//! ```
+//!
+//! docs/control.md describes it for readers.
+
+pub mod client;
+pub mod server;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{Show, Shown};
+
+/// Longest request, in bytes without the line feed.
+pub const LONGEST_REQUEST: usize = 64 << 10;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// [`crate::api::VERSION`].
+    pub version: u32,
+    /// What is asked.
+    pub command: Command,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// Tell of something.
+    Show(Show),
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// [`crate::api::VERSION`].
+    pub version: u32,
+    /// What happened.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// Whether a request was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Yes, and this is what was asked for.
+    Result(Shown),
+    /// No, and why.
+    Error(String),
+}

@@ -1,0 +1,178 @@
+//! The side of the control socket that answers.
+//!
+//! Lifecycle: bound under a name of its own, made private, then moved to its place in one
+//! step, so that nobody ever finds it half made; a socket that another daemon answers on is
+//! left alone, a dead one is replaced; removed at the end if it is still ours.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tracing::{debug, warn};
+
+use super::{Command, LONGEST_REQUEST, Outcome, Request, Response};
+use crate::actors::World;
+use crate::api;
+use crate::http::ask;
+
+/// Clients served at once; more wait.
+const MOST_CLIENTS: usize = 32;
+/// How long a client may be silent, or slow to read.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon answers there.
+    #[error(
+        "another mcastor answers on {0}; stop it, or give this one another socket ([control] socket)"
+    )]
+    Taken(PathBuf),
+    /// Something that is not a socket has that name.
+    #[error(
+        "{0} exists and is not a socket; remove it, or give another path ([control] socket)"
+    )]
+    NotASocket(PathBuf),
+    /// The kernel refused.
+    #[error(
+        "cannot make the control socket {path}: {cause}; the folder must exist and be writable ([control] socket)"
+    )]
+    Refused {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+/// A bound control socket; dropping it removes its file.
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Server {
+    /// Makes the socket, readable and writable by its owner only. Must be called inside the
+    /// runtime.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        use std::os::unix::fs::FileTypeExt;
+        let refused = |cause| BindError::Refused {
+            path: path.to_path_buf(),
+            cause,
+        };
+        if let Ok(there) = fs::symlink_metadata(path) {
+            if !there.file_type().is_socket() {
+                return Err(BindError::NotASocket(path.to_path_buf()));
+            }
+            if StdStream::connect(path).is_ok() {
+                return Err(BindError::Taken(path.to_path_buf()));
+            }
+        }
+        let mut making = path.as_os_str().to_owned();
+        making.push(format!(".{}", std::process::id()));
+        let making = PathBuf::from(making);
+        let listener = UnixListener::bind(&making).map_err(refused)?;
+        let placed = fs::set_permissions(&making, fs::Permissions::from_mode(0o600))
+            .and_then(|()| Ok(fs::metadata(&making)?.ino()))
+            .and_then(|inode| fs::rename(&making, path).map(|()| inode));
+        let inode = placed.map_err(|e| {
+            let _ = fs::remove_file(&making);
+            refused(e)
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_path_buf(),
+            inode,
+        })
+    }
+
+    /// Answers clients until dropped.
+    pub async fn serve(self, world: Arc<World>) {
+        let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
+        loop {
+            let Ok(permit) = clients.clone().acquire_owned().await else {
+                return;
+            };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let world = world.clone();
+                    actix::spawn(async move {
+                        if let Err(e) = converse(stream, &world).await {
+                            debug!("control: a client left: {e}");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(e) => {
+                    // Out of descriptors: others give some back.
+                    warn!("control: cannot accept: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, world: &World) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(LONGEST_REQUEST));
+    loop {
+        let (outcome, last) = match timeout(PATIENCE, lines.next()).await {
+            Err(_) | Ok(None) => return Ok(()),
+            Ok(Some(Ok(line))) => (answer(&line, world).await, false),
+            Ok(Some(Err(LinesCodecError::MaxLineLengthExceeded))) => {
+                let error = format!("a request has at most {LONGEST_REQUEST} bytes");
+                (Outcome::Error(error), true)
+            }
+            Ok(Some(Err(LinesCodecError::Io(e)))) => return Err(e),
+        };
+        let mut bytes = serde_json::to_vec(&Response {
+            version: api::VERSION,
+            outcome,
+        })?;
+        bytes.push(b'\n');
+        timeout(PATIENCE, write.write_all(&bytes)).await??;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+async fn answer(line: &str, world: &World) -> Outcome {
+    let request: Request = match serde_json::from_str(line) {
+        Ok(request) => request,
+        Err(e) => return Outcome::Error(format!("not a request: {e}")),
+    };
+    if request.version != api::VERSION {
+        return Outcome::Error(format!(
+            "version {} is not spoken here, version {} is",
+            request.version,
+            api::VERSION
+        ));
+    }
+    match request.command {
+        Command::Show(what) => match ask(world, what).await {
+            Some(shown) => Outcome::Result(shown),
+            None => Outcome::Error("routing does not answer".into()),
+        },
+    }
+}
