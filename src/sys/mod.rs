@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 pub mod filter;
+pub mod ifaddr;
+pub mod multicast;
 pub mod packet;
 pub mod poll;
 pub mod ring;
