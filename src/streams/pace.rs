@@ -16,28 +16,33 @@ pub enum Step {
 
 /// An absolute schedule: packet `n` is due `n / rate` seconds after the start, so that a late
 /// wake-up delays packets and never lowers the rate.
+///
+/// A debt left by a pause of the process is paid back at twice the rate, not in one burst that
+/// would overrun every buffer on the way.
 #[derive(Debug, Clone)]
 pub struct Pacer {
     /// Packets per second; not positive: no schedule.
     rate: f64,
-    /// Most packets that leave between two sleeps.
-    burst: u64,
     sent: u64,
-    /// Packets since the last sleep.
-    since_sleep: u64,
+    /// Packets that may leave now; refilled at twice the rate up to `depth`.
+    tokens: f64,
+    depth: f64,
+    /// When `tokens` was last refilled.
+    refilled: Duration,
 }
 
 impl Pacer {
     /// A schedule of `rate` packets per second; `None` sends as fast as the socket takes them.
     pub fn new(rate: Option<f64>) -> Self {
         let rate = rate.unwrap_or(0.0);
+        // A millisecond's worth: about what a sleep may be too long.
+        let depth = (rate * 0.001).max(16.0);
         Self {
             rate,
-            // A debt left by a pause of the process is paid back a millisecond's worth at a time,
-            // not in one burst that would overrun every buffer on the way.
-            burst: ((rate * 0.001) as u64).max(16),
             sent: 0,
-            since_sleep: 0,
+            tokens: depth,
+            depth,
+            refilled: Duration::ZERO,
         }
     }
 
@@ -46,13 +51,14 @@ impl Pacer {
         if self.rate <= 0.0 {
             return Step::Send(u64::MAX);
         }
+        let since = elapsed.saturating_sub(self.refilled).as_secs_f64();
+        self.tokens = (self.tokens + since * 2.0 * self.rate).min(self.depth);
+        self.refilled = elapsed;
         let due = ((elapsed.as_secs_f64() * self.rate) as u64).saturating_add(1);
-        let owed = due.saturating_sub(self.sent);
-        let room = self.burst.saturating_sub(self.since_sleep);
-        if owed > 0 && room > 0 {
-            return Step::Send(owed.min(room));
+        let now = due.saturating_sub(self.sent).min(self.tokens as u64);
+        if now > 0 {
+            return Step::Send(now);
         }
-        self.since_sleep = 0;
         let next = self.sent as f64 / self.rate - elapsed.as_secs_f64();
         let next = Duration::try_from_secs_f64(next.max(0.0)).unwrap_or(Duration::MAX);
         Step::Sleep(next.max(QUANTUM))
@@ -61,7 +67,7 @@ impl Pacer {
     /// Tells that `packets` left.
     pub fn sent(&mut self, packets: u64) {
         self.sent = self.sent.saturating_add(packets);
-        self.since_sleep = self.since_sleep.saturating_add(packets);
+        self.tokens -= packets as f64;
     }
 }
 
