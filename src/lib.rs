@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod model;
 pub mod planes;
 pub mod settings;
+pub mod streams;
 pub mod sys;
 pub mod table;
 pub mod wire;

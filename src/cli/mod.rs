@@ -1,6 +1,8 @@
 //! Arguments, one file a subcommand.
 
+pub mod recv;
 pub mod run;
+pub mod send;
 pub mod show;
 
 use std::process::ExitCode;
@@ -35,6 +37,10 @@ enum Command {
     Run(run::RunArgs),
     /// Tell what a running mcastor does
     Show(show::ShowArgs),
+    /// Send a test stream
+    Send(send::SendArgs),
+    /// Receive test streams: loss, order, latency
+    Recv(recv::RecvArgs),
     /// Print completions for a shell
     #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]
     Completions {
@@ -51,6 +57,8 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
         Command::Show(args) => show::run(&args),
+        Command::Send(args) => send::run(args),
+        Command::Recv(args) => recv::run(args),
         Command::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "mcastor", &mut std::io::stdout());

@@ -3,6 +3,8 @@
 
 pub mod activation;
 pub mod filter;
+pub mod ifaddr;
+pub mod multicast;
 pub mod packet;
 pub mod poll;
 pub mod ring;

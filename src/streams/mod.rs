@@ -1,0 +1,46 @@
+//! Test streams: what `mcastor send` writes into its packets, and what `mcastor recv` makes of them.
+//!
+//! Nothing here opens a socket or reads a clock; the subcommands bring both.
+
+pub mod error;
+pub mod pace;
+pub mod payload;
+pub mod tally;
+
+pub use error::StreamError;
+pub use pace::{Pacer, Step};
+pub use payload::{Payload, PayloadError};
+pub use tally::{Arrival, Latency, StreamReport, Tallies, Tally};
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::model::Group;
+
+/// `count` consecutive groups, the first of them `first`; `None` where they would run out of the
+/// multicast range.
+pub fn consecutive(first: Group, count: u16) -> Option<Vec<Group>> {
+    (0..count)
+        .map(|i| {
+            let addr: IpAddr = match first.addr() {
+                IpAddr::V4(a) => Ipv4Addr::from_bits(a.to_bits().checked_add(i.into())?).into(),
+                IpAddr::V6(a) => Ipv6Addr::from_bits(a.to_bits().checked_add(i.into())?).into(),
+            };
+            Group::new(addr).ok()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consecutive_groups_stay_multicast() {
+        let groups = consecutive("225.1.2.255".parse().unwrap(), 2).unwrap();
+        assert_eq!(groups[1].to_string(), "225.1.3.0");
+        assert!(consecutive("239.255.255.255".parse().unwrap(), 2).is_none());
+        let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap();
+        assert!(consecutive(last, 1).is_some());
+        assert!(consecutive(last, 2).is_none());
+    }
+}
