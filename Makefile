@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a fresh Debian 12 machine with Rust needs.
+
+PREFIX  ?= /usr/local
+# What the tests use besides Rust: other people's programs, as senders, receivers and judges.
+PACKAGES = iproute2 tcpdump iperf iputils-ping python3-scapy ethtool curl smcroute
+
+.PHONY: build demo test soak bench check packages install clean
+
+build:
+	cargo build --release --locked
+
+demo: build
+	target/release/mcastor demo
+
+# Formatting, lints, documentation, all tests. Ends with the test runner's own count.
+test: packages check
+	cargo test --locked --all-targets
+	cargo test --locked --doc
+
+check:
+	cargo fmt --all -- --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+# A million hostile frames through the live capture path.
+soak: packages
+	MCASTOR_SOAK_FRAMES=1000000 cargo test --locked --release --test netns -- soak
+
+packages:
+	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing:$$missing"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+install: build
+	install -D -m 755 target/release/mcastor $(DESTDIR)$(PREFIX)/bin/mcastor
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	target/release/mcastor man > $(DESTDIR)$(PREFIX)/share/man/man1/mcastor.1
+	target/release/mcastor completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mcastor
+
+clean:
+	cargo clean
