@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::actors::keeper::{Charge, Keeper, Shutdown};
 use crate::actors::World;
+use crate::actors::keeper::{Charge, Keeper, Shutdown};
 use crate::control::server::{BindError, Server};
 use crate::metrics::Catalog;
 use crate::planes::packet::PacketPlane;

@@ -4,6 +4,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod control;
+pub mod demo;
 pub mod forward;
 pub mod http;
 pub mod metrics;

@@ -325,10 +325,7 @@ impl Handler<Opened> for Keeper {
                     io::ErrorKind::PermissionDenied => "; CAP_NET_RAW is missing",
                     _ => "",
                 };
-                warn!(
-                    "{}: cannot capture: {e}{mend}; trying again",
-                    captured.name
-                );
+                warn!("{}: cannot capture: {e}{mend}; trying again", captured.name);
                 let role = Role::Interface(message.index, captured.name.clone());
                 ctx.run_later(LONGEST_BACKOFF, move |keeper, ctx| {
                     keeper.rebuild(&role, ctx);
@@ -389,7 +386,12 @@ impl Handler<Shutdown> for Keeper {
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) -> Self::Result {
         let interfaces: Vec<_> = self.interfaces.drain().map(|(_, c)| c.address).collect();
-        let forwarders: Vec<_> = self.forwarders.drain(..).flatten().map(|(_, a)| a).collect();
+        let forwarders: Vec<_> = self
+            .forwarders
+            .drain(..)
+            .flatten()
+            .map(|(_, a)| a)
+            .collect();
         let (links, routing) = (self.links.take(), self.routing.take());
         // Nothing is rebuilt any more.
         ctx.stop();

@@ -72,21 +72,24 @@ impl LinksWatch {
             }
             Ok::<_, rtnetlink::Error>(links)
         };
-        ctx.spawn(read.into_actor(self).map(|result, actor, ctx| match result {
-            Ok(_) if actor.overtaken => actor.read_anew(ctx),
-            Ok(links) => {
-                let changed = links != actor.links || !actor.complete;
-                actor.links = links;
-                actor.complete = true;
-                if changed {
-                    actor.announce();
-                }
-            }
-            Err(e) => {
-                warn!("netlink: cannot list the interfaces: {e}; trying again");
-                ctx.run_later(Duration::from_secs(1), Self::read_anew);
-            }
-        }));
+        ctx.spawn(
+            read.into_actor(self)
+                .map(|result, actor, ctx| match result {
+                    Ok(_) if actor.overtaken => actor.read_anew(ctx),
+                    Ok(links) => {
+                        let changed = links != actor.links || !actor.complete;
+                        actor.links = links;
+                        actor.complete = true;
+                        if changed {
+                            actor.announce();
+                        }
+                    }
+                    Err(e) => {
+                        warn!("netlink: cannot list the interfaces: {e}; trying again");
+                        ctx.run_later(Duration::from_secs(1), Self::read_anew);
+                    }
+                }),
+        );
     }
 
     fn announce(&self) {

@@ -1,5 +1,6 @@
 //! Arguments, one file a subcommand.
 
+pub mod demo;
 pub mod recv;
 pub mod run;
 pub mod send;
@@ -41,6 +42,8 @@ enum Command {
     Send(send::SendArgs),
     /// Receive test streams: loss, order, latency
     Recv(recv::RecvArgs),
+    /// See it work: a router, three streams and a verdict, on any Linux host
+    Demo(demo::DemoArgs),
     /// Print completions for a shell
     #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]
     Completions {
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "mcastor", &mut std::io::stdout());

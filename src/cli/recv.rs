@@ -10,7 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::send::{duration, find_interface, groups_of, refuse, seconds, stop_on_signals};
+use super::send::{duration, find_interface, groups_of, print, refuse, seconds, stop_on_signals};
 use crate::model::{Group, IfIndex, IfName, Source};
 use crate::streams::tally::StreamReport;
 use crate::streams::{Arrival, StreamError, Tallies};
@@ -18,6 +18,8 @@ use crate::sys::multicast::{self, BATCH, Poller, RecvBatch};
 
 /// Longest wait before a look at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
+/// How often [`Event::Progress`] is told.
+const TELL: Duration = Duration::from_millis(20);
 /// How long a complete stream is watched on for duplicates.
 const GRACE: Duration = Duration::from_millis(250);
 /// Pause after a busy wake-up, so that the next one finds a batch. Arrival times come from the
@@ -105,7 +107,7 @@ impl RecvArgs {
 pub enum Event<'a> {
     /// This group is joined, or its socket open where no join was asked for.
     Joined(Group),
-    /// The state of affairs, about ten times a second.
+    /// The state of affairs, up to fifty times a second.
     Progress(&'a Tallies),
 }
 
@@ -344,7 +346,7 @@ pub fn recv_with(
         if got > 0 {
             last_packet = now;
         }
-        if now - last_tell >= TICK {
+        if now - last_tell >= TELL {
             last_tell = now;
             tell(Event::Progress(&tallies));
         }
@@ -446,9 +448,9 @@ pub fn run(args: RecvArgs) -> ExitCode {
         Err(error) => return refuse("recv", &error),
     };
     if args.json {
-        println!("{}", serde_json::json!(report));
+        print(&serde_json::json!(report).to_string());
     } else {
-        println!("{}", report.to_text());
+        print(&report.to_text());
     }
     ExitCode::from(u8::from(!report.ok))
 }

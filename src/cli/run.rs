@@ -45,8 +45,8 @@ pub fn run(args: RunArgs) -> ExitCode {
 
 /// Logs go to standard error; RUST_LOG wins over the settings.
 fn start_log(settings: &LogSettings) {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(&settings.level));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

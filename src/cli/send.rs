@@ -1,7 +1,7 @@
 //! `mcastor send`: a paced test stream out of one interface.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -471,6 +471,12 @@ pub(super) fn refuse(command: &str, error: &StreamError) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// Prints a result. A reader that went away changes neither it nor the exit code.
+pub(super) fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
 /// The subcommand.
 pub fn run(args: SendArgs) -> ExitCode {
     let sent = stop_on_signals().and_then(|stop| send(&args, &stop));
@@ -479,9 +485,9 @@ pub fn run(args: SendArgs) -> ExitCode {
         Err(error) => return refuse("send", &error),
     };
     if args.json {
-        println!("{}", serde_json::json!(sent));
+        print(&serde_json::json!(sent).to_string());
     } else {
-        println!(
+        print(&format!(
             "{} packets, {} bytes to {}{} on {} in {:.3} s: {:.1} packets/s and flow",
             sent.packets,
             sent.bytes,
@@ -493,7 +499,7 @@ pub fn run(args: SendArgs) -> ExitCode {
             sent.interface,
             sent.seconds,
             sent.rate,
-        );
+        ));
     }
     ExitCode::SUCCESS
 }

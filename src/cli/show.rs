@@ -79,7 +79,15 @@ fn table(header: &[&str], numbers: &[usize]) -> Table {
 
 fn routes_table(routes: &[RouteView]) -> Table {
     let header = [
-        "ROUTE", "(S, G)", "TTL", "IIF", "OIF", "PACKETS", "BYTES", "WAITS FOR", "ORIGIN",
+        "ROUTE",
+        "(S, G)",
+        "TTL",
+        "IIF",
+        "OIF",
+        "PACKETS",
+        "BYTES",
+        "WAITS FOR",
+        "ORIGIN",
     ];
     let mut table = table(&header, &[5, 6]);
     for route in routes {
@@ -112,7 +120,15 @@ fn routes_table(routes: &[RouteView]) -> Table {
 
 fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
     let header = [
-        "INDEX", "NAME", "STATE", "MTU", "ROLE", "THRESHOLD", "RECEIVED", "SENT", "DROPPED",
+        "INDEX",
+        "NAME",
+        "STATE",
+        "MTU",
+        "ROLE",
+        "THRESHOLD",
+        "RECEIVED",
+        "SENT",
+        "DROPPED",
     ];
     let mut table = table(&header, &[0, 3, 6, 7]);
     for i in interfaces {

@@ -39,9 +39,7 @@ pub enum BindError {
     )]
     Taken(PathBuf),
     /// Something that is not a socket has that name.
-    #[error(
-        "{0} exists and is not a socket; remove it, or give another path ([control] socket)"
-    )]
+    #[error("{0} exists and is not a socket; remove it, or give another path ([control] socket)")]
     NotASocket(PathBuf),
     /// The kernel refused.
     #[error(

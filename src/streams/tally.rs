@@ -186,10 +186,21 @@ impl Tally {
     /// Packets that did not arrive: of the announced total where there is one, else between the
     /// lowest and the highest number seen.
     pub fn lost(&self) -> u64 {
-        let expected = self
-            .total
-            .unwrap_or((self.seen.highest - self.seen.first).saturating_add(1));
-        expected.saturating_sub(self.received)
+        match self.total {
+            Some(total) => total.saturating_sub(self.received),
+            None => self.missing(),
+        }
+    }
+
+    /// Packets missing so far: between the lowest and the highest number seen.
+    pub fn missing(&self) -> u64 {
+        let span = (self.seen.highest - self.seen.first).saturating_add(1);
+        span.saturating_sub(self.received)
+    }
+
+    /// Lowest and highest TTL or hop limit seen.
+    pub fn ttl(&self) -> Option<(u8, u8)> {
+        self.ttl
     }
 
     /// True where the total is known and all of it has arrived.
@@ -311,7 +322,8 @@ impl Tallies {
         streams.peek().is_some() && streams.all(Tally::is_complete)
     }
 
-    fn of(&self, group: IpAddr) -> impl Iterator<Item = &Tally> {
+    /// The streams of `group`.
+    pub fn of(&self, group: IpAddr) -> impl Iterator<Item = &Tally> {
         self.streams
             .iter()
             .filter(move |(key, _)| key.group == group)

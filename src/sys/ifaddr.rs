@@ -15,6 +15,8 @@ pub struct Interface {
     pub index: IfIndex,
     /// Whether it is set up (`IFF_UP`).
     pub up: bool,
+    /// Whether it has a carrier (`IFF_RUNNING`).
+    pub running: bool,
     /// Its addresses of both families.
     pub addrs: Vec<IpAddr>,
 }
@@ -34,7 +36,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
         next = entry.ifa_next;
         // SAFETY: the kernel's names end in NUL and live as long as the list.
         let name = unsafe { CStr::from_ptr(entry.ifa_name) };
-        let up = entry.ifa_flags & libc::IFF_UP as libc::c_uint != 0;
+        let flag = |f: libc::c_int| entry.ifa_flags & f as libc::c_uint != 0;
         // SAFETY: `name` ends in NUL.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
         // Gone since the list was made.
@@ -52,7 +54,8 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
                 found.push(Interface {
                     name,
                     index,
-                    up,
+                    up: flag(libc::IFF_UP),
+                    running: flag(libc::IFF_RUNNING),
                     addrs: Vec::new(),
                 });
                 found.len() - 1
