@@ -38,11 +38,8 @@ enum Command {
     Run(run::RunArgs),
     /// Tell what a running mcastor does
     Show(show::ShowArgs),
-    /// Send a test stream
     Send(send::SendArgs),
-    /// Receive test streams: loss, order, latency
     Recv(recv::RecvArgs),
-    /// See it work: a router, three streams and a verdict, on any Linux host
     Demo(demo::DemoArgs),
     /// Print completions for a shell
     #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]

@@ -124,6 +124,7 @@ pub struct Heard {
     received: u64,
     missing: u64,
     duplicates: u64,
+    range: Option<(u64, u64)>,
     ttl: Option<(u8, u8)>,
     latency: Option<Latency>,
 }
@@ -135,6 +136,9 @@ impl Heard {
             received: streams().map(Tally::received).sum(),
             missing: streams().map(Tally::missing).sum(),
             duplicates: streams().map(Tally::duplicates).sum(),
+            range: streams()
+                .map(Tally::range)
+                .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
             ttl: streams()
                 .filter_map(Tally::ttl)
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
@@ -195,6 +199,8 @@ impl Running {
                     heard.missing
                 },
                 duplicates: heard.duplicates,
+                first_seq: heard.range.map(|r| r.0),
+                last_seq: heard.range.map(|r| r.1),
                 ttl_sent: flow.ttl,
                 ttl_expected: flow.ttl_on_arrival(),
                 ttl_min: heard.ttl.map(|t| t.0),

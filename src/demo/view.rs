@@ -25,6 +25,10 @@ pub struct Row {
     pub lost: u64,
     /// Packets received once more.
     pub duplicates: u64,
+    /// Lowest sequence number received; the sender begins with 0.
+    pub first_seq: Option<u64>,
+    /// Highest sequence number received.
+    pub last_seq: Option<u64>,
     /// TTL or hop limit at the sender.
     pub ttl_sent: u8,
     /// TTL or hop limit it should arrive with.
@@ -52,7 +56,15 @@ impl Row {
             return Some(format!("{flow}: nothing was sent"));
         }
         if received != sent {
-            return Some(format!("{flow}: {lost} of {sent} packets lost"));
+            let (head, tail) = match (self.first_seq, self.last_seq) {
+                (Some(first), Some(last)) => (first, sent.saturating_sub(last + 1)),
+                _ => (0, 0),
+            };
+            let place = match lost.saturating_sub(head + tail) {
+                _ if *received == 0 => String::new(),
+                middle => format!(" ({head} at the start, {middle} between, {tail} at the end)"),
+            };
+            return Some(format!("{flow}: {lost} of {sent} packets lost{place}"));
         }
         if *duplicates > 0 {
             return Some(format!("{flow}: {duplicates} packets arrived twice"));
@@ -272,6 +284,8 @@ mod tests {
             received: 10,
             lost: 0,
             duplicates: 0,
+            first_seq: Some(0),
+            last_seq: Some(9),
             ttl_sent: 16,
             ttl_expected: 15,
             ttl_min: Some(15),
@@ -285,9 +299,16 @@ mod tests {
         let judge = |row| Outcome::judge(vec![row], None, String::new());
         assert_eq!(judge(good()).verdict, Verdict::Pass);
         type Spoil = fn(&mut Row);
-        let spoils: [(Spoil, &str); 7] = [
+        let spoils: [(Spoil, &str); 8] = [
             (|r| r.sent = 0, "nothing was sent"),
-            (|r| (r.received, r.lost) = (7, 3), "3 of 10 packets lost"),
+            (|r| (r.received, r.lost) = (0, 10), "10 of 10 packets lost"),
+            (
+                |r| {
+                    (r.received, r.lost) = (7, 3);
+                    (r.first_seq, r.last_seq) = (Some(1), Some(8));
+                },
+                "3 of 10 packets lost (1 at the start, 1 between, 1 at the end)",
+            ),
             (|r| r.duplicates = 1, "1 packets arrived twice"),
             (|r| r.ttl_min = Some(14), "TTL 14 to 15"),
             (|r| (r.ttl_min, r.ttl_max) = (None, None), "TTL none"),

@@ -198,6 +198,11 @@ impl Tally {
         span.saturating_sub(self.received)
     }
 
+    /// Lowest and highest sequence number seen.
+    pub fn range(&self) -> (u64, u64) {
+        (self.seen.first, self.seen.highest)
+    }
+
     /// Lowest and highest TTL or hop limit seen.
     pub fn ttl(&self) -> Option<(u8, u8)> {
         self.ttl
