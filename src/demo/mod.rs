@@ -193,7 +193,8 @@ fn measure(
         }
         let rows = running.rows(flows, &forwarded, true);
         view.table(started.elapsed().as_secs(), &rows);
-        Ok(Outcome::judge(rows, router.gone(), router.metrics_url()))
+        let (gone, drops) = (router.gone(), router.drops());
+        Ok(Outcome::judge(rows, gone, &drops, router.metrics_url()))
     })
 }
 

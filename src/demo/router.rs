@@ -137,6 +137,14 @@ impl Router {
         self.routes.iter().map(count).collect()
     }
 
+    /// What it dropped and why, from the metrics, in words; empty where nothing or unknown.
+    pub fn drops(&self) -> String {
+        match get(self.http, "/metrics") {
+            Ok((200, page)) => drops_of(&page),
+            _ => String::new(),
+        }
+    }
+
     /// Stops it and removes its folder.
     pub fn stop(mut self) {
         self.end();
@@ -232,6 +240,29 @@ fn packets_of(page: &str, route: &str) -> Option<u64> {
         .reduce(u64::saturating_add)
 }
 
+/// The counters of dropped packets above 0 in a page of metrics.
+fn drops_of(page: &str) -> String {
+    let value_of = |labels: &str, name: &str| {
+        labels.split(',').find_map(|label| {
+            let value = label.strip_prefix(name)?.strip_prefix("=\"")?;
+            Some(value.strip_suffix('"')?.to_owned())
+        })
+    };
+    page.lines()
+        .filter_map(|line| line.strip_prefix("mcastor_dropped_packets_total{"))
+        .filter_map(|line| line.split_once("} "))
+        .filter(|(_, count)| *count != "0")
+        .filter_map(|(labels, count)| {
+            let reason = value_of(labels, "reason")?;
+            Some(format!(
+                "{count} {reason} at {}",
+                value_of(labels, "iface")?
+            ))
+        })
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +277,15 @@ mod tests {
         assert_eq!(packets_of(page, "ipv4"), Some(12));
         assert_eq!(packets_of(page, "ttl-1"), None);
         assert_eq!(packets_of("", "ipv4"), None);
+    }
+
+    #[test]
+    fn drops_are_named() {
+        let page = "mcastor_dropped_packets_total{iface=\"out\",reason=\"queue_full\"} 6\n\
+             mcastor_dropped_packets_total{iface=\"in\",reason=\"ttl\"} 0\n\
+             mcastor_dropped_packets_total{reason=\"no_route\",iface=\"in\"} 2\n";
+        assert_eq!(drops_of(page), "6 queue_full at out, 2 no_route at in");
+        assert_eq!(drops_of("x\n"), "");
     }
 
     #[test]

@@ -123,8 +123,9 @@ impl Outcome {
         }
     }
 
-    /// The verdict on `flows`; `gone` says how the router ended, if it has.
-    pub fn judge(flows: Vec<Row>, gone: Option<String>, metrics: String) -> Self {
+    /// The verdict on `flows`; `gone` says how the router ended, if it has, and `drops` what it
+    /// counted as dropped, which explains a failure and is none by itself.
+    pub fn judge(flows: Vec<Row>, gone: Option<String>, drops: &str, metrics: String) -> Self {
         let mut troubles: Vec<_> = flows.iter().filter_map(Row::trouble).collect();
         troubles.extend(gone);
         let sent: u64 = flows.iter().map(|r| r.sent).sum();
@@ -133,6 +134,9 @@ impl Outcome {
             let reason = format!("{flows} flows, {sent} packets sent, forwarded and received");
             (Verdict::Pass, reason)
         } else {
+            if !drops.is_empty() {
+                troubles.push(format!("the router dropped {drops}"));
+            }
             (Verdict::Fail, troubles.join("; "))
         };
         Self {
@@ -296,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_pass_needs_every_figure_to_be_right() {
-        let judge = |row| Outcome::judge(vec![row], None, String::new());
+        let judge = |row| Outcome::judge(vec![row], None, "", String::new());
         assert_eq!(judge(good()).verdict, Verdict::Pass);
         type Spoil = fn(&mut Row);
         let spoils: [(Spoil, &str); 8] = [
@@ -322,17 +326,27 @@ mod tests {
             assert_eq!(outcome.verdict, Verdict::Fail, "{reason}");
             assert!(outcome.reason.contains(reason), "{}", outcome.reason);
         }
-        let gone = Outcome::judge(vec![good()], Some("ended".into()), String::new());
+        let mut lossy = good();
+        lossy.duplicates = 2;
+        let dropped = Outcome::judge(vec![lossy], None, "2 loop at in", String::new());
+        assert!(
+            dropped
+                .reason
+                .ends_with("; the router dropped 2 loop at in")
+        );
+        let fine = Outcome::judge(vec![good()], None, "2 no_route at in", String::new());
+        assert_eq!(fine.verdict, Verdict::Pass);
+        let gone = Outcome::judge(vec![good()], Some("ended".into()), "", String::new());
         assert_eq!(gone.to_line(), "FAIL: ended");
         assert_eq!(
-            Outcome::judge(vec![], None, String::new()).verdict,
+            Outcome::judge(vec![], None, "", String::new()).verdict,
             Verdict::Fail
         );
     }
 
     #[test]
     fn json_names_the_verdict_as_the_line_does() {
-        let outcome = Outcome::judge(vec![good()], None, "http://x/metrics".into());
+        let outcome = Outcome::judge(vec![good()], None, "", "http://x/metrics".into());
         assert_eq!(serde_json::json!(outcome)["verdict"], "PASS");
         assert!(outcome.to_line().starts_with("PASS: 1 flows, 10 packets"));
         assert!(draw(&outcome.flows).contains("16->15"));
