@@ -18,9 +18,9 @@ use crate::planes::egress::Sent;
 use crate::planes::{EgressQueue, Load, Progress, Slot, Transmit as TransmitEnd};
 use crate::table::{EgressId, Fib};
 
-/// Batches that may wait for an egress that is busy. Each may hold a block of a capture
-/// ring, so that many busy egresses must not hold all of one.
-const MAILBOX: usize = 8;
+/// Batches that may wait for an egress. As many as a capture ring has blocks and more: an
+/// interface hands over a run of blocks in one turn, before any forwarder has its turn.
+const MAILBOX: usize = 128;
 
 /// How often an egress that could not be opened is tried again.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);

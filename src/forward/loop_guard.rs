@@ -1,0 +1,155 @@
+//! A window of recently forwarded packets, for routes whose TTL policy cannot end a loop.
+//!
+//! A packet that comes back differs from what left only in TTL and IPv4 header checksum, so
+//! the fingerprint covers everything else: addresses, identification, fragment offset,
+//! protocol, and all behind the header. A packet is taken for one that came back when the
+//! same fingerprint was forwarded less than [`WINDOW_MS`] ago, on whatever interface.
+//!
+//! Memory is fixed: buckets of four places, the oldest of a bucket is replaced. Shared by all
+//! workers without locks; two workers that see the same packet in the same instant may both
+//! let it pass, and the next round stops it.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ahash::RandomState;
+
+use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN};
+
+/// How long a packet is remembered, in milliseconds. Longer than a round through a few
+/// routers takes, shorter than the pause between equal packets that a sender means.
+pub const WINDOW_MS: u64 = 500;
+
+const WAYS: usize = 4;
+const BUCKETS: usize = 1 << 15;
+const TIME_BITS: u32 = 24;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+
+/// The window. 1 MiB.
+pub struct LoopGuard {
+    seed: RandomState,
+    /// Each place: 40 bits of fingerprint, 24 bits of milliseconds; zero is empty.
+    places: Box<[AtomicU64]>,
+}
+
+impl Default for LoopGuard {
+    fn default() -> Self {
+        Self {
+            seed: RandomState::new(),
+            places: (0..WAYS * BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+}
+
+impl LoopGuard {
+    /// Whether a packet as it is about to leave was forwarded within the window. If not, it
+    /// is remembered. `now_ms` is a clock of milliseconds that never goes back.
+    pub fn came_back(&self, packet: &[u8], now_ms: u64) -> bool {
+        let fingerprint = self.fingerprint(packet);
+        let bucket = (fingerprint as usize % BUCKETS) * WAYS;
+        let tag = fingerprint & !TIME_MASK;
+        // Zero is an empty place.
+        let now = (now_ms & TIME_MASK).max(1);
+        let places = &self.places[bucket..bucket + WAYS];
+        let mut oldest = (0, 0);
+        for (i, place) in places.iter().enumerate() {
+            let held = place.load(Ordering::Relaxed);
+            let age = if held == 0 {
+                u64::MAX
+            } else {
+                now.wrapping_sub(held) & TIME_MASK
+            };
+            if held & !TIME_MASK == tag && age < WINDOW_MS {
+                // Not remembered anew: a sender that repeats itself loses what falls within
+                // the window, not everything.
+                return true;
+            }
+            if age >= oldest.1 {
+                oldest = (i, age);
+            }
+        }
+        places[oldest.0].store(tag | now, Ordering::Relaxed);
+        false
+    }
+
+    fn fingerprint(&self, packet: &[u8]) -> u64 {
+        let mut hasher = self.seed.build_hasher();
+        match packet.first().map(|b| b >> 4) {
+            Some(4) if packet.len() >= IPV4_MIN_HEADER_LEN => {
+                hasher.write(&packet[2..8]);
+                hasher.write_u8(packet[9]);
+                hasher.write(&packet[12..]);
+            }
+            Some(6) if packet.len() >= IPV6_HEADER_LEN => {
+                hasher.write(&packet[4..7]);
+                hasher.write(&packet[8..]);
+            }
+            _ => hasher.write(packet),
+        }
+        hasher.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ip::{refresh_ipv4_checksum, set_ttl};
+    use proptest::prelude::*;
+
+    fn packet(id: u16, body: &[u8]) -> Vec<u8> {
+        let mut p = vec![0u8; 20];
+        p[0] = 0x45;
+        p[2..4].copy_from_slice(&((20 + body.len()) as u16).to_be_bytes());
+        p[4..6].copy_from_slice(&id.to_be_bytes());
+        p[8] = 8;
+        p[9] = 17;
+        p[12..20].copy_from_slice(&[10, 0, 0, 1, 225, 1, 2, 3]);
+        p.extend_from_slice(body);
+        refresh_ipv4_checksum(&mut p);
+        p
+    }
+
+    #[test]
+    fn a_packet_that_comes_back_with_another_ttl_is_known() {
+        let guard = LoopGuard::default();
+        let mut p = packet(7, b"hello");
+        assert!(!guard.came_back(&p, 1000));
+        set_ttl(&mut p, 3);
+        assert!(guard.came_back(&p, 1001));
+        assert!(guard.came_back(&p, 1000 + WINDOW_MS - 1));
+        assert!(!guard.came_back(&p, 1000 + WINDOW_MS));
+        let mut v6 = vec![0u8; 48];
+        v6[0] = 0x60;
+        v6[7] = 8;
+        assert!(!guard.came_back(&v6, 1000));
+        v6[7] = 7;
+        assert!(guard.came_back(&v6, 1001));
+    }
+
+    #[test]
+    fn a_packet_that_differs_anywhere_else_is_another() {
+        let guard = LoopGuard::default();
+        assert!(!guard.came_back(&packet(7, b"hello"), 1000));
+        assert!(!guard.came_back(&packet(8, b"hello"), 1000));
+        assert!(!guard.came_back(&packet(7, b"hellp"), 1000));
+        assert!(!guard.came_back(&packet(7, b"hello!"), 1000));
+    }
+
+    #[test]
+    fn the_clock_may_run_past_its_bits() {
+        let guard = LoopGuard::default();
+        let p = packet(7, b"hello");
+        assert!(!guard.came_back(&p, TIME_MASK));
+        assert!(guard.came_back(&p, TIME_MASK + 10));
+    }
+
+    proptest! {
+        #[test]
+        fn distinct_packets_all_pass(ids in proptest::collection::hash_set(any::<u16>(), 0..2000)) {
+            let guard = LoopGuard::default();
+            for id in ids {
+                prop_assert!(!guard.came_back(&packet(id, b"x"), 5));
+            }
+        }
+    }
+}

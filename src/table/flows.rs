@@ -1,0 +1,252 @@
+//! The flows an interface forwards now: one (S,G) each, with what it carried and when last.
+//!
+//! Strangers create flows by sending, so there are at most as many as the limit says: past
+//! it the one of this interface that has been idle longest goes. A flow is a note and a
+//! cache, never a permission: what has no flow is looked up in the rules.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ahash::RandomState;
+use lru::LruCache;
+
+use super::EntryId;
+
+/// How many flows all interfaces together may have.
+#[derive(Debug)]
+pub struct FlowBudget {
+    limit: AtomicUsize,
+    live: AtomicUsize,
+}
+
+impl FlowBudget {
+    /// A budget nobody has used yet.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit: AtomicUsize::new(limit),
+            live: AtomicUsize::new(0),
+        })
+    }
+
+    /// Changes the limit; flows over a lower one go as new ones come.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Flows there are now.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+}
+
+/// One flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// The rule that forwards it, in the snapshot of `generation`.
+    pub entry: EntryId,
+    /// The snapshot the rule was found in.
+    pub generation: u64,
+    /// Packets taken in for it.
+    pub packets: u64,
+    /// Their IP bytes.
+    pub bytes: u64,
+    /// When it began, in milliseconds of a clock that never goes back.
+    pub began_ms: u64,
+    /// When it last had a packet, by the same clock.
+    pub seen_ms: u64,
+}
+
+/// How many flows ended, and why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// They were idle for too long.
+    pub idle: u64,
+    /// They made room for others.
+    pub evicted: u64,
+    /// Somebody flushed them.
+    pub flushed: u64,
+}
+
+/// Source and group of a flow.
+pub type FlowKey = (IpAddr, IpAddr);
+
+/// The flows of one interface.
+pub struct Flows {
+    flows: LruCache<FlowKey, Flow, RandomState>,
+    budget: Arc<FlowBudget>,
+    ended: Ended,
+}
+
+impl Flows {
+    /// No flows yet; new ones are taken from `budget`.
+    pub fn new(budget: Arc<FlowBudget>) -> Self {
+        Self {
+            flows: LruCache::unbounded_with_hasher(RandomState::new()),
+            budget,
+            ended: Ended::default(),
+        }
+    }
+
+    /// The rule of a flow, if it has one of this snapshot; counts a packet of `bytes`.
+    pub fn touch(
+        &mut self,
+        key: &FlowKey,
+        generation: u64,
+        bytes: u64,
+        now_ms: u64,
+    ) -> Option<EntryId> {
+        let flow = self.flows.get_mut(key)?;
+        if flow.generation != generation {
+            return None;
+        }
+        flow.packets += 1;
+        flow.bytes += bytes;
+        flow.seen_ms = now_ms;
+        Some(flow.entry)
+    }
+
+    /// Notes which rule a flow has and counts a packet of `bytes`. A flow whose rule changed
+    /// keeps its numbers.
+    pub fn note(
+        &mut self,
+        key: FlowKey,
+        entry: EntryId,
+        generation: u64,
+        bytes: u64,
+        now_ms: u64,
+    ) {
+        if let Some(flow) = self.flows.get_mut(&key) {
+            flow.entry = entry;
+            flow.generation = generation;
+            flow.packets += 1;
+            flow.bytes += bytes;
+            flow.seen_ms = now_ms;
+            return;
+        }
+        // Two, so that a limit that was lowered is reached in time.
+        for _ in 0..2 {
+            if self.budget.live() < self.budget.limit() || self.flows.pop_lru().is_none() {
+                break;
+            }
+            self.budget.live.fetch_sub(1, Ordering::Relaxed);
+            self.ended.evicted += 1;
+        }
+        self.budget.live.fetch_add(1, Ordering::Relaxed);
+        self.flows.put(
+            key,
+            Flow {
+                entry,
+                generation,
+                packets: 1,
+                bytes,
+                began_ms: now_ms,
+                seen_ms: now_ms,
+            },
+        );
+    }
+
+    /// Ends the flows that had no packet for `idle_ms`.
+    pub fn expire(&mut self, now_ms: u64, idle_ms: u64) {
+        while let Some((_, flow)) = self.flows.peek_lru() {
+            if now_ms.saturating_sub(flow.seen_ms) < idle_ms {
+                return;
+            }
+            self.flows.pop_lru();
+            self.budget.live.fetch_sub(1, Ordering::Relaxed);
+            self.ended.idle += 1;
+        }
+    }
+
+    /// Ends all flows; returns how many there were.
+    pub fn flush(&mut self) -> u64 {
+        let flushed = self.release();
+        self.ended.flushed += flushed;
+        flushed
+    }
+
+    /// What ended since the last call.
+    pub fn take_ended(&mut self) -> Ended {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// The flows, the one with the latest packet first.
+    pub fn iter(&self) -> impl Iterator<Item = (&FlowKey, &Flow)> {
+        self.flows.iter()
+    }
+
+    fn release(&mut self) -> u64 {
+        let n = self.flows.len();
+        self.flows.clear();
+        self.budget.live.fetch_sub(n, Ordering::Relaxed);
+        n as u64
+    }
+}
+
+impl Drop for Flows {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> FlowKey {
+        ([10, 0, 0, n].into(), [225, 1, 2, 3].into())
+    }
+
+    #[test]
+    fn the_longest_idle_flow_makes_room_and_is_counted() {
+        let budget = FlowBudget::new(2);
+        let mut flows = Flows::new(budget.clone());
+        flows.note(key(1), 0, 1, 100, 10);
+        flows.note(key(2), 0, 1, 100, 20);
+        assert_eq!(flows.touch(&key(1), 1, 50, 30), Some(0));
+        flows.note(key(3), 0, 1, 100, 40);
+        assert_eq!(flows.touch(&key(2), 1, 50, 50), None);
+        assert_eq!(flows.touch(&key(1), 1, 50, 50), Some(0));
+        assert_eq!(flows.take_ended().evicted, 1);
+        assert_eq!(budget.live(), 2);
+        drop(flows);
+        assert_eq!(budget.live(), 0);
+    }
+
+    #[test]
+    fn idle_flows_expire_and_no_others() {
+        let mut flows = Flows::new(FlowBudget::new(10));
+        flows.note(key(1), 0, 1, 100, 0);
+        flows.note(key(2), 0, 1, 100, 59_000);
+        flows.expire(60_000, 60_000);
+        assert_eq!(flows.iter().count(), 1);
+        assert_eq!(flows.take_ended(), Ended { idle: 1, ..Ended::default() });
+        assert_eq!(flows.take_ended(), Ended::default());
+    }
+
+    #[test]
+    fn a_new_snapshot_asks_for_the_rule_again_and_keeps_the_numbers() {
+        let mut flows = Flows::new(FlowBudget::new(10));
+        flows.note(key(1), 4, 1, 100, 0);
+        assert_eq!(flows.touch(&key(1), 2, 100, 5), None);
+        flows.note(key(1), 7, 2, 100, 5);
+        let (_, flow) = flows.iter().next().unwrap();
+        assert_eq!((flow.entry, flow.packets, flow.bytes), (7, 2, 200));
+        assert_eq!((flow.began_ms, flow.seen_ms), (0, 5));
+    }
+
+    #[test]
+    fn a_lowered_limit_is_reached_as_flows_come() {
+        let budget = FlowBudget::new(10);
+        let mut flows = Flows::new(budget.clone());
+        (0..10).for_each(|n| flows.note(key(n), 0, 1, 1, 0));
+        budget.set_limit(4);
+        (10..20).for_each(|n| flows.note(key(n), 0, 1, 1, 1));
+        assert_eq!(budget.live(), 4);
+    }
+}
