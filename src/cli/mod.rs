@@ -1,0 +1,3 @@
+//! The subcommands of the program, one file each.
+
+pub mod check;
