@@ -1,11 +1,13 @@
 //! Arguments, one file a subcommand.
 
+pub mod check;
 pub mod demo;
 pub mod recv;
 pub mod run;
 pub mod send;
 pub mod show;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -36,6 +38,17 @@ struct Arguments {
 enum Command {
     /// Route multicast until SIGTERM or SIGINT
     Run(run::RunArgs),
+    /// Tell whether a settings file is good
+    #[command(
+        after_help = "Exit codes: 0 good, 2 refused. The environment (MCASTOR__…) counts as it does for run."
+    )]
+    Check {
+        /// Settings file (TOML)
+        file: PathBuf,
+        /// Print the answer as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell what a running mcastor does
     Show(show::ShowArgs),
     Send(send::SendArgs),
@@ -56,6 +69,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Check { file, json } => check::run(&file, json),
         Command::Show(args) => show::run(&args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{UNUSABLE, fail};
 use crate::app;
-use crate::settings::{LogFormat, LogSettings, Settings};
+use crate::settings::{LogFormat, LogSettings, Settings, environment};
 
 /// Arguments of `mcastor run`.
 #[derive(Debug, clap::Args)]
@@ -29,10 +29,10 @@ pub struct RunArgs {
 
 /// Runs the router.
 pub fn run(args: RunArgs) -> ExitCode {
-    let settings = match Settings::load(args.config.as_deref(), std::env::vars()) {
+    let settings = match Settings::load(args.config.as_deref(), environment()) {
         Ok(settings) => settings,
         Err(report) => {
-            eprintln!("{report:?}");
+            eprintln!("{}", report.pretty());
             return ExitCode::from(UNUSABLE);
         }
     };

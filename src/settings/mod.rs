@@ -1,152 +1,188 @@
-//! stub
-#![allow(missing_docs)]
-use crate::model::*;
-use std::net::SocketAddr;
+//! The settings: read, merged with the environment, and checked.
+//!
+//! ```text
+//! file ──▶ FileText ─┐
+//!                    ├─ merge ─▶ one tree ─▶ Written ─▶ Settings
+//! MCASTOR__… ────────┘                            └─ or a Report
+//! ```
+//!
+//! Every fault carries the path of its key, and `locate` turns a path into the bytes of the
+//! file or the environment variable that were written for it.
+
+mod checked;
+mod file;
+mod keys;
+mod locate;
+mod merge;
+mod report;
+mod routes;
+mod written;
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-#[derive(Debug, Clone)]
+
+pub use file::MAX_FILE;
+pub use merge::PREFIX;
+pub use report::{MOST_PROBLEMS, Problem, Report};
+
+use crate::model::{IfName, IfPattern, RouteRule, TtlThreshold};
+use locate::Sources;
+
+/// All settings, checked. The default is what an empty file means.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
+    /// `[http]`
     pub http: HttpSettings,
+    /// `[control]`
     pub control: ControlSettings,
+    /// `[plane]`
     pub plane: PlaneSettings,
+    /// `[log]`
     pub log: LogSettings,
+    /// Each `[[interface]]`, in the order written.
     pub interfaces: Vec<InterfaceSettings>,
+    /// Each `[[route]]`, in the order written. Names are unique and no two rules are rivals.
     pub routes: Vec<RouteRule>,
 }
-#[derive(Debug, Clone)]
+
+/// The listener for metrics, health and the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpSettings {
+    /// Where it listens; `None` for `"off"`.
     pub listen: Option<SocketAddr>,
 }
-#[derive(Debug, Clone)]
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
+        }
+    }
+}
+
+/// The control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlSettings {
+    /// An absolute path of at most 107 bytes, what a UNIX socket address holds.
     pub socket: PathBuf,
 }
-#[derive(Debug, Clone, Copy)]
-pub enum PlaneKind {
-    Auto,
-    Packet,
+
+impl Default for ControlSettings {
+    fn default() -> Self {
+        Self {
+            socket: "/run/mcastor.sock".into(),
+        }
+    }
 }
-#[derive(Debug, Clone)]
+
+/// How packets are taken in and sent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PlaneSettings {
+    /// Which plane.
     pub kind: PlaneKind,
+    /// Send past the queueing discipline: faster, and not seen by tcpdump.
     pub qdisc_bypass: bool,
 }
-#[derive(Debug, Clone, Copy)]
-pub enum LogFormat {
-    Text,
-    Json,
+
+/// The planes there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PlaneKind {
+    /// The best one this machine can do.
+    #[default]
+    Auto,
+    /// Packet sockets.
+    Packet,
 }
-#[derive(Debug, Clone)]
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSettings {
+    /// A level, or a list of tracing filter directives; it parses as such.
     pub level: String,
+    /// Text or JSON.
     pub format: LogFormat,
 }
-#[derive(Debug, Clone)]
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: LogFormat::default(),
+        }
+    }
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Options of the interfaces that a name or pattern stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceSettings {
+    /// Which interfaces.
     pub name: IfPattern,
+    /// What may leave on them.
     pub ttl_threshold: Option<TtlThreshold>,
 }
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Report(pub String);
+
 impl Settings {
+    /// Reads `file`, if there is one, lays the variables of `env` that start with
+    /// [`PREFIX`] over it, and checks the result.
+    ///
+    /// # Errors
+    /// All problems found, at most [`MOST_PROBLEMS`] of them in full.
     pub fn load(
         file: Option<&Path>,
-        _env: impl Iterator<Item = (String, String)>,
+        env: impl Iterator<Item = (String, String)>,
     ) -> Result<Settings, Report> {
-        let t: toml_edit::DocumentMut = std::fs::read_to_string(file.unwrap())
-            .unwrap()
-            .parse()
-            .unwrap();
-        let s = |i: Option<&toml_edit::Item>| i.and_then(|i| i.as_str()).map(str::to_string);
-        let mut routes = vec![];
-        for r in t
-            .get("route")
-            .and_then(|r| r.as_array_of_tables())
-            .into_iter()
-            .flatten()
-        {
-            let group: GroupPrefix = s(r.get("group")).unwrap().parse().unwrap();
-            let source = s(r.get("source"))
-                .map(|s| s.parse().unwrap())
-                .unwrap_or(SourcePrefix::any_for(group));
-            let from: IfPattern = s(r.get("from")).unwrap().parse().unwrap();
-            let ttl = match r.get("ttl") {
-                None => TtlPolicy::Decrement,
-                Some(i) => match i.as_str() {
-                    Some("keep") => TtlPolicy::Keep,
-                    Some(_) => TtlPolicy::Decrement,
-                    None => TtlPolicy::Set(i.get("set").unwrap().as_integer().unwrap() as u8),
-                },
-            };
-            routes.push(RouteRule {
-                name: s(r.get("name"))
-                    .map(RouteName::new)
-                    .unwrap_or(RouteName::default_for(&from, source, group)),
-                origin: Origin::Settings,
-                from,
-                source,
-                except_sources: r
-                    .get("except_sources")
-                    .and_then(|t| t.as_array())
-                    .into_iter()
-                    .flatten()
-                    .map(|v| v.as_str().unwrap().parse().unwrap())
-                    .collect(),
-                group,
-                to: r
-                    .get("to")
-                    .unwrap()
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|v| v.as_str().unwrap().parse().unwrap())
-                    .collect(),
-                ttl,
-                link_local: r
-                    .get("link_local")
-                    .and_then(|b| b.as_bool())
-                    .unwrap_or(false),
-            });
-        }
-        let interfaces = t
-            .get("interface")
-            .and_then(|r| r.as_array_of_tables())
-            .into_iter()
-            .flatten()
-            .map(|i| InterfaceSettings {
-                name: s(i.get("name")).unwrap().parse().unwrap(),
-                ttl_threshold: i
-                    .get("ttl_threshold")
-                    .and_then(|t| t.as_integer())
-                    .and_then(|t| TtlThreshold::new(t as u8)),
-            })
-            .collect();
-        Ok(Settings {
-            http: HttpSettings {
-                listen: s(t.get("http").and_then(|h| h.get("listen")))
-                    .unwrap_or("127.0.0.1:9464".into())
-                    .parse()
-                    .ok(),
-            },
-            control: ControlSettings {
-                socket: s(t.get("control").and_then(|h| h.get("socket")))
-                    .unwrap_or("/run/mcastor.sock".into())
-                    .into(),
-            },
-            plane: PlaneSettings {
-                kind: PlaneKind::Auto,
-                qdisc_bypass: t
-                    .get("plane")
-                    .and_then(|p| p.get("qdisc_bypass"))
-                    .and_then(|b| b.as_bool())
-                    .unwrap_or(false),
-            },
-            log: LogSettings {
-                level: "debug".into(),
-                format: LogFormat::Text,
-            },
-            interfaces,
-            routes,
-        })
+        let file = file
+            .map(file::read)
+            .transpose()
+            .map_err(|problem| Report::new(vec![problem]))?;
+        let sources = Sources {
+            file,
+            ..Sources::default()
+        };
+        Self::from_sources(sources, env)
     }
+
+    fn from_sources(
+        mut sources: Sources,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Settings, Report> {
+        let mut problems = Vec::new();
+        let tree = merge::merge(&mut sources, env, &mut problems);
+        let (written, broken) = written::read(tree, &sources, &mut problems);
+        let settings = checked::check(written, broken, &sources, &mut problems);
+        if problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(Report::new(problems))
+        }
+    }
+
+    /// The options of the interface called `name`: those under its own name, else those of
+    /// the first pattern it fits.
+    pub fn interface(&self, name: &IfName) -> Option<&InterfaceSettings> {
+        let own = |one: &&InterfaceSettings| one.name.as_str() == name.as_str();
+        let fits = |one: &&InterfaceSettings| one.name.matches(name);
+        let all = &self.interfaces;
+        all.iter().find(own).or_else(|| all.iter().find(fits))
+    }
+}
+
+/// The variables of this process that [`Settings::load`] looks at. Bytes that are no UTF-8
+/// are replaced, so that the check refuses them instead of a panic.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.to_string_lossy().into_owned();
+        name.starts_with(PREFIX)
+            .then(|| (name, value.to_string_lossy().into_owned()))
+    })
 }

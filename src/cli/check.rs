@@ -1,0 +1,100 @@
+//! `mcastor check FILE`: are these settings good?
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::settings::{Settings, environment};
+
+/// The exit code of settings that are refused.
+pub const EXIT_BAD_SETTINGS: u8 = 2;
+
+/// Checks `file` together with the environment of this process. Good settings: a summary on
+/// standard output and 0. Bad ones: the report on standard error and
+/// [`EXIT_BAD_SETTINGS`]. With `json` either answer is one JSON object on standard output.
+pub fn run(file: &Path, json: bool) -> ExitCode {
+    let settings = Settings::load(Some(file), environment());
+    let mut out = io::stdout().lock();
+    let (text, code) = match (&settings, json) {
+        (Ok(settings), false) => (summary(file, settings), 0),
+        (Ok(settings), true) => (json_summary(settings), 0),
+        (Err(report), true) => (format!("{}\n", report.json()), EXIT_BAD_SETTINGS),
+        (Err(report), false) => {
+            eprintln!("{}", report.pretty());
+            (String::new(), EXIT_BAD_SETTINGS)
+        }
+    };
+    // Whoever closed our output does not want to hear of it.
+    let _ = out.write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+/// The interfaces that the settings speak of, as written, each once.
+fn interfaces(settings: &Settings) -> Vec<&str> {
+    let routes = settings.routes.iter();
+    let mut names: Vec<&str> = routes
+        .flat_map(|route| std::iter::once(&route.from).chain(&route.to))
+        .chain(settings.interfaces.iter().map(|one| &one.name))
+        .map(|name| name.as_str())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn summary(file: &Path, settings: &Settings) -> String {
+    let names = interfaces(settings);
+    let counted = |n: usize, what: &str| match n {
+        0 => format!("no {what}s"),
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    };
+    let mut text = format!(
+        "{}: good. {}, {}",
+        file.display(),
+        counted(settings.routes.len(), "route"),
+        counted(names.len(), "interface")
+    );
+    if !names.is_empty() {
+        text.push_str(": ");
+        text.push_str(&names.join(", "));
+    }
+    text.push('\n');
+    text
+}
+
+fn json_summary(settings: &Settings) -> String {
+    let answer = serde_json::json!({
+        "ok": true,
+        "routes": settings.routes,
+        "interfaces": interfaces(settings),
+    });
+    format!("{answer}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_each_interface_once() {
+        let env = [
+            ("MCASTOR__ROUTE__0__FROM", "eth0"),
+            ("MCASTOR__ROUTE__0__GROUP", "225.1.2.3"),
+            ("MCASTOR__ROUTE__0__TO", "eth1,veth*"),
+            ("MCASTOR__INTERFACE__0__NAME", "eth1"),
+        ];
+        let env = env.map(|(name, value)| (name.to_string(), value.to_string()));
+        let settings = Settings::load(None, env.into_iter()).unwrap();
+        assert_eq!(
+            summary(Path::new("a.toml"), &settings),
+            "a.toml: good. 1 route, 3 interfaces: eth0, eth1, veth*\n"
+        );
+        assert_eq!(
+            summary(Path::new("a.toml"), &Settings::default()),
+            "a.toml: good. no routes, no interfaces\n"
+        );
+        let json: serde_json::Value = serde_json::from_str(&json_summary(&settings)).unwrap();
+        assert_eq!(json["routes"][0]["name"], "eth0 (*, 225.1.2.3)");
+    }
+}

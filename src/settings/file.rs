@@ -1,0 +1,210 @@
+//! Reading the file, as far as TOML goes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use config::Value;
+use miette::NamedSource;
+use toml_edit::{Document, Item, TableLike};
+
+use super::keys::{KeyPath, Kind, ROOT};
+use super::locate::{FileText, Lines, place_in};
+use super::report::{Place, Problem};
+
+/// The largest file that is read, in bytes.
+pub const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// Reads and parses `file`.
+pub(super) fn read(file: &Path) -> Result<FileText, Problem> {
+    let name = file.display().to_string();
+    let whole = |found: String, expected: &str, help: &str| Problem {
+        place: Place::Whole { file: name.clone() },
+        key: String::new(),
+        found,
+        expected: expected.into(),
+        help: help.into(),
+        also: None,
+    };
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => whole(
+            "no such file".into(),
+            "a settings file",
+            "Check the path; an empty file is a valid start.",
+        ),
+        std::io::ErrorKind::PermissionDenied => whole(
+            "a file this user may not read".into(),
+            "a readable settings file",
+            "Check the permissions of the file and of the folders above it.",
+        ),
+        _ => whole(
+            format!("a file that cannot be read ({error})"),
+            "a readable settings file",
+            "",
+        ),
+    };
+    let open = File::open(file).map_err(unreadable)?;
+    if open.metadata().map_err(unreadable)?.is_dir() {
+        return Err(whole(
+            "a directory".into(),
+            "a settings file",
+            "Name the file itself, such as /etc/mcastor.toml.",
+        ));
+    }
+    let mut bytes = Vec::new();
+    open.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(whole(
+            "a file over 4 MiB".into(),
+            "settings of at most 4 MiB",
+            "Is this the right file?",
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..offset]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        whole(
+            format!("bytes that are not UTF-8 in line {line} (byte {offset} of the file)"),
+            "a UTF-8 text file",
+            "Save the file as UTF-8.",
+        )
+    })?;
+    parse(&name, text)
+}
+
+/// Parses the text of a file called `name`.
+pub(super) fn parse(name: &str, text: String) -> Result<FileText, Problem> {
+    let text: Arc<str> = text.into();
+    let named = Arc::new(NamedSource::new(name, text.clone()));
+    match Document::parse(text.clone()) {
+        Ok(document) => Ok(FileText::new(named, document)),
+        Err(error) => {
+            let span = error.span().unwrap_or(text.len()..text.len());
+            let (found, expected, help) = syntax(error.message(), text.get(span.clone()));
+            Err(Problem {
+                place: place_in(&named, &Lines::of(&text), span),
+                key: String::new(),
+                found,
+                expected,
+                help,
+                also: None,
+            })
+        }
+    }
+}
+
+/// The parser's message in found and expected.
+pub(super) fn syntax(message: &str, at: Option<&str>) -> (String, String, String) {
+    let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    let at = at
+        .map(str::trim)
+        .filter(|at| !at.is_empty() && at.len() <= 40);
+    let found = match at {
+        Some(at) if !what.contains(at) => format!("`{at}`: {what}"),
+        _ => what.to_string(),
+    };
+    let expected = match expected {
+        "" if what == "duplicate key" => "each key once in its table".into(),
+        "" => "valid TOML".into(),
+        "nothing" => "nothing more here".into(),
+        expected => expected.to_string(),
+    };
+    let help = match what {
+        "duplicate key" => "Remove one of the two; a further route starts with its own [[route]].",
+        "string values must be quoted" | "extra unexpected dot" => {
+            "Text stands in quotes: group = \"225.1.2.0/24\"."
+        }
+        _ if what.contains("array") => "A list is written [\"eth1\", \"eth2\"].",
+        _ if what.contains("string") => "Close the quotes on the same line.",
+        _ => "",
+    };
+    (found, expected, help.into())
+}
+
+/// The file's keys as a tree to merge. Names that are no table of the format are handed back:
+/// merging would take a quoted `"a.b[9]"` for a path.
+pub(super) fn tree(file: &FileText) -> (config::Map<String, Value>, Vec<KeyPath>) {
+    let mut known = config::Map::new();
+    let mut unknown = Vec::new();
+    for (name, item) in file
+        .root()
+        .as_table_like()
+        .into_iter()
+        .flat_map(|t| t.iter())
+    {
+        if ROOT.keys().iter().any(|key| key.name == name) {
+            known.insert(name.to_string(), value_of(item));
+        } else {
+            unknown.push(KeyPath::root(name));
+        }
+    }
+    (known, unknown)
+}
+
+/// A TOML item as a value to merge.
+fn value_of(item: &Item) -> Value {
+    match item {
+        Item::None => Value::default(),
+        Item::Value(value) => plain_value(value),
+        Item::Table(table) => table_value(table),
+        Item::ArrayOfTables(tables) => {
+            let tables: Vec<Value> = tables.iter().map(|table| table_value(table)).collect();
+            Value::new(None, tables)
+        }
+    }
+}
+
+fn table_value(table: &dyn TableLike) -> Value {
+    let entries = table
+        .iter()
+        .map(|(name, item)| (name.to_string(), value_of(item)));
+    Value::new(None, entries.collect::<config::Map<String, Value>>())
+}
+
+fn plain_value(value: &toml_edit::Value) -> Value {
+    use toml_edit::Value as Toml;
+    match value {
+        Toml::String(text) => Value::new(None, text.value().as_str()),
+        Toml::Integer(number) => Value::new(None, *number.value()),
+        Toml::Float(number) => Value::new(None, *number.value()),
+        Toml::Boolean(flag) => Value::new(None, *flag.value()),
+        Toml::Datetime(date) => Value::new(None, date.value().to_string()),
+        Toml::Array(array) => Value::new(None, array.iter().map(plain_value).collect::<Vec<_>>()),
+        Toml::InlineTable(table) => table_value(table),
+    }
+}
+
+/// What a text of the environment means for a key of this kind.
+pub(super) fn value_from_text(kind: &Kind, text: &str) -> Result<Value, String> {
+    let trimmed = text.trim();
+    let toml = || {
+        trimmed
+            .parse::<toml_edit::Value>()
+            .map_err(|e| e.message().to_string())
+    };
+    let as_toml = |value: toml_edit::Value| plain_value(&value);
+    let word = |value: &str| Value::new(None, value);
+    match kind {
+        // Only quotes make TOML of it: a name such as `42` or `true` is a text too.
+        Kind::Text if trimmed.starts_with(['"', '\'']) => toml().map(as_toml),
+        Kind::Text => Ok(word(text)),
+        Kind::Flag | Kind::Number => Ok(toml().map_or_else(|_| word(text), as_toml)),
+        Kind::List if trimmed.starts_with('[') => toml().map(as_toml),
+        Kind::List => {
+            let entries = trimmed.split(',').map(str::trim).filter(|s| !s.is_empty());
+            Ok(Value::new(None, entries.map(word).collect::<Vec<_>>()))
+        }
+        Kind::WordOrTable(_) if trimmed.starts_with(['{', '"', '\'']) => toml().map(as_toml),
+        Kind::WordOrTable(_) if trimmed.parse::<i64>().is_ok() => toml().map(as_toml),
+        Kind::WordOrTable(_) => Ok(word(trimmed)),
+        Kind::Table(_) | Kind::Tables(_) if trimmed.starts_with(['{', '[']) => toml().map(as_toml),
+        Kind::Table(_) | Kind::Tables(_) => Ok(word(text)),
+    }
+}

@@ -1,0 +1,435 @@
+//! Route rules: each by itself, then all of them together.
+
+use std::collections::{HashMap, HashSet};
+
+use ipnet::IpNet;
+
+use super::checked::{Checker, TTL_FORMS};
+use super::keys::KeyPath;
+use super::written::{WrittenRoute, WrittenTtl};
+use crate::model::{
+    AddrError, GroupPrefix, IfPattern, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
+};
+
+/// Egresses of one route at most.
+const MOST_EGRESSES: usize = 64;
+
+/// A rule and the index of its `[[route]]`.
+struct Numbered {
+    index: usize,
+    rule: RouteRule,
+}
+
+/// Checks all routes; those that are wrong are left out of the result.
+pub(super) fn check(
+    checker: &mut Checker<'_>,
+    written: impl Iterator<Item = Option<WrittenRoute>>,
+) -> Vec<RouteRule> {
+    let mut rules = Vec::new();
+    for (index, written) in written.enumerate() {
+        let Some(written) = written else { continue };
+        let path = KeyPath::root("route").index(index);
+        if let Some(rule) = one(checker, &path, written) {
+            rules.push(Numbered { index, rule });
+        }
+    }
+    let rivals = refuse_rivals(checker, &rules);
+    refuse_same_names(checker, &rules, &rivals);
+    rules.into_iter().map(|numbered| numbered.rule).collect()
+}
+
+fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Option<RouteRule> {
+    let from = checker.required(written.from, path, "from", "\"eth0\"");
+    let group = checker.required(written.group, path, "group", "\"225.1.2.3\"");
+    let to = checker.required(written.to, path, "to", "[\"eth1\"]");
+
+    let from = from.and_then(|text| checker.pattern(&path.key("from"), &text));
+    let group = group.and_then(|text| parse_group(checker, &path.key("group"), &text));
+    // Without the group, whether addresses fit it cannot be said.
+    let source = match (&written.source, group) {
+        (Some(text), _) => parse_source(checker, &path.key("source"), text, group),
+        (None, group) => group.map(SourcePrefix::any_for),
+    };
+    let except_sources = excepted(checker, path, written.except_sources, source, group);
+    let to = to.and_then(|to| egresses(checker, path, to, from.as_ref()));
+    let ttl = match written.ttl {
+        None => Some(TtlPolicy::default()),
+        Some(ttl) => ttl_policy(checker, &path.key("ttl"), ttl),
+    };
+    let link_local = written.link_local.unwrap_or_default();
+    if let Some(group) = group.filter(|group| group.is_link_local() && !link_local) {
+        checker.wrong(
+            &path.key("group"),
+            format!("the link-local group {group}"),
+            "a group that routers may forward",
+            "Such groups are not meant to leave their link. If this one shall, say so in the \
+             route: link_local = true.",
+        );
+    }
+    if let Some(name) = &written.name {
+        if name.trim().is_empty() || name.chars().any(char::is_control) {
+            let expected = "a name of visible characters";
+            checker.wrong(
+                &path.key("name"),
+                format!("{name:?}"),
+                expected,
+                "Leave the key out for a default such as \"eth0 (*, 225.1.2.3)\".",
+            );
+        }
+    }
+    let (from, group, source) = (from?, group?, source?);
+    Some(RouteRule {
+        name: match written.name {
+            Some(name) => RouteName::new(name),
+            None => RouteName::default_for(&from, source, group),
+        },
+        origin: Origin::Settings,
+        from,
+        source,
+        except_sources,
+        group,
+        to: to?,
+        ttl: ttl?,
+        link_local,
+    })
+}
+
+fn parse_group(checker: &mut Checker<'_>, path: &KeyPath, text: &str) -> Option<GroupPrefix> {
+    let mut error = match text.parse::<GroupPrefix>() {
+        Ok(group) => return Some(group),
+        Err(error) => error,
+    };
+    if let AddrError::HostBits { given } = error {
+        // That it is no group weighs more than a bit too many.
+        error = GroupPrefix::new(given).err()?;
+    }
+    let expected = "a multicast group or prefix";
+    let (found, help) = match error {
+        AddrError::NotMulticast(net) if net.addr().is_multicast() => (
+            format!("{net}, which is wider than all of multicast"),
+            "The widest prefixes are 224.0.0.0/4 and ff00::/8.".to_string(),
+        ),
+        AddrError::NotMulticast(net) => (
+            format!("{}, which is unicast", shown(net)),
+            "Groups are in 224.0.0.0/4 or ff00::/8; a sender's address belongs in `source`.".into(),
+        ),
+        other => address_fault(text, &other),
+    };
+    checker.wrong(path, found, expected, help);
+    None
+}
+
+fn parse_source(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    text: &str,
+    group: Option<GroupPrefix>,
+) -> Option<SourcePrefix> {
+    let mut expected = "a sender's address or prefix".to_string();
+    let (found, help) = match text.parse::<SourcePrefix>() {
+        Ok(source) => match group {
+            Some(group) if is_v4(group.net()) != is_v4(source.net()) => {
+                expected = format!("an {} source, as the group is", version(group.net()));
+                (
+                    format!(
+                        "the {} source {}",
+                        version(source.net()),
+                        shown(source.net())
+                    ),
+                    format!("The group is {group}; write one route for each IP version."),
+                )
+            }
+            _ => return Some(source),
+        },
+        Err(AddrError::HostBits { given }) if given.addr().is_multicast() => multicast(given),
+        Err(AddrError::NotUnicast(net)) => multicast(net),
+        Err(_) if text.trim() == "*" => (
+            "\"*\"".into(),
+            "For any source leave `source` out.".to_string(),
+        ),
+        Err(other) => address_fault(text, &other),
+    };
+    checker.wrong(path, found, expected, help);
+    None
+}
+
+fn multicast(net: IpNet) -> (String, String) {
+    (
+        format!("{}, which is multicast", shown(net)),
+        "A source is who sends; the group belongs in `group`.".into(),
+    )
+}
+
+/// What is wrong with an address in general: found, help.
+fn address_fault(text: &str, error: &AddrError) -> (String, String) {
+    if let AddrError::HostBits { given } = error {
+        let wide = given.trunc();
+        let help = format!("Write {wide}, or {} for the one address.", given.addr());
+        return (
+            format!("{given}, with bits set beyond its prefix length"),
+            help,
+        );
+    }
+    let help = match text.split_once('/') {
+        Some((addr, length)) => match (addr.trim().parse::<std::net::IpAddr>(), length) {
+            (Ok(addr), length) if length.parse::<u32>().is_ok() => {
+                let most = if addr.is_ipv4() { 32 } else { 128 };
+                format!(
+                    "The length of an {} prefix is 0 to {most}.",
+                    version(addr.into())
+                )
+            }
+            (Ok(_), _) => "The prefix length is a number: 225.1.2.0/24.".into(),
+            _ => "An address is written 225.1.2.3 or ff3e::1, a prefix 225.1.2.0/24.".into(),
+        },
+        None if text.contains('*') => "A range is written as a prefix: 225.1.2.0/24.".into(),
+        None if text.contains('-') => "A range is written as prefixes: 225.1.2.0/24.".into(),
+        None => "An address is written 225.1.2.3 or ff3e::1; names are not looked up.".into(),
+    };
+    (format!("{text:?}"), help)
+}
+
+fn excepted(
+    checker: &mut Checker<'_>,
+    route: &KeyPath,
+    written: Option<Vec<Option<String>>>,
+    source: Option<SourcePrefix>,
+    group: Option<GroupPrefix>,
+) -> Vec<SourcePrefix> {
+    let mut excepted = Vec::new();
+    let list = route.key("except_sources");
+    for (n, text) in written.into_iter().flatten().enumerate() {
+        let Some(text) = text else { continue };
+        let path = list.index(n);
+        let Some(except) = parse_source(checker, &path, &text, group) else {
+            continue;
+        };
+        let inside = source.is_none_or(|source| {
+            source != except && (source.is_any() || source.net().contains(&except.net()))
+        });
+        if inside {
+            excepted.push(except);
+        } else if let Some(source) = source {
+            let (found, help) = if source == except {
+                (
+                    format!("{except}, all of `source`"),
+                    "Such a route would take nothing; remove it instead.".to_string(),
+                )
+            } else {
+                (
+                    format!("{except}, outside of `source`"),
+                    "The route does not take that sender anyway; remove the entry or widen \
+                     `source`."
+                        .into(),
+                )
+            };
+            let span = checker.sources.span(&route.key("source"));
+            let problem = checker.wrong(&path, found, format!("a part of {source}"), help);
+            problem.also = span.map(|span| (span, "the source".into()));
+        }
+    }
+    excepted
+}
+
+fn egresses(
+    checker: &mut Checker<'_>,
+    route: &KeyPath,
+    written: Vec<Option<String>>,
+    from: Option<&IfPattern>,
+) -> Option<Vec<IfPattern>> {
+    let list = route.key("to");
+    if written.is_empty() {
+        let help = "A route needs somewhere to send: to = [\"eth1\"]. To drop a stream, write no \
+                    route for it.";
+        checker.wrong(&list, "an empty list", "1 to 64 interfaces", help);
+        return None;
+    }
+    if written.len() > MOST_EGRESSES {
+        let found = format!("{} entries", written.len());
+        let help = "A pattern takes many interfaces at once: to = [\"veth*\"].";
+        checker.wrong(&list, found, "1 to 64 interfaces", help);
+        return None;
+    }
+    let mut seen: HashMap<IfPattern, usize> = HashMap::new();
+    let mut to = Vec::new();
+    let mut all_right = true;
+    for (n, text) in written.into_iter().enumerate() {
+        let path = list.index(n);
+        let Some(entry) = text.and_then(|text| checker.pattern(&path, &text)) else {
+            all_right = false;
+            continue;
+        };
+        if let Some(first) = seen.get(&entry) {
+            let span = checker.sources.span(&list.index(*first));
+            let problem = checker.wrong(
+                &path,
+                format!("\"{entry}\" for the second time"),
+                "each interface once",
+                "Remove one of the two.",
+            );
+            problem.also = span.map(|span| (span, "the first".into()));
+            all_right = false;
+            continue;
+        }
+        if let Some(from) = from.filter(|from| !entry.is_pattern() && from.intersects(&entry)) {
+            let span = checker.sources.span(&route.key("from"));
+            let (found, help) = if from.is_pattern() {
+                (
+                    format!("\"{entry}\", which `from` = \"{from}\" takes in as well"),
+                    "A name in `to` must not fit `from`; a pattern in `to` may: it leaves the \
+                     incoming interface out.",
+                )
+            } else {
+                (
+                    format!("\"{entry}\", which is also `from`"),
+                    "Remove it: packets do not go back to where they came from. For both \
+                     directions write two routes.",
+                )
+            };
+            let problem = checker.wrong(&path, found, "an interface other than `from`", help);
+            problem.also = span.map(|span| (span, "from here".into()));
+            all_right = false;
+        }
+        seen.insert(entry.clone(), n);
+        to.push(entry);
+    }
+    all_right.then_some(to)
+}
+
+fn ttl_policy(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenTtl) -> Option<TtlPolicy> {
+    match written {
+        WrittenTtl::Word(word) if word == "decrement" => Some(TtlPolicy::Decrement),
+        WrittenTtl::Word(word) if word == "keep" => Some(TtlPolicy::Keep),
+        WrittenTtl::Word(word) => {
+            let help = match super::keys::nearest(&word, ["decrement", "keep"]) {
+                Some(near) => format!("Did you mean {near:?}?"),
+                None => "To send with a TTL of 8: ttl = { set = 8 }.".into(),
+            };
+            checker.wrong(path, format!("{word:?}"), TTL_FORMS, help);
+            None
+        }
+        WrittenTtl::Number(number) => {
+            let set = number.clamp(1, 255);
+            let help = format!("To send with this TTL: ttl = {{ set = {set} }}.");
+            checker.wrong(path, format!("the number {number}"), TTL_FORMS, help);
+            None
+        }
+        WrittenTtl::Set(set) => {
+            let number = checker.required(set.set, path, "set", "8")?;
+            let zero = "A packet with TTL 0 goes nowhere.";
+            let ttl = checker.ttl_value(&path.key("set"), number, zero)?;
+            Some(TtlPolicy::Set(ttl))
+        }
+    }
+}
+
+/// Rules that could take the same packet equally well. Hands back the indices of the later
+/// ones.
+fn refuse_rivals(checker: &mut Checker<'_>, rules: &[Numbered]) -> HashSet<usize> {
+    // Only rules of equal group and source can be rivals; among those, only a pattern can
+    // meet an interface that is not written the same.
+    #[derive(Default)]
+    struct Bucket<'a> {
+        names: HashMap<&'a str, &'a Numbered>,
+        patterns: Vec<&'a Numbered>,
+    }
+    let mut buckets: HashMap<(GroupPrefix, SourcePrefix), Bucket<'_>> = HashMap::new();
+    let mut refused = HashSet::new();
+    for numbered in rules {
+        let rule = &numbered.rule;
+        let bucket = buckets.entry((rule.group, rule.source)).or_default();
+        let meets = |other: &&&Numbered| other.rule.rivals(rule);
+        let mut first = bucket.patterns.iter().find(meets).copied();
+        if rule.from.is_pattern() {
+            let named = bucket
+                .names
+                .values()
+                .filter(|other| other.rule.rivals(rule));
+            first = first.or_else(|| named.min_by_key(|other| other.index).copied());
+            bucket.patterns.push(numbered);
+        } else {
+            first = first.or_else(|| bucket.names.get(rule.from.as_str()).copied());
+            bucket.names.entry(rule.from.as_str()).or_insert(numbered);
+        }
+        if let Some(other) = first {
+            refused.insert(numbered.index);
+            rival(checker, numbered, other);
+        }
+    }
+    refused
+}
+
+fn rival(checker: &mut Checker<'_>, this: &Numbered, other: &Numbered) {
+    let routes = KeyPath::root("route");
+    let other_group = routes.index(other.index).key("group");
+    let at = checker.sources.value(&other_group).short();
+    let span = checker.sources.span(&other_group);
+    let rule = &this.rule;
+    let interfaces = if rule.from == other.rule.from {
+        format!("from \"{}\"", rule.from)
+    } else {
+        format!(
+            "from \"{}\" and \"{}\", which overlap",
+            rule.from, other.rule.from
+        )
+    };
+    let problem = checker.wrong(
+        &routes.index(this.index).key("group"),
+        format!(
+            "a second route for source {} and group {} {interfaces}",
+            rule.source, rule.group
+        ),
+        "one route that fits best",
+        format!(
+            "The first is \"{}\" in {at}. Put both `to` lists into one route, or give the two \
+             different sources, groups or interfaces.",
+            other.rule.name
+        ),
+    );
+    problem.also = span.map(|span| (span, "the first".into()));
+}
+
+fn refuse_same_names(checker: &mut Checker<'_>, rules: &[Numbered], rivals: &HashSet<usize>) {
+    let routes = KeyPath::root("route");
+    let mut names: HashMap<&RouteName, usize> = HashMap::new();
+    for numbered in rules {
+        let name = &numbered.rule.name;
+        let Some(first) = names.get(name) else {
+            names.insert(name, numbered.index);
+            continue;
+        };
+        // Rivals without names share their default one; that is no second problem.
+        if rivals.contains(&numbered.index) {
+            continue;
+        }
+        let first = routes.index(*first).key("name");
+        let (at, span) = (
+            checker.sources.value(&first).short(),
+            checker.sources.span(&first),
+        );
+        let problem = checker.wrong(
+            &routes.index(numbered.index).key("name"),
+            format!("the name \"{name}\" for the second time"),
+            "a name of its own for each route",
+            format!("The first is in {at}. Metrics are counted under this name."),
+        );
+        problem.also = span.map(|span| (span, "the first".into()));
+    }
+}
+
+fn is_v4(net: IpNet) -> bool {
+    net.addr().is_ipv4()
+}
+
+fn version(net: IpNet) -> &'static str {
+    if is_v4(net) { "IPv4" } else { "IPv6" }
+}
+
+/// A prefix of full length as the address it is.
+fn shown(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
+}
