@@ -2,9 +2,11 @@
 
 pub mod decide;
 pub mod fragment;
+pub mod loop_guard;
 pub mod reason;
 pub mod rewrite;
 pub mod segment;
 
 pub use decide::{Decision, decide};
+pub use loop_guard::LoopGuard;
 pub use reason::DropReason;

@@ -53,6 +53,8 @@ reasons! {
     BadSource = "bad_source",
     /// Its destination is no multicast group, although its link-layer address is.
     NotMulticast = "not_multicast",
+    /// It came back: it was forwarded a moment ago by a route whose TTL policy ends no loop.
+    Loop = "loop",
     /// It is larger than the MTU of the egress and may not be fragmented.
     TooBig = "too_big",
     /// It is several packets in one, cut by rules the kernel does not tell.

@@ -210,6 +210,28 @@ impl GroupPrefix {
         (self.0.prefix_len() == self.0.max_prefix_len()).then(|| Group(self.0.addr()))
     }
 
+    /// How many groups it holds; `u64::MAX` where they are more than that.
+    pub fn count(self) -> u64 {
+        let bits = self.0.max_prefix_len() - self.0.prefix_len();
+        1u64.checked_shl(bits.into()).unwrap_or(u64::MAX)
+    }
+
+    /// The groups one by one, lowest first.
+    pub fn groups(self) -> impl Iterator<Item = Group> {
+        let (first, v4) = match self.0.network() {
+            IpAddr::V4(a) => (u128::from(a.to_bits()), true),
+            IpAddr::V6(a) => (a.to_bits(), false),
+        };
+        (0..self.count()).map(move |n| {
+            let bits = first + u128::from(n);
+            Group(if v4 {
+                IpAddr::V4(Ipv4Addr::from_bits(bits as u32))
+            } else {
+                IpAddr::V6(Ipv6Addr::from_bits(bits))
+            })
+        })
+    }
+
     /// True where every group of the prefix is one that no router forwards by itself.
     pub fn is_link_local(self) -> bool {
         let whole = if self.0.addr().is_ipv4() { 24 } else { 16 };
@@ -351,6 +373,18 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_prefix_lists_its_groups() {
+        let list = |p: &str| {
+            let p = p.parse::<GroupPrefix>().unwrap();
+            (p.count(), p.groups().last().map(|g| g.to_string()))
+        };
+        assert_eq!(list("225.1.2.0/30"), (4, Some("225.1.2.3".into())));
+        assert_eq!(list("225.1.2.3"), (1, Some("225.1.2.3".into())));
+        assert_eq!(list("ff3e::8/126"), (4, Some("ff3e::b".into())));
+        assert_eq!("ff00::/8".parse::<GroupPrefix>().unwrap().count(), u64::MAX);
     }
 
     #[test]

@@ -11,5 +11,5 @@ pub mod ttl;
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
 pub use link::{IfIndex, IfName, IfPattern, LinkError};
 pub use links::{Link, Links};
-pub use rule::{Origin, RouteName, RouteRule};
+pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

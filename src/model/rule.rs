@@ -1,11 +1,11 @@
-//! A route as an operator means it, before interfaces are known.
+//! Routes and joins as an operator means them, before interfaces are known.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{GroupPrefix, IfPattern, SourcePrefix, TtlPolicy};
+use super::{Group, GroupPrefix, IfPattern, Source, SourcePrefix, TtlPolicy};
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -35,13 +35,13 @@ impl fmt::Display for RouteName {
     }
 }
 
-/// Who asked for a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+/// Who asked for a route or a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// A `[[route]]` of the settings.
+    /// The settings.
     Settings,
-    /// `mcastor add`; lives until the next reload.
+    /// A command; lives until the next reload.
     Command,
 }
 
@@ -54,8 +54,45 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Whether a route joins its groups on the interfaces packets arrive on, as a host does, so
+/// that switches with IGMP or MLD snooping deliver them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum JoinPolicy {
+    /// A single group is joined, source-specific where the route names a single source; a
+    /// prefix of groups is not.
+    #[default]
+    Auto,
+    /// Every group is joined, each of a prefix too.
+    Always,
+    /// None is.
+    Never,
+}
+
+/// Most groups one rule may join, each of a prefix counted.
+pub const MOST_JOINED_GROUPS: u64 = 4096;
+
+/// Groups to join as a host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JoinRule {
+    /// On which interfaces.
+    pub interface: IfPattern,
+    /// Only what this source sends.
+    pub source: Option<Source>,
+    /// The group, or all groups of a prefix; at most [`MOST_JOINED_GROUPS`].
+    pub group: GroupPrefix,
+    /// Who asked for it.
+    pub origin: Origin,
+}
+
+impl JoinRule {
+    /// The groups, one by one.
+    pub fn groups(&self) -> impl Iterator<Item = Group> + use<> {
+        self.group.groups().take(MOST_JOINED_GROUPS as usize)
+    }
+}
+
 /// A static route. Source and group are of one IP version.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteRule {
     /// Label of its metrics.
     pub name: RouteName,
@@ -77,9 +114,34 @@ pub struct RouteRule {
     pub ttl: TtlPolicy,
     /// Forward 224.0.0.0/24 and ff02::/16 too.
     pub link_local: bool,
+    /// Whether its groups are joined on `from`.
+    pub join: JoinPolicy,
+    /// Whether packets that come back within a moment are stopped; on by default where the
+    /// TTL policy ends no loop.
+    pub loop_guard: bool,
 }
 
 impl RouteRule {
+    /// The join the route asks for, if any.
+    pub fn wanted_join(&self) -> Option<JoinRule> {
+        let wanted = match self.join {
+            JoinPolicy::Never => false,
+            JoinPolicy::Always => true,
+            // Without a source there is nothing to ask for in the source-specific range
+            // (RFC 4604 section 1: such reports are ignored).
+            JoinPolicy::Auto => self
+                .group
+                .single()
+                .is_some_and(|g| self.source.single().is_some() || !g.is_source_specific()),
+        };
+        wanted.then(|| JoinRule {
+            interface: self.from.clone(),
+            source: self.source.single(),
+            group: self.group,
+            origin: self.origin,
+        })
+    }
+
     /// True where a packet on some interface could fit both rules equally well: same group,
     /// same source, and interfaces in common.
     pub fn rivals(&self, other: &RouteRule) -> bool {

@@ -12,16 +12,19 @@ use super::locate::Sources;
 use super::report::Problem;
 use super::routes;
 use super::written::{
-    Written, WrittenControl, WrittenHttp, WrittenInterface, WrittenLog, WrittenPlane,
+    Written, WrittenControl, WrittenHttp, WrittenInterface, WrittenLimits, WrittenLog, WrittenPlane,
 };
 use super::{
-    ControlSettings, HttpSettings, InterfaceSettings, LogFormat, LogSettings, PlaneKind,
-    PlaneSettings, Settings,
+    ControlSettings, HttpSettings, InterfaceSettings, LimitSettings, LogFormat, LogSettings,
+    PlaneKind, PlaneSettings, Settings,
 };
 use crate::model::{IfPattern, LinkError, TtlThreshold};
 
 /// The longest path a UNIX socket address holds: 108 bytes less the NUL (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
+
+/// The highest limit of flows.
+const MOST_FLOWS: usize = 10_000_000;
 
 /// Checks everything at once; the result counts only where no problem was added.
 pub(super) fn check(
@@ -41,6 +44,8 @@ pub(super) fn check(
     let log = written.log.map(|table| table.0).unwrap_or_default();
     let interfaces = written.interface.unwrap_or_default();
     let routes = written.route.unwrap_or_default();
+    let joins = written.join.unwrap_or_default();
+    let limits = written.limits.map(|table| table.0).unwrap_or_default();
     Settings {
         http: checker.http(http),
         control: checker.control(control),
@@ -48,6 +53,8 @@ pub(super) fn check(
         log: checker.log(log),
         interfaces: checker.interfaces(interfaces.into_iter().map(|t| t.map(|t| t.0))),
         routes: routes::check(&mut checker, routes.into_iter().map(|t| t.map(|t| t.0))),
+        joins: routes::check_joins(&mut checker, joins.into_iter().map(|t| t.map(|t| t.0))),
+        limits: checker.limits(limits),
     }
 }
 
@@ -234,6 +241,22 @@ impl Checker<'_> {
             self.wrong(&path.key("level"), format!("{level:?}"), expected, help);
         }
         LogSettings { level, format }
+    }
+
+    fn limits(&mut self, written: WrittenLimits) -> LimitSettings {
+        let mut limits = LimitSettings::default();
+        if let Some(number) = written.flows {
+            match usize::try_from(number) {
+                Ok(flows) if (1..=MOST_FLOWS).contains(&flows) => limits.flows = flows,
+                _ => {
+                    let path = KeyPath::root("limits").key("flows");
+                    let expected = format!("a number from 1 to {MOST_FLOWS}");
+                    let help = "A flow takes about 250 bytes of memory.";
+                    self.wrong(&path, number.to_string(), expected, help);
+                }
+            }
+        }
+        limits
     }
 
     fn interfaces(

@@ -195,7 +195,9 @@ pub(super) fn value_from_text(kind: &Kind, text: &str) -> Result<Value, String> 
         // Only quotes make TOML of it: a name such as `42` or `true` is a text too.
         Kind::Text if trimmed.starts_with(['"', '\'']) => toml().map(as_toml),
         Kind::Text => Ok(word(text)),
-        Kind::Flag | Kind::Number => Ok(toml().map_or_else(|_| word(text), as_toml)),
+        Kind::Flag | Kind::Number | Kind::WordOrFlag => {
+            Ok(toml().map_or_else(|_| word(text), as_toml))
+        }
         Kind::List if trimmed.starts_with('[') => toml().map(as_toml),
         Kind::List => {
             let entries = trimmed.split(',').map(str::trim).filter(|s| !s.is_empty());

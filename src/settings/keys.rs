@@ -13,6 +13,8 @@ pub(super) enum Kind {
     Number,
     /// A list of strings.
     List,
+    /// A word, or `true` or `false`.
+    WordOrFlag,
     /// A word, or an inline table with these keys.
     WordOrTable(&'static [Key]),
     /// `[name]`.
@@ -89,7 +91,23 @@ pub(super) static ROOT: Kind = Kind::Table(&[
                 "{ set = 8 }",
             ),
             key("link_local", Kind::Flag, "true"),
+            key("join", Kind::WordOrFlag, r#""auto""#),
+            key("loop_guard", Kind::Flag, "true"),
         ]),
+        "",
+    ),
+    key(
+        "join",
+        Kind::Tables(&[
+            key("interface", Kind::Text, r#""eth0""#),
+            key("source", Kind::Text, r#""10.0.0.10""#),
+            key("group", Kind::Text, r#""232.1.2.3""#),
+        ]),
+        "",
+    ),
+    key(
+        "limits",
+        Kind::Table(&[key("flows", Kind::Number, "65536")]),
         "",
     ),
 ]);

@@ -25,7 +25,7 @@ pub use file::MAX_FILE;
 pub use merge::PREFIX;
 pub use report::{MOST_PROBLEMS, Problem, Report};
 
-use crate::model::{IfName, IfPattern, RouteRule, TtlThreshold};
+use crate::model::{IfPattern, JoinPolicy, JoinRule, RouteRule, TtlThreshold};
 use locate::Sources;
 
 /// All settings, checked. The default is what an empty file means.
@@ -43,6 +43,10 @@ pub struct Settings {
     pub interfaces: Vec<InterfaceSettings>,
     /// Each `[[route]]`, in the order written. Names are unique and no two rules are rivals.
     pub routes: Vec<RouteRule>,
+    /// Each `[[join]]`, in the order written.
+    pub joins: Vec<JoinRule>,
+    /// `[limits]`
+    pub limits: LimitSettings,
 }
 
 /// The listener for metrics, health and the API.
@@ -131,7 +135,37 @@ pub struct InterfaceSettings {
     pub ttl_threshold: Option<TtlThreshold>,
 }
 
+/// What strangers may make us remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// Flows of all interfaces together, 1 to 10,000,000.
+    pub flows: usize,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self { flows: 65_536 }
+    }
+}
+
 impl Settings {
+    /// What is allowed but may not be what was meant, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let prefixes = self
+            .routes
+            .iter()
+            .filter(|r| r.join == JoinPolicy::Auto && r.group.single().is_none());
+        prefixes
+            .map(|route| {
+                format!(
+                    "route \"{}\": the groups of {} are not joined, so a switch with snooping may \
+                     not deliver them; join = true joins each, join = false ends this note",
+                    route.name, route.group
+                )
+            })
+            .collect()
+    }
+
     /// Reads `file`, if there is one, lays the variables of `env` that start with
     /// [`PREFIX`] over it, and checks the result.
     ///
@@ -165,15 +199,6 @@ impl Settings {
         } else {
             Err(Report::new(problems))
         }
-    }
-
-    /// The options of the interface called `name`: those under its own name, else those of
-    /// the first pattern it fits.
-    pub fn interface(&self, name: &IfName) -> Option<&InterfaceSettings> {
-        let own = |one: &&InterfaceSettings| one.name.as_str() == name.as_str();
-        let fits = |one: &&InterfaceSettings| one.name.matches(name);
-        let all = &self.interfaces;
-        all.iter().find(own).or_else(|| all.iter().find(fits))
     }
 }
 

@@ -6,10 +6,15 @@ use ipnet::IpNet;
 
 use super::checked::{Checker, TTL_FORMS};
 use super::keys::KeyPath;
-use super::written::{WrittenRoute, WrittenTtl};
+use super::written::{WrittenJoin, WrittenJoinPolicy, WrittenRoute, WrittenTtl};
+use crate::model::rule::MOST_JOINED_GROUPS;
 use crate::model::{
-    AddrError, GroupPrefix, IfPattern, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
+    AddrError, GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule,
+    SourcePrefix, TtlPolicy,
 };
+
+/// The ways to write a join policy.
+pub(super) const JOIN_FORMS: &str = "\"auto\", true or false";
 
 /// Egresses of one route at most.
 const MOST_EGRESSES: usize = 64;
@@ -77,7 +82,11 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
             );
         }
     }
-    let (from, group, source) = (from?, group?, source?);
+    let join = match written.join {
+        None => Some(JoinPolicy::default()),
+        Some(join) => join_policy(checker, &path.key("join"), join, group),
+    };
+    let (from, group, source, ttl) = (from?, group?, source?, ttl?);
     Some(RouteRule {
         name: match written.name {
             Some(name) => RouteName::new(name),
@@ -89,8 +98,10 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
         except_sources,
         group,
         to: to?,
-        ttl: ttl?,
+        ttl,
         link_local,
+        join: join?,
+        loop_guard: written.loop_guard.unwrap_or(ttl.can_feed_a_loop()),
     })
 }
 
@@ -321,6 +332,80 @@ fn ttl_policy(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenTtl) ->
             Some(TtlPolicy::Set(ttl))
         }
     }
+}
+
+fn join_policy(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    written: WrittenJoinPolicy,
+    group: Option<GroupPrefix>,
+) -> Option<JoinPolicy> {
+    match written {
+        WrittenJoinPolicy::Word(word) if word == "auto" => Some(JoinPolicy::Auto),
+        WrittenJoinPolicy::Word(word) => {
+            let help = "auto joins single groups, true each group of a prefix too, false none.";
+            checker.wrong(path, format!("{word:?}"), JOIN_FORMS, help);
+            None
+        }
+        WrittenJoinPolicy::Flag(false) => Some(JoinPolicy::Never),
+        WrittenJoinPolicy::Flag(true) => group
+            .is_none_or(|g| few_enough(checker, path, g))
+            .then_some(JoinPolicy::Always),
+    }
+}
+
+/// Whether a prefix has no more groups than can be joined.
+fn few_enough(checker: &mut Checker<'_>, path: &KeyPath, group: GroupPrefix) -> bool {
+    let few = group.count() <= MOST_JOINED_GROUPS;
+    if !few {
+        checker.wrong(
+            path,
+            format!("a join of every group in {group}"),
+            format!("at most {MOST_JOINED_GROUPS} groups"),
+            "Each is joined by itself; name a longer prefix, or the groups you need.",
+        );
+    }
+    few
+}
+
+/// Checks all joins; those that are wrong are left out of the result.
+pub(super) fn check_joins(
+    checker: &mut Checker<'_>,
+    written: impl Iterator<Item = Option<WrittenJoin>>,
+) -> Vec<JoinRule> {
+    let mut joins = Vec::new();
+    for (index, written) in written.enumerate() {
+        let Some(written) = written else { continue };
+        let path = KeyPath::root("join").index(index);
+        let interface = checker.required(written.interface, &path, "interface", "\"eth0\"");
+        let group = checker.required(written.group, &path, "group", "\"225.1.2.3\"");
+        let interface = interface.and_then(|i| checker.pattern(&path.key("interface"), &i));
+        let group_path = path.key("group");
+        let group = group
+            .and_then(|g| parse_group(checker, &group_path, &g))
+            .filter(|g| few_enough(checker, &group_path, *g));
+        let source_path = path.key("source");
+        let source = match &written.source {
+            None => Some(None),
+            Some(text) => parse_source(checker, &source_path, text, group).and_then(|source| {
+                let single = source.single();
+                if single.is_none() {
+                    let help = "Hosts join single sources; write a [[join]] for each.";
+                    checker.wrong(&source_path, source.to_string(), "one source", help);
+                }
+                single.map(Some)
+            }),
+        };
+        if let (Some(interface), Some(group), Some(source)) = (interface, group, source) {
+            joins.push(JoinRule {
+                interface,
+                source,
+                group,
+                origin: Origin::Settings,
+            });
+        }
+    }
+    joins
 }
 
 /// Rules that could take the same packet equally well. Hands back the indices of the later

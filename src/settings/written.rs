@@ -26,6 +26,8 @@ pub(super) struct Written {
     pub log: Option<Table<WrittenLog>>,
     pub interface: Option<Vec<Option<Table<WrittenInterface>>>>,
     pub route: Option<Vec<Option<Table<WrittenRoute>>>>,
+    pub join: Option<Vec<Option<Table<WrittenJoin>>>>,
+    pub limits: Option<Table<WrittenLimits>>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -72,6 +74,30 @@ pub(super) struct WrittenRoute {
     pub to: Option<Vec<Option<String>>>,
     pub ttl: Option<WrittenTtl>,
     pub link_local: Option<bool>,
+    pub join: Option<WrittenJoinPolicy>,
+    pub loop_guard: Option<bool>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenJoin {
+    pub interface: Option<String>,
+    pub source: Option<String>,
+    pub group: Option<String>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenLimits {
+    pub flows: Option<i64>,
+}
+
+/// `"auto"`, `true` or `false`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged, expecting = "a word or a flag")]
+pub(super) enum WrittenJoinPolicy {
+    Flag(bool),
+    Word(String),
 }
 
 /// `"keep"`, `{ set = 8 }`, or a bare number, which is refused later with the way to write it.
@@ -188,6 +214,7 @@ fn wrong_kind(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
         Kind::Number => "a whole number, without quotes".to_string(),
         Kind::List => "a list of texts".to_string(),
         Kind::WordOrTable(_) => super::checked::TTL_FORMS.to_string(),
+        Kind::WordOrFlag => super::routes::JOIN_FORMS.to_string(),
         Kind::Tables(_) if !entry => format!("tables, each with the header [[{name}]]"),
         Kind::Table(_) | Kind::Tables(_) => "a table".to_string(),
     };

@@ -114,7 +114,7 @@ impl Rib {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfName, Origin, RouteName, SourcePrefix, TtlPolicy};
+    use crate::model::{IfName, JoinPolicy, Origin, RouteName, SourcePrefix, TtlPolicy};
 
     pub fn link(index: u32, name: &str) -> Link {
         Link {
@@ -139,6 +139,8 @@ mod tests {
             to: to.iter().map(|t| t.parse().unwrap()).collect(),
             ttl: TtlPolicy::Decrement,
             link_local: false,
+            join: JoinPolicy::Never,
+            loop_guard: false,
         }
     }
 
