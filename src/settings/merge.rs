@@ -187,6 +187,14 @@ fn unknown_variable(variable: &Variable, help: String) -> Problem {
     }
 }
 
+/// The known key that an unknown one was probably meant to be.
+pub(super) fn meant(path: &KeyPath) -> Option<KeyPath> {
+    let parent = path.parent();
+    let (kind, _) = parent.find()?;
+    let near = nearest(path.last_key(), kind.keys().iter().map(|key| key.name))?;
+    Some(parent.key(near))
+}
+
 /// A key the format does not know.
 pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
     let parent = path.parent();
