@@ -322,7 +322,7 @@ fn faults_of_the_environment_name_the_variable() {
             "MCASTOR__HTPT__LISTEN",
             "off",
             "unknown variable `MCASTOR__HTPT__LISTEN`",
-            "Did you mean MCASTOR__HTTP?",
+            "Did you mean MCASTOR__HTTP__LISTEN?",
         ),
         (
             "MCASTOR__HTTP__LISTE",

@@ -168,7 +168,18 @@ fn help_for(path: &KeyPath, rest: &str) -> String {
         return format!("Nothing goes below {all}.");
     }
     match nearest(path.last_key(), known()) {
-        Some(name) => format!("Did you mean {}?", variable(name)),
+        Some(name) => {
+            let near = variable(name);
+            let below = rest.split("__").skip(path.0.len());
+            let whole = below.fold(near.clone(), |name, part| format!("{name}__{part}"));
+            let known = whole.strip_prefix(PREFIX).map(path_of);
+            let meant = if matches!(known, Some(Ok(_))) {
+                whole
+            } else {
+                near
+            };
+            format!("Did you mean {meant}?")
+        }
         None => {
             let names: Vec<_> = known().map(variable).collect();
             format!("Known here: {}.", names.join(", "))

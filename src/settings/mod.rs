@@ -212,6 +212,21 @@ mod tests {
         assert!(drawn.contains("a.toml:4:12"), "{drawn}");
     }
 
+    /// Every label of the drawing lies in the text it is drawn on.
+    fn drawn(report: &Report) -> bool {
+        let text = report.pretty().to_string();
+        !text.is_empty() && !text.contains("Failed to read contents")
+    }
+
+    #[test]
+    fn a_variable_that_rivals_the_file_is_drawn() {
+        let file = "[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\n";
+        let value = "{ from = \"eth0\", group = \"225.1.2.3\", to = [\"x\"] }";
+        let env = vec![("MCASTOR__ROUTE__1".to_string(), value.to_string())];
+        let report = load_text(file.into(), env).unwrap_err();
+        assert!(drawn(&report), "{}", report.pretty());
+    }
+
     const EXAMPLE: &str = include_str!("../../conf/mcastor.toml");
 
     /// A piece of the example, or something nasty.
@@ -242,7 +257,7 @@ mod tests {
             if let Err(report) = load_text(text, vec![]) {
                 prop_assert!(!report.problems().is_empty());
                 prop_assert!(!report.to_string().is_empty());
-                prop_assert!(!report.pretty().to_string().is_empty());
+                prop_assert!(drawn(&report));
                 prop_assert!(!report.json().to_string().is_empty());
             }
         }
@@ -250,7 +265,7 @@ mod tests {
         #[test]
         fn no_lines_in_any_order_make_it_panic(pieces in prop::collection::vec(piece(), 0..12)) {
             if let Err(report) = load_text(pieces.concat(), vec![]) {
-                prop_assert!(!report.pretty().to_string().is_empty());
+                prop_assert!(drawn(&report));
             }
         }
 
@@ -271,7 +286,7 @@ mod tests {
             ),
         ) {
             if let Err(report) = load_text(EXAMPLE.into(), vars) {
-                prop_assert!(!report.pretty().to_string().is_empty());
+                prop_assert!(drawn(&report));
                 prop_assert!(!report.to_string().is_empty());
             }
         }

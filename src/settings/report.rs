@@ -200,9 +200,10 @@ impl Diagnostic for Problem {
         let (_, span) = self.place.source()?;
         let label = (!self.key.is_empty()).then(|| self.key.clone());
         let first = LabeledSpan::new_primary_with_span(label, span.clone());
-        let second = self
-            .also
-            .iter()
+        // The second place is in the file: under a variable there is nothing to draw it on.
+        let in_file = matches!(self.place, Place::File { .. });
+        let second = self.also.iter().filter(move |_| in_file);
+        let second = second
             .map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));
         Some(Box::new(std::iter::once(first).chain(second)))
     }
