@@ -20,7 +20,7 @@ pub fn run(file: &Path, json: bool) -> ExitCode {
         (Ok(settings), true) => (json_summary(settings), 0),
         (Err(report), true) => (format!("{}\n", report.json()), EXIT_BAD_SETTINGS),
         (Err(report), false) => {
-            eprintln!("{}", report.pretty());
+            eprint!("{}", report.pretty());
             (String::new(), EXIT_BAD_SETTINGS)
         }
     };

@@ -56,7 +56,8 @@ impl fmt::Display for Origin {
 
 /// Whether a route joins its groups on the interfaces packets arrive on, as a host does, so
 /// that switches with IGMP or MLD snooping deliver them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum JoinPolicy {
     /// A single group is joined, source-specific where the route names a single source; a
     /// prefix of groups is not.
@@ -92,7 +93,7 @@ impl JoinRule {
 }
 
 /// A static route. Source and group are of one IP version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRule {
     /// Label of its metrics.
     pub name: RouteName,

@@ -146,7 +146,10 @@ impl Checker<'_> {
 
     /// An interface name or pattern.
     pub fn pattern(&mut self, path: &KeyPath, text: &str) -> Option<IfPattern> {
+        let list = "One name each: a list is written [\"eth1\", \"eth2\"].";
         let (found, help) = match text.parse::<IfPattern>() {
+            // The kernel would take a comma in a name; whoever writes one means a list.
+            Ok(_) if text.contains(',') => (format!("{text:?}"), list.to_string()),
             Ok(pattern) => return Some(pattern),
             Err(LinkError::Empty) => ("an empty text".to_string(), String::new()),
             Err(LinkError::TooLong(_)) => (
@@ -154,10 +157,7 @@ impl Checker<'_> {
                 "Linux names have at most 15 bytes; `ip link` lists them. `*` shortens: \"br-*\"."
                     .into(),
             ),
-            Err(LinkError::BadChar(_, ',')) | Err(LinkError::BadChar(_, ' ')) => (
-                format!("{text:?}"),
-                "One name each: a list is written [\"eth1\", \"eth2\"].".into(),
-            ),
+            Err(LinkError::BadChar(_, ' ')) => (format!("{text:?}"), list.to_string()),
             Err(LinkError::BadChar(_, bad)) => (
                 format!("{text:?}"),
                 format!("No interface name holds {bad:?}."),

@@ -6,26 +6,27 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::Value;
-use miette::NamedSource;
 use toml_edit::{Document, Item, TableLike};
 
 use super::keys::{KeyPath, Kind, ROOT};
 use super::locate::{FileText, Lines, place_in};
-use super::report::{Place, Problem};
+use super::report::{NamedText, Place, Problem};
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// Reads and parses `file`.
-pub(super) fn read(file: &Path) -> Result<FileText, Problem> {
+pub(super) fn read(file: &Path) -> Result<FileText, Box<Problem>> {
     let name = file.display().to_string();
-    let whole = |found: String, expected: &str, help: &str| Problem {
-        place: Place::Whole { file: name.clone() },
-        key: String::new(),
-        found,
-        expected: expected.into(),
-        help: help.into(),
-        also: None,
+    let whole = |found: String, expected: &str, help: &str| {
+        Box::new(Problem {
+            place: Place::Whole { file: name.clone() },
+            key: String::new(),
+            found,
+            expected: expected.into(),
+            help: help.into(),
+            also: None,
+        })
     };
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => whole(
@@ -80,52 +81,94 @@ pub(super) fn read(file: &Path) -> Result<FileText, Problem> {
 }
 
 /// Parses the text of a file called `name`.
-pub(super) fn parse(name: &str, text: String) -> Result<FileText, Problem> {
+pub(super) fn parse(name: &str, text: String) -> Result<FileText, Box<Problem>> {
     let text: Arc<str> = text.into();
-    let named = Arc::new(NamedSource::new(name, text.clone()));
+    let named = Arc::new(NamedText {
+        name: name.into(),
+        text: text.clone(),
+    });
     match Document::parse(text.clone()) {
         Ok(document) => Ok(FileText::new(named, document)),
         Err(error) => {
             let span = error.span().unwrap_or(text.len()..text.len());
             let (found, expected, help) = syntax(error.message(), text.get(span.clone()));
-            Err(Problem {
+            Err(Box::new(Problem {
                 place: place_in(&named, &Lines::of(&text), span),
                 key: String::new(),
                 found,
                 expected,
                 help,
                 also: None,
-            })
+            }))
         }
     }
 }
 
-/// The parser's message in found and expected.
+/// The parser's message as found, expected and help.
 pub(super) fn syntax(message: &str, at: Option<&str>) -> (String, String, String) {
-    let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+    let (what, wanted) = message.split_once(", expected ").unwrap_or((message, ""));
     let at = at
         .map(str::trim)
         .filter(|at| !at.is_empty() && at.len() <= 40);
-    let found = match at {
-        Some(at) if !what.contains(at) => format!("`{at}`: {what}"),
-        _ => what.to_string(),
-    };
-    let expected = match expected {
-        "" if what == "duplicate key" => "each key once in its table".into(),
-        "" => "valid TOML".into(),
-        "nothing" => "nothing more here".into(),
-        expected => expected.to_string(),
-    };
-    let help = match what {
-        "duplicate key" => "Remove one of the two; a further route starts with its own [[route]].",
-        "string values must be quoted" | "extra unexpected dot" => {
-            "Text stands in quotes: group = \"225.1.2.0/24\"."
+    let shown = at.map_or_else(|| "a value".to_string(), |at| format!("`{at}`"));
+    let own = |found: String, expected: &str, help: String| (found, expected.to_string(), help);
+    match what {
+        "duplicate key" => own(
+            format!("{shown} for the second time"),
+            "each key once in its table",
+            "Remove one of the two; a further route starts with its own [[route]].".into(),
+        ),
+        "string values must be quoted" => own(
+            format!("{shown} without quotes"),
+            "a text in quotes",
+            at.map_or_else(String::new, |at| format!("Write \"{at}\".")),
+        ),
+        // What an address without quotes looks like to the parser.
+        "invalid float" | "extra unexpected dot" => own(
+            format!("{shown}, which does not belong to a number"),
+            "a value",
+            "Addresses stand in quotes: group = \"225.1.2.3\".".into(),
+        ),
+        "integer number overflowed" | "floating-point number overflowed" => own(
+            format!("{shown}, a number too large"),
+            "a smaller number",
+            String::new(),
+        ),
+        "missing comma between array elements" => own(
+            "a list that goes on without a comma".into(),
+            "`,` or `]`",
+            "A list is written [\"eth1\", \"eth2\"].".into(),
+        ),
+        "unclosed array table" | "unclosed table" => own(
+            "a header that is not closed".into(),
+            wanted,
+            "Headers are written [http] and [[route]].".into(),
+        ),
+        "key with no value" => own(
+            "a key without a value".into(),
+            wanted,
+            "Settings are lines of the form key = value.".into(),
+        ),
+        _ => {
+            let found = match at {
+                Some(at) if !what.contains(at) => format!("`{at}` ({what})"),
+                _ => what.to_string(),
+            };
+            let expected = match wanted {
+                "" => "valid TOML",
+                "nothing" => "nothing more here",
+                "newline, `#`" => "the end of the line",
+                wanted => wanted,
+            };
+            let help = match what {
+                _ if what.contains("array") => "A list is written [\"eth1\", \"eth2\"].",
+                _ if what.contains("string") => "Close the quotes on the same line.",
+                _ if what.contains("key or value") => "One key a line.",
+                _ => "",
+            };
+            own(found, expected, help.into())
         }
-        _ if what.contains("array") => "A list is written [\"eth1\", \"eth2\"].",
-        _ if what.contains("string") => "Close the quotes on the same line.",
-        _ => "",
-    };
-    (found, expected, help.into())
+    }
 }
 
 /// The file's keys as a tree to merge. Names that are no table of the format are handed back:

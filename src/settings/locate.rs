@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use miette::NamedSource;
 use toml_edit::{Document, Item};
 
 use super::keys::{KeyPath, Step};
-use super::report::{Place, Text};
+use super::report::{NamedText, Place, Text};
 
 /// A file that parsed, with the byte range of every key.
 pub(super) struct FileText {
@@ -19,7 +18,7 @@ pub(super) struct FileText {
 
 impl FileText {
     pub fn new(text: Text, document: Document<Arc<str>>) -> Self {
-        let lines = Lines::of(text.inner());
+        let lines = Lines::of(&text.text);
         Self {
             text,
             document,
@@ -85,7 +84,7 @@ impl Lines {
 
 /// A place in a file from a byte range.
 pub(super) fn place_in(text: &Text, lines: &Lines, span: Range<usize>) -> Place {
-    let whole: &str = text.inner();
+    let whole = &text.text;
     let start = span.start.min(whole.len());
     let end = span.end.clamp(start, whole.len());
     let (line, column) = lines.position(whole, start);
@@ -114,7 +113,10 @@ impl Variable {
         };
         Place::Variable {
             name: self.name.clone(),
-            text: Arc::new(NamedSource::new("environment", text)),
+            text: Arc::new(NamedText {
+                name: "environment".into(),
+                text,
+            }),
             span,
         }
     }

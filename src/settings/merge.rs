@@ -168,7 +168,18 @@ fn help_for(path: &KeyPath, rest: &str) -> String {
         return format!("Nothing goes below {all}.");
     }
     match nearest(path.last_key(), known()) {
-        Some(name) => format!("Did you mean {}?", variable(name)),
+        Some(name) => {
+            let near = variable(name);
+            let below = rest.split("__").skip(path.0.len());
+            let whole = below.fold(near.clone(), |name, part| format!("{name}__{part}"));
+            let known = whole.strip_prefix(PREFIX).map(path_of);
+            let meant = if matches!(known, Some(Ok(_))) {
+                whole
+            } else {
+                near
+            };
+            format!("Did you mean {meant}?")
+        }
         None => {
             let names: Vec<_> = known().map(variable).collect();
             format!("Known here: {}.", names.join(", "))
@@ -185,6 +196,14 @@ fn unknown_variable(variable: &Variable, help: String) -> Problem {
         help,
         also: None,
     }
+}
+
+/// The known key that an unknown one was probably meant to be.
+pub(super) fn meant(path: &KeyPath) -> Option<KeyPath> {
+    let parent = path.parent();
+    let (kind, _) = parent.find()?;
+    let near = nearest(path.last_key(), kind.keys().iter().map(|key| key.name))?;
+    Some(parent.key(near))
 }
 
 /// A key the format does not know.

@@ -178,7 +178,7 @@ impl Settings {
         let file = file
             .map(file::read)
             .transpose()
-            .map_err(|problem| Report::new(vec![problem]))?;
+            .map_err(|problem| Report::new(vec![*problem]))?;
         let sources = Sources {
             file,
             ..Sources::default()
@@ -210,4 +210,110 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
         name.starts_with(PREFIX)
             .then(|| (name, value.to_string_lossy().into_owned()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn load_text(text: String, env: Vec<(String, String)>) -> Result<Settings, Report> {
+        let file = file::parse("a.toml", text).map_err(|problem| Report::new(vec![*problem]))?;
+        let sources = Sources {
+            file: Some(file),
+            ..Sources::default()
+        };
+        Settings::from_sources(sources, env.into_iter())
+    }
+
+    /// Where the drawing says a problem is, and where the plain line says so.
+    #[test]
+    fn columns_are_characters_in_every_form() {
+        let text = "[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"é\", \"é\"]\n";
+        let report = load_text(text.into(), vec![]).unwrap_err();
+        assert!(report.to_string().starts_with("a.toml:4:12: "), "{report}");
+        let drawn = report.pretty().to_string();
+        assert!(drawn.contains("a.toml:4:12"), "{drawn}");
+    }
+
+    /// Every label of the drawing lies in the text it is drawn on.
+    fn drawn(report: &Report) -> bool {
+        let text = report.pretty().to_string();
+        !text.is_empty() && !text.contains("Failed to read contents")
+    }
+
+    #[test]
+    fn a_variable_that_rivals_the_file_is_drawn() {
+        let file = "[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\n";
+        let value = "{ from = \"eth0\", group = \"225.1.2.3\", to = [\"x\"] }";
+        let env = vec![("MCASTOR__ROUTE__1".to_string(), value.to_string())];
+        let report = load_text(file.into(), env).unwrap_err();
+        assert!(drawn(&report), "{}", report.pretty());
+    }
+
+    const EXAMPLE: &str = include_str!("../../conf/mcastor.toml");
+
+    /// A piece of the example, or something nasty.
+    fn piece() -> impl Strategy<Value = String> {
+        let line = (0..EXAMPLE.lines().count())
+            .prop_map(|n| EXAMPLE.lines().nth(n).unwrap_or_default().to_string() + "\n");
+        prop_oneof![
+            line,
+            Just("[[route]]\n".to_string()),
+            Just("[[[[[[[[".to_string()),
+            Just("\"\"\"\n\u{1f980}\r\n".to_string()),
+            Just("a.b.c = { d = [nan, inf, 1979-05-27] }\n".to_string()),
+            Just("\"route[70000].group\" = 1\n".to_string()),
+            Just("ttl = { set = 9223372036854775807 }\n".to_string()),
+            "\\PC{0,12}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_makes_it_panic(
+            at in 0..EXAMPLE.len(),
+            cut in 0usize..40,
+            pieces in prop::collection::vec(piece(), 0..4),
+        ) {
+            let floor = |n: usize| (0..=n.min(EXAMPLE.len())).rev().find(|n| EXAMPLE.is_char_boundary(*n)).unwrap_or(0);
+            let text = format!("{}{}{}", &EXAMPLE[..floor(at)], pieces.concat(), &EXAMPLE[floor(at + cut)..]);
+            if let Err(report) = load_text(text, vec![]) {
+                prop_assert!(!report.problems().is_empty());
+                prop_assert!(!report.to_string().is_empty());
+                prop_assert!(drawn(&report));
+                prop_assert!(!report.json().to_string().is_empty());
+            }
+        }
+
+        #[test]
+        fn no_lines_in_any_order_make_it_panic(pieces in prop::collection::vec(piece(), 0..12)) {
+            if let Err(report) = load_text(pieces.concat(), vec![]) {
+                prop_assert!(drawn(&report));
+            }
+        }
+
+        #[test]
+        fn no_environment_makes_it_panic(
+            vars in prop::collection::vec(
+                (
+                    "MCASTOR__(HTTP|ROUTE|INTERFACE|LOG|X)?(__(0|1|3|99999999999|TO|TTL|SET|FROM|GROUP|LISTEN|LEVEL|é))*",
+                    prop_oneof![
+                        "\\PC{0,12}",
+                        Just("[\"a\", 1, {}]".to_string()),
+                        Just("{ from = \"eth0\", group = \"225.1.2.3\" }".to_string()),
+                        Just("[[[".to_string()),
+                        Just("eth0,eth1".to_string()),
+                    ],
+                ),
+                0..5,
+            ),
+        ) {
+            if let Err(report) = load_text(EXAMPLE.into(), vars) {
+                prop_assert!(drawn(&report));
+                prop_assert!(!report.to_string().is_empty());
+            }
+        }
+    }
 }

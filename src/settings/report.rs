@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use miette::{
-    Diagnostic, LabeledSpan, MietteHandler, MietteHandlerOpts, NamedSource, ReportHandler,
-    SourceCode,
+    Diagnostic, LabeledSpan, MietteError, MietteHandler, MietteHandlerOpts, MietteSpanContents,
+    ReportHandler, SourceCode, SourceSpan, SpanContents,
 };
 use serde::Serialize;
 
@@ -14,7 +14,37 @@ use serde::Serialize;
 pub const MOST_PROBLEMS: usize = 50;
 
 /// A text that labels point into: the file, or an environment variable with its value.
-pub(super) type Text = Arc<NamedSource<Arc<str>>>;
+pub(super) type Text = Arc<NamedText>;
+
+/// A text and what it is called.
+#[derive(Debug)]
+pub(super) struct NamedText {
+    pub name: String,
+    pub text: Arc<str>,
+}
+
+impl SourceCode for NamedText {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        lines_before: usize,
+        lines_after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let inner = self.text.read_span(span, lines_before, lines_after)?;
+        // miette counts columns in bytes, people and editors in characters.
+        let start = inner.span().offset();
+        let before = self.text.get(start.saturating_sub(inner.column())..start);
+        let column = before.map_or(inner.column(), |before| before.chars().count());
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.name.clone(),
+            inner.data(),
+            *inner.span(),
+            inner.line(),
+            column,
+            inner.line_count(),
+        )))
+    }
+}
 
 /// Where a problem stands.
 #[derive(Debug, Clone)]
@@ -69,7 +99,7 @@ impl fmt::Display for Place {
         match self {
             Self::File {
                 text, line, column, ..
-            } => write!(f, "{}:{line}:{column}", text.name()),
+            } => write!(f, "{}:{line}:{column}", text.name),
             Self::Variable { name, .. } => f.write_str(name),
             Self::Whole { file } => f.write_str(file),
             Self::Nowhere => f.write_str("settings"),
@@ -93,7 +123,7 @@ impl Problem {
     /// The file, where the problem is in one.
     pub fn file(&self) -> Option<&str> {
         match &self.place {
-            Place::File { text, .. } => Some(text.name()),
+            Place::File { text, .. } => Some(&text.name),
             Place::Whole { file } => Some(file),
             _ => None,
         }
@@ -170,9 +200,10 @@ impl Diagnostic for Problem {
         let (_, span) = self.place.source()?;
         let label = (!self.key.is_empty()).then(|| self.key.clone());
         let first = LabeledSpan::new_primary_with_span(label, span.clone());
-        let second = self
-            .also
-            .iter()
+        // The second place is in the file: under a variable there is nothing to draw it on.
+        let in_file = matches!(self.place, Place::File { .. });
+        let second = self.also.iter().filter(move |_| in_file);
+        let second = second
             .map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));
         Some(Box::new(std::iter::once(first).chain(second)))
     }
@@ -269,7 +300,10 @@ struct Pretty<'a> {
 
 impl fmt::Display for Pretty<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for problem in &self.report.problems {
+        for (n, problem) in self.report.problems.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
             match problem.place {
                 // Without a snippet the header alone would not say where.
                 Place::Whole { .. } | Place::Nowhere => {

@@ -71,16 +71,15 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
              route: link_local = true.",
         );
     }
-    if let Some(name) = &written.name {
-        if name.trim().is_empty() || name.chars().any(char::is_control) {
-            let expected = "a name of visible characters";
-            checker.wrong(
-                &path.key("name"),
-                format!("{name:?}"),
-                expected,
-                "Leave the key out for a default such as \"eth0 (*, 225.1.2.3)\".",
-            );
-        }
+    let unseen = |name: &&String| name.trim().is_empty() || name.chars().any(char::is_control);
+    if let Some(name) = written.name.as_ref().filter(unseen) {
+        let expected = "a name of visible characters";
+        checker.wrong(
+            &path.key("name"),
+            format!("{name:?}"),
+            expected,
+            "Leave the key out for a default such as \"eth0 (*, 225.1.2.3)\".",
+        );
     }
     let join = match written.join {
         None => Some(JoinPolicy::default()),

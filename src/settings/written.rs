@@ -11,7 +11,7 @@ use serde_path_to_error::Segment;
 
 use super::keys::{KeyPath, Kind, Step, header};
 use super::locate::Sources;
-use super::merge::{at_mut, unknown_key};
+use super::merge::{at_mut, meant, unknown_key};
 use super::report::{MOST_PROBLEMS, Problem};
 
 // Every field is optional and every list entry too: what was refused is blanked out, so that
@@ -181,6 +181,10 @@ pub(super) fn read(
         let value = at_mut(&mut tree, &path).map(Json::take);
         if path.find().is_none() {
             problems.push(unknown_key(sources, &path));
+            // Of `form` it was said that it means `from`: that there is no `from` is old news.
+            if let Some(meant) = meant(&path) {
+                broken.insert(meant);
+            }
             if let Some(Json::Object(table)) = at_mut(&mut tree, &path.parent()) {
                 table.remove(path.last_key());
             }
@@ -215,8 +219,8 @@ fn wrong_kind(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
         Kind::List => "a list of texts".to_string(),
         Kind::WordOrTable(_) => super::checked::TTL_FORMS.to_string(),
         Kind::WordOrFlag => super::routes::JOIN_FORMS.to_string(),
-        Kind::Tables(_) if !entry => format!("tables, each with the header [[{name}]]"),
-        Kind::Table(_) | Kind::Tables(_) => "a table".to_string(),
+        Kind::Tables(_) if !entry => "a list of tables".to_string(),
+        Kind::Table(_) | Kind::Tables(_) => "a single table".to_string(),
     };
     let help = match (kind, value) {
         (Kind::Text, Some(Json::Number(port))) if name == "listen" => {
@@ -239,7 +243,7 @@ fn wrong_kind(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
         (Kind::Table(_) | Kind::Tables(_), _) if entry || key.is_none() => String::new(),
         (Kind::Table(_) | Kind::Tables(_), _) => key.map_or_else(String::new, |key| {
             format!(
-                "Write the header {}, then its keys, one a line.",
+                "Write the header {}, and below it its keys, one a line.",
                 header(key)
             )
         }),
@@ -262,7 +266,7 @@ fn describe(value: Option<&Json>) -> String {
         Some(Json::Bool(flag)) => format!("`{flag}`"),
         Some(Json::Array(list)) if list.iter().any(Json::is_object) => "a list of tables".into(),
         Some(Json::Array(_)) => "a list".into(),
-        Some(Json::Object(_)) => "a table".into(),
+        Some(Json::Object(_)) => "a single table".into(),
         Some(Json::Null) | None => "nothing".into(),
     }
 }

@@ -1,0 +1,513 @@
+//! Settings files: each broken one is refused where and as it says beside it, and each
+//! example of `conf/` loads.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mcastor::model::{IfName, RouteRule, TtlPolicy};
+use mcastor::settings::{LogFormat, MAX_FILE, MOST_PROBLEMS, PlaneKind, Report, Settings};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(root().join(folder))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "toml"))
+        .collect();
+    files.sort();
+    files
+}
+
+fn load_env(file: Option<&Path>, env: &[(&str, &str)]) -> Result<Settings, Report> {
+    let env: Vec<_> = env
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    Settings::load(file, env.into_iter())
+}
+
+fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Settings, Report> {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    fs::write(file.path(), text).unwrap();
+    load_env(Some(file.path()), env)
+}
+
+/// The one problem of settings from the environment alone, without its place.
+fn env_problem(env: &[(&str, &str)]) -> (String, String, String) {
+    let report = load_env(None, env).unwrap_err();
+    assert_eq!(report.problems().len(), 1, "{report}");
+    let problem = &report.problems()[0];
+    (
+        problem.variable().unwrap_or_default().to_string(),
+        problem.to_string(),
+        problem.help_text().to_string(),
+    )
+}
+
+const ROUTE: &str = "[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\n";
+
+/// Beside each `bad/NAME.toml` stands `NAME.expected`: a line `LINE:COL: found …, expected …`
+/// for each problem, and its help. `MCASTOR_WRITE_EXPECTED=1` writes these files anew; read
+/// the difference before keeping it.
+#[test]
+fn broken_files_are_refused_with_the_words_beside_them() {
+    let files = files("tests/settings/bad");
+    assert!(files.len() >= 30, "only {} broken files", files.len());
+    let mut wrong = Vec::new();
+    for file in files {
+        let report = match load_env(Some(&file), &[]) {
+            Ok(_) => {
+                wrong.push(format!("{} was taken for good", file.display()));
+                continue;
+            }
+            Err(report) => report,
+        };
+        let place = format!("{}:", file.display());
+        let mut said = String::new();
+        for problem in report.problems() {
+            let line = problem.plain().replace(&place, "");
+            said.push_str(&format!("{line}\n"));
+            if !problem.help_text().is_empty() {
+                said.push_str(&format!("    help: {}\n", problem.help_text()));
+            }
+        }
+        let beside = file.with_extension("expected");
+        if std::env::var_os("MCASTOR_WRITE_EXPECTED").is_some() {
+            fs::write(&beside, &said).unwrap();
+        }
+        let expected = fs::read_to_string(&beside).unwrap_or_default();
+        if said != expected {
+            wrong.push(format!(
+                "{}\nexpected:\n{expected}said:\n{said}",
+                file.display()
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_example_loads() {
+    let files = files("conf");
+    assert!(files.len() >= 5, "only {} examples", files.len());
+    for file in files {
+        let settings = load_env(Some(&file), &[]);
+        let settings = settings.unwrap_or_else(|report| panic!("{report}"));
+        assert!(!settings.routes.is_empty(), "{}", file.display());
+    }
+}
+
+/// Every key that an error can name as known, from the errors themselves.
+fn known_keys() -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    let known_at = |text: &str| -> Vec<String> {
+        let report = load_text(text, &[]).unwrap_err();
+        let problems = report.problems().iter();
+        let help = problems
+            .map(|problem| problem.help_text())
+            .find(|help| help.contains("Known here: "))
+            .unwrap_or_else(|| panic!("{report}"))
+            .to_string();
+        let (_, list) = help.split_once("Known here: ").unwrap();
+        list.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(String::from)
+            .collect()
+    };
+    for table in known_at("zzzzzzzzzzzz = 1") {
+        let brackets = match table.as_str() {
+            "interface" | "route" => format!("[[{table}]]"),
+            _ => format!("[{table}]"),
+        };
+        for key in known_at(&format!("{brackets}\nzzzzzzzzzzzz = 1")) {
+            keys.insert(format!("{table}.{key}"));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_reference_and_the_full_example_name_every_key() {
+    let reference = fs::read_to_string(root().join("docs/settings.md")).unwrap();
+    let example = fs::read_to_string(root().join("conf/mcastor.toml")).unwrap();
+    let keys = known_keys();
+    assert!(keys.len() >= 16, "{keys:?}");
+    for path in keys {
+        let (table, key) = path.split_once('.').unwrap();
+        assert!(
+            reference.contains(&format!("`{path}`")),
+            "no `{path}` in the reference"
+        );
+        let variable = match table {
+            "interface" | "route" => format!("`MCASTOR__{}__0__{}`", table, key),
+            _ => format!("`MCASTOR__{table}__{key}`"),
+        };
+        assert!(
+            reference.contains(&variable.to_uppercase()),
+            "no {variable}"
+        );
+        assert!(
+            example.contains(&format!("\n{key} = ")),
+            "no {key} in the example"
+        );
+    }
+}
+
+#[test]
+fn the_examples_of_the_reference_load() {
+    let reference = fs::read_to_string(root().join("docs/settings.md")).unwrap();
+    let blocks: Vec<&str> = reference
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert!(blocks.len() >= 3);
+    for block in blocks {
+        load_text(block, &[]).unwrap_or_else(|report| panic!("{block}\n{report}"));
+    }
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    for text in ["", "\n", "# nothing\n", "\u{feff}"] {
+        let settings = load_text(text, &[]).unwrap();
+        assert_eq!(settings, Settings::default());
+    }
+    let settings = Settings::default();
+    assert_eq!(
+        settings.http.listen,
+        Some("127.0.0.1:9464".parse().unwrap())
+    );
+    assert_eq!(settings.control.socket, Path::new("/run/mcastor.sock"));
+    assert_eq!(settings.plane.kind, PlaneKind::Auto);
+    assert_eq!(
+        (settings.log.level.as_str(), settings.log.format),
+        ("info", LogFormat::Text)
+    );
+}
+
+#[test]
+fn all_keys_arrive() {
+    let settings = load_env(Some(&root().join("conf/mcastor.toml")), &[]).unwrap();
+    let [cameras, sensors, mdns] = settings.routes.as_slice() else {
+        panic!("{:?}", settings.routes);
+    };
+    let texts = |rule: &RouteRule| {
+        let to: Vec<_> = rule.to.iter().map(|name| name.to_string()).collect();
+        let except: Vec<_> = rule.except_sources.iter().map(|s| s.to_string()).collect();
+        format!(
+            "{}|{}|{}|{}|{}|{}|{}|{}",
+            rule.name,
+            rule.from,
+            rule.source,
+            except.join(","),
+            rule.group,
+            to.join(","),
+            rule.ttl,
+            rule.link_local
+        )
+    };
+    assert_eq!(
+        texts(cameras),
+        "cameras|eth0|192.168.1.0/24|192.168.1.7,192.168.1.128/25|225.1.2.0/24|eth1,veth*|\
+         decrement|false"
+    );
+    assert_eq!(
+        texts(sensors),
+        "sensors|br-*|*||ff3e::8000:1|eth0|set 8|false"
+    );
+    assert_eq!(texts(mdns), "mdns|eth0|*||224.0.0.251|br-*|keep|true");
+    let eth1: IfName = "eth1".parse().unwrap();
+    let threshold = settings.interface(&eth1).unwrap().ttl_threshold.unwrap();
+    assert_eq!(threshold.get(), 3);
+}
+
+#[test]
+fn an_interface_goes_by_its_own_name_before_any_pattern() {
+    let text = "[[interface]]\nname = \"eth*\"\nttl_threshold = 9\n\
+                [[interface]]\nname = \"eth1\"\nttl_threshold = 3\n";
+    let settings = load_text(text, &[]).unwrap();
+    let threshold = |name: &str| {
+        let interface = settings.interface(&name.parse().unwrap())?;
+        interface.ttl_threshold.map(|ttl| ttl.get())
+    };
+    assert_eq!(threshold("eth1"), Some(3));
+    assert_eq!(threshold("eth2"), Some(9));
+    assert_eq!(threshold("lo"), None);
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let settings = load_env(
+        None,
+        &[
+            ("PATH", "/bin"),
+            ("MCASTOR_SERVICE_HOST", "10.0.0.1"),
+            ("MCASTOR__HTTP__LISTEN", "off"),
+            ("MCASTOR__CONTROL__SOCKET", "/tmp/m.sock"),
+            (
+                "MCASTOR__PLANE",
+                "{ kind = \"packet\", qdisc_bypass = true }",
+            ),
+            ("MCASTOR__LOG__LEVEL", "warn,mcastor=debug"),
+            ("MCASTOR__LOG__FORMAT", "\"json\""),
+            ("MCASTOR__INTERFACE__0__NAME", "eth1"),
+            ("MCASTOR__INTERFACE__0__TTL_THRESHOLD", "3"),
+            ("MCASTOR__ROUTE__0__NAME", "42"),
+            ("MCASTOR__ROUTE__0__FROM", "eth0"),
+            ("MCASTOR__ROUTE__0__GROUP", "224.0.0.251"),
+            ("MCASTOR__ROUTE__0__TO", "eth1, eth2"),
+            ("MCASTOR__ROUTE__0__TTL", "{ set = 8 }"),
+            ("MCASTOR__ROUTE__0__LINK_LOCAL", "true"),
+            ("MCASTOR__ROUTE__1__FROM", "eth0"),
+            ("MCASTOR__ROUTE__1__GROUP", "225.1.2.3"),
+            ("MCASTOR__ROUTE__1__TO__0", "eth1"),
+            ("MCASTOR__ROUTE__1__TO__1", "eth2"),
+            ("MCASTOR__ROUTE__1__TTL", "keep"),
+        ],
+    )
+    .unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(settings.http.listen, None);
+    assert_eq!(settings.control.socket, Path::new("/tmp/m.sock"));
+    assert_eq!(settings.plane.kind, PlaneKind::Packet);
+    assert!(settings.plane.qdisc_bypass);
+    assert_eq!(settings.log.format, LogFormat::Json);
+    assert_eq!(settings.routes[0].name.as_str(), "42");
+    assert_eq!(settings.routes[0].ttl, TtlPolicy::Set(8));
+    assert_eq!(settings.routes[1].to.len(), 2);
+    assert_eq!(settings.routes[1].ttl, TtlPolicy::Keep);
+}
+
+#[test]
+fn the_environment_wins_and_extends_lists() {
+    let listen: SocketAddr = "[::1]:1234".parse().unwrap();
+    let file = format!("[http]\nlisten = \"off\"\n{ROUTE}ttl = \"keep\"\n");
+    let settings = load_text(
+        &file,
+        &[
+            ("MCASTOR__HTTP__LISTEN", "[::1]:1234"),
+            ("MCASTOR__ROUTE__0__TTL", "{ set = 9 }"),
+            ("MCASTOR__ROUTE__0__TO__1", "eth7"),
+            ("MCASTOR__ROUTE__1__FROM", "eth5"),
+            ("MCASTOR__ROUTE__1__GROUP", "225.5.5.5"),
+            ("MCASTOR__ROUTE__1__TO", "[\"eth6\"]"),
+        ],
+    )
+    .unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(settings.http.listen, Some(listen));
+    assert_eq!(settings.routes.len(), 2);
+    assert_eq!(settings.routes[0].ttl, TtlPolicy::Set(9));
+    assert_eq!(settings.routes[0].to[0].as_str(), "eth1");
+    assert_eq!(settings.routes[0].to[1].as_str(), "eth7");
+    assert_eq!(settings.routes[1].group.to_string(), "225.5.5.5");
+}
+
+#[test]
+fn faults_of_the_environment_name_the_variable() {
+    for (name, value, said, help) in [
+        (
+            "MCASTOR__HTTP__LISTEN",
+            "9464",
+            "found \"9464\", expected an address and port",
+            "127.0.0.1:9464",
+        ),
+        (
+            "MCASTOR__HTPT__LISTEN",
+            "off",
+            "unknown variable `MCASTOR__HTPT__LISTEN`",
+            "Did you mean MCASTOR__HTTP__LISTEN?",
+        ),
+        (
+            "MCASTOR__HTTP__LISTE",
+            "off",
+            "unknown variable",
+            "Did you mean MCASTOR__HTTP__LISTEN?",
+        ),
+        (
+            "MCASTOR__http__listen",
+            "off",
+            "unknown variable",
+            "capitals: MCASTOR__HTTP__LISTEN",
+        ),
+        (
+            "MCASTOR__ROUTE__GROUP",
+            "225.1.2.3",
+            "unknown variable",
+            "MCASTOR__ROUTE__0__GROUP",
+        ),
+        (
+            "MCASTOR__ROUTE__99999999999999999999__GROUP",
+            "225.1.2.3",
+            "unknown variable",
+            "at most 65535",
+        ),
+        (
+            "MCASTOR__PLANE__QDISC_BYPASS",
+            "yes",
+            "found the text \"yes\", expected true or false",
+            "qdisc_bypass",
+        ),
+        ("MCASTOR__HTTP", "off", "found the text \"off\"", "[http]"),
+        ("MCASTOR__", "x", "unknown variable", "MCASTOR__HTTP"),
+        ("MCASTOR__ROUTE", "[{ from = }]", "found", "TOML"),
+    ] {
+        let (variable, text, mend) = env_problem(&[(name, value)]);
+        assert_eq!(variable, name);
+        assert!(text.contains(said), "{name}: {text}");
+        assert!(mend.contains(help), "{name}: {mend}");
+    }
+}
+
+#[test]
+fn an_entry_of_the_environment_is_checked_like_one_of_the_file() {
+    let report = load_text(
+        ROUTE,
+        &[
+            ("MCASTOR__ROUTE__1__FROM", "eth0"),
+            ("MCASTOR__ROUTE__1__TO", "eth1,eth0"),
+            ("MCASTOR__ROUTE__0__GROUP", "225.1.2.3/24"),
+        ],
+    )
+    .unwrap_err();
+    let said: Vec<_> = report
+        .problems()
+        .iter()
+        .map(|problem| (problem.variable().unwrap_or("file"), problem.key()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("MCASTOR__ROUTE__0__GROUP", "route[0].group"),
+            ("MCASTOR__ROUTE__1__FROM", "route[1]"),
+            ("MCASTOR__ROUTE__1__TO", "route[1].to[1]"),
+        ],
+        "{report}"
+    );
+}
+
+#[test]
+fn a_gap_in_the_numbers_is_refused() {
+    let route = |n: &str| -> Vec<(String, String)> {
+        [("FROM", "eth0"), ("GROUP", "225.9.9.9"), ("TO", "eth1")]
+            .map(|(key, value)| (format!("MCASTOR__ROUTE__{n}__{key}"), value.to_string()))
+            .to_vec()
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), ROUTE).unwrap();
+    let report = Settings::load(Some(file.path()), route("2").into_iter()).unwrap_err();
+    let first = &report.problems()[0];
+    assert_eq!(first.found(), "index 2");
+    assert!(
+        first.expected().starts_with("1, the next free index"),
+        "{report}"
+    );
+    assert!(Settings::load(Some(file.path()), route("1").into_iter()).is_ok());
+}
+
+#[test]
+fn rivals_of_file_and_environment_are_found() {
+    let (variable, text, help) = {
+        let report = load_text(
+            ROUTE,
+            &[(
+                "MCASTOR__ROUTE__1",
+                "{ from = \"eth*\", group = \"225.1.2.3\", to = [\"x\"] }",
+            )],
+        )
+        .unwrap_err();
+        assert_eq!(report.problems().len(), 1, "{report}");
+        let problem = &report.problems()[0];
+        let help = problem.help_text().to_string();
+        (
+            problem.variable().unwrap().to_string(),
+            problem.to_string(),
+            help,
+        )
+    };
+    assert_eq!(variable, "MCASTOR__ROUTE__1");
+    assert!(
+        text.contains("a second route for source * and group 225.1.2.3"),
+        "{text}"
+    );
+    assert!(help.contains("line 3"), "{help}");
+}
+
+#[test]
+fn files_that_cannot_be_read_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("latin1.toml"), b"# ok\nname = \"K\xfchl\"\n").unwrap();
+    fs::write(path("large.toml"), vec![b'#'; MAX_FILE as usize + 1]).unwrap();
+    fs::write(path("just.toml"), vec![b'#'; MAX_FILE as usize]).unwrap();
+    for (file, said) in [
+        (
+            path("none.toml"),
+            "found no such file, expected a settings file",
+        ),
+        (
+            folder.path().to_path_buf(),
+            "found a directory, expected a settings file",
+        ),
+        (
+            path("latin1.toml"),
+            "found bytes that are not UTF-8 in line 2 (byte 14 of the file), expected",
+        ),
+        (
+            path("large.toml"),
+            "found a file over 4 MiB, expected settings of at most 4 MiB",
+        ),
+        (PathBuf::from("/dev/zero"), "found a file over 4 MiB"),
+        (PathBuf::from(""), "found no such file"),
+    ] {
+        let report = load_env(Some(&file), &[]).unwrap_err();
+        let text = report.to_string();
+        assert!(
+            text.starts_with(&format!("{}: found", file.display())),
+            "{text}"
+        );
+        assert!(text.contains(said), "{text}");
+        assert!(report.pretty().to_string().contains("found"));
+    }
+    assert!(load_env(Some(&path("just.toml")), &[]).is_ok());
+}
+
+#[test]
+fn a_flood_of_problems_is_cut_short_and_counted() {
+    let one = "[[route]]\nfrom = \"eth0\"\ngroup = \"10.0.0.1\"\nto = [\"eth1\"]\n";
+    let report = load_text(&one.repeat(200), &[]).unwrap_err();
+    assert_eq!(report.problems().len(), MOST_PROBLEMS);
+    assert_eq!(report.left_out(), 200 - MOST_PROBLEMS);
+    // Unknown keys are found one reading at a time; that must end too.
+    let report = load_text(&"[[route]]\nzzz = 1\n".repeat(200), &[]).unwrap_err();
+    assert_eq!(report.problems().len(), MOST_PROBLEMS);
+}
+
+/// Ten thousand routes, all different; and ten thousand of one group that differ by `from`.
+#[test]
+fn ten_thousand_routes_are_checked_quickly() {
+    let different: String = (0..10_000)
+        .map(|n| {
+            let (high, low) = (n / 250, n % 250);
+            format!("[[route]]\nfrom = \"eth0\"\ngroup = \"239.1.{high}.{low}\"\nto = [\"eth1\"]\n")
+        })
+        .collect();
+    let one_group: String = (0..10_000)
+        .map(|n| format!("[[route]]\nfrom = \"eth{n}\"\ngroup = \"239.1.1.1\"\nto = [\"out\"]\n"))
+        .collect();
+    for text in [different, one_group] {
+        let start = Instant::now();
+        let settings = load_text(&text, &[]).unwrap_or_else(|report| panic!("{report}"));
+        let took = start.elapsed();
+        assert_eq!(settings.routes.len(), 10_000);
+        println!("10,000 routes: {took:?}");
+        // An unoptimized build on a busy machine; the quadratic check took minutes.
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
