@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mcastor::model::{IfName, RouteRule, TtlPolicy};
+use mcastor::model::{RouteRule, TtlPolicy};
 use mcastor::settings::{LogFormat, MAX_FILE, MOST_PROBLEMS, PlaneKind, Report, Settings};
 
 fn root() -> PathBuf {
@@ -123,7 +123,7 @@ fn known_keys() -> BTreeSet<String> {
     };
     for table in known_at("zzzzzzzzzzzz = 1") {
         let brackets = match table.as_str() {
-            "interface" | "route" => format!("[[{table}]]"),
+            "interface" | "route" | "join" => format!("[[{table}]]"),
             _ => format!("[{table}]"),
         };
         for key in known_at(&format!("{brackets}\nzzzzzzzzzzzz = 1")) {
@@ -146,7 +146,7 @@ fn the_reference_and_the_full_example_name_every_key() {
             "no `{path}` in the reference"
         );
         let variable = match table {
-            "interface" | "route" => format!("`MCASTOR__{}__0__{}`", table, key),
+            "interface" | "route" | "join" => format!("`MCASTOR__{}__0__{}`", table, key),
             _ => format!("`MCASTOR__{table}__{key}`"),
         };
         assert!(
@@ -224,23 +224,9 @@ fn all_keys_arrive() {
         "sensors|br-*|*||ff3e::8000:1|eth0|set 8|false"
     );
     assert_eq!(texts(mdns), "mdns|eth0|*||224.0.0.251|br-*|keep|true");
-    let eth1: IfName = "eth1".parse().unwrap();
-    let threshold = settings.interface(&eth1).unwrap().ttl_threshold.unwrap();
-    assert_eq!(threshold.get(), 3);
-}
-
-#[test]
-fn an_interface_goes_by_its_own_name_before_any_pattern() {
-    let text = "[[interface]]\nname = \"eth*\"\nttl_threshold = 9\n\
-                [[interface]]\nname = \"eth1\"\nttl_threshold = 3\n";
-    let settings = load_text(text, &[]).unwrap();
-    let threshold = |name: &str| {
-        let interface = settings.interface(&name.parse().unwrap())?;
-        interface.ttl_threshold.map(|ttl| ttl.get())
-    };
-    assert_eq!(threshold("eth1"), Some(3));
-    assert_eq!(threshold("eth2"), Some(9));
-    assert_eq!(threshold("lo"), None);
+    let eth1 = &settings.interfaces[0];
+    assert_eq!(eth1.name.as_str(), "eth1");
+    assert_eq!(eth1.ttl_threshold.unwrap().get(), 3);
 }
 
 #[test]
