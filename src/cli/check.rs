@@ -35,6 +35,7 @@ fn interfaces(settings: &Settings) -> Vec<&str> {
     let mut names: Vec<&str> = routes
         .flat_map(|route| std::iter::once(&route.from).chain(&route.to))
         .chain(settings.interfaces.iter().map(|one| &one.name))
+        .chain(settings.joins.iter().map(|join| &join.interface))
         .map(|name| name.as_str())
         .collect();
     names.sort_unstable();
@@ -60,6 +61,11 @@ fn summary(file: &Path, settings: &Settings) -> String {
         text.push_str(&names.join(", "));
     }
     text.push('\n');
+    for note in settings.notes() {
+        text.push_str("note: ");
+        text.push_str(&note);
+        text.push('\n');
+    }
     text
 }
 
@@ -67,7 +73,9 @@ fn json_summary(settings: &Settings) -> String {
     let answer = serde_json::json!({
         "ok": true,
         "routes": settings.routes,
+        "joins": settings.joins,
         "interfaces": interfaces(settings),
+        "notes": settings.notes(),
     });
     format!("{answer}\n")
 }

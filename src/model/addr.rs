@@ -137,6 +137,12 @@ impl Source {
     }
 }
 
+impl Serialize for Source {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -276,6 +282,13 @@ impl SourcePrefix {
     /// The source, where the prefix holds exactly one.
     pub fn single(self) -> Option<Source> {
         (self.0.prefix_len() == self.0.max_prefix_len()).then(|| Source(self.0.addr()))
+    }
+}
+
+impl From<Source> for SourcePrefix {
+    /// The prefix of full length.
+    fn from(source: Source) -> Self {
+        Self(IpNet::from(source.addr()))
     }
 }
 

@@ -73,7 +73,7 @@ pub enum JoinPolicy {
 pub const MOST_JOINED_GROUPS: u64 = 4096;
 
 /// Groups to join as a host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct JoinRule {
     /// On which interfaces.
     pub interface: IfPattern,

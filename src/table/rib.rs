@@ -8,7 +8,62 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::fib::{Egress, EgressId, Entry, Fib, Ingress, Path};
-use crate::model::{IfIndex, IfPattern, Link, Links, RouteRule, TtlThreshold};
+use crate::model::rule::MOST_JOINED_GROUPS;
+use crate::model::{
+    GroupPrefix, IfIndex, IfPattern, JoinRule, Link, Links, RouteName, RouteRule, SourcePrefix,
+    TtlThreshold,
+};
+
+/// Egresses of one route at most.
+pub const MOST_EGRESSES: usize = 64;
+
+/// Why a change of the rules is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RibError {
+    /// A packet could fit two rules equally well.
+    #[error(
+        "route \"{0}\" takes the same source and group on an interface they share; change that one"
+    )]
+    Rival(RouteName),
+    /// No rule has this interface, source and group.
+    #[error(
+        "there is no route from {from} for ({source_prefix}, {group}); `mcastor show routes` lists them"
+    )]
+    NoSuchRoute {
+        /// The IIF asked for.
+        from: IfPattern,
+        /// The source asked for.
+        source_prefix: SourcePrefix,
+        /// The group asked for.
+        group: GroupPrefix,
+    },
+    /// The route does not send there.
+    #[error("the route does not send to {0}")]
+    NoSuchEgress(IfPattern),
+    /// Packets would go back to where they came from.
+    #[error("{0} is where the packets come from; name another interface to send them to")]
+    HoldsOwnFrom(IfPattern),
+    /// More egresses than a route may have.
+    #[error("a route sends to at most {MOST_EGRESSES} names and patterns")]
+    TooManyEgresses,
+    /// Such groups stay on their link unless the settings say so.
+    #[error(
+        "{0} is link-local and stays on its link; a [[route]] with link_local = true in the settings forwards it"
+    )]
+    LinkLocal(GroupPrefix),
+    /// Source and group of two IP versions.
+    #[error("source {0} and group {1} are of different IP versions")]
+    MixedFamily(SourcePrefix, GroupPrefix),
+    /// The very same membership exists.
+    #[error("already joined")]
+    AlreadyJoined,
+    /// There is no such membership that a command could take back.
+    #[error("not joined by [[join]] or `mcastor join`; `mcastor show groups` lists what is")]
+    NotJoined,
+    /// More groups than one rule may join.
+    #[error("{0} has more than the {MOST_JOINED_GROUPS} groups that one join may name")]
+    TooManyGroups(GroupPrefix),
+}
 
 /// Options an operator gave to interfaces by name or pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,9 +82,101 @@ pub struct Rib {
     /// Interface options; of several that fit an interface the first literal name counts,
     /// else the first pattern.
     pub interfaces: Vec<InterfaceOptions>,
+    /// Groups to join as a host, besides those that rules join.
+    pub joins: Vec<JoinRule>,
 }
 
 impl Rib {
+    /// Adds a rule, or its egresses to the rule of the same interface, source and group.
+    pub fn add(&mut self, rule: RouteRule) -> Result<(), RibError> {
+        if rule.source.net().addr().is_ipv4() != rule.group.net().addr().is_ipv4() {
+            return Err(RibError::MixedFamily(rule.source, rule.group));
+        }
+        if rule.group.is_link_local() && !rule.link_local {
+            return Err(RibError::LinkLocal(rule.group));
+        }
+        let own = |to: &&IfPattern| !to.is_pattern() && rule.from.intersects(to);
+        if let Some(own) = rule.to.iter().find(own) {
+            return Err(RibError::HoldsOwnFrom(own.clone()));
+        }
+        let mut to = rule.to.clone();
+        let same = self.find(&rule.from, rule.source, rule.group);
+        if let Some(at) = same {
+            to.splice(0..0, self.rules[at].to.iter().cloned());
+        } else if let Some(rival) = self.rules.iter().find(|r| r.rivals(&rule)) {
+            return Err(RibError::Rival(rival.name.clone()));
+        }
+        let mut seen = std::collections::HashSet::new();
+        to.retain(|t| seen.insert(t.clone()));
+        if to.len() > MOST_EGRESSES {
+            return Err(RibError::TooManyEgresses);
+        }
+        match same {
+            Some(at) => self.rules[at].to = to,
+            None => self.rules.push(RouteRule { to, ..rule }),
+        }
+        Ok(())
+    }
+
+    /// Removes egresses of a rule, or without any named, the rule. A rule that loses its
+    /// last egress stays: it takes its packets and drops them.
+    pub fn remove(
+        &mut self,
+        from: &IfPattern,
+        source: SourcePrefix,
+        group: GroupPrefix,
+        to: &[IfPattern],
+    ) -> Result<(), RibError> {
+        let Some(at) = self.find(from, source, group) else {
+            return Err(RibError::NoSuchRoute {
+                from: from.clone(),
+                source_prefix: source,
+                group,
+            });
+        };
+        if to.is_empty() {
+            self.rules.remove(at);
+            return Ok(());
+        }
+        let rule = &mut self.rules[at];
+        if let Some(unknown) = to.iter().find(|t| !rule.to.contains(t)) {
+            return Err(RibError::NoSuchEgress(unknown.clone()));
+        }
+        rule.to.retain(|t| !to.contains(t));
+        Ok(())
+    }
+
+    fn find(&self, from: &IfPattern, source: SourcePrefix, group: GroupPrefix) -> Option<usize> {
+        self.rules
+            .iter()
+            .position(|r| r.from == *from && r.source == source && r.group == group)
+    }
+
+    /// Adds a join.
+    pub fn join(&mut self, join: JoinRule) -> Result<(), RibError> {
+        if join.group.count() > MOST_JOINED_GROUPS {
+            return Err(RibError::TooManyGroups(join.group));
+        }
+        if let Some(source) = join.source
+            && source.addr().is_ipv4() != join.group.net().addr().is_ipv4()
+        {
+            let source = SourcePrefix::from(source);
+            return Err(RibError::MixedFamily(source, join.group));
+        }
+        if self.joins.iter().any(|j| same_join(j, &join)) {
+            return Err(RibError::AlreadyJoined);
+        }
+        self.joins.push(join);
+        Ok(())
+    }
+
+    /// Takes a join back.
+    pub fn leave(&mut self, join: &JoinRule) -> Result<(), RibError> {
+        let at = self.joins.iter().position(|j| same_join(j, join));
+        self.joins.remove(at.ok_or(RibError::NotJoined)?);
+        Ok(())
+    }
+
     /// The threshold of an egress.
     pub fn ttl_threshold(&self, link: &Link) -> Option<TtlThreshold> {
         let fitting = |patterns: bool| {
@@ -111,6 +258,10 @@ impl Rib {
     }
 }
 
+fn same_join(a: &JoinRule, b: &JoinRule) -> bool {
+    (&a.interface, a.source, a.group) == (&b.interface, b.source, b.group)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +302,7 @@ mod tests {
             .collect();
         let rib = Rib {
             rules: vec![rule("br-*", "225.1.2.3", &["br-*", "eth0", "eth*", "gone"])],
-            interfaces: vec![],
+            ..Rib::default()
         };
         let fib = rib.fib(&links, 1);
         let mut ways: Vec<_> = fib
@@ -182,6 +333,7 @@ mod tests {
         let rib = Rib {
             rules: vec![],
             interfaces: vec![option("eth*", 8), option("eth0", 3)],
+            ..Rib::default()
         };
         assert_eq!(rib.ttl_threshold(&link(1, "eth0")), TtlThreshold::new(3));
         assert_eq!(rib.ttl_threshold(&link(1, "eth1")), TtlThreshold::new(8));
@@ -193,10 +345,56 @@ mod tests {
         let links: Links = [link(1, "eth0")].into_iter().collect();
         let rib = Rib {
             rules: vec![rule("eth0", "225.1.2.3", &["eth1"])],
-            interfaces: vec![],
+            ..Rib::default()
         };
         let fib = rib.fib(&links, 1);
         assert_eq!(fib.ingresses.len(), 1);
         assert!(fib.paths.is_empty());
+    }
+
+    #[test]
+    fn adding_extends_the_rule_of_the_same_key_and_refuses_rivals() {
+        let mut rib = Rib::default();
+        rib.add(rule("eth0", "225.1.2.3", &["eth1"])).unwrap();
+        rib.add(rule("eth0", "225.1.2.3", &["eth2", "eth1"]))
+            .unwrap();
+        assert_eq!(rib.rules.len(), 1);
+        assert_eq!(rib.rules[0].to.len(), 2);
+        let refused = |rib: &mut Rib, r| rib.add(r).unwrap_err();
+        assert!(matches!(
+            refused(&mut rib, rule("eth*", "225.1.2.3", &["br0"])),
+            RibError::Rival(_)
+        ));
+        assert!(matches!(
+            refused(&mut rib, rule("eth0", "225.1.2.4", &["eth0"])),
+            RibError::HoldsOwnFrom(_)
+        ));
+        assert!(matches!(
+            refused(&mut rib, rule("eth0", "224.0.0.0/24", &["eth1"])),
+            RibError::LinkLocal(_)
+        ));
+        assert_eq!(rib.rules.len(), 1);
+    }
+
+    #[test]
+    fn removing_takes_egresses_first_and_the_rule_only_when_none_is_named() {
+        let mut rib = Rib::default();
+        rib.add(rule("eth0", "225.1.2.3", &["eth1", "eth2"]))
+            .unwrap();
+        let (from, r) = ("eth0".parse().unwrap(), rib.rules[0].clone());
+        let to = |n: &str| vec![n.parse::<IfPattern>().unwrap()];
+        rib.remove(&from, r.source, r.group, &to("eth1")).unwrap();
+        assert_eq!(
+            rib.remove(&from, r.source, r.group, &to("eth1")),
+            Err(RibError::NoSuchEgress("eth1".parse().unwrap()))
+        );
+        rib.remove(&from, r.source, r.group, &to("eth2")).unwrap();
+        assert_eq!(rib.rules.len(), 1);
+        rib.remove(&from, r.source, r.group, &[]).unwrap();
+        assert!(rib.rules.is_empty());
+        assert!(matches!(
+            rib.remove(&from, r.source, r.group, &[]),
+            Err(RibError::NoSuchRoute { .. })
+        ));
     }
 }
