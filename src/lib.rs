@@ -34,11 +34,11 @@
 //! ```
 //!
 //! - [`sys`] is the only room with unsafe code. It knows [`model`] and [`wire`]. Planes reach it,
-//!   and those that need sockets of their own: [`app`], and `send` and `recv` of [`cli`].
+//!   and those that need sockets of their own: [`app`], [`demo`], and `send` and `recv` of [`cli`].
 //! - [`metrics`] knows [`model`] and the reasons of [`forward`]; actors count in it.
 //! - [`settings`] becomes [`table::Rib`] in [`app`]; nothing else reads it.
 //! - [`api`] is what is shown. [`control`] and [`http`] carry it and stand beside the actors.
-//! - [`streams`] is for test streams, and is no part of the router.
+//! - [`streams`] and [`demo`] are for test streams, and are no part of the router.
 //!
 //! `model`, `wire`, `table` and `forward` are pure: no socket, no clock, no actor.
 //!
