@@ -65,6 +65,11 @@ enum Command {
     Man,
 }
 
+/// Every subcommand and argument, for those who want to parse without running.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
