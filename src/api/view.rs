@@ -72,3 +72,52 @@ pub struct InterfaceView {
     /// Packets the kernel dropped because the capture socket was full.
     pub socket_dropped_packets: u64,
 }
+
+/// One flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// Interface it arrives on.
+    pub iif: String,
+    /// Who sends.
+    pub source: String,
+    /// To which group.
+    pub group: String,
+    /// The route that forwards it now; `None` where the route is gone.
+    pub route: Option<String>,
+    /// Interfaces it leaves on.
+    pub oifs: Vec<String>,
+    /// Packets taken in.
+    pub packets: u64,
+    /// Their IP bytes.
+    pub bytes: u64,
+    /// Milliseconds since its first packet.
+    pub age_ms: u64,
+    /// Milliseconds since its last packet.
+    pub idle_ms: u64,
+}
+
+/// One group joined as a host, or wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// On which interface.
+    pub interface: String,
+    /// From which source only.
+    pub source: Option<String>,
+    /// Which group.
+    pub group: String,
+    /// Why the kernel refuses; it is tried again every second.
+    pub error: Option<String>,
+}
+
+/// Something that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingView {
+    /// `route` or `join`.
+    pub kind: String,
+    /// Which one.
+    pub name: String,
+    /// Names and patterns that no interface fits now.
+    pub waiting_for: Vec<String>,
+    /// `settings` or `command`.
+    pub origin: String,
+}
