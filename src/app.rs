@@ -9,8 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::actors::keeper::{Charge, Keeper, Shutdown};
 use crate::actors::World;
+use crate::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
 use crate::control::server::{BindError, Server};
 use crate::metrics::Catalog;
 use crate::planes::packet::PacketPlane;
@@ -71,6 +71,7 @@ async fn assemble(settings: Settings, activated: Option<TcpListener>) -> Result<
         http,
         failed: failed.clone(),
         workers: std::thread::available_parallelism().map_or(1, Into::into),
+        links: LinkSource::Netlink,
     })
     .start();
     let control = actix::spawn(control.serve(world.clone()));

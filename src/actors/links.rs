@@ -13,7 +13,7 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 use tracing::{error, warn};
 
-use super::world::Vital;
+use super::world::{Stop, Vital};
 use crate::model::{IfIndex, Link, Links};
 
 /// The kernel drops notices when its socket buffer is full, so that all is read anew now
@@ -72,21 +72,24 @@ impl LinksWatch {
             }
             Ok::<_, rtnetlink::Error>(links)
         };
-        ctx.spawn(read.into_actor(self).map(|result, actor, ctx| match result {
-            Ok(_) if actor.overtaken => actor.read_anew(ctx),
-            Ok(links) => {
-                let changed = links != actor.links || !actor.complete;
-                actor.links = links;
-                actor.complete = true;
-                if changed {
-                    actor.announce();
-                }
-            }
-            Err(e) => {
-                warn!("netlink: cannot list the interfaces: {e}; trying again");
-                ctx.run_later(Duration::from_secs(1), Self::read_anew);
-            }
-        }));
+        ctx.spawn(
+            read.into_actor(self)
+                .map(|result, actor, ctx| match result {
+                    Ok(_) if actor.overtaken => actor.read_anew(ctx),
+                    Ok(links) => {
+                        let changed = links != actor.links || !actor.complete;
+                        actor.links = links;
+                        actor.complete = true;
+                        if changed {
+                            actor.announce();
+                        }
+                    }
+                    Err(e) => {
+                        warn!("netlink: cannot list the interfaces: {e}; trying again");
+                        ctx.run_later(Duration::from_secs(1), Self::read_anew);
+                    }
+                }),
+        );
     }
 
     fn announce(&self) {
@@ -113,9 +116,14 @@ impl Actor for LinksWatch {
             }
         }
     }
+}
 
-    fn stopped(&mut self, _: &mut Self::Context) {
+impl Handler<Stop> for LinksWatch {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         self.vital.disarm();
+        ctx.stop();
     }
 }
 

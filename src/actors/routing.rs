@@ -104,7 +104,11 @@ impl Routing {
             origin: rule.origin.to_string(),
             from: rule.from.to_string(),
             source: rule.source.to_string(),
-            except_sources: rule.except_sources.iter().map(ToString::to_string).collect(),
+            except_sources: rule
+                .except_sources
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             group: rule.group.to_string(),
             to: rule.to.iter().map(ToString::to_string).collect(),
             ttl: rule.ttl.to_string(),
@@ -124,9 +128,8 @@ impl Routing {
         let (ingress, egress) = uses(fib, link);
         // Asking for the counters of an interface makes them; one that no route uses has none.
         let counters = (ingress || egress).then(|| self.counters(&link.name));
-        let count = |of: fn(&crate::metrics::InterfaceCounters) -> u64| {
-            counters.as_ref().map_or(0, of)
-        };
+        let count =
+            |of: fn(&crate::metrics::InterfaceCounters) -> u64| counters.as_ref().map_or(0, of);
         InterfaceView {
             index: link.index.get(),
             name: link.name.to_string(),
@@ -170,10 +173,6 @@ impl Actor for Routing {
         info!(routes = self.rib.rules.len(), "routing");
         self.world.routing.store(Some(Arc::new(ctx.address())));
     }
-
-    fn stopped(&mut self, _: &mut Self::Context) {
-        self.vital.disarm();
-    }
 }
 
 impl Handler<LinksChanged> for Routing {
@@ -189,6 +188,7 @@ impl Handler<Stop> for Routing {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.vital.disarm();
         ctx.stop();
     }
 }
