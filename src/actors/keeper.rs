@@ -14,17 +14,18 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use super::forwarder::{self, Forwarder};
 use super::interface::{Interface, Opened};
-use super::links::{Announce, LinksWatch};
+use super::joins::Joins;
+use super::links::{Announce, LinksChanged, LinksWatch};
 use super::metrics::Metrics;
-use super::routing::Routing;
+use super::routing::{Republish, Routing};
 use super::world::{Died, Role, Snapshot, Stop, Vital, WorkerId, World};
-use crate::model::{IfIndex, IfName};
-use crate::table::{Fib, Rib};
+use crate::model::{IfIndex, IfName, Links};
+use crate::table::Fib;
 
 /// First wait before a dead actor is rebuilt; doubled with every further death in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -49,14 +50,22 @@ pub struct Publish {
 pub struct Charge {
     /// Shared by all actors.
     pub world: Arc<World>,
-    /// The rules.
-    pub rib: Rib,
     /// Where HTTP is served; `None` serves none.
     pub http: Option<std::net::TcpListener>,
     /// Cancelled when the process cannot go on.
     pub failed: CancellationToken,
     /// Threads that capture and send, at most.
     pub workers: usize,
+    /// Who tells what interfaces there are.
+    pub links: LinkSource,
+}
+
+/// Who tells what interfaces there are.
+pub enum LinkSource {
+    /// The kernel.
+    Netlink,
+    /// Nobody: these, until routing is sent a [`LinksChanged`].
+    Given(Links),
 }
 
 #[derive(Clone)]
@@ -79,6 +88,8 @@ pub struct Keeper {
     workers: Vec<Arbiter>,
     interfaces: AHashMap<IfIndex, Captured>,
     forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    /// Names the forwarders were started under.
+    egress_names: AHashMap<IfIndex, IfName>,
     links: Option<Addr<LinksWatch>>,
     routing: Option<Addr<Routing>>,
     metrics: Option<Addr<Metrics>>,
@@ -86,16 +97,21 @@ pub struct Keeper {
     names: AHashMap<IfIndex, IfName>,
     deaths: AHashMap<Role, Deaths>,
     published: bool,
+    /// Dropped with the keeper: without it nothing is rebuilt, so the process ends.
+    _failed: DropGuard,
 }
 
 impl Keeper {
     /// A keeper that starts the others when it starts.
     pub fn new(charge: Charge) -> Self {
+        let failed = charge.failed.clone().drop_guard();
         Self {
             charge,
+            _failed: failed,
             workers: Vec::new(),
             interfaces: AHashMap::new(),
             forwarders: Vec::new(),
+            egress_names: AHashMap::new(),
             links: None,
             routing: None,
             metrics: None,
@@ -115,9 +131,11 @@ impl Keeper {
             self.charge.world.clone(),
             Self::vital(ctx, Role::Routing),
             ctx.address().recipient(),
-            self.charge.rib.clone(),
         )
         .start();
+        if let LinkSource::Given(links) = &self.charge.links {
+            routing.do_send(LinksChanged(links.clone()));
+        }
         if let Some(links) = &self.links {
             links.do_send(Announce(routing.clone().recipient()));
         }
@@ -125,9 +143,19 @@ impl Keeper {
     }
 
     fn start_links(&mut self, ctx: &mut Context<Self>) {
-        if let Some(routing) = &self.routing {
+        if let (LinkSource::Netlink, Some(routing)) = (&self.charge.links, &self.routing) {
             let vital = Self::vital(ctx, Role::Links);
             self.links = Some(LinksWatch::new(vital, routing.clone().recipient()).start());
+        }
+    }
+
+    fn start_joins(&mut self, ctx: &mut Context<Self>) {
+        let world = self.charge.world.clone();
+        let joins = Joins::new(world, Self::vital(ctx, Role::Joins)).start();
+        let joins = Arc::new(joins);
+        self.charge.world.joins.store(Some(joins));
+        if let Some(routing) = &self.routing {
+            routing.do_send(Republish);
         }
     }
 
@@ -225,6 +253,20 @@ impl Keeper {
         for (index, name) in &arriving {
             self.start_interface(*index, name, ctx);
         }
+        let egress_names: AHashMap<IfIndex, IfName> = fib
+            .egresses
+            .iter()
+            .map(|e| (e.index, e.name.clone()))
+            .collect();
+        let mut leaving = Vec::new();
+        for forwarders in &mut self.forwarders {
+            for (index, name) in &self.egress_names {
+                if gone(index, name, &egress_names) {
+                    leaving.extend(forwarders.remove(index));
+                }
+            }
+        }
+        self.egress_names = egress_names;
         for worker in 0..self.workers.len() {
             for egress in &fib.egresses {
                 if !self.forwarders[worker].contains_key(&egress.index) {
@@ -236,14 +278,8 @@ impl Keeper {
         for captured in stopping {
             captured.address.do_send(Stop);
         }
-        for forwarders in &mut self.forwarders {
-            forwarders.retain(|index, address| {
-                let stays = fib.egresses.iter().any(|e| e.index == *index);
-                if !stays {
-                    address.do_send(Stop);
-                }
-                stays
-            });
+        for forwarder in leaving {
+            forwarder.do_send(Stop);
         }
         self.look_ready();
     }
@@ -252,6 +288,7 @@ impl Keeper {
         self.charge.world.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
             forwarders: self.forwarders.clone(),
+            interfaces: self.interfaces.values().map(|c| c.address.clone()).collect(),
         }));
     }
 
@@ -265,17 +302,27 @@ impl Keeper {
             Role::Routing => self.start_routing(ctx),
             Role::Links => self.start_links(ctx),
             Role::Metrics => self.start_metrics(ctx),
+            Role::Joins => self.start_joins(ctx),
             Role::Interface(index, name) => {
                 if self.names.get(index) != Some(name) {
                     return;
                 }
-                self.interfaces.remove(index);
+                match self.interfaces.remove(index) {
+                    // The link came back meanwhile and is captured already; a second capture
+                    // would double every packet.
+                    Some(alive) if alive.open => {
+                        self.interfaces.insert(*index, alive);
+                        return;
+                    }
+                    Some(dead) => dead.address.do_send(Stop),
+                    None => {}
+                }
                 self.start_interface(*index, name, ctx);
                 // It may be on another worker now, with no forwarders yet.
                 self.reconcile(ctx);
             }
             Role::Forwarder(worker, index, name) => {
-                if !self.fib.egresses.iter().any(|e| e.index == *index) {
+                if self.egress_names.get(index) != Some(name) {
                     return;
                 }
                 self.start_forwarder(*worker, *index, name, ctx);
@@ -291,6 +338,7 @@ impl Actor for Keeper {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(4096);
+        self.start_joins(ctx);
         self.start_routing(ctx);
         self.start_links(ctx);
         self.start_metrics(ctx);
@@ -393,6 +441,7 @@ impl Handler<Shutdown> for Keeper {
             .map(|(_, a)| a)
             .collect();
         let (links, routing) = (self.links.take(), self.routing.take());
+        let joins = self.charge.world.joins.swap(None);
         // Nothing is rebuilt any more.
         ctx.stop();
         Box::pin(async move {
@@ -405,7 +454,7 @@ impl Handler<Shutdown> for Keeper {
                 let _ = forwarder.send(Stop).await;
             }
             if let Some(links) = links {
-                drop(links);
+                let _ = links.send(Stop).await;
             }
             if let Some(routing) = routing {
                 let _ = routing.send(Stop).await;

@@ -7,13 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use actix::prelude::*;
 use ahash::AHashMap;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{mpsc, oneshot};
 
 use super::forwarder::Forwarder;
+use super::interface::Interface;
+use super::joins::Joins;
 use super::routing::Routing;
+use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::model::{IfIndex, IfName};
 use crate::planes::Plane;
-use crate::table::Fib;
+use crate::table::flows::FlowBudget;
+use crate::table::{Fib, Rib};
 
 /// Position of a worker thread in the keeper's pool.
 pub type WorkerId = usize;
@@ -25,6 +30,8 @@ pub struct Snapshot {
     pub fib: Arc<Fib>,
     /// The forwarders of each worker, by egress.
     pub forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    /// The interface actors.
+    pub interfaces: Vec<Addr<Interface>>,
 }
 
 /// Shared by every actor.
@@ -35,23 +42,66 @@ pub struct World {
     pub plane: Box<dyn Plane>,
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
+    /// The rules in force: what a rebuilt routing actor goes on with.
+    pub rib: ArcSwap<Rib>,
+    /// How many flows may be remembered, and are.
+    pub flows: Arc<FlowBudget>,
+    /// The window of packets just forwarded.
+    pub loop_guard: LoopGuard,
     /// The routing actor that lives now.
     pub routing: ArcSwapOption<Addr<Routing>>,
+    /// The joins actor that lives now.
+    pub joins: ArcSwapOption<Addr<Joins>>,
+    /// What clients ask of the process as a whole.
+    pub requests: mpsc::Sender<ProcessRequest>,
     /// What the probes answer.
     pub health: Health,
 }
 
 impl World {
-    /// A world without routes.
-    pub fn new(catalog: Catalog, plane: Box<dyn Plane>) -> Arc<Self> {
-        Arc::new(Self {
+    /// A world with these rules and room for so many flows. The receiver hears what clients
+    /// ask of the process.
+    pub fn new(
+        catalog: Catalog,
+        plane: Box<dyn Plane>,
+        rib: Rib,
+        flows: usize,
+    ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
+        catalog.flow_limit.set(flows as i64);
+        let world = Arc::new(Self {
             catalog,
             plane,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            rib: ArcSwap::from_pointee(rib),
+            flows: FlowBudget::new(flows),
+            loop_guard: LoopGuard::default(),
             routing: ArcSwapOption::empty(),
+            joins: ArcSwapOption::empty(),
+            requests,
             health: Health::default(),
-        })
+        });
+        (world, receiver)
     }
+}
+
+impl World {
+    /// Changes how many flows may be remembered.
+    pub fn set_flow_limit(&self, flows: usize) {
+        self.flows.set_limit(flows);
+        self.catalog.flow_limit.set(flows as i64);
+    }
+}
+
+/// Requests of clients that may wait.
+const REQUESTS_WAITING: usize = 16;
+
+/// What a client asks of the process as a whole.
+pub enum ProcessRequest {
+    /// Read the settings again. Answered with what came of it.
+    Reload(oneshot::Sender<Result<String, String>>),
+    /// End.
+    Stop,
 }
 
 /// What /readyz answers.
@@ -82,6 +132,8 @@ pub enum Role {
     Routing,
     /// Follows the kernel's interfaces.
     Links,
+    /// Holds the memberships of this host.
+    Joins,
     /// Serves HTTP.
     Metrics,
 }
@@ -94,6 +146,7 @@ impl Role {
             Self::Forwarder(..) => "forwarder",
             Self::Routing => "routing",
             Self::Links => "links",
+            Self::Joins => "joins",
             Self::Metrics => "metrics",
         }
     }
@@ -118,6 +171,9 @@ pub struct Died(pub Role);
 
 /// Held by an actor; dropping it without [`Vital::disarm`] is a death, and the keeper hears
 /// of it. actix drops an actor that panics and tells nobody.
+///
+/// Disarmed where an actor is told to stop, never in `Actor::stopped`: actix calls that on an
+/// actor that panicked or terminated too.
 pub struct Vital {
     keeper: Recipient<Died>,
     role: Role,

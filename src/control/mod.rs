@@ -3,6 +3,8 @@
 //! ```text
 //! -> {"version":1,"command":{"show":"routes"}}
 //! <- {"version":1,"result":{"routes":[...]}}
+//! -> {"version":1,"command":{"change":{"add":{"from":"eth0","group":"225.1.2.3","to":["eth1"]}}}}
+//! <- {"version":1,"result":{"done":"added eth0 (*, 225.1.2.3)"}}
 //! -> {"version":1,"command":"fly"}
 //! <- {"version":1,"error":"..."}
 //! ```
@@ -14,7 +16,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Show, Shown};
+use crate::api::{Change, Show, Shown};
 
 /// Longest request, in bytes without the line feed.
 pub const LONGEST_REQUEST: usize = 64 << 10;
@@ -35,6 +37,14 @@ pub struct Request {
 pub enum Command {
     /// Tell of something.
     Show(Show),
+    /// Change the rules until the next reload.
+    Change(Change),
+    /// End all flows.
+    Flush,
+    /// Read the settings again.
+    Reload,
+    /// End the process.
+    Stop,
 }
 
 /// The answer to a request.

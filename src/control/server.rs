@@ -22,8 +22,8 @@ use tracing::{debug, warn};
 
 use super::{Command, LONGEST_REQUEST, Outcome, Request, Response};
 use crate::actors::World;
-use crate::api;
-use crate::http::ask;
+use crate::actors::questions::{self, AskError};
+use crate::api::{self, Shown};
 
 /// Clients served at once; more wait.
 const MOST_CLIENTS: usize = 32;
@@ -167,10 +167,16 @@ async fn answer(line: &str, world: &World) -> Outcome {
             api::VERSION
         ));
     }
-    match request.command {
-        Command::Show(what) => match ask(world, what).await {
-            Some(shown) => Outcome::Result(shown),
-            None => Outcome::Error("routing does not answer".into()),
-        },
+    let done = |done: Result<String, AskError>| done.map(Shown::Done);
+    let outcome = match request.command {
+        Command::Show(what) => questions::show(world, what).await,
+        Command::Change(change) => done(questions::change(world, change).await),
+        Command::Flush => done(questions::flush(world).await),
+        Command::Reload => done(questions::reload(world).await),
+        Command::Stop => done(questions::stop(world).await),
+    };
+    match outcome {
+        Ok(shown) => Outcome::Result(shown),
+        Err(e) => Outcome::Error(e.to_string()),
     }
 }

@@ -92,6 +92,16 @@ impl JoinRule {
     }
 }
 
+impl fmt::Display for JoinRule {
+    /// As in `eth0 (*, 225.1.2.3)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.source {
+            Some(source) => write!(f, "{} ({source}, {})", self.interface, self.group),
+            None => write!(f, "{} (*, {})", self.interface, self.group),
+        }
+    }
+}
+
 /// A static route. Source and group are of one IP version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRule {
@@ -123,6 +133,11 @@ pub struct RouteRule {
 }
 
 impl RouteRule {
+    /// Every name and pattern the rule mentions.
+    pub fn from_and_to(&self) -> impl Iterator<Item = &IfPattern> {
+        std::iter::once(&self.from).chain(&self.to)
+    }
+
     /// The join the route asks for, if any.
     pub fn wanted_join(&self) -> Option<JoinRule> {
         let wanted = match self.join {

@@ -4,6 +4,7 @@
 pub mod activation;
 pub mod filter;
 pub mod ifaddr;
+pub mod limits;
 pub mod memberships;
 pub mod multicast;
 pub mod netns;
