@@ -86,9 +86,10 @@ macro_rules! tests {
     ($($name:ident),+ $(,)?) => { &[$((stringify!($name), |bed| Box::pin($name(bed)))),+] };
 }
 
+type OnBed = fn(Bed) -> Test;
 type Named<F> = (&'static str, F);
 
-const CONTRACT: &[Named<fn(Bed) -> Test>] = tests![
+const CONTRACT: &[Named<OnBed>] = tests![
     what_is_sent_arrives_in_order_with_its_bytes_unchanged,
     an_empty_send_does_nothing,
     packets_of_every_size_up_to_the_largest_arrive,
