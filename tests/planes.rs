@@ -86,7 +86,10 @@ macro_rules! tests {
     ($($name:ident),+ $(,)?) => { &[$((stringify!($name), |bed| Box::pin($name(bed)))),+] };
 }
 
-const CONTRACT: &[(&str, fn(Bed) -> Test)] = tests![
+type OnBed = fn(Bed) -> Test;
+type Named<F> = (&'static str, F);
+
+const CONTRACT: &[Named<OnBed>] = tests![
     what_is_sent_arrives_in_order_with_its_bytes_unchanged,
     an_empty_send_does_nothing,
     packets_of_every_size_up_to_the_largest_arrive,
@@ -97,7 +100,7 @@ const CONTRACT: &[(&str, fn(Bed) -> Test)] = tests![
     a_batch_held_is_not_written_to,
 ];
 
-const PACKET: &[(&str, fn() -> Test)] = &[
+const PACKET: &[Named<fn() -> Test>] = &[
     ("own_transmissions_are_not_taken_in_others_are", || {
         Box::pin(own_transmissions_are_not_taken_in_others_are())
     }),

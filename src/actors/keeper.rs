@@ -459,6 +459,9 @@ impl Handler<Shutdown> for Keeper {
             if let Some(routing) = routing {
                 let _ = routing.send(Stop).await;
             }
+            if let Some(joins) = joins {
+                let _ = joins.send(Stop).await;
+            }
         })
     }
 }

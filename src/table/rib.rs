@@ -3,11 +3,9 @@
 //! Lifecycle: settings fill it at start and at every reload, commands add and remove, and
 //! after each change, of rules or of links, [`Rib::fib`] makes the next snapshot.
 
-use std::sync::Arc;
-
 use ahash::AHashMap;
 
-use super::fib::{Egress, EgressId, Entry, Fib, Ingress, Path};
+use super::fib::{Egress, EgressId, Entry, EntryId, Fib, Ingress, Path};
 use crate::model::rule::MOST_JOINED_GROUPS;
 use crate::model::{
     GroupPrefix, IfIndex, IfPattern, JoinRule, Link, Links, RouteName, RouteRule, SourcePrefix,
@@ -237,11 +235,13 @@ impl Rib {
                         threshold: self.ttl_threshold(oif),
                     });
                 }
-                let entry = Arc::new(Entry {
+                let entry = fib.entries.len() as EntryId;
+                fib.entries.push(Entry {
                     route: rule.name.clone(),
                     except_sources: rule.except_sources.clone(),
                     ttl: rule.ttl,
                     link_local: rule.link_local,
+                    loop_guard: rule.loop_guard,
                     paths,
                 });
                 fib.ingresses
