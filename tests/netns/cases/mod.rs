@@ -1,0 +1,64 @@
+//! The tests, by subject.
+
+use crate::lab::harness::Case;
+
+mod checksums;
+mod harness;
+mod hostile;
+mod metrics;
+mod neighbours;
+mod operation;
+mod packets;
+mod programs;
+mod routes;
+mod streams;
+mod ttl;
+
+/// Lists the functions of a module as cases called `module::function`.
+macro_rules! cases {
+    ($module:literal: $($(#[$need:expr])* $name:ident),+ $(,)?) => {
+        /// The cases of this file.
+        pub fn cases() -> Vec<$crate::lab::harness::Case> {
+            #[allow(unused_imports)]
+            use $crate::lab::harness::{Case, Need::*};
+            vec![$(Case {
+                name: concat!($module, "::", stringify!($name)),
+                needs: &[$($need),*],
+                run: $name,
+            }),+]
+        }
+    };
+}
+use cases;
+
+/// All of them.
+pub fn all() -> Vec<Case> {
+    [
+        harness::cases(),
+        routes::cases(),
+        packets::cases(),
+        checksums::cases(),
+        ttl::cases(),
+        neighbours::cases(),
+        metrics::cases(),
+        operation::cases(),
+        programs::cases(),
+        hostile::cases(),
+        streams::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A `[[route]]` of the settings. An empty `source` is any; `extra` holds more lines.
+fn route(name: &str, from: &str, source: &str, group: &str, to: &[&str], extra: &str) -> String {
+    let source = if source.is_empty() {
+        String::new()
+    } else {
+        format!("source = \"{source}\"\n")
+    };
+    format!(
+        "[[route]]\nname = \"{name}\"\nfrom = \"{from}\"\n{source}group = \"{group}\"\nto = {to:?}\n{extra}"
+    )
+}

@@ -1,0 +1,412 @@
+//! What the person who runs it meets: settings, commands, HTTP, signals.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use super::{cases, route};
+use crate::lab::router::BINARY;
+use crate::lab::{Injector, Lab, PATIENCE, Program, Router, Star, Udp, UdpRx, UdpTx, wait_until};
+
+cases!("operation":
+    a_busy_http_port_is_a_warning,
+    bad_settings_exit_2_and_point,
+    good_settings_pass_the_check,
+    a_missing_file_exits_2,
+    the_environment_overrides_the_file,
+    a_bad_variable_is_named,
+    health_and_api,
+    show_as_table_and_json,
+    show_without_a_router_says_so,
+    sigterm_ends_it_well,
+    sigint_ends_it_well,
+    what_is_in_flight_is_sent_before_it_ends,
+    the_control_socket_is_private,
+    wrong_arguments_exit_2,
+);
+
+fn r() -> String {
+    route("r", "in", "", "225.1.2.3", &["out1"], "")
+}
+
+fn a_busy_http_port_is_a_warning(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let _busy = star
+        .rtr
+        .enter(|| TcpListener::bind("127.0.0.1:9464").expect("bind"));
+    let mut router = Router::launch(lab, &star.rtr, &r(), &[]);
+    let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
+    let tx = UdpTx::new(&star.src, "eth0", "225.1.2.3:5000");
+    let forwards = wait_until(PATIENCE, || {
+        tx.send("x");
+        rx.count() > 0
+    });
+    assert!(forwards, "forwarding goes on");
+    let said = || router.program.stderr() + &router.program.stdout();
+    assert!(
+        wait_until(PATIENCE, || said().contains("9464")),
+        "a warning names the port: {}",
+        said()
+    );
+    assert!(said().contains("WARN"), "{}", said());
+    assert_eq!(router.program.ended(), None);
+}
+
+/// Settings, and where and what the error must say.
+const BAD: &[(&str, &str, &str, &[&str])] = &[
+    (
+        "no group",
+        "[[route]]\nfrom = \"a\"\nto = [\"b\"]\n",
+        ":1:",
+        &["group"],
+    ),
+    (
+        "unicast group",
+        "[[route]]\nfrom = \"a\"\ngroup = \"10.0.0.1\"\nto = [\"b\"]\n",
+        ":3:",
+        &["10.0.0.1", "multicast"],
+    ),
+    (
+        "host bits",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3/24\"\nto = [\"b\"]\n",
+        ":3:",
+        &["225.1.2.0/24"],
+    ),
+    (
+        "multicast source",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nsource = \"225.1.1.1\"\nto = [\"b\"]\n",
+        ":4:",
+        &["225.1.1.1"],
+    ),
+    (
+        "mixed families",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nsource = \"fd00::1\"\nto = [\"b\"]\n",
+        ":4:",
+        &["fd00::1"],
+    ),
+    (
+        "no egress",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = []\n",
+        ":4:",
+        &["to"],
+    ),
+    (
+        "to holds from",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\", \"a\"]\n",
+        ":4:",
+        &["a"],
+    ),
+    (
+        "equal rules",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\n[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"c\"]\n",
+        ":7:",
+        &["225.1.2.3"],
+    ),
+    (
+        "unknown key",
+        "[[route]]\nfrom = \"a\"\ngruop = \"225.1.2.3\"\nto = [\"b\"]\n",
+        ":3:",
+        &["gruop"],
+    ),
+    (
+        "unknown table",
+        "[htpp]\nlisten = \"127.0.0.1:1\"\n",
+        ":1:",
+        &["htpp"],
+    ),
+    (
+        "wrong type",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = \"b\"\n",
+        ":4:",
+        &["to"],
+    ),
+    (
+        "TTL 0",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\nttl = { set = 0 }\n",
+        ":5:",
+        &["255"],
+    ),
+    (
+        "TTL 256",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\nttl = { set = 256 }\n",
+        ":5:",
+        &["256"],
+    ),
+    (
+        "TTL word",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\nttl = \"drop\"\n",
+        ":5:",
+        &["drop", "keep"],
+    ),
+    (
+        "threshold 0",
+        "[[interface]]\nname = \"a\"\nttl_threshold = 0\n",
+        ":3:",
+        &["0"],
+    ),
+    (
+        "interface twice",
+        "[[interface]]\nname = \"a\"\n[[interface]]\nname = \"a\"\n",
+        ":4:",
+        &["a"],
+    ),
+    (
+        "long name",
+        "[[route]]\nfrom = \"a-name-that-is-too-long\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\n",
+        ":2:",
+        &["15"],
+    ),
+    (
+        "listen",
+        "[http]\nlisten = \"localhost\"\n",
+        ":2:",
+        &["localhost"],
+    ),
+    (
+        "plane",
+        "[plane]\nkind = \"warp\"\n",
+        ":2:",
+        &["warp", "packet"],
+    ),
+    ("not toml", "[[route]\nfrom = \"a\"\n", ":1:", &[]),
+];
+
+fn bad_settings_exit_2_and_point(lab: &Lab) {
+    let ns = lab.ns("a");
+    let mut faults = String::new();
+    for (what, toml, place, words) in BAD {
+        let path = lab.file("bad.toml");
+        std::fs::write(&path, toml).expect("writing settings");
+        let path = path.display().to_string();
+        for args in [
+            vec!["check", path.as_str()],
+            vec!["run", "--config", path.as_str()],
+        ] {
+            let mut command = ns.command(BINARY);
+            command.args(&args);
+            let mut program = Program::start(lab, command);
+            if !wait_until(Duration::from_secs(3), || program.ended().is_some()) {
+                faults += &format!("{what}: {} goes on\n", args[0]);
+                continue;
+            }
+            let (status, said) = (program.wait(), program.stderr());
+            let place = format!("{path}{place}");
+            if status.code() != Some(2)
+                || !said.contains(&place)
+                || words.iter().any(|w| !said.contains(w))
+            {
+                faults += &format!(
+                    "{what}: {}: {status}, wanted {place} {words:?}:\n{said}\n",
+                    args[0]
+                );
+            }
+            if said.contains("panicked") {
+                faults += &format!("{what}: panic\n");
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults}");
+}
+
+fn good_settings_pass_the_check(lab: &Lab) {
+    let ns = lab.ns("a");
+    let path = lab.file("good.toml");
+    let toml = "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor.sock\"\n\
+                [plane]\nkind = \"auto\"\n[[interface]]\nname = \"eth1\"\nttl_threshold = 3\n\
+                [[route]]\nname = \"cameras\"\nfrom = \"eth0\"\nsource = \"192.168.1.0/24\"\n\
+                group = \"225.1.2.0/24\"\nto = [\"eth1\", \"veth*\"]\nttl = \"decrement\"\n";
+    std::fs::write(&path, toml).expect("writing settings");
+    let out = ns.output(BINARY, &["check", &path.display().to_string()]);
+    assert_eq!(
+        out.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+fn a_missing_file_exits_2(lab: &Lab) {
+    let ns = lab.ns("a");
+    for args in [
+        &["check", "/nowhere/m.toml"][..],
+        &["run", "--config", "/nowhere/m.toml"],
+    ] {
+        let out = ns.output(BINARY, args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains("/nowhere/m.toml"));
+    }
+}
+
+fn the_environment_overrides_the_file(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let env = [("MCASTOR__HTTP__LISTEN", "127.0.0.1:9999")];
+    let router = Router::start_with(lab, &star.rtr, &r(), &env);
+    assert_eq!(
+        router
+            .get("/healthz")
+            .expect("on the port of the environment")
+            .status,
+        200
+    );
+    let file = "127.0.0.1:9464".parse().expect("an address");
+    assert!(
+        crate::lab::http::get(&star.rtr, file, "/healthz").is_err(),
+        "not on the port of the file"
+    );
+}
+
+fn a_bad_variable_is_named(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let mut router = Router::launch(
+        lab,
+        &star.rtr,
+        &r(),
+        &[("MCASTOR__HTTP__LISTEN", "everywhere")],
+    );
+    assert_eq!(router.program.wait().code(), Some(2));
+    let said = router.program.stderr();
+    assert!(
+        said.contains("MCASTOR__HTTP__LISTEN") && said.contains("everywhere"),
+        "{said}"
+    );
+}
+
+fn json(router: &Router, path: &str) -> serde_json::Value {
+    let answer = router.get(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    assert!(
+        answer.head.contains("content-type: application/json"),
+        "{path}: {}",
+        answer.head
+    );
+    serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}: {}", answer.body))
+}
+
+fn health_and_api(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &r());
+    Injector::new(&star.src, "eth0").send(&Udp::new("10.0.0.10:9", "225.1.2.3:5000", "x").frame());
+    router.expect_routed("r", "out1", 1);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(router.get(path).expect(path).status, 200);
+    }
+    let routes = json(&router, "/api/v1/routes").to_string();
+    assert!(
+        routes.contains("\"r\"") && routes.contains("225.1.2.3") && routes.contains("out1"),
+        "{routes}"
+    );
+    let interfaces = json(&router, "/api/v1/interfaces").to_string();
+    assert!(
+        interfaces.contains("\"in\"") && interfaces.contains("\"out1\""),
+        "{interfaces}"
+    );
+    assert_eq!(router.get("/nothing").expect("an answer").status, 404);
+}
+
+fn show_as_table_and_json(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &r());
+    let socket = router.socket.display().to_string();
+    for (what, words) in [
+        ("routes", ["225.1.2.3", "out1"]),
+        ("interfaces", ["in", "out1"]),
+    ] {
+        for form in [&[][..], &["--json"]] {
+            let args = [&["show", what, "--socket", &socket], form].concat();
+            let out = router.cli(&args);
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            assert!(
+                out.status.success(),
+                "{args:?}: {}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+            assert!(words.iter().all(|w| said.contains(w)), "{args:?}: {said}");
+            if !form.is_empty() {
+                let value: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+                let api = json(&router, &format!("/api/v1/{what}"));
+                let api = api.pointer(&format!("/show/{what}")).unwrap_or(&api);
+                assert_eq!(&value, api, "the same data as over HTTP");
+            }
+        }
+    }
+}
+
+fn show_without_a_router_says_so(lab: &Lab) {
+    let ns = lab.ns("a");
+    let socket = lab.file("none.sock").display().to_string();
+    let out = ns.output(BINARY, &["show", "routes", "--socket", &socket]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        !out.status.success() && said.contains(&socket),
+        "{}: {said}",
+        out.status
+    );
+}
+
+fn ends_well(lab: &Lab, signal: i32) {
+    let star = Star::v4(lab, 1);
+    let mut router = Router::start(lab, &star.rtr, &r());
+    assert!(router.socket.exists());
+    let begun = std::time::Instant::now();
+    let status = router.program.stop(signal, PATIENCE);
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(
+        begun.elapsed().as_millis() < 3000,
+        "took {:?}",
+        begun.elapsed()
+    );
+    assert!(!router.socket.exists(), "the control socket is gone");
+}
+
+fn sigterm_ends_it_well(lab: &Lab) {
+    ends_well(lab, libc::SIGTERM);
+}
+
+fn sigint_ends_it_well(lab: &Lab) {
+    ends_well(lab, libc::SIGINT);
+}
+
+/// Stopped while packets wait in its socket, it sends them before it goes.
+fn what_is_in_flight_is_sent_before_it_ends(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let mut router = Router::start(lab, &star.rtr, &r());
+    let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
+    let tx = UdpTx::new(&star.src, "eth0", "225.1.2.3:5000");
+    tx.send("warm");
+    rx.expect(1);
+    router.program.signal(libc::SIGSTOP);
+    (0..200).for_each(|n| tx.send(format!("{n}")));
+    router.program.signal(libc::SIGTERM);
+    router.program.signal(libc::SIGCONT);
+    assert_eq!(router.program.wait().code(), Some(0));
+    rx.expect(201);
+}
+
+fn the_control_socket_is_private(lab: &Lab) {
+    use std::os::unix::fs::PermissionsExt;
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &r());
+    let mode = std::fs::metadata(&router.socket)
+        .expect("the socket")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+fn wrong_arguments_exit_2(lab: &Lab) {
+    let ns = lab.ns("a");
+    for args in [
+        &["run", "--no-such"][..],
+        &["no-such"],
+        &["check"],
+        &["show", "nothing"],
+        &["run", "--config"],
+    ] {
+        let out = ns.output(BINARY, args);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
+        assert!(
+            said.contains("Usage") || said.contains("error"),
+            "{args:?}: {said}"
+        );
+    }
+}

@@ -1,0 +1,272 @@
+//! `mcastor send`, `recv` and `demo`, as a person uses them.
+
+use super::{cases, route};
+use crate::lab::router::BINARY;
+use crate::lab::{Injector, Lab, PATIENCE, Program, Router, Star, Udp, UdpRx, wait_until};
+
+cases!("streams":
+    send_and_recv_across_v4,
+    send_and_recv_across_v6,
+    segments_across,
+    what_is_lost_is_seen,
+    #[Demo] demo_ends_well_and_leaves_nothing,
+    #[Demo] demo_interrupted_leaves_nothing,
+    slow_fast_slow,
+    a_short_stall_loses_nothing,
+    a_burst_after_silence_loses_nothing,
+);
+
+/// `send` and `recv` with a router between; what `recv` reports.
+fn across(lab: &Lab, group: &str, send: &[&str]) -> (serde_json::Value, bool, Router) {
+    let star = Star::dual(lab, 1);
+    let router = Router::start(lab, &star.rtr, &route("r", "in", "", group, &["out1"], ""));
+    let args = [
+        "recv",
+        "--interface",
+        "eth1",
+        "--group",
+        group,
+        "--json",
+        "--seconds",
+        "20",
+    ];
+    let mut recv = star.rcv.spawn(lab, BINARY, &args);
+    assert!(
+        wait_until(PATIENCE, || recv.stderr().contains("joined")),
+        "{}",
+        recv.stderr()
+    );
+    let args = [&["send", "--interface", "eth0", "--group", group][..], send].concat();
+    let out = star.src.output(BINARY, &args);
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let status = recv.wait();
+    let report =
+        serde_json::from_str(&recv.stdout()).unwrap_or_else(|e| panic!("{e}: {}", recv.stdout()));
+    (report, status.success(), router)
+}
+
+fn send_and_recv_across_v4(lab: &Lab) {
+    let (report, ok, router) = across(lab, "225.1.2.3", &["--count", "500", "--rate", "2000"]);
+    assert!(
+        ok && report["received"] == 500 && report["lost"] == 0,
+        "{report}"
+    );
+    router.expect_routed("r", "out1", 500);
+}
+
+fn send_and_recv_across_v6(lab: &Lab) {
+    let (report, ok, router) = across(lab, "ff3e::1:2", &["--count", "500", "--rate", "2000"]);
+    assert!(
+        ok && report["received"] == 500 && report["lost"] == 0,
+        "{report}"
+    );
+    router.expect_routed("r", "out1", 500);
+}
+
+fn segments_across(lab: &Lab) {
+    let (report, ok, router) = across(
+        lab,
+        "225.1.2.3",
+        &[
+            "--count", "640", "--rate", "5000", "--gso", "16", "--size", "1000",
+        ],
+    );
+    assert!(
+        ok && report["received"] == 640 && report["lost"] == 0,
+        "{report}"
+    );
+    router.expect_routed("r", "out1", 640);
+}
+
+fn what_is_lost_is_seen(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let _router = Router::start(
+        lab,
+        &star.rtr,
+        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
+    );
+    let args = [
+        "recv",
+        "--interface",
+        "eth1",
+        "--group",
+        "225.1.2.3",
+        "--json",
+        "--idle",
+        "1",
+    ];
+    let mut recv = star.rcv.spawn(lab, BINARY, &args);
+    assert!(
+        wait_until(PATIENCE, || recv.stderr().contains("joined")),
+        "{}",
+        recv.stderr()
+    );
+    let args = [
+        "send",
+        "--interface",
+        "eth0",
+        "--group",
+        "225.1.2.3",
+        "--ttl",
+        "1",
+        "--count",
+        "20",
+        "--rate",
+        "1000",
+    ];
+    assert!(star.src.output(BINARY, &args).status.success());
+    assert_eq!(
+        recv.wait().code(),
+        Some(1),
+        "nothing came: {}",
+        recv.stdout()
+    );
+}
+
+/// Links and namespaces of the namespace the demo is started in, and of the machine.
+fn traces(star: &crate::lab::Ns) -> (String, Vec<String>) {
+    let links = star.try_ip("-o link show").expect("ip link");
+    let spaces = std::fs::read_dir("/run/netns").map(|d| {
+        let names = d.flatten().filter_map(|e| e.file_name().into_string().ok());
+        names.filter(|n| !n.starts_with("mcl-")).collect()
+    });
+    (links, spaces.unwrap_or_default())
+}
+
+fn demo(lab: &Lab, args: &[&str]) -> (Program, crate::lab::Ns) {
+    let ns = lab.ns("a");
+    let program = ns.spawn(lab, BINARY, &[&["demo"], args].concat());
+    (program, ns)
+}
+
+fn demo_ends_well_and_leaves_nothing(lab: &Lab) {
+    let before = traces(&lab.ns("b"));
+    let (mut program, ns) = demo(lab, &["--seconds", "2"]);
+    let status = program.wait();
+    assert_eq!(status.code(), Some(0), "{}", program.stdout());
+    let said = program.stdout() + &program.stderr();
+    assert!(
+        ["sent", "forwarded", "received", "lost"]
+            .iter()
+            .all(|w| said.to_lowercase().contains(w)),
+        "{said}"
+    );
+    assert_eq!(traces(&ns), before);
+}
+
+fn demo_interrupted_leaves_nothing(lab: &Lab) {
+    let before = traces(&lab.ns("b"));
+    let (mut program, ns) = demo(lab, &["--seconds", "60"]);
+    wait_until(PATIENCE, || !program.stdout().is_empty());
+    let pid = program.pid();
+    program.stop(libc::SIGINT, PATIENCE);
+    assert_eq!(traces(&ns), before);
+    let children = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter(|e| {
+            let stat = std::fs::read_to_string(e.path().join("stat")).unwrap_or_default();
+            let after = stat.rsplit(')').next().unwrap_or_default();
+            after.split_whitespace().nth(1) == Some(&pid.to_string())
+        });
+    assert_eq!(children.count(), 0, "children of the demo live on");
+}
+
+/// Whatever the plane does when the rate changes, it keeps count and order.
+fn slow_fast_slow(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(
+        lab,
+        &star.rtr,
+        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
+    );
+    let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
+    let inject = Injector::new(&star.src, "eth0");
+    let mut sent = 0u32;
+    let mut send = |n: u32, pause: std::time::Duration| {
+        for _ in 0..n {
+            inject.send(&Udp::new("10.0.0.10:9", "225.1.2.3:5000", sent.to_be_bytes()).frame());
+            sent += 1;
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
+        }
+    };
+    for _ in 0..3 {
+        send(30, std::time::Duration::from_millis(3));
+        send(10_000, std::time::Duration::ZERO);
+    }
+    send(30, std::time::Duration::from_millis(3));
+    let counts = || {
+        let m = router.metrics();
+        let of = |name: &str| m.sum(name, &[]) as u64;
+        (
+            of("mcastor_route_packets_total"),
+            of("mcastor_dropped_packets_total"),
+            of("mcastor_socket_dropped_packets_total"),
+        )
+    };
+    crate::lab::eventually("all accounted for", u64::from(sent), || {
+        let (routed, dropped, lost) = counts();
+        routed + dropped + lost
+    });
+    let routed = counts().0 as usize;
+    let got = rx.expect(routed);
+    let numbers: Vec<u32> = got
+        .iter()
+        .map(|p| u32::from_be_bytes(p[..4].try_into().expect("four bytes")))
+        .collect();
+    assert!(
+        numbers.windows(2).all(|w| w[0] < w[1]),
+        "in order and none twice"
+    );
+    assert_eq!(numbers.last(), Some(&(sent - 1)), "the last one came");
+}
+
+/// A busy machine lets no process run for some milliseconds now and then. At a low rate that
+/// is a few packets, which the capture holds.
+fn a_short_stall_loses_nothing(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let mut router = Router::start(
+        lab,
+        &star.rtr,
+        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
+    );
+    let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
+    let inject = Injector::new(&star.src, "eth0");
+    let frame = Udp::new("10.0.0.10:9", "225.1.2.3:5000", "x").frame();
+    for stall in 1..=3 {
+        router.program.signal(libc::SIGSTOP);
+        for _ in 0..100 {
+            inject.send(&frame);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        router.program.signal(libc::SIGCONT);
+        rx.expect(100 * stall);
+    }
+    router.expect_routed("r", "out1", 300);
+}
+
+/// As many packets at once as a few frames of video hold, to each of a few egresses.
+fn a_burst_after_silence_loses_nothing(lab: &Lab) {
+    let star = Star::v4(lab, 4);
+    let router = Router::start(
+        lab,
+        &star.rtr,
+        &route("r", "in", "", "225.1.2.3", &["out*"], ""),
+    );
+    let rx: Vec<_> = (1..=4)
+        .map(|n| UdpRx::join(&star.rcv, &format!("eth{n}"), "225.1.2.3:5000"))
+        .collect();
+    let inject = Injector::new(&star.src, "eth0");
+    let frame = Udp::new("10.0.0.10:9", "225.1.2.3:5000", [0; 1400]).frame();
+    for burst in 1..=5 {
+        (0..1000).for_each(|_| inject.send(&frame));
+        rx.iter().for_each(|rx| drop(rx.expect(1000 * burst)));
+    }
+    router.expect_metric("mcastor_route_packets_total", &[], 20_000);
+}

@@ -1,0 +1,41 @@
+//! The least HTTP client that will do: one GET, HTTP/1.0.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use super::ns::Ns;
+
+/// An answer.
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Header lines, lower case.
+    pub head: String,
+    /// Body as text.
+    pub body: String,
+}
+
+/// GET `path` from `addr`, inside `ns`.
+pub fn get(ns: &Ns, addr: SocketAddr, path: &str) -> std::io::Result<Answer> {
+    ns.enter(|| {
+        let timeout = Duration::from_secs(5);
+        let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text)?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .unwrap_or(0);
+        Ok(Answer {
+            status,
+            head: head.to_lowercase(),
+            body: body.into(),
+        })
+    })
+}

@@ -1,0 +1,57 @@
+//! The laboratory: namespaces, programs in them, packets in and out.
+
+pub mod frame;
+pub mod harness;
+pub mod http;
+pub mod metrics;
+pub mod ns;
+pub mod packet;
+pub mod pcap;
+pub mod program;
+pub mod router;
+pub mod star;
+pub mod tun;
+pub mod udp;
+
+pub use frame::{Seen, Udp};
+pub use ns::{Lab, Ns, sweep};
+pub use packet::{Capture, Injector};
+pub use program::Program;
+pub use router::Router;
+pub use star::Star;
+pub use udp::{UdpRx, UdpTx};
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take that should happen at once; long, because the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Polls `cond` until it holds or `timeout` is over, and says which.
+pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + timeout;
+    loop {
+        if cond() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Polls `read` until it gives `want`; panics with the last value otherwise.
+#[track_caller]
+pub fn eventually<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    want: T,
+    mut read: impl FnMut() -> T,
+) {
+    let mut last = read();
+    let ok = last == want
+        || wait_until(PATIENCE, || {
+            last = read();
+            last == want
+        });
+    assert!(ok, "{what}: {last:?}, expected {want:?}");
+}

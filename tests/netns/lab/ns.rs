@@ -1,0 +1,291 @@
+//! A laboratory and its namespaces.
+//!
+//! A namespace is called `mcl-<pid>-<n>-<role>`, so that the leftovers of a killed run can be
+//! told from the namespaces of one that lives.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::program::Program;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// The namespaces, files and logs of one test. Dropping it removes them.
+pub struct Lab {
+    prefix: String,
+    dir: tempfile::TempDir,
+    spaces: RefCell<Vec<String>>,
+    logs: RefCell<Vec<(String, PathBuf)>>,
+    files: Cell<u32>,
+    keep: Cell<bool>,
+}
+
+impl Lab {
+    /// An empty laboratory.
+    pub fn new(test: &str) -> Self {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("mcl-{}-", test.replace(':', "-")))
+            .tempdir()
+            .expect("a temporary folder");
+        Self {
+            prefix: format!("mcl-{}-{n}", std::process::id()),
+            dir,
+            spaces: RefCell::default(),
+            logs: RefCell::default(),
+            files: Cell::new(0),
+            keep: Cell::new(false),
+        }
+    }
+
+    /// A new namespace with its loopback up, router advertisements and duplicate address
+    /// detection off.
+    pub fn ns(&self, role: &str) -> Ns {
+        let name = format!("{}-{role}", self.prefix);
+        ip(&["netns", "add", &name]).unwrap_or_else(|e| panic!("{e}"));
+        self.spaces.borrow_mut().push(name.clone());
+        let path = Path::new("/run/netns").join(&name);
+        let file = File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let ns = Ns {
+            name,
+            file: Arc::new(file),
+        };
+        ns.sysctl("net/ipv6/conf/all/accept_dad", "0");
+        ns.sysctl("net/ipv6/conf/default/accept_dad", "0");
+        ns.sysctl("net/ipv6/conf/default/accept_ra", "0");
+        ns.sysctl("net/ipv6/conf/default/router_solicitations", "0");
+        for who in ["all", "default"] {
+            ns.sysctl(&format!("net/ipv4/conf/{who}/rp_filter"), "0");
+        }
+        ns.ip("link set lo up");
+        ns
+    }
+
+    /// A new file name in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.files.set(self.files.get() + 1);
+        self.dir.path().join(format!("{}-{name}", self.files.get()))
+    }
+
+    /// Shows `path` when the test fails.
+    pub fn log(&self, what: &str, path: &Path) {
+        self.logs.borrow_mut().push((what.into(), path.into()));
+    }
+
+    /// Keeps the namespaces where the operator asked for it.
+    pub fn failed(&self) {
+        self.keep
+            .set(std::env::var_os("MCASTOR_NETNS_KEEP").is_some());
+    }
+
+    /// Everything the programs of this test wrote, the last 6 kB of each.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for (what, path) in self.logs.borrow().iter() {
+            let log = std::fs::read(path).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log[log.len().saturating_sub(6000)..]).into_owned();
+            if !log.trim().is_empty() {
+                text += &format!("--- {what}\n{}\n", log.trim_end());
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.keep.get() {
+            eprintln!("kept: {:?}", self.spaces.borrow());
+            return;
+        }
+        let batch: String = self
+            .spaces
+            .borrow()
+            .iter()
+            .map(|s| format!("netns del {s}\n"))
+            .collect();
+        if let Err(e) = ip_batch(&["-force"], &batch) {
+            eprintln!("removing namespaces: {e}");
+        }
+    }
+}
+
+/// Removes the namespaces of test runs that no longer live.
+pub fn sweep() {
+    let Ok(dir) = std::fs::read_dir("/run/netns") else {
+        return;
+    };
+    for name in dir
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+    {
+        let Some(pid) = name.strip_prefix("mcl-").and_then(|r| r.split('-').next()) else {
+            continue;
+        };
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if !comm.starts_with("netns") {
+            let _ = ip(&["netns", "del", &name]);
+        }
+    }
+}
+
+/// One network namespace.
+#[derive(Clone)]
+pub struct Ns {
+    name: String,
+    file: Arc<File>,
+}
+
+impl Ns {
+    /// Its name for `ip netns`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `f` in a thread that is inside; sockets it returns stay inside.
+    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                enter_here(&self.file).expect("setns");
+                f()
+            });
+            inside
+                .join()
+                .unwrap_or_else(|_| panic!("in namespace {}", self.name))
+        })
+    }
+
+    /// `ip -n <this> <words>`.
+    #[track_caller]
+    pub fn ip(&self, words: &str) {
+        self.try_ip(words)
+            .unwrap_or_else(|e| panic!("ip {words}: {e}"));
+    }
+
+    /// As [`Self::ip`], with the error.
+    pub fn try_ip(&self, words: &str) -> Result<String, String> {
+        let mut args = vec!["-n", self.name.as_str()];
+        args.extend(words.split_whitespace());
+        ip(&args)
+    }
+
+    /// Many lines for `ip` at once.
+    #[track_caller]
+    pub fn ip_batch(&self, lines: &str) {
+        ip_batch(&["-n", &self.name], lines).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Writes below `/proc/sys`.
+    #[track_caller]
+    pub fn sysctl(&self, key: &str, value: &str) {
+        let path = format!("/proc/sys/{key}");
+        self.enter(|| std::fs::write(&path, value))
+            .unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
+
+    /// The index of an interface.
+    #[track_caller]
+    pub fn index(&self, iface: &str) -> u32 {
+        let name = std::ffi::CString::new(iface).expect("no NUL");
+        // SAFETY: `name` is NUL-terminated and outlives the call.
+        let index = self.enter(|| unsafe { libc::if_nametoindex(name.as_ptr()) });
+        assert_ne!(index, 0, "no interface {iface} in {}", self.name);
+        index
+    }
+
+    /// The Ethernet address of an interface.
+    #[track_caller]
+    pub fn mac(&self, iface: &str) -> [u8; 6] {
+        let text = self
+            .try_ip(&format!("-o link show dev {iface}"))
+            .expect("ip link show");
+        let mac = text
+            .split_whitespace()
+            .skip_while(|w| *w != "link/ether")
+            .nth(1)
+            .expect("a MAC");
+        let mut bytes = [0; 6];
+        for (to, from) in bytes.iter_mut().zip(mac.split(':')) {
+            *to = u8::from_str_radix(from, 16).expect("hex");
+        }
+        bytes
+    }
+
+    /// A command that will run inside.
+    pub fn command(&self, program: &str) -> Command {
+        use std::os::unix::process::CommandExt;
+        let file = self.file.clone();
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null());
+        // SAFETY: between fork and exec only setns and prctl run, both async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                // Nothing started here may outlive a killed test run.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                enter_here(&file)
+            });
+        }
+        command
+    }
+
+    /// Runs a program inside to its end.
+    pub fn output(&self, program: &str, args: &[&str]) -> Output {
+        self.command(program)
+            .args(args)
+            .output()
+            .unwrap_or_else(|e| panic!("{program}: {e}"))
+    }
+
+    /// Starts a program inside.
+    pub fn spawn(&self, lab: &Lab, program: &str, args: &[&str]) -> Program {
+        let mut command = self.command(program);
+        command.args(args);
+        Program::start(lab, command)
+    }
+}
+
+fn enter_here(file: &File) -> std::io::Result<()> {
+    // SAFETY: the descriptor is open, and setns only changes the calling thread.
+    if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn ip(args: &[&str]) -> Result<String, String> {
+    answer(Command::new("ip").args(args).output())
+}
+
+/// `ip` over many lines, in the machine's own namespace unless `-n` says otherwise.
+pub fn ip_batch(options: &[&str], lines: &str) -> Result<String, String> {
+    let run = || {
+        let mut child = Command::new("ip")
+            .args(options)
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(lines.as_bytes())?;
+        child.wait_with_output()
+    };
+    answer(run()).map_err(|e| format!("ip -batch: {e}\n{lines}"))
+}
+
+fn answer(output: std::io::Result<Output>) -> Result<String, String> {
+    let output = output.map_err(|e| format!("ip: {e}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}

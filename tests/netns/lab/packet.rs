@@ -1,0 +1,199 @@
+//! Frames in and out through packet sockets.
+
+use std::cell::RefCell;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::frame::Seen;
+use super::ns::Ns;
+use super::{PATIENCE, wait_until};
+
+fn packet_socket(ns: &Ns, iface: &str, protocol: u16) -> OwnedFd {
+    let index = ns.index(iface);
+    ns.enter(|| {
+        // SAFETY: plain socket call; the result is checked before it is owned.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        assert!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
+        // SAFETY: `fd` is a new descriptor nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        if protocol != 0 {
+            set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
+            set(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1);
+        }
+        // SAFETY: all-zero is a valid sockaddr_ll.
+        let mut addr: libc::sockaddr_ll = unsafe { zeroed() };
+        addr.sll_family = libc::AF_PACKET as u16;
+        addr.sll_protocol = protocol.to_be();
+        addr.sll_ifindex = index as i32;
+        // SAFETY: `addr` is a sockaddr_ll of the length given.
+        let rc = unsafe {
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const addr).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        };
+        assert_eq!(rc, 0, "bind to {iface}: {}", io::Error::last_os_error());
+        fd
+    })
+}
+
+/// `setsockopt` with an int.
+pub fn set(fd: &impl AsRawFd, level: i32, name: i32, value: i32) {
+    // SAFETY: `value` is an int and outlives the call.
+    let rc = unsafe {
+        let len = size_of::<i32>() as u32;
+        libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len)
+    };
+    assert_eq!(
+        rc,
+        0,
+        "setsockopt {level} {name}: {}",
+        io::Error::last_os_error()
+    );
+}
+
+/// Puts frames on an interface, byte for byte.
+pub struct Injector {
+    fd: OwnedFd,
+}
+
+impl Injector {
+    /// On `iface` of `ns`.
+    pub fn new(ns: &Ns, iface: &str) -> Self {
+        Self {
+            fd: packet_socket(ns, iface, 0),
+        }
+    }
+
+    /// Sends a frame, Ethernet header first.
+    #[track_caller]
+    pub fn send(&self, frame: &[u8]) {
+        self.try_send(frame)
+            .unwrap_or_else(|e| panic!("injecting {} bytes: {e}", frame.len()));
+    }
+
+    /// As [`Self::send`], with the error.
+    pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
+        loop {
+            // SAFETY: pointer and length are those of `frame`.
+            let n =
+                unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+            match n {
+                n if n == frame.len() as isize => return Ok(()),
+                n if n >= 0 => return Err(io::Error::other("short send")),
+                _ => {
+                    let e = io::Error::last_os_error();
+                    if e.raw_os_error() != Some(libc::ENOBUFS) {
+                        return Err(e);
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+/// A frame as a packet socket saw it.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Ethernet header first.
+    pub bytes: Vec<u8>,
+    /// Sent by this host rather than received.
+    pub outgoing: bool,
+    /// Tag control information, where the kernel took a VLAN tag off.
+    pub vlan: Option<u16>,
+    /// The transport checksum is left to hardware.
+    pub csum_not_ready: bool,
+}
+
+/// Takes every frame of an interface, from its creation on.
+pub struct Capture {
+    fd: OwnedFd,
+    frames: RefCell<Vec<Frame>>,
+}
+
+impl Capture {
+    /// On `iface` of `ns`.
+    pub fn new(ns: &Ns, iface: &str) -> Self {
+        Self {
+            fd: packet_socket(ns, iface, libc::ETH_P_ALL as u16),
+            frames: RefCell::default(),
+        }
+    }
+
+    /// Every frame so far.
+    pub fn frames(&self) -> Vec<Frame> {
+        let mut frames = self.frames.borrow_mut();
+        while let Some(frame) = self.next() {
+            frames.push(frame);
+        }
+        frames.clone()
+    }
+
+    /// Received IP packets to `group` so far, in order.
+    pub fn to(&self, group: &str) -> Vec<Seen> {
+        let group: std::net::IpAddr = group.parse().expect("an address");
+        let seen = self
+            .frames()
+            .into_iter()
+            .filter(|f| !f.outgoing)
+            .filter_map(|f| Seen::read(&f.bytes));
+        seen.filter(|s| s.dst == group).collect()
+    }
+
+    /// Waits for `n` packets to `group`; panics with what came instead, also when more came.
+    #[track_caller]
+    pub fn expect(&self, group: &str, n: usize) -> Vec<Seen> {
+        wait_until(PATIENCE, || self.to(group).len() >= n);
+        let seen = self.to(group);
+        let show: Vec<_> = seen.iter().take(10).collect();
+        assert_eq!(seen.len(), n, "packets to {group}: {show:x?}");
+        seen
+    }
+
+    fn next(&self) -> Option<Frame> {
+        let mut bytes = vec![0u8; 70_000];
+        let mut control = [0u64; 16];
+        // SAFETY: all-zero is valid for both.
+        let (mut addr, mut msg): (libc::sockaddr_ll, libc::msghdr) =
+            unsafe { (zeroed(), zeroed()) };
+        let mut iov = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        msg.msg_name = (&raw mut addr).cast();
+        msg.msg_namelen = size_of::<libc::sockaddr_ll>() as u32;
+        msg.msg_iov = &raw mut iov;
+        msg.msg_iovlen = 1;
+        msg.msg_control = control.as_mut_ptr().cast();
+        msg.msg_controllen = size_of_val(&control);
+        // SAFETY: every pointer in `msg` is to a live buffer of the length given.
+        let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut msg, libc::MSG_DONTWAIT) };
+        bytes.truncate(usize::try_from(n).ok()?);
+        let mut frame = Frame {
+            bytes,
+            outgoing: addr.sll_pkttype == libc::PACKET_OUTGOING,
+            vlan: None,
+            csum_not_ready: false,
+        };
+        // SAFETY: the kernel filled `control`; the CMSG macros stay within msg_controllen.
+        unsafe {
+            let mut cmsg = libc::CMSG_FIRSTHDR(&raw const msg);
+            while !cmsg.is_null() {
+                if (*cmsg).cmsg_level == libc::SOL_PACKET
+                    && (*cmsg).cmsg_type == libc::PACKET_AUXDATA
+                {
+                    let aux: libc::tpacket_auxdata =
+                        std::ptr::read_unaligned(libc::CMSG_DATA(cmsg).cast());
+                    let valid = aux.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
+                    frame.vlan = valid.then_some(aux.tp_vlan_tci);
+                    frame.csum_not_ready = aux.tp_status & libc::TP_STATUS_CSUMNOTREADY != 0;
+                }
+                cmsg = libc::CMSG_NXTHDR(&raw const msg, cmsg);
+            }
+        }
+        Some(frame)
+    }
+}

@@ -1,0 +1,118 @@
+//! Programs under way, ended by their process id.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use super::ns::Lab;
+use super::{PATIENCE, wait_until};
+
+/// A program whose output goes to files. Dropping it ends it.
+pub struct Program {
+    name: String,
+    child: Child,
+    out: PathBuf,
+    err: PathBuf,
+    status: Option<ExitStatus>,
+}
+
+impl Program {
+    /// Starts `command`.
+    #[track_caller]
+    pub fn start(lab: &Lab, mut command: Command) -> Self {
+        let path = command.get_program().to_string_lossy().into_owned();
+        let name = Path::new(&path)
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        let (out, err) = (
+            lab.file(&format!("{name}.out")),
+            lab.file(&format!("{name}.err")),
+        );
+        lab.log(&format!("{name} stdout"), &out);
+        lab.log(&format!("{name} stderr"), &err);
+        let create = |p: &Path| File::create(p).unwrap_or_else(|e| panic!("{}: {e}", p.display()));
+        let child = command
+            .stdout(create(&out))
+            .stderr(create(&err))
+            .spawn()
+            .unwrap_or_else(|e| panic!("{path}: {e}"));
+        Self {
+            name,
+            child,
+            out,
+            err,
+            status: None,
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to standard output so far.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.out).unwrap_or_default()).into_owned()
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
+    }
+
+    /// Its end, if it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("wait");
+        }
+        self.status
+    }
+
+    /// Waits for it to end by itself.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let ended = wait_until(2 * PATIENCE, || self.ended().is_some());
+        assert!(ended, "{} did not end", self.name);
+        self.status.expect("ended")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: i32) {
+        if self.ended().is_none() {
+            // SAFETY: the child is not reaped yet, so its id is still its own.
+            unsafe { libc::kill(self.child.id() as i32, signal) };
+        }
+    }
+
+    /// Asks it to end, and how it did; after `patience` it is killed.
+    pub fn stop(&mut self, signal: i32, patience: Duration) -> ExitStatus {
+        self.signal(signal);
+        if !wait_until(patience, || self.ended().is_some()) {
+            self.signal(libc::SIGKILL);
+            self.status = self.child.wait().ok();
+        }
+        self.status.unwrap_or(ExitStatus::from_raw(libc::SIGKILL))
+    }
+
+    /// Resident memory, in bytes.
+    pub fn rss(&self) -> u64 {
+        let path = format!("/proc/{}/statm", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let pages: u64 = text
+            .split(' ')
+            .nth(1)
+            .and_then(|p| p.parse().ok())
+            .unwrap_or(0);
+        pages * 4096
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.stop(libc::SIGTERM, Duration::from_secs(3));
+    }
+}

@@ -1,0 +1,204 @@
+//! The program under test, and a stand-in for the tests of the harness itself.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::Duration;
+
+use super::http::{self, Answer};
+use super::metrics::Metrics;
+use super::ns::{Lab, Ns};
+use super::program::Program;
+use super::{PATIENCE, eventually, wait_until};
+
+/// The binary under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_mcastor");
+
+/// `mcastor run` in a namespace. Dropping it stops it.
+pub struct Router {
+    ns: Ns,
+    /// The process.
+    pub program: Program,
+    /// Its control socket.
+    pub socket: PathBuf,
+    http: SocketAddr,
+    last_words: PathBuf,
+}
+
+impl Drop for Router {
+    /// A test that fails shows what was counted.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(answer) = self.get("/metrics")
+        {
+            let counted =
+                |l: &&str| !l.starts_with('#') && !l.ends_with(" 0") && !l.contains("_bucket");
+            let lines: Vec<&str> = answer.body.lines().filter(counted).collect();
+            let _ = std::fs::write(&self.last_words, lines.join("\n"));
+        }
+    }
+}
+
+impl Router {
+    /// Starts it with `toml` and waits until it is ready. HTTP and control socket are given.
+    #[track_caller]
+    pub fn start(lab: &Lab, ns: &Ns, toml: &str) -> Self {
+        Self::start_with(lab, ns, toml, &[])
+    }
+
+    /// As [`Self::start`], with variables of the environment.
+    #[track_caller]
+    pub fn start_with(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
+        let http = env
+            .iter()
+            .find(|(k, _)| *k == "MCASTOR__HTTP__LISTEN")
+            .map(|(_, v)| *v);
+        let http: SocketAddr = http
+            .unwrap_or("127.0.0.1:9464")
+            .parse()
+            .expect("an address");
+        let mut router = Self::launch(lab, ns, toml, env);
+        router.http = http;
+        let mut last = String::new();
+        let ready = wait_until(PATIENCE, || {
+            if let Some(status) = router.program.ended() {
+                last = format!("it ended: {status}");
+                return true;
+            }
+            match router.get("/readyz") {
+                Ok(answer) if answer.status == 200 => {
+                    last.clear();
+                    true
+                }
+                Ok(answer) => {
+                    last = format!("/readyz: {} {}", answer.status, answer.body);
+                    false
+                }
+                Err(e) => {
+                    last = format!("/readyz: {e}");
+                    false
+                }
+            }
+        });
+        assert!(ready && last.is_empty(), "mcastor run is not ready: {last}");
+        router
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
+        let socket = lab.file("mcastor.sock");
+        let config = lab.file("mcastor.toml");
+        let text = format!(
+            "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"{}\"\n{toml}",
+            socket.display()
+        );
+        std::fs::write(&config, text).expect("writing settings");
+        lab.log("settings", &config);
+        let mut command = ns.command(BINARY);
+        command
+            .args(["run", "--config"])
+            .arg(&config)
+            .envs(env.iter().copied());
+        let program = Program::start(lab, command);
+        let http = "127.0.0.1:9464".parse().expect("an address");
+        let last_words = lab.file("metrics");
+        lab.log("metrics", &last_words);
+        Self {
+            last_words,
+            ns: ns.clone(),
+            program,
+            socket,
+            http,
+        }
+    }
+
+    /// GET from its HTTP server.
+    pub fn get(&self, path: &str) -> std::io::Result<Answer> {
+        http::get(&self.ns, self.http, path)
+    }
+
+    /// A scrape.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        let answer = self
+            .get("/metrics")
+            .unwrap_or_else(|e| panic!("/metrics: {e}"));
+        assert_eq!(answer.status, 200, "/metrics: {}", answer.body);
+        Metrics::parse(&answer.body)
+    }
+
+    /// The sum of the series with these labels, zero where there is none.
+    #[track_caller]
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.metrics().sum(name, labels)
+    }
+
+    /// Waits until the packet counter of `route` towards `oif` is `want`, exactly.
+    #[track_caller]
+    pub fn expect_routed(&self, route: &str, oif: &str, want: u64) {
+        let labels = [("route", route), ("oif", oif)];
+        self.expect_metric("mcastor_route_packets_total", &labels, want);
+    }
+
+    /// Waits until the drops for `reason` on `iface` are `want`, exactly.
+    #[track_caller]
+    pub fn expect_dropped(&self, reason: &str, iface: &str, want: u64) {
+        let labels = [("reason", reason), ("iface", iface)];
+        self.expect_metric("mcastor_dropped_packets_total", &labels, want);
+    }
+
+    /// Waits until a metric is `want`, exactly; shows all its series otherwise.
+    #[track_caller]
+    pub fn expect_metric(&self, name: &str, labels: &[(&str, &str)], want: u64) {
+        let mut all = String::new();
+        let mut value = 0.0;
+        let ok = wait_until(PATIENCE, || {
+            let metrics = self.metrics();
+            all = metrics.show("mcastor_");
+            value = metrics.sum(name, labels);
+            value == want as f64
+        });
+        assert!(
+            ok,
+            "{name}{labels:?} is {value}, expected {want}; not zero:\n{all}"
+        );
+    }
+
+    /// Runs another `mcastor` command beside it.
+    pub fn cli(&self, args: &[&str]) -> Output {
+        self.ns.output(BINARY, args)
+    }
+
+    /// Stops it with SIGTERM; it must end by itself, well.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let status = self.program.stop(libc::SIGTERM, Duration::from_secs(5));
+        assert_eq!(status.code(), Some(0), "after SIGTERM: {status}");
+    }
+}
+
+/// Debian's smcrouted: kernel multicast routing from the same topology.
+pub struct Kernel {
+    _program: Program,
+}
+
+impl Kernel {
+    /// Starts it with lines of `smcroute.conf`, and waits for its first route.
+    #[track_caller]
+    pub fn start(lab: &Lab, ns: &Ns, conf: &str) -> Self {
+        let path = lab.file("smcroute.conf");
+        std::fs::write(&path, conf).expect("writing settings");
+        let ctl = lab.file("smcroute.sock");
+        let (path, ctl) = (path.display().to_string(), ctl.display().to_string());
+        let program = ns.spawn(
+            lab,
+            "/usr/sbin/smcrouted",
+            &["-n", "-N", "-f", &path, "-u", &ctl],
+        );
+        eventually("smcrouted has routes", true, || {
+            let out = ns.output("/usr/sbin/smcroutectl", &["-u", &ctl, "show", "routes"]);
+            out.status.success() && String::from_utf8_lossy(&out.stdout).contains("out1")
+        });
+        Self { _program: program }
+    }
+}

@@ -1,0 +1,64 @@
+//! A tunnel whose far end is the test.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::ns::Ns;
+
+/// A tun interface; it lives as long as this.
+pub struct Tun {
+    file: File,
+    got: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Tun {
+    /// Makes `name` in `ns`.
+    #[track_caller]
+    pub fn new(ns: &Ns, name: &str) -> Self {
+        let file = ns.enter(|| {
+            let mut options = std::fs::OpenOptions::new();
+            let file = options
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open("/dev/net/tun");
+            let file = file.expect("/dev/net/tun");
+            // SAFETY: all-zero is a valid ifreq.
+            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+            for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+                *to = from as libc::c_char;
+            }
+            request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+            // SAFETY: TUNSETIFF takes a pointer to an ifreq.
+            let rc =
+                unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+            assert_eq!(rc, 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
+            file
+        });
+        Self {
+            file,
+            got: RefCell::default(),
+        }
+    }
+
+    /// An IP packet comes in through it.
+    #[track_caller]
+    pub fn write(&self, packet: &[u8]) {
+        (&self.file)
+            .write_all(packet)
+            .expect("writing to the tunnel");
+    }
+
+    /// IP packets that went out through it so far.
+    pub fn read(&self) -> Vec<Vec<u8>> {
+        let mut buffer = vec![0; 65_536];
+        let mut got = self.got.borrow_mut();
+        while let Ok(n) = (&self.file).read(&mut buffer) {
+            got.push(buffer[..n].to_vec());
+        }
+        got.clone()
+    }
+}
