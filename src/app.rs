@@ -43,7 +43,9 @@ pub enum AppError {
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
     /// The file with the process id.
-    #[error("cannot write the pid file {path}: {cause}; the folder must exist and be writable (--pid-file)")]
+    #[error(
+        "cannot write the pid file {path}: {cause}; the folder must exist and be writable (--pid-file)"
+    )]
     PidFile {
         /// Where.
         path: PathBuf,

@@ -52,6 +52,8 @@ fn rule(from: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
         to: to.iter().map(|t| t.parse().unwrap()).collect(),
         ttl,
         link_local: false,
+        join: mcastor::model::JoinPolicy::Never,
+        loop_guard: false,
     }
 }
 
@@ -169,14 +171,15 @@ impl Router {
     async fn start(rules: Vec<RouteRule>, options: Vec<InterfaceOptions>, links: &[Link]) -> Self {
         let plane = Faulty::default();
         let (sim, faults) = (plane.sim.clone(), plane.faults.clone());
-        let world = World::new(Catalog::new().unwrap(), Box::new(plane));
+        let rib = Rib {
+            rules,
+            interfaces: options,
+            joins: vec![],
+        };
+        let (world, _requests) = World::new(Catalog::new().unwrap(), Box::new(plane), rib, 1000);
         let failed = CancellationToken::new();
         let keeper = Keeper::new(Charge {
             world: world.clone(),
-            rib: Rib {
-                rules,
-                interfaces: options,
-            },
             http: None,
             failed: failed.clone(),
             workers: 2,

@@ -14,15 +14,21 @@ use futures_util::Stream;
 use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
+use super::views;
 use super::world::{Stop, Vital, WorkerId, World};
+use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{IfIndex, IfName};
 use crate::planes::{Batch, Capture, Switch};
 use crate::table::Ingress;
+use crate::table::flows::Flows;
 
-/// How often the kernel is asked what it dropped.
-const ASK_DROPPED_EVERY: Duration = Duration::from_secs(1);
+/// How often the kernel is asked what it dropped, and idle flows are looked for.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a flow may be without a packet, in milliseconds.
+const FLOW_IDLE_MS: u64 = 60_000;
 
 /// Tells the keeper whether the capture could be opened.
 #[derive(Message)]
@@ -41,6 +47,7 @@ pub struct Interface {
     keeper: Recipient<Opened>,
     worker: WorkerId,
     index: IfIndex,
+    name: IfName,
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn Capture>>>>,
     switch: Switch,
@@ -61,15 +68,18 @@ impl Interface {
         name: &IfName,
     ) -> Self {
         let counters = world.catalog.interface(name.as_str());
+        let flows = Flows::new(world.flows.clone());
+        let switch = Switch::new(flows, world.loop_guard.clone());
         Self {
             world,
             vital,
             keeper,
             worker,
             index,
+            name: name.clone(),
             counters,
             capture: None,
-            switch: Switch::default(),
+            switch,
             waiting: AHashMap::new(),
             generation: 0,
             warned_of_drops: false,
@@ -81,7 +91,7 @@ impl Interface {
         let fib = &snapshot.fib;
         let nothing = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
-        let switched = self.switch.run(fib, ingress, batch);
+        let switched = self.switch.run(fib, ingress, batch, self.world.now_ms());
         let tally = &switched.tally;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
@@ -127,6 +137,19 @@ impl Interface {
         }
     }
 
+    fn expire_flows(&mut self) {
+        let now = self.world.now_ms();
+        self.switch.flows.expire(now, FLOW_IDLE_MS);
+        self.settle_flows();
+    }
+
+    fn settle_flows(&mut self) {
+        let ended = self.switch.flows.take_ended();
+        let catalog = &self.world.catalog;
+        catalog.flows_ended(self.name.as_str(), &ended);
+        catalog.flows.set(self.world.flows.live() as i64);
+    }
+
     fn ask_dropped(&mut self) {
         let Some(capture) = &self.capture else {
             return;
@@ -160,7 +183,10 @@ impl Actor for Interface {
                     capture: capture.clone(),
                     in_a_row: 0,
                 });
-                ctx.run_interval(ASK_DROPPED_EVERY, |actor, _| actor.ask_dropped());
+                ctx.run_interval(HOUSEKEEPING_EVERY, |actor, _| {
+                    actor.ask_dropped();
+                    actor.expire_flows();
+                });
                 self.capture = Some(capture);
                 debug!("{}: capturing", self.vital.role());
                 Ok(())
@@ -179,6 +205,8 @@ impl Actor for Interface {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.ask_dropped();
+        self.switch.flows.flush();
+        self.settle_flows();
     }
 }
 
@@ -202,6 +230,40 @@ impl Handler<Stop> for Interface {
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         self.vital.disarm();
         ctx.stop();
+    }
+}
+
+/// Asks which flows there are.
+pub struct AskFlows;
+
+impl Message for AskFlows {
+    type Result = Vec<FlowView>;
+}
+
+impl Handler<AskFlows> for Interface {
+    type Result = MessageResult<AskFlows>;
+
+    fn handle(&mut self, _: AskFlows, _: &mut Self::Context) -> Self::Result {
+        let fib = self.world.snapshot.load().fib.clone();
+        let now = self.world.now_ms();
+        let flows = self.switch.flows.iter();
+        let view = |(key, flow)| views::flow(self.name.as_str(), key, flow, &fib, now);
+        MessageResult(flows.map(view).collect())
+    }
+}
+
+/// Ends all flows; answers how many there were.
+#[derive(Message)]
+#[rtype(result = "u64")]
+pub struct Flush;
+
+impl Handler<Flush> for Interface {
+    type Result = u64;
+
+    fn handle(&mut self, _: Flush, _: &mut Self::Context) -> u64 {
+        let flushed = self.switch.flows.flush();
+        self.settle_flows();
+        flushed
     }
 }
 

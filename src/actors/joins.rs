@@ -121,8 +121,10 @@ impl Handler<Want> for Joins {
         // A link that is gone took its memberships along; the sockets are of no use.
         let names = &want.names;
         self.held.retain(|index, _| names.contains_key(index));
-        self.failed.retain(|join, _| names.contains_key(&join.interface));
-        self.wanted.retain(|join| names.contains_key(&join.interface));
+        self.failed
+            .retain(|join, _| names.contains_key(&join.interface));
+        self.wanted
+            .retain(|join| names.contains_key(&join.interface));
         for (index, name) in &self.names {
             if names.get(index) != Some(name) {
                 self.world.catalog.show_joined(name.as_str(), 0);

@@ -288,7 +288,11 @@ impl Keeper {
         self.charge.world.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
             forwarders: self.forwarders.clone(),
-            interfaces: self.interfaces.values().map(|c| c.address.clone()).collect(),
+            interfaces: self
+                .interfaces
+                .values()
+                .map(|c| c.address.clone())
+                .collect(),
         }));
     }
 

@@ -85,7 +85,12 @@ pub async fn flush(world: &World) -> Result<String, AskError> {
 pub async fn reload(world: &World) -> Result<String, AskError> {
     let none = AskError::NoAnswer("the process");
     let (answer, answered) = oneshot::channel();
-    if world.requests.send(ProcessRequest::Reload(answer)).await.is_err() {
+    if world
+        .requests
+        .send(ProcessRequest::Reload(answer))
+        .await
+        .is_err()
+    {
         return Err(none);
     }
     match timeout(PATIENCE, answered).await {

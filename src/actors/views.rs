@@ -33,8 +33,7 @@ fn paths(rule: &RouteRule, links: &Links, catalog: &Catalog, plane: &str) -> Vec
     let mut paths = Vec::new();
     for iif in Rib::ingresses_of(rule, links) {
         for oif in Rib::egresses_of(rule, iif.index, links) {
-            let counters =
-                catalog.path(&rule.name, iif.name.as_str(), oif.name.as_str(), plane);
+            let counters = catalog.path(&rule.name, iif.name.as_str(), oif.name.as_str(), plane);
             paths.push(PathView {
                 iif: iif.name.to_string(),
                 oif: oif.name.to_string(),
@@ -47,10 +46,7 @@ fn paths(rule: &RouteRule, links: &Links, catalog: &Catalog, plane: &str) -> Vec
 }
 
 /// The names and patterns that no link fits.
-fn waiting_for<'a>(
-    wanted: impl Iterator<Item = &'a IfPattern>,
-    links: &Links,
-) -> Vec<String> {
+fn waiting_for<'a>(wanted: impl Iterator<Item = &'a IfPattern>, links: &Links) -> Vec<String> {
     wanted
         .filter(|p| links.matching(p).next().is_none())
         .map(ToString::to_string)

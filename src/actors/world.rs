@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use actix::prelude::*;
 use ahash::AHashMap;
@@ -47,7 +48,7 @@ pub struct World {
     /// How many flows may be remembered, and are.
     pub flows: Arc<FlowBudget>,
     /// The window of packets just forwarded.
-    pub loop_guard: LoopGuard,
+    pub loop_guard: Arc<LoopGuard>,
     /// The routing actor that lives now.
     pub routing: ArcSwapOption<Addr<Routing>>,
     /// The joins actor that lives now.
@@ -56,6 +57,7 @@ pub struct World {
     pub requests: mpsc::Sender<ProcessRequest>,
     /// What the probes answer.
     pub health: Health,
+    started: Instant,
 }
 
 impl World {
@@ -75,17 +77,23 @@ impl World {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),
-            loop_guard: LoopGuard::default(),
+            loop_guard: Arc::default(),
             routing: ArcSwapOption::empty(),
             joins: ArcSwapOption::empty(),
             requests,
             health: Health::default(),
+            started: Instant::now(),
         });
         (world, receiver)
     }
 }
 
 impl World {
+    /// Milliseconds since the start: the clock of flows and of the loop window.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
     /// Changes how many flows may be remembered.
     pub fn set_flow_limit(&self, flows: usize) {
         self.flows.set_limit(flows);

@@ -340,12 +340,12 @@ impl Catalog {
     /// of containers do, do not fill the memory.
     pub fn retire_interfaces(&self, live: &AHashSet<&str>) {
         let mut known = self.known();
-        let gone = known.interfaces.retire(|name| live.contains(name.as_str()));
+        let gone = known.interfaces.retire(|name| live.contains(&**name));
         for name in &gone.now {
             self.show_gone(name);
         }
         for name in &gone.forgotten {
-            let name = name.as_str();
+            let name = &**name;
             for family in [
                 &self.received_packets,
                 &self.received_bytes,
@@ -370,10 +370,7 @@ impl Catalog {
 
     /// Tells which paths, as (route, IIF, OIF), there are now; see
     /// [`Catalog::retire_interfaces`].
-    pub fn retire_paths<'a>(
-        &self,
-        live: impl Iterator<Item = (&'a RouteName, &'a str, &'a str)>,
-    ) {
+    pub fn retire_paths<'a>(&self, live: impl Iterator<Item = (&'a RouteName, &'a str, &'a str)>) {
         let live: AHashSet<PathKey> = live
             .map(|(route, iif, oif)| (route.clone(), iif.into(), oif.into()))
             .collect();
@@ -451,7 +448,10 @@ mod tests {
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
         let of = |family: &str| text.lines().filter(|l| l.starts_with(family)).count();
         assert_eq!(of("mcastor_route_packets_total{"), MOST_RETIRED);
-        assert_eq!(of("mcastor_interface_received_packets_total{"), MOST_RETIRED);
+        assert_eq!(
+            of("mcastor_interface_received_packets_total{"),
+            MOST_RETIRED
+        );
         assert!(text.contains("veth1999") && !text.contains("veth10\""));
     }
 

@@ -238,10 +238,12 @@ mod tests {
             to: vec!["out".parse().unwrap()],
             ttl: TtlPolicy::Keep,
             link_local: false,
+            join: crate::model::JoinPolicy::Never,
+            loop_guard: false,
         };
         let rib = Rib {
             rules: vec![rule],
-            interfaces: vec![],
+            ..Rib::default()
         };
         rib.fib(&links, 1)
     }
@@ -263,7 +265,7 @@ mod tests {
         }
         let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
         let batch = Batch::from_bytes(bytes, all);
-        let switched = Switch::default().run(&fib, ingress, batch);
+        let switched = Switch::default().run(&fib, ingress, batch, 0);
         let slots = switched.egresses.into_iter().next().map(|(_, s)| s);
         let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
         let slots = slots.unwrap_or_default();

@@ -113,14 +113,7 @@ impl Flows {
 
     /// Notes which rule a flow has and counts a packet of `bytes`. A flow whose rule changed
     /// keeps its numbers.
-    pub fn note(
-        &mut self,
-        key: FlowKey,
-        entry: EntryId,
-        generation: u64,
-        bytes: u64,
-        now_ms: u64,
-    ) {
+    pub fn note(&mut self, key: FlowKey, entry: EntryId, generation: u64, bytes: u64, now_ms: u64) {
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.entry = entry;
             flow.generation = generation;
@@ -225,7 +218,13 @@ mod tests {
         flows.note(key(2), 0, 1, 100, 59_000);
         flows.expire(60_000, 60_000);
         assert_eq!(flows.iter().count(), 1);
-        assert_eq!(flows.take_ended(), Ended { idle: 1, ..Ended::default() });
+        assert_eq!(
+            flows.take_ended(),
+            Ended {
+                idle: 1,
+                ..Ended::default()
+            }
+        );
         assert_eq!(flows.take_ended(), Ended::default());
     }
 
