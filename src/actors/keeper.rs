@@ -98,7 +98,7 @@ pub struct Keeper {
     deaths: AHashMap<Role, Deaths>,
     published: bool,
     /// Dropped with the keeper: without it nothing is rebuilt, so the process ends.
-    _failed: DropGuard,
+    failed: Option<DropGuard>,
 }
 
 impl Keeper {
@@ -107,7 +107,7 @@ impl Keeper {
         let failed = charge.failed.clone().drop_guard();
         Self {
             charge,
-            _failed: failed,
+            failed: Some(failed),
             workers: Vec::new(),
             interfaces: AHashMap::new(),
             forwarders: Vec::new(),
@@ -446,7 +446,10 @@ impl Handler<Shutdown> for Keeper {
             .collect();
         let (links, routing) = (self.links.take(), self.routing.take());
         let joins = self.charge.world.joins.swap(None);
-        // Nothing is rebuilt any more.
+        // Nothing is rebuilt any more, and this end is no failure.
+        if let Some(guard) = self.failed.take() {
+            guard.disarm();
+        }
         ctx.stop();
         Box::pin(async move {
             // An answer says that all before it in the mailbox is done; an actor that is
