@@ -15,11 +15,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("table", &["model", "wire"]),
     ("forward", &["model", "wire", "table"]),
     ("sys", &["model", "wire"]),
-    ("metrics", &["model", "forward::DropReason"]),
+    (
+        "metrics",
+        &["model", "forward::DropReason", "table::flows::Ended"],
+    ),
     ("planes", &["model", "wire", "table", "forward", "sys"]),
     // What is told to readers, as plain data.
     ("api", &[]),
-    ("control", &["api", "actors::World", "http::ask"]),
+    (
+        "control",
+        &["api", "actors::World", "actors::questions", "http::ask"],
+    ),
     ("http", &["api", "actors"]),
     ("settings", &["model", "wire"]),
     (
@@ -52,7 +58,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Files that may use more than their room.
-const FILES: &[(&str, &[&str])] = &[("actors/links.rs", &["sys"])];
+const FILES: &[(&str, &[&str])] = &[
+    ("actors/links.rs", &["sys"]),
+    // Joins are held by sockets, and its actor holds those.
+    ("actors/joins.rs", &["sys::memberships"]),
+];
 
 /// Rooms that talk to a person on the terminal.
 const PRINTERS: &[&str] = &["cli", "demo"];
