@@ -4,7 +4,7 @@ PREFIX  ?= /usr/local
 # What the tests use besides Rust: other people's programs, as senders, receivers and judges.
 PACKAGES = iproute2 tcpdump iperf iputils-ping python3-scapy ethtool curl smcroute
 
-.PHONY: build demo test soak bench check packages install clean
+.PHONY: build demo test soak bench micro check packages install clean
 
 build:
 	cargo build --release --locked
@@ -25,6 +25,15 @@ check:
 # A million hostile frames through the live capture path.
 soak: packages
 	MCASTOR_SOAK_FRAMES=1000000 cargo test --locked --release --test netns -- soak
+
+# Against the kernel's multicast routing, in namespaces; QUICK=1 takes two minutes, without it
+# twenty. Needs root. Results: bench/results.
+bench: packages
+	cargo bench --locked --bench forwarding -- $(if $(QUICK),--quick)
+
+# The steps of the data path by themselves.
+micro:
+	cargo bench --locked --bench micro
 
 packages:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \

@@ -1,0 +1,211 @@
+//! The topology: source namespace, router namespace, one namespace for each receiver, veth
+//! pairs between them. IPv6 is off, so that nothing but the bench sends.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use mcastor::model::IfIndex;
+use mcastor::sys::ifaddr::interfaces;
+use mcastor::sys::netns::NetNs;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, new_connection};
+
+use crate::Outcome;
+
+/// The interface of the source and of every receiver.
+pub const END: &str = "eth0";
+/// The router's interface towards the source.
+pub const IN: &str = "in";
+/// The address of the source: the sources of raw packets lie in the same network.
+pub const SOURCE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+const SOURCE_PREFIX: u8 = 15;
+
+/// The router's interface towards receiver `i`.
+pub fn out(i: usize) -> String {
+    format!("out{i}")
+}
+
+pub struct Lab {
+    pub source: NetNs,
+    pub router: NetNs,
+    pub receivers: Vec<Receiver>,
+}
+
+/// A receiver: a namespace where nobody joined, which drops what arrives. Its interface counts.
+pub struct Receiver {
+    pub netns: NetNs,
+    /// `/proc/net/dev` of the namespace, which an open file stays bound to.
+    counters: File,
+}
+
+impl Receiver {
+    fn new() -> io::Result<Self> {
+        let netns = NetNs::new()?;
+        quiet(&netns)?;
+        let counters = netns.run(|| File::open("/proc/thread-self/net/dev"))??;
+        Ok(Self { netns, counters })
+    }
+
+    /// Packets that arrived on the interface since it exists.
+    pub fn arrived(&self) -> io::Result<u64> {
+        let mut text = String::new();
+        let mut file = &self.counters;
+        file.rewind()?;
+        file.read_to_string(&mut text)?;
+        let of_line = |line: &str| {
+            let values = line.trim().strip_prefix(END)?.strip_prefix(':')?;
+            values.split_whitespace().nth(1)?.parse().ok()
+        };
+        text.lines()
+            .find_map(of_line)
+            .ok_or_else(|| io::Error::other("no counters of the receiver's interface"))
+    }
+}
+
+impl Lab {
+    pub fn new(receivers: usize) -> Outcome<Self> {
+        let lab = Self {
+            source: NetNs::new()?,
+            router: NetNs::new()?,
+            receivers: (0..receivers)
+                .map(|_| Receiver::new())
+                .collect::<io::Result<_>>()?,
+        };
+        quiet(&lab.source)?;
+        quiet(&lab.router)?;
+        inside(&lab.router, async |handle| {
+            let ends = lab.receivers.iter().map(|r| &r.netns);
+            let ends = ends.enumerate().map(|(i, netns)| (out(i), netns));
+            for (name, end) in [(IN.to_owned(), &lab.source)].into_iter().chain(ends) {
+                let pair = LinkVeth::new(&name, END).build();
+                handle.link().add(pair).execute().await?;
+                let moved = LinkUnspec::new_with_name(END)
+                    .setns_by_fd(end.as_fd().as_raw_fd())
+                    .build();
+                handle.link().set(moved).execute().await?;
+            }
+            Ok(())
+        })?;
+        let mut router = vec![(IN.to_owned(), Ipv4Addr::new(198, 18, 0, 1), SOURCE_PREFIX)];
+        set_up(&lab.source, &[(END.to_owned(), SOURCE, SOURCE_PREFIX)])?;
+        for (i, receiver) in lab.receivers.iter().enumerate() {
+            let host = |host| Ipv4Addr::new(10, 1, i as u8, host);
+            set_up(&receiver.netns, &[(END.to_owned(), host(2), 24)])?;
+            router.push((out(i), host(1), 24));
+        }
+        set_up(&lab.router, &router)?;
+        lab.router
+            .run(|| wait_running(router.len() + 1))
+            .and_then(|up| up)?;
+        Ok(lab)
+    }
+
+    /// The index of the source's interface.
+    pub fn source_index(&self) -> Outcome<IfIndex> {
+        let all = self.source.run(interfaces)??;
+        let found = all.iter().find(|i| i.name.as_str() == END);
+        Ok(found.ok_or("the source has no interface")?.index)
+    }
+
+    /// Turns the transmit offloads of the source's interface on or off.
+    pub fn offload(&self, on: bool) -> Outcome<()> {
+        let state = if on { "on" } else { "off" };
+        let run = || {
+            Command::new("ethtool")
+                .args(["-K", END, "tx", state])
+                .output()
+        };
+        let output = self.source.run(run)??;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!("ethtool: {}", String::from_utf8_lossy(&output.stderr)).into())
+    }
+
+    /// Packets that arrived at each receiver.
+    pub fn arrived(&self) -> io::Result<Vec<u64>> {
+        self.receivers.iter().map(Receiver::arrived).collect()
+    }
+
+    /// Waits until nothing arrives any more; returns what arrived then.
+    pub fn settled(&self) -> io::Result<Vec<u64>> {
+        const QUIET: Duration = Duration::from_millis(30);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut last = self.arrived()?;
+        loop {
+            std::thread::sleep(QUIET);
+            let now = self.arrived()?;
+            if now == last || Instant::now() > deadline {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+}
+
+/// Turns off what would send or filter by itself.
+fn quiet(netns: &NetNs) -> io::Result<()> {
+    netns.run(|| {
+        for (key, value) in [
+            ("ipv6/conf/all/disable_ipv6", "1"),
+            ("ipv6/conf/default/disable_ipv6", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+        ] {
+            // A kernel without IPv6 has no such file.
+            let _ = fs::write(format!("/proc/sys/net/{key}"), value);
+        }
+    })
+}
+
+/// Gives each interface its address and sets it up, and the loopback with it.
+fn set_up(netns: &NetNs, links: &[(String, Ipv4Addr, u8)]) -> Outcome<()> {
+    inside(netns, async |handle| {
+        let all = interfaces().map_err(|e| rtnetlink::Error::NamespaceError(e.to_string()))?;
+        for name in links.iter().map(|l| l.0.as_str()).chain(["lo"]) {
+            let up = LinkUnspec::new_with_name(name).up().build();
+            handle.link().set(up).execute().await?;
+        }
+        for (name, addr, length) in links {
+            let index = all.iter().find(|i| i.name.as_str() == name);
+            let index = index.map_or(0, |i| i.index.get());
+            let request = handle.address().add(index, (*addr).into(), *length);
+            request.execute().await?;
+        }
+        Ok(())
+    })
+}
+
+/// Runs `work` with a netlink connection of `netns`.
+fn inside(
+    netns: &NetNs,
+    work: impl AsyncFnOnce(Handle) -> Result<(), rtnetlink::Error> + Send,
+) -> Outcome<()> {
+    let done = netns.run(|| -> Result<(), String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(|e| e.to_string())?;
+        runtime.block_on(async {
+            let (connection, handle, _) = new_connection().map_err(|e| e.to_string())?;
+            tokio::spawn(connection);
+            work(handle).await.map_err(|e| e.to_string())
+        })
+    })?;
+    Ok(done?)
+}
+
+/// Waits until `count` interfaces have a carrier.
+fn wait_running(count: usize) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while interfaces()?.iter().filter(|i| i.running).count() < count {
+        if Instant::now() > deadline {
+            return Err(io::Error::other("the veth pairs have no carrier"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! `make bench`: mcastor against the kernel's ip_mroute on the same topology. The method and
+//! the goals are told in bench/README.md.
+
+mod lab;
+mod meter;
+mod peer;
+mod plan;
+mod report;
+mod run;
+mod sender;
+mod svg;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use run::Bench;
+
+/// Whatever fails ends the bench with its text.
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| arguments.iter().any(|a| a == name);
+    // `cargo test --all-targets` starts benches too, without this.
+    if !has("--bench") {
+        println!("forwarding: measures only under `make bench`");
+        return ExitCode::SUCCESS;
+    }
+    let only = arguments.iter().find_map(|a| a.strip_prefix("--only="));
+    match measure(has("--quick"), only) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("forwarding: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(quick: bool, only: Option<&str>) -> Outcome<()> {
+    if !mcastor::sys::netns::can_make_namespaces() {
+        return Err("needs root: namespaces and packet sockets".into());
+    }
+    if meter::cores() < 2 {
+        return Err("needs two cores: one for the sender, one for the router".into());
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let plan = plan::plan(quick, only);
+    let mut bench = Bench::new(plan, quick, stop);
+    bench.all()?;
+    report::write(&bench.results, quick, only.is_some())
+}

@@ -1,0 +1,211 @@
+//! The senders. Each runs on one thread that is pinned to the first core.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mcastor::cli::send::{SendArgs, send};
+use mcastor::model::Group;
+use mcastor::streams::{Pacer, Step};
+use mcastor::sys::transmit::Transmitter;
+use mcastor::wire::ip::refresh_ipv4_checksum;
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::lab::{END, Lab, SOURCE};
+use crate::meter;
+
+/// The core of senders and of the receiver that measures latency.
+pub const SENDER_CORE: usize = 0;
+/// The core of routers.
+pub const ROUTER_CORE: usize = 1;
+
+/// No run sends more.
+const MOST_PACKETS: u64 = 20_000_000;
+const BATCH: usize = 64;
+const IP_UDP: usize = 28;
+
+/// Where packets come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Whole packets through a packet socket, past the device queue. Their checksums are
+    /// absent: nothing is left to finish.
+    Raw,
+    /// UDP sockets; the device computes checksums, which on a veth nobody does.
+    UdpOffload,
+    /// UDP sockets; the kernel computes checksums.
+    Udp,
+    /// UDP sockets that hand 16 datagrams to the kernel as one.
+    UdpSegments,
+}
+
+impl Kind {
+    /// Source and group of flow `i`. Group prefixes of /16, of which there are ten, hold them
+    /// all.
+    pub fn flow(self, i: usize) -> (Ipv4Addr, Ipv4Addr) {
+        match self {
+            Self::Raw => {
+                let source = Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 1, 0).to_bits() + i as u32);
+                let [high, low] = ((i / 10) as u16).to_be_bytes();
+                (source, Ipv4Addr::new(225, (i % 10) as u8, high, low))
+            }
+            _ => (SOURCE, Ipv4Addr::new(225, 0, 0, (i + 1) as u8)),
+        }
+    }
+}
+
+/// What to send.
+#[derive(Debug, Clone, Copy)]
+pub struct Stream {
+    pub kind: Kind,
+    /// UDP payload.
+    pub size: usize,
+    /// (S,G)s the packets go round-robin over.
+    pub flows: usize,
+    /// Packets a second; `None`: as many as the socket takes.
+    pub rate: Option<f64>,
+    pub seconds: f64,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    pub packets: u64,
+    pub seconds: f64,
+    /// Run time of the sending thread, with the soft interrupts in it.
+    pub thread_ns: u64,
+}
+
+/// Scheduling priority of senders and routers alike, so that what else runs on the machine
+/// disturbs less.
+pub const NICE: &str = "-20";
+
+/// Pins the calling thread, at [`NICE`].
+pub fn pin(core: usize) -> io::Result<()> {
+    let thread = std::fs::read_link("/proc/thread-self")?;
+    let id = thread.file_name().unwrap_or_default();
+    let core = core.to_string();
+    for (program, args) in [
+        ("taskset", ["-p", "-c", core.as_str()].as_slice()),
+        ("renice", &["-n", NICE, "-p"]),
+    ] {
+        let mut command = Command::new(program);
+        let output = command.args(args).arg(id).stdin(Stdio::null()).output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(io::Error::other(format!("{program}: {said}")));
+        }
+    }
+    Ok(())
+}
+
+/// Sends from the source of `lab` and waits for the end.
+pub fn run(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<Sent> {
+    let work = || -> Result<Sent, String> {
+        pin(SENDER_CORE).map_err(|e| e.to_string())?;
+        let before = meter::own_ns();
+        let (packets, seconds) = match stream.kind {
+            Kind::Raw => raw(lab, stream, stop).map_err(|e| e.to_string())?,
+            _ => sockets(stream, stop)?,
+        };
+        Ok(Sent {
+            packets,
+            seconds,
+            thread_ns: meter::own_ns().saturating_sub(before),
+        })
+    };
+    Ok(lab.source.run(work)??)
+}
+
+/// A UDP packet without checksum.
+fn packet(size: usize, (source, group): (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
+    let mut p = vec![0u8; IP_UDP + size];
+    let total = p.len() as u16;
+    p[0] = 0x45;
+    p[2..4].copy_from_slice(&total.to_be_bytes());
+    p[8] = 16;
+    p[9] = 17;
+    p[12..16].copy_from_slice(&source.octets());
+    p[16..20].copy_from_slice(&group.octets());
+    p[20..24].copy_from_slice(&[0x13, 0x88, 0x13, 0x88]);
+    p[24..26].copy_from_slice(&(total - 20).to_be_bytes());
+    refresh_ipv4_checksum(&mut p);
+    p
+}
+
+fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
+    let mut socket = Transmitter::open(lab.source_index()?, 1, true)?;
+    let mut packets: Vec<_> = (0..BATCH)
+        .map(|i| packet(stream.size, stream.kind.flow(i % stream.flows)))
+        .collect();
+    // Packets that stay as they are need not be written again.
+    let fixed = BATCH.is_multiple_of(stream.flows);
+    let most = match stream.rate {
+        Some(rate) => ((rate * stream.seconds) as u64).min(MOST_PACKETS),
+        None => MOST_PACKETS,
+    };
+    let mut pacer = Pacer::new(stream.rate);
+    let (mut sent, mut at) = (0u64, 0usize);
+    let limit = Duration::from_secs_f64(stream.seconds * 2.0);
+    let started = Instant::now();
+    while sent < most && !stop.load(Ordering::Relaxed) {
+        let elapsed = started.elapsed();
+        let unpaced_over = stream.rate.is_none() && elapsed.as_secs_f64() >= stream.seconds;
+        if unpaced_over || elapsed > limit {
+            break;
+        }
+        let due = match pacer.step(elapsed) {
+            Step::Sleep(pause) => {
+                std::thread::sleep(pause);
+                continue;
+            }
+            Step::Send(due) => due.min(most - sent).min(BATCH as u64) as usize,
+        };
+        if !fixed {
+            for packet in &mut packets[..due] {
+                let (source, group) = stream.kind.flow(at);
+                packet[12..16].copy_from_slice(&source.octets());
+                packet[16..20].copy_from_slice(&group.octets());
+                refresh_ipv4_checksum(packet);
+                at = (at + 1) % stream.flows;
+            }
+        }
+        let mut done = 0;
+        while done < due {
+            match socket.send(packets[done..due].iter().map(Vec::as_slice)) {
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => std::thread::yield_now(),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        sent += due as u64;
+        pacer.sent(due as u64);
+    }
+    Ok((sent, started.elapsed().as_secs_f64()))
+}
+
+/// The arguments of `mcastor send` for a stream.
+pub fn send_args(stream: Stream) -> Result<SendArgs, String> {
+    let (_, group) = stream.kind.flow(0);
+    let group = Group::new(group.into()).map_err(|e| e.to_string())?;
+    let interface = END.parse().map_err(|e| format!("{e}"))?;
+    let per_flow = stream.rate.map(|rate| rate / stream.flows as f64);
+    Ok(SendArgs {
+        rate: per_flow.unwrap_or(0.0),
+        count: per_flow.map(|rate| (rate * stream.seconds) as u64),
+        seconds: Some(stream.seconds * if per_flow.is_some() { 2.0 } else { 1.0 }),
+        size: stream.size as u16,
+        flows: stream.flows as u16,
+        gso: (stream.kind == Kind::UdpSegments).then_some(16),
+        ..SendArgs::new(interface, group)
+    })
+}
+
+fn sockets(stream: Stream, stop: &AtomicBool) -> Result<(u64, f64), String> {
+    let sent = send(&send_args(stream)?, stop).map_err(|e| e.to_string())?;
+    Ok((sent.packets, sent.seconds))
+}

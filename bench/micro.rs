@@ -1,0 +1,337 @@
+//! The steps of the data path by themselves, and what handing over to an actor costs.
+
+use std::net::Ipv4Addr;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mcastor::forward::fragment::fragment;
+use mcastor::forward::rewrite::rewrite;
+use mcastor::forward::segment::segment;
+use mcastor::forward::{LoopGuard, decide};
+use mcastor::model::{
+    IfIndex, JoinPolicy, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
+};
+use mcastor::planes::{Batch, Packet, Slot, Switch};
+use mcastor::table::flows::{FlowBudget, Flows};
+use mcastor::table::{Fib, Rib};
+use mcastor::wire::checksum;
+use mcastor::wire::ip::{Datagram, refresh_ipv4_checksum};
+use mcastor::wire::offload::Offload;
+use std::hint::black_box;
+
+const PAYLOAD: usize = 200;
+const HEADERS: usize = 28;
+/// Packets looked up in turn.
+const PACKETS: usize = 64;
+
+fn source(i: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 1, 0, 1).to_bits() + i as u32)
+}
+
+fn group(i: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(225, 0, 0, 1).to_bits() + i as u32)
+}
+
+fn packet(i: usize, payload: usize) -> Vec<u8> {
+    let mut p = vec![0x5a; HEADERS + payload];
+    let total = p.len() as u16;
+    p[..20].fill(0);
+    p[0] = 0x45;
+    p[2..4].copy_from_slice(&total.to_be_bytes());
+    p[8] = 16;
+    p[9] = 17;
+    p[12..16].copy_from_slice(&source(i).octets());
+    p[16..20].copy_from_slice(&group(i).octets());
+    p[20..24].copy_from_slice(&[0x13, 0x88, 0x13, 0x88]);
+    p[24..26].copy_from_slice(&(total - 20).to_be_bytes());
+    p[26..28].fill(0);
+    refresh_ipv4_checksum(&mut p);
+    p
+}
+
+/// `pairs` (S,G) rules, or as many (*,G) rules, from `in` to `egresses` interfaces.
+fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
+    let link = |index, name: String| Link {
+        index: IfIndex::new(index).expect("not zero"),
+        name: name.parse().expect("a name"),
+        mtu: 1500,
+        up: true,
+        carrier: true,
+        vlan: None,
+    };
+    let out = (0..egresses).map(|i| link(i as u32 + 2, format!("out{i}")));
+    let links: Links = std::iter::once(link(1, "in".into())).chain(out).collect();
+    let rules = (0..rules).map(|i| {
+        let group = group(i).to_string().parse().expect("a group");
+        RouteRule {
+            name: RouteName::new(i.to_string()),
+            origin: Origin::Settings,
+            from: "in".parse().expect("a name"),
+            source: match pairs {
+                true => source(i).to_string().parse().expect("a source"),
+                false => SourcePrefix::any_for(group),
+            },
+            except_sources: vec![],
+            group,
+            to: (0..egresses)
+                .map(|i| format!("out{i}").parse().expect("a name"))
+                .collect(),
+            ttl: TtlPolicy::Decrement,
+            link_local: false,
+            join: JoinPolicy::Never,
+            loop_guard: false,
+        }
+    });
+    Rib {
+        rules: rules.collect(),
+        interfaces: vec![],
+        joins: vec![],
+    }
+    .fib(&links, 1)
+}
+
+fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
+    &fib.ingresses[&IfIndex::new(1).expect("not zero")]
+}
+
+fn decides(c: &mut Criterion) {
+    let mut g = c.benchmark_group("decide");
+    for rules in [10, 10_000, 100_000] {
+        let fib = fib(rules, true, 1);
+        let ingress = ingress(&fib);
+        // As many as there are rules, so that large tables do not stay in the cache.
+        let flows = rules.min(100_000);
+        let few: Vec<_> = (0..PACKETS).map(|i| packet(i % flows, PAYLOAD)).collect();
+        let many: Vec<_> = (0..flows).map(|i| packet(i * 7919 % flows, 40)).collect();
+        g.bench_function(BenchmarkId::new("flow known, cached", rules), |b| {
+            let mut known = Flows::new(FlowBudget::new(1 << 20));
+            let mut i = 0;
+            b.iter(|| {
+                i = (i + 1) % PACKETS;
+                decide(&fib, ingress, &mut known, black_box(&few[i]), 1).map(|d| d.ttl)
+            });
+        });
+        g.bench_function(BenchmarkId::new("flow known, all in turn", rules), |b| {
+            let mut known = Flows::new(FlowBudget::new(1 << 20));
+            for packet in &many {
+                let _ = decide(&fib, ingress, &mut known, packet, 1);
+            }
+            let mut i = 0;
+            b.iter(|| {
+                i = (i + 1) % many.len();
+                decide(&fib, ingress, &mut known, black_box(&many[i]), 1).map(|d| d.ttl)
+            });
+        });
+        g.bench_function(BenchmarkId::new("flow new", rules), |b| {
+            // Room for one flow: each evicts the one before, and is looked up in the rules.
+            let mut known = Flows::new(FlowBudget::new(1));
+            let mut i = 0;
+            b.iter(|| {
+                i = (i + 1) % many.len();
+                decide(&fib, ingress, &mut known, black_box(&many[i]), 1).map(|d| d.ttl)
+            });
+        });
+    }
+    g.finish();
+}
+
+fn steps(c: &mut Criterion) {
+    let plain = packet(1, PAYLOAD);
+    c.bench_function("parse", |b| b.iter(|| Datagram::parse(black_box(&plain))));
+    for size in [64, 200, 1400] {
+        let p = packet(1, size);
+        c.bench_function(&format!("checksum/{size}"), |b| {
+            b.iter(|| checksum::of(black_box(&p)))
+        });
+    }
+    let mut g = c.benchmark_group("rewrite");
+    let mut p = plain.clone();
+    g.bench_function("ttl", |b| {
+        b.iter(|| rewrite(black_box(&mut p), Offload::None, 15))
+    });
+    for size in [64, 200, 1400] {
+        let mut p = packet(1, size);
+        let offload = Offload::Checksum {
+            start: 20,
+            offset: 6,
+        };
+        g.bench_function(BenchmarkId::new("ttl and unfinished checksum", size), |b| {
+            b.iter(|| rewrite(black_box(&mut p), offload, 15))
+        });
+    }
+    g.finish();
+    let long = packet(1, 16 * PAYLOAD);
+    let datagram = Datagram::parse(&long).expect("a packet");
+    let mut out = Vec::new();
+    c.bench_function("segment/16 of 200", |b| {
+        b.iter(|| {
+            out.clear();
+            segment(
+                black_box(&long),
+                &datagram,
+                PAYLOAD as u16,
+                &mut out,
+                |range| {
+                    black_box(range);
+                },
+            )
+        })
+    });
+    c.bench_function("fragment/3228 at 1500", |b| {
+        b.iter(|| {
+            out.clear();
+            fragment(black_box(&long), 1500, &mut out, |range| {
+                black_box(range);
+            })
+        })
+    });
+    let guard = LoopGuard::default();
+    let mut p = plain;
+    let mut n = 0u32;
+    c.bench_function("loop guard", |b| {
+        b.iter(|| {
+            n = n.wrapping_add(1);
+            p[28..32].copy_from_slice(&n.to_ne_bytes());
+            guard.came_back(black_box(&p), u64::from(n >> 10))
+        })
+    });
+}
+
+/// A whole batch: decide, rewrite, sort by egress.
+fn switches(c: &mut Criterion) {
+    let mut g = c.benchmark_group("switch");
+    for egresses in [1, 4, 16] {
+        let fib = fib(10, true, egresses);
+        let ingress = ingress(&fib);
+        let (mut bytes, mut packets) = (Vec::new(), Vec::new());
+        for i in 0..PACKETS {
+            let p = packet(i % 10, PAYLOAD);
+            packets.push(Packet {
+                start: bytes.len() as u32,
+                len: p.len() as u32,
+                ethertype: 0x0800,
+                ..Packet::default()
+            });
+            bytes.extend(p);
+        }
+        let mut switch = Switch::default();
+        g.throughput(Throughput::Elements(PACKETS as u64));
+        g.bench_function(BenchmarkId::new("64 packets, egresses", egresses), |b| {
+            b.iter_batched(
+                || Batch::from_bytes(bytes.clone(), packets.clone()),
+                |batch| switch.run(&fib, ingress, batch, 1).egresses,
+                BatchSize::LargeInput,
+            )
+        });
+    }
+    g.finish();
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Slots(Vec<Slot>);
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Done(mpsc::Sender<u64>);
+
+#[derive(Default)]
+struct Sink(u64);
+
+impl Actor for Sink {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(4096);
+    }
+}
+
+impl Handler<Slots> for Sink {
+    type Result = ();
+
+    fn handle(&mut self, slots: Slots, _: &mut Self::Context) {
+        self.0 += slots.0.iter().map(|s| u64::from(s.len)).sum::<u64>();
+    }
+}
+
+impl Handler<Done> for Sink {
+    type Result = ();
+
+    fn handle(&mut self, done: Done, _: &mut Self::Context) {
+        let _ = done.0.send(self.0);
+    }
+}
+
+/// One packet in a message, or many. The time is that of a packet.
+fn hand_over(c: &mut Criterion) {
+    const SLOT: Slot = Slot {
+        start: 0,
+        len: 228,
+        piece: false,
+        path: 0,
+        received_ns: 0,
+    };
+    let system = System::new();
+    let mut g = c.benchmark_group("hand-over");
+    for batch in [1usize, 8, 64] {
+        g.bench_function(BenchmarkId::new("another thread, packets", batch), |b| {
+            b.iter_custom(|packets| {
+                let arbiter = Arbiter::new();
+                let sink = Sink::start_in_arbiter(&arbiter.handle(), |_| Sink::default());
+                let (tell, told) = mpsc::channel();
+                let messages = packets.div_ceil(batch as u64);
+                let started = Instant::now();
+                for _ in 0..messages {
+                    let mut message = Slots(vec![SLOT; batch]);
+                    while let Err(SendError::Full(back)) = sink.try_send(message) {
+                        message = back;
+                        std::thread::yield_now();
+                    }
+                }
+                sink.do_send(Done(tell));
+                black_box(told.recv().expect("an answer"));
+                let spent = started.elapsed();
+                arbiter.stop();
+                per_packet(spent, packets, messages * batch as u64)
+            });
+        });
+        g.bench_function(BenchmarkId::new("same thread, packets", batch), |b| {
+            b.iter_custom(|packets| {
+                system.block_on(async move {
+                    let sink = Sink::default().start();
+                    let messages = packets.div_ceil(batch as u64);
+                    let started = Instant::now();
+                    for i in 0..messages {
+                        let _ = sink.try_send(Slots(vec![SLOT; batch]));
+                        // As the interface actor lets the forwarders come to send.
+                        if i % 4 == 3 {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                    let (tell, told) = mpsc::channel();
+                    let _ = sink.send(Done(tell)).await;
+                    black_box(told.recv().expect("an answer"));
+                    per_packet(started.elapsed(), packets, messages * batch as u64)
+                })
+            });
+        });
+    }
+    g.finish();
+}
+
+/// The last batch may hold more packets than were asked for.
+fn per_packet(spent: Duration, asked: u64, done: u64) -> Duration {
+    spent.mul_f64(asked as f64 / done.max(1) as f64)
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1_000))
+        .sample_size(20);
+    targets = decides, steps, switches, hand_over
+}
+criterion_main!(benches);
