@@ -28,13 +28,26 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let only = arguments.iter().find_map(|a| a.strip_prefix("--only="));
-    match measure(has("--quick"), only) {
+    let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
+    let done = match profile {
+        Some(wanted) => profile_one(wanted),
+        None => measure(has("--quick"), only),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("forwarding: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Keeps one scenario busy for a profiler: `--profile=egress-4@100000`.
+fn profile_one(wanted: &str) -> Outcome<()> {
+    let (id, rate) = wanted.split_once('@').ok_or("--profile=SCENARIO@RATE")?;
+    let plan = plan::plan(false, Some(id));
+    let scenario = plan.scenarios.first().ok_or("no such scenario")?;
+    run::keep_busy(scenario, rate.parse()?)
 }
 
 fn measure(quick: bool, only: Option<&str>) -> Outcome<()> {

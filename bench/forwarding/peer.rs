@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::Outcome;
 use crate::lab::{self, Lab};
+use crate::meter;
 use crate::sender::{self, Kind, NICE, ROUTER_CORE, Stream};
 
 /// A router, or none.
@@ -188,8 +189,11 @@ pub fn start(lab: &Lab, peer: Peer, rules: Rules, kind: Kind, flows: usize) -> O
     })
 }
 
-/// Sends one packet of the last flow now and then until it comes through, so that all rules
-/// are in force, and then one of each flow, so that none is new.
+/// Run time within 50 ms, in nanoseconds, below which a router is at rest.
+const IDLE_NS: u64 = 2_000_000;
+
+/// Sends a packet of a few flows now and then until they come through and the router is at rest,
+/// so that all rules are in force, and then one of each flow, so that none is new.
 pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<()> {
     let Some(child) = &mut running.child else {
         return Ok(());
@@ -220,6 +224,17 @@ pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<(
             ..probe
         };
         sender::run(lab, few, &never)?;
+    }
+    // It may still be filling its tables: smcrouted forwards long before all is in them.
+    let pid = child.id();
+    let mut busy = u64::MAX;
+    while busy > IDLE_NS {
+        if Instant::now() > deadline {
+            return Err("the router does not come to rest".into());
+        }
+        let before = meter::process_ns(pid);
+        std::thread::sleep(Duration::from_millis(50));
+        busy = meter::process_ns(pid).saturating_sub(before);
     }
     if stream.flows > 10 {
         // Slow enough for nobody to lose one; again where rules were still on their way.

@@ -131,23 +131,23 @@ pub fn goals(results: &Results) -> Vec<Goal> {
             1.0,
         ),
         times(
-            "CPU a packet at 300k/s, 4 egresses",
+            "CPU a packet at 100k/s, 4 egresses",
             "egress-4",
-            "cpu_ns@300k",
+            "cpu_ns@100k",
             false,
             0.9,
         ),
         times(
-            "the same with sender offload on, 1 egress",
+            "CPU a packet at 100k/s, sender offload on, 1 egress",
             "offload-on-1",
-            "cpu_ns@300k",
+            "cpu_ns@100k",
             false,
             1.3,
         ),
         times(
-            "the same with sender offload on, 4 egresses",
+            "CPU a packet at 100k/s, sender offload on, 4 egresses",
             "offload-on-4",
-            "cpu_ns@300k",
+            "cpu_ns@100k",
             false,
             1.1,
         ),
@@ -351,6 +351,8 @@ fn to_json(results: &Results, machine: &Machine, quick: bool) -> Value {
         "goals": goals.collect::<Vec<_>>(),
         "scenarios": scenarios.collect::<Vec<_>>(),
         "latency": latency.collect::<serde_json::Map<_, _>>(),
+        "failed": results.failed.iter()
+            .map(|(id, _, why)| json!({ "id": id, "why": why })).collect::<Vec<_>>(),
         "footprint": results.footprint.iter()
             .map(|(p, f)| (p.name().to_owned(), figures(f))).collect::<serde_json::Map<_, _>>(),
     })
@@ -383,7 +385,7 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
         let _ = writeln!(
             text,
             "Work of others during the windows: {} cores. CPU time is that of the whole machine; where others took \
-             more than 0.03 cores, {} figures, it is that of the threads that take part.\n",
+             more than 0.05 cores, {} figures, it is that of the threads that take part.\n",
             foreign.show(2),
             results.by_threads
         );
@@ -400,7 +402,7 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
         let (what, bound, verdict) = (goal.what, goal.bound(), goal.verdict());
         let _ = writeln!(text, "| {what} | {bound} | {measured}{unit} | {verdict} |");
     }
-    text += "\n## Forwarding\n\nCPU is for one packet on all its egresses together, the sender's own taken off. \
+    text += "\n## Forwarding\n\nCPU is for one packet that came through, on all its egresses together, the sender's own taken off. \
         Where a sender did not come to 97 % of a held rate, because the kernel forwards on the sender's core, its rate is added in k/s.\n\n\
         | | router | CPU ns at 100k/s | ratio | CPU ns at 300k/s | ratio | loss % at 100k/s | at 300k/s | maximum k/s | ratio |\n\
         |---|---|---|---|---|---|---|---|---|---|\n";
@@ -434,6 +436,10 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
                 ratio("max_pps"),
             );
         }
+    }
+    for (_, title, why) in &results.failed {
+        let why = why.replace(['\n', '|'], " ");
+        let _ = writeln!(text, "\nNot measured: {title}: {why}");
     }
     if !results.latency.is_empty() {
         text += "\n## Latency\n\n200 bytes, 1 egress, UDP sockets, from `mcastor send` to the kernel of the receiver.\n\n\

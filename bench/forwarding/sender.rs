@@ -25,6 +25,8 @@ pub const ROUTER_CORE: usize = 1;
 /// No run sends more.
 const MOST_PACKETS: u64 = 20_000_000;
 const BATCH: usize = 64;
+/// Datagrams that [`Kind::UdpSegments`] hands over as one.
+pub const SEGMENTS: u16 = 16;
 const IP_UDP: usize = 28;
 
 /// Where packets come from.
@@ -200,7 +202,7 @@ pub fn send_args(stream: Stream) -> Result<SendArgs, String> {
         seconds: Some(stream.seconds * if per_flow.is_some() { 2.0 } else { 1.0 }),
         size: stream.size as u16,
         flows: stream.flows as u16,
-        gso: (stream.kind == Kind::UdpSegments).then_some(16),
+        gso: (stream.kind == Kind::UdpSegments).then_some(SEGMENTS),
         ..SendArgs::new(interface, group)
     })
 }
