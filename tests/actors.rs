@@ -373,6 +373,27 @@ async fn a_link_that_vanishes_and_returns_with_another_index_goes_on() {
 }
 
 #[actix::test]
+async fn an_egress_without_carrier_drops_by_name_and_goes_on_with_one() {
+    let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
+    let mut out = link(2, "out");
+    out.carrier = false;
+    let r = Router::start(rules, vec![], &[link(1, "in"), out.clone()]).await;
+    r.arrive(1, 0..10, 9);
+    r.until("all is dropped", |r| {
+        r.dropped("out", DropReason::EgressDown) == 10
+    })
+    .await;
+    out.carrier = true;
+    r.links_in_force(&[link(1, "in"), out], 1).await;
+    r.arrive(1, 10..20, 9);
+    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    r.stop().await;
+    let sent = numbers(&r.sim.take_sent(index(2)));
+    assert_eq!(sent, (10..20).collect::<Vec<_>>());
+    assert_eq!(r.all_dropped("out"), 10);
+}
+
+#[actix::test]
 async fn a_renamed_egress_is_counted_under_its_new_name() {
     let rules = vec![rule("in", &["out*"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out0")]).await;

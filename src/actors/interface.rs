@@ -95,6 +95,7 @@ impl Interface {
         let tally = &switched.tally;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
+        self.counters.membership_messages.inc_by(tally.membership);
         self.counters.add_dropped(&tally.dropped);
         let drop_at = |egress: u32, reason: DropReason, packets: u64| {
             let name = fib.egresses[egress as usize].name.as_str();

@@ -84,6 +84,7 @@ pub struct Catalog {
     dropped: IntCounterVec,
     received_packets: IntCounterVec,
     received_bytes: IntCounterVec,
+    membership_messages: IntCounterVec,
     transmitted_packets: IntCounterVec,
     transmitted_bytes: IntCounterVec,
     interface_up: IntGaugeVec,
@@ -121,6 +122,8 @@ pub struct InterfaceCounters {
     pub received_packets: IntCounter,
     /// Their IP bytes.
     pub received_bytes: IntCounter,
+    /// IGMP and MLD messages seen besides.
+    pub membership_messages: IntCounter,
     /// Packets sent.
     pub transmitted_packets: IntCounter,
     /// Their IP bytes.
@@ -185,6 +188,11 @@ impl Catalog {
         let received_bytes = counters(
             "mcastor_interface_received_bytes_total",
             "IP bytes of multicast packets taken in, routed or not",
+            &["iface"],
+        )?;
+        let membership_messages = counters(
+            "mcastor_interface_membership_messages_total",
+            "IGMP and MLD messages seen, which are never forwarded",
             &["iface"],
         )?;
         let transmitted_packets = counters(
@@ -261,6 +269,7 @@ impl Catalog {
             dropped,
             received_packets,
             received_bytes,
+            membership_messages,
             transmitted_packets,
             transmitted_bytes,
             interface_up,
@@ -299,6 +308,7 @@ impl Catalog {
         InterfaceCounters {
             received_packets: of(&self.received_packets),
             received_bytes: of(&self.received_bytes),
+            membership_messages: of(&self.membership_messages),
             transmitted_packets: of(&self.transmitted_packets),
             transmitted_bytes: of(&self.transmitted_bytes),
             socket_dropped: of(&self.socket_dropped),
@@ -345,6 +355,7 @@ impl Catalog {
             for family in [
                 &self.received_packets,
                 &self.received_bytes,
+                &self.membership_messages,
                 &self.transmitted_packets,
                 &self.transmitted_bytes,
                 &self.socket_dropped,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Batch, Packet};
 use crate::forward::rewrite::rewrite;
 use crate::forward::segment::segment;
-use crate::forward::{Decision, DropReason, LoopGuard, decide};
+use crate::forward::{Decision, DropReason, LoopGuard, NotData, decide};
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Fib, Ingress, PathId};
 use crate::wire::offload::Offload;
@@ -56,6 +56,8 @@ pub struct Tally {
     pub bytes: u64,
     /// Packets dropped before any egress, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
+    /// IGMP and MLD messages that came in besides: no router forwards one.
+    pub membership: u64,
     /// Packets an egress did not take because of its TTL threshold.
     pub below_threshold: Vec<(EgressId, u64)>,
 }
@@ -66,6 +68,7 @@ impl Default for Tally {
             packets: 0,
             bytes: 0,
             dropped: [0; DropReason::COUNT],
+            membership: 0,
             below_threshold: Vec::new(),
         }
     }
@@ -138,7 +141,11 @@ impl Switch {
             });
             let decision = match cut {
                 Ok(decision) => decision,
-                Err(reason) => {
+                Err(NotData::Membership) => {
+                    tally.membership += 1;
+                    continue;
+                }
+                Err(NotData::Dropped(reason)) => {
                     tally.packets += 1;
                     tally.bytes += u64::from(packet.len);
                     tally.dropped[reason as usize] += 1;
@@ -226,9 +233,9 @@ impl Switch {
         batch: &mut Batch,
         packet: &Packet,
         now_ms: u64,
-    ) -> Result<(Decision<'f>, usize), DropReason> {
+    ) -> Result<(Decision<'f>, usize), NotData> {
         if packet.cut {
-            return Err(DropReason::Truncated);
+            return Err(DropReason::Truncated.into());
         }
         let start = packet.start as usize;
         let bytes = batch
@@ -241,7 +248,7 @@ impl Switch {
             .vlan
             .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
         if vlan.is_some_and(|id| ingress.vlans_elsewhere.contains(&id)) {
-            return Err(DropReason::VlanElsewhere);
+            return Err(DropReason::VlanElsewhere.into());
         }
         let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
         let bytes = &mut bytes[tags..];
@@ -249,9 +256,9 @@ impl Switch {
         match (ethertype, version) {
             (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
             (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
-                return Err(DropReason::Truncated);
+                return Err(DropReason::Truncated.into());
             }
-            _ => return Err(DropReason::Malformed),
+            _ => return Err(DropReason::Malformed.into()),
         }
         let decision = decide(fib, ingress, &mut self.flows, bytes, now_ms)?;
         let offload = match packet.offload {

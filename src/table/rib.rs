@@ -224,6 +224,7 @@ impl Rib {
                             index: oif.index,
                             name: oif.name.clone(),
                             mtu: oif.mtu,
+                            running: oif.up && oif.carrier,
                         });
                         fib.egresses.len() as EgressId - 1
                     });
