@@ -19,7 +19,7 @@ use super::world::{Stop, Vital, WorkerId, World};
 use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{IfIndex, IfName};
+use crate::model::{FlowEnd, IfIndex, IfName};
 use crate::planes::{Batch, Capture, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
@@ -147,7 +147,9 @@ impl Interface {
     fn settle_flows(&mut self) {
         let ended = self.switch.flows.take_ended();
         let catalog = &self.world.catalog;
-        catalog.flows_ended(self.name.as_str(), &ended);
+        for end in FlowEnd::ALL {
+            catalog.flows_ended(self.name.as_str(), end, ended.of(end));
+        }
         catalog.flows.set(self.world.flows.live() as i64);
     }
 
