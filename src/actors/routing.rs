@@ -10,7 +10,7 @@ use super::joins::Want;
 use super::keeper::Publish;
 use super::links::LinksChanged;
 use super::views;
-use super::world::{Stop, Vital, World};
+use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{InterfaceView, PendingView, RouteView};
 use crate::api::{Change, JoinSpec, RouteSpec};
 use crate::model::{
@@ -132,6 +132,8 @@ impl Handler<Republish> for Routing {
         self.publish();
     }
 }
+
+panics_on_demand!(Routing);
 
 impl Handler<Stop> for Routing {
     type Result = ();
