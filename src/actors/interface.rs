@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
 use super::views;
-use super::world::{Stop, Vital, WorkerId, World};
+use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
@@ -26,9 +26,6 @@ use crate::table::flows::Flows;
 
 /// How often the kernel is asked what it dropped, and idle flows are looked for.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a flow may be without a packet, in milliseconds.
-const FLOW_IDLE_MS: u64 = 60_000;
 
 /// Tells the keeper whether the capture could be opened.
 #[derive(Message)]
@@ -86,8 +83,21 @@ impl Interface {
         }
     }
 
+    /// Counts under the name the interface has in the snapshot.
+    fn follow_name(&mut self, snapshot: &Snapshot) {
+        if let Some(name) = snapshot.names.get(&self.index)
+            && *name != self.name
+        {
+            self.name = name.clone();
+            self.counters = self.world.catalog.interface(name.as_str());
+        }
+    }
+
     fn forward(&mut self, batch: Batch) {
-        let snapshot = self.world.snapshot.load();
+        let snapshot = self.world.snapshot.load_full();
+        if self.generation != snapshot.fib.generation {
+            self.follow_name(&snapshot);
+        }
         let fib = &snapshot.fib;
         let nothing = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
@@ -140,7 +150,7 @@ impl Interface {
 
     fn expire_flows(&mut self) {
         let now = self.world.now_ms();
-        self.switch.flows.expire(now, FLOW_IDLE_MS);
+        self.switch.flows.expire(now, self.world.flow_idle_ms());
         self.settle_flows();
     }
 
@@ -187,6 +197,7 @@ impl Actor for Interface {
                     in_a_row: 0,
                 });
                 ctx.run_interval(HOUSEKEEPING_EVERY, |actor, _| {
+                    actor.follow_name(&actor.world.snapshot.load_full());
                     actor.ask_dropped();
                     actor.expire_flows();
                 });
@@ -227,6 +238,8 @@ impl StreamHandler<io::Result<Batch>> for Interface {
     }
 }
 
+panics_on_demand!(Interface);
+
 impl Handler<Stop> for Interface {
     type Result = ();
 
@@ -247,10 +260,12 @@ impl Handler<AskFlows> for Interface {
     type Result = MessageResult<AskFlows>;
 
     fn handle(&mut self, _: AskFlows, _: &mut Self::Context) -> Self::Result {
-        let fib = self.world.snapshot.load().fib.clone();
+        let snapshot = self.world.snapshot.load_full();
+        self.follow_name(&snapshot);
+        let fib = &snapshot.fib;
         let now = self.world.now_ms();
         let flows = self.switch.flows.iter();
-        let view = |(key, flow)| views::flow(self.name.as_str(), key, flow, &fib, now);
+        let view = |(key, flow)| views::flow(self.name.as_str(), key, flow, fib, now);
         MessageResult(flows.map(view).collect())
     }
 }

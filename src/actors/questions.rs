@@ -99,6 +99,18 @@ pub async fn reload(world: &World) -> Result<String, AskError> {
     }
 }
 
+/// Has an actor panic, where the process allows it.
+pub async fn panic(world: &World, actor: String) -> Result<String, AskError> {
+    let none = || AskError::NoAnswer("the process");
+    let (answer, answered) = oneshot::channel();
+    let request = ProcessRequest::Panic(actor, answer);
+    world.requests.send(request).await.map_err(|_| none())?;
+    match timeout(PATIENCE, answered).await {
+        Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
+        _ => Err(none()),
+    }
+}
+
 /// Ends the process.
 pub async fn stop(world: &World) -> Result<String, AskError> {
     let sent = world.requests.send(ProcessRequest::Stop).await;

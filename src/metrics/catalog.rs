@@ -341,6 +341,12 @@ impl Catalog {
             .set(groups as i64);
     }
 
+    /// Forgets how many groups were joined on an interface that is gone.
+    pub fn forget_joined(&self, name: &str) {
+        // What was never made cannot be removed, and need not be.
+        let _ = self.joined_groups.remove_label_values(&[name]);
+    }
+
     /// Tells which interfaces routes use now. The others are shown as down, and forgotten when
     /// [`MOST_RETIRED`] others have gone after them, so that names that come and go, as those
     /// of containers do, do not fill the memory.

@@ -1,12 +1,13 @@
 //! The flows an interface forwards now: one (S,G) each, with what it carried and when last.
 //!
 //! Strangers create flows by sending, so there are at most as many as the limit says: past
-//! it the one of this interface that has been idle longest goes. A flow is a note and a
-//! cache, never a permission: what has no flow is looked up in the rules.
+//! it the one of this interface that has been idle longest goes. An interface that has none
+//! to give up waits for one place, which the others leave to it with their next flow. A flow
+//! is a note and a cache, never a permission: what has no flow is looked up in the rules.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ahash::RandomState;
 use lru::LruCache;
@@ -19,6 +20,8 @@ use crate::model::FlowEnd;
 pub struct FlowBudget {
     limit: AtomicUsize,
     live: AtomicUsize,
+    /// An interface without any flow found no place.
+    starved: AtomicBool,
 }
 
 impl FlowBudget {
@@ -27,6 +30,7 @@ impl FlowBudget {
         Arc::new(Self {
             limit: AtomicUsize::new(limit),
             live: AtomicUsize::new(0),
+            starved: AtomicBool::new(false),
         })
     }
 
@@ -40,11 +44,23 @@ impl FlowBudget {
         self.limit.load(Ordering::Relaxed)
     }
 
+    /// Takes a place while there are more than `spare`.
+    fn take(&self, spare: usize) -> bool {
+        let more = |live: usize| (live + spare < self.limit()).then_some(live + 1);
+        let took = self
+            .live
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        took.is_ok()
+    }
+
     /// Flows there are now.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 }
+
+/// Flows that make room for one, at most.
+const MOST_EVICTED_AT_ONCE: usize = 16;
 
 /// One flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,15 +143,9 @@ impl Flows {
             flow.seen_ms = now_ms;
             return;
         }
-        // Two, so that a limit that was lowered is reached in time.
-        for _ in 0..2 {
-            if self.budget.live() < self.budget.limit() || self.flows.pop_lru().is_none() {
-                break;
-            }
-            self.budget.live.fetch_sub(1, Ordering::Relaxed);
-            self.ended.add(FlowEnd::Evicted, 1);
+        if !self.make_room() {
+            return;
         }
-        self.budget.live.fetch_add(1, Ordering::Relaxed);
         self.flows.put(
             key,
             Flow {
@@ -147,6 +157,29 @@ impl Flows {
                 seen_ms: now_ms,
             },
         );
+    }
+
+    /// Takes a place, for which older flows go where they must.
+    fn make_room(&mut self) -> bool {
+        if self.flows.is_empty() {
+            let took = self.budget.take(0);
+            self.budget.starved.store(!took, Ordering::Relaxed);
+            return took;
+        }
+        let starved = self.budget.starved.load(Ordering::Relaxed);
+        let spare = usize::from(starved && self.budget.limit() > 1);
+        // A limit that was lowered far is reached in steps, so that no packet waits for all.
+        for _ in 0..MOST_EVICTED_AT_ONCE {
+            if self.budget.take(spare) {
+                return true;
+            }
+            if self.flows.pop_lru().is_none() {
+                return false;
+            }
+            self.budget.live.fetch_sub(1, Ordering::Relaxed);
+            self.ended.add(FlowEnd::Evicted, 1);
+        }
+        false
     }
 
     /// Ends the flows that had no packet for `idle_ms`.
@@ -245,6 +278,21 @@ mod tests {
         let (_, flow) = flows.iter().next().unwrap();
         assert_eq!((flow.entry, flow.packets, flow.bytes), (7, 2, 200));
         assert_eq!((flow.began_ms, flow.seen_ms), (0, 5));
+    }
+
+    #[test]
+    fn the_limit_holds_over_all_interfaces_and_none_is_shut_out() {
+        let budget = FlowBudget::new(4);
+        let (mut flood, mut quiet) = (Flows::new(budget.clone()), Flows::new(budget.clone()));
+        (0..10).for_each(|n| flood.note(key(n), 0, 1, 1, 0));
+        quiet.note(key(1), 0, 1, 1, 1);
+        assert_eq!((quiet.iter().count(), budget.live()), (0, 4));
+        flood.note(key(11), 0, 1, 1, 2);
+        assert_eq!(budget.live(), 3);
+        quiet.note(key(1), 0, 1, 1, 3);
+        assert_eq!((quiet.iter().count(), budget.live()), (1, 4));
+        (20..30).for_each(|n| flood.note(key(n), 0, 1, 1, 4));
+        assert_eq!((quiet.iter().count(), budget.live()), (1, 4));
     }
 
     #[test]
