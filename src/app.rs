@@ -214,7 +214,7 @@ async fn reload(
     }
     set_limits(world, &settings.limits);
     settings.notes().iter().for_each(|note| warn!("{note}"));
-    let mut done = format!("reloaded: {} routes", settings.routes.len());
+    let mut done = format!("reloaded, routes: {}", settings.routes.len());
     let (was, is) = (&*in_force, &settings);
     let fixed = [
         ("http", was.http != is.http),

@@ -265,7 +265,8 @@ impl Handler<AskFlows> for Interface {
         let fib = &snapshot.fib;
         let now = self.world.now_ms();
         let flows = self.switch.flows.iter();
-        let view = |(key, flow)| views::flow(self.name.as_str(), key, flow, fib, now);
+        let ingress = fib.ingresses.get(&self.index);
+        let view = |flow| views::flow(self.name.as_str(), ingress, flow, fib, now);
         MessageResult(flows.map(view).collect())
     }
 }

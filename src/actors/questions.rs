@@ -78,7 +78,7 @@ pub async fn flush(world: &World) -> Result<String, AskError> {
         .iter()
         .map(|i| i.send(Flush).timeout(PATIENCE));
     let flushed: u64 = join_all(asked).await.into_iter().flatten().sum();
-    Ok(format!("flushed {flushed} flows"))
+    Ok(format!("flows flushed: {flushed}"))
 }
 
 /// Has the settings read again; says what came of it.

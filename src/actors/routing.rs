@@ -235,14 +235,16 @@ impl Handler<Carry> for Routing {
                 if rule.to.is_empty() {
                     return Err(ChangeError::NoEgress);
                 }
-                let name = rule.name.clone();
-                rib.add(rule)?;
-                format!("added {name}")
+                let name = rib.add(rule)?;
+                format!("added {name} to {}", spec.to.join(" "))
             }
             Change::Remove(spec) => {
                 let rule = rule_of(&spec)?;
-                rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
-                format!("removed {}", rule.name)
+                let name = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
+                match spec.to.is_empty() {
+                    true => format!("removed {name}"),
+                    false => format!("removed {} from {name}", spec.to.join(" ")),
+                }
             }
             Change::Join(spec) => {
                 let join = join_of(&spec)?;
