@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::actors::World;
-use crate::actors::keeper::{Charge, Keeper, Shutdown};
+use crate::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
 use crate::control::server::{BindError, Server};
 use crate::metrics::Catalog;
 use crate::planes::packet::PacketPlane;
@@ -71,6 +71,7 @@ async fn assemble(settings: Settings, activated: Option<TcpListener>) -> Result<
         http,
         failed: failed.clone(),
         workers: std::thread::available_parallelism().map_or(1, Into::into),
+        links: LinkSource::Netlink,
     })
     .start();
     let control = actix::spawn(control.serve(world.clone()));
@@ -110,7 +111,6 @@ fn listen(address: SocketAddr) -> Option<TcpListener> {
 fn rib_of(settings: &Settings) -> Rib {
     Rib {
         rules: settings.routes.clone(),
-        joins: settings.joins.clone(),
         interfaces: settings
             .interfaces
             .iter()

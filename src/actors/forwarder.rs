@@ -18,9 +18,12 @@ use crate::planes::egress::Sent;
 use crate::planes::{EgressQueue, Load, Progress, Slot, Transmit as TransmitEnd};
 use crate::table::{EgressId, Fib};
 
-/// Batches that may wait for an egress. As many as a capture ring has blocks and more: an
-/// interface hands over a run of blocks in one turn, before any forwarder has its turn.
-const MAILBOX: usize = 128;
+/// Batches of one interface that may wait for an egress that is busy. Each may hold a block
+/// of its capture ring, so that many busy egresses must not hold all of one.
+pub const MOST_WAITING: usize = 8;
+
+/// Far above what the interfaces of one worker send under [`MOST_WAITING`].
+const MAILBOX: usize = 4096;
 
 /// How often an egress that could not be opened is tried again.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
@@ -37,6 +40,9 @@ pub struct Transmit {
     pub load: Arc<Load>,
     /// The packets.
     pub slots: Vec<Slot>,
+    /// Let go of when the packets are sent: so an interface knows how many batches of its own
+    /// wait.
+    pub waiting: Arc<()>,
 }
 
 /// The actor.
@@ -48,6 +54,8 @@ pub struct Forwarder {
     transmit: Option<Box<dyn TransmitEnd>>,
     opened: Option<Instant>,
     queue: EgressQueue,
+    /// [`Transmit::waiting`] of what is in the queue.
+    waiting: Option<Arc<()>>,
     sent: Sent,
     /// Counters of the paths of the snapshot last seen.
     paths: Vec<Option<PathCounters>>,
@@ -67,6 +75,7 @@ impl Forwarder {
             transmit: None,
             opened: None,
             queue: EgressQueue::default(),
+            waiting: None,
             sent: Sent::default(),
             paths: Vec::new(),
             fib: Arc::default(),
@@ -88,10 +97,14 @@ impl Forwarder {
     fn drive(&mut self) -> Progress {
         let Some(transmit) = &mut self.transmit else {
             self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+            self.waiting = None;
             self.settle();
             return Progress::Done;
         };
         let progress = self.queue.drive(transmit.as_mut(), &mut self.sent);
+        if progress == Progress::Done {
+            self.waiting = None;
+        }
         self.settle();
         progress
     }
@@ -169,7 +182,6 @@ impl Actor for Forwarder {
     fn stopped(&mut self, _: &mut Self::Context) {
         self.queue.abandon(DropReason::EgressDown, &mut self.sent);
         self.settle();
-        self.vital.disarm();
     }
 }
 
@@ -185,6 +197,7 @@ impl Handler<Transmit> for Forwarder {
             self.paths.clear();
             self.paths.resize_with(self.fib.paths.len(), || None);
         }
+        self.waiting = Some(message.waiting);
         let mtu = self.fib.egresses[message.egress as usize].mtu as usize;
         self.queue
             .fill(message.load, message.slots, mtu, &mut self.sent);
@@ -224,6 +237,7 @@ impl Handler<Stop> for Forwarder {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.vital.disarm();
         ctx.stop();
     }
 }

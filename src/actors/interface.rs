@@ -9,10 +9,11 @@ use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
 use actix::prelude::*;
+use ahash::AHashMap;
 use futures_util::Stream;
 use tracing::{debug, warn};
 
-use super::forwarder::Transmit;
+use super::forwarder::{MOST_WAITING, Transmit};
 use super::world::{Stop, Vital, WorkerId, World};
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
@@ -43,6 +44,9 @@ pub struct Interface {
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn Capture>>>>,
     switch: Switch,
+    /// One reference of our own, and one for each batch that waits for that egress.
+    waiting: AHashMap<IfIndex, Arc<()>>,
+    generation: u64,
     warned_of_drops: bool,
 }
 
@@ -66,6 +70,8 @@ impl Interface {
             counters,
             capture: None,
             switch: Switch::default(),
+            waiting: AHashMap::new(),
+            generation: 0,
             warned_of_drops: false,
         }
     }
@@ -89,6 +95,11 @@ impl Interface {
             drop_at(*egress, DropReason::TtlThreshold, *packets);
         }
         let forwarders = snapshot.forwarders.get(self.worker);
+        if self.generation != fib.generation {
+            self.generation = fib.generation;
+            let stays = |index: &IfIndex| forwarders.is_some_and(|f| f.contains_key(index));
+            self.waiting.retain(|index, _| stays(index));
+        }
         for (egress, slots) in switched.egresses {
             let index = fib.egresses[egress as usize].index;
             let packets = slots.len() as u64;
@@ -96,11 +107,17 @@ impl Interface {
                 drop_at(egress, DropReason::EgressDown, packets);
                 continue;
             };
+            let waiting = self.waiting.entry(index).or_default();
+            if Arc::strong_count(waiting) > MOST_WAITING {
+                drop_at(egress, DropReason::QueueFull, packets);
+                continue;
+            }
             let sent = forwarder.try_send(Transmit {
                 fib: fib.clone(),
                 egress,
                 load: switched.load.clone(),
                 slots,
+                waiting: waiting.clone(),
             });
             match sent {
                 Ok(()) => {}
@@ -139,7 +156,10 @@ impl Actor for Interface {
         let result = match self.world.plane.capture(self.index) {
             Ok(capture) => {
                 let capture = Rc::new(RefCell::new(capture));
-                ctx.add_stream(Batches(capture.clone()));
+                ctx.add_stream(Batches {
+                    capture: capture.clone(),
+                    in_a_row: 0,
+                });
                 ctx.run_interval(ASK_DROPPED_EVERY, |actor, _| actor.ask_dropped());
                 self.capture = Some(capture);
                 debug!("{}: capturing", self.vital.role());
@@ -159,22 +179,20 @@ impl Actor for Interface {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.ask_dropped();
-        self.vital.disarm();
     }
 }
 
 impl StreamHandler<io::Result<Batch>> for Interface {
-    fn handle(&mut self, batch: io::Result<Batch>, _: &mut Self::Context) {
+    fn handle(&mut self, batch: io::Result<Batch>, ctx: &mut Self::Context) {
         match batch {
             Ok(batch) => self.forward(batch),
-            Err(e) => warn!("{}: capture failed: {e}", self.vital.role()),
+            Err(e) => {
+                // The capture ended although nobody stopped us: that is a death, so that the
+                // keeper opens it anew.
+                warn!("{}: capture failed: {e}", self.vital.role());
+                ctx.terminate();
+            }
         }
-    }
-
-    /// The capture ended although nobody stopped us: that is a death, so that the keeper
-    /// opens it anew.
-    fn finished(&mut self, ctx: &mut Self::Context) {
-        ctx.terminate();
     }
 }
 
@@ -182,17 +200,33 @@ impl Handler<Stop> for Interface {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.vital.disarm();
         ctx.stop();
     }
 }
 
-/// The batches of a capture, until its first error.
-struct Batches(Rc<RefCell<Box<dyn Capture>>>);
+/// The batches of a capture. Its first error ends the actor that reads it.
+struct Batches {
+    capture: Rc<RefCell<Box<dyn Capture>>>,
+    in_a_row: usize,
+}
 
 impl Stream for Batches {
     type Item = io::Result<Batch>;
 
-    fn poll_next(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
-        self.0.borrow_mut().poll_batch(task).map(Some)
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
+        // The forwarders share our thread: they must come to send before too much waits.
+        if self.in_a_row >= MOST_WAITING / 2 {
+            self.in_a_row = 0;
+            task.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let next = self.capture.borrow_mut().poll_batch(task);
+        self.in_a_row = if next.is_ready() {
+            self.in_a_row + 1
+        } else {
+            0
+        };
+        next.map(Some)
     }
 }

@@ -19,11 +19,11 @@ use tracing::{error, info, warn};
 
 use super::forwarder::{self, Forwarder};
 use super::interface::{Interface, Opened};
-use super::links::{Announce, LinksWatch};
+use super::links::{Announce, LinksChanged, LinksWatch};
 use super::metrics::Metrics;
 use super::routing::Routing;
 use super::world::{Died, Role, Snapshot, Stop, Vital, WorkerId, World};
-use crate::model::{IfIndex, IfName};
+use crate::model::{IfIndex, IfName, Links};
 use crate::table::{Fib, Rib};
 
 /// First wait before a dead actor is rebuilt; doubled with every further death in a row.
@@ -57,6 +57,16 @@ pub struct Charge {
     pub failed: CancellationToken,
     /// Threads that capture and send, at most.
     pub workers: usize,
+    /// Who tells what interfaces there are.
+    pub links: LinkSource,
+}
+
+/// Who tells what interfaces there are.
+pub enum LinkSource {
+    /// The kernel.
+    Netlink,
+    /// Nobody: these, until routing is sent a [`LinksChanged`].
+    Given(Links),
 }
 
 #[derive(Clone)]
@@ -79,6 +89,8 @@ pub struct Keeper {
     workers: Vec<Arbiter>,
     interfaces: AHashMap<IfIndex, Captured>,
     forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    /// Names the forwarders were started under.
+    egress_names: AHashMap<IfIndex, IfName>,
     links: Option<Addr<LinksWatch>>,
     routing: Option<Addr<Routing>>,
     metrics: Option<Addr<Metrics>>,
@@ -96,6 +108,7 @@ impl Keeper {
             workers: Vec::new(),
             interfaces: AHashMap::new(),
             forwarders: Vec::new(),
+            egress_names: AHashMap::new(),
             links: None,
             routing: None,
             metrics: None,
@@ -118,6 +131,9 @@ impl Keeper {
             self.charge.rib.clone(),
         )
         .start();
+        if let LinkSource::Given(links) = &self.charge.links {
+            routing.do_send(LinksChanged(links.clone()));
+        }
         if let Some(links) = &self.links {
             links.do_send(Announce(routing.clone().recipient()));
         }
@@ -125,7 +141,7 @@ impl Keeper {
     }
 
     fn start_links(&mut self, ctx: &mut Context<Self>) {
-        if let Some(routing) = &self.routing {
+        if let (LinkSource::Netlink, Some(routing)) = (&self.charge.links, &self.routing) {
             let vital = Self::vital(ctx, Role::Links);
             self.links = Some(LinksWatch::new(vital, routing.clone().recipient()).start());
         }
@@ -225,6 +241,20 @@ impl Keeper {
         for (index, name) in &arriving {
             self.start_interface(*index, name, ctx);
         }
+        let egress_names: AHashMap<IfIndex, IfName> = fib
+            .egresses
+            .iter()
+            .map(|e| (e.index, e.name.clone()))
+            .collect();
+        let mut leaving = Vec::new();
+        for forwarders in &mut self.forwarders {
+            for (index, name) in &self.egress_names {
+                if gone(index, name, &egress_names) {
+                    leaving.extend(forwarders.remove(index));
+                }
+            }
+        }
+        self.egress_names = egress_names;
         for worker in 0..self.workers.len() {
             for egress in &fib.egresses {
                 if !self.forwarders[worker].contains_key(&egress.index) {
@@ -236,14 +266,8 @@ impl Keeper {
         for captured in stopping {
             captured.address.do_send(Stop);
         }
-        for forwarders in &mut self.forwarders {
-            forwarders.retain(|index, address| {
-                let stays = fib.egresses.iter().any(|e| e.index == *index);
-                if !stays {
-                    address.do_send(Stop);
-                }
-                stays
-            });
+        for forwarder in leaving {
+            forwarder.do_send(Stop);
         }
         self.look_ready();
     }
@@ -269,13 +293,22 @@ impl Keeper {
                 if self.names.get(index) != Some(name) {
                     return;
                 }
-                self.interfaces.remove(index);
+                match self.interfaces.remove(index) {
+                    // The link came back meanwhile and is captured already; a second capture
+                    // would double every packet.
+                    Some(alive) if alive.open => {
+                        self.interfaces.insert(*index, alive);
+                        return;
+                    }
+                    Some(dead) => dead.address.do_send(Stop),
+                    None => {}
+                }
                 self.start_interface(*index, name, ctx);
                 // It may be on another worker now, with no forwarders yet.
                 self.reconcile(ctx);
             }
             Role::Forwarder(worker, index, name) => {
-                if !self.fib.egresses.iter().any(|e| e.index == *index) {
+                if self.egress_names.get(index) != Some(name) {
                     return;
                 }
                 self.start_forwarder(*worker, *index, name, ctx);
@@ -405,7 +438,7 @@ impl Handler<Shutdown> for Keeper {
                 let _ = forwarder.send(Stop).await;
             }
             if let Some(links) = links {
-                drop(links);
+                let _ = links.send(Stop).await;
             }
             if let Some(routing) = routing {
                 let _ = routing.send(Stop).await;

@@ -13,7 +13,7 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 use tracing::{error, warn};
 
-use super::world::Vital;
+use super::world::{Stop, Vital};
 use crate::model::{IfIndex, Link, Links};
 
 /// The kernel drops notices when its socket buffer is full, so that all is read anew now
@@ -116,9 +116,14 @@ impl Actor for LinksWatch {
             }
         }
     }
+}
 
-    fn stopped(&mut self, _: &mut Self::Context) {
+impl Handler<Stop> for LinksWatch {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         self.vital.disarm();
+        ctx.stop();
     }
 }
 

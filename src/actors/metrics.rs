@@ -54,10 +54,6 @@ impl Actor for Metrics {
             Err(e) => warn!("http: cannot serve: {e}; forwarding goes on"),
         }
     }
-
-    fn stopped(&mut self, _: &mut Self::Context) {
-        self.vital.disarm();
-    }
 }
 
 impl Handler<Stop> for Metrics {
@@ -65,6 +61,7 @@ impl Handler<Stop> for Metrics {
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) -> Self::Result {
         let server = self.server.take();
+        self.vital.disarm();
         ctx.stop();
         Box::pin(async move {
             if let Some(server) = server {

@@ -173,10 +173,6 @@ impl Actor for Routing {
         info!(routes = self.rib.rules.len(), "routing");
         self.world.routing.store(Some(Arc::new(ctx.address())));
     }
-
-    fn stopped(&mut self, _: &mut Self::Context) {
-        self.vital.disarm();
-    }
 }
 
 impl Handler<LinksChanged> for Routing {
@@ -192,6 +188,7 @@ impl Handler<Stop> for Routing {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.vital.disarm();
         ctx.stop();
     }
 }

@@ -118,6 +118,9 @@ pub struct Died(pub Role);
 
 /// Held by an actor; dropping it without [`Vital::disarm`] is a death, and the keeper hears
 /// of it. actix drops an actor that panics and tells nobody.
+///
+/// Disarmed where an actor is told to stop, never in `Actor::stopped`: actix calls that on an
+/// actor that panicked or terminated too.
 pub struct Vital {
     keeper: Recipient<Died>,
     role: Role,

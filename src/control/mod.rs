@@ -14,7 +14,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Show, Shown};
+use crate::api::{self, Show, Shown};
 
 /// Longest request, in bytes without the line feed.
 pub const LONGEST_REQUEST: usize = 64 << 10;
@@ -27,6 +27,22 @@ pub struct Request {
     pub version: u32,
     /// What is asked.
     pub command: Command,
+}
+
+impl Request {
+    /// Reads one line. The error is what the client is told.
+    pub fn parse(line: &str) -> Result<Self, String> {
+        let request: Self =
+            serde_json::from_str(line).map_err(|e| format!("not a request: {e}"))?;
+        if request.version != api::VERSION {
+            return Err(format!(
+                "version {} is not spoken here, version {} is",
+                request.version,
+                api::VERSION
+            ));
+        }
+        Ok(request)
+    }
 }
 
 /// What can be asked.

@@ -156,17 +156,10 @@ async fn converse(stream: UnixStream, world: &World) -> io::Result<()> {
 }
 
 async fn answer(line: &str, world: &World) -> Outcome {
-    let request: Request = match serde_json::from_str(line) {
+    let request = match Request::parse(line) {
         Ok(request) => request,
-        Err(e) => return Outcome::Error(format!("not a request: {e}")),
+        Err(e) => return Outcome::Error(e),
     };
-    if request.version != api::VERSION {
-        return Outcome::Error(format!(
-            "version {} is not spoken here, version {} is",
-            request.version,
-            api::VERSION
-        ));
-    }
     match request.command {
         Command::Show(what) => match ask(world, what).await {
             Some(shown) => Outcome::Result(shown),

@@ -70,3 +70,23 @@ impl Batch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_ranges_of_the_bytes_and_change_in_place() {
+        let packet = Packet {
+            start: 2,
+            len: 3,
+            ..Packet::default()
+        };
+        let mut batch = Batch::from_bytes(vec![0, 1, 2, 3, 4, 5], vec![packet]);
+        batch.bytes_mut()[2] = 9;
+        let packet = batch.packets[0];
+        let range = packet.start as usize..(packet.start + packet.len) as usize;
+        assert_eq!(batch.bytes()[range], [9, 3, 4]);
+        assert_eq!(batch.bytes().len(), 6);
+    }
+}

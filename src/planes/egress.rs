@@ -118,7 +118,13 @@ impl EgressQueue {
             };
             let left = &self.packets[self.next..];
             let took = match transmit.send(&mut left.iter().map(bytes)) {
-                Ok(took) => took.min(left.len()),
+                Ok(took @ 1..) => took.min(left.len()),
+                // Neither taken nor refused: going on would go on for ever.
+                Ok(0) => {
+                    sent.dropped[DropReason::SendFailed as usize] += 1;
+                    self.next += 1;
+                    continue;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Blocked,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
@@ -153,5 +159,259 @@ fn reason_of(e: &io::Error) -> DropReason {
         Some(libc::ENOBUFS) => DropReason::EgressBusy,
         Some(libc::EMSGSIZE) => DropReason::TooBig,
         _ => DropReason::SendFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{IfIndex, IfName, Link, Links, Origin, RouteName, RouteRule};
+    use crate::model::{SourcePrefix, TtlPolicy};
+    use crate::planes::{Batch, Packet, Switch};
+    use crate::table::{Fib, Rib};
+    use crate::wire::ip::refresh_ipv4_checksum;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::task::{Context, Poll};
+
+    /// What `send` does next.
+    #[derive(Debug, Clone, Copy)]
+    enum Answer {
+        Take(usize),
+        Errno(i32),
+    }
+
+    /// Takes packets as told, all of them when it was told nothing.
+    #[derive(Default)]
+    struct Script {
+        answers: VecDeque<Answer>,
+        sent: Vec<Vec<u8>>,
+    }
+
+    impl Transmit for Script {
+        fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+            let before = self.sent.len();
+            let most = match self.answers.pop_front() {
+                Some(Answer::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                Some(Answer::Take(n)) => n,
+                None => usize::MAX,
+            };
+            self.sent.extend(packets.take(most).map(<[u8]>::to_vec));
+            Ok(self.sent.len() - before)
+        }
+
+        fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn packet(n: u16, len: usize, flags: u8) -> Vec<u8> {
+        let mut p = vec![0u8; len];
+        p[0] = 0x45;
+        p[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+        p[4..6].copy_from_slice(&n.to_be_bytes());
+        p[6] = flags;
+        p[8] = 9;
+        p[12..20].copy_from_slice(&[10, 0, 0, 1, 225, 1, 2, 3]);
+        refresh_ipv4_checksum(&mut p);
+        p
+    }
+
+    fn fib() -> Fib {
+        let link = |index, name: &str| Link {
+            index: IfIndex::new(index).unwrap(),
+            name: name.parse::<IfName>().unwrap(),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            vlan: None,
+        };
+        let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
+        let group = "225.1.2.3".parse().unwrap();
+        let rule = RouteRule {
+            name: RouteName::new("r"),
+            origin: Origin::Settings,
+            from: "in".parse().unwrap(),
+            source: SourcePrefix::any_for(group),
+            except_sources: vec![],
+            group,
+            to: vec!["out".parse().unwrap()],
+            ttl: TtlPolicy::Keep,
+            link_local: false,
+        };
+        let rib = Rib {
+            rules: vec![rule],
+            interfaces: vec![],
+        };
+        rib.fib(&links, 1)
+    }
+
+    /// A queue of these packets, and what filling it counted.
+    fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, Sent) {
+        let fib = fib();
+        let mut bytes = Vec::new();
+        let mut all = Vec::new();
+        for (i, packet) in packets.iter().enumerate() {
+            all.push(Packet {
+                start: bytes.len() as u32,
+                len: packet.len() as u32,
+                received_ns: i as u64,
+                ethertype: 0x0800,
+                ..Packet::default()
+            });
+            bytes.extend_from_slice(packet);
+        }
+        let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+        let batch = Batch::from_bytes(bytes, all);
+        let switched = Switch::default().run(&fib, ingress, batch);
+        let slots = switched.egresses.into_iter().next().map(|(_, s)| s);
+        let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
+        let slots = slots.unwrap_or_default();
+        assert_eq!(slots.len(), packets.len());
+        queue.fill(switched.load, slots, mtu, &mut sent);
+        (queue, sent)
+    }
+
+    fn packets(count: u16) -> Vec<Vec<u8>> {
+        (0..count).map(|n| packet(n, 100, 0)).collect()
+    }
+
+    #[test]
+    fn a_blocked_queue_goes_on_where_it_stopped() {
+        let all = packets(10);
+        let (mut queue, mut sent) = queue(&all, 1500);
+        let mut script = Script::default();
+        let busy = Answer::Errno(libc::EAGAIN);
+        script.answers.extend([Answer::Take(3), busy]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
+        assert_eq!(script.sent, all[..3]);
+        assert_eq!(sent.paths, [(0, 3, 300)]);
+        script.answers.extend([busy]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
+        let interrupted = Answer::Errno(libc::EINTR);
+        script.answers.extend([interrupted, Answer::Take(1)]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert!(queue.is_empty());
+        assert_eq!(script.sent, all);
+        assert_eq!(sent.paths, [(0, 10, 1000)]);
+        assert_eq!(sent.received_ns, (0..10).collect::<Vec<_>>());
+        assert_eq!(sent.dropped, [0; DropReason::COUNT]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(script.sent.len(), 10);
+    }
+
+    #[test]
+    fn an_error_costs_the_first_packet_only_and_has_its_reason() {
+        for (errno, reason) in [
+            (libc::ENETDOWN, DropReason::EgressDown),
+            (libc::ENXIO, DropReason::EgressDown),
+            (libc::ENODEV, DropReason::EgressDown),
+            (libc::ENOBUFS, DropReason::EgressBusy),
+            (libc::EMSGSIZE, DropReason::TooBig),
+            (libc::EPERM, DropReason::SendFailed),
+        ] {
+            let all = packets(6);
+            let (mut queue, mut sent) = queue(&all, 1500);
+            let mut script = Script::default();
+            let error = Answer::Errno(errno);
+            script
+                .answers
+                .extend([Answer::Take(2), error, Answer::Take(1), error]);
+            assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+            assert_eq!(script.sent, [&all[..2], &all[3..4], &all[5..]].concat());
+            assert_eq!(sent.dropped[reason as usize], 2);
+            assert_eq!(sent.dropped.iter().sum::<u64>(), 2);
+            assert_eq!(sent.error, Some((reason, errno)));
+            assert_eq!(sent.paths, [(0, 4, 400)]);
+        }
+    }
+
+    #[test]
+    fn an_egress_that_takes_none_and_gives_no_error_does_not_hold_the_rest() {
+        let all = packets(3);
+        let (mut queue, mut sent) = queue(&all, 1500);
+        let mut script = Script::default();
+        script.answers.extend([Answer::Take(0)]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(script.sent, all[1..]);
+        assert_eq!(sent.dropped[DropReason::SendFailed as usize], 1);
+    }
+
+    #[test]
+    fn the_mtu_is_the_largest_packet_that_goes_whole() {
+        for (len, fragments) in [(999, 1), (1000, 1), (1001, 2), (3000, 4)] {
+            let (mut queue, mut sent) = queue(&[packet(1, len, 0)], 1000);
+            let mut script = Script::default();
+            assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+            assert_eq!(script.sent.len(), fragments, "{len}");
+            assert!(script.sent.iter().all(|p| p.len() <= 1000));
+            // Fragments count as the packets on the wire that they are.
+            let bytes = (len + 20 * (fragments - 1)) as u64;
+            assert_eq!(sent.paths, [(0, fragments as u64, bytes)]);
+        }
+    }
+
+    #[test]
+    fn what_may_not_be_fragmented_is_too_big_and_the_others_go_on() {
+        const DF: u8 = 0x40;
+        let all = [packet(1, 1000, DF), packet(2, 1001, DF), packet(3, 20, 0)];
+        let (mut queue, mut sent) = queue(&all, 1000);
+        assert_eq!(sent.dropped[DropReason::TooBig as usize], 1);
+        let mut script = Script::default();
+        queue.drive(&mut script, &mut sent);
+        assert_eq!(script.sent, [&all[..1], &all[2..]].concat());
+        assert_eq!(sent.dropped.iter().sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn an_abandoned_queue_counts_what_was_left_once() {
+        let (mut queue, mut sent) = queue(&[packet(1, 100, 0), packet(2, 2500, 0)], 1000);
+        let mut script = Script::default();
+        let busy = Answer::Errno(libc::EAGAIN);
+        script.answers.extend([Answer::Take(2), busy]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
+        queue.abandon(DropReason::EgressDown, &mut sent);
+        queue.abandon(DropReason::EgressDown, &mut sent);
+        assert_eq!(sent.dropped[DropReason::EgressDown as usize], 2);
+        assert!(queue.is_empty());
+        assert_eq!(sent.paths[0].1, 2);
+        sent.clear();
+        assert_eq!(sent, Sent::default());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_egress_answers_nothing_is_lost_or_doubled(
+            lens in proptest::collection::vec(20usize..3000, 0..40),
+            answers in proptest::collection::vec(
+                prop_oneof![
+                    (0usize..5).prop_map(Answer::Take),
+                    Just(Answer::Errno(libc::EAGAIN)),
+                    Just(Answer::Errno(libc::EINTR)),
+                    Just(Answer::Errno(libc::ENOBUFS)),
+                ],
+                0..60,
+            ),
+        ) {
+            let all: Vec<_> = lens.iter().enumerate().map(|(n, l)| packet(n as u16, *l, 0)).collect();
+            let everything = {
+                let (mut queue, mut sent) = queue(&all, 1000);
+                let mut script = Script::default();
+                queue.drive(&mut script, &mut sent);
+                script.sent
+            };
+            let (mut queue, mut sent) = queue(&all, 1000);
+            let mut script = Script { answers: answers.into(), sent: vec![] };
+            while queue.drive(&mut script, &mut sent) == Progress::Blocked {}
+            let took: u64 = sent.paths.iter().map(|p| p.1).sum();
+            let bytes: u64 = sent.paths.iter().map(|p| p.2).sum();
+            prop_assert_eq!(took, script.sent.len() as u64);
+            prop_assert_eq!(bytes, script.sent.iter().map(|p| p.len() as u64).sum::<u64>());
+            prop_assert_eq!(took + sent.dropped.iter().sum::<u64>(), everything.len() as u64);
+            prop_assert_eq!(sent.received_ns.len() as u64, took);
+            // What was sent stands in the order it came in, each at most once.
+            let mut rest = everything.iter();
+            prop_assert!(script.sent.iter().all(|p| rest.any(|e| e == p)));
+        }
     }
 }

@@ -40,7 +40,10 @@ impl Plane for PacketPlane {
     fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
         let socket = Transmitter::open(interface, self.mark, self.qdisc_bypass)?;
         let socket = watch(socket, Interest::WRITABLE)?;
-        Ok(Box::new(SocketTransmit { socket }))
+        Ok(Box::new(SocketTransmit {
+            socket,
+            waiting: false,
+        }))
     }
 }
 
@@ -89,6 +92,8 @@ impl From<&Frame> for Packet {
 
 struct SocketTransmit {
     socket: AsyncFd<Transmitter>,
+    /// Asked for readiness and not told of it yet.
+    waiting: bool,
 }
 
 impl Transmit for SocketTransmit {
@@ -97,11 +102,16 @@ impl Transmit for SocketTransmit {
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut guard = ready!(self.socket.poll_write_ready_mut(cx))?;
-        // Asked for only after the socket was full, so what is known of it is stale.
-        guard.clear_ready();
-        drop(guard);
+        if !self.waiting {
+            // First asked after the socket was full: what is known of it is stale. Forgetting
+            // again at the wake-up would forget the news and wait for ever.
+            if let Poll::Ready(guard) = self.socket.poll_write_ready_mut(cx) {
+                guard?.clear_ready();
+            }
+            self.waiting = true;
+        }
         ready!(self.socket.poll_write_ready_mut(cx))?.retain_ready();
+        self.waiting = false;
         Poll::Ready(Ok(()))
     }
 }

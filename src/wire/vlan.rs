@@ -31,6 +31,13 @@ pub fn skip_tags(mut ethertype: u16, bytes: &[u8]) -> Result<(u16, usize), WireE
     Ok((ethertype, at))
 }
 
+/// The VLAN of the tag at the start of `bytes`, if `ethertype` says that one begins there.
+pub fn outer_tag(ethertype: u16, bytes: &[u8]) -> Option<u16> {
+    let tagged = matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN);
+    let control = bytes.first_chunk::<2>().filter(|_| tagged)?;
+    Some(vlan_id(u16::from_be_bytes(*control)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

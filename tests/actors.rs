@@ -1,0 +1,562 @@
+//! The actors on the simulated plane: packets cross, links come and go, actors die, and every
+//! packet is in a counter. No kernel, no privileges.
+
+use std::future::poll_fn;
+use std::io;
+use std::panic::panic_any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use mcastor::actors::World;
+use mcastor::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
+use mcastor::actors::links::LinksChanged;
+use mcastor::forward::DropReason;
+use mcastor::metrics::Catalog;
+use mcastor::model::{
+    IfIndex, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy, TtlThreshold,
+};
+use mcastor::planes::sim::SimPlane;
+use mcastor::planes::{Batch, Capture, Plane, Transmit};
+use mcastor::table::{InterfaceOptions, Rib};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn index(n: u32) -> IfIndex {
+    IfIndex::new(n).unwrap()
+}
+
+fn link(n: u32, name: &str) -> Link {
+    Link {
+        index: index(n),
+        name: name.parse().unwrap(),
+        mtu: 1500,
+        up: true,
+        carrier: true,
+        vlan: None,
+    }
+}
+
+fn rule(from: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
+    let group = "225.0.0.0/8".parse().unwrap();
+    RouteRule {
+        name: RouteName::new("all"),
+        origin: Origin::Settings,
+        from: from.parse().unwrap(),
+        source: SourcePrefix::any_for(group),
+        except_sources: vec![],
+        group,
+        to: to.iter().map(|t| t.parse().unwrap()).collect(),
+        ttl,
+        link_local: false,
+    }
+}
+
+fn packet(n: u32, ttl: u8) -> Vec<u8> {
+    let mut p = vec![0u8; 32];
+    p[0] = 0x45;
+    p[3] = 32;
+    p[8] = ttl;
+    p[9] = 17;
+    p[12..20].copy_from_slice(&[10, 0, 0, 1, 225, 1, 2, 3]);
+    p[28..].copy_from_slice(&n.to_be_bytes());
+    mcastor::wire::ip::refresh_ipv4_checksum(&mut p);
+    p
+}
+
+fn numbers(packets: &[Vec<u8>]) -> Vec<u32> {
+    let number = |p: &Vec<u8>| u32::from_be_bytes(p[28..32].try_into().unwrap());
+    packets.iter().map(number).collect()
+}
+
+/// What is to go wrong on an interface; each once.
+#[derive(Default)]
+struct Faults {
+    capture_error: AtomicU32,
+    capture_panic: AtomicU32,
+    send_panic: AtomicU32,
+    captures_refused: AtomicU32,
+    captures: AtomicU32,
+}
+
+impl Faults {
+    fn due(fault: &AtomicU32) -> bool {
+        let less = |n: u32| n.checked_sub(1);
+        fault
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)
+            .is_ok()
+    }
+}
+
+/// The simulated plane, with faults.
+#[derive(Clone, Default)]
+struct Faulty {
+    sim: SimPlane,
+    faults: Arc<Faults>,
+}
+
+struct FaultyCapture(Box<dyn Capture>, Arc<Faults>);
+struct FaultyTransmit(Box<dyn Transmit>, Arc<Faults>);
+
+impl Plane for Faulty {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
+        if Faults::due(&self.faults.captures_refused) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.faults.captures.fetch_add(1, Ordering::AcqRel);
+        let capture = self.sim.capture(interface)?;
+        Ok(Box::new(FaultyCapture(capture, self.faults.clone())))
+    }
+
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
+        let transmit = self.sim.transmit(interface)?;
+        Ok(Box::new(FaultyTransmit(transmit, self.faults.clone())))
+    }
+}
+
+impl Drop for FaultyCapture {
+    fn drop(&mut self) {
+        self.1.captures.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Capture for FaultyCapture {
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
+        if Faults::due(&self.1.capture_error) {
+            return Poll::Ready(Err(io::ErrorKind::Other.into()));
+        }
+        if Faults::due(&self.1.capture_panic) {
+            panic_any("a capture that panics");
+        }
+        self.0.poll_batch(cx)
+    }
+
+    fn take_dropped(&mut self) -> u64 {
+        self.0.take_dropped()
+    }
+}
+
+impl Transmit for FaultyTransmit {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        if Faults::due(&self.1.send_panic) {
+            panic_any("a transmit that panics");
+        }
+        self.0.send(packets)
+    }
+
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_writable(cx)
+    }
+}
+
+/// A router over the simulated plane.
+struct Router {
+    sim: SimPlane,
+    faults: Arc<Faults>,
+    world: Arc<World>,
+    keeper: Addr<Keeper>,
+    failed: CancellationToken,
+}
+
+impl Router {
+    async fn start(rules: Vec<RouteRule>, options: Vec<InterfaceOptions>, links: &[Link]) -> Self {
+        let plane = Faulty::default();
+        let (sim, faults) = (plane.sim.clone(), plane.faults.clone());
+        let world = World::new(Catalog::new().unwrap(), Box::new(plane));
+        let failed = CancellationToken::new();
+        let keeper = Keeper::new(Charge {
+            world: world.clone(),
+            rib: Rib {
+                rules,
+                interfaces: options,
+            },
+            http: None,
+            failed: failed.clone(),
+            workers: 2,
+            links: LinkSource::Given(links.iter().cloned().collect()),
+        })
+        .start();
+        let router = Self {
+            sim,
+            faults,
+            world,
+            keeper,
+            failed,
+        };
+        router
+            .until("it is ready", |r| r.world.health.is_ready())
+            .await;
+        router
+    }
+
+    /// Waits for a condition.
+    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !condition(self) {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "waited in vain until {what}\n{}",
+                self.text()
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn text(&self) -> String {
+        let text = String::from_utf8(self.world.catalog.text().unwrap()).unwrap();
+        let shown = |l: &&str| !l.starts_with('#') && !l.ends_with(" 0");
+        text.lines().filter(shown).collect::<Vec<_>>().join("\n")
+    }
+
+    fn links(&self, links: &[Link]) {
+        let routing = self.world.routing.load_full().unwrap();
+        let links: Links = links.iter().cloned().collect();
+        routing.do_send(LinksChanged(links));
+    }
+
+    async fn links_in_force(&self, links: &[Link], egresses: usize) {
+        let before = self.world.snapshot.load().fib.generation;
+        self.links(links);
+        self.until("the snapshot is in force", |r| {
+            let fib = &r.world.snapshot.load().fib;
+            fib.generation > before && fib.egresses.len() == egresses
+        })
+        .await;
+        self.until("it is ready", |r| r.world.health.is_ready())
+            .await;
+    }
+
+    fn arrive(&self, n: u32, numbers: std::ops::Range<u32>, ttl: u8) {
+        for i in numbers {
+            self.sim.arrive(index(n), &[&packet(i, ttl)]);
+        }
+    }
+
+    fn received(&self, name: &str) -> u64 {
+        self.world.catalog.interface(name).received_packets.get()
+    }
+
+    fn transmitted(&self, name: &str) -> u64 {
+        let counters = self.world.catalog.interface(name);
+        counters.transmitted_packets.get()
+    }
+
+    fn dropped(&self, name: &str, reason: DropReason) -> u64 {
+        self.world.catalog.interface(name).dropped(reason).get()
+    }
+
+    fn all_dropped(&self, name: &str) -> u64 {
+        let counters = self.world.catalog.interface(name);
+        let all = DropReason::ALL.iter();
+        all.map(|r| counters.dropped(*r).get()).sum()
+    }
+
+    fn path(&self, iif: &str, oif: &str) -> (u64, u64) {
+        let counters = self
+            .world
+            .catalog
+            .path(&RouteName::new("all"), iif, oif, "sim");
+        (counters.packets.get(), counters.bytes.get())
+    }
+
+    fn restarts(&self, actor: &str) -> u64 {
+        let line = format!("mcastor_actor_restarts_total{{actor=\"{actor}\"}} ");
+        let text = self.text();
+        let found = text.lines().find_map(|l| l.strip_prefix(&line));
+        found.map_or(0, |n| n.parse().unwrap())
+    }
+
+    async fn stop(&self) {
+        let stopped = tokio::time::timeout(PATIENCE, self.keeper.send(Shutdown)).await;
+        stopped.expect("it stops in time").unwrap();
+    }
+}
+
+#[actix::test]
+async fn packets_cross_to_every_egress_and_each_is_counted() {
+    let threshold = InterfaceOptions {
+        name: "far".parse().unwrap(),
+        ttl_threshold: TtlThreshold::new(8),
+    };
+    let rules = vec![rule("in", &["out", "far"], TtlPolicy::Decrement)];
+    let links = [link(1, "in"), link(2, "out"), link(3, "far")];
+    let r = Router::start(rules, vec![threshold], &links).await;
+    r.arrive(1, 0..100, 8);
+    r.arrive(1, 100..150, 9);
+    r.arrive(1, 150..170, 1);
+    let mut stray = packet(999, 9);
+    stray[16] = 226;
+    mcastor::wire::ip::refresh_ipv4_checksum(&mut stray);
+    r.sim.arrive(index(1), &[&stray]);
+    r.until("all is sent", |r| {
+        r.transmitted("out") == 150 && r.transmitted("far") == 50
+    })
+    .await;
+    r.until("all is received", |r| r.received("in") == 171)
+        .await;
+    r.stop().await;
+    let out = r.sim.take_sent(index(2));
+    assert_eq!(numbers(&out), (0..150).collect::<Vec<_>>());
+    assert!(out[..100].iter().all(|p| p[8] == 7) && out[100..].iter().all(|p| p[8] == 8));
+    let far = r.sim.take_sent(index(3));
+    assert_eq!(numbers(&far), (100..150).collect::<Vec<_>>());
+    assert_eq!(r.path("in", "out"), (150, 150 * 32));
+    assert_eq!(r.path("in", "far"), (50, 50 * 32));
+    assert_eq!(r.dropped("in", DropReason::TtlExpired), 20);
+    assert_eq!(r.dropped("in", DropReason::NoRoute), 1);
+    assert_eq!(r.all_dropped("in"), 21);
+    assert_eq!(r.dropped("far", DropReason::TtlThreshold), 100);
+    assert_eq!(r.all_dropped("far"), 100);
+    assert_eq!(r.all_dropped("out"), 0);
+}
+
+#[actix::test]
+async fn a_link_that_vanishes_and_returns_with_another_index_goes_on() {
+    let rules = vec![rule("in", &["out", "other"], TtlPolicy::Keep)];
+    let (iif, other) = (link(1, "in"), link(3, "other"));
+    let r = Router::start(rules, vec![], &[iif.clone(), link(2, "out"), other.clone()]).await;
+    r.arrive(1, 0..10, 9);
+    r.until("all is sent", |r| {
+        r.transmitted("out") == 10 && r.transmitted("other") == 10
+    })
+    .await;
+    r.links_in_force(&[iif.clone(), other.clone()], 1).await;
+    r.arrive(1, 10..20, 9);
+    r.until("the other goes on", |r| r.transmitted("other") == 20)
+        .await;
+    r.links_in_force(&[iif.clone(), link(7, "out"), other.clone()], 2)
+        .await;
+    r.arrive(1, 20..30, 9);
+    r.until("all is sent", |r| {
+        r.transmitted("out") == 20 && r.transmitted("other") == 30
+    })
+    .await;
+    // The ingress vanishes and returns.
+    let egresses = [link(7, "out"), other.clone()];
+    r.links_in_force(&egresses, 0).await;
+    let back = [&egresses[..], &[link(9, "in")]].concat();
+    r.links_in_force(&back, 2).await;
+    r.until("one captures", |r| {
+        r.faults.captures.load(Ordering::Acquire) == 1
+    })
+    .await;
+    r.arrive(9, 30..40, 9);
+    r.until("all is sent", |r| {
+        r.transmitted("out") == 30 && r.transmitted("other") == 40
+    })
+    .await;
+    r.stop().await;
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(2))),
+        (0..10).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(7))),
+        (20..40).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(3))),
+        (0..40).collect::<Vec<_>>()
+    );
+    assert_eq!((r.all_dropped("in"), r.all_dropped("out")), (0, 0));
+    assert_eq!(r.received("in"), 40);
+}
+
+#[actix::test]
+async fn a_renamed_egress_is_counted_under_its_new_name() {
+    let rules = vec![rule("in", &["out*"], TtlPolicy::Keep)];
+    let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out0")]).await;
+    r.arrive(1, 0..10, 9);
+    r.until("all is sent", |r| r.transmitted("out0") == 10)
+        .await;
+    r.links_in_force(&[link(1, "in"), link(2, "out1")], 1).await;
+    r.arrive(1, 10..20, 9);
+    r.until("all is sent", |r| r.transmitted("out1") == 10)
+        .await;
+    assert_eq!(r.transmitted("out0"), 10);
+    assert_eq!(r.path("in", "out1"), (10, 320));
+    r.stop().await;
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(2))),
+        (0..20).collect::<Vec<_>>()
+    );
+}
+
+#[actix::test]
+async fn the_end_waits_for_what_a_busy_egress_has_not_taken_yet() {
+    let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
+    let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
+    r.sim.set_blocked(index(2), true);
+    r.arrive(1, 0..5, 9);
+    r.until("all is taken in", |r| r.received("in") == 5).await;
+    assert_eq!(r.transmitted("out"), 0);
+    let mut stopping = Box::pin(r.stop());
+    let pending = poll_fn(|cx| Poll::Ready(stopping.as_mut().poll(cx).is_pending())).await;
+    assert!(pending, "it stopped with packets in hand");
+    r.sim.set_blocked(index(2), false);
+    stopping.await;
+    assert_eq!(numbers(&r.sim.take_sent(index(2))), [0, 1, 2, 3, 4]);
+    assert_eq!(r.transmitted("out"), 5);
+    assert_eq!(r.all_dropped("out"), 0);
+}
+
+#[actix::test]
+async fn a_busy_egress_costs_its_own_packets_only_and_each_is_counted() {
+    let rules = vec![rule("in", &["busy", "idle"], TtlPolicy::Keep)];
+    let r = Router::start(
+        rules,
+        vec![],
+        &[link(1, "in"), link(2, "busy"), link(3, "idle")],
+    )
+    .await;
+    r.sim.set_blocked(index(2), true);
+    for n in 0..200 {
+        r.arrive(1, n..n + 1, 9);
+        // One batch each, so that the mailbox of the busy one overflows.
+        r.until("it is taken in", |r| {
+            r.transmitted("idle") == u64::from(n) + 1
+        })
+        .await;
+    }
+    let full = r.dropped("busy", DropReason::QueueFull);
+    assert!(full > 100, "{full}");
+    r.sim.set_blocked(index(2), false);
+    r.until("the rest is sent", |r| r.transmitted("busy") + full == 200)
+        .await;
+    r.stop().await;
+    assert_eq!(r.all_dropped("busy"), full);
+    assert_eq!(r.all_dropped("idle") + r.all_dropped("in"), 0);
+    let sent = numbers(&r.sim.take_sent(index(2)));
+    assert!(sent.is_sorted(), "{sent:?}");
+}
+
+#[actix::test]
+async fn a_burst_on_many_interfaces_at_once_loses_nothing() {
+    let rules = vec![rule("in*", &["out"], TtlPolicy::Keep)];
+    let mut links: Vec<_> = (10..60).map(|n| link(n, &format!("in{n}"))).collect();
+    links.push(link(1, "out"));
+    let r = Router::start(rules, vec![], &links).await;
+    for n in 10..60 {
+        r.arrive(n, 0..100, 9);
+    }
+    r.until("all is decided", |r| {
+        (10..60).all(|n| r.received(&format!("in{n}")) == 100)
+    })
+    .await;
+    r.stop().await;
+    assert_eq!(r.all_dropped("out"), 0);
+    assert_eq!(r.transmitted("out"), 5000);
+}
+
+#[actix::test]
+async fn errors_of_an_egress_cost_one_packet_each() {
+    let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
+    let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
+    let kinds = [
+        io::ErrorKind::Other,
+        io::ErrorKind::WouldBlock,
+        io::ErrorKind::Other,
+    ];
+    r.sim.refuse(index(2), &kinds);
+    let packets: Vec<_> = (0..10).map(|n| packet(n, 9)).collect();
+    let slices: Vec<_> = packets.iter().map(Vec::as_slice).collect();
+    r.sim.arrive(index(1), &slices);
+    r.until("the rest is sent", |r| r.transmitted("out") == 8)
+        .await;
+    r.stop().await;
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(2))),
+        (2..10).collect::<Vec<_>>()
+    );
+    assert_eq!(r.dropped("out", DropReason::SendFailed), 2);
+    assert_eq!(r.all_dropped("out"), 2);
+}
+
+#[actix::test]
+async fn a_capture_that_fails_is_opened_anew() {
+    let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
+    let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
+    r.faults.capture_error.store(1, Ordering::Release);
+    r.arrive(1, 0..1, 9);
+    r.until("it is rebuilt", |r| r.restarts("interface") == 1)
+        .await;
+    // What waited is still there: the error took nothing.
+    r.arrive(1, 1..10, 9);
+    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    assert_eq!(r.faults.captures.load(Ordering::Acquire), 1);
+    r.stop().await;
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(2))),
+        (0..10).collect::<Vec<_>>()
+    );
+}
+
+#[actix::test]
+async fn an_interface_that_panics_is_rebuilt() {
+    let rules = vec![rule("in*", &["out"], TtlPolicy::Keep)];
+    let links = [link(1, "in1"), link(2, "out"), link(3, "in2")];
+    let r = Router::start(rules, vec![], &links).await;
+    r.faults.capture_panic.store(1, Ordering::Release);
+    r.arrive(1, 0..1, 9);
+    r.until("it is rebuilt", |r| r.restarts("interface") == 1)
+        .await;
+    r.until("it is ready", |r| r.world.health.is_ready()).await;
+    r.arrive(1, 1..10, 9);
+    r.until("all is sent", |r| r.path("in1", "out").0 == 10)
+        .await;
+    assert_eq!(r.faults.captures.load(Ordering::Acquire), 2);
+    r.arrive(3, 10..20, 9);
+    r.until("the other goes on", |r| r.path("in2", "out").0 == 10)
+        .await;
+    r.stop().await;
+    assert!(!r.failed.is_cancelled());
+}
+
+#[actix::test]
+async fn a_forwarder_that_panics_is_rebuilt() {
+    let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
+    let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
+    r.faults.send_panic.store(1, Ordering::Release);
+    r.arrive(1, 0..1, 9);
+    r.until("it is rebuilt", |r| r.restarts("forwarder") == 1)
+        .await;
+    r.arrive(1, 1..10, 9);
+    r.until("all is sent", |r| r.transmitted("out") == 9).await;
+    r.stop().await;
+    assert_eq!(
+        numbers(&r.sim.take_sent(index(2))),
+        (1..10).collect::<Vec<_>>()
+    );
+}
+
+#[actix::test]
+async fn a_capture_that_opens_late_is_opened_once() {
+    let rules = vec![rule("in*", &["out"], TtlPolicy::Keep)];
+    let r = Router::start(rules, vec![], &[link(2, "out")]).await;
+    r.faults.captures_refused.store(1, Ordering::Release);
+    r.links(&[link(1, "in1"), link(2, "out")]);
+    r.until("it was refused", |r| {
+        r.faults.captures_refused.load(Ordering::Acquire) == 0
+    })
+    .await;
+    // Renamed away and back before the second try is due: it is captured already then.
+    r.links_in_force(&[link(1, "in2"), link(2, "out")], 1).await;
+    r.links_in_force(&[link(1, "in1"), link(2, "out")], 1).await;
+    // The second try comes five seconds after the first.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(5500) {
+        let captures = r.faults.captures.load(Ordering::Acquire);
+        assert!(captures <= 1, "{captures} captures of one interface");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    r.arrive(1, 0..10, 9);
+    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    r.stop().await;
+}

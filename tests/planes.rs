@@ -1,0 +1,607 @@
+//! What every plane promises, tried on each: the simulated one, and packet sockets on a veth
+//! pair. The packet plane needs a network namespace of its own: the test makes one and runs
+//! itself again inside it; where it may not, it says so and skips.
+
+use std::future::poll_fn;
+use std::io;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use mcastor::model::IfIndex;
+use mcastor::planes::packet::PacketPlane;
+use mcastor::planes::sim::SimPlane;
+use mcastor::planes::{Batch, Capture, Plane, Transmit};
+use mcastor::sys::ring::RingSize;
+
+/// Set for the run inside the namespace.
+const INSIDE: &str = "MCASTOR_PLANES_INSIDE";
+/// Longest wait for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Above this on a veth, below what its largest MTU allows.
+const LARGEST: usize = 65_000;
+const MARK: u32 = 0x6d63_7473;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let inside = std::env::var_os(INSIDE).is_some();
+    if !inside && let Some(code) = run_inside_a_namespace() {
+        return code;
+    }
+    if !inside {
+        println!(
+            "packet plane: {} tests skipped: no network namespace can be made here (needs root, \
+             or unprivileged user namespaces)",
+            PACKET.len() + CONTRACT.len()
+        );
+    }
+    let mut trials = Vec::new();
+    for (name, test) in CONTRACT {
+        trials.push(Trial::test(format!("sim::{name}"), move || {
+            run(test(Bed::sim()))
+        }));
+        let packet = move || run(test(Bed::veth(PacketPlane::usual())?));
+        trials.push(Trial::test(format!("packet::{name}"), packet).with_ignored_flag(!inside));
+    }
+    for (name, test) in PACKET {
+        let packet = move || run(test());
+        trials.push(Trial::test(format!("packet::{name}"), packet).with_ignored_flag(!inside));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs this program again in a fresh network namespace, which ends with it.
+fn run_inside_a_namespace() -> Option<ExitCode> {
+    let ways: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
+    let works = |way: &&[&str]| {
+        let mut probe = Command::new("unshare");
+        probe.args(*way).args(["ip", "link", "add", "type", "veth"]);
+        let silent = probe.stdout(Stdio::null()).stderr(Stdio::null());
+        silent.status().is_ok_and(|s| s.success())
+    };
+    let way = ways.into_iter().find(works)?;
+    let status = Command::new("unshare")
+        .args(way)
+        .arg(std::env::current_exe().ok()?)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .status()
+        .ok()?;
+    Some(ExitCode::from(status.code().map_or(1, |c| c as u8)))
+}
+
+type Outcome = Result<(), Failed>;
+type Test = std::pin::Pin<Box<dyn Future<Output = Outcome>>>;
+
+fn run(test: Test) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(test)
+}
+
+/// `(name, test)` of a function.
+macro_rules! tests {
+    ($($name:ident),+ $(,)?) => { &[$((stringify!($name), |bed| Box::pin($name(bed)))),+] };
+}
+
+type OnBed = fn(Bed) -> Test;
+type Named<F> = (&'static str, F);
+
+const CONTRACT: &[Named<OnBed>] = tests![
+    what_is_sent_arrives_in_order_with_its_bytes_unchanged,
+    an_empty_send_does_nothing,
+    packets_of_every_size_up_to_the_largest_arrive,
+    a_capture_polled_again_after_a_pause_goes_on,
+    packets_nobody_takes_out_are_counted_as_dropped,
+    what_does_not_exist_cannot_be_opened,
+    a_link_that_goes_down_and_up_again_goes_on,
+    a_batch_held_is_not_written_to,
+];
+
+const PACKET: &[Named<fn() -> Test>] = &[
+    ("own_transmissions_are_not_taken_in_others_are", || {
+        Box::pin(own_transmissions_are_not_taken_in_others_are())
+    }),
+    ("blocks_go_back_to_the_kernel_when_dropped", || {
+        Box::pin(blocks_go_back_to_the_kernel_when_dropped())
+    }),
+    ("a_full_socket_becomes_writable_again", || {
+        Box::pin(a_full_socket_becomes_writable_again())
+    }),
+    ("too_large_for_the_link_is_an_error_of_that_packet", || {
+        Box::pin(too_large_for_the_link_is_an_error_of_that_packet())
+    }),
+    ("the_bypass_of_the_device_queue_sends_too", || {
+        Box::pin(async {
+            let plane = PacketPlane {
+                qdisc_bypass: true,
+                ..PacketPlane::usual()
+            };
+            what_is_sent_arrives_in_order_with_its_bytes_unchanged(Bed::veth(plane)?).await
+        })
+    }),
+];
+
+/// Two interfaces with a cable between them.
+struct Bed {
+    plane: Box<dyn Plane>,
+    near: IfIndex,
+    far: IfIndex,
+    missing: IfIndex,
+    kind: Kind,
+}
+
+enum Kind {
+    Sim(SimPlane),
+    Veth { near: String, far: String },
+}
+
+trait Usual {
+    fn usual() -> Self;
+}
+
+impl Usual for PacketPlane {
+    fn usual() -> Self {
+        PacketPlane {
+            mark: MARK,
+            qdisc_bypass: false,
+            ring: RingSize::default(),
+        }
+    }
+}
+
+fn index(n: u32) -> IfIndex {
+    IfIndex::new(n).unwrap()
+}
+
+fn ip(arguments: &str) -> Result<(), Failed> {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("ip {arguments}: {said}").into());
+    }
+    Ok(())
+}
+
+impl Bed {
+    fn sim() -> Self {
+        let sim = SimPlane::default();
+        sim.connect(index(1), index(2));
+        sim.set_missing(index(3), true);
+        Bed {
+            plane: Box::new(sim.clone()),
+            near: index(1),
+            far: index(2),
+            missing: index(3),
+            kind: Kind::Sim(sim),
+        }
+    }
+
+    fn veth(plane: PacketPlane) -> Result<Self, Failed> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (near, far) = (format!("near{n}"), format!("far{n}"));
+        ip(&format!("link add {near} type veth peer name {far}"))?;
+        let mut indices = Vec::new();
+        for name in [&near, &far] {
+            // Nothing but what the test sends: no neighbour discovery, no MLD reports.
+            let quiet = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            if std::path::Path::new(&quiet).exists() {
+                std::fs::write(quiet, "1")?;
+            }
+            ip(&format!("link set {name} mtu 65535 up"))?;
+            let found = mcastor::sys::ifaddr::interfaces()?;
+            let found = found.into_iter().find(|i| i.name.as_str() == name);
+            indices.push(found.ok_or("the veth is gone")?.index);
+        }
+        Ok(Bed {
+            plane: Box::new(plane),
+            near: indices[0],
+            far: indices[1],
+            missing: index(1_000_000),
+            kind: Kind::Veth { near, far },
+        })
+    }
+
+    /// Makes the ring, or what stands for it, small; for captures opened afterwards.
+    fn with_little_room(self) -> Result<Self, Failed> {
+        match self.kind {
+            Kind::Sim(ref sim) => {
+                sim.set_room(self.far, 8);
+                Ok(self)
+            }
+            Kind::Veth { .. } => Self::veth(tiny_ring()),
+        }
+    }
+
+    fn set_up(&self, up: bool) -> Outcome {
+        match &self.kind {
+            Kind::Sim(sim) => {
+                sim.set_up(self.near, up);
+                sim.set_up(self.far, up);
+                Ok(())
+            }
+            Kind::Veth { near, far } => {
+                let state = if up { "up" } else { "down" };
+                ip(&format!("link set {near} {state}"))?;
+                ip(&format!("link set {far} {state}"))?;
+                // The kernel starts the queue of a link that came up a little later, and until
+                // then throws away what is sent, without a word.
+                let running = || {
+                    let shown = Command::new("ip")
+                        .args(["-br", "link", "show", near])
+                        .output();
+                    shown.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(" UP "))
+                };
+                let begun = std::time::Instant::now();
+                while up && !running() {
+                    assert!(begun.elapsed() < PATIENCE, "{near} does not come up");
+                    std::thread::yield_now();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn tiny_ring() -> PacketPlane {
+    PacketPlane {
+        ring: RingSize {
+            block: 4096,
+            blocks: 2,
+            retire_ms: 1,
+        },
+        ..PacketPlane::usual()
+    }
+}
+
+/// An IPv4 packet of `len` bytes to a group, told from others by `n`.
+fn packet(n: u32, len: usize) -> Vec<u8> {
+    let mut p = vec![0u8; len];
+    p[0] = 0x45;
+    p[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    p[8] = 9;
+    p[9] = 17;
+    p[12..20].copy_from_slice(&[10, 0, 0, 1, 225, 1, 2, 3]);
+    for (i, byte) in p[20..].iter_mut().enumerate() {
+        *byte = (i as u32).wrapping_mul(n | 1).wrapping_add(n) as u8;
+    }
+    p[4..8].copy_from_slice(&n.to_be_bytes());
+    p
+}
+
+/// An IPv6 packet to a group.
+fn packet_v6(n: u32, len: usize) -> Vec<u8> {
+    let mut p = packet(n, len);
+    p[..40].fill(0);
+    p[0] = 0x60;
+    p[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
+    p[7] = 9;
+    p[8..10].copy_from_slice(&[0x20, 0x01]);
+    p[23] = 1;
+    p[24..26].copy_from_slice(&[0xff, 0x3e]);
+    p[39] = 1;
+    p
+}
+
+/// Sends all of them, in as many calls as it takes.
+async fn send_all(transmit: &mut dyn Transmit, packets: &[Vec<u8>]) -> io::Result<()> {
+    let mut next = 0;
+    while next < packets.len() {
+        let left = &packets[next..];
+        match transmit.send(&mut left.iter().map(Vec::as_slice)) {
+            Ok(0) => panic!("took none of {}", left.len()),
+            Ok(n) if n > left.len() => panic!("took {n} of {}", left.len()),
+            Ok(n) => next += n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                poll_fn(|cx| transmit.poll_writable(cx)).await?;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+async fn next_batch(capture: &mut dyn Capture) -> Result<Batch, Failed> {
+    let next = poll_fn(|cx| capture.poll_batch(cx));
+    Ok(tokio::time::timeout(PATIENCE, next)
+        .await
+        .map_err(|_| "no batch came")??)
+}
+
+fn packets_of(batch: &Batch) -> Vec<Vec<u8>> {
+    let bytes = |p: &mcastor::planes::Packet| {
+        assert!(!p.cut, "a packet is cut");
+        batch.bytes()[p.start as usize..][..p.len as usize].to_vec()
+    };
+    batch.packets.iter().map(bytes).collect()
+}
+
+/// The next `count` packets, link-layer padding removed.
+async fn take(capture: &mut dyn Capture, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        taken.extend(packets_of(&next_batch(capture).await?));
+    }
+    Ok(taken)
+}
+
+fn same(got: &[Vec<u8>], sent: &[Vec<u8>]) -> Outcome {
+    if got.len() != sent.len() {
+        return Err(format!("{} packets came of {}", got.len(), sent.len()).into());
+    }
+    match got.iter().zip(sent).position(|(g, s)| g != s) {
+        None => Ok(()),
+        Some(at) => Err(format!("packet {at} of {} differs", sent.len()).into()),
+    }
+}
+
+async fn what_is_sent_arrives_in_order_with_its_bytes_unchanged(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    // More than one system call takes, of both IP versions.
+    let sent: Vec<_> = (0..1000)
+        .map(|n| match n % 3 {
+            0 => packet_v6(n, 100),
+            _ => packet(n, 100 + n as usize % 7),
+        })
+        .collect();
+    send_all(transmit.as_mut(), &sent).await?;
+    same(&take(capture.as_mut(), sent.len()).await?, &sent)?;
+    assert_eq!(capture.take_dropped(), 0);
+    Ok(())
+}
+
+async fn an_empty_send_does_nothing(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    assert_eq!(transmit.send(&mut std::iter::empty())?, 0);
+    let sent = [packet(7, 60)];
+    send_all(transmit.as_mut(), &sent).await?;
+    same(&take(capture.as_mut(), 1).await?, &sent)
+}
+
+async fn packets_of_every_size_up_to_the_largest_arrive(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let sizes = [
+        20, 21, 28, 45, 46, 47, 60, 576, 1499, 1500, 1501, 4096, 9000, 32_768, 65_000,
+    ];
+    assert_eq!(sizes[sizes.len() - 1], LARGEST);
+    for (n, size) in sizes.into_iter().enumerate() {
+        let sent = [packet(n as u32, size)];
+        send_all(transmit.as_mut(), &sent).await?;
+        let got = take(capture.as_mut(), 1).await?;
+        same(&got, &sent).map_err(|_| format!("of {size} bytes came {}", got[0].len()))?;
+    }
+    // And all of them at once, so that they share and cross blocks.
+    let sent: Vec<_> = (0..3)
+        .flat_map(|round| sizes.map(|size| packet(round, size)))
+        .collect();
+    send_all(transmit.as_mut(), &sent).await?;
+    same(&take(capture.as_mut(), sent.len()).await?, &sent)
+}
+
+async fn a_capture_polled_again_after_a_pause_goes_on(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    for round in 0..20 {
+        // Nothing there: the poll must leave a waker that the packet then wakes.
+        let sent = [packet(round, 100)];
+        let (sending, got) = tokio::join!(
+            async {
+                tokio::task::yield_now().await;
+                send_all(transmit.as_mut(), &sent).await
+            },
+            take(capture.as_mut(), 1)
+        );
+        sending?;
+        same(&got?, &sent)?;
+    }
+    // Arrived while nobody polled.
+    let sent: Vec<_> = (0..50).map(|n| packet(n, 100)).collect();
+    send_all(transmit.as_mut(), &sent).await?;
+    same(&take(capture.as_mut(), 50).await?, &sent)
+}
+
+async fn packets_nobody_takes_out_are_counted_as_dropped(bed: Bed) -> Outcome {
+    let bed = bed.with_little_room()?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let sent: Vec<_> = (0..200).map(|n| packet(n, 200)).collect();
+    send_all(transmit.as_mut(), &sent).await?;
+    let dropped = capture.take_dropped();
+    assert!(dropped > 0, "nothing was dropped");
+    let there = sent.len() - dropped as usize;
+    // What was taken in is the beginning, whole and in order.
+    same(&take(capture.as_mut(), there).await?, &sent[..there])?;
+    assert_eq!(capture.take_dropped(), 0, "counted twice");
+    Ok(())
+}
+
+async fn what_does_not_exist_cannot_be_opened(bed: Bed) -> Outcome {
+    let capture = bed.plane.capture(bed.missing).err();
+    let transmit = bed.plane.transmit(bed.missing).err();
+    for error in [capture, transmit] {
+        let error = error.ok_or("it could be opened")?.raw_os_error();
+        assert!(
+            matches!(error, Some(libc::ENODEV | libc::ENXIO)),
+            "{error:?}"
+        );
+    }
+    Ok(())
+}
+
+async fn a_link_that_goes_down_and_up_again_goes_on(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    for round in 0..3 {
+        let before = [packet(round, 100)];
+        send_all(transmit.as_mut(), &before).await?;
+        same(&take(capture.as_mut(), 1).await?, &before)?;
+        bed.set_up(false)?;
+        // The error of the link must neither end the capture nor stay in the way.
+        let polled = poll_fn(|cx| std::task::Poll::Ready(capture.poll_batch(cx))).await;
+        assert!(
+            polled.is_pending(),
+            "something came from a link that is down"
+        );
+        let refused = transmit.send(&mut std::iter::once(&before[0][..]));
+        assert_eq!(
+            refused.err().and_then(|e| e.raw_os_error()),
+            Some(libc::ENETDOWN)
+        );
+        bed.set_up(true)?;
+        let after = [packet(round + 100, 100), packet(round + 200, 100)];
+        send_all(transmit.as_mut(), &after).await?;
+        same(&take(capture.as_mut(), 2).await?, &after)?;
+    }
+    Ok(())
+}
+
+async fn a_batch_held_is_not_written_to(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let mut held: Vec<(Batch, Vec<Vec<u8>>)> = Vec::new();
+    // Less than the ring, in more rounds than a block has room for.
+    for n in 0..10u32 {
+        let sent = [packet(n, 3000), packet(n + 100, 3000)];
+        send_all(transmit.as_mut(), &sent).await?;
+        let mut got = 0;
+        while got < sent.len() {
+            let batch = next_batch(capture.as_mut()).await?;
+            let packets = packets_of(&batch);
+            got += packets.len();
+            held.push((batch, packets));
+        }
+    }
+    for (batch, packets) in &held {
+        same(&packets_of(batch), packets)?;
+    }
+    Ok(())
+}
+
+async fn own_transmissions_are_not_taken_in_others_are() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    // On the interface that is sent on.
+    let mut capture = bed.plane.capture(bed.near)?;
+    let mut ours = bed.plane.transmit(bed.near)?;
+    let stranger = PacketPlane {
+        mark: MARK + 1,
+        ..PacketPlane::usual()
+    };
+    let mut others = stranger.transmit(bed.near)?;
+    send_all(ours.as_mut(), &[packet(1, 100), packet_v6(2, 100)]).await?;
+    let sent = [packet(3, 100), packet_v6(4, 100)];
+    send_all(others.as_mut(), &sent).await?;
+    send_all(ours.as_mut(), &[packet(5, 100)]).await?;
+    // A packet to a host is nobody's business.
+    let mut unicast = packet(6, 100);
+    unicast[16] = 10;
+    send_all(others.as_mut(), &[unicast]).await?;
+    let last = [packet(7, 100)];
+    send_all(others.as_mut(), &last).await?;
+    let got = take(capture.as_mut(), 3).await?;
+    same(&got[..2], &sent)?;
+    same(&got[2..], &last)?;
+    // The far end takes in what bears our mark: it is a packet like any other there.
+    let mut far = bed.plane.capture(bed.far)?;
+    let again = [packet(8, 100)];
+    send_all(ours.as_mut(), &again).await?;
+    same(&take(far.as_mut(), 1).await?, &again)
+}
+
+async fn blocks_go_back_to_the_kernel_when_dropped() -> Outcome {
+    let bed = Bed::veth(tiny_ring())?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    for round in 0..5u32 {
+        let mut held = Vec::new();
+        // Both blocks, one after the other.
+        for n in 0..2 {
+            send_all(transmit.as_mut(), &[packet(round * 10 + n, 100)]).await?;
+            held.push(next_batch(capture.as_mut()).await?);
+        }
+        assert_eq!(capture.take_dropped(), 0);
+        let before: Vec<_> = held.iter().map(packets_of).collect();
+        // Nowhere to go now: dropped, counted, and what is held stays as it is.
+        let lost: Vec<_> = (0..20).map(|n| packet(900 + n, 100)).collect();
+        send_all(transmit.as_mut(), &lost).await?;
+        assert_eq!(capture.take_dropped(), 20);
+        let polled = poll_fn(|cx| std::task::Poll::Ready(capture.poll_batch(cx))).await;
+        assert!(polled.is_pending(), "a block that is held was lent again");
+        for (batch, packets) in held.iter().zip(&before) {
+            same(&packets_of(batch), packets)?;
+        }
+        drop(held);
+        let after = [packet(round * 10 + 5, 100)];
+        send_all(transmit.as_mut(), &after).await?;
+        same(&take(capture.as_mut(), 1).await?, &after)?;
+        assert_eq!(capture.take_dropped(), 0);
+    }
+    Ok(())
+}
+
+async fn a_full_socket_becomes_writable_again() -> Outcome {
+    let mut plane = PacketPlane::usual();
+    plane.ring.blocks *= 8;
+    let bed = Bed::veth(plane)?;
+    let Kind::Veth { near, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    // A queue slower than we are, and longer than our socket buffer: so the socket is full
+    // before the queue is.
+    let shape = format!("qdisc add dev {near} root tbf rate 400mbit burst 70k limit 100000000");
+    let output = Command::new("tc").args(shape.split(' ')).output()?;
+    assert!(output.status.success(), "tc: {output:?}");
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let sent: Vec<_> = (0..10_000).map(|n| packet(n, 1400)).collect();
+    let mut blocked = 0;
+    let sending = async {
+        let mut next = 0;
+        while next < sent.len() {
+            let left = &sent[next..];
+            match transmit.send(&mut left.iter().map(Vec::as_slice)) {
+                Ok(n) => next += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    blocked += 1;
+                    let writable = poll_fn(|cx| transmit.poll_writable(cx));
+                    tokio::time::timeout(PATIENCE, writable)
+                        .await
+                        .map_err(|_| "it never became writable again")??;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok::<_, Failed>(())
+    };
+    let (sending, got) = tokio::join!(sending, take(capture.as_mut(), sent.len()));
+    sending?;
+    let got = got?;
+    assert!(blocked > 0, "the socket was never full: nothing was tried");
+    same(&got, &sent)
+}
+
+async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let Kind::Veth { near, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    ip(&format!("link set {near} mtu 1000"))?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let three = [packet(1, 1000), packet(2, 1500), packet(3, 1000)];
+    let slices = || three.iter().map(Vec::as_slice);
+    assert_eq!(transmit.send(&mut slices())?, 1);
+    let refused = transmit.send(&mut slices().skip(1));
+    assert_eq!(
+        refused.err().and_then(|e| e.raw_os_error()),
+        Some(libc::EMSGSIZE)
+    );
+    assert_eq!(transmit.send(&mut slices().skip(2))?, 1);
+    let got = take(capture.as_mut(), 2).await?;
+    same(&got, &[three[0].clone(), three[2].clone()])
+}
