@@ -111,6 +111,7 @@ fn listen(address: SocketAddr) -> Option<TcpListener> {
 fn rib_of(settings: &Settings) -> Rib {
     Rib {
         rules: settings.routes.clone(),
+        joins: settings.joins.clone(),
         interfaces: settings
             .interfaces
             .iter()

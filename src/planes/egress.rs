@@ -165,7 +165,7 @@ fn reason_of(e: &io::Error) -> DropReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfIndex, IfName, Link, Links, Origin, RouteName, RouteRule};
+    use crate::model::{IfIndex, IfName, JoinPolicy, Link, Links, Origin, RouteName, RouteRule};
     use crate::model::{SourcePrefix, TtlPolicy};
     use crate::planes::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
@@ -238,10 +238,13 @@ mod tests {
             to: vec!["out".parse().unwrap()],
             ttl: TtlPolicy::Keep,
             link_local: false,
+            join: JoinPolicy::Auto,
+            loop_guard: false,
         };
         let rib = Rib {
             rules: vec![rule],
             interfaces: vec![],
+            joins: vec![],
         };
         rib.fib(&links, 1)
     }

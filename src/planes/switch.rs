@@ -234,8 +234,8 @@ fn decide_packet<'f>(
 mod tests {
     use super::*;
     use crate::model::{
-        IfIndex, IfName, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
-        TtlThreshold,
+        IfIndex, IfName, JoinPolicy, Link, Links, Origin, RouteName, RouteRule, SourcePrefix,
+        TtlPolicy, TtlThreshold,
     };
     use crate::table::{InterfaceOptions, Rib};
     use crate::wire::ip::{Datagram, refresh_ipv4_checksum};
@@ -267,6 +267,8 @@ mod tests {
             to: to.iter().map(|t| t.parse().unwrap()).collect(),
             ttl,
             link_local: false,
+            join: JoinPolicy::Auto,
+            loop_guard: false,
         }
     }
 
@@ -285,7 +287,12 @@ mod tests {
             name: "out3".parse().unwrap(),
             ttl_threshold: TtlThreshold::new(8),
         }];
-        Rib { rules, interfaces }.fib(&links, 1)
+        Rib {
+            rules,
+            interfaces,
+            joins: vec![],
+        }
+        .fib(&links, 1)
     }
 
     fn usual() -> Fib {
