@@ -16,7 +16,6 @@ use crate::metrics::Catalog;
 use crate::planes::packet::PacketPlane;
 use crate::settings::{PlaneKind, Settings};
 use crate::sys;
-use crate::sys::ring::RingSize;
 use crate::table::{InterfaceOptions, Rib};
 
 /// How long the end may take.
@@ -54,9 +53,8 @@ pub fn run(settings: Settings) -> Result<(), AppError> {
 async fn assemble(settings: Settings, activated: Option<TcpListener>) -> Result<(), AppError> {
     let plane = match settings.plane.kind {
         PlaneKind::Auto | PlaneKind::Packet => PacketPlane {
-            mark: instance_mark(),
             qdisc_bypass: settings.plane.qdisc_bypass,
-            ring: RingSize::default(),
+            ..PacketPlane::new(instance_mark())
         },
     };
     let world = World::new(Catalog::new()?, Box::new(plane));

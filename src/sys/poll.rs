@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::receive::Receiver;
 use super::ring::Ring;
 use super::transmit::Transmitter;
 
@@ -15,8 +16,10 @@ use super::transmit::Transmitter;
 /// `as_raw_fd` must return the same open descriptor from construction to drop.
 pub unsafe trait OwnsDescriptor: AsRawFd {}
 
-// SAFETY: the descriptor is a private OwnedFd that nothing replaces.
+// SAFETY: the descriptor is an OwnedFd (shared or not) that nothing replaces.
 unsafe impl OwnsDescriptor for Ring {}
+// SAFETY: as above.
+unsafe impl OwnsDescriptor for Receiver {}
 // SAFETY: as above.
 unsafe impl OwnsDescriptor for Transmitter {}
 
