@@ -12,7 +12,7 @@ use super::{Capture, Plane, Transmit};
 use crate::model::IfIndex;
 use crate::sys::poll::watch;
 use crate::sys::ring::RingSize;
-use crate::sys::transmit::Transmitter;
+use crate::sys::transmit::{Transmitter, Writable};
 
 /// Options of the plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,36 +63,33 @@ impl Plane for PacketPlane {
 
     fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
         let socket = Transmitter::open(interface, self.mark, self.qdisc_bypass)?;
-        let socket = watch(socket, Interest::WRITABLE)?;
         Ok(Box::new(SocketTransmit {
             socket,
-            waiting: false,
+            waiting: None,
         }))
     }
 }
 
 struct SocketTransmit {
-    socket: AsyncFd<Transmitter>,
-    /// Asked for readiness and not told of it yet.
-    waiting: bool,
+    socket: Transmitter,
+    /// Watched while the socket is full, and not longer.
+    waiting: Option<AsyncFd<Writable>>,
 }
 
 impl Transmit for SocketTransmit {
     fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
-        self.socket.get_mut().send(packets)
+        self.socket.send(packets)
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.waiting {
-            // First asked after the socket was full: what is known of it is stale. Forgetting
-            // again at the wake-up would forget the news and wait for ever.
-            if let Poll::Ready(guard) = self.socket.poll_write_ready_mut(cx) {
-                guard?.clear_ready();
-            }
-            self.waiting = true;
-        }
-        ready!(self.socket.poll_write_ready_mut(cx))?.retain_ready();
-        self.waiting = false;
+        let waiting = match self.waiting.take() {
+            Some(waiting) => waiting,
+            // The kernel tells a new watcher how things stand.
+            None => watch(self.socket.writable(), Interest::WRITABLE)?,
+        };
+        let waiting = self.waiting.insert(waiting);
+        ready!(waiting.poll_write_ready(cx))?.retain_ready();
+        self.waiting = None;
         Poll::Ready(Ok(()))
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::receive::Receiver;
 use super::ring::Ring;
-use super::transmit::Transmitter;
+use super::transmit::Writable;
 
 /// A type that owns one descriptor for as long as it lives and always names that one.
 ///
@@ -21,7 +21,7 @@ unsafe impl OwnsDescriptor for Ring {}
 // SAFETY: as above.
 unsafe impl OwnsDescriptor for Receiver {}
 // SAFETY: as above.
-unsafe impl OwnsDescriptor for Transmitter {}
+unsafe impl OwnsDescriptor for Writable {}
 
 /// Registers `inner` with the runtime of the current thread.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
