@@ -10,7 +10,7 @@ use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tracing::warn;
 
-use super::world::{Role, Stop, Vital, World};
+use super::world::{Role, Stop, Vital, World, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfIndex, IfName};
@@ -50,6 +50,7 @@ pub struct Forwarder {
     world: Arc<World>,
     vital: Vital,
     index: IfIndex,
+    name: IfName,
     counters: InterfaceCounters,
     transmit: Option<Box<dyn TransmitEnd>>,
     opened: Option<Instant>,
@@ -71,6 +72,7 @@ impl Forwarder {
             world,
             vital,
             index,
+            name: name.clone(),
             counters,
             transmit: None,
             opened: None,
@@ -194,13 +196,22 @@ impl Handler<Transmit> for Forwarder {
         }
         if !Arc::ptr_eq(&self.fib, &message.fib) {
             self.fib = message.fib;
+            let name = &self.fib.egresses[message.egress as usize].name;
+            if *name != self.name {
+                self.name = name.clone();
+                self.counters = self.world.catalog.interface(name.as_str());
+            }
             self.paths.clear();
             self.paths.resize_with(self.fib.paths.len(), || None);
         }
         self.waiting = Some(message.waiting);
-        let mtu = self.fib.egresses[message.egress as usize].mtu as usize;
+        let egress = &self.fib.egresses[message.egress as usize];
+        let (mtu, running) = (egress.mtu as usize, egress.running);
         self.queue
             .fill(message.load, message.slots, mtu, &mut self.sent);
+        if !running {
+            self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+        }
         if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }
@@ -232,6 +243,8 @@ impl ActorFuture<Forwarder> for Writable {
         }
     }
 }
+
+panics_on_demand!(Forwarder);
 
 impl Handler<Stop> for Forwarder {
     type Result = ();

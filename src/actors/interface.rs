@@ -16,15 +16,18 @@ use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
-use super::world::{Stop, Vital, WorkerId, World};
+use super::views;
+use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
+use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{IfIndex, IfName};
+use crate::model::{FlowEnd, IfIndex, IfName};
 use crate::planes::{Batch, Capture, Switch};
 use crate::table::Ingress;
+use crate::table::flows::Flows;
 
-/// How often the kernel is asked what it dropped.
-const ASK_DROPPED_EVERY: Duration = Duration::from_secs(1);
+/// How often the kernel is asked what it dropped, and idle flows are looked for.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
 /// A capture that was shut has handed out everything when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(5);
@@ -49,6 +52,7 @@ pub struct Interface {
     keeper: Recipient<Opened>,
     worker: WorkerId,
     index: IfIndex,
+    name: IfName,
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn Capture>>>>,
     switch: Switch,
@@ -71,15 +75,18 @@ impl Interface {
         name: &IfName,
     ) -> Self {
         let counters = world.catalog.interface(name.as_str());
+        let flows = Flows::new(world.flows.clone());
+        let switch = Switch::new(flows, world.loop_guard.clone());
         Self {
             world,
             vital,
             keeper,
             worker,
             index,
+            name: name.clone(),
             counters,
             capture: None,
-            switch: Switch::default(),
+            switch,
             waiting: AHashMap::new(),
             generation: 0,
             batches: 0,
@@ -87,16 +94,30 @@ impl Interface {
         }
     }
 
+    /// Counts under the name the interface has in the snapshot.
+    fn follow_name(&mut self, snapshot: &Snapshot) {
+        if let Some(name) = snapshot.names.get(&self.index)
+            && *name != self.name
+        {
+            self.name = name.clone();
+            self.counters = self.world.catalog.interface(name.as_str());
+        }
+    }
+
     fn forward(&mut self, batch: Batch) {
         self.batches += 1;
-        let snapshot = self.world.snapshot.load();
+        let snapshot = self.world.snapshot.load_full();
+        if self.generation != snapshot.fib.generation {
+            self.follow_name(&snapshot);
+        }
         let fib = &snapshot.fib;
         let nothing = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
-        let switched = self.switch.run(fib, ingress, batch);
+        let switched = self.switch.run(fib, ingress, batch, self.world.now_ms());
         let tally = &switched.tally;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
+        self.counters.membership_messages.inc_by(tally.membership);
         self.counters.add_dropped(&tally.dropped);
         let drop_at = |egress: u32, reason: DropReason, packets: u64| {
             let name = fib.egresses[egress as usize].name.as_str();
@@ -139,6 +160,21 @@ impl Interface {
         }
     }
 
+    fn expire_flows(&mut self) {
+        let now = self.world.now_ms();
+        self.switch.flows.expire(now, self.world.flow_idle_ms());
+        self.settle_flows();
+    }
+
+    fn settle_flows(&mut self) {
+        let ended = self.switch.flows.take_ended();
+        let catalog = &self.world.catalog;
+        for end in FlowEnd::ALL {
+            catalog.flows_ended(self.name.as_str(), end, ended.of(end));
+        }
+        catalog.flows.set(self.world.flows.live() as i64);
+    }
+
     fn ask_dropped(&mut self) {
         let Some(capture) = &self.capture else {
             return;
@@ -172,7 +208,11 @@ impl Actor for Interface {
                     capture: capture.clone(),
                     in_a_row: 0,
                 });
-                ctx.run_interval(ASK_DROPPED_EVERY, |actor, _| actor.ask_dropped());
+                ctx.run_interval(HOUSEKEEPING_EVERY, |actor, _| {
+                    actor.follow_name(&actor.world.snapshot.load_full());
+                    actor.ask_dropped();
+                    actor.expire_flows();
+                });
                 self.capture = Some(capture);
                 debug!("{}: capturing", self.vital.role());
                 Ok(())
@@ -191,6 +231,8 @@ impl Actor for Interface {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.ask_dropped();
+        self.switch.flows.flush();
+        self.settle_flows();
     }
 }
 
@@ -207,6 +249,8 @@ impl StreamHandler<io::Result<Batch>> for Interface {
         }
     }
 }
+
+panics_on_demand!(Interface);
 
 impl Handler<Stop> for Interface {
     type Result = ResponseActFuture<Self, ()>;
@@ -257,6 +301,42 @@ impl ActorFuture<Interface> for Rest {
             self.batches = actor.batches;
             self.quiet.set(sleep(QUIET));
         }
+    }
+}
+
+/// Asks which flows there are.
+pub struct AskFlows;
+
+impl Message for AskFlows {
+    type Result = Vec<FlowView>;
+}
+
+impl Handler<AskFlows> for Interface {
+    type Result = MessageResult<AskFlows>;
+
+    fn handle(&mut self, _: AskFlows, _: &mut Self::Context) -> Self::Result {
+        let snapshot = self.world.snapshot.load_full();
+        self.follow_name(&snapshot);
+        let fib = &snapshot.fib;
+        let now = self.world.now_ms();
+        let flows = self.switch.flows.iter();
+        let view = |(key, flow)| views::flow(self.name.as_str(), key, flow, fib, now);
+        MessageResult(flows.map(view).collect())
+    }
+}
+
+/// Ends all flows; answers how many there were.
+#[derive(Message)]
+#[rtype(result = "u64")]
+pub struct Flush;
+
+impl Handler<Flush> for Interface {
+    type Result = u64;
+
+    fn handle(&mut self, _: Flush, _: &mut Self::Context) -> u64 {
+        let flushed = self.switch.flows.flush();
+        self.settle_flows();
+        flushed
     }
 }
 

@@ -13,7 +13,7 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 use tracing::{error, warn};
 
-use super::world::{Stop, Vital};
+use super::world::{Stop, Vital, panics_on_demand};
 use crate::model::{IfIndex, Link, Links};
 
 /// The kernel drops notices when its socket buffer is full, so that all is read anew now
@@ -117,6 +117,8 @@ impl Actor for LinksWatch {
         }
     }
 }
+
+panics_on_demand!(LinksWatch);
 
 impl Handler<Stop> for LinksWatch {
     type Result = ();

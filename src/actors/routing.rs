@@ -3,16 +3,22 @@
 use std::sync::Arc;
 
 use actix::prelude::*;
+use ahash::{AHashMap, AHashSet};
 use tracing::{debug, info};
 
+use super::joins::Want;
 use super::keeper::Publish;
 use super::links::LinksChanged;
-use super::world::{Stop, Vital, World};
-use crate::api::view::{InterfaceView, PathView, RouteView};
-use crate::api::{Show, Shown};
-use crate::forward::DropReason;
-use crate::model::{IfName, Link, Links, RouteRule};
-use crate::table::{Fib, Rib};
+use super::views;
+use super::world::{Stop, Vital, World, panics_on_demand};
+use crate::api::view::{InterfaceView, PendingView, RouteView};
+use crate::api::{Change, JoinSpec, RouteSpec};
+use crate::model::{
+    AddrError, GroupPrefix, IfPattern, JoinRule, LinkError, Links, Origin, RouteName, RouteRule,
+    Source, SourcePrefix,
+};
+use crate::table::rib::RibError;
+use crate::table::{Rib, joins};
 
 /// The actor.
 pub struct Routing {
@@ -20,15 +26,18 @@ pub struct Routing {
     vital: Vital,
     keeper: Recipient<Publish>,
     rib: Rib,
+    /// `None` until the links are heard of.
     links: Option<Links>,
     generation: u64,
 }
 
 impl Routing {
-    /// A routing actor that waits to hear of links before it publishes anything.
-    pub fn new(world: Arc<World>, vital: Vital, keeper: Recipient<Publish>, rib: Rib) -> Self {
+    /// A routing actor with the rules in force, that waits to hear of links before it
+    /// publishes anything.
+    pub fn new(world: Arc<World>, vital: Vital, keeper: Recipient<Publish>) -> Self {
         // A rebuilt routing actor goes on from the snapshot that is in force.
         let generation = world.snapshot.load().fib.generation;
+        let rib = world.rib.load().as_ref().clone();
         Self {
             world,
             vital,
@@ -45,124 +54,51 @@ impl Routing {
         };
         self.generation += 1;
         let fib = Arc::new(self.rib.fib(links, self.generation));
-        self.world.catalog.routes.set(self.rib.rules.len() as i64);
-        for link in links.iter() {
-            if uses(&fib, link) != (false, false) {
-                self.world.catalog.show_link(link);
-            }
+        let catalog = &self.world.catalog;
+        catalog.routes.set(self.rib.rules.len() as i64);
+        let used = |link: &&crate::model::Link| views::uses(&fib, link) != (false, false);
+        let mut live = AHashSet::new();
+        for link in links.iter().filter(used) {
+            catalog.show_link(link);
+            live.insert(link.name.as_str());
         }
+        catalog.retire_interfaces(&live);
+        catalog.retire_paths(fib.paths.iter().map(|path| {
+            let oif = &fib.egresses[path.egress as usize].name;
+            (&path.route, path.iif.as_str(), oif.as_str())
+        }));
         debug!(
             generation = self.generation,
             ingresses = fib.ingresses.len(),
             egresses = fib.egresses.len(),
             "publishing"
         );
-        let names = fib
-            .ingresses
-            .keys()
-            .filter_map(|i| Some((*i, links.get(*i)?.name.clone())))
-            .collect();
-        // A control fact: as many as links and rules change.
-        self.keeper.do_send(Publish { fib, names });
-    }
-
-    fn routes(&self) -> Vec<RouteView> {
-        let none = Links::default();
-        let links = self.links.as_ref().unwrap_or(&none);
-        self.rib
-            .rules
+        let names: AHashMap<_, _> = links.iter().map(|l| (l.index, l.name.clone())).collect();
+        let ingresses = names
             .iter()
-            .map(|rule| self.route(rule, links))
-            .collect()
-    }
-
-    fn route(&self, rule: &RouteRule, links: &Links) -> RouteView {
-        let mut paths = Vec::new();
-        for iif in Rib::ingresses_of(rule, links) {
-            for oif in Rib::egresses_of(rule, iif.index, links) {
-                let counters = self.world.catalog.path(
-                    &rule.name,
-                    iif.name.as_str(),
-                    oif.name.as_str(),
-                    self.world.plane.name(),
-                );
-                paths.push(PathView {
-                    iif: iif.name.to_string(),
-                    oif: oif.name.to_string(),
-                    packets: counters.packets.get(),
-                    bytes: counters.bytes.get(),
-                });
-            }
-        }
-        let waiting_for = std::iter::once(&rule.from)
-            .chain(&rule.to)
-            .filter(|p| !p.is_pattern() && links.matching(p).next().is_none())
-            .map(ToString::to_string)
+            .filter(|(index, _)| fib.ingresses.contains_key(*index))
+            .map(|(index, name)| (*index, name.clone()))
             .collect();
-        RouteView {
-            name: rule.name.to_string(),
-            origin: rule.origin.to_string(),
-            from: rule.from.to_string(),
-            source: rule.source.to_string(),
-            except_sources: rule
-                .except_sources
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-            group: rule.group.to_string(),
-            to: rule.to.iter().map(ToString::to_string).collect(),
-            ttl: rule.ttl.to_string(),
-            link_local: rule.link_local,
-            paths,
-            waiting_for,
+        let want = Want {
+            joins: joins::wanted(&self.rib.joins, &self.rib.rules, links),
+            names,
+        };
+        // Control facts: as many as links and rules change.
+        if let Some(joins) = self.world.joins.load_full() {
+            joins.do_send(want);
         }
+        self.keeper.do_send(Publish {
+            fib,
+            names: ingresses,
+        });
     }
 
-    fn interfaces(&self) -> Vec<InterfaceView> {
-        let fib = self.world.snapshot.load().fib.clone();
-        let links = self.links.iter().flat_map(Links::iter);
-        links.map(|link| self.interface(link, &fib)).collect()
+    /// Puts changed rules in force.
+    fn commit(&mut self, rib: Rib) {
+        self.rib = rib;
+        self.world.rib.store(Arc::new(self.rib.clone()));
+        self.publish();
     }
-
-    fn interface(&self, link: &Link, fib: &Fib) -> InterfaceView {
-        let (ingress, egress) = uses(fib, link);
-        // Asking for the counters of an interface makes them; one that no route uses has none.
-        let counters = (ingress || egress).then(|| self.counters(&link.name));
-        let count =
-            |of: fn(&crate::metrics::InterfaceCounters) -> u64| counters.as_ref().map_or(0, of);
-        InterfaceView {
-            index: link.index.get(),
-            name: link.name.to_string(),
-            up: link.up,
-            carrier: link.carrier,
-            mtu: link.mtu,
-            ingress,
-            egress,
-            ttl_threshold: self.rib.ttl_threshold(link).map(|t| t.get()),
-            received_packets: count(|c| c.received_packets.get()),
-            transmitted_packets: count(|c| c.transmitted_packets.get()),
-            dropped_packets: DropReason::ALL
-                .iter()
-                .filter_map(|r| {
-                    let n = counters.as_ref()?.dropped(*r).get();
-                    (n > 0).then(|| (r.label().to_string(), n))
-                })
-                .collect(),
-            socket_dropped_packets: count(|c| c.socket_dropped.get()),
-        }
-    }
-
-    fn counters(&self, name: &IfName) -> crate::metrics::InterfaceCounters {
-        self.world.catalog.interface(name.as_str())
-    }
-}
-
-/// Whether packets of any route arrive on a link, and whether any leave on it.
-fn uses(fib: &Fib, link: &Link) -> (bool, bool) {
-    (
-        fib.ingresses.contains_key(&link.index),
-        fib.egresses.iter().any(|e| e.index == link.index),
-    )
 }
 
 impl Actor for Routing {
@@ -184,6 +120,21 @@ impl Handler<LinksChanged> for Routing {
     }
 }
 
+/// Publishes again although nothing changed, for an actor that was rebuilt.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Republish;
+
+impl Handler<Republish> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: Republish, _: &mut Self::Context) {
+        self.publish();
+    }
+}
+
+panics_on_demand!(Routing);
+
 impl Handler<Stop> for Routing {
     type Result = ();
 
@@ -193,20 +144,147 @@ impl Handler<Stop> for Routing {
     }
 }
 
-/// Asks routing for what to show.
-pub struct Ask(pub Show);
+/// Asks for what routing knows by itself.
+pub enum Ask {
+    /// The rules.
+    Routes,
+    /// The interfaces.
+    Interfaces,
+    /// What waits.
+    Pending,
+}
+
+/// Answer to [`Ask`].
+pub enum Answer {
+    /// To [`Ask::Routes`].
+    Routes(Vec<RouteView>),
+    /// To [`Ask::Interfaces`].
+    Interfaces(Vec<InterfaceView>),
+    /// To [`Ask::Pending`].
+    Pending(Vec<PendingView>),
+}
 
 impl Message for Ask {
-    type Result = Shown;
+    type Result = Answer;
 }
 
 impl Handler<Ask> for Routing {
     type Result = MessageResult<Ask>;
 
     fn handle(&mut self, ask: Ask, _: &mut Self::Context) -> Self::Result {
-        MessageResult(match ask.0 {
-            Show::Routes => Shown::Routes(self.routes()),
-            Show::Interfaces => Shown::Interfaces(self.interfaces()),
+        let none = Links::default();
+        let links = self.links.as_ref().unwrap_or(&none);
+        let catalog = &self.world.catalog;
+        MessageResult(match ask {
+            Ask::Routes => {
+                let plane = self.world.plane.name();
+                Answer::Routes(views::routes(&self.rib, links, catalog, plane))
+            }
+            Ask::Interfaces => {
+                let fib = self.world.snapshot.load().fib.clone();
+                Answer::Interfaces(views::interfaces(&self.rib, links, &fib, catalog))
+            }
+            Ask::Pending => Answer::Pending(views::pending(&self.rib, links)),
         })
     }
+}
+
+/// Replaces all rules, as after a reload of the settings.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Replace(pub Rib);
+
+impl Handler<Replace> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, replace: Replace, _: &mut Self::Context) {
+        self.commit(replace.0);
+    }
+}
+
+/// Why a change is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// A text is not an address.
+    #[error(transparent)]
+    Addr(#[from] AddrError),
+    /// A text is not an interface name or pattern.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The rules do not allow it.
+    #[error(transparent)]
+    Rib(#[from] RibError),
+    /// `add` without egresses.
+    #[error("name at least one interface to send to")]
+    NoEgress,
+}
+
+/// Carries a change out.
+#[derive(Message)]
+#[rtype(result = "Result<String, ChangeError>")]
+pub struct Carry(pub Change);
+
+impl Handler<Carry> for Routing {
+    type Result = Result<String, ChangeError>;
+
+    fn handle(&mut self, carry: Carry, _: &mut Self::Context) -> Self::Result {
+        let mut rib = self.rib.clone();
+        let done = match carry.0 {
+            Change::Add(spec) => {
+                let rule = rule_of(&spec)?;
+                if rule.to.is_empty() {
+                    return Err(ChangeError::NoEgress);
+                }
+                let name = rule.name.clone();
+                rib.add(rule)?;
+                format!("added {name}")
+            }
+            Change::Remove(spec) => {
+                let rule = rule_of(&spec)?;
+                rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
+                format!("removed {}", rule.name)
+            }
+            Change::Join(spec) => {
+                let join = join_of(&spec)?;
+                let text = join.to_string();
+                rib.join(join)?;
+                format!("joined {text}")
+            }
+            Change::Leave(spec) => {
+                let join = join_of(&spec)?;
+                rib.leave(&join)?;
+                format!("left {join}")
+            }
+        };
+        self.commit(rib);
+        info!("by command: {done}");
+        Ok(done)
+    }
+}
+
+fn rule_of(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
+    let from: IfPattern = spec.from.parse()?;
+    let group: GroupPrefix = spec.group.parse()?;
+    let source = match &spec.source {
+        Some(source) => source.parse()?,
+        None => SourcePrefix::any_for(group),
+    };
+    let to = spec.to.iter().map(|t| t.parse());
+    let to = to.collect::<Result<_, LinkError>>()?;
+    Ok(RouteRule {
+        name: RouteName::default_for(&from, source, group),
+        origin: Origin::Command,
+        source,
+        ..RouteRule::new(from, group, to)
+    })
+}
+
+fn join_of(spec: &JoinSpec) -> Result<JoinRule, ChangeError> {
+    let source = spec.source.as_ref().map(|s| s.parse::<Source>());
+    Ok(JoinRule {
+        interface: spec.interface.parse()?,
+        source: source.transpose()?,
+        group: spec.group.parse()?,
+        origin: Origin::Command,
+    })
 }

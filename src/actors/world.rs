@@ -2,18 +2,24 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{mpsc, oneshot};
 
 use super::forwarder::Forwarder;
+use super::interface::Interface;
+use super::joins::Joins;
 use super::routing::Routing;
+use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::model::{IfIndex, IfName};
 use crate::planes::Plane;
-use crate::table::Fib;
+use crate::table::flows::FlowBudget;
+use crate::table::{Fib, Rib};
 
 /// Position of a worker thread in the keeper's pool.
 pub type WorkerId = usize;
@@ -25,6 +31,10 @@ pub struct Snapshot {
     pub fib: Arc<Fib>,
     /// The forwarders of each worker, by egress.
     pub forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    /// Names of the ingresses.
+    pub names: AHashMap<IfIndex, IfName>,
+    /// The interface actors.
+    pub interfaces: Vec<Addr<Interface>>,
 }
 
 /// Shared by every actor.
@@ -35,23 +45,84 @@ pub struct World {
     pub plane: Box<dyn Plane>,
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
+    /// The rules in force: what a rebuilt routing actor goes on with.
+    pub rib: ArcSwap<Rib>,
+    /// How many flows may be remembered, and are.
+    pub flows: Arc<FlowBudget>,
+    flow_idle_ms: AtomicU64,
+    /// The window of packets just forwarded.
+    pub loop_guard: Arc<LoopGuard>,
     /// The routing actor that lives now.
     pub routing: ArcSwapOption<Addr<Routing>>,
+    /// The joins actor that lives now.
+    pub joins: ArcSwapOption<Addr<Joins>>,
+    /// What clients ask of the process as a whole.
+    pub requests: mpsc::Sender<ProcessRequest>,
     /// What the probes answer.
     pub health: Health,
+    started: Instant,
 }
 
 impl World {
-    /// A world without routes.
-    pub fn new(catalog: Catalog, plane: Box<dyn Plane>) -> Arc<Self> {
-        Arc::new(Self {
+    /// A world with these rules and room for so many flows. The receiver hears what clients
+    /// ask of the process.
+    pub fn new(
+        catalog: Catalog,
+        plane: Box<dyn Plane>,
+        rib: Rib,
+        flows: usize,
+    ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
+        catalog.flow_limit.set(flows as i64);
+        let world = Arc::new(Self {
             catalog,
             plane,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            rib: ArcSwap::from_pointee(rib),
+            flows: FlowBudget::new(flows),
+            flow_idle_ms: AtomicU64::new(60_000),
+            loop_guard: Arc::default(),
             routing: ArcSwapOption::empty(),
+            joins: ArcSwapOption::empty(),
+            requests,
             health: Health::default(),
-        })
+            started: Instant::now(),
+        });
+        (world, receiver)
     }
+}
+
+impl World {
+    /// Milliseconds since the start: the clock of flows and of the loop window.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Changes how many flows may be remembered, and for how long after their last packet.
+    pub fn set_flow_limits(&self, flows: usize, idle: Duration) {
+        self.flows.set_limit(flows);
+        self.catalog.flow_limit.set(flows as i64);
+        let idle = idle.as_millis() as u64;
+        self.flow_idle_ms.store(idle, Ordering::Relaxed);
+    }
+
+    /// How long a flow may be without a packet, in milliseconds.
+    pub fn flow_idle_ms(&self) -> u64 {
+        self.flow_idle_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// Requests of clients that may wait.
+const REQUESTS_WAITING: usize = 16;
+
+/// What a client asks of the process as a whole.
+pub enum ProcessRequest {
+    /// Read the settings again. Answered with what came of it.
+    Reload(oneshot::Sender<Result<String, String>>),
+    /// Have an actor panic, where the process was started for such tests.
+    Panic(String, oneshot::Sender<Result<String, String>>),
+    /// End.
+    Stop,
 }
 
 /// What /readyz answers.
@@ -82,6 +153,8 @@ pub enum Role {
     Routing,
     /// Follows the kernel's interfaces.
     Links,
+    /// Holds the memberships of this host.
+    Joins,
     /// Serves HTTP.
     Metrics,
 }
@@ -94,6 +167,7 @@ impl Role {
             Self::Forwarder(..) => "forwarder",
             Self::Routing => "routing",
             Self::Links => "links",
+            Self::Joins => "joins",
             Self::Metrics => "metrics",
         }
     }
@@ -156,6 +230,25 @@ impl Drop for Vital {
         }
     }
 }
+
+/// Has an actor panic: how tests learn what its death costs.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PanicNow;
+
+/// What every actor does when asked to panic.
+macro_rules! panics_on_demand {
+    ($actor:ty) => {
+        impl actix::prelude::Handler<$crate::actors::world::PanicNow> for $actor {
+            type Result = ();
+
+            fn handle(&mut self, _: $crate::actors::world::PanicNow, _: &mut Self::Context) {
+                std::panic::panic_any("asked to panic, by a test");
+            }
+        }
+    };
+}
+pub(super) use panics_on_demand;
 
 /// Ask an actor to end after what is in its mailbox.
 #[derive(Message)]

@@ -27,7 +27,7 @@ pub struct RouteView {
     pub link_local: bool,
     /// The interfaces there are now, as pairs of in and out.
     pub paths: Vec<PathView>,
-    /// Names it mentions that no interface bears now.
+    /// Names and patterns it mentions that no interface fits now.
     pub waiting_for: Vec<String>,
 }
 
@@ -71,4 +71,54 @@ pub struct InterfaceView {
     pub dropped_packets: BTreeMap<String, u64>,
     /// Packets the kernel dropped because the capture socket was full.
     pub socket_dropped_packets: u64,
+}
+
+/// One flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// Interface it arrives on.
+    pub iif: String,
+    /// Who sends.
+    pub source: String,
+    /// To which group.
+    pub group: String,
+    /// The route that forwards it; `None` until its next packet, when routes or interfaces
+    /// changed since the last.
+    pub route: Option<String>,
+    /// Interfaces it leaves on; empty likewise.
+    pub oifs: Vec<String>,
+    /// Packets taken in.
+    pub packets: u64,
+    /// Their IP bytes.
+    pub bytes: u64,
+    /// Milliseconds since its first packet.
+    pub age_ms: u64,
+    /// Milliseconds since its last packet.
+    pub idle_ms: u64,
+}
+
+/// One group joined as a host, or wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// On which interface.
+    pub interface: String,
+    /// From which source only.
+    pub source: Option<String>,
+    /// Which group.
+    pub group: String,
+    /// Why the kernel refuses; it is tried again every second.
+    pub error: Option<String>,
+}
+
+/// Something that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingView {
+    /// `route` or `join`.
+    pub kind: String,
+    /// Which one.
+    pub name: String,
+    /// Names and patterns that no interface fits now.
+    pub waiting_for: Vec<String>,
+    /// `settings` or `command`.
+    pub origin: String,
 }

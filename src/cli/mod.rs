@@ -1,5 +1,6 @@
 //! Arguments, one file a subcommand.
 
+pub mod change;
 pub mod check;
 pub mod demo;
 pub mod recv;
@@ -11,6 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::control::Command as Request;
 
 /// Exit code of a fault at run time.
 pub const FAILED: u8 = 1;
@@ -51,6 +54,27 @@ enum Command {
     },
     /// Tell what a running mcastor does
     Show(show::ShowArgs),
+    /// Add a route, or interfaces to one; until the next reload
+    #[command(after_help = "Example: mcastor add eth0 225.1.2.3 eth1 eth2")]
+    Add(change::RouteArgs),
+    /// Remove a route, or some of its interfaces; until the next reload
+    #[command(
+        after_help = "Examples:\n  mcastor remove eth0 225.1.2.3\n  mcastor remove eth0 10.0.0.10 225.1.2.3 eth2"
+    )]
+    Remove(change::RouteArgs),
+    /// Join a group as a host; until the next reload
+    #[command(
+        after_help = "Examples:\n  mcastor join eth0 225.1.2.3\n  mcastor join eth0 10.0.0.10 232.1.2.3"
+    )]
+    Join(change::JoinArgs),
+    /// Take a join back
+    Leave(change::JoinArgs),
+    /// Forget all flows; those that go on come back with their next packet
+    Flush(change::SocketArgs),
+    /// Read the settings again
+    Reload(change::SocketArgs),
+    /// End the running mcastor
+    Stop(change::SocketArgs),
     Send(send::SendArgs),
     Recv(recv::RecvArgs),
     Demo(demo::DemoArgs),
@@ -76,6 +100,13 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Check { file, json } => check::run(&file, json),
         Command::Show(args) => show::run(&args),
+        Command::Add(args) => change::add(args),
+        Command::Remove(args) => change::remove(args),
+        Command::Join(args) => change::join(args),
+        Command::Leave(args) => change::leave(args),
+        Command::Flush(args) => change::simple(&args, Request::Flush),
+        Command::Reload(args) => change::simple(&args, Request::Reload),
+        Command::Stop(args) => change::simple(&args, Request::Stop),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),
         Command::Demo(args) => demo::run(args),

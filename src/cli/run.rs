@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 use super::{UNUSABLE, fail};
-use crate::app;
+use crate::app::{self, Options};
 use crate::settings::{LogFormat, LogSettings, Settings, environment};
 
 /// Arguments of `mcastor run`.
@@ -19,12 +19,17 @@ Examples:
     MCASTOR__ROUTE__0__FROM=eth0 MCASTOR__ROUTE__0__GROUP=225.1.2.3 \\
     MCASTOR__ROUTE__0__TO=eth1 mcastor run
 
+SIGHUP reads the settings again; SIGTERM and SIGINT end it.
+
 It needs CAP_NET_RAW (root has it), and no kernel multicast routing, iptables rules or
 rp_filter changes.")]
 pub struct RunArgs {
     /// Settings file (TOML); without it, settings come from MCASTOR__… variables alone
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Write the process id to this file; it is removed at the end
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
 }
 
 /// Runs the router.
@@ -37,7 +42,12 @@ pub fn run(args: RunArgs) -> ExitCode {
         }
     };
     start_log(&settings.log);
-    match app::run(settings) {
+    let options = Options {
+        settings,
+        file: args.config,
+        pid_file: args.pid_file,
+    };
+    match app::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
     }

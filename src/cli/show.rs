@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::fail;
-use crate::api::{InterfaceView, RouteView, Show, Shown};
+use crate::api::{FlowView, GroupView, InterfaceView, PendingView, RouteView, Show, Shown};
 use crate::control::{Command, client};
 
 /// Where the daemon listens when nothing else is said.
@@ -36,24 +36,34 @@ pub enum What {
     Routes,
     /// The interfaces, and what they took in, sent and dropped
     Interfaces,
+    /// The flows being forwarded now
+    Flows,
+    /// The groups joined as a host
+    Groups,
+    /// Routes and joins that wait for an interface
+    Pending,
+}
+
+impl From<What> for Show {
+    fn from(what: What) -> Self {
+        match what {
+            What::Routes => Self::Routes,
+            What::Interfaces => Self::Interfaces,
+            What::Flows => Self::Flows,
+            What::Groups => Self::Groups,
+            What::Pending => Self::Pending,
+        }
+    }
 }
 
 /// Asks the daemon and prints the answer.
 pub fn run(args: &ShowArgs) -> ExitCode {
-    let what = match args.what {
-        What::Routes => Show::Routes,
-        What::Interfaces => Show::Interfaces,
-    };
-    let shown = match client::ask(&args.socket, Command::Show(what)) {
+    let shown = match client::ask(&args.socket, Command::Show(args.what.into())) {
         Ok(shown) => shown,
         Err(e) => return fail(&e),
     };
     if args.json {
-        let json = match &shown {
-            Shown::Routes(routes) => serde_json::to_string_pretty(routes),
-            Shown::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
-        };
-        match json {
+        match json(&shown) {
             Ok(json) => println!("{json}"),
             Err(e) => return fail(&e),
         }
@@ -62,8 +72,69 @@ pub fn run(args: &ShowArgs) -> ExitCode {
     match shown {
         Shown::Routes(routes) => println!("{}", routes_table(&routes)),
         Shown::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
+        Shown::Flows(flows) => println!("{}", flows_table(&flows)),
+        Shown::Groups(groups) => println!("{}", groups_table(&groups)),
+        Shown::Pending(pending) => println!("{}", pending_table(&pending)),
+        Shown::Done(done) => println!("{done}"),
     }
     ExitCode::SUCCESS
+}
+
+fn json(shown: &Shown) -> serde_json::Result<String> {
+    match shown {
+        Shown::Routes(routes) => serde_json::to_string_pretty(routes),
+        Shown::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
+        Shown::Flows(flows) => serde_json::to_string_pretty(flows),
+        Shown::Groups(groups) => serde_json::to_string_pretty(groups),
+        Shown::Pending(pending) => serde_json::to_string_pretty(pending),
+        Shown::Done(done) => serde_json::to_string_pretty(done),
+    }
+}
+
+fn flows_table(flows: &[FlowView]) -> Table {
+    let header = [
+        "IIF", "(S, G)", "OIFS", "PACKETS", "BYTES", "AGE", "IDLE", "ROUTE",
+    ];
+    let mut table = table(&header, &[3, 4, 5, 6]);
+    for flow in flows {
+        table.add_row([
+            flow.iif.clone(),
+            format!("({}, {})", flow.source, flow.group),
+            flow.oifs.join(" "),
+            flow.packets.to_string(),
+            flow.bytes.to_string(),
+            format!("{} s", flow.age_ms / 1000),
+            format!("{:.1} s", flow.idle_ms as f64 / 1000.0),
+            flow.route.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    table
+}
+
+fn groups_table(groups: &[GroupView]) -> Table {
+    let mut table = table(&["INTERFACE", "(S, G)", "STATE"], &[]);
+    for group in groups {
+        let source = group.source.as_deref().unwrap_or("*");
+        table.add_row([
+            group.interface.clone(),
+            format!("({source}, {})", group.group),
+            group.error.clone().unwrap_or_else(|| "joined".into()),
+        ]);
+    }
+    table
+}
+
+fn pending_table(pending: &[PendingView]) -> Table {
+    let mut table = table(&["KIND", "NAME", "WAITS FOR", "ORIGIN"], &[]);
+    for p in pending {
+        table.add_row([
+            p.kind.clone(),
+            p.name.clone(),
+            p.waiting_for.join(" "),
+            p.origin.clone(),
+        ]);
+    }
+    table
 }
 
 fn table(header: &[&str], numbers: &[usize]) -> Table {

@@ -3,6 +3,8 @@
 //! ```text
 //! -> {"version":1,"command":{"show":"routes"}}
 //! <- {"version":1,"result":{"routes":[...]}}
+//! -> {"version":1,"command":{"change":{"add":{"from":"eth0","group":"225.1.2.3","to":["eth1"]}}}}
+//! <- {"version":1,"result":{"done":"added eth0 (*, 225.1.2.3)"}}
 //! -> {"version":1,"command":"fly"}
 //! <- {"version":1,"error":"..."}
 //! ```
@@ -14,7 +16,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{self, Show, Shown};
+use crate::api::{self, Change, Show, Shown};
 
 /// Longest request, in bytes without the line feed.
 pub const LONGEST_REQUEST: usize = 64 << 10;
@@ -51,6 +53,16 @@ impl Request {
 pub enum Command {
     /// Tell of something.
     Show(Show),
+    /// Change the rules until the next reload.
+    Change(Change),
+    /// End all flows.
+    Flush,
+    /// Read the settings again.
+    Reload,
+    /// Have an actor panic; refused unless the process was started for such tests.
+    Panic(String),
+    /// End the process.
+    Stop,
 }
 
 /// The answer to a request.

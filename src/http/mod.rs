@@ -1,4 +1,4 @@
-//! HTTP, read-only: /metrics, /healthz, /readyz, /api/v1/routes, /api/v1/interfaces.
+//! HTTP, read-only: /metrics, /healthz, /readyz, and /api/v1 with what `mcastor show` shows.
 
 use std::io;
 use std::net::TcpListener;
@@ -11,16 +11,13 @@ use actix_web::web::{self, Data};
 use actix_web::{App, HttpResponse, HttpServer};
 use serde_json::json;
 
-use crate::actors::World;
-use crate::actors::routing::Ask;
-use crate::api::{self, Show, Shown};
+use crate::actors::{World, questions};
+use crate::api::{self, Show};
 
 /// Connections served at once; more wait in the listener's queue.
 const MOST_CONNECTIONS: usize = 64;
 /// How long a client may take over its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long routing may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts to serve on a listener.
 pub fn serve(world: Arc<World>, listener: TcpListener) -> io::Result<Server> {
@@ -31,11 +28,7 @@ pub fn serve(world: Arc<World>, listener: TcpListener) -> io::Result<Server> {
             .route("/metrics", web::get().to(metrics))
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
-            .route("/api/v1/routes", web::get().to(|w| show(w, Show::Routes)))
-            .route(
-                "/api/v1/interfaces",
-                web::get().to(|w| show(w, Show::Interfaces)),
-            )
+            .route("/api/v1/{what}", web::get().to(show))
             .default_service(web::to(not_found))
     })
     .workers(1)
@@ -59,11 +52,11 @@ async fn metrics(world: Data<World>) -> HttpResponse {
 
 /// 200 while routing answers.
 async fn healthz(world: Data<World>) -> HttpResponse {
-    match ask(&world, Show::Routes).await {
-        Some(_) => HttpResponse::Ok().json(json!({ "status": "ok" })),
-        None => HttpResponse::ServiceUnavailable().json(json!({
+    match questions::show(&world, Show::Pending).await {
+        Ok(_) => HttpResponse::Ok().json(json!({ "status": "ok" })),
+        Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "status": "failing",
-            "reason": "routing does not answer",
+            "reason": e.to_string(),
         })),
     }
 }
@@ -80,15 +73,18 @@ async fn readyz(world: Data<World>) -> HttpResponse {
     }
 }
 
-async fn show(world: Data<World>, what: Show) -> HttpResponse {
-    match ask(&world, what).await {
-        Some(shown) => HttpResponse::Ok().json(json!({
+async fn show(world: Data<World>, what: web::Path<String>) -> HttpResponse {
+    let Some(what) = Show::ALL.into_iter().find(|s| s.name() == what.as_str()) else {
+        return not_found().await;
+    };
+    match questions::show(&world, what).await {
+        Ok(shown) => HttpResponse::Ok().json(json!({
             "version": api::VERSION,
             "show": shown,
         })),
-        None => HttpResponse::ServiceUnavailable().json(json!({
+        Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "version": api::VERSION,
-            "error": "routing does not answer",
+            "error": e.to_string(),
         })),
     }
 }
@@ -96,12 +92,8 @@ async fn show(world: Data<World>, what: Show) -> HttpResponse {
 async fn not_found() -> HttpResponse {
     HttpResponse::NotFound()
         .content_type(ContentType::plaintext())
-        .body("there are /metrics /healthz /readyz /api/v1/routes /api/v1/interfaces\n")
-}
-
-/// Asks the routing actor that lives now.
-pub async fn ask(world: &World, what: Show) -> Option<Shown> {
-    let routing = world.routing.load_full()?;
-    let answer = routing.send(Ask(what)).timeout(ANSWER_TIMEOUT);
-    answer.await.ok()
+        .body(format!(
+            "there are /metrics /healthz /readyz and {}\n",
+            Show::ALL.map(|s| format!("/api/v1/{}", s.name())).join(" ")
+        ))
 }

@@ -1,17 +1,79 @@
 //! Every metric of the program. docs/metrics.md lists them for readers.
 
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ahash::AHashSet;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
 use crate::forward::DropReason;
-use crate::model::{Link, RouteName};
+use crate::model::{FlowEnd, Link, RouteName};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
     5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1,
 ];
+
+/// Interfaces, and paths, that are gone but still shown.
+pub const MOST_RETIRED: usize = 256;
+
+/// Route, IIF, OIF.
+type PathKey = (RouteName, Box<str>, Box<str>);
+
+/// Label values that series were made for.
+#[derive(Default)]
+struct Known {
+    interfaces: Shelf<Box<str>>,
+    paths: Shelf<PathKey>,
+    plane: Box<str>,
+}
+
+/// Keys in use, and those no longer in use, oldest first.
+struct Shelf<K> {
+    live: AHashSet<K>,
+    retired: VecDeque<K>,
+}
+
+impl<K> Default for Shelf<K> {
+    fn default() -> Self {
+        Self {
+            live: AHashSet::new(),
+            retired: VecDeque::new(),
+        }
+    }
+}
+
+struct Gone<K> {
+    /// No longer in use from now on.
+    now: Vec<K>,
+    /// Not shown any more.
+    forgotten: Vec<K>,
+}
+
+impl<K: Clone + Eq + std::hash::Hash> Shelf<K> {
+    fn use_it(&mut self, key: K) {
+        if !self.live.contains(&key) {
+            self.retired.retain(|k| *k != key);
+            self.live.insert(key);
+        }
+    }
+
+    fn retire(&mut self, stays: impl Fn(&K) -> bool) -> Gone<K> {
+        let now: Vec<K> = self.live.iter().filter(|k| !stays(k)).cloned().collect();
+        for key in &now {
+            self.live.remove(key);
+            self.retired.push_back(key.clone());
+        }
+        let over = self.retired.len().saturating_sub(MOST_RETIRED);
+        Gone {
+            now,
+            forgotten: self.retired.drain(..over).collect(),
+        }
+    }
+}
 
 /// The registry and the families in it. Clones share them.
 #[derive(Clone)]
@@ -22,12 +84,22 @@ pub struct Catalog {
     dropped: IntCounterVec,
     received_packets: IntCounterVec,
     received_bytes: IntCounterVec,
+    membership_messages: IntCounterVec,
     transmitted_packets: IntCounterVec,
     transmitted_bytes: IntCounterVec,
     interface_up: IntGaugeVec,
     interface_mtu: IntGaugeVec,
     socket_dropped: IntCounterVec,
     actor_restarts: IntCounterVec,
+    joined_groups: IntGaugeVec,
+    flow_ends: IntCounterVec,
+    known: Arc<Mutex<Known>>,
+    /// Flows being forwarded.
+    pub flows: IntGauge,
+    /// Flows that may be remembered.
+    pub flow_limit: IntGauge,
+    /// 1 where the last reload of the settings worked.
+    pub last_reload_successful: IntGauge,
     /// Kernel receive timestamp to return of the send call, of packets that left.
     pub forward_latency: Histogram,
     /// Routes in force.
@@ -50,6 +122,8 @@ pub struct InterfaceCounters {
     pub received_packets: IntCounter,
     /// Their IP bytes.
     pub received_bytes: IntCounter,
+    /// IGMP and MLD messages seen besides.
+    pub membership_messages: IntCounter,
     /// Packets sent.
     pub transmitted_packets: IntCounter,
     /// Their IP bytes.
@@ -116,6 +190,11 @@ impl Catalog {
             "IP bytes of multicast packets taken in, routed or not",
             &["iface"],
         )?;
+        let membership_messages = counters(
+            "mcastor_interface_membership_messages_total",
+            "IGMP and MLD messages seen, which are never forwarded",
+            &["iface"],
+        )?;
         let transmitted_packets = counters(
             "mcastor_interface_transmitted_packets_total",
             "Packets sent",
@@ -146,6 +225,28 @@ impl Catalog {
             "Actors rebuilt after they died",
             &["actor"],
         )?;
+        let joined_groups = gauges(
+            "mcastor_joined_groups",
+            "Groups joined as a host",
+            &["iface"],
+        )?;
+        let flow_ends = counters(
+            "mcastor_flow_ends_total",
+            "Flows no longer remembered: idle, evicted for another one, or flushed",
+            &["reason", "iface"],
+        )?;
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
+        let flows = gauge("mcastor_flows", "Flows being forwarded")?;
+        let flow_limit = gauge("mcastor_flow_limit", "Flows that may be remembered")?;
+        let last_reload_successful = gauge(
+            "mcastor_config_last_reload_successful",
+            "1 where the last load of the settings worked",
+        )?;
+        last_reload_successful.set(1);
         let forward_latency = Histogram::with_opts(
             HistogramOpts::new(
                 "mcastor_forward_latency_seconds",
@@ -154,8 +255,7 @@ impl Catalog {
             .buckets(LATENCY_BUCKETS.to_vec()),
         )?;
         registry.register(Box::new(forward_latency.clone()))?;
-        let routes = IntGauge::new("mcastor_routes", "Routes in force")?;
-        registry.register(Box::new(routes.clone()))?;
+        let routes = gauge("mcastor_routes", "Routes in force")?;
         let build = gauges(
             "mcastor_build_info",
             "1; the labels tell what runs",
@@ -169,12 +269,19 @@ impl Catalog {
             dropped,
             received_packets,
             received_bytes,
+            membership_messages,
             transmitted_packets,
             transmitted_bytes,
             interface_up,
             interface_mtu,
             socket_dropped,
             actor_restarts,
+            joined_groups,
+            flow_ends,
+            known: Arc::default(),
+            flows,
+            flow_limit,
+            last_reload_successful,
             forward_latency,
             routes,
         })
@@ -183,6 +290,11 @@ impl Catalog {
     /// The counters of a path; asked for again they are the same.
     pub fn path(&self, route: &RouteName, iif: &str, oif: &str, plane: &str) -> PathCounters {
         let labels = [route.as_str(), iif, oif, plane];
+        {
+            let mut known = self.known();
+            known.plane = plane.into();
+            known.paths.use_it((route.clone(), iif.into(), oif.into()));
+        }
         PathCounters {
             packets: self.route_packets.with_label_values(&labels),
             bytes: self.route_bytes.with_label_values(&labels),
@@ -191,10 +303,12 @@ impl Catalog {
 
     /// The counters of an interface; asked for again they are the same.
     pub fn interface(&self, name: &str) -> InterfaceCounters {
+        self.known().interfaces.use_it(name.into());
         let of = |family: &IntCounterVec| family.with_label_values(&[name]);
         InterfaceCounters {
             received_packets: of(&self.received_packets),
             received_bytes: of(&self.received_bytes),
+            membership_messages: of(&self.membership_messages),
             transmitted_packets: of(&self.transmitted_packets),
             transmitted_bytes: of(&self.transmitted_bytes),
             socket_dropped: of(&self.socket_dropped),
@@ -213,6 +327,83 @@ impl Catalog {
         self.interface_mtu
             .with_label_values(&name)
             .set(link.mtu.into());
+    }
+
+    /// Shows a link that is gone as down.
+    pub fn show_gone(&self, name: &str) {
+        self.interface_up.with_label_values(&[name]).set(0);
+    }
+
+    /// Shows how many groups are joined on an interface.
+    pub fn show_joined(&self, name: &str, groups: u64) {
+        self.joined_groups
+            .with_label_values(&[name])
+            .set(groups as i64);
+    }
+
+    /// Forgets how many groups were joined on an interface that is gone.
+    pub fn forget_joined(&self, name: &str) {
+        // What was never made cannot be removed, and need not be.
+        let _ = self.joined_groups.remove_label_values(&[name]);
+    }
+
+    /// Tells which interfaces routes use now. The others are shown as down, and forgotten when
+    /// [`MOST_RETIRED`] others have gone after them, so that names that come and go, as those
+    /// of containers do, do not fill the memory.
+    pub fn retire_interfaces(&self, live: &AHashSet<&str>) {
+        let mut known = self.known();
+        let gone = known.interfaces.retire(|name| live.contains(&**name));
+        for name in &gone.now {
+            self.show_gone(name);
+        }
+        for name in &gone.forgotten {
+            let name = &**name;
+            for family in [
+                &self.received_packets,
+                &self.received_bytes,
+                &self.membership_messages,
+                &self.transmitted_packets,
+                &self.transmitted_bytes,
+                &self.socket_dropped,
+            ] {
+                // What was never made cannot be removed, and need not be.
+                let _ = family.remove_label_values(&[name]);
+            }
+            for family in [&self.interface_up, &self.interface_mtu, &self.joined_groups] {
+                let _ = family.remove_label_values(&[name]);
+            }
+            for reason in DropReason::ALL {
+                let _ = self.dropped.remove_label_values(&[reason.label(), name]);
+            }
+            for end in FlowEnd::ALL {
+                let _ = self.flow_ends.remove_label_values(&[end.label(), name]);
+            }
+        }
+    }
+
+    /// Tells which paths, as (route, IIF, OIF), there are now; see
+    /// [`Catalog::retire_interfaces`].
+    pub fn retire_paths<'a>(&self, live: impl Iterator<Item = (&'a RouteName, &'a str, &'a str)>) {
+        let live: AHashSet<PathKey> = live
+            .map(|(route, iif, oif)| (route.clone(), iif.into(), oif.into()))
+            .collect();
+        let mut known = self.known();
+        let gone = known.paths.retire(|path| live.contains(path));
+        for (route, iif, oif) in &gone.forgotten {
+            let labels = [route.as_str(), iif, oif, &known.plane];
+            let _ = self.route_packets.remove_label_values(&labels);
+            let _ = self.route_bytes.remove_label_values(&labels);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts flows of an interface that ended, even none, so that a rate has a beginning.
+    pub fn flows_ended(&self, name: &str, end: FlowEnd, flows: u64) {
+        let ends = self.flow_ends.with_label_values(&[end.label(), name]);
+        ends.inc_by(flows);
     }
 
     /// Counts an actor that was rebuilt.
@@ -237,6 +428,8 @@ mod tests {
         let catalog = Catalog::new().unwrap();
         catalog.interface("eth0");
         catalog.restarted("routing");
+        catalog.show_joined("eth0", 1);
+        catalog.flows_ended("eth0", FlowEnd::Idle, 0);
         catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
         let types: Vec<(&str, &str)> = text
@@ -248,6 +441,54 @@ mod tests {
             assert!(name.starts_with("mcastor_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
         }
+    }
+
+    #[test]
+    fn names_that_come_and_go_do_not_pile_up() {
+        let catalog = Catalog::new().unwrap();
+        let route = RouteName::new("r");
+        let none = AHashSet::new();
+        for i in 0..2000 {
+            let name = format!("veth{i}");
+            catalog.interface(&name).received_packets.inc();
+            catalog.path(&route, "eth0", &name, "packet");
+            catalog.retire_interfaces(&none);
+            catalog.retire_paths(std::iter::empty());
+        }
+        let text = String::from_utf8(catalog.text().unwrap()).unwrap();
+        let of = |family: &str| text.lines().filter(|l| l.starts_with(family)).count();
+        assert_eq!(of("mcastor_route_packets_total{"), MOST_RETIRED);
+        assert_eq!(
+            of("mcastor_interface_received_packets_total{"),
+            MOST_RETIRED
+        );
+        assert!(text.contains("veth1999") && !text.contains("veth10\""));
+    }
+
+    #[test]
+    fn flows_end_under_the_label_of_their_reason_and_are_forgotten() {
+        let catalog = Catalog::new().unwrap();
+        for (n, end) in FlowEnd::ALL.into_iter().enumerate() {
+            catalog.flows_ended("eth0", end, n as u64);
+            catalog.flows_ended("eth0", end, 10);
+        }
+        let ends = || -> Vec<String> {
+            let text = String::from_utf8(catalog.text().unwrap()).unwrap();
+            let lines = text
+                .lines()
+                .filter_map(|l| l.strip_prefix("mcastor_flow_ends_total{iface=\"eth0\",reason="));
+            lines.map(String::from).collect()
+        };
+        assert_eq!(
+            ends(),
+            ["\"evicted\"} 11", "\"flushed\"} 12", "\"idle\"} 10"]
+        );
+        let none = AHashSet::new();
+        for name in std::iter::once("eth0".into()).chain((0..MOST_RETIRED).map(|i| i.to_string())) {
+            catalog.interface(&name);
+            catalog.retire_interfaces(&none);
+        }
+        assert!(ends().is_empty());
     }
 
     #[test]

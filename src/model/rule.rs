@@ -92,6 +92,16 @@ impl JoinRule {
     }
 }
 
+impl fmt::Display for JoinRule {
+    /// As in `eth0 (*, 225.1.2.3)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.source {
+            Some(source) => write!(f, "{} ({source}, {})", self.interface, self.group),
+            None => write!(f, "{} (*, {})", self.interface, self.group),
+        }
+    }
+}
+
 /// A static route. Source and group are of one IP version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRule {
@@ -123,6 +133,30 @@ pub struct RouteRule {
 }
 
 impl RouteRule {
+    /// A rule for any source, with defaults in all else: nothing excepted, TTL decremented,
+    /// single groups joined, no loop guard, the default name.
+    pub fn new(from: IfPattern, group: GroupPrefix, to: Vec<IfPattern>) -> Self {
+        let source = SourcePrefix::any_for(group);
+        Self {
+            name: RouteName::default_for(&from, source, group),
+            origin: Origin::Settings,
+            from,
+            source,
+            except_sources: Vec::new(),
+            group,
+            to,
+            ttl: TtlPolicy::default(),
+            link_local: false,
+            join: JoinPolicy::default(),
+            loop_guard: false,
+        }
+    }
+
+    /// Every name and pattern the rule mentions.
+    pub fn from_and_to(&self) -> impl Iterator<Item = &IfPattern> {
+        std::iter::once(&self.from).chain(&self.to)
+    }
+
     /// The join the route asks for, if any.
     pub fn wanted_join(&self) -> Option<JoinRule> {
         let wanted = match self.join {

@@ -165,8 +165,8 @@ fn reason_of(e: &io::Error) -> DropReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfIndex, IfName, JoinPolicy, Link, Links, Origin, RouteName, RouteRule};
-    use crate::model::{SourcePrefix, TtlPolicy};
+    use crate::model::TtlPolicy;
+    use crate::model::{IfIndex, IfName, Link, Links, RouteRule};
     use crate::planes::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
     use crate::wire::ip::refresh_ipv4_checksum;
@@ -227,24 +227,14 @@ mod tests {
             vlan: None,
         };
         let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
-        let group = "225.1.2.3".parse().unwrap();
+        let (from, group) = ("in".parse().unwrap(), "225.1.2.3".parse().unwrap());
         let rule = RouteRule {
-            name: RouteName::new("r"),
-            origin: Origin::Settings,
-            from: "in".parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: vec!["out".parse().unwrap()],
             ttl: TtlPolicy::Keep,
-            link_local: false,
-            join: JoinPolicy::Auto,
-            loop_guard: false,
+            ..RouteRule::new(from, group, vec!["out".parse().unwrap()])
         };
         let rib = Rib {
             rules: vec![rule],
-            interfaces: vec![],
-            joins: vec![],
+            ..Rib::default()
         };
         rib.fib(&links, 1)
     }
@@ -266,7 +256,7 @@ mod tests {
         }
         let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
         let batch = Batch::from_bytes(bytes, all);
-        let switched = Switch::default().run(&fib, ingress, batch);
+        let switched = Switch::default().run(&fib, ingress, batch, 0);
         let slots = switched.egresses.into_iter().next().map(|(_, s)| s);
         let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
         let slots = slots.unwrap_or_default();

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::{Batch, Packet};
 use crate::forward::rewrite::rewrite;
 use crate::forward::segment::segment;
-use crate::forward::{Decision, DropReason, decide};
+use crate::forward::{Decision, DropReason, LoopGuard, NotData, decide};
+use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Fib, Ingress, PathId};
 use crate::wire::offload::Offload;
 use crate::wire::vlan;
@@ -55,6 +56,8 @@ pub struct Tally {
     pub bytes: u64,
     /// Packets dropped before any egress, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
+    /// IGMP and MLD messages that came in besides: no router forwards one.
+    pub membership: u64,
     /// Packets an egress did not take because of its TTL threshold.
     pub below_threshold: Vec<(EgressId, u64)>,
 }
@@ -65,6 +68,7 @@ impl Default for Tally {
             packets: 0,
             bytes: 0,
             dropped: [0; DropReason::COUNT],
+            membership: 0,
             below_threshold: Vec::new(),
         }
     }
@@ -89,17 +93,38 @@ pub struct Switched {
     pub tally: Tally,
 }
 
-/// Decides batches. Holds only scratch space.
-#[derive(Default)]
+/// Decides batches of one interface, and knows its flows.
 pub struct Switch {
+    /// The flows the interface forwards.
+    pub flows: Flows,
+    guard: Arc<LoopGuard>,
     /// Where in `egresses` an egress stands; by egress id.
     places: Vec<Option<u32>>,
     cuts: Vec<(u32, u32)>,
 }
 
+impl Default for Switch {
+    /// With flows and a loop window of its own.
+    fn default() -> Self {
+        let flows = Flows::new(FlowBudget::new(65_536));
+        Self::new(flows, Arc::default())
+    }
+}
+
 impl Switch {
-    /// Decides every packet of a batch that came in on `ingress`.
-    pub fn run(&mut self, fib: &Fib, ingress: &Ingress, mut batch: Batch) -> Switched {
+    /// Notes flows in `flows`, and stops what comes back within the window of `guard`.
+    pub fn new(flows: Flows, guard: Arc<LoopGuard>) -> Self {
+        Self {
+            flows,
+            guard,
+            places: Vec::new(),
+            cuts: Vec::new(),
+        }
+    }
+
+    /// Decides every packet of a batch that came in on `ingress`. `now_ms` is a clock that
+    /// never goes back.
+    pub fn run(&mut self, fib: &Fib, ingress: &Ingress, mut batch: Batch, now_ms: u64) -> Switched {
         let mut tally = Tally::default();
         let mut pieces = Vec::new();
         let mut egresses: Vec<(EgressId, Vec<Slot>)> = Vec::new();
@@ -109,28 +134,46 @@ impl Switch {
         let expected = packets.len();
         for packet in &packets {
             self.cuts.clear();
-            let decided = decide_packet(ingress, &mut batch, packet);
+            let decided = self.decide(fib, ingress, &mut batch, packet, now_ms);
             let cut = decided.and_then(|(decision, start)| {
                 self.cut(&batch, packet, &decision, start, &mut pieces)?;
                 Ok(decision)
             });
             let decision = match cut {
                 Ok(decision) => decision,
-                Err(reason) => {
+                Err(NotData::Membership) => {
+                    tally.membership += 1;
+                    continue;
+                }
+                Err(NotData::Dropped(reason)) => {
                     tally.packets += 1;
                     tally.bytes += u64::from(packet.len);
                     tally.dropped[reason as usize] += 1;
                     continue;
                 }
             };
-            let count = self.cuts.len() as u64;
-            tally.packets += count;
+            tally.packets += self.cuts.len() as u64;
             tally.bytes += self
                 .cuts
                 .iter()
                 .map(|(_, len)| u64::from(*len))
                 .sum::<u64>();
             let piece = matches!(packet.offload, Offload::UdpSegments { .. });
+            if decision.entry.loop_guard {
+                let memory = if piece { &pieces[..] } else { batch.bytes() };
+                let guard = &self.guard;
+                let before = self.cuts.len();
+                self.cuts.retain(|(start, len)| {
+                    let packet = &memory[*start as usize..][..*len as usize];
+                    !guard.came_back(packet, now_ms)
+                });
+                let came_back = (before - self.cuts.len()) as u64;
+                tally.dropped[DropReason::Loop as usize] += came_back;
+            }
+            let count = self.cuts.len() as u64;
+            if count == 0 {
+                continue;
+            }
             for id in &decision.entry.paths {
                 let path = &fib.paths[*id as usize];
                 if path
@@ -181,62 +224,62 @@ impl Switch {
             self.cuts.push((range.start as u32, range.len() as u32));
         })
     }
-}
 
-/// Decides one packet and rewrites it in place. Also returns where its IP header starts.
-fn decide_packet<'f>(
-    ingress: &'f Ingress,
-    batch: &mut Batch,
-    packet: &Packet,
-) -> Result<(Decision<'f>, usize), DropReason> {
-    if packet.cut {
-        return Err(DropReason::Truncated);
-    }
-    let start = packet.start as usize;
-    let bytes = batch
-        .bytes_mut()
-        .get_mut(start..start + packet.len as usize)
-        .ok_or(DropReason::Truncated)?;
-    // The outermost tag says whose frame it is. The kernel strips it, but not from frames that
-    // go out on a device which cannot insert tags.
-    let vlan = packet
-        .vlan
-        .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
-    if vlan.is_some_and(|id| ingress.vlans_elsewhere.contains(&id)) {
-        return Err(DropReason::VlanElsewhere);
-    }
-    let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
-    let bytes = &mut bytes[tags..];
-    let version = bytes.first().map_or(0, |b| b >> 4);
-    match (ethertype, version) {
-        (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
-        (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
-            return Err(DropReason::Truncated);
+    /// Decides one packet and rewrites it in place. Also returns where its IP header starts.
+    fn decide<'f>(
+        &mut self,
+        fib: &'f Fib,
+        ingress: &Ingress,
+        batch: &mut Batch,
+        packet: &Packet,
+        now_ms: u64,
+    ) -> Result<(Decision<'f>, usize), NotData> {
+        if packet.cut {
+            return Err(DropReason::Truncated.into());
         }
-        _ => return Err(DropReason::Malformed),
+        let start = packet.start as usize;
+        let bytes = batch
+            .bytes_mut()
+            .get_mut(start..start + packet.len as usize)
+            .ok_or(DropReason::Truncated)?;
+        // The outermost tag says whose frame it is. The kernel strips it, but not from frames that
+        // go out on a device which cannot insert tags.
+        let vlan = packet
+            .vlan
+            .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
+        if vlan.is_some_and(|id| ingress.vlans_elsewhere.contains(&id)) {
+            return Err(DropReason::VlanElsewhere.into());
+        }
+        let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
+        let bytes = &mut bytes[tags..];
+        let version = bytes.first().map_or(0, |b| b >> 4);
+        match (ethertype, version) {
+            (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
+            (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
+                return Err(DropReason::Truncated.into());
+            }
+            _ => return Err(DropReason::Malformed.into()),
+        }
+        let decision = decide(fib, ingress, &mut self.flows, bytes, now_ms)?;
+        let offload = match packet.offload {
+            // Counted from where the tags are.
+            Offload::Checksum { start, offset } => Offload::Checksum {
+                start: start
+                    .checked_sub(tags as u16)
+                    .ok_or(DropReason::ChecksumUnknown)?,
+                offset,
+            },
+            other => other,
+        };
+        rewrite(&mut bytes[..decision.datagram.len], offload, decision.ttl)?;
+        Ok((decision, start + tags))
     }
-    let decision = decide(ingress, bytes)?;
-    let offload = match packet.offload {
-        // Counted from where the tags are.
-        Offload::Checksum { start, offset } => Offload::Checksum {
-            start: start
-                .checked_sub(tags as u16)
-                .ok_or(DropReason::ChecksumUnknown)?,
-            offset,
-        },
-        other => other,
-    };
-    rewrite(&mut bytes[..decision.datagram.len], offload, decision.ttl)?;
-    Ok((decision, start + tags))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        IfIndex, IfName, JoinPolicy, Link, Links, Origin, RouteName, RouteRule, SourcePrefix,
-        TtlPolicy, TtlThreshold,
-    };
+    use crate::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
     use crate::table::{InterfaceOptions, Rib};
     use crate::wire::ip::{Datagram, refresh_ipv4_checksum};
     use crate::wire::{checksum, udp};
@@ -246,29 +289,17 @@ mod tests {
 
     fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> Link {
         Link {
-            index: IfIndex::new(index).unwrap(),
-            name: name.parse::<IfName>().unwrap(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
             vlan: vlan.map(|(on, id)| (IfIndex::new(on).unwrap(), id)),
+            ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
         }
     }
 
     fn rule(group: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
-        let group = group.parse().unwrap();
+        let to = to.iter().map(|t| t.parse().unwrap()).collect();
         RouteRule {
             name: RouteName::new(format!("{group} {ttl}")),
-            origin: Origin::Settings,
-            from: IIF.parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: to.iter().map(|t| t.parse().unwrap()).collect(),
             ttl,
-            link_local: false,
-            join: JoinPolicy::Auto,
-            loop_guard: false,
+            ..RouteRule::new(IIF.parse().unwrap(), group.parse().unwrap(), to)
         }
     }
 
@@ -360,7 +391,7 @@ mod tests {
 
     fn run(fib: &Fib, packets: &[(Vec<u8>, Packet)]) -> Switched {
         let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
-        Switch::default().run(fib, ingress, batch(packets))
+        Switch::default().run(fib, ingress, batch(packets), 0)
     }
 
     fn plain(packet: Vec<u8>) -> (Vec<u8>, Packet) {
@@ -547,7 +578,7 @@ mod tests {
         let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
         let mut outside = batch(&[plain(good())]);
         outside.packets[0].len += 1;
-        let switched = Switch::default().run(&fib, ingress, outside);
+        let switched = Switch::default().run(&fib, ingress, outside, 0);
         assert_eq!(switched.tally.dropped[DropReason::Truncated as usize], 1);
     }
 
@@ -631,10 +662,10 @@ mod tests {
             let fib = fib(rules);
             let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
             let mut switch = Switch::default();
-            let whole = switch.run(&fib, ingress, batch(&packets));
+            let whole = switch.run(&fib, ingress, batch(&packets), 0);
             let (mut forwarded, mut dropped, mut below, mut slots) = (0, 0, 0, 0);
             for packet in &packets {
-                let one = switch.run(&fib, ingress, batch(std::slice::from_ref(packet)));
+                let one = switch.run(&fib, ingress, batch(std::slice::from_ref(packet)), 0);
                 let lost = one.tally.dropped.iter().sum::<u64>();
                 let passed = one.tally.packets - lost;
                 prop_assert!(lost <= 1 && (lost == 0 || passed == 0));

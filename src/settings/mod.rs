@@ -140,11 +140,16 @@ pub struct InterfaceSettings {
 pub struct LimitSettings {
     /// Flows of all interfaces together, 1 to 10,000,000.
     pub flows: usize,
+    /// Seconds after its last packet that a flow is forgotten, 1 to 3,600.
+    pub flow_idle: u32,
 }
 
 impl Default for LimitSettings {
     fn default() -> Self {
-        Self { flows: 65_536 }
+        Self {
+            flows: 65_536,
+            flow_idle: 60,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod buffer;
 pub mod fanout;
 pub mod filter;
 pub mod ifaddr;
+pub mod limits;
 pub mod memberships;
 pub mod multicast;
 pub mod netns;

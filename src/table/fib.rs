@@ -1,7 +1,6 @@
 //! The forwarding snapshot: immutable, shared by every interface actor, replaced whole.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ahash::AHashMap;
 
@@ -10,6 +9,9 @@ use crate::model::{IfIndex, IfName, RouteName, SourcePrefix, TtlPolicy, TtlThres
 
 /// Position of an egress in [`Fib::egresses`].
 pub type EgressId = u32;
+
+/// Position of an entry in [`Fib::entries`].
+pub type EntryId = u32;
 
 /// Position of a path in [`Fib::paths`].
 pub type PathId = u32;
@@ -21,6 +23,8 @@ pub struct Fib {
     pub generation: u64,
     /// Per interface that packets arrive on.
     pub ingresses: AHashMap<IfIndex, Ingress>,
+    /// Every rule on every ingress.
+    pub entries: Vec<Entry>,
     /// The interfaces packets leave on.
     pub egresses: Vec<Egress>,
     /// Every (route, IIF, OIF) packets can take; what is counted is counted per path.
@@ -31,7 +35,7 @@ pub struct Fib {
 #[derive(Debug, Default)]
 pub struct Ingress {
     /// Rules for packets that arrive here.
-    pub entries: PrefixTable<Arc<Entry>>,
+    pub entries: PrefixTable<EntryId>,
     /// VLANs that have an interface of their own on top of this one: their frames are that
     /// interface's, although they are seen here too.
     pub vlans_elsewhere: Vec<u16>,
@@ -48,6 +52,8 @@ pub struct Entry {
     pub ttl: TtlPolicy,
     /// Whether groups of link-local scope are forwarded too.
     pub link_local: bool,
+    /// Whether packets that come back within a moment are stopped.
+    pub loop_guard: bool,
     /// Where packets go; empty while none of the egresses exists.
     pub paths: Vec<PathId>,
 }
@@ -71,6 +77,9 @@ pub struct Egress {
     pub name: IfName,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// It is up and has a carrier. Without one the kernel takes packets and throws them away,
+    /// without an error.
+    pub running: bool,
 }
 
 /// One way through the router.

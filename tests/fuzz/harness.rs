@@ -5,17 +5,17 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use mcastor::control::Request;
-use mcastor::forward::{DropReason, decide};
-use mcastor::model::{
-    IfIndex, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy, TtlThreshold,
-};
+use mcastor::forward::{DropReason, NotData, decide};
+use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::planes::egress::Sent;
 use mcastor::planes::{Batch, EgressQueue, Packet, Progress, Switch, Transmit};
 use mcastor::settings::Settings;
 use mcastor::streams::{Arrival, Tallies};
+use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, InterfaceOptions, Rib};
 use mcastor::wire::ip::Datagram;
 use mcastor::wire::offload::Offload;
@@ -52,17 +52,14 @@ fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
 }
 
 fn rule(group: &str, source: Option<&str>, to: &[&str], ttl: TtlPolicy) -> RouteRule {
-    let group = group.parse().unwrap();
+    let to = to.iter().map(|t| t.parse().unwrap()).collect();
+    let rule = RouteRule::new("in".parse().unwrap(), group.parse().unwrap(), to);
     RouteRule {
         name: RouteName::new(format!("{group} {source:?}")),
-        origin: Origin::Settings,
-        from: "in".parse().unwrap(),
-        source: source.map_or(SourcePrefix::any_for(group), |s| s.parse().unwrap()),
-        except_sources: vec![],
-        group,
-        to: to.iter().map(|t| t.parse().unwrap()).collect(),
+        source: source.map_or(rule.source, |s| s.parse().unwrap()),
         ttl,
-        link_local: false,
+        loop_guard: matches!(ttl, TtlPolicy::Set(_)),
+        ..rule
     }
 }
 
@@ -115,6 +112,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             name: "usual".parse().unwrap(),
             ttl_threshold: TtlThreshold::new(8),
         }],
+        joins: vec![],
     }
     .fib(&links, 1)
 });
@@ -155,6 +153,14 @@ impl Transmit for Whim<'_> {
 
 thread_local! {
     static SWITCH: RefCell<Switch> = RefCell::default();
+    /// Fewer than strangers can make.
+    static FLOWS: RefCell<Flows> = RefCell::new(Flows::new(FlowBudget::new(256)));
+}
+
+/// A clock in milliseconds that never goes back; the loop window is left behind each time.
+fn clock() -> u64 {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    NOW.fetch_add(10_000, Ordering::Relaxed)
 }
 
 /// A batch of packets, taken from the input with all that a plane may say of them, through the
@@ -204,10 +210,11 @@ pub fn switch(data: &[u8]) -> bool {
     let fib = &*FIB;
     let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
     let batch = Batch::from_bytes(bytes, metas);
-    let switched = SWITCH.with_borrow_mut(|s| s.run(fib, ingress, batch));
+    let switched = SWITCH.with_borrow_mut(|s| s.run(fib, ingress, batch, clock()));
     let tally = &switched.tally;
     let dropped: u64 = tally.dropped.iter().sum();
-    assert!(tally.packets >= count as u64 && dropped <= count as u64);
+    let seen = tally.packets + tally.membership;
+    assert!(seen >= count as u64 && dropped <= count as u64);
     let slots: usize = switched.egresses.iter().map(|(_, s)| s.len()).sum();
     let below: u64 = tally.below_threshold.iter().map(|(_, n)| n).sum();
     let passed = tally.packets - dropped;
@@ -243,8 +250,11 @@ pub fn switch(data: &[u8]) -> bool {
 
 /// One packet, looked up; what is decided follows from the packet alone.
 pub fn decision(data: &[u8]) -> bool {
-    let ingress = &FIB.ingresses[&IfIndex::new(1).unwrap()];
-    let first = decide(ingress, data);
+    let fib = &*FIB;
+    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let look_up =
+        |bytes: &[u8]| FLOWS.with_borrow_mut(|flows| decide(fib, ingress, flows, bytes, clock()));
+    let first = look_up(data);
     match &first {
         Ok(d) => {
             assert!(d.datagram.len <= data.len() && d.datagram.header_len <= d.datagram.len);
@@ -255,10 +265,11 @@ pub fn decision(data: &[u8]) -> bool {
             );
             assert!(!d.entry.paths.is_empty());
             // What follows the packet does not matter.
-            let alone = decide(ingress, &data[..d.datagram.len]).expect("the packet alone");
+            let alone = look_up(&data[..d.datagram.len]).expect("the packet alone");
             assert_eq!((alone.datagram, alone.ttl), (d.datagram, d.ttl));
         }
-        Err(reason) => assert!(DropReason::ALL.contains(reason)),
+        Err(NotData::Dropped(reason)) => assert!(DropReason::ALL.contains(reason)),
+        Err(NotData::Membership) => {}
     }
     first.is_ok()
 }

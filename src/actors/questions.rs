@@ -1,0 +1,119 @@
+//! Asks the actors what a client wants to know, and tells them what it wants changed.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::interface::{AskFlows, Flush};
+use super::joins::AskGroups;
+use super::routing::{Answer, Ask, Carry};
+use super::world::{ProcessRequest, World};
+use crate::api::{Change, Show, Shown};
+
+/// How long an actor may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// An actor is being rebuilt, or too busy.
+    #[error("{0} does not answer; try again in a moment")]
+    NoAnswer(&'static str),
+    /// The change is not allowed.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What there is to show.
+pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
+    Ok(match what {
+        Show::Routes => routing(world, Ask::Routes).await?,
+        Show::Interfaces => routing(world, Ask::Interfaces).await?,
+        Show::Pending => routing(world, Ask::Pending).await?,
+        Show::Groups => {
+            let joins = world.joins.load_full().ok_or(AskError::NoAnswer("joins"))?;
+            let groups = joins.send(AskGroups).timeout(PATIENCE).await;
+            Shown::Groups(groups.map_err(|_| AskError::NoAnswer("joins"))?)
+        }
+        Show::Flows => {
+            let snapshot = world.snapshot.load_full();
+            let asked = snapshot
+                .interfaces
+                .iter()
+                .map(|i| i.send(AskFlows).timeout(PATIENCE));
+            // An interface that is gone by now has no flows.
+            let answers = join_all(asked).await.into_iter().flatten();
+            Shown::Flows(answers.flatten().collect())
+        }
+    })
+}
+
+async fn routing(world: &World, ask: Ask) -> Result<Shown, AskError> {
+    let none = || AskError::NoAnswer("routing");
+    let routing = world.routing.load_full().ok_or_else(none)?;
+    let answer = routing.send(ask).timeout(PATIENCE).await;
+    Ok(match answer.map_err(|_| none())? {
+        Answer::Routes(routes) => Shown::Routes(routes),
+        Answer::Interfaces(interfaces) => Shown::Interfaces(interfaces),
+        Answer::Pending(pending) => Shown::Pending(pending),
+    })
+}
+
+/// Changes the rules; says what was done.
+pub async fn change(world: &World, change: Change) -> Result<String, AskError> {
+    let none = || AskError::NoAnswer("routing");
+    let routing = world.routing.load_full().ok_or_else(none)?;
+    let done = routing.send(Carry(change)).timeout(PATIENCE).await;
+    done.map_err(|_| none())?
+        .map_err(|e| AskError::Refused(e.to_string()))
+}
+
+/// Ends all flows; says how many there were.
+pub async fn flush(world: &World) -> Result<String, AskError> {
+    let snapshot = world.snapshot.load_full();
+    let asked = snapshot
+        .interfaces
+        .iter()
+        .map(|i| i.send(Flush).timeout(PATIENCE));
+    let flushed: u64 = join_all(asked).await.into_iter().flatten().sum();
+    Ok(format!("flushed {flushed} flows"))
+}
+
+/// Has the settings read again; says what came of it.
+pub async fn reload(world: &World) -> Result<String, AskError> {
+    let none = AskError::NoAnswer("the process");
+    let (answer, answered) = oneshot::channel();
+    if world
+        .requests
+        .send(ProcessRequest::Reload(answer))
+        .await
+        .is_err()
+    {
+        return Err(none);
+    }
+    match timeout(PATIENCE, answered).await {
+        Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
+        _ => Err(none),
+    }
+}
+
+/// Has an actor panic, where the process allows it.
+pub async fn panic(world: &World, actor: String) -> Result<String, AskError> {
+    let none = || AskError::NoAnswer("the process");
+    let (answer, answered) = oneshot::channel();
+    let request = ProcessRequest::Panic(actor, answer);
+    world.requests.send(request).await.map_err(|_| none())?;
+    match timeout(PATIENCE, answered).await {
+        Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
+        _ => Err(none()),
+    }
+}
+
+/// Ends the process.
+pub async fn stop(world: &World) -> Result<String, AskError> {
+    let sent = world.requests.send(ProcessRequest::Stop).await;
+    sent.map(|()| "stopping".into())
+        .map_err(|_| AskError::NoAnswer("the process"))
+}

@@ -1,0 +1,139 @@
+//! What routing shows: rules, interfaces and what waits, as readers see them.
+
+use crate::api::view::{FlowView, InterfaceView, PathView, PendingView, RouteView};
+use crate::forward::DropReason;
+use crate::metrics::{Catalog, InterfaceCounters};
+use crate::model::{IfPattern, Link, Links, RouteRule};
+use crate::table::flows::{Flow, FlowKey};
+use crate::table::{Fib, Rib};
+
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
+}
+
+/// Every rule, with the paths it opens on these links.
+pub fn routes(rib: &Rib, links: &Links, catalog: &Catalog, plane: &str) -> Vec<RouteView> {
+    let view = |rule: &RouteRule| RouteView {
+        name: rule.name.to_string(),
+        origin: rule.origin.to_string(),
+        from: rule.from.to_string(),
+        source: rule.source.to_string(),
+        except_sources: texts(&rule.except_sources),
+        group: rule.group.to_string(),
+        to: texts(&rule.to),
+        ttl: rule.ttl.to_string(),
+        link_local: rule.link_local,
+        paths: paths(rule, links, catalog, plane),
+        waiting_for: waiting_for(rule.from_and_to(), links),
+    };
+    rib.rules.iter().map(view).collect()
+}
+
+fn paths(rule: &RouteRule, links: &Links, catalog: &Catalog, plane: &str) -> Vec<PathView> {
+    let mut paths = Vec::new();
+    for iif in Rib::ingresses_of(rule, links) {
+        for oif in Rib::egresses_of(rule, iif.index, links) {
+            let counters = catalog.path(&rule.name, iif.name.as_str(), oif.name.as_str(), plane);
+            paths.push(PathView {
+                iif: iif.name.to_string(),
+                oif: oif.name.to_string(),
+                packets: counters.packets.get(),
+                bytes: counters.bytes.get(),
+            });
+        }
+    }
+    paths
+}
+
+/// The names and patterns that no link fits.
+fn waiting_for<'a>(wanted: impl Iterator<Item = &'a IfPattern>, links: &Links) -> Vec<String> {
+    wanted
+        .filter(|p| links.matching(p).next().is_none())
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// Every rule and join with a name or pattern that no link fits.
+pub fn pending(rib: &Rib, links: &Links) -> Vec<PendingView> {
+    let routes = rib.rules.iter().map(|rule| PendingView {
+        kind: "route".into(),
+        name: rule.name.to_string(),
+        waiting_for: waiting_for(rule.from_and_to(), links),
+        origin: rule.origin.to_string(),
+    });
+    let joins = rib.joins.iter().map(|join| PendingView {
+        kind: "join".into(),
+        name: join.to_string(),
+        waiting_for: waiting_for(std::iter::once(&join.interface), links),
+        origin: join.origin.to_string(),
+    });
+    routes
+        .chain(joins)
+        .filter(|p| !p.waiting_for.is_empty())
+        .collect()
+}
+
+/// Whether packets of any route arrive on a link, and whether any leave on it.
+pub fn uses(fib: &Fib, link: &Link) -> (bool, bool) {
+    (
+        fib.ingresses.contains_key(&link.index),
+        fib.egresses.iter().any(|e| e.index == link.index),
+    )
+}
+
+/// Every link, with what is counted on it.
+pub fn interfaces(rib: &Rib, links: &Links, fib: &Fib, catalog: &Catalog) -> Vec<InterfaceView> {
+    links
+        .iter()
+        .map(|link| interface(rib, link, fib, catalog))
+        .collect()
+}
+
+fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceView {
+    let (ingress, egress) = uses(fib, link);
+    // Asking for the counters of an interface makes them; one that no route uses has none.
+    let counters = (ingress || egress).then(|| catalog.interface(link.name.as_str()));
+    let count = |of: fn(&InterfaceCounters) -> u64| counters.as_ref().map_or(0, of);
+    InterfaceView {
+        index: link.index.get(),
+        name: link.name.to_string(),
+        up: link.up,
+        carrier: link.carrier,
+        mtu: link.mtu,
+        ingress,
+        egress,
+        ttl_threshold: rib.ttl_threshold(link).map(|t| t.get()),
+        received_packets: count(|c| c.received_packets.get()),
+        transmitted_packets: count(|c| c.transmitted_packets.get()),
+        dropped_packets: DropReason::ALL
+            .iter()
+            .filter_map(|r| {
+                let n = counters.as_ref()?.dropped(*r).get();
+                (n > 0).then(|| (r.label().to_string(), n))
+            })
+            .collect(),
+        socket_dropped_packets: count(|c| c.socket_dropped.get()),
+    }
+}
+
+/// A flow that arrives on `iif`, as it is at `now_ms`.
+pub fn flow(iif: &str, key: &FlowKey, flow: &Flow, fib: &Fib, now_ms: u64) -> FlowView {
+    let entry = (flow.generation == fib.generation)
+        .then(|| fib.entries.get(flow.entry as usize))
+        .flatten();
+    let oifs = entry.map_or_else(Vec::new, |entry| {
+        let names = entry.paths.iter().filter_map(|p| fib.egress_of(*p));
+        names.map(|egress| egress.name.to_string()).collect()
+    });
+    FlowView {
+        iif: iif.into(),
+        source: key.0.to_string(),
+        group: key.1.to_string(),
+        route: entry.map(|e| e.route.to_string()),
+        oifs,
+        packets: flow.packets,
+        bytes: flow.bytes,
+        age_ms: now_ms.saturating_sub(flow.began_ms),
+        idle_ms: now_ms.saturating_sub(flow.seen_ms),
+    }
+}

@@ -1,0 +1,162 @@
+//! `mcastor add`, `remove`, `join`, `leave`, `flush`, `reload`, `stop`: one request each.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::fail;
+use super::show::DEFAULT_SOCKET;
+use crate::api::{Change, JoinSpec, RouteSpec, Shown};
+use crate::control::{Command, client};
+use crate::model::{GroupPrefix, IfPattern};
+
+/// Where the daemon listens.
+#[derive(Debug, clap::Args)]
+pub struct SocketArgs {
+    /// Control socket of the daemon
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// Arguments of `add` and `remove`.
+#[derive(Debug, clap::Args)]
+pub struct RouteArgs {
+    /// Interface packets arrive on, a name or a pattern
+    #[arg(value_name = "IIF")]
+    pub from: IfPattern,
+    /// [SOURCE[/LEN]] GROUP[/LEN] [OIF...]: who sends (any, when left out), to which groups,
+    /// and the interfaces packets leave on
+    #[arg(value_name = "[SOURCE] GROUP [OIF]", required = true, num_args = 1..)]
+    pub rest: Vec<String>,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Arguments of `join` and `leave`.
+#[derive(Debug, clap::Args)]
+pub struct JoinArgs {
+    /// Interface to join on, a name or a pattern
+    #[arg(value_name = "IIF")]
+    pub interface: IfPattern,
+    /// [SOURCE] GROUP[/LEN]: only what this source sends (any, when left out), to which group
+    #[arg(value_name = "[SOURCE] GROUP", required = true, num_args = 1..=2)]
+    pub rest: Vec<String>,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// What stands after the interface: source, group, and what is left.
+type Rest = (Option<String>, String, Vec<String>);
+
+/// Tells source and group apart: a source is what is not multicast.
+fn split(rest: &[String]) -> Result<Rest, String> {
+    let first_is_group = rest[0].parse::<GroupPrefix>();
+    match (first_is_group, rest) {
+        (Ok(_), [group, oifs @ ..]) => Ok((None, group.clone(), oifs.to_vec())),
+        (Err(_), [source, group, oifs @ ..]) if group.parse::<GroupPrefix>().is_ok() => {
+            Ok((Some(source.clone()), group.clone(), oifs.to_vec()))
+        }
+        (Err(e), _) => Err(format!(
+            "{e}; after the interface come an optional source and a group: \
+             eth0 10.0.0.10 225.1.2.3"
+        )),
+        (Ok(_), []) => Err("a group is missing".into()),
+    }
+}
+
+/// `mcastor add`.
+pub fn add(args: RouteArgs) -> ExitCode {
+    route(args, Change::Add)
+}
+
+/// `mcastor remove`.
+pub fn remove(args: RouteArgs) -> ExitCode {
+    route(args, Change::Remove)
+}
+
+fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
+    let (source, group, to) = match split(&args.rest) {
+        Ok(rest) => rest,
+        Err(e) => return fail(&e),
+    };
+    let spec = RouteSpec {
+        from: args.from.to_string(),
+        source,
+        group,
+        to,
+    };
+    tell(&args.socket.socket, Command::Change(change(spec)))
+}
+
+/// `mcastor join`.
+pub fn join(args: JoinArgs) -> ExitCode {
+    membership(args, Change::Join)
+}
+
+/// `mcastor leave`.
+pub fn leave(args: JoinArgs) -> ExitCode {
+    membership(args, Change::Leave)
+}
+
+fn membership(args: JoinArgs, change: fn(JoinSpec) -> Change) -> ExitCode {
+    let (source, group, left) = match split(&args.rest) {
+        Ok(rest) => rest,
+        Err(e) => return fail(&e),
+    };
+    if let Some(extra) = left.first() {
+        return fail(&format!("{extra} is one argument too many"));
+    }
+    let spec = JoinSpec {
+        interface: args.interface.to_string(),
+        source,
+        group,
+    };
+    tell(&args.socket.socket, Command::Change(change(spec)))
+}
+
+/// `mcastor flush`, `reload` and `stop`.
+pub fn simple(args: &SocketArgs, command: Command) -> ExitCode {
+    tell(&args.socket, command)
+}
+
+fn tell(socket: &Path, command: Command) -> ExitCode {
+    match client::ask(socket, command) {
+        Ok(Shown::Done(done)) => {
+            println!("{done}");
+            ExitCode::SUCCESS
+        }
+        Ok(_) => fail(&"the daemon answered something else than was asked"),
+        Err(e) => fail(&e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split_words(text: &str) -> Result<Rest, String> {
+        let words: Vec<String> = text.split(' ').map(String::from).collect();
+        split(&words)
+    }
+
+    #[test]
+    fn a_source_is_what_is_not_multicast() {
+        let rest = |s: Option<&str>, g: &str, o: &[&str]| {
+            let oifs = o.iter().map(ToString::to_string).collect();
+            Ok((s.map(String::from), g.to_string(), oifs))
+        };
+        assert_eq!(
+            split_words("225.1.2.3 eth1"),
+            rest(None, "225.1.2.3", &["eth1"])
+        );
+        assert_eq!(
+            split_words("10.0.0.0/8 225.1.2.0/24 eth1 eth2"),
+            rest(Some("10.0.0.0/8"), "225.1.2.0/24", &["eth1", "eth2"])
+        );
+        assert_eq!(
+            split_words("2001:db8::1 ff3e::1"),
+            rest(Some("2001:db8::1"), "ff3e::1", &[])
+        );
+        assert!(split_words("10.0.0.1 eth1").is_err());
+        assert!(split_words("10.0.0.1").is_err());
+    }
+}
