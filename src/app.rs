@@ -19,7 +19,6 @@ use crate::metrics::Catalog;
 use crate::planes::packet::PacketPlane;
 use crate::settings::{LimitSettings, PlaneKind, Settings, environment};
 use crate::sys;
-use crate::sys::ring::RingSize;
 use crate::table::{InterfaceOptions, Rib};
 
 /// Set to 1, this variable lets clients of the control socket have actors panic.
@@ -86,9 +85,8 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     let settings = &options.settings;
     let plane = match settings.plane.kind {
         PlaneKind::Auto | PlaneKind::Packet => PacketPlane {
-            mark: instance_mark(),
             qdisc_bypass: settings.plane.qdisc_bypass,
-            ring: RingSize::default(),
+            ..PacketPlane::new(instance_mark())
         },
     };
     let (world, mut requests) = World::new(

@@ -134,6 +134,14 @@ impl Capture for FaultyCapture {
     fn take_dropped(&mut self) -> u64 {
         self.0.take_dropped()
     }
+
+    fn shut(&mut self) {
+        self.0.shut();
+    }
+
+    fn mode(&self) -> &'static str {
+        self.0.mode()
+    }
 }
 
 impl Transmit for FaultyTransmit {

@@ -5,12 +5,14 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as Task, Poll};
-use std::time::Duration;
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant};
 
+use actix::fut::ActorFuture;
 use actix::prelude::*;
 use ahash::AHashMap;
 use futures_util::Stream;
+use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
@@ -26,6 +28,12 @@ use crate::table::flows::Flows;
 
 /// How often the kernel is asked what it dropped, and idle flows are looked for.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
+
+/// A capture that was shut has handed out everything when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// Longest wait for that.
+const LONGEST_REST: Duration = Duration::from_millis(200);
 
 /// Tells the keeper whether the capture could be opened.
 #[derive(Message)]
@@ -51,6 +59,8 @@ pub struct Interface {
     /// One reference of our own, and one for each batch that waits for that egress.
     waiting: AHashMap<IfIndex, Arc<()>>,
     generation: u64,
+    /// Batches taken in so far.
+    batches: u64,
     warned_of_drops: bool,
 }
 
@@ -79,6 +89,7 @@ impl Interface {
             switch,
             waiting: AHashMap::new(),
             generation: 0,
+            batches: 0,
             warned_of_drops: false,
         }
     }
@@ -94,6 +105,7 @@ impl Interface {
     }
 
     fn forward(&mut self, batch: Batch) {
+        self.batches += 1;
         let snapshot = self.world.snapshot.load_full();
         if self.generation != snapshot.fib.generation {
             self.follow_name(&snapshot);
@@ -241,11 +253,54 @@ impl StreamHandler<io::Result<Batch>> for Interface {
 panics_on_demand!(Interface);
 
 impl Handler<Stop> for Interface {
-    type Result = ();
+    type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) -> Self::Result {
         self.vital.disarm();
-        ctx.stop();
+        if let Some(capture) = &self.capture {
+            capture.borrow_mut().shut();
+        }
+        Box::pin(Rest {
+            batches: self.batches,
+            until: Instant::now() + LONGEST_REST,
+            quiet: Box::pin(sleep(QUIET)),
+        })
+    }
+}
+
+/// Waits until the capture, which is shut, has handed out everything; then ends the actor.
+struct Rest {
+    batches: u64,
+    until: Instant,
+    quiet: Pin<Box<Sleep>>,
+}
+
+impl ActorFuture<Interface> for Rest {
+    type Output = ();
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        actor: &mut Interface,
+        ctx: &mut Context<Interface>,
+        task: &mut Task<'_>,
+    ) -> Poll<()> {
+        loop {
+            ready!(self.quiet.as_mut().poll(task));
+            // We may have been kept from looking for all that time.
+            let rest = actor
+                .capture
+                .as_ref()
+                .map(|c| c.borrow_mut().poll_batch(task));
+            if let Some(Poll::Ready(Ok(batch))) = rest {
+                actor.forward(batch);
+            }
+            if actor.batches == self.batches || Instant::now() >= self.until {
+                ctx.stop();
+                return Poll::Ready(());
+            }
+            self.batches = actor.batches;
+            self.quiet.set(sleep(QUIET));
+        }
     }
 }
 
