@@ -2,20 +2,20 @@
 
 PREFIX  ?= /usr/local
 # What the tests use besides Rust: other people's programs, as senders, receivers and judges.
-PACKAGES = iproute2 tcpdump iperf iputils-ping python3-scapy ethtool curl smcroute
+PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
+           smcroute util-linux
 
-.PHONY: build demo test soak bench check packages install clean
+.PHONY: build demo test soak bench check compiler packages install clean
 
 build:
 	cargo build --release --locked
 
-demo: build
+demo: compiler build
 	target/release/mcastor demo
 
 # Formatting, lints, documentation, all tests. Ends with the test runner's own count.
 test: packages check
-	cargo test --locked --all-targets
-	cargo test --locked --doc
+	tests/run.sh
 
 check:
 	cargo fmt --all -- --check
@@ -25,6 +25,10 @@ check:
 # A million hostile frames through the live capture path.
 soak: packages
 	MCASTOR_SOAK_FRAMES=1000000 cargo test --locked --release --test netns -- soak
+
+# Rust links with the C compiler; a machine may have the one without the other.
+compiler:
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="gcc libc6-dev"
 
 packages:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \

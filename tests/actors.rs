@@ -15,9 +15,7 @@ use mcastor::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
 use mcastor::actors::links::LinksChanged;
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
-use mcastor::model::{
-    IfIndex, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy, TtlThreshold,
-};
+use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::planes::sim::SimPlane;
 use mcastor::planes::{Batch, Capture, Plane, Transmit};
 use mcastor::table::{InterfaceOptions, Rib};
@@ -42,18 +40,11 @@ fn link(n: u32, name: &str) -> Link {
 
 fn rule(from: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
     let group = "225.0.0.0/8".parse().unwrap();
+    let to = to.iter().map(|t| t.parse().unwrap()).collect();
     RouteRule {
         name: RouteName::new("all"),
-        origin: Origin::Settings,
-        from: from.parse().unwrap(),
-        source: SourcePrefix::any_for(group),
-        except_sources: vec![],
-        group,
-        to: to.iter().map(|t| t.parse().unwrap()).collect(),
         ttl,
-        link_local: false,
-        join: mcastor::model::JoinPolicy::Never,
-        loop_guard: false,
+        ..RouteRule::new(from.parse().unwrap(), group, to)
     }
 }
 
@@ -370,6 +361,27 @@ async fn a_link_that_vanishes_and_returns_with_another_index_goes_on() {
     );
     assert_eq!((r.all_dropped("in"), r.all_dropped("out")), (0, 0));
     assert_eq!(r.received("in"), 40);
+}
+
+#[actix::test]
+async fn an_egress_without_carrier_drops_by_name_and_goes_on_with_one() {
+    let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
+    let mut out = link(2, "out");
+    out.carrier = false;
+    let r = Router::start(rules, vec![], &[link(1, "in"), out.clone()]).await;
+    r.arrive(1, 0..10, 9);
+    r.until("all is dropped", |r| {
+        r.dropped("out", DropReason::EgressDown) == 10
+    })
+    .await;
+    out.carrier = true;
+    r.links_in_force(&[link(1, "in"), out], 1).await;
+    r.arrive(1, 10..20, 9);
+    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    r.stop().await;
+    let sent = numbers(&r.sim.take_sent(index(2)));
+    assert_eq!(sent, (10..20).collect::<Vec<_>>());
+    assert_eq!(r.all_dropped("out"), 10);
 }
 
 #[actix::test]

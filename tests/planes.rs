@@ -113,6 +113,10 @@ const PACKET: &[Named<fn() -> Test>] = &[
     ("too_large_for_the_link_is_an_error_of_that_packet", || {
         Box::pin(too_large_for_the_link_is_an_error_of_that_packet())
     }),
+    (
+        "without_a_carrier_the_kernel_takes_packets_and_loses_them",
+        || Box::pin(without_a_carrier_the_kernel_takes_packets_and_loses_them()),
+    ),
     ("the_bypass_of_the_device_queue_sends_too", || {
         Box::pin(async {
             let plane = PacketPlane {
@@ -341,8 +345,9 @@ fn same(got: &[Vec<u8>], sent: &[Vec<u8>]) -> Outcome {
 async fn what_is_sent_arrives_in_order_with_its_bytes_unchanged(bed: Bed) -> Outcome {
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    // More than one system call takes, of both IP versions.
-    let sent: Vec<_> = (0..1000)
+    // More than one system call takes, of both IP versions; fewer than the 1000 that the kernel
+    // lets wait between the ends of a veth when the machine is busy.
+    let sent: Vec<_> = (0..700)
         .map(|n| match n % 3 {
             0 => packet_v6(n, 100),
             _ => packet(n, 100 + n as usize % 7),
@@ -545,44 +550,46 @@ async fn blocks_go_back_to_the_kernel_when_dropped() -> Outcome {
 }
 
 async fn a_full_socket_becomes_writable_again() -> Outcome {
-    let mut plane = PacketPlane::usual();
-    plane.ring.blocks *= 8;
-    let bed = Bed::veth(plane)?;
+    let bed = Bed::veth(PacketPlane::usual())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
     // A queue slower than we are, and longer than our socket buffer: so the socket is full
     // before the queue is.
-    let shape = format!("qdisc add dev {near} root tbf rate 400mbit burst 70k limit 100000000");
+    let shape = format!("qdisc add dev {near} root tbf rate 100mbit burst 20k limit 100000000");
     let output = Command::new("tc").args(shape.split(' ')).output()?;
     assert!(output.status.success(), "tc: {output:?}");
-    let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    let sent: Vec<_> = (0..10_000).map(|n| packet(n, 1400)).collect();
-    let mut blocked = 0;
-    let sending = async {
-        let mut next = 0;
-        while next < sent.len() {
-            let left = &sent[next..];
-            match transmit.send(&mut left.iter().map(Vec::as_slice)) {
-                Ok(n) => next += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    blocked += 1;
-                    let writable = poll_fn(|cx| transmit.poll_writable(cx));
-                    tokio::time::timeout(PATIENCE, writable)
-                        .await
-                        .map_err(|_| "it never became writable again")??;
-                }
-                Err(e) => return Err(e.into()),
+    let sent: Vec<_> = (0..6000).map(|n| packet(n, 1400)).collect();
+    let (mut blocked, mut next) = (0, 0);
+    while next < sent.len() {
+        let left = &sent[next..];
+        match transmit.send(&mut left.iter().map(Vec::as_slice)) {
+            Ok(n) => next += n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                blocked += 1;
+                let writable = poll_fn(|cx| transmit.poll_writable(cx));
+                tokio::time::timeout(PATIENCE, writable)
+                    .await
+                    .map_err(|_| "it never became writable again")??;
             }
+            Err(e) => return Err(e.into()),
         }
-        Ok::<_, Failed>(())
-    };
-    let (sending, got) = tokio::join!(sending, take(capture.as_mut(), sent.len()));
-    sending?;
-    let got = got?;
+    }
     assert!(blocked > 0, "the socket was never full: nothing was tried");
-    same(&got, &sent)
+    // The queue's own count: on a busy machine a veth may lose some behind it.
+    let expected = format!(" {} pkt (dropped 0,", sent.len());
+    let begun = std::time::Instant::now();
+    loop {
+        let show = format!("-s qdisc show dev {near}");
+        let output = Command::new("tc").args(show.split(' ')).output()?;
+        let shown = String::from_utf8_lossy(&output.stdout);
+        if shown.contains(&expected) {
+            return Ok(());
+        }
+        assert!(begun.elapsed() < PATIENCE, "{shown}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
@@ -604,4 +611,20 @@ async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
     assert_eq!(transmit.send(&mut slices().skip(2))?, 1);
     let got = take(capture.as_mut(), 2).await?;
     same(&got, &[three[0].clone(), three[2].clone()])
+}
+
+/// Why the table knows whether an egress runs.
+async fn without_a_carrier_the_kernel_takes_packets_and_loses_them() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let Kind::Veth { far, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    ip(&format!("link set {far} down"))?;
+    assert_eq!(transmit.send(&mut std::iter::once(&packet(1, 100)[..]))?, 1);
+    bed.set_up(true)?;
+    let after = [packet(2, 100)];
+    send_all(transmit.as_mut(), &after).await?;
+    same(&take(capture.as_mut(), 1).await?, &after)
 }

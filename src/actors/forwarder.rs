@@ -205,9 +205,13 @@ impl Handler<Transmit> for Forwarder {
             self.paths.resize_with(self.fib.paths.len(), || None);
         }
         self.waiting = Some(message.waiting);
-        let mtu = self.fib.egresses[message.egress as usize].mtu as usize;
+        let egress = &self.fib.egresses[message.egress as usize];
+        let (mtu, running) = (egress.mtu as usize, egress.running);
         self.queue
             .fill(message.load, message.slots, mtu, &mut self.sent);
+        if !running {
+            self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+        }
         if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }

@@ -19,7 +19,7 @@ use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{IfIndex, IfName};
+use crate::model::{FlowEnd, IfIndex, IfName};
 use crate::planes::{Batch, Capture, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
@@ -105,6 +105,7 @@ impl Interface {
         let tally = &switched.tally;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
+        self.counters.membership_messages.inc_by(tally.membership);
         self.counters.add_dropped(&tally.dropped);
         let drop_at = |egress: u32, reason: DropReason, packets: u64| {
             let name = fib.egresses[egress as usize].name.as_str();
@@ -156,7 +157,9 @@ impl Interface {
     fn settle_flows(&mut self) {
         let ended = self.switch.flows.take_ended();
         let catalog = &self.world.catalog;
-        catalog.flows_ended(self.name.as_str(), &ended);
+        for end in FlowEnd::ALL {
+            catalog.flows_ended(self.name.as_str(), end, ended.of(end));
+        }
         catalog.flows.set(self.world.flows.live() as i64);
     }
 

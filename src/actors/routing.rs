@@ -14,8 +14,8 @@ use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{InterfaceView, PendingView, RouteView};
 use crate::api::{Change, JoinSpec, RouteSpec};
 use crate::model::{
-    AddrError, GroupPrefix, IfPattern, JoinPolicy, JoinRule, LinkError, Links, Origin, RouteName,
-    RouteRule, Source, SourcePrefix, TtlPolicy,
+    AddrError, GroupPrefix, IfPattern, JoinRule, LinkError, Links, Origin, RouteName, RouteRule,
+    Source, SourcePrefix,
 };
 use crate::table::rib::RibError;
 use crate::table::{Rib, joins};
@@ -270,18 +270,12 @@ fn rule_of(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
         None => SourcePrefix::any_for(group),
     };
     let to = spec.to.iter().map(|t| t.parse());
+    let to = to.collect::<Result<_, LinkError>>()?;
     Ok(RouteRule {
         name: RouteName::default_for(&from, source, group),
         origin: Origin::Command,
-        from,
         source,
-        except_sources: Vec::new(),
-        group,
-        to: to.collect::<Result<_, LinkError>>()?,
-        ttl: TtlPolicy::Decrement,
-        link_local: false,
-        join: JoinPolicy::Auto,
-        loop_guard: false,
+        ..RouteRule::new(from, group, to)
     })
 }
 

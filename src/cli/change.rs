@@ -37,8 +37,13 @@ pub struct JoinArgs {
     /// Interface to join on, a name or a pattern
     #[arg(value_name = "IIF")]
     pub interface: IfPattern,
-    /// [SOURCE] GROUP[/LEN]: only what this source sends (any, when left out), to which group
-    #[arg(value_name = "[SOURCE] GROUP", required = true, num_args = 1..=2)]
+    /// `[SOURCE] GROUP[/LEN]`
+    #[arg(
+        value_name = "[SOURCE] GROUP",
+        required = true,
+        num_args = 1..=2,
+        help = "[SOURCE] GROUP[/LEN]: only what this source sends (any, when left out), to which group"
+    )]
     pub rest: Vec<String>,
     #[command(flatten)]
     socket: SocketArgs,

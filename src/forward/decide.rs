@@ -5,6 +5,7 @@ use crate::model::TtlPolicy;
 use crate::model::addr::is_link_local_group;
 use crate::table::flows::Flows;
 use crate::table::{Entry, EntryId, Fib, Ingress};
+use crate::wire::WireError;
 use crate::wire::ip::Datagram;
 
 /// A packet that goes on.
@@ -18,6 +19,27 @@ pub struct Decision<'f> {
     pub ttl: u8,
 }
 
+/// A packet that does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotData {
+    /// An IGMP or MLD message, which no router forwards.
+    Membership,
+    /// Dropped.
+    Dropped(DropReason),
+}
+
+impl From<DropReason> for NotData {
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
+}
+
+impl From<WireError> for NotData {
+    fn from(e: WireError) -> Self {
+        Self::Dropped(e.into())
+    }
+}
+
 /// Looks a packet up: among the flows, and only where it has none among the rules. `bytes`
 /// starts at the IP header and may end in link-layer padding. A packet that goes on is
 /// counted in its flow, which it may be the first of.
@@ -27,13 +49,17 @@ pub fn decide<'f>(
     flows: &mut Flows,
     bytes: &[u8],
     now_ms: u64,
-) -> Result<Decision<'f>, DropReason> {
+) -> Result<Decision<'f>, NotData> {
     let datagram = Datagram::parse(bytes)?;
     if !datagram.destination.is_multicast() {
-        return Err(DropReason::NotMulticast);
+        return Err(DropReason::NotMulticast.into());
+    }
+    // Before the source is looked at: hosts without an address yet report from none.
+    if datagram.is_membership_message(bytes) {
+        return Err(NotData::Membership);
     }
     if !datagram.source_is_valid() {
-        return Err(DropReason::BadSource);
+        return Err(DropReason::BadSource.into());
     }
     let key = (datagram.source, datagram.destination);
     let len = datagram.len as u64;
@@ -44,13 +70,13 @@ pub fn decide<'f>(
     };
     let entry = &fib.entries[id as usize];
     let ttl = match entry.ttl {
-        TtlPolicy::Decrement if datagram.ttl <= 1 => return Err(DropReason::TtlExpired),
+        TtlPolicy::Decrement if datagram.ttl <= 1 => return Err(DropReason::TtlExpired.into()),
         TtlPolicy::Decrement => datagram.ttl - 1,
         TtlPolicy::Keep => datagram.ttl,
         TtlPolicy::Set(ttl) => ttl,
     };
     if entry.paths.is_empty() {
-        return Err(DropReason::NoEgress);
+        return Err(DropReason::NoEgress.into());
     }
     if known.is_none() {
         flows.note(key, id, fib.generation, len, now_ms);
@@ -132,7 +158,10 @@ mod tests {
         let again = super::decide(fib, ingress, &mut flows, bytes, 0);
         assert_eq!(again.map(|d| d.ttl), first);
         assert_eq!(flows.iter().count(), usize::from(first.is_ok()));
-        again
+        again.map_err(|e| match e {
+            NotData::Dropped(reason) => reason,
+            NotData::Membership => panic!("a membership message"),
+        })
     }
 
     const ANY: &str = "0.0.0.0/0";

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Batch, Packet};
 use crate::forward::rewrite::rewrite;
 use crate::forward::segment::segment;
-use crate::forward::{Decision, DropReason, LoopGuard, decide};
+use crate::forward::{Decision, DropReason, LoopGuard, NotData, decide};
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Fib, Ingress, PathId};
 use crate::wire::offload::Offload;
@@ -56,6 +56,8 @@ pub struct Tally {
     pub bytes: u64,
     /// Packets dropped before any egress, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
+    /// IGMP and MLD messages that came in besides: no router forwards one.
+    pub membership: u64,
     /// Packets an egress did not take because of its TTL threshold.
     pub below_threshold: Vec<(EgressId, u64)>,
 }
@@ -66,6 +68,7 @@ impl Default for Tally {
             packets: 0,
             bytes: 0,
             dropped: [0; DropReason::COUNT],
+            membership: 0,
             below_threshold: Vec::new(),
         }
     }
@@ -138,7 +141,11 @@ impl Switch {
             });
             let decision = match cut {
                 Ok(decision) => decision,
-                Err(reason) => {
+                Err(NotData::Membership) => {
+                    tally.membership += 1;
+                    continue;
+                }
+                Err(NotData::Dropped(reason)) => {
                     tally.packets += 1;
                     tally.bytes += u64::from(packet.len);
                     tally.dropped[reason as usize] += 1;
@@ -226,9 +233,9 @@ impl Switch {
         batch: &mut Batch,
         packet: &Packet,
         now_ms: u64,
-    ) -> Result<(Decision<'f>, usize), DropReason> {
+    ) -> Result<(Decision<'f>, usize), NotData> {
         if packet.cut {
-            return Err(DropReason::Truncated);
+            return Err(DropReason::Truncated.into());
         }
         let start = packet.start as usize;
         let bytes = batch
@@ -241,7 +248,7 @@ impl Switch {
             .vlan
             .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
         if vlan.is_some_and(|id| ingress.vlans_elsewhere.contains(&id)) {
-            return Err(DropReason::VlanElsewhere);
+            return Err(DropReason::VlanElsewhere.into());
         }
         let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
         let bytes = &mut bytes[tags..];
@@ -249,9 +256,9 @@ impl Switch {
         match (ethertype, version) {
             (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
             (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
-                return Err(DropReason::Truncated);
+                return Err(DropReason::Truncated.into());
             }
-            _ => return Err(DropReason::Malformed),
+            _ => return Err(DropReason::Malformed.into()),
         }
         let decision = decide(fib, ingress, &mut self.flows, bytes, now_ms)?;
         let offload = match packet.offload {
@@ -272,10 +279,7 @@ impl Switch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        IfIndex, IfName, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
-        TtlThreshold,
-    };
+    use crate::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
     use crate::table::{InterfaceOptions, Rib};
     use crate::wire::ip::{Datagram, refresh_ipv4_checksum};
     use crate::wire::{checksum, udp};
@@ -285,29 +289,17 @@ mod tests {
 
     fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> Link {
         Link {
-            index: IfIndex::new(index).unwrap(),
-            name: name.parse::<IfName>().unwrap(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
             vlan: vlan.map(|(on, id)| (IfIndex::new(on).unwrap(), id)),
+            ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
         }
     }
 
     fn rule(group: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
-        let group = group.parse().unwrap();
+        let to = to.iter().map(|t| t.parse().unwrap()).collect();
         RouteRule {
             name: RouteName::new(format!("{group} {ttl}")),
-            origin: Origin::Settings,
-            from: IIF.parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: to.iter().map(|t| t.parse().unwrap()).collect(),
             ttl,
-            link_local: false,
-            join: crate::model::JoinPolicy::Never,
-            loop_guard: false,
+            ..RouteRule::new(IIF.parse().unwrap(), group.parse().unwrap(), to)
         }
     }
 

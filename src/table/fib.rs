@@ -77,6 +77,9 @@ pub struct Egress {
     pub name: IfName,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// It is up and has a carrier. Without one the kernel takes packets and throws them away,
+    /// without an error.
+    pub running: bool,
 }
 
 /// One way through the router.

@@ -13,6 +13,7 @@ use ahash::RandomState;
 use lru::LruCache;
 
 use super::EntryId;
+use crate::model::FlowEnd;
 
 /// How many flows all interfaces together may have.
 #[derive(Debug)]
@@ -80,13 +81,17 @@ pub struct Flow {
 
 /// How many flows ended, and why.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ended {
-    /// They were idle for too long.
-    pub idle: u64,
-    /// They made room for others.
-    pub evicted: u64,
-    /// Somebody flushed them.
-    pub flushed: u64,
+pub struct Ended([u64; FlowEnd::ALL.len()]);
+
+impl Ended {
+    /// How many ended for this reason.
+    pub fn of(&self, end: FlowEnd) -> u64 {
+        self.0[end as usize]
+    }
+
+    fn add(&mut self, end: FlowEnd, flows: u64) {
+        self.0[end as usize] += flows;
+    }
 }
 
 /// Source and group of a flow.
@@ -172,7 +177,7 @@ impl Flows {
                 return false;
             }
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
-            self.ended.evicted += 1;
+            self.ended.add(FlowEnd::Evicted, 1);
         }
         false
     }
@@ -185,14 +190,14 @@ impl Flows {
             }
             self.flows.pop_lru();
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
-            self.ended.idle += 1;
+            self.ended.add(FlowEnd::Idle, 1);
         }
     }
 
     /// Ends all flows; returns how many there were.
     pub fn flush(&mut self) -> u64 {
         let flushed = self.release();
-        self.ended.flushed += flushed;
+        self.ended.add(FlowEnd::Flushed, flushed);
         flushed
     }
 
@@ -228,6 +233,13 @@ mod tests {
         ([10, 0, 0, n].into(), [225, 1, 2, 3].into())
     }
 
+    fn ended(end: FlowEnd, flows: u64) -> Ended {
+        let mut ended = Ended::default();
+        ended.add(end, flows);
+        assert_eq!(FlowEnd::ALL.map(|e| ended.of(e)).iter().sum::<u64>(), flows);
+        ended
+    }
+
     #[test]
     fn the_longest_idle_flow_makes_room_and_is_counted() {
         let budget = FlowBudget::new(2);
@@ -238,7 +250,7 @@ mod tests {
         flows.note(key(3), 0, 1, 100, 40);
         assert_eq!(flows.touch(&key(2), 1, 50, 50), None);
         assert_eq!(flows.touch(&key(1), 1, 50, 50), Some(0));
-        assert_eq!(flows.take_ended().evicted, 1);
+        assert_eq!(flows.take_ended(), ended(FlowEnd::Evicted, 1));
         assert_eq!(budget.live(), 2);
         drop(flows);
         assert_eq!(budget.live(), 0);
@@ -251,13 +263,9 @@ mod tests {
         flows.note(key(2), 0, 1, 100, 59_000);
         flows.expire(60_000, 60_000);
         assert_eq!(flows.iter().count(), 1);
-        assert_eq!(
-            flows.take_ended(),
-            Ended {
-                idle: 1,
-                ..Ended::default()
-            }
-        );
+        assert_eq!(flows.take_ended(), ended(FlowEnd::Idle, 1));
+        assert_eq!(flows.flush(), 1);
+        assert_eq!(flows.take_ended(), ended(FlowEnd::Flushed, 1));
         assert_eq!(flows.take_ended(), Ended::default());
     }
 

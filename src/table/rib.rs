@@ -224,6 +224,7 @@ impl Rib {
                             index: oif.index,
                             name: oif.name.clone(),
                             mtu: oif.mtu,
+                            running: oif.up && oif.carrier,
                         });
                         fib.egresses.len() as EgressId - 1
                     });
@@ -265,33 +266,17 @@ fn same_join(a: &JoinRule, b: &JoinRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfName, JoinPolicy, Origin, RouteName, SourcePrefix, TtlPolicy};
+    use crate::model::RouteName;
 
-    pub fn link(index: u32, name: &str) -> Link {
-        Link {
-            index: IfIndex::new(index).unwrap(),
-            name: name.parse::<IfName>().unwrap(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            vlan: None,
-        }
+    fn link(index: u32, name: &str) -> Link {
+        Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
     }
 
     fn rule(from: &str, group: &str, to: &[&str]) -> RouteRule {
-        let group = group.parse().unwrap();
+        let to = to.iter().map(|t| t.parse().unwrap()).collect();
         RouteRule {
             name: RouteName::new(from),
-            origin: Origin::Settings,
-            from: from.parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: to.iter().map(|t| t.parse().unwrap()).collect(),
-            ttl: TtlPolicy::Decrement,
-            link_local: false,
-            join: JoinPolicy::Never,
-            loop_guard: false,
+            ..RouteRule::new(from.parse().unwrap(), group.parse().unwrap(), to)
         }
     }
 

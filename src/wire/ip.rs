@@ -24,6 +24,8 @@ pub struct Datagram {
     pub len: usize,
     /// Bytes of the IPv4 header with options, or [`IPV6_HEADER_LEN`].
     pub header_len: usize,
+    /// The protocol of IPv4, or the next header of IPv6, which may be an extension.
+    pub protocol: u8,
 }
 
 impl Datagram {
@@ -67,6 +69,7 @@ impl Datagram {
             ttl: header.ttl(),
             len,
             header_len,
+            protocol: header.protocol().0,
         })
     }
 
@@ -88,7 +91,30 @@ impl Datagram {
             ttl: header.hop_limit(),
             len,
             header_len: IPV6_HEADER_LEN,
+            protocol: header.next_header().0,
         })
+    }
+
+    /// True for IGMP (RFC 9776) and MLD (RFC 9777) messages: they are between hosts and the
+    /// routers of their link, and no router forwards one. `bytes` is the packet.
+    pub fn is_membership_message(&self, bytes: &[u8]) -> bool {
+        const IGMP: u8 = 2;
+        const HOP_BY_HOP: u8 = 0;
+        const ICMPV6: u8 = 58;
+        if self.source.is_ipv4() {
+            return self.protocol == IGMP;
+        }
+        let rest = bytes.get(self.header_len..).unwrap_or_default();
+        let message = match (self.protocol, rest) {
+            (ICMPV6, message) => message,
+            // MLD always bears a router alert option there (RFC 9777 section 5).
+            (HOP_BY_HOP, [ICMPV6, len, ..]) => {
+                rest.get((usize::from(*len) + 1) * 8..).unwrap_or_default()
+            }
+            _ => return false,
+        };
+        // Query, version 1 report and done, version 2 report.
+        matches!(message.first(), Some(130..=132 | 143))
     }
 
     /// False for addresses no packet may come from: multicast, unspecified, loopback
@@ -165,6 +191,24 @@ mod tests {
         let mut padded = bytes(V4);
         padded.resize(46, 0);
         assert_eq!(Datagram::parse(&padded).unwrap().len, 33);
+    }
+
+    #[test]
+    fn membership_messages_are_told_from_data() {
+        // `IP(src="10.0.0.1", dst="224.0.0.22", ttl=1, proto=2)/b"\x22\0\0\0\0\0\0\0"` and
+        // `IPv6(src="fe80::1", dst="ff02::16", hlim=1)/IPv6ExtHdrHopByHop(options=
+        // RouterAlert())/ICMPv6MLReport2()`, built by scapy.
+        let igmp = "4500001c000100000102cfc80a000001e00000162200000000000000";
+        let mld = "6000000000100001fe800000000000000000000000000001ff0200000000000000000000000000163a000502000001008f00732200000000";
+        let told = |hex: &str| {
+            let bytes = bytes(hex);
+            let datagram = Datagram::parse(&bytes).unwrap();
+            datagram.is_membership_message(&bytes)
+        };
+        assert!(told(igmp));
+        assert!(told(mld));
+        assert!(!told(V4));
+        assert!(!told(V6));
     }
 
     #[test]

@@ -291,7 +291,9 @@ fn soak(lab: &Lab) {
     let taken = |router: &Router| {
         let m = router.metrics();
         let of = |name: &str, label: &str, value: &str| m.sum(name, &[(label, value)]) as u64;
+        let messages = of("mcastor_interface_membership_messages_total", "iface", "in");
         of("mcastor_interface_received_packets_total", "iface", "in")
+            + messages
             + of("mcastor_socket_dropped_packets_total", "iface", "in")
     };
     let mut settled = 0;
@@ -309,7 +311,9 @@ fn soak(lab: &Lab) {
     let dropped = |iface: &str| m.sum("mcastor_dropped_packets_total", &[("iface", iface)]) as u64;
     let wide = m.sum("mcastor_route_packets_total", &[("oif", "out2")]) as u64;
     let lost = m.sum("mcastor_socket_dropped_packets_total", &[("iface", "in")]) as u64;
-    let sum = wide + dropped("in") + dropped("out2") + lost;
+    let name = "mcastor_interface_membership_messages_total";
+    let messages = m.sum(name, &[("iface", "in")]) as u64;
+    let sum = wide + dropped("in") + dropped("out2") + lost + messages;
     assert_eq!(
         sum,
         frames,

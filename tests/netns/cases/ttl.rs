@@ -122,11 +122,26 @@ fn threshold_means_more_than(lab: &Lab) {
 }
 
 fn only_written_thresholds_stop_keep_and_set(lab: &Lab) {
+    // The same packets again and again, at once: without the guard, which would stop them.
     let star = Star::v4(lab, 3);
     let toml = String::from("[[interface]]\nname = \"out1\"\nttl_threshold = 1\n")
         + "[[interface]]\nname = \"out2\"\nttl_threshold = 5\n"
-        + &route("k", "in", "", "225.1.2.3", &["out*"], "ttl = \"keep\"\n")
-        + &route("s", "in", "", "225.1.2.4", &["out*"], "ttl = { set = 8 }\n");
+        + &route(
+            "k",
+            "in",
+            "",
+            "225.1.2.3",
+            &["out*"],
+            "ttl = \"keep\"\nloop_guard = false\n",
+        )
+        + &route(
+            "s",
+            "in",
+            "",
+            "225.1.2.4",
+            &["out*"],
+            "ttl = { set = 8 }\nloop_guard = false\n",
+        );
     let router = Router::start(lab, &star.rtr, &toml);
     leaves(&star, "eth1", "225.1.2.3", &[1, 2, 6], &[2, 6]);
     leaves(&star, "eth2", "225.1.2.3", &[1, 5, 6], &[6]);

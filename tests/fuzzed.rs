@@ -1,0 +1,216 @@
+//! The fuzz targets of `tests/fuzz`, on inputs from a generator with a fixed seed: random bytes,
+//! and real ones with a few bytes changed. `MCASTOR_FUZZ_CASES` sets how many of each.
+//!
+//! A fault prints the number of its case; the same number makes the same input again.
+
+#[path = "fuzz/harness.rs"]
+mod harness;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mcastor::streams::Payload;
+use mcastor::wire::ip::refresh_ipv4_checksum;
+
+fn cases() -> u64 {
+    let set = std::env::var("MCASTOR_FUZZ_CASES").ok();
+    set.and_then(|n| n.parse().ok()).unwrap_or(100_000)
+}
+
+/// SplitMix64: good enough to make inputs, the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+
+    fn bytes(&mut self, most: usize) -> Vec<u8> {
+        let len = self.below(most + 1);
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+
+    /// Changes, drops, doubles or cuts a few bytes.
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..self.below(5) {
+            let at = self.below(bytes.len());
+            match self.below(8) {
+                0 => bytes.truncate(at),
+                1 if !bytes.is_empty() => drop(bytes.remove(at)),
+                2 => bytes.insert(at, self.next() as u8),
+                3 => bytes.extend_from_within(at..),
+                4 if !bytes.is_empty() => {
+                    bytes[at] = *self.one_of(&[0, 1, 0x7f, 0x80, 0xff]);
+                }
+                _ if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs a target on every case, half of them random, half made by `real` and mutated. Some of
+/// them must come through, or nothing behind the first check was tried.
+fn try_all(target: fn(&[u8]) -> bool, cases: u64, real: impl Fn(&mut Random) -> Vec<u8>) {
+    let mut came_through = 0;
+    for case in 0..cases {
+        let mut random = Random(case);
+        let input = if case % 2 == 0 {
+            random.bytes(400)
+        } else {
+            real(&mut random)
+        };
+        match catch_unwind(AssertUnwindSafe(|| target(&input))) {
+            Ok(good) => came_through += u64::from(good),
+            Err(panic) => {
+                eprintln!("case {case}, {} bytes: {input:02x?}", input.len());
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    println!("{came_through} of {cases} came through");
+    assert!(came_through >= cases / 50, "{came_through} of {cases}");
+}
+
+/// A packet as senders make it.
+fn packet(random: &mut Random) -> Vec<u8> {
+    let body = *random.one_of(&[0, 1, 18, 100, 1472, 3000]);
+    let mut p;
+    if random.below(3) == 0 {
+        p = vec![0u8; 48];
+        p[0] = 0x60;
+        p[4..6].copy_from_slice(&(8 + body as u16).to_be_bytes());
+        p[6..8].copy_from_slice(&[17, random.below(12) as u8]);
+        p[8] = 0x20;
+        p[23] = 1;
+        p[24] = 0xff;
+        p[25] = *random.one_of(&[0x02, 0x3e, 0x05]);
+        p[39] = 1;
+    } else {
+        p = vec![0u8; 28];
+        p[0] = 0x45;
+        p[2..4].copy_from_slice(&(28 + body as u16).to_be_bytes());
+        p[6] = *random.one_of(&[0, 0, 0x40, 0x20]);
+        p[8..10].copy_from_slice(&[random.below(12) as u8, 17]);
+        p[12..16].copy_from_slice(
+            &random.one_of::<[u8; 4]>(&[[10, 0, 0, 1], [10, 200, 0, 1], [192, 168, 1, 1]])[..],
+        );
+        p[16..20].copy_from_slice(
+            &random.one_of::<[u8; 4]>(&[
+                [225, 1, 2, 3],
+                [225, 1, 2, 9],
+                [232, 1, 1, 1],
+                [224, 0, 0, 5],
+            ])[..],
+        );
+    }
+    p.resize(p.len() + body, 0x5a);
+    p
+}
+
+/// A mutated packet; mostly with a right header checksum, so that it gets further.
+fn bad_packet(random: &mut Random) -> Vec<u8> {
+    let mut p = packet(random);
+    random.mutate(&mut p);
+    if p.len() >= 20 && p[0] >> 4 == 4 && random.below(4) > 0 {
+        refresh_ipv4_checksum(&mut p);
+    }
+    p
+}
+
+#[test]
+fn switch() {
+    try_all(harness::switch, cases(), |random| {
+        let count = random.below(8);
+        let mut input = vec![count as u8];
+        input.extend((0..8).map(|_| *random.one_of(&[0, 0, 1, 3, 251, 252, 253])));
+        for _ in 0..=count {
+            let flags = random.next() as u8 | 5;
+            input.push(if random.below(2) == 0 {
+                0x4d & !8
+            } else {
+                flags
+            });
+            input.extend((random.next() as u16).to_be_bytes());
+            input.extend((random.below(2000) as u16).to_be_bytes());
+        }
+        // All of one length: that is how the target cuts them apart.
+        let packets: Vec<_> = (0..=count).map(|_| bad_packet(random)).collect();
+        let longest = packets.iter().map(Vec::len).max().unwrap_or(0);
+        for mut packet in packets {
+            packet.resize(longest, 0);
+            input.extend(packet);
+        }
+        input
+    });
+}
+
+#[test]
+fn decide() {
+    try_all(harness::decision, cases(), bad_packet);
+}
+
+#[test]
+fn control() {
+    let real: [&str; 5] = [
+        r#"{"version":1,"command":{"show":"routes"}}"#,
+        r#"{"version":1,"command":{"show":"interfaces"}}"#,
+        r#"{"command":{"show":"routes"},"version":1,"more":[1,2,{"a":null}]}"#,
+        r#"{"version":4294967296,"command":{"show":"\u0000\ud800"}}"#,
+        "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    ];
+    try_all(harness::control, cases(), |random| {
+        let mut line = random.one_of(&real).as_bytes().to_vec();
+        random.mutate(&mut line);
+        line
+    });
+    harness::control("[".repeat(mcastor::control::LONGEST_REQUEST).as_bytes());
+}
+
+#[test]
+fn settings() {
+    let real: [&str; 4] = [
+        "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor.sock\"\n[plane]\nkind = \"auto\"\n",
+        "[[interface]]\nname = \"eth1\"\nttl_threshold = 3\n[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.0/24\"\nto = [\"eth1\", \"veth*\"]\nttl = { set = 8 }\n",
+        "[[route]]\nname = \"a\"\nfrom = \"br-*\"\nsource = \"192.168.1.0/24\"\nexcept_sources = [\"192.168.1.7\"]\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\nttl = \"keep\"\n",
+        "[[route]]\nfrom = \"a\"\ngroup = \"ff3e::1\"\nto = [\"b\"]\n[[route]]\nfrom = \"b\"\ngroup = \"ff3e::1\"\nto = [\"a\"]\nlink_local = true\n",
+    ];
+    // Each case is a file: fewer do.
+    try_all(harness::settings, cases() / 20, |random| {
+        let mut text = random.one_of(&real).as_bytes().to_vec();
+        random.mutate(&mut text);
+        text
+    });
+}
+
+#[test]
+fn recv() {
+    try_all(harness::recv, cases() / 4, |random| {
+        let mut input = Vec::new();
+        for _ in 0..random.below(12) {
+            let payload = Payload {
+                stream: random.below(2) as u64,
+                flow: random.below(2) as u16,
+                seq: *random.one_of(&[0, 1, 2, 65_535, 65_536, 200_000, u64::MAX - 1, u64::MAX]),
+                sent_ns: random.next(),
+                total: (random.below(2) == 0).then(|| random.next()),
+            };
+            let mut data = payload.to_bytes().to_vec();
+            random.mutate(&mut data);
+            data.truncate(255);
+            input.extend([data.len() as u8, random.next() as u8, 0, 1, 2, 3]);
+            input.extend(data);
+        }
+        input
+    });
+}
