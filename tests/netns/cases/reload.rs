@@ -94,7 +94,7 @@ fn a_bad_file_changes_nothing(lab: &Lab) {
     );
     assert_eq!(successful(&router), 0);
     router.rewrite(&steady());
-    assert_eq!(router.tell("reload").trim(), "reloaded: 1 routes");
+    assert_eq!(router.tell("reload").trim(), "reloaded, routes: 1");
     assert_eq!(successful(&router), 1);
     router.rewrite(&bad);
     router.program.signal(libc::SIGHUP);
