@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
+use futures_util::future::join_all;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
@@ -456,12 +457,8 @@ impl Handler<Shutdown> for Keeper {
         Box::pin(async move {
             // An answer says that all before it in the mailbox is done; an actor that is
             // gone already has nothing left.
-            for interface in interfaces {
-                let _ = interface.send(Stop).await;
-            }
-            for forwarder in forwarders {
-                let _ = forwarder.send(Stop).await;
-            }
+            join_all(interfaces.iter().map(|i| i.send(Stop))).await;
+            join_all(forwarders.iter().map(|f| f.send(Stop))).await;
             if let Some(links) = links {
                 let _ = links.send(Stop).await;
             }
