@@ -2,20 +2,20 @@
 
 PREFIX  ?= /usr/local
 # What the tests use besides Rust: other people's programs, as senders, receivers and judges.
-PACKAGES = iproute2 tcpdump iperf iputils-ping python3-scapy ethtool curl smcroute
+PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
+           smcroute util-linux
 
-.PHONY: build demo test soak bench micro check packages install clean
+.PHONY: build demo test soak bench micro check compiler packages install clean
 
 build:
 	cargo build --release --locked
 
-demo: build
+demo: compiler build
 	target/release/mcastor demo
 
 # Formatting, lints, documentation, all tests. Ends with the test runner's own count.
 test: packages check
-	cargo test --locked --all-targets
-	cargo test --locked --doc
+	tests/run.sh
 
 check:
 	cargo fmt --all -- --check
@@ -34,6 +34,10 @@ bench: packages
 # The steps of the data path by themselves.
 micro:
 	cargo bench --locked --bench micro
+
+# Rust links with the C compiler; a machine may have the one without the other.
+compiler:
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="gcc libc6-dev"
 
 packages:
 	@missing=; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \

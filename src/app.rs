@@ -11,16 +11,22 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::actors::World;
-use crate::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
+use crate::actors::keeper::{Charge, Keeper, LinkSource, PanicIn, Shutdown};
 use crate::actors::routing::Replace;
 use crate::actors::world::ProcessRequest;
 use crate::control::server::{BindError, Server};
 use crate::metrics::Catalog;
 use crate::planes::packet::PacketPlane;
-use crate::settings::{PlaneKind, Settings, environment};
+use crate::settings::{LimitSettings, PlaneKind, Settings, environment};
 use crate::sys;
-use crate::sys::ring::RingSize;
 use crate::table::{InterfaceOptions, Rib};
+
+/// Set to 1, this variable lets clients of the control socket have actors panic.
+const PANICS_ALLOWED: &str = "MCASTOR_TEST_PANIC";
+
+fn panics_allowed() -> bool {
+    std::env::var_os(PANICS_ALLOWED).is_some_and(|v| v == "1")
+}
 
 /// How long the end may take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(900);
@@ -79,9 +85,8 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     let settings = &options.settings;
     let plane = match settings.plane.kind {
         PlaneKind::Auto | PlaneKind::Packet => PacketPlane {
-            mark: instance_mark(),
             qdisc_bypass: settings.plane.qdisc_bypass,
-            ring: RingSize::default(),
+            ..PacketPlane::new(instance_mark())
         },
     };
     let (world, mut requests) = World::new(
@@ -90,6 +95,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         rib_of(settings),
         settings.limits.flows,
     );
+    set_limits(&world, &settings.limits);
     settings.notes().iter().for_each(|note| warn!("{note}"));
     let control = Server::bind(&settings.control.socket)?;
     let _pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
@@ -113,6 +119,15 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
                 ProcessRequest::Reload(answer) => {
                     let outcome = reload(&options.file, &mut in_force, &world).await;
                     // A client that did not wait reads of it in the log.
+                    let _ = answer.send(outcome);
+                    continue;
+                }
+                ProcessRequest::Panic(actor, answer) => {
+                    let asked = panics_allowed().then(|| keeper.send(PanicIn(actor)));
+                    let outcome = match asked {
+                        Some(asked) => asked.await.unwrap_or_else(|e| Err(e.to_string())),
+                        None => Err(format!("only where {PANICS_ALLOWED}=1 was set at the start")),
+                    };
                     let _ = answer.send(outcome);
                     continue;
                 }
@@ -195,9 +210,9 @@ async fn reload(
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());
     }
-    world.set_flow_limit(settings.limits.flows);
+    set_limits(world, &settings.limits);
     settings.notes().iter().for_each(|note| warn!("{note}"));
-    let mut done = format!("reloaded: {} routes", settings.routes.len());
+    let mut done = format!("reloaded, routes: {}", settings.routes.len());
     let (was, is) = (&*in_force, &settings);
     let fixed = [
         ("http", was.http != is.http),
@@ -243,6 +258,11 @@ fn listen(address: SocketAddr) -> Option<TcpListener> {
             None
         }
     }
+}
+
+fn set_limits(world: &World, limits: &LimitSettings) {
+    let idle = Duration::from_secs(limits.flow_idle.into());
+    world.set_flow_limits(limits.flows, idle);
 }
 
 fn rib_of(settings: &Settings) -> Rib {

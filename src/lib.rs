@@ -6,13 +6,14 @@
 //!  kernel        sys::filter    lets pass multicast that we did not send
 //!     |          sys::ring      Block: frames in memory shared with the kernel
 //!     v
-//!  capture       planes::packet Block -> planes::Batch
+//!  capture       planes::packet frames -> planes::Batch
 //!     |          actors::interface, on a worker thread
 //!     v
 //!  decide        planes::switch for each packet of the batch:
-//!     |            forward::decide    (ingress of the Fib, packet) -> Entry, TTL | DropReason
+//!     |            forward::decide    (ingress of the Fib, flows, packet) -> Entry, TTL | DropReason
 //!     |            forward::rewrite   checksum finished, TTL set, in place
 //!     |            forward::segment   UDP GSO cut into datagrams
+//!     |            forward::loop_guard  stops what was forwarded a moment ago
 //!     |          -> Slots, a list for each egress, and one Load: the bytes
 //!     v
 //!  Transmit      one message for each batch and egress, same thread: Arc<Load>, Vec<Slot>
@@ -22,7 +23,21 @@
 //!     |            planes::egress     EgressQueue: fragments, retries, counts
 //!     |            sys::transmit      sendmmsg; the kernel writes the link header
 //!     v
-//!  kernel        the last forwarder drops the Load, and the Block is the kernel's again
+//!  kernel        the last forwarder drops the Load, and its memory is free again
+//! ```
+//!
+//! # The way of a change
+//!
+//! ```text
+//!  links          netlink            --LinksChanged--+
+//!  add, join ...  control::server                    |
+//!                 -> actors::questions ----Carry-----+--> actors::routing: Rib, Links -> Fib
+//!  reload         app: settings -> Rib ---Replace----+       |                   |
+//!  (or SIGHUP)                                            Publish               Want
+//!                                                            v                   v
+//!                                                   actors::keeper       actors::joins
+//!                                                   starts, swaps,       sys::memberships
+//!                                                   stops
 //! ```
 //!
 //! # The arrows
@@ -34,10 +49,12 @@
 //! ```
 //!
 //! - [`sys`] is the only room with unsafe code. It knows [`model`] and [`wire`]. Planes reach it,
-//!   and those that need sockets of their own: [`app`], [`demo`], and `send` and `recv` of [`cli`].
+//!   and those that need sockets of their own: [`actors::links`], [`actors::joins`], [`app`],
+//!   [`demo`], and `send` and `recv` of [`cli`].
 //! - [`metrics`] knows [`model`] and the reasons of [`forward`]; actors count in it.
 //! - [`settings`] becomes [`table::Rib`] in [`app`]; nothing else reads it.
-//! - [`api`] is what is shown. [`control`] and [`http`] carry it and stand beside the actors.
+//! - [`api`] is what is shown and what can be changed. [`control`] and [`http`] carry it; they stand
+//!   beside the actors and reach them through [`actors::questions`] only.
 //! - [`streams`] and [`demo`] are for test streams, and are no part of the router.
 //!
 //! `model`, `wire`, `table` and `forward` are pure: no socket, no clock, no actor.
@@ -47,7 +64,8 @@
 //! - No message for each packet, no lock and no allocation for each packet. Messages carry batches.
 //! - A batch stays on the thread that captured it.
 //! - Packets are decided against an immutable [`table::Fib`]. Only routing makes one; only the
-//!   keeper puts one in force.
+//!   keeper puts one in force. A flow remembers its rule, and only within one snapshot.
+//! - Bad settings and refused changes leave what is in force as it is.
 //! - A packet is never copied, unless segmentation or fragmentation cuts it.
 //! - A packet that came in leaves or is counted under one [`forward::DropReason`] for each path.
 //! - Counters live outside the actors: [`metrics::Catalog`].

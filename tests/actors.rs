@@ -15,9 +15,7 @@ use mcastor::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
 use mcastor::actors::links::LinksChanged;
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
-use mcastor::model::{
-    IfIndex, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy, TtlThreshold,
-};
+use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::planes::sim::SimPlane;
 use mcastor::planes::{Batch, Capture, Plane, Transmit};
 use mcastor::table::{InterfaceOptions, Rib};
@@ -42,18 +40,11 @@ fn link(n: u32, name: &str) -> Link {
 
 fn rule(from: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
     let group = "225.0.0.0/8".parse().unwrap();
+    let to = to.iter().map(|t| t.parse().unwrap()).collect();
     RouteRule {
         name: RouteName::new("all"),
-        origin: Origin::Settings,
-        from: from.parse().unwrap(),
-        source: SourcePrefix::any_for(group),
-        except_sources: vec![],
-        group,
-        to: to.iter().map(|t| t.parse().unwrap()).collect(),
         ttl,
-        link_local: false,
-        join: mcastor::model::JoinPolicy::Never,
-        loop_guard: false,
+        ..RouteRule::new(from.parse().unwrap(), group, to)
     }
 }
 
@@ -142,6 +133,14 @@ impl Capture for FaultyCapture {
 
     fn take_dropped(&mut self) -> u64 {
         self.0.take_dropped()
+    }
+
+    fn shut(&mut self) {
+        self.0.shut();
+    }
+
+    fn mode(&self) -> &'static str {
+        self.0.mode()
     }
 }
 

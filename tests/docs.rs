@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mcastor::api::Show;
+use mcastor::control::{Outcome, Request, Response};
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
-use mcastor::model::{IfIndex, Link, RouteName};
+use mcastor::model::{FlowEnd, IfIndex, Link, RouteName};
 use mcastor::settings::Settings;
 
 fn root() -> &'static Path {
@@ -69,6 +71,8 @@ fn catalogue() -> Vec<(String, String)> {
     catalog.interface("eth0");
     catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
     catalog.restarted("routing");
+    catalog.show_joined("eth0", 1);
+    catalog.flows_ended("eth0", FlowEnd::Idle, 1);
     catalog.show_link(&Link {
         index: IfIndex::new(1).unwrap(),
         name: "eth0".parse().unwrap(),
@@ -131,7 +135,7 @@ fn metrics_that_are_written_about_exist() {
 fn every_metric_is_in_the_table_with_its_type() {
     let text = read("docs/metrics.md");
     let families = catalogue();
-    assert!(families.len() >= 14, "{families:?}");
+    assert!(families.len() >= 20, "{families:?}");
     for (name, kind) in families {
         let row = format!("| `{name}` | {kind} |");
         assert!(text.contains(&row), "docs/metrics.md lacks a row {row}");
@@ -145,16 +149,65 @@ fn every_drop_reason_has_its_line_and_no_other_has() {
         let row = format!("| `{}` | {} |", reason.label(), reason.meaning());
         assert!(text.contains(&row), "docs/metrics.md lacks a row {row}");
     }
-    let (_, table) = text
-        .split_once("## Drop reasons")
-        .expect("a chapter of reasons");
-    let table = table.split("\n## ").next().unwrap();
-    let labels: Vec<&str> = table
+    let labels = first_column(&text, "## Drop reasons");
+    assert_eq!(labels.len(), DropReason::COUNT, "{labels:?}");
+}
+
+/// The names in the first column of the tables of a chapter.
+fn first_column<'t>(text: &'t str, chapter: &str) -> Vec<&'t str> {
+    let (_, chapter) = text.split_once(&format!("\n{chapter}\n")).expect(chapter);
+    let chapter = chapter.split("\n## ").next().unwrap();
+    chapter
         .lines()
         .filter_map(|l| l.strip_prefix("| `")?.split_once('`'))
-        .map(|(label, _)| label)
-        .collect();
-    assert_eq!(labels.len(), DropReason::COUNT, "{labels:?}");
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[test]
+fn every_end_of_a_flow_has_its_line_and_no_other_has() {
+    let text = read("docs/metrics.md");
+    let labels = FlowEnd::ALL.map(FlowEnd::label);
+    assert_eq!(first_column(&text, "## Flows"), labels);
+}
+
+#[test]
+fn everything_that_can_be_shown_has_its_line() {
+    let text = read("docs/control.md");
+    for show in Show::ALL {
+        let name = show.name();
+        for row in [
+            format!("| `{{\"show\":\"{name}\"}}` | `{{\"{name}\":[...]}}` |"),
+            format!("| `/api/v1/{name}` | 200, "),
+        ] {
+            assert!(text.contains(&row), "docs/control.md lacks a row {row}");
+        }
+    }
+}
+
+/// What stands after an arrow of the protocol, `->` or `<-`.
+fn spoken<'t>(text: &'t str, arrow: &'t str) -> impl Iterator<Item = &'t str> {
+    text.lines().filter_map(move |l| l.strip_prefix(arrow))
+}
+
+#[test]
+fn requests_and_answers_of_the_protocol_are_such() {
+    let text = read("docs/control.md");
+    let (mut good, mut refused) = (0, 0);
+    for (request, answer) in spoken(&text, "-> ").zip(spoken(&text, "<- ")) {
+        let answer: Response = serde_json::from_str(answer).expect(answer);
+        match (Request::parse(request), answer.outcome) {
+            (Ok(_), _) => good += 1,
+            (Err(e), Outcome::Error(told)) if e == told => refused += 1,
+            (Err(e), told) => panic!("{request}: {e}, and not {told:?}"),
+        }
+    }
+    assert_eq!(
+        spoken(&text, "-> ").count(),
+        spoken(&text, "<- ").count(),
+        "a request without an answer"
+    );
+    assert!(good > 8 && refused > 2, "{good} and {refused} were found");
 }
 
 fn load(text: &str) -> Result<Settings, String> {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use mcastor::model::IfIndex;
-use mcastor::planes::packet::PacketPlane;
+use mcastor::planes::packet::{Modes, PacketPlane};
+use mcastor::planes::rate::{Mode, Thresholds};
 use mcastor::planes::sim::SimPlane;
 use mcastor::planes::{Batch, Capture, Plane, Transmit};
 use mcastor::sys::ring::RingSize;
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Above this on a veth, below what its largest MTU allows.
 const LARGEST: usize = 65_000;
 const MARK: u32 = 0x6d63_7473;
+const MODES: [Mode; 2] = [Mode::Latency, Mode::Throughput];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
         println!(
             "packet plane: {} tests skipped: no network namespace can be made here (needs root, \
              or unprivileged user namespaces)",
-            PACKET.len() + CONTRACT.len()
+            PACKET.len() + MODES.len() * CONTRACT.len()
         );
     }
     let mut trials = Vec::new();
@@ -41,8 +43,11 @@ fn main() -> ExitCode {
         trials.push(Trial::test(format!("sim::{name}"), move || {
             run(test(Bed::sim()))
         }));
-        let packet = move || run(test(Bed::veth(PacketPlane::usual())?));
-        trials.push(Trial::test(format!("packet::{name}"), packet).with_ignored_flag(!inside));
+        for mode in MODES {
+            let packet = move || run(test(Bed::veth(fixed(mode))?));
+            let name = format!("packet::{}::{name}", mode.label());
+            trials.push(Trial::test(name, packet).with_ignored_flag(!inside));
+        }
     }
     for (name, test) in PACKET {
         let packet = move || run(test());
@@ -98,6 +103,7 @@ const CONTRACT: &[Named<OnBed>] = tests![
     what_does_not_exist_cannot_be_opened,
     a_link_that_goes_down_and_up_again_goes_on,
     a_batch_held_is_not_written_to,
+    a_capture_that_is_shut_hands_out_what_came_and_no_more,
 ];
 
 const PACKET: &[Named<fn() -> Test>] = &[
@@ -112,6 +118,27 @@ const PACKET: &[Named<fn() -> Test>] = &[
     }),
     ("too_large_for_the_link_is_an_error_of_that_packet", || {
         Box::pin(too_large_for_the_link_is_an_error_of_that_packet())
+    }),
+    (
+        "nothing_is_lost_doubled_or_reordered_as_modes_change",
+        || Box::pin(nothing_is_lost_doubled_or_reordered_as_modes_change()),
+    ),
+    ("a_ring_given_back_and_opened_anew_loses_nothing", || {
+        Box::pin(a_ring_given_back_and_opened_anew_loses_nothing())
+    }),
+    ("the_mode_follows_the_rate", || {
+        Box::pin(the_mode_follows_the_rate())
+    }),
+    ("a_link_that_flaps_in_an_adaptive_capture_goes_on", || {
+        Box::pin(async {
+            for plane in [PacketPlane::usual(), restless(Duration::from_secs(60))] {
+                a_link_that_goes_down_and_up_again_goes_on(Bed::veth(plane)?).await?;
+            }
+            Ok(())
+        })
+    }),
+    ("a_stall_of_a_tenth_of_a_second_loses_nothing", || {
+        Box::pin(a_stall_of_a_tenth_of_a_second_loses_nothing())
     }),
     (
         "without_a_carrier_the_kernel_takes_packets_and_loses_them",
@@ -131,6 +158,8 @@ const PACKET: &[Named<fn() -> Test>] = &[
 /// Two interfaces with a cable between them.
 struct Bed {
     plane: Box<dyn Plane>,
+    /// The options of the packet plane, where it is that.
+    packet: PacketPlane,
     near: IfIndex,
     far: IfIndex,
     missing: IfIndex,
@@ -148,11 +177,28 @@ trait Usual {
 
 impl Usual for PacketPlane {
     fn usual() -> Self {
-        PacketPlane {
-            mark: MARK,
-            qdisc_bypass: false,
-            ring: RingSize::default(),
-        }
+        PacketPlane::new(MARK)
+    }
+}
+
+fn fixed(mode: Mode) -> PacketPlane {
+    PacketPlane {
+        modes: Modes::Fixed(mode),
+        ..PacketPlane::usual()
+    }
+}
+
+/// Changes the mode as often as it can, whatever the rate.
+fn restless(keep: Duration) -> PacketPlane {
+    PacketPlane {
+        modes: Modes::Adaptive(Thresholds {
+            up: 0,
+            window: Duration::from_millis(1),
+            down: u64::MAX,
+            quiet: Duration::from_millis(2),
+            keep,
+        }),
+        ..PacketPlane::usual()
     }
 }
 
@@ -176,6 +222,7 @@ impl Bed {
         sim.set_missing(index(3), true);
         Bed {
             plane: Box::new(sim.clone()),
+            packet: PacketPlane::usual(),
             near: index(1),
             far: index(2),
             missing: index(3),
@@ -200,8 +247,11 @@ impl Bed {
             let found = found.into_iter().find(|i| i.name.as_str() == name);
             indices.push(found.ok_or("the veth is gone")?.index);
         }
+        wait_until_running(&near)?;
+        wait_until_running(&far)?;
         Ok(Bed {
             plane: Box::new(plane),
+            packet: plane,
             near: indices[0],
             far: indices[1],
             missing: index(1_000_000),
@@ -210,13 +260,20 @@ impl Bed {
     }
 
     /// Makes the ring, or what stands for it, small; for captures opened afterwards.
-    fn with_little_room(self) -> Result<Self, Failed> {
+    fn with_little_room(mut self) -> Result<Self, Failed> {
         match self.kind {
             Kind::Sim(ref sim) => {
                 sim.set_room(self.far, 8);
                 Ok(self)
             }
-            Kind::Veth { .. } => Self::veth(tiny_ring()),
+            Kind::Veth { .. } => {
+                self.plane = Box::new(PacketPlane {
+                    room: 4096,
+                    ring: tiny_ring().ring,
+                    ..self.packet
+                });
+                Ok(self)
+            }
         }
     }
 
@@ -231,23 +288,27 @@ impl Bed {
                 let state = if up { "up" } else { "down" };
                 ip(&format!("link set {near} {state}"))?;
                 ip(&format!("link set {far} {state}"))?;
-                // The kernel starts the queue of a link that came up a little later, and until
-                // then throws away what is sent, without a word.
-                let running = || {
-                    let shown = Command::new("ip")
-                        .args(["-br", "link", "show", near])
-                        .output();
-                    shown.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(" UP "))
-                };
-                let begun = std::time::Instant::now();
-                while up && !running() {
-                    assert!(begun.elapsed() < PATIENCE, "{near} does not come up");
-                    std::thread::yield_now();
-                }
-                Ok(())
+                if up { wait_until_running(near) } else { Ok(()) }
             }
         }
     }
+}
+
+/// The kernel starts the queue of a link that came up a little later, and until then throws
+/// away what is sent, without a word.
+fn wait_until_running(name: &str) -> Outcome {
+    let running = || {
+        let shown = Command::new("ip")
+            .args(["-br", "link", "show", name])
+            .output();
+        shown.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(" UP "))
+    };
+    let begun = std::time::Instant::now();
+    while !running() {
+        assert!(begun.elapsed() < PATIENCE, "{name} does not come up");
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 fn tiny_ring() -> PacketPlane {
@@ -257,7 +318,7 @@ fn tiny_ring() -> PacketPlane {
             blocks: 2,
             retire_ms: 1,
         },
-        ..PacketPlane::usual()
+        ..fixed(Mode::Throughput)
     }
 }
 
@@ -611,6 +672,180 @@ async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
     assert_eq!(transmit.send(&mut slices().skip(2))?, 1);
     let got = take(capture.as_mut(), 2).await?;
     same(&got, &[three[0].clone(), three[2].clone()])
+}
+
+async fn a_capture_that_is_shut_hands_out_what_came_and_no_more(bed: Bed) -> Outcome {
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let before: Vec<_> = (0..100).map(|n| packet(n, 100)).collect();
+    send_all(transmit.as_mut(), &before).await?;
+    capture.shut();
+    let after: Vec<_> = (0..100).map(|n| packet(1000 + n, 100)).collect();
+    send_all(transmit.as_mut(), &after).await?;
+    same(&take(capture.as_mut(), before.len()).await?, &before)?;
+    // Far longer than a block is kept open; there is nothing to wait for.
+    let more = poll_fn(|cx| capture.poll_batch(cx));
+    let more = tokio::time::timeout(Duration::from_millis(20), more).await;
+    assert!(more.is_err(), "something came after it was shut");
+    Ok(())
+}
+
+/// Sends numbered packets at a steady rate from a thread of its own until told to stop.
+struct Stream {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: std::thread::JoinHandle<io::Result<u32>>,
+}
+
+impl Stream {
+    fn start(bed: &Bed, rate: f64) -> Self {
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (told, near) = (stop.clone(), bed.near);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let mut transmit = PacketPlane::usual().transmit(near)?;
+                let (begun, mut sent) = (std::time::Instant::now(), 0u32);
+                while !told.load(Ordering::Relaxed) {
+                    let due = (begun.elapsed().as_secs_f64() * rate) as u32;
+                    let packets: Vec<_> =
+                        (sent..due.min(sent + 64)).map(|n| packet(n, 60)).collect();
+                    send_all(transmit.as_mut(), &packets).await?;
+                    sent += packets.len() as u32;
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Ok(sent)
+            })
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> Result<u32, Failed> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.thread.join().map_err(|_| "the sender panicked")??)
+    }
+}
+
+/// Follows the numbers of a stream.
+struct Follow {
+    next: u32,
+    mode: &'static str,
+    changes: u32,
+}
+
+impl Follow {
+    fn new() -> Self {
+        Self {
+            next: 0,
+            mode: "",
+            changes: 0,
+        }
+    }
+
+    async fn batch(&mut self, capture: &mut dyn Capture) -> Outcome {
+        let batch = next_batch(capture).await?;
+        for p in &batch.packets {
+            let bytes = &batch.bytes()[p.start as usize..][..p.len as usize];
+            let n = u32::from_be_bytes(bytes[4..8].try_into()?);
+            if n != self.next {
+                let (expected, changes) = (self.next, self.changes);
+                return Err(format!("{n} came for {expected}, after {changes} changes").into());
+            }
+            self.next += 1;
+        }
+        if capture.mode() != self.mode {
+            self.mode = capture.mode();
+            self.changes += 1;
+        }
+        Ok(())
+    }
+}
+
+async fn changes_lose_nothing(plane: PacketPlane, changes: u32, rate: f64) -> Outcome {
+    let bed = Bed::veth(plane)?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let stream = Stream::start(&bed, rate);
+    let mut follow = Follow::new();
+    let begun = std::time::Instant::now();
+    let mut outcome = Ok(());
+    while outcome.is_ok() && follow.changes <= changes && begun.elapsed() < 3 * PATIENCE {
+        outcome = follow.batch(capture.as_mut()).await;
+    }
+    let sent = stream.stop()?;
+    outcome.map_err(|e| format!("{e:?}; dropped {}", capture.take_dropped()))?;
+    while follow.next < sent {
+        follow.batch(capture.as_mut()).await?;
+    }
+    assert_eq!(capture.take_dropped(), 0);
+    let came = follow.changes;
+    assert!(
+        came > changes,
+        "the mode changed {came} times only, with {sent} packets"
+    );
+    println!(
+        "{came} changes of mode, {sent} packets, {:?}",
+        begun.elapsed()
+    );
+    Ok(())
+}
+
+async fn nothing_is_lost_doubled_or_reordered_as_modes_change() -> Outcome {
+    changes_lose_nothing(restless(Duration::from_secs(60)), 100, 50_000.0).await
+}
+
+async fn a_ring_given_back_and_opened_anew_loses_nothing() -> Outcome {
+    let mut plane = restless(Duration::ZERO);
+    if let Modes::Adaptive(thresholds) = &mut plane.modes {
+        // Long enough for the clock to be looked at in between.
+        thresholds.window = Duration::from_millis(20);
+    }
+    changes_lose_nothing(plane, 20, 50_000.0).await
+}
+
+async fn the_mode_follows_the_rate() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut changes = Vec::new();
+    for (rate, mode) in [
+        (2_000.0, "latency"),
+        (60_000.0, "throughput"),
+        (2_000.0, "latency"),
+    ] {
+        let stream = Stream::start(&bed, rate);
+        let (begun, mut follow) = (std::time::Instant::now(), Follow::new());
+        while capture.mode() != mode || begun.elapsed() < Duration::from_millis(300) {
+            follow.batch(capture.as_mut()).await?;
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{} mode at {rate}",
+                capture.mode()
+            );
+        }
+        changes.push(follow.changes);
+        let sent = stream.stop()?;
+        while follow.next < sent {
+            follow.batch(capture.as_mut()).await?;
+        }
+    }
+    // It stays where it is while the rate stays.
+    assert_eq!(changes, [1, 2, 2]);
+    assert_eq!(capture.take_dropped(), 0);
+    Ok(())
+}
+
+async fn a_stall_of_a_tenth_of_a_second_loses_nothing() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    // What comes in 100 ms at 10,000 a second, of full length; nobody takes it out meanwhile.
+    let sent: Vec<_> = (0..1000).map(|n| packet(n, 1500)).collect();
+    for _ in 0..5 {
+        send_all(transmit.as_mut(), &sent).await?;
+        same(&take(capture.as_mut(), sent.len()).await?, &sent)?;
+    }
+    assert_eq!(capture.take_dropped(), 0);
+    Ok(())
 }
 
 /// Why the table knows whether an egress runs.

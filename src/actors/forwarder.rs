@@ -10,7 +10,7 @@ use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tracing::warn;
 
-use super::world::{Role, Stop, Vital, World};
+use super::world::{Role, Stop, Vital, World, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfIndex, IfName};
@@ -50,6 +50,7 @@ pub struct Forwarder {
     world: Arc<World>,
     vital: Vital,
     index: IfIndex,
+    name: IfName,
     counters: InterfaceCounters,
     transmit: Option<Box<dyn TransmitEnd>>,
     opened: Option<Instant>,
@@ -71,6 +72,7 @@ impl Forwarder {
             world,
             vital,
             index,
+            name: name.clone(),
             counters,
             transmit: None,
             opened: None,
@@ -194,6 +196,11 @@ impl Handler<Transmit> for Forwarder {
         }
         if !Arc::ptr_eq(&self.fib, &message.fib) {
             self.fib = message.fib;
+            let name = &self.fib.egresses[message.egress as usize].name;
+            if *name != self.name {
+                self.name = name.clone();
+                self.counters = self.world.catalog.interface(name.as_str());
+            }
             self.paths.clear();
             self.paths.resize_with(self.fib.paths.len(), || None);
         }
@@ -236,6 +243,8 @@ impl ActorFuture<Forwarder> for Writable {
         }
     }
 }
+
+panics_on_demand!(Forwarder);
 
 impl Handler<Stop> for Forwarder {
     type Result = ();

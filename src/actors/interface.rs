@@ -5,21 +5,23 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as Task, Poll};
-use std::time::Duration;
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant};
 
+use actix::fut::ActorFuture;
 use actix::prelude::*;
 use ahash::AHashMap;
 use futures_util::Stream;
+use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
 use super::views;
-use super::world::{Stop, Vital, WorkerId, World};
+use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{IfIndex, IfName};
+use crate::model::{FlowEnd, IfIndex, IfName};
 use crate::planes::{Batch, Capture, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
@@ -27,8 +29,11 @@ use crate::table::flows::Flows;
 /// How often the kernel is asked what it dropped, and idle flows are looked for.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a flow may be without a packet, in milliseconds.
-const FLOW_IDLE_MS: u64 = 60_000;
+/// A capture that was shut has handed out everything when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// Longest wait for that.
+const LONGEST_REST: Duration = Duration::from_millis(200);
 
 /// Tells the keeper whether the capture could be opened.
 #[derive(Message)]
@@ -54,6 +59,8 @@ pub struct Interface {
     /// One reference of our own, and one for each batch that waits for that egress.
     waiting: AHashMap<IfIndex, Arc<()>>,
     generation: u64,
+    /// Batches taken in so far.
+    batches: u64,
     warned_of_drops: bool,
 }
 
@@ -82,12 +89,27 @@ impl Interface {
             switch,
             waiting: AHashMap::new(),
             generation: 0,
+            batches: 0,
             warned_of_drops: false,
         }
     }
 
+    /// Counts under the name the interface has in the snapshot.
+    fn follow_name(&mut self, snapshot: &Snapshot) {
+        if let Some(name) = snapshot.names.get(&self.index)
+            && *name != self.name
+        {
+            self.name = name.clone();
+            self.counters = self.world.catalog.interface(name.as_str());
+        }
+    }
+
     fn forward(&mut self, batch: Batch) {
-        let snapshot = self.world.snapshot.load();
+        self.batches += 1;
+        let snapshot = self.world.snapshot.load_full();
+        if self.generation != snapshot.fib.generation {
+            self.follow_name(&snapshot);
+        }
         let fib = &snapshot.fib;
         let nothing = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
@@ -140,14 +162,16 @@ impl Interface {
 
     fn expire_flows(&mut self) {
         let now = self.world.now_ms();
-        self.switch.flows.expire(now, FLOW_IDLE_MS);
+        self.switch.flows.expire(now, self.world.flow_idle_ms());
         self.settle_flows();
     }
 
     fn settle_flows(&mut self) {
         let ended = self.switch.flows.take_ended();
         let catalog = &self.world.catalog;
-        catalog.flows_ended(self.name.as_str(), &ended);
+        for end in FlowEnd::ALL {
+            catalog.flows_ended(self.name.as_str(), end, ended.of(end));
+        }
         catalog.flows.set(self.world.flows.live() as i64);
     }
 
@@ -185,6 +209,7 @@ impl Actor for Interface {
                     in_a_row: 0,
                 });
                 ctx.run_interval(HOUSEKEEPING_EVERY, |actor, _| {
+                    actor.follow_name(&actor.world.snapshot.load_full());
                     actor.ask_dropped();
                     actor.expire_flows();
                 });
@@ -225,12 +250,57 @@ impl StreamHandler<io::Result<Batch>> for Interface {
     }
 }
 
-impl Handler<Stop> for Interface {
-    type Result = ();
+panics_on_demand!(Interface);
 
-    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+impl Handler<Stop> for Interface {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) -> Self::Result {
         self.vital.disarm();
-        ctx.stop();
+        if let Some(capture) = &self.capture {
+            capture.borrow_mut().shut();
+        }
+        Box::pin(Rest {
+            batches: self.batches,
+            until: Instant::now() + LONGEST_REST,
+            quiet: Box::pin(sleep(QUIET)),
+        })
+    }
+}
+
+/// Waits until the capture, which is shut, has handed out everything; then ends the actor.
+struct Rest {
+    batches: u64,
+    until: Instant,
+    quiet: Pin<Box<Sleep>>,
+}
+
+impl ActorFuture<Interface> for Rest {
+    type Output = ();
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        actor: &mut Interface,
+        ctx: &mut Context<Interface>,
+        task: &mut Task<'_>,
+    ) -> Poll<()> {
+        loop {
+            ready!(self.quiet.as_mut().poll(task));
+            // We may have been kept from looking for all that time.
+            let rest = actor
+                .capture
+                .as_ref()
+                .map(|c| c.borrow_mut().poll_batch(task));
+            if let Some(Poll::Ready(Ok(batch))) = rest {
+                actor.forward(batch);
+            }
+            if actor.batches == self.batches || Instant::now() >= self.until {
+                ctx.stop();
+                return Poll::Ready(());
+            }
+            self.batches = actor.batches;
+            self.quiet.set(sleep(QUIET));
+        }
     }
 }
 
@@ -245,10 +315,13 @@ impl Handler<AskFlows> for Interface {
     type Result = MessageResult<AskFlows>;
 
     fn handle(&mut self, _: AskFlows, _: &mut Self::Context) -> Self::Result {
-        let fib = self.world.snapshot.load().fib.clone();
+        let snapshot = self.world.snapshot.load_full();
+        self.follow_name(&snapshot);
+        let fib = &snapshot.fib;
         let now = self.world.now_ms();
         let flows = self.switch.flows.iter();
-        let view = |(key, flow)| views::flow(self.name.as_str(), key, flow, &fib, now);
+        let ingress = fib.ingresses.get(&self.index);
+        let view = |flow| views::flow(self.name.as_str(), ingress, flow, fib, now);
         MessageResult(flows.map(view).collect())
     }
 }

@@ -8,7 +8,7 @@ use actix::prelude::*;
 use ahash::AHashMap;
 use tracing::{info, warn};
 
-use super::world::{Stop, Vital, World};
+use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::GroupView;
 use crate::model::{IfIndex, IfName};
 use crate::sys::memberships::Memberships;
@@ -92,9 +92,11 @@ impl Joins {
     }
 
     fn settle(&mut self) {
-        for (index, name) in &self.names {
-            let held = self.held.get(index).map_or(0, Memberships::len);
-            self.world.catalog.show_joined(name.as_str(), held as u64);
+        for (index, held) in &self.held {
+            if let Some(name) = self.names.get(index) {
+                let catalog = &self.world.catalog;
+                catalog.show_joined(name.as_str(), held.len() as u64);
+            }
         }
     }
 }
@@ -127,7 +129,7 @@ impl Handler<Want> for Joins {
             .retain(|join| names.contains_key(&join.interface));
         for (index, name) in &self.names {
             if names.get(index) != Some(name) {
-                self.world.catalog.show_joined(name.as_str(), 0);
+                self.world.catalog.forget_joined(name.as_str());
             }
         }
         self.names = want.names;
@@ -154,6 +156,8 @@ impl Handler<AskGroups> for Joins {
         MessageResult(self.wanted.iter().map(view).collect())
     }
 }
+
+panics_on_demand!(Joins);
 
 impl Handler<Stop> for Joins {
     type Result = ();

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
+use futures_util::future::join_all;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
@@ -23,7 +24,9 @@ use super::joins::Joins;
 use super::links::{Announce, LinksChanged, LinksWatch};
 use super::metrics::Metrics;
 use super::routing::{Republish, Routing};
-use super::world::{Died, Role, Snapshot, Stop, Vital, WorkerId, World};
+use super::world::{
+    Died, PanicNow, Role, Snapshot, Stop, Vital, WorkerId, World, panics_on_demand,
+};
 use crate::model::{IfIndex, IfName, Links};
 use crate::table::Fib;
 
@@ -227,20 +230,18 @@ impl Keeper {
     /// the snapshot that needs them, the snapshot before what it no longer needs is stopped.
     fn reconcile(&mut self, ctx: &mut Context<Self>) {
         let fib = self.fib.clone();
-        let gone = |index: &IfIndex, name: &IfName, names: &AHashMap<IfIndex, IfName>| {
-            // A renamed interface is another one to its metrics.
-            names.get(index) != Some(name)
-        };
-        let leaving: Vec<IfIndex> = self
+        let names = &self.names;
+        let leaving = self
             .interfaces
-            .iter()
-            .filter(|(index, c)| gone(index, &c.name, &self.names))
-            .map(|(index, _)| *index)
-            .collect();
-        let stopping: Vec<Captured> = leaving
-            .iter()
-            .filter_map(|index| self.interfaces.remove(index))
-            .collect();
+            .extract_if(|index, _| !names.contains_key(index));
+        let stopping: Vec<Captured> = leaving.map(|(_, captured)| captured).collect();
+        // A renamed interface keeps its actors, which see its name in the snapshot: to replace
+        // them would lose or double what arrives meanwhile.
+        for (index, captured) in &mut self.interfaces {
+            if let Some(name) = names.get(index) {
+                captured.name.clone_from(name);
+            }
+        }
         let mut arriving: Vec<(IfIndex, IfName)> = self
             .names
             .iter()
@@ -260,11 +261,8 @@ impl Keeper {
             .collect();
         let mut leaving = Vec::new();
         for forwarders in &mut self.forwarders {
-            for (index, name) in &self.egress_names {
-                if gone(index, name, &egress_names) {
-                    leaving.extend(forwarders.remove(index));
-                }
-            }
+            let gone = forwarders.extract_if(|index, _| !egress_names.contains_key(index));
+            leaving.extend(gone.map(|(_, forwarder)| forwarder));
         }
         self.egress_names = egress_names;
         for worker in 0..self.workers.len() {
@@ -288,6 +286,7 @@ impl Keeper {
         self.charge.world.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
             forwarders: self.forwarders.clone(),
+            names: self.names.clone(),
             interfaces: self
                 .interfaces
                 .values()
@@ -307,29 +306,32 @@ impl Keeper {
             Role::Links => self.start_links(ctx),
             Role::Metrics => self.start_metrics(ctx),
             Role::Joins => self.start_joins(ctx),
-            Role::Interface(index, name) => {
-                if self.names.get(index) != Some(name) {
+            Role::Interface(index, _) => {
+                // By its name of now: it may have been renamed since it died.
+                let Some(name) = self.names.get(index).cloned() else {
                     return;
-                }
-                match self.interfaces.remove(index) {
+                };
+                if let Some(captured) = self.interfaces.get(index)
+                    && captured.address.connected()
+                {
                     // The link came back meanwhile and is captured already; a second capture
                     // would double every packet.
-                    Some(alive) if alive.open => {
-                        self.interfaces.insert(*index, alive);
-                        return;
-                    }
-                    Some(dead) => dead.address.do_send(Stop),
-                    None => {}
+                    return;
                 }
-                self.start_interface(*index, name, ctx);
+                self.interfaces.remove(index);
+                self.start_interface(*index, &name, ctx);
                 // It may be on another worker now, with no forwarders yet.
                 self.reconcile(ctx);
             }
-            Role::Forwarder(worker, index, name) => {
-                if self.egress_names.get(index) != Some(name) {
+            Role::Forwarder(worker, index, _) => {
+                let Some(name) = self.egress_names.get(index).cloned() else {
+                    return;
+                };
+                let alive = self.forwarders[*worker].get(index);
+                if alive.is_some_and(|forwarder| forwarder.connected()) {
                     return;
                 }
-                self.start_forwarder(*worker, *index, name, ctx);
+                self.start_forwarder(*worker, *index, &name, ctx);
                 self.put_in_force();
             }
         }
@@ -415,8 +417,9 @@ impl Handler<Died> for Keeper {
         }
         let backoff = deaths.backoff;
         warn!("{role} died; rebuilding it in {backoff:?}");
-        if let Role::Interface(index, _) = &role
+        if let Role::Interface(index, name) = &role
             && let Some(captured) = self.interfaces.get_mut(index)
+            && (captured.name == *name || !captured.address.connected())
         {
             captured.open = false;
         }
@@ -454,12 +457,8 @@ impl Handler<Shutdown> for Keeper {
         Box::pin(async move {
             // An answer says that all before it in the mailbox is done; an actor that is
             // gone already has nothing left.
-            for interface in interfaces {
-                let _ = interface.send(Stop).await;
-            }
-            for forwarder in forwarders {
-                let _ = forwarder.send(Stop).await;
-            }
+            join_all(interfaces.iter().map(|i| i.send(Stop))).await;
+            join_all(forwarders.iter().map(|f| f.send(Stop))).await;
             if let Some(links) = links {
                 let _ = links.send(Stop).await;
             }
@@ -472,3 +471,38 @@ impl Handler<Shutdown> for Keeper {
         })
     }
 }
+
+/// Has the actor of this `actor` label panic; of several, the one of the lowest interface.
+#[derive(Message)]
+#[rtype(result = "Result<String, String>")]
+pub struct PanicIn(pub String);
+
+impl Handler<PanicIn> for Keeper {
+    type Result = Result<String, String>;
+
+    fn handle(&mut self, message: PanicIn, ctx: &mut Self::Context) -> Self::Result {
+        let actor = message.0;
+        let lowest = self.interfaces.iter().min_by_key(|(index, _)| **index);
+        let forwarders = self.forwarders.iter().flatten();
+        let victim: Option<Recipient<PanicNow>> = match actor.as_str() {
+            "routing" => self.routing.clone().map(Addr::recipient),
+            "links" => self.links.clone().map(Addr::recipient),
+            "metrics" => self.metrics.clone().map(Addr::recipient),
+            "joins" => {
+                let joins = self.charge.world.joins.load_full();
+                joins.map(|joins| joins.as_ref().clone().recipient())
+            }
+            "interface" => lowest.map(|(_, c)| c.address.clone().recipient()),
+            "forwarder" => forwarders
+                .min_by_key(|(index, _)| **index)
+                .map(|(_, forwarder)| forwarder.clone().recipient()),
+            "keeper" => Some(ctx.address().recipient()),
+            _ => None,
+        };
+        let victim = victim.ok_or_else(|| format!("there is no actor {actor:?}"))?;
+        victim.do_send(PanicNow);
+        Ok(format!("{actor} panics"))
+    }
+}
+
+panics_on_demand!(Keeper);

@@ -13,11 +13,11 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 use tracing::{error, warn};
 
-use super::world::{Stop, Vital};
+use super::world::{Stop, Vital, panics_on_demand};
 use crate::model::{IfIndex, Link, Links};
 
-/// The kernel drops notices when its socket buffer is full, so that all is read anew now
-/// and then.
+/// The kernel drops notices when its socket buffer is full, and tells so; all is read anew
+/// then, and now and then in any case.
 const READ_ANEW_EVERY: Duration = Duration::from_secs(30);
 
 /// The interfaces there are now.
@@ -41,6 +41,8 @@ pub struct LinksWatch {
     complete: bool,
     /// A notice came while all was being read: what was read may be older than it.
     overtaken: bool,
+    /// All is being read.
+    reading: bool,
 }
 
 impl LinksWatch {
@@ -53,6 +55,16 @@ impl LinksWatch {
             handle: None,
             complete: false,
             overtaken: false,
+            reading: false,
+        }
+    }
+
+    /// Reads all interfaces, once more where that is under way.
+    fn read_again(&mut self, ctx: &mut Context<Self>) {
+        if self.reading {
+            self.overtaken = true;
+        } else {
+            self.read_anew(ctx);
         }
     }
 
@@ -62,6 +74,7 @@ impl LinksWatch {
             return;
         };
         self.overtaken = false;
+        self.reading = true;
         let read = async move {
             let mut links = Links::default();
             let mut replies = std::pin::pin!(handle.link().get().execute());
@@ -77,6 +90,7 @@ impl LinksWatch {
                 .map(|result, actor, ctx| match result {
                     Ok(_) if actor.overtaken => actor.read_anew(ctx),
                     Ok(links) => {
+                        actor.reading = false;
                         let changed = links != actor.links || !actor.complete;
                         actor.links = links;
                         actor.complete = true;
@@ -85,8 +99,9 @@ impl LinksWatch {
                         }
                     }
                     Err(e) => {
+                        actor.reading = false;
                         warn!("netlink: cannot list the interfaces: {e}; trying again");
-                        ctx.run_later(Duration::from_secs(1), Self::read_anew);
+                        ctx.run_later(Duration::from_secs(1), Self::read_again);
                     }
                 }),
         );
@@ -108,7 +123,7 @@ impl Actor for LinksWatch {
                 self.handle = Some(handle);
                 ctx.add_stream(notices.map(|(message, _): (_, SocketAddr)| Notice(message)));
                 self.read_anew(ctx);
-                ctx.run_interval(READ_ANEW_EVERY, Self::read_anew);
+                ctx.run_interval(READ_ANEW_EVERY, Self::read_again);
             }
             Err(e) => {
                 error!("netlink: cannot follow the interfaces: {e}");
@@ -117,6 +132,8 @@ impl Actor for LinksWatch {
         }
     }
 }
+
+panics_on_demand!(LinksWatch);
 
 impl Handler<Stop> for LinksWatch {
     type Result = ();
@@ -128,9 +145,12 @@ impl Handler<Stop> for LinksWatch {
 }
 
 impl StreamHandler<Notice> for LinksWatch {
-    fn handle(&mut self, notice: Notice, _: &mut Self::Context) {
-        let NetlinkPayload::InnerMessage(message) = notice.0.payload else {
-            return;
+    fn handle(&mut self, notice: Notice, ctx: &mut Self::Context) {
+        let message = match notice.0.payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            // Notices were lost.
+            NetlinkPayload::Overrun(_) => return self.read_again(ctx),
+            _ => return,
         };
         self.overtaken = true;
         let changed = match &message {

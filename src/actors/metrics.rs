@@ -7,7 +7,7 @@ use actix::prelude::*;
 use actix_web::dev::ServerHandle;
 use tracing::{info, warn};
 
-use super::world::{Stop, Vital, World};
+use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::http;
 
 /// The actor.
@@ -55,6 +55,8 @@ impl Actor for Metrics {
         }
     }
 }
+
+panics_on_demand!(Metrics);
 
 impl Handler<Stop> for Metrics {
     type Result = ResponseFuture<()>;

@@ -78,7 +78,7 @@ pub async fn flush(world: &World) -> Result<String, AskError> {
         .iter()
         .map(|i| i.send(Flush).timeout(PATIENCE));
     let flushed: u64 = join_all(asked).await.into_iter().flatten().sum();
-    Ok(format!("flushed {flushed} flows"))
+    Ok(format!("flows flushed: {flushed}"))
 }
 
 /// Has the settings read again; says what came of it.
@@ -96,6 +96,18 @@ pub async fn reload(world: &World) -> Result<String, AskError> {
     match timeout(PATIENCE, answered).await {
         Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
         _ => Err(none),
+    }
+}
+
+/// Has an actor panic, where the process allows it.
+pub async fn panic(world: &World, actor: String) -> Result<String, AskError> {
+    let none = || AskError::NoAnswer("the process");
+    let (answer, answered) = oneshot::channel();
+    let request = ProcessRequest::Panic(actor, answer);
+    world.requests.send(request).await.map_err(|_| none())?;
+    match timeout(PATIENCE, answered).await {
+        Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
+        _ => Err(none()),
     }
 }
 

@@ -10,12 +10,12 @@ use super::joins::Want;
 use super::keeper::Publish;
 use super::links::LinksChanged;
 use super::views;
-use super::world::{Stop, Vital, World};
+use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{InterfaceView, PendingView, RouteView};
 use crate::api::{Change, JoinSpec, RouteSpec};
 use crate::model::{
-    AddrError, GroupPrefix, IfPattern, JoinPolicy, JoinRule, LinkError, Links, Origin, RouteName,
-    RouteRule, Source, SourcePrefix, TtlPolicy,
+    AddrError, GroupPrefix, IfPattern, JoinRule, LinkError, Links, Origin, RouteName, RouteRule,
+    Source, SourcePrefix,
 };
 use crate::table::rib::RibError;
 use crate::table::{Rib, joins};
@@ -133,6 +133,8 @@ impl Handler<Republish> for Routing {
     }
 }
 
+panics_on_demand!(Routing);
+
 impl Handler<Stop> for Routing {
     type Result = ();
 
@@ -233,14 +235,16 @@ impl Handler<Carry> for Routing {
                 if rule.to.is_empty() {
                     return Err(ChangeError::NoEgress);
                 }
-                let name = rule.name.clone();
-                rib.add(rule)?;
-                format!("added {name}")
+                let name = rib.add(rule)?;
+                format!("added {name} to {}", spec.to.join(" "))
             }
             Change::Remove(spec) => {
                 let rule = rule_of(&spec)?;
-                rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
-                format!("removed {}", rule.name)
+                let name = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
+                match spec.to.is_empty() {
+                    true => format!("removed {name}"),
+                    false => format!("removed {} from {name}", spec.to.join(" ")),
+                }
             }
             Change::Join(spec) => {
                 let join = join_of(&spec)?;
@@ -268,18 +272,12 @@ fn rule_of(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
         None => SourcePrefix::any_for(group),
     };
     let to = spec.to.iter().map(|t| t.parse());
+    let to = to.collect::<Result<_, LinkError>>()?;
     Ok(RouteRule {
         name: RouteName::default_for(&from, source, group),
         origin: Origin::Command,
-        from,
         source,
-        except_sources: Vec::new(),
-        group,
-        to: to.collect::<Result<_, LinkError>>()?,
-        ttl: TtlPolicy::Decrement,
-        link_local: false,
-        join: JoinPolicy::Auto,
-        loop_guard: false,
+        ..RouteRule::new(from, group, to)
     })
 }
 

@@ -1,11 +1,11 @@
 //! What routing shows: rules, interfaces and what waits, as readers see them.
 
 use crate::api::view::{FlowView, InterfaceView, PathView, PendingView, RouteView};
-use crate::forward::DropReason;
+use crate::forward::{DropReason, look_up};
 use crate::metrics::{Catalog, InterfaceCounters};
 use crate::model::{IfPattern, Link, Links, RouteRule};
 use crate::table::flows::{Flow, FlowKey};
-use crate::table::{Fib, Rib};
+use crate::table::{Fib, Ingress, Rib};
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
@@ -116,11 +116,17 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
     }
 }
 
-/// A flow that arrives on `iif`, as it is at `now_ms`.
-pub fn flow(iif: &str, key: &FlowKey, flow: &Flow, fib: &Fib, now_ms: u64) -> FlowView {
-    let entry = (flow.generation == fib.generation)
-        .then(|| fib.entries.get(flow.entry as usize))
-        .flatten();
+/// A flow that arrives on `iif`, as the snapshot of `fib` forwards it at `now_ms`.
+pub fn flow(
+    iif: &str,
+    ingress: Option<&Ingress>,
+    (key, flow): (&FlowKey, &Flow),
+    fib: &Fib,
+    now_ms: u64,
+) -> FlowView {
+    let entry = ingress
+        .and_then(|ingress| look_up(fib, ingress, *key).ok())
+        .map(|id| &fib.entries[id as usize]);
     let oifs = entry.map_or_else(Vec::new, |entry| {
         let names = entry.paths.iter().filter_map(|p| fib.egress_of(*p));
         names.map(|egress| egress.name.to_string()).collect()

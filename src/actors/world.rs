@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub fib: Arc<Fib>,
     /// The forwarders of each worker, by egress.
     pub forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    /// Names of the ingresses.
+    pub names: AHashMap<IfIndex, IfName>,
     /// The interface actors.
     pub interfaces: Vec<Addr<Interface>>,
 }
@@ -47,6 +49,7 @@ pub struct World {
     pub rib: ArcSwap<Rib>,
     /// How many flows may be remembered, and are.
     pub flows: Arc<FlowBudget>,
+    flow_idle_ms: AtomicU64,
     /// The window of packets just forwarded.
     pub loop_guard: Arc<LoopGuard>,
     /// The routing actor that lives now.
@@ -77,6 +80,7 @@ impl World {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),
+            flow_idle_ms: AtomicU64::new(60_000),
             loop_guard: Arc::default(),
             routing: ArcSwapOption::empty(),
             joins: ArcSwapOption::empty(),
@@ -94,10 +98,17 @@ impl World {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Changes how many flows may be remembered.
-    pub fn set_flow_limit(&self, flows: usize) {
+    /// Changes how many flows may be remembered, and for how long after their last packet.
+    pub fn set_flow_limits(&self, flows: usize, idle: Duration) {
         self.flows.set_limit(flows);
         self.catalog.flow_limit.set(flows as i64);
+        let idle = idle.as_millis() as u64;
+        self.flow_idle_ms.store(idle, Ordering::Relaxed);
+    }
+
+    /// How long a flow may be without a packet, in milliseconds.
+    pub fn flow_idle_ms(&self) -> u64 {
+        self.flow_idle_ms.load(Ordering::Relaxed)
     }
 }
 
@@ -108,6 +119,8 @@ const REQUESTS_WAITING: usize = 16;
 pub enum ProcessRequest {
     /// Read the settings again. Answered with what came of it.
     Reload(oneshot::Sender<Result<String, String>>),
+    /// Have an actor panic, where the process was started for such tests.
+    Panic(String, oneshot::Sender<Result<String, String>>),
     /// End.
     Stop,
 }
@@ -217,6 +230,25 @@ impl Drop for Vital {
         }
     }
 }
+
+/// Has an actor panic: how tests learn what its death costs.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PanicNow;
+
+/// What every actor does when asked to panic.
+macro_rules! panics_on_demand {
+    ($actor:ty) => {
+        impl actix::prelude::Handler<$crate::actors::world::PanicNow> for $actor {
+            type Result = ();
+
+            fn handle(&mut self, _: $crate::actors::world::PanicNow, _: &mut Self::Context) {
+                std::panic::panic_any("asked to panic, by a test");
+            }
+        }
+    };
+}
+pub(super) use panics_on_demand;
 
 /// Ask an actor to end after what is in its mailbox.
 #[derive(Message)]

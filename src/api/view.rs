@@ -27,7 +27,7 @@ pub struct RouteView {
     pub link_local: bool,
     /// The interfaces there are now, as pairs of in and out.
     pub paths: Vec<PathView>,
-    /// Names it mentions that no interface bears now.
+    /// Names and patterns it mentions that no interface fits now.
     pub waiting_for: Vec<String>,
 }
 
@@ -82,9 +82,10 @@ pub struct FlowView {
     pub source: String,
     /// To which group.
     pub group: String,
-    /// The route that forwards it now; `None` where the route is gone.
+    /// The route that forwards it; `None` until its next packet, when routes or interfaces
+    /// changed since the last.
     pub route: Option<String>,
-    /// Interfaces it leaves on.
+    /// Interfaces it leaves on; empty likewise.
     pub oifs: Vec<String>,
     /// Packets taken in.
     pub packets: u64,

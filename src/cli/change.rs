@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::fail;
 use super::show::DEFAULT_SOCKET;
+use super::{fail, unusable};
 use crate::api::{Change, JoinSpec, RouteSpec, Shown};
 use crate::control::{Command, client};
 use crate::model::{GroupPrefix, IfPattern};
@@ -37,8 +37,13 @@ pub struct JoinArgs {
     /// Interface to join on, a name or a pattern
     #[arg(value_name = "IIF")]
     pub interface: IfPattern,
-    /// [SOURCE] GROUP[/LEN]: only what this source sends (any, when left out), to which group
-    #[arg(value_name = "[SOURCE] GROUP", required = true, num_args = 1..=2)]
+    /// `[SOURCE] GROUP[/LEN]`
+    #[arg(
+        value_name = "[SOURCE] GROUP",
+        required = true,
+        num_args = 1..=2,
+        help = "[SOURCE] GROUP[/LEN]: only what this source sends (any, when left out), to which group"
+    )]
     pub rest: Vec<String>,
     #[command(flatten)]
     socket: SocketArgs,
@@ -76,7 +81,7 @@ pub fn remove(args: RouteArgs) -> ExitCode {
 fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
     let (source, group, to) = match split(&args.rest) {
         Ok(rest) => rest,
-        Err(e) => return fail(&e),
+        Err(e) => return unusable(&e),
     };
     let spec = RouteSpec {
         from: args.from.to_string(),
@@ -100,10 +105,10 @@ pub fn leave(args: JoinArgs) -> ExitCode {
 fn membership(args: JoinArgs, change: fn(JoinSpec) -> Change) -> ExitCode {
     let (source, group, left) = match split(&args.rest) {
         Ok(rest) => rest,
-        Err(e) => return fail(&e),
+        Err(e) => return unusable(&e),
     };
     if let Some(extra) = left.first() {
-        return fail(&format!("{extra} is one argument too many"));
+        return unusable(&format!("{extra} is one argument too many"));
     }
     let spec = JoinSpec {
         interface: args.interface.to_string(),

@@ -126,6 +126,12 @@ fn man() -> ExitCode {
     }
 }
 
+/// Says on standard error what is wrong with the arguments.
+pub(crate) fn unusable(why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("mcastor: {why}");
+    ExitCode::from(UNUSABLE)
+}
+
 /// Says on standard error why it failed.
 pub(crate) fn fail(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("mcastor: {why}");

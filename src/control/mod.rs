@@ -59,6 +59,8 @@ pub enum Command {
     Flush,
     /// Read the settings again.
     Reload,
+    /// Have an actor panic; refused unless the process was started for such tests.
+    Panic(String),
     /// End the process.
     Stop,
 }

@@ -4,20 +4,22 @@
 //! step, so that nobody ever finds it half made; a socket that another daemon answers on is
 //! left alone, a dead one is replaced; removed at the end if it is still ours.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Command, LONGEST_REQUEST, Outcome, Request, Response};
@@ -25,8 +27,10 @@ use crate::actors::World;
 use crate::actors::questions::{self, AskError};
 use crate::api::{self, Shown};
 
-/// Clients served at once; more wait.
+/// Clients served at once. For one more, the one that has been silent longest goes.
 const MOST_CLIENTS: usize = 32;
+/// A client is not hung up on for another before it was silent for so long.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a client may be silent, or slow to read.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -97,25 +101,30 @@ impl Server {
 
     /// Answers clients until dropped.
     pub async fn serve(self, world: Arc<World>) {
-        let clients = Arc::new(Semaphore::new(MOST_CLIENTS));
+        let mut clients: Vec<Rc<Client>> = Vec::new();
         loop {
-            let Ok(permit) = clients.clone().acquire_owned().await else {
-                return;
-            };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
+                    make_room(&mut clients).await;
+                    let client = Rc::new(Client::default());
+                    clients.push(client.clone());
                     let world = world.clone();
                     actix::spawn(async move {
-                        if let Err(e) = converse(stream, &world).await {
+                        let ended = tokio::select! {
+                            ended = converse(stream, &world, &client) => ended,
+                            () = client.hang_up.cancelled() => {
+                                Err(io::Error::other("another one took its place"))
+                            }
+                        };
+                        if let Err(e) = ended {
                             debug!("control: a client left: {e}");
                         }
-                        drop(permit);
                     });
                 }
                 Err(e) => {
                     // Out of descriptors: others give some back.
                     warn!("control: cannot accept: {e}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -130,13 +139,63 @@ impl Drop for Server {
     }
 }
 
-async fn converse(stream: UnixStream, world: &World) -> io::Result<()> {
+/// A client being served; its task holds the second reference.
+struct Client {
+    /// When we last waited for it to send or read something.
+    silent_since: Cell<Instant>,
+    /// It waits for us.
+    answering: Cell<bool>,
+    hang_up: CancellationToken,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            silent_since: Cell::new(Instant::now()),
+            answering: Cell::new(false),
+            hang_up: CancellationToken::new(),
+        }
+    }
+}
+
+impl Client {
+    fn is_answered(&self, answering: bool) {
+        self.answering.set(answering);
+        self.silent_since.set(Instant::now());
+    }
+}
+
+/// Waits until there is a place for one more.
+async fn make_room(clients: &mut Vec<Rc<Client>>) {
+    loop {
+        clients.retain(|client| Rc::strong_count(client) > 1);
+        if clients.len() < MOST_CLIENTS {
+            return;
+        }
+        let silent = (0..clients.len()).filter(|i| !clients[*i].answering.get());
+        let longest = silent.min_by_key(|i| clients[*i].silent_since.get());
+        match longest {
+            Some(i) if clients[i].silent_since.get().elapsed() >= LEAST_PATIENCE => {
+                clients.swap_remove(i).hang_up.cancel();
+                return;
+            }
+            _ => sleep(LEAST_PATIENCE / 10).await,
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, world: &World, client: &Client) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(LONGEST_REQUEST));
     loop {
         let (outcome, last) = match timeout(PATIENCE, lines.next()).await {
             Err(_) | Ok(None) => return Ok(()),
-            Ok(Some(Ok(line))) => (answer(&line, world).await, false),
+            Ok(Some(Ok(line))) => {
+                client.is_answered(true);
+                let outcome = answer(&line, world).await;
+                client.is_answered(false);
+                (outcome, false)
+            }
             Ok(Some(Err(LinesCodecError::MaxLineLengthExceeded))) => {
                 let error = format!("a request has at most {LONGEST_REQUEST} bytes");
                 (Outcome::Error(error), true)
@@ -166,6 +225,7 @@ async fn answer(line: &str, world: &World) -> Outcome {
         Command::Change(change) => done(questions::change(world, change).await),
         Command::Flush => done(questions::flush(world).await),
         Command::Reload => done(questions::reload(world).await),
+        Command::Panic(actor) => done(questions::panic(world, actor).await),
         Command::Stop => done(questions::stop(world).await),
     };
     match outcome {

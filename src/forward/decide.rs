@@ -3,7 +3,7 @@
 use super::DropReason;
 use crate::model::TtlPolicy;
 use crate::model::addr::is_link_local_group;
-use crate::table::flows::Flows;
+use crate::table::flows::{FlowKey, Flows};
 use crate::table::{Entry, EntryId, Fib, Ingress};
 use crate::wire::WireError;
 use crate::wire::ip::Datagram;
@@ -66,7 +66,7 @@ pub fn decide<'f>(
     let known = flows.touch(&key, fib.generation, len, now_ms);
     let id = match known {
         Some(id) => id,
-        None => look_up(fib, ingress, &datagram)?,
+        None => look_up(fib, ingress, key)?,
     };
     let entry = &fib.entries[id as usize];
     let ttl = match entry.ttl {
@@ -88,20 +88,20 @@ pub fn decide<'f>(
     })
 }
 
-fn look_up(fib: &Fib, ingress: &Ingress, datagram: &Datagram) -> Result<EntryId, DropReason> {
+/// The rule that takes packets of a source and group.
+pub fn look_up(
+    fib: &Fib,
+    ingress: &Ingress,
+    (source, group): FlowKey,
+) -> Result<EntryId, DropReason> {
     let mut excepted = false;
-    let id = ingress
-        .entries
-        .find(datagram.source, datagram.destination, |id| {
-            let takes = fib.entries[*id as usize].takes(datagram.source);
-            excepted |= !takes;
-            takes
-        });
+    let id = ingress.entries.find(source, group, |id| {
+        let takes = fib.entries[*id as usize].takes(source);
+        excepted |= !takes;
+        takes
+    });
     match id {
-        Some(id)
-            if is_link_local_group(datagram.destination)
-                && !fib.entries[*id as usize].link_local =>
-        {
+        Some(id) if is_link_local_group(group) && !fib.entries[*id as usize].link_local => {
             Err(DropReason::LinkLocal)
         }
         Some(id) => Ok(*id),

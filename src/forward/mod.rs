@@ -7,6 +7,6 @@ pub mod reason;
 pub mod rewrite;
 pub mod segment;
 
-pub use decide::{Decision, NotData, decide};
+pub use decide::{Decision, NotData, decide, look_up};
 pub use loop_guard::LoopGuard;
 pub use reason::DropReason;

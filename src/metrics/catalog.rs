@@ -10,8 +10,7 @@ use prometheus::{
 };
 
 use crate::forward::DropReason;
-use crate::model::{Link, RouteName};
-use crate::table::flows::Ended;
+use crate::model::{FlowEnd, Link, RouteName};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -20,9 +19,6 @@ const LATENCY_BUCKETS: [f64; 14] = [
 
 /// Interfaces, and paths, that are gone but still shown.
 pub const MOST_RETIRED: usize = 256;
-
-/// Why flows end, as labels, in the order of [`Ended`].
-const FLOW_ENDS: [&str; 3] = ["idle", "evicted", "flushed"];
 
 /// Route, IIF, OIF.
 type PathKey = (RouteName, Box<str>, Box<str>);
@@ -345,6 +341,12 @@ impl Catalog {
             .set(groups as i64);
     }
 
+    /// Forgets how many groups were joined on an interface that is gone.
+    pub fn forget_joined(&self, name: &str) {
+        // What was never made cannot be removed, and need not be.
+        let _ = self.joined_groups.remove_label_values(&[name]);
+    }
+
     /// Tells which interfaces routes use now. The others are shown as down, and forgotten when
     /// [`MOST_RETIRED`] others have gone after them, so that names that come and go, as those
     /// of containers do, do not fill the memory.
@@ -373,8 +375,8 @@ impl Catalog {
             for reason in DropReason::ALL {
                 let _ = self.dropped.remove_label_values(&[reason.label(), name]);
             }
-            for reason in FLOW_ENDS {
-                let _ = self.flow_ends.remove_label_values(&[reason, name]);
+            for end in FlowEnd::ALL {
+                let _ = self.flow_ends.remove_label_values(&[end.label(), name]);
             }
         }
     }
@@ -398,13 +400,10 @@ impl Catalog {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts flows of an interface that ended.
-    pub fn flows_ended(&self, name: &str, ended: &Ended) {
-        let counts = [ended.idle, ended.evicted, ended.flushed];
-        for (reason, n) in FLOW_ENDS.into_iter().zip(counts) {
-            // Made even for none, so that a rate has a beginning.
-            self.flow_ends.with_label_values(&[reason, name]).inc_by(n);
-        }
+    /// Counts flows of an interface that ended, even none, so that a rate has a beginning.
+    pub fn flows_ended(&self, name: &str, end: FlowEnd, flows: u64) {
+        let ends = self.flow_ends.with_label_values(&[end.label(), name]);
+        ends.inc_by(flows);
     }
 
     /// Counts an actor that was rebuilt.
@@ -430,7 +429,7 @@ mod tests {
         catalog.interface("eth0");
         catalog.restarted("routing");
         catalog.show_joined("eth0", 1);
-        catalog.flows_ended("eth0", &Ended::default());
+        catalog.flows_ended("eth0", FlowEnd::Idle, 0);
         catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
         let types: Vec<(&str, &str)> = text
@@ -464,6 +463,32 @@ mod tests {
             MOST_RETIRED
         );
         assert!(text.contains("veth1999") && !text.contains("veth10\""));
+    }
+
+    #[test]
+    fn flows_end_under_the_label_of_their_reason_and_are_forgotten() {
+        let catalog = Catalog::new().unwrap();
+        for (n, end) in FlowEnd::ALL.into_iter().enumerate() {
+            catalog.flows_ended("eth0", end, n as u64);
+            catalog.flows_ended("eth0", end, 10);
+        }
+        let ends = || -> Vec<String> {
+            let text = String::from_utf8(catalog.text().unwrap()).unwrap();
+            let lines = text
+                .lines()
+                .filter_map(|l| l.strip_prefix("mcastor_flow_ends_total{iface=\"eth0\",reason="));
+            lines.map(String::from).collect()
+        };
+        assert_eq!(
+            ends(),
+            ["\"evicted\"} 11", "\"flushed\"} 12", "\"idle\"} 10"]
+        );
+        let none = AHashSet::new();
+        for name in std::iter::once("eth0".into()).chain((0..MOST_RETIRED).map(|i| i.to_string())) {
+            catalog.interface(&name);
+            catalog.retire_interfaces(&none);
+        }
+        assert!(ends().is_empty());
     }
 
     #[test]

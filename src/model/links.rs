@@ -23,6 +23,20 @@ pub struct Link {
     pub vlan: Option<(IfIndex, u16)>,
 }
 
+impl Link {
+    /// A link that is up, with the MTU of Ethernet.
+    pub fn new(index: IfIndex, name: IfName) -> Self {
+        Self {
+            index,
+            name,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            vlan: None,
+        }
+    }
+}
+
 /// All interfaces, by index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links(BTreeMap<IfIndex, Link>);

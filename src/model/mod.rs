@@ -3,12 +3,14 @@
 //! Constructors check; nothing here does I/O or reads a clock.
 
 pub mod addr;
+pub mod flow_end;
 pub mod link;
 pub mod links;
 pub mod rule;
 pub mod ttl;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
+pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, LinkError};
 pub use links::{Link, Links};
 pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};

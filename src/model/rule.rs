@@ -133,6 +133,25 @@ pub struct RouteRule {
 }
 
 impl RouteRule {
+    /// A rule for any source, with defaults in all else: nothing excepted, TTL decremented,
+    /// single groups joined, no loop guard, the default name.
+    pub fn new(from: IfPattern, group: GroupPrefix, to: Vec<IfPattern>) -> Self {
+        let source = SourcePrefix::any_for(group);
+        Self {
+            name: RouteName::default_for(&from, source, group),
+            origin: Origin::Settings,
+            from,
+            source,
+            except_sources: Vec::new(),
+            group,
+            to,
+            ttl: TtlPolicy::default(),
+            link_local: false,
+            join: JoinPolicy::default(),
+            loop_guard: false,
+        }
+    }
+
     /// Every name and pattern the rule mentions.
     pub fn from_and_to(&self) -> impl Iterator<Item = &IfPattern> {
         std::iter::once(&self.from).chain(&self.to)

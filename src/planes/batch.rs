@@ -1,5 +1,6 @@
 //! A batch of captured packets in the memory they were captured into.
 
+use crate::sys::buffer::Buffer;
 use crate::sys::ring::Block;
 use crate::wire::offload::Offload;
 
@@ -26,6 +27,8 @@ pub struct Packet {
 pub(super) enum Memory {
     /// A block of a ring shared with the kernel; dropping it gives it back.
     Block(Block),
+    /// A pooled buffer; dropping it gives it back.
+    Buffer(Buffer),
     /// Memory of our own.
     Heap(Vec<u8>),
 }
@@ -46,6 +49,14 @@ impl Batch {
         }
     }
 
+    /// A batch over a pooled buffer.
+    pub fn from_buffer(buffer: Buffer, packets: Vec<Packet>) -> Self {
+        Self {
+            memory: Memory::Buffer(buffer),
+            packets,
+        }
+    }
+
     /// A batch over memory of our own.
     pub fn from_bytes(bytes: Vec<u8>, packets: Vec<Packet>) -> Self {
         Self {
@@ -58,6 +69,7 @@ impl Batch {
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Block(block) => block.bytes(),
+            Memory::Buffer(buffer) => buffer.bytes(),
             Memory::Heap(bytes) => bytes,
         }
     }
@@ -66,6 +78,7 @@ impl Batch {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Block(block) => block.bytes_mut(),
+            Memory::Buffer(buffer) => buffer.bytes_mut(),
             Memory::Heap(bytes) => bytes,
         }
     }

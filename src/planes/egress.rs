@@ -165,8 +165,8 @@ fn reason_of(e: &io::Error) -> DropReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfIndex, IfName, Link, Links, Origin, RouteName, RouteRule};
-    use crate::model::{SourcePrefix, TtlPolicy};
+    use crate::model::TtlPolicy;
+    use crate::model::{IfIndex, IfName, Link, Links, RouteRule};
     use crate::planes::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
     use crate::wire::ip::refresh_ipv4_checksum;
@@ -227,19 +227,10 @@ mod tests {
             vlan: None,
         };
         let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
-        let group = "225.1.2.3".parse().unwrap();
+        let (from, group) = ("in".parse().unwrap(), "225.1.2.3".parse().unwrap());
         let rule = RouteRule {
-            name: RouteName::new("r"),
-            origin: Origin::Settings,
-            from: "in".parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: vec!["out".parse().unwrap()],
             ttl: TtlPolicy::Keep,
-            link_local: false,
-            join: crate::model::JoinPolicy::Never,
-            loop_guard: false,
+            ..RouteRule::new(from, group, vec!["out".parse().unwrap()])
         };
         let rib = Rib {
             rules: vec![rule],

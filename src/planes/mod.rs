@@ -2,8 +2,10 @@
 //! what happens in between is the same for all of them.
 
 pub mod batch;
+pub mod capture;
 pub mod egress;
 pub mod packet;
+pub mod rate;
 pub mod sim;
 pub mod switch;
 
@@ -35,6 +37,13 @@ pub trait Capture {
 
     /// Packets lost since the last call because nobody took them out in time.
     fn take_dropped(&mut self) -> u64;
+
+    /// Takes no new packets in. What came before is still handed out, all of it within some
+    /// milliseconds.
+    fn shut(&mut self);
+
+    /// How packets are taken in at present, in a word.
+    fn mode(&self) -> &'static str;
 }
 
 /// Packets of one interface, going out.

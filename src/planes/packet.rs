@@ -1,16 +1,18 @@
-//! The packet plane: `AF_PACKET` rings in, `sendmmsg` out. Works on every link.
+//! The packet plane: `AF_PACKET` sockets in, `sendmmsg` out. Works on every link.
 
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{Interest, Ready};
 
-use super::{Batch, Capture, Packet, Plane, Transmit};
+use super::capture::SocketCapture;
+use super::rate::{Mode, Thresholds};
+use super::{Capture, Plane, Transmit};
 use crate::model::IfIndex;
 use crate::sys::poll::watch;
-use crate::sys::ring::{Frame, Ring, RingSize};
-use crate::sys::transmit::Transmitter;
+use crate::sys::ring::RingSize;
+use crate::sys::transmit::{Transmitter, Writable};
 
 /// Options of the plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +21,35 @@ pub struct PacketPlane {
     pub mark: u32,
     /// Skip the device queue: faster, and invisible to tcpdump.
     pub qdisc_bypass: bool,
-    /// Size of the receive ring of each interface.
+    /// Bytes that may wait in the kernel for an interface at low rates, the kernel's own
+    /// bookkeeping included: about 800 for a small packet.
+    pub room: u32,
+    /// Size of the receive ring of an interface at high rates.
     pub ring: RingSize,
+    /// When which of the two is used.
+    pub modes: Modes,
+}
+
+/// How the way of taking packets in is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Modes {
+    /// By rate.
+    Adaptive(Thresholds),
+    /// Always this one. For tests and measurements.
+    Fixed(Mode),
+}
+
+impl PacketPlane {
+    /// The usual options; what is sent bears `mark`.
+    pub fn new(mark: u32) -> Self {
+        Self {
+            mark,
+            qdisc_bypass: false,
+            room: 16 << 20,
+            ring: RingSize::default(),
+            modes: Modes::Adaptive(Thresholds::default()),
+        }
+    }
 }
 
 impl Plane for PacketPlane {
@@ -29,89 +58,38 @@ impl Plane for PacketPlane {
     }
 
     fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
-        let ring = Ring::open(interface, self.mark, self.ring)?;
-        let ring = watch(ring, Interest::READABLE)?;
-        Ok(Box::new(RingCapture {
-            ring,
-            frames: Vec::new(),
-        }))
+        Ok(Box::new(SocketCapture::open(*self, interface)?))
     }
 
     fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
         let socket = Transmitter::open(interface, self.mark, self.qdisc_bypass)?;
-        let socket = watch(socket, Interest::WRITABLE)?;
         Ok(Box::new(SocketTransmit {
             socket,
-            waiting: false,
+            waiting: None,
         }))
     }
 }
 
-struct RingCapture {
-    ring: AsyncFd<Ring>,
-    frames: Vec<Frame>,
-}
-
-impl Capture for RingCapture {
-    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
-        loop {
-            if let Some(block) = self.ring.get_mut().next_block() {
-                self.frames.clear();
-                block.frames(&mut self.frames);
-                let packets = self.frames.iter().map(Packet::from).collect();
-                return Poll::Ready(Ok(Batch::from_block(block, packets)));
-            }
-            let mut guard = ready!(self.ring.poll_read_ready_mut(cx))?;
-            // A link that goes down leaves an error on the socket and the socket readable;
-            // it goes on when the link comes up again, so reading the error is enough. A
-            // link that is gone is reported by netlink, not here.
-            guard.get_inner().take_error()?;
-            guard.clear_ready_matching(Ready::READABLE | Ready::ERROR | Ready::READ_CLOSED);
-            // A block handed over before this was cleared rings no second time: look again.
-        }
-    }
-
-    fn take_dropped(&mut self) -> u64 {
-        self.ring.get_ref().take_dropped().unwrap_or_default()
-    }
-}
-
-impl From<&Frame> for Packet {
-    fn from(f: &Frame) -> Self {
-        Self {
-            start: f.start,
-            len: f.len,
-            received_ns: f.received_ns,
-            ethertype: f.ethertype,
-            vlan: f.vlan,
-            offload: f.offload,
-            cut: f.cut,
-        }
-    }
-}
-
 struct SocketTransmit {
-    socket: AsyncFd<Transmitter>,
-    /// Asked for readiness and not told of it yet.
-    waiting: bool,
+    socket: Transmitter,
+    /// Watched while the socket is full, and not longer.
+    waiting: Option<AsyncFd<Writable>>,
 }
 
 impl Transmit for SocketTransmit {
     fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
-        self.socket.get_mut().send(packets)
+        self.socket.send(packets)
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.waiting {
-            // First asked after the socket was full: what is known of it is stale. Forgetting
-            // again at the wake-up would forget the news and wait for ever.
-            if let Poll::Ready(guard) = self.socket.poll_write_ready_mut(cx) {
-                guard?.clear_ready();
-            }
-            self.waiting = true;
-        }
-        ready!(self.socket.poll_write_ready_mut(cx))?.retain_ready();
-        self.waiting = false;
+        let waiting = match self.waiting.take() {
+            Some(waiting) => waiting,
+            // The kernel tells a new watcher how things stand.
+            None => watch(self.socket.writable(), Interest::WRITABLE)?,
+        };
+        let waiting = self.waiting.insert(waiting);
+        ready!(waiting.poll_write_ready(cx))?.retain_ready();
+        self.waiting = None;
         Poll::Ready(Ok(()))
     }
 }

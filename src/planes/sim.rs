@@ -28,6 +28,8 @@ struct Wire {
     waiting_to_write: Option<Waker>,
     down: bool,
     missing: bool,
+    /// The capture takes nothing more in.
+    shut: bool,
     /// Packets that may wait in `arriving`.
     room: Option<usize>,
     lost: u64,
@@ -41,7 +43,7 @@ impl Wire {
         let waiting: usize = self.arriving.iter().map(|b| b.packets.len()).sum();
         for packet in packets {
             count += 1;
-            if self.down || self.missing {
+            if self.down || self.missing || self.shut {
                 continue;
             }
             if self.room.is_some_and(|r| waiting + arrived.len() >= r) {
@@ -157,7 +159,9 @@ impl Plane for SimPlane {
     }
 
     fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
-        Ok(Box::new(self.open(interface)?))
+        let end = self.open(interface)?;
+        self.with(interface, |w| w.shut = false);
+        Ok(Box::new(end))
     }
 
     fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
@@ -185,6 +189,14 @@ impl Capture for SimEnd {
     fn take_dropped(&mut self) -> u64 {
         self.plane
             .with(self.interface, |w| std::mem::take(&mut w.lost))
+    }
+
+    fn shut(&mut self) {
+        self.plane.with(self.interface, |w| w.shut = true);
+    }
+
+    fn mode(&self) -> &'static str {
+        "sim"
     }
 }
 

@@ -279,10 +279,7 @@ impl Switch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        IfIndex, IfName, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
-        TtlThreshold,
-    };
+    use crate::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
     use crate::table::{InterfaceOptions, Rib};
     use crate::wire::ip::{Datagram, refresh_ipv4_checksum};
     use crate::wire::{checksum, udp};
@@ -292,29 +289,17 @@ mod tests {
 
     fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> Link {
         Link {
-            index: IfIndex::new(index).unwrap(),
-            name: name.parse::<IfName>().unwrap(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
             vlan: vlan.map(|(on, id)| (IfIndex::new(on).unwrap(), id)),
+            ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
         }
     }
 
     fn rule(group: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
-        let group = group.parse().unwrap();
+        let to = to.iter().map(|t| t.parse().unwrap()).collect();
         RouteRule {
             name: RouteName::new(format!("{group} {ttl}")),
-            origin: Origin::Settings,
-            from: IIF.parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: to.iter().map(|t| t.parse().unwrap()).collect(),
             ttl,
-            link_local: false,
-            join: crate::model::JoinPolicy::Never,
-            loop_guard: false,
+            ..RouteRule::new(IIF.parse().unwrap(), group.parse().unwrap(), to)
         }
     }
 

@@ -25,6 +25,8 @@ const SOCKET_PATH_MAX: usize = 107;
 
 /// The highest limit of flows.
 const MOST_FLOWS: usize = 10_000_000;
+/// The longest a flow may be idle, in seconds.
+const LONGEST_IDLE: u32 = 3600;
 
 /// Checks everything at once; the result counts only where no problem was added.
 pub(super) fn check(
@@ -252,6 +254,17 @@ impl Checker<'_> {
                     let path = KeyPath::root("limits").key("flows");
                     let expected = format!("a number from 1 to {MOST_FLOWS}");
                     let help = "A flow takes about 250 bytes of memory.";
+                    self.wrong(&path, number.to_string(), expected, help);
+                }
+            }
+        }
+        if let Some(number) = written.flow_idle {
+            match u32::try_from(number) {
+                Ok(idle) if (1..=LONGEST_IDLE).contains(&idle) => limits.flow_idle = idle,
+                _ => {
+                    let path = KeyPath::root("limits").key("flow_idle");
+                    let expected = format!("a number of seconds from 1 to {LONGEST_IDLE}");
+                    let help = "A flow without a packet for so long is forgotten.";
                     self.wrong(&path, number.to_string(), expected, help);
                 }
             }

@@ -107,7 +107,10 @@ pub(super) static ROOT: Kind = Kind::Table(&[
     ),
     key(
         "limits",
-        Kind::Table(&[key("flows", Kind::Number, "65536")]),
+        Kind::Table(&[
+            key("flows", Kind::Number, "65536"),
+            key("flow_idle", Kind::Number, "60"),
+        ]),
         "",
     ),
 ]);

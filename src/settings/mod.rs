@@ -140,30 +140,23 @@ pub struct InterfaceSettings {
 pub struct LimitSettings {
     /// Flows of all interfaces together, 1 to 10,000,000.
     pub flows: usize,
+    /// Seconds after its last packet that a flow is forgotten, 1 to 3,600.
+    pub flow_idle: u32,
 }
 
 impl Default for LimitSettings {
     fn default() -> Self {
-        Self { flows: 65_536 }
+        Self {
+            flows: 65_536,
+            flow_idle: 60,
+        }
     }
 }
 
 impl Settings {
     /// What is allowed but may not be what was meant, a sentence each.
     pub fn notes(&self) -> Vec<String> {
-        let prefixes = self
-            .routes
-            .iter()
-            .filter(|r| r.join == JoinPolicy::Auto && r.group.single().is_none());
-        prefixes
-            .map(|route| {
-                format!(
-                    "route \"{}\": the groups of {} are not joined, so a switch with snooping may \
-                     not deliver them; join = true joins each, join = false ends this note",
-                    route.name, route.group
-                )
-            })
-            .collect()
+        self.routes.iter().filter_map(note_on_join).collect()
     }
 
     /// Reads `file`, if there is one, lays the variables of `env` that start with
@@ -200,6 +193,25 @@ impl Settings {
             Err(Report::new(problems))
         }
     }
+}
+
+/// Why a route that could join its groups does not.
+fn note_on_join(route: &RouteRule) -> Option<String> {
+    if route.join != JoinPolicy::Auto || route.wanted_join().is_some() {
+        return None;
+    }
+    let (name, group) = (&route.name, route.group);
+    Some(match group.single() {
+        None => format!(
+            "route \"{name}\": the groups of {group} are not joined, so a switch with snooping may \
+             not deliver them; join = true joins each, join = false ends this note"
+        ),
+        Some(_) => format!(
+            "route \"{name}\": {group} is source-specific and is not joined without a single \
+             `source`, so a switch with snooping may not deliver it; name the source, or \
+             join = false ends this note"
+        ),
+    })
 }
 
 /// The variables of this process that [`Settings::load`] looks at. Bytes that are no UTF-8

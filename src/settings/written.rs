@@ -90,6 +90,7 @@ pub(super) struct WrittenJoin {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct WrittenLimits {
     pub flows: Option<i64>,
+    pub flow_idle: Option<i64>,
 }
 
 /// `"auto"`, `true` or `false`.

@@ -7,11 +7,15 @@
 //! programs send, and is routed like anything else; our mark on an incoming frame is a frame
 //! that came back through a veth of this namespace, and is a packet like any other.
 
+use std::io;
+use std::os::fd::OwnedFd;
+
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
     SKF_AD_MARK, SKF_AD_OFF, SKF_AD_PKTTYPE, SKF_AD_PROTOCOL, SKF_NET_OFF, sock_filter,
 };
 
+use super::packet::set_option;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN};
 
 /// Where a jump leads: to the next instruction, or to one of the two ends.
@@ -63,6 +67,39 @@ pub fn multicast(mark: u32) -> Vec<sock_filter> {
         Step::And(0xf0),
         Step::Equal(0xe0, To::Accept, To::Drop),
     ])
+}
+
+/// The filter that lets nothing pass.
+pub fn nothing() -> Vec<sock_filter> {
+    constant(0)
+}
+
+/// A program whose answer is always `k`.
+pub fn constant(k: u32) -> Vec<sock_filter> {
+    vec![sock_filter {
+        code: (BPF_RET | BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    }]
+}
+
+/// The form the kernel takes a program in; it points into `steps`.
+pub(super) fn program(steps: &[sock_filter]) -> libc::sock_fprog {
+    libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_ptr().cast_mut(),
+    }
+}
+
+/// Makes `steps` the filter of a socket, in place of the one it had.
+pub(super) fn attach(fd: &OwnedFd, steps: &[sock_filter]) -> io::Result<()> {
+    set_option(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_FILTER,
+        &program(steps),
+    )
 }
 
 fn assemble(steps: &[Step]) -> Vec<sock_filter> {

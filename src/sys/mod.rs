@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
+pub mod buffer;
+pub mod fanout;
 pub mod filter;
 pub mod ifaddr;
 pub mod limits;
@@ -10,6 +12,7 @@ pub mod multicast;
 pub mod netns;
 pub mod packet;
 pub mod poll;
+pub mod receive;
 pub mod ring;
 pub mod spawn;
 pub mod transmit;

@@ -4,6 +4,26 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::model::IfIndex;
+use crate::wire::offload::Offload;
+
+/// Where a captured frame stands in its memory, and what the kernel says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// First byte of the network header, counted from the start of its memory.
+    pub start: u32,
+    /// Bytes from there on.
+    pub len: u32,
+    /// When the kernel received it, in nanoseconds of `CLOCK_REALTIME`.
+    pub received_ns: u64,
+    /// EtherType of what stands at `start`.
+    pub ethertype: u16,
+    /// VLAN of the tag the kernel stripped.
+    pub vlan: Option<u16>,
+    /// What the sender left to hardware.
+    pub offload: Offload,
+    /// There was no room for all of it.
+    pub cut: bool,
+}
 
 /// Makes a packet socket that receives nothing until it is bound to a protocol.
 pub(super) fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
@@ -34,6 +54,47 @@ pub(super) fn set_option<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> i
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Sets an option that takes an integer.
+pub(super) fn set_option_int(fd: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set_option(fd, level, name, &value)
+}
+
+/// Tells the interface to take all multicast in for as long as the socket lives.
+pub(super) fn join_all_multicast(fd: &OwnedFd, index: IfIndex) -> io::Result<()> {
+    let all = libc::packet_mreq {
+        mr_ifindex: index.get() as i32,
+        mr_type: libc::PACKET_MR_ALLMULTI as u16,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &all)
+}
+
+/// Packets a socket dropped since the last call because it was full.
+pub(super) fn take_dropped(fd: &OwnedFd) -> io::Result<u64> {
+    let mut stats = libc::tpacket_stats_v3 {
+        tp_packets: 0,
+        tp_drops: 0,
+        tp_freeze_q_cnt: 0,
+    };
+    let mut len = size_of_val(&stats) as libc::socklen_t;
+    // SAFETY: `stats` is valid for writes of `len` bytes during the call. A socket without a
+    // ring fills only the first two numbers, which are the same ones.
+    let done = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut stats).cast(),
+            &mut len,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(stats.tp_drops.into())
 }
 
 /// The address of an interface as packet sockets know it.

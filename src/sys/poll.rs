@@ -6,8 +6,9 @@ use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::receive::Receiver;
 use super::ring::Ring;
-use super::transmit::Transmitter;
+use super::transmit::Writable;
 
 /// A type that owns one descriptor for as long as it lives and always names that one.
 ///
@@ -15,10 +16,12 @@ use super::transmit::Transmitter;
 /// `as_raw_fd` must return the same open descriptor from construction to drop.
 pub unsafe trait OwnsDescriptor: AsRawFd {}
 
-// SAFETY: the descriptor is a private OwnedFd that nothing replaces.
+// SAFETY: the descriptor is an OwnedFd (shared or not) that nothing replaces.
 unsafe impl OwnsDescriptor for Ring {}
 // SAFETY: as above.
-unsafe impl OwnsDescriptor for Transmitter {}
+unsafe impl OwnsDescriptor for Receiver {}
+// SAFETY: as above.
+unsafe impl OwnsDescriptor for Writable {}
 
 /// Registers `inner` with the runtime of the current thread.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {

@@ -6,14 +6,15 @@
 //! may read and change its frames in place, and dropping it hands it back.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use libc::{tpacket_block_desc, tpacket_req3, tpacket3_hdr};
 
-use super::filter;
-use super::packet::{bind, set_option, socket};
+use super::fanout::{GroupId, Member};
+use super::packet::{Frame, bind, set_option, set_option_int, socket};
+use super::{filter, packet};
 use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
 use crate::wire::vlan::vlan_id;
@@ -30,33 +31,16 @@ pub struct RingSize {
 }
 
 impl Default for RingSize {
-    /// 4 MiB; a block holds the 64 KiB packets that segmentation offload makes.
+    /// 5 MiB; a block holds the 64 KiB packets that segmentation offload makes. Blocks that
+    /// wait for 2 ms are about full at 300,000 small packets a second, so that the ring holds
+    /// 50 ms of them; closed sooner, they would be handed over part empty and run out.
     fn default() -> Self {
         Self {
             block: 128 << 10,
-            blocks: 32,
-            retire_ms: 1,
+            blocks: 40,
+            retire_ms: 2,
         }
     }
-}
-
-/// Where a captured frame stands in its block, and what the kernel says of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame {
-    /// First byte of the network header, counted from the start of the block.
-    pub start: u32,
-    /// Bytes from there on.
-    pub len: u32,
-    /// When the kernel received it, in nanoseconds of `CLOCK_REALTIME`.
-    pub received_ns: u64,
-    /// EtherType of what stands at `start`.
-    pub ethertype: u16,
-    /// VLAN of the tag the kernel stripped.
-    pub vlan: Option<u16>,
-    /// What the sender left to hardware.
-    pub offload: Offload,
-    /// The ring had no room for all of it.
-    pub cut: bool,
 }
 
 struct Map {
@@ -88,6 +72,18 @@ impl Map {
     }
 }
 
+impl Map {
+    /// How many packets are in a block so far.
+    fn count(&self, block: usize) -> &AtomicU32 {
+        let desc = self
+            .base
+            .wrapping_add(block * self.block_len)
+            .cast::<tpacket_block_desc>();
+        // SAFETY: as for `status`.
+        unsafe { AtomicU32::from_ptr(&raw mut (*desc).hdr.bh1.num_pkts) }
+    }
+}
+
 impl Drop for Map {
     fn drop(&mut self) {
         // SAFETY: base and len are those mmap returned, and no Block exists any more: each
@@ -98,31 +94,21 @@ impl Drop for Map {
 
 /// A capture socket with its ring.
 pub struct Ring {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     map: Arc<Map>,
     next: usize,
 }
 
 impl Ring {
-    /// Captures multicast of all IP protocols on an interface, incoming and outgoing, except
-    /// what bears `mark` on its way out. The interface is told to take all multicast in
-    /// (`PACKET_MR_ALLMULTI`) for as long as the ring lives.
-    pub fn open(index: IfIndex, mark: u32, size: RingSize) -> io::Result<Self> {
+    /// A ring that joins `group`, and captures what the group chooses it for: multicast of
+    /// all IP protocols, incoming and outgoing, except what bears `mark` on its way out.
+    pub fn open(index: IfIndex, mark: u32, size: RingSize, group: GroupId) -> io::Result<Self> {
         let fd = socket(libc::SOCK_RAW)?;
-        let packet = libc::SOL_PACKET;
-        set_option(
-            &fd,
-            packet,
-            libc::PACKET_VERSION,
-            &(libc::tpacket_versions::TPACKET_V3 as i32),
-        )?;
-        set_option(&fd, packet, libc::PACKET_VNET_HDR, &1i32)?;
-        let program = filter::multicast(mark);
-        let attach = libc::sock_fprog {
-            len: program.len() as u16,
-            filter: program.as_ptr().cast_mut(),
-        };
-        set_option(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &attach)?;
+        let version = libc::tpacket_versions::TPACKET_V3 as i32;
+        set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VERSION, version)?;
+        set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        // Between being bound and being in the group it would take in what the others get.
+        filter::attach(&fd, &filter::nothing())?;
         let request = tpacket_req3 {
             tp_block_size: size.block,
             tp_block_nr: size.blocks,
@@ -132,16 +118,12 @@ impl Ring {
             tp_sizeof_priv: 0,
             tp_feature_req_word: 0,
         };
-        set_option(&fd, packet, libc::PACKET_RX_RING, &request)?;
+        set_option(&fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
         let map = Arc::new(map_ring(&fd, size)?);
-        let all = libc::packet_mreq {
-            mr_ifindex: index.get() as i32,
-            mr_type: libc::PACKET_MR_ALLMULTI as u16,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set_option(&fd, packet, libc::PACKET_ADD_MEMBERSHIP, &all)?;
         bind(&fd, index, libc::ETH_P_ALL as u16)?;
+        let fd = Arc::new(fd);
+        Member::new(fd.clone()).join(group)?;
+        filter::attach(&fd, &filter::multicast(mark))?;
         Ok(Self { fd, map, next: 0 })
     }
 
@@ -160,39 +142,32 @@ impl Ring {
         })
     }
 
+    /// Whether nothing is left that [`Ring::next_block`] has not handed out. Only true for
+    /// good while the group chooses another socket.
+    pub fn is_drained(&self) -> bool {
+        let status = self.map.status(self.next).load(Ordering::Acquire);
+        if self.map.lent[self.next].load(Ordering::Acquire) {
+            // Every block is out: the kernel had no room for anything further.
+            return true;
+        }
+        // The block being filled: no packet in it yet. We clear the count of a block that we
+        // hand back, so that one the kernel has not begun again counts none.
+        status & libc::TP_STATUS_USER == 0 && self.map.count(self.next).load(Ordering::Acquire) == 0
+    }
+
     /// Packets the kernel dropped since the last call because the ring was full.
     pub fn take_dropped(&self) -> io::Result<u64> {
-        let mut stats = libc::tpacket_stats_v3 {
-            tp_packets: 0,
-            tp_drops: 0,
-            tp_freeze_q_cnt: 0,
-        };
-        let mut len = size_of_val(&stats) as libc::socklen_t;
-        // SAFETY: `stats` is valid for writes of `len` bytes during the call.
-        let done = unsafe {
-            libc::getsockopt(
-                self.fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_STATISTICS,
-                (&raw mut stats).cast(),
-                &mut len,
-            )
-        };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(stats.tp_drops.into())
+        packet::take_dropped(&self.fd)
+    }
+
+    /// Takes nothing more in; what is in the ring is still handed out.
+    pub fn shut(&self) -> io::Result<()> {
+        filter::attach(&self.fd, &filter::nothing())
     }
 
     /// The error the kernel has for the socket, such as `ENETDOWN`; reading clears it.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        socket2::SockRef::from(&self.fd).take_error()
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        socket2::SockRef::from(&*self.fd).take_error()
     }
 }
 
@@ -313,9 +288,11 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.map.lent[self.index].store(false, Ordering::Release);
+        self.map.count(self.index).store(0, Ordering::Relaxed);
+        // In this order: a block that is ours no more but looks handed over would be lent twice.
         self.map
             .status(self.index)
             .store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.map.lent[self.index].store(false, Ordering::Release);
     }
 }

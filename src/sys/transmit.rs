@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use super::packet::{address, bind, set_option, socket};
 use crate::model::IfIndex;
@@ -19,7 +20,7 @@ const SEND_BUFFER: i32 = 4 << 20;
 /// The kernel writes the link header (`SOCK_DGRAM`): so tunnels and other links without
 /// Ethernet work the same, and one packet serves any number of egresses unchanged.
 pub struct Transmitter {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     messages: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
     addresses: Vec<libc::sockaddr_ll>,
@@ -44,7 +45,7 @@ impl Transmitter {
             .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))?;
         bind(&fd, index, 0)?;
         Ok(Self {
-            fd,
+            fd: Arc::new(fd),
             messages: Vec::new(),
             parts: Vec::new(),
             addresses: Vec::new(),
@@ -97,9 +98,20 @@ impl Transmitter {
     }
 }
 
-impl AsRawFd for Transmitter {
+impl Transmitter {
+    /// The socket, to wait until it takes more.
+    pub fn writable(&self) -> Writable {
+        Writable(self.fd.clone())
+    }
+}
+
+/// The socket of a [`Transmitter`], to be watched. Only while there is something to wait for:
+/// the kernel tells a watcher of every packet that has left, which costs a wake-up each.
+pub struct Writable(Arc<OwnedFd>);
+
+impl AsRawFd for Writable {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
+        self.0.as_raw_fd()
     }
 }
 

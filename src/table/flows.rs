@@ -1,23 +1,27 @@
 //! The flows an interface forwards now: one (S,G) each, with what it carried and when last.
 //!
 //! Strangers create flows by sending, so there are at most as many as the limit says: past
-//! it the one of this interface that has been idle longest goes. A flow is a note and a
-//! cache, never a permission: what has no flow is looked up in the rules.
+//! it the one of this interface that has been idle longest goes. An interface that has none
+//! to give up waits for one place, which the others leave to it with their next flow. A flow
+//! is a note and a cache, never a permission: what has no flow is looked up in the rules.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ahash::RandomState;
 use lru::LruCache;
 
 use super::EntryId;
+use crate::model::FlowEnd;
 
 /// How many flows all interfaces together may have.
 #[derive(Debug)]
 pub struct FlowBudget {
     limit: AtomicUsize,
     live: AtomicUsize,
+    /// An interface without any flow found no place.
+    starved: AtomicBool,
 }
 
 impl FlowBudget {
@@ -26,6 +30,7 @@ impl FlowBudget {
         Arc::new(Self {
             limit: AtomicUsize::new(limit),
             live: AtomicUsize::new(0),
+            starved: AtomicBool::new(false),
         })
     }
 
@@ -39,11 +44,23 @@ impl FlowBudget {
         self.limit.load(Ordering::Relaxed)
     }
 
+    /// Takes a place while there are more than `spare`.
+    fn take(&self, spare: usize) -> bool {
+        let more = |live: usize| (live + spare < self.limit()).then_some(live + 1);
+        let took = self
+            .live
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        took.is_ok()
+    }
+
     /// Flows there are now.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 }
+
+/// Flows that make room for one, at most.
+const MOST_EVICTED_AT_ONCE: usize = 16;
 
 /// One flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,13 +81,17 @@ pub struct Flow {
 
 /// How many flows ended, and why.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ended {
-    /// They were idle for too long.
-    pub idle: u64,
-    /// They made room for others.
-    pub evicted: u64,
-    /// Somebody flushed them.
-    pub flushed: u64,
+pub struct Ended([u64; FlowEnd::ALL.len()]);
+
+impl Ended {
+    /// How many ended for this reason.
+    pub fn of(&self, end: FlowEnd) -> u64 {
+        self.0[end as usize]
+    }
+
+    fn add(&mut self, end: FlowEnd, flows: u64) {
+        self.0[end as usize] += flows;
+    }
 }
 
 /// Source and group of a flow.
@@ -122,15 +143,9 @@ impl Flows {
             flow.seen_ms = now_ms;
             return;
         }
-        // Two, so that a limit that was lowered is reached in time.
-        for _ in 0..2 {
-            if self.budget.live() < self.budget.limit() || self.flows.pop_lru().is_none() {
-                break;
-            }
-            self.budget.live.fetch_sub(1, Ordering::Relaxed);
-            self.ended.evicted += 1;
+        if !self.make_room() {
+            return;
         }
-        self.budget.live.fetch_add(1, Ordering::Relaxed);
         self.flows.put(
             key,
             Flow {
@@ -144,6 +159,29 @@ impl Flows {
         );
     }
 
+    /// Takes a place, for which older flows go where they must.
+    fn make_room(&mut self) -> bool {
+        if self.flows.is_empty() {
+            let took = self.budget.take(0);
+            self.budget.starved.store(!took, Ordering::Relaxed);
+            return took;
+        }
+        let starved = self.budget.starved.load(Ordering::Relaxed);
+        let spare = usize::from(starved && self.budget.limit() > 1);
+        // A limit that was lowered far is reached in steps, so that no packet waits for all.
+        for _ in 0..MOST_EVICTED_AT_ONCE {
+            if self.budget.take(spare) {
+                return true;
+            }
+            if self.flows.pop_lru().is_none() {
+                return false;
+            }
+            self.budget.live.fetch_sub(1, Ordering::Relaxed);
+            self.ended.add(FlowEnd::Evicted, 1);
+        }
+        false
+    }
+
     /// Ends the flows that had no packet for `idle_ms`.
     pub fn expire(&mut self, now_ms: u64, idle_ms: u64) {
         while let Some((_, flow)) = self.flows.peek_lru() {
@@ -152,14 +190,14 @@ impl Flows {
             }
             self.flows.pop_lru();
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
-            self.ended.idle += 1;
+            self.ended.add(FlowEnd::Idle, 1);
         }
     }
 
     /// Ends all flows; returns how many there were.
     pub fn flush(&mut self) -> u64 {
         let flushed = self.release();
-        self.ended.flushed += flushed;
+        self.ended.add(FlowEnd::Flushed, flushed);
         flushed
     }
 
@@ -195,6 +233,13 @@ mod tests {
         ([10, 0, 0, n].into(), [225, 1, 2, 3].into())
     }
 
+    fn ended(end: FlowEnd, flows: u64) -> Ended {
+        let mut ended = Ended::default();
+        ended.add(end, flows);
+        assert_eq!(FlowEnd::ALL.map(|e| ended.of(e)).iter().sum::<u64>(), flows);
+        ended
+    }
+
     #[test]
     fn the_longest_idle_flow_makes_room_and_is_counted() {
         let budget = FlowBudget::new(2);
@@ -205,7 +250,7 @@ mod tests {
         flows.note(key(3), 0, 1, 100, 40);
         assert_eq!(flows.touch(&key(2), 1, 50, 50), None);
         assert_eq!(flows.touch(&key(1), 1, 50, 50), Some(0));
-        assert_eq!(flows.take_ended().evicted, 1);
+        assert_eq!(flows.take_ended(), ended(FlowEnd::Evicted, 1));
         assert_eq!(budget.live(), 2);
         drop(flows);
         assert_eq!(budget.live(), 0);
@@ -218,13 +263,9 @@ mod tests {
         flows.note(key(2), 0, 1, 100, 59_000);
         flows.expire(60_000, 60_000);
         assert_eq!(flows.iter().count(), 1);
-        assert_eq!(
-            flows.take_ended(),
-            Ended {
-                idle: 1,
-                ..Ended::default()
-            }
-        );
+        assert_eq!(flows.take_ended(), ended(FlowEnd::Idle, 1));
+        assert_eq!(flows.flush(), 1);
+        assert_eq!(flows.take_ended(), ended(FlowEnd::Flushed, 1));
         assert_eq!(flows.take_ended(), Ended::default());
     }
 
@@ -237,6 +278,21 @@ mod tests {
         let (_, flow) = flows.iter().next().unwrap();
         assert_eq!((flow.entry, flow.packets, flow.bytes), (7, 2, 200));
         assert_eq!((flow.began_ms, flow.seen_ms), (0, 5));
+    }
+
+    #[test]
+    fn the_limit_holds_over_all_interfaces_and_none_is_shut_out() {
+        let budget = FlowBudget::new(4);
+        let (mut flood, mut quiet) = (Flows::new(budget.clone()), Flows::new(budget.clone()));
+        (0..10).for_each(|n| flood.note(key(n), 0, 1, 1, 0));
+        quiet.note(key(1), 0, 1, 1, 1);
+        assert_eq!((quiet.iter().count(), budget.live()), (0, 4));
+        flood.note(key(11), 0, 1, 1, 2);
+        assert_eq!(budget.live(), 3);
+        quiet.note(key(1), 0, 1, 1, 3);
+        assert_eq!((quiet.iter().count(), budget.live()), (1, 4));
+        (20..30).for_each(|n| flood.note(key(n), 0, 1, 1, 4));
+        assert_eq!((quiet.iter().count(), budget.live()), (1, 4));
     }
 
     #[test]

@@ -60,20 +60,13 @@ pub fn wanted<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfName, Link, Origin};
+    use crate::model::{Link, Origin};
 
     fn links() -> Links {
         ["eth0", "eth1"]
             .iter()
             .enumerate()
-            .map(|(i, name)| Link {
-                index: IfIndex::new(i as u32 + 1).unwrap(),
-                name: name.parse::<IfName>().unwrap(),
-                mtu: 1500,
-                up: true,
-                carrier: true,
-                vlan: None,
-            })
+            .map(|(i, name)| Link::new(IfIndex::new(i as u32 + 1).unwrap(), name.parse().unwrap()))
             .collect()
     }
 

@@ -86,7 +86,8 @@ pub struct Rib {
 
 impl Rib {
     /// Adds a rule, or its egresses to the rule of the same interface, source and group.
-    pub fn add(&mut self, rule: RouteRule) -> Result<(), RibError> {
+    /// Returns the name of that rule.
+    pub fn add(&mut self, rule: RouteRule) -> Result<RouteName, RibError> {
         if rule.source.net().addr().is_ipv4() != rule.group.net().addr().is_ipv4() {
             return Err(RibError::MixedFamily(rule.source, rule.group));
         }
@@ -109,22 +110,23 @@ impl Rib {
         if to.len() > MOST_EGRESSES {
             return Err(RibError::TooManyEgresses);
         }
+        let at = same.unwrap_or(self.rules.len());
         match same {
             Some(at) => self.rules[at].to = to,
             None => self.rules.push(RouteRule { to, ..rule }),
         }
-        Ok(())
+        Ok(self.rules[at].name.clone())
     }
 
     /// Removes egresses of a rule, or without any named, the rule. A rule that loses its
-    /// last egress stays: it takes its packets and drops them.
+    /// last egress stays: it takes its packets and drops them. Returns the name of the rule.
     pub fn remove(
         &mut self,
         from: &IfPattern,
         source: SourcePrefix,
         group: GroupPrefix,
         to: &[IfPattern],
-    ) -> Result<(), RibError> {
+    ) -> Result<RouteName, RibError> {
         let Some(at) = self.find(from, source, group) else {
             return Err(RibError::NoSuchRoute {
                 from: from.clone(),
@@ -133,15 +135,14 @@ impl Rib {
             });
         };
         if to.is_empty() {
-            self.rules.remove(at);
-            return Ok(());
+            return Ok(self.rules.remove(at).name);
         }
         let rule = &mut self.rules[at];
         if let Some(unknown) = to.iter().find(|t| !rule.to.contains(t)) {
             return Err(RibError::NoSuchEgress(unknown.clone()));
         }
         rule.to.retain(|t| !to.contains(t));
-        Ok(())
+        Ok(rule.name.clone())
     }
 
     fn find(&self, from: &IfPattern, source: SourcePrefix, group: GroupPrefix) -> Option<usize> {
@@ -266,33 +267,17 @@ fn same_join(a: &JoinRule, b: &JoinRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfName, JoinPolicy, Origin, RouteName, SourcePrefix, TtlPolicy};
+    use crate::model::RouteName;
 
-    pub fn link(index: u32, name: &str) -> Link {
-        Link {
-            index: IfIndex::new(index).unwrap(),
-            name: name.parse::<IfName>().unwrap(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            vlan: None,
-        }
+    fn link(index: u32, name: &str) -> Link {
+        Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
     }
 
     fn rule(from: &str, group: &str, to: &[&str]) -> RouteRule {
-        let group = group.parse().unwrap();
+        let to = to.iter().map(|t| t.parse().unwrap()).collect();
         RouteRule {
             name: RouteName::new(from),
-            origin: Origin::Settings,
-            from: from.parse().unwrap(),
-            source: SourcePrefix::any_for(group),
-            except_sources: vec![],
-            group,
-            to: to.iter().map(|t| t.parse().unwrap()).collect(),
-            ttl: TtlPolicy::Decrement,
-            link_local: false,
-            join: JoinPolicy::Never,
-            loop_guard: false,
+            ..RouteRule::new(from.parse().unwrap(), group.parse().unwrap(), to)
         }
     }
 

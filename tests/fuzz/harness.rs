@@ -10,10 +10,7 @@ use std::task::{Context, Poll};
 
 use mcastor::control::Request;
 use mcastor::forward::{DropReason, NotData, decide};
-use mcastor::model::{
-    IfIndex, JoinPolicy, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
-    TtlThreshold,
-};
+use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::planes::egress::Sent;
 use mcastor::planes::{Batch, EgressQueue, Packet, Progress, Switch, Transmit};
 use mcastor::settings::Settings;
@@ -55,19 +52,14 @@ fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
 }
 
 fn rule(group: &str, source: Option<&str>, to: &[&str], ttl: TtlPolicy) -> RouteRule {
-    let group = group.parse().unwrap();
+    let to = to.iter().map(|t| t.parse().unwrap()).collect();
+    let rule = RouteRule::new("in".parse().unwrap(), group.parse().unwrap(), to);
     RouteRule {
         name: RouteName::new(format!("{group} {source:?}")),
-        origin: Origin::Settings,
-        from: "in".parse().unwrap(),
-        source: source.map_or(SourcePrefix::any_for(group), |s| s.parse().unwrap()),
-        except_sources: vec![],
-        group,
-        to: to.iter().map(|t| t.parse().unwrap()).collect(),
+        source: source.map_or(rule.source, |s| s.parse().unwrap()),
         ttl,
-        link_local: false,
-        join: JoinPolicy::Auto,
         loop_guard: matches!(ttl, TtlPolicy::Set(_)),
+        ..rule
     }
 }
 

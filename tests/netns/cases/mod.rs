@@ -3,13 +3,20 @@
 use crate::lab::harness::Case;
 
 mod checksums;
+mod control;
+mod goes;
 mod harness;
 mod hostile;
+mod joins;
+mod limits;
+mod loops;
 mod metrics;
 mod neighbours;
 mod operation;
 mod packets;
+mod panics;
 mod programs;
+mod reload;
 mod routes;
 mod streams;
 mod ttl;
@@ -45,6 +52,13 @@ pub fn all() -> Vec<Case> {
         programs::cases(),
         hostile::cases(),
         streams::cases(),
+        goes::cases(),
+        joins::cases(),
+        reload::cases(),
+        loops::cases(),
+        limits::cases(),
+        control::cases(),
+        panics::cases(),
     ]
     .into_iter()
     .flatten()

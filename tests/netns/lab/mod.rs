@@ -1,10 +1,12 @@
 //! The laboratory: namespaces, programs in them, packets in and out.
 
+pub mod control;
 pub mod frame;
 pub mod harness;
 pub mod http;
 pub mod metrics;
 pub mod ns;
+pub mod numbered;
 pub mod packet;
 pub mod pcap;
 pub mod program;
@@ -15,10 +17,11 @@ pub mod udp;
 
 pub use frame::{Seen, Udp};
 pub use ns::{Lab, Ns, sweep};
+pub use numbered::{Numbered, check_order, in_order, missing, number};
 pub use packet::{Capture, Injector};
 pub use program::Program;
 pub use router::Router;
-pub use star::Star;
+pub use star::{Star, macvlan};
 pub use udp::{UdpRx, UdpTx};
 
 use std::time::{Duration, Instant};

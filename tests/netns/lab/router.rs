@@ -1,10 +1,11 @@
 //! The program under test, and a stand-in for the tests of the harness itself.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
+use super::control::Control;
 use super::http::{self, Answer};
 use super::metrics::Metrics;
 use super::ns::{Lab, Ns};
@@ -21,6 +22,8 @@ pub struct Router {
     pub program: Program,
     /// Its control socket.
     pub socket: PathBuf,
+    /// Its settings file.
+    pub config: PathBuf,
     http: SocketAddr,
     last_words: PathBuf,
 }
@@ -88,11 +91,7 @@ impl Router {
     pub fn launch(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
         let socket = lab.file("mcastor.sock");
         let config = lab.file("mcastor.toml");
-        let text = format!(
-            "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"{}\"\n{toml}",
-            socket.display()
-        );
-        std::fs::write(&config, text).expect("writing settings");
+        write_settings(&config, &socket, toml);
         lab.log("settings", &config);
         let mut command = ns.command(BINARY);
         command
@@ -108,8 +107,45 @@ impl Router {
             ns: ns.clone(),
             program,
             socket,
+            config,
             http,
         }
+    }
+
+    /// Replaces its settings file, as an editor does; it is not read before a reload.
+    pub fn rewrite(&self, toml: &str) {
+        write_settings(&self.config, &self.socket, toml);
+    }
+
+    /// A connection to its control socket.
+    #[track_caller]
+    pub fn control(&self) -> Control {
+        Control::new(&self.socket).unwrap_or_else(|e| panic!("{}: {e}", self.socket.display()))
+    }
+
+    /// Runs `mcastor <words> --socket …` and returns what it said; it must work.
+    #[track_caller]
+    pub fn tell(&self, words: &str) -> String {
+        let out = self.try_tell(words);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "mcastor {words}: {said}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// As [`Self::tell`], however it ends.
+    pub fn try_tell(&self, words: &str) -> Output {
+        let socket = self.socket.display().to_string();
+        let mut args: Vec<&str> = words.split_whitespace().collect();
+        args.extend(["--socket", &socket]);
+        self.cli(&args)
+    }
+
+    /// Waits until it captures on what there is.
+    #[track_caller]
+    pub fn expect_ready(&self) {
+        eventually("/readyz", 200, || {
+            self.get("/readyz").map_or(0, |a| a.status)
+        });
     }
 
     /// GET from its HTTP server.
@@ -175,6 +211,17 @@ impl Router {
         let status = self.program.stop(libc::SIGTERM, Duration::from_secs(5));
         assert_eq!(status.code(), Some(0), "after SIGTERM: {status}");
     }
+}
+
+fn write_settings(config: &Path, socket: &Path, toml: &str) {
+    let text = format!(
+        "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"{}\"\n{toml}",
+        socket.display()
+    );
+    // In one step: a reader finds the old or the new, never half of it.
+    let new = config.with_extension("new");
+    std::fs::write(&new, text).expect("writing settings");
+    std::fs::rename(&new, config).expect("writing settings");
 }
 
 /// Debian's smcrouted: kernel multicast routing from the same topology.

@@ -63,7 +63,9 @@ impl Star {
         let mut up_src = String::new();
         up_link(&mut up_src, "eth0", 0, 10, v6);
         up_src += "route add default via 10.0.0.1\nroute add 224.0.0.0/4 dev eth0\n";
-        up_rcv += "route add default via 10.0.1.1\nroute add 224.0.0.0/4 dev eth1\n";
+        if egresses > 0 {
+            up_rcv += "route add default via 10.0.1.1\nroute add 224.0.0.0/4 dev eth1\n";
+        }
         if v6 {
             up_src += "route add ::/0 via fd00:0::1\n";
             up_rcv += "route add ::/0 via fd00:1::1\n";
@@ -76,6 +78,45 @@ impl Star {
         src.ip_batch(&up_src);
         star
     }
+}
+
+impl Star {
+    /// Adds egress `n`, or puts it back after it was deleted: `out<n>` and `eth<n>`, IPv4.
+    pub fn plug(&self, n: usize) {
+        self.plug_as(&format!("out{n}"), n);
+    }
+
+    /// As [`Self::plug`], under another name at the router.
+    pub fn plug_as(&self, name: &str, n: usize) {
+        let (rtr, rcv) = (self.rtr.name(), self.rcv.name());
+        let links = format!("link add eth{n} netns {rcv} type veth peer name {name} netns {rtr}\n");
+        ip_batch(&[], &links).unwrap_or_else(|e| panic!("{e}"));
+        let (mut up_rtr, mut up_rcv) = (String::new(), String::new());
+        // The far end first: what the router sends into a link that is up arrives.
+        up_link(&mut up_rcv, &format!("eth{n}"), n, 10, false);
+        up_link(&mut up_rtr, name, n, 1, false);
+        self.rcv.ip_batch(&up_rcv);
+        self.rtr.ip_batch(&up_rtr);
+    }
+
+    /// Puts `in` and `eth0` back after they were deleted, IPv4.
+    pub fn plug_in(&self) {
+        let (rtr, src) = (self.rtr.name(), self.src.name());
+        let links = format!("link add in netns {rtr} type veth peer name eth0 netns {src}\n");
+        ip_batch(&[], &links).unwrap_or_else(|e| panic!("{e}"));
+        let (mut up_rtr, mut up_src) = (String::new(), String::new());
+        up_link(&mut up_rtr, "in", 0, 1, false);
+        up_link(&mut up_src, "eth0", 0, 10, false);
+        self.src.ip_batch(&up_src);
+        self.rtr.ip_batch(&up_rtr);
+    }
+}
+
+/// Puts a macvlan interface on top of another: one that comes and goes while the wire stays.
+pub fn macvlan(ns: &Ns, name: &str, under: &str) {
+    ns.ip_batch(&format!(
+        "link add {name} link {under} type macvlan mode bridge\nlink set {name} up\n"
+    ));
 }
 
 fn up_link(batch: &mut String, name: &str, net: usize, host: usize, v6: bool) {
