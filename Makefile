@@ -22,9 +22,9 @@ check:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-# A million hostile frames through the live capture path.
+# A million hostile frames through the live capture path, and 10,000 changes of routes.
 soak: packages
-	MCASTOR_SOAK_FRAMES=1000000 cargo test --locked --release --test netns -- soak
+	MCASTOR_SOAK_FRAMES=1000000 MCASTOR_SOAK_CHANGES=5000 cargo test --locked --release --test netns -- soak
 
 # Against the kernel's multicast routing, in namespaces; QUICK=1 takes two minutes, without it
 # twenty. Needs root. Results: bench/results.

@@ -25,6 +25,9 @@ pub const MOST_WAITING: usize = 8;
 /// Far above what the interfaces of one worker send under [`MOST_WAITING`].
 const MAILBOX: usize = 4096;
 
+/// How long a stopped forwarder goes on sending.
+const LINGER: Duration = Duration::from_millis(50);
+
 /// How often an egress that could not be opened is tried again.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
@@ -249,9 +252,10 @@ panics_on_demand!(Forwarder);
 impl Handler<Stop> for Forwarder {
     type Result = ();
 
+    /// An interface that read the snapshot before this may still send to us for a moment.
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         self.vital.disarm();
-        ctx.stop();
+        ctx.run_later(LINGER, |_, ctx| ctx.stop());
     }
 }
 

@@ -341,6 +341,9 @@ impl Handler<Flush> for Interface {
     }
 }
 
+/// A batch of fewer packets than this is sent before another is taken in.
+const SMALL_BATCH: usize = 8;
+
 /// The batches of a capture. Its first error ends the actor that reads it.
 struct Batches {
     capture: Rc<RefCell<Box<dyn Capture>>>,
@@ -358,10 +361,11 @@ impl Stream for Batches {
             return Poll::Pending;
         }
         let next = self.capture.borrow_mut().poll_batch(task);
-        self.in_a_row = if next.is_ready() {
-            self.in_a_row + 1
-        } else {
-            0
+        self.in_a_row = match &next {
+            // Most likely the last for now: sent before we ask whether it was.
+            Poll::Ready(Ok(batch)) if batch.packets.len() < SMALL_BATCH => MOST_WAITING,
+            Poll::Ready(_) => self.in_a_row + 1,
+            Poll::Pending => 0,
         };
         next.map(Some)
     }

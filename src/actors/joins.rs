@@ -23,7 +23,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 pub struct Want {
     /// The memberships.
     pub joins: BTreeSet<Join>,
-    /// Names of the links they are on.
+    /// Names of the links that are up.
     pub names: AHashMap<IfIndex, IfName>,
 }
 
@@ -120,7 +120,7 @@ impl Handler<Want> for Joins {
     type Result = ();
 
     fn handle(&mut self, want: Want, _: &mut Self::Context) {
-        // A link that is gone took its memberships along; the sockets are of no use.
+        // A link that is gone or down took its memberships along; the sockets are of no use.
         let names = &want.names;
         self.held.retain(|index, _| names.contains_key(index));
         self.failed

@@ -79,9 +79,12 @@ impl Routing {
             .filter(|(index, _)| fib.ingresses.contains_key(*index))
             .map(|(index, name)| (*index, name.clone()))
             .collect();
+        // A link that is down has no memberships; when it comes up they are joined anew, and
+        // so reported at once.
+        let up: Links = links.iter().filter(|l| l.up).cloned().collect();
         let want = Want {
-            joins: joins::wanted(&self.rib.joins, &self.rib.rules, links),
-            names,
+            joins: joins::wanted(&self.rib.joins, &self.rib.rules, &up),
+            names: up.iter().map(|l| (l.index, l.name.clone())).collect(),
         };
         // Control facts: as many as links and rules change.
         if let Some(joins) = self.world.joins.load_full() {

@@ -1,4 +1,384 @@
-use crate::lab::harness::Case;
-pub fn cases() -> Vec<Case> {
-    vec![]
+//! Groups joined as a host: what the kernel says, and what a snooping switch makes of it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::{cases, route};
+use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, eventually};
+
+cases!("joins":
+    the_kernel_lists_what_is_joined,
+    two_thousand_groups_of_each_family,
+    #[LinkKind("bridge")] a_snooping_switch_delivers_because_of_the_join,
+    leaves_are_seen_on_the_wire,
+    joined_again_on_an_interface_that_returns,
+    joined_as_soon_as_an_interface_can,
+);
+
+/// Groups the kernel has on `iface` for sockets of this test, as `group` and `source,group`.
+/// The ones every host is in are left out.
+fn kernel(ns: &Ns, iface: &str) -> BTreeSet<String> {
+    let read = |file: &str| {
+        let path = format!("/proc/thread-self/net/{file}");
+        ns.enter(|| std::fs::read_to_string(&path).unwrap_or_default())
+    };
+    let mut found = BTreeSet::new();
+    let mut here = false;
+    for line in read("igmp").lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if !line.starts_with('\t') {
+            here = words[1] == iface;
+        } else if here {
+            let bits = u32::from_str_radix(words[0], 16).expect("hex");
+            found.insert(std::net::Ipv4Addr::from(bits.to_le_bytes()).to_string());
+        }
+    }
+    let v6 = |hex: &str| {
+        std::net::Ipv6Addr::from(u128::from_str_radix(hex, 16).expect("hex")).to_string()
+    };
+    for line in read("igmp6").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words[1] == iface {
+            found.insert(v6(words[2]));
+        }
+    }
+    let v4 = |hex: &str| {
+        let bits = u32::from_str_radix(hex.trim_start_matches("0x"), 16).expect("hex");
+        std::net::Ipv4Addr::from(bits).to_string()
+    };
+    for (file, address) in [
+        ("mcfilter", &v4 as &dyn Fn(&str) -> String),
+        ("mcfilter6", &v6),
+    ] {
+        for line in read(file).lines().filter(|l| !l.starts_with("Idx")) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if words[1] == iface && words[4] != "0" {
+                let group = address(words[2]);
+                found.remove(&group);
+                found.insert(format!("{},{group}", address(words[3])));
+            }
+        }
+    }
+    found.retain(|g| {
+        !g.starts_with("224.0.0.") && !g.starts_with("ff02:") && !g.starts_with("ff01:")
+    });
+    found
+}
+
+fn set(groups: &[&str]) -> BTreeSet<String> {
+    groups.iter().map(ToString::to_string).collect()
+}
+
+fn joined(router: &Router, iface: &str) -> u64 {
+    router.metric("mcastor_joined_groups", &[("iface", iface)]) as u64
+}
+
+fn join(interface: &str, source: &str, group: &str) -> String {
+    let source = if source.is_empty() {
+        String::new()
+    } else {
+        format!("source = \"{source}\"\n")
+    };
+    format!("[[join]]\ninterface = \"{interface}\"\n{source}group = \"{group}\"\n")
+}
+
+fn the_kernel_lists_what_is_joined(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let r = |name: &str, source: &str, group: &str, extra: &str| {
+        route(name, "in", source, group, &["out1"], extra)
+    };
+    let toml = join("in", "", "225.0.0.1")
+        + &join("in", "10.0.0.10", "232.1.2.3")
+        + &join("in", "10.0.0.11", "232.1.2.3")
+        + &join("in", "", "ff3e::1")
+        + &join("in", "fd00::10", "ff3e::8000:1")
+        + &join("in", "", "225.0.4.0/30")
+        + &r("auto", "", "225.1.0.1", "")
+        + &r("auto source", "10.0.0.10", "232.9.9.9", "")
+        + &r("auto wide source", "10.0.0.0/24", "225.1.0.2", "")
+        + &r("auto prefix", "", "225.2.0.0/24", "")
+        + &r("told prefix", "", "225.3.0.0/31", "join = true\n")
+        + &r("told not to", "", "225.1.0.3", "join = false\n")
+        + &r("auto v6", "", "ff0e::2", "")
+        + &r("auto specific", "10.0.0.0/24", "232.7.7.7", "")
+        + &r("auto source v6", "fd00::10", "ff3e::8000:2", "");
+    let router = Router::start(lab, &star.rtr, &toml);
+    let all = set(&[
+        "225.0.0.1",
+        "10.0.0.10,232.1.2.3",
+        "10.0.0.11,232.1.2.3",
+        "ff3e::1",
+        "fd00::10,ff3e::8000:1",
+        "225.0.4.0",
+        "225.0.4.1",
+        "225.0.4.2",
+        "225.0.4.3",
+        "225.1.0.1",
+        "10.0.0.10,232.9.9.9",
+        "225.1.0.2",
+        "225.3.0.0",
+        "225.3.0.1",
+        "ff0e::2",
+        "fd00::10,ff3e::8000:2",
+    ]);
+    eventually("the kernel's tables", all.clone(), || {
+        kernel(&star.rtr, "in")
+    });
+    assert_eq!(joined(&router, "in"), all.len() as u64);
+    assert_eq!(kernel(&star.rtr, "out1"), BTreeSet::new());
+    let shown = router.control().show("groups");
+    assert_eq!(shown.len(), all.len());
+    assert!(shown.iter().all(|g| g["error"].is_null()), "{shown:?}");
+    // The prefix is not joined, and both the log and `check` say so.
+    let log = router.program.stderr();
+    for note in ["auto prefix", "auto specific"] {
+        let noted = |l: &str| l.contains(note) && l.contains("not joined");
+        assert!(log.lines().any(noted), "{note}: {log}");
+    }
+    assert!(
+        !log.contains("told prefix") && !log.contains("told not to"),
+        "{log}"
+    );
+    let out = router.cli(&["check", &router.config.display().to_string()]);
+    let said =
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(
+        out.status.success()
+            && ["auto prefix", "auto specific"]
+                .iter()
+                .all(|n| said.contains(n)),
+        "{said}"
+    );
+    // By command, and back.
+    router.tell("join in 225.8.8.8");
+    router.tell("add in 225.8.8.9 out1");
+    router.tell("join in 10.0.0.12 232.1.2.3");
+    let more = set(&["225.8.8.8", "10.0.0.12,232.1.2.3", "225.8.8.9"]);
+    let with: BTreeSet<String> = all.union(&more).cloned().collect();
+    // Without sources: the kernel lists those only where the latest group has some.
+    let plain = |all: &BTreeSet<String>| -> BTreeSet<String> {
+        let group = |g: &String| g.rsplit(',').next().unwrap_or_default().to_owned();
+        all.iter().map(group).collect()
+    };
+    eventually("joined by command", plain(&with), || {
+        plain(&kernel(&star.rtr, "in"))
+    });
+    router.tell("leave in 225.8.8.8");
+    router.tell("leave in 10.0.0.12 232.1.2.3");
+    router.tell("remove in 225.8.8.9");
+    eventually("left by command", plain(&all), || {
+        plain(&kernel(&star.rtr, "in"))
+    });
+    router.rewrite(&join("in", "", "225.0.0.1"));
+    router.tell("reload");
+    eventually("left by reload", set(&["225.0.0.1"]), || {
+        kernel(&star.rtr, "in")
+    });
+    eventually("the gauge", 1, || joined(&router, "in"));
+    router.stop();
+    assert_eq!(kernel(&star.rtr, "in"), BTreeSet::new(), "left at the end");
+}
+
+fn two_thousand_groups_of_each_family(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let sysctl = |key: &str| {
+        let path = format!("/proc/sys/net/{key}");
+        let text = star
+            .rtr
+            .enter(|| std::fs::read_to_string(path).unwrap_or_default());
+        text.trim().to_owned()
+    };
+    assert_eq!(
+        sysctl("ipv4/igmp_max_memberships"),
+        "20",
+        "as the kernel has it"
+    );
+    let router = Router::start(lab, &star.rtr, "");
+    let begun = Instant::now();
+    router.rewrite(&(join("in", "", "225.16.0.0/21") + &join("in", "", "ff3e::8000:0/117")));
+    router.tell("reload");
+    eventually("2 x 2048 groups", 4096, || kernel(&star.rtr, "in").len());
+    println!("4096 groups joined in {:?}", begun.elapsed());
+    eventually("the gauge", 4096, || joined(&router, "in"));
+    let fds = || {
+        let dir = format!("/proc/{}/fd", router.program.pid());
+        std::fs::read_dir(dir).map_or(0, Iterator::count)
+    };
+    assert!(fds() > 100, "pooled, 20 each: {}", fds());
+    // Every second one more of the same socket: places that get free are used again.
+    router.tell("join in 10.0.0.10 232.1.1.1");
+    let begun = Instant::now();
+    router.rewrite("");
+    router.tell("reload");
+    eventually("all left", 0, || kernel(&star.rtr, "in").len());
+    println!("and left in {:?}; {} descriptors", begun.elapsed(), fds());
+    assert!(fds() < 40, "sockets are closed: {}", fds());
+}
+
+/// `src`, a bridge with snooping and a querier, and `in` of the router behind it.
+fn a_snooping_switch_delivers_because_of_the_join(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let sw = lab.ns("sw");
+    star.rtr.ip("link del in");
+    let (s, r, w) = (star.src.name(), star.rtr.name(), sw.name());
+    let links = format!(
+        "link add eth0 netns {s} type veth peer name p0 netns {w}\n\
+         link add in netns {r} type veth peer name p1 netns {w}\n"
+    );
+    crate::lab::ns::ip_batch(&[], &links).expect("links");
+    sw.ip_batch(
+        "link add br0 type bridge\n\
+         link set br0 type bridge mcast_snooping 1 mcast_igmp_version 3 \
+         mcast_query_response_interval 10 mcast_startup_query_interval 20\n\
+         link set p0 master br0\nlink set p1 master br0\n\
+         link set p0 up\nlink set p1 up\nlink set br0 up\n\
+         link set br0 type bridge mcast_querier 1\n",
+    );
+    star.src
+        .ip_batch("link set eth0 up\naddress add 10.0.0.10/24 dev eth0\n");
+    star.rtr
+        .ip_batch("link set in up\naddress add 10.0.0.1/24 dev in\n");
+    let groups = ["225.1.2.3", "232.1.2.3"];
+    let toml = |joins: &str| {
+        route("any", "in", "", groups[0], &["out1"], joins)
+            + &route("one", "in", "10.0.0.10", groups[1], &["out1"], joins)
+    };
+    let router = Router::start(lab, &star.rtr, &toml("join = false\n"));
+    let inject = Injector::new(&star.src, "eth0");
+    let send = |n: u32| {
+        for group in groups {
+            let dst = format!("{group}:5000");
+            inject.send(&Udp::new("10.0.0.10:9", &dst, n.to_be_bytes()).frame());
+        }
+    };
+    let at_in = Capture::new(&star.rtr, "in");
+    // The switch floods until it believes in its querier; from then on nothing comes.
+    let mut n = 0;
+    eventually("the switch snoops", true, || {
+        let before = groups.map(|g| at_in.to(g).len());
+        (0..5).for_each(|_| send(n));
+        n += 1;
+        std::thread::sleep(Duration::from_millis(20));
+        groups.map(|g| at_in.to(g).len()) == before
+    });
+    (0..50).for_each(send);
+    let before = groups.map(|g| at_in.to(g).len());
+    router.rewrite(&toml(""));
+    router.tell("reload");
+    eventually("the switch has them in its table", true, || {
+        let out = sw.output("bridge", &["mdb", "show"]);
+        let table = String::from_utf8_lossy(&out.stdout).into_owned();
+        groups.iter().all(|g| table.contains(g))
+    });
+    assert_eq!(
+        groups.map(|g| at_in.to(g).len()),
+        before,
+        "nothing came without a join"
+    );
+    let out = Capture::new(&star.rcv, "eth1");
+    (0..100).for_each(send);
+    for group in groups {
+        out.expect(group, 100);
+    }
+    // And no longer once left.
+    router.rewrite(&toml("join = false\n"));
+    router.tell("reload");
+    eventually("nothing comes any more", true, || {
+        let before = groups.map(|g| at_in.to(g).len());
+        send(0);
+        std::thread::sleep(Duration::from_millis(20));
+        groups.map(|g| at_in.to(g).len()) == before
+    });
+}
+
+/// Records of IGMPv3 reports on the wire (RFC 3376 section 4.2): type, group, sources.
+fn records(capture: &Capture) -> Vec<(u8, String, Vec<String>)> {
+    let address = |b: &[u8]| std::net::Ipv4Addr::new(b[0], b[1], b[2], b[3]).to_string();
+    let mut found = Vec::new();
+    for seen in capture.to("224.0.0.22") {
+        let body = seen.body();
+        if seen.protocol != 2 || body[0] != 0x22 {
+            continue;
+        }
+        let mut at = 8;
+        for _ in 0..u16::from_be_bytes([body[6], body[7]]) {
+            let sources = usize::from(u16::from_be_bytes([body[at + 2], body[at + 3]]));
+            let list = (0..sources).map(|i| address(&body[at + 8 + 4 * i..]));
+            found.push((body[at], address(&body[at + 4..]), list.collect()));
+            at += 8 + 4 * sources + 4 * usize::from(body[at + 1]);
+        }
+    }
+    found
+}
+
+fn leaves_are_seen_on_the_wire(lab: &Lab) {
+    const TO_IN: u8 = 3;
+    const TO_EX: u8 = 4;
+    const ALLOW: u8 = 5;
+    const BLOCK: u8 = 6;
+    let star = Star::v4(lab, 1);
+    let wire = Capture::new(&star.src, "eth0");
+    let toml = route("r", "in", "", "225.1.1.1", &["out1"], "")
+        + &join("in", "", "225.1.1.2")
+        + &join("in", "10.0.0.10", "232.1.1.1");
+    let router = Router::start(lab, &star.rtr, &toml);
+    router.tell("join in 225.1.1.3");
+    let said = |kind: u8, group: &str, sources: &[&str]| {
+        let record = (
+            kind,
+            group.to_owned(),
+            sources.iter().map(ToString::to_string).collect(),
+        );
+        eventually(&format!("type {kind} {group}"), true, || {
+            records(&wire).contains(&record)
+        });
+    };
+    for group in ["225.1.1.1", "225.1.1.2", "225.1.1.3"] {
+        said(TO_EX, group, &[]);
+    }
+    said(ALLOW, "232.1.1.1", &["10.0.0.10"]);
+    assert!(records(&wire).iter().all(|r| r.0 != TO_IN && r.0 != BLOCK));
+    router.tell("leave in 225.1.1.3");
+    said(TO_IN, "225.1.1.3", &[]);
+    router.rewrite(&route("r", "in", "", "225.1.1.1", &["out1"], ""));
+    router.tell("reload");
+    said(TO_IN, "225.1.1.2", &[]);
+    said(BLOCK, "232.1.1.1", &["10.0.0.10"]);
+    assert!(!records(&wire).contains(&(TO_IN, "225.1.1.1".into(), vec![])));
+    router.stop();
+    said(TO_IN, "225.1.1.1", &[]);
+}
+
+fn joined_again_on_an_interface_that_returns(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml =
+        route("r", "in", "", "225.1.2.3", &["out1"], "") + &join("in", "10.0.0.10", "232.1.2.3");
+    let router = Router::start(lab, &star.rtr, &toml);
+    let all = set(&["225.1.2.3", "10.0.0.10,232.1.2.3"]);
+    for _ in 0..3 {
+        eventually("joined", all.clone(), || kernel(&star.rtr, "in"));
+        eventually("the gauge", 2, || joined(&router, "in"));
+        star.rtr.ip("link set in down");
+        star.rtr.ip("link set in up");
+        eventually("still joined", all.clone(), || kernel(&star.rtr, "in"));
+        star.rtr.ip("link del in");
+        eventually("the gauge", 0, || joined(&router, "in"));
+        star.plug_in();
+    }
+}
+
+/// A membership the kernel refuses is shown with its reason and tried again.
+fn joined_as_soon_as_an_interface_can(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    // Too narrow for IPv6, which the kernel then does not speak there (RFC 8200 section 5).
+    star.rtr.ip("link set in mtu 1000");
+    let router = Router::start(lab, &star.rtr, &join("in", "", "ff3e::1:2"));
+    let error = || router.control().show("groups")[0]["error"].clone();
+    eventually("it is refused", true, || error().is_string());
+    assert_eq!(joined(&router, "in"), 0);
+    star.rtr.ip("link set in mtu 1500");
+    eventually("joined after all", set(&["ff3e::1:2"]), || {
+        kernel(&star.rtr, "in")
+    });
+    eventually("no error any more", true, || error().is_null());
 }

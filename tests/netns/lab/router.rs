@@ -140,14 +140,6 @@ impl Router {
         self.cli(&args)
     }
 
-    /// Waits until it captures on what there is.
-    #[track_caller]
-    pub fn expect_ready(&self) {
-        eventually("/readyz", 200, || {
-            self.get("/readyz").map_or(0, |a| a.status)
-        });
-    }
-
     /// GET from its HTTP server.
     pub fn get(&self, path: &str) -> std::io::Result<Answer> {
         http::get(&self.ns, self.http, path)
