@@ -156,29 +156,7 @@ impl Default for LimitSettings {
 impl Settings {
     /// What is allowed but may not be what was meant, a sentence each.
     pub fn notes(&self) -> Vec<String> {
-<<<<<<< HEAD
         self.routes.iter().filter_map(note_on_join).collect()
-=======
-        let silent = self
-            .routes
-            .iter()
-            .filter(|r| r.join == JoinPolicy::Auto && r.wanted_join().is_none());
-        silent
-            .map(|route| match route.group.single() {
-                None => format!(
-                    "route \"{}\": the groups of {} are not joined, so a switch with snooping may \
-                     not deliver them; join = true joins each, join = false ends this note",
-                    route.name, route.group
-                ),
-                Some(group) => format!(
-                    "route \"{}\": {group} is source-specific and the route names no single source, \
-                     so it is not joined and a switch with snooping may not deliver it; name the \
-                     source, or join = true joins it for any, join = false ends this note",
-                    route.name
-                ),
-            })
-            .collect()
->>>>>>> goes
     }
 
     /// Reads `file`, if there is one, lays the variables of `env` that start with
