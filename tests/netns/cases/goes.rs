@@ -252,6 +252,11 @@ fn down_and_up_again(lab: &Lab) {
         two.expect(GROUP, 30 * round);
         router.expect_dropped("egress_down", "out1", 10 * round as u64);
         star.rtr.ip("link set out1 up");
+        eventually("out1 sends again", true, || {
+            let shown = star.rtr.try_ip("-o link show dev out1").unwrap_or_default();
+            let known = router.metric("mcastor_interface_up", &[("iface", "out1")]);
+            shown.contains("state UP") && !shown.contains("qdisc noop ") && known == 1.0
+        });
     }
     let mut got = 150;
     for _ in 0..5 {

@@ -60,7 +60,7 @@ fn a_hundred_reloads_leave_an_unchanged_route_alone(lab: &Lab) {
             router.program.signal(libc::SIGHUP);
         } else {
             let said = router.control().must(&json!("reload"));
-            assert_eq!(said["done"], format!("reloaded: {names} routes"));
+            assert_eq!(said["done"], format!("reloaded, routes: {names}"));
         }
         eventually("the new rules", names, || route_names(&router).len());
         traffic.more(20);
@@ -158,7 +158,7 @@ fn commands_live_until_a_reload(lab: &Lab) {
     assert_eq!(route_names(&router), both[..1]);
     let groups = router.control().show("groups");
     assert_eq!(groups.len(), 1, "{groups:?}");
-    assert_eq!(router.tell("flush").trim(), "flushed 1 flows");
+    assert_eq!(router.tell("flush").trim(), "flows flushed: 1");
     router.expect_metric("mcastor_flows", &[], 0);
 }
 
