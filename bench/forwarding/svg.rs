@@ -102,7 +102,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
         51.0,
         "start",
         "",
-        "| kernel = 1   – smallest to largest round   ◆ goal",
+        "| kernel = 1, – smallest to largest round, red: goal",
     );
     for (i, panel) in PANELS.iter().enumerate() {
         let left = LABELS + i as f64 * (PANEL + GAP);
