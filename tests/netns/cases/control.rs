@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use super::{cases, route};
 use crate::lab::control::Control;
-use crate::lab::{Capture, Lab, Numbered, Router, Star, eventually, in_order};
+use crate::lab::{BINARY, Capture, Lab, Numbered, Router, Star, eventually, in_order};
 
 cases!("control":
     two_daemons_on_one_socket,
     socket_paths_that_cannot_be,
     floods_and_half_open_clients_do_no_harm,
     stop_by_command_within_a_second,
+    who_lacks_a_right_is_told_which,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -144,4 +145,39 @@ fn stop_by_command_within_a_second(lab: &Lab) {
         begun.elapsed()
     );
     assert!(!router.socket.exists());
+}
+
+/// As nobody: the socket is not theirs, neither is the folder it shall be in, and without
+/// CAP_NET_RAW there is no capture.
+fn who_lacks_a_right_is_told_which(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    // A folder and a program that everybody may use.
+    let dir = tempfile::tempdir().expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(dir.path(), open(0o755)).expect("permissions");
+    let program = dir.path().join("mcastor").display().to_string();
+    std::fs::copy(BINARY, &program).expect("a copy");
+    let socket = dir.path().join("mcastor.sock").display().to_string();
+    let env = [("MCASTOR__CONTROL__SOCKET", socket.as_str())];
+    let _router = Router::launch(lab, &star.rtr, &r(), &env);
+    eventually("it answers", true, || {
+        Control::new(std::path::Path::new(&socket)).is_ok()
+    });
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let refused = |more: &[&str], words: &str, reason: &str| {
+        let mut args = nobody.to_vec();
+        args.extend(more);
+        args.push(&program);
+        args.extend(words.split(' '));
+        let out = star.rtr.output("setpriv", &args);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{words}: {said}");
+        assert!(said.contains(reason), "{words}: {said}");
+    };
+    let show = format!("show routes --socket {socket}");
+    refused(&[], &show, "run as the user that runs mcastor");
+    refused(&[], "run", "give the program CAP_NET_RAW");
+    // Without settings the socket is in /run, which is root's.
+    let raw = ["--inh-caps=+net_raw", "--ambient-caps=+net_raw"];
+    refused(&raw, "run", "the folder must exist and be writable");
 }

@@ -346,8 +346,11 @@ fn ends_well(lab: &Lab, signal: i32) {
     let star = Star::v4(lab, 1);
     let mut router = Router::start(lab, &star.rtr, &r());
     assert!(router.socket.exists());
+    let pid = std::fs::read_to_string(router.pid_file()).expect("a pid file");
+    assert_eq!(pid.trim(), router.program.pid().to_string());
     let begun = std::time::Instant::now();
     let status = router.program.stop(signal, PATIENCE);
+    println!("ended {:?} after the signal", begun.elapsed());
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(
         begun.elapsed().as_millis() < 3000,
@@ -355,6 +358,7 @@ fn ends_well(lab: &Lab, signal: i32) {
         begun.elapsed()
     );
     assert!(!router.socket.exists(), "the control socket is gone");
+    assert!(!router.pid_file().exists(), "the pid file is gone");
 }
 
 fn sigterm_ends_it_well(lab: &Lab) {

@@ -20,7 +20,7 @@ pub use ns::{Lab, Ns, sweep};
 pub use numbered::{Numbered, check_order, in_order, missing, number};
 pub use packet::{Capture, Injector};
 pub use program::Program;
-pub use router::Router;
+pub use router::{BINARY, Router};
 pub use star::{Star, macvlan};
 pub use udp::{UdpRx, UdpTx};
 

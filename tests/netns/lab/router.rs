@@ -97,6 +97,8 @@ impl Router {
         command
             .args(["run", "--config"])
             .arg(&config)
+            .arg("--pid-file")
+            .arg(socket.with_extension("pid"))
             .envs(env.iter().copied());
         let program = Program::start(lab, command);
         let http = "127.0.0.1:9464".parse().expect("an address");
@@ -110,6 +112,11 @@ impl Router {
             config,
             http,
         }
+    }
+
+    /// Its pid file.
+    pub fn pid_file(&self) -> PathBuf {
+        self.socket.with_extension("pid")
     }
 
     /// Replaces its settings file, as an editor does; it is not read before a reload.
