@@ -4,9 +4,10 @@
 //!
 //! ```text
 //!  kernel        sys::filter    lets pass multicast that we did not send
-//!     |          sys::ring      Block: frames in memory shared with the kernel
+//!     |          sys::receive   at low rates: packets one by one, into pooled buffers
+//!     |          sys::ring      at high rates: blocks in memory shared with the kernel
 //!     v
-//!  capture       planes::packet frames -> planes::Batch
+//!  capture       planes::capture  whichever suits the rate (planes::rate) -> planes::Batch
 //!     |          actors::interface, on a worker thread
 //!     v
 //!  decide        planes::switch for each packet of the batch:
