@@ -24,7 +24,7 @@ check:
 
 # A million hostile frames through the live capture path, and 10,000 changes of routes.
 soak: packages
-	MCASTOR_SOAK_FRAMES=1000000 MCASTOR_SOAK_CHANGES=5000 cargo test --locked --test netns -- soak --nocapture
+	MCASTOR_SOAK_FRAMES=1000000 MCASTOR_SOAK_CHANGES=50000 cargo test --locked --test netns -- soak --nocapture
 
 # Against the kernel's multicast routing, in namespaces; QUICK=1 takes two minutes, without it
 # twenty. Needs root. Results: bench/results.
