@@ -2,26 +2,8 @@
 
 use crate::sys::buffer::Buffer;
 use crate::sys::ring::Block;
-use crate::wire::offload::Offload;
 
-/// Where one packet stands in its batch, and what is known of it besides its bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Packet {
-    /// First byte, at the network header.
-    pub start: u32,
-    /// Bytes, link-layer padding included.
-    pub len: u32,
-    /// When it was received, in nanoseconds of `CLOCK_REALTIME`.
-    pub received_ns: u64,
-    /// EtherType of what stands at `start`.
-    pub ethertype: u16,
-    /// VLAN it was tagged with.
-    pub vlan: Option<u16>,
-    /// What the sender left to hardware.
-    pub offload: Offload,
-    /// The end is missing: the capture had no room for it.
-    pub cut: bool,
-}
+pub use crate::sys::packet::Frame as Packet;
 
 /// Memory of a batch.
 pub(super) enum Memory {

@@ -26,7 +26,7 @@ use tracing::debug;
 
 use super::packet::{Modes, PacketPlane};
 use super::rate::{Advice, Governor, Mode};
-use super::{Batch, Capture, Packet};
+use super::{Batch, Capture};
 use crate::model::IfIndex;
 use crate::sys::fanout::{GroupId, Member};
 use crate::sys::packet::Frame;
@@ -214,7 +214,7 @@ impl SocketCapture {
         loop {
             match self.socket.get_mut().receive(&mut self.frames) {
                 Ok(buffer) => {
-                    let packets = self.frames.iter().map(Packet::from).collect();
+                    let packets = self.frames.clone();
                     return Ok(Some(Batch::from_buffer(buffer, packets)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -246,7 +246,7 @@ impl SocketCapture {
             if let Some(block) = ring.get_mut().next_block() {
                 self.frames.clear();
                 block.frames(&mut self.frames);
-                let packets = self.frames.iter().map(Packet::from).collect();
+                let packets = self.frames.clone();
                 return Poll::Ready(Ok(Batch::from_block(block, packets)));
             }
             let mut guard = ready!(ring.poll_read_ready_mut(cx))?;
@@ -346,19 +346,5 @@ fn place(mode: Mode) -> u32 {
     match mode {
         Mode::Latency => 0,
         Mode::Throughput => 1,
-    }
-}
-
-impl From<&Frame> for Packet {
-    fn from(f: &Frame) -> Self {
-        Self {
-            start: f.start,
-            len: f.len,
-            received_ns: f.received_ns,
-            ethertype: f.ethertype,
-            vlan: f.vlan,
-            offload: f.offload,
-            cut: f.cut,
-        }
     }
 }

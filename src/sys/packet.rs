@@ -7,7 +7,7 @@ use crate::model::IfIndex;
 use crate::wire::offload::Offload;
 
 /// Where a captured frame stands in its memory, and what the kernel says of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Frame {
     /// First byte of the network header, counted from the start of its memory.
     pub start: u32,
