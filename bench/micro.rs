@@ -9,13 +9,14 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use mcastor::forward::fragment::fragment;
 use mcastor::forward::rewrite::rewrite;
 use mcastor::forward::segment::segment;
-use mcastor::forward::{LoopGuard, decide};
+use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
 use mcastor::model::{
-    IfIndex, JoinPolicy, Link, Links, Origin, RouteName, RouteRule, SourcePrefix, TtlPolicy,
+    IfIndex, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName, RouteRule, Source,
+    SourceFilter, SourcePrefix, TtlPolicy,
 };
 use mcastor::planes::{Batch, Packet, Slot, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
-use mcastor::table::{Fib, Rib};
+use mcastor::table::{Feeds, Fib, Learned, Rib};
 use mcastor::wire::checksum;
 use mcastor::wire::ip::{Datagram, refresh_ipv4_checksum};
 use mcastor::wire::offload::Offload;
@@ -60,6 +61,7 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
         up: true,
         carrier: true,
         vlan: None,
+        known_as: Default::default(),
     };
     let out = (0..egresses).map(|i| link(i as u32 + 2, format!("out{i}")));
     let links: Links = std::iter::once(link(1, "in".into())).chain(out).collect();
@@ -82,12 +84,13 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
             link_local: false,
             join: JoinPolicy::Never,
             loop_guard: false,
+            rewrite: None,
         }
     });
     Rib {
         rules: rules.collect(),
         interfaces: vec![],
-        joins: vec![],
+        ..Rib::default()
     }
     .fib(&links, 1)
 }
@@ -96,11 +99,21 @@ fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
     &fib.ingresses[&IfIndex::new(1).expect("not zero")]
 }
 
+fn ttl(decision: Decision<'_>) -> Option<u8> {
+    decision.versions().next().map(|version| version.ttl)
+}
+
 fn decides(c: &mut Criterion) {
     let mut g = c.benchmark_group("decide");
     for rules in [10, 10_000, 100_000] {
         let fib = fib(rules, true, 1);
-        let ingress = ingress(&fib);
+        let feeds = Feeds::default();
+        let arrival = Arrival {
+            fib: &fib,
+            ingress: ingress(&fib),
+            feeds: &feeds,
+            now_ms: 1,
+        };
         // As many as there are rules, so that large tables do not stay in the cache.
         let flows = rules.min(100_000);
         let few: Vec<_> = (0..PACKETS).map(|i| packet(i % flows, PAYLOAD)).collect();
@@ -110,18 +123,18 @@ fn decides(c: &mut Criterion) {
             let mut i = 0;
             b.iter(|| {
                 i = (i + 1) % PACKETS;
-                decide(&fib, ingress, &mut known, black_box(&few[i]), 1).map(|d| d.ttl)
+                decide(arrival, &mut known, black_box(&few[i])).map(ttl)
             });
         });
         g.bench_function(BenchmarkId::new("flow known, all in turn", rules), |b| {
             let mut known = Flows::new(FlowBudget::new(1 << 20));
             for packet in &many {
-                let _ = decide(&fib, ingress, &mut known, packet, 1);
+                let _ = decide(arrival, &mut known, packet);
             }
             let mut i = 0;
             b.iter(|| {
                 i = (i + 1) % many.len();
-                decide(&fib, ingress, &mut known, black_box(&many[i]), 1).map(|d| d.ttl)
+                decide(arrival, &mut known, black_box(&many[i])).map(ttl)
             });
         });
         g.bench_function(BenchmarkId::new("flow new", rules), |b| {
@@ -130,8 +143,62 @@ fn decides(c: &mut Criterion) {
             let mut i = 0;
             b.iter(|| {
                 i = (i + 1) % many.len();
-                decide(&fib, ingress, &mut known, black_box(&many[i]), 1).map(|d| d.ttl)
+                decide(arrival, &mut known, black_box(&many[i])).map(ttl)
             });
+        });
+    }
+    g.finish();
+}
+
+/// A change of one group among 10,000 with 10 sources each, on one and on 50 interfaces:
+/// what is between a report and a snapshot that forwards by it.
+fn memberships(c: &mut Criterion) {
+    const GROUPS: usize = 10_000;
+    let mut g = c.benchmark_group("one membership of 10,000 groups");
+    for downstreams in [1, 50] {
+        let names = (0..=downstreams).map(|i| format!("if{i}"));
+        let links: Links = (1u32..)
+            .zip(names)
+            .map(|(i, name)| {
+                let index = IfIndex::new(i).expect("not zero");
+                Link::new(index, name.parse().expect("a name"))
+            })
+            .collect();
+        let pattern = |name: &str| vec![name.parse().expect("a pattern")];
+        let rib = Rib {
+            proxies: vec![ProxyRule::new(pattern("if0"), pattern("if*"))],
+            ..Rib::default()
+        };
+        let mut learned = Learned::default();
+        let downstream = |i: usize| IfIndex::new((i % downstreams) as u32 + 2).expect("not zero");
+        let of = |i: usize| group(i).to_string().parse().expect("a group");
+        let sources = |from: usize| {
+            let all = (from..from + 10).map(|n| Source::new(source(n).into()).expect("a source"));
+            SourceFilter::Include(all.collect())
+        };
+        for i in 0..GROUPS {
+            // Where there are many, each group in its own few.
+            for n in 0..downstreams.min(4) {
+                learned.learn(downstream(i * 7 + i / 50 * n), of(i), sources(0));
+            }
+        }
+        let mut fib = rib.fib(&links, 1);
+        learned.rebuild(&mut fib);
+        let mut n = 0;
+        g.bench_function(
+            BenchmarkId::new("learned and published", downstreams),
+            |b| {
+                b.iter(|| {
+                    n += 1;
+                    learned.learn(downstream(n), of(n % GROUPS), sources(n % 3));
+                    if let Some(next) = learned.update(&fib, n as u64) {
+                        fib = next;
+                    }
+                });
+            },
+        );
+        g.bench_function(BenchmarkId::new("all anew", downstreams), |b| {
+            b.iter(|| learned.rebuild(&mut fib));
         });
     }
     g.finish();
@@ -332,6 +399,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1_000))
         .sample_size(20);
-    targets = decides, steps, switches, hand_over
+    targets = memberships, decides, steps, switches, hand_over
 }
 criterion_main!(benches);

@@ -1,8 +1,11 @@
 //! Assembly and shutdown: settings in, a running router, and its end.
 
+pub mod service;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -12,12 +15,17 @@ use tracing::{error, info, warn};
 
 use crate::actors::World;
 use crate::actors::keeper::{Charge, Keeper, LinkSource, PanicIn, Shutdown};
-use crate::actors::routing::Replace;
+use crate::actors::routing::{InForce, Replace};
 use crate::actors::world::ProcessRequest;
-use crate::control::server::{BindError, Server};
+use crate::control::server::Server;
+use crate::control::socket::{BindError, Socket};
 use crate::metrics::Catalog;
-use crate::planes::packet::PacketPlane;
-use crate::settings::{LimitSettings, PlaneKind, Settings, environment};
+use crate::mnat::{self, Config};
+use crate::model::{IfPattern, ProxyRule, RouteName};
+use crate::planes::packet::{Modes, PacketPlane};
+use crate::planes::rate::{Mode, Thresholds};
+use crate::settings::{LimitSettings, PlaneKind, Report, Settings};
+use crate::smcroute::server::Server as SmcrouteServer;
 use crate::sys;
 use crate::table::{InterfaceOptions, Rib};
 
@@ -67,57 +75,114 @@ pub enum AppError {
 pub struct Options {
     /// The settings, loaded already.
     pub settings: Settings,
-    /// The file they came from, to be read again at a reload.
-    pub file: Option<PathBuf>,
+    /// Reads them again, at a reload.
+    pub load: Load,
     /// Where to write the process id; removed at the end.
     pub pid_file: Option<PathBuf>,
+    /// One end of multicast NAT, instead of what the settings say of it.
+    pub mnat: Option<Config>,
+    /// Where smcroute's clients are answered; the control socket is not made then.
+    pub smcroute: Option<Socket>,
+    /// What is run when routes are in force, and when a flow begins.
+    pub script: Option<PathBuf>,
+}
+
+/// What reads the settings.
+pub type Load = Box<dyn Fn() -> Result<Settings, Box<Report>>>;
+
+/// Fixes how packets are taken in to `latency` or `throughput`: for measurements.
+const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
+
+fn capture_modes() -> Modes {
+    let fixed = std::env::var(FIXED_CAPTURE).ok();
+    let of = |mode: &Mode| fixed.as_deref() == Some(mode.label());
+    match [Mode::Latency, Mode::Throughput].into_iter().find(of) {
+        Some(mode) => Modes::Fixed(mode),
+        None => Modes::Adaptive(Thresholds::default()),
+    }
 }
 
 /// Runs until SIGTERM, SIGINT or a stop command.
 pub fn run(options: Options) -> Result<(), AppError> {
     let activated = sys::activation::http_listener();
+    // Who may not ask for capabilities is told by what then fails.
+    let _ = sys::capabilities::raise();
     sys::packet::probe().map_err(AppError::NoPacketSockets)?;
     sys::limits::raise_open_files();
     System::new().block_on(assemble(options, activated))
 }
 
 async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<(), AppError> {
-    let settings = &options.settings;
+    // Reading the settings took far more than they do.
+    sys::memory::give_back();
+    let mut in_force = options.settings;
+    in_force.notes().iter().for_each(|note| warn!("{note}"));
+    let mnat = options.mnat.clone().or_else(|| in_force.mnat.clone());
+    let rib = rib_of(&mut in_force, mnat.as_ref());
+    let settings = &in_force;
     let plane = match settings.plane.kind {
         PlaneKind::Auto | PlaneKind::Packet => PacketPlane {
             qdisc_bypass: settings.plane.qdisc_bypass,
+            modes: capture_modes(),
+            busy_poll: settings.plane.busy_poll,
             ..PacketPlane::new(instance_mark())
         },
     };
     let (world, mut requests) = World::new(
         Catalog::new()?,
         Box::new(plane),
-        rib_of(settings),
+        rib,
         settings.limits.flows,
+        settings.docker.socket.clone(),
     );
     set_limits(&world, &settings.limits);
-    settings.notes().iter().for_each(|note| warn!("{note}"));
-    let control = Server::bind(&settings.control.socket)?;
+    tell_skipped(settings);
+    let control = match options.smcroute {
+        Some(_) => None,
+        None => Some(Socket::bind(&settings.control.socket)?),
+    };
     let _pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
     let http = activated.or_else(|| settings.http.listen.and_then(listen));
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
+    // All that needs more is open; threads begin below.
+    match sys::capabilities::drop_rest() {
+        Ok(0) => {}
+        Ok(dropped) => info!("{dropped} capabilities that are not needed any more are given up"),
+        Err(e) => warn!("cannot give up capabilities: {e}"),
+    }
     let keeper = Keeper::new(Charge {
         world: world.clone(),
         http,
         failed: failed.clone(),
         workers: std::thread::available_parallelism().map_or(1, Into::into),
         links: LinkSource::Netlink,
+        mnat: mnat.clone().map(Arc::new),
     })
     .start();
-    let control = actix::spawn(control.serve(world.clone()));
-    let mut in_force = options.settings.clone();
+    let control = match (control, options.smcroute) {
+        (Some(control), _) => actix::spawn(Server::new(control).serve(world.clone())),
+        (None, Some(socket)) => actix::spawn(SmcrouteServer::new(socket).serve(world.clone())),
+        (None, None) => actix::spawn(async {}),
+    };
+    let script = options
+        .script
+        .map(|path| service::Script::start(path, &world));
+    let called = |what| {
+        if let Some(script) = &script {
+            script.call(what);
+        }
+    };
+    actix::spawn(service::tell_the_supervisor(world.clone()));
     let result = loop {
         let reason = tokio::select! {
             reason = signals.next() => reason,
             Some(request) = requests.recv() => match request {
                 ProcessRequest::Reload(answer) => {
-                    let outcome = reload(&options.file, &mut in_force, &world).await;
+                    let outcome = reload(&options.load, &mut in_force, mnat.as_ref(), &world).await;
+                    if outcome.is_ok() {
+                        called(service::Call::Reload);
+                    }
                     // A client that did not wait reads of it in the log.
                     let _ = answer.send(outcome);
                     continue;
@@ -139,12 +204,18 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
             break Ok(reason);
         }
         // The outcome is in the log.
-        let _ = reload(&options.file, &mut in_force, &world).await;
+        if reload(&options.load, &mut in_force, mnat.as_ref(), &world)
+            .await
+            .is_ok()
+        {
+            called(service::Call::Reload);
+        }
     };
     match &result {
         Ok(reason) => info!("{reason}: stopping"),
         Err(e) => error!("{e}"),
     }
+    service::stopping();
     control.abort();
     // Dropped, its file goes away.
     let _ = control.await;
@@ -188,12 +259,13 @@ impl Signals {
 
 /// Reads the settings again and puts the rules in force. Bad settings change nothing.
 async fn reload(
-    file: &Option<PathBuf>,
+    load: &Load,
     in_force: &mut Settings,
+    mnat: Option<&Config>,
     world: &World,
 ) -> Result<String, String> {
     let successful = &world.catalog.last_reload_successful;
-    let settings = match Settings::load(file.as_deref(), environment()) {
+    let mut settings = match load() {
         Ok(settings) => settings,
         Err(report) => {
             successful.set(0);
@@ -206,19 +278,28 @@ async fn reload(
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());
     };
-    if routing.send(Replace(rib_of(&settings))).await.is_err() {
+    let (notes, routes) = (settings.notes(), settings.routes.len());
+    let replace = Replace(rib_of(&mut settings, mnat));
+    let lost = routing.send(replace).await.is_err() || routing.send(InForce).await.is_err();
+    if lost {
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());
     }
     set_limits(world, &settings.limits);
-    settings.notes().iter().for_each(|note| warn!("{note}"));
-    let mut done = format!("reloaded, routes: {}", settings.routes.len());
+    notes.iter().for_each(|note| warn!("{note}"));
+    tell_skipped(&settings);
+    let mut done = format!("reloaded, routes: {routes}");
+    if !settings.skipped.is_empty() {
+        done += &format!("; lines skipped: {}", settings.skipped.len());
+    }
     let (was, is) = (&*in_force, &settings);
     let fixed = [
         ("http", was.http != is.http),
         ("control", was.control != is.control),
+        ("docker", was.docker != is.docker),
         ("plane", was.plane != is.plane),
         ("log", was.log != is.log),
+        ("mnat", was.mnat != is.mnat),
     ];
     let changed: Vec<&str> = fixed.iter().filter(|f| f.1).map(|f| f.0).collect();
     if !changed.is_empty() {
@@ -227,7 +308,16 @@ async fn reload(
     info!("{done}");
     successful.set(1);
     *in_force = settings;
+    sys::memory::give_back();
     Ok(done)
+}
+
+/// Tells of lines that were skipped.
+fn tell_skipped(settings: &Settings) {
+    settings
+        .skipped
+        .iter()
+        .for_each(|line| error!("smcroute.conf: {line}"));
 }
 
 /// A file with our process id; dropping it removes it.
@@ -265,20 +355,40 @@ fn set_limits(world: &World, limits: &LimitSettings) {
     world.set_flow_limits(limits.flows, idle);
 }
 
-fn rib_of(settings: &Settings) -> Rib {
+/// Takes the rules out of the settings: there may be many, and nobody else asks for them.
+fn rib_of(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
+    let mut proxies = std::mem::take(&mut settings.proxies);
+    proxies.extend(mnat.and_then(hosts_of));
     Rib {
-        rules: settings.routes.clone(),
-        joins: settings.joins.clone(),
+        rules: std::mem::take(&mut settings.routes),
+        joins: std::mem::take(&mut settings.joins),
+        proxies,
         interfaces: settings
             .interfaces
             .iter()
             .map(|i| InterfaceOptions {
                 name: i.name.clone(),
                 ttl_threshold: i.ttl_threshold,
+                mrdisc: i.mrdisc.then_some(settings.mrdisc.interval),
+                disabled: !i.enabled,
             })
             .collect(),
     }
 }
+
+/// An egress hears its hosts as a proxy does. What they want goes to the MNAT server, and comes
+/// by its mappings: there is no upstream.
+fn hosts_of(mnat: &Config) -> Option<ProxyRule> {
+    let downstream = vec![IfPattern::from(&mnat.downstream)];
+    let mut proxy = ProxyRule::new(Vec::new(), downstream);
+    proxy.name = RouteName::new("mnat");
+    proxy.upward = false;
+    proxy.limits.groups = MOST_MNAT_GROUPS;
+    (mnat.role == mnat::Role::Egress && mnat.joins.members).then_some(proxy)
+}
+
+/// Groups that hosts of an MNAT egress may want, for each IP version.
+const MOST_MNAT_GROUPS: usize = 16_384;
 
 /// A number that no other instance on this machine is likely to have, never zero: what is
 /// sent bears it as mark.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use mcastor::api::Show;
 use mcastor::control::{Outcome, Request, Response};
 use mcastor::forward::DropReason;
+use mcastor::membership::Protocol;
 use mcastor::metrics::Catalog;
+use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::model::{FlowEnd, IfIndex, Link, RouteName};
 use mcastor::settings::Settings;
 
@@ -41,6 +43,7 @@ fn files(folder: &str, endings: &[&str]) -> Vec<PathBuf> {
 fn documents() -> Vec<PathBuf> {
     let mut all = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
     all.extend(files("docs", &["md"]));
+    all.push(root().join("bench/results/membership.md"));
     all
 }
 
@@ -72,6 +75,11 @@ fn catalogue() -> Vec<(String, String)> {
     catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
     catalog.restarted("routing");
     catalog.show_joined("eth0", 1);
+    catalog.filter_widened("eth0");
+    catalog.mnat.show_mappings("egress", "assigned", 1);
+    catalog.mnat.show_server(true);
+    catalog.mnat.joined_after(0.1);
+    catalog.mnat.request("poll", "200");
     catalog.flows_ended("eth0", FlowEnd::Idle, 1);
     catalog.show_link(&Link {
         index: IfIndex::new(1).unwrap(),
@@ -80,7 +88,15 @@ fn catalogue() -> Vec<(String, String)> {
         up: true,
         carrier: true,
         vlan: None,
+        known_as: Default::default(),
     });
+    catalog.filter_widened("eth0");
+    for protocol in Protocol::ALL {
+        let membership = &catalog.membership;
+        membership.message("eth0", protocol, Direction::Received, "report", "2");
+        membership.show("eth0", protocol, MembershipState::default());
+        membership.refused("eth0", "checksum", 1);
+    }
     let text = String::from_utf8(catalog.text().unwrap()).unwrap();
     text.lines()
         .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
@@ -243,6 +259,32 @@ fn settings_in_conf_are_good() {
             panic!("{}: {e}", path.display());
         }
     }
+}
+
+/// Each `MCASTOR__…: value` of a compose file is a variable, and the value may be quoted.
+#[test]
+fn settings_in_compose_files_are_good() {
+    let mut seen = 0;
+    for path in files("conf/compose", &["yml"]) {
+        let text = read(&path);
+        let lines = text.lines().map(str::trim);
+        let pairs = lines.filter(|l| l.starts_with("MCASTOR__"));
+        let variables: Vec<(String, String)> = pairs
+            .map(|line| {
+                let (name, value) = line.split_once(": ").unwrap();
+                let value = value.trim_matches('"');
+                // `${NAME:-default}`
+                let inner = value.strip_prefix("${").and_then(|v| v.strip_suffix('}'));
+                let default = inner.and_then(|v| v.split_once(":-")).map(|(_, d)| d);
+                (name.into(), default.unwrap_or(value).into())
+            })
+            .collect();
+        seen += variables.len();
+        if let Err(e) = Settings::load(None, variables.into_iter()) {
+            panic!("{}: {e}", path.display());
+        }
+    }
+    assert!(seen > 10, "{seen} variables");
 }
 
 /// Command lines of a shell block: what follows the prompt, without comments, pipes and `&`.

@@ -9,7 +9,10 @@ mod harness;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mcastor::streams::Payload;
+use mcastor::wire::envelope::{IPV4_LEN, IPV6_LEN, seal_v4, seal_v6};
+use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
 use mcastor::wire::ip::refresh_ipv4_checksum;
+use mcastor::wire::{membership, mrdisc};
 
 fn cases() -> u64 {
     let set = std::env::var("MCASTOR_FUZZ_CASES").ok();
@@ -160,6 +163,118 @@ fn decide() {
     try_all(harness::decision, cases(), bad_packet);
 }
 
+/// A message as hosts and routers make it; now and then one of router discovery.
+fn message(random: &mut Random) -> Vec<u8> {
+    let v6 = random.below(2) == 0;
+    let from = if v6 { "fe80::7" } else { "10.0.0.7" };
+    let from = from.parse().unwrap();
+    let groups = if v6 {
+        ["ff3e::1", "ff02::fb", "ff05::2"]
+    } else {
+        ["225.1.2.3", "232.1.1.1", "224.0.0.251"]
+    };
+    let sources = if v6 {
+        ["2001:db8::1", "2001:db8::2", "fe80::1"]
+    } else {
+        ["10.0.0.1", "192.0.2.1", "192.0.2.2"]
+    };
+    let group = random.one_of(&groups).parse().unwrap();
+    let listed = |random: &mut Random| {
+        let some = 0..random.below(6);
+        some.map(|_| random.one_of(&sources).parse().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let message = match random.below(6) {
+        0 => {
+            let message = match random.below(3) {
+                0 => mrdisc::Message::Solicitation,
+                1 => mrdisc::Message::Termination,
+                _ => mrdisc::Message::Advertisement {
+                    interval: random.next() as u8,
+                    query_interval: random.next() as u16,
+                    robustness: random.next() as u16,
+                },
+            };
+            return mrdisc::build(&message, from);
+        }
+        1 => Message::Leave { group },
+        2 => Message::Report {
+            generation: *random.one_of(&[Generation::One, Generation::Two][usize::from(v6)..]),
+            group,
+        },
+        3 => {
+            let generation = *random.one_of(&[Generation::Two, Generation::Three]);
+            let new = generation == Generation::Three;
+            let asked = random.below(2) == 0;
+            let sources = listed(random);
+            Message::Query(Query {
+                generation,
+                group: asked.then_some(group),
+                max_response: std::time::Duration::from_millis(random.below(100_000) as u64),
+                suppress: new && random.below(2) == 0,
+                robustness: random.below(9) as u8,
+                interval: new.then(|| std::time::Duration::from_secs(random.below(40_000) as u64)),
+                sources: if asked && new { sources } else { vec![] },
+            })
+        }
+        _ => {
+            let count = random.below(5);
+            let kinds = [
+                RecordType::ModeIsInclude,
+                RecordType::ModeIsExclude,
+                RecordType::ChangeToInclude,
+                RecordType::ChangeToExclude,
+                RecordType::AllowNewSources,
+                RecordType::BlockOldSources,
+            ];
+            let record = |random: &mut Random| Record {
+                kind: *random.one_of(&kinds),
+                group: random.one_of(&groups).parse().unwrap(),
+                sources: listed(random),
+            };
+            Message::Records((0..count).map(|_| record(random)).collect())
+        }
+    };
+    membership::build(&message, from, 1500)
+        .unwrap()
+        .swap_remove(0)
+}
+
+/// A mutated message; mostly with right checksums, so that it gets further.
+fn bad_message(random: &mut Random) -> Vec<u8> {
+    let mut packet = message(random);
+    if random.below(4) > 0 {
+        let v4 = packet[0] >> 4 == 4;
+        let mut body = packet.split_off(if v4 { IPV4_LEN } else { IPV6_LEN });
+        random.mutate(&mut body);
+        packet = if v4 {
+            let to: [u8; 4] = packet[16..20].try_into().unwrap();
+            seal_v4([10, 0, 0, 7].into(), to.into(), &body)
+        } else {
+            let to: [u8; 16] = packet[24..40].try_into().unwrap();
+            seal_v6("fe80::7".parse().unwrap(), to.into(), &body)
+        };
+    }
+    if random.below(4) == 0 {
+        random.mutate(&mut packet);
+    }
+    packet
+}
+
+#[test]
+fn membership() {
+    try_all(harness::membership, cases(), bad_message);
+}
+
+#[test]
+fn translate() {
+    try_all(harness::translate, cases(), |random| {
+        let mut input = vec![random.next() as u8];
+        input.extend(bad_packet(random));
+        input
+    });
+}
+
 #[test]
 fn control() {
     let real: [&str; 5] = [
@@ -179,7 +294,8 @@ fn control() {
 
 #[test]
 fn settings() {
-    let real: [&str; 4] = [
+    let real: [&str; 5] = [
+        "[[route]]\nfrom = \"a\"\nsource = \"10.0.0.1\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\nrewrite = { source = \"fd00::1\", group = \"ff3e::1\", port = 5001 }\n[[route]]\nfrom = \"b\"\ngroup = \"225.0.0.0/8\"\nto = [\"a\"]\nrewrite = { group = \"239.0.0.0/8\" }\n",
         "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor.sock\"\n[plane]\nkind = \"auto\"\n",
         "[[interface]]\nname = \"eth1\"\nttl_threshold = 3\n[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.0/24\"\nto = [\"eth1\", \"veth*\"]\nttl = { set = 8 }\n",
         "[[route]]\nname = \"a\"\nfrom = \"br-*\"\nsource = \"192.168.1.0/24\"\nexcept_sources = [\"192.168.1.7\"]\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\nttl = \"keep\"\n",
@@ -212,5 +328,144 @@ fn recv() {
             input.extend(data);
         }
         input
+    });
+}
+
+#[test]
+fn joins() {
+    let lines = [
+        "10.0.0.1,232.1.1.1\n",
+        "# cameras\n\n",
+        "2001:db8::1 , ff3e::8000:1 # hall\r\n",
+        "*,239.5.5.5\n",
+        "232.1.1.1,10.0.0.1\n",
+    ];
+    try_all(harness::joins, cases() / 4, |random| {
+        let mut text = Vec::new();
+        for _ in 0..random.below(6) {
+            text.extend(random.one_of(&lines).as_bytes());
+        }
+        random.mutate(&mut text);
+        text
+    });
+}
+
+#[test]
+fn smcroute_conf() {
+    let words = [
+        "mroute",
+        "mgroup",
+        "phyint",
+        "include",
+        "from",
+        "source",
+        "group",
+        "to",
+        "ttl",
+        "set",
+        "keep",
+        "except",
+        "enable",
+        "disable",
+        "mrdisc",
+        "ttl-threshold",
+        "eth0",
+        "eth1",
+        "eth+",
+        "br+",
+        "225.1.2.3",
+        "225.1.2.0/24",
+        "224.0.0.5",
+        "ff0e::42",
+        "ff0e::/120",
+        "10.0.0.1",
+        "10.0.0.0/30",
+        "10.0.0.1,10.0.0.2",
+        "0.0.0.0",
+        "fd00::1",
+        "8",
+        "0",
+        "b",
+        "#",
+        "+",
+        "*",
+        "\"",
+    ];
+    let good = [
+        "phyint eth1 enable mrdisc ttl-threshold 3\n",
+        "mgroup from eth0 source 10.0.0.0/30 group 232.1.2.3\n",
+        "mgroup from eth+ group 225.1.2.0/30\n",
+        "mroute from eth0 group 225.1.2.3 to eth1 eth2\n",
+        "mroute from br+ source 10.0.0.0/8 group ff0e::42 to eth+\n",
+        "mroute from eth0 group 225.1.0.0/16 to eth1 ttl set 8 except 10.0.0.1\n",
+        "include b\n",
+    ];
+    try_all(harness::smcroute_conf, cases() / 20, |random| {
+        let mut text = String::new();
+        for _ in 0..random.below(6) {
+            if random.below(2) == 0 {
+                text += random.one_of::<&str>(&good);
+            } else {
+                for _ in 0..random.below(9) {
+                    text += random.one_of::<&str>(&words);
+                    text.push(' ');
+                }
+                text.push('\n');
+            }
+        }
+        let mut bytes = text.into_bytes();
+        random.mutate(&mut bytes);
+        bytes
+    });
+}
+
+#[test]
+fn mnat_answers() {
+    let real = [
+        r#"{"ietf-mnat:watcher": [{"id": "A", "mapped-sg": []}]}"#,
+        r#"{"ietf-mnat:watcher": [{}]}"#,
+        r#"{"ietf-mnat:watcher": [{"id": "A", "mapped-sg": [{"id": 1, "state": "ietf-mnat:assigned-local-multicast", "global-subscription": {"source": "10.0.0.1", "group": "232.1.1.1"}, "local-mapping": {"asm-group": "239.1.1.7"}}, {"id": 2, "state": "unassigned", "global-subscription": {"source": "2001:db8::1", "group": "ff3e::1"}}]}]}"#,
+        r#"{"ietf-mnat:output": {"watcher-id": "B", "refresh-period": "20"}}"#,
+        r#"{"ietf-restconf:errors": {"error": [{"error-message": "no"}]}}"#,
+    ];
+    try_all(harness::mnat_answer, cases() / 20, |random| {
+        let status: u16 = *random.one_of(&[200, 200, 200, 204, 404, 500]);
+        let mut input = status.to_be_bytes().to_vec();
+        let mut body = random.one_of(&real).as_bytes().to_vec();
+        random.mutate(&mut body);
+        input.extend(body);
+        input
+    });
+}
+
+#[test]
+fn smcroute_wire() {
+    use mcastor::smcroute::wire::{Command, Verb};
+    let verbs = [
+        Verb::Add,
+        Verb::Remove,
+        Verb::Join,
+        Verb::Show,
+        Verb::Flush,
+        Verb::Kill,
+    ];
+    let words = [
+        "eth0",
+        "225.1.2.3",
+        "10.0.0.1",
+        "ff0e::42/120",
+        "",
+        "routes",
+    ];
+    try_all(harness::smcroute_wire, cases(), |random| {
+        let arguments = (0..random.below(5)).map(|_| random.one_of(&words).to_string());
+        let arguments = arguments.collect();
+        let command = Command {
+            verb: *random.one_of(&verbs),
+            arguments,
+        };
+        let mut bytes = command.write().expect("short");
+        random.mutate(&mut bytes);
+        bytes
     });
 }

@@ -122,16 +122,32 @@ fn known_keys() -> BTreeSet<String> {
             .collect()
     };
     for table in known_at("zzzzzzzzzzzz = 1") {
-        let brackets = match table.as_str() {
-            "interface" | "route" | "join" => format!("[[{table}]]"),
-            _ => format!("[{table}]"),
+        let brackets = match LISTS.contains(&table.as_str()) {
+            true => format!("[[{table}]]"),
+            false => format!("[{table}]"),
         };
         for key in known_at(&format!("{brackets}\nzzzzzzzzzzzz = 1")) {
             keys.insert(format!("{table}.{key}"));
         }
     }
+    for (key, header) in TABLES_IN_TABLES {
+        assert!(keys.remove(key), "{key}");
+        for inner in known_at(&format!("{header}\nzzzzzzzzzzzz = 1")) {
+            keys.insert(format!("{key}.{inner}"));
+        }
+    }
     keys
 }
+
+/// The tables that may stand any number of times.
+const LISTS: [&str; 4] = ["interface", "route", "join", "proxy"];
+
+/// Keys that hold a table themselves, and how its header is written.
+const TABLES_IN_TABLES: [(&str, &str); 3] = [
+    ("proxy.version", "[[proxy]]\n[proxy.version]"),
+    ("proxy.timers", "[[proxy]]\n[proxy.timers]"),
+    ("proxy.limits", "[[proxy]]\n[proxy.limits]"),
+];
 
 #[test]
 fn the_reference_and_the_full_example_name_every_key() {
@@ -145,16 +161,21 @@ fn the_reference_and_the_full_example_name_every_key() {
             reference.contains(&format!("`{path}`")),
             "no `{path}` in the reference"
         );
-        let variable = match table {
-            "interface" | "route" | "join" => format!("`MCASTOR__{}__0__{}`", table, key),
-            _ => format!("`MCASTOR__{table}__{key}`"),
+        let variable = match (LISTS.contains(&table), key.replace('.', "__")) {
+            (true, key) => format!("`MCASTOR__{table}__0__{key}`"),
+            (false, key) => format!("`MCASTOR__{table}__{key}`"),
         };
         assert!(
             reference.contains(&variable.to_uppercase()),
             "no {variable}"
         );
         assert!(
-            example.contains(&format!("\n{key} = ")),
+            key.rsplit('.').next().is_some_and(|key| {
+                let line = format!("\n{key} = ");
+                example.contains(&line)
+                    || example.contains(&line.replace('\n', "{ "))
+                    || example.contains(&line.replace('\n', ", "))
+            }),
             "no {key} in the example"
         );
     }
@@ -196,9 +217,12 @@ fn an_empty_file_means_the_defaults() {
 #[test]
 fn all_keys_arrive() {
     let settings = load_env(Some(&root().join("conf/mcastor.toml")), &[]).unwrap();
-    let [cameras, sensors, mdns] = settings.routes.as_slice() else {
+    let [cameras, translated, sensors, mdns] = settings.routes.as_slice() else {
         panic!("{:?}", settings.routes);
     };
+    let rewrite = translated.rewrite.map(|rewrite| rewrite.to_string());
+    assert_eq!(rewrite.as_deref(), Some("(10.9.1.2, 239.1.1.1) port 5001"));
+    assert_eq!(cameras.rewrite, None);
     let texts = |rule: &RouteRule| {
         let to: Vec<_> = rule.to.iter().map(|name| name.to_string()).collect();
         let except: Vec<_> = rule.except_sources.iter().map(|s| s.to_string()).collect();
@@ -447,9 +471,9 @@ fn files_that_cannot_be_read_say_so() {
         ),
         (
             path("large.toml"),
-            "found a file over 4 MiB, expected settings of at most 4 MiB",
+            "found a file over 16 MiB, expected settings of at most 16 MiB",
         ),
-        (PathBuf::from("/dev/zero"), "found a file over 4 MiB"),
+        (PathBuf::from("/dev/zero"), "found a file over 16 MiB"),
         (PathBuf::from(""), "found no such file"),
     ] {
         let report = load_env(Some(&file), &[]).unwrap_err();

@@ -1,14 +1,17 @@
 //! `make bench`: mcastor against the kernel's ip_mroute on the same topology. The method and
 //! the goals are told in bench/README.md.
 
+mod handover;
 mod lab;
 mod meter;
 mod peer;
 mod plan;
+mod reasons;
 mod report;
 mod run;
 mod sender;
 mod svg;
+mod sweep;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,10 +30,12 @@ fn main() -> ExitCode {
         println!("forwarding: measures only under `make bench`");
         return ExitCode::SUCCESS;
     }
+    let _first = Autogroup::first();
     let only = arguments.iter().find_map(|a| a.strip_prefix("--only="));
     let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
     let done = match profile {
         Some(wanted) => profile_one(wanted),
+        None if has("--modes") => sweep::sweep(),
         None => measure(has("--quick"), only),
     };
     match done {
@@ -39,6 +44,32 @@ fn main() -> ExitCode {
             eprintln!("forwarding: {e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where the kernel shares cores between sessions first (sched(7), autogroup), the niceness of a
+/// thread only counts among those of its own session: so this session goes first meanwhile.
+struct Autogroup {
+    before: String,
+}
+
+impl Autogroup {
+    const FILE: &'static str = "/proc/self/autogroup";
+
+    /// `None` where the kernel knows no such thing, or does not let us.
+    fn first() -> Option<Self> {
+        let text = std::fs::read_to_string(Self::FILE).ok()?;
+        let (_, before) = text.trim().rsplit_once(' ')?;
+        std::fs::write(Self::FILE, "-20").ok()?;
+        Some(Self {
+            before: before.into(),
+        })
+    }
+}
+
+impl Drop for Autogroup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::FILE, &self.before);
     }
 }
 

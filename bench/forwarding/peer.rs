@@ -28,6 +28,8 @@ pub enum Peer {
     Mcastor,
     /// `mcastor run` with `plane.qdisc_bypass = true`.
     McastorBypass,
+    /// `mcastor run` with `plane.busy_poll = 0`.
+    McastorSleeping,
 }
 
 impl Peer {
@@ -37,6 +39,7 @@ impl Peer {
             Self::Kernel => "ip_mroute",
             Self::Mcastor => "mcastor",
             Self::McastorBypass => "mcastor, qdisc_bypass",
+            Self::McastorSleeping => "mcastor, busy_poll = 0",
         }
     }
 }
@@ -47,6 +50,8 @@ impl Peer {
 pub enum Rules {
     /// One (S,G) rule for each of so many flows.
     Pairs(usize),
+    /// The same, with another source, group and port for each.
+    Rewritten(usize),
     /// Ten (*,G) rules with groups of /16. The kernel knows no prefixes: it gets one (S,G) for
     /// each flow that is alive, as smcrouted would install them packet by packet.
     Prefixes,
@@ -63,6 +68,14 @@ pub struct Running {
 impl Running {
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// What mcastor says of its interfaces: where packets were lost.
+    pub fn interfaces(&self) -> Outcome<String> {
+        let mut show = Command::new(env!("CARGO_BIN_EXE_mcastor"));
+        show.args(["show", "interfaces", "--socket"]);
+        let output = show.arg(self._dir.path().join("control.sock")).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
@@ -92,33 +105,46 @@ fn narrow(rule: usize) -> String {
     }
 }
 
-fn mcastor_settings(dir: &Path, egresses: usize, rules: Rules, kind: Kind, bypass: bool) -> String {
+fn mcastor_settings(dir: &Path, egresses: usize, rules: Rules, kind: Kind, peer: Peer) -> String {
+    let bypass = peer == Peer::McastorBypass;
+    let sleeping = match peer {
+        Peer::McastorSleeping => "plane.busy_poll = 0\n",
+        _ => "",
+    };
     let to: Vec<_> = (0..egresses)
         .map(|i| format!("\"{}\"", lab::out(i)))
         .collect();
     let to = to.join(", ");
     let socket = dir.join("control.sock");
     let mut text = format!(
-        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.qdisc_bypass = {bypass}\n\
+        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.qdisc_bypass = {bypass}\n{sleeping}\
          limits.flows = 200000\nlog.level = \"warn\"\n",
         socket.display()
     );
-    let mut route = |source: Option<String>, group: String| {
+    let mut route = |source: Option<String>, group: String, more: &str| {
         let source = source.map_or(String::new(), |s| format!("source = \"{s}\"\n"));
         // The kernel's routes join nothing either.
         let _ = write!(
             text,
-            "[[route]]\nfrom = \"{}\"\n{source}group = \"{group}\"\nto = [{to}]\njoin = false\n",
+            "[[route]]\nfrom = \"{}\"\n{source}group = \"{group}\"\nto = [{to}]\njoin = false\n{more}",
             lab::IN
         );
     };
     match rules {
-        Rules::Pairs(n) => (0..n).for_each(|i| {
+        Rules::Pairs(n) | Rules::Rewritten(n) => (0..n).for_each(|i| {
             let (source, group) = kind.flow(i);
-            route(Some(source.to_string()), group.to_string());
+            let [_, _, a, b] = (i as u32).to_be_bytes();
+            let (to, port) = (format!("77.{a}.{b}"), 5001);
+            let more = match rules {
+                Rules::Rewritten(_) => format!(
+                    "rewrite = {{ source = \"10.{to}\", group = \"239.{to}\", port = {port} }}\n"
+                ),
+                _ => String::new(),
+            };
+            route(Some(source.to_string()), group.to_string(), &more);
         }),
-        Rules::Prefixes => (0..10).for_each(|i| route(None, format!("225.{i}.0.0/16"))),
-        Rules::ManyPrefixes(n) => (0..n).for_each(|i| route(None, narrow(i))),
+        Rules::Prefixes => (0..10).for_each(|i| route(None, format!("225.{i}.0.0/16"), "")),
+        Rules::ManyPrefixes(n) => (0..n).for_each(|i| route(None, narrow(i), "")),
     }
     text
 }
@@ -143,11 +169,24 @@ fn smcroute_settings(egresses: usize, pairs: usize, kind: Kind) -> String {
 
 /// Starts `peer` and returns at once.
 pub fn start(lab: &Lab, peer: Peer, rules: Rules, kind: Kind, flows: usize) -> Outcome<Running> {
+    start_with(lab, peer, rules, kind, flows, &[])
+}
+
+/// The same, with variables in its environment.
+pub fn start_with(
+    lab: &Lab,
+    peer: Peer,
+    rules: Rules,
+    kind: Kind,
+    flows: usize,
+    environment: &[(&str, &str)],
+) -> Outcome<Running> {
     let dir = tempfile::Builder::new().prefix("mcastor-bench").tempdir()?;
     let egresses = lab.receivers.len();
     let file = |name: &str| dir.path().join(name).into_os_string();
     let mut command = Command::new("nice");
     command.args(["-n", NICE, "taskset", "-c", &ROUTER_CORE.to_string()]);
+    command.envs(environment.iter().copied());
     match peer {
         Peer::Alone => {
             return Ok(Running {
@@ -157,6 +196,7 @@ pub fn start(lab: &Lab, peer: Peer, rules: Rules, kind: Kind, flows: usize) -> O
         }
         Peer::Kernel => {
             let pairs = match rules {
+                Rules::Rewritten(n) => n,
                 Rules::Pairs(n) => n,
                 Rules::Prefixes | Rules::ManyPrefixes(_) => flows,
             };
@@ -169,9 +209,8 @@ pub fn start(lab: &Lab, peer: Peer, rules: Rules, kind: Kind, flows: usize) -> O
             command.arg("-P").arg(file("smcroute.pid"));
             command.arg("-u").arg(file("smcroute.sock"));
         }
-        Peer::Mcastor | Peer::McastorBypass => {
-            let bypass = peer == Peer::McastorBypass;
-            let text = mcastor_settings(dir.path(), egresses, rules, kind, bypass);
+        Peer::Mcastor | Peer::McastorBypass | Peer::McastorSleeping => {
+            let text = mcastor_settings(dir.path(), egresses, rules, kind, peer);
             fs::write(file("mcastor.toml"), text)?;
             command.arg(env!("CARGO_BIN_EXE_mcastor"));
             command.arg("run").arg("--config").arg(file("mcastor.toml"));

@@ -159,6 +159,16 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
         (
             false,
             Scenario {
+                id: "translation",
+                title: "10 rules that rewrite source, group and port, 10 flows",
+                rules: Rules::Rewritten(10),
+                peers: OURS,
+                ..pair.clone()
+            },
+        ),
+        (
+            false,
+            Scenario {
                 id: "prefixes-10k",
                 title: "10,000 (*,G/28) rules, 10 flows",
                 rules: Rules::ManyPrefixes(10_000),
@@ -199,7 +209,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
     Plan {
         scenarios,
         rounds: if quick { 3 } else { 5 },
-        window: if quick { 0.6 } else { 1.0 },
+        window: if quick { 0.6 } else { 0.8 },
         rates: &[100_000.0, 300_000.0],
         latency_rates: &[1_000.0, 10_000.0],
         latency_seconds: if quick { 0.7 } else { 1.5 },

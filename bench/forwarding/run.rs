@@ -11,6 +11,7 @@ use mcastor::cli::send::send;
 use mcastor::model::Group;
 
 use crate::Outcome;
+use crate::handover::{self, Handover};
 use crate::lab::{END, Lab};
 use crate::meter::{self, Meter};
 use crate::peer::{self, Peer, Rules};
@@ -33,6 +34,8 @@ pub struct Results {
     /// By rate.
     pub latency: BTreeMap<u64, Figures>,
     pub footprint: Figures,
+    /// Handing packets to an actor.
+    pub handover: Handover,
     /// Cores that others kept busy, in each window.
     pub foreign: Series,
     /// Windows whose CPU time was taken from the threads because others were busy.
@@ -51,16 +54,16 @@ pub struct Bench {
 }
 
 /// A window with a held rate.
-struct Held {
-    sent: u64,
+pub struct Held {
+    pub sent: u64,
     /// At each receiver, on average.
-    arrived: f64,
+    pub arrived: f64,
     /// Packets a second the sender came to.
-    rate: f64,
+    pub rate: f64,
     /// Of the machine and of the threads that take part, in nanoseconds.
-    system: f64,
-    threads: f64,
-    seconds: f64,
+    pub system: f64,
+    pub threads: f64,
+    pub seconds: f64,
 }
 
 impl Bench {
@@ -88,9 +91,19 @@ impl Bench {
                 self.results.failed.push((id, title, e.to_string()));
             }
         }
-        if self.plan.rest {
-            self.latency()?;
-            self.footprint()?;
+        type Part = fn(&mut Bench) -> Outcome<()>;
+        let rest: [(_, _, Part); 3] = [
+            ("latency", "latency", Self::latency),
+            ("footprint", "memory, idling and start", Self::footprint),
+            ("handover", "handing over to an actor", Self::handover),
+        ];
+        let wanted = self.plan.rest;
+        for (id, title, part) in rest.into_iter().filter(|_| wanted) {
+            if let Err(e) = part(self) {
+                self.going_on()?;
+                println!("  not measured to the end: {e}");
+                self.results.failed.push((id, title, e.to_string()));
+            }
         }
         self.results.seconds = started.elapsed().as_secs_f64();
         Ok(())
@@ -136,7 +149,7 @@ impl Bench {
                         rate: Some(rate),
                         ..stream
                     };
-                    let mut held = self.held(&lab, &meter, stream)?;
+                    let mut held = held(&lab, &meter, stream, &self.stop)?;
                     held.arrived *= weight;
                     let key = rate as u64 / 1000;
                     note(format!("sent_pps@{key}k"), held.rate);
@@ -201,27 +214,12 @@ impl Bench {
         Ok(())
     }
 
-    fn held(&self, lab: &Lab, meter: &Meter, stream: Stream) -> Outcome<Held> {
-        let before = (lab.settled()?, meter.read()?);
-        let sent = sender::run(lab, stream, &self.stop)?;
-        let arrived = lab.settled()?;
-        let spent = meter.since(&before.1)?;
-        Ok(Held {
-            sent: sent.packets,
-            arrived: mean_difference(&arrived, &before.0),
-            rate: sent.packets as f64 / sent.seconds,
-            system: spent.system,
-            threads: spent.ours + sent.thread_ns as f64,
-            seconds: spent.seconds,
-        })
-    }
-
     fn latency(&mut self) -> Outcome<()> {
         println!("latency, 200 bytes, 1 egress, UDP sockets");
         let lab = Lab::new(1)?;
         lab.offload(true)?;
         for _ in 0..self.plan.rounds {
-            for peer in [Peer::Kernel, Peer::Mcastor] {
+            for peer in [Peer::Kernel, Peer::Mcastor, Peer::McastorSleeping] {
                 let base = Stream {
                     kind: Kind::UdpOffload,
                     size: 200,
@@ -237,7 +235,15 @@ impl Bench {
                         rate: Some(rate),
                         ..base
                     };
+                    let pid = running.pid().unwrap_or_default();
+                    let before = (meter::process_ns(pid), Instant::now());
                     let latency = latency_of(&lab, stream, &self.stop)?;
+                    let spent = meter::process_ns(pid).saturating_sub(before.0) as f64;
+                    // The receiver waits for more before it ends.
+                    let wall = before.1.elapsed().as_nanos() as f64;
+                    let sending = self.plan.latency_seconds * 1e9;
+                    let share = spent / wall.min(sending) * 100.0;
+                    let latency = latency.into_iter().chain([("core_percent", share)]);
                     let figures = self.results.latency.entry(rate as u64).or_default();
                     let figures = figures.entry(peer).or_default();
                     for (name, value) in latency {
@@ -256,6 +262,12 @@ impl Bench {
                 );
             }
         }
+        Ok(())
+    }
+
+    fn handover(&mut self) -> Outcome<()> {
+        println!("handing over to an actor");
+        self.results.handover = handover::measure(self.plan.rounds)?;
         Ok(())
     }
 
@@ -305,6 +317,22 @@ impl Bench {
     }
 }
 
+/// Sends at a held rate and waits for the last packet.
+pub fn held(lab: &Lab, meter: &Meter, stream: Stream, stop: &AtomicBool) -> Outcome<Held> {
+    let before = (lab.settled()?, meter.read()?);
+    let sent = sender::run(lab, stream, stop)?;
+    let arrived = lab.settled()?;
+    let spent = meter.since(&before.1)?;
+    Ok(Held {
+        sent: sent.packets,
+        arrived: mean_difference(&arrived, &before.0),
+        rate: sent.packets as f64 / sent.seconds,
+        system: spent.system,
+        threads: spent.ours + sent.thread_ns as f64,
+        seconds: spent.seconds,
+    })
+}
+
 /// Runs mcastor under a held rate for ten seconds and says which process to look at.
 pub fn keep_busy(scenario: &Scenario, rate: f64) -> Outcome<()> {
     let lab = Lab::new(scenario.egresses)?;
@@ -326,8 +354,15 @@ pub fn keep_busy(scenario: &Scenario, rate: f64) -> Outcome<()> {
     let before = lab.settled()?;
     let sent = sender::run(&lab, stream, &AtomicBool::new(false))?;
     let arrived = mean_difference(&lab.settled()?, &before);
-    println!("{} sent, {arrived} arrived", sent.packets);
-    Ok(())
+    let rate = sent.packets as f64 / sent.seconds;
+    println!("{} sent, {rate:.0}/s, {arrived} arrived", sent.packets);
+    // The kernel is asked once a second what it dropped.
+    std::thread::sleep(Duration::from_millis(1_100));
+    println!("{}", running.interfaces()?);
+    match arrived < sent.packets as f64 {
+        true => Err("packets were lost".into()),
+        false => Ok(()),
+    }
 }
 
 /// From the start of the process to the first packet at the receiver, in milliseconds.
@@ -368,7 +403,11 @@ fn first_packet(lab: &Lab, peer: Peer, stream: Stream) -> Outcome<f64> {
 }
 
 /// Quantiles of one stream, from `mcastor send`'s stamp to the kernel's at the receiver.
-fn latency_of(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<[(&'static str, f64); 3]> {
+pub fn latency_of(
+    lab: &Lab,
+    stream: Stream,
+    stop: &AtomicBool,
+) -> Outcome<[(&'static str, f64); 3]> {
     let (_, group) = stream.kind.flow(0);
     let joined = AtomicBool::new(false);
     let report = std::thread::scope(|scope| -> Outcome<_> {

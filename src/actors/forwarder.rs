@@ -198,14 +198,18 @@ impl Handler<Transmit> for Forwarder {
             self.open();
         }
         if !Arc::ptr_eq(&self.fib, &message.fib) {
+            let same_paths = Arc::ptr_eq(&self.fib.paths, &message.fib.paths);
             self.fib = message.fib;
             let name = &self.fib.egresses[message.egress as usize].name;
             if *name != self.name {
                 self.name = name.clone();
                 self.counters = self.world.catalog.interface(name.as_str());
             }
-            self.paths.clear();
-            self.paths.resize_with(self.fib.paths.len(), || None);
+            // Snapshots share them while only memberships change.
+            if !same_paths {
+                self.paths.clear();
+                self.paths.resize_with(self.fib.paths.len(), || None);
+            }
         }
         self.waiting = Some(message.waiting);
         let egress = &self.fib.egresses[message.egress as usize];

@@ -16,13 +16,14 @@ use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
+use super::membership::Heard;
 use super::views;
 use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfIndex, IfName};
-use crate::planes::{Batch, Capture, Switch};
+use crate::planes::{Batch, Capture, Messages, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
 
@@ -76,7 +77,7 @@ impl Interface {
     ) -> Self {
         let counters = world.catalog.interface(name.as_str());
         let flows = Flows::new(world.flows.clone());
-        let switch = Switch::new(flows, world.loop_guard.clone());
+        let switch = Switch::new(flows, world.loop_guard.clone(), world.feeds.clone());
         Self {
             world,
             vital,
@@ -114,11 +115,13 @@ impl Interface {
         let nothing = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
         let switched = self.switch.run(fib, ingress, batch, self.world.now_ms());
+        self.hand_over(switched.messages);
         let tally = &switched.tally;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
         self.counters.membership_messages.inc_by(tally.membership);
         self.counters.add_dropped(&tally.dropped);
+        self.world.catalog.translated(&tally.translated);
         let drop_at = |egress: u32, reason: DropReason, packets: u64| {
             let name = fib.egresses[egress as usize].name.as_str();
             let counters = self.world.catalog.interface(name);
@@ -157,6 +160,23 @@ impl Interface {
                 Err(SendError::Full(_)) => drop_at(egress, DropReason::QueueFull, packets),
                 Err(SendError::Closed(_)) => drop_at(egress, DropReason::EgressDown, packets),
             }
+        }
+    }
+
+    /// Hands messages about memberships to those who understand them.
+    fn hand_over(&self, messages: Messages) {
+        if messages.is_empty() {
+            return;
+        }
+        let count = messages.len() as u64;
+        let (index, name) = (self.index, self.name.as_str());
+        let sent = match self.world.membership.load().as_deref() {
+            Some(membership) => membership.try_send(Heard { index, messages }).is_ok(),
+            None => false,
+        };
+        if !sent {
+            let families = &self.world.catalog.membership;
+            families.refused(name, "busy", count);
         }
     }
 

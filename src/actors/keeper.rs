@@ -7,6 +7,8 @@
 //! | routing dies | the snapshot goes on forwarding; rebuilt, and hears of the links anew |
 //! | routing dies three times within a minute | the process ends with an error |
 
+mod orders;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -14,21 +16,24 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
-use futures_util::future::join_all;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
+use super::docker::DockerWatch;
 use super::forwarder::{self, Forwarder};
 use super::interface::{Interface, Opened};
 use super::joins::Joins;
 use super::links::{Announce, LinksChanged, LinksWatch};
+use super::membership::Membership;
 use super::metrics::Metrics;
+use super::mnat::Mnat;
 use super::routing::{Republish, Routing};
-use super::world::{
-    Died, PanicNow, Role, Snapshot, Stop, Vital, WorkerId, World, panics_on_demand,
-};
+use super::world::{Died, Role, Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
+use crate::mnat::Config;
 use crate::model::{IfIndex, IfName, Links};
 use crate::table::Fib;
+
+pub use orders::{PanicIn, Shutdown};
 
 /// First wait before a dead actor is rebuilt; doubled with every further death in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -45,8 +50,8 @@ const ROUTING_DEATHS: usize = 3;
 pub struct Publish {
     /// The decisions.
     pub fib: Arc<Fib>,
-    /// Names of its ingresses.
-    pub names: AHashMap<IfIndex, IfName>,
+    /// Names of its ingresses; none where only memberships changed.
+    pub names: Option<AHashMap<IfIndex, IfName>>,
 }
 
 /// What the keeper is told at start.
@@ -61,6 +66,8 @@ pub struct Charge {
     pub workers: usize,
     /// Who tells what interfaces there are.
     pub links: LinkSource,
+    /// One end of multicast NAT.
+    pub mnat: Option<Arc<Config>>,
 }
 
 /// Who tells what interfaces there are.
@@ -96,6 +103,7 @@ pub struct Keeper {
     links: Option<Addr<LinksWatch>>,
     routing: Option<Addr<Routing>>,
     metrics: Option<Addr<Metrics>>,
+    docker: Option<Addr<DockerWatch>>,
     fib: Arc<Fib>,
     names: AHashMap<IfIndex, IfName>,
     deaths: AHashMap<Role, Deaths>,
@@ -118,6 +126,7 @@ impl Keeper {
             links: None,
             routing: None,
             metrics: None,
+            docker: None,
             fib: Arc::default(),
             names: AHashMap::new(),
             deaths: AHashMap::new(),
@@ -162,6 +171,23 @@ impl Keeper {
         }
     }
 
+    fn start_membership(&mut self, ctx: &mut Context<Self>) {
+        let world = self.charge.world.clone();
+        let vital = Self::vital(ctx, Role::Membership);
+        let membership = Membership::new(world, vital).start();
+        let membership = Arc::new(membership);
+        self.charge.world.membership.store(Some(membership));
+        if let Some(routing) = &self.routing {
+            routing.do_send(Republish);
+        }
+    }
+
+    fn start_docker(&mut self, ctx: &mut Context<Self>) {
+        let world = self.charge.world.clone();
+        let vital = Self::vital(ctx, Role::Docker);
+        self.docker = Some(DockerWatch::new(world, vital).start());
+    }
+
     fn start_metrics(&mut self, ctx: &mut Context<Self>) {
         let listener = self.charge.http.as_ref().map(|l| l.try_clone());
         match listener {
@@ -172,6 +198,13 @@ impl Keeper {
             }
             Some(Err(e)) => warn!("http: cannot serve: {e}; forwarding goes on"),
             None => {}
+        }
+    }
+
+    fn start_mnat(&mut self, ctx: &mut Context<Self>) {
+        if let Some(config) = self.charge.mnat.clone() {
+            let vital = Self::vital(ctx, Role::Mnat);
+            Mnat::new(self.charge.world.clone(), vital, config).start();
         }
     }
 
@@ -266,7 +299,7 @@ impl Keeper {
         }
         self.egress_names = egress_names;
         for worker in 0..self.workers.len() {
-            for egress in &fib.egresses {
+            for egress in fib.egresses.iter() {
                 if !self.forwarders[worker].contains_key(&egress.index) {
                     self.start_forwarder(worker, egress.index, &egress.name, ctx);
                 }
@@ -305,7 +338,10 @@ impl Keeper {
             Role::Routing => self.start_routing(ctx),
             Role::Links => self.start_links(ctx),
             Role::Metrics => self.start_metrics(ctx),
+            Role::Mnat => self.start_mnat(ctx),
+            Role::Docker => self.start_docker(ctx),
             Role::Joins => self.start_joins(ctx),
+            Role::Membership => self.start_membership(ctx),
             Role::Interface(index, _) => {
                 // By its name of now: it may have been renamed since it died.
                 let Some(name) = self.names.get(index).cloned() else {
@@ -345,9 +381,12 @@ impl Actor for Keeper {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(4096);
         self.start_joins(ctx);
+        self.start_membership(ctx);
         self.start_routing(ctx);
         self.start_links(ctx);
         self.start_metrics(ctx);
+        self.start_mnat(ctx);
+        self.start_docker(ctx);
     }
 }
 
@@ -356,9 +395,14 @@ impl Handler<Publish> for Keeper {
 
     fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
         self.fib = message.fib;
-        self.names = message.names;
-        self.published = true;
-        self.reconcile(ctx);
+        match message.names {
+            Some(names) => {
+                self.names = names;
+                self.published = true;
+                self.reconcile(ctx);
+            }
+            None => self.put_in_force(),
+        }
     }
 }
 
@@ -425,83 +469,6 @@ impl Handler<Died> for Keeper {
         }
         self.look_ready();
         ctx.run_later(backoff, move |keeper, ctx| keeper.rebuild(&role, ctx));
-    }
-}
-
-/// Stops everything that moves packets, in the order they flow, and answers when all that
-/// was taken in is sent.
-pub struct Shutdown;
-
-impl Message for Shutdown {
-    type Result = ();
-}
-
-impl Handler<Shutdown> for Keeper {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) -> Self::Result {
-        let interfaces: Vec<_> = self.interfaces.drain().map(|(_, c)| c.address).collect();
-        let forwarders: Vec<_> = self
-            .forwarders
-            .drain(..)
-            .flatten()
-            .map(|(_, a)| a)
-            .collect();
-        let (links, routing) = (self.links.take(), self.routing.take());
-        let joins = self.charge.world.joins.swap(None);
-        // Nothing is rebuilt any more, and this end is no failure.
-        if let Some(guard) = self.failed.take() {
-            guard.disarm();
-        }
-        ctx.stop();
-        Box::pin(async move {
-            // An answer says that all before it in the mailbox is done; an actor that is
-            // gone already has nothing left.
-            join_all(interfaces.iter().map(|i| i.send(Stop))).await;
-            join_all(forwarders.iter().map(|f| f.send(Stop))).await;
-            if let Some(links) = links {
-                let _ = links.send(Stop).await;
-            }
-            if let Some(routing) = routing {
-                let _ = routing.send(Stop).await;
-            }
-            if let Some(joins) = joins {
-                let _ = joins.send(Stop).await;
-            }
-        })
-    }
-}
-
-/// Has the actor of this `actor` label panic; of several, the one of the lowest interface.
-#[derive(Message)]
-#[rtype(result = "Result<String, String>")]
-pub struct PanicIn(pub String);
-
-impl Handler<PanicIn> for Keeper {
-    type Result = Result<String, String>;
-
-    fn handle(&mut self, message: PanicIn, ctx: &mut Self::Context) -> Self::Result {
-        let actor = message.0;
-        let lowest = self.interfaces.iter().min_by_key(|(index, _)| **index);
-        let forwarders = self.forwarders.iter().flatten();
-        let victim: Option<Recipient<PanicNow>> = match actor.as_str() {
-            "routing" => self.routing.clone().map(Addr::recipient),
-            "links" => self.links.clone().map(Addr::recipient),
-            "metrics" => self.metrics.clone().map(Addr::recipient),
-            "joins" => {
-                let joins = self.charge.world.joins.load_full();
-                joins.map(|joins| joins.as_ref().clone().recipient())
-            }
-            "interface" => lowest.map(|(_, c)| c.address.clone().recipient()),
-            "forwarder" => forwarders
-                .min_by_key(|(index, _)| **index)
-                .map(|(_, forwarder)| forwarder.clone().recipient()),
-            "keeper" => Some(ctx.address().recipient()),
-            _ => None,
-        };
-        let victim = victim.ok_or_else(|| format!("there is no actor {actor:?}"))?;
-        victim.do_send(PanicNow);
-        Ok(format!("{actor} panics"))
     }
 }
 

@@ -1,20 +1,25 @@
 //! Follows the kernel's interfaces by netlink and tells routing what there is.
 
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::StreamExt;
+use ipnet::IpNet;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup};
-use tracing::{error, warn};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tracing::{error, info, warn};
 
 use super::world::{Stop, Vital, panics_on_demand};
-use crate::model::{IfIndex, Link, Links};
+use crate::model::{IfIndex, IfPattern, Link, Links};
 
 /// The kernel drops notices when its socket buffer is full, and tells so; all is read anew
 /// then, and now and then in any case.
@@ -83,6 +88,26 @@ impl LinksWatch {
                     links.insert(link);
                 }
             }
+            let mut replies = std::pin::pin!(handle.address().get().execute());
+            while let Some(reply) = replies.next().await {
+                if let Some((index, address)) = usable_address(&reply?) {
+                    links.insert_address(index, address);
+                }
+            }
+            let mut routes = Vec::new();
+            let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+            let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+            for family in [v4, v6] {
+                let mut replies = std::pin::pin!(handle.route().get(family).execute());
+                let mut best: Option<(u32, IfIndex)> = None;
+                while let Some(reply) = replies.next().await {
+                    best = best.into_iter().chain(default_route(&reply?)).min();
+                }
+                routes.extend(best.map(|(_, index)| index));
+            }
+            for index in routes {
+                links.call(index, IfPattern::default_route());
+            }
             Ok::<_, rtnetlink::Error>(links)
         };
         ctx.spawn(
@@ -92,6 +117,7 @@ impl LinksWatch {
                     Ok(links) => {
                         actor.reading = false;
                         let changed = links != actor.links || !actor.complete;
+                        say_default_route(&actor.links, &links);
                         actor.links = links;
                         actor.complete = true;
                         if changed {
@@ -117,7 +143,13 @@ impl Actor for LinksWatch {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        match rtnetlink::new_multicast_connection(&[MulticastGroup::Link]) {
+        match rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ]) {
             Ok((connection, handle, notices)) => {
                 actix::spawn(connection);
                 self.handle = Some(handle);
@@ -152,6 +184,15 @@ impl StreamHandler<Notice> for LinksWatch {
             NetlinkPayload::Overrun(_) => return self.read_again(ctx),
             _ => return,
         };
+        if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) =
+            &message
+        {
+            // Which of several counts is for the kernel to say.
+            if default_route(route).is_some() {
+                self.read_again(ctx);
+            }
+            return;
+        }
         self.overtaken = true;
         let changed = match &message {
             RouteNetlinkMessage::NewLink(link) => {
@@ -161,6 +202,10 @@ impl StreamHandler<Notice> for LinksWatch {
             RouteNetlinkMessage::DelLink(link) if !is_bridge_port(link) => {
                 IfIndex::new(link.header.index).is_some_and(|i| self.links.remove(i))
             }
+            RouteNetlinkMessage::NewAddress(message) => usable_address(message)
+                .is_some_and(|(index, address)| self.links.insert_address(index, address)),
+            RouteNetlinkMessage::DelAddress(message) => address_of(message)
+                .is_some_and(|(index, address)| self.links.remove_address(index, address)),
             _ => false,
         };
         if changed && self.complete {
@@ -181,6 +226,48 @@ impl Handler<Announce> for LinksWatch {
         if self.complete {
             self.announce();
         }
+    }
+}
+
+/// The metric and interface of a default route of the main table.
+fn default_route(message: &RouteMessage) -> Option<(u32, IfIndex)> {
+    let header = &message.header;
+    let main = header.table == RouteHeader::RT_TABLE_MAIN;
+    if !main || header.kind != RouteType::Unicast || header.destination_prefix_length != 0 {
+        return None;
+    }
+    let mut metric = 0;
+    let mut index = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(oif) => index = IfIndex::new(*oif),
+            // Several ways: the first of them.
+            RouteAttribute::MultiPath(hops) => {
+                index = hops
+                    .first()
+                    .and_then(|hop| IfIndex::new(hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    Some((metric, index?))
+}
+
+/// Says which interface has the default route, where that changed.
+fn say_default_route(old: &Links, new: &Links) {
+    let route = IfPattern::default_route();
+    let names = |links: &Links| -> Vec<String> {
+        links.matching(&route).map(|l| l.name.to_string()).collect()
+    };
+    let (old, new) = (names(old), names(new));
+    match old == new {
+        true => {}
+        false if new.is_empty() => info!("no interface has the default route any more"),
+        false => info!(
+            "the default route is on {}: upstream of each [[proxy]] that names none",
+            new.join(", ")
+        ),
     }
 }
 
@@ -214,6 +301,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         vlan: parent.zip(vlan),
+        known_as: BTreeSet::new(),
     })
 }
 
@@ -225,4 +313,28 @@ fn vlan_of(info: &LinkInfo) -> Option<u16> {
         InfoVlan::Id(id) => Some(*id),
         _ => None,
     })
+}
+
+/// An address that can be sent from: one that is not still looking for its like on the link
+/// (RFC 4862 section 5.4), nor has found it.
+fn usable_address(message: &AddressMessage) -> Option<(IfIndex, IpNet)> {
+    let unfit = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    let optimistic = AddressHeaderFlags::Optimistic;
+    let flags = message.header.flags;
+    let unfit = flags.intersects(unfit) && !flags.contains(optimistic);
+    if unfit { None } else { address_of(message) }
+}
+
+fn address_of(message: &AddressMessage) -> Option<(IfIndex, IpNet)> {
+    // On a point-to-point link `Address` is the peer, and `Local` is ours.
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(local) => Some(*local),
+        _ => None,
+    });
+    let address = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    Some((IfIndex::new(message.header.index)?, address))
 }

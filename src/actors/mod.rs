@@ -10,17 +10,26 @@
 //!
 //!   routing --Want--> joins (1): memberships of this host
 //!
+//!   mnat (none or 1) --Rewritings--> routing: what the MNAT server maps
+//!
 //!   metrics (1), control (1): ask routing what to show, read the catalogue of counters
 //! ```
 
+pub mod docker;
 pub mod forwarder;
 pub mod interface;
 pub mod joins;
 pub mod keeper;
 pub mod links;
+pub mod membership;
 pub mod metrics;
+pub mod mnat;
 pub mod questions;
+pub mod rewritings;
 pub mod routing;
+mod seldom;
+mod service;
+mod translations;
 mod views;
 pub mod world;
 

@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
+use actix::{Handler, Message};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::interface::{AskFlows, Flush};
 use super::joins::AskGroups;
-use super::routing::{Answer, Ask, Carry};
+use super::membership::{AskMembers, AskQueriers, Membership};
+use super::mnat::AskMnat;
+use super::routing::{Answer, Ask, Carry, InForce};
+use super::translations;
 use super::world::{ProcessRequest, World};
 use crate::api::{Change, Show, Shown};
+use crate::model::{IfIndex, JoinRule};
 
 /// How long an actor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,13 +35,36 @@ pub enum AskError {
 pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
     Ok(match what {
         Show::Routes => routing(world, Ask::Routes).await?,
-        Show::Interfaces => routing(world, Ask::Interfaces).await?,
+        Show::Interfaces => {
+            let mut shown = routing(world, Ask::Interfaces).await?;
+            if let Shown::Interfaces(interfaces) = &mut shown {
+                let queriers = membership(world, AskQueriers).await?;
+                for interface in interfaces {
+                    let index = IfIndex::new(interface.index);
+                    let known = index.and_then(|index| queriers.get(&index));
+                    interface.queriers = known.cloned().unwrap_or_default();
+                }
+            }
+            shown
+        }
         Show::Pending => routing(world, Ask::Pending).await?,
         Show::Groups => {
             let joins = world.joins.load_full().ok_or(AskError::NoAnswer("joins"))?;
             let groups = joins.send(AskGroups).timeout(PATIENCE).await;
-            Shown::Groups(groups.map_err(|_| AskError::NoAnswer("joins"))?)
+            let mut groups = groups.map_err(|_| AskError::NoAnswer("joins"))?;
+            groups.extend(membership(world, AskMembers).await?);
+            // Who is told that a host is a member sends, and must not lose the first packet.
+            in_force(world).await?;
+            translations::show(&mut groups, &world.rib.load().rules);
+            Shown::Groups(groups)
         }
+        Show::Mnat => match world.mnat.load_full() {
+            Some(mnat) => {
+                let view = mnat.address.send(AskMnat).timeout(PATIENCE).await;
+                Shown::Mnat(vec![view.map_err(|_| AskError::NoAnswer("mnat"))?])
+            }
+            None => Shown::Mnat(Vec::new()),
+        },
         Show::Flows => {
             let snapshot = world.snapshot.load_full();
             let asked = snapshot
@@ -50,6 +78,26 @@ pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
     })
 }
 
+async fn membership<M>(world: &World, ask: M) -> Result<M::Result, AskError>
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+    Membership: Handler<M>,
+{
+    let none = || AskError::NoAnswer("membership");
+    let membership = world.membership.load_full().ok_or_else(none)?;
+    let answer = membership.send(ask).timeout(PATIENCE).await;
+    answer.map_err(|_| none())
+}
+
+/// Waits until what routing was told so far is in force.
+async fn in_force(world: &World) -> Result<(), AskError> {
+    let none = || AskError::NoAnswer("routing");
+    let routing = world.routing.load_full().ok_or_else(none)?;
+    let answer = routing.send(InForce).timeout(PATIENCE).await;
+    answer.map_err(|_| none())
+}
+
 async fn routing(world: &World, ask: Ask) -> Result<Shown, AskError> {
     let none = || AskError::NoAnswer("routing");
     let routing = world.routing.load_full().ok_or_else(none)?;
@@ -61,13 +109,21 @@ async fn routing(world: &World, ask: Ask) -> Result<Shown, AskError> {
     })
 }
 
+/// The joins as they were asked for, patterns and prefixes whole.
+pub fn join_rules(world: &World) -> Vec<JoinRule> {
+    world.rib.load().joins.clone()
+}
+
 /// Changes the rules; says what was done.
 pub async fn change(world: &World, change: Change) -> Result<String, AskError> {
     let none = || AskError::NoAnswer("routing");
     let routing = world.routing.load_full().ok_or_else(none)?;
     let done = routing.send(Carry(change)).timeout(PATIENCE).await;
-    done.map_err(|_| none())?
-        .map_err(|e| AskError::Refused(e.to_string()))
+    let done = done
+        .map_err(|_| none())?
+        .map_err(|e| AskError::Refused(e.to_string()))?;
+    in_force(world).await?;
+    Ok(done)
 }
 
 /// Ends all flows; says how many there were.

@@ -1,6 +1,11 @@
 //! Owns the rules and publishes the forwarding snapshot. The data path never waits for it.
 
-use std::sync::Arc;
+mod demand;
+mod learning;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use actix::prelude::*;
 use ahash::{AHashMap, AHashSet};
@@ -9,26 +14,49 @@ use tracing::{debug, info};
 use super::joins::Want;
 use super::keeper::Publish;
 use super::links::LinksChanged;
+use super::membership::Served;
 use super::views;
 use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{InterfaceView, PendingView, RouteView};
 use crate::api::{Change, JoinSpec, RouteSpec};
+use crate::mnat::Channel;
 use crate::model::{
-    AddrError, GroupPrefix, IfPattern, JoinRule, LinkError, Links, Origin, RouteName, RouteRule,
-    Source, SourcePrefix,
+    AddrError, Group, GroupPrefix, IfIndex, IfName, IfPattern, JoinPolicy, JoinRule, LinkError,
+    Links, Origin, Rewrite, RewriteError, RouteName, RouteRule, Source, SourcePrefix,
 };
+use crate::table::joins;
 use crate::table::rib::RibError;
-use crate::table::{Rib, joins};
+use crate::table::{Fib, Learned, Rib};
+
+use demand::Demand;
+pub use learning::InForce;
+use learning::Pace;
 
 /// The actor.
 pub struct Routing {
     world: Arc<World>,
     vital: Vital,
     keeper: Recipient<Publish>,
-    rib: Rib,
-    /// `None` until the links are heard of.
+    rib: Arc<Rib>,
+    /// The links as the kernel tells of them; `None` until they are heard of.
+    kernel: Option<Links>,
+    /// The same, with the names that others give them.
     links: Option<Links>,
     generation: u64,
+    /// What was published last.
+    fib: Arc<Fib>,
+    /// What membership was last told to serve; `None` until it was told anything.
+    served: Option<BTreeMap<IfIndex, Served>>,
+    /// Memberships from before membership began a new life, not told again yet.
+    stale: AHashSet<(IfIndex, Group)>,
+    pace: Pace,
+    /// What the hosts of proxies want, as it is joined.
+    demand: Demand,
+    /// What joins and routes want joined, and the links that was said for.
+    fixed: joins::Joins,
+    up: Links,
+    /// What the MNAT actor was last told that hosts want.
+    pub(super) told_mnat: Option<BTreeSet<Channel>>,
 }
 
 impl Routing {
@@ -37,23 +65,60 @@ impl Routing {
     pub fn new(world: Arc<World>, vital: Vital, keeper: Recipient<Publish>) -> Self {
         // A rebuilt routing actor goes on from the snapshot that is in force.
         let generation = world.snapshot.load().fib.generation;
-        let rib = world.rib.load().as_ref().clone();
+        let rib = world.rib.load_full();
         Self {
             world,
             vital,
             keeper,
             rib,
+            kernel: None,
             links: None,
             generation,
+            fib: Arc::default(),
+            served: None,
+            stale: AHashSet::new(),
+            pace: Pace {
+                next: Instant::now(),
+                waits: false,
+            },
+            demand: Demand::default(),
+            fixed: joins::Joins::new(),
+            up: Links::default(),
+            told_mnat: None,
         }
     }
 
+    pub(super) fn rib(&self) -> &Rib {
+        &self.rib
+    }
+
+    pub(super) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(super) fn index_of(&self, name: &IfName) -> Option<IfIndex> {
+        let link = self.links.as_ref()?.iter().find(|l| l.name == *name);
+        link.map(|l| l.index)
+    }
+
+    pub(super) fn learned(&self) -> MutexGuard<'_, Learned> {
+        // Only routing locks it; a former life may have died over it.
+        let learned = self.world.learned.lock();
+        learned.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn publish(&mut self) {
+        let engine = self.rib.patterns().any(IfPattern::is_engine_name);
+        let wanted = &self.world.engine_wanted;
+        wanted.send_if_modified(|wanted| std::mem::replace(wanted, engine) != engine);
         let Some(links) = &self.links else {
             return;
         };
         self.generation += 1;
-        let fib = Arc::new(self.rib.fib(links, self.generation));
+        let mut fib = self.rib.fib(&self.rib.usable(links), self.generation);
+        self.learned().rebuild(&mut fib);
+        let fib = Arc::new(fib);
+        self.fib = fib.clone();
         let catalog = &self.world.catalog;
         catalog.routes.set(self.rib.rules.len() as i64);
         let used = |link: &&crate::model::Link| views::uses(&fib, link) != (false, false);
@@ -79,27 +144,61 @@ impl Routing {
             .filter(|(index, _)| fib.ingresses.contains_key(*index))
             .map(|(index, name)| (*index, name.clone()))
             .collect();
+        self.serve();
+        self.want();
+        self.tell_mnat();
+        self.keeper.do_send(Publish {
+            fib,
+            names: Some(ingresses),
+        });
+    }
+
+    /// Tells joins all that is wanted.
+    fn want(&mut self) {
+        let Some(links) = &self.links else { return };
         // A link that is down has no memberships; when it comes up they are joined anew, and
         // so reported at once.
         let up: Links = links.iter().filter(|l| l.up).cloned().collect();
+        self.demand = Demand::new(&self.rib, &self.fib);
+        let learned = self.world.learned.lock();
+        let learned = learned.unwrap_or_else(PoisonError::into_inner);
+        for (index, group, filter) in learned.memberships() {
+            let known = (&*self.rib, &up);
+            self.demand.note(known, index, group, filter);
+        }
+        drop(learned);
+        self.demand.changed();
+        let asked = self.demand.asked(&self.rib);
+        let rules = joins::Rules {
+            joins: &self.rib.joins,
+            routes: &self.rib.rules,
+            proxies: &self.rib.proxies,
+        };
+        let fixed = joins::wanted(rules, [], &up);
+        let asked = asked.iter().map(|(asker, asked)| (*asker, asked));
         let want = Want {
-            joins: joins::wanted(&self.rib.joins, &self.rib.rules, &up),
+            joins: joins::wanted(rules, asked, &up),
             names: up.iter().map(|l| (l.index, l.name.clone())).collect(),
         };
+        self.fixed = fixed;
+        self.up = up;
         // Control facts: as many as links and rules change.
         if let Some(joins) = self.world.joins.load_full() {
             joins.do_send(want);
         }
-        self.keeper.do_send(Publish {
-            fib,
-            names: ingresses,
-        });
+    }
+
+    /// Gives the links their other names, and publishes.
+    fn rename(&mut self) {
+        let aliases = self.world.aliases.load();
+        self.links = self.kernel.as_ref().map(|links| links.called(&aliases));
+        self.publish();
     }
 
     /// Puts changed rules in force.
-    fn commit(&mut self, rib: Rib) {
-        self.rib = rib;
-        self.world.rib.store(Arc::new(self.rib.clone()));
+    pub(super) fn commit(&mut self, rib: Rib) {
+        self.rib = Arc::new(rib);
+        self.world.rib.store(self.rib.clone());
         self.publish();
     }
 }
@@ -109,7 +208,11 @@ impl Actor for Routing {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(256);
-        info!(routes = self.rib.rules.len(), "routing");
+        info!(
+            routes = self.rib.rules.len(),
+            proxies = self.rib.proxies.len(),
+            "routing"
+        );
         self.world.routing.store(Some(Arc::new(ctx.address())));
     }
 }
@@ -118,8 +221,21 @@ impl Handler<LinksChanged> for Routing {
     type Result = ();
 
     fn handle(&mut self, message: LinksChanged, _: &mut Self::Context) {
-        self.links = Some(message.0);
-        self.publish();
+        self.kernel = Some(message.0);
+        self.rename();
+    }
+}
+
+/// The container engine gives other names than before: see [`World::aliases`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NamesChanged;
+
+impl Handler<NamesChanged> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: NamesChanged, _: &mut Self::Context) {
+        self.rename();
     }
 }
 
@@ -181,7 +297,8 @@ impl Handler<Ask> for Routing {
         MessageResult(match ask {
             Ask::Routes => {
                 let plane = self.world.plane.name();
-                Answer::Routes(views::routes(&self.rib, links, catalog, plane))
+                let usable = self.rib.usable(links);
+                Answer::Routes(views::routes(&self.rib, &usable, &self.fib, catalog, plane))
             }
             Ask::Interfaces => {
                 let fib = self.world.snapshot.load().fib.clone();
@@ -201,7 +318,11 @@ impl Handler<Replace> for Routing {
     type Result = ();
 
     fn handle(&mut self, replace: Replace, _: &mut Self::Context) {
-        self.commit(replace.0);
+        let mut rib = replace.0;
+        let refused = rib.keep_mapped(&self.rib);
+        self.tell_refused(false, refused);
+        self.commit(rib);
+        self.try_refused_again();
     }
 }
 
@@ -217,6 +338,9 @@ pub enum ChangeError {
     /// The rules do not allow it.
     #[error(transparent)]
     Rib(#[from] RibError),
+    /// It cannot be rewritten so.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
     /// `add` without egresses.
     #[error("name at least one interface to send to")]
     NoEgress,
@@ -231,19 +355,24 @@ impl Handler<Carry> for Routing {
     type Result = Result<String, ChangeError>;
 
     fn handle(&mut self, carry: Carry, _: &mut Self::Context) -> Self::Result {
-        let mut rib = self.rib.clone();
+        let mut rib = Rib::clone(&self.rib);
         let done = match carry.0 {
             Change::Add(spec) => {
                 let rule = rule_of(&spec)?;
-                if rule.to.is_empty() {
+                if rule.to.is_empty() && !spec.stop {
                     return Err(ChangeError::NoEgress);
                 }
                 let name = rib.add(rule)?;
-                format!("added {name} to {}", spec.to.join(" "))
+                match spec.to.is_empty() {
+                    true => format!("added {name}, which stops what it takes"),
+                    false => format!("added {name} to {}", spec.to.join(" ")),
+                }
             }
             Change::Remove(spec) => {
                 let rule = rule_of(&spec)?;
+                rib.rewrites_so(&rule)?;
                 let name = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
+                self.try_refused_again();
                 match spec.to.is_empty() {
                     true => format!("removed {name}"),
                     false => format!("removed {} from {name}", spec.to.join(" ")),
@@ -276,10 +405,23 @@ fn rule_of(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
     };
     let to = spec.to.iter().map(|t| t.parse());
     let to = to.collect::<Result<_, LinkError>>()?;
+    let rewrite = spec.rewrite.as_ref().map(|rewrite| {
+        let to_source = rewrite.source.as_ref().map(|s| s.parse()).transpose()?;
+        let to_group = rewrite.group.as_ref().map(|g| g.parse()).transpose()?;
+        let becomes = (to_source, to_group);
+        let rewrite = Rewrite::new((source, group), becomes, rewrite.port, false);
+        rewrite.map_err(ChangeError::from)
+    });
     Ok(RouteRule {
         name: RouteName::default_for(&from, source, group),
         origin: Origin::Command,
+        rewrite: rewrite.transpose()?,
         source,
+        join: match spec.join {
+            None => JoinPolicy::Auto,
+            Some(true) => JoinPolicy::Always,
+            Some(false) => JoinPolicy::Never,
+        },
         ..RouteRule::new(from, group, to)
     })
 }

@@ -1,9 +1,9 @@
 //! What routing shows: rules, interfaces and what waits, as readers see them.
 
-use crate::api::view::{FlowView, InterfaceView, PathView, PendingView, RouteView};
-use crate::forward::{DropReason, look_up};
+use crate::api::view::{FlowView, InterfaceView, PathView, PendingView, RewriteView, RouteView};
+use crate::forward::{DropReason, look_up, ways};
 use crate::metrics::{Catalog, InterfaceCounters};
-use crate::model::{IfPattern, Link, Links, RouteRule};
+use crate::model::{IfPattern, Link, Links, ProxyRule, Rewrite, RouteRule};
 use crate::table::flows::{Flow, FlowKey};
 use crate::table::{Fib, Ingress, Rib};
 
@@ -11,8 +11,14 @@ fn texts<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
 }
 
-/// Every rule, with the paths it opens on these links.
-pub fn routes(rib: &Rib, links: &Links, catalog: &Catalog, plane: &str) -> Vec<RouteView> {
+/// Every rule and every proxy, with the paths it opens on these links.
+pub fn routes(
+    rib: &Rib,
+    links: &Links,
+    fib: &Fib,
+    catalog: &Catalog,
+    plane: &str,
+) -> Vec<RouteView> {
     let view = |rule: &RouteRule| RouteView {
         name: rule.name.to_string(),
         origin: rule.origin.to_string(),
@@ -23,10 +29,52 @@ pub fn routes(rib: &Rib, links: &Links, catalog: &Catalog, plane: &str) -> Vec<R
         to: texts(&rule.to),
         ttl: rule.ttl.to_string(),
         link_local: rule.link_local,
+        rewrite: rule.rewrite.as_ref().map(rewrite),
         paths: paths(rule, links, catalog, plane),
         waiting_for: waiting_for(rule.from_and_to(), links),
     };
-    rib.rules.iter().map(view).collect()
+    let proxies = rib.proxies.iter();
+    let learned = proxies.map(|p| proxy(p, links, fib, catalog, plane));
+    rib.rules.iter().map(view).chain(learned).collect()
+}
+
+/// A proxy as the route that it is for every group somebody asked for.
+fn proxy(proxy: &ProxyRule, links: &Links, fib: &Fib, catalog: &Catalog, plane: &str) -> RouteView {
+    let names = |list: &[IfPattern]| texts(list).join(" ");
+    let own = fib.paths.iter().filter(|path| path.route == proxy.name);
+    let paths = own.filter_map(|path| {
+        let oif = &fib.egresses.get(path.egress as usize)?.name;
+        let counters = catalog.path(&proxy.name, path.iif.as_str(), oif.as_str(), plane);
+        Some(PathView {
+            iif: path.iif.to_string(),
+            oif: oif.to_string(),
+            packets: counters.packets.get(),
+            bytes: counters.bytes.get(),
+        })
+    });
+    RouteView {
+        name: proxy.name.to_string(),
+        origin: "proxy".into(),
+        from: names(&proxy.upstream),
+        source: "*".into(),
+        except_sources: texts(&proxy.deny_sources),
+        group: "*".into(),
+        to: texts(&proxy.downstream),
+        ttl: proxy.ttl.to_string(),
+        link_local: false,
+        rewrite: None,
+        paths: paths.collect(),
+        waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
+    }
+}
+
+fn rewrite(rewrite: &Rewrite) -> RewriteView {
+    let (source, group) = rewrite.becomes();
+    RewriteView {
+        source: source.map(|s| s.to_string()),
+        group: group.map(|g| g.to_string()),
+        port: rewrite.port().map(u16::from),
+    }
 }
 
 fn paths(rule: &RouteRule, links: &Links, catalog: &Catalog, plane: &str) -> Vec<PathView> {
@@ -67,8 +115,15 @@ pub fn pending(rib: &Rib, links: &Links) -> Vec<PendingView> {
         waiting_for: waiting_for(std::iter::once(&join.interface), links),
         origin: join.origin.to_string(),
     });
+    let proxies = rib.proxies.iter().map(|proxy| PendingView {
+        kind: "proxy".into(),
+        name: proxy.name.to_string(),
+        waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
+        origin: "settings".into(),
+    });
     routes
         .chain(joins)
+        .chain(proxies)
         .filter(|p| !p.waiting_for.is_empty())
         .collect()
 }
@@ -93,6 +148,12 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
     let (ingress, egress) = uses(fib, link);
     // Asking for the counters of an interface makes them; one that no route uses has none.
     let counters = (ingress || egress).then(|| catalog.interface(link.name.as_str()));
+    let downstream = fib.downstreams.iter().find(|d| d.index == link.index);
+    let upstream_of = rib
+        .proxies
+        .iter()
+        .filter(|p| p.upstream.iter().any(|u| link.fits(u)))
+        .map(|p| p.name.to_string());
     let count = |of: fn(&InterfaceCounters) -> u64| counters.as_ref().map_or(0, of);
     InterfaceView {
         index: link.index.get(),
@@ -113,6 +174,9 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
             })
             .collect(),
         socket_dropped_packets: count(|c| c.socket_dropped.get()),
+        downstream_of: downstream.map(|d| d.proxy.name.to_string()),
+        upstream_of: upstream_of.collect(),
+        queriers: Vec::new(),
     }
 }
 
@@ -124,18 +188,26 @@ pub fn flow(
     fib: &Fib,
     now_ms: u64,
 ) -> FlowView {
-    let entry = ingress
-        .and_then(|ingress| look_up(fib, ingress, *key).ok())
-        .map(|id| &fib.entries[id as usize]);
-    let oifs = entry.map_or_else(Vec::new, |entry| {
-        let names = entry.paths.iter().filter_map(|p| fib.egress_of(*p));
-        names.map(|egress| egress.name.to_string()).collect()
-    });
+    let found = ingress.and_then(|i| Some((i, look_up(fib, i, *key).ok()?)));
+    let ways = || {
+        let (ingress, verdicts) = found?;
+        Some(ways(fib, ingress, verdicts))
+    };
+    let route = ways().and_then(|mut all| all.next());
+    let mut oifs: Vec<String> = Vec::new();
+    for (_, paths) in ways().into_iter().flatten() {
+        for egress in paths.filter_map(|path| fib.egress_of(path)) {
+            let name = egress.name.to_string();
+            if !oifs.contains(&name) {
+                oifs.push(name);
+            }
+        }
+    }
     FlowView {
         iif: iif.into(),
         source: key.0.to_string(),
         group: key.1.to_string(),
-        route: entry.map(|e| e.route.to_string()),
+        route: route.map(|(entry, _)| entry.route.to_string()),
         oifs,
         packets: flow.packets,
         bytes: flow.bytes,

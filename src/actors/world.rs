@@ -1,25 +1,28 @@
 //! What all actors share: the snapshot, the plane, the catalogue, and how a death is noticed.
 
 use std::fmt;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use ahash::AHashMap;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::forwarder::Forwarder;
 use super::interface::Interface;
 use super::joins::Joins;
+use super::membership::Membership;
+use super::mnat::Seat;
 use super::routing::Routing;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
-use crate::model::{IfIndex, IfName};
+use crate::model::{Aliases, IfIndex, IfName};
 use crate::planes::Plane;
 use crate::table::flows::FlowBudget;
-use crate::table::{Fib, Rib};
+use crate::table::{Feeds, Fib, Learned, Rib};
 
 /// Position of a worker thread in the keeper's pool.
 pub type WorkerId = usize;
@@ -50,12 +53,26 @@ pub struct World {
     /// How many flows may be remembered, and are.
     pub flows: Arc<FlowBudget>,
     flow_idle_ms: AtomicU64,
+    /// What hosts of proxies want, as routing knows it; it outlives routing, so that streams do.
+    pub learned: Mutex<Learned>,
     /// The window of packets just forwarded.
     pub loop_guard: Arc<LoopGuard>,
+    /// Which of several upstreams feeds a stream.
+    pub feeds: Arc<Feeds>,
     /// The routing actor that lives now.
     pub routing: ArcSwapOption<Addr<Routing>>,
     /// The joins actor that lives now.
     pub joins: ArcSwapOption<Addr<Joins>>,
+    /// The membership actor that lives now.
+    pub membership: ArcSwapOption<Addr<Membership>>,
+    /// The MNAT actor that lives now.
+    pub mnat: ArcSwapOption<Seat>,
+    /// The socket of the container engine.
+    pub engine_socket: PathBuf,
+    /// Whether any rule holds a name that a container engine gives.
+    pub engine_wanted: watch::Sender<bool>,
+    /// The names the engine gives, as last heard.
+    pub aliases: ArcSwap<Aliases>,
     /// What clients ask of the process as a whole.
     pub requests: mpsc::Sender<ProcessRequest>,
     /// What the probes answer.
@@ -65,12 +82,13 @@ pub struct World {
 
 impl World {
     /// A world with these rules and room for so many flows. The receiver hears what clients
-    /// ask of the process.
+    /// ask of the process. `engine` is the socket of the container engine.
     pub fn new(
         catalog: Catalog,
         plane: Box<dyn Plane>,
         rib: Rib,
         flows: usize,
+        engine: PathBuf,
     ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
         let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
         catalog.flow_limit.set(flows as i64);
@@ -81,9 +99,16 @@ impl World {
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),
             flow_idle_ms: AtomicU64::new(60_000),
+            learned: Mutex::default(),
             loop_guard: Arc::default(),
+            feeds: Arc::default(),
             routing: ArcSwapOption::empty(),
             joins: ArcSwapOption::empty(),
+            membership: ArcSwapOption::empty(),
+            mnat: ArcSwapOption::empty(),
+            engine_socket: engine,
+            engine_wanted: watch::Sender::new(false),
+            aliases: ArcSwap::default(),
             requests,
             health: Health::default(),
             started: Instant::now(),
@@ -155,8 +180,14 @@ pub enum Role {
     Links,
     /// Holds the memberships of this host.
     Joins,
+    /// Queries and hears the hosts of proxies.
+    Membership,
+    /// Follows the container engine.
+    Docker,
     /// Serves HTTP.
     Metrics,
+    /// Asks the MNAT server.
+    Mnat,
 }
 
 impl Role {
@@ -168,7 +199,10 @@ impl Role {
             Self::Routing => "routing",
             Self::Links => "links",
             Self::Joins => "joins",
+            Self::Membership => "membership",
+            Self::Docker => "docker",
             Self::Metrics => "metrics",
+            Self::Mnat => "mnat",
         }
     }
 }

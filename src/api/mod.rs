@@ -4,9 +4,14 @@
 
 pub mod view;
 
+use std::num::NonZeroU16;
+
 use serde::{Deserialize, Serialize};
 
-pub use view::{FlowView, GroupView, InterfaceView, PendingView, RouteView};
+pub use view::{
+    FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView, PendingView,
+    QuerierView, RewriteView, RouteView,
+};
 
 /// Version of the formats here. Fields may be added within a version, none changes.
 pub const VERSION: u32 = 1;
@@ -21,20 +26,23 @@ pub enum Show {
     Interfaces,
     /// The flows being forwarded.
     Flows,
-    /// The groups joined as a host.
+    /// The groups joined as a host, and those with members.
     Groups,
     /// Routes and joins that wait for something.
     Pending,
+    /// What the MNAT server maps.
+    Mnat,
 }
 
 impl Show {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Routes,
         Self::Interfaces,
         Self::Flows,
         Self::Groups,
         Self::Pending,
+        Self::Mnat,
     ];
 
     /// Its name, as in `/api/v1/routes`.
@@ -45,6 +53,7 @@ impl Show {
             Self::Flows => "flows",
             Self::Groups => "groups",
             Self::Pending => "pending",
+            Self::Mnat => "mnat",
         }
     }
 }
@@ -63,6 +72,8 @@ pub enum Shown {
     Groups(Vec<GroupView>),
     /// Answer to [`Show::Pending`].
     Pending(Vec<PendingView>),
+    /// Answer to [`Show::Mnat`]: one end, or none.
+    Mnat(Vec<MnatView>),
     /// What a change did, in a sentence.
     Done(String),
 }
@@ -95,6 +106,30 @@ pub struct RouteSpec {
     /// Names and patterns of the interfaces packets leave on.
     #[serde(default)]
     pub to: Vec<String>,
+    /// Whether its groups are joined as a host: each, none, or without this a single one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<bool>,
+    /// What packets leave with instead. To remove a route it need not be named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<RewriteSpec>,
+    /// With this, a route that sends nowhere may be added: it stops what it takes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop: bool,
+}
+
+/// What a route in a [`Change`] rewrites: at least one of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteSpec {
+    /// Source, or a prefix with as many host bits as that of the route.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Group, or a prefix likewise.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// UDP destination port.
+    #[serde(default)]
+    pub port: Option<NonZeroU16>,
 }
 
 /// A join in a [`Change`].

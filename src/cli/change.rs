@@ -1,11 +1,12 @@
 //! `mcastor add`, `remove`, `join`, `leave`, `flush`, `reload`, `stop`: one request each.
 
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::show::DEFAULT_SOCKET;
+use super::show::default_socket;
 use super::{fail, unusable};
-use crate::api::{Change, JoinSpec, RouteSpec, Shown};
+use crate::api::{Change, JoinSpec, RewriteSpec, RouteSpec, Shown};
 use crate::control::{Command, client};
 use crate::model::{GroupPrefix, IfPattern};
 
@@ -13,7 +14,7 @@ use crate::model::{GroupPrefix, IfPattern};
 #[derive(Debug, clap::Args)]
 pub struct SocketArgs {
     /// Control socket of the daemon
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     pub socket: PathBuf,
 }
 
@@ -27,8 +28,34 @@ pub struct RouteArgs {
     /// and the interfaces packets leave on
     #[arg(value_name = "[SOURCE] GROUP [OIF]", required = true, num_args = 1..)]
     pub rest: Vec<String>,
+    /// Source packets leave with, an address or a prefix as long as that of SOURCE
+    #[arg(long, value_name = "SOURCE[/LEN]")]
+    pub rewrite_source: Option<String>,
+    /// Group packets leave for, an address or a prefix as long as that of GROUP
+    #[arg(long, value_name = "GROUP[/LEN]")]
+    pub rewrite_group: Option<String>,
+    /// UDP destination port packets leave with
+    #[arg(long, value_name = "PORT")]
+    pub rewrite_port: Option<NonZeroU16>,
     #[command(flatten)]
     socket: SocketArgs,
+}
+
+impl RouteArgs {
+    fn rewrite(&self) -> Option<RewriteSpec> {
+        let rewrite = RewriteSpec {
+            source: self.rewrite_source.clone(),
+            group: self.rewrite_group.clone(),
+            port: self.rewrite_port,
+        };
+        let RewriteSpec {
+            source,
+            group,
+            port,
+        } = &rewrite;
+        let any = source.is_some() || group.is_some() || port.is_some();
+        any.then_some(rewrite)
+    }
 }
 
 /// Arguments of `join` and `leave`.
@@ -84,10 +111,13 @@ fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
         Err(e) => return unusable(&e),
     };
     let spec = RouteSpec {
+        rewrite: args.rewrite(),
         from: args.from.to_string(),
         source,
         group,
         to,
+        join: None,
+        stop: false,
     };
     tell(&args.socket.socket, Command::Change(change(spec)))
 }

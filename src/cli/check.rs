@@ -16,6 +16,18 @@ pub fn run(file: &Path, json: bool) -> ExitCode {
     let settings = Settings::load(Some(file), environment());
     let mut out = io::stdout().lock();
     let (text, code) = match (&settings, json) {
+        (Ok(settings), json) if !settings.skipped.is_empty() => {
+            if !json {
+                settings.skipped.iter().for_each(|line| eprintln!("{line}"));
+            }
+            let problems = serde_json::json!({ "ok": false, "problems": settings.skipped });
+            let text = if json {
+                format!("{problems}\n")
+            } else {
+                String::new()
+            };
+            (text, EXIT_BAD_SETTINGS)
+        }
         (Ok(settings), false) => (summary(file, settings), 0),
         (Ok(settings), true) => (json_summary(settings), 0),
         (Err(report), true) => (format!("{}\n", report.json()), EXIT_BAD_SETTINGS),
@@ -36,6 +48,12 @@ fn interfaces(settings: &Settings) -> Vec<&str> {
         .flat_map(|route| std::iter::once(&route.from).chain(&route.to))
         .chain(settings.interfaces.iter().map(|one| &one.name))
         .chain(settings.joins.iter().map(|join| &join.interface))
+        .chain(
+            settings
+                .proxies
+                .iter()
+                .flat_map(|p| p.upstream.iter().chain(&p.downstream)),
+        )
         .map(|name| name.as_str())
         .collect();
     names.sort_unstable();
@@ -48,14 +66,15 @@ fn summary(file: &Path, settings: &Settings) -> String {
     let counted = |n: usize, what: &str| match n {
         0 => format!("no {what}s"),
         1 => format!("1 {what}"),
+        n if what.ends_with('y') => format!("{n} {}ies", what.trim_end_matches('y')),
         n => format!("{n} {what}s"),
     };
-    let mut text = format!(
-        "{}: good. {}, {}",
-        file.display(),
-        counted(settings.routes.len(), "route"),
-        counted(names.len(), "interface")
-    );
+    let mut parts = vec![counted(settings.routes.len(), "route")];
+    if !settings.proxies.is_empty() {
+        parts.push(counted(settings.proxies.len(), "proxy"));
+    }
+    parts.push(counted(names.len(), "interface"));
+    let mut text = format!("{}: good. {}", file.display(), parts.join(", "));
     if !names.is_empty() {
         text.push_str(": ");
         text.push_str(&names.join(", "));
@@ -74,6 +93,7 @@ fn json_summary(settings: &Settings) -> String {
         "ok": true,
         "routes": settings.routes,
         "joins": settings.joins,
+        "proxies": settings.proxies,
         "interfaces": interfaces(settings),
         "notes": settings.notes(),
     });
@@ -97,6 +117,18 @@ mod tests {
         assert_eq!(
             summary(Path::new("a.toml"), &settings),
             "a.toml: good. 1 route, 3 interfaces: eth0, eth1, veth*\n"
+        );
+        let env = [
+            ("MCASTOR__PROXY__0__UPSTREAM", "eth0"),
+            ("MCASTOR__PROXY__0__DOWNSTREAM", "br-*"),
+            ("MCASTOR__PROXY__1__UPSTREAM", "eth1"),
+            ("MCASTOR__PROXY__1__DOWNSTREAM", "eth2"),
+        ];
+        let env = env.map(|(name, value)| (name.to_string(), value.to_string()));
+        let proxies = Settings::load(None, env.into_iter()).unwrap();
+        assert_eq!(
+            summary(Path::new("a.toml"), &proxies),
+            "a.toml: good. no routes, 2 proxies, 4 interfaces: br-*, eth0, eth1, eth2\n"
         );
         assert_eq!(
             summary(Path::new("a.toml"), &Settings::default()),

@@ -2,11 +2,16 @@
 
 pub mod change;
 pub mod check;
+pub mod convert;
 pub mod demo;
+pub mod health;
+pub mod mnat;
 pub mod recv;
 pub mod run;
 pub mod send;
 pub mod show;
+pub mod smcroutectl;
+pub mod smcrouted;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,12 +51,28 @@ enum Command {
         after_help = "Exit codes: 0 good, 2 refused. The environment (MCASTOR__…) counts as it does for run."
     )]
     Check {
-        /// Settings file (TOML)
+        /// Settings file (TOML or smcroute.conf)
         file: PathBuf,
         /// Print the answer as one JSON object
         #[arg(long)]
         json: bool,
     },
+    /// Print an smcroute.conf as TOML, comments kept
+    #[command(
+        after_help = "Exit codes: 0 done, 2 where a line is bad and stands as a comment.\n\
+        Example: mcastor convert /etc/smcroute.conf > /etc/mcastor.toml"
+    )]
+    Convert {
+        /// The smcroute.conf
+        file: PathBuf,
+        /// Refuse lines with words that smcroute does not know
+        #[arg(long)]
+        strict: bool,
+    },
+    #[command(disable_help_flag = true, args_override_self = true)]
+    Smcrouted(smcrouted::DaemonArgs),
+    #[command(disable_help_flag = true, args_override_self = true)]
+    Smcroutectl(smcroutectl::ClientArgs),
     /// Tell what a running mcastor does
     Show(show::ShowArgs),
     /// Add a route, or interfaces to one; until the next reload
@@ -75,6 +96,12 @@ enum Command {
     Reload(change::SocketArgs),
     /// End the running mcastor
     Stop(change::SocketArgs),
+    /// Be the end of multicast NAT near senders
+    MnatIngress(mnat::IngressArgs),
+    /// Be the end of multicast NAT near receivers
+    MnatEgress(mnat::EgressArgs),
+    /// Tell whether the running mcastor answers, for health checks
+    Health(health::HealthArgs),
     Send(send::SendArgs),
     Recv(recv::RecvArgs),
     Demo(demo::DemoArgs),
@@ -83,10 +110,42 @@ enum Command {
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+        /// Of which program
+        #[arg(value_enum, default_value_t = Guise::Mcastor)]
+        program: Guise,
     },
-    /// Print the manual page, in roff
-    #[command(after_help = "Example: mcastor man > /usr/local/share/man/man1/mcastor.1")]
-    Man,
+    /// Print a manual page, in roff
+    #[command(
+        after_help = "Examples:\n  mcastor man > /usr/local/share/man/man1/mcastor.1\n  \
+        mcastor man smcrouted > /usr/local/share/man/man8/smcrouted.8"
+    )]
+    Man {
+        /// Of which program
+        #[arg(value_enum, default_value_t = Guise::Mcastor)]
+        program: Guise,
+    },
+}
+
+/// The names this program goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Guise {
+    /// Its own
+    Mcastor,
+    /// The daemon of smcroute
+    Smcrouted,
+    /// The client of smcroute
+    Smcroutectl,
+}
+
+impl Guise {
+    /// Its flags, and the name it is called by.
+    fn command(self) -> (clap::Command, &'static str) {
+        match self {
+            Self::Mcastor => (Arguments::command(), "mcastor"),
+            Self::Smcrouted => (smcrouted::DaemonArgs::command(), "smcrouted"),
+            Self::Smcroutectl => (smcroutectl::ClientArgs::command(), "smcroutectl"),
+        }
+    }
 }
 
 /// Every subcommand and argument, for those who want to parse without running.
@@ -96,9 +155,26 @@ pub fn command() -> clap::Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().map(PathBuf::from).unwrap_or_default();
+    match called.file_name().and_then(|name| name.to_str()) {
+        Some("smcrouted") => return smcrouted::from_arguments(arguments),
+        Some("smcroutectl") => return smcroutectl::from_arguments(arguments),
+        _ => {}
+    }
+    // Their own exit codes for bad flags hold by this name too.
+    let first = arguments.next();
+    match first.as_ref().and_then(|word| word.to_str()) {
+        Some("smcrouted") => return smcrouted::from_arguments(arguments),
+        Some("smcroutectl") => return smcroutectl::from_arguments(arguments),
+        _ => {}
+    }
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
         Command::Check { file, json } => check::run(&file, json),
+        Command::Convert { file, strict } => convert::run(&file, strict),
+        Command::Smcrouted(args) => smcrouted::run(args),
+        Command::Smcroutectl(args) => smcroutectl::run(args),
         Command::Show(args) => show::run(&args),
         Command::Add(args) => change::add(args),
         Command::Remove(args) => change::remove(args),
@@ -107,20 +183,29 @@ pub fn main() -> ExitCode {
         Command::Flush(args) => change::simple(&args, Request::Flush),
         Command::Reload(args) => change::simple(&args, Request::Reload),
         Command::Stop(args) => change::simple(&args, Request::Stop),
+        Command::MnatIngress(args) => mnat::ingress(args),
+        Command::MnatEgress(args) => mnat::egress(args),
+        Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(shell, &mut command, "mcastor", &mut std::io::stdout());
+        Command::Completions { shell, program } => {
+            let (mut command, name) = program.command();
+            clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
             ExitCode::SUCCESS
         }
-        Command::Man => man(),
+        Command::Man { program } => man(program),
     }
 }
 
-fn man() -> ExitCode {
-    match clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()) {
+fn man(program: Guise) -> ExitCode {
+    let page = clap_mangen::Man::new(program.command().0);
+    let page = match program {
+        Guise::Mcastor => page,
+        // Where those of smcroute stand.
+        Guise::Smcrouted | Guise::Smcroutectl => page.section("8"),
+    };
+    match page.render(&mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
     }

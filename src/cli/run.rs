@@ -24,7 +24,7 @@ SIGHUP reads the settings again; SIGTERM and SIGINT end it.
 It needs CAP_NET_RAW (root has it), and no kernel multicast routing, iptables rules or
 rp_filter changes.")]
 pub struct RunArgs {
-    /// Settings file (TOML); without it, settings come from MCASTOR__… variables alone
+    /// Settings file (TOML or smcroute.conf); without it, settings come from MCASTOR__… variables alone
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Write the process id to this file; it is removed at the end
@@ -34,7 +34,9 @@ pub struct RunArgs {
 
 /// Runs the router.
 pub fn run(args: RunArgs) -> ExitCode {
-    let settings = match Settings::load(args.config.as_deref(), environment()) {
+    let config = args.config;
+    let load = move || Settings::load(config.as_deref(), environment()).map_err(Box::new);
+    let settings = match load() {
         Ok(settings) => settings,
         Err(report) => {
             eprintln!("{}", report.pretty());
@@ -44,8 +46,11 @@ pub fn run(args: RunArgs) -> ExitCode {
     start_log(&settings.log);
     let options = Options {
         settings,
-        file: args.config,
+        load: Box::new(load),
         pid_file: args.pid_file,
+        mnat: None,
+        smcroute: None,
+        script: None,
     };
     match app::run(options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,7 +59,7 @@ pub fn run(args: RunArgs) -> ExitCode {
 }
 
 /// Logs go to standard error; RUST_LOG wins over the settings.
-fn start_log(settings: &LogSettings) {
+pub(super) fn start_log(settings: &LogSettings) {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));
     let log = tracing_subscriber::fmt()

@@ -6,11 +6,21 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::fail;
-use crate::api::{FlowView, GroupView, InterfaceView, PendingView, RouteView, Show, Shown};
+use crate::api::{
+    FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView, Show, Shown,
+};
 use crate::control::{Command, client};
 
 /// Where the daemon listens when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
+/// The variable that settings take it from.
+const SOCKET_VARIABLE: &str = "MCASTOR__CONTROL__SOCKET";
+
+/// Where the daemon of this environment listens, unless its settings file says otherwise.
+pub fn default_socket() -> PathBuf {
+    let named = std::env::var_os(SOCKET_VARIABLE);
+    named.map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from)
+}
 
 /// Arguments of `mcastor show`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +35,7 @@ pub struct ShowArgs {
     #[arg(long)]
     pub json: bool,
     /// Control socket of the daemon
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     pub socket: PathBuf,
 }
 
@@ -42,6 +52,8 @@ pub enum What {
     Groups,
     /// Routes and joins that wait for an interface
     Pending,
+    /// What the MNAT server maps, and what waits for it
+    Mnat,
 }
 
 impl From<What> for Show {
@@ -52,6 +64,7 @@ impl From<What> for Show {
             What::Flows => Self::Flows,
             What::Groups => Self::Groups,
             What::Pending => Self::Pending,
+            What::Mnat => Self::Mnat,
         }
     }
 }
@@ -75,6 +88,7 @@ pub fn run(args: &ShowArgs) -> ExitCode {
         Shown::Flows(flows) => println!("{}", flows_table(&flows)),
         Shown::Groups(groups) => println!("{}", groups_table(&groups)),
         Shown::Pending(pending) => println!("{}", pending_table(&pending)),
+        Shown::Mnat(ends) => println!("{}", mnat_table(&ends)),
         Shown::Done(done) => println!("{done}"),
     }
     ExitCode::SUCCESS
@@ -87,6 +101,7 @@ fn json(shown: &Shown) -> serde_json::Result<String> {
         Shown::Flows(flows) => serde_json::to_string_pretty(flows),
         Shown::Groups(groups) => serde_json::to_string_pretty(groups),
         Shown::Pending(pending) => serde_json::to_string_pretty(pending),
+        Shown::Mnat(ends) => serde_json::to_string_pretty(ends),
         Shown::Done(done) => serde_json::to_string_pretty(done),
     }
 }
@@ -112,16 +127,57 @@ fn flows_table(flows: &[FlowView]) -> Table {
 }
 
 fn groups_table(groups: &[GroupView]) -> Table {
-    let mut table = table(&["INTERFACE", "(S, G)", "STATE"], &[]);
+    let header = [
+        "INTERFACE",
+        "ROLE",
+        "GROUP",
+        "MODE",
+        "SOURCES",
+        "EXPIRES",
+        "VERSION",
+        "REPORTERS",
+        "STATE",
+    ];
+    let mut table = table(&header, &[5]);
+    let seconds = |ms: Option<u64>| ms.map(|ms| format!("{:.1} s", ms as f64 / 1000.0));
+    let or_none = |text: String| if text.is_empty() { "-".into() } else { text };
     for group in groups {
-        let source = group.source.as_deref().unwrap_or("*");
+        let sources = group.sources.iter().map(|s| {
+            // In exclude mode those that are not forwarded are the exceptions.
+            let not = if s.forwarded { "" } else { "not " };
+            let left = seconds(s.expires_ms).map_or_else(String::new, |s| format!(" ({s})"));
+            format!("{not}{}{left}", s.source)
+        });
+        let last = group.last_reporter.iter().cloned().collect();
+        let reporters = if group.reporters.is_empty() {
+            last
+        } else {
+            group.reporters.clone()
+        };
         table.add_row([
             group.interface.clone(),
-            format!("({source}, {})", group.group),
-            group.error.clone().unwrap_or_else(|| "joined".into()),
+            group.role.clone(),
+            group.group.clone(),
+            group.mode.clone(),
+            or_none(sources.collect::<Vec<_>>().join(" ")),
+            seconds(group.expires_ms).unwrap_or_else(|| "-".into()),
+            group.version.clone().unwrap_or_else(|| "-".into()),
+            or_none(reporters.join(" ")),
+            state(group),
         ]);
     }
     table
+}
+
+/// Joined, or why not; and what routes that rewrite make of it, or it of.
+fn state(group: &GroupView) -> String {
+    let mut state = group.error.clone().unwrap_or_else(|| "joined".into());
+    for (word, all) in [("is", &group.original), ("for", &group.joined_for)] {
+        if !all.is_empty() {
+            state += &format!(", {word} {}", all.join(" and "));
+        }
+    }
+    state
 }
 
 fn pending_table(pending: &[PendingView]) -> Table {
@@ -133,6 +189,37 @@ fn pending_table(pending: &[PendingView]) -> Table {
             p.waiting_for.join(" "),
             p.origin.clone(),
         ]);
+    }
+    table
+}
+
+fn mnat_table(ends: &[MnatView]) -> Table {
+    let mut table = table(&["GLOBAL", "LOCAL", "STATE", "SERVER"], &[]);
+    for end in ends {
+        let server = match (end.up, &end.error) {
+            (true, None) => format!("{} up", end.server),
+            (true, Some(why)) => format!("{} up; {why}", end.server),
+            (false, None) => format!("{} down", end.server),
+            (false, Some(why)) => format!("{} down: {why}", end.server),
+        };
+        if end.mappings.is_empty() {
+            table.add_row(["-".into(), "-".into(), "-".into(), server.clone()]);
+        }
+        for m in &end.mappings {
+            let any = |source: &Option<String>| source.clone().unwrap_or_else(|| "*".into());
+            let local = m.local_group.as_ref();
+            let local = local.map(|group| format!("({}, {group})", any(&m.local_source)));
+            let state = match &m.error {
+                Some(why) => format!("{}: {why}", m.state),
+                None => m.state.clone(),
+            };
+            table.add_row([
+                format!("({}, {})", any(&m.source), m.group),
+                local.unwrap_or_else(|| "-".into()),
+                state,
+                server.clone(),
+            ]);
+        }
     }
     table
 }
@@ -168,7 +255,7 @@ fn routes_table(routes: &[RouteView]) -> Table {
         }
         let head = [
             route.name.clone(),
-            format!("({source}, {})", route.group),
+            format!("({source}, {}){}", route.group, rewritten(route)),
             route.ttl.clone(),
         ];
         let tail = [route.waiting_for.join(" "), route.origin.clone()];
@@ -189,6 +276,34 @@ fn routes_table(routes: &[RouteView]) -> Table {
     table
 }
 
+/// Who asks for members: ourselves in capitals.
+fn queriers(interface: &InterfaceView) -> String {
+    let one = |q: &QuerierView| match &q.address {
+        Some(address) if q.us => format!("{} US {address}", q.protocol),
+        Some(address) => format!("{} {address}", q.protocol),
+        None => format!("{} nobody", q.protocol),
+    };
+    if interface.queriers.is_empty() {
+        return "-".into();
+    }
+    let all: Vec<String> = interface.queriers.iter().map(one).collect();
+    all.join(", ")
+}
+
+/// As in ` -> (10.9.1.2, 239.1.1.1) port 5001`; what stays is `=`.
+fn rewritten(route: &RouteView) -> String {
+    let Some(rewrite) = &route.rewrite else {
+        return String::new();
+    };
+    let shown = |text: &Option<String>| text.clone().unwrap_or_else(|| "=".into());
+    let port = rewrite.port.map_or(String::new(), |p| format!(" port {p}"));
+    format!(
+        " -> ({}, {}){port}",
+        shown(&rewrite.source),
+        shown(&rewrite.group)
+    )
+}
+
 fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
     let header = [
         "INDEX",
@@ -197,11 +312,12 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         "MTU",
         "ROLE",
         "THRESHOLD",
+        "QUERIER",
         "RECEIVED",
         "SENT",
         "DROPPED",
     ];
-    let mut table = table(&header, &[0, 3, 6, 7]);
+    let mut table = table(&header, &[0, 3, 7, 8]);
     for i in interfaces {
         let state = match (i.up, i.carrier) {
             (true, true) => "up",
@@ -229,6 +345,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             i.mtu.to_string(),
             role.into(),
             i.ttl_threshold.map_or("-".into(), |t| t.to_string()),
+            queriers(i),
             i.received_packets.to_string(),
             i.transmitted_packets.to_string(),
             if dropped.is_empty() {

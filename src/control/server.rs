@@ -1,27 +1,20 @@
 //! The side of the control socket that answers.
-//!
-//! Lifecycle: bound under a name of its own, made private, then moved to its place in one
-//! step, so that nobody ever finds it half made; a socket that another daemon answers on is
-//! left alone, a dead one is replaced; removed at the end if it is still ours.
 
 use std::cell::Cell;
-use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
+use super::socket::Socket;
 use super::{Command, LONGEST_REQUEST, Outcome, Request, Response};
 use crate::actors::World;
 use crate::actors::questions::{self, AskError};
@@ -34,76 +27,24 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a client may be silent, or slow to read.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why the socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Another daemon answers there.
-    #[error(
-        "another mcastor answers on {0}; stop it, or give this one another socket ([control] socket)"
-    )]
-    Taken(PathBuf),
-    /// Something that is not a socket has that name.
-    #[error("{0} exists and is not a socket; remove it, or give another path ([control] socket)")]
-    NotASocket(PathBuf),
-    /// The kernel refused.
-    #[error(
-        "cannot make the control socket {path}: {cause}; the folder must exist and be writable ([control] socket)"
-    )]
-    Refused {
-        /// Where.
-        path: PathBuf,
-        /// What the kernel said.
-        cause: io::Error,
-    },
-}
-
-/// A bound control socket; dropping it removes its file.
-pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
-}
+/// The side that answers.
+pub struct Server(Socket);
 
 impl Server {
-    /// Makes the socket, readable and writable by its owner only. Must be called inside the
-    /// runtime.
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
-        use std::os::unix::fs::FileTypeExt;
-        let refused = |cause| BindError::Refused {
-            path: path.to_path_buf(),
-            cause,
-        };
-        if let Ok(there) = fs::symlink_metadata(path) {
-            if !there.file_type().is_socket() {
-                return Err(BindError::NotASocket(path.to_path_buf()));
-            }
-            if StdStream::connect(path).is_ok() {
-                return Err(BindError::Taken(path.to_path_buf()));
-            }
-        }
-        let mut making = path.as_os_str().to_owned();
-        making.push(format!(".{}", std::process::id()));
-        let making = PathBuf::from(making);
-        let listener = UnixListener::bind(&making).map_err(refused)?;
-        let placed = fs::set_permissions(&making, fs::Permissions::from_mode(0o600))
-            .and_then(|()| Ok(fs::metadata(&making)?.ino()))
-            .and_then(|inode| fs::rename(&making, path).map(|()| inode));
-        let inode = placed.map_err(|e| {
-            let _ = fs::remove_file(&making);
-            refused(e)
-        })?;
-        Ok(Self {
-            listener,
-            path: path.to_path_buf(),
-            inode,
-        })
+    /// A server of clients of `socket`.
+    pub fn new(socket: Socket) -> Self {
+        Self(socket)
     }
 
     /// Answers clients until dropped.
     pub async fn serve(self, world: Arc<World>) {
+        let listener = match self.0.listener() {
+            Ok(listener) => listener,
+            Err(e) => return error!("control: cannot listen: {e}"),
+        };
         let mut clients: Vec<Rc<Client>> = Vec::new();
         loop {
-            match self.listener.accept().await {
+            match listener.accept().await {
                 Ok((stream, _)) => {
                     make_room(&mut clients).await;
                     let client = Rc::new(Client::default());
@@ -127,14 +68,6 @@ impl Server {
                     sleep(Duration::from_millis(100)).await;
                 }
             }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
         }
     }
 }

@@ -1,10 +1,14 @@
 //! (ingress, packet) -> what happens to it.
+//!
+//! The best static rule decides, and so does each proxy of the interface it arrived on; the
+//! packet goes wherever any of them sends it. It leaves in one [`Version`] for each.
 
 use super::DropReason;
-use crate::model::TtlPolicy;
 use crate::model::addr::is_link_local_group;
-use crate::table::flows::{FlowKey, Flows};
-use crate::table::{Entry, EntryId, Fib, Ingress};
+use crate::model::{Group, Source, TtlPolicy};
+use crate::table::feeds::Feeds;
+use crate::table::flows::{FlowKey, Flows, Verdicts};
+use crate::table::{Entry, EntryId, Fib, Ingress, PathId, ProxyIngress};
 use crate::wire::WireError;
 use crate::wire::ip::Datagram;
 
@@ -13,10 +17,100 @@ use crate::wire::ip::Datagram;
 pub struct Decision<'f> {
     /// What was read of it.
     pub datagram: Datagram,
-    /// The rule that took it.
+    fib: &'f Fib,
+    ingress: &'f Ingress,
+    /// Those that send it on.
+    verdicts: Verdicts,
+}
+
+/// A packet as one rule or proxy sends it.
+#[derive(Debug, Clone, Copy)]
+pub struct Version<'f> {
+    /// The rule or proxy.
     pub entry: &'f Entry,
     /// TTL or hop limit it leaves with.
     pub ttl: u8,
+    learned: Option<(&'f ProxyIngress, &'f [u32])>,
+}
+
+impl<'f> Version<'f> {
+    /// Where it goes.
+    pub fn paths(&self) -> impl Iterator<Item = PathId> + use<'f> {
+        let learned = self.learned.into_iter();
+        let learned = learned.flat_map(|(proxy, set)| proxy.paths_to(set));
+        self.entry.paths.iter().copied().chain(learned)
+    }
+}
+
+impl<'f> Decision<'f> {
+    /// The versions it leaves in: that of the static rule first. At least one; some may have
+    /// no path, or only such that an earlier one has too.
+    pub fn versions(&self) -> impl Iterator<Item = Version<'f>> + use<'f> {
+        let arrived = self.datagram.ttl;
+        entries(self.fib, self.ingress, self.verdicts).filter_map(move |(entry, learned)| {
+            Some(Version {
+                entry,
+                ttl: leaves_with(entry.ttl, arrived)?,
+                learned,
+            })
+        })
+    }
+
+    /// Whether there is more than one version.
+    pub fn is_union(&self) -> bool {
+        let Verdicts { entry, proxies, .. } = self.verdicts;
+        proxies.count_ones() + u32::from(entry.is_some()) > 1
+    }
+}
+
+/// The static rule and the proxies that verdicts name, and where the latter learned to send.
+fn entries<'f>(
+    fib: &'f Fib,
+    ingress: &'f Ingress,
+    verdicts: Verdicts,
+) -> impl Iterator<Item = (&'f Entry, Option<(&'f ProxyIngress, &'f [u32])>)> + use<'f> {
+    let fixed = verdicts.entry.map(|id| (&fib.entries[id as usize], None));
+    let wanted = fib.wishes.set(verdicts.wanted);
+    let proxies = positions(verdicts.proxies).filter_map(move |at| {
+        let proxy = ingress.proxies.get(at)?;
+        let entry = &fib.entries[proxy.entry as usize];
+        Some((entry, Some((proxy, wanted))))
+    });
+    fixed.into_iter().chain(proxies)
+}
+
+/// Every rule or proxy that verdicts name, with the paths it sends on.
+pub fn ways<'f>(
+    fib: &'f Fib,
+    ingress: &'f Ingress,
+    verdicts: Verdicts,
+) -> impl Iterator<Item = (&'f Entry, impl Iterator<Item = PathId> + use<'f>)> + use<'f> {
+    entries(fib, ingress, verdicts).map(|(entry, learned)| {
+        let ttl = 0;
+        let version = Version {
+            entry,
+            ttl,
+            learned,
+        };
+        (entry, version.paths())
+    })
+}
+
+/// The positions of the bits that are set.
+fn positions(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(at)
+    })
+}
+
+fn leaves_with(policy: TtlPolicy, arrived: u8) -> Option<u8> {
+    match policy {
+        TtlPolicy::Decrement => (arrived > 1).then(|| arrived - 1),
+        TtlPolicy::Keep => Some(arrived),
+        TtlPolicy::Set(ttl) => Some(ttl),
+    }
 }
 
 /// A packet that does not go on.
@@ -40,16 +134,28 @@ impl From<WireError> for NotData {
     }
 }
 
-/// Looks a packet up: among the flows, and only where it has none among the rules. `bytes`
+/// Where a packet stands when it is decided.
+#[derive(Clone, Copy)]
+pub struct Arrival<'f, 's> {
+    /// The snapshot.
+    pub fib: &'f Fib,
+    /// What the snapshot knows of the interface.
+    pub ingress: &'f Ingress,
+    /// Who feeds the streams that several upstreams carry.
+    pub feeds: &'s Feeds,
+    /// Milliseconds of a clock that never goes back.
+    pub now_ms: u64,
+}
+
+/// Looks a packet up: among the flows, and only where it has none in the snapshot. `bytes`
 /// starts at the IP header and may end in link-layer padding. A packet that goes on is
 /// counted in its flow, which it may be the first of.
 pub fn decide<'f>(
-    fib: &'f Fib,
-    ingress: &Ingress,
+    arrival: Arrival<'f, '_>,
     flows: &mut Flows,
     bytes: &[u8],
-    now_ms: u64,
 ) -> Result<Decision<'f>, NotData> {
+    let Arrival { fib, ingress, .. } = arrival;
     let datagram = Datagram::parse(bytes)?;
     if !datagram.destination.is_multicast() {
         return Err(DropReason::NotMulticast.into());
@@ -63,33 +169,95 @@ pub fn decide<'f>(
     }
     let key = (datagram.source, datagram.destination);
     let len = datagram.len as u64;
-    let known = flows.touch(&key, fib.generation, len, now_ms);
-    let id = match known {
-        Some(id) => id,
+    let known = flows.touch(&key, fib.generation, len, arrival.now_ms);
+    let found = match known {
+        Some(verdicts) => verdicts,
         None => look_up(fib, ingress, key)?,
     };
-    let entry = &fib.entries[id as usize];
-    let ttl = match entry.ttl {
-        TtlPolicy::Decrement if datagram.ttl <= 1 => return Err(DropReason::TtlExpired.into()),
-        TtlPolicy::Decrement => datagram.ttl - 1,
-        TtlPolicy::Keep => datagram.ttl,
-        TtlPolicy::Set(ttl) => ttl,
-    };
-    if entry.paths.is_empty() {
-        return Err(DropReason::NoEgress.into());
-    }
+    let verdicts = sends_on(arrival, found, key, datagram.ttl)?;
     if known.is_none() {
-        flows.note(key, id, fib.generation, len, now_ms);
+        flows.note(key, found, fib.generation, len, arrival.now_ms);
     }
     Ok(Decision {
         datagram,
-        entry,
-        ttl,
+        fib,
+        ingress,
+        verdicts,
     })
 }
 
-/// The rule that takes packets of a source and group.
-pub fn look_up(
+/// Those verdicts that send on a packet which arrived with this TTL, now. Where none does,
+/// the reason of the first.
+fn sends_on(
+    arrival: Arrival<'_, '_>,
+    mut verdicts: Verdicts,
+    key: FlowKey,
+    ttl: u8,
+) -> Result<Verdicts, DropReason> {
+    let Arrival { fib, ingress, .. } = arrival;
+    let mut reason = None;
+    if let Some(id) = verdicts.entry {
+        let entry = &fib.entries[id as usize];
+        let no = match leaves_with(entry.ttl, ttl) {
+            None => Some(DropReason::TtlExpired),
+            Some(_) if entry.paths.is_empty() => Some(DropReason::NoEgress),
+            Some(_) => None,
+        };
+        if no.is_some() {
+            reason = no;
+            verdicts.entry = None;
+        }
+    }
+    for at in positions(verdicts.proxies) {
+        let Some(proxy) = ingress.proxies.get(at) else {
+            continue;
+        };
+        let entry = &fib.entries[proxy.entry as usize];
+        let no = if leaves_with(entry.ttl, ttl).is_none() {
+            // Not fed by one whose packets end here, while another might bring them further.
+            DropReason::TtlExpired
+        } else if proxy.feed.as_ref().is_some_and(|feed| {
+            let Arrival { feeds, now_ms, .. } = arrival;
+            !feeds.admits(feed, key, now_ms)
+        }) {
+            DropReason::Standby
+        } else {
+            continue;
+        };
+        reason = reason.or(Some(no));
+        verdicts.proxies &= !(1 << at);
+    }
+    if verdicts.entry.is_none() && verdicts.proxies == 0 {
+        return Err(reason.unwrap_or(DropReason::NoRoute));
+    }
+    Ok(verdicts)
+}
+
+/// What forwards packets of a source and group: the best static rule, and what each proxy
+/// learned.
+pub fn look_up(fib: &Fib, ingress: &Ingress, key: FlowKey) -> Result<Verdicts, DropReason> {
+    let entry = look_up_rule(fib, ingress, key);
+    if ingress.proxies.is_empty() {
+        let entry = Some(entry?);
+        return Ok(Verdicts {
+            entry,
+            ..Verdicts::default()
+        });
+    }
+    match (entry, look_up_learned(fib, ingress, key)) {
+        (entry, Ok(learned)) => Ok(Verdicts {
+            entry: entry.ok(),
+            ..learned
+        }),
+        (Ok(entry), Err(_)) => Ok(Verdicts {
+            entry: Some(entry),
+            ..Verdicts::default()
+        }),
+        (Err(DropReason::NoRoute), Err(reason)) | (Err(reason), Err(_)) => Err(reason),
+    }
+}
+
+fn look_up_rule(
     fib: &Fib,
     ingress: &Ingress,
     (source, group): FlowKey,
@@ -110,116 +278,46 @@ pub fn look_up(
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::RouteName;
-    use crate::table::flows::FlowBudget;
-    use crate::wire::ip::refresh_ipv4_checksum;
-
-    fn packet(source: [u8; 4], group: [u8; 4], ttl: u8) -> Vec<u8> {
-        let mut p = vec![0u8; 28];
-        p[0] = 0x45;
-        p[3] = 28;
-        p[8] = ttl;
-        p[9] = 17;
-        p[12..16].copy_from_slice(&source);
-        p[16..20].copy_from_slice(&group);
-        refresh_ipv4_checksum(&mut p);
-        p
-    }
-
-    fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
-        let (mut fib, mut ingress) = (Fib::default(), Ingress::default());
-        for (group, source, ttl, except) in entries {
-            let entry = Entry {
-                route: RouteName::new(*group),
-                except_sources: except.iter().map(|e| e.parse().unwrap()).collect(),
-                ttl: *ttl,
-                link_local: false,
-                loop_guard: false,
-                paths: vec![0],
-            };
-            let id = fib.entries.len() as EntryId;
-            fib.entries.push(entry);
-            let (group, source) = (group.parse().unwrap(), source.parse().unwrap());
-            ingress.entries.insert(group, source, id);
+fn look_up_learned(
+    fib: &Fib,
+    ingress: &Ingress,
+    (source, group): FlowKey,
+) -> Result<Verdicts, DropReason> {
+    let (Ok(s), Ok(g)) = (Source::new(source), Group::new(group)) else {
+        return Err(DropReason::NoRoute);
+    };
+    let found = fib.wishes.find(source, group);
+    let wanted = found.map_or(crate::table::sets::EMPTY, |found| found.set);
+    let (set, anybody) = (
+        fib.wishes.set(wanted),
+        found.map_or(&[][..], |found| fib.wishes.set(found.anybody)),
+    );
+    let mut proxies = 0;
+    let mut reason = DropReason::NoRoute;
+    for (at, proxy) in ingress.proxies.iter().enumerate() {
+        if !proxy.proxy.takes_group(g) {
+            continue;
         }
-        (fib, ingress)
-    }
-
-    fn decide<'f>(
-        (fib, ingress): &'f (Fib, Ingress),
-        bytes: &[u8],
-    ) -> Result<Decision<'f>, DropReason> {
-        let mut flows = Flows::new(FlowBudget::new(8));
-        let first = super::decide(fib, ingress, &mut flows, bytes, 0).map(|d| d.ttl);
-        // From the flow the answer is the same as from the rules.
-        let again = super::decide(fib, ingress, &mut flows, bytes, 0);
-        assert_eq!(again.map(|d| d.ttl), first);
-        assert_eq!(flows.iter().count(), usize::from(first.is_ok()));
-        again.map_err(|e| match e {
-            NotData::Dropped(reason) => reason,
-            NotData::Membership => panic!("a membership message"),
-        })
-    }
-
-    const ANY: &str = "0.0.0.0/0";
-
-    #[test]
-    fn ttl_by_policy() {
-        for (policy, arrives, leaves) in [
-            (TtlPolicy::Decrement, 2, Ok(1)),
-            (TtlPolicy::Decrement, 1, Err(DropReason::TtlExpired)),
-            (TtlPolicy::Decrement, 0, Err(DropReason::TtlExpired)),
-            (TtlPolicy::Keep, 1, Ok(1)),
-            (TtlPolicy::Set(8), 1, Ok(8)),
-            (TtlPolicy::Set(8), 64, Ok(8)),
-        ] {
-            let table_ = table(&[("225.1.2.3", ANY, policy, &[])]);
-            let bytes = packet([10, 0, 0, 1], [225, 1, 2, 3], arrives);
-            assert_eq!(
-                decide(&table_, &bytes).map(|d| d.ttl),
-                leaves,
-                "{policy} {arrives}"
-            );
+        let upward = !fib.entries[proxy.entry as usize].paths.is_empty();
+        if !upward && proxy.paths_to(set).next().is_none() {
+            if reason == DropReason::NoRoute && proxy.paths_to(anybody).next().is_some() {
+                reason = DropReason::NotWanted;
+            }
+        } else if proxy.proxy.takes_source(s) {
+            proxies |= 1 << at;
+        } else {
+            reason = DropReason::SourceExcepted;
         }
     }
-
-    #[test]
-    fn an_excepted_source_falls_to_a_less_specific_rule_or_has_its_own_reason() {
-        let both = table(&[
-            ("225.1.2.3", ANY, TtlPolicy::Keep, &["10.0.0.7"]),
-            ("225.1.2.0/24", ANY, TtlPolicy::Decrement, &[]),
-        ]);
-        let bytes = packet([10, 0, 0, 7], [225, 1, 2, 3], 5);
-        assert_eq!(
-            decide(&both, &bytes).unwrap().entry.route.as_str(),
-            "225.1.2.0/24"
-        );
-        let one = table(&[("225.1.2.3", ANY, TtlPolicy::Keep, &["10.0.0.0/24"])]);
-        assert_eq!(decide(&one, &bytes).err(), Some(DropReason::SourceExcepted));
-    }
-
-    #[test]
-    fn what_no_router_forwards() {
-        let all = table(&[("224.0.0.0/4", ANY, TtlPolicy::Decrement, &[])]);
-        let reason = |s, g| decide(&all, &packet(s, g, 9)).err();
-        assert_eq!(reason([10, 0, 0, 1], [225, 1, 2, 3]), None);
-        assert_eq!(
-            reason([10, 0, 0, 1], [224, 0, 0, 251]),
-            Some(DropReason::LinkLocal)
-        );
-        assert_eq!(
-            reason([10, 0, 0, 1], [10, 0, 0, 2]),
-            Some(DropReason::NotMulticast)
-        );
-        for source in [[0, 0, 0, 0], [127, 0, 0, 1], [225, 0, 0, 1], [255; 4]] {
-            assert_eq!(
-                reason(source, [225, 1, 2, 3]),
-                Some(DropReason::BadSource),
-                "{source:?}"
-            );
-        }
+    match proxies {
+        0 => Err(reason),
+        _ => Ok(Verdicts {
+            entry: None,
+            proxies,
+            wanted,
+        }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,15 @@
 //! IPv4 fragmentation for an egress whose MTU is smaller than the packet (RFC 791
-//! section 3.2). IPv6 routers never fragment (RFC 8200 section 5).
+//! section 3.2). IPv6 routers never fragment (RFC 8200 section 5); a translator does, what
+//! came as IPv4 and may be fragmented there (RFC 7915 section 4).
 
 use std::ops::Range;
 
 use super::DropReason;
-use crate::wire::ip::{IPV4_MIN_HEADER_LEN, refresh_ipv4_checksum};
+use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, refresh_ipv4_checksum};
 
-const DONT_FRAGMENT: u16 = 0x4000;
-const MORE_FRAGMENTS: u16 = 0x2000;
-const OFFSET_MASK: u16 = 0x1fff;
+pub(super) const DONT_FRAGMENT: u16 = 0x4000;
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+pub(super) const OFFSET_MASK: u16 = 0x1fff;
 
 /// Cuts `packet` into fragments of at most `mtu` bytes, appended to `out`; `each` is told
 /// where each stands. A packet that is a fragment itself is cut further.
@@ -97,6 +98,55 @@ fn later_options(header: &[u8], later: &mut [u8; 60]) -> usize {
     later[len..padded].fill(END);
     later[0] = 0x40 | (padded / 4) as u8;
     padded
+}
+
+/// Cuts an IPv6 packet, without extensions but perhaps a Fragment header, into fragments of at
+/// most `mtu` bytes with identification `id` (RFC 8200 section 4.5), appended to `out`; `each`
+/// is told where each stands. A packet that is a fragment itself is cut further and keeps its
+/// own identification.
+pub fn fragment_v6(
+    packet: &[u8],
+    mtu: usize,
+    id: u32,
+    out: &mut Vec<u8>,
+    mut each: impl FnMut(Range<usize>),
+) -> Result<(), DropReason> {
+    const FRAGMENT: u8 = 44;
+    let Some((header, rest)) = packet.split_first_chunk::<IPV6_HEADER_LEN>() else {
+        return Err(DropReason::Truncated);
+    };
+    let mut extension = [header[6], 0, 0, 0, 0, 0, 0, 0];
+    extension[4..].copy_from_slice(&id.to_be_bytes());
+    let (extension, body) = match rest.split_first_chunk::<8>() {
+        Some((own, body)) if header[6] == FRAGMENT => (*own, body),
+        _ => (extension, rest),
+    };
+    let field = u16::from_be_bytes([extension[2], extension[3]]);
+    let room = mtu.saturating_sub(IPV6_HEADER_LEN + extension.len()) & !7;
+    if room == 0 {
+        return Err(DropReason::TooBig);
+    }
+    // Past what the field holds a fragment is hostile.
+    if usize::from(field & !7) + body.len() > usize::from(u16::MAX) {
+        return Err(DropReason::Malformed);
+    }
+    for (n, piece) in body.chunks(room).enumerate() {
+        let at = n * room;
+        let last = at + piece.len() == body.len();
+        let more = if last { field & 1 } else { 1 };
+        let start = out.len();
+        out.extend_from_slice(header);
+        out.extend_from_slice(&extension);
+        out.extend_from_slice(piece);
+        let bytes = &mut out[start..];
+        let length = (extension.len() + piece.len()) as u16;
+        bytes[4..6].copy_from_slice(&length.to_be_bytes());
+        bytes[6] = FRAGMENT;
+        let offset = (field & !7) + at as u16;
+        bytes[IPV6_HEADER_LEN + 2..][..2].copy_from_slice(&(offset | more).to_be_bytes());
+        each(start..out.len());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

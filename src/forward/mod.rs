@@ -6,7 +6,9 @@ pub mod loop_guard;
 pub mod reason;
 pub mod rewrite;
 pub mod segment;
+pub mod translate;
+mod upper;
 
-pub use decide::{Decision, NotData, decide, look_up};
+pub use decide::{Arrival, Decision, NotData, Version, decide, look_up, ways};
 pub use loop_guard::LoopGuard;
 pub use reason::DropReason;

@@ -2,39 +2,19 @@
 //! `mcastor_dropped_packets_total` and a line in docs/metrics.md.
 
 use crate::wire::WireError;
-
-macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// Why a packet was dropped.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum DropReason { $($(#[doc = $doc])+ $name,)+ }
-
-        impl DropReason {
-            /// All reasons; the position of each is its number.
-            pub const ALL: &'static [DropReason] = &[$(DropReason::$name,)+];
-
-            /// How many there are.
-            pub const COUNT: usize = Self::ALL.len();
-
-            /// The metrics label.
-            pub fn label(self) -> &'static str {
-                match self { $(Self::$name => $label,)+ }
-            }
-
-            /// One sentence for a person.
-            pub fn meaning(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc,)+).trim_ascii(),)+ }
-            }
-        }
-    };
-}
+use crate::wire::reasons::reasons;
 
 reasons! {
-    /// No rule of the interface it arrived on takes its source and group.
+    /// Why a packet was dropped.
+    enum DropReason;
+    /// No rule of the interface it arrived on takes its source and group, and nobody asked for the group.
     NoRoute = "no_route",
-    /// Only rules that name its source in `except_sources` would have taken it.
+    /// Only rules that name its source in `except_sources`, or proxies that leave it out, would have taken it.
     SourceExcepted = "source_excepted",
+    /// Its group was asked for downstream, its source was not.
+    NotWanted = "not_wanted",
+    /// Another upstream interface of the proxy feeds this stream now.
+    Standby = "standby",
     /// It arrived with a TTL or hop limit of 1 or 0 and its route decrements.
     TtlExpired = "ttl_expired",
     /// It arrived with a TTL no higher than the threshold of the egress.
@@ -61,6 +41,13 @@ reasons! {
     GsoUnknown = "gso_unknown",
     /// Its checksum was left to hardware, at a place outside the packet.
     ChecksumUnknown = "checksum_unknown",
+    /// Its route rewrites, and how to do so for its protocol is not known.
+    TranslateProtocol = "translate_protocol",
+    /// Its route rewrites to the other IP version, and it is a fragment whose checksum cannot be
+    /// told from itself.
+    TranslateFragment = "translate_fragment",
+    /// Its route rewrites, and its options or extension headers name a way through other routers.
+    TranslateOption = "translate_option",
     /// Its VLAN tag belongs to a VLAN interface, which takes it instead.
     VlanElsewhere = "vlan_elsewhere",
     /// The egress went down or away while it waited.

@@ -22,9 +22,14 @@ pub fn rewrite(packet: &mut [u8], offload: Offload, ttl: u8) -> Result<(), DropR
 /// the result at `start + offset`.
 fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Result<(), DropReason> {
     let (start, offset) = (usize::from(start), usize::from(offset));
+    // A guest may say what it likes; written into the header, it would make that wrong.
+    let header_len = match packet.first() {
+        Some(first) if first >> 4 == 4 => usize::from(first & 0x0f) * 4,
+        _ => ip::IPV6_HEADER_LEN,
+    };
     let body = packet
         .get_mut(start..)
-        .filter(|_| start >= ip::IPV4_MIN_HEADER_LEN)
+        .filter(|_| start >= header_len.max(ip::IPV4_MIN_HEADER_LEN))
         .ok_or(DropReason::ChecksumUnknown)?;
     let sum = !checksum::fold(checksum::add(0, body));
     let field = body
@@ -48,6 +53,28 @@ mod tests {
         0x01, 0xe1, 0x01, 0x02, 0x03, 0x03, 0xe8, 0x13, 0x88, 0x00, 0x0d, 0xb7, 0x8c, 0x68, 0x65,
         0x6c, 0x6c, 0x6f,
     ];
+
+    #[test]
+    fn nothing_is_written_into_the_header() {
+        // Four bytes of options.
+        let mut packet = [0u8; 40];
+        packet[0] = 0x46;
+        packet[3] = 40;
+        ip::refresh_ipv4_checksum(&mut packet);
+        let before = packet;
+        for start in [0, 19, 20, 22, 23] {
+            let offload = Offload::Checksum { start, offset: 0 };
+            let refused = rewrite(&mut packet, offload, 9);
+            assert_eq!(refused, Err(DropReason::ChecksumUnknown));
+            assert_eq!(packet, before);
+        }
+        let behind = Offload::Checksum {
+            start: 24,
+            offset: 0,
+        };
+        assert_eq!(rewrite(&mut packet, behind, 9), Ok(()));
+        assert_eq!(checksum::of(&packet[..24]), 0);
+    }
 
     /// The packet as its sender's kernel leaves it to the hardware: the field holds the sum
     /// of the pseudo-header.

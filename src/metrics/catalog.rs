@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ahash::AHashSet;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
+use super::families::Families;
+use super::membership::MembershipFamilies;
+use super::mnat::MnatFamilies;
 use crate::forward::DropReason;
-use crate::model::{FlowEnd, Link, RouteName};
+use crate::model::{Family, FlowEnd, Link, RouteName};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -92,6 +95,8 @@ pub struct Catalog {
     socket_dropped: IntCounterVec,
     actor_restarts: IntCounterVec,
     joined_groups: IntGaugeVec,
+    filters_widened: IntCounterVec,
+    translations: IntCounterVec,
     flow_ends: IntCounterVec,
     known: Arc<Mutex<Known>>,
     /// Flows being forwarded.
@@ -100,10 +105,16 @@ pub struct Catalog {
     pub flow_limit: IntGauge,
     /// 1 where the last reload of the settings worked.
     pub last_reload_successful: IntGauge,
+    /// 1 while a container engine is followed.
+    pub engine_connected: IntGauge,
     /// Kernel receive timestamp to return of the send call, of packets that left.
     pub forward_latency: Histogram,
     /// Routes in force.
     pub routes: IntGauge,
+    /// IGMP and MLD.
+    pub membership: MembershipFamilies,
+    /// Multicast NAT.
+    pub mnat: MnatFamilies,
 }
 
 /// What one path counts.
@@ -154,99 +165,102 @@ impl Catalog {
     /// mistake in it; the tests hold that there is none.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            prometheus::Result::Ok(family)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            prometheus::Result::Ok(family)
-        };
+        let make = Families(&registry);
         let path = ["route", "iif", "oif", "plane"];
-        let route_packets = counters(
+        let route_packets = make.counters(
             "mcastor_route_packets_total",
             "Packets a route sent out of an interface",
             &path,
         )?;
-        let route_bytes = counters(
+        let route_bytes = make.counters(
             "mcastor_route_bytes_total",
             "IP bytes a route sent out of an interface",
             &path,
         )?;
-        let dropped = counters(
+        let dropped = make.counters(
             "mcastor_dropped_packets_total",
             "Packets not forwarded, by reason; iface is the egress for reasons of the egress",
             &["reason", "iface"],
         )?;
-        let received_packets = counters(
+        let received_packets = make.counters(
             "mcastor_interface_received_packets_total",
             "Multicast packets taken in, routed or not",
             &["iface"],
         )?;
-        let received_bytes = counters(
+        let received_bytes = make.counters(
             "mcastor_interface_received_bytes_total",
             "IP bytes of multicast packets taken in, routed or not",
             &["iface"],
         )?;
-        let membership_messages = counters(
+        let membership_messages = make.counters(
             "mcastor_interface_membership_messages_total",
             "IGMP and MLD messages seen, which are never forwarded",
             &["iface"],
         )?;
-        let transmitted_packets = counters(
+        let transmitted_packets = make.counters(
             "mcastor_interface_transmitted_packets_total",
             "Packets sent",
             &["iface"],
         )?;
-        let transmitted_bytes = counters(
+        let transmitted_bytes = make.counters(
             "mcastor_interface_transmitted_bytes_total",
             "IP bytes of packets sent",
             &["iface"],
         )?;
-        let interface_up = gauges(
+        let interface_up = make.gauges(
             "mcastor_interface_up",
             "1 where the interface is up and has a carrier",
             &["iface"],
         )?;
-        let interface_mtu = gauges(
+        let interface_mtu = make.gauges(
             "mcastor_interface_mtu_bytes",
             "Largest IP packet the interface carries",
             &["iface"],
         )?;
-        let socket_dropped = counters(
+        let socket_dropped = make.counters(
             "mcastor_socket_dropped_packets_total",
             "Packets the kernel dropped because the capture socket was full",
             &["iface"],
         )?;
-        let actor_restarts = counters(
+        let actor_restarts = make.counters(
             "mcastor_actor_restarts_total",
             "Actors rebuilt after they died",
             &["actor"],
         )?;
-        let joined_groups = gauges(
+        let joined_groups = make.gauges(
             "mcastor_joined_groups",
             "Groups joined as a host",
             &["iface"],
         )?;
-        let flow_ends = counters(
+        let filters_widened = make.counters(
+            "mcastor_upstream_filters_widened_total",
+            "Source filters the kernel's host side could not carry",
+            &["iface"],
+        )?;
+        let flow_ends = make.counters(
             "mcastor_flow_ends_total",
             "Flows no longer remembered: idle, evicted for another one, or flushed",
             &["reason", "iface"],
         )?;
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            prometheus::Result::Ok(gauge)
-        };
-        let flows = gauge("mcastor_flows", "Flows being forwarded")?;
-        let flow_limit = gauge("mcastor_flow_limit", "Flows that may be remembered")?;
-        let last_reload_successful = gauge(
+        let translations = make.counters(
+            "mcastor_translations_total",
+            "Packets rewritten, by the IP versions they came and left as",
+            &["family"],
+        )?;
+        for family in Family::ALL {
+            translations.with_label_values(&[family.label()]);
+        }
+        let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
+        let flow_limit = make.gauge("mcastor_flow_limit", "Flows that may be remembered")?;
+        let last_reload_successful = make.gauge(
             "mcastor_config_last_reload_successful",
             "1 where the last load of the settings worked",
         )?;
         last_reload_successful.set(1);
+        let engine_connected = make.gauge(
+            "mcastor_docker_connected",
+            "1 while the container engine answers; 0 too where no name asks for it",
+        )?;
         let forward_latency = Histogram::with_opts(
             HistogramOpts::new(
                 "mcastor_forward_latency_seconds",
@@ -255,15 +269,19 @@ impl Catalog {
             .buckets(LATENCY_BUCKETS.to_vec()),
         )?;
         registry.register(Box::new(forward_latency.clone()))?;
-        let routes = gauge("mcastor_routes", "Routes in force")?;
-        let build = gauges(
+        let routes = make.gauge("mcastor_routes", "Routes in force")?;
+        let build = make.gauges(
             "mcastor_build_info",
             "1; the labels tell what runs",
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let membership = MembershipFamilies::new(&registry)?;
+        let mnat = MnatFamilies::new(&registry)?;
         Ok(Self {
             registry,
+            membership,
+            mnat,
             route_packets,
             route_bytes,
             dropped,
@@ -277,11 +295,14 @@ impl Catalog {
             socket_dropped,
             actor_restarts,
             joined_groups,
+            filters_widened,
             flow_ends,
+            translations,
             known: Arc::default(),
             flows,
             flow_limit,
             last_reload_successful,
+            engine_connected,
             forward_latency,
             routes,
         })
@@ -341,6 +362,11 @@ impl Catalog {
             .set(groups as i64);
     }
 
+    /// Counts a source filter that was widened on an interface.
+    pub fn filter_widened(&self, name: &str) {
+        self.filters_widened.with_label_values(&[name]).inc();
+    }
+
     /// Forgets how many groups were joined on an interface that is gone.
     pub fn forget_joined(&self, name: &str) {
         // What was never made cannot be removed, and need not be.
@@ -365,6 +391,7 @@ impl Catalog {
                 &self.transmitted_packets,
                 &self.transmitted_bytes,
                 &self.socket_dropped,
+                &self.filters_widened,
             ] {
                 // What was never made cannot be removed, and need not be.
                 let _ = family.remove_label_values(&[name]);
@@ -372,6 +399,7 @@ impl Catalog {
             for family in [&self.interface_up, &self.interface_mtu, &self.joined_groups] {
                 let _ = family.remove_label_values(&[name]);
             }
+            self.membership.forget_counters(name);
             for reason in DropReason::ALL {
                 let _ = self.dropped.remove_label_values(&[reason.label(), name]);
             }
@@ -404,6 +432,16 @@ impl Catalog {
     pub fn flows_ended(&self, name: &str, end: FlowEnd, flows: u64) {
         let ends = self.flow_ends.with_label_values(&[end.label(), name]);
         ends.inc_by(flows);
+    }
+
+    /// Counts packets that were translated, by [`Family`].
+    pub fn translated(&self, by_family: &[u64; Family::ALL.len()]) {
+        for (family, packets) in Family::ALL.iter().zip(by_family) {
+            if *packets > 0 {
+                let counter = self.translations.with_label_values(&[family.label()]);
+                counter.inc_by(*packets);
+            }
+        }
     }
 
     /// Counts an actor that was rebuilt.

@@ -2,5 +2,8 @@
 //! actor that dies takes none with it.
 
 pub mod catalog;
+mod families;
+pub mod membership;
+pub mod mnat;
 
 pub use catalog::{Catalog, InterfaceCounters, PathCounters};

@@ -285,6 +285,13 @@ impl SourcePrefix {
     }
 }
 
+impl From<Group> for GroupPrefix {
+    /// The prefix of full length.
+    fn from(group: Group) -> Self {
+        Self(IpNet::from(group.addr()))
+    }
+}
+
 impl From<Source> for SourcePrefix {
     /// The prefix of full length.
     fn from(source: Source) -> Self {

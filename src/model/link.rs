@@ -3,6 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
@@ -21,7 +22,17 @@ pub enum LinkError {
     /// `/`, white space, `:` or a control character, which the kernel refuses in a name.
     #[error("`{0}` holds a character that no interface name may have ({1:?})")]
     BadChar(String, char),
+    /// A label needs a value to be compared with.
+    #[error("`{0}` says no value; a label is written label:KEY=VALUE")]
+    NoLabelValue(String),
 }
+
+/// How names begin that are not the kernel's: those a container engine gives, and
+/// [`IfPattern::default_route`].
+const ENGINE_NAMES: [&str; 3] = ["container:", "network:", "label:"];
+const DEFAULT_ROUTE: &str = "route:default";
+/// Longest such name, in bytes.
+const ALIAS_MAX: usize = 512;
 
 /// The kernel's number of an interface. A recreated interface gets another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -45,9 +56,9 @@ impl fmt::Display for IfIndex {
     }
 }
 
-/// The name of one interface, such as `eth0` or `br-0123456789ab`.
+/// The name of one interface, such as `eth0` or `br-0123456789ab`. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct IfName(Box<str>);
+pub struct IfName(Arc<str>);
 
 impl IfName {
     /// The name.
@@ -91,9 +102,11 @@ impl Serialize for IfName {
     }
 }
 
-/// A name, or a pattern of names: `*` stands for any run of characters, `?` for one.
+/// A name, or a pattern of names: `*` stands for any run of characters, `?` for one. Besides
+/// the kernel's names it may be one that a container engine knows: `container:NAME`,
+/// `network:NAME`, `label:KEY=VALUE`; or `route:default`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct IfPattern(Box<str>);
+pub struct IfPattern(Arc<str>);
 
 impl IfPattern {
     /// The text as written.
@@ -104,6 +117,27 @@ impl IfPattern {
     /// True where the text holds `*` or `?`.
     pub fn is_pattern(&self) -> bool {
         self.0.contains(['*', '?'])
+    }
+
+    /// The interface of the default route, whichever that is.
+    pub fn default_route() -> Self {
+        Self(DEFAULT_ROUTE.into())
+    }
+
+    /// True for names that the kernel does not know: something has to find the interface.
+    pub fn is_alias(&self) -> bool {
+        // No interface name holds one.
+        self.0.contains(':')
+    }
+
+    /// True for names that a container engine gives.
+    pub fn is_engine_name(&self) -> bool {
+        ENGINE_NAMES.iter().any(|kind| self.0.starts_with(kind))
+    }
+
+    /// True where `alias` is this, or fits the pattern.
+    pub fn matches_alias(&self, alias: &IfPattern) -> bool {
+        fits(self.0.as_bytes(), alias.0.as_bytes())
     }
 
     /// True where `name` is the name, or fits the pattern.
@@ -174,13 +208,26 @@ fn globs_meet(a: &[u8], b: &[u8]) -> bool {
 impl FromStr for IfPattern {
     type Err = LinkError;
     fn from_str(s: &str) -> Result<Self, LinkError> {
-        Ok(Self(check_name(s)?.into()))
+        let kind = ENGINE_NAMES.iter().find(|kind| s.starts_with(**kind));
+        let Some(kind) = kind.filter(|_| s.len() <= ALIAS_MAX) else {
+            let alias = s == DEFAULT_ROUTE;
+            return Ok(Self(if alias { s } else { check_name(s)? }.into()));
+        };
+        let name = &s[kind.len()..];
+        if let Some(bad) = name.chars().find(|c| c.is_control()) {
+            return Err(LinkError::BadChar(s.into(), bad));
+        }
+        match name.split_once('=') {
+            _ if name.is_empty() => Err(LinkError::Empty),
+            None if *kind == "label:" => Err(LinkError::NoLabelValue(s.into())),
+            _ => Ok(Self(s.into())),
+        }
     }
 }
 
 impl From<&IfName> for IfPattern {
     fn from(name: &IfName) -> Self {
-        Self(name.as_str().into())
+        Self(name.0.clone())
     }
 }
 
@@ -219,6 +266,33 @@ mod tests {
                 "{bad:?}"
             );
         }
+    }
+
+    #[test]
+    fn names_of_engines_are_patterns_too_and_no_kernel_name_fits_them() {
+        for (text, engine) in [
+            ("container:cam-1", true),
+            ("container:cam-*", true),
+            ("network:app_default", true),
+            ("label:com.example/role=a b:c", true),
+            ("route:default", false),
+        ] {
+            let alias = pattern(text);
+            assert!(alias.is_alias(), "{text}");
+            assert_eq!(alias.is_engine_name(), engine, "{text}");
+            assert_eq!(alias.to_string(), text);
+            assert!(!alias.matches(&"eth0".parse().unwrap()), "{text}");
+        }
+        for bad in ["container:", "route:other", "pod:x", "network:a\nb"] {
+            assert!(bad.parse::<IfPattern>().is_err(), "{bad:?}");
+        }
+        assert!(matches!(
+            "label:role".parse::<IfPattern>(),
+            Err(LinkError::NoLabelValue(_))
+        ));
+        assert!(pattern("container:cam-*").matches_alias(&pattern("container:cam-1")));
+        assert!(!pattern("container:cam-*").matches_alias(&pattern("network:cam-1")));
+        assert!("container:a".parse::<IfName>().is_err());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The interfaces that exist now, as netlink tells them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{IfIndex, IfName, IfPattern};
@@ -21,6 +22,9 @@ pub struct Link {
     pub carrier: bool,
     /// Of a VLAN interface: the interface it stands on, and its VLAN.
     pub vlan: Option<(IfIndex, u16)>,
+    /// Names it has besides the kernel's, such as `container:web`: what
+    /// [`IfPattern::is_alias`] is true for.
+    pub known_as: BTreeSet<IfPattern>,
 }
 
 impl Link {
@@ -33,48 +37,120 @@ impl Link {
             up: true,
             carrier: true,
             vlan: None,
+            known_as: BTreeSet::new(),
+        }
+    }
+
+    /// True where a name or pattern means this link.
+    pub fn fits(&self, pattern: &IfPattern) -> bool {
+        if pattern.is_alias() {
+            self.known_as.iter().any(|a| pattern.matches_alias(a))
+        } else {
+            pattern.matches(&self.name)
         }
     }
 }
 
-/// All interfaces, by index.
+/// Names of links that somebody other than the kernel gives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Links(BTreeMap<IfIndex, Link>);
+pub struct Aliases {
+    /// Of links known by index.
+    pub by_index: BTreeMap<IfIndex, BTreeSet<IfPattern>>,
+    /// Of links known by name.
+    pub by_name: BTreeMap<IfName, BTreeSet<IfPattern>>,
+}
+
+/// All interfaces and their addresses, by index.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Links {
+    links: BTreeMap<IfIndex, Link>,
+    addresses: BTreeMap<IfIndex, Vec<IpNet>>,
+}
 
 impl Links {
-    /// Adds a link or replaces what was known of it. True where that changed something.
-    pub fn insert(&mut self, link: Link) -> bool {
-        let old = self.0.get(&link.index);
+    /// Adds a link or replaces what was known of it, but for its other names: a link that
+    /// brings none keeps them. True where that changed something.
+    pub fn insert(&mut self, mut link: Link) -> bool {
+        let old = self.links.get(&link.index);
+        if let Some(old) = old.filter(|_| link.known_as.is_empty()) {
+            link.known_as.clone_from(&old.known_as);
+        }
         let changed = old != Some(&link);
         if changed {
-            self.0.insert(link.index, link);
+            self.links.insert(link.index, link);
         }
         changed
     }
 
     /// Forgets a link. True where it was known.
     pub fn remove(&mut self, index: IfIndex) -> bool {
-        self.0.remove(&index).is_some()
+        self.addresses.remove(&index);
+        self.links.remove(&index).is_some()
+    }
+
+    /// Adds an address with the length of its prefix; the kernel's primary one comes first.
+    /// True where it was new.
+    pub fn insert_address(&mut self, index: IfIndex, address: IpNet) -> bool {
+        let addresses = self.addresses.entry(index).or_default();
+        let new = !addresses.contains(&address);
+        if new {
+            addresses.push(address);
+        }
+        new
+    }
+
+    /// Forgets an address. True where it was known.
+    pub fn remove_address(&mut self, index: IfIndex, address: IpNet) -> bool {
+        let Some(addresses) = self.addresses.get_mut(&index) else {
+            return false;
+        };
+        let before = addresses.len();
+        addresses.retain(|a| *a != address);
+        addresses.len() != before
+    }
+
+    /// The addresses of an interface, each with the length of its prefix.
+    pub fn addresses(&self, index: IfIndex) -> &[IpNet] {
+        self.addresses.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Gives a link another name.
+    pub fn call(&mut self, index: IfIndex, name: IfPattern) {
+        if let Some(link) = self.links.get_mut(&index) {
+            link.known_as.insert(name);
+        }
+    }
+
+    /// These links, with these names besides those they have.
+    pub fn called(&self, aliases: &Aliases) -> Self {
+        let mut links = self.clone();
+        for link in links.links.values_mut() {
+            let by_index = aliases.by_index.get(&link.index);
+            let by_name = aliases.by_name.get(&link.name);
+            let more = by_index.into_iter().chain(by_name).flatten();
+            link.known_as.extend(more.cloned());
+        }
+        links
     }
 
     /// The link of that index.
     pub fn get(&self, index: IfIndex) -> Option<&Link> {
-        self.0.get(&index)
+        self.links.get(&index)
     }
 
     /// The link of that name.
     pub fn named(&self, name: &str) -> Option<&Link> {
-        self.0.values().find(|l| l.name.as_str() == name)
+        self.links.values().find(|l| l.name.as_str() == name)
     }
 
     /// All links, by index.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.0.values()
+        self.links.values()
     }
 
     /// The links whose name fits, by index.
     pub fn matching<'a>(&'a self, pattern: &'a IfPattern) -> impl Iterator<Item = &'a Link> {
-        self.iter().filter(|l| pattern.matches(&l.name))
+        self.iter().filter(|l| l.fits(pattern))
     }
 
     /// The VLANs that have an interface of their own on top of `parent`.
@@ -87,6 +163,9 @@ impl Links {
 
 impl FromIterator<Link> for Links {
     fn from_iter<T: IntoIterator<Item = Link>>(links: T) -> Self {
-        Self(links.into_iter().map(|l| (l.index, l)).collect())
+        Self {
+            links: links.into_iter().map(|l| (l.index, l)).collect(),
+            addresses: BTreeMap::new(),
+        }
     }
 }

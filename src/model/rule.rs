@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Group, GroupPrefix, IfPattern, Source, SourcePrefix, TtlPolicy};
+use super::{Group, GroupPrefix, IfPattern, Rewrite, Source, SourcePrefix, TtlPolicy};
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -43,6 +43,8 @@ pub enum Origin {
     Settings,
     /// A command; lives until the next reload.
     Command,
+    /// A mapping of multicast NAT; lives as long as that.
+    Mnat,
 }
 
 impl fmt::Display for Origin {
@@ -50,6 +52,7 @@ impl fmt::Display for Origin {
         f.pad(match self {
             Self::Settings => "settings",
             Self::Command => "command",
+            Self::Mnat => "mnat",
         })
     }
 }
@@ -130,11 +133,13 @@ pub struct RouteRule {
     /// Whether packets that come back within a moment are stopped; on by default where the
     /// TTL policy ends no loop.
     pub loop_guard: bool,
+    /// Other source, group or UDP port that packets leave with.
+    pub rewrite: Option<Rewrite>,
 }
 
 impl RouteRule {
     /// A rule for any source, with defaults in all else: nothing excepted, TTL decremented,
-    /// single groups joined, no loop guard, the default name.
+    /// single groups joined, no loop guard, nothing rewritten, the default name.
     pub fn new(from: IfPattern, group: GroupPrefix, to: Vec<IfPattern>) -> Self {
         let source = SourcePrefix::any_for(group);
         Self {
@@ -149,6 +154,7 @@ impl RouteRule {
             link_local: false,
             join: JoinPolicy::default(),
             loop_guard: false,
+            rewrite: None,
         }
     }
 

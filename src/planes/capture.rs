@@ -25,7 +25,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::packet::{Modes, PacketPlane};
-use super::rate::{Advice, Governor, Mode};
+use super::rate::{Advice, Governor, Mode, Spin};
 use super::{Batch, Capture};
 use crate::model::IfIndex;
 use crate::sys::fanout::{GroupId, Member};
@@ -53,6 +53,7 @@ pub struct SocketCapture {
     mode: Mode,
     change: Change,
     governor: Option<Governor>,
+    spin: Spin,
     /// Runs while there is a ring.
     clock: Option<Interval>,
     shut: bool,
@@ -87,6 +88,7 @@ impl SocketCapture {
             mode: Mode::Latency,
             change: Change::None,
             governor: None,
+            spin: Spin::new(plane.busy_poll),
             clock: None,
             shut: false,
             refused: None,
@@ -233,6 +235,11 @@ impl SocketCapture {
             if let Some(batch) = self.read_socket()? {
                 return Poll::Ready(Ok(batch));
             }
+            // Everybody else on this thread has a turn before we look again.
+            if self.mode == Mode::Latency && !self.shut && self.spin.goes_on(Instant::now()) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let mut guard = ready!(self.socket.poll_read_ready_mut(cx))?;
             guard.clear_ready_matching(Ready::READABLE | Ready::ERROR | Ready::READ_CLOSED);
         }
@@ -275,10 +282,17 @@ impl SocketCapture {
 
     /// Measures what came, and asks for more room where it calls for it.
     fn measure(&mut self, batch: &Batch) {
-        let (Some(governor), Some(last)) = (&mut self.governor, batch.packets.last()) else {
+        let Some(last) = batch.packets.last() else {
             return;
         };
-        let fast = governor.came(batch.packets.len() as u64, last.received_ns);
+        let count = batch.packets.len() as u64;
+        if self.mode == Mode::Latency {
+            self.spin.came(count, last.received_ns, Instant::now());
+        }
+        let Some(governor) = &mut self.governor else {
+            return;
+        };
+        let fast = governor.came(count, last.received_ns);
         let free = matches!(self.change, Change::None) && !self.shut;
         if fast && free && self.mode == Mode::Latency {
             self.ask();

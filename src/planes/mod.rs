@@ -8,6 +8,8 @@ pub mod packet;
 pub mod rate;
 pub mod sim;
 pub mod switch;
+pub mod tally;
+mod translated;
 
 use std::io;
 use std::task::{Context, Poll};
@@ -16,7 +18,8 @@ use crate::model::IfIndex;
 
 pub use batch::{Batch, Packet};
 pub use egress::{EgressQueue, Progress};
-pub use switch::{Load, Slot, Switch};
+pub use switch::{Load, Messages, Slot, Switch};
+pub use tally::Tally;
 
 /// A way of moving packets.
 pub trait Plane: Send + Sync + 'static {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -28,6 +29,9 @@ pub struct PacketPlane {
     pub ring: RingSize,
     /// When which of the two is used.
     pub modes: Modes,
+    /// How long after a packet to look for the next one instead of sleeping, at low rates
+    /// and where it is about to come; zero for never.
+    pub busy_poll: Duration,
 }
 
 /// How the way of taking packets in is chosen.
@@ -48,6 +52,7 @@ impl PacketPlane {
             room: 16 << 20,
             ring: RingSize::default(),
             modes: Modes::Adaptive(Thresholds::default()),
+            busy_poll: Duration::ZERO,
         }
     }
 }

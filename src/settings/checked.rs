@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -10,15 +12,16 @@ use tracing_subscriber::filter::LevelFilter;
 use super::keys::{KeyPath, listed, nearest};
 use super::locate::Sources;
 use super::report::Problem;
-use super::routes;
 use super::written::{
-    Written, WrittenControl, WrittenHttp, WrittenInterface, WrittenLimits, WrittenLog, WrittenPlane,
+    Written, WrittenControl, WrittenDocker, WrittenHttp, WrittenInterface, WrittenLimits,
+    WrittenLog, WrittenMrdisc, WrittenPlane,
 };
 use super::{
-    ControlSettings, HttpSettings, InterfaceSettings, LimitSettings, LogFormat, LogSettings,
-    PlaneKind, PlaneSettings, Settings,
+    ControlSettings, DockerSettings, HttpSettings, InterfaceSettings, LimitSettings, LogFormat,
+    LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings,
 };
-use crate::model::{IfPattern, LinkError, TtlThreshold};
+use super::{mnat, proxies, rewrites, routes};
+use crate::model::{IfPattern, LinkError, RouteName, TtlThreshold};
 
 /// The longest path a UNIX socket address holds: 108 bytes less the NUL (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
@@ -27,6 +30,9 @@ const SOCKET_PATH_MAX: usize = 107;
 const MOST_FLOWS: usize = 10_000_000;
 /// The longest a flow may be idle, in seconds.
 const LONGEST_IDLE: u32 = 3600;
+
+/// The longest time to look for a packet, in microseconds.
+const LONGEST_BUSY_POLL: u64 = 1000;
 
 /// Checks everything at once; the result counts only where no problem was added.
 pub(super) fn check(
@@ -42,22 +48,37 @@ pub(super) fn check(
     };
     let http = written.http.map(|table| table.0).unwrap_or_default();
     let control = written.control.map(|table| table.0).unwrap_or_default();
+    let docker = written.docker.map(|table| table.0).unwrap_or_default();
     let plane = written.plane.map(|table| table.0).unwrap_or_default();
     let log = written.log.map(|table| table.0).unwrap_or_default();
     let interfaces = written.interface.unwrap_or_default();
     let routes = written.route.unwrap_or_default();
     let joins = written.join.unwrap_or_default();
+    let proxies = written.proxy.unwrap_or_default();
+    let mrdisc = written.mrdisc.map(|table| table.0).unwrap_or_default();
+    let mnat = written.mnat.map(|table| table.0);
     let limits = written.limits.map(|table| table.0).unwrap_or_default();
-    Settings {
+    let settings = Settings {
         http: checker.http(http),
         control: checker.control(control),
+        docker: checker.docker(docker),
         plane: checker.plane(plane),
         log: checker.log(log),
         interfaces: checker.interfaces(interfaces.into_iter().map(|t| t.map(|t| t.0))),
         routes: routes::check(&mut checker, routes.into_iter().map(|t| t.map(|t| t.0))),
         joins: routes::check_joins(&mut checker, joins.into_iter().map(|t| t.map(|t| t.0))),
+        proxies: proxies::check(&mut checker, proxies.into_iter().map(|t| t.map(|t| t.0))),
+        mrdisc: checker.mrdisc(mrdisc),
+        mnat: mnat.and_then(|mnat| mnat::check(&mut checker, mnat)),
         limits: checker.limits(limits),
+        skipped: Vec::new(),
+        odd: Vec::new(),
+    };
+    // Only where all there is is right can it be said who hands on to whom.
+    if checker.problems.is_empty() {
+        rewrites::refuse_rings(&mut checker, &settings.routes, &settings.proxies);
     }
+    settings
 }
 
 /// Collects problems, each with its place.
@@ -89,6 +110,11 @@ impl Checker<'_> {
         &mut self.problems[last]
     }
 
+    /// Whether the value of this key was refused before.
+    pub fn is_broken(&self, path: &KeyPath) -> bool {
+        self.broken.contains(path)
+    }
+
     /// The value of a key that must be there; `table` is where it belongs.
     pub fn required<T>(
         &mut self,
@@ -104,6 +130,7 @@ impl Checker<'_> {
                 format!("no `{name}`"),
                 match what {
                     "ttl" => TTL_FORMS.to_string(),
+                    "mnat" => format!("a key `{name}` in [mnat]"),
                     what => format!("a key `{name}` in each [[{what}]]"),
                 },
                 format!("For example: {name} = {example}."),
@@ -113,7 +140,7 @@ impl Checker<'_> {
     }
 
     /// One of a few words.
-    fn word<T: Copy + Default>(
+    pub fn word<T: Copy + Default>(
         &mut self,
         path: &KeyPath,
         written: Option<String>,
@@ -146,12 +173,79 @@ impl Checker<'_> {
         }
     }
 
+    /// A whole number inside a range; the default where none was written or a wrong one.
+    pub fn number(
+        &mut self,
+        path: &KeyPath,
+        written: Option<i64>,
+        default: i64,
+        range: RangeInclusive<i64>,
+        help: &str,
+    ) -> i64 {
+        match written {
+            None => default,
+            Some(number) if range.contains(&number) => number,
+            Some(number) => {
+                let expected = format!("a number from {} to {}", range.start(), range.end());
+                self.wrong(path, number.to_string(), expected, help);
+                default
+            }
+        }
+    }
+
+    /// A duration such as "500ms" or "2m 5s" inside a range; the default where none was
+    /// written or a wrong one.
+    pub fn duration(
+        &mut self,
+        path: &KeyPath,
+        written: Option<String>,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some(text) = written else {
+            return default;
+        };
+        let help = match (humantime::parse_duration(&text), text.trim().parse::<f64>()) {
+            (Ok(duration), _) if range.contains(&duration) => return duration,
+            (Err(_), Ok(_)) => {
+                format!("Give the unit: {:?}, or \"ms\", \"m\".", format!("{text}s"))
+            }
+            _ => "Units are ms, s, m and h: \"500ms\", \"2m 5s\".".into(),
+        };
+        let show = |d: &Duration| humantime::format_duration(*d).to_string();
+        let expected = format!(
+            "a time from {} to {}",
+            show(range.start()),
+            show(range.end())
+        );
+        self.wrong(path, format!("{text:?}"), expected, help);
+        default
+    }
+
+    /// A name for metrics, where one was written.
+    pub fn route_name(
+        &mut self,
+        path: &KeyPath,
+        written: Option<&str>,
+        default: &str,
+    ) -> Option<RouteName> {
+        let name = written?;
+        if name.trim().is_empty() || name.chars().any(char::is_control) {
+            let expected = "a name of visible characters";
+            let help = format!("Leave the key out for a default such as {default:?}.");
+            self.wrong(path, format!("{name:?}"), expected, help);
+        }
+        Some(RouteName::new(name))
+    }
+
     /// An interface name or pattern.
     pub fn pattern(&mut self, path: &KeyPath, text: &str) -> Option<IfPattern> {
         let list = "One name each: a list is written [\"eth1\", \"eth2\"].";
         let (found, help) = match text.parse::<IfPattern>() {
             // The kernel would take a comma in a name; whoever writes one means a list.
-            Ok(_) if text.contains(',') => (format!("{text:?}"), list.to_string()),
+            Ok(pattern) if !pattern.is_alias() && text.contains(',') => {
+                (format!("{text:?}"), list.to_string())
+            }
             Ok(pattern) => return Some(pattern),
             Err(LinkError::Empty) => ("an empty text".to_string(), String::new()),
             Err(LinkError::TooLong(_)) => (
@@ -160,6 +254,16 @@ impl Checker<'_> {
                     .into(),
             ),
             Err(LinkError::BadChar(_, ' ')) => (format!("{text:?}"), list.to_string()),
+            Err(LinkError::NoLabelValue(_)) => (
+                format!("{text:?}"),
+                "A label is written label:KEY=VALUE.".to_string(),
+            ),
+            Err(LinkError::BadChar(_, ':')) => (
+                format!("{text:?}"),
+                "No interface name holds ':'. Containers are named container:NAME, \
+                 label:KEY=VALUE or network:NAME."
+                    .into(),
+            ),
             Err(LinkError::BadChar(_, bad)) => (
                 format!("{text:?}"),
                 format!("No interface name holds {bad:?}."),
@@ -189,29 +293,44 @@ impl Checker<'_> {
 
     fn control(&mut self, written: WrittenControl) -> ControlSettings {
         let path = KeyPath::root("control").key("socket");
-        let Some(text) = written.socket else {
-            return ControlSettings::default();
-        };
+        match written.socket {
+            None => ControlSettings::default(),
+            Some(text) => ControlSettings {
+                socket: self.socket(&path, text, "/run/mcastor.sock"),
+            },
+        }
+    }
+
+    fn docker(&mut self, written: WrittenDocker) -> DockerSettings {
+        let path = KeyPath::root("docker").key("socket");
+        match written.socket {
+            None => DockerSettings::default(),
+            Some(text) => DockerSettings {
+                socket: self.socket(&path, text, "/var/run/docker.sock"),
+            },
+        }
+    }
+
+    /// The path of a socket; `usual` is what it mostly is.
+    fn socket(&mut self, path: &KeyPath, text: String, usual: &str) -> PathBuf {
         let quoted = format!("{text:?}");
         if !Path::new(&text).is_absolute() {
             let help = format!(
                 "The daemon has no folder of its own: socket = \"/run/{}\".",
                 text.trim_start_matches("./")
             );
-            self.wrong(&path, quoted, "an absolute path", help);
+            self.wrong(path, quoted, "an absolute path", help);
         } else if text.ends_with('/') || text.contains('\0') {
-            let help = "Name the socket itself: socket = \"/run/mcastor.sock\".";
-            self.wrong(&path, quoted, "the path of a file", help);
+            let help = format!("Name the socket itself: socket = {usual:?}.");
+            self.wrong(path, quoted, "the path of a file", help);
         } else if text.len() > SOCKET_PATH_MAX {
             let found = format!("a path of {} bytes", text.len());
             let expected = format!("at most {SOCKET_PATH_MAX} bytes");
             let help =
                 "The kernel takes no longer path for a socket; put it higher up, as in /run.";
-            self.wrong(&path, found, expected, help);
+            self.wrong(path, found, expected, help);
         }
-        ControlSettings {
-            socket: text.into(),
-        }
+        text.into()
     }
 
     fn plane(&mut self, written: WrittenPlane) -> PlaneSettings {
@@ -220,6 +339,22 @@ impl Checker<'_> {
         PlaneSettings {
             kind: self.word(&path, written.kind, &kinds),
             qdisc_bypass: written.qdisc_bypass.unwrap_or_default(),
+            busy_poll: self.busy_poll(written.busy_poll),
+        }
+    }
+
+    fn busy_poll(&mut self, written: Option<i64>) -> Duration {
+        let usual = PlaneSettings::default().busy_poll;
+        let Some(number) = written else { return usual };
+        match u64::try_from(number) {
+            Ok(us) if us <= LONGEST_BUSY_POLL => Duration::from_micros(us),
+            _ => {
+                let path = KeyPath::root("plane").key("busy_poll");
+                let expected = format!("a number of microseconds from 0 to {LONGEST_BUSY_POLL}");
+                let help = "After a packet the next one is looked for that long; 0 for never.";
+                self.wrong(&path, number.to_string(), expected, help);
+                usual
+            }
         }
     }
 
@@ -243,6 +378,16 @@ impl Checker<'_> {
             self.wrong(&path.key("level"), format!("{level:?}"), expected, help);
         }
         LogSettings { level, format }
+    }
+
+    fn mrdisc(&mut self, written: WrittenMrdisc) -> MrdiscSettings {
+        let path = KeyPath::root("mrdisc").key("interval");
+        // RFC 4286 section 3.1: MaxAdvertisementInterval is 4 to 180 seconds.
+        let range = Duration::from_secs(4)..=Duration::from_secs(180);
+        let default = MrdiscSettings::default().interval;
+        MrdiscSettings {
+            interval: self.duration(&path, written.interval, default, range),
+        }
     }
 
     fn limits(&mut self, written: WrittenLimits) -> LimitSettings {
@@ -308,6 +453,8 @@ impl Checker<'_> {
             interfaces.push(InterfaceSettings {
                 name,
                 ttl_threshold,
+                enabled: written.enabled.unwrap_or(true),
+                mrdisc: written.mrdisc.unwrap_or_default(),
             });
         }
         interfaces

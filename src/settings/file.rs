@@ -6,14 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::Value;
+use serde_json::Value as Json;
 use toml_edit::{Document, Item, TableLike};
 
 use super::keys::{KeyPath, Kind, ROOT};
 use super::locate::{FileText, Lines, place_in};
+use super::merge::json_of;
 use super::report::{NamedText, Place, Problem};
 
-/// The largest file that is read, in bytes.
-pub const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// The largest file that is read, in bytes: 100,000 routes are 10 MiB. While it is read it
+/// takes some fifty times as much memory, which is given back.
+pub const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// Reads and parses `file`.
 pub(super) fn read(file: &Path) -> Result<FileText, Box<Problem>> {
@@ -59,8 +62,8 @@ pub(super) fn read(file: &Path) -> Result<FileText, Box<Problem>> {
         .map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(whole(
-            "a file over 4 MiB".into(),
-            "settings of at most 4 MiB",
+            "a file over 16 MiB".into(),
+            "settings of at most 16 MiB",
             "Is this the right file?",
         ));
     }
@@ -171,24 +174,54 @@ pub(super) fn syntax(message: &str, at: Option<&str>) -> (String, String, String
     }
 }
 
-/// The file's keys as a tree to merge. Names that are no table of the format are handed back:
-/// merging would take a quoted `"a.b[9]"` for a path.
-pub(super) fn tree(file: &FileText) -> (config::Map<String, Value>, Vec<KeyPath>) {
-    let mut known = config::Map::new();
-    let mut unknown = Vec::new();
-    for (name, item) in file
-        .root()
+/// Names of the file that are no table of the format.
+pub(super) fn unknown(file: &FileText) -> Vec<KeyPath> {
+    let names = top(file).map(|(name, _)| name);
+    names.filter(|n| !is_known(n)).map(KeyPath::root).collect()
+}
+
+/// The file's keys as a tree to merge, without unknown names: merging would take a quoted
+/// `"a.b[9]"` for a path.
+pub(super) fn tree(file: &FileText) -> config::Map<String, Value> {
+    let known = top(file).filter(|(name, _)| is_known(name));
+    known.map(|(n, i)| (n.to_string(), value_of(i))).collect()
+}
+
+/// The same as JSON, where there is nothing to merge.
+pub(super) fn json(file: &FileText) -> Json {
+    let known = top(file).filter(|(name, _)| is_known(name));
+    let entries = known.map(|(name, item)| (name.to_string(), json_of_item(item)));
+    Json::Object(entries.collect())
+}
+
+fn top(file: &FileText) -> impl Iterator<Item = (&str, &Item)> {
+    file.root()
         .as_table_like()
         .into_iter()
         .flat_map(|t| t.iter())
-    {
-        if ROOT.keys().iter().any(|key| key.name == name) {
-            known.insert(name.to_string(), value_of(item));
-        } else {
-            unknown.push(KeyPath::root(name));
-        }
+}
+
+fn is_known(name: &str) -> bool {
+    ROOT.keys().iter().any(|key| key.name == name)
+}
+
+fn json_of_item(item: &Item) -> Json {
+    match item {
+        Item::None => Json::Null,
+        Item::Value(toml_edit::Value::InlineTable(table)) => json_of_table(table),
+        Item::Value(value) => json_of(plain_value(value)),
+        Item::Table(table) => json_of_table(table),
+        Item::ArrayOfTables(tables) => tables.iter().map(|t| json_of_table(t)).collect(),
     }
-    (known, unknown)
+}
+
+fn json_of_table(table: &dyn TableLike) -> Json {
+    let entries = table.iter();
+    Json::Object(
+        entries
+            .map(|(n, item)| (n.to_string(), json_of_item(item)))
+            .collect(),
+    )
 }
 
 /// A TOML item as a value to merge.

@@ -17,7 +17,7 @@ pub(super) enum Kind {
     WordOrFlag,
     /// A word, or an inline table with these keys.
     WordOrTable(&'static [Key]),
-    /// `[name]`.
+    /// `[name]`, or an inline table where it stands in another.
     Table(&'static [Key]),
     /// `[[name]]`.
     Tables(&'static [Key]),
@@ -53,10 +53,16 @@ pub(super) static ROOT: Kind = Kind::Table(&[
         "",
     ),
     key(
+        "docker",
+        Kind::Table(&[key("socket", Kind::Text, r#""/var/run/docker.sock""#)]),
+        "",
+    ),
+    key(
         "plane",
         Kind::Table(&[
             key("kind", Kind::Text, r#""auto""#),
             key("qdisc_bypass", Kind::Flag, "false"),
+            key("busy_poll", Kind::Number, "200"),
         ]),
         "",
     ),
@@ -73,6 +79,8 @@ pub(super) static ROOT: Kind = Kind::Table(&[
         Kind::Tables(&[
             key("name", Kind::Text, r#""eth1""#),
             key("ttl_threshold", Kind::Number, "3"),
+            key("enabled", Kind::Flag, "false"),
+            key("mrdisc", Kind::Flag, "true"),
         ]),
         "",
     ),
@@ -93,6 +101,15 @@ pub(super) static ROOT: Kind = Kind::Table(&[
             key("link_local", Kind::Flag, "true"),
             key("join", Kind::WordOrFlag, r#""auto""#),
             key("loop_guard", Kind::Flag, "true"),
+            key(
+                "rewrite",
+                Kind::Table(&[
+                    key("source", Kind::Text, r#""10.9.1.2""#),
+                    key("group", Kind::Text, r#""239.1.1.1""#),
+                    key("port", Kind::Number, "5001"),
+                ]),
+                r#"{ group = "239.1.1.1" }"#,
+            ),
         ]),
         "",
     ),
@@ -102,6 +119,80 @@ pub(super) static ROOT: Kind = Kind::Table(&[
             key("interface", Kind::Text, r#""eth0""#),
             key("source", Kind::Text, r#""10.0.0.10""#),
             key("group", Kind::Text, r#""232.1.2.3""#),
+        ]),
+        "",
+    ),
+    key(
+        "proxy",
+        Kind::Tables(&[
+            key("name", Kind::Text, r#""cameras""#),
+            key("upstream", Kind::List, r#"["eth0"]"#),
+            key("downstream", Kind::List, r#"["br-*"]"#),
+            key("upward", Kind::Flag, "true"),
+            key("querier", Kind::Text, r#""auto""#),
+            key(
+                "version",
+                Kind::Table(&[
+                    key("igmp", Kind::Number, "3"),
+                    key("mld", Kind::Number, "2"),
+                ]),
+                "{ igmp = 3, mld = 2 }",
+            ),
+            key("groups", Kind::List, r#"["239.0.0.0/8"]"#),
+            key("deny_groups", Kind::List, r#"["239.255.0.0/16"]"#),
+            key("sources", Kind::List, r#"["10.0.0.0/8"]"#),
+            key("deny_sources", Kind::List, r#"["10.0.0.7"]"#),
+            key("fast_leave", Kind::Flag, "true"),
+            key(
+                "ttl",
+                Kind::WordOrTable(&[key("set", Kind::Number, "8")]),
+                "{ set = 8 }",
+            ),
+            key("header_checks", Kind::Text, r#""strict""#),
+            key("takeover", Kind::Text, r#""1s""#),
+            key(
+                "timers",
+                Kind::Table(&[
+                    key("robustness", Kind::Number, "2"),
+                    key("query_interval", Kind::Text, r#""125s""#),
+                    key("query_response_interval", Kind::Text, r#""10s""#),
+                    key("last_member_query_interval", Kind::Text, r#""1s""#),
+                    key("last_member_query_count", Kind::Number, "2"),
+                    key("startup_query_count", Kind::Number, "2"),
+                    key("startup_query_interval", Kind::Text, r#""31s""#),
+                ]),
+                r#"{ query_interval = "60s" }"#,
+            ),
+            key(
+                "limits",
+                Kind::Table(&[
+                    key("groups", Kind::Number, "4096"),
+                    key("sources_per_group", Kind::Number, "256"),
+                    key("reports_per_second", Kind::Number, "10000"),
+                ]),
+                "{ groups = 4096 }",
+            ),
+        ]),
+        "",
+    ),
+    key(
+        "mrdisc",
+        Kind::Table(&[key("interval", Kind::Text, r#""20s""#)]),
+        "",
+    ),
+    key(
+        "mnat",
+        Kind::Table(&[
+            key("role", Kind::Text, r#""egress""#),
+            key("server", Kind::Text, r#""https://mnat.example.net:8443""#),
+            key("ca", Kind::Text, r#""/etc/mnat/ca.pem""#),
+            key("cert", Kind::Text, r#""/etc/mnat/client.pem""#),
+            key("key", Kind::Text, r#""/etc/mnat/client.key""#),
+            key("upstream", Kind::Text, r#""xup0""#),
+            key("downstream", Kind::Text, r#""xdn0""#),
+            key("joinfile", Kind::Text, r#""/var/run/mnat/egress.sgs""#),
+            key("joins", Kind::List, r#"["members", "joinfile"]"#),
+            key("grace", Kind::Text, r#""5m""#),
         ]),
         "",
     ),

@@ -1,5 +1,6 @@
 //! From the path of a key to the bytes that were written for it.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use super::report::{NamedText, Place, Text};
 /// A file that parsed, with the byte range of every key.
 pub(super) struct FileText {
     text: Text,
-    document: Document<Arc<str>>,
+    /// Parsed again where it was forgotten.
+    document: OnceCell<Option<Document<Arc<str>>>>,
     lines: Lines,
 }
 
@@ -21,13 +23,21 @@ impl FileText {
         let lines = Lines::of(&text.text);
         Self {
             text,
-            document,
+            document: Some(document).into(),
             lines,
         }
     }
 
+    /// Lets go of what was parsed until it is asked for again.
+    pub fn forget(&mut self) {
+        self.document.take();
+    }
+
     pub fn root(&self) -> &Item {
-        self.document.as_item()
+        static NOTHING: Item = Item::None;
+        let parse = || Document::parse(self.text.text.clone()).ok();
+        let document = self.document.get_or_init(parse);
+        document.as_ref().map_or(&NOTHING, Document::as_item)
     }
 
     fn place(&self, span: Range<usize>) -> Place {

@@ -34,10 +34,8 @@ pub(super) fn merge(
     env: impl Iterator<Item = (String, String)>,
     problems: &mut Vec<Problem>,
 ) -> Json {
-    let mut builder = Config::builder();
     if let Some(file) = &sources.file {
-        let (tree, unknown) = file::tree(file);
-        builder = builder.add_source(Layer(tree));
+        let unknown = file::unknown(file);
         problems.extend(unknown.iter().map(|path| unknown_key(sources, path)));
     }
     for (name, value) in env {
@@ -51,6 +49,16 @@ pub(super) fn merge(
             }
             Err(help) => problems.push(unknown_variable(&Variable { name, value }, help)),
         }
+    }
+    if sources.variables.is_empty() {
+        // Merging copies, and a file may be large.
+        let tree = sources.file.as_ref().map_or(Json::Null, file::json);
+        problems.extend(gaps(sources, &tree));
+        return tree;
+    }
+    let mut builder = Config::builder();
+    if let Some(file) = &sources.file {
+        builder = builder.add_source(Layer(file::tree(file)));
     }
     // A path sorts before the longer ones it starts, so a list given whole is there before
     // its entries are set one by one.
@@ -100,7 +108,7 @@ pub(super) fn merge(
 }
 
 /// A merged value as JSON, whose deserializer turns no number into a text or a flag.
-fn json_of(value: Value) -> Json {
+pub(super) fn json_of(value: Value) -> Json {
     match value.kind {
         ValueKind::Nil => Json::Null,
         ValueKind::Boolean(flag) => flag.into(),

@@ -9,23 +9,30 @@
 //! Every fault carries the path of its key, and `locate` turns a path into the bytes of the
 //! file or the environment variable that were written for it.
 
+mod addresses;
 mod checked;
 mod file;
 mod keys;
 mod locate;
 mod merge;
+mod mnat;
+mod proxies;
 mod report;
+mod rewrites;
 mod routes;
+mod smcroute;
 mod written;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use file::MAX_FILE;
 pub use merge::PREFIX;
 pub use report::{MOST_PROBLEMS, Problem, Report};
+pub use smcroute::read as read_smcroute;
 
-use crate::model::{IfPattern, JoinPolicy, JoinRule, RouteRule, TtlThreshold};
+use crate::model::{IfPattern, JoinPolicy, JoinRule, ProxyRule, RouteRule, TtlThreshold};
 use locate::Sources;
 
 /// All settings, checked. The default is what an empty file means.
@@ -35,6 +42,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// `[control]`
     pub control: ControlSettings,
+    /// `[docker]`
+    pub docker: DockerSettings,
     /// `[plane]`
     pub plane: PlaneSettings,
     /// `[log]`
@@ -45,8 +54,19 @@ pub struct Settings {
     pub routes: Vec<RouteRule>,
     /// Each `[[join]]`, in the order written.
     pub joins: Vec<JoinRule>,
+    /// Each `[[proxy]]`, in the order written. Names are unique, and no interface is
+    /// downstream of two.
+    pub proxies: Vec<ProxyRule>,
+    /// `[mrdisc]`
+    pub mrdisc: MrdiscSettings,
+    /// `[mnat]`
+    pub mnat: Option<crate::mnat::Config>,
     /// `[limits]`
     pub limits: LimitSettings,
+    /// Lines of an `smcroute.conf` that are wrong and were skipped, each with its place.
+    pub skipped: Vec<String>,
+    /// Lines of an `smcroute.conf` that may not mean what was meant, likewise.
+    pub odd: Vec<String>,
 }
 
 /// The listener for metrics, health and the API.
@@ -79,13 +99,41 @@ impl Default for ControlSettings {
     }
 }
 
+/// The container engine whose names may stand for interfaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerSettings {
+    /// Its socket: an absolute path of at most 107 bytes.
+    pub socket: PathBuf,
+}
+
+impl Default for DockerSettings {
+    fn default() -> Self {
+        Self {
+            socket: "/var/run/docker.sock".into(),
+        }
+    }
+}
+
 /// How packets are taken in and sent.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlaneSettings {
     /// Which plane.
     pub kind: PlaneKind,
     /// Send past the queueing discipline: faster, and not seen by tcpdump.
     pub qdisc_bypass: bool,
+    /// How long after a packet to look for the next one instead of sleeping until it comes,
+    /// 0 to 1,000 microseconds; zero for never.
+    pub busy_poll: Duration,
+}
+
+impl Default for PlaneSettings {
+    fn default() -> Self {
+        Self {
+            kind: PlaneKind::default(),
+            qdisc_bypass: false,
+            busy_poll: Duration::from_micros(200),
+        }
+    }
 }
 
 /// The planes there are.
@@ -133,6 +181,25 @@ pub struct InterfaceSettings {
     pub name: IfPattern,
     /// What may leave on them.
     pub ttl_threshold: Option<TtlThreshold>,
+    /// Whether routes may use them; true unless written otherwise.
+    pub enabled: bool,
+    /// Whether multicast router advertisements are sent on them (RFC 4286).
+    pub mrdisc: bool,
+}
+
+/// Multicast router discovery (RFC 4286).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MrdiscSettings {
+    /// Between two advertisements, 4 to 180 seconds.
+    pub interval: Duration,
+}
+
+impl Default for MrdiscSettings {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(20),
+        }
+    }
 }
 
 /// What strangers may make us remember.
@@ -156,10 +223,22 @@ impl Default for LimitSettings {
 impl Settings {
     /// What is allowed but may not be what was meant, a sentence each.
     pub fn notes(&self) -> Vec<String> {
-        self.routes.iter().filter_map(note_on_join).collect()
+        let asked_for = |route: &&RouteRule| {
+            let downstream = |to| {
+                self.proxies
+                    .iter()
+                    .flat_map(|p| &p.downstream)
+                    .any(|d| d.intersects(to))
+            };
+            route.rewrite.is_some() && route.to.iter().all(downstream)
+        };
+        // Those are joined as hosts ask for them.
+        let routes = self.routes.iter().filter(|route| !asked_for(route));
+        let joins = routes.filter_map(note_on_join);
+        self.odd.iter().cloned().chain(joins).collect()
     }
 
-    /// Reads `file`, if there is one, lays the variables of `env` that start with
+    /// Reads `file`, if there is one, as `smcroute.conf` where it is one, else as TOML; lays the variables of `env` that start with
     /// [`PREFIX`] over it, and checks the result.
     ///
     /// # Errors
@@ -168,6 +247,11 @@ impl Settings {
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Settings, Report> {
+        if let Some(file) = file
+            && smcroute::is_one(file)
+        {
+            return Self::load_smcroute(file, false, env);
+        }
         let file = file
             .map(file::read)
             .transpose()
@@ -179,12 +263,30 @@ impl Settings {
         Self::from_sources(sources, env)
     }
 
+    /// Reads `file` as `smcroute.conf`. Bad lines are skipped and stand in
+    /// [`Settings::skipped`]; `strict` refuses what smcroute itself does not know or ignores.
+    ///
+    /// # Errors
+    /// Problems of the environment only.
+    pub fn load_smcroute(
+        file: &Path,
+        strict: bool,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Settings, Report> {
+        let settings = Self::from_sources(Sources::default(), env)?;
+        Ok(smcroute::add(settings, &smcroute::read(file, strict)))
+    }
+
     fn from_sources(
         mut sources: Sources,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Settings, Report> {
         let mut problems = Vec::new();
         let tree = merge::merge(&mut sources, env, &mut problems);
+        // It takes more memory than all else together, and only problems need it again.
+        if let Some(file) = &mut sources.file {
+            file.forget();
+        }
         let (written, broken) = written::read(tree, &sources, &mut problems);
         let settings = checked::check(written, broken, &sources, &mut problems);
         if problems.is_empty() {
@@ -262,6 +364,20 @@ mod tests {
         let env = vec![("MCASTOR__ROUTE__1".to_string(), value.to_string())];
         let report = load_text(file.into(), env).unwrap_err();
         assert!(drawn(&report), "{}", report.pretty());
+    }
+
+    #[test]
+    fn a_file_means_the_same_with_and_without_variables() {
+        let mut text = EXAMPLE.to_string();
+        text += "[[route]]\nfrom = 1979-05-27\ngroup = nan\nto = [1, [2.5, { a = true }]]\nttl = { set = 3 }\n";
+        let file = file::parse("a.toml", text).map_err(|problem| Report::new(vec![*problem]));
+        let file = file.unwrap();
+        let merged = file::tree(&file).into_iter();
+        let merged = merged.map(|(name, value)| (name, merge::json_of(value)));
+        assert_eq!(
+            file::json(&file),
+            serde_json::Value::Object(merged.collect())
+        );
     }
 
     const EXAMPLE: &str = include_str!("../../conf/mcastor.toml");

@@ -2,15 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ipnet::IpNet;
-
+use super::addresses::{parse_group, parse_source};
 use super::checked::{Checker, TTL_FORMS};
 use super::keys::KeyPath;
+use super::rewrites;
 use super::written::{WrittenJoin, WrittenJoinPolicy, WrittenRoute, WrittenTtl};
 use crate::model::rule::MOST_JOINED_GROUPS;
 use crate::model::{
-    AddrError, GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule,
-    SourcePrefix, TtlPolicy,
+    GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule, SourcePrefix,
+    TtlPolicy,
 };
 
 /// The ways to write a join policy.
@@ -40,7 +40,9 @@ pub(super) fn check(
     }
     let rivals = refuse_rivals(checker, &rules);
     refuse_same_names(checker, &rules, &rivals);
-    rules.into_iter().map(|numbered| numbered.rule).collect()
+    let (indices, rules): (Vec<_>, Vec<_>) = rules.into_iter().map(|n| (n.index, n.rule)).unzip();
+    rewrites::refuse_conflicts(checker, &indices, &rules);
+    rules
 }
 
 fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Option<RouteRule> {
@@ -71,26 +73,19 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
              route: link_local = true.",
         );
     }
-    let unseen = |name: &&String| name.trim().is_empty() || name.chars().any(char::is_control);
-    if let Some(name) = written.name.as_ref().filter(unseen) {
-        let expected = "a name of visible characters";
-        checker.wrong(
-            &path.key("name"),
-            format!("{name:?}"),
-            expected,
-            "Leave the key out for a default such as \"eth0 (*, 225.1.2.3)\".",
-        );
-    }
+    let default = "eth0 (*, 225.1.2.3)";
+    let name = checker.route_name(&path.key("name"), written.name.as_deref(), default);
     let join = match written.join {
         None => Some(JoinPolicy::default()),
         Some(join) => join_policy(checker, &path.key("join"), join, group),
     };
+    let rewrite = written.rewrite.map(|table| {
+        let stream = source.zip(group);
+        rewrites::one(checker, path, table.0, stream, link_local)
+    });
     let (from, group, source, ttl) = (from?, group?, source?, ttl?);
     Some(RouteRule {
-        name: match written.name {
-            Some(name) => RouteName::new(name),
-            None => RouteName::default_for(&from, source, group),
-        },
+        name: name.unwrap_or_else(|| RouteName::default_for(&from, source, group)),
         origin: Origin::Settings,
         from,
         source,
@@ -101,102 +96,12 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
         link_local,
         join: join?,
         loop_guard: written.loop_guard.unwrap_or(ttl.can_feed_a_loop()),
+        // One that is wrong leaves the whole route out.
+        rewrite: match rewrite {
+            Some(rewrite) => Some(rewrite?),
+            None => None,
+        },
     })
-}
-
-fn parse_group(checker: &mut Checker<'_>, path: &KeyPath, text: &str) -> Option<GroupPrefix> {
-    let mut error = match text.parse::<GroupPrefix>() {
-        Ok(group) => return Some(group),
-        Err(error) => error,
-    };
-    if let AddrError::HostBits { given } = error {
-        // That it is no group weighs more than a bit too many.
-        error = GroupPrefix::new(given).err()?;
-    }
-    let expected = "a multicast group or prefix";
-    let (found, help) = match error {
-        AddrError::NotMulticast(net) if net.addr().is_multicast() => (
-            format!("{net}, which is wider than all of multicast"),
-            "The widest prefixes are 224.0.0.0/4 and ff00::/8.".to_string(),
-        ),
-        AddrError::NotMulticast(net) => (
-            format!("{}, which is unicast", shown(net)),
-            "Groups are in 224.0.0.0/4 or ff00::/8; a sender's address belongs in `source`.".into(),
-        ),
-        other => address_fault(text, &other),
-    };
-    checker.wrong(path, found, expected, help);
-    None
-}
-
-fn parse_source(
-    checker: &mut Checker<'_>,
-    path: &KeyPath,
-    text: &str,
-    group: Option<GroupPrefix>,
-) -> Option<SourcePrefix> {
-    let mut expected = "a sender's address or prefix".to_string();
-    let (found, help) = match text.parse::<SourcePrefix>() {
-        Ok(source) => match group {
-            Some(group) if is_v4(group.net()) != is_v4(source.net()) => {
-                expected = format!("an {} source, as the group is", version(group.net()));
-                (
-                    format!(
-                        "the {} source {}",
-                        version(source.net()),
-                        shown(source.net())
-                    ),
-                    format!("The group is {group}; write one route for each IP version."),
-                )
-            }
-            _ => return Some(source),
-        },
-        Err(AddrError::HostBits { given }) if given.addr().is_multicast() => multicast(given),
-        Err(AddrError::NotUnicast(net)) => multicast(net),
-        Err(_) if text.trim() == "*" => (
-            "\"*\"".into(),
-            "For any source leave `source` out.".to_string(),
-        ),
-        Err(other) => address_fault(text, &other),
-    };
-    checker.wrong(path, found, expected, help);
-    None
-}
-
-fn multicast(net: IpNet) -> (String, String) {
-    (
-        format!("{}, which is multicast", shown(net)),
-        "A source is who sends; the group belongs in `group`.".into(),
-    )
-}
-
-/// What is wrong with an address in general: found, help.
-fn address_fault(text: &str, error: &AddrError) -> (String, String) {
-    if let AddrError::HostBits { given } = error {
-        let wide = given.trunc();
-        let help = format!("Write {wide}, or {} for the one address.", given.addr());
-        return (
-            format!("{given}, with bits set beyond its prefix length"),
-            help,
-        );
-    }
-    let help = match text.split_once('/') {
-        Some((addr, length)) => match (addr.trim().parse::<std::net::IpAddr>(), length) {
-            (Ok(addr), length) if length.parse::<u32>().is_ok() => {
-                let most = if addr.is_ipv4() { 32 } else { 128 };
-                format!(
-                    "The length of an {} prefix is 0 to {most}.",
-                    version(addr.into())
-                )
-            }
-            (Ok(_), _) => "The prefix length is a number: 225.1.2.0/24.".into(),
-            _ => "An address is written 225.1.2.3 or ff3e::1, a prefix 225.1.2.0/24.".into(),
-        },
-        None if text.contains('*') => "A range is written as a prefix: 225.1.2.0/24.".into(),
-        None if text.contains('-') => "A range is written as prefixes: 225.1.2.0/24.".into(),
-        None => "An address is written 225.1.2.3 or ff3e::1; names are not looked up.".into(),
-    };
-    (format!("{text:?}"), help)
 }
 
 fn excepted(
@@ -281,21 +186,12 @@ fn egresses(
             all_right = false;
             continue;
         }
-        if let Some(from) = from.filter(|from| !entry.is_pattern() && from.intersects(&entry)) {
+        // Under a pattern each ingress leaves itself out.
+        if from.is_some_and(|from| !entry.is_pattern() && *from == entry) {
             let span = checker.sources.span(&route.key("from"));
-            let (found, help) = if from.is_pattern() {
-                (
-                    format!("\"{entry}\", which `from` = \"{from}\" takes in as well"),
-                    "A name in `to` must not fit `from`; a pattern in `to` may: it leaves the \
-                     incoming interface out.",
-                )
-            } else {
-                (
-                    format!("\"{entry}\", which is also `from`"),
-                    "Remove it: packets do not go back to where they came from. For both \
-                     directions write two routes.",
-                )
-            };
+            let found = format!("\"{entry}\", which is also `from`");
+            let help = "Remove it: packets do not go back to where they came from. For both \
+                        directions write two routes.";
             let problem = checker.wrong(&path, found, "an interface other than `from`", help);
             problem.also = span.map(|span| (span, "from here".into()));
             all_right = false;
@@ -306,7 +202,11 @@ fn egresses(
     all_right.then_some(to)
 }
 
-fn ttl_policy(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenTtl) -> Option<TtlPolicy> {
+pub(super) fn ttl_policy(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    written: WrittenTtl,
+) -> Option<TtlPolicy> {
     match written {
         WrittenTtl::Word(word) if word == "decrement" => Some(TtlPolicy::Decrement),
         WrittenTtl::Word(word) if word == "keep" => Some(TtlPolicy::Keep),
@@ -498,22 +398,5 @@ fn refuse_same_names(checker: &mut Checker<'_>, rules: &[Numbered], rivals: &Has
             format!("The first is in {at}. Metrics are counted under this name."),
         );
         problem.also = span.map(|span| (span, "the first".into()));
-    }
-}
-
-fn is_v4(net: IpNet) -> bool {
-    net.addr().is_ipv4()
-}
-
-fn version(net: IpNet) -> &'static str {
-    if is_v4(net) { "IPv4" } else { "IPv6" }
-}
-
-/// A prefix of full length as the address it is.
-fn shown(net: IpNet) -> String {
-    if net.prefix_len() == net.max_prefix_len() {
-        net.addr().to_string()
-    } else {
-        net.to_string()
     }
 }

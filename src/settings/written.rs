@@ -22,11 +22,15 @@ use super::report::{MOST_PROBLEMS, Problem};
 pub(super) struct Written {
     pub http: Option<Table<WrittenHttp>>,
     pub control: Option<Table<WrittenControl>>,
+    pub docker: Option<Table<WrittenDocker>>,
     pub plane: Option<Table<WrittenPlane>>,
     pub log: Option<Table<WrittenLog>>,
     pub interface: Option<Vec<Option<Table<WrittenInterface>>>>,
     pub route: Option<Vec<Option<Table<WrittenRoute>>>>,
     pub join: Option<Vec<Option<Table<WrittenJoin>>>>,
+    pub proxy: Option<Vec<Option<Table<WrittenProxy>>>>,
+    pub mrdisc: Option<Table<WrittenMrdisc>>,
+    pub mnat: Option<Table<WrittenMnat>>,
     pub limits: Option<Table<WrittenLimits>>,
 }
 
@@ -44,9 +48,16 @@ pub(super) struct WrittenControl {
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenDocker {
+    pub socket: Option<String>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct WrittenPlane {
     pub kind: Option<String>,
     pub qdisc_bypass: Option<bool>,
+    pub busy_poll: Option<i64>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -61,6 +72,8 @@ pub(super) struct WrittenLog {
 pub(super) struct WrittenInterface {
     pub name: Option<String>,
     pub ttl_threshold: Option<i64>,
+    pub enabled: Option<bool>,
+    pub mrdisc: Option<bool>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -76,6 +89,15 @@ pub(super) struct WrittenRoute {
     pub link_local: Option<bool>,
     pub join: Option<WrittenJoinPolicy>,
     pub loop_guard: Option<bool>,
+    pub rewrite: Option<Table<WrittenRewrite>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenRewrite {
+    pub source: Option<String>,
+    pub group: Option<String>,
+    pub port: Option<i64>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -88,9 +110,78 @@ pub(super) struct WrittenJoin {
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenMnat {
+    pub role: Option<String>,
+    pub server: Option<String>,
+    pub ca: Option<String>,
+    pub cert: Option<String>,
+    pub key: Option<String>,
+    pub upstream: Option<String>,
+    pub downstream: Option<String>,
+    pub joinfile: Option<String>,
+    pub joins: Option<Vec<Option<String>>>,
+    pub grace: Option<String>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct WrittenLimits {
     pub flows: Option<i64>,
     pub flow_idle: Option<i64>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenProxy {
+    pub name: Option<String>,
+    pub upstream: Option<Vec<Option<String>>>,
+    pub downstream: Option<Vec<Option<String>>>,
+    pub upward: Option<bool>,
+    pub querier: Option<String>,
+    pub version: Option<Table<WrittenVersions>>,
+    pub groups: Option<Vec<Option<String>>>,
+    pub deny_groups: Option<Vec<Option<String>>>,
+    pub sources: Option<Vec<Option<String>>>,
+    pub deny_sources: Option<Vec<Option<String>>>,
+    pub fast_leave: Option<bool>,
+    pub ttl: Option<WrittenTtl>,
+    pub header_checks: Option<String>,
+    pub takeover: Option<String>,
+    pub timers: Option<Table<WrittenProxyTimers>>,
+    pub limits: Option<Table<WrittenProxyLimits>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenVersions {
+    pub igmp: Option<i64>,
+    pub mld: Option<i64>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenProxyTimers {
+    pub robustness: Option<i64>,
+    pub query_interval: Option<String>,
+    pub query_response_interval: Option<String>,
+    pub last_member_query_interval: Option<String>,
+    pub last_member_query_count: Option<i64>,
+    pub startup_query_count: Option<i64>,
+    pub startup_query_interval: Option<String>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenProxyLimits {
+    pub groups: Option<i64>,
+    pub sources_per_group: Option<i64>,
+    pub reports_per_second: Option<i64>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WrittenMrdisc {
+    pub interval: Option<String>,
 }
 
 /// `"auto"`, `true` or `false`.
@@ -242,6 +333,7 @@ fn wrong_kind(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
             format!("Without quotes: {name} = {text}.")
         }
         (Kind::Table(_) | Kind::Tables(_), _) if entry || key.is_none() => String::new(),
+        (Kind::Table(_), _) if !example.is_empty() => format!("For example: {name} = {example}."),
         (Kind::Table(_) | Kind::Tables(_), _) => key.map_or_else(String::new, |key| {
             format!(
                 "Write the header {}, and below it its keys, one a line.",
@@ -309,7 +401,7 @@ mod tests {
                 table.name
             );
             for key in table.kind.keys() {
-                if let Kind::WordOrTable(keys) = key.kind {
+                if let Kind::WordOrTable(keys) | Kind::Table(keys) = key.kind {
                     let tree = serde_json::json!({ table.name: [{ key.name: wrong }] });
                     assert_eq!(known_to_structs(tree), names(keys));
                 }

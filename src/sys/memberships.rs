@@ -4,14 +4,20 @@
 //! of a group (`net.ipv4.igmp_max_msf`), and an IPv6 socket as many as its option memory
 //! holds; so a socket that refuses is full, and the next membership opens another. The
 //! sockets are bound to no port and receive nothing; closing one leaves its groups.
+//!
+//! The kernel reports the union of what its sockets want (RFC 9776 section 3.2). So a list of
+//! sources to include may be spread over sockets; a list to exclude may not, and stands in one
+//! filter of at most as many sources as the kernel says. A longer one is widened to none
+//! excluded.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::group_filter::exclude;
 use super::multicast::{join, leave};
-use crate::model::{Group, IfIndex, Source};
+use crate::model::{Group, IfIndex, Source, SourceFilter};
 
 /// A membership: group, and source where it is source-specific.
 pub type Membership = (Group, Option<Source>);
@@ -31,6 +37,12 @@ pub struct Memberships {
     sockets: Vec<Option<Pooled>>,
     /// Which socket holds a membership.
     held: HashMap<Membership, usize>,
+    /// The single sources joined of a group.
+    sources: HashMap<Group, BTreeSet<Source>>,
+    /// What of the groups that are joined for any source is excluded even so.
+    excluded: HashMap<Group, BTreeSet<Source>>,
+    /// Groups whose filter the kernel could not carry.
+    widened: HashSet<Group>,
 }
 
 impl Memberships {
@@ -40,7 +52,85 @@ impl Memberships {
             interface,
             sockets: Vec::new(),
             held: HashMap::new(),
+            sources: HashMap::new(),
+            excluded: HashMap::new(),
+            widened: HashSet::new(),
         }
+    }
+
+    /// Wants of a group what `filter` says, instead of what was wanted of it before, without a
+    /// moment between in which less than both together want is wanted. Tries again what
+    /// failed before.
+    ///
+    /// # Errors
+    /// What the kernel says to a fresh socket: `ENODEV` where the interface is gone or does
+    /// not speak the IP version, `EMFILE` where there are too many sockets. What could be
+    /// joined is; what was wanted before and takes more is then kept.
+    pub fn set(&mut self, group: Group, filter: &SourceFilter) -> io::Result<()> {
+        match filter {
+            SourceFilter::Include(sources) => {
+                let mut joined = Ok(());
+                for source in sources {
+                    joined = joined.and(self.join((group, Some(*source))));
+                }
+                joined?;
+                self.leave_sources(group, |source| !sources.contains(source))?;
+                self.leave((group, None))
+            }
+            SourceFilter::Exclude(sources) => {
+                self.join((group, None))?;
+                self.exclude(group, sources)?;
+                self.leave_sources(group, |_| true)
+            }
+        }
+    }
+
+    /// Whether a membership is held.
+    pub fn holds(&self, membership: Membership) -> bool {
+        self.held.contains_key(&membership)
+    }
+
+    /// Whether more is joined of a group than was wanted, because the kernel carries no longer
+    /// filter.
+    pub fn is_widened(&self, group: Group) -> bool {
+        self.widened.contains(&group)
+    }
+
+    fn exclude(&mut self, group: Group, sources: &BTreeSet<Source>) -> io::Result<()> {
+        let now = self.excluded.get(&group);
+        if now.map_or(sources.is_empty(), |now| now == sources) && !self.is_widened(group) {
+            return Ok(());
+        }
+        let socket = self.held.get(&(group, None)).copied();
+        let Some(Some(pooled)) = socket.map(|slot| &self.sockets[slot]) else {
+            return Ok(());
+        };
+        let excluded = match exclude(&pooled.socket, self.interface, group, sources.iter()) {
+            Ok(()) => {
+                self.widened.remove(&group);
+                sources
+            }
+            Err(e) if is_full(&e) => {
+                exclude(&pooled.socket, self.interface, group, [].iter())?;
+                self.widened.insert(group);
+                &BTreeSet::new()
+            }
+            Err(e) => return Err(e),
+        };
+        match excluded.is_empty() {
+            true => self.excluded.remove(&group),
+            false => self.excluded.insert(group, excluded.clone()),
+        };
+        Ok(())
+    }
+
+    /// Leaves single sources of a group.
+    fn leave_sources(&mut self, group: Group, which: impl Fn(&Source) -> bool) -> io::Result<()> {
+        let held = self.sources.get(&group);
+        let gone = held.into_iter().flatten().filter(|source| which(source));
+        let gone: Vec<Source> = gone.copied().collect();
+        gone.into_iter()
+            .try_for_each(|source| self.leave((group, Some(source))))
     }
 
     /// How many memberships there are.
@@ -58,7 +148,7 @@ impl Memberships {
     /// # Errors
     /// What the kernel says to a fresh socket: `ENODEV` where the interface is gone or does
     /// not speak the IP version, `EMFILE` where there are too many sockets.
-    pub fn join(&mut self, (group, source): Membership) -> io::Result<()> {
+    fn join(&mut self, (group, source): Membership) -> io::Result<()> {
         if self.held.contains_key(&(group, source)) {
             return Ok(());
         }
@@ -73,7 +163,7 @@ impl Memberships {
             match join(&pooled.socket, self.interface, group, source) {
                 Ok(()) => {
                     pooled.held += 1;
-                    self.held.insert((group, source), slot);
+                    self.hold((group, source), slot);
                     return Ok(());
                 }
                 // Full, or this socket holds the group in the other filter mode.
@@ -98,15 +188,36 @@ impl Memberships {
             Some(slot) => self.sockets[slot] = pooled,
             None => self.sockets.push(pooled),
         }
-        self.held.insert((group, source), slot);
+        self.hold((group, source), slot);
         Ok(())
     }
 
+    fn hold(&mut self, (group, source): Membership, slot: usize) {
+        self.held.insert((group, source), slot);
+        if let Some(source) = source {
+            self.sources.entry(group).or_default().insert(source);
+        }
+    }
+
     /// Leaves; nothing happens where it is not joined.
-    pub fn leave(&mut self, (group, source): Membership) -> io::Result<()> {
+    fn leave(&mut self, (group, source): Membership) -> io::Result<()> {
         let Some(slot) = self.held.remove(&(group, source)) else {
             return Ok(());
         };
+        match source {
+            None => {
+                self.excluded.remove(&group);
+                self.widened.remove(&group);
+            }
+            Some(source) => {
+                if let Some(sources) = self.sources.get_mut(&group) {
+                    sources.remove(&source);
+                    if sources.is_empty() {
+                        self.sources.remove(&group);
+                    }
+                }
+            }
+        }
         let Some(pooled) = self.sockets[slot].as_mut() else {
             return Ok(());
         };

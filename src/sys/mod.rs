@@ -2,16 +2,23 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
+mod backlog;
 pub mod buffer;
+mod burst;
+pub mod capabilities;
 pub mod fanout;
 pub mod filter;
+pub mod group_filter;
 pub mod ifaddr;
 pub mod limits;
+mod link_kind;
 pub mod memberships;
+pub mod memory;
 pub mod multicast;
 pub mod netns;
 pub mod packet;
 pub mod poll;
+pub mod privileges;
 pub mod receive;
 pub mod ring;
 pub mod spawn;

@@ -13,6 +13,9 @@ use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
 use crate::wire::vlan::vlan_id;
 
+/// Packets to ask for with one call where the last brought none or one.
+const FEWEST: usize = 8;
+
 /// Bytes of large packets to take with one call, roughly.
 const MOST_LARGE: usize = 256 << 10;
 
@@ -40,7 +43,8 @@ pub struct Receiver {
     pool: Pool,
     /// Taken from the pool for the next call.
     spare: Option<Buffer>,
-    /// Most packets of the next call.
+    /// Most packets of the next call: each must be described to the kernel beforehand, so
+    /// this follows what the calls bring.
     limit: usize,
     messages: Box<[libc::mmsghdr; PACKETS]>,
     parts: Box<[[libc::iovec; 2]; PACKETS]>,
@@ -80,7 +84,7 @@ impl Receiver {
             fd: Arc::new(fd),
             pool: Pool::default(),
             spare: None,
-            limit: PACKETS,
+            limit: FEWEST,
             messages: Box::new([message; PACKETS]),
             parts: Box::new([[part; 2]; PACKETS]),
             names: Box::new([name; PACKETS]),
@@ -109,10 +113,11 @@ impl Receiver {
             let start = buffer.settle(n, len);
             frames.extend(self.frame(n, &buffer, start, len));
         }
-        self.limit = match largest > DENSE {
+        let most = match largest > DENSE {
             true => (MOST_LARGE / largest).clamp(1, PACKETS),
             false => PACKETS,
         };
+        self.limit = (2 * count).clamp(FEWEST, PACKETS).min(most);
         Ok(buffer)
     }
 

@@ -1,9 +1,16 @@
 //! Sending IP packets out of one interface, many with one system call.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
 
+use tracing::info;
+
+use super::backlog::{Backlog, BurstSize};
+use super::burst::{self, Burst, Outcome};
+use super::link_kind::{LinkKind, link_kind};
 use super::packet::{address, bind, set_option, socket};
 use crate::model::IfIndex;
 use crate::model::addr::ethernet_of;
@@ -15,6 +22,23 @@ const MOST_PACKETS: usize = 256;
 /// What the kernel may hold of ours before it says it is full, in bytes.
 const SEND_BUFFER: i32 = 4 << 20;
 
+/// Fewer packets are sent one by one: a burst has a price of its own, that of about four.
+const LEAST_BURST: usize = 8;
+
+/// How long after a link was found not to be running, or answered for its queue, it is asked
+/// about again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// `NET_XMIT_DROP` (`linux/netdevice.h`): the queue dropped this very packet.
+const XMIT_DROP: u32 = 1;
+
+thread_local! {
+    /// Opened with the first burst of a thread. `Some(None)`: the kernel refused.
+    static BURST: RefCell<Option<Option<Burst>>> = const { RefCell::new(None) };
+    /// Likewise.
+    static BACKLOG: RefCell<Option<Option<Backlog>>> = const { RefCell::new(None) };
+}
+
 /// A socket that sends on one interface and receives nothing.
 ///
 /// The kernel writes the link header (`SOCK_DGRAM`): so tunnels and other links without
@@ -25,6 +49,12 @@ pub struct Transmitter {
     parts: Vec<libc::iovec>,
     addresses: Vec<libc::sockaddr_ll>,
     index: IfIndex,
+    mark: u32,
+    /// Whether what is sent may go in bursts: see [`burst`].
+    bursts: bool,
+    size: BurstSize,
+    /// When to ask again, of a link that is not running yet.
+    ask: Option<Instant>,
 }
 
 // SAFETY: the pointers inside `messages` and `parts` are only followed during `send`, which
@@ -44,22 +74,170 @@ impl Transmitter {
         set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
             .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))?;
         bind(&fd, index, 0)?;
-        Ok(Self {
+        let mut transmitter = Self {
             fd: Arc::new(fd),
             messages: Vec::new(),
             parts: Vec::new(),
             addresses: Vec::new(),
             index,
-        })
+            mark,
+            bursts: false,
+            size: BurstSize::new(LEAST_BURST, burst::MOST),
+            ask: None,
+        };
+        // The other end of a veth receives what is sent at once, so that bursts pay. A link
+        // with a queue is left to the socket, which waits when the queue is full.
+        let kind = link_kind(index).unwrap_or_default();
+        if kind.veth && !qdisc_bypass {
+            transmitter.judge(kind);
+            // Loading the program takes some milliseconds: better now than with a packet.
+            transmitter.sends_bursts();
+        }
+        Ok(transmitter)
     }
 
     /// Sends IP packets in order and returns how many the kernel took; fewer than given
     /// where it stopped at an error, which the next call then reports for the first.
     pub fn send<'a>(&mut self, packets: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+        let mut given: [&[u8]; MOST_PACKETS] = [&[]; MOST_PACKETS];
+        let mut count = 0;
+        for (place, packet) in given.iter_mut().zip(packets) {
+            *place = packet;
+            count += 1;
+        }
+        let packets = &given[..count];
+        if count >= LEAST_BURST && self.ask.is_some_and(|at| at <= Instant::now()) {
+            match link_kind(self.index) {
+                Ok(kind) => self.judge(kind),
+                Err(_) => self.ask = Some(Instant::now() + ASK_AGAIN),
+            }
+        }
+        let mut sent = 0;
+        while self.bursts && sent < count {
+            match self.burst(&packets[sent..]) {
+                Ok(0) => break,
+                Ok(more) => sent += more,
+                Err(_) if sent > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        match sent {
+            0 => self.send_each(packets),
+            sent => Ok(sent),
+        }
+    }
+
+    /// Decides whether bursts are for a link.
+    fn judge(&mut self, kind: LinkKind) {
+        self.bursts = kind.veth && kind.queueless;
+        self.ask = (kind.veth && kind.idle).then(|| Instant::now() + ASK_AGAIN);
+    }
+
+    /// Whether many packets go with one system call and as one piece of work of the kernel.
+    /// False where the interface is no veth, or has a queue, or the kernel takes no program from
+    /// this process.
+    pub fn sends_bursts(&self) -> bool {
+        self.bursts && BURST.with_borrow_mut(|b| b.get_or_insert_with(open_burst).is_some())
+    }
+
+    /// Most packets of the next burst; it grows to 32 while the kernel has room for them.
+    pub fn most_of_a_burst(&mut self) -> usize {
+        self.size.get(Instant::now())
+    }
+
+    /// Sends packets from the first on in one burst and returns how many were taken; 0 where
+    /// they are not for a burst. An error speaks of the first.
+    fn burst(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
+        let version = |p: &[u8]| p.first().map(|b| b >> 4);
+        let first = packets.first().and_then(|p| version(p));
+        let suits = |p: &&&[u8]| version(p) == first && p.len() <= burst::LONGEST - burst::ETHERNET;
+        let now = Instant::now();
+        let most = self.size.get(now);
+        let run = packets.iter().take(most).take_while(suits).count();
+        if run < LEAST_BURST {
+            return Ok(0);
+        }
+        let Some(source) = ethernet_address(&self.fd) else {
+            return Ok(0);
+        };
+        let looks = self.size.is_due(run, now);
+        if looks
+            && self.size.is_stale(now)
+            && let Some(dropped) = backlog_dropped()
+        {
+            self.size.begin(dropped, now);
+        }
+        let outcome = BURST.with_borrow_mut(|slot| {
+            let burst = match slot.get_or_insert_with(open_burst) {
+                Some(burst) => burst,
+                None => return None,
+            };
+            let mut count = 0;
+            for packet in &packets[..run] {
+                let to = destination(self.index, packet);
+                let mut header = [0; burst::ETHERNET];
+                header[..6].copy_from_slice(&to.sll_addr[..6]);
+                header[6..12].copy_from_slice(&source);
+                header[12..].copy_from_slice(&to.sll_protocol.to_ne_bytes());
+                if !burst.put(count, &header, packet) {
+                    break;
+                }
+                count += 1;
+            }
+            match burst.run(self.index, self.mark, count) {
+                Ok(outcome) => Some((count, outcome)),
+                // The interface is gone, or there is no memory: the socket says which.
+                Err(e) if passes(&e) => None,
+                Err(e) => {
+                    say_why_not(&e);
+                    *slot = Some(None);
+                    None
+                }
+            }
+        });
+        if looks
+            && let Some(dropped) = backlog_dropped()
+            && let Some(dropped) = self.size.end(dropped, now)
+        {
+            let (index, most) = (self.index, self.size.get(now));
+            info!(
+                dropped,
+                "a burst of {run} packets on interface {index} overflowed a queue of the kernel \
+                 (net.core.netdev_max_backlog), perhaps where a bridge floods it: bursts of \
+                 {most} at most for ten minutes"
+            );
+        }
+        let (taken, error) = match outcome {
+            None => return Ok(0),
+            Some((count, Outcome::All)) => return Ok(count),
+            Some((_, Outcome::Refused(taken, error))) => (taken, error),
+            Some((_, Outcome::Queue(taken, answer))) => {
+                // It has a queue now, for which the socket waits when it is full; or it does
+                // not run, or a filter drops packets. Each such answer ends a burst, so that
+                // the socket is better off for a while.
+                self.bursts = false;
+                self.ask = Some(now + ASK_AGAIN);
+                match link_kind(self.index).unwrap_or_default().up {
+                    false => (taken, libc::ENETDOWN),
+                    true if answer == XMIT_DROP => (taken, libc::ENOBUFS),
+                    // As a packet socket has it: taken, whatever became of another.
+                    true => return Ok(taken + 1),
+                }
+            }
+        };
+        match taken {
+            0 => Err(io::Error::from_raw_os_error(error)),
+            // The next was refused, so that it may be tried again, for an error of its own.
+            taken => Ok(taken),
+        }
+    }
+
+    /// Sends with `sendmmsg`.
+    fn send_each(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
         self.parts.clear();
         self.addresses.clear();
         self.messages.clear();
-        for packet in packets.take(MOST_PACKETS) {
+        for packet in packets {
             self.parts.push(libc::iovec {
                 iov_base: packet.as_ptr().cast_mut().cast(),
                 iov_len: packet.len(),
@@ -81,7 +259,7 @@ impl Transmitter {
             });
         }
         // SAFETY: every message points to one iovec and one address that live in `self`
-        // until the next call, and every iovec to packet bytes borrowed for 'a, which spans
+        // until the next call, and every iovec to packet bytes borrowed by `packets` during
         // this call; the kernel only reads them.
         let sent = unsafe {
             libc::sendmmsg(
@@ -96,6 +274,51 @@ impl Transmitter {
         }
         Ok(sent as usize)
     }
+}
+
+fn open_burst() -> Option<Burst> {
+    Burst::open().inspect_err(say_why_not).ok()
+}
+
+/// Errors of a burst that say nothing of the next one.
+fn passes(e: &io::Error) -> bool {
+    let error = e.raw_os_error();
+    matches!(
+        error,
+        Some(libc::ENODEV | libc::ENOMEM | libc::EINTR | libc::EAGAIN)
+    )
+}
+
+/// Once for the process: nothing is lost, and it concerns every thread and veth alike.
+fn say_why_not(e: &io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        info!(
+            "on veths each packet is sent by itself, which costs nearly twice as much as in \
+             bursts: the kernel takes no program from this process ({e}); that needs CAP_BPF and \
+             CAP_NET_ADMIN, and Linux 5.12"
+        );
+    });
+}
+
+fn backlog_dropped() -> Option<u64> {
+    BACKLOG.with_borrow_mut(|slot| {
+        let backlog = slot.get_or_insert_with(|| Backlog::open().ok());
+        backlog.as_mut()?.dropped().ok()
+    })
+}
+
+/// The Ethernet address of the interface a socket is bound to; it may change at any time.
+/// `None` for other links, and for one that is gone.
+fn ethernet_address(fd: &OwnedFd) -> Option<[u8; 6]> {
+    // SAFETY: this C struct is numbers only, for which zeros are valid.
+    let mut name: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&name) as libc::socklen_t;
+    // SAFETY: `name` is valid for writes of `len` bytes during the call.
+    let done = unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut name).cast(), &mut len) };
+    let ethernet = done == 0 && name.sll_hatype == libc::ARPHRD_ETHER && name.sll_halen == 6;
+    let address = name.sll_addr.first_chunk().copied();
+    address.filter(|_| ethernet)
 }
 
 impl Transmitter {

@@ -1,11 +1,19 @@
 //! The forwarding snapshot: immutable, shared by every interface actor, replaced whole.
+//!
+//! What rules and links make of it is shared by the snapshots between which only memberships
+//! changed.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use super::feeds::FeedRule;
+use super::learned::Wishes;
 use super::lookup::PrefixTable;
-use crate::model::{IfIndex, IfName, RouteName, SourcePrefix, TtlPolicy, TtlThreshold};
+use crate::model::{
+    IfIndex, IfName, ProxyRule, Rewrite, RouteName, SourcePrefix, TtlPolicy, TtlThreshold,
+};
 
 /// Position of an egress in [`Fib::egresses`].
 pub type EgressId = u32;
@@ -16,19 +24,35 @@ pub type EntryId = u32;
 /// Position of a path in [`Fib::paths`].
 pub type PathId = u32;
 
-/// What the data path needs to know, all of it.
-#[derive(Debug, Default)]
+/// Position of a downstream interface in [`Fib::downstreams`].
+pub type DownstreamId = u32;
+
+/// What the data path needs to know, all of it. A clone shares all but the number.
+#[derive(Debug, Clone, Default)]
 pub struct Fib {
     /// Counts up with every snapshot.
     pub generation: u64,
     /// Per interface that packets arrive on.
-    pub ingresses: AHashMap<IfIndex, Ingress>,
-    /// Every rule on every ingress.
-    pub entries: Vec<Entry>,
+    pub ingresses: Arc<AHashMap<IfIndex, Ingress>>,
+    /// Every rule and every proxy on every ingress.
+    pub entries: Arc<Vec<Entry>>,
     /// The interfaces packets leave on.
-    pub egresses: Vec<Egress>,
-    /// Every (route, IIF, OIF) packets can take; what is counted is counted per path.
-    pub paths: Vec<Path>,
+    pub egresses: Arc<Vec<Egress>>,
+    /// Every (route or proxy, IIF, OIF) packets can take; what is counted is counted per path.
+    pub paths: Arc<Vec<Path>>,
+    /// The interfaces behind which hosts ask, those of one proxy side by side.
+    pub downstreams: Arc<Vec<Downstream>>,
+    /// What they ask for.
+    pub wishes: Wishes,
+}
+
+/// An interface behind which hosts ask for streams.
+#[derive(Debug)]
+pub struct Downstream {
+    /// The kernel's number.
+    pub index: IfIndex,
+    /// Whose downstream it is; of one proxy only.
+    pub proxy: Arc<ProxyRule>,
 }
 
 /// What is known of an interface packets arrive on.
@@ -39,10 +63,41 @@ pub struct Ingress {
     /// VLANs that have an interface of their own on top of this one: their frames are that
     /// interface's, although they are seen here too.
     pub vlans_elsewhere: Vec<u16>,
+    /// The proxies this is an interface of, at most [`MOST_PROXIES`].
+    pub proxies: Vec<ProxyIngress>,
 }
 
-/// One rule on one ingress.
+/// Proxies one interface may belong to; more are left out.
+pub const MOST_PROXIES: usize = 64;
+
+/// What a proxy does with packets that arrive on one of its interfaces.
 #[derive(Debug)]
+pub struct ProxyIngress {
+    /// Its entry. The paths in there are those that every packet takes, whoever asked: on a
+    /// downstream interface the way upstream.
+    pub entry: EntryId,
+    /// Which groups and sources it takes.
+    pub proxy: Arc<ProxyRule>,
+    /// On one of several upstreams: who else may feed a stream.
+    pub feed: Option<FeedRule>,
+    /// The first of the downstream interfaces of the proxy.
+    pub(super) first: DownstreamId,
+    /// The paths to those, in their order; none back to where a packet came from.
+    pub(super) paths: Box<[Option<PathId>]>,
+}
+
+impl ProxyIngress {
+    /// The paths to those interfaces of a set that are downstream of this proxy.
+    pub fn paths_to<'a>(&'a self, set: &'a [DownstreamId]) -> impl Iterator<Item = PathId> + 'a {
+        set.iter().filter_map(|id| {
+            let at = id.checked_sub(self.first)?;
+            *self.paths.get(at as usize)?
+        })
+    }
+}
+
+/// One rule or proxy on one ingress.
+#[derive(Debug, Clone)]
 pub struct Entry {
     /// Whose packets these are.
     pub route: RouteName,
@@ -54,7 +109,10 @@ pub struct Entry {
     pub link_local: bool,
     /// Whether packets that come back within a moment are stopped.
     pub loop_guard: bool,
-    /// Where packets go; empty while none of the egresses exists.
+    /// Other source, group or port that packets leave with.
+    pub rewrite: Option<Rewrite>,
+    /// Where packets go; empty while none of the egresses exists. Those a proxy learned are
+    /// not among them.
     pub paths: Vec<PathId>,
 }
 

@@ -3,7 +3,7 @@
 //! Strangers create flows by sending, so there are at most as many as the limit says: past
 //! it the one of this interface that has been idle longest goes. An interface that has none
 //! to give up waits for one place, which the others leave to it with their next flow. A flow
-//! is a note and a cache, never a permission: what has no flow is looked up in the rules.
+//! is a note and a cache, never a permission: what has no flow is looked up.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use ahash::RandomState;
 use lru::LruCache;
 
 use super::EntryId;
+use super::sets::SetId;
 use crate::model::FlowEnd;
 
 /// How many flows all interfaces together may have.
@@ -62,12 +63,24 @@ impl FlowBudget {
 /// Flows that make room for one, at most.
 const MOST_EVICTED_AT_ONCE: usize = 16;
 
+/// What forwards the packets of a source and group, in one snapshot: the static rule, and the
+/// proxies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// The static rule.
+    pub entry: Option<EntryId>,
+    /// The proxies, one bit each: their positions in [`Ingress::proxies`](super::Ingress).
+    pub proxies: u64,
+    /// The downstream interfaces that want the source.
+    pub wanted: SetId,
+}
+
 /// One flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// The rule that forwards it, in the snapshot of `generation`.
-    pub entry: EntryId,
-    /// The snapshot the rule was found in.
+    /// What forwards it, in the snapshot of `generation`.
+    pub verdicts: Verdicts,
+    /// The snapshot that was found in.
     pub generation: u64,
     /// Packets taken in for it.
     pub packets: u64,
@@ -114,14 +127,14 @@ impl Flows {
         }
     }
 
-    /// The rule of a flow, if it has one of this snapshot; counts a packet of `bytes`.
+    /// What forwards a flow, where that is known of this snapshot; counts a packet of `bytes`.
     pub fn touch(
         &mut self,
         key: &FlowKey,
         generation: u64,
         bytes: u64,
         now_ms: u64,
-    ) -> Option<EntryId> {
+    ) -> Option<Verdicts> {
         let flow = self.flows.get_mut(key)?;
         if flow.generation != generation {
             return None;
@@ -129,14 +142,21 @@ impl Flows {
         flow.packets += 1;
         flow.bytes += bytes;
         flow.seen_ms = now_ms;
-        Some(flow.entry)
+        Some(flow.verdicts)
     }
 
-    /// Notes which rule a flow has and counts a packet of `bytes`. A flow whose rule changed
-    /// keeps its numbers.
-    pub fn note(&mut self, key: FlowKey, entry: EntryId, generation: u64, bytes: u64, now_ms: u64) {
+    /// Notes what forwards a flow and counts a packet of `bytes`. A flow that is forwarded
+    /// otherwise than before keeps its numbers.
+    pub fn note(
+        &mut self,
+        key: FlowKey,
+        verdicts: Verdicts,
+        generation: u64,
+        bytes: u64,
+        now_ms: u64,
+    ) {
         if let Some(flow) = self.flows.get_mut(&key) {
-            flow.entry = entry;
+            flow.verdicts = verdicts;
             flow.generation = generation;
             flow.packets += 1;
             flow.bytes += bytes;
@@ -149,7 +169,7 @@ impl Flows {
         self.flows.put(
             key,
             Flow {
-                entry,
+                verdicts,
                 generation,
                 packets: 1,
                 bytes,
@@ -233,6 +253,13 @@ mod tests {
         ([10, 0, 0, n].into(), [225, 1, 2, 3].into())
     }
 
+    fn by(entry: EntryId) -> Verdicts {
+        Verdicts {
+            entry: Some(entry),
+            ..Verdicts::default()
+        }
+    }
+
     fn ended(end: FlowEnd, flows: u64) -> Ended {
         let mut ended = Ended::default();
         ended.add(end, flows);
@@ -244,12 +271,12 @@ mod tests {
     fn the_longest_idle_flow_makes_room_and_is_counted() {
         let budget = FlowBudget::new(2);
         let mut flows = Flows::new(budget.clone());
-        flows.note(key(1), 0, 1, 100, 10);
-        flows.note(key(2), 0, 1, 100, 20);
-        assert_eq!(flows.touch(&key(1), 1, 50, 30), Some(0));
-        flows.note(key(3), 0, 1, 100, 40);
+        flows.note(key(1), by(0), 1, 100, 10);
+        flows.note(key(2), by(0), 1, 100, 20);
+        assert_eq!(flows.touch(&key(1), 1, 50, 30), Some(by(0)));
+        flows.note(key(3), by(0), 1, 100, 40);
         assert_eq!(flows.touch(&key(2), 1, 50, 50), None);
-        assert_eq!(flows.touch(&key(1), 1, 50, 50), Some(0));
+        assert_eq!(flows.touch(&key(1), 1, 50, 50), Some(by(0)));
         assert_eq!(flows.take_ended(), ended(FlowEnd::Evicted, 1));
         assert_eq!(budget.live(), 2);
         drop(flows);
@@ -259,8 +286,8 @@ mod tests {
     #[test]
     fn idle_flows_expire_and_no_others() {
         let mut flows = Flows::new(FlowBudget::new(10));
-        flows.note(key(1), 0, 1, 100, 0);
-        flows.note(key(2), 0, 1, 100, 59_000);
+        flows.note(key(1), by(0), 1, 100, 0);
+        flows.note(key(2), by(0), 1, 100, 59_000);
         flows.expire(60_000, 60_000);
         assert_eq!(flows.iter().count(), 1);
         assert_eq!(flows.take_ended(), ended(FlowEnd::Idle, 1));
@@ -272,11 +299,11 @@ mod tests {
     #[test]
     fn a_new_snapshot_asks_for_the_rule_again_and_keeps_the_numbers() {
         let mut flows = Flows::new(FlowBudget::new(10));
-        flows.note(key(1), 4, 1, 100, 0);
+        flows.note(key(1), by(4), 1, 100, 0);
         assert_eq!(flows.touch(&key(1), 2, 100, 5), None);
-        flows.note(key(1), 7, 2, 100, 5);
+        flows.note(key(1), by(7), 2, 100, 5);
         let (_, flow) = flows.iter().next().unwrap();
-        assert_eq!((flow.entry, flow.packets, flow.bytes), (7, 2, 200));
+        assert_eq!((flow.verdicts, flow.packets, flow.bytes), (by(7), 2, 200));
         assert_eq!((flow.began_ms, flow.seen_ms), (0, 5));
     }
 
@@ -284,14 +311,14 @@ mod tests {
     fn the_limit_holds_over_all_interfaces_and_none_is_shut_out() {
         let budget = FlowBudget::new(4);
         let (mut flood, mut quiet) = (Flows::new(budget.clone()), Flows::new(budget.clone()));
-        (0..10).for_each(|n| flood.note(key(n), 0, 1, 1, 0));
-        quiet.note(key(1), 0, 1, 1, 1);
+        (0..10).for_each(|n| flood.note(key(n), by(0), 1, 1, 0));
+        quiet.note(key(1), by(0), 1, 1, 1);
         assert_eq!((quiet.iter().count(), budget.live()), (0, 4));
-        flood.note(key(11), 0, 1, 1, 2);
+        flood.note(key(11), by(0), 1, 1, 2);
         assert_eq!(budget.live(), 3);
-        quiet.note(key(1), 0, 1, 1, 3);
+        quiet.note(key(1), by(0), 1, 1, 3);
         assert_eq!((quiet.iter().count(), budget.live()), (1, 4));
-        (20..30).for_each(|n| flood.note(key(n), 0, 1, 1, 4));
+        (20..30).for_each(|n| flood.note(key(n), by(0), 1, 1, 4));
         assert_eq!((quiet.iter().count(), budget.live()), (1, 4));
     }
 
@@ -299,9 +326,9 @@ mod tests {
     fn a_lowered_limit_is_reached_as_flows_come() {
         let budget = FlowBudget::new(10);
         let mut flows = Flows::new(budget.clone());
-        (0..10).for_each(|n| flows.note(key(n), 0, 1, 1, 0));
+        (0..10).for_each(|n| flows.note(key(n), by(0), 1, 1, 0));
         budget.set_limit(4);
-        (10..20).for_each(|n| flows.note(key(n), 0, 1, 1, 1));
+        (10..20).for_each(|n| flows.note(key(n), by(0), 1, 1, 1));
         assert_eq!(budget.live(), 4);
     }
 }

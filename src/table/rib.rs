@@ -3,13 +3,16 @@
 //! Lifecycle: settings fill it at start and at every reload, commands add and remove, and
 //! after each change, of rules or of links, [`Rib::fib`] makes the next snapshot.
 
-use ahash::AHashMap;
+use super::Fib;
+use super::draft::Draft;
+use std::collections::HashMap;
+use std::time::Duration;
 
-use super::fib::{Egress, EgressId, Entry, EntryId, Fib, Ingress, Path};
+use crate::model::rewrite_rules::{feeds_itself, merged, proxy_ways};
 use crate::model::rule::MOST_JOINED_GROUPS;
 use crate::model::{
-    GroupPrefix, IfIndex, IfPattern, JoinRule, Link, Links, RouteName, RouteRule, SourcePrefix,
-    TtlThreshold,
+    GroupPrefix, IfIndex, IfPattern, JoinRule, Link, Links, ProxyRule, RouteName, RouteRule,
+    SourcePrefix, StreamSet, TtlThreshold,
 };
 
 /// Egresses of one route at most.
@@ -49,6 +52,22 @@ pub enum RibError {
         "{0} is link-local and stays on its link; a [[route]] with link_local = true in the settings forwards it"
     )]
     LinkLocal(GroupPrefix),
+    /// Of two routes, one of which rewrites, different streams would leave as the same one.
+    #[error(
+        "packets would leave as {1}, as those of route \"{0}\" do; name another source, group or interface"
+    )]
+    Merges(RouteName, StreamSet),
+    /// What a route rewrites would come back to it.
+    #[error(
+        "packets that route \"{0}\" rewrites would come back to it; name the sources of each side"
+    )]
+    FeedsItself(RouteName),
+    /// The route of the same interface, source and group rewrites differently.
+    #[error("route \"{0}\" takes the same packets and rewrites them differently; remove it first")]
+    OtherRewrite(RouteName),
+    /// The route is not the one meant.
+    #[error("route \"{0}\" rewrites something else; `mcastor show routes` shows what")]
+    NotRewrittenSo(RouteName),
     /// Source and group of two IP versions.
     #[error("source {0} and group {1} are of different IP versions")]
     MixedFamily(SourcePrefix, GroupPrefix),
@@ -70,6 +89,10 @@ pub struct InterfaceOptions {
     pub name: IfPattern,
     /// Packets leave here only when they arrived with a TTL above this.
     pub ttl_threshold: Option<TtlThreshold>,
+    /// How often multicast routers are announced on them.
+    pub mrdisc: Option<Duration>,
+    /// No packet is taken in or sent here, whatever the rules say.
+    pub disabled: bool,
 }
 
 /// All rules and interface options.
@@ -82,6 +105,8 @@ pub struct Rib {
     pub interfaces: Vec<InterfaceOptions>,
     /// Groups to join as a host, besides those that rules join.
     pub joins: Vec<JoinRule>,
+    /// The proxies. An interface is downstream of the first that names it.
+    pub proxies: Vec<ProxyRule>,
 }
 
 impl Rib {
@@ -94,7 +119,8 @@ impl Rib {
         if rule.group.is_link_local() && !rule.link_local {
             return Err(RibError::LinkLocal(rule.group));
         }
-        let own = |to: &&IfPattern| !to.is_pattern() && rule.from.intersects(to);
+        // Under a pattern each ingress leaves itself out, as it does where `to` is one.
+        let own = |to: &&IfPattern| rule.from == **to && !to.is_pattern();
         if let Some(own) = rule.to.iter().find(own) {
             return Err(RibError::HoldsOwnFrom(own.clone()));
         }
@@ -110,12 +136,31 @@ impl Rib {
         if to.len() > MOST_EGRESSES {
             return Err(RibError::TooManyEgresses);
         }
-        let at = same.unwrap_or(self.rules.len());
-        match same {
-            Some(at) => self.rules[at].to = to,
-            None => self.rules.push(RouteRule { to, ..rule }),
+        let other = same.map(|at| &self.rules[at]);
+        if let Some(other) = other.filter(|o| rule.rewrite.is_some() && o.rewrite != rule.rewrite) {
+            return Err(RibError::OtherRewrite(other.name.clone()));
         }
+        let at = same.unwrap_or(self.rules.len());
+        let mut rules = self.rules.clone();
+        match same {
+            Some(at) => rules[at].to = to,
+            None => rules.push(RouteRule { to, ..rule }),
+        }
+        refuse_conflicts(&rules, &self.proxies, at)?;
+        self.rules = rules;
         Ok(self.rules[at].name.clone())
+    }
+
+    /// Refuses where the rule of this interface, source and group does not rewrite so; one that
+    /// there is none of is refused by what is done with it.
+    pub fn rewrites_so(&self, rule: &RouteRule) -> Result<(), RibError> {
+        let at = self.find(&rule.from, rule.source, rule.group);
+        match at.map(|at| &self.rules[at]) {
+            Some(other) if rule.rewrite.is_some() && other.rewrite != rule.rewrite => {
+                Err(RibError::NotRewrittenSo(other.name.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes egresses of a rule, or without any named, the rule. A rule that loses its
@@ -176,14 +221,35 @@ impl Rib {
         Ok(())
     }
 
+    /// Every name and pattern of an interface in it.
+    pub fn patterns(&self) -> impl Iterator<Item = &IfPattern> {
+        let rules = self.rules.iter().flat_map(RouteRule::from_and_to);
+        let proxies = self.proxies.iter();
+        let proxies = proxies.flat_map(|p| p.upstream.iter().chain(&p.downstream));
+        let joins = self.joins.iter().map(|join| &join.interface);
+        let options = self.interfaces.iter().map(|options| &options.name);
+        rules.chain(proxies).chain(joins).chain(options)
+    }
+
     /// The threshold of an egress.
     pub fn ttl_threshold(&self, link: &Link) -> Option<TtlThreshold> {
+        self.options(link)?.ttl_threshold
+    }
+
+    /// The options of a link: those of its name, else of the first pattern that fits.
+    pub fn options(&self, link: &Link) -> Option<&InterfaceOptions> {
         let fitting = |patterns: bool| {
             self.interfaces
                 .iter()
-                .find(move |o| o.name.is_pattern() == patterns && o.name.matches(&link.name))
+                .find(move |o| o.name.is_pattern() == patterns && link.fits(&o.name))
         };
-        fitting(false).or_else(|| fitting(true))?.ttl_threshold
+        fitting(false).or_else(|| fitting(true))
+    }
+
+    /// The links that rules may use.
+    pub fn usable(&self, links: &Links) -> Links {
+        let usable = |link: &&Link| !self.options(link).is_some_and(|o| o.disabled);
+        links.iter().filter(usable).cloned().collect()
     }
 
     /// The links a rule takes packets from. A link that is down is one: it may come up, and
@@ -199,7 +265,7 @@ impl Rib {
     pub fn egresses_of<'a>(rule: &RouteRule, iif: IfIndex, links: &'a Links) -> Vec<&'a Link> {
         let mut found: Vec<&Link> = Vec::new();
         for pattern in &rule.to {
-            for link in links.iter().filter(|l| pattern.matches(&l.name)) {
+            for link in links.iter().filter(|l| l.fits(pattern)) {
                 // Linear, but over at most as many as a route may have egresses.
                 if link.index != iif && !found.iter().any(|f| f.index == link.index) {
                     found.push(link);
@@ -209,55 +275,86 @@ impl Rib {
         found
     }
 
-    /// The snapshot for the links there are.
+    /// The snapshot for the links there are, without what proxies learned: that is put in by
+    /// [`Learned::rebuild`](super::Learned::rebuild).
     pub fn fib(&self, links: &Links, generation: u64) -> Fib {
-        let mut fib = Fib {
-            generation,
-            ..Fib::default()
-        };
-        let mut egress_ids: AHashMap<IfIndex, EgressId> = AHashMap::new();
-        for rule in &self.rules {
-            for iif in Self::ingresses_of(rule, links) {
-                let mut paths = Vec::new();
-                for oif in Self::egresses_of(rule, iif.index, links) {
-                    let egress = *egress_ids.entry(oif.index).or_insert_with(|| {
-                        fib.egresses.push(Egress {
-                            index: oif.index,
-                            name: oif.name.clone(),
-                            mtu: oif.mtu,
-                            running: oif.up && oif.carrier,
-                        });
-                        fib.egresses.len() as EgressId - 1
-                    });
-                    paths.push(fib.paths.len() as u32);
-                    fib.paths.push(Path {
-                        route: rule.name.clone(),
-                        iif: iif.name.clone(),
-                        egress,
-                        threshold: self.ttl_threshold(oif),
-                    });
+        let mut draft = Draft::new(self, links);
+        self.rules.iter().for_each(|rule| draft.rule(rule));
+        self.proxies.iter().for_each(|proxy| draft.proxy(proxy));
+        draft.finish(generation)
+    }
+}
+
+/// Refuses what the rule at `at`, new or changed, would do to the others or they to it.
+fn refuse_conflicts(rules: &[RouteRule], proxies: &[ProxyRule], at: usize) -> Result<(), RibError> {
+    refuse_merges(rules, at)?;
+    if !rules.iter().any(|rule| rule.rewrite.is_some()) {
+        return Ok(());
+    }
+    let mut ways = rules.to_vec();
+    ways.extend(proxy_ways(proxies));
+    refuse_cycles(&ways, at)
+}
+
+/// Refuses the rule at `at` where it or another would send out two streams as one.
+pub(super) fn refuse_merges(rules: &[RouteRule], at: usize) -> Result<(), RibError> {
+    let others = (0..rules.len()).filter(|other| *other != at);
+    for other in others {
+        if let Some(set) = merged(&rules[at], &rules[other], rules) {
+            return Err(RibError::Merges(rules[other].name.clone(), set));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the rule at `at` where packets come back to a rule that rewrote them, around it.
+/// `ways` are all rules, and the ways of proxies.
+pub(super) fn refuse_cycles(ways: &[RouteRule], at: usize) -> Result<(), RibError> {
+    // Cycles there were before are none of this change. Most rules cannot be in one at all.
+    let around = rules_around(ways, at).into_iter().find(|start| {
+        let way = feeds_itself(ways, *start);
+        way.is_some_and(|way| way.contains(&at))
+    });
+    match around {
+        Some(start) => Err(RibError::FeedsItself(ways[start].name.clone())),
+        None => Ok(()),
+    }
+}
+
+/// The rules that a cycle through `at` may hold, by their interfaces alone. Of ten thousand
+/// mappings all have the same.
+fn rules_around(rules: &[RouteRule], at: usize) -> Vec<usize> {
+    let mut shapes: HashMap<(&IfPattern, &[IfPattern]), usize> = HashMap::new();
+    let mut of_rule = Vec::with_capacity(rules.len());
+    for rule in rules {
+        let next = shapes.len();
+        of_rule.push(*shapes.entry((&rule.from, &rule.to)).or_insert(next));
+    }
+    let mut sides = vec![None; shapes.len()];
+    shapes.into_iter().for_each(|(s, n)| sides[n] = Some(s));
+    let sides: Vec<(&IfPattern, &[IfPattern])> = sides.into_iter().flatten().collect();
+    let leads = |a: usize, b: usize| sides[a].1.iter().any(|to| to.intersects(sides[b].0));
+    let reached = |forward: bool| {
+        let mut seen = vec![false; sides.len()];
+        let mut ways = vec![of_rule[at]];
+        while let Some(from) = ways.pop() {
+            for (to, seen) in seen.iter_mut().enumerate() {
+                let edge = match forward {
+                    true => leads(from, to),
+                    false => leads(to, from),
+                };
+                if edge && !*seen {
+                    *seen = true;
+                    ways.push(to);
                 }
-                let entry = fib.entries.len() as EntryId;
-                fib.entries.push(Entry {
-                    route: rule.name.clone(),
-                    except_sources: rule.except_sources.clone(),
-                    ttl: rule.ttl,
-                    link_local: rule.link_local,
-                    loop_guard: rule.loop_guard,
-                    paths,
-                });
-                fib.ingresses
-                    .entry(iif.index)
-                    .or_insert_with(|| Ingress {
-                        entries: Default::default(),
-                        vlans_elsewhere: links.vlans_on(iif.index).collect(),
-                    })
-                    .entries
-                    .insert(rule.group, rule.source, entry);
             }
         }
-        fib
-    }
+        seen
+    };
+    let (after, before) = (reached(true), reached(false));
+    (0..rules.len())
+        .filter(|rule| after[of_rule[*rule]] && before[of_rule[*rule]])
+        .collect()
 }
 
 fn same_join(a: &JoinRule, b: &JoinRule) -> bool {
@@ -315,6 +412,8 @@ mod tests {
         let option = |name: &str, ttl| InterfaceOptions {
             name: name.parse().unwrap(),
             ttl_threshold: TtlThreshold::new(ttl),
+            mrdisc: None,
+            disabled: false,
         };
         let rib = Rib {
             rules: vec![],
@@ -360,6 +459,41 @@ mod tests {
             RibError::LinkLocal(_)
         ));
         assert_eq!(rib.rules.len(), 1);
+    }
+
+    #[test]
+    fn routes_that_rewrite_neither_merge_streams_nor_feed_themselves() {
+        use crate::model::Rewrite;
+        let rewriting = |from: &str, group: &str, to: &[&str], becomes: &str| {
+            let mut r = rule(from, group, to);
+            let becomes = (None, Some(becomes.parse().unwrap()));
+            r.rewrite = Rewrite::new((r.source, r.group), becomes, None, false).ok();
+            assert!(r.rewrite.is_some());
+            r
+        };
+        let mut rib = Rib::default();
+        let first = rewriting("eth0", "225.1.2.3", &["eth1"], "239.1.1.1");
+        rib.add(first.clone()).unwrap();
+        let mut refused = |r: RouteRule| {
+            let before = rib.rules.clone();
+            let error = rib.add(r).unwrap_err();
+            assert_eq!(rib.rules, before);
+            error
+        };
+        let second = rewriting("eth0", "225.1.2.4", &["eth1"], "239.1.1.1");
+        assert!(matches!(refused(second), RibError::Merges(..)));
+        let plain = rule("eth2", "239.1.1.1", &["eth*"]);
+        assert!(matches!(refused(plain), RibError::Merges(..)));
+        let back = rewriting("eth1", "239.1.1.1", &["eth0"], "225.1.2.3");
+        assert!(matches!(refused(back), RibError::FeedsItself(_)));
+        let other = rewriting("eth0", "225.1.2.3", &["eth2"], "239.1.1.2");
+        assert!(matches!(refused(other), RibError::OtherRewrite(_)));
+        // More egresses for the same, named with what it rewrites or without.
+        rib.add(rule("eth0", "225.1.2.3", &["eth2"])).unwrap();
+        let again = rewriting("eth0", "225.1.2.3", &["eth3"], "239.1.1.1");
+        rib.add(again).unwrap();
+        assert_eq!((rib.rules.len(), rib.rules[0].to.len()), (1, 3));
+        assert_eq!(rib.rules[0].rewrite, first.rewrite);
     }
 
     #[test]

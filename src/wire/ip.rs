@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice};
 
-use super::{WireError, checksum};
+use super::{WireError, checksum, envelope};
 
 /// Bytes of an IPv6 header without extensions.
 pub const IPV6_HEADER_LEN: usize = 40;
@@ -95,26 +95,10 @@ impl Datagram {
         })
     }
 
-    /// True for IGMP (RFC 9776) and MLD (RFC 9777) messages: they are between hosts and the
-    /// routers of their link, and no router forwards one. `bytes` is the packet.
+    /// True for IGMP, MLD and multicast router discovery: see [`envelope::is_link_message`].
+    /// `bytes` is the packet.
     pub fn is_membership_message(&self, bytes: &[u8]) -> bool {
-        const IGMP: u8 = 2;
-        const HOP_BY_HOP: u8 = 0;
-        const ICMPV6: u8 = 58;
-        if self.source.is_ipv4() {
-            return self.protocol == IGMP;
-        }
-        let rest = bytes.get(self.header_len..).unwrap_or_default();
-        let message = match (self.protocol, rest) {
-            (ICMPV6, message) => message,
-            // MLD always bears a router alert option there (RFC 9777 section 5).
-            (HOP_BY_HOP, [ICMPV6, len, ..]) => {
-                rest.get((usize::from(*len) + 1) * 8..).unwrap_or_default()
-            }
-            _ => return false,
-        };
-        // Query, version 1 report and done, version 2 report.
-        matches!(message.first(), Some(130..=132 | 143))
+        envelope::is_link_message(self, bytes)
     }
 
     /// False for addresses no packet may come from: multicast, unspecified, loopback

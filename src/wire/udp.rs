@@ -2,6 +2,8 @@
 
 /// Bytes of a UDP header.
 pub const HEADER_LEN: usize = 8;
+/// Where the destination port stands in the header.
+pub const DESTINATION_PORT_AT: usize = 2;
 /// Where the length stands in the header.
 pub const LENGTH_AT: usize = 4;
 /// Where the checksum stands in the header.

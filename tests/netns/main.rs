@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     lab::harness::hook_panics();
     if !args.list {
         lab::sweep();
+        lab::docker::sweep();
     }
     let trials = lab::harness::trials(cases::all(), !args.list);
     libtest_mimic::run(&args, trials).exit_code()

@@ -372,6 +372,7 @@ fn hundred(ns: &crate::lab::Ns, rtr: &crate::lab::Ns, name: &str) {
     ip_batch(&[], &links).unwrap_or_else(|e| panic!("{e}"));
     ns.ip_batch(&here);
     rtr.ip_batch(&there);
+    (0..100).for_each(|n| ns.carries(&format!("h{n}")));
 }
 
 fn a_hundred_egresses_at_once(lab: &Lab) {

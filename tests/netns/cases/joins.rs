@@ -5,19 +5,23 @@ use std::time::{Duration, Instant};
 
 use super::{cases, route};
 use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, eventually};
+use mcastor::model::{Group, IfIndex, Source, SourceFilter};
+use mcastor::sys::memberships::Memberships;
 
 cases!("joins":
     the_kernel_lists_what_is_joined,
     two_thousand_groups_of_each_family,
     #[LinkKind("bridge")] a_snooping_switch_delivers_because_of_the_join,
     leaves_are_seen_on_the_wire,
+    filters_change_in_place_on_the_wire,
+    filters_of_ipv6_and_their_limit,
     joined_again_on_an_interface_that_returns,
     joined_as_soon_as_an_interface_can,
 );
 
 /// Groups the kernel has on `iface` for sockets of this test, as `group` and `source,group`.
 /// The ones every host is in are left out.
-fn kernel(ns: &Ns, iface: &str) -> BTreeSet<String> {
+pub(super) fn kernel(ns: &Ns, iface: &str) -> BTreeSet<String> {
     let read = |file: &str| {
         let path = format!("/proc/thread-self/net/{file}");
         ns.enter(|| std::fs::read_to_string(&path).unwrap_or_default())
@@ -127,7 +131,8 @@ fn the_kernel_lists_what_is_joined(lab: &Lab) {
     assert_eq!(joined(&router, "in"), all.len() as u64);
     assert_eq!(kernel(&star.rtr, "out1"), BTreeSet::new());
     let shown = router.control().show("groups");
-    assert_eq!(shown.len(), all.len());
+    // One row for each group, with its sources.
+    assert_eq!(shown.len(), all.len() - 1);
     assert!(shown.iter().all(|g| g["error"].is_null()), "{shown:?}");
     // The prefix is not joined, and both the log and `check` say so.
     let log = router.program.stderr();
@@ -347,6 +352,140 @@ fn leaves_are_seen_on_the_wire(lab: &Lab) {
     assert!(!records(&wire).contains(&(TO_IN, "225.1.1.1".into(), vec![])));
     router.stop();
     said(TO_IN, "225.1.1.1", &[]);
+}
+
+fn sources(prefix: &str, range: std::ops::Range<u32>) -> BTreeSet<Source> {
+    let source = |n| format!("{prefix}{n}").parse().expect("a source");
+    range.map(source).collect()
+}
+
+/// What a router that heard these reports takes a host to want (RFC 9776 section 6.4), after
+/// each record.
+fn heard(records: &[(u8, String, Vec<String>)], group: &str) -> Vec<SourceFilter> {
+    use SourceFilter::{Exclude, Include};
+    let mut now = SourceFilter::none();
+    let mut all = Vec::new();
+    for (kind, _, list) in records.iter().filter(|r| r.1 == group) {
+        let list: BTreeSet<Source> = list.iter().map(|s| s.parse().expect("a source")).collect();
+        now = match (kind, now) {
+            (1 | 3, _) => Include(list),
+            (2 | 4, _) => Exclude(list),
+            (5, Include(now)) => Include(&now | &list),
+            (5, Exclude(now)) => Exclude(&now - &list),
+            (6, Include(now)) => Include(&now - &list),
+            (6, Exclude(now)) => Exclude(&now | &list),
+            (other, _) => panic!("record type {other}"),
+        };
+        all.push(now.clone());
+    }
+    all
+}
+
+/// From each filter to the next, in place: the wire tells of the difference, and what both want
+/// is wanted at every moment between.
+fn filters_change_in_place_on_the_wire(lab: &Lab) {
+    use SourceFilter::{Exclude, Include};
+    const TO_EX: u8 = 4;
+    const ALLOW: u8 = 5;
+    let star = Star::v4(lab, 1);
+    let wire = Capture::new(&star.src, "eth0");
+    let index = IfIndex::new(star.rtr.index("in")).expect("an index");
+    let group: Group = "232.1.1.1".parse().expect("a group");
+    let mut held = Memberships::new(index);
+    let some = |range| sources("10.1.0.", range);
+    let mut want = |group: Group, filter: &SourceFilter| {
+        star.rtr.enter(|| held.set(group, filter).expect("set"));
+        let text = group.to_string();
+        eventually(&format!("{text} {filter}"), Some(filter.clone()), || {
+            heard(&records(&wire), &text).pop()
+        });
+        held.is_widened(group)
+    };
+    // 10.1.0.1 is wanted all the time; 25 sources are more than one socket holds.
+    for filter in [
+        Include(some(1..2)),
+        Include(some(1..3)),
+        Include(some(1..26)),
+        Include(some(1..2)),
+        Exclude(some(50..51)),
+        Exclude(some(50..52)),
+        Exclude(some(51..60)),
+        Exclude(some(0..0)),
+        Exclude(some(50..51)),
+        Include(some(1..13)),
+    ] {
+        assert!(!want(group, &filter), "{filter}");
+    }
+    let all = heard(&records(&wire), "232.1.1.1");
+    let kept = some(1..2).pop_first().expect("one");
+    assert!(all.iter().all(|filter| filter.takes(kept)), "{all:?}");
+    let said = |kind, group: &str, list: BTreeSet<Source>| {
+        let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+        let group = group.to_owned();
+        records(&wire).contains(&(kind, group, list))
+    };
+    assert!(said(ALLOW, "232.1.1.1", some(1..2)));
+    // With the second source the first may be told once more, as robustness asks.
+    let second = |r: &(u8, String, Vec<String>)| r.0 == ALLOW && r.2.contains(&"10.1.0.2".into());
+    assert!(records(&wire).iter().any(second));
+    assert!(said(TO_EX, "232.1.1.1", some(50..51)));
+    // From nothing.
+    let fresh: Group = "225.1.1.1".parse().expect("a group");
+    assert!(!want(fresh, &Exclude(some(50..51))));
+    assert!(said(TO_EX, "225.1.1.1", some(50..51)));
+    assert!(!want(group, &Include(some(0..0))));
+    // Eleven are more than the kernel excludes: none is, until fewer are asked for.
+    let many = Exclude(some(50..61));
+    star.rtr.enter(|| held.set(fresh, &many).expect("set"));
+    assert!(held.is_widened(fresh));
+    eventually("widened", Some(SourceFilter::any()), || {
+        heard(&records(&wire), "225.1.1.1").pop()
+    });
+    let fewer = Exclude(some(50..60));
+    star.rtr.enter(|| held.set(fresh, &fewer).expect("set"));
+    assert!(!held.is_widened(fresh));
+    eventually("narrow again", Some(fewer), || {
+        heard(&records(&wire), "225.1.1.1").pop()
+    });
+    assert_eq!(held.len(), 1);
+}
+
+fn filters_of_ipv6_and_their_limit(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let index = IfIndex::new(star.rtr.index("in")).expect("an index");
+    let group: Group = "ff3e::8000:1".parse().expect("a group");
+    let mut held = Memberships::new(index);
+    let some = |range| sources("fd00::", range);
+    let mut set = |filter: SourceFilter| {
+        star.rtr.enter(|| held.set(group, &filter).expect("set"));
+        held.is_widened(group)
+    };
+    // How many sources the kernel lists as wanted, and as not wanted.
+    let listed = || {
+        let path = "/proc/thread-self/net/mcfilter6";
+        let text = star
+            .rtr
+            .enter(|| std::fs::read_to_string(path).unwrap_or_default());
+        let count = |column: usize| {
+            let words = |l: &str| l.split_whitespace().map(String::from).collect::<Vec<_>>();
+            let lines = text.lines().skip(1).map(words);
+            lines.filter(|w| w[1] == "in" && w[column] != "0").count()
+        };
+        (count(4), count(5))
+    };
+    for (filter, widened, lists) in [
+        (SourceFilter::Include(some(10..40)), false, (30, 0)),
+        (SourceFilter::Exclude(some(10..20)), false, (0, 10)),
+        (SourceFilter::Exclude(some(10..74)), false, (0, 64)),
+        (SourceFilter::Exclude(some(10..75)), true, (0, 0)),
+        (SourceFilter::Exclude(some(10..11)), false, (0, 1)),
+        (SourceFilter::Include(some(10..11)), false, (1, 0)),
+        (SourceFilter::none(), false, (0, 0)),
+    ] {
+        let text = filter.to_string();
+        assert_eq!(set(filter), widened, "{text}");
+        assert_eq!(listed(), lists, "{text}");
+    }
 }
 
 fn joined_again_on_an_interface_that_returns(lab: &Lab) {

@@ -3,22 +3,37 @@
 use crate::lab::harness::Case;
 
 mod checksums;
+mod compose;
+mod containers_soak;
 mod control;
+mod docker;
 mod goes;
 mod harness;
 mod hostile;
 mod joins;
+mod kubernetes;
 mod limits;
 mod loops;
 mod metrics;
+mod mnat;
 mod neighbours;
 mod operation;
 mod packets;
 mod panics;
 mod programs;
+mod prometheus;
+mod proxy;
+mod proxy_bridges;
+mod proxy_compared;
+mod proxy_frr;
+mod proxy_hosts;
 mod reload;
 mod routes;
+mod scale;
+mod smcroute;
 mod streams;
+mod translate;
+mod translated_joins;
 mod ttl;
 
 /// Lists the functions of a module as cases called `module::function`.
@@ -43,6 +58,7 @@ pub fn all() -> Vec<Case> {
     [
         harness::cases(),
         routes::cases(),
+        smcroute::cases(),
         packets::cases(),
         checksums::cases(),
         ttl::cases(),
@@ -50,15 +66,29 @@ pub fn all() -> Vec<Case> {
         metrics::cases(),
         operation::cases(),
         programs::cases(),
+        prometheus::cases(),
+        docker::cases(),
+        compose::cases(),
+        containers_soak::cases(),
+        proxy::cases(),
+        scale::cases(),
+        proxy_bridges::cases(),
+        proxy_frr::cases(),
+        proxy_hosts::cases(),
+        proxy_compared::cases(),
         hostile::cases(),
         streams::cases(),
         goes::cases(),
         joins::cases(),
         reload::cases(),
         loops::cases(),
+        kubernetes::cases(),
         limits::cases(),
         control::cases(),
         panics::cases(),
+        translate::cases(),
+        translated_joins::cases(),
+        mnat::cases(),
     ]
     .into_iter()
     .flatten()

@@ -134,8 +134,8 @@ fn iperf_v4(lab: &Lab) {
     assert_eq!(wrong, Some(("InCsumErrors", "0")), "{snmp}");
 }
 
-/// tcpdump into a file, already listening.
-fn tcpdump(lab: &Lab, ns: &Ns, iface: &str) -> (Program, PathBuf) {
+/// tcpdump of UDP into a file, already listening.
+pub(super) fn tcpdump(lab: &Lab, ns: &Ns, iface: &str) -> (Program, PathBuf) {
     let path = lab.file("tcpdump.pcap");
     let file = path.display().to_string();
     let args = [
@@ -206,8 +206,9 @@ fn qdisc_bypass_hides_what_we_send(lab: &Lab) {
 
 const SCAPY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/netns/scapy");
 
+/// Runs one of the scripts beside the cases; it must be content.
 #[track_caller]
-fn scapy(ns: &Ns, script: &str, args: &[&str]) {
+pub(super) fn scapy(ns: &Ns, script: &str, args: &[&str]) {
     let script = format!("{SCAPY}/{script}");
     let out = ns.output("/usr/bin/python3", &[&[script.as_str()], args].concat());
     let (said, err) = (

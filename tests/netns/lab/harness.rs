@@ -25,6 +25,10 @@ pub enum Need {
     Program(&'static str, &'static str),
     /// A kind of link that `ip link add` can make.
     LinkKind(&'static str),
+    /// A Docker Engine and its client.
+    Docker,
+    /// A module for /usr/bin/python3, and the Debian package that has it.
+    Python(&'static str, &'static str),
     /// scapy for /usr/bin/python3.
     Scapy,
     /// `iptables` that works in a fresh namespace.
@@ -103,6 +107,17 @@ fn lacking(need: Need) -> Option<String> {
                 _ => format!("link add probe0 type {kind}"),
             };
             (!under || ns.try_ip(&spec).is_err()).then(|| format!("{kind} links in the kernel"))
+        }
+        Need::Docker => ["dockerd", "docker"]
+            .iter()
+            .any(|program| !on_path(program))
+            .then(|| "dockerd (apt-get install docker.io)".into()),
+        Need::Python(module, package) => {
+            let out = std::process::Command::new("/usr/bin/python3")
+                .args(["-c", &format!("import {module}")])
+                .output();
+            (!out.is_ok_and(|o| o.status.success()))
+                .then(|| format!("{module} (apt-get install {package})"))
         }
         Need::Scapy => {
             let out = std::process::Command::new("/usr/bin/python3")

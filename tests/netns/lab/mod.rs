@@ -1,7 +1,9 @@
 //! The laboratory: namespaces, programs in them, packets in and out.
 
 pub mod control;
+pub mod docker;
 pub mod frame;
+pub mod frr;
 pub mod harness;
 pub mod http;
 pub mod metrics;
@@ -11,17 +13,24 @@ pub mod packet;
 pub mod pcap;
 pub mod program;
 pub mod router;
+pub mod smcroute;
+pub mod socket;
 pub mod star;
+pub mod switch;
 pub mod tun;
 pub mod udp;
 
+pub use docker::Docker;
 pub use frame::{Seen, Udp};
-pub use ns::{Lab, Ns, sweep};
+pub use frr::Frr;
+pub use ns::{Lab, Ns, ip_batch, sweep};
 pub use numbered::{Numbered, check_order, in_order, missing, number};
 pub use packet::{Capture, Injector};
 pub use program::Program;
 pub use router::{BINARY, Router};
+pub use socket::Member;
 pub use star::{Star, macvlan};
+pub use switch::{bridge, switch};
 pub use udp::{UdpRx, UdpTx};
 
 use std::time::{Duration, Instant};

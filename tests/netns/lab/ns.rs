@@ -1,6 +1,6 @@
 //! A laboratory and its namespaces.
 //!
-//! A namespace is called `mcl-<pid>-<n>-<role>`, so that the leftovers of a killed run can be
+//! A namespace is called `mcl-<pid>-<n>-<m>-<role>`, so that the leftovers of a killed run can be
 //! told from the namespaces of one that lives.
 
 use std::cell::{Cell, RefCell};
@@ -47,7 +47,8 @@ impl Lab {
     /// A new namespace with its loopback up, router advertisements and duplicate address
     /// detection off.
     pub fn ns(&self, role: &str) -> Ns {
-        let name = format!("{}-{role}", self.prefix);
+        let before = self.spaces.borrow().len();
+        let name = format!("{}-{before}-{role}", self.prefix);
         ip(&["netns", "add", &name]).unwrap_or_else(|e| panic!("{e}"));
         self.spaces.borrow_mut().push(name.clone());
         let path = Path::new("/run/netns").join(&name);
@@ -65,6 +66,21 @@ impl Lab {
         }
         ns.ip("link set lo up");
         ns
+    }
+
+    /// The namespace of a process that is not of this lab.
+    #[track_caller]
+    pub fn attach(&self, role: &str, pid: u32) -> Ns {
+        let before = self.spaces.borrow().len();
+        let name = format!("{}-{before}-{role}", self.prefix);
+        ip(&["netns", "attach", &name, &pid.to_string()]).unwrap_or_else(|e| panic!("{e}"));
+        self.spaces.borrow_mut().push(name.clone());
+        let path = Path::new("/run/netns").join(&name);
+        let file = File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Ns {
+            name,
+            file: Arc::new(file),
+        }
     }
 
     /// A new file name in it.
@@ -187,6 +203,18 @@ impl Ns {
         let path = format!("/proc/sys/{key}");
         self.enter(|| std::fs::write(&path, value))
             .unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
+
+    /// Waits until what is sent on a new link arrives. A link that was set up before its far end
+    /// is throws packets away until the kernel has worked off the news of its carrier, later and
+    /// in another thread. Neither the carrier (`LOWER_UP`) nor the name of the queue tell of that;
+    /// the operational state changes with it.
+    #[track_caller]
+    pub fn carries(&self, iface: &str) {
+        super::eventually(&format!("{iface} carries"), true, || {
+            let link = self.try_ip(&format!("-o link show dev {iface}"));
+            link.is_ok_and(|l| l.contains(" state UP "))
+        });
     }
 
     /// The index of an interface.

@@ -132,6 +132,13 @@ impl Capture {
         frames.clone()
     }
 
+    /// The frames since this or [`Self::frames`] was last called, which are then forgotten.
+    pub fn news(&self) -> Vec<Frame> {
+        let mut frames = std::mem::take(&mut *self.frames.borrow_mut());
+        frames.extend(std::iter::from_fn(|| self.next()));
+        frames
+    }
+
     /// Received IP packets to `group` so far, in order.
     pub fn to(&self, group: &str) -> Vec<Seen> {
         let group: std::net::IpAddr = group.parse().expect("an address");

@@ -87,13 +87,14 @@ impl Router {
         router
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts it and waits for nothing. Another build may be named in `MCASTOR_BINARY`.
     pub fn launch(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
         let socket = lab.file("mcastor.sock");
         let config = lab.file("mcastor.toml");
         write_settings(&config, &socket, toml);
         lab.log("settings", &config);
-        let mut command = ns.command(BINARY);
+        let given = std::env::var("MCASTOR_BINARY");
+        let mut command = ns.command(given.as_deref().unwrap_or(BINARY));
         command
             .args(["run", "--config"])
             .arg(&config)

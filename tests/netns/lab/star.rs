@@ -23,19 +23,24 @@ pub struct Star {
 impl Star {
     /// IPv4 only, so that nothing but the test's own packets is on the wires.
     pub fn v4(lab: &Lab, egresses: usize) -> Self {
-        Self::new(lab, egresses, false)
+        Self::new(lab, egresses, false, "")
     }
 
     /// Both families.
     pub fn dual(lab: &Lab, egresses: usize) -> Self {
-        Self::new(lab, egresses, true)
+        Self::new(lab, egresses, true, "")
     }
 
-    fn new(lab: &Lab, egresses: usize, v6: bool) -> Self {
+    /// Both families, one of several stars of a test, told apart by `tag`.
+    pub fn one_of(lab: &Lab, egresses: usize, tag: &str) -> Self {
+        Self::new(lab, egresses, true, tag)
+    }
+
+    fn new(lab: &Lab, egresses: usize, v6: bool, tag: &str) -> Self {
         let star = Self {
-            src: lab.ns("src"),
-            rtr: lab.ns("rtr"),
-            rcv: lab.ns("rcv"),
+            src: lab.ns(&format!("src{tag}")),
+            rtr: lab.ns(&format!("rtr{tag}")),
+            rcv: lab.ns(&format!("rcv{tag}")),
         };
         let (src, rtr, rcv) = (&star.src, &star.rtr, &star.rcv);
         if !v6 {
@@ -76,6 +81,10 @@ impl Star {
         rtr.ip_batch(&up_rtr);
         rcv.ip_batch(&up_rcv);
         src.ip_batch(&up_src);
+        src.carries("eth0");
+        for n in 1..=egresses.min(8) {
+            rcv.carries(&format!("eth{n}"));
+        }
         star
     }
 }
@@ -97,6 +106,7 @@ impl Star {
         up_link(&mut up_rtr, name, n, 1, false);
         self.rcv.ip_batch(&up_rcv);
         self.rtr.ip_batch(&up_rtr);
+        self.rcv.carries(&format!("eth{n}"));
     }
 
     /// Puts `in` and `eth0` back after they were deleted, IPv4.
@@ -109,6 +119,7 @@ impl Star {
         up_link(&mut up_src, "eth0", 0, 10, false);
         self.src.ip_batch(&up_src);
         self.rtr.ip_batch(&up_rtr);
+        self.src.carries("eth0");
     }
 }
 

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Packs the binary for image/Dockerfile: archive.py OUT BINARY [LIBRARY...]
+
+The binary may have CAP_NET_RAW and CAP_NET_ADMIN. They are permitted and not effective: where a
+container is given only one of the two, the kernel would refuse to start a file that has both
+effective. Libraries are for binaries that are not static; they keep their paths.
+"""
+
+import struct
+import sys
+import tarfile
+
+NET_ADMIN, NET_RAW = 12, 13
+# struct vfs_cap_data, revision 2 (linux/capability.h): permitted and inheritable, low and high.
+REVISION = 0x02000000
+PERMITTED = 1 << NET_ADMIN | 1 << NET_RAW
+CAPABILITIES = struct.pack("<5I", REVISION, PERMITTED, 0, 0, 0)
+
+
+def add_folder(archive, name, mode=0o755):
+    folder = tarfile.TarInfo(name)
+    folder.type, folder.mode = tarfile.DIRTYPE, mode
+    archive.addfile(folder)
+
+
+def add_file(archive, name, path, xattrs=None):
+    with open(path, "rb") as content:
+        member = tarfile.TarInfo(name)
+        member.mode = 0o755
+        content.seek(0, 2)
+        member.size = content.tell()
+        content.seek(0)
+        member.pax_headers = xattrs or {}
+        archive.addfile(member, content)
+
+
+def main():
+    out, binary, *libraries = sys.argv[1:]
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
+        for folder in ["etc", "etc/mcastor", "usr", "usr/bin", "run"]:
+            add_folder(archive, folder)
+        # The control socket, whoever runs it. A tmpfs mounted here takes this mode over.
+        add_folder(archive, "run/mcastor", 0o1777)
+        xattrs = {"SCHILY.xattr.security.capability": CAPABILITIES.decode("ascii")}
+        add_file(archive, "usr/bin/mcastor", binary, xattrs)
+        for library in libraries:
+            add_file(archive, library.lstrip("/"), library)
+
+
+main()

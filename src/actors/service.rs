@@ -1,0 +1,460 @@
+//! One interface that membership serves: its machines, its gate, and the way out for what they
+//! say.
+
+mod said;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use super::membership::Served;
+use crate::api::view::{GroupSourceView, GroupView, QuerierView};
+use crate::membership::mrdisc::Announcer;
+use crate::membership::{
+    Downstream, DownstreamConfig, Event, Protocol, Refused, ReportGate, Standing,
+};
+use crate::metrics::membership::{Direction, MembershipState};
+use crate::model::{Group, HeaderChecks, IfIndex, ProxyRule, SourceFilter};
+use crate::planes::Transmit;
+use crate::wire::envelope::Checks;
+use crate::wire::group_message::Message;
+use crate::wire::ip::Datagram;
+use crate::wire::{membership, mrdisc};
+
+use super::seldom::Seldom;
+use super::world::World;
+use said::{Kind, drop_leaves, kind, log, mrdisc_kind, version};
+
+/// What came of a batch of messages, or of a timer.
+#[derive(Debug, Default)]
+pub struct Spoken {
+    /// What hosts want now, of groups where that changed.
+    pub changes: Vec<(Group, SourceFilter)>,
+}
+
+/// One IP version on the interface.
+struct Family {
+    protocol: Protocol,
+    machine: Option<Downstream>,
+    announcer: Option<Announcer>,
+}
+
+/// The service of one interface.
+pub struct Service {
+    index: IfIndex,
+    served: Served,
+    families: [Family; 2],
+    gate: ReportGate,
+    transmit: Option<Box<dyn Transmit>>,
+    /// Whether the next [`Service::settle`] tells every group and not only changes.
+    tell_all: bool,
+    said_querier: bool,
+    lines: Seldom,
+}
+
+impl Service {
+    /// Starts to serve: queries and advertisements are due at once.
+    pub fn new(now: Instant, index: IfIndex, served: Served, world: &World) -> Self {
+        let limit = served
+            .proxy
+            .as_ref()
+            .map_or(0, |p| p.limits.reports_per_second);
+        let mut service = Self {
+            index,
+            families: Protocol::ALL.map(|protocol| Family {
+                protocol,
+                machine: None,
+                announcer: None,
+            }),
+            gate: ReportGate::new(now, limit, seed()),
+            transmit: None,
+            tell_all: false,
+            said_querier: false,
+            lines: Seldom::default(),
+            served: Served {
+                proxy: None,
+                mrdisc: None,
+                addresses: Vec::new(),
+                ..served.clone()
+            },
+        };
+        service.follow(now, served, world);
+        service
+    }
+
+    /// Goes on with what is known of the interface now.
+    pub fn follow(&mut self, now: Instant, served: Served, world: &World) {
+        if served.name != self.served.name {
+            world.catalog.membership.forget(self.served.name.as_str());
+        }
+        if let Some(proxy) = &served.proxy {
+            let limit = proxy.limits.reports_per_second;
+            let old = self.served.proxy.as_ref();
+            if old.is_none_or(|old| old.limits.reports_per_second != limit) {
+                self.gate = ReportGate::new(now, limit, seed());
+            }
+        } else {
+            world.catalog.membership.forget(served.name.as_str());
+        }
+        for family in &mut self.families {
+            let own = own_address(family.protocol, &served);
+            match (&mut family.machine, &served.proxy) {
+                (Some(machine), Some(proxy)) => {
+                    if machine.config().rule != *proxy {
+                        machine.reconfigure(now, proxy.clone());
+                    }
+                    machine.set_own_address(now, own);
+                }
+                (none, Some(proxy)) => {
+                    let config = DownstreamConfig::new(family.protocol, proxy.clone());
+                    *none = Some(Downstream::new(now, config, own));
+                }
+                (machine, None) => {
+                    // What its members wanted is forgotten with the interface's role.
+                    *machine = None;
+                }
+            }
+            let announced = self.served.mrdisc.is_some() && family.announcer.is_some();
+            match served.mrdisc.filter(|_| own.is_some()) {
+                Some(interval) if !announced || self.served.mrdisc != Some(interval) => {
+                    family.announcer = Some(Announcer::new(now, interval, seed()));
+                }
+                Some(_) => {}
+                None => family.announcer = None,
+            }
+        }
+        self.served = served;
+    }
+
+    /// The next [`Service::settle`] tells all that is wanted.
+    pub fn tell_all(&mut self) {
+        self.tell_all = true;
+    }
+
+    /// How long hosts may take to answer the first query.
+    pub fn patience(&self) -> Duration {
+        let response = |p: &Arc<ProxyRule>| p.timers.query_response_interval;
+        self.served.proxy.as_ref().map_or(Duration::ZERO, response)
+    }
+
+    /// When [`Service::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let machines = self.families.iter().filter_map(|f| f.machine.as_ref());
+        let machines = machines.filter_map(Downstream::poll_timeout);
+        let announcers = self.families.iter().filter_map(|f| f.announcer.as_ref());
+        machines
+            .chain(announcers.map(Announcer::poll_timeout))
+            .min()
+    }
+
+    /// Does what is due; [`Service::settle`] carries it out.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for family in &mut self.families {
+            if let Some(machine) = &mut family.machine {
+                machine.handle_timeout(now);
+            }
+            if let Some(announcer) = &mut family.announcer {
+                announcer.handle_timeout(now);
+            }
+        }
+    }
+
+    /// Takes a captured message.
+    pub fn hear(&mut self, now: Instant, packet: &[u8], world: &World) {
+        let refused = |reason| {
+            let metrics = &world.catalog.membership;
+            metrics.refused(self.served.name.as_str(), reason, 1);
+        };
+        let datagram = match Datagram::parse(packet) {
+            Ok(datagram) => datagram,
+            Err(e) => return refused(crate::wire::Refusal::from(e).label()),
+        };
+        let v4 = datagram.source.is_ipv4();
+        let proxy = self.served.proxy.as_ref();
+        let checks = Checks {
+            headers: proxy.map_or(HeaderChecks::Strict, |p| p.header_checks),
+            on_link: &self.served.addresses,
+        };
+        let family = &mut self.families[usize::from(!v4)];
+        if mrdisc::is_message(&datagram, packet) {
+            match mrdisc::parse(packet, &checks) {
+                Err(reason) => refused(reason.label()),
+                Ok(heard) => {
+                    count(
+                        world,
+                        &self.served,
+                        family.protocol,
+                        Direction::Received,
+                        (mrdisc_kind(&heard.message), "1"),
+                    );
+                    if let (mrdisc::Message::Solicitation, Some(announcer)) =
+                        (heard.message, &mut family.announcer)
+                    {
+                        announcer.solicited(now);
+                    }
+                }
+            }
+            return;
+        }
+        let Some(machine) = &mut family.machine else {
+            return;
+        };
+        if self.gate.admit(now, datagram.source).is_err() {
+            return;
+        }
+        let mut heard = match membership::parse(packet, &checks) {
+            Ok(heard) => heard,
+            Err(reason) => return refused(reason.label()),
+        };
+        let kind = kind(&heard.message, family.protocol);
+        count(
+            world,
+            &self.served,
+            family.protocol,
+            Direction::Received,
+            kind,
+        );
+        let standing = self.gate.standing(now, heard.source);
+        if standing == Standing::Stranger
+            && self.gate.is_flooded(now)
+            && !drop_leaves(&mut heard.message)
+        {
+            return refused(Refused::StrangerRate.label());
+        }
+        let (from, to) = (heard.source, heard.destination);
+        let taken = machine.handle_as(now, standing, from, to, &heard.message);
+        // Who asks for all must be heard through a flood as members are.
+        let counts = match heard.message {
+            Message::Query(_) => machine.querier(now).address == Some(from),
+            _ => true,
+        };
+        match taken {
+            // Every host reports groups of its link, too, IPv6 hosts in the same message.
+            Ok(()) | Err(Refused::LinkLocalGroup) if counts => {
+                let until = now + machine.timing().group_membership_interval();
+                self.gate.member(now, heard.source, until);
+            }
+            Ok(()) => {}
+            Err(reason) => debug!(
+                "{}: from {}: {}",
+                self.served.name,
+                heard.source,
+                reason.meaning()
+            ),
+        }
+    }
+}
+
+impl Service {
+    /// Sends what is to be sent, counts, logs; hands back what changed.
+    pub fn settle(&mut self, world: &World) -> Spoken {
+        let mut spoken = Spoken::default();
+        let mut packets = Vec::new();
+        let name = self.served.name.clone();
+        for family in &mut self.families {
+            let own = own_address(family.protocol, &self.served);
+            let Some(machine) = &mut family.machine else {
+                continue;
+            };
+            while let Some(query) = machine.poll_query() {
+                let Some(own) = own else { continue };
+                let message = Message::Query(query.query);
+                match membership::build(&message, own, self.served.mtu as usize) {
+                    Ok(built) => {
+                        let kind = kind(&message, family.protocol);
+                        packets.extend(built.into_iter().map(|p| (family.protocol, kind, p)));
+                    }
+                    Err(e) => warn!("{name}: cannot ask: {e}"),
+                }
+            }
+            while let Some(change) = machine.poll_change() {
+                spoken.changes.push(change);
+            }
+            while let Some(event) = machine.poll_event() {
+                if let Some(left) = self.lines.turn(Instant::now()) {
+                    log(&name, family.protocol, event, left, &mut self.said_querier);
+                }
+                if matches!(event, Event::QuerierChanged { .. }) {
+                    world
+                        .catalog
+                        .membership
+                        .querier_changed(name.as_str(), family.protocol);
+                }
+            }
+            for (reason, count) in machine.take_refusals() {
+                let metrics = &world.catalog.membership;
+                metrics.refused(name.as_str(), reason.label(), count);
+            }
+            let state = MembershipState {
+                groups: machine.group_count() as u64,
+                sources: machine.source_count() as u64,
+                querier: machine.querier(Instant::now()).us,
+            };
+            world
+                .catalog
+                .membership
+                .show(name.as_str(), family.protocol, state);
+            if self.tell_all {
+                spoken.changes = machine
+                    .groups(Instant::now())
+                    .map(|g| (g.group, g.filter))
+                    .chain(std::mem::take(&mut spoken.changes))
+                    .collect();
+            }
+        }
+        self.tell_all = false;
+        for (reason, count) in self.gate.take_refusals() {
+            let metrics = &world.catalog.membership;
+            metrics.refused(name.as_str(), reason.label(), count);
+        }
+        packets.extend(self.advertisements());
+        for (protocol, kind, packet) in packets {
+            self.send(&packet, world, protocol, kind);
+        }
+        spoken
+    }
+
+    /// The advertisements that are due.
+    fn advertisements(&mut self) -> Vec<(Protocol, Kind, Vec<u8>)> {
+        let mut packets = Vec::new();
+        for family in &mut self.families {
+            let own = own_address(family.protocol, &self.served);
+            let (Some(announcer), Some(own)) = (&mut family.announcer, own) else {
+                continue;
+            };
+            if !announcer.poll_advertisement() {
+                continue;
+            }
+            let asks = family
+                .machine
+                .as_ref()
+                .filter(|m| m.querier(Instant::now()).us);
+            let timing = asks.map(Downstream::timing);
+            let message = mrdisc::Message::Advertisement {
+                interval: announcer.interval_seconds(),
+                query_interval: timing.map_or(0, |t| t.query_interval().as_secs() as u16),
+                robustness: timing.map_or(0, |t| t.robustness().into()),
+            };
+            let packet = mrdisc::build(&message, own);
+            packets.push((family.protocol, (mrdisc_kind(&message), "1"), packet));
+        }
+        packets
+    }
+
+    /// Ends the service. Where the process ends or the announcing does, the switches are told.
+    pub fn end(&mut self, world: &World) {
+        for at in 0..self.families.len() {
+            let family = &mut self.families[at];
+            let protocol = family.protocol;
+            let own = own_address(protocol, &self.served);
+            if let (Some(_), Some(own)) = (family.announcer.take(), own) {
+                let message = mrdisc::Message::Termination;
+                let packet = mrdisc::build(&message, own);
+                self.send(&packet, world, protocol, (mrdisc_kind(&message), "1"));
+            }
+        }
+        world.catalog.membership.forget(self.served.name.as_str());
+    }
+
+    fn send(&mut self, packet: &[u8], world: &World, protocol: Protocol, kind: Kind) {
+        let transmit = match &mut self.transmit {
+            Some(transmit) => transmit,
+            none => match world.plane.transmit(self.index) {
+                Ok(opened) => none.insert(opened),
+                Err(e) => return warn!("{}: cannot send: {e}", self.served.name),
+            },
+        };
+        match transmit.send(&mut std::iter::once(packet)) {
+            Ok(_) => count(world, &self.served, protocol, Direction::Transmitted, kind),
+            Err(e) => {
+                // Queries are repeated; the link may be going down.
+                debug!("{}: cannot send: {e}", self.served.name);
+                self.transmit = None;
+            }
+        }
+    }
+
+    /// Every group with members.
+    pub fn members(&self, now: Instant) -> Vec<GroupView> {
+        let machines = self.families.iter().filter_map(|f| f.machine.as_ref());
+        let views = machines.flat_map(|machine| {
+            let protocol = machine.config().protocol;
+            machine
+                .groups(now)
+                .map(move |g| self.member_view(protocol, g))
+        });
+        views.collect()
+    }
+
+    fn member_view(&self, protocol: Protocol, group: crate::membership::GroupView) -> GroupView {
+        let ms = |d: Duration| d.as_millis() as u64;
+        let source = |s: &crate::membership::SourceView| GroupSourceView {
+            source: s.source.to_string(),
+            forwarded: group.filter.takes(s.source),
+            expires_ms: s.left.map(ms),
+        };
+        GroupView {
+            interface: self.served.name.to_string(),
+            role: "router".into(),
+            group: group.group.to_string(),
+            mode: mode(&group.filter).into(),
+            sources: group.sources.iter().map(source).collect(),
+            expires_ms: group.left.map(ms),
+            version: Some(version(group.generation, protocol).into()),
+            reporters: group.reporters.iter().map(IpAddr::to_string).collect(),
+            last_reporter: Some(group.last_reporter.to_string()),
+            original: Vec::new(),
+            joined_for: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// Who asks, for each IP version with a machine.
+    pub fn queriers(&self, now: Instant) -> Vec<QuerierView> {
+        let machines = self.families.iter().filter_map(|f| f.machine.as_ref());
+        let view = |machine: &Downstream| {
+            let querier = machine.querier(now);
+            QuerierView {
+                protocol: machine.config().protocol.label().into(),
+                address: querier.address.map(|a| a.to_string()),
+                us: querier.us,
+                expires_ms: querier.left.map(|d| d.as_millis() as u64),
+            }
+        };
+        machines.map(view).collect()
+    }
+}
+
+/// A number that strangers do not know.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    // RandomState is seeded by the system.
+    RandomState::new().build_hasher().finish()
+}
+
+/// `include` or `exclude`.
+pub fn mode(filter: &SourceFilter) -> &'static str {
+    match filter {
+        SourceFilter::Include(_) => "include",
+        SourceFilter::Exclude(_) => "exclude",
+    }
+}
+
+/// The address we ask from: the primary one of IPv4, the link-local one of IPv6
+/// (RFC 9777 section 5.1.14).
+fn own_address(protocol: Protocol, served: &Served) -> Option<IpAddr> {
+    let usable = |addr: &IpAddr| match (protocol, addr) {
+        (Protocol::Igmp, IpAddr::V4(_)) => true,
+        (Protocol::Mld, IpAddr::V6(addr)) => addr.is_unicast_link_local(),
+        _ => false,
+    };
+    served.addresses.iter().map(|net| net.addr()).find(usable)
+}
+
+fn count(world: &World, served: &Served, protocol: Protocol, direction: Direction, kind: Kind) {
+    let iface = served.name.as_str();
+    let metrics = &world.catalog.membership;
+    metrics.message(iface, protocol, direction, kind.0, kind.1);
+}

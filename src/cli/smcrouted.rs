@@ -1,0 +1,289 @@
+//! `smcrouted`, by its flags.
+
+use std::ffi::{CString, OsString};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+use syslog_tracing::{Facility, Options as SyslogOptions, Syslog};
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use super::FAILED;
+use crate::app::{self, AppError, Load, Options};
+use crate::control::socket::{BindError, Socket};
+use crate::settings::{Settings, environment, read_smcroute};
+use crate::sys::privileges::{self, Identity};
+
+/// sysexits.h: bad arguments.
+const EX_USAGE: u8 = 64;
+/// sysexits.h: something of the system is missing.
+const EX_OSERR: u8 = 71;
+/// sysexits.h: another one runs.
+const EX_UNAVAILABLE: u8 = 69;
+/// sysexits.h: a right is missing.
+const EX_NOPERM: u8 = 77;
+/// sysexits.h: bad settings.
+const EX_CONFIG: u8 = 78;
+
+/// Route multicast as smcrouted does: its flags, file and socket
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "smcrouted",
+    disable_version_flag = true,
+    disable_help_flag = true,
+    args_override_self = true,
+    max_term_width = 100,
+    after_help = "SIGHUP reads the file again; SIGTERM and SIGINT end it.\n\
+        Exit codes: 0 done, 64 bad flags, 69 another one runs, 77 missing rights, 78 bad file (-F)."
+)]
+pub struct DaemonArgs {
+    /// Forget flows without a packet for this long; 0 never
+    #[arg(short = 'c', value_name = "SEC", default_value_t = 60)]
+    idle: u32,
+    /// Wait before anything is looked at
+    #[arg(short = 'd', value_name = "SEC", default_value_t = 0)]
+    delay: u32,
+    /// Program to run with `reload` when all routes are in force, and with `install`, and
+    /// source and group in its environment, when a flow of a (*,G) route begins
+    #[arg(short = 'e', value_name = "CMD")]
+    script: Option<PathBuf>,
+    /// File to read [default: /etc/NAME.conf]
+    #[arg(short = 'f', value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Only check this file; 78 where a line is bad
+    #[arg(short = 'F', value_name = "FILE")]
+    check: Option<PathBuf>,
+    /// Show this text
+    #[arg(short = 'h', long)]
+    help: bool,
+    /// Name that file, pid file, socket and log go by
+    #[arg(short = 'i', value_name = "NAME", default_value = "smcroute")]
+    name: String,
+    /// How much is logged
+    #[arg(short = 'l', value_name = "LEVEL", default_value = "notice",
+        value_parser = ["none", "err", "error", "warn", "warning", "notice", "info", "debug"])]
+    level: String,
+    /// Seconds between announcements of this router, 4 to 180
+    #[arg(short = 'm', value_name = "SEC", default_value_t = 20)]
+    mrdisc_interval: u32,
+    /// Stay in the foreground
+    #[arg(short = 'n')]
+    foreground: bool,
+    /// Accepted; interfaces cost nothing here
+    #[arg(short = 'N')]
+    no_vifs: bool,
+    /// Become this user once all is open; CAP_NET_ADMIN and CAP_NET_RAW are kept
+    #[arg(short = 'p', value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// File with the process id [default: /run/NAME.pid]
+    #[arg(short = 'P', value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Log to syslog; so it is without -n
+    #[arg(short = 's')]
+    syslog: bool,
+    /// Accepted; the kernel's tables are not used
+    #[arg(short = 't', value_name = "ID")]
+    table: Option<String>,
+    /// Socket of smcroutectl [default: /run/NAME.sock]
+    #[arg(short = 'u', value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// Show the version
+    #[arg(short = 'v')]
+    version: bool,
+    /// Serve metrics and the API here; without it there is no listener
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Refuse lines with words that smcroute does not know
+    #[arg(long)]
+    strict: bool,
+    /// Ignored, as smcrouted does
+    #[arg(hide = true)]
+    rest: Vec<String>,
+}
+
+impl DaemonArgs {
+    fn file(&self) -> PathBuf {
+        let named = || format!("/etc/{}.conf", self.name).into();
+        self.file.clone().unwrap_or_else(named)
+    }
+
+    fn socket(&self) -> PathBuf {
+        let named = || format!("/run/{}.sock", self.name).into();
+        self.socket.clone().unwrap_or_else(named)
+    }
+
+    /// A file with a folder is taken as it is; a bare name is one in /run.
+    fn pid_file(&self) -> PathBuf {
+        match &self.pid_file {
+            Some(path) if path.as_os_str().as_encoded_bytes().contains(&b'/') => path.clone(),
+            Some(name) => format!("/run/{}.pid", name.display()).into(),
+            None => format!("/run/{}.pid", self.name).into(),
+        }
+    }
+
+    /// What reads the settings, at start and at each reload.
+    fn load(&self) -> Load {
+        let (file, strict, http) = (self.file(), self.strict, self.http);
+        let mrdisc = Duration::from_secs(self.mrdisc_interval.into());
+        let idle = match self.idle {
+            0 => u32::MAX,
+            idle => idle,
+        };
+        Box::new(move || {
+            let mut settings = Settings::load_smcroute(&file, strict, environment())?;
+            settings.http.listen = http;
+            settings.limits.flow_idle = idle;
+            settings.mrdisc.interval = mrdisc;
+            Ok(settings)
+        })
+    }
+}
+
+/// `smcrouted` called by that name, with its arguments.
+pub fn from_arguments(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let name = std::iter::once(OsString::from("smcrouted"));
+    match DaemonArgs::try_parse_from(name.chain(arguments)) {
+        Ok(args) => run(args),
+        Err(e) => {
+            // Where standard error is gone there is nobody to tell.
+            let _ = e.print();
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+/// Runs it.
+pub fn run(args: DaemonArgs) -> ExitCode {
+    if args.help {
+        print!("{}", DaemonArgs::command().render_help());
+        return ExitCode::SUCCESS;
+    }
+    if args.version {
+        println!("mcastor v{}, as smcrouted", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(file) = &args.check {
+        return check(file, args.strict);
+    }
+    if !(4..=180).contains(&args.mrdisc_interval) {
+        return fail(FAILED, &"-m: seconds between announcements are 4 to 180");
+    }
+    let identity = match args.user.as_deref().map(Identity::named).transpose() {
+        Ok(identity) => identity,
+        Err(e) => return fail(FAILED, &format!("-p: {e}")),
+    };
+    if !args.foreground
+        && let Err(e) = privileges::detach()
+    {
+        return fail(EX_OSERR, &format!("cannot detach: {e}"));
+    }
+    start_log(&args);
+    if let Some(table) = &args.table {
+        info!("-t {table}: the kernel's routing tables are not used, the flag has no effect");
+    }
+    // Nothing else runs yet.
+    std::thread::sleep(Duration::from_secs(args.delay.into()));
+    match prepare(&args, identity.as_ref()) {
+        Ok(options) => route(options),
+        Err(e) => e,
+    }
+}
+
+fn route(options: Options) -> ExitCode {
+    match app::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let code = match &e {
+                AppError::NoPacketSockets(_) => EX_NOPERM,
+                _ => FAILED,
+            };
+            tracing::error!("{e}");
+            fail(code, &e)
+        }
+    }
+}
+
+/// Opens what only root can open, and stops being root where that is asked for.
+fn prepare(args: &DaemonArgs, identity: Option<&Identity>) -> Result<Options, ExitCode> {
+    let load = args.load();
+    let settings = load().map_err(|report| fail(EX_CONFIG, &report))?;
+    let socket = args.socket();
+    let bound = Socket::bind(&socket).map_err(|e| {
+        let code = match &e {
+            BindError::Taken(_) => EX_UNAVAILABLE,
+            _ => FAILED,
+        };
+        tracing::error!("{e}");
+        fail(code, &e)
+    })?;
+    info!(
+        "mcastor v{} as smcrouted, {}, {}",
+        env!("CARGO_PKG_VERSION"),
+        args.file().display(),
+        socket.display()
+    );
+    let mut pid_file = Some(args.pid_file());
+    if let (Some(identity), Some(pid)) = (identity, pid_file.take_if(|_| identity.is_some())) {
+        let gave = std::fs::write(&pid, format!("{}\n", std::process::id()))
+            .and_then(|()| identity.owns(&pid))
+            .and_then(|()| identity.owns(&socket))
+            .and_then(|()| identity.assume());
+        gave.map_err(|e| fail(EX_NOPERM, &format!("-p: {e}")))?;
+    }
+    Ok(Options {
+        settings,
+        load,
+        pid_file,
+        mnat: None,
+        smcroute: Some(bound),
+        script: args.script.clone(),
+    })
+}
+
+fn check(file: &Path, strict: bool) -> ExitCode {
+    let conf = read_smcroute(file, strict);
+    conf.notes.iter().for_each(|note| eprintln!("{note}"));
+    conf.faults.iter().for_each(|fault| eprintln!("{fault}"));
+    match conf.faults.len() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(EX_CONFIG),
+    }
+}
+
+fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("smcrouted: {why}");
+    ExitCode::from(code)
+}
+
+fn start_log(args: &DaemonArgs) {
+    let level = match args.level.as_str() {
+        "none" => "off",
+        "err" | "error" => "error",
+        // Our start and end, and what is odd: what smcrouted notices.
+        "notice" => "warn,mcastor::app=info,mcastor::cli=info",
+        other => other.strip_suffix("ing").unwrap_or(other),
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_target(false);
+    let syslog = (args.syslog || !args.foreground)
+        .then(|| CString::new(args.name.clone()).ok())
+        .flatten()
+        .and_then(|name| Syslog::new(name, SyslogOptions::LOG_PID, Facility::Daemon));
+    match syslog {
+        Some(syslog) => log
+            .with_level(false)
+            .without_time()
+            .with_writer(syslog)
+            .init(),
+        None => log.with_writer(std::io::stderr).init(),
+    }
+    if args.no_vifs {
+        warn!("-N: interfaces cost nothing here, the flag has no effect");
+    }
+}

@@ -1,0 +1,406 @@
+//! Single packets, decided.
+
+use super::*;
+use crate::model::RouteName;
+use crate::table::flows::FlowBudget;
+use crate::wire::ip::refresh_ipv4_checksum;
+
+fn packet(source: [u8; 4], group: [u8; 4], ttl: u8) -> Vec<u8> {
+    let mut p = vec![0u8; 28];
+    p[0] = 0x45;
+    p[3] = 28;
+    p[8] = ttl;
+    p[9] = 17;
+    p[12..16].copy_from_slice(&source);
+    p[16..20].copy_from_slice(&group);
+    refresh_ipv4_checksum(&mut p);
+    p
+}
+
+fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
+    let (mut all, mut ingress) = (Vec::new(), Ingress::default());
+    for (group, source, ttl, except) in entries {
+        let entry = Entry {
+            route: RouteName::new(*group),
+            except_sources: except.iter().map(|e| e.parse().unwrap()).collect(),
+            ttl: *ttl,
+            link_local: false,
+            loop_guard: false,
+            rewrite: None,
+            paths: vec![0],
+        };
+        let id = all.len() as EntryId;
+        all.push(entry);
+        let (group, source) = (group.parse().unwrap(), source.parse().unwrap());
+        ingress.entries.insert(group, source, id);
+    }
+    let entries = all.into();
+    let fib = Fib {
+        entries,
+        ..Fib::default()
+    };
+    (fib, ingress)
+}
+
+/// The rule that sends it on, and the TTL it leaves with.
+fn first(decision: Decision<'_>) -> (&str, u8) {
+    let mut versions = decision.versions();
+    let first = versions.next().unwrap();
+    assert!(versions.next().is_none() && !decision.is_union());
+    (first.entry.route.as_str(), first.ttl)
+}
+
+fn decide<'f>(
+    (fib, ingress): &'f (Fib, Ingress),
+    bytes: &[u8],
+) -> Result<(&'f str, u8), DropReason> {
+    let mut flows = Flows::new(FlowBudget::new(8));
+    let feeds = Feeds::default();
+    let arrival = Arrival {
+        fib,
+        ingress,
+        feeds: &feeds,
+        now_ms: 0,
+    };
+    let once = super::decide(arrival, &mut flows, bytes).map(|d| first(d).1);
+    // From the flow the answer is the same as from the rules.
+    let again = super::decide(arrival, &mut flows, bytes);
+    assert_eq!(again.map(|d| first(d).1), once);
+    assert_eq!(flows.iter().count(), usize::from(once.is_ok()));
+    let name = |d: Decision<'_>| d.versions().next().unwrap().entry as *const Entry;
+    let at = |p| fib.entries.iter().find(|e| std::ptr::eq(*e, p)).unwrap();
+    again
+        .map(|d| (at(name(d)).route.as_str(), first(d).1))
+        .map_err(|e| match e {
+            NotData::Dropped(reason) => reason,
+            NotData::Membership => panic!("a membership message"),
+        })
+}
+
+const ANY: &str = "0.0.0.0/0";
+
+#[test]
+fn ttl_by_policy() {
+    for (policy, arrives, leaves) in [
+        (TtlPolicy::Decrement, 2, Ok(1)),
+        (TtlPolicy::Decrement, 1, Err(DropReason::TtlExpired)),
+        (TtlPolicy::Decrement, 0, Err(DropReason::TtlExpired)),
+        (TtlPolicy::Keep, 1, Ok(1)),
+        (TtlPolicy::Set(8), 1, Ok(8)),
+        (TtlPolicy::Set(8), 64, Ok(8)),
+    ] {
+        let table_ = table(&[("225.1.2.3", ANY, policy, &[])]);
+        let bytes = packet([10, 0, 0, 1], [225, 1, 2, 3], arrives);
+        assert_eq!(
+            decide(&table_, &bytes).map(|d| d.1),
+            leaves,
+            "{policy} {arrives}"
+        );
+    }
+}
+
+#[test]
+fn an_excepted_source_falls_to_a_less_specific_rule_or_has_its_own_reason() {
+    let both = table(&[
+        ("225.1.2.3", ANY, TtlPolicy::Keep, &["10.0.0.7"]),
+        ("225.1.2.0/24", ANY, TtlPolicy::Decrement, &[]),
+    ]);
+    let bytes = packet([10, 0, 0, 7], [225, 1, 2, 3], 5);
+    assert_eq!(decide(&both, &bytes).unwrap().0, "225.1.2.0/24");
+    let one = table(&[("225.1.2.3", ANY, TtlPolicy::Keep, &["10.0.0.0/24"])]);
+    assert_eq!(decide(&one, &bytes).err(), Some(DropReason::SourceExcepted));
+}
+
+#[test]
+fn what_no_router_forwards() {
+    let all = table(&[("224.0.0.0/4", ANY, TtlPolicy::Decrement, &[])]);
+    let reason = |s, g| decide(&all, &packet(s, g, 9)).err();
+    assert_eq!(reason([10, 0, 0, 1], [225, 1, 2, 3]), None);
+    assert_eq!(
+        reason([10, 0, 0, 1], [224, 0, 0, 251]),
+        Some(DropReason::LinkLocal)
+    );
+    assert_eq!(
+        reason([10, 0, 0, 1], [10, 0, 0, 2]),
+        Some(DropReason::NotMulticast)
+    );
+    for source in [[0, 0, 0, 0], [127, 0, 0, 1], [225, 0, 0, 1], [255; 4]] {
+        assert_eq!(
+            reason(source, [225, 1, 2, 3]),
+            Some(DropReason::BadSource),
+            "{source:?}"
+        );
+    }
+}
+
+/// What is forwarded because somebody asked, against a scan of all rules and memberships.
+mod learned {
+    use super::*;
+    use crate::model::{Group, IfIndex, Link, Links, ProxyRule, RouteRule, Source, SourceFilter};
+    use crate::table::{Learned, Rib};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::net::IpAddr;
+
+    const NAMES: [&str; 7] = ["up0", "up1", "a0", "a1", "b0", "b1", "other"];
+
+    fn index(at: usize) -> IfIndex {
+        IfIndex::new(at as u32 + 1).unwrap()
+    }
+
+    fn links() -> Links {
+        let link = |(at, name): (usize, &&str)| Link::new(index(at), name.parse().unwrap());
+        NAMES.iter().enumerate().map(link).collect()
+    }
+
+    fn group(n: u8) -> Group {
+        Group::new([239, 0, 0, n].into()).unwrap()
+    }
+
+    fn source(n: u8) -> Source {
+        Source::new([10, 0, 0, n + 1].into()).unwrap()
+    }
+
+    fn proxy(upstream: &[&str], downstream: &str) -> ProxyRule {
+        let pattern = |name: &str| name.parse().unwrap();
+        let upstream = upstream.iter().map(|u| pattern(u)).collect();
+        let mut proxy = ProxyRule::new(upstream, vec![pattern(downstream)]);
+        proxy.name = RouteName::new(downstream);
+        proxy
+    }
+
+    /// Two proxies that share an upstream; the second does not send up and permits little.
+    fn proxies() -> Vec<ProxyRule> {
+        let a = proxy(&["up0", "up1"], "a*");
+        let mut b = proxy(&["up0"], "b*");
+        b.upward = false;
+        b.deny_groups = vec!["239.0.0.2/32".parse().unwrap()];
+        b.deny_sources = vec!["10.0.0.1/32".parse().unwrap()];
+        vec![a, b]
+    }
+
+    type Members = BTreeMap<(usize, u8), SourceFilter>;
+
+    /// Where a packet goes, by the letter of RFC 4605 section 4.3.
+    fn naive(rules: &[RouteRule], all: &Members, iif: usize, s: u8, g: u8) -> BTreeSet<String> {
+        let name = NAMES[iif];
+        let mut out = BTreeSet::new();
+        let takes = |r: &&RouteRule| {
+            r.from.as_str() == name
+                && r.group.net().contains(&group(g).addr())
+                && r.source.net().contains(&source(s).addr())
+        };
+        let best = rules
+            .iter()
+            .filter(takes)
+            .max_by_key(|r| (r.group.net().prefix_len(), r.source.net().prefix_len()));
+        out.extend(best.iter().flat_map(|r| &r.to).map(|t| t.to_string()));
+        for proxy in proxies() {
+            let fits = |list: &[crate::model::IfPattern]| {
+                list.iter().any(|p| p.matches(&name.parse().unwrap()))
+            };
+            let (up, down) = (fits(&proxy.upstream), fits(&proxy.downstream));
+            if !(up || down) || !proxy.takes_group(group(g)) || !proxy.takes_source(source(s)) {
+                continue;
+            }
+            if down && proxy.upward {
+                out.insert(proxy.upstream[0].to_string());
+            }
+            for ((at, of), filter) in all {
+                let member = &NAMES[*at].parse().unwrap();
+                let theirs = proxy.downstream.iter().any(|p| p.matches(member));
+                if theirs && *of == g && *at != iif && filter.takes(source(s)) {
+                    out.insert(NAMES[*at].to_owned());
+                }
+            }
+        }
+        out
+    }
+
+    fn found(fib: &Fib, iif: usize, s: u8, g: u8) -> BTreeSet<String> {
+        let key = (source(s).addr(), group(g).addr());
+        let Some(ingress) = fib.ingresses.get(&index(iif)) else {
+            return BTreeSet::new();
+        };
+        let Ok(verdicts) = look_up(fib, ingress, key) else {
+            return BTreeSet::new();
+        };
+        let paths = ways(fib, ingress, verdicts).flat_map(|(entry, paths)| {
+            paths.map(|path| {
+                let path_of = &fib.paths[path as usize];
+                assert_eq!(path_of.iif.as_str(), NAMES[iif]);
+                assert_eq!(path_of.route, entry.route);
+                fib.egress_of(path).unwrap().name.to_string()
+            })
+        });
+        paths.collect()
+    }
+
+    fn filter() -> impl Strategy<Value = SourceFilter> {
+        (any::<bool>(), proptest::collection::btree_set(0u8..4, 0..4)).prop_map(|(include, s)| {
+            let sources = s.into_iter().map(source).collect();
+            match include {
+                true => SourceFilter::Include(sources),
+                false => SourceFilter::Exclude(sources),
+            }
+        })
+    }
+
+    fn rules() -> impl Strategy<Value = Vec<RouteRule>> {
+        let groups = prop_oneof![Just("239.0.0.0/24"), Just("239.0.0.1"), Just("239.0.0.2")];
+        let sources = prop_oneof![Just("0.0.0.0/0"), Just("10.0.0.1/32")];
+        let from = prop_oneof![Just("up0"), Just("up1"), Just("a0"), Just("b0")];
+        let to = proptest::sample::subsequence(vec!["a1", "b1", "other"], 1..=3);
+        let rule = (groups, sources, from, to).prop_map(|(group, source, from, to)| {
+            let to = to.into_iter().map(|t| t.parse().unwrap()).collect();
+            RouteRule {
+                source: source.parse().unwrap(),
+                ..RouteRule::new(from.parse().unwrap(), group.parse().unwrap(), to)
+            }
+        });
+        proptest::collection::vec(rule, 0..6).prop_map(|mut rules| {
+            let mut seen = std::collections::HashSet::new();
+            rules.retain(|r| seen.insert((r.from.clone(), r.group, r.source)));
+            rules
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn the_union_is_the_scan_of_rules_and_memberships(
+            rules in rules(),
+            changes in proptest::collection::vec((2usize..7, 0u8..4, proptest::option::weighted(0.9, filter())), 1..40),
+        ) {
+            let rib = Rib { rules: rules.clone(), proxies: proxies(), ..Rib::default() };
+            let mut learned = Learned::default();
+            let mut fib = rib.fib(&links(), 1);
+            learned.rebuild(&mut fib);
+            let mut all = Members::new();
+            for (n, (at, g, filter)) in changes.into_iter().enumerate() {
+                match filter {
+                    Some(filter) => {
+                        learned.learn(index(at), group(g), filter.clone());
+                        all.insert((at, g), filter);
+                    }
+                    None => {
+                        learned.forget(index(at));
+                        all.retain(|(a, _), _| *a != at);
+                    }
+                }
+                let next = learned.update(&fib, n as u64 + 2);
+                let before = next.is_none().then_some(());
+                fib = next.unwrap_or(fib);
+                let mut anew = rib.fib(&links(), 1);
+                let mut again = Learned::default();
+                for ((at, g), filter) in &all {
+                    again.learn(index(*at), group(*g), filter.clone());
+                }
+                again.rebuild(&mut anew);
+                for (iif, s, g) in (0..NAMES.len()).flat_map(|i| (0..5).flat_map(move |s| (0..4).map(move |g| (i, s, g)))) {
+                    let expected = naive(&rules, &all, iif, s, g);
+                    prop_assert_eq!(found(&fib, iif, s, g), expected.clone(), "{} {} {} {:?}", iif, s, g, before);
+                    prop_assert_eq!(found(&anew, iif, s, g), expected);
+                }
+            }
+            // Nothing is left behind.
+            (0..NAMES.len()).for_each(|at| learned.forget(index(at)));
+            fib = learned.update(&fib, 99).unwrap_or(fib);
+            prop_assert!(learned.is_empty());
+            let none = Members::new();
+            for iif in 0..NAMES.len() {
+                prop_assert_eq!(found(&fib, iif, 0, 0), naive(&rules, &none, iif, 0, 0));
+            }
+        }
+    }
+
+    fn why(learned: &mut Learned, iif: usize, s: u8, g: Group) -> Option<DropReason> {
+        let rib = Rib {
+            proxies: proxies(),
+            ..Rib::default()
+        };
+        let mut fib = rib.fib(&links(), 1);
+        learned.rebuild(&mut fib);
+        let key: (IpAddr, IpAddr) = (source(s).addr(), g.addr());
+        look_up(&fib, &fib.ingresses[&index(iif)], key).err()
+    }
+
+    #[test]
+    fn why_nobody_gets_it() {
+        let mut learned = Learned::default();
+        let only = SourceFilter::Include([source(1)].into());
+        assert_eq!(why(&mut learned, 0, 1, group(1)), Some(DropReason::NoRoute));
+        learned.learn(index(2), group(1), only.clone());
+        assert_eq!(why(&mut learned, 0, 1, group(1)), None);
+        assert_eq!(
+            why(&mut learned, 0, 2, group(1)),
+            Some(DropReason::NotWanted)
+        );
+        // Asked for, but of a source the proxy leaves out.
+        learned.learn(index(4), group(3), SourceFilter::any());
+        assert_eq!(
+            why(&mut learned, 0, 0, group(3)),
+            Some(DropReason::SourceExcepted)
+        );
+        // The other upstream is none of that proxy.
+        assert_eq!(why(&mut learned, 1, 1, group(3)), Some(DropReason::NoRoute));
+        // Only behind the interface it came from.
+        assert_eq!(why(&mut learned, 4, 1, group(3)), Some(DropReason::NoRoute));
+        let local: Group = "224.0.0.251".parse().unwrap();
+        learned.learn(index(2), local, SourceFilter::any());
+        assert_eq!(why(&mut learned, 0, 1, local), Some(DropReason::NoRoute));
+        assert_eq!(why(&mut learned, 2, 1, local), Some(DropReason::NoRoute));
+    }
+
+    #[test]
+    fn what_changes_nothing_makes_no_snapshot_and_a_change_shares_the_rest() {
+        let rib = Rib {
+            proxies: proxies(),
+            ..Rib::default()
+        };
+        let mut learned = Learned::default();
+        let mut fib = rib.fib(&links(), 1);
+        learned.rebuild(&mut fib);
+        assert!(learned.update(&fib, 2).is_none());
+        learned.learn(index(2), group(1), SourceFilter::any());
+        let next = learned.update(&fib, 2).unwrap();
+        assert!(std::sync::Arc::ptr_eq(&fib.paths, &next.paths));
+        assert_eq!(next.generation, 2);
+        learned.learn(index(2), group(1), SourceFilter::any());
+        assert!(learned.update(&next, 3).is_none());
+        // The older snapshot is what it was.
+        assert!(found(&fib, 0, 1, 1).is_empty());
+        assert_eq!(found(&next, 0, 1, 1), ["a0".to_owned()].into());
+    }
+
+    /// 10,000 groups with 10 sources each: a change costs what changed.
+    #[test]
+    fn one_group_of_ten_thousand_is_published_at_once() {
+        let rib = Rib {
+            proxies: proxies(),
+            ..Rib::default()
+        };
+        let mut learned = Learned::default();
+        let of = |n: u32| Group::new(std::net::Ipv4Addr::from(0xef00_0100 + n).into()).unwrap();
+        let ten = |from: u8| SourceFilter::Include((from..from + 10).map(source).collect());
+        (0..10_000).for_each(|n| learned.learn(index(2 + n as usize % 2), of(n), ten(0)));
+        let mut fib = rib.fib(&links(), 1);
+        let begun = std::time::Instant::now();
+        learned.rebuild(&mut fib);
+        let all = begun.elapsed();
+        let mut took = Vec::new();
+        for n in 0..1000 {
+            let begun = std::time::Instant::now();
+            learned.learn(index(2 + n as usize % 2), of(n), ten(1));
+            fib = learned.update(&fib, u64::from(n)).unwrap();
+            took.push(begun.elapsed());
+        }
+        took.sort();
+        println!(
+            "all anew {all:?}, one group: median {:?}, p99 {:?}",
+            took[500], took[990]
+        );
+        assert!(took[500].as_micros() < 1000, "{:?}", took[500]);
+        assert!(took[500] * 20 < all);
+    }
+}

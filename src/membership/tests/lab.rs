@@ -1,0 +1,269 @@
+//! A machine under a virtual clock, spoken to in short texts.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::membership::{Downstream, DownstreamConfig, Event, Protocol, Refused};
+use crate::model::{Group, ProxyRule, Source};
+use crate::wire::group_message::{Generation, Message, Query, Record, RecordType};
+
+pub struct Lab {
+    pub machine: Downstream,
+    pub start: Instant,
+    pub now: Instant,
+    pub group: Group,
+    /// What was sent, with the second it was sent at.
+    pub sent: Vec<(f64, String)>,
+}
+
+pub fn rule() -> ProxyRule {
+    ProxyRule::new(vec![], vec![])
+}
+
+impl Lab {
+    /// An IGMP machine at 10.0.0.1 that is the querier and has sent its startup queries.
+    pub fn new(rule: ProxyRule) -> Self {
+        Self::with(Protocol::Igmp, rule, Some("10.0.0.1"))
+    }
+
+    pub fn with(protocol: Protocol, rule: ProxyRule, own: Option<&str>) -> Self {
+        let start = Instant::now();
+        let config = DownstreamConfig::new(protocol, Arc::new(rule));
+        let own = own.map(|a| a.parse().unwrap());
+        let group = match protocol {
+            Protocol::Igmp => "239.1.1.1",
+            Protocol::Mld => "ff05::1:1",
+        };
+        Self {
+            machine: Downstream::new(start, config, own),
+            start,
+            now: start,
+            group: group.parse().unwrap(),
+            sent: Vec::new(),
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.machine.config().protocol
+    }
+
+    pub fn source(&self, letter: char) -> Source {
+        let n = letter as u32 - 'a' as u32 + 1;
+        let addr: IpAddr = match self.protocol() {
+            Protocol::Igmp => [10, 9, (n >> 8) as u8, n as u8].into(),
+            Protocol::Mld => {
+                let bits = "2001:db8::a:0".parse::<Ipv6Addr>().unwrap().to_bits();
+                Ipv6Addr::from_bits(bits + u128::from(n)).into()
+            }
+        };
+        Source::new(addr).unwrap()
+    }
+
+    fn letter(&self, source: Source) -> char {
+        let n = match source.addr() {
+            IpAddr::V4(a) => a.to_bits() & 0xffff,
+            IpAddr::V6(a) => a.to_bits() as u32 & 0xffff,
+        };
+        char::from_u32('a' as u32 + n - 1).unwrap()
+    }
+
+    pub fn sources(&self, letters: &str) -> Vec<Source> {
+        let letters = letters.chars().filter(|c| c.is_alphabetic());
+        letters.map(|c| self.source(c)).collect()
+    }
+
+    fn letters<'a>(&self, sources: impl IntoIterator<Item = &'a Source>) -> String {
+        let sorted: BTreeSet<_> = sources.into_iter().collect();
+        sorted.into_iter().map(|s| self.letter(*s)).collect()
+    }
+
+    pub fn host(&self, n: u8) -> IpAddr {
+        match self.protocol() {
+            Protocol::Igmp => [10, 0, 0, 100 + n].into(),
+            Protocol::Mld => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x100 + u16::from(n)).into(),
+        }
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.now.duration_since(self.start).as_secs_f64()
+    }
+
+    /// Lets time pass, with everything that is due on the way.
+    pub fn at(&mut self, seconds: f64) -> &mut Self {
+        let until = self.start + Duration::from_secs_f64(seconds);
+        assert!(until >= self.now);
+        while let Some(due) = self.machine.poll_timeout().filter(|at| *at <= until) {
+            self.now = self.now.max(due);
+            self.machine.handle_timeout(self.now);
+            let again = self.machine.poll_timeout();
+            assert!(again.is_none_or(|at| at > self.now), "due again at once");
+            self.drain();
+        }
+        self.now = until;
+        self
+    }
+
+    fn drain(&mut self) {
+        while let Some(out) = self.machine.poll_query() {
+            let all = self.protocol().all_hosts();
+            assert_eq!(out.to, out.query.group.map_or(all, Group::addr));
+            let text = self.text(&out.query);
+            self.sent.push((self.seconds(), text));
+        }
+    }
+
+    fn text(&self, query: &Query) -> String {
+        let flag = if query.suppress { "S " } else { "" };
+        let text = match (query.group, &query.sources[..]) {
+            (None, []) => "Q".into(),
+            (Some(_), []) => "Q(G)".into(),
+            (_, sources) => format!("Q(G,{})", self.letters(sources)),
+        };
+        let version = match query.generation {
+            Generation::One => "1",
+            Generation::Two => "2",
+            Generation::Three => "",
+        };
+        format!("{flag}{text}{version}")
+    }
+
+    /// What a host says: `IS_IN ab`, `TO_EX`, `v2`, `v1`, `leave`.
+    pub fn hear(&mut self, host: u8, text: &str) -> Result<(), Refused> {
+        let (from, to) = (self.host(host), self.group.addr());
+        let message = self.message(text);
+        let result = self.machine.handle(self.now, from, to, &message);
+        self.drain();
+        result
+    }
+
+    pub fn hears(&mut self, host: u8, text: &str) -> &mut Self {
+        assert_eq!(self.hear(host, text), Ok(()), "{text}");
+        self
+    }
+
+    fn message(&self, text: &str) -> Message {
+        let (word, letters) = text.split_once(' ').unwrap_or((text, ""));
+        let group = self.group;
+        let kind = match word {
+            "v1" | "v2" => {
+                let generation = match word {
+                    "v1" => Generation::One,
+                    _ => Generation::Two,
+                };
+                return Message::Report { generation, group };
+            }
+            "leave" => return Message::Leave { group },
+            "IS_IN" => RecordType::ModeIsInclude,
+            "IS_EX" => RecordType::ModeIsExclude,
+            "TO_IN" => RecordType::ChangeToInclude,
+            "TO_EX" => RecordType::ChangeToExclude,
+            "ALLOW" => RecordType::AllowNewSources,
+            "BLOCK" => RecordType::BlockOldSources,
+            other => panic!("{other}?"),
+        };
+        let sources = self.sources(letters);
+        Message::Records(vec![Record {
+            kind,
+            group,
+            sources,
+        }])
+    }
+
+    /// A general query of another router, with the default values.
+    pub fn general(&self) -> Query {
+        Query {
+            generation: Generation::Three,
+            group: None,
+            max_response: Duration::from_secs(10),
+            suppress: false,
+            robustness: 2,
+            interval: Some(Duration::from_secs(125)),
+            sources: vec![],
+        }
+    }
+
+    /// A specific one.
+    pub fn specific(&self, letters: &str) -> Query {
+        Query {
+            group: Some(self.group),
+            max_response: Duration::from_secs(1),
+            sources: self.sources(letters),
+            ..self.general()
+        }
+    }
+
+    /// Another router asks, of all hosts.
+    pub fn asked(&mut self, from: &str, query: &Query) -> Result<(), Refused> {
+        let to = match query.group {
+            Some(group) => group.addr(),
+            None => self.protocol().all_hosts(),
+        };
+        self.asked_at(from, to, query)
+    }
+
+    pub fn asked_at(&mut self, from: &str, to: IpAddr, query: &Query) -> Result<(), Refused> {
+        let message = Message::Query(query.clone());
+        let from = from.parse().unwrap();
+        let result = self.machine.handle(self.now, from, to, &message);
+        self.drain();
+        result
+    }
+
+    /// The state of the group: `INCLUDE a170 b270`, `EXCLUDE 270: a170 c0`, `gone`.
+    pub fn state(&self) -> String {
+        let mut groups = self.machine.groups(self.now);
+        let Some(view) = groups.find(|v| v.group == self.group) else {
+            return "gone".into();
+        };
+        let left = |d: Option<Duration>| d.map_or(0.0, |d| d.as_secs_f64());
+        let mut text = match view.left {
+            None => "INCLUDE".to_string(),
+            Some(timer) => format!("EXCLUDE {}:", timer.as_secs_f64()),
+        };
+        for s in &view.sources {
+            text += &format!(" {}{}", self.letter(s.source), left(s.left));
+        }
+        text.trim_end_matches(':').to_string()
+    }
+
+    pub fn generation(&self) -> Generation {
+        let view = self.machine.groups(self.now).next();
+        view.map_or(Generation::Three, |v| v.generation)
+    }
+
+    /// What was sent since this was last asked, general queries left out: `0 Q(G), 1 Q(G)`.
+    pub fn specifics(&mut self) -> String {
+        let sent = std::mem::take(&mut self.sent);
+        let own = sent.iter().filter(|(_, q)| q.contains('('));
+        let texts: Vec<_> = own.map(|(at, q)| format!("{at} {q}")).collect();
+        texts.join(", ")
+    }
+
+    /// When general queries were sent since this was last asked.
+    pub fn generals(&mut self) -> Vec<f64> {
+        let sent = std::mem::take(&mut self.sent);
+        let all = sent.iter().filter(|(_, q)| !q.contains('('));
+        all.map(|(at, _)| *at).collect()
+    }
+
+    /// The changes told: `include ab`, `exclude`, `none`.
+    pub fn changes(&mut self) -> Vec<String> {
+        use crate::model::SourceFilter::{Exclude, Include};
+        let mut changes = Vec::new();
+        while let Some((_, filter)) = self.machine.poll_change() {
+            changes.push(match &filter {
+                Include(sources) if sources.is_empty() => "none".to_string(),
+                Include(sources) => format!("include {}", self.letters(sources)),
+                Exclude(sources) if sources.is_empty() => "exclude".to_string(),
+                Exclude(sources) => format!("exclude {}", self.letters(sources)),
+            });
+        }
+        changes
+    }
+
+    pub fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.machine.poll_event()).collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! Which sources of a group are wanted.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Source;
+
+/// A source filter (RFC 9776 section 3.1, RFC 9777 section 4.1): only these sources, or all but
+/// these. `Include` of none is no membership at all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(tag = "mode", content = "sources", rename_all = "lowercase")]
+pub enum SourceFilter {
+    /// These sources and no other.
+    Include(BTreeSet<Source>),
+    /// Every source but these.
+    Exclude(BTreeSet<Source>),
+}
+
+impl SourceFilter {
+    /// Nothing is wanted.
+    pub fn none() -> Self {
+        Self::Include(BTreeSet::new())
+    }
+
+    /// Every source is wanted.
+    pub fn any() -> Self {
+        Self::Exclude(BTreeSet::new())
+    }
+
+    /// True where nothing is wanted.
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::Include(sources) if sources.is_empty())
+    }
+
+    /// Whether packets of this source are wanted.
+    pub fn takes(&self, source: Source) -> bool {
+        match self {
+            Self::Include(sources) => sources.contains(&source),
+            Self::Exclude(sources) => !sources.contains(&source),
+        }
+    }
+
+    /// What is wanted by either (RFC 9776 section 3.2).
+    pub fn union(&self, other: &Self) -> Self {
+        use SourceFilter::{Exclude, Include};
+        match (self, other) {
+            (Include(a), Include(b)) => Include(a | b),
+            (Exclude(a), Exclude(b)) => Exclude(a & b),
+            (Exclude(without), Include(with)) | (Include(with), Exclude(without)) => {
+                Exclude(without - with)
+            }
+        }
+    }
+}
+
+impl Default for SourceFilter {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+impl fmt::Display for SourceFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mode, sources) = match self {
+            Self::Include(sources) => ("include", sources),
+            Self::Exclude(sources) => ("exclude", sources),
+        };
+        write!(f, "{mode} {{")?;
+        for (i, source) in sources.iter().enumerate() {
+            write!(f, "{}{source}", if i == 0 { "" } else { ", " })?;
+        }
+        f.write_str("}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn source(n: u8) -> Source {
+        Source::new([10, 0, 0, n + 1].into()).unwrap()
+    }
+
+    fn filter() -> impl Strategy<Value = SourceFilter> {
+        let sources = proptest::collection::btree_set(0u8..6, 0..6);
+        (any::<bool>(), sources).prop_map(|(include, sources)| {
+            let sources = sources.into_iter().map(source).collect();
+            match include {
+                true => SourceFilter::Include(sources),
+                false => SourceFilter::Exclude(sources),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_union_takes_what_either_takes(a in filter(), b in filter()) {
+            let both = a.union(&b);
+            for n in 0..8 {
+                let s = source(n);
+                prop_assert_eq!(both.takes(s), a.takes(s) || b.takes(s));
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `smcroute.conf` as settings.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use super::{InterfaceSettings, MAX_FILE, Settings};
+use crate::smcroute::conf::{self, Conf};
+
+/// Whether `file` is an `smcroute.conf`: not called `.toml`, and it reads as one.
+pub(super) fn is_one(file: &Path) -> bool {
+    if file.extension().is_some_and(|e| e == "toml") {
+        return false;
+    }
+    // What cannot be read is told by whoever reads it next.
+    read_file(file).is_ok_and(|bytes| conf::reads_as_one(&String::from_utf8_lossy(&bytes)))
+}
+
+fn read_file(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("larger than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads `file` and all it includes.
+pub fn read(file: &Path, strict: bool) -> Conf {
+    let path = file.display().to_string();
+    conf::read(&path, strict, &mut |pattern| {
+        // The file itself may have a name that would be a pattern.
+        if pattern == path {
+            return match read_file(file) {
+                Ok(bytes) => Ok(vec![(path.clone(), bytes)]),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                Err(e) => Err(e),
+            };
+        }
+        let found = glob::glob(pattern).map_err(io::Error::other)?;
+        found
+            .map(|path| {
+                let path = path.map_err(io::Error::other)?;
+                let bytes = read_file(&path)
+                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+                Ok((path.display().to_string(), bytes))
+            })
+            .collect()
+    })
+}
+
+/// The rules of `conf`, added to `settings`.
+pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
+    let options = conf.interfaces.iter().map(|i| InterfaceSettings {
+        name: i.name.clone(),
+        ttl_threshold: i.ttl_threshold,
+        enabled: !i.disabled,
+        mrdisc: i.mrdisc,
+    });
+    settings.interfaces.extend(options);
+    let routes = conf.routes.iter().map(|(_, rule)| rule.clone());
+    settings.routes.extend(routes);
+    let joins = conf.joins.iter().map(|(_, rule)| rule.clone());
+    settings.joins.extend(joins);
+    settings.skipped = conf.faults.iter().map(ToString::to_string).collect();
+    settings.odd = conf.notes.iter().map(ToString::to_string).collect();
+    settings
+}

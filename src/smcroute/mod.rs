@@ -1,0 +1,15 @@
+//! What smcroute's users know: its file, its socket, its tables.
+//!
+//! - [`conf`] reads `smcroute.conf`; [`mod@convert`] writes what it means as TOML.
+//! - [`wire`] is the socket's protocol, both ways; [`server`] answers it, [`show`] draws its
+//!   tables.
+//!
+//! Everything but [`server`] is pure. docs/smcroute.md tells where it differs from smcroute.
+
+pub mod conf;
+pub mod convert;
+pub mod line;
+pub mod server;
+
+pub mod show;
+pub mod wire;

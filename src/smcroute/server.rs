@@ -1,0 +1,334 @@
+//! smcroute's socket, answered: `smcroutectl` drives this daemon as it drives smcrouted.
+//!
+//! A connection carries one command, or several in one piece; the daemon answers and closes.
+//! What is not a whole and true command is answered with an error and changes nothing.
+
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, warn};
+
+use super::line::{self, pattern};
+use super::show::{self, Form, State, What};
+use super::wire::{Command, LONGEST_COMMAND, Verb, WireError, length};
+use crate::actors::World;
+use crate::actors::questions::{self, AskError};
+use crate::api::view::InterfaceView;
+use crate::api::{Change, JoinSpec, RouteSpec, Show, Shown};
+use crate::control::socket::Socket;
+use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
+
+/// Clients served at once.
+const MOST_CLIENTS: usize = 32;
+/// How long a client may take to send its command, or to read its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The side that answers.
+pub struct Server(Socket);
+
+impl Server {
+    /// A server of clients of `socket`.
+    pub fn new(socket: Socket) -> Self {
+        Self(socket)
+    }
+
+    /// Answers clients until dropped.
+    pub async fn serve(self, world: Arc<World>) {
+        let listener = match self.0.listener() {
+            Ok(listener) => listener,
+            Err(e) => return error!("smcroute socket: cannot listen: {e}"),
+        };
+        // Clients that come at once wait for us, and not in vain: without links every
+        // interface they name would be unknown. There is always one, the loopback.
+        let links = || questions::show(&world, Show::Interfaces);
+        while !matches!(links().await, Ok(Shown::Interfaces(known)) if !known.is_empty()) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let clients = Rc::new(());
+        loop {
+            match listener.accept().await {
+                // Each task holds a reference.
+                Ok(_) if Rc::strong_count(&clients) > MOST_CLIENTS => {
+                    warn!("smcroute socket: more than {MOST_CLIENTS} clients; one is sent away");
+                }
+                Ok((stream, _)) => {
+                    let (world, client) = (world.clone(), clients.clone());
+                    actix::spawn(async move {
+                        if let Err(e) = converse(stream, &world).await {
+                            debug!("smcroute socket: a client left: {e}");
+                        }
+                        drop(client);
+                    });
+                }
+                Err(e) => {
+                    // Out of descriptors: others give some back.
+                    warn!("smcroute socket: cannot accept: {e}");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, world: &World) -> io::Result<()> {
+    let mut held = Vec::new();
+    loop {
+        let (answer, last) = match next(&mut stream, &mut held).await? {
+            None => return Ok(()),
+            Some(Ok(command)) => (answer(world, &command).await, held.is_empty()),
+            Some(Err(e)) => {
+                warn!("smcroute socket: {e}");
+                (Err(e.to_string()), true)
+            }
+        };
+        let mut bytes = answer.unwrap_or_else(|e| e).into_bytes();
+        bytes.push(0);
+        timeout(PATIENCE, stream.write_all(&bytes)).await??;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// The next command; `None` where the client says no more.
+async fn next(
+    stream: &mut UnixStream,
+    held: &mut Vec<u8>,
+) -> io::Result<Option<Result<Command, WireError>>> {
+    loop {
+        match length(held) {
+            Err(e) => return Ok(Some(Err(e))),
+            Ok(Some(n)) if held.len() >= n => {
+                let command: Vec<u8> = held.drain(..n).collect();
+                return Ok(Some(Command::read(&command)));
+            }
+            Ok(_) => {}
+        }
+        let mut more = [0; LONGEST_COMMAND];
+        let read = match timeout(PATIENCE, stream.read(&mut more)).await {
+            Ok(read) => read?,
+            Err(_) => 0,
+        };
+        if read == 0 {
+            let cut = WireError::CutShort(held.len());
+            return Ok((!held.is_empty()).then_some(Err(cut)));
+        }
+        held.extend_from_slice(&more[..read]);
+    }
+}
+
+/// What is shown, or an error; both are texts to the client.
+async fn answer(world: &World, command: &Command) -> Result<String, String> {
+    let words = &command.arguments;
+    let quiet = |done: Result<String, AskError>| match done {
+        Ok(_) => Ok(String::new()),
+        Err(e) => Err(e.to_string()),
+    };
+    match command.verb {
+        Verb::Add => add(world, words).await,
+        Verb::Remove => remove(world, words).await,
+        Verb::Join => membership(world, words, true).await,
+        Verb::Leave => membership(world, words, false).await,
+        Verb::Flush => quiet(questions::flush(world).await),
+        Verb::Reload => quiet(questions::reload(world).await),
+        Verb::Kill => quiet(questions::stop(world).await),
+        Verb::Show => shown(world, words, Form::Plain).await,
+        Verb::ShowDetail => shown(world, words, Form::Detail).await,
+        Verb::ShowJson => shown(world, words, Form::Json).await,
+    }
+}
+
+async fn shown(world: &World, words: &[String], form: Form) -> Result<String, String> {
+    let what = What::named(words.first().map(String::as_str));
+    let mut state = State {
+        joins: questions::join_rules(world),
+        ..State::default()
+    };
+    for ask in Show::ALL {
+        match questions::show(world, ask)
+            .await
+            .map_err(|e| e.to_string())?
+        {
+            Shown::Routes(routes) => state.routes = routes,
+            Shown::Interfaces(interfaces) => state.interfaces = interfaces,
+            Shown::Flows(flows) => state.flows = flows,
+            Shown::Groups(groups) => state.groups = groups,
+            Shown::Pending(pending) => state.pending = pending,
+            Shown::Mnat(_) | Shown::Done(_) => {}
+        }
+    }
+    Ok(show::show(&state, what, form))
+}
+
+fn malformed(letter: u8) -> String {
+    WireError::Unknown(letter).to_string()
+}
+
+/// Source and group out of the arguments behind the interface, and what is left.
+fn addresses<'a>(
+    who: &str,
+    words: &'a [String],
+) -> Result<(SourcePrefix, GroupPrefix, &'a [String]), String> {
+    let not_a_group = |word: &str| format!("{who}: Invalid multicast group: {word}");
+    let mut notes = Vec::new();
+    let Some((first, rest)) = words.split_first() else {
+        return Err(not_a_group(""));
+    };
+    if let Ok(group) = line::group(first, &mut notes) {
+        return Ok((SourcePrefix::any_for(group), group, rest));
+    }
+    let address = first.split('/').next().unwrap_or_default();
+    let (Some((named, left)), Ok(_)) = (rest.split_first(), address.parse::<IpAddr>()) else {
+        return Err(not_a_group(first));
+    };
+    let group = line::group(named, &mut notes).map_err(|_| not_a_group(named))?;
+    let source = line::source(first, group, &mut notes).map_err(|e| format!("{who}: {e}"))?;
+    Ok((source, group, left))
+}
+
+async fn exists(world: &World, name: &IfPattern) -> Result<bool, String> {
+    let interfaces = questions::show(world, Show::Interfaces).await;
+    let Shown::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
+        return Ok(false);
+    };
+    let fits = |i: &InterfaceView| i.name.parse::<IfName>().is_ok_and(|n| name.matches(&n));
+    Ok(interfaces.iter().any(fits))
+}
+
+async fn add(world: &World, words: &[String]) -> Result<String, String> {
+    let [iif, rest @ ..] = words else {
+        return Err(malformed(b'a'));
+    };
+    if rest.is_empty() {
+        return Err(malformed(b'a'));
+    }
+    let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
+    let (source, group, oifs) = addresses("mroute", rest)?;
+    if !exists(world, &from).await? {
+        return Err(format!("ipc: mroute: inbound {iif} is not a known phyint"));
+    }
+    let mut to = Vec::new();
+    for oif in oifs {
+        let oif = pattern(oif).map_err(|e| format!("mroute: {e}"))?;
+        if oif != from || oif.is_pattern() {
+            to.push(oif.to_string());
+        }
+    }
+    let change = Change::Add(RouteSpec {
+        rewrite: None,
+        from: from.to_string(),
+        source: (!source.is_any()).then(|| source.to_string()),
+        group: group.to_string(),
+        to,
+        join: Some(false),
+        stop: true,
+    });
+    let done = questions::change(world, change).await;
+    done.map(|_| String::new())
+        .map_err(|e| format!("mroute: {e}"))
+}
+
+async fn remove(world: &World, words: &[String]) -> Result<String, String> {
+    let [iif, rest @ ..] = words else {
+        return Err(malformed(b'r'));
+    };
+    let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
+    let (source, group, oifs) = addresses("mroute", rest)?;
+    let routes = questions::show(world, Show::Routes).await;
+    let Shown::Routes(routes) = routes.map_err(|e| e.to_string())? else {
+        return Ok(String::new());
+    };
+    let key = (from.to_string(), source.to_string(), group.to_string());
+    let Some(route) = routes
+        .iter()
+        .find(|r| (&r.from, &r.source, &r.group) == (&key.0, &key.1, &key.2))
+    else {
+        return Err(format!(
+            "mroute: no route from {iif} for ({source}, {group})"
+        ));
+    };
+    let mut to = Vec::new();
+    for oif in oifs {
+        // Names that the route does not send to are skipped.
+        if let Ok(oif) = pattern(oif)
+            && let oif = oif.to_string()
+            && route.to.contains(&oif)
+            && !to.contains(&oif)
+        {
+            to.push(oif);
+        }
+    }
+    if to.is_empty() && !oifs.is_empty() {
+        return Ok(String::new());
+    }
+    let change = Change::Remove(RouteSpec {
+        rewrite: None,
+        from: key.0,
+        source: Some(source.net().to_string()),
+        group: key.2,
+        to,
+        join: None,
+        stop: false,
+    });
+    let done = questions::change(world, change).await;
+    done.map(|_| String::new())
+        .map_err(|e| format!("mroute: {e}"))
+}
+
+async fn membership(world: &World, words: &[String], join: bool) -> Result<String, String> {
+    let (letter, who) = if join {
+        (b'j', "join")
+    } else {
+        (b'l', "leave")
+    };
+    let [iif, rest @ ..] = words else {
+        return Err(malformed(letter));
+    };
+    if rest.is_empty() {
+        return Err(malformed(letter));
+    }
+    let interface = pattern(iif).map_err(|e| format!("{who}: {e}"))?;
+    let (source, group, _) = addresses(who, rest)?;
+    if join && !exists(world, &interface).await? {
+        return Err(format!("unknown interface {iif}"));
+    }
+    let mut sources: Vec<Option<Source>> = line::members(source, group)?
+        .into_iter()
+        .map(Some)
+        .collect();
+    if sources.is_empty() {
+        sources.push(None);
+    }
+    for source in sources {
+        let rules = questions::join_rules(world);
+        let held = rules
+            .iter()
+            .any(|j| (&j.interface, j.source, j.group) == (&interface, source, group));
+        let from = source.map_or("*".to_string(), |s| s.to_string());
+        if held == join {
+            return Err(match join {
+                true => format!("Already joined ({from},{group}) on {iif}"),
+                false => format!("No group ({from},{group}) on {iif} to leave"),
+            });
+        }
+        let spec = JoinSpec {
+            interface: interface.to_string(),
+            source: source.map(|s| s.to_string()),
+            group: group.to_string(),
+        };
+        let change = if join {
+            Change::Join(spec)
+        } else {
+            Change::Leave(spec)
+        };
+        let done = questions::change(world, change).await;
+        done.map_err(|e| format!("{who}: {e}"))?;
+    }
+    Ok(String::new())
+}

@@ -1,0 +1,430 @@
+//! Sending many packets with one system call that the kernel takes as one piece of work.
+//!
+//! What leaves on a veth is received by the other end at once, in a soft interrupt of its own
+//! for each packet of a `sendmmsg`. With the descriptions of messages and the bookkeeping of
+//! the socket that is half of what sending costs. Here the packets stand in memory shared
+//! with the kernel (an array map), and a small program, run once by `BPF_PROG_TEST_RUN`
+//! (kernel Documentation/bpf/bpf_prog_run.rst), hands each to the device while soft
+//! interrupts wait; then the other end receives them all.
+//!
+//! The program stops at the first packet that is refused, so that each has its own result.
+//!
+//! What differs from a socket:
+//! - interfaces are those of the network namespace of the calling thread, not of a socket's;
+//! - no socket is charged for what waits in a queue, so that nothing blocks;
+//! - the kernel notes that the packet was redirected. A *generic* XDP program at the other end
+//!   lets such packets pass unseen (since Linux 6.4); a native one sees them, and so do tc,
+//!   netfilter and taps on both ends.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::model::IfIndex;
+
+/// Most packets of one burst; fewer where the kernel has no room (`super::backlog`).
+pub const MOST: usize = 32;
+
+/// Bytes of a slot: its length, its result, and the frame.
+const SLOT: usize = 2048;
+const FRAME_AT: usize = 8;
+/// The longest frame, and the shortest: an Ethernet and an IPv4 header.
+pub const LONGEST: usize = SLOT - FRAME_AT;
+const SHORTEST: usize = ETHERNET + 20;
+/// Bytes of an Ethernet header.
+pub const ETHERNET: usize = 14;
+
+/// The result of a slot that was not reached: no error of the kernel.
+const UNTOUCHED: u32 = 1 << 31;
+
+const MAP_CREATE: u32 = 0;
+const PROG_LOAD: u32 = 5;
+const PROG_TEST_RUN: u32 = 10;
+
+/// Of `union bpf_attr` (`linux/bpf.h`), the part of each command.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+/// `struct __sk_buff` in words, as far as `cb`.
+const CONTEXT_WORDS: usize = 17;
+const CONTEXT_LEN: i16 = 0;
+const CONTEXT_MARK: usize = 2;
+const CONTEXT_IFINDEX: usize = 10;
+const CONTEXT_CB: usize = 12;
+
+/// How a burst ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All were taken.
+    All,
+    /// The first so many were taken; the next was refused with this error (`errno`).
+    Refused(usize, i32),
+    /// The first so many were taken; to the next the device queue answered with this
+    /// (`NET_XMIT_DROP` and the like, `linux/netdevice.h`).
+    Queue(usize, u32),
+}
+
+/// The program and its memory. One on a thread is enough: nothing stays in it.
+pub struct Burst {
+    program: OwnedFd,
+    /// Keeps the map alive, as the program does.
+    _map: OwnedFd,
+    base: *mut u8,
+}
+
+// SAFETY: the mapping belongs to this alone and is reached only through it.
+unsafe impl Send for Burst {}
+
+impl Burst {
+    /// Loads the program. Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN; Linux 5.12, for
+    /// `bpf_check_mtu`.
+    pub fn open() -> io::Result<Self> {
+        const ARRAY: u32 = 2;
+        const MMAPABLE: u32 = 1 << 10;
+        let map = descriptor(
+            MAP_CREATE,
+            MapCreate {
+                map_type: ARRAY,
+                key_size: 4,
+                value_size: SLOT as u32,
+                max_entries: MOST as u32,
+                map_flags: MMAPABLE,
+            },
+        )?;
+        let instructions = program(map.as_raw_fd());
+        const SCHED_CLS: u32 = 3;
+        // The licence of this one program, which the kernel runs. It knows the words by which
+        // a program is licensed as its own parts are, of which MIT alone is none; the rest of
+        // this crate is licensed as its manifest says.
+        let program = descriptor(
+            PROG_LOAD,
+            ProgLoad {
+                prog_type: SCHED_CLS,
+                insn_cnt: instructions.len() as u32,
+                insns: instructions.as_ptr() as u64,
+                license: c"Dual MIT/GPL".as_ptr() as u64,
+                log_level: 0,
+                log_size: 0,
+                log_buf: 0,
+            },
+        )?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                MOST * SLOT,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            program,
+            _map: map,
+            base: base.cast(),
+        })
+    }
+
+    /// Puts a frame into slot `n`. The caller keeps to [`MOST`] and [`LONGEST`]; false where
+    /// it did not.
+    pub fn put(&mut self, n: usize, header: &[u8; ETHERNET], packet: &[u8]) -> bool {
+        let len = ETHERNET + packet.len();
+        if n >= MOST || !(SHORTEST..=LONGEST).contains(&len) {
+            return false;
+        }
+        // SAFETY: slot `n` lies inside the mapping, and no run reads it while `&mut self` is
+        // held here.
+        let slot = unsafe { std::slice::from_raw_parts_mut(self.base.add(n * SLOT), SLOT) };
+        slot[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+        slot[4..FRAME_AT].copy_from_slice(&UNTOUCHED.to_ne_bytes());
+        slot[FRAME_AT..FRAME_AT + ETHERNET].copy_from_slice(header);
+        slot[FRAME_AT + ETHERNET..FRAME_AT + len].copy_from_slice(packet);
+        true
+    }
+
+    /// The result of slot `n`.
+    fn result(&self, n: usize) -> u32 {
+        // SAFETY: the word lies inside the mapping and is aligned; the kernel writes it, so it
+        // is read as an atomic.
+        unsafe { AtomicU32::from_ptr(self.base.add(n * SLOT + 4).cast()) }.load(Ordering::Acquire)
+    }
+
+    /// Sends the first `count` slots on an interface, which all are of one EtherType. An
+    /// error means that none was.
+    pub fn run(&mut self, index: IfIndex, mark: u32, count: usize) -> io::Result<Outcome> {
+        let count = count.min(MOST);
+        let mut context = [0u32; CONTEXT_WORDS];
+        context[CONTEXT_MARK] = mark;
+        context[CONTEXT_IFINDEX] = index.get();
+        context[CONTEXT_CB] = count as u32;
+        // SAFETY: the first word of the mapping, written by `put`.
+        let first_len = unsafe { self.base.cast::<u32>().read() };
+        let mut run = TestRun {
+            prog_fd: self.program.as_raw_fd() as u32,
+            data_size_in: first_len.clamp(SHORTEST as u32, LONGEST as u32),
+            data_in: self.base.wrapping_add(FRAME_AT) as u64,
+            repeat: 1,
+            ctx_size_in: size_of_val(&context) as u32,
+            ctx_in: context.as_ptr() as u64,
+            ..TestRun::default()
+        };
+        let done = bpf(PROG_TEST_RUN, &mut run);
+        // What the kernel wrote counts, whatever it says: nothing may be sent twice.
+        let stopped = (0..count)
+            .map(|n| (n, self.result(n)))
+            .find(|(_, result)| *result != 0);
+        match (stopped, done) {
+            (None, _) => Ok(Outcome::All),
+            (Some((0, UNTOUCHED)), Err(e)) => Err(e),
+            (Some((0, UNTOUCHED)), Ok(_)) => Err(io::ErrorKind::Unsupported.into()),
+            (Some((n, UNTOUCHED)), _) => Ok(Outcome::Refused(n, libc::EIO)),
+            (Some((n, result)), _) => Ok(match result as i32 {
+                error @ ..0 => Outcome::Refused(n, -error),
+                _ => Outcome::Queue(n, result),
+            }),
+        }
+    }
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        // SAFETY: what mmap returned, and the owner goes.
+        unsafe { libc::munmap(self.base.cast(), MOST * SLOT) };
+    }
+}
+
+fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: `attributes` is the part of `union bpf_attr` that belongs to the command, valid
+    // for reads and writes of its size; every pointer in it is to memory the caller holds
+    // during the call and is long enough by the sizes beside it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(done as i32)
+}
+
+fn descriptor<T>(command: u32, mut attributes: T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, &mut attributes)?;
+    // SAFETY: the kernel has just made this descriptor, close-on-exec, and nobody else owns
+    // it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// One instruction (kernel Documentation/bpf/standardization/instruction-set.rst).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+/// Loops over the slots: makes the packet of the run as long as the frame, writes the frame
+/// over it, looks at the MTU, and sends a clone. The result goes into the slot.
+fn program(map: i32) -> Vec<Instruction> {
+    // Registers: 0 results, 1 to 5 arguments, 6 the packet, 7 the number of the slot, 8 the
+    // slot, 9 the length of the frame, 10 the stack.
+    const MOV: u8 = 0xbf;
+    const SET: u8 = 0xb7;
+    const ADD: u8 = 0x07;
+    const LOAD: u8 = 0x61;
+    const STORE: u8 = 0x63;
+    const CALL: u8 = 0x85;
+    const EXIT: u8 = 0x95;
+    const IF_EQUAL_TO: u8 = 0x1d;
+    const IF_AT_LEAST_THAT: u8 = 0x3d;
+    const IF_IS: u8 = 0x15;
+    const IF_IS_NOT: u8 = 0x55;
+    const IF_ABOVE: u8 = 0x25;
+    const IF_BELOW: u8 = 0xa5;
+    const IF_SIGNED_AT_MOST: u8 = 0xd5;
+    const MAP_LOOKUP_ELEM: i32 = 1;
+    const SKB_STORE_BYTES: i32 = 9;
+    const CLONE_REDIRECT: i32 = 13;
+    const SKB_CHANGE_TAIL: i32 = 38;
+    const CHECK_MTU: i32 = 163;
+    const KEY: i16 = -4;
+    const LAYER3_LEN: i16 = -8;
+    let word = |at: usize| (at * 4) as i16;
+    let i = |code, to: u8, from: u8, offset, immediate| Instruction {
+        code,
+        registers: to | from << 4,
+        offset,
+        immediate,
+    };
+    // Jumps say where to; the distance is filled in below.
+    const NEXT_SLOT: i16 = 1001;
+    const RESULT: i16 = 1002;
+    const END: i16 = 1003;
+    let mut code = vec![i(MOV, 6, 1, 0, 0), i(SET, 7, 0, 0, 0)];
+    let next_slot = code.len();
+    code.extend([
+        i(LOAD, 1, 6, word(CONTEXT_CB), 0),
+        i(IF_AT_LEAST_THAT, 7, 1, END, 0),
+        i(STORE, 10, 7, KEY, 0),
+        // The map, by its descriptor: a load of 64 bits takes two places.
+        i(0x18, 1, 1, 0, map),
+        i(0, 0, 0, 0, 0),
+        i(MOV, 2, 10, 0, 0),
+        i(ADD, 2, 0, 0, KEY.into()),
+        i(CALL, 0, 0, 0, MAP_LOOKUP_ELEM),
+        i(IF_IS, 0, 0, END, 0),
+        i(MOV, 8, 0, 0, 0),
+        i(LOAD, 9, 8, 0, 0),
+        i(SET, 0, 0, 0, -libc::EINVAL),
+        i(IF_ABOVE, 9, 0, RESULT, LONGEST as i32),
+        i(IF_BELOW, 9, 0, RESULT, SHORTEST as i32),
+        // As long as this frame: four instructions and a jump, unless it is.
+        i(LOAD, 1, 6, CONTEXT_LEN, 0),
+        i(IF_EQUAL_TO, 1, 9, 5, 0),
+        i(MOV, 1, 6, 0, 0),
+        i(MOV, 2, 9, 0, 0),
+        i(SET, 3, 0, 0, 0),
+        i(CALL, 0, 0, 0, SKB_CHANGE_TAIL),
+        i(IF_IS_NOT, 0, 0, RESULT, 0),
+        i(MOV, 1, 6, 0, 0),
+        i(SET, 2, 0, 0, 0),
+        i(MOV, 3, 8, 0, 0),
+        i(ADD, 3, 0, 0, FRAME_AT as i32),
+        i(MOV, 4, 9, 0, 0),
+        i(SET, 5, 0, 0, 0),
+        i(CALL, 0, 0, 0, SKB_STORE_BYTES),
+        i(IF_IS_NOT, 0, 0, RESULT, 0),
+        i(MOV, 3, 9, 0, 0),
+        i(ADD, 3, 0, 0, -(ETHERNET as i32)),
+        i(STORE, 10, 3, LAYER3_LEN, 0),
+        i(MOV, 1, 6, 0, 0),
+        i(LOAD, 2, 6, word(CONTEXT_IFINDEX), 0),
+        i(MOV, 3, 10, 0, 0),
+        i(ADD, 3, 0, 0, LAYER3_LEN.into()),
+        i(SET, 4, 0, 0, 0),
+        i(SET, 5, 0, 0, 0),
+        i(CALL, 0, 0, 0, CHECK_MTU),
+        // Zero: it fits. Below: an error. Above: too large, in numbers that mean other things
+        // below.
+        i(IF_IS, 0, 0, 3, 0),
+        i(IF_SIGNED_AT_MOST, 0, 0, RESULT, 0),
+        i(SET, 0, 0, 0, -libc::EMSGSIZE),
+        i(0x05, 0, 0, RESULT, 0),
+        i(MOV, 1, 6, 0, 0),
+        i(LOAD, 2, 6, word(CONTEXT_IFINDEX), 0),
+        i(SET, 3, 0, 0, 0),
+        i(CALL, 0, 0, 0, CLONE_REDIRECT),
+    ]);
+    let result = code.len();
+    code.extend([
+        i(STORE, 8, 0, 4, 0),
+        i(IF_IS_NOT, 0, 0, END, 0),
+        i(ADD, 7, 0, 0, 1),
+        i(IF_BELOW, 7, 0, NEXT_SLOT, MOST as i32),
+    ]);
+    let end = code.len();
+    code.extend([i(SET, 0, 0, 0, 0), i(EXIT, 0, 0, 0, 0)]);
+    for (at, instruction) in code.iter_mut().enumerate() {
+        let jumps = instruction.code & 7 == 5 && !matches!(instruction.code, CALL | EXIT);
+        let to = match instruction.offset {
+            NEXT_SLOT => next_slot,
+            RESULT => result,
+            END => end,
+            _ => continue,
+        };
+        if jumps {
+            instruction.offset = (to as i64 - at as i64 - 1) as i16;
+        }
+    }
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where this process may not load programs there is nothing to try.
+    fn opened() -> Option<Burst> {
+        match Burst::open() {
+            Ok(burst) => Some(burst),
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => None,
+            Err(e) => panic!("the kernel refuses the program: {e}"),
+        }
+    }
+
+    #[test]
+    fn frames_that_do_not_fit_are_refused() {
+        let Some(mut burst) = opened() else {
+            return;
+        };
+        let header = [0; ETHERNET];
+        assert!(burst.put(0, &header, &[0; 20]));
+        assert!(burst.put(MOST - 1, &header, &[0; LONGEST - ETHERNET]));
+        assert!(!burst.put(0, &header, &[0; 19]));
+        assert!(!burst.put(0, &header, &[0; LONGEST - ETHERNET + 1]));
+        assert!(!burst.put(MOST, &header, &[0; 20]));
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_takes_none() {
+        let Some(mut burst) = opened() else {
+            return;
+        };
+        let header = [1, 0, 0x5e, 0, 0, 1, 2, 0, 0, 0, 0, 1, 8, 0];
+        let mut packet = [0; 20];
+        packet[0] = 0x45;
+        assert!(burst.put(0, &header, &packet));
+        let nobody = IfIndex::new(i32::MAX as u32).unwrap();
+        let done = burst.run(nobody, 1, 1);
+        assert_eq!(done.unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    }
+}

@@ -1,0 +1,100 @@
+//! What the kernel says of one interface, asked for at once (`rtnetlink(7)`).
+
+use std::io::{self, Read, Write};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::model::IfIndex;
+
+/// What there is to know before sending on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkKind {
+    /// It is one end of a veth pair.
+    pub veth: bool,
+    /// Nothing waits in it: it has no queueing discipline.
+    pub queueless: bool,
+    /// It is not running yet, so that its discipline is still to come.
+    pub idle: bool,
+    /// It is set up (`IFF_UP`).
+    pub up: bool,
+}
+
+const HEADER: usize = 16;
+const LINK_MESSAGE: usize = 16;
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const REQUEST: u16 = 1;
+const IFLA_QDISC: u16 = 6;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+
+/// Asks for an interface.
+pub fn link_kind(index: IfIndex) -> io::Result<LinkKind> {
+    let domain = Domain::from(libc::AF_NETLINK);
+    let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
+    let mut request = [0u8; HEADER + LINK_MESSAGE];
+    request[0..4].copy_from_slice(&((HEADER + LINK_MESSAGE) as u32).to_ne_bytes());
+    request[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
+    request[6..8].copy_from_slice(&REQUEST.to_ne_bytes());
+    request[HEADER + 4..HEADER + 8].copy_from_slice(&index.get().to_ne_bytes());
+    socket.write_all(&request)?;
+    let mut answer = vec![0u8; 32 << 10];
+    let len = socket.read(&mut answer)?;
+    read(&answer[..len]).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn read(answer: &[u8]) -> Option<LinkKind> {
+    if half(answer, 4)? != RTM_NEWLINK {
+        return None;
+    }
+    let flags = u32::from_ne_bytes(*answer.get(HEADER + 8..)?.first_chunk()?);
+    let attributes = answer.get(HEADER + LINK_MESSAGE..)?;
+    let info = attribute(attributes, IFLA_LINKINFO).unwrap_or_default();
+    let discipline = attribute(attributes, IFLA_QDISC);
+    Some(LinkKind {
+        veth: attribute(info, IFLA_INFO_KIND).is_some_and(|k| k.starts_with(b"veth")),
+        queueless: discipline == Some(b"noqueue\0"),
+        idle: discipline.is_none_or(|d| d == b"noop\0"),
+        up: flags & libc::IFF_UP as u32 != 0,
+    })
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The first attribute of a kind.
+fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    const TYPE_MASK: u16 = 0x3fff;
+    loop {
+        let len = usize::from(half(bytes, 0)?);
+        let value = bytes.get(4..len)?;
+        if half(bytes, 2)? & TYPE_MASK == kind {
+            return Some(value);
+        }
+        bytes = bytes.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_is_no_veth_and_what_is_not_there_is_an_error() {
+        let lo = link_kind(IfIndex::new(1).unwrap()).unwrap();
+        assert!(!lo.veth);
+        assert!(link_kind(IfIndex::new(i32::MAX as u32).unwrap()).is_err());
+    }
+
+    #[test]
+    fn attributes_are_found_and_lies_about_length_end_the_search() {
+        let bytes = [5, 0, 1, 0, 9, 0, 0, 0, 8, 0, 6, 0, b'n', b'o', b'q', 0];
+        assert_eq!(attribute(&bytes, 1), Some(&[9][..]));
+        assert_eq!(attribute(&bytes, 6), Some(&b"noq\0"[..]));
+        assert_eq!(attribute(&bytes, 7), None);
+        assert_eq!(attribute(&[200, 0, 6, 0, 1], 6), None);
+        assert_eq!(attribute(&[0, 0, 1, 0], 6), None);
+        assert_eq!(attribute(&[], 6), None);
+    }
+}

@@ -1,0 +1,190 @@
+//! Which of several upstream interfaces feeds a stream.
+//!
+//! The first to carry an (S,G) feeds it; the packets of the others are dropped until it has
+//! been silent for a while. Shared by the interface actors without locks. Memory is fixed:
+//! buckets of eight places, the one silent longest of a bucket is replaced, at the price of
+//! a packet forwarded twice where more streams are alive than there are places. Two actors
+//! that see the first packets of a stream in the same instant may both let one pass.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ahash::RandomState;
+
+use crate::model::IfIndex;
+
+const WAYS: usize = 8;
+const BUCKETS: usize = 1 << 14;
+
+/// How streams of a proxy with several upstreams change from one to another.
+#[derive(Debug, Clone)]
+pub struct FeedRule {
+    /// Where these packets arrive.
+    pub interface: IfIndex,
+    /// Tells proxies apart; stays the same while the proxy keeps its name.
+    pub proxy: u64,
+    /// How long an upstream must be silent before another may feed a stream, in
+    /// milliseconds.
+    pub takeover_ms: u64,
+    /// The upstreams that run. What another fed is free at once.
+    pub upstreams: Box<[IfIndex]>,
+}
+
+#[derive(Default)]
+struct Place {
+    /// Hash of proxy, source and group; zero is empty.
+    stream: AtomicU64,
+    /// The interface that feeds it, and when it last did: 32 bits each.
+    fed: AtomicU64,
+}
+
+/// Who feeds which stream. 2 MiB, from the first stream on.
+pub struct Feeds {
+    seed: RandomState,
+    places: OnceLock<Box<[Place]>>,
+}
+
+impl Default for Feeds {
+    fn default() -> Self {
+        Self {
+            seed: RandomState::new(),
+            places: OnceLock::new(),
+        }
+    }
+}
+
+fn fed_by(interface: IfIndex, now_ms: u64) -> u64 {
+    u64::from(interface.get()) << 32 | now_ms & u64::from(u32::MAX)
+}
+
+/// Milliseconds since then.
+fn silence(fed: u64, now_ms: u64) -> u64 {
+    u64::from((now_ms as u32).wrapping_sub(fed as u32))
+}
+
+impl Feeds {
+    /// Whether a packet of (source, group) that arrived on the interface of the rule is one of
+    /// those that feed the stream. `now_ms` is a clock of milliseconds that never goes back.
+    pub fn admits(&self, rule: &FeedRule, (source, group): (IpAddr, IpAddr), now_ms: u64) -> bool {
+        let places = self
+            .places
+            .get_or_init(|| (0..WAYS * BUCKETS).map(|_| Place::default()).collect());
+        let stream = self.seed.hash_one((rule.proxy, source, group)).max(1);
+        let bucket = (stream as usize % BUCKETS) * WAYS;
+        let places = &places[bucket..bucket + WAYS];
+        let interface = rule.interface;
+        let new = fed_by(interface, now_ms);
+        let held = |p: &&Place| p.stream.load(Ordering::Relaxed) == stream;
+        if let Some(place) = places.iter().find(held) {
+            let fed = place.fed.load(Ordering::Relaxed);
+            let mine = fed >> 32 == u64::from(interface.get());
+            let free = || {
+                silence(fed, now_ms) >= rule.takeover_ms
+                    || !rule
+                        .upstreams
+                        .iter()
+                        .any(|u| u64::from(u.get()) == fed >> 32)
+            };
+            if fed == new {
+                return true;
+            }
+            // Of two that want to take over, one does.
+            return (mine || free())
+                && place
+                    .fed
+                    .compare_exchange(fed, new, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+        }
+        let age = |p: &&Place| match p.stream.load(Ordering::Relaxed) {
+            0 => u64::MAX,
+            _ => silence(p.fed.load(Ordering::Relaxed), now_ms),
+        };
+        if let Some(place) = places.iter().max_by_key(age) {
+            place.fed.store(new, Ordering::Relaxed);
+            place.stream.store(stream, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(n: u32) -> IfIndex {
+        IfIndex::new(n).unwrap()
+    }
+
+    fn rule(interface: u32, upstreams: &[u32]) -> FeedRule {
+        FeedRule {
+            interface: index(interface),
+            proxy: 7,
+            takeover_ms: 1000,
+            upstreams: upstreams.iter().map(|u| index(*u)).collect(),
+        }
+    }
+
+    fn stream(n: u8) -> (IpAddr, IpAddr) {
+        ([10, 0, 0, n].into(), [225, 1, 2, 3].into())
+    }
+
+    #[test]
+    fn the_first_feeds_a_stream_and_the_next_takes_over_after_silence() {
+        let feeds = Feeds::default();
+        let admits = |n, interface, now| feeds.admits(&rule(interface, &[1, 2]), stream(n), now);
+        assert!(admits(1, 1, 0));
+        assert!(!admits(1, 2, 0));
+        // Each stream by itself, and each proxy.
+        assert!(admits(2, 2, 5));
+        assert!(!admits(2, 1, 5));
+        let other = FeedRule {
+            proxy: 8,
+            ..rule(2, &[1, 2])
+        };
+        assert!(feeds.admits(&other, stream(1), 5));
+        assert!(admits(1, 1, 900));
+        assert!(!admits(1, 2, 1899));
+        assert!(admits(1, 2, 1900));
+        // The first is back, and waits.
+        assert!(!admits(1, 1, 1901));
+        assert!(admits(1, 2, 1901));
+        assert!(admits(1, 2, 1901));
+    }
+
+    #[test]
+    fn what_a_lost_upstream_fed_is_free_at_once() {
+        let feeds = Feeds::default();
+        assert!(feeds.admits(&rule(1, &[1, 2]), stream(1), 0));
+        assert!(!feeds.admits(&rule(2, &[1, 2]), stream(1), 1));
+        assert!(feeds.admits(&rule(2, &[2]), stream(1), 2));
+    }
+
+    #[test]
+    fn the_clock_may_wrap() {
+        let feeds = Feeds::default();
+        let late = u64::from(u32::MAX) - 10;
+        assert!(feeds.admits(&rule(1, &[1, 2]), stream(1), late));
+        assert!(!feeds.admits(&rule(2, &[1, 2]), stream(1), late + 100));
+        assert!(feeds.admits(&rule(2, &[1, 2]), stream(1), late + 1000));
+    }
+
+    #[test]
+    fn two_threads_never_both_take_over() {
+        let feeds = Feeds::default();
+        let rule = |n| rule(n, &[1, 2, 3]);
+        for round in 0..200u64 {
+            let now = round * 2000;
+            feeds.admits(&rule(3), stream(1), now);
+            let took: usize = std::thread::scope(|s| {
+                let (feeds, rule) = (&feeds, &rule);
+                let take = |n| s.spawn(move || feeds.admits(&rule(n), stream(1), now + 1000));
+                [take(1), take(2)]
+                    .map(|t| usize::from(t.join().unwrap()))
+                    .iter()
+                    .sum()
+            });
+            assert_eq!(took, 1, "round {round}");
+        }
+    }
+}

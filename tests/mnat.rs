@@ -1,0 +1,289 @@
+//! Multicast NAT against a server with TLS and HTTP/2: recorded exchanges, certificates, faults.
+
+#[path = "mnat/server.rs"]
+mod server;
+
+#[path = "mnat/replay.rs"]
+mod replay;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mcastor::mnat::client::{Client, ClientError, Target};
+use mcastor::mnat::protocol::{LONGEST_ANSWER, Op, Request};
+use mcastor::mnat::{Change, Channel, Event, Machine, Role};
+use serde_json::json;
+use server::{Asked, Ca, Files, Reply, Server, Tls};
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn target(server: &Server, files: &Files) -> Target {
+    Target {
+        host: "localhost".into(),
+        port: server.address.port(),
+        ca: Some(files.path("ca.pem")),
+        cert: Some(files.path("client.pem")),
+        key: None,
+        only_if_present: true,
+    }
+}
+
+fn tls(ca: &Ca) -> Tls {
+    Tls {
+        identity: ca.sign(&["localhost"], 0),
+        clients: None,
+        alpn: b"h2",
+    }
+}
+
+fn watcher() -> Reply {
+    let body = json!({ "watcher-id": "A", "refresh-period": 20 });
+    Reply::Answer(200, body.to_string().into_bytes())
+}
+
+async fn ask(client: &mut Client) -> Result<(u16, Vec<u8>), ClientError> {
+    client.send(&Request::new_watcher()).await
+}
+
+fn refused(result: Result<(u16, Vec<u8>), ClientError>) -> String {
+    result.expect_err("it must not work").to_string()
+}
+
+#[test]
+fn a_server_that_a_stranger_signed_is_refused_until_its_ca_is_on_disk() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let server = Server::local(tls(&ca), |_| watcher());
+    let files = Files::new();
+    block_on(async {
+        let mut client = Client::new(target(&server, &files));
+        files.put("ca.pem", &other.pem());
+        let why = refused(ask(&mut client).await);
+        assert!(
+            why.contains("not signed by a CA in") && why.contains("ca.pem"),
+            "{why}"
+        );
+        files.put("ca.pem", "nonsense");
+        let why = refused(ask(&mut client).await);
+        assert!(why.contains("ca.pem: it holds no certificate"), "{why}");
+        files.put("ca.pem", &ca.pem());
+        assert_eq!(ask(&mut client).await.unwrap().0, 200);
+    });
+}
+
+#[test]
+fn faults_of_the_servers_certificate_are_told_apart() {
+    let ca = Ca::new();
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    let told = |names: &[&str], days, alpn: &'static [u8]| {
+        let tls = Tls {
+            identity: ca.sign(names, days),
+            clients: None,
+            alpn,
+        };
+        let server = Server::local(tls, |_| watcher());
+        let mut client = Client::new(target(&server, &files));
+        refused(block_on(ask(&mut client)))
+    };
+    let why = told(&["mnat.example.net"], 0, b"h2");
+    assert!(why.contains("it is not for localhost"), "{why}");
+    let why = told(&["localhost"], -1, b"h2");
+    assert!(why.contains("it has expired"), "{why}");
+    let why = told(&["localhost"], 0, b"http/1.1");
+    assert!(why.contains("does not speak HTTP/2"), "{why}");
+}
+
+#[test]
+fn a_file_that_must_be_there_is_named() {
+    let ca = Ca::new();
+    let server = Server::local(tls(&ca), |_| watcher());
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    let must = Target {
+        only_if_present: false,
+        ..target(&server, &files)
+    };
+    let why = refused(block_on(ask(&mut Client::new(must))));
+    assert!(why.contains("client.pem"), "{why}");
+    let nobody = Target {
+        port: 1,
+        ..target(&server, &files)
+    };
+    let why = refused(block_on(ask(&mut Client::new(nobody))));
+    assert!(why.contains("cannot connect to localhost:1"), "{why}");
+}
+
+#[test]
+fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
+    let (ca, clients) = (Ca::new(), Ca::new());
+    let (first, second) = (clients.sign(&["one"], 0), clients.sign(&["two"], 0));
+    let stranger = Ca::new().sign(&["one"], 0);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let tls = Tls {
+        clients: Some(clients),
+        ..tls(&ca)
+    };
+    let sees = seen.clone();
+    let server = Server::local(tls, move |asked: Asked| {
+        sees.lock().unwrap().push(asked.identity);
+        watcher()
+    });
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    block_on(async {
+        let mut client = Client::new(target(&server, &files));
+        let why = refused(ask(&mut client).await);
+        assert!(
+            why.contains("refuses us") && why.contains("may want a certificate"),
+            "{why}"
+        );
+        let path = files.put("client.pem", &stranger.pem);
+        let why = refused(ask(&mut client).await);
+        let named = format!("may not accept our certificate {}", path.display());
+        assert!(why.contains(&named), "{why}");
+        files.put("client.pem", &first.pem);
+        ask(&mut client).await.unwrap();
+        ask(&mut client).await.unwrap();
+        // Half written: what works goes on.
+        files.put("client.pem", &second.pem[..second.pem.len() / 2]);
+        ask(&mut client).await.unwrap();
+        files.put("client.pem", &second.pem);
+        ask(&mut client).await.unwrap();
+        // A key that belongs to another certificate.
+        let (cert, _) = first.pem.split_once("-----BEGIN PRIVATE").unwrap();
+        let (_, key) = second.pem.split_once("-----BEGIN PRIVATE").unwrap();
+        files.put("client.pem", &format!("{cert}-----BEGIN PRIVATE{key}"));
+        let mut anew = Client::new(target(&server, &files));
+        let why = refused(ask(&mut anew).await);
+        assert!(why.contains("cannot be used"), "{why}");
+    });
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 4);
+    assert!(seen[0] == seen[1] && seen[1] == seen[2] && seen[2] != seen[3]);
+}
+
+#[test]
+fn a_connection_that_breaks_in_any_way_is_made_anew() {
+    let ca = Ca::new();
+    let long = vec![b' '; LONGEST_ANSWER + 1];
+    let mut replies = vec![
+        Reply::Drop,
+        Reply::Reset,
+        Reply::GoAway,
+        Reply::Late(Duration::from_secs(60), 200, vec![]),
+        Reply::Answer(200, long),
+    ];
+    let expected = ["dropped", "dropped", "dropped", "timeout", "too_long"];
+    replies.reverse();
+    let mut broken = false;
+    let server = Server::local(tls(&ca), move |_| {
+        broken = !broken;
+        if broken && let Some(reply) = replies.pop() {
+            return reply;
+        }
+        watcher()
+    });
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    block_on(async {
+        let mut client = Client::new(target(&server, &files)).patience(Duration::from_secs(2));
+        for label in expected {
+            let error = ask(&mut client).await.expect_err(label);
+            assert_eq!(error.label(), label, "{error}");
+            assert_eq!(ask(&mut client).await.unwrap().0, 200);
+        }
+        server.set_open(false);
+        let error = ask(&mut client).await.expect_err("closed");
+        assert!(["dropped", "tls"].contains(&error.label()), "{error}");
+        server.set_open(true);
+        assert_eq!(ask(&mut client).await.unwrap().0, 200);
+    });
+}
+
+fn many(n: usize) -> (Channel, Channel) {
+    let source = format!("23.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
+    let group = format!("239.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
+    (
+        Channel::parse(Some(&source), "232.1.1.1").unwrap(),
+        Channel::parse(Some("10.9.1.2"), &group).unwrap(),
+    )
+}
+
+/// Requests, answers and comparison of 10,000 mappings, over TLS.
+#[test]
+fn ten_thousand_mappings_are_told_and_answered() {
+    const MANY: usize = 10_000;
+    let ca = Ca::new();
+    let changed = Arc::new(Mutex::new(false));
+    let change = changed.clone();
+    let body = |changed: bool| {
+        let pair = |c: Channel| json!({ "source": c.source(), "group": c.group().to_string() });
+        let entry = |n: usize| {
+            let (global, mut local) = many(n + 1);
+            if changed && n == 4711 {
+                local = many(MANY + 7).1;
+            }
+            json!({ "id": n, "state": "ietf-mnat:assigned-local-multicast",
+                "global-subscription": pair(global), "local-mapping": pair(local) })
+        };
+        let entries: Vec<_> = (0..MANY).map(entry).collect();
+        let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": entries }] });
+        body.to_string().into_bytes()
+    };
+    let (before, after) = (body(false), body(true));
+    let server = Server::local(tls(&ca), move |asked: Asked| match asked.method.as_str() {
+        "GET" if *change.lock().unwrap() => Reply::Answer(200, after.clone()),
+        "GET" => Reply::Answer(200, before.clone()),
+        "PUT" => {
+            assert!(asked.body.len() < 1 << 20, "{}", asked.body.len());
+            Reply::Answer(204, vec![])
+        }
+        _ => watcher(),
+    });
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    let wanted: BTreeSet<Channel> = (1..=MANY).map(|n| many(n).0).collect();
+    block_on(async {
+        let mut client = Client::new(target(&server, &files));
+        let mut now = Instant::now();
+        let mut machine = Machine::new(Role::Egress, Duration::from_secs(300), now, 1);
+        machine.want(now, &wanted);
+        let mut polls = 0;
+        while polls < 3 {
+            now = machine.poll_timeout().unwrap().max(now);
+            machine.handle_timeout(now);
+            let Some(request) = machine.poll_request(now) else {
+                continue;
+            };
+            let start = Instant::now();
+            let (status, body) = client.send(&request).await.unwrap();
+            let answered = start.elapsed();
+            machine.handle_outcome(now, Ok((status, &body)));
+            let took = start.elapsed();
+            let changes: Vec<Change> = std::iter::from_fn(|| machine.poll_event())
+                .filter_map(|e| match e {
+                    Event::Change(change) => Some(change),
+                    _ => None,
+                })
+                .collect();
+            if request.op == Op::Poll {
+                polls += 1;
+                println!("{MANY} mappings: answered in {answered:?}, compared by {took:?}");
+                assert!(took < Duration::from_secs(1), "{took:?}");
+                match polls {
+                    1 => assert_eq!(changes.len(), MANY),
+                    2 => assert_eq!(changes, []),
+                    _ => assert!(matches!(changes[..], [Change::Swap { .. }])),
+                }
+                *changed.lock().unwrap() = polls == 2;
+            }
+        }
+    });
+}

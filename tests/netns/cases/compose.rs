@@ -1,0 +1,329 @@
+//! The examples of conf/compose as they stand, with the image as it is made, brought up by
+//! docker-compose: one for each way containers are networked.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::cases;
+use super::docker::Site;
+use crate::lab::{BINARY, Docker, Lab, Ns, UdpRx, UdpTx, eventually, http};
+
+cases!("compose":
+    #[Docker] #[Program("docker-compose", "docker-compose")] a_bridge_network,
+    #[Docker] #[Program("docker-compose", "docker-compose")] a_network_with_ipv6,
+    #[Docker] #[Program("docker-compose", "docker-compose")] an_internal_network,
+    #[Docker] #[Program("docker-compose", "docker-compose")] a_routed_bridge,
+    #[Docker] #[Program("docker-compose", "docker-compose")] the_host_network,
+    #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] a_macvlan,
+    #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")]
+    mcastor_on_two_networks,
+    #[Docker] #[Program("docker-compose", "docker-compose")] a_sidecar_in_the_application,
+    #[Docker] #[Program("docker-compose", "docker-compose")] a_second_uplink,
+    #[Docker] an_interface_moved_into_a_container,
+    #[Docker] the_image_runs_without_root_and_says_what_it_lacks,
+);
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Bytes an image of the static binary may have.
+const LARGEST_IMAGE: u64 = 20_000_000;
+
+/// Makes the image from image/: of the binary under test and the libraries it is linked with, or
+/// of the static one that `make test-image` names.
+fn build_image(lab: &Lab, docker: &Docker) {
+    let folder = lab.file("image");
+    std::fs::create_dir(&folder).expect("a folder");
+    let shipped = std::env::var("MCASTOR_IMAGE_BINARY").ok();
+    let binary = shipped.as_deref().unwrap_or(BINARY);
+    let ldd = Command::new("ldd").arg(binary).output().expect("ldd");
+    let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
+    let libraries = ldd
+        .lines()
+        .filter_map(|l| l.split_whitespace().find(|w| w.starts_with('/')));
+    let packed = Command::new("python3")
+        .arg(in_repository("image/archive.py"))
+        .arg(folder.join("mcastor.tar"))
+        .arg(binary)
+        .args(libraries)
+        .output()
+        .expect("python3");
+    let said = String::from_utf8_lossy(&packed.stderr);
+    assert!(packed.status.success(), "archive.py: {said}");
+    std::fs::copy(in_repository("image/Dockerfile"), folder.join("Dockerfile"))
+        .expect("the Dockerfile");
+    docker.run(&format!("build --quiet --tag mcastor {}", folder.display()));
+    if shipped.is_some() {
+        assert!(!ldd.contains("=>"), "{binary} is not static: {ldd}");
+        let size = docker.run("image inspect --format {{.Size}} mcastor");
+        let size: u64 = size.parse().expect("a size");
+        assert!(size < LARGEST_IMAGE, "the image has {size} bytes");
+    }
+}
+
+/// An example that is up.
+struct Example {
+    site: Site,
+}
+
+impl Example {
+    fn up(lab: &Lab, file: &str, env: &[(&str, &str)]) -> Self {
+        let site = Site::new(lab);
+        build_image(lab, &site.docker);
+        let mut command = Command::new("docker-compose");
+        let out = command
+            .args(["--project-name", "t", "--file"])
+            .arg(in_repository("conf/compose").join(file))
+            .args(["up", "--detach"])
+            .env("DOCKER_HOST", format!("unix://{}", site.docker.socket()))
+            .env("DOCKER_SOCKET", site.docker.socket())
+            .envs(env.iter().copied())
+            .output()
+            .expect("docker-compose");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "docker-compose: {said}");
+        site.docker.says("t_listener_1", "joined");
+        Self { site }
+    }
+
+    /// Waits until an instance in `ns` knows of a member of `group`.
+    fn member(&self, ns: &Ns, group: &str) {
+        eventually("a member", true, || {
+            let address = "127.0.0.1:9464".parse().expect("an address");
+            let groups = http::get(ns, address, "/api/v1/groups");
+            let groups = groups.ok().and_then(|a| {
+                let all: serde_json::Value = serde_json::from_str(&a.body).ok()?;
+                all["show"]["groups"].as_array().cloned()
+            });
+            let is = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
+            groups.unwrap_or_default().iter().any(is)
+        });
+    }
+
+    /// Sends from the LAN with TTL 1 and waits for the listener, which ends well where all came.
+    fn heard(&self, lab: &Lab, group: &str) {
+        let words = format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 500");
+        let mut sender = self.site.on_lan(lab, &words);
+        assert!(sender.wait().success(), "{}", sender.stderr());
+        self.listener_is_content("10.0.0.10");
+    }
+
+    fn listener_is_content(&self, source: &str) {
+        let docker = &self.site.docker;
+        let code = docker.wait("t_listener_1");
+        let logs = docker.logs("t_listener_1");
+        assert_eq!(code, 0, "{logs}");
+        assert!(logs.contains(source), "not from {source}: {logs}");
+    }
+
+    /// Sends from a container on `network` with TTL 1, and listens on the LAN.
+    fn answers(&self, lab: &Lab, network: &str, group: &str, source: &str) {
+        let words = format!("recv --interface eth0 --group {group} --count 100 --json");
+        let mut listener = self.site.on_lan(lab, &words);
+        eventually("joined on the LAN", true, || {
+            listener.stderr().contains("joined")
+        });
+        self.site.docker.run(&format!(
+            "run --name back --network {network} mcastor send --interface eth0 --group {group} \
+             --ttl 1 --count 100 --rate 500"
+        ));
+        assert!(listener.wait().success(), "{}", listener.stdout());
+        let report: serde_json::Value = serde_json::from_str(&listener.stdout()).expect("a report");
+        let seen = report["streams"][0]["source"].as_str().expect("a source");
+        assert!(seen.starts_with(source), "{report:#}");
+    }
+}
+
+const GROUP: &str = "225.1.2.3";
+const LAN: [(&str, &str); 3] = [
+    ("INTERFACE", "lan0"),
+    ("SUBNET", "10.0.0.0/24"),
+    ("ADDRESS", "10.0.0.77"),
+];
+
+fn a_bridge_network(lab: &Lab) {
+    let example = Example::up(lab, "bridge.yml", &[]);
+    example.member(&example.site.host, GROUP);
+    example.heard(lab, GROUP);
+    example.answers(lab, "cameras", GROUP, "172.");
+}
+
+fn a_network_with_ipv6(lab: &Lab) {
+    let group = "ff0e::8000:123";
+    let example = Example::up(lab, "ipv6.yml", &[]);
+    example.member(&example.site.host, group);
+    let words = format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 500");
+    let mut sender = example.site.on_lan(lab, &words);
+    assert!(sender.wait().success(), "{}", sender.stderr());
+    example.listener_is_content("fd00::10");
+    example.answers(lab, "cameras6", group, "fd28:6:");
+}
+
+fn an_internal_network(lab: &Lab) {
+    let example = Example::up(lab, "internal.yml", &[]);
+    example.member(&example.site.host, GROUP);
+    example.heard(lab, GROUP);
+    example.answers(lab, "closed", GROUP, "172.");
+}
+
+fn a_routed_bridge(lab: &Lab) {
+    let example = Example::up(lab, "routed-bridge.yml", &[]);
+    let pid = example
+        .site
+        .docker
+        .run("inspect --format {{.State.Pid}} t_mcastor_1");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    assert!(status.contains("Uid:\t65532\t"), "{status}");
+    example.member(&example.site.host, GROUP);
+    example.heard(lab, GROUP);
+    example.answers(lab, "routed", GROUP, "172.28.9.");
+}
+
+fn the_host_network(lab: &Lab) {
+    let example = Example::up(lab, "host.yml", &[("INTERFACE", "lan0")]);
+    example.heard(lab, GROUP);
+}
+
+fn a_macvlan(lab: &Lab) {
+    let example = Example::up(lab, "macvlan.yml", &LAN);
+    // The gap: what the host itself sends does not get there.
+    let pid = example
+        .site
+        .docker
+        .run("inspect --format {{.State.Pid}} t_listener_1");
+    let inside = lab.attach("macvlan", pid.parse().expect("a process id"));
+    let rx = UdpRx::join(&inside, "eth0", "225.1.2.4:5000");
+    UdpTx::new(&example.site.host, "lan0", "225.1.2.4:5000").send("from the parent");
+    UdpTx::new(&example.site.lan, "eth0", "225.1.2.4:5000").send("from the LAN");
+    rx.expect_texts(&["from the LAN"]);
+    example.heard(lab, GROUP);
+}
+
+fn mcastor_on_two_networks(lab: &Lab) {
+    let example = Example::up(lab, "two-networks.yml", &LAN);
+    let inside = example.site.docker.inside(lab, "t_mcastor_1");
+    example.member(&inside, GROUP);
+    example.heard(lab, GROUP);
+    example.answers(lab, "receivers", GROUP, "172.");
+}
+
+fn a_sidecar_in_the_application(lab: &Lab) {
+    let example = Example::up(lab, "sidecar.yml", &[]);
+    let docker = &example.site.docker;
+    let inside = docker.inside(lab, "t_app_1");
+    eventually("the sidecar is ready", 200, || {
+        let address = "127.0.0.1:9464".parse().expect("an address");
+        http::get(&inside, address, "/readyz").map_or(0, |a| a.status)
+    });
+    docker.run(
+        "run --name source --network back mcastor send --interface eth0 --group 225.1.2.3 \
+         --ttl 1 --count 100 --rate 500",
+    );
+    let source = docker.run("inspect --format {{range.IPAM.Config}}{{.Subnet}}{{end}} back");
+    let prefix: Vec<&str> = source.split('.').take(2).collect();
+    example.listener_is_content(&prefix.join("."));
+}
+
+fn a_second_uplink(lab: &Lab) {
+    let example = Example::up(lab, "second-uplink.yml", &[("UPLINK", "lan0")]);
+    // The default route is elsewhere, and a rule for the network leads elsewhere too.
+    let host = &example.site.host;
+    host.ip_batch(
+        "route del default\nlink add up1 type veth peer name up2\nlink set up1 up\n\
+         addr add 10.9.0.1/24 dev up1\nroute add default dev up1\n\
+         rule add from 172.16.0.0/12 table 77\nroute add default dev up1 table 77\n",
+    );
+    example.member(host, GROUP);
+    example.heard(lab, GROUP);
+    example.answers(lab, "uplinked", GROUP, "172.");
+}
+
+/// As pipework does: then multicast works by itself.
+fn an_interface_moved_into_a_container(lab: &Lab) {
+    let site = Site::new(lab);
+    site.docker.idle("app", "--network none");
+    let mut script = site.host.command(
+        in_repository("conf/compose/moved-interface.sh")
+            .to_str()
+            .expect("a path"),
+    );
+    let out = script
+        .args(["lan0", "app", "10.0.0.1/24"])
+        .env("DOCKER_HOST", format!("unix://{}", site.docker.socket()))
+        .output()
+        .expect("sh");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    let inside = site.docker.inside(lab, "app");
+    inside.carries("lan0");
+    let rx = UdpRx::join(&inside, "lan0", "225.1.2.3:5000");
+    UdpTx::new(&site.lan, "eth0", "225.1.2.3:5000").send("in");
+    rx.expect_texts(&["in"]);
+    let rx = UdpRx::join(&site.lan, "eth0", "225.1.2.3:5000");
+    UdpTx::new(&inside, "lan0", "225.1.2.3:5000").send("out");
+    rx.expect_texts(&["out"]);
+}
+
+fn the_image_runs_without_root_and_says_what_it_lacks(lab: &Lab) {
+    let site = Site::new(lab);
+    let docker = &site.docker;
+    build_image(lab, docker);
+    let run = |name: &str, options: &str| {
+        docker.run(&format!(
+            "run --detach --name {name} --read-only --tmpfs /run/mcastor \
+             --cap-drop ALL {options} --env MCASTOR__HTTP__LISTEN=off \
+             --env MCASTOR__ROUTE__0__FROM=eth0 --env MCASTOR__ROUTE__0__GROUP=225.1.2.3 \
+             --env MCASTOR__ROUTE__0__TO=eth1 mcastor"
+        ))
+    };
+    // NET_RAW is 13, NET_ADMIN 12: what the container is given, and no more.
+    for (name, options, capabilities) in [
+        ("raw", "--cap-add NET_RAW", "0000000000002000"),
+        (
+            "both",
+            "--cap-add NET_RAW --cap-add NET_ADMIN",
+            "0000000000003000",
+        ),
+        (
+            "root",
+            "--user 0 --cap-add NET_RAW --cap-add CHOWN",
+            "0000000000002000",
+        ),
+    ] {
+        run(name, options);
+        docker.says(name, "eth0: capturing");
+        let pid = docker.run(&format!("inspect --format {{{{.State.Pid}}}} {name}"));
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let user = if name == "root" { "0" } else { "65532" };
+        assert!(status.contains(&format!("Uid:\t{user}\t")), "{status}");
+        for set in ["CapEff", "CapPrm"] {
+            assert!(
+                status.contains(&format!("{set}:\t{capabilities}")),
+                "{name}: {status}"
+            );
+        }
+    }
+    for (name, options) in [
+        ("none", ""),
+        ("none-as-root", "--user 0"),
+        (
+            "no-file-capabilities",
+            "--cap-add NET_RAW --security-opt no-new-privileges",
+        ),
+    ] {
+        run(name, options);
+        assert_eq!(docker.wait(name), 1, "{}", docker.logs(name));
+        let logs = docker.logs(name);
+        assert!(logs.contains("CAP_NET_RAW"), "{logs}");
+    }
+    let limit = std::time::Duration::from_secs(40);
+    let healthy = crate::lab::wait_until(limit, || {
+        docker.run("inspect --format {{.State.Health.Status}} raw") == "healthy"
+    });
+    assert!(
+        healthy,
+        "{}",
+        docker.run("inspect --format {{.State.Health}} raw")
+    );
+}

@@ -1,0 +1,455 @@
+//! Containers of a real Docker Engine, and multicast between them and the LAN.
+
+use super::cases;
+use crate::lab::{
+    BINARY, Capture, Docker, Lab, Ns, Numbered, Program, Router, UdpRx, UdpTx, eventually,
+    ip_batch, missing, number,
+};
+
+cases!("docker":
+    #[Docker] a_bridge_network_gets_what_it_joins_and_is_heard,
+    #[Docker] every_version_of_igmp_and_mld_from_inside,
+    #[Docker] names_follow_containers_and_networks,
+    #[Docker] a_stream_outlives_receivers_networks_and_the_engine,
+    #[Docker] without_an_engine_names_wait,
+);
+
+/// A host with an engine, and a LAN with one machine on it.
+///
+///     lan eth0 ---- lan0 host (engine)
+///     10.0.0.10     10.0.0.1
+///     fd00::10      fd00::1
+pub(super) struct Site {
+    pub(super) lan: Ns,
+    pub(super) host: Ns,
+    pub(super) docker: Docker,
+}
+
+impl Site {
+    pub(super) fn new(lab: &Lab) -> Self {
+        let (lan, host) = (lab.ns("lan"), lab.ns("host"));
+        let link = format!(
+            "link add lan0 netns {} type veth peer name eth0 netns {}\n",
+            host.name(),
+            lan.name()
+        );
+        ip_batch(&[], &link).unwrap_or_else(|e| panic!("{e}"));
+        host.ip_batch(
+            "link set lan0 up\naddr add 10.0.0.1/24 dev lan0\naddr add fd00::1/64 dev lan0 nodad\n\
+             route add default via 10.0.0.10\n",
+        );
+        lan.ip_batch(
+            "link set eth0 up\naddr add 10.0.0.10/24 dev eth0\naddr add fd00::10/64 dev eth0 nodad\n\
+             route add default dev eth0\n",
+        );
+        lan.carries("eth0");
+        host.carries("lan0");
+        let docker = Docker::start(lab, &host);
+        Self { lan, host, docker }
+    }
+
+    /// With an isolated network for IPv4 and IPv6: 172.30.0.0/24 and fd01::/64.
+    pub(super) fn bridged(lab: &Lab) -> Self {
+        let site = Self::new(lab);
+        site.network("bridged", 30);
+        site
+    }
+
+    fn network(&self, name: &str, n: u8) {
+        self.docker.run(&format!(
+            "network create --internal --ipv6 --subnet 172.{n}.0.0/24 --subnet fd{n:02}::/64 {name}"
+        ));
+    }
+
+    fn router(&self, lab: &Lab, toml: &str) -> Router {
+        Router::start(
+            lab,
+            &self.host,
+            &format!("{}{toml}", self.docker.settings()),
+        )
+    }
+
+    /// `mcastor <words>` on the machine of the LAN.
+    pub(super) fn on_lan(&self, lab: &Lab, words: &str) -> Program {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        self.lan.spawn(lab, BINARY, &words)
+    }
+}
+
+/// The one proxy of most tests. Senders may have a TTL of 1.
+fn proxy(downstream: &str) -> String {
+    format!(
+        "[[proxy]]\nname = \"p\"\ndownstream = [\"{downstream}\"]\nttl = {{ set = 16 }}\n\
+         [proxy.timers]\nquery_interval = \"2s\"\nquery_response_interval = \"300ms\"\n\
+         last_member_query_interval = \"100ms\"\n"
+    )
+}
+
+/// The firewall of a namespace and its settings, without what counts by itself.
+fn untouched(ns: &Ns) -> String {
+    let mut all = String::new();
+    for program in ["iptables-save", "ip6tables-save"] {
+        let out = ns.output(program, &[]);
+        assert!(out.status.success(), "{program}");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        for line in text.lines().filter(|l| !l.starts_with('#')) {
+            // `:FORWARD DROP [12:3456]`
+            all += line.split(" [").next().unwrap_or(line);
+            all.push('\n');
+        }
+    }
+    let out = ns.output("sysctl", &["--all", "--pattern", "^net\\."]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let changes = ["conntrack_count", "inet_peer", "file-nr"];
+    for line in text.lines() {
+        if !changes.iter().any(|c| line.contains(c)) {
+            all += line;
+            all.push('\n');
+        }
+    }
+    assert!(all.contains("net.ipv4.ip_forward"), "{all}");
+    all
+}
+
+#[track_caller]
+fn whole(report: &serde_json::Value, packets: u64, source: &str) {
+    assert_eq!(report["ok"], true, "{report:#}");
+    assert_eq!(report["received"], packets, "{report:#}");
+    let streams = report["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 1, "{report:#}");
+    let seen = streams[0]["source"].as_str().expect("a source");
+    assert!(seen.starts_with(source), "from {seen}, not {source}");
+    for ttl in ["ttl_min", "ttl_max"] {
+        assert_eq!(streams[0][ttl], 16, "{report:#}");
+    }
+}
+
+/// What people come for: host interface to bridge, 225.1.2.3 port 5000, TTL 1 and 2, a
+/// listener in an isolated network, and the way back; in both IP versions. No firewall rule, no
+/// setting of the kernel changes.
+fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
+    let site = Site::bridged(lab);
+    let docker = &site.docker;
+    let bridge = docker.bridge("bridged");
+    let details = site.host.try_ip(&format!("-details link show {bridge}"));
+    let details = details.expect("the bridge");
+    assert!(details.contains("mcast_snooping 1"), "{details}");
+    let versions = [
+        ("v4", "225.1.2.3", "10.0.0.10", "172.30.0."),
+        ("v6", "ff0e::8000:123", "fd00::10", "fd30::"),
+    ];
+    let listen = |name: &str, group: &str| {
+        let words = format!("recv --interface eth0 --group {group} --count 1000 --json");
+        docker.mcastor(name, "--network bridged", &words);
+        docker.says(name, "joined");
+    };
+    for (version, group, ..) in versions {
+        listen(&format!("listener-{version}"), group);
+    }
+    let before = untouched(&site.host);
+    let router = site.router(lab, &proxy("network:bridged"));
+    for (version, group, source, _) in versions {
+        eventually("a member", true, || {
+            let groups = router.control().show("groups");
+            let is = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
+            groups.iter().any(is)
+        });
+        for ttl in [1, 2] {
+            let words = format!(
+                "send --interface eth0 --group {group} --ttl {ttl} --count 100 --rate 1000"
+            );
+            // Two senders of one address: two streams, told apart by their id.
+            let mut sender = site.on_lan(lab, &words);
+            assert!(sender.wait().success(), "{}", sender.stderr());
+        }
+        router.expect_routed("p", &bridge, if version == "v4" { 200 } else { 400 });
+        let name = format!("listener-{version}");
+        docker.run(&format!("kill --signal INT {name}"));
+        let report = docker.report(&name);
+        let streams = report["streams"].as_array().expect("streams").clone();
+        assert_eq!(report["received"], 200, "{report:#}");
+        assert_eq!(report["lost"], 0, "{report:#}");
+        for stream in streams {
+            assert_eq!(stream["source"], source, "{report:#}");
+            assert_eq!(stream["ttl_min"], 16, "{report:#}");
+        }
+    }
+    // The way back.
+    for (version, group, _, prefix) in versions {
+        let words = format!("recv --interface eth0 --group {group} --count 100 --json");
+        let mut listener = site.on_lan(lab, &words);
+        eventually("joined on the LAN", true, || {
+            listener.stderr().contains("joined")
+        });
+        let words =
+            format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 1000");
+        docker.mcastor(&format!("sender-{version}"), "--network bridged", &words);
+        assert_eq!(docker.wait(&format!("sender-{version}")), 0);
+        assert!(listener.wait().success(), "{}", listener.stdout());
+        let report = serde_json::from_str(&listener.stdout()).expect("a report");
+        whole(&report, 100, prefix);
+    }
+    docker.run("rm --force listener-v4 listener-v6 sender-v4 sender-v6");
+    for (version, group, ..) in versions {
+        listen(&format!("listener-{version}"), group);
+    }
+    let log = router.program.stderr();
+    assert!(log.contains("default route is on lan0"), "{log}");
+    router.stop();
+    similar(&before, &untouched(&site.host));
+}
+
+/// Equal but for the names of cables, which are new with every container.
+#[track_caller]
+fn similar(before: &str, after: &str) {
+    let plain = |text: &str| -> Vec<String> {
+        let mut lines: Vec<String> = text
+            .lines()
+            .map(|line| match line.find(".veth") {
+                Some(at) => {
+                    let end = line[at + 1..].find('.').map_or(line.len(), |e| at + 1 + e);
+                    format!("{}.veth{}", &line[..at], &line[end..])
+                }
+                None => line.to_string(),
+            })
+            .collect();
+        lines.sort();
+        lines.dedup();
+        lines
+    };
+    let (before, after) = (plain(before), plain(after));
+    let changed: Vec<&String> = before
+        .iter()
+        .filter(|l| !after.contains(l))
+        .chain(after.iter().filter(|l| !before.contains(l)))
+        .collect();
+    assert!(changed.is_empty(), "changed: {changed:#?}");
+}
+
+/// The kernel of a container joins in each version, on a bridge that snoops.
+fn every_version_of_igmp_and_mld_from_inside(lab: &Lab) {
+    let site = Site::bridged(lab);
+    site.docker.idle("app", "--network bridged");
+    let app = site.docker.inside(lab, "app");
+    let router = site.router(lab, &proxy("network:bridged"));
+    let cases = [
+        ("ipv4/conf/eth0/force_igmp_version", "3", "225.1.2.3:5000"),
+        ("ipv4/conf/eth0/force_igmp_version", "2", "225.1.2.2:5000"),
+        (
+            "ipv6/conf/eth0/force_mld_version",
+            "2",
+            "[ff0e::8000:2]:5000",
+        ),
+        (
+            "ipv6/conf/eth0/force_mld_version",
+            "1",
+            "[ff0e::8000:1]:5000",
+        ),
+    ];
+    for (sysctl, version, to) in cases {
+        app.sysctl(&format!("net/{sysctl}"), version);
+        let group = to.rsplit_once(':').expect("a port").0;
+        let group = group.trim_matches(['[', ']']);
+        let rx = UdpRx::join(&app, "eth0", to);
+        eventually(
+            "the version of the member",
+            Some(version.to_string()),
+            || {
+                let groups = router.control().show("groups");
+                let is = |g: &&serde_json::Value| g["role"] == "router" && g["group"] == group;
+                let version = &groups.iter().find(is)?["version"];
+                version.as_str().map(String::from)
+            },
+        );
+        let tx = UdpTx::new(&site.lan, "eth0", to);
+        tx.ttl(1);
+        (0..50).for_each(|n: u32| tx.send(n.to_be_bytes()));
+        rx.expect(50);
+        drop(rx);
+        eventually("the member left", false, || {
+            let groups = router.control().show("groups");
+            groups
+                .iter()
+                .any(|g| g["role"] == "router" && g["group"] == group)
+        });
+    }
+}
+
+fn to_names(to: &[&str]) -> String {
+    format!(
+        "[[route]]\nname = \"r\"\nfrom = \"lan0\"\ngroup = \"225.1.2.3\"\nto = {to:?}\n\
+         ttl = {{ set = 16 }}\n"
+    )
+}
+
+fn waiting(router: &Router) -> Vec<String> {
+    let pending = router.control().show("pending");
+    let names = pending.iter().flat_map(|p| p["waiting_for"].as_array());
+    let mut names: Vec<String> = names
+        .flatten()
+        .filter_map(|n| n.as_str().map(String::from))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Sends until a receiver has it: that what is named is found.
+#[track_caller]
+fn reaches(site: &Site, inside: &Ns, iface: &str) {
+    let rx = UdpRx::join(inside, iface, "225.1.2.3:5000");
+    let tx = UdpTx::new(&site.lan, "eth0", "225.1.2.3:5000");
+    eventually("it is reached", true, || {
+        tx.send("hello");
+        rx.count() > 0
+    });
+    let before = rx.count();
+    // Then every packet, once.
+    eventually("it is reached once by each", true, || {
+        let before = rx.count();
+        tx.send("again");
+        crate::lab::wait_until(crate::lab::PATIENCE, || rx.count() > before)
+            && rx.count() == before + 1
+    });
+    assert!(rx.count() > before);
+    let (from, _) = rx.got().pop().expect("a packet");
+    assert_eq!(from.to_string(), "10.0.0.10");
+}
+
+fn names_follow_containers_and_networks(lab: &Lab) {
+    let site = Site::bridged(lab);
+    let docker = &site.docker;
+    let names = ["container:app", "network:other", "label:role=cam"];
+    let router = site.router(lab, &to_names(&names));
+    let pending = |want: &[&str]| {
+        let want: Vec<String> = want.iter().map(|w| w.to_string()).collect();
+        eventually("names that wait", want, || waiting(&router));
+    };
+    pending(&["container:app", "label:role=cam", "network:other"]);
+    // Appears.
+    docker.idle("app", "--network bridged");
+    pending(&["label:role=cam", "network:other"]);
+    reaches(&site, &docker.inside(lab, "app"), "eth0");
+    // Restarted: another cable.
+    docker.run("restart --time 0 app");
+    reaches(&site, &docker.inside(lab, "app"), "eth0");
+    // Recreated.
+    docker.run("rm --force app");
+    pending(&["container:app", "label:role=cam", "network:other"]);
+    docker.idle("app", "--network bridged");
+    reaches(&site, &docker.inside(lab, "app"), "eth0");
+    // Renamed away, and back.
+    docker.run("rename app apple");
+    pending(&["container:app", "label:role=cam", "network:other"]);
+    docker.run("rename apple app");
+    pending(&["label:role=cam", "network:other"]);
+    // By label.
+    docker.idle("cam", "--network bridged --label role=cam");
+    pending(&["network:other"]);
+    reaches(&site, &docker.inside(lab, "cam"), "eth0");
+    // A network, and a container that is put on it and taken off.
+    site.network("other", 31);
+    pending(&[]);
+    let before = docker.bridge("other");
+    docker.idle("guest", "--network other");
+    reaches(&site, &docker.inside(lab, "guest"), "eth0");
+    docker.run("network disconnect bridged app");
+    pending(&["container:app"]);
+    docker.run("network connect bridged app");
+    pending(&[]);
+    let app = docker.inside(lab, "app");
+    // Its name inside is the engine's choice.
+    let addresses = app.try_ip("-o -4 addr show").expect("addresses");
+    let line = addresses.lines().find(|l| l.contains(" 172.30.0."));
+    let iface = line.and_then(|l| l.split_whitespace().nth(1));
+    reaches(&site, &app, iface.expect("an address of the network"));
+    // The network made anew has another bridge.
+    docker.run("rm --force guest");
+    docker.run("network rm other");
+    pending(&["network:other"]);
+    site.network("other", 31);
+    pending(&[]);
+    assert_ne!(docker.bridge("other"), before);
+    docker.idle("guest", "--network other");
+    reaches(&site, &docker.inside(lab, "guest"), "eth0");
+    router.stop();
+}
+
+/// One receiver goes, its network goes, the engine goes: who stays gets every packet.
+fn a_stream_outlives_receivers_networks_and_the_engine(lab: &Lab) {
+    let mut site = Site::bridged(lab);
+    site.network("other", 31);
+    site.docker.idle("stays", "--network bridged");
+    site.docker.idle("goes", "--network other");
+    let stays = site.docker.inside(lab, "stays");
+    let toml = to_names(&["container:stays", "container:goes", "network:other"]);
+    let router = site.router(lab, &toml);
+    eventually("all are found", Vec::<String>::new(), || waiting(&router));
+    let wire = Capture::new(&stays, "eth0");
+    let stream = Numbered::start(&site.lan, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
+    stream.more(200);
+    let docker = &site.docker;
+    docker.run("restart --time 0 goes");
+    stream.more(100);
+    docker.run("rm --force goes");
+    docker.run("network rm other");
+    stream.more(100);
+    site.network("other", 31);
+    docker.idle("goes", "--network other");
+    eventually("all are found again", Vec::<String>::new(), || {
+        waiting(&router)
+    });
+    stream.more(100);
+    let got = |wire: &Capture| -> Vec<u32> {
+        let all = wire.to("225.1.2.3");
+        all.iter().map(|s| number(s.payload())).collect()
+    };
+    let sent = stream.finish();
+    eventually("who stays has all", Vec::<u32>::new(), || {
+        missing(sent, &got(&wire))
+    });
+    assert_eq!(got(&wire).len(), sent as usize, "some came twice");
+    // The engine ends with its containers, and comes back.
+    site.docker.stop_engine();
+    // The bridge stays without its engine.
+    eventually("no container is left", 2, || waiting(&router).len());
+    site.docker.start_engine(lab);
+    site.docker.run("start stays goes");
+    eventually("found after the engine", Vec::<String>::new(), || {
+        waiting(&router)
+    });
+    reaches(&site, &site.docker.inside(lab, "stays"), "eth0");
+    let log = router.program.stderr();
+    assert!(log.contains("names of containers wait"), "{log}");
+    router.stop();
+}
+
+fn without_an_engine_names_wait(lab: &Lab) {
+    let mut site = Site::bridged(lab);
+    site.docker.idle("app", "--network bridged");
+    site.docker.stop_engine();
+    let router = site.router(lab, &to_names(&["container:app", "container:unknown"]));
+    eventually("it says so", true, || {
+        let log = router.program.stderr();
+        log.contains("names of containers wait")
+            && log.contains("docker.sock") | log.contains("/sock")
+    });
+    assert_eq!(waiting(&router), ["container:app", "container:unknown"]);
+    router.expect_metric("mcastor_docker_connected", &[], 0);
+    // Said once, however often it is tried.
+    let said = || {
+        router
+            .program
+            .stderr()
+            .matches("names of containers wait")
+            .count()
+    };
+    assert_eq!(said(), 1, "{}", router.program.stderr());
+    site.docker.start_engine(lab);
+    site.docker.run("start app");
+    eventually("found", vec!["container:unknown".to_string()], || {
+        waiting(&router)
+    });
+    reaches(&site, &site.docker.inside(lab, "app"), "eth0");
+    router.expect_metric("mcastor_docker_connected", &[], 1);
+    router.stop();
+}

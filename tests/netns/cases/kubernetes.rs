@@ -1,0 +1,78 @@
+//! The manifests of conf/kubernetes: fields and names as the API has them, and settings that are
+//! good. Nothing is asked of a cluster.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::cases;
+use crate::lab::{BINARY, Lab};
+
+cases!("kubernetes":
+    #[Python("jsonschema", "python3-jsonschema")] #[Python("yaml", "python3-yaml")]
+    manifests_and_the_settings_in_them_are_good,
+    #[Python("jsonschema", "python3-jsonschema")] #[Python("yaml", "python3-yaml")]
+    a_wrong_manifest_is_found,
+);
+
+fn check(manifests: &[&Path]) -> Result<Vec<String>, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = Command::new("/usr/bin/python3")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .arg(root.join("tests/kubernetes/check.py"))
+        .args(manifests)
+        .output()
+        .expect("python3");
+    if !out.status.success() {
+        return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+    }
+    let lines = String::from_utf8_lossy(&out.stdout).into_owned();
+    let settings = lines.lines().map(serde_json::from_str);
+    settings
+        .collect::<Result<_, _>>()
+        .map_err(|e| e.to_string())
+}
+
+fn manifest(name: &str) -> std::path::PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("conf/kubernetes").join(name)
+}
+
+fn manifests_and_the_settings_in_them_are_good(lab: &Lab) {
+    let files = ["sidecar.yml", "daemonset.yml", "podmonitor.yml"].map(manifest);
+    let files: Vec<&Path> = files.iter().map(|f| f.as_path()).collect();
+    let settings = check(&files).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(settings.len(), 2);
+    for text in settings {
+        let file = lab.file("mcastor.toml");
+        std::fs::write(&file, text).expect("writing settings");
+        let out = Command::new(BINARY).arg("check").arg(&file).output();
+        let out = out.expect("mcastor check");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{said}");
+    }
+}
+
+fn a_wrong_manifest_is_found(lab: &Lab) {
+    let good = std::fs::read_to_string(manifest("daemonset.yml")).expect("the manifest");
+    for (from, to) in [
+        ("hostNetwork: true", "hostNetworks: true"),
+        (
+            "path: /healthz, port: metrics",
+            "path: /healthz, port: metric",
+        ),
+        ("add: [NET_RAW]", "add: [CAP_NET_RAW]"),
+        ("{ name: run, mountPath", "{ name: ran, mountPath"),
+        (
+            "matchLabels: { app: mcastor }",
+            "matchLabels: { app: other }",
+        ),
+        ("prometheus.io/port: \"9464\"", "prometheus.io/port: 9464"),
+        ("readOnlyRootFilesystem: true", "privileged: true"),
+    ] {
+        let wrong = good.replace(from, to);
+        assert_ne!(wrong, good, "{from} is not there");
+        let file = lab.file("wrong.yml");
+        std::fs::write(&file, wrong).expect("writing a manifest");
+        assert!(check(&[&file]).is_err(), "{from} became {to}, unnoticed");
+    }
+}

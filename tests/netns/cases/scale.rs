@@ -1,0 +1,747 @@
+//! Proxies under load: many groups, many reports, and hosts that lie. Every packet of the flows
+//! meanwhile is counted.
+//!
+//! `MCASTOR_SOAK_SECONDS=30 cargo test --test netns -- soak` is the long form. `make
+//! bench-membership` runs the same against the release build, prints the figures and holds them
+//! against the goals.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use mcastor::model::{Group, Source};
+use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
+use mcastor::wire::membership;
+
+use super::cases;
+use super::proxy::{member, members, proxy};
+use crate::lab::frame::{Ipv4, ipv4};
+use crate::lab::{
+    Capture, Injector, Lab, Ns, Numbered, Router, Star, UdpRx, eventually, switch, wait_until,
+};
+
+cases!("scale":
+    a_report_is_served_at_once,
+    ten_thousand_groups,
+    soak_of_reports_by_strangers,
+    soak_of_reports_by_strangers_in_ipv6,
+    soak_of_forged_queries_and_leaves,
+    soak_of_leaves_by_strangers,
+    reports_larger_than_the_link,
+);
+
+/// Whether the goals themselves are to be met, not only their order of magnitude: other tests
+/// run beside this one otherwise, and the build is the slow one.
+fn measures() -> bool {
+    std::env::var_os("MCASTOR_BINARY").is_some()
+}
+
+fn soak_time() -> Duration {
+    let seconds = std::env::var("MCASTOR_SOAK_SECONDS").ok();
+    let seconds = seconds.and_then(|n| n.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(2))
+}
+
+/// xorshift64*: the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+fn group(addr: impl Into<IpAddr>) -> Group {
+    Group::new(addr.into()).expect("a group")
+}
+
+fn source(addr: impl Into<IpAddr>) -> Source {
+    Source::new(addr.into()).expect("a source")
+}
+
+fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> Record {
+    Record {
+        kind,
+        group,
+        sources,
+    }
+}
+
+/// A message as frames.
+fn frames(from: IpAddr, message: &Message) -> Vec<Vec<u8>> {
+    let packets = membership::build(message, from, 1500).expect("a message");
+    let frame = |packet: &Vec<u8>| {
+        let to = match packet[0] >> 4 {
+            4 => IpAddr::from(<[u8; 4]>::try_from(&packet[16..20]).expect("IPv4")),
+            _ => IpAddr::from(<[u8; 16]>::try_from(&packet[24..40]).expect("IPv6")),
+        };
+        crate::lab::frame::ethernet(to, packet)
+    };
+    packets.iter().map(frame).collect()
+}
+
+fn refused(router: &Router, reason: &str) -> f64 {
+    let labels = [("iface", "out1"), ("reason", reason)];
+    router.metric("mcastor_membership_refused_total", &labels)
+}
+
+fn known_groups(router: &Router) -> usize {
+    router.metric("mcastor_membership_groups", &[("iface", "out1")]) as usize
+}
+
+/// Sends frames in turn, so many a second, until it is dropped.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(ns: &Ns, iface: &str, frames: Vec<Vec<u8>>, per_second: u32) -> Self {
+        let inject = Injector::new(ns, iface);
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let (stopped, count) = (stop.clone(), sent.clone());
+        let thread = std::thread::spawn(move || {
+            let begun = Instant::now();
+            let mut next = frames.iter().cycle();
+            let mut n = 0;
+            while !stopped.load(Ordering::Acquire) {
+                let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+                // Who was held up does not make up for it in one burst.
+                n = n.max(due.saturating_sub(2000));
+                while n < due {
+                    if let Some(frame) = next.next() {
+                        let _ = inject.try_send(frame);
+                        count.fetch_add(1, Ordering::Release);
+                    }
+                    n += 1;
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        Self {
+            stop,
+            sent,
+            thread: Some(thread),
+        }
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// From a report on the wire to the first packet of a flow that runs already, for so many groups
+/// one after the other.
+fn report_to_packet(star: &Star, third: u8, count: u8) -> Vec<Duration> {
+    let inject = Injector::new(&star.rcv, "eth1");
+    let host = IpAddr::from([10, 0, 1, 10]);
+    let mut waits = Vec::new();
+    for n in 0..count {
+        let to = Ipv4Addr::new(225, 7, third, n);
+        let dst = format!("{to}:5000");
+        let flow = Numbered::start(&star.src, "eth0", "10.0.0.10:9", &dst, 4000);
+        flow.more(20);
+        let wire = Capture::new(&star.rcv, "eth1");
+        let join = [record(RecordType::ChangeToExclude, group(to), vec![])];
+        let join = frames(host, &Message::Records(join.to_vec()));
+        let leave = frames(host, &Message::Leave { group: group(to) });
+        let begun = Instant::now();
+        inject.send(&join[0]);
+        let came = || {
+            let frames = wire.news();
+            let mut data = frames.iter().filter(|f| !f.outgoing);
+            data.any(|f| f.bytes.len() > 34 && f.bytes[30..34] == to.octets() && f.bytes[23] == 17)
+        };
+        while !came() {
+            let waited = begun.elapsed();
+            assert!(waited < Duration::from_secs(5), "{to}: nothing came");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        waits.push(begun.elapsed());
+        inject.send(&leave[0]);
+    }
+    waits.sort();
+    waits
+}
+
+/// The worst but one in a hundred.
+fn p99(waits: &[Duration]) -> Duration {
+    waits[(waits.len() * 99).div_ceil(100) - 1]
+}
+
+fn show(what: &str, runs: &[Vec<Duration>]) -> Duration {
+    let mut worst: Vec<Duration> = runs.iter().map(|run| p99(run)).collect();
+    worst.sort();
+    let middle = worst[worst.len() / 2];
+    println!(
+        "{what}: median {:?}, p99 {middle:?} (of {} runs: {worst:?})",
+        runs[0][runs[0].len() / 2],
+        runs.len()
+    );
+    middle
+}
+
+/// 99 in 100 within 10 ms. Beside other tests a single one may wait for a processor longer than
+/// that, so there the median is held to ten times as much.
+fn held_to_goal(p99: Duration, runs: &[Vec<Duration>]) {
+    if measures() {
+        assert!(p99 < Duration::from_millis(10), "{p99:?}");
+    } else {
+        let median = runs[0][runs[0].len() / 2];
+        assert!(median < Duration::from_millis(100), "{median:?}");
+    }
+}
+
+fn a_report_is_served_at_once(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    let (runs, count) = if measures() { (5, 200) } else { (1, 50) };
+    let runs: Vec<_> = (0..runs)
+        .map(|n| report_to_packet(&star, n, count))
+        .collect();
+    let p99 = show("report to first packet", &runs);
+    held_to_goal(p99, &runs);
+    drop(router);
+}
+
+const GROUPS: u32 = 10_000;
+
+fn ten_thousand_groups(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let timers = "limits = { groups = 20000 }\n";
+    let toml = proxy(&["in"], &["out1"], timers).replace(
+        "query_interval = \"2s\"\nquery_response_interval = \"300ms\"",
+        "query_interval = \"5s\"\nquery_response_interval = \"2s\"",
+    );
+    let router = Router::start(lab, &star.rtr, &toml);
+    eventually("in force", true, || {
+        router.metric("mcastor_querier", &[]) > 0.0
+    });
+    let empty = router.program.rss();
+    let host = IpAddr::from([10, 0, 1, 10]);
+    let of = |n: u32| group(Ipv4Addr::from(0xef01_0000 + n));
+    let sources = |n: u32| (1..=10).map(move |s| source([10, 9, n as u8, s]));
+    let say = |kind| {
+        let records = (0..GROUPS).map(|n| record(kind, of(n), sources(n).collect()));
+        frames(host, &Message::Records(records.collect()))
+    };
+    let (joins, state) = (
+        say(RecordType::AllowNewSources),
+        say(RecordType::ModeIsInclude),
+    );
+    let inject = Arc::new(Injector::new(&star.rcv, "eth1"));
+    let begun = Instant::now();
+    joins.iter().for_each(|frame| inject.send(frame));
+    eventually("every group", GROUPS as usize, || known_groups(&router));
+    let sources = router.metric("mcastor_membership_sources", &[("iface", "out1")]);
+    assert_eq!(sources, f64::from(GROUPS) * 10.0);
+    println!(
+        "{GROUPS} groups of 10 sources, {} reports: known after {:?}",
+        joins.len(),
+        begun.elapsed()
+    );
+    // The host answers each general query from now on, with all it wants, within two seconds.
+    let stop = Arc::new(AtomicBool::new(false));
+    let rounds = Arc::new(AtomicU64::new(0));
+    let answering = {
+        let (stop, rounds, inject) = (stop.clone(), rounds.clone(), inject.clone());
+        let wire = Capture::new(&star.rcv, "eth1");
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                let to_all = wire.news().into_iter().any(|f| {
+                    !f.outgoing && f.bytes.len() > 34 && f.bytes[30..34] == [224, 0, 0, 1]
+                });
+                if to_all {
+                    for part in state.chunks(8) {
+                        part.iter().for_each(|frame| inject.send(frame));
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    rounds.fetch_add(1, Ordering::Release);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+    };
+    let joined = || router.metric("mcastor_joined_groups", &[("iface", "in")]);
+    let patience = Duration::from_secs(120);
+    let mut last = (0.0, Instant::now());
+    wait_until(patience, || {
+        let now = joined();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(1)
+    });
+    println!("joined upstream: {} after {:?}", last.0, last.1 - begun);
+    let rss = router.program.rss();
+    println!(
+        "memory: {:.1} MiB, {:.1} MiB before",
+        rss as f64 / 1048576.0,
+        empty as f64 / 1048576.0
+    );
+    if measures() {
+        assert!(rss < 64 << 20, "{rss}");
+    } else {
+        assert!(rss < 256 << 20, "{rss}");
+    }
+    let wire = Capture::new(&star.rcv, "eth1");
+    let flow = Numbered::start(&star.src, "eth0", "10.9.3.4:9", "239.1.0.3:5000", 1000);
+    let before = rounds.load(Ordering::Acquire);
+    eventually("two rounds", true, || {
+        rounds.load(Ordering::Acquire) >= before + 2
+    });
+    let sent = flow.finish();
+    let got = || {
+        let seen = wire.to("239.1.0.3");
+        seen.iter().filter(|s| s.protocol == 17).count()
+    };
+    eventually("nothing was lost", sent as usize, got);
+    println!("two general-query rounds: {sent} of {sent} packets");
+    assert_eq!(known_groups(&router), GROUPS as usize);
+    let (runs, count) = if measures() { (5, 100) } else { (1, 50) };
+    let runs: Vec<_> = (0..runs)
+        .map(|n| report_to_packet(&star, n, count))
+        .collect();
+    let p99 = show("report to first packet, 10,000 groups and rounds", &runs);
+    stop.store(true, Ordering::Release);
+    answering.join().expect("the host");
+    // All were refreshed all along; left alone, all end.
+    assert!(known_groups(&router) >= GROUPS as usize);
+    eventually("all end", 0, || known_groups(&router));
+    eventually("left upstream", 0.0, joined);
+    held_to_goal(p99, &runs);
+}
+
+/// What strangers send: reports of every kind for groups and sources made up, leaves of others'
+/// groups, and what is no report.
+fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
+    let mut random = Random(0x6d63_6173_746f_7221);
+    let mut all = Vec::new();
+    while all.len() < 60_000 {
+        let r = random.next();
+        let (from, any, ssm): (IpAddr, Group, Group) = match v6 {
+            false => (
+                Ipv4Addr::from(0x0a40_0000 | (r as u32 & 0x003f_ffff)).into(),
+                group(Ipv4Addr::from(0xef00_0000 | (r >> 32) as u32 >> 8)),
+                group(Ipv4Addr::from(0xe801_0000 | (r >> 48) as u32)),
+            ),
+            true => {
+                let low = u128::from(r);
+                (
+                    Ipv6Addr::from((0xfe80_u128 << 112) | low).into(),
+                    group(Ipv6Addr::from((0xff0e_u128 << 112) | (low >> 8))),
+                    group(Ipv6Addr::from(
+                        (0xff3e_u128 << 112) | 0x8000_0000 | (low >> 48),
+                    )),
+                )
+            }
+        };
+        let some = |random: &mut Random, count: u64| -> Vec<Source> {
+            let one = |_| {
+                let n = random.next();
+                match v6 {
+                    false => source(Ipv4Addr::from(0x0b00_0000 | (n as u32 >> 8))),
+                    true => source(Ipv6Addr::from((0x2001_u128 << 112) | u128::from(n))),
+                }
+            };
+            (0..count).map(one).collect()
+        };
+        let three = |kind, group, sources| Message::Records(vec![record(kind, group, sources)]);
+        let message = match random.below(10) {
+            0..4 => three(RecordType::ChangeToExclude, any, vec![]),
+            4 => three(RecordType::AllowNewSources, ssm, some(&mut random, 80)),
+            5 => three(RecordType::ModeIsExclude, any, some(&mut random, 20)),
+            6 => Message::Report {
+                generation: Generation::Two,
+                group: any,
+            },
+            7 => Message::Leave { group: victim },
+            8 => three(RecordType::ChangeToInclude, victim, vec![]),
+            _ => three(RecordType::BlockOldSources, any, vec![]),
+        };
+        let mut made = frames(from, &message);
+        if random.below(20) == 0
+            && let Some(frame) = made.first_mut()
+        {
+            let at = 14 + random.below(frame.len() as u64 - 14) as usize;
+            frame[at] = random.next() as u8;
+        }
+        all.extend(made);
+    }
+    all
+}
+
+fn soak_of_reports_by_strangers(lab: &Lab) {
+    reports_by_strangers(lab, false);
+}
+
+fn soak_of_reports_by_strangers_in_ipv6(lab: &Lab) {
+    reports_by_strangers(lab, true);
+}
+
+fn reports_by_strangers(lab: &Lab, v6: bool) {
+    let star = Star::dual(lab, 1);
+    // All that is made up is on the link.
+    star.rtr.ip("address add 10.64.0.1/10 dev out1");
+    // The slow build cannot take that many beside other tests: a tenth of the limits there.
+    let (rate, limits) = match measures() {
+        true => (100_000, ""),
+        false => (
+            3000,
+            "limits = { groups = 400, reports_per_second = 1000 }\n",
+        ),
+    };
+    let mut router = Router::start(lab, &star.rtr, &patient(limits));
+    let (groups, src) = match v6 {
+        false => (["225.1.2.3", "225.1.2.4"], "10.0.0.10:9"),
+        true => (["ff0e::8000:1", "ff0e::8000:2"], "[fd00::10]:9"),
+    };
+    let to = groups.map(|g| {
+        if v6 {
+            format!("[{g}]:5000")
+        } else {
+            format!("{g}:5000")
+        }
+    });
+    let series = || {
+        let text = router.get("/metrics").expect("a scrape").body;
+        text.lines().filter(|l| !l.starts_with('#')).count()
+    };
+    // The host is a kernel. It is known once it has reported twice.
+    let one = UdpRx::join(&star.rcv, "eth1", &to[0]);
+    eventually("a member", true, || {
+        member(&router, "out1", groups[0]).is_some()
+    });
+    let protocol = if v6 {
+        "mcastor_mld_messages_total"
+    } else {
+        "mcastor_igmp_messages_total"
+    };
+    let reports = |router: &Router| {
+        let labels = [
+            ("iface", "out1"),
+            ("direction", "received"),
+            ("type", "report"),
+        ];
+        router.metric(protocol, &labels)
+    };
+    eventually("it answered", true, || reports(&router) >= 4.0);
+    let flow = Numbered::start(&star.src, "eth0", src, &to[0], 1000);
+    flow.more(100);
+    let victim = group(groups[0].parse::<IpAddr>().expect("a group"));
+    let flood = Flood::start(&star.rcv, "eth1", lies(v6, victim), rate);
+    let begun = Instant::now();
+    let time = soak_time();
+    // The tables fill up to what strangers may have.
+    eventually("the table is full", true, || {
+        refused(&router, "group_limit") > 0.0
+    });
+    wait_until(time / 4, || false);
+    let (settled, lines) = (router.program.rss(), series());
+    wait_until(time / 4, || false);
+    let grown = router.program.rss().saturating_sub(settled);
+    // The host wants another group in the middle of it, and gets it.
+    let asked = Instant::now();
+    let two = UdpRx::join(&star.rcv, "eth1", &to[1]);
+    eventually("a second group", true, || {
+        member(&router, "out1", groups[1]).is_some()
+    });
+    let joined_after = asked.elapsed();
+    let second = Numbered::start(&star.src, "eth0", src, &to[1], 500);
+    wait_until(time.saturating_sub(begun.elapsed()), || false);
+    second.more(100);
+    let second = second.finish();
+    two.expect(second as usize);
+    drop(two);
+    eventually("it left", None, || member(&router, "out1", groups[1]));
+    assert!(member(&router, "out1", groups[0]).is_some());
+    let (rate, sent) = (
+        flood.sent() as f64 / begun.elapsed().as_secs_f64(),
+        flood.sent(),
+    );
+    drop(flood);
+    let sent_data = flow.finish();
+    one.expect(sent_data as usize);
+    let rss = router.program.rss();
+    println!(
+        "{sent} reports at {rate:.0}/s: {sent_data} + {second} packets, none lost; second group \
+         after {joined_after:?}; {:.1} MiB, {:.1} MiB more later, {:.1} MiB once it was shown; busy {}, stranger_rate {}, \
+         group_limit {}, source_limit {}, groups {}",
+        settled as f64 / 1048576.0,
+        grown as f64 / 1048576.0,
+        rss as f64 / 1048576.0,
+        refused(&router, "busy"),
+        refused(&router, "stranger_rate"),
+        refused(&router, "group_limit"),
+        refused(&router, "source_limit"),
+        known_groups(&router),
+    );
+    assert!(known_groups(&router) <= 2 * 4096);
+    assert!(rss < 128 << 20, "{rss}");
+    if time > Duration::from_secs(20) {
+        assert!(grown < 8 << 20, "memory grew by {grown}");
+    }
+    assert!(
+        series() <= lines + 16,
+        "{} series, then {}",
+        lines,
+        series()
+    );
+    let log = router.program.stderr();
+    assert!(log.lines().count() < 100, "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+    assert_eq!(router.program.ended(), None);
+}
+
+/// A router, a host and a forger on one switch: the host hears what is forged, as the router
+/// does. Strangers may have any address of 10.0.0.0/8.
+fn beside_a_forger(lab: &Lab) -> (Star, Ns, Ns) {
+    let star = Star::v4(lab, 1);
+    star.rtr.ip("address add 10.64.100.1/8 dev out1");
+    star.rtr.ip("address del 10.0.1.1/24 dev out1");
+    let mut hosts = switch(lab, &star, "mcast_snooping 0", &["host", "forger"]);
+    let forger = hosts.pop().expect("the forger");
+    let host = hosts.pop().expect("the host");
+    (star, host, forger)
+}
+
+/// Hosts have two seconds to answer before a member is gone, as by default and unlike in other
+/// cases: on a busy machine an answer may come late.
+fn patient(extra: &str) -> String {
+    let interval = "last_member_query_interval = ";
+    proxy(&["in"], &["out1"], extra).replace(
+        &format!("{interval}\"100ms\""),
+        &format!("{interval}\"1s\""),
+    )
+}
+
+/// IGMP messages so far.
+fn messages(router: &Router, direction: &str, kind: &str) -> f64 {
+    let labels = [("iface", "out1"), ("direction", direction), ("type", kind)];
+    router.metric("mcastor_igmp_messages_total", &labels)
+}
+
+/// A kernel that joined, and that the router knows.
+fn known_member(router: &Router, host: &Ns) -> UdpRx {
+    let one = UdpRx::join(host, "eth0", "225.1.2.3:5000");
+    eventually("a member", 1, || members(router).len());
+    eventually("it answered", true, || {
+        messages(router, "received", "report") >= 4.0
+    });
+    one
+}
+
+/// Queries by those who are none: who asks is always known, and neither log nor members suffer.
+fn soak_of_forged_queries_and_leaves(lab: &Lab) {
+    let (star, host, forger) = beside_a_forger(lab);
+    let mut router = Router::start(lab, &star.rtr, &patient(""));
+    let one = known_member(&router, &host);
+    let flow = Numbered::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 1000);
+    let victim = group([225, 1, 2, 3]);
+    let query = |group| {
+        Message::Query(Query {
+            generation: Generation::Three,
+            group,
+            max_response: Duration::from_millis(100),
+            suppress: false,
+            robustness: 2,
+            interval: Some(Duration::from_secs(2)),
+            sources: vec![],
+        })
+    };
+    let leave = Message::Leave { group: victim };
+    let mut forged = Vec::new();
+    // Each lower than the one before: each wins.
+    for n in (2..4000u32).rev() {
+        let from = Ipv4Addr::from(0x0a40_0000 + n).into();
+        forged.extend(frames(from, &query(None)));
+        forged.extend(frames(from, &query(Some(victim))));
+        forged.extend(frames(from, &leave));
+    }
+    let rate = if measures() { 20_000 } else { 5_000 };
+    let reports = messages(&router, "received", "report");
+    let flood = Flood::start(&forger, "eth0", forged, rate);
+    wait_until(soak_time(), || false);
+    let (sent, time) = (flood.sent(), soak_time().as_secs_f64());
+    drop(flood);
+    let changes = router.metric("mcastor_querier_changes_total", &[("iface", "out1")]);
+    assert!(changes >= 1.0);
+    let answers = messages(&router, "received", "report") - reports;
+    let ours = messages(&router, "transmitted", "group_query");
+    assert!(member(&router, "out1", "225.1.2.3").is_some());
+    let sent_data = flow.finish();
+    println!(
+        "{sent} forged messages at {:.0}/s: {changes} changes of querier, {answers} answers, \
+         {ours} queries for the group; {sent_data} packets",
+        sent as f64 / time
+    );
+    one.expect(sent_data as usize);
+    // The host did hear the forged queries: our own come every two seconds.
+    assert!(answers > time * 1.5, "{answers}");
+    assert!(ours < (time + 2.0) * 10.0, "{ours}");
+    let log = router.program.stderr();
+    let said = log.lines().filter(|l| l.contains("querier")).count();
+    assert!(said <= 40, "{log}");
+    assert_eq!(router.program.ended(), None);
+    drop(one);
+}
+
+/// What a forged leave makes us ask, while we are the querier.
+fn soak_of_leaves_by_strangers(lab: &Lab) {
+    let (star, host, forger) = beside_a_forger(lab);
+    let mut router = Router::start(lab, &star.rtr, &patient(""));
+    let one = known_member(&router, &host);
+    let flow = Numbered::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 1000);
+    let stranger = |n: u32| IpAddr::from(Ipv4Addr::from(0x0a40_0000 + n));
+    let leave = |n, group| frames(stranger(n), &Message::Leave { group });
+    let victim = group([225, 1, 2, 3]);
+    // The group of a member who says each time that it is there.
+    let of_a_member = (2..60_000).flat_map(|n| leave(n, victim)).collect();
+    // Groups that exist only because a stranger reported them just before.
+    let own = |n: u32| group(Ipv4Addr::from(0xe202_0000 + n % 1000));
+    let join = |n: u32| {
+        let record = record(RecordType::ChangeToExclude, own(n), vec![]);
+        frames(stranger(n), &Message::Records(vec![record]))
+    };
+    let pairs = |n| join(n).into_iter().chain(leave(n, own(n)));
+    let of_nobody: Vec<_> = (2..30_000).flat_map(pairs).collect();
+    let time = soak_time();
+    let run = |what: &str, frames: Vec<Vec<u8>>, rate| {
+        let count = || {
+            let leaves = messages(&router, "received", "leave");
+            (leaves, messages(&router, "transmitted", "group_query"))
+        };
+        let before = count();
+        let flood = Flood::start(&forger, "eth0", frames, rate);
+        let begun = Instant::now();
+        wait_until(time, || false);
+        let sent = flood.sent();
+        drop(flood);
+        let took = begun.elapsed();
+        // What is pending is asked within a second.
+        wait_until(Duration::from_secs(2), || false);
+        // What came is taken out of the socket, whose buffer holds no more than a minute of it.
+        let _ = one.got();
+        let after = count();
+        let (leaves, queries) = (after.0 - before.0, after.1 - before.1);
+        println!(
+            "{what}: {sent} messages at {:.0}/s, {leaves} leaves within the rate, {queries} \
+             queries, {:.1}/s",
+            sent as f64 / took.as_secs_f64(),
+            queries / took.as_secs_f64()
+        );
+        // As many as a leave may be asked for, never more.
+        assert!(queries <= leaves * 2.0, "{queries} for {leaves}");
+        (leaves, queries, took.as_secs_f64())
+    };
+    let (leaves, queries, took) = run("a member's group", of_a_member, 1000);
+    assert!(leaves >= 100.0, "{leaves}");
+    // Rounds of two queries a second; one begins anew once the member has answered.
+    assert!(queries >= 2.0, "{queries}");
+    assert!(queries < (took + 2.0) * 20.0, "{queries}");
+    let (leaves, queries, _) = run("groups of nobody", of_nobody.clone(), 1000);
+    assert!(leaves >= 100.0 && queries >= 2.0, "{leaves}, {queries}");
+    // More than may come: nobody believes strangers that others have left.
+    let fast = if measures() { 100_000 } else { 20_000 };
+    let (_, queries, took) = run("a flood", of_nobody, fast);
+    // Half of 10,000 messages a second are for strangers, and two queries for each leave.
+    assert!(queries < (took + 2.0) * 10_000.0, "{queries}");
+    assert!(member(&router, "out1", "225.1.2.3").is_some());
+    let sent = flow.finish();
+    one.expect(sent as usize);
+    println!("{sent} packets meanwhile, none lost");
+    assert_eq!(router.program.ended(), None);
+}
+
+/// Reports of 1,000 sources and of 64 KB: whole where the link is that wide, refused in
+/// fragments.
+fn reports_larger_than_the_link(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    star.rtr.ip("link set out1 mtu 65535");
+    star.rcv.ip("link set eth1 mtu 65535");
+    let mut router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    eventually("in force", true, || {
+        router.metric("mcastor_querier", &[]) > 0.0
+    });
+    let inject = Injector::new(&star.rcv, "eth1");
+    let host = IpAddr::from([10, 0, 1, 10]);
+    let whole = |records| {
+        let packets = membership::build(&Message::Records(records), host, 65_535);
+        let mut packets = packets.expect("a message");
+        assert_eq!(packets.len(), 1);
+        packets.remove(0)
+    };
+    let to = IpAddr::from([224, 0, 0, 22]);
+    let thousand: Vec<Source> = (0..1000u32)
+        .map(|n| source(Ipv4Addr::from(0x0b00_0000 + n)))
+        .collect();
+    let ssm = group([232, 1, 2, 3]);
+    let many_sources = whole(vec![record(RecordType::AllowNewSources, ssm, thousand)]);
+    let records = (0..8180u32).map(|n| {
+        let group = group(Ipv4Addr::from(0xe203_0000 + n));
+        record(RecordType::ChangeToExclude, group, vec![])
+    });
+    let largest = whole(records.collect());
+    assert!(largest.len() > 65_400, "{}", largest.len());
+    // In fragments: each is refused, and none of what they say is taken.
+    let mut fragments = 0;
+    for packet in [&many_sources, &largest] {
+        let header = usize::from(packet[0] & 0xf) * 4;
+        let parts = packet[header..].chunks(1472);
+        let last = parts.len() - 1;
+        for (n, part) in parts.enumerate() {
+            let more = if n < last { 0x2000 } else { 0 };
+            let fields = Ipv4 {
+                id: 7,
+                flags_offset: more | (n * 1472 / 8) as u16,
+                ttl: 1,
+                protocol: 2,
+                src: [10, 0, 1, 10],
+                dst: [224, 0, 0, 22],
+                options: packet[20..header].to_vec(),
+                ..Ipv4::default()
+            };
+            inject.send(&crate::lab::frame::ethernet(to, &ipv4(&fields, part)));
+            fragments += 1;
+        }
+    }
+    eventually("each fragment is refused", f64::from(fragments), || {
+        refused(&router, "fragment")
+    });
+    assert_eq!(known_groups(&router), 0);
+    // In one piece: as many as the limits allow a stranger, three quarters of each.
+    inject.send(&crate::lab::frame::ethernet(to, &many_sources));
+    eventually("the group", 1, || known_groups(&router));
+    let sources = router.metric("mcastor_membership_sources", &[("iface", "out1")]);
+    println!("of 1,000 sources {sources} are taken");
+    assert!((192.0..=256.0).contains(&sources), "{sources}");
+    assert_eq!(refused(&router, "source_limit"), 1000.0 - sources);
+    inject.send(&crate::lab::frame::ethernet(to, &largest));
+    eventually("the table is full", true, || {
+        refused(&router, "group_limit") > 0.0
+    });
+    let groups = known_groups(&router);
+    println!("of 8,180 groups in 64 KB {} are taken", groups - 1);
+    assert!((3072..=4096).contains(&groups), "{groups}");
+    assert_eq!(refused(&router, "group_limit"), 8181.0 - groups as f64);
+    assert_eq!(router.program.ended(), None);
+}

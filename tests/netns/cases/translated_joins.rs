@@ -1,0 +1,281 @@
+//! Joins through routes that rewrite: hosts behind a proxy ask for what leaves, and what comes is
+//! joined. The hosts are kernels.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
+use mcastor::model::{IfIndex, SourceFilter};
+use mcastor::sys::memberships::Memberships;
+use serde_json::Value;
+
+use super::{cases, route};
+use crate::lab::{Capture, Lab, Ns, Router, Star, UdpTx, eventually};
+
+cases!("translated_joins":
+    what_comes_is_joined_4to4,
+    what_comes_is_joined_6to6,
+    what_comes_is_joined_4to6,
+    what_comes_is_joined_6to4,
+    the_upstream_of_the_proxy_may_be_where_it_comes_from,
+    any_source_and_prefixes,
+    a_member_changes_its_mind,
+    a_route_that_others_need_too_is_joined_at_once,
+);
+
+const TIMERS: &str = "[proxy.timers]\nquery_interval = \"2s\"\nquery_response_interval = \"300ms\"\n\
+                      last_member_query_interval = \"100ms\"\n";
+
+fn proxy(upstream: &str) -> String {
+    format!("[[proxy]]\nname = \"p\"\nupstream = [{upstream:?}]\ndownstream = [\"out1\"]\n{TIMERS}")
+}
+
+/// A kernel as a member, as long as this lives.
+struct Host<'a> {
+    ns: &'a Ns,
+    held: Memberships,
+}
+
+impl<'a> Host<'a> {
+    fn new(ns: &'a Ns, iface: &str) -> Self {
+        let index = IfIndex::new(ns.index(iface)).expect("an index");
+        let held = Memberships::new(index);
+        Self { ns, held }
+    }
+
+    fn wants(&mut self, group: &str, filter: &SourceFilter) {
+        let (group, held) = (group.parse().expect("a group"), &mut self.held);
+        let set = self.ns.enter(|| held.set(group, filter));
+        set.expect("the kernel takes it");
+    }
+}
+
+fn include(sources: &[&str]) -> SourceFilter {
+    let sources = sources.iter().map(|s| s.parse().expect("a source"));
+    SourceFilter::Include(sources.collect())
+}
+
+/// Rows of `show groups` of one role on one interface, lowest group first.
+fn rows(router: &Router, role: &str, interface: &str) -> Vec<Value> {
+    let mut rows = router.control().show("groups");
+    rows.retain(|g| g["role"] == role && g["interface"] == interface);
+    rows.sort_by_key(|g| g["group"].as_str().map(String::from));
+    rows
+}
+
+/// As `group mode sources`.
+fn joined(router: &Router, interface: &str) -> Vec<String> {
+    let rows = rows(router, "host", interface);
+    let line = |g: &Value| {
+        let sources = g["sources"].as_array().cloned().unwrap_or_default();
+        let sources: Vec<_> = sources
+            .iter()
+            .filter_map(|s| s["source"].as_str())
+            .collect();
+        let text = |key: &str| g[key].as_str().unwrap_or_default().to_string();
+        let all = [text("group"), text("mode"), sources.join(" ")];
+        all.join(" ").trim_end().to_string()
+    };
+    rows.iter().map(line).collect()
+}
+
+const ALLOW: u8 = 5;
+const BLOCK: u8 = 6;
+
+/// The types of the records of reports on a wire that name this group and this source first.
+fn records(wire: &Capture, source: &str, group: &str) -> Vec<u8> {
+    let octets = |text: &str| match text.parse().expect("an address") {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    };
+    let named = [octets(group), octets(source)].concat();
+    let frames = wire.frames();
+    let reports = frames.iter().filter(|f| !f.outgoing);
+    let types = reports.flat_map(|f| {
+        let at = f.bytes.windows(named.len() + 4).filter(|w| w[4..] == named);
+        at.map(|w| w[0]).collect::<Vec<_>>()
+    });
+    types.collect()
+}
+
+const FOUR: [&str; 2] = ["10.0.0.10", "232.1.2.3"];
+const SIX: [&str; 2] = ["fd00::10", "ff3e::8000:2"];
+const FOUR_TO: [&str; 2] = ["10.9.1.77", "232.9.1.1"];
+const SIX_TO: [&str; 2] = ["fd00:9::77", "ff3e::8000:9"];
+const PACKETS: usize = 100;
+
+fn translated(from: [&str; 2], to: [&str; 2], egresses: &[&str]) -> String {
+    let extra = format!(
+        "rewrite = {{ source = {:?}, group = {:?} }}\n",
+        to[0], to[1]
+    );
+    route("r", "in", from[0], from[1], egresses, &extra)
+}
+
+fn what_comes_is_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &str) {
+    let star = Star::dual(lab, 2);
+    let settings = proxy(upstream) + &translated(from, to, &["out1"]);
+    let router = Router::start(lab, &star.rtr, &settings);
+    let up = Capture::new(&star.src, "eth0");
+    let elsewhere = Capture::new(&star.rcv, "eth2");
+    assert_eq!(joined(&router, "in"), [""; 0], "nobody asked yet");
+    let any = match to[1].contains(':') {
+        true => "[::]:5000",
+        false => "0.0.0.0:5000",
+    };
+    let at = match from[1].contains(':') {
+        true => format!("[{}]:5000", from[1]),
+        false => format!("{}:5000", from[1]),
+    };
+    let rx = star.rcv.enter(|| UdpSocket::bind(any)).expect("a socket");
+    rx.set_read_timeout(Some(Duration::from_secs(15)))
+        .expect("a timeout");
+    let mut host = Host::new(&star.rcv, "eth1");
+    host.wants(to[1], &include(&[to[0]]));
+    let is = format!("{} include {}", from[1], from[0]);
+    eventually("joined as it comes", vec![is], || joined(&router, "in"));
+    eventually("asked for on the wire", Some(ALLOW), || {
+        records(&up, from[0], from[1]).first().copied()
+    });
+    assert_eq!(joined(&router, "out2"), [""; 0], "not where the proxy asks");
+    assert_eq!(records(&elsewhere, to[0], to[1]), [0; 0]);
+    assert_eq!(records(&up, to[0], to[1]), [0; 0]);
+    // Shown on both sides.
+    let [came, left] = [from, to].map(|[s, g]| format!("({s}, {g})"));
+    let member = &rows(&router, "router", "out1")[0];
+    assert_eq!(member["group"], to[1]);
+    assert_eq!(
+        member["original"],
+        serde_json::json!([format!("{came} from in")])
+    );
+    let host_row = &rows(&router, "host", "in")[0];
+    assert_eq!(
+        host_row["for"],
+        serde_json::json!([format!("{left} to out1")])
+    );
+    let table = router.tell("show groups");
+    for told in [
+        format!("joined, is {came} from in"),
+        format!("joined, for {left} to out1"),
+    ] {
+        assert!(table.contains(&told), "{table}");
+    }
+    // What comes is what the host asked for: it takes all of it.
+    let wire = Capture::new(&star.rcv, "eth1");
+    let tx = UdpTx::new(&star.src, "eth0", &at);
+    let mut bytes = [0; 64];
+    for n in 0..PACKETS {
+        tx.send(n.to_be_bytes());
+        let (len, sender) = rx.recv_from(&mut bytes).expect("translated");
+        assert_eq!(bytes[..len], n.to_be_bytes());
+        assert_eq!(sender.ip(), to[0].parse::<IpAddr>().expect("an address"));
+    }
+    assert!(wire.expect(to[1], PACKETS).iter().all(|s| s.udp_ok()));
+    router.expect_routed("r", "out1", PACKETS as u64);
+    // It leaves, and so do we.
+    drop(host);
+    eventually("left", Vec::<String>::new(), || joined(&router, "in"));
+    eventually("left on the wire", Some(BLOCK), || {
+        records(&up, from[0], from[1]).last().copied()
+    });
+    assert!(rows(&router, "router", "out1").is_empty());
+}
+
+fn what_comes_is_joined_4to4(lab: &Lab) {
+    what_comes_is_joined(lab, FOUR, FOUR_TO, "out2");
+}
+
+fn what_comes_is_joined_6to6(lab: &Lab) {
+    what_comes_is_joined(lab, SIX, SIX_TO, "out2");
+}
+
+fn what_comes_is_joined_4to6(lab: &Lab) {
+    what_comes_is_joined(lab, FOUR, SIX_TO, "out2");
+}
+
+fn what_comes_is_joined_6to4(lab: &Lab) {
+    what_comes_is_joined(lab, SIX, FOUR_TO, "out2");
+}
+
+fn the_upstream_of_the_proxy_may_be_where_it_comes_from(lab: &Lab) {
+    what_comes_is_joined(lab, FOUR, FOUR_TO, "in");
+}
+
+/// One group of a prefix each, and of the senders those that are wanted.
+fn any_source_and_prefixes(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let from = ["10.0.0.0/24", "225.1.2.0/24"];
+    let to = ["10.9.1.0/24", "239.1.1.0/24"];
+    let settings = proxy("out2") + &translated(from, to, &["out1"]);
+    let router = Router::start(lab, &star.rtr, &settings);
+    let mut host = Host::new(&star.rcv, "eth1");
+    host.wants("239.1.1.7", &SourceFilter::any());
+    let but = SourceFilter::Exclude(["10.9.1.5".parse().expect("a source")].into());
+    host.wants("239.1.1.8", &but);
+    host.wants("239.1.1.9", &include(&["10.9.1.6", "10.7.0.1"]));
+    let (any, but) = ("225.1.2.7 exclude", "225.1.2.8 exclude 10.0.0.5");
+    let all = [any, but, "225.1.2.9 include 10.0.0.6"].map(String::from);
+    eventually("each as it comes", all.to_vec(), || joined(&router, "in"));
+    // What the route does not make of another may come from elsewhere.
+    let rest = [
+        "239.1.1.7 exclude",
+        "239.1.1.8 exclude 10.9.1.5",
+        "239.1.1.9 include 10.7.0.1",
+    ];
+    assert_eq!(joined(&router, "out2"), rest);
+    let row = &rows(&router, "host", "in")[0];
+    assert_eq!(row["for"], serde_json::json!(["(*, 239.1.1.7) to out1"]));
+    drop(host);
+    eventually("left", Vec::<String>::new(), || joined(&router, "in"));
+    assert_eq!(joined(&router, "out2"), [""; 0]);
+}
+
+/// Another source, then another group, then another route: each is joined before the last is
+/// left.
+fn a_member_changes_its_mind(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let from = ["10.0.0.0/24", "232.1.2.0/24"];
+    let told = |to: [&str; 2]| proxy("out2") + &translated(from, to, &["out1"]);
+    let router = Router::start(lab, &star.rtr, &told(["10.9.1.0/24", "232.9.1.0/24"]));
+    let up = Capture::new(&star.src, "eth0");
+    let mut host = Host::new(&star.rcv, "eth1");
+    let is = |what: &[&str]| {
+        let want: Vec<String> = what.iter().map(ToString::to_string).collect();
+        eventually("joined", want, || joined(&router, "in"));
+    };
+    host.wants("232.9.1.1", &include(&["10.9.1.1"]));
+    is(&["232.1.2.1 include 10.0.0.1"]);
+    host.wants("232.9.1.1", &include(&["10.9.1.1", "10.9.1.2"]));
+    is(&["232.1.2.1 include 10.0.0.1 10.0.0.2"]);
+    host.wants("232.9.1.1", &include(&["10.9.1.2"]));
+    is(&["232.1.2.1 include 10.0.0.2"]);
+    host.wants("232.9.1.2", &include(&["10.9.1.2"]));
+    host.wants("232.9.1.1", &SourceFilter::none());
+    is(&["232.1.2.2 include 10.0.0.2"]);
+    let blocked = |source: &str, group: &str| {
+        let types = records(&up, source, group);
+        types.iter().position(|t| *t == BLOCK)
+    };
+    eventually("left", true, || blocked("10.0.0.2", "232.1.2.1").is_some());
+    assert_eq!(blocked("10.0.0.2", "232.1.2.2"), None, "still wanted");
+    // The same is made of another stream: what the host wants stays.
+    reload(&router, &told(["10.9.1.0/24", "232.9.9.0/24"]));
+    is(&[]);
+    let out = vec!["232.9.1.2 include 10.9.1.2".to_string()];
+    eventually("nobody makes it", out, || joined(&router, "out2"));
+    reload(&router, &told(["10.9.1.0/24", "232.9.1.0/24"]));
+    is(&["232.1.2.2 include 10.0.0.2"]);
+    assert_eq!(joined(&router, "out2"), [""; 0]);
+}
+
+fn reload(router: &Router, settings: &str) {
+    router.rewrite(settings);
+    router.tell("reload");
+}
+
+fn a_route_that_others_need_too_is_joined_at_once(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let settings = proxy("in") + &translated(FOUR, FOUR_TO, &["out1", "out2"]);
+    let router = Router::start(lab, &star.rtr, &settings);
+    let is = format!("{} include {}", FOUR[1], FOUR[0]);
+    eventually("joined for out2", vec![is], || joined(&router, "in"));
+}

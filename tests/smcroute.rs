@@ -1,0 +1,203 @@
+//! `smcroute.conf`: each bad line is told with file, line and cause and the rest stands; what
+//! is good means the same as the TOML it converts to.
+
+use std::path::PathBuf;
+
+use mcastor::settings::{MAX_FILE, Settings, read_smcroute};
+use mcastor::smcroute::convert::convert;
+
+const GOOD: &str = "mroute from good0 group 225.0.0.1 to good1";
+
+fn corpus() -> Vec<(String, String)> {
+    let lines = include_str!("smcroute/bad.txt").lines();
+    let bad = lines.filter(|l| !l.starts_with("# "));
+    let split = |l: &str| {
+        l.split_once(" => ")
+            .map(|(a, b)| (a.to_string(), b.to_string()))
+    };
+    let mut all: Vec<(String, String)> = bad.map(|l| split(l).expect(l)).collect();
+    let control = |c: char| format!("mroute from eth0 group 225.1.2.3{c} to eth1");
+    all.push((control('\0'), "holds '\\0'".into()));
+    all.push((control('\u{7}'), "holds '\\u{7}'".into()));
+    let many: String = (0..65).map(|n| format!(" eth{n}")).collect();
+    let many = format!("mroute from in group 225.1.2.3 to{many}");
+    all.push((many, "65 interfaces to send to; at most 64".into()));
+    all
+}
+
+#[test]
+fn every_bad_line_has_its_file_its_line_and_its_cause() {
+    let all = corpus();
+    assert!(all.len() >= 50);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.conf");
+    let shown = path.display().to_string();
+    for (line, cause) in &all {
+        let line = line.replace("include bad.conf", &format!("include {shown}"));
+        std::fs::write(&path, format!("{GOOD}\n\n{line}\n{GOOD}2\n")).unwrap();
+        let conf = read_smcroute(&path, false);
+        let told: Vec<String> = conf.faults.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1, "{line}: {told:?}");
+        let place = format!("{shown} line 3: ");
+        assert!(
+            told[0].starts_with(&place) && told[0].contains(cause),
+            "{line}: {told:?}"
+        );
+        assert_eq!(conf.routes.len(), 1, "{line}");
+        assert_eq!(
+            conf.routes[0].1.to.len(),
+            2,
+            "{line}: the line behind it stands"
+        );
+    }
+    // All in one file, as they stand.
+    let text: String = all.iter().map(|(line, _)| format!("{line}\n")).collect();
+    std::fs::write(
+        &path,
+        format!(
+            "{GOOD}\n{}",
+            text.replace("include bad.conf", &format!("include {shown}"))
+        ),
+    )
+    .unwrap();
+    let conf = read_smcroute(&path, false);
+    let lines: Vec<usize> = conf.faults.iter().map(|f| f.place.line).collect();
+    assert_eq!(lines, (2..all.len() + 2).collect::<Vec<_>>());
+}
+
+#[test]
+fn bytes_that_are_no_text_and_files_that_are_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.conf");
+    std::fs::write(&path, b"mroute from \xff\xfe group\n").unwrap();
+    let told = |path: &PathBuf| {
+        let conf = read_smcroute(path, false);
+        conf.faults
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert!(told(&path)[0].ends_with("line 1: not UTF-8 from byte 13 on"));
+    std::fs::write(&path, "a".repeat(10_000)).unwrap();
+    assert!(told(&path)[0].ends_with("line 1: longer than 8192 bytes"));
+    std::fs::write(&path, "\n".repeat(MAX_FILE as usize + 1)).unwrap();
+    assert!(told(&path)[0].contains("larger than"), "{:?}", told(&path));
+    assert!(told(&folder.path().to_path_buf())[0].contains("cannot be read"));
+    assert!(told(&folder.path().join("none"))[0].ends_with("does not exist"));
+}
+
+const EVERYTHING: &str = "\
+# The cameras of hall 3
+phyint eth1 enable ttl-threshold 3 # to the office
+phyint eth+ mrdisc
+phyint dummy0 disable
+mgroup from eth0 group 225.1.2.0/30
+mgroup from eth0 source 10.0.0.0/31 group 232.1.2.3
+mroute from eth0 group 225.1.2.3 to eth1 \t eth2
+mroute from eth0 group 225.1.2.3 to eth3   # more of the same
+mroute from eth0 source 10.0.0.10 group 225.1.2.4 to eth+
+mroute from br+ group 225.9.0.0/16 source 10.0.0.0/8 to eth1 br0 ttl set 8 except 10.0.0.1,10.1.0.0/16
+mroute from eth0 group ff0e::42 to eth1 ttl keep
+mroute from eth0 group 224.0.0.9 to eth1
+include more/*.conf
+";
+
+#[test]
+fn toml_means_the_same_and_keeps_the_comments() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("more")).unwrap();
+    let include = folder.path().join("more/*.conf").display().to_string();
+    for (n, name) in ["b.conf", "a.conf", "c.txt"].iter().enumerate() {
+        let line = format!("# file {n}\nmroute from eth0 group 225.8.8.{n} to eth1\n");
+        std::fs::write(folder.path().join("more").join(name), line).unwrap();
+    }
+    let path = folder.path().join("smcroute.conf");
+    std::fs::write(&path, EVERYTHING.replace("more/*.conf", &include)).unwrap();
+    let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
+    assert_eq!(settings.skipped, [""; 0]);
+    assert_eq!(settings.odd.len(), 1, "{:?}", settings.odd);
+    assert_eq!(settings.routes.len(), 6);
+    // Included in the order of their names.
+    assert_eq!(settings.routes[4].group.to_string(), "225.8.8.1");
+    let toml = convert(&read_smcroute(&path, false));
+    for comment in [
+        "# The cameras of hall 3",
+        "# to the office",
+        "# more of the same",
+        "# file 0",
+    ] {
+        assert!(toml.contains(comment), "{toml}");
+    }
+    let made = folder.path().join("made.toml");
+    std::fs::write(&made, &toml).unwrap();
+    let same = Settings::load(Some(&made), std::iter::empty());
+    let mut same = same.unwrap_or_else(|report| panic!("{report}\n{toml}"));
+    same.odd.clone_from(&settings.odd);
+    assert_eq!(same, settings, "{toml}");
+}
+
+#[test]
+fn toml_is_still_toml() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.conf", "a.toml", "a"] {
+        let path = folder.path().join(name);
+        std::fs::write(
+            &path,
+            "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\n",
+        )
+        .unwrap();
+        let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
+        assert_eq!(settings.routes.len(), 1, "{name}");
+    }
+    let path = folder.path().join("b.toml");
+    std::fs::write(&path, GOOD).unwrap();
+    assert!(Settings::load(Some(&path), std::iter::empty()).is_err());
+}
+
+#[test]
+fn the_unit_is_sandboxed_and_takes_the_options_of_smcroute() {
+    let unit = include_str!("../conf/mcastor-smcroute.service");
+    let value = |key: &str| {
+        let line = unit
+            .lines()
+            .find_map(|l| l.strip_prefix(&format!("{key}=")));
+        line.unwrap_or_else(|| panic!("no {key}="))
+    };
+    assert_eq!(value("Type"), "notify");
+    assert_eq!(value("EnvironmentFile"), "-/etc/default/smcroute");
+    assert!(value("WatchdogSec").parse::<u32>().is_ok());
+    let start = value("ExecStart");
+    assert!(start.starts_with("/usr/local/sbin/smcrouted -n -p nobody "));
+    assert!(start.ends_with("$SMCROUTED_OPTS $SMCROUTED_ARGS"));
+    let most = [
+        "CAP_NET_ADMIN",
+        "CAP_NET_RAW",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_CHOWN",
+    ];
+    assert!(
+        value("CapabilityBoundingSet")
+            .split(' ')
+            .all(|c| most.contains(&c))
+    );
+    for key in [
+        "NoNewPrivileges",
+        "ProtectHome",
+        "PrivateDevices",
+        "MemoryDenyWriteExecute",
+    ] {
+        assert_eq!(value(key), "yes");
+    }
+    assert_eq!(value("ProtectSystem"), "strict");
+    // As systemd splits it, with what an administrator may have written there.
+    let words = start
+        .replace("$SMCROUTED_OPTS", "-N -l debug -p daemon")
+        .replace("$SMCROUTED_ARGS", "");
+    let words = words.split_whitespace().skip(1).map(String::from);
+    let words = ["mcastor", "smcrouted"]
+        .into_iter()
+        .map(String::from)
+        .chain(words);
+    assert!(mcastor::cli::command().try_get_matches_from(words).is_ok());
+}

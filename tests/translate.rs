@@ -1,0 +1,171 @@
+//! Packets through the switch of a route that rewrites, byte for byte against packets that scapy
+//! built: `tests/vectors/translate/build.py`.
+
+use std::net::IpAddr;
+
+use mcastor::forward::DropReason;
+use mcastor::model::{IfIndex, Link, Links, Rewrite, RouteRule};
+use mcastor::planes::{Batch, Packet, Switch};
+use mcastor::table::{Fib, Rib};
+use mcastor::wire::offload::Offload;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Vector {
+    name: String,
+    from: (String, String),
+    to: (String, String),
+    port: Option<u16>,
+    mtu: u32,
+    offload: Option<Work>,
+    #[serde(rename = "in")]
+    arrives: String,
+    #[serde(default)]
+    out: Vec<String>,
+    drop: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Work {
+    Checksum { start: u16, offset: u16 },
+    Segments { segments: u16 },
+}
+
+fn unhex(hex: &str) -> Vec<u8> {
+    let byte = |i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
+    (0..hex.len()).step_by(2).map(byte).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u32) -> Fib {
+    let link = |index, name: &str| Link {
+        mtu,
+        ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
+    };
+    let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
+    let out = vec!["out".parse().unwrap()];
+    let mut rule = RouteRule::new("in".parse().unwrap(), from.1.parse().unwrap(), out);
+    rule.source = from.0.parse().unwrap();
+    let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
+    let port = port.and_then(std::num::NonZeroU16::new);
+    let rewrite = Rewrite::new((rule.source, rule.group), becomes, port, false);
+    rule.rewrite = Some(rewrite.unwrap());
+    let rib = Rib {
+        rules: vec![rule],
+        ..Rib::default()
+    };
+    rib.fib(&links, 1)
+}
+
+/// What leaves, or the reason it does not.
+fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, DropReason> {
+    // Other bytes before and behind: nothing may be read or written there.
+    let mut bytes = vec![0xee; 14];
+    bytes.extend_from_slice(packet);
+    bytes.extend_from_slice(&[0xee; 14]);
+    let meta = Packet {
+        start: 14,
+        len: packet.len() as u32,
+        ethertype: if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd },
+        offload,
+        ..Packet::default()
+    };
+    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let batch = Batch::from_bytes(bytes, vec![meta]);
+    let switched = Switch::default().run(fib, ingress, batch, 0);
+    let dropped = DropReason::ALL
+        .iter()
+        .find(|r| switched.tally.dropped[**r as usize] > 0);
+    if let Some(reason) = dropped {
+        assert!(switched.egresses.is_empty());
+        return Err(*reason);
+    }
+    let slots = &switched.egresses[0].1;
+    let translated: u64 = switched.tally.translated.iter().sum();
+    assert!(translated == switched.tally.packets && translated <= slots.len() as u64);
+    Ok(slots
+        .iter()
+        .map(|s| switched.load.packet(s).to_vec())
+        .collect())
+}
+
+fn vectors() -> Vec<Vector> {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/vectors/translate/vectors.json"
+    );
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn what_leaves_is_what_scapy_builds() {
+    let vectors = vectors();
+    assert!(vectors.len() > 200);
+    let mut faults = Vec::new();
+    for v in &vectors {
+        let offload = match v.offload {
+            None => Offload::None,
+            Some(Work::Checksum { start, offset }) => Offload::Checksum { start, offset },
+            Some(Work::Segments { segments }) => Offload::UdpSegments { payload: segments },
+        };
+        let fib = fib(&v.from, &v.to, v.port, v.mtu);
+        let left = through(&fib, &unhex(&v.arrives), offload);
+        let left = left.map(|all| all.iter().map(|p| hex(p)).collect::<Vec<_>>());
+        let expected = match &v.drop {
+            Some(reason) => Err(reason.as_str()),
+            None => Ok(v.out.clone()),
+        };
+        let left = left.map_err(DropReason::label);
+        if left != expected {
+            let shown = |r: &Result<Vec<String>, &str>| match r {
+                Ok(all) => all.join("\n    "),
+                Err(reason) => (*reason).to_string(),
+            };
+            faults.push(format!(
+                "{}\n  {}\n  {}",
+                v.name,
+                shown(&left),
+                shown(&expected)
+            ));
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "{} of {}:\n{}",
+        faults.len(),
+        vectors.len(),
+        faults.join("\n")
+    );
+}
+
+/// There and back again: addresses, port and checksum of every vector that has a way back.
+#[test]
+fn the_inverse_gives_the_packet_back() {
+    let mut tried = 0;
+    for v in vectors()
+        .iter()
+        .filter(|v| v.drop.is_none() && v.offload.is_none())
+    {
+        let v4 = |s: &str| s.parse::<IpAddr>().unwrap().is_ipv4();
+        let plain = v.out.len() == 1 && v.mtu < 9000;
+        if v4(&v.from.0) != v4(&v.to.0) || !plain {
+            continue;
+        }
+        // The port it had: of a fragment that is not the first there is none to tell.
+        let back = |p: Option<u16>| p.map(|_| 5000);
+        let there = fib(&v.to, &v.from, back(v.port), v.mtu);
+        let left = through(&there, &unhex(&v.out[0]), Offload::None);
+        let left = left.unwrap_or_else(|r| panic!("{}: {}", v.name, r.label()));
+        // All but the TTL is as it was.
+        let mut packet = unhex(&v.arrives);
+        let ttl = left[0][if packet[0] >> 4 == 4 { 8 } else { 7 }];
+        mcastor::wire::ip::set_ttl(&mut packet, ttl);
+        assert_eq!(hex(&left[0]), hex(&packet), "{}", v.name);
+        tried += 1;
+    }
+    assert!(tried > 50, "{tried}");
+}
