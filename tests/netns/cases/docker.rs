@@ -6,6 +6,9 @@ use crate::lab::{
     ip_batch, missing, number,
 };
 
+/// A packet that is not there by then was lost.
+const LOST_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+
 cases!("docker":
     #[Docker] a_bridge_network_gets_what_it_joins_and_is_heard,
     #[Docker] every_version_of_igmp_and_mld_from_inside,
@@ -307,8 +310,7 @@ fn reaches(site: &Site, inside: &Ns, iface: &str) {
     eventually("it is reached once by each", true, || {
         let before = rx.count();
         tx.send("again");
-        crate::lab::wait_until(crate::lab::PATIENCE, || rx.count() > before)
-            && rx.count() == before + 1
+        crate::lab::wait_until(LOST_AFTER, || rx.count() > before) && rx.count() == before + 1
     });
     assert!(rx.count() > before);
     let (from, _) = rx.got().pop().expect("a packet");

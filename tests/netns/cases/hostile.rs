@@ -45,9 +45,8 @@ fn drops(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
         let before = reasons();
         inject.send(frame);
         let total = |r: &[(String, u64)]| r.iter().map(|(_, n)| n).sum::<u64>();
-        let counted = crate::lab::wait_until(std::time::Duration::from_secs(3), || {
-            total(&reasons()) > total(&before)
-        });
+        let counted =
+            crate::lab::wait_until(crate::lab::PATIENCE, || total(&reasons()) > total(&before));
         let after = reasons();
         let grew: Vec<_> = after
             .iter()

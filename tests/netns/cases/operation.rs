@@ -1,7 +1,6 @@
 //! What the person who runs it meets: settings, commands, HTTP, signals.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use super::{cases, route};
 use crate::lab::router::BINARY;
@@ -184,7 +183,7 @@ fn bad_settings_exit_2_and_point(lab: &Lab) {
             let mut command = ns.command(BINARY);
             command.args(&args);
             let mut program = Program::start(lab, command);
-            if !wait_until(Duration::from_secs(3), || program.ended().is_some()) {
+            if !wait_until(PATIENCE, || program.ended().is_some()) {
                 faults += &format!("{what}: {} goes on\n", args[0]);
                 continue;
             }

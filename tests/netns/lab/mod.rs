@@ -36,7 +36,7 @@ pub use udp::{UdpRx, UdpTx};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that should happen at once; long, because the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls `cond` until it holds or `timeout` is over, and says which.
 pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
