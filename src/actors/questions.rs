@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix::{Handler, Message};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::interface::{AskFlows, Flush};
 use super::joins::AskGroups;
@@ -19,6 +19,9 @@ use crate::model::{IfIndex, JoinRule};
 
 /// How long an actor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long interfaces may take to open before a change is said to be done without them.
+const OPENING: Duration = Duration::from_millis(500);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +37,12 @@ pub enum AskError {
 /// What there is to show.
 pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
     Ok(match what {
-        Show::Routes => routing(world, Ask::Routes).await?,
+        Show::Routes => {
+            in_force(world).await?;
+            routing(world, Ask::Routes).await?
+        }
         Show::Interfaces => {
+            in_force(world).await?;
             let mut shown = routing(world, Ask::Interfaces).await?;
             if let Shown::Interfaces(interfaces) = &mut shown {
                 let queriers = membership(world, AskQueriers).await?;
@@ -53,7 +60,6 @@ pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
             let groups = joins.send(AskGroups).timeout(PATIENCE).await;
             let mut groups = groups.map_err(|_| AskError::NoAnswer("joins"))?;
             groups.extend(membership(world, AskMembers).await?);
-            // Who is told that a host is a member sends, and must not lose the first packet.
             in_force(world).await?;
             translations::show(&mut groups, &world.rib.load().rules);
             Shown::Groups(groups)
@@ -61,7 +67,9 @@ pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
         Show::Mnat => match world.mnat.load_full() {
             Some(mnat) => {
                 let view = mnat.address.send(AskMnat).timeout(PATIENCE).await;
-                Shown::Mnat(vec![view.map_err(|_| AskError::NoAnswer("mnat"))?])
+                let view = view.map_err(|_| AskError::NoAnswer("mnat"))?;
+                in_force(world).await?;
+                Shown::Mnat(vec![view])
             }
             None => Shown::Mnat(Vec::new()),
         },
@@ -90,12 +98,24 @@ where
     answer.map_err(|_| none())
 }
 
-/// Waits until what routing was told so far is in force.
+/// Waits until what routing was told so far is in force: who is told of a route or a member sends,
+/// and must not lose the first packet.
 async fn in_force(world: &World) -> Result<(), AskError> {
     let none = || AskError::NoAnswer("routing");
     let routing = world.routing.load_full().ok_or_else(none)?;
     let answer = routing.send(InForce).timeout(PATIENCE).await;
     answer.map_err(|_| none())
+}
+
+/// Waits until interfaces that a change needs are captured. One that cannot be opened is tried
+/// again and again, and has its line in the log: nobody waits for it.
+async fn captured(world: &World) {
+    let ready = async {
+        while !world.health.is_ready() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let _ = timeout(OPENING, ready).await;
 }
 
 async fn routing(world: &World, ask: Ask) -> Result<Shown, AskError> {
@@ -123,6 +143,7 @@ pub async fn change(world: &World, change: Change) -> Result<String, AskError> {
         .map_err(|_| none())?
         .map_err(|e| AskError::Refused(e.to_string()))?;
     in_force(world).await?;
+    captured(world).await;
     Ok(done)
 }
 

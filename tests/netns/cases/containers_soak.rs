@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::cases;
 use super::docker::Site;
-use crate::lab::{Lab, Ns, Numbered, Router, UdpRx, eventually, number};
+use crate::lab::{Lab, Ns, Numbered, PATIENCE, Router, UdpRx, eventually, number};
 
 cases!("containers_soak":
     #[Docker] nothing_is_lost_while_receivers_come_and_go,
@@ -98,7 +98,10 @@ fn nothing_is_lost_while_receivers_come_and_go(lab: &Lab) {
     let end = Instant::now() + seconds;
     let stay = Duration::from_millis(1500);
     let mut restarts = 0;
-    while Instant::now() < end {
+    let limit = end + PATIENCE;
+    let enough =
+        |all: &[Receiver]| all.iter().map(|r| r.windows as usize).sum::<usize>() > containers;
+    while Instant::now() < end || !enough(&all) && Instant::now() < limit {
         let at = random(all.len() as u64) as usize;
         match &all[at].joined {
             None if random(20) == 0 => {

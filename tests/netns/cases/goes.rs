@@ -496,6 +496,15 @@ fn come_and_go_a_hundred_times(lab: &Lab) {
             1 => star.rtr.ip(&format!("link set {name} up")),
             _ => star.rtr.ip(&format!("link set elsewhere name {name}")),
         }
+        // The router hears of changes in turn: when it knows of this one, and it is in force, it
+        // knows of those before.
+        let mtu = 1400 + event;
+        star.rtr.ip(&format!("link set oif mtu {mtu}"));
+        eventually("it knows", f64::from(mtu), || {
+            router.metric("mcastor_interface_mtu_bytes", &[("iface", "oif")])
+        });
+        router.control().show("groups");
+        eventually("it is ready", true, || router.is_ready());
         // Over when packets cross again: those that were on their way when it was over
         // have been counted too.
         let before = transmitted(&router, "oif");

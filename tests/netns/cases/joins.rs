@@ -484,7 +484,7 @@ fn filters_of_ipv6_and_their_limit(lab: &Lab) {
     ] {
         let text = filter.to_string();
         assert_eq!(set(filter), widened, "{text}");
-        assert_eq!(listed(), lists, "{text}");
+        eventually(&text, lists, listed);
     }
 }
 

@@ -260,6 +260,7 @@ fn rewritten(router: &Router) -> Vec<String> {
 fn wait_rewritten(router: &Router, want: &[&str]) {
     let there = wait_until(LONG, || rewritten(router) == want);
     assert!(there, "{:?}, expected {want:?}", rewritten(router));
+    eventually("it captures", true, || router.is_ready());
 }
 
 const G: &str = "232.1.1.1";

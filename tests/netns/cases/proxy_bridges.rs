@@ -1,9 +1,13 @@
 //! Proxies behind Linux bridges: with snooping, with a querier of their own, with router
 //! discovery.
 
+use std::time::Duration;
+
 use super::cases;
 use super::proxy::{joined, member, members, proxy, querier};
-use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, bridge, eventually, switch};
+use crate::lab::{
+    Capture, Injector, Lab, Router, Star, Udp, UdpRx, bridge, eventually, switch, wait_until,
+};
 
 cases!("proxy_bridges":
     #[LinkKind("bridge")] a_bridge_with_a_lower_address_is_elected_and_replaced,
@@ -21,6 +25,9 @@ const QUICK: &str = "mcast_snooping 1 mcast_query_interval 200 mcast_query_respo
 const GROUPS: [&str; 2] = ["225.1.2.3", "ff0e::8000:1"];
 const TO: [&str; 2] = ["225.1.2.3:5000", "[ff0e::8000:1]:5000"];
 const FROM: [&str; 2] = ["10.0.0.10:9", "[fd00::10]:9"];
+
+/// How often the bridge asks.
+const ASKS: Duration = Duration::from_secs(2);
 
 /// The link-local address of `br0` in [`switch`]: lower than that of any other interface here.
 const BRIDGE_LL: &str = "fe80::ff:fe00:1";
@@ -48,20 +55,38 @@ fn a_bridge_with_a_lower_address_is_elected_and_replaced(lab: &Lab) {
     star.rcv.ip("address add 10.0.1.5/24 dev br0");
     // A bridge that hears another before it asked from an address of its own gives way.
     let wire = Capture::new(&star.rtr, "out1");
-    for (all, from) in [("224.0.0.1", "10.0.1.5"), ("ff02::1", BRIDGE_LL)] {
+    let asked = || {
+        [("224.0.0.1", "10.0.1.5"), ("ff02::1", BRIDGE_LL)].map(|(all, from)| {
+            let queries = wire.to(all).into_iter();
+            queries.filter(|s| s.src.to_string() == from).count()
+        })
+    };
+    let elected = |router: &Router| {
+        [("igmp", "10.0.1.5"), ("mld", BRIDGE_LL)]
+            .into_iter()
+            .all(|(protocol, address)| {
+                let by_bridge = (Some(address.into()), false);
+                wait_until(3 * ASKS, || querier(router, "out1", protocol) == by_bridge)
+            })
+    };
+    let mut before = [0; 2];
+    let mut started = 0;
+    let router = loop {
         eventually("the bridge asks first", true, || {
-            wire.to(all).iter().any(|s| s.src.to_string() == from)
+            let now = asked();
+            now[0] > before[0] && now[1] > before[1]
         });
-    }
-    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-    eventually(
-        "the bridge asks for IPv4",
-        (Some("10.0.1.5".into()), false),
-        || querier(&router, "out1", "igmp"),
-    );
-    eventually("and for IPv6", (Some(BRIDGE_LL.into()), false), || {
-        querier(&router, "out1", "mld")
-    });
+        let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+        started += 1;
+        if elected(&router) {
+            break router;
+        }
+        // A bridge whose timer runs off just when it hears us takes us for the querier, whatever
+        // the addresses. It asks again when we have gone.
+        assert!(started < 5, "the bridge is never elected");
+        router.stop();
+        before = asked();
+    };
     let rx: Vec<UdpRx> = TO
         .iter()
         .map(|to| UdpRx::join(&hosts[0], "eth0", to))

@@ -231,7 +231,8 @@ fn ten_thousand_groups(lab: &Lab) {
     let timers = "limits = { groups = 20000 }\n";
     let toml = proxy(&["in"], &["out1"], timers).replace(
         "query_interval = \"2s\"\nquery_response_interval = \"300ms\"",
-        "query_interval = \"5s\"\nquery_response_interval = \"2s\"",
+        // A slow build beside other tests takes longer to answer than members last by default.
+        "query_interval = \"5s\"\nquery_response_interval = \"2s\"\nrobustness = 5",
     );
     let router = Router::start(lab, &star.rtr, &toml);
     eventually("in force", true, || {

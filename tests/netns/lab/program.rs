@@ -113,6 +113,6 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.stop(libc::SIGTERM, Duration::from_secs(3));
+        self.stop(libc::SIGTERM, Duration::from_secs(20));
     }
 }

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
 
 use super::control::Control;
 use super::http::{self, Answer};
@@ -85,6 +84,11 @@ impl Router {
         });
         assert!(ready && last.is_empty(), "mcastor run is not ready: {last}");
         router
+    }
+
+    /// Whether it says so.
+    pub fn is_ready(&self) -> bool {
+        self.get("/readyz").is_ok_and(|answer| answer.status == 200)
     }
 
     /// Starts it and waits for nothing. Another build may be named in `MCASTOR_BINARY`.
@@ -208,7 +212,7 @@ impl Router {
     /// Stops it with SIGTERM; it must end by itself, well.
     #[track_caller]
     pub fn stop(mut self) {
-        let status = self.program.stop(libc::SIGTERM, Duration::from_secs(5));
+        let status = self.program.stop(libc::SIGTERM, PATIENCE);
         assert_eq!(status.code(), Some(0), "after SIGTERM: {status}");
     }
 }
