@@ -9,7 +9,7 @@ use super::{Command, Outcome, Request, Response};
 use crate::api::{self, Shown};
 
 /// How long the daemon may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why nothing was answered.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -16,7 +15,7 @@ impl Control {
     /// Connects.
     pub fn new(path: &Path) -> std::io::Result<Self> {
         let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(super::PATIENCE))?;
         let reader = BufReader::new(stream);
         Ok(Self { reader })
     }
