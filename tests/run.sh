@@ -18,9 +18,11 @@ awk -v status="$status" '
       if ($(i + 1) ~ /^ignored/) skipped += $i
     }
   }
+  /^passed only alone: / { alone += $4 }
   END {
     print ""
     printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
+    if (alone > 0) printf "of these, %d failed among others and passed alone, see above\n", alone
     if (passed == 0) { print "no test ran" > "/dev/stderr"; exit 1 }
   }' "$log" || status=1
 exit "$status"

@@ -16,7 +16,7 @@ mod lab;
 use std::process::ExitCode;
 
 /// Tests wait more than they work, so more run at a time than there are cores.
-const THREADS: usize = 6;
+const THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let mut args = libtest_mimic::Arguments::from_args();
@@ -27,5 +27,7 @@ fn main() -> ExitCode {
         lab::docker::sweep();
     }
     let trials = lab::harness::trials(cases::all(), !args.list);
-    libtest_mimic::run(&args, trials).exit_code()
+    let conclusion = libtest_mimic::run(&args, trials);
+    lab::harness::tell_alone();
+    conclusion.exit_code()
 }
