@@ -15,8 +15,8 @@ use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordTyp
 use mcastor::wire::membership;
 
 use super::cases;
-use super::proxy::{member, members, proxy};
 use crate::lab::frame::{Ipv4, ipv4};
+use crate::lab::proxy::{member, members, proxy};
 use crate::lab::{
     Capture, Injector, Lab, Ns, Numbered, PATIENCE, Router, Star, UdpRx, eventually, switch,
     wait_until,

@@ -12,6 +12,7 @@ pub mod numbered;
 pub mod packet;
 pub mod pcap;
 pub mod program;
+pub mod proxy;
 pub mod router;
 pub mod smcroute;
 pub mod socket;
