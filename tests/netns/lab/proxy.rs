@@ -63,6 +63,17 @@ pub fn querier(router: &Router, interface: &str, protocol: &str) -> (Option<Stri
     })
 }
 
+/// Messages of hosts behind `out1` that were refused for a reason.
+pub fn refused(router: &Router, reason: &str) -> f64 {
+    let labels = [("iface", "out1"), ("reason", reason)];
+    router.metric("mcastor_membership_refused_total", &labels)
+}
+
+/// Groups that are known behind `out1`.
+pub fn known_groups(router: &Router) -> usize {
+    router.metric("mcastor_membership_groups", &[("iface", "out1")]) as usize
+}
+
 /// A socket that is a member of (S,G), as long as it lives.
 pub fn join_source(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
     let (source, group) = (source.parse().expect("v4"), group.parse().expect("v4"));
