@@ -1,10 +1,9 @@
-//! The steps of the data path by themselves, and what handing over to an actor costs.
+//! The steps of the data path by themselves. What handing packets to an actor costs is measured
+//! by the forwarding bench.
 
 use std::net::Ipv4Addr;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use actix::prelude::*;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mcastor::forward::fragment::fragment;
 use mcastor::forward::rewrite::rewrite;
@@ -14,7 +13,7 @@ use mcastor::model::{
     IfIndex, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName, RouteRule, Source,
     SourceFilter, SourcePrefix, TtlPolicy,
 };
-use mcastor::planes::{Batch, Packet, Slot, Switch};
+use mcastor::planes::{Batch, Packet, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Feeds, Fib, Learned, Rib};
 use mcastor::wire::checksum;
@@ -296,109 +295,12 @@ fn switches(c: &mut Criterion) {
     g.finish();
 }
 
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Slots(Vec<Slot>);
-
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Done(mpsc::Sender<u64>);
-
-#[derive(Default)]
-struct Sink(u64);
-
-impl Actor for Sink {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(4096);
-    }
-}
-
-impl Handler<Slots> for Sink {
-    type Result = ();
-
-    fn handle(&mut self, slots: Slots, _: &mut Self::Context) {
-        self.0 += slots.0.iter().map(|s| u64::from(s.len)).sum::<u64>();
-    }
-}
-
-impl Handler<Done> for Sink {
-    type Result = ();
-
-    fn handle(&mut self, done: Done, _: &mut Self::Context) {
-        let _ = done.0.send(self.0);
-    }
-}
-
-/// One packet in a message, or many. The time is that of a packet.
-fn hand_over(c: &mut Criterion) {
-    const SLOT: Slot = Slot {
-        start: 0,
-        len: 228,
-        piece: false,
-        path: 0,
-        received_ns: 0,
-    };
-    let system = System::new();
-    let mut g = c.benchmark_group("hand-over");
-    for batch in [1usize, 8, 64] {
-        g.bench_function(BenchmarkId::new("another thread, packets", batch), |b| {
-            b.iter_custom(|packets| {
-                let arbiter = Arbiter::new();
-                let sink = Sink::start_in_arbiter(&arbiter.handle(), |_| Sink::default());
-                let (tell, told) = mpsc::channel();
-                let messages = packets.div_ceil(batch as u64);
-                let started = Instant::now();
-                for _ in 0..messages {
-                    let mut message = Slots(vec![SLOT; batch]);
-                    while let Err(SendError::Full(back)) = sink.try_send(message) {
-                        message = back;
-                        std::thread::yield_now();
-                    }
-                }
-                sink.do_send(Done(tell));
-                black_box(told.recv().expect("an answer"));
-                let spent = started.elapsed();
-                arbiter.stop();
-                per_packet(spent, packets, messages * batch as u64)
-            });
-        });
-        g.bench_function(BenchmarkId::new("same thread, packets", batch), |b| {
-            b.iter_custom(|packets| {
-                system.block_on(async move {
-                    let sink = Sink::default().start();
-                    let messages = packets.div_ceil(batch as u64);
-                    let started = Instant::now();
-                    for i in 0..messages {
-                        let _ = sink.try_send(Slots(vec![SLOT; batch]));
-                        // As the interface actor lets the forwarders come to send.
-                        if i % 4 == 3 {
-                            tokio::task::yield_now().await;
-                        }
-                    }
-                    let (tell, told) = mpsc::channel();
-                    let _ = sink.send(Done(tell)).await;
-                    black_box(told.recv().expect("an answer"));
-                    per_packet(started.elapsed(), packets, messages * batch as u64)
-                })
-            });
-        });
-    }
-    g.finish();
-}
-
-/// The last batch may hold more packets than were asked for.
-fn per_packet(spent: Duration, asked: u64, done: u64) -> Duration {
-    spent.mul_f64(asked as f64 / done.max(1) as f64)
-}
-
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1_000))
         .sample_size(20);
-    targets = memberships, decides, steps, switches, hand_over
+    targets = memberships, decides, steps, switches
 }
 criterion_main!(benches);

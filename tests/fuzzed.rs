@@ -3,7 +3,7 @@
 //!
 //! A fault prints the number of its case; the same number makes the same input again.
 
-#[path = "fuzz/harness.rs"]
+#[path = "fuzz/harness/mod.rs"]
 mod harness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -106,6 +106,9 @@ const PRINTERS: &[&str] = &["cli", "demo"];
 /// Lines of a file outside its tests: past about 500 it probably holds a second noun.
 const LONGEST: usize = 520;
 
+/// Lines of any file, with its tests and comments: nobody keeps more in mind.
+const LONGEST_WHOLE: usize = 700;
+
 struct Source {
     /// Relative to `src`.
     path: PathBuf,
@@ -379,6 +382,15 @@ fn long_files(sources: &[Source]) -> Vec<String> {
         .collect()
 }
 
+/// Files of any kind of code with their lines, and those that have too many.
+fn too_long(files: &[(String, usize)]) -> Vec<String> {
+    let long = files.iter().filter(|(_, lines)| *lines > LONGEST_WHOLE);
+    long.map(|(path, lines)| {
+        format!("{path}: {lines} lines, of {LONGEST_WHOLE} at most; split it by subject")
+    })
+    .collect()
+}
+
 fn none(faults: Vec<String>) {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
@@ -406,6 +418,25 @@ fn only_the_command_line_prints() {
 #[test]
 fn no_file_holds_two_nouns() {
     none(long_files(&sources()));
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = Vec::new();
+    for folder in ["src", "tests", "bench"] {
+        let before = paths.len();
+        files(&root.join(folder), &mut paths);
+        assert!(paths.len() > before, "no files in {folder}");
+    }
+    // What cargo-fuzz builds is nobody's to read.
+    paths.retain(|path| !path.starts_with(root.join("tests/fuzz/target")));
+    paths.sort();
+    let lines = |path: &PathBuf| {
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        (name, fs::read_to_string(path).unwrap().lines().count())
+    };
+    none(too_long(&paths.iter().map(lines).collect::<Vec<_>>()));
 }
 
 #[test]
@@ -501,4 +532,12 @@ fn every_rule_can_fail() {
         1
     );
     assert!(long_files(&one("app.rs", &"x();\n".repeat(LONGEST))).is_empty());
+    let files = [
+        ("a.rs".into(), LONGEST_WHOLE),
+        ("b.rs".into(), LONGEST_WHOLE + 1),
+    ];
+    assert_eq!(
+        too_long(&files),
+        ["b.rs: 701 lines, of 700 at most; split it by subject"]
+    );
 }

@@ -1,7 +1,7 @@
 #![no_main]
 
 #[allow(dead_code)] // each target uses its part
-#[path = "../harness.rs"]
+#[path = "../harness/mod.rs"]
 mod harness;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

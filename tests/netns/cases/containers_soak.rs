@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::cases;
 use super::docker::Site;
-use crate::lab::{Lab, Ns, Numbered, PATIENCE, Router, UdpRx, eventually, number};
+use crate::lab::{Lab, Ns, Numbered, PATIENCE, Random, Router, UdpRx, eventually, number};
 
 cases!("containers_soak":
     #[Docker] nothing_is_lost_while_receivers_come_and_go,
@@ -87,14 +87,7 @@ fn nothing_is_lost_while_receivers_come_and_go(lab: &Lab) {
         })
         .collect();
     let seed = Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
-    let mut state = seed | 1;
-    let mut random = |below: u64| {
-        // xorshift64
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % below
-    };
+    let mut random = Random::new(seed);
     let end = Instant::now() + seconds;
     let stay = Duration::from_millis(1500);
     let mut restarts = 0;
@@ -102,20 +95,20 @@ fn nothing_is_lost_while_receivers_come_and_go(lab: &Lab) {
     let enough =
         |all: &[Receiver]| all.iter().map(|r| r.windows as usize).sum::<usize>() > containers;
     while Instant::now() < end || !enough(&all) && Instant::now() < limit {
-        let at = random(all.len() as u64) as usize;
+        let at = random.below(all.len());
         match &all[at].joined {
-            None if random(20) == 0 => {
+            None if random.below(20) == 0 => {
                 // Gone and back, as another container of the same name.
                 let name = all[at].name.clone();
                 site.docker.run(&format!("restart --time 0 {name}"));
                 all[at].inside = site.docker.inside(lab, &name);
                 restarts += 1;
             }
-            None => all[at].join(random(GROUPS.into()) as u32),
+            None => all[at].join(random.below(GROUPS as usize) as u32),
             Some((_, _, since)) if since.elapsed() > stay => all[at].leave(seed),
             Some(_) => {}
         }
-        std::thread::sleep(Duration::from_millis(5 + random(20)));
+        std::thread::sleep(Duration::from_millis(5 + random.below(20) as u64));
     }
     eventually("who joined last has packets", true, || {
         let mut joined = all.iter().filter_map(|r| r.joined.as_ref());

@@ -6,8 +6,8 @@ use super::{cases, route};
 use crate::lab::metrics::Metrics;
 use crate::lab::ns::ip_batch;
 use crate::lab::{
-    Capture, Injector, Lab, Numbered, PATIENCE, Router, Star, Udp, eventually, in_order, macvlan,
-    missing, wait_until,
+    Capture, Injector, Lab, Numbered, PATIENCE, Random, Router, Star, Udp, eventually, in_order,
+    macvlan, missing, wait_until,
 };
 
 cases!("goes":
@@ -452,18 +452,6 @@ fn a_hundred_ingresses_at_once(lab: &Lab) {
     eventually("all are gone", 0, || in_force(&router, "ingress").len());
 }
 
-/// Pseudo-random numbers, the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
-
 /// Packets between the sender's counter and the wire behind the router at one instant, at most:
 /// a tenth of a second of them, for both share two busy cores with all other tests.
 const ON_ITS_WAY: u32 = 200;
@@ -477,11 +465,11 @@ fn come_and_go_a_hundred_times(lab: &Lab) {
     let router = Router::start(lab, &star.rtr, &r("iif", &["oif"]));
     let capture = Capture::new(&star.rcv, "eth1");
     let traffic = Numbered::start(&star.src, "eth0", SRC, DST, 2000);
-    let mut random = Random(0x6d63_6173_746f_7221);
+    let mut random = Random::default();
     let mut outages = Vec::new();
     traffic.more(50);
     for event in 0..100 {
-        let (name, under) = [("iif", "in"), ("oif", "out1")][random.below(2) as usize];
+        let (name, under) = [("iif", "in"), ("oif", "out1")][random.below(2)];
         // What is on its way already may be cut off too.
         let begun = traffic.sent().saturating_sub(ON_ITS_WAY);
         let kind = random.below(3);

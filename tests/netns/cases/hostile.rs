@@ -4,7 +4,7 @@
 
 use super::{cases, route};
 use crate::lab::frame::{self, Ipv4, fix_ipv4_checksum};
-use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, eventually};
+use crate::lab::{Capture, Injector, Lab, Random, Router, Star, Udp, eventually};
 
 cases!("hostile":
     each_fault_has_its_reason,
@@ -174,22 +174,6 @@ fn bad_sources(lab: &Lab) {
     );
 }
 
-/// xorshift64*: the same frames in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
 fn seeds() -> Vec<Vec<u8>> {
     let group = GROUP.parse().expect("v4");
     let h = Ipv4 {
@@ -286,7 +270,7 @@ fn soak(lab: &Lab) {
         any("r", "224.0.0.0/4", "") + &any("r6", "ff00::/8", "ttl = \"keep\"\nlink_local = true\n");
     let mut router = Router::start(lab, &star.rtr, &toml);
     let inject = Injector::new(&star.src, "eth0");
-    let (seeds, mut random) = (seeds(), Random(0x6d63_6173_746f_7221));
+    let (seeds, mut random) = (seeds(), Random::default());
     let taken = |router: &Router| {
         let m = router.metrics();
         let of = |name: &str, label: &str, value: &str| m.sum(name, &[(label, value)]) as u64;

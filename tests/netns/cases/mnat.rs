@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cases;
-use super::proxy::join_source;
 use crate::lab::http;
 use crate::lab::ns::ip_batch;
+use crate::lab::proxy::join_source;
 use crate::lab::{
     BINARY, Capture, Injector, Lab, Ns, Numbered, Program, Router, Udp, eventually, in_order,
     missing, wait_until,

@@ -27,10 +27,13 @@ mod proxy_bridges;
 mod proxy_compared;
 mod proxy_frr;
 mod proxy_hosts;
+mod proxy_messages;
 mod reload;
 mod routes;
 mod scale;
 mod smcroute;
+mod smcroute_commands;
+mod smcroute_process;
 mod streams;
 mod translate;
 mod translated_joins;
@@ -59,6 +62,8 @@ pub fn all() -> Vec<Case> {
         harness::cases(),
         routes::cases(),
         smcroute::cases(),
+        smcroute_commands::cases(),
+        smcroute_process::cases(),
         packets::cases(),
         checksums::cases(),
         ttl::cases(),
@@ -75,6 +80,7 @@ pub fn all() -> Vec<Case> {
         proxy_bridges::cases(),
         proxy_frr::cases(),
         proxy_hosts::cases(),
+        proxy_messages::cases(),
         proxy_compared::cases(),
         hostile::cases(),
         streams::cases(),

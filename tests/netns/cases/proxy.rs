@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{cases, route};
+use crate::lab::proxy::{join_source, joined, member, members, proxy};
 use crate::lab::{
     Capture, Injector, Lab, Ns, Numbered, PATIENCE, Router, Star, Udp, UdpRx, UdpTx, eventually,
     number,
@@ -17,58 +18,9 @@ cases!("proxy":
     what_is_sent_downstream_goes_up_and_across,
     routes_and_members_make_a_union,
     another_upstream_takes_over,
-    a_lower_address_asks_instead,
-    careless_reports_are_refused_or_taken,
-    limits_and_lists_refuse,
     members_outlive_panics,
     #[LinkKind("bridge")] a_snooping_bridge_gives_only_to_those_who_asked,
-    routers_are_announced_in_both_versions,
 );
-
-/// Short enough for a test, with everything else as it is by default.
-pub(super) const TIMERS: &str = "[proxy.timers]\nquery_interval = \"2s\"\nquery_response_interval = \"300ms\"\n\
-                      last_member_query_interval = \"100ms\"\n";
-
-pub(super) fn proxy(upstream: &[&str], downstream: &[&str], extra: &str) -> String {
-    format!(
-        "[[proxy]]\nname = \"p\"\nupstream = {upstream:?}\ndownstream = {downstream:?}\n{extra}{TIMERS}"
-    )
-}
-
-/// Rows of `show groups` with members.
-pub(super) fn members(router: &Router) -> Vec<serde_json::Value> {
-    let groups = router.control().show("groups");
-    groups
-        .into_iter()
-        .filter(|g| g["role"] == "router")
-        .collect()
-}
-
-pub(super) fn member(router: &Router, interface: &str, group: &str) -> Option<serde_json::Value> {
-    let is = |g: &serde_json::Value| g["interface"] == interface && g["group"] == group;
-    members(router).into_iter().find(is)
-}
-
-/// What is joined upstream, as `group mode [sources]`.
-pub(super) fn joined(router: &Router, interface: &str) -> Vec<String> {
-    let groups = router.control().show("groups");
-    let ours = groups
-        .iter()
-        .filter(|g| g["role"] == "host" && g["interface"] == interface);
-    ours.map(|g| {
-        let sources = g["sources"].as_array().cloned().unwrap_or_default();
-        let sources: Vec<_> = sources
-            .iter()
-            .filter_map(|s| s["source"].as_str())
-            .collect();
-        format!(
-            "{} {} {sources:?}",
-            g["group"].as_str().unwrap_or(""),
-            g["mode"].as_str().unwrap_or("")
-        )
-    })
-    .collect()
-}
 
 fn joins_and_leaves(lab: &Lab, version: &str, sysctl: (&str, &str), group: &str) {
     let star = Star::dual(lab, 1);
@@ -174,26 +126,6 @@ fn a_leave_on_one_downstream_never_cuts_another(lab: &Lab) {
     let leaves = up.to("224.0.0.22");
     let to_in = |s: &&crate::lab::Seen| matches!(s.body(), [0x22, _, _, _, _, _, _, _, 3 | 6, ..]);
     assert_eq!(leaves.iter().filter(to_in).count(), 0);
-}
-
-/// A socket that is a member of (S,G), as long as it lives.
-pub(super) fn join_source(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
-    let (source, group) = (source.parse().expect("v4"), group.parse().expect("v4"));
-    let addr = ns
-        .try_ip(&format!("-4 -o address show dev {iface}"))
-        .expect("address");
-    let own = addr
-        .split_whitespace()
-        .nth(3)
-        .and_then(|a| a.split('/').next())
-        .expect("address");
-    let own = own.parse().expect("v4");
-    ns.enter(|| {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
-        let socket = socket.expect("a socket");
-        socket.join_ssm_v4(&source, &group, &own).expect("join");
-        socket
-    })
 }
 
 fn only_the_source_asked_for(lab: &Lab) {
@@ -391,227 +323,6 @@ fn another_upstream_takes_over(lab: &Lab) {
     router.expect_dropped("standby", "in", 1);
 }
 
-/// Who asks for members on an interface, as `show interfaces` has it.
-pub(super) fn querier(router: &Router, interface: &str, protocol: &str) -> (Option<String>, bool) {
-    let interfaces = router.control().show("interfaces");
-    let row = interfaces
-        .iter()
-        .find(|i| i["name"] == interface)
-        .expect("the interface");
-    let queriers = row["queriers"].as_array().cloned().unwrap_or_default();
-    let found = queriers.iter().find(|q| q["protocol"] == protocol);
-    found.map_or((None, false), |q| {
-        (q["address"].as_str().map(String::from), q["us"] == true)
-    })
-}
-
-/// An IGMPv3 general query, written by hand (RFC 9776 section 4.1).
-fn general_query(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
-    // Robustness 2, query interval 2 s.
-    let body = [0x11, 3, 0, 0, 0, 0, 0, 0, 2, 2, 0, 0];
-    igmp_frame(from, to, &checksummed(&body), 1, true)
-}
-
-pub(super) fn checksummed(body: &[u8]) -> Vec<u8> {
-    let mut body = body.to_vec();
-    body[2..4].fill(0);
-    let sum: u32 = body
-        .chunks(2)
-        .map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)])))
-        .sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    body[2..4].copy_from_slice(&sum.to_be_bytes());
-    body
-}
-
-pub(super) fn igmp_frame(src: [u8; 4], dst: [u8; 4], body: &[u8], ttl: u8, alert: bool) -> Vec<u8> {
-    let header = crate::lab::frame::Ipv4 {
-        tos: 0xc0,
-        ttl,
-        protocol: 2,
-        src,
-        dst,
-        options: if alert {
-            vec![148, 4, 0, 0]
-        } else {
-            Vec::new()
-        },
-        ..Default::default()
-    };
-    let ip = crate::lab::frame::ipv4(&header, body);
-    crate::lab::frame::ethernet(std::net::IpAddr::from(dst), &ip)
-}
-
-fn a_lower_address_asks_instead(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    // We are 10.0.1.1; a rival at .0 would not be a host, so ours is higher here.
-    star.rtr.ip("address del 10.0.1.1/24 dev out1");
-    star.rtr.ip("address add 10.0.1.100/24 dev out1");
-    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-    eventually("we ask", (Some("10.0.1.100".into()), true), || {
-        querier(&router, "out1", "igmp")
-    });
-    let changes = || {
-        let labels = [("iface", "out1"), ("protocol", "igmp")];
-        router.metric("mcastor_querier_changes_total", &labels)
-    };
-    let before = changes();
-    let rival = Injector::new(&star.rcv, "eth1");
-    // Higher addresses, queries to us alone and from nowhere win nothing.
-    for (from, to) in [
-        ([10, 0, 1, 200], [224, 0, 0, 1]),
-        ([10, 0, 1, 10], [10, 0, 1, 100]),
-        ([0, 0, 0, 0], [224, 0, 0, 1]),
-    ] {
-        rival.send(&general_query(from, to));
-    }
-    eventually("two are refused", 1.0, || {
-        let labels = [("iface", "out1"), ("reason", "query_unspecified")];
-        router.metric("mcastor_membership_refused_total", &labels)
-    });
-    assert!(querier(&router, "out1", "igmp").1);
-    assert_eq!(changes(), before);
-    rival.send(&general_query([10, 0, 1, 10], [224, 0, 0, 1]));
-    eventually("it asks", (Some("10.0.1.10".into()), false), || {
-        querier(&router, "out1", "igmp")
-    });
-    assert_eq!(changes(), before + 1.0);
-    // A host that answers the rival is heard all the same.
-    let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
-    eventually("a member", 1, || members(&router).len());
-    // It falls silent: we ask again (2 s x 2 + 150 ms).
-    eventually("we ask again", (Some("10.0.1.100".into()), true), || {
-        querier(&router, "out1", "igmp")
-    });
-    assert_eq!(changes(), before + 2.0);
-    assert_eq!(
-        router.metric(
-            "mcastor_querier",
-            &[("iface", "out1"), ("protocol", "igmp")]
-        ),
-        1.0
-    );
-    drop(rx);
-}
-
-/// TO_EX {} for a group, in IGMPv3.
-pub(super) fn report(group: [u8; 4]) -> Vec<u8> {
-    let [a, b, c, d] = group;
-    checksummed(&[0x22, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, a, b, c, d])
-}
-
-fn careless_reports_are_refused_or_taken(lab: &Lab) {
-    for lenient in [false, true] {
-        let star = Star::v4(lab, 1);
-        let extra = if lenient {
-            "header_checks = \"lenient\"\n"
-        } else {
-            ""
-        };
-        let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], extra));
-        let tx = Injector::new(&star.rcv, "eth1");
-        let all = [224, 0, 0, 22];
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &report([225, 0, 0, 1]),
-            2,
-            true,
-        ));
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &report([225, 0, 0, 2]),
-            1,
-            false,
-        ));
-        tx.send(&igmp_frame(
-            [192, 0, 2, 1],
-            all,
-            &report([225, 0, 0, 3]),
-            1,
-            true,
-        ));
-        let mut broken = report([225, 0, 0, 4]);
-        broken[2] ^= 1;
-        tx.send(&igmp_frame([10, 0, 1, 10], all, &broken, 1, true));
-        let mut lying = report([225, 0, 0, 5]);
-        lying[7] = 2;
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &checksummed(&lying),
-            1,
-            true,
-        ));
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &report([225, 0, 0, 6]),
-            1,
-            true,
-        ));
-        let refused = |reason: &str| {
-            let labels = [("iface", "out1"), ("reason", reason)];
-            router.metric("mcastor_membership_refused_total", &labels)
-        };
-        eventually("the last is in", true, || {
-            member(&router, "out1", "225.0.0.6").is_some()
-        });
-        let groups = members(&router).len();
-        assert_eq!(
-            (refused("bad_checksum"), refused("lying_count")),
-            (1.0, 1.0)
-        );
-        let strict = [
-            refused("ttl"),
-            refused("no_router_alert"),
-            refused("off_link"),
-        ];
-        if lenient {
-            assert_eq!((strict, groups), ([0.0; 3], 4));
-        } else {
-            assert_eq!((strict, groups), ([1.0; 3], 1));
-        }
-    }
-}
-
-fn limits_and_lists_refuse(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let extra = "groups = [\"225.0.0.0/8\", \"232.0.0.0/8\"]\ndeny_groups = [\"225.1.0.0/16\"]\nlimits = { groups = 5 }\n";
-    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], extra));
-    let tx = Injector::new(&star.rcv, "eth1");
-    let send = |group: [u8; 4]| {
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            [224, 0, 0, 22],
-            &report(group),
-            1,
-            true,
-        ));
-    };
-    let refused = |reason: &str, n: f64| {
-        eventually(reason, n, || {
-            let labels = [("iface", "out1"), ("reason", reason)];
-            router.metric("mcastor_membership_refused_total", &labels)
-        });
-    };
-    send([226, 0, 0, 1]);
-    send([225, 1, 0, 1]);
-    refused("group_denied", 2.0);
-    send([224, 0, 0, 251]);
-    refused("link_local_group", 1.0);
-    send([232, 1, 1, 1]);
-    refused("any_source_in_ssm", 1.0);
-    (1..=8).for_each(|n| send([225, 0, 0, n]));
-    refused("group_limit", 3.0);
-    assert_eq!(members(&router).len(), 5);
-    assert_eq!(
-        router.metric("mcastor_membership_groups", &[("iface", "out1")]),
-        5.0
-    );
-}
-
 fn members_outlive_panics(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start_with(
@@ -710,34 +421,4 @@ fn a_snooping_bridge_gives_only_to_those_who_asked(lab: &Lab) {
     let up = Capture::new(&star.src, "eth0");
     UdpTx::new(&hosts[1], "eth0", "225.7.7.7:5000").send("hello");
     up.expect("225.7.7.7", 1);
-}
-
-fn routers_are_announced_in_both_versions(lab: &Lab) {
-    let star = Star::dual(lab, 1);
-    let wire = Capture::new(&star.rcv, "eth1");
-    let toml = "[[interface]]\nname = \"out1\"\nmrdisc = true\n".to_string()
-        + &proxy(&["in"], &["out1"], "");
-    let router = Router::start(lab, &star.rtr, &toml);
-    eventually("IPv4", true, || !wire.to("224.0.0.106").is_empty());
-    eventually("IPv6", true, || !wire.to("ff02::6a").is_empty());
-    let v4 = &wire.to("224.0.0.106")[0];
-    // RFC 4286 section 3.2: type 0x30, interval 20, checksum, query interval 2 s, robustness 2.
-    assert_eq!((v4.ttl, v4.protocol), (1, 2));
-    assert_eq!(v4.body()[..2], [0x30, 20]);
-    assert_eq!(v4.body()[4..8], [0, 2, 0, 2]);
-    // A switch asks: answered within two seconds.
-    let before = wire.to("224.0.0.106").len();
-    let ask = checksummed(&[0x31, 0, 0, 0]);
-    Injector::new(&star.rcv, "eth1").send(&igmp_frame(
-        [10, 0, 1, 10],
-        [224, 0, 0, 2],
-        &ask,
-        1,
-        true,
-    ));
-    eventually("answered", true, || wire.to("224.0.0.106").len() > before);
-    router.stop();
-    eventually("a termination at the end", Some(0x32), || {
-        wire.to("224.0.0.106").last().map(|s| s.body()[0])
-    });
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::cases;
-use super::proxy::{joined, member, members, proxy, querier};
+use crate::lab::proxy::{joined, member, members, proxy, querier};
 use crate::lab::{
     Capture, Injector, Lab, Router, Star, Udp, UdpRx, bridge, eventually, switch, wait_until,
 };

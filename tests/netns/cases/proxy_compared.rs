@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::cases;
-use super::proxy::{member, members, proxy};
+use crate::lab::proxy::{member, members, proxy};
 use crate::lab::{
     Capture, Injector, Lab, Member, Ns, PATIENCE, Program, Router, Star, Udp, UdpRx, eventually,
     wait_until,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cases;
-use super::proxy::{joined, member, members, proxy, querier};
+use crate::lab::proxy::{joined, member, members, proxy, querier};
 use crate::lab::{
     Capture, Frr, Injector, Lab, Member, Router, Star, Udp, UdpRx, eventually, switch,
 };

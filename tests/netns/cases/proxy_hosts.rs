@@ -2,7 +2,7 @@
 //! the host side of this kernel upstream.
 
 use super::cases;
-use super::proxy::{checksummed, igmp_frame, joined, member, members, proxy};
+use crate::lab::proxy::{checksummed, igmp_frame, joined, member, members, proxy};
 use crate::lab::{
     Capture, Injector, Lab, Member, Router, Seen, Star, Udp, UdpRx, eventually, switch,
 };

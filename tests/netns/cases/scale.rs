@@ -5,18 +5,19 @@
 //! bench-membership` runs the same against the release build, prints the figures and holds them
 //! against the goals.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mcastor::model::{Group, Source};
-use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
+use mcastor::model::Source;
+use mcastor::wire::group_message::{Generation, Message, Query, RecordType};
 use mcastor::wire::membership;
 
 use super::cases;
-use super::proxy::{member, members, proxy};
+use crate::lab::flood::{Flood, frames, group, lies, record, source};
 use crate::lab::frame::{Ipv4, ipv4};
+use crate::lab::proxy::{known_groups, member, members, proxy, refused};
 use crate::lab::{
     Capture, Injector, Lab, Ns, Numbered, PATIENCE, Router, Star, UdpRx, eventually, switch,
     wait_until,
@@ -42,112 +43,6 @@ fn soak_time() -> Duration {
     let seconds = std::env::var("MCASTOR_SOAK_SECONDS").ok();
     let seconds = seconds.and_then(|n| n.parse().ok());
     Duration::from_secs(seconds.unwrap_or(2))
-}
-
-/// xorshift64*: the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
-
-fn group(addr: impl Into<IpAddr>) -> Group {
-    Group::new(addr.into()).expect("a group")
-}
-
-fn source(addr: impl Into<IpAddr>) -> Source {
-    Source::new(addr.into()).expect("a source")
-}
-
-fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> Record {
-    Record {
-        kind,
-        group,
-        sources,
-    }
-}
-
-/// A message as frames.
-fn frames(from: IpAddr, message: &Message) -> Vec<Vec<u8>> {
-    let packets = membership::build(message, from, 1500).expect("a message");
-    let frame = |packet: &Vec<u8>| {
-        let to = match packet[0] >> 4 {
-            4 => IpAddr::from(<[u8; 4]>::try_from(&packet[16..20]).expect("IPv4")),
-            _ => IpAddr::from(<[u8; 16]>::try_from(&packet[24..40]).expect("IPv6")),
-        };
-        crate::lab::frame::ethernet(to, packet)
-    };
-    packets.iter().map(frame).collect()
-}
-
-fn refused(router: &Router, reason: &str) -> f64 {
-    let labels = [("iface", "out1"), ("reason", reason)];
-    router.metric("mcastor_membership_refused_total", &labels)
-}
-
-fn known_groups(router: &Router) -> usize {
-    router.metric("mcastor_membership_groups", &[("iface", "out1")]) as usize
-}
-
-/// Sends frames in turn, so many a second, until it is dropped.
-struct Flood {
-    stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Flood {
-    fn start(ns: &Ns, iface: &str, frames: Vec<Vec<u8>>, per_second: u32) -> Self {
-        let inject = Injector::new(ns, iface);
-        let stop = Arc::new(AtomicBool::new(false));
-        let sent = Arc::new(AtomicU64::new(0));
-        let (stopped, count) = (stop.clone(), sent.clone());
-        let thread = std::thread::spawn(move || {
-            let begun = Instant::now();
-            let mut next = frames.iter().cycle();
-            let mut n = 0;
-            while !stopped.load(Ordering::Acquire) {
-                let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
-                // Who was held up does not make up for it in one burst.
-                n = n.max(due.saturating_sub(2000));
-                while n < due {
-                    if let Some(frame) = next.next() {
-                        let _ = inject.try_send(frame);
-                        count.fetch_add(1, Ordering::Release);
-                    }
-                    n += 1;
-                }
-                std::thread::sleep(Duration::from_micros(200));
-            }
-        });
-        Self {
-            stop,
-            sent,
-            thread: Some(thread),
-        }
-    }
-
-    fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Acquire)
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
 
 /// From a report on the wire to the first packet of a flow that runs already, for so many groups
@@ -332,65 +227,6 @@ fn ten_thousand_groups(lab: &Lab) {
     // The kernel takes its time over 100,000 sources.
     assert!(wait_until(patience, || joined() == 0.0), "{}", joined());
     held_to_goal(p99, &runs);
-}
-
-/// What strangers send: reports of every kind for groups and sources made up, leaves of others'
-/// groups, and what is no report.
-fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
-    let mut random = Random(0x6d63_6173_746f_7221);
-    let mut all = Vec::new();
-    while all.len() < 60_000 {
-        let r = random.next();
-        let (from, any, ssm): (IpAddr, Group, Group) = match v6 {
-            false => (
-                Ipv4Addr::from(0x0a40_0000 | (r as u32 & 0x003f_ffff)).into(),
-                group(Ipv4Addr::from(0xef00_0000 | (r >> 32) as u32 >> 8)),
-                group(Ipv4Addr::from(0xe801_0000 | (r >> 48) as u32)),
-            ),
-            true => {
-                let low = u128::from(r);
-                (
-                    Ipv6Addr::from((0xfe80_u128 << 112) | low).into(),
-                    group(Ipv6Addr::from((0xff0e_u128 << 112) | (low >> 8))),
-                    group(Ipv6Addr::from(
-                        (0xff3e_u128 << 112) | 0x8000_0000 | (low >> 48),
-                    )),
-                )
-            }
-        };
-        let some = |random: &mut Random, count: u64| -> Vec<Source> {
-            let one = |_| {
-                let n = random.next();
-                match v6 {
-                    false => source(Ipv4Addr::from(0x0b00_0000 | (n as u32 >> 8))),
-                    true => source(Ipv6Addr::from((0x2001_u128 << 112) | u128::from(n))),
-                }
-            };
-            (0..count).map(one).collect()
-        };
-        let three = |kind, group, sources| Message::Records(vec![record(kind, group, sources)]);
-        let message = match random.below(10) {
-            0..4 => three(RecordType::ChangeToExclude, any, vec![]),
-            4 => three(RecordType::AllowNewSources, ssm, some(&mut random, 80)),
-            5 => three(RecordType::ModeIsExclude, any, some(&mut random, 20)),
-            6 => Message::Report {
-                generation: Generation::Two,
-                group: any,
-            },
-            7 => Message::Leave { group: victim },
-            8 => three(RecordType::ChangeToInclude, victim, vec![]),
-            _ => three(RecordType::BlockOldSources, any, vec![]),
-        };
-        let mut made = frames(from, &message);
-        if random.below(20) == 0
-            && let Some(frame) = made.first_mut()
-        {
-            let at = 14 + random.below(frame.len() as u64 - 14) as usize;
-            frame[at] = random.next() as u8;
-        }
-        all.extend(made);
-    }
-    all
 }
 
 fn soak_of_reports_by_strangers(lab: &Lab) {

@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod docker;
+pub mod flood;
 pub mod frame;
 pub mod frr;
 pub mod harness;
@@ -12,6 +13,8 @@ pub mod numbered;
 pub mod packet;
 pub mod pcap;
 pub mod program;
+pub mod proxy;
+pub mod random;
 pub mod router;
 pub mod smcroute;
 pub mod socket;
@@ -27,6 +30,7 @@ pub use ns::{Lab, Ns, ip_batch, sweep};
 pub use numbered::{Numbered, check_order, in_order, missing, number};
 pub use packet::{Capture, Injector};
 pub use program::Program;
+pub use random::Random;
 pub use router::{BINARY, Router};
 pub use socket::Member;
 pub use star::{Star, macvlan};

@@ -1,5 +1,6 @@
 //! Both of a kind: this program as smcrouted and Debian's, in namespaces of the same shape.
 
+use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use super::{BINARY, Lab, Ns, PATIENCE, Program, wait_until};
+use super::{BINARY, Capture, Injector, Lab, Ns, PATIENCE, Program, Seen, Star, Udp, wait_until};
 
 /// Whose program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub enum Whose {
 
 /// Both.
 pub const BOTH: [Whose; 2] = [Whose::Ours, Whose::Theirs];
+
+/// The route of the packet by which [`pass`] ends.
+pub const EVERYBODY: &str = "mroute from in group 225.255.0.1 to out1 out2 out3\n";
 
 /// A running daemon.
 pub struct Daemon {
@@ -143,4 +147,56 @@ impl Drop for Daemon {
             self.program.stop(libc::SIGTERM, Duration::from_secs(5));
         }
     }
+}
+
+/// What arrived of the test's own packets: where, TTL, and all bytes but TTL and checksum.
+pub type Arrived = BTreeSet<(usize, u8, Vec<u8>)>;
+
+/// A router for each of both, with so many egresses.
+pub fn two(lab: &Lab, egresses: usize) -> [(Whose, Star); 2] {
+    let tag = lab.file("").display().to_string();
+    let tag = tag.rsplit('/').next().unwrap_or_default().to_string();
+    BOTH.map(|whose| {
+        (
+            whose,
+            Star::one_of(lab, egresses, &format!("{tag}{whose:?}")),
+        )
+    })
+}
+
+/// Sends packets and then one that reaches everybody; tells what arrived before that.
+pub fn pass(star: &Star, egresses: usize, packets: &[Udp]) -> Arrived {
+    let captures: Vec<Capture> = (1..=egresses)
+        .map(|n| Capture::new(&star.rcv, &format!("eth{n}")))
+        .collect();
+    let inject = Injector::new(&star.src, "eth0");
+    for packet in packets {
+        inject.send(&packet.frame());
+        // The kernel queues few packets of a flow it has no route for yet.
+        std::thread::yield_now();
+    }
+    let last = Udp::new("10.0.0.10:9", "225.255.0.1:5000", "the last");
+    inject.send(&last.frame());
+    let mut arrived = Arrived::new();
+    for (n, capture) in captures.iter().enumerate() {
+        let mut seen = Vec::new();
+        let there = wait_until(PATIENCE, || {
+            let frames = capture.frames();
+            seen.extend(
+                frames
+                    .iter()
+                    .filter(|f| !f.outgoing)
+                    .filter_map(|f| Seen::read(&f.bytes)),
+            );
+            seen.iter().any(|s| s.dst.to_string() == "225.255.0.1")
+        });
+        assert!(there, "the last packet did not reach eth{}", n + 1);
+        let own = seen
+            .iter()
+            .filter(|s| s.dst.is_multicast() && s.protocol == 17);
+        for s in own.filter(|s| s.payload().starts_with(b"packet") || s.payload() == b"the last") {
+            arrived.insert((n + 1, s.ttl, s.untouchable()));
+        }
+    }
+    arrived
 }

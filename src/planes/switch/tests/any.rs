@@ -1,0 +1,118 @@
+//! Any packets under any rules.
+
+use super::*;
+use proptest::prelude::*;
+
+fn any_packet() -> impl Strategy<Value = (Vec<u8>, Packet)> {
+    let groups = prop_oneof![
+        Just(GROUP),
+        Just([225, 1, 9, 9]),
+        Just([225, 9, 9, 9]),
+        Just([230, 1, 1, 1]),
+        Just([224, 0, 0, 251]),
+        Just([10, 0, 0, 9]),
+    ];
+    let bytes = prop_oneof![
+        4 => (groups, any::<u8>(), 0usize..3000).prop_map(|(g, t, b)| packet(g, t, b)),
+        1 => any::<u8>().prop_map(packet_v6),
+        1 => proptest::collection::vec(any::<u8>(), 0..80),
+    ];
+    let offload = prop_oneof![
+        4 => Just(Offload::None),
+        1 => Just(Offload::Checksum { start: 20, offset: 6 }),
+        1 => (any::<u16>(), any::<u16>()).prop_map(|(start, offset)| Offload::Checksum { start, offset }),
+        2 => (0u16..1500).prop_map(|payload| Offload::UdpSegments { payload }),
+        1 => Just(Offload::Unknown),
+    ];
+    let ethertype = prop_oneof![8 => Just(0u16), 1 => Just(0x8100u16), 1 => any::<u16>()];
+    let vlan = proptest::option::weighted(0.2, 9u16..12);
+    (
+        bytes,
+        offload,
+        ethertype,
+        vlan,
+        proptest::bool::weighted(0.05),
+    )
+        .prop_map(|(bytes, offload, ethertype, vlan, cut)| {
+            let meta = Packet {
+                ethertype,
+                vlan,
+                offload,
+                cut,
+                ..Packet::default()
+            };
+            (bytes, meta)
+        })
+}
+
+fn any_ttl() -> impl Strategy<Value = TtlPolicy> {
+    prop_oneof![
+        Just(TtlPolicy::Decrement),
+        Just(TtlPolicy::Keep),
+        (1u8..).prop_map(TtlPolicy::Set)
+    ]
+}
+
+fn any_rules() -> impl Strategy<Value = Vec<RouteRule>> {
+    let group = prop_oneof![
+        Just("225.1.2.3"),
+        Just("225.1.0.0/16"),
+        Just("224.0.0.0/4"),
+        Just("ff00::/8"),
+    ];
+    let to = proptest::sample::subsequence(vec!["out1", "out2", "out3"], 0..=3);
+    let rule = (group, to, any_ttl()).prop_map(|(g, to, ttl)| rule(g, &to, ttl));
+    proptest::collection::vec(rule, 1..5)
+}
+
+proptest! {
+    /// Every packet is decided once: for each, all its paths are slots or below a
+    /// threshold, or it is dropped with one reason.
+    #[test]
+    fn nothing_is_lost_in_the_count(
+        rules in any_rules(),
+        asked in proptest::sample::subsequence(vec![2, 3, 4], 0..=3),
+        packets in proptest::collection::vec(any_packet(), 0..30),
+    ) {
+        let asked: Vec<_> = asked.iter().map(|i| (*i, GROUP, SourceFilter::any())).collect();
+        // With a TTL policy that ends loops: no packet is stopped for being equal to another.
+        let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
+        let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+        let mut switch = Switch::default();
+        let whole = switch.run(&fib, ingress, batch(&packets), 0);
+        let (mut forwarded, mut dropped, mut below, mut slots) = (0, 0, 0, 0);
+        for packet in &packets {
+            let one = switch.run(&fib, ingress, batch(std::slice::from_ref(packet)), 0);
+            let lost = one.tally.dropped.iter().sum::<u64>();
+            let passed = one.tally.packets - lost;
+            prop_assert!(lost <= 1 && (lost == 0 || passed == 0));
+            let on_slots = one.egresses.iter().map(|(_, s)| s.len() as u64).sum::<u64>();
+            let under = one.tally.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
+            if passed > 0 {
+                // As often as its route has paths.
+                prop_assert!(on_slots + under > 0);
+                prop_assert_eq!((on_slots + under) % passed, 0);
+            }
+            forwarded += passed;
+            dropped += lost;
+            below += under;
+            slots += on_slots;
+        }
+        prop_assert_eq!(whole.tally.packets, forwarded + dropped);
+        prop_assert_eq!(whole.tally.dropped.iter().sum::<u64>(), dropped);
+        let under = whole.tally.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
+        prop_assert_eq!(under, below);
+        let mut on_slots = 0;
+        for (egress, list) in &whole.egresses {
+            prop_assert!(!list.is_empty());
+            prop_assert!(list.is_sorted_by_key(|s| s.received_ns));
+            for slot in list {
+                prop_assert_eq!(fib.paths[slot.path as usize].egress, *egress);
+                let bytes = whole.load.packet(slot);
+                prop_assert_eq!(Datagram::parse(bytes).map(|d| d.len), Ok(bytes.len()));
+            }
+            on_slots += list.len() as u64;
+        }
+        prop_assert_eq!(on_slots, slots);
+    }
+}

@@ -1,0 +1,293 @@
+//! What routes and proxies each make of a packet, and which version leaves where.
+
+use super::*;
+
+const KEPT: &str = "225.1.2.3 keep";
+
+#[test]
+fn a_route_and_a_proxy_each_send_their_version_and_an_egress_gets_one() {
+    let rules = vec![rule("225.1.2.3", &["out1"], TtlPolicy::Keep)];
+    let any = SourceFilter::any();
+    let asked = [
+        (2, GROUP, any.clone()),
+        (3, GROUP, any.clone()),
+        (4, GROUP, any),
+    ];
+    let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
+    let switched = run(
+        &fib,
+        &[plain(packet(GROUP, 9, 5)), plain(packet(GROUP, 8, 5))],
+    );
+    let kept = |ttl| (ttl, KEPT.to_owned());
+    let asked = |ttl| (ttl, "proxy".to_owned());
+    assert_eq!(ways(&fib, &switched, "out1"), [kept(9), kept(8)]);
+    assert_eq!(ways(&fib, &switched, "out2"), [asked(8), asked(7)]);
+    // At the threshold, which the TTL it arrived with is held against.
+    assert_eq!(ways(&fib, &switched, "out3"), [asked(8)]);
+    assert_eq!(leaving(&fib, &switched, "out2")[0], packet(GROUP, 8, 5));
+    let tally = &switched.tally;
+    assert_eq!((tally.packets, tally.dropped.iter().sum::<u64>()), (2, 0));
+    assert_eq!(tally.below_threshold.iter().map(|b| b.1).sum::<u64>(), 1);
+    // One other version for two egresses, made once a packet.
+    assert_eq!(switched.load.pieces.len(), 2 * 33);
+}
+
+#[test]
+fn versions_of_one_ttl_are_the_same_bytes_and_nothing_is_copied() {
+    let rules = vec![rule("225.1.2.3", &["out1"], TtlPolicy::Decrement)];
+    let asked = [(3, GROUP, SourceFilter::any())];
+    let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
+    let switched = run(&fib, &[plain(packet(GROUP, 9, 5))]);
+    assert_eq!(leaving(&fib, &switched, "out1"), [packet(GROUP, 8, 5)]);
+    assert_eq!(leaving(&fib, &switched, "out2"), [packet(GROUP, 8, 5)]);
+    assert!(switched.load.pieces.is_empty());
+}
+
+#[test]
+fn a_ttl_that_ends_for_one_goes_on_for_the_other() {
+    let asked = [
+        (2, GROUP, SourceFilter::any()),
+        (3, GROUP, SourceFilter::any()),
+    ];
+    let one = |route, of_proxy| {
+        let rules = vec![rule("225.1.2.3", &["out1"], route)];
+        let fib = fib_with(rules, vec![proxy(&[IIF], of_proxy)], &asked);
+        let switched = run(&fib, &[plain(packet(GROUP, 1, 5))]);
+        let at = |name| -> Vec<String> {
+            let ways = ways(&fib, &switched, name);
+            ways.into_iter()
+                .map(|(ttl, route)| format!("{ttl} {route}"))
+                .collect()
+        };
+        let expired = switched.tally.dropped[DropReason::TtlExpired as usize];
+        assert_eq!(switched.tally.dropped.iter().sum::<u64>(), expired);
+        (at("out1"), at("out2"), expired)
+    };
+    let none: Vec<String> = vec![];
+    let (decrement, keep) = (TtlPolicy::Decrement, TtlPolicy::Keep);
+    // What the route would have sent, had the TTL not ended, the proxy sends.
+    let proxied = || vec!["1 proxy".to_owned()];
+    assert_eq!(one(decrement, keep), (proxied(), proxied(), 0));
+    assert_eq!(
+        one(keep, decrement),
+        (vec![format!("1 {KEPT}")], none.clone(), 0)
+    );
+    assert_eq!(one(decrement, decrement), (none.clone(), none, 1));
+}
+
+#[test]
+fn pieces_leave_in_both_versions() {
+    let rules = vec![rule("225.1.2.3", &["out1"], TtlPolicy::Set(3))];
+    let asked = [(3, GROUP, SourceFilter::any())];
+    let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
+    let meta = Packet {
+        offload: Offload::UdpSegments { payload: 1000 },
+        ..Packet::default()
+    };
+    let packets = [
+        plain(packet(GROUP, 9, 5)),
+        (packet(GROUP, 9, 2500), meta),
+        plain(packet(GROUP, 7, 5)),
+    ];
+    let switched = run(&fib, &packets);
+    for (name, ttls) in [("out1", [3, 3, 3, 3, 3]), ("out2", [8, 8, 8, 8, 6])] {
+        let left = leaving(&fib, &switched, name);
+        let seen: Vec<_> = left.iter().map(|p| (p[8], p.len())).collect();
+        let lens = [33, 1028, 1028, 528, 33];
+        assert_eq!(seen, ttls.into_iter().zip(lens).collect::<Vec<_>>());
+        // The payload is the one that was sent.
+        let body: Vec<u8> = left[1..4].iter().flat_map(|p| &p[28..]).copied().collect();
+        assert_eq!(body, packet(GROUP, 9, 2500)[28..]);
+        ways(&fib, &switched, name);
+    }
+    assert_eq!(switched.tally.packets, 5);
+}
+
+#[test]
+fn what_comes_back_is_dropped_once_and_only_where_no_version_goes_on() {
+    let guarded = RouteRule {
+        loop_guard: true,
+        ..rule("225.1.2.3", &["out1"], TtlPolicy::Keep)
+    };
+    for (ttl, second, dropped) in [
+        // The TTL ends a loop: only the route stops what comes back.
+        (TtlPolicy::Decrement, 2, 0),
+        (TtlPolicy::Set(7), 1, 1),
+    ] {
+        let asked = [
+            (2, GROUP, SourceFilter::any()),
+            (3, GROUP, SourceFilter::any()),
+        ];
+        let fib = fib_with(vec![guarded.clone()], vec![proxy(&[IIF], ttl)], &asked);
+        let switched = run(
+            &fib,
+            &[plain(packet(GROUP, 9, 5)), plain(packet(GROUP, 9, 5))],
+        );
+        assert_eq!(ways(&fib, &switched, "out1").len(), 1, "{ttl}");
+        assert_eq!(ways(&fib, &switched, "out2").len(), second, "{ttl}");
+        let tally = &switched.tally;
+        assert_eq!(tally.dropped[DropReason::Loop as usize], dropped, "{ttl}");
+        assert_eq!(
+            (tally.packets, tally.dropped.iter().sum::<u64>()),
+            (2, dropped)
+        );
+    }
+}
+
+fn rewriting(rule: RouteRule, source: &str, group: &str) -> RouteRule {
+    let becomes = (Some(source.parse().unwrap()), Some(group.parse().unwrap()));
+    let source = "10.0.0.1".parse().unwrap();
+    let rewrite = Rewrite::new((source, rule.group), becomes, None, false).ok();
+    assert!(rewrite.is_some());
+    RouteRule {
+        source,
+        rewrite,
+        ..rule
+    }
+}
+
+#[test]
+fn a_rewritten_stream_and_the_one_it_was_leave_side_by_side() {
+    let asked = [(2, GROUP, SourceFilter::any())];
+    let destination = |p: &Vec<u8>| Datagram::parse(p).unwrap().destination.to_string();
+    for (source, group) in [("10.9.9.9", "239.1.1.1"), ("fd00::9", "ff3e::9")] {
+        let ruled = rule("225.1.2.3", &["out1", "out2"], TtlPolicy::Keep);
+        let ruled = rewriting(ruled, source, group);
+        let proxies = vec![proxy(&[IIF], TtlPolicy::Decrement)];
+        let both = fib_with(vec![ruled.clone()], proxies, &asked);
+        let meta = Packet {
+            offload: Offload::UdpSegments { payload: 1000 },
+            ..Packet::default()
+        };
+        let packets = [plain(packet(GROUP, 9, 5)), (packet(GROUP, 9, 1500), meta)];
+        let switched = run(&both, &packets);
+        // Who asked for the stream as it was gets it, and what the route sends besides.
+        let out1: Vec<_> = leaving(&both, &switched, "out1")
+            .iter()
+            .map(destination)
+            .collect();
+        let plain_ones = out1.iter().filter(|d| *d == "225.1.2.3").count();
+        let translated = out1.iter().filter(|d| *d == group).count();
+        assert_eq!((plain_ones, translated, out1.len()), (3, 3, 6));
+        let out2: Vec<_> = leaving(&both, &switched, "out2")
+            .iter()
+            .map(destination)
+            .collect();
+        assert_eq!(out2, [group; 3]);
+        assert_eq!(switched.tally.translated.iter().sum::<u64>(), 3);
+        assert_eq!(switched.tally.dropped.iter().sum::<u64>(), 0);
+        // Alone, nothing is copied where the IP version stays.
+        let alone = fib(vec![ruled]);
+        let switched = run(&alone, &packets[..1]);
+        let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
+        let stays = group.starts_with("239");
+        assert!(slots.clone().all(|s| s.piece != stays) && slots.count() == 2);
+    }
+}
+
+#[test]
+fn what_cannot_be_translated_is_dropped_once_unless_a_proxy_sends_it() {
+    let mut tcp = packet(GROUP, 9, 40);
+    tcp[9] = 6;
+    refresh_ipv4_checksum(&mut tcp);
+    let ruled = rule("225.1.2.3", &["out1", "out2"], TtlPolicy::Keep);
+    let ruled = rewriting(ruled, "10.9.9.9", "239.1.1.1");
+    let dropped = |switched: &Switched| {
+        let dropped = &switched.tally.dropped;
+        (
+            dropped[DropReason::TranslateProtocol as usize],
+            dropped.iter().sum::<u64>(),
+        )
+    };
+    let alone = fib(vec![ruled.clone()]);
+    let switched = run(&alone, &[plain(tcp.clone())]);
+    assert_eq!(dropped(&switched), (1, 1));
+    assert!(switched.egresses.is_empty());
+    let asked = [(2, GROUP, SourceFilter::any())];
+    let both = fib_with(
+        vec![ruled.clone()],
+        vec![proxy(&[IIF], TtlPolicy::Keep)],
+        &asked,
+    );
+    let switched = run(&both, &[plain(tcp.clone())]);
+    assert_eq!(dropped(&switched), (0, 0));
+    assert_eq!(leaving(&both, &switched, "out1"), [tcp]);
+    // What came back is known by what it was.
+    let guarded = RouteRule {
+        loop_guard: true,
+        ..ruled
+    };
+    let again = run(
+        &fib(vec![guarded]),
+        &[plain(packet(GROUP, 9, 5)), plain(packet(GROUP, 8, 5))],
+    );
+    assert_eq!(again.tally.dropped[DropReason::Loop as usize], 1);
+    assert_eq!(again.tally.translated.iter().sum::<u64>(), 1);
+}
+
+#[test]
+fn from_downstream_the_way_is_up_and_to_the_other_members() {
+    let asked = [
+        (2, GROUP, SourceFilter::any()),
+        (3, GROUP, SourceFilter::any()),
+    ];
+    let from = |fib: &Fib, index| {
+        let ingress = &fib.ingresses[&IfIndex::new(index).unwrap()];
+        let packets = [
+            plain(packet(GROUP, 9, 5)),
+            plain(packet([225, 9, 9, 9], 9, 5)),
+        ];
+        let switched = Switch::default().run(fib, ingress, batch(&packets), 0);
+        let count = |name| ways(fib, &switched, name).len();
+        let dropped = |r: DropReason| switched.tally.dropped[r as usize];
+        let unwanted = dropped(DropReason::NoRoute);
+        assert_eq!(switched.tally.dropped.iter().sum::<u64>(), unwanted);
+        (
+            ["eth0", "eth1", "out1", "out2", "out3"].map(count),
+            unwanted,
+        )
+    };
+    let both = proxy(&[IIF, "eth1"], TtlPolicy::Decrement);
+    let fib = fib_with(vec![], vec![both.clone()], &asked);
+    // Whatever the group up the first upstream, and to the member that asked.
+    assert_eq!(from(&fib, 2), ([2, 0, 0, 1, 0], 0));
+    assert_eq!(from(&fib, 4), ([2, 0, 1, 1, 0], 0));
+    assert_eq!(from(&fib, 1), ([0, 0, 1, 1, 0], 1));
+    let down_only = ProxyRule {
+        upward: false,
+        ..both
+    };
+    let fib = fib_with(vec![], vec![down_only], &asked);
+    assert_eq!(from(&fib, 2), ([0, 0, 0, 1, 0], 1));
+}
+
+#[test]
+fn one_upstream_feeds_a_stream_until_it_is_silent() {
+    let asked = [(2, GROUP, SourceFilter::any())];
+    let both = proxy(&[IIF, "eth1"], TtlPolicy::Decrement);
+    let fib = fib_with(vec![], vec![both], &asked);
+    let feeds = Arc::<Feeds>::default();
+    let mut switches = [1, 6].map(|index| {
+        let flows = Flows::new(FlowBudget::new(8));
+        (index, Switch::new(flows, Arc::default(), feeds.clone()))
+    });
+    let mut carry = |at: usize, ttl, now| {
+        let (index, switch) = &mut switches[at];
+        let ingress = &fib.ingresses[&IfIndex::new(*index).unwrap()];
+        let packets = vec![plain(packet(GROUP, ttl, 5)); 3];
+        let switched = switch.run(&fib, ingress, batch(&packets), now);
+        let tally = &switched.tally;
+        let standby = tally.dropped[DropReason::Standby as usize];
+        let expired = tally.dropped[DropReason::TtlExpired as usize];
+        assert_eq!(tally.dropped.iter().sum::<u64>(), standby + expired);
+        (ways(&fib, &switched, "out1").len(), standby)
+    };
+    assert_eq!(carry(0, 1, 0), (0, 0), "feeds nothing: its TTL ends here");
+    assert_eq!(carry(1, 9, 0), (3, 0));
+    assert_eq!(carry(0, 9, 1), (0, 3));
+    assert_eq!(carry(1, 9, 500), (3, 0));
+    assert_eq!(carry(0, 9, 1499), (0, 3));
+    assert_eq!(carry(0, 9, 1500), (3, 0));
+    assert_eq!(carry(1, 9, 1501), (0, 3));
+    assert_eq!(carry(0, 9, 2400), (3, 0));
+}

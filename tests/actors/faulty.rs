@@ -1,0 +1,104 @@
+//! The simulated plane, with faults.
+
+use std::io;
+use std::panic::panic_any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use mcastor::model::IfIndex;
+use mcastor::planes::sim::SimPlane;
+use mcastor::planes::{Batch, Capture, Plane, Transmit};
+
+/// What is to go wrong on an interface; each once.
+#[derive(Default)]
+pub struct Faults {
+    pub capture_error: AtomicU32,
+    pub capture_panic: AtomicU32,
+    pub send_panic: AtomicU32,
+    pub captures_refused: AtomicU32,
+    pub captures: AtomicU32,
+}
+
+impl Faults {
+    fn due(fault: &AtomicU32) -> bool {
+        let less = |n: u32| n.checked_sub(1);
+        fault
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)
+            .is_ok()
+    }
+}
+
+/// The simulated plane, with faults.
+#[derive(Clone, Default)]
+pub struct Faulty {
+    pub sim: SimPlane,
+    pub faults: Arc<Faults>,
+}
+
+impl Plane for Faulty {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
+        if Faults::due(&self.faults.captures_refused) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.faults.captures.fetch_add(1, Ordering::AcqRel);
+        let capture = self.sim.capture(interface)?;
+        Ok(Box::new(FaultyCapture(capture, self.faults.clone())))
+    }
+
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
+        let transmit = self.sim.transmit(interface)?;
+        Ok(Box::new(FaultyTransmit(transmit, self.faults.clone())))
+    }
+}
+
+struct FaultyCapture(Box<dyn Capture>, Arc<Faults>);
+
+struct FaultyTransmit(Box<dyn Transmit>, Arc<Faults>);
+
+impl Drop for FaultyCapture {
+    fn drop(&mut self) {
+        self.1.captures.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Capture for FaultyCapture {
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
+        if Faults::due(&self.1.capture_error) {
+            return Poll::Ready(Err(io::ErrorKind::Other.into()));
+        }
+        if Faults::due(&self.1.capture_panic) {
+            panic_any("a capture that panics");
+        }
+        self.0.poll_batch(cx)
+    }
+
+    fn take_dropped(&mut self) -> u64 {
+        self.0.take_dropped()
+    }
+
+    fn shut(&mut self) {
+        self.0.shut();
+    }
+
+    fn mode(&self) -> &'static str {
+        self.0.mode()
+    }
+}
+
+impl Transmit for FaultyTransmit {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        if Faults::due(&self.1.send_panic) {
+            panic_any("a transmit that panics");
+        }
+        self.0.send(packets)
+    }
+
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_writable(cx)
+    }
+}

@@ -1,0 +1,342 @@
+//! Packets from strangers: through the switch, looked up, translated.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use mcastor::forward::translate::{Identifications, across, in_place};
+use mcastor::forward::{self, Decision, DropReason, NotData, decide};
+use mcastor::model::{IfIndex, Links, Rewrite, RouteName, RouteRule, TtlPolicy, TtlThreshold};
+use mcastor::planes::egress::Sent;
+use mcastor::planes::{Batch, EgressQueue, Packet, Progress, Switch, Transmit};
+use mcastor::table::flows::{FlowBudget, Flows};
+use mcastor::table::{Feeds, Fib, InterfaceOptions, Rib};
+use mcastor::wire::checksum;
+use mcastor::wire::ip::Datagram;
+use mcastor::wire::offload::Offload;
+
+use super::{Input, link};
+
+/// A batch of packets, taken from the input with all that a plane may say of them, through the
+/// switch and out of every egress.
+pub fn switch(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let count = usize::from(input.u8() % 8) + 1;
+    let answers = input.take(8);
+    let mut metas = Vec::new();
+    for _ in 0..count {
+        let flags = input.u8();
+        let (a, b) = (input.u16(), input.u16());
+        let meta = Packet {
+            ethertype: match flags & 7 {
+                0 => 0x8100,
+                1 => 0x88a8,
+                2 => a,
+                3 | 4 => 0x86dd,
+                _ => 0x0800,
+            },
+            vlan: (flags & 8 != 0).then_some(a & 0x0fff),
+            offload: match flags >> 4 & 7 {
+                0 => Offload::Checksum {
+                    start: 20,
+                    offset: 6,
+                },
+                1 => Offload::Checksum {
+                    start: a,
+                    offset: b,
+                },
+                2 => Offload::UdpSegments { payload: b },
+                3 => Offload::Unknown,
+                _ => Offload::None,
+            },
+            cut: flags & 0x80 != 0 && a & 1 == 1,
+            ..Packet::default()
+        };
+        metas.push(meta);
+    }
+    let bytes = input.0.to_vec();
+    let each = bytes.len() / count;
+    for (i, meta) in metas.iter_mut().enumerate() {
+        meta.start = (i * each) as u32;
+        meta.len = each as u32;
+        meta.received_ns = i as u64;
+    }
+    let fib = &*FIB;
+    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let batch = Batch::from_bytes(bytes, metas);
+    let switched = SWITCH.with_borrow_mut(|s| s.run(fib, ingress, batch, clock()));
+    let tally = &switched.tally;
+    let dropped: u64 = tally.dropped.iter().sum();
+    let seen = tally.packets + tally.membership;
+    assert!(seen >= count as u64 && dropped <= count as u64);
+    let slots: usize = switched.egresses.iter().map(|(_, s)| s.len()).sum();
+    let below: u64 = tally.below_threshold.iter().map(|(_, n)| n).sum();
+    let passed = tally.packets - dropped;
+    assert!(slots as u64 + below >= passed, "a packet is nowhere");
+    assert!(
+        slots as u64 + below <= passed * 3,
+        "more than there are egresses"
+    );
+    for (egress, slots) in switched.egresses {
+        let mtu = fib.egresses[egress as usize].mtu as usize;
+        let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
+        let filled = slots.len() as u64;
+        queue.fill(switched.load.clone(), slots, mtu, &mut sent);
+        let unfit: u64 = sent.dropped.iter().sum();
+        let mut whim = Whim {
+            answers: Input(answers),
+            mtu,
+            packets: 0,
+            bytes: 0,
+        };
+        while queue.drive(&mut whim, &mut sent) == Progress::Blocked {}
+        assert!(queue.is_empty());
+        let counted: (u64, u64) = sent
+            .paths
+            .iter()
+            .fold((0, 0), |(p, b), path| (p + path.1, b + path.2));
+        assert_eq!(counted, (whim.packets, whim.bytes));
+        let lost: u64 = sent.dropped.iter().sum();
+        assert!(counted.0 + lost >= filled && unfit <= filled);
+    }
+    passed > 0
+}
+
+/// One packet, looked up; what is decided follows from the packet alone.
+pub fn decision(data: &[u8]) -> bool {
+    let fib = &*FIB;
+    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let feeds = Feeds::default();
+    let look_up = |bytes: &[u8]| {
+        let arrival = forward::Arrival {
+            fib,
+            ingress,
+            feeds: &feeds,
+            now_ms: clock(),
+        };
+        FLOWS.with_borrow_mut(|flows| decide(arrival, flows, bytes))
+    };
+    let ttls = |d: &Decision<'_>| d.versions().map(|v| v.ttl).collect::<Vec<_>>();
+    let first = look_up(data);
+    match &first {
+        Ok(d) => {
+            assert!(d.datagram.len <= data.len() && d.datagram.header_len <= d.datagram.len);
+            assert!(d.datagram.destination.is_multicast() && d.datagram.source_is_valid());
+            assert_eq!(
+                d.datagram.source.is_ipv4(),
+                d.datagram.destination.is_ipv4()
+            );
+            assert!(d.versions().any(|v| v.paths().next().is_some()));
+            // What follows the packet does not matter.
+            let alone = look_up(&data[..d.datagram.len]).expect("the packet alone");
+            assert_eq!((alone.datagram, ttls(&alone)), (d.datagram, ttls(d)));
+        }
+        Err(NotData::Dropped(reason)) => assert!(DropReason::ALL.contains(reason)),
+        Err(NotData::Membership) => {}
+    }
+    first.is_ok()
+}
+
+/// A packet, translated: what comes out is a packet to where the rewrite says, as right or as
+/// wrong as before.
+pub fn translate(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let which = input.u8();
+    let mut packet = input.0.to_vec();
+    let Ok(datagram) = Datagram::parse(&packet) else {
+        return false;
+    };
+    if !datagram.destination.is_multicast() || !datagram.source_is_valid() {
+        return false;
+    }
+    packet.truncate(datagram.len);
+    let of = |source: &str, group: &str, to: (&str, &str)| {
+        let from = (source.parse().unwrap(), group.parse().unwrap());
+        let to = (to.0.parse().ok(), to.1.parse().ok());
+        let port = std::num::NonZeroU16::new(u16::from(which >> 4) * 256);
+        Rewrite::new(from, to, port, true).unwrap()
+    };
+    let four = datagram.source.is_ipv4();
+    let rewrite = match (four, which & 1 == 0) {
+        (true, true) => of("0.0.0.0/1", "224.0.0.0/5", ("128.0.0.0/1", "232.0.0.0/5")),
+        (true, false) => of("0.0.0.0/0", "224.0.0.0/4", ("64:ff9b::/96", "ff3e::/100")),
+        (false, true) => of("2000::/4", "ff30::/12", ("3000::/4", "ff20::/12")),
+        (false, false) => of("2000::/96", "ff3e::/100", ("0.0.0.0/0", "224.0.0.0/4")),
+    };
+    let before = udp_sum(&packet, &datagram);
+    let (mut out, mut cuts) = (Vec::new(), Vec::new());
+    let mtu = if which & 2 == 0 {
+        1500
+    } else {
+        usize::from(which)
+    };
+    let done = if rewrite.family().stays() {
+        let done = in_place(&mut packet, &datagram, &rewrite);
+        if done.is_ok() {
+            out.extend_from_slice(&packet);
+            cuts.push(0..packet.len());
+        }
+        done
+    } else {
+        let mut ids = Identifications::default();
+        across(&packet, &datagram, &rewrite, &mut ids, mtu, &mut out, |r| {
+            cuts.push(r)
+        })
+    };
+    let Ok(family) = done else {
+        assert!(
+            cuts.is_empty() && out.is_empty(),
+            "refused, but something is left"
+        );
+        return false;
+    };
+    assert_eq!(family, rewrite.family());
+    let whole = cuts.len() == 1;
+    for cut in cuts {
+        let packet = &out[cut];
+        let new = Datagram::parse(packet).expect("what leaves is a packet");
+        assert_eq!(new.len, packet.len());
+        assert_eq!(new.ttl, datagram.ttl);
+        let to = rewrite.addresses(datagram.source, datagram.destination);
+        assert_eq!((new.source, new.destination), to);
+        if let (Some(before), Some(after), true) = (before, udp_sum(packet, &new), whole) {
+            assert_eq!(
+                before == 0xffff,
+                after == 0xffff,
+                "the checksum was or became wrong"
+            );
+        }
+        assert!(whole || packet.len() <= mtu);
+    }
+    true
+}
+
+/// What the UDP checksum of a packet without options, extensions or fragments sums to: 0xffff
+/// where it is right, `None` where there is none to look at.
+fn udp_sum(packet: &[u8], d: &Datagram) -> Option<u16> {
+    let fragment = d.source.is_ipv4() && (packet[6] & 0x3f, packet[7]) != (0, 0);
+    let body = &packet[d.header_len..d.len];
+    let len = u16::from_be_bytes([*body.get(4)?, *body.get(5)?]);
+    let plain = d.protocol == 17 && !fragment && usize::from(len) == body.len();
+    if !plain || body.len() < 8 || body[6..8] == [0, 0] {
+        return None;
+    }
+    let sum = checksum::pseudo_header(d.source, d.destination, 17, body.len() as u32);
+    Some(checksum::fold(checksum::add(sum, body)))
+}
+
+/// A live table: every policy, both IP versions, egresses with large, small and tiny MTU.
+static FIB: LazyLock<Fib> = LazyLock::new(|| {
+    let links: Links = [
+        link(1, "in", 1500, None),
+        link(2, "wide", 65_535, None),
+        link(3, "usual", 1500, None),
+        link(4, "tiny", 68, None),
+        link(5, "in.10", 1500, Some(10)),
+    ]
+    .into_iter()
+    .collect();
+    let mut excepted = rule("225.1.2.3", None, &["tiny"], TtlPolicy::Keep);
+    excepted.except_sources = vec!["10.0.0.0/9".parse().unwrap()];
+    let mut link_local = rule("ff02::/16", None, &["usual"], TtlPolicy::Decrement);
+    link_local.link_local = true;
+    Rib {
+        rules: vec![
+            excepted,
+            link_local,
+            rule(
+                "225.1.2.0/24",
+                None,
+                &["usual", "tiny"],
+                TtlPolicy::Decrement,
+            ),
+            rule(
+                "224.0.0.0/4",
+                None,
+                &["wide", "usual", "tiny"],
+                TtlPolicy::Decrement,
+            ),
+            rule(
+                "232.0.0.0/8",
+                Some("10.0.0.0/8"),
+                &["usual"],
+                TtlPolicy::Set(8),
+            ),
+            rule(
+                "ff00::/8",
+                None,
+                &["wide", "usual", "tiny"],
+                TtlPolicy::Decrement,
+            ),
+            rule("ff3e::/32", None, &["gone"], TtlPolicy::Keep),
+        ],
+        interfaces: vec![InterfaceOptions {
+            name: "usual".parse().unwrap(),
+            ttl_threshold: TtlThreshold::new(8),
+            mrdisc: None,
+            disabled: false,
+        }],
+        ..Rib::default()
+    }
+    .fib(&links, 1)
+});
+
+fn rule(group: &str, source: Option<&str>, to: &[&str], ttl: TtlPolicy) -> RouteRule {
+    let to = to.iter().map(|t| t.parse().unwrap()).collect();
+    let rule = RouteRule::new("in".parse().unwrap(), group.parse().unwrap(), to);
+    RouteRule {
+        name: RouteName::new(format!("{group} {source:?}")),
+        source: source.map_or(rule.source, |s| s.parse().unwrap()),
+        ttl,
+        loop_guard: matches!(ttl, TtlPolicy::Set(_)),
+        ..rule
+    }
+}
+
+/// Takes packets as `answers` say.
+struct Whim<'a> {
+    answers: Input<'a>,
+    mtu: usize,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Transmit for Whim<'_> {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        let most = match self.answers.u8() {
+            251 => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            252 => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+            253 => return Err(io::Error::from_raw_os_error(libc::ENETDOWN)),
+            0 => usize::MAX,
+            n => usize::from(n),
+        };
+        let mut took = 0;
+        for packet in packets.take(most) {
+            assert!(packet.len() <= self.mtu, "larger than the MTU");
+            let parsed = Datagram::parse(packet).expect("what leaves is a packet");
+            assert_eq!(parsed.len, packet.len(), "padding left with it");
+            self.bytes += packet.len() as u64;
+            took += 1;
+        }
+        self.packets += took as u64;
+        Ok(took)
+    }
+
+    fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+thread_local! {
+    static SWITCH: RefCell<Switch> = RefCell::default();
+    /// Fewer than strangers can make.
+    static FLOWS: RefCell<Flows> = RefCell::new(Flows::new(FlowBudget::new(256)));
+}
+
+/// A clock in milliseconds that never goes back; the loop window is left behind each time.
+fn clock() -> u64 {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    NOW.fetch_add(10_000, Ordering::Relaxed)
+}

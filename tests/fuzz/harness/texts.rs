@@ -1,0 +1,207 @@
+//! What is read besides packets: commands, settings, other programs' files and answers.
+
+use std::io;
+
+use mcastor::control::Request;
+use mcastor::mnat::protocol::{self, Answer, Op};
+use mcastor::mnat::{Machine, Plan, Role, joinfile};
+use mcastor::model::rewrite_rules;
+use mcastor::settings::Settings;
+use mcastor::smcroute::conf;
+use mcastor::smcroute::convert::convert;
+use mcastor::smcroute::wire::{Command, length};
+use mcastor::streams::{Arrival, Tallies};
+
+use super::Input;
+
+/// A line of the control socket. What is understood is understood again when written.
+pub fn control(data: &[u8]) -> bool {
+    let Ok(line) = std::str::from_utf8(data) else {
+        return false;
+    };
+    match Request::parse(line) {
+        Ok(request) => {
+            let again = serde_json::to_string(&request).expect("a request can be written");
+            assert_eq!(Request::parse(&again), Ok(request));
+            true
+        }
+        Err(e) => {
+            assert!(e.len() < 4096 + 2 * line.len(), "an answer that grows");
+            false
+        }
+    }
+}
+
+/// A settings file. It is read or refused; a refusal can be shown.
+pub fn settings(data: &[u8]) -> bool {
+    thread_local! {
+        static FILE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().unwrap();
+    }
+    FILE.with(|file| {
+        std::fs::write(file.path(), data).unwrap();
+        match Settings::load(Some(file.path()), std::iter::empty()) {
+            Ok(settings) => {
+                for (i, one) in settings.routes.iter().enumerate() {
+                    assert!(!settings.routes[..i].iter().any(|r| r.rivals(one)));
+                    assert_eq!(rewrite_rules::feeds_itself(&settings.routes, i), None);
+                }
+                assert_eq!(rewrite_rules::all_merged(&settings.routes), []);
+                true
+            }
+            Err(report) => {
+                assert!(!format!("{report} {report:?}").is_empty());
+                false
+            }
+        }
+    })
+}
+
+/// UDP payloads for the receiver of test streams: cut into pieces, each counted once.
+pub fn recv(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let mut tallies = Tallies::default();
+    let mut arrived = 0;
+    let group = std::net::IpAddr::from([225, 1, 2, 3]);
+    while !input.0.is_empty() {
+        let (len, ttl) = (usize::from(input.u8()), input.u8());
+        let received_ns = u64::from(input.u16()) << 48 | u64::from(input.u16());
+        tallies.add(&Arrival {
+            group,
+            source: std::net::IpAddr::from([10, 0, 0, ttl % 4]),
+            ttl: (ttl & 1 == 0).then_some(ttl),
+            received_ns,
+            data: input.take(len),
+        });
+        arrived += 1;
+    }
+    let report = tallies.report();
+    let counted: u64 = report
+        .iter()
+        .map(|s| s.received + s.duplicates + s.late)
+        .sum();
+    assert_eq!(counted + tallies.foreign() + tallies.untracked(), arrived);
+    for stream in &report {
+        assert!(stream.first_seq <= stream.last_seq);
+        assert!(stream.reordered <= stream.received && stream.damaged <= arrived);
+        serde_json::to_string(stream).expect("a report can be written");
+    }
+    let _ = (tallies.received(group), tallies.is_complete(group));
+    counted > 0
+}
+
+/// A joinfile. What is read is written and read again as the same.
+pub fn joins(data: &[u8]) -> bool {
+    let file = joinfile::parse(data);
+    assert!(file.faults.len() <= file.fault_count);
+    assert!(
+        file.joins.len() + file.fault_count <= data.iter().filter(|b| **b == b'\n').count() + 1
+    );
+    let again = joinfile::parse(joinfile::render(file.joins.clone()).as_bytes());
+    assert_eq!((again.joins, again.fault_count), (file.joins.clone(), 0));
+    !file.joins.is_empty()
+}
+
+/// An answer of an MNAT server, to every kind of request, and to an end that has mappings: it
+/// goes on, and a mapping it loses is taken back as it was.
+pub fn mnat_answer(data: &[u8]) -> bool {
+    let mut input = Input(data);
+    let (status, body) = (input.u16() % 600, input.0);
+    for op in Op::ALL {
+        if let Ok(Answer::Watcher { id, .. }) = protocol::read(op, status, body) {
+            assert!(!id.is_empty() && id.len() <= 128);
+        }
+    }
+    let (watcher, known) = (
+        br#"{"watcher-id": "A", "refresh-period": 20}"#,
+        br#"{"ietf-mnat:watcher": [{"id": "A", "mapped-sg": [{"id": 1, "state": "assigned-local-multicast",
+            "global-subscription": {"source": "10.0.0.1", "group": "232.1.1.1"},
+            "local-mapping": {"source": "10.9.1.2", "group": "239.1.1.7"}}]}]}"#,
+    );
+    let begun = std::time::Instant::now();
+    let grace = std::time::Duration::from_secs(300);
+    let mut machine = Machine::new(Role::Ingress, grace, begun, 1);
+    let (mut plan, mut now) = (Plan::new(Role::Ingress), begun);
+    let mut polls = 0;
+    for _ in 0..40 {
+        now = now.max(machine.poll_timeout().expect("it always goes on"));
+        machine.handle_timeout(now);
+        let Some(request) = machine.poll_request(now) else {
+            continue;
+        };
+        let answer: (u16, &[u8]) = match (request.op, polls) {
+            (Op::Poll, 1) => (status, body),
+            (Op::Poll, _) => (200, known),
+            _ => (200, watcher),
+        };
+        polls += u32::from(request.op == Op::Poll);
+        machine.handle_outcome(now, Ok(answer));
+        while let Some(event) = machine.poll_event() {
+            if let mcastor::mnat::Event::Change(change) = event {
+                plan.apply(now, &change);
+            }
+        }
+        while plan.poll_step().is_some() {}
+    }
+    assert!(polls > 3, "{polls} polls");
+    assert_eq!(machine.counts()[0], 1, "the mapping came back");
+    assert_eq!(plan.routes().count(), 1);
+    protocol::read(Op::Poll, status, body).is_ok()
+}
+
+/// An `smcroute.conf` that may include itself under other names. Every fault has a line, no two
+/// routes are rivals, and what it means can be written as TOML and read back.
+pub fn smcroute_conf(data: &[u8]) -> bool {
+    thread_local! {
+        static FILE: tempfile::NamedTempFile = tempfile::Builder::new()
+            .suffix(".toml")
+            .tempfile()
+            .unwrap();
+    }
+    let mut left = 20;
+    let conf = conf::read("a", data.first().is_some_and(|b| b % 2 == 0), &mut |path| {
+        left -= 1;
+        match (path, left) {
+            ("a", _) => Ok(vec![("a".into(), data.to_vec())]),
+            (_, ..0) => Err(io::ErrorKind::NotFound.into()),
+            (path, _) => Ok(vec![(path.into(), data.to_vec())]),
+        }
+    });
+    for fault in &conf.faults {
+        assert!(fault.place.line > 0 && !fault.cause.is_empty());
+    }
+    for (i, (_, one)) in conf.routes.iter().enumerate() {
+        assert!(
+            !one.to.is_empty()
+                && one.source.net().addr().is_ipv4() == one.group.net().addr().is_ipv4()
+        );
+        assert!(!conf.routes[..i].iter().any(|(_, r)| r.rivals(one)));
+    }
+    let toml = convert(&conf);
+    FILE.with(|file| {
+        std::fs::write(file.path(), &toml).unwrap();
+        let settings = Settings::load(Some(file.path()), std::iter::empty());
+        let settings = settings.unwrap_or_else(|report| panic!("{report}\n{toml}"));
+        let routes: Vec<_> = conf.routes.iter().map(|(_, r)| r.clone()).collect();
+        let joins: Vec<_> = conf.joins.iter().map(|(_, j)| j.clone()).collect();
+        assert_eq!((settings.routes, settings.joins), (routes, joins), "{toml}");
+    });
+    !conf.routes.is_empty() || !conf.joins.is_empty() || !conf.interfaces.is_empty()
+}
+
+/// A command on smcroute's socket. It is understood, and then writes itself as it was, or
+/// refused.
+pub fn smcroute_wire(data: &[u8]) -> bool {
+    let whole = length(data);
+    match Command::read(data) {
+        Ok(command) => {
+            assert_eq!(whole, Ok(Some(data.len())));
+            let written = command.write().expect("what was read is short enough");
+            assert_eq!(Command::read(&written), Ok(command));
+            true
+        }
+        Err(e) => {
+            assert!(!e.to_string().is_empty() && e.to_string().len() < 200);
+            false
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! This program as smcroutectl, and the socket it speaks on, beside Debian's: the same commands
+//! and tables. [`DIFFERENCES`] lists where they differ on purpose.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::cases;
+use crate::lab::smcroute::{BOTH, Daemon, Whose, text, two};
+use crate::lab::{Lab, PATIENCE, Star};
+
+cases!("smcroute_commands":
+    #[Program("smcrouted", "smcroute")] tables_are_the_same_for_every_client_and_daemon,
+    #[Program("smcrouted", "smcroute")] commands_end_alike,
+    lies_on_the_socket_change_nothing,
+);
+
+/// Command lines that end differently: theirs, ours, and why.
+const DIFFERENCES: &[(&str, i32, i32, &str)] = &[
+    ("join in 1.2.3.4", 0, 1, "not a group"),
+    ("add in 224.0.0.5 out1", 0, 1, "never forwarded by either"),
+    ("foo", 0, 1, "theirs shows routes for any unknown word"),
+];
+
+const TABLES: &str = "mgroup from in group 225.1.2.3\n\
+     mgroup from in source 10.0.0.10 group 232.1.2.3\n\
+     mgroup from out1 group ff0e::42\n\
+     mroute from in group 225.1.2.3 to out2 out1\n\
+     mroute from in source 10.0.0.10 group 225.1.2.4 to out1\n\
+     mroute from in group 225.1.3.0/24 to out+\n\
+     mroute from in group ff0e::42 to out1 out2\n";
+
+fn tables_are_the_same_for_every_client_and_daemon(lab: &Lab) {
+    let daemons = two(lab, 2).map(|(whose, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, whose, TABLES, &[]);
+        (star, daemon)
+    });
+    for words in [
+        "-p show",
+        "-p",
+        "-t show",
+        "-p show routes",
+        "-p s r",
+        "-p -d show",
+        "-p show groups",
+        "-p s g",
+        "-t show groups",
+        "-p -d show groups",
+        "-p show interfaces",
+        "-t s i",
+        "-p -d show interfaces",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        let mut told = Vec::new();
+        for (_, daemon) in &daemons {
+            for client in BOTH {
+                let output = daemon.ask(client, &words);
+                assert_eq!(output.status.code(), Some(0), "{words:?}");
+                let mut lines: Vec<String> = text(&output).lines().map(String::from).collect();
+                if words.contains(&"-d") && words.contains(&"groups") {
+                    // The kernel's own list has an order of its own.
+                    lines.sort();
+                }
+                told.push((client, daemon.whose, lines));
+            }
+        }
+        let theirs = told.last().expect("four").2.clone();
+        assert!(theirs.len() > 3, "{theirs:?}");
+        for (client, daemon, lines) in told {
+            assert_eq!(
+                lines, theirs,
+                "{words:?}: client {client:?}, daemon {daemon:?}"
+            );
+        }
+    }
+    // With headings for terminals; Debian's asks the terminal for its width first.
+    for (_, daemon) in &daemons {
+        let [ours, theirs] = BOTH.map(|client| text(&daemon.ask(client, &["show"])));
+        let (_, theirs) = theirs.split_once("\x1b[4m").expect("a title");
+        assert_eq!(ours, format!("\x1b[4m{theirs}"));
+    }
+    let (_, ours) = &daemons[0];
+    let shown = |what: &str| -> serde_json::Value {
+        let json = text(&ours.ask(Whose::Ours, &["-j", "show", what]));
+        serde_json::from_str(&json).expect("JSON")
+    };
+    assert_eq!(
+        shown("routes")["routes"]["ssm"][0],
+        serde_json::json!({"source": "10.0.0.10", "group": "225.1.2.4", "iif": "in", "oifs": ["out1"]})
+    );
+    assert_eq!(
+        shown("groups")["groups"]["conf"].as_array().map(Vec::len),
+        Some(3)
+    );
+    assert!(
+        shown("interfaces")["interfaces"]
+            .as_array()
+            .is_some_and(|i| i.len() >= 4)
+    );
+    assert_eq!(shown("pending")["pending"], serde_json::json!([]));
+    // What 2.5.6 does not know.
+    let (_, theirs) = &daemons[1];
+    assert_eq!(
+        theirs.ask(Whose::Ours, &["-j", "show"]).status.code(),
+        Some(1)
+    );
+}
+
+fn commands_end_alike(lab: &Lab) {
+    let commands = [
+        "add in 225.2.2.1 out1",
+        "add in 225.2.2.1 out2",
+        "add in 10.0.0.1 225.2.2.2 out1 out2",
+        "add in 0.0.0.0 225.2.2.3 out1",
+        "add in 225.2.3.0/24 out+",
+        "a in 225.2.2.4 nix",
+        "add nix 225.2.2.5 out1",
+        "add in 225.2.2.6",
+        "add in",
+        "add in 10.0.0.1 out1",
+        "add in 10.0.0.0/24 225.2.2.7 out1",
+        "add in ff0e::9 out1",
+        "add in 225.2.2.8 in out1",
+        "remove in 225.2.2.1 out1",
+        "remove in 225.2.2.1 out1",
+        "remove in 225.2.2.1 out2",
+        "rem in 225.2.2.1",
+        "rem in 225.2.2.1",
+        "del in 10.0.0.1 225.2.2.2",
+        "remove in 225.99.1.1",
+        "remove in",
+        "join in 225.3.3.1",
+        "join in 225.3.3.1",
+        "join in 10.0.0.1 232.3.3.2",
+        "join in 225.3.4.0/30",
+        "join in ff0e::10",
+        "join nix 225.3.3.3",
+        "j in",
+        "leave in 225.3.3.1",
+        "leave in 225.3.3.1",
+        "l in 10.0.0.1 232.3.3.2",
+        "leave in 225.3.4.0/30",
+        "leave nix 225.3.3.9",
+        "flush",
+        "f",
+        "reload",
+        "re",
+        "restart",
+        "show nonsense",
+        "help",
+        "version",
+        "-v",
+        "-h",
+        "-x",
+        "-i",
+        "join in 1.2.3.4",
+        "add in 224.0.0.5 out1",
+        "add in 10.0.0.1 225.9.9.1",
+        "foo",
+        "kill",
+    ];
+    // Every client asks a daemon of its own, so that each command finds what the last one left.
+    let ended = |daemon: Whose, client: Whose| {
+        let star = Star::one_of(lab, 2, &format!("{daemon:?}{client:?}"));
+        let daemon = Daemon::start(lab, &star.rtr, daemon, "phyint in enable\n", &[]);
+        commands.map(|command| {
+            let words: Vec<&str> = command.split(' ').collect();
+            let output = daemon.ask(client, &words);
+            let code = output.status.code().expect("an end");
+            if client == Whose::Ours {
+                assert_eq!(output.stderr.is_empty(), code == 0, "{command}: {output:?}");
+            }
+            code
+        })
+    };
+    let theirs = ended(Whose::Theirs, Whose::Theirs);
+    assert!(theirs.iter().sum::<i32>() > 10, "{theirs:?}");
+    let mut faults = Vec::new();
+    for (daemon, client) in [
+        (Whose::Theirs, Whose::Ours),
+        (Whose::Ours, Whose::Theirs),
+        (Whose::Ours, Whose::Ours),
+    ] {
+        let codes = ended(daemon, client);
+        for (n, command) in commands.iter().enumerate() {
+            let listed = DIFFERENCES.iter().find(|d| d.0 == *command);
+            // Unknown words are the client's matter, the rest is the daemon's.
+            let decides = if *command == "foo" { client } else { daemon };
+            let want = match listed {
+                Some((_, _, ours, _)) if decides == Whose::Ours => *ours,
+                Some((_, theirs, _, _)) => *theirs,
+                None => theirs[n],
+            };
+            if codes[n] != want || listed.is_some_and(|d| d.1 != theirs[n]) {
+                let code = codes[n];
+                faults.push(format!(
+                    "{command}: {code}, not {want}: client {client:?}, daemon {daemon:?}"
+                ));
+            }
+        }
+    }
+    assert_eq!(faults, [""; 0]);
+}
+
+fn lies_on_the_socket_change_nothing(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, TABLES, &[]);
+    let command = |letter: u8, length: Option<u64>, count: u16, strings: &[u8]| {
+        let mut bytes = Vec::new();
+        bytes.extend(length.unwrap_or(16 + strings.len() as u64).to_ne_bytes());
+        bytes.extend(u16::from(letter).to_ne_bytes());
+        bytes.extend(count.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(strings);
+        bytes
+    };
+    let send = |bytes: &[u8]| {
+        let mut stream = UnixStream::connect(&daemon.socket).expect("connecting");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // The daemon may have hung up already.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer)
+            .trim_end_matches('\0')
+            .to_string()
+    };
+    let join = b"in\x00225.66.6.6\0\0";
+    let before = text(&daemon.theirs(&["-t", "show", "groups"]));
+    let whole = command(b'j', None, 2, join);
+    for (bytes, cause) in [
+        (
+            command(b'z', None, 2, join),
+            "Unknown or malformed IPC message 'z' from client.",
+        ),
+        (command(b'j', None, 0, join), "says 0 strings and holds 2"),
+        (command(b'j', None, 1, join), "says 1 strings"),
+        (command(b'j', None, 9, join), "says 9 strings"),
+        (command(b'j', None, 65535, join), "says 65535 strings"),
+        (command(b'j', Some(0), 2, join), "16 to 1024 bytes, not 0"),
+        (command(b'j', Some(15), 2, join), "not 15"),
+        (
+            command(b'j', Some(18), 2, join),
+            "says 2 strings and holds 0",
+        ),
+        (command(b'j', Some(1024), 2, join), "ends after 31 bytes"),
+        (command(b'j', Some(1025), 2, join), "not 1025"),
+        (
+            command(b'j', Some(u64::MAX), 2, join),
+            "not 18446744073709551615",
+        ),
+        (command(b'j', None, 2, b"in\x00225.66.6.6"), "strings"),
+        (
+            command(b'j', None, 2, b"in\x00225.66.6.\xff\0\0"),
+            "not UTF-8",
+        ),
+        (
+            command(b'j', None, 1, b"in\0\0"),
+            "malformed IPC message 'j'",
+        ),
+        (command(b'a', None, 0, b"\0"), "malformed IPC message 'a'"),
+        (
+            command(b'a', None, 4, b"in\x0010.0.0.1\0ff0e::1\0out1\0\0"),
+            "different IP versions",
+        ),
+        (
+            command(b'a', None, 3, b"in\x00225.1.1.1/33\0out1\0\0"),
+            "Invalid multicast group",
+        ),
+        (
+            command(b'j', None, 2, &b"x".repeat(4000)),
+            "16 to 1024 bytes",
+        ),
+        (whole[..12].to_vec(), "ends after 12 bytes"),
+        (vec![0xff; 3], "ends after 3 bytes"),
+    ] {
+        let answer = send(&bytes);
+        assert!(answer.contains(cause), "{answer:?}, expected {cause:?}");
+        let after = text(&daemon.theirs(&["-t", "show", "groups"]));
+        assert_eq!(after, before, "after {cause:?}");
+    }
+    assert_eq!(send(&whole), "");
+    assert!(text(&daemon.theirs(&["-t", "show", "groups"])).contains("225.66.6.6"));
+    // Two commands in one piece.
+    let leave = command(b'l', None, 2, join);
+    assert_eq!(
+        send(&[whole, leave].concat()),
+        "Already joined (*,225.66.6.6) on in"
+    );
+    assert_eq!(text(&daemon.theirs(&["-t", "show", "groups"])), before);
+    assert_eq!(daemon.theirs(&["-t", "show"]).status.code(), Some(0));
+}

@@ -1,0 +1,158 @@
+//! Messages about memberships as frames, and as many of them as strangers may send.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use mcastor::model::{Group, Source};
+use mcastor::wire::group_message::{Generation, Message, Record, RecordType};
+use mcastor::wire::membership;
+
+use super::random::Random;
+use super::{Injector, Ns};
+
+/// What hosts join.
+pub fn group(addr: impl Into<IpAddr>) -> Group {
+    Group::new(addr.into()).expect("a group")
+}
+
+/// Who sends to it.
+pub fn source(addr: impl Into<IpAddr>) -> Source {
+    Source::new(addr.into()).expect("a source")
+}
+
+/// One record of a report.
+pub fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> Record {
+    Record {
+        kind,
+        group,
+        sources,
+    }
+}
+
+/// A message as frames.
+pub fn frames(from: IpAddr, message: &Message) -> Vec<Vec<u8>> {
+    let packets = membership::build(message, from, 1500).expect("a message");
+    let frame = |packet: &Vec<u8>| {
+        let to = match packet[0] >> 4 {
+            4 => IpAddr::from(<[u8; 4]>::try_from(&packet[16..20]).expect("IPv4")),
+            _ => IpAddr::from(<[u8; 16]>::try_from(&packet[24..40]).expect("IPv6")),
+        };
+        super::frame::ethernet(to, packet)
+    };
+    packets.iter().map(frame).collect()
+}
+
+/// Sends frames in turn, so many a second, until it is dropped.
+pub struct Flood {
+    pub stop: Arc<AtomicBool>,
+    pub sent: Arc<AtomicU64>,
+    pub thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    /// Starts at once.
+    pub fn start(ns: &Ns, iface: &str, frames: Vec<Vec<u8>>, per_second: u32) -> Self {
+        let inject = Injector::new(ns, iface);
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let (stopped, count) = (stop.clone(), sent.clone());
+        let thread = std::thread::spawn(move || {
+            let begun = Instant::now();
+            let mut next = frames.iter().cycle();
+            let mut n = 0;
+            while !stopped.load(Ordering::Acquire) {
+                let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+                // Who was held up does not make up for it in one burst.
+                n = n.max(due.saturating_sub(2000));
+                while n < due {
+                    if let Some(frame) = next.next() {
+                        let _ = inject.try_send(frame);
+                        count.fetch_add(1, Ordering::Release);
+                    }
+                    n += 1;
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        Self {
+            stop,
+            sent,
+            thread: Some(thread),
+        }
+    }
+
+    /// How many were sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What strangers send: reports of every kind for groups and sources made up, leaves of others'
+/// groups, and what is no report.
+pub fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
+    let mut random = Random::default();
+    let mut all = Vec::new();
+    while all.len() < 60_000 {
+        let r = random.next();
+        let (from, any, ssm): (IpAddr, Group, Group) = match v6 {
+            false => (
+                Ipv4Addr::from(0x0a40_0000 | (r as u32 & 0x003f_ffff)).into(),
+                group(Ipv4Addr::from(0xef00_0000 | (r >> 32) as u32 >> 8)),
+                group(Ipv4Addr::from(0xe801_0000 | (r >> 48) as u32)),
+            ),
+            true => {
+                let low = u128::from(r);
+                (
+                    Ipv6Addr::from((0xfe80_u128 << 112) | low).into(),
+                    group(Ipv6Addr::from((0xff0e_u128 << 112) | (low >> 8))),
+                    group(Ipv6Addr::from(
+                        (0xff3e_u128 << 112) | 0x8000_0000 | (low >> 48),
+                    )),
+                )
+            }
+        };
+        let some = |random: &mut Random, count: u32| -> Vec<Source> {
+            let one = |_| {
+                let n = random.next();
+                match v6 {
+                    false => source(Ipv4Addr::from(0x0b00_0000 | (n as u32 >> 8))),
+                    true => source(Ipv6Addr::from((0x2001_u128 << 112) | u128::from(n))),
+                }
+            };
+            (0..count).map(one).collect()
+        };
+        let three = |kind, group, sources| Message::Records(vec![record(kind, group, sources)]);
+        let message = match random.below(10) {
+            0..4 => three(RecordType::ChangeToExclude, any, vec![]),
+            4 => three(RecordType::AllowNewSources, ssm, some(&mut random, 80)),
+            5 => three(RecordType::ModeIsExclude, any, some(&mut random, 20)),
+            6 => Message::Report {
+                generation: Generation::Two,
+                group: any,
+            },
+            7 => Message::Leave { group: victim },
+            8 => three(RecordType::ChangeToInclude, victim, vec![]),
+            _ => three(RecordType::BlockOldSources, any, vec![]),
+        };
+        let mut made = frames(from, &message);
+        if random.below(20) == 0
+            && let Some(frame) = made.first_mut()
+        {
+            let at = 14 + random.below(frame.len() - 14);
+            frame[at] = random.next() as u8;
+        }
+        all.extend(made);
+    }
+    all
+}

@@ -1,0 +1,233 @@
+//! Packet sockets that send in bursts.
+
+use std::io;
+use std::process::Command;
+use std::time::Duration;
+
+use libtest_mimic::Failed;
+use mcastor::planes::Capture;
+use mcastor::planes::packet::PacketPlane;
+use mcastor::sys::transmit::Transmitter;
+
+use super::bed::*;
+use super::{Alone, Named};
+
+pub const TESTS: &[Named<Alone>] = tests![
+    a_packet_in_a_burst_is_the_frame_it_is_alone,
+    what_a_burst_cannot_send_is_an_error_of_that_packet,
+    a_link_that_was_never_up_gets_bursts_when_it_is,
+    a_bridge_of_many_ports_gets_bursts_it_can_take,
+    a_queue_given_to_a_link_later_loses_nothing_unsaid,
+];
+
+async fn a_packet_in_a_burst_is_the_frame_it_is_alone() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let Kind::Veth { near, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    let transmitter = Transmitter::open(bed.near, MARK, false)?;
+    assert_eq!(transmitter.sends_bursts(), takes_programs()?);
+    assert!(!Transmitter::open(bed.near, MARK, true)?.sends_bursts());
+    assert!(!Transmitter::open(index(1), MARK, false)?.sends_bursts());
+
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    // Growing and shrinking, on both sides of what a burst takes.
+    let mut sent: Vec<_> = [28, 1500, 20, 700, 2026, 2027, 64, 3000, 100, 101]
+        .iter()
+        .cycle()
+        .zip(0..200)
+        .map(|(len, n)| packet(n, *len))
+        .collect();
+    sent.extend((0..40).map(|n| packet_v6(n, 60 + 37 * n as usize)));
+    for address in ["02:00:00:00:00:01", "02:00:00:00:00:02"] {
+        // It may change while we send.
+        ip(&format!("link set {near} address {address}"))?;
+        let mut alone = Vec::new();
+        for packet in &sent {
+            send_all(transmit.as_mut(), std::slice::from_ref(packet)).await?;
+            alone.extend(take_frames(capture.as_mut(), 1).await?);
+        }
+        send_all(transmit.as_mut(), &sent).await?;
+        same(&take_frames(capture.as_mut(), sent.len()).await?, &alone)?;
+        assert_eq!(
+            alone[0][6..12],
+            [2, 0, 0, 0, 0, address.as_bytes()[16] - b'0']
+        );
+    }
+    Ok(())
+}
+
+async fn what_a_burst_cannot_send_is_an_error_of_that_packet() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let Kind::Veth { near, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    ip(&format!("link set {near} mtu 1000"))?;
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let all: Vec<_> = (0..30)
+        .map(|n| packet(n, if n == 10 { 1001 } else { 1000 }))
+        .collect();
+    let from = |n: usize| all[n..].iter().map(Vec::as_slice);
+    let error = |done: io::Result<usize>| done.err().and_then(|e| e.raw_os_error());
+    assert_eq!(transmit.send(&mut from(0))?, 10);
+    assert_eq!(error(transmit.send(&mut from(10))), Some(libc::EMSGSIZE));
+    send_all(transmit.as_mut(), &all[11..]).await?;
+    let got = take(capture.as_mut(), 29).await?;
+    same(&got, &[&all[..10], &all[11..]].concat())?;
+
+    bed.set_up(false)?;
+    for _ in 0..2 {
+        assert_eq!(error(transmit.send(&mut from(11))), Some(libc::ENETDOWN));
+    }
+    bed.set_up(true)?;
+    send_all(transmit.as_mut(), &all[11..]).await?;
+    same(&take(capture.as_mut(), 19).await?, &all[11..])
+}
+
+async fn a_link_that_was_never_up_gets_bursts_when_it_is() -> Outcome {
+    ip("link add early type veth peer name late")?;
+    let found = mcastor::sys::ifaddr::interfaces()?;
+    let near = found.iter().find(|i| i.name.as_str() == "early");
+    let mut transmitter = Transmitter::open(near.ok_or("no veth")?.index, MARK, false)?;
+    assert!(!transmitter.sends_bursts());
+    ip("link set early up")?;
+    ip("link set late up")?;
+    wait_until_running("early")?;
+    let all: Vec<_> = (0..20).map(|n| packet(n, 100)).collect();
+    let begun = std::time::Instant::now();
+    while !transmitter.sends_bursts() && takes_programs()? {
+        assert!(begun.elapsed() < PATIENCE, "no bursts after it came up");
+        assert!(transmitter.send(all.iter().map(Vec::as_slice))? > 0);
+    }
+    Ok(())
+}
+
+/// A burst that a bridge floods waits in one queue of the kernel, which is shorter than 32 times
+/// this many ports.
+async fn a_bridge_of_many_ports_gets_bursts_it_can_take() -> Outcome {
+    const PORTS: u32 = 40;
+    const PACKETS: u32 = 3_000;
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let Kind::Veth { far, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    // Nothing but ours is counted.
+    let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    if std::path::Path::new(quiet).exists() {
+        std::fs::write(quiet, "1")?;
+    }
+    let mut script = format!(
+        "link add wide type bridge mcast_snooping 0 stp_state 0\nlink set wide up\n\
+         link set {far} master wide\n"
+    );
+    for n in 0..PORTS {
+        script += &format!(
+            "link add port{n} type veth peer name end{n}\nlink set port{n} master wide up\n\
+             link set end{n} up\n"
+        );
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), script)?;
+    ip(&format!("-batch {}", file.path().display()))?;
+    for n in 0..PORTS {
+        wait_until_running(&format!("port{n}"))?;
+    }
+    let received = |n: u32| -> Result<u64, Failed> {
+        let text = std::fs::read_to_string("/proc/self/net/dev")?;
+        let name = format!("end{n}:");
+        let line = text.lines().find_map(|l| l.trim().strip_prefix(&name));
+        let packets = line.and_then(|l| l.split_whitespace().nth(1));
+        Ok(packets.ok_or("no such port")?.parse()?)
+    };
+    let before = (0..PORTS).map(received).collect::<Result<Vec<_>, _>>()?;
+    let mut transmitter = Transmitter::open(bed.near, MARK, false)?;
+    // Bridges look at the checksum where they ask netfilter.
+    let whole = |n| {
+        let mut packet = packet(n, 100);
+        mcastor::wire::ip::refresh_ipv4_checksum(&mut packet);
+        packet
+    };
+    let all: Vec<_> = (0..PACKETS).map(whole).collect();
+    let mut next = 0;
+    while next < all.len() {
+        let left = &all[next..];
+        match transmitter.send(left.iter().map(Vec::as_slice)) {
+            Ok(n) => next += n,
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let mut lost = 0;
+    for n in 0..PORTS {
+        let begun = std::time::Instant::now();
+        let came = || Ok::<_, Failed>(received(n)? - before[n as usize]);
+        // All but those of the bursts by which the limit is found.
+        while came()? < u64::from(PACKETS) - 200 {
+            let came = came()?;
+            assert!(begun.elapsed() < PATIENCE, "{came} packets at port {n}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        lost += u64::from(PACKETS).saturating_sub(came()?);
+    }
+    ip("link del wide")?;
+    println!(
+        "{lost} of {} lost, until the limit was found",
+        PACKETS * PORTS
+    );
+    assert_eq!(transmitter.most_of_a_burst() < 32, takes_programs()?);
+    Ok(())
+}
+
+async fn a_queue_given_to_a_link_later_loses_nothing_unsaid() -> Outcome {
+    let bed = Bed::veth(PacketPlane::usual())?;
+    let Kind::Veth { near, .. } = &bed.kind else {
+        return Err("not a veth".into());
+    };
+    let mut capture = bed.plane.capture(bed.far)?;
+    let mut transmit = bed.plane.transmit(bed.near)?;
+    let all: Vec<_> = (0..100).map(|n| packet(n, 1000)).collect();
+    send_all(transmit.as_mut(), &all).await?;
+    same(&take(capture.as_mut(), all.len()).await?, &all)?;
+    // Room for about forty.
+    let shape = format!("qdisc add dev {near} root tbf rate 800kbit burst 2k limit 40000");
+    let output = Command::new("tc").args(shape.split(' ')).output()?;
+    assert!(output.status.success(), "tc: {output:?}");
+    let (mut took, mut refused) = (Vec::new(), 0);
+    let mut next = 0;
+    while next < all.len() {
+        match transmit.send(&mut all[next..].iter().map(Vec::as_slice)) {
+            Ok(n) => {
+                took.extend_from_slice(&all[next..next + n]);
+                next += n;
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                refused += 1;
+                next += 1;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    assert!(refused > 0, "the queue was never full: nothing was tried");
+    same(&take(capture.as_mut(), took.len()).await?, &took)
+}
+
+/// Link header and packet of what was captured.
+async fn take_frames(capture: &mut dyn Capture, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
+    const ETHERNET: usize = 14;
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        let batch = next_batch(capture).await?;
+        taken.extend(batch.packets.iter().map(|p| {
+            let start = p.start as usize;
+            batch.bytes()[start - ETHERNET..start + p.len as usize].to_vec()
+        }));
+    }
+    Ok(taken)
+}
+
+/// In a user namespace the kernel takes no programs, and each packet goes by itself.
+fn takes_programs() -> io::Result<bool> {
+    Ok(std::fs::read_to_string("/proc/self/uid_map")?.contains("4294967295"))
+}
