@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
 use super::forwarder::{MOST_WAITING, Transmit};
-use super::membership::Heard;
+use super::membership::{Heard, Unheard};
 use super::views;
 use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::api::view::FlowView;
@@ -29,6 +29,9 @@ use crate::table::flows::Flows;
 
 /// How often the kernel is asked what it dropped, and idle flows are looked for.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is asked besides while hosts report, and membership told of losses.
+const LOSSES_EVERY: Duration = Duration::from_millis(100);
 
 /// A capture that was shut has handed out everything when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(5);
@@ -63,6 +66,10 @@ pub struct Interface {
     /// Batches taken in so far.
     batches: u64,
     warned_of_drops: bool,
+    /// When membership was last told that messages were lost.
+    told_unheard: Option<Instant>,
+    /// When the kernel was last asked what it dropped.
+    asked: Instant,
 }
 
 impl Interface {
@@ -92,6 +99,8 @@ impl Interface {
             generation: 0,
             batches: 0,
             warned_of_drops: false,
+            told_unheard: None,
+            asked: Instant::now(),
         }
     }
 
@@ -164,9 +173,13 @@ impl Interface {
     }
 
     /// Hands messages about memberships to those who understand them.
-    fn hand_over(&self, messages: Messages) {
+    fn hand_over(&mut self, messages: Messages) {
         if messages.is_empty() {
             return;
+        }
+        // Of those that were lost it is to know before it takes a silence for a leave.
+        if self.asked.elapsed() >= LOSSES_EVERY {
+            self.ask_dropped();
         }
         let count = messages.len() as u64;
         let (index, name) = (self.index, self.name.as_str());
@@ -177,6 +190,21 @@ impl Interface {
         if !sent {
             let families = &self.world.catalog.membership;
             families.refused(name, "busy", count);
+            self.tell_unheard();
+        }
+    }
+
+    fn tell_unheard(&mut self) {
+        if self
+            .told_unheard
+            .is_some_and(|at| at.elapsed() < LOSSES_EVERY)
+        {
+            return;
+        }
+        self.told_unheard = Some(Instant::now());
+        if let Some(membership) = self.world.membership.load().as_deref() {
+            // A few a second, and none of them may be refused.
+            membership.do_send(Unheard { index: self.index });
         }
     }
 
@@ -196,6 +224,7 @@ impl Interface {
     }
 
     fn ask_dropped(&mut self) {
+        self.asked = Instant::now();
         let Some(capture) = &self.capture else {
             return;
         };
@@ -203,6 +232,7 @@ impl Interface {
         if dropped == 0 {
             return;
         }
+        self.tell_unheard();
         self.counters.socket_dropped.inc_by(dropped);
         if !self.warned_of_drops {
             self.warned_of_drops = true;

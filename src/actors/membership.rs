@@ -58,6 +58,14 @@ pub struct Heard {
     pub messages: Messages,
 }
 
+/// Messages that came in there were lost, or may have been: an answer may be among them.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Unheard {
+    /// On which interface.
+    pub index: IfIndex,
+}
+
 /// Tells routing what the hosts behind an interface want now, group by group.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -242,6 +250,16 @@ impl Handler<Heard> for Membership {
         }
         self.settle(heard.index);
         self.arm(ctx);
+    }
+}
+
+impl Handler<Unheard> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, unheard: Unheard, _: &mut Self::Context) {
+        if let Some(service) = self.services.get_mut(&unheard.index) {
+            service.messages_lost(Instant::now());
+        }
     }
 }
 

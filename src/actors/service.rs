@@ -149,6 +149,12 @@ impl Service {
             .min()
     }
 
+    /// Messages were lost before they came here.
+    pub fn messages_lost(&mut self, now: Instant) {
+        let machines = self.families.iter_mut().filter_map(|f| f.machine.as_mut());
+        machines.for_each(|machine| machine.messages_lost(now));
+    }
+
     /// Does what is due; [`Service::settle`] carries it out.
     pub fn handle_timeout(&mut self, now: Instant) {
         for family in &mut self.families {

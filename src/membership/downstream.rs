@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::model::{Group, HeaderChecks, ProxyRule, SourceFilter};
 use crate::wire::group_message::{Generation, Message, Query, RecordType};
@@ -82,6 +82,8 @@ pub struct Downstream {
     events: VecDeque<Event>,
     pub(super) warned_rival: Option<Instant>,
     pub(super) warned_version: Option<Instant>,
+    /// When messages were last lost before they came here.
+    unheard: Option<Instant>,
     refusals: Refusals,
 }
 
@@ -105,6 +107,7 @@ impl Downstream {
             events: VecDeque::new(),
             warned_rival: None,
             warned_version: None,
+            unheard: None,
             refusals: Refusals::default(),
         };
         machine.tell_querier();
@@ -393,9 +396,14 @@ impl Downstream {
         }
         let asks = self.querier.is_us();
         let mut queries = Vec::new();
+        let next_round = self.next_round();
+        let spares = self.unheard.is_some_and(|at| now < at + next_round);
         while let Some((_, group)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             let group = *group;
             self.with_group(now, group, None, |state, by| {
+                if spares {
+                    state.spare(now, now + next_round);
+                }
                 state.expire(now);
                 match asks {
                     true => state.ask_again(group, by, &mut queries),
@@ -405,6 +413,19 @@ impl Downstream {
             });
         }
         self.push_queries(queries);
+    }
+
+    /// Messages of hosts were lost before they came here, as where more came than could be taken
+    /// in. An answer may have been among them: until the hosts were asked again, who is silent
+    /// has not left.
+    pub fn messages_lost(&mut self, now: Instant) {
+        self.unheard = Some(now);
+    }
+
+    /// How long it takes at most until everybody was asked again and had the time to answer.
+    fn next_round(&self) -> Duration {
+        let timing = self.querier.timing();
+        timing.query_interval() + timing.query_response_interval()
     }
 
     pub(super) fn tell_querier(&mut self) {

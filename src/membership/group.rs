@@ -22,6 +22,34 @@ pub(super) struct SourceState {
     pub(super) until: Option<Instant>,
     /// How many specific queries are still to ask for it.
     pub(super) asks: u8,
+    spared: Spared,
+}
+
+/// A timer that ran out while answers may have been lost, and goes on for another round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Spared {
+    /// What it was set to. Where it says something else now, a host was heard since.
+    until: Option<Instant>,
+    times: u8,
+}
+
+impl Spared {
+    /// How often a timer is spared in a row: more would keep alive for ever what is gone, for as
+    /// long as somebody floods us.
+    const MOST: u8 = 3;
+
+    fn spare(&mut self, timer: &mut Option<Instant>, now: Instant, until: Instant) {
+        if timer.is_none_or(|at| at > now) {
+            return;
+        }
+        if self.until != *timer {
+            *self = Self::default();
+        }
+        if self.times < Self::MOST && until > now {
+            *timer = Some(until);
+            (self.until, self.times) = (*timer, self.times + 1);
+        }
+    }
 }
 
 /// What applies to a record besides itself.
@@ -47,6 +75,7 @@ pub(super) struct Send {
 pub(super) struct GroupState {
     /// The group timer; running means EXCLUDE.
     pub(super) exclude_until: Option<Instant>,
+    spared: Spared,
     pub(super) sources: BTreeMap<Source, SourceState>,
     /// Hosts of generation one and two are present until then.
     older: [Option<Instant>; 2],
@@ -72,6 +101,7 @@ impl GroupState {
     pub(super) fn new(from: IpAddr) -> Self {
         Self {
             exclude_until: None,
+            spared: Spared::default(),
             sources: BTreeMap::new(),
             older: [None; 2],
             group_asks: 0,
@@ -150,6 +180,7 @@ impl GroupState {
         let state = state.or_insert(SourceState {
             until: None,
             asks: 0,
+            spared: Spared::default(),
         });
         state.until = Some(until);
         self.wake_at(until);
@@ -278,6 +309,7 @@ impl GroupState {
             let state = SourceState {
                 until: None,
                 asks: 0,
+                spared: Spared::default(),
             };
             self.sources.insert(source, state);
         }
@@ -297,6 +329,14 @@ impl GroupState {
         let rest = self.sources.iter();
         let rest = rest.filter(|(source, state)| !named.contains(source) && of(state));
         rest.map(|(source, _)| *source).collect()
+    }
+
+    /// What ran out goes on until then: an answer may have been lost before we had it.
+    pub(super) fn spare(&mut self, now: Instant, until: Instant) {
+        self.spared.spare(&mut self.exclude_until, now, until);
+        for state in self.sources.values_mut() {
+            state.spared.spare(&mut state.until, now, until);
+        }
     }
 
     /// Ends what ran out (sections 6.3 and 6.5).
@@ -354,6 +394,7 @@ impl GroupState {
             let state = SourceState {
                 until: Some(until),
                 asks: 0,
+                spared: Spared::default(),
             };
             self.sources.insert(source, state);
             self.wake_at(until);

@@ -105,6 +105,12 @@ impl Lab {
         self
     }
 
+    /// Messages are lost before the machine has them, now.
+    pub fn loses(&mut self) -> &mut Self {
+        self.machine.messages_lost(self.now);
+        self
+    }
+
     fn drain(&mut self) {
         while let Some(out) = self.machine.poll_query() {
             let all = self.protocol().all_hosts();

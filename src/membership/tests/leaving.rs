@@ -308,3 +308,52 @@ fn a_host_that_fell_silent_is_forgotten() {
     lab.hears(2, "TO_IN");
     assert_eq!(lab.state(), "gone");
 }
+
+/// The RFC knows of answers lost on the link; of those lost between link and machine we know.
+#[test]
+fn silence_is_no_leave_while_messages_are_lost() {
+    for (says, there) in [("TO_EX", "exclude"), ("ALLOW ab", "include ab")] {
+        let mut lab = Lab::new(rule());
+        lab.hears(1, says).at(200.0).loses();
+        assert_eq!(lab.changes(), [there]);
+        // 270 is its end by the RFC; 135 later everybody was asked again.
+        assert_eq!(lab.at(404.9).changes(), [""; 0], "{says}");
+        assert_eq!(lab.at(405.0).changes(), ["none"], "{says}");
+        assert_eq!(lab.state(), "gone");
+    }
+    // A leave that nobody contradicts.
+    let mut lab = Lab::new(rule());
+    lab.hears(1, "TO_EX").at(100.0).hears(1, "TO_IN").loses();
+    lab.changes();
+    assert_eq!(lab.at(236.9).changes(), [""; 0]);
+    assert_eq!(lab.at(237.0).changes(), ["none"]);
+    // Who answers meanwhile stays, and nothing was ever told of an end.
+    let mut lab = Lab::new(rule());
+    lab.hears(1, "TO_EX").at(269.0).loses().at(300.0);
+    lab.hears(1, "IS_EX");
+    assert_eq!(lab.changes(), ["exclude"]);
+    assert_eq!(lab.at(569.9).changes(), [""; 0]);
+    assert_eq!(lab.at(570.0).changes(), ["none"]);
+}
+
+/// A flood keeps nothing alive for ever.
+#[test]
+fn three_rounds_of_silence_end_a_member_whatever_is_lost() {
+    let mut lab = Lab::new(rule());
+    lab.hears(1, "TO_EX");
+    lab.changes();
+    for at in (1..67).map(|n| f64::from(n) * 10.0) {
+        lab.at(at).loses();
+    }
+    assert_eq!(lab.at(674.9).changes(), [""; 0]);
+    assert_eq!(lab.at(675.0).changes(), ["none"]);
+    // An answer in between starts the count anew.
+    lab.at(1000.0).hears(1, "TO_EX").at(1200.0).loses();
+    lab.at(1300.0).loses().hears(1, "IS_EX");
+    lab.changes();
+    for at in (0..64).map(|n| 1310.0 + f64::from(n) * 10.0) {
+        lab.at(at).loses();
+    }
+    assert_eq!(lab.at(1974.9).changes(), [""; 0]);
+    assert_eq!(lab.at(1975.0).changes(), ["none"]);
+}

@@ -227,6 +227,20 @@ impl Ns {
         index
     }
 
+    /// What the kernel threw away at the interfaces in here: name, on the way in, on the way out.
+    #[track_caller]
+    pub fn link_drops(&self) -> Vec<(String, u64, u64)> {
+        let text = self.try_ip("-s -j link show").expect("ip -s link");
+        let links: Vec<serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+        let counted = |link: &serde_json::Value| {
+            let dropped = |way: &str| link["stats64"][way]["dropped"].as_u64().unwrap_or(0);
+            let name = link["ifname"].as_str().unwrap_or("?").to_owned();
+            (name, dropped("rx"), dropped("tx"))
+        };
+        let all = links.iter().map(counted);
+        all.filter(|(_, rx, tx)| rx + tx > 0).collect()
+    }
+
     /// The Ethernet address of an interface.
     #[track_caller]
     pub fn mac(&self, iface: &str) -> [u8; 6] {

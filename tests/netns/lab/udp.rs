@@ -147,6 +147,25 @@ impl UdpRx {
         self.got.borrow().len()
     }
 
+    /// How many came and found its buffer full.
+    pub fn overflowed(&self) -> u32 {
+        // The last of the values of SO_MEMINFO.
+        let mut values = [0u32; 9];
+        let mut len = size_of_val(&values) as libc::socklen_t;
+        // SAFETY: pointer and length are those of `values`.
+        let rc = unsafe {
+            libc::getsockopt(
+                std::os::fd::AsRawFd::as_raw_fd(&self.socket),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(rc, 0, "SO_MEMINFO: {}", io::Error::last_os_error());
+        values[8]
+    }
+
     /// Payloads so far, as text.
     pub fn texts(&self) -> Vec<String> {
         self.got()
@@ -159,7 +178,12 @@ impl UdpRx {
     #[track_caller]
     pub fn expect(&self, n: usize) -> Vec<Vec<u8>> {
         wait_until(PATIENCE, || self.count() >= n);
-        assert_eq!(self.count(), n, "datagrams received");
+        let full = self.overflowed();
+        assert_eq!(
+            self.count(),
+            n,
+            "datagrams received; {full} found the receiver's buffer full"
+        );
         self.got().into_iter().map(|(_, b)| b).collect()
     }
 
