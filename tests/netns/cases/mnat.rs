@@ -9,17 +9,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cases;
-use crate::lab::http;
 use crate::lab::ns::ip_batch;
 use crate::lab::proxy::join_source;
 use crate::lab::{
-    BINARY, Capture, Injector, Lab, Ns, Numbered, Program, Router, Udp, eventually, in_order,
-    missing, wait_until,
+    Capture, Injector, Lab, Ns, Numbered, Router, Udp, eventually, in_order, missing, wait_until,
 };
 
 #[allow(dead_code)] // others use the rest
 #[path = "../../mnat/server.rs"]
-mod server;
+pub(super) mod server;
 
 use server::{Answers, Asked, Ca, Reply, Server, Tls};
 
@@ -27,33 +25,40 @@ cases!("mnat":
     streams_go_on_through_changes_and_an_absent_server,
     hosts_that_join_are_mapped_and_served_in_both_versions,
     local_groups_without_a_source_carry_streams,
-    flags_alone_make_an_egress,
     joins_from_the_file_alone_ask_nobody,
     a_route_in_the_way_is_told_until_it_goes,
 );
 
 /// A poll of each end, and the time between two mappings.
-const LONG: Duration = Duration::from_secs(60);
-/// How often the ends are to refresh, in seconds.
-const REFRESH: u64 = 20;
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
 /// An MNAT server, as little of one as the ends need.
 #[derive(Default)]
-struct Owner {
+pub(super) struct Owner {
     watchers: BTreeMap<String, Vec<Value>>,
     locals: BTreeMap<String, Value>,
     /// The next local group.
     next: u8,
     /// Local groups are for any source.
     any_source: bool,
+    /// How often the ends are to refresh, in seconds.
+    pub(super) refresh: u64,
 }
 
 impl Owner {
-    fn starting_at(next: u8) -> Arc<Mutex<Self>> {
+    pub(super) fn starting_at(next: u8) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self {
             next,
+            refresh: 20,
             ..Self::default()
         }))
+    }
+
+    /// An egress that is elsewhere wants a stream.
+    pub(super) fn elsewhere(&mut self, source: &str, group: &str) {
+        let joined = json!({ "source": source, "group": group });
+        self.assign(&joined);
+        self.watchers.insert("elsewhere".into(), vec![joined]);
     }
 
     fn assign(&mut self, joined: &Value) {
@@ -91,7 +96,10 @@ impl Answers for Arc<Mutex<Owner>> {
             ("POST", "operations/ietf-mnat:get-new-watcher-id") => {
                 let id = format!("W{}-{}", owner.next, owner.watchers.len());
                 owner.watchers.insert(id.clone(), vec![]);
-                json(200, json!({ "watcher-id": id, "refresh-period": REFRESH }))
+                json(
+                    200,
+                    json!({ "watcher-id": id, "refresh-period": owner.refresh }),
+                )
             }
             ("POST", "operations/ietf-mnat:refresh-watcher-id") => {
                 let id = body["ietf-mnat:input"]["ietf-mnat:watcher-id"].as_str();
@@ -133,19 +141,19 @@ impl Answers for Arc<Mutex<Owner>> {
 /// The way of a stream, and the server in the middle of it.
 ///
 ///     src eth0 ---- in  ing  mid ---- net0 egr  out ---- eth1 rcv
-struct Way {
-    src: Ns,
-    ing: Ns,
-    egr: Ns,
-    rcv: Ns,
-    ca: Ca,
-    ca_file: PathBuf,
+pub(super) struct Way {
+    pub(super) src: Ns,
+    pub(super) ing: Ns,
+    pub(super) egr: Ns,
+    pub(super) rcv: Ns,
+    pub(super) ca: Ca,
+    pub(super) ca_file: PathBuf,
 }
 
-const SERVER: &str = "10.9.0.2:8443";
+pub(super) const SERVER: &str = "10.9.0.2:8443";
 
 impl Way {
-    fn new(lab: &Lab) -> Self {
+    pub(super) fn new(lab: &Lab) -> Self {
         let way = Self {
             src: lab.ns("src"),
             ing: lab.ns("ing"),
@@ -181,22 +189,32 @@ impl Way {
         way
     }
 
-    fn serve(&self, owner: &Arc<Mutex<Owner>>) -> Server {
+    pub(super) fn serve(&self, owner: &Arc<Mutex<Owner>>) -> Server {
+        self.serve_at(SERVER, None, owner)
+    }
+
+    /// Where `clients` is given, it must have signed their certificates.
+    pub(super) fn serve_at(
+        &self,
+        at: &str,
+        clients: Option<Ca>,
+        owner: &Arc<Mutex<Owner>>,
+    ) -> Server {
         // A server before this one may still be closing its connections.
         let mut listener = None;
         wait_until(LONG, || {
-            listener = self.egr.enter(|| TcpListener::bind(SERVER)).ok();
+            listener = self.egr.enter(|| TcpListener::bind(at)).ok();
             listener.is_some()
         });
         let tls = Tls {
             identity: self.ca.sign(&["10.9.0.2"], 0),
-            clients: None,
+            clients,
             alpn: b"h2",
         };
         Server::start(listener.expect("a port"), tls, owner.clone())
     }
 
-    fn settings(&self, role: &str, up: &str, down: &str, joinfile: &Path) -> String {
+    pub(super) fn settings(&self, role: &str, up: &str, down: &str, joinfile: &Path) -> String {
         format!(
             "[mnat]\nrole = \"{role}\"\nserver = \"https://{SERVER}\"\nca = \"{}\"\n\
              upstream = \"{up}\"\ndownstream = \"{down}\"\njoinfile = \"{}\"\n",
@@ -205,7 +223,7 @@ impl Way {
         )
     }
 
-    fn ingress(&self, lab: &Lab, joinfile: &Path) -> Router {
+    pub(super) fn ingress(&self, lab: &Lab, joinfile: &Path) -> Router {
         Router::start(
             lab,
             &self.ing,
@@ -213,14 +231,14 @@ impl Way {
         )
     }
 
-    fn egress(&self, lab: &Lab, joinfile: &Path) -> Router {
+    pub(super) fn egress(&self, lab: &Lab, joinfile: &Path) -> Router {
         let settings = self.settings("egress", "net0", "out", joinfile);
         Router::start_with(lab, &self.egr, &settings, &[("MCASTOR_TEST_PANIC", "1")])
     }
 }
 
 /// What `show mnat` says: global group to local group, and how it stands.
-fn mapped(router: &Router) -> Vec<(String, String, String)> {
+pub(super) fn mapped(router: &Router) -> Vec<(String, String, String)> {
     let ends = router.control().show("mnat");
     let mappings = ends[0]["mappings"].as_array().expect("a list");
     let text = |v: &Value| v.as_str().unwrap_or("-").to_string();
@@ -235,7 +253,7 @@ fn mapped(router: &Router) -> Vec<(String, String, String)> {
 }
 
 #[track_caller]
-fn wait_mapped(router: &Router, want: &[(&str, &str)]) {
+pub(super) fn wait_mapped(router: &Router, want: &[(&str, &str)]) {
     let want: Vec<_> = want
         .iter()
         .map(|(g, l)| (g.to_string(), l.to_string(), "assigned".to_string()))
@@ -245,7 +263,7 @@ fn wait_mapped(router: &Router, want: &[(&str, &str)]) {
 }
 
 /// What is rewritten to what, as the routes say.
-fn rewritten(router: &Router) -> Vec<String> {
+pub(super) fn rewritten(router: &Router) -> Vec<String> {
     let routes = router.control().show("routes");
     let mut names: Vec<String> = routes
         .iter()
@@ -257,13 +275,13 @@ fn rewritten(router: &Router) -> Vec<String> {
 }
 
 #[track_caller]
-fn wait_rewritten(router: &Router, want: &[&str]) {
+pub(super) fn wait_rewritten(router: &Router, want: &[&str]) {
     let there = wait_until(LONG, || rewritten(router) == want);
     assert!(there, "{:?}, expected {want:?}", rewritten(router));
     eventually("it captures", true, || router.is_ready());
 }
 
-const G: &str = "232.1.1.1";
+pub(super) const G: &str = "232.1.1.1";
 
 fn streams_go_on_through_changes_and_an_absent_server(lab: &Lab) {
     let way = Way::new(lab);
@@ -460,41 +478,6 @@ fn local_groups_without_a_source_carry_streams(lab: &Lab) {
     between.expect("239.1.1.1", 50);
     drop(host);
     wait_mapped(&egress, &[]);
-}
-
-/// As the prototype's container is started. The paths of its certificates belong to the machine,
-/// so the CA stands where those of the system do.
-fn flags_alone_make_an_egress(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    let _server = way.serve(&owner);
-    let reads = lab.file("egress.sgs");
-    std::fs::write(&reads, "10.0.0.10,232.1.1.1\nnonsense\n").unwrap();
-    let mut command = way.egr.command(BINARY);
-    command
-        .args(["mnat-egress", "--server", "10.9.0.2", "--port", "8443"])
-        .args([
-            "--upstream-interface",
-            "net0",
-            "--downstream-interface",
-            "out",
-            "-f",
-        ])
-        .arg(&reads)
-        .env("SSL_CERT_FILE", &way.ca_file)
-        .env("MCASTOR__CONTROL__SOCKET", lab.file("mcastor.sock"));
-    let program = Program::start(lab, command);
-    let http = "127.0.0.1:9464".parse().unwrap();
-    let mut shown = String::new();
-    let mapped = wait_until(LONG, || {
-        let answer = http::get(&way.egr, http, "/api/v1/mnat");
-        shown = answer.map(|a| a.body).unwrap_or_default();
-        shown.contains("\"local_group\":\"239.1.1.1\"")
-    });
-    assert!(mapped, "{shown}");
-    let log = program.stderr();
-    let named = format!("{}:2: `source,group` is what a line holds", reads.display());
-    assert!(log.contains(&named), "{log}");
 }
 
 fn joins_from_the_file_alone_ask_nobody(lab: &Lab) {

@@ -16,6 +16,7 @@ mod limits;
 mod loops;
 mod metrics;
 mod mnat;
+mod mnat_flags;
 mod neighbours;
 mod operation;
 mod packets;
@@ -95,6 +96,7 @@ pub fn all() -> Vec<Case> {
         translate::cases(),
         translated_joins::cases(),
         mnat::cases(),
+        mnat_flags::cases(),
     ]
     .into_iter()
     .flatten()
