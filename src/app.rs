@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::actors::World;
-use crate::actors::keeper::{Charge, Keeper, LinkSource, PanicIn, Shutdown};
+use crate::actors::keeper::{Charge, Keeper, LinkSource, PanicIn, Remap, Shutdown};
 use crate::actors::routing::{InForce, Replace};
 use crate::actors::world::ProcessRequest;
 use crate::control::server::Server;
@@ -117,7 +117,9 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     sys::memory::give_back();
     let mut in_force = options.settings;
     in_force.notes().iter().for_each(|note| warn!("{note}"));
-    let mnat = options.mnat.clone().or_else(|| in_force.mnat.clone());
+    // What flags say no file changes.
+    let given = options.mnat.as_ref();
+    let mnat = given.or(in_force.mnat.as_ref()).cloned();
     let rib = rib_of(&mut in_force, mnat.as_ref());
     let settings = &in_force;
     let plane = match settings.plane.kind {
@@ -157,7 +159,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         failed: failed.clone(),
         workers: std::thread::available_parallelism().map_or(1, Into::into),
         links: LinkSource::Netlink,
-        mnat: mnat.clone().map(Arc::new),
+        mnat: mnat.map(Arc::new),
     })
     .start();
     let control = match (control, options.smcroute) {
@@ -179,7 +181,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
             reason = signals.next() => reason,
             Some(request) = requests.recv() => match request {
                 ProcessRequest::Reload(answer) => {
-                    let outcome = reload(&options.load, &mut in_force, mnat.as_ref(), &world).await;
+                    let outcome = reload(&options.load, &mut in_force, given, (&world, &keeper)).await;
                     if outcome.is_ok() {
                         called(service::Call::Reload);
                     }
@@ -204,7 +206,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
             break Ok(reason);
         }
         // The outcome is in the log.
-        if reload(&options.load, &mut in_force, mnat.as_ref(), &world)
+        if reload(&options.load, &mut in_force, given, (&world, &keeper))
             .await
             .is_ok()
         {
@@ -261,8 +263,8 @@ impl Signals {
 async fn reload(
     load: &Load,
     in_force: &mut Settings,
-    mnat: Option<&Config>,
-    world: &World,
+    given: Option<&Config>,
+    (world, keeper): (&World, &Addr<Keeper>),
 ) -> Result<String, String> {
     let successful = &world.catalog.last_reload_successful;
     let mut settings = match load() {
@@ -279,7 +281,8 @@ async fn reload(
         return Err("routing does not answer; try again in a moment".into());
     };
     let (notes, routes) = (settings.notes(), settings.routes.len());
-    let replace = Replace(rib_of(&mut settings, mnat));
+    let mnat = given.or(settings.mnat.as_ref()).cloned();
+    let replace = Replace(rib_of(&mut settings, mnat.as_ref()));
     let lost = routing.send(replace).await.is_err() || routing.send(InForce).await.is_err();
     if lost {
         successful.set(0);
@@ -299,11 +302,13 @@ async fn reload(
         ("docker", was.docker != is.docker),
         ("plane", was.plane != is.plane),
         ("log", was.log != is.log),
-        ("mnat", was.mnat != is.mnat),
     ];
     let changed: Vec<&str> = fixed.iter().filter(|f| f.1).map(|f| f.0).collect();
     if !changed.is_empty() {
         done += &format!("; changes of {} need a restart", changed.join(", "));
+    }
+    if given.is_none() && was.mnat != is.mnat {
+        keeper.do_send(Remap(mnat.map(Arc::new)));
     }
     info!("{done}");
     successful.set(1);

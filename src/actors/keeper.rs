@@ -33,7 +33,7 @@ use crate::mnat::Config;
 use crate::model::{IfIndex, IfName, Links};
 use crate::table::Fib;
 
-pub use orders::{PanicIn, Shutdown};
+pub use orders::{PanicIn, Remap, Shutdown};
 
 /// First wait before a dead actor is rebuilt; doubled with every further death in a row.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -202,6 +202,11 @@ impl Keeper {
     }
 
     fn start_mnat(&mut self, ctx: &mut Context<Self>) {
+        let before = self.charge.world.mnat.load_full();
+        if before.is_some_and(|mnat| mnat.address.connected()) {
+            // A reload was faster than the wait after a death.
+            return;
+        }
         if let Some(config) = self.charge.mnat.clone() {
             let vital = Self::vital(ctx, Role::Mnat);
             Mnat::new(self.charge.world.clone(), vital, config).start();

@@ -3,6 +3,8 @@
 //! A shell: [`Machine`] decides when what is asked and what the answers change, [`Plan`] which
 //! routes come and go and when. Here are the clock, the connection and the files.
 
+mod reload;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,6 +51,8 @@ pub struct Refused {
 #[rtype(result = "()")]
 pub struct Resend;
 
+pub use reload::Configure;
+
 /// Asks how everything stands.
 pub struct AskMnat;
 
@@ -73,6 +77,8 @@ pub struct Mnat {
     plan: Plan,
     /// `None` while a request is on its way.
     client: Option<Client>,
+    /// Which client that is: one more with each other target.
+    asking: u64,
     watch: Option<Watch>,
     from_file: BTreeSet<Channel>,
     from_hosts: BTreeSet<Channel>,
@@ -89,14 +95,12 @@ impl Mnat {
     pub fn new(world: Arc<World>, vital: Vital, config: Arc<Config>) -> Self {
         // Differs between processes started together, so that they do not come back together.
         let seed = u64::from(std::process::id()) << 32 | world.now_ms();
-        let reads = config.role == Role::Egress;
-        let reads = reads && config.joins.joinfile;
-        let watch = config.joinfile.clone().filter(|_| reads).map(Watch::new);
         Self {
             machine: Machine::new(config.role, config.grace, Instant::now(), seed),
             plan: Plan::new(config.role),
             client: Some(Client::new(config.target.clone())),
-            watch,
+            asking: 0,
+            watch: watch_of(&config),
             from_file: BTreeSet::new(),
             from_hosts: BTreeSet::new(),
             swept: false,
@@ -109,6 +113,14 @@ impl Mnat {
         }
     }
 
+    /// Others find this actor from now on.
+    fn take_seat(&self, ctx: &Context<Self>) {
+        self.world.mnat.store(Some(Arc::new(Seat {
+            address: ctx.address(),
+            downstream: self.config.downstream.clone(),
+        })));
+    }
+
     fn drive(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         self.look_at_file(now);
@@ -116,7 +128,7 @@ impl Mnat {
         self.plan.handle_timeout(now);
         self.look_for_packets();
         self.take_events(now);
-        self.send_steps(false);
+        self.send_steps();
         self.ask(now, ctx);
     }
 
@@ -135,7 +147,11 @@ impl Mnat {
             (client, request.op, outcome)
         };
         let asked = asked.into_actor(self);
-        ctx.spawn(asked.map(|(client, op, outcome), actor, ctx| {
+        let asking = self.asking;
+        ctx.spawn(asked.map(move |(client, op, outcome), actor, ctx| {
+            if actor.asking != asking {
+                return;
+            }
             actor.client = Some(client);
             actor.outcome(op, outcome);
             actor.drive(ctx);
@@ -268,7 +284,7 @@ impl Mnat {
         self.trouble = None;
         if settled && !self.swept {
             self.swept = true;
-            self.send_steps(true);
+            self.send_all(true);
         }
         let writes = self.config.role == Role::Ingress;
         let Some(path) = self.config.joinfile.as_ref().filter(|_| writes) else {
@@ -302,14 +318,24 @@ impl Mnat {
         }
     }
 
-    /// Tells routing what changed. `whole`: what it has besides, of an earlier life, is gone.
-    fn send_steps(&mut self, whole: bool) {
-        let mut message = Rewritings {
-            upstream: self.config.upstream.clone(),
-            downstream: self.config.downstream.clone(),
-            whole,
-            steps: Vec::new(),
-        };
+    /// Tells routing what changed.
+    fn send_steps(&mut self) {
+        let steps = self.take_steps();
+        if !steps.is_empty() {
+            self.send(false, steps);
+        }
+    }
+
+    /// Tells routing of all routes. `whole`: what it has besides, of an earlier life, is gone.
+    fn send_all(&mut self, whole: bool) {
+        let _ = self.take_steps();
+        let all = self.plan.routes();
+        let steps = all.map(Rewriting::from).map(Rewriting::install).collect();
+        self.send(whole, steps);
+    }
+
+    fn take_steps(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
         while let Some(step) = self.plan.poll_step() {
             if let Step::Install { matched, rewritten } = step
                 && !self.refused.is_empty()
@@ -317,15 +343,17 @@ impl Mnat {
                 let again = Rewriting { matched, rewritten };
                 self.refused.remove(&again.name());
             }
-            message.steps.push(step);
+            steps.push(step);
         }
-        if whole {
-            let all = self.plan.routes();
-            message.steps = all.map(Rewriting::from).map(Rewriting::install).collect();
-        }
-        if !whole && message.steps.is_empty() {
-            return;
-        }
+        steps
+    }
+
+    fn send(&mut self, whole: bool, steps: Vec<Step>) {
+        let message = Rewritings {
+            steps,
+            whole,
+            ..Rewritings::none(&self.config)
+        };
         // As many as mappings change; routing that is being rebuilt is told all anew.
         match self.world.routing.load_full() {
             Some(routing) => routing.do_send(message),
@@ -395,15 +423,18 @@ impl Mnat {
     }
 }
 
+/// What an egress reads, if it does.
+fn watch_of(config: &Config) -> Option<Watch> {
+    let reads = config.role == Role::Egress && config.joins.joinfile;
+    config.joinfile.clone().filter(|_| reads).map(Watch::new)
+}
+
 impl Actor for Mnat {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(256);
-        self.world.mnat.store(Some(Arc::new(Seat {
-            address: ctx.address(),
-            downstream: self.config.downstream.clone(),
-        })));
+        self.take_seat(ctx);
         if let Some(routing) = self.world.routing.load_full() {
             routing.do_send(TellHosts);
         }
@@ -461,7 +492,7 @@ impl Handler<Resend> for Mnat {
 
     fn handle(&mut self, _: Resend, _: &mut Self::Context) {
         if !self.refused.is_empty() && self.swept {
-            self.send_steps(true);
+            self.send_all(true);
         }
     }
 }

@@ -7,7 +7,7 @@ use actix::prelude::*;
 
 use super::mnat::{HostsWant, Refused, Resend};
 use super::routing::Routing;
-use crate::mnat::{Channel, Step};
+use crate::mnat::{Channel, Config, Step};
 use crate::model::{
     GroupPrefix, IfName, IfPattern, JoinPolicy, JoinRule, Origin, Rewrite, RewriteError, RouteName,
     RouteRule, SourceFilter, SourcePrefix,
@@ -104,6 +104,18 @@ pub struct Rewritings {
     pub whole: bool,
     /// What changes, in order.
     pub steps: Vec<Step>,
+}
+
+impl Rewritings {
+    /// All of them go.
+    pub fn none(config: &Config) -> Self {
+        Self {
+            upstream: config.upstream.clone(),
+            downstream: config.downstream.clone(),
+            whole: true,
+            steps: Vec::new(),
+        }
+    }
 }
 
 impl Handler<Rewritings> for Routing {

@@ -148,6 +148,23 @@ impl Machine {
         self.events.pop_front()
     }
 
+    /// Mappings that the server does not confirm last that long from now on.
+    pub fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
+    }
+
+    /// The server is another one, or knows us as somebody else: it is told everything anew, and
+    /// what is mapped is held meanwhile. A request that is on its way has no outcome.
+    pub fn start_over(&mut self, now: Instant) {
+        self.start_anew(now);
+        self.in_flight = None;
+        self.failures = 0;
+        self.last_failure = None;
+        self.refresh_every = REFRESH_EVERY;
+        self.contact = None;
+        self.up = false;
+    }
+
     /// What is wanted from now on, whole. Only an egress wants.
     pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) {
         if let Some(changes) = self.mappings.want(now, wanted) {

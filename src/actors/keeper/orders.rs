@@ -1,10 +1,16 @@
-//! What the keeper is told to do by those above it: to end, and in tests to have an actor panic.
+//! What the keeper is told to do by those above it: to end, to have multicast NAT follow a reload,
+//! and in tests to have an actor panic.
+
+use std::sync::Arc;
 
 use actix::prelude::*;
 use futures_util::future::join_all;
 
+use super::super::mnat::Configure;
+use super::super::rewritings::Rewritings;
 use super::super::world::{PanicNow, Stop};
 use super::Keeper;
+use crate::mnat::Config;
 
 /// Stops everything that moves packets, in the order they flow, and answers when all that
 /// was taken in is sent.
@@ -55,6 +61,37 @@ impl Handler<Shutdown> for Keeper {
                 let _ = joins.send(Stop).await;
             }
         })
+    }
+}
+
+/// From now on this is the end of multicast NAT, or none is.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Remap(pub Option<Arc<Config>>);
+
+impl Handler<Remap> for Keeper {
+    type Result = ();
+
+    fn handle(&mut self, message: Remap, ctx: &mut Self::Context) {
+        let world = self.charge.world.clone();
+        let was = std::mem::replace(&mut self.charge.mnat, message.0);
+        let is = self.charge.mnat.clone();
+        // Where it died and is not rebuilt yet, the next life has the new settings.
+        let lives = world.mnat.load_full().filter(|m| m.address.connected());
+        let (was_role, role) = (was.as_ref().map(|c| c.role), is.as_ref().map(|c| c.role));
+        if was_role == role {
+            if let Some(mnat) = lives {
+                mnat.address.do_send(Configure(is));
+            }
+            return;
+        }
+        world.mnat.store(None);
+        match (lives, was, world.routing.load_full()) {
+            (Some(mnat), ..) => mnat.address.do_send(Configure(None)),
+            (None, Some(was), Some(routing)) => routing.do_send(Rewritings::none(&was)),
+            _ => {}
+        }
+        self.start_mnat(ctx);
     }
 }
 

@@ -17,6 +17,7 @@ mod loops;
 mod metrics;
 mod mnat;
 mod mnat_flags;
+mod mnat_reload;
 mod neighbours;
 mod operation;
 mod packets;
@@ -97,6 +98,7 @@ pub fn all() -> Vec<Case> {
         translated_joins::cases(),
         mnat::cases(),
         mnat_flags::cases(),
+        mnat_reload::cases(),
     ]
     .into_iter()
     .flatten()
