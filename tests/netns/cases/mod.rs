@@ -7,6 +7,7 @@ mod compose;
 mod containers_soak;
 mod control;
 mod docker;
+mod docker_faults;
 mod goes;
 mod harness;
 mod hostile;
@@ -68,6 +69,7 @@ pub fn all() -> Vec<Case> {
         programs::cases(),
         prometheus::cases(),
         docker::cases(),
+        docker_faults::cases(),
         compose::cases(),
         containers_soak::cases(),
         proxy::cases(),
