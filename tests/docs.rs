@@ -287,6 +287,19 @@ fn settings_in_compose_files_are_good() {
     assert!(seen > 10, "{seen} variables");
 }
 
+/// What README and docs/containers.md begin with is the file that runs.
+#[test]
+fn the_first_compose_file_is_the_example() {
+    let example = read("conf/compose/bridge.yml");
+    let lines = example.lines().filter(|l| !l.trim().starts_with('#'));
+    let plain: String = lines.map(|l| format!("{l}\n")).collect();
+    for document in ["README.md", "docs/containers.md"] {
+        let shown = blocks(&read(document));
+        let shown = shown.into_iter().find(|(_, info, _)| info == "yaml");
+        assert_eq!(shown.unwrap().2, plain, "{document}");
+    }
+}
+
 /// Command lines of a shell block: what follows the prompt, without comments, pipes and `&`.
 fn command_lines(body: &str) -> Vec<Vec<String>> {
     body.replace("\\\n", " ")

@@ -92,6 +92,9 @@ impl World {
     ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
         let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
         catalog.flow_limit.set(flows as i64);
+        Role::LABELS
+            .iter()
+            .for_each(|role| catalog.show_actor(role));
         let world = Arc::new(Self {
             catalog,
             plane,
@@ -191,6 +194,19 @@ pub enum Role {
 }
 
 impl Role {
+    /// The labels of all.
+    pub const LABELS: [&str; 9] = [
+        "interface",
+        "forwarder",
+        "routing",
+        "links",
+        "joins",
+        "membership",
+        "docker",
+        "metrics",
+        "mnat",
+    ];
+
     /// The `actor` label of metrics.
     pub fn label(&self) -> &'static str {
         match self {

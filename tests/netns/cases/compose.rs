@@ -12,6 +12,8 @@ cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] a_bridge_network,
     #[Docker] #[Program("docker-compose", "docker-compose")] a_network_with_ipv6,
     #[Docker] #[Program("docker-compose", "docker-compose")] an_internal_network,
+    #[Docker] #[Program("docker-compose", "docker-compose")]
+    an_internal_network_of_a_strict_kernel,
     #[Docker] #[Program("docker-compose", "docker-compose")] a_routed_bridge,
     #[Docker] #[Program("docker-compose", "docker-compose")] the_host_network,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] a_macvlan,
@@ -101,11 +103,16 @@ impl Example {
         });
     }
 
-    /// Sends from the LAN with TTL 1 and waits for the listener, which ends well where all came.
-    fn heard(&self, lab: &Lab, group: &str) {
+    /// Sends from the LAN with TTL 1.
+    fn sent(&self, lab: &Lab, group: &str) {
         let words = format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 500");
         let mut sender = self.site.on_lan(lab, &words);
         assert!(sender.wait().success(), "{}", sender.stderr());
+    }
+
+    /// The same, and waits for the listener, which ends well where all came.
+    fn heard(&self, lab: &Lab, group: &str) {
+        self.sent(lab, group);
         self.listener_is_content("10.0.0.10");
     }
 
@@ -145,6 +152,10 @@ const LAN: [(&str, &str); 3] = [
 fn a_bridge_network(lab: &Lab) {
     let example = Example::up(lab, "bridge.yml", &[]);
     example.member(&example.site.host, GROUP);
+    // As docs/containers.md has one look.
+    let docker = &example.site.docker;
+    let groups = docker.run("exec t_mcastor_1 /usr/bin/mcastor show groups");
+    assert!(groups.contains(GROUP), "{groups}");
     example.heard(lab, GROUP);
     example.answers(lab, "cameras", GROUP, "172.");
 }
@@ -153,9 +164,7 @@ fn a_network_with_ipv6(lab: &Lab) {
     let group = "ff0e::8000:123";
     let example = Example::up(lab, "ipv6.yml", &[]);
     example.member(&example.site.host, group);
-    let words = format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 500");
-    let mut sender = example.site.on_lan(lab, &words);
-    assert!(sender.wait().success(), "{}", sender.stderr());
+    example.sent(lab, group);
     example.listener_is_content("fd00::10");
     example.answers(lab, "cameras6", group, "fd28:6:");
 }
@@ -165,6 +174,20 @@ fn an_internal_network(lab: &Lab) {
     example.member(&example.site.host, GROUP);
     example.heard(lab, GROUP);
     example.answers(lab, "closed", GROUP, "172.");
+}
+
+fn an_internal_network_of_a_strict_kernel(lab: &Lab) {
+    let example = Example::up(lab, "internal-rewrite.yml", &[("LAN", "10.0.0.0/24")]);
+    let host = &example.site.host;
+    eventually("nothing waits", Some(0), || {
+        let address = "127.0.0.1:9464".parse().expect("an address");
+        let pending = http::get(host, address, "/api/v1/pending").ok()?;
+        let all: serde_json::Value = serde_json::from_str(&pending.body).ok()?;
+        Some(all["show"]["pending"].as_array()?.len())
+    });
+    example.sent(lab, GROUP);
+    example.listener_is_content("172.27.77.10");
+    example.answers(lab, "strict", GROUP, "172.27.0.");
 }
 
 fn a_routed_bridge(lab: &Lab) {

@@ -58,13 +58,13 @@ impl Site {
         site
     }
 
-    fn network(&self, name: &str, n: u8) {
+    pub(super) fn network(&self, name: &str, n: u8) {
         self.docker.run(&format!(
             "network create --internal --ipv6 --subnet 172.{n}.0.0/24 --subnet fd{n:02}::/64 {name}"
         ));
     }
 
-    fn router(&self, lab: &Lab, toml: &str) -> Router {
+    pub(super) fn router(&self, lab: &Lab, toml: &str) -> Router {
         Router::start(
             lab,
             &self.host,
@@ -278,14 +278,14 @@ fn every_version_of_igmp_and_mld_from_inside(lab: &Lab) {
     }
 }
 
-fn to_names(to: &[&str]) -> String {
+pub(super) fn to_names(to: &[&str]) -> String {
     format!(
         "[[route]]\nname = \"r\"\nfrom = \"lan0\"\ngroup = \"225.1.2.3\"\nto = {to:?}\n\
          ttl = {{ set = 16 }}\n"
     )
 }
 
-fn waiting(router: &Router) -> Vec<String> {
+pub(super) fn waiting(router: &Router) -> Vec<String> {
     let pending = router.control().show("pending");
     let names = pending.iter().flat_map(|p| p["waiting_for"].as_array());
     let mut names: Vec<String> = names

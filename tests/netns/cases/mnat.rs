@@ -1,7 +1,5 @@
 //! Multicast NAT: sender, ingress, network, egress, receiver, and a server between them.
 
-use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,17 +7,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cases;
+use crate::lab::mnat::{self, Ca, Owner, Server};
 use crate::lab::ns::ip_batch;
 use crate::lab::proxy::join_source;
 use crate::lab::{
     Capture, Injector, Lab, Ns, Numbered, Router, Udp, eventually, in_order, missing, wait_until,
 };
-
-#[allow(dead_code)] // others use the rest
-#[path = "../../mnat/server.rs"]
-pub(super) mod server;
-
-use server::{Answers, Asked, Ca, Reply, Server, Tls};
 
 cases!("mnat":
     streams_go_on_through_changes_and_an_absent_server,
@@ -31,112 +24,6 @@ cases!("mnat":
 
 /// A poll of each end, and the time between two mappings.
 pub(super) const LONG: Duration = Duration::from_secs(60);
-
-/// An MNAT server, as little of one as the ends need.
-#[derive(Default)]
-pub(super) struct Owner {
-    watchers: BTreeMap<String, Vec<Value>>,
-    locals: BTreeMap<String, Value>,
-    /// The next local group.
-    next: u8,
-    /// Local groups are for any source.
-    any_source: bool,
-    /// How often the ends are to refresh, in seconds.
-    pub(super) refresh: u64,
-}
-
-impl Owner {
-    pub(super) fn starting_at(next: u8) -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self {
-            next,
-            refresh: 20,
-            ..Self::default()
-        }))
-    }
-
-    /// An egress that is elsewhere wants a stream.
-    pub(super) fn elsewhere(&mut self, source: &str, group: &str) {
-        let joined = json!({ "source": source, "group": group });
-        self.assign(&joined);
-        self.watchers.insert("elsewhere".into(), vec![joined]);
-    }
-
-    fn assign(&mut self, joined: &Value) {
-        self.next += 1;
-        let group = format!("239.1.1.{}", self.next);
-        let local = match self.any_source {
-            true => json!({ "asm-group": group }),
-            false => json!({ "source": "10.9.9.9", "group": group }),
-        };
-        self.locals.insert(key(joined), local);
-    }
-
-    /// Gives every stream another local channel.
-    fn swap(&mut self) {
-        let all = self.watchers.values().flatten();
-        let all: BTreeMap<String, Value> = all.map(|j| (key(j), j.clone())).collect();
-        all.values().for_each(|joined| self.assign(joined));
-    }
-}
-
-fn key(joined: &Value) -> String {
-    format!("{},{}", joined["source"], joined["group"])
-}
-
-impl Answers for Arc<Mutex<Owner>> {
-    fn answer(&mut self, asked: Asked) -> Reply {
-        let mut owner = self.lock().unwrap();
-        let body: Value = serde_json::from_slice(&asked.body).unwrap_or_default();
-        let json = |status, body: Value| Reply::Answer(status, body.to_string().into_bytes());
-        let done = || Reply::Answer(204, vec![]);
-        let path = asked.path.trim_start_matches("/mnat-ds/");
-        let (head, id) = path.split_once('=').unwrap_or((path, ""));
-        let watcher = &body["ietf-mnat:watcher"];
-        match (asked.method.as_str(), head) {
-            ("POST", "operations/ietf-mnat:get-new-watcher-id") => {
-                let id = format!("W{}-{}", owner.next, owner.watchers.len());
-                owner.watchers.insert(id.clone(), vec![]);
-                json(
-                    200,
-                    json!({ "watcher-id": id, "refresh-period": owner.refresh }),
-                )
-            }
-            ("POST", "operations/ietf-mnat:refresh-watcher-id") => {
-                let id = body["ietf-mnat:input"]["ietf-mnat:watcher-id"].as_str();
-                let known = id.is_some_and(|id| owner.watchers.contains_key(id));
-                Reply::Answer(if known { 204 } else { 500 }, vec![])
-            }
-            ("POST", _) => done(),
-            ("PUT", _) if !owner.watchers.contains_key(id) => Reply::Answer(404, vec![]),
-            ("PUT", _) => {
-                let joined = watcher["joined-sg"].as_array().unwrap().clone();
-                for one in &joined {
-                    if !owner.locals.contains_key(&key(one)) {
-                        owner.assign(one);
-                    }
-                }
-                owner.watchers.insert(id.to_string(), joined);
-                done()
-            }
-            _ if !owner.watchers.contains_key(id) => {
-                json(200, json!({ "ietf-mnat:watcher": [{}] }))
-            }
-            _ => {
-                let all = owner.watchers.values().flatten();
-                let entry = |joined: &Value| {
-                    json!({ "id": 1, "state": "ietf-mnat:assigned-local-multicast",
-                        "global-subscription": { "source": joined["source"], "group": joined["group"] },
-                        "local-mapping": owner.locals[&key(joined)] })
-                };
-                let mapped: Vec<Value> = all.map(entry).collect();
-                json(
-                    200,
-                    json!({ "ietf-mnat:watcher": [{ "id": id, "mapped-sg": mapped }] }),
-                )
-            }
-        }
-    }
-}
 
 /// The way of a stream, and the server in the middle of it.
 ///
@@ -200,18 +87,7 @@ impl Way {
         clients: Option<Ca>,
         owner: &Arc<Mutex<Owner>>,
     ) -> Server {
-        // A server before this one may still be closing its connections.
-        let mut listener = None;
-        wait_until(LONG, || {
-            listener = self.egr.enter(|| TcpListener::bind(at)).ok();
-            listener.is_some()
-        });
-        let tls = Tls {
-            identity: self.ca.sign(&["10.9.0.2"], 0),
-            clients,
-            alpn: b"h2",
-        };
-        Server::start(listener.expect("a port"), tls, owner.clone())
+        mnat::serve(&self.egr, &self.ca, clients, at, owner)
     }
 
     pub(super) fn settings(&self, role: &str, up: &str, down: &str, joinfile: &Path) -> String {

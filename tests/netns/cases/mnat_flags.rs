@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::cases;
-use super::mnat::server::Ca;
-use super::mnat::{G, LONG, Owner, Way};
+use super::mnat::{G, LONG, Way};
+use crate::lab::mnat::{Ca, Owner};
 use crate::lab::{BINARY, Lab, Ns, Program, eventually, http, wait_until};
 
 cases!("mnat_flags":

@@ -3,7 +3,8 @@
 use std::fs;
 
 use super::cases;
-use super::mnat::{G, Owner, Way, mapped, wait_mapped, wait_rewritten};
+use super::mnat::{G, Way, mapped, wait_mapped, wait_rewritten};
+use crate::lab::mnat::Owner;
 use crate::lab::{Capture, Lab, Numbered, Router, eventually, in_order, missing};
 
 cases!("mnat_reload":

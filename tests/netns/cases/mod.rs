@@ -7,6 +7,7 @@ mod compose;
 mod containers_soak;
 mod control;
 mod docker;
+mod docker_faults;
 mod goes;
 mod harness;
 mod hostile;
@@ -75,6 +76,7 @@ pub fn all() -> Vec<Case> {
         programs::cases(),
         prometheus::cases(),
         docker::cases(),
+        docker_faults::cases(),
         compose::cases(),
         containers_soak::cases(),
         proxy::cases(),

@@ -1,15 +1,22 @@
 //! A real Prometheus scrapes a router; the dashboard asks it, and the alert rules are loaded.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_json::json;
+
 use super::{cases, route};
-use crate::lab::{Injector, Lab, Ns, Router, Star, Udp, UdpRx, eventually, http};
+use crate::lab::metrics::Metrics;
+use crate::lab::mnat::{self, Ca, Owner};
+use crate::lab::{Injector, Lab, Ns, Program, Router, Star, Udp, UdpRx, eventually, http};
 
 cases!("prometheus":
     #[Program("prometheus", "prometheus")] every_panel_has_data_and_totals_are_what_was_sent,
-    #[Program("promtool", "prometheus")] the_alert_rules_are_rules,
+    #[Program("prometheus", "prometheus")] alerts_fire_and_end,
+    #[Program("promtool", "prometheus")] each_alert_fires_when_it_should,
 );
 
+/// The path of a file of dashboards/.
 fn dashboards(file: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards");
     folder.join(file).display().to_string()
@@ -43,12 +50,8 @@ fn value(ns: &Ns, expression: &str) -> f64 {
     text.and_then(|t| t.parse().ok()).unwrap_or(f64::NAN)
 }
 
-fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
-    let star = Star::dual(lab, 1);
-    let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
-        + "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
-           header_checks = \"strict\"\n";
-    let router = Router::start(lab, &star.rtr, &toml);
+/// A Prometheus beside a router, with the alert rules, that has scraped it once.
+fn prometheus(lab: &Lab, ns: &Ns) -> Program {
     let config = lab.file("prometheus.yml");
     let text = format!(
         "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\n\
@@ -59,7 +62,7 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
     );
     std::fs::write(&config, text).expect("writing settings");
     let data = lab.file("prometheus");
-    let _prometheus = star.rtr.spawn(
+    let program = ns.spawn(
         lab,
         "prometheus",
         &[
@@ -68,19 +71,59 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
             "--web.listen-address=127.0.0.1:9090",
         ],
     );
-    eventually("it scrapes", 1.0, || {
-        value(&star.rtr, "up{job=\"mcastor\"}")
-    });
+    eventually("it scrapes", 1.0, || value(ns, "up{job=\"mcastor\"}"));
+    program
+}
+
+/// Waits until everything of before this call was scraped.
+#[track_caller]
+fn scraped(ns: &Ns) {
+    let last = || value(ns, "timestamp(up{job=\"mcastor\"})");
+    // A scrape that is under way may have begun before.
+    for _ in 0..2 {
+        let before = last();
+        eventually("another scrape", true, || last() > before);
+    }
+}
+
+/// Where the MNAT server is.
+const MNAT: &str = "127.0.0.1:8443";
+
+/// Settings of an egress of multicast NAT with one stream.
+fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
+    let (ca_file, joinfile) = (lab.file("ca.pem"), lab.file("egress.sgs"));
+    std::fs::write(&ca_file, ca.pem()).expect("writing a certificate");
+    std::fs::write(&joinfile, "10.0.0.10,232.1.1.1\n").expect("writing joins");
+    format!(
+        "[mnat]\nrole = \"egress\"\nserver = \"https://{MNAT}\"\nca = \"{}\"\n\
+         upstream = \"in\"\ndownstream = \"out2\"\njoinfile = \"{}\"\n",
+        ca_file.display(),
+        joinfile.display()
+    )
+}
+
+fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
+    let star = Star::dual(lab, 2);
+    let ca = Ca::new();
+    let _server = mnat::serve(&star.rtr, &ca, None, MNAT, &Owner::starting_at(0));
+    let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
+        + "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
+           header_checks = \"strict\"\n"
+        + &mnat_settings(lab, &ca);
+    let router = Router::start(lab, &star.rtr, &toml);
+    let _prometheus = prometheus(lab, &star.rtr);
     let inject = Injector::new(&star.src, "eth0");
-    let send = |n: u16, group: &str, ttl: u8| {
-        let frame = Udp::new("10.0.0.10:9", group, "12345678").id(n).ttl(ttl);
+    let send = |n: u16, source: &str, group: &str, ttl: u8| {
+        let frame = Udp::new(source, group, "12345678").id(n).ttl(ttl);
         inject.send(&frame.frame());
     };
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.4:5000");
     let members = [("iface", "out1"), ("protocol", "igmp")];
     router.expect_metric("mcastor_membership_groups", &members, 1);
-    // 300 that are forwarded by the route, 200 by the proxy, 100 that have no TTL left; and
-    // reports that nobody may send: each thing a panel shows has happened.
+    let assigned = [("role", "egress"), ("state", "assigned")];
+    router.expect_metric("mcastor_mnat_mappings", &assigned, 1);
+    // 300 that are forwarded by the route, 200 by the proxy, 50 by multicast NAT, 100 that have no
+    // TTL left; and reports that nobody may send: each thing a panel shows has happened.
     let report = crate::lab::frame::ethernet(
         "224.0.0.22".parse().expect("an address"),
         &crate::lab::frame::ipv4(
@@ -102,25 +145,24 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
     let mut rounds = 0u16;
     let mut round = || {
         for n in 0..30 {
-            send(rounds * 100 + n, "225.1.2.3:5000", 9);
+            send(rounds * 100 + n, "10.0.0.10:9", "225.1.2.3:5000", 9);
         }
         for n in 30..50 {
-            send(rounds * 100 + n, "225.1.2.4:5000", 9);
+            send(rounds * 100 + n, "10.0.0.10:9", "225.1.2.4:5000", 9);
         }
         for n in 50..60 {
-            send(rounds * 100 + n, "225.1.2.3:5000", 1);
+            send(rounds * 100 + n, "10.0.0.10:9", "225.1.2.3:5000", 1);
+        }
+        for n in 60..65 {
+            send(rounds * 100 + n, "10.9.9.9:9", "239.1.1.1:5000", 9);
         }
         reports.send(&report);
         router.tell("flush");
         rounds += 1;
     };
-    let scrapes = || value(&star.rtr, "scrape_samples_scraped") > 0.0;
     for _ in 0..10 {
         round();
-        let before = value(&star.rtr, "timestamp(up{job=\"mcastor\"})");
-        eventually("another scrape", true, || {
-            scrapes() && value(&star.rtr, "timestamp(up{job=\"mcastor\"})") > before
-        });
+        scraped(&star.rtr);
     }
     // Totals first: nothing is sent any more.
     for (expression, want) in [
@@ -131,7 +173,10 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
             "sum(mcastor_dropped_packets_total{reason=\"ttl_expired\"})",
             100.0,
         ),
-        ("sum(mcastor_interface_transmitted_packets_total)", 500.0),
+        ("sum(mcastor_route_packets_total{oif=\"out2\"})", 50.0),
+        ("mcastor_mnat_mappings{state=\"assigned\"}", 1.0),
+        ("mcastor_mnat_server_up", 1.0),
+        ("sum(mcastor_interface_transmitted_packets_total)", 550.0),
     ] {
         eventually(expression, want, || value(&star.rtr, expression));
     }
@@ -142,10 +187,6 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
     for panel in board["panels"].as_array().expect("panels") {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let expression = target["expr"].as_str().expect("an expression");
-            // Only with an MNAT server, which this router has none of.
-            if expression.contains("mcastor_mnat_") {
-                continue;
-            }
             let expression = expression
                 .replace("$__rate_interval", "1m")
                 .replace("$instance", ".*");
@@ -156,7 +197,67 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
             });
         }
     }
-    assert!(asked > 15, "{asked} queries");
+    assert!(asked > 20, "{asked} queries");
+    the_alerts_are_of_what_there_is(&star.rtr, &router);
+}
+
+/// Every metric the alerts ask for is in Prometheus, each reason they leave out is one, and the
+/// series of their tests have the labels of real ones.
+fn the_alerts_are_of_what_there_is(ns: &Ns, router: &Router) {
+    let alerts = std::fs::read_to_string(dashboards("alerts.yml")).expect("the alerts");
+    let in_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = alerts.split(|c| !in_word(c));
+    let names: BTreeSet<&str> = words.filter(|w| w.starts_with("mcastor_")).collect();
+    assert!(names.len() > 8, "{names:?}");
+    for name in names {
+        eventually(name, true, || !query(ns, name).is_empty());
+    }
+    let real = router.metrics();
+    let reasons = alerts.split_once("reason!~\"").expect("reasons").1;
+    let (reasons, _) = reasons.split_once('"').expect("an end");
+    for reason in reasons.split('|') {
+        let labels = [("reason", reason)];
+        let named = real.matching("mcastor_dropped_packets_total", &labels);
+        assert!(named.count() > 0, "{reason} is no reason");
+    }
+    let tests = std::fs::read_to_string(dashboards("alerts_test.yml")).expect("the tests");
+    let series = tests.lines().filter_map(|l| {
+        let text = l.trim().strip_prefix("- series: '")?;
+        text.strip_suffix('\'')
+    });
+    let mut seen = 0;
+    for text in series {
+        seen += 1;
+        let mut sample = Metrics::parse(&format!("{text} 0")).samples.remove(0);
+        for added in ["instance", "job"] {
+            assert!(sample.labels.remove(added).is_some(), "{text}: {added}");
+        }
+        // What has a fixed set of values must have one of them; names of things may be any.
+        let fixed = ["reason", "actor", "protocol", "plane"];
+        let fixed: Vec<(&str, &str)> = (sample.labels.iter())
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .filter(|(k, _)| fixed.contains(k))
+            .collect();
+        let like = real
+            .matching(&sample.name, &fixed)
+            .find(|r| r.labels.keys().eq(sample.labels.keys()));
+        assert!(like.is_some(), "nothing is exported like {text}");
+    }
+    assert!(seen > 20, "{seen} series");
+}
+
+fn firing(ns: &Ns, alert: &str) -> bool {
+    let firing = format!("ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"}}");
+    !query(ns, &firing).is_empty()
+}
+
+/// Those without `for`: the others would take minutes, and are tested by rule.
+fn alerts_fire_and_end(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml = route("r", "in", "", "225.1.2.3", &["out1"], "");
+    let allowed = [("MCASTOR_TEST_PANIC", "1")];
+    let router = Router::start_with(lab, &star.rtr, &toml, &allowed);
+    let _prometheus = prometheus(lab, &star.rtr);
     let healthy = || {
         let groups = ask(&star.rtr, "/api/v1/rules")?["groups"]
             .as_array()
@@ -166,11 +267,64 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
         Some((rules.len() > 7, ok))
     };
     eventually("alert rules are evaluated", Some((true, true)), healthy);
+    for alert in ["McastorReloadFailed", "McastorActorRestarting"] {
+        assert!(!firing(&star.rtr, alert), "{alert}");
+    }
+    router.rewrite("[[route]]\nfrom = \"in\"\n");
+    assert!(!router.try_tell("reload").status.success());
+    eventually("the refused reload fires", true, || {
+        firing(&star.rtr, "McastorReloadFailed")
+    });
+    router.rewrite(&toml);
+    router.tell("reload");
+    eventually("and ends", false, || {
+        firing(&star.rtr, "McastorReloadFailed")
+    });
+    let restarts = [("actor", "links")];
+    for n in 1..=3 {
+        router.control().must(&json!({ "panic": "links" }));
+        router.expect_metric("mcastor_actor_restarts_total", &restarts, n);
+        if n == 2 {
+            scraped(&star.rtr);
+            assert!(!firing(&star.rtr, "McastorActorRestarting"), "after two");
+        }
+    }
+    eventually("an actor that dies again and again fires", true, || {
+        firing(&star.rtr, "McastorActorRestarting")
+    });
 }
 
-fn the_alert_rules_are_rules(lab: &Lab) {
+fn each_alert_fires_when_it_should(lab: &Lab) {
     let ns = lab.ns("a");
-    let out = ns.output("promtool", &["check", "rules", &dashboards("alerts.yml")]);
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success(), "{said}");
+    for (command, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+        let out = ns.output("promtool", &[command, "rules", &dashboards(file)]);
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        assert!(out.status.success(), "{said}");
+    }
+    // None was left out: each is seen firing, and seen not to.
+    let read = |file| std::fs::read_to_string(dashboards(file)).expect("a file");
+    let (alerts, tests) = (read("alerts.yml"), read("alerts_test.yml"));
+    let cases: Vec<(&str, bool)> = (tests.split("alertname: ").skip(1))
+        .map(|case| {
+            let mut lines = case.lines();
+            let name = lines.next().expect("a name");
+            let fires = lines.next().expect("what is expected").trim() == "exp_alerts:";
+            (name, fires)
+        })
+        .collect();
+    let names: Vec<&str> = alerts
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(names.len() > 8, "{names:?}");
+    for name in names {
+        for fires in [true, false] {
+            let there = cases.contains(&(name, fires));
+            assert!(there, "no case where {name} fires: {fires}");
+        }
+    }
 }

@@ -28,6 +28,7 @@ pub struct Docker {
     engine: Option<Program>,
     volumes: Vec<String>,
     last_words: PathBuf,
+    live_restore: bool,
 }
 
 impl Docker {
@@ -45,6 +46,7 @@ impl Docker {
             folder,
             engine: None,
             volumes: volumes(),
+            live_restore: false,
         };
         docker.start_engine(lab);
         docker.import_empty();
@@ -63,12 +65,20 @@ impl Docker {
             .args(["--pidfile", &path("pid"), "--host", &self.host()])
             .args(["--shutdown-timeout", "1", "--log-level", "warn"])
             .env("PATH", path_with_sbin());
+        if self.live_restore {
+            command.arg("--live-restore");
+        }
         self.engine = Some(Program::start(lab, command));
         let up = wait_until(PATIENCE, || self.try_run("version").status.success());
         assert!(up, "the engine does not answer");
     }
 
-    /// Ends the engine, and with it its containers.
+    /// Has containers outlive the engine, from its next start on.
+    pub fn live_restore(&mut self) {
+        self.live_restore = true;
+    }
+
+    /// Ends the engine, and with it its containers, unless they outlive it.
     #[track_caller]
     pub fn stop_engine(&mut self) {
         if let Some(mut engine) = self.engine.take() {

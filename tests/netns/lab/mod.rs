@@ -8,6 +8,7 @@ pub mod frr;
 pub mod harness;
 pub mod http;
 pub mod metrics;
+pub mod mnat;
 pub mod ns;
 pub mod numbered;
 pub mod packet;

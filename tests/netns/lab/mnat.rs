@@ -1,0 +1,151 @@
+//! An MNAT server for ends in namespaces: what it is asked it assigns, one local group after the
+//! other.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::ns::Ns;
+use super::wait_until;
+
+#[allow(dead_code)] // others use the rest
+#[path = "../../mnat/server.rs"]
+mod server;
+
+use server::{Answers, Asked, Reply, Tls};
+pub use server::{Ca, Server};
+
+/// Serves at `address` of `ns`, with a certificate for it. Where `clients` is given, it must have
+/// signed theirs.
+#[track_caller]
+pub fn serve(
+    ns: &Ns,
+    ca: &Ca,
+    clients: Option<Ca>,
+    address: &str,
+    owner: &Arc<Mutex<Owner>>,
+) -> Server {
+    // A server before this one may still be closing its connections.
+    let mut listener = None;
+    wait_until(Duration::from_secs(60), || {
+        listener = ns.enter(|| TcpListener::bind(address)).ok();
+        listener.is_some()
+    });
+    let host = address.rsplit_once(':').expect("a port").0;
+    let tls = Tls {
+        identity: ca.sign(&[host], 0),
+        clients,
+        alpn: b"h2",
+    };
+    Server::start(listener.expect("a port"), tls, owner.clone())
+}
+
+/// What an MNAT server knows, as little of it as the ends need.
+#[derive(Default)]
+pub struct Owner {
+    watchers: BTreeMap<String, Vec<Value>>,
+    locals: BTreeMap<String, Value>,
+    /// The next local group.
+    pub next: u8,
+    /// Local groups are for any source.
+    pub any_source: bool,
+    /// How often the ends are to refresh, in seconds.
+    pub refresh: u64,
+}
+
+impl Owner {
+    /// One whose first local group is after 239.1.1.`next`.
+    pub fn starting_at(next: u8) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            next,
+            refresh: 20,
+            ..Self::default()
+        }))
+    }
+
+    /// An egress that is elsewhere wants a stream.
+    pub fn elsewhere(&mut self, source: &str, group: &str) {
+        let joined = json!({ "source": source, "group": group });
+        self.assign(&joined);
+        self.watchers.insert("elsewhere".into(), vec![joined]);
+    }
+
+    fn assign(&mut self, joined: &Value) {
+        self.next += 1;
+        let group = format!("239.1.1.{}", self.next);
+        let local = match self.any_source {
+            true => json!({ "asm-group": group }),
+            false => json!({ "source": "10.9.9.9", "group": group }),
+        };
+        self.locals.insert(key(joined), local);
+    }
+
+    /// Gives every stream another local channel.
+    pub fn swap(&mut self) {
+        let all = self.watchers.values().flatten();
+        let all: BTreeMap<String, Value> = all.map(|j| (key(j), j.clone())).collect();
+        all.values().for_each(|joined| self.assign(joined));
+    }
+}
+
+fn key(joined: &Value) -> String {
+    format!("{},{}", joined["source"], joined["group"])
+}
+
+impl Answers for Arc<Mutex<Owner>> {
+    fn answer(&mut self, asked: Asked) -> Reply {
+        let mut owner = self.lock().unwrap();
+        let body: Value = serde_json::from_slice(&asked.body).unwrap_or_default();
+        let json = |status, body: Value| Reply::Answer(status, body.to_string().into_bytes());
+        let done = || Reply::Answer(204, vec![]);
+        let path = asked.path.trim_start_matches("/mnat-ds/");
+        let (head, id) = path.split_once('=').unwrap_or((path, ""));
+        let watcher = &body["ietf-mnat:watcher"];
+        match (asked.method.as_str(), head) {
+            ("POST", "operations/ietf-mnat:get-new-watcher-id") => {
+                let id = format!("W{}-{}", owner.next, owner.watchers.len());
+                owner.watchers.insert(id.clone(), vec![]);
+                json(
+                    200,
+                    json!({ "watcher-id": id, "refresh-period": owner.refresh }),
+                )
+            }
+            ("POST", "operations/ietf-mnat:refresh-watcher-id") => {
+                let id = body["ietf-mnat:input"]["ietf-mnat:watcher-id"].as_str();
+                let known = id.is_some_and(|id| owner.watchers.contains_key(id));
+                Reply::Answer(if known { 204 } else { 500 }, vec![])
+            }
+            ("POST", _) => done(),
+            ("PUT", _) if !owner.watchers.contains_key(id) => Reply::Answer(404, vec![]),
+            ("PUT", _) => {
+                let joined = watcher["joined-sg"].as_array().unwrap().clone();
+                for one in &joined {
+                    if !owner.locals.contains_key(&key(one)) {
+                        owner.assign(one);
+                    }
+                }
+                owner.watchers.insert(id.to_string(), joined);
+                done()
+            }
+            _ if !owner.watchers.contains_key(id) => {
+                json(200, json!({ "ietf-mnat:watcher": [{}] }))
+            }
+            _ => {
+                let all = owner.watchers.values().flatten();
+                let entry = |joined: &Value| {
+                    json!({ "id": 1, "state": "ietf-mnat:assigned-local-multicast",
+                        "global-subscription": { "source": joined["source"], "group": joined["group"] },
+                        "local-mapping": owner.locals[&key(joined)] })
+                };
+                let mapped: Vec<Value> = all.map(entry).collect();
+                json(
+                    200,
+                    json!({ "ietf-mnat:watcher": [{ "id": id, "mapped-sg": mapped }] }),
+                )
+            }
+        }
+    }
+}
