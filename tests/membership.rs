@@ -1,8 +1,9 @@
 //! The membership machine replayed on messages under a virtual clock, and at scale.
 //!
-//! Each file in `tests/replay` is a log: `SECONDS < FROM TO MESSAGE` is heard, `?` asks for the
-//! state, and every other line is what the machine must do then, and nothing else:
-//! `>` a query, `=` a change of what is forwarded, `!` an event, `x` a refusal, `:` the state.
+//! Each file in `tests/replay` is a log: `SECONDS < FROM TO MESSAGE` is heard, or `< HEX`, an IP
+//! packet that `record.py` recorded; `?` asks for the state, and every other line is what the
+//! machine must do then, and nothing else: `>` a query, `=` a change of what is forwarded, `!` an
+//! event, `x` a refusal, `:` the state, `/` what a recorded packet says.
 //! `MCASTOR_WRITE_EXPECTED=1` writes those lines; read them against the section a file names.
 
 use std::fmt::Write;
@@ -12,9 +13,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use mcastor::membership::{Downstream, DownstreamConfig, Event, Protocol};
-use mcastor::model::{Group, ProxyRule, QuerierPolicy, Source, Versions};
+use mcastor::model::{Group, HeaderChecks, ProxyRule, QuerierPolicy, Source, Versions};
+use mcastor::wire::envelope::{self, Checks};
 use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
+use mcastor::wire::{igmp, mld};
 
 const KINDS: [(&str, RecordType); 6] = [
     ("IS_IN", RecordType::ModeIsInclude),
@@ -138,15 +142,36 @@ fn message(text: &str) -> Message {
     }
 }
 
-fn said(query: &Query, to: IpAddr) -> String {
+fn listed(sources: &[Source]) -> String {
+    let sources: Vec<_> = sources.iter().map(Source::to_string).collect();
+    format!("{{{}}}", sources.join(" "))
+}
+
+/// The inverse of [`message`].
+fn told(message: &Message) -> String {
+    let version = |generation: Generation| generation as u8 + 1;
+    match message {
+        Message::Query(query) => said(query),
+        Message::Report { generation, group } => {
+            format!("report v{} {group}", version(*generation))
+        }
+        Message::Leave { group } => format!("leave {group}"),
+        Message::Records(records) => {
+            let name = |r: &Record| KINDS.iter().find(|(_, k)| *k == r.kind).unwrap().0;
+            let told = |r: &Record| format!("{} {} {}", name(r), r.group, listed(&r.sources));
+            records.iter().map(told).collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+fn said(query: &Query) -> String {
     let version = query.generation as u8 + 1;
-    let mut text = format!("> {to} query v{version}");
+    let mut text = format!("query v{version}");
     if let Some(group) = query.group {
         write!(text, " {group}").unwrap();
     }
     if !query.sources.is_empty() {
-        let sources: Vec<_> = query.sources.iter().map(Source::to_string).collect();
-        write!(text, " {{{}}}", sources.join(" ")).unwrap();
+        write!(text, " {}", listed(&query.sources)).unwrap();
     }
     write!(text, " max={}", query.max_response.as_secs_f64()).unwrap();
     if query.suppress {
@@ -157,6 +182,11 @@ fn said(query: &Query, to: IpAddr) -> String {
         write!(text, " qrv={qrv} qqi={qqi}").unwrap();
     }
     text
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    (0..hex.len()).step_by(2).map(byte).collect()
 }
 
 fn seconds(d: Duration) -> f64 {
@@ -181,7 +211,7 @@ impl Replay {
             self.line(&text);
         }
         while let Some(out) = self.machine.poll_query() {
-            self.line(&said(&out.query, out.to));
+            self.line(&format!("> {} {}", out.to, said(&out.query)));
         }
         while let Some((group, filter)) = self.machine.poll_change() {
             self.line(&format!("= {group} {filter}"));
@@ -227,10 +257,34 @@ impl Replay {
         }
     }
 
+    /// Hears a packet as it came over the wire.
+    fn hear(&mut self, packet: &[u8]) {
+        let on_link = [IpNet::V4("10.0.1.0/24".parse().unwrap())];
+        let checks = Checks {
+            headers: HeaderChecks::Strict,
+            on_link: &on_link,
+        };
+        let heard = envelope::open(packet, &checks).and_then(|opened| {
+            let parse = match opened.source {
+                IpAddr::V4(_) => igmp::parse,
+                IpAddr::V6(_) => mld::parse,
+            };
+            Ok((opened.source, opened.destination, parse(opened.message)?))
+        });
+        match heard {
+            Ok((from, to, message)) => {
+                self.line(&format!("/ {from} {to} {}", told(&message)));
+                let _ = self.machine.handle(self.now, from, to, &message);
+            }
+            Err(reason) => self.line(&format!("x {} 1", reason.label())),
+        }
+    }
+
     fn input(&mut self, line: &str) {
         writeln!(self.log, "{line}").unwrap();
         let (_, rest) = line.split_once(' ').unwrap();
         match rest.split_once(' ').unwrap_or((rest, "")) {
+            ("<", recorded) if !recorded.contains(' ') => self.hear(&bytes(recorded)),
             ("<", rest) => {
                 let mut parts = rest.splitn(3, ' ');
                 let from: IpAddr = parts.next().unwrap().parse().unwrap();
@@ -278,6 +332,9 @@ fn the_logs_come_out_as_written() {
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "txt") {
+            continue;
+        }
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("# RFC"), "{path:?} names no section");
         let log = replay(&text);
