@@ -512,7 +512,15 @@ fn come_and_go_a_hundred_times(lab: &Lab) {
     let metrics = router.metrics();
     let sent_out = "mcastor_interface_transmitted_packets_total";
     let (rx, tx) = (taken(&metrics), metrics.sum(sent_out, &[]) as u64);
-    let refused = named(&metrics, &["no_egress", "egress_down"]);
+    // The last three where the machine is busy with others.
+    let reasons = [
+        "no_egress",
+        "egress_down",
+        "queue_full",
+        "egress_busy",
+        "send_failed",
+    ];
+    let refused = named(&metrics, &reasons);
     let got = in_order(&capture, GROUP);
     // While the kernel takes an interface down it takes packets and sends none, for some
     // milliseconds in which nobody can know.
