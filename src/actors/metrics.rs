@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;
@@ -9,6 +10,9 @@ use tracing::{info, warn};
 
 use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::http;
+
+/// How often the kernel is asked what it dropped from full queues.
+const BACKLOG_EVERY: Duration = Duration::from_secs(1);
 
 /// The actor.
 pub struct Metrics {
@@ -37,6 +41,13 @@ impl Actor for Metrics {
         let Some(listener) = self.listener.take() else {
             return;
         };
+        let ask = |world: &World| {
+            if let Some(dropped) = world.plane.backlog_dropped() {
+                world.catalog.set_backlog_dropped(dropped);
+            }
+        };
+        ask(&self.world);
+        ctx.run_interval(BACKLOG_EVERY, move |actor, _| ask(&actor.world));
         let address = listener.local_addr();
         match http::serve(self.world.clone(), listener) {
             Ok(server) => {

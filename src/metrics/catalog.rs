@@ -103,6 +103,8 @@ pub struct Catalog {
     pub flows: IntGauge,
     /// Flows that may be remembered.
     pub flow_limit: IntGauge,
+    /// What the kernel dropped on the whole machine because a core's queue was full.
+    backlog_dropped: IntCounter,
     /// 1 where the last reload of the settings worked.
     pub last_reload_successful: IntGauge,
     /// 1 while a container engine is followed.
@@ -252,6 +254,11 @@ impl Catalog {
         }
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
         let flow_limit = make.gauge("mcastor_flow_limit", "Flows that may be remembered")?;
+        let backlog_dropped = make.counter(
+            "mcastor_backlog_dropped_packets_total",
+            "Packets of anyone that the kernel dropped on this machine because a core's queue of \
+             received packets was full",
+        )?;
         let last_reload_successful = make.gauge(
             "mcastor_config_last_reload_successful",
             "1 where the last load of the settings worked",
@@ -301,11 +308,23 @@ impl Catalog {
             known: Arc::default(),
             flows,
             flow_limit,
+            backlog_dropped,
             last_reload_successful,
             engine_connected,
             forward_latency,
             routes,
         })
+    }
+
+    /// Shows what was dropped from full queues since the machine started.
+    pub fn set_backlog_dropped(&self, packets: u64) {
+        let shown = self.backlog_dropped.get();
+        if packets < shown {
+            // A core's own count began anew.
+            self.backlog_dropped.reset();
+        }
+        let shown = self.backlog_dropped.get();
+        self.backlog_dropped.inc_by(packets - shown);
     }
 
     /// The counters of a path; asked for again they are the same.

@@ -1,7 +1,7 @@
 //! Making families and registering them.
 
 use prometheus::core::Collector;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Makes families in a registry.
 pub(super) struct Families<'a>(pub &'a Registry);
@@ -31,6 +31,11 @@ impl Families<'_> {
         labels: &[&str],
     ) -> prometheus::Result<IntGaugeVec> {
         self.put(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    /// One counter.
+    pub fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.put(IntCounter::new(name, help)?)
     }
 
     /// One gauge.

@@ -31,6 +31,13 @@ pub trait Plane: Send + Sync + 'static {
 
     /// Opens an interface to send on. Called inside the runtime that will poll it.
     fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>>;
+
+    /// Packets of anyone that were dropped on this machine, since it started, because a core's
+    /// queue of received packets was full: what a bridge makes of packets we sent among them.
+    /// Where nothing tells, `None`.
+    fn backlog_dropped(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Packets of one interface, coming in.

@@ -11,6 +11,7 @@ use super::capture::SocketCapture;
 use super::rate::{Mode, Thresholds};
 use super::{Capture, Plane, Transmit};
 use crate::model::IfIndex;
+use crate::sys::backlog::Backlog;
 use crate::sys::poll::watch;
 use crate::sys::ring::RingSize;
 use crate::sys::transmit::{Transmitter, Writable};
@@ -72,6 +73,12 @@ impl Plane for PacketPlane {
             socket,
             waiting: None,
         }))
+    }
+
+    fn backlog_dropped(&self) -> Option<u64> {
+        Backlog::open()
+            .and_then(|mut backlog| backlog.dropped())
+            .ok()
     }
 }
 

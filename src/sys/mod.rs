@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
-mod backlog;
+pub mod backlog;
 pub mod buffer;
 mod burst;
 pub mod capabilities;

@@ -11,6 +11,7 @@ cases!("metrics":
     default_route_names,
     what_the_socket_could_not_take_is_counted,
     an_egress_that_is_down,
+    what_full_queues_of_the_machine_dropped,
 );
 
 fn packets_and_bytes_are_exact(lab: &Lab) {
@@ -281,4 +282,21 @@ fn an_egress_that_is_down(lab: &Lab) {
     router.expect_routed("r", "out2", 20);
     router.expect_routed("r", "out1", 10);
     assert_eq!(one.to("225.1.2.3").len(), 10);
+}
+
+/// The number is of the whole machine, and tests beside this one may add to it.
+fn what_full_queues_of_the_machine_dropped(lab: &Lab) {
+    let kernel = || -> u64 {
+        let text = std::fs::read_to_string("/proc/net/softnet_stat").expect("softnet_stat");
+        let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1).unwrap(), 16);
+        text.lines().map(|line| dropped(line).unwrap()).sum()
+    };
+    let star = Star::v4(lab, 1);
+    let rule = route("r", "in", "", "225.1.2.3", &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &rule);
+    let shown = || router.metric("mcastor_backlog_dropped_packets_total", &[]) as u64;
+    eventually("what the kernel says", true, || {
+        let (before, shown, after) = (kernel(), shown(), kernel());
+        (before..=after).contains(&shown)
+    });
 }
