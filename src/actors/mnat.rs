@@ -18,7 +18,7 @@ use crate::api::view::{MappingView, MnatView};
 use crate::mnat::client::{Client, ClientError};
 use crate::mnat::files::{self, Seen, Watch};
 
-use crate::mnat::protocol::Op;
+use crate::mnat::protocol::{LONGEST_REQUEST, Op};
 use crate::mnat::{
     Change, Channel, Config, Event, Machine, Plan, Role, Stand, Standing, Step, joinfile,
 };
@@ -261,6 +261,11 @@ impl Mnat {
                 self.trouble = Some(why);
             }
             Event::Oddity(what) => warn!("mnat: {server} says something odd: {what}; left out"),
+            Event::LeftOut(0) => info!("mnat: all joins fit into a request again"),
+            Event::LeftOut(joins) => warn!(
+                "mnat: {joins} joins are not told to {server}: a request has at most \
+                 {LONGEST_REQUEST} bytes; spread the receivers over more egresses"
+            ),
             Event::Registered => info!("mnat: registered with {server}"),
             Event::Forgotten => warn!("mnat: {server} does not know us any more; registering anew"),
             Event::Back => {

@@ -4,19 +4,24 @@
 //! fails. Certificates are read for each connection; when they change on disk, the next request
 //! makes a new one with them.
 
+use std::fmt;
 use std::fs;
+use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use h2::client::SendRequest;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -26,6 +31,11 @@ use super::protocol::{CONTENT_TYPE, LONGEST_ANSWER, Request};
 
 /// How long a request may take, its connection included.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the connection alone may take, with one address.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long an address may keep silent until the next one of the host is tried too (RFC 8305
+/// section 8, Connection Attempt Delay).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// How much of an answer may be on its way; more waits until this is read.
 const WINDOW: u32 = 1 << 20;
 /// How long the server may take to speak first; it need not.
@@ -280,8 +290,9 @@ impl Client {
         let name = ServerName::try_from(host.clone());
         let name = name.map_err(|_| ClientError::Name(host.clone()))?;
         let refused = |e| ClientError::Connect(server.clone(), e);
-        let tcp = TcpStream::connect((host.as_str(), self.target.port));
-        let tcp = tcp.await.map_err(refused)?;
+        let addresses = lookup_host((host.as_str(), self.target.port)).await;
+        let tcp = first_of(addresses.map_err(refused)?).await;
+        let tcp = tcp.map_err(refused)?;
         // Requests are small and waited for.
         let _ = tcp.set_nodelay(true);
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp);
@@ -358,6 +369,45 @@ fn file(path: &Path, why: impl ToString) -> ClientError {
     }
 }
 
+/// Connects to whichever address answers first. The next one is tried when those before
+/// have failed, or kept silent for a moment: of two addresses one may lead nowhere (RFC 8305).
+async fn first_of(mut addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    loop {
+        let next = addresses.next();
+        let more = next.is_some();
+        attempts.extend(next.map(attempt));
+        // Without another address there is nobody to turn to meanwhile.
+        let moment = async {
+            match more {
+                true => sleep(NEXT_ADDRESS).await,
+                false => pending().await,
+            }
+        };
+        tokio::select! {
+            done = attempts.next() => match done {
+                Some(Ok(tcp)) => return Ok(tcp),
+                Some(Err(e)) => last = e,
+                None => return Err(last),
+            },
+            () = moment => {}
+        }
+    }
+}
+
+/// Connects to one address. Errors name it.
+async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
+    let named = |kind, why: &dyn fmt::Display| io::Error::new(kind, format!("{address}: {why}"));
+    match timeout(CONNECT, TcpStream::connect(address)).await {
+        Ok(done) => done.map_err(|e| named(e.kind(), &e)),
+        Err(_) => Err(named(
+            io::ErrorKind::TimedOut,
+            &format_args!("nobody answers within {CONNECT:?}"),
+        )),
+    }
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates: Vec<_> = read.map_err(|e| file(path, e))?;
@@ -401,4 +451,51 @@ async fn ask(
         bytes.extend_from_slice(&piece);
     }
     Ok((head.status.as_u16(), bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+    use std::time::Instant;
+
+    /// Somebody who listens, on an address of their own.
+    fn listener(address: [u8; 4], backlog: i32) -> (Socket, SocketAddr) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.listen(backlog).unwrap();
+        let at = socket.local_addr().unwrap().as_socket().unwrap();
+        (socket, at)
+    }
+
+    #[actix_rt::test]
+    async fn an_address_that_keeps_silent_or_refuses_is_passed_over() {
+        // A listener whose queue is full answers nobody.
+        let (_full, silent) = listener([127, 0, 0, 1], 0);
+        let mut kept = Vec::new();
+        let is_full = loop {
+            let one = timeout(Duration::from_millis(200), TcpStream::connect(silent));
+            match one.await {
+                Ok(one) => kept.push(one.unwrap()),
+                Err(_) => break kept.len() < 10,
+            }
+        };
+        assert!(is_full);
+        let (gone, refusing) = listener([127, 0, 0, 2], 1);
+        drop(gone);
+        let (_good, good) = listener([127, 0, 0, 3], 8);
+        for addresses in [
+            vec![silent, good],
+            vec![refusing, good],
+            vec![silent, refusing, good],
+        ] {
+            let begun = Instant::now();
+            let tcp = first_of(addresses.into_iter()).await.unwrap();
+            assert_eq!(tcp.peer_addr().unwrap(), good);
+            assert!(begun.elapsed() < CONNECT, "{:?}", begun.elapsed());
+        }
+        let why = first_of([refusing].into_iter()).await.unwrap_err();
+        assert!(why.to_string().starts_with(&refusing.to_string()), "{why}");
+        assert!(first_of(std::iter::empty()).await.is_err());
+    }
 }

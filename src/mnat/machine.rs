@@ -49,6 +49,8 @@ pub enum Event {
     },
     /// Something in an answer was left out.
     Oddity(String),
+    /// So many joins, the last in order, are not told: a request cannot hold them.
+    LeftOut(usize),
     /// A new id is registered.
     Registered,
     /// The server does not know our id any more.
@@ -167,7 +169,13 @@ impl Machine {
 
     /// What is wanted from now on, whole. Only an egress wants.
     pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) {
-        if let Some(changes) = self.mappings.want(now, wanted) {
+        let left_out = self.mappings.left_out();
+        let changes = self.mappings.want(now, wanted);
+        if self.mappings.left_out() != left_out {
+            let left_out = Event::LeftOut(self.mappings.left_out());
+            self.events.push_back(left_out);
+        }
+        if let Some(changes) = changes {
             self.tell(changes);
             self.dirty = true;
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::protocol::{Mapping, Role, State};
+use super::protocol::{Mapping, Request, Role, State};
 
 /// A mapping that came, went, or is another one now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,9 +114,6 @@ impl Entry {
     }
 }
 
-/// Joins told to the server, at most.
-pub const MOST_JOINS: usize = super::joinfile::MOST_JOINS;
-
 /// What an answer counts for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weight {
@@ -133,6 +130,8 @@ pub(super) struct Weight {
 pub(super) struct Mappings {
     role: Role,
     wanted: BTreeMap<Channel, Instant>,
+    /// How many more are wanted than a request can tell.
+    left_out: usize,
     entries: BTreeMap<Channel, Entry>,
     /// The oldest confirmation of those in use.
     oldest: Option<Instant>,
@@ -143,6 +142,7 @@ impl Mappings {
         Self {
             role,
             wanted: BTreeMap::new(),
+            left_out: 0,
             entries: BTreeMap::new(),
             oldest: None,
         }
@@ -154,8 +154,13 @@ impl Mappings {
 
     /// See [`super::Machine::want`]; `None` where nothing changed.
     pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) -> Option<Vec<Change>> {
-        let new = wanted.iter().take(MOST_JOINS);
-        if self.role != Role::Egress || new.clone().eq(self.wanted.keys()) {
+        if self.role != Role::Egress {
+            return None;
+        }
+        let room = Request::room_for(wanted.iter().copied());
+        self.left_out = wanted.len() - room;
+        let new = wanted.iter().take(room);
+        if new.clone().eq(self.wanted.keys()) {
             return None;
         }
         let old = std::mem::take(&mut self.wanted);
@@ -173,6 +178,11 @@ impl Mappings {
         });
         self.look_oldest();
         Some(changes)
+    }
+
+    /// How many more are wanted than a request can tell.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// The oldest confirmation of those in use.
@@ -367,6 +377,7 @@ impl Mappings {
             .filter(|e| e.local.is_none() && e.conflict)
             .count();
         let unassigned = self.entries.len() - current - held - conflicts + unknown.count();
+        let unassigned = unassigned + self.left_out;
         [current, held, unassigned, conflicts]
     }
 

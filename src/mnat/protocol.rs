@@ -16,8 +16,10 @@ pub const ROOT: &str = "/mnat-ds";
 pub const CONTENT_TYPE: &str = "application/yang-data+json";
 /// Longest answer that is read, in bytes: some 60,000 mappings.
 pub const LONGEST_ANSWER: usize = 16 << 20;
-/// Longest request the prototype's server takes, in bytes.
+/// Longest request the prototype's server takes, in bytes: some 18,000 joins.
 pub const LONGEST_REQUEST: usize = 1 << 20;
+/// What a request of joins has beside them, in bytes, the longest id of 128 escaped bytes included.
+const AROUND_JOINS: usize = 1024;
 /// Mappings of an answer that are looked at; what comes after them is left out.
 pub const MOST_MAPPINGS: usize = 65_536;
 /// Longest watcher id, in bytes.
@@ -151,16 +153,24 @@ impl Request {
         Self::new(Op::Register, "POST", path.into(), Some(body))
     }
 
+    /// How many joins, from the first on, one request can tell.
+    pub fn room_for(joined: impl Iterator<Item = Channel>) -> usize {
+        let mut left = LONGEST_REQUEST - AROUND_JOINS;
+        joined
+            .enumerate()
+            .take_while(|join| {
+                // With its comma.
+                let len = joined_entry(*join).to_string().len() + 1;
+                let fits = len <= left;
+                left = left.saturating_sub(len);
+                fits
+            })
+            .count()
+    }
+
     /// Tells all that is joined.
     pub fn join(id: &str, joined: impl Iterator<Item = Channel>) -> Self {
-        let entry = |(n, channel): (usize, Channel)| {
-            let (n, group) = (n.to_string(), channel.group().to_string());
-            match channel.source() {
-                Some(source) => json!({ "id": n, "source": source, "group": group }),
-                None => json!({ "id": n, "asm-group": group }),
-            }
-        };
-        let joined: Vec<Value> = joined.enumerate().map(entry).collect();
+        let joined: Vec<Value> = joined.enumerate().map(joined_entry).collect();
         let body = json!({ "ietf-mnat:watcher": { "id": id, "joined-sg": joined } });
         let path = format!("/data/ietf-mnat:egress-global-joined/watcher={}", key(id));
         Self::new(Op::Join, "PUT", path, Some(body))
@@ -177,6 +187,14 @@ impl Request {
         let body = json!({ "ietf-mnat:input": { "ietf-mnat:watcher-id": id } });
         let path = "/operations/ietf-mnat:refresh-watcher-id".into();
         Self::new(Op::Refresh, "POST", path, Some(body))
+    }
+}
+
+fn joined_entry((n, channel): (usize, Channel)) -> Value {
+    let (n, group) = (n.to_string(), channel.group().to_string());
+    match channel.source() {
+        Some(source) => json!({ "id": n, "source": source, "group": group }),
+        None => json!({ "id": n, "asm-group": group }),
     }
 }
 

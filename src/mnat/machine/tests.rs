@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::super::mappings::{Gone, Standing};
+use super::super::protocol::LONGEST_REQUEST;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -533,4 +534,32 @@ fn ten_thousand_mappings_are_compared_in_time_and_one_change_is_one_change() {
         Standing::ALL.map(Standing::label),
         ["assigned", "held", "unassigned", "conflict"]
     );
+}
+
+#[test]
+fn joins_past_what_a_request_holds_wait_and_are_counted() {
+    let many: Vec<Channel> = (0..40_000).map(global).collect();
+    let mut bench = Bench::new(Role::Egress);
+    bench.session("A");
+    bench.want(&many);
+    let request = bench.request();
+    assert_eq!(request.op, Op::Join);
+    let body = request.body.unwrap();
+    assert!(body.len() <= LONGEST_REQUEST, "{}", body.len());
+    // As full as it gets.
+    assert!(body.len() > LONGEST_REQUEST - 2048, "{}", body.len());
+    let told: Value = serde_json::from_slice(&body).unwrap();
+    let told = &told["ietf-mnat:watcher"]["joined-sg"];
+    let told = told.as_array().unwrap().len();
+    let left_out = many.len() - told;
+    assert!(bench.events.contains(&Event::LeftOut(left_out)));
+    assert_eq!(bench.machine.counts(), [0, 0, 40_000, 0]);
+    bench.outcome(Ok((204, "")));
+    // Those that are told are told whole, and the same again is no news.
+    bench.events.clear();
+    bench.want(&many);
+    assert!(bench.events.is_empty());
+    bench.want(&many[..10_000]);
+    assert!(bench.events.contains(&Event::LeftOut(0)));
+    assert_eq!(bench.machine.counts(), [0, 0, 10_000, 0]);
 }
