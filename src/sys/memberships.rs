@@ -153,11 +153,12 @@ impl Memberships {
             return Ok(());
         }
         let v4 = group.addr().is_ipv4();
+        let other_mode = self.other_mode((group, source));
         for (slot, pooled) in self.sockets.iter_mut().enumerate() {
             let Some(pooled) = pooled.as_mut().filter(|p| !p.full) else {
                 continue;
             };
-            if pooled.v4 != v4 {
+            if pooled.v4 != v4 || other_mode.contains(&slot) {
                 continue;
             }
             match join(&pooled.socket, self.interface, group, source) {
@@ -166,10 +167,7 @@ impl Memberships {
                     self.hold((group, source), slot);
                     return Ok(());
                 }
-                // Full, or this socket holds the group in the other filter mode.
                 Err(e) if is_full(&e) => pooled.full = true,
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -190,6 +188,20 @@ impl Memberships {
         }
         self.hold((group, source), slot);
         Ok(())
+    }
+
+    /// The sockets that hold the group in the other filter mode. A socket has one filter for a
+    /// group: told to include a source, it would include that one and no other any more, and
+    /// leave both together.
+    fn other_mode(&self, (group, source): Membership) -> BTreeSet<usize> {
+        let slot = |membership| self.held.get(&membership).copied();
+        match source {
+            Some(_) => slot((group, None)).into_iter().collect(),
+            None => {
+                let sources = self.sources.get(&group).into_iter().flatten();
+                sources.filter_map(|s| slot((group, Some(*s)))).collect()
+            }
+        }
     }
 
     fn hold(&mut self, (group, source): Membership, slot: usize) {

@@ -15,6 +15,7 @@ cases!("joins":
     leaves_are_seen_on_the_wire,
     filters_change_in_place_on_the_wire,
     filters_of_ipv6_and_their_limit,
+    from_any_source_to_some_and_back,
     joined_again_on_an_interface_that_returns,
     joined_as_soon_as_an_interface_can,
 );
@@ -448,6 +449,34 @@ fn filters_change_in_place_on_the_wire(lab: &Lab) {
         heard(&records(&wire), "225.1.1.1").pop()
     });
     assert_eq!(held.len(), 1);
+}
+
+/// A socket has one filter for a group, which any source and some sources would share.
+fn from_any_source_to_some_and_back(lab: &Lab) {
+    use SourceFilter::{Exclude, Include};
+    let star = Star::dual(lab, 1);
+    let index = IfIndex::new(star.rtr.index("in")).expect("an index");
+    let mut held = Memberships::new(index);
+    for (group, prefix) in [("225.1.1.1", "10.1.0."), ("ff1e::1", "fd00::")] {
+        let some = |range| sources(prefix, range);
+        let parsed: Group = group.parse().expect("a group");
+        let only = |n: u8| set(&[&format!("{prefix}{n:x},{group}")]);
+        for (filter, in_the_kernel) in [
+            (Exclude(some(0..0)), set(&[group])),
+            (Include(some(1..2)), only(1)),
+            (Exclude(some(0..0)), set(&[group])),
+            (Exclude(some(1..2)), set(&[group])),
+            (Include(some(2..3)), only(2)),
+            (Include(some(3..4)), only(3)),
+            (Exclude(some(0..0)), set(&[group])),
+            (Include(some(4..5)), only(4)),
+            (Include(some(0..0)), set(&[])),
+        ] {
+            star.rtr.enter(|| held.set(parsed, &filter).expect("set"));
+            assert_eq!(kernel(&star.rtr, "in"), in_the_kernel, "{group} {filter}");
+        }
+        assert!(held.is_empty());
+    }
 }
 
 fn filters_of_ipv6_and_their_limit(lab: &Lab) {
