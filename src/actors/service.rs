@@ -4,7 +4,6 @@
 mod said;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
@@ -16,7 +15,7 @@ use crate::membership::{
     Downstream, DownstreamConfig, Event, Protocol, Refused, ReportGate, Standing,
 };
 use crate::metrics::membership::{Direction, MembershipState};
-use crate::model::{Group, HeaderChecks, IfIndex, ProxyRule, SourceFilter};
+use crate::model::{Group, HeaderChecks, IfIndex, QuerierPolicy, SourceFilter};
 use crate::planes::Transmit;
 use crate::wire::envelope::Checks;
 use crate::wire::group_message::Message;
@@ -133,10 +132,20 @@ impl Service {
         self.tell_all = true;
     }
 
-    /// How long hosts may take to answer the first query.
+    /// How long it takes after the start until all hosts were asked, and had the time to answer.
     pub fn patience(&self) -> Duration {
-        let response = |p: &Arc<ProxyRule>| p.timers.query_response_interval;
-        self.served.proxy.as_ref().map_or(Duration::ZERO, response)
+        let may_ask = |f: &Family| own_address(f.protocol, &self.served).is_some();
+        let asked = |f: &Family| {
+            let machine = f.machine.as_ref()?;
+            // Without an address there are no hosts of that IP version as a rule.
+            let counts = may_ask(f) || machine.config().rule.querier == QuerierPolicy::Off;
+            counts.then(|| machine.patience())
+        };
+        self.families
+            .iter()
+            .filter_map(asked)
+            .max()
+            .unwrap_or_default()
     }
 
     /// When [`Service::handle_timeout`] has something to do.
@@ -208,7 +217,7 @@ impl Service {
             return;
         };
         if self.gate.admit(now, datagram.source).is_err() {
-            return;
+            return machine.report_missed(now);
         }
         let mut heard = match membership::parse(packet, &checks) {
             Ok(heard) => heard,
@@ -227,6 +236,7 @@ impl Service {
             && self.gate.is_flooded(now)
             && !drop_leaves(&mut heard.message)
         {
+            machine.report_missed(now);
             return refused(Refused::StrangerRate.label());
         }
         let (from, to) = (heard.source, heard.destination);

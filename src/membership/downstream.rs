@@ -84,6 +84,8 @@ pub struct Downstream {
     pub(super) warned_version: Option<Instant>,
     /// When messages were last lost before they came here.
     unheard: Option<Instant>,
+    /// Until then hosts may be members without our knowledge.
+    hosts_missed_until: Instant,
     refusals: Refusals,
 }
 
@@ -108,10 +110,22 @@ impl Downstream {
             warned_rival: None,
             warned_version: None,
             unheard: None,
+            hosts_missed_until: now,
             refusals: Refusals::default(),
         };
+        machine.hosts_missed_until = now + machine.patience();
         machine.tell_querier();
         machine
+    }
+
+    /// How long it takes after the start until all hosts were asked, and had the time to answer:
+    /// by us at once, else whenever somebody else asks.
+    pub fn patience(&self) -> Duration {
+        let timing = self.querier.timing();
+        match self.querier.is_us() {
+            true => timing.query_response_interval(),
+            false => timing.group_membership_interval(),
+        }
     }
 
     /// What it was told.
@@ -420,6 +434,18 @@ impl Downstream {
     /// has not left.
     pub fn messages_lost(&mut self, now: Instant) {
         self.unheard = Some(now);
+        self.report_missed(now);
+    }
+
+    /// A report was not taken in, of a host that may be a member without our knowledge now. No
+    /// group ends by a leave without asking until every host has reported again.
+    pub fn report_missed(&mut self, now: Instant) {
+        self.hosts_missed_until = now + self.querier.timing().group_membership_interval();
+    }
+
+    /// Whether every member is known, where hosts are tracked at all.
+    pub(super) fn heard_every_host(&self, now: Instant) -> bool {
+        now >= self.hosts_missed_until
     }
 
     /// How long it takes at most until everybody was asked again and had the time to answer.

@@ -74,6 +74,7 @@ impl Downstream {
         };
         let asks = self.querier.is_us();
         let tracks = self.config.rule.fast_leave;
+        let heard_all = self.heard_every_host(now);
         let room = self.config.tracked.saturating_sub(self.tracked);
         let mut queries = Vec::new();
         self.with_group(now, group, Some(said.from), |state, by| {
@@ -91,7 +92,7 @@ impl Downstream {
                 if !state.track(said, &named, is_new, room, now, &timing) {
                     refuse(Refused::HostLimit);
                 }
-                if mode == Generation::Three && state.knows_every_host(now) {
+                if mode == Generation::Three && heard_all && state.knows_every_host(now) {
                     send = state.give_up_unwanted(send, terms.sources);
                 }
             }

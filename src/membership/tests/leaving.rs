@@ -217,7 +217,7 @@ fn tracked() -> Lab {
 #[test]
 fn with_every_host_tracked_the_last_leave_counts_at_once() {
     let mut lab = tracked();
-    lab.hears(1, "TO_EX").hears(2, "TO_EX");
+    lab.at(10.0).hears(1, "TO_EX").hears(2, "TO_EX");
     assert_eq!(lab.changes(), ["exclude"]);
     assert_eq!(
         lab.machine.groups(lab.now).next().unwrap().reporters.len(),
@@ -233,9 +233,37 @@ fn with_every_host_tracked_the_last_leave_counts_at_once() {
 }
 
 #[test]
+fn while_a_host_may_not_have_been_heard_a_leave_is_asked_about() {
+    // Not all have answered the first query yet.
+    let mut lab = tracked();
+    lab.hears(1, "TO_EX").at(9.0).hears(1, "TO_IN");
+    assert_eq!(lab.specifics(), "9 Q(G)");
+    // A report found no place within the rate, or was lost before it came.
+    let missed: [fn(&mut Lab); 2] = [
+        |lab| lab.machine.report_missed(lab.now),
+        |lab| lab.machine.messages_lost(lab.now),
+    ];
+    for miss in missed {
+        let mut lab = tracked();
+        lab.at(20.0).hears(1, "TO_EX");
+        miss(&mut lab);
+        lab.at(279.0).hears(1, "TO_EX").hears(1, "TO_IN");
+        assert_eq!(lab.specifics(), "279 Q(G)");
+        // Until every host has told again what it wants.
+        lab.at(291.0).hears(1, "TO_EX");
+        lab.changes();
+        lab.at(292.0).hears(1, "TO_IN");
+        assert_eq!(
+            (lab.changes().join(" "), lab.state().as_str()),
+            ("none".into(), "gone")
+        );
+    }
+}
+
+#[test]
 fn sources_nobody_wants_any_more_end_at_once() {
     let mut lab = tracked();
-    lab.hears(1, "ALLOW ab").hears(2, "ALLOW bc");
+    lab.at(10.0).hears(1, "ALLOW ab").hears(2, "ALLOW bc");
     assert_eq!(lab.changes(), ["include abc"]);
     lab.hears(1, "BLOCK ab");
     assert_eq!(lab.changes(), ["include bc"]);

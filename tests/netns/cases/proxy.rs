@@ -19,6 +19,7 @@ cases!("proxy":
     routes_and_members_make_a_union,
     another_upstream_takes_over,
     members_outlive_panics,
+    members_that_nobody_asks_outlive_panics,
     #[LinkKind("bridge")] a_snooping_bridge_gives_only_to_those_who_asked,
 );
 
@@ -346,6 +347,29 @@ fn members_outlive_panics(lab: &Lab) {
         eventually("a member again", 1, || members(&router).len());
     }
     flow.more(2000);
+    let sent = flow.finish();
+    eventually("nothing was lost", sent as usize, || {
+        wire.to("225.1.2.3").len()
+    });
+}
+
+/// Where we may not ask, hosts are silent until somebody else does.
+fn members_that_nobody_asks_outlive_panics(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let rule = proxy(&["in"], &["out1"], "querier = \"off\"\n")
+        .replace("query_interval = \"2s\"", "query_interval = \"60s\"");
+    let router = Router::start_with(lab, &star.rtr, &rule, &[("MCASTOR_TEST_PANIC", "1")]);
+    let _rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
+    eventually("a member", 1, || members(&router).len());
+    let wire = Capture::new(&star.rcv, "eth1");
+    let flow = Numbered::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 1000);
+    let panic = serde_json::json!({ "panic": "membership" });
+    router.control().must(&panic);
+    eventually("rebuilt", 1.0, || {
+        router.metric("mcastor_actor_restarts_total", &[("actor", "membership")])
+    });
+    // Longer than the response interval and the second that are given to those we ask.
+    flow.more(3000);
     let sent = flow.finish();
     eventually("nothing was lost", sent as usize, || {
         wire.to("225.1.2.3").len()
