@@ -50,10 +50,11 @@ impl Downstream {
         }
     }
 
-    /// Another asks for a group: timers are lowered as if we had, unless it says not to
-    /// (section 6.6.1).
+    /// The querier asks for a group: timers are lowered as if we had, unless it says not to
+    /// (section 6.6.1). Where we are the querier nobody else has to ask, and what the hosts may
+    /// not even have heard ends nothing.
     fn heard_specific(&mut self, now: Instant, group: Group, query: &Query) {
-        if query.suppress {
+        if query.suppress || self.querier.is_us() {
             return;
         }
         let timing = self.querier.timing();

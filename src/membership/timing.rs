@@ -8,6 +8,9 @@ use crate::wire::group_message::Query;
 /// No interval is longer: about what a query can tell (31,744 s), so that sums never overflow.
 const LONGEST: Duration = Duration::from_secs(32_000);
 
+/// How many times our query interval that of an elected querier may be.
+const MOST_ADOPTED: u32 = 8;
+
 /// The values in force: ours, or those of the elected querier where it tells some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -42,13 +45,15 @@ impl Timing {
     }
 
     /// With what the elected querier tells: its robustness and query interval, where they are
-    /// not zero (sections 4.1.6, 4.1.7).
+    /// not zero (sections 4.1.6, 4.1.7). The interval up to a multiple of ours: one forged query
+    /// would else keep everybody from asking for days.
     pub fn adopted(mut self, query: &Query) -> Self {
         if query.robustness > 0 {
             self.robustness = query.robustness;
         }
         if let Some(interval) = query.interval.filter(|i| !i.is_zero()) {
-            self.query_interval = interval.min(LONGEST);
+            let most = self.query_interval * MOST_ADOPTED;
+            self.query_interval = interval.min(most).min(LONGEST);
         }
         self
     }

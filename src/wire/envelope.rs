@@ -142,7 +142,12 @@ pub fn open<'a>(bytes: &'a [u8], checks: &Checks<'_>) -> Result<Opened<'a>, Refu
         return Err(Refusal::UnknownType);
     }
     let broadcast = |a: IpAddr| matches!(a, IpAddr::V4(a) if a.is_broadcast());
-    if source.is_multicast() || source.is_loopback() || broadcast(source) {
+    let nobody = |net: &IpNet| is_nobody(source, net);
+    if source.is_multicast()
+        || source.is_loopback()
+        || broadcast(source)
+        || checks.on_link.iter().any(nobody)
+    {
         return Err(Refusal::BadSource);
     }
     let interface_local =
@@ -209,6 +214,13 @@ fn strict(
     } else {
         Err(Refusal::OffLink)
     }
+}
+
+/// Whether an IPv4 address is that of the subnet itself or its broadcast address, which no host
+/// has; the first would always be the lowest on the link.
+fn is_nobody(addr: IpAddr, net: &IpNet) -> bool {
+    matches!(net, IpNet::V4(net) if net.prefix_len() < 31
+        && (addr == net.network() || addr == net.broadcast()))
 }
 
 fn is_link_local(addr: IpAddr) -> bool {

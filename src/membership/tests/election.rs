@@ -254,6 +254,18 @@ fn the_values_of_the_elected_querier_are_adopted_unless_zero() {
     assert_eq!(lab.machine.timing().robustness(), 2);
 }
 
+#[test]
+fn a_querier_is_believed_for_no_longer_than_a_multiple_of_our_interval() {
+    let mut lab = with(QuerierPolicy::Auto, Some("10.0.0.5"));
+    let mut query = lab.general();
+    (query.robustness, query.interval) = (7, Some(31_744 * SECOND));
+    lab.asked("10.0.0.1", &query).unwrap();
+    // Seven times eight times 125 s, and half a response interval.
+    assert_eq!(lab.machine.querier(lab.now).left, Some(7_005 * SECOND));
+    lab.at(7_005.0);
+    assert!(lab.machine.querier(lab.now).us);
+}
+
 // The address.
 
 #[test]

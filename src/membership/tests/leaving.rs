@@ -146,30 +146,47 @@ fn a_query_heard_lowers_timers_unless_it_says_not_to() {
     }
 }
 
+fn beside_a_querier() -> Lab {
+    let mut lab = Lab::with(Protocol::Igmp, rule(), Some("10.0.0.5"));
+    lab.asked("10.0.0.1", &lab.general()).unwrap();
+    lab.sent.clear();
+    lab
+}
+
+#[test]
+fn what_others_ask_beside_us_ends_nothing() {
+    let mut lab = Lab::new(rule());
+    lab.hears(1, "IS_EX").hears(1, "ALLOW a").at(50.0);
+    lab.asked("10.0.0.200", &lab.specific("")).unwrap();
+    lab.asked("10.0.0.200", &lab.specific("a")).unwrap();
+    assert_eq!(lab.state(), "EXCLUDE 220: a220");
+    assert_eq!(lab.specifics(), "");
+}
+
 #[test]
 fn a_query_heard_never_lengthens_a_timer_and_makes_no_group() {
-    let mut lab = Lab::new(rule());
-    lab.asked("10.0.0.5", &lab.specific("")).unwrap();
-    lab.asked("10.0.0.5", &lab.specific("ab")).unwrap();
+    let mut lab = beside_a_querier();
+    lab.asked("10.0.0.1", &lab.specific("")).unwrap();
+    lab.asked("10.0.0.1", &lab.specific("ab")).unwrap();
     assert_eq!(lab.state(), "gone");
     lab.hears(1, "IS_EX").at(269.0);
-    lab.asked("10.0.0.5", &lab.specific("")).unwrap();
+    lab.asked("10.0.0.1", &lab.specific("")).unwrap();
     assert_eq!(lab.state(), "EXCLUDE 1");
 }
 
 #[test]
 fn hosts_may_answer_as_late_as_the_querier_lets_them() {
-    let mut lab = Lab::new(rule());
+    let mut lab = beside_a_querier();
     lab.hears(1, "IS_EX");
     let mut query = lab.specific("");
     query.max_response = std::time::Duration::from_secs(5);
-    lab.asked("10.0.0.5", &query).unwrap();
+    lab.asked("10.0.0.1", &query).unwrap();
     assert_eq!(lab.state(), "EXCLUDE 10");
     // Less than our own last member query time would cut members off.
-    let mut lab = Lab::new(crate::membership::tests::lab::rule());
+    let mut lab = beside_a_querier();
     lab.hears(1, "IS_EX");
     query.max_response = std::time::Duration::ZERO;
-    lab.asked("10.0.0.5", &query).unwrap();
+    lab.asked("10.0.0.1", &query).unwrap();
     assert_eq!(lab.state(), "EXCLUDE 2");
 }
 

@@ -170,7 +170,14 @@ fn broken_headers_are_refused_always() {
     assert_eq!(refused(&changed(V4, 21, &[0])), Refusal::Malformed);
     assert_eq!(refused(&changed(V4, 21, &[5])), Refusal::Malformed);
     assert_eq!(refused(&changed(V6, 43, &[9])), Refusal::Malformed);
-    for bad in [[224, 0, 0, 1], [127, 0, 0, 1], [255; 4]] {
+    // The last two are those of the subnet itself.
+    for bad in [
+        [224, 0, 0, 1],
+        [127, 0, 0, 1],
+        [255; 4],
+        [10, 0, 0, 0],
+        [10, 255, 255, 255],
+    ] {
         assert_eq!(refused(&changed(V4, 12, &bad)), Refusal::BadSource);
     }
     assert_eq!(refused(&changed(V6, 8, &[0xff, 2])), Refusal::BadSource);
