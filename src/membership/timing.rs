@@ -11,6 +11,9 @@ const LONGEST: Duration = Duration::from_secs(32_000);
 /// How many times our query interval that of an elected querier may be.
 const MOST_ADOPTED: u32 = 8;
 
+/// So long it may be in any case: eight times the RFC's default.
+const SURELY_ADOPTED: Duration = Duration::from_secs(1000);
+
 /// The values in force: ours, or those of the elected querier where it tells some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -52,7 +55,7 @@ impl Timing {
             self.robustness = query.robustness;
         }
         if let Some(interval) = query.interval.filter(|i| !i.is_zero()) {
-            let most = self.query_interval * MOST_ADOPTED;
+            let most = (self.query_interval * MOST_ADOPTED).max(SURELY_ADOPTED);
             self.query_interval = interval.min(most).min(LONGEST);
         }
         self
