@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use actix::prelude::*;
 use ahash::{AHashMap, AHashSet};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::joins::Want;
 use super::keeper::Publish;
@@ -22,7 +22,7 @@ use crate::api::{Change, JoinSpec, RouteSpec};
 use crate::mnat::Channel;
 use crate::model::{
     AddrError, Group, GroupPrefix, IfIndex, IfName, IfPattern, JoinPolicy, JoinRule, LinkError,
-    Links, Origin, Rewrite, RewriteError, RouteName, RouteRule, Source, SourcePrefix,
+    Links, MOST_PROXIES, Origin, Rewrite, RewriteError, RouteName, RouteRule, Source, SourcePrefix,
 };
 use crate::table::joins;
 use crate::table::rib::RibError;
@@ -118,6 +118,14 @@ impl Routing {
         let mut fib = self.rib.fib(&self.rib.usable(links), self.generation);
         self.learned().rebuild(&mut fib);
         let fib = Arc::new(fib);
+        for (proxy, iface) in fib.left_out.iter() {
+            if !self.fib.left_out.contains(&(proxy.clone(), iface.clone())) {
+                warn!(
+                    "proxy {proxy}: nothing is forwarded on {iface}, of which {MOST_PROXIES} \
+                     proxies make use already; put downstream interfaces together into one"
+                );
+            }
+        }
         self.fib = fib.clone();
         let catalog = &self.world.catalog;
         catalog.routes.set(self.rib.rules.len() as i64);
@@ -304,7 +312,7 @@ impl Handler<Ask> for Routing {
                 let fib = self.world.snapshot.load().fib.clone();
                 Answer::Interfaces(views::interfaces(&self.rib, links, &fib, catalog))
             }
-            Ask::Pending => Answer::Pending(views::pending(&self.rib, links)),
+            Ask::Pending => Answer::Pending(views::pending(&self.rib, links, &self.fib)),
         })
     }
 }

@@ -3,7 +3,7 @@
 use crate::api::view::{FlowView, InterfaceView, PathView, PendingView, RewriteView, RouteView};
 use crate::forward::{DropReason, look_up, ways};
 use crate::metrics::{Catalog, InterfaceCounters};
-use crate::model::{IfPattern, Link, Links, ProxyRule, Rewrite, RouteRule};
+use crate::model::{IfPattern, Link, Links, MOST_PROXIES, ProxyRule, Rewrite, RouteRule};
 use crate::table::flows::{Flow, FlowKey};
 use crate::table::{Fib, Ingress, Rib};
 
@@ -101,8 +101,8 @@ fn waiting_for<'a>(wanted: impl Iterator<Item = &'a IfPattern>, links: &Links) -
         .collect()
 }
 
-/// Every rule and join with a name or pattern that no link fits.
-pub fn pending(rib: &Rib, links: &Links) -> Vec<PendingView> {
+/// Every rule and join with a name or pattern that no link fits, and proxies that found no place.
+pub fn pending(rib: &Rib, links: &Links, fib: &Fib) -> Vec<PendingView> {
     let routes = rib.rules.iter().map(|rule| PendingView {
         kind: "route".into(),
         name: rule.name.to_string(),
@@ -121,9 +121,18 @@ pub fn pending(rib: &Rib, links: &Links) -> Vec<PendingView> {
         waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
         origin: "settings".into(),
     });
+    let left_out = fib.left_out.iter().map(|(proxy, iface)| PendingView {
+        kind: "proxy".into(),
+        name: proxy.to_string(),
+        waiting_for: vec![format!(
+            "a place among the {MOST_PROXIES} proxies of {iface}"
+        )],
+        origin: "settings".into(),
+    });
     routes
         .chain(joins)
         .chain(proxies)
+        .chain(left_out)
         .filter(|p| !p.waiting_for.is_empty())
         .collect()
 }

@@ -19,7 +19,7 @@ pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, LinkError};
 pub use links::{Aliases, Link, Links};
 pub use proxy::{
-    HeaderChecks, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
+    HeaderChecks, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
 pub use rewrite::{Family, Rewrite, RewriteError, StreamSet};
 pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};

@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use super::{Group, GroupPrefix, IfPattern, RouteName, Source, SourcePrefix, TtlPolicy};
 
+/// Proxies one interface may be upstream of, or downstream.
+pub const MOST_PROXIES: usize = 64;
+
 /// Who asks the hosts of a downstream interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]

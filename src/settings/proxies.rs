@@ -11,7 +11,7 @@ use super::written::{
     Table, WrittenProxy, WrittenProxyLimits, WrittenProxyTimers, WrittenVersions,
 };
 use crate::model::{
-    GroupPrefix, HeaderChecks, IfPattern, MembershipLimits, ProxyRule, QuerierPolicy,
+    GroupPrefix, HeaderChecks, IfPattern, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy,
     QuerierTimers, SourcePrefix, TtlPolicy, Versions,
 };
 
@@ -35,6 +35,7 @@ pub(super) fn check(
         let path = KeyPath::root("proxy").index(index);
         if let Some(proxy) = one(checker, &path, written) {
             refuse_shared(checker, &path, &proxy, &proxies);
+            refuse_crowd(checker, &path, &proxy, &proxies);
             proxies.push((index, proxy));
         }
     }
@@ -216,6 +217,27 @@ fn refuse_shared(
                  name = \"cameras\"."
             ),
         );
+    }
+}
+
+/// More proxies upstream of one interface than there are places.
+fn refuse_crowd(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    proxy: &ProxyRule,
+    others: &[(usize, ProxyRule)],
+) {
+    for (n, up) in proxy.upstream.iter().enumerate() {
+        let same = others.iter().filter(|(_, o)| o.upstream.contains(up));
+        if same.count() >= MOST_PROXIES {
+            checker.wrong(
+                &path.key("upstream").index(n),
+                format!("\"{up}\" upstream of one proxy more than {MOST_PROXIES}"),
+                "an interface of fewer proxies",
+                "Put downstream interfaces together into one [[proxy]]: each gets what its own \
+                 hosts ask for.",
+            );
+        }
     }
 }
 

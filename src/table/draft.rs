@@ -6,10 +6,12 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::feeds::FeedRule;
-use super::fib::{Downstream, DownstreamId, MOST_PROXIES, ProxyIngress};
+use super::fib::{Downstream, DownstreamId, ProxyIngress};
 use super::fib::{Egress, EgressId, Entry, EntryId, Fib, Ingress, Path, PathId};
 use super::rib::Rib;
-use crate::model::{IfIndex, IfPattern, Link, Links, ProxyRule, RouteName, RouteRule};
+use crate::model::{
+    IfIndex, IfName, IfPattern, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
+};
 
 pub(super) struct Draft<'a> {
     rib: &'a Rib,
@@ -20,6 +22,7 @@ pub(super) struct Draft<'a> {
     egresses: Vec<Egress>,
     paths: Vec<Path>,
     downstreams: Vec<Downstream>,
+    left_out: Vec<(RouteName, IfName)>,
 }
 
 impl<'a> Draft<'a> {
@@ -33,6 +36,7 @@ impl<'a> Draft<'a> {
             egresses: Vec::new(),
             paths: Vec::new(),
             downstreams: Vec::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -44,6 +48,7 @@ impl<'a> Draft<'a> {
             egresses: Arc::new(self.egresses),
             paths: Arc::new(self.paths),
             downstreams: Arc::new(self.downstreams),
+            left_out: Arc::new(self.left_out),
             wishes: Default::default(),
         }
     }
@@ -130,15 +135,17 @@ impl<'a> Draft<'a> {
             paths: up.into_iter().collect(),
         });
         let proxies = &mut self.ingress(iif.index).proxies;
-        if proxies.len() < MOST_PROXIES {
-            proxies.push(ProxyIngress {
-                entry,
-                proxy: proxy.clone(),
-                feed,
-                first,
-                paths,
-            });
+        if proxies.len() >= MOST_PROXIES {
+            self.left_out.push((proxy.name.clone(), iif.name.clone()));
+            return;
         }
+        proxies.push(ProxyIngress {
+            entry,
+            proxy: proxy.clone(),
+            feed,
+            first,
+            paths,
+        });
     }
 
     fn path(&mut self, route: &RouteName, iif: &Link, oif: &Link) -> PathId {
@@ -181,7 +188,7 @@ pub(super) fn proxy_upstreams<'a>(proxy: &ProxyRule, links: &'a Links) -> Vec<&'
 }
 
 /// The links that fit any of the patterns, each once, in the order of these.
-fn matching<'a>(patterns: &[IfPattern], links: &'a Links) -> Vec<&'a Link> {
+pub(super) fn matching<'a>(patterns: &[IfPattern], links: &'a Links) -> Vec<&'a Link> {
     let mut found: Vec<&Link> = Vec::new();
     for pattern in patterns {
         for link in links.iter().filter(|l| l.fits(pattern)) {

@@ -42,6 +42,8 @@ pub struct Fib {
     pub paths: Arc<Vec<Path>>,
     /// The interfaces behind which hosts ask, those of one proxy side by side.
     pub downstreams: Arc<Vec<Downstream>>,
+    /// Proxies that found [`MOST_PROXIES`](crate::model::MOST_PROXIES) on an interface: nothing is forwarded for them there.
+    pub left_out: Arc<Vec<(RouteName, IfName)>>,
     /// What they ask for.
     pub wishes: Wishes,
 }
@@ -63,12 +65,9 @@ pub struct Ingress {
     /// VLANs that have an interface of their own on top of this one: their frames are that
     /// interface's, although they are seen here too.
     pub vlans_elsewhere: Vec<u16>,
-    /// The proxies this is an interface of, at most [`MOST_PROXIES`].
+    /// The proxies this is an interface of, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
     pub proxies: Vec<ProxyIngress>,
 }
-
-/// Proxies one interface may belong to; more are left out.
-pub const MOST_PROXIES: usize = 64;
 
 /// What a proxy does with packets that arrive on one of its interfaces.
 #[derive(Debug)]

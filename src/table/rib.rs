@@ -4,7 +4,7 @@
 //! after each change, of rules or of links, [`Rib::fib`] makes the next snapshot.
 
 use super::Fib;
-use super::draft::Draft;
+use super::draft::{Draft, matching};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -57,6 +57,11 @@ pub enum RibError {
         "packets would leave as {1}, as those of route \"{0}\" do; name another source, group or interface"
     )]
     Merges(RouteName, StreamSet),
+    /// The route keeps two others apart, of which one rewrites.
+    #[error(
+        "without it packets of the routes \"{0}\" and \"{1}\" would both leave as {2}; remove one of those first"
+    )]
+    Uncovers(RouteName, RouteName, StreamSet),
     /// What a route rewrites would come back to it.
     #[error(
         "packets that route \"{0}\" rewrites would come back to it; name the sources of each side"
@@ -180,7 +185,11 @@ impl Rib {
             });
         };
         if to.is_empty() {
-            return Ok(self.rules.remove(at).name);
+            let mut rules = self.rules.clone();
+            let removed = rules.remove(at);
+            refuse_uncovered(&rules, &removed)?;
+            self.rules = rules;
+            return Ok(removed.name);
         }
         let rule = &mut self.rules[at];
         if let Some(unknown) = to.iter().find(|t| !rule.to.contains(t)) {
@@ -280,7 +289,13 @@ impl Rib {
     pub fn fib(&self, links: &Links, generation: u64) -> Fib {
         let mut draft = Draft::new(self, links);
         self.rules.iter().for_each(|rule| draft.rule(rule));
-        self.proxies.iter().for_each(|proxy| draft.proxy(proxy));
+        // Those without a downstream interface now forward nothing, and take no place from others.
+        let has_hosts = |proxy: &&ProxyRule| !matching(&proxy.downstream, links).is_empty();
+        let (first, last): (Vec<_>, Vec<_>) = self.proxies.iter().partition(has_hosts);
+        first
+            .into_iter()
+            .chain(last)
+            .for_each(|proxy| draft.proxy(proxy));
         draft.finish(generation)
     }
 }
@@ -302,6 +317,24 @@ pub(super) fn refuse_merges(rules: &[RouteRule], at: usize) -> Result<(), RibErr
     for other in others {
         if let Some(set) = merged(&rules[at], &rules[other], rules) {
             return Err(RibError::Merges(rules[other].name.clone(), set));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to remove a rule where it alone kept others from sending out two streams as one: it
+/// took some of their packets.
+fn refuse_uncovered(rules: &[RouteRule], removed: &RouteRule) -> Result<(), RibError> {
+    let uncovered = |rule: &RouteRule| {
+        rule.from == removed.from && rule.takes().overlap(removed.takes()).is_some()
+    };
+    for rule in rules.iter().filter(|rule| uncovered(rule)) {
+        let other = rules.iter().find_map(|other| {
+            let set = merged(rule, other, rules)?;
+            Some((other.name.clone(), set))
+        });
+        if let Some((other, set)) = other {
+            return Err(RibError::Uncovers(rule.name.clone(), other, set));
         }
     }
     Ok(())
@@ -461,16 +494,17 @@ mod tests {
         assert_eq!(rib.rules.len(), 1);
     }
 
+    fn rewriting(from: &str, group: &str, to: &[&str], becomes: &str) -> RouteRule {
+        use crate::model::Rewrite;
+        let mut r = rule(from, group, to);
+        let becomes = (None, Some(becomes.parse().unwrap()));
+        r.rewrite = Rewrite::new((r.source, r.group), becomes, None, false).ok();
+        assert!(r.rewrite.is_some());
+        r
+    }
+
     #[test]
     fn routes_that_rewrite_neither_merge_streams_nor_feed_themselves() {
-        use crate::model::Rewrite;
-        let rewriting = |from: &str, group: &str, to: &[&str], becomes: &str| {
-            let mut r = rule(from, group, to);
-            let becomes = (None, Some(becomes.parse().unwrap()));
-            r.rewrite = Rewrite::new((r.source, r.group), becomes, None, false).ok();
-            assert!(r.rewrite.is_some());
-            r
-        };
         let mut rib = Rib::default();
         let first = rewriting("eth0", "225.1.2.3", &["eth1"], "239.1.1.1");
         rib.add(first.clone()).unwrap();
@@ -516,5 +550,51 @@ mod tests {
             rib.remove(&from, r.source, r.group, &[]),
             Err(RibError::NoSuchRoute { .. })
         ));
+    }
+
+    #[test]
+    fn a_rule_that_keeps_two_others_apart_stays() {
+        let mut rib = Rib::default();
+        for rule in [
+            rule("up0", "239.1.1.1", &["up1"]),
+            rule("up0", "239.0.0.0/8", &["br0"]),
+            rewriting("up0", "225.1.2.3", &["br0"], "239.1.1.1"),
+        ] {
+            rib.add(rule).unwrap();
+        }
+        let up0: IfPattern = "up0".parse().unwrap();
+        let mut remove = |group: &str| {
+            let group: GroupPrefix = group.parse().unwrap();
+            rib.remove(&up0, SourcePrefix::any_for(group), group, &[])
+        };
+        assert!(matches!(remove("239.1.1.1"), Err(RibError::Uncovers(..))));
+        remove("225.1.2.3").unwrap();
+        remove("239.1.1.1").unwrap();
+    }
+
+    #[test]
+    fn proxies_without_hosts_take_no_place_and_those_without_a_place_are_told() {
+        let proxy = |n: u32| {
+            let names = |name: &str| vec![name.parse().unwrap()];
+            let proxy = ProxyRule::new(names("up0"), names(&format!("d{n}")));
+            ProxyRule {
+                name: RouteName::new(format!("p{n}")),
+                ..proxy
+            }
+        };
+        let rib = Rib {
+            proxies: (0..66).map(proxy).collect(),
+            ..Rib::default()
+        };
+        let up0 = || link(1, "up0");
+        let links: Links = [up0(), link(2, "d65")].into_iter().collect();
+        let fib = rib.fib(&links, 1);
+        let places = &fib.ingresses[&up0().index].proxies;
+        assert_eq!(places[0].proxy.name.as_str(), "p65");
+        let all = (0..66).map(|n| link(n + 2, &format!("d{n}")));
+        let links: Links = all.chain([up0()]).collect();
+        let left_out = rib.fib(&links, 2).left_out;
+        let left_out: Vec<_> = left_out.iter().map(|(p, i)| format!("{p} {i}")).collect();
+        assert_eq!(left_out, ["p64 up0", "p65 up0"]);
     }
 }
