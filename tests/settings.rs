@@ -490,12 +490,14 @@ fn files_that_cannot_be_read_say_so() {
 
 #[test]
 fn more_proxies_of_an_interface_than_it_has_places_for_are_refused() {
-    let one = |n: usize| format!("[[proxy]]\nupstream = [\"up0\"]\ndownstream = [\"d{n}\"]\n");
+    let one = |n: usize| {
+        format!("[[proxy]]\nname = \"p{n}\"\nupstream = [\"up0\"]\ndownstream = [\"d{n}\"]\n")
+    };
     let file = |count: usize| (0..count).map(one).collect::<String>();
     assert!(load_text(&file(64), &[]).is_ok());
     let report = load_text(&file(65), &[]).unwrap_err();
     let text = report.to_string();
-    assert!(text.contains(":194:13: found \"up0\""), "{text}");
+    assert!(text.contains("259:13: found \"up0\""), "{text}");
 }
 
 #[test]

@@ -166,7 +166,13 @@ impl Routing {
         let Some(links) = &self.links else { return };
         // A link that is down has no memberships; when it comes up they are joined anew, and
         // so reported at once.
-        let up: Links = links.iter().filter(|l| l.up).cloned().collect();
+        let up: Links = self
+            .rib
+            .usable(links)
+            .iter()
+            .filter(|l| l.up)
+            .cloned()
+            .collect();
         self.demand = Demand::new(&self.rib, &self.fib);
         let learned = self.world.learned.lock();
         let learned = learned.unwrap_or_else(PoisonError::into_inner);

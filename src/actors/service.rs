@@ -97,6 +97,7 @@ impl Service {
         } else {
             world.catalog.membership.forget(served.name.as_str());
         }
+        let mut silenced = Vec::new();
         for family in &mut self.families {
             let own = own_address(family.protocol, &served);
             match (&mut family.machine, &served.proxy) {
@@ -121,8 +122,11 @@ impl Service {
                     family.announcer = Some(Announcer::new(now, interval, seed()));
                 }
                 Some(_) => {}
-                None => family.announcer = None,
+                None => silenced.extend(family.announcer.take().map(|_| family.protocol)),
             }
+        }
+        for protocol in silenced {
+            self.terminate(protocol, world);
         }
         self.served = served;
     }
@@ -363,15 +367,21 @@ impl Service {
     pub fn end(&mut self, world: &World) {
         for at in 0..self.families.len() {
             let family = &mut self.families[at];
-            let protocol = family.protocol;
-            let own = own_address(protocol, &self.served);
-            if let (Some(_), Some(own)) = (family.announcer.take(), own) {
-                let message = mrdisc::Message::Termination;
-                let packet = mrdisc::build(&message, own);
-                self.send(&packet, world, protocol, (mrdisc_kind(&message), "1"));
+            if family.announcer.take().is_some() {
+                let protocol = family.protocol;
+                self.terminate(protocol, world);
             }
         }
         world.catalog.membership.forget(self.served.name.as_str());
+    }
+
+    /// Tells switches that we are no longer a router of theirs (RFC 4286 section 3.3).
+    fn terminate(&mut self, protocol: Protocol, world: &World) {
+        if let Some(own) = own_address(protocol, &self.served) {
+            let message = mrdisc::Message::Termination;
+            let packet = mrdisc::build(&message, own);
+            self.send(&packet, world, protocol, (mrdisc_kind(&message), "1"));
+        }
     }
 
     fn send(&mut self, packet: &[u8], world: &World, protocol: Protocol, kind: Kind) {

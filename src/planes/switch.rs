@@ -215,7 +215,7 @@ impl Switch {
                 }
                 Err(NotData::Membership) => {
                     tally.membership += 1;
-                    if !ingress.proxies.is_empty() {
+                    if ingress.hears {
                         hand_over(&batch, packet, &mut out.messages);
                     }
                 }

@@ -72,6 +72,15 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Hears the switches of links on which we announce ourselves.
+    pub(super) fn announced(&mut self) {
+        let (rib, links) = (self.rib, self.links);
+        let announced = |link: &&Link| rib.options(link).is_some_and(|o| o.mrdisc.is_some());
+        for link in links.iter().filter(announced) {
+            self.ingress(link.index).hears = true;
+        }
+    }
+
     pub(super) fn proxy(&mut self, proxy: &ProxyRule) {
         let links = self.links;
         let upstreams = proxy_upstreams(proxy, links);
@@ -134,7 +143,9 @@ impl<'a> Draft<'a> {
             rewrite: None,
             paths: up.into_iter().collect(),
         });
-        let proxies = &mut self.ingress(iif.index).proxies;
+        let ingress = self.ingress(iif.index);
+        ingress.hears = true;
+        let proxies = &mut ingress.proxies;
         if proxies.len() >= MOST_PROXIES {
             self.left_out.push((proxy.name.clone(), iif.name.clone()));
             return;

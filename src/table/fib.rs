@@ -65,6 +65,8 @@ pub struct Ingress {
     /// VLANs that have an interface of their own on top of this one: their frames are that
     /// interface's, although they are seen here too.
     pub vlans_elsewhere: Vec<u16>,
+    /// Messages of hosts and switches are for us: for a proxy, or for router discovery.
+    pub hears: bool,
     /// The proxies this is an interface of, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
     pub proxies: Vec<ProxyIngress>,
 }

@@ -296,6 +296,7 @@ impl Rib {
             .into_iter()
             .chain(last)
             .for_each(|proxy| draft.proxy(proxy));
+        draft.announced();
         draft.finish(generation)
     }
 }

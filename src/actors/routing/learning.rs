@@ -30,7 +30,9 @@ impl Routing {
     /// Tells membership which interfaces to serve, where that changed.
     pub(super) fn serve(&mut self) {
         let Some(links) = &self.links else { return };
-        let serve: BTreeMap<IfIndex, Served> = links
+        let serve: BTreeMap<IfIndex, Served> = self
+            .rib
+            .usable(links)
             .iter()
             .filter(|link| link.up)
             .filter_map(|link| {

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::{cases, route};
-use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, eventually};
+use crate::lab::proxy::{members, proxy};
+use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, UdpRx, eventually};
 use mcastor::model::{Group, IfIndex, Source, SourceFilter};
 use mcastor::sys::memberships::Memberships;
 
@@ -17,6 +18,7 @@ cases!("joins":
     filters_of_ipv6_and_their_limit,
     from_any_source_to_some_and_back,
     joined_again_on_an_interface_that_returns,
+    nothing_is_joined_or_announced_on_a_disabled_interface,
     joined_as_soon_as_an_interface_can,
 );
 
@@ -533,6 +535,32 @@ fn joined_again_on_an_interface_that_returns(lab: &Lab) {
         eventually("the gauge", 0, || joined(&router, "in"));
         star.plug_in();
     }
+}
+
+fn nothing_is_joined_or_announced_on_a_disabled_interface(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let settings = |enabled: bool| {
+        format!("[[interface]]\nname = \"in\"\nmrdisc = true\nenabled = {enabled}\n")
+            + &route("r", "in", "", "225.1.2.3", &["out1"], "join = true\n")
+            + &join("in", "", "225.1.2.4")
+            + &proxy(&["i*"], &["out1"], "")
+    };
+    let wire = Capture::new(&star.src, "eth0");
+    let router = Router::start(lab, &star.rtr, &settings(false));
+    let _member = UdpRx::join(&star.rcv, "eth1", "225.1.2.5:5000");
+    eventually("a member", 1, || members(&router).len());
+    assert_eq!(kernel(&star.rtr, "in"), set(&[]));
+    router.rewrite(&settings(true));
+    router.control().must(&serde_json::json!("reload"));
+    let all = set(&["225.1.2.3", "225.1.2.4", "225.1.2.5"]);
+    eventually("joined", all, || kernel(&star.rtr, "in"));
+    eventually("announced", true, || !wire.to("224.0.0.106").is_empty());
+    router.rewrite(&settings(false));
+    router.control().must(&serde_json::json!("reload"));
+    eventually("left", set(&[]), || kernel(&star.rtr, "in"));
+    eventually("a termination", Some(0x32), || {
+        wire.to("224.0.0.106").last().map(|s| s.body()[0])
+    });
 }
 
 /// A membership the kernel refuses is shown with its reason and tried again.

@@ -196,8 +196,25 @@ fn routers_are_announced_in_both_versions(lab: &Lab) {
         true,
     ));
     eventually("answered", true, || wire.to("224.0.0.106").len() > before);
+    let last = |wire: &Capture, to: &str| wire.to(to).last().map(|s| s.body()[0]);
+    // By a reload too, and of a link that is announced alone.
+    let alone = toml.replace("mrdisc = true", "mrdisc = false")
+        + "[[interface]]\nname = \"in\"\nmrdisc = true\n";
+    router.rewrite(&alone);
+    router.control().must(&serde_json::json!("reload"));
+    eventually("a termination", Some(0x32), || last(&wire, "224.0.0.106"));
+    // Behind the hop-by-hop header.
+    eventually("IPv6", Some(153), || {
+        wire.to("ff02::6a").last().map(|s| s.body()[8])
+    });
+    let wire = Capture::new(&star.src, "eth0");
+    eventually("the other", true, || !wire.to("224.0.0.106").is_empty());
+    let before = wire.to("224.0.0.106").len();
+    let (host, routers) = ([10, 0, 0, 10], [224, 0, 0, 2]);
+    Injector::new(&star.src, "eth0").send(&igmp_frame(host, routers, &ask, 1, true));
+    eventually("answered", true, || wire.to("224.0.0.106").len() > before);
     router.stop();
     eventually("a termination at the end", Some(0x32), || {
-        wire.to("224.0.0.106").last().map(|s| s.body()[0])
+        last(&wire, "224.0.0.106")
     });
 }
