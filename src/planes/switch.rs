@@ -2,7 +2,8 @@
 //!
 //! Packets are changed in place and not copied. Three things stand in a second buffer beside the
 //! batch: the pieces that segmentation cuts, the packets that leave in another version than the
-//! first, and those translated to the other IP version.
+//! first, and those translated to the other IP version. What stands for several datagrams goes on
+//! whole where nothing has to look at each; whether an egress takes it so is for the egress.
 
 use std::sync::Arc;
 
@@ -10,12 +11,12 @@ use super::tally::Tally;
 use super::translated::{Original, Translator, moves};
 use super::{Batch, Packet};
 use crate::forward::rewrite::rewrite;
-use crate::forward::segment::segment;
+use crate::forward::segment::{leave_unfinished, segment, segments};
 use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Version, decide};
 use crate::model::Rewrite;
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Feeds, Fib, Ingress, PathId};
-use crate::wire::offload::Offload;
+use crate::wire::offload::{Offload, Segments};
 use crate::wire::{ip, vlan};
 
 /// One packet on its way out of one egress.
@@ -27,10 +28,25 @@ pub struct Slot {
     pub len: u32,
     /// Whether it stands in the second buffer.
     pub piece: bool,
+    /// Where it stands for several datagrams: how it is cut into them.
+    pub segments: Option<Segments>,
     /// The path it takes.
     pub path: PathId,
     /// When it was received, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: u64,
+}
+
+impl Slot {
+    /// Packets on the wire that it stands for.
+    pub fn packets(&self) -> u64 {
+        self.segments.map_or(1, |s| s.count(self.len as usize))
+    }
+
+    /// Their bytes, from the IP header on.
+    pub fn bytes(&self) -> u64 {
+        let len = self.len as usize;
+        self.segments.map_or(len as u64, |s| s.bytes(len))
+    }
 }
 
 /// The memory of a decided batch; the last egress to let go of it gives it back.
@@ -109,6 +125,8 @@ pub struct Switch {
     /// Start and length of the packets a captured one stands for, in each version that is
     /// made: those of the first, then those of the others.
     cuts: Vec<(u32, u32)>,
+    /// Where the captured one goes on whole: how it is cut later, and the packets it counts as.
+    whole: Option<(Segments, u64)>,
     /// The versions that are made besides the first, and where theirs begin in `cuts`.
     made: Vec<(Form, usize)>,
     /// By packet of the first version: whether it came back, once that was asked.
@@ -178,6 +196,7 @@ impl Switch {
             egresses: Vec::new(),
             turn: 0,
             cuts: Vec::new(),
+            whole: None,
             made: Vec::new(),
             came_back: Vec::new(),
             goes_on: Vec::new(),
@@ -202,15 +221,18 @@ impl Switch {
             self.cuts.clear();
             let decided = self.decide(fib, ingress, &mut batch, packet, now_ms);
             let cut = decided.and_then(|(decision, start)| {
-                self.cut(&batch, packet, &decision, start, &mut out.pieces)?;
+                self.cut(&mut batch, packet, &decision, start, &mut out.pieces)?;
                 Ok(decision)
             });
             let tally = &mut out.tally;
             match cut {
                 Ok(decision) => {
-                    tally.packets += self.cuts.len() as u64;
-                    let lens = self.cuts.iter().map(|(_, len)| u64::from(*len));
-                    tally.bytes += lens.sum::<u64>();
+                    let bytes = |(_, len): &(u32, u32)| match self.whole {
+                        Some((segments, _)) => segments.bytes(*len as usize),
+                        None => u64::from(*len),
+                    };
+                    tally.packets += self.cuts.len() as u64 * self.weight();
+                    tally.bytes += self.cuts.iter().map(bytes).sum::<u64>();
                     self.spread(fib, &decision, &mut batch, packet, now_ms, &mut out);
                 }
                 Err(NotData::Membership) => {
@@ -255,7 +277,8 @@ impl Switch {
         out: &mut Output,
     ) {
         let cuts = self.cuts.len();
-        let is_piece = matches!(packet.offload, Offload::UdpSegments { .. });
+        let (weight, segments) = (self.weight(), self.whole.map(|(segments, _)| segments));
+        let is_piece = matches!(packet.offload, Offload::UdpSegments { .. }) && segments.is_none();
         let is_union = decision.is_union();
         let mut first = None;
         self.turn += 1;
@@ -299,7 +322,7 @@ impl Switch {
                 for (at, goes_on) in self.goes_on.iter_mut().enumerate() {
                     if rewrite.is_none() && !stopped(at, &self.came_back) {
                         *goes_on = true;
-                        count += 1;
+                        count += weight;
                     }
                 }
                 if count == 0 {
@@ -323,6 +346,7 @@ impl Switch {
                         start: *start,
                         len: *len,
                         piece: is_piece || moves(rewrite, is_union),
+                        segments,
                         path: id,
                         received_ns: packet.received_ns,
                     }));
@@ -342,6 +366,7 @@ impl Switch {
                     start: *start,
                     len: *len,
                     piece: is_piece || !in_place,
+                    segments,
                     path: id,
                     received_ns: packet.received_ns,
                 }));
@@ -350,7 +375,7 @@ impl Switch {
         for (at, goes_on) in self.goes_on.iter().enumerate() {
             if !goes_on {
                 let refused = self.refused.get(at).copied().flatten();
-                out.tally.dropped[refused.unwrap_or(DropReason::Loop) as usize] += 1;
+                out.tally.dropped[refused.unwrap_or(DropReason::Loop) as usize] += weight;
             }
         }
     }
@@ -382,8 +407,18 @@ impl Switch {
                 done.err()
             };
             self.goes_on[at] = refused.is_none();
-            count += u64::from(refused.is_none());
+            count += self.weight() * u64::from(refused.is_none());
             self.refused.push(refused);
+        }
+        if let Some((segments, _)) = self.whole {
+            let memory = match moves(rewrite, original.keep) {
+                true => &mut out.pieces[..],
+                false => batch.bytes_mut(),
+            };
+            for (start, len) in &self.translated {
+                let packet = &mut memory[*start as usize..][..*len as usize];
+                leave_unfinished(packet, segments);
+            }
         }
         out.tally.translated[rewrite.family() as usize] += count;
         count
@@ -429,21 +464,43 @@ impl Switch {
         begin
     }
 
+    /// Packets on the wire that each of `cuts` stands for.
+    fn weight(&self) -> u64 {
+        self.whole.map_or(1, |(_, count)| count)
+    }
+
     /// Notes where the packets are that a captured one stands for: itself, or its pieces.
     fn cut(
         &mut self,
-        batch: &Batch,
+        batch: &mut Batch,
         packet: &Packet,
         decision: &Decision<'_>,
         start: usize,
         pieces: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
         let len = decision.datagram.len;
+        self.whole = None;
         let Offload::UdpSegments { payload } = packet.offload else {
             self.cuts.push((start as u32, len as u32));
             return Ok(());
         };
-        let bytes = &batch.bytes()[start..start + len];
+        let bytes = &mut batch.bytes_mut()[start..start + len];
+        // The loop window knows datagrams, and each gets a header of its own in the other IP
+        // version.
+        let one_by_one = decision.versions().any(|v| {
+            v.entry.loop_guard
+                || v.entry
+                    .rewrite
+                    .as_ref()
+                    .is_some_and(|r| !r.family().stays())
+        });
+        let whole = segments(bytes, &decision.datagram, payload).filter(|_| !one_by_one);
+        if let Some(whole) = whole {
+            leave_unfinished(bytes, whole);
+            self.whole = Some((whole, whole.count(len)));
+            self.cuts.push((start as u32, len as u32));
+            return Ok(());
+        }
         segment(bytes, &decision.datagram, payload, pieces, |range| {
             self.cuts.push((range.start as u32, range.len() as u32));
         })

@@ -184,14 +184,34 @@ fn reason(packet: (Vec<u8>, Packet)) -> Option<DropReason> {
     found.copied()
 }
 
-/// What leaves on an interface.
+/// What leaves on an interface that takes nothing whole.
 fn leaving(fib: &Fib, switched: &Switched, name: &str) -> Vec<Vec<u8>> {
     let named = |id: &EgressId| fib.egresses[*id as usize].name.as_str() == name;
     let slots = switched.egresses.iter().filter(|(id, _)| named(id));
-    slots
-        .flat_map(|(_, slots)| slots)
-        .map(|slot| switched.load.packet(slot).to_vec())
-        .collect()
+    let slots = slots.flat_map(|(_, slots)| slots);
+    slots.flat_map(|slot| datagrams(switched, slot)).collect()
+}
+
+/// What a slot is on the wire, where its counts agree with that.
+fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
+    let packet = switched.load.packet(slot);
+    let mut all = Vec::new();
+    match slot.segments {
+        None => all.push(packet.to_vec()),
+        Some(segments) => {
+            let datagram = Datagram::parse(packet).unwrap();
+            let (mut out, mut cuts) = (Vec::new(), Vec::new());
+            let payload = segments.payload();
+            segment(packet, &datagram, payload, &mut out, |r| cuts.push(r)).unwrap();
+            all.extend(cuts.into_iter().map(|r| out[r].to_vec()));
+        }
+    }
+    let bytes: usize = all.iter().map(Vec::len).sum();
+    assert_eq!(
+        (slot.packets(), slot.bytes()),
+        (all.len() as u64, bytes as u64)
+    );
+    all
 }
 
 #[test]
