@@ -149,6 +149,81 @@ mod tests {
     }
 
     #[test]
+    fn whatever_a_sender_says_of_its_size_is_cut_into_what_is_there() {
+        for v6 in [false, true] {
+            let headers = if v6 { 48 } else { 28 };
+            for body in [0, 1, 2, 999, 1000, 1001, 2500] {
+                let packet = super_packet(v6, body);
+                let datagram = Datagram::parse(&packet).unwrap();
+                for payload in [0, 1, 999, 1000, 1001, u16::MAX] {
+                    let count = body.div_ceil(usize::from(payload).max(1)) as u64;
+                    let whole = segments(&packet, &datagram, payload);
+                    assert_eq!(
+                        whole.is_some(),
+                        payload > 0 && count > 1,
+                        "{body} {payload}"
+                    );
+                    let mut cuts = Vec::new();
+                    let done = segment(&packet, &datagram, payload, &mut vec![], |r| cuts.push(r));
+                    assert_eq!(done.is_ok(), payload > 0 && body > 0);
+                    if let Some(whole) = whole {
+                        let bytes: usize = cuts.iter().map(|r| r.len()).sum();
+                        let told = (whole.count(packet.len()), whole.bytes(packet.len()));
+                        assert_eq!(told, (cuts.len() as u64, bytes as u64));
+                        assert_eq!(whole.longest(packet.len()), cuts[0].len());
+                        assert_eq!(whole.headers(), headers);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_protocols_fragments_and_half_headers_do_not_go_whole() {
+        let told = |packet: &[u8]| {
+            let datagram = Datagram::parse(packet).unwrap();
+            segments(packet, &datagram, 100).is_some()
+        };
+        let changed = |at: usize, to: u8| {
+            let mut packet = super_packet(false, 500);
+            packet[at] = to;
+            refresh_ipv4_checksum(&mut packet);
+            packet
+        };
+        assert!(told(&changed(8, 3)) && told(&changed(6, 0x40)));
+        assert!(!told(&changed(9, 6)));
+        // More fragments, and the last of some.
+        assert!(!told(&changed(6, 0x20)) && !told(&changed(7, 1)));
+        let mut packet = super_packet(false, 0);
+        packet.truncate(24);
+        packet[3] = 24;
+        refresh_ipv4_checksum(&mut packet);
+        assert!(!told(&packet));
+        let mut packet = super_packet(true, 500);
+        packet[6] = 0;
+        assert!(!told(&packet));
+    }
+
+    #[test]
+    fn what_is_left_unfinished_has_the_length_of_all_and_the_sum_of_its_addresses() {
+        for v6 in [false, true] {
+            let mut packet = super_packet(v6, 2500);
+            let before = packet.clone();
+            let datagram = Datagram::parse(&packet).unwrap();
+            let whole = segments(&packet, &datagram, 1000).unwrap();
+            leave_unfinished(&mut packet, whole);
+            let at = datagram.header_len;
+            let addresses = (datagram.source, datagram.destination);
+            let sum = checksum::pseudo_header(addresses.0, addresses.1, 17, 2508);
+            assert_eq!(word(&packet, at + 4), 2508);
+            assert_eq!(word(&packet, at + 6), checksum::fold(sum));
+            // Nothing else changed.
+            packet[at + 4..at + 8].copy_from_slice(&before[at + 4..at + 8]);
+            assert_eq!(packet, before);
+        }
+    }
+
+    #[test]
     fn what_is_not_plain_udp_is_refused() {
         let mut packet = super_packet(false, 100);
         packet[9] = 6;

@@ -78,6 +78,8 @@ pub struct EgressQueue {
     parts: Vec<u8>,
     /// Datagrams that may have to be fragmented.
     scratch: Vec<u8>,
+    /// What was left while it is cut.
+    left: Vec<Part>,
     next: usize,
     mtu: usize,
     /// Packets go whole that stand for several datagrams, if the egress takes them so.
@@ -152,9 +154,10 @@ impl EgressQueue {
         let Some(load) = self.load.clone() else {
             return;
         };
-        let left = self.packets.split_off(self.next);
+        let mut left = std::mem::take(&mut self.left);
+        left.extend(self.packets.drain(self.next..));
         let slots = std::mem::take(&mut self.slots);
-        for (i, range) in left {
+        for (i, range) in left.drain(..) {
             match &slots[i as usize] {
                 slot if slot.segments.is_some() && range.is_none() => {
                     self.cut(i, slot, &load, sent);
@@ -163,6 +166,7 @@ impl EgressQueue {
             }
         }
         self.slots = slots;
+        self.left = left;
     }
 
     /// True where nothing is left to send.
@@ -270,6 +274,8 @@ mod tests {
     use crate::planes::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
     use crate::wire::ip::refresh_ipv4_checksum;
+    use crate::wire::offload::Offload;
+    use crate::wire::udp;
     use proptest::prelude::*;
     use std::collections::VecDeque;
     use std::task::{Context, Poll};
@@ -286,19 +292,33 @@ mod tests {
     struct Script {
         answers: VecDeque<Answer>,
         sent: Vec<Vec<u8>>,
+        /// Takes whole what stands for several datagrams, until it answers `EINVAL`.
+        takes_whole: bool,
+        /// How many it took so.
+        whole: usize,
     }
 
     impl Transmit for Script {
         fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
             let before = self.sent.len();
             let most = match self.answers.pop_front() {
-                Some(Answer::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                Some(Answer::Errno(errno)) => {
+                    self.takes_whole &= errno != libc::EINVAL;
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
                 Some(Answer::Take(n)) => n,
                 None => usize::MAX,
             };
-            let packets = packets.take(most);
-            self.sent.extend(packets.map(|p| p.bytes.to_vec()));
+            for packet in packets.take(most) {
+                assert!(self.takes_whole || packet.segments.is_none());
+                self.whole += usize::from(packet.segments.is_some());
+                self.sent.push(packet.bytes.to_vec());
+            }
             Ok(self.sent.len() - before)
+        }
+
+        fn takes_whole(&mut self) -> bool {
+            self.takes_whole
         }
 
         fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -341,7 +361,8 @@ mod tests {
         rib.fib(&links, 1)
     }
 
-    /// A queue of these packets, and what filling it counted.
+    /// A queue of these packets, and what filling it counted. UDP is several datagrams of 100
+    /// bytes.
     fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, Sent) {
         let fib = fib();
         let mut bytes = Vec::new();
@@ -352,6 +373,10 @@ mod tests {
                 len: packet.len() as u32,
                 received_ns: i as u64,
                 ethertype: 0x0800,
+                offload: match packet[9] {
+                    udp::PROTOCOL => Offload::UdpSegments { payload: 100 },
+                    _ => Offload::None,
+                },
                 ..Packet::default()
             });
             bytes.extend_from_slice(packet);
@@ -458,6 +483,92 @@ mod tests {
         assert_eq!(sent.dropped.iter().sum::<u64>(), 1);
     }
 
+    /// Stands for `count` datagrams, the last one of a single byte.
+    fn several(n: u16, count: usize) -> Vec<u8> {
+        let len = 28 + (count - 1) * 100 + 1;
+        let mut p = packet(n, len, 0);
+        p[9] = udp::PROTOCOL;
+        p[28..].fill(n as u8);
+        refresh_ipv4_checksum(&mut p);
+        p
+    }
+
+    /// The packets, and the bytes behind the headers of all in turn.
+    fn bodies(packets: &[Vec<u8>]) -> Vec<u8> {
+        packets.iter().flat_map(|p| &p[28..]).copied().collect()
+    }
+
+    #[test]
+    fn an_egress_that_takes_them_gets_packets_whole_and_they_count_as_datagrams() {
+        let all = [several(1, 3), several(2, 5)];
+        let (mut queue, mut sent) = queue(&all, 128);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!((script.sent.len(), script.whole), (2, 2));
+        assert_eq!(bodies(&script.sent), bodies(&all));
+        let bytes = (2 * 128 + 29) + (4 * 128 + 29);
+        assert_eq!(sent.paths, [(0, 8, bytes)]);
+        assert_eq!(sent.received_ns, [0, 0, 0, 1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn one_byte_less_of_mtu_and_each_datagram_is_fragmented() {
+        let (mut queue, mut sent) = queue(&[several(1, 3)], 127);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        // Two with two fragments, and one with a single byte.
+        assert_eq!((script.sent.len(), script.whole), (5, 0));
+        let bytes = script.sent.iter().map(|p| p.len() as u64).sum();
+        assert_eq!(sent.paths, [(0, 5, bytes)]);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_to_cut_is_cut_and_nothing_is_lost() {
+        let all = [
+            packet(1, 50, 0),
+            several(2, 2),
+            several(3, 4),
+            packet(4, 50, 0),
+        ];
+        let (mut queue, mut sent) = queue(&all, 1500);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        let refused = Answer::Errno(libc::EINVAL);
+        script.answers.extend([Answer::Take(2), refused]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(script.whole, 1);
+        let lens: Vec<_> = script.sent.iter().map(Vec::len).collect();
+        assert_eq!(lens, [50, 129, 128, 128, 128, 29, 50]);
+        assert_eq!(bodies(&script.sent), bodies(&all));
+        assert_eq!(sent.dropped, [0; DropReason::COUNT]);
+        assert_eq!(sent.paths, [(0, 8, 50 + 157 + 3 * 128 + 29 + 50)]);
+    }
+
+    #[test]
+    fn what_is_dropped_whole_counts_as_datagrams() {
+        let all = [several(1, 3), several(2, 4), several(3, 5)];
+        let (mut queue, mut sent) = queue(&all, 1500);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        let (full, busy) = (Answer::Errno(libc::ENOBUFS), Answer::Errno(libc::EAGAIN));
+        script.answers.extend([full, Answer::Take(1), busy]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
+        queue.abandon(DropReason::EgressDown, &mut sent);
+        assert_eq!(sent.dropped[DropReason::EgressBusy as usize], 3);
+        assert_eq!(sent.dropped[DropReason::EgressDown as usize], 5);
+        assert_eq!(sent.paths, [(0, 4, 3 * 128 + 29)]);
+    }
+
     #[test]
     fn an_abandoned_queue_counts_what_was_left_once() {
         let (mut queue, mut sent) = queue(&[packet(1, 100, 0), packet(2, 2500, 0)], 1000);
@@ -496,7 +607,7 @@ mod tests {
                 script.sent
             };
             let (mut queue, mut sent) = queue(&all, 1000);
-            let mut script = Script { answers: answers.into(), sent: vec![] };
+            let mut script = Script { answers: answers.into(), ..Script::default() };
             while queue.drive(&mut script, &mut sent) == Progress::Blocked {}
             let took: u64 = sent.paths.iter().map(|p| p.1).sum();
             let bytes: u64 = sent.paths.iter().map(|p| p.2).sum();
