@@ -242,9 +242,10 @@ impl Switch {
                     }
                 }
                 Err(NotData::Dropped(reason)) => {
-                    tally.packets += 1;
-                    tally.bytes += u64::from(packet.len);
-                    tally.dropped[reason as usize] += 1;
+                    let (packets, bytes) = on_wire(&batch, packet);
+                    tally.packets += packets;
+                    tally.bytes += bytes;
+                    tally.dropped[reason as usize] += packets;
                 }
             }
         }
@@ -564,6 +565,22 @@ impl Switch {
         rewrite(&mut bytes[..decision.datagram.len], offload, ttl)?;
         Ok((decision, start + tags))
     }
+}
+
+/// Packets and bytes on the wire that a captured packet stands for.
+fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
+    let whole = || {
+        let Offload::UdpSegments { payload } = packet.offload else {
+            return None;
+        };
+        let bytes = batch.bytes().get(packet.start as usize..)?;
+        let bytes = bytes.get(..packet.len as usize)?;
+        let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
+        let datagram = ip::Datagram::parse(&bytes[tags..]).ok()?;
+        let whole = segments(&bytes[tags..], &datagram, payload)?;
+        Some((whole.count(datagram.len), whole.bytes(datagram.len)))
+    };
+    whole().unwrap_or((1, packet.len.into()))
 }
 
 /// Copies a message that was found to be one.

@@ -428,6 +428,20 @@ fn what_goes_whole_counts_as_datagrams_below_a_threshold_too() {
 }
 
 #[test]
+fn what_came_as_one_and_is_dropped_counts_as_datagrams() {
+    for (group, ttl, reason) in [
+        (GROUP, 1, DropReason::TtlExpired),
+        ([226, 0, 0, 1], 9, DropReason::NoRoute),
+    ] {
+        let switched = run(&usual(), &[several(packet(group, ttl, 2500), 1000)]);
+        let tally = &switched.tally;
+        assert_eq!((tally.packets, tally.bytes), (3, 2500 + 3 * 28));
+        assert_eq!(tally.dropped[reason as usize], 3);
+        assert_eq!(tally.dropped.iter().sum::<u64>(), 3);
+    }
+}
+
+#[test]
 fn what_is_no_whole_packet_has_a_reason() {
     let good = || packet(GROUP, 9, 4);
     let cut = Packet {

@@ -70,7 +70,7 @@ pub fn switch(data: &[u8]) -> bool {
     let tally = &switched.tally;
     let dropped: u64 = tally.dropped.iter().sum();
     let seen = tally.packets + tally.membership;
-    assert!(seen >= count as u64 && dropped <= count as u64);
+    assert!(seen >= count as u64 && dropped <= tally.packets);
     let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
     let slots: u64 = slots.map(Slot::packets).sum();
     let below: u64 = tally.below_threshold.iter().map(|(_, n)| n).sum();

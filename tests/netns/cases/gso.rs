@@ -2,7 +2,8 @@
 //! the datagrams that were sent.
 
 use super::{cases, route};
-use crate::lab::{Capture, Lab, Ns, Router, Star, UdpRx, UdpTx, eventually};
+use crate::lab::tun::Tun;
+use crate::lab::{Capture, Lab, Ns, Router, Seen, Star, UdpRx, UdpTx, eventually};
 
 cases!("gso":
     #[Program("ethtool", "ethtool")] of_every_size_v4,
@@ -10,7 +11,14 @@ cases!("gso":
     small_egress_fragments_the_pieces,
     small_egress_drops_each_piece,
     a_bridge_with_ports_floods_whole,
-    a_vlan_gets_pieces,
+    #[LinkKind("vlan")] a_vlan_gets_pieces,
+    a_tunnel_gets_pieces,
+    without_the_device_queue_they_are_pieces,
+    #[Program("ethtool", "ethtool")] a_device_with_smaller_limits,
+    #[Program("ethtool", "ethtool")] rewritten_4to4,
+    #[Program("ethtool", "ethtool")] rewritten_6to6,
+    a_threshold_stops_each_piece,
+    only_a_guarded_route_looks_at_each,
     a_full_queue_counts_pieces,
     plain_packets_keep_their_place,
 );
@@ -141,7 +149,15 @@ fn small_egress_drops_each_piece(lab: &Lab) {
         let (narrow, wide) = (join(&star, "eth1", to), join(&star, "eth2", to));
         // Four that are too large, and a last one that is not.
         let packet = body(2, 4 * 1300 + 100);
-        sender(&star, to, 1300).send(&packet);
+        let tx = sender(&star, to, 1300);
+        if to == FOUR.1 {
+            tx.set(
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DO,
+            );
+        }
+        tx.send(&packet);
         assert_eq!(wide.expect(5).concat(), packet);
         assert_eq!(narrow.expect(1)[0], packet[4 * 1300..]);
     }
@@ -199,6 +215,179 @@ fn a_vlan_gets_pieces(lab: &Lab) {
         assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
     }
     router.expect_routed("r", "v7", 9);
+}
+
+/// A link without Ethernet.
+fn a_tunnel_gets_pieces(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let tun = Tun::new(&star.rtr, "tun0");
+    star.rtr.ip("link set tun0 up");
+    let rules = route("r", "in", "", FOUR.0, &["tun0", "out1"], "");
+    let rules = rules + &route("r6", "in", "", SIX.0, &["tun0", "out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let mut out = 0;
+    for (group, to) in [FOUR, SIX] {
+        let rx = join(&star, "eth1", to);
+        let capture = Capture::new(&star.rcv, "eth1");
+        let packet = body(5, 9000);
+        sender(&star, to, 1000).send(&packet);
+        assert_eq!(rx.expect(9).concat(), packet);
+        assert_eq!(whole(&capture, group), 1, "the other egress takes it whole");
+        out += 9;
+        eventually("it is out", out, || {
+            tun.read().iter().filter(|p| is_to(p)).count()
+        });
+        let pieces: Vec<_> = tun.read().into_iter().filter(|p| is_to(p)).collect();
+        let mut carried = Vec::new();
+        for ip in &pieces[out - 9..] {
+            let ethertype = if ip[0] >> 4 == 4 {
+                [8, 0]
+            } else {
+                [0x86, 0xdd]
+            };
+            let frame = [&[0; 12][..], &ethertype, ip].concat();
+            let seen = Seen::read(&frame).expect("a packet");
+            assert!(seen.header_ok && seen.udp_ok(), "{seen:x?}");
+            carried.extend_from_slice(seen.payload());
+        }
+        assert_eq!(carried, packet);
+    }
+    router.expect_routed("r", "tun0", 9);
+    router.expect_routed("r6", "tun0", 9);
+}
+
+/// UDP to one of the groups; the system says things of its own on every link.
+fn is_to(ip: &[u8]) -> bool {
+    match ip[0] >> 4 {
+        4 => ip[16..20] == [225, 1, 2, 3],
+        _ => ip[24] == 0xff && ip[25] == 0x3e,
+    }
+}
+
+/// There the kernel drops what the device does not cut itself.
+fn without_the_device_queue_they_are_pieces(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let mut rules = String::from("[plane]\nqdisc_bypass = true\n");
+    rules += &route("r", "in", "", FOUR.0, &["out1"], "");
+    rules += &route("r6", "in", "", SIX.0, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let capture = Capture::new(&star.rcv, "eth1");
+    for (group, to) in [FOUR, SIX] {
+        let rx = join(&star, "eth1", to);
+        let packet = body(6, 7001);
+        sender(&star, to, 1000).send(&packet);
+        assert_eq!(rx.expect(8).concat(), packet);
+        for piece in capture.expect(group, 8) {
+            assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
+        }
+    }
+    router.expect_routed("r", "out1", 8);
+    router.expect_routed("r6", "out1", 8);
+}
+
+/// Devices that take several datagrams in one packet, but not as many as these.
+fn a_device_with_smaller_limits(lab: &Lab) {
+    let star = Star::dual(lab, 2);
+    star.rtr.ip("link set out1 gso_max_size 3000");
+    star.rtr.ip("link set out2 gso_max_segs 4");
+    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let rules = rules + &route("r6", "in", "", SIX.0, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    for (_, to) in [FOUR, SIX] {
+        let rx = ["eth1", "eth2"].map(|i| join(&star, i, to));
+        let packet = body(7, 40_123);
+        let tx = sender(&star, to, 1000);
+        (0..10).for_each(|_| tx.send(&packet));
+        for rx in &rx {
+            assert_eq!(rx.expect(410).concat(), packet.repeat(10));
+        }
+    }
+    for oif in ["out1", "out2"] {
+        router.expect_routed("r", oif, 410);
+        router.expect_routed("r6", oif, 410);
+    }
+}
+
+/// Where the kernel cuts, its checksums are of the addresses and the port that are written.
+fn rewritten(lab: &Lab, (group, to): (&str, &str), [source, other, at]: [&str; 3]) {
+    let star = Star::dual(lab, 2);
+    without_offload(&star.rtr, "out2");
+    let from = if group == FOUR.0 {
+        "10.0.0.10"
+    } else {
+        "fd00::10"
+    };
+    let rewrite =
+        format!("rewrite = {{ source = \"{source}\", group = \"{other}\", port = 5001 }}\n");
+    let rules = route("r", "in", from, group, &["out1", "out2"], &rewrite);
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, at));
+    let captures = ["eth1", "eth2"].map(|i| Capture::new(&star.rcv, i));
+    let packet = body(8, 20_001);
+    let tx = sender(&star, to, 900);
+    (0..5).for_each(|_| tx.send(&packet));
+    for rx in &rx {
+        assert_eq!(rx.expect(5 * 23).concat(), packet.repeat(5));
+        assert!(rx.got().iter().all(|(from, _)| from.to_string() == source));
+    }
+    assert_eq!(whole(&captures[0], other), 5);
+    for piece in captures[1].expect(other, 5 * 23) {
+        assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
+    }
+    router.expect_metric("mcastor_translations_total", &[], 5 * 23);
+    router.expect_routed("r", "out1", 5 * 23);
+    router.expect_routed("r", "out2", 5 * 23);
+}
+
+fn rewritten_4to4(lab: &Lab) {
+    rewritten(lab, FOUR, ["10.0.1.77", "239.1.1.1", "239.1.1.1:5001"]);
+}
+
+fn rewritten_6to6(lab: &Lab) {
+    rewritten(lab, SIX, ["fd00:1::77", "ff3e::9:9", "[ff3e::9:9]:5001"]);
+}
+
+fn a_threshold_stops_each_piece(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let rules = String::from("[[interface]]\nname = \"out1\"\nttl_threshold = 3\n")
+        + &route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, FOUR.1));
+    let tx = sender(&star, FOUR.1, 1000);
+    let (packet, passes) = (body(9, 9500), body(10, 2500));
+    for (ttl, packet) in [(3, &packet), (1, &packet), (4, &passes)] {
+        tx.ttl(ttl);
+        tx.send(packet);
+    }
+    assert_eq!(rx[1].expect(13).concat(), [&packet[..], &passes].concat());
+    assert_eq!(rx[0].expect(3).concat(), passes);
+    router.expect_dropped("ttl_threshold", "out1", 10);
+    router.expect_dropped("ttl_expired", "in", 10);
+    router.expect_routed("r", "out1", 3);
+    router.expect_routed("r", "out2", 13);
+}
+
+/// What might come back is looked at datagram by datagram; who says it does not gets it whole.
+fn only_a_guarded_route_looks_at_each(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let set = "ttl = { set = 3 }\n";
+    let rules = route("r", "in", "", "225.1.2.3", &["out1"], set);
+    let unguarded = format!("{set}loop_guard = false\n");
+    let rules = rules + &route("s", "in", "", "225.1.2.4", &["out2"], &unguarded);
+    let router = Router::start(lab, &star.rtr, &rules);
+    let captures = ["eth1", "eth2"].map(|i| Capture::new(&star.rcv, i));
+    let txs = [FOUR.1, "225.1.2.4:5000"].map(|to| sender(&star, to, 1000));
+    for n in 0..10 {
+        txs.iter().for_each(|tx| tx.send(body(n, 4000)));
+    }
+    let pieces = captures[0].expect("225.1.2.3", 40);
+    assert!(pieces.iter().all(|s| s.udp_ok()), "{pieces:x?}");
+    let wholes = captures[1].expect("225.1.2.4", 10);
+    for seen in pieces.iter().chain(&wholes) {
+        assert!(seen.header_ok && seen.ttl == 3, "{seen:x?}");
+    }
+    router.expect_routed("r", "out1", 40);
+    router.expect_routed("s", "out2", 40);
 }
 
 /// The account holds where the device queue drops what went whole.
