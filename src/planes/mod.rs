@@ -4,6 +4,8 @@
 pub mod batch;
 pub mod capture;
 pub mod egress;
+pub mod load;
+pub mod messages;
 pub mod packet;
 pub mod rate;
 pub mod sim;
@@ -19,7 +21,9 @@ use crate::model::IfIndex;
 pub use crate::sys::packet::OutPacket;
 pub use batch::{Batch, Packet};
 pub use egress::{EgressQueue, Progress};
-pub use switch::{Load, Messages, Slot, Switch};
+pub use load::{Load, Slot};
+pub use messages::Messages;
+pub use switch::Switch;
 pub use tally::Tally;
 
 /// A way of moving packets.

@@ -9,63 +9,15 @@ use std::sync::Arc;
 
 use super::tally::Tally;
 use super::translated::{Original, Translator, moves};
-use super::{Batch, Packet};
+use super::{Batch, Load, Messages, Packet, Slot};
 use crate::forward::rewrite::rewrite;
 use crate::forward::segment::{leave_unfinished, segment, segments};
 use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Version, decide};
 use crate::model::Rewrite;
 use crate::table::flows::{FlowBudget, Flows};
-use crate::table::{EgressId, Feeds, Fib, Ingress, PathId};
+use crate::table::{EgressId, Feeds, Fib, Ingress};
 use crate::wire::offload::{Offload, Segments};
 use crate::wire::{ip, vlan};
-
-/// One packet on its way out of one egress.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// First byte in the batch, or in the second buffer.
-    pub start: u32,
-    /// Bytes of the IP packet.
-    pub len: u32,
-    /// Whether it stands in the second buffer.
-    pub piece: bool,
-    /// Where it stands for several datagrams: how it is cut into them.
-    pub segments: Option<Segments>,
-    /// The path it takes.
-    pub path: PathId,
-    /// When it was received, in nanoseconds of `CLOCK_REALTIME`.
-    pub received_ns: u64,
-}
-
-impl Slot {
-    /// Packets on the wire that it stands for.
-    pub fn packets(&self) -> u64 {
-        self.segments.map_or(1, |s| s.count(self.len as usize))
-    }
-
-    /// Their bytes, from the IP header on.
-    pub fn bytes(&self) -> u64 {
-        let len = self.len as usize;
-        self.segments.map_or(len as u64, |s| s.bytes(len))
-    }
-}
-
-/// The memory of a decided batch; the last egress to let go of it gives it back.
-pub struct Load {
-    batch: Batch,
-    pieces: Vec<u8>,
-}
-
-impl Load {
-    /// The bytes of a slot.
-    pub fn packet(&self, slot: &Slot) -> &[u8] {
-        let memory = if slot.piece {
-            &self.pieces[..]
-        } else {
-            self.batch.bytes()
-        };
-        &memory[slot.start as usize..][..slot.len as usize]
-    }
-}
 
 /// A batch sorted by egress.
 pub struct Switched {
@@ -78,38 +30,6 @@ pub struct Switched {
     pub messages: Messages,
     /// What was counted.
     pub tally: Tally,
-}
-
-/// IP packets, one after the other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Messages {
-    bytes: Vec<u8>,
-    /// Where each ends.
-    ends: Vec<u32>,
-}
-
-impl Messages {
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// True where there is none.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// One after the other.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        let ranges = starts.zip(&self.ends);
-        ranges.map(|(start, end)| &self.bytes[*start as usize..*end as usize])
-    }
-
-    fn push(&mut self, packet: &[u8]) {
-        self.bytes.extend_from_slice(packet);
-        self.ends.push(self.bytes.len() as u32);
-    }
 }
 
 /// Decides batches of one interface, and knows its flows.
