@@ -49,7 +49,7 @@ fn whole(capture: &Capture, group: &str) -> usize {
 }
 
 /// The interface cuts nothing and computes no checksum: the kernel does both before.
-fn without_offload(ns: &Ns, iface: &str) {
+pub(super) fn without_offload(ns: &Ns, iface: &str) {
     let done = ns.output("ethtool", &["-K", iface, "tx", "off"]);
     assert!(done.status.success(), "{done:?}");
     let all = ns.output("ethtool", &["-k", iface]);
