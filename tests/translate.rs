@@ -4,9 +4,11 @@
 use std::net::IpAddr;
 
 use mcastor::forward::DropReason;
+use mcastor::forward::segment::segment;
 use mcastor::model::{IfIndex, Link, Links, Rewrite, RouteRule};
 use mcastor::planes::{Batch, Packet, Switch};
 use mcastor::table::{Fib, Rib};
+use mcastor::wire::ip::Datagram;
 use mcastor::wire::offload::Offload;
 use serde::Deserialize;
 
@@ -86,11 +88,22 @@ fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, D
     }
     let slots = &switched.egresses[0].1;
     let translated: u64 = switched.tally.translated.iter().sum();
-    assert!(translated == switched.tally.packets && translated <= slots.len() as u64);
-    Ok(slots
-        .iter()
-        .map(|s| switched.load.packet(s).to_vec())
-        .collect())
+    let mut left = Vec::new();
+    for slot in slots {
+        let packet = switched.load.packet(slot);
+        let Some(segments) = slot.segments else {
+            left.push(packet.to_vec());
+            continue;
+        };
+        // Whole, for the egress to cut.
+        let datagram = Datagram::parse(packet).unwrap();
+        let (mut out, mut cuts) = (Vec::new(), Vec::new());
+        let payload = segments.payload();
+        segment(packet, &datagram, payload, &mut out, |r| cuts.push(r))?;
+        left.extend(cuts.into_iter().map(|r| out[r].to_vec()));
+    }
+    assert!(translated == switched.tally.packets && translated <= left.len() as u64);
+    Ok(left)
 }
 
 fn vectors() -> Vec<Vector> {

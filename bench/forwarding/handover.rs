@@ -17,6 +17,7 @@ const SLOT: Slot = Slot {
     start: 0,
     len: 228,
     piece: false,
+    segments: None,
     path: 0,
     received_ns: 0,
 };

@@ -49,19 +49,34 @@ impl Receiver {
         Ok(Self { netns, counters })
     }
 
-    /// Packets that arrived on the interface since it exists.
-    pub fn arrived(&self) -> io::Result<u64> {
+    /// Bytes and packets that arrived on the interface since it exists.
+    fn counters(&self) -> io::Result<(u64, u64)> {
         let mut text = String::new();
         let mut file = &self.counters;
         file.rewind()?;
         file.read_to_string(&mut text)?;
         let of_line = |line: &str| {
             let values = line.trim().strip_prefix(END)?.strip_prefix(':')?;
-            values.split_whitespace().nth(1)?.parse().ok()
+            let mut values = values.split_whitespace();
+            let bytes = values.next()?.parse().ok()?;
+            Some((bytes, values.next()?.parse().ok()?))
         };
         text.lines()
             .find_map(of_line)
             .ok_or_else(|| io::Error::other("no counters of the receiver's interface"))
+    }
+
+    /// Packets that arrived.
+    pub fn arrived(&self) -> io::Result<u64> {
+        Ok(self.counters()?.1)
+    }
+
+    /// Datagrams of `size` bytes that arrived, also where several came as one packet: that has
+    /// their headers once.
+    pub fn datagrams(&self, size: usize) -> io::Result<u64> {
+        const HEADERS: u64 = 14 + 20 + 8;
+        let (bytes, packets) = self.counters()?;
+        Ok(bytes.saturating_sub(packets * HEADERS) / size as u64)
     }
 }
 
@@ -128,6 +143,11 @@ impl Lab {
     /// Packets that arrived at each receiver.
     pub fn arrived(&self) -> io::Result<Vec<u64>> {
         self.receivers.iter().map(Receiver::arrived).collect()
+    }
+
+    /// Datagrams of `size` bytes that arrived at each receiver.
+    pub fn datagrams(&self, size: usize) -> io::Result<Vec<u64>> {
+        self.receivers.iter().map(|r| r.datagrams(size)).collect()
     }
 
     /// Waits until nothing arrives any more; returns what arrived then.

@@ -16,7 +16,7 @@ use crate::lab::{END, Lab};
 use crate::meter::{self, Meter};
 use crate::peer::{self, Peer, Rules};
 use crate::plan::{Plan, Scenario};
-use crate::sender::{self, Kind, SEGMENTS, SENDER_CORE, Stream};
+use crate::sender::{self, Kind, SENDER_CORE, Stream};
 
 /// Work of others, in cores, above which the busy time of the machine is not believed.
 const FOREIGN: f64 = 0.05;
@@ -138,19 +138,13 @@ impl Bench {
                 };
                 peer::wait_ready(&lab, &mut running, stream)
                     .map_err(|e| format!("{}, {}: {e}", scenario.title, peer.name()))?;
-                // The kernel forwards what was sent as one packet as one; its counter says one.
-                let weight = match (peer, scenario.kind) {
-                    (Peer::Kernel, Kind::UdpSegments) => SEGMENTS as f64,
-                    _ => 1.0,
-                };
                 let meter = Meter::new(running.pid())?;
                 for &rate in self.plan.rates {
                     let stream = Stream {
                         rate: Some(rate),
                         ..stream
                     };
-                    let mut held = held(&lab, &meter, stream, &self.stop)?;
-                    held.arrived *= weight;
+                    let held = held(&lab, &meter, stream, &self.stop)?;
                     let key = rate as u64 / 1000;
                     note(format!("sent_pps@{key}k"), held.rate);
                     let foreign = (held.system - held.threads) / held.seconds / 1e9;
@@ -187,10 +181,10 @@ impl Bench {
                 if peer == Peer::Alone {
                     continue;
                 }
-                let before = lab.arrived()?;
+                let before = lab.datagrams(stream.size)?;
                 let sent = sender::run(&lab, stream, &self.stop)?;
-                let after = lab.arrived()?;
-                let arrived = mean_difference(&after, &before) * weight;
+                let after = lab.datagrams(stream.size)?;
+                let arrived = mean_difference(&after, &before);
                 note("max_pps".into(), arrived / sent.seconds);
                 note("max_sent_pps".into(), sent.packets as f64 / sent.seconds);
                 if let Some(pid) = running.pid() {
@@ -319,9 +313,11 @@ impl Bench {
 
 /// Sends at a held rate and waits for the last packet.
 pub fn held(lab: &Lab, meter: &Meter, stream: Stream, stop: &AtomicBool) -> Outcome<Held> {
-    let before = (lab.settled()?, meter.read()?);
+    lab.settled()?;
+    let before = (lab.datagrams(stream.size)?, meter.read()?);
     let sent = sender::run(lab, stream, stop)?;
-    let arrived = lab.settled()?;
+    lab.settled()?;
+    let arrived = lab.datagrams(stream.size)?;
     let spent = meter.since(&before.1)?;
     Ok(Held {
         sent: sent.packets,
@@ -351,9 +347,11 @@ pub fn keep_busy(scenario: &Scenario, rate: f64) -> Outcome<()> {
         "for ten seconds: perf record -g -p {} -- sleep 5",
         running.pid().unwrap_or_default()
     );
-    let before = lab.settled()?;
+    lab.settled()?;
+    let before = lab.datagrams(stream.size)?;
     let sent = sender::run(&lab, stream, &AtomicBool::new(false))?;
-    let arrived = mean_difference(&lab.settled()?, &before);
+    lab.settled()?;
+    let arrived = mean_difference(&lab.datagrams(stream.size)?, &before);
     let rate = sent.packets as f64 / sent.seconds;
     println!("{} sent, {rate:.0}/s, {arrived} arrived", sent.packets);
     // The kernel is asked once a second what it dropped.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mcastor::cli::send::{SendArgs, send};
 use mcastor::model::Group;
+use mcastor::planes::OutPacket;
 use mcastor::streams::{Pacer, Step};
 use mcastor::sys::transmit::Transmitter;
 use mcastor::wire::ip::refresh_ipv4_checksum;
@@ -177,7 +178,7 @@ fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
         }
         let mut done = 0;
         while done < due {
-            match socket.send(packets[done..due].iter().map(Vec::as_slice)) {
+            match socket.send(packets[done..due].iter().map(|p| OutPacket::plain(p))) {
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => std::thread::yield_now(),

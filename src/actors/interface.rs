@@ -23,7 +23,7 @@ use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfIndex, IfName};
-use crate::planes::{Batch, Capture, Messages, Switch};
+use crate::planes::{Batch, Capture, Messages, Slot, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
 
@@ -147,7 +147,7 @@ impl Interface {
         }
         for (egress, slots) in switched.egresses {
             let index = fib.egresses[egress as usize].index;
-            let packets = slots.len() as u64;
+            let packets = slots.iter().map(Slot::packets).sum();
             let Some(forwarder) = forwarders.and_then(|f| f.get(&index)) else {
                 drop_at(egress, DropReason::EgressDown, packets);
                 continue;

@@ -16,7 +16,7 @@ use crate::membership::{
 };
 use crate::metrics::membership::{Direction, MembershipState};
 use crate::model::{Group, HeaderChecks, IfIndex, QuerierPolicy, SourceFilter};
-use crate::planes::Transmit;
+use crate::planes::{OutPacket, Transmit};
 use crate::wire::envelope::Checks;
 use crate::wire::group_message::Message;
 use crate::wire::ip::Datagram;
@@ -392,7 +392,7 @@ impl Service {
                 Err(e) => return warn!("{}: cannot send: {e}", self.served.name),
             },
         };
-        match transmit.send(&mut std::iter::once(packet)) {
+        match transmit.send(&mut std::iter::once(OutPacket::plain(packet))) {
             Ok(_) => count(world, &self.served, protocol, Direction::Transmitted, kind),
             Err(e) => {
                 // Queries are repeated; the link may be going down.

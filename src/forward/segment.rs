@@ -1,11 +1,42 @@
-//! Cutting what UDP segmentation offload put together (`UDP_SEGMENT`, `udp(7)`) into the
-//! datagrams the sender meant.
+//! What UDP segmentation offload put together (`UDP_SEGMENT`, `udp(7)`): cutting it into the
+//! datagrams the sender meant, or making it ready for the kernel to cut.
 
 use std::ops::Range;
 
 use super::DropReason;
+use super::upper::{put, word};
 use crate::wire::ip::{Datagram, IPV6_HEADER_LEN, refresh_ipv4_checksum};
+use crate::wire::offload::Segments;
 use crate::wire::{checksum, udp};
+
+/// How `packet` is cut into datagrams of `payload` bytes, where it may be handed to the kernel
+/// whole. `None` where it is to be cut here, or may not be at all: see [`segment`].
+pub fn segments(packet: &[u8], datagram: &Datagram, payload: u16) -> Option<Segments> {
+    let segments = Segments::new(payload, datagram.header_len + udp::HEADER_LEN)?;
+    // The kernel cuts a fragment as if it were none, and one datagram is not cut.
+    let is_fragment = datagram.source.is_ipv4() && word(packet, 6) & 0x3fff != 0;
+    let whole = is_udp(packet, datagram) && !is_fragment && segments.count(datagram.len) > 1;
+    whole.then_some(segments)
+}
+
+/// Makes the UDP header of a packet that goes whole say what the kernel relies on when it cuts:
+/// the length of all, and in the checksum field the sum of the pseudo-header. What the sender
+/// wrote there may be a lie, or of other addresses. `packet` is one [`segments`] took.
+pub fn leave_unfinished(packet: &mut [u8], segments: Segments) {
+    let is_v4 = packet.first().is_some_and(|b| b >> 4 == 4);
+    let addresses = if is_v4 { 12..20 } else { 8..40 };
+    let udp_at = segments.headers() - udp::HEADER_LEN;
+    let udp_len = packet.len().saturating_sub(udp_at) as u16;
+    let sum = checksum::add(0, packet.get(addresses).unwrap_or_default());
+    let sum = sum + u64::from(udp::PROTOCOL) + u64::from(udp_len);
+    put(packet, udp_at + udp::LENGTH_AT, udp_len);
+    put(packet, udp_at + udp::CHECKSUM_AT, checksum::fold(sum));
+}
+
+fn is_udp(packet: &[u8], datagram: &Datagram) -> bool {
+    let protocol_at = if datagram.source.is_ipv4() { 9 } else { 6 };
+    packet.get(protocol_at) == Some(&udp::PROTOCOL)
+}
 
 /// Cuts `packet` into datagrams of `payload` bytes each, the last with the rest. They are
 /// appended to `out`; `each` is told where each stands. TTL and addresses are those of
@@ -19,14 +50,12 @@ pub fn segment(
 ) -> Result<(), DropReason> {
     let udp_at = datagram.header_len;
     let headers_len = udp_at + udp::HEADER_LEN;
-    let protocol_at = if datagram.source.is_ipv4() { 9 } else { 6 };
-    let is_udp = packet.get(protocol_at) == Some(&udp::PROTOCOL);
     let (Some(headers), Some(body)) = (packet.get(..headers_len), packet.get(headers_len..)) else {
         return Err(DropReason::Truncated);
     };
     // Extension headers between IPv6 and UDP, and cuts into nothing, are not what the kernel
     // makes; anything else would be cut wrongly.
-    if !is_udp || payload == 0 || body.is_empty() {
+    if !is_udp(packet, datagram) || payload == 0 || body.is_empty() {
         return Err(DropReason::GsoUnknown);
     }
     let first_id = u16::from_be_bytes([packet[4], packet[5]]);
@@ -116,6 +145,81 @@ mod tests {
                 body.extend_from_slice(&udp[8..]);
             }
             assert_eq!(body, packet[packet.len() - 2500..]);
+        }
+    }
+
+    #[test]
+    fn whatever_a_sender_says_of_its_size_is_cut_into_what_is_there() {
+        for v6 in [false, true] {
+            let headers = if v6 { 48 } else { 28 };
+            for body in [0, 1, 2, 999, 1000, 1001, 2500] {
+                let packet = super_packet(v6, body);
+                let datagram = Datagram::parse(&packet).unwrap();
+                for payload in [0, 1, 999, 1000, 1001, u16::MAX] {
+                    let count = body.div_ceil(usize::from(payload).max(1)) as u64;
+                    let whole = segments(&packet, &datagram, payload);
+                    assert_eq!(
+                        whole.is_some(),
+                        payload > 0 && count > 1,
+                        "{body} {payload}"
+                    );
+                    let mut cuts = Vec::new();
+                    let done = segment(&packet, &datagram, payload, &mut vec![], |r| cuts.push(r));
+                    assert_eq!(done.is_ok(), payload > 0 && body > 0);
+                    if let Some(whole) = whole {
+                        let bytes: usize = cuts.iter().map(|r| r.len()).sum();
+                        let told = (whole.count(packet.len()), whole.bytes(packet.len()));
+                        assert_eq!(told, (cuts.len() as u64, bytes as u64));
+                        assert_eq!(whole.longest(packet.len()), cuts[0].len());
+                        assert_eq!(whole.headers(), headers);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_protocols_fragments_and_half_headers_do_not_go_whole() {
+        let told = |packet: &[u8]| {
+            let datagram = Datagram::parse(packet).unwrap();
+            segments(packet, &datagram, 100).is_some()
+        };
+        let changed = |at: usize, to: u8| {
+            let mut packet = super_packet(false, 500);
+            packet[at] = to;
+            refresh_ipv4_checksum(&mut packet);
+            packet
+        };
+        assert!(told(&changed(8, 3)) && told(&changed(6, 0x40)));
+        assert!(!told(&changed(9, 6)));
+        // More fragments, and the last of some.
+        assert!(!told(&changed(6, 0x20)) && !told(&changed(7, 1)));
+        let mut packet = super_packet(false, 0);
+        packet.truncate(24);
+        packet[3] = 24;
+        refresh_ipv4_checksum(&mut packet);
+        assert!(!told(&packet));
+        let mut packet = super_packet(true, 500);
+        packet[6] = 0;
+        assert!(!told(&packet));
+    }
+
+    #[test]
+    fn what_is_left_unfinished_has_the_length_of_all_and_the_sum_of_its_addresses() {
+        for v6 in [false, true] {
+            let mut packet = super_packet(v6, 2500);
+            let before = packet.clone();
+            let datagram = Datagram::parse(&packet).unwrap();
+            let whole = segments(&packet, &datagram, 1000).unwrap();
+            leave_unfinished(&mut packet, whole);
+            let at = datagram.header_len;
+            let addresses = (datagram.source, datagram.destination);
+            let sum = checksum::pseudo_header(addresses.0, addresses.1, 17, 2508);
+            assert_eq!(word(&packet, at + 4), 2508);
+            assert_eq!(word(&packet, at + 6), checksum::fold(sum));
+            // Nothing else changed.
+            packet[at + 4..at + 8].copy_from_slice(&before[at + 4..at + 8]);
+            assert_eq!(packet, before);
         }
     }
 

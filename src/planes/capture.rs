@@ -26,7 +26,7 @@ use tracing::debug;
 
 use super::packet::{Modes, PacketPlane};
 use super::rate::{Advice, Governor, Mode, Spin};
-use super::{Batch, Capture};
+use super::{Batch, Capture, Packet};
 use crate::model::IfIndex;
 use crate::sys::fanout::{GroupId, Member};
 use crate::sys::packet::Frame;
@@ -292,6 +292,9 @@ impl SocketCapture {
         let Some(governor) = &mut self.governor else {
             return;
         };
+        // Several in one are that many: nobody is in a hurry who sends them so, and one by one is
+        // dear at rates where blocks cost next to nothing.
+        let count = batch.packets.iter().map(Packet::packets).sum();
         let fast = governor.came(count, last.received_ns);
         let free = matches!(self.change, Change::None) && !self.shut;
         if fast && free && self.mode == Mode::Latency {

@@ -1,13 +1,16 @@
-//! Sending decided packets out of one egress: fragmenting, retrying, counting.
+//! Sending decided packets out of one egress: cutting, fragmenting, retrying, counting.
 
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Load, Slot, Transmit};
+use super::{Load, OutPacket, Slot, Transmit};
 use crate::forward::DropReason;
 use crate::forward::fragment::fragment;
+use crate::forward::segment::segment;
 use crate::table::PathId;
+use crate::wire::ip::Datagram;
+use crate::wire::offload::Segments;
 
 /// How far a queue got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +24,8 @@ pub enum Progress {
 /// What became of the packets of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// Packets and bytes per path, in the order they were sent. Fragments count as packets:
-    /// these are the packets on the wire.
+    /// Packets and bytes per path, in the order they were sent. Fragments count as packets, and
+    /// what was sent whole as the datagrams it stands for: these are the packets on the wire.
     pub paths: Vec<(PathId, u64, u64)>,
     /// When the packets sent were received, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: Vec<u64>,
@@ -44,15 +47,16 @@ impl Default for Sent {
 }
 
 impl Sent {
-    fn count(&mut self, slot: &Slot, bytes: u64) {
+    fn count(&mut self, slot: &Slot, more: u64, bytes: u64) {
         match self.paths.last_mut() {
             Some((path, packets, sum)) if *path == slot.path => {
-                *packets += 1;
+                *packets += more;
                 *sum += bytes;
             }
-            _ => self.paths.push((slot.path, 1, bytes)),
+            _ => self.paths.push((slot.path, more, bytes)),
         }
-        self.received_ns.push(slot.received_ns);
+        let times = std::iter::repeat_n(slot.received_ns, more as usize);
+        self.received_ns.extend(times);
     }
 
     /// Empties it, keeping its memory.
@@ -64,40 +68,105 @@ impl Sent {
     }
 }
 
-/// Packets of one load that leave on one egress, some of them perhaps as fragments.
+/// Packets of one load that leave on one egress, some of them perhaps in parts.
 #[derive(Default)]
 pub struct EgressQueue {
     load: Option<Arc<Load>>,
     slots: Vec<Slot>,
-    /// What goes to the kernel: the slot, and for a fragment its range in `fragments`.
-    packets: Vec<(u32, Option<Range<u32>>)>,
-    fragments: Vec<u8>,
+    /// What goes to the kernel.
+    packets: Vec<Part>,
+    parts: Vec<u8>,
+    /// Datagrams that may have to be fragmented.
+    scratch: Vec<u8>,
+    /// What was left while it is cut.
+    left: Vec<Part>,
     next: usize,
+    mtu: usize,
+    /// Packets go whole that stand for several datagrams, if the egress takes them so.
+    whole: bool,
 }
+
+/// The slot, and where it goes in parts (datagrams, fragments) the range of this one.
+type Part = (u32, Option<Range<u32>>);
 
 impl EgressQueue {
     /// Takes the packets of a load. The queue must be empty.
     pub fn fill(&mut self, load: Arc<Load>, slots: Vec<Slot>, mtu: usize, sent: &mut Sent) {
         debug_assert!(self.is_empty());
         self.packets.clear();
-        self.fragments.clear();
+        self.parts.clear();
         self.next = 0;
+        self.mtu = mtu;
+        self.whole = false;
         for (i, slot) in slots.iter().enumerate() {
-            let i = i as u32;
-            if slot.len as usize <= mtu {
-                self.packets.push((i, None));
-                continue;
-            }
-            let packets = &mut self.packets;
-            let cut = fragment(load.packet(slot), mtu, &mut self.fragments, |r| {
-                packets.push((i, Some(r.start as u32..r.end as u32)));
-            });
-            if let Err(reason) = cut {
-                sent.dropped[reason as usize] += 1;
+            let longest = |s: Segments| s.longest(slot.len as usize);
+            if slot.segments.map_or(slot.len as usize, longest) <= mtu {
+                self.whole |= slot.segments.is_some();
+                self.packets.push((i as u32, None));
+            } else {
+                self.cut(i as u32, slot, &load, sent);
             }
         }
         self.slots = slots;
         self.load = Some(load);
+    }
+
+    /// Cuts a packet into its datagrams, where it stands for several, and into fragments what
+    /// exceeds the MTU.
+    fn cut(&mut self, i: u32, slot: &Slot, load: &Load, sent: &mut Sent) {
+        let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
+        let packet = load.packet(slot);
+        let mut each = |packet: &[u8]| {
+            let part = |r: Range<usize>| (i, Some(r.start as u32..r.end as u32));
+            if packet.len() <= mtu {
+                let start = parts.len();
+                parts.extend_from_slice(packet);
+                packets.push(part(start..parts.len()));
+                return;
+            }
+            let cut = fragment(packet, mtu, parts, |r| packets.push(part(r)));
+            if let Err(reason) = cut {
+                sent.dropped[reason as usize] += 1;
+            }
+        };
+        let Some(segments) = slot.segments else {
+            return each(packet);
+        };
+        self.scratch.clear();
+        let mut end = 0;
+        let datagrams = Datagram::parse(packet).map_err(DropReason::from);
+        let cut = datagrams.and_then(|datagram| {
+            let (payload, scratch) = (segments.payload(), &mut self.scratch);
+            segment(packet, &datagram, payload, scratch, |r| end = r.end)
+        });
+        match cut {
+            // All have the length of the longest but the last.
+            Ok(()) => self.scratch[..end]
+                .chunks(segments.longest(packet.len()))
+                .for_each(each),
+            Err(reason) => sent.dropped[reason as usize] += slot.packets(),
+        }
+    }
+
+    /// Cuts what is left and was to go whole.
+    fn cut_whole(&mut self, sent: &mut Sent) {
+        self.whole = false;
+        let Some(load) = self.load.clone() else {
+            return;
+        };
+        let mut left = std::mem::take(&mut self.left);
+        left.extend(self.packets.drain(self.next..));
+        let slots = std::mem::take(&mut self.slots);
+        for (i, range) in left.drain(..) {
+            match &slots[i as usize] {
+                slot if slot.segments.is_some() && range.is_none() => {
+                    self.cut(i, slot, &load, sent);
+                }
+                _ => self.packets.push((i, range)),
+            }
+        }
+        self.slots = slots;
+        self.left = left;
     }
 
     /// True where nothing is left to send.
@@ -107,36 +176,44 @@ impl EgressQueue {
 
     /// Sends what can be sent now.
     pub fn drive(&mut self, transmit: &mut dyn Transmit, sent: &mut Sent) -> Progress {
-        let Some(load) = &self.load else {
-            return Progress::Done;
-        };
         while self.next < self.packets.len() {
-            let (slots, fragments) = (&self.slots, &self.fragments);
-            let bytes = |(slot, range): &(u32, Option<Range<u32>>)| match range {
-                Some(r) => &fragments[r.start as usize..r.end as usize],
-                None => load.packet(&slots[*slot as usize]),
+            if self.whole && !transmit.takes_whole() {
+                self.cut_whole(sent);
+                continue;
+            }
+            let Some(load) = &self.load else {
+                break;
             };
+            let (slots, parts) = (&self.slots, &self.parts);
+            let outgoing = |part: &Part| outgoing(part, slots, parts, load);
             let left = &self.packets[self.next..];
-            let took = match transmit.send(&mut left.iter().map(bytes)) {
+            let took = match transmit.send(&mut left.iter().map(outgoing)) {
                 Ok(took @ 1..) => took.min(left.len()),
                 // Neither taken nor refused: going on would go on for ever.
                 Ok(0) => {
-                    sent.dropped[DropReason::SendFailed as usize] += 1;
+                    sent.dropped[DropReason::SendFailed as usize] += on_wire(&left[0], slots).0;
                     self.next += 1;
                     continue;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Blocked,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
+                    // Refused for being whole: the egress takes none any more, and this one will
+                    // be cut with the others.
+                    let whole = left[0].1.is_none() && slots[left[0].0 as usize].segments.is_some();
+                    if whole && !transmit.takes_whole() {
+                        continue;
+                    }
                     let reason = reason_of(&e);
-                    sent.dropped[reason as usize] += 1;
+                    sent.dropped[reason as usize] += on_wire(&left[0], slots).0;
                     sent.error = Some((reason, e.raw_os_error().unwrap_or_default()));
                     self.next += 1;
                     continue;
                 }
             };
-            for packet in &left[..took] {
-                sent.count(&slots[packet.0 as usize], bytes(packet).len() as u64);
+            for part in &left[..took] {
+                let (packets, bytes) = on_wire(part, slots);
+                sent.count(&slots[part.0 as usize], packets, bytes);
             }
             self.next += took;
         }
@@ -147,9 +224,36 @@ impl EgressQueue {
 
     /// Counts everything left as dropped.
     pub fn abandon(&mut self, reason: DropReason, sent: &mut Sent) {
-        sent.dropped[reason as usize] += (self.packets.len() - self.next) as u64;
+        let left = self.packets[self.next..].iter();
+        let left = left.map(|part| on_wire(part, &self.slots).0);
+        sent.dropped[reason as usize] += left.sum::<u64>();
         self.next = self.packets.len();
         self.load = None;
+    }
+}
+
+fn outgoing<'a>(
+    (slot, range): &Part,
+    slots: &[Slot],
+    parts: &'a [u8],
+    load: &'a Load,
+) -> OutPacket<'a> {
+    let slot = &slots[*slot as usize];
+    match range {
+        Some(r) => OutPacket::plain(&parts[r.start as usize..r.end as usize]),
+        None => OutPacket {
+            bytes: load.packet(slot),
+            segments: slot.segments,
+        },
+    }
+}
+
+/// Packets and bytes that it is on the wire.
+fn on_wire((slot, range): &Part, slots: &[Slot]) -> (u64, u64) {
+    let slot = &slots[*slot as usize];
+    match range {
+        Some(r) => (1, u64::from(r.end - r.start)),
+        None => (slot.packets(), slot.bytes()),
     }
 }
 
@@ -170,6 +274,8 @@ mod tests {
     use crate::planes::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
     use crate::wire::ip::refresh_ipv4_checksum;
+    use crate::wire::offload::Offload;
+    use crate::wire::udp;
     use proptest::prelude::*;
     use std::collections::VecDeque;
     use std::task::{Context, Poll};
@@ -186,18 +292,33 @@ mod tests {
     struct Script {
         answers: VecDeque<Answer>,
         sent: Vec<Vec<u8>>,
+        /// Takes whole what stands for several datagrams, until it answers `EINVAL`.
+        takes_whole: bool,
+        /// How many it took so.
+        whole: usize,
     }
 
     impl Transmit for Script {
-        fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+        fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
             let before = self.sent.len();
             let most = match self.answers.pop_front() {
-                Some(Answer::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                Some(Answer::Errno(errno)) => {
+                    self.takes_whole &= errno != libc::EINVAL;
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
                 Some(Answer::Take(n)) => n,
                 None => usize::MAX,
             };
-            self.sent.extend(packets.take(most).map(<[u8]>::to_vec));
+            for packet in packets.take(most) {
+                assert!(self.takes_whole || packet.segments.is_none());
+                self.whole += usize::from(packet.segments.is_some());
+                self.sent.push(packet.bytes.to_vec());
+            }
             Ok(self.sent.len() - before)
+        }
+
+        fn takes_whole(&mut self) -> bool {
+            self.takes_whole
         }
 
         fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -240,7 +361,8 @@ mod tests {
         rib.fib(&links, 1)
     }
 
-    /// A queue of these packets, and what filling it counted.
+    /// A queue of these packets, and what filling it counted. UDP is several datagrams of 100
+    /// bytes.
     fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, Sent) {
         let fib = fib();
         let mut bytes = Vec::new();
@@ -251,6 +373,10 @@ mod tests {
                 len: packet.len() as u32,
                 received_ns: i as u64,
                 ethertype: 0x0800,
+                offload: match packet[9] {
+                    udp::PROTOCOL => Offload::UdpSegments { payload: 100 },
+                    _ => Offload::None,
+                },
                 ..Packet::default()
             });
             bytes.extend_from_slice(packet);
@@ -357,6 +483,92 @@ mod tests {
         assert_eq!(sent.dropped.iter().sum::<u64>(), 1);
     }
 
+    /// Stands for `count` datagrams, the last one of a single byte.
+    fn several(n: u16, count: usize) -> Vec<u8> {
+        let len = 28 + (count - 1) * 100 + 1;
+        let mut p = packet(n, len, 0);
+        p[9] = udp::PROTOCOL;
+        p[28..].fill(n as u8);
+        refresh_ipv4_checksum(&mut p);
+        p
+    }
+
+    /// The packets, and the bytes behind the headers of all in turn.
+    fn bodies(packets: &[Vec<u8>]) -> Vec<u8> {
+        packets.iter().flat_map(|p| &p[28..]).copied().collect()
+    }
+
+    #[test]
+    fn an_egress_that_takes_them_gets_packets_whole_and_they_count_as_datagrams() {
+        let all = [several(1, 3), several(2, 5)];
+        let (mut queue, mut sent) = queue(&all, 128);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!((script.sent.len(), script.whole), (2, 2));
+        assert_eq!(bodies(&script.sent), bodies(&all));
+        let bytes = (2 * 128 + 29) + (4 * 128 + 29);
+        assert_eq!(sent.paths, [(0, 8, bytes)]);
+        assert_eq!(sent.received_ns, [0, 0, 0, 1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn one_byte_less_of_mtu_and_each_datagram_is_fragmented() {
+        let (mut queue, mut sent) = queue(&[several(1, 3)], 127);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        // Two with two fragments, and one with a single byte.
+        assert_eq!((script.sent.len(), script.whole), (5, 0));
+        let bytes = script.sent.iter().map(|p| p.len() as u64).sum();
+        assert_eq!(sent.paths, [(0, 5, bytes)]);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_to_cut_is_cut_and_nothing_is_lost() {
+        let all = [
+            packet(1, 50, 0),
+            several(2, 2),
+            several(3, 4),
+            packet(4, 50, 0),
+        ];
+        let (mut queue, mut sent) = queue(&all, 1500);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        let refused = Answer::Errno(libc::EINVAL);
+        script.answers.extend([Answer::Take(2), refused]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(script.whole, 1);
+        let lens: Vec<_> = script.sent.iter().map(Vec::len).collect();
+        assert_eq!(lens, [50, 129, 128, 128, 128, 29, 50]);
+        assert_eq!(bodies(&script.sent), bodies(&all));
+        assert_eq!(sent.dropped, [0; DropReason::COUNT]);
+        assert_eq!(sent.paths, [(0, 8, 50 + 157 + 3 * 128 + 29 + 50)]);
+    }
+
+    #[test]
+    fn what_is_dropped_whole_counts_as_datagrams() {
+        let all = [several(1, 3), several(2, 4), several(3, 5)];
+        let (mut queue, mut sent) = queue(&all, 1500);
+        let mut script = Script {
+            takes_whole: true,
+            ..Script::default()
+        };
+        let (full, busy) = (Answer::Errno(libc::ENOBUFS), Answer::Errno(libc::EAGAIN));
+        script.answers.extend([full, Answer::Take(1), busy]);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
+        queue.abandon(DropReason::EgressDown, &mut sent);
+        assert_eq!(sent.dropped[DropReason::EgressBusy as usize], 3);
+        assert_eq!(sent.dropped[DropReason::EgressDown as usize], 5);
+        assert_eq!(sent.paths, [(0, 4, 3 * 128 + 29)]);
+    }
+
     #[test]
     fn an_abandoned_queue_counts_what_was_left_once() {
         let (mut queue, mut sent) = queue(&[packet(1, 100, 0), packet(2, 2500, 0)], 1000);
@@ -395,7 +607,7 @@ mod tests {
                 script.sent
             };
             let (mut queue, mut sent) = queue(&all, 1000);
-            let mut script = Script { answers: answers.into(), sent: vec![] };
+            let mut script = Script { answers: answers.into(), ..Script::default() };
             while queue.drive(&mut script, &mut sent) == Progress::Blocked {}
             let took: u64 = sent.paths.iter().map(|p| p.1).sum();
             let bytes: u64 = sent.paths.iter().map(|p| p.2).sum();

@@ -4,6 +4,8 @@
 pub mod batch;
 pub mod capture;
 pub mod egress;
+pub mod load;
+pub mod messages;
 pub mod packet;
 pub mod rate;
 pub mod sim;
@@ -16,9 +18,12 @@ use std::task::{Context, Poll};
 
 use crate::model::IfIndex;
 
+pub use crate::sys::packet::OutPacket;
 pub use batch::{Batch, Packet};
 pub use egress::{EgressQueue, Progress};
-pub use switch::{Load, Messages, Slot, Switch};
+pub use load::{Load, Slot};
+pub use messages::Messages;
+pub use switch::Switch;
 pub use tally::Tally;
 
 /// A way of moving packets.
@@ -61,7 +66,13 @@ pub trait Transmit {
     /// Sends IP packets in order, returns how many were taken, at least one. An error speaks
     /// of the first packet: `WouldBlock` is no loss, it may be tried again after
     /// [`Transmit::poll_writable`].
-    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize>;
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize>;
+
+    /// Whether packets that stand for several datagrams may be sent as they are. Asked whenever
+    /// there are any: it may end with an error of [`Transmit::send`].
+    fn takes_whole(&mut self) -> bool {
+        false
+    }
 
     /// Ready when `send` may take more.
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;

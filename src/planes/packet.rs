@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::capture::SocketCapture;
 use super::rate::{Mode, Thresholds};
-use super::{Capture, Plane, Transmit};
+use super::{Capture, OutPacket, Plane, Transmit};
 use crate::model::IfIndex;
 use crate::sys::backlog::Backlog;
 use crate::sys::poll::watch;
@@ -89,8 +89,12 @@ struct SocketTransmit {
 }
 
 impl Transmit for SocketTransmit {
-    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         self.socket.send(packets)
+    }
+
+    fn takes_whole(&mut self) -> bool {
+        self.socket.takes_whole()
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::{Batch, Capture, Packet, Plane, Transmit};
+use super::{Batch, Capture, OutPacket, Packet, Plane, Transmit};
 use crate::model::IfIndex;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
@@ -201,8 +201,8 @@ impl Capture for SimEnd {
 }
 
 impl Transmit for SimEnd {
-    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
-        let mut packets = packets.peekable();
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
+        let mut packets = packets.map(|p| p.bytes).peekable();
         if packets.peek().is_none() {
             return Ok(0);
         }

@@ -2,54 +2,22 @@
 //!
 //! Packets are changed in place and not copied. Three things stand in a second buffer beside the
 //! batch: the pieces that segmentation cuts, the packets that leave in another version than the
-//! first, and those translated to the other IP version.
+//! first, and those translated to the other IP version. What stands for several datagrams goes on
+//! whole where nothing has to look at each; whether an egress takes it so is for the egress.
 
 use std::sync::Arc;
 
 use super::tally::Tally;
 use super::translated::{Original, Translator, moves};
-use super::{Batch, Packet};
+use super::{Batch, Load, Messages, Packet, Slot};
 use crate::forward::rewrite::rewrite;
-use crate::forward::segment::segment;
+use crate::forward::segment::{leave_unfinished, segment, segments};
 use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Version, decide};
 use crate::model::Rewrite;
 use crate::table::flows::{FlowBudget, Flows};
-use crate::table::{EgressId, Feeds, Fib, Ingress, PathId};
-use crate::wire::offload::Offload;
+use crate::table::{EgressId, Feeds, Fib, Ingress};
+use crate::wire::offload::{Offload, Segments};
 use crate::wire::{ip, vlan};
-
-/// One packet on its way out of one egress.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// First byte in the batch, or in the second buffer.
-    pub start: u32,
-    /// Bytes of the IP packet.
-    pub len: u32,
-    /// Whether it stands in the second buffer.
-    pub piece: bool,
-    /// The path it takes.
-    pub path: PathId,
-    /// When it was received, in nanoseconds of `CLOCK_REALTIME`.
-    pub received_ns: u64,
-}
-
-/// The memory of a decided batch; the last egress to let go of it gives it back.
-pub struct Load {
-    batch: Batch,
-    pieces: Vec<u8>,
-}
-
-impl Load {
-    /// The bytes of a slot.
-    pub fn packet(&self, slot: &Slot) -> &[u8] {
-        let memory = if slot.piece {
-            &self.pieces[..]
-        } else {
-            self.batch.bytes()
-        };
-        &memory[slot.start as usize..][..slot.len as usize]
-    }
-}
 
 /// A batch sorted by egress.
 pub struct Switched {
@@ -62,38 +30,6 @@ pub struct Switched {
     pub messages: Messages,
     /// What was counted.
     pub tally: Tally,
-}
-
-/// IP packets, one after the other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Messages {
-    bytes: Vec<u8>,
-    /// Where each ends.
-    ends: Vec<u32>,
-}
-
-impl Messages {
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// True where there is none.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// One after the other.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        let ranges = starts.zip(&self.ends);
-        ranges.map(|(start, end)| &self.bytes[*start as usize..*end as usize])
-    }
-
-    fn push(&mut self, packet: &[u8]) {
-        self.bytes.extend_from_slice(packet);
-        self.ends.push(self.bytes.len() as u32);
-    }
 }
 
 /// Decides batches of one interface, and knows its flows.
@@ -109,6 +45,8 @@ pub struct Switch {
     /// Start and length of the packets a captured one stands for, in each version that is
     /// made: those of the first, then those of the others.
     cuts: Vec<(u32, u32)>,
+    /// Where the captured one goes on whole: how it is cut later, and the packets it counts as.
+    whole: Option<(Segments, u64)>,
     /// The versions that are made besides the first, and where theirs begin in `cuts`.
     made: Vec<(Form, usize)>,
     /// By packet of the first version: whether it came back, once that was asked.
@@ -178,6 +116,7 @@ impl Switch {
             egresses: Vec::new(),
             turn: 0,
             cuts: Vec::new(),
+            whole: None,
             made: Vec::new(),
             came_back: Vec::new(),
             goes_on: Vec::new(),
@@ -202,15 +141,18 @@ impl Switch {
             self.cuts.clear();
             let decided = self.decide(fib, ingress, &mut batch, packet, now_ms);
             let cut = decided.and_then(|(decision, start)| {
-                self.cut(&batch, packet, &decision, start, &mut out.pieces)?;
+                self.cut(&mut batch, packet, &decision, start, &mut out.pieces)?;
                 Ok(decision)
             });
             let tally = &mut out.tally;
             match cut {
                 Ok(decision) => {
-                    tally.packets += self.cuts.len() as u64;
-                    let lens = self.cuts.iter().map(|(_, len)| u64::from(*len));
-                    tally.bytes += lens.sum::<u64>();
+                    let bytes = |(_, len): &(u32, u32)| match self.whole {
+                        Some((segments, _)) => segments.bytes(*len as usize),
+                        None => u64::from(*len),
+                    };
+                    tally.packets += self.cuts.len() as u64 * self.weight();
+                    tally.bytes += self.cuts.iter().map(bytes).sum::<u64>();
                     self.spread(fib, &decision, &mut batch, packet, now_ms, &mut out);
                 }
                 Err(NotData::Membership) => {
@@ -220,9 +162,10 @@ impl Switch {
                     }
                 }
                 Err(NotData::Dropped(reason)) => {
-                    tally.packets += 1;
-                    tally.bytes += u64::from(packet.len);
-                    tally.dropped[reason as usize] += 1;
+                    let (packets, bytes) = on_wire(&batch, packet);
+                    tally.packets += packets;
+                    tally.bytes += bytes;
+                    tally.dropped[reason as usize] += packets;
                 }
             }
         }
@@ -255,7 +198,8 @@ impl Switch {
         out: &mut Output,
     ) {
         let cuts = self.cuts.len();
-        let is_piece = matches!(packet.offload, Offload::UdpSegments { .. });
+        let (weight, segments) = (self.weight(), self.whole.map(|(segments, _)| segments));
+        let is_piece = matches!(packet.offload, Offload::UdpSegments { .. }) && segments.is_none();
         let is_union = decision.is_union();
         let mut first = None;
         self.turn += 1;
@@ -299,7 +243,7 @@ impl Switch {
                 for (at, goes_on) in self.goes_on.iter_mut().enumerate() {
                     if rewrite.is_none() && !stopped(at, &self.came_back) {
                         *goes_on = true;
-                        count += 1;
+                        count += weight;
                     }
                 }
                 if count == 0 {
@@ -323,6 +267,7 @@ impl Switch {
                         start: *start,
                         len: *len,
                         piece: is_piece || moves(rewrite, is_union),
+                        segments,
                         path: id,
                         received_ns: packet.received_ns,
                     }));
@@ -342,6 +287,7 @@ impl Switch {
                     start: *start,
                     len: *len,
                     piece: is_piece || !in_place,
+                    segments,
                     path: id,
                     received_ns: packet.received_ns,
                 }));
@@ -350,7 +296,7 @@ impl Switch {
         for (at, goes_on) in self.goes_on.iter().enumerate() {
             if !goes_on {
                 let refused = self.refused.get(at).copied().flatten();
-                out.tally.dropped[refused.unwrap_or(DropReason::Loop) as usize] += 1;
+                out.tally.dropped[refused.unwrap_or(DropReason::Loop) as usize] += weight;
             }
         }
     }
@@ -382,8 +328,18 @@ impl Switch {
                 done.err()
             };
             self.goes_on[at] = refused.is_none();
-            count += u64::from(refused.is_none());
+            count += self.weight() * u64::from(refused.is_none());
             self.refused.push(refused);
+        }
+        if let Some((segments, _)) = self.whole {
+            let memory = match moves(rewrite, original.keep) {
+                true => &mut out.pieces[..],
+                false => batch.bytes_mut(),
+            };
+            for (start, len) in &self.translated {
+                let packet = &mut memory[*start as usize..][..*len as usize];
+                leave_unfinished(packet, segments);
+            }
         }
         out.tally.translated[rewrite.family() as usize] += count;
         count
@@ -429,21 +385,43 @@ impl Switch {
         begin
     }
 
+    /// Packets on the wire that each of `cuts` stands for.
+    fn weight(&self) -> u64 {
+        self.whole.map_or(1, |(_, count)| count)
+    }
+
     /// Notes where the packets are that a captured one stands for: itself, or its pieces.
     fn cut(
         &mut self,
-        batch: &Batch,
+        batch: &mut Batch,
         packet: &Packet,
         decision: &Decision<'_>,
         start: usize,
         pieces: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
         let len = decision.datagram.len;
+        self.whole = None;
         let Offload::UdpSegments { payload } = packet.offload else {
             self.cuts.push((start as u32, len as u32));
             return Ok(());
         };
-        let bytes = &batch.bytes()[start..start + len];
+        let bytes = &mut batch.bytes_mut()[start..start + len];
+        // The loop window knows datagrams, and each gets a header of its own in the other IP
+        // version.
+        let one_by_one = decision.versions().any(|v| {
+            v.entry.loop_guard
+                || v.entry
+                    .rewrite
+                    .as_ref()
+                    .is_some_and(|r| !r.family().stays())
+        });
+        let whole = segments(bytes, &decision.datagram, payload).filter(|_| !one_by_one);
+        if let Some(whole) = whole {
+            leave_unfinished(bytes, whole);
+            self.whole = Some((whole, whole.count(len)));
+            self.cuts.push((start as u32, len as u32));
+            return Ok(());
+        }
         segment(bytes, &decision.datagram, payload, pieces, |range| {
             self.cuts.push((range.start as u32, range.len() as u32));
         })
@@ -507,6 +485,22 @@ impl Switch {
         rewrite(&mut bytes[..decision.datagram.len], offload, ttl)?;
         Ok((decision, start + tags))
     }
+}
+
+/// Packets and bytes on the wire that a captured packet stands for.
+fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
+    let whole = || {
+        let Offload::UdpSegments { payload } = packet.offload else {
+            return None;
+        };
+        let bytes = batch.bytes().get(packet.start as usize..)?;
+        let bytes = bytes.get(..packet.len as usize)?;
+        let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
+        let datagram = ip::Datagram::parse(&bytes[tags..]).ok()?;
+        let whole = segments(&bytes[tags..], &datagram, payload)?;
+        Some((whole.count(datagram.len), whole.bytes(datagram.len)))
+    };
+    whole().unwrap_or((1, packet.len.into()))
 }
 
 /// Copies a message that was found to be one.

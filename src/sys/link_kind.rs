@@ -17,6 +17,10 @@ pub struct LinkKind {
     pub idle: bool,
     /// It is set up (`IFF_UP`).
     pub up: bool,
+    /// What is sent on it begins with an Ethernet header, and nothing else before the network
+    /// header: so it is with cards, veths, bridges, bonds and taps. A VLAN interface may take room
+    /// for its tag, and those on top of another are as that one is.
+    pub plain_ethernet: bool,
 }
 
 const HEADER: usize = 16;
@@ -27,6 +31,10 @@ const REQUEST: u16 = 1;
 const IFLA_QDISC: u16 = 6;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+
+/// Kinds of links that are plain Ethernet where their hardware type says Ethernet; those without a
+/// kind are cards.
+const PLAIN_KINDS: [&str; 6] = ["veth", "bridge", "dummy", "tun", "bond", "team"];
 
 /// Asks for an interface.
 pub fn link_kind(index: IfIndex) -> io::Result<LinkKind> {
@@ -51,8 +59,15 @@ fn read(answer: &[u8]) -> Option<LinkKind> {
     let attributes = answer.get(HEADER + LINK_MESSAGE..)?;
     let info = attribute(attributes, IFLA_LINKINFO).unwrap_or_default();
     let discipline = attribute(attributes, IFLA_QDISC);
+    let kind = attribute(info, IFLA_INFO_KIND);
+    let kind = kind.map(|k| k.strip_suffix(b"\0").unwrap_or(k));
+    let plain = match kind {
+        None => true,
+        Some(kind) => PLAIN_KINDS.iter().any(|k| k.as_bytes() == kind),
+    };
     Some(LinkKind {
-        veth: attribute(info, IFLA_INFO_KIND).is_some_and(|k| k.starts_with(b"veth")),
+        plain_ethernet: plain && half(answer, HEADER + 2)? == libc::ARPHRD_ETHER,
+        veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),
         idle: discipline.is_none_or(|d| d == b"noop\0"),
         up: flags & libc::IFF_UP as u32 != 0,
@@ -83,7 +98,7 @@ mod tests {
     #[test]
     fn the_loopback_is_no_veth_and_what_is_not_there_is_an_error() {
         let lo = link_kind(IfIndex::new(1).unwrap()).unwrap();
-        assert!(!lo.veth);
+        assert!(!lo.veth && !lo.plain_ethernet);
         assert!(link_kind(IfIndex::new(i32::MAX as u32).unwrap()).is_err());
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::model::IfIndex;
-use crate::wire::offload::Offload;
+use crate::wire::offload::{Offload, Segments};
 
 /// Where a captured frame stands in its memory, and what the kernel says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +23,37 @@ pub struct Frame {
     pub offload: Offload,
     /// There was no room for all of it.
     pub cut: bool,
+}
+
+impl Frame {
+    /// Packets on the wire that it stands for, roughly: nothing has been read of it yet.
+    pub fn packets(&self) -> u64 {
+        match self.offload {
+            Offload::UdpSegments { payload } => {
+                u64::from(self.len / u32::from(payload).max(1)).max(1)
+            }
+            _ => 1,
+        }
+    }
+}
+
+/// An IP packet to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutPacket<'a> {
+    /// From the IP header on.
+    pub bytes: &'a [u8],
+    /// Where it stands for several datagrams: how it is cut into them.
+    pub segments: Option<Segments>,
+}
+
+impl<'a> OutPacket<'a> {
+    /// A packet that is one.
+    pub fn plain(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            segments: None,
+        }
+    }
 }
 
 /// Makes a packet socket that receives nothing until it is bound to a protocol.
@@ -130,4 +161,26 @@ pub(super) fn bind(fd: &OwnedFd, index: IfIndex, protocol: u16) -> io::Result<()
 /// Tries whether this process may use packet sockets at all (`CAP_NET_RAW`).
 pub fn probe() -> io::Result<()> {
     socket(libc::SOCK_DGRAM).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_datagrams_in_one_packet_are_several() {
+        let packets = |len, offload| {
+            let frame = Frame {
+                len,
+                offload,
+                ..Frame::default()
+            };
+            frame.packets()
+        };
+        assert_eq!(packets(60_000, Offload::None), 1);
+        let segments = |payload| Offload::UdpSegments { payload };
+        assert_eq!(packets(28 + 16 * 200, segments(200)), 16);
+        assert_eq!(packets(28 + 199, segments(200)), 1);
+        assert_eq!(packets(0, segments(0)), 1);
+    }
 }

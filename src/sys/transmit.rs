@@ -11,9 +11,10 @@ use tracing::info;
 use super::backlog::{Backlog, BurstSize};
 use super::burst::{self, Burst, Outcome};
 use super::link_kind::{LinkKind, link_kind};
-use super::packet::{address, bind, set_option, socket};
+use super::packet::{OutPacket, address, bind, set_option, set_option_int, socket};
 use crate::model::IfIndex;
 use crate::model::addr::ethernet_of;
+use crate::wire::offload::VNET_HEADER_LEN;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// Most packets one system call takes (`UIO_MAXIOV`, `sendmmsg(2)`).
@@ -39,22 +40,43 @@ thread_local! {
     static BACKLOG: RefCell<Option<Option<Backlog>>> = const { RefCell::new(None) };
 }
 
-/// A socket that sends on one interface and receives nothing.
+/// What stands before a packet that goes whole: what is left to do, and its link header.
+type Prefix = [u8; VNET_HEADER_LEN + burst::ETHERNET];
+
+/// Sends on one interface and receives nothing.
 ///
 /// The kernel writes the link header (`SOCK_DGRAM`): so tunnels and other links without
-/// Ethernet work the same, and one packet serves any number of egresses unchanged.
+/// Ethernet work the same, and one packet serves any number of egresses unchanged. What stands
+/// for several datagrams goes over a socket of its own, since only with `SOCK_RAW` the kernel
+/// takes the header that says how to cut it (`PACKET_VNET_HDR`, packet(7)).
 pub struct Transmitter {
     fd: Arc<OwnedFd>,
+    whole: Whole,
+    /// The one of both that was used last.
+    used: Arc<OwnedFd>,
     messages: Vec<libc::mmsghdr>,
-    parts: Vec<libc::iovec>,
+    /// For each packet its prefix, which may be empty, and its bytes.
+    parts: Vec<[libc::iovec; 2]>,
+    prefixes: Vec<Prefix>,
     addresses: Vec<libc::sockaddr_ll>,
     index: IfIndex,
     mark: u32,
+    qdisc_bypass: bool,
     /// Whether what is sent may go in bursts: see [`burst`].
     bursts: bool,
     size: BurstSize,
     /// When to ask again, of a link that is not running yet.
     ask: Option<Instant>,
+}
+
+/// Whether packets that stand for several datagrams go as they are.
+enum Whole {
+    /// Nobody asked yet.
+    Unasked,
+    /// By this socket.
+    By(Arc<OwnedFd>),
+    /// Not on this link, or not with this kernel.
+    Never,
 }
 
 // SAFETY: the pointers inside `messages` and `parts` are only followed during `send`, which
@@ -65,22 +87,22 @@ impl Transmitter {
     /// Opens the socket. Everything sent bears `mark`, by which captures of this instance
     /// know it. `qdisc_bypass` skips the device queue: faster, and invisible to tcpdump.
     pub fn open(index: IfIndex, mark: u32, qdisc_bypass: bool) -> io::Result<Self> {
-        let fd = socket(libc::SOCK_DGRAM)?;
-        set_option(&fd, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
+        let fd = sender(libc::SOCK_DGRAM, index, mark)?;
         if qdisc_bypass {
             set_option(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32)?;
         }
-        // The forced form is for the administrator; the plain one is capped by the system.
-        set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
-            .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))?;
-        bind(&fd, index, 0)?;
+        let fd = Arc::new(fd);
         let mut transmitter = Self {
-            fd: Arc::new(fd),
+            used: fd.clone(),
+            fd,
+            whole: Whole::Unasked,
             messages: Vec::new(),
             parts: Vec::new(),
+            prefixes: Vec::new(),
             addresses: Vec::new(),
             index,
             mark,
+            qdisc_bypass,
             bursts: false,
             size: BurstSize::new(LEAST_BURST, burst::MOST),
             ask: None,
@@ -96,13 +118,45 @@ impl Transmitter {
         Ok(transmitter)
     }
 
+    /// Whether packets that stand for several datagrams are sent as they are. False where the
+    /// header before the packet is not known for sure to be that of Ethernet; without the device
+    /// queue, where the kernel drops what the device does not cut itself; and once the kernel
+    /// refused one.
+    pub fn takes_whole(&mut self) -> bool {
+        if let Whole::Unasked = self.whole {
+            let suits = !self.qdisc_bypass
+                && link_kind(self.index).is_ok_and(|kind| kind.plain_ethernet)
+                && ethernet_address(&self.fd).is_some();
+            let open = || {
+                let fd = sender(libc::SOCK_RAW, self.index, self.mark)?;
+                set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+                io::Result::Ok(fd)
+            };
+            self.whole = match suits.then(open) {
+                Some(Ok(fd)) => Whole::By(Arc::new(fd)),
+                Some(Err(e)) => {
+                    say_why_cut(self.index, &e);
+                    Whole::Never
+                }
+                None => Whole::Never,
+            };
+        }
+        matches!(self.whole, Whole::By(_))
+    }
+
     /// Sends IP packets in order and returns how many the kernel took; fewer than given
-    /// where it stopped at an error, which the next call then reports for the first.
-    pub fn send<'a>(&mut self, packets: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
+    /// where it stopped at an error, which the next call then reports for the first, and where
+    /// what goes whole meets what does not.
+    pub fn send<'a>(&mut self, packets: impl Iterator<Item = OutPacket<'a>>) -> io::Result<usize> {
         let mut given: [&[u8]; MOST_PACKETS] = [&[]; MOST_PACKETS];
         let mut count = 0;
+        let mut packets = packets.peekable();
+        if packets.peek().is_some_and(|p| p.segments.is_some()) {
+            return self.send_whole(packets);
+        }
+        let packets = packets.take_while(|p| p.segments.is_none());
         for (place, packet) in given.iter_mut().zip(packets) {
-            *place = packet;
+            *place = packet.bytes;
             count += 1;
         }
         let packets = &given[..count];
@@ -121,10 +175,51 @@ impl Transmitter {
                 Err(e) => return Err(e),
             }
         }
-        match sent {
-            0 => self.send_each(packets),
-            sent => Ok(sent),
+        if sent > 0 {
+            return Ok(sent);
         }
+        self.describe(packets.iter().copied());
+        self.call(self.fd.clone())
+    }
+
+    /// Sends those of the first packets that stand for several datagrams each, and leaves the
+    /// cutting to the kernel: it does it where the device cannot, as late as it can.
+    fn send_whole<'a>(
+        &mut self,
+        packets: impl Iterator<Item = OutPacket<'a>>,
+    ) -> io::Result<usize> {
+        let Whole::By(fd) = &self.whole else {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        let fd = fd.clone();
+        let Some(source) = ethernet_address(&fd) else {
+            return Err(io::Error::from_raw_os_error(libc::ENXIO));
+        };
+        self.prefixes.clear();
+        let (index, prefixes) = (self.index, &mut self.prefixes);
+        let packets = packets.map_while(|packet| Some((packet.bytes, packet.segments?)));
+        let mut given: [&[u8]; MOST_PACKETS] = [&[]; MOST_PACKETS];
+        for (place, (bytes, segments)) in given.iter_mut().zip(packets) {
+            let mut prefix = [0; size_of::<Prefix>()];
+            let (vnet, ethernet) = prefix.split_at_mut(VNET_HEADER_LEN);
+            vnet.copy_from_slice(&segments.vnet_header(burst::ETHERNET as u8));
+            ethernet.copy_from_slice(&ethernet_header(&destination(index, bytes), source));
+            prefixes.push(prefix);
+            *place = bytes;
+        }
+        let count = prefixes.len();
+        self.describe(given[..count].iter().copied());
+        for (parts, prefix) in self.parts.iter_mut().zip(&self.prefixes) {
+            parts[0] = part(prefix);
+        }
+        let sent = self.call(fd);
+        if let Err(e) = &sent
+            && e.raw_os_error() == Some(libc::EINVAL)
+        {
+            say_why_cut(index, e);
+            self.whole = Whole::Never;
+        }
+        sent
     }
 
     /// Decides whether bursts are for a link.
@@ -174,11 +269,7 @@ impl Transmitter {
             };
             let mut count = 0;
             for packet in &packets[..run] {
-                let to = destination(self.index, packet);
-                let mut header = [0; burst::ETHERNET];
-                header[..6].copy_from_slice(&to.sll_addr[..6]);
-                header[6..12].copy_from_slice(&source);
-                header[12..].copy_from_slice(&to.sll_protocol.to_ne_bytes());
+                let header = ethernet_header(&destination(self.index, packet), source);
                 if !burst.put(count, &header, packet) {
                     break;
                 }
@@ -232,25 +323,30 @@ impl Transmitter {
         }
     }
 
-    /// Sends with `sendmmsg`.
-    fn send_each(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
+    /// Says in `parts` and `addresses` what is sent where.
+    fn describe<'a>(&mut self, packets: impl Iterator<Item = &'a [u8]>) {
         self.parts.clear();
         self.addresses.clear();
-        self.messages.clear();
         for packet in packets {
-            self.parts.push(libc::iovec {
-                iov_base: packet.as_ptr().cast_mut().cast(),
-                iov_len: packet.len(),
-            });
+            self.parts.push([part(&[]), part(packet)]);
             self.addresses.push(destination(self.index, packet));
         }
-        for (part, address) in self.parts.iter_mut().zip(&mut self.addresses) {
+    }
+
+    /// Sends what was described, with `sendmmsg`.
+    fn call(&mut self, fd: Arc<OwnedFd>) -> io::Result<usize> {
+        self.messages.clear();
+        for (parts, address) in self.parts.iter_mut().zip(&mut self.addresses) {
+            let parts = match parts[0].iov_len {
+                0 => &mut parts[1..],
+                _ => &mut parts[..],
+            };
             self.messages.push(libc::mmsghdr {
                 msg_hdr: libc::msghdr {
                     msg_name: std::ptr::from_mut(address).cast(),
                     msg_namelen: size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-                    msg_iov: part,
-                    msg_iovlen: 1,
+                    msg_iov: parts.as_mut_ptr(),
+                    msg_iovlen: parts.len() as _,
                     msg_control: std::ptr::null_mut(),
                     msg_controllen: 0,
                     msg_flags: 0,
@@ -258,22 +354,51 @@ impl Transmitter {
                 msg_len: 0,
             });
         }
-        // SAFETY: every message points to one iovec and one address that live in `self`
-        // until the next call, and every iovec to packet bytes borrowed by `packets` during
-        // this call; the kernel only reads them.
+        // SAFETY: every message points to one address and to parts that live in `self` until
+        // the next call; every part points to a prefix in `self`, or to packet bytes that the
+        // caller, who described them just before, borrows during this call; the kernel only
+        // reads them.
         let sent = unsafe {
             libc::sendmmsg(
-                self.fd.as_raw_fd(),
+                fd.as_raw_fd(),
                 self.messages.as_mut_ptr(),
                 self.messages.len() as u32,
                 libc::MSG_DONTWAIT,
             )
         };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        self.used = fd;
+        match sent {
+            ..0 => Err(error),
+            sent => Ok(sent as usize),
         }
-        Ok(sent as usize)
     }
+}
+
+/// A socket bound to an interface that receives nothing, and whose packets bear `mark`.
+fn sender(kind: libc::c_int, index: IfIndex, mark: u32) -> io::Result<OwnedFd> {
+    let fd = socket(kind)?;
+    set_option(&fd, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
+    // The forced form is for the administrator; the plain one is capped by the system.
+    set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
+        .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))?;
+    bind(&fd, index, 0)?;
+    Ok(fd)
+}
+
+fn part(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+fn ethernet_header(to: &libc::sockaddr_ll, source: [u8; 6]) -> [u8; burst::ETHERNET] {
+    let mut header = [0; burst::ETHERNET];
+    header[..6].copy_from_slice(&to.sll_addr[..6]);
+    header[6..12].copy_from_slice(&source);
+    header[12..].copy_from_slice(&to.sll_protocol.to_ne_bytes());
+    header
 }
 
 fn open_burst() -> Option<Burst> {
@@ -301,6 +426,18 @@ fn say_why_not(e: &io::Error) {
     });
 }
 
+/// Once for the process.
+fn say_why_cut(index: IfIndex, e: &io::Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        info!(
+            "packets that stand for several datagrams (UDP_SEGMENT) are cut before they are sent \
+             on interface {index}, which costs much more than to leave that to the kernel: it \
+             does not take them whole ({e})"
+        );
+    });
+}
+
 fn backlog_dropped() -> Option<u64> {
     BACKLOG.with_borrow_mut(|slot| {
         let backlog = slot.get_or_insert_with(|| Backlog::open().ok());
@@ -322,9 +459,9 @@ fn ethernet_address(fd: &OwnedFd) -> Option<[u8; 6]> {
 }
 
 impl Transmitter {
-    /// The socket, to wait until it takes more.
+    /// The socket that the last call used, to wait until it takes more.
     pub fn writable(&self) -> Writable {
-        Writable(self.fd.clone())
+        Writable(self.used.clone())
     }
 }
 

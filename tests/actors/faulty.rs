@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use mcastor::model::IfIndex;
 use mcastor::planes::sim::SimPlane;
-use mcastor::planes::{Batch, Capture, Plane, Transmit};
+use mcastor::planes::{Batch, Capture, OutPacket, Plane, Transmit};
 
 /// What is to go wrong on an interface; each once.
 #[derive(Default)]
@@ -91,11 +91,15 @@ impl Capture for FaultyCapture {
 }
 
 impl Transmit for FaultyTransmit {
-    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         if Faults::due(&self.1.send_panic) {
             panic_any("a transmit that panics");
         }
         self.0.send(packets)
+    }
+
+    fn takes_whole(&mut self) -> bool {
+        self.0.takes_whole()
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,7 +11,7 @@ use mcastor::model::IfIndex;
 use mcastor::planes::packet::{Modes, PacketPlane};
 use mcastor::planes::rate::{Mode, Thresholds};
 use mcastor::planes::sim::SimPlane;
-use mcastor::planes::{Batch, Capture, Plane, Transmit};
+use mcastor::planes::{Batch, Capture, OutPacket, Plane, Transmit};
 use mcastor::sys::ring::RingSize;
 
 /// Longest wait for something that must happen.
@@ -231,7 +231,7 @@ pub async fn send_all(transmit: &mut dyn Transmit, packets: &[Vec<u8>]) -> io::R
     let mut next = 0;
     while next < packets.len() {
         let left = &packets[next..];
-        match transmit.send(&mut left.iter().map(Vec::as_slice)) {
+        match transmit.send(&mut left.iter().map(|p| OutPacket::plain(p))) {
             Ok(0) => panic!("took none of {}", left.len()),
             Ok(n) if n > left.len() => panic!("took {n} of {}", left.len()),
             Ok(n) => next += n,

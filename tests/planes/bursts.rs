@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
-use mcastor::planes::Capture;
 use mcastor::planes::packet::PacketPlane;
+use mcastor::planes::{Capture, OutPacket};
 use mcastor::sys::transmit::Transmitter;
 
 use super::bed::*;
@@ -69,7 +69,7 @@ async fn what_a_burst_cannot_send_is_an_error_of_that_packet() -> Outcome {
     let all: Vec<_> = (0..30)
         .map(|n| packet(n, if n == 10 { 1001 } else { 1000 }))
         .collect();
-    let from = |n: usize| all[n..].iter().map(Vec::as_slice);
+    let from = |n: usize| all[n..].iter().map(|p| OutPacket::plain(p));
     let error = |done: io::Result<usize>| done.err().and_then(|e| e.raw_os_error());
     assert_eq!(transmit.send(&mut from(0))?, 10);
     assert_eq!(error(transmit.send(&mut from(10))), Some(libc::EMSGSIZE));
@@ -99,7 +99,7 @@ async fn a_link_that_was_never_up_gets_bursts_when_it_is() -> Outcome {
     let begun = std::time::Instant::now();
     while !transmitter.sends_bursts() && takes_programs()? {
         assert!(begun.elapsed() < PATIENCE, "no bursts after it came up");
-        assert!(transmitter.send(all.iter().map(Vec::as_slice))? > 0);
+        assert!(transmitter.send(all.iter().map(|p| OutPacket::plain(p)))? > 0);
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ async fn a_bridge_of_many_ports_gets_bursts_it_can_take() -> Outcome {
     let mut next = 0;
     while next < all.len() {
         let left = &all[next..];
-        match transmitter.send(left.iter().map(Vec::as_slice)) {
+        match transmitter.send(left.iter().map(|p| OutPacket::plain(p))) {
             Ok(n) => next += n,
             Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
             Err(e) => return Err(e.into()),
@@ -197,7 +197,7 @@ async fn a_queue_given_to_a_link_later_loses_nothing_unsaid() -> Outcome {
     let (mut took, mut refused) = (Vec::new(), 0);
     let mut next = 0;
     while next < all.len() {
-        match transmit.send(&mut all[next..].iter().map(Vec::as_slice)) {
+        match transmit.send(&mut all[next..].iter().map(|p| OutPacket::plain(p))) {
             Ok(n) => {
                 took.extend_from_slice(&all[next..next + n]);
                 next += n;

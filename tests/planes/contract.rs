@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::time::Duration;
 
-use mcastor::planes::Batch;
+use mcastor::planes::{Batch, OutPacket};
 
 use super::bed::*;
 use super::{Named, OnBed};
@@ -134,7 +134,7 @@ pub async fn a_link_that_goes_down_and_up_again_goes_on(bed: Bed) -> Outcome {
             polled.is_pending(),
             "something came from a link that is down"
         );
-        let refused = transmit.send(&mut std::iter::once(&before[0][..]));
+        let refused = transmit.send(&mut std::iter::once(OutPacket::plain(&before[0])));
         assert_eq!(
             refused.err().and_then(|e| e.raw_os_error()),
             Some(libc::ENETDOWN)

@@ -16,6 +16,7 @@ mod bursts;
 mod contract;
 mod modes;
 mod sockets;
+mod whole;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         return code;
     }
     let contract = contract::TESTS;
-    let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS].concat();
+    let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS, whole::TESTS].concat();
     if !inside {
         println!(
             "packet plane: {} tests skipped: no network namespace can be made here (needs root, \

@@ -5,8 +5,8 @@ use std::io;
 use std::process::Command;
 use std::time::Duration;
 
-use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
+use mcastor::planes::{OutPacket, Plane};
 
 use super::bed::*;
 use super::contract::what_is_sent_arrives_in_order_with_its_bytes_unchanged;
@@ -98,7 +98,7 @@ async fn a_full_socket_becomes_writable_again() -> Outcome {
     let (mut blocked, mut next) = (0, 0);
     while next < sent.len() {
         let left = &sent[next..];
-        match transmit.send(&mut left.iter().map(Vec::as_slice)) {
+        match transmit.send(&mut left.iter().map(|p| OutPacket::plain(p))) {
             Ok(n) => next += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 blocked += 1;
@@ -135,7 +135,7 @@ async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
     let three = [packet(1, 1000), packet(2, 1500), packet(3, 1000)];
-    let slices = || three.iter().map(Vec::as_slice);
+    let slices = || three.iter().map(|p| OutPacket::plain(p));
     assert_eq!(transmit.send(&mut slices())?, 1);
     let refused = transmit.send(&mut slices().skip(1));
     assert_eq!(
@@ -172,7 +172,10 @@ async fn without_a_carrier_the_kernel_takes_packets_and_loses_them() -> Outcome 
     ip(&format!("link set {far} down"))?;
     // A moment later the kernel has taken notice; before that, the packet is refused.
     wait_while_running(near)?;
-    assert_eq!(transmit.send(&mut std::iter::once(&packet(1, 100)[..]))?, 1);
+    assert_eq!(
+        transmit.send(&mut std::iter::once(OutPacket::plain(&packet(1, 100))))?,
+        1
+    );
     bed.set_up(true)?;
     let after = [packet(2, 100)];
     send_all(transmit.as_mut(), &after).await?;

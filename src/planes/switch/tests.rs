@@ -184,14 +184,34 @@ fn reason(packet: (Vec<u8>, Packet)) -> Option<DropReason> {
     found.copied()
 }
 
-/// What leaves on an interface.
+/// What leaves on an interface that takes nothing whole.
 fn leaving(fib: &Fib, switched: &Switched, name: &str) -> Vec<Vec<u8>> {
     let named = |id: &EgressId| fib.egresses[*id as usize].name.as_str() == name;
     let slots = switched.egresses.iter().filter(|(id, _)| named(id));
-    slots
-        .flat_map(|(_, slots)| slots)
-        .map(|slot| switched.load.packet(slot).to_vec())
-        .collect()
+    let slots = slots.flat_map(|(_, slots)| slots);
+    slots.flat_map(|slot| datagrams(switched, slot)).collect()
+}
+
+/// What a slot is on the wire, where its counts agree with that.
+fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
+    let packet = switched.load.packet(slot);
+    let mut all = Vec::new();
+    match slot.segments {
+        None => all.push(packet.to_vec()),
+        Some(segments) => {
+            let datagram = Datagram::parse(packet).unwrap();
+            let (mut out, mut cuts) = (Vec::new(), Vec::new());
+            let payload = segments.payload();
+            segment(packet, &datagram, payload, &mut out, |r| cuts.push(r)).unwrap();
+            all.extend(cuts.into_iter().map(|r| out[r].to_vec()));
+        }
+    }
+    let bytes: usize = all.iter().map(Vec::len).sum();
+    assert_eq!(
+        (slot.packets(), slot.bytes()),
+        (all.len() as u64, bytes as u64)
+    );
+    all
 }
 
 #[test]
@@ -327,6 +347,98 @@ fn pieces_of_a_super_packet_go_to_every_egress_and_count_as_packets() {
     assert_eq!(reason((packet(GROUP, 9, 100), meta)), gso);
     meta.offload = Offload::Unknown;
     assert_eq!(reason((packet(GROUP, 9, 100), meta)), gso);
+}
+
+fn several(packet: Vec<u8>, payload: u16) -> (Vec<u8>, Packet) {
+    let meta = Packet {
+        offload: Offload::UdpSegments { payload },
+        ..Packet::default()
+    };
+    (packet, meta)
+}
+
+/// How many slots of each egress stand for several packets.
+fn whole(switched: &Switched) -> Vec<usize> {
+    let whole = |slots: &[Slot]| slots.iter().filter(|s| s.segments.is_some()).count();
+    switched.egresses.iter().map(|(_, s)| whole(s)).collect()
+}
+
+/// The UDP checksum field holds the sum of the pseudo-header, by which a kernel goes on.
+fn is_unfinished(packet: &[u8]) -> bool {
+    let d = Datagram::parse(packet).unwrap();
+    let udp = &packet[d.header_len..];
+    let sum = checksum::pseudo_header(d.source, d.destination, udp::PROTOCOL, udp.len() as u32);
+    udp[4..8]
+        == [
+            (udp.len() as u16).to_be_bytes(),
+            checksum::fold(sum).to_be_bytes(),
+        ]
+        .concat()
+}
+
+#[test]
+fn a_super_packet_goes_whole_unless_each_datagram_has_to_be_looked_at() {
+    let kept = || rule("225.1.2.3", &["out1", "out2"], TtlPolicy::Keep);
+    let guarded = RouteRule {
+        loop_guard: true,
+        ..kept()
+    };
+    let mut fragment = packet(GROUP, 9, 2500);
+    // More fragments follow.
+    fragment[6] = 0x20;
+    refresh_ipv4_checksum(&mut fragment);
+    let packet = || packet(GROUP, 9, 2500);
+    for (rule, packet, payload, slots, count) in [
+        (kept(), packet(), 1000, [1, 1], 3),
+        // What the sender wrote into the UDP header does not matter.
+        (
+            kept(),
+            [&packet()[..24], &[0xff; 4], &packet()[28..]].concat(),
+            1000,
+            [1, 1],
+            3,
+        ),
+        (guarded, packet(), 1000, [0, 0], 3),
+        (kept(), fragment, 1000, [0, 0], 3),
+        (kept(), packet(), 2500, [0, 0], 1),
+        (kept(), packet(), 2499, [1, 1], 2),
+        (kept(), packet(), u16::MAX, [0, 0], 1),
+    ] {
+        let fib = fib(vec![rule]);
+        let switched = run(&fib, &[several(packet, payload)]);
+        assert_eq!(whole(&switched), slots);
+        for (_, slots) in &switched.egresses {
+            let segments = slots.iter().filter(|s| s.segments.is_some());
+            for slot in segments {
+                assert!(is_unfinished(switched.load.packet(slot)));
+            }
+        }
+        assert_eq!(switched.tally.packets, count);
+        assert_eq!(leaving(&fib, &switched, "out2").len() as u64, count);
+    }
+}
+
+#[test]
+fn what_goes_whole_counts_as_datagrams_below_a_threshold_too() {
+    let fib = usual();
+    let switched = run(&fib, &[several(packet(GROUP, 2, 2500), 1000)]);
+    assert_eq!(whole(&switched), [1]);
+    let below: u64 = switched.tally.below_threshold.iter().map(|(_, n)| n).sum();
+    assert_eq!((switched.tally.packets, below), (3, 3));
+}
+
+#[test]
+fn what_came_as_one_and_is_dropped_counts_as_datagrams() {
+    for (group, ttl, reason) in [
+        (GROUP, 1, DropReason::TtlExpired),
+        ([226, 0, 0, 1], 9, DropReason::NoRoute),
+    ] {
+        let switched = run(&usual(), &[several(packet(group, ttl, 2500), 1000)]);
+        let tally = &switched.tally;
+        assert_eq!((tally.packets, tally.bytes), (3, 2500 + 3 * 28));
+        assert_eq!(tally.dropped[reason as usize], 3);
+        assert_eq!(tally.dropped.iter().sum::<u64>(), 3);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use mcastor::forward::translate::{Identifications, across, in_place};
 use mcastor::forward::{self, Decision, DropReason, NotData, decide};
 use mcastor::model::{IfIndex, Links, Rewrite, RouteName, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::planes::egress::Sent;
-use mcastor::planes::{Batch, EgressQueue, Packet, Progress, Switch, Transmit};
+use mcastor::planes::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, Switch, Transmit};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Feeds, Fib, InterfaceOptions, Rib};
 use mcastor::wire::checksum;
@@ -70,24 +70,23 @@ pub fn switch(data: &[u8]) -> bool {
     let tally = &switched.tally;
     let dropped: u64 = tally.dropped.iter().sum();
     let seen = tally.packets + tally.membership;
-    assert!(seen >= count as u64 && dropped <= count as u64);
-    let slots: usize = switched.egresses.iter().map(|(_, s)| s.len()).sum();
+    assert!(seen >= count as u64 && dropped <= tally.packets);
+    let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
+    let slots: u64 = slots.map(Slot::packets).sum();
     let below: u64 = tally.below_threshold.iter().map(|(_, n)| n).sum();
     let passed = tally.packets - dropped;
-    assert!(slots as u64 + below >= passed, "a packet is nowhere");
-    assert!(
-        slots as u64 + below <= passed * 3,
-        "more than there are egresses"
-    );
+    assert!(slots + below >= passed, "a packet is nowhere");
+    assert!(slots + below <= passed * 3, "more than there are egresses");
     for (egress, slots) in switched.egresses {
         let mtu = fib.egresses[egress as usize].mtu as usize;
         let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
-        let filled = slots.len() as u64;
+        let filled: u64 = slots.iter().map(Slot::packets).sum();
         queue.fill(switched.load.clone(), slots, mtu, &mut sent);
         let unfit: u64 = sent.dropped.iter().sum();
         let mut whim = Whim {
             answers: Input(answers),
             mtu,
+            whole: answers.first().is_some_and(|a| a % 2 == 0),
             packets: 0,
             bytes: 0,
         };
@@ -299,29 +298,45 @@ fn rule(group: &str, source: Option<&str>, to: &[&str], ttl: TtlPolicy) -> Route
 struct Whim<'a> {
     answers: Input<'a>,
     mtu: usize,
+    /// Whether what stands for several datagrams is taken as it is.
+    whole: bool,
     packets: u64,
     bytes: u64,
 }
 
 impl Transmit for Whim<'_> {
-    fn send(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> io::Result<usize> {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         let most = match self.answers.u8() {
             251 => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
             252 => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
             253 => return Err(io::Error::from_raw_os_error(libc::ENETDOWN)),
+            254 => {
+                self.whole = false;
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
             0 => usize::MAX,
             n => usize::from(n),
         };
         let mut took = 0;
-        for packet in packets.take(most) {
-            assert!(packet.len() <= self.mtu, "larger than the MTU");
+        for OutPacket {
+            bytes: packet,
+            segments,
+        } in packets.take(most)
+        {
+            assert!(self.whole || segments.is_none(), "whole, unasked");
+            let longest = segments.map_or(packet.len(), |s| s.longest(packet.len()));
+            assert!(longest <= self.mtu, "larger than the MTU");
             let parsed = Datagram::parse(packet).expect("what leaves is a packet");
             assert_eq!(parsed.len, packet.len(), "padding left with it");
-            self.bytes += packet.len() as u64;
+            self.bytes += segments.map_or(packet.len() as u64, |s| s.bytes(packet.len()));
+            self.packets += segments.map_or(1, |s| s.count(packet.len()));
             took += 1;
         }
-        self.packets += took as u64;
         Ok(took)
+    }
+
+    fn takes_whole(&mut self) -> bool {
+        self.whole
     }
 
     fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {

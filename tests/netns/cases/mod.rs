@@ -9,6 +9,7 @@ mod control;
 mod docker;
 mod docker_faults;
 mod goes;
+mod gso;
 mod harness;
 mod hostile;
 mod joins;
@@ -68,6 +69,7 @@ pub fn all() -> Vec<Case> {
         smcroute_commands::cases(),
         smcroute_process::cases(),
         packets::cases(),
+        gso::cases(),
         checksums::cases(),
         ttl::cases(),
         neighbours::cases(),

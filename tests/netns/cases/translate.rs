@@ -1,5 +1,6 @@
 //! Routes that rewrite, for each pair of IP versions: receivers' kernels accept what leaves.
 
+use super::gso::without_offload;
 use super::programs::{scapy, tcpdump};
 use super::{cases, route};
 use crate::lab::{
@@ -29,10 +30,10 @@ cases!("translate":
     shown_and_counted,
     refused_by_command,
     added_and_removed_by_command,
-    #[Program("tcpdump", "tcpdump")] #[Scapy] scapy_finds_every_checksum_right_4to4,
-    #[Program("tcpdump", "tcpdump")] #[Scapy] scapy_finds_every_checksum_right_6to6,
-    #[Program("tcpdump", "tcpdump")] #[Scapy] scapy_finds_every_checksum_right_4to6,
-    #[Program("tcpdump", "tcpdump")] #[Scapy] scapy_finds_every_checksum_right_6to4,
+    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_finds_every_checksum_right_4to4,
+    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_finds_every_checksum_right_6to6,
+    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_finds_every_checksum_right_4to6,
+    #[Program("tcpdump", "tcpdump")] #[Program("ethtool", "ethtool")] #[Scapy] scapy_finds_every_checksum_right_6to4,
 );
 
 /// Source and group as they come and as they go.
@@ -391,6 +392,8 @@ fn added_and_removed_by_command(lab: &Lab) {
 /// Checksums finished by the sender and left to hardware, and segments cut by us.
 fn scapy_finds_every_checksum_right(lab: &Lab, pair: &Pair) {
     let star = Star::dual(lab, 1);
+    // The kernel cuts what goes whole before it is seen.
+    without_offload(&star.rtr, "out1");
     let router = Router::start(lab, &star.rtr, &pair.route(&["out1"]));
     let rx = pair.receiver(&star, "eth1");
     let (mut dump, left) = tcpdump(lab, &star.rcv, "eth1");

@@ -175,12 +175,19 @@ fn a_rewritten_stream_and_the_one_it_was_leave_side_by_side() {
             .collect();
         assert_eq!(out2, [group; 3]);
         assert_eq!(switched.tally.translated.iter().sum::<u64>(), 3);
+        // Each version of what goes whole says the sum of its own addresses.
+        let stays = group.starts_with("239");
+        let wholes = if stays { 3 } else { 0 };
+        assert_eq!(whole(&switched).iter().sum::<usize>(), wholes);
+        let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
+        for slot in slots.filter(|s| s.segments.is_some()) {
+            assert!(is_unfinished(switched.load.packet(slot)));
+        }
         assert_eq!(switched.tally.dropped.iter().sum::<u64>(), 0);
         // Alone, nothing is copied where the IP version stays.
         let alone = fib(vec![ruled]);
         let switched = run(&alone, &packets[..1]);
         let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
-        let stays = group.starts_with("239");
         assert!(slots.clone().all(|s| s.piece != stays) && slots.count() == 2);
     }
 }

@@ -1,0 +1,447 @@
+//! Several datagrams in one packet (`UDP_SEGMENT`): whoever cuts it, we or a kernel, receivers get
+//! the datagrams that were sent.
+
+use super::{cases, route};
+use crate::lab::tun::Tun;
+use crate::lab::{Capture, Lab, Ns, Router, Seen, Star, UdpRx, UdpTx, eventually};
+
+cases!("gso":
+    #[Program("ethtool", "ethtool")] of_every_size_v4,
+    #[Program("ethtool", "ethtool")] of_every_size_v6,
+    small_egress_fragments_the_pieces,
+    small_egress_drops_each_piece,
+    a_bridge_with_ports_floods_whole,
+    #[LinkKind("vlan")] a_vlan_gets_pieces,
+    a_tunnel_gets_pieces,
+    without_the_device_queue_they_are_pieces,
+    #[Program("ethtool", "ethtool")] a_device_with_smaller_limits,
+    #[Program("ethtool", "ethtool")] rewritten_4to4,
+    #[Program("ethtool", "ethtool")] rewritten_6to6,
+    a_threshold_stops_each_piece,
+    only_a_guarded_route_looks_at_each,
+    a_full_queue_counts_pieces,
+    plain_packets_keep_their_place,
+);
+
+const FOUR: (&str, &str) = ("225.1.2.3", "225.1.2.3:5000");
+const SIX: (&str, &str) = ("ff3e::1:2", "[ff3e::1:2]:5000");
+
+fn sender(star: &Star, to: &str, payload: i32) -> UdpTx {
+    let tx = UdpTx::new(&star.src, "eth0", to);
+    tx.set(libc::SOL_UDP, libc::UDP_SEGMENT, payload);
+    tx
+}
+
+fn join(star: &Star, iface: &str, to: &str) -> UdpRx {
+    UdpRx::join(&star.rcv, iface, to)
+}
+
+/// Bytes that tell one datagram from another.
+fn body(seed: usize, len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|n| (seed * 31 + n * 7 + n / 256) as u8)
+        .collect()
+}
+
+fn whole(capture: &Capture, group: &str) -> usize {
+    let seen = capture.to(group);
+    seen.iter().filter(|s| s.ip.len() > 1500).count()
+}
+
+/// The interface cuts nothing and computes no checksum: the kernel does both before.
+pub(super) fn without_offload(ns: &Ns, iface: &str) {
+    let done = ns.output("ethtool", &["-K", iface, "tx", "off"]);
+    assert!(done.status.success(), "{done:?}");
+    let all = ns.output("ethtool", &["-k", iface]);
+    let all = String::from_utf8_lossy(&all.stdout).into_owned();
+    assert!(all.contains("tx-udp-segmentation: off"), "{all}");
+}
+
+/// From one datagram to 64 in one packet, the last one shorter, each packet followed by one that
+/// is none of these.
+fn of_every_size(lab: &Lab, (group, to): (&str, &str)) {
+    const PAYLOAD: usize = 400;
+    let star = Star::dual(lab, 2);
+    without_offload(&star.rtr, "out2");
+    let rules = route("r", "in", "", group, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, to));
+    let captures = ["eth1", "eth2"].map(|i| Capture::new(&star.rcv, i));
+    let tx = sender(&star, to, PAYLOAD as i32);
+    let mut sent: Vec<Vec<u8>> = Vec::new();
+    for n in 1..=64 {
+        let last = 1 + n * 6 % PAYLOAD;
+        let packet = body(n, (n - 1) * PAYLOAD + last);
+        tx.send(&packet);
+        sent.extend(packet.chunks(PAYLOAD).map(<[u8]>::to_vec));
+        sent.push(format!("between {n}").into_bytes());
+        tx.send(&sent[sent.len() - 1]);
+    }
+    for rx in &rx {
+        let got = rx.expect(sent.len());
+        assert!(got == sent, "other datagrams, or in another order");
+    }
+    assert!(whole(&captures[0], group) > 50, "they went on whole");
+    assert_eq!(
+        whole(&captures[1], group),
+        0,
+        "nobody but the kernel cut these"
+    );
+    let pieces = captures[1].expect(group, sent.len());
+    for (piece, sent) in pieces.iter().zip(&sent) {
+        assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
+        assert_eq!((piece.ttl, piece.payload()), (15, &sent[..]));
+    }
+    let headers = if group.contains(':') { 48 } else { 28 };
+    let bytes: usize = sent.iter().map(|s| s.len() + headers).sum();
+    for oif in ["out1", "out2"] {
+        router.expect_routed("r", oif, sent.len() as u64);
+        router.expect_metric("mcastor_route_bytes_total", &[("oif", oif)], bytes as u64);
+    }
+    let received = [("iface", "in")];
+    router.expect_metric(
+        "mcastor_interface_received_bytes_total",
+        &received,
+        bytes as u64,
+    );
+}
+
+fn of_every_size_v4(lab: &Lab) {
+    of_every_size(lab, FOUR);
+}
+
+fn of_every_size_v6(lab: &Lab) {
+    of_every_size(lab, SIX);
+}
+
+fn small_egress_fragments_the_pieces(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    star.rtr.ip("link set out1 mtu 1000");
+    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, FOUR.1));
+    let capture = Capture::new(&star.rcv, "eth1");
+    let tx = sender(&star, FOUR.1, 1300);
+    tx.set(
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::IP_PMTUDISC_DONT,
+    );
+    let packet = body(1, 5 * 1300 + 100);
+    tx.send(&packet);
+    let sent: Vec<_> = packet.chunks(1300).map(<[u8]>::to_vec).collect();
+    for rx in &rx {
+        assert!(rx.expect(6) == sent);
+    }
+    let parts = capture.expect(FOUR.0, 11);
+    assert!(parts.iter().all(|p| p.ip.len() <= 1000 && p.header_ok));
+    router.expect_routed("r", "out1", 11);
+    router.expect_routed("r", "out2", 6);
+}
+
+fn small_egress_drops_each_piece(lab: &Lab) {
+    let star = Star::dual(lab, 2);
+    star.rtr.ip("link set out1 mtu 1280");
+    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let rules = rules + &route("r6", "in", "", SIX.0, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    for (_, to) in [FOUR, SIX] {
+        let (narrow, wide) = (join(&star, "eth1", to), join(&star, "eth2", to));
+        // Four that are too large, and a last one that is not.
+        let packet = body(2, 4 * 1300 + 100);
+        let tx = sender(&star, to, 1300);
+        if to == FOUR.1 {
+            tx.set(
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DO,
+            );
+        }
+        tx.send(&packet);
+        assert_eq!(wide.expect(5).concat(), packet);
+        assert_eq!(narrow.expect(1)[0], packet[4 * 1300..]);
+    }
+    router.expect_dropped("too_big", "out1", 8);
+    router.expect_routed("r", "out1", 1);
+    router.expect_routed("r6", "out1", 1);
+}
+
+fn a_bridge_with_ports_floods_whole(lab: &Lab) {
+    let star = Star::dual(lab, 3);
+    star.rtr.ip_batch(
+        "link add br0 type bridge mcast_snooping 0\n\
+         link set out1 master br0\nlink set out2 master br0\nlink set out3 master br0\n\
+         link set br0 up\n",
+    );
+    star.rtr.carries("br0");
+    let rules = route("r", "in", "", FOUR.0, &["br0"], "");
+    let rules = rules + &route("r6", "in", "", SIX.0, &["br0"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let captures = ["eth1", "eth2", "eth3"].map(|i| Capture::new(&star.rcv, i));
+    for (group, to) in [FOUR, SIX] {
+        let rx = ["eth1", "eth2", "eth3"].map(|i| join(&star, i, to));
+        let tx = sender(&star, to, 700);
+        let packet = body(3, 20 * 700 + 7);
+        (0..5).for_each(|_| tx.send(&packet));
+        for rx in &rx {
+            assert_eq!(rx.expect(5 * 21).concat(), packet.repeat(5));
+        }
+        for capture in &captures {
+            assert_eq!(whole(capture, group), 5);
+        }
+    }
+    router.expect_routed("r", "br0", 5 * 21);
+    router.expect_routed("r6", "br0", 5 * 21);
+}
+
+/// What stands before the packet there is not known for sure: we cut it.
+fn a_vlan_gets_pieces(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    for (ns, under) in [(&star.rtr, "out1"), (&star.rcv, "eth1")] {
+        ns.ip_batch(&format!(
+            "link add v7 link {under} type vlan id 7 reorder_hdr off\nlink set v7 up\n"
+        ));
+    }
+    star.rcv.ip("address add 10.7.0.10/24 dev v7");
+    star.rcv.carries("v7");
+    let rules = route("r", "in", "", FOUR.0, &["v7"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = join(&star, "v7", FOUR.1);
+    let capture = Capture::new(&star.rcv, "v7");
+    let packet = body(4, 9000);
+    sender(&star, FOUR.1, 1000).send(&packet);
+    assert_eq!(rx.expect(9).concat(), packet);
+    for piece in capture.expect(FOUR.0, 9) {
+        assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
+    }
+    router.expect_routed("r", "v7", 9);
+}
+
+/// A link without Ethernet.
+fn a_tunnel_gets_pieces(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let tun = Tun::new(&star.rtr, "tun0");
+    star.rtr.ip("link set tun0 up");
+    let rules = route("r", "in", "", FOUR.0, &["tun0", "out1"], "");
+    let rules = rules + &route("r6", "in", "", SIX.0, &["tun0", "out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let mut out = 0;
+    for (group, to) in [FOUR, SIX] {
+        let rx = join(&star, "eth1", to);
+        let capture = Capture::new(&star.rcv, "eth1");
+        let packet = body(5, 9000);
+        sender(&star, to, 1000).send(&packet);
+        assert_eq!(rx.expect(9).concat(), packet);
+        assert_eq!(whole(&capture, group), 1, "the other egress takes it whole");
+        out += 9;
+        eventually("it is out", out, || {
+            tun.read().iter().filter(|p| is_to(p)).count()
+        });
+        let pieces: Vec<_> = tun.read().into_iter().filter(|p| is_to(p)).collect();
+        let mut carried = Vec::new();
+        for ip in &pieces[out - 9..] {
+            let ethertype = if ip[0] >> 4 == 4 {
+                [8, 0]
+            } else {
+                [0x86, 0xdd]
+            };
+            let frame = [&[0; 12][..], &ethertype, ip].concat();
+            let seen = Seen::read(&frame).expect("a packet");
+            assert!(seen.header_ok && seen.udp_ok(), "{seen:x?}");
+            carried.extend_from_slice(seen.payload());
+        }
+        assert_eq!(carried, packet);
+    }
+    router.expect_routed("r", "tun0", 9);
+    router.expect_routed("r6", "tun0", 9);
+}
+
+/// UDP to one of the groups; the system says things of its own on every link.
+fn is_to(ip: &[u8]) -> bool {
+    match ip[0] >> 4 {
+        4 => ip[16..20] == [225, 1, 2, 3],
+        _ => ip[24] == 0xff && ip[25] == 0x3e,
+    }
+}
+
+/// There the kernel drops what the device does not cut itself.
+fn without_the_device_queue_they_are_pieces(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let mut rules = String::from("[plane]\nqdisc_bypass = true\n");
+    rules += &route("r", "in", "", FOUR.0, &["out1"], "");
+    rules += &route("r6", "in", "", SIX.0, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let capture = Capture::new(&star.rcv, "eth1");
+    for (group, to) in [FOUR, SIX] {
+        let rx = join(&star, "eth1", to);
+        let packet = body(6, 7001);
+        sender(&star, to, 1000).send(&packet);
+        assert_eq!(rx.expect(8).concat(), packet);
+        for piece in capture.expect(group, 8) {
+            assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
+        }
+    }
+    router.expect_routed("r", "out1", 8);
+    router.expect_routed("r6", "out1", 8);
+}
+
+/// Devices that take several datagrams in one packet, but not as many as these.
+fn a_device_with_smaller_limits(lab: &Lab) {
+    let star = Star::dual(lab, 2);
+    star.rtr.ip("link set out1 gso_max_size 3000");
+    star.rtr.ip("link set out2 gso_max_segs 4");
+    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let rules = rules + &route("r6", "in", "", SIX.0, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    for (_, to) in [FOUR, SIX] {
+        let rx = ["eth1", "eth2"].map(|i| join(&star, i, to));
+        let packet = body(7, 40_123);
+        let tx = sender(&star, to, 1000);
+        (0..10).for_each(|_| tx.send(&packet));
+        for rx in &rx {
+            assert_eq!(rx.expect(410).concat(), packet.repeat(10));
+        }
+    }
+    for oif in ["out1", "out2"] {
+        router.expect_routed("r", oif, 410);
+        router.expect_routed("r6", oif, 410);
+    }
+}
+
+/// Where the kernel cuts, its checksums are of the addresses and the port that are written.
+fn rewritten(lab: &Lab, (group, to): (&str, &str), [source, other, at]: [&str; 3]) {
+    let star = Star::dual(lab, 2);
+    without_offload(&star.rtr, "out2");
+    let from = if group == FOUR.0 {
+        "10.0.0.10"
+    } else {
+        "fd00::10"
+    };
+    let rewrite =
+        format!("rewrite = {{ source = \"{source}\", group = \"{other}\", port = 5001 }}\n");
+    let rules = route("r", "in", from, group, &["out1", "out2"], &rewrite);
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, at));
+    let captures = ["eth1", "eth2"].map(|i| Capture::new(&star.rcv, i));
+    let packet = body(8, 20_001);
+    let tx = sender(&star, to, 900);
+    (0..5).for_each(|_| tx.send(&packet));
+    for rx in &rx {
+        assert_eq!(rx.expect(5 * 23).concat(), packet.repeat(5));
+        assert!(rx.got().iter().all(|(from, _)| from.to_string() == source));
+    }
+    assert_eq!(whole(&captures[0], other), 5);
+    for piece in captures[1].expect(other, 5 * 23) {
+        assert!(piece.header_ok && piece.udp_ok(), "{piece:x?}");
+    }
+    router.expect_metric("mcastor_translations_total", &[], 5 * 23);
+    router.expect_routed("r", "out1", 5 * 23);
+    router.expect_routed("r", "out2", 5 * 23);
+}
+
+fn rewritten_4to4(lab: &Lab) {
+    rewritten(lab, FOUR, ["10.0.1.77", "239.1.1.1", "239.1.1.1:5001"]);
+}
+
+fn rewritten_6to6(lab: &Lab) {
+    rewritten(lab, SIX, ["fd00:1::77", "ff3e::9:9", "[ff3e::9:9]:5001"]);
+}
+
+fn a_threshold_stops_each_piece(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let rules = String::from("[[interface]]\nname = \"out1\"\nttl_threshold = 3\n")
+        + &route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, FOUR.1));
+    let tx = sender(&star, FOUR.1, 1000);
+    let (packet, passes) = (body(9, 9500), body(10, 2500));
+    for (ttl, packet) in [(3, &packet), (1, &packet), (4, &passes)] {
+        tx.ttl(ttl);
+        tx.send(packet);
+    }
+    assert_eq!(rx[1].expect(13).concat(), [&packet[..], &passes].concat());
+    assert_eq!(rx[0].expect(3).concat(), passes);
+    router.expect_dropped("ttl_threshold", "out1", 10);
+    router.expect_dropped("ttl_expired", "in", 10);
+    router.expect_routed("r", "out1", 3);
+    router.expect_routed("r", "out2", 13);
+}
+
+/// What might come back is looked at datagram by datagram; who says it does not gets it whole.
+fn only_a_guarded_route_looks_at_each(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let set = "ttl = { set = 3 }\n";
+    let rules = route("r", "in", "", "225.1.2.3", &["out1"], set);
+    let unguarded = format!("{set}loop_guard = false\n");
+    let rules = rules + &route("s", "in", "", "225.1.2.4", &["out2"], &unguarded);
+    let router = Router::start(lab, &star.rtr, &rules);
+    let captures = ["eth1", "eth2"].map(|i| Capture::new(&star.rcv, i));
+    let txs = [FOUR.1, "225.1.2.4:5000"].map(|to| sender(&star, to, 1000));
+    for n in 0..10 {
+        txs.iter().for_each(|tx| tx.send(body(n, 4000)));
+    }
+    let pieces = captures[0].expect("225.1.2.3", 40);
+    assert!(pieces.iter().all(|s| s.udp_ok()), "{pieces:x?}");
+    let wholes = captures[1].expect("225.1.2.4", 10);
+    for seen in pieces.iter().chain(&wholes) {
+        assert!(seen.header_ok && seen.ttl == 3, "{seen:x?}");
+    }
+    router.expect_routed("r", "out1", 40);
+    router.expect_routed("s", "out2", 40);
+}
+
+/// The account holds where the device queue drops what went whole.
+fn a_full_queue_counts_pieces(lab: &Lab) {
+    const PACKETS: f64 = 40.0;
+    let star = Star::v4(lab, 1);
+    // Room for some packets, and a rate that lets hardly any of them go.
+    let queue = "qdisc add dev out1 root tbf rate 1mbit burst 20kb limit 40kb";
+    let queue: Vec<_> = queue.split(' ').collect();
+    let done = star.rtr.output("tc", &queue);
+    assert!(done.status.success(), "{done:?}");
+    let rules = route("r", "in", "", FOUR.0, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let tx = sender(&star, FOUR.1, 1000);
+    (0..PACKETS as u32).for_each(|_| tx.send(body(5, 10_000)));
+    let account = || {
+        let value = |name: &str, labels: &[(&str, &str)]| router.metric(name, labels);
+        let sent = value("mcastor_route_packets_total", &[("oif", "out1")]);
+        let busy = [("reason", "egress_busy"), ("iface", "out1")];
+        (sent, value("mcastor_dropped_packets_total", &busy))
+    };
+    eventually("every piece is sent or dropped", PACKETS * 10.0, || {
+        let (sent, dropped) = account();
+        sent + dropped
+    });
+    let (sent, dropped) = account();
+    assert!(sent >= 10.0 && dropped >= 10.0, "{sent} {dropped}");
+    assert_eq!(
+        (sent % 10.0, dropped % 10.0),
+        (0.0, 0.0),
+        "{sent} {dropped}"
+    );
+}
+
+/// Runs of plain packets, which go in bursts, before and behind what goes whole.
+fn plain_packets_keep_their_place(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let rules = route("r", "in", "", FOUR.0, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let rx = join(&star, "eth1", FOUR.1);
+    let tx = sender(&star, FOUR.1, 100);
+    let mut sent = Vec::new();
+    for n in 0..40usize {
+        for i in 0..n {
+            sent.push(format!("{n}, plain {i}").into_bytes());
+            tx.send(&sent[sent.len() - 1]);
+        }
+        let packet = body(n, 100 * (n % 7 + 2));
+        tx.send(&packet);
+        sent.extend(packet.chunks(100).map(<[u8]>::to_vec));
+    }
+    assert!(
+        rx.expect(sent.len()) == sent,
+        "other datagrams, or another order"
+    );
+    router.expect_routed("r", "out1", sent.len() as u64);
+}
