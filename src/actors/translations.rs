@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::api::view::GroupView;
 use crate::model::{Group, IfName, RouteRule, Source, SourceFilter};
-use crate::table::translated::{original, rewrites_to};
+use crate::table::translated::{made_by, original, rewrites_to};
 
 /// Writes beside members what they are translated from, and beside what is joined, what it is
 /// translated to.
@@ -25,7 +25,7 @@ pub(super) fn show(groups: &mut [GroupView], rules: &[RouteRule]) {
             let from = |stream| format!("{stream} from {}", rule.from);
             view.original
                 .extend(streams(came, &wanted).into_iter().map(from));
-            let asked = streams(group, &filter);
+            let asked = streams(group, &made_by(rule, &filter));
             joined.push((*rule, came, asked, downstream.clone()));
         }
     }

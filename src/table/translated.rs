@@ -44,6 +44,18 @@ pub fn original(
     Some((original, filter))
 }
 
+/// Of what hosts ask for, the part that a rule makes of other streams, as they ask for it. Of
+/// sources to include, others may come as they are, or not at all.
+pub fn made_by(rule: &RouteRule, filter: &SourceFilter) -> SourceFilter {
+    match (source_that_came(rule), filter) {
+        (Some(came), SourceFilter::Include(sources)) => {
+            let made = sources.iter().filter(|s| came(**s).is_some());
+            SourceFilter::Include(made.copied().collect())
+        }
+        _ => filter.clone(),
+    }
+}
+
 /// Of what hosts ask for, what has still to come from elsewhere, the rule having its part. Of
 /// all sources but some, those of a prefix cannot be left out: a filter cannot name it.
 pub fn remainder(rule: &RouteRule, group: Group, filter: SourceFilter) -> SourceFilter {
@@ -278,6 +290,11 @@ mod tests {
             ("239.9.9.9", include(&["10.0.0.7", "10.0.0.8"])),
             ("225.1.1.1", include(&["10.0.0.8"])),
             include(&["10.0.0.7"]),
+        );
+        assert_eq!(
+            made_by(&any, &include(&["10.0.0.7", "10.0.0.8"])),
+            include(&["10.0.0.8"]),
+            "what it makes of others, and no more"
         );
         let stream = (any.source, any.group);
         let port = std::num::NonZeroU16::new(5001);
