@@ -63,6 +63,10 @@ VERSION  = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 image: compiler target/image/mcastor.tar
 	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE):$(VERSION) --tag $(IMAGE):latest target/image
+	for end in mnat-ingress mnat-egress; do \
+	  docker build --quiet --build-arg VERSION=$(VERSION) --target $$end \
+	    --tag $(IMAGE)-$$end:$(VERSION) --tag $(IMAGE)-$$end:latest target/image || exit 1; \
+	done
 
 # glibc is linked in; an own target folder of its flags, so that nothing else is built anew.
 target/image/mcastor.tar: $(shell find src image -type f) Cargo.toml Cargo.lock

@@ -41,6 +41,10 @@ def main():
             add_folder(archive, folder)
         # The control socket, whoever runs it. A tmpfs mounted here takes this mode over.
         add_folder(archive, "run/mcastor", 0o1777)
+        # The joinfile of an MNAT ingress.
+        for folder in ["var", "var/run"]:
+            add_folder(archive, folder)
+        add_folder(archive, "var/run/mnat", 0o1777)
         xattrs = {"SCHILY.xattr.security.capability": CAPABILITIES.decode("ascii")}
         add_file(archive, "usr/bin/mcastor", binary, xattrs)
         for library in libraries:

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::cases;
 use super::docker::Site;
+use crate::lab::mnat::{self, Ca, Owner};
 use crate::lab::{BINARY, Docker, Lab, Ns, UdpRx, UdpTx, eventually, http};
 
 cases!("compose":
@@ -23,6 +24,7 @@ cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] a_second_uplink,
     #[Docker] an_interface_moved_into_a_container,
     #[Docker] the_image_runs_without_root_and_says_what_it_lacks,
+    #[Docker] the_images_of_mnat_take_the_arguments_of_the_prototype,
 );
 
 fn in_repository(path: &str) -> PathBuf {
@@ -55,7 +57,12 @@ fn build_image(lab: &Lab, docker: &Docker) {
     assert!(packed.status.success(), "archive.py: {said}");
     std::fs::copy(in_repository("image/Dockerfile"), folder.join("Dockerfile"))
         .expect("the Dockerfile");
-    docker.run(&format!("build --quiet --tag mcastor {}", folder.display()));
+    let folder = folder.display();
+    docker.run(&format!("build --quiet --tag mcastor {folder}"));
+    for end in ["mnat-ingress", "mnat-egress"] {
+        let tag = format!("--target {end} --tag mcastor-{end}");
+        docker.run(&format!("build --quiet {tag} {folder}"));
+    }
     if shipped.is_some() {
         assert!(!ldd.contains("=>"), "{binary} is not static: {ldd}");
         let size = docker.run("image inspect --format {{.Size}} mcastor");
@@ -349,4 +356,39 @@ fn the_image_runs_without_root_and_says_what_it_lacks(lab: &Lab) {
         "{}",
         docker.run("inspect --format {{.State.Health}} raw")
     );
+}
+
+/// Not as root, and with no folder of the host for the joinfile.
+fn the_images_of_mnat_take_the_arguments_of_the_prototype(lab: &Lab) {
+    let site = Site::new(lab);
+    let docker = &site.docker;
+    build_image(lab, docker);
+    let (ca, owner) = (Ca::new(), Owner::starting_at(0));
+    let ca_file = lab.file("ca.pem");
+    std::fs::write(&ca_file, ca.pem()).expect("the CA");
+    let _server = mnat::serve(&site.lan, &ca, None, "10.0.0.10:8443", &owner);
+    let joinfile = lab.file("egress.sgs");
+    std::fs::write(&joinfile, "10.0.0.10,232.1.1.1\n").expect("a joinfile");
+    let run = |end: &str, options: &str, interfaces: &str, more: &str| {
+        docker.run(&format!(
+            "run --detach --name {end} --network host --cap-drop ALL --cap-add NET_RAW \
+             --volume {}:/etc/mnat/ca.pem:ro {options} --env MCASTOR__HTTP__LISTEN=off \
+             mcastor-mnat-{end} --server 10.0.0.10 --port 8443 {interfaces} {more}",
+            ca_file.display()
+        ));
+    };
+    let options = format!("--volume {}:/joined.sgs:ro", joinfile.display());
+    let interfaces = "--upstream-interface docker0 --downstream-interface lan0";
+    run("egress", &options, interfaces, "-f /joined.sgs");
+    let interfaces = "--upstream-interface lan0 --downstream-interface docker0";
+    run("ingress", "", interfaces, "");
+    let copy = lab.file("ingress-joined.sgs");
+    let written = format!(
+        "cp ingress:/var/run/mnat/ingress-joined.sgs {}",
+        copy.display()
+    );
+    eventually("the joinfile of the ingress", true, || {
+        let _ = docker.try_run(&written);
+        std::fs::read_to_string(&copy).is_ok_and(|t| t.contains("10.0.0.10,232.1.1.1"))
+    });
 }
