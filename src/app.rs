@@ -267,15 +267,16 @@ async fn reload(
     (world, keeper): (&World, &Addr<Keeper>),
 ) -> Result<String, String> {
     let successful = &world.catalog.last_reload_successful;
-    let mut settings = match load() {
-        Ok(settings) => settings,
-        Err(report) => {
-            successful.set(0);
-            let refused = format!("the settings are refused, the old ones stay: {report}");
-            error!("reload: {refused}");
-            return Err(refused);
-        }
+    let refused = |why: &dyn std::fmt::Display| {
+        successful.set(0);
+        let refused = format!("the settings are refused, the old ones stay: {why}");
+        error!("reload: {refused}");
+        refused
     };
+    let mut settings = load().map_err(|report| refused(&report))?;
+    if let Some(why) = &settings.unread {
+        return Err(refused(why));
+    }
     let Some(routing) = world.routing.load_full() else {
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());

@@ -254,7 +254,10 @@ mod tests {
         assert_eq!(args.words, ["kill"]);
         let args = read("-p show -dt routes -i name -ux").unwrap();
         assert!(args.plain && args.detail && args.terse);
-        assert_eq!((&args.words[..], &args.name[..]), (&["show".into(), "routes".into()][..], "name"));
+        assert_eq!(
+            (&args.words[..], &args.name[..]),
+            (&["show".into(), "routes".into()][..], "name")
+        );
         let args = read("add a -b 225.1.1.1 -v -j b -h").unwrap();
         assert!(args.batch && args.version && args.json && args.help);
         assert_eq!(args.words, ["add", "a", "225.1.1.1", "b"]);

@@ -9,6 +9,7 @@
 pub mod conf;
 pub mod convert;
 pub mod line;
+pub mod phyint;
 pub mod server;
 
 pub mod show;
