@@ -97,7 +97,7 @@ fn a_line_to_nowhere_stops_alike(lab: &Lab) {
     assert_eq!(ours.1, theirs.1);
     // Of 225.1.2.3 both.
     assert_eq!(ours.1.len(), 3 + 2);
-    let nowhere = "(*, 225.1.2.4)                             in    \n";
+    let nowhere = "(*, 225.1.2.4)                             in   \n";
     assert!(
         ours.0.contains(nowhere) && theirs.0.contains(nowhere),
         "{ours:?}"
