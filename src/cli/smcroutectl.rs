@@ -214,7 +214,8 @@ fn ask(args: &ClientArgs, command: &Command) -> Result<String, String> {
 
 fn tables(args: &ClientArgs, verb: Verb, answer: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    if verb == Verb::ShowJson {
+    // Of nothing there is no table.
+    if verb == Verb::ShowJson || answer.is_empty() {
         return out.write_all(answer.as_bytes());
     }
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());

@@ -13,6 +13,7 @@ cases!("smcroute_commands":
     #[Program("smcrouted", "smcroute")] tables_are_the_same_for_every_client_and_daemon,
     #[Program("smcrouted", "smcroute")] commands_end_alike,
     #[Program("smcrouted", "smcroute")] flags_stand_behind_the_command_too,
+    #[Program("smcrouted", "smcroute")] a_disabled_interface_and_nothing_show_alike,
     lies_on_the_socket_change_nothing,
 );
 
@@ -260,6 +261,67 @@ fn flags_stand_behind_the_command_too(lab: &Lab) {
     // It was they who were told to end.
     for (_, daemon) in &mut daemons {
         eventually("the end", true, || daemon.program.ended().is_some());
+    }
+}
+
+fn a_disabled_interface_and_nothing_show_alike(lab: &Lab) {
+    let files = [
+        "",
+        "phyint out1 disable\n\
+         mroute from in group 225.1.2.3 to out1 out2\n\
+         mroute from in group 225.1.2.4 to out1\n\
+         mroute from out1 group 225.1.2.5 to out2\n\
+         mroute from in source 10.0.0.10 group 225.1.2.6 to out+\n",
+    ];
+    let commands = [
+        "show",
+        "-p show",
+        "-t show",
+        "-p -d show",
+        "-p show groups",
+        "-p -d show groups",
+        "-p show interfaces",
+        "-p show ifaces",
+        "-p show iface",
+        "-p show rules",
+        "-p show g",
+        "add out1 225.8.8.9 out2",
+        "remove out1 225.1.2.3",
+        "remove out1 225.1.2.5",
+        "join out1 225.9.9.9",
+        "-p show group",
+        "-p show gfoo",
+        "leave out1 225.9.9.9",
+        "add in 225.7.7.7 out1",
+        "-p show routes",
+    ];
+    for conf in files {
+        let mut told = Vec::new();
+        for (whose, star) in two(lab, 2) {
+            let daemon = Daemon::start(lab, &star.rtr, whose, conf, &[]);
+            let run = |client: Whose| {
+                commands.map(|command| {
+                    let words: Vec<&str> = command.split(' ').collect();
+                    let output = daemon.ask(client, &words);
+                    let mut shown = text(&output);
+                    if command == "show" && !shown.is_empty() {
+                        // Debian's client asks the terminal for its width first.
+                        shown = String::new();
+                    }
+                    (command, output.status.code(), shown)
+                })
+            };
+            if conf.is_empty() {
+                for words in ["show", "-t show", "show groups", "show pending"] {
+                    let words: Vec<&str> = words.split(' ').collect();
+                    assert_eq!(text(&daemon.ask(Whose::Ours, &words)), "", "{whose:?}");
+                }
+            }
+            told.push(run(Whose::Theirs));
+        }
+        for (ours, theirs) in told[0].iter().zip(&told[1]) {
+            assert_eq!(ours, theirs, "of {conf:?}");
+        }
     }
 }
 
