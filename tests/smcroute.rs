@@ -170,6 +170,23 @@ fn a_line_that_stops_is_one_that_smcroute_knows() {
 }
 
 #[test]
+fn a_closed_pipe_is_no_panic() {
+    use std::process::{Command, Stdio};
+    for words in [
+        ["completions", "bash", "smcrouted"].as_slice(),
+        &["man", "smcrouted"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mcastor"));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.args(words).stdout(writer).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*said), (Some(0), ""), "{words:?}");
+    }
+}
+
+#[test]
 fn toml_is_still_toml() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["a.conf", "a.toml", "a"] {

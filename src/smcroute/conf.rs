@@ -115,11 +115,15 @@ pub fn read(
     reader.conf
 }
 
-/// Whether a text is meant as `smcroute.conf`: one of its first directives is one.
+/// Whether a text is meant as `smcroute.conf`: a line of it begins with a directive, and not
+/// with a TOML key of that name.
 pub fn reads_as_one(text: &str) -> bool {
     text.lines().any(|line| {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        ["phyint", "mgroup", "mroute", "include"].contains(&first) && !line.contains('=')
+        let text = line.split('#').next().unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        ["phyint", "mgroup", "mroute", "include"].contains(&first)
+            && !words.next().is_some_and(|word| word.starts_with('='))
     })
 }
 
@@ -474,7 +478,13 @@ mod tests {
             "# x\n\n  mroute from eth0 group 225.1.2.3 to eth1\n"
         ));
         assert!(!reads_as_one("[[route]]\nfrom = \"eth0\"\n"));
+        assert!(reads_as_one(
+            "mroute from eth0 group 225.1.2.3 to eth1   # vlan=5\n"
+        ));
+        assert!(reads_as_one("include /etc/a=b.conf\n"));
         assert!(!reads_as_one("include = 3\n"));
+        assert!(!reads_as_one("include=3\n"));
+        assert!(!reads_as_one("include =3 # mroute\n"));
         assert!(!reads_as_one(""));
     }
 }
