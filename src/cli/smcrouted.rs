@@ -190,7 +190,9 @@ pub fn run(args: DaemonArgs) -> ExitCode {
     }
     if args.delay > 0 {
         // Nobody waits for a delay that was asked for.
-        starting.take().map(left_alone);
+        if let Some(starting) = starting.take() {
+            left_alone(starting);
+        }
         // Nothing else runs yet.
         std::thread::sleep(Duration::from_secs(args.delay.into()));
     }
