@@ -15,7 +15,6 @@ use nix::unistd::{
     ForkResult, Gid, Group, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, fork, initgroups,
     setgid, setsid, setuid,
 };
-
 /// Whom to become.
 #[derive(Debug, Clone)]
 pub struct Identity {
