@@ -229,6 +229,10 @@ struct Background<'a>(&'a [String]);
 impl Drop for Background<'_> {
     fn drop(&mut self) {
         for name in self.0 {
+            // One without a pid file has a socket.
+            let _ = std::process::Command::new(BINARY)
+                .args(["smcroutectl", "-i", name, "kill"])
+                .output();
             let file = format!("/run/{name}.pid");
             let pid = std::fs::read_to_string(&file).unwrap_or_default();
             if !pid.is_empty() {
