@@ -81,11 +81,25 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// One end of multicast NAT, instead of what the settings say of it.
     pub mnat: Option<Config>,
-    /// Where smcroute's clients are answered; the control socket is not made then.
-    pub smcroute: Option<Socket>,
+    /// Who may ask and command.
+    pub clients: Clients,
+    /// Called when packets are taken in, or after ten seconds without.
+    pub started: Option<Started>,
     /// What is run when routes are in force, and when a flow begins.
     pub script: Option<PathBuf>,
 }
+
+/// Who is answered.
+pub enum Clients {
+    /// Those of the control socket of the settings.
+    Control,
+    /// Those of smcroute, here; nobody where that socket cannot be made. As in smcrouted, a pid
+    /// file that cannot be written is no reason to end.
+    Smcroute(Option<Socket>),
+}
+
+/// What is told of a start that went well.
+pub type Started = Box<dyn FnOnce()>;
 
 /// What reads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<Report>>>;
@@ -139,11 +153,18 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     );
     set_limits(&world, &settings.limits);
     tell_skipped(settings);
-    let control = match options.smcroute {
-        Some(_) => None,
-        None => Some(Socket::bind(&settings.control.socket)?),
+    let control = match options.clients {
+        Clients::Smcroute(_) => None,
+        Clients::Control => Some(Socket::bind(&settings.control.socket)?),
     };
-    let _pid_file = options.pid_file.clone().map(PidFile::write).transpose()?;
+    let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
+        Err(AppError::PidFile { path, cause }) if control.is_none() => {
+            let path = path.display();
+            warn!("cannot write the pid file {path}: {cause}; going on without one (-P)");
+            None
+        }
+        written => written?,
+    };
     let http = activated.or_else(|| settings.http.listen.and_then(listen));
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
@@ -162,10 +183,12 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         mnat: mnat.map(Arc::new),
     })
     .start();
-    let control = match (control, options.smcroute) {
+    let control = match (control, options.clients) {
         (Some(control), _) => actix::spawn(Server::new(control).serve(world.clone())),
-        (None, Some(socket)) => actix::spawn(SmcrouteServer::new(socket).serve(world.clone())),
-        (None, None) => actix::spawn(async {}),
+        (None, Clients::Smcroute(Some(socket))) => {
+            actix::spawn(SmcrouteServer::new(socket).serve(world.clone()))
+        }
+        (None, _) => actix::spawn(async {}),
     };
     let script = options
         .script
@@ -175,7 +198,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
             script.call(what);
         }
     };
-    actix::spawn(service::tell_the_supervisor(world.clone()));
+    actix::spawn(service::tell_the_supervisor(world.clone(), options.started));
     let result = loop {
         let reason = tokio::select! {
             reason = signals.next() => reason,
@@ -267,15 +290,16 @@ async fn reload(
     (world, keeper): (&World, &Addr<Keeper>),
 ) -> Result<String, String> {
     let successful = &world.catalog.last_reload_successful;
-    let mut settings = match load() {
-        Ok(settings) => settings,
-        Err(report) => {
-            successful.set(0);
-            let refused = format!("the settings are refused, the old ones stay: {report}");
-            error!("reload: {refused}");
-            return Err(refused);
-        }
+    let refused = |why: &dyn std::fmt::Display| {
+        successful.set(0);
+        let refused = format!("the settings are refused, the old ones stay: {why}");
+        error!("reload: {refused}");
+        refused
     };
+    let mut settings = load().map_err(|report| refused(&report))?;
+    if let Some(why) = &settings.unread {
+        return Err(refused(why));
+    }
     let Some(routing) = world.routing.load_full() else {
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());

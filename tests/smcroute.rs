@@ -99,6 +99,13 @@ mroute from eth0 source 10.0.0.10 group 225.1.2.4 to eth+
 mroute from br+ group 225.9.0.0/16 source 10.0.0.0/8 to eth1 br0 ttl set 8 except 10.0.0.1,10.1.0.0/16
 mroute from eth0 group ff0e::42 to eth1 ttl keep
 mroute from eth0 group 224.0.0.9 to eth1
+mroute from eth0 group 225.9.1.0/24 # silence
+mroute from eth0 group 225.9.2.1 to
+mroute from eth0 group 225.9.3.1 to eth0
+phyint eth+ ttl-threshold 9
+phyint eth1 mrdisc # alone
+phyint + ttl-threshold 4
+phyint br+
 include more/*.conf
 ";
 
@@ -115,10 +122,20 @@ fn toml_means_the_same_and_keeps_the_comments() {
     std::fs::write(&path, EVERYTHING.replace("more/*.conf", &include)).unwrap();
     let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
     assert_eq!(settings.skipped, [""; 0]);
-    assert_eq!(settings.odd.len(), 1, "{:?}", settings.odd);
-    assert_eq!(settings.routes.len(), 6);
+    assert_eq!(settings.odd.len(), 1 + 4, "{:?}", settings.odd);
+    assert_eq!(settings.routes.len(), 9);
+    for (n, route) in settings.routes[4..7].iter().enumerate() {
+        assert_eq!(route.to, [], "{route:?}");
+        let told = "mroute: sends nowhere: stops what it takes";
+        let told = format!("line {}: {told}", 13 + n);
+        assert!(
+            settings.odd.iter().any(|odd| odd.ends_with(&told)),
+            "{:?}",
+            settings.odd
+        );
+    }
     // Included in the order of their names.
-    assert_eq!(settings.routes[4].group.to_string(), "225.8.8.1");
+    assert_eq!(settings.routes[7].group.to_string(), "225.8.8.1");
     let toml = convert(&read_smcroute(&path, false));
     for comment in [
         "# The cameras of hall 3",
@@ -134,6 +151,39 @@ fn toml_means_the_same_and_keeps_the_comments() {
     let mut same = same.unwrap_or_else(|report| panic!("{report}\n{toml}"));
     same.odd.clone_from(&settings.odd);
     assert_eq!(same, settings, "{toml}");
+}
+
+#[test]
+fn a_line_that_stops_is_one_that_smcroute_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.conf");
+    std::fs::write(
+        &path,
+        "mroute from eth0 group 225.1.2.4\nmroute from eth0 group 225.1.2.5 to\n",
+    )
+    .unwrap();
+    let conf = read_smcroute(&path, true);
+    assert_eq!(
+        (conf.faults.len(), conf.routes.len(), conf.notes.len()),
+        (0, 2, 2)
+    );
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    use std::process::{Command, Stdio};
+    for words in [
+        ["completions", "bash", "smcrouted"].as_slice(),
+        &["man", "smcrouted"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mcastor"));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.args(words).stdout(writer).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*said), (Some(0), ""), "{words:?}");
+    }
 }
 
 #[test]

@@ -170,6 +170,7 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
         up: link.up,
         carrier: link.carrier,
         mtu: link.mtu,
+        disabled: rib.options(link).is_some_and(|o| o.disabled),
         ingress,
         egress,
         ttl_threshold: rib.ttl_threshold(link).map(|t| t.get()),

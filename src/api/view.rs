@@ -71,6 +71,9 @@ pub struct InterfaceView {
     pub carrier: bool,
     /// Largest IP packet in bytes.
     pub mtu: u32,
+    /// Routes may not use it, whatever they say.
+    #[serde(default)]
+    pub disabled: bool,
     /// Routes take packets from it.
     pub ingress: bool,
     /// Routes send packets to it.

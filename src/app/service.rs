@@ -127,14 +127,17 @@ fn new_flows(known: &mut HashSet<Key>, flows: Vec<FlowView>, routes: &[RouteView
 /// How long systemd waits for an interface that cannot be captured.
 const LONGEST_START: Duration = Duration::from_secs(10);
 
-/// Tells systemd that we are ready, and then, as often as it wants to hear, that we live: as
+/// Tells systemd, and whoever started us in the background, that we are ready, and then, as often as it wants to hear, that we live: as
 /// long as routing answers.
-pub async fn tell_the_supervisor(world: Arc<World>) {
+pub async fn tell_the_supervisor(world: Arc<World>, started: Option<super::Started>) {
     let begun = Instant::now();
     while !world.health.is_ready() && begun.elapsed() < LONGEST_START {
         sleep(Duration::from_millis(20)).await;
     }
     notify(NotifyState::Ready);
+    if let Some(started) = started {
+        started();
+    }
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::run::start_log;
 use super::{UNUSABLE, fail, unusable};
-use crate::app::{self, Options};
+use crate::app::{self, Clients, Options};
 use crate::mnat::client::Target;
 use crate::mnat::config::JoinSources;
 use crate::mnat::{Config, Role};
@@ -119,7 +119,8 @@ fn run(role: Role, end: EndArgs, joinfile: Option<PathBuf>, joins: JoinSources) 
         settings,
         load: Box::new(|| Settings::load(None, environment()).map_err(Box::new)),
         pid_file: None,
-        smcroute: None,
+        clients: Clients::Control,
+        started: None,
         script: None,
         mnat: Some(Config {
             role,

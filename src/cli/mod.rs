@@ -13,6 +13,7 @@ pub mod show;
 pub mod smcroutectl;
 pub mod smcrouted;
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -191,8 +192,9 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Completions { shell, program } => {
             let (mut command, name) = program.command();
-            clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut command, name, &mut text);
+            print(&text)
         }
         Command::Man { program } => man(program),
     }
@@ -205,9 +207,19 @@ fn man(program: Guise) -> ExitCode {
         // Where those of smcroute stand.
         Guise::Smcrouted | Guise::Smcroutectl => page.section("8"),
     };
-    match page.render(&mut std::io::stdout()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let mut text = Vec::new();
+    match page.render(&mut text) {
+        Ok(()) => print(&text),
         Err(e) => fail(&e),
+    }
+}
+
+/// Writes to standard output. Whoever closed it has read enough.
+fn print(text: &[u8]) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => fail(&e),
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 use super::{UNUSABLE, fail};
-use crate::app::{self, Options};
+use crate::app::{self, Clients, Options};
 use crate::settings::{LogFormat, LogSettings, Settings, environment};
 
 /// Arguments of `mcastor run`.
@@ -49,7 +49,8 @@ pub fn run(args: RunArgs) -> ExitCode {
         load: Box::new(load),
         pid_file: args.pid_file,
         mnat: None,
-        smcroute: None,
+        clients: Clients::Control,
+        started: None,
         script: None,
     };
     match app::run(options) {

@@ -58,8 +58,7 @@ pub struct ClientArgs {
     /// Show this text
     #[arg(short = 'h', long)]
     help: bool,
-    /// Command and arguments
-    #[arg(trailing_var_arg = true)]
+    /// Command and arguments; flags may stand behind them too
     words: Vec<String>,
 }
 
@@ -215,7 +214,8 @@ fn ask(args: &ClientArgs, command: &Command) -> Result<String, String> {
 
 fn tables(args: &ClientArgs, verb: Verb, answer: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    if verb == Verb::ShowJson {
+    // Of nothing there is no table.
+    if verb == Verb::ShowJson || answer.is_empty() {
         return out.write_all(answer.as_bytes());
     }
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
@@ -243,6 +243,30 @@ fn tables(args: &ClientArgs, verb: Verb, answer: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_may_stand_behind_the_command() {
+        let read = |line: &str| {
+            let words = std::iter::once("smcroutectl").chain(line.split_whitespace());
+            ClientArgs::try_parse_from(words)
+        };
+        let args = read("kill -u x.sock").unwrap();
+        assert_eq!(args.socket.as_deref(), Some("x.sock".as_ref()));
+        assert_eq!(args.words, ["kill"]);
+        let args = read("-p show -dt routes -i name -ux").unwrap();
+        assert!(args.plain && args.detail && args.terse);
+        assert_eq!(
+            (&args.words[..], &args.name[..]),
+            (&["show".into(), "routes".into()][..], "name")
+        );
+        let args = read("add a -b 225.1.1.1 -v -j b -h").unwrap();
+        assert!(args.batch && args.version && args.json && args.help);
+        assert_eq!(args.words, ["add", "a", "225.1.1.1", "b"]);
+        assert_eq!(read("show -- -d").unwrap().words, ["show", "-d"]);
+        assert!(read("add a -5 b").is_err());
+        assert!(read("show -x").is_err());
+        assert!(read("kill -u").is_err());
+    }
 
     #[test]
     fn commands_are_shortened_as_ever() {

@@ -12,10 +12,10 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::FAILED;
-use crate::app::{self, AppError, Load, Options};
+use crate::app::{self, AppError, Clients, Load, Options, Started};
 use crate::control::socket::{BindError, Socket};
 use crate::settings::{Settings, environment, read_smcroute};
-use crate::sys::privileges::{self, Identity};
+use crate::sys::privileges::{self, Identity, Starting};
 
 /// sysexits.h: bad arguments.
 const EX_USAGE: u8 = 64;
@@ -64,7 +64,9 @@ pub struct DaemonArgs {
     name: String,
     /// How much is logged
     #[arg(short = 'l', value_name = "LEVEL", default_value = "notice",
-        value_parser = ["none", "err", "error", "warn", "warning", "notice", "info", "debug"])]
+        ignore_case = true,
+        value_parser = ["none", "emerg", "panic", "alert", "crit", "err", "error", "warn", "warning",
+            "notice", "info", "debug"])]
     level: String,
     /// Seconds between announcements of this router, 4 to 180
     #[arg(short = 'm', value_name = "SEC", default_value_t = 20)]
@@ -175,20 +177,37 @@ pub fn run(args: DaemonArgs) -> ExitCode {
         Ok(identity) => identity,
         Err(e) => return fail(FAILED, &format!("-p: {e}")),
     };
-    if !args.foreground
-        && let Err(e) = privileges::detach()
-    {
-        return fail(EX_OSERR, &format!("cannot detach: {e}"));
-    }
+    let mut starting = match args.foreground {
+        true => None,
+        false => match privileges::detach() {
+            Ok(starting) => Some(starting),
+            Err(e) => return fail(EX_OSERR, &format!("cannot detach: {e}")),
+        },
+    };
     start_log(&args);
     if let Some(table) = &args.table {
         info!("-t {table}: the kernel's routing tables are not used, the flag has no effect");
     }
-    // Nothing else runs yet.
-    std::thread::sleep(Duration::from_secs(args.delay.into()));
+    if args.delay > 0 {
+        // Nobody waits for a delay that was asked for.
+        if let Some(starting) = starting.take() {
+            left_alone(starting);
+        }
+        // Nothing else runs yet.
+        std::thread::sleep(Duration::from_secs(args.delay.into()));
+    }
     match prepare(&args, identity.as_ref()) {
-        Ok(options) => route(options),
+        Ok(mut options) => {
+            options.started = starting.map(|s| Box::new(|| left_alone(s)) as Started);
+            route(options)
+        }
         Err(e) => e,
+    }
+}
+
+fn left_alone(starting: Starting) {
+    if let Err(e) = starting.done() {
+        warn!("cannot let go of the terminal: {e}");
     }
 }
 
@@ -211,14 +230,21 @@ fn prepare(args: &DaemonArgs, identity: Option<&Identity>) -> Result<Options, Ex
     let load = args.load();
     let settings = load().map_err(|report| fail(EX_CONFIG, &report))?;
     let socket = args.socket();
-    let bound = Socket::bind(&socket).map_err(|e| {
-        let code = match &e {
-            BindError::Taken(_) => EX_UNAVAILABLE,
-            _ => FAILED,
-        };
-        tracing::error!("{e}");
-        fail(code, &e)
-    })?;
+    let bound = match Socket::bind(&socket) {
+        Ok(bound) => Some(bound),
+        Err(e @ BindError::Refused { .. }) => {
+            warn!("{e}; going on without clients");
+            None
+        }
+        Err(e) => {
+            let code = match &e {
+                BindError::Taken(_) => EX_UNAVAILABLE,
+                _ => FAILED,
+            };
+            tracing::error!("{e}");
+            return Err(fail(code, &e));
+        }
+    };
     info!(
         "mcastor v{} as smcrouted, {}, {}",
         env!("CARGO_PKG_VERSION"),
@@ -227,18 +253,26 @@ fn prepare(args: &DaemonArgs, identity: Option<&Identity>) -> Result<Options, Ex
     );
     let mut pid_file = Some(args.pid_file());
     if let (Some(identity), Some(pid)) = (identity, pid_file.take_if(|_| identity.is_some())) {
-        let gave = std::fs::write(&pid, format!("{}\n", std::process::id()))
-            .and_then(|()| identity.owns(&pid))
-            .and_then(|()| identity.owns(&socket))
-            .and_then(|()| identity.assume());
-        gave.map_err(|e| fail(EX_NOPERM, &format!("-p: {e}")))?;
+        if let Err(e) = identity.writes(&pid, &format!("{}\n", std::process::id())) {
+            let pid = pid.display();
+            warn!("cannot write the pid file {pid}: {e}; going on without one (-P)");
+        }
+        if bound.is_some()
+            && let Err(e) = identity.owns_socket(&socket)
+        {
+            warn!("-p: the socket stays root's: {e}");
+        }
+        identity
+            .assume()
+            .map_err(|e| fail(EX_NOPERM, &format!("-p: {e}")))?;
     }
     Ok(Options {
         settings,
         load,
         pid_file,
         mnat: None,
-        smcroute: Some(bound),
+        clients: Clients::Smcroute(bound),
+        started: None,
         script: args.script.clone(),
     })
 }
@@ -259,9 +293,10 @@ fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn start_log(args: &DaemonArgs) {
-    let level = match args.level.as_str() {
+    let level = args.level.to_ascii_lowercase();
+    let level = match level.as_str() {
         "none" => "off",
-        "err" | "error" => "error",
+        "emerg" | "panic" | "alert" | "crit" | "err" | "error" => "error",
         // Our start and end, and what is odd: what smcrouted notices.
         "notice" => "warn,mcastor::app=info,mcastor::cli=info",
         other => other.strip_suffix("ing").unwrap_or(other),

@@ -73,6 +73,7 @@ pub(super) fn check(
         limits: checker.limits(limits),
         skipped: Vec::new(),
         odd: Vec::new(),
+        unread: None,
     };
     // Only where all there is is right can it be said who hands on to whom.
     if checker.problems.is_empty() {

@@ -67,6 +67,8 @@ pub struct Settings {
     pub skipped: Vec<String>,
     /// Lines of an `smcroute.conf` that may not mean what was meant, likewise.
     pub odd: Vec<String>,
+    /// Why an `smcroute.conf` itself, and with it everything, could not be read.
+    pub unread: Option<String>,
 }
 
 /// The listener for metrics, health and the API.

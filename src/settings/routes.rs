@@ -153,16 +153,10 @@ fn egresses(
     from: Option<&IfPattern>,
 ) -> Option<Vec<IfPattern>> {
     let list = route.key("to");
-    if written.is_empty() {
-        let help = "A route needs somewhere to send: to = [\"eth1\"]. To drop a stream, write no \
-                    route for it.";
-        checker.wrong(&list, "an empty list", "1 to 64 interfaces", help);
-        return None;
-    }
     if written.len() > MOST_EGRESSES {
         let found = format!("{} entries", written.len());
         let help = "A pattern takes many interfaces at once: to = [\"veth*\"].";
-        checker.wrong(&list, found, "1 to 64 interfaces", help);
+        checker.wrong(&list, found, "at most 64 interfaces", help);
         return None;
     }
     let mut seen: HashMap<IfPattern, usize> = HashMap::new();

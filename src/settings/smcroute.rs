@@ -34,20 +34,16 @@ pub fn read(file: &Path, strict: bool) -> Conf {
         // The file itself may have a name that would be a pattern.
         if pattern == path {
             return match read_file(file) {
-                Ok(bytes) => Ok(vec![(path.clone(), bytes)]),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-                Err(e) => Err(e),
+                bytes => Ok(vec![(path.clone(), bytes)]),
             };
         }
         let found = glob::glob(pattern).map_err(io::Error::other)?;
-        found
-            .map(|path| {
-                let path = path.map_err(io::Error::other)?;
-                let bytes = read_file(&path)
-                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-                Ok((path.display().to_string(), bytes))
-            })
-            .collect()
+        let read = found.map(|found| match found {
+            Ok(path) => (path.display().to_string(), read_file(&path)),
+            Err(e) => (e.path().display().to_string(), Err(e.into())),
+        });
+        Ok(read.collect())
     })
 }
 
@@ -64,6 +60,7 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
     settings.routes.extend(routes);
     let joins = conf.joins.iter().map(|(_, rule)| rule.clone());
     settings.joins.extend(joins);
+    settings.unread.clone_from(&conf.unread);
     settings.skipped = conf.faults.iter().map(ToString::to_string).collect();
     settings.odd = conf.notes.iter().map(ToString::to_string).collect();
     settings

@@ -7,7 +7,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::line::{self, Directive, MOST_EGRESSES, Mgroup, Mroute, Phyint};
-use crate::model::{IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule, TtlThreshold};
+use super::phyint::{self, Interface};
+use crate::model::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 
 /// How deep files may include files.
 pub const DEEPEST_INCLUDE: usize = 16;
@@ -60,27 +61,13 @@ pub struct Line {
     pub comment: Option<String>,
 }
 
-/// Options of the interfaces of a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    /// Which interfaces.
-    pub name: IfPattern,
-    /// Nothing is routed there.
-    pub disabled: bool,
-    /// The router is announced there.
-    pub mrdisc: bool,
-    /// What may leave there.
-    pub ttl_threshold: Option<TtlThreshold>,
-    /// Its last line.
-    pub at: usize,
-}
-
 /// What the files say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conf {
     /// Every line of every file, in the order they are read.
     pub lines: Vec<Line>,
-    /// Interface options, each name once.
+    /// Interface options, each name once, in the order of [`Interface::at`]. Where several fit
+    /// an interface its name counts, else the first pattern.
     pub interfaces: Vec<Interface>,
     /// The routes, lines of the same interface, source and group merged. With each the
     /// number of its first line in `lines`.
@@ -91,10 +78,12 @@ pub struct Conf {
     pub faults: Vec<Fault>,
     /// Lines that stand, but may not mean what was meant.
     pub notes: Vec<Fault>,
+    /// Why the file itself could not be read; a fault too.
+    pub unread: Option<String>,
 }
 
-/// A file: its name and its bytes.
-pub type File = (String, Vec<u8>);
+/// A file: its name and its bytes, or why it cannot be read.
+pub type File = (String, io::Result<Vec<u8>>);
 
 /// Reads `path` and all it includes. `files` answers a path or a glob pattern with the files
 /// that fit, sorted. `strict` refuses what smcroute does not know or ignores.
@@ -108,24 +97,33 @@ pub fn read(
         strict,
         files,
         read: 0,
+        phyints: Vec::new(),
     };
     match (reader.files)(path) {
-        Ok(found) if found.is_empty() => reader.whole(path, "does not exist"),
+        Ok(found) if found.is_empty() => reader.unread(path, "does not exist".into()),
         Ok(found) => {
-            for file in found {
-                reader.file(file, &mut Vec::new());
+            for (name, bytes) in found {
+                match bytes {
+                    Ok(bytes) => reader.file(name, &bytes, &mut Vec::new()),
+                    Err(e) => reader.unread(&name, format!("cannot be read: {e}")),
+                }
             }
         }
-        Err(e) => reader.whole(path, &format!("cannot be read: {e}")),
+        Err(e) => reader.unread(path, format!("cannot be read: {e}")),
     }
+    reader.conf.interfaces = phyint::resolve(&reader.phyints);
     reader.conf
 }
 
-/// Whether a text is meant as `smcroute.conf`: one of its first directives is one.
+/// Whether a text is meant as `smcroute.conf`: a line of it begins with a directive, and not
+/// with a TOML key of that name.
 pub fn reads_as_one(text: &str) -> bool {
     text.lines().any(|line| {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        ["phyint", "mgroup", "mroute", "include"].contains(&first) && !line.contains('=')
+        let text = line.split('#').next().unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        ["phyint", "mgroup", "mroute", "include"].contains(&first)
+            && !words.next().is_some_and(|word| word.starts_with('='))
     })
 }
 
@@ -134,22 +132,24 @@ struct Reader<'a> {
     strict: bool,
     files: &'a mut dyn FnMut(&str) -> io::Result<Vec<File>>,
     read: usize,
+    phyints: Vec<(usize, Phyint)>,
 }
 
 impl Reader<'_> {
-    fn whole(&mut self, file: &str, cause: &str) {
+    fn unread(&mut self, file: &str, cause: String) {
         let place = Place {
             file: file.into(),
             line: 0,
         };
-        self.fault(place, cause.to_string());
+        self.conf.unread = Some(format!("{place}: {cause}"));
+        self.fault(place, cause);
     }
 
     fn fault(&mut self, place: Place, cause: String) {
         self.conf.faults.push(Fault { place, cause });
     }
 
-    fn file(&mut self, (name, bytes): File, above: &mut Vec<String>) {
+    fn file(&mut self, name: String, bytes: &[u8], above: &mut Vec<String>) {
         self.read += 1;
         let file: Arc<str> = name.as_str().into();
         above.push(name);
@@ -195,7 +195,7 @@ impl Reader<'_> {
         let done = match read.directive {
             None => Ok(()),
             Some(Directive::Phyint(phyint)) => {
-                self.phyint(at, phyint);
+                self.phyints.push((at, phyint));
                 Ok(())
             }
             Some(Directive::Mgroup(mgroup)) => self.mgroup(at, &place, mgroup),
@@ -210,26 +210,6 @@ impl Reader<'_> {
         };
         if let Err(cause) = done {
             self.fault(place, cause);
-        }
-    }
-
-    fn phyint(&mut self, at: usize, phyint: Phyint) {
-        let all = &mut self.conf.interfaces;
-        let known = all.iter_mut().find(|i| i.name == phyint.name);
-        match known {
-            Some(known) => {
-                known.disabled = phyint.disabled.unwrap_or(known.disabled);
-                known.mrdisc |= phyint.mrdisc;
-                known.ttl_threshold = phyint.ttl_threshold.or(known.ttl_threshold);
-                known.at = at;
-            }
-            None => all.push(Interface {
-                name: phyint.name,
-                disabled: phyint.disabled.unwrap_or_default(),
-                mrdisc: phyint.mrdisc,
-                ttl_threshold: phyint.ttl_threshold,
-                at,
-            }),
         }
     }
 
@@ -320,14 +300,18 @@ impl Reader<'_> {
                 }),
             }
         }
-        for file in found {
-            if above.contains(&file.0) {
-                return Err(format!("include: {} includes itself", file.0));
+        for (name, bytes) in found {
+            if above.contains(&name) {
+                return Err(format!("include: {name} includes itself"));
             }
             if self.read >= MOST_FILES {
                 return Err(format!("include: more than {MOST_FILES} files"));
             }
-            self.file(file, above);
+            match bytes {
+                Ok(bytes) => self.file(name, &bytes, above),
+                // The others that fit are no worse for it.
+                Err(e) => self.fault(place.clone(), format!("include: {name}: {e}")),
+            }
         }
         Ok(())
     }
@@ -346,10 +330,44 @@ mod tests {
             Ok(files
                 .iter()
                 .filter(|(name, _)| fits(name))
-                .map(|(name, text)| (name.to_string(), text.as_bytes().to_vec()))
+                .map(|(name, text)| {
+                    let bytes = match *text {
+                        UNREADABLE => Err(io::ErrorKind::PermissionDenied.into()),
+                        text => Ok(text.as_bytes().to_vec()),
+                    };
+                    (name.to_string(), bytes)
+                })
                 .collect())
         };
         read(files[0].0, strict, &mut hand)
+    }
+
+    /// Stands for a file without rights.
+    const UNREADABLE: &str = "unreadable";
+
+    #[test]
+    fn one_file_that_cannot_be_read_is_no_matter_of_the_others() {
+        let conf = read_all(
+            &[
+                ("a", "include d/*\n"),
+                ("d/1", "mroute from eth0 group 225.1.2.3 to eth1\n"),
+                ("d/2", UNREADABLE),
+                ("d/3", "mroute from eth0 group 225.1.2.4 to eth1\n"),
+            ],
+            false,
+        );
+        assert_eq!(
+            texts(&conf.faults),
+            ["a line 1: include: d/2: permission denied"]
+        );
+        assert_eq!(conf.routes.len(), 2);
+        assert_eq!(conf.unread, None);
+        let conf = read_all(&[("a", UNREADABLE)], false);
+        assert_eq!(
+            texts(&conf.faults),
+            ["a: cannot be read: permission denied"]
+        );
+        assert!(conf.unread.is_some());
     }
 
     fn texts(faults: &[Fault]) -> Vec<String> {
@@ -460,7 +478,13 @@ mod tests {
             "# x\n\n  mroute from eth0 group 225.1.2.3 to eth1\n"
         ));
         assert!(!reads_as_one("[[route]]\nfrom = \"eth0\"\n"));
+        assert!(reads_as_one(
+            "mroute from eth0 group 225.1.2.3 to eth1   # vlan=5\n"
+        ));
+        assert!(reads_as_one("include /etc/a=b.conf\n"));
         assert!(!reads_as_one("include = 3\n"));
+        assert!(!reads_as_one("include=3\n"));
+        assert!(!reads_as_one("include =3 # mroute\n"));
         assert!(!reads_as_one(""));
     }
 }

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::conf::{Conf, Interface, Line};
+use super::conf::{Conf, Line};
 use super::line::Directive;
+use super::phyint::Interface;
 use crate::model::{JoinRule, RouteRule, TtlPolicy};
 
 /// The settings that mean what `conf` means, with its comments. Interface options, routes and
@@ -24,7 +25,7 @@ pub fn convert(conf: &Conf) -> String {
 
 fn one(out: &mut String, conf: &Conf, at: usize, line: &Line) {
     let mut tables: Vec<String> = Vec::new();
-    // Options that stand in several lines are given where the last one is.
+    // Options that other lines have a say in are given where the last of those is.
     let here = conf.interfaces.iter().filter(|i| i.at == at);
     tables.extend(here.map(interface));
     let here = conf.routes.iter().filter(|(n, _)| *n == at);
@@ -98,6 +99,9 @@ fn route(rule: &RouteRule) -> String {
         let _ = writeln!(out, "except_sources = {}", list(&rule.except_sources));
     }
     let _ = writeln!(out, "group = {}", quoted(&rule.group));
+    if rule.to.is_empty() {
+        comment(&mut out, " stops what it takes");
+    }
     let _ = writeln!(out, "to = {}", list(&rule.to));
     match rule.ttl {
         TtlPolicy::Decrement => {}

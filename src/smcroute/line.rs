@@ -14,7 +14,7 @@ pub enum Directive {
     Phyint(Phyint),
     /// `mgroup from IIF [source ADDR[/LEN]] group GROUP[/LEN]`
     Mgroup(Mgroup),
-    /// `mroute from IIF [source ADDR[/LEN]] group GROUP[/LEN] to OIF …`
+    /// `mroute from IIF [source ADDR[/LEN]] group GROUP[/LEN] [to OIF …]`
     Mroute(Mroute),
     /// `include PATH`
     Include(String),
@@ -55,7 +55,7 @@ pub struct Mroute {
     pub except: Vec<SourcePrefix>,
     /// To whom.
     pub group: GroupPrefix,
-    /// Where packets leave.
+    /// Where packets leave; nowhere for a line that stops what it takes.
     pub to: Vec<IfPattern>,
     /// What happens to the TTL.
     pub ttl: TtlPolicy,
@@ -121,6 +121,13 @@ pub fn read(line: &str, strict: bool) -> Result<Read, String> {
     });
     if strict && let Some(note) = read.notes.first() {
         return Err(note.clone());
+    }
+    // smcroute knows it, so `--strict` does.
+    if let Some(Directive::Mroute(mroute)) = &read.directive
+        && mroute.to.is_empty()
+    {
+        let note = "mroute: sends nowhere: stops what it takes";
+        read.notes.push(note.into());
     }
     Ok(read)
 }
@@ -363,9 +370,6 @@ fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mrout
     let any = SourcePrefix::any_for(group);
     let source_prefix = parts.source.map(|text| source(text, group, notes));
     let source_prefix = source_prefix.transpose().map_err(in_line)?.unwrap_or(any);
-    if parts.to.is_empty() {
-        return Err("mroute: no interface to send to".into());
-    }
     if strict && (parts.ttl.is_some() || parts.except.is_some()) {
         return Err("mroute: smcroute knows no ttl and no except (--strict)".into());
     }
@@ -379,9 +383,6 @@ fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mrout
         } else if !to.contains(&oif) {
             to.push(oif);
         }
-    }
-    if to.is_empty() {
-        return Err(format!("mroute: nowhere to send to but {from} itself"));
     }
     if to.len() > MOST_EGRESSES {
         return Err(format!(

@@ -1,6 +1,7 @@
 //! What smcroute's users know: its file, its socket, its tables.
 //!
-//! - [`conf`] reads `smcroute.conf`; [`mod@convert`] writes what it means as TOML.
+//! - [`conf`] reads `smcroute.conf`, [`line`](mod@line) a line of it; [`phyint`] tells which options an
+//!   interface has; [`mod@convert`] writes what it means as TOML.
 //! - [`wire`] is the socket's protocol, both ways; [`server`] answers it, [`show`] draws its
 //!   tables.
 //!
@@ -9,6 +10,7 @@
 pub mod conf;
 pub mod convert;
 pub mod line;
+pub mod phyint;
 pub mod server;
 
 pub mod show;

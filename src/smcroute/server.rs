@@ -192,13 +192,18 @@ fn addresses<'a>(
     Ok((source, group, left))
 }
 
-async fn exists(world: &World, name: &IfPattern) -> Result<bool, String> {
+/// The interfaces that a name or pattern stands for.
+async fn named(world: &World, name: &IfPattern) -> Result<Vec<InterfaceView>, String> {
     let interfaces = questions::show(world, Show::Interfaces).await;
     let Shown::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
-        return Ok(false);
+        return Ok(Vec::new());
     };
     let fits = |i: &InterfaceView| i.name.parse::<IfName>().is_ok_and(|n| name.matches(&n));
-    Ok(interfaces.iter().any(fits))
+    Ok(interfaces.into_iter().filter(fits).collect())
+}
+
+fn not_known(iif: &str) -> String {
+    format!("ipc: mroute: inbound {iif} is not a known phyint")
 }
 
 async fn add(world: &World, words: &[String]) -> Result<String, String> {
@@ -210,8 +215,8 @@ async fn add(world: &World, words: &[String]) -> Result<String, String> {
     }
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
-    if !exists(world, &from).await? {
-        return Err(format!("ipc: mroute: inbound {iif} is not a known phyint"));
+    if !named(world, &from).await?.iter().any(|i| !i.disabled) {
+        return Err(not_known(iif));
     }
     let mut to = Vec::new();
     for oif in oifs {
@@ -240,6 +245,11 @@ async fn remove(world: &World, words: &[String]) -> Result<String, String> {
     };
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
+    // A route of the file may wait for an interface; it can be removed while it does.
+    let there = named(world, &from).await?;
+    if !there.is_empty() && there.iter().all(|i| i.disabled) {
+        return Err(not_known(iif));
+    }
     let routes = questions::show(world, Show::Routes).await;
     let Shown::Routes(routes) = routes.map_err(|e| e.to_string())? else {
         return Ok(String::new());
@@ -295,7 +305,7 @@ async fn membership(world: &World, words: &[String], join: bool) -> Result<Strin
     }
     let interface = pattern(iif).map_err(|e| format!("{who}: {e}"))?;
     let (source, group, _) = addresses(who, rest)?;
-    if join && !exists(world, &interface).await? {
+    if join && named(world, &interface).await?.is_empty() {
         return Err(format!("unknown interface {iif}"));
     }
     let mut sources: Vec<Option<Source>> = line::members(source, group)?

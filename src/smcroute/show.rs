@@ -43,17 +43,14 @@ pub enum What {
 }
 
 impl What {
-    /// Any beginning of a name; anything else means routes.
+    /// Its first letter tells, as in `ifaces`; anything else means routes.
     pub fn named(word: Option<&str>) -> Self {
-        let all = [
-            ("routes", Self::Routes),
-            ("groups", Self::Groups),
-            ("interfaces", Self::Interfaces),
-            ("pending", Self::Pending),
-        ];
-        let word = word.unwrap_or_default();
-        let found = all.iter().find(|(name, _)| name.starts_with(word));
-        found.map_or(Self::Routes, |(_, what)| *what)
+        match word.and_then(|word| word.chars().next()) {
+            Some('g') => Self::Groups,
+            Some('i') => Self::Interfaces,
+            Some('p') => Self::Pending,
+            _ => Self::Routes,
+        }
     }
 }
 
@@ -109,7 +106,8 @@ impl State {
         let Ok(fits) = pattern(name) else {
             return Vec::new();
         };
-        let names = self.interfaces.iter().map(|i| i.name.as_str());
+        let names = self.interfaces.iter().filter(|i| !i.disabled);
+        let names = names.map(|i| i.name.as_str());
         let fitting = |n: &&str| n.parse::<IfName>().is_ok_and(|n| fits.matches(&n));
         names.filter(fitting).collect()
     }
@@ -229,11 +227,13 @@ impl State {
         let row = |out: &mut String, source: &str, group: &str, iif: &str| {
             let _ = writeln!(out, "{:<WIDE$} {}", format!("({source}, {group})"), iif);
         };
-        let _ = writeln!(
-            out,
-            "Group Memberships Table_\n{:<WIDE$} {:<16}=",
-            "GROUP (S,G)", "IIF"
-        );
+        if !self.joins.is_empty() {
+            let _ = writeln!(
+                out,
+                "Group Memberships Table_\n{:<WIDE$} {:<16}=",
+                "GROUP (S,G)", "IIF"
+            );
+        }
         for join in &self.joins {
             let source = join.source.map_or("*".into(), |s| s.to_string());
             row(
@@ -243,7 +243,7 @@ impl State {
                 &plus(join.interface.as_str()),
             );
         }
-        if detail {
+        if detail && self.held().next().is_some() {
             let _ = writeln!(out, "Kernel Group Membership Table_");
             for (source, group) in self.held() {
                 row(&mut out, source, &group.group, &group.interface);
@@ -261,7 +261,11 @@ impl State {
                 "lo" => "N/A".to_string(),
                 _ => {
                     next += 1;
-                    (next - 1).to_string()
+                    // Its number is left free.
+                    match interface.disabled {
+                        true => "N/A".to_string(),
+                        false => (next - 1).to_string(),
+                    }
                 }
             };
             let (index, called) = (interface.index, &interface.name);
@@ -271,6 +275,9 @@ impl State {
     }
 
     fn pending_table(&self) -> String {
+        if self.pending.is_empty() {
+            return String::new();
+        }
         let mut out = String::from("Pending Rules_\n");
         let _ = writeln!(out, "{:<WIDE$} WAITING FOR=", "RULE");
         for pending in &self.pending {
@@ -393,6 +400,27 @@ mod tests {
     }
 
     #[test]
+    fn a_disabled_interface_is_left_out_and_empty_tables_are() {
+        let mut state = state();
+        state.interfaces[4].disabled = true;
+        let shown = show(&state, What::Routes, Form::Plain);
+        assert!(
+            shown.contains("eth1\n") && !shown.contains("eth2"),
+            "{shown}"
+        );
+        let shown = show(&state, What::Interfaces, Form::Plain);
+        assert!(
+            shown.ends_with("     5 eth1      2    2\n     7 eth2    N/A  N/A\n"),
+            "{shown}"
+        );
+        for what in [What::Routes, What::Groups, What::Pending] {
+            for form in [Form::Plain, Form::Detail] {
+                assert_eq!(show(&State::default(), what, form), "", "{what:?}");
+            }
+        }
+    }
+
+    #[test]
     fn words_are_shortened() {
         for (word, what) in [
             (None, What::Routes),
@@ -400,6 +428,9 @@ mod tests {
             (Some("g"), What::Groups),
             (Some("inter"), What::Interfaces),
             (Some("pend"), What::Pending),
+            (Some("ifaces"), What::Interfaces),
+            (Some("iface"), What::Interfaces),
+            (Some(""), What::Routes),
             (Some("foo"), What::Routes),
         ] {
             assert_eq!(What::named(word), what, "{word:?}");

@@ -161,18 +161,18 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
     let conf = conf::read("a", data.first().is_some_and(|b| b % 2 == 0), &mut |path| {
         left -= 1;
         match (path, left) {
-            ("a", _) => Ok(vec![("a".into(), data.to_vec())]),
+            ("a", _) => Ok(vec![("a".into(), Ok(data.to_vec()))]),
             (_, ..0) => Err(io::ErrorKind::NotFound.into()),
-            (path, _) => Ok(vec![(path.into(), data.to_vec())]),
+            (path, _) => Ok(vec![(path.into(), Ok(data.to_vec()))]),
         }
     });
     for fault in &conf.faults {
         assert!(fault.place.line > 0 && !fault.cause.is_empty());
     }
     for (i, (_, one)) in conf.routes.iter().enumerate() {
-        assert!(
-            !one.to.is_empty()
-                && one.source.net().addr().is_ipv4() == one.group.net().addr().is_ipv4()
+        assert_eq!(
+            one.source.net().addr().is_ipv4(),
+            one.group.net().addr().is_ipv4()
         );
         assert!(!conf.routes[..i].iter().any(|(_, r)| r.rivals(one)));
     }
@@ -184,6 +184,12 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
         let routes: Vec<_> = conf.routes.iter().map(|(_, r)| r.clone()).collect();
         let joins: Vec<_> = conf.joins.iter().map(|(_, j)| j.clone()).collect();
         assert_eq!((settings.routes, settings.joins), (routes, joins), "{toml}");
+        let options = settings.interfaces.into_iter();
+        let options = options.map(|i| (i.name, !i.enabled, i.mrdisc, i.ttl_threshold));
+        let interfaces = conf.interfaces.iter();
+        let interfaces =
+            interfaces.map(|i| (i.name.clone(), i.disabled, i.mrdisc, i.ttl_threshold));
+        assert!(options.eq(interfaces), "{toml}");
     });
     !conf.routes.is_empty() || !conf.joins.is_empty() || !conf.interfaces.is_empty()
 }

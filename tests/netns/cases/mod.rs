@@ -37,6 +37,7 @@ mod routes;
 mod scale;
 mod smcroute;
 mod smcroute_commands;
+mod smcroute_files;
 mod smcroute_process;
 mod streams;
 mod translate;
@@ -67,6 +68,7 @@ pub fn all() -> Vec<Case> {
         routes::cases(),
         smcroute::cases(),
         smcroute_commands::cases(),
+        smcroute_files::cases(),
         smcroute_process::cases(),
         packets::cases(),
         gso::cases(),

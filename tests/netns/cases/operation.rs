@@ -83,10 +83,10 @@ const BAD: &[(&str, &str, &str, &[&str])] = &[
         &["fd00::1"],
     ),
     (
-        "no egress",
-        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = []\n",
+        "egress twice",
+        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\", \"b\"]\n",
         ":4:",
-        &["to"],
+        &["for the second time"],
     ),
     (
         "to holds from",

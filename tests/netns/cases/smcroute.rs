@@ -216,7 +216,7 @@ fn lines_wait_for_their_interfaces(lab: &Lab) {
     assert!(pending.contains("out2 out3"), "{pending}");
     star.plug(2);
     star.plug(3);
-    eventually("nothing waits", "\n".to_string(), || {
+    eventually("nothing waits", String::new(), || {
         text(&daemon.ask(Whose::Ours, &["-t", "show", "pending"]))
     });
     eventually("all three", 3, || pass(&star, 3, &[]).len());

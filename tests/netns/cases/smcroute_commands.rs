@@ -3,14 +3,17 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use super::cases;
 use crate::lab::smcroute::{BOTH, Daemon, Whose, text, two};
-use crate::lab::{Lab, PATIENCE, Star};
+use crate::lab::{BINARY, Lab, PATIENCE, Star, eventually};
 
 cases!("smcroute_commands":
     #[Program("smcrouted", "smcroute")] tables_are_the_same_for_every_client_and_daemon,
     #[Program("smcrouted", "smcroute")] commands_end_alike,
+    #[Program("smcrouted", "smcroute")] flags_stand_behind_the_command_too,
+    #[Program("smcrouted", "smcroute")] a_disabled_interface_and_nothing_show_alike,
     lies_on_the_socket_change_nothing,
 );
 
@@ -152,11 +155,18 @@ fn commands_end_alike(lab: &Lab) {
         "-h",
         "-x",
         "-i",
+        "help -x",
+        "add in -5 out1",
+        "add in 225.2.2.9 -x out1",
+        "show -- -d",
+        "show -d -- -x",
+        "reload now",
+        "flush now",
         "join in 1.2.3.4",
         "add in 224.0.0.5 out1",
         "add in 10.0.0.1 225.9.9.1",
         "foo",
-        "kill",
+        "kill it now",
     ];
     // Every client asks a daemon of its own, so that each command finds what the last one left.
     let ended = |daemon: Whose, client: Whose| {
@@ -199,6 +209,120 @@ fn commands_end_alike(lab: &Lab) {
         }
     }
     assert_eq!(faults, [""; 0]);
+}
+
+fn flags_stand_behind_the_command_too(lab: &Lab) {
+    let commands = [
+        "show -p -u SOCK",
+        "show -d -p -u SOCK",
+        "show -t groups -u SOCK",
+        "show groups -d -p -uSOCK",
+        "show -pd interfaces -u SOCK",
+        "show -u /nonexistent -u SOCK -p",
+        "-p show routes -d -u SOCK",
+        "add in -u SOCK 225.2.2.1 out1",
+        "show -p -u SOCK -i other",
+        "show -u /nonexistent",
+        "show -i no-daemon-of-that-name",
+        "kill -v",
+        "kill -h",
+        "show -b -p -u SOCK",
+        "show -u",
+        "show -u SOCK -- -p",
+        "kill -u SOCK",
+    ];
+    let mut daemons = two(lab, 2).map(|(whose, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, whose, TABLES, &[]);
+        (star, daemon)
+    });
+    for command in commands {
+        let [ours, theirs] = daemons.each_ref().map(|(star, daemon)| {
+            let socket = daemon.socket.display().to_string();
+            let line = command.replace("SOCK", &socket);
+            let mut program = match daemon.whose {
+                Whose::Ours => star.rtr.command(BINARY),
+                Whose::Theirs => star.rtr.command("/usr/sbin/smcroutectl"),
+            };
+            if daemon.whose == Whose::Ours {
+                program.arg("smcroutectl");
+            }
+            program.args(line.split(' ')).stdin(Stdio::null());
+            let output = program.output().expect("running the client");
+            (output.status.code(), text(&output))
+        });
+        assert_eq!(ours.0, theirs.0, "{command}: {ours:?} {theirs:?}");
+        if command.contains(" -p") && !command.contains("--") {
+            assert_eq!(ours.1, theirs.1, "{command}");
+        }
+        if command.starts_with("show -d") {
+            assert!(ours.1.contains("PACKETS      BYTES"), "{ours:?}");
+        }
+    }
+    // It was they who were told to end.
+    for (_, daemon) in &mut daemons {
+        eventually("the end", true, || daemon.program.ended().is_some());
+    }
+}
+
+fn a_disabled_interface_and_nothing_show_alike(lab: &Lab) {
+    let files = [
+        "",
+        "phyint out1 disable\n\
+         mroute from in group 225.1.2.3 to out1 out2\n\
+         mroute from in group 225.1.2.4 to out1\n\
+         mroute from out1 group 225.1.2.5 to out2\n\
+         mroute from in source 10.0.0.10 group 225.1.2.6 to out+\n",
+    ];
+    let commands = [
+        "show",
+        "-p show",
+        "-t show",
+        "-p -d show",
+        "-p show groups",
+        "-p -d show groups",
+        "-p show interfaces",
+        "-p show ifaces",
+        "-p show iface",
+        "-p show rules",
+        "-p show g",
+        "add out1 225.8.8.9 out2",
+        "remove out1 225.1.2.3",
+        "remove out1 225.1.2.5",
+        "join out1 225.9.9.9",
+        "-p show group",
+        "-p show gfoo",
+        "leave out1 225.9.9.9",
+        "add in 225.7.7.7 out1",
+        "-p show routes",
+    ];
+    for conf in files {
+        let mut told = Vec::new();
+        for (whose, star) in two(lab, 2) {
+            let daemon = Daemon::start(lab, &star.rtr, whose, conf, &[]);
+            let run = |client: Whose| {
+                commands.map(|command| {
+                    let words: Vec<&str> = command.split(' ').collect();
+                    let output = daemon.ask(client, &words);
+                    let mut shown = text(&output);
+                    if command == "show" && !shown.is_empty() {
+                        // Debian's client asks the terminal for its width first.
+                        shown = String::new();
+                    }
+                    (command, output.status.code(), shown)
+                })
+            };
+            if conf.is_empty() {
+                for words in ["show", "-t show", "show groups", "show pending"] {
+                    let words: Vec<&str> = words.split(' ').collect();
+                    assert_eq!(text(&daemon.ask(Whose::Ours, &words)), "", "{whose:?}");
+                }
+            }
+            told.push(run(Whose::Theirs));
+        }
+        for (ours, theirs) in told[0].iter().zip(&told[1]) {
+            assert_eq!(ours, theirs, "of {conf:?}");
+        }
+    }
 }
 
 fn lies_on_the_socket_change_nothing(lab: &Lab) {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::cases;
-use crate::lab::smcroute::{BOTH, Daemon, EVERYBODY, Whose, pass, smcrouted, text, two};
+use crate::lab::smcroute::{BOTH, Daemon, EVERYBODY, Whose, ask, pass, smcrouted, text, two};
 use crate::lab::{BINARY, Lab, PATIENCE, Star, Udp, eventually, wait_until};
 
 cases!("smcroute_process":
@@ -12,7 +12,9 @@ cases!("smcroute_process":
     #[Program("smcrouted", "smcroute")] scripts_are_called_alike,
     a_bad_line_is_told_and_the_rest_runs,
     rights_are_dropped_and_packets_go_on,
+    links_of_the_user_are_not_followed,
     instances_by_name_in_the_background,
+    #[Program("smcrouted", "smcroute")] a_start_in_the_background_tells_how_it_went,
     a_delay_a_table_and_a_link_of_that_name,
     the_router_and_check_take_the_file_too,
     #[Program("smcrouted", "smcroute")] both_speak_to_syslog,
@@ -74,6 +76,13 @@ fn flags_end_alike(lab: &Lab) {
         "-n -F JOINS",
         "-n -F /nonexistent",
         "-F BAD -l debug",
+        "-F BAD -l crit",
+        "-F BAD -l alert",
+        "-F BAD -l emerg",
+        "-F BAD -l panic",
+        "-F BAD -l INFO",
+        "-F BAD -l Debug",
+        "-F BAD -l NOTICE",
     ];
     for flag in flags {
         let mut words: Vec<&str> = flag.split(' ').collect();
@@ -193,12 +202,37 @@ fn rights_are_dropped_and_packets_go_on(lab: &Lab) {
     assert_eq!(daemon.theirs(&["reload"]).status.code(), Some(0));
 }
 
+fn links_of_the_user_are_not_followed(lab: &Lab) {
+    use std::os::unix::fs::MetadataExt;
+    let star = Star::v4(lab, 3);
+    let (folder, other) = (lab.file("folder"), lab.file("other"));
+    std::fs::create_dir(&folder).expect("a folder");
+    std::os::unix::fs::chown(&folder, Some(65534), None).expect("chown");
+    std::fs::write(&other, "precious").expect("writing");
+    let pid = folder.join("pid");
+    std::os::unix::fs::symlink(&other, &pid).expect("a link");
+    let pid = pid.to_str().expect("UTF-8");
+    let flags = ["-p", "nobody", "-P", pid];
+    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, EVERYBODY, &flags);
+    assert_eq!(std::fs::metadata(&other).expect("there").uid(), 0);
+    assert_eq!(std::fs::read_to_string(&other).expect("there"), "precious");
+    let socket = std::fs::metadata(&daemon.socket).expect("a socket");
+    assert_eq!(socket.uid(), 65534);
+    assert_eq!(pass(&star, 3, &[]).len(), 3);
+    let said = daemon.program.stderr();
+    assert!(said.contains("cannot write the pid file"), "{said}");
+}
+
 /// Daemons of these names end with the test, whatever came of it.
 struct Background<'a>(&'a [String]);
 
 impl Drop for Background<'_> {
     fn drop(&mut self) {
         for name in self.0 {
+            // One without a pid file has a socket.
+            let _ = std::process::Command::new(BINARY)
+                .args(["smcroutectl", "-i", name, "kill"])
+                .output();
             let file = format!("/run/{name}.pid");
             let pid = std::fs::read_to_string(&file).unwrap_or_default();
             if !pid.is_empty() {
@@ -246,6 +280,61 @@ fn instances_by_name_in_the_background(lab: &Lab) {
             std::path::Path::new(&comm).exists() || pid.exists()
         });
         assert!(!std::path::Path::new(&format!("/run/{name}.sock")).exists());
+    }
+}
+
+fn a_start_in_the_background_tells_how_it_went(lab: &Lab) {
+    let conf = lab.file("conf");
+    std::fs::write(&conf, EVERYBODY).expect("writing");
+    let conf = conf.to_str().expect("UTF-8");
+    let names = [Whose::Ours, Whose::Theirs]
+        .map(|w| ["a", "b", "c"].map(|n| format!("mcl-{}-{w:?}-{n}", std::process::id())));
+    let _ends = names.each_ref().map(|names| Background(names));
+    for ((whose, star), names) in two(lab, 3).into_iter().zip(&names) {
+        let start = |flags: &[&str]| {
+            let output = smcrouted(&star.rtr, whose, &[&["-f", conf], flags].concat());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            (output.status.code(), said)
+        };
+        let pid = |n: usize| format!("/run/{}.pid", names[n]);
+        // Ours waits until it stands; Debian's leaves that to whoever looks.
+        let stands = |n: usize| {
+            let there = || std::path::Path::new(&pid(n)).exists();
+            assert!(there() || whose == Whose::Theirs, "{}", pid(n));
+            assert!(wait_until(PATIENCE, there), "{}", pid(n));
+        };
+        let end = |n: usize| {
+            let file = pid(n);
+            let live = std::fs::read_to_string(&file).expect("a pid");
+            let killed = std::process::Command::new("kill").arg(live.trim()).status();
+            assert!(killed.expect("kill").success());
+            eventually("the end", false, || {
+                std::path::Path::new(&format!("/proc/{}", live.trim())).exists()
+            });
+        };
+        // Without a folder for its socket it routes on.
+        assert_eq!(start(&["-i", &names[0], "-u", "/nodir/x.sock"]).0, Some(0));
+        stands(0);
+        assert_eq!(pass(&star, 3, &[]).len(), 3);
+        end(0);
+        // Without one for its pid file too.
+        assert_eq!(start(&["-i", &names[1], "-P", "/nodir/x.pid"]).0, Some(0));
+        let socket = format!("/run/{}.sock", names[1]);
+        let socket = std::path::Path::new(&socket);
+        eventually("routes", true, || {
+            text(&ask(&star.rtr, whose, socket, &["show"], "")).contains("225.255.0.1")
+        });
+        assert_eq!(pass(&star, 3, &[]).len(), 3);
+        if whose == Whose::Ours {
+            // Debian's takes the socket over.
+            let path = socket.to_str().expect("UTF-8");
+            let (code, said) = start(&["-i", &names[2], "-u", path]);
+            assert_eq!(code, Some(69), "{said}");
+            assert!(said.contains("another mcastor answers"), "{said}");
+            assert!(!std::path::Path::new(&pid(2)).exists());
+        }
+        let ended = ask(&star.rtr, whose, socket, &["kill"], "");
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     }
 }
 
