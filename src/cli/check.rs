@@ -55,6 +55,12 @@ fn interfaces(settings: &Settings) -> Vec<&str> {
                 .flat_map(|p| p.upstream.iter().chain(&p.downstream)),
         )
         .map(|name| name.as_str())
+        .chain(
+            settings
+                .mnat
+                .iter()
+                .flat_map(|end| [end.upstream.as_str(), end.downstream.as_str()]),
+        )
         .collect();
     names.sort_unstable();
     names.dedup();
@@ -72,6 +78,9 @@ fn summary(file: &Path, settings: &Settings) -> String {
     let mut parts = vec![counted(settings.routes.len(), "route")];
     if !settings.proxies.is_empty() {
         parts.push(counted(settings.proxies.len(), "proxy"));
+    }
+    if let Some(end) = &settings.mnat {
+        parts.push(format!("MNAT {} of {}", end.role, end.target.host));
     }
     parts.push(counted(names.len(), "interface"));
     let mut text = format!("{}: good. {}", file.display(), parts.join(", "));
@@ -129,6 +138,18 @@ mod tests {
         assert_eq!(
             summary(Path::new("a.toml"), &proxies),
             "a.toml: good. no routes, 2 proxies, 4 interfaces: br-*, eth0, eth1, eth2\n"
+        );
+        let env = [
+            ("MCASTOR__MNAT__ROLE", "egress"),
+            ("MCASTOR__MNAT__SERVER", "https://mnat.example.net:8443"),
+            ("MCASTOR__MNAT__UPSTREAM", "xup0"),
+            ("MCASTOR__MNAT__DOWNSTREAM", "xdn0"),
+        ];
+        let env = env.map(|(name, value)| (name.to_string(), value.to_string()));
+        let mnat = Settings::load(None, env.into_iter()).unwrap();
+        assert_eq!(
+            summary(Path::new("a.toml"), &mnat),
+            "a.toml: good. no routes, MNAT egress of mnat.example.net, 2 interfaces: xdn0, xup0\n"
         );
         assert_eq!(
             summary(Path::new("a.toml"), &Settings::default()),

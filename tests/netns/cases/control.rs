@@ -45,8 +45,9 @@ fn two_daemons_on_one_socket(lab: &Lab) {
     first.program.stop(libc::SIGKILL, Duration::from_secs(5));
     assert!(first.socket.exists());
     let third = Router::launch(lab, &star.rtr, "", &env);
+    let show = serde_json::json!({ "show": "routes" });
     eventually("the third answers", true, || {
-        Control::new(&first.socket).is_ok()
+        Control::new(&first.socket).is_ok_and(|mut c| c.ask(&show).is_ok())
     });
     drop(third);
     assert!(!first.socket.exists());
