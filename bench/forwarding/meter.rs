@@ -57,6 +57,7 @@ pub struct Meter {
 pub struct Reading {
     at: Instant,
     idle: f64,
+    stolen: f64,
     ours: u64,
 }
 
@@ -65,6 +66,8 @@ pub struct Reading {
 pub struct Spent {
     /// Of the whole machine.
     pub system: f64,
+    /// What the host of a virtual machine gave to others.
+    pub stolen: f64,
     /// Of router and `ksoftirqd`.
     pub ours: f64,
     /// How long it was.
@@ -104,6 +107,7 @@ impl Meter {
         Ok(Reading {
             at: Instant::now(),
             idle,
+            stolen: field(7) * TICK_NS,
             ours: all.map(|pid| process_ns(*pid)).sum(),
         })
     }
@@ -113,6 +117,7 @@ impl Meter {
         let wall = (now.at - before.at).as_nanos() as f64;
         Ok(Spent {
             system: (wall * cores() as f64 - (now.idle - before.idle)).max(0.0),
+            stolen: now.stolen - before.stolen,
             ours: now.ours.saturating_sub(before.ours) as f64,
             seconds: wall / 1e9,
         })

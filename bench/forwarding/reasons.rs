@@ -33,8 +33,8 @@ const REASONS: &[(&str, &str)] = &[
     ),
     (
         "p50 at 10k/s",
-        "the core was taken by others, so that looking for packets rested and waking a halted \
-         core, 13 us here, was paid for each packet",
+        "the core was taken by others, here or on the host of this machine, so that looking for \
+         packets rested and waking a halted core, 13 us where it is quiet, was paid for each packet",
     ),
 ];
 

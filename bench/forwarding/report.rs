@@ -366,6 +366,7 @@ fn to_json(results: &Results, machine: &Machine, quick: bool) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "rounds": results.rounds,
         "seconds": results.seconds,
+        "stolen_cores": Spread::of(&results.stolen).map(Spread::to_json),
         "foreign_cores": Spread::of(&results.foreign).map(Spread::to_json),
         "windows_by_threads": results.by_threads,
         "goals": goals.collect::<Vec<_>>(),
@@ -414,7 +415,15 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
             results.by_threads
         );
     }
-    if median(&results.foreign) > DISTURBED {
+    if let Some(stolen) = Spread::of(&results.stolen).filter(|s| s.max > 0.0) {
+        let _ = writeln!(
+            text,
+            "The host of this virtual machine gave {} cores to others meanwhile, and the others on it slow down the \
+             rest: compare within a row, not with another run.\n",
+            stolen.show(2)
+        );
+    }
+    if median(&results.foreign).max(median(&results.stolen)) > DISTURBED {
         text += "**Disturbed: others took so much that maximum rates, loss and latency mean little. Repeat it on a \
             quiet machine.**\n\n";
     }

@@ -38,6 +38,8 @@ pub struct Results {
     pub handover: Handover,
     /// Cores that others kept busy, in each window.
     pub foreign: Series,
+    /// Cores that the host of a virtual machine gave to others, in each window.
+    pub stolen: Series,
     /// Windows whose CPU time was taken from the threads because others were busy.
     pub by_threads: usize,
     pub rounds: usize,
@@ -63,6 +65,8 @@ pub struct Held {
     /// Of the machine and of the threads that take part, in nanoseconds.
     pub system: f64,
     pub threads: f64,
+    /// What the host of a virtual machine gave to others.
+    pub stolen: f64,
     pub seconds: f64,
 }
 
@@ -149,6 +153,8 @@ impl Bench {
                     note(format!("sent_pps@{key}k"), held.rate);
                     let foreign = (held.system - held.threads) / held.seconds / 1e9;
                     self.results.foreign.push(foreign.max(0.0));
+                    let stolen = held.stolen / held.seconds / 1e9;
+                    self.results.stolen.push(stolen);
                     if peer == Peer::Alone {
                         alone.insert(key, held);
                         continue;
@@ -325,6 +331,7 @@ pub fn held(lab: &Lab, meter: &Meter, stream: Stream, stop: &AtomicBool) -> Outc
         rate: sent.packets as f64 / sent.seconds,
         system: spent.system,
         threads: spent.ours + sent.thread_ns as f64,
+        stolen: spent.stolen,
         seconds: spent.seconds,
     })
 }
