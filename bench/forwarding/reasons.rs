@@ -28,13 +28,14 @@ const REASONS: &[(&str, &str)] = &[
     ),
     (
         "loss at 300k/s, 4 egresses",
-        "1.2 million packets a second leave; one core sends about 640,000. ip_mroute does not \
-         come to 300k/s either: it slows the sender",
+        "1.2 million packets a second leave by one core, which sends four times the maximum below. \
+         ip_mroute does not come to 300k/s either: it slows the sender",
     ),
     (
         "p50 at 10k/s",
-        "the core was taken by others, here or on the host of this machine, so that looking for \
-         packets rested and waking a halted core, 13 us where it is quiet, was paid for each packet",
+        "a slow machine (compare ip_mroute's own p50 below, and latency.md from one on which that \
+         is 4.7 us), or others on the core: then looking for packets rests, and waking a halted \
+         core is paid for each",
     ),
 ];
 
