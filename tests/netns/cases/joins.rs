@@ -475,7 +475,10 @@ fn from_any_source_to_some_and_back(lab: &Lab) {
             (Include(some(0..0)), set(&[])),
         ] {
             star.rtr.enter(|| held.set(parsed, &filter).expect("set"));
-            assert_eq!(kernel(&star.rtr, "in"), in_the_kernel, "{group} {filter}");
+            // A program that a test beside this one starts may hold a closed socket for a moment.
+            eventually(&format!("{group} {filter}"), in_the_kernel, || {
+                kernel(&star.rtr, "in")
+            });
         }
         assert!(held.is_empty());
     }
