@@ -486,6 +486,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_the_kernel_dropped_is_shown_as_it_says() {
+        let catalog = Catalog::new().unwrap();
+        // The third time a core's own count began anew.
+        for packets in [5, 9, 3, 3] {
+            catalog.set_backlog_dropped(packets);
+            assert_eq!(catalog.backlog_dropped.get(), packets);
+        }
+    }
+
+    #[test]
     fn counters_end_in_total_and_gauges_do_not() {
         let catalog = Catalog::new().unwrap();
         catalog.interface("eth0");

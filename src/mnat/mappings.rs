@@ -154,7 +154,8 @@ impl Mappings {
 
     /// See [`super::Machine::want`]; `None` where nothing changed.
     pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) -> Option<Vec<Change>> {
-        if self.role != Role::Egress {
+        let same = self.left_out == 0 && wanted.iter().eq(self.wanted.keys());
+        if self.role != Role::Egress || same {
             return None;
         }
         let room = Request::room_for(wanted.iter().copied());
