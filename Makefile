@@ -1,21 +1,26 @@
-# `make demo` and `make test` are all a fresh Debian 12 machine with Rust needs.
+# On a fresh Debian 12 machine with Rust, `make demo` and `make test` install what they need.
 
 PREFIX  ?= /usr/local
-# What the tests use besides Rust: other people's programs, as senders, receivers and judges.
+# Programs that the tests use besides Rust: senders, receivers, peers and validators.
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose prometheus \
            python3-jsonschema python3-yaml
 
-.PHONY: build demo test soak bench bench-membership micro check compiler packages image image-aarch64 test-image \
+.PHONY: build dist demo test soak bench bench-membership micro check compiler packages image image-aarch64 test-image \
         install install-smcroute clean
 
+# Optimised, without LTO.
 build:
 	cargo build --release --locked
+
+# What is installed: with LTO and without symbols, which takes longer.
+dist: compiler
+	cargo build --profile dist --locked
 
 demo: compiler build
 	target/release/mcastor demo
 
-# Formatting, lints, documentation, all tests. Ends with the test runner's own count.
+# Formatting, lints, documentation and all tests. The last line is the number of tests.
 test: packages check
 	tests/run.sh
 
@@ -24,39 +29,38 @@ check:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-# A million hostile frames through the live capture path, 50,000 changes of routes, 50 containers
-# that join and leave at random for two minutes, and 100,000 reports a second from strangers for 30 s.
-soak: packages
+# Sends a million malformed frames to the capture path, changes routes 50,000 times, lets 50
+# containers join and leave at random for two minutes, and sends 100,000 membership reports a
+# second from unknown hosts for 30 s.
+soak: packages dist
 	MCASTOR_SOAK_FRAMES=1000000 MCASTOR_SOAK_CHANGES=50000 \
 	MCASTOR_SOAK_CONTAINERS=50 MCASTOR_SOAK_SECONDS=120 \
 	  cargo test --locked --test netns -- soak --skip scale:: --nocapture
-	cargo build --release --locked
-	MCASTOR_BINARY=$(CURDIR)/target/release/mcastor MCASTOR_SOAK_SECONDS=30 \
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_SECONDS=30 \
 	  cargo test --locked --test netns -- scale::soak --nocapture --test-threads 1
 
-# Against the kernel's multicast routing, in namespaces; QUICK=1 takes two minutes, without it
-# twenty. Needs root. Results: bench/results.
+# Compares mcastor with multicast routing in the kernel, in network namespaces. Takes 20 minutes,
+# with QUICK=1 two. Needs root. Writes bench/results.
 bench: packages
 	cargo bench --locked --bench forwarding -- $(if $(QUICK),--quick)
 
-# Proxies: from a report to the first packet, and with 10,000 groups of 10 sources.
-bench-membership: packages
-	cargo build --release --locked
-	MCASTOR_BINARY=$(CURDIR)/target/release/mcastor \
+# IGMP and MLD proxying: time from a report to the first packet, and 10,000 groups of 10 sources.
+bench-membership: packages dist
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- scale:: --skip soak --nocapture --test-threads 1
 
-# The steps of the data path by themselves.
+# Measures single steps of the data path.
 micro:
 	cargo bench --locked --bench micro
 
-# Rust links with the C compiler; a machine may have the one without the other.
+# Rust needs a C compiler to link; installs one if it is missing.
 compiler:
 	@command -v cc >/dev/null || $(MAKE) --no-print-directory packages PACKAGES="gcc libc6-dev"
 
 packages:
 	@tests/install.sh $(PACKAGES)
 
-# An image of one static binary. The base is empty, so nothing is fetched. Needs docker, python3.
+# A container image with one static binary on an empty base image. Needs docker and python3.
 IMAGE   ?= mcastor
 TARGET  ?= x86_64-unknown-linux-gnu
 VERSION  = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -68,20 +72,20 @@ image: compiler target/image/mcastor.tar
 	    --tag $(IMAGE)-$$end:$(VERSION) --tag $(IMAGE)-$$end:latest target/image || exit 1; \
 	done
 
-# glibc is linked in; an own target folder of its flags, so that nothing else is built anew.
+# Links glibc statically. The explicit target keeps these flags out of the other build folders.
 target/image/mcastor.tar: $(shell find src image -type f) Cargo.toml Cargo.lock
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin mcastor \
-	    --target $(TARGET) --config 'profile.release.strip=true'
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile dist --locked --bin mcastor \
+	    --target $(TARGET)
 	mkdir -p target/image
 	cp image/Dockerfile target/image/
-	python3 image/archive.py $@ target/$(TARGET)/release/mcastor
+	python3 image/archive.py $@ target/$(TARGET)/dist/mcastor
 
-# The examples of conf/compose with that image; `make test` runs them with a quicker build.
+# Runs the examples of conf/compose with that image. `make test` runs them with a debug build.
 test-image: packages target/image/mcastor.tar
-	MCASTOR_IMAGE_BINARY=$(CURDIR)/target/$(TARGET)/release/mcastor \
+	MCASTOR_IMAGE_BINARY=$(CURDIR)/target/$(TARGET)/dist/mcastor \
 	    cargo test --locked --test netns -- compose
 
-# Not run by us so far: it needs rustup's target and Debian's cross compiler,
+# Not tested so far. Needs a Rust target and a cross compiler:
 #   rustup target add aarch64-unknown-linux-gnu; apt-get install gcc-aarch64-linux-gnu
 image-aarch64:
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
@@ -89,22 +93,22 @@ image-aarch64:
 	docker build --quiet --platform linux/arm64 --build-arg VERSION=$(VERSION) \
 	    --tag $(IMAGE):$(VERSION)-arm64 target/image
 
-install: build
-	install -D -m 755 target/release/mcastor $(DESTDIR)$(PREFIX)/bin/mcastor
+install: dist
+	install -D -m 755 target/dist/mcastor $(DESTDIR)$(PREFIX)/bin/mcastor
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	target/release/mcastor man > $(DESTDIR)$(PREFIX)/share/man/man1/mcastor.1
-	target/release/mcastor completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mcastor
+	target/dist/mcastor man > $(DESTDIR)$(PREFIX)/share/man/man1/mcastor.1
+	target/dist/mcastor completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mcastor
 
-# The names, and the unit, under which users of smcroute know it. /usr/local/sbin stands before
-# /usr/sbin on PATH, so that removing the links is the way back.
+# Also installs mcastor as smcrouted and smcroutectl, with a unit. /usr/local/sbin is before
+# /usr/sbin on PATH, so these links hide an installed smcroute until they are removed.
 install-smcroute: install
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	ln -sf ../bin/mcastor $(DESTDIR)$(PREFIX)/sbin/smcrouted
 	ln -sf ../bin/mcastor $(DESTDIR)$(PREFIX)/sbin/smcroutectl
 	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	for name in smcrouted smcroutectl; do \
-	  target/release/mcastor man $$name > $(DESTDIR)$(PREFIX)/share/man/man8/$$name.8 && \
-	  target/release/mcastor completions bash $$name \
+	  target/dist/mcastor man $$name > $(DESTDIR)$(PREFIX)/share/man/man8/$$name.8 && \
+	  target/dist/mcastor completions bash $$name \
 	    > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$name || exit 1; \
 	done
 	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' conf/mcastor-smcroute.service \
