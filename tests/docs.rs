@@ -1,18 +1,20 @@
-//! What the documents say is what the program does: settings parse, commands exist, metrics
-//! and reasons have their names.
+//! Tests of the documents against the program: settings load, commands parse, links resolve, and the
+//! lists of metrics, labels and drop reasons are complete.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mcastor::actors::Role;
 use mcastor::api::Show;
 use mcastor::control::{Outcome, Request, Response};
 use mcastor::forward::DropReason;
-use mcastor::membership::Protocol;
+use mcastor::membership::{Protocol, Refused};
 use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
-use mcastor::model::{FlowEnd, IfIndex, Link, RouteName};
+use mcastor::model::{Family, FlowEnd, IfIndex, Link, RouteName};
 use mcastor::settings::Settings;
+use mcastor::wire::Refusal;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,7 +25,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Files of a folder with one of these endings; none where the folder is absent.
+/// Returns the files of a folder with one of these extensions, or none if the folder is absent.
 fn files(folder: &str, endings: &[&str]) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(root().join(folder)) else {
         return Vec::new();
@@ -47,7 +49,7 @@ fn documents() -> Vec<PathBuf> {
     all
 }
 
-/// The code blocks of a text: line of the fence, info string, body.
+/// Returns the code blocks of a text: line of the fence, info string, body.
 fn blocks(text: &str) -> Vec<(usize, String, String)> {
     let mut found = Vec::new();
     let mut open: Option<(usize, String, String)> = None;
@@ -67,15 +69,19 @@ fn blocks(text: &str) -> Vec<(usize, String, String)> {
     found
 }
 
-/// Names of metric families in the catalogue, with their types.
-fn catalogue() -> Vec<(String, String)> {
+/// A metric family as the catalogue exports it.
+struct Metric {
+    kind: String,
+    labels: BTreeSet<String>,
+}
+
+/// Returns the text of a catalogue in which each family has at least one series.
+fn catalogue_text() -> String {
     let catalog = Catalog::new().unwrap();
-    // A family without a member is not shown.
     catalog.interface("eth0");
     catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
     catalog.restarted("routing");
     catalog.show_joined("eth0", 1);
-    catalog.filter_widened("eth0");
     catalog.mnat.show_mappings("egress", "assigned", 1);
     catalog.mnat.show_server(true);
     catalog.mnat.joined_after(0.1);
@@ -97,15 +103,34 @@ fn catalogue() -> Vec<(String, String)> {
         membership.show("eth0", protocol, MembershipState::default());
         membership.refused("eth0", "checksum", 1);
     }
-    let text = String::from_utf8(catalog.text().unwrap()).unwrap();
-    text.lines()
-        .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '))
-        .map(|(name, kind)| (name.to_string(), kind.to_string()))
+    String::from_utf8(catalog.text().unwrap()).unwrap()
+}
+
+/// Returns every metric family by its name.
+fn catalogue() -> BTreeMap<String, Metric> {
+    let text = catalogue_text();
+    let families = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '));
+    families
+        .map(|(name, kind)| {
+            let suffix = if kind == "histogram" { "_bucket" } else { "" };
+            let series = format!("{name}{suffix}");
+            let labels = text
+                .lines()
+                .filter_map(|l| l.strip_prefix(&series)?.strip_prefix('{')?.split_once('}'))
+                .flat_map(|(labels, _)| labels.split(',').filter_map(|l| l.split_once('=')))
+                .map(|(label, _)| label.to_string())
+                .filter(|label| label != "le")
+                .collect();
+            let kind = kind.to_string();
+            (name.to_string(), Metric { kind, labels })
+        })
         .collect()
 }
 
-/// Every `mcastor_...` word of a text. A word that ends in `_` is a prefix somebody writes
-/// about (`mcastor_interface_*`), not a name.
+/// Returns every `mcastor_...` word of a text. A word that ends in `_` is a prefix
+/// (`mcastor_interface_*`), not a name.
 fn metric_words(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     text.split(|c| !word(c))
@@ -115,11 +140,11 @@ fn metric_words(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn metrics_that_are_written_about_exist() {
+fn metrics_in_documents_exist() {
     let known: BTreeSet<String> = catalogue()
         .into_iter()
-        .flat_map(|(name, kind)| {
-            let suffixes: &[&str] = match kind.as_str() {
+        .flat_map(|(name, metric)| {
+            let suffixes: &[&str] = match metric.kind.as_str() {
                 "histogram" => &["", "_bucket", "_sum", "_count"],
                 _ => &[""],
             };
@@ -147,29 +172,81 @@ fn metrics_that_are_written_about_exist() {
     assert!(seen > known.len() / 2, "only {seen} names were found");
 }
 
+/// The code spans of a text: words between backquotes.
+fn code_spans(text: &str) -> BTreeSet<String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.map(String::from).collect()
+}
+
+/// Names, types and labels of the table are those of the catalogue, and no others.
 #[test]
-fn every_metric_is_in_the_table_with_its_type() {
+fn metrics_table_matches_the_catalogue() {
     let text = read("docs/metrics.md");
     let families = catalogue();
-    assert!(families.len() >= 20, "{families:?}");
-    for (name, kind) in families {
-        let row = format!("| `{name}` | {kind} |");
-        assert!(text.contains(&row), "docs/metrics.md lacks a row {row}");
+    assert!(families.len() >= 20, "{} families", families.len());
+    for (name, metric) in &families {
+        let row = format!("| `{name}` | {} |", metric.kind);
+        let Some((_, rest)) = text.split_once(&row) else {
+            panic!("docs/metrics.md lacks a row {row}");
+        };
+        let labels = code_spans(rest.split('|').next().unwrap());
+        assert_eq!(labels, metric.labels, "labels of {name} in docs/metrics.md");
     }
+    let names: BTreeSet<&str> = first_column(&text, "## All metrics").into_iter().collect();
+    let known: BTreeSet<&str> = families.keys().map(String::as_str).collect();
+    assert_eq!(names, known);
+}
+
+/// The values listed for a label in docs/metrics.md are those of the code.
+#[test]
+fn values_of_fixed_labels_are_complete() {
+    let text = read("docs/metrics.md");
+    let (_, labels) = text
+        .split_once("\n## Labels\n")
+        .expect("a chapter of labels");
+    let labels = labels.split("\n## ").next().unwrap();
+    let families = Family::ALL.map(Family::label);
+    let protocols = Protocol::ALL.map(Protocol::label);
+    let directions = ["received", "transmitted"];
+    for (label, values) in [
+        ("actor", &Role::LABELS[..]),
+        ("family", &families[..]),
+        ("protocol", &protocols[..]),
+        ("direction", &directions[..]),
+        ("plane", &["packet"][..]),
+    ] {
+        let start = format!("| `{label}` |");
+        let row = labels.lines().find_map(|l| l.strip_prefix(&start));
+        let Some(row) = row else {
+            panic!("docs/metrics.md lacks a row {start}");
+        };
+        let expected: BTreeSet<String> = values.iter().map(|v| v.to_string()).collect();
+        assert_eq!(code_spans(row), expected, "values of {label}");
+    }
+    let listed: BTreeSet<String> = first_column(&text, "## Labels")
+        .into_iter()
+        .map(String::from)
+        .collect();
+    let used: BTreeSet<String> = catalogue().into_values().flat_map(|m| m.labels).collect();
+    assert_eq!(listed, used, "labels in docs/metrics.md");
 }
 
 #[test]
-fn every_drop_reason_has_its_line_and_no_other_has() {
+fn drop_reasons_table_matches_the_code() {
     let text = read("docs/metrics.md");
     for reason in DropReason::ALL {
         let row = format!("| `{}` | {} |", reason.label(), reason.meaning());
         assert!(text.contains(&row), "docs/metrics.md lacks a row {row}");
     }
     let labels = first_column(&text, "## Drop reasons");
-    assert_eq!(labels.len(), DropReason::COUNT, "{labels:?}");
+    let known: Vec<&str> = DropReason::ALL.iter().map(|r| r.label()).collect();
+    assert_eq!(labels.len(), known.len());
+    for label in labels {
+        assert!(known.contains(&label), "there is no drop reason {label}");
+    }
 }
 
-/// The names in the first column of the tables of a chapter.
+/// Returns the names in the first column of the tables of a chapter.
 fn first_column<'t>(text: &'t str, chapter: &str) -> Vec<&'t str> {
     let (_, chapter) = text.split_once(&format!("\n{chapter}\n")).expect(chapter);
     let chapter = chapter.split("\n## ").next().unwrap();
@@ -181,14 +258,26 @@ fn first_column<'t>(text: &'t str, chapter: &str) -> Vec<&'t str> {
 }
 
 #[test]
-fn every_end_of_a_flow_has_its_line_and_no_other_has() {
+fn flow_end_reasons_table_matches_the_code() {
     let text = read("docs/metrics.md");
     let labels = FlowEnd::ALL.map(FlowEnd::label);
     assert_eq!(first_column(&text, "## Flows"), labels);
 }
 
+/// `busy` is counted by the interface actor and has no variant in either enum.
 #[test]
-fn everything_that_can_be_shown_has_its_line() {
+fn refusal_reasons_table_matches_the_code() {
+    let text = read("docs/proxy.md");
+    let listed = first_column(&text, "## Rejected messages");
+    let listed: BTreeSet<&str> = listed.into_iter().collect();
+    let wire = Refusal::ALL.iter().map(|r| r.label());
+    let membership = Refused::ALL.iter().map(|r| r.label());
+    let known: BTreeSet<&str> = wire.chain(membership).chain(["busy"]).collect();
+    assert_eq!(listed, known);
+}
+
+#[test]
+fn show_tables_list_every_show_command() {
     let text = read("docs/control.md");
     for show in Show::ALL {
         let name = show.name();
@@ -201,26 +290,26 @@ fn everything_that_can_be_shown_has_its_line() {
     }
 }
 
-/// What stands after an arrow of the protocol, `->` or `<-`.
-fn spoken<'t>(text: &'t str, arrow: &'t str) -> impl Iterator<Item = &'t str> {
+/// Returns the messages of the protocol examples after an arrow, `->` or `<-`.
+fn messages<'t>(text: &'t str, arrow: &'t str) -> impl Iterator<Item = &'t str> {
     text.lines().filter_map(move |l| l.strip_prefix(arrow))
 }
 
 #[test]
-fn requests_and_answers_of_the_protocol_are_such() {
+fn protocol_examples_parse() {
     let text = read("docs/control.md");
     let (mut good, mut refused) = (0, 0);
-    for (request, answer) in spoken(&text, "-> ").zip(spoken(&text, "<- ")) {
+    for (request, answer) in messages(&text, "-> ").zip(messages(&text, "<- ")) {
         let answer: Response = serde_json::from_str(answer).expect(answer);
         match (Request::parse(request), answer.outcome) {
             (Ok(_), _) => good += 1,
-            (Err(e), Outcome::Error(told)) if e == told => refused += 1,
-            (Err(e), told) => panic!("{request}: {e}, and not {told:?}"),
+            (Err(e), Outcome::Error(shown)) if e == shown => refused += 1,
+            (Err(e), shown) => panic!("{request}: {e}, but the document shows {shown:?}"),
         }
     }
     assert_eq!(
-        spoken(&text, "-> ").count(),
-        spoken(&text, "<- ").count(),
+        messages(&text, "-> ").count(),
+        messages(&text, "<- ").count(),
         "a request without an answer"
     );
     assert!(good > 8 && refused > 2, "{good} and {refused} were found");
@@ -234,11 +323,11 @@ fn load(text: &str) -> Result<Settings, String> {
 }
 
 #[test]
-fn settings_in_documents_are_good() {
+fn settings_in_documents_load() {
     let mut seen = 0;
     for path in documents() {
         for (line, info, body) in blocks(&read(&path)) {
-            // `toml,fragment` is a part of a file, which nothing could load.
+            // `toml,fragment` marks a part of a file that cannot be loaded by itself.
             if info == "toml" {
                 seen += 1;
                 if let Err(e) = load(&body) {
@@ -253,7 +342,7 @@ fn settings_in_documents_are_good() {
 }
 
 #[test]
-fn settings_in_conf_are_good() {
+fn settings_in_conf_load() {
     for path in files("conf", &["toml"]) {
         if let Err(e) = Settings::load(Some(&path), std::iter::empty()) {
             panic!("{}: {e}", path.display());
@@ -261,24 +350,28 @@ fn settings_in_conf_are_good() {
     }
 }
 
-/// Each `MCASTOR__…: value` of a compose file is a variable, and the value may be quoted.
+/// Returns the `MCASTOR__…: value` variables of a compose file. Values may be quoted, and may be
+/// `${NAME:-default}`, which counts as its default.
+fn compose_variables(path: impl AsRef<Path>) -> Vec<(String, String)> {
+    let text = read(path);
+    let lines = text.lines().map(str::trim);
+    let pairs = lines.filter(|l| l.starts_with("MCASTOR__"));
+    pairs
+        .map(|line| {
+            let (name, value) = line.split_once(": ").unwrap();
+            let value = value.trim_matches('"');
+            let inner = value.strip_prefix("${").and_then(|v| v.strip_suffix('}'));
+            let default = inner.and_then(|v| v.split_once(":-")).map(|(_, d)| d);
+            (name.into(), default.unwrap_or(value).into())
+        })
+        .collect()
+}
+
 #[test]
-fn settings_in_compose_files_are_good() {
+fn settings_in_compose_files_load() {
     let mut seen = 0;
     for path in files("conf/compose", &["yml"]) {
-        let text = read(&path);
-        let lines = text.lines().map(str::trim);
-        let pairs = lines.filter(|l| l.starts_with("MCASTOR__"));
-        let variables: Vec<(String, String)> = pairs
-            .map(|line| {
-                let (name, value) = line.split_once(": ").unwrap();
-                let value = value.trim_matches('"');
-                // `${NAME:-default}`
-                let inner = value.strip_prefix("${").and_then(|v| v.strip_suffix('}'));
-                let default = inner.and_then(|v| v.split_once(":-")).map(|(_, d)| d);
-                (name.into(), default.unwrap_or(value).into())
-            })
-            .collect();
+        let variables = compose_variables(&path);
         seen += variables.len();
         if let Err(e) = Settings::load(None, variables.into_iter()) {
             panic!("{}: {e}", path.display());
@@ -287,20 +380,38 @@ fn settings_in_compose_files_are_good() {
     assert!(seen > 10, "{seen} variables");
 }
 
-/// What README and docs/containers.md begin with is the file that runs.
 #[test]
-fn the_first_compose_file_is_the_example() {
+fn containers_document_shows_the_bridge_example() {
     let example = read("conf/compose/bridge.yml");
     let lines = example.lines().filter(|l| !l.trim().starts_with('#'));
     let plain: String = lines.map(|l| format!("{l}\n")).collect();
-    for document in ["README.md", "docs/containers.md"] {
-        let shown = blocks(&read(document));
-        let shown = shown.into_iter().find(|(_, info, _)| info == "yaml");
-        assert_eq!(shown.unwrap().2, plain, "{document}");
-    }
+    let shown = blocks(&read("docs/containers.md"));
+    let shown = shown.into_iter().find(|(_, info, _)| info == "yaml");
+    assert_eq!(shown.unwrap().2, plain);
 }
 
-/// Command lines of a shell block: what follows the prompt, without comments, pipes and `&`.
+/// The `docker run` lines of README set the variables, the network and the listener of bridge.yml.
+#[test]
+fn readme_container_equals_the_bridge_example() {
+    let readme = blocks(&read("README.md"));
+    let block = readme
+        .iter()
+        .find(|(_, _, body)| body.contains("docker run"));
+    let words: Vec<&str> = block.unwrap().2.split_whitespace().collect();
+    let variables = words.windows(2).filter(|w| w[0] == "--env");
+    let variables: Vec<(String, String)> = variables
+        .map(|w| w[1].split_once('=').unwrap())
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let example = "conf/compose/bridge.yml";
+    assert_eq!(variables, compose_variables(example));
+    let listener = words.iter().position(|w| *w == "recv").unwrap();
+    let command = format!("[{}]", words[listener..].join(", "));
+    let example = read(example).replace('"', "");
+    assert!(example.contains(&command), "{command}");
+}
+
+/// Returns the `mcastor` commands of a shell block, without prompt, comments, pipes and `&`.
 fn command_lines(body: &str) -> Vec<Vec<String>> {
     body.replace("\\\n", " ")
         .lines()
@@ -317,12 +428,12 @@ fn command_lines(body: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn commands_in_documents_are_commands() {
+fn commands_in_documents_parse() {
     let command = mcastor::cli::command();
     let mut seen = 0;
     for path in documents() {
         for (line, info, body) in blocks(&read(&path)) {
-            // A block without a language is output, and a table may begin with any word.
+            // A block without a language is output.
             if !matches!(info.as_str(), "sh" | "console") {
                 continue;
             }
@@ -338,7 +449,7 @@ fn commands_in_documents_are_commands() {
 }
 
 #[test]
-fn the_dashboard_is_json_and_its_panels_ask_for_something() {
+fn dashboard_panels_query_metrics() {
     for path in files("dashboards", &["json"]) {
         let text = read(&path);
         let board: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -355,19 +466,79 @@ fn the_dashboard_is_json_and_its_panels_ask_for_something() {
     }
 }
 
+/// Returns the anchors that GitHub makes for the headings of a Markdown text.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut fenced = false;
+    let mut anchors = BTreeSet::new();
+    for line in text.lines() {
+        fenced ^= line.trim_start().starts_with("```");
+        if fenced || !line.starts_with('#') {
+            continue;
+        }
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        anchors.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+    }
+    anchors
+}
+
+/// Links without a scheme name a file, and their anchor a heading of that file.
 #[test]
-fn links_to_files_lead_somewhere() {
+fn links_between_documents_resolve() {
+    let mut with_anchor = 0;
     for path in documents() {
         let text = read(&path);
         let folder = path.parent().unwrap();
         for (_, rest) in text.match_indices("](").map(|(i, _)| text.split_at(i + 2)) {
-            let target = rest.split([')', '#']).next().unwrap();
-            // Nothing before a `#`: a chapter of the same file.
-            if target.is_empty() || target.contains("://") {
+            let target = rest.split(')').next().unwrap();
+            if target.contains("://") {
                 continue;
             }
-            let file = folder.join(target);
-            assert!(file.exists(), "{}: nothing at {target}", path.display());
+            let (target, anchor) = target.split_once('#').unwrap_or((target, ""));
+            // A link to a heading of the same file has no file name.
+            let file = match target {
+                "" => path.clone(),
+                _ => folder.join(target),
+            };
+            assert!(file.exists(), "{}: no file {target}", path.display());
+            if !anchor.is_empty() {
+                with_anchor += 1;
+                let known = anchors(&read(&file));
+                let place = path.display();
+                assert!(
+                    known.contains(anchor),
+                    "{place}: no heading {target}#{anchor}"
+                );
+            }
+        }
+    }
+    assert!(with_anchor > 10, "only {with_anchor} anchors were found");
+}
+
+/// The README is an introduction; details belong into docs/.
+#[test]
+fn readme_has_at_most_150_lines() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 150, "{lines} lines");
+}
+
+/// Prose is wrapped at 100 columns. Tables, code blocks, headings and links cannot be wrapped.
+#[test]
+fn prose_of_documents_is_wrapped() {
+    for path in documents() {
+        // Tables and captions in bench/results are written by the bench.
+        if path.starts_with(root().join("bench/results")) {
+            continue;
+        }
+        let text = read(&path);
+        let mut fenced = false;
+        for (n, line) in text.lines().enumerate() {
+            fenced ^= line.trim_start().starts_with("```");
+            let prose = !fenced && !line.starts_with(['|', '#', '<']) && !line.starts_with("    ");
+            let long = line.chars().count() > 100 && line.trim().contains(' ');
+            assert!(!(prose && long), "{}:{}: over 100", path.display(), n + 1);
         }
     }
 }
