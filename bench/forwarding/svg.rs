@@ -1,4 +1,4 @@
-//! A drawn comparison: how mcastor stands to the kernel, scenario by scenario.
+//! Draws results/forwarding.svg: mcastor relative to ip_mroute, one row for each scenario.
 
 use std::fmt::Write as _;
 
@@ -6,18 +6,30 @@ use crate::peer::Peer;
 use crate::report::{Spread, ratio};
 use crate::run::Results;
 
-const LABELS: f64 = 370.0;
+const LABELS: f64 = 440.0;
 const PANEL: f64 = 290.0;
 const GAP: f64 = 40.0;
 const TOP: f64 = 96.0;
 const BAR: f64 = 15.0;
 const BETWEEN: f64 = 14.0;
+/// The largest ratio that an axis shows. A larger value, as from a noisy round, is cut off at the edge.
+const AXIS_LIMIT: f64 = 3.5;
+/// Colours for a light and a dark page.
+const STYLE: &str = "<style>\n\
+    .page { fill: #ffffff; } text { fill: #1f2328; } .muted { fill: #57606a; }\n\
+    .mark { stroke: #1f2328; } .grid { stroke: #e3e3e3; }\n\
+    .default { fill: #2563a8; } .bypass { fill: #7fb2e5; } .goal { fill: #c2410c; }\n\
+    @media (prefers-color-scheme: dark) {\n\
+    .page { fill: #0d1117; } text { fill: #e6edf3; } .muted { fill: #a5adb8; }\n\
+    .mark { stroke: #e6edf3; } .grid { stroke: #30363d; }\n\
+    .default { fill: #4493f8; } .bypass { fill: #1f4f8f; } .goal { fill: #f0883e; }\n\
+    }\n</style>\n";
 const SERIES: [(Peer, &str, &str); 2] = [
-    (Peer::Mcastor, "mcastor", "#2563a8"),
+    (Peer::Mcastor, "mcastor", "default"),
     (
         Peer::McastorBypass,
         "mcastor, qdisc_bypass = true",
-        "#7fb2e5",
+        "bypass",
     ),
 ];
 
@@ -31,7 +43,7 @@ struct Panel {
 
 const PANELS: [Panel; 3] = [
     Panel {
-        title: "CPU a packet at 100k/s",
+        title: "CPU per packet at 100k/s",
         better: "less is better",
         figure: "cpu_ns@100k",
         goals: &[
@@ -41,7 +53,7 @@ const PANELS: [Panel; 3] = [
         ],
     },
     Panel {
-        title: "CPU a packet at 300k/s",
+        title: "CPU per packet at 300k/s",
         better: "less is better",
         figure: "cpu_ns@300k",
         goals: &[("egress-1", 1.0)],
@@ -76,7 +88,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+         {STYLE}<rect width=\"100%\" height=\"100%\" class=\"page\"/>\n"
     );
     let quick = if quick { " (quick run)" } else { "" };
     text(
@@ -91,7 +103,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
     for (_, name, colour) in SERIES {
         let _ = writeln!(
             svg,
-            "<rect x=\"{x}\" y=\"40\" width=\"12\" height=\"12\" fill=\"{colour}\"/>"
+            "<rect x=\"{x}\" y=\"40\" width=\"12\" height=\"12\" class=\"{colour}\"/>"
         );
         text(&mut svg, x + 18.0, 51.0, "start", "", name);
         x += 40.0 + name.len() as f64 * 7.0;
@@ -102,14 +114,14 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
         51.0,
         "start",
         "",
-        "| kernel = 1, – smallest to largest round, red: goal",
+        "| kernel = 1, – smallest to largest round, ◆ goal",
     );
     for (i, panel) in PANELS.iter().enumerate() {
         let left = LABELS + i as f64 * (PANEL + GAP);
         let all = rows.iter().flat_map(|s| bars(s.id, panel.figure));
         let goals = panel.goals.iter().map(|g| g.1);
         let most = all.map(|b| b.0.max).chain(goals).fold(1.2, f64::max);
-        let most = (most * 1.12 * 2.0).ceil() / 2.0;
+        let most = ((most * 1.12 * 2.0).ceil() / 2.0).min(AXIS_LIMIT);
         let scale = |v: f64| left + v.clamp(0.0, most) / most * PANEL;
         text(
             &mut svg,
@@ -120,20 +132,20 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
             &format!("{} ({})", panel.title, panel.better),
         );
         let bottom = height - 52.0;
-        let step = if most > 4.0 { 1.0 } else { 0.5 };
+        let step = 0.5;
         let mut at = 0.0;
         while at <= most + 1e-9 {
             let x = scale(at);
             let _ = writeln!(
                 svg,
-                "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#e3e3e3\"/>"
+                "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\" class=\"grid\"/>"
             );
             text(
                 &mut svg,
                 x,
                 bottom + 16.0,
                 "middle",
-                "fill=\"#555\"",
+                "class=\"muted\"",
                 &format!("{at}x"),
             );
             at += step;
@@ -145,8 +157,8 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
                 let (end, middle) = (scale(spread.median), y + BAR / 2.0);
                 let _ = writeln!(
                     svg,
-                    "<rect x=\"{left}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>\n\
-                     <line x1=\"{:.1}\" y1=\"{middle:.1}\" x2=\"{:.1}\" y2=\"{middle:.1}\" stroke=\"#222\" stroke-width=\"1.5\"/>",
+                    "<rect x=\"{left}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" class=\"{colour}\"/>\n\
+                     <line x1=\"{:.1}\" y1=\"{middle:.1}\" x2=\"{:.1}\" y2=\"{middle:.1}\" class=\"mark\" stroke-width=\"1.5\"/>",
                     y + 1.0,
                     end - left,
                     BAR - 2.0,
@@ -167,7 +179,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
                 let (x, middle) = (scale(*goal), start - 1.0);
                 let _ = writeln!(
                     svg,
-                    "<path d=\"M{x:.1} {:.1} l5 5 l-5 5 l-5 -5 z\" fill=\"#c2410c\"/>",
+                    "<path d=\"M{x:.1} {:.1} l5 5 l-5 5 l-5 -5 z\" class=\"goal\"/>",
                     middle - 5.0
                 );
             }
@@ -186,7 +198,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
         let one = scale(1.0);
         let _ = writeln!(
             svg,
-            "<line x1=\"{one:.1}\" y1=\"{TOP}\" x2=\"{one:.1}\" y2=\"{bottom}\" stroke=\"#222\" stroke-width=\"1.5\"/>"
+            "<line x1=\"{one:.1}\" y1=\"{TOP}\" x2=\"{one:.1}\" y2=\"{bottom}\" class=\"mark\" stroke-width=\"1.5\"/>"
         );
     }
     text(
@@ -194,7 +206,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
         16.0,
         height - 12.0,
         "start",
-        "fill=\"#555\" font-size=\"11\"",
+        "class=\"muted\" font-size=\"11\"",
         caption,
     );
     svg + "</svg>\n"
