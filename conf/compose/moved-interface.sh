@@ -1,11 +1,11 @@
 #!/bin/sh
 # Moves an interface of this host into a running container, as pipework does. The container then
-# hears and sends multicast on it by itself: nothing more is needed. The host loses the interface
-# until the container ends, when it comes back down and without addresses.
+# receives and sends multicast on it without mcastor. The host loses the interface until the container
+# ends; then it returns, down and without addresses.
 #
 #   moved-interface.sh INTERFACE CONTAINER ADDRESS/LENGTH
 #
-# Needs root. For a second interface beside the one the host keeps, move a macvlan of it:
+# Needs root. To keep the interface on the host, move a macvlan of it instead:
 #   ip link add mv0 link eth0 type macvlan mode bridge
 set -eu
 interface=$1 container=$2 address=$3
