@@ -1,5 +1,5 @@
 //! `--modes`: what each way of taking packets in costs, rate by rate. The thresholds between
-//! them come from this; the table is in ARCHITECTURE.md.
+//! them come from this; the table is in docs/measurements.md.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;

@@ -1,5 +1,5 @@
-//! Every way a packet can end here without leaving. Each is the `reason` label of
-//! `mcastor_dropped_packets_total` and a line in docs/metrics.md.
+//! The reasons for which packets are dropped. Each is a `reason` label of
+//! `mcastor_dropped_packets_total` and a row in docs/metrics.md.
 
 use crate::wire::WireError;
 use crate::wire::reasons::reasons;
@@ -7,23 +7,25 @@ use crate::wire::reasons::reasons;
 reasons! {
     /// Why a packet was dropped.
     enum DropReason;
-    /// No rule of the interface it arrived on takes its source and group, and nobody asked for the group.
+    /// No route of the interface it arrived on takes its source and group, and no host joined the
+    /// group.
     NoRoute = "no_route",
-    /// Only rules that name its source in `except_sources`, or proxies that leave it out, would have taken it.
+    /// Only routes that exclude its source with `except_sources`, or proxies that exclude it, would
+    /// have taken it.
     SourceExcepted = "source_excepted",
-    /// Its group was asked for downstream, its source was not.
+    /// Hosts downstream joined its group, but not its source.
     NotWanted = "not_wanted",
-    /// Another upstream interface of the proxy feeds this stream now.
+    /// Another upstream interface of the proxy is the active upstream of this stream.
     Standby = "standby",
-    /// It arrived with a TTL or hop limit of 1 or 0 and its route decrements.
+    /// It arrived with a TTL or hop limit of 1 or 0, and its route decrements the TTL.
     TtlExpired = "ttl_expired",
-    /// It arrived with a TTL no higher than the threshold of the egress.
+    /// It arrived with a TTL that is not above the threshold of the egress.
     TtlThreshold = "ttl_threshold",
-    /// Its group is of link-local scope and its route does not say `link_local = true`.
+    /// Its group has link-local scope, and its route does not have `link_local = true`.
     LinkLocal = "link_local",
-    /// Its route matched, but none of the interfaces in `to` exists now.
+    /// Its route has no egress: none of the interfaces in `to` exists now.
     NoEgress = "no_egress",
-    /// It ends before its headers say so, or the capture buffer was too small.
+    /// It is shorter than its headers say, or the capture buffer was too small.
     Truncated = "truncated",
     /// A header field contradicts another.
     Malformed = "malformed",
@@ -31,32 +33,33 @@ reasons! {
     BadChecksum = "bad_checksum",
     /// Its source is multicast, unspecified, loopback or broadcast.
     BadSource = "bad_source",
-    /// Its destination is no multicast group, although its link-layer address is.
+    /// Its link-layer address is multicast, but its destination address is not.
     NotMulticast = "not_multicast",
-    /// It came back: it was forwarded a moment ago by a route whose TTL policy ends no loop.
+    /// It returned: an identical packet was forwarded less than half a second ago, by a route with
+    /// a loop guard.
     Loop = "loop",
     /// It is larger than the MTU of the egress and may not be fragmented.
     TooBig = "too_big",
-    /// It is several packets in one, cut by rules the kernel does not tell.
+    /// It is a GSO packet of a kind that cannot be segmented here.
     GsoUnknown = "gso_unknown",
-    /// Its checksum was left to hardware, at a place outside the packet.
+    /// Its checksum was left to hardware, at an offset outside the packet.
     ChecksumUnknown = "checksum_unknown",
-    /// Its route rewrites, and how to do so for its protocol is not known.
+    /// Its route translates, but its protocol cannot be translated.
     TranslateProtocol = "translate_protocol",
-    /// Its route rewrites to the other IP version, and it is a fragment whose checksum cannot be
-    /// told from itself.
+    /// Its route translates to the other IP version, and it is a fragment whose new checksum cannot
+    /// be computed from the fragment alone.
     TranslateFragment = "translate_fragment",
-    /// Its route rewrites, and its options or extension headers name a way through other routers.
+    /// Its route translates, and its options or extension headers contain a source route.
     TranslateOption = "translate_option",
-    /// Its VLAN tag belongs to a VLAN interface, which takes it instead.
+    /// Its VLAN tag belongs to a VLAN interface, which captures it instead.
     VlanElsewhere = "vlan_elsewhere",
-    /// The egress went down or away while it waited.
+    /// The egress was down, or was removed while the packet waited.
     EgressDown = "egress_down",
-    /// The egress took no more: its device queue or our socket buffer was full.
+    /// The egress accepted no more packets: its device queue or the socket buffer was full.
     EgressBusy = "egress_busy",
-    /// The forwarder of the egress was too far behind.
+    /// The mailbox of the egress's forwarder was full.
     QueueFull = "queue_full",
-    /// The kernel refused to send it for another reason, which the log names.
+    /// The kernel refused to send it, with an error that the log names.
     SendFailed = "send_failed",
 }
 
