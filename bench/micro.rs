@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mcastor::forward::finish::rewrite;
 use mcastor::forward::fragment::fragment;
-use mcastor::forward::rewrite::rewrite;
 use mcastor::forward::segment::segment;
 use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
 use mcastor::model::{
@@ -15,7 +15,7 @@ use mcastor::model::{
 };
 use mcastor::planes::{Batch, Packet, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
-use mcastor::table::{Feeds, Fib, Learned, Rib};
+use mcastor::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
 use mcastor::wire::checksum;
 use mcastor::wire::ip::{Datagram, refresh_ipv4_checksum};
 use mcastor::wire::offload::Offload;
@@ -99,14 +99,14 @@ fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
 }
 
 fn ttl(decision: Decision<'_>) -> Option<u8> {
-    decision.versions().next().map(|version| version.ttl)
+    decision.variants().next().map(|version| version.ttl)
 }
 
 fn decides(c: &mut Criterion) {
     let mut g = c.benchmark_group("decide");
     for rules in [10, 10_000, 100_000] {
         let fib = fib(rules, true, 1);
-        let feeds = Feeds::default();
+        let feeds = UpstreamSelector::default();
         let arrival = Arrival {
             fib: &fib,
             ingress: ingress(&fib),
@@ -168,7 +168,7 @@ fn memberships(c: &mut Criterion) {
             proxies: vec![ProxyRule::new(pattern("if0"), pattern("if*"))],
             ..Rib::default()
         };
-        let mut learned = Learned::default();
+        let mut learned = MembershipDatabase::default();
         let downstream = |i: usize| IfIndex::new((i % downstreams) as u32 + 2).expect("not zero");
         let of = |i: usize| group(i).to_string().parse().expect("a group");
         let sources = |from: usize| {

@@ -13,10 +13,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::actors::World;
-use crate::actors::keeper::{Charge, Keeper, LinkSource, PanicIn, Remap, Shutdown};
-use crate::actors::routing::{InForce, Replace};
-use crate::actors::world::ProcessRequest;
+use crate::actors::RouterContext;
+use crate::actors::context::ProcessRequest;
+use crate::actors::routing::{Barrier, Replace};
+use crate::actors::supervisor::{
+    LinkSource, PanicIn, Remap, Shutdown, Supervisor, SupervisorConfig,
+};
 use crate::control::server::Server;
 use crate::control::socket::{BindError, Socket};
 use crate::metrics::Catalog;
@@ -144,14 +146,14 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
             ..PacketPlane::new(instance_mark())
         },
     };
-    let (world, mut requests) = World::new(
+    let (context, mut requests) = RouterContext::new(
         Catalog::new()?,
         Box::new(plane),
         rib,
         settings.limits.flows,
         settings.docker.socket.clone(),
     );
-    set_limits(&world, &settings.limits);
+    set_limits(&context, &settings.limits);
     tell_skipped(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
@@ -174,8 +176,8 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         Ok(dropped) => info!("{dropped} capabilities that are not needed any more are given up"),
         Err(e) => warn!("cannot give up capabilities: {e}"),
     }
-    let keeper = Keeper::new(Charge {
-        world: world.clone(),
+    let supervisor = Supervisor::new(SupervisorConfig {
+        context: context.clone(),
         http,
         failed: failed.clone(),
         workers: std::thread::available_parallelism().map_or(1, Into::into),
@@ -184,27 +186,30 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     })
     .start();
     let control = match (control, options.clients) {
-        (Some(control), _) => actix::spawn(Server::new(control).serve(world.clone())),
+        (Some(control), _) => actix::spawn(Server::new(control).serve(context.clone())),
         (None, Clients::Smcroute(Some(socket))) => {
-            actix::spawn(SmcrouteServer::new(socket).serve(world.clone()))
+            actix::spawn(SmcrouteServer::new(socket).serve(context.clone()))
         }
         (None, _) => actix::spawn(async {}),
     };
     let script = options
         .script
-        .map(|path| service::Script::start(path, &world));
+        .map(|path| service::Script::start(path, &context));
     let called = |what| {
         if let Some(script) = &script {
             script.call(what);
         }
     };
-    actix::spawn(service::tell_the_supervisor(world.clone(), options.started));
+    actix::spawn(service::tell_the_supervisor(
+        context.clone(),
+        options.started,
+    ));
     let result = loop {
         let reason = tokio::select! {
             reason = signals.next() => reason,
             Some(request) = requests.recv() => match request {
                 ProcessRequest::Reload(answer) => {
-                    let outcome = reload(&options.load, &mut in_force, given, (&world, &keeper)).await;
+                    let outcome = reload(&options.load, &mut in_force, given, (&context, &supervisor)).await;
                     if outcome.is_ok() {
                         called(service::Call::Reload);
                     }
@@ -213,7 +218,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
                     continue;
                 }
                 ProcessRequest::Panic(actor, answer) => {
-                    let asked = panics_allowed().then(|| keeper.send(PanicIn(actor)));
+                    let asked = panics_allowed().then(|| supervisor.send(PanicIn(actor)));
                     let outcome = match asked {
                         Some(asked) => asked.await.unwrap_or_else(|e| Err(e.to_string())),
                         None => Err(format!("only where {PANICS_ALLOWED}=1 was set at the start")),
@@ -229,7 +234,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
             break Ok(reason);
         }
         // The outcome is in the log.
-        if reload(&options.load, &mut in_force, given, (&world, &keeper))
+        if reload(&options.load, &mut in_force, given, (&context, &supervisor))
             .await
             .is_ok()
         {
@@ -244,7 +249,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     control.abort();
     // Dropped, its file goes away.
     let _ = control.await;
-    if tokio::time::timeout(SHUTDOWN_TIMEOUT, keeper.send(Shutdown))
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, supervisor.send(Shutdown))
         .await
         .is_err()
     {
@@ -287,9 +292,9 @@ async fn reload(
     load: &Load,
     in_force: &mut Settings,
     given: Option<&Config>,
-    (world, keeper): (&World, &Addr<Keeper>),
+    (context, supervisor): (&RouterContext, &Addr<Supervisor>),
 ) -> Result<String, String> {
-    let successful = &world.catalog.last_reload_successful;
+    let successful = &context.catalog.last_reload_successful;
     let refused = |why: &dyn std::fmt::Display| {
         successful.set(0);
         let refused = format!("the settings are refused, the old ones stay: {why}");
@@ -300,19 +305,19 @@ async fn reload(
     if let Some(why) = &settings.unread {
         return Err(refused(why));
     }
-    let Some(routing) = world.routing.load_full() else {
+    let Some(routing) = context.routing.load_full() else {
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());
     };
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = given.or(settings.mnat.as_ref()).cloned();
     let replace = Replace(rib_of(&mut settings, mnat.as_ref()));
-    let lost = routing.send(replace).await.is_err() || routing.send(InForce).await.is_err();
+    let lost = routing.send(replace).await.is_err() || routing.send(Barrier).await.is_err();
     if lost {
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());
     }
-    set_limits(world, &settings.limits);
+    set_limits(context, &settings.limits);
     notes.iter().for_each(|note| warn!("{note}"));
     tell_skipped(&settings);
     let mut done = format!("reloaded, routes: {routes}");
@@ -332,7 +337,7 @@ async fn reload(
         done += &format!("; changes of {} need a restart", changed.join(", "));
     }
     if given.is_none() && was.mnat != is.mnat {
-        keeper.do_send(Remap(mnat.map(Arc::new)));
+        supervisor.do_send(Remap(mnat.map(Arc::new)));
     }
     info!("{done}");
     successful.set(1);
@@ -379,9 +384,9 @@ fn listen(address: SocketAddr) -> Option<TcpListener> {
     }
 }
 
-fn set_limits(world: &World, limits: &LimitSettings) {
+fn set_limits(context: &RouterContext, limits: &LimitSettings) {
     let idle = Duration::from_secs(limits.flow_idle.into());
-    world.set_flow_limits(limits.flows, idle);
+    context.set_flow_limits(limits.flows, idle);
 }
 
 /// Takes the rules out of the settings: there may be many, and nobody else asks for them.

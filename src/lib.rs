@@ -13,7 +13,7 @@
 //!  decide        planes::switch for each packet of the batch:
 //!     |            forward::decide    (ingress of the Fib, flows, packet) -> Versions | DropReason:
 //!     |                               one of the best rule, one of each proxy that hosts asked
-//!     |            forward::rewrite   checksum finished, TTL set, in place
+//!     |            forward::finish   checksum finished, TTL set, in place
 //!     |            forward::segment   UDP GSO cut into datagrams
 //!     |            forward::loop_guard  stops what was forwarded a moment ago
 //!     |            forward::translate   other source, group, port, IP version
@@ -34,11 +34,11 @@
 //! ```text
 //!  links          netlink            --LinksChanged--+
 //!  add, join ...  control::server                    |
-//!                 -> actors::questions ----Carry-----+--> actors::routing: Rib, Links -> Fib
+//!                 -> actors::questions ----ApplyChange-----+--> actors::routing: Rib, Links -> Fib
 //!  reload         app: settings -> Rib ---Replace----+       |                   |
-//!  (or SIGHUP)                                            Publish               Want
+//!  (or SIGHUP)                                            Publish               SetJoins
 //!                                                            v                   v
-//!                                                   actors::keeper       actors::joins
+//!                                                   actors::supervisor       actors::joins
 //!                                                   starts, swaps,       sys::memberships
 //!                                                   stops
 //! ```
@@ -52,7 +52,7 @@
 //!  actors::membership   wire::membership -> membership::Downstream, one an interface and IP version
 //!     |                 -> queries back to the hosts
 //!     v Wanted
-//!  actors::routing      table::Learned -> Fib, and membership::Upstream -> actors::joins
+//!  actors::routing      table::MembershipDatabase -> Fib, and membership::Upstream -> actors::joins
 //! ```
 //!
 //! # The arrows
@@ -84,7 +84,7 @@
 //! - No message for each packet, no lock and no allocation for each packet. Messages carry batches.
 //! - A batch stays on the thread that captured it.
 //! - Packets are decided against an immutable [`table::Fib`]. Only routing makes one; only the
-//!   keeper puts one in force. A flow remembers its verdicts, and only within one snapshot.
+//!   supervisor puts one in force. A flow remembers its verdicts, and only within one snapshot.
 //! - Bad settings and refused changes leave what is in force as it is.
 //! - A packet is never copied, unless segmentation or fragmentation cuts it, its IP version
 //!   changes, or it leaves in two versions.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mcastor::forward::DropReason;
 use mcastor::forward::segment::segment;
-use mcastor::model::{IfIndex, Link, Links, Rewrite, RouteRule};
+use mcastor::model::{IfIndex, Link, Links, RouteRule, TranslationRule};
 use mcastor::planes::{Batch, Packet, Switch};
 use mcastor::table::{Fib, Rib};
 use mcastor::wire::ip::Datagram;
@@ -54,7 +54,7 @@ fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u
     rule.source = from.0.parse().unwrap();
     let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
     let port = port.and_then(std::num::NonZeroU16::new);
-    let rewrite = Rewrite::new((rule.source, rule.group), becomes, port, false);
+    let rewrite = TranslationRule::new((rule.source, rule.group), becomes, port, false);
     rule.rewrite = Some(rewrite.unwrap());
     let rib = Rib {
         rules: vec![rule],

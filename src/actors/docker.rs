@@ -14,8 +14,8 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::context::{DeathGuard, RouterContext, panics_on_demand};
 use super::routing::NamesChanged;
-use super::world::{Vital, World, panics_on_demand};
 use crate::docker::{Client, EngineError, peers};
 use crate::model::Aliases;
 
@@ -33,16 +33,16 @@ const READ_ANEW_EVERY: Duration = Duration::from_secs(30);
 /// The actor.
 pub struct DockerWatch {
     // Its end is the actor's.
-    _vital: Vital,
-    world: Arc<World>,
+    _vital: DeathGuard,
+    context: Arc<RouterContext>,
 }
 
 impl DockerWatch {
-    /// Follows the engine whose socket the world names.
-    pub fn new(world: Arc<World>, vital: Vital) -> Self {
+    /// Follows the engine whose socket the context names.
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
         Self {
-            _vital: vital,
-            world,
+            _vital: death_guard,
+            context,
         }
     }
 }
@@ -51,8 +51,8 @@ impl Actor for DockerWatch {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let world = self.world.clone();
-        ctx.spawn(follow(world).into_actor(self));
+        let context = self.context.clone();
+        ctx.spawn(follow(context).into_actor(self));
     }
 }
 
@@ -84,23 +84,23 @@ impl Trouble {
 }
 
 /// For ever: waits until a name is wanted, follows the engine, and tries again.
-async fn follow(world: Arc<World>) {
-    let mut wanted = world.engine_wanted.subscribe();
+async fn follow(context: Arc<RouterContext>) {
+    let mut wanted = context.engine_wanted.subscribe();
     let mut said = None;
     loop {
         if wanted.wait_for(|wanted| *wanted).await.is_err() {
             return;
         }
-        let socket = world.engine_socket.clone();
+        let socket = context.engine_socket.clone();
         let end = {
-            let mut followed = pin!(listen(&world, &mut said));
+            let mut followed = pin!(listen(&context, &mut said));
             let mut unwanted = wanted.clone();
             tokio::select! {
                 trouble = &mut followed => Some(trouble),
                 _ = unwanted.wait_for(|wanted| !*wanted) => None,
             }
         };
-        world.catalog.engine_connected.set(0);
+        context.catalog.engine_connected.set(0);
         match end {
             Some(trouble) => {
                 // The names stay as they were: an engine may restart and leave its containers
@@ -117,30 +117,30 @@ async fn follow(world: Arc<World>) {
                 said = Some(line);
                 sleep(TRY_AGAIN).await;
             }
-            None => tell(&world, Aliases::default()),
+            None => tell(&context, Aliases::default()),
         }
     }
 }
 
 /// Tells routing of every change until there is trouble.
-async fn listen(world: &World, said: &mut Option<String>) -> Trouble {
-    match try_listen(world, said).await {
+async fn listen(context: &RouterContext, said: &mut Option<String>) -> Trouble {
+    match try_listen(context, said).await {
         Ok(never) => match never {},
         Err(trouble) => trouble,
     }
 }
 
 async fn try_listen(
-    world: &World,
+    context: &RouterContext,
     said: &mut Option<String>,
 ) -> Result<std::convert::Infallible, Trouble> {
-    let socket = world.engine_socket.display().to_string();
+    let socket = context.engine_socket.display().to_string();
     let client = Client::connect(&socket).await?;
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let _connection = Ends(tokio::spawn(connection));
     let mut changes = pin!(client.changes());
     info!("docker: following {socket}");
-    world.catalog.engine_connected.set(1);
+    context.catalog.engine_connected.set(1);
     let mut refused = false;
     let mut afterwards = AFTERWARDS.iter();
     loop {
@@ -153,7 +153,7 @@ async fn try_listen(
         }
         let index = |name: &_| peers.indexes.get(name).copied();
         let (names, lacking) = engine.names(&peers.cables, index);
-        tell(world, names);
+        tell(context, names);
         *said = None;
         let wait = match afterwards.next() {
             Some(soon) => *soon,
@@ -182,12 +182,12 @@ impl<T> Drop for Ends<T> {
     }
 }
 
-fn tell(world: &World, names: Aliases) {
-    if **world.aliases.load() == names {
+fn tell(context: &RouterContext, names: Aliases) {
+    if **context.aliases.load() == names {
         return;
     }
-    world.aliases.store(Arc::new(names));
-    if let Some(routing) = world.routing.load_full() {
+    context.aliases.store(Arc::new(names));
+    if let Some(routing) = context.routing.load_full() {
         // A control fact: as many as the engine has changes.
         routing.do_send(NamesChanged);
     }

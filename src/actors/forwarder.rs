@@ -10,7 +10,7 @@ use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tracing::warn;
 
-use super::world::{Role, Stop, Vital, World, panics_on_demand};
+use super::context::{DeathGuard, Role, RouterContext, Stop, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfIndex, IfName};
@@ -50,8 +50,8 @@ pub struct Transmit {
 
 /// The actor.
 pub struct Forwarder {
-    world: Arc<World>,
-    vital: Vital,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
     index: IfIndex,
     name: IfName,
     counters: InterfaceCounters,
@@ -69,11 +69,16 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// A forwarder that opens its egress when it starts.
-    pub fn new(world: Arc<World>, vital: Vital, index: IfIndex, name: &IfName) -> Self {
-        let counters = world.catalog.interface(name.as_str());
+    pub fn new(
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        index: IfIndex,
+        name: &IfName,
+    ) -> Self {
+        let counters = context.catalog.interface(name.as_str());
         Self {
-            world,
-            vital,
+            context,
+            death_guard,
             index,
             name: name.clone(),
             counters,
@@ -93,9 +98,9 @@ impl Forwarder {
             return;
         }
         self.opened = Some(Instant::now());
-        match self.world.plane.transmit(self.index) {
+        match self.context.plane.transmit(self.index) {
             Ok(transmit) => self.transmit = Some(transmit),
-            Err(e) => warn!("{}: cannot send: {e}", self.vital.role()),
+            Err(e) => warn!("{}: cannot send: {e}", self.death_guard.role()),
         }
     }
 
@@ -129,11 +134,11 @@ impl Forwarder {
             let counters = slot.get_or_insert_with(|| {
                 let path = &self.fib.paths[*id as usize];
                 let oif = &self.fib.egresses[path.egress as usize].name;
-                self.world.catalog.path(
+                self.context.catalog.path(
                     &path.route,
                     path.iif.as_str(),
                     oif.as_str(),
-                    self.world.plane.name(),
+                    self.context.plane.name(),
                 )
             });
             counters.packets.inc_by(*packets);
@@ -142,7 +147,7 @@ impl Forwarder {
             self.counters.transmitted_bytes.inc_by(*bytes);
         }
         if !received_ns.is_empty() {
-            let latency = self.world.catalog.forward_latency.local();
+            let latency = self.context.catalog.forward_latency.local();
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default()
@@ -170,7 +175,7 @@ impl Forwarder {
             warn!(
                 reason = reason.label(),
                 "{}: packets dropped: {error}",
-                self.vital.role()
+                self.death_guard.role()
             );
         }
     }
@@ -203,7 +208,7 @@ impl Handler<Transmit> for Forwarder {
             let name = &self.fib.egresses[message.egress as usize].name;
             if *name != self.name {
                 self.name = name.clone();
-                self.counters = self.world.catalog.interface(name.as_str());
+                self.counters = self.context.catalog.interface(name.as_str());
             }
             // Snapshots share them while only memberships change.
             if !same_paths {
@@ -241,7 +246,7 @@ impl ActorFuture<Forwarder> for Writable {
             if let Some(transmit) = &mut actor.transmit
                 && let Err(e) = ready!(transmit.poll_writable(task))
             {
-                warn!("{}: cannot wait: {e}", actor.vital.role());
+                warn!("{}: cannot wait: {e}", actor.death_guard.role());
                 actor.queue.abandon(DropReason::SendFailed, &mut actor.sent);
             }
             if actor.drive() == Progress::Done {
@@ -258,7 +263,7 @@ impl Handler<Stop> for Forwarder {
 
     /// An interface that read the snapshot before this may still send to us for a moment.
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.run_later(LINGER, |_, ctx| ctx.stop());
     }
 }

@@ -15,10 +15,10 @@ use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
+use super::context::{DeathGuard, RouterContext, Snapshot, Stop, WorkerId, panics_on_demand};
 use super::forwarder::{MOST_WAITING, Transmit};
-use super::membership::{Heard, Unheard};
+use super::membership::{MembershipMessages, MessagesLost};
 use super::views;
-use super::world::{Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
@@ -39,7 +39,7 @@ const QUIET: Duration = Duration::from_millis(5);
 /// Longest wait for that.
 const LONGEST_REST: Duration = Duration::from_millis(200);
 
-/// Tells the keeper whether the capture could be opened.
+/// Tells the supervisor whether the capture could be opened.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Opened {
@@ -51,9 +51,9 @@ pub struct Opened {
 
 /// The actor.
 pub struct Interface {
-    world: Arc<World>,
-    vital: Vital,
-    keeper: Recipient<Opened>,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    supervisor: Recipient<Opened>,
     worker: WorkerId,
     index: IfIndex,
     name: IfName,
@@ -75,20 +75,20 @@ pub struct Interface {
 impl Interface {
     /// An interface actor that opens its capture when it starts, on its worker.
     pub fn new(
-        world: Arc<World>,
-        vital: Vital,
-        keeper: Recipient<Opened>,
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        supervisor: Recipient<Opened>,
         worker: WorkerId,
         index: IfIndex,
         name: &IfName,
     ) -> Self {
-        let counters = world.catalog.interface(name.as_str());
-        let flows = Flows::new(world.flows.clone());
-        let switch = Switch::new(flows, world.loop_guard.clone(), world.feeds.clone());
+        let counters = context.catalog.interface(name.as_str());
+        let flows = Flows::new(context.flows.clone());
+        let switch = Switch::new(flows, context.loop_guard.clone(), context.feeds.clone());
         Self {
-            world,
-            vital,
-            keeper,
+            context,
+            death_guard,
+            supervisor,
             worker,
             index,
             name: name.clone(),
@@ -110,30 +110,30 @@ impl Interface {
             && *name != self.name
         {
             self.name = name.clone();
-            self.counters = self.world.catalog.interface(name.as_str());
+            self.counters = self.context.catalog.interface(name.as_str());
         }
     }
 
     fn forward(&mut self, batch: Batch) {
         self.batches += 1;
-        let snapshot = self.world.snapshot.load_full();
+        let snapshot = self.context.snapshot.load_full();
         if self.generation != snapshot.fib.generation {
             self.follow_name(&snapshot);
         }
         let fib = &snapshot.fib;
         let nothing = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
-        let switched = self.switch.run(fib, ingress, batch, self.world.now_ms());
+        let switched = self.switch.run(fib, ingress, batch, self.context.now_ms());
         self.hand_over(switched.messages);
         let tally = &switched.tally;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
         self.counters.membership_messages.inc_by(tally.membership);
         self.counters.add_dropped(&tally.dropped);
-        self.world.catalog.translated(&tally.translated);
+        self.context.catalog.translated(&tally.translated);
         let drop_at = |egress: u32, reason: DropReason, packets: u64| {
             let name = fib.egresses[egress as usize].name.as_str();
-            let counters = self.world.catalog.interface(name);
+            let counters = self.context.catalog.interface(name);
             counters.dropped(reason).inc_by(packets);
         };
         for (egress, packets) in &tally.below_threshold {
@@ -183,12 +183,14 @@ impl Interface {
         }
         let count = messages.len() as u64;
         let (index, name) = (self.index, self.name.as_str());
-        let sent = match self.world.membership.load().as_deref() {
-            Some(membership) => membership.try_send(Heard { index, messages }).is_ok(),
+        let sent = match self.context.membership.load().as_deref() {
+            Some(membership) => membership
+                .try_send(MembershipMessages { index, messages })
+                .is_ok(),
             None => false,
         };
         if !sent {
-            let families = &self.world.catalog.membership;
+            let families = &self.context.catalog.membership;
             families.refused(name, "busy", count);
             self.tell_unheard();
         }
@@ -202,25 +204,25 @@ impl Interface {
             return;
         }
         self.told_unheard = Some(Instant::now());
-        if let Some(membership) = self.world.membership.load().as_deref() {
+        if let Some(membership) = self.context.membership.load().as_deref() {
             // A few a second, and none of them may be refused.
-            membership.do_send(Unheard { index: self.index });
+            membership.do_send(MessagesLost { index: self.index });
         }
     }
 
     fn expire_flows(&mut self) {
-        let now = self.world.now_ms();
-        self.switch.flows.expire(now, self.world.flow_idle_ms());
+        let now = self.context.now_ms();
+        self.switch.flows.expire(now, self.context.flow_idle_ms());
         self.settle_flows();
     }
 
     fn settle_flows(&mut self) {
         let ended = self.switch.flows.take_ended();
-        let catalog = &self.world.catalog;
+        let catalog = &self.context.catalog;
         for end in FlowEnd::ALL {
             catalog.flows_ended(self.name.as_str(), end, ended.of(end));
         }
-        catalog.flows.set(self.world.flows.live() as i64);
+        catalog.flows.set(self.context.flows.live() as i64);
     }
 
     fn ask_dropped(&mut self) {
@@ -241,7 +243,7 @@ impl Interface {
                 "{}: the kernel dropped packets because we were too slow to take them; give \
                  the process more CPU, or spread the streams over more interfaces. Said once; \
                  mcastor_socket_dropped_packets_total goes on counting",
-                self.vital.role()
+                self.death_guard.role()
             );
         }
     }
@@ -251,7 +253,7 @@ impl Actor for Interface {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let result = match self.world.plane.capture(self.index) {
+        let result = match self.context.plane.capture(self.index) {
             Ok(capture) => {
                 let capture = Rc::new(RefCell::new(capture));
                 ctx.add_stream(Batches {
@@ -259,21 +261,21 @@ impl Actor for Interface {
                     in_a_row: 0,
                 });
                 ctx.run_interval(HOUSEKEEPING_EVERY, |actor, _| {
-                    actor.follow_name(&actor.world.snapshot.load_full());
+                    actor.follow_name(&actor.context.snapshot.load_full());
                     actor.ask_dropped();
                     actor.expire_flows();
                 });
                 self.capture = Some(capture);
-                debug!("{}: capturing", self.vital.role());
+                debug!("{}: capturing", self.death_guard.role());
                 Ok(())
             }
             Err(e) => {
-                self.vital.disarm();
+                self.death_guard.disarm();
                 ctx.stop();
                 Err(e)
             }
         };
-        self.keeper.do_send(Opened {
+        self.supervisor.do_send(Opened {
             index: self.index,
             result,
         });
@@ -292,8 +294,8 @@ impl StreamHandler<io::Result<Batch>> for Interface {
             Ok(batch) => self.forward(batch),
             Err(e) => {
                 // The capture ended although nobody stopped us: that is a death, so that the
-                // keeper opens it anew.
-                warn!("{}: capture failed: {e}", self.vital.role());
+                // supervisor opens it anew.
+                warn!("{}: capture failed: {e}", self.death_guard.role());
                 ctx.terminate();
             }
         }
@@ -306,7 +308,7 @@ impl Handler<Stop> for Interface {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, _: Stop, _: &mut Self::Context) -> Self::Result {
-        self.vital.disarm();
+        self.death_guard.disarm();
         if let Some(capture) = &self.capture {
             capture.borrow_mut().shut();
         }
@@ -365,10 +367,10 @@ impl Handler<AskFlows> for Interface {
     type Result = MessageResult<AskFlows>;
 
     fn handle(&mut self, _: AskFlows, _: &mut Self::Context) -> Self::Result {
-        let snapshot = self.world.snapshot.load_full();
+        let snapshot = self.context.snapshot.load_full();
         self.follow_name(&snapshot);
         let fib = &snapshot.fib;
-        let now = self.world.now_ms();
+        let now = self.context.now_ms();
         let flows = self.switch.flows.iter();
         let ingress = fib.ingresses.get(&self.index);
         let view = |flow| views::flow(self.name.as_str(), ingress, flow, fib, now);

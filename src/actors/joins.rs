@@ -9,9 +9,9 @@ use actix::prelude::*;
 use ahash::AHashMap;
 use tracing::{debug, info, warn};
 
-use super::seldom::Seldom;
+use super::context::{DeathGuard, RouterContext, Stop, panics_on_demand};
+use super::log_limit::LogLimit;
 use super::service;
-use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{GroupSourceView, GroupView};
 use crate::model::{Group, IfIndex, IfName, Source, SourceFilter};
 use crate::sys::memberships::Memberships;
@@ -31,7 +31,7 @@ const BREATH: Duration = Duration::from_millis(1);
 /// All memberships wanted from now on.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Want {
+pub struct SetJoins {
     /// The memberships.
     pub joins: table::joins::Joins,
     /// Names of the links that are up.
@@ -39,10 +39,10 @@ pub struct Want {
 }
 
 /// Some memberships are wanted otherwise from now on, on links that are known: those of the
-/// last [`Want`]. A filter that takes nothing ends one.
+/// last [`SetJoins`]. A filter that takes nothing ends one.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct WantOtherwise(pub table::joins::Joins);
+pub struct UpdateJoins(pub table::joins::Joins);
 
 /// Asks which memberships there are, and which failed.
 pub struct AskGroups;
@@ -53,8 +53,8 @@ impl Message for AskGroups {
 
 /// The actor.
 pub struct Joins {
-    world: Arc<World>,
-    vital: Vital,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
     wanted: table::joins::Joins,
     names: AHashMap<IfIndex, IfName>,
     held: AHashMap<IfIndex, Memberships>,
@@ -65,7 +65,7 @@ pub struct Joins {
     due: BTreeSet<(bool, Join)>,
     /// Whether a turn is to come.
     works: bool,
-    lines: Seldom,
+    lines: LogLimit,
 }
 
 /// Whether the interface may hold what is new in a filter.
@@ -83,10 +83,10 @@ fn fits(on: &Memberships, group: Group, filter: &SourceFilter) -> bool {
 
 impl Joins {
     /// An actor that holds nothing yet.
-    pub fn new(world: Arc<World>, vital: Vital) -> Self {
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
         Self {
-            world,
-            vital,
+            context,
+            death_guard,
             wanted: BTreeMap::new(),
             names: AHashMap::new(),
             held: AHashMap::new(),
@@ -94,7 +94,7 @@ impl Joins {
             widened: BTreeSet::new(),
             due: BTreeSet::new(),
             works: false,
-            lines: Seldom::default(),
+            lines: LogLimit::default(),
         }
     }
 
@@ -128,7 +128,7 @@ impl Joins {
             && let Some(name) = self.names.get(&interface)
         {
             debug!("{name}: more is joined of {join} than {filter}");
-            self.world.catalog.filter_widened(name.as_str());
+            self.context.catalog.filter_widened(name.as_str());
         }
         let name = self.name(interface);
         let now = Instant::now();
@@ -193,7 +193,7 @@ impl Joins {
     fn settle(&mut self) {
         for (index, held) in &self.held {
             if let Some(name) = self.names.get(index) {
-                let catalog = &self.world.catalog;
+                let catalog = &self.context.catalog;
                 catalog.show_joined(name.as_str(), held.len() as u64);
             }
         }
@@ -214,10 +214,10 @@ impl Actor for Joins {
     }
 }
 
-impl Handler<Want> for Joins {
+impl Handler<SetJoins> for Joins {
     type Result = ();
 
-    fn handle(&mut self, want: Want, ctx: &mut Self::Context) {
+    fn handle(&mut self, want: SetJoins, ctx: &mut Self::Context) {
         // A link that is gone or down took its memberships along; the sockets are of no use.
         let names = &want.names;
         self.held.retain(|index, _| names.contains_key(index));
@@ -231,7 +231,7 @@ impl Handler<Want> for Joins {
             .retain(|(_, join)| names.contains_key(&join.interface));
         for (index, name) in &self.names {
             if names.get(index) != Some(name) {
-                self.world.catalog.forget_joined(name.as_str());
+                self.context.catalog.forget_joined(name.as_str());
             }
         }
         self.names = want.names;
@@ -245,10 +245,10 @@ impl Handler<Want> for Joins {
     }
 }
 
-impl Handler<WantOtherwise> for Joins {
+impl Handler<UpdateJoins> for Joins {
     type Result = ();
 
-    fn handle(&mut self, WantOtherwise(changes): WantOtherwise, ctx: &mut Self::Context) {
+    fn handle(&mut self, UpdateJoins(changes): UpdateJoins, ctx: &mut Self::Context) {
         let known = |join: &Join| self.names.contains_key(&join.interface);
         let changes = changes.into_iter().filter(|(join, _)| known(join));
         let mut changed = Vec::new();
@@ -319,7 +319,7 @@ impl Handler<Stop> for Joins {
     /// Closing the sockets leaves the groups.
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         self.held.clear();
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
     }
 }

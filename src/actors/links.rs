@@ -18,7 +18,7 @@ use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tracing::{error, info, warn};
 
-use super::world::{Stop, Vital, panics_on_demand};
+use super::context::{DeathGuard, Stop, panics_on_demand};
 use crate::model::{IfIndex, IfPattern, Link, Links};
 
 /// The kernel drops notices when its socket buffer is full, and tells so; all is read anew
@@ -39,7 +39,7 @@ struct Notice(NetlinkMessage<RouteNetlinkMessage>);
 
 /// The actor.
 pub struct LinksWatch {
-    vital: Vital,
+    death_guard: DeathGuard,
     routing: Recipient<LinksChanged>,
     links: Links,
     handle: Option<Handle>,
@@ -52,9 +52,9 @@ pub struct LinksWatch {
 
 impl LinksWatch {
     /// Tells `routing` of every change.
-    pub fn new(vital: Vital, routing: Recipient<LinksChanged>) -> Self {
+    pub fn new(death_guard: DeathGuard, routing: Recipient<LinksChanged>) -> Self {
         Self {
-            vital,
+            death_guard,
             routing,
             links: Links::default(),
             handle: None,
@@ -171,7 +171,7 @@ impl Handler<Stop> for LinksWatch {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
     }
 }

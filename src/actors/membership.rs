@@ -2,7 +2,7 @@
 //! routing. Announces the router where that was asked for.
 //!
 //! Lifecycle: routing says which interfaces are to be served ([`Serve`]); interface actors hand
-//! over the messages they capture ([`Heard`]); what changes goes back to routing ([`Wanted`]).
+//! over the messages they capture ([`MembershipMessages`]); what changes goes back to routing ([`Wanted`]).
 //! A rebuilt actor knows nothing of the hosts and asks them anew. What was wanted before goes
 //! on being forwarded until they have had the time to answer ([`Began`], [`Settled`]).
 
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use ipnet::IpNet;
 
+use super::context::{DeathGuard, RouterContext, Stop, panics_on_demand};
 use super::routing::Routing;
 use super::service::Service;
-use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{GroupView, QuerierView};
 use crate::model::{Group, IfIndex, IfName, ProxyRule, SourceFilter};
 use crate::planes::Messages;
@@ -51,7 +51,7 @@ pub struct Serve {
 /// IGMP, MLD and multicast router discovery messages of one interface, as captured.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Heard {
+pub struct MembershipMessages {
     /// On which interface.
     pub index: IfIndex,
     /// The messages.
@@ -61,7 +61,7 @@ pub struct Heard {
 /// Messages that came in there were lost, or may have been: an answer may be among them.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Unheard {
+pub struct MessagesLost {
     /// On which interface.
     pub index: IfIndex,
 }
@@ -102,8 +102,8 @@ impl Message for AskQueriers {
 
 /// The actor.
 pub struct Membership {
-    world: Arc<World>,
-    vital: Vital,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
     services: BTreeMap<IfIndex, Service>,
     timer: Option<(Instant, SpawnHandle)>,
     settles: Option<SpawnHandle>,
@@ -111,10 +111,10 @@ pub struct Membership {
 
 impl Membership {
     /// A new life, which serves nothing yet.
-    pub fn new(world: Arc<World>, vital: Vital) -> Self {
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
         Self {
-            world,
-            vital,
+            context,
+            death_guard,
             services: BTreeMap::new(),
             timer: None,
             settles: None,
@@ -122,7 +122,7 @@ impl Membership {
     }
 
     fn routing(&self) -> Option<Arc<Addr<Routing>>> {
-        self.world.routing.load_full()
+        self.context.routing.load_full()
     }
 
     /// Sends what is to be sent and tells what changed, for one interface.
@@ -130,9 +130,9 @@ impl Membership {
         let Some(service) = self.services.get_mut(&index) else {
             return;
         };
-        let spoken = service.settle(&self.world);
+        let spoken = service.settle(&self.context);
         if !spoken.changes.is_empty()
-            && let Some(routing) = self.world.routing.load_full()
+            && let Some(routing) = self.context.routing.load_full()
         {
             // Control facts: as many as reports are taken in, at most one for each batch.
             routing.do_send(Wanted {
@@ -213,14 +213,14 @@ impl Handler<Serve> for Membership {
             .collect();
         for index in gone {
             if let Some(mut service) = self.services.remove(&index) {
-                service.end(&self.world);
+                service.end(&self.context);
             }
         }
         for (index, served) in serve.interfaces {
             match self.services.get_mut(&index) {
-                Some(service) => service.follow(now, served, &self.world),
+                Some(service) => service.follow(now, served, &self.context),
                 None => {
-                    let service = Service::new(now, index, served, &self.world);
+                    let service = Service::new(now, index, served, &self.context);
                     self.services.insert(index, service);
                 }
             }
@@ -237,26 +237,26 @@ impl Handler<Serve> for Membership {
     }
 }
 
-impl Handler<Heard> for Membership {
+impl Handler<MembershipMessages> for Membership {
     type Result = ();
 
-    fn handle(&mut self, heard: Heard, ctx: &mut Self::Context) {
+    fn handle(&mut self, heard: MembershipMessages, ctx: &mut Self::Context) {
         let now = Instant::now();
         let Some(service) = self.services.get_mut(&heard.index) else {
             return;
         };
         for packet in heard.messages.iter() {
-            service.hear(now, packet, &self.world);
+            service.hear(now, packet, &self.context);
         }
         self.settle(heard.index);
         self.arm(ctx);
     }
 }
 
-impl Handler<Unheard> for Membership {
+impl Handler<MessagesLost> for Membership {
     type Result = ();
 
-    fn handle(&mut self, unheard: Unheard, _: &mut Self::Context) {
+    fn handle(&mut self, unheard: MessagesLost, _: &mut Self::Context) {
         if let Some(service) = self.services.get_mut(&unheard.index) {
             service.messages_lost(Instant::now());
         }
@@ -290,10 +290,10 @@ impl Handler<Stop> for Membership {
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         for service in self.services.values_mut() {
-            service.end(&self.world);
+            service.end(&self.context);
         }
         self.services.clear();
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
     }
 }

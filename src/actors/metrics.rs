@@ -8,7 +8,7 @@ use actix::prelude::*;
 use actix_web::dev::ServerHandle;
 use tracing::{info, warn};
 
-use super::world::{Stop, Vital, World, panics_on_demand};
+use super::context::{DeathGuard, RouterContext, Stop, panics_on_demand};
 use crate::http;
 
 /// How often the kernel is asked what it dropped from full queues.
@@ -16,18 +16,22 @@ const BACKLOG_EVERY: Duration = Duration::from_secs(1);
 
 /// The actor.
 pub struct Metrics {
-    world: Arc<World>,
-    vital: Vital,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
     listener: Option<TcpListener>,
     server: Option<ServerHandle>,
 }
 
 impl Metrics {
     /// Serves on a listener that is bound already.
-    pub fn new(world: Arc<World>, vital: Vital, listener: TcpListener) -> Self {
+    pub fn new(
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        listener: TcpListener,
+    ) -> Self {
         Self {
-            world,
-            vital,
+            context,
+            death_guard,
             listener: Some(listener),
             server: None,
         }
@@ -41,15 +45,15 @@ impl Actor for Metrics {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        let ask = |world: &World| {
-            if let Some(dropped) = world.plane.backlog_dropped() {
-                world.catalog.set_backlog_dropped(dropped);
+        let ask = |context: &RouterContext| {
+            if let Some(dropped) = context.plane.backlog_dropped() {
+                context.catalog.set_backlog_dropped(dropped);
             }
         };
-        ask(&self.world);
-        ctx.run_interval(BACKLOG_EVERY, move |actor, _| ask(&actor.world));
+        ask(&self.context);
+        ctx.run_interval(BACKLOG_EVERY, move |actor, _| ask(&actor.context));
         let address = listener.local_addr();
-        match http::serve(self.world.clone(), listener) {
+        match http::serve(self.context.clone(), listener) {
             Ok(server) => {
                 if let Ok(address) = address {
                     info!("http: serving on http://{address}/metrics");
@@ -74,7 +78,7 @@ impl Handler<Stop> for Metrics {
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) -> Self::Result {
         let server = self.server.take();
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
         Box::pin(async move {
             if let Some(server) = server {

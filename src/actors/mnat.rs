@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tracing::{debug, info, warn};
 
+use super::context::{DeathGuard, RouterContext, Stop, panics_on_demand};
 use super::rewritings::{Rewriting, Rewritings, TellHosts};
-use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{MappingView, MnatView};
 use crate::mnat::client::{Client, ClientError};
 use crate::mnat::files::{self, Seen, Watch};
@@ -62,7 +62,7 @@ impl Message for AskMnat {
 }
 
 /// Where the actor that lives now is found.
-pub struct Seat {
+pub struct MnatHandle {
     /// Its address.
     pub address: Addr<Mnat>,
     /// Behind which interface the hosts are that an egress listens to.
@@ -71,8 +71,8 @@ pub struct Seat {
 
 /// The actor.
 pub struct Mnat {
-    world: Arc<World>,
-    vital: Vital,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
     config: Arc<Config>,
     machine: Machine,
     plan: Plan,
@@ -93,9 +93,9 @@ pub struct Mnat {
 
 impl Mnat {
     /// An end that knows no mappings yet.
-    pub fn new(world: Arc<World>, vital: Vital, config: Arc<Config>) -> Self {
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard, config: Arc<Config>) -> Self {
         // Differs between processes started together, so that they do not come back together.
-        let seed = u64::from(std::process::id()) << 32 | world.now_ms();
+        let seed = u64::from(std::process::id()) << 32 | context.now_ms();
         Self {
             machine: Machine::new(config.role, config.grace, Instant::now(), seed),
             plan: Plan::new(config.role),
@@ -108,15 +108,15 @@ impl Mnat {
             cannot_write: false,
             refused: HashMap::new(),
             trouble: None,
-            world,
-            vital,
+            context,
+            death_guard,
             config,
         }
     }
 
     /// Others find this actor from now on.
     fn take_seat(&self, ctx: &Context<Self>) {
-        self.world.mnat.store(Some(Arc::new(Seat {
+        self.context.mnat.store(Some(Arc::new(MnatHandle {
             address: ctx.address(),
             downstream: self.config.downstream.clone(),
         })));
@@ -160,7 +160,7 @@ impl Mnat {
     }
 
     fn outcome(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), ClientError>) {
-        let count = |code: &str| self.world.catalog.mnat.request(op.label(), code);
+        let count = |code: &str| self.context.catalog.mnat.request(op.label(), code);
         match &outcome {
             Ok((status, _)) if KNOWN_STATUSES.contains(status) => count(&status.to_string()),
             Ok(_) => count("other"),
@@ -238,7 +238,7 @@ impl Mnat {
             } => {
                 info!("mnat: {global} is {local} in the network");
                 if let Some(waited) = waited {
-                    self.world.catalog.mnat.joined_after(waited.as_secs_f64());
+                    self.context.catalog.mnat.joined_after(waited.as_secs_f64());
                 }
             }
             Change::Remove { global, local, why } => {
@@ -279,9 +279,9 @@ impl Mnat {
         let awaited: Vec<_> = self.plan.awaited().take(MOST_ASKED).collect();
         for (matched, rewritten) in awaited {
             let name = Rewriting { matched, rewritten }.name();
-            let catalog = &self.world.catalog;
+            let catalog = &self.context.catalog;
             let (iif, oif) = (&self.config.upstream, &self.config.downstream);
-            let plane = self.world.plane.name();
+            let plane = self.context.plane.name();
             let sent = catalog.path(&name, iif.as_str(), oif.as_str(), plane);
             if sent.packets.get() > 0 {
                 self.plan.delivered(matched);
@@ -326,14 +326,14 @@ impl Mnat {
             ..Rewritings::none(&self.config)
         };
         // As many as mappings change; routing that is being rebuilt is told all anew.
-        match self.world.routing.load_full() {
+        match self.context.routing.load_full() {
             Some(routing) => routing.do_send(message),
             None => self.swept = false,
         }
     }
 
     fn show(&self) {
-        let families = &self.world.catalog.mnat;
+        let families = &self.context.catalog.mnat;
         families.show_server(self.machine.is_up());
         let mut counts = self.machine.counts();
         if !self.refused.is_empty() {
@@ -406,14 +406,14 @@ impl Actor for Mnat {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(256);
         self.take_seat(ctx);
-        if let Some(routing) = self.world.routing.load_full() {
+        if let Some(routing) = self.context.routing.load_full() {
             routing.do_send(TellHosts);
         }
         let (role, host) = (self.config.role, &self.config.target.host);
         info!("mnat: {role}, server {host}");
         self.show();
         if self.config.role == Role::Egress {
-            self.world.catalog.mnat.show_joins();
+            self.context.catalog.mnat.show_joins();
         }
         self.drive(ctx);
         ctx.run_interval(TICK, Self::drive);
@@ -482,7 +482,7 @@ impl Handler<Stop> for Mnat {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
     }
 }

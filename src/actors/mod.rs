@@ -3,34 +3,34 @@
 //!
 //! ```text
 //!                    Links                    Publish
-//!   links (1) ----------------> routing (1) ----------> keeper (1)
+//!   links (1) ----------------> routing (1) ----------> supervisor (1)
 //!                                                         | starts, watches, stops; swaps
 //!                                                         v the snapshot
 //!   interface (one an ingress) --Transmit--> forwarder (one an egress and worker thread)
 //!
-//!   routing --Want--> joins (1): memberships of this host
+//!   routing --SetJoins--> joins (1): memberships of this host
 //!
 //!   mnat (none or 1) --Rewritings--> routing: what the MNAT server maps
 //!
 //!   metrics (1), control (1): ask routing what to show, read the catalogue of counters
 //! ```
 
+pub mod context;
 pub mod docker;
 pub mod forwarder;
 pub mod interface;
 pub mod joins;
-pub mod keeper;
 pub mod links;
+mod log_limit;
 pub mod membership;
 pub mod metrics;
 pub mod mnat;
 pub mod questions;
 pub mod rewritings;
 pub mod routing;
-mod seldom;
 mod service;
+pub mod supervisor;
 mod translations;
 mod views;
-pub mod world;
 
-pub use world::{Health, Role, Snapshot, Vital, World};
+pub use context::{DeathGuard, Health, Role, RouterContext, Snapshot};

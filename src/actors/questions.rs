@@ -7,13 +7,13 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::context::{ProcessRequest, RouterContext};
 use super::interface::{AskFlows, Flush};
 use super::joins::AskGroups;
 use super::membership::{AskMembers, AskQueriers, Membership};
 use super::mnat::AskMnat;
-use super::routing::{Answer, Ask, Carry, InForce};
+use super::routing::{Answer, ApplyChange, Ask, Barrier};
 use super::translations;
-use super::world::{ProcessRequest, World};
 use crate::api::{Change, Show, Shown};
 use crate::model::{IfIndex, JoinRule};
 
@@ -35,17 +35,17 @@ pub enum AskError {
 }
 
 /// What there is to show.
-pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
+pub async fn show(context: &RouterContext, what: Show) -> Result<Shown, AskError> {
     Ok(match what {
         Show::Routes => {
-            in_force(world).await?;
-            routing(world, Ask::Routes).await?
+            in_force(context).await?;
+            routing(context, Ask::Routes).await?
         }
         Show::Interfaces => {
-            in_force(world).await?;
-            let mut shown = routing(world, Ask::Interfaces).await?;
+            in_force(context).await?;
+            let mut shown = routing(context, Ask::Interfaces).await?;
             if let Shown::Interfaces(interfaces) = &mut shown {
-                let queriers = membership(world, AskQueriers).await?;
+                let queriers = membership(context, AskQueriers).await?;
                 for interface in interfaces {
                     let index = IfIndex::new(interface.index);
                     let known = index.and_then(|index| queriers.get(&index));
@@ -54,27 +54,30 @@ pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
             }
             shown
         }
-        Show::Pending => routing(world, Ask::Pending).await?,
+        Show::Pending => routing(context, Ask::Pending).await?,
         Show::Groups => {
-            let joins = world.joins.load_full().ok_or(AskError::NoAnswer("joins"))?;
+            let joins = context
+                .joins
+                .load_full()
+                .ok_or(AskError::NoAnswer("joins"))?;
             let groups = joins.send(AskGroups).timeout(PATIENCE).await;
             let mut groups = groups.map_err(|_| AskError::NoAnswer("joins"))?;
-            groups.extend(membership(world, AskMembers).await?);
-            in_force(world).await?;
-            translations::show(&mut groups, &world.rib.load().rules);
+            groups.extend(membership(context, AskMembers).await?);
+            in_force(context).await?;
+            translations::show(&mut groups, &context.rib.load().rules);
             Shown::Groups(groups)
         }
-        Show::Mnat => match world.mnat.load_full() {
+        Show::Mnat => match context.mnat.load_full() {
             Some(mnat) => {
                 let view = mnat.address.send(AskMnat).timeout(PATIENCE).await;
                 let view = view.map_err(|_| AskError::NoAnswer("mnat"))?;
-                in_force(world).await?;
+                in_force(context).await?;
                 Shown::Mnat(vec![view])
             }
             None => Shown::Mnat(Vec::new()),
         },
         Show::Flows => {
-            let snapshot = world.snapshot.load_full();
+            let snapshot = context.snapshot.load_full();
             let asked = snapshot
                 .interfaces
                 .iter()
@@ -86,41 +89,41 @@ pub async fn show(world: &World, what: Show) -> Result<Shown, AskError> {
     })
 }
 
-async fn membership<M>(world: &World, ask: M) -> Result<M::Result, AskError>
+async fn membership<M>(context: &RouterContext, ask: M) -> Result<M::Result, AskError>
 where
     M: Message + Send + 'static,
     M::Result: Send,
     Membership: Handler<M>,
 {
     let none = || AskError::NoAnswer("membership");
-    let membership = world.membership.load_full().ok_or_else(none)?;
+    let membership = context.membership.load_full().ok_or_else(none)?;
     let answer = membership.send(ask).timeout(PATIENCE).await;
     answer.map_err(|_| none())
 }
 
 /// Waits until what routing was told so far is in force: who is told of a route or a member sends,
 /// and must not lose the first packet.
-async fn in_force(world: &World) -> Result<(), AskError> {
+async fn in_force(context: &RouterContext) -> Result<(), AskError> {
     let none = || AskError::NoAnswer("routing");
-    let routing = world.routing.load_full().ok_or_else(none)?;
-    let answer = routing.send(InForce).timeout(PATIENCE).await;
+    let routing = context.routing.load_full().ok_or_else(none)?;
+    let answer = routing.send(Barrier).timeout(PATIENCE).await;
     answer.map_err(|_| none())
 }
 
 /// Waits until interfaces that a change needs are captured. One that cannot be opened is tried
 /// again and again, and has its line in the log: nobody waits for it.
-async fn captured(world: &World) {
+async fn captured(context: &RouterContext) {
     let ready = async {
-        while !world.health.is_ready() {
+        while !context.health.is_ready() {
             sleep(Duration::from_millis(1)).await;
         }
     };
     let _ = timeout(OPENING, ready).await;
 }
 
-async fn routing(world: &World, ask: Ask) -> Result<Shown, AskError> {
+async fn routing(context: &RouterContext, ask: Ask) -> Result<Shown, AskError> {
     let none = || AskError::NoAnswer("routing");
-    let routing = world.routing.load_full().ok_or_else(none)?;
+    let routing = context.routing.load_full().ok_or_else(none)?;
     let answer = routing.send(ask).timeout(PATIENCE).await;
     Ok(match answer.map_err(|_| none())? {
         Answer::Routes(routes) => Shown::Routes(routes),
@@ -130,26 +133,26 @@ async fn routing(world: &World, ask: Ask) -> Result<Shown, AskError> {
 }
 
 /// The joins as they were asked for, patterns and prefixes whole.
-pub fn join_rules(world: &World) -> Vec<JoinRule> {
-    world.rib.load().joins.clone()
+pub fn join_rules(context: &RouterContext) -> Vec<JoinRule> {
+    context.rib.load().joins.clone()
 }
 
 /// Changes the rules; says what was done.
-pub async fn change(world: &World, change: Change) -> Result<String, AskError> {
+pub async fn change(context: &RouterContext, change: Change) -> Result<String, AskError> {
     let none = || AskError::NoAnswer("routing");
-    let routing = world.routing.load_full().ok_or_else(none)?;
-    let done = routing.send(Carry(change)).timeout(PATIENCE).await;
+    let routing = context.routing.load_full().ok_or_else(none)?;
+    let done = routing.send(ApplyChange(change)).timeout(PATIENCE).await;
     let done = done
         .map_err(|_| none())?
         .map_err(|e| AskError::Refused(e.to_string()))?;
-    in_force(world).await?;
-    captured(world).await;
+    in_force(context).await?;
+    captured(context).await;
     Ok(done)
 }
 
 /// Ends all flows; says how many there were.
-pub async fn flush(world: &World) -> Result<String, AskError> {
-    let snapshot = world.snapshot.load_full();
+pub async fn flush(context: &RouterContext) -> Result<String, AskError> {
+    let snapshot = context.snapshot.load_full();
     let asked = snapshot
         .interfaces
         .iter()
@@ -159,10 +162,10 @@ pub async fn flush(world: &World) -> Result<String, AskError> {
 }
 
 /// Has the settings read again; says what came of it.
-pub async fn reload(world: &World) -> Result<String, AskError> {
+pub async fn reload(context: &RouterContext) -> Result<String, AskError> {
     let none = AskError::NoAnswer("the process");
     let (answer, answered) = oneshot::channel();
-    if world
+    if context
         .requests
         .send(ProcessRequest::Reload(answer))
         .await
@@ -177,11 +180,11 @@ pub async fn reload(world: &World) -> Result<String, AskError> {
 }
 
 /// Has an actor panic, where the process allows it.
-pub async fn panic(world: &World, actor: String) -> Result<String, AskError> {
+pub async fn panic(context: &RouterContext, actor: String) -> Result<String, AskError> {
     let none = || AskError::NoAnswer("the process");
     let (answer, answered) = oneshot::channel();
     let request = ProcessRequest::Panic(actor, answer);
-    world.requests.send(request).await.map_err(|_| none())?;
+    context.requests.send(request).await.map_err(|_| none())?;
     match timeout(PATIENCE, answered).await {
         Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
         _ => Err(none()),
@@ -189,8 +192,8 @@ pub async fn panic(world: &World, actor: String) -> Result<String, AskError> {
 }
 
 /// Ends the process.
-pub async fn stop(world: &World) -> Result<String, AskError> {
-    let sent = world.requests.send(ProcessRequest::Stop).await;
+pub async fn stop(context: &RouterContext) -> Result<String, AskError> {
+    let sent = context.requests.send(ProcessRequest::Stop).await;
     sent.map(|()| "stopping".into())
         .map_err(|_| AskError::NoAnswer("the process"))
 }

@@ -9,10 +9,10 @@ use super::mnat::{HostsWant, Refused, Resend};
 use super::routing::Routing;
 use crate::mnat::{Channel, Config, Step};
 use crate::model::{
-    GroupPrefix, IfName, IfPattern, JoinPolicy, JoinRule, Origin, Rewrite, RewriteError, RouteName,
-    RouteRule, SourceFilter, SourcePrefix,
+    GroupPrefix, IfName, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule,
+    SourceFilter, SourcePrefix, TranslationError, TranslationRule,
 };
-use crate::table::mapped::Mapped;
+use crate::table::mnat_routes::MnatRouteChange;
 
 /// One mapping as routing sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,14 +49,14 @@ impl Rewriting {
         &self,
         upstream: &IfPattern,
         downstream: &IfPattern,
-    ) -> Result<(RouteRule, Option<JoinRule>), RewriteError> {
+    ) -> Result<(RouteRule, Option<JoinRule>), TranslationError> {
         let (source, group) = (self.source(), GroupPrefix::from(self.matched.group()));
         let to_source = self.rewritten.source().map(SourcePrefix::from);
         let to_source = to_source.filter(|to| *to != source);
         let to_group = GroupPrefix::from(self.rewritten.group());
         let rewrite = match to_source.is_none() && to_group == group {
             true => None,
-            false => Some(Rewrite::new(
+            false => Some(TranslationRule::new(
                 (source, group),
                 (to_source, Some(to_group)),
                 None,
@@ -131,11 +131,13 @@ impl Handler<Rewritings> for Routing {
                 Step::Install { matched, rewritten } => {
                     let rewriting = Rewriting { matched, rewritten };
                     match rewriting.route(&from, &to) {
-                        Ok((rule, join)) => changes.push(Mapped::Install(Box::new(rule), join)),
+                        Ok((rule, join)) => {
+                            changes.push(MnatRouteChange::Install(Box::new(rule), join))
+                        }
                         Err(e) => refused.push((rewriting.name(), e.to_string())),
                     }
                 }
-                Step::Withdraw { matched } => changes.push(Mapped::Withdraw {
+                Step::Withdraw { matched } => changes.push(MnatRouteChange::Withdraw {
                     source: matched.source().map(SourcePrefix::from),
                     group: GroupPrefix::from(matched.group()),
                 }),
@@ -165,7 +167,7 @@ impl Handler<TellHosts> for Routing {
 impl Routing {
     /// Tells the MNAT actor which of its routes are left out, and why.
     pub(super) fn tell_refused(&self, whole: bool, refused: Vec<(RouteName, String)>) {
-        if let Some(mnat) = self.world().mnat.load_full()
+        if let Some(mnat) = self.context().mnat.load_full()
             && (whole || !refused.is_empty())
         {
             // Control facts: at most as many as there are changes of mappings.
@@ -175,7 +177,7 @@ impl Routing {
 
     /// Has the MNAT actor try again what was left out: routes of operators changed.
     pub(super) fn try_refused_again(&self) {
-        if let Some(mnat) = self.world().mnat.load_full() {
+        if let Some(mnat) = self.context().mnat.load_full() {
             // As many as there are commands and reloads.
             mnat.address.do_send(Resend);
         }
@@ -183,7 +185,7 @@ impl Routing {
 
     /// Tells the MNAT actor what hosts downstream of it want, where that changed.
     pub(super) fn tell_mnat(&mut self) {
-        let Some(mnat) = self.world().mnat.load_full() else {
+        let Some(mnat) = self.context().mnat.load_full() else {
             return;
         };
         let Some(index) = self.index_of(&mnat.downstream) else {

@@ -11,32 +11,33 @@ use actix::prelude::*;
 use ahash::{AHashMap, AHashSet};
 use tracing::{debug, info, warn};
 
-use super::joins::Want;
-use super::keeper::Publish;
+use super::context::{DeathGuard, RouterContext, Stop, panics_on_demand};
+use super::joins::SetJoins;
 use super::links::LinksChanged;
 use super::membership::Served;
+use super::supervisor::Publish;
 use super::views;
-use super::world::{Stop, Vital, World, panics_on_demand};
 use crate::api::view::{InterfaceView, PendingView, RouteView};
 use crate::api::{Change, JoinSpec, RouteSpec};
 use crate::mnat::Channel;
 use crate::model::{
     AddrError, Group, GroupPrefix, IfIndex, IfName, IfPattern, JoinPolicy, JoinRule, LinkError,
-    Links, MOST_PROXIES, Origin, Rewrite, RewriteError, RouteName, RouteRule, Source, SourcePrefix,
+    Links, MOST_PROXIES, Origin, RouteName, RouteRule, Source, SourcePrefix, TranslationError,
+    TranslationRule,
 };
 use crate::table::joins;
 use crate::table::rib::RibError;
-use crate::table::{Fib, Learned, Rib};
+use crate::table::{Fib, MembershipDatabase, Rib};
 
 use demand::Demand;
-pub use learning::InForce;
+pub use learning::Barrier;
 use learning::Pace;
 
 /// The actor.
 pub struct Routing {
-    world: Arc<World>,
-    vital: Vital,
-    keeper: Recipient<Publish>,
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    supervisor: Recipient<Publish>,
     rib: Arc<Rib>,
     /// The links as the kernel tells of them; `None` until they are heard of.
     kernel: Option<Links>,
@@ -62,14 +63,18 @@ pub struct Routing {
 impl Routing {
     /// A routing actor with the rules in force, that waits to hear of links before it
     /// publishes anything.
-    pub fn new(world: Arc<World>, vital: Vital, keeper: Recipient<Publish>) -> Self {
+    pub fn new(
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        supervisor: Recipient<Publish>,
+    ) -> Self {
         // A rebuilt routing actor goes on from the snapshot that is in force.
-        let generation = world.snapshot.load().fib.generation;
-        let rib = world.rib.load_full();
+        let generation = context.snapshot.load().fib.generation;
+        let rib = context.rib.load_full();
         Self {
-            world,
-            vital,
-            keeper,
+            context,
+            death_guard,
+            supervisor,
             rib,
             kernel: None,
             links: None,
@@ -92,8 +97,8 @@ impl Routing {
         &self.rib
     }
 
-    pub(super) fn world(&self) -> &World {
-        &self.world
+    pub(super) fn context(&self) -> &RouterContext {
+        &self.context
     }
 
     pub(super) fn index_of(&self, name: &IfName) -> Option<IfIndex> {
@@ -101,15 +106,15 @@ impl Routing {
         link.map(|l| l.index)
     }
 
-    pub(super) fn learned(&self) -> MutexGuard<'_, Learned> {
+    pub(super) fn learned(&self) -> MutexGuard<'_, MembershipDatabase> {
         // Only routing locks it; a former life may have died over it.
-        let learned = self.world.learned.lock();
+        let learned = self.context.learned.lock();
         learned.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&mut self) {
         let engine = self.rib.patterns().any(IfPattern::is_engine_name);
-        let wanted = &self.world.engine_wanted;
+        let wanted = &self.context.engine_wanted;
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, engine) != engine);
         let Some(links) = &self.links else {
             return;
@@ -127,7 +132,7 @@ impl Routing {
             }
         }
         self.fib = fib.clone();
-        let catalog = &self.world.catalog;
+        let catalog = &self.context.catalog;
         catalog.routes.set(self.rib.rules.len() as i64);
         let used = |link: &&crate::model::Link| views::uses(&fib, link) != (false, false);
         let mut live = AHashSet::new();
@@ -155,7 +160,7 @@ impl Routing {
         self.serve();
         self.want();
         self.tell_mnat();
-        self.keeper.do_send(Publish {
+        self.supervisor.do_send(Publish {
             fib,
             names: Some(ingresses),
         });
@@ -174,7 +179,7 @@ impl Routing {
             .cloned()
             .collect();
         self.demand = Demand::new(&self.rib, &self.fib);
-        let learned = self.world.learned.lock();
+        let learned = self.context.learned.lock();
         let learned = learned.unwrap_or_else(PoisonError::into_inner);
         for (index, group, filter) in learned.memberships() {
             let known = (&*self.rib, &up);
@@ -190,21 +195,21 @@ impl Routing {
         };
         let fixed = joins::wanted(rules, [], &up);
         let asked = asked.iter().map(|(asker, asked)| (*asker, asked));
-        let want = Want {
+        let want = SetJoins {
             joins: joins::wanted(rules, asked, &up),
             names: up.iter().map(|l| (l.index, l.name.clone())).collect(),
         };
         self.fixed = fixed;
         self.up = up;
         // Control facts: as many as links and rules change.
-        if let Some(joins) = self.world.joins.load_full() {
+        if let Some(joins) = self.context.joins.load_full() {
             joins.do_send(want);
         }
     }
 
     /// Gives the links their other names, and publishes.
     fn rename(&mut self) {
-        let aliases = self.world.aliases.load();
+        let aliases = self.context.aliases.load();
         self.links = self.kernel.as_ref().map(|links| links.called(&aliases));
         self.publish();
     }
@@ -212,7 +217,7 @@ impl Routing {
     /// Puts changed rules in force.
     pub(super) fn commit(&mut self, rib: Rib) {
         self.rib = Arc::new(rib);
-        self.world.rib.store(self.rib.clone());
+        self.context.rib.store(self.rib.clone());
         self.publish();
     }
 }
@@ -227,7 +232,7 @@ impl Actor for Routing {
             proxies = self.rib.proxies.len(),
             "routing"
         );
-        self.world.routing.store(Some(Arc::new(ctx.address())));
+        self.context.routing.store(Some(Arc::new(ctx.address())));
     }
 }
 
@@ -240,7 +245,7 @@ impl Handler<LinksChanged> for Routing {
     }
 }
 
-/// The container engine gives other names than before: see [`World::aliases`].
+/// The container engine gives other names than before: see [`RouterContext::aliases`].
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct NamesChanged;
@@ -272,7 +277,7 @@ impl Handler<Stop> for Routing {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
     }
 }
@@ -307,15 +312,15 @@ impl Handler<Ask> for Routing {
     fn handle(&mut self, ask: Ask, _: &mut Self::Context) -> Self::Result {
         let none = Links::default();
         let links = self.links.as_ref().unwrap_or(&none);
-        let catalog = &self.world.catalog;
+        let catalog = &self.context.catalog;
         MessageResult(match ask {
             Ask::Routes => {
-                let plane = self.world.plane.name();
+                let plane = self.context.plane.name();
                 let usable = self.rib.usable(links);
                 Answer::Routes(views::routes(&self.rib, &usable, &self.fib, catalog, plane))
             }
             Ask::Interfaces => {
-                let fib = self.world.snapshot.load().fib.clone();
+                let fib = self.context.snapshot.load().fib.clone();
                 Answer::Interfaces(views::interfaces(&self.rib, links, &fib, catalog))
             }
             Ask::Pending => Answer::Pending(views::pending(&self.rib, links, &self.fib)),
@@ -354,7 +359,7 @@ pub enum ChangeError {
     Rib(#[from] RibError),
     /// It cannot be rewritten so.
     #[error(transparent)]
-    Rewrite(#[from] RewriteError),
+    TranslationRule(#[from] TranslationError),
     /// `add` without egresses.
     #[error("name at least one interface to send to")]
     NoEgress,
@@ -363,12 +368,12 @@ pub enum ChangeError {
 /// Carries a change out.
 #[derive(Message)]
 #[rtype(result = "Result<String, ChangeError>")]
-pub struct Carry(pub Change);
+pub struct ApplyChange(pub Change);
 
-impl Handler<Carry> for Routing {
+impl Handler<ApplyChange> for Routing {
     type Result = Result<String, ChangeError>;
 
-    fn handle(&mut self, carry: Carry, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, carry: ApplyChange, _: &mut Self::Context) -> Self::Result {
         let mut rib = Rib::clone(&self.rib);
         let done = match carry.0 {
             Change::Add(spec) => {
@@ -423,7 +428,7 @@ fn rule_of(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
         let to_source = rewrite.source.as_ref().map(|s| s.parse()).transpose()?;
         let to_group = rewrite.group.as_ref().map(|g| g.parse()).transpose()?;
         let becomes = (to_source, to_group);
-        let rewrite = Rewrite::new((source, group), becomes, rewrite.port, false);
+        let rewrite = TranslationRule::new((source, group), becomes, rewrite.port, false);
         rewrite.map_err(ChangeError::from)
     });
     Ok(RouteRule {

@@ -22,8 +22,8 @@ use crate::wire::group_message::Message;
 use crate::wire::ip::Datagram;
 use crate::wire::{membership, mrdisc};
 
-use super::seldom::Seldom;
-use super::world::World;
+use super::context::RouterContext;
+use super::log_limit::LogLimit;
 use said::{Kind, drop_leaves, kind, log, mrdisc_kind, version};
 
 /// What came of a batch of messages, or of a timer.
@@ -50,12 +50,12 @@ pub struct Service {
     /// Whether the next [`Service::settle`] tells every group and not only changes.
     tell_all: bool,
     said_querier: bool,
-    lines: Seldom,
+    lines: LogLimit,
 }
 
 impl Service {
     /// Starts to serve: queries and advertisements are due at once.
-    pub fn new(now: Instant, index: IfIndex, served: Served, world: &World) -> Self {
+    pub fn new(now: Instant, index: IfIndex, served: Served, context: &RouterContext) -> Self {
         let limit = served
             .proxy
             .as_ref()
@@ -71,7 +71,7 @@ impl Service {
             transmit: None,
             tell_all: false,
             said_querier: false,
-            lines: Seldom::default(),
+            lines: LogLimit::default(),
             served: Served {
                 proxy: None,
                 mrdisc: None,
@@ -79,14 +79,14 @@ impl Service {
                 ..served.clone()
             },
         };
-        service.follow(now, served, world);
+        service.follow(now, served, context);
         service
     }
 
     /// Goes on with what is known of the interface now.
-    pub fn follow(&mut self, now: Instant, served: Served, world: &World) {
+    pub fn follow(&mut self, now: Instant, served: Served, context: &RouterContext) {
         if served.name != self.served.name {
-            world.catalog.membership.forget(self.served.name.as_str());
+            context.catalog.membership.forget(self.served.name.as_str());
         }
         if let Some(proxy) = &served.proxy {
             let limit = proxy.limits.reports_per_second;
@@ -95,7 +95,7 @@ impl Service {
                 self.gate = ReportGate::new(now, limit, seed());
             }
         } else {
-            world.catalog.membership.forget(served.name.as_str());
+            context.catalog.membership.forget(served.name.as_str());
         }
         let mut silenced = Vec::new();
         for family in &mut self.families {
@@ -126,7 +126,7 @@ impl Service {
             }
         }
         for protocol in silenced {
-            self.terminate(protocol, world);
+            self.terminate(protocol, context);
         }
         self.served = served;
     }
@@ -181,9 +181,9 @@ impl Service {
     }
 
     /// Takes a captured message.
-    pub fn hear(&mut self, now: Instant, packet: &[u8], world: &World) {
+    pub fn hear(&mut self, now: Instant, packet: &[u8], context: &RouterContext) {
         let refused = |reason| {
-            let metrics = &world.catalog.membership;
+            let metrics = &context.catalog.membership;
             metrics.refused(self.served.name.as_str(), reason, 1);
         };
         let datagram = match Datagram::parse(packet) {
@@ -202,7 +202,7 @@ impl Service {
                 Err(reason) => refused(reason.label()),
                 Ok(heard) => {
                     count(
-                        world,
+                        context,
                         &self.served,
                         family.protocol,
                         Direction::Received,
@@ -229,7 +229,7 @@ impl Service {
         };
         let kind = kind(&heard.message, family.protocol);
         count(
-            world,
+            context,
             &self.served,
             family.protocol,
             Direction::Received,
@@ -269,7 +269,7 @@ impl Service {
 
 impl Service {
     /// Sends what is to be sent, counts, logs; hands back what changed.
-    pub fn settle(&mut self, world: &World) -> Spoken {
+    pub fn settle(&mut self, context: &RouterContext) -> Spoken {
         let mut spoken = Spoken::default();
         let mut packets = Vec::new();
         let name = self.served.name.clone();
@@ -297,14 +297,14 @@ impl Service {
                     log(&name, family.protocol, event, left, &mut self.said_querier);
                 }
                 if matches!(event, Event::QuerierChanged { .. }) {
-                    world
+                    context
                         .catalog
                         .membership
                         .querier_changed(name.as_str(), family.protocol);
                 }
             }
             for (reason, count) in machine.take_refusals() {
-                let metrics = &world.catalog.membership;
+                let metrics = &context.catalog.membership;
                 metrics.refused(name.as_str(), reason.label(), count);
             }
             let state = MembershipState {
@@ -312,7 +312,7 @@ impl Service {
                 sources: machine.source_count() as u64,
                 querier: machine.querier(Instant::now()).us,
             };
-            world
+            context
                 .catalog
                 .membership
                 .show(name.as_str(), family.protocol, state);
@@ -326,12 +326,12 @@ impl Service {
         }
         self.tell_all = false;
         for (reason, count) in self.gate.take_refusals() {
-            let metrics = &world.catalog.membership;
+            let metrics = &context.catalog.membership;
             metrics.refused(name.as_str(), reason.label(), count);
         }
         packets.extend(self.advertisements());
         for (protocol, kind, packet) in packets {
-            self.send(&packet, world, protocol, kind);
+            self.send(&packet, context, protocol, kind);
         }
         spoken
     }
@@ -364,36 +364,42 @@ impl Service {
     }
 
     /// Ends the service. Where the process ends or the announcing does, the switches are told.
-    pub fn end(&mut self, world: &World) {
+    pub fn end(&mut self, context: &RouterContext) {
         for at in 0..self.families.len() {
             let family = &mut self.families[at];
             if family.announcer.take().is_some() {
                 let protocol = family.protocol;
-                self.terminate(protocol, world);
+                self.terminate(protocol, context);
             }
         }
-        world.catalog.membership.forget(self.served.name.as_str());
+        context.catalog.membership.forget(self.served.name.as_str());
     }
 
     /// Tells switches that we are no longer a router of theirs (RFC 4286 section 3.3).
-    fn terminate(&mut self, protocol: Protocol, world: &World) {
+    fn terminate(&mut self, protocol: Protocol, context: &RouterContext) {
         if let Some(own) = own_address(protocol, &self.served) {
             let message = mrdisc::Message::Termination;
             let packet = mrdisc::build(&message, own);
-            self.send(&packet, world, protocol, (mrdisc_kind(&message), "1"));
+            self.send(&packet, context, protocol, (mrdisc_kind(&message), "1"));
         }
     }
 
-    fn send(&mut self, packet: &[u8], world: &World, protocol: Protocol, kind: Kind) {
+    fn send(&mut self, packet: &[u8], context: &RouterContext, protocol: Protocol, kind: Kind) {
         let transmit = match &mut self.transmit {
             Some(transmit) => transmit,
-            none => match world.plane.transmit(self.index) {
+            none => match context.plane.transmit(self.index) {
                 Ok(opened) => none.insert(opened),
                 Err(e) => return warn!("{}: cannot send: {e}", self.served.name),
             },
         };
         match transmit.send(&mut std::iter::once(OutPacket::plain(packet))) {
-            Ok(_) => count(world, &self.served, protocol, Direction::Transmitted, kind),
+            Ok(_) => count(
+                context,
+                &self.served,
+                protocol,
+                Direction::Transmitted,
+                kind,
+            ),
             Err(e) => {
                 // Queries are repeated; the link may be going down.
                 debug!("{}: cannot send: {e}", self.served.name);
@@ -479,8 +485,14 @@ fn own_address(protocol: Protocol, served: &Served) -> Option<IpAddr> {
     served.addresses.iter().map(|net| net.addr()).find(usable)
 }
 
-fn count(world: &World, served: &Served, protocol: Protocol, direction: Direction, kind: Kind) {
+fn count(
+    context: &RouterContext,
+    served: &Served,
+    protocol: Protocol,
+    direction: Direction,
+    kind: Kind,
+) {
     let iface = served.name.as_str();
-    let metrics = &world.catalog.membership;
+    let metrics = &context.catalog.membership;
     metrics.message(iface, protocol, direction, kind.0, kind.1);
 }

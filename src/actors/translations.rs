@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::api::view::GroupView;
 use crate::model::{Group, IfName, RouteRule, Source, SourceFilter};
-use crate::table::translated::{made_by, original, rewrites_to};
+use crate::table::translated_joins::{made_by, original, rewrites_to};
 
 /// Writes beside members what they are translated from, and beside what is joined, what it is
 /// translated to.

@@ -3,7 +3,7 @@
 use crate::api::view::{FlowView, InterfaceView, PathView, PendingView, RewriteView, RouteView};
 use crate::forward::{DropReason, look_up, ways};
 use crate::metrics::{Catalog, InterfaceCounters};
-use crate::model::{IfPattern, Link, Links, MOST_PROXIES, ProxyRule, Rewrite, RouteRule};
+use crate::model::{IfPattern, Link, Links, MOST_PROXIES, ProxyRule, RouteRule, TranslationRule};
 use crate::table::flows::{Flow, FlowKey};
 use crate::table::{Fib, Ingress, Rib};
 
@@ -68,7 +68,7 @@ fn proxy(proxy: &ProxyRule, links: &Links, fib: &Fib, catalog: &Catalog, plane: 
     }
 }
 
-fn rewrite(rewrite: &Rewrite) -> RewriteView {
+fn rewrite(rewrite: &TranslationRule) -> RewriteView {
     let (source, group) = rewrite.becomes();
     RewriteView {
         source: source.map(|s| s.to_string()),

@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use crate::actors::{World, questions};
+use crate::actors::{RouterContext, questions};
 use crate::api::view::{FlowView, RouteView};
 use crate::api::{Show, Shown};
 
@@ -40,11 +40,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Script {
     /// Gets ready to call `path`, and watches the flows.
-    pub fn start(path: PathBuf, world: &Arc<World>) -> Self {
+    pub fn start(path: PathBuf, context: &Arc<RouterContext>) -> Self {
         let (calls, called) = sync_channel(MOST_CALLS);
         // A thread of its own: scripts may take as long as they like.
         std::thread::spawn(move || run(&path, &called));
-        actix::spawn(watch(world.clone(), calls.clone()));
+        actix::spawn(watch(context.clone(), calls.clone()));
         Self(calls)
     }
 
@@ -79,12 +79,12 @@ fn run(path: &PathBuf, calls: &Receiver<Call>) {
 }
 
 /// Tells of each flow of a rule for any source once, until it ends.
-async fn watch(world: Arc<World>, calls: SyncSender<Call>) {
+async fn watch(context: Arc<RouterContext>, calls: SyncSender<Call>) {
     let mut known = HashSet::new();
     loop {
         let begun = Instant::now();
-        let flows = questions::show(&world, Show::Flows).await;
-        let routes = questions::show(&world, Show::Routes).await;
+        let flows = questions::show(&context, Show::Flows).await;
+        let routes = questions::show(&context, Show::Routes).await;
         if let (Ok(Shown::Flows(flows)), Ok(Shown::Routes(routes))) = (flows, routes) {
             for call in new_flows(&mut known, flows, &routes) {
                 tell(&calls, call);
@@ -129,9 +129,9 @@ const LONGEST_START: Duration = Duration::from_secs(10);
 
 /// Tells systemd, and whoever started us in the background, that we are ready, and then, as often as it wants to hear, that we live: as
 /// long as routing answers.
-pub async fn tell_the_supervisor(world: Arc<World>, started: Option<super::Started>) {
+pub async fn tell_the_supervisor(context: Arc<RouterContext>, started: Option<super::Started>) {
     let begun = Instant::now();
-    while !world.health.is_ready() && begun.elapsed() < LONGEST_START {
+    while !context.health.is_ready() && begun.elapsed() < LONGEST_START {
         sleep(Duration::from_millis(20)).await;
     }
     notify(NotifyState::Ready);
@@ -142,7 +142,7 @@ pub async fn tell_the_supervisor(world: Arc<World>, started: Option<super::Start
         return;
     };
     loop {
-        if questions::show(&world, Show::Pending).await.is_ok() {
+        if questions::show(&context, Show::Pending).await.is_ok() {
             notify(NotifyState::Watchdog);
         }
         sleep(limit / 3).await;

@@ -16,7 +16,7 @@ use tracing::{debug, error, warn};
 
 use super::socket::Socket;
 use super::{Command, LONGEST_REQUEST, Outcome, Request, Response};
-use crate::actors::World;
+use crate::actors::RouterContext;
 use crate::actors::questions::{self, AskError};
 use crate::api::{self, Shown};
 
@@ -37,7 +37,7 @@ impl Server {
     }
 
     /// Answers clients until dropped.
-    pub async fn serve(self, world: Arc<World>) {
+    pub async fn serve(self, context: Arc<RouterContext>) {
         let listener = match self.0.listener() {
             Ok(listener) => listener,
             Err(e) => return error!("control: cannot listen: {e}"),
@@ -49,10 +49,10 @@ impl Server {
                     make_room(&mut clients).await;
                     let client = Rc::new(Client::default());
                     clients.push(client.clone());
-                    let world = world.clone();
+                    let context = context.clone();
                     actix::spawn(async move {
                         let ended = tokio::select! {
-                            ended = converse(stream, &world, &client) => ended,
+                            ended = converse(stream, &context, &client) => ended,
                             () = client.hang_up.cancelled() => {
                                 Err(io::Error::other("another one took its place"))
                             }
@@ -117,7 +117,7 @@ async fn make_room(clients: &mut Vec<Rc<Client>>) {
     }
 }
 
-async fn converse(stream: UnixStream, world: &World, client: &Client) -> io::Result<()> {
+async fn converse(stream: UnixStream, context: &RouterContext, client: &Client) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(LONGEST_REQUEST));
     loop {
@@ -125,7 +125,7 @@ async fn converse(stream: UnixStream, world: &World, client: &Client) -> io::Res
             Err(_) | Ok(None) => return Ok(()),
             Ok(Some(Ok(line))) => {
                 client.is_answered(true);
-                let outcome = answer(&line, world).await;
+                let outcome = answer(&line, context).await;
                 client.is_answered(false);
                 (outcome, false)
             }
@@ -147,19 +147,19 @@ async fn converse(stream: UnixStream, world: &World, client: &Client) -> io::Res
     }
 }
 
-async fn answer(line: &str, world: &World) -> Outcome {
+async fn answer(line: &str, context: &RouterContext) -> Outcome {
     let request = match Request::parse(line) {
         Ok(request) => request,
         Err(e) => return Outcome::Error(e),
     };
     let done = |done: Result<String, AskError>| done.map(Shown::Done);
     let outcome = match request.command {
-        Command::Show(what) => questions::show(world, what).await,
-        Command::Change(change) => done(questions::change(world, change).await),
-        Command::Flush => done(questions::flush(world).await),
-        Command::Reload => done(questions::reload(world).await),
-        Command::Panic(actor) => done(questions::panic(world, actor).await),
-        Command::Stop => done(questions::stop(world).await),
+        Command::Show(what) => questions::show(context, what).await,
+        Command::Change(change) => done(questions::change(context, change).await),
+        Command::Flush => done(questions::flush(context).await),
+        Command::Reload => done(questions::reload(context).await),
+        Command::Panic(actor) => done(questions::panic(context, actor).await),
+        Command::Stop => done(questions::stop(context).await),
     };
     match outcome {
         Ok(shown) => Outcome::Result(shown),

@@ -1,13 +1,13 @@
 //! (ingress, packet) -> what happens to it.
 //!
 //! The best static rule decides, and so does each proxy of the interface it arrived on; the
-//! packet goes wherever any of them sends it. It leaves in one [`Version`] for each.
+//! packet goes wherever any of them sends it. It leaves in one [`Variant`] for each.
 
 use super::DropReason;
 use crate::model::addr::is_link_local_group;
 use crate::model::{Group, Source, TtlPolicy};
-use crate::table::feeds::Feeds;
 use crate::table::flows::{FlowKey, Flows, Verdicts};
+use crate::table::upstream_selector::UpstreamSelector;
 use crate::table::{Entry, EntryId, Fib, Ingress, PathId, ProxyIngress};
 use crate::wire::WireError;
 use crate::wire::ip::Datagram;
@@ -25,7 +25,7 @@ pub struct Decision<'f> {
 
 /// A packet as one rule or proxy sends it.
 #[derive(Debug, Clone, Copy)]
-pub struct Version<'f> {
+pub struct Variant<'f> {
     /// The rule or proxy.
     pub entry: &'f Entry,
     /// TTL or hop limit it leaves with.
@@ -33,7 +33,7 @@ pub struct Version<'f> {
     learned: Option<(&'f ProxyIngress, &'f [u32])>,
 }
 
-impl<'f> Version<'f> {
+impl<'f> Variant<'f> {
     /// Where it goes.
     pub fn paths(&self) -> impl Iterator<Item = PathId> + use<'f> {
         let learned = self.learned.into_iter();
@@ -45,10 +45,10 @@ impl<'f> Version<'f> {
 impl<'f> Decision<'f> {
     /// The versions it leaves in: that of the static rule first. At least one; some may have
     /// no path, or only such that an earlier one has too.
-    pub fn versions(&self) -> impl Iterator<Item = Version<'f>> + use<'f> {
+    pub fn variants(&self) -> impl Iterator<Item = Variant<'f>> + use<'f> {
         let arrived = self.datagram.ttl;
         entries(self.fib, self.ingress, self.verdicts).filter_map(move |(entry, learned)| {
-            Some(Version {
+            Some(Variant {
                 entry,
                 ttl: leaves_with(entry.ttl, arrived)?,
                 learned,
@@ -87,7 +87,7 @@ pub fn ways<'f>(
 ) -> impl Iterator<Item = (&'f Entry, impl Iterator<Item = PathId> + use<'f>)> + use<'f> {
     entries(fib, ingress, verdicts).map(|(entry, learned)| {
         let ttl = 0;
-        let version = Version {
+        let version = Variant {
             entry,
             ttl,
             learned,
@@ -142,7 +142,7 @@ pub struct Arrival<'f, 's> {
     /// What the snapshot knows of the interface.
     pub ingress: &'f Ingress,
     /// Who feeds the streams that several upstreams carry.
-    pub feeds: &'s Feeds,
+    pub feeds: &'s UpstreamSelector,
     /// Milliseconds of a clock that never goes back.
     pub now_ms: u64,
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::DropReason;
 use super::fragment::{DONT_FRAGMENT, MORE_FRAGMENTS, fragment_v6};
 use super::upper::{FRAGMENT_HEADER_LEN, Upper, protocol, put, upper, word};
-use crate::model::{Family, Rewrite};
+use crate::model::{Family, TranslationRule};
 use crate::wire::ip::{Datagram, IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
@@ -69,7 +69,7 @@ fn change_upper(
     upper: &Upper,
     family: Family,
     addresses: (IpAddr, IpAddr),
-    rewrite: &Rewrite,
+    rewrite: &TranslationRule,
     mut change: Change,
 ) -> Result<(), DropReason> {
     let v6 = matches!(family, Family::SixToSix | Family::SixToFour);
@@ -174,7 +174,10 @@ fn change_echo(
     Ok(())
 }
 
-fn new_addresses(datagram: &Datagram, rewrite: &Rewrite) -> Result<(IpAddr, IpAddr), DropReason> {
+fn new_addresses(
+    datagram: &Datagram,
+    rewrite: &TranslationRule,
+) -> Result<(IpAddr, IpAddr), DropReason> {
     let (source, destination) = rewrite.addresses(datagram.source, datagram.destination);
     let new = Datagram {
         source,
@@ -193,7 +196,7 @@ fn new_addresses(datagram: &Datagram, rewrite: &Rewrite) -> Result<(IpAddr, IpAd
 pub fn in_place(
     packet: &mut [u8],
     datagram: &Datagram,
-    rewrite: &Rewrite,
+    rewrite: &TranslationRule,
 ) -> Result<Family, DropReason> {
     let family = rewrite.family();
     let upper = upper(packet, datagram)?;
@@ -229,7 +232,7 @@ pub fn in_place(
 pub fn across(
     packet: &[u8],
     datagram: &Datagram,
-    rewrite: &Rewrite,
+    rewrite: &TranslationRule,
     ids: &mut Identifications,
     mtu: usize,
     out: &mut Vec<u8>,
@@ -266,7 +269,7 @@ pub fn across(
 fn four_to_six(
     packet: &[u8],
     datagram: &Datagram,
-    rewrite: &Rewrite,
+    rewrite: &TranslationRule,
     out: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
     let upper = upper(packet, datagram)?;
@@ -311,7 +314,7 @@ fn four_to_six(
 fn six_to_four(
     packet: &[u8],
     datagram: &Datagram,
-    rewrite: &Rewrite,
+    rewrite: &TranslationRule,
     ids: &mut Identifications,
     out: &mut Vec<u8>,
 ) -> Result<(), DropReason> {

@@ -11,7 +11,7 @@ use actix_web::web::{self, Data};
 use actix_web::{App, HttpResponse, HttpServer};
 use serde_json::json;
 
-use crate::actors::{World, questions};
+use crate::actors::{RouterContext, questions};
 use crate::api::{self, Show};
 
 /// Connections served at once; more wait in the listener's queue.
@@ -20,11 +20,11 @@ const MOST_CONNECTIONS: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts to serve on a listener.
-pub fn serve(world: Arc<World>, listener: TcpListener) -> io::Result<Server> {
-    let world = Data::from(world);
+pub fn serve(context: Arc<RouterContext>, listener: TcpListener) -> io::Result<Server> {
+    let context = Data::from(context);
     let server = HttpServer::new(move || {
         App::new()
-            .app_data(world.clone())
+            .app_data(context.clone())
             .route("/metrics", web::get().to(metrics))
             .route("/healthz", web::get().to(healthz))
             .route("/readyz", web::get().to(readyz))
@@ -41,8 +41,8 @@ pub fn serve(world: Arc<World>, listener: TcpListener) -> io::Result<Server> {
     Ok(server)
 }
 
-async fn metrics(world: Data<World>) -> HttpResponse {
-    match world.catalog.text() {
+async fn metrics(context: Data<RouterContext>) -> HttpResponse {
+    match context.catalog.text() {
         Ok(text) => HttpResponse::Ok()
             .content_type("text/plain; version=0.0.4; charset=utf-8")
             .body(text),
@@ -51,8 +51,8 @@ async fn metrics(world: Data<World>) -> HttpResponse {
 }
 
 /// 200 while routing answers.
-async fn healthz(world: Data<World>) -> HttpResponse {
-    match questions::show(&world, Show::Pending).await {
+async fn healthz(context: Data<RouterContext>) -> HttpResponse {
+    match questions::show(&context, Show::Pending).await {
         Ok(_) => HttpResponse::Ok().json(json!({ "status": "ok" })),
         Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "status": "failing",
@@ -62,8 +62,8 @@ async fn healthz(world: Data<World>) -> HttpResponse {
 }
 
 /// 200 once every interface of every route that exists is being captured.
-async fn readyz(world: Data<World>) -> HttpResponse {
-    if world.health.is_ready() {
+async fn readyz(context: Data<RouterContext>) -> HttpResponse {
+    if context.health.is_ready() {
         HttpResponse::Ok().json(json!({ "status": "ready" }))
     } else {
         HttpResponse::ServiceUnavailable().json(json!({
@@ -73,11 +73,11 @@ async fn readyz(world: Data<World>) -> HttpResponse {
     }
 }
 
-async fn show(world: Data<World>, what: web::Path<String>) -> HttpResponse {
+async fn show(context: Data<RouterContext>, what: web::Path<String>) -> HttpResponse {
     let Some(what) = Show::ALL.into_iter().find(|s| s.name() == what.as_str()) else {
         return not_found().await;
     };
-    match questions::show(&world, what).await {
+    match questions::show(&context, what).await {
         Ok(shown) => HttpResponse::Ok().json(json!({
             "version": api::VERSION,
             "show": shown,

@@ -8,9 +8,9 @@ pub mod flow_end;
 pub mod link;
 pub mod links;
 pub mod proxy;
-pub mod rewrite;
-pub mod rewrite_rules;
 pub mod rule;
+pub mod translation;
+pub mod translation_conflicts;
 pub mod ttl;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
@@ -21,6 +21,6 @@ pub use links::{Aliases, Link, Links};
 pub use proxy::{
     HeaderChecks, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
-pub use rewrite::{Family, Rewrite, RewriteError, StreamSet};
 pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
+pub use translation::{Family, StreamSet, TranslationError, TranslationRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Group, GroupPrefix, IfPattern, Rewrite, Source, SourcePrefix, TtlPolicy};
+use super::{Group, GroupPrefix, IfPattern, Source, SourcePrefix, TranslationRule, TtlPolicy};
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -134,7 +134,7 @@ pub struct RouteRule {
     /// TTL policy ends no loop.
     pub loop_guard: bool,
     /// Other source, group or UDP port that packets leave with.
-    pub rewrite: Option<Rewrite>,
+    pub rewrite: Option<TranslationRule>,
 }
 
 impl RouteRule {

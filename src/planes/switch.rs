@@ -10,12 +10,12 @@ use std::sync::Arc;
 use super::tally::Tally;
 use super::translated::{Original, Translator, moves};
 use super::{Batch, Load, Messages, Packet, Slot};
-use crate::forward::rewrite::rewrite;
+use crate::forward::finish::rewrite;
 use crate::forward::segment::{leave_unfinished, segment, segments};
-use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Version, decide};
-use crate::model::Rewrite;
+use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide};
+use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
-use crate::table::{EgressId, Feeds, Fib, Ingress};
+use crate::table::{EgressId, Fib, Ingress, UpstreamSelector};
 use crate::wire::offload::{Offload, Segments};
 use crate::wire::{ip, vlan};
 
@@ -37,7 +37,7 @@ pub struct Switch {
     /// The flows the interface forwards.
     pub flows: Flows,
     guard: Arc<LoopGuard>,
-    feeds: Arc<Feeds>,
+    feeds: Arc<UpstreamSelector>,
     /// By egress id.
     egresses: Vec<Place>,
     /// Counts packets, to tell which egresses the present one has.
@@ -76,7 +76,7 @@ struct Form {
 }
 
 impl Form {
-    fn of(version: &Version<'_>) -> Self {
+    fn of(version: &Variant<'_>) -> Self {
         Self { ttl: version.ttl }
     }
 
@@ -108,7 +108,7 @@ impl Default for Switch {
 impl Switch {
     /// Notes flows in `flows`, stops what comes back within the window of `guard`, and takes
     /// a stream that several upstreams carry from the one that `feeds` tells.
-    pub fn new(flows: Flows, guard: Arc<LoopGuard>, feeds: Arc<Feeds>) -> Self {
+    pub fn new(flows: Flows, guard: Arc<LoopGuard>, feeds: Arc<UpstreamSelector>) -> Self {
         Self {
             flows,
             guard,
@@ -208,7 +208,7 @@ impl Switch {
         self.refused.clear();
         self.goes_on.clear();
         self.goes_on.resize(cuts, false);
-        for version in decision.versions() {
+        for version in decision.variants() {
             let form = Form::of(&version);
             let guarded = version.entry.loop_guard;
             if guarded && self.came_back.is_empty() {
@@ -305,7 +305,7 @@ impl Switch {
     /// `guarded`. Returns how many; what they became is in `translated`.
     fn translate(
         &mut self,
-        rewrite: &Rewrite,
+        rewrite: &TranslationRule,
         original: Original<'_>,
         guarded: bool,
         mtu: usize,
@@ -408,7 +408,7 @@ impl Switch {
         let bytes = &mut batch.bytes_mut()[start..start + len];
         // The loop window knows datagrams, and each gets a header of its own in the other IP
         // version.
-        let one_by_one = decision.versions().any(|v| {
+        let one_by_one = decision.variants().any(|v| {
             v.entry.loop_guard
                 || v.entry
                     .rewrite
@@ -480,7 +480,7 @@ impl Switch {
             },
             other => other,
         };
-        let ttl = decision.versions().next().map(|version| version.ttl);
+        let ttl = decision.variants().next().map(|version| version.ttl);
         let ttl = ttl.unwrap_or(decision.datagram.ttl);
         rewrite(&mut bytes[..decision.datagram.len], offload, ttl)?;
         Ok((decision, start + tags))

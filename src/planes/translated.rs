@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Batch;
 use crate::forward::DropReason;
 use crate::forward::translate::{Identifications, across, in_place};
-use crate::model::Rewrite;
+use crate::model::TranslationRule;
 use crate::wire::ip::Datagram;
 
 /// What is kept from packet to packet.
@@ -33,7 +33,7 @@ impl Translator {
     /// `moves` says so in the pieces, else where it stood.
     pub fn run(
         &mut self,
-        rewrite: &Rewrite,
+        rewrite: &TranslationRule,
         original: &Original<'_>,
         mtu: usize,
         batch: &mut Batch,
@@ -86,6 +86,6 @@ impl Translator {
 
 /// Whether translated packets stand in the pieces: where the IP version changes, or where the
 /// original is needed too.
-pub(super) fn moves(rewrite: &Rewrite, keep: bool) -> bool {
+pub(super) fn moves(rewrite: &TranslationRule, keep: bool) -> bool {
     keep || !rewrite.family().stays()
 }

@@ -9,8 +9,10 @@ use super::addresses::{is_v4, parse_group, parse_source, shown, version};
 use super::checked::Checker;
 use super::keys::KeyPath;
 use super::written::WrittenRewrite;
-use crate::model::rewrite_rules::{all_merged, feeds_itself, proxy_ways};
-use crate::model::{GroupPrefix, ProxyRule, Rewrite, RewriteError, RouteRule, SourcePrefix};
+use crate::model::translation_conflicts::{all_merged, feeds_itself, proxy_ways};
+use crate::model::{
+    GroupPrefix, ProxyRule, RouteRule, SourcePrefix, TranslationError, TranslationRule,
+};
 
 /// Checks the `rewrite` of the route at `route`. Without `stream`, its source and group, of
 /// which a fault was noted before, only what stands by itself can be checked.
@@ -20,7 +22,7 @@ pub(super) fn one(
     written: WrittenRewrite,
     stream: Option<(SourcePrefix, GroupPrefix)>,
     link_local: bool,
-) -> Option<Rewrite> {
+) -> Option<TranslationRule> {
     let path = route.key("rewrite");
     // One that is wrong was said to be; what is left cannot be judged.
     let keys = ["source", "group", "port"];
@@ -46,7 +48,7 @@ pub(super) fn one(
         port
     });
     let stream = stream.filter(|_| all_right)?;
-    match Rewrite::new(stream, (source, group), port, link_local) {
+    match TranslationRule::new(stream, (source, group), port, link_local) {
         Ok(rewrite) => Some(rewrite),
         Err(error) => {
             refuse(checker, route, stream.0, source.is_some(), error);
@@ -60,35 +62,35 @@ fn refuse(
     route: &KeyPath,
     source: SourcePrefix,
     names_source: bool,
-    error: RewriteError,
+    error: TranslationError,
 ) {
     let path = route.key("rewrite");
     let of_source = |from: IpNet| from == source.net();
     let place = match &error {
-        RewriteError::Empty | RewriteError::ChangesNothing => path.clone(),
-        RewriteError::Length { from, .. } | RewriteError::Collapses { from, .. }
+        TranslationError::Empty | TranslationError::ChangesNothing => path.clone(),
+        TranslationError::Length { from, .. } | TranslationError::Collapses { from, .. }
             if of_source(*from) =>
         {
             path.key("source")
         }
-        RewriteError::BadSource(_) => path.key("source"),
-        RewriteError::MixedFamily(..) if names_source => path.key("source"),
+        TranslationError::BadSource(_) => path.key("source"),
+        TranslationError::MixedFamily(..) if names_source => path.key("source"),
         _ => path.key("group"),
     };
     let also = place.last_key().to_string();
     let (found, expected, help) = match error {
-        RewriteError::Empty => (
+        TranslationError::Empty => (
             "an empty rewrite".to_string(),
             "`source`, `group` or `port`".to_string(),
             "For example: rewrite = { group = \"239.1.1.1\" }.".to_string(),
         ),
-        RewriteError::ChangesNothing => (
+        TranslationError::ChangesNothing => (
             "a rewrite into what is there already".into(),
             "another source, group or port".into(),
             "Remove it, or name what shall be different.".into(),
         ),
-        RewriteError::MixedFamily(to_source, to_group) => mixed(source, to_source, to_group),
-        RewriteError::Collapses { from, to } if from.prefix_len() == 0 => (
+        TranslationError::MixedFamily(to_source, to_group) => mixed(source, to_source, to_group),
+        TranslationError::Collapses { from, to } if from.prefix_len() == 0 => (
             format!("{} in place of any source", shown(to)),
             "a route that names its sender".into(),
             format!(
@@ -97,7 +99,7 @@ fn refuse(
                 wide_example(from, to)
             ),
         ),
-        RewriteError::Collapses { from, to } | RewriteError::Length { from, to } => {
+        TranslationError::Collapses { from, to } | TranslationError::Length { from, to } => {
             let bits = from.max_prefix_len() - from.prefix_len();
             let length = to.max_prefix_len() - bits;
             let example = IpNet::new(to.addr(), length).map(|net| net.trunc());
@@ -113,21 +115,21 @@ fn refuse(
                 ),
             )
         }
-        RewriteError::BadSource(source) => (
+        TranslationError::BadSource(source) => (
             format!("the source {source}"),
             "an address that routed packets may come from".into(),
             "Unspecified, loopback, link-local and broadcast addresses are none: receivers and \
              routers drop such packets."
                 .into(),
         ),
-        RewriteError::LinkLocal(group) => (
+        TranslationError::LinkLocal(group) => (
             format!("{group}, which holds link-local groups"),
             "a group that routers may forward".into(),
             "Such groups are not meant to leave their link. If this one shall, say so in the \
              route: link_local = true."
                 .into(),
         ),
-        RewriteError::SourceUnknown(to) => (
+        TranslationError::SourceUnknown(to) => (
             format!("the source-specific group {to} for any source"),
             "a route that names its sender".into(),
             "Receivers of 232.0.0.0/8 and ff3x::/32 join a source by its address (RFC 4607): \

@@ -17,7 +17,7 @@ use tracing::{debug, error, warn};
 use super::line::{self, pattern};
 use super::show::{self, Form, State, What};
 use super::wire::{Command, LONGEST_COMMAND, Verb, WireError, length};
-use crate::actors::World;
+use crate::actors::RouterContext;
 use crate::actors::questions::{self, AskError};
 use crate::api::view::InterfaceView;
 use crate::api::{Change, JoinSpec, RouteSpec, Show, Shown};
@@ -39,14 +39,14 @@ impl Server {
     }
 
     /// Answers clients until dropped.
-    pub async fn serve(self, world: Arc<World>) {
+    pub async fn serve(self, context: Arc<RouterContext>) {
         let listener = match self.0.listener() {
             Ok(listener) => listener,
             Err(e) => return error!("smcroute socket: cannot listen: {e}"),
         };
         // Clients that come at once wait for us, and not in vain: without links every
         // interface they name would be unknown. There is always one, the loopback.
-        let links = || questions::show(&world, Show::Interfaces);
+        let links = || questions::show(&context, Show::Interfaces);
         while !matches!(links().await, Ok(Shown::Interfaces(known)) if !known.is_empty()) {
             sleep(Duration::from_millis(5)).await;
         }
@@ -58,9 +58,9 @@ impl Server {
                     warn!("smcroute socket: more than {MOST_CLIENTS} clients; one is sent away");
                 }
                 Ok((stream, _)) => {
-                    let (world, client) = (world.clone(), clients.clone());
+                    let (context, client) = (context.clone(), clients.clone());
                     actix::spawn(async move {
-                        if let Err(e) = converse(stream, &world).await {
+                        if let Err(e) = converse(stream, &context).await {
                             debug!("smcroute socket: a client left: {e}");
                         }
                         drop(client);
@@ -76,12 +76,12 @@ impl Server {
     }
 }
 
-async fn converse(mut stream: UnixStream, world: &World) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, context: &RouterContext) -> io::Result<()> {
     let mut held = Vec::new();
     loop {
         let (answer, last) = match next(&mut stream, &mut held).await? {
             None => return Ok(()),
-            Some(Ok(command)) => (answer(world, &command).await, held.is_empty()),
+            Some(Ok(command)) => (answer(context, &command).await, held.is_empty()),
             Some(Err(e)) => {
                 warn!("smcroute socket: {e}");
                 (Err(e.to_string()), true)
@@ -124,34 +124,34 @@ async fn next(
 }
 
 /// What is shown, or an error; both are texts to the client.
-async fn answer(world: &World, command: &Command) -> Result<String, String> {
+async fn answer(context: &RouterContext, command: &Command) -> Result<String, String> {
     let words = &command.arguments;
     let quiet = |done: Result<String, AskError>| match done {
         Ok(_) => Ok(String::new()),
         Err(e) => Err(e.to_string()),
     };
     match command.verb {
-        Verb::Add => add(world, words).await,
-        Verb::Remove => remove(world, words).await,
-        Verb::Join => membership(world, words, true).await,
-        Verb::Leave => membership(world, words, false).await,
-        Verb::Flush => quiet(questions::flush(world).await),
-        Verb::Reload => quiet(questions::reload(world).await),
-        Verb::Kill => quiet(questions::stop(world).await),
-        Verb::Show => shown(world, words, Form::Plain).await,
-        Verb::ShowDetail => shown(world, words, Form::Detail).await,
-        Verb::ShowJson => shown(world, words, Form::Json).await,
+        Verb::Add => add(context, words).await,
+        Verb::Remove => remove(context, words).await,
+        Verb::Join => membership(context, words, true).await,
+        Verb::Leave => membership(context, words, false).await,
+        Verb::Flush => quiet(questions::flush(context).await),
+        Verb::Reload => quiet(questions::reload(context).await),
+        Verb::Kill => quiet(questions::stop(context).await),
+        Verb::Show => shown(context, words, Form::Plain).await,
+        Verb::ShowDetail => shown(context, words, Form::Detail).await,
+        Verb::ShowJson => shown(context, words, Form::Json).await,
     }
 }
 
-async fn shown(world: &World, words: &[String], form: Form) -> Result<String, String> {
+async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<String, String> {
     let what = What::named(words.first().map(String::as_str));
     let mut state = State {
-        joins: questions::join_rules(world),
+        joins: questions::join_rules(context),
         ..State::default()
     };
     for ask in Show::ALL {
-        match questions::show(world, ask)
+        match questions::show(context, ask)
             .await
             .map_err(|e| e.to_string())?
         {
@@ -193,8 +193,8 @@ fn addresses<'a>(
 }
 
 /// The interfaces that a name or pattern stands for.
-async fn named(world: &World, name: &IfPattern) -> Result<Vec<InterfaceView>, String> {
-    let interfaces = questions::show(world, Show::Interfaces).await;
+async fn named(context: &RouterContext, name: &IfPattern) -> Result<Vec<InterfaceView>, String> {
+    let interfaces = questions::show(context, Show::Interfaces).await;
     let Shown::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
         return Ok(Vec::new());
     };
@@ -206,7 +206,7 @@ fn not_known(iif: &str) -> String {
     format!("ipc: mroute: inbound {iif} is not a known phyint")
 }
 
-async fn add(world: &World, words: &[String]) -> Result<String, String> {
+async fn add(context: &RouterContext, words: &[String]) -> Result<String, String> {
     let [iif, rest @ ..] = words else {
         return Err(malformed(b'a'));
     };
@@ -215,7 +215,7 @@ async fn add(world: &World, words: &[String]) -> Result<String, String> {
     }
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
-    if !named(world, &from).await?.iter().any(|i| !i.disabled) {
+    if !named(context, &from).await?.iter().any(|i| !i.disabled) {
         return Err(not_known(iif));
     }
     let mut to = Vec::new();
@@ -234,23 +234,23 @@ async fn add(world: &World, words: &[String]) -> Result<String, String> {
         join: Some(false),
         stop: true,
     });
-    let done = questions::change(world, change).await;
+    let done = questions::change(context, change).await;
     done.map(|_| String::new())
         .map_err(|e| format!("mroute: {e}"))
 }
 
-async fn remove(world: &World, words: &[String]) -> Result<String, String> {
+async fn remove(context: &RouterContext, words: &[String]) -> Result<String, String> {
     let [iif, rest @ ..] = words else {
         return Err(malformed(b'r'));
     };
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
     // A route of the file may wait for an interface; it can be removed while it does.
-    let there = named(world, &from).await?;
+    let there = named(context, &from).await?;
     if !there.is_empty() && there.iter().all(|i| i.disabled) {
         return Err(not_known(iif));
     }
-    let routes = questions::show(world, Show::Routes).await;
+    let routes = questions::show(context, Show::Routes).await;
     let Shown::Routes(routes) = routes.map_err(|e| e.to_string())? else {
         return Ok(String::new());
     };
@@ -286,12 +286,16 @@ async fn remove(world: &World, words: &[String]) -> Result<String, String> {
         join: None,
         stop: false,
     });
-    let done = questions::change(world, change).await;
+    let done = questions::change(context, change).await;
     done.map(|_| String::new())
         .map_err(|e| format!("mroute: {e}"))
 }
 
-async fn membership(world: &World, words: &[String], join: bool) -> Result<String, String> {
+async fn membership(
+    context: &RouterContext,
+    words: &[String],
+    join: bool,
+) -> Result<String, String> {
     let (letter, who) = if join {
         (b'j', "join")
     } else {
@@ -305,7 +309,7 @@ async fn membership(world: &World, words: &[String], join: bool) -> Result<Strin
     }
     let interface = pattern(iif).map_err(|e| format!("{who}: {e}"))?;
     let (source, group, _) = addresses(who, rest)?;
-    if join && named(world, &interface).await?.is_empty() {
+    if join && named(context, &interface).await?.is_empty() {
         return Err(format!("unknown interface {iif}"));
     }
     let mut sources: Vec<Option<Source>> = line::members(source, group)?
@@ -316,7 +320,7 @@ async fn membership(world: &World, words: &[String], join: bool) -> Result<Strin
         sources.push(None);
     }
     for source in sources {
-        let rules = questions::join_rules(world);
+        let rules = questions::join_rules(context);
         let held = rules
             .iter()
             .any(|j| (&j.interface, j.source, j.group) == (&interface, source, group));
@@ -337,7 +341,7 @@ async fn membership(world: &World, words: &[String], join: bool) -> Result<Strin
         } else {
             Change::Leave(spec)
         };
-        let done = questions::change(world, change).await;
+        let done = questions::change(context, change).await;
         done.map_err(|e| format!("{who}: {e}"))?;
     }
     Ok(String::new())

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::feeds::FeedRule;
 use super::fib::{Downstream, DownstreamId, ProxyIngress};
 use super::fib::{Egress, EgressId, Entry, EntryId, Fib, Ingress, Path, PathId};
 use super::rib::Rib;
+use super::upstream_selector::UpstreamRule;
 use crate::model::{
     IfIndex, IfName, IfPattern, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
 };
@@ -98,7 +98,7 @@ impl<'a> Draft<'a> {
             }));
         let mut hasher = DefaultHasher::new();
         proxy.name.hash(&mut hasher);
-        let feed = |interface: IfIndex| FeedRule {
+        let feed = |interface: IfIndex| UpstreamRule {
             interface,
             proxy: hasher.finish(),
             takeover_ms: proxy.takeover.as_millis() as u64,
@@ -126,7 +126,7 @@ impl<'a> Draft<'a> {
         first: DownstreamId,
         downstreams: &[&Link],
         (iif, up): (&Link, Option<&&Link>),
-        feed: Option<FeedRule>,
+        feed: Option<UpstreamRule>,
     ) {
         let up = up.map(|up| self.path(&proxy.name, iif, up));
         let paths = downstreams.iter().map(|oif| {

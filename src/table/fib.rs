@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::feeds::FeedRule;
-use super::learned::Wishes;
 use super::lookup::PrefixTable;
+use super::membership_database::OifTable;
+use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfIndex, IfName, ProxyRule, Rewrite, RouteName, SourcePrefix, TtlPolicy, TtlThreshold,
+    IfIndex, IfName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy, TtlThreshold,
 };
 
 /// Position of an egress in [`Fib::egresses`].
@@ -45,7 +45,7 @@ pub struct Fib {
     /// Proxies that found [`MOST_PROXIES`](crate::model::MOST_PROXIES) on an interface: nothing is forwarded for them there.
     pub left_out: Arc<Vec<(RouteName, IfName)>>,
     /// What they ask for.
-    pub wishes: Wishes,
+    pub wishes: OifTable,
 }
 
 /// An interface behind which hosts ask for streams.
@@ -80,7 +80,7 @@ pub struct ProxyIngress {
     /// Which groups and sources it takes.
     pub proxy: Arc<ProxyRule>,
     /// On one of several upstreams: who else may feed a stream.
-    pub feed: Option<FeedRule>,
+    pub feed: Option<UpstreamRule>,
     /// The first of the downstream interfaces of the proxy.
     pub(super) first: DownstreamId,
     /// The paths to those, in their order; none back to where a packet came from.
@@ -111,7 +111,7 @@ pub struct Entry {
     /// Whether packets that come back within a moment are stopped.
     pub loop_guard: bool,
     /// Other source, group or port that packets leave with.
-    pub rewrite: Option<Rewrite>,
+    pub rewrite: Option<TranslationRule>,
     /// Where packets go; empty while none of the egresses exists. Those a proxy learned are
     /// not among them.
     pub paths: Vec<PathId>,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::draft::proxy_upstreams;
-use super::translated::waits_for_members;
+use super::translated_joins::waits_for_members;
 use crate::model::rule::JoinPolicy;
 use crate::model::{Group, IfIndex, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
 

@@ -8,8 +8,8 @@ use super::draft::{Draft, matching};
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::model::rewrite_rules::{feeds_itself, merged, proxy_ways};
 use crate::model::rule::MOST_JOINED_GROUPS;
+use crate::model::translation_conflicts::{feeds_itself, merged, proxy_ways};
 use crate::model::{
     GroupPrefix, IfIndex, IfPattern, JoinRule, Link, Links, ProxyRule, RouteName, RouteRule,
     SourcePrefix, StreamSet, TtlThreshold,
@@ -285,7 +285,7 @@ impl Rib {
     }
 
     /// The snapshot for the links there are, without what proxies learned: that is put in by
-    /// [`Learned::rebuild`](super::Learned::rebuild).
+    /// [`MembershipDatabase::rebuild`](super::MembershipDatabase::rebuild).
     pub fn fib(&self, links: &Links, generation: u64) -> Fib {
         let mut draft = Draft::new(self, links);
         self.rules.iter().for_each(|rule| draft.rule(rule));
@@ -496,10 +496,10 @@ mod tests {
     }
 
     fn rewriting(from: &str, group: &str, to: &[&str], becomes: &str) -> RouteRule {
-        use crate::model::Rewrite;
+        use crate::model::TranslationRule;
         let mut r = rule(from, group, to);
         let becomes = (None, Some(becomes.parse().unwrap()));
-        r.rewrite = Rewrite::new((r.source, r.group), becomes, None, false).ok();
+        r.rewrite = TranslationRule::new((r.source, r.group), becomes, None, false).ok();
         assert!(r.rewrite.is_some());
         r
     }

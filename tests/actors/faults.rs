@@ -61,7 +61,8 @@ async fn an_interface_that_panics_is_rebuilt() {
     r.arrive(1, 0..1, 9);
     r.until("it is rebuilt", |r| r.restarts("interface") == 1)
         .await;
-    r.until("it is ready", |r| r.world.health.is_ready()).await;
+    r.until("it is ready", |r| r.context.health.is_ready())
+        .await;
     r.arrive(1, 1..10, 9);
     r.until("all is sent", |r| r.path("in1", "out").0 == 10)
         .await;

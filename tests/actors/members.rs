@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use mcastor::actors::context::PanicNow;
 use mcastor::actors::joins::AskGroups;
 use mcastor::actors::questions;
 use mcastor::actors::routing::Replace;
-use mcastor::actors::world::PanicNow;
 use mcastor::api::{Show, Shown};
 use mcastor::model::{HeaderChecks, Link, ProxyRule, RouteName};
 use mcastor::table::Rib;
@@ -45,7 +45,7 @@ impl Router {
         let r = Self::start(vec![], vec![], links).await;
         r.replace(proxies);
         r.until("it captures", |r| {
-            r.world.health.is_ready() && !r.world.snapshot.load().fib.downstreams.is_empty()
+            r.context.health.is_ready() && !r.context.snapshot.load().fib.downstreams.is_empty()
         })
         .await;
         r
@@ -56,13 +56,13 @@ impl Router {
             proxies,
             ..Rib::default()
         };
-        let routing = self.world.routing.load_full().unwrap();
+        let routing = self.context.routing.load_full().unwrap();
         routing.do_send(Replace(rib));
     }
 
     /// Behind which interfaces the group is wanted.
     fn wanted(&self, group: &str) -> Vec<u32> {
-        let fib = self.world.snapshot.load().fib.clone();
+        let fib = self.context.snapshot.load().fib.clone();
         let group: std::net::IpAddr = group.parse().unwrap();
         let found = fib.wishes.find("10.0.0.1".parse().unwrap(), group);
         let set = found.map(|f| fib.wishes.set(f.set).to_vec());
@@ -73,7 +73,7 @@ impl Router {
 
     /// The groups wanted upstream, as `interface group`.
     async fn joined(&self) -> Vec<String> {
-        let Some(joins) = self.world.joins.load_full() else {
+        let Some(joins) = self.context.joins.load_full() else {
             return Vec::new();
         };
         let groups = joins.send(AskGroups).await.unwrap_or_default();
@@ -135,7 +135,7 @@ async fn members_follow_when_proxies_change() {
     let renamed = proxy("other", "in1", &["out2"]);
     r.replace(vec![renamed.clone(), two(&["out1", "out3"])]);
     r.until("it is in force", |r| {
-        let fib = &r.world.snapshot.load().fib;
+        let fib = &r.context.snapshot.load().fib;
         fib.downstreams.iter().any(|d| d.proxy.name == renamed.name)
     })
     .await;
@@ -171,7 +171,7 @@ async fn a_member_that_is_shown_is_served() {
         let last = groups.last().unwrap();
         let begun = Instant::now();
         loop {
-            let Ok(Shown::Groups(shown)) = questions::show(&r.world, Show::Groups).await else {
+            let Ok(Shown::Groups(shown)) = questions::show(&r.context, Show::Groups).await else {
                 panic!("no groups are shown");
             };
             if shown
@@ -198,13 +198,13 @@ async fn members_come_and_go_while_actors_die() {
     for round in 0..3u8 {
         let group = format!("225.1.3.{round}");
         // What changes while routing is dead is known to the next.
-        let routing = r.world.routing.load_full().unwrap();
+        let routing = r.context.routing.load_full().unwrap();
         let restarts = r.restarts("routing");
         routing.do_send(PanicNow);
         hear(&group, ChangeToExclude);
         r.until("it is rebuilt", |r| r.restarts("routing") == restarts + 1)
             .await;
-        let links = r.world.routing.load_full();
+        let links = r.context.routing.load_full();
         assert!(links.is_some());
         r.until("the new member counts", |r| r.wanted(&group) == [3])
             .await;
@@ -215,7 +215,7 @@ async fn members_come_and_go_while_actors_die() {
         }
     }
     // A membership actor that dies forgets its hosts; what they wanted is still forwarded.
-    let membership = r.world.membership.load_full().unwrap();
+    let membership = r.context.membership.load_full().unwrap();
     membership.do_send(PanicNow);
     r.until("it is rebuilt", |r| r.restarts("membership") == 1)
         .await;

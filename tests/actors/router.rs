@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use mcastor::actors::World;
-use mcastor::actors::keeper::{Charge, Keeper, LinkSource, Shutdown};
+use mcastor::actors::RouterContext;
 use mcastor::actors::links::LinksChanged;
+use mcastor::actors::supervisor::{LinkSource, Shutdown, Supervisor, SupervisorConfig};
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
 use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy};
@@ -22,8 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Router {
     pub sim: SimPlane,
     pub faults: Arc<Faults>,
-    pub world: Arc<World>,
-    pub keeper: Addr<Keeper>,
+    pub context: Arc<RouterContext>,
+    pub supervisor: Addr<Supervisor>,
     pub failed: CancellationToken,
 }
 
@@ -40,7 +40,7 @@ impl Router {
             interfaces: options,
             ..Rib::default()
         };
-        let (world, _requests) = World::new(
+        let (context, _requests) = RouterContext::new(
             Catalog::new().unwrap(),
             Box::new(plane),
             rib,
@@ -48,9 +48,9 @@ impl Router {
             "/nowhere/docker.sock".into(),
         );
         let failed = CancellationToken::new();
-        let keeper = Keeper::new(Charge {
+        let supervisor = Supervisor::new(SupervisorConfig {
             mnat: None,
-            world: world.clone(),
+            context: context.clone(),
             http: None,
             failed: failed.clone(),
             workers: 2,
@@ -60,12 +60,12 @@ impl Router {
         let router = Self {
             sim,
             faults,
-            world,
-            keeper,
+            context,
+            supervisor,
             failed,
         };
         router
-            .until("it is ready", |r| r.world.health.is_ready())
+            .until("it is ready", |r| r.context.health.is_ready())
             .await;
         router
     }
@@ -84,26 +84,26 @@ impl Router {
     }
 
     pub fn text(&self) -> String {
-        let text = String::from_utf8(self.world.catalog.text().unwrap()).unwrap();
+        let text = String::from_utf8(self.context.catalog.text().unwrap()).unwrap();
         let shown = |l: &&str| !l.starts_with('#') && !l.ends_with(" 0");
         text.lines().filter(shown).collect::<Vec<_>>().join("\n")
     }
 
     pub fn links(&self, links: &[Link]) {
-        let routing = self.world.routing.load_full().unwrap();
+        let routing = self.context.routing.load_full().unwrap();
         let links: Links = links.iter().cloned().collect();
         routing.do_send(LinksChanged(links));
     }
 
     pub async fn links_in_force(&self, links: &[Link], egresses: usize) {
-        let before = self.world.snapshot.load().fib.generation;
+        let before = self.context.snapshot.load().fib.generation;
         self.links(links);
         self.until("the snapshot is in force", |r| {
-            let fib = &r.world.snapshot.load().fib;
+            let fib = &r.context.snapshot.load().fib;
             fib.generation > before && fib.egresses.len() == egresses
         })
         .await;
-        self.until("it is ready", |r| r.world.health.is_ready())
+        self.until("it is ready", |r| r.context.health.is_ready())
             .await;
     }
 
@@ -114,27 +114,27 @@ impl Router {
     }
 
     pub fn received(&self, name: &str) -> u64 {
-        self.world.catalog.interface(name).received_packets.get()
+        self.context.catalog.interface(name).received_packets.get()
     }
 
     pub fn transmitted(&self, name: &str) -> u64 {
-        let counters = self.world.catalog.interface(name);
+        let counters = self.context.catalog.interface(name);
         counters.transmitted_packets.get()
     }
 
     pub fn dropped(&self, name: &str, reason: DropReason) -> u64 {
-        self.world.catalog.interface(name).dropped(reason).get()
+        self.context.catalog.interface(name).dropped(reason).get()
     }
 
     pub fn all_dropped(&self, name: &str) -> u64 {
-        let counters = self.world.catalog.interface(name);
+        let counters = self.context.catalog.interface(name);
         let all = DropReason::ALL.iter();
         all.map(|r| counters.dropped(*r).get()).sum()
     }
 
     pub fn path(&self, iif: &str, oif: &str) -> (u64, u64) {
         let counters = self
-            .world
+            .context
             .catalog
             .path(&RouteName::new("all"), iif, oif, "sim");
         (counters.packets.get(), counters.bytes.get())
@@ -148,7 +148,7 @@ impl Router {
     }
 
     pub async fn stop(&self) {
-        let stopped = tokio::time::timeout(PATIENCE, self.keeper.send(Shutdown)).await;
+        let stopped = tokio::time::timeout(PATIENCE, self.supervisor.send(Shutdown)).await;
         stopped.expect("it stops in time").unwrap();
     }
 }

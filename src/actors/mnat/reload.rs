@@ -59,7 +59,7 @@ impl Mnat {
             self.send_all(self.swept);
         }
         // Who is heard downstream may be others now.
-        if let Some(routing) = self.world.routing.load_full() {
+        if let Some(routing) = self.context.routing.load_full() {
             routing.do_send(TellHosts);
         }
         self.want(now);
@@ -69,15 +69,15 @@ impl Mnat {
 
     fn retire(&mut self, ctx: &mut Context<Self>) {
         info!("mnat: no longer in the settings; its routes go");
-        if let Some(routing) = self.world.routing.load_full() {
+        if let Some(routing) = self.context.routing.load_full() {
             routing.do_send(Rewritings::none(&self.config));
         }
-        let families = &self.world.catalog.mnat;
+        let families = &self.context.catalog.mnat;
         families.show_server(false);
         for standing in Standing::ALL {
             families.show_mappings(self.config.role.label(), standing.label(), 0);
         }
-        self.vital.disarm();
+        self.death_guard.disarm();
         ctx.stop();
     }
 }

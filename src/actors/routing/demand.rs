@@ -8,7 +8,7 @@ use ahash::AHashMap;
 use crate::membership::Upstream;
 use crate::model::{Group, IfIndex, Links, RouteRule, SourceFilter};
 use crate::table::joins::{Asked, Asker, permitted};
-use crate::table::translated::{original, remainder, rewrites_to};
+use crate::table::translated_joins::{original, remainder, rewrites_to};
 use crate::table::{Fib, Rib};
 
 /// All that is wanted, for the rules it was made for.

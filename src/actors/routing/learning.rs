@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
-use super::super::joins::WantOtherwise;
-use super::super::keeper::Publish;
+use super::super::joins::UpdateJoins;
 use super::super::membership::{Began, Serve, Served, Settled, Wanted};
+use super::super::supervisor::Publish;
 use super::Routing;
 use crate::model::{Group, IfIndex, SourceFilter};
 use crate::table::joins;
@@ -59,7 +59,7 @@ impl Routing {
             gone.for_each(|index| learned.forget(*index));
         }
         self.served = Some(serve.clone());
-        if let Some(membership) = self.world.membership.load_full() {
+        if let Some(membership) = self.context.membership.load_full() {
             membership.do_send(Serve {
                 interfaces: serve,
                 all,
@@ -94,7 +94,7 @@ impl Routing {
         if let Some(fib) = next {
             self.generation += 1;
             self.fib = Arc::new(fib);
-            self.keeper.do_send(Publish {
+            self.supervisor.do_send(Publish {
                 fib: self.fib.clone(),
                 names: None,
             });
@@ -113,11 +113,11 @@ impl Routing {
             let asked = asked.iter().map(|(asker, filter)| (*asker, filter));
             otherwise.extend(joins::wanted_of_group(group, &self.fixed, asked, &self.up));
         }
-        if let Some(joins) = self.world.joins.load_full()
+        if let Some(joins) = self.context.joins.load_full()
             && !otherwise.is_empty()
         {
             // Control facts: as many as there are snapshots of memberships.
-            joins.do_send(WantOtherwise(otherwise));
+            joins.do_send(UpdateJoins(otherwise));
         }
     }
 
@@ -153,12 +153,12 @@ impl Handler<Wanted> for Routing {
 /// forwarded, too.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct InForce;
+pub struct Barrier;
 
-impl Handler<InForce> for Routing {
+impl Handler<Barrier> for Routing {
     type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, _: InForce, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: Barrier, _: &mut Self::Context) -> Self::Result {
         let due = if self.pace.waits {
             self.pace.next
         } else {
@@ -169,16 +169,16 @@ impl Handler<InForce> for Routing {
             if actor.pace.waits {
                 actor.publish_learned();
             }
-            // The keeper takes its messages in turn: it answers after all that were sent before.
+            // The supervisor takes its messages in turn: it answers after all that were sent before.
             let again = actor.links.is_some().then(|| Publish {
                 fib: actor.fib.clone(),
                 names: None,
             });
-            let keeper = actor.keeper.clone();
+            let supervisor = actor.supervisor.clone();
             let done = async move {
                 if let Some(again) = again {
-                    // Without a keeper the process ends.
-                    let _ = keeper.send(again).await;
+                    // Without a supervisor the process ends.
+                    let _ = supervisor.send(again).await;
                 }
             };
             done.into_actor(actor)

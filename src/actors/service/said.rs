@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use crate::actors::seldom::LeftOut;
+use crate::actors::log_limit::LeftOut;
 use crate::membership::{Event, Protocol};
 use crate::wire::group_message::{Generation, Message, Query, RecordType};
 use crate::wire::mrdisc;

@@ -44,7 +44,7 @@ fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
 
 /// The rule that sends it on, and the TTL it leaves with.
 fn first(decision: Decision<'_>) -> (&str, u8) {
-    let mut versions = decision.versions();
+    let mut versions = decision.variants();
     let first = versions.next().unwrap();
     assert!(versions.next().is_none() && !decision.is_union());
     (first.entry.route.as_str(), first.ttl)
@@ -55,7 +55,7 @@ fn decide<'f>(
     bytes: &[u8],
 ) -> Result<(&'f str, u8), DropReason> {
     let mut flows = Flows::new(FlowBudget::new(8));
-    let feeds = Feeds::default();
+    let feeds = UpstreamSelector::default();
     let arrival = Arrival {
         fib,
         ingress,
@@ -67,7 +67,7 @@ fn decide<'f>(
     let again = super::decide(arrival, &mut flows, bytes);
     assert_eq!(again.map(|d| first(d).1), once);
     assert_eq!(flows.iter().count(), usize::from(once.is_ok()));
-    let name = |d: Decision<'_>| d.versions().next().unwrap().entry as *const Entry;
+    let name = |d: Decision<'_>| d.variants().next().unwrap().entry as *const Entry;
     let at = |p| fib.entries.iter().find(|e| std::ptr::eq(*e, p)).unwrap();
     again
         .map(|d| (at(name(d)).route.as_str(), first(d).1))
@@ -137,7 +137,7 @@ fn what_no_router_forwards() {
 mod learned {
     use super::*;
     use crate::model::{Group, IfIndex, Link, Links, ProxyRule, RouteRule, Source, SourceFilter};
-    use crate::table::{Learned, Rib};
+    use crate::table::{MembershipDatabase, Rib};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
@@ -273,7 +273,7 @@ mod learned {
             changes in proptest::collection::vec((2usize..7, 0u8..4, proptest::option::weighted(0.9, filter())), 1..40),
         ) {
             let rib = Rib { rules: rules.clone(), proxies: proxies(), ..Rib::default() };
-            let mut learned = Learned::default();
+            let mut learned = MembershipDatabase::default();
             let mut fib = rib.fib(&links(), 1);
             learned.rebuild(&mut fib);
             let mut all = Members::new();
@@ -292,7 +292,7 @@ mod learned {
                 let before = next.is_none().then_some(());
                 fib = next.unwrap_or(fib);
                 let mut anew = rib.fib(&links(), 1);
-                let mut again = Learned::default();
+                let mut again = MembershipDatabase::default();
                 for ((at, g), filter) in &all {
                     again.learn(index(*at), group(*g), filter.clone());
                 }
@@ -314,7 +314,7 @@ mod learned {
         }
     }
 
-    fn why(learned: &mut Learned, iif: usize, s: u8, g: Group) -> Option<DropReason> {
+    fn why(learned: &mut MembershipDatabase, iif: usize, s: u8, g: Group) -> Option<DropReason> {
         let rib = Rib {
             proxies: proxies(),
             ..Rib::default()
@@ -327,7 +327,7 @@ mod learned {
 
     #[test]
     fn why_nobody_gets_it() {
-        let mut learned = Learned::default();
+        let mut learned = MembershipDatabase::default();
         let only = SourceFilter::Include([source(1)].into());
         assert_eq!(why(&mut learned, 0, 1, group(1)), Some(DropReason::NoRoute));
         learned.learn(index(2), group(1), only.clone());
@@ -358,7 +358,7 @@ mod learned {
             proxies: proxies(),
             ..Rib::default()
         };
-        let mut learned = Learned::default();
+        let mut learned = MembershipDatabase::default();
         let mut fib = rib.fib(&links(), 1);
         learned.rebuild(&mut fib);
         assert!(learned.update(&fib, 2).is_none());
@@ -380,7 +380,7 @@ mod learned {
             proxies: proxies(),
             ..Rib::default()
         };
-        let mut learned = Learned::default();
+        let mut learned = MembershipDatabase::default();
         let of = |n: u32| Group::new(std::net::Ipv4Addr::from(0xef00_0100 + n).into()).unwrap();
         let ten = |from: u8| SourceFilter::Include((from..from + 10).map(source).collect());
         (0..10_000).for_each(|n| learned.learn(index(2 + n as usize % 2), of(n), ten(0)));

@@ -5,12 +5,12 @@ use crate::model::{
     Group, IfIndex, Link, Links, ProxyRule, RouteName, RouteRule, SourceFilter, TtlPolicy,
     TtlThreshold,
 };
-use crate::table::{InterfaceOptions, Learned, Rib};
+use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
 use crate::wire::ip::{Datagram, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
 mod any;
-mod versions;
+mod variants;
 
 const IIF: &str = "eth0";
 
@@ -65,7 +65,7 @@ fn fib_with(
         proxies,
         ..Rib::default()
     };
-    let mut learned = Learned::default();
+    let mut learned = MembershipDatabase::default();
     for (index, group, filter) in asked {
         let group = Group::new((*group).into()).unwrap();
         learned.learn(IfIndex::new(*index).unwrap(), group, filter.clone());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mcastor::membership::{Downstream, DownstreamConfig, Protocol, ReportGate, Upstream};
 use mcastor::model::{Group, HeaderChecks, IfIndex, Links, ProxyRule, SourceFilter};
-use mcastor::table::{Fib, Learned, Rib};
+use mcastor::table::{Fib, MembershipDatabase, Rib};
 use mcastor::wire::envelope::Checks;
 use mcastor::wire::group_message::Message;
 use mcastor::wire::ip::Datagram;
@@ -80,7 +80,7 @@ struct Live {
     gate: ReportGate,
     machines: [Downstream; 2],
     upstream: Upstream,
-    learned: Learned,
+    learned: MembershipDatabase,
     fib: Fib,
     wanted: BTreeMap<Group, SourceFilter>,
 }
@@ -113,7 +113,7 @@ impl Live {
             ..Rib::default()
         }
         .fib(&links, 1);
-        let mut learned = Learned::default();
+        let mut learned = MembershipDatabase::default();
         learned.rebuild(&mut fib);
         let rule = Arc::new(rule);
         let machine = |protocol, own: &str| {

@@ -8,11 +8,13 @@ use std::task::{Context, Poll};
 
 use mcastor::forward::translate::{Identifications, across, in_place};
 use mcastor::forward::{self, Decision, DropReason, NotData, decide};
-use mcastor::model::{IfIndex, Links, Rewrite, RouteName, RouteRule, TtlPolicy, TtlThreshold};
+use mcastor::model::{
+    IfIndex, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
+};
 use mcastor::planes::egress::Sent;
 use mcastor::planes::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, Switch, Transmit};
 use mcastor::table::flows::{FlowBudget, Flows};
-use mcastor::table::{Feeds, Fib, InterfaceOptions, Rib};
+use mcastor::table::{Fib, InterfaceOptions, Rib, UpstreamSelector};
 use mcastor::wire::checksum;
 use mcastor::wire::ip::Datagram;
 use mcastor::wire::offload::Offload;
@@ -107,7 +109,7 @@ pub fn switch(data: &[u8]) -> bool {
 pub fn decision(data: &[u8]) -> bool {
     let fib = &*FIB;
     let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
-    let feeds = Feeds::default();
+    let feeds = UpstreamSelector::default();
     let look_up = |bytes: &[u8]| {
         let arrival = forward::Arrival {
             fib,
@@ -117,7 +119,7 @@ pub fn decision(data: &[u8]) -> bool {
         };
         FLOWS.with_borrow_mut(|flows| decide(arrival, flows, bytes))
     };
-    let ttls = |d: &Decision<'_>| d.versions().map(|v| v.ttl).collect::<Vec<_>>();
+    let ttls = |d: &Decision<'_>| d.variants().map(|v| v.ttl).collect::<Vec<_>>();
     let first = look_up(data);
     match &first {
         Ok(d) => {
@@ -127,7 +129,7 @@ pub fn decision(data: &[u8]) -> bool {
                 d.datagram.source.is_ipv4(),
                 d.datagram.destination.is_ipv4()
             );
-            assert!(d.versions().any(|v| v.paths().next().is_some()));
+            assert!(d.variants().any(|v| v.paths().next().is_some()));
             // What follows the packet does not matter.
             let alone = look_up(&data[..d.datagram.len]).expect("the packet alone");
             assert_eq!((alone.datagram, ttls(&alone)), (d.datagram, ttls(d)));
@@ -155,7 +157,7 @@ pub fn translate(data: &[u8]) -> bool {
         let from = (source.parse().unwrap(), group.parse().unwrap());
         let to = (to.0.parse().ok(), to.1.parse().ok());
         let port = std::num::NonZeroU16::new(u16::from(which >> 4) * 256);
-        Rewrite::new(from, to, port, true).unwrap()
+        TranslationRule::new(from, to, port, true).unwrap()
     };
     let four = datagram.source.is_ipv4();
     let rewrite = match (four, which & 1 == 0) {

@@ -5,7 +5,7 @@ use std::io;
 use mcastor::control::Request;
 use mcastor::mnat::protocol::{self, Answer, Op};
 use mcastor::mnat::{Machine, Plan, Role, joinfile};
-use mcastor::model::rewrite_rules;
+use mcastor::model::translation_conflicts;
 use mcastor::settings::Settings;
 use mcastor::smcroute::conf;
 use mcastor::smcroute::convert::convert;
@@ -43,9 +43,12 @@ pub fn settings(data: &[u8]) -> bool {
             Ok(settings) => {
                 for (i, one) in settings.routes.iter().enumerate() {
                     assert!(!settings.routes[..i].iter().any(|r| r.rivals(one)));
-                    assert_eq!(rewrite_rules::feeds_itself(&settings.routes, i), None);
+                    assert_eq!(
+                        translation_conflicts::feeds_itself(&settings.routes, i),
+                        None
+                    );
                 }
-                assert_eq!(rewrite_rules::all_merged(&settings.routes), []);
+                assert_eq!(translation_conflicts::all_merged(&settings.routes), []);
                 true
             }
             Err(report) => {

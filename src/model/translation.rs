@@ -15,7 +15,7 @@ use super::{Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
 
 /// Why a rewrite is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RewriteError {
+pub enum TranslationError {
     /// Neither source nor group nor port.
     #[error("a rewrite names a source, a group or a port")]
     Empty,
@@ -121,13 +121,13 @@ struct PrefixMap {
 }
 
 impl PrefixMap {
-    fn new(from: IpNet, to: IpNet) -> Result<Self, RewriteError> {
+    fn new(from: IpNet, to: IpNet) -> Result<Self, TranslationError> {
         let host = host_bits(from);
         if host_bits(to) < host {
-            return Err(RewriteError::Collapses { from, to });
+            return Err(TranslationError::Collapses { from, to });
         }
         if host_bits(to) > host {
-            return Err(RewriteError::Length { from, to });
+            return Err(TranslationError::Length { from, to });
         }
         Ok(Self {
             from,
@@ -207,13 +207,13 @@ impl Family {
 
 /// A checked rewrite of the streams of one route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Rewrite {
+pub struct TranslationRule {
     source: PrefixMap,
     group: PrefixMap,
     port: Option<NonZeroU16>,
 }
 
-impl Rewrite {
+impl TranslationRule {
     /// What packets of a route that takes `source` and `group` get instead; what is `None`
     /// stays. Prefixes need as many host bits as what they replace: an IPv4 /24 maps to an
     /// IPv6 /120. `link_local` says that groups of link-local scope are wanted.
@@ -222,13 +222,13 @@ impl Rewrite {
         (to_source, to_group): (Option<SourcePrefix>, Option<GroupPrefix>),
         port: Option<NonZeroU16>,
         link_local: bool,
-    ) -> Result<Self, RewriteError> {
+    ) -> Result<Self, TranslationError> {
         if to_source.is_none() && to_group.is_none() && port.is_none() {
-            return Err(RewriteError::Empty);
+            return Err(TranslationError::Empty);
         }
         let (new_source, new_group) = (to_source.unwrap_or(source), to_group.unwrap_or(group));
         if new_source.net().addr().is_ipv4() != new_group.net().addr().is_ipv4() {
-            return Err(RewriteError::MixedFamily(new_source, new_group));
+            return Err(TranslationError::MixedFamily(new_source, new_group));
         }
         let rewrite = Self {
             source: PrefixMap::new(source.net(), new_source.net())?,
@@ -236,20 +236,20 @@ impl Rewrite {
             port,
         };
         if !rewrite.changes_stream() && port.is_none() {
-            return Err(RewriteError::ChangesNothing);
+            return Err(TranslationError::ChangesNothing);
         }
         if rewrite.source.changes() && never_a_source(new_source.net()) {
-            return Err(RewriteError::BadSource(new_source));
+            return Err(TranslationError::BadSource(new_source));
         }
         if rewrite.group.changes() {
             if !link_local && holds_link_local(new_group.net()) {
-                return Err(RewriteError::LinkLocal(new_group));
+                return Err(TranslationError::LinkLocal(new_group));
             }
             let specific =
                 |g: GroupPrefix| Group::new(g.net().network()).is_ok_and(Group::is_source_specific);
             // Those who joined a source before know it; others cannot guess it.
             if specific(new_group) && !specific(group) && new_source.is_any() {
-                return Err(RewriteError::SourceUnknown(new_group));
+                return Err(TranslationError::SourceUnknown(new_group));
             }
         }
         Ok(rewrite)
@@ -357,13 +357,13 @@ fn holds_link_local(net: IpNet) -> bool {
     }
 }
 
-impl Serialize for Rewrite {
+impl Serialize for TranslationRule {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(self)
     }
 }
 
-impl fmt::Display for Rewrite {
+impl fmt::Display for TranslationRule {
     /// As in `(10.9.1.2, 239.1.1.1) port 5001`; what stays is written `=`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (source, group) = self.becomes();
@@ -386,8 +386,8 @@ mod tests {
         (source, group): (&str, &str),
         to: (Option<&str>, Option<&str>),
         port: u16,
-    ) -> Result<Rewrite, RewriteError> {
-        Rewrite::new(
+    ) -> Result<TranslationRule, TranslationError> {
+        TranslationRule::new(
             (source.parse().unwrap(), group.parse().unwrap()),
             (
                 to.0.map(|s| s.parse().unwrap()),
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn wrong_rewrites_have_names() {
-        use RewriteError as E;
+        use TranslationError as E;
         let g = "225.1.2.3";
         let err = |from, to, port| rewrite(from, to, port).unwrap_err();
         assert_eq!(err((ANY, g), (None, None), 0), E::Empty);
@@ -534,7 +534,7 @@ mod tests {
                 Some((SourcePrefix::new(nets.0).ok()?, GroupPrefix::new(nets.1).ok()?))
             };
             let (Some(from), Some(to)) = (prefix(from), prefix(to)) else { return Ok(()) };
-            let Ok(r) = Rewrite::new(from, (Some(to.0), Some(to.1)), None, true) else {
+            let Ok(r) = TranslationRule::new(from, (Some(to.0), Some(to.1)), None, true) else {
                 return Ok(());
             };
             let source = IpAddr::V4(Ipv4Addr::from_bits(source));

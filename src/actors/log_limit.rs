@@ -9,13 +9,13 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// Lines of one kind.
 #[derive(Debug, Default)]
-pub struct Seldom {
+pub struct LogLimit {
     since: Option<Instant>,
     said: u32,
     left_out: u64,
 }
 
-impl Seldom {
+impl LogLimit {
     /// Whether the line may be said now. What comes back ends it: how many were left out before.
     pub fn turn(&mut self, now: Instant) -> Option<LeftOut> {
         let open = self.since.filter(|at| now.duration_since(*at) < WINDOW);
@@ -51,10 +51,12 @@ mod tests {
     #[test]
     fn a_flood_is_a_few_lines_a_minute_and_says_what_was_left_out() {
         let t0 = Instant::now();
-        let mut seldom = Seldom::default();
+        let mut log_limit = LogLimit::default();
         let mut flood = |from: u64| {
             let times = (0..1000).map(|n| t0 + Duration::from_secs(from) + n * WINDOW / 2000);
-            times.filter_map(|at| seldom.turn(at)).collect::<Vec<_>>()
+            times
+                .filter_map(|at| log_limit.turn(at))
+                .collect::<Vec<_>>()
         };
         let first = flood(0);
         assert_eq!(first, [LeftOut(0); 10]);

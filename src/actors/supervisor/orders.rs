@@ -1,4 +1,4 @@
-//! What the keeper is told to do by those above it: to end, to have multicast NAT follow a reload,
+//! What the supervisor is told to do by those above it: to end, to have multicast NAT follow a reload,
 //! and in tests to have an actor panic.
 
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use actix::prelude::*;
 use futures_util::future::join_all;
 
+use super::super::context::{PanicNow, Stop};
 use super::super::mnat::Configure;
 use super::super::rewritings::Rewritings;
-use super::super::world::{PanicNow, Stop};
-use super::Keeper;
+use super::Supervisor;
 use crate::mnat::Config;
 
 /// Stops everything that moves packets, in the order they flow, and answers when all that
@@ -20,7 +20,7 @@ impl Message for Shutdown {
     type Result = ();
 }
 
-impl Handler<Shutdown> for Keeper {
+impl Handler<Shutdown> for Supervisor {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) -> Self::Result {
@@ -32,9 +32,9 @@ impl Handler<Shutdown> for Keeper {
             .map(|(_, a)| a)
             .collect();
         let (links, routing) = (self.links.take(), self.routing.take());
-        let joins = self.charge.world.joins.swap(None);
-        let membership = self.charge.world.membership.swap(None);
-        let mnat = self.charge.world.mnat.swap(None);
+        let joins = self.config.context.joins.swap(None);
+        let membership = self.config.context.membership.swap(None);
+        let mnat = self.config.context.mnat.swap(None);
         // Nothing is rebuilt any more, and this end is no failure.
         if let Some(guard) = self.failed.take() {
             guard.disarm();
@@ -69,15 +69,15 @@ impl Handler<Shutdown> for Keeper {
 #[rtype(result = "()")]
 pub struct Remap(pub Option<Arc<Config>>);
 
-impl Handler<Remap> for Keeper {
+impl Handler<Remap> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Remap, ctx: &mut Self::Context) {
-        let world = self.charge.world.clone();
-        let was = std::mem::replace(&mut self.charge.mnat, message.0);
-        let is = self.charge.mnat.clone();
+        let context = self.config.context.clone();
+        let was = std::mem::replace(&mut self.config.mnat, message.0);
+        let is = self.config.mnat.clone();
         // Where it died and is not rebuilt yet, the next life has the new settings.
-        let lives = world.mnat.load_full().filter(|m| m.address.connected());
+        let lives = context.mnat.load_full().filter(|m| m.address.connected());
         let (was_role, role) = (was.as_ref().map(|c| c.role), is.as_ref().map(|c| c.role));
         if was_role == role {
             if let Some(mnat) = lives {
@@ -85,8 +85,8 @@ impl Handler<Remap> for Keeper {
             }
             return;
         }
-        world.mnat.store(None);
-        match (lives, was, world.routing.load_full()) {
+        context.mnat.store(None);
+        match (lives, was, context.routing.load_full()) {
             (Some(mnat), ..) => mnat.address.do_send(Configure(None)),
             (None, Some(was), Some(routing)) => routing.do_send(Rewritings::none(&was)),
             _ => {}
@@ -100,7 +100,7 @@ impl Handler<Remap> for Keeper {
 #[rtype(result = "Result<String, String>")]
 pub struct PanicIn(pub String);
 
-impl Handler<PanicIn> for Keeper {
+impl Handler<PanicIn> for Supervisor {
     type Result = Result<String, String>;
 
     fn handle(&mut self, message: PanicIn, ctx: &mut Self::Context) -> Self::Result {
@@ -113,22 +113,22 @@ impl Handler<PanicIn> for Keeper {
             "metrics" => self.metrics.clone().map(Addr::recipient),
             "docker" => self.docker.clone().map(Addr::recipient),
             "joins" => {
-                let joins = self.charge.world.joins.load_full();
+                let joins = self.config.context.joins.load_full();
                 joins.map(|joins| joins.as_ref().clone().recipient())
             }
             "membership" => {
-                let membership = self.charge.world.membership.load_full();
+                let membership = self.config.context.membership.load_full();
                 membership.map(|membership| membership.as_ref().clone().recipient())
             }
             "mnat" => {
-                let mnat = self.charge.world.mnat.load_full();
+                let mnat = self.config.context.mnat.load_full();
                 mnat.map(|mnat| mnat.address.clone().recipient())
             }
             "interface" => lowest.map(|(_, c)| c.address.clone().recipient()),
             "forwarder" => forwarders
                 .min_by_key(|(index, _)| **index)
                 .map(|(_, forwarder)| forwarder.clone().recipient()),
-            "keeper" => Some(ctx.address().recipient()),
+            "supervisor" => Some(ctx.address().recipient()),
             _ => None,
         };
         let victim = victim.ok_or_else(|| format!("there is no actor {actor:?}"))?;

@@ -219,7 +219,7 @@ fn without(net: IpNet, less: IpNet) -> Vec<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Rewrite;
+    use crate::model::TranslationRule;
 
     /// `from`, source, group, `to`, source and group it becomes (empty: as it came).
     type Told<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str, &'a str);
@@ -234,7 +234,7 @@ mod tests {
             (!to_source.is_empty()).then(|| to_source.parse().unwrap()),
             (!to_group.is_empty()).then(|| to_group.parse().unwrap()),
         );
-        rule.rewrite = Rewrite::new((rule.source, rule.group), becomes, None, false).ok();
+        rule.rewrite = TranslationRule::new((rule.source, rule.group), becomes, None, false).ok();
         rule
     }
 

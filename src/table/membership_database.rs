@@ -1,8 +1,8 @@
 //! What hosts behind downstream interfaces asked for, and the part of the snapshot made of it.
 //!
-//! Lifecycle: membership tells [`Learned`] what is wanted, group by group, after each change.
-//! [`Learned::rebuild`] puts all of it into a snapshot that [`Rib::fib`](super::Rib::fib) has
-//! just made of new rules or links; [`Learned::update`] makes the next snapshot of the one in
+//! Lifecycle: membership tells [`MembershipDatabase`] what is wanted, group by group, after each change.
+//! [`MembershipDatabase::rebuild`] puts all of it into a snapshot that [`Rib::fib`](super::Rib::fib) has
+//! just made of new rules or links; [`MembershipDatabase::update`] makes the next snapshot of the one in
 //! force when only memberships changed. An update costs what changed: snapshots share all else.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ pub struct Found {
 
 /// Who wants a group.
 #[derive(Debug, PartialEq, Eq)]
-struct Wish {
+struct GroupInterest {
     anybody: SetId,
     /// Who wants sources that are not in `named`.
     others: SetId,
@@ -37,24 +37,24 @@ struct Wish {
     named: Box<[(IpAddr, SetId)]>,
 }
 
-impl Wish {
+impl GroupInterest {
     fn sets(&self) -> impl Iterator<Item = SetId> {
         let named = self.named.iter().map(|(_, set)| *set);
         [self.anybody, self.others].into_iter().chain(named)
     }
 }
 
-type Shard = AHashMap<IpAddr, Arc<Wish>>;
+type Shard = AHashMap<IpAddr, Arc<GroupInterest>>;
 
 /// Who wants which group, as the data path asks. Immutable; a clone shares all.
 #[derive(Debug, Clone)]
-pub struct Wishes {
+pub struct OifTable {
     seed: RandomState,
     shards: Arc<Vec<Arc<Shard>>>,
     sets: Sets,
 }
 
-impl Default for Wishes {
+impl Default for OifTable {
     fn default() -> Self {
         Self {
             seed: RandomState::new(),
@@ -64,7 +64,7 @@ impl Default for Wishes {
     }
 }
 
-impl Wishes {
+impl OifTable {
     fn shard(&self, group: &IpAddr) -> usize {
         self.seed.hash_one(group) as usize % SHARDS
     }
@@ -85,7 +85,11 @@ impl Wishes {
         self.sets.get(id)
     }
 
-    fn put(&mut self, group: IpAddr, wish: Option<Arc<Wish>>) -> Option<Arc<Wish>> {
+    fn put(
+        &mut self,
+        group: IpAddr,
+        wish: Option<Arc<GroupInterest>>,
+    ) -> Option<Arc<GroupInterest>> {
         let shard = self.shard(&group);
         let shard = Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard]);
         match wish {
@@ -98,18 +102,18 @@ impl Wishes {
 /// The memberships behind downstream interfaces. Owned by routing, announced anew after its
 /// restart.
 #[derive(Debug, Default)]
-pub struct Learned {
+pub struct MembershipDatabase {
     groups: AHashMap<Group, BTreeMap<IfIndex, SourceFilter>>,
     /// Groups whose wishes may have changed since the last snapshot.
     changed: AHashSet<Group>,
     /// What the last snapshot was given.
-    wishes: Wishes,
+    wishes: OifTable,
     interner: Interner,
     /// Position of a downstream interface in that snapshot.
     ids: AHashMap<IfIndex, DownstreamId>,
 }
 
-impl Learned {
+impl MembershipDatabase {
     /// The hosts behind `downstream` want this of a group from now on; a filter that takes
     /// nothing ends the membership. Nothing is forwarded by it before the next snapshot.
     pub fn learn(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
@@ -159,14 +163,14 @@ impl Learned {
             .zip(fib.downstreams.iter())
             .map(|(id, d)| (d.index, id))
             .collect();
-        self.wishes = Wishes::default();
+        self.wishes = OifTable::default();
         self.interner = Interner::default();
         self.changed = self.groups.keys().copied().collect();
         self.settle(fib);
     }
 
     /// The snapshot after the memberships that changed, or `None` where what is forwarded
-    /// stays the same. `fib` is the last one that was given to [`Learned::rebuild`] or came
+    /// stays the same. `fib` is the last one that was given to [`MembershipDatabase::rebuild`] or came
     /// from here.
     pub fn update(&mut self, fib: &Fib, generation: u64) -> Option<Fib> {
         let mut next = Fib {
@@ -195,7 +199,7 @@ impl Learned {
         changed
     }
 
-    fn wish(&mut self, group: Group, fib: &Fib) -> Option<Wish> {
+    fn wish(&mut self, group: Group, fib: &Fib) -> Option<GroupInterest> {
         let mut anybody = Vec::new();
         let mut others = Vec::new();
         // Per source, the interfaces that think otherwise of it than of the others.
@@ -233,7 +237,7 @@ impl Learned {
             (source, self.interner.hold(&scratch))
         });
         let named = named.collect();
-        Some(Wish {
+        Some(GroupInterest {
             anybody: self.interner.hold(&anybody),
             others: self.interner.hold(&others),
             named,
@@ -241,8 +245,8 @@ impl Learned {
     }
 }
 
-fn release(interner: &mut Interner, wish: Option<&Wish>) {
-    let sets = wish.into_iter().flat_map(Wish::sets);
+fn release(interner: &mut Interner, wish: Option<&GroupInterest>) {
+    let sets = wish.into_iter().flat_map(GroupInterest::sets);
     sets.filter(|set| *set != EMPTY)
         .for_each(|set| interner.release(set));
 }

@@ -19,6 +19,9 @@ use ahash::AHashMap;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
+use super::context::{
+    ActorDied, DeathGuard, Role, RouterContext, Snapshot, Stop, WorkerId, panics_on_demand,
+};
 use super::docker::DockerWatch;
 use super::forwarder::{self, Forwarder};
 use super::interface::{Interface, Opened};
@@ -28,7 +31,6 @@ use super::membership::Membership;
 use super::metrics::Metrics;
 use super::mnat::Mnat;
 use super::routing::{Republish, Routing};
-use super::world::{Died, Role, Snapshot, Stop, Vital, WorkerId, World, panics_on_demand};
 use crate::mnat::Config;
 use crate::model::{IfIndex, IfName, Links};
 use crate::table::Fib;
@@ -54,10 +56,10 @@ pub struct Publish {
     pub names: Option<AHashMap<IfIndex, IfName>>,
 }
 
-/// What the keeper is told at start.
-pub struct Charge {
+/// What the supervisor is told at start.
+pub struct SupervisorConfig {
     /// Shared by all actors.
-    pub world: Arc<World>,
+    pub context: Arc<RouterContext>,
     /// Where HTTP is served; `None` serves none.
     pub http: Option<std::net::TcpListener>,
     /// Cancelled when the process cannot go on.
@@ -93,8 +95,8 @@ struct Deaths {
 }
 
 /// The actor.
-pub struct Keeper {
-    charge: Charge,
+pub struct Supervisor {
+    config: SupervisorConfig,
     workers: Vec<Arbiter>,
     interfaces: AHashMap<IfIndex, Captured>,
     forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
@@ -108,16 +110,16 @@ pub struct Keeper {
     names: AHashMap<IfIndex, IfName>,
     deaths: AHashMap<Role, Deaths>,
     published: bool,
-    /// Dropped with the keeper: without it nothing is rebuilt, so the process ends.
+    /// Dropped with the supervisor: without it nothing is rebuilt, so the process ends.
     failed: Option<DropGuard>,
 }
 
-impl Keeper {
-    /// A keeper that starts the others when it starts.
-    pub fn new(charge: Charge) -> Self {
-        let failed = charge.failed.clone().drop_guard();
+impl Supervisor {
+    /// A supervisor that starts the others when it starts.
+    pub fn new(config: SupervisorConfig) -> Self {
+        let failed = config.failed.clone().drop_guard();
         Self {
-            charge,
+            config,
             failed: Some(failed),
             workers: Vec::new(),
             interfaces: AHashMap::new(),
@@ -134,18 +136,18 @@ impl Keeper {
         }
     }
 
-    fn vital(ctx: &Context<Self>, role: Role) -> Vital {
-        Vital::new(ctx.address().recipient(), role)
+    fn death_guard(ctx: &Context<Self>, role: Role) -> DeathGuard {
+        DeathGuard::new(ctx.address().recipient(), role)
     }
 
     fn start_routing(&mut self, ctx: &mut Context<Self>) {
         let routing = Routing::new(
-            self.charge.world.clone(),
-            Self::vital(ctx, Role::Routing),
+            self.config.context.clone(),
+            Self::death_guard(ctx, Role::Routing),
             ctx.address().recipient(),
         )
         .start();
-        if let LinkSource::Given(links) = &self.charge.links {
+        if let LinkSource::Given(links) = &self.config.links {
             routing.do_send(LinksChanged(links.clone()));
         }
         if let Some(links) = &self.links {
@@ -155,46 +157,46 @@ impl Keeper {
     }
 
     fn start_links(&mut self, ctx: &mut Context<Self>) {
-        if let (LinkSource::Netlink, Some(routing)) = (&self.charge.links, &self.routing) {
-            let vital = Self::vital(ctx, Role::Links);
-            self.links = Some(LinksWatch::new(vital, routing.clone().recipient()).start());
+        if let (LinkSource::Netlink, Some(routing)) = (&self.config.links, &self.routing) {
+            let death_guard = Self::death_guard(ctx, Role::Links);
+            self.links = Some(LinksWatch::new(death_guard, routing.clone().recipient()).start());
         }
     }
 
     fn start_joins(&mut self, ctx: &mut Context<Self>) {
-        let world = self.charge.world.clone();
-        let joins = Joins::new(world, Self::vital(ctx, Role::Joins)).start();
+        let context = self.config.context.clone();
+        let joins = Joins::new(context, Self::death_guard(ctx, Role::Joins)).start();
         let joins = Arc::new(joins);
-        self.charge.world.joins.store(Some(joins));
+        self.config.context.joins.store(Some(joins));
         if let Some(routing) = &self.routing {
             routing.do_send(Republish);
         }
     }
 
     fn start_membership(&mut self, ctx: &mut Context<Self>) {
-        let world = self.charge.world.clone();
-        let vital = Self::vital(ctx, Role::Membership);
-        let membership = Membership::new(world, vital).start();
+        let context = self.config.context.clone();
+        let death_guard = Self::death_guard(ctx, Role::Membership);
+        let membership = Membership::new(context, death_guard).start();
         let membership = Arc::new(membership);
-        self.charge.world.membership.store(Some(membership));
+        self.config.context.membership.store(Some(membership));
         if let Some(routing) = &self.routing {
             routing.do_send(Republish);
         }
     }
 
     fn start_docker(&mut self, ctx: &mut Context<Self>) {
-        let world = self.charge.world.clone();
-        let vital = Self::vital(ctx, Role::Docker);
-        self.docker = Some(DockerWatch::new(world, vital).start());
+        let context = self.config.context.clone();
+        let death_guard = Self::death_guard(ctx, Role::Docker);
+        self.docker = Some(DockerWatch::new(context, death_guard).start());
     }
 
     fn start_metrics(&mut self, ctx: &mut Context<Self>) {
-        let listener = self.charge.http.as_ref().map(|l| l.try_clone());
+        let listener = self.config.http.as_ref().map(|l| l.try_clone());
         match listener {
             Some(Ok(listener)) => {
-                let vital = Self::vital(ctx, Role::Metrics);
-                let world = self.charge.world.clone();
-                self.metrics = Some(Metrics::new(world, vital, listener).start());
+                let death_guard = Self::death_guard(ctx, Role::Metrics);
+                let context = self.config.context.clone();
+                self.metrics = Some(Metrics::new(context, death_guard, listener).start());
             }
             Some(Err(e)) => warn!("http: cannot serve: {e}; forwarding goes on"),
             None => {}
@@ -202,14 +204,14 @@ impl Keeper {
     }
 
     fn start_mnat(&mut self, ctx: &mut Context<Self>) {
-        let before = self.charge.world.mnat.load_full();
+        let before = self.config.context.mnat.load_full();
         if before.is_some_and(|mnat| mnat.address.connected()) {
             // A reload was faster than the wait after a death.
             return;
         }
-        if let Some(config) = self.charge.mnat.clone() {
-            let vital = Self::vital(ctx, Role::Mnat);
-            Mnat::new(self.charge.world.clone(), vital, config).start();
+        if let Some(config) = self.config.mnat.clone() {
+            let death_guard = Self::death_guard(ctx, Role::Mnat);
+            Mnat::new(self.config.context.clone(), death_guard, config).start();
         }
     }
 
@@ -221,7 +223,7 @@ impl Keeper {
         }
         let least = (0..busy.len()).min_by_key(|w| busy[*w]);
         match least {
-            Some(worker) if busy[worker] == 0 || busy.len() >= self.charge.workers.max(1) => worker,
+            Some(worker) if busy[worker] == 0 || busy.len() >= self.config.workers.max(1) => worker,
             _ => {
                 self.workers.push(Arbiter::new());
                 self.forwarders.push(AHashMap::new());
@@ -232,12 +234,12 @@ impl Keeper {
 
     fn start_interface(&mut self, index: IfIndex, name: &IfName, ctx: &mut Context<Self>) {
         let worker = self.least_busy_worker();
-        let world = self.charge.world.clone();
-        let vital = Self::vital(ctx, Role::Interface(index, name.clone()));
-        let keeper = ctx.address().recipient();
+        let context = self.config.context.clone();
+        let death_guard = Self::death_guard(ctx, Role::Interface(index, name.clone()));
+        let supervisor = ctx.address().recipient();
         let own_name = name.clone();
         let address = Interface::start_in_arbiter(&self.workers[worker].handle(), move |_| {
-            Interface::new(world, vital, keeper, worker, index, &own_name)
+            Interface::new(context, death_guard, supervisor, worker, index, &own_name)
         });
         let captured = Captured {
             worker,
@@ -255,11 +257,11 @@ impl Keeper {
         name: &IfName,
         ctx: &Context<Self>,
     ) {
-        let world = self.charge.world.clone();
-        let vital = Self::vital(ctx, forwarder::role(worker, index, name));
+        let context = self.config.context.clone();
+        let death_guard = Self::death_guard(ctx, forwarder::role(worker, index, name));
         let name = name.clone();
         let address = Forwarder::start_in_arbiter(&self.workers[worker].handle(), move |_| {
-            Forwarder::new(world, vital, index, &name)
+            Forwarder::new(context, death_guard, index, &name)
         });
         self.forwarders[worker].insert(index, address);
     }
@@ -321,7 +323,7 @@ impl Keeper {
     }
 
     fn put_in_force(&self) {
-        self.charge.world.snapshot.store(Arc::new(Snapshot {
+        self.config.context.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
             forwarders: self.forwarders.clone(),
             names: self.names.clone(),
@@ -335,7 +337,7 @@ impl Keeper {
 
     fn look_ready(&self) {
         let ready = self.published && self.interfaces.values().all(|c| c.open);
-        self.charge.world.health.set_ready(ready);
+        self.config.context.health.set_ready(ready);
     }
 
     fn rebuild(&mut self, role: &Role, ctx: &mut Context<Self>) {
@@ -376,11 +378,11 @@ impl Keeper {
                 self.put_in_force();
             }
         }
-        self.charge.world.catalog.restarted(role.label());
+        self.config.context.catalog.restarted(role.label());
     }
 }
 
-impl Actor for Keeper {
+impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
@@ -395,7 +397,7 @@ impl Actor for Keeper {
     }
 }
 
-impl Handler<Publish> for Keeper {
+impl Handler<Publish> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
@@ -411,7 +413,7 @@ impl Handler<Publish> for Keeper {
     }
 }
 
-impl Handler<Opened> for Keeper {
+impl Handler<Opened> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Opened, ctx: &mut Self::Context) {
@@ -430,8 +432,8 @@ impl Handler<Opened> for Keeper {
                 };
                 warn!("{}: cannot capture: {e}{mend}; trying again", captured.name);
                 let role = Role::Interface(message.index, captured.name.clone());
-                ctx.run_later(LONGEST_BACKOFF, move |keeper, ctx| {
-                    keeper.rebuild(&role, ctx);
+                ctx.run_later(LONGEST_BACKOFF, move |supervisor, ctx| {
+                    supervisor.rebuild(&role, ctx);
                 });
             }
         }
@@ -439,10 +441,10 @@ impl Handler<Opened> for Keeper {
     }
 }
 
-impl Handler<Died> for Keeper {
+impl Handler<ActorDied> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, message: Died, ctx: &mut Self::Context) {
+    fn handle(&mut self, message: ActorDied, ctx: &mut Self::Context) {
         let role = message.0;
         let now = Instant::now();
         let deaths = self.deaths.entry(role.clone()).or_default();
@@ -461,7 +463,7 @@ impl Handler<Died> for Keeper {
         deaths.last.push_back(now);
         if role == Role::Routing && deaths.last.len() >= ROUTING_DEATHS {
             error!("routing died {ROUTING_DEATHS} times within a minute; giving up");
-            self.charge.failed.cancel();
+            self.config.failed.cancel();
             return;
         }
         let backoff = deaths.backoff;
@@ -473,8 +475,10 @@ impl Handler<Died> for Keeper {
             captured.open = false;
         }
         self.look_ready();
-        ctx.run_later(backoff, move |keeper, ctx| keeper.rebuild(&role, ctx));
+        ctx.run_later(backoff, move |supervisor, ctx| {
+            supervisor.rebuild(&role, ctx)
+        });
     }
 }
 
-panics_on_demand!(Keeper);
+panics_on_demand!(Supervisor);

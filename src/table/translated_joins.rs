@@ -134,7 +134,7 @@ fn is_downstream(proxy: &ProxyRule, name: &IfName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfIndex, Rewrite};
+    use crate::model::{IfIndex, TranslationRule};
 
     fn rule(
         (source, group): (&str, &str),
@@ -147,7 +147,7 @@ mod tests {
             to_source.map(|s| s.parse().unwrap()),
             to_group.map(|g| g.parse().unwrap()),
         );
-        let rewrite = Rewrite::new((rule.source, rule.group), becomes, None, false);
+        let rewrite = TranslationRule::new((rule.source, rule.group), becomes, None, false);
         rule.rewrite = Some(rewrite.unwrap());
         rule
     }
@@ -298,7 +298,7 @@ mod tests {
         );
         let stream = (any.source, any.group);
         let port = std::num::NonZeroU16::new(5001);
-        any.rewrite = Rewrite::new(stream, (None, None), port, false).ok();
+        any.rewrite = TranslationRule::new(stream, (None, None), port, false).ok();
         is(
             &any,
             ("225.1.1.1", include(&["10.0.0.8"])),

@@ -19,7 +19,7 @@ const BUCKETS: usize = 1 << 14;
 
 /// How streams of a proxy with several upstreams change from one to another.
 #[derive(Debug, Clone)]
-pub struct FeedRule {
+pub struct UpstreamRule {
     /// Where these packets arrive.
     pub interface: IfIndex,
     /// Tells proxies apart; stays the same while the proxy keeps its name.
@@ -40,12 +40,12 @@ struct Place {
 }
 
 /// Who feeds which stream. 2 MiB, from the first stream on.
-pub struct Feeds {
+pub struct UpstreamSelector {
     seed: RandomState,
     places: OnceLock<Box<[Place]>>,
 }
 
-impl Default for Feeds {
+impl Default for UpstreamSelector {
     fn default() -> Self {
         Self {
             seed: RandomState::new(),
@@ -63,10 +63,15 @@ fn silence(fed: u64, now_ms: u64) -> u64 {
     u64::from((now_ms as u32).wrapping_sub(fed as u32))
 }
 
-impl Feeds {
+impl UpstreamSelector {
     /// Whether a packet of (source, group) that arrived on the interface of the rule is one of
     /// those that feed the stream. `now_ms` is a clock of milliseconds that never goes back.
-    pub fn admits(&self, rule: &FeedRule, (source, group): (IpAddr, IpAddr), now_ms: u64) -> bool {
+    pub fn admits(
+        &self,
+        rule: &UpstreamRule,
+        (source, group): (IpAddr, IpAddr),
+        now_ms: u64,
+    ) -> bool {
         let places = self
             .places
             .get_or_init(|| (0..WAYS * BUCKETS).map(|_| Place::default()).collect());
@@ -116,8 +121,8 @@ mod tests {
         IfIndex::new(n).unwrap()
     }
 
-    fn rule(interface: u32, upstreams: &[u32]) -> FeedRule {
-        FeedRule {
+    fn rule(interface: u32, upstreams: &[u32]) -> UpstreamRule {
+        UpstreamRule {
             interface: index(interface),
             proxy: 7,
             takeover_ms: 1000,
@@ -131,14 +136,14 @@ mod tests {
 
     #[test]
     fn the_first_feeds_a_stream_and_the_next_takes_over_after_silence() {
-        let feeds = Feeds::default();
+        let feeds = UpstreamSelector::default();
         let admits = |n, interface, now| feeds.admits(&rule(interface, &[1, 2]), stream(n), now);
         assert!(admits(1, 1, 0));
         assert!(!admits(1, 2, 0));
         // Each stream by itself, and each proxy.
         assert!(admits(2, 2, 5));
         assert!(!admits(2, 1, 5));
-        let other = FeedRule {
+        let other = UpstreamRule {
             proxy: 8,
             ..rule(2, &[1, 2])
         };
@@ -154,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_a_lost_upstream_fed_is_free_at_once() {
-        let feeds = Feeds::default();
+        let feeds = UpstreamSelector::default();
         assert!(feeds.admits(&rule(1, &[1, 2]), stream(1), 0));
         assert!(!feeds.admits(&rule(2, &[1, 2]), stream(1), 1));
         assert!(feeds.admits(&rule(2, &[2]), stream(1), 2));
@@ -162,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_clock_may_wrap() {
-        let feeds = Feeds::default();
+        let feeds = UpstreamSelector::default();
         let late = u64::from(u32::MAX) - 10;
         assert!(feeds.admits(&rule(1, &[1, 2]), stream(1), late));
         assert!(!feeds.admits(&rule(2, &[1, 2]), stream(1), late + 100));
@@ -171,7 +176,7 @@ mod tests {
 
     #[test]
     fn two_threads_never_both_take_over() {
-        let feeds = Feeds::default();
+        let feeds = UpstreamSelector::default();
         let rule = |n| rule(n, &[1, 2, 3]);
         for round in 0..200u64 {
             let now = round * 2000;

@@ -137,7 +137,7 @@ fn what_comes_back_is_dropped_once_and_only_where_no_version_goes_on() {
 fn rewriting(rule: RouteRule, source: &str, group: &str) -> RouteRule {
     let becomes = (Some(source.parse().unwrap()), Some(group.parse().unwrap()));
     let source = "10.0.0.1".parse().unwrap();
-    let rewrite = Rewrite::new((source, rule.group), becomes, None, false).ok();
+    let rewrite = TranslationRule::new((source, rule.group), becomes, None, false).ok();
     assert!(rewrite.is_some());
     RouteRule {
         source,
@@ -273,7 +273,7 @@ fn one_upstream_feeds_a_stream_until_it_is_silent() {
     let asked = [(2, GROUP, SourceFilter::any())];
     let both = proxy(&[IIF, "eth1"], TtlPolicy::Decrement);
     let fib = fib_with(vec![], vec![both], &asked);
-    let feeds = Arc::<Feeds>::default();
+    let feeds = Arc::<UpstreamSelector>::default();
     let mut switches = [1, 6].map(|index| {
         let flows = Flows::new(FlowBudget::new(8));
         (index, Switch::new(flows, Arc::default(), feeds.clone()))

@@ -15,16 +15,16 @@ use super::forwarder::Forwarder;
 use super::interface::Interface;
 use super::joins::Joins;
 use super::membership::Membership;
-use super::mnat::Seat;
+use super::mnat::MnatHandle;
 use super::routing::Routing;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::model::{Aliases, IfIndex, IfName};
 use crate::planes::Plane;
 use crate::table::flows::FlowBudget;
-use crate::table::{Feeds, Fib, Learned, Rib};
+use crate::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
 
-/// Position of a worker thread in the keeper's pool.
+/// Position of a worker thread in the supervisor's pool.
 pub type WorkerId = usize;
 
 /// What interface actors forward by; replaced whole.
@@ -41,7 +41,7 @@ pub struct Snapshot {
 }
 
 /// Shared by every actor.
-pub struct World {
+pub struct RouterContext {
     /// All counters.
     pub catalog: Catalog,
     /// How packets move.
@@ -54,11 +54,11 @@ pub struct World {
     pub flows: Arc<FlowBudget>,
     flow_idle_ms: AtomicU64,
     /// What hosts of proxies want, as routing knows it; it outlives routing, so that streams do.
-    pub learned: Mutex<Learned>,
+    pub learned: Mutex<MembershipDatabase>,
     /// The window of packets just forwarded.
     pub loop_guard: Arc<LoopGuard>,
     /// Which of several upstreams feeds a stream.
-    pub feeds: Arc<Feeds>,
+    pub feeds: Arc<UpstreamSelector>,
     /// The routing actor that lives now.
     pub routing: ArcSwapOption<Addr<Routing>>,
     /// The joins actor that lives now.
@@ -66,7 +66,7 @@ pub struct World {
     /// The membership actor that lives now.
     pub membership: ArcSwapOption<Addr<Membership>>,
     /// The MNAT actor that lives now.
-    pub mnat: ArcSwapOption<Seat>,
+    pub mnat: ArcSwapOption<MnatHandle>,
     /// The socket of the container engine.
     pub engine_socket: PathBuf,
     /// Whether any rule holds a name that a container engine gives.
@@ -80,8 +80,8 @@ pub struct World {
     started: Instant,
 }
 
-impl World {
-    /// A world with these rules and room for so many flows. The receiver hears what clients
+impl RouterContext {
+    /// A context with these rules and room for so many flows. The receiver hears what clients
     /// ask of the process. `engine` is the socket of the container engine.
     pub fn new(
         catalog: Catalog,
@@ -95,7 +95,7 @@ impl World {
         Role::LABELS
             .iter()
             .for_each(|role| catalog.show_actor(role));
-        let world = Arc::new(Self {
+        let context = Arc::new(Self {
             catalog,
             plane,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
@@ -116,11 +116,11 @@ impl World {
             health: Health::default(),
             started: Instant::now(),
         });
-        (world, receiver)
+        (context, receiver)
     }
 }
 
-impl World {
+impl RouterContext {
     /// Milliseconds since the start: the clock of flows and of the loop window.
     pub fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
@@ -170,7 +170,7 @@ impl Health {
     }
 }
 
-/// Who an actor is, to the keeper.
+/// Who an actor is, to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Captures on an interface.
@@ -238,24 +238,24 @@ impl fmt::Display for Role {
 /// An actor is gone that nobody stopped.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Died(pub Role);
+pub struct ActorDied(pub Role);
 
-/// Held by an actor; dropping it without [`Vital::disarm`] is a death, and the keeper hears
+/// Held by an actor; dropping it without [`DeathGuard::disarm`] is a death, and the supervisor hears
 /// of it. actix drops an actor that panics and tells nobody.
 ///
 /// Disarmed where an actor is told to stop, never in `Actor::stopped`: actix calls that on an
 /// actor that panicked or terminated too.
-pub struct Vital {
-    keeper: Recipient<Died>,
+pub struct DeathGuard {
+    supervisor: Recipient<ActorDied>,
     role: Role,
     armed: bool,
 }
 
-impl Vital {
+impl DeathGuard {
     /// Arms it.
-    pub fn new(keeper: Recipient<Died>, role: Role) -> Self {
+    pub fn new(supervisor: Recipient<ActorDied>, role: Role) -> Self {
         Self {
-            keeper,
+            supervisor,
             role,
             armed: true,
         }
@@ -272,11 +272,11 @@ impl Vital {
     }
 }
 
-impl Drop for Vital {
+impl Drop for DeathGuard {
     fn drop(&mut self) {
         if self.armed {
             // A control fact from a bounded producer: at most one for each life.
-            self.keeper.do_send(Died(self.role.clone()));
+            self.supervisor.do_send(ActorDied(self.role.clone()));
         }
     }
 }
@@ -289,10 +289,10 @@ pub struct PanicNow;
 /// What every actor does when asked to panic.
 macro_rules! panics_on_demand {
     ($actor:ty) => {
-        impl actix::prelude::Handler<$crate::actors::world::PanicNow> for $actor {
+        impl actix::prelude::Handler<$crate::actors::context::PanicNow> for $actor {
             type Result = ();
 
-            fn handle(&mut self, _: $crate::actors::world::PanicNow, _: &mut Self::Context) {
+            fn handle(&mut self, _: $crate::actors::context::PanicNow, _: &mut Self::Context) {
                 std::panic::panic_any("asked to panic, by a test");
             }
         }

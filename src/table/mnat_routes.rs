@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use super::rib::{Rib, refuse_cycles, refuse_merges};
-use crate::model::rewrite_rules::proxy_ways;
+use crate::model::translation_conflicts::proxy_ways;
 use crate::model::{GroupPrefix, JoinRule, Origin, RouteName, RouteRule, SourcePrefix};
 
 /// A change of the mapped routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mapped {
+pub enum MnatRouteChange {
     /// This route from now on, in place of the one of the same interface, source and group.
     /// Its origin is [`Origin::Mnat`], and that of its join too.
     Install(Box<RouteRule>, Option<JoinRule>),
@@ -27,7 +27,7 @@ impl Rib {
     /// Carries out changes of mapped routes. `whole`: those that are not installed by them are
     /// gone. Routes that are in the way of a route of an operator are left out: their names are
     /// returned, and why.
-    pub fn map(&mut self, whole: bool, changes: Vec<Mapped>) -> Vec<(RouteName, String)> {
+    pub fn map(&mut self, whole: bool, changes: Vec<MnatRouteChange>) -> Vec<(RouteName, String)> {
         if whole {
             self.forget_mapped();
         }
@@ -40,7 +40,7 @@ impl Rib {
         let mut gone = Vec::new();
         for change in changes {
             match change {
-                Mapped::Install(rule, join) => {
+                MnatRouteChange::Install(rule, join) => {
                     let key = (rule.source, rule.group);
                     if let Some(why) = operators.refuse(&rule) {
                         refused.push((rule.name, why));
@@ -61,7 +61,7 @@ impl Rib {
                         }
                     }
                 }
-                Mapped::Withdraw { source, group } => {
+                MnatRouteChange::Withdraw { source, group } => {
                     let keys: Vec<Key> = match source {
                         Some(source) => vec![(source, group)],
                         None => places.keys().filter(|k| k.1 == group).copied().collect(),
@@ -104,7 +104,7 @@ impl Rib {
             .collect();
         let install = |rule: &RouteRule| {
             let join = joins.iter().find(|j| j.group == rule.group);
-            Mapped::Install(Box::new(rule.clone()), join.map(|j| (*j).clone()))
+            MnatRouteChange::Install(Box::new(rule.clone()), join.map(|j| (*j).clone()))
         };
         let all = rules.map(install).collect();
         self.map(true, all)
@@ -148,7 +148,7 @@ fn mapped(rule: &RouteRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Rewrite;
+    use crate::model::TranslationRule;
 
     fn rule(source: &str, group: &str, origin: Origin) -> RouteRule {
         let to = vec!["eth1".parse().unwrap()];
@@ -160,12 +160,12 @@ mod tests {
         }
     }
 
-    fn install(source: &str, group: &str) -> Mapped {
-        Mapped::Install(Box::new(rule(source, group, Origin::Mnat)), None)
+    fn install(source: &str, group: &str) -> MnatRouteChange {
+        MnatRouteChange::Install(Box::new(rule(source, group, Origin::Mnat)), None)
     }
 
-    fn withdraw(source: Option<&str>, group: &str) -> Mapped {
-        Mapped::Withdraw {
+    fn withdraw(source: Option<&str>, group: &str) -> MnatRouteChange {
+        MnatRouteChange::Withdraw {
             source: source.map(|s| s.parse().unwrap()),
             group: group.parse().unwrap(),
         }
@@ -178,7 +178,7 @@ mod tests {
     fn rewriting(from: (&str, &str), to: (&str, &str), origin: Origin) -> RouteRule {
         let mut rule = rule(from.0, from.1, origin);
         let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
-        let rewrite = Rewrite::new((rule.source, rule.group), becomes, None, false);
+        let rewrite = TranslationRule::new((rule.source, rule.group), becomes, None, false);
         rule.rewrite = Some(rewrite.unwrap());
         rule
     }
@@ -191,7 +191,7 @@ mod tests {
             rules: vec![rewriting(a, out, Origin::Settings)],
             ..Rib::default()
         };
-        let install = |to| Mapped::Install(Box::new(rewriting(b, to, Origin::Mnat)), None);
+        let install = |to| MnatRouteChange::Install(Box::new(rewriting(b, to, Origin::Mnat)), None);
         let refused = rib.map(false, vec![install(out)]);
         assert_eq!(refused.len(), 1);
         assert!(refused[0].1.contains("10.0.0.1 232.1.1.1"), "{refused:?}");
@@ -205,7 +205,7 @@ mod tests {
         // Two local channels become one global one between two mappings: that is no conflict.
         let mut rib = Rib::default();
         let both = [a, b].map(|from| rewriting(from, out, Origin::Mnat));
-        let both = both.map(|rule| Mapped::Install(Box::new(rule), None));
+        let both = both.map(|rule| MnatRouteChange::Install(Box::new(rule), None));
         assert_eq!(rib.map(false, both.into()), []);
         assert_eq!(rib.rules.len(), 2);
     }
@@ -218,7 +218,7 @@ mod tests {
                 format!("11.{}.{}.1", n / 256, n % 256),
             );
             let rule = rewriting((&from, "232.1.1.1"), (&to, "239.1.1.1"), Origin::Mnat);
-            Mapped::Install(Box::new(rule), None)
+            MnatRouteChange::Install(Box::new(rule), None)
         };
         let mut rib = Rib::default();
         rib.map(false, (0..10_000).map(mapping).collect());
@@ -254,7 +254,7 @@ mod tests {
         let before = rib.rules.clone();
         let mut other = rule("10.0.0.2", "232.1.1.1", Origin::Mnat);
         other.name = RouteName::new("other");
-        rib.map(false, vec![Mapped::Install(Box::new(other), None)]);
+        rib.map(false, vec![MnatRouteChange::Install(Box::new(other), None)]);
         let changed = before.iter().zip(&rib.rules).filter(|(a, b)| a != b);
         assert_eq!(changed.count(), 1);
         rib.map(false, vec![withdraw(Some("10.0.0.2"), "232.1.1.1")]);
