@@ -13,7 +13,7 @@ use mcastor::model::{
     IfIndex, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName, RouteRule, Source,
     SourceFilter, SourcePrefix, TtlPolicy,
 };
-use mcastor::planes::{Batch, Packet, Switch};
+use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
 use mcastor::wire::checksum;

@@ -7,10 +7,10 @@
 //!     |          sys::receive   at low rates: packets one by one, into pooled buffers
 //!     |          sys::ring      at high rates: blocks in memory shared with the kernel
 //!     v
-//!  capture       planes::capture  whichever suits the rate (planes::rate) -> planes::Batch
+//!  capture       planes::packet::capture  whichever suits the rate (planes::packet::rate) -> pipeline::Batch
 //!     |          actors::interface, on a worker thread
 //!     v
-//!  decide        planes::switch for each packet of the batch:
+//!  decide        pipeline::switch for each packet of the batch:
 //!     |            forward::decide    (ingress of the Fib, flows, packet) -> Versions | DropReason:
 //!     |                               one of the best rule, one of each proxy that hosts asked
 //!     |            forward::finish   checksum finished, TTL set, in place
@@ -23,7 +23,7 @@
 //!     |
 //!     v
 //!  send          actors::forwarder
-//!     |            planes::egress     EgressQueue: fragments, retries, counts
+//!     |            pipeline::egress     EgressQueue: fragments, retries, counts
 //!     |            sys::transmit      sendmmsg; the kernel writes the link header
 //!     v
 //!  kernel        the last forwarder drops the Load, and its memory is free again
@@ -47,7 +47,7 @@
 //!
 //! ```text
 //!  host           IGMP or MLD, captured like any packet
-//!     |           planes::switch -> Messages
+//!     |           pipeline::switch -> Messages
 //!     v
 //!  actors::membership   wire::membership -> membership::Downstream, one an interface and IP version
 //!     |                 -> queries back to the hosts
@@ -107,6 +107,7 @@ pub mod membership;
 pub mod metrics;
 pub mod mnat;
 pub mod model;
+pub mod pipeline;
 pub mod planes;
 pub mod settings;
 pub mod smcroute;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mcastor::forward::DropReason;
 use mcastor::forward::segment::segment;
 use mcastor::model::{IfIndex, Link, Links, RouteRule, TranslationRule};
-use mcastor::planes::{Batch, Packet, Switch};
+use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::{Fib, Rib};
 use mcastor::wire::ip::Datagram;
 use mcastor::wire::offload::Offload;

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use actix::prelude::*;
-use mcastor::planes::Slot;
+use mcastor::pipeline::Slot;
 
 use crate::Outcome;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mcastor::cli::send::{SendArgs, send};
 use mcastor::model::Group;
-use mcastor::planes::OutPacket;
+use mcastor::pipeline::OutPacket;
 use mcastor::streams::{Pacer, Step};
 use mcastor::sys::transmit::Transmitter;
 use mcastor::wire::ip::refresh_ipv4_checksum;

@@ -14,8 +14,8 @@ use super::context::{DeathGuard, Role, RouterContext, Stop, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfIndex, IfName};
-use crate::planes::egress::Sent;
-use crate::planes::{EgressQueue, Load, Progress, Slot, Transmit as TransmitEnd};
+use crate::pipeline::egress::Sent;
+use crate::pipeline::{EgressQueue, Progress, SharedBatch, Slot, Transmit as TransmitEnd};
 use crate::table::{EgressId, Fib};
 
 /// Batches of one interface that may wait for an egress that is busy. Each may hold a block
@@ -40,7 +40,7 @@ pub struct Transmit {
     /// The egress, in that snapshot.
     pub egress: EgressId,
     /// The bytes.
-    pub load: Arc<Load>,
+    pub load: Arc<SharedBatch>,
     /// The packets.
     pub slots: Vec<Slot>,
     /// Let go of when the packets are sent: so an interface knows how many batches of its own

@@ -23,7 +23,7 @@ use crate::api::view::FlowView;
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfIndex, IfName};
-use crate::planes::{Batch, Capture, Messages, Slot, Switch};
+use crate::pipeline::{Batch, Capture, Messages, Slot, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
 

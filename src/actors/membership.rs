@@ -18,7 +18,7 @@ use super::routing::Routing;
 use super::service::Service;
 use crate::api::view::{GroupView, QuerierView};
 use crate::model::{Group, IfIndex, IfName, ProxyRule, SourceFilter};
-use crate::planes::Messages;
+use crate::pipeline::Messages;
 
 /// Batches of messages that wait for us at most.
 const MAILBOX: usize = 256;

@@ -16,7 +16,7 @@ use crate::membership::{
 };
 use crate::metrics::membership::{Direction, MembershipState};
 use crate::model::{Group, HeaderChecks, IfIndex, QuerierPolicy, SourceFilter};
-use crate::planes::{OutPacket, Transmit};
+use crate::pipeline::{OutPacket, Transmit};
 use crate::wire::envelope::Checks;
 use crate::wire::group_message::Message;
 use crate::wire::ip::Datagram;

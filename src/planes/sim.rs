@@ -5,8 +5,9 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::{Batch, Capture, OutPacket, Packet, Plane, Transmit};
+use super::Plane;
 use crate::model::IfIndex;
+use crate::pipeline::{Batch, Capture, OutPacket, Packet, Transmit};
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// A network of packets that tests put in and take out. Clones share it.

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use mcastor::model::IfIndex;
+use mcastor::pipeline::{Batch, Capture, OutPacket, Transmit};
+use mcastor::planes::Plane;
 use mcastor::planes::sim::SimPlane;
-use mcastor::planes::{Batch, Capture, OutPacket, Plane, Transmit};
 
 /// What is to go wrong on an interface; each once.
 #[derive(Default)]

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use libtest_mimic::Failed;
 use mcastor::model::IfIndex;
+use mcastor::pipeline::{Batch, Capture, OutPacket, Transmit};
+use mcastor::planes::Plane;
+use mcastor::planes::packet::rate::{Mode, Thresholds};
 use mcastor::planes::packet::{Modes, PacketPlane};
-use mcastor::planes::rate::{Mode, Thresholds};
 use mcastor::planes::sim::SimPlane;
-use mcastor::planes::{Batch, Capture, OutPacket, Plane, Transmit};
 use mcastor::sys::ring::RingSize;
 
 /// Longest wait for something that must happen.
@@ -134,7 +135,7 @@ impl Bed {
             }
             Kind::Veth { .. } => {
                 self.plane = Box::new(PacketPlane {
-                    room: 4096,
+                    receive_buffer: 4096,
                     ring: tiny_ring().ring,
                     ..self.packet
                 });
@@ -252,7 +253,7 @@ pub async fn next_batch(capture: &mut dyn Capture) -> Result<Batch, Failed> {
 }
 
 pub fn packets_of(batch: &Batch) -> Vec<Vec<u8>> {
-    let bytes = |p: &mcastor::planes::Packet| {
+    let bytes = |p: &mcastor::pipeline::Packet| {
         assert!(!p.cut, "a packet is cut");
         batch.bytes()[p.start as usize..][..p.len as usize].to_vec()
     };

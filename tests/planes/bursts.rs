@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
+use mcastor::pipeline::{Capture, OutPacket};
 use mcastor::planes::packet::PacketPlane;
-use mcastor::planes::{Capture, OutPacket};
 use mcastor::sys::transmit::Transmitter;
 
 use super::bed::*;

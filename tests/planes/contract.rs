@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::time::Duration;
 
-use mcastor::planes::{Batch, OutPacket};
+use mcastor::pipeline::{Batch, OutPacket};
 
 use super::bed::*;
 use super::{Named, OnBed};

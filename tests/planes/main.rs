@@ -21,7 +21,7 @@ mod whole;
 use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Trial};
-use mcastor::planes::rate::Mode;
+use mcastor::planes::packet::rate::Mode;
 
 use bed::{Bed, Outcome, fixed};
 

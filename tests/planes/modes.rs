@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
+use mcastor::pipeline::Capture;
+use mcastor::planes::Plane;
 use mcastor::planes::packet::{Modes, PacketPlane};
-use mcastor::planes::{Capture, Plane};
 
 use super::bed::*;
 use super::contract::a_link_that_goes_down_and_up_again_goes_on;

@@ -5,8 +5,9 @@ use std::io;
 use std::process::Command;
 use std::time::Duration;
 
+use mcastor::pipeline::OutPacket;
+use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
-use mcastor::planes::{OutPacket, Plane};
 
 use super::bed::*;
 use super::contract::what_is_sent_arrives_in_order_with_its_bytes_unchanged;

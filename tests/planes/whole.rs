@@ -6,8 +6,9 @@ use std::process::Command;
 
 use caps::{CapSet, Capability};
 use mcastor::forward::segment::leave_unfinished;
+use mcastor::pipeline::{OutPacket, Transmit};
+use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
-use mcastor::planes::{OutPacket, Plane, Transmit};
 use mcastor::sys::transmit::Transmitter;
 use mcastor::wire::ip::refresh_ipv4_checksum;
 use mcastor::wire::offload::{Offload, Segments};

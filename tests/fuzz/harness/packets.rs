@@ -11,8 +11,8 @@ use mcastor::forward::{self, Decision, DropReason, NotData, decide};
 use mcastor::model::{
     IfIndex, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
 };
-use mcastor::planes::egress::Sent;
-use mcastor::planes::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, Switch, Transmit};
+use mcastor::pipeline::egress::Sent;
+use mcastor::pipeline::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, Switch, Transmit};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, InterfaceOptions, Rib, UpstreamSelector};
 use mcastor::wire::checksum;

@@ -6,7 +6,7 @@ use crate::table::EgressId;
 
 /// What happened to a batch, in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tally {
+pub struct SwitchCounts {
     /// IP packets that came in; one that segmentation cuts counts as its pieces.
     pub packets: u64,
     /// Their IP bytes.
@@ -21,7 +21,7 @@ pub struct Tally {
     pub translated: [u64; Family::ALL.len()],
 }
 
-impl Default for Tally {
+impl Default for SwitchCounts {
     fn default() -> Self {
         Self {
             packets: 0,
@@ -34,7 +34,7 @@ impl Default for Tally {
     }
 }
 
-impl Tally {
+impl SwitchCounts {
     /// Counts packets that an egress did not take.
     pub(super) fn below_threshold(&mut self, egress: EgressId, packets: u64) {
         match self.below_threshold.iter_mut().find(|(e, _)| *e == egress) {

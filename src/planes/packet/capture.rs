@@ -24,10 +24,10 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::packet::{Modes, PacketPlane};
+use super::options::{Modes, PacketPlane};
 use super::rate::{Advice, Governor, Mode, Spin};
-use super::{Batch, Capture, Packet};
 use crate::model::IfIndex;
+use crate::pipeline::{Batch, Capture, Packet};
 use crate::sys::fanout::{GroupId, Member};
 use crate::sys::packet::Frame;
 use crate::sys::poll::watch;
@@ -76,7 +76,7 @@ enum Change {
 impl SocketCapture {
     /// Starts to capture, at first in [`Mode::Latency`] unless that is never wanted.
     pub fn open(plane: PacketPlane, index: IfIndex) -> io::Result<Self> {
-        let socket = Receiver::open(index, plane.mark, plane.room)?;
+        let socket = Receiver::open(index, plane.mark, plane.receive_buffer)?;
         let member = socket.member();
         let mut capture = Self {
             plane,

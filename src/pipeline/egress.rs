@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Load, OutPacket, Slot, Transmit};
+use super::{OutPacket, SharedBatch, Slot, Transmit};
 use crate::forward::DropReason;
 use crate::forward::fragment::fragment;
 use crate::forward::segment::segment;
@@ -71,7 +71,7 @@ impl Sent {
 /// Packets of one load that leave on one egress, some of them perhaps in parts.
 #[derive(Default)]
 pub struct EgressQueue {
-    load: Option<Arc<Load>>,
+    load: Option<Arc<SharedBatch>>,
     slots: Vec<Slot>,
     /// What goes to the kernel.
     packets: Vec<Part>,
@@ -91,7 +91,7 @@ type Part = (u32, Option<Range<u32>>);
 
 impl EgressQueue {
     /// Takes the packets of a load. The queue must be empty.
-    pub fn fill(&mut self, load: Arc<Load>, slots: Vec<Slot>, mtu: usize, sent: &mut Sent) {
+    pub fn fill(&mut self, load: Arc<SharedBatch>, slots: Vec<Slot>, mtu: usize, sent: &mut Sent) {
         debug_assert!(self.is_empty());
         self.packets.clear();
         self.parts.clear();
@@ -113,7 +113,7 @@ impl EgressQueue {
 
     /// Cuts a packet into its datagrams, where it stands for several, and into fragments what
     /// exceeds the MTU.
-    fn cut(&mut self, i: u32, slot: &Slot, load: &Load, sent: &mut Sent) {
+    fn cut(&mut self, i: u32, slot: &Slot, load: &SharedBatch, sent: &mut Sent) {
         let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
         let packet = load.packet(slot);
         let mut each = |packet: &[u8]| {
@@ -236,7 +236,7 @@ fn outgoing<'a>(
     (slot, range): &Part,
     slots: &[Slot],
     parts: &'a [u8],
-    load: &'a Load,
+    load: &'a SharedBatch,
 ) -> OutPacket<'a> {
     let slot = &slots[*slot as usize];
     match range {
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
     use crate::model::TtlPolicy;
     use crate::model::{IfIndex, IfName, Link, Links, RouteRule};
-    use crate::planes::{Batch, Packet, Switch};
+    use crate::pipeline::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
     use crate::wire::ip::refresh_ipv4_checksum;
     use crate::wire::offload::Offload;

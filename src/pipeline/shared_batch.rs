@@ -35,13 +35,13 @@ impl Slot {
 }
 
 /// The memory of a decided batch; the last egress to let go of it gives it back.
-pub struct Load {
+pub struct SharedBatch {
     pub(super) batch: Batch,
     /// The second buffer.
     pub(super) pieces: Vec<u8>,
 }
 
-impl Load {
+impl SharedBatch {
     /// The bytes of a slot.
     pub fn packet(&self, slot: &Slot) -> &[u8] {
         let memory = if slot.piece {

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use super::tally::Tally;
-use super::translated::{Original, Translator, moves};
-use super::{Batch, Load, Messages, Packet, Slot};
+use super::counts::SwitchCounts;
+use super::translate::{Original, Translator, moves};
+use super::{Batch, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::rewrite;
 use crate::forward::segment::{leave_unfinished, segment, segments};
 use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide};
@@ -22,14 +22,14 @@ use crate::wire::{ip, vlan};
 /// A batch sorted by egress.
 pub struct Switched {
     /// The bytes.
-    pub load: Arc<Load>,
+    pub load: Arc<SharedBatch>,
     /// Per egress with anything to send, its packets in order.
     pub egresses: Vec<(EgressId, Vec<Slot>)>,
     /// IGMP, MLD and router discovery messages, where somebody listens to those of the
     /// ingress.
     pub messages: Messages,
     /// What was counted.
-    pub tally: Tally,
+    pub tally: SwitchCounts,
 }
 
 /// Decides batches of one interface, and knows its flows.
@@ -92,7 +92,7 @@ struct Output {
     pieces: Vec<u8>,
     egresses: Vec<(EgressId, Vec<Slot>)>,
     messages: Messages,
-    tally: Tally,
+    tally: SwitchCounts,
     /// Packets that came in: most that any egress may get, but for pieces.
     expected: usize,
 }
@@ -177,7 +177,7 @@ impl Switch {
             ..
         } = out;
         Switched {
-            load: Arc::new(Load { batch, pieces }),
+            load: Arc::new(SharedBatch { batch, pieces }),
             egresses,
             messages,
             tally,

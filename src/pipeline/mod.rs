@@ -1,0 +1,25 @@
+//! What happens to a batch of packets between capture and transmission, on every plane.
+//!
+//! ```text
+//!  Capture -> Batch -> Switch -> SharedBatch + Slots, a list for each egress -> EgressQueue -> Transmit
+//! ```
+//!
+//! [`Capture`] and [`Transmit`] are the two ends; a plane implements them ([`crate::planes`]).
+
+pub mod batch;
+pub mod counts;
+pub mod egress;
+pub mod messages;
+pub mod ports;
+pub mod shared_batch;
+pub mod switch;
+mod translate;
+
+pub use crate::sys::packet::OutPacket;
+pub use batch::{Batch, Packet};
+pub use counts::SwitchCounts;
+pub use egress::{EgressQueue, Progress};
+pub use messages::Messages;
+pub use ports::{Capture, Transmit};
+pub use shared_batch::{SharedBatch, Slot};
+pub use switch::Switch;

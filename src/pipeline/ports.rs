@@ -1,0 +1,42 @@
+//! The two ends of the pipeline: packets of an interface coming in, and going out.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use super::Batch;
+use crate::sys::packet::OutPacket;
+
+/// A source of packets that arrive on one interface.
+pub trait Capture {
+    /// Returns the next batch. An error ends the capture: the interface is gone.
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>>;
+
+    /// Returns the number of packets that the kernel dropped since the last call because the
+    /// capture did not read them in time.
+    fn take_dropped(&mut self) -> u64;
+
+    /// Stops taking new packets in. Packets that arrived earlier are still returned by
+    /// [`Capture::poll_batch`], all of them within some milliseconds.
+    fn shut(&mut self);
+
+    /// Returns the name of the present capture mode, for `mcastor show`.
+    fn mode(&self) -> &'static str;
+}
+
+/// A sink for packets that leave one interface.
+pub trait Transmit {
+    /// Sends IP packets in order and returns how many were sent, at least one. An error is
+    /// about the first packet. `WouldBlock` loses nothing: the caller tries again after
+    /// [`Transmit::poll_writable`].
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize>;
+
+    /// Reports whether GSO packets (one packet that stands for several datagrams) may be sent
+    /// without segmentation. The answer may change after an error of [`Transmit::send`], so
+    /// callers query it for each run of packets that has some.
+    fn takes_whole(&mut self) -> bool {
+        false
+    }
+
+    /// Resolves when [`Transmit::send`] may accept more packets.
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}

@@ -1,0 +1,38 @@
+//! The packet plane: `AF_PACKET` sockets in, `sendmmsg` out. Works on every link.
+
+pub mod capture;
+mod options;
+pub mod rate;
+mod transmit;
+
+use std::io;
+
+use super::Plane;
+use crate::model::IfIndex;
+use crate::pipeline::{Capture, Transmit};
+use crate::sys::backlog::Backlog;
+use capture::SocketCapture;
+use transmit::SocketTransmit;
+
+pub use options::{Modes, PacketPlane};
+
+impl Plane for PacketPlane {
+    fn name(&self) -> &'static str {
+        "packet"
+    }
+
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
+        Ok(Box::new(SocketCapture::open(*self, interface)?))
+    }
+
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
+        let socket = SocketTransmit::open(interface, self.mark, self.qdisc_bypass)?;
+        Ok(Box::new(socket))
+    }
+
+    fn backlog_dropped(&self) -> Option<u64> {
+        Backlog::open()
+            .and_then(|mut backlog| backlog.dropped())
+            .ok()
+    }
+}

@@ -1,0 +1,51 @@
+//! The sending end of the packet plane.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::model::IfIndex;
+use crate::pipeline::{OutPacket, Transmit};
+use crate::sys::poll::watch;
+use crate::sys::transmit::{Transmitter, Writable};
+
+/// A packet socket that sends.
+pub(super) struct SocketTransmit {
+    socket: Transmitter,
+    /// Watched while the socket is full, and not longer.
+    waiting: Option<AsyncFd<Writable>>,
+}
+
+impl SocketTransmit {
+    /// Opens a socket on an interface. Its packets carry `mark`.
+    pub(super) fn open(interface: IfIndex, mark: u32, qdisc_bypass: bool) -> io::Result<Self> {
+        Ok(Self {
+            socket: Transmitter::open(interface, mark, qdisc_bypass)?,
+            waiting: None,
+        })
+    }
+}
+
+impl Transmit for SocketTransmit {
+    fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
+        self.socket.send(packets)
+    }
+
+    fn takes_whole(&mut self) -> bool {
+        self.socket.takes_whole()
+    }
+
+    fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let waiting = match self.waiting.take() {
+            Some(waiting) => waiting,
+            // The kernel tells a new watcher how things stand.
+            None => watch(self.socket.writable(), Interest::WRITABLE)?,
+        };
+        let waiting = self.waiting.insert(waiting);
+        ready!(waiting.poll_write_ready(cx))?.retain_ready();
+        self.waiting = None;
+        Poll::Ready(Ok(()))
+    }
+}
