@@ -81,16 +81,16 @@ fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, D
     let switched = Switch::default().run(fib, ingress, batch, 0);
     let dropped = DropReason::ALL
         .iter()
-        .find(|r| switched.tally.dropped[**r as usize] > 0);
+        .find(|r| switched.counts.dropped[**r as usize] > 0);
     if let Some(reason) = dropped {
         assert!(switched.egresses.is_empty());
         return Err(*reason);
     }
     let slots = &switched.egresses[0].1;
-    let translated: u64 = switched.tally.translated.iter().sum();
+    let translated: u64 = switched.counts.translated.iter().sum();
     let mut left = Vec::new();
     for slot in slots {
-        let packet = switched.load.packet(slot);
+        let packet = switched.shared.packet(slot);
         let Some(segments) = slot.segments else {
             left.push(packet.to_vec());
             continue;
@@ -102,7 +102,7 @@ fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, D
         segment(packet, &datagram, payload, &mut out, |r| cuts.push(r))?;
         left.extend(cuts.into_iter().map(|r| out[r].to_vec()));
     }
-    assert!(translated == switched.tally.packets && translated <= left.len() as u64);
+    assert!(translated == switched.counts.packets && translated <= left.len() as u64);
     Ok(left)
 }
 

@@ -16,7 +16,7 @@ const PACKETS: usize = 400_000;
 const SLOT: Slot = Slot {
     start: 0,
     len: 228,
-    piece: false,
+    in_side_buffer: false,
     segments: None,
     path: 0,
     received_ns: 0,

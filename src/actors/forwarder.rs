@@ -14,7 +14,7 @@ use super::context::{DeathGuard, Role, RouterContext, Stop, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfIndex, IfName};
-use crate::pipeline::egress::Sent;
+use crate::pipeline::egress::SendCounts;
 use crate::pipeline::{EgressQueue, Progress, SharedBatch, Slot, Transmit as TransmitEnd};
 use crate::table::{EgressId, Fib};
 
@@ -60,7 +60,7 @@ pub struct Forwarder {
     queue: EgressQueue,
     /// [`Transmit::waiting`] of what is in the queue.
     waiting: Option<Arc<()>>,
-    sent: Sent,
+    sent: SendCounts,
     /// Counters of the paths of the snapshot last seen.
     paths: Vec<Option<PathCounters>>,
     fib: Arc<Fib>,
@@ -86,7 +86,7 @@ impl Forwarder {
             opened: None,
             queue: EgressQueue::default(),
             waiting: None,
-            sent: Sent::default(),
+            sent: SendCounts::default(),
             paths: Vec::new(),
             fib: Arc::default(),
             complained: None,
@@ -121,7 +121,7 @@ impl Forwarder {
 
     /// Moves what was counted into the catalogue.
     fn settle(&mut self) {
-        let Sent {
+        let SendCounts {
             paths,
             received_ns,
             dropped,

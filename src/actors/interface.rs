@@ -125,7 +125,7 @@ impl Interface {
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&nothing);
         let switched = self.switch.run(fib, ingress, batch, self.context.now_ms());
         self.hand_over(switched.messages);
-        let tally = &switched.tally;
+        let tally = &switched.counts;
         self.counters.received_packets.inc_by(tally.packets);
         self.counters.received_bytes.inc_by(tally.bytes);
         self.counters.membership_messages.inc_by(tally.membership);
@@ -160,7 +160,7 @@ impl Interface {
             let sent = forwarder.try_send(Transmit {
                 fib: fib.clone(),
                 egress,
-                load: switched.load.clone(),
+                load: switched.shared.clone(),
                 slots,
                 waiting: waiting.clone(),
             });

@@ -55,7 +55,7 @@ mod tests {
     ];
 
     #[test]
-    fn nothing_is_written_into_the_header() {
+    fn checksum_field_inside_the_header_is_refused() {
         // Four bytes of options.
         let mut packet = [0u8; 40];
         packet[0] = 0x46;
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_becomes_the_one_scapy_computed() {
+    fn partial_checksum_is_completed_as_scapy_computes_it() {
         let mut p = unfinished();
         let offload = Offload::Checksum {
             start: 20,
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_packet_changes_in_ttl_and_header_checksum_only() {
+    fn finish_changes_only_ttl_and_header_checksum() {
         let mut p = PACKET;
         rewrite(&mut p, Offload::None, 4).unwrap();
         let mut expected = PACKET;
@@ -114,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn places_outside_the_packet_are_refused_without_panic(
+        fn checksum_offset_outside_the_packet_is_refused(
             start in any::<u16>(), offset in any::<u16>(), len in 0usize..80,
         ) {
             let mut p = vec![0x45; len];

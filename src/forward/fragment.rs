@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn dont_fragment_and_ipv6_are_too_big() {
+    fn df_and_ipv6_packets_are_too_big() {
         assert_eq!(
             cut(&packet(&[], 3000, DONT_FRAGMENT), 1500),
             Err(DropReason::TooBig)
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_copied_options_go_into_later_fragments() {
+    fn later_fragments_carry_only_copied_options() {
         // Router alert (148) is copied, record route (7) is not.
         let options = [148, 4, 0, 0, 7, 7, 4, 0, 0, 0, 0, 0];
         let pieces = cut(&packet(&options, 2000, 0), 1000).unwrap();
@@ -199,7 +199,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fragments_put_together_are_the_packet(
+        fn reassembled_fragments_equal_the_packet(
             body in 1usize..4000, mtu in 28usize..2000, more: bool, offset in 0u16..100,
         ) {
             let flags = if more { MORE_FRAGMENTS } else { 0 } | offset;

@@ -44,7 +44,7 @@ impl Default for LoopGuard {
 impl LoopGuard {
     /// Whether a packet as it is about to leave was forwarded within the window. If not, it
     /// is remembered. `now_ms` is a clock of milliseconds that never goes back.
-    pub fn came_back(&self, packet: &[u8], now_ms: u64) -> bool {
+    pub fn recognises(&self, packet: &[u8], now_ms: u64) -> bool {
         let fingerprint = self.fingerprint(packet);
         let bucket = (fingerprint as usize % BUCKETS) * WAYS;
         let tag = fingerprint & !TIME_MASK;
@@ -110,45 +110,45 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_comes_back_with_another_ttl_is_known() {
+    fn packet_with_another_ttl_is_recognised() {
         let guard = LoopGuard::default();
         let mut p = packet(7, b"hello");
-        assert!(!guard.came_back(&p, 1000));
+        assert!(!guard.recognises(&p, 1000));
         set_ttl(&mut p, 3);
-        assert!(guard.came_back(&p, 1001));
-        assert!(guard.came_back(&p, 1000 + WINDOW_MS - 1));
-        assert!(!guard.came_back(&p, 1000 + WINDOW_MS));
+        assert!(guard.recognises(&p, 1001));
+        assert!(guard.recognises(&p, 1000 + WINDOW_MS - 1));
+        assert!(!guard.recognises(&p, 1000 + WINDOW_MS));
         let mut v6 = vec![0u8; 48];
         v6[0] = 0x60;
         v6[7] = 8;
-        assert!(!guard.came_back(&v6, 1000));
+        assert!(!guard.recognises(&v6, 1000));
         v6[7] = 7;
-        assert!(guard.came_back(&v6, 1001));
+        assert!(guard.recognises(&v6, 1001));
     }
 
     #[test]
-    fn a_packet_that_differs_anywhere_else_is_another() {
+    fn packet_that_differs_elsewhere_is_new() {
         let guard = LoopGuard::default();
-        assert!(!guard.came_back(&packet(7, b"hello"), 1000));
-        assert!(!guard.came_back(&packet(8, b"hello"), 1000));
-        assert!(!guard.came_back(&packet(7, b"hellp"), 1000));
-        assert!(!guard.came_back(&packet(7, b"hello!"), 1000));
+        assert!(!guard.recognises(&packet(7, b"hello"), 1000));
+        assert!(!guard.recognises(&packet(8, b"hello"), 1000));
+        assert!(!guard.recognises(&packet(7, b"hellp"), 1000));
+        assert!(!guard.recognises(&packet(7, b"hello!"), 1000));
     }
 
     #[test]
-    fn the_clock_may_run_past_its_bits() {
+    fn clock_wrap_is_tolerated() {
         let guard = LoopGuard::default();
         let p = packet(7, b"hello");
-        assert!(!guard.came_back(&p, TIME_MASK));
-        assert!(guard.came_back(&p, TIME_MASK + 10));
+        assert!(!guard.recognises(&p, TIME_MASK));
+        assert!(guard.recognises(&p, TIME_MASK + 10));
     }
 
     proptest! {
         #[test]
-        fn distinct_packets_all_pass(ids in proptest::collection::hash_set(any::<u16>(), 0..2000)) {
+        fn distinct_packets_are_not_recognised(ids in proptest::collection::hash_set(any::<u16>(), 0..2000)) {
             let guard = LoopGuard::default();
             for id in ids {
-                prop_assert!(!guard.came_back(&packet(id, b"x"), 5));
+                prop_assert!(!guard.recognises(&packet(id, b"x"), 5));
             }
         }
     }

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn every_segment_is_a_whole_datagram_with_right_checksums() {
+    fn segments_are_datagrams_with_correct_checksums() {
         for v6 in [false, true] {
             let packet = super_packet(v6, 2500);
             let whole = Datagram::parse(&packet).unwrap();
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_sender_says_of_its_size_is_cut_into_what_is_there() {
+    fn any_segment_size_yields_the_whole_payload() {
         for v6 in [false, true] {
             let headers = if v6 { 48 } else { 28 };
             for body in [0, 1, 2, 999, 1000, 1001, 2500] {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_fragments_and_half_headers_do_not_go_whole() {
+    fn only_complete_udp_datagrams_are_gso() {
         let told = |packet: &[u8]| {
             let datagram = Datagram::parse(packet).unwrap();
             segments(packet, &datagram, 100).is_some()
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_unfinished_has_the_length_of_all_and_the_sum_of_its_addresses() {
+    fn gso_udp_header_has_total_length_and_pseudo_header_sum() {
         for v6 in [false, true] {
             let mut packet = super_packet(v6, 2500);
             let before = packet.clone();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_plain_udp_is_refused() {
+    fn segmenting_other_than_plain_udp_is_refused() {
         let mut packet = super_packet(false, 100);
         packet[9] = 6;
         refresh_ipv4_checksum(&mut packet);

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_are_cut_with_the_packet_end_all_its_fragments() {
+    fn truncated_options_drop_all_fragments() {
         for next in [
             protocol::HOP_BY_HOP,
             protocol::DESTINATION_OPTIONS,

@@ -66,7 +66,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn labels_are_unique_and_numbers_are_positions() {
+    fn labels_are_unique_and_discriminants_are_indexes() {
         let labels: HashSet<_> = Refused::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), Refused::COUNT);
         for (i, reason) in Refused::ALL.iter().enumerate() {

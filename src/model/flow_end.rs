@@ -33,7 +33,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn labels_are_unique_and_numbers_are_positions() {
+    fn labels_are_unique_and_discriminants_are_indexes() {
         let labels: HashSet<_> = FlowEnd::ALL.iter().map(|e| e.label()).collect();
         assert_eq!(labels.len(), FlowEnd::ALL.len());
         for (i, end) in FlowEnd::ALL.iter().enumerate() {

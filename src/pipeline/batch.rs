@@ -5,25 +5,25 @@ use crate::sys::ring::Block;
 
 pub use crate::sys::packet::Frame as Packet;
 
-/// Memory of a batch.
+/// The memory of a batch.
 pub(super) enum Memory {
-    /// A block of a ring shared with the kernel; dropping it gives it back.
+    /// A block of a ring shared with the kernel. Dropping it returns the block to the kernel.
     Block(Block),
-    /// A pooled buffer; dropping it gives it back.
+    /// A pooled buffer. Dropping it returns the buffer to the pool.
     Buffer(Buffer),
-    /// Memory of our own.
+    /// Memory that belongs to the batch.
     Heap(Vec<u8>),
 }
 
-/// Packets, and the memory they stand in.
+/// Captured packets, and the memory that holds them.
 pub struct Batch {
     memory: Memory,
-    /// The packets in the order they came in.
+    /// The packets in the order of arrival: ranges of [`Batch::bytes`].
     pub packets: Vec<Packet>,
 }
 
 impl Batch {
-    /// A batch over a block of a ring.
+    /// Creates a batch over a block of a ring.
     pub fn from_block(block: Block, packets: Vec<Packet>) -> Self {
         Self {
             memory: Memory::Block(block),
@@ -31,7 +31,7 @@ impl Batch {
         }
     }
 
-    /// A batch over a pooled buffer.
+    /// Creates a batch over a pooled buffer.
     pub fn from_buffer(buffer: Buffer, packets: Vec<Packet>) -> Self {
         Self {
             memory: Memory::Buffer(buffer),
@@ -39,7 +39,7 @@ impl Batch {
         }
     }
 
-    /// A batch over memory of our own.
+    /// Creates a batch over memory that belongs to it.
     pub fn from_bytes(bytes: Vec<u8>, packets: Vec<Packet>) -> Self {
         Self {
             memory: Memory::Heap(bytes),
@@ -47,7 +47,7 @@ impl Batch {
         }
     }
 
-    /// All bytes; packets are ranges of these.
+    /// Returns the whole memory; packets are ranges of it.
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Block(block) => block.bytes(),
@@ -56,7 +56,7 @@ impl Batch {
         }
     }
 
-    /// All bytes, to change packets in place.
+    /// Returns the whole memory, to change packets in place.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Block(block) => block.bytes_mut(),
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_are_ranges_of_the_bytes_and_change_in_place() {
+    fn packets_are_ranges_that_change_in_place() {
         let packet = Packet {
             start: 2,
             len: 3,

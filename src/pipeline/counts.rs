@@ -1,21 +1,21 @@
-//! What the switch counts of a batch.
+//! The counters of the switch for one batch.
 
 use crate::forward::DropReason;
 use crate::model::Family;
 use crate::table::EgressId;
 
-/// What happened to a batch, in numbers.
+/// The number of packets of a batch with each outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwitchCounts {
-    /// IP packets that came in; one that segmentation cuts counts as its pieces.
+    /// IP packets received. A GSO packet counts as its segments.
     pub packets: u64,
-    /// Their IP bytes.
+    /// Bytes of these packets, counted from the IP header.
     pub bytes: u64,
     /// Packets dropped before any egress, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
-    /// IGMP and MLD messages that came in besides: no router forwards one.
+    /// IGMP and MLD messages received. They are not in `packets`: routers do not forward them.
     pub membership: u64,
-    /// Packets an egress did not take because of its TTL threshold.
+    /// For each egress: packets that it did not get because of its TTL threshold.
     pub below_threshold: Vec<(EgressId, u64)>,
     /// Packets that were translated, by [`Family`].
     pub translated: [u64; Family::ALL.len()],
@@ -35,7 +35,7 @@ impl Default for SwitchCounts {
 }
 
 impl SwitchCounts {
-    /// Counts packets that an egress did not take.
+    /// Counts packets that an egress did not get because of its TTL threshold.
     pub(super) fn below_threshold(&mut self, egress: EgressId, packets: u64) {
         match self.below_threshold.iter_mut().find(|(e, _)| *e == egress) {
             Some((_, n)) => *n += packets,

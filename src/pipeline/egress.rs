@@ -1,4 +1,4 @@
-//! Sending decided packets out of one egress: cutting, fragmenting, retrying, counting.
+//! The queue of an egress: segments, fragments, sends, retries and counts switched packets.
 
 use std::io;
 use std::ops::Range;
@@ -12,30 +12,30 @@ use crate::table::PathId;
 use crate::wire::ip::Datagram;
 use crate::wire::offload::Segments;
 
-/// How far a queue got.
+/// The state of a queue after [`EgressQueue::drive`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// All is sent or counted as dropped.
+    /// Every packet is sent or counted as dropped.
     Done,
-    /// The egress takes no more for now; go on when it is writable.
+    /// The socket is full; continue when it is writable.
     Blocked,
 }
 
-/// What became of the packets of a queue.
+/// The number of packets of a queue with each outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
-    /// Packets and bytes per path, in the order they were sent. Fragments count as packets, and
-    /// what was sent whole as the datagrams it stands for: these are the packets on the wire.
+pub struct SendCounts {
+    /// Packets and bytes sent for each path, in the order of sending, as on the wire: each fragment
+    /// counts as a packet, and a GSO packet as its datagrams.
     pub paths: Vec<(PathId, u64, u64)>,
-    /// When the packets sent were received, in nanoseconds of `CLOCK_REALTIME`.
+    /// Receive times of the packets sent, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: Vec<u64>,
     /// Packets dropped, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
-    /// The last error the kernel gave for a packet that was dropped.
+    /// The last error (errno) of the kernel for a dropped packet.
     pub error: Option<(DropReason, i32)>,
 }
 
-impl Default for Sent {
+impl Default for SendCounts {
     fn default() -> Self {
         Self {
             paths: Vec::new(),
@@ -46,20 +46,20 @@ impl Default for Sent {
     }
 }
 
-impl Sent {
-    fn count(&mut self, slot: &Slot, more: u64, bytes: u64) {
+impl SendCounts {
+    fn count(&mut self, slot: &Slot, count: u64, bytes: u64) {
         match self.paths.last_mut() {
             Some((path, packets, sum)) if *path == slot.path => {
-                *packets += more;
+                *packets += count;
                 *sum += bytes;
             }
-            _ => self.paths.push((slot.path, more, bytes)),
+            _ => self.paths.push((slot.path, count, bytes)),
         }
-        let times = std::iter::repeat_n(slot.received_ns, more as usize);
+        let times = std::iter::repeat_n(slot.received_ns, count as usize);
         self.received_ns.extend(times);
     }
 
-    /// Empties it, keeping its memory.
+    /// Resets all counts. Keeps the allocated memory.
     pub fn clear(&mut self) {
         self.paths.clear();
         self.received_ns.clear();
@@ -68,54 +68,59 @@ impl Sent {
     }
 }
 
-/// Packets of one load that leave on one egress, some of them perhaps in parts.
+/// The packets of one batch that leave on one egress. Some are sent as segments or fragments.
 #[derive(Default)]
 pub struct EgressQueue {
-    load: Option<Arc<SharedBatch>>,
+    batch: Option<Arc<SharedBatch>>,
     slots: Vec<Slot>,
-    /// What goes to the kernel.
-    packets: Vec<Part>,
+    /// The packets to send, in order.
+    packets: Vec<OutgoingRange>,
     parts: Vec<u8>,
-    /// Datagrams that may have to be fragmented.
+    /// Segments that may have to be fragmented.
     scratch: Vec<u8>,
-    /// What was left while it is cut.
-    left: Vec<Part>,
+    /// The unsent packets, while [`EgressQueue::segment_remaining`] works on them.
+    left: Vec<OutgoingRange>,
     next: usize,
     mtu: usize,
-    /// Packets go whole that stand for several datagrams, if the egress takes them so.
-    whole: bool,
+    /// Whether the queue has GSO packets to send unsegmented.
+    has_gso: bool,
 }
 
-/// The slot, and where it goes in parts (datagrams, fragments) the range of this one.
-type Part = (u32, Option<Range<u32>>);
+/// A packet to send: the index of its slot, and for a segment or fragment its range in `parts`.
+type OutgoingRange = (u32, Option<Range<u32>>);
 
 impl EgressQueue {
-    /// Takes the packets of a load. The queue must be empty.
-    pub fn fill(&mut self, load: Arc<SharedBatch>, slots: Vec<Slot>, mtu: usize, sent: &mut Sent) {
+    /// Fills the queue with packets of a batch. The queue must be empty.
+    pub fn fill(
+        &mut self,
+        batch: Arc<SharedBatch>,
+        slots: Vec<Slot>,
+        mtu: usize,
+        sent: &mut SendCounts,
+    ) {
         debug_assert!(self.is_empty());
         self.packets.clear();
         self.parts.clear();
         self.next = 0;
         self.mtu = mtu;
-        self.whole = false;
+        self.has_gso = false;
         for (i, slot) in slots.iter().enumerate() {
             let longest = |s: Segments| s.longest(slot.len as usize);
             if slot.segments.map_or(slot.len as usize, longest) <= mtu {
-                self.whole |= slot.segments.is_some();
+                self.has_gso |= slot.segments.is_some();
                 self.packets.push((i as u32, None));
             } else {
-                self.cut(i as u32, slot, &load, sent);
+                self.split(i as u32, slot, &batch, sent);
             }
         }
         self.slots = slots;
-        self.load = Some(load);
+        self.batch = Some(batch);
     }
 
-    /// Cuts a packet into its datagrams, where it stands for several, and into fragments what
-    /// exceeds the MTU.
-    fn cut(&mut self, i: u32, slot: &Slot, load: &SharedBatch, sent: &mut Sent) {
+    /// Segments a GSO packet, and fragments what exceeds the MTU.
+    fn split(&mut self, i: u32, slot: &Slot, batch: &SharedBatch, sent: &mut SendCounts) {
         let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
-        let packet = load.packet(slot);
+        let packet = batch.packet(slot);
         let mut each = |packet: &[u8]| {
             let part = |r: Range<usize>| (i, Some(r.start as u32..r.end as u32));
             if packet.len() <= mtu {
@@ -124,8 +129,8 @@ impl EgressQueue {
                 packets.push(part(start..parts.len()));
                 return;
             }
-            let cut = fragment(packet, mtu, parts, |r| packets.push(part(r)));
-            if let Err(reason) = cut {
+            let fragmented = fragment(packet, mtu, parts, |r| packets.push(part(r)));
+            if let Err(reason) = fragmented {
                 sent.dropped[reason as usize] += 1;
             }
         };
@@ -135,12 +140,12 @@ impl EgressQueue {
         self.scratch.clear();
         let mut end = 0;
         let datagrams = Datagram::parse(packet).map_err(DropReason::from);
-        let cut = datagrams.and_then(|datagram| {
+        let segmented = datagrams.and_then(|datagram| {
             let (payload, scratch) = (segments.payload(), &mut self.scratch);
             segment(packet, &datagram, payload, scratch, |r| end = r.end)
         });
-        match cut {
-            // All have the length of the longest but the last.
+        match segmented {
+            // All datagrams but the last have the same length.
             Ok(()) => self.scratch[..end]
                 .chunks(segments.longest(packet.len()))
                 .for_each(each),
@@ -148,10 +153,10 @@ impl EgressQueue {
         }
     }
 
-    /// Cuts what is left and was to go whole.
-    fn cut_whole(&mut self, sent: &mut Sent) {
-        self.whole = false;
-        let Some(load) = self.load.clone() else {
+    /// Segments the remaining GSO packets, because the egress does not accept them.
+    fn segment_remaining(&mut self, sent: &mut SendCounts) {
+        self.has_gso = false;
+        let Some(batch) = self.batch.clone() else {
             return;
         };
         let mut left = std::mem::take(&mut self.left);
@@ -160,7 +165,7 @@ impl EgressQueue {
         for (i, range) in left.drain(..) {
             match &slots[i as usize] {
                 slot if slot.segments.is_some() && range.is_none() => {
-                    self.cut(i, slot, &load, sent);
+                    self.split(i, slot, &batch, sent);
                 }
                 _ => self.packets.push((i, range)),
             }
@@ -169,27 +174,27 @@ impl EgressQueue {
         self.left = left;
     }
 
-    /// True where nothing is left to send.
+    /// Reports whether nothing is left to send.
     pub fn is_empty(&self) -> bool {
         self.next >= self.packets.len()
     }
 
-    /// Sends what can be sent now.
-    pub fn drive(&mut self, transmit: &mut dyn Transmit, sent: &mut Sent) -> Progress {
+    /// Sends as many packets as the socket accepts now.
+    pub fn drive(&mut self, transmit: &mut dyn Transmit, sent: &mut SendCounts) -> Progress {
         while self.next < self.packets.len() {
-            if self.whole && !transmit.takes_whole() {
-                self.cut_whole(sent);
+            if self.has_gso && !transmit.takes_whole() {
+                self.segment_remaining(sent);
                 continue;
             }
-            let Some(load) = &self.load else {
+            let Some(batch) = &self.batch else {
                 break;
             };
             let (slots, parts) = (&self.slots, &self.parts);
-            let outgoing = |part: &Part| outgoing(part, slots, parts, load);
+            let outgoing = |part: &OutgoingRange| outgoing(part, slots, parts, batch);
             let left = &self.packets[self.next..];
-            let took = match transmit.send(&mut left.iter().map(outgoing)) {
-                Ok(took @ 1..) => took.min(left.len()),
-                // Neither taken nor refused: going on would go on for ever.
+            let accepted = match transmit.send(&mut left.iter().map(outgoing)) {
+                Ok(accepted @ 1..) => accepted.min(left.len()),
+                // Neither accepted nor refused: a retry could repeat forever.
                 Ok(0) => {
                     sent.dropped[DropReason::SendFailed as usize] += on_wire(&left[0], slots).0;
                     self.next += 1;
@@ -198,10 +203,11 @@ impl EgressQueue {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Blocked,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    // Refused for being whole: the egress takes none any more, and this one will
-                    // be cut with the others.
-                    let whole = left[0].1.is_none() && slots[left[0].0 as usize].segments.is_some();
-                    if whole && !transmit.takes_whole() {
+                    // Refused because it is a GSO packet: the egress accepts no packets of them. The
+                    // next turn segments this one and the others.
+                    let is_gso =
+                        left[0].1.is_none() && slots[left[0].0 as usize].segments.is_some();
+                    if is_gso && !transmit.takes_whole() {
                         continue;
                     }
                     let reason = reason_of(&e);
@@ -211,45 +217,45 @@ impl EgressQueue {
                     continue;
                 }
             };
-            for part in &left[..took] {
+            for part in &left[..accepted] {
                 let (packets, bytes) = on_wire(part, slots);
                 sent.count(&slots[part.0 as usize], packets, bytes);
             }
-            self.next += took;
+            self.next += accepted;
         }
-        // Lets go of the batch: its memory goes back to where packets come in.
-        self.load = None;
+        // Returns the memory of the batch to the capture.
+        self.batch = None;
         Progress::Done
     }
 
-    /// Counts everything left as dropped.
-    pub fn abandon(&mut self, reason: DropReason, sent: &mut Sent) {
+    /// Counts all remaining packets as dropped.
+    pub fn abandon(&mut self, reason: DropReason, sent: &mut SendCounts) {
         let left = self.packets[self.next..].iter();
         let left = left.map(|part| on_wire(part, &self.slots).0);
         sent.dropped[reason as usize] += left.sum::<u64>();
         self.next = self.packets.len();
-        self.load = None;
+        self.batch = None;
     }
 }
 
 fn outgoing<'a>(
-    (slot, range): &Part,
+    (slot, range): &OutgoingRange,
     slots: &[Slot],
     parts: &'a [u8],
-    load: &'a SharedBatch,
+    batch: &'a SharedBatch,
 ) -> OutPacket<'a> {
     let slot = &slots[*slot as usize];
     match range {
         Some(r) => OutPacket::plain(&parts[r.start as usize..r.end as usize]),
         None => OutPacket {
-            bytes: load.packet(slot),
+            bytes: batch.packet(slot),
             segments: slot.segments,
         },
     }
 }
 
-/// Packets and bytes that it is on the wire.
-fn on_wire((slot, range): &Part, slots: &[Slot]) -> (u64, u64) {
+/// Returns the packets and bytes on the wire.
+fn on_wire((slot, range): &OutgoingRange, slots: &[Slot]) -> (u64, u64) {
     let slot = &slots[*slot as usize];
     match range {
         Some(r) => (1, u64::from(r.end - r.start)),
@@ -292,10 +298,10 @@ mod tests {
     struct Script {
         answers: VecDeque<Answer>,
         sent: Vec<Vec<u8>>,
-        /// Takes whole what stands for several datagrams, until it answers `EINVAL`.
+        /// Accepts GSO packets until it answers `EINVAL`.
         takes_whole: bool,
-        /// How many it took so.
-        whole: usize,
+        /// How many it accepted so.
+        gso_packets: usize,
     }
 
     impl Transmit for Script {
@@ -311,7 +317,7 @@ mod tests {
             };
             for packet in packets.take(most) {
                 assert!(self.takes_whole || packet.segments.is_none());
-                self.whole += usize::from(packet.segments.is_some());
+                self.gso_packets += usize::from(packet.segments.is_some());
                 self.sent.push(packet.bytes.to_vec());
             }
             Ok(self.sent.len() - before)
@@ -363,7 +369,7 @@ mod tests {
 
     /// A queue of these packets, and what filling it counted. UDP is several datagrams of 100
     /// bytes.
-    fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, Sent) {
+    fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, SendCounts) {
         let fib = fib();
         let mut bytes = Vec::new();
         let mut all = Vec::new();
@@ -385,10 +391,10 @@ mod tests {
         let batch = Batch::from_bytes(bytes, all);
         let switched = Switch::default().run(&fib, ingress, batch, 0);
         let slots = switched.egresses.into_iter().next().map(|(_, s)| s);
-        let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
+        let (mut queue, mut sent) = (EgressQueue::default(), SendCounts::default());
         let slots = slots.unwrap_or_default();
         assert_eq!(slots.len(), packets.len());
-        queue.fill(switched.load, slots, mtu, &mut sent);
+        queue.fill(switched.shared, slots, mtu, &mut sent);
         (queue, sent)
     }
 
@@ -397,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_queue_goes_on_where_it_stopped() {
+    fn blocked_queue_resumes_at_the_same_packet() {
         let all = packets(10);
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script::default();
@@ -421,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_costs_the_first_packet_only_and_has_its_reason() {
+    fn send_error_drops_only_the_first_packet() {
         for (errno, reason) in [
             (libc::ENETDOWN, DropReason::EgressDown),
             (libc::ENXIO, DropReason::EgressDown),
@@ -447,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_that_takes_none_and_gives_no_error_does_not_hold_the_rest() {
+    fn send_of_zero_packets_does_not_stall_the_queue() {
         let all = packets(3);
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script::default();
@@ -458,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mtu_is_the_largest_packet_that_goes_whole() {
+    fn packet_of_mtu_size_is_not_fragmented() {
         for (len, fragments) in [(999, 1), (1000, 1), (1001, 2), (3000, 4)] {
             let (mut queue, mut sent) = queue(&[packet(1, len, 0)], 1000);
             let mut script = Script::default();
@@ -472,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_fragmented_is_too_big_and_the_others_go_on() {
+    fn unfragmentable_packet_is_dropped_as_too_big() {
         const DF: u8 = 0x40;
         let all = [packet(1, 1000, DF), packet(2, 1001, DF), packet(3, 20, 0)];
         let (mut queue, mut sent) = queue(&all, 1000);
@@ -499,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_that_takes_them_gets_packets_whole_and_they_count_as_datagrams() {
+    fn gso_packet_is_sent_unsegmented_and_counts_as_datagrams() {
         let all = [several(1, 3), several(2, 5)];
         let (mut queue, mut sent) = queue(&all, 128);
         let mut script = Script {
@@ -507,7 +513,7 @@ mod tests {
             ..Script::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
-        assert_eq!((script.sent.len(), script.whole), (2, 2));
+        assert_eq!((script.sent.len(), script.gso_packets), (2, 2));
         assert_eq!(bodies(&script.sent), bodies(&all));
         let bytes = (2 * 128 + 29) + (4 * 128 + 29);
         assert_eq!(sent.paths, [(0, 8, bytes)]);
@@ -515,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_less_of_mtu_and_each_datagram_is_fragmented() {
+    fn gso_datagrams_above_the_mtu_are_fragmented() {
         let (mut queue, mut sent) = queue(&[several(1, 3)], 127);
         let mut script = Script {
             takes_whole: true,
@@ -523,13 +529,13 @@ mod tests {
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
         // Two with two fragments, and one with a single byte.
-        assert_eq!((script.sent.len(), script.whole), (5, 0));
+        assert_eq!((script.sent.len(), script.gso_packets), (5, 0));
         let bytes = script.sent.iter().map(|p| p.len() as u64).sum();
         assert_eq!(sent.paths, [(0, 5, bytes)]);
     }
 
     #[test]
-    fn what_the_kernel_refuses_to_cut_is_cut_and_nothing_is_lost() {
+    fn refused_gso_packet_is_segmented_without_loss() {
         let all = [
             packet(1, 50, 0),
             several(2, 2),
@@ -544,7 +550,7 @@ mod tests {
         let refused = Answer::Errno(libc::EINVAL);
         script.answers.extend([Answer::Take(2), refused]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
-        assert_eq!(script.whole, 1);
+        assert_eq!(script.gso_packets, 1);
         let lens: Vec<_> = script.sent.iter().map(Vec::len).collect();
         assert_eq!(lens, [50, 129, 128, 128, 128, 29, 50]);
         assert_eq!(bodies(&script.sent), bodies(&all));
@@ -553,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_whole_counts_as_datagrams() {
+    fn dropped_gso_packet_counts_as_datagrams() {
         let all = [several(1, 3), several(2, 4), several(3, 5)];
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script {
@@ -570,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abandoned_queue_counts_what_was_left_once() {
+    fn abandoned_queue_counts_remaining_packets_once() {
         let (mut queue, mut sent) = queue(&[packet(1, 100, 0), packet(2, 2500, 0)], 1000);
         let mut script = Script::default();
         let busy = Answer::Errno(libc::EAGAIN);
@@ -582,12 +588,12 @@ mod tests {
         assert!(queue.is_empty());
         assert_eq!(sent.paths[0].1, 2);
         sent.clear();
-        assert_eq!(sent, Sent::default());
+        assert_eq!(sent, SendCounts::default());
     }
 
     proptest! {
         #[test]
-        fn whatever_the_egress_answers_nothing_is_lost_or_doubled(
+        fn each_packet_is_sent_or_counted_once(
             lens in proptest::collection::vec(20usize..3000, 0..40),
             answers in proptest::collection::vec(
                 prop_oneof![
@@ -609,12 +615,12 @@ mod tests {
             let (mut queue, mut sent) = queue(&all, 1000);
             let mut script = Script { answers: answers.into(), ..Script::default() };
             while queue.drive(&mut script, &mut sent) == Progress::Blocked {}
-            let took: u64 = sent.paths.iter().map(|p| p.1).sum();
+            let accepted: u64 = sent.paths.iter().map(|p| p.1).sum();
             let bytes: u64 = sent.paths.iter().map(|p| p.2).sum();
-            prop_assert_eq!(took, script.sent.len() as u64);
+            prop_assert_eq!(accepted, script.sent.len() as u64);
             prop_assert_eq!(bytes, script.sent.iter().map(|p| p.len() as u64).sum::<u64>());
-            prop_assert_eq!(took + sent.dropped.iter().sum::<u64>(), everything.len() as u64);
-            prop_assert_eq!(sent.received_ns.len() as u64, took);
+            prop_assert_eq!(accepted + sent.dropped.iter().sum::<u64>(), everything.len() as u64);
+            prop_assert_eq!(sent.received_ns.len() as u64, accepted);
             // What was sent stands in the order it came in, each at most once.
             let mut rest = everything.iter();
             prop_assert!(script.sent.iter().all(|p| rest.any(|e| e == p)));

@@ -1,51 +1,54 @@
-//! What is on its way out: the memory of a decided batch, and where packets stand in it.
+//! Packets on their way to the egresses: the memory of a switched batch, and slots that point into
+//! it.
 
 use super::Batch;
 use crate::table::PathId;
 use crate::wire::offload::Segments;
 
-/// One packet on its way out of one egress.
+/// One packet for one egress: a range of a [`SharedBatch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
-    /// First byte in the batch, or in the second buffer.
+    /// Offset of the first byte, in the batch or in the side buffer.
     pub start: u32,
-    /// Bytes of the IP packet.
+    /// Length of the IP packet in bytes.
     pub len: u32,
-    /// Whether it stands in the second buffer.
-    pub piece: bool,
-    /// Where it stands for several datagrams: how it is cut into them.
+    /// Whether the packet is in the side buffer.
+    pub in_side_buffer: bool,
+    /// For a GSO packet: how it is segmented into datagrams.
     pub segments: Option<Segments>,
-    /// The path it takes.
+    /// The path whose counters it counts for.
     pub path: PathId,
-    /// When it was received, in nanoseconds of `CLOCK_REALTIME`.
+    /// Receive time, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: u64,
 }
 
 impl Slot {
-    /// Packets on the wire that it stands for.
+    /// Returns the number of packets on the wire that it stands for.
     pub fn packets(&self) -> u64 {
         self.segments.map_or(1, |s| s.count(self.len as usize))
     }
 
-    /// Their bytes, from the IP header on.
+    /// Returns the bytes of those packets, counted from the IP header.
     pub fn bytes(&self) -> u64 {
         let len = self.len as usize;
         self.segments.map_or(len as u64, |s| s.bytes(len))
     }
 }
 
-/// The memory of a decided batch; the last egress to let go of it gives it back.
+/// The memory of a switched batch, shared by its egresses. The memory returns to the capture when
+/// the last egress drops its reference.
 pub struct SharedBatch {
     pub(super) batch: Batch,
-    /// The second buffer.
-    pub(super) pieces: Vec<u8>,
+    /// Packets that could not be made in place: segments, further variants, and packets translated
+    /// to the other IP version.
+    pub(super) side_buffer: Vec<u8>,
 }
 
 impl SharedBatch {
-    /// The bytes of a slot.
+    /// Returns the bytes of a slot.
     pub fn packet(&self, slot: &Slot) -> &[u8] {
-        let memory = if slot.piece {
-            &self.pieces[..]
+        let memory = if slot.in_side_buffer {
+            &self.side_buffer[..]
         } else {
             self.batch.bytes()
         };

@@ -1,14 +1,15 @@
-//! A captured batch, decided packet by packet and sorted by egress.
+//! Forwarding decisions for a captured batch: each packet is decided, and sorted by egress.
 //!
-//! Packets are changed in place and not copied. Three things stand in a second buffer beside the
-//! batch: the pieces that segmentation cuts, the packets that leave in another version than the
-//! first, and those translated to the other IP version. What stands for several datagrams goes on
-//! whole where nothing has to look at each; whether an egress takes it so is for the egress.
+//! Packets are changed in position and not copied. A side buffer next to the batch holds three kinds
+//! of packets: datagrams that segmentation built, packets that leave in another variant than the
+//! first, and packets translated to the other IP variant. A GSO packet is forwarded as a GSO packet
+//! where nothing has to examine each of its datagrams; the egress segments it where its interface
+//! does not accept GSO.
 
 use std::sync::Arc;
 
 use super::counts::SwitchCounts;
-use super::translate::{Original, Translator, moves};
+use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use super::{Batch, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::rewrite;
 use crate::forward::segment::{leave_unfinished, segment, segments};
@@ -19,86 +20,87 @@ use crate::table::{EgressId, Fib, Ingress, UpstreamSelector};
 use crate::wire::offload::{Offload, Segments};
 use crate::wire::{ip, vlan};
 
-/// A batch sorted by egress.
+/// The result of switching a batch: its packets, sorted by egress.
 pub struct Switched {
-    /// The bytes.
-    pub load: Arc<SharedBatch>,
-    /// Per egress with anything to send, its packets in order.
+    /// The bytes of the packets.
+    pub shared: Arc<SharedBatch>,
+    /// For each egress with packets to send: its packets, in order.
     pub egresses: Vec<(EgressId, Vec<Slot>)>,
-    /// IGMP, MLD and router discovery messages, where somebody listens to those of the
-    /// ingress.
+    /// IGMP, MLD and router discovery messages, if the ingress is one whose messages are processed.
     pub messages: Messages,
-    /// What was counted.
-    pub tally: SwitchCounts,
+    /// The counters of this batch.
+    pub counts: SwitchCounts,
 }
 
-/// Decides batches of one interface, and knows its flows.
+/// Makes the forwarding decisions for batches of one interface, and holds its flows.
 pub struct Switch {
-    /// The flows the interface forwards.
+    /// The flows of the interface.
     pub flows: Flows,
     guard: Arc<LoopGuard>,
     feeds: Arc<UpstreamSelector>,
-    /// By egress id.
-    egresses: Vec<Place>,
-    /// Counts packets, to tell which egresses the present one has.
-    turn: u64,
-    /// Start and length of the packets a captured one stands for, in each version that is
-    /// made: those of the first, then those of the others.
-    cuts: Vec<(u32, u32)>,
-    /// Where the captured one goes on whole: how it is cut later, and the packets it counts as.
-    whole: Option<(Segments, u64)>,
-    /// The versions that are made besides the first, and where theirs begin in `cuts`.
-    made: Vec<(Form, usize)>,
-    /// By packet of the first version: whether it came back, once that was asked.
-    came_back: Vec<bool>,
-    /// Likewise: whether any version lets it go on.
-    goes_on: Vec<bool>,
-    /// Likewise, where it was translated: why that was refused.
-    refused: Vec<Option<DropReason>>,
-    /// Start and length of what became of those that were translated.
+    /// Indexed by egress id.
+    egresses: Vec<EgressPosition>,
+    /// Number of the current packet, to tell which egresses it has been added to.
+    packet_number: u64,
+    /// Start and length of the packets that the captured packet stands for: those of the first
+    /// variant, then those of each further variant that was built.
+    ranges: Vec<(u32, u32)>,
+    /// If the captured packet is forwarded as a GSO packet: its segment layout, and the number of
+    /// datagrams it stands for.
+    gso: Option<(Segments, u64)>,
+    /// The further variants that were built, and the position of their first packet in `ranges`.
+    built: Vec<(VariantKey, usize)>,
+    /// For each packet of the first variant: whether the loop guard recognised it. Empty until a
+    /// variant needs it.
+    looped: Vec<bool>,
+    /// For each packet of the first variant: whether any variant forwards it.
+    forwarded: Vec<bool>,
+    /// For each packet that was to be translated: why translation failed, if it did.
+    translation_errors: Vec<Option<DropReason>>,
+    /// Start and length of the translated packets.
     translated: Vec<(u32, u32)>,
     translator: Translator,
 }
 
-/// What is known of an egress within a batch.
+/// The position of an egress in the result of the current batch.
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    /// Where it stands in [`Switched::egresses`].
+struct EgressPosition {
+    /// Index into [`Switched::egresses`].
     at: Option<u32>,
-    /// The last packet that has it.
-    turn: u64,
+    /// Number of the last packet that was added to it.
+    packet_number: u64,
 }
 
-/// What the bytes of a version depend on: versions of one form are the same bytes.
+/// The properties that decide the bytes of a variant: variants with equal keys have equal bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Form {
+struct VariantKey {
     ttl: u8,
 }
 
-impl Form {
-    fn of(version: &Variant<'_>) -> Self {
-        Self { ttl: version.ttl }
+impl VariantKey {
+    fn of(variant: &Variant<'_>) -> Self {
+        Self { ttl: variant.ttl }
     }
 
-    /// Makes a packet of this form of one of the first.
-    fn make(self, packet: &mut [u8]) {
+    /// Turns a copy of a packet of the first variant into one of this variant.
+    fn apply(self, packet: &mut [u8]) {
         ip::set_ttl(packet, self.ttl);
     }
 }
 
-/// What a batch becomes.
+/// The result under construction.
 #[derive(Default)]
 struct Output {
-    pieces: Vec<u8>,
+    side_buffer: Vec<u8>,
     egresses: Vec<(EgressId, Vec<Slot>)>,
     messages: Messages,
-    tally: SwitchCounts,
-    /// Packets that came in: most that any egress may get, but for pieces.
+    counts: SwitchCounts,
+    /// Packets in the batch: the capacity to reserve for each egress. Segmentation may exceed it.
     expected: usize,
 }
 
 impl Default for Switch {
-    /// With flows, a loop window and feeds of its own.
+    /// Creates a switch with its own flows, loop guard and upstream selector.
     fn default() -> Self {
         let flows = Flows::new(FlowBudget::new(65_536));
         Self::new(flows, Arc::default(), Arc::default())
@@ -106,89 +108,90 @@ impl Default for Switch {
 }
 
 impl Switch {
-    /// Notes flows in `flows`, stops what comes back within the window of `guard`, and takes
-    /// a stream that several upstreams carry from the one that `feeds` tells.
+    /// Creates a switch that records flows in `flows`, drops packets that `guard` recognises, and
+    /// accepts a stream that arrives on several upstreams from the one that `feeds` selects.
     pub fn new(flows: Flows, guard: Arc<LoopGuard>, feeds: Arc<UpstreamSelector>) -> Self {
         Self {
             flows,
             guard,
             feeds,
             egresses: Vec::new(),
-            turn: 0,
-            cuts: Vec::new(),
-            whole: None,
-            made: Vec::new(),
-            came_back: Vec::new(),
-            goes_on: Vec::new(),
-            refused: Vec::new(),
+            packet_number: 0,
+            ranges: Vec::new(),
+            gso: None,
+            built: Vec::new(),
+            looped: Vec::new(),
+            forwarded: Vec::new(),
+            translation_errors: Vec::new(),
             translated: Vec::new(),
             translator: Translator::default(),
         }
     }
 
-    /// Decides every packet of a batch that came in on `ingress`. `now_ms` is a clock that
-    /// never goes back.
+    /// Switches every packet of a batch that arrived on `ingress`. `now_ms` is a monotonic clock in
+    /// milliseconds.
     pub fn run(&mut self, fib: &Fib, ingress: &Ingress, mut batch: Batch, now_ms: u64) -> Switched {
         self.egresses.clear();
-        self.egresses.resize(fib.egresses.len(), Place::default());
-        self.turn = 0;
+        self.egresses
+            .resize(fib.egresses.len(), EgressPosition::default());
+        self.packet_number = 0;
         let packets = std::mem::take(&mut batch.packets);
         let mut out = Output {
             expected: packets.len(),
             ..Output::default()
         };
         for packet in &packets {
-            self.cuts.clear();
+            self.ranges.clear();
             let decided = self.decide(fib, ingress, &mut batch, packet, now_ms);
-            let cut = decided.and_then(|(decision, start)| {
-                self.cut(&mut batch, packet, &decision, start, &mut out.pieces)?;
+            let recorded = decided.and_then(|(decision, start)| {
+                self.record_ranges(&mut batch, packet, &decision, start, &mut out.side_buffer)?;
                 Ok(decision)
             });
-            let tally = &mut out.tally;
-            match cut {
+            let counts = &mut out.counts;
+            match recorded {
                 Ok(decision) => {
-                    let bytes = |(_, len): &(u32, u32)| match self.whole {
+                    let bytes = |(_, len): &(u32, u32)| match self.gso {
                         Some((segments, _)) => segments.bytes(*len as usize),
                         None => u64::from(*len),
                     };
-                    tally.packets += self.cuts.len() as u64 * self.weight();
-                    tally.bytes += self.cuts.iter().map(bytes).sum::<u64>();
-                    self.spread(fib, &decision, &mut batch, packet, now_ms, &mut out);
+                    counts.packets += self.ranges.len() as u64 * self.datagrams_each();
+                    counts.bytes += self.ranges.iter().map(bytes).sum::<u64>();
+                    self.distribute(fib, &decision, &mut batch, packet, now_ms, &mut out);
                 }
                 Err(NotData::Membership) => {
-                    tally.membership += 1;
+                    counts.membership += 1;
                     if ingress.hears {
-                        hand_over(&batch, packet, &mut out.messages);
+                        copy_message(&batch, packet, &mut out.messages);
                     }
                 }
                 Err(NotData::Dropped(reason)) => {
                     let (packets, bytes) = on_wire(&batch, packet);
-                    tally.packets += packets;
-                    tally.bytes += bytes;
-                    tally.dropped[reason as usize] += packets;
+                    counts.packets += packets;
+                    counts.bytes += bytes;
+                    counts.dropped[reason as usize] += packets;
                 }
             }
         }
         let Output {
-            pieces,
+            side_buffer,
             egresses,
             messages,
-            tally,
+            counts,
             ..
         } = out;
         Switched {
-            load: Arc::new(SharedBatch { batch, pieces }),
+            shared: Arc::new(SharedBatch { batch, side_buffer }),
             egresses,
             messages,
-            tally,
+            counts,
         }
     }
 
-    /// Gives a packet, or its pieces, to the egresses of all its versions, each egress once:
-    /// what several versions would send there is sent by the first. What is translated is
-    /// another stream, and goes there besides. A packet that no version lets go on came back,
-    /// or could not be translated.
-    fn spread(
+    /// Adds a packet, or its segments, to the egresses of all its variants. An egress gets an
+    /// untranslated packet once, from the first variant that has it. A translated packet is another
+    /// stream and is added besides. A packet that no variant forwards is counted as dropped: the
+    /// loop guard recognised it, or its translation failed.
+    fn distribute(
         &mut self,
         fib: &Fib,
         decision: &Decision<'_>,
@@ -197,53 +200,60 @@ impl Switch {
         now_ms: u64,
         out: &mut Output,
     ) {
-        let cuts = self.cuts.len();
-        let (weight, segments) = (self.weight(), self.whole.map(|(segments, _)| segments));
-        let is_piece = matches!(packet.offload, Offload::UdpSegments { .. }) && segments.is_none();
+        let ranges = self.ranges.len();
+        let (datagrams_each, segments) = (
+            self.datagrams_each(),
+            self.gso.map(|(segments, _)| segments),
+        );
+        let in_side_buffer =
+            matches!(packet.offload, Offload::UdpSegments { .. }) && segments.is_none();
         let is_union = decision.is_union();
         let mut first = None;
-        self.turn += 1;
-        self.made.clear();
-        self.came_back.clear();
-        self.refused.clear();
-        self.goes_on.clear();
-        self.goes_on.resize(cuts, false);
-        for version in decision.variants() {
-            let form = Form::of(&version);
-            let guarded = version.entry.loop_guard;
-            if guarded && self.came_back.is_empty() {
-                self.look_back(batch, &out.pieces, is_piece, now_ms);
+        self.packet_number += 1;
+        self.built.clear();
+        self.looped.clear();
+        self.translation_errors.clear();
+        self.forwarded.clear();
+        self.forwarded.resize(ranges, false);
+        for variant in decision.variants() {
+            let key = VariantKey::of(&variant);
+            let guarded = variant.entry.loop_guard;
+            if guarded && self.looped.is_empty() {
+                self.check_loop_guard(batch, &out.side_buffer, in_side_buffer, now_ms);
             }
-            let stopped = |at: usize, came_back: &[bool]| guarded && came_back[at];
-            let rewrite = version.entry.rewrite.as_ref();
+            let stopped = |at: usize, looped: &[bool]| guarded && looped[at];
+            let rewrite = variant.entry.rewrite.as_ref();
             let mut translated = 0;
             if let Some(rewrite) = rewrite {
-                let mtus = version
+                let mtus = variant
                     .paths()
                     .filter_map(|id| Some(fib.egress_of(id)?.mtu));
-                let original = Original {
-                    cut: (0, 0),
-                    is_piece,
-                    keep: is_union,
+                let original = UntranslatedPacket {
+                    range: (0, 0),
+                    in_side_buffer,
+                    keep_original: is_union,
                     datagram: &decision.datagram,
                 };
                 let mtu = mtus.min().unwrap_or(u32::MAX) as usize;
                 translated = self.translate(rewrite, original, guarded, mtu, batch, out);
             }
-            let in_place = *first.get_or_insert(form) == form;
-            let mut begin = in_place.then_some(0);
-            for id in version.paths() {
+            let in_place = *first.get_or_insert(key) == key;
+            let mut first_range = in_place.then_some(0);
+            for id in variant.paths() {
                 let path = &fib.paths[id as usize];
-                let place = &mut self.egresses[path.egress as usize];
+                let position = &mut self.egresses[path.egress as usize];
                 let again = is_union && rewrite.is_none();
-                if again && std::mem::replace(&mut place.turn, self.turn) == self.turn {
+                if again
+                    && std::mem::replace(&mut position.packet_number, self.packet_number)
+                        == self.packet_number
+                {
                     continue;
                 }
                 let mut count = translated;
-                for (at, goes_on) in self.goes_on.iter_mut().enumerate() {
-                    if rewrite.is_none() && !stopped(at, &self.came_back) {
-                        *goes_on = true;
-                        count += weight;
+                for (at, forwarded) in self.forwarded.iter_mut().enumerate() {
+                    if rewrite.is_none() && !stopped(at, &self.looped) {
+                        *forwarded = true;
+                        count += datagrams_each;
                     }
                 }
                 if count == 0 {
@@ -253,60 +263,69 @@ impl Switch {
                     .threshold
                     .is_none_or(|t| t.passes(decision.datagram.ttl));
                 if !passes {
-                    out.tally.below_threshold(path.egress, count);
+                    out.counts.below_threshold(path.egress, count);
                     continue;
                 }
                 let egresses = &mut out.egresses;
-                let place = *place.at.get_or_insert_with(|| {
+                let position = *position.at.get_or_insert_with(|| {
                     egresses.push((path.egress, Vec::with_capacity(out.expected)));
                     egresses.len() as u32 - 1
                 });
                 if let Some(rewrite) = rewrite {
-                    let slots = &mut out.egresses[place as usize].1;
+                    let slots = &mut out.egresses[position as usize].1;
                     slots.extend(self.translated.iter().map(|(start, len)| Slot {
                         start: *start,
                         len: *len,
-                        piece: is_piece || moves(rewrite, is_union),
+                        in_side_buffer: in_side_buffer || uses_side_buffer(rewrite, is_union),
                         segments,
                         path: id,
                         received_ns: packet.received_ns,
                     }));
                     continue;
                 }
-                let begin = match begin {
-                    Some(begin) => begin,
+                let first_range = match first_range {
+                    Some(first_range) => first_range,
                     None => {
-                        let made = self.make(form, cuts, batch, &mut out.pieces, is_piece);
-                        *begin.insert(made)
+                        let built = self.build_variant(
+                            key,
+                            ranges,
+                            batch,
+                            &mut out.side_buffer,
+                            in_side_buffer,
+                        );
+                        *first_range.insert(built)
                     }
                 };
-                let slots = &mut out.egresses[place as usize].1;
-                let these = self.cuts[begin..begin + cuts].iter().enumerate();
-                let these = these.filter(|(at, _)| !stopped(*at, &self.came_back));
-                slots.extend(these.map(|(_, (start, len))| Slot {
+                let slots = &mut out.egresses[position as usize].1;
+                let packets = self.ranges[first_range..first_range + ranges]
+                    .iter()
+                    .enumerate();
+                let packets = packets.filter(|(at, _)| !stopped(*at, &self.looped));
+                slots.extend(packets.map(|(_, (start, len))| Slot {
                     start: *start,
                     len: *len,
-                    piece: is_piece || !in_place,
+                    in_side_buffer: in_side_buffer || !in_place,
                     segments,
                     path: id,
                     received_ns: packet.received_ns,
                 }));
             }
         }
-        for (at, goes_on) in self.goes_on.iter().enumerate() {
-            if !goes_on {
-                let refused = self.refused.get(at).copied().flatten();
-                out.tally.dropped[refused.unwrap_or(DropReason::Loop) as usize] += weight;
+        for (at, forwarded) in self.forwarded.iter().enumerate() {
+            if !forwarded {
+                let error = self.translation_errors.get(at).copied().flatten();
+                out.counts.dropped[error.unwrap_or(DropReason::Loop) as usize] += datagrams_each;
             }
         }
     }
 
-    /// Translates the packets of the first version, without those that came back where
-    /// `guarded`. Returns how many; what they became is in `translated`.
+    /// Translates the packets of the first variant, except those that the loop guard recognised
+    /// where `guarded`. Returns the number of translated datagrams; their ranges are in
+    /// `translated`.
     fn translate(
         &mut self,
         rewrite: &TranslationRule,
-        original: Original<'_>,
+        original: UntranslatedPacket<'_>,
         guarded: bool,
         mtu: usize,
         batch: &mut Batch,
@@ -314,26 +333,27 @@ impl Switch {
     ) -> u64 {
         self.translated.clear();
         let mut count = 0;
-        for at in 0..self.goes_on.len() {
-            let refused = if guarded && self.came_back[at] {
+        for at in 0..self.forwarded.len() {
+            let error = if guarded && self.looped[at] {
                 Some(DropReason::Loop)
             } else {
-                let original = Original {
-                    cut: self.cuts[at],
+                let original = UntranslatedPacket {
+                    range: self.ranges[at],
                     ..original
                 };
-                let each = |cut| self.translated.push(cut);
-                let pieces = &mut out.pieces;
-                let done = (self.translator).run(rewrite, &original, mtu, batch, pieces, each);
+                let on_packet = |range| self.translated.push(range);
+                let side_buffer = &mut out.side_buffer;
+                let done =
+                    (self.translator).run(rewrite, &original, mtu, batch, side_buffer, on_packet);
                 done.err()
             };
-            self.goes_on[at] = refused.is_none();
-            count += self.weight() * u64::from(refused.is_none());
-            self.refused.push(refused);
+            self.forwarded[at] = error.is_none();
+            count += self.datagrams_each() * u64::from(error.is_none());
+            self.translation_errors.push(error);
         }
-        if let Some((segments, _)) = self.whole {
-            let memory = match moves(rewrite, original.keep) {
-                true => &mut out.pieces[..],
+        if let Some((segments, _)) = self.gso {
+            let memory = match uses_side_buffer(rewrite, original.keep_original) {
+                true => &mut out.side_buffer[..],
                 false => batch.bytes_mut(),
             };
             for (start, len) in &self.translated {
@@ -341,94 +361,105 @@ impl Switch {
                 leave_unfinished(packet, segments);
             }
         }
-        out.tally.translated[rewrite.family() as usize] += count;
+        out.counts.translated[rewrite.family() as usize] += count;
         count
     }
 
-    /// Looks up in the loop window which packets of the first version came back. Once for
-    /// all versions: they differ in what a packet that comes back may differ in too.
-    fn look_back(&mut self, batch: &Batch, pieces: &[u8], is_piece: bool, now_ms: u64) {
-        let memory = if is_piece { pieces } else { batch.bytes() };
+    /// Asks the loop guard about the packets of the first variant. One lookup serves all variants:
+    /// they differ only in TTL, which the loop guard ignores.
+    fn check_loop_guard(
+        &mut self,
+        batch: &Batch,
+        side_buffer: &[u8],
+        in_side_buffer: bool,
+        now_ms: u64,
+    ) {
+        let memory = if in_side_buffer {
+            side_buffer
+        } else {
+            batch.bytes()
+        };
         let guard = &self.guard;
-        self.came_back.extend(self.cuts.iter().map(|(start, len)| {
+        self.looped.extend(self.ranges.iter().map(|(start, len)| {
             let packet = &memory[*start as usize..][..*len as usize];
-            guard.came_back(packet, now_ms)
+            guard.recognises(packet, now_ms)
         }));
     }
 
-    /// Makes the packets of another form, of the first ones, behind the pieces; unless that
-    /// was done. Returns where they begin in `cuts`.
-    fn make(
+    /// Builds the packets of a further variant in the side buffer, unless they exist already.
+    /// Returns the position of the first in `ranges`.
+    fn build_variant(
         &mut self,
-        form: Form,
-        cuts: usize,
+        key: VariantKey,
+        ranges: usize,
         batch: &Batch,
-        pieces: &mut Vec<u8>,
-        is_piece: bool,
+        side_buffer: &mut Vec<u8>,
+        in_side_buffer: bool,
     ) -> usize {
-        if let Some((_, begin)) = self.made.iter().find(|(made, _)| *made == form) {
-            return *begin;
+        if let Some((_, first_range)) = self.built.iter().find(|(built, _)| *built == key) {
+            return *first_range;
         }
-        let begin = self.cuts.len();
-        self.made.push((form, begin));
-        for at in 0..cuts {
-            let (start, len) = self.cuts[at];
+        let first_range = self.ranges.len();
+        self.built.push((key, first_range));
+        for at in 0..ranges {
+            let (start, len) = self.ranges[at];
             let from = start as usize..(start + len) as usize;
-            let to = pieces.len();
-            match is_piece {
-                true => pieces.extend_from_within(from),
-                false => pieces.extend_from_slice(&batch.bytes()[from]),
+            let to = side_buffer.len();
+            match in_side_buffer {
+                true => side_buffer.extend_from_within(from),
+                false => side_buffer.extend_from_slice(&batch.bytes()[from]),
             }
-            form.make(&mut pieces[to..]);
-            self.cuts.push((to as u32, len));
+            key.apply(&mut side_buffer[to..]);
+            self.ranges.push((to as u32, len));
         }
-        begin
+        first_range
     }
 
-    /// Packets on the wire that each of `cuts` stands for.
-    fn weight(&self) -> u64 {
-        self.whole.map_or(1, |(_, count)| count)
+    /// Returns the number of packets on the wire that each entry of `ranges` stands for.
+    fn datagrams_each(&self) -> u64 {
+        self.gso.map_or(1, |(_, count)| count)
     }
 
-    /// Notes where the packets are that a captured one stands for: itself, or its pieces.
-    fn cut(
+    /// Records the ranges of the packets that a captured packet stands for: its own range, or those
+    /// of its segments.
+    fn record_ranges(
         &mut self,
         batch: &mut Batch,
         packet: &Packet,
         decision: &Decision<'_>,
         start: usize,
-        pieces: &mut Vec<u8>,
+        side_buffer: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
         let len = decision.datagram.len;
-        self.whole = None;
+        self.gso = None;
         let Offload::UdpSegments { payload } = packet.offload else {
-            self.cuts.push((start as u32, len as u32));
+            self.ranges.push((start as u32, len as u32));
             return Ok(());
         };
         let bytes = &mut batch.bytes_mut()[start..start + len];
-        // The loop window knows datagrams, and each gets a header of its own in the other IP
-        // version.
-        let one_by_one = decision.variants().any(|v| {
+        // The loop guard compares single datagrams, and a translation to the other IP variant writes a
+        // header for each datagram.
+        let needs_segmentation = decision.variants().any(|v| {
             v.entry.loop_guard
                 || v.entry
                     .rewrite
                     .as_ref()
                     .is_some_and(|r| !r.family().stays())
         });
-        let whole = segments(bytes, &decision.datagram, payload).filter(|_| !one_by_one);
-        if let Some(whole) = whole {
-            leave_unfinished(bytes, whole);
-            self.whole = Some((whole, whole.count(len)));
-            self.cuts.push((start as u32, len as u32));
+        let gso = segments(bytes, &decision.datagram, payload).filter(|_| !needs_segmentation);
+        if let Some(gso) = gso {
+            leave_unfinished(bytes, gso);
+            self.gso = Some((gso, gso.count(len)));
+            self.ranges.push((start as u32, len as u32));
             return Ok(());
         }
-        segment(bytes, &decision.datagram, payload, pieces, |range| {
-            self.cuts.push((range.start as u32, range.len() as u32));
+        segment(bytes, &decision.datagram, payload, side_buffer, |range| {
+            self.ranges.push((range.start as u32, range.len() as u32));
         })
     }
 
-    /// Decides one packet and makes its first version, in place. Also returns where its IP
-    /// header starts.
+    /// Makes the forwarding decision for one packet and builds its first variant in position. Also
+    /// returns the offset of its IP header.
     fn decide<'f>(
         &mut self,
         fib: &'f Fib,
@@ -445,8 +476,8 @@ impl Switch {
             .bytes_mut()
             .get_mut(start..start + packet.len as usize)
             .ok_or(DropReason::Truncated)?;
-        // The outermost tag says whose frame it is. The kernel strips it, but not from frames that
-        // go out on a device which cannot insert tags.
+        // The outermost tag decides which interface a frame belongs to. The kernel strips this tag,
+        // except from outgoing frames on a device that cannot insert tags.
         let vlan = packet
             .vlan
             .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
@@ -455,8 +486,8 @@ impl Switch {
         }
         let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
         let bytes = &mut bytes[tags..];
-        let version = bytes.first().map_or(0, |b| b >> 4);
-        match (ethertype, version) {
+        let variant = bytes.first().map_or(0, |b| b >> 4);
+        match (ethertype, variant) {
             (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
             (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
                 return Err(DropReason::Truncated.into());
@@ -471,7 +502,7 @@ impl Switch {
         };
         let decision = decide(arrival, &mut self.flows, bytes)?;
         let offload = match packet.offload {
-            // Counted from where the tags are.
+            // The kernel counts from the start of the tags.
             Offload::Checksum { start, offset } => Offload::Checksum {
                 start: start
                     .checked_sub(tags as u16)
@@ -480,16 +511,16 @@ impl Switch {
             },
             other => other,
         };
-        let ttl = decision.variants().next().map(|version| version.ttl);
+        let ttl = decision.variants().next().map(|variant| variant.ttl);
         let ttl = ttl.unwrap_or(decision.datagram.ttl);
         rewrite(&mut bytes[..decision.datagram.len], offload, ttl)?;
         Ok((decision, start + tags))
     }
 }
 
-/// Packets and bytes on the wire that a captured packet stands for.
+/// Returns the packets and bytes on the wire that a captured packet stands for.
 fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
-    let whole = || {
+    let gso = || {
         let Offload::UdpSegments { payload } = packet.offload else {
             return None;
         };
@@ -497,14 +528,14 @@ fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
         let bytes = bytes.get(..packet.len as usize)?;
         let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
         let datagram = ip::Datagram::parse(&bytes[tags..]).ok()?;
-        let whole = segments(&bytes[tags..], &datagram, payload)?;
-        Some((whole.count(datagram.len), whole.bytes(datagram.len)))
+        let gso = segments(&bytes[tags..], &datagram, payload)?;
+        Some((gso.count(datagram.len), gso.bytes(datagram.len)))
     };
-    whole().unwrap_or((1, packet.len.into()))
+    gso().unwrap_or((1, packet.len.into()))
 }
 
-/// Copies a message that was found to be one.
-fn hand_over(batch: &Batch, packet: &Packet, messages: &mut Messages) {
+/// Copies an IGMP, MLD or router discovery message out of the batch.
+fn copy_message(batch: &Batch, packet: &Packet, messages: &mut Messages) {
     let start = packet.start as usize;
     let bytes = &batch.bytes()[start..start + packet.len as usize];
     if let Ok((_, tags)) = vlan::skip_tags(packet.ethertype, bytes) {

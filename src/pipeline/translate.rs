@@ -1,5 +1,4 @@
-//! Translating the packets of a batch: where they stand, or where that does not do behind the
-//! pieces beside it.
+//! Translation of the packets of a batch: in place, or into the side buffer.
 
 use std::ops::Range;
 
@@ -9,83 +8,91 @@ use crate::forward::translate::{Identifications, across, in_place};
 use crate::model::TranslationRule;
 use crate::wire::ip::Datagram;
 
-/// What is kept from packet to packet.
+/// State that is kept from packet to packet.
 #[derive(Default)]
 pub(super) struct Translator {
     ids: Identifications,
-    scratch: Vec<u8>,
+    copy: Vec<u8>,
 }
 
 /// A packet to translate.
-pub(super) struct Original<'a> {
-    /// First byte and length.
-    pub cut: (u32, u32),
-    /// Whether it stands in the pieces.
-    pub is_piece: bool,
-    /// Whether it is needed as it is, too.
-    pub keep: bool,
-    /// What was read of it, or of the packet it was cut from.
+pub(super) struct UntranslatedPacket<'a> {
+    /// Offset of the first byte, and length.
+    pub range: (u32, u32),
+    /// Whether the packet is in the side buffer.
+    pub in_side_buffer: bool,
+    /// Whether the untranslated packet is needed too.
+    pub keep_original: bool,
+    /// The parsed header of the packet, or of the GSO packet it was segmented from.
     pub datagram: &'a Datagram,
 }
 
 impl Translator {
-    /// Translates one packet. `each` is told where each packet stands that it becomes: where
-    /// `moves` says so in the pieces, else where it stood.
+    /// Translates one packet. Calls `on_packet` with the range of on_packet resulting packet: in the side
+    /// buffer if [`uses_side_buffer`], else at the place of the original.
     pub fn run(
         &mut self,
         rewrite: &TranslationRule,
-        original: &Original<'_>,
+        original: &UntranslatedPacket<'_>,
         mtu: usize,
         batch: &mut Batch,
-        pieces: &mut Vec<u8>,
-        mut each: impl FnMut((u32, u32)),
+        side_buffer: &mut Vec<u8>,
+        mut on_packet: impl FnMut((u32, u32)),
     ) -> Result<(), DropReason> {
-        let (start, len) = original.cut;
+        let (start, len) = original.range;
         let range = start as usize..(start + len) as usize;
         let datagram = Datagram {
             len: len as usize,
             ..*original.datagram
         };
-        if !moves(rewrite, original.keep) {
-            let memory = match original.is_piece {
-                true => &mut pieces[..],
+        if !uses_side_buffer(rewrite, original.keep_original) {
+            let memory = match original.in_side_buffer {
+                true => &mut side_buffer[..],
                 false => batch.bytes_mut(),
             };
             let bytes = memory.get_mut(range).ok_or(DropReason::Truncated)?;
             in_place(bytes, &datagram, rewrite)?;
-            each(original.cut);
+            on_packet(original.range);
             return Ok(());
         }
-        let cut = |r: Range<usize>| (r.start as u32, r.len() as u32);
-        if !original.is_piece && !rewrite.family().stays() {
+        let offset_and_len = |r: Range<usize>| (r.start as u32, r.len() as u32);
+        if !original.in_side_buffer && !rewrite.family().stays() {
             let bytes = batch.bytes().get(range).ok_or(DropReason::Truncated)?;
-            let (ids, each) = (&mut self.ids, |r| each(cut(r)));
-            across(bytes, &datagram, rewrite, ids, mtu, pieces, each)?;
+            let (ids, on_packet) = (&mut self.ids, |r| on_packet(offset_and_len(r)));
+            across(bytes, &datagram, rewrite, ids, mtu, side_buffer, on_packet)?;
             return Ok(());
         }
-        // It changes apart, or is read from the memory that is written to.
-        let bytes = match original.is_piece {
-            true => pieces.get(range),
+        // The result goes to the side buffer. Copy the packet first if it is read from there too.
+        let bytes = match original.in_side_buffer {
+            true => side_buffer.get(range),
             false => batch.bytes().get(range),
         };
-        self.scratch.clear();
-        self.scratch
+        self.copy.clear();
+        self.copy
             .extend_from_slice(bytes.ok_or(DropReason::Truncated)?);
         if rewrite.family().stays() {
-            in_place(&mut self.scratch, &datagram, rewrite)?;
-            let at = pieces.len();
-            pieces.extend_from_slice(&self.scratch);
-            each(cut(at..pieces.len()));
+            in_place(&mut self.copy, &datagram, rewrite)?;
+            let at = side_buffer.len();
+            side_buffer.extend_from_slice(&self.copy);
+            on_packet(offset_and_len(at..side_buffer.len()));
         } else {
-            let (ids, each) = (&mut self.ids, |r| each(cut(r)));
-            across(&self.scratch, &datagram, rewrite, ids, mtu, pieces, each)?;
+            let (ids, on_packet) = (&mut self.ids, |r| on_packet(offset_and_len(r)));
+            across(
+                &self.copy,
+                &datagram,
+                rewrite,
+                ids,
+                mtu,
+                side_buffer,
+                on_packet,
+            )?;
         }
         Ok(())
     }
 }
 
-/// Whether translated packets stand in the pieces: where the IP version changes, or where the
-/// original is needed too.
-pub(super) fn moves(rewrite: &TranslationRule, keep: bool) -> bool {
-    keep || !rewrite.family().stays()
+/// Reports whether translated packets are written to the side buffer: the IP version changes, or
+/// the original is needed too.
+pub(super) fn uses_side_buffer(rewrite: &TranslationRule, keep_original: bool) -> bool {
+    keep_original || !rewrite.family().stays()
 }

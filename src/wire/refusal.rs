@@ -55,7 +55,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn labels_are_unique_and_numbers_are_positions() {
+    fn labels_are_unique_and_discriminants_are_indexes() {
         let labels: HashSet<_> = Refusal::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), Refusal::COUNT);
         for (i, reason) in Refusal::ALL.iter().enumerate() {

@@ -100,7 +100,7 @@ fn ttl_by_policy() {
 }
 
 #[test]
-fn an_excepted_source_falls_to_a_less_specific_rule_or_has_its_own_reason() {
+fn excepted_source_uses_a_less_specific_rule() {
     let both = table(&[
         ("225.1.2.3", ANY, TtlPolicy::Keep, &["10.0.0.7"]),
         ("225.1.2.0/24", ANY, TtlPolicy::Decrement, &[]),
@@ -112,7 +112,7 @@ fn an_excepted_source_falls_to_a_less_specific_rule_or_has_its_own_reason() {
 }
 
 #[test]
-fn what_no_router_forwards() {
+fn unforwardable_packets_have_their_reason() {
     let all = table(&[("224.0.0.0/4", ANY, TtlPolicy::Decrement, &[])]);
     let reason = |s, g| decide(&all, &packet(s, g, 9)).err();
     assert_eq!(reason([10, 0, 0, 1], [225, 1, 2, 3]), None);
@@ -268,7 +268,7 @@ mod learned {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn the_union_is_the_scan_of_rules_and_memberships(
+        fn union_equals_a_scan_of_rules_and_memberships(
             rules in rules(),
             changes in proptest::collection::vec((2usize..7, 0u8..4, proptest::option::weighted(0.9, filter())), 1..40),
         ) {
@@ -326,7 +326,7 @@ mod learned {
     }
 
     #[test]
-    fn why_nobody_gets_it() {
+    fn undelivered_packet_has_the_matching_reason() {
         let mut learned = MembershipDatabase::default();
         let only = SourceFilter::Include([source(1)].into());
         assert_eq!(why(&mut learned, 0, 1, group(1)), Some(DropReason::NoRoute));
@@ -353,7 +353,7 @@ mod learned {
     }
 
     #[test]
-    fn what_changes_nothing_makes_no_snapshot_and_a_change_shares_the_rest() {
+    fn unchanged_membership_keeps_the_snapshot() {
         let rib = Rib {
             proxies: proxies(),
             ..Rib::default()
@@ -375,7 +375,7 @@ mod learned {
 
     /// 10,000 groups with 10 sources each: a change costs what changed.
     #[test]
-    fn one_group_of_ten_thousand_is_published_at_once() {
+    fn change_of_one_group_among_ten_thousand_is_fast() {
         let rib = Rib {
             proxies: proxies(),
             ..Rib::default()

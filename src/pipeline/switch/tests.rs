@@ -90,7 +90,7 @@ fn ways(fib: &Fib, switched: &Switched, name: &str) -> Vec<(u8, String)> {
     let slots = switched.egresses.iter().filter(|(id, _)| named(id));
     let way = |slot: &Slot| {
         let route = &fib.paths[slot.path as usize].route;
-        let bytes = switched.load.packet(slot);
+        let bytes = switched.shared.packet(slot);
         // Each version is a whole packet with a checksum of its own.
         assert_eq!(Datagram::parse(bytes).map(|d| d.len), Ok(bytes.len()));
         (bytes[8], route.to_string())
@@ -174,12 +174,12 @@ fn plain(packet: Vec<u8>) -> (Vec<u8>, Packet) {
 fn reason(packet: (Vec<u8>, Packet)) -> Option<DropReason> {
     let len = packet.0.len() as u64;
     let switched = run(&usual(), &[packet]);
-    assert_eq!(switched.tally.packets, 1);
+    assert_eq!(switched.counts.packets, 1);
     let found = DropReason::ALL
         .iter()
-        .find(|r| switched.tally.dropped[**r as usize] == 1);
+        .find(|r| switched.counts.dropped[**r as usize] == 1);
     // What is no packet counts with all its bytes.
-    assert!(found.is_none() || switched.tally.bytes == len);
+    assert!(found.is_none() || switched.counts.bytes == len);
     assert_eq!(found.is_some(), switched.egresses.is_empty());
     found.copied()
 }
@@ -194,7 +194,7 @@ fn leaving(fib: &Fib, switched: &Switched, name: &str) -> Vec<Vec<u8>> {
 
 /// What a slot is on the wire, where its counts agree with that.
 fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
-    let packet = switched.load.packet(slot);
+    let packet = switched.shared.packet(slot);
     let mut all = Vec::new();
     match slot.segments {
         None => all.push(packet.to_vec()),
@@ -215,7 +215,7 @@ fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn fan_out_obeys_thresholds_and_keeps_the_order_of_each_egress() {
+fn fan_out_applies_thresholds_and_keeps_order() {
     let fib = usual();
     let ttls = [9, 8, 2, 200, 1];
     let packets: Vec<_> = ttls.iter().map(|t| plain(packet(GROUP, *t, 4))).collect();
@@ -229,17 +229,17 @@ fn fan_out_obeys_thresholds_and_keeps_the_order_of_each_egress() {
     assert_eq!(left("out3"), [8, 199]);
     assert_eq!(left("out2"), [1]);
     let out3 = fib.egresses.iter().position(|e| e.name.as_str() == "out3");
-    let below = &switched.tally.below_threshold;
+    let below = &switched.counts.below_threshold;
     assert_eq!(below, &[(out3.unwrap() as u32, 2)]);
-    assert_eq!(switched.tally.dropped[DropReason::TtlExpired as usize], 1);
-    assert_eq!(switched.tally.packets, 6);
+    assert_eq!(switched.counts.dropped[DropReason::TtlExpired as usize], 1);
+    assert_eq!(switched.counts.packets, 6);
     for (_, slots) in &switched.egresses {
         assert!(slots.is_sorted_by_key(|s| s.received_ns));
     }
 }
 
 #[test]
-fn a_vlan_with_an_interface_of_its_own_is_left_to_it() {
+fn tagged_frame_of_a_vlan_interface_is_vlan_elsewhere() {
     let vlan = |id| Packet {
         vlan: Some(id),
         ..Packet::default()
@@ -269,7 +269,7 @@ fn of_type(ethertype: u16) -> Packet {
 }
 
 #[test]
-fn tags_left_in_the_bytes_are_stepped_over_and_the_outermost_counts() {
+fn inline_vlan_tags_are_skipped_and_the_outermost_decides() {
     let fib = usual();
     let inner = |id: u16| tagged(&[(id, 0x0800)], packet(GROUP, 9, 4));
     // QinQ: the kernel took the outer tag; the inner one is nobody else's.
@@ -294,7 +294,7 @@ fn tags_left_in_the_bytes_are_stepped_over_and_the_outermost_counts() {
 }
 
 #[test]
-fn a_checksum_behind_tags_is_finished_at_its_place() {
+fn checksum_offset_accounts_for_vlan_tags() {
     let fib = usual();
     let mut unfinished = packet(GROUP, 9, 5);
     let (s, d) = ([10, 0, 0, 1].into(), GROUP.into());
@@ -318,7 +318,7 @@ fn a_checksum_behind_tags_is_finished_at_its_place() {
 }
 
 #[test]
-fn pieces_of_a_super_packet_go_to_every_egress_and_count_as_packets() {
+fn segments_reach_every_egress_and_count_as_packets() {
     let fib = usual();
     let offload = Offload::UdpSegments { payload: 1000 };
     let big = (
@@ -336,8 +336,8 @@ fn pieces_of_a_super_packet_go_to_every_egress_and_count_as_packets() {
     assert_eq!(leaving(&fib, &switched, "out2"), out1);
     let whole = |p: &Vec<u8>| Datagram::parse(p).is_ok_and(|d| d.len == p.len());
     assert!(out1.iter().all(whole));
-    assert_eq!(switched.tally.packets, 5);
-    assert_eq!(switched.tally.bytes, 29 + 1028 + 1028 + 528 + 29);
+    assert_eq!(switched.counts.packets, 5);
+    assert_eq!(switched.counts.bytes, 29 + 1028 + 1028 + 528 + 29);
     // One that cannot be cut is one packet dropped, and leaves no pieces behind.
     let mut meta = Packet {
         offload: Offload::UdpSegments { payload: 0 },
@@ -377,7 +377,7 @@ fn is_unfinished(packet: &[u8]) -> bool {
 }
 
 #[test]
-fn a_super_packet_goes_whole_unless_each_datagram_has_to_be_looked_at() {
+fn gso_packet_is_segmented_only_where_needed() {
     let kept = || rule("225.1.2.3", &["out1", "out2"], TtlPolicy::Keep);
     let guarded = RouteRule {
         loop_guard: true,
@@ -410,31 +410,31 @@ fn a_super_packet_goes_whole_unless_each_datagram_has_to_be_looked_at() {
         for (_, slots) in &switched.egresses {
             let segments = slots.iter().filter(|s| s.segments.is_some());
             for slot in segments {
-                assert!(is_unfinished(switched.load.packet(slot)));
+                assert!(is_unfinished(switched.shared.packet(slot)));
             }
         }
-        assert_eq!(switched.tally.packets, count);
+        assert_eq!(switched.counts.packets, count);
         assert_eq!(leaving(&fib, &switched, "out2").len() as u64, count);
     }
 }
 
 #[test]
-fn what_goes_whole_counts_as_datagrams_below_a_threshold_too() {
+fn gso_packet_below_threshold_counts_as_datagrams() {
     let fib = usual();
     let switched = run(&fib, &[several(packet(GROUP, 2, 2500), 1000)]);
     assert_eq!(whole(&switched), [1]);
-    let below: u64 = switched.tally.below_threshold.iter().map(|(_, n)| n).sum();
-    assert_eq!((switched.tally.packets, below), (3, 3));
+    let below: u64 = switched.counts.below_threshold.iter().map(|(_, n)| n).sum();
+    assert_eq!((switched.counts.packets, below), (3, 3));
 }
 
 #[test]
-fn what_came_as_one_and_is_dropped_counts_as_datagrams() {
+fn gso_packet_without_route_counts_as_datagrams() {
     for (group, ttl, reason) in [
         (GROUP, 1, DropReason::TtlExpired),
         ([226, 0, 0, 1], 9, DropReason::NoRoute),
     ] {
         let switched = run(&usual(), &[several(packet(group, ttl, 2500), 1000)]);
-        let tally = &switched.tally;
+        let tally = &switched.counts;
         assert_eq!((tally.packets, tally.bytes), (3, 2500 + 3 * 28));
         assert_eq!(tally.dropped[reason as usize], 3);
         assert_eq!(tally.dropped.iter().sum::<u64>(), 3);
@@ -442,7 +442,7 @@ fn what_came_as_one_and_is_dropped_counts_as_datagrams() {
 }
 
 #[test]
-fn what_is_no_whole_packet_has_a_reason() {
+fn incomplete_packet_is_dropped_with_a_reason() {
     let good = || packet(GROUP, 9, 4);
     let cut = Packet {
         cut: true,
@@ -463,7 +463,7 @@ fn what_is_no_whole_packet_has_a_reason() {
     let mut outside = batch(&[plain(good())]);
     outside.packets[0].len += 1;
     let switched = Switch::default().run(&fib, ingress, outside, 0);
-    assert_eq!(switched.tally.dropped[DropReason::Truncated as usize], 1);
+    assert_eq!(switched.counts.dropped[DropReason::Truncated as usize], 1);
 }
 
 #[test]
@@ -473,5 +473,5 @@ fn padding_is_trimmed() {
     padded.resize(46, 0xaa);
     let switched = run(&fib, &[plain(padded)]);
     assert_eq!(leaving(&fib, &switched, "out1"), [packet(GROUP, 8, 1)]);
-    assert_eq!(switched.tally.bytes, 29);
+    assert_eq!(switched.counts.bytes, 29);
 }

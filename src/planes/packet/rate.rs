@@ -207,7 +207,7 @@ impl Spin {
         self.gap = (self.gap.min(2 * most) * 7 + gap) / 8;
         // A packet that came while others had the core hides nothing of that.
         let before = self.looked.take();
-        if self.resting_at(now) || self.others_need_it(before, now) {
+        if self.resting_at(now) || self.contended(before, now) {
             self.since = None;
             return;
         }
@@ -223,7 +223,7 @@ impl Spin {
         };
         let before = self.looked.replace(now);
         let goes_on =
-            !self.others_need_it(before, now) && now.saturating_duration_since(since) < self.most;
+            !self.contended(before, now) && now.saturating_duration_since(since) < self.most;
         if !goes_on {
             self.since = None;
             self.looked = None;
@@ -246,7 +246,7 @@ impl Spin {
 
     /// Counts the time from one look to the next where others had the core, and begins to
     /// rest where that is much.
-    fn others_need_it(&mut self, before: Option<Instant>, now: Instant) -> bool {
+    fn contended(&mut self, before: Option<Instant>, now: Instant) -> bool {
         let gap = before.map_or(Duration::ZERO, |b| now.saturating_duration_since(b));
         if gap <= Self::TAKEN {
             return false;
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn it_looks_for_the_next_packet_only_where_that_comes_soon() {
+    fn busy_poll_starts_only_when_packets_are_frequent() {
         let new = || Spin::new(Duration::from_micros(200));
         let start = Instant::now();
         assert_eq!(looks(&mut new(), start, 100, 20), 200);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_ends_it_and_it_comes_back() {
+    fn busy_poll_stops_at_a_pause_and_resumes() {
         let mut spin = Spin::new(Duration::from_micros(200));
         let start = Instant::now();
         assert_eq!(looks(&mut spin, start, 100, 20), 200);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn it_rests_while_others_need_the_core_and_longer_each_time() {
+    fn busy_poll_backs_off_when_the_core_is_contended() {
         let mut spin = Spin::new(Duration::from_micros(200));
         let mut now = Instant::now();
         let ms = Duration::from_millis;
@@ -322,7 +322,7 @@ mod tests {
         for _ in 0..3 {
             assert!(looks(&mut spin, now, 100, 20) > 0);
             for times in 1..=4 {
-                looks_once_late(&mut spin, now + ms(8 * times), times < 4);
+                poll_late(&mut spin, now + ms(8 * times), times < 4);
             }
             let taken = now + ms(36);
             rests.push((0..100_000).step_by(100).find(|t| {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     /// A look in time, and one that comes 4 ms later.
-    fn looks_once_late(spin: &mut Spin, at: Instant, goes_on: bool) {
+    fn poll_late(spin: &mut Spin, at: Instant, goes_on: bool) {
         for n in 0..100 {
             spin.came(1, 1_000_000_000 + n * 20 * US, at);
         }
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn one_long_pause_of_the_whole_machine_is_no_reason_to_rest() {
+    fn machine_pause_does_not_trigger_back_off() {
         let mut spin = Spin::new(Duration::from_micros(200));
         let start = Instant::now();
         for second in 1..100 {
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_of_the_sender_does_not_end_the_looking() {
+    fn sender_pause_does_not_stop_busy_poll() {
         let mut spin = Spin::new(Duration::from_micros(200));
         let start = Instant::now();
         assert!(looks(&mut spin, start, 100, 100) > 0);
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_a_second_is_not_a_rate_for_blocks() {
+    fn ten_thousand_packets_a_second_stay_in_latency_mode() {
         let mut governor = Governor::new(Thresholds::default());
         let start = Instant::now();
         // A little more and a little less, as packets come.
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn up_above_the_threshold_after_one_window() {
+    fn throughput_mode_starts_after_one_window_above_threshold() {
         let mut governor = Governor::new(Thresholds::default());
         assert_eq!(feed(&mut governor, MS, 1000 * MS, 100_000), None);
         // 50,000 a second: at the end of the window that began with them, or of the next.
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_after_silence_is_no_rate() {
+    fn burst_after_silence_keeps_latency_mode() {
         let mut governor = Governor::new(Thresholds::default());
         for burst in 1..20u64 {
             // 500 packets within a millisecond, every 40.
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_set_back_begins_anew() {
+    fn clock_set_back_restarts_the_window() {
         let mut governor = Governor::new(Thresholds::default());
         assert!(!governor.came(1, 10_000 * MS));
         assert!(!governor.came(100_000, 5_000 * MS));
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn down_only_after_it_was_quiet_without_interruption() {
+    fn latency_mode_returns_only_after_sustained_quiet() {
         let mut governor = Governor::new(Thresholds::default());
         let start = Instant::now();
         let mut look = |tick: u64, packets: u64| {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_is_released_after_a_while_of_latency() {
+    fn ring_is_released_after_sustained_latency_mode() {
         let mut governor = Governor::new(Thresholds::default());
         let start = Instant::now();
         let mut look = |s: u64| governor.look(Mode::Latency, start + Duration::from_secs(s));

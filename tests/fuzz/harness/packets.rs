@@ -11,7 +11,7 @@ use mcastor::forward::{self, Decision, DropReason, NotData, decide};
 use mcastor::model::{
     IfIndex, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
 };
-use mcastor::pipeline::egress::Sent;
+use mcastor::pipeline::egress::SendCounts;
 use mcastor::pipeline::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, Switch, Transmit};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, InterfaceOptions, Rib, UpstreamSelector};
@@ -69,7 +69,7 @@ pub fn switch(data: &[u8]) -> bool {
     let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
     let batch = Batch::from_bytes(bytes, metas);
     let switched = SWITCH.with_borrow_mut(|s| s.run(fib, ingress, batch, clock()));
-    let tally = &switched.tally;
+    let tally = &switched.counts;
     let dropped: u64 = tally.dropped.iter().sum();
     let seen = tally.packets + tally.membership;
     assert!(seen >= count as u64 && dropped <= tally.packets);
@@ -81,9 +81,9 @@ pub fn switch(data: &[u8]) -> bool {
     assert!(slots + below <= passed * 3, "more than there are egresses");
     for (egress, slots) in switched.egresses {
         let mtu = fib.egresses[egress as usize].mtu as usize;
-        let (mut queue, mut sent) = (EgressQueue::default(), Sent::default());
+        let (mut queue, mut sent) = (EgressQueue::default(), SendCounts::default());
         let filled: u64 = slots.iter().map(Slot::packets).sum();
-        queue.fill(switched.load.clone(), slots, mtu, &mut sent);
+        queue.fill(switched.shared.clone(), slots, mtu, &mut sent);
         let unfit: u64 = sent.dropped.iter().sum();
         let mut whim = Whim {
             answers: Input(answers),

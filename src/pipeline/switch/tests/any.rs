@@ -73,7 +73,7 @@ proptest! {
     /// Every packet is decided once: for each, all its paths are slots or below a
     /// threshold, or it is dropped with one reason.
     #[test]
-    fn nothing_is_lost_in_the_count(
+    fn every_packet_is_forwarded_or_counted(
         rules in any_rules(),
         asked in proptest::sample::subsequence(vec![2, 3, 4], 0..=3),
         packets in proptest::collection::vec(any_packet(), 0..30),
@@ -87,11 +87,11 @@ proptest! {
         let (mut forwarded, mut dropped, mut below, mut slots) = (0, 0, 0, 0);
         for packet in &packets {
             let one = switch.run(&fib, ingress, batch(std::slice::from_ref(packet)), 0);
-            let lost = one.tally.dropped.iter().sum::<u64>();
-            let passed = one.tally.packets - lost;
+            let lost = one.counts.dropped.iter().sum::<u64>();
+            let passed = one.counts.packets - lost;
             prop_assert!(lost == 0 || passed == 0);
             let on_slots = one.egresses.iter().map(|(_, s)| on_wire(s)).sum::<u64>();
-            let under = one.tally.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
+            let under = one.counts.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
             if passed > 0 {
                 // As often as its route has paths.
                 prop_assert!(on_slots + under > 0);
@@ -102,9 +102,9 @@ proptest! {
             below += under;
             slots += on_slots;
         }
-        prop_assert_eq!(whole.tally.packets, forwarded + dropped);
-        prop_assert_eq!(whole.tally.dropped.iter().sum::<u64>(), dropped);
-        let under = whole.tally.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
+        prop_assert_eq!(whole.counts.packets, forwarded + dropped);
+        prop_assert_eq!(whole.counts.dropped.iter().sum::<u64>(), dropped);
+        let under = whole.counts.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
         prop_assert_eq!(under, below);
         let mut on_slots = 0;
         for (egress, list) in &whole.egresses {
@@ -112,7 +112,7 @@ proptest! {
             prop_assert!(list.is_sorted_by_key(|s| s.received_ns));
             for slot in list {
                 prop_assert_eq!(fib.paths[slot.path as usize].egress, *egress);
-                let bytes = whole.load.packet(slot);
+                let bytes = whole.shared.packet(slot);
                 prop_assert_eq!(Datagram::parse(bytes).map(|d| d.len), Ok(bytes.len()));
             }
             on_slots += on_wire(list);

@@ -5,7 +5,7 @@ use super::*;
 const KEPT: &str = "225.1.2.3 keep";
 
 #[test]
-fn a_route_and_a_proxy_each_send_their_version_and_an_egress_gets_one() {
+fn route_and_proxy_variants_reach_an_egress_once() {
     let rules = vec![rule("225.1.2.3", &["out1"], TtlPolicy::Keep)];
     let any = SourceFilter::any();
     let asked = [
@@ -25,26 +25,26 @@ fn a_route_and_a_proxy_each_send_their_version_and_an_egress_gets_one() {
     // At the threshold, which the TTL it arrived with is held against.
     assert_eq!(ways(&fib, &switched, "out3"), [asked(8)]);
     assert_eq!(leaving(&fib, &switched, "out2")[0], packet(GROUP, 8, 5));
-    let tally = &switched.tally;
+    let tally = &switched.counts;
     assert_eq!((tally.packets, tally.dropped.iter().sum::<u64>()), (2, 0));
     assert_eq!(tally.below_threshold.iter().map(|b| b.1).sum::<u64>(), 1);
     // One other version for two egresses, made once a packet.
-    assert_eq!(switched.load.pieces.len(), 2 * 33);
+    assert_eq!(switched.shared.side_buffer.len(), 2 * 33);
 }
 
 #[test]
-fn versions_of_one_ttl_are_the_same_bytes_and_nothing_is_copied() {
+fn variants_with_equal_ttl_share_their_bytes() {
     let rules = vec![rule("225.1.2.3", &["out1"], TtlPolicy::Decrement)];
     let asked = [(3, GROUP, SourceFilter::any())];
     let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
     let switched = run(&fib, &[plain(packet(GROUP, 9, 5))]);
     assert_eq!(leaving(&fib, &switched, "out1"), [packet(GROUP, 8, 5)]);
     assert_eq!(leaving(&fib, &switched, "out2"), [packet(GROUP, 8, 5)]);
-    assert!(switched.load.pieces.is_empty());
+    assert!(switched.shared.side_buffer.is_empty());
 }
 
 #[test]
-fn a_ttl_that_ends_for_one_goes_on_for_the_other() {
+fn ttl_expired_in_one_variant_keeps_the_other() {
     let asked = [
         (2, GROUP, SourceFilter::any()),
         (3, GROUP, SourceFilter::any()),
@@ -59,8 +59,8 @@ fn a_ttl_that_ends_for_one_goes_on_for_the_other() {
                 .map(|(ttl, route)| format!("{ttl} {route}"))
                 .collect()
         };
-        let expired = switched.tally.dropped[DropReason::TtlExpired as usize];
-        assert_eq!(switched.tally.dropped.iter().sum::<u64>(), expired);
+        let expired = switched.counts.dropped[DropReason::TtlExpired as usize];
+        assert_eq!(switched.counts.dropped.iter().sum::<u64>(), expired);
         (at("out1"), at("out2"), expired)
     };
     let none: Vec<String> = vec![];
@@ -76,7 +76,7 @@ fn a_ttl_that_ends_for_one_goes_on_for_the_other() {
 }
 
 #[test]
-fn pieces_leave_in_both_versions() {
+fn segments_leave_in_both_variants() {
     let rules = vec![rule("225.1.2.3", &["out1"], TtlPolicy::Set(3))];
     let asked = [(3, GROUP, SourceFilter::any())];
     let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
@@ -100,11 +100,11 @@ fn pieces_leave_in_both_versions() {
         assert_eq!(body, packet(GROUP, 9, 2500)[28..]);
         ways(&fib, &switched, name);
     }
-    assert_eq!(switched.tally.packets, 5);
+    assert_eq!(switched.counts.packets, 5);
 }
 
 #[test]
-fn what_comes_back_is_dropped_once_and_only_where_no_version_goes_on() {
+fn looped_packet_is_dropped_once_if_no_variant_forwards_it() {
     let guarded = RouteRule {
         loop_guard: true,
         ..rule("225.1.2.3", &["out1"], TtlPolicy::Keep)
@@ -125,7 +125,7 @@ fn what_comes_back_is_dropped_once_and_only_where_no_version_goes_on() {
         );
         assert_eq!(ways(&fib, &switched, "out1").len(), 1, "{ttl}");
         assert_eq!(ways(&fib, &switched, "out2").len(), second, "{ttl}");
-        let tally = &switched.tally;
+        let tally = &switched.counts;
         assert_eq!(tally.dropped[DropReason::Loop as usize], dropped, "{ttl}");
         assert_eq!(
             (tally.packets, tally.dropped.iter().sum::<u64>()),
@@ -147,7 +147,7 @@ fn rewriting(rule: RouteRule, source: &str, group: &str) -> RouteRule {
 }
 
 #[test]
-fn a_rewritten_stream_and_the_one_it_was_leave_side_by_side() {
+fn translated_and_original_stream_leave_side_by_side() {
     let asked = [(2, GROUP, SourceFilter::any())];
     let destination = |p: &Vec<u8>| Datagram::parse(p).unwrap().destination.to_string();
     for (source, group) in [("10.9.9.9", "239.1.1.1"), ("fd00::9", "ff3e::9")] {
@@ -174,33 +174,33 @@ fn a_rewritten_stream_and_the_one_it_was_leave_side_by_side() {
             .map(destination)
             .collect();
         assert_eq!(out2, [group; 3]);
-        assert_eq!(switched.tally.translated.iter().sum::<u64>(), 3);
+        assert_eq!(switched.counts.translated.iter().sum::<u64>(), 3);
         // Each version of what goes whole says the sum of its own addresses.
         let stays = group.starts_with("239");
         let wholes = if stays { 3 } else { 0 };
         assert_eq!(whole(&switched).iter().sum::<usize>(), wholes);
         let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
         for slot in slots.filter(|s| s.segments.is_some()) {
-            assert!(is_unfinished(switched.load.packet(slot)));
+            assert!(is_unfinished(switched.shared.packet(slot)));
         }
-        assert_eq!(switched.tally.dropped.iter().sum::<u64>(), 0);
+        assert_eq!(switched.counts.dropped.iter().sum::<u64>(), 0);
         // Alone, nothing is copied where the IP version stays.
         let alone = fib(vec![ruled]);
         let switched = run(&alone, &packets[..1]);
         let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
-        assert!(slots.clone().all(|s| s.piece != stays) && slots.count() == 2);
+        assert!(slots.clone().all(|s| s.in_side_buffer != stays) && slots.count() == 2);
     }
 }
 
 #[test]
-fn what_cannot_be_translated_is_dropped_once_unless_a_proxy_sends_it() {
+fn untranslatable_packet_is_dropped_once() {
     let mut tcp = packet(GROUP, 9, 40);
     tcp[9] = 6;
     refresh_ipv4_checksum(&mut tcp);
     let ruled = rule("225.1.2.3", &["out1", "out2"], TtlPolicy::Keep);
     let ruled = rewriting(ruled, "10.9.9.9", "239.1.1.1");
     let dropped = |switched: &Switched| {
-        let dropped = &switched.tally.dropped;
+        let dropped = &switched.counts.dropped;
         (
             dropped[DropReason::TranslateProtocol as usize],
             dropped.iter().sum::<u64>(),
@@ -228,12 +228,12 @@ fn what_cannot_be_translated_is_dropped_once_unless_a_proxy_sends_it() {
         &fib(vec![guarded]),
         &[plain(packet(GROUP, 9, 5)), plain(packet(GROUP, 8, 5))],
     );
-    assert_eq!(again.tally.dropped[DropReason::Loop as usize], 1);
-    assert_eq!(again.tally.translated.iter().sum::<u64>(), 1);
+    assert_eq!(again.counts.dropped[DropReason::Loop as usize], 1);
+    assert_eq!(again.counts.translated.iter().sum::<u64>(), 1);
 }
 
 #[test]
-fn from_downstream_the_way_is_up_and_to_the_other_members() {
+fn packet_from_downstream_goes_upstream_and_to_members() {
     let asked = [
         (2, GROUP, SourceFilter::any()),
         (3, GROUP, SourceFilter::any()),
@@ -246,9 +246,9 @@ fn from_downstream_the_way_is_up_and_to_the_other_members() {
         ];
         let switched = Switch::default().run(fib, ingress, batch(&packets), 0);
         let count = |name| ways(fib, &switched, name).len();
-        let dropped = |r: DropReason| switched.tally.dropped[r as usize];
+        let dropped = |r: DropReason| switched.counts.dropped[r as usize];
         let unwanted = dropped(DropReason::NoRoute);
-        assert_eq!(switched.tally.dropped.iter().sum::<u64>(), unwanted);
+        assert_eq!(switched.counts.dropped.iter().sum::<u64>(), unwanted);
         (
             ["eth0", "eth1", "out1", "out2", "out3"].map(count),
             unwanted,
@@ -269,7 +269,7 @@ fn from_downstream_the_way_is_up_and_to_the_other_members() {
 }
 
 #[test]
-fn one_upstream_feeds_a_stream_until_it_is_silent() {
+fn active_upstream_changes_only_after_silence() {
     let asked = [(2, GROUP, SourceFilter::any())];
     let both = proxy(&[IIF, "eth1"], TtlPolicy::Decrement);
     let fib = fib_with(vec![], vec![both], &asked);
@@ -283,7 +283,7 @@ fn one_upstream_feeds_a_stream_until_it_is_silent() {
         let ingress = &fib.ingresses[&IfIndex::new(*index).unwrap()];
         let packets = vec![plain(packet(GROUP, ttl, 5)); 3];
         let switched = switch.run(&fib, ingress, batch(&packets), now);
-        let tally = &switched.tally;
+        let tally = &switched.counts;
         let standby = tally.dropped[DropReason::Standby as usize];
         let expired = tally.dropped[DropReason::TtlExpired as usize];
         assert_eq!(tally.dropped.iter().sum::<u64>(), standby + expired);
