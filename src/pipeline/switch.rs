@@ -1,8 +1,8 @@
 //! Forwarding decisions for a captured batch: each packet is decided, and sorted by egress.
 //!
-//! Packets are changed in position and not copied. A side buffer next to the batch holds three kinds
-//! of packets: datagrams that segmentation built, packets that leave in another variant than the
-//! first, and packets translated to the other IP variant. A GSO packet is forwarded as a GSO packet
+//! Packets are changed in place and not copied. A side buffer next to the batch holds three kinds
+//! of packets: datagrams that segmentation made, packets that leave in another variant than the
+//! first, and packets translated to the other IP version. A GSO packet is forwarded as a GSO packet
 //! where nothing has to examine each of its datagrams; the egress segments it where its interface
 //! does not accept GSO.
 
@@ -437,7 +437,7 @@ impl Switch {
             return Ok(());
         };
         let bytes = &mut batch.bytes_mut()[start..start + len];
-        // The loop guard compares single datagrams, and a translation to the other IP variant writes a
+        // The loop guard compares single datagrams, and a translation to the other IP version writes a
         // header for each datagram.
         let needs_segmentation = decision.variants().any(|v| {
             v.entry.loop_guard
@@ -458,7 +458,7 @@ impl Switch {
         })
     }
 
-    /// Makes the forwarding decision for one packet and builds its first variant in position. Also
+    /// Makes the forwarding decision for one packet and builds its first variant in place. Also
     /// returns the offset of its IP header.
     fn decide<'f>(
         &mut self,

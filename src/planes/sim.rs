@@ -1,4 +1,4 @@
-//! A plane without a kernel: packets come from and go to channels. For tests and fuzzing.
+//! A plane without a kernel, for tests and fuzzing: packets come from memory and go to memory.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -10,45 +10,45 @@ use crate::model::IfIndex;
 use crate::pipeline::{Batch, Capture, OutPacket, Packet, Transmit};
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
-/// A network of packets that tests put in and take out. Clones share it.
+/// A simulated network. Tests insert received packets and read sent packets. Clones share it.
 #[derive(Clone, Default)]
 pub struct SimPlane {
-    state: Arc<Mutex<HashMap<IfIndex, Wire>>>,
+    state: Arc<Mutex<HashMap<IfIndex, SimInterface>>>,
 }
 
 #[derive(Default)]
-struct Wire {
-    arriving: VecDeque<Batch>,
+struct SimInterface {
+    received: VecDeque<Batch>,
     waiting: Option<Waker>,
     sent: Vec<Vec<u8>>,
-    /// Where what is sent arrives, instead of in `sent`.
+    /// The interface that receives what this one sends. `None`: packets go to `sent`.
     peer: Option<IfIndex>,
-    /// What `send` answers next; the packets are taken when it is empty.
+    /// Errors that the next calls of `send` return.
     refusals: VecDeque<io::ErrorKind>,
     blocked: bool,
     waiting_to_write: Option<Waker>,
     down: bool,
     missing: bool,
-    /// The capture takes nothing more in.
+    /// The capture is shut.
     shut: bool,
-    /// Packets that may wait in `arriving`.
-    room: Option<usize>,
-    lost: u64,
+    /// Most packets that may wait in `received`.
+    capacity: Option<usize>,
+    dropped: u64,
 }
 
-impl Wire {
+impl SimInterface {
     fn arrive(&mut self, packets: &mut dyn Iterator<Item = &[u8]>) -> usize {
         let mut bytes = Vec::new();
         let mut arrived = Vec::new();
         let mut count = 0;
-        let waiting: usize = self.arriving.iter().map(|b| b.packets.len()).sum();
+        let waiting: usize = self.received.iter().map(|b| b.packets.len()).sum();
         for packet in packets {
             count += 1;
             if self.down || self.missing || self.shut {
                 continue;
             }
-            if self.room.is_some_and(|r| waiting + arrived.len() >= r) {
-                self.lost += 1;
+            if self.capacity.is_some_and(|r| waiting + arrived.len() >= r) {
+                self.dropped += 1;
                 continue;
             }
             let v6 = packet.first().is_some_and(|b| b >> 4 == 6);
@@ -61,7 +61,7 @@ impl Wire {
             bytes.extend_from_slice(packet);
         }
         if !arrived.is_empty() {
-            self.arriving.push_back(Batch::from_bytes(bytes, arrived));
+            self.received.push_back(Batch::from_bytes(bytes, arrived));
             wake(&mut self.waiting);
         }
         count
@@ -75,45 +75,45 @@ fn wake(waker: &mut Option<Waker>) {
 }
 
 impl SimPlane {
-    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, Wire>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, SimInterface>> {
         // A test that panics while it holds the lock has failed already.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, interface: IfIndex, change: impl FnOnce(&mut Wire) -> T) -> T {
+    fn with<T>(&self, interface: IfIndex, change: impl FnOnce(&mut SimInterface) -> T) -> T {
         change(self.lock().entry(interface).or_default())
     }
 
-    /// Lets IP packets arrive on an interface as one batch.
+    /// Makes an interface receive IP packets, as one batch.
     pub fn arrive(&self, interface: IfIndex, packets: &[&[u8]]) {
         self.with(interface, |w| w.arrive(&mut packets.iter().copied()));
     }
 
-    /// Lets a batch arrive on an interface as it is.
+    /// Makes an interface receive this batch.
     pub fn arrive_batch(&self, interface: IfIndex, batch: Batch) {
         self.with(interface, |w| {
-            w.arriving.push_back(batch);
+            w.received.push_back(batch);
             wake(&mut w.waiting);
         });
     }
 
-    /// Takes what was sent out of an interface so far.
+    /// Returns and removes the packets that were sent on an interface.
     pub fn take_sent(&self, interface: IfIndex) -> Vec<Vec<u8>> {
         self.with(interface, |w| std::mem::take(&mut w.sent))
     }
 
-    /// A cable: what is sent on one of two interfaces arrives on the other.
+    /// Connects two interfaces: each receives what the other sends.
     pub fn connect(&self, one: IfIndex, other: IfIndex) {
         self.with(one, |w| w.peer = Some(other));
         self.with(other, |w| w.peer = Some(one));
     }
 
-    /// Makes the next sends on an interface fail, one kind each.
+    /// Makes the next sends on an interface fail, one error each.
     pub fn refuse(&self, interface: IfIndex, kinds: &[io::ErrorKind]) {
         self.with(interface, |w| w.refusals.extend(kinds));
     }
 
-    /// While blocked, sends on an interface answer `WouldBlock`.
+    /// Blocks or unblocks an interface: while blocked, sends return `WouldBlock`.
     pub fn set_blocked(&self, interface: IfIndex, blocked: bool) {
         self.with(interface, |w| {
             w.blocked = blocked;
@@ -123,31 +123,31 @@ impl SimPlane {
         });
     }
 
-    /// Sets an interface up or down; while down nothing arrives and sends fail.
+    /// Sets an interface up or down. While it is down, it receives nothing and sends fail.
     pub fn set_up(&self, interface: IfIndex, up: bool) {
         self.with(interface, |w| w.down = !up);
     }
 
-    /// Takes an interface away or brings it back; while away it cannot be opened.
+    /// Removes an interface or brings it back. A removed interface cannot be opened.
     pub fn set_missing(&self, interface: IfIndex, missing: bool) {
         self.with(interface, |w| w.missing = missing);
     }
 
-    /// How many packets may wait for a capture before further ones are lost.
+    /// Limits the packets that wait for a capture; further packets are dropped.
     pub fn set_room(&self, interface: IfIndex, packets: usize) {
-        self.with(interface, |w| w.room = Some(packets));
+        self.with(interface, |w| w.capacity = Some(packets));
     }
 
-    /// Whether packets wait for a capture that has not taken them out.
+    /// Reports whether packets wait for a capture.
     pub fn has_arriving(&self, interface: IfIndex) -> bool {
-        self.with(interface, |w| !w.arriving.is_empty())
+        self.with(interface, |w| !w.received.is_empty())
     }
 
-    fn open(&self, interface: IfIndex) -> io::Result<SimEnd> {
+    fn open(&self, interface: IfIndex) -> io::Result<SimPort> {
         if self.with(interface, |w| w.missing) {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
-        Ok(SimEnd {
+        Ok(SimPort {
             plane: self.clone(),
             interface,
         })
@@ -170,15 +170,15 @@ impl Plane for SimPlane {
     }
 }
 
-struct SimEnd {
+struct SimPort {
     plane: SimPlane,
     interface: IfIndex,
 }
 
-impl Capture for SimEnd {
+impl Capture for SimPort {
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
         self.plane
-            .with(self.interface, |w| match w.arriving.pop_front() {
+            .with(self.interface, |w| match w.received.pop_front() {
                 Some(batch) => Poll::Ready(Ok(batch)),
                 None => {
                     w.waiting = Some(cx.waker().clone());
@@ -189,7 +189,7 @@ impl Capture for SimEnd {
 
     fn take_dropped(&mut self) -> u64 {
         self.plane
-            .with(self.interface, |w| std::mem::take(&mut w.lost))
+            .with(self.interface, |w| std::mem::take(&mut w.dropped))
     }
 
     fn shut(&mut self) {
@@ -201,29 +201,29 @@ impl Capture for SimEnd {
     }
 }
 
-impl Transmit for SimEnd {
+impl Transmit for SimPort {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         let mut packets = packets.map(|p| p.bytes).peekable();
         if packets.peek().is_none() {
             return Ok(0);
         }
         let mut state = self.plane.lock();
-        let wire = state.entry(self.interface).or_default();
-        if wire.down || wire.missing {
+        let link = state.entry(self.interface).or_default();
+        if link.down || link.missing {
             return Err(io::Error::from_raw_os_error(libc::ENETDOWN));
         }
-        if wire.blocked {
+        if link.blocked {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if let Some(kind) = wire.refusals.pop_front() {
+        if let Some(kind) = link.refusals.pop_front() {
             return Err(kind.into());
         }
-        if let Some(peer) = wire.peer {
+        if let Some(peer) = link.peer {
             return Ok(state.entry(peer).or_default().arrive(&mut packets));
         }
-        let before = wire.sent.len();
-        wire.sent.extend(packets.map(<[u8]>::to_vec));
-        Ok(wire.sent.len() - before)
+        let before = link.sent.len();
+        link.sent.extend(packets.map(<[u8]>::to_vec));
+        Ok(link.sent.len() - before)
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

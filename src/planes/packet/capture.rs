@@ -1,17 +1,17 @@
-//! Capture by packet sockets, in two ways chosen by rate: a plain socket that hands out each
-//! packet as it comes, and a ring of blocks.
+//! Capture with packet sockets, in two modes chosen by packet rate: a plain socket that delivers
+//! each packet at once, and a ring of blocks.
 //!
-//! Both sockets are in one group, and a program of the group gives every packet to one of
-//! them. A change of mode:
+//! Both sockets are in one fanout group, whose program delivers each packet to exactly one of them.
+//! A mode change has three steps:
 //!
-//! 1. the ring is opened if there is none, and the program replaced; off our thread, for the
-//!    kernel takes some milliseconds until no packet is on its way to the old socket. The old
-//!    one is read meanwhile, and what is for the new one waits in it;
-//! 2. the old one is read until nothing is left;
-//! 3. the new one is read.
+//! 1. Open the ring if there is none, and replace the program. A blocking task does this, because
+//!    the kernel waits some milliseconds until no packet is on its way to the old socket. Meanwhile
+//!    the capture reads the old socket, and packets for the new socket wait there.
+//! 2. Read the old socket until it is empty.
+//! 3. Read the new socket.
 //!
-//! So nothing is lost, doubled or put out of order. An interface that never had a high rate
-//! has no ring, and after a minute without need it is given back.
+//! So a mode change loses, duplicates and reorders nothing. An interface that never had a high rate
+//! has no ring, and a ring that was not needed for a minute is released.
 
 use std::io;
 use std::pin::Pin;
@@ -25,7 +25,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::options::{Modes, PacketPlane};
-use super::rate::{Advice, Governor, Mode, Spin};
+use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use crate::model::IfIndex;
 use crate::pipeline::{Batch, Capture, Packet};
 use crate::sys::fanout::{GroupId, Member};
@@ -34,47 +34,48 @@ use crate::sys::poll::watch;
 use crate::sys::receive::Receiver;
 use crate::sys::ring::Ring;
 
-/// Errors of a socket in a row that are read past; each read takes one away.
-const MOST_ERRORS: usize = 16;
+/// Consecutive socket errors to tolerate. Each read of the socket clears one error.
+const MAX_ERRORS: usize = 16;
 
-/// How long not to ask for another mode when the kernel refused.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How long to wait before the next mode change after the kernel refused one.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The capture of one interface.
 pub struct SocketCapture {
     plane: PacketPlane,
     index: IfIndex,
     socket: AsyncFd<Receiver>,
-    /// The socket, for the group; and the group, where the kernel knows groups.
+    /// The plain socket as a member of the fanout group.
     member: Member,
+    /// The fanout group; `None` if the kernel supports none.
     group: Option<GroupId>,
     ring: Option<AsyncFd<Ring>>,
-    /// Whose packets are handed out.
+    /// The mode whose socket is being read.
     mode: Mode,
-    change: Change,
-    governor: Option<Governor>,
-    spin: Spin,
-    /// Runs while there is a ring.
+    change: ModeChange,
+    rate_monitor: Option<RateMonitor>,
+    busy_poll: BusyPoll,
+    /// Ticks while there is a ring.
     clock: Option<Interval>,
     shut: bool,
-    /// When the kernel last refused to change.
+    /// When the kernel last refused a mode change.
     refused: Option<Instant>,
-    /// Dropped by rings that are gone.
+    /// Packets dropped by rings that were released.
     dropped: u64,
     frames: Vec<Frame>,
 }
 
-/// How far a change of mode has come.
-enum Change {
+/// The state of a mode change.
+enum ModeChange {
     None,
-    /// The kernel is at it; it gives back the ring where it opened one.
-    Asked(JoinHandle<io::Result<Option<Ring>>>),
-    /// All that comes goes to the other; the rest of ours is handed out.
+    /// A task switches the fanout program. It returns the ring if it opened one.
+    Requested(JoinHandle<io::Result<Option<Ring>>>),
+    /// New packets go to the other socket; the rest of the old socket is being read.
     Draining,
 }
 
 impl SocketCapture {
-    /// Starts to capture, at first in [`Mode::Latency`] unless that is never wanted.
+    /// Starts to capture: in [`Mode::Latency`], unless the options fix the other mode.
     pub fn open(plane: PacketPlane, index: IfIndex) -> io::Result<Self> {
         let socket = Receiver::open(index, plane.mark, plane.receive_buffer)?;
         let member = socket.member();
@@ -86,9 +87,9 @@ impl SocketCapture {
             group: None,
             ring: None,
             mode: Mode::Latency,
-            change: Change::None,
-            governor: None,
-            spin: Spin::new(plane.busy_poll),
+            change: ModeChange::None,
+            rate_monitor: None,
+            busy_poll: BusyPoll::new(plane.busy_poll),
             clock: None,
             shut: false,
             refused: None,
@@ -100,14 +101,14 @@ impl SocketCapture {
             Modes::Fixed(Mode::Throughput) => {
                 let group = capture.member.found()?;
                 let ring = Ring::open(index, plane.mark, plane.ring, group)?;
-                capture.member.choose(place(Mode::Throughput))?;
+                capture.member.choose(fanout_position(Mode::Throughput))?;
                 capture.ring = Some(watch(ring, Interest::READABLE)?);
                 capture.mode = Mode::Throughput;
             }
             Modes::Adaptive(thresholds) => match capture.member.found() {
                 Ok(group) => {
                     capture.group = Some(group);
-                    capture.governor = Some(Governor::new(thresholds));
+                    capture.rate_monitor = Some(RateMonitor::new(thresholds));
                 }
                 Err(e) => debug!("index {index}: no group of sockets ({e}): no ring either"),
             },
@@ -115,48 +116,48 @@ impl SocketCapture {
         Ok(capture)
     }
 
-    /// Asks the kernel for the other mode.
-    fn ask(&mut self) {
+    /// Starts a change to the other mode.
+    fn request_other_mode(&mut self) {
         let Some(group) = self.group else {
             return;
         };
-        if self.refused.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        if self.refused.is_some_and(|at| at.elapsed() < RETRY_AFTER) {
             return;
         }
-        let to = other(self.mode);
+        let to = opposite(self.mode);
         let (plane, index, member) = (self.plane, self.index, self.member.clone());
         let open = to == Mode::Throughput && self.ring.is_none();
-        self.change = Change::Asked(spawn_blocking(move || {
+        self.change = ModeChange::Requested(spawn_blocking(move || {
             let ring = match open {
                 true => Some(Ring::open(index, plane.mark, plane.ring, group)?),
                 false => None,
             };
-            member.choose(place(to))?;
+            member.choose(fanout_position(to))?;
             Ok(ring)
         }));
     }
 
-    /// Goes on with a change that the kernel is at.
+    /// Continues a mode change when its task has ended.
     fn poll_change(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Change::Asked(task) = &mut self.change else {
+        let ModeChange::Requested(task) = &mut self.change else {
             return Ok(());
         };
         let Poll::Ready(done) = Pin::new(task).poll(cx) else {
             return Ok(());
         };
-        self.change = Change::None;
-        if let Some(governor) = &mut self.governor {
-            governor.changed();
+        self.change = ModeChange::None;
+        if let Some(rate_monitor) = &mut self.rate_monitor {
+            rate_monitor.changed();
         }
         match done.map_err(io::Error::other).flatten() {
             Ok(ring) => {
-                self.change = Change::Draining;
+                self.change = ModeChange::Draining;
                 if let Some(ring) = ring {
                     if self.shut {
                         ring.shut()?;
                     }
                     self.ring = Some(watch(ring, Interest::READABLE)?);
-                    let period = self.governor.as_ref().map(Governor::interval);
+                    let period = self.rate_monitor.as_ref().map(RateMonitor::interval);
                     self.clock = period.map(|period| {
                         let mut clock = interval(period);
                         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -164,8 +165,8 @@ impl SocketCapture {
                     });
                 }
             }
-            // No memory for a ring, most likely. It goes on as before, and asks again when
-            // the rate still calls for it.
+            // Most likely there is no memory for a ring. The capture continues in the old mode and
+            // retries when the rate still calls for a change.
             Err(e) => {
                 debug!("index {}: cannot change the mode: {e}", self.index);
                 self.refused = Some(Instant::now());
@@ -174,30 +175,30 @@ impl SocketCapture {
         Ok(())
     }
 
-    /// Looks at the clock, while there is a ring.
+    /// Checks for a change to the latency mode and for the release of the ring, at each tick.
     fn poll_clock(&mut self, cx: &mut Context<'_>) {
-        let (Some(clock), Some(governor)) = (&mut self.clock, &mut self.governor) else {
+        let (Some(clock), Some(rate_monitor)) = (&mut self.clock, &mut self.rate_monitor) else {
             return;
         };
         while clock.poll_tick(cx).is_ready() {
-            if self.shut || !matches!(self.change, Change::None) {
+            if self.shut || !matches!(self.change, ModeChange::None) {
                 continue;
             }
-            match governor.look(self.mode, Instant::now()) {
-                Advice::Stay => {}
-                Advice::Down => return self.ask(),
-                Advice::Release => return self.release(),
+            match rate_monitor.check(self.mode, Instant::now()) {
+                ModeAdvice::Stay => {}
+                ModeAdvice::Down => return self.request_other_mode(),
+                ModeAdvice::Release => return self.release(),
             }
         }
     }
 
-    /// Gives the ring back. Nothing comes to it, and nothing is left in it.
+    /// Releases the ring, which is empty and gets no packets.
     fn release(&mut self) {
         self.clock = None;
         if let Some(ring) = self.ring.take() {
             let ring = ring.into_inner();
             self.dropped += ring.take_dropped().unwrap_or_default();
-            // The kernel waits before it lets go of a socket.
+            // Closing the socket waits in the kernel.
             drop(spawn_blocking(move || drop(ring)));
         }
     }
@@ -209,7 +210,7 @@ impl SocketCapture {
         }
     }
 
-    /// What waits in the plain socket, whether or not we have been told of it.
+    /// Reads the plain socket without waiting for a readiness event.
     fn read_socket(&mut self) -> io::Result<Option<Batch>> {
         self.frames.clear();
         let mut errors = 0;
@@ -220,10 +221,9 @@ impl SocketCapture {
                     return Ok(Some(Batch::from_buffer(buffer, packets)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // Of a link that went down, or of one packet the kernel cannot describe:
-                // reported once, and what comes behind can be read. A link that is gone is
-                // reported by netlink, not here.
-                Err(_) if errors < MOST_ERRORS => errors += 1,
+                // The link went down, or the kernel cannot describe one packet. The socket reports such
+                // an error once; later packets can be read. Netlink reports links that are removed.
+                Err(_) if errors < MAX_ERRORS => errors += 1,
                 Err(e) => return Err(e),
             }
         }
@@ -235,8 +235,9 @@ impl SocketCapture {
             if let Some(batch) = self.read_socket()? {
                 return Poll::Ready(Ok(batch));
             }
-            // Everybody else on this thread has a turn before we look again.
-            if self.mode == Mode::Latency && !self.shut && self.spin.goes_on(Instant::now()) {
+            // Yield to the other tasks of this thread before the next poll.
+            if self.mode == Mode::Latency && !self.shut && self.busy_poll.poll_again(Instant::now())
+            {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -257,17 +258,18 @@ impl SocketCapture {
                 return Poll::Ready(Ok(Batch::from_block(block, packets)));
             }
             let mut guard = ready!(ring.poll_read_ready_mut(cx))?;
-            // A link that goes down leaves an error on the socket and the socket readable;
-            // it goes on when the link comes up again, so reading the error is enough.
+            // A link that goes down leaves an error on the socket and makes it readable. Capture
+            // continues when the link comes up again, so reading the error is enough.
             guard.get_inner().take_error()?;
             guard.clear_ready_matching(Ready::READABLE | Ready::ERROR | Ready::READ_CLOSED);
-            // A block handed over before this was cleared rings no second time: look again.
+            // The kernel signals a block once. Check again for one that arrived before the flag was
+            // cleared.
         }
     }
 
-    /// The rest of the old mode; `None` when there is none. The news of a packet may still be
-    /// on its way to us, so this looks for itself.
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Batch>>> {
+    /// Returns the rest of the packets of the old socket; `None` when it is empty. Reads the socket
+    /// itself, because a readiness event may still be on its way.
+    fn poll_remaining(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Batch>>> {
         if self.mode == Mode::Latency {
             return Poll::Ready(self.read_socket());
         }
@@ -280,25 +282,26 @@ impl SocketCapture {
         }
     }
 
-    /// Measures what came, and asks for more room where it calls for it.
+    /// Measures the packet rate, and starts a change to the throughput mode if the rate is high.
     fn measure(&mut self, batch: &Batch) {
         let Some(last) = batch.packets.last() else {
             return;
         };
         let count = batch.packets.len() as u64;
         if self.mode == Mode::Latency {
-            self.spin.came(count, last.received_ns, Instant::now());
+            self.busy_poll
+                .record(count, last.received_ns, Instant::now());
         }
-        let Some(governor) = &mut self.governor else {
+        let Some(rate_monitor) = &mut self.rate_monitor else {
             return;
         };
-        // Several in one are that many: nobody is in a hurry who sends them so, and one by one is
-        // dear at rates where blocks cost next to nothing.
+        // Count a GSO packet as its segments: such senders prefer throughput to latency, and the
+        // latency mode is expensive at rates at which blocks cost little.
         let count = batch.packets.iter().map(Packet::packets).sum();
-        let fast = governor.came(count, last.received_ns);
-        let free = matches!(self.change, Change::None) && !self.shut;
+        let fast = rate_monitor.record(count, last.received_ns);
+        let free = matches!(self.change, ModeChange::None) && !self.shut;
         if fast && free && self.mode == Mode::Latency {
-            self.ask();
+            self.request_other_mode();
         }
     }
 }
@@ -308,19 +311,19 @@ impl Capture for SocketCapture {
         self.poll_clock(cx);
         self.poll_change(cx)?;
         match self.change {
-            // The other one gets packets only around a link that goes down and up, when
-            // the kernel puts the group together again.
-            Change::None => {
-                if let Poll::Ready(stray) = self.poll_from(other(self.mode), cx) {
+            // The other socket gets packets only while a link goes down and up, when the kernel
+            // rebuilds the fanout group.
+            ModeChange::None => {
+                if let Poll::Ready(stray) = self.poll_from(opposite(self.mode), cx) {
                     return Poll::Ready(stray);
                 }
             }
-            Change::Asked(_) => {}
-            Change::Draining => match ready!(self.poll_rest(cx))? {
+            ModeChange::Requested(_) => {}
+            ModeChange::Draining => match ready!(self.poll_remaining(cx))? {
                 Some(batch) => return Poll::Ready(Ok(batch)),
                 None => {
-                    self.mode = other(self.mode);
-                    self.change = Change::None;
+                    self.mode = opposite(self.mode);
+                    self.change = ModeChange::None;
                     debug!("index {}: {} mode", self.index, self.mode.label());
                 }
             },
@@ -351,15 +354,15 @@ impl Capture for SocketCapture {
     }
 }
 
-fn other(mode: Mode) -> Mode {
+fn opposite(mode: Mode) -> Mode {
     match mode {
         Mode::Latency => Mode::Throughput,
         Mode::Throughput => Mode::Latency,
     }
 }
 
-/// Where in the group the socket of a mode stands: the plain one joins first.
-fn place(mode: Mode) -> u32 {
+/// Returns the position in the fanout group of the socket of a mode: the plain socket joins first.
+fn fanout_position(mode: Mode) -> u32 {
     match mode {
         Mode::Latency => 0,
         Mode::Throughput => 1,

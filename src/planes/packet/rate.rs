@@ -1,23 +1,23 @@
-//! Which way of taking packets in suits the rate they come at.
+//! Chooses the capture mode by packet rate, and decides when busy polling pays.
 //!
-//! One by one costs the least time for a packet and the most work; whole blocks the other way
-//! round. Upward decides what came within some milliseconds, by the times the kernel received
-//! it at, so that a stall of ours looks like nothing. Downward decides our own clock, since a
-//! stream that ends brings no more packets to decide by.
+//! The latency mode delivers each packet at once and costs the most CPU per packet; the throughput
+//! mode delivers blocks. The change to throughput uses the receive times of the kernel over some
+//! milliseconds, so that a stall of this process does not count as a high rate. The change back uses
+//! the clock of this process, because a stream that ended brings no more receive times.
 
 use std::time::{Duration, Instant};
 
-/// How packets are taken in.
+/// A capture mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Each as it comes.
+    /// Each packet is delivered at once.
     Latency,
-    /// In blocks.
+    /// Packets are delivered in blocks.
     Throughput,
 }
 
 impl Mode {
-    /// The word metrics use.
+    /// Returns the name of the mode in metrics and tables.
     pub fn label(self) -> &'static str {
         match self {
             Self::Latency => "latency",
@@ -26,18 +26,18 @@ impl Mode {
     }
 }
 
-/// When to change the mode.
+/// When the capture mode changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thresholds {
-    /// To throughput above this many packets a second,
+    /// The throughput mode starts above this rate, in packets per second.
     pub up: u64,
-    /// measured over at least this long.
+    /// The time over which `up` is measured, at least.
     pub window: Duration,
-    /// To latency below this many packets a second,
+    /// The latency mode returns below this rate, in packets per second.
     pub down: u64,
-    /// for this long without interruption.
+    /// How long the rate must stay below `down`.
     pub quiet: Duration,
-    /// The ring of blocks is given back when it was not needed for this long.
+    /// How long the ring is kept without need.
     pub keep: Duration,
 }
 
@@ -53,59 +53,59 @@ impl Default for Thresholds {
     }
 }
 
-/// What a look at the clock calls for.
+/// The result of [`RateMonitor::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Advice {
-    /// Nothing.
+pub enum ModeAdvice {
+    /// Keep the mode.
     Stay,
     /// Change to [`Mode::Latency`].
     Down,
-    /// Give the ring back.
+    /// Release the ring.
     Release,
 }
 
-/// Measures the rate and says when to change.
+/// Measures the packet rate and advises mode changes.
 #[derive(Debug)]
-pub struct Governor {
+pub struct RateMonitor {
     thresholds: Thresholds,
-    /// When the window upward began, in nanoseconds of packet time, and what came in it.
+    /// Start of the window for `up`, in nanoseconds of packet time, and the packets in it.
     began: Option<u64>,
     count: u64,
-    /// The last look at the clock, what came since, and since when it has been quiet.
-    looked: Option<Instant>,
-    since: u64,
+    /// The last check, the packets since then, and when the rate fell below `down`.
+    last_check: Option<Instant>,
+    count_since: u64,
     quiet: Option<Instant>,
 }
 
-impl Governor {
-    /// Nothing measured yet.
+impl RateMonitor {
+    /// Creates a monitor without measurements.
     pub fn new(thresholds: Thresholds) -> Self {
         Self {
             thresholds,
             began: None,
             count: 0,
-            looked: None,
-            since: 0,
+            last_check: None,
+            count_since: 0,
             quiet: None,
         }
     }
 
-    /// How often to look at the clock.
+    /// Returns the interval for [`RateMonitor::check`].
     pub fn interval(&self) -> Duration {
         (self.thresholds.quiet / 10).max(Duration::from_millis(1))
     }
 
-    /// The mode has changed: measure anew.
+    /// Resets all measurements after a mode change.
     pub fn changed(&mut self) {
         *self = Self::new(self.thresholds);
     }
 
-    /// Counts packets, the last received at `at` nanoseconds. True when the rate calls for
-    /// [`Mode::Throughput`].
-    pub fn came(&mut self, packets: u64, at: u64) -> bool {
-        self.since += packets;
+    /// Counts packets, the last of them received at `at` nanoseconds. Returns true if the rate calls
+    /// for [`Mode::Throughput`].
+    pub fn record(&mut self, packets: u64, at: u64) -> bool {
+        self.count_since += packets;
         let Some(elapsed) = self.began.and_then(|b| at.checked_sub(b)) else {
-            // The first, or the clock was set back.
+            // First packet, or the clock was set back.
             self.began = Some(at);
             self.count = 0;
             return false;
@@ -119,151 +119,153 @@ impl Governor {
         u128::from(count) * 1_000_000_000 > u128::from(self.thresholds.up) * u128::from(elapsed)
     }
 
-    /// Looks at the clock, about every [`Governor::interval`].
-    pub fn look(&mut self, mode: Mode, now: Instant) -> Advice {
-        let since = std::mem::take(&mut self.since);
-        let Some(before) = self.looked.replace(now) else {
-            return Advice::Stay;
+    /// Checks the rate against the clock. Call it about every [`RateMonitor::interval`].
+    pub fn check(&mut self, mode: Mode, now: Instant) -> ModeAdvice {
+        let count_since = std::mem::take(&mut self.count_since);
+        let Some(before) = self.last_check.replace(now) else {
+            return ModeAdvice::Stay;
         };
         let elapsed = now.saturating_duration_since(before);
-        let most = u128::from(self.thresholds.down) * elapsed.as_nanos();
+        let max = u128::from(self.thresholds.down) * elapsed.as_nanos();
         let (calm, limit, advice) = match mode {
             Mode::Throughput => (
-                u128::from(since) * 1_000_000_000 < most,
+                u128::from(count_since) * 1_000_000_000 < max,
                 self.thresholds.quiet,
-                Advice::Down,
+                ModeAdvice::Down,
             ),
-            Mode::Latency => (true, self.thresholds.keep, Advice::Release),
+            Mode::Latency => (true, self.thresholds.keep, ModeAdvice::Release),
         };
         if !calm {
             self.quiet = None;
-            return Advice::Stay;
+            return ModeAdvice::Stay;
         }
         let began = *self.quiet.get_or_insert(before);
         match now.saturating_duration_since(began) >= limit {
             true => advice,
-            false => Advice::Stay,
+            false => ModeAdvice::Stay,
         }
     }
 }
 
-/// Whether it pays to look for the next packet again and again instead of sleeping until
-/// it comes. Waking a core that sleeps takes longer than forwarding a packet.
+/// Decides whether to poll for the next packet instead of sleeping. Waking a sleeping core takes
+/// longer than forwarding a packet.
 #[derive(Debug)]
-pub struct Spin {
-    /// Longest time to look after a packet.
-    most: Duration,
-    /// When the last packet came, by its own time, and the mean time between packets.
+pub struct BusyPoll {
+    /// Longest time to poll after a packet.
+    max: Duration,
+    /// Receive time of the last packet, and the mean time between packets, in nanoseconds.
     last: Option<u64>,
     gap: u64,
-    /// When the last was taken in, by ours; `None` when it was looked for long enough.
-    since: Option<Instant>,
-    /// The last look that found nothing.
-    looked: Option<Instant>,
-    /// For how long others took the core from us, and since when that is counted.
-    taken: Duration,
+    /// When the last packet was read; `None` when polling has ended.
+    count_since: Option<Instant>,
+    /// The last poll that found no packet.
+    last_check: Option<Instant>,
+    /// How long other processes had the core, and the start of that measurement.
+    delay: Duration,
     counted: Option<Instant>,
-    rest: Duration,
-    resting: Option<Instant>,
+    back_off: Duration,
+    backing_off_since: Option<Instant>,
 }
 
-impl Spin {
-    /// A look that comes so much later than the one before says that others had the core.
-    const TAKEN: Duration = Duration::from_millis(1);
-    /// When others had it for an eighth of this long, they need it: once in a while somebody
-    /// runs on any core.
-    const COUNTED: Duration = Duration::from_millis(100);
-    /// Most that one time counts: a host that stopped the whole machine needs no core of it.
-    const MOST_AT_ONCE: Duration = Duration::from_millis(5);
-    /// How long to sleep like everybody else then, at first; twice as long each time.
-    const REST: Duration = Duration::from_secs(1);
-    const LONGEST_REST: Duration = Duration::from_secs(64);
+impl BusyPoll {
+    /// A poll this much later than the one before means that other processes had the core.
+    const LATE: Duration = Duration::from_millis(1);
+    /// Other processes need the core if they had it for an eighth of this time. Short interruptions
+    /// are normal on every core.
+    const CONTENTION_WINDOW: Duration = Duration::from_millis(100);
+    /// The most that one interruption counts: a hypervisor that stops the whole machine does not
+    /// need the core.
+    const MAX_DELAY_COUNTED: Duration = Duration::from_millis(5);
+    /// How long polling stays off after that, at first. It doubles each time.
+    const FIRST_BACK_OFF: Duration = Duration::from_secs(1);
+    const MAX_BACK_OFF: Duration = Duration::from_secs(64);
 
-    /// Looks for at most `most` after a packet; never where that is zero.
-    pub fn new(most: Duration) -> Self {
+    /// Polls for at most `max` after a packet; never if that is zero.
+    pub fn new(max: Duration) -> Self {
         Self {
-            most,
+            max,
             last: None,
             gap: u64::MAX >> 8,
-            since: None,
-            looked: None,
-            taken: Duration::ZERO,
+            count_since: None,
+            last_check: None,
+            delay: Duration::ZERO,
             counted: None,
-            rest: Self::REST,
-            resting: None,
+            back_off: Self::FIRST_BACK_OFF,
+            backing_off_since: None,
         }
     }
 
-    /// Packets were taken in `now`, the last received at `at` nanoseconds.
-    pub fn came(&mut self, packets: u64, at: u64, now: Instant) {
-        let most = self.most.as_nanos() as u64;
-        if most == 0 {
+    /// Records packets that were read at `now`, the last of them received at `at` nanoseconds.
+    pub fn record(&mut self, packets: u64, at: u64, now: Instant) {
+        let max = self.max.as_nanos() as u64;
+        if max == 0 {
             return;
         }
-        let since = self.last.and_then(|last| at.checked_sub(last));
+        let count_since = self.last.and_then(|last| at.checked_sub(last));
         self.last = Some(at);
-        // Twice as long as one looks at most: a single pause must not outweigh many packets.
-        let gap = since.map_or(u64::MAX, |s| s / packets.max(1)).min(2 * most);
-        self.gap = (self.gap.min(2 * most) * 7 + gap) / 8;
-        // A packet that came while others had the core hides nothing of that.
-        let before = self.looked.take();
-        if self.resting_at(now) || self.contended(before, now) {
-            self.since = None;
+        // At most twice the polling time: a single pause must not outweigh many packets.
+        let gap = count_since
+            .map_or(u64::MAX, |s| s / packets.max(1))
+            .min(2 * max);
+        self.gap = (self.gap.min(2 * max) * 7 + gap) / 8;
+        // Contention counts even if a packet arrived meanwhile.
+        let before = self.last_check.take();
+        if self.is_backing_off(now) || self.contended(before, now) {
+            self.count_since = None;
             return;
         }
-        // Half as much again as between two packets: few come later than that.
-        let pays = self.gap + self.gap / 2 <= most;
-        self.since = pays.then_some(now);
+        // One and a half mean gaps: few packets arrive later than that.
+        let pays = self.gap + self.gap / 2 <= max;
+        self.count_since = pays.then_some(now);
     }
 
-    /// Whether to look again at once.
-    pub fn goes_on(&mut self, now: Instant) -> bool {
-        let Some(since) = self.since else {
+    /// Returns whether to poll again at once.
+    pub fn poll_again(&mut self, now: Instant) -> bool {
+        let Some(count_since) = self.count_since else {
             return false;
         };
-        let before = self.looked.replace(now);
-        let goes_on =
-            !self.contended(before, now) && now.saturating_duration_since(since) < self.most;
-        if !goes_on {
-            self.since = None;
-            self.looked = None;
+        let before = self.last_check.replace(now);
+        let poll_again =
+            !self.contended(before, now) && now.saturating_duration_since(count_since) < self.max;
+        if !poll_again {
+            self.count_since = None;
+            self.last_check = None;
         }
-        goes_on
+        poll_again
     }
 
-    /// Whether we sleep like everybody else.
-    fn resting_at(&mut self, now: Instant) -> bool {
-        let Some(resting) = self.resting else {
+    /// Returns whether polling is off because other processes need the core.
+    fn is_backing_off(&mut self, now: Instant) -> bool {
+        let Some(backing_off_since) = self.backing_off_since else {
             return false;
         };
-        let rested = now.saturating_duration_since(resting);
-        if rested > self.rest + Self::LONGEST_REST {
-            self.rest = Self::REST;
-            self.resting = None;
+        let rested = now.saturating_duration_since(backing_off_since);
+        if rested > self.back_off + Self::MAX_BACK_OFF {
+            self.back_off = Self::FIRST_BACK_OFF;
+            self.backing_off_since = None;
         }
-        rested < self.rest
+        rested < self.back_off
     }
 
-    /// Counts the time from one look to the next where others had the core, and begins to
-    /// rest where that is much.
+    /// Measures how long other processes had the core between two polls. Backs off if that is much.
     fn contended(&mut self, before: Option<Instant>, now: Instant) -> bool {
         let gap = before.map_or(Duration::ZERO, |b| now.saturating_duration_since(b));
-        if gap <= Self::TAKEN {
+        if gap <= Self::LATE {
             return false;
         }
-        let counted = self.counted.filter(|c| *c + Self::COUNTED > now);
+        let counted = self.counted.filter(|c| *c + Self::CONTENTION_WINDOW > now);
         if counted.is_none() {
             self.counted = Some(now);
-            self.taken = Duration::ZERO;
+            self.delay = Duration::ZERO;
         }
-        self.taken += gap.min(Self::MOST_AT_ONCE);
-        if self.taken < Self::COUNTED / 8 {
+        self.delay += gap.min(Self::MAX_DELAY_COUNTED);
+        if self.delay < Self::CONTENTION_WINDOW / 8 {
             return false;
         }
-        if self.resting.is_some() {
-            self.rest = (self.rest * 2).min(Self::LONGEST_REST);
+        if self.backing_off_since.is_some() {
+            self.back_off = (self.back_off * 2).min(Self::MAX_BACK_OFF);
         }
-        self.resting = Some(now);
+        self.backing_off_since = Some(now);
         self.counted = None;
         true
     }
@@ -276,46 +278,46 @@ mod tests {
     const US: u64 = 1_000;
 
     /// After `count` packets `gap` microseconds apart: for how many microseconds it looks for
-    /// the next, one look each.
-    fn looks(spin: &mut Spin, start: Instant, count: u64, gap: u64) -> u64 {
+    /// the next, one check each.
+    fn looks(spin: &mut BusyPoll, start: Instant, count: u64, gap: u64) -> u64 {
         let at = |us: u64| start + Duration::from_micros(us);
         for n in 0..count {
-            spin.came(1, 1_000_000 + n * gap * US, at(n * gap));
+            spin.record(1, 1_000_000 + n * gap * US, at(n * gap));
         }
         let last = (count - 1) * gap;
         (0..10_000)
-            .take_while(|us| spin.goes_on(at(last + us)))
+            .take_while(|us| spin.poll_again(at(last + us)))
             .count() as u64
     }
 
     #[test]
     fn busy_poll_starts_only_when_packets_are_frequent() {
-        let new = || Spin::new(Duration::from_micros(200));
+        let new = || BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
         assert_eq!(looks(&mut new(), start, 100, 20), 200);
         assert_eq!(looks(&mut new(), start, 100, 100), 200);
         assert_eq!(looks(&mut new(), start, 100, 1_000), 0);
         assert_eq!(looks(&mut new(), start, 1, 20), 0);
-        assert_eq!(looks(&mut Spin::new(Duration::ZERO), start, 100, 20), 0);
+        assert_eq!(looks(&mut BusyPoll::new(Duration::ZERO), start, 100, 20), 0);
     }
 
     #[test]
     fn busy_poll_stops_at_a_pause_and_resumes() {
-        let mut spin = Spin::new(Duration::from_micros(200));
+        let mut spin = BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
         assert_eq!(looks(&mut spin, start, 100, 20), 200);
         // The next ones far apart.
         for n in 1..20u64 {
             let now = start + Duration::from_millis(5 * n);
-            spin.came(1, 5 * n * 1_000_000 + 10_000_000, now);
-            assert!(n < 4 || !spin.goes_on(now), "{n}");
+            spin.record(1, 5 * n * 1_000_000 + 10_000_000, now);
+            assert!(n < 4 || !spin.poll_again(now), "{n}");
         }
         assert_eq!(looks(&mut spin, start, 100, 20), 200);
     }
 
     #[test]
     fn busy_poll_backs_off_when_the_core_is_contended() {
-        let mut spin = Spin::new(Duration::from_micros(200));
+        let mut spin = BusyPoll::new(Duration::from_micros(200));
         let mut now = Instant::now();
         let ms = Duration::from_millis;
         let mut rests = Vec::new();
@@ -324,12 +326,12 @@ mod tests {
             for times in 1..=4 {
                 poll_late(&mut spin, now + ms(8 * times), times < 4);
             }
-            let taken = now + ms(36);
+            let delay = now + ms(36);
             rests.push((0..100_000).step_by(100).find(|t| {
-                let at = taken + ms(*t);
+                let at = delay + ms(*t);
                 looks(&mut spin, at - Duration::from_micros(99 * 20), 100, 20) > 0
             }));
-            now = taken + ms(rests[rests.len() - 1].unwrap());
+            now = delay + ms(rests[rests.len() - 1].unwrap());
         }
         assert!(
             rests.is_sorted() && rests[0] >= Some(900) && rests[2] > Some(3_000),
@@ -337,76 +339,79 @@ mod tests {
         );
     }
 
-    /// A look in time, and one that comes 4 ms later.
-    fn poll_late(spin: &mut Spin, at: Instant, goes_on: bool) {
+    /// A check in time, and one that comes 4 ms later.
+    fn poll_late(spin: &mut BusyPoll, at: Instant, poll_again: bool) {
         for n in 0..100 {
-            spin.came(1, 1_000_000_000 + n * 20 * US, at);
+            spin.record(1, 1_000_000_000 + n * 20 * US, at);
         }
-        assert!(spin.goes_on(at));
+        assert!(spin.poll_again(at));
         let late = at + Duration::from_millis(4);
         // By then the next packet is there.
-        spin.came(1, 1_000_004_000 + 2_000 * US, late);
-        assert_eq!(spin.goes_on(late), goes_on);
+        spin.record(1, 1_000_004_000 + 2_000 * US, late);
+        assert_eq!(spin.poll_again(late), poll_again);
         // Nothing comes any more.
-        assert!(!spin.goes_on(late + Duration::from_micros(200)));
+        assert!(!spin.poll_again(late + Duration::from_micros(200)));
     }
 
     #[test]
     fn machine_pause_does_not_trigger_back_off() {
-        let mut spin = Spin::new(Duration::from_micros(200));
+        let mut spin = BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
         for second in 1..100 {
             let at = start + Duration::from_secs(second);
             for n in 0..100 {
-                spin.came(1, second * 1_000_000_000 + n * 20 * US, at);
+                spin.record(1, second * 1_000_000_000 + n * 20 * US, at);
             }
-            assert!(spin.goes_on(at), "{second}");
+            assert!(spin.poll_again(at), "{second}");
             let late = at + Duration::from_millis(60);
-            assert!(!spin.goes_on(late));
+            assert!(!spin.poll_again(late));
             assert!(looks(&mut spin, late, 100, 20) > 0, "{second}");
         }
     }
 
     #[test]
     fn sender_pause_does_not_stop_busy_poll() {
-        let mut spin = Spin::new(Duration::from_micros(200));
+        let mut spin = BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
         assert!(looks(&mut spin, start, 100, 100) > 0);
         // 3 ms of nothing, then at the pace of before.
         let at = |n: u64| 1_000_000 + (99 * 100 + 3_000 + n * 100) * US;
         let looking = |n: u64| {
             let now = start + Duration::from_millis(20) + Duration::from_micros(n * 100);
-            spin.came(1, at(n), now);
-            spin.goes_on(now)
+            spin.record(1, at(n), now);
+            spin.poll_again(now)
         };
-        let stopped = (0..20).map(looking).filter(|goes_on| !goes_on).count();
+        let stopped = (0..20)
+            .map(looking)
+            .filter(|poll_again| !poll_again)
+            .count();
         assert!(stopped <= 2, "{stopped}");
     }
 
     #[test]
     fn ten_thousand_packets_a_second_stay_in_latency_mode() {
-        let mut governor = Governor::new(Thresholds::default());
+        let mut governor = RateMonitor::new(Thresholds::default());
         let start = Instant::now();
         // A little more and a little less, as packets come.
         let advice = (0..12).map(|tick| {
-            governor.came(if tick % 2 == 0 { 1_020 } else { 980 }, 0);
-            governor.look(Mode::Throughput, start + Duration::from_millis(100 * tick))
+            governor.record(if tick % 2 == 0 { 1_020 } else { 980 }, 0);
+            governor.check(Mode::Throughput, start + Duration::from_millis(100 * tick))
         });
-        assert!(advice.into_iter().any(|a| a == Advice::Down));
+        assert!(advice.into_iter().any(|a| a == ModeAdvice::Down));
     }
 
     const MS: u64 = 1_000_000;
 
     /// Packets every `gap` nanoseconds from `from` to `to`; when it first called for more.
-    fn feed(governor: &mut Governor, from: u64, to: u64, gap: u64) -> Option<u64> {
+    fn feed(governor: &mut RateMonitor, from: u64, to: u64, gap: u64) -> Option<u64> {
         (from..to)
             .step_by(gap as usize)
-            .find(|at| governor.came(1, *at))
+            .find(|at| governor.record(1, *at))
     }
 
     #[test]
     fn throughput_mode_starts_after_one_window_above_threshold() {
-        let mut governor = Governor::new(Thresholds::default());
+        let mut governor = RateMonitor::new(Thresholds::default());
         assert_eq!(feed(&mut governor, MS, 1000 * MS, 100_000), None);
         // 50,000 a second: at the end of the window that began with them, or of the next.
         let at = feed(&mut governor, 1000 * MS, 2000 * MS, 20_000);
@@ -415,7 +420,7 @@ mod tests {
 
     #[test]
     fn burst_after_silence_keeps_latency_mode() {
-        let mut governor = Governor::new(Thresholds::default());
+        let mut governor = RateMonitor::new(Thresholds::default());
         for burst in 1..20u64 {
             // 500 packets within a millisecond, every 40.
             let at = burst * 40 * MS;
@@ -425,34 +430,34 @@ mod tests {
 
     #[test]
     fn clock_set_back_restarts_the_window() {
-        let mut governor = Governor::new(Thresholds::default());
-        assert!(!governor.came(1, 10_000 * MS));
-        assert!(!governor.came(100_000, 5_000 * MS));
-        assert!(!governor.came(1, 5_031 * MS));
-        assert!(governor.came(2000, 5_062 * MS));
+        let mut governor = RateMonitor::new(Thresholds::default());
+        assert!(!governor.record(1, 10_000 * MS));
+        assert!(!governor.record(100_000, 5_000 * MS));
+        assert!(!governor.record(1, 5_031 * MS));
+        assert!(governor.record(2000, 5_062 * MS));
     }
 
     #[test]
     fn latency_mode_returns_only_after_sustained_quiet() {
-        let mut governor = Governor::new(Thresholds::default());
+        let mut governor = RateMonitor::new(Thresholds::default());
         let start = Instant::now();
-        let mut look = |tick: u64, packets: u64| {
-            governor.came(packets, 0);
-            governor.look(Mode::Throughput, start + Duration::from_millis(100 * tick))
+        let mut check = |tick: u64, packets: u64| {
+            governor.record(packets, 0);
+            governor.check(Mode::Throughput, start + Duration::from_millis(100 * tick))
         };
         // 1,400 packets in 100 ms are 14,000 a second, 1,600 are 16,000.
-        assert!((0..10).all(|t| look(t, 1_400) == Advice::Stay));
-        assert_eq!(look(10, 1_600), Advice::Stay);
-        assert!((11..20).all(|t| look(t, 1_400) == Advice::Stay));
-        assert_eq!(look(20, 0), Advice::Down);
+        assert!((0..10).all(|t| check(t, 1_400) == ModeAdvice::Stay));
+        assert_eq!(check(10, 1_600), ModeAdvice::Stay);
+        assert!((11..20).all(|t| check(t, 1_400) == ModeAdvice::Stay));
+        assert_eq!(check(20, 0), ModeAdvice::Down);
     }
 
     #[test]
     fn ring_is_released_after_sustained_latency_mode() {
-        let mut governor = Governor::new(Thresholds::default());
+        let mut governor = RateMonitor::new(Thresholds::default());
         let start = Instant::now();
-        let mut look = |s: u64| governor.look(Mode::Latency, start + Duration::from_secs(s));
-        assert!((0..60).all(|s| look(s) == Advice::Stay));
-        assert_eq!(look(60), Advice::Release);
+        let mut check = |s: u64| governor.check(Mode::Latency, start + Duration::from_secs(s));
+        assert!((0..60).all(|s| check(s) == ModeAdvice::Stay));
+        assert_eq!(check(60), ModeAdvice::Release);
     }
 }
