@@ -9,9 +9,13 @@ mod harness;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mcastor::streams::Payload;
-use mcastor::wire::envelope::{IPV4_LEN, IPV6_LEN, seal_v4, seal_v6};
-use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
 use mcastor::wire::ip::refresh_ipv4_checksum;
+use mcastor::wire::link_control::{
+    IPV4_HEADERS_LEN, IPV6_HEADERS_LEN, encapsulate_v4, encapsulate_v6,
+};
+use mcastor::wire::membership_message::{
+    Generation, GroupRecord, MembershipMessage, Query, RecordType,
+};
 use mcastor::wire::{membership, mrdisc};
 
 fn cases() -> u64 {
@@ -187,9 +191,9 @@ fn message(random: &mut Random) -> Vec<u8> {
     let message = match random.below(6) {
         0 => {
             let message = match random.below(3) {
-                0 => mrdisc::Message::Solicitation,
-                1 => mrdisc::Message::Termination,
-                _ => mrdisc::Message::Advertisement {
+                0 => mrdisc::RouterDiscoveryMessage::Solicitation,
+                1 => mrdisc::RouterDiscoveryMessage::Termination,
+                _ => mrdisc::RouterDiscoveryMessage::Advertisement {
                     interval: random.next() as u8,
                     query_interval: random.next() as u16,
                     robustness: random.next() as u16,
@@ -197,8 +201,8 @@ fn message(random: &mut Random) -> Vec<u8> {
             };
             return mrdisc::build(&message, from);
         }
-        1 => Message::Leave { group },
-        2 => Message::Report {
+        1 => MembershipMessage::Leave { group },
+        2 => MembershipMessage::Report {
             generation: *random.one_of(&[Generation::One, Generation::Two][usize::from(v6)..]),
             group,
         },
@@ -207,10 +211,10 @@ fn message(random: &mut Random) -> Vec<u8> {
             let new = generation == Generation::Three;
             let asked = random.below(2) == 0;
             let sources = listed(random);
-            Message::Query(Query {
+            MembershipMessage::Query(Query {
                 generation,
                 group: asked.then_some(group),
-                max_response: std::time::Duration::from_millis(random.below(100_000) as u64),
+                max_response_time: std::time::Duration::from_millis(random.below(100_000) as u64),
                 suppress: new && random.below(2) == 0,
                 robustness: random.below(9) as u8,
                 interval: new.then(|| std::time::Duration::from_secs(random.below(40_000) as u64)),
@@ -227,12 +231,12 @@ fn message(random: &mut Random) -> Vec<u8> {
                 RecordType::AllowNewSources,
                 RecordType::BlockOldSources,
             ];
-            let record = |random: &mut Random| Record {
+            let record = |random: &mut Random| GroupRecord {
                 kind: *random.one_of(&kinds),
                 group: random.one_of(&groups).parse().unwrap(),
                 sources: listed(random),
             };
-            Message::Records((0..count).map(|_| record(random)).collect())
+            MembershipMessage::Records((0..count).map(|_| record(random)).collect())
         }
     };
     membership::build(&message, from, 1500)
@@ -245,14 +249,18 @@ fn bad_message(random: &mut Random) -> Vec<u8> {
     let mut packet = message(random);
     if random.below(4) > 0 {
         let v4 = packet[0] >> 4 == 4;
-        let mut body = packet.split_off(if v4 { IPV4_LEN } else { IPV6_LEN });
+        let mut body = packet.split_off(if v4 {
+            IPV4_HEADERS_LEN
+        } else {
+            IPV6_HEADERS_LEN
+        });
         random.mutate(&mut body);
         packet = if v4 {
             let to: [u8; 4] = packet[16..20].try_into().unwrap();
-            seal_v4([10, 0, 0, 7].into(), to.into(), &body)
+            encapsulate_v4([10, 0, 0, 7].into(), to.into(), &body)
         } else {
             let to: [u8; 16] = packet[24..40].try_into().unwrap();
-            seal_v6("fe80::7".parse().unwrap(), to.into(), &body)
+            encapsulate_v6("fe80::7".parse().unwrap(), to.into(), &body)
         };
     }
     if random.below(4) == 0 {

@@ -1,14 +1,14 @@
 //! A batch of captured packets in the memory they were captured into.
 
 use crate::sys::buffer::Buffer;
-use crate::sys::ring::Block;
+use crate::sys::ring::RingBlock;
 
 pub use crate::sys::packet::Frame as Packet;
 
 /// Memory of a batch.
 pub(super) enum Memory {
     /// A block of a ring shared with the kernel; dropping it gives it back.
-    Block(Block),
+    Block(RingBlock),
     /// A pooled buffer; dropping it gives it back.
     Buffer(Buffer),
     /// Memory of our own.
@@ -24,7 +24,7 @@ pub struct Batch {
 
 impl Batch {
     /// A batch over a block of a ring.
-    pub fn from_block(block: Block, packets: Vec<Packet>) -> Self {
+    pub fn from_block(block: RingBlock, packets: Vec<Packet>) -> Self {
         Self {
             memory: Memory::Block(block),
             packets,

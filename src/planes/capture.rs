@@ -28,11 +28,11 @@ use super::packet::{Modes, PacketPlane};
 use super::rate::{Advice, Governor, Mode, Spin};
 use super::{Batch, Capture, Packet};
 use crate::model::IfIndex;
-use crate::sys::fanout::{GroupId, Member};
+use crate::sys::fanout::{FanoutGroupId, FanoutMember};
 use crate::sys::packet::Frame;
 use crate::sys::poll::watch;
-use crate::sys::receive::Receiver;
-use crate::sys::ring::Ring;
+use crate::sys::receive::PacketReceiver;
+use crate::sys::ring::CaptureRing;
 
 /// Errors of a socket in a row that are read past; each read takes one away.
 const MOST_ERRORS: usize = 16;
@@ -44,11 +44,11 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 pub struct SocketCapture {
     plane: PacketPlane,
     index: IfIndex,
-    socket: AsyncFd<Receiver>,
+    socket: AsyncFd<PacketReceiver>,
     /// The socket, for the group; and the group, where the kernel knows groups.
-    member: Member,
-    group: Option<GroupId>,
-    ring: Option<AsyncFd<Ring>>,
+    member: FanoutMember,
+    group: Option<FanoutGroupId>,
+    ring: Option<AsyncFd<CaptureRing>>,
     /// Whose packets are handed out.
     mode: Mode,
     change: Change,
@@ -68,7 +68,7 @@ pub struct SocketCapture {
 enum Change {
     None,
     /// The kernel is at it; it gives back the ring where it opened one.
-    Asked(JoinHandle<io::Result<Option<Ring>>>),
+    Asked(JoinHandle<io::Result<Option<CaptureRing>>>),
     /// All that comes goes to the other; the rest of ours is handed out.
     Draining,
 }
@@ -76,7 +76,7 @@ enum Change {
 impl SocketCapture {
     /// Starts to capture, at first in [`Mode::Latency`] unless that is never wanted.
     pub fn open(plane: PacketPlane, index: IfIndex) -> io::Result<Self> {
-        let socket = Receiver::open(index, plane.mark, plane.room)?;
+        let socket = PacketReceiver::open(index, plane.mark, plane.room)?;
         let member = socket.member();
         let mut capture = Self {
             plane,
@@ -99,7 +99,7 @@ impl SocketCapture {
             Modes::Fixed(Mode::Latency) => {}
             Modes::Fixed(Mode::Throughput) => {
                 let group = capture.member.found()?;
-                let ring = Ring::open(index, plane.mark, plane.ring, group)?;
+                let ring = CaptureRing::open(index, plane.mark, plane.ring, group)?;
                 capture.member.choose(place(Mode::Throughput))?;
                 capture.ring = Some(watch(ring, Interest::READABLE)?);
                 capture.mode = Mode::Throughput;
@@ -128,7 +128,7 @@ impl SocketCapture {
         let open = to == Mode::Throughput && self.ring.is_none();
         self.change = Change::Asked(spawn_blocking(move || {
             let ring = match open {
-                true => Some(Ring::open(index, plane.mark, plane.ring, group)?),
+                true => Some(CaptureRing::open(index, plane.mark, plane.ring, group)?),
                 false => None,
             };
             member.choose(place(to))?;

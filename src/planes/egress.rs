@@ -9,8 +9,8 @@ use crate::forward::DropReason;
 use crate::forward::fragment::fragment;
 use crate::forward::segment::segment;
 use crate::table::PathId;
-use crate::wire::ip::Datagram;
-use crate::wire::offload::Segments;
+use crate::wire::ip::IpHeader;
+use crate::wire::offload::GsoLayout;
 
 /// How far a queue got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl EgressQueue {
         self.mtu = mtu;
         self.whole = false;
         for (i, slot) in slots.iter().enumerate() {
-            let longest = |s: Segments| s.longest(slot.len as usize);
+            let longest = |s: GsoLayout| s.longest(slot.len as usize);
             if slot.segments.map_or(slot.len as usize, longest) <= mtu {
                 self.whole |= slot.segments.is_some();
                 self.packets.push((i as u32, None));
@@ -134,7 +134,7 @@ impl EgressQueue {
         };
         self.scratch.clear();
         let mut end = 0;
-        let datagrams = Datagram::parse(packet).map_err(DropReason::from);
+        let datagrams = IpHeader::parse(packet).map_err(DropReason::from);
         let cut = datagrams.and_then(|datagram| {
             let (payload, scratch) = (segments.payload(), &mut self.scratch);
             segment(packet, &datagram, payload, scratch, |r| end = r.end)
@@ -177,7 +177,7 @@ impl EgressQueue {
     /// Sends what can be sent now.
     pub fn drive(&mut self, transmit: &mut dyn Transmit, sent: &mut Sent) -> Progress {
         while self.next < self.packets.len() {
-            if self.whole && !transmit.takes_whole() {
+            if self.whole && !transmit.accepts_gso() {
                 self.cut_whole(sent);
                 continue;
             }
@@ -201,7 +201,7 @@ impl EgressQueue {
                     // Refused for being whole: the egress takes none any more, and this one will
                     // be cut with the others.
                     let whole = left[0].1.is_none() && slots[left[0].0 as usize].segments.is_some();
-                    if whole && !transmit.takes_whole() {
+                    if whole && !transmit.accepts_gso() {
                         continue;
                     }
                     let reason = reason_of(&e);
@@ -293,7 +293,7 @@ mod tests {
         answers: VecDeque<Answer>,
         sent: Vec<Vec<u8>>,
         /// Takes whole what stands for several datagrams, until it answers `EINVAL`.
-        takes_whole: bool,
+        accepts_gso: bool,
         /// How many it took so.
         whole: usize,
     }
@@ -303,22 +303,22 @@ mod tests {
             let before = self.sent.len();
             let most = match self.answers.pop_front() {
                 Some(Answer::Errno(errno)) => {
-                    self.takes_whole &= errno != libc::EINVAL;
+                    self.accepts_gso &= errno != libc::EINVAL;
                     return Err(io::Error::from_raw_os_error(errno));
                 }
                 Some(Answer::Take(n)) => n,
                 None => usize::MAX,
             };
             for packet in packets.take(most) {
-                assert!(self.takes_whole || packet.segments.is_none());
+                assert!(self.accepts_gso || packet.segments.is_none());
                 self.whole += usize::from(packet.segments.is_some());
                 self.sent.push(packet.bytes.to_vec());
             }
             Ok(self.sent.len() - before)
         }
 
-        fn takes_whole(&mut self) -> bool {
-            self.takes_whole
+        fn accepts_gso(&mut self) -> bool {
+            self.accepts_gso
         }
 
         fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -503,7 +503,7 @@ mod tests {
         let all = [several(1, 3), several(2, 5)];
         let (mut queue, mut sent) = queue(&all, 128);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
@@ -518,7 +518,7 @@ mod tests {
     fn one_byte_less_of_mtu_and_each_datagram_is_fragmented() {
         let (mut queue, mut sent) = queue(&[several(1, 3)], 127);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
@@ -538,7 +538,7 @@ mod tests {
         ];
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         let refused = Answer::Errno(libc::EINVAL);
@@ -557,7 +557,7 @@ mod tests {
         let all = [several(1, 3), several(2, 4), several(3, 5)];
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         let (full, busy) = (Answer::Errno(libc::ENOBUFS), Answer::Errno(libc::EAGAIN));

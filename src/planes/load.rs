@@ -2,7 +2,7 @@
 
 use super::Batch;
 use crate::table::PathId;
-use crate::wire::offload::Segments;
+use crate::wire::offload::GsoLayout;
 
 /// One packet on its way out of one egress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Slot {
     /// Whether it stands in the second buffer.
     pub piece: bool,
     /// Where it stands for several datagrams: how it is cut into them.
-    pub segments: Option<Segments>,
+    pub segments: Option<GsoLayout>,
     /// The path it takes.
     pub path: PathId,
     /// When it was received, in nanoseconds of `CLOCK_REALTIME`.

@@ -70,7 +70,7 @@ pub trait Transmit {
 
     /// Whether packets that stand for several datagrams may be sent as they are. Asked whenever
     /// there are any: it may end with an error of [`Transmit::send`].
-    fn takes_whole(&mut self) -> bool {
+    fn accepts_gso(&mut self) -> bool {
         false
     }
 

@@ -11,10 +11,10 @@ use super::capture::SocketCapture;
 use super::rate::{Mode, Thresholds};
 use super::{Capture, OutPacket, Plane, Transmit};
 use crate::model::IfIndex;
-use crate::sys::backlog::Backlog;
+use crate::sys::burst_limit::SoftnetStat;
 use crate::sys::poll::watch;
 use crate::sys::ring::RingSize;
-use crate::sys::transmit::{Transmitter, Writable};
+use crate::sys::transmit::{Transmitter, WritableSocket};
 
 /// Options of the plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Plane for PacketPlane {
     }
 
     fn backlog_dropped(&self) -> Option<u64> {
-        Backlog::open()
+        SoftnetStat::open()
             .and_then(|mut backlog| backlog.dropped())
             .ok()
     }
@@ -85,7 +85,7 @@ impl Plane for PacketPlane {
 struct SocketTransmit {
     socket: Transmitter,
     /// Watched while the socket is full, and not longer.
-    waiting: Option<AsyncFd<Writable>>,
+    waiting: Option<AsyncFd<WritableSocket>>,
 }
 
 impl Transmit for SocketTransmit {
@@ -93,8 +93,8 @@ impl Transmit for SocketTransmit {
         self.socket.send(packets)
     }
 
-    fn takes_whole(&mut self) -> bool {
-        self.socket.takes_whole()
+    fn accepts_gso(&mut self) -> bool {
+        self.socket.accepts_gso()
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -16,7 +16,7 @@ use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Version,
 use crate::model::Rewrite;
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Feeds, Fib, Ingress};
-use crate::wire::offload::{Offload, Segments};
+use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
 
 /// A batch sorted by egress.
@@ -46,7 +46,7 @@ pub struct Switch {
     /// made: those of the first, then those of the others.
     cuts: Vec<(u32, u32)>,
     /// Where the captured one goes on whole: how it is cut later, and the packets it counts as.
-    whole: Option<(Segments, u64)>,
+    whole: Option<(GsoLayout, u64)>,
     /// The versions that are made besides the first, and where theirs begin in `cuts`.
     made: Vec<(Form, usize)>,
     /// By packet of the first version: whether it came back, once that was asked.
@@ -399,7 +399,7 @@ impl Switch {
         start: usize,
         pieces: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
-        let len = decision.datagram.len;
+        let len = decision.datagram.packet_len;
         self.whole = None;
         let Offload::UdpSegments { payload } = packet.offload else {
             self.cuts.push((start as u32, len as u32));
@@ -482,7 +482,7 @@ impl Switch {
         };
         let ttl = decision.versions().next().map(|version| version.ttl);
         let ttl = ttl.unwrap_or(decision.datagram.ttl);
-        rewrite(&mut bytes[..decision.datagram.len], offload, ttl)?;
+        rewrite(&mut bytes[..decision.datagram.packet_len], offload, ttl)?;
         Ok((decision, start + tags))
     }
 }
@@ -496,9 +496,12 @@ fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
         let bytes = batch.bytes().get(packet.start as usize..)?;
         let bytes = bytes.get(..packet.len as usize)?;
         let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
-        let datagram = ip::Datagram::parse(&bytes[tags..]).ok()?;
+        let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
         let whole = segments(&bytes[tags..], &datagram, payload)?;
-        Some((whole.count(datagram.len), whole.bytes(datagram.len)))
+        Some((
+            whole.count(datagram.packet_len),
+            whole.bytes(datagram.packet_len),
+        ))
     };
     whole().unwrap_or((1, packet.len.into()))
 }

@@ -7,7 +7,7 @@ use super::Batch;
 use crate::forward::DropReason;
 use crate::forward::translate::{Identifications, across, in_place};
 use crate::model::Rewrite;
-use crate::wire::ip::Datagram;
+use crate::wire::ip::IpHeader;
 
 /// What is kept from packet to packet.
 #[derive(Default)]
@@ -25,7 +25,7 @@ pub(super) struct Original<'a> {
     /// Whether it is needed as it is, too.
     pub keep: bool,
     /// What was read of it, or of the packet it was cut from.
-    pub datagram: &'a Datagram,
+    pub datagram: &'a IpHeader,
 }
 
 impl Translator {
@@ -42,7 +42,7 @@ impl Translator {
     ) -> Result<(), DropReason> {
         let (start, len) = original.cut;
         let range = start as usize..(start + len) as usize;
-        let datagram = Datagram {
+        let datagram = IpHeader {
             len: len as usize,
             ..*original.datagram
         };

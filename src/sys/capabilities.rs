@@ -19,7 +19,7 @@ const KEPT: [Capability; 4] = [
 
 /// What the process has of what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldCapabilities {
     /// CAP_NET_RAW.
     pub net_raw: bool,
     /// CAP_NET_ADMIN.
@@ -28,7 +28,7 @@ pub struct Held {
 
 /// Makes effective what the process may have. A file in an image may permit more than its
 /// container is given, and must then leave it to the program to take what there is.
-pub fn raise() -> Result<Held, CapsError> {
+pub fn raise_effective() -> Result<HeldCapabilities, CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     let effective = caps::read(None, CapSet::Effective)?;
     let ours = kept(&permitted);
@@ -36,14 +36,14 @@ pub fn raise() -> Result<Held, CapsError> {
     if all != effective {
         caps::set(None, CapSet::Effective, &all)?;
     }
-    Ok(Held {
+    Ok(HeldCapabilities {
         net_raw: all.contains(&Capability::CAP_NET_RAW),
         net_admin: all.contains(&Capability::CAP_NET_ADMIN),
     })
 }
 
 /// Gives up all that is not needed any more. How many were given up.
-pub fn drop_rest() -> Result<usize, CapsError> {
+pub fn drop_unneeded() -> Result<usize, CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     let ours = kept(&permitted);
     // In this order: nothing may be effective that is not permitted.

@@ -11,20 +11,20 @@ use super::packet::{set_option, set_option_int};
 
 /// A bound capture socket, kept open, that may be in a group.
 #[derive(Clone)]
-pub struct Member(Arc<OwnedFd>);
+pub struct FanoutMember(Arc<OwnedFd>);
 
 /// The number of a group of sockets, unique in its network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GroupId(u16);
+pub struct FanoutGroupId(u16);
 
-impl Member {
+impl FanoutMember {
     pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
         Self(fd)
     }
 
     /// Makes a group of this socket alone, which goes on getting everything. Fails on kernels
     /// before 4.12.
-    pub fn found(&self) -> io::Result<GroupId> {
+    pub fn found(&self) -> io::Result<FanoutGroupId> {
         let kind = (libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_UNIQUEID) as i32;
         set_option_int(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT, kind << 16)?;
         let mut group = 0i32;
@@ -44,12 +44,12 @@ impl Member {
         }
         // There must be a program before it is replaced: only a replacement waits.
         self.choose(0)?;
-        Ok(GroupId(group as u16))
+        Ok(FanoutGroupId(group as u16))
     }
 
     /// Joins the group, behind those that are in it. The socket gets nothing of its own from
     /// then on, only what the group chooses it for.
-    pub fn join(&self, group: GroupId) -> io::Result<()> {
+    pub fn join(&self, group: FanoutGroupId) -> io::Result<()> {
         let kind = libc::PACKET_FANOUT_CBPF as i32;
         let word = kind << 16 | i32::from(group.0);
         set_option_int(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT, word)

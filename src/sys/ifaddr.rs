@@ -8,7 +8,7 @@ use crate::model::{IfIndex, IfName};
 
 /// An interface as it was at the time of asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
+pub struct InterfaceAddresses {
     /// Its name.
     pub name: IfName,
     /// Its index.
@@ -22,13 +22,13 @@ pub struct Interface {
 }
 
 /// All interfaces, in the kernel's order.
-pub fn interfaces() -> io::Result<Vec<Interface>> {
+pub fn interfaces() -> io::Result<Vec<InterfaceAddresses>> {
     let mut list = std::ptr::null_mut();
     // SAFETY: `list` is a valid place for the pointer the call stores.
     if unsafe { libc::getifaddrs(&mut list) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut found: Vec<Interface> = Vec::new();
+    let mut found: Vec<InterfaceAddresses> = Vec::new();
     let mut next = list;
     while !next.is_null() {
         // SAFETY: `next` is an element of the list, which is freed only below.
@@ -51,7 +51,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
                 let Some(name) = name.to_str().ok().and_then(|n| n.parse::<IfName>().ok()) else {
                     continue;
                 };
-                found.push(Interface {
+                found.push(InterfaceAddresses {
                     name,
                     index,
                     up: flag(libc::IFF_UP),

@@ -2,16 +2,16 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
-pub mod backlog;
+mod bpf_burst;
 pub mod buffer;
-mod burst;
+pub mod burst_limit;
 pub mod capabilities;
 pub mod fanout;
 pub mod filter;
 pub mod group_filter;
 pub mod ifaddr;
 pub mod limits;
-mod link_kind;
+mod link_properties;
 pub mod memberships;
 pub mod memory;
 pub mod multicast;

@@ -60,7 +60,7 @@ fn enter(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Whether the process holds CAP_SYS_ADMIN in its user namespace.
-pub fn can_make_namespaces() -> bool {
+pub fn can_create_namespaces() -> bool {
     const CAP_SYS_ADMIN: u64 = 21;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
@@ -73,7 +73,7 @@ pub fn can_make_namespaces() -> bool {
 /// Moves the process into a user namespace of its own, where it is root. Its network namespace
 /// stays the one it was in. Fails with `EINVAL` where the process has more than one thread, and
 /// with other errors where the system forbids it.
-pub fn become_root() -> io::Result<()> {
+pub fn enter_user_namespace() -> io::Result<()> {
     // SAFETY: plain getters.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     // SAFETY: moves this process to a user namespace of its own; no memory is involved.

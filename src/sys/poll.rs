@@ -6,9 +6,9 @@ use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::receive::Receiver;
-use super::ring::Ring;
-use super::transmit::Writable;
+use super::receive::PacketReceiver;
+use super::ring::CaptureRing;
+use super::transmit::WritableSocket;
 
 /// A type that owns one descriptor for as long as it lives and always names that one.
 ///
@@ -17,11 +17,11 @@ use super::transmit::Writable;
 pub unsafe trait OwnsDescriptor: AsRawFd {}
 
 // SAFETY: the descriptor is an OwnedFd (shared or not) that nothing replaces.
-unsafe impl OwnsDescriptor for Ring {}
+unsafe impl OwnsDescriptor for CaptureRing {}
 // SAFETY: as above.
-unsafe impl OwnsDescriptor for Receiver {}
+unsafe impl OwnsDescriptor for PacketReceiver {}
 // SAFETY: as above.
-unsafe impl OwnsDescriptor for Writable {}
+unsafe impl OwnsDescriptor for WritableSocket {}
 
 /// Registers `inner` with the runtime of the current thread.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {

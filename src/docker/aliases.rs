@@ -8,17 +8,17 @@ use crate::model::{Aliases, IfIndex, IfName, IfPattern};
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Mac(pub [u8; 6]);
+pub struct MacAddr(pub [u8; 6]);
 
 /// A text is no Ethernet address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no Ethernet address")]
-pub struct NoMac(String);
+pub struct ParseMacError(String);
 
-impl FromStr for Mac {
-    type Err = NoMac;
-    fn from_str(text: &str) -> Result<Self, NoMac> {
-        let no = || NoMac(text.into());
+impl FromStr for MacAddr {
+    type Err = ParseMacError;
+    fn from_str(text: &str) -> Result<Self, ParseMacError> {
+        let no = || ParseMacError(text.into());
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
@@ -33,7 +33,7 @@ impl FromStr for Mac {
     }
 }
 
-impl fmt::Display for Mac {
+impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
@@ -42,7 +42,7 @@ impl fmt::Display for Mac {
 
 /// A network of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
+pub struct EngineNetwork {
     /// What the engine calls it for itself.
     pub id: String,
     /// What people call it.
@@ -54,10 +54,10 @@ pub struct Network {
 /// Where a container is on a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// [`Network::id`].
+    /// [`EngineNetwork::id`].
     pub network: String,
     /// The address of the container's interface.
-    pub mac: Mac,
+    pub mac: MacAddr,
 }
 
 /// A running container.
@@ -73,30 +73,30 @@ pub struct Container {
 
 /// All that matters of an engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Engine {
+pub struct EngineState {
     /// Its networks.
-    pub networks: Vec<Network>,
+    pub networks: Vec<EngineNetwork>,
     /// Its running containers.
     pub containers: Vec<Container>,
 }
 
 /// A cable of which this host has one end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
+pub struct VethPeer {
     /// The end this host has.
     pub index: IfIndex,
     /// The bridge that end is a port of.
     pub bridge: Option<IfIndex>,
     /// The address of the other end.
-    pub mac: Mac,
+    pub mac: MacAddr,
 }
 
-impl Engine {
+impl EngineState {
     /// The names of links, and whether an endpoint has no cable: it may be in the making.
     /// `bridge_index` tells the index of a bridge.
     pub fn names(
         &self,
-        peers: &[Peer],
+        peers: &[VethPeer],
         bridge_index: impl Fn(&IfName) -> Option<IfIndex>,
     ) -> (Aliases, bool) {
         let mut aliases = Aliases::default();
@@ -150,16 +150,16 @@ fn alias(kind: &str, name: &str) -> Option<IfPattern> {
 mod tests {
     use super::*;
 
-    fn mac(last: u8) -> Mac {
-        Mac([2, 0x42, 0, 0, 0, last])
+    fn mac(last: u8) -> MacAddr {
+        MacAddr([2, 0x42, 0, 0, 0, last])
     }
 
     fn index(n: u32) -> IfIndex {
         IfIndex::new(n).unwrap()
     }
 
-    fn network(id: &str, bridge: Option<&str>) -> Network {
-        Network {
+    fn network(id: &str, bridge: Option<&str>) -> EngineNetwork {
+        EngineNetwork {
             id: id.into(),
             name: format!("net-{id}"),
             bridge: bridge.map(|b| b.parse().unwrap()),
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_container_is_each_of_its_cables_and_a_network_its_bridge() {
-        let engine = Engine {
+        let engine = EngineState {
             networks: vec![
                 network("a", Some("br-a")),
                 network("b", Some("br-b")),
@@ -216,7 +216,7 @@ mod tests {
                 container("shared", &[]),
             ],
         };
-        let peer = |n: u32, bridge: u32, last: u8| Peer {
+        let peer = |n: u32, bridge: u32, last: u8| VethPeer {
             index: index(n),
             bridge: IfIndex::new(bridge),
             mac: mac(last),
@@ -250,7 +250,7 @@ mod tests {
             "02:42:00:00:00:+f",
             "2:42:0:0:0:f",
         ] {
-            assert!(bad.parse::<Mac>().is_err(), "{bad:?}");
+            assert!(bad.parse::<MacAddr>().is_err(), "{bad:?}");
         }
     }
 }
