@@ -40,7 +40,7 @@ const QUIET: Duration = Duration::from_millis(5);
 const LONGEST_REST: Duration = Duration::from_millis(200);
 
 /// Tells the keeper whether the capture could be opened.
-#[derive(MembershipMessage)]
+#[derive(Message)]
 #[rtype(result = "()")]
 pub struct Opened {
     /// Which interface.
@@ -377,7 +377,7 @@ impl Handler<AskFlows> for Interface {
 }
 
 /// Ends all flows; answers how many there were.
-#[derive(MembershipMessage)]
+#[derive(Message)]
 #[rtype(result = "u64")]
 pub struct Flush;
 

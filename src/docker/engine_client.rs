@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, EngineNetwork as Told};
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, Network as NetworkReply};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptions, ListNetworksOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::{Stream, StreamExt};
@@ -95,7 +95,7 @@ impl EngineClient {
     }
 }
 
-fn network_of(told: Told) -> Option<EngineNetwork> {
+fn network_of(told: NetworkReply) -> Option<EngineNetwork> {
     let id = told.id?;
     let named = told.options.and_then(|mut o| o.remove(BRIDGE_NAME));
     let bridge = (told.driver.as_deref() == Some("bridge")).then(|| {

@@ -43,7 +43,7 @@ impl Translator {
         let (start, len) = original.cut;
         let range = start as usize..(start + len) as usize;
         let datagram = IpHeader {
-            len: len as usize,
+            packet_len: len as usize,
             ..*original.datagram
         };
         if !moves(rewrite, original.keep) {

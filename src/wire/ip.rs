@@ -171,7 +171,7 @@ pub(super) mod tests {
     fn padding_is_excluded_from_packet_length() {
         let mut padded = bytes(V4);
         padded.resize(46, 0);
-        assert_eq!(IpHeader::parse(&padded).unwrap().len, 33);
+        assert_eq!(IpHeader::parse(&padded).unwrap().packet_len, 33);
     }
 
     #[test]

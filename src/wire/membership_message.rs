@@ -42,7 +42,7 @@ pub enum RecordType {
 /// A group record of a version 3 report (RFC 9776 section 4.2). RFC 9777 section 5.2 calls
 /// it a multicast address record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct GroupRecord {
     /// The record type: how to apply the sources.
     pub kind: RecordType,
     /// The multicast address.
@@ -74,7 +74,7 @@ pub struct Query {
 
 /// An IGMP or MLD message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Message {
+pub enum MembershipMessage {
     /// A membership query.
     Query(Query),
     /// A report of IGMPv1, IGMPv2 or MLDv1: the host is a member of the group.
@@ -90,7 +90,7 @@ pub enum Message {
         group: Group,
     },
     /// A report of IGMPv3 or MLDv2: the group records of the host.
-    Records(Vec<Record>),
+    Records(Vec<GroupRecord>),
 }
 
 impl fmt::Display for RecordType {
