@@ -1,4 +1,4 @@
-//! System calls: the only room with unsafe code. Each block says why it is sound.
+//! System calls. This is the only module with `unsafe` code; a `SAFETY:` comment justifies each block.
 #![allow(unsafe_code)]
 
 pub mod activation;
