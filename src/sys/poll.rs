@@ -1,4 +1,4 @@
-//! Waiting for descriptors in the runtime.
+//! Registration of descriptors with the async runtime.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,21 +10,22 @@ use super::receive::PacketReceiver;
 use super::ring::CaptureRing;
 use super::transmit::WritableSocket;
 
-/// A type that owns one descriptor for as long as it lives and always names that one.
+/// A type that owns one descriptor for its whole lifetime.
 ///
 /// # Safety
 /// `as_raw_fd` must return the same open descriptor from construction to drop.
 pub unsafe trait OwnsDescriptor: AsRawFd {}
 
-// SAFETY: the descriptor is an OwnedFd (shared or not) that nothing replaces.
+// SAFETY: each type holds an `OwnedFd` (possibly in an `Arc`) that it never replaces or closes
+// before drop.
 unsafe impl OwnsDescriptor for CaptureRing {}
-// SAFETY: as above.
+// SAFETY: as for `CaptureRing`.
 unsafe impl OwnsDescriptor for PacketReceiver {}
-// SAFETY: as above.
+// SAFETY: as for `CaptureRing`.
 unsafe impl OwnsDescriptor for WritableSocket {}
 
 /// Registers `inner` with the runtime of the current thread.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `OwnsDescriptor` promises what is asked for.
+    // SAFETY: `OwnsDescriptor` guarantees that the descriptor stays open and unchanged until drop.
     unsafe { AsyncFd::register_with_interest(inner, interest) }.map_err(Into::into)
 }
