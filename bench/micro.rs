@@ -17,7 +17,7 @@ use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
 use mcastor::wire::checksum;
-use mcastor::wire::ip::{Datagram, refresh_ipv4_checksum};
+use mcastor::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use mcastor::wire::offload::Offload;
 use std::hint::black_box;
 
@@ -205,11 +205,11 @@ fn memberships(c: &mut Criterion) {
 
 fn steps(c: &mut Criterion) {
     let plain = packet(1, PAYLOAD);
-    c.bench_function("parse", |b| b.iter(|| Datagram::parse(black_box(&plain))));
+    c.bench_function("parse", |b| b.iter(|| IpHeader::parse(black_box(&plain))));
     for size in [64, 200, 1400] {
         let p = packet(1, size);
         c.bench_function(&format!("checksum/{size}"), |b| {
-            b.iter(|| checksum::of(black_box(&p)))
+            b.iter(|| checksum::compute(black_box(&p)))
         });
     }
     let mut g = c.benchmark_group("rewrite");
@@ -229,7 +229,7 @@ fn steps(c: &mut Criterion) {
     }
     g.finish();
     let long = packet(1, 16 * PAYLOAD);
-    let datagram = Datagram::parse(&long).expect("a packet");
+    let datagram = IpHeader::parse(&long).expect("a packet");
     let mut out = Vec::new();
     c.bench_function("segment/16 of 200", |b| {
         b.iter(|| {

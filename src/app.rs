@@ -122,15 +122,15 @@ fn capture_modes() -> Modes {
 pub fn run(options: Options) -> Result<(), AppError> {
     let activated = sys::activation::http_listener();
     // Who may not ask for capabilities is told by what then fails.
-    let _ = sys::capabilities::raise();
+    let _ = sys::capabilities::raise_effective();
     sys::packet::probe().map_err(AppError::NoPacketSockets)?;
-    sys::limits::raise_open_files();
+    sys::limits::raise_open_file_limit();
     System::new().block_on(assemble(options, activated))
 }
 
 async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<(), AppError> {
     // Reading the settings took far more than they do.
-    sys::memory::give_back();
+    sys::memory::release_freed();
     let mut in_force = options.settings;
     in_force.notes().iter().for_each(|note| warn!("{note}"));
     // What flags say no file changes.
@@ -171,7 +171,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     // All that needs more is open; threads begin below.
-    match sys::capabilities::drop_rest() {
+    match sys::capabilities::drop_unneeded() {
         Ok(0) => {}
         Ok(dropped) => info!("{dropped} capabilities that are not needed any more are given up"),
         Err(e) => warn!("cannot give up capabilities: {e}"),
@@ -342,7 +342,7 @@ async fn reload(
     info!("{done}");
     successful.set(1);
     *in_force = settings;
-    sys::memory::give_back();
+    sys::memory::release_freed();
     Ok(done)
 }
 

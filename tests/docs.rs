@@ -14,7 +14,7 @@ use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::model::{Family, FlowEnd, IfIndex, Link, RouteName};
 use mcastor::settings::Settings;
-use mcastor::wire::Refusal;
+use mcastor::wire::RejectReason;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -270,7 +270,7 @@ fn refusal_reasons_table_matches_the_code() {
     let text = read("docs/proxy.md");
     let listed = first_column(&text, "## Rejected messages");
     let listed: BTreeSet<&str> = listed.into_iter().collect();
-    let wire = Refusal::ALL.iter().map(|r| r.label());
+    let wire = RejectReason::ALL.iter().map(|r| r.label());
     let membership = Refused::ALL.iter().map(|r| r.label());
     let known: BTreeSet<&str> = wire.chain(membership).chain(["busy"]).collect();
     assert_eq!(listed, known);

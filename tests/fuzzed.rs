@@ -1,7 +1,7 @@
-//! The fuzz targets of `tests/fuzz`, on inputs from a generator with a fixed seed: random bytes,
-//! and real ones with a few bytes changed. `MCASTOR_FUZZ_CASES` sets how many of each.
+//! Runs the fuzz targets of `tests/fuzz` on inputs from a seeded generator: random bytes, and valid
+//! inputs with a few mutated bytes. `MCASTOR_FUZZ_CASES` sets the number of cases per target.
 //!
-//! A fault prints the number of its case; the same number makes the same input again.
+//! A failure prints its case number, which reproduces the input.
 
 #[path = "fuzz/harness/mod.rs"]
 mod harness;
@@ -9,9 +9,13 @@ mod harness;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mcastor::streams::Payload;
-use mcastor::wire::envelope::{IPV4_LEN, IPV6_LEN, seal_v4, seal_v6};
-use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
 use mcastor::wire::ip::refresh_ipv4_checksum;
+use mcastor::wire::link_control::{
+    IPV4_HEADERS_LEN, IPV6_HEADERS_LEN, encapsulate_v4, encapsulate_v6,
+};
+use mcastor::wire::membership_message::{
+    Generation, GroupRecord, MembershipMessage, Query, RecordType,
+};
 use mcastor::wire::{membership, mrdisc};
 
 fn cases() -> u64 {
@@ -19,7 +23,7 @@ fn cases() -> u64 {
     set.and_then(|n| n.parse().ok()).unwrap_or(100_000)
 }
 
-/// SplitMix64: good enough to make inputs, the same on every machine.
+/// A SplitMix64 generator, so that inputs are the same on every machine.
 struct Random(u64);
 
 impl Random {
@@ -43,7 +47,7 @@ impl Random {
         &all[self.below(all.len())]
     }
 
-    /// Changes, drops, doubles or cuts a few bytes.
+    /// Changes, removes, duplicates or truncates a few bytes.
     fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..self.below(5) {
             let at = self.below(bytes.len());
@@ -62,30 +66,30 @@ impl Random {
     }
 }
 
-/// Runs a target on every case, half of them random, half made by `real` and mutated. Some of
-/// them must come through, or nothing behind the first check was tried.
-fn try_all(target: fn(&[u8]) -> bool, cases: u64, real: impl Fn(&mut Random) -> Vec<u8>) {
-    let mut came_through = 0;
+/// Runs a target on random and on mutated valid inputs (from `valid`), half of the cases each. The
+/// target must accept at least 2 % of them, or only its first checks are tested.
+fn try_all(target: fn(&[u8]) -> bool, cases: u64, valid: impl Fn(&mut Random) -> Vec<u8>) {
+    let mut accepted = 0;
     for case in 0..cases {
         let mut random = Random(case);
         let input = if case % 2 == 0 {
             random.bytes(400)
         } else {
-            real(&mut random)
+            valid(&mut random)
         };
         match catch_unwind(AssertUnwindSafe(|| target(&input))) {
-            Ok(good) => came_through += u64::from(good),
+            Ok(good) => accepted += u64::from(good),
             Err(panic) => {
                 eprintln!("case {case}, {} bytes: {input:02x?}", input.len());
                 std::panic::resume_unwind(panic);
             }
         }
     }
-    println!("{came_through} of {cases} came through");
-    assert!(came_through >= cases / 50, "{came_through} of {cases}");
+    println!("{accepted} of {cases} accepted");
+    assert!(accepted >= cases / 50, "{accepted} of {cases}");
 }
 
-/// A packet as senders make it.
+/// Returns a valid data packet.
 fn packet(random: &mut Random) -> Vec<u8> {
     let body = *random.one_of(&[0, 1, 18, 100, 1472, 3000]);
     let mut p;
@@ -121,7 +125,7 @@ fn packet(random: &mut Random) -> Vec<u8> {
     p
 }
 
-/// A mutated packet; mostly with a right header checksum, so that it gets further.
+/// Returns a mutated packet, mostly with a valid header checksum so that later checks are reached.
 fn bad_packet(random: &mut Random) -> Vec<u8> {
     let mut p = packet(random);
     random.mutate(&mut p);
@@ -147,7 +151,7 @@ fn switch() {
             input.extend((random.next() as u16).to_be_bytes());
             input.extend((random.below(2000) as u16).to_be_bytes());
         }
-        // All of one length: that is how the target cuts them apart.
+        // The target splits the input into packets of equal length.
         let packets: Vec<_> = (0..=count).map(|_| bad_packet(random)).collect();
         let longest = packets.iter().map(Vec::len).max().unwrap_or(0);
         for mut packet in packets {
@@ -163,7 +167,7 @@ fn decide() {
     try_all(harness::decision, cases(), bad_packet);
 }
 
-/// A message as hosts and routers make it; now and then one of router discovery.
+/// Returns a valid IGMP, MLD or router discovery message.
 fn message(random: &mut Random) -> Vec<u8> {
     let v6 = random.below(2) == 0;
     let from = if v6 { "fe80::7" } else { "10.0.0.7" };
@@ -187,9 +191,9 @@ fn message(random: &mut Random) -> Vec<u8> {
     let message = match random.below(6) {
         0 => {
             let message = match random.below(3) {
-                0 => mrdisc::Message::Solicitation,
-                1 => mrdisc::Message::Termination,
-                _ => mrdisc::Message::Advertisement {
+                0 => mrdisc::RouterDiscoveryMessage::Solicitation,
+                1 => mrdisc::RouterDiscoveryMessage::Termination,
+                _ => mrdisc::RouterDiscoveryMessage::Advertisement {
                     interval: random.next() as u8,
                     query_interval: random.next() as u16,
                     robustness: random.next() as u16,
@@ -197,24 +201,25 @@ fn message(random: &mut Random) -> Vec<u8> {
             };
             return mrdisc::build(&message, from);
         }
-        1 => Message::Leave { group },
-        2 => Message::Report {
+        1 => MembershipMessage::Leave { group },
+        2 => MembershipMessage::Report {
             generation: *random.one_of(&[Generation::One, Generation::Two][usize::from(v6)..]),
             group,
         },
         3 => {
             let generation = *random.one_of(&[Generation::Two, Generation::Three]);
-            let new = generation == Generation::Three;
-            let asked = random.below(2) == 0;
+            let is_v3 = generation == Generation::Three;
+            let has_group = random.below(2) == 0;
             let sources = listed(random);
-            Message::Query(Query {
+            MembershipMessage::Query(Query {
                 generation,
-                group: asked.then_some(group),
-                max_response: std::time::Duration::from_millis(random.below(100_000) as u64),
-                suppress: new && random.below(2) == 0,
+                group: has_group.then_some(group),
+                max_response_time: std::time::Duration::from_millis(random.below(100_000) as u64),
+                suppress: is_v3 && random.below(2) == 0,
                 robustness: random.below(9) as u8,
-                interval: new.then(|| std::time::Duration::from_secs(random.below(40_000) as u64)),
-                sources: if asked && new { sources } else { vec![] },
+                interval: is_v3
+                    .then(|| std::time::Duration::from_secs(random.below(40_000) as u64)),
+                sources: if has_group && is_v3 { sources } else { vec![] },
             })
         }
         _ => {
@@ -227,12 +232,12 @@ fn message(random: &mut Random) -> Vec<u8> {
                 RecordType::AllowNewSources,
                 RecordType::BlockOldSources,
             ];
-            let record = |random: &mut Random| Record {
+            let record = |random: &mut Random| GroupRecord {
                 kind: *random.one_of(&kinds),
                 group: random.one_of(&groups).parse().unwrap(),
                 sources: listed(random),
             };
-            Message::Records((0..count).map(|_| record(random)).collect())
+            MembershipMessage::Records((0..count).map(|_| record(random)).collect())
         }
     };
     membership::build(&message, from, 1500)
@@ -240,19 +245,23 @@ fn message(random: &mut Random) -> Vec<u8> {
         .swap_remove(0)
 }
 
-/// A mutated message; mostly with right checksums, so that it gets further.
+/// Returns a mutated message, mostly with valid checksums so that later checks are reached.
 fn bad_message(random: &mut Random) -> Vec<u8> {
     let mut packet = message(random);
     if random.below(4) > 0 {
         let v4 = packet[0] >> 4 == 4;
-        let mut body = packet.split_off(if v4 { IPV4_LEN } else { IPV6_LEN });
+        let mut body = packet.split_off(if v4 {
+            IPV4_HEADERS_LEN
+        } else {
+            IPV6_HEADERS_LEN
+        });
         random.mutate(&mut body);
         packet = if v4 {
             let to: [u8; 4] = packet[16..20].try_into().unwrap();
-            seal_v4([10, 0, 0, 7].into(), to.into(), &body)
+            encapsulate_v4([10, 0, 0, 7].into(), to.into(), &body)
         } else {
             let to: [u8; 16] = packet[24..40].try_into().unwrap();
-            seal_v6("fe80::7".parse().unwrap(), to.into(), &body)
+            encapsulate_v6("fe80::7".parse().unwrap(), to.into(), &body)
         };
     }
     if random.below(4) == 0 {
@@ -301,7 +310,7 @@ fn settings() {
         "[[route]]\nname = \"a\"\nfrom = \"br-*\"\nsource = \"192.168.1.0/24\"\nexcept_sources = [\"192.168.1.7\"]\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\nttl = \"keep\"\n",
         "[[route]]\nfrom = \"a\"\ngroup = \"ff3e::1\"\nto = [\"b\"]\n[[route]]\nfrom = \"b\"\ngroup = \"ff3e::1\"\nto = [\"a\"]\nlink_local = true\n",
     ];
-    // Each case is a file: fewer do.
+    // Each case writes a file, so run fewer cases.
     try_all(harness::settings, cases() / 20, |random| {
         let mut text = random.one_of(&real).as_bytes().to_vec();
         random.mutate(&mut text);

@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use mcastor::membership::{Downstream, DownstreamConfig, Event, Protocol};
 use mcastor::model::{Group, HeaderChecks, ProxyRule, QuerierPolicy, Source, Versions};
-use mcastor::wire::envelope::{self, Checks};
-use mcastor::wire::group_message::{Generation, Message, Query, Record, RecordType};
+use mcastor::wire::link_control::{self, HeaderPolicy};
+use mcastor::wire::membership_message::{
+    Generation, GroupRecord, MembershipMessage, Query, RecordType,
+};
 use mcastor::wire::{igmp, mld};
 
 const KINDS: [(&str, RecordType); 6] = [
@@ -90,21 +92,21 @@ fn sources(words: &[&str]) -> Vec<Source> {
         .collect()
 }
 
-fn message(text: &str) -> Message {
+fn message(text: &str) -> MembershipMessage {
     let words: Vec<_> = text.split_whitespace().collect();
     match words[0] {
-        "report" => Message::Report {
+        "report" => MembershipMessage::Report {
             generation: generation(words[1]),
             group: words[2].parse().unwrap(),
         },
-        "leave" => Message::Leave {
+        "leave" => MembershipMessage::Leave {
             group: words[1].parse().unwrap(),
         },
         "query" => {
             let mut query = Query {
                 generation: generation(words[1]),
                 group: None,
-                max_response: Duration::from_secs(10),
+                max_response_time: Duration::from_secs(10),
                 suppress: false,
                 robustness: 0,
                 interval: None,
@@ -114,7 +116,7 @@ fn message(text: &str) -> Message {
                 if *word == "S" {
                     query.suppress = true;
                 } else if let Some(seconds) = value(word, "max") {
-                    query.max_response = Duration::from_secs_f64(seconds);
+                    query.max_response_time = Duration::from_secs_f64(seconds);
                 } else if let Some(robustness) = value(word, "qrv") {
                     query.robustness = robustness;
                 } else if let Some(seconds) = value(word, "qqi") {
@@ -125,19 +127,19 @@ fn message(text: &str) -> Message {
                     query.sources.extend(sources(&[word]));
                 }
             }
-            Message::Query(query)
+            MembershipMessage::Query(query)
         }
         _ => {
             let record = |text: &str| {
                 let words: Vec<_> = text.split_whitespace().collect();
                 let kind = KINDS.iter().find(|(name, _)| *name == words[0]);
-                Record {
+                GroupRecord {
                     kind: kind.unwrap_or_else(|| panic!("{text}?")).1,
                     group: words[1].parse().unwrap(),
                     sources: sources(&words[2..]),
                 }
             };
-            Message::Records(text.split(';').map(record).collect())
+            MembershipMessage::Records(text.split(';').map(record).collect())
         }
     }
 }
@@ -148,17 +150,17 @@ fn listed(sources: &[Source]) -> String {
 }
 
 /// The inverse of [`message`].
-fn told(message: &Message) -> String {
+fn told(message: &MembershipMessage) -> String {
     let version = |generation: Generation| generation as u8 + 1;
     match message {
-        Message::Query(query) => said(query),
-        Message::Report { generation, group } => {
+        MembershipMessage::Query(query) => said(query),
+        MembershipMessage::Report { generation, group } => {
             format!("report v{} {group}", version(*generation))
         }
-        Message::Leave { group } => format!("leave {group}"),
-        Message::Records(records) => {
-            let name = |r: &Record| KINDS.iter().find(|(_, k)| *k == r.kind).unwrap().0;
-            let told = |r: &Record| format!("{} {} {}", name(r), r.group, listed(&r.sources));
+        MembershipMessage::Leave { group } => format!("leave {group}"),
+        MembershipMessage::Records(records) => {
+            let name = |r: &GroupRecord| KINDS.iter().find(|(_, k)| *k == r.kind).unwrap().0;
+            let told = |r: &GroupRecord| format!("{} {} {}", name(r), r.group, listed(&r.sources));
             records.iter().map(told).collect::<Vec<_>>().join("; ")
         }
     }
@@ -173,7 +175,7 @@ fn said(query: &Query) -> String {
     if !query.sources.is_empty() {
         write!(text, " {}", listed(&query.sources)).unwrap();
     }
-    write!(text, " max={}", query.max_response.as_secs_f64()).unwrap();
+    write!(text, " max={}", query.max_response_time.as_secs_f64()).unwrap();
     if query.suppress {
         text += " S";
     }
@@ -260,11 +262,11 @@ impl Replay {
     /// Hears a packet as it came over the wire.
     fn hear(&mut self, packet: &[u8]) {
         let on_link = [IpNet::V4("10.0.1.0/24".parse().unwrap())];
-        let checks = Checks {
+        let checks = HeaderPolicy {
             headers: HeaderChecks::Strict,
             on_link: &on_link,
         };
-        let heard = envelope::open(packet, &checks).and_then(|opened| {
+        let heard = link_control::decapsulate(packet, &checks).and_then(|opened| {
             let parse = match opened.source {
                 IpAddr::V4(_) => igmp::parse,
                 IpAddr::V6(_) => mld::parse,
@@ -421,7 +423,7 @@ fn ten_thousand_groups_of_ten_sources_fit_and_a_round_is_quick() {
     let report = |n: u16, kind| {
         let sources = (1..=10).map(source).collect();
         let group = group(n);
-        Message::Records(vec![Record {
+        MembershipMessage::Records(vec![GroupRecord {
             kind,
             group,
             sources,

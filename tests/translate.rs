@@ -8,7 +8,7 @@ use mcastor::forward::segment::segment;
 use mcastor::model::{IfIndex, Link, Links, RouteRule, TranslationRule};
 use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::{Fib, Rib};
-use mcastor::wire::ip::Datagram;
+use mcastor::wire::ip::IpHeader;
 use mcastor::wire::offload::Offload;
 use serde::Deserialize;
 
@@ -96,7 +96,7 @@ fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, D
             continue;
         };
         // Whole, for the egress to cut.
-        let datagram = Datagram::parse(packet).unwrap();
+        let datagram = IpHeader::parse(packet).unwrap();
         let (mut out, mut cuts) = (Vec::new(), Vec::new());
         let payload = segments.payload();
         segment(packet, &datagram, payload, &mut out, |r| cuts.push(r))?;

@@ -82,7 +82,7 @@ fn profile_one(wanted: &str) -> Outcome<()> {
 }
 
 fn measure(quick: bool, only: Option<&str>) -> Outcome<()> {
-    if !mcastor::sys::netns::can_make_namespaces() {
+    if !mcastor::sys::netns::can_create_namespaces() {
         return Err("needs root: namespaces and packet sockets".into());
     }
     if meter::cores() < 2 {

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::context::{DeathGuard, RouterContext, panics_on_demand};
 use super::routing::NamesChanged;
-use crate::docker::{Client, EngineError, peers};
+use crate::docker::{EngineClient, EngineError, veth_peers};
 use crate::model::Aliases;
 
 /// Between two attempts to reach the engine.
@@ -135,7 +135,7 @@ async fn try_listen(
     said: &mut Option<String>,
 ) -> Result<std::convert::Infallible, Trouble> {
     let socket = context.engine_socket.display().to_string();
-    let client = Client::connect(&socket).await?;
+    let client = EngineClient::connect(&socket).await?;
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let _connection = Ends(tokio::spawn(connection));
     let mut changes = pin!(client.changes());
@@ -145,7 +145,7 @@ async fn try_listen(
     let mut afterwards = AFTERWARDS.iter();
     loop {
         let engine = client.read().await?;
-        let peers = peers::read(&handle).await?;
+        let peers = veth_peers::read(&handle).await?;
         if peers.refused && !std::mem::replace(&mut refused, true) {
             warn!(
                 "docker: CAP_NET_ADMIN is missing: container: and label: wait; network: needs none"

@@ -14,13 +14,13 @@ use super::log_limit::LogLimit;
 use super::service;
 use crate::api::view::{GroupSourceView, GroupView};
 use crate::model::{Group, IfIndex, IfName, Source, SourceFilter};
-use crate::sys::memberships::Memberships;
+use crate::sys::memberships::HostMemberships;
 use crate::table::{self, Join};
 
 /// How often memberships that failed are tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// Memberships one interface holds; where sources want more, their groups are joined for every
+/// HostMemberships one interface holds; where sources want more, their groups are joined for every
 /// source.
 const MEMBERSHIPS: usize = 131_072;
 
@@ -57,7 +57,7 @@ pub struct Joins {
     death_guard: DeathGuard,
     wanted: table::joins::Joins,
     names: AHashMap<IfIndex, IfName>,
-    held: AHashMap<IfIndex, Memberships>,
+    held: AHashMap<IfIndex, HostMemberships>,
     failed: BTreeMap<Join, String>,
     /// Groups joined for every source, because the interface holds too many memberships.
     widened: BTreeSet<Join>,
@@ -69,7 +69,7 @@ pub struct Joins {
 }
 
 /// Whether the interface may hold what is new in a filter.
-fn fits(on: &Memberships, group: Group, filter: &SourceFilter) -> bool {
+fn fits(on: &HostMemberships, group: Group, filter: &SourceFilter) -> bool {
     let SourceFilter::Include(sources) = filter else {
         return true;
     };
@@ -106,7 +106,7 @@ impl Joins {
         let on = self
             .held
             .entry(interface)
-            .or_insert_with(|| Memberships::new(interface));
+            .or_insert_with(|| HostMemberships::new(interface));
         let was_widened = on.is_widened(join.group) || self.widened.contains(&join);
         let set = match fits(on, join.group, filter) {
             true => {

@@ -17,9 +17,9 @@ use crate::membership::{
 use crate::metrics::membership::{Direction, MembershipState};
 use crate::model::{Group, HeaderChecks, IfIndex, QuerierPolicy, SourceFilter};
 use crate::pipeline::{OutPacket, Transmit};
-use crate::wire::envelope::Checks;
-use crate::wire::group_message::Message;
-use crate::wire::ip::Datagram;
+use crate::wire::ip::IpHeader;
+use crate::wire::link_control::HeaderPolicy;
+use crate::wire::membership_message::MembershipMessage;
 use crate::wire::{membership, mrdisc};
 
 use super::context::RouterContext;
@@ -186,13 +186,13 @@ impl Service {
             let metrics = &context.catalog.membership;
             metrics.refused(self.served.name.as_str(), reason, 1);
         };
-        let datagram = match Datagram::parse(packet) {
+        let datagram = match IpHeader::parse(packet) {
             Ok(datagram) => datagram,
-            Err(e) => return refused(crate::wire::Refusal::from(e).label()),
+            Err(e) => return refused(crate::wire::RejectReason::from(e).label()),
         };
         let v4 = datagram.source.is_ipv4();
         let proxy = self.served.proxy.as_ref();
-        let checks = Checks {
+        let checks = HeaderPolicy {
             headers: proxy.map_or(HeaderChecks::Strict, |p| p.header_checks),
             on_link: &self.served.addresses,
         };
@@ -208,7 +208,7 @@ impl Service {
                         Direction::Received,
                         (mrdisc_kind(&heard.message), "1"),
                     );
-                    if let (mrdisc::Message::Solicitation, Some(announcer)) =
+                    if let (mrdisc::RouterDiscoveryMessage::Solicitation, Some(announcer)) =
                         (heard.message, &mut family.announcer)
                     {
                         announcer.solicited(now);
@@ -247,7 +247,7 @@ impl Service {
         let taken = machine.handle_as(now, standing, from, to, &heard.message);
         // Who asks for all must be heard through a flood as members are.
         let counts = match heard.message {
-            Message::Query(_) => machine.querier(now).address == Some(from),
+            MembershipMessage::Query(_) => machine.querier(now).address == Some(from),
             _ => true,
         };
         match taken {
@@ -280,7 +280,7 @@ impl Service {
             };
             while let Some(query) = machine.poll_query() {
                 let Some(own) = own else { continue };
-                let message = Message::Query(query.query);
+                let message = MembershipMessage::Query(query.query);
                 match membership::build(&message, own, self.served.mtu as usize) {
                     Ok(built) => {
                         let kind = kind(&message, family.protocol);
@@ -352,7 +352,7 @@ impl Service {
                 .as_ref()
                 .filter(|m| m.querier(Instant::now()).us);
             let timing = asks.map(Downstream::timing);
-            let message = mrdisc::Message::Advertisement {
+            let message = mrdisc::RouterDiscoveryMessage::Advertisement {
                 interval: announcer.interval_seconds(),
                 query_interval: timing.map_or(0, |t| t.query_interval().as_secs() as u16),
                 robustness: timing.map_or(0, |t| t.robustness().into()),
@@ -378,7 +378,7 @@ impl Service {
     /// Tells switches that we are no longer a router of theirs (RFC 4286 section 3.3).
     fn terminate(&mut self, protocol: Protocol, context: &RouterContext) {
         if let Some(own) = own_address(protocol, &self.served) {
-            let message = mrdisc::Message::Termination;
+            let message = mrdisc::RouterDiscoveryMessage::Termination;
             let packet = mrdisc::build(&message, own);
             self.send(&packet, context, protocol, (mrdisc_kind(&message), "1"));
         }

@@ -370,7 +370,9 @@ pub fn recv_with(
     tell(Event::Progress(&tallies));
     let mut dropped = 0;
     for (socket, &group) in sockets.iter().zip(&groups) {
-        dropped += u64::from(multicast::dropped(socket).map_err(failed("read the drop counter"))?);
+        dropped += u64::from(
+            multicast::dropped_datagrams(socket).map_err(failed("read the drop counter"))?,
+        );
         if !args.no_join {
             // Closing would leave too; an error here only means that the interface is gone.
             let _ = multicast::leave(socket, interface.index, group, args.source);

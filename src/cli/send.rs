@@ -14,8 +14,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use crate::model::{Group, IfName, Source};
 use crate::streams::payload::{self, HEADER_LEN, MAX_LEN_V4, MAX_LEN_V6};
 use crate::streams::{Pacer, Payload, Step, StreamError, consecutive};
-use crate::sys::ifaddr::{Interface, interfaces};
-use crate::sys::multicast::{self, BATCH, Outgoing};
+use crate::sys::ifaddr::{InterfaceAddresses, interfaces};
+use crate::sys::multicast::{self, BATCH, OutgoingDatagram};
 
 /// Longest pause before a look at the stop flag.
 const NAP: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ Examples:
 
 Exit code: 0 all sent, 2 wrong arguments or a socket error.")]
 pub struct SendArgs {
-    /// Interface the packets leave by
+    /// InterfaceAddresses the packets leave by
     #[arg(short, long, value_name = "NAME")]
     pub interface: IfName,
     /// Multicast group, IPv4 or IPv6; the first one with --flows
@@ -146,7 +146,7 @@ pub struct Sent {
 }
 
 /// Finds `name` and checks that it is up.
-pub(super) fn find_interface(name: &IfName) -> Result<Interface, StreamError> {
+pub(super) fn find_interface(name: &IfName) -> Result<InterfaceAddresses, StreamError> {
     let all = interfaces().map_err(|error| StreamError::System {
         what: "list the interfaces",
         error,
@@ -199,7 +199,7 @@ fn now_ns() -> u64 {
     since.map_or(0, |d| d.as_nanos() as u64)
 }
 
-fn open(args: &SendArgs) -> Result<(Socket, Interface), StreamError> {
+fn open(args: &SendArgs) -> Result<(Socket, InterfaceAddresses), StreamError> {
     let size = usize::from(args.size);
     let max = match args.group.addr() {
         IpAddr::V4(_) => MAX_LEN_V4,
@@ -423,11 +423,11 @@ impl Batch {
         retries: &mut u64,
         stop: &AtomicBool,
     ) -> io::Result<u64> {
-        let messages: Vec<Outgoing<'_>> = self
+        let messages: Vec<OutgoingDatagram<'_>> = self
             .queue
             .iter()
             .zip(self.data.chunks_exact(self.stride))
-            .map(|(&(flow, packets), data)| Outgoing {
+            .map(|(&(flow, packets), data)| OutgoingDatagram {
                 data: &data[..packets * self.size],
                 to: to.get(flow),
             })

@@ -15,7 +15,7 @@ use super::FAILED;
 use crate::app::{self, AppError, Clients, Load, Options, Started};
 use crate::control::socket::{BindError, Socket};
 use crate::settings::{Settings, environment, read_smcroute};
-use crate::sys::privileges::{self, Identity, Starting};
+use crate::sys::privileges::{self, DaemonStart, UserIdentity};
 
 /// sysexits.h: bad arguments.
 const EX_USAGE: u8 = 64;
@@ -173,13 +173,13 @@ pub fn run(args: DaemonArgs) -> ExitCode {
     if !(4..=180).contains(&args.mrdisc_interval) {
         return fail(FAILED, &"-m: seconds between announcements are 4 to 180");
     }
-    let identity = match args.user.as_deref().map(Identity::named).transpose() {
+    let identity = match args.user.as_deref().map(UserIdentity::lookup).transpose() {
         Ok(identity) => identity,
         Err(e) => return fail(FAILED, &format!("-p: {e}")),
     };
     let mut starting = match args.foreground {
         true => None,
-        false => match privileges::detach() {
+        false => match privileges::daemonize() {
             Ok(starting) => Some(starting),
             Err(e) => return fail(EX_OSERR, &format!("cannot detach: {e}")),
         },
@@ -205,7 +205,7 @@ pub fn run(args: DaemonArgs) -> ExitCode {
     }
 }
 
-fn left_alone(starting: Starting) {
+fn left_alone(starting: DaemonStart) {
     if let Err(e) = starting.done() {
         warn!("cannot let go of the terminal: {e}");
     }
@@ -226,7 +226,7 @@ fn route(options: Options) -> ExitCode {
 }
 
 /// Opens what only root can open, and stops being root where that is asked for.
-fn prepare(args: &DaemonArgs, identity: Option<&Identity>) -> Result<Options, ExitCode> {
+fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options, ExitCode> {
     let load = args.load();
     let settings = load().map_err(|report| fail(EX_CONFIG, &report))?;
     let socket = args.socket();
@@ -253,12 +253,12 @@ fn prepare(args: &DaemonArgs, identity: Option<&Identity>) -> Result<Options, Ex
     );
     let mut pid_file = Some(args.pid_file());
     if let (Some(identity), Some(pid)) = (identity, pid_file.take_if(|_| identity.is_some())) {
-        if let Err(e) = identity.writes(&pid, &format!("{}\n", std::process::id())) {
+        if let Err(e) = identity.write_owned_file(&pid, &format!("{}\n", std::process::id())) {
             let pid = pid.display();
             warn!("cannot write the pid file {pid}: {e}; going on without one (-P)");
         }
         if bound.is_some()
-            && let Err(e) = identity.owns_socket(&socket)
+            && let Err(e) = identity.own_socket(&socket)
         {
             warn!("-p: the socket stays root's: {e}");
         }

@@ -54,8 +54,8 @@ pub struct Lab {
 impl Lab {
     /// Makes them and everything in them. Becomes root in a user namespace where it must.
     pub fn new() -> Result<Self, DemoError> {
-        if !netns::can_make_namespaces() {
-            netns::become_root().map_err(DemoError::Namespaces)?;
+        if !netns::can_create_namespaces() {
+            netns::enter_user_namespace().map_err(DemoError::Namespaces)?;
         }
         let netns = || NetNs::new().map_err(DemoError::Namespaces);
         let lab = Self {

@@ -1,16 +1,16 @@
-//! Names that a container engine gives: which interface of this host is meant by
-//! `container:NAME`, `network:NAME` or `label:KEY=VALUE`.
+//! Interface aliases from a container engine: resolves `container:NAME`, `network:NAME` and
+//! `label:KEY=VALUE` to interfaces of this host.
 //!
 //! - `network:NAME` is the bridge of a network.
-//! - `container:NAME` is the host's end of each cable (veth) that leads into a container.
-//! - `label:KEY=VALUE` is that of each container with the label.
+//! - `container:NAME` is the host end of each veth pair that leads into the container.
+//! - `label:KEY=VALUE` is the same for each container with the label.
 //!
-//! [`client`] asks the engine over its socket, [`peers`] asks the kernel what is at the other
-//! end of a cable, [`names`] puts the two together and is pure.
+//! [`engine_client`] queries the engine over its socket, [`veth_peers`] queries the kernel what is at the other
+//! end of a cable, [`aliases`] puts the two together and is pure.
 
-pub mod client;
-pub mod names;
-pub mod peers;
+pub mod aliases;
+pub mod engine_client;
+pub mod veth_peers;
 
-pub use client::{Client, EngineError};
-pub use names::{Container, Endpoint, Engine, Mac, Network, Peer};
+pub use aliases::{Container, Endpoint, EngineNetwork, EngineState, MacAddr, VethPeer};
+pub use engine_client::{EngineClient, EngineError};

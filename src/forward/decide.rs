@@ -10,13 +10,14 @@ use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::upstream_selector::UpstreamSelector;
 use crate::table::{Entry, EntryId, Fib, Ingress, PathId, ProxyIngress};
 use crate::wire::WireError;
-use crate::wire::ip::Datagram;
+use crate::wire::ip::IpHeader;
+use crate::wire::link_control::is_link_control;
 
 /// A packet that goes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'f> {
     /// What was read of it.
-    pub datagram: Datagram,
+    pub datagram: IpHeader,
     fib: &'f Fib,
     ingress: &'f Ingress,
     /// Those that send it on.
@@ -156,19 +157,19 @@ pub fn decide<'f>(
     bytes: &[u8],
 ) -> Result<Decision<'f>, NotData> {
     let Arrival { fib, ingress, .. } = arrival;
-    let datagram = Datagram::parse(bytes)?;
+    let datagram = IpHeader::parse(bytes)?;
     if !datagram.destination.is_multicast() {
         return Err(DropReason::NotMulticast.into());
     }
     // Before the source is looked at: hosts without an address yet report from none.
-    if datagram.is_membership_message(bytes) {
+    if is_link_control(&datagram, bytes) {
         return Err(NotData::Membership);
     }
     if !datagram.source_is_valid() {
         return Err(DropReason::BadSource.into());
     }
     let key = (datagram.source, datagram.destination);
-    let len = datagram.len as u64;
+    let len = datagram.packet_len as u64;
     let known = flows.touch(&key, fib.generation, len, arrival.now_ms);
     let found = match known {
         Some(verdicts) => verdicts,

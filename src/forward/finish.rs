@@ -73,7 +73,7 @@ mod tests {
             offset: 0,
         };
         assert_eq!(rewrite(&mut packet, behind, 9), Ok(()));
-        assert_eq!(checksum::of(&packet[..24]), 0);
+        assert_eq!(checksum::compute(&packet[..24]), 0);
     }
 
     /// The packet as its sender's kernel leaves it to the hardware: the field holds the sum

@@ -152,7 +152,7 @@ pub fn fragment_v6(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ip::Datagram;
+    use crate::wire::ip::IpHeader;
     use proptest::prelude::*;
 
     fn packet(options: &[u8], body: usize, flags: u16) -> Vec<u8> {
@@ -210,8 +210,8 @@ mod tests {
             let mut together = Vec::new();
             for (i, piece) in pieces.iter().enumerate() {
                 prop_assert!(piece.len() <= mtu);
-                let d = Datagram::parse(piece).unwrap();
-                prop_assert_eq!(d.len, piece.len());
+                let d = IpHeader::parse(piece).unwrap();
+                prop_assert_eq!(d.packet_len, piece.len());
                 let field = u16::from_be_bytes([piece[6], piece[7]]);
                 prop_assert_eq!(usize::from(field & OFFSET_MASK), usize::from(offset) + together.len() / 8);
                 let last = i + 1 == pieces.len();

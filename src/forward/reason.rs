@@ -2,9 +2,9 @@
 //! `mcastor_dropped_packets_total` and a row in docs/metrics.md.
 
 use crate::wire::WireError;
-use crate::wire::reasons::reasons;
+use crate::wire::reason_enum::reason_enum;
 
-reasons! {
+reason_enum! {
     /// Why a packet was dropped.
     enum DropReason;
     /// No route of the interface it arrived on takes its source and group, and no host joined the

@@ -5,35 +5,35 @@ use std::ops::Range;
 
 use super::DropReason;
 use super::upper::{put, word};
-use crate::wire::ip::{Datagram, IPV6_HEADER_LEN, refresh_ipv4_checksum};
-use crate::wire::offload::Segments;
+use crate::wire::ip::{IPV6_HEADER_LEN, IpHeader, refresh_ipv4_checksum};
+use crate::wire::offload::GsoLayout;
 use crate::wire::{checksum, udp};
 
 /// How `packet` is cut into datagrams of `payload` bytes, where it may be handed to the kernel
 /// whole. `None` where it is to be cut here, or may not be at all: see [`segment`].
-pub fn segments(packet: &[u8], datagram: &Datagram, payload: u16) -> Option<Segments> {
-    let segments = Segments::new(payload, datagram.header_len + udp::HEADER_LEN)?;
+pub fn segments(packet: &[u8], datagram: &IpHeader, payload: u16) -> Option<GsoLayout> {
+    let segments = GsoLayout::new(payload, datagram.header_len + udp::HEADER_LEN)?;
     // The kernel cuts a fragment as if it were none, and one datagram is not cut.
     let is_fragment = datagram.source.is_ipv4() && word(packet, 6) & 0x3fff != 0;
-    let whole = is_udp(packet, datagram) && !is_fragment && segments.count(datagram.len) > 1;
+    let whole = is_udp(packet, datagram) && !is_fragment && segments.count(datagram.packet_len) > 1;
     whole.then_some(segments)
 }
 
 /// Makes the UDP header of a packet that goes whole say what the kernel relies on when it cuts:
 /// the length of all, and in the checksum field the sum of the pseudo-header. What the sender
 /// wrote there may be a lie, or of other addresses. `packet` is one [`segments`] took.
-pub fn leave_unfinished(packet: &mut [u8], segments: Segments) {
+pub fn leave_unfinished(packet: &mut [u8], segments: GsoLayout) {
     let is_v4 = packet.first().is_some_and(|b| b >> 4 == 4);
     let addresses = if is_v4 { 12..20 } else { 8..40 };
     let udp_at = segments.headers() - udp::HEADER_LEN;
     let udp_len = packet.len().saturating_sub(udp_at) as u16;
     let sum = checksum::add(0, packet.get(addresses).unwrap_or_default());
     let sum = sum + u64::from(udp::PROTOCOL) + u64::from(udp_len);
-    put(packet, udp_at + udp::LENGTH_AT, udp_len);
-    put(packet, udp_at + udp::CHECKSUM_AT, checksum::fold(sum));
+    put(packet, udp_at + udp::LENGTH_OFFSET, udp_len);
+    put(packet, udp_at + udp::CHECKSUM_OFFSET, checksum::fold(sum));
 }
 
-fn is_udp(packet: &[u8], datagram: &Datagram) -> bool {
+fn is_udp(packet: &[u8], datagram: &IpHeader) -> bool {
     let protocol_at = if datagram.source.is_ipv4() { 9 } else { 6 };
     packet.get(protocol_at) == Some(&udp::PROTOCOL)
 }
@@ -43,7 +43,7 @@ fn is_udp(packet: &[u8], datagram: &Datagram) -> bool {
 /// `packet`; IPv4 identifications count up, as the kernel's do.
 pub fn segment(
     packet: &[u8],
-    datagram: &Datagram,
+    datagram: &IpHeader,
     payload: u16,
     out: &mut Vec<u8>,
     mut each: impl FnMut(Range<usize>),
@@ -65,7 +65,7 @@ pub fn segment(
         out.extend_from_slice(piece);
         let segment = &mut out[start..];
         let udp_len = (udp::HEADER_LEN + piece.len()) as u16;
-        segment[udp_at + udp::LENGTH_AT..][..2].copy_from_slice(&udp_len.to_be_bytes());
+        segment[udp_at + udp::LENGTH_OFFSET..][..2].copy_from_slice(&udp_len.to_be_bytes());
         if datagram.source.is_ipv4() {
             let total = segment.len() as u16;
             segment[2..4].copy_from_slice(&total.to_be_bytes());
@@ -75,7 +75,7 @@ pub fn segment(
             let length = (segment.len() - IPV6_HEADER_LEN) as u16;
             segment[4..6].copy_from_slice(&length.to_be_bytes());
         }
-        let field = udp_at + udp::CHECKSUM_AT;
+        let field = udp_at + udp::CHECKSUM_OFFSET;
         segment[field..field + 2].fill(0);
         let sum = checksum::pseudo_header(
             datagram.source,
@@ -130,15 +130,15 @@ mod tests {
     fn segments_are_datagrams_with_correct_checksums() {
         for v6 in [false, true] {
             let packet = super_packet(v6, 2500);
-            let whole = Datagram::parse(&packet).unwrap();
+            let whole = IpHeader::parse(&packet).unwrap();
             let (mut out, mut cuts) = (Vec::new(), Vec::new());
             segment(&packet, &whole, 1000, &mut out, |r| cuts.push(r)).unwrap();
             assert_eq!(cuts.len(), 3);
             let mut body = Vec::new();
             for cut in cuts {
                 let piece = &out[cut];
-                let d = Datagram::parse(piece).unwrap();
-                assert_eq!(d.len, piece.len());
+                let d = IpHeader::parse(piece).unwrap();
+                assert_eq!(d.packet_len, piece.len());
                 let udp = &piece[d.header_len..];
                 let sum = checksum::pseudo_header(d.source, d.destination, 17, udp.len() as u32);
                 assert_eq!(checksum::fold(checksum::add(sum, udp)), 0xffff);
@@ -154,7 +154,7 @@ mod tests {
             let headers = if v6 { 48 } else { 28 };
             for body in [0, 1, 2, 999, 1000, 1001, 2500] {
                 let packet = super_packet(v6, body);
-                let datagram = Datagram::parse(&packet).unwrap();
+                let datagram = IpHeader::parse(&packet).unwrap();
                 for payload in [0, 1, 999, 1000, 1001, u16::MAX] {
                     let count = body.div_ceil(usize::from(payload).max(1)) as u64;
                     let whole = segments(&packet, &datagram, payload);
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn only_complete_udp_datagrams_are_gso() {
         let told = |packet: &[u8]| {
-            let datagram = Datagram::parse(packet).unwrap();
+            let datagram = IpHeader::parse(packet).unwrap();
             segments(packet, &datagram, 100).is_some()
         };
         let changed = |at: usize, to: u8| {
@@ -209,7 +209,7 @@ mod tests {
         for v6 in [false, true] {
             let mut packet = super_packet(v6, 2500);
             let before = packet.clone();
-            let datagram = Datagram::parse(&packet).unwrap();
+            let datagram = IpHeader::parse(&packet).unwrap();
             let whole = segments(&packet, &datagram, 1000).unwrap();
             leave_unfinished(&mut packet, whole);
             let at = datagram.header_len;
@@ -228,7 +228,7 @@ mod tests {
         let mut packet = super_packet(false, 100);
         packet[9] = 6;
         refresh_ipv4_checksum(&mut packet);
-        let whole = Datagram::parse(&packet).unwrap();
+        let whole = IpHeader::parse(&packet).unwrap();
         let refused = segment(&packet, &whole, 50, &mut Vec::new(), |_| {});
         assert_eq!(refused, Err(DropReason::GsoUnknown));
     }

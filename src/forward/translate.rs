@@ -13,7 +13,7 @@ use super::DropReason;
 use super::fragment::{DONT_FRAGMENT, MORE_FRAGMENTS, fragment_v6};
 use super::upper::{FRAGMENT_HEADER_LEN, Upper, protocol, put, upper, word};
 use crate::model::{Family, TranslationRule};
-use crate::wire::ip::{Datagram, IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, refresh_ipv4_checksum};
+use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
 /// The identifications of packets that had none: counted up, as a host does (RFC 6864 section
@@ -58,7 +58,7 @@ impl Change {
 
     /// The checksum after the change (RFC 1624 equation 3).
     fn applied(self, to: u16) -> u16 {
-        checksum::replaced(to, checksum::fold(self.old), checksum::fold(self.new))
+        checksum::update_word(to, checksum::fold(self.old), checksum::fold(self.new))
     }
 }
 
@@ -81,11 +81,11 @@ fn change_upper(
                 return Err(DropReason::Malformed);
             }
             if let Some(port) = rewrite.port() {
-                change.old += u64::from(word(body, udp::DESTINATION_PORT_AT));
+                change.old += u64::from(word(body, udp::DESTINATION_PORT_OFFSET));
                 change.new += u64::from(port.get());
-                put(body, udp::DESTINATION_PORT_AT, port.get());
+                put(body, udp::DESTINATION_PORT_OFFSET, port.get());
             }
-            let sum = match word(body, udp::CHECKSUM_AT) {
+            let sum = match word(body, udp::CHECKSUM_OFFSET) {
                 0 if family == Family::FourToSix => {
                     // Over IPv6 there must be one (RFC 8200 section 8.1), and of a fragment it
                     // cannot be told (RFC 7915 section 4.5).
@@ -97,7 +97,7 @@ fn change_upper(
                 0 => return Ok(()),
                 sum => change.applied(sum),
             };
-            put(body, udp::CHECKSUM_AT, udp::checksum_field(sum));
+            put(body, udp::CHECKSUM_OFFSET, udp::checksum_field(sum));
         }
         protocol::ICMP if !v6 => {
             // Its checksum knows no addresses: within IPv4 nothing changes.
@@ -126,7 +126,7 @@ fn change_upper(
 }
 
 fn full_udp_checksum(body: &[u8], addresses: (IpAddr, IpAddr)) -> Result<u16, DropReason> {
-    let len = usize::from(word(body, udp::LENGTH_AT));
+    let len = usize::from(word(body, udp::LENGTH_OFFSET));
     let datagram = body
         .get(..len)
         .filter(|d| d.len() >= udp::HEADER_LEN)
@@ -175,11 +175,11 @@ fn change_echo(
 }
 
 fn new_addresses(
-    datagram: &Datagram,
+    datagram: &IpHeader,
     rewrite: &TranslationRule,
 ) -> Result<(IpAddr, IpAddr), DropReason> {
     let (source, destination) = rewrite.addresses(datagram.source, datagram.destination);
-    let new = Datagram {
+    let new = IpHeader {
         source,
         destination,
         ..*datagram
@@ -195,7 +195,7 @@ fn new_addresses(
 /// `datagram` what was read of it. A packet that is refused is left half changed.
 pub fn in_place(
     packet: &mut [u8],
-    datagram: &Datagram,
+    datagram: &IpHeader,
     rewrite: &TranslationRule,
 ) -> Result<Family, DropReason> {
     let family = rewrite.family();
@@ -231,7 +231,7 @@ pub fn in_place(
 /// outgrows `mtu`. `packet` is the IP packet without padding, `datagram` what was read of it.
 pub fn across(
     packet: &[u8],
-    datagram: &Datagram,
+    datagram: &IpHeader,
     rewrite: &TranslationRule,
     ids: &mut Identifications,
     mtu: usize,
@@ -268,7 +268,7 @@ pub fn across(
 /// RFC 7915 section 4.1.
 fn four_to_six(
     packet: &[u8],
-    datagram: &Datagram,
+    datagram: &IpHeader,
     rewrite: &TranslationRule,
     out: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
@@ -278,7 +278,7 @@ fn four_to_six(
         return Err(DropReason::Malformed);
     };
     let body = packet
-        .get(upper.at..datagram.len)
+        .get(upper.at..datagram.packet_len)
         .ok_or(DropReason::Truncated)?;
     let next = match upper.protocol {
         protocol::ICMP => protocol::ICMPV6,
@@ -313,7 +313,7 @@ fn four_to_six(
 /// RFC 7915 section 5.1.
 fn six_to_four(
     packet: &[u8],
-    datagram: &Datagram,
+    datagram: &IpHeader,
     rewrite: &TranslationRule,
     ids: &mut Identifications,
     out: &mut Vec<u8>,
@@ -325,7 +325,7 @@ fn six_to_four(
         return Err(DropReason::Malformed);
     };
     let body = packet
-        .get(upper.at..datagram.len)
+        .get(upper.at..datagram.packet_len)
         .ok_or(DropReason::Truncated)?;
     let total = IPV4_MIN_HEADER_LEN + body.len();
     if total > usize::from(u16::MAX) {

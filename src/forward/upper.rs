@@ -3,7 +3,7 @@
 
 use super::DropReason;
 use super::fragment::{MORE_FRAGMENTS, OFFSET_MASK};
-use crate::wire::ip::{Datagram, IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, IpHeader};
 
 pub(super) mod protocol {
     //! Protocol numbers.
@@ -77,7 +77,7 @@ pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
 }
 
 /// Finds the upper layer of the packet `datagram` was read from.
-pub(super) fn upper(packet: &[u8], datagram: &Datagram) -> Result<Upper, DropReason> {
+pub(super) fn upper(packet: &[u8], datagram: &IpHeader) -> Result<Upper, DropReason> {
     if datagram.source.is_ipv4() {
         let options = packet
             .get(IPV4_MIN_HEADER_LEN..datagram.header_len)
@@ -197,7 +197,7 @@ mod tests {
     }
 
     fn found(packet: &[u8]) -> Result<Upper, DropReason> {
-        upper(packet, &Datagram::parse(packet).unwrap())
+        upper(packet, &IpHeader::parse(packet).unwrap())
     }
 
     #[test]

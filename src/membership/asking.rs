@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::model::{Group, Source};
-use crate::wire::group_message::{Generation, Query};
+use crate::wire::membership_message::{Generation, Query};
 
 use super::group::{GroupState, Send};
 use super::timing::Timing;
@@ -27,16 +27,16 @@ impl Asker<'_> {
     }
 
     /// A general query, or one for a group.
-    pub(super) fn query(&self, group: Option<Group>, max_response: Duration) -> Query {
+    pub(super) fn query(&self, group: Option<Group>, max_response_time: Duration) -> Query {
         let three = self.spoken == Generation::Three;
         let robustness = self.timing.robustness();
         Query {
             generation: self.spoken,
             group,
-            max_response: match self.spoken {
+            max_response_time: match self.spoken {
                 // The first generation knows no other.
                 Generation::One => Duration::from_secs(10),
-                Generation::Two | Generation::Three => max_response,
+                Generation::Two | Generation::Three => max_response_time,
             },
             suppress: false,
             robustness: if three && robustness <= 7 {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::model::ProxyRule;
-use crate::wire::group_message::Generation;
+use crate::wire::membership_message::Generation;
 
 /// Which of the two protocols: they differ in addresses and in the number of generations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::{Group, HeaderChecks, ProxyRule, SourceFilter};
-use crate::wire::group_message::{Generation, Message, Query, RecordType};
+use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
 use super::asking::Asker;
 use super::config::DownstreamConfig;
@@ -175,7 +175,7 @@ impl Downstream {
         now: Instant,
         from: IpAddr,
         to: IpAddr,
-        message: &Message,
+        message: &MembershipMessage,
     ) -> Result<(), Refused> {
         self.handle_as(now, Standing::Stranger, from, to, message)
     }
@@ -195,7 +195,7 @@ impl Downstream {
         standing: Standing,
         from: IpAddr,
         to: IpAddr,
-        message: &Message,
+        message: &MembershipMessage,
     ) -> Result<(), Refused> {
         let mut refused = Vec::new();
         let refuse = &mut |reason| refused.push(reason);
@@ -213,7 +213,7 @@ impl Downstream {
         now: Instant,
         (from, standing): (IpAddr, Standing),
         to: IpAddr,
-        message: &Message,
+        message: &MembershipMessage,
         refuse: &mut impl FnMut(Refused),
     ) {
         let older = |generation, group, kind| Said {
@@ -225,20 +225,20 @@ impl Downstream {
             sources: &[],
         };
         match message {
-            Message::Query(query) => {
+            MembershipMessage::Query(query) => {
                 if let Err(reason) = self.heard_query(now, from, to, query) {
                     refuse(reason);
                 }
             }
-            Message::Report { generation, group } => {
+            MembershipMessage::Report { generation, group } => {
                 let said = older(*generation, *group, RecordType::ModeIsExclude);
                 self.record(now, &said, refuse);
             }
-            Message::Leave { group } => {
+            MembershipMessage::Leave { group } => {
                 let said = older(Generation::Two, *group, RecordType::ChangeToInclude);
                 self.record(now, &said, refuse);
             }
-            Message::Records(records) => {
+            MembershipMessage::Records(records) => {
                 for record in records {
                     let said = Said {
                         from,
@@ -254,10 +254,10 @@ impl Downstream {
         }
     }
 
-    fn check_sender(&self, from: IpAddr, message: &Message) -> Result<(), Refused> {
+    fn check_sender(&self, from: IpAddr, message: &MembershipMessage) -> Result<(), Refused> {
         // A lenient proxy hears hosts that have no link-local address; it elects no such querier.
         let lenient = self.config.rule.header_checks == HeaderChecks::Lenient;
-        let lenient = lenient && !matches!(message, Message::Query(_));
+        let lenient = lenient && !matches!(message, MembershipMessage::Query(_));
         match from {
             _ if !self.config.protocol.speaks(from) => Err(Refused::OtherFamily),
             IpAddr::V6(a) if !a.is_unicast_link_local() && !lenient => {
@@ -500,7 +500,7 @@ mod tests {
             (None, [224, 0, 0, 1].into())
         );
         let group: Group = "239.1.2.3".parse().unwrap();
-        let join = Message::Report {
+        let join = MembershipMessage::Report {
             generation: Generation::Two,
             group,
         };

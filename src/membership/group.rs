@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::model::{Group, Source, SourceFilter};
-use crate::wire::group_message::{Generation, RecordType};
+use crate::wire::membership_message::{Generation, RecordType};
 
 use super::room::Place;
 use super::tracker::Tracker;

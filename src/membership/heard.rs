@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::model::Group;
-use crate::wire::group_message::{Generation, Query};
+use crate::wire::membership_message::{Generation, Query};
 
 use super::downstream::{Downstream, Event};
 use super::refused::Refused;
@@ -61,7 +61,7 @@ impl Downstream {
         // Its hosts may wait as long as it says; who says very little cuts nobody off.
         let count = u32::from(timing.last_member_query_count());
         let wait = timing.last_member_query_time();
-        let wait = wait.max(query.max_response.min(Duration::from_secs(3600)) * count);
+        let wait = wait.max(query.max_response_time.min(Duration::from_secs(3600)) * count);
         self.with_group(now, group, None, |state, _| {
             if query.sources.is_empty() {
                 state.lower_group(now + wait);

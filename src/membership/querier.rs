@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::model::{QuerierPolicy, QuerierTimers};
-use crate::wire::group_message::Query;
+use crate::wire::membership_message::Query;
 
 use super::timing::Timing;
 use super::view::QuerierView;

@@ -1,9 +1,9 @@
 //! Every way a membership message can be refused, wholly or in part. Each is the `reason` label
 //! of a counter.
 
-use crate::wire::reasons::reasons;
+use crate::wire::reason_enum::reason_enum;
 
-reasons! {
+reason_enum! {
     /// Why a membership message, or a part of one, was not taken.
     enum Refused;
     /// More reports a second than the limit allows, and its sender is a known member that has

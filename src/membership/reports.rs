@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::model::{Group, Source};
-use crate::wire::group_message::{Generation, RecordType};
+use crate::wire::membership_message::{Generation, RecordType};
 
 use super::downstream::Downstream;
 use super::group::{GroupState, Send, Terms};

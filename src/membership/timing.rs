@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::QuerierTimers;
-use crate::wire::group_message::Query;
+use crate::wire::membership_message::Query;
 
 /// No interval is longer: about what a query can tell (31,744 s), so that sums never overflow.
 const LONGEST: Duration = Duration::from_secs(32_000);

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::model::Source;
-use crate::wire::group_message::RecordType;
+use crate::wire::membership_message::RecordType;
 
 /// One host's filter.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::model::{Group, Source, SourceFilter};
-use crate::wire::group_message::Generation;
+use crate::wire::membership_message::Generation;
 
 /// One group with members.
 #[derive(Debug, Clone, PartialEq, Eq)]

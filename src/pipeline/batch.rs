@@ -1,14 +1,14 @@
 //! A batch of captured packets in the memory they were captured into.
 
 use crate::sys::buffer::Buffer;
-use crate::sys::ring::Block;
+use crate::sys::ring::RingBlock;
 
 pub use crate::sys::packet::Frame as Packet;
 
 /// The memory of a batch.
 pub(super) enum Memory {
     /// A block of a ring shared with the kernel. Dropping it returns the block to the kernel.
-    Block(Block),
+    Block(RingBlock),
     /// A pooled buffer. Dropping it returns the buffer to the pool.
     Buffer(Buffer),
     /// Memory that belongs to the batch.
@@ -24,7 +24,7 @@ pub struct Batch {
 
 impl Batch {
     /// Creates a batch over a block of a ring.
-    pub fn from_block(block: Block, packets: Vec<Packet>) -> Self {
+    pub fn from_block(block: RingBlock, packets: Vec<Packet>) -> Self {
         Self {
             memory: Memory::Block(block),
             packets,

@@ -9,8 +9,8 @@ use crate::forward::DropReason;
 use crate::forward::fragment::fragment;
 use crate::forward::segment::segment;
 use crate::table::PathId;
-use crate::wire::ip::Datagram;
-use crate::wire::offload::Segments;
+use crate::wire::ip::IpHeader;
+use crate::wire::offload::GsoLayout;
 
 /// The state of a queue after [`EgressQueue::drive`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct EgressQueue {
     /// The packets to send, in order.
     packets: Vec<OutgoingRange>,
     parts: Vec<u8>,
-    /// Segments that may have to be fragmented.
+    /// GsoLayout that may have to be fragmented.
     scratch: Vec<u8>,
     /// The unsent packets, while [`EgressQueue::segment_remaining`] works on them.
     left: Vec<OutgoingRange>,
@@ -105,7 +105,7 @@ impl EgressQueue {
         self.mtu = mtu;
         self.has_gso = false;
         for (i, slot) in slots.iter().enumerate() {
-            let longest = |s: Segments| s.longest(slot.len as usize);
+            let longest = |s: GsoLayout| s.longest(slot.len as usize);
             if slot.segments.map_or(slot.len as usize, longest) <= mtu {
                 self.has_gso |= slot.segments.is_some();
                 self.packets.push((i as u32, None));
@@ -117,7 +117,7 @@ impl EgressQueue {
         self.batch = Some(batch);
     }
 
-    /// Segments a GSO packet, and fragments what exceeds the MTU.
+    /// GsoLayout a GSO packet, and fragments what exceeds the MTU.
     fn split(&mut self, i: u32, slot: &Slot, batch: &SharedBatch, sent: &mut SendCounts) {
         let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
         let packet = batch.packet(slot);
@@ -139,7 +139,7 @@ impl EgressQueue {
         };
         self.scratch.clear();
         let mut end = 0;
-        let datagrams = Datagram::parse(packet).map_err(DropReason::from);
+        let datagrams = IpHeader::parse(packet).map_err(DropReason::from);
         let segmented = datagrams.and_then(|datagram| {
             let (payload, scratch) = (segments.payload(), &mut self.scratch);
             segment(packet, &datagram, payload, scratch, |r| end = r.end)
@@ -153,7 +153,7 @@ impl EgressQueue {
         }
     }
 
-    /// Segments the remaining GSO packets, because the egress does not accept them.
+    /// GsoLayout the remaining GSO packets, because the egress does not accept them.
     fn segment_remaining(&mut self, sent: &mut SendCounts) {
         self.has_gso = false;
         let Some(batch) = self.batch.clone() else {
@@ -182,7 +182,7 @@ impl EgressQueue {
     /// Sends as many packets as the socket accepts now.
     pub fn drive(&mut self, transmit: &mut dyn Transmit, sent: &mut SendCounts) -> Progress {
         while self.next < self.packets.len() {
-            if self.has_gso && !transmit.takes_whole() {
+            if self.has_gso && !transmit.accepts_gso() {
                 self.segment_remaining(sent);
                 continue;
             }
@@ -207,7 +207,7 @@ impl EgressQueue {
                     // next turn segments this one and the others.
                     let is_gso =
                         left[0].1.is_none() && slots[left[0].0 as usize].segments.is_some();
-                    if is_gso && !transmit.takes_whole() {
+                    if is_gso && !transmit.accepts_gso() {
                         continue;
                     }
                     let reason = reason_of(&e);
@@ -299,7 +299,7 @@ mod tests {
         answers: VecDeque<Answer>,
         sent: Vec<Vec<u8>>,
         /// Accepts GSO packets until it answers `EINVAL`.
-        takes_whole: bool,
+        accepts_gso: bool,
         /// How many it accepted so.
         gso_packets: usize,
     }
@@ -309,22 +309,22 @@ mod tests {
             let before = self.sent.len();
             let most = match self.answers.pop_front() {
                 Some(Answer::Errno(errno)) => {
-                    self.takes_whole &= errno != libc::EINVAL;
+                    self.accepts_gso &= errno != libc::EINVAL;
                     return Err(io::Error::from_raw_os_error(errno));
                 }
                 Some(Answer::Take(n)) => n,
                 None => usize::MAX,
             };
             for packet in packets.take(most) {
-                assert!(self.takes_whole || packet.segments.is_none());
+                assert!(self.accepts_gso || packet.segments.is_none());
                 self.gso_packets += usize::from(packet.segments.is_some());
                 self.sent.push(packet.bytes.to_vec());
             }
             Ok(self.sent.len() - before)
         }
 
-        fn takes_whole(&mut self) -> bool {
-            self.takes_whole
+        fn accepts_gso(&mut self) -> bool {
+            self.accepts_gso
         }
 
         fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -509,7 +509,7 @@ mod tests {
         let all = [several(1, 3), several(2, 5)];
         let (mut queue, mut sent) = queue(&all, 128);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
@@ -524,7 +524,7 @@ mod tests {
     fn gso_datagrams_above_the_mtu_are_fragmented() {
         let (mut queue, mut sent) = queue(&[several(1, 3)], 127);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
@@ -544,7 +544,7 @@ mod tests {
         ];
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         let refused = Answer::Errno(libc::EINVAL);
@@ -563,7 +563,7 @@ mod tests {
         let all = [several(1, 3), several(2, 4), several(3, 5)];
         let (mut queue, mut sent) = queue(&all, 1500);
         let mut script = Script {
-            takes_whole: true,
+            accepts_gso: true,
             ..Script::default()
         };
         let (full, busy) = (Answer::Errno(libc::ENOBUFS), Answer::Errno(libc::EAGAIN));

@@ -33,7 +33,7 @@ pub trait Transmit {
     /// Reports whether GSO packets (one packet that stands for several datagrams) may be sent
     /// without segmentation. The answer may change after an error of [`Transmit::send`], so
     /// callers query it for each run of packets that has some.
-    fn takes_whole(&mut self) -> bool {
+    fn accepts_gso(&mut self) -> bool {
         false
     }
 

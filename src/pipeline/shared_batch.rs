@@ -3,7 +3,7 @@
 
 use super::Batch;
 use crate::table::PathId;
-use crate::wire::offload::Segments;
+use crate::wire::offload::GsoLayout;
 
 /// One packet for one egress: a range of a [`SharedBatch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Slot {
     /// Whether the packet is in the side buffer.
     pub in_side_buffer: bool,
     /// For a GSO packet: how it is segmented into datagrams.
-    pub segments: Option<Segments>,
+    pub segments: Option<GsoLayout>,
     /// The path whose counters it counts for.
     pub path: PathId,
     /// Receive time, in nanoseconds of `CLOCK_REALTIME`.

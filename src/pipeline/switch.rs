@@ -17,7 +17,7 @@ use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Variant,
 use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Fib, Ingress, UpstreamSelector};
-use crate::wire::offload::{Offload, Segments};
+use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
 
 /// The result of switching a batch: its packets, sorted by egress.
@@ -47,7 +47,7 @@ pub struct Switch {
     ranges: Vec<(u32, u32)>,
     /// If the captured packet is forwarded as a GSO packet: its segment layout, and the number of
     /// datagrams it stands for.
-    gso: Option<(Segments, u64)>,
+    gso: Option<(GsoLayout, u64)>,
     /// The further variants that were built, and the position of their first packet in `ranges`.
     built: Vec<(VariantKey, usize)>,
     /// For each packet of the first variant: whether the loop guard recognised it. Empty until a
@@ -430,7 +430,7 @@ impl Switch {
         start: usize,
         side_buffer: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
-        let len = decision.datagram.len;
+        let len = decision.datagram.packet_len;
         self.gso = None;
         let Offload::UdpSegments { payload } = packet.offload else {
             self.ranges.push((start as u32, len as u32));
@@ -513,7 +513,7 @@ impl Switch {
         };
         let ttl = decision.variants().next().map(|variant| variant.ttl);
         let ttl = ttl.unwrap_or(decision.datagram.ttl);
-        rewrite(&mut bytes[..decision.datagram.len], offload, ttl)?;
+        rewrite(&mut bytes[..decision.datagram.packet_len], offload, ttl)?;
         Ok((decision, start + tags))
     }
 }
@@ -527,9 +527,12 @@ fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
         let bytes = batch.bytes().get(packet.start as usize..)?;
         let bytes = bytes.get(..packet.len as usize)?;
         let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
-        let datagram = ip::Datagram::parse(&bytes[tags..]).ok()?;
+        let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
         let gso = segments(&bytes[tags..], &datagram, payload)?;
-        Some((gso.count(datagram.len), gso.bytes(datagram.len)))
+        Some((
+            gso.count(datagram.packet_len),
+            gso.bytes(datagram.packet_len),
+        ))
     };
     gso().unwrap_or((1, packet.len.into()))
 }

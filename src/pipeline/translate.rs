@@ -6,7 +6,7 @@ use super::Batch;
 use crate::forward::DropReason;
 use crate::forward::translate::{Identifications, across, in_place};
 use crate::model::TranslationRule;
-use crate::wire::ip::Datagram;
+use crate::wire::ip::IpHeader;
 
 /// State that is kept from packet to packet.
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub(super) struct UntranslatedPacket<'a> {
     /// Whether the untranslated packet is needed too.
     pub keep_original: bool,
     /// The parsed header of the packet, or of the GSO packet it was segmented from.
-    pub datagram: &'a Datagram,
+    pub datagram: &'a IpHeader,
 }
 
 impl Translator {
@@ -41,8 +41,8 @@ impl Translator {
     ) -> Result<(), DropReason> {
         let (start, len) = original.range;
         let range = start as usize..(start + len) as usize;
-        let datagram = Datagram {
-            len: len as usize,
+        let datagram = IpHeader {
+            packet_len: len as usize,
             ..*original.datagram
         };
         if !uses_side_buffer(rewrite, original.keep_original) {

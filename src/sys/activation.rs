@@ -1,11 +1,13 @@
-//! Sockets handed over by whoever started us (`sd_listen_fds(3)`).
+//! Socket activation: listening sockets passed by the service manager (`sd_listen_fds(3)`).
 
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 
-const FIRST: i32 = 3;
+/// The first passed descriptor (`SD_LISTEN_FDS_START`).
+const LISTEN_FDS_START: i32 = 3;
 
-/// The listening TCP socket handed over under the name `http`, or the only one handed over.
+/// Returns the passed TCP listener named `http`, or the only passed socket.
+///
 /// Call once, before any other descriptor is opened.
 pub fn http_listener() -> Option<TcpListener> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
@@ -21,14 +23,14 @@ pub fn http_listener() -> Option<TcpListener> {
     if position >= count {
         return None;
     }
-    let fd = FIRST + position;
-    // SAFETY: fcntl takes no pointers here; it tells whether the descriptor is open.
+    let fd = LISTEN_FDS_START + position;
+    // SAFETY: `F_SETFD` takes no pointer. The call fails if `fd` is not open.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return None;
     }
-    // SAFETY: the protocol says that this descriptor is open and was made for us, and nobody
-    // else in this process knows of it.
+    // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it to
+    // this process, and nothing else in the process owns it.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
-    // Something else than a TCP socket has no such address; leave it alone then.
+    // Only an IP socket has such an address. Ignore any other descriptor.
     listener.local_addr().is_ok().then_some(listener)
 }

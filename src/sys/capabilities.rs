@@ -1,34 +1,37 @@
-//! Capabilities (`capabilities(7)`): what is needed is made effective, the rest is given up.
+//! Process capabilities (`capabilities(7)`): raises the needed ones and drops all others.
 //!
-//! They belong to threads, and a new thread takes those of the one that makes it: both
-//! functions are for the first thread, before there is another.
+//! Capabilities belong to threads, and a new thread inherits those of its creator. So call both
+//! functions from the first thread before it creates another.
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// What forwarding needs until the end: interfaces come at any time.
+/// The capabilities that forwarding needs for its whole lifetime, because interfaces may appear at
+/// any time.
 const KEPT: [Capability; 4] = [
-    // Packet sockets.
+    // For packet sockets.
     Capability::CAP_NET_RAW,
-    // Big buffers, and what is at the other end of a container's cable.
+    // For large socket buffers, and for queries about the container end of a veth pair.
     Capability::CAP_NET_ADMIN,
-    // Programs in the kernel.
+    // For loading BPF programs.
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
 ];
 
-/// What the process has of what it needs.
+/// Which of the needed capabilities the process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldCapabilities {
     /// CAP_NET_RAW.
     pub net_raw: bool,
     /// CAP_NET_ADMIN.
     pub net_admin: bool,
 }
 
-/// Makes effective what the process may have. A file in an image may permit more than its
-/// container is given, and must then leave it to the program to take what there is.
-pub fn raise() -> Result<Held, CapsError> {
+/// Makes the needed and permitted capabilities effective.
+///
+/// A file in an image may permit more capabilities than its container has. Such a file cannot set
+/// the effective bit, so the program raises the capabilities itself.
+pub fn raise_effective() -> Result<HeldCapabilities, CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     let effective = caps::read(None, CapSet::Effective)?;
     let ours = kept(&permitted);
@@ -36,17 +39,17 @@ pub fn raise() -> Result<Held, CapsError> {
     if all != effective {
         caps::set(None, CapSet::Effective, &all)?;
     }
-    Ok(Held {
+    Ok(HeldCapabilities {
         net_raw: all.contains(&Capability::CAP_NET_RAW),
         net_admin: all.contains(&Capability::CAP_NET_ADMIN),
     })
 }
 
-/// Gives up all that is not needed any more. How many were given up.
-pub fn drop_rest() -> Result<usize, CapsError> {
+/// Drops all capabilities that forwarding does not need. Returns the number of dropped capabilities.
+pub fn drop_unneeded() -> Result<usize, CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     let ours = kept(&permitted);
-    // In this order: nothing may be effective that is not permitted.
+    // Effective must shrink before permitted, because it must stay a subset of it.
     caps::set(None, CapSet::Effective, &ours)?;
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
     caps::set(None, CapSet::Permitted, &ours)?;

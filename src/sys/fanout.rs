@@ -1,6 +1,6 @@
-//! Which of two capture sockets of an interface gets a packet: `PACKET_FANOUT` with a program
-//! that names one (packet(7)). Replacing the program is atomic, so that every packet goes to
-//! exactly one of them.
+//! Selects which of two capture sockets of an interface receives packets: `PACKET_FANOUT` with a
+//! classic BPF program that returns a socket index (packet(7)). The kernel replaces the program
+//! atomically, so each packet goes to exactly one socket.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,27 +9,27 @@ use std::sync::Arc;
 use super::filter;
 use super::packet::{set_option, set_option_int};
 
-/// A bound capture socket, kept open, that may be in a group.
+/// A bound capture socket that may join a fanout group. Keeps the socket open.
 #[derive(Clone)]
-pub struct Member(Arc<OwnedFd>);
+pub struct FanoutMember(Arc<OwnedFd>);
 
-/// The number of a group of sockets, unique in its network namespace.
+/// The ID of a fanout group, unique in its network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GroupId(u16);
+pub struct FanoutGroupId(u16);
 
-impl Member {
+impl FanoutMember {
     pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
         Self(fd)
     }
 
-    /// Makes a group of this socket alone, which goes on getting everything. Fails on kernels
-    /// before 4.12.
-    pub fn found(&self) -> io::Result<GroupId> {
+    /// Creates a fanout group with this socket as its only member, which still receives all packets.
+    /// Fails on kernels before 4.12.
+    pub fn found(&self) -> io::Result<FanoutGroupId> {
         let kind = (libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_UNIQUEID) as i32;
         set_option_int(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT, kind << 16)?;
         let mut group = 0i32;
         let mut len = size_of_val(&group) as libc::socklen_t;
-        // SAFETY: `group` is valid for writes of `len` bytes during the call.
+        // SAFETY: `group` and `len` outlive the call, and `len` is the size of `group`.
         let done = unsafe {
             libc::getsockopt(
                 self.0.as_raw_fd(),
@@ -42,22 +42,24 @@ impl Member {
         if done < 0 {
             return Err(io::Error::last_os_error());
         }
-        // There must be a program before it is replaced: only a replacement waits.
+        // Installs an initial program. Only the replacement of a program waits for packets in
+        // flight, which `choose` relies on.
         self.choose(0)?;
-        Ok(GroupId(group as u16))
+        Ok(FanoutGroupId(group as u16))
     }
 
-    /// Joins the group, behind those that are in it. The socket gets nothing of its own from
-    /// then on, only what the group chooses it for.
-    pub fn join(&self, group: GroupId) -> io::Result<()> {
+    /// Joins the group as its last member. From then on the socket receives only packets for which
+    /// the group selects it.
+    pub fn join(&self, group: FanoutGroupId) -> io::Result<()> {
         let kind = libc::PACKET_FANOUT_CBPF as i32;
         let word = kind << 16 | i32::from(group.0);
         set_option_int(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT, word)
     }
 
-    /// From now on packets of the group go to its `n`th socket, counted from zero in the
-    /// order they joined. When this returns, none is on its way to another any more: the
-    /// kernel waits for that, some milliseconds to tens of them.
+    /// Directs all packets of the group to member `n`, counted from zero in joining order.
+    ///
+    /// When this returns, no packet is in flight to another member. The kernel waits for that, for
+    /// milliseconds to tens of milliseconds.
     pub fn choose(&self, n: u32) -> io::Result<()> {
         let program = filter::constant(n);
         set_option(

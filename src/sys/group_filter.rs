@@ -1,4 +1,4 @@
-//! Source filters of a socket, set in one step (RFC 3678 section 5.2).
+//! The full-state source filter API of sockets (RFC 3678 section 5.2).
 
 use std::io;
 use std::mem::size_of;
@@ -9,15 +9,15 @@ use libc::c_void;
 
 use crate::model::{Group, IfIndex, Source};
 
-/// Sources that [`exclude`] can name at all; the kernel's own limits are lower by default.
+/// The largest source list that [`exclude`] accepts. The default limits of the kernel are lower.
 pub const MOST_EXCLUDED: usize = 1024;
 
-/// Of `group` on interface `index`, which `socket` has joined for any source, everything but
-/// `sources` is wanted from now on, in one step (RFC 3678 section 5.2.1).
+/// Sets the filter of `group` on interface `index` to EXCLUDE `sources` (RFC 3678 section 5.2.1).
+/// `socket` must have joined the group for any source. The new filter replaces the old one atomically.
 ///
 /// # Errors
-/// `ENOBUFS` where that are more sources than the kernel carries (`net.ipv4.igmp_max_msf`,
-/// `net.ipv6.mld_max_msf`), `EINVAL` where the group is not joined.
+/// `ENOBUFS` if the kernel does not accept that many sources (`net.ipv4.igmp_max_msf`,
+/// `net.ipv6.mld_max_msf`), `EINVAL` if the group is not joined.
 pub fn exclude<'a>(
     socket: &impl AsFd,
     index: IfIndex,
@@ -27,7 +27,7 @@ pub fn exclude<'a>(
     if sources.len() > MOST_EXCLUDED {
         return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
     }
-    // `struct group_filter` of linux/in.h, byte by byte: addresses stand at multiples of eight.
+    // The layout of `struct group_filter` (linux/in.h). Addresses are aligned to 8 bytes.
     let mut filter = Vec::with_capacity(144 + 128 * sources.len());
     filter.extend_from_slice(&index.get().to_ne_bytes());
     filter.extend_from_slice(&[0; 4]);
@@ -41,8 +41,8 @@ pub fn exclude<'a>(
         IpAddr::V4(_) => libc::IPPROTO_IP,
         IpAddr::V6(_) => libc::IPPROTO_IPV6,
     };
-    // SAFETY: `filter` lives through the call, which reads as many bytes as it is told, and
-    // from any alignment.
+    // SAFETY: `filter` outlives the call and is `filter.len()` bytes long. The kernel copies exactly
+    // that many bytes and requires no alignment.
     let rc = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -62,7 +62,7 @@ pub fn exclude<'a>(
 fn push_address(out: &mut Vec<u8>, addr: IpAddr) {
     let end = out.len() + size_of::<libc::sockaddr_storage>();
     let (family, before) = match addr {
-        // A port stands before the address, and in IPv6 the flow label too.
+        // The port precedes the address; in IPv6 the flow label does, too.
         IpAddr::V4(_) => (libc::AF_INET, 2),
         IpAddr::V6(_) => (libc::AF_INET6, 6),
     };

@@ -1,4 +1,4 @@
-//! The interfaces of this network namespace, asked for once.
+//! A one-time query of the interfaces of the current network namespace (`getifaddrs(3)`).
 
 use std::ffi::CStr;
 use std::io;
@@ -6,52 +6,52 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::{IfIndex, IfName};
 
-/// An interface as it was at the time of asking.
+/// An interface and its addresses at the time of the query.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name.
+pub struct InterfaceAddresses {
+    /// Interface name.
     pub name: IfName,
-    /// Its index.
+    /// Interface index.
     pub index: IfIndex,
-    /// Whether it is set up (`IFF_UP`).
+    /// Whether the interface is administratively up (`IFF_UP`).
     pub up: bool,
-    /// Whether it has a carrier (`IFF_RUNNING`).
+    /// Whether the interface has a carrier (`IFF_RUNNING`).
     pub running: bool,
-    /// Its addresses of both families.
+    /// Its IPv4 and IPv6 addresses.
     pub addrs: Vec<IpAddr>,
 }
 
-/// All interfaces, in the kernel's order.
-pub fn interfaces() -> io::Result<Vec<Interface>> {
+/// Returns all interfaces in the order of the kernel.
+pub fn interfaces() -> io::Result<Vec<InterfaceAddresses>> {
     let mut list = std::ptr::null_mut();
-    // SAFETY: `list` is a valid place for the pointer the call stores.
+    // SAFETY: `list` is a valid pointer variable for the call to write to.
     if unsafe { libc::getifaddrs(&mut list) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut found: Vec<Interface> = Vec::new();
+    let mut found: Vec<InterfaceAddresses> = Vec::new();
     let mut next = list;
     while !next.is_null() {
         // SAFETY: `next` is an element of the list, which is freed only below.
         let entry = unsafe { &*next };
         next = entry.ifa_next;
-        // SAFETY: the kernel's names end in NUL and live as long as the list.
+        // SAFETY: `ifa_name` is a NUL-terminated string that lives until `freeifaddrs`.
         let name = unsafe { CStr::from_ptr(entry.ifa_name) };
         let flag = |f: libc::c_int| entry.ifa_flags & f as libc::c_uint != 0;
-        // SAFETY: `name` ends in NUL.
+        // SAFETY: `name` is a `CStr`, hence NUL-terminated.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        // Gone since the list was made.
+        // Index 0: the interface was removed after the list was created.
         let Some(index) = IfIndex::new(index) else {
             continue;
         };
         let at = match found.iter().position(|i| i.index == index) {
             Some(at) => at,
             None => {
-                // The first entry of an interface bears its name; later ones may bear the label
-                // of an address, such as `eth0:1`.
+                // The first entry of an interface holds its name. Later entries may hold the label
+                // of an address instead, such as `eth0:1`.
                 let Some(name) = name.to_str().ok().and_then(|n| n.parse::<IfName>().ok()) else {
                     continue;
                 };
-                found.push(Interface {
+                found.push(InterfaceAddresses {
                     name,
                     index,
                     up: flag(libc::IFF_UP),
@@ -61,23 +61,23 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
                 found.len() - 1
             }
         };
-        // SAFETY: `ifa_addr` is null or points at an address of the list.
+        // SAFETY: `ifa_addr` is null or points to a socket address of the list.
         found[at].addrs.extend(unsafe { address(entry.ifa_addr) });
     }
-    // SAFETY: `list` came from `getifaddrs` and nothing borrowed from it is left.
+    // SAFETY: `list` comes from `getifaddrs`, and no reference into it remains.
     unsafe { libc::freeifaddrs(list) };
     Ok(found)
 }
 
-/// The IP address at `addr`.
+/// Returns the IP address at `addr`, or `None` for other address families.
 ///
 /// # Safety
-/// `addr` is null or points at a socket address as large as its family says.
+/// `addr` must be null or point to a socket address of the size that its family implies.
 unsafe fn address(addr: *const libc::sockaddr) -> Option<IpAddr> {
     if addr.is_null() {
         return None;
     }
-    // SAFETY: the caller vouches for the pointer, and the family for the type behind it.
+    // SAFETY: the caller guarantees a valid pointer, and the family determines the struct type.
     unsafe {
         match libc::c_int::from((*addr).sa_family) {
             libc::AF_INET => {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loopback_interface_is_found() {
+    fn loopback_interface_is_found() {
         let all = interfaces().unwrap();
         let lo = all.iter().find(|i| i.name.as_str() == "lo").unwrap();
         assert_eq!(lo.index.get(), 1);

@@ -1,15 +1,15 @@
-//! Limits of the process.
+//! Resource limits of the process.
 
-/// Raises the number of files this process may open to what it is allowed to: each capture,
-/// each egress and each pool of memberships is one, and the usual 1,024 is from a time of
-/// `select(2)`. What cannot be raised stays.
-pub fn raise_open_files() {
+/// Raises the soft limit of open files to the hard limit; ignores a failure.
+///
+/// Each capture, each egress and each membership socket uses a descriptor. The usual soft limit of
+/// 1,024 exists for programs that use `select(2)`.
+pub fn raise_open_file_limit() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is valid for writes during the first call and for reads during the
-    // second.
+    // SAFETY: `limit` outlives both calls. The first writes one `rlimit` to it, the second reads it.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;

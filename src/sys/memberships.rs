@@ -1,4 +1,4 @@
-//! Memberships of this host, on pooled sockets.
+//! HostMemberships of this host, on pooled sockets.
 //!
 //! The kernel lets a socket join 20 groups (`net.ipv4.igmp_max_memberships`) and 10 sources
 //! of a group (`net.ipv4.igmp_max_msf`), and an IPv6 socket as many as its option memory
@@ -20,7 +20,7 @@ use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
 
 /// A membership: group, and source where it is source-specific.
-pub type Membership = (Group, Option<Source>);
+pub type HostMembership = (Group, Option<Source>);
 
 #[derive(Debug)]
 struct Pooled {
@@ -32,11 +32,11 @@ struct Pooled {
 
 /// The memberships on one interface.
 #[derive(Debug)]
-pub struct Memberships {
+pub struct HostMemberships {
     interface: IfIndex,
     sockets: Vec<Option<Pooled>>,
     /// Which socket holds a membership.
-    held: HashMap<Membership, usize>,
+    held: HashMap<HostMembership, usize>,
     /// The single sources joined of a group.
     sources: HashMap<Group, BTreeSet<Source>>,
     /// What of the groups that are joined for any source is excluded even so.
@@ -45,7 +45,7 @@ pub struct Memberships {
     widened: HashSet<Group>,
 }
 
-impl Memberships {
+impl HostMemberships {
     /// None yet.
     pub fn new(interface: IfIndex) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl Memberships {
     }
 
     /// Whether a membership is held.
-    pub fn holds(&self, membership: Membership) -> bool {
+    pub fn holds(&self, membership: HostMembership) -> bool {
         self.held.contains_key(&membership)
     }
 
@@ -148,7 +148,7 @@ impl Memberships {
     /// # Errors
     /// What the kernel says to a fresh socket: `ENODEV` where the interface is gone or does
     /// not speak the IP version, `EMFILE` where there are too many sockets.
-    fn join(&mut self, (group, source): Membership) -> io::Result<()> {
+    fn join(&mut self, (group, source): HostMembership) -> io::Result<()> {
         if self.held.contains_key(&(group, source)) {
             return Ok(());
         }
@@ -193,7 +193,7 @@ impl Memberships {
     /// The sockets that hold the group in the other filter mode. A socket has one filter for a
     /// group: told to include a source, it would include that one and no other any more, and
     /// leave both together.
-    fn other_mode(&self, (group, source): Membership) -> BTreeSet<usize> {
+    fn other_mode(&self, (group, source): HostMembership) -> BTreeSet<usize> {
         let slot = |membership| self.held.get(&membership).copied();
         match source {
             Some(_) => slot((group, None)).into_iter().collect(),
@@ -204,7 +204,7 @@ impl Memberships {
         }
     }
 
-    fn hold(&mut self, (group, source): Membership, slot: usize) {
+    fn hold(&mut self, (group, source): HostMembership, slot: usize) {
         self.held.insert((group, source), slot);
         if let Some(source) = source {
             self.sources.entry(group).or_default().insert(source);
@@ -212,7 +212,7 @@ impl Memberships {
     }
 
     /// Leaves; nothing happens where it is not joined.
-    fn leave(&mut self, (group, source): Membership) -> io::Result<()> {
+    fn leave(&mut self, (group, source): HostMembership) -> io::Result<()> {
         let Some(slot) = self.held.remove(&(group, source)) else {
             return Ok(());
         };

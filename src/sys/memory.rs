@@ -1,11 +1,12 @@
-//! What the process holds of the machine's memory.
+//! Memory of the allocator.
 
-/// Gives memory that was freed back to the machine. The allocator keeps it otherwise where
-/// something still in use lies above it. Takes some milliseconds for each 100 MiB: only for
-/// after what is rare and large.
-pub fn give_back() {
+/// Returns freed heap memory to the kernel (`malloc_trim(3)`; GNU libc only).
+///
+/// The allocator otherwise keeps free memory below blocks that are in use. The call takes some
+/// milliseconds per 100 MiB, so use it only after rare, large allocations.
+pub fn release_freed() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer and may be called at any time from any thread.
+    // SAFETY: `malloc_trim` takes no pointer and is thread-safe (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
     }

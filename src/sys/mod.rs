@@ -1,17 +1,17 @@
-//! System calls: the only room with unsafe code. Each block says why it is sound.
+//! System calls. This is the only module with `unsafe` code; a `SAFETY:` comment justifies each block.
 #![allow(unsafe_code)]
 
 pub mod activation;
-pub mod backlog;
+mod bpf_burst;
 pub mod buffer;
-mod burst;
+pub mod burst_limit;
 pub mod capabilities;
 pub mod fanout;
 pub mod filter;
 pub mod group_filter;
 pub mod ifaddr;
 pub mod limits;
-mod link_kind;
+mod link_properties;
 pub mod memberships;
 pub mod memory;
 pub mod multicast;

@@ -119,7 +119,7 @@ pub fn set_receive_buffer(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
 }
 
 /// Datagrams the kernel dropped at `socket` since it was made: a full buffer or a bad checksum.
-pub fn dropped(socket: &impl AsFd) -> io::Result<u32> {
+pub fn dropped_datagrams(socket: &impl AsFd) -> io::Result<u32> {
     let mut info = [0u32; 16];
     let mut len = size_of_val(&info) as libc::socklen_t;
     // SAFETY: `info` and `len` live through the call, and `len` is the size of `info`.
@@ -218,7 +218,7 @@ pub fn destination(group: Group, port: u16, index: IfIndex) -> SockAddr {
 
 /// One message to send.
 #[derive(Debug, Clone, Copy)]
-pub struct Outgoing<'a> {
+pub struct OutgoingDatagram<'a> {
     /// The payload.
     pub data: &'a [u8],
     /// Where to; `None` on a connected socket.
@@ -227,7 +227,7 @@ pub struct Outgoing<'a> {
 
 /// Sends up to [`BATCH`] of `messages` with one call and returns how many left. An error means
 /// that the first one did not.
-pub fn send_batch(socket: &impl AsFd, messages: &[Outgoing<'_>]) -> io::Result<usize> {
+pub fn send_batch(socket: &impl AsFd, messages: &[OutgoingDatagram<'_>]) -> io::Result<usize> {
     let messages = &messages[..messages.len().min(BATCH)];
     let mut parts = [libc::iovec {
         iov_base: std::ptr::null_mut(),
@@ -260,7 +260,7 @@ pub fn send_batch(socket: &impl AsFd, messages: &[Outgoing<'_>]) -> io::Result<u
 
 /// A datagram in a [`RecvBatch`].
 #[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
+pub struct ReceivedDatagram<'a> {
     /// The payload.
     pub data: &'a [u8],
     /// The sender; `None` where the kernel named none.
@@ -336,11 +336,11 @@ impl RecvBatch {
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Datagram `i` of the last [`RecvBatch::recv`], which returned more than `i`.
-    pub fn get(&self, i: usize) -> Datagram<'_> {
+    /// ReceivedDatagram `i` of the last [`RecvBatch::recv`], which returned more than `i`.
+    pub fn get(&self, i: usize) -> ReceivedDatagram<'_> {
         let header = &self.headers[i];
         let len = (header.msg_len as usize).min(self.size);
-        let mut datagram = Datagram {
+        let mut datagram = ReceivedDatagram {
             data: &self.data[i * self.size..][..len],
             from: socket_addr(&self.names[i]),
             ifindex: None,

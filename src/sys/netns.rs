@@ -1,22 +1,21 @@
-//! Network namespaces without a name, and the right to make them.
+//! Unnamed network namespaces, and the privileges to create them.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// A network namespace that lives as long as this value, a thread, a process or an interface's
-/// peer keeps it: nothing to remove, whatever ends the program.
+/// An unnamed network namespace. The kernel removes it when this value is dropped and no thread,
+/// process or interface peer refers to it, so nothing remains even if the program is killed.
 #[derive(Debug)]
 pub struct NetNs(OwnedFd);
 
 impl NetNs {
-    /// Makes one. The calling thread stays where it is. Needs CAP_SYS_ADMIN.
+    /// Creates a namespace. The calling thread stays in its own. Needs CAP_SYS_ADMIN.
     pub fn new() -> io::Result<Self> {
         let made = std::thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    // SAFETY: moves this thread alone to a namespace of its own; no memory is
-                    // involved.
+                    // SAFETY: `unshare` takes no pointer. CLONE_NEWNET affects this thread only.
                     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
                         return Err(io::Error::last_os_error());
                     }
@@ -28,7 +27,7 @@ impl NetNs {
         Ok(Self(file.into()))
     }
 
-    /// Moves the calling thread, and it alone, into the namespace.
+    /// Moves the calling thread, and no other, into the namespace.
     pub fn enter(&self) -> io::Result<()> {
         enter(self.0.as_fd())
     }
@@ -52,15 +51,15 @@ impl AsFd for NetNs {
 
 /// Moves the calling thread into the network namespace behind `fd`.
 fn enter(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: `setns` changes the calling thread's namespace; no memory is involved.
+    // SAFETY: `setns` takes no pointer, and `fd` is open while it is borrowed.
     if unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// Whether the process holds CAP_SYS_ADMIN in its user namespace.
-pub fn can_make_namespaces() -> bool {
+/// Returns true if the process holds CAP_SYS_ADMIN in its user namespace.
+pub fn can_create_namespaces() -> bool {
     const CAP_SYS_ADMIN: u64 = 21;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
@@ -70,17 +69,21 @@ pub fn can_make_namespaces() -> bool {
         .is_some_and(|caps| caps >> CAP_SYS_ADMIN & 1 == 1)
 }
 
-/// Moves the process into a user namespace of its own, where it is root. Its network namespace
-/// stays the one it was in. Fails with `EINVAL` where the process has more than one thread, and
-/// with other errors where the system forbids it.
-pub fn become_root() -> io::Result<()> {
-    // SAFETY: plain getters.
+/// Moves the process into a new user namespace, in which it is root. The network namespace does not
+/// change.
+///
+/// # Errors
+/// `EINVAL` if the process has more than one thread; other errors if the system forbids user
+/// namespaces.
+pub fn enter_user_namespace() -> io::Result<()> {
+    // SAFETY: `geteuid` and `getegid` take no arguments and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    // SAFETY: moves this process to a user namespace of its own; no memory is involved.
+    // SAFETY: `unshare` takes no pointer.
     if unsafe { libc::unshare(libc::CLONE_NEWUSER) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // Without it an unprivileged process may not write a group map (user_namespaces(7)).
+    // An unprivileged process must deny setgroups before it writes a group map
+    // (user_namespaces(7)).
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("0 {gid} 1"))

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::model::IfIndex;
-use crate::wire::offload::{Offload, Segments};
+use crate::wire::offload::{GsoLayout, Offload};
 
 /// Where a captured frame stands in its memory, and what the kernel says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +43,7 @@ pub struct OutPacket<'a> {
     /// From the IP header on.
     pub bytes: &'a [u8],
     /// Where it stands for several datagrams: how it is cut into them.
-    pub segments: Option<Segments>,
+    pub segments: Option<GsoLayout>,
 }
 
 impl<'a> OutPacket<'a> {

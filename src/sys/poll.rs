@@ -1,4 +1,4 @@
-//! Waiting for descriptors in the runtime.
+//! Registration of descriptors with the async runtime.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -6,25 +6,26 @@ use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::receive::Receiver;
-use super::ring::Ring;
-use super::transmit::Writable;
+use super::receive::PacketReceiver;
+use super::ring::CaptureRing;
+use super::transmit::WritableSocket;
 
-/// A type that owns one descriptor for as long as it lives and always names that one.
+/// A type that owns one descriptor for its whole lifetime.
 ///
 /// # Safety
 /// `as_raw_fd` must return the same open descriptor from construction to drop.
 pub unsafe trait OwnsDescriptor: AsRawFd {}
 
-// SAFETY: the descriptor is an OwnedFd (shared or not) that nothing replaces.
-unsafe impl OwnsDescriptor for Ring {}
-// SAFETY: as above.
-unsafe impl OwnsDescriptor for Receiver {}
-// SAFETY: as above.
-unsafe impl OwnsDescriptor for Writable {}
+// SAFETY: each type holds an `OwnedFd` (possibly in an `Arc`) that it never replaces or closes
+// before drop.
+unsafe impl OwnsDescriptor for CaptureRing {}
+// SAFETY: as for `CaptureRing`.
+unsafe impl OwnsDescriptor for PacketReceiver {}
+// SAFETY: as for `CaptureRing`.
+unsafe impl OwnsDescriptor for WritableSocket {}
 
 /// Registers `inner` with the runtime of the current thread.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: `OwnsDescriptor` promises what is asked for.
+    // SAFETY: `OwnsDescriptor` guarantees that the descriptor stays open and unchanged until drop.
     unsafe { AsyncFd::register_with_interest(inner, interest) }.map_err(Into::into)
 }

@@ -17,18 +17,18 @@ use nix::unistd::{
 };
 /// Whom to become.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub struct UserIdentity {
     name: CString,
     uid: Uid,
     gid: Gid,
 }
 
-impl Identity {
+impl UserIdentity {
     /// Looks up `USER` or `USER:GROUP`.
     ///
     /// # Errors
     /// There is no such user or group.
-    pub fn named(text: &str) -> Result<Self, String> {
+    pub fn lookup(text: &str) -> Result<Self, String> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
             None => (text, None),
@@ -57,7 +57,7 @@ impl Identity {
     ///
     /// # Errors
     /// What the kernel says, of a link `ELOOP`; or it is no plain file.
-    pub fn writes(&self, path: &Path, text: &str) -> io::Result<()> {
+    pub fn write_owned_file(&self, path: &Path, text: &str) -> io::Result<()> {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         // Emptied only when it is known to be a file, and nobody else's by a second name.
         let mut file = OpenOptions::new()
@@ -80,7 +80,7 @@ impl Identity {
     ///
     /// # Errors
     /// It is no socket, or what the kernel says.
-    pub fn owns_socket(&self, path: &Path) -> io::Result<()> {
+    pub fn own_socket(&self, path: &Path) -> io::Result<()> {
         if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
             return Err(io::Error::other(format!(
                 "{} is not a socket",
@@ -110,22 +110,22 @@ impl Identity {
 
 /// A start in the background: whoever started us waits to hear how it went.
 #[derive(Debug)]
-pub struct Starting(PipeWriter);
+pub struct DaemonStart(PipeWriter);
 
 /// Goes on in the background, in a session of its own. Whoever called goes on waiting until
-/// [`Starting::done`], and ends as this process does where it ends before. Standard error is
+/// [`DaemonStart::done`], and ends as this process does where it ends before. Standard error is
 /// still that of the terminal, so that faults of the start are seen.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn detach() -> io::Result<Starting> {
+pub fn daemonize() -> io::Result<DaemonStart> {
     let (mut said, tell) = io::pipe()?;
     // SAFETY: there are no other threads yet, so nothing is locked or half done in the child.
     let child = match unsafe { fork() }? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             setsid()?;
-            return Ok(Starting(tell));
+            return Ok(DaemonStart(tell));
         }
     };
     drop(tell);
@@ -143,7 +143,7 @@ pub fn detach() -> io::Result<Starting> {
     std::process::exit(code)
 }
 
-impl Starting {
+impl DaemonStart {
     /// Lets whoever started us end with 0, and lets go of the terminal.
     ///
     /// # Errors
@@ -168,8 +168,8 @@ mod tests {
 
     use super::*;
 
-    fn me() -> Identity {
-        Identity {
+    fn me() -> UserIdentity {
+        UserIdentity {
             name: CString::default(),
             uid: Uid::effective(),
             gid: Gid::effective(),
@@ -182,22 +182,22 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("other"), "precious").unwrap();
         symlink(at("other"), at("link")).unwrap();
-        let e = me().writes(&at("link"), "1").unwrap_err();
+        let e = me().write_owned_file(&at("link"), "1").unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ELOOP));
         symlink(at("new"), at("dangling")).unwrap();
-        assert!(me().writes(&at("dangling"), "1").is_err());
+        assert!(me().write_owned_file(&at("dangling"), "1").is_err());
         assert!(!at("new").exists());
         std::fs::hard_link(at("other"), at("second")).unwrap();
-        assert!(me().writes(&at("second"), "1").is_err());
+        assert!(me().write_owned_file(&at("second"), "1").is_err());
         assert_eq!(std::fs::read_to_string(at("other")).unwrap(), "precious");
         std::fs::write(at("pid"), "12345\n").unwrap();
-        me().writes(&at("pid"), "6\n").unwrap();
+        me().write_owned_file(&at("pid"), "6\n").unwrap();
         assert_eq!(std::fs::read_to_string(at("pid")).unwrap(), "6\n");
 
         let _socket = UnixListener::bind(at("socket")).unwrap();
-        me().owns_socket(&at("socket")).unwrap();
+        me().own_socket(&at("socket")).unwrap();
         symlink(at("socket"), at("to-socket")).unwrap();
-        assert!(me().owns_socket(&at("to-socket")).is_err());
-        assert!(me().owns_socket(&at("other")).is_err());
+        assert!(me().own_socket(&at("to-socket")).is_err());
+        assert!(me().own_socket(&at("other")).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::buffer::{Buffer, DENSE, PACKETS, Pool};
-use super::fanout::Member;
+use super::fanout::FanoutMember;
 use super::packet::{Frame, bind, join_all_multicast, set_option_int, socket};
 use super::{filter, packet};
 use crate::model::IfIndex;
@@ -38,7 +38,7 @@ struct Auxdata {
 struct Control([u8; 128]);
 
 /// A capture socket without a ring.
-pub struct Receiver {
+pub struct PacketReceiver {
     fd: Arc<OwnedFd>,
     pool: Pool,
     /// Taken from the pool for the next call.
@@ -54,9 +54,9 @@ pub struct Receiver {
 
 // SAFETY: the pointers inside `messages` and `parts` are only followed during `receive`,
 // which sets them anew each time.
-unsafe impl Send for Receiver {}
+unsafe impl Send for PacketReceiver {}
 
-impl Receiver {
+impl PacketReceiver {
     /// Captures multicast of all IP protocols on an interface, incoming and outgoing, except
     /// what bears `mark` on its way out. The interface is told to take all multicast in
     /// (`PACKET_MR_ALLMULTI`) for as long as this lives. `room` is how many bytes may wait in
@@ -217,8 +217,8 @@ impl Receiver {
     }
 
     /// The socket, to be joined to a group of sockets.
-    pub fn member(&self) -> Member {
-        Member::new(self.fd.clone())
+    pub fn member(&self) -> FanoutMember {
+        FanoutMember::new(self.fd.clone())
     }
 }
 
@@ -227,7 +227,7 @@ fn now() -> u64 {
     since.unwrap_or_default().as_nanos() as u64
 }
 
-impl AsRawFd for Receiver {
+impl AsRawFd for PacketReceiver {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.fd.as_raw_fd()
     }

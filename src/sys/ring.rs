@@ -2,7 +2,7 @@
 //! (kernel Documentation/networking/packet_mmap.rst).
 //!
 //! The kernel fills a block, then hands it over by setting `TP_STATUS_USER` in its header;
-//! we hand it back by clearing that. A [`Block`] is one handed-over block: whoever holds it
+//! we hand it back by clearing that. A [`RingBlock`] is one handed-over block: whoever holds it
 //! may read and change its frames in place, and dropping it hands it back.
 
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use libc::{tpacket_block_desc, tpacket_req3, tpacket3_hdr};
 
-use super::fanout::{GroupId, Member};
+use super::fanout::{FanoutGroupId, FanoutMember};
 use super::packet::{Frame, bind, set_option, set_option_int, socket};
 use super::{filter, packet};
 use crate::model::IfIndex;
@@ -43,7 +43,7 @@ impl Default for RingSize {
     }
 }
 
-struct Map {
+struct RingMapping {
     base: *mut u8,
     len: usize,
     block_len: usize,
@@ -54,12 +54,12 @@ struct Map {
 
 // SAFETY: the mapping is plain memory that stays valid until the last owner drops it. All
 // access to the parts that change under us goes through atomics, and the bytes of a block
-// belong to the one `Block` that `lent` allows.
-unsafe impl Send for Map {}
+// belong to the one `RingBlock` that `lent` allows.
+unsafe impl Send for RingMapping {}
 // SAFETY: as above.
-unsafe impl Sync for Map {}
+unsafe impl Sync for RingMapping {}
 
-impl Map {
+impl RingMapping {
     fn status(&self, block: usize) -> &AtomicU32 {
         let desc = self
             .base
@@ -72,7 +72,7 @@ impl Map {
     }
 }
 
-impl Map {
+impl RingMapping {
     /// How many packets are in a block so far.
     fn count(&self, block: usize) -> &AtomicU32 {
         let desc = self
@@ -84,25 +84,30 @@ impl Map {
     }
 }
 
-impl Drop for Map {
+impl Drop for RingMapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are those mmap returned, and no Block exists any more: each
+        // SAFETY: base and len are those mmap returned, and no RingBlock exists any more: each
         // holds an Arc of this.
         unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
 
 /// A capture socket with its ring.
-pub struct Ring {
+pub struct CaptureRing {
     fd: Arc<OwnedFd>,
-    map: Arc<Map>,
+    map: Arc<RingMapping>,
     next: usize,
 }
 
-impl Ring {
+impl CaptureRing {
     /// A ring that joins `group`, and captures what the group chooses it for: multicast of
     /// all IP protocols, incoming and outgoing, except what bears `mark` on its way out.
-    pub fn open(index: IfIndex, mark: u32, size: RingSize, group: GroupId) -> io::Result<Self> {
+    pub fn open(
+        index: IfIndex,
+        mark: u32,
+        size: RingSize,
+        group: FanoutGroupId,
+    ) -> io::Result<Self> {
         let fd = socket(libc::SOCK_RAW)?;
         let version = libc::tpacket_versions::TPACKET_V3 as i32;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VERSION, version)?;
@@ -122,13 +127,13 @@ impl Ring {
         let map = Arc::new(map_ring(&fd, size)?);
         bind(&fd, index, libc::ETH_P_ALL as u16)?;
         let fd = Arc::new(fd);
-        Member::new(fd.clone()).join(group)?;
+        FanoutMember::new(fd.clone()).join(group)?;
         filter::attach(&fd, &filter::multicast(mark))?;
         Ok(Self { fd, map, next: 0 })
     }
 
     /// The next block the kernel handed over, if there is one.
-    pub fn next_block(&mut self) -> Option<Block> {
+    pub fn next_block(&mut self) -> Option<RingBlock> {
         let index = self.next;
         let status = self.map.status(index).load(Ordering::Acquire);
         if status & libc::TP_STATUS_USER == 0 || self.map.lent[index].load(Ordering::Acquire) {
@@ -136,13 +141,13 @@ impl Ring {
         }
         self.map.lent[index].store(true, Ordering::Relaxed);
         self.next = (index + 1) % self.map.lent.len();
-        Some(Block {
+        Some(RingBlock {
             map: self.map.clone(),
             index,
         })
     }
 
-    /// Whether nothing is left that [`Ring::next_block`] has not handed out. Only true for
+    /// Whether nothing is left that [`CaptureRing::next_block`] has not handed out. Only true for
     /// good while the group chooses another socket.
     pub fn is_drained(&self) -> bool {
         let status = self.map.status(self.next).load(Ordering::Acquire);
@@ -171,13 +176,13 @@ impl Ring {
     }
 }
 
-impl AsRawFd for Ring {
+impl AsRawFd for CaptureRing {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.fd.as_raw_fd()
     }
 }
 
-fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<Map> {
+fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<RingMapping> {
     let len = size.block as usize * size.blocks as usize;
     // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
     let base = unsafe {
@@ -193,7 +198,7 @@ fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<Map> {
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    Ok(Map {
+    Ok(RingMapping {
         base: base.cast(),
         len,
         block_len: size.block as usize,
@@ -202,12 +207,12 @@ fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<Map> {
 }
 
 /// One block of frames, ours until dropped.
-pub struct Block {
-    map: Arc<Map>,
+pub struct RingBlock {
+    map: Arc<RingMapping>,
     index: usize,
 }
 
-impl Block {
+impl RingBlock {
     /// The whole block.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the block lies inside the mapping, which outlives `self`; while it is lent
@@ -217,7 +222,7 @@ impl Block {
 
     /// The whole block, to change frames in place.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `bytes`; `lent` makes this the only Block of its memory, and
+        // SAFETY: as for `bytes`; `lent` makes this the only RingBlock of its memory, and
         // `&mut self` the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.base(), self.map.block_len) }
     }
@@ -286,7 +291,7 @@ impl Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for RingBlock {
     fn drop(&mut self) {
         self.map.count(self.index).store(0, Ordering::Relaxed);
         // In this order: a block that is ours no more but looks handed over would be lent twice.

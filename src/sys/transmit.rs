@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::backlog::{Backlog, BurstSize};
-use super::burst::{self, Burst, Outcome};
-use super::link_kind::{LinkKind, link_kind};
+use super::bpf_burst::{self, BurstOutcome, BurstProgram};
+use super::burst_limit::{BurstLimit, SoftnetStat};
+use super::link_properties::{LinkProperties, link_properties};
 use super::packet::{OutPacket, address, bind, set_option, set_option_int, socket};
 use crate::model::IfIndex;
 use crate::model::addr::ethernet_of;
@@ -35,13 +35,13 @@ const XMIT_DROP: u32 = 1;
 
 thread_local! {
     /// Opened with the first burst of a thread. `Some(None)`: the kernel refused.
-    static BURST: RefCell<Option<Option<Burst>>> = const { RefCell::new(None) };
+    static BURST: RefCell<Option<Option<BurstProgram>>> = const { RefCell::new(None) };
     /// Likewise.
-    static BACKLOG: RefCell<Option<Option<Backlog>>> = const { RefCell::new(None) };
+    static BACKLOG: RefCell<Option<Option<SoftnetStat>>> = const { RefCell::new(None) };
 }
 
 /// What stands before a packet that goes whole: what is left to do, and its link header.
-type Prefix = [u8; VNET_HEADER_LEN + burst::ETHERNET];
+type Prefix = [u8; VNET_HEADER_LEN + bpf_burst::ETHERNET_HEADER_LEN];
 
 /// Sends on one interface and receives nothing.
 ///
@@ -64,7 +64,7 @@ pub struct Transmitter {
     qdisc_bypass: bool,
     /// Whether what is sent may go in bursts: see [`burst`].
     bursts: bool,
-    size: BurstSize,
+    size: BurstLimit,
     /// When to ask again, of a link that is not running yet.
     ask: Option<Instant>,
 }
@@ -104,12 +104,12 @@ impl Transmitter {
             mark,
             qdisc_bypass,
             bursts: false,
-            size: BurstSize::new(LEAST_BURST, burst::MOST),
+            size: BurstLimit::new(LEAST_BURST, bpf_burst::MAX_PACKETS),
             ask: None,
         };
         // The other end of a veth receives what is sent at once, so that bursts pay. A link
         // with a queue is left to the socket, which waits when the queue is full.
-        let kind = link_kind(index).unwrap_or_default();
+        let kind = link_properties(index).unwrap_or_default();
         if kind.veth && !qdisc_bypass {
             transmitter.judge(kind);
             // Loading the program takes some milliseconds: better now than with a packet.
@@ -122,10 +122,10 @@ impl Transmitter {
     /// header before the packet is not known for sure to be that of Ethernet; without the device
     /// queue, where the kernel drops what the device does not cut itself; and once the kernel
     /// refused one.
-    pub fn takes_whole(&mut self) -> bool {
+    pub fn accepts_gso(&mut self) -> bool {
         if let Whole::Unasked = self.whole {
             let suits = !self.qdisc_bypass
-                && link_kind(self.index).is_ok_and(|kind| kind.plain_ethernet)
+                && link_properties(self.index).is_ok_and(|kind| kind.plain_ethernet)
                 && ethernet_address(&self.fd).is_some();
             let open = || {
                 let fd = sender(libc::SOCK_RAW, self.index, self.mark)?;
@@ -161,7 +161,7 @@ impl Transmitter {
         }
         let packets = &given[..count];
         if count >= LEAST_BURST && self.ask.is_some_and(|at| at <= Instant::now()) {
-            match link_kind(self.index) {
+            match link_properties(self.index) {
                 Ok(kind) => self.judge(kind),
                 Err(_) => self.ask = Some(Instant::now() + ASK_AGAIN),
             }
@@ -202,7 +202,7 @@ impl Transmitter {
         for (place, (bytes, segments)) in given.iter_mut().zip(packets) {
             let mut prefix = [0; size_of::<Prefix>()];
             let (vnet, ethernet) = prefix.split_at_mut(VNET_HEADER_LEN);
-            vnet.copy_from_slice(&segments.vnet_header(burst::ETHERNET as u8));
+            vnet.copy_from_slice(&segments.vnet_header(bpf_burst::ETHERNET_HEADER_LEN as u8));
             ethernet.copy_from_slice(&ethernet_header(&destination(index, bytes), source));
             prefixes.push(prefix);
             *place = bytes;
@@ -223,7 +223,7 @@ impl Transmitter {
     }
 
     /// Decides whether bursts are for a link.
-    fn judge(&mut self, kind: LinkKind) {
+    fn judge(&mut self, kind: LinkProperties) {
         self.bursts = kind.veth && kind.queueless;
         self.ask = (kind.veth && kind.idle).then(|| Instant::now() + ASK_AGAIN);
     }
@@ -245,7 +245,10 @@ impl Transmitter {
     fn burst(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
         let version = |p: &[u8]| p.first().map(|b| b >> 4);
         let first = packets.first().and_then(|p| version(p));
-        let suits = |p: &&&[u8]| version(p) == first && p.len() <= burst::LONGEST - burst::ETHERNET;
+        let suits = |p: &&&[u8]| {
+            version(p) == first
+                && p.len() <= bpf_burst::MAX_FRAME_LEN - bpf_burst::ETHERNET_HEADER_LEN
+        };
         let now = Instant::now();
         let most = self.size.get(now);
         let run = packets.iter().take(most).take_while(suits).count();
@@ -300,15 +303,15 @@ impl Transmitter {
         }
         let (taken, error) = match outcome {
             None => return Ok(0),
-            Some((count, Outcome::All)) => return Ok(count),
-            Some((_, Outcome::Refused(taken, error))) => (taken, error),
-            Some((_, Outcome::Queue(taken, answer))) => {
+            Some((count, BurstOutcome::All)) => return Ok(count),
+            Some((_, BurstOutcome::Refused(taken, error))) => (taken, error),
+            Some((_, BurstOutcome::Queue(taken, answer))) => {
                 // It has a queue now, for which the socket waits when it is full; or it does
                 // not run, or a filter drops packets. Each such answer ends a burst, so that
                 // the socket is better off for a while.
                 self.bursts = false;
                 self.ask = Some(now + ASK_AGAIN);
-                match link_kind(self.index).unwrap_or_default().up {
+                match link_properties(self.index).unwrap_or_default().up {
                     false => (taken, libc::ENETDOWN),
                     true if answer == XMIT_DROP => (taken, libc::ENOBUFS),
                     // As a packet socket has it: taken, whatever became of another.
@@ -393,16 +396,19 @@ fn part(bytes: &[u8]) -> libc::iovec {
     }
 }
 
-fn ethernet_header(to: &libc::sockaddr_ll, source: [u8; 6]) -> [u8; burst::ETHERNET] {
-    let mut header = [0; burst::ETHERNET];
+fn ethernet_header(
+    to: &libc::sockaddr_ll,
+    source: [u8; 6],
+) -> [u8; bpf_burst::ETHERNET_HEADER_LEN] {
+    let mut header = [0; bpf_burst::ETHERNET_HEADER_LEN];
     header[..6].copy_from_slice(&to.sll_addr[..6]);
     header[6..12].copy_from_slice(&source);
     header[12..].copy_from_slice(&to.sll_protocol.to_ne_bytes());
     header
 }
 
-fn open_burst() -> Option<Burst> {
-    Burst::open().inspect_err(say_why_not).ok()
+fn open_burst() -> Option<BurstProgram> {
+    BurstProgram::open().inspect_err(say_why_not).ok()
 }
 
 /// Errors of a burst that say nothing of the next one.
@@ -440,8 +446,8 @@ fn say_why_cut(index: IfIndex, e: &io::Error) {
 
 fn backlog_dropped() -> Option<u64> {
     BACKLOG.with_borrow_mut(|slot| {
-        let backlog = slot.get_or_insert_with(|| Backlog::open().ok());
-        backlog.as_mut()?.dropped().ok()
+        let burst_limit = slot.get_or_insert_with(|| SoftnetStat::open().ok());
+        burst_limit.as_mut()?.dropped().ok()
     })
 }
 
@@ -460,16 +466,16 @@ fn ethernet_address(fd: &OwnedFd) -> Option<[u8; 6]> {
 
 impl Transmitter {
     /// The socket that the last call used, to wait until it takes more.
-    pub fn writable(&self) -> Writable {
-        Writable(self.used.clone())
+    pub fn writable(&self) -> WritableSocket {
+        WritableSocket(self.used.clone())
     }
 }
 
 /// The socket of a [`Transmitter`], to be watched. Only while there is something to wait for:
 /// the kernel tells a watcher of every packet that has left, which costs a wake-up each.
-pub struct Writable(Arc<OwnedFd>);
+pub struct WritableSocket(Arc<OwnedFd>);
 
-impl AsRawFd for Writable {
+impl AsRawFd for WritableSocket {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.0.as_raw_fd()
     }

@@ -1,20 +1,20 @@
-//! What can be wrong with a packet.
+//! The error type of the packet parsers.
 
-/// Why bytes are not a packet.
+/// An error in the headers of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// The bytes end before the packet does.
-    #[error("the packet ends early: {needed} bytes needed, {got} there")]
+    /// The buffer is shorter than the packet.
+    #[error("the packet is truncated: {needed} bytes needed, {got} available")]
     Truncated {
-        /// Bytes the headers speak of.
+        /// Bytes that the headers announce.
         needed: usize,
-        /// Bytes there are.
+        /// Bytes in the buffer.
         got: usize,
     },
-    /// A field contradicts another or the RFC.
-    #[error("{0} is wrong")]
+    /// A field contradicts another field or its RFC. Holds the name of the field.
+    #[error("{0} is invalid")]
     Malformed(&'static str),
-    /// The IPv4 header checksum (RFC 791 section 3.1) does not fit the header.
+    /// The IPv4 header checksum (RFC 791 section 3.1) does not match the header.
     #[error("the IPv4 header checksum is wrong")]
     HeaderChecksum,
 }

@@ -1,21 +1,25 @@
-//! Bytes and their meaning. Each file: a view, what it means, and byte vectors made elsewhere.
+//! Packet formats: parsing and building of IP, UDP, VLAN, IGMP, MLD and multicast router discovery.
+//!
+//! Everything here is pure: functions take bytes and return values, or the reverse. The tests use
+//! packets that other implementations made.
 
 pub mod checksum;
-pub mod envelope;
 pub mod error;
-pub mod float_code;
-pub mod group_message;
+pub mod floating_point;
+pub mod icmpv6;
 pub mod igmp;
 pub mod ip;
+pub mod link_control;
 pub mod membership;
+pub mod membership_message;
 pub mod mld;
 pub mod mrdisc;
 pub mod offload;
-pub(crate) mod reasons;
+pub(crate) mod reason_enum;
 mod records;
-pub mod refusal;
+pub mod reject_reason;
 pub mod udp;
 pub mod vlan;
 
 pub use error::WireError;
-pub use refusal::Refusal;
+pub use reject_reason::RejectReason;

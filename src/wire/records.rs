@@ -1,28 +1,31 @@
-//! Source lists and group records, which IGMPv3 and MLDv2 write alike: only their addresses
-//! differ in size (RFC 9776 section 4.2, RFC 9777 section 5.2).
+//! Source lists and group records, which IGMPv3 and MLDv2 share except for the address size
+//! (RFC 9776 section 4.2, RFC 9777 section 5.2).
+//!
+//! A group record consists of: record type (1 byte), length of the auxiliary data in 32-bit words
+//! (1 byte), number of sources (2 bytes), multicast address, source addresses, auxiliary data.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Refusal;
-use super::group_message::{Record, RecordType};
+use super::RejectReason;
+use super::membership_message::{GroupRecord, RecordType};
 use crate::model::{Group, Source};
 
-/// Bytes of a group record before its group.
+/// Bytes of a group record before its multicast address.
 const RECORD_HEADER_LEN: usize = 4;
 
-/// The IP version of a message.
+/// The IP version of a message, which determines the address size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum AddressFamily {
     V4,
     V6,
 }
 
-impl Family {
+impl AddressFamily {
     pub(super) fn of(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Bytes of an address.
+    /// Length of an address in bytes.
     pub(super) fn addr_len(self) -> usize {
         match self {
             Self::V4 => 4,
@@ -31,44 +34,51 @@ impl Family {
     }
 }
 
-/// Takes the fields of a message off its front.
-pub(super) struct Fields<'a> {
+/// A cursor over the fields of a message.
+pub(super) struct FieldReader<'a> {
     pub(super) rest: &'a [u8],
-    pub(super) family: Family,
+    pub(super) family: AddressFamily,
 }
 
-impl<'a> Fields<'a> {
-    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], Refusal> {
-        let (head, rest) = self.rest.split_at_checked(n).ok_or(Refusal::LyingCount)?;
+impl<'a> FieldReader<'a> {
+    /// Takes the next `n` bytes. Fails with [`RejectReason::LyingCount`] if fewer are left.
+    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], RejectReason> {
+        let (head, rest) = self
+            .rest
+            .split_at_checked(n)
+            .ok_or(RejectReason::LyingCount)?;
         self.rest = rest;
         Ok(head)
     }
 
-    /// The sources of a list of `count`. Takes memory only for what is there.
-    pub(super) fn sources(&mut self, count: u16) -> Result<Vec<Source>, Refusal> {
+    /// Reads a list of `count` sources. Checks the length before it allocates memory. Omits addresses
+    /// that cannot be a source.
+    pub(super) fn sources(&mut self, count: u16) -> Result<Vec<Source>, RejectReason> {
         let len = self.family.addr_len();
         let list = self.take(usize::from(count) * len)?;
         Ok(list.chunks_exact(len).filter_map(source).collect())
     }
 
-    /// The group records of a report. Types nobody knows are passed over (RFC 9776 section
-    /// 4.2), and so are auxiliary data and whatever follows the records.
-    pub(super) fn records(&mut self, count: u16) -> Result<Vec<Record>, Refusal> {
+    /// Reads `count` group records of a report.
+    ///
+    /// Skips records of unknown types, auxiliary data, and bytes after the last record
+    /// (RFC 9776 section 4.2).
+    pub(super) fn records(&mut self, count: u16) -> Result<Vec<GroupRecord>, RejectReason> {
         let mut records = Vec::new();
         for _ in 0..count {
             let header = self.take(RECORD_HEADER_LEN)?;
             let group = address(self.take(self.family.addr_len())?);
             let sources = self.sources(u16::from_be_bytes([header[2], header[3]]))?;
-            // In words of 32 bits.
+            // The auxiliary data length counts 32-bit words.
             self.take(usize::from(header[1]) * 4)?;
             let Some(kind) = record_type(header[0]) else {
                 continue;
             };
-            records.push(Record {
+            records.push(GroupRecord {
                 kind,
                 group: group
                     .and_then(|g| Group::new(g).ok())
-                    .ok_or(Refusal::NotAGroup)?,
+                    .ok_or(RejectReason::NotAGroup)?,
                 sources,
             });
         }
@@ -76,7 +86,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The address in 4 or 16 bytes.
+/// Reads an address of 4 or 16 bytes.
 pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => bytes.first_chunk::<4>().map(|b| Ipv4Addr::from(*b).into()),
@@ -84,30 +94,35 @@ pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The group in the bytes; none where they are all zero.
-pub(super) fn queried_group(bytes: &[u8]) -> Result<Option<Group>, Refusal> {
+/// Reads the group of a query; `None` if the address is unspecified.
+pub(super) fn queried_group(bytes: &[u8]) -> Result<Option<Group>, RejectReason> {
     match address(bytes) {
         Some(addr) if addr.is_unspecified() => Ok(None),
-        Some(addr) => Group::new(addr).map(Some).map_err(|_| Refusal::NotAGroup),
-        None => Err(Refusal::Truncated),
+        Some(addr) => Group::new(addr)
+            .map(Some)
+            .map_err(|_| RejectReason::NotAGroup),
+        None => Err(RejectReason::Truncated),
     }
 }
 
-/// The group in the bytes, which must be one.
-pub(super) fn reported_group(bytes: &[u8]) -> Result<Group, Refusal> {
-    queried_group(bytes)?.ok_or(Refusal::NotAGroup)
+/// Reads the group of a report or leave, which must be a multicast address.
+pub(super) fn reported_group(bytes: &[u8]) -> Result<Group, RejectReason> {
+    queried_group(bytes)?.ok_or(RejectReason::NotAGroup)
 }
 
-/// The sources a query asks for. It must not be taken for a query of the whole group because
-/// none of its sources can be one, and sources of no group cannot be asked for.
+/// Reads the source list of a query.
+///
+/// # Errors
+/// [`RejectReason::NotASource`] if a non-empty list has no group or only invalid addresses. Dropping
+/// all its sources would turn such a query into a query for the whole group.
 pub(super) fn queried_sources(
-    fields: &mut Fields<'_>,
+    fields: &mut FieldReader<'_>,
     count: u16,
     group: Option<Group>,
-) -> Result<Vec<Source>, Refusal> {
+) -> Result<Vec<Source>, RejectReason> {
     let sources = fields.sources(count)?;
     if count > 0 && (sources.is_empty() || group.is_none()) {
-        return Err(Refusal::NotASource);
+        return Err(RejectReason::NotASource);
     }
     Ok(sources)
 }
@@ -121,9 +136,9 @@ fn source(bytes: &[u8]) -> Option<Source> {
     Source::new(addr).ok()
 }
 
-fn record_type(number: u8) -> Option<RecordType> {
+fn record_type(value: u8) -> Option<RecordType> {
     use RecordType::*;
-    Some(match number {
+    Some(match value {
         1 => ModeIsInclude,
         2 => ModeIsExclude,
         3 => ChangeToInclude,
@@ -134,50 +149,54 @@ fn record_type(number: u8) -> Option<RecordType> {
     })
 }
 
-/// Writes an address.
-pub(super) fn push(out: &mut Vec<u8>, addr: IpAddr) {
+/// Appends an address.
+pub(super) fn push_addr(out: &mut Vec<u8>, addr: IpAddr) {
     match addr {
         IpAddr::V4(a) => out.extend(a.octets()),
         IpAddr::V6(a) => out.extend(a.octets()),
     }
 }
 
-/// Bytes of a record with `sources` sources.
-pub(super) fn record_len(family: Family, sources: usize) -> usize {
+/// Length of a group record with `sources` sources in bytes.
+pub(super) fn record_len(family: AddressFamily, sources: usize) -> usize {
     RECORD_HEADER_LEN + (1 + sources) * family.addr_len()
 }
 
-/// Writes records into as many bodies as are needed when each has room for `room` bytes, at
-/// least those of one record with one source. With each body stands how many records it holds.
+/// Writes records into report bodies of at most `capacity` bytes each. Returns each body with its
+/// number of records. `capacity` must hold at least one record with one source.
 ///
-/// A record larger than a body is split, but one that excludes sources cannot be: each part
-/// would take in what the others exclude. The sources that do not fit are left out, which
+/// A record that exceeds a body is split. An EXCLUDE record cannot be split, because each part
+/// would include the sources that the other parts exclude. Its surplus sources are omitted, which
 /// widens the filter (RFC 9776 section 4.2).
-pub(super) fn bodies(records: &[Record], family: Family, room: usize) -> Vec<(u16, Vec<u8>)> {
+pub(super) fn write_bodies(
+    records: &[GroupRecord],
+    family: AddressFamily,
+    capacity: usize,
+) -> Vec<(u16, Vec<u8>)> {
     use RecordType::{ChangeToExclude, ModeIsExclude};
-    let spare = room.saturating_sub(record_len(family, 0));
-    let most = (spare / family.addr_len()).max(1);
-    let mut done = Vec::new();
+    let source_bytes = capacity.saturating_sub(record_len(family, 0));
+    let max_sources = (source_bytes / family.addr_len()).max(1);
+    let mut bodies = Vec::new();
     let (mut count, mut body) = (0, Vec::new());
     for record in records {
         let mut sources = record.sources.as_slice();
         loop {
-            let (now, later) = sources.split_at(sources.len().min(most));
-            if body.len() + record_len(family, now.len()) > room {
-                done.push((count, std::mem::take(&mut body)));
+            let (first, rest) = sources.split_at(sources.len().min(max_sources));
+            if body.len() + record_len(family, first.len()) > capacity {
+                bodies.push((count, std::mem::take(&mut body)));
                 count = 0;
             }
             body.extend([record.kind as u8, 0]);
-            body.extend((now.len() as u16).to_be_bytes());
-            push(&mut body, record.group.addr());
-            now.iter().for_each(|s| push(&mut body, s.addr()));
+            body.extend((first.len() as u16).to_be_bytes());
+            push_addr(&mut body, record.group.addr());
+            first.iter().for_each(|s| push_addr(&mut body, s.addr()));
             count += 1;
-            sources = later;
+            sources = rest;
             if sources.is_empty() || matches!(record.kind, ModeIsExclude | ChangeToExclude) {
                 break;
             }
         }
     }
-    done.push((count, body));
-    done
+    bodies.push((count, body));
+    bodies
 }

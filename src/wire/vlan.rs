@@ -1,4 +1,4 @@
-//! 802.1Q tags that are still inside the bytes (the kernel strips the outermost).
+//! 802.1Q tags inside a captured frame. The kernel already strips the outermost tag.
 
 use super::WireError;
 
@@ -11,13 +11,18 @@ pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// EtherType of an 802.1ad service tag.
 pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 
-/// The twelve bits of a tag control word that number the VLAN (802.1Q section 9.6).
+/// Returns the VLAN ID: the low 12 bits of the tag control information (802.1Q section 9.6).
 pub fn vlan_id(tag_control: u16) -> u16 {
     tag_control & 0x0fff
 }
 
-/// Steps over the tags at the start of `bytes`, which `ethertype` says begins there. Returns
-/// the EtherType behind the tags and how many bytes they took.
+/// Skips the VLAN tags at the start of `bytes`. `ethertype` is the EtherType that announces the
+/// content of `bytes`.
+///
+/// Returns the EtherType after the last tag and the length of all tags in bytes.
+///
+/// # Errors
+/// [`WireError::Truncated`] if a tag is incomplete.
 pub fn skip_tags(mut ethertype: u16, bytes: &[u8]) -> Result<(u16, usize), WireError> {
     let mut at = 0;
     while matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN) {
@@ -31,7 +36,7 @@ pub fn skip_tags(mut ethertype: u16, bytes: &[u8]) -> Result<(u16, usize), WireE
     Ok((ethertype, at))
 }
 
-/// The VLAN of the tag at the start of `bytes`, if `ethertype` says that one begins there.
+/// Returns the VLAN ID of the tag at the start of `bytes`, or `None` if `ethertype` announces no tag.
 pub fn outer_tag(ethertype: u16, bytes: &[u8]) -> Option<u16> {
     let tagged = matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN);
     let control = bytes.first_chunk::<2>().filter(|_| tagged)?;
@@ -43,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_are_stepped_over_and_cut_ones_refused() {
+    fn tags_are_skipped_and_truncated_tags_rejected() {
         assert_eq!(skip_tags(ETHERTYPE_IPV4, &[]), Ok((ETHERTYPE_IPV4, 0)));
         let two = [0x00, 0x0a, 0x81, 0x00, 0x20, 0x14, 0x86, 0xdd];
         assert_eq!(

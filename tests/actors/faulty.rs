@@ -99,8 +99,8 @@ impl Transmit for FaultyTransmit {
         self.0.send(packets)
     }
 
-    fn takes_whole(&mut self) -> bool {
-        self.0.takes_whole()
+    fn accepts_gso(&mut self) -> bool {
+        self.0.accepts_gso()
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -9,7 +9,7 @@ use mcastor::actors::routing::Replace;
 use mcastor::api::{Show, Shown};
 use mcastor::model::{HeaderChecks, Link, ProxyRule, RouteName};
 use mcastor::table::Rib;
-use mcastor::wire::group_message::{Message, Record, RecordType};
+use mcastor::wire::membership_message::{GroupRecord, MembershipMessage, RecordType};
 
 use super::router::{PATIENCE, Router, index, link, packet};
 
@@ -28,12 +28,12 @@ fn proxy(name: &str, upstream: &str, downstream: &[&str]) -> ProxyRule {
 
 /// A host asks for a group, or leaves where it asks for no source.
 fn report(group: &str, kind: RecordType) -> Vec<u8> {
-    let record = Record {
+    let record = GroupRecord {
         kind,
         group: group.parse().unwrap(),
         sources: vec![],
     };
-    let message = Message::Records(vec![record]);
+    let message = MembershipMessage::Records(vec![record]);
     let from = "10.0.0.9".parse().unwrap();
     mcastor::wire::membership::build(&message, from, 1500)
         .unwrap()

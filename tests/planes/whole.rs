@@ -11,7 +11,7 @@ use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
 use mcastor::sys::transmit::Transmitter;
 use mcastor::wire::ip::refresh_ipv4_checksum;
-use mcastor::wire::offload::{Offload, Segments};
+use mcastor::wire::offload::{GsoLayout, Offload};
 
 use super::bed::*;
 use super::{Alone, Named};
@@ -26,15 +26,15 @@ pub const TESTS: &[Named<Alone>] = tests![
 
 const PAYLOAD: u16 = 500;
 
-type Packets = Vec<(Vec<u8>, Option<Segments>)>;
+type Packets = Vec<(Vec<u8>, Option<GsoLayout>)>;
 
-fn plain(n: u32) -> (Vec<u8>, Option<Segments>) {
+fn plain(n: u32) -> (Vec<u8>, Option<GsoLayout>) {
     (packet(n, 100 + n as usize % 900), None)
 }
 
 /// Stands for `count` datagrams.
-fn several(n: u32, count: usize) -> (Vec<u8>, Option<Segments>) {
-    let segments = Segments::new(PAYLOAD, 28).expect("headers of UDP");
+fn several(n: u32, count: usize) -> (Vec<u8>, Option<GsoLayout>) {
+    let segments = GsoLayout::new(PAYLOAD, 28).expect("headers of UDP");
     let mut p = packet(n, 28 + count * usize::from(PAYLOAD));
     // No fragment.
     p[4..8].fill(0);
@@ -69,7 +69,7 @@ async fn bursts_and_what_goes_whole_keep_their_order() -> Outcome {
     let bed = Bed::veth(PacketPlane::usual())?;
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    assert!(transmit.takes_whole());
+    assert!(transmit.accepts_gso());
     let mut n = 0;
     for round in 0..60u32 {
         let mut all = Packets::new();
@@ -107,13 +107,13 @@ async fn what_went_whole_is_known_as_our_own() -> Outcome {
     let mut near = bed.plane.capture(bed.near)?;
     let mut far = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    assert!(transmit.takes_whole());
+    assert!(transmit.accepts_gso());
     send_mixed(transmit.as_mut(), &vec![several(1, 3), several(2, 3)]).await?;
     take(far.as_mut(), 2).await?;
     // Another instance is a stranger: its packet is the first that is seen here.
     let stranger = PacketPlane::new(MARK + 1);
     let mut transmit = stranger.transmit(bed.near)?;
-    assert!(transmit.takes_whole());
+    assert!(transmit.accepts_gso());
     let other = several(3, 3);
     send_mixed(transmit.as_mut(), &vec![other.clone()]).await?;
     same(&take(near.as_mut(), 1).await?, &[other.0])
@@ -130,7 +130,7 @@ async fn a_full_socket_for_what_goes_whole_becomes_writable_again() -> Outcome {
     assert!(done.success());
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    assert!(transmit.takes_whole());
+    assert!(transmit.accepts_gso());
     let all: Packets = (0..600).map(|n| several(n, 80)).collect();
     let taken = async {
         let mut got = Vec::new();
@@ -149,10 +149,10 @@ async fn a_full_socket_for_what_goes_whole_becomes_writable_again() -> Outcome {
 
 async fn only_ethernet_with_its_queue_takes_packets_whole() -> Outcome {
     let bed = Bed::veth(PacketPlane::usual())?;
-    assert!(Transmitter::open(bed.near, MARK, false)?.takes_whole());
-    assert!(!Transmitter::open(bed.near, MARK, true)?.takes_whole());
+    assert!(Transmitter::open(bed.near, MARK, false)?.accepts_gso());
+    assert!(!Transmitter::open(bed.near, MARK, true)?.accepts_gso());
     // The loopback has the header of Ethernet, but is none.
-    assert!(!Transmitter::open(index(1), MARK, false)?.takes_whole());
+    assert!(!Transmitter::open(index(1), MARK, false)?.accepts_gso());
     Ok(())
 }
 
@@ -161,14 +161,14 @@ async fn without_the_right_to_open_a_socket_packets_are_not_taken_whole() -> Out
     let mut capture = bed.plane.capture(bed.far)?;
     let mut before = Transmitter::open(bed.near, MARK, false)?;
     let mut asked = Transmitter::open(bed.near, MARK, false)?;
-    assert!(asked.takes_whole());
+    assert!(asked.accepts_gso());
     // Of this thread alone.
     caps::drop(None, CapSet::Effective, Capability::CAP_NET_RAW)?;
-    let takes = (before.takes_whole(), asked.takes_whole());
+    let takes = (before.accepts_gso(), asked.accepts_gso());
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_RAW)?;
     assert_eq!(takes, (false, true));
     // It stays so: the queue has cut what it had by now.
-    assert!(!before.takes_whole());
+    assert!(!before.accepts_gso());
     let (bytes, segments) = several(1, 3);
     let whole = OutPacket {
         bytes: &bytes,

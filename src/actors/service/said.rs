@@ -4,15 +4,15 @@ use tracing::{info, warn};
 
 use crate::actors::log_limit::LeftOut;
 use crate::membership::{Event, Protocol};
-use crate::wire::group_message::{Generation, Message, Query, RecordType};
+use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 use crate::wire::mrdisc;
 
 /// Takes out of a message what ends memberships. False where nothing is left of it.
-pub(super) fn drop_leaves(message: &mut Message) -> bool {
+pub(super) fn drop_leaves(message: &mut MembershipMessage) -> bool {
     match message {
-        Message::Query(_) | Message::Report { .. } => true,
-        Message::Leave { .. } => false,
-        Message::Records(records) => {
+        MembershipMessage::Query(_) | MembershipMessage::Report { .. } => true,
+        MembershipMessage::Leave { .. } => false,
+        MembershipMessage::Records(records) => {
             records.retain(|record| {
                 !matches!(
                     record.kind,
@@ -27,12 +27,12 @@ pub(super) fn drop_leaves(message: &mut Message) -> bool {
 /// The `type` and `version` labels of a message.
 pub(super) type Kind = (&'static str, &'static str);
 
-pub(super) fn kind(message: &Message, protocol: Protocol) -> Kind {
+pub(super) fn kind(message: &MembershipMessage, protocol: Protocol) -> Kind {
     match message {
-        Message::Query(query) => (query_kind(query), version(query.generation, protocol)),
-        Message::Report { generation, .. } => ("report", version(*generation, protocol)),
-        Message::Leave { .. } => ("leave", version(Generation::Two, protocol)),
-        Message::Records(_) => ("report", version(Generation::Three, protocol)),
+        MembershipMessage::Query(query) => (query_kind(query), version(query.generation, protocol)),
+        MembershipMessage::Report { generation, .. } => ("report", version(*generation, protocol)),
+        MembershipMessage::Leave { .. } => ("leave", version(Generation::Two, protocol)),
+        MembershipMessage::Records(_) => ("report", version(Generation::Three, protocol)),
     }
 }
 
@@ -44,11 +44,11 @@ fn query_kind(query: &Query) -> &'static str {
     }
 }
 
-pub(super) fn mrdisc_kind(message: &mrdisc::Message) -> &'static str {
+pub(super) fn mrdisc_kind(message: &mrdisc::RouterDiscoveryMessage) -> &'static str {
     match message {
-        mrdisc::Message::Advertisement { .. } => "advertisement",
-        mrdisc::Message::Solicitation => "solicitation",
-        mrdisc::Message::Termination => "termination",
+        mrdisc::RouterDiscoveryMessage::Advertisement { .. } => "advertisement",
+        mrdisc::RouterDiscoveryMessage::Solicitation => "solicitation",
+        mrdisc::RouterDiscoveryMessage::Termination => "termination",
     }
 }
 
@@ -111,22 +111,23 @@ pub(super) fn log(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::group_message::Record;
+    use crate::wire::membership_message::GroupRecord;
 
     #[test]
     fn of_a_message_what_joins_is_left() {
-        let record = |kind| Record {
+        let record = |kind| GroupRecord {
             kind,
             group: "239.1.2.3".parse().unwrap(),
             sources: vec![],
         };
         let (joins, leaves) = (RecordType::ChangeToExclude, RecordType::ChangeToInclude);
-        let mut mixed = Message::Records(vec![record(leaves), record(joins)]);
+        let mut mixed = MembershipMessage::Records(vec![record(leaves), record(joins)]);
         assert!(drop_leaves(&mut mixed));
-        assert_eq!(mixed, Message::Records(vec![record(joins)]));
-        let mut gone = Message::Records(vec![record(leaves), record(RecordType::BlockOldSources)]);
+        assert_eq!(mixed, MembershipMessage::Records(vec![record(joins)]));
+        let mut gone =
+            MembershipMessage::Records(vec![record(leaves), record(RecordType::BlockOldSources)]);
         assert!(!drop_leaves(&mut gone));
         let group = "239.1.2.3".parse().unwrap();
-        assert!(!drop_leaves(&mut Message::Leave { group }));
+        assert!(!drop_leaves(&mut MembershipMessage::Leave { group }));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::lab::{Lab, rule};
 use crate::membership::{Event, Protocol};
 use crate::model::Versions;
-use crate::wire::group_message::Generation::{One, Three, Two};
+use crate::wire::membership_message::Generation::{One, Three, Two};
 
 fn speaking(igmp: u8) -> Lab {
     let mut rule = rule();
@@ -105,7 +105,7 @@ fn queries_are_of_the_configured_version() {
         lab.machine.handle_timeout(lab.now);
         let query = lab.machine.poll_query().unwrap().query;
         assert_eq!(query.generation, generation);
-        assert_eq!(query.max_response, Duration::from_secs(10));
+        assert_eq!(query.max_response_time, Duration::from_secs(10));
         let three = generation == Three;
         assert_eq!(query.interval, three.then_some(Duration::from_secs(125)));
         assert_eq!(query.robustness, if three { 2 } else { 0 });

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::membership::{Downstream, DownstreamConfig, Event, Protocol, Refused};
 use crate::model::{Group, ProxyRule, Source};
-use crate::wire::group_message::{Generation, Message, Query, Record, RecordType};
+use crate::wire::membership_message::{
+    Generation, GroupRecord, MembershipMessage, Query, RecordType,
+};
 
 pub struct Lab {
     pub machine: Downstream,
@@ -149,7 +151,7 @@ impl Lab {
         self
     }
 
-    fn message(&self, text: &str) -> Message {
+    fn message(&self, text: &str) -> MembershipMessage {
         let (word, letters) = text.split_once(' ').unwrap_or((text, ""));
         let group = self.group;
         let kind = match word {
@@ -158,9 +160,9 @@ impl Lab {
                     "v1" => Generation::One,
                     _ => Generation::Two,
                 };
-                return Message::Report { generation, group };
+                return MembershipMessage::Report { generation, group };
             }
-            "leave" => return Message::Leave { group },
+            "leave" => return MembershipMessage::Leave { group },
             "IS_IN" => RecordType::ModeIsInclude,
             "IS_EX" => RecordType::ModeIsExclude,
             "TO_IN" => RecordType::ChangeToInclude,
@@ -170,7 +172,7 @@ impl Lab {
             other => panic!("{other}?"),
         };
         let sources = self.sources(letters);
-        Message::Records(vec![Record {
+        MembershipMessage::Records(vec![GroupRecord {
             kind,
             group,
             sources,
@@ -182,7 +184,7 @@ impl Lab {
         Query {
             generation: Generation::Three,
             group: None,
-            max_response: Duration::from_secs(10),
+            max_response_time: Duration::from_secs(10),
             suppress: false,
             robustness: 2,
             interval: Some(Duration::from_secs(125)),
@@ -194,7 +196,7 @@ impl Lab {
     pub fn specific(&self, letters: &str) -> Query {
         Query {
             group: Some(self.group),
-            max_response: Duration::from_secs(1),
+            max_response_time: Duration::from_secs(1),
             sources: self.sources(letters),
             ..self.general()
         }
@@ -210,7 +212,7 @@ impl Lab {
     }
 
     pub fn asked_at(&mut self, from: &str, to: IpAddr, query: &Query) -> Result<(), Refused> {
-        let message = Message::Query(query.clone());
+        let message = MembershipMessage::Query(query.clone());
         let from = from.parse().unwrap();
         let result = self.machine.handle(self.now, from, to, &message);
         self.drain();

@@ -179,13 +179,13 @@ fn hosts_may_answer_as_late_as_the_querier_lets_them() {
     let mut lab = beside_a_querier();
     lab.hears(1, "IS_EX");
     let mut query = lab.specific("");
-    query.max_response = std::time::Duration::from_secs(5);
+    query.max_response_time = std::time::Duration::from_secs(5);
     lab.asked("10.0.0.1", &query).unwrap();
     assert_eq!(lab.state(), "EXCLUDE 10");
     // Less than our own last member query time would cut members off.
     let mut lab = beside_a_querier();
     lab.hears(1, "IS_EX");
-    query.max_response = std::time::Duration::ZERO;
+    query.max_response_time = std::time::Duration::ZERO;
     lab.asked("10.0.0.1", &query).unwrap();
     assert_eq!(lab.state(), "EXCLUDE 2");
 }
@@ -328,12 +328,13 @@ fn where_a_host_is_not_tracked_a_leave_is_asked_about() {
     let mut lab = tracked();
     lab.hears(1, "TO_EX");
     let unspecified = [0, 0, 0, 0].into();
-    let message =
-        crate::wire::group_message::Message::Records(vec![crate::wire::group_message::Record {
-            kind: crate::wire::group_message::RecordType::ChangeToExclude,
+    let message = crate::wire::membership_message::MembershipMessage::Records(vec![
+        crate::wire::membership_message::GroupRecord {
+            kind: crate::wire::membership_message::RecordType::ChangeToExclude,
             group: lab.group,
             sources: vec![],
-        }]);
+        },
+    ]);
     let (now, to) = (lab.now, lab.group.addr());
     lab.machine.handle(now, unspecified, to, &message).unwrap();
     lab.at(10.0).hears(1, "TO_IN");

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use super::lab::{Lab, rule};
 use crate::membership::{Downstream, DownstreamConfig, Protocol, Refused, Standing};
 use crate::model::{Group, HeaderChecks, ProxyRule, Source};
-use crate::wire::group_message::{Generation, Message, Query, Record, RecordType};
+use crate::wire::membership_message::{
+    Generation, GroupRecord, MembershipMessage, Query, RecordType,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,20 +18,20 @@ fn group(n: u16) -> Group {
     Group::new([239, 7, high, low].into()).unwrap()
 }
 
-fn join(group: Group) -> Message {
+fn join(group: Group) -> MembershipMessage {
     records(&[(RecordType::ChangeToExclude, group, &[])])
 }
 
-fn records(list: &[(RecordType, Group, &[Source])]) -> Message {
-    let record = |(kind, group, sources): &(RecordType, Group, &[Source])| Record {
+fn records(list: &[(RecordType, Group, &[Source])]) -> MembershipMessage {
+    let record = |(kind, group, sources): &(RecordType, Group, &[Source])| GroupRecord {
         kind: *kind,
         group: *group,
         sources: sources.to_vec(),
     };
-    Message::Records(list.iter().map(record).collect())
+    MembershipMessage::Records(list.iter().map(record).collect())
 }
 
-fn take(lab: &mut Lab, message: &Message) -> Result<(), Refused> {
+fn take(lab: &mut Lab, message: &MembershipMessage) -> Result<(), Refused> {
     let (now, from, to) = (lab.now, lab.host(1), "224.0.0.22".parse().unwrap());
     lab.machine.handle(now, from, to, message)
 }
@@ -48,7 +50,7 @@ fn a_group_beyond_the_limit_is_refused_and_those_that_stand_go_on() {
     }
     assert_eq!(take(&mut lab, &join(group(9))), Err(Refused::GroupLimit));
     assert_eq!(take(&mut lab, &join(group(0))), Ok(()));
-    let leave = Message::Leave { group: group(9) };
+    let leave = MembershipMessage::Leave { group: group(9) };
     assert_eq!(
         take(&mut lab, &leave),
         Ok(()),
@@ -276,7 +278,7 @@ fn other_settings_end_what_they_no_longer_take() {
 
 // Anything at all.
 
-fn any_message() -> impl Strategy<Value = Message> {
+fn any_message() -> impl Strategy<Value = MembershipMessage> {
     let group = || {
         prop_oneof![
             4 => (0u16..12).prop_map(group),
@@ -297,7 +299,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         RecordType::AllowNewSources,
         RecordType::BlockOldSources,
     ]);
-    let record = (kind, group(), sources()).prop_map(|(kind, group, sources)| Record {
+    let record = (kind, group(), sources()).prop_map(|(kind, group, sources)| GroupRecord {
         kind,
         group,
         sources,
@@ -313,10 +315,10 @@ fn any_message() -> impl Strategy<Value = Message> {
     );
     let query = query.prop_map(
         |((generation, group, ms), (suppress, robustness, s, sources))| {
-            Message::Query(Query {
+            MembershipMessage::Query(Query {
                 generation,
                 group,
-                max_response: Duration::from_millis(ms),
+                max_response_time: Duration::from_millis(ms),
                 suppress,
                 robustness,
                 interval: s.map(Duration::from_secs),
@@ -325,10 +327,10 @@ fn any_message() -> impl Strategy<Value = Message> {
         },
     );
     prop_oneof![
-        8 => proptest::collection::vec(record, 0..4).prop_map(Message::Records),
+        8 => proptest::collection::vec(record, 0..4).prop_map(MembershipMessage::Records),
         2 => (generation(), group())
-            .prop_map(|(generation, group)| Message::Report { generation, group }),
-        2 => group().prop_map(|group| Message::Leave { group }),
+            .prop_map(|(generation, group)| MembershipMessage::Report { generation, group }),
+        2 => group().prop_map(|group| MembershipMessage::Leave { group }),
         3 => query,
     ]
 }
@@ -374,7 +376,7 @@ proptest! {
                 machine.set_own_address(now, own);
             }
             let to = match &message {
-                Message::Query(Query { group: Some(group), .. }) if !to_all => group.addr(),
+                MembershipMessage::Query(Query { group: Some(group), .. }) if !to_all => group.addr(),
                 _ => [224, 0, 0, 1].into(),
             };
             let _ = machine.handle(now, [10, 0, 0, host].into(), to, &message);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::lab::{Lab, rule};
 use crate::model::{Source, SourceFilter};
-use crate::wire::group_message::{Message, Query, Record, RecordType};
+use crate::wire::membership_message::{GroupRecord, MembershipMessage, Query, RecordType};
 use SourceFilter::{Exclude, Include};
 
 const HOSTS: usize = 4;
@@ -71,13 +71,13 @@ impl World {
     }
 
     fn say(&mut self, host: usize, (kind, sources): (RecordType, BTreeSet<Source>)) {
-        let record = Record {
+        let record = GroupRecord {
             kind,
             group: self.lab.group,
             sources: sources.into_iter().collect(),
         };
         let from: IpAddr = self.lab.host(host as u8);
-        let message = Message::Records(vec![record]);
+        let message = MembershipMessage::Records(vec![record]);
         let to = [224, 0, 0, 22].into();
         let taken = self.lab.machine.handle(self.lab.now, from, to, &message);
         assert_eq!(taken, Ok(()));
@@ -92,7 +92,7 @@ impl World {
                     .wrapping_mul(6364136223846793005)
                     .wrapping_add(1);
                 let part = (self.delays >> 33) as f64 / (1u64 << 31) as f64;
-                let delay = out.query.max_response.mul_f64(part);
+                let delay = out.query.max_response_time.mul_f64(part);
                 self.answers
                     .push((self.lab.now + delay, host, out.query.clone()));
             }

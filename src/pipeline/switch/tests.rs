@@ -6,7 +6,7 @@ use crate::model::{
     TtlThreshold,
 };
 use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
-use crate::wire::ip::{Datagram, refresh_ipv4_checksum};
+use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
 mod any;
@@ -92,7 +92,10 @@ fn ways(fib: &Fib, switched: &Switched, name: &str) -> Vec<(u8, String)> {
         let route = &fib.paths[slot.path as usize].route;
         let bytes = switched.shared.packet(slot);
         // Each version is a whole packet with a checksum of its own.
-        assert_eq!(Datagram::parse(bytes).map(|d| d.len), Ok(bytes.len()));
+        assert_eq!(
+            IpHeader::parse(bytes).map(|d| d.packet_len),
+            Ok(bytes.len())
+        );
         (bytes[8], route.to_string())
     };
     slots.flat_map(|(_, slots)| slots).map(way).collect()
@@ -199,7 +202,7 @@ fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
     match slot.segments {
         None => all.push(packet.to_vec()),
         Some(segments) => {
-            let datagram = Datagram::parse(packet).unwrap();
+            let datagram = IpHeader::parse(packet).unwrap();
             let (mut out, mut cuts) = (Vec::new(), Vec::new());
             let payload = segments.payload();
             segment(packet, &datagram, payload, &mut out, |r| cuts.push(r)).unwrap();
@@ -334,7 +337,7 @@ fn segments_reach_every_egress_and_count_as_packets() {
     let lens: Vec<_> = out1.iter().map(Vec::len).collect();
     assert_eq!(lens, [29, 1028, 1028, 528, 29]);
     assert_eq!(leaving(&fib, &switched, "out2"), out1);
-    let whole = |p: &Vec<u8>| Datagram::parse(p).is_ok_and(|d| d.len == p.len());
+    let whole = |p: &Vec<u8>| IpHeader::parse(p).is_ok_and(|d| d.packet_len == p.len());
     assert!(out1.iter().all(whole));
     assert_eq!(switched.counts.packets, 5);
     assert_eq!(switched.counts.bytes, 29 + 1028 + 1028 + 528 + 29);
@@ -365,7 +368,7 @@ fn whole(switched: &Switched) -> Vec<usize> {
 
 /// The UDP checksum field holds the sum of the pseudo-header, by which a kernel goes on.
 fn is_unfinished(packet: &[u8]) -> bool {
-    let d = Datagram::parse(packet).unwrap();
+    let d = IpHeader::parse(packet).unwrap();
     let udp = &packet[d.header_len..];
     let sum = checksum::pseudo_header(d.source, d.destination, udp::PROTOCOL, udp.len() as u32);
     udp[4..8]

@@ -28,11 +28,11 @@ use super::options::{Modes, PacketPlane};
 use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use crate::model::IfIndex;
 use crate::pipeline::{Batch, Capture, Packet};
-use crate::sys::fanout::{GroupId, Member};
+use crate::sys::fanout::{FanoutGroupId, FanoutMember};
 use crate::sys::packet::Frame;
 use crate::sys::poll::watch;
-use crate::sys::receive::Receiver;
-use crate::sys::ring::Ring;
+use crate::sys::receive::PacketReceiver;
+use crate::sys::ring::CaptureRing;
 
 /// Consecutive socket errors to tolerate. Each read of the socket clears one error.
 const MAX_ERRORS: usize = 16;
@@ -44,12 +44,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 pub struct SocketCapture {
     plane: PacketPlane,
     index: IfIndex,
-    socket: AsyncFd<Receiver>,
+    socket: AsyncFd<PacketReceiver>,
     /// The plain socket as a member of the fanout group.
-    member: Member,
+    member: FanoutMember,
     /// The fanout group; `None` if the kernel supports none.
-    group: Option<GroupId>,
-    ring: Option<AsyncFd<Ring>>,
+    group: Option<FanoutGroupId>,
+    ring: Option<AsyncFd<CaptureRing>>,
     /// The mode whose socket is being read.
     mode: Mode,
     change: ModeChange,
@@ -69,7 +69,7 @@ pub struct SocketCapture {
 enum ModeChange {
     None,
     /// A task switches the fanout program. It returns the ring if it opened one.
-    Requested(JoinHandle<io::Result<Option<Ring>>>),
+    Requested(JoinHandle<io::Result<Option<CaptureRing>>>),
     /// New packets go to the other socket; the rest of the old socket is being read.
     Draining,
 }
@@ -77,7 +77,7 @@ enum ModeChange {
 impl SocketCapture {
     /// Starts to capture: in [`Mode::Latency`], unless the options fix the other mode.
     pub fn open(plane: PacketPlane, index: IfIndex) -> io::Result<Self> {
-        let socket = Receiver::open(index, plane.mark, plane.receive_buffer)?;
+        let socket = PacketReceiver::open(index, plane.mark, plane.receive_buffer)?;
         let member = socket.member();
         let mut capture = Self {
             plane,
@@ -100,7 +100,7 @@ impl SocketCapture {
             Modes::Fixed(Mode::Latency) => {}
             Modes::Fixed(Mode::Throughput) => {
                 let group = capture.member.found()?;
-                let ring = Ring::open(index, plane.mark, plane.ring, group)?;
+                let ring = CaptureRing::open(index, plane.mark, plane.ring, group)?;
                 capture.member.choose(fanout_position(Mode::Throughput))?;
                 capture.ring = Some(watch(ring, Interest::READABLE)?);
                 capture.mode = Mode::Throughput;
@@ -129,7 +129,7 @@ impl SocketCapture {
         let open = to == Mode::Throughput && self.ring.is_none();
         self.change = ModeChange::Requested(spawn_blocking(move || {
             let ring = match open {
-                true => Some(Ring::open(index, plane.mark, plane.ring, group)?),
+                true => Some(CaptureRing::open(index, plane.mark, plane.ring, group)?),
                 false => None,
             };
             member.choose(fanout_position(to))?;

@@ -10,7 +10,7 @@ use std::io;
 use super::Plane;
 use crate::model::IfIndex;
 use crate::pipeline::{Capture, Transmit};
-use crate::sys::backlog::Backlog;
+use crate::sys::burst_limit::SoftnetStat;
 use capture::SocketCapture;
 use transmit::SocketTransmit;
 
@@ -31,7 +31,7 @@ impl Plane for PacketPlane {
     }
 
     fn backlog_dropped(&self) -> Option<u64> {
-        Backlog::open()
+        SoftnetStat::open()
             .and_then(|mut backlog| backlog.dropped())
             .ok()
     }

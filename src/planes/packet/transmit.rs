@@ -9,13 +9,13 @@ use tokio::io::unix::AsyncFd;
 use crate::model::IfIndex;
 use crate::pipeline::{OutPacket, Transmit};
 use crate::sys::poll::watch;
-use crate::sys::transmit::{Transmitter, Writable};
+use crate::sys::transmit::{Transmitter, WritableSocket};
 
 /// A packet socket that sends.
 pub(super) struct SocketTransmit {
     socket: Transmitter,
     /// Watched while the socket is full, and not longer.
-    waiting: Option<AsyncFd<Writable>>,
+    waiting: Option<AsyncFd<WritableSocket>>,
 }
 
 impl SocketTransmit {
@@ -33,8 +33,8 @@ impl Transmit for SocketTransmit {
         self.socket.send(packets)
     }
 
-    fn takes_whole(&mut self) -> bool {
-        self.socket.takes_whole()
+    fn accepts_gso(&mut self) -> bool {
+        self.socket.accepts_gso()
     }
 
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

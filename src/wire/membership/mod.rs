@@ -1,209 +1,229 @@
-//! Whole IP packets and what they say about memberships, whichever the IP version.
+//! Parsing and building of complete IGMP and MLD packets, including their IP headers.
 
 use std::net::IpAddr;
 
-use super::envelope::{self, Checks};
-use super::group_message::{Generation, Message, Query};
-use super::records::{self, Family};
-use super::{Refusal, igmp, mld};
+use super::link_control::{self, HeaderPolicy};
+use super::membership_message::{Generation, MembershipMessage, Query};
+use super::records::{self, AddressFamily};
+use super::{RejectReason, igmp, mld};
 use crate::model::{Group, Source};
 
-/// Largest packet that is written, whatever the MTU.
-const LARGEST: usize = 65_535;
+/// The largest packet that [`build`] returns, regardless of the MTU.
+const MAX_PACKET_LEN: usize = 65_535;
 
-/// A message as it was heard on a link.
+/// A received IGMP or MLD message with the addresses of its packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
-    /// Who says it. Unspecified where an IPv4 host or snooping switch has no address yet: such
-    /// a report counts, such a query is not one of the elected querier.
+pub struct MembershipPacket {
+    /// Source address. It is unspecified if an IPv4 host or snooping switch has no address yet. A
+    /// report from such a source is valid; a query from such a source takes no part in the querier
+    /// election.
     pub source: IpAddr,
-    /// To whom. A message to a unicast address is legal (RFC 9776 sections 4.1 and 4.2),
-    /// but others did not hear it: see [`Heard::is_for_all`].
+    /// Destination address. A unicast destination is valid (RFC 9776 sections 4.1 and 4.2), but then
+    /// no other host received the message: see [`MembershipPacket::is_multicast`].
     pub destination: IpAddr,
-    /// What is said.
-    pub message: Message,
+    /// The message.
+    pub message: MembershipMessage,
 }
 
-impl Heard {
-    /// True where it was sent to a multicast address. Otherwise a query takes no part in the
-    /// election, and a report suppresses that of nobody else.
-    pub fn is_for_all(&self) -> bool {
+impl MembershipPacket {
+    /// Returns true if the destination is a multicast address.
+    ///
+    /// A unicast query takes no part in the querier election. A unicast report suppresses no report
+    /// of another host.
+    pub fn is_multicast(&self) -> bool {
         self.destination.is_multicast()
     }
 }
 
-/// Why a message cannot be written.
+/// Why a message cannot be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// Groups or sources are not of the IP version of the sender.
+    /// A group or source has another IP version than the sender.
     #[error("the message mixes IP versions")]
     MixedFamily,
-    /// The version has no words for it: MLD of IGMPv1, sources or groups before they existed.
+    /// The protocol version has no such message: MLD has no counterpart of IGMPv1, and older versions
+    /// have no queries with groups or sources.
     #[error("the protocol version has no such message")]
     NoSuchVersion,
-    /// Sources of no group.
-    #[error("the query asks for sources of no group")]
+    /// A query lists sources without a group.
+    #[error("the query lists sources but no group")]
     NoGroup,
-    /// Not even one source fits into a packet.
+    /// The MTU does not even fit a message with one source.
     #[error("an MTU of {0} bytes is too small")]
     SmallMtu(usize),
 }
 
-/// Reads the IP packet at the start of `bytes`: IPv4 with IGMP, or IPv6 with MLD. What follows
-/// the packet is link-layer padding. Messages of [`super::mrdisc`] are refused as of unknown
-/// type.
-pub fn parse(bytes: &[u8], checks: &Checks<'_>) -> Result<Heard, Refusal> {
-    let opened = envelope::open(bytes, checks)?;
-    let message = match opened.source {
-        IpAddr::V4(_) => igmp::parse(opened.message)?,
-        IpAddr::V6(_) => mld::parse(opened.message)?,
+/// Parses the IP packet at the start of `bytes`: IPv4 with IGMP, or IPv6 with MLD. Ignores link-layer
+/// padding after the packet.
+///
+/// # Errors
+/// The first check that fails. Messages of [`super::mrdisc`] fail with
+/// [`RejectReason::UnknownType`].
+pub fn parse(bytes: &[u8], policy: &HeaderPolicy<'_>) -> Result<MembershipPacket, RejectReason> {
+    let payload = link_control::decapsulate(bytes, policy)?;
+    let message = match payload.source {
+        IpAddr::V4(_) => igmp::parse(payload.message)?,
+        IpAddr::V6(_) => mld::parse(payload.message)?,
     };
-    Ok(Heard {
-        source: opened.source,
-        destination: opened.destination,
+    Ok(MembershipPacket {
+        source: payload.source,
+        destination: payload.destination,
         message,
     })
 }
 
-/// Writes a message as IP packets of at most `mtu` bytes, from `source`: one, unless sources or
-/// records need more. Each is complete, with TTL or hop limit 1, Router Alert option, checksums
-/// and the destination the message has by its RFC.
+/// Builds the IP packets of a message from `source`, each of at most `mtu` bytes.
 ///
-/// Values without a code are told as the next lower one that has a code. A record that excludes
-/// more sources than fit leaves some out (RFC 9776 section 4.2); all others are split.
-pub fn build(message: &Message, source: IpAddr, mtu: usize) -> Result<Vec<Vec<u8>>, BuildError> {
-    let family = Family::of(source);
-    let header = match family {
-        Family::V4 => envelope::IPV4_LEN,
-        Family::V6 => envelope::IPV6_LEN,
+/// The result is one packet, or several if the sources or records exceed the MTU. Each packet is
+/// complete: TTL or hop limit 1, Router Alert option, checksums, and the destination that the RFC of
+/// the message requires.
+///
+/// Times that the wire format cannot represent are rounded down. EXCLUDE records with more sources
+/// than fit into a packet are shortened (RFC 9776 section 4.2); all other records are split.
+///
+/// # Errors
+/// See [`BuildError`].
+pub fn build(
+    message: &MembershipMessage,
+    source: IpAddr,
+    mtu: usize,
+) -> Result<Vec<Vec<u8>>, BuildError> {
+    let family = AddressFamily::of(source);
+    let headers_len = match family {
+        AddressFamily::V4 => link_control::IPV4_HEADERS_LEN,
+        AddressFamily::V6 => link_control::IPV6_HEADERS_LEN,
     };
-    check(message, family)?;
-    let room = mtu.min(LARGEST).saturating_sub(header);
-    if room < least(message, family) {
+    validate(message, family)?;
+    let max_len = mtu.min(MAX_PACKET_LEN).saturating_sub(headers_len);
+    if max_len < min_len(message, family) {
         return Err(BuildError::SmallMtu(mtu));
     }
     let (destination, messages) = match message {
-        Message::Query(query) => (
-            query.group.map_or(all_hosts(family), Group::addr),
-            queries(query, family, room),
+        MembershipMessage::Query(query) => (
+            query.group.map_or(all_nodes(family), Group::addr),
+            write_queries(query, family, max_len),
         ),
-        Message::Report {
+        MembershipMessage::Report {
             generation,
             group: g,
         } => (
             g.addr(),
             vec![match (family, generation) {
-                (Family::V4, Generation::One) => igmp::write_short(igmp::V1_REPORT, *g),
-                (Family::V4, _) => igmp::write_short(igmp::V2_REPORT, *g),
-                (Family::V6, _) => mld::write_short(mld::V1_REPORT, *g),
+                (AddressFamily::V4, Generation::One) => igmp::write_v1_v2(igmp::V1_REPORT, *g),
+                (AddressFamily::V4, _) => igmp::write_v1_v2(igmp::V2_REPORT, *g),
+                (AddressFamily::V6, _) => mld::write_v1(mld::V1_REPORT, *g),
             }],
         ),
-        Message::Leave { group: g } => match family {
-            Family::V4 => (
+        MembershipMessage::Leave { group: g } => match family {
+            AddressFamily::V4 => (
                 igmp::ALL_ROUTERS.into(),
-                vec![igmp::write_short(igmp::LEAVE, *g)],
+                vec![igmp::write_v1_v2(igmp::LEAVE, *g)],
             ),
-            Family::V6 => (
-                mld::ALL_ROUTERS.into(),
-                vec![mld::write_short(mld::DONE, *g)],
-            ),
+            AddressFamily::V6 => (mld::ALL_ROUTERS.into(), vec![mld::write_v1(mld::DONE, *g)]),
         },
-        Message::Records(records) => {
-            let (to, kind) = match family {
-                Family::V4 => (igmp::V3_ROUTERS.into(), igmp::V3_REPORT),
-                Family::V6 => (mld::V2_ROUTERS.into(), mld::V2_REPORT),
+        MembershipMessage::Records(records) => {
+            let (destination, kind) = match family {
+                AddressFamily::V4 => (igmp::V3_ROUTERS.into(), igmp::V3_REPORT),
+                AddressFamily::V6 => (mld::V2_ROUTERS.into(), mld::V2_REPORT),
             };
-            (to, igmp::write_records(kind, records, family, room))
+            (
+                destination,
+                igmp::write_reports(kind, records, family, max_len),
+            )
         }
     };
     messages
         .iter()
         .map(|message| match (source, destination) {
-            (IpAddr::V4(s), IpAddr::V4(d)) => Ok(envelope::seal_v4(s, d, message)),
-            (IpAddr::V6(s), IpAddr::V6(d)) => Ok(envelope::seal_v6(s, d, message)),
+            (IpAddr::V4(s), IpAddr::V4(d)) => Ok(link_control::encapsulate_v4(s, d, message)),
+            (IpAddr::V6(s), IpAddr::V6(d)) => Ok(link_control::encapsulate_v6(s, d, message)),
             _ => Err(BuildError::MixedFamily),
         })
         .collect()
 }
 
-fn all_hosts(family: Family) -> IpAddr {
+fn all_nodes(family: AddressFamily) -> IpAddr {
     match family {
-        Family::V4 => igmp::ALL_SYSTEMS.into(),
-        Family::V6 => mld::ALL_NODES.into(),
+        AddressFamily::V4 => igmp::ALL_SYSTEMS.into(),
+        AddressFamily::V6 => mld::ALL_NODES.into(),
     }
 }
 
-/// Whether the message can be said at all.
-fn check(message: &Message, family: Family) -> Result<(), BuildError> {
-    let ours = |addr: IpAddr| Family::of(addr) == family;
-    let no_such = match message {
-        Message::Query(q) => {
-            let sources = !q.sources.is_empty();
-            if sources && q.group.is_none() {
+/// Checks that `message` exists in its protocol version and uses one IP version.
+fn validate(message: &MembershipMessage, family: AddressFamily) -> Result<(), BuildError> {
+    let has_family = |addr: IpAddr| AddressFamily::of(addr) == family;
+    let is_missing = match message {
+        MembershipMessage::Query(q) => {
+            let has_sources = !q.sources.is_empty();
+            if has_sources && q.group.is_none() {
                 return Err(BuildError::NoGroup);
             }
-            sources && q.generation < Generation::Three
-                || q.generation == Generation::One && (q.group.is_some() || family == Family::V6)
+            has_sources && q.generation < Generation::Three
+                || q.generation == Generation::One
+                    && (q.group.is_some() || family == AddressFamily::V6)
         }
-        Message::Report { generation, .. } => match generation {
-            Generation::One => family == Family::V6,
+        MembershipMessage::Report { generation, .. } => match generation {
+            Generation::One => family == AddressFamily::V6,
             Generation::Two => false,
             Generation::Three => true,
         },
-        Message::Leave { .. } | Message::Records(_) => false,
+        MembershipMessage::Leave { .. } | MembershipMessage::Records(_) => false,
     };
-    if no_such {
+    if is_missing {
         return Err(BuildError::NoSuchVersion);
     }
-    let one_family = match message {
-        Message::Query(q) => {
-            q.group.is_none_or(|g| ours(g.addr())) && q.sources.iter().all(|s| ours(s.addr()))
+    let is_one_family = match message {
+        MembershipMessage::Query(q) => {
+            q.group.is_none_or(|g| has_family(g.addr()))
+                && q.sources.iter().all(|s| has_family(s.addr()))
         }
-        Message::Report { group, .. } | Message::Leave { group } => ours(group.addr()),
-        Message::Records(records) => records
+        MembershipMessage::Report { group, .. } | MembershipMessage::Leave { group } => {
+            has_family(group.addr())
+        }
+        MembershipMessage::Records(records) => records
             .iter()
-            .all(|r| ours(r.group.addr()) && r.sources.iter().all(|s| ours(s.addr()))),
+            .all(|r| has_family(r.group.addr()) && r.sources.iter().all(|s| has_family(s.addr()))),
     };
-    if one_family {
+    if is_one_family {
         Ok(())
     } else {
         Err(BuildError::MixedFamily)
     }
 }
 
-/// Bytes a message needs at least, with one source where it can have some.
-fn least(message: &Message, family: Family) -> usize {
+/// Returns the least length of a message, with one source if the message may have sources.
+fn min_len(message: &MembershipMessage, family: AddressFamily) -> usize {
     match (message, family) {
-        (Message::Query(_), Family::V4) => igmp::V3_QUERY_LEN + 4,
-        (Message::Query(_), Family::V6) => mld::V2_QUERY_LEN + 16,
-        (Message::Records(_), _) => 8 + records::record_len(family, 1),
-        (_, Family::V4) => 8,
-        (_, Family::V6) => 24,
+        (MembershipMessage::Query(_), AddressFamily::V4) => igmp::V3_QUERY_LEN + 4,
+        (MembershipMessage::Query(_), AddressFamily::V6) => mld::V2_QUERY_LEN + 16,
+        (MembershipMessage::Records(_), _) => 8 + records::record_len(family, 1),
+        (_, AddressFamily::V4) => 8,
+        (_, AddressFamily::V6) => 24,
     }
 }
 
-/// One query, or as many as its sources need.
-fn queries(query: &Query, family: Family, room: usize) -> Vec<Vec<u8>> {
-    let write = |count| match family {
-        Family::V4 => igmp::write_query(query, count),
-        Family::V6 => mld::write_query(query, count),
+/// Writes a query, or as many queries as its sources need.
+fn write_queries(query: &Query, family: AddressFamily, max_len: usize) -> Vec<Vec<u8>> {
+    let write_fixed = |count| match family {
+        AddressFamily::V4 => igmp::write_query(query, count),
+        AddressFamily::V6 => mld::write_query(query, count),
     };
-    let len = match family {
-        Family::V4 => igmp::V3_QUERY_LEN,
-        Family::V6 => mld::V2_QUERY_LEN,
+    let fixed_len = match family {
+        AddressFamily::V4 => igmp::V3_QUERY_LEN,
+        AddressFamily::V6 => mld::V2_QUERY_LEN,
     };
     if query.sources.is_empty() {
-        return vec![write(0)];
+        return vec![write_fixed(0)];
     }
-    let most = (room.saturating_sub(len) / family.addr_len()).max(1);
-    let one = |sources: &[Source]| {
-        let mut message = write(sources.len() as u16);
+    let max_sources = (max_len.saturating_sub(fixed_len) / family.addr_len()).max(1);
+    let write = |sources: &[Source]| {
+        let mut message = write_fixed(sources.len() as u16);
         sources
             .iter()
-            .for_each(|s| records::push(&mut message, s.addr()));
+            .for_each(|s| records::push_addr(&mut message, s.addr()));
         message
     };
-    query.sources.chunks(most).map(one).collect()
+    query.sources.chunks(max_sources).map(write).collect()
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use mcastor::membership::{Downstream, DownstreamConfig, Protocol, ReportGate, Upstream};
 use mcastor::model::{Group, HeaderChecks, IfIndex, Links, ProxyRule, SourceFilter};
 use mcastor::table::{Fib, MembershipDatabase, Rib};
-use mcastor::wire::envelope::Checks;
-use mcastor::wire::group_message::Message;
-use mcastor::wire::ip::Datagram;
-use mcastor::wire::{Refusal, membership, mrdisc};
+use mcastor::wire::ip::IpHeader;
+use mcastor::wire::link_control::{self, HeaderPolicy};
+use mcastor::wire::membership_message::MembershipMessage;
+use mcastor::wire::{RejectReason, membership, mrdisc};
 
 use super::link;
 
@@ -20,7 +20,7 @@ use super::link;
 /// heard again when written.
 pub fn membership(data: &[u8]) -> bool {
     let on_link = ["10.0.0.0/8".parse().unwrap()];
-    let checks = |headers| Checks {
+    let checks = |headers| HeaderPolicy {
         headers,
         on_link: &on_link,
     };
@@ -29,15 +29,15 @@ pub fn membership(data: &[u8]) -> bool {
     let strictly = membership::parse(data, &checks(HeaderChecks::Strict));
     match (&heard, &strictly) {
         (heard, Ok(_)) => assert_eq!(heard, &strictly),
-        (Err(refusal), Err(_)) => assert!(Refusal::ALL.contains(refusal)),
+        (Err(refusal), Err(_)) => assert!(RejectReason::ALL.contains(refusal)),
         (Ok(_), Err(_)) => {}
     }
     let discovery = mrdisc::parse(data, &lenient);
     assert!(heard.is_err() || discovery.is_err(), "both at once");
     if heard.is_ok() || discovery.is_ok() {
-        let datagram = Datagram::parse(data).expect("what is heard is a packet");
+        let datagram = IpHeader::parse(data).expect("what is heard is a packet");
         assert!(
-            datagram.is_membership_message(data),
+            link_control::is_link_control(&datagram, data),
             "it would be forwarded"
         );
         assert_eq!(mrdisc::is_message(&datagram, data), discovery.is_ok());
@@ -53,9 +53,9 @@ pub fn membership(data: &[u8]) -> bool {
         return discovery.is_ok();
     };
     let held = match &heard.message {
-        Message::Query(query) => query.sources.len(),
-        Message::Records(records) => records.iter().map(|r| 1 + r.sources.len()).sum(),
-        Message::Report { .. } | Message::Leave { .. } => 1,
+        MembershipMessage::Query(query) => query.sources.len(),
+        MembershipMessage::Records(records) => records.iter().map(|r| 1 + r.sources.len()).sum(),
+        MembershipMessage::Report { .. } | MembershipMessage::Leave { .. } => 1,
     };
     assert!(held * 4 <= data.len(), "more than it holds");
     LIVE.with_borrow_mut(|live| live.hear(heard.source, heard.destination, &heard.message));
@@ -64,7 +64,7 @@ pub fn membership(data: &[u8]) -> bool {
     for packet in &packets {
         // Groups of interface-local scope are no destination.
         match membership::parse(packet, &checks(HeaderChecks::Strict)) {
-            Err(refusal) => assert_eq!(refusal, Refusal::BadDestination),
+            Err(refusal) => assert_eq!(refusal, RejectReason::BadDestination),
             // The largest do not fit behind our header, which has an option.
             Ok(again) if data.len() < 60_000 => assert_eq!(again.message, heard.message),
             Ok(_) => {}
@@ -135,7 +135,7 @@ impl Live {
     }
 
     /// One message, some time later. Limits hold, and machine, upstream and snapshot agree.
-    fn hear(&mut self, from: IpAddr, to: IpAddr, message: &Message) {
+    fn hear(&mut self, from: IpAddr, to: IpAddr, message: &MembershipMessage) {
         self.now += Duration::from_millis(37);
         let now = self.now;
         let downstream = IfIndex::new(OUT).unwrap();
@@ -158,7 +158,7 @@ impl Live {
         }
         // A query holds 75 or 135 sources; each record asks once, and timers for each group.
         let records = match message {
-            Message::Records(records) => records.len(),
+            MembershipMessage::Records(records) => records.len(),
             _ => 1,
         };
         assert!(asked <= 2 * records + 2 * GROUPS + 2, "{asked} queries");

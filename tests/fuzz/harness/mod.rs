@@ -1,6 +1,6 @@
-//! What is tried with bytes from strangers. Used by the fuzz targets beside this file and, with
-//! a bounded number of generated inputs, by `tests/fuzzed.rs`. Each function panics where a
-//! promise is broken, and tells whether the input came through: was forwarded or understood.
+//! The fuzz target functions. The libFuzzer targets use them, and `tests/fuzzed.rs` runs them on a
+//! bounded number of generated inputs. Each function panics if an invariant is violated, and returns
+//! true if the code under test accepted the input.
 
 mod membership;
 mod packets;
@@ -12,7 +12,7 @@ pub use membership::membership;
 pub use packets::{decision, switch, translate};
 pub use texts::{control, joins, mnat_answer, recv, settings, smcroute_conf, smcroute_wire};
 
-/// Takes bytes of the input apart; zeros where it ends.
+/// A reader of the fuzz input. Returns zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {

@@ -16,7 +16,7 @@ use mcastor::pipeline::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, S
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, InterfaceOptions, Rib, UpstreamSelector};
 use mcastor::wire::checksum;
-use mcastor::wire::ip::Datagram;
+use mcastor::wire::ip::IpHeader;
 use mcastor::wire::offload::Offload;
 
 use super::{Input, link};
@@ -123,7 +123,10 @@ pub fn decision(data: &[u8]) -> bool {
     let first = look_up(data);
     match &first {
         Ok(d) => {
-            assert!(d.datagram.len <= data.len() && d.datagram.header_len <= d.datagram.len);
+            assert!(
+                d.datagram.packet_len <= data.len()
+                    && d.datagram.header_len <= d.datagram.packet_len
+            );
             assert!(d.datagram.destination.is_multicast() && d.datagram.source_is_valid());
             assert_eq!(
                 d.datagram.source.is_ipv4(),
@@ -131,7 +134,7 @@ pub fn decision(data: &[u8]) -> bool {
             );
             assert!(d.variants().any(|v| v.paths().next().is_some()));
             // What follows the packet does not matter.
-            let alone = look_up(&data[..d.datagram.len]).expect("the packet alone");
+            let alone = look_up(&data[..d.datagram.packet_len]).expect("the packet alone");
             assert_eq!((alone.datagram, ttls(&alone)), (d.datagram, ttls(d)));
         }
         Err(NotData::Dropped(reason)) => assert!(DropReason::ALL.contains(reason)),
@@ -146,13 +149,13 @@ pub fn translate(data: &[u8]) -> bool {
     let mut input = Input(data);
     let which = input.u8();
     let mut packet = input.0.to_vec();
-    let Ok(datagram) = Datagram::parse(&packet) else {
+    let Ok(datagram) = IpHeader::parse(&packet) else {
         return false;
     };
     if !datagram.destination.is_multicast() || !datagram.source_is_valid() {
         return false;
     }
-    packet.truncate(datagram.len);
+    packet.truncate(datagram.packet_len);
     let of = |source: &str, group: &str, to: (&str, &str)| {
         let from = (source.parse().unwrap(), group.parse().unwrap());
         let to = (to.0.parse().ok(), to.1.parse().ok());
@@ -197,8 +200,8 @@ pub fn translate(data: &[u8]) -> bool {
     let whole = cuts.len() == 1;
     for cut in cuts {
         let packet = &out[cut];
-        let new = Datagram::parse(packet).expect("what leaves is a packet");
-        assert_eq!(new.len, packet.len());
+        let new = IpHeader::parse(packet).expect("what leaves is a packet");
+        assert_eq!(new.packet_len, packet.len());
         assert_eq!(new.ttl, datagram.ttl);
         let to = rewrite.addresses(datagram.source, datagram.destination);
         assert_eq!((new.source, new.destination), to);
@@ -216,9 +219,9 @@ pub fn translate(data: &[u8]) -> bool {
 
 /// What the UDP checksum of a packet without options, extensions or fragments sums to: 0xffff
 /// where it is right, `None` where there is none to look at.
-fn udp_sum(packet: &[u8], d: &Datagram) -> Option<u16> {
+fn udp_sum(packet: &[u8], d: &IpHeader) -> Option<u16> {
     let fragment = d.source.is_ipv4() && (packet[6] & 0x3f, packet[7]) != (0, 0);
-    let body = &packet[d.header_len..d.len];
+    let body = &packet[d.header_len..d.packet_len];
     let len = u16::from_be_bytes([*body.get(4)?, *body.get(5)?]);
     let plain = d.protocol == 17 && !fragment && usize::from(len) == body.len();
     if !plain || body.len() < 8 || body[6..8] == [0, 0] {
@@ -328,8 +331,8 @@ impl Transmit for Whim<'_> {
             assert!(self.whole || segments.is_none(), "whole, unasked");
             let longest = segments.map_or(packet.len(), |s| s.longest(packet.len()));
             assert!(longest <= self.mtu, "larger than the MTU");
-            let parsed = Datagram::parse(packet).expect("what leaves is a packet");
-            assert_eq!(parsed.len, packet.len(), "padding left with it");
+            let parsed = IpHeader::parse(packet).expect("what leaves is a packet");
+            assert_eq!(parsed.packet_len, packet.len(), "padding left with it");
             self.bytes += segments.map_or(packet.len() as u64, |s| s.bytes(packet.len()));
             self.packets += segments.map_or(1, |s| s.count(packet.len()));
             took += 1;
@@ -337,7 +340,7 @@ impl Transmit for Whim<'_> {
         Ok(took)
     }
 
-    fn takes_whole(&mut self) -> bool {
+    fn accepts_gso(&mut self) -> bool {
         self.whole
     }
 

@@ -7,7 +7,7 @@ use super::{cases, route};
 use crate::lab::proxy::{members, proxy};
 use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, UdpRx, eventually};
 use mcastor::model::{Group, IfIndex, Source, SourceFilter};
-use mcastor::sys::memberships::Memberships;
+use mcastor::sys::memberships::HostMemberships;
 
 cases!("joins":
     the_kernel_lists_what_is_joined,
@@ -394,7 +394,7 @@ fn filters_change_in_place_on_the_wire(lab: &Lab) {
     let wire = Capture::new(&star.src, "eth0");
     let index = IfIndex::new(star.rtr.index("in")).expect("an index");
     let group: Group = "232.1.1.1".parse().expect("a group");
-    let mut held = Memberships::new(index);
+    let mut held = HostMemberships::new(index);
     let some = |range| sources("10.1.0.", range);
     let mut want = |group: Group, filter: &SourceFilter| {
         star.rtr.enter(|| held.set(group, filter).expect("set"));
@@ -458,7 +458,7 @@ fn from_any_source_to_some_and_back(lab: &Lab) {
     use SourceFilter::{Exclude, Include};
     let star = Star::dual(lab, 1);
     let index = IfIndex::new(star.rtr.index("in")).expect("an index");
-    let mut held = Memberships::new(index);
+    let mut held = HostMemberships::new(index);
     for (group, prefix) in [("225.1.1.1", "10.1.0."), ("ff1e::1", "fd00::")] {
         let some = |range| sources(prefix, range);
         let parsed: Group = group.parse().expect("a group");
@@ -488,7 +488,7 @@ fn filters_of_ipv6_and_their_limit(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let index = IfIndex::new(star.rtr.index("in")).expect("an index");
     let group: Group = "ff3e::8000:1".parse().expect("a group");
-    let mut held = Memberships::new(index);
+    let mut held = HostMemberships::new(index);
     let some = |range| sources("fd00::", range);
     let mut set = |filter: SourceFilter| {
         star.rtr.enter(|| held.set(group, &filter).expect("set"));

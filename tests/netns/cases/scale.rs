@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mcastor::model::Source;
-use mcastor::wire::group_message::{Generation, Message, Query, RecordType};
 use mcastor::wire::membership;
+use mcastor::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
 use super::cases;
 use crate::lab::flood::{Flood, frames, group, lies, record, source};
@@ -74,8 +74,8 @@ fn report_to_packet(star: &Star, third: u8, count: u8) -> Vec<Duration> {
         flow.more(20);
         let wire = Capture::new(&star.rcv, "eth1");
         let join = [record(RecordType::ChangeToExclude, group(to), vec![])];
-        let join = frames(host, &Message::Records(join.to_vec()));
-        let leave = frames(host, &Message::Leave { group: group(to) });
+        let join = frames(host, &MembershipMessage::Records(join.to_vec()));
+        let leave = frames(host, &MembershipMessage::Leave { group: group(to) });
         let begun = Instant::now();
         inject.send(&join[0]);
         let came = || {
@@ -155,7 +155,7 @@ fn ten_thousand_groups(lab: &Lab) {
     let sources = |n: u32| (1..=10).map(move |s| source([10, 9, n as u8, s]));
     let say = |kind| {
         let records = (0..GROUPS).map(|n| record(kind, of(n), sources(n).collect()));
-        frames(host, &Message::Records(records.collect()))
+        frames(host, &MembershipMessage::Records(records.collect()))
     };
     let (joins, state) = (
         say(RecordType::AllowNewSources),
@@ -413,17 +413,17 @@ fn soak_of_forged_queries_and_leaves(lab: &Lab) {
     let flow = Numbered::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 1000);
     let victim = group([225, 1, 2, 3]);
     let query = |group| {
-        Message::Query(Query {
+        MembershipMessage::Query(Query {
             generation: Generation::Three,
             group,
-            max_response: Duration::from_millis(100),
+            max_response_time: Duration::from_millis(100),
             suppress: false,
             robustness: 2,
             interval: Some(Duration::from_secs(2)),
             sources: vec![],
         })
     };
-    let leave = Message::Leave { group: victim };
+    let leave = MembershipMessage::Leave { group: victim };
     let mut forged = Vec::new();
     // Each lower than the one before: each wins.
     for n in (2..4000u32).rev() {
@@ -467,7 +467,7 @@ fn soak_of_leaves_by_strangers(lab: &Lab) {
     let one = known_member(&router, &host);
     let flow = Numbered::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 1000);
     let stranger = |n: u32| IpAddr::from(Ipv4Addr::from(0x0a40_0000 + n));
-    let leave = |n, group| frames(stranger(n), &Message::Leave { group });
+    let leave = |n, group| frames(stranger(n), &MembershipMessage::Leave { group });
     let victim = group([225, 1, 2, 3]);
     // The group of a member who says each time that it is there.
     let of_a_member = (2..60_000).flat_map(|n| leave(n, victim)).collect();
@@ -475,7 +475,7 @@ fn soak_of_leaves_by_strangers(lab: &Lab) {
     let own = |n: u32| group(Ipv4Addr::from(0xe202_0000 + n % 1000));
     let join = |n: u32| {
         let record = record(RecordType::ChangeToExclude, own(n), vec![]);
-        frames(stranger(n), &Message::Records(vec![record]))
+        frames(stranger(n), &MembershipMessage::Records(vec![record]))
     };
     let pairs = |n| join(n).into_iter().chain(leave(n, own(n)));
     let of_nobody: Vec<_> = (2..30_000).flat_map(pairs).collect();
@@ -540,7 +540,7 @@ fn reports_larger_than_the_link(lab: &Lab) {
     let inject = Injector::new(&star.rcv, "eth1");
     let host = IpAddr::from([10, 0, 1, 10]);
     let whole = |records| {
-        let packets = membership::build(&Message::Records(records), host, 65_535);
+        let packets = membership::build(&MembershipMessage::Records(records), host, 65_535);
         let mut packets = packets.expect("a message");
         assert_eq!(packets.len(), 1);
         packets.remove(0)

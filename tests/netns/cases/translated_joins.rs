@@ -5,7 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use mcastor::model::{IfIndex, SourceFilter};
-use mcastor::sys::memberships::Memberships;
+use mcastor::sys::memberships::HostMemberships;
 use serde_json::Value;
 
 use super::{cases, route};
@@ -32,13 +32,13 @@ fn proxy(upstream: &str) -> String {
 /// A kernel as a member, as long as this lives.
 struct Host<'a> {
     ns: &'a Ns,
-    held: Memberships,
+    held: HostMemberships,
 }
 
 impl<'a> Host<'a> {
     fn new(ns: &'a Ns, iface: &str) -> Self {
         let index = IfIndex::new(ns.index(iface)).expect("an index");
-        let held = Memberships::new(index);
+        let held = HostMemberships::new(index);
         Self { ns, held }
     }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mcastor::model::{Group, Source};
-use mcastor::wire::group_message::{Generation, Message, Record, RecordType};
 use mcastor::wire::membership;
+use mcastor::wire::membership_message::{Generation, GroupRecord, MembershipMessage, RecordType};
 
 use super::random::Random;
 use super::{Injector, Ns};
@@ -23,8 +23,8 @@ pub fn source(addr: impl Into<IpAddr>) -> Source {
 }
 
 /// One record of a report.
-pub fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> Record {
-    Record {
+pub fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> GroupRecord {
+    GroupRecord {
         kind,
         group,
         sources,
@@ -32,7 +32,7 @@ pub fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> Record {
 }
 
 /// A message as frames.
-pub fn frames(from: IpAddr, message: &Message) -> Vec<Vec<u8>> {
+pub fn frames(from: IpAddr, message: &MembershipMessage) -> Vec<Vec<u8>> {
     let packets = membership::build(message, from, 1500).expect("a message");
     let frame = |packet: &Vec<u8>| {
         let to = match packet[0] >> 4 {
@@ -132,16 +132,17 @@ pub fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
             };
             (0..count).map(one).collect()
         };
-        let three = |kind, group, sources| Message::Records(vec![record(kind, group, sources)]);
+        let three =
+            |kind, group, sources| MembershipMessage::Records(vec![record(kind, group, sources)]);
         let message = match random.below(10) {
             0..4 => three(RecordType::ChangeToExclude, any, vec![]),
             4 => three(RecordType::AllowNewSources, ssm, some(&mut random, 80)),
             5 => three(RecordType::ModeIsExclude, any, some(&mut random, 20)),
-            6 => Message::Report {
+            6 => MembershipMessage::Report {
                 generation: Generation::Two,
                 group: any,
             },
-            7 => Message::Leave { group: victim },
+            7 => MembershipMessage::Leave { group: victim },
             8 => three(RecordType::ChangeToInclude, victim, vec![]),
             _ => three(RecordType::BlockOldSources, any, vec![]),
         };

@@ -113,7 +113,7 @@ proptest! {
             for slot in list {
                 prop_assert_eq!(fib.paths[slot.path as usize].egress, *egress);
                 let bytes = whole.shared.packet(slot);
-                prop_assert_eq!(Datagram::parse(bytes).map(|d| d.len), Ok(bytes.len()));
+                prop_assert_eq!(IpHeader::parse(bytes).map(|d| d.packet_len), Ok(bytes.len()));
             }
             on_slots += on_wire(list);
         }

@@ -149,7 +149,7 @@ fn rewriting(rule: RouteRule, source: &str, group: &str) -> RouteRule {
 #[test]
 fn translated_and_original_stream_leave_side_by_side() {
     let asked = [(2, GROUP, SourceFilter::any())];
-    let destination = |p: &Vec<u8>| Datagram::parse(p).unwrap().destination.to_string();
+    let destination = |p: &Vec<u8>| IpHeader::parse(p).unwrap().destination.to_string();
     for (source, group) in [("10.9.9.9", "239.1.1.1"), ("fd00::9", "ff3e::9")] {
         let ruled = rule("225.1.2.3", &["out1", "out2"], TtlPolicy::Keep);
         let ruled = rewriting(ruled, source, group);

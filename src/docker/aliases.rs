@@ -1,4 +1,4 @@
-//! What an engine tells, and which links that names.
+//! The state of a container engine, and the interface aliases that follow from it. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,17 +8,17 @@ use crate::model::{Aliases, IfIndex, IfName, IfPattern};
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Mac(pub [u8; 6]);
+pub struct MacAddr(pub [u8; 6]);
 
-/// A text is no Ethernet address.
+/// The error for text that is not an Ethernet address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no Ethernet address")]
-pub struct NoMac(String);
+#[error("`{0}` is not an Ethernet address")]
+pub struct ParseMacError(String);
 
-impl FromStr for Mac {
-    type Err = NoMac;
-    fn from_str(text: &str) -> Result<Self, NoMac> {
-        let no = || NoMac(text.into());
+impl FromStr for MacAddr {
+    type Err = ParseMacError;
+    fn from_str(text: &str) -> Result<Self, ParseMacError> {
+        let no = || ParseMacError(text.into());
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
@@ -33,74 +33,75 @@ impl FromStr for Mac {
     }
 }
 
-impl fmt::Display for Mac {
+impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
-/// A network of the engine.
+/// A network of the container engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// What the engine calls it for itself.
+pub struct EngineNetwork {
+    /// The network ID of the engine.
     pub id: String,
-    /// What people call it.
+    /// The user-visible name.
     pub name: String,
-    /// The bridge it stands on; `None` for networks of other drivers.
+    /// The bridge of the network; `None` for networks of other drivers.
     pub bridge: Option<IfName>,
 }
 
-/// Where a container is on a network.
+/// The attachment of a container to a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// [`Network::id`].
+    /// [`EngineNetwork::id`].
     pub network: String,
-    /// The address of the container's interface.
-    pub mac: Mac,
+    /// The MAC address of the container's interface.
+    pub mac: MacAddr,
 }
 
 /// A running container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
-    /// What people call it, without the slash the engine puts before it.
+    /// The names of the container, without the leading slash of the engine API.
     pub names: Vec<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its networks; none where it shares the namespace of another, or of the host.
+    /// Its attachments; empty if the container shares a network namespace with another container or the
+    /// host.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// All that matters of an engine.
+/// The networks and running containers of an engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Engine {
+pub struct EngineState {
     /// Its networks.
-    pub networks: Vec<Network>,
+    pub networks: Vec<EngineNetwork>,
     /// Its running containers.
     pub containers: Vec<Container>,
 }
 
-/// A cable of which this host has one end.
+/// A veth pair whose other end is in another network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    /// The end this host has.
+pub struct VethPeer {
+    /// The index of the host end.
     pub index: IfIndex,
-    /// The bridge that end is a port of.
+    /// The bridge of which the host end is a port.
     pub bridge: Option<IfIndex>,
-    /// The address of the other end.
-    pub mac: Mac,
+    /// The MAC address of the other end.
+    pub mac: MacAddr,
 }
 
-impl Engine {
-    /// The names of links, and whether an endpoint has no cable: it may be in the making.
-    /// `bridge_index` tells the index of a bridge.
+impl EngineState {
+    /// Returns the aliases of interfaces, and true if some endpoint has no veth pair yet (the engine
+    /// may still be creating it). `bridge_index` returns the interface index of a bridge.
     pub fn names(
         &self,
-        peers: &[Peer],
+        peers: &[VethPeer],
         bridge_index: impl Fn(&IfName) -> Option<IfIndex>,
     ) -> (Aliases, bool) {
         let mut aliases = Aliases::default();
-        let mut lacking = false;
+        let mut is_incomplete = false;
         let bridge = |id: &str| {
             let network = self.networks.iter().find(|n| n.id == id);
             network.and_then(|n| n.bridge.as_ref())
@@ -119,11 +120,11 @@ impl Engine {
                 labels.filter_map(|(key, value)| alias("label:", &format!("{key}={value}")));
             let all: Vec<IfPattern> = names.chain(labels).collect();
             for endpoint in &container.endpoints {
-                // A network without a bridge has no cable.
+                // A network without a bridge has no veth pairs.
                 let Some(bridge) = bridge(&endpoint.network) else {
                     continue;
                 };
-                // Two networks may hold the same address.
+                // Endpoints of two networks may have the same MAC address.
                 let bridge = bridge_index(bridge);
                 let found = peers
                     .iter()
@@ -133,15 +134,15 @@ impl Engine {
                         let of = aliases.by_index.entry(peer.index).or_default();
                         of.extend(all.iter().cloned());
                     }
-                    None => lacking = true,
+                    None => is_incomplete = true,
                 }
             }
         }
-        (aliases, lacking)
+        (aliases, is_incomplete)
     }
 }
 
-/// A name of an engine; `None` for one that no settings could name.
+/// Returns an alias, or `None` if the name is not valid in the settings.
 fn alias(kind: &str, name: &str) -> Option<IfPattern> {
     format!("{kind}{name}").parse().ok()
 }
@@ -150,16 +151,16 @@ fn alias(kind: &str, name: &str) -> Option<IfPattern> {
 mod tests {
     use super::*;
 
-    fn mac(last: u8) -> Mac {
-        Mac([2, 0x42, 0, 0, 0, last])
+    fn mac(last: u8) -> MacAddr {
+        MacAddr([2, 0x42, 0, 0, 0, last])
     }
 
     fn index(n: u32) -> IfIndex {
         IfIndex::new(n).unwrap()
     }
 
-    fn network(id: &str, bridge: Option<&str>) -> Network {
-        Network {
+    fn network(id: &str, bridge: Option<&str>) -> EngineNetwork {
+        EngineNetwork {
             id: id.into(),
             name: format!("net-{id}"),
             bridge: bridge.map(|b| b.parse().unwrap()),
@@ -202,28 +203,28 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_each_of_its_cables_and_a_network_its_bridge() {
-        let engine = Engine {
+    fn containers_map_to_veths_and_networks_to_bridges() {
+        let engine = EngineState {
             networks: vec![
                 network("a", Some("br-a")),
                 network("b", Some("br-b")),
                 network("m", None),
             ],
             containers: vec![
-                // The same address on two networks.
+                // The same MAC address on two networks.
                 container("one", &[("a", 1), ("b", 1), ("m", 9)]),
                 container("two", &[("a", 2)]),
                 container("shared", &[]),
             ],
         };
-        let peer = |n: u32, bridge: u32, last: u8| Peer {
+        let peer = |n: u32, bridge: u32, last: u8| VethPeer {
             index: index(n),
             bridge: IfIndex::new(bridge),
             mac: mac(last),
         };
         let peers = [peer(20, 10, 1), peer(21, 11, 1), peer(22, 10, 2)];
-        let (aliases, lacking) = engine.names(&peers, bridges);
-        assert!(!lacking);
+        let (aliases, is_incomplete) = engine.names(&peers, bridges);
+        assert!(!is_incomplete);
         assert_eq!(
             shown(&aliases),
             [
@@ -234,13 +235,13 @@ mod tests {
                 "22 container:two label:role=cam",
             ]
         );
-        let (aliases, lacking) = engine.names(&peers[..1], bridges);
-        assert!(lacking, "cables are missing");
+        let (aliases, is_incomplete) = engine.names(&peers[..1], bridges);
+        assert!(is_incomplete, "veth pairs are missing");
         assert_eq!(aliases.by_index.len(), 1);
     }
 
     #[test]
-    fn addresses_are_six_bytes() {
+    fn mac_address_has_six_bytes() {
         assert_eq!("02:42:00:00:00:ff".parse(), Ok(mac(255)));
         assert_eq!(mac(255).to_string(), "02:42:00:00:00:ff");
         for bad in [
@@ -250,7 +251,7 @@ mod tests {
             "02:42:00:00:00:+f",
             "2:42:0:0:0:f",
         ] {
-            assert!(bad.parse::<Mac>().is_err(), "{bad:?}");
+            assert!(bad.parse::<MacAddr>().is_err(), "{bad:?}");
         }
     }
 }

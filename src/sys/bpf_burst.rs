@@ -23,19 +23,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::model::IfIndex;
 
 /// Most packets of one burst; fewer where the kernel has no room (`super::backlog`).
-pub const MOST: usize = 32;
+pub const MAX_PACKETS: usize = 32;
 
 /// Bytes of a slot: its length, its result, and the frame.
-const SLOT: usize = 2048;
-const FRAME_AT: usize = 8;
+const SLOT_LEN: usize = 2048;
+const FRAME_OFFSET: usize = 8;
 /// The longest frame, and the shortest: an Ethernet and an IPv4 header.
-pub const LONGEST: usize = SLOT - FRAME_AT;
-const SHORTEST: usize = ETHERNET + 20;
+pub const MAX_FRAME_LEN: usize = SLOT_LEN - FRAME_OFFSET;
+const MIN_FRAME_LEN: usize = ETHERNET_HEADER_LEN + 20;
 /// Bytes of an Ethernet header.
-pub const ETHERNET: usize = 14;
+pub const ETHERNET_HEADER_LEN: usize = 14;
 
 /// The result of a slot that was not reached: no error of the kernel.
-const UNTOUCHED: u32 = 1 << 31;
+const NOT_REACHED: u32 = 1 << 31;
 
 const MAP_CREATE: u32 = 0;
 const PROG_LOAD: u32 = 5;
@@ -94,7 +94,7 @@ const CONTEXT_CB: usize = 12;
 
 /// How a burst ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum BurstOutcome {
     /// All were taken.
     All,
     /// The first so many were taken; the next was refused with this error (`errno`).
@@ -105,7 +105,7 @@ pub enum Outcome {
 }
 
 /// The program and its memory. One on a thread is enough: nothing stays in it.
-pub struct Burst {
+pub struct BurstProgram {
     program: OwnedFd,
     /// Keeps the map alive, as the program does.
     _map: OwnedFd,
@@ -113,9 +113,9 @@ pub struct Burst {
 }
 
 // SAFETY: the mapping belongs to this alone and is reached only through it.
-unsafe impl Send for Burst {}
+unsafe impl Send for BurstProgram {}
 
-impl Burst {
+impl BurstProgram {
     /// Loads the program. Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN; Linux 5.12, for
     /// `bpf_check_mtu`.
     pub fn open() -> io::Result<Self> {
@@ -126,8 +126,8 @@ impl Burst {
             MapCreate {
                 map_type: ARRAY,
                 key_size: 4,
-                value_size: SLOT as u32,
-                max_entries: MOST as u32,
+                value_size: SLOT_LEN as u32,
+                max_entries: MAX_PACKETS as u32,
                 map_flags: MMAPABLE,
             },
         )?;
@@ -152,7 +152,7 @@ impl Burst {
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                MOST * SLOT,
+                MAX_PACKETS * SLOT_LEN,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
@@ -169,20 +169,20 @@ impl Burst {
         })
     }
 
-    /// Puts a frame into slot `n`. The caller keeps to [`MOST`] and [`LONGEST`]; false where
+    /// Puts a frame into slot `n`. The caller keeps to [`MAX_PACKETS`] and [`MAX_FRAME_LEN`]; false where
     /// it did not.
-    pub fn put(&mut self, n: usize, header: &[u8; ETHERNET], packet: &[u8]) -> bool {
-        let len = ETHERNET + packet.len();
-        if n >= MOST || !(SHORTEST..=LONGEST).contains(&len) {
+    pub fn put(&mut self, n: usize, header: &[u8; ETHERNET_HEADER_LEN], packet: &[u8]) -> bool {
+        let len = ETHERNET_HEADER_LEN + packet.len();
+        if n >= MAX_PACKETS || !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&len) {
             return false;
         }
         // SAFETY: slot `n` lies inside the mapping, and no run reads it while `&mut self` is
         // held here.
-        let slot = unsafe { std::slice::from_raw_parts_mut(self.base.add(n * SLOT), SLOT) };
+        let slot = unsafe { std::slice::from_raw_parts_mut(self.base.add(n * SLOT_LEN), SLOT_LEN) };
         slot[..4].copy_from_slice(&(len as u32).to_ne_bytes());
-        slot[4..FRAME_AT].copy_from_slice(&UNTOUCHED.to_ne_bytes());
-        slot[FRAME_AT..FRAME_AT + ETHERNET].copy_from_slice(header);
-        slot[FRAME_AT + ETHERNET..FRAME_AT + len].copy_from_slice(packet);
+        slot[4..FRAME_OFFSET].copy_from_slice(&NOT_REACHED.to_ne_bytes());
+        slot[FRAME_OFFSET..FRAME_OFFSET + ETHERNET_HEADER_LEN].copy_from_slice(header);
+        slot[FRAME_OFFSET + ETHERNET_HEADER_LEN..FRAME_OFFSET + len].copy_from_slice(packet);
         true
     }
 
@@ -190,13 +190,14 @@ impl Burst {
     fn result(&self, n: usize) -> u32 {
         // SAFETY: the word lies inside the mapping and is aligned; the kernel writes it, so it
         // is read as an atomic.
-        unsafe { AtomicU32::from_ptr(self.base.add(n * SLOT + 4).cast()) }.load(Ordering::Acquire)
+        unsafe { AtomicU32::from_ptr(self.base.add(n * SLOT_LEN + 4).cast()) }
+            .load(Ordering::Acquire)
     }
 
     /// Sends the first `count` slots on an interface, which all are of one EtherType. An
     /// error means that none was.
-    pub fn run(&mut self, index: IfIndex, mark: u32, count: usize) -> io::Result<Outcome> {
-        let count = count.min(MOST);
+    pub fn run(&mut self, index: IfIndex, mark: u32, count: usize) -> io::Result<BurstOutcome> {
+        let count = count.min(MAX_PACKETS);
         let mut context = [0u32; CONTEXT_WORDS];
         context[CONTEXT_MARK] = mark;
         context[CONTEXT_IFINDEX] = index.get();
@@ -205,8 +206,8 @@ impl Burst {
         let first_len = unsafe { self.base.cast::<u32>().read() };
         let mut run = TestRun {
             prog_fd: self.program.as_raw_fd() as u32,
-            data_size_in: first_len.clamp(SHORTEST as u32, LONGEST as u32),
-            data_in: self.base.wrapping_add(FRAME_AT) as u64,
+            data_size_in: first_len.clamp(MIN_FRAME_LEN as u32, MAX_FRAME_LEN as u32),
+            data_in: self.base.wrapping_add(FRAME_OFFSET) as u64,
             repeat: 1,
             ctx_size_in: size_of_val(&context) as u32,
             ctx_in: context.as_ptr() as u64,
@@ -218,22 +219,22 @@ impl Burst {
             .map(|n| (n, self.result(n)))
             .find(|(_, result)| *result != 0);
         match (stopped, done) {
-            (None, _) => Ok(Outcome::All),
-            (Some((0, UNTOUCHED)), Err(e)) => Err(e),
-            (Some((0, UNTOUCHED)), Ok(_)) => Err(io::ErrorKind::Unsupported.into()),
-            (Some((n, UNTOUCHED)), _) => Ok(Outcome::Refused(n, libc::EIO)),
+            (None, _) => Ok(BurstOutcome::All),
+            (Some((0, NOT_REACHED)), Err(e)) => Err(e),
+            (Some((0, NOT_REACHED)), Ok(_)) => Err(io::ErrorKind::Unsupported.into()),
+            (Some((n, NOT_REACHED)), _) => Ok(BurstOutcome::Refused(n, libc::EIO)),
             (Some((n, result)), _) => Ok(match result as i32 {
-                error @ ..0 => Outcome::Refused(n, -error),
-                _ => Outcome::Queue(n, result),
+                error @ ..0 => BurstOutcome::Refused(n, -error),
+                _ => BurstOutcome::Queue(n, result),
             }),
         }
     }
 }
 
-impl Drop for Burst {
+impl Drop for BurstProgram {
     fn drop(&mut self) {
         // SAFETY: what mmap returned, and the owner goes.
-        unsafe { libc::munmap(self.base.cast(), MOST * SLOT) };
+        unsafe { libc::munmap(self.base.cast(), MAX_PACKETS * SLOT_LEN) };
     }
 }
 
@@ -325,8 +326,8 @@ fn program(map: i32) -> Vec<Instruction> {
         i(MOV, 8, 0, 0, 0),
         i(LOAD, 9, 8, 0, 0),
         i(SET, 0, 0, 0, -libc::EINVAL),
-        i(IF_ABOVE, 9, 0, RESULT, LONGEST as i32),
-        i(IF_BELOW, 9, 0, RESULT, SHORTEST as i32),
+        i(IF_ABOVE, 9, 0, RESULT, MAX_FRAME_LEN as i32),
+        i(IF_BELOW, 9, 0, RESULT, MIN_FRAME_LEN as i32),
         // As long as this frame: four instructions and a jump, unless it is.
         i(LOAD, 1, 6, CONTEXT_LEN, 0),
         i(IF_EQUAL_TO, 1, 9, 5, 0),
@@ -338,13 +339,13 @@ fn program(map: i32) -> Vec<Instruction> {
         i(MOV, 1, 6, 0, 0),
         i(SET, 2, 0, 0, 0),
         i(MOV, 3, 8, 0, 0),
-        i(ADD, 3, 0, 0, FRAME_AT as i32),
+        i(ADD, 3, 0, 0, FRAME_OFFSET as i32),
         i(MOV, 4, 9, 0, 0),
         i(SET, 5, 0, 0, 0),
         i(CALL, 0, 0, 0, SKB_STORE_BYTES),
         i(IF_IS_NOT, 0, 0, RESULT, 0),
         i(MOV, 3, 9, 0, 0),
-        i(ADD, 3, 0, 0, -(ETHERNET as i32)),
+        i(ADD, 3, 0, 0, -(ETHERNET_HEADER_LEN as i32)),
         i(STORE, 10, 3, LAYER3_LEN, 0),
         i(MOV, 1, 6, 0, 0),
         i(LOAD, 2, 6, word(CONTEXT_IFINDEX), 0),
@@ -369,7 +370,7 @@ fn program(map: i32) -> Vec<Instruction> {
         i(STORE, 8, 0, 4, 0),
         i(IF_IS_NOT, 0, 0, END, 0),
         i(ADD, 7, 0, 0, 1),
-        i(IF_BELOW, 7, 0, NEXT_SLOT, MOST as i32),
+        i(IF_BELOW, 7, 0, NEXT_SLOT, MAX_PACKETS as i32),
     ]);
     let end = code.len();
     code.extend([i(SET, 0, 0, 0, 0), i(EXIT, 0, 0, 0, 0)]);
@@ -393,8 +394,8 @@ mod tests {
     use super::*;
 
     /// Where this process may not load programs there is nothing to try.
-    fn opened() -> Option<Burst> {
-        match Burst::open() {
+    fn opened() -> Option<BurstProgram> {
+        match BurstProgram::open() {
             Ok(burst) => Some(burst),
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => None,
             Err(e) => panic!("the kernel refuses the program: {e}"),
@@ -406,12 +407,16 @@ mod tests {
         let Some(mut burst) = opened() else {
             return;
         };
-        let header = [0; ETHERNET];
+        let header = [0; ETHERNET_HEADER_LEN];
         assert!(burst.put(0, &header, &[0; 20]));
-        assert!(burst.put(MOST - 1, &header, &[0; LONGEST - ETHERNET]));
+        assert!(burst.put(
+            MAX_PACKETS - 1,
+            &header,
+            &[0; MAX_FRAME_LEN - ETHERNET_HEADER_LEN]
+        ));
         assert!(!burst.put(0, &header, &[0; 19]));
-        assert!(!burst.put(0, &header, &[0; LONGEST - ETHERNET + 1]));
-        assert!(!burst.put(MOST, &header, &[0; 20]));
+        assert!(!burst.put(0, &header, &[0; MAX_FRAME_LEN - ETHERNET_HEADER_LEN + 1]));
+        assert!(!burst.put(MAX_PACKETS, &header, &[0; 20]));
     }
 
     #[test]

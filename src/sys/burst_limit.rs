@@ -12,12 +12,12 @@ use std::io::{self, Read, Seek};
 use std::time::{Duration, Instant};
 
 /// Reads how many packets were dropped on all cores together.
-pub struct Backlog {
+pub struct SoftnetStat {
     file: File,
     text: String,
 }
 
-impl Backlog {
+impl SoftnetStat {
     /// Opens the file. It is the same in every network namespace.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
@@ -53,7 +53,7 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// How many packets a burst may have.
 #[derive(Debug)]
-pub struct BurstSize {
+pub struct BurstLimit {
     least: usize,
     most: usize,
     now: usize,
@@ -65,7 +65,7 @@ pub struct BurstSize {
     looks: u32,
 }
 
-impl BurstSize {
+impl BurstLimit {
     /// Between `least`, where it begins, and `most`.
     pub fn new(least: usize, most: usize) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl BurstSize {
     }
 
     /// Whether to look, after a burst of `count` packets, at what was dropped. Before it too
-    /// where [`BurstSize::is_stale`].
+    /// where [`BurstLimit::is_stale`].
     pub fn is_due(&self, count: usize, now: Instant) -> bool {
         let ago = |(_, at): (u64, Instant)| at + LOOK_EVERY <= now;
         count >= self.now && (self.looks < ALL_LOOKED_AT || self.looked.is_none_or(ago))
@@ -141,11 +141,11 @@ mod tests {
             "12f6db3e 00000000 0000000f 00000000\n0beb1ec0 0000001a 0000000a\n\n1 ffffffff\n";
         assert_eq!(sum(text), 0x1a + 0xffff_ffff);
         assert_eq!(sum("nothing at all\n"), 0);
-        assert!(Backlog::open().unwrap().dropped().is_ok());
+        assert!(SoftnetStat::open().unwrap().dropped().is_ok());
     }
 
     /// Bursts that drop nothing more than `dropped` so far, as many as make it grow.
-    fn fits(size: &mut BurstSize, dropped: u64, at: Instant) {
+    fn fits(size: &mut BurstLimit, dropped: u64, at: Instant) {
         size.begin(dropped, at);
         for _ in 0..ALL_LOOKED_AT / 2 {
             assert!(size.is_due(size.now, at));
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_burst_grows_while_nothing_is_dropped_and_is_then_looked_at_now_and_then() {
         let start = Instant::now();
-        let mut size = BurstSize::new(8, 32);
+        let mut size = BurstLimit::new(8, 32);
         assert!(size.is_stale(start));
         for expected in [8, 16, 32] {
             assert_eq!(size.get(start), expected);
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_size_that_dropped_is_not_tried_again_for_long() {
         let start = Instant::now();
-        let mut size = BurstSize::new(8, 32);
+        let mut size = BurstLimit::new(8, 32);
         fits(&mut size, 0, start);
         fits(&mut size, 0, start);
         assert_eq!(size.end(5, start), Some(5));
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn where_the_least_does_not_fit_there_are_none_for_long() {
         let start = Instant::now();
-        let mut size = BurstSize::new(8, 32);
+        let mut size = BurstLimit::new(8, 32);
         size.begin(100, start);
         assert_eq!(size.end(103, start), Some(3));
         assert_eq!(size.get(start), 0);

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::names::{Mac, Peer};
+use super::aliases::{MacAddr, VethPeer};
 use crate::model::{IfIndex, IfName};
 
 /// A cable before it is asked about: our end, its bridge, the other namespace and the index
@@ -24,25 +24,25 @@ struct Cable {
 
 /// The interfaces of this host, as far as they matter to an engine's names.
 #[derive(Debug, Default)]
-pub struct Peers {
+pub struct VethPeers {
     /// Of each name the index.
     pub indexes: BTreeMap<IfName, IfIndex>,
     /// Every cable that leads into another namespace.
-    pub cables: Vec<Peer>,
+    pub cables: Vec<VethPeer>,
     /// The kernel does not let us ask for the other ends: CAP_NET_ADMIN is missing.
     pub refused: bool,
 }
 
 /// Reads them. A cable that vanishes meanwhile is left out.
-pub async fn read(handle: &Handle) -> Result<Peers, rtnetlink::Error> {
+pub async fn read(handle: &Handle) -> Result<VethPeers, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
-    let mut peers = Peers {
+    let mut peers = VethPeers {
         indexes: links.iter().filter_map(name_of).collect(),
-        ..Peers::default()
+        ..VethPeers::default()
     };
     for cable in links.iter().filter_map(cable_of) {
         match other_end(handle, &cable).await {
-            Ok(Some(mac)) => peers.cables.push(Peer {
+            Ok(Some(mac)) => peers.cables.push(VethPeer {
                 index: cable.index,
                 bridge: cable.bridge,
                 mac,
@@ -65,7 +65,7 @@ fn is_refused(error: &rtnetlink::Error) -> bool {
     kind == std::io::ErrorKind::PermissionDenied
 }
 
-async fn other_end(handle: &Handle, cable: &Cable) -> Result<Option<Mac>, rtnetlink::Error> {
+async fn other_end(handle: &Handle, cable: &Cable) -> Result<Option<MacAddr>, rtnetlink::Error> {
     let mut request = handle.link().get().match_index(cable.other);
     let message = request.message_mut();
     // The kernel's IFLA_TARGET_NETNSID is another name of the same number.
@@ -79,7 +79,7 @@ async fn other_end(handle: &Handle, cable: &Cable) -> Result<Option<Mac>, rtnetl
         LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes).ok(),
         _ => None,
     });
-    Ok(address.map(Mac))
+    Ok(address.map(MacAddr))
 }
 
 fn name_of(link: &LinkMessage) -> Option<(IfName, IfIndex)> {

@@ -8,7 +8,7 @@ use crate::model::IfIndex;
 
 /// What there is to know before sending on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LinkKind {
+pub struct LinkProperties {
     /// It is one end of a veth pair.
     pub veth: bool,
     /// Nothing waits in it: it has no queueing discipline.
@@ -37,7 +37,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const PLAIN_KINDS: [&str; 6] = ["veth", "bridge", "dummy", "tun", "bond", "team"];
 
 /// Asks for an interface.
-pub fn link_kind(index: IfIndex) -> io::Result<LinkKind> {
+pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
     let domain = Domain::from(libc::AF_NETLINK);
     let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     let mut request = [0u8; HEADER + LINK_MESSAGE];
@@ -51,7 +51,7 @@ pub fn link_kind(index: IfIndex) -> io::Result<LinkKind> {
     read(&answer[..len]).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-fn read(answer: &[u8]) -> Option<LinkKind> {
+fn read(answer: &[u8]) -> Option<LinkProperties> {
     if half(answer, 4)? != RTM_NEWLINK {
         return None;
     }
@@ -65,7 +65,7 @@ fn read(answer: &[u8]) -> Option<LinkKind> {
         None => true,
         Some(kind) => PLAIN_KINDS.iter().any(|k| k.as_bytes() == kind),
     };
-    Some(LinkKind {
+    Some(LinkProperties {
         plain_ethernet: plain && half(answer, HEADER + 2)? == libc::ARPHRD_ETHER,
         veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),
@@ -97,9 +97,9 @@ mod tests {
 
     #[test]
     fn the_loopback_is_no_veth_and_what_is_not_there_is_an_error() {
-        let lo = link_kind(IfIndex::new(1).unwrap()).unwrap();
+        let lo = link_properties(IfIndex::new(1).unwrap()).unwrap();
         assert!(!lo.veth && !lo.plain_ethernet);
-        assert!(link_kind(IfIndex::new(i32::MAX as u32).unwrap()).is_err());
+        assert!(link_properties(IfIndex::new(i32::MAX as u32).unwrap()).is_err());
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, Network as Told};
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, Network as NetworkReply};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptions, ListNetworksOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::{Stream, StreamExt};
 
-use super::names::{Container, Endpoint, Engine, Network};
+use super::aliases::{Container, Endpoint, EngineNetwork, EngineState};
 
 /// How long the engine may take over an answer, in seconds.
 const PATIENCE: u64 = 10;
@@ -43,9 +43,9 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// A connection to an engine.
-pub struct Client(Docker);
+pub struct EngineClient(Docker);
 
-impl Client {
+impl EngineClient {
     /// Connects to the socket at `path` and agrees on a version of the API.
     pub async fn connect(path: &str) -> Result<Self, EngineError> {
         let docker = Docker::connect_with_socket(path, PATIENCE, API_DEFAULT_VERSION)?;
@@ -53,13 +53,13 @@ impl Client {
     }
 
     /// What there is now.
-    pub async fn read(&self) -> Result<Engine, EngineError> {
+    pub async fn read(&self) -> Result<EngineState, EngineError> {
         let networks = self.0.list_networks(None::<ListNetworksOptions>).await?;
         let containers = self
             .0
             .list_containers(None::<ListContainersOptions>)
             .await?;
-        Ok(Engine {
+        Ok(EngineState {
             networks: networks.into_iter().filter_map(network_of).collect(),
             containers: containers.into_iter().filter_map(container_of).collect(),
         })
@@ -95,14 +95,14 @@ impl Client {
     }
 }
 
-fn network_of(told: Told) -> Option<Network> {
+fn network_of(told: NetworkReply) -> Option<EngineNetwork> {
     let id = told.id?;
     let named = told.options.and_then(|mut o| o.remove(BRIDGE_NAME));
     let bridge = (told.driver.as_deref() == Some("bridge")).then(|| {
         let digits = id.get(..BRIDGE_DIGITS).unwrap_or(&id);
         named.unwrap_or_else(|| format!("br-{digits}"))
     });
-    Some(Network {
+    Some(EngineNetwork {
         name: told.name?,
         bridge: bridge.and_then(|name| name.parse().ok()),
         id,

@@ -1,8 +1,9 @@
-//! Enums whose variants are the `reason` labels of a metric.
+//! A macro for enums whose variants are the values of a `reason` metric label.
 
-/// Makes an enum with `ALL`, `COUNT`, `label()` and `meaning()`; the comment of each variant is
-/// its meaning.
-macro_rules! reasons {
+/// Defines an enum with `ALL`, `COUNT`, `label()` and `meaning()`.
+///
+/// The doc comment of each variant is also the text that `meaning()` returns.
+macro_rules! reason_enum {
     (
         $(#[doc = $enum_doc:literal])+
         enum $Enum:ident;
@@ -14,18 +15,18 @@ macro_rules! reasons {
         pub enum $Enum { $($(#[doc = $doc])+ $name,)+ }
 
         impl $Enum {
-            /// All reasons; the position of each is its number.
+            /// All reasons, in the order of their discriminants.
             pub const ALL: &'static [$Enum] = &[$($Enum::$name,)+];
 
-            /// How many there are.
+            /// The number of reasons.
             pub const COUNT: usize = Self::ALL.len();
 
-            /// The metrics label.
+            /// Returns the value of the metric label.
             pub fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }
             }
 
-            /// One sentence for a person.
+            /// Returns a one-sentence explanation for users.
             pub fn meaning(self) -> &'static str {
                 match self { $(Self::$name => concat!($($doc,)+).trim_ascii(),)+ }
             }
@@ -33,4 +34,4 @@ macro_rules! reasons {
     };
 }
 
-pub(crate) use reasons;
+pub(crate) use reason_enum;

@@ -1,0 +1,13 @@
+//! ICMPv6 message types of multicast router discovery (RFC 4286 section 7).
+
+/// Type of a Multicast Router Advertisement.
+pub const MRD_ADVERTISEMENT: u8 = 151;
+/// Type of a Multicast Router Solicitation.
+pub const MRD_SOLICITATION: u8 = 152;
+/// Type of a Multicast Router Termination.
+pub const MRD_TERMINATION: u8 = 153;
+
+/// Returns true for the ICMPv6 types of multicast router discovery.
+pub fn is_mrd_type(kind: u8) -> bool {
+    matches!(kind, MRD_ADVERTISEMENT | MRD_SOLICITATION | MRD_TERMINATION)
+}
