@@ -21,7 +21,7 @@ impl Protocol {
     pub const ALL: [Self; 2] = [Self::Igmp, Self::Mld];
 
     /// Where general queries go: 224.0.0.1 or ff02::1.
-    pub fn all_hosts(self) -> IpAddr {
+    pub fn general_query_destination(self) -> IpAddr {
         match self {
             Self::Igmp => IpAddr::V4(Ipv4Addr::new(224, 0, 0, 1)),
             Self::Mld => IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)),
@@ -29,7 +29,7 @@ impl Protocol {
     }
 
     /// Whether the address is of its IP version.
-    pub fn speaks(self, addr: IpAddr) -> bool {
+    pub fn is_family_of(self, addr: IpAddr) -> bool {
         addr.is_ipv4() == matches!(self, Self::Igmp)
     }
 
@@ -66,7 +66,7 @@ pub struct DownstreamConfig {
     pub rule: Arc<ProxyRule>,
     /// With `fast_leave`: how many hosts and sources of theirs are tracked at most, over all
     /// groups. Where a host finds no room, its group is asked as if nobody were tracked.
-    pub tracked: usize,
+    pub max_tracked_entries: usize,
 }
 
 impl DownstreamConfig {
@@ -75,20 +75,20 @@ impl DownstreamConfig {
         Self {
             protocol,
             rule,
-            tracked: TRACKED,
+            max_tracked_entries: TRACKED,
         }
     }
 
     /// How many sources are remembered at most, over all groups: one group may have as many as
     /// its own limit says, not all of them.
-    pub fn sources(&self) -> usize {
+    pub fn max_sources(&self) -> usize {
         let limits = &self.rule.limits;
         let average = limits.groups.saturating_mul(SOURCES_PER_GROUP);
         average.max(limits.sources_per_group)
     }
 
     /// The generation spoken: queries are of it, and no group is in a higher mode.
-    pub fn spoken(&self) -> Generation {
+    pub fn generation(&self) -> Generation {
         match (self.protocol, self.rule.version) {
             (Protocol::Igmp, v) if v.igmp <= 1 => Generation::One,
             (Protocol::Igmp, v) if v.igmp == 2 => Generation::Two,

@@ -9,56 +9,56 @@ use std::time::{Duration, Instant};
 use crate::model::{Group, HeaderChecks, ProxyRule, SourceFilter};
 use crate::wire::group_message::{Generation, Message, Query, RecordType};
 
-use super::asking::Asker;
 use super::config::DownstreamConfig;
+use super::effective_timers::EffectiveTimers;
+use super::election::QuerierElection;
 use super::group::GroupState;
-use super::querier::Querier;
-use super::refused::{Refusals, Refused};
+use super::quota::{Room, SenderStatus};
+use super::refusal::{MembershipRefusal, RefusalCounts};
 use super::reports::Said;
-use super::room::{Room, Standing};
-use super::timing::Timing;
-use super::view::{GroupView, QuerierView};
+use super::specific_queries::Asker;
+use super::status::{GroupStatus, QuerierStatus};
 
 /// How many events wait to be told; of more, the oldest are forgotten.
 const EVENTS: usize = 64;
 
 /// A query to be sent. Where its sources do not fit the MTU, it is to be split.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueryToSend {
+pub struct OutgoingQuery {
     /// What it says.
     pub query: Query,
     /// Where it goes: all hosts, or the group it asks for.
-    pub to: IpAddr,
+    pub destination: IpAddr,
 }
 
 /// What is worth a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub enum MembershipEvent {
     /// Another asks now.
     QuerierChanged {
         /// Who; none where nobody does.
         address: Option<IpAddr>,
         /// Whether that is us.
-        us: bool,
+        is_us: bool,
     },
     /// We only listen, and for as long as another querier is believed to live nobody asked.
     /// Hosts are forgotten then.
-    NobodyAsks,
+    NoQuerier,
     /// A router with a lower address asks, and our policy is to ask nevertheless. At most once
     /// a minute.
-    RivalQuerier {
+    CompetingQuerier {
         /// Its address.
         address: IpAddr,
     },
     /// A router speaks another version than we do: the link has to be configured alike
     /// (RFC 9776 section 7.3.1). At most once a minute.
-    OtherVersion {
+    VersionMismatch {
         /// Its address.
         address: IpAddr,
         /// What it speaks.
-        heard: Generation,
+        received: Generation,
         /// What we speak, and go on to.
-        spoken: Generation,
+        configured: Generation,
     },
 }
 
@@ -67,7 +67,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Downstream {
     pub(super) config: DownstreamConfig,
-    pub(super) querier: Querier,
+    pub(super) querier: QuerierElection,
     told_querier: (Option<IpAddr>, bool),
     pub(super) groups: BTreeMap<Group, GroupState>,
     pub(super) room: Room,
@@ -76,17 +76,17 @@ pub struct Downstream {
     pub(super) source_count: usize,
     /// Hosts and sources of theirs that are tracked, over all groups.
     pub(super) tracked: usize,
-    queries: VecDeque<QueryToSend>,
+    queries: VecDeque<OutgoingQuery>,
     /// With what was forwarded when the caller was last told.
     changed: BTreeMap<Group, SourceFilter>,
-    events: VecDeque<Event>,
+    events: VecDeque<MembershipEvent>,
     pub(super) warned_rival: Option<Instant>,
     pub(super) warned_version: Option<Instant>,
     /// When messages were last lost before they came here.
     unheard: Option<Instant>,
     /// Until then hosts may be members without our knowledge.
     hosts_missed_until: Instant,
-    refusals: Refusals,
+    refusals: RefusalCounts,
 }
 
 impl Downstream {
@@ -94,7 +94,7 @@ impl Downstream {
     /// due at once: see [`poll_timeout`](Self::poll_timeout).
     pub fn new(now: Instant, config: DownstreamConfig, own_address: Option<IpAddr>) -> Self {
         let rule = &config.rule;
-        let querier = Querier::new(now, rule.querier, &rule.timers, usable(own_address));
+        let querier = QuerierElection::new(now, rule.querier, &rule.timers, usable(own_address));
         let mut machine = Self {
             config,
             querier,
@@ -111,17 +111,17 @@ impl Downstream {
             warned_version: None,
             unheard: None,
             hosts_missed_until: now,
-            refusals: Refusals::default(),
+            refusals: RefusalCounts::default(),
         };
-        machine.hosts_missed_until = now + machine.patience();
+        machine.hosts_missed_until = now + machine.learning_time();
         machine.tell_querier();
         machine
     }
 
     /// How long it takes after the start until all hosts were asked, and had the time to answer:
     /// by us at once, else whenever somebody else asks.
-    pub fn patience(&self) -> Duration {
-        let timing = self.querier.timing();
+    pub fn learning_time(&self) -> Duration {
+        let timing = self.querier.timers();
         match self.querier.is_us() {
             true => timing.query_response_interval(),
             false => timing.group_membership_interval(),
@@ -134,12 +134,12 @@ impl Downstream {
     }
 
     /// The timers and counts in force: those of the elected querier where it tells some.
-    pub fn timing(&self) -> &Timing {
-        self.querier.timing()
+    pub fn timers(&self) -> &EffectiveTimers {
+        self.querier.timers()
     }
 
     /// Who asks.
-    pub fn querier(&self, now: Instant) -> QuerierView {
+    pub fn querier(&self, now: Instant) -> QuerierStatus {
         self.querier.view(now)
     }
 
@@ -154,8 +154,8 @@ impl Downstream {
     }
 
     /// Every group with members, lowest first.
-    pub fn groups(&self, now: Instant) -> impl Iterator<Item = GroupView> {
-        let spoken = self.config.spoken();
+    pub fn groups(&self, now: Instant) -> impl Iterator<Item = GroupStatus> {
+        let spoken = self.config.generation();
         let view = move |(group, state): (&Group, &GroupState)| state.view(now, *group, spoken);
         self.groups.iter().map(view)
     }
@@ -166,18 +166,18 @@ impl Downstream {
         state.map_or_else(SourceFilter::none, GroupState::filter)
     }
 
-    /// Takes a message of a stranger, as [`handle_as`](Self::handle_as) does.
+    /// Takes a message of a stranger, as [`handle_message_from`](Self::handle_message_from) does.
     ///
     /// # Errors
     /// Likewise.
-    pub fn handle(
+    pub fn handle_message(
         &mut self,
         now: Instant,
         from: IpAddr,
         to: IpAddr,
         message: &Message,
-    ) -> Result<(), Refused> {
-        self.handle_as(now, Standing::Stranger, from, to, message)
+    ) -> Result<(), MembershipRefusal> {
+        self.handle_message_from(now, SenderStatus::Unknown, from, to, message)
     }
 
     /// Takes a message that came from `from` and was sent to `to`. Its checksum, TTL and options
@@ -189,14 +189,14 @@ impl Downstream {
     /// # Errors
     /// The first reason why a part of it was refused; the other parts are taken.
     /// [`take_refusals`](Self::take_refusals) knows every reason.
-    pub fn handle_as(
+    pub fn handle_message_from(
         &mut self,
         now: Instant,
-        standing: Standing,
+        standing: SenderStatus,
         from: IpAddr,
         to: IpAddr,
         message: &Message,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), MembershipRefusal> {
         let mut refused = Vec::new();
         let refuse = &mut |reason| refused.push(reason);
         if let Err(reason) = self.check_sender(from, message) {
@@ -211,10 +211,10 @@ impl Downstream {
     fn take(
         &mut self,
         now: Instant,
-        (from, standing): (IpAddr, Standing),
+        (from, standing): (IpAddr, SenderStatus),
         to: IpAddr,
         message: &Message,
-        refuse: &mut impl FnMut(Refused),
+        refuse: &mut impl FnMut(MembershipRefusal),
     ) {
         let older = |generation, group, kind| Said {
             from,
@@ -254,14 +254,14 @@ impl Downstream {
         }
     }
 
-    fn check_sender(&self, from: IpAddr, message: &Message) -> Result<(), Refused> {
+    fn check_sender(&self, from: IpAddr, message: &Message) -> Result<(), MembershipRefusal> {
         // A lenient proxy hears hosts that have no link-local address; it elects no such querier.
         let lenient = self.config.rule.header_checks == HeaderChecks::Lenient;
         let lenient = lenient && !matches!(message, Message::Query(_));
         match from {
-            _ if !self.config.protocol.speaks(from) => Err(Refused::OtherFamily),
+            _ if !self.config.protocol.is_family_of(from) => Err(MembershipRefusal::OtherFamily),
             IpAddr::V6(a) if !a.is_unicast_link_local() && !lenient => {
-                Err(Refused::NotLinkLocalSender)
+                Err(MembershipRefusal::NotLinkLocalSender)
             }
             _ => Ok(()),
         }
@@ -287,8 +287,8 @@ impl Downstream {
         let (wake, sources, tracked) = (state.wake, state.sources.len(), state.tracked());
         let asker = Asker {
             now,
-            spoken: self.config.spoken(),
-            timing: self.querier.timing(),
+            spoken: self.config.generation(),
+            timing: self.querier.timers(),
         };
         change(state, &asker);
         if let Some(before) = state.before.take() {
@@ -313,19 +313,22 @@ impl Downstream {
     }
 
     pub(super) fn push_queries(&mut self, queries: Vec<Query>) {
-        let all = self.config.protocol.all_hosts();
+        let all = self.config.protocol.general_query_destination();
         // A caller that takes none must not make us hold more and more.
         let room = self.config.rule.limits.groups.saturating_mul(2).max(1024);
         for query in queries {
             if self.queries.len() < room {
                 let to = query.group.map_or(all, Group::addr);
-                self.queries.push_back(QueryToSend { query, to });
+                self.queries.push_back(OutgoingQuery {
+                    query,
+                    destination: to,
+                });
             }
         }
     }
 
     /// The next query to be sent.
-    pub fn poll_query(&mut self) -> Option<QueryToSend> {
+    pub fn poll_query(&mut self) -> Option<OutgoingQuery> {
         self.queries.pop_front()
     }
 
@@ -342,12 +345,12 @@ impl Downstream {
     }
 
     /// The next thing for the log.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<MembershipEvent> {
         self.events.pop_front()
     }
 
     /// How often each reason to refuse came up since this was last called.
-    pub fn take_refusals(&mut self) -> impl Iterator<Item = (Refused, u64)> + use<> {
+    pub fn take_refusals(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
         self.refusals.take()
     }
 
@@ -361,10 +364,10 @@ impl Downstream {
     /// Goes on with other settings. Members stay where the lists still take their group;
     /// election and startup begin anew where policy, timers or the version spoken differ.
     pub fn reconfigure(&mut self, now: Instant, rule: Arc<ProxyRule>) {
-        let spoken = self.config.spoken();
+        let spoken = self.config.generation();
         self.config.rule = rule.clone();
         self.querier.configure(now, rule.querier, &rule.timers);
-        if self.config.spoken() != spoken {
+        if self.config.generation() != spoken {
             self.querier.start(now);
         }
         self.tell_querier();
@@ -396,13 +399,13 @@ impl Downstream {
             let ask = self.querier.handle_timeout(now);
             self.tell_querier();
             if self.querier.fell_silent(now) {
-                self.event(Event::NobodyAsks);
+                self.event(MembershipEvent::NoQuerier);
             }
             if ask {
                 let asker = Asker {
                     now,
-                    spoken: self.config.spoken(),
-                    timing: self.querier.timing(),
+                    spoken: self.config.generation(),
+                    timing: self.querier.timers(),
                 };
                 let query = asker.query(None, asker.timing.query_response_interval());
                 self.push_queries(vec![query]);
@@ -432,15 +435,15 @@ impl Downstream {
     /// Messages of hosts were lost before they came here, as where more came than could be taken
     /// in. An answer may have been among them: until the hosts were asked again, who is silent
     /// has not left.
-    pub fn messages_lost(&mut self, now: Instant) {
+    pub fn handle_message_loss(&mut self, now: Instant) {
         self.unheard = Some(now);
-        self.report_missed(now);
+        self.handle_missed_report(now);
     }
 
     /// A report was not taken in, of a host that may be a member without our knowledge now. No
     /// group ends by a leave without asking until every host has reported again.
-    pub fn report_missed(&mut self, now: Instant) {
-        self.hosts_missed_until = now + self.querier.timing().group_membership_interval();
+    pub fn handle_missed_report(&mut self, now: Instant) {
+        self.hosts_missed_until = now + self.querier.timers().group_membership_interval();
     }
 
     /// Whether every member is known, where hosts are tracked at all.
@@ -450,7 +453,7 @@ impl Downstream {
 
     /// How long it takes at most until everybody was asked again and had the time to answer.
     fn next_round(&self) -> Duration {
-        let timing = self.querier.timing();
+        let timing = self.querier.timers();
         timing.query_interval() + timing.query_response_interval()
     }
 
@@ -458,12 +461,12 @@ impl Downstream {
         let current = self.querier.current();
         if current != self.told_querier {
             self.told_querier = current;
-            let (address, us) = current;
-            self.event(Event::QuerierChanged { address, us });
+            let (address, is_us) = current;
+            self.event(MembershipEvent::QuerierChanged { address, is_us });
         }
     }
 
-    pub(super) fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: MembershipEvent) {
         if self.events.len() >= EVENTS {
             self.events.pop_front();
         }

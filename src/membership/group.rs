@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::model::{Group, Source, SourceFilter};
 use crate::wire::group_message::{Generation, RecordType};
 
-use super::room::Place;
-use super::tracker::Tracker;
-use super::view::{GroupView, SourceView};
+use super::host_tracker::HostTracker;
+use super::quota::Place;
+use super::status::{GroupStatus, SourceStatus};
 
 /// One source of a group.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +94,7 @@ pub(super) struct GroupState {
     /// The place it takes.
     pub(super) place: Place,
     /// Which host wants what, where hosts are tracked.
-    pub(super) tracker: Option<Box<Tracker>>,
+    pub(super) tracker: Option<Box<HostTracker>>,
 }
 
 impl GroupState {
@@ -454,18 +454,18 @@ impl GroupState {
         true
     }
 
-    pub(super) fn view(&self, now: Instant, group: Group, spoken: Generation) -> GroupView {
+    pub(super) fn view(&self, now: Instant, group: Group, spoken: Generation) -> GroupStatus {
         let left = |at: Instant| at.saturating_duration_since(now);
-        GroupView {
+        GroupStatus {
             group,
             filter: self.filter(),
-            left: self.exclude_until.map(left),
+            group_timer: self.exclude_until.map(left),
             sources: self
                 .sources
                 .iter()
-                .map(|(source, state)| SourceView {
+                .map(|(source, state)| SourceStatus {
                     source: *source,
-                    left: state.until.map(left),
+                    source_timer: state.until.map(left),
                 })
                 .collect(),
             generation: self.generation(now, spoken),

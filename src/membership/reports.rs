@@ -9,15 +9,15 @@ use crate::model::{Group, Source};
 use crate::wire::group_message::{Generation, RecordType};
 
 use super::downstream::Downstream;
+use super::effective_timers::EffectiveTimers;
 use super::group::{GroupState, Send, Terms};
-use super::refused::Refused;
-use super::room::{self, Place, Standing};
-use super::timing::Timing;
+use super::quota::{self, Place, SenderStatus};
+use super::refusal::MembershipRefusal;
 
 /// One record of a host; a report or leave of an older generation is one, too.
 pub(super) struct Said<'a> {
     pub(super) from: IpAddr,
-    pub(super) standing: Standing,
+    pub(super) standing: SenderStatus,
     pub(super) generation: Generation,
     pub(super) group: Group,
     pub(super) kind: RecordType,
@@ -30,7 +30,7 @@ impl Downstream {
         &mut self,
         now: Instant,
         said: &Said<'_>,
-        refuse: &mut impl FnMut(Refused),
+        refuse: &mut impl FnMut(MembershipRefusal),
     ) {
         use RecordType::{BlockOldSources, ChangeToExclude, ChangeToInclude, ModeIsExclude};
         let Said { group, kind, .. } = *said;
@@ -39,7 +39,7 @@ impl Downstream {
             return refuse(reason);
         }
         let mut named = self.named(said, refuse);
-        let spoken = self.config.spoken();
+        let spoken = self.config.generation();
         let known = self.groups.get(&group);
         let mode = known.map_or(spoken, |g| g.generation(now, spoken));
         // Section 7.3.2: what hosts of older generations could not have meant.
@@ -59,14 +59,14 @@ impl Downstream {
             let (taken, limit) = (self.groups.len(), self.config.rule.limits.groups);
             match self.room.find(taken, limit, said.from, said.standing) {
                 Some(found) => place = found,
-                None => return refuse(Refused::GroupLimit),
+                None => return refuse(MembershipRefusal::GroupLimit),
             }
             self.room.take(place);
         }
-        let timing = *self.querier.timing();
-        let of_all = room::open_to(said.standing, self.config.sources());
+        let timing = *self.querier.timers();
+        let of_all = quota::open_to(said.standing, self.config.max_sources());
         let of_group = self.config.rule.limits.sources_per_group;
-        let of_group = room::open_to(said.standing, of_group);
+        let of_group = quota::open_to(said.standing, of_group);
         let terms = Terms {
             now,
             interval: timing.group_membership_interval(),
@@ -75,7 +75,7 @@ impl Downstream {
         let asks = self.querier.is_us();
         let tracks = self.config.rule.fast_leave;
         let heard_all = self.heard_every_host(now);
-        let room = self.config.tracked.saturating_sub(self.tracked);
+        let room = self.config.max_tracked_entries.saturating_sub(self.tracked);
         let mut queries = Vec::new();
         self.with_group(now, group, Some(said.from), |state, by| {
             let is_new = state.is_gone();
@@ -87,10 +87,10 @@ impl Downstream {
                 state.older_host(said.generation, now + timing.older_host_present_interval());
             }
             let mut send = state.apply(kind, &named, &terms);
-            (0..state.take_overflow()).for_each(|_| refuse(Refused::SourceLimit));
+            (0..state.take_overflow()).for_each(|_| refuse(MembershipRefusal::SourceLimit));
             if tracks {
                 if !state.track(said, &named, is_new, room, now, &timing) {
-                    refuse(Refused::HostLimit);
+                    refuse(MembershipRefusal::HostLimit);
                 }
                 if mode == Generation::Three && heard_all && state.knows_every_host(now) {
                     send = state.give_up_unwanted(send, terms.sources);
@@ -103,32 +103,36 @@ impl Downstream {
         self.push_queries(queries);
     }
 
-    fn check_group(&self, said: &Said<'_>, excludes: bool) -> Result<(), Refused> {
+    fn check_group(&self, said: &Said<'_>, excludes: bool) -> Result<(), MembershipRefusal> {
         let group = said.group;
-        if !self.config.protocol.speaks(group.addr()) {
-            Err(Refused::OtherFamily)
+        if !self.config.protocol.is_family_of(group.addr()) {
+            Err(MembershipRefusal::OtherFamily)
         } else if group.is_link_local() {
-            Err(Refused::LinkLocalGroup)
+            Err(MembershipRefusal::LinkLocalGroup)
         } else if !self.config.rule.takes_group(group) {
-            Err(Refused::GroupDenied)
+            Err(MembershipRefusal::GroupDenied)
         } else if group.is_source_specific() && (excludes || said.generation < Generation::Three) {
-            Err(Refused::AnySourceInSsm)
+            Err(MembershipRefusal::AnySourceInSsm)
         } else {
             Ok(())
         }
     }
 
     /// The sources named that may be.
-    fn named(&self, said: &Said<'_>, refuse: &mut impl FnMut(Refused)) -> BTreeSet<Source> {
+    fn named(
+        &self,
+        said: &Said<'_>,
+        refuse: &mut impl FnMut(MembershipRefusal),
+    ) -> BTreeSet<Source> {
         use RecordType::{AllowNewSources, ChangeToInclude, ModeIsInclude};
         // Whether a source may be forwarded does not matter where it is not wanted.
         let wanted = matches!(said.kind, ModeIsInclude | ChangeToInclude | AllowNewSources);
         let mut named = BTreeSet::new();
         for source in said.sources {
-            if !self.config.protocol.speaks(source.addr()) {
-                refuse(Refused::OtherFamily);
+            if !self.config.protocol.is_family_of(source.addr()) {
+                refuse(MembershipRefusal::OtherFamily);
             } else if wanted && !self.config.rule.takes_source(*source) {
-                refuse(Refused::SourceDenied);
+                refuse(MembershipRefusal::SourceDenied);
             } else {
                 named.insert(*source);
             }
@@ -146,7 +150,7 @@ impl GroupState {
         is_new: bool,
         room: usize,
         now: Instant,
-        timing: &Timing,
+        timing: &EffectiveTimers,
     ) -> bool {
         let until = now + timing.group_membership_interval();
         let fresh = self.tracker.is_none();

@@ -15,8 +15,8 @@ use std::time::Instant;
 use crate::model::{QuerierPolicy, QuerierTimers};
 use crate::wire::group_message::Query;
 
-use super::timing::Timing;
-use super::view::QuerierView;
+use super::effective_timers::EffectiveTimers;
+use super::status::QuerierStatus;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -37,17 +37,17 @@ enum Role {
 
 /// One router's part in the election of one link.
 #[derive(Debug)]
-pub struct Querier {
+pub struct QuerierElection {
     policy: QuerierPolicy,
-    configured: Timing,
-    in_force: Timing,
+    configured: EffectiveTimers,
+    in_force: EffectiveTimers,
     own: Option<IpAddr>,
     role: Role,
     /// Where we only listen: until when somebody has to ask, before that is worth a word.
     silent: Option<Instant>,
 }
 
-impl Querier {
+impl QuerierElection {
     /// Starts up: with an address and a policy to ask, the first general query is due at once.
     pub fn new(
         now: Instant,
@@ -55,7 +55,7 @@ impl Querier {
         timers: &QuerierTimers,
         own: Option<IpAddr>,
     ) -> Self {
-        let configured = Timing::configured(timers);
+        let configured = EffectiveTimers::configured(timers);
         let mut querier = Self {
             policy,
             configured,
@@ -69,7 +69,7 @@ impl Querier {
     }
 
     /// The values in force.
-    pub fn timing(&self) -> &Timing {
+    pub fn timers(&self) -> &EffectiveTimers {
         &self.in_force
     }
 
@@ -93,13 +93,17 @@ impl Querier {
     }
 
     /// The same, and how long another is still believed to live.
-    pub fn view(&self, now: Instant) -> QuerierView {
-        let (address, us) = self.current();
-        let left = match self.role {
+    pub fn view(&self, now: Instant) -> QuerierStatus {
+        let (address, is_us) = self.current();
+        let expires_in = match self.role {
             Role::Other { until, .. } => Some(until.saturating_duration_since(now)),
             Role::Nobody | Role::Us { .. } => None,
         };
-        QuerierView { address, us, left }
+        QuerierStatus {
+            address,
+            is_us,
+            expires_in,
+        }
     }
 
     /// The address came, changed or went: election and startup anew.
@@ -112,7 +116,7 @@ impl Querier {
 
     /// Other settings: election and startup anew, where they differ.
     pub fn configure(&mut self, now: Instant, policy: QuerierPolicy, timers: &QuerierTimers) {
-        let configured = Timing::configured(timers);
+        let configured = EffectiveTimers::configured(timers);
         if policy != self.policy || configured != self.configured {
             self.policy = policy;
             self.configured = configured;

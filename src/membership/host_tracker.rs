@@ -30,7 +30,7 @@ struct Named {
 
 /// The hosts of one group.
 #[derive(Debug, Default)]
-pub(super) struct Tracker {
+pub(super) struct HostTracker {
     hosts: BTreeMap<IpAddr, Host>,
     expiry: BTreeSet<(Instant, IpAddr)>,
     excluders: u32,
@@ -40,7 +40,7 @@ pub(super) struct Tracker {
     size: usize,
 }
 
-impl Tracker {
+impl HostTracker {
     /// Hosts and sources of theirs: what counts against the bound.
     pub(super) fn size(&self) -> usize {
         self.size

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use crate::model::{Group, Source};
 use crate::wire::group_message::{Generation, Query};
 
+use super::effective_timers::EffectiveTimers;
 use super::group::{GroupState, Send};
-use super::timing::Timing;
 
 /// How queries are made.
 pub(super) struct Asker<'a> {
     pub(super) now: Instant,
     pub(super) spoken: Generation,
-    pub(super) timing: &'a Timing,
+    pub(super) timing: &'a EffectiveTimers,
 }
 
 impl Asker<'_> {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::model::Group;
 use crate::wire::group_message::{Generation, Query};
 
-use super::downstream::{Downstream, Event};
-use super::refused::Refused;
+use super::downstream::{Downstream, MembershipEvent};
+use super::refusal::MembershipRefusal;
 
 /// Warnings about what other routers do come no closer than this.
 const WARNINGS: Duration = Duration::from_secs(60);
@@ -20,29 +20,29 @@ impl Downstream {
         from: IpAddr,
         to: IpAddr,
         query: &Query,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), MembershipRefusal> {
         if Some(from) == self.querier.own() {
-            return Err(Refused::OwnAddress);
+            return Err(MembershipRefusal::OwnAddress);
         }
-        let to_all = to == self.config.protocol.all_hosts();
+        let to_all = to == self.config.protocol.general_query_destination();
         match query.group {
             Some(group) => {
                 if !to_all && to != group.addr() {
-                    return Err(Refused::QueryDestination);
+                    return Err(MembershipRefusal::QueryDestination);
                 }
                 self.warn_version(now, from, query.generation);
                 self.heard_specific(now, group, query);
                 Ok(())
             }
-            None if !to_all => Err(Refused::QueryDestination),
+            None if !to_all => Err(MembershipRefusal::QueryDestination),
             None if from.is_unspecified() => {
                 self.querier.adopt(now, query);
-                Err(Refused::QueryUnspecified)
+                Err(MembershipRefusal::QueryUnspecified)
             }
             None => {
                 self.warn_version(now, from, query.generation);
                 if self.querier.heard(now, from, query) && warns(&mut self.warned_rival, now) {
-                    self.event(Event::RivalQuerier { address: from });
+                    self.event(MembershipEvent::CompetingQuerier { address: from });
                 }
                 self.tell_querier();
                 Ok(())
@@ -57,7 +57,7 @@ impl Downstream {
         if query.suppress || self.querier.is_us() {
             return;
         }
-        let timing = self.querier.timing();
+        let timing = self.querier.timers();
         // Its hosts may wait as long as it says; who says very little cuts nobody off.
         let count = u32::from(timing.last_member_query_count());
         let wait = timing.last_member_query_time();
@@ -73,12 +73,12 @@ impl Downstream {
     }
 
     fn warn_version(&mut self, now: Instant, address: IpAddr, heard: Generation) {
-        let spoken = self.config.spoken();
+        let spoken = self.config.generation();
         if heard != spoken && warns(&mut self.warned_version, now) {
-            self.event(Event::OtherVersion {
+            self.event(MembershipEvent::VersionMismatch {
                 address,
-                heard,
-                spoken,
+                received: heard,
+                configured: spoken,
             });
         }
     }

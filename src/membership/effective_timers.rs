@@ -16,7 +16,7 @@ const SURELY_ADOPTED: Duration = Duration::from_secs(1000);
 
 /// The values in force: ours, or those of the elected querier where it tells some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
+pub struct EffectiveTimers {
     robustness: u8,
     query_interval: Duration,
     response: Duration,
@@ -26,7 +26,7 @@ pub struct Timing {
     startup_count: Option<u8>,
 }
 
-impl Timing {
+impl EffectiveTimers {
     /// As configured. A robustness of 0 means the default (section 8.1); intervals are at least
     /// a millisecond, and the response interval is no longer than the query interval
     /// (section 8.3).

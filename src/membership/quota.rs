@@ -17,13 +17,13 @@ const FEWEST: usize = 16;
 
 /// What is known of the sender of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum SenderStatus {
     /// Nothing.
     Stranger,
     /// It is a member, one of so many.
     Member {
         /// How many members are known.
-        of: usize,
+        known_members: usize,
     },
 }
 
@@ -36,10 +36,10 @@ pub(super) fn common(limit: usize) -> usize {
 }
 
 /// How many places there are for a host of this standing.
-pub(super) fn open_to(standing: Standing, limit: usize) -> usize {
+pub(super) fn open_to(standing: SenderStatus, limit: usize) -> usize {
     match standing {
-        Standing::Stranger => common(limit),
-        Standing::Member { .. } => limit,
+        SenderStatus::Unknown => common(limit),
+        SenderStatus::Member { .. } => limit,
     }
 }
 
@@ -66,7 +66,7 @@ impl Room {
         taken: usize,
         limit: usize,
         from: IpAddr,
-        standing: Standing,
+        standing: SenderStatus,
     ) -> Option<Place> {
         if taken >= limit {
             return None;
@@ -74,7 +74,7 @@ impl Room {
         if taken - self.reserved.min(taken) < common(limit) {
             return Some(Place::Common);
         }
-        let Standing::Member { of } = standing else {
+        let SenderStatus::Member { known_members: of } = standing else {
             return None;
         };
         let share = (limit - common(limit)) / of.max(FEWEST);
@@ -123,8 +123,8 @@ mod tests {
             }
             got
         };
-        let member = Standing::Member { of: 32 };
-        assert_eq!(enter(&mut room, 1, Standing::Stranger), 768);
+        let member = SenderStatus::Member { known_members: 32 };
+        assert_eq!(enter(&mut room, 1, SenderStatus::Unknown), 768);
         for n in 2..34 {
             assert_eq!(enter(&mut room, n, member), 8, "host {n}");
         }
@@ -135,16 +135,19 @@ mod tests {
         assert_eq!(room.find(1023, 1024, host(3), member), None);
         let again = room.find(1023, 1024, host(2), member);
         assert_eq!(again, Some(Place::Reserved(host(2))));
-        assert_eq!(room.find(1023, 1024, host(4), Standing::Stranger), None);
+        assert_eq!(room.find(1023, 1024, host(4), SenderStatus::Unknown), None);
     }
 
     #[test]
     fn small_limits_are_not_divided() {
         let room = Room::default();
         for taken in 0..5 {
-            let place = room.find(taken, 5, host(1), Standing::Stranger);
+            let place = room.find(taken, 5, host(1), SenderStatus::Unknown);
             assert_eq!(place, Some(Place::Common));
         }
-        assert_eq!(room.find(5, 5, host(1), Standing::Member { of: 1 }), None);
+        assert_eq!(
+            room.find(5, 5, host(1), SenderStatus::Member { known_members: 1 }),
+            None
+        );
     }
 }

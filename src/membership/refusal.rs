@@ -5,7 +5,7 @@ use crate::wire::reasons::reasons;
 
 reasons! {
     /// Why a membership message, or a part of one, was not taken.
-    enum Refused;
+    enum MembershipRefusal;
     /// More reports a second than the limit allows, and its sender is a known member that has
     /// had its share.
     MemberRate = "member_rate",
@@ -37,7 +37,7 @@ reasons! {
     OwnAddress = "own_address",
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for MembershipRefusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.label())
     }
@@ -45,17 +45,17 @@ impl std::fmt::Display for Refused {
 
 /// How often each reason came since it was last asked.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Refusals([u64; Refused::COUNT]);
+pub(super) struct RefusalCounts([u64; MembershipRefusal::COUNT]);
 
-impl Refusals {
-    pub(super) fn count(&mut self, reason: Refused) {
+impl RefusalCounts {
+    pub(super) fn count(&mut self, reason: MembershipRefusal) {
         let n = &mut self.0[reason as usize];
         *n = n.saturating_add(1);
     }
 
-    pub(super) fn take(&mut self) -> impl Iterator<Item = (Refused, u64)> + use<> {
+    pub(super) fn take(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
         let counts = std::mem::take(&mut self.0);
-        let all = Refused::ALL.iter().copied().zip(counts);
+        let all = MembershipRefusal::ALL.iter().copied().zip(counts);
         all.filter(|(_, n)| *n > 0)
     }
 }
@@ -67,9 +67,9 @@ mod tests {
 
     #[test]
     fn labels_are_unique_and_numbers_are_positions() {
-        let labels: HashSet<_> = Refused::ALL.iter().map(|r| r.label()).collect();
-        assert_eq!(labels.len(), Refused::COUNT);
-        for (i, reason) in Refused::ALL.iter().enumerate() {
+        let labels: HashSet<_> = MembershipRefusal::ALL.iter().map(|r| r.label()).collect();
+        assert_eq!(labels.len(), MembershipRefusal::COUNT);
+        for (i, reason) in MembershipRefusal::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert!(reason.meaning().ends_with('.'));
         }
@@ -77,12 +77,12 @@ mod tests {
 
     #[test]
     fn refusals_are_told_once() {
-        let mut refusals = Refusals::default();
-        refusals.count(Refused::GroupLimit);
-        refusals.count(Refused::GroupLimit);
+        let mut refusals = RefusalCounts::default();
+        refusals.count(MembershipRefusal::GroupLimit);
+        refusals.count(MembershipRefusal::GroupLimit);
         assert_eq!(
             refusals.take().collect::<Vec<_>>(),
-            [(Refused::GroupLimit, 2)]
+            [(MembershipRefusal::GroupLimit, 2)]
         );
         assert_eq!(refusals.take().count(), 0);
     }
