@@ -1,12 +1,11 @@
-//! Who asks the hosts of a link: startup, general queries, election (RFC 9776 section 6.6.2,
-//! RFC 9777 section 7.6.2).
+//! Querier election and general queries (RFC 9776 section 6.6.2, RFC 9777 section 7.6.2).
 //!
 //! ```text
-//!  no address, or policy off            policy auto, a lower address asks
-//!          Nobody <----------> Us ---------------------------------> Other
-//!            ^                  ^                                      |
-//!            |                  +---- its timer runs out (auto) -------+
-//!            +----------------------- its timer runs out (no address, off)
+//!  no address, or policy off             policy auto, query from a lower address
+//!      NoQuerier <-----> ThisRouter --------------------------> OtherRouter
+//!          ^                 ^                                       |
+//!          |                 +-- other querier present timer (auto) -+
+//!          +-------------------- other querier present timer (no address, or off)
 //! ```
 
 use std::net::IpAddr;
@@ -19,85 +18,87 @@ use super::effective_timers::EffectiveTimers;
 use super::status::QuerierStatus;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Nobody,
-    Us {
-        /// When the next general query is due.
-        next: Instant,
-        /// How many of the startup queries are still to be sent.
-        startup: u8,
+enum QuerierState {
+    NoQuerier,
+    ThisRouter {
+        next_query: Instant,
+        startup_queries_left: u8,
     },
-    Other {
+    OtherRouter {
         address: IpAddr,
-        until: Instant,
-        /// Another that asked since and would ask in its stead.
+        /// The other querier present timer.
+        expires: Instant,
+        /// The router that takes over if the elected one expires, with its own timer.
         next_best: Option<(IpAddr, Instant)>,
     },
 }
 
-/// One router's part in the election of one link.
+/// The querier election on one link, as seen by this router.
 #[derive(Debug)]
 pub struct QuerierElection {
     policy: QuerierPolicy,
     configured: EffectiveTimers,
-    in_force: EffectiveTimers,
-    own: Option<IpAddr>,
-    role: Role,
-    /// Where we only listen: until when somebody has to ask, before that is worth a word.
-    silent: Option<Instant>,
+    effective: EffectiveTimers,
+    own_address: Option<IpAddr>,
+    state: QuerierState,
+    /// With policy `off`: the time at which the absence of a querier is reported.
+    no_querier_at: Option<Instant>,
 }
 
 impl QuerierElection {
-    /// Starts up: with an address and a policy to ask, the first general query is due at once.
+    /// Starts the election. With an address, and a policy other than `off`, this router is the
+    /// querier and the first general query is due immediately.
     pub fn new(
         now: Instant,
         policy: QuerierPolicy,
         timers: &QuerierTimers,
-        own: Option<IpAddr>,
+        own_address: Option<IpAddr>,
     ) -> Self {
         let configured = EffectiveTimers::configured(timers);
-        let mut querier = Self {
+        let mut election = Self {
             policy,
             configured,
-            in_force: configured,
-            own,
-            role: Role::Nobody,
-            silent: None,
+            effective: configured,
+            own_address,
+            state: QuerierState::NoQuerier,
+            no_querier_at: None,
         };
-        querier.start(now);
-        querier
+        election.restart(now);
+        election
     }
 
-    /// The values in force.
+    /// Returns the timers and counters in effect.
     pub fn timers(&self) -> &EffectiveTimers {
-        &self.in_force
+        &self.effective
     }
 
-    /// Our address.
-    pub fn own(&self) -> Option<IpAddr> {
-        self.own
+    /// Returns the address that this router sends queries from.
+    pub fn own_address(&self) -> Option<IpAddr> {
+        self.own_address
     }
 
-    /// Whether we ask.
+    /// Returns true if this router is the querier.
     pub fn is_us(&self) -> bool {
-        matches!(self.role, Role::Us { .. })
+        matches!(self.state, QuerierState::ThisRouter { .. })
     }
 
-    /// Who asks: address, and whether it is us.
+    /// Returns the address of the querier, and true if it is this router.
     pub fn current(&self) -> (Option<IpAddr>, bool) {
-        match self.role {
-            Role::Nobody => (None, false),
-            Role::Us { .. } => (self.own, true),
-            Role::Other { address, .. } => (Some(address), false),
+        match self.state {
+            QuerierState::NoQuerier => (None, false),
+            QuerierState::ThisRouter { .. } => (self.own_address, true),
+            QuerierState::OtherRouter { address, .. } => (Some(address), false),
         }
     }
 
-    /// The same, and how long another is still believed to live.
-    pub fn view(&self, now: Instant) -> QuerierStatus {
+    /// Returns the querier and the time left of the other querier present timer.
+    pub fn status(&self, now: Instant) -> QuerierStatus {
         let (address, is_us) = self.current();
-        let expires_in = match self.role {
-            Role::Other { until, .. } => Some(until.saturating_duration_since(now)),
-            Role::Nobody | Role::Us { .. } => None,
+        let expires_in = match self.state {
+            QuerierState::OtherRouter { expires, .. } => {
+                Some(expires.saturating_duration_since(now))
+            }
+            QuerierState::NoQuerier | QuerierState::ThisRouter { .. } => None,
         };
         QuerierStatus {
             address,
@@ -106,159 +107,167 @@ impl QuerierElection {
         }
     }
 
-    /// The address came, changed or went: election and startup anew.
-    pub fn set_own(&mut self, now: Instant, own: Option<IpAddr>) {
-        if own != self.own {
-            self.own = own;
-            self.start(now);
+    /// Sets this router's address. Restarts the election if the address changes.
+    pub fn set_own_address(&mut self, now: Instant, own_address: Option<IpAddr>) {
+        if own_address != self.own_address {
+            self.own_address = own_address;
+            self.restart(now);
         }
     }
 
-    /// Other settings: election and startup anew, where they differ.
-    pub fn configure(&mut self, now: Instant, policy: QuerierPolicy, timers: &QuerierTimers) {
+    /// Sets policy and timers. Restarts the election if either changes.
+    pub fn reconfigure(&mut self, now: Instant, policy: QuerierPolicy, timers: &QuerierTimers) {
         let configured = EffectiveTimers::configured(timers);
         if policy != self.policy || configured != self.configured {
             self.policy = policy;
             self.configured = configured;
-            self.start(now);
+            self.restart(now);
         }
     }
 
-    /// Begins anew, as far as we may ask.
-    pub(super) fn start(&mut self, now: Instant) {
-        self.silent = None;
-        if self.policy == QuerierPolicy::Off || self.own.is_none() {
-            // Whoever asks now still does so: only our own part has ended.
+    /// Restarts the election and, if this router may be the querier, the startup queries.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.no_querier_at = None;
+        if self.policy == QuerierPolicy::Off || self.own_address.is_none() {
+            // Another querier stays elected; only the role of this router has ended.
             if self.is_us() {
-                self.role = Role::Nobody;
-                self.in_force = self.configured;
+                self.state = QuerierState::NoQuerier;
+                self.effective = self.configured;
             }
             if self.policy == QuerierPolicy::Off {
-                self.listen(now);
+                self.start_no_querier_timer(now);
             }
             return;
         }
-        self.in_force = self.configured;
-        self.role = Role::Us {
-            next: now,
-            startup: self.in_force.startup_query_count(),
+        self.effective = self.configured;
+        self.state = QuerierState::ThisRouter {
+            next_query: now,
+            startup_queries_left: self.effective.startup_query_count(),
         };
     }
 
-    /// A general query that may elect was heard. True where its sender would be elected over us
-    /// if our policy allowed it.
-    pub fn heard(&mut self, now: Instant, from: IpAddr, query: &Query) -> bool {
-        let lower = self.own.is_none_or(|own| from < own);
+    /// Handles a general query from another router. Returns true if its sender would win the
+    /// election, but the policy `on` ignores it.
+    pub fn handle_general_query(&mut self, now: Instant, from: IpAddr, query: &Query) -> bool {
+        let is_lower = self.own_address.is_none_or(|own| from < own);
         match self.policy {
-            QuerierPolicy::On if self.own.is_some() => return lower,
-            QuerierPolicy::Auto if !lower => return false,
+            QuerierPolicy::On if self.own_address.is_some() => return is_lower,
+            QuerierPolicy::Auto if !is_lower => return false,
             QuerierPolicy::On | QuerierPolicy::Auto | QuerierPolicy::Off => {}
         }
-        self.silent = None;
-        let heard = self.configured.adopted(query);
-        let until = now + heard.other_querier_present_interval();
-        match &mut self.role {
-            Role::Other {
+        self.no_querier_at = None;
+        let adopted = self.configured.adopted(query);
+        let sender_expires = now + adopted.other_querier_present_interval();
+        match &mut self.state {
+            QuerierState::OtherRouter {
                 address, next_best, ..
             } if *address < from => {
-                // The lower one stays as long as it is believed to live.
-                if next_best.is_none_or(|(best, at)| from <= best || at <= now) {
-                    *next_best = Some((from, until));
+                // The lower address stays elected until its timer expires.
+                if next_best.is_none_or(|(best, expires)| from <= best || expires <= now) {
+                    *next_best = Some((from, sender_expires));
                 }
             }
-            Role::Other {
+            QuerierState::OtherRouter {
                 address,
-                until: at,
+                expires,
                 next_best,
             } => {
                 if from < *address {
-                    *next_best = Some((*address, *at));
+                    *next_best = Some((*address, *expires));
                 }
-                (*address, *at) = (from, until);
-                self.in_force = heard;
+                (*address, *expires) = (from, sender_expires);
+                self.effective = adopted;
             }
-            Role::Nobody | Role::Us { .. } => {
-                self.role = Role::Other {
+            QuerierState::NoQuerier | QuerierState::ThisRouter { .. } => {
+                self.state = QuerierState::OtherRouter {
                     address: from,
-                    until,
+                    expires: sender_expires,
                     next_best: None,
                 };
-                self.in_force = heard;
+                self.effective = adopted;
             }
         }
         false
     }
 
-    /// What a querier tells that cannot be elected, where we only listen.
-    pub fn adopt(&mut self, now: Instant, query: &Query) {
-        if self.policy == QuerierPolicy::Off && self.role == Role::Nobody {
-            self.in_force = self.configured.adopted(query);
-            self.listen(now);
+    /// Handles a general query from the unspecified address. Its sender cannot be elected, but
+    /// with policy `off`, and no elected querier, this router adopts its timers.
+    pub fn handle_unspecified_query(&mut self, now: Instant, query: &Query) {
+        if self.policy == QuerierPolicy::Off && self.state == QuerierState::NoQuerier {
+            self.effective = self.configured.adopted(query);
+            self.start_no_querier_timer(now);
         }
     }
 
-    /// From now on somebody has to ask within the time another querier is believed to live.
-    fn listen(&mut self, now: Instant) {
-        self.silent = Some(now + self.in_force.other_querier_present_interval());
+    /// Starts the timer after which the absence of queries is reported.
+    fn start_no_querier_timer(&mut self, now: Instant) {
+        self.no_querier_at = Some(now + self.effective.other_querier_present_interval());
     }
 
-    /// Where we only listen: whether by now nobody asked for so long that hosts are forgotten.
-    /// Says so once.
-    pub(super) fn fell_silent(&mut self, now: Instant) -> bool {
-        let silent = self.silent.take_if(|at| *at <= now).is_some();
-        silent && self.role == Role::Nobody
+    /// With policy `off`: returns true once if no router has sent a query for the other querier
+    /// present interval.
+    pub(super) fn poll_no_querier(&mut self, now: Instant) -> bool {
+        let is_due = self.no_querier_at.take_if(|at| *at <= now).is_some();
+        is_due && self.state == QuerierState::NoQuerier
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.role {
-            Role::Nobody => self.silent,
-            Role::Us { next, .. } => Some(next),
-            Role::Other { until, .. } => Some(until),
+        match self.state {
+            QuerierState::NoQuerier => self.no_querier_at,
+            QuerierState::ThisRouter { next_query, .. } => Some(next_query),
+            QuerierState::OtherRouter { expires, .. } => Some(expires),
         }
     }
 
-    /// Does what is due. True where a general query is to be sent.
+    /// Handles expired timers. Returns true if a general query is to be sent.
     pub fn handle_timeout(&mut self, now: Instant) -> bool {
-        if let Role::Other {
-            until, next_best, ..
-        } = self.role
-            && until <= now
+        if let QuerierState::OtherRouter {
+            expires, next_best, ..
+        } = self.state
+            && expires <= now
         {
-            match next_best.filter(|(_, at)| *at > now) {
-                Some((address, until)) => {
-                    self.role = Role::Other {
+            match next_best.filter(|(_, expires)| *expires > now) {
+                Some((address, expires)) => {
+                    self.state = QuerierState::OtherRouter {
                         address,
-                        until,
+                        expires,
                         next_best: None,
                     };
                 }
                 None => {
-                    self.in_force = self.configured;
-                    // No startup: hosts are known, the link only lost its querier.
-                    self.role = match self.policy {
-                        QuerierPolicy::Auto | QuerierPolicy::On if self.own.is_some() => Role::Us {
-                            next: now,
-                            startup: 0,
-                        },
-                        _ => Role::Nobody,
+                    self.effective = self.configured;
+                    self.state = match self.policy {
+                        // The members are known, so no startup queries are needed.
+                        QuerierPolicy::Auto | QuerierPolicy::On if self.own_address.is_some() => {
+                            QuerierState::ThisRouter {
+                                next_query: now,
+                                startup_queries_left: 0,
+                            }
+                        }
+                        _ => QuerierState::NoQuerier,
                     };
                 }
             }
         }
-        let Role::Us { next, startup } = &mut self.role else {
+        let QuerierState::ThisRouter {
+            next_query,
+            startup_queries_left,
+        } = &mut self.state
+        else {
             return false;
         };
-        if *next > now {
+        if *next_query > now {
             return false;
         }
-        // The first of the startup queries counts; the last is followed by a whole interval.
-        *startup = startup.saturating_sub(1);
-        let wait = match *startup {
-            0 => self.in_force.query_interval(),
-            _ => self.in_force.startup_query_interval(),
+        // The query that is due now counts as a startup query. After the last startup query the
+        // full Query Interval passes.
+        *startup_queries_left = startup_queries_left.saturating_sub(1);
+        let wait = match *startup_queries_left {
+            0 => self.effective.query_interval(),
+            _ => self.effective.startup_query_interval(),
         };
-        *next = now + wait;
+        *next_query = now + wait;
         true
     }
 }

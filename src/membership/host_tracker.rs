@@ -1,8 +1,8 @@
-//! Which host wants what of one group, for leaves that count at once (explicit tracking, as in
-//! RFC 9776 appendix A.2).
+//! Explicit tracking of the hosts of one group, so that a leave can take effect without a query
+//! (RFC 9776 appendix A.2).
 //!
-//! Counts are kept for each source, so that a leave looks at the sources of one host and never
-//! at the other hosts.
+//! The tracker counts the hosts per source, so that the work of a leave depends on the sources
+//! of the leaving host, and not on the number of other hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,161 +11,165 @@ use std::time::Instant;
 use crate::model::Source;
 use crate::wire::group_message::RecordType;
 
-/// One host's filter.
+/// The filter of one host.
 #[derive(Debug)]
-struct Host {
-    exclude: bool,
+struct HostFilter {
+    /// True in EXCLUDE mode.
+    is_exclude: bool,
     sources: BTreeSet<Source>,
-    until: Instant,
+    /// The host is forgotten at this time unless it reports again.
+    expires: Instant,
 }
 
-/// How many hosts name a source in a filter.
+/// The number of hosts that list a source in their filter.
 #[derive(Debug, Default)]
-struct Named {
-    /// In INCLUDE mode.
-    include: u32,
-    /// In EXCLUDE mode.
-    exclude: u32,
+struct SourceUse {
+    /// Hosts in INCLUDE mode.
+    included_by: u32,
+    /// Hosts in EXCLUDE mode.
+    excluded_by: u32,
 }
 
-/// The hosts of one group.
+/// The tracked hosts of one group.
 #[derive(Debug, Default)]
 pub(super) struct HostTracker {
-    hosts: BTreeMap<IpAddr, Host>,
+    hosts: BTreeMap<IpAddr, HostFilter>,
     expiry: BTreeSet<(Instant, IpAddr)>,
-    excluders: u32,
-    named: BTreeMap<Source, Named>,
-    /// Until then hosts may be members that are not tracked.
+    /// Number of hosts in EXCLUDE mode.
+    exclude_hosts: u32,
+    source_use: BTreeMap<Source, SourceUse>,
+    /// Until this time, hosts that are not tracked may be members.
     incomplete_until: Option<Instant>,
-    size: usize,
+    /// Number of hosts plus number of their sources.
+    entries: usize,
 }
 
 impl HostTracker {
-    /// Hosts and sources of theirs: what counts against the bound.
-    pub(super) fn size(&self) -> usize {
-        self.size
+    /// Returns the number of hosts plus the number of their sources, which counts against
+    /// `DownstreamConfig::max_tracked_entries`.
+    pub(super) fn entries(&self) -> usize {
+        self.entries
     }
 
-    /// Every host tracked, lowest first.
+    /// Returns every tracked host, lowest address first.
     pub(super) fn hosts(&self) -> impl Iterator<Item = IpAddr> {
         self.hosts.keys().copied()
     }
 
-    /// A host is a member until then that cannot be tracked.
-    pub(super) fn miss(&mut self, until: Instant) {
+    /// Notes that a host that is not tracked may be a member until `until`.
+    pub(super) fn mark_incomplete(&mut self, until: Instant) {
         self.incomplete_until = self.incomplete_until.max(Some(until));
     }
 
-    /// Whether every host is tracked.
+    /// Returns true if every member is tracked.
     pub(super) fn is_complete(&self, now: Instant) -> bool {
         self.incomplete_until.is_none_or(|at| at <= now)
     }
 
-    /// Whether any host has a filter in EXCLUDE mode.
-    pub(super) fn any_excludes(&self) -> bool {
-        self.excluders > 0
+    /// Returns true if any host is in EXCLUDE mode.
+    pub(super) fn has_exclude_host(&self) -> bool {
+        self.exclude_hosts > 0
     }
 
-    /// Whether any host wants the source.
-    pub(super) fn wants(&self, source: &Source) -> bool {
-        let none = Named::default();
-        let named = self.named.get(source).unwrap_or(&none);
-        named.include > 0 || self.excluders > named.exclude
+    /// Returns true if any host requests the source.
+    pub(super) fn is_requested(&self, source: &Source) -> bool {
+        let unused = SourceUse::default();
+        let source_use = self.source_use.get(source).unwrap_or(&unused);
+        source_use.included_by > 0 || self.exclude_hosts > source_use.excluded_by
     }
 
-    /// The sources that hosts in INCLUDE mode want.
-    pub(super) fn included(&self) -> impl Iterator<Item = Source> {
-        let wanted = self.named.iter().filter(|(_, n)| n.include > 0);
-        wanted.map(|(source, _)| *source)
+    /// Returns the sources that hosts in INCLUDE mode request.
+    pub(super) fn included_sources(&self) -> impl Iterator<Item = Source> {
+        let included = self.source_use.iter().filter(|(_, n)| n.included_by > 0);
+        included.map(|(source, _)| *source)
     }
 
-    /// Notes what a host said. False where there is no room for it: then it is not tracked.
-    pub(super) fn note(
+    /// Applies a record to the filter of its sender. Returns false, and no longer tracks the
+    /// host, if the tracker would have more than `max_entries` entries.
+    pub(super) fn apply(
         &mut self,
         host: IpAddr,
-        kind: RecordType,
-        sources: &BTreeSet<Source>,
-        until: Instant,
-        room: usize,
+        record_type: RecordType,
+        named: &BTreeSet<Source>,
+        expires: Instant,
+        max_entries: usize,
     ) -> bool {
-        let before = self.remove(host);
-        let (mut exclude, mut filter) =
-            before.map_or((false, BTreeSet::new()), |h| (h.exclude, h.sources));
-        match (kind, exclude) {
+        let (mut is_exclude, mut sources) = match self.remove(host) {
+            Some(previous) => (previous.is_exclude, previous.sources),
+            None => (false, BTreeSet::new()),
+        };
+        match (record_type, is_exclude) {
             (RecordType::ModeIsInclude | RecordType::ChangeToInclude, _) => {
-                (exclude, filter) = (false, sources.clone());
+                (is_exclude, sources) = (false, named.clone());
             }
             (RecordType::ModeIsExclude | RecordType::ChangeToExclude, _) => {
-                (exclude, filter) = (true, sources.clone());
+                (is_exclude, sources) = (true, named.clone());
             }
             (RecordType::AllowNewSources, false) | (RecordType::BlockOldSources, true) => {
-                filter.extend(sources);
+                sources.extend(named);
             }
             (RecordType::AllowNewSources, true) | (RecordType::BlockOldSources, false) => {
-                filter.retain(|s| !sources.contains(s));
+                sources.retain(|s| !named.contains(s));
             }
         }
-        if !exclude && filter.is_empty() {
+        if !is_exclude && sources.is_empty() {
             return true;
         }
-        if self.size + 1 + filter.len() > room {
+        if self.entries + 1 + sources.len() > max_entries {
             return false;
         }
-        self.size += 1 + filter.len();
-        self.excluders += u32::from(exclude);
-        for source in &filter {
-            let named = self.named.entry(*source).or_default();
-            match exclude {
-                true => named.exclude += 1,
-                false => named.include += 1,
+        self.entries += 1 + sources.len();
+        self.exclude_hosts += u32::from(is_exclude);
+        for source in &sources {
+            let source_use = self.source_use.entry(*source).or_default();
+            match is_exclude {
+                true => source_use.excluded_by += 1,
+                false => source_use.included_by += 1,
             }
         }
-        self.expiry.insert((until, host));
-        let sources = filter;
-        self.hosts.insert(
-            host,
-            Host {
-                exclude,
-                sources,
-                until,
-            },
-        );
+        self.expiry.insert((expires, host));
+        let filter = HostFilter {
+            is_exclude,
+            sources,
+            expires,
+        };
+        self.hosts.insert(host, filter);
         true
     }
 
-    /// When the first host is forgotten.
+    /// Returns the time at which the first host is forgotten.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.expiry.first().map(|(at, _)| *at)
     }
 
-    /// When the last host is forgotten, if none reports again.
+    /// Returns the time at which the last host is forgotten if no host reports again.
     pub(super) fn last_expiry(&self) -> Option<Instant> {
         self.expiry.last().map(|(at, _)| *at)
     }
 
-    /// Forgets the hosts that did not report again.
+    /// Forgets the hosts that have not reported again in time.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some((_, host)) = self.expiry.first().copied().filter(|(at, _)| *at <= now) {
             self.remove(host);
         }
     }
 
-    fn remove(&mut self, host: IpAddr) -> Option<Host> {
-        let gone = self.hosts.remove(&host)?;
-        self.expiry.remove(&(gone.until, host));
-        self.size -= 1 + gone.sources.len();
-        self.excluders -= u32::from(gone.exclude);
-        for source in &gone.sources {
-            if let Some(named) = self.named.get_mut(source) {
-                match gone.exclude {
-                    true => named.exclude -= 1,
-                    false => named.include -= 1,
+    fn remove(&mut self, host: IpAddr) -> Option<HostFilter> {
+        let removed = self.hosts.remove(&host)?;
+        self.expiry.remove(&(removed.expires, host));
+        self.entries -= 1 + removed.sources.len();
+        self.exclude_hosts -= u32::from(removed.is_exclude);
+        for source in &removed.sources {
+            if let Some(source_use) = self.source_use.get_mut(source) {
+                match removed.is_exclude {
+                    true => source_use.excluded_by -= 1,
+                    false => source_use.included_by -= 1,
                 }
-                if named.include == 0 && named.exclude == 0 {
-                    self.named.remove(source);
+                if source_use.included_by == 0 && source_use.excluded_by == 0 {
+                    self.source_use.remove(source);
                 }
             }
         }
-        Some(gone)
+        Some(removed)
     }
 }

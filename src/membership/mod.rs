@@ -17,21 +17,25 @@ pub mod config;
 pub mod downstream;
 pub mod effective_timers;
 pub mod election;
+pub mod event;
 pub mod mrdisc;
 pub mod rate_limiter;
 pub mod refusal;
 pub mod status;
 pub mod union;
 
-mod foreign_queries;
 mod group;
+mod group_filter;
+mod group_table;
 mod host_tracker;
+mod query_builder;
 mod quota;
-mod reports;
+mod received_record;
 mod specific_queries;
 
 pub use config::{DownstreamConfig, Protocol};
-pub use downstream::{Downstream, MembershipEvent, OutgoingQuery};
+pub use downstream::{Downstream, OutgoingQuery};
+pub use event::MembershipEvent;
 pub use quota::SenderStatus;
 pub use rate_limiter::ReportRateLimiter;
 pub use refusal::MembershipRefusal;

@@ -1,103 +1,109 @@
-//! Who may make a machine remember another group or source when few places are left: a stranger
-//! who fills the tables must not keep the members there are from joining.
+//! Quotas for new groups and sources: an unknown sender that fills the tables must not prevent
+//! known members from joining.
 //!
-//! Three quarters of the places are for whoever comes first. The last quarter is for known
-//! members, in equal shares: a place there counts on the share of the host that made the group,
-//! until the group is gone. Where the limits are small there is nothing to divide.
+//! Three quarters of the slots are open to every sender. The last quarter is reserved for known
+//! members, in equal shares. A group in a reserved slot counts against the share of the host that
+//! created it until the group is gone. Small limits are not divided.
 
 use std::net::IpAddr;
 
 use ahash::AHashMap;
 
-/// Limits below this are not divided.
-const DIVIDED: usize = 64;
+/// Limits below this value are not divided.
+const MIN_DIVIDED_LIMIT: usize = 64;
 
-/// The share of a member is at most that of one of so many.
-const FEWEST: usize = 16;
+/// Minimum number of shares of the reserved slots, however few members are known.
+const MIN_SHARES: usize = 16;
 
-/// What is known of the sender of a message.
+/// What is known about the sender of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SenderStatus {
-    /// Nothing.
-    Stranger,
-    /// It is a member, one of so many.
+    /// The sender is not known as a member.
+    Unknown,
+    /// The sender is a known member.
     Member {
-        /// How many members are known.
+        /// The number of known members, the sender included.
         known_members: usize,
     },
 }
 
-/// How many of `limit` places are for whoever comes first.
-pub(super) fn common(limit: usize) -> usize {
-    match limit < DIVIDED {
+impl SenderStatus {
+    /// Returns the part of `limit` that a sender of this status may use.
+    pub(super) fn usable_slots(self, limit: usize) -> usize {
+        match self {
+            Self::Unknown => common_slots(limit),
+            Self::Member { .. } => limit,
+        }
+    }
+}
+
+/// Returns the part of `limit` that is open to every sender.
+fn common_slots(limit: usize) -> usize {
+    match limit < MIN_DIVIDED_LIMIT {
         true => limit,
         false => limit - limit / 4,
     }
 }
 
-/// How many places there are for a host of this standing.
-pub(super) fn open_to(standing: SenderStatus, limit: usize) -> usize {
-    match standing {
-        SenderStatus::Unknown => common(limit),
-        SenderStatus::Member { .. } => limit,
-    }
-}
-
-/// A place for a group.
+/// The slot that a group occupies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum QuotaSlot {
+    /// A slot open to every sender.
     Common,
-    /// On the share of this host.
+    /// A reserved slot, counted against the share of this host.
     Reserved(IpAddr),
 }
 
-/// The places of the groups of one machine that are taken of the last quarter.
+/// The reserved group slots of one interface that are occupied.
 #[derive(Debug, Default)]
-pub(super) struct Room {
-    /// By host; never more entries than places.
-    shares: AHashMap<IpAddr, usize>,
+pub(super) struct GroupQuota {
+    /// Occupied reserved slots by host. Hosts without any have no entry.
+    reserved_by_host: AHashMap<IpAddr, usize>,
     reserved: usize,
 }
 
-impl Room {
-    /// A place for a further group, if there is one. `taken` are taken of `limit`.
-    pub(super) fn find(
+impl GroupQuota {
+    /// Returns a free slot for a further group of this sender, if there is one. `occupied` of
+    /// `limit` slots are occupied.
+    pub(super) fn find_slot(
         &self,
-        taken: usize,
+        occupied: usize,
         limit: usize,
         from: IpAddr,
-        standing: SenderStatus,
-    ) -> Option<Place> {
-        if taken >= limit {
+        sender_status: SenderStatus,
+    ) -> Option<QuotaSlot> {
+        if occupied >= limit {
             return None;
         }
-        if taken - self.reserved.min(taken) < common(limit) {
-            return Some(Place::Common);
+        if occupied - self.reserved.min(occupied) < common_slots(limit) {
+            return Some(QuotaSlot::Common);
         }
-        let SenderStatus::Member { known_members: of } = standing else {
+        let SenderStatus::Member { known_members } = sender_status else {
             return None;
         };
-        let share = (limit - common(limit)) / of.max(FEWEST);
-        let has = self.shares.get(&from).copied().unwrap_or_default();
-        (has < share.max(1)).then_some(Place::Reserved(from))
+        let share = (limit - common_slots(limit)) / known_members.max(MIN_SHARES);
+        let used = self.reserved_by_host.get(&from).copied();
+        (used.unwrap_or_default() < share.max(1)).then_some(QuotaSlot::Reserved(from))
     }
 
-    /// The place is taken.
-    pub(super) fn take(&mut self, place: Place) {
-        if let Place::Reserved(host) = place {
-            *self.shares.entry(host).or_default() += 1;
+    /// Marks a slot as occupied.
+    pub(super) fn occupy(&mut self, slot: QuotaSlot) {
+        if let QuotaSlot::Reserved(host) = slot {
+            *self.reserved_by_host.entry(host).or_default() += 1;
             self.reserved += 1;
         }
     }
 
-    /// The place is free.
-    pub(super) fn free(&mut self, place: Place) {
-        let Place::Reserved(host) = place else { return };
-        if let Some(has) = self.shares.get_mut(&host) {
-            *has -= 1;
+    /// Marks a slot as free.
+    pub(super) fn release(&mut self, slot: QuotaSlot) {
+        let QuotaSlot::Reserved(host) = slot else {
+            return;
+        };
+        if let Some(used) = self.reserved_by_host.get_mut(&host) {
+            *used -= 1;
             self.reserved -= 1;
-            if *has == 0 {
-                self.shares.remove(&host);
+            if *used == 0 {
+                self.reserved_by_host.remove(&host);
             }
         }
     }
@@ -112,42 +118,41 @@ mod tests {
     }
 
     #[test]
-    fn strangers_leave_a_quarter_and_members_share_it() {
-        let mut room = Room::default();
-        let mut taken = 0;
-        let mut enter = |room: &mut Room, n: u8, standing| {
-            let mut got = 0;
-            while let Some(place) = room.find(taken, 1024, host(n), standing) {
-                room.take(place);
-                (taken, got) = (taken + 1, got + 1);
+    fn last_quarter_is_shared_among_members() {
+        let mut quota = GroupQuota::default();
+        let mut occupied = 0;
+        let mut occupy_all = |quota: &mut GroupQuota, n: u8, sender_status| {
+            let mut found = 0;
+            while let Some(slot) = quota.find_slot(occupied, 1024, host(n), sender_status) {
+                quota.occupy(slot);
+                (occupied, found) = (occupied + 1, found + 1);
             }
-            got
+            found
         };
         let member = SenderStatus::Member { known_members: 32 };
-        assert_eq!(enter(&mut room, 1, SenderStatus::Unknown), 768);
+        assert_eq!(occupy_all(&mut quota, 1, SenderStatus::Unknown), 768);
         for n in 2..34 {
-            assert_eq!(enter(&mut room, n, member), 8, "host {n}");
+            assert_eq!(occupy_all(&mut quota, n, member), 8, "host {n}");
         }
-        assert_eq!(enter(&mut room, 99, member), 0);
-        assert_eq!(taken, 1024);
-        // A place that becomes free goes back to whom it was taken from.
-        room.free(Place::Reserved(host(2)));
-        assert_eq!(room.find(1023, 1024, host(3), member), None);
-        let again = room.find(1023, 1024, host(2), member);
-        assert_eq!(again, Some(Place::Reserved(host(2))));
-        assert_eq!(room.find(1023, 1024, host(4), SenderStatus::Unknown), None);
+        assert_eq!(occupy_all(&mut quota, 99, member), 0);
+        assert_eq!(occupied, 1024);
+        // A released slot returns to the share it was taken from.
+        quota.release(QuotaSlot::Reserved(host(2)));
+        assert_eq!(quota.find_slot(1023, 1024, host(3), member), None);
+        let slot = quota.find_slot(1023, 1024, host(2), member);
+        assert_eq!(slot, Some(QuotaSlot::Reserved(host(2))));
+        let slot = quota.find_slot(1023, 1024, host(4), SenderStatus::Unknown);
+        assert_eq!(slot, None);
     }
 
     #[test]
     fn small_limits_are_not_divided() {
-        let room = Room::default();
-        for taken in 0..5 {
-            let place = room.find(taken, 5, host(1), SenderStatus::Unknown);
-            assert_eq!(place, Some(Place::Common));
+        let quota = GroupQuota::default();
+        for occupied in 0..5 {
+            let slot = quota.find_slot(occupied, 5, host(1), SenderStatus::Unknown);
+            assert_eq!(slot, Some(QuotaSlot::Common));
         }
-        assert_eq!(
-            room.find(5, 5, host(1), SenderStatus::Member { known_members: 1 }),
-            None
-        );
+        let member = SenderStatus::Member { known_members: 1 };
+        assert_eq!(quota.find_slot(5, 5, host(1), member), None);
     }
 }

@@ -1,39 +1,38 @@
-//! Every way a membership message can be refused, wholly or in part. Each is the `reason` label
-//! of a counter.
+//! Reasons to refuse a membership message or a part of it. Each is the `reason` label of a
+//! counter.
 
 use crate::wire::reasons::reasons;
 
 reasons! {
-    /// Why a membership message, or a part of one, was not taken.
+    /// Why a membership message, or a part of one, was refused.
     enum MembershipRefusal;
-    /// More reports a second than the limit allows, and its sender is a known member that has
-    /// had its share.
+    /// The report rate limit is exceeded, and the sender, a known member, has used up its share.
     MemberRate = "member_rate",
-    /// More reports a second than the limit allows, and its sender is not known as a member.
+    /// The report rate limit is exceeded, and the sender is not known as a member.
     StrangerRate = "stranger_rate",
-    /// As many groups are known on the interface as the limit allows, and this is another.
+    /// The interface has as many groups as the limit allows, and this is another group.
     GroupLimit = "group_limit",
-    /// As many sources of the group are known as the limit allows, and this is another.
+    /// The group has as many sources as the limit allows, and this is another source.
     SourceLimit = "source_limit",
-    /// The host is a member, but not tracked: as many are tracked as the limit allows.
+    /// The host is a member but is not tracked: the limit of tracked hosts is reached.
     HostLimit = "host_limit",
-    /// The group is source-specific, and the message asks for every source (RFC 4604).
+    /// The group is source-specific, but the message requests all sources (RFC 4604).
     AnySourceInSsm = "any_source_in_ssm",
-    /// The lists of the proxy do not take the group.
+    /// The access lists of the proxy deny the group.
     GroupDenied = "group_denied",
-    /// The lists of the proxy do not take the source.
+    /// The access lists of the proxy deny the source.
     SourceDenied = "source_denied",
-    /// The group is of link-local scope and never proxied.
+    /// The group has link-local scope and is never proxied.
     LinkLocalGroup = "link_local_group",
-    /// The group, the source or the sender is of the other IP version.
+    /// The group, the source or the sender has an address of the other IP version.
     OtherFamily = "other_family",
     /// The sender of an MLD message has no link-local address.
     NotLinkLocalSender = "not_link_local_sender",
-    /// A query to neither all hosts nor the group it asks for: it elects nobody.
+    /// The query was sent neither to all hosts nor to its group, so its sender is not elected.
     QueryDestination = "query_destination",
-    /// A query from the unspecified address: it elects nobody.
+    /// The query comes from the unspecified address, so its sender is not elected.
     QueryUnspecified = "query_unspecified",
-    /// A query from our own address that is not ours.
+    /// The query comes from this router's address, but this router did not send it.
     OwnAddress = "own_address",
 }
 
@@ -43,16 +42,18 @@ impl std::fmt::Display for MembershipRefusal {
     }
 }
 
-/// How often each reason came since it was last asked.
+/// The number of refusals per reason since they were last collected.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RefusalCounts([u64; MembershipRefusal::COUNT]);
 
 impl RefusalCounts {
+    /// Counts one refusal.
     pub(super) fn count(&mut self, reason: MembershipRefusal) {
         let n = &mut self.0[reason as usize];
         *n = n.saturating_add(1);
     }
 
+    /// Returns the counts that are not zero, and resets all of them.
     pub(super) fn take(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
         let counts = std::mem::take(&mut self.0);
         let all = MembershipRefusal::ALL.iter().copied().zip(counts);
@@ -66,7 +67,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn labels_are_unique_and_numbers_are_positions() {
+    fn labels_are_unique_and_discriminants_are_indexes() {
         let labels: HashSet<_> = MembershipRefusal::ALL.iter().map(|r| r.label()).collect();
         assert_eq!(labels.len(), MembershipRefusal::COUNT);
         for (i, reason) in MembershipRefusal::ALL.iter().enumerate() {
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_once() {
+    fn take_resets_the_counts() {
         let mut refusals = RefusalCounts::default();
         refusals.count(MembershipRefusal::GroupLimit);
         refusals.count(MembershipRefusal::GroupLimit);

@@ -1,149 +1,154 @@
-//! Specific queries of one group: what is asked, how often, and with which S flag
-//! (RFC 9776 section 6.6.3, RFC 9777 section 7.6.3).
+//! Specific queries of one group: which are sent, how often, and with which S flag (RFC 9776
+//! section 6.6.3, RFC 9777 section 7.6.3).
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Instant;
 
 use crate::model::{Group, Source};
-use crate::wire::group_message::{Generation, Query};
+use crate::wire::group_message::Query;
 
-use super::effective_timers::EffectiveTimers;
-use super::group::{GroupState, Send};
+use super::group_filter::{GroupFilter, RequiredQueries};
+use super::query_builder::QueryBuilder;
 
-/// How queries are made.
-pub(super) struct Asker<'a> {
-    pub(super) now: Instant,
-    pub(super) spoken: Generation,
-    pub(super) timing: &'a EffectiveTimers,
+/// The specific queries of one group that are still to be sent.
+#[derive(Debug, Default)]
+pub(super) struct SpecificQueries {
+    /// Group-specific queries still to be sent.
+    group_queries_left: u8,
+    /// The time of the next group-specific query.
+    group_due: Option<Instant>,
+    /// Group-and-source-specific queries still to be sent, by source.
+    source_queries_left: BTreeMap<Source, u8>,
+    /// The time of the next group-and-source-specific query.
+    sources_due: Option<Instant>,
 }
 
-impl Asker<'_> {
-    /// Sources cannot be asked for before generation three.
-    fn can_ask_sources(&self) -> bool {
-        self.spoken == Generation::Three
-    }
-
-    fn deadline(&self) -> Instant {
-        self.now + self.timing.last_member_query_time()
-    }
-
-    /// A general query, or one for a group.
-    pub(super) fn query(&self, group: Option<Group>, max_response: Duration) -> Query {
-        let three = self.spoken == Generation::Three;
-        let robustness = self.timing.robustness();
-        Query {
-            generation: self.spoken,
-            group,
-            max_response: match self.spoken {
-                // The first generation knows no other.
-                Generation::One => Duration::from_secs(10),
-                Generation::Two | Generation::Three => max_response,
-            },
-            suppress: false,
-            robustness: if three && robustness <= 7 {
-                robustness
-            } else {
-                0
-            },
-            interval: three.then(|| self.timing.query_interval()),
-            sources: Vec::new(),
-        }
-    }
-
-    fn specific(&self, group: Group, suppress: bool, sources: Vec<Source>) -> Query {
-        let mut query = self.query(Some(group), self.timing.last_member_query_interval());
-        query.suppress = suppress && self.spoken == Generation::Three;
-        query.sources = sources;
-        query
-    }
-}
-
-impl GroupState {
-    /// Does what the last column of the tables asks for; pushes what is to be sent at once.
-    pub(super) fn ask(&mut self, group: Group, send: Send, by: &Asker<'_>, out: &mut Vec<Query>) {
-        if by.spoken == Generation::One {
-            // Nobody of that generation leaves, and it has no specific queries.
+impl SpecificQueries {
+    /// Starts the required queries: lowers the timers of `filter`, and appends the queries that
+    /// are sent immediately to `out`.
+    pub(super) fn start(
+        &mut self,
+        group: Group,
+        required: &RequiredQueries,
+        filter: &mut GroupFilter,
+        builder: &QueryBuilder<'_>,
+        out: &mut Vec<Query>,
+    ) {
+        if !builder.has_group_queries() {
             return;
         }
-        let until = by.deadline();
-        let count = by.timing.last_member_query_count();
-        let mut sources = false;
-        for source in &send.sources {
-            let asks = if by.can_ask_sources() { count } else { 0 };
-            sources |= self.lower_source(source, until, asks);
+        let deadline = builder.last_member_deadline();
+        let count = builder.timers.last_member_query_count();
+        let mut any_source = false;
+        for source in &required.sources {
+            if !filter.lower_source_timer(source, deadline) {
+                continue;
+            }
+            any_source = true;
+            if builder.has_source_queries() {
+                self.source_queries_left.insert(*source, count);
+            } else {
+                self.source_queries_left.remove(source);
+            }
         }
-        // Before generation three the group stands for its sources.
-        let instead = sources && !by.can_ask_sources();
-        let group_due = (send.group && self.wants_group_query(until)) || instead;
+        // An older generation queries the group instead of its sources.
+        let instead_of_sources = any_source && !builder.has_source_queries();
+        let group_due =
+            (required.group && self.needs_group_query(filter, deadline)) || instead_of_sources;
         if group_due {
-            self.lower_group(until);
-            self.group_asks = count;
+            filter.lower_group_timer(deadline);
+            self.group_queries_left = count;
         }
-        let sources_due = sources && by.can_ask_sources();
-        self.push_queries(group, group_due, sources_due, by, out);
+        let sources_due = any_source && builder.has_source_queries();
+        self.send(group, group_due, sources_due, filter, builder, out);
     }
 
-    /// A further leave in a round that has not yet asked all it will asks nothing more.
-    fn wants_group_query(&self, until: Instant) -> bool {
-        let lowered = self.exclude_until.is_some_and(|at| at <= until);
-        !(lowered && self.group_asks > 0)
+    /// Returns false if the group is being queried already. A repeated leave then causes no
+    /// further query.
+    fn needs_group_query(&self, filter: &GroupFilter, deadline: Instant) -> bool {
+        let is_lowered = filter.group_timer().is_some_and(|at| at <= deadline);
+        !(is_lowered && self.group_queries_left > 0)
     }
 
-    /// Pushes the queries whose time has come again.
-    pub(super) fn ask_again(&mut self, group: Group, by: &Asker<'_>, out: &mut Vec<Query>) {
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= by.now);
-        let (group_due, sources_due) = (due(self.group_ask_at), due(self.sources_ask_at));
-        self.push_queries(group, group_due, sources_due, by, out);
+    /// Appends the queries whose repetition is due to `out`.
+    pub(super) fn repeat(
+        &mut self,
+        group: Group,
+        filter: &GroupFilter,
+        builder: &QueryBuilder<'_>,
+        out: &mut Vec<Query>,
+    ) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= builder.now);
+        let (group_due, sources_due) = (is_due(self.group_due), is_due(self.sources_due));
+        self.send(group, group_due, sources_due, filter, builder, out);
     }
 
-    /// Nothing more is asked: another does now.
-    pub(super) fn stop_asking(&mut self) {
-        self.group_asks = 0;
-        self.group_ask_at = None;
-        self.sources_ask_at = None;
-        self.sources.values_mut().for_each(|s| s.asks = 0);
-    }
-
-    fn push_queries(
+    fn send(
         &mut self,
         group: Group,
         group_due: bool,
         sources_due: bool,
-        by: &Asker<'_>,
+        filter: &GroupFilter,
+        builder: &QueryBuilder<'_>,
         out: &mut Vec<Query>,
     ) {
-        let until = by.deadline();
-        let again = by.now + by.timing.last_member_query_interval();
+        let deadline = builder.last_member_deadline();
+        let is_refreshed = |timer: Option<Instant>| timer.is_some_and(|at| at > deadline);
         if group_due {
-            let suppress = self.exclude_until.is_some_and(|at| at > until);
-            out.push(by.specific(group, suppress, Vec::new()));
-            self.group_asks = self.group_asks.saturating_sub(1);
-            self.group_ask_at = (self.group_asks > 0).then_some(again);
-            if let Some(at) = self.group_ask_at {
-                self.wake_at(at);
-            }
+            let suppress = is_refreshed(filter.group_timer());
+            out.push(builder.specific_query(group, suppress, Vec::new()));
+            self.group_queries_left = self.group_queries_left.saturating_sub(1);
+            let is_last = self.group_queries_left == 0;
+            self.group_due = (!is_last).then(|| builder.next_repetition());
         }
         if sources_due {
-            let (mut refreshed, mut waiting) = (Vec::new(), Vec::new());
-            let mut left = false;
-            for (source, state) in self.sources.iter_mut().filter(|(_, s)| s.asks > 0) {
-                match state.until.is_some_and(|at| at > until) {
-                    true => refreshed.push(*source),
-                    false => waiting.push(*source),
-                }
-                state.asks -= 1;
-                left |= state.asks > 0;
-            }
-            self.sources_ask_at = left.then_some(again);
-            if left {
-                self.wake_at(again);
-            }
-            // What the query for the group says anyway need not be said twice.
+            let (refreshed, waiting): (Vec<Source>, Vec<Source>) = self
+                .source_queries_left
+                .keys()
+                .partition(|source| is_refreshed(filter.source_timer(source)));
+            self.source_queries_left.retain(|_, left| {
+                *left = left.saturating_sub(1);
+                *left > 0
+            });
+            let is_last = self.source_queries_left.is_empty();
+            self.sources_due = (!is_last).then(|| builder.next_repetition());
+            // Section 6.6.3.2: the message with the S flag is omitted if a group-specific query
+            // is sent at the same time.
             if !refreshed.is_empty() && !group_due {
-                out.push(by.specific(group, true, refreshed));
+                out.push(builder.specific_query(group, true, refreshed));
             }
             if !waiting.is_empty() {
-                out.push(by.specific(group, false, waiting));
+                out.push(builder.specific_query(group, false, waiting));
             }
+        }
+    }
+
+    /// Returns the time at which [`repeat`](Self::repeat) is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.group_due.into_iter().chain(self.sources_due).min()
+    }
+
+    /// Cancels all queries, for instance because this router is no longer the querier.
+    pub(super) fn cancel_all(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Cancels the group-specific queries.
+    pub(super) fn cancel_group(&mut self) {
+        (self.group_queries_left, self.group_due) = (0, None);
+    }
+
+    /// Cancels the queries for one source.
+    pub(super) fn cancel_source(&mut self, source: &Source) {
+        self.source_queries_left.remove(source);
+    }
+
+    /// Cancels the queries for the sources whose timers have ended in `filter`.
+    pub(super) fn cancel_ended_sources(&mut self, filter: &GroupFilter) {
+        self.source_queries_left
+            .retain(|source, _| filter.source_timer(source).is_some());
+        if self.source_queries_left.is_empty() {
+            self.sources_due = None;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can be shown of a machine, as plain data.
+//! Status of a downstream interface, as plain data for display.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,43 +6,42 @@ use std::time::Duration;
 use crate::model::{Group, Source, SourceFilter};
 use crate::wire::group_message::Generation;
 
-/// One group with members.
+/// Status of one group with members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStatus {
     /// The group.
     pub group: Group,
-    /// What is forwarded.
+    /// The sources that are forwarded.
     pub filter: SourceFilter,
-    /// How long the filter mode stays EXCLUDE without a report: the group timer.
-    /// None in INCLUDE mode.
+    /// Time left of the group timer. Without a report until then, the filter mode changes from
+    /// EXCLUDE to INCLUDE. None in INCLUDE mode.
     pub group_timer: Option<Duration>,
-    /// Every source known, with its timer. In EXCLUDE mode those whose timer runs are
-    /// forwarded, too.
+    /// Every stored source. In EXCLUDE mode, the sources whose timer runs are forwarded too.
     pub sources: Vec<SourceStatus>,
-    /// The compatibility mode: the generation of the oldest host (RFC 9776 section 7.3.2).
+    /// The group compatibility mode: the generation of the oldest host (RFC 9776 section 7.3.2).
     pub generation: Generation,
-    /// Who is a member, where hosts are tracked.
+    /// The members, if hosts are tracked.
     pub reporters: Vec<IpAddr>,
-    /// Who reported last.
+    /// The sender of the latest report.
     pub last_reporter: IpAddr,
 }
 
-/// One source of a group.
+/// Status of one source of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceStatus {
     /// The source.
     pub source: Source,
-    /// The source timer; none where it has run out and the source is not forwarded.
+    /// Time left of the source timer. None if the timer has expired: the source is not forwarded.
     pub source_timer: Option<Duration>,
 }
 
-/// Who asks on the link.
+/// Status of the querier election on one link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuerierStatus {
-    /// Its address; none while nobody asks.
+    /// The address of the querier. None if the link has no querier.
     pub address: Option<IpAddr>,
-    /// Whether that is us.
+    /// True if this router is the querier.
     pub is_us: bool,
-    /// When it will be given up if nothing is heard. None for ourselves.
+    /// Time left of the other querier present timer. None if this router is the querier.
     pub expires_in: Option<Duration>,
 }
