@@ -352,7 +352,7 @@ impl Service {
                 .machine
                 .as_ref()
                 .filter(|m| m.querier(Instant::now()).is_us);
-            let timing = asks.map(Downstream::timing);
+            let timing = asks.map(Downstream::timers);
             let message = mrdisc::Message::Advertisement {
                 interval: announcer.interval_seconds(),
                 query_interval: timing.map_or(0, |t| t.query_interval().as_secs() as u16),

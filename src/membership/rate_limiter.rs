@@ -196,7 +196,7 @@ impl ReportRateLimiter {
     pub fn sender_status(&self, now: Instant, from: IpAddr) -> SenderStatus {
         match self.known.peek(&from).filter(|m| m.until > now) {
             Some(_) => SenderStatus::Member {
-                of: self.known.len(),
+                known_members: self.known.len(),
             },
             None => SenderStatus::Unknown,
         }
