@@ -9,7 +9,7 @@ use mcastor::actors::Role;
 use mcastor::api::Show;
 use mcastor::control::{Outcome, Request, Response};
 use mcastor::forward::DropReason;
-use mcastor::membership::{Protocol, Refused};
+use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::model::{Family, FlowEnd, IfIndex, Link, RouteName};
@@ -271,7 +271,7 @@ fn refusal_reasons_table_matches_the_code() {
     let listed = first_column(&text, "## Rejected messages");
     let listed: BTreeSet<&str> = listed.into_iter().collect();
     let wire = RejectReason::ALL.iter().map(|r| r.label());
-    let membership = Refused::ALL.iter().map(|r| r.label());
+    let membership = MembershipRefusal::ALL.iter().map(|r| r.label());
     let known: BTreeSet<&str> = wire.chain(membership).chain(["busy"]).collect();
     assert_eq!(listed, known);
 }

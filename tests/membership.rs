@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use mcastor::membership::{Downstream, DownstreamConfig, Event, Protocol};
+use mcastor::membership::{Downstream, DownstreamConfig, MembershipEvent, Protocol};
 use mcastor::model::{Group, HeaderChecks, ProxyRule, QuerierPolicy, Source, Versions};
 use mcastor::wire::link_control::{self, HeaderPolicy};
 use mcastor::wire::membership_message::{
@@ -204,16 +204,16 @@ impl Replay {
     fn drain(&mut self) {
         while let Some(event) = self.machine.poll_event() {
             let text = match event {
-                Event::QuerierChanged { address, us } => {
+                MembershipEvent::QuerierChanged { address, is_us } => {
                     let who = address.map_or("nobody".into(), |a| a.to_string());
-                    format!("! querier {who}{}", if us { ", us" } else { "" })
+                    format!("! querier {who}{}", if is_us { ", us" } else { "" })
                 }
                 other => format!("! {other:?}"),
             };
             self.line(&text);
         }
         while let Some(out) = self.machine.poll_query() {
-            self.line(&format!("> {} {}", out.to, said(&out.query)));
+            self.line(&format!("> {} {}", out.destination, said(&out.query)));
         }
         while let Some((group, filter)) = self.machine.poll_change() {
             self.line(&format!("= {group} {filter}"));
@@ -237,19 +237,19 @@ impl Replay {
     fn state(&mut self) {
         let querier = self.machine.querier(self.now);
         let left = querier
-            .left
+            .expires_in
             .map_or(String::new(), |d| format!(" {}", seconds(d)));
         let who = querier.address.map_or("nobody".into(), |a| a.to_string());
         self.line(&format!(": querier {who}{left}"));
         let views: Vec<_> = self.machine.groups(self.now).collect();
         for view in views {
             let mut text = format!(": {} v{}", view.group, view.generation as u8 + 1);
-            match view.left {
+            match view.group_timer {
                 Some(left) => write!(text, " exclude {}", seconds(left)).unwrap(),
                 None => text += " include",
             }
             for s in &view.sources {
-                let left = s.left.map_or(0.0, seconds);
+                let left = s.source_timer.map_or(0.0, seconds);
                 write!(text, " {}={left}", s.source).unwrap();
             }
             if !view.reporters.is_empty() {
@@ -276,7 +276,7 @@ impl Replay {
         match heard {
             Ok((from, to, message)) => {
                 self.line(&format!("/ {from} {to} {}", told(&message)));
-                let _ = self.machine.handle(self.now, from, to, &message);
+                let _ = self.machine.handle_message(self.now, from, to, &message);
             }
             Err(reason) => self.line(&format!("x {} 1", reason.label())),
         }
@@ -292,7 +292,7 @@ impl Replay {
                 let from: IpAddr = parts.next().unwrap().parse().unwrap();
                 let to: IpAddr = parts.next().unwrap().parse().unwrap();
                 let message = message(parts.next().unwrap());
-                let _ = self.machine.handle(self.now, from, to, &message);
+                let _ = self.machine.handle_message(self.now, from, to, &message);
             }
             ("address", own) => self.machine.set_own_address(self.now, own.parse().ok()),
             ("?", _) => self.state(),
@@ -413,7 +413,7 @@ fn ten_thousand_groups_of_ten_sources_fit_and_a_round_is_quick() {
     // A host that was never heard before may fill three quarters of the places.
     (rule.limits.groups, rule.fast_leave) = (14_000, true);
     let mut config = DownstreamConfig::new(Protocol::Igmp, Arc::new(rule));
-    config.tracked = 200_000;
+    config.max_tracked_entries = 200_000;
     let mut machine = Downstream::new(start, config, Some([10, 0, 0, 1].into()));
     let group = |n: u16| {
         let [high, low] = n.to_be_bytes();
@@ -443,7 +443,7 @@ fn ten_thousand_groups_of_ten_sources_fit_and_a_round_is_quick() {
         for n in 0..10_000 {
             let report = report(n, RecordType::ModeIsInclude);
             machine
-                .handle(now, [10, 0, 1, 1].into(), to, &report)
+                .handle_message(now, [10, 0, 1, 1].into(), to, &report)
                 .unwrap();
         }
         while machine.poll_change().is_some() {}

@@ -177,7 +177,7 @@ impl Membership {
 
     /// Says so once the hosts of all interfaces have been asked and had the time to answer.
     fn settle_later(&mut self, ctx: &mut Context<Self>) {
-        let patience = self.services.values().map(Service::patience).max();
+        let patience = self.services.values().map(Service::learning_time).max();
         let wait = patience.unwrap_or_default() + Duration::from_secs(1);
         self.settles = Some(ctx.run_later(wait, |actor, _| {
             actor.settles = None;
@@ -258,7 +258,7 @@ impl Handler<MessagesLost> for Membership {
 
     fn handle(&mut self, unheard: MessagesLost, _: &mut Self::Context) {
         if let Some(service) = self.services.get_mut(&unheard.index) {
-            service.messages_lost(Instant::now());
+            service.handle_message_loss(Instant::now());
         }
     }
 }

@@ -10,9 +10,10 @@ use tracing::{debug, warn};
 
 use super::membership::Served;
 use crate::api::view::{GroupSourceView, GroupView, QuerierView};
-use crate::membership::mrdisc::Announcer;
+use crate::membership::mrdisc::Advertiser;
 use crate::membership::{
-    Downstream, DownstreamConfig, Event, Protocol, Refused, ReportGate, Standing,
+    Downstream, DownstreamConfig, MembershipEvent, MembershipRefusal, Protocol, ReportRateLimiter,
+    SenderStatus,
 };
 use crate::metrics::membership::{Direction, MembershipState};
 use crate::model::{Group, HeaderChecks, IfIndex, QuerierPolicy, SourceFilter};
@@ -37,7 +38,7 @@ pub struct Spoken {
 struct Family {
     protocol: Protocol,
     machine: Option<Downstream>,
-    announcer: Option<Announcer>,
+    announcer: Option<Advertiser>,
 }
 
 /// The service of one interface.
@@ -45,7 +46,7 @@ pub struct Service {
     index: IfIndex,
     served: Served,
     families: [Family; 2],
-    gate: ReportGate,
+    gate: ReportRateLimiter,
     transmit: Option<Box<dyn Transmit>>,
     /// Whether the next [`Service::settle`] tells every group and not only changes.
     tell_all: bool,
@@ -67,7 +68,7 @@ impl Service {
                 machine: None,
                 announcer: None,
             }),
-            gate: ReportGate::new(now, limit, seed()),
+            gate: ReportRateLimiter::new(now, limit, seed()),
             transmit: None,
             tell_all: false,
             said_querier: false,
@@ -92,7 +93,7 @@ impl Service {
             let limit = proxy.limits.reports_per_second;
             let old = self.served.proxy.as_ref();
             if old.is_none_or(|old| old.limits.reports_per_second != limit) {
-                self.gate = ReportGate::new(now, limit, seed());
+                self.gate = ReportRateLimiter::new(now, limit, seed());
             }
         } else {
             context.catalog.membership.forget(served.name.as_str());
@@ -119,7 +120,7 @@ impl Service {
             let announced = self.served.mrdisc.is_some() && family.announcer.is_some();
             match served.mrdisc.filter(|_| own.is_some()) {
                 Some(interval) if !announced || self.served.mrdisc != Some(interval) => {
-                    family.announcer = Some(Announcer::new(now, interval, seed()));
+                    family.announcer = Some(Advertiser::new(now, interval, seed()));
                 }
                 Some(_) => {}
                 None => silenced.extend(family.announcer.take().map(|_| family.protocol)),
@@ -137,13 +138,13 @@ impl Service {
     }
 
     /// How long it takes after the start until all hosts were asked, and had the time to answer.
-    pub fn patience(&self) -> Duration {
+    pub fn learning_time(&self) -> Duration {
         let may_ask = |f: &Family| own_address(f.protocol, &self.served).is_some();
         let asked = |f: &Family| {
             let machine = f.machine.as_ref()?;
             // Without an address there are no hosts of that IP version as a rule.
             let counts = may_ask(f) || machine.config().rule.querier == QuerierPolicy::Off;
-            counts.then(|| machine.patience())
+            counts.then(|| machine.learning_time())
         };
         self.families
             .iter()
@@ -158,14 +159,14 @@ impl Service {
         let machines = machines.filter_map(Downstream::poll_timeout);
         let announcers = self.families.iter().filter_map(|f| f.announcer.as_ref());
         machines
-            .chain(announcers.map(Announcer::poll_timeout))
+            .chain(announcers.map(Advertiser::poll_timeout))
             .min()
     }
 
     /// Messages were lost before they came here.
-    pub fn messages_lost(&mut self, now: Instant) {
+    pub fn handle_message_loss(&mut self, now: Instant) {
         let machines = self.families.iter_mut().filter_map(|f| f.machine.as_mut());
-        machines.for_each(|machine| machine.messages_lost(now));
+        machines.for_each(|machine| machine.handle_message_loss(now));
     }
 
     /// Does what is due; [`Service::settle`] carries it out.
@@ -211,7 +212,7 @@ impl Service {
                     if let (mrdisc::RouterDiscoveryMessage::Solicitation, Some(announcer)) =
                         (heard.message, &mut family.announcer)
                     {
-                        announcer.solicited(now);
+                        announcer.handle_solicitation(now);
                     }
                 }
             }
@@ -221,7 +222,7 @@ impl Service {
             return;
         };
         if self.gate.admit(now, datagram.source).is_err() {
-            return machine.report_missed(now);
+            return machine.handle_missed_report(now);
         }
         let mut heard = match membership::parse(packet, &checks) {
             Ok(heard) => heard,
@@ -235,16 +236,16 @@ impl Service {
             Direction::Received,
             kind,
         );
-        let standing = self.gate.standing(now, heard.source);
-        if standing == Standing::Stranger
+        let standing = self.gate.sender_status(now, heard.source);
+        if standing == SenderStatus::Unknown
             && self.gate.is_flooded(now)
             && !drop_leaves(&mut heard.message)
         {
-            machine.report_missed(now);
-            return refused(Refused::StrangerRate.label());
+            machine.handle_missed_report(now);
+            return refused(MembershipRefusal::StrangerRate.label());
         }
         let (from, to) = (heard.source, heard.destination);
-        let taken = machine.handle_as(now, standing, from, to, &heard.message);
+        let taken = machine.handle_message_from(now, standing, from, to, &heard.message);
         // Who asks for all must be heard through a flood as members are.
         let counts = match heard.message {
             MembershipMessage::Query(_) => machine.querier(now).address == Some(from),
@@ -252,9 +253,9 @@ impl Service {
         };
         match taken {
             // Every host reports groups of its link, too, IPv6 hosts in the same message.
-            Ok(()) | Err(Refused::LinkLocalGroup) if counts => {
-                let until = now + machine.timing().group_membership_interval();
-                self.gate.member(now, heard.source, until);
+            Ok(()) | Err(MembershipRefusal::LinkLocalGroup) if counts => {
+                let until = now + machine.timers().group_membership_interval();
+                self.gate.handle_accepted_report(now, heard.source, until);
             }
             Ok(()) => {}
             Err(reason) => debug!(
@@ -296,7 +297,7 @@ impl Service {
                 if let Some(left) = self.lines.turn(Instant::now()) {
                     log(&name, family.protocol, event, left, &mut self.said_querier);
                 }
-                if matches!(event, Event::QuerierChanged { .. }) {
+                if matches!(event, MembershipEvent::QuerierChanged { .. }) {
                     context
                         .catalog
                         .membership
@@ -310,7 +311,7 @@ impl Service {
             let state = MembershipState {
                 groups: machine.group_count() as u64,
                 sources: machine.source_count() as u64,
-                querier: machine.querier(Instant::now()).us,
+                querier: machine.querier(Instant::now()).is_us,
             };
             context
                 .catalog
@@ -350,8 +351,8 @@ impl Service {
             let asks = family
                 .machine
                 .as_ref()
-                .filter(|m| m.querier(Instant::now()).us);
-            let timing = asks.map(Downstream::timing);
+                .filter(|m| m.querier(Instant::now()).is_us);
+            let timing = asks.map(Downstream::timers);
             let message = mrdisc::RouterDiscoveryMessage::Advertisement {
                 interval: announcer.interval_seconds(),
                 query_interval: timing.map_or(0, |t| t.query_interval().as_secs() as u16),
@@ -420,12 +421,12 @@ impl Service {
         views.collect()
     }
 
-    fn member_view(&self, protocol: Protocol, group: crate::membership::GroupView) -> GroupView {
+    fn member_view(&self, protocol: Protocol, group: crate::membership::GroupStatus) -> GroupView {
         let ms = |d: Duration| d.as_millis() as u64;
-        let source = |s: &crate::membership::SourceView| GroupSourceView {
+        let source = |s: &crate::membership::SourceStatus| GroupSourceView {
             source: s.source.to_string(),
             forwarded: group.filter.takes(s.source),
-            expires_ms: s.left.map(ms),
+            expires_ms: s.source_timer.map(ms),
         };
         GroupView {
             interface: self.served.name.to_string(),
@@ -433,7 +434,7 @@ impl Service {
             group: group.group.to_string(),
             mode: mode(&group.filter).into(),
             sources: group.sources.iter().map(source).collect(),
-            expires_ms: group.left.map(ms),
+            expires_ms: group.group_timer.map(ms),
             version: Some(version(group.generation, protocol).into()),
             reporters: group.reporters.iter().map(IpAddr::to_string).collect(),
             last_reporter: Some(group.last_reporter.to_string()),
@@ -451,8 +452,8 @@ impl Service {
             QuerierView {
                 protocol: machine.config().protocol.label().into(),
                 address: querier.address.map(|a| a.to_string()),
-                us: querier.us,
-                expires_ms: querier.left.map(|d| d.as_millis() as u64),
+                us: querier.is_us,
+                expires_ms: querier.expires_in.map(|d| d.as_millis() as u64),
             }
         };
         machines.map(view).collect()

@@ -1,4 +1,4 @@
-//! What a downstream machine is told of its proxy.
+//! Configuration of one downstream interface.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,33 +7,33 @@ use std::sync::Arc;
 use crate::model::ProxyRule;
 use crate::wire::membership_message::Generation;
 
-/// Which of the two protocols: they differ in addresses and in the number of generations.
+/// A group membership protocol. The two differ in their addresses and in the number of versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
-    /// IPv4.
+    /// IGMP, for IPv4.
     Igmp,
-    /// IPv6. It has no first generation.
+    /// MLD, for IPv6. MLD has no counterpart of IGMPv1.
     Mld,
 }
 
 impl Protocol {
-    /// Both, IPv4 first.
+    /// Both protocols, IGMP first.
     pub const ALL: [Self; 2] = [Self::Igmp, Self::Mld];
 
-    /// Where general queries go: 224.0.0.1 or ff02::1.
-    pub fn all_hosts(self) -> IpAddr {
+    /// Returns the destination of general queries: 224.0.0.1 or ff02::1.
+    pub fn general_query_destination(self) -> IpAddr {
         match self {
             Self::Igmp => IpAddr::V4(Ipv4Addr::new(224, 0, 0, 1)),
             Self::Mld => IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)),
         }
     }
 
-    /// Whether the address is of its IP version.
-    pub fn speaks(self, addr: IpAddr) -> bool {
+    /// Returns true if `addr` belongs to the IP version of this protocol.
+    pub fn is_family_of(self, addr: IpAddr) -> bool {
         addr.is_ipv4() == matches!(self, Self::Igmp)
     }
 
-    /// The metrics label.
+    /// Returns the metrics label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Igmp => "igmp",
@@ -51,44 +51,47 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// How many hosts, and sources of theirs, one machine tracks unless told otherwise.
-pub const TRACKED: usize = 65_536;
+/// Default of [`DownstreamConfig::max_tracked_entries`].
+pub const MAX_TRACKED_ENTRIES: usize = 65_536;
 
-/// How many sources one machine remembers on average for each group it may.
-pub const SOURCES_PER_GROUP: usize = 16;
+/// Average number of sources per group that one interface stores, if it has as many groups as
+/// its limit allows.
+pub const AVERAGE_SOURCES_PER_GROUP: usize = 16;
 
-/// What one [`Downstream`](super::Downstream) needs to know.
+/// Configuration of one `Downstream`.
 #[derive(Debug, Clone)]
 pub struct DownstreamConfig {
     /// IGMP or MLD.
     pub protocol: Protocol,
-    /// The proxy: policy, versions, timers, limits, lists.
+    /// The proxy's configuration: querier policy, versions, timers, limits and access lists.
     pub rule: Arc<ProxyRule>,
-    /// With `fast_leave`: how many hosts and sources of theirs are tracked at most, over all
-    /// groups. Where a host finds no room, its group is asked as if nobody were tracked.
-    pub tracked: usize,
+    /// Upper limit of the entries of explicit host tracking (`fast_leave`), over all groups. An
+    /// entry is a host, or a source of a host. A group with a host beyond the limit is queried
+    /// as if no host were tracked.
+    pub max_tracked_entries: usize,
 }
 
 impl DownstreamConfig {
-    /// With the default bound on tracked hosts.
+    /// Creates a configuration with the default limit of tracked hosts.
     pub fn new(protocol: Protocol, rule: Arc<ProxyRule>) -> Self {
         Self {
             protocol,
             rule,
-            tracked: TRACKED,
+            max_tracked_entries: MAX_TRACKED_ENTRIES,
         }
     }
 
-    /// How many sources are remembered at most, over all groups: one group may have as many as
-    /// its own limit says, not all of them.
-    pub fn sources(&self) -> usize {
+    /// Returns the upper limit of stored sources over all groups. One group can reach its own
+    /// limit, but not every group can reach it at the same time.
+    pub fn max_sources(&self) -> usize {
         let limits = &self.rule.limits;
-        let average = limits.groups.saturating_mul(SOURCES_PER_GROUP);
+        let average = limits.groups.saturating_mul(AVERAGE_SOURCES_PER_GROUP);
         average.max(limits.sources_per_group)
     }
 
-    /// The generation spoken: queries are of it, and no group is in a higher mode.
-    pub fn spoken(&self) -> Generation {
+    /// Returns the configured protocol generation. Queries are sent in this generation, and no
+    /// group has a higher compatibility mode.
+    pub fn generation(&self) -> Generation {
         match (self.protocol, self.rule.version) {
             (Protocol::Igmp, v) if v.igmp <= 1 => Generation::One,
             (Protocol::Igmp, v) if v.igmp == 2 => Generation::Two,

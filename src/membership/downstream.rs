@@ -1,7 +1,6 @@
-//! One downstream interface, one IP version: who of its hosts is a member of what, and what they
-//! are asked.
+//! The router side of IGMP or MLD on one downstream interface.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,471 +8,504 @@ use std::time::{Duration, Instant};
 use crate::model::{Group, HeaderChecks, ProxyRule, SourceFilter};
 use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
-use super::asking::Asker;
 use super::config::DownstreamConfig;
-use super::group::GroupState;
-use super::querier::Querier;
-use super::refused::{Refusals, Refused};
-use super::reports::Said;
-use super::room::{Room, Standing};
-use super::timing::Timing;
-use super::view::{GroupView, QuerierView};
+use super::effective_timers::EffectiveTimers;
+use super::election::QuerierElection;
+use super::event::{EventQueue, MembershipEvent};
+use super::group_filter::RecordContext;
+use super::group_table::GroupTable;
+use super::query_builder::QueryBuilder;
+use super::quota::SenderStatus;
+use super::received_record::ReceivedRecord;
+use super::refusal::{MembershipRefusal, RefusalCounts};
+use super::status::{GroupStatus, QuerierStatus};
 
-/// How many events wait to be told; of more, the oldest are forgotten.
-const EVENTS: usize = 64;
+/// Minimum capacity of the queue of outgoing queries.
+const MIN_QUERY_CAPACITY: usize = 1024;
 
-/// A query to be sent. Where its sources do not fit the MTU, it is to be split.
+/// Upper limit of the Max Response Time that is honoured in specific queries of other routers.
+const MAX_FOREIGN_RESPONSE_TIME: Duration = Duration::from_secs(3600);
+
+/// A query to be sent. The sender splits it if its sources do not fit into the MTU.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueryToSend {
-    /// What it says.
+pub struct OutgoingQuery {
+    /// The query.
     pub query: Query,
-    /// Where it goes: all hosts, or the group it asks for.
-    pub to: IpAddr,
+    /// The destination: all hosts, or the group of the query.
+    pub destination: IpAddr,
 }
 
-/// What is worth a line in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// Another asks now.
-    QuerierChanged {
-        /// Who; none where nobody does.
-        address: Option<IpAddr>,
-        /// Whether that is us.
-        us: bool,
-    },
-    /// We only listen, and for as long as another querier is believed to live nobody asked.
-    /// Hosts are forgotten then.
-    NobodyAsks,
-    /// A router with a lower address asks, and our policy is to ask nevertheless. At most once
-    /// a minute.
-    RivalQuerier {
-        /// Its address.
-        address: IpAddr,
-    },
-    /// A router speaks another version than we do: the link has to be configured alike
-    /// (RFC 9776 section 7.3.1). At most once a minute.
-    OtherVersion {
-        /// Its address.
-        address: IpAddr,
-        /// What it speaks.
-        heard: Generation,
-        /// What we speak, and go on to.
-        spoken: Generation,
-    },
-}
-
-/// The machine. After each call that takes `&mut self`, ask for queries, changes and events
-/// until there are none.
+/// Querier and group memberships of one downstream interface, for one protocol.
+///
+/// Methods are of four kinds:
+///
+/// - Getters take `&self`.
+/// - `handle_*` take messages, losses and expired timers.
+/// - [`set_own_address`](Self::set_own_address) and [`reconfigure`](Self::reconfigure) change the
+///   configuration.
+/// - `poll_*` return outputs. After each call of the two kinds above, call
+///   [`poll_query`](Self::poll_query), [`poll_change`](Self::poll_change) and
+///   [`poll_event`](Self::poll_event) until they return None, and
+///   [`poll_timeout`](Self::poll_timeout) for the time of the next
+///   [`handle_timeout`](Self::handle_timeout).
 #[derive(Debug)]
 pub struct Downstream {
-    pub(super) config: DownstreamConfig,
-    pub(super) querier: Querier,
-    told_querier: (Option<IpAddr>, bool),
-    pub(super) groups: BTreeMap<Group, GroupState>,
-    pub(super) room: Room,
-    /// Each group with a timer stands here once.
-    deadlines: BTreeSet<(Instant, Group)>,
-    pub(super) source_count: usize,
-    /// Hosts and sources of theirs that are tracked, over all groups.
-    pub(super) tracked: usize,
-    queries: VecDeque<QueryToSend>,
-    /// With what was forwarded when the caller was last told.
-    changed: BTreeMap<Group, SourceFilter>,
-    events: VecDeque<Event>,
-    pub(super) warned_rival: Option<Instant>,
-    pub(super) warned_version: Option<Instant>,
-    /// When messages were last lost before they came here.
-    unheard: Option<Instant>,
-    /// Until then hosts may be members without our knowledge.
-    hosts_missed_until: Instant,
-    refusals: Refusals,
+    config: DownstreamConfig,
+    election: QuerierElection,
+    groups: GroupTable,
+    queries: VecDeque<OutgoingQuery>,
+    events: EventQueue,
+    /// When messages were last lost before they were handled.
+    last_message_loss: Option<Instant>,
+    /// Until this time, hosts may be members without being known.
+    members_unknown_until: Instant,
+    refusals: RefusalCounts,
 }
 
 impl Downstream {
-    /// Starts with no members. With an address and a policy to ask, the first general query is
-    /// due at once: see [`poll_timeout`](Self::poll_timeout).
+    /// Starts without members. With an address, and a policy other than `off`, the first general
+    /// query is due immediately: see [`poll_timeout`](Self::poll_timeout).
     pub fn new(now: Instant, config: DownstreamConfig, own_address: Option<IpAddr>) -> Self {
         let rule = &config.rule;
-        let querier = Querier::new(now, rule.querier, &rule.timers, usable(own_address));
-        let mut machine = Self {
+        let own_address = usable_address(own_address);
+        let election = QuerierElection::new(now, rule.querier, &rule.timers, own_address);
+        let mut downstream = Self {
             config,
-            querier,
-            told_querier: (None, false),
-            groups: BTreeMap::new(),
-            room: Room::default(),
-            deadlines: BTreeSet::new(),
-            source_count: 0,
-            tracked: 0,
+            election,
+            groups: GroupTable::default(),
             queries: VecDeque::new(),
-            changed: BTreeMap::new(),
-            events: VecDeque::new(),
-            warned_rival: None,
-            warned_version: None,
-            unheard: None,
-            hosts_missed_until: now,
-            refusals: Refusals::default(),
+            events: EventQueue::default(),
+            last_message_loss: None,
+            members_unknown_until: now,
+            refusals: RefusalCounts::default(),
         };
-        machine.hosts_missed_until = now + machine.patience();
-        machine.tell_querier();
-        machine
+        downstream.members_unknown_until = now + downstream.learning_time();
+        downstream.report_querier();
+        downstream
     }
 
-    /// How long it takes after the start until all hosts were asked, and had the time to answer:
-    /// by us at once, else whenever somebody else asks.
-    pub fn patience(&self) -> Duration {
-        let timing = self.querier.timing();
-        match self.querier.is_us() {
-            true => timing.query_response_interval(),
-            false => timing.group_membership_interval(),
+    // Getters.
+
+    /// Returns the time after the start until every host has been queried and has had the time
+    /// to answer. This router sends a query immediately; another querier may take longer.
+    pub fn learning_time(&self) -> Duration {
+        let timers = self.election.timers();
+        match self.election.is_us() {
+            true => timers.query_response_interval(),
+            false => timers.group_membership_interval(),
         }
     }
 
-    /// What it was told.
+    /// Returns the configuration.
     pub fn config(&self) -> &DownstreamConfig {
         &self.config
     }
 
-    /// The timers and counts in force: those of the elected querier where it tells some.
-    pub fn timing(&self) -> &Timing {
-        self.querier.timing()
+    /// Returns the timers and counters in effect, including those of the elected querier.
+    pub fn timers(&self) -> &EffectiveTimers {
+        self.election.timers()
     }
 
-    /// Who asks.
-    pub fn querier(&self, now: Instant) -> QuerierView {
-        self.querier.view(now)
+    /// Returns the status of the querier election.
+    pub fn querier(&self, now: Instant) -> QuerierStatus {
+        self.election.status(now)
     }
 
-    /// How many groups have members.
+    /// Returns the number of groups with members.
     pub fn group_count(&self) -> usize {
         self.groups.len()
     }
 
-    /// How many sources are known, over all groups.
+    /// Returns the number of stored sources over all groups.
     pub fn source_count(&self) -> usize {
-        self.source_count
+        self.groups.source_count()
     }
 
-    /// Every group with members, lowest first.
-    pub fn groups(&self, now: Instant) -> impl Iterator<Item = GroupView> {
-        let spoken = self.config.spoken();
-        let view = move |(group, state): (&Group, &GroupState)| state.view(now, *group, spoken);
-        self.groups.iter().map(view)
+    /// Returns the status of every group with members, lowest address first.
+    pub fn groups(&self, now: Instant) -> impl Iterator<Item = GroupStatus> {
+        let configured = self.config.generation();
+        let groups = self.groups.iter();
+        groups.map(move |(group, state)| state.status(now, group, configured))
     }
 
-    /// What is forwarded of a group.
+    /// Returns the sources to forward of a group.
     pub fn filter(&self, group: Group) -> SourceFilter {
-        let state = self.groups.get(&group);
-        state.map_or_else(SourceFilter::none, GroupState::filter)
+        self.groups.source_filter(group)
     }
 
-    /// Takes a message of a stranger, as [`handle_as`](Self::handle_as) does.
+    // Inputs.
+
+    /// Handles a message of an unknown sender, like
+    /// [`handle_message_from`](Self::handle_message_from).
     ///
     /// # Errors
-    /// Likewise.
-    pub fn handle(
+    /// See [`handle_message_from`](Self::handle_message_from).
+    pub fn handle_message(
         &mut self,
         now: Instant,
-        from: IpAddr,
-        to: IpAddr,
+        sender: IpAddr,
+        destination: IpAddr,
         message: &MembershipMessage,
-    ) -> Result<(), Refused> {
-        self.handle_as(now, Standing::Stranger, from, to, message)
+    ) -> Result<(), MembershipRefusal> {
+        let sender_status = SenderStatus::Unknown;
+        self.handle_message_from(now, sender_status, sender, destination, message)
     }
 
-    /// Takes a message that came from `from` and was sent to `to`. Its checksum, TTL and options
-    /// were checked before. The last quarter of the places for groups and sources is for members.
+    /// Handles a message whose checksum, TTL and IP options have been checked. The last quarter
+    /// of the slots for groups and sources is reserved for known members.
     ///
-    /// What ran out stands until [`handle_timeout`](Self::handle_timeout): a caller that is
-    /// late gives it the reports that wait first, and no member is lost.
+    /// Memberships with an expired timer last until [`handle_timeout`](Self::handle_timeout). A
+    /// caller that is late can handle the waiting reports first, so that no member is lost.
     ///
     /// # Errors
-    /// The first reason why a part of it was refused; the other parts are taken.
-    /// [`take_refusals`](Self::take_refusals) knows every reason.
-    pub fn handle_as(
+    /// The first reason to refuse a part of the message. The other parts take effect.
+    /// [`take_refusals`](Self::take_refusals) returns all reasons.
+    pub fn handle_message_from(
         &mut self,
         now: Instant,
-        standing: Standing,
-        from: IpAddr,
-        to: IpAddr,
+        sender_status: SenderStatus,
+        sender: IpAddr,
+        destination: IpAddr,
         message: &MembershipMessage,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), MembershipRefusal> {
         let mut refused = Vec::new();
         let refuse = &mut |reason| refused.push(reason);
-        if let Err(reason) = self.check_sender(from, message) {
+        if let Err(reason) = self.check_sender(sender, message) {
             refuse(reason);
+        } else if let MembershipMessage::Query(query) = message {
+            if let Err(reason) = self.handle_query(now, sender, destination, query) {
+                refuse(reason);
+            }
         } else {
-            self.take(now, (from, standing), to, message, refuse);
+            self.handle_report(now, (sender, sender_status), message, refuse);
         }
         refused.iter().for_each(|r| self.refusals.count(*r));
         refused.first().map_or(Ok(()), |r| Err(*r))
     }
 
-    fn take(
-        &mut self,
-        now: Instant,
-        (from, standing): (IpAddr, Standing),
-        to: IpAddr,
+    fn check_sender(
+        &self,
+        sender: IpAddr,
         message: &MembershipMessage,
-        refuse: &mut impl FnMut(Refused),
-    ) {
-        let older = |generation, group, kind| Said {
-            from,
-            standing,
-            generation,
-            group,
-            kind,
-            sources: &[],
-        };
-        match message {
-            MembershipMessage::Query(query) => {
-                if let Err(reason) = self.heard_query(now, from, to, query) {
-                    refuse(reason);
-                }
-            }
-            MembershipMessage::Report { generation, group } => {
-                let said = older(*generation, *group, RecordType::ModeIsExclude);
-                self.record(now, &said, refuse);
-            }
-            MembershipMessage::Leave { group } => {
-                let said = older(Generation::Two, *group, RecordType::ChangeToInclude);
-                self.record(now, &said, refuse);
-            }
-            MembershipMessage::Records(records) => {
-                for record in records {
-                    let said = Said {
-                        from,
-                        standing,
-                        generation: Generation::Three,
-                        group: record.group,
-                        kind: record.kind,
-                        sources: &record.sources,
-                    };
-                    self.record(now, &said, refuse);
-                }
-            }
-        }
-    }
-
-    fn check_sender(&self, from: IpAddr, message: &MembershipMessage) -> Result<(), Refused> {
-        // A lenient proxy hears hosts that have no link-local address; it elects no such querier.
-        let lenient = self.config.rule.header_checks == HeaderChecks::Lenient;
-        let lenient = lenient && !matches!(message, MembershipMessage::Query(_));
-        match from {
-            _ if !self.config.protocol.speaks(from) => Err(Refused::OtherFamily),
-            IpAddr::V6(a) if !a.is_unicast_link_local() && !lenient => {
-                Err(Refused::NotLinkLocalSender)
+    ) -> Result<(), MembershipRefusal> {
+        // Lenient checks accept reports of hosts without a link-local address, but no queries.
+        let is_lenient = self.config.rule.header_checks == HeaderChecks::Lenient
+            && !matches!(message, MembershipMessage::Query(_));
+        match sender {
+            _ if !self.config.protocol.is_family_of(sender) => Err(MembershipRefusal::OtherFamily),
+            IpAddr::V6(a) if !a.is_unicast_link_local() && !is_lenient => {
+                Err(MembershipRefusal::NotLinkLocalSender)
             }
             _ => Ok(()),
         }
     }
 
-    /// Changes one group, and then all that depends on it. A group that is not known is made
-    /// where somebody asks for it.
-    pub(super) fn with_group(
+    /// Handles a query of another router (sections 6.6.1 and 6.6.2).
+    fn handle_query(
         &mut self,
         now: Instant,
-        group: Group,
-        from: Option<IpAddr>,
-        change: impl FnOnce(&mut GroupState, &Asker<'_>),
+        sender: IpAddr,
+        destination: IpAddr,
+        query: &Query,
+    ) -> Result<(), MembershipRefusal> {
+        if Some(sender) == self.election.own_address() {
+            return Err(MembershipRefusal::OwnAddress);
+        }
+        let to_all_hosts = destination == self.config.protocol.general_query_destination();
+        let to_group = query.group.map(Group::addr) == Some(destination);
+        if !to_all_hosts && !to_group {
+            return Err(MembershipRefusal::QueryDestination);
+        }
+        if query.group.is_none() && sender.is_unspecified() {
+            self.election.handle_unspecified_query(now, query);
+            return Err(MembershipRefusal::QueryUnspecified);
+        }
+        let configured = self.config.generation();
+        self.events
+            .warn_version_mismatch(now, sender, query.generation, configured);
+        match query.group {
+            Some(group) => self.handle_specific_query(now, group, query),
+            None => {
+                if self.election.handle_general_query(now, sender, query) {
+                    self.events.warn_competing_querier(now, sender);
+                }
+                self.report_querier();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lowers the timers as the querier does, unless the S flag is set (section 6.6.1). While
+    /// this router is the querier, specific queries of other routers have no effect: the hosts
+    /// may not have received them.
+    fn handle_specific_query(&mut self, now: Instant, group: Group, query: &Query) {
+        if query.suppress || self.election.is_us() {
+            return;
+        }
+        let timers = self.election.timers();
+        // Hosts may use the full Max Response Time of the query. A tiny Max Response Time must
+        // not expire members early.
+        let count = u32::from(timers.last_member_query_count());
+        let response_time = query.max_response_time.min(MAX_FOREIGN_RESPONSE_TIME) * count;
+        let until = now + timers.last_member_query_time().max(response_time);
+        self.groups
+            .update(group, |state| state.lower_timers(&query.sources, until));
+    }
+
+    /// Handles a report or leave. Each is converted to records of the third generation (section
+    /// 7.3.2).
+    fn handle_report(
+        &mut self,
+        now: Instant,
+        (sender, sender_status): (IpAddr, SenderStatus),
+        message: &MembershipMessage,
+        refuse: &mut impl FnMut(MembershipRefusal),
     ) {
-        let state = match (self.groups.contains_key(&group), from) {
-            (false, None) => return,
-            (false, Some(from)) => self.groups.entry(group).or_insert(GroupState::new(from)),
-            (true, _) => match self.groups.get_mut(&group) {
-                Some(state) => state,
-                None => return,
-            },
+        let received = |generation, group, record_type, sources| ReceivedRecord {
+            sender,
+            sender_status,
+            generation,
+            group,
+            record_type,
+            sources,
         };
-        let (wake, sources, tracked) = (state.wake, state.sources.len(), state.tracked());
-        let asker = Asker {
+        match message {
+            MembershipMessage::Query(_) => {}
+            MembershipMessage::Report { generation, group } => {
+                let record = received(*generation, *group, RecordType::ModeIsExclude, &[]);
+                self.handle_record(now, &record, refuse);
+            }
+            MembershipMessage::Leave { group } => {
+                let record = received(Generation::Two, *group, RecordType::ChangeToInclude, &[]);
+                self.handle_record(now, &record, refuse);
+            }
+            MembershipMessage::Records(records) => {
+                for r in records {
+                    let record = received(Generation::Three, r.group, r.kind, &r.sources);
+                    self.handle_record(now, &record, refuse);
+                }
+            }
+        }
+    }
+
+    /// Handles one record (section 6.4). Calls `refuse` with the reason of each refusal.
+    fn handle_record(
+        &mut self,
+        now: Instant,
+        record: &ReceivedRecord<'_>,
+        refuse: &mut impl FnMut(MembershipRefusal),
+    ) {
+        use RecordType::{BlockOldSources, ChangeToExclude, ChangeToInclude, ModeIsExclude};
+        if let Err(reason) = record.check_group(&self.config) {
+            return refuse(reason);
+        }
+        let group = record.group;
+        let record_type = record.record_type;
+        let mut named = record.accepted_sources(&self.config, refuse);
+        let configured = self.config.generation();
+        let known = self.groups.get(group);
+        let is_new = known.is_none();
+        let mode = known.map_or(configured, |g| g.compatibility_mode(now, configured));
+        let known_sources = known.map_or(0, |g| g.source_count());
+        // Section 7.3.2: a compatibility mode ignores what its hosts cannot express.
+        match record_type {
+            BlockOldSources if mode < Generation::Three => return,
+            ChangeToInclude if mode == Generation::One => return,
+            ChangeToExclude if mode < Generation::Three => named.clear(),
+            _ => {}
+        }
+        let limits = &self.config.rule.limits;
+        if is_new {
+            let is_join =
+                record.is_exclude() || (record_type != BlockOldSources && !named.is_empty());
+            if !is_join {
+                return;
+            }
+            let (sender, sender_status) = (record.sender, record.sender_status);
+            match self.groups.find_slot(limits.groups, sender, sender_status) {
+                Some(slot) => self.groups.insert(group, sender, slot),
+                None => return refuse(MembershipRefusal::GroupLimit),
+            }
+        }
+        let timers = *self.election.timers();
+        let group_limit = record.sender_status.usable_slots(limits.sources_per_group);
+        let total_limit = record.sender_status.usable_slots(self.config.max_sources());
+        let free_sources = total_limit.saturating_sub(self.groups.source_count());
+        let context = RecordContext {
             now,
-            spoken: self.config.spoken(),
-            timing: self.querier.timing(),
+            group_membership_interval: timers.group_membership_interval(),
+            max_sources: group_limit.min(free_sources + known_sources),
         };
-        change(state, &asker);
-        if let Some(before) = state.before.take() {
-            self.changed.entry(group).or_insert(before);
-        }
-        self.source_count = self.source_count + state.sources.len() - sources;
-        self.tracked = self.tracked + state.tracked() - tracked;
-        let next = state.wake.filter(|_| !state.is_gone());
-        if state.is_gone() {
-            self.tracked -= state.tracked();
-            self.room.free(state.place);
-            self.groups.remove(&group);
-        }
-        if wake != next {
-            if let Some(at) = wake {
-                self.deadlines.remove(&(at, group));
+        let is_querier = self.election.is_us();
+        let all_members_known = now >= self.members_unknown_until;
+        let fast_leave = self.config.rule.fast_leave;
+        let max_tracked = self.config.max_tracked_entries;
+        let free_entries = max_tracked.saturating_sub(self.groups.tracked_entries());
+        let builder = self.query_builder(now, &timers);
+        let mut queries = Vec::new();
+        self.groups.update(group, |state| {
+            state.set_last_reporter(record.sender);
+            if record_type == ModeIsExclude {
+                let until = now + timers.older_host_present_interval();
+                state.note_older_host(record.generation, until);
             }
-            if let Some(at) = next {
-                self.deadlines.insert((at, group));
+            let mut required = state.apply(record_type, &named, &context);
+            (0..state.take_refused_sources()).for_each(|_| refuse(MembershipRefusal::SourceLimit));
+            if fast_leave {
+                let expires = now + timers.group_membership_interval();
+                if !state.track_sender(record, &named, is_new, free_entries, expires) {
+                    refuse(MembershipRefusal::HostLimit);
+                }
+                let is_complete = all_members_known && state.tracks_every_member(now);
+                if mode == Generation::Three && is_complete {
+                    required = state.end_unrequested(required, context.max_sources);
+                }
             }
-        }
+            if is_querier {
+                state.start_queries(group, &required, &builder, &mut queries);
+            }
+        });
+        self.enqueue_queries(queries);
     }
 
-    pub(super) fn push_queries(&mut self, queries: Vec<Query>) {
-        let all = self.config.protocol.all_hosts();
-        // A caller that takes none must not make us hold more and more.
-        let room = self.config.rule.limits.groups.saturating_mul(2).max(1024);
-        for query in queries {
-            if self.queries.len() < room {
-                let to = query.group.map_or(all, Group::addr);
-                self.queries.push_back(QueryToSend { query, to });
-            }
-        }
+    /// Handles the loss of messages before they reached this type, for instance because a queue
+    /// was full. A lost message may have been an answer, so that silence does not end a
+    /// membership until the hosts have been queried again.
+    pub fn handle_message_loss(&mut self, now: Instant) {
+        self.last_message_loss = Some(now);
+        self.handle_missed_report(now);
     }
 
-    /// The next query to be sent.
-    pub fn poll_query(&mut self) -> Option<QueryToSend> {
+    /// Handles a report that was not evaluated, so that its sender may be an unknown member.
+    /// Every leave is verified by queries until each host has reported again.
+    pub fn handle_missed_report(&mut self, now: Instant) {
+        self.members_unknown_until = now + self.election.timers().group_membership_interval();
+    }
+
+    /// Handles expired timers.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.election.poll_timeout().is_some_and(|at| at <= now) {
+            let is_query_due = self.election.handle_timeout(now);
+            self.report_querier();
+            if self.election.poll_no_querier(now) {
+                self.events.push(MembershipEvent::NoQuerier);
+            }
+            if is_query_due {
+                let builder = self.query_builder(now, self.election.timers());
+                let query = builder.general_query();
+                self.enqueue_queries(vec![query]);
+            }
+        }
+        let is_querier = self.election.is_us();
+        let timers = *self.election.timers();
+        // The time within which every host is queried again and has answered.
+        let next_round = timers.query_interval() + timers.query_response_interval();
+        let is_grace_period = self
+            .last_message_loss
+            .is_some_and(|at| now < at + next_round);
+        let grace_until = is_grace_period.then(|| now + next_round);
+        let builder = self.query_builder(now, &timers);
+        let mut queries = Vec::new();
+        while let Some(group) = self.groups.next_due(now) {
+            self.groups.update(group, |state| {
+                state.handle_timeout(group, grace_until, is_querier, &builder, &mut queries);
+            });
+        }
+        self.enqueue_queries(queries);
+    }
+
+    // Configuration.
+
+    /// Sets the address that queries are sent from. A change restarts the election and the
+    /// startup queries. Without an address no queries are sent. MLD requires a link-local
+    /// address; any other counts as none.
+    pub fn set_own_address(&mut self, now: Instant, own_address: Option<IpAddr>) {
+        self.election
+            .set_own_address(now, usable_address(own_address));
+        self.report_querier();
+    }
+
+    /// Replaces the proxy's configuration. Memberships are kept if the access lists still allow
+    /// their group. The election and the startup queries restart if policy, timers or version
+    /// change.
+    pub fn reconfigure(&mut self, now: Instant, rule: Arc<ProxyRule>) {
+        let generation = self.config.generation();
+        self.config.rule = rule.clone();
+        self.election.reconfigure(now, rule.querier, &rule.timers);
+        if self.config.generation() != generation {
+            self.election.restart(now);
+        }
+        self.report_querier();
+        self.groups.update_all(|group, state| {
+            if !rule.fast_leave {
+                state.stop_tracking();
+            }
+            if !rule.takes_group(group) {
+                state.clear();
+            }
+        });
+    }
+
+    // Outputs.
+
+    /// Returns the next query to be sent.
+    pub fn poll_query(&mut self) -> Option<OutgoingQuery> {
         self.queries.pop_front()
     }
 
-    /// A group whose filter has changed since it was last told, and what it is now: `Include` of
-    /// none where nobody is left. Changes of one group between two calls are one.
+    /// Returns the next group whose filter has changed, with its present filter: an empty
+    /// `Include` if no member is left. Several changes of one group between two calls are
+    /// reported as one.
     pub fn poll_change(&mut self) -> Option<(Group, SourceFilter)> {
-        while let Some((group, before)) = self.changed.pop_first() {
-            let filter = self.filter(group);
-            if filter != before {
-                return Some((group, filter));
-            }
-        }
-        None
+        self.groups.poll_change()
     }
 
-    /// The next thing for the log.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+    /// Returns the next event for the log.
+    pub fn poll_event(&mut self) -> Option<MembershipEvent> {
+        self.events.pop()
     }
 
-    /// How often each reason to refuse came up since this was last called.
-    pub fn take_refusals(&mut self) -> impl Iterator<Item = (Refused, u64)> + use<> {
+    /// Returns the number of refusals per reason since the last call.
+    pub fn take_refusals(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
         self.refusals.take()
     }
 
-    /// The address queries are sent from came, changed or went: election and startup anew.
-    /// Without one nothing is asked. For MLD it is link-local; another counts as none.
-    pub fn set_own_address(&mut self, now: Instant, own: Option<IpAddr>) {
-        self.querier.set_own(now, usable(own));
-        self.tell_querier();
-    }
-
-    /// Goes on with other settings. Members stay where the lists still take their group;
-    /// election and startup begin anew where policy, timers or the version spoken differ.
-    pub fn reconfigure(&mut self, now: Instant, rule: Arc<ProxyRule>) {
-        let spoken = self.config.spoken();
-        self.config.rule = rule.clone();
-        self.querier.configure(now, rule.querier, &rule.timers);
-        if self.config.spoken() != spoken {
-            self.querier.start(now);
-        }
-        self.tell_querier();
-        let groups: Vec<Group> = self.groups.keys().copied().collect();
-        for group in groups {
-            self.with_group(now, group, None, |state, _| {
-                if !rule.fast_leave {
-                    state.tracker = None;
-                }
-                if !rule.takes_group(group) {
-                    state.clear();
-                }
-            });
-        }
-    }
-
-    /// When [`handle_timeout`](Self::handle_timeout) is due.
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let group = self.deadlines.first().map(|(at, _)| *at);
-        [group, self.querier.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        let timeouts = [self.groups.poll_timeout(), self.election.poll_timeout()];
+        timeouts.into_iter().flatten().min()
     }
 
-    /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.querier.poll_timeout().is_some_and(|at| at <= now) {
-            let ask = self.querier.handle_timeout(now);
-            self.tell_querier();
-            if self.querier.fell_silent(now) {
-                self.event(Event::NobodyAsks);
+    fn query_builder<'t>(&self, now: Instant, timers: &'t EffectiveTimers) -> QueryBuilder<'t> {
+        QueryBuilder {
+            now,
+            generation: self.config.generation(),
+            timers,
+        }
+    }
+
+    /// Queues queries. Drops those beyond the capacity, so that a caller that does not collect
+    /// them does not make the queue grow without limit.
+    fn enqueue_queries(&mut self, queries: Vec<Query>) {
+        let general_destination = self.config.protocol.general_query_destination();
+        let limit = self.config.rule.limits.groups;
+        let capacity = limit.saturating_mul(2).max(MIN_QUERY_CAPACITY);
+        for query in queries {
+            if self.queries.len() < capacity {
+                let destination = query.group.map_or(general_destination, Group::addr);
+                self.queries.push_back(OutgoingQuery { query, destination });
             }
-            if ask {
-                let asker = Asker {
-                    now,
-                    spoken: self.config.spoken(),
-                    timing: self.querier.timing(),
-                };
-                let query = asker.query(None, asker.timing.query_response_interval());
-                self.push_queries(vec![query]);
-            }
-        }
-        let asks = self.querier.is_us();
-        let mut queries = Vec::new();
-        let next_round = self.next_round();
-        let spares = self.unheard.is_some_and(|at| now < at + next_round);
-        while let Some((_, group)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
-            let group = *group;
-            self.with_group(now, group, None, |state, by| {
-                if spares {
-                    state.spare(now, now + next_round);
-                }
-                state.expire(now);
-                match asks {
-                    true => state.ask_again(group, by, &mut queries),
-                    false => state.stop_asking(),
-                }
-                state.find_wake();
-            });
-        }
-        self.push_queries(queries);
-    }
-
-    /// Messages of hosts were lost before they came here, as where more came than could be taken
-    /// in. An answer may have been among them: until the hosts were asked again, who is silent
-    /// has not left.
-    pub fn messages_lost(&mut self, now: Instant) {
-        self.unheard = Some(now);
-        self.report_missed(now);
-    }
-
-    /// A report was not taken in, of a host that may be a member without our knowledge now. No
-    /// group ends by a leave without asking until every host has reported again.
-    pub fn report_missed(&mut self, now: Instant) {
-        self.hosts_missed_until = now + self.querier.timing().group_membership_interval();
-    }
-
-    /// Whether every member is known, where hosts are tracked at all.
-    pub(super) fn heard_every_host(&self, now: Instant) -> bool {
-        now >= self.hosts_missed_until
-    }
-
-    /// How long it takes at most until everybody was asked again and had the time to answer.
-    fn next_round(&self) -> Duration {
-        let timing = self.querier.timing();
-        timing.query_interval() + timing.query_response_interval()
-    }
-
-    pub(super) fn tell_querier(&mut self) {
-        let current = self.querier.current();
-        if current != self.told_querier {
-            self.told_querier = current;
-            let (address, us) = current;
-            self.event(Event::QuerierChanged { address, us });
         }
     }
 
-    pub(super) fn event(&mut self, event: Event) {
-        if self.events.len() >= EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back(event);
+    fn report_querier(&mut self) {
+        self.events.report_querier(self.election.current());
     }
 }
 
-/// An address queries can be sent from: for MLD a link-local one.
-fn usable(own: Option<IpAddr>) -> Option<IpAddr> {
-    own.filter(|a| match a {
+/// Returns the address if queries can be sent from it. MLD requires a link-local address.
+fn usable_address(own_address: Option<IpAddr>) -> Option<IpAddr> {
+    own_address.filter(|a| match a {
         IpAddr::V4(a) => !a.is_unspecified(),
         IpAddr::V6(a) => a.is_unicast_link_local(),
     })
@@ -483,20 +515,18 @@ fn usable(own: Option<IpAddr>) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use crate::membership::Protocol;
-    use crate::model::ProxyRule;
-    use std::time::Duration;
 
     #[test]
-    fn a_join_is_told_and_ends_when_nobody_reports_again() {
+    fn join_is_reported_and_expires_without_reports() {
         let t0 = Instant::now();
         let rule = Arc::new(ProxyRule::new(vec![], vec![]));
         let config = DownstreamConfig::new(Protocol::Igmp, rule);
-        let mut machine = Downstream::new(t0, config, Some([10, 0, 0, 1].into()));
-        assert_eq!(machine.poll_timeout(), Some(t0));
-        machine.handle_timeout(t0);
-        let general = machine.poll_query().unwrap();
+        let mut downstream = Downstream::new(t0, config, Some([10, 0, 0, 1].into()));
+        assert_eq!(downstream.poll_timeout(), Some(t0));
+        downstream.handle_timeout(t0);
+        let general = downstream.poll_query().unwrap();
         assert_eq!(
-            (general.query.group, general.to),
+            (general.query.group, general.destination),
             (None, [224, 0, 0, 1].into())
         );
         let group: Group = "239.1.2.3".parse().unwrap();
@@ -504,18 +534,20 @@ mod tests {
             generation: Generation::Two,
             group,
         };
-        machine
-            .handle(t0, [10, 0, 0, 9].into(), group.addr(), &join)
+        downstream
+            .handle_message(t0, [10, 0, 0, 9].into(), group.addr(), &join)
             .unwrap();
-        assert_eq!(machine.poll_change(), Some((group, SourceFilter::any())));
-        assert_eq!(machine.poll_change(), None);
+        let joined = (group, SourceFilter::any());
+        assert_eq!(downstream.poll_change(), Some(joined));
+        assert_eq!(downstream.poll_change(), None);
         let end = t0 + Duration::from_secs(270);
-        while let Some(at) = machine.poll_timeout().filter(|at| *at < end) {
-            machine.handle_timeout(at);
+        while let Some(at) = downstream.poll_timeout().filter(|at| *at < end) {
+            downstream.handle_timeout(at);
         }
-        assert_eq!(machine.filter(group), SourceFilter::any());
-        machine.handle_timeout(end);
-        assert_eq!(machine.poll_change(), Some((group, SourceFilter::none())));
-        assert_eq!(machine.group_count(), 0);
+        assert_eq!(downstream.filter(group), SourceFilter::any());
+        downstream.handle_timeout(end);
+        let left = (group, SourceFilter::none());
+        assert_eq!(downstream.poll_change(), Some(left));
+        assert_eq!(downstream.group_count(), 0);
     }
 }

@@ -1,476 +1,292 @@
-//! The state of one group on one interface: filter mode, source and group timers, and the
-//! tables that say how records change them (RFC 9776 sections 6.2 to 6.5).
-//!
-//! In the RFC's words: INCLUDE (A) is no group timer and A the sources; EXCLUDE (X, Y) is a
-//! running group timer, X the sources whose timers run, Y those whose timers ran out.
+//! State of one group on one interface (RFC 9776 sections 6.2 to 6.6, RFC 9777 sections 7.2 to
+//! 7.6).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::model::{Group, Source, SourceFilter};
-use crate::wire::membership_message::{Generation, RecordType};
+use crate::wire::membership_message::{Generation, Query, RecordType};
 
-use super::room::Place;
-use super::tracker::Tracker;
-use super::view::{GroupView, SourceView};
+use super::group_filter::{GroupFilter, RecordContext, RequiredQueries};
+use super::host_tracker::HostTracker;
+use super::query_builder::QueryBuilder;
+use super::quota::QuotaSlot;
+use super::received_record::ReceivedRecord;
+use super::specific_queries::SpecificQueries;
+use super::status::{GroupStatus, SourceStatus};
 
-/// One source of a group.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SourceState {
-    /// The source timer; none where it ran out.
-    pub(super) until: Option<Instant>,
-    /// How many specific queries are still to ask for it.
-    pub(super) asks: u8,
-    spared: Spared,
-}
-
-/// A timer that ran out while answers may have been lost, and goes on for another round.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Spared {
-    /// What it was set to. Where it says something else now, a host was heard since.
-    until: Option<Instant>,
-    times: u8,
-}
-
-impl Spared {
-    /// How often a timer is spared in a row: more would keep alive for ever what is gone, for as
-    /// long as somebody floods us.
-    const MOST: u8 = 3;
-
-    fn spare(&mut self, timer: &mut Option<Instant>, now: Instant, until: Instant) {
-        if timer.is_none_or(|at| at > now) {
-            return;
-        }
-        if self.until != *timer {
-            *self = Self::default();
-        }
-        if self.times < Self::MOST && until > now {
-            *timer = Some(until);
-            (self.until, self.times) = (*timer, self.times + 1);
-        }
-    }
-}
-
-/// What applies to a record besides itself.
-pub(super) struct Terms {
-    pub(super) now: Instant,
-    /// The group membership interval.
-    pub(super) interval: Duration,
-    /// How many sources a group may have.
-    pub(super) sources: usize,
-}
-
-/// What the last column of the tables asks for.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Send {
-    /// `Send Q(G)`.
-    pub(super) group: bool,
-    /// `Send Q(G, …)`.
-    pub(super) sources: Vec<Source>,
-}
-
-/// One group.
+/// One group: its filter, the specific queries still to be sent, its compatibility mode and,
+/// with `fast_leave`, its hosts.
 #[derive(Debug)]
 pub(super) struct GroupState {
-    /// The group timer; running means EXCLUDE.
-    pub(super) exclude_until: Option<Instant>,
-    spared: Spared,
-    pub(super) sources: BTreeMap<Source, SourceState>,
-    /// Hosts of generation one and two are present until then.
-    older: [Option<Instant>; 2],
-    /// How many specific queries are still to ask for the group, and when.
-    pub(super) group_asks: u8,
-    pub(super) group_ask_at: Option<Instant>,
-    /// When the sources with asks left are asked for again.
-    pub(super) sources_ask_at: Option<Instant>,
-    /// No timer of the group runs out before this.
-    pub(super) wake: Option<Instant>,
-    /// What was forwarded before the changes nobody was told of yet.
-    pub(super) before: Option<SourceFilter>,
-    pub(super) last_reporter: IpAddr,
-    /// New sources that found no room.
-    overflow: u32,
-    /// The place it takes.
-    pub(super) place: Place,
-    /// Which host wants what, where hosts are tracked.
-    pub(super) tracker: Option<Box<Tracker>>,
+    filter: GroupFilter,
+    queries: SpecificQueries,
+    /// Hosts of the first generation are considered present until this time.
+    first_generation_until: Option<Instant>,
+    /// Hosts of the second generation are considered present until this time.
+    second_generation_until: Option<Instant>,
+    last_reporter: IpAddr,
+    slot: QuotaSlot,
+    tracker: Option<Box<HostTracker>>,
 }
 
 impl GroupState {
-    pub(super) fn new(from: IpAddr) -> Self {
+    /// Creates a group without members, which occupies `slot`.
+    pub(super) fn new(reporter: IpAddr, slot: QuotaSlot) -> Self {
         Self {
-            exclude_until: None,
-            spared: Spared::default(),
-            sources: BTreeMap::new(),
-            older: [None; 2],
-            group_asks: 0,
-            group_ask_at: None,
-            sources_ask_at: None,
-            wake: None,
-            before: None,
-            last_reporter: from,
-            overflow: 0,
-            place: Place::Common,
+            filter: GroupFilter::default(),
+            queries: SpecificQueries::default(),
+            first_generation_until: None,
+            second_generation_until: None,
+            last_reporter: reporter,
+            slot,
             tracker: None,
         }
     }
 
-    /// Nobody wants anything.
-    pub(super) fn is_gone(&self) -> bool {
-        self.exclude_until.is_none() && self.sources.is_empty()
+    /// Returns true if no host is a member.
+    pub(super) fn is_empty(&self) -> bool {
+        self.filter.is_empty()
     }
 
-    /// What is forwarded (section 6.3).
-    pub(super) fn filter(&self) -> SourceFilter {
-        match self.exclude_until {
-            None => SourceFilter::Include(self.sources.keys().copied().collect()),
-            Some(_) => {
-                let out = self.sources.iter().filter(|(_, s)| s.until.is_none());
-                SourceFilter::Exclude(out.map(|(source, _)| *source).collect())
-            }
+    /// Returns the sources to forward (section 6.3).
+    pub(super) fn source_filter(&self) -> SourceFilter {
+        self.filter.source_filter()
+    }
+
+    /// Returns the forwarded sources before the first change since the last call. None if
+    /// nothing has changed.
+    pub(super) fn take_previous_filter(&mut self) -> Option<SourceFilter> {
+        self.filter.take_previous()
+    }
+
+    /// Returns the number of stored sources.
+    pub(super) fn source_count(&self) -> usize {
+        self.filter.source_count()
+    }
+
+    /// Returns the number of tracked hosts plus the number of their sources.
+    pub(super) fn tracked_entries(&self) -> usize {
+        self.tracker.as_ref().map_or(0, |t| t.entries())
+    }
+
+    /// Returns the slot that the group occupies.
+    pub(super) fn slot(&self) -> QuotaSlot {
+        self.slot
+    }
+
+    /// Returns the group compatibility mode (section 7.3.2), at most `configured`.
+    pub(super) fn compatibility_mode(&self, now: Instant, configured: Generation) -> Generation {
+        let is_present = |until: Option<Instant>| until.is_some_and(|at| at > now);
+        let oldest = if is_present(self.first_generation_until) {
+            Generation::One
+        } else if is_present(self.second_generation_until) {
+            Generation::Two
+        } else {
+            Generation::Three
+        };
+        oldest.min(configured)
+    }
+
+    /// Returns the status of this group, whose address is `group`.
+    pub(super) fn status(&self, now: Instant, group: Group, configured: Generation) -> GroupStatus {
+        let time_left = |at: Instant| at.saturating_duration_since(now);
+        let source_status = |(source, timer): (Source, Option<Instant>)| SourceStatus {
+            source,
+            source_timer: timer.map(time_left),
+        };
+        GroupStatus {
+            group,
+            filter: self.source_filter(),
+            group_timer: self.filter.group_timer().map(time_left),
+            sources: self.filter.sources().map(source_status).collect(),
+            generation: self.compatibility_mode(now, configured),
+            reporters: self.tracker.iter().flat_map(|t| t.hosts()).collect(),
+            last_reporter: self.last_reporter,
         }
     }
 
-    /// The group compatibility mode (section 7.3.2).
-    pub(super) fn generation(&self, now: Instant, spoken: Generation) -> Generation {
-        let present = |at: Option<Instant>| at.is_some_and(|at| at > now);
-        let mode = match self.older {
-            [one, _] if present(one) => Generation::One,
-            [_, two] if present(two) => Generation::Two,
-            _ => Generation::Three,
-        };
-        mode.min(spoken)
+    /// Notes the sender of a report.
+    pub(super) fn set_last_reporter(&mut self, reporter: IpAddr) {
+        self.last_reporter = reporter;
     }
 
-    /// A host of an older generation reported.
-    pub(super) fn older_host(&mut self, generation: Generation, until: Instant) {
+    /// Notes a report of an older generation, whose hosts are considered present until `until`.
+    pub(super) fn note_older_host(&mut self, generation: Generation, until: Instant) {
         match generation {
-            Generation::One => self.older[0] = Some(until),
-            Generation::Two => self.older[1] = Some(until),
+            Generation::One => self.first_generation_until = Some(until),
+            Generation::Two => self.second_generation_until = Some(until),
             Generation::Three => {}
         }
     }
 
-    pub(super) fn wake_at(&mut self, at: Instant) {
-        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
-    }
-
-    /// To be called before what is forwarded changes.
-    fn touch(&mut self) {
-        if self.before.is_none() {
-            self.before = Some(self.filter());
-        }
-    }
-
-    /// Sets the timer of a source, which is added where it is new and there is room.
-    fn set(&mut self, source: Source, until: Instant, terms: &Terms) {
-        let exclude = self.exclude_until.is_some();
-        match self.sources.get(&source).map(|s| s.until) {
-            Some(Some(_)) => {}
-            Some(None) => self.touch(),
-            None if self.sources.len() >= terms.sources => {
-                self.overflow += 1;
-                return;
-            }
-            None if exclude => {}
-            None => self.touch(),
-        }
-        let state = self.sources.entry(source);
-        let state = state.or_insert(SourceState {
-            until: None,
-            asks: 0,
-            spared: Spared::default(),
-        });
-        state.until = Some(until);
-        self.wake_at(until);
-    }
-
-    /// Deletes every source that is not of these.
-    fn keep(&mut self, kept: &BTreeSet<Source>) {
-        let exclude = self.exclude_until.is_some();
-        let gone = |(source, state): (&Source, &SourceState)| {
-            !kept.contains(source) && (!exclude || state.until.is_none())
-        };
-        if self.sources.iter().any(gone) {
-            self.touch();
-        }
-        self.sources.retain(|source, _| kept.contains(source));
-    }
-
-    /// Applies a record as the tables of sections 6.4.1 and 6.4.2 say.
+    /// Applies a record to the filter, and returns the queries that the RFC's tables demand.
     pub(super) fn apply(
         &mut self,
-        kind: RecordType,
+        record_type: RecordType,
         named: &BTreeSet<Source>,
-        terms: &Terms,
-    ) -> Send {
-        match self.exclude_until {
-            None => self.apply_in_include(kind, named, terms),
-            Some(timer) => self.apply_in_exclude(kind, named, timer, terms),
-        }
+        context: &RecordContext,
+    ) -> RequiredQueries {
+        let required = self.filter.apply(record_type, named, context);
+        self.queries.cancel_ended_sources(&self.filter);
+        required
     }
 
-    fn apply_in_include(
+    /// Returns the number of new sources refused by the limit since the last call.
+    pub(super) fn take_refused_sources(&mut self) -> u32 {
+        self.filter.take_refused_sources()
+    }
+
+    /// Starts the required queries: lowers the timers, and appends the queries that are sent
+    /// immediately to `out`.
+    pub(super) fn start_queries(
         &mut self,
-        kind: RecordType,
-        named: &BTreeSet<Source>,
-        terms: &Terms,
-    ) -> Send {
-        use RecordType::{
-            AllowNewSources, BlockOldSources, ChangeToExclude, ChangeToInclude, ModeIsExclude,
-            ModeIsInclude,
-        };
-        let until = terms.now + terms.interval;
-        let mut send = Send::default();
-        match kind {
-            ModeIsInclude | AllowNewSources => {
-                named.iter().for_each(|s| self.set(*s, until, terms));
-            }
-            ChangeToInclude => {
-                send.sources = self.sources_without(named, |_| true);
-                named.iter().for_each(|s| self.set(*s, until, terms));
-            }
-            BlockOldSources => {
-                let known = named.iter().filter(|s| self.sources.contains_key(s));
-                send.sources = known.copied().collect();
-            }
-            ModeIsExclude | ChangeToExclude => {
-                self.touch();
-                self.keep(named);
-                if kind == ChangeToExclude {
-                    send.sources = self.sources.keys().copied().collect();
-                }
-                self.exclude_until = Some(until);
-                self.wake_at(until);
-                for source in named {
-                    self.add_out(*source, terms);
-                }
-            }
-        }
-        send
+        group: Group,
+        required: &RequiredQueries,
+        builder: &QueryBuilder<'_>,
+        out: &mut Vec<Query>,
+    ) {
+        self.queries
+            .start(group, required, &mut self.filter, builder, out);
     }
 
-    fn apply_in_exclude(
+    /// Lowers the timers of `sources`, or the group timer if there are none, because the querier
+    /// has sent a specific query (section 6.6.1).
+    pub(super) fn lower_timers(&mut self, sources: &[Source], until: Instant) {
+        if sources.is_empty() {
+            self.filter.lower_group_timer(until);
+        }
+        for source in sources {
+            if self.filter.lower_source_timer(source, until) {
+                self.queries.cancel_source(source);
+            }
+        }
+    }
+
+    /// Applies a record to the filter of its sender. `is_new` is true for the first record of
+    /// the group. The sender expires at `expires`. Returns false if the sender cannot be tracked
+    /// with `free_entries` further entries.
+    pub(super) fn track_sender(
         &mut self,
-        kind: RecordType,
+        record: &ReceivedRecord<'_>,
         named: &BTreeSet<Source>,
-        timer: Instant,
-        terms: &Terms,
-    ) -> Send {
-        use RecordType::{
-            AllowNewSources, BlockOldSources, ChangeToExclude, ChangeToInclude, ModeIsExclude,
-            ModeIsInclude,
+        is_new: bool,
+        free_entries: usize,
+        expires: Instant,
+    ) -> bool {
+        let tracking_starts = self.tracker.is_none();
+        let tracker = self.tracker.get_or_insert_default();
+        if tracking_starts && !is_new {
+            tracker.mark_incomplete(expires);
+        }
+        // Hosts of older generations suppress their reports when they receive the report of
+        // another host. Hosts without an address cannot be distinguished.
+        if record.generation < Generation::Three || record.sender.is_unspecified() {
+            tracker.mark_incomplete(expires);
+            return true;
+        }
+        let max_entries = tracker.entries().saturating_add(free_entries);
+        let is_tracked = tracker.apply(
+            record.sender,
+            record.record_type,
+            named,
+            expires,
+            max_entries,
+        );
+        if !is_tracked {
+            tracker.mark_incomplete(expires);
+        }
+        is_tracked
+    }
+
+    /// Forgets the tracked hosts.
+    pub(super) fn stop_tracking(&mut self) {
+        self.tracker = None;
+    }
+
+    /// Returns true if every member is tracked.
+    pub(super) fn tracks_every_member(&self, now: Instant) -> bool {
+        self.tracker.as_ref().is_some_and(|t| t.is_complete(now))
+    }
+
+    /// Ends the memberships that would have been queried for and that no tracked host requests.
+    /// Returns the queries that are still required: none, or all of them if the group would have
+    /// more than `max_sources` sources.
+    pub(super) fn end_unrequested(
+        &mut self,
+        mut required: RequiredQueries,
+        max_sources: usize,
+    ) -> RequiredQueries {
+        let Some(tracker) = &self.tracker else {
+            return required;
         };
-        let until = terms.now + terms.interval;
-        let mut send = Send::default();
-        match kind {
-            ModeIsInclude | AllowNewSources => {
-                named.iter().for_each(|s| self.set(*s, until, terms));
-            }
-            ChangeToInclude => {
-                send.sources = self.sources_without(named, |s| s.until.is_some());
-                send.group = true;
-                named.iter().for_each(|s| self.set(*s, until, terms));
-            }
-            BlockOldSources => {
-                self.add_running(named, timer, terms);
-                send.sources = self.running(named);
-            }
-            ModeIsExclude | ChangeToExclude => {
-                self.keep(named);
-                let fresh = if kind == ModeIsExclude { until } else { timer };
-                self.add_running(named, fresh, terms);
-                if kind == ChangeToExclude {
-                    send.sources = self.running(named);
-                }
-                self.exclude_until = Some(until);
-                self.wake_at(until);
+        let end_exclude = required.group && !tracker.has_exclude_host();
+        // In EXCLUDE mode the RFC's tables do not store which sources hosts in INCLUDE mode
+        // request. The tracker knows them.
+        let restored: Vec<Source> = match end_exclude {
+            true => tracker.included_sources().collect(),
+            false => Vec::new(),
+        };
+        if restored.len() > max_sources {
+            return required;
+        }
+        required.sources.retain(|s| !tracker.is_requested(s));
+        self.filter.end_timers(&required.sources, end_exclude);
+        if end_exclude {
+            self.queries.cancel_group();
+        }
+        self.queries.cancel_ended_sources(&self.filter);
+        if let Some(expires) = tracker.last_expiry() {
+            for source in restored {
+                self.filter.restore_source(source, expires);
             }
         }
-        send
+        RequiredQueries::default()
     }
 
-    /// Adds those that are new, with a running timer.
-    fn add_running(&mut self, named: &BTreeSet<Source>, until: Instant, terms: &Terms) {
-        for source in named {
-            if !self.sources.contains_key(source) {
-                self.set(*source, until, terms);
-            }
-        }
+    /// Ends all memberships.
+    pub(super) fn clear(&mut self) {
+        self.filter.clear();
     }
 
-    /// Adds a source that is not forwarded, where it is new and there is room.
-    fn add_out(&mut self, source: Source, terms: &Terms) {
-        if self.sources.contains_key(&source) {
-        } else if self.sources.len() >= terms.sources {
-            self.overflow += 1;
-        } else {
-            let state = SourceState {
-                until: None,
-                asks: 0,
-                spared: Spared::default(),
-            };
-            self.sources.insert(source, state);
-        }
+    /// Returns a time at or before the first timeout. None if there is none.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let tracker_expiry = self.tracker.as_ref().and_then(|t| t.next_expiry());
+        [
+            self.filter.next_expiry(),
+            self.queries.next_due(),
+            tracker_expiry,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    /// Those of the named whose timer runs.
-    fn running(&self, named: &BTreeSet<Source>) -> Vec<Source> {
-        let runs = |s: &&Source| self.sources.get(s).is_some_and(|s| s.until.is_some());
-        named.iter().filter(runs).copied().collect()
-    }
-
-    fn sources_without(
-        &self,
-        named: &BTreeSet<Source>,
-        of: impl Fn(&SourceState) -> bool,
-    ) -> Vec<Source> {
-        let rest = self.sources.iter();
-        let rest = rest.filter(|(source, state)| !named.contains(source) && of(state));
-        rest.map(|(source, _)| *source).collect()
-    }
-
-    /// What ran out goes on until then: an answer may have been lost before we had it.
-    pub(super) fn spare(&mut self, now: Instant, until: Instant) {
-        self.spared.spare(&mut self.exclude_until, now, until);
-        for state in self.sources.values_mut() {
-            state.spared.spare(&mut state.until, now, until);
+    /// Handles expired timers. With `grace_until`, expired memberships are extended to that
+    /// time. If this router is the querier, appends the queries that are due to `out`.
+    pub(super) fn handle_timeout(
+        &mut self,
+        group: Group,
+        grace_until: Option<Instant>,
+        is_querier: bool,
+        builder: &QueryBuilder<'_>,
+        out: &mut Vec<Query>,
+    ) {
+        let now = builder.now;
+        if let Some(until) = grace_until {
+            self.filter.extend_expired(now, until);
         }
-    }
-
-    /// Ends what ran out (sections 6.3 and 6.5).
-    pub(super) fn expire(&mut self, now: Instant) {
-        let over = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let group_over = over(self.exclude_until);
-        let include = self.exclude_until.is_none() || group_over;
-        if group_over || self.sources.values().any(|s| over(s.until)) {
-            self.touch();
+        if self.filter.expire(now) {
+            self.queries.cancel_group();
         }
-        if group_over {
-            self.exclude_until = None;
-            self.group_asks = 0;
-            self.group_ask_at = None;
-        }
-        self.sources.retain(|_, state| {
-            if over(state.until) {
-                state.until = None;
-                state.asks = 0;
-            }
-            !include || state.until.is_some()
-        });
-        if self.sources.values().all(|s| s.asks == 0) {
-            self.sources_ask_at = None;
-        }
+        self.queries.cancel_ended_sources(&self.filter);
         if let Some(tracker) = &mut self.tracker {
             tracker.expire(now);
         }
-    }
-
-    /// Ends the timers of these sources, and where asked the EXCLUDE mode.
-    pub(super) fn give_up(&mut self, sources: &[Source], group: bool) {
-        if sources.is_empty() && !group {
-            return;
-        }
-        self.touch();
-        for source in sources {
-            if let Some(state) = self.sources.get_mut(source) {
-                (state.until, state.asks) = (None, 0);
-            }
-        }
-        if group {
-            self.exclude_until = None;
-            (self.group_asks, self.group_ask_at) = (0, None);
-        }
-        if self.exclude_until.is_none() {
-            self.sources.retain(|_, state| state.until.is_some());
-        }
-    }
-
-    /// Adds a source that was forgotten; one that is known keeps its timer.
-    pub(super) fn restore(&mut self, source: Source, until: Instant) {
-        if !self.sources.contains_key(&source) {
-            self.touch();
-            let state = SourceState {
-                until: Some(until),
-                asks: 0,
-                spared: Spared::default(),
-            };
-            self.sources.insert(source, state);
-            self.wake_at(until);
-        }
-    }
-
-    /// Ends all.
-    pub(super) fn clear(&mut self) {
-        self.touch();
-        self.exclude_until = None;
-        self.sources.clear();
-    }
-
-    /// How many hosts and sources of theirs are tracked.
-    pub(super) fn tracked(&self) -> usize {
-        self.tracker.as_ref().map_or(0, |t| t.size())
-    }
-
-    /// How many new sources found no room since this was last asked.
-    pub(super) fn take_overflow(&mut self) -> u32 {
-        std::mem::take(&mut self.overflow)
-    }
-
-    /// Finds when the next timer runs out.
-    pub(super) fn find_wake(&mut self) {
-        let sources = self.sources.values().filter_map(|s| s.until);
-        let others = [
-            self.exclude_until,
-            self.group_ask_at,
-            self.sources_ask_at,
-            self.tracker.as_ref().and_then(|t| t.next_expiry()),
-        ];
-        self.wake = sources.chain(others.into_iter().flatten()).min();
-    }
-
-    /// Shortens the group timer, never lengthens it.
-    pub(super) fn lower_group(&mut self, until: Instant) -> bool {
-        match self.exclude_until.filter(|at| *at > until) {
-            Some(_) => {
-                self.exclude_until = Some(until);
-                self.wake_at(until);
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Shortens source timers; true for each that was longer.
-    pub(super) fn lower_source(&mut self, source: &Source, until: Instant, asks: u8) -> bool {
-        let state = self.sources.get_mut(source);
-        let Some(state) = state.filter(|s| s.until.is_some_and(|at| at > until)) else {
-            return false;
-        };
-        state.until = Some(until);
-        state.asks = asks;
-        self.wake_at(until);
-        true
-    }
-
-    pub(super) fn view(&self, now: Instant, group: Group, spoken: Generation) -> GroupView {
-        let left = |at: Instant| at.saturating_duration_since(now);
-        GroupView {
-            group,
-            filter: self.filter(),
-            left: self.exclude_until.map(left),
-            sources: self
-                .sources
-                .iter()
-                .map(|(source, state)| SourceView {
-                    source: *source,
-                    left: state.until.map(left),
-                })
-                .collect(),
-            generation: self.generation(now, spoken),
-            reporters: self.tracker.iter().flat_map(|t| t.hosts()).collect(),
-            last_reporter: self.last_reporter,
+        match is_querier {
+            true => self.queries.repeat(group, &self.filter, builder, out),
+            false => self.queries.cancel_all(),
         }
     }
 }

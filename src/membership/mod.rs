@@ -1,39 +1,46 @@
-//! Memberships of hosts, as pure machines: IGMP (RFC 9776) and MLD (RFC 9777) over one
-//! vocabulary. Messages and the time come in, queries and filters come out; nothing here knows a
-//! socket, a clock or a byte.
+//! Group membership on downstream interfaces: the router side of IGMP (RFC 9776) and MLD
+//! (RFC 9777), written once for both protocols.
+//!
+//! Every type is a state machine without input or output: callers pass parsed messages and the
+//! time, and collect queries, filter changes and events. No type here opens a socket, reads a
+//! clock or parses bytes.
 //!
 //! ```text
-//! report -> ReportGate -> Downstream (one interface, one family) --changes--> Upstream -> union
-//!                          |  Querier: who asks, general queries
-//!                          |  GroupState: filters, timers, specific queries
-//!                          v
-//!                        queries
+//! report -> ReportRateLimiter -> Downstream (one interface, one protocol) -> MembershipUnion
+//!                                 |  QuerierElection: querier, general queries
+//!                                 |  GroupTable: one GroupState per group
+//!                                 v
+//!                               queries
 //! ```
 
 pub mod config;
 pub mod downstream;
-pub mod gate;
+pub mod effective_timers;
+pub mod election;
+pub mod event;
 pub mod mrdisc;
-pub mod querier;
-pub mod refused;
-pub mod timing;
-pub mod upstream;
-pub mod view;
+pub mod rate_limiter;
+pub mod refusal;
+pub mod status;
+pub mod union;
 
-mod asking;
 mod group;
-mod heard;
-mod reports;
-mod room;
-mod tracker;
+mod group_filter;
+mod group_table;
+mod host_tracker;
+mod query_builder;
+mod quota;
+mod received_record;
+mod specific_queries;
 
 pub use config::{DownstreamConfig, Protocol};
-pub use downstream::{Downstream, Event, QueryToSend};
-pub use gate::ReportGate;
-pub use refused::Refused;
-pub use room::Standing;
-pub use upstream::Upstream;
-pub use view::{GroupView, QuerierView, SourceView};
+pub use downstream::{Downstream, OutgoingQuery};
+pub use event::MembershipEvent;
+pub use quota::SenderStatus;
+pub use rate_limiter::ReportRateLimiter;
+pub use refusal::MembershipRefusal;
+pub use status::{GroupStatus, QuerierStatus, SourceStatus};
+pub use union::MembershipUnion;
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ const JITTER: f64 = 0.025;
 
 /// Announces on one interface, for one IP version.
 #[derive(Debug)]
-pub struct Announcer {
+pub struct Advertiser {
     interval: Duration,
     initial_left: u8,
     next: Instant,
@@ -21,7 +21,7 @@ pub struct Announcer {
     chance: u64,
 }
 
-impl Announcer {
+impl Advertiser {
     /// Starts to announce. `interval` is 4 to 180 seconds, `seed` any number; different routers
     /// want different ones, so that they do not announce at once.
     pub fn new(now: Instant, interval: Duration, seed: u64) -> Self {
@@ -38,12 +38,12 @@ impl Announcer {
     }
 
     /// Somebody asks who the multicast routers are (section 3.2).
-    pub fn solicited(&mut self, now: Instant) {
+    pub fn handle_solicitation(&mut self, now: Instant) {
         let answer = now + self.random_part(RESPONSE_DELAY);
         self.next = self.next.min(answer);
     }
 
-    /// When [`Announcer::handle_timeout`] has something to do.
+    /// When [`Advertiser::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Instant {
         self.next
     }
@@ -90,7 +90,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(20);
 
-    fn advertised(announcer: &mut Announcer, start: Instant, until: Duration) -> Vec<f64> {
+    fn advertised(announcer: &mut Advertiser, start: Instant, until: Duration) -> Vec<f64> {
         let mut times = Vec::new();
         while announcer.poll_timeout() <= start + until {
             let now = announcer.poll_timeout();
@@ -106,7 +106,7 @@ mod tests {
     fn three_soon_then_one_an_interval_with_little_jitter() {
         for seed in 0..50 {
             let start = Instant::now();
-            let mut announcer = Announcer::new(start, INTERVAL, seed);
+            let mut announcer = Advertiser::new(start, INTERVAL, seed);
             let times = advertised(&mut announcer, start, Duration::from_secs(300));
             assert!(times[0] <= 0.1, "{times:?}");
             assert!(times[2] <= 4.2, "{times:?}");
@@ -120,23 +120,23 @@ mod tests {
     #[test]
     fn a_solicitation_is_answered_within_two_seconds() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(start, INTERVAL, 7);
+        let mut announcer = Advertiser::new(start, INTERVAL, 7);
         advertised(&mut announcer, start, Duration::from_secs(30));
         let now = start + Duration::from_secs(31);
         let regular = announcer.poll_timeout();
-        announcer.solicited(now);
+        announcer.handle_solicitation(now);
         assert!(announcer.poll_timeout() <= now + RESPONSE_DELAY);
         assert!(announcer.poll_timeout() < regular);
         // Asked again, it does not put the answer off.
         let soon = announcer.poll_timeout();
-        announcer.solicited(now + Duration::from_millis(1));
+        announcer.handle_solicitation(now + Duration::from_millis(1));
         assert!(announcer.poll_timeout() <= soon);
     }
 
     #[test]
     fn nothing_is_due_early() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(start, INTERVAL, 3);
+        let mut announcer = Advertiser::new(start, INTERVAL, 3);
         advertised(&mut announcer, start, Duration::from_secs(10));
         announcer.handle_timeout(start + Duration::from_secs(11));
         assert!(!announcer.poll_advertisement());

@@ -2,11 +2,11 @@
 //! 2001:db8::a:1, `b` the next, and so on; the group is `G`. With the default timers the group
 //! membership interval is 270 s and the last member query time 2 s.
 
-mod lab;
+mod virtual_link;
 
 mod compatibility;
 mod election;
+mod host_model;
 mod leaving;
 mod limits;
-mod model;
 mod tables;

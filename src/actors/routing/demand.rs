@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use ahash::AHashMap;
 
-use crate::membership::Upstream;
+use crate::membership::MembershipUnion;
 use crate::model::{Group, IfIndex, Links, RouteRule, SourceFilter};
 use crate::table::joins::{Asked, Asker, permitted};
 use crate::table::translated_joins::{original, remainder, rewrites_to};
@@ -15,11 +15,11 @@ use crate::table::{Fib, Rib};
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     /// In the order of the proxies.
-    proxies: Vec<Upstream>,
+    proxies: Vec<MembershipUnion>,
     /// Which of the proxies an interface is downstream of.
     proxy_of: AHashMap<IfIndex, usize>,
     /// By position of the rule; those that rewrite.
-    routes: Vec<(usize, Upstream)>,
+    routes: Vec<(usize, MembershipUnion)>,
 }
 
 impl Demand {
@@ -35,8 +35,8 @@ impl Demand {
         let routes = rib.rules.iter().enumerate().filter(rewrites);
         Self {
             proxy_of,
-            proxies: rib.proxies.iter().map(|_| Upstream::new()).collect(),
-            routes: routes.map(|(at, _)| (at, Upstream::new())).collect(),
+            proxies: rib.proxies.iter().map(|_| MembershipUnion::new()).collect(),
+            routes: routes.map(|(at, _)| (at, MembershipUnion::new())).collect(),
         }
     }
 
@@ -67,19 +67,19 @@ impl Demand {
                 }
                 // Of what hosts want now and before: of none, none.
                 if let Some((original, wanted)) = original(rule, group, &left) {
-                    upstream.note(index, original, wanted);
+                    upstream.set_filter(index, original, wanted);
                     left = remainder(rule, group, left);
                 }
             }
         }
         if let Some(upstream) = self.proxies.get_mut(at) {
-            upstream.note(index, group, left);
+            upstream.set_filter(index, group, left);
         }
     }
 
     /// Who asks for what.
     pub(super) fn asked<'r>(&self, rib: &'r Rib) -> Vec<(Asker<'r>, Asked)> {
-        let all = |upstream: &Upstream| -> Asked {
+        let all = |upstream: &MembershipUnion| -> Asked {
             let groups = upstream.groups();
             groups.map(|group| (group, upstream.union(group))).collect()
         };
@@ -113,7 +113,7 @@ impl Demand {
     fn upstreams<'s, 'r: 's>(
         &'s self,
         rib: &'r Rib,
-    ) -> impl Iterator<Item = (Asker<'r>, &'s Upstream)> {
+    ) -> impl Iterator<Item = (Asker<'r>, &'s MembershipUnion)> {
         let proxies = rib.proxies.iter().map(Asker::Proxy).zip(&self.proxies);
         let routes = self.routes.iter().filter_map(|(at, upstream)| {
             let rule = rib.rules.get(*at)?;

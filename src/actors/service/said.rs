@@ -3,7 +3,7 @@
 use tracing::{info, warn};
 
 use crate::actors::log_limit::LeftOut;
-use crate::membership::{Event, Protocol};
+use crate::membership::{MembershipEvent, Protocol};
 use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 use crate::wire::mrdisc;
 
@@ -64,12 +64,12 @@ pub(super) fn version(generation: Generation, protocol: Protocol) -> &'static st
 pub(super) fn log(
     name: &crate::model::IfName,
     protocol: Protocol,
-    event: Event,
+    event: MembershipEvent,
     left: LeftOut,
     said: &mut bool,
 ) {
     match event {
-        Event::QuerierChanged { us: true, .. } if !*said => {
+        MembershipEvent::QuerierChanged { is_us: true, .. } if !*said => {
             *said = true;
             info!(
                 "{name}: we are the {protocol} querier now. A bridge or switch with snooping that \
@@ -77,33 +77,33 @@ pub(super) fn log(
                  querier = \"off\" only listens"
             );
         }
-        Event::QuerierChanged { us: true, .. } => {
+        MembershipEvent::QuerierChanged { is_us: true, .. } => {
             info!("{name}: we are the {protocol} querier{left}")
         }
-        Event::QuerierChanged {
+        MembershipEvent::QuerierChanged {
             address: Some(address),
             ..
         } => warn!("{name}: {address} is the {protocol} querier now{left}"),
-        Event::QuerierChanged { address: None, .. } => {
+        MembershipEvent::QuerierChanged { address: None, .. } => {
             warn!("{name}: nobody asks for {protocol} members any more{left}");
         }
-        Event::NobodyAsks => warn!(
+        MembershipEvent::NoQuerier => warn!(
             "{name}: nobody asks for {protocol} members, and querier = \"off\" does not either: \
              members are forgotten after a while"
         ),
-        Event::RivalQuerier { address } => warn!(
+        MembershipEvent::CompetingQuerier { address } => warn!(
             "{name}: {address} asks for {protocol} members too, and has the lower address; \
              querier = \"on\" goes on asking"
         ),
-        Event::OtherVersion {
+        MembershipEvent::VersionMismatch {
             address,
-            heard,
-            spoken,
+            received,
+            configured,
         } => warn!(
             "{name}: the {protocol} querier {address} speaks version {}, we speak {}; routers of \
              one link must be set alike (version = {{ … }})",
-            version(heard, protocol),
-            version(spoken, protocol)
+            version(received, protocol),
+            version(configured, protocol)
         ),
     }
 }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::lab::{Lab, rule};
-use crate::membership::{Event, Protocol};
+use super::virtual_link::{Lab, rule};
+use crate::membership::{MembershipEvent, Protocol};
 use crate::model::Versions;
 use crate::wire::membership_message::Generation::{One, Three, Two};
 
@@ -155,10 +155,10 @@ fn a_query_of_another_version_is_warned_of_once_a_minute_and_we_speak_our_own() 
     lab.at(1.0).events();
     let mut query = lab.general();
     query.generation = Two;
-    let warning = Event::OtherVersion {
+    let warning = MembershipEvent::VersionMismatch {
         address: [10, 0, 0, 9].into(),
-        heard: Two,
-        spoken: Three,
+        received: Two,
+        configured: Three,
     };
     for (at, events) in [(1.0, 1), (2.0, 0), (60.0, 0), (61.0, 1)] {
         lab.at(at).asked("10.0.0.9", &query).unwrap();
@@ -180,10 +180,10 @@ fn a_querier_of_version_2_is_elected_and_tells_no_values() {
     let mut query = lab.general();
     (query.generation, query.robustness, query.interval) = (Two, 0, None);
     lab.asked("10.0.0.1", &query).unwrap();
-    assert!(!lab.machine.querier(lab.now).us);
-    assert_eq!(lab.machine.timing().robustness(), 2);
+    assert!(!lab.machine.querier(lab.now).is_us);
+    assert_eq!(lab.machine.timers().robustness(), 2);
     assert_eq!(
-        lab.machine.timing().query_interval(),
+        lab.machine.timers().query_interval(),
         Duration::from_secs(125)
     );
 }

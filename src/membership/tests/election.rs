@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::lab::{Lab, rule};
-use crate::membership::timing::Timing;
-use crate::membership::{Event, Protocol, Refused};
+use super::virtual_link::{Lab, rule};
+use crate::membership::effective_timers::EffectiveTimers;
+use crate::membership::{MembershipEvent, MembershipRefusal, Protocol};
 use crate::model::{QuerierPolicy, QuerierTimers};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -16,16 +16,16 @@ fn with(policy: QuerierPolicy, own: Option<&str>) -> Lab {
     Lab::with(Protocol::Igmp, rule, own)
 }
 
-fn changed(address: Option<&str>, us: bool) -> Event {
+fn changed(address: Option<&str>, is_us: bool) -> MembershipEvent {
     let address = address.map(|a| a.parse().unwrap());
-    Event::QuerierChanged { address, us }
+    MembershipEvent::QuerierChanged { address, is_us }
 }
 
 // Section 8.
 
 #[test]
 fn the_intervals_are_those_of_section_8() {
-    let timing = Timing::configured(&QuerierTimers::default());
+    let timing = EffectiveTimers::configured(&QuerierTimers::default());
     assert_eq!(timing.group_membership_interval(), 270 * SECOND);
     assert_eq!(timing.other_querier_present_interval(), 255 * SECOND);
     assert_eq!(timing.older_host_present_interval(), 260 * SECOND);
@@ -43,7 +43,7 @@ fn counts_follow_the_robustness_where_none_is_set() {
         startup_query_count: Some(3),
         ..QuerierTimers::default()
     };
-    let timing = Timing::configured(&timers);
+    let timing = EffectiveTimers::configured(&timers);
     assert_eq!(timing.last_member_query_count(), 5);
     assert_eq!(timing.startup_query_count(), 3);
     assert_eq!(timing.group_membership_interval(), 645 * SECOND);
@@ -60,7 +60,7 @@ fn values_that_make_no_sense_are_bounded() {
         startup_query_count: Some(0),
         startup_query_interval: Some(Duration::ZERO),
     };
-    let timing = Timing::configured(&timers);
+    let timing = EffectiveTimers::configured(&timers);
     assert_eq!(timing.robustness(), 2);
     assert!(timing.group_membership_interval() < Duration::from_secs(1_000_000));
     assert!(timing.last_member_query_time() > Duration::ZERO);
@@ -105,7 +105,7 @@ fn the_lowest_address_asks() {
     // 2 x 125 s + 10 s / 2 after its last query we ask again, and go on.
     lab.at(100.0);
     lab.asked("10.0.0.2", &lab.general()).unwrap();
-    assert_eq!(lab.machine.querier(lab.now).left, Some(255 * SECOND));
+    assert_eq!(lab.machine.querier(lab.now).expires_in, Some(255 * SECOND));
     lab.at(500.0);
     assert_eq!(lab.generals(), [355.0, 480.0]);
     assert_eq!(lab.events(), [changed(Some("10.0.0.5"), true)]);
@@ -115,10 +115,10 @@ fn the_lowest_address_asks() {
 fn addresses_are_compared_as_numbers() {
     let mut lab = with(QuerierPolicy::Auto, Some("9.255.255.255"));
     lab.asked("10.0.0.1", &lab.general()).unwrap();
-    assert!(lab.machine.querier(lab.now).us);
+    assert!(lab.machine.querier(lab.now).is_us);
     let mut lab = Lab::with(Protocol::Mld, rule(), Some("fe80::10"));
     lab.asked("fe80::9", &lab.general()).unwrap();
-    assert!(!lab.machine.querier(lab.now).us);
+    assert!(!lab.machine.querier(lab.now).is_us);
 }
 
 #[test]
@@ -143,23 +143,29 @@ fn queries_that_elect_nobody() {
     let mut refused = |from: &str, to: &str| lab.asked_at(from, to.parse().unwrap(), &general);
     // FRR #1692: by unicast.
     let unicast = refused("10.0.0.1", "10.0.0.5");
-    assert_eq!(unicast, Err(Refused::QueryDestination));
+    assert_eq!(unicast, Err(MembershipRefusal::QueryDestination));
     let group = refused("10.0.0.1", "239.1.1.1");
-    assert_eq!(group, Err(Refused::QueryDestination));
+    assert_eq!(group, Err(MembershipRefusal::QueryDestination));
     // Bridges with snooping ask so (RFC 4541 section 2.1.1).
     let nobody = refused("0.0.0.0", "224.0.0.1");
-    assert_eq!(nobody, Err(Refused::QueryUnspecified));
-    assert_eq!(refused("10.0.0.5", "224.0.0.1"), Err(Refused::OwnAddress));
-    assert_eq!(refused("fe80::1", "224.0.0.1"), Err(Refused::OtherFamily));
+    assert_eq!(nobody, Err(MembershipRefusal::QueryUnspecified));
+    assert_eq!(
+        refused("10.0.0.5", "224.0.0.1"),
+        Err(MembershipRefusal::OwnAddress)
+    );
+    assert_eq!(
+        refused("fe80::1", "224.0.0.1"),
+        Err(MembershipRefusal::OtherFamily)
+    );
     let specific = lab.specific("");
     lab.asked("10.0.0.1", &specific).unwrap();
     let unicast = lab.asked_at("10.0.0.1", "10.0.0.5".parse().unwrap(), &specific);
-    assert_eq!(unicast, Err(Refused::QueryDestination));
-    assert!(lab.machine.querier(lab.now).us);
+    assert_eq!(unicast, Err(MembershipRefusal::QueryDestination));
+    assert!(lab.machine.querier(lab.now).is_us);
     let mut refusals: Vec<_> = lab.machine.take_refusals().collect();
     refusals.sort_by_key(|(r, _)| *r as u8);
     assert_eq!(refusals.len(), 4);
-    assert!(refusals.contains(&(Refused::QueryDestination, 3)));
+    assert!(refusals.contains(&(MembershipRefusal::QueryDestination, 3)));
 }
 
 #[test]
@@ -167,9 +173,13 @@ fn mld_queries_come_from_link_local_addresses() {
     let mut lab = Lab::with(Protocol::Mld, rule(), Some("fe80::9"));
     for from in ["2001:db8::1", "::"] {
         let refused = lab.asked(from, &lab.general());
-        assert_eq!(refused, Err(Refused::NotLinkLocalSender), "{from}");
+        assert_eq!(
+            refused,
+            Err(MembershipRefusal::NotLinkLocalSender),
+            "{from}"
+        );
     }
-    assert!(lab.machine.querier(lab.now).us);
+    assert!(lab.machine.querier(lab.now).is_us);
     let own = Some("2001:db8::1".parse().unwrap());
     lab.machine.set_own_address(lab.now, own);
     assert_eq!(lab.machine.querier(lab.now).address, None);
@@ -186,10 +196,13 @@ fn on_keeps_asking_and_warns_of_rivals() {
     lab.asked("10.0.0.1", &query).unwrap();
     lab.asked("10.0.0.1", &query).unwrap();
     let address = "10.0.0.1".parse().unwrap();
-    assert_eq!(lab.events(), [Event::RivalQuerier { address }]);
+    assert_eq!(
+        lab.events(),
+        [MembershipEvent::CompetingQuerier { address }]
+    );
     lab.at(200.0);
     assert_eq!(lab.generals(), [0.0, 31.25, 156.25]);
-    assert_eq!(lab.machine.timing().robustness(), 2);
+    assert_eq!(lab.machine.timers().robustness(), 2);
 }
 
 #[test]
@@ -209,7 +222,7 @@ fn off_never_asks_and_follows_whoever_does() {
     // Even a bridge without an address tells its values.
     query.robustness = 4;
     let _ = lab.asked("0.0.0.0", &query);
-    assert_eq!(lab.machine.timing().robustness(), 4);
+    assert_eq!(lab.machine.timers().robustness(), 4);
 }
 
 #[test]
@@ -218,7 +231,7 @@ fn where_we_only_listen_and_nobody_asks_that_is_said_once() {
     lab.at(254.0);
     assert_eq!(lab.events(), []);
     lab.at(900.0);
-    assert_eq!(lab.events(), [Event::NobodyAsks]);
+    assert_eq!(lab.events(), [MembershipEvent::NoQuerier]);
     // A bridge without an address asks, too.
     let query = lab.general();
     let _ = lab.asked("0.0.0.0", &query);
@@ -226,7 +239,7 @@ fn where_we_only_listen_and_nobody_asks_that_is_said_once() {
     assert_eq!(lab.events(), []);
     let _ = lab.asked("0.0.0.0", &query);
     lab.at(900.0 + 254.0 + 256.0);
-    assert_eq!(lab.events(), [Event::NobodyAsks]);
+    assert_eq!(lab.events(), [MembershipEvent::NoQuerier]);
     assert_eq!(lab.sent, []);
 }
 
@@ -238,11 +251,11 @@ fn the_values_of_the_elected_querier_are_adopted_unless_zero() {
     let mut query = lab.general();
     (query.robustness, query.interval) = (4, Some(20 * SECOND));
     lab.asked("10.0.0.9", &query).unwrap();
-    assert_eq!(lab.machine.timing().robustness(), 2, "we are the querier");
+    assert_eq!(lab.machine.timers().robustness(), 2, "we are the querier");
     lab.asked("10.0.0.1", &query).unwrap();
     lab.hears(1, "IS_EX");
     assert_eq!(lab.state(), "EXCLUDE 100");
-    assert_eq!(lab.machine.querier(lab.now).left, Some(85 * SECOND));
+    assert_eq!(lab.machine.querier(lab.now).expires_in, Some(85 * SECOND));
     (query.robustness, query.interval) = (0, Some(Duration::ZERO));
     lab.asked("10.0.0.1", &query).unwrap();
     lab.hears(1, "IS_EX");
@@ -251,7 +264,7 @@ fn the_values_of_the_elected_querier_are_adopted_unless_zero() {
     (query.robustness, query.interval) = (7, Some(SECOND));
     lab.asked("10.0.0.1", &query).unwrap();
     lab.at(100.0);
-    assert_eq!(lab.machine.timing().robustness(), 2);
+    assert_eq!(lab.machine.timers().robustness(), 2);
 }
 
 #[test]
@@ -261,9 +274,12 @@ fn a_querier_is_believed_for_no_longer_than_a_multiple_of_our_interval() {
     (query.robustness, query.interval) = (7, Some(31_744 * SECOND));
     lab.asked("10.0.0.1", &query).unwrap();
     // Seven times eight times 125 s, and half a response interval.
-    assert_eq!(lab.machine.querier(lab.now).left, Some(7_005 * SECOND));
+    assert_eq!(
+        lab.machine.querier(lab.now).expires_in,
+        Some(7_005 * SECOND)
+    );
     lab.at(7_005.0);
-    assert!(lab.machine.querier(lab.now).us);
+    assert!(lab.machine.querier(lab.now).is_us);
 }
 
 // The address.

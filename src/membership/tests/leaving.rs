@@ -1,7 +1,7 @@
 //! Leaves and specific queries: RFC 9776 sections 6.6.1 and 6.6.3, RFC 9777 sections 7.6.1 and
 //! 7.6.3; and leaves that count at once.
 
-use super::lab::{Lab, rule};
+use super::virtual_link::{Lab, rule};
 use crate::membership::Protocol;
 use crate::model::QuerierPolicy;
 
@@ -257,8 +257,8 @@ fn while_a_host_may_not_have_been_heard_a_leave_is_asked_about() {
     assert_eq!(lab.specifics(), "9 Q(G)");
     // A report found no place within the rate, or was lost before it came.
     let missed: [fn(&mut Lab); 2] = [
-        |lab| lab.machine.report_missed(lab.now),
-        |lab| lab.machine.messages_lost(lab.now),
+        |lab| lab.machine.handle_missed_report(lab.now),
+        |lab| lab.machine.handle_message_loss(lab.now),
     ];
     for miss in missed {
         let mut lab = tracked();
@@ -336,7 +336,9 @@ fn where_a_host_is_not_tracked_a_leave_is_asked_about() {
         },
     ]);
     let (now, to) = (lab.now, lab.group.addr());
-    lab.machine.handle(now, unspecified, to, &message).unwrap();
+    lab.machine
+        .handle_message(now, unspecified, to, &message)
+        .unwrap();
     lab.at(10.0).hears(1, "TO_IN");
     assert_eq!(lab.specifics(), "10 Q(G)");
     assert_eq!(lab.state(), "EXCLUDE 2");

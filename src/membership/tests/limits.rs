@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::lab::{Lab, rule};
-use crate::membership::{Downstream, DownstreamConfig, Protocol, Refused, Standing};
+use super::virtual_link::{Lab, rule};
+use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol, SenderStatus};
 use crate::model::{Group, HeaderChecks, ProxyRule, Source};
 use crate::wire::membership_message::{
     Generation, GroupRecord, MembershipMessage, Query, RecordType,
@@ -31,12 +31,12 @@ fn records(list: &[(RecordType, Group, &[Source])]) -> MembershipMessage {
     MembershipMessage::Records(list.iter().map(record).collect())
 }
 
-fn take(lab: &mut Lab, message: &MembershipMessage) -> Result<(), Refused> {
+fn take(lab: &mut Lab, message: &MembershipMessage) -> Result<(), MembershipRefusal> {
     let (now, from, to) = (lab.now, lab.host(1), "224.0.0.22".parse().unwrap());
-    lab.machine.handle(now, from, to, message)
+    lab.machine.handle_message(now, from, to, message)
 }
 
-fn refusals(lab: &mut Lab) -> Vec<(Refused, u64)> {
+fn refusals(lab: &mut Lab) -> Vec<(MembershipRefusal, u64)> {
     lab.machine.take_refusals().collect()
 }
 
@@ -48,7 +48,10 @@ fn a_group_beyond_the_limit_is_refused_and_those_that_stand_go_on() {
     for n in 0..3 {
         assert_eq!(take(&mut lab, &join(group(n))), Ok(()));
     }
-    assert_eq!(take(&mut lab, &join(group(9))), Err(Refused::GroupLimit));
+    assert_eq!(
+        take(&mut lab, &join(group(9))),
+        Err(MembershipRefusal::GroupLimit)
+    );
     assert_eq!(take(&mut lab, &join(group(0))), Ok(()));
     let leave = MembershipMessage::Leave { group: group(9) };
     assert_eq!(
@@ -60,7 +63,7 @@ fn a_group_beyond_the_limit_is_refused_and_those_that_stand_go_on() {
     // A place that became free is given again.
     lab.at(270.0);
     assert_eq!(take(&mut lab, &join(group(9))), Ok(()));
-    assert_eq!(refusals(&mut lab), [(Refused::GroupLimit, 1)]);
+    assert_eq!(refusals(&mut lab), [(MembershipRefusal::GroupLimit, 1)]);
 }
 
 #[test]
@@ -68,7 +71,7 @@ fn strangers_cannot_fill_the_tables_up_for_members() {
     let mut rule = rule();
     (rule.limits.groups, rule.limits.sources_per_group) = (128, 64);
     let mut lab = Lab::new(rule);
-    let member = Standing::Member { of: 1 };
+    let member = SenderStatus::Member { known_members: 1 };
     let (now, to) = (lab.now, "224.0.0.22".parse().unwrap());
     for n in 0..200 {
         let _ = take(&mut lab, &join(group(n)));
@@ -78,11 +81,15 @@ fn strangers_cannot_fill_the_tables_up_for_members() {
     let host = lab.host(2);
     let mut ask = |n, standing| {
         let message = join(group(n));
-        lab.machine.handle_as(now, standing, host, to, &message)
+        lab.machine
+            .handle_message_from(now, standing, host, to, &message)
     };
-    assert_eq!(ask(300, Standing::Stranger), Err(Refused::GroupLimit));
+    assert_eq!(
+        ask(300, SenderStatus::Unknown),
+        Err(MembershipRefusal::GroupLimit)
+    );
     assert_eq!((ask(300, member), ask(301, member)), (Ok(()), Ok(())));
-    assert_eq!(ask(302, member), Err(Refused::GroupLimit));
+    assert_eq!(ask(302, member), Err(MembershipRefusal::GroupLimit));
     // Sources: three quarters of those of a group, and all groups together have a bound.
     let sources = |from: u8| -> Vec<Source> {
         let one = |n| Source::new([10, 9, from, n].into()).unwrap();
@@ -91,18 +98,20 @@ fn strangers_cannot_fill_the_tables_up_for_members() {
     let allow = RecordType::AllowNewSources;
     let mut say = |standing, n: u16, from| {
         let message = records(&[(allow, group(n), &sources(from))]);
-        let taken = lab.machine.handle_as(now, standing, host, to, &message);
+        let taken = lab
+            .machine
+            .handle_message_from(now, standing, host, to, &message);
         (taken, lab.machine.source_count())
     };
     assert_eq!(
-        say(Standing::Stranger, 0, 0),
-        (Err(Refused::SourceLimit), 48)
+        say(SenderStatus::Unknown, 0, 0),
+        (Err(MembershipRefusal::SourceLimit), 48)
     );
-    assert_eq!(say(member, 0, 1), (Err(Refused::SourceLimit), 64));
+    assert_eq!(say(member, 0, 1), (Err(MembershipRefusal::SourceLimit), 64));
     for n in 1..60 {
-        let _ = say(Standing::Stranger, n, 0);
+        let _ = say(SenderStatus::Unknown, n, 0);
     }
-    assert_eq!(say(Standing::Stranger, 61, 0).1, 128 * 16 * 3 / 4);
+    assert_eq!(say(SenderStatus::Unknown, 61, 0).1, 128 * 16 * 3 / 4);
     for n in 1..60 {
         let _ = say(member, n, 1);
     }
@@ -122,15 +131,21 @@ fn sources_beyond_the_limit_are_refused_and_those_that_stand_go_on() {
     rule.limits.sources_per_group = 3;
     let mut lab = Lab::new(rule);
     lab.hears(1, "ALLOW ab");
-    assert_eq!(lab.hear(2, "ALLOW cde"), Err(Refused::SourceLimit));
+    assert_eq!(
+        lab.hear(2, "ALLOW cde"),
+        Err(MembershipRefusal::SourceLimit)
+    );
     assert_eq!(lab.state(), "INCLUDE a270 b270 c270");
-    assert_eq!(refusals(&mut lab), [(Refused::SourceLimit, 2)]);
+    assert_eq!(refusals(&mut lab), [(MembershipRefusal::SourceLimit, 2)]);
     lab.at(10.0).hears(1, "ALLOW abc");
     // Of an EXCLUDE list, what finds no room is forwarded: too much rather than too little.
-    assert_eq!(lab.hear(1, "IS_EX cdefg"), Err(Refused::SourceLimit));
+    assert_eq!(
+        lab.hear(1, "IS_EX cdefg"),
+        Err(MembershipRefusal::SourceLimit)
+    );
     assert_eq!(lab.state(), "EXCLUDE 270: c270 d0 e0");
-    assert_eq!(lab.hear(1, "ALLOW x"), Err(Refused::SourceLimit));
-    assert_eq!(lab.hear(1, "BLOCK y"), Err(Refused::SourceLimit));
+    assert_eq!(lab.hear(1, "ALLOW x"), Err(MembershipRefusal::SourceLimit));
+    assert_eq!(lab.hear(1, "BLOCK y"), Err(MembershipRefusal::SourceLimit));
     lab.hears(1, "IS_EX cde");
     assert_eq!(lab.state(), "EXCLUDE 270: c270 d0 e0");
     assert_eq!(lab.machine.source_count(), 3);
@@ -141,7 +156,7 @@ fn a_group_that_finds_no_room_for_any_source_does_not_stand() {
     let mut rule = rule();
     rule.limits.sources_per_group = 0;
     let mut lab = Lab::new(rule);
-    assert_eq!(lab.hear(1, "ALLOW a"), Err(Refused::SourceLimit));
+    assert_eq!(lab.hear(1, "ALLOW a"), Err(MembershipRefusal::SourceLimit));
     assert_eq!((lab.state(), lab.changes()), ("gone".into(), vec![]));
 }
 
@@ -150,11 +165,11 @@ fn hosts_beyond_the_bound_are_members_and_not_tracked() {
     let mut rule = rule();
     rule.fast_leave = true;
     let mut config = DownstreamConfig::new(Protocol::Igmp, Arc::new(rule.clone()));
-    config.tracked = 3;
+    config.max_tracked_entries = 3;
     let mut lab = Lab::new(rule);
     lab.machine = Downstream::new(lab.start, config, Some([10, 0, 0, 1].into()));
     lab.hears(1, "ALLOW a");
-    assert_eq!(lab.hear(2, "ALLOW b"), Err(Refused::HostLimit));
+    assert_eq!(lab.hear(2, "ALLOW b"), Err(MembershipRefusal::HostLimit));
     assert_eq!(lab.state(), "INCLUDE a270 b270");
     lab.at(10.0).hears(1, "BLOCK a");
     assert_eq!(lab.specifics(), "10 Q(G,a)", "asked about like any other");
@@ -187,20 +202,20 @@ fn of_a_list_what_is_refused_is_counted_and_the_rest_taken() {
         (ModeIsExclude, ssm, &[a]),
         (AllowNewSources, ssm, &[a]),
     ]);
-    assert_eq!(take(&mut lab, &list), Err(Refused::GroupDenied));
+    assert_eq!(take(&mut lab, &list), Err(MembershipRefusal::GroupDenied));
     let groups: Vec<_> = lab.machine.groups(lab.now).map(|v| v.group).collect();
     assert_eq!(groups, [ssm, group(1), group(2)]);
     assert!(!lab.machine.filter(group(1)).takes(b));
     assert!(!lab.machine.filter(group(2)).takes(b));
-    let once = |r: Refused| (r, 1);
+    let once = |r: MembershipRefusal| (r, 1);
     assert_eq!(
         refusals(&mut lab),
         [
-            once(Refused::AnySourceInSsm),
-            once(Refused::GroupDenied),
-            once(Refused::SourceDenied),
-            once(Refused::LinkLocalGroup),
-            once(Refused::OtherFamily),
+            once(MembershipRefusal::AnySourceInSsm),
+            once(MembershipRefusal::GroupDenied),
+            once(MembershipRefusal::SourceDenied),
+            once(MembershipRefusal::LinkLocalGroup),
+            once(MembershipRefusal::OtherFamily),
         ]
     );
 }
@@ -215,13 +230,17 @@ fn source_specific_groups_take_no_report_of_an_older_version() {
         let mut lab = Lab::with(protocol, rule(), Some(own));
         lab.group = ssm.parse().unwrap();
         for text in ["v1", "v2", "leave", "IS_EX", "TO_EX a"] {
-            assert_eq!(lab.hear(1, text), Err(Refused::AnySourceInSsm), "{text}");
+            assert_eq!(
+                lab.hear(1, text),
+                Err(MembershipRefusal::AnySourceInSsm),
+                "{text}"
+            );
         }
         lab.hears(1, "IS_IN ab")
             .hears(1, "ALLOW c")
             .hears(1, "BLOCK a");
         assert_eq!(lab.state(), "INCLUDE a2 b270 c270");
-        assert_eq!(lab.hear(1, "leave"), Err(Refused::AnySourceInSsm));
+        assert_eq!(lab.hear(1, "leave"), Err(MembershipRefusal::AnySourceInSsm));
         lab.hears(1, "TO_IN");
         assert_eq!(lab.at(10.0).state(), "gone");
     }
@@ -234,20 +253,29 @@ fn reports_of_hosts_without_an_address() {
     let (now, to) = (lab.now, lab.group.addr());
     let message = join(lab.group);
     let nobody: IpAddr = [0, 0, 0, 0].into();
-    assert_eq!(lab.machine.handle(now, nobody, to, &message), Ok(()));
+    assert_eq!(
+        lab.machine.handle_message(now, nobody, to, &message),
+        Ok(())
+    );
     let mut lab = Lab::with(Protocol::Mld, rule(), Some("fe80::1"));
     let (to, message) = (lab.group.addr(), join(lab.group));
     for from in ["::", "2001:db8::1"] {
-        let refused = lab.machine.handle(now, from.parse().unwrap(), to, &message);
-        assert_eq!(refused, Err(Refused::NotLinkLocalSender), "{from}");
+        let refused = lab
+            .machine
+            .handle_message(now, from.parse().unwrap(), to, &message);
+        assert_eq!(
+            refused,
+            Err(MembershipRefusal::NotLinkLocalSender),
+            "{from}"
+        );
     }
     let mut lenient = rule();
     lenient.header_checks = HeaderChecks::Lenient;
     let mut lab = Lab::with(Protocol::Mld, lenient, Some("fe80::1"));
     let from = "2001:db8::1".parse().unwrap();
-    assert_eq!(lab.machine.handle(now, from, to, &message), Ok(()));
+    assert_eq!(lab.machine.handle_message(now, from, to, &message), Ok(()));
     let asked = lab.asked("2001:db8::1", &lab.general());
-    assert_eq!(asked, Err(Refused::NotLinkLocalSender));
+    assert_eq!(asked, Err(MembershipRefusal::NotLinkLocalSender));
 }
 
 #[test]
@@ -364,7 +392,7 @@ proptest! {
     ) {
         let start = Instant::now();
         let mut config = DownstreamConfig::new(Protocol::Igmp, Arc::new(rule));
-        config.tracked = 20;
+        config.max_tracked_entries = 20;
         let own = Some([10, 0, 0, 3].into());
         let mut machine = Downstream::new(start, config, own);
         let mut told = std::collections::BTreeMap::new();
@@ -379,7 +407,7 @@ proptest! {
                 MembershipMessage::Query(Query { group: Some(group), .. }) if !to_all => group.addr(),
                 _ => [224, 0, 0, 1].into(),
             };
-            let _ = machine.handle(now, [10, 0, 0, host].into(), to, &message);
+            let _ = machine.handle_message(now, [10, 0, 0, host].into(), to, &message);
             machine.handle_timeout(now);
             prop_assert!(machine.poll_timeout().is_none_or(|at| at > now));
             prop_assert!(machine.group_count() <= 8);
@@ -393,7 +421,7 @@ proptest! {
                 prop_assert!(!view.filter.is_none());
             }
             while let Some(out) = machine.poll_query() {
-                prop_assert!(machine.querier(now).us || out.query.group.is_none());
+                prop_assert!(machine.querier(now).is_us || out.query.group.is_none());
             }
             while let Some((group, filter)) = machine.poll_change() {
                 prop_assert_ne!(told.insert(group, filter.clone()), Some(filter));

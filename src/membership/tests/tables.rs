@@ -1,6 +1,6 @@
 //! RFC 9776 sections 6.3, 6.4.1, 6.4.2 and 6.5, RFC 9777 sections 7.3 to 7.5: every row.
 
-use super::lab::{Lab, rule};
+use super::virtual_link::{Lab, rule};
 use crate::membership::Protocol;
 use crate::model::QuerierPolicy;
 

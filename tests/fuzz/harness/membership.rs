@@ -6,11 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mcastor::membership::{Downstream, DownstreamConfig, Protocol, ReportGate, Upstream};
+use mcastor::membership::{
+    Downstream, DownstreamConfig, MembershipUnion, Protocol, ReportRateLimiter,
+};
 use mcastor::model::{Group, HeaderChecks, IfIndex, Links, ProxyRule, SourceFilter};
 use mcastor::table::{Fib, MembershipDatabase, Rib};
 use mcastor::wire::ip::IpHeader;
-use mcastor::wire::link_control::{self, HeaderPolicy};
+use mcastor::wire::link_control::HeaderPolicy;
 use mcastor::wire::membership_message::MembershipMessage;
 use mcastor::wire::{RejectReason, membership, mrdisc};
 
@@ -37,7 +39,7 @@ pub fn membership(data: &[u8]) -> bool {
     if heard.is_ok() || discovery.is_ok() {
         let datagram = IpHeader::parse(data).expect("what is heard is a packet");
         assert!(
-            link_control::is_link_control(&datagram, data),
+            mcastor::wire::link_control::is_link_control(&datagram, data),
             "it would be forwarded"
         );
         assert_eq!(mrdisc::is_message(&datagram, data), discovery.is_ok());
@@ -77,9 +79,9 @@ pub fn membership(data: &[u8]) -> bool {
 /// upstream, and the snapshot made of it.
 struct Live {
     now: Instant,
-    gate: ReportGate,
+    gate: ReportRateLimiter,
     machines: [Downstream; 2],
-    upstream: Upstream,
+    upstream: MembershipUnion,
     learned: MembershipDatabase,
     fib: Fib,
     wanted: BTreeMap<Group, SourceFilter>,
@@ -122,12 +124,12 @@ impl Live {
         };
         Self {
             now,
-            gate: ReportGate::new(now, 1000, 7),
+            gate: ReportRateLimiter::new(now, 1000, 7),
             machines: [
                 machine(Protocol::Igmp, "10.0.0.1"),
                 machine(Protocol::Mld, "fe80::1"),
             ],
-            upstream: Upstream::new(),
+            upstream: MembershipUnion::new(),
             learned,
             fib,
             wanted: BTreeMap::new(),
@@ -141,17 +143,20 @@ impl Live {
         let downstream = IfIndex::new(OUT).unwrap();
         let machine = &mut self.machines[usize::from(!from.is_ipv4())];
         if self.gate.admit(now, from).is_ok() {
-            let standing = self.gate.standing(now, from);
-            if machine.handle_as(now, standing, from, to, message).is_ok() {
-                let until = now + machine.timing().group_membership_interval();
-                self.gate.member(now, from, until);
+            let standing = self.gate.sender_status(now, from);
+            if machine
+                .handle_message_from(now, standing, from, to, message)
+                .is_ok()
+            {
+                let until = now + machine.timers().group_membership_interval();
+                self.gate.handle_accepted_report(now, from, until);
             }
         }
         machine.handle_timeout(now);
         assert!(machine.poll_timeout().is_none_or(|at| at > now));
         assert!(machine.group_count() <= GROUPS);
-        assert!(machine.source_count() <= machine.config().sources());
-        assert!(self.gate.known() <= 4096);
+        assert!(machine.source_count() <= machine.config().max_sources());
+        assert!(self.gate.member_count() <= 4096);
         let mut asked = 0;
         while machine.poll_query().is_some() {
             asked += 1;
@@ -167,7 +172,7 @@ impl Live {
         while let Some((group, filter)) = machine.poll_change() {
             assert_eq!(machine.filter(group), filter);
             self.learned.learn(downstream, group, filter.clone());
-            self.upstream.note(downstream, group, filter.clone());
+            self.upstream.set_filter(downstream, group, filter.clone());
             changed.push((group, filter));
         }
         if let Some(fib) = self.learned.update(&self.fib, self.fib.generation + 1) {

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::membership::{Downstream, DownstreamConfig, Event, Protocol, Refused};
+use crate::membership::{
+    Downstream, DownstreamConfig, MembershipEvent, MembershipRefusal, Protocol,
+};
 use crate::model::{Group, ProxyRule, Source};
 use crate::wire::membership_message::{
     Generation, GroupRecord, MembershipMessage, Query, RecordType,
@@ -109,14 +111,14 @@ impl Lab {
 
     /// Messages are lost before the machine has them, now.
     pub fn loses(&mut self) -> &mut Self {
-        self.machine.messages_lost(self.now);
+        self.machine.handle_message_loss(self.now);
         self
     }
 
     fn drain(&mut self) {
         while let Some(out) = self.machine.poll_query() {
-            let all = self.protocol().all_hosts();
-            assert_eq!(out.to, out.query.group.map_or(all, Group::addr));
+            let all = self.protocol().general_query_destination();
+            assert_eq!(out.destination, out.query.group.map_or(all, Group::addr));
             let text = self.text(&out.query);
             self.sent.push((self.seconds(), text));
         }
@@ -138,10 +140,10 @@ impl Lab {
     }
 
     /// What a host says: `IS_IN ab`, `TO_EX`, `v2`, `v1`, `leave`.
-    pub fn hear(&mut self, host: u8, text: &str) -> Result<(), Refused> {
+    pub fn hear(&mut self, host: u8, text: &str) -> Result<(), MembershipRefusal> {
         let (from, to) = (self.host(host), self.group.addr());
         let message = self.message(text);
-        let result = self.machine.handle(self.now, from, to, &message);
+        let result = self.machine.handle_message(self.now, from, to, &message);
         self.drain();
         result
     }
@@ -203,18 +205,23 @@ impl Lab {
     }
 
     /// Another router asks, of all hosts.
-    pub fn asked(&mut self, from: &str, query: &Query) -> Result<(), Refused> {
+    pub fn asked(&mut self, from: &str, query: &Query) -> Result<(), MembershipRefusal> {
         let to = match query.group {
             Some(group) => group.addr(),
-            None => self.protocol().all_hosts(),
+            None => self.protocol().general_query_destination(),
         };
         self.asked_at(from, to, query)
     }
 
-    pub fn asked_at(&mut self, from: &str, to: IpAddr, query: &Query) -> Result<(), Refused> {
+    pub fn asked_at(
+        &mut self,
+        from: &str,
+        to: IpAddr,
+        query: &Query,
+    ) -> Result<(), MembershipRefusal> {
         let message = MembershipMessage::Query(query.clone());
         let from = from.parse().unwrap();
-        let result = self.machine.handle(self.now, from, to, &message);
+        let result = self.machine.handle_message(self.now, from, to, &message);
         self.drain();
         result
     }
@@ -226,12 +233,12 @@ impl Lab {
             return "gone".into();
         };
         let left = |d: Option<Duration>| d.map_or(0.0, |d| d.as_secs_f64());
-        let mut text = match view.left {
+        let mut text = match view.group_timer {
             None => "INCLUDE".to_string(),
             Some(timer) => format!("EXCLUDE {}:", timer.as_secs_f64()),
         };
         for s in &view.sources {
-            text += &format!(" {}{}", self.letter(s.source), left(s.left));
+            text += &format!(" {}{}", self.letter(s.source), left(s.source_timer));
         }
         text.trim_end_matches(':').to_string()
     }
@@ -271,7 +278,7 @@ impl Lab {
         changes
     }
 
-    pub fn events(&mut self) -> Vec<Event> {
+    pub fn events(&mut self) -> Vec<MembershipEvent> {
         std::iter::from_fn(|| self.machine.poll_event()).collect()
     }
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use ahash::RandomState;
 use lru::LruCache;
 
-use super::refused::{Refusals, Refused};
-use super::room::Standing;
+use super::quota::SenderStatus;
+use super::refusal::{MembershipRefusal, RefusalCounts};
 
 /// How many members are known at most. A further one stays a stranger.
 const KNOWN: usize = 4096;
@@ -94,7 +94,7 @@ struct Member {
 
 /// Decides for each report whether it is taken within the rate.
 #[derive(Debug)]
-pub struct ReportGate {
+pub struct ReportRateLimiter {
     hasher: RandomState,
     start: Instant,
     members: Half,
@@ -104,10 +104,10 @@ pub struct ReportGate {
     /// Hashes of addresses that had one report taken; 0 is nobody.
     seen: Box<[u64]>,
     buckets: Box<[Tokens]>,
-    refusals: Refusals,
+    refusals: RefusalCounts,
 }
 
-impl ReportGate {
+impl ReportRateLimiter {
     /// Takes up to `reports_per_second`, at least one, on average. Strangers must not know
     /// `seed`: it decides who shares a bucket.
     pub fn new(now: Instant, reports_per_second: u32, seed: u64) -> Self {
@@ -123,28 +123,28 @@ impl ReportGate {
             known: LruCache::unbounded(),
             seen: vec![0; SEEN].into(),
             buckets: vec![full; buckets].into(),
-            refusals: Refusals::default(),
+            refusals: RefusalCounts::default(),
         }
     }
 
     /// Whether a report from this address is taken now.
     ///
     /// # Errors
-    /// [`Refused::MemberRate`] and [`Refused::StrangerRate`].
-    pub fn admit(&mut self, now: Instant, from: IpAddr) -> Result<(), Refused> {
+    /// [`MembershipRefusal::MemberRate`] and [`MembershipRefusal::StrangerRate`].
+    pub fn admit(&mut self, now: Instant, from: IpAddr) -> Result<(), MembershipRefusal> {
         let shares = self.known.len().max(16);
         let member = self.known.peek_mut(&from).filter(|m| m.until > now);
         let (admitted, reason) = match member {
             Some(member) => {
                 let admitted = self.members.admits(now, &mut member.fair, shares);
-                (admitted, Refused::MemberRate)
+                (admitted, MembershipRefusal::MemberRate)
             }
             None => {
                 let round = now.saturating_duration_since(self.start).as_secs() / REHASH.as_secs();
                 let n = self.hasher.hash_one((from, round)) as usize % self.buckets.len();
                 let shares = self.buckets.len();
                 let admitted = self.strangers.admits(now, &mut self.buckets[n], shares);
-                (admitted, Refused::StrangerRate)
+                (admitted, MembershipRefusal::StrangerRate)
             }
         };
         match admitted {
@@ -158,7 +158,7 @@ impl ReportGate {
 
     /// A report of this address was taken and makes it a member until then. To be called after
     /// the machine took the report, not for those it refused.
-    pub fn member(&mut self, now: Instant, from: IpAddr, until: Instant) {
+    pub fn handle_accepted_report(&mut self, now: Instant, from: IpAddr, until: Instant) {
         if let Some(member) = self.known.get_mut(&from) {
             member.until = member.until.max(until);
             return;
@@ -193,22 +193,22 @@ impl ReportGate {
     }
 
     /// Whether reports of this address made it a member.
-    pub fn standing(&self, now: Instant, from: IpAddr) -> Standing {
+    pub fn sender_status(&self, now: Instant, from: IpAddr) -> SenderStatus {
         match self.known.peek(&from).filter(|m| m.until > now) {
-            Some(_) => Standing::Member {
-                of: self.known.len(),
+            Some(_) => SenderStatus::Member {
+                known_members: self.known.len(),
             },
-            None => Standing::Stranger,
+            None => SenderStatus::Unknown,
         }
     }
 
     /// How many members are known.
-    pub fn known(&self) -> usize {
+    pub fn member_count(&self) -> usize {
         self.known.len()
     }
 
     /// How often each reason to refuse came up since this was last called.
-    pub fn take_refusals(&mut self) -> impl Iterator<Item = (Refused, u64)> + use<> {
+    pub fn take_refusals(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
         self.refusals.take()
     }
 }
@@ -229,10 +229,10 @@ mod tests {
         Ipv4Addr::from_bits(n.wrapping_mul(0x9e37_79b1) | 1 << 31).into()
     }
 
-    fn known(gate: &mut ReportGate, now: Instant, count: u32) {
+    fn known(gate: &mut ReportRateLimiter, now: Instant, count: u32) {
         for n in 0..count {
             for _ in 0..2 {
-                gate.member(now, host(n), now + 270 * SECOND);
+                gate.handle_accepted_report(now, host(n), now + 270 * SECOND);
             }
         }
     }
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn members_refresh_through_a_flood_of_spoofed_strangers() {
         let t0 = Instant::now();
-        let mut gate = ReportGate::new(t0, 10_000, 7);
+        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         known(&mut gate, t0, 1000);
         let (mut taken, mut n) = (0, 0);
         // 100,000 reports a second for ten seconds; each member reports ten times in between.
@@ -250,25 +250,28 @@ mod tests {
                 n += 1;
                 if gate.admit(now, spoofed(n)).is_ok() {
                     taken += 1;
-                    gate.member(now, spoofed(n), now + 270 * SECOND);
+                    gate.handle_accepted_report(now, spoofed(n), now + 270 * SECOND);
                 }
             }
             assert_eq!(gate.admit(now, host(ms % 1000)), Ok(()), "{ms} ms");
         }
         // Half of the rate, and the reserve at the start.
         assert!((50_000..=55_000).contains(&taken), "{taken}");
-        assert!(gate.known() < 1000 + 50, "{}", gate.known());
+        assert!(gate.member_count() < 1000 + 50, "{}", gate.member_count());
         let refused: Vec<_> = gate.take_refusals().collect();
         assert_eq!(
             refused,
-            [(Refused::StrangerRate, 1_000_000 - u64::from(taken as u32))]
+            [(
+                MembershipRefusal::StrangerRate,
+                1_000_000 - u64::from(taken as u32)
+            )]
         );
     }
 
     #[test]
     fn a_newcomer_gets_through_a_flood_from_few_addresses() {
         let t0 = Instant::now();
-        let mut gate = ReportGate::new(t0, 10_000, 7);
+        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         let mut taken = 0;
         for ms in 0..20_000u32 {
             let now = t0 + Duration::from_millis(ms.into());
@@ -285,7 +288,7 @@ mod tests {
     #[test]
     fn one_member_cannot_starve_the_others() {
         let t0 = Instant::now();
-        let mut gate = ReportGate::new(t0, 1000, 7);
+        let mut gate = ReportRateLimiter::new(t0, 1000, 7);
         known(&mut gate, t0, 50);
         let mut refused = 0;
         for ms in 0..10_000u32 {
@@ -304,7 +307,7 @@ mod tests {
     #[test]
     fn one_host_with_many_groups_is_not_held_up_where_nobody_floods() {
         let t0 = Instant::now();
-        let mut gate = ReportGate::new(t0, 10_000, 7);
+        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         for n in 0..40_000u32 {
             let now = t0 + Duration::from_micros(u64::from(n) * 250);
             assert_eq!(gate.admit(now, host(1)), Ok(()), "report {n}");
@@ -314,11 +317,11 @@ mod tests {
     #[test]
     fn a_flood_is_known_while_it_lasts() {
         let t0 = Instant::now();
-        let mut gate = ReportGate::new(t0, 10_000, 7);
+        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         known(&mut gate, t0, 3);
-        let of_three = Standing::Member { of: 3 };
-        assert_eq!(gate.standing(t0, host(1)), of_three);
-        assert_eq!(gate.standing(t0, host(9)), Standing::Stranger);
+        let of_three = SenderStatus::Member { known_members: 3 };
+        assert_eq!(gate.sender_status(t0, host(1)), of_three);
+        assert_eq!(gate.sender_status(t0, host(9)), SenderStatus::Unknown);
         for n in 0..1000 {
             let _ = gate.admit(t0, spoofed(n));
         }
@@ -329,21 +332,21 @@ mod tests {
         assert!(gate.is_flooded(t0));
         assert!(!gate.is_flooded(t0 + SECOND));
         let later = t0 + 271 * SECOND;
-        assert_eq!(gate.standing(later, host(1)), Standing::Stranger);
+        assert_eq!(gate.sender_status(later, host(1)), SenderStatus::Unknown);
     }
 
     #[test]
     fn who_is_known_is_bounded_and_forgotten() {
         let t0 = Instant::now();
-        let mut gate = ReportGate::new(t0, 1000, 7);
+        let mut gate = ReportRateLimiter::new(t0, 1000, 7);
         known(&mut gate, t0, 10_000);
-        assert_eq!(gate.known(), KNOWN);
-        gate.member(t0, IpAddr::from([0, 0, 0, 0]), t0 + 270 * SECOND);
+        assert_eq!(gate.member_count(), KNOWN);
+        gate.handle_accepted_report(t0, IpAddr::from([0, 0, 0, 0]), t0 + 270 * SECOND);
         // Those whose membership ran out make room.
         let later = t0 + 271 * SECOND;
         for _ in 0..2 {
-            gate.member(later, host(20_000), later + SECOND);
+            gate.handle_accepted_report(later, host(20_000), later + SECOND);
         }
-        assert_eq!(gate.known(), 1);
+        assert_eq!(gate.member_count(), 1);
     }
 }

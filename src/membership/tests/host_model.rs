@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::lab::{Lab, rule};
+use super::virtual_link::{Lab, rule};
 use crate::model::{Source, SourceFilter};
 use crate::wire::membership_message::{GroupRecord, MembershipMessage, Query, RecordType};
 use SourceFilter::{Exclude, Include};
@@ -79,7 +79,10 @@ impl World {
         let from: IpAddr = self.lab.host(host as u8);
         let message = MembershipMessage::Records(vec![record]);
         let to = [224, 0, 0, 22].into();
-        let taken = self.lab.machine.handle(self.lab.now, from, to, &message);
+        let taken = self
+            .lab
+            .machine
+            .handle_message(self.lab.now, from, to, &message);
         assert_eq!(taken, Ok(()));
     }
 

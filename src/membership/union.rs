@@ -7,21 +7,21 @@ use crate::model::{Group, IfIndex, SourceFilter};
 
 /// The membership database of one proxy.
 #[derive(Debug, Default)]
-pub struct Upstream {
+pub struct MembershipUnion {
     wanted: BTreeMap<Group, BTreeMap<IfIndex, SourceFilter>>,
     /// With the union when the caller was last told.
     changed: BTreeMap<Group, SourceFilter>,
 }
 
-impl Upstream {
+impl MembershipUnion {
     /// Nothing is wanted.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// What one downstream interface wants of a group now; `Include` of none where nothing.
-    pub fn note(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
-        if self.noted(downstream, group) == Some(&filter) {
+    pub fn set_filter(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
+        if self.filter_of(downstream, group) == Some(&filter) {
             return;
         }
         self.will_change(group);
@@ -37,18 +37,18 @@ impl Upstream {
     }
 
     /// The interface is no longer downstream: all it wanted is forgotten.
-    pub fn forget(&mut self, downstream: IfIndex) {
+    pub fn remove_downstream(&mut self, downstream: IfIndex) {
         let of = |(group, wanted): (&Group, &BTreeMap<IfIndex, _>)| {
             wanted.contains_key(&downstream).then_some(*group)
         };
         let groups: Vec<Group> = self.wanted.iter().filter_map(of).collect();
         for group in groups {
-            self.note(downstream, group, SourceFilter::none());
+            self.set_filter(downstream, group, SourceFilter::none());
         }
     }
 
     /// What one interface wants of a group; none where nothing.
-    pub fn noted(&self, downstream: IfIndex, group: Group) -> Option<&SourceFilter> {
+    pub fn filter_of(&self, downstream: IfIndex, group: Group) -> Option<&SourceFilter> {
         self.wanted.get(&group)?.get(&downstream)
     }
 
@@ -108,15 +108,15 @@ mod tests {
 
     #[test]
     fn a_leave_on_one_downstream_does_not_cut_another() {
-        let mut upstream = Upstream::new();
-        upstream.note(index(0), group(1), SourceFilter::any());
-        upstream.note(index(1), group(1), SourceFilter::any());
+        let mut upstream = MembershipUnion::new();
+        upstream.set_filter(index(0), group(1), SourceFilter::any());
+        upstream.set_filter(index(1), group(1), SourceFilter::any());
         let all = Some((group(1), SourceFilter::any()));
         assert_eq!(upstream.poll_change(), all);
-        upstream.note(index(0), group(1), SourceFilter::none());
+        upstream.set_filter(index(0), group(1), SourceFilter::none());
         assert_eq!(upstream.poll_change(), None, "nothing changes upstream");
         assert_eq!(upstream.union(group(1)), SourceFilter::any());
-        upstream.forget(index(1));
+        upstream.remove_downstream(index(1));
         let none = Some((group(1), SourceFilter::none()));
         assert_eq!(upstream.poll_change(), none);
         assert_eq!(upstream.groups().count(), 0);
@@ -124,13 +124,13 @@ mod tests {
 
     #[test]
     fn changes_between_two_calls_are_one() {
-        let mut upstream = Upstream::new();
-        upstream.note(index(0), group(1), include(&[1]));
-        upstream.note(index(1), group(1), include(&[2]));
+        let mut upstream = MembershipUnion::new();
+        upstream.set_filter(index(0), group(1), include(&[1]));
+        upstream.set_filter(index(1), group(1), include(&[2]));
         let both = Some((group(1), include(&[1, 2])));
         assert_eq!(upstream.poll_change(), both);
-        upstream.note(index(0), group(1), include(&[]));
-        upstream.note(index(0), group(1), include(&[1]));
+        upstream.set_filter(index(0), group(1), include(&[]));
+        upstream.set_filter(index(0), group(1), include(&[1]));
         assert_eq!(upstream.poll_change(), None);
     }
 
@@ -146,24 +146,24 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is noted and forgotten: upstream has each source that some downstream
+        /// Whatever is filter_of and forgotten: upstream has each source that some downstream
         /// wants and no other, and who follows the changes knows the unions.
         #[test]
         fn the_union_takes_what_any_downstream_wants(
             steps in proptest::collection::vec(
                 (0u32..4, 0u8..3, proptest::option::weighted(0.9, filter()), any::<bool>()), 1..60),
         ) {
-            let mut upstream = Upstream::new();
+            let mut upstream = MembershipUnion::new();
             let mut wanted = BTreeMap::new();
             let mut told = BTreeMap::new();
             for (downstream, g, filter, poll) in steps {
                 match filter {
                     Some(filter) => {
-                        upstream.note(index(downstream), group(g), filter.clone());
+                        upstream.set_filter(index(downstream), group(g), filter.clone());
                         wanted.insert((downstream, g), filter);
                     }
                     None => {
-                        upstream.forget(index(downstream));
+                        upstream.remove_downstream(index(downstream));
                         wanted.retain(|(d, _), _| *d != downstream);
                     }
                 }
