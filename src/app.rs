@@ -24,7 +24,7 @@ use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::planes::rate::{Mode, Thresholds};
-use crate::settings::{LimitSettings, PlaneKind, Report, Settings};
+use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
 use crate::smcroute::server::Server as SmcrouteServer;
 use crate::sys;
 use crate::table::{InterfaceOptions, Rib};
@@ -102,7 +102,7 @@ pub enum Clients {
 pub type Started = Box<dyn FnOnce()>;
 
 /// What reads the settings.
-pub type Load = Box<dyn Fn() -> Result<Settings, Box<Report>>>;
+pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
 
 /// Fixes how packets are taken in to `latency` or `throughput`: for measurements.
 const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
@@ -297,7 +297,7 @@ async fn reload(
         refused
     };
     let mut settings = load().map_err(|report| refused(&report))?;
-    if let Some(why) = &settings.unread {
+    if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
     let Some(routing) = world.routing.load_full() else {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mcastor::model::{RouteRule, TtlPolicy};
-use mcastor::settings::{LogFormat, MAX_FILE, MOST_PROBLEMS, PlaneKind, Report, Settings};
+use mcastor::settings::{LogFormat, MAX_FILE, MOST_PROBLEMS, PlaneKind, Settings, SettingsReport};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -24,7 +24,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-fn load_env(file: Option<&Path>, env: &[(&str, &str)]) -> Result<Settings, Report> {
+fn load_env(file: Option<&Path>, env: &[(&str, &str)]) -> Result<Settings, SettingsReport> {
     let env: Vec<_> = env
         .iter()
         .map(|(name, value)| (name.to_string(), value.to_string()))
@@ -32,7 +32,7 @@ fn load_env(file: Option<&Path>, env: &[(&str, &str)]) -> Result<Settings, Repor
     Settings::load(file, env.into_iter())
 }
 
-fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Settings, Report> {
+fn load_text(text: &str, env: &[(&str, &str)]) -> Result<Settings, SettingsReport> {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
     fs::write(file.path(), text).unwrap();
     load_env(Some(file.path()), env)
