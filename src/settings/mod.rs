@@ -224,7 +224,8 @@ mod tests {
     #[test]
     fn file_gives_the_same_tree_with_and_without_merge() {
         let mut text = EXAMPLE.to_string();
-        text += "[[route]]\nfrom = 1979-05-27\ngroup = nan\nto = [1, [2.5, { a = true }]]\nttl = { set = 3 }\n";
+        text += "[[route]]\nfrom = 1979-05-27\ngroup = nan\nto = [1, [2.5, { a = true }]]\n";
+        text += "ttl = { set = 3 }\n";
         let file =
             file::parse("a.toml", text).map_err(|problem| SettingsReport::new(vec![*problem]));
         let file = file.unwrap();
@@ -272,11 +273,15 @@ mod tests {
         #[test]
         fn damaged_example_never_panics(
             at in 0..EXAMPLE.len(),
-            cut in 0usize..40,
+            removed in 0usize..40,
             pieces in prop::collection::vec(piece(), 0..4),
         ) {
-            let floor = |n: usize| (0..=n.min(EXAMPLE.len())).rev().find(|n| EXAMPLE.is_char_boundary(*n)).unwrap_or(0);
-            let text = format!("{}{}{}", &EXAMPLE[..floor(at)], pieces.concat(), &EXAMPLE[floor(at + cut)..]);
+            let floor = |n: usize| {
+                let mut offsets = (0..=n.min(EXAMPLE.len())).rev();
+                offsets.find(|n| EXAMPLE.is_char_boundary(*n)).unwrap_or(0)
+            };
+            let (start, end) = (&EXAMPLE[..floor(at)], &EXAMPLE[floor(at + removed)..]);
+            let text = format!("{start}{}{end}", pieces.concat());
             if let Err(report) = load_text(text, vec![]) {
                 prop_assert!(!report.problems().is_empty());
                 prop_assert!(!report.to_string().is_empty());

@@ -282,7 +282,8 @@ raw_tables! {
         /// Where an egress learns which streams to request: from the IGMP and MLD members on
         /// `downstream`, from the joinfile, or both.
         joins: Strings, default_described("`[\"members\", \"joinfile\"]`"),
-            words(&["members", "joinfile"]), range("`\"members\"`, `\"joinfile\"`, or both; egress only"),
+            words(&["members", "joinfile"]),
+            range("`\"members\"`, `\"joinfile\"`, or both; egress only"),
             example("[\"members\", \"joinfile\"]");
         /// How long mappings stay in use that the server does not confirm.
         grace: String, default_string("5m"), durations_ms(0, 30 * 86_400_000);

@@ -138,7 +138,7 @@ fn refuse_translation(
         // Marks the value of the route that the translation does not fit.
         let related = route.key(&key);
         let label = format!("the {key} of the route");
-        checker.refuse_related(&path, texts, (&related, &label));
+        checker.refuse_related(&path, texts, (&related, label.as_str()));
     } else {
         checker.refuse(&path, texts.0, texts.1, texts.2);
     }

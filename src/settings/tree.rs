@@ -127,7 +127,7 @@ pub(super) fn value_to_json(value: Value) -> Json {
 /// The message of the TOML parser, where the text starts like TOML and is not.
 pub(super) fn text_to_value(key_type: &KeyType, text: &str) -> Result<Value, String> {
     let trimmed = text.trim();
-    let toml = || {
+    let toml = || -> Result<Value, String> {
         let parsed = trimmed.parse::<toml_edit::Value>();
         let value = parsed.map_err(|error| error.message().to_string())?;
         Ok(toml_to_value(&value))
@@ -138,7 +138,7 @@ pub(super) fn text_to_value(key_type: &KeyType, text: &str) -> Result<Value, Str
         KeyType::String if trimmed.starts_with(['"', '\'']) => toml(),
         KeyType::String => Ok(string(text)),
         KeyType::Boolean | KeyType::Integer | KeyType::WordOrBoolean => {
-            Ok(toml().unwrap_or_else(|_: String| string(text)))
+            Ok(toml().unwrap_or_else(|_| string(text)))
         }
         KeyType::Strings if trimmed.starts_with('[') => toml(),
         KeyType::Strings => {
