@@ -166,10 +166,11 @@ fn json_schema_is_generated() {
 }
 
 /// The mistakes that the JSON schema finds, by the beginnings of the names of broken files: wrong
-/// types, unknown and missing keys, words and integers out of range.
-const SCHEMA_MISTAKES: [&str; 31] = [
+/// types, unknown and missing keys, words and integers out of range,
+/// and files that are not TOML.
+const SCHEMA_MISTAKES: [&str; 30] = [
+    "after-umlauts",
     "busy-poll-too-long",
-    "except-",
     "kind-",
     "log-format",
     "missing-",
@@ -178,6 +179,7 @@ const SCHEMA_MISTAKES: [&str; 31] = [
     "mnat-relative-path",
     "mnat-role",
     "mnat-server.",
+    "mnat-twice",
     "plane-kind",
     "proxy-empty-upstream",
     "proxy-limit-zero",
@@ -194,11 +196,9 @@ const SCHEMA_MISTAKES: [&str; 31] = [
     "socket-relative",
     "threshold-",
     "to-65",
-    "to-comma-text",
     "ttl-",
     "unknown-",
     "engine-names",
-    "listen-port",
 ];
 
 /// A JSON schema validator (python3-jsonschema) accepts every good file and every example, and

@@ -134,10 +134,12 @@ raw_tables! {
     RawTranslation {
         /// The new source. A prefix maps one to one and keeps the host bits.
         source: String, default_described("unchanged"),
-            range("address or prefix, as many addresses as `source`"), example("\"10.9.1.2\"");
+            range("address or prefix, as many addresses as `source` of the route"),
+            example("\"10.9.1.2\"");
         /// The new group. A prefix maps one to one and keeps the host bits.
         group: String, default_described("unchanged"),
-            range("group or prefix, as many groups as `group`"), example("\"239.1.1.1\"");
+            range("group or prefix, as many groups as `group` of the route"),
+            example("\"239.1.1.1\"");
         /// The new UDP destination port.
         port: Integer, default_described("unchanged"), integers(1, 65535), example("5001");
     }
