@@ -26,7 +26,7 @@ use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
-use crate::settings::{LimitSettings, PlaneKind, Report, Settings};
+use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
 use crate::smcroute::server::Server as SmcrouteServer;
 use crate::sys;
 use crate::table::{InterfaceOptions, Rib};
@@ -104,7 +104,7 @@ pub enum Clients {
 pub type Started = Box<dyn FnOnce()>;
 
 /// What reads the settings.
-pub type Load = Box<dyn Fn() -> Result<Settings, Box<Report>>>;
+pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
 
 /// Fixes how packets are taken in to `latency` or `throughput`: for measurements.
 const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
@@ -302,7 +302,7 @@ async fn reload(
         refused
     };
     let mut settings = load().map_err(|report| refused(&report))?;
-    if let Some(why) = &settings.unread {
+    if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
     let Some(routing) = context.routing.load_full() else {

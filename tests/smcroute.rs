@@ -122,16 +122,16 @@ fn toml_means_the_same_and_keeps_the_comments() {
     std::fs::write(&path, EVERYTHING.replace("more/*.conf", &include)).unwrap();
     let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
     assert_eq!(settings.skipped, [""; 0]);
-    assert_eq!(settings.odd.len(), 1 + 4, "{:?}", settings.odd);
+    assert_eq!(settings.doubtful.len(), 1 + 4, "{:?}", settings.doubtful);
     assert_eq!(settings.routes.len(), 9);
     for (n, route) in settings.routes[4..7].iter().enumerate() {
         assert_eq!(route.to, [], "{route:?}");
         let told = "mroute: sends nowhere: stops what it takes";
         let told = format!("line {}: {told}", 13 + n);
         assert!(
-            settings.odd.iter().any(|odd| odd.ends_with(&told)),
+            settings.doubtful.iter().any(|odd| odd.ends_with(&told)),
             "{:?}",
-            settings.odd
+            settings.doubtful
         );
     }
     // Included in the order of their names.
@@ -149,7 +149,7 @@ fn toml_means_the_same_and_keeps_the_comments() {
     std::fs::write(&made, &toml).unwrap();
     let same = Settings::load(Some(&made), std::iter::empty());
     let mut same = same.unwrap_or_else(|report| panic!("{report}\n{toml}"));
-    same.odd.clone_from(&settings.odd);
+    same.doubtful.clone_from(&settings.doubtful);
     assert_eq!(same, settings, "{toml}");
 }
 

@@ -1,4 +1,4 @@
-//! `mcastor check FILE`: are these settings good?
+//! `mcastor check FILE`: checks settings.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -6,12 +6,14 @@ use std::process::ExitCode;
 
 use crate::settings::{Settings, environment};
 
-/// The exit code of settings that are refused.
+/// The exit code for refused settings.
 pub const EXIT_BAD_SETTINGS: u8 = 2;
 
-/// Checks `file` together with the environment of this process. Good settings: a summary on
-/// standard output and 0. Bad ones: the report on standard error and
-/// [`EXIT_BAD_SETTINGS`]. With `json` either answer is one JSON object on standard output.
+/// Checks `file` together with the environment of this process.
+///
+/// For good settings, prints a summary on standard output and returns 0. For bad settings, prints
+/// the report on standard error and returns [`EXIT_BAD_SETTINGS`]. With `json`, either answer is
+/// one JSON object on standard output.
 pub fn run(file: &Path, json: bool) -> ExitCode {
     let settings = Settings::load(Some(file), environment());
     let mut out = io::stdout().lock();
@@ -36,17 +38,17 @@ pub fn run(file: &Path, json: bool) -> ExitCode {
             (String::new(), EXIT_BAD_SETTINGS)
         }
     };
-    // Whoever closed our output does not want to hear of it.
+    // A closed pipe is not an error: the reader needs no more output.
     let _ = out.write_all(text.as_bytes());
     ExitCode::from(code)
 }
 
-/// The interfaces that the settings speak of, as written, each once.
-fn interfaces(settings: &Settings) -> Vec<&str> {
+/// Returns the names and patterns of interfaces in the settings, each once.
+fn interface_names(settings: &Settings) -> Vec<&str> {
     let routes = settings.routes.iter();
     let mut names: Vec<&str> = routes
         .flat_map(|route| std::iter::once(&route.from).chain(&route.to))
-        .chain(settings.interfaces.iter().map(|one| &one.name))
+        .chain(settings.interfaces.iter().map(|options| &options.name))
         .chain(settings.joins.iter().map(|join| &join.interface))
         .chain(
             settings
@@ -68,12 +70,12 @@ fn interfaces(settings: &Settings) -> Vec<&str> {
 }
 
 fn summary(file: &Path, settings: &Settings) -> String {
-    let names = interfaces(settings);
-    let counted = |n: usize, what: &str| match n {
-        0 => format!("no {what}s"),
-        1 => format!("1 {what}"),
-        n if what.ends_with('y') => format!("{n} {}ies", what.trim_end_matches('y')),
-        n => format!("{n} {what}s"),
+    let names = interface_names(settings);
+    let counted = |n: usize, noun: &str| match n {
+        0 => format!("no {noun}s"),
+        1 => format!("1 {noun}"),
+        n if noun.ends_with('y') => format!("{n} {}ies", noun.trim_end_matches('y')),
+        n => format!("{n} {noun}s"),
     };
     let mut parts = vec![counted(settings.routes.len(), "route")];
     if !settings.proxies.is_empty() {
@@ -103,7 +105,7 @@ fn json_summary(settings: &Settings) -> String {
         "routes": settings.routes,
         "joins": settings.joins,
         "proxies": settings.proxies,
-        "interfaces": interfaces(settings),
+        "interfaces": interface_names(settings),
         "notes": settings.notes(),
     });
     format!("{answer}\n")
@@ -114,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_names_each_interface_once() {
+    fn summary_lists_each_interface_once() {
         let env = [
             ("MCASTOR__ROUTE__0__FROM", "eth0"),
             ("MCASTOR__ROUTE__0__GROUP", "225.1.2.3"),

@@ -8,6 +8,7 @@ pub mod health;
 pub mod mnat;
 pub mod recv;
 pub mod run;
+pub mod schema;
 pub mod send;
 pub mod show;
 pub mod smcroutectl;
@@ -58,6 +59,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON schema of the settings file
+    #[command(
+        after_help = "Editors use it to complete and check keys. A settings file names it in its first line:\n  \
+        #:schema ./mcastor.schema.json\n\
+        Example: mcastor schema > /etc/mcastor.schema.json"
+    )]
+    Schema,
     /// Print an smcroute.conf as TOML, comments kept
     #[command(
         after_help = "Exit codes: 0 done, 2 where a line is bad and stands as a comment.\n\
@@ -173,6 +181,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
         Command::Check { file, json } => check::run(&file, json),
+        Command::Schema => print(schema::text().as_bytes()),
         Command::Convert { file, strict } => convert::run(&file, strict),
         Command::Smcrouted(args) => smcrouted::run(args),
         Command::Smcroutectl(args) => smcroutectl::run(args),

@@ -1,11 +1,12 @@
-//! Addresses and prefixes as typed, and what is wrong with them.
+//! Checks of groups, sources and their prefixes.
 
 use ipnet::IpNet;
 
-use super::checked::Checker;
-use super::keys::KeyPath;
+use super::checker::Checker;
+use super::key_path::KeyPath;
 use crate::model::{AddrError, GroupPrefix, SourcePrefix};
 
+/// Checks a multicast group or prefix.
 pub(super) fn parse_group(
     checker: &mut Checker<'_>,
     path: &KeyPath,
@@ -16,43 +17,42 @@ pub(super) fn parse_group(
         Err(error) => error,
     };
     if let AddrError::HostBits { given } = error {
-        // That it is no group weighs more than a bit too many.
+        // A unicast address is reported as such, even where it also has host bits.
         error = GroupPrefix::new(given).err()?;
     }
     let expected = "a multicast group or prefix";
     let (found, help) = match error {
         AddrError::NotMulticast(net) if net.addr().is_multicast() => (
-            format!("{net}, which is wider than all of multicast"),
-            "The widest prefixes are 224.0.0.0/4 and ff00::/8.".to_string(),
+            format!("{net}, which contains unicast addresses"),
+            "The widest multicast prefixes are 224.0.0.0/4 and ff00::/8.".to_string(),
         ),
         AddrError::NotMulticast(net) => (
             format!("{}, which is unicast", shown(net)),
-            "Groups are in 224.0.0.0/4 or ff00::/8; a sender's address belongs in `source`.".into(),
+            "Groups are in 224.0.0.0/4 or ff00::/8. The address of a sender belongs in `source`."
+                .into(),
         ),
-        other => address_fault(text, &other),
+        other => address_problem(text, &other),
     };
-    checker.wrong(path, found, expected, help);
+    checker.refuse(path, found, expected, help);
     None
 }
 
+/// Checks a unicast address or prefix, which must have the IP version of `group`.
 pub(super) fn parse_source(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     text: &str,
     group: Option<GroupPrefix>,
 ) -> Option<SourcePrefix> {
-    let mut expected = "a sender's address or prefix".to_string();
+    let mut expected = "the address or prefix of a sender".to_string();
     let (found, help) = match text.parse::<SourcePrefix>() {
         Ok(source) => match group {
             Some(group) if is_v4(group.net()) != is_v4(source.net()) => {
-                expected = format!("an {} source, as the group is", version(group.net()));
+                expected = format!("an {} source, like the group", ip_version(group.net()));
+                let source = source.net();
                 (
-                    format!(
-                        "the {} source {}",
-                        version(source.net()),
-                        shown(source.net())
-                    ),
-                    format!("The group is {group}; write one route for each IP version."),
+                    format!("the {} source {}", ip_version(source), shown(source)),
+                    format!("The group is {group}. Write one route for each IP version."),
                 )
             }
             _ => return Some(source),
@@ -61,46 +61,47 @@ pub(super) fn parse_source(
         Err(AddrError::NotUnicast(net)) => multicast(net),
         Err(_) if text.trim() == "*" => (
             "\"*\"".into(),
-            "For any source leave `source` out.".to_string(),
+            "For any source, omit the key `source`.".to_string(),
         ),
-        Err(other) => address_fault(text, &other),
+        Err(other) => address_problem(text, &other),
     };
-    checker.wrong(path, found, expected, help);
+    checker.refuse(path, found, expected, help);
     None
 }
 
 fn multicast(net: IpNet) -> (String, String) {
     (
         format!("{}, which is multicast", shown(net)),
-        "A source is who sends; the group belongs in `group`.".into(),
+        "A source is the address of a sender. The group belongs in `group`.".into(),
     )
 }
 
-/// What is wrong with an address in general: found, help.
-fn address_fault(text: &str, error: &AddrError) -> (String, String) {
+/// Returns the texts `found` and `help` for a text that is not an address or prefix.
+fn address_problem(text: &str, error: &AddrError) -> (String, String) {
     if let AddrError::HostBits { given } = error {
-        let wide = given.trunc();
-        let help = format!("Write {wide}, or {} for the one address.", given.addr());
-        return (
-            format!("{given}, with bits set beyond its prefix length"),
-            help,
+        let prefix = given.trunc();
+        let help = format!(
+            "Write {prefix}, or {} for the single address.",
+            given.addr()
         );
+        let found = format!("{given}, with bits set beyond its prefix length");
+        return (found, help);
     }
     let help = match text.split_once('/') {
         Some((addr, length)) => match (addr.trim().parse::<std::net::IpAddr>(), length) {
             (Ok(addr), length) if length.parse::<u32>().is_ok() => {
-                let most = if addr.is_ipv4() { 32 } else { 128 };
+                let longest = if addr.is_ipv4() { 32 } else { 128 };
                 format!(
-                    "The length of an {} prefix is 0 to {most}.",
-                    version(addr.into())
+                    "The length of an {} prefix is 0 to {longest}.",
+                    ip_version(addr.into())
                 )
             }
             (Ok(_), _) => "The prefix length is a number: 225.1.2.0/24.".into(),
-            _ => "An address is written 225.1.2.3 or ff3e::1, a prefix 225.1.2.0/24.".into(),
+            _ => "Write an address as 225.1.2.3 or ff3e::1, a prefix as 225.1.2.0/24.".into(),
         },
-        None if text.contains('*') => "A range is written as a prefix: 225.1.2.0/24.".into(),
-        None if text.contains('-') => "A range is written as prefixes: 225.1.2.0/24.".into(),
-        None => "An address is written 225.1.2.3 or ff3e::1; names are not looked up.".into(),
+        None if text.contains('*') => "Write a range as a prefix: 225.1.2.0/24.".into(),
+        None if text.contains('-') => "Write a range as prefixes: 225.1.2.0/24.".into(),
+        None => "Write an address as 225.1.2.3 or ff3e::1. Names are not resolved.".into(),
     };
     (format!("{text:?}"), help)
 }
@@ -109,11 +110,11 @@ pub(super) fn is_v4(net: IpNet) -> bool {
     net.addr().is_ipv4()
 }
 
-pub(super) fn version(net: IpNet) -> &'static str {
+pub(super) fn ip_version(net: IpNet) -> &'static str {
     if is_v4(net) { "IPv4" } else { "IPv6" }
 }
 
-/// A prefix of full length as the address it is.
+/// Formats a prefix of full length as an address.
 pub(super) fn shown(net: IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
         net.addr().to_string()

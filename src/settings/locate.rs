@@ -1,4 +1,4 @@
-//! From the path of a key to the bytes that were written for it.
+//! Finds the bytes of the file, or the environment variable, from which a value comes.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -7,83 +7,84 @@ use std::sync::Arc;
 
 use toml_edit::{Document, Item};
 
-use super::keys::{KeyPath, Step};
-use super::report::{NamedText, Place, Text};
+use super::key_path::{KeyPath, PathSegment};
+use super::report::{NamedText, SourceLocation};
 
-/// A file that parsed, with the byte range of every key.
+/// A file that is valid TOML, with the byte range of every key.
 pub(super) struct FileText {
-    text: Text,
-    /// Parsed again where it was forgotten.
+    text: Arc<NamedText>,
+    /// Empty after [`FileText::release`]; then the text is parsed again on the next use.
     document: OnceCell<Option<Document<Arc<str>>>>,
-    lines: Lines,
+    line_starts: LineStarts,
 }
 
 impl FileText {
-    pub fn new(text: Text, document: Document<Arc<str>>) -> Self {
-        let lines = Lines::of(&text.text);
+    pub fn new(text: Arc<NamedText>, document: Document<Arc<str>>) -> Self {
+        let line_starts = LineStarts::new(&text.text);
         Self {
             text,
             document: Some(document).into(),
-            lines,
+            line_starts,
         }
     }
 
-    /// Lets go of what was parsed until it is asked for again.
-    pub fn forget(&mut self) {
+    /// Frees the parsed document, which takes far more memory than the text.
+    pub fn release(&mut self) {
         self.document.take();
     }
 
     pub fn root(&self) -> &Item {
-        static NOTHING: Item = Item::None;
+        static NO_ITEM: Item = Item::None;
         let parse = || Document::parse(self.text.text.clone()).ok();
         let document = self.document.get_or_init(parse);
-        document.as_ref().map_or(&NOTHING, Document::as_item)
+        document.as_ref().map_or(&NO_ITEM, Document::as_item)
     }
 
-    fn place(&self, span: Range<usize>) -> Place {
-        place_in(&self.text, &self.lines, span)
+    fn location(&self, span: Range<usize>) -> SourceLocation {
+        location_in(&self.text, &self.line_starts, span)
     }
 
-    fn span_of(&self, path: &KeyPath, part: Part) -> Option<Range<usize>> {
-        let mut at = self.root();
+    fn span_of(&self, path: &KeyPath, target: LabelTarget) -> Option<Range<usize>> {
+        let mut item = self.root();
         let mut key_span = None;
-        for step in &path.0 {
-            match step {
-                Step::Key(name) => {
-                    key_span = at.as_table_like().and_then(|table| table.key(name)?.span());
-                    at = at.get(name.as_str())?;
+        for segment in &path.0 {
+            match segment {
+                PathSegment::Key(name) => {
+                    let table = item.as_table_like();
+                    key_span = table.and_then(|table| table.key(name)?.span());
+                    item = item.get(name.as_str())?;
                 }
-                Step::Index(index) => {
-                    at = at.get(*index)?;
+                PathSegment::Index(index) => {
+                    item = item.get(*index)?;
                     key_span = None;
                 }
             }
         }
-        let value_span = at.span();
-        match part {
-            Part::Key => key_span.or(value_span),
-            Part::Value => value_span.or(key_span),
+        let value_span = item.span();
+        match target {
+            LabelTarget::Key => key_span.or(value_span),
+            LabelTarget::Value => value_span.or(key_span),
         }
     }
 }
 
-/// Whether a label goes under the key or under the value.
+/// Whether a label marks the key or the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum LabelTarget {
     Key,
     Value,
 }
 
-/// The byte offset at which each line starts.
-pub(super) struct Lines(Vec<usize>);
+/// The byte offset of the start of each line.
+pub(super) struct LineStarts(Vec<usize>);
 
-impl Lines {
-    pub fn of(text: &str) -> Self {
+impl LineStarts {
+    pub fn new(text: &str) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         Self(std::iter::once(0).chain(ends.map(|(n, _)| n + 1)).collect())
     }
 
-    /// Line and column, from 1; the column counts characters.
+    /// Returns line and column, from 1. The column counts characters.
     fn position(&self, text: &str, offset: usize) -> (usize, usize) {
         let line = self.0.partition_point(|start| *start <= offset);
         let start = self.0.get(line.saturating_sub(1)).copied().unwrap_or(0);
@@ -92,13 +93,17 @@ impl Lines {
     }
 }
 
-/// A place in a file from a byte range.
-pub(super) fn place_in(text: &Text, lines: &Lines, span: Range<usize>) -> Place {
-    let whole = &text.text;
-    let start = span.start.min(whole.len());
-    let end = span.end.clamp(start, whole.len());
-    let (line, column) = lines.position(whole, start);
-    Place::File {
+/// Converts a byte range of a file to a location.
+pub(super) fn location_in(
+    text: &Arc<NamedText>,
+    line_starts: &LineStarts,
+    span: Range<usize>,
+) -> SourceLocation {
+    let bytes = &text.text;
+    let start = span.start.min(bytes.len());
+    let end = span.end.clamp(start, bytes.len());
+    let (line, column) = line_starts.position(bytes, start);
+    SourceLocation::File {
         text: text.clone(),
         line,
         column,
@@ -106,22 +111,22 @@ pub(super) fn place_in(text: &Text, lines: &Lines, span: Range<usize>) -> Place 
     }
 }
 
-/// An environment variable as it was set.
+/// An environment variable.
 #[derive(Debug, Clone)]
-pub(super) struct Variable {
+pub(super) struct EnvVariable {
     pub name: String,
     pub value: String,
 }
 
-impl Variable {
-    /// The variable, with a label under its name or its value.
-    pub fn place(&self, part: Part) -> Place {
+impl EnvVariable {
+    /// Returns the location of the variable's name or value.
+    pub fn location(&self, target: LabelTarget) -> SourceLocation {
         let text: Arc<str> = format!("{}={}", self.name, self.value).into();
-        let span = match part {
-            Part::Key => 0..self.name.len(),
-            Part::Value => self.name.len() + 1..text.len(),
+        let span = match target {
+            LabelTarget::Key => 0..self.name.len(),
+            LabelTarget::Value => self.name.len() + 1..text.len(),
         };
-        Place::Variable {
+        SourceLocation::Variable {
             name: self.name.clone(),
             text: Arc::new(NamedText {
                 name: "environment".into(),
@@ -132,75 +137,75 @@ impl Variable {
     }
 }
 
-/// Where the settings came from.
+/// The sources of the settings: a file and environment variables.
 #[derive(Default)]
 pub(super) struct Sources {
     pub file: Option<FileText>,
-    pub variables: BTreeMap<KeyPath, Variable>,
+    pub variables: BTreeMap<KeyPath, EnvVariable>,
 }
 
 impl Sources {
-    /// The variable that gave the value at `path`, or a value that holds it.
-    pub fn variable(&self, path: &KeyPath) -> Option<&Variable> {
+    /// Returns the variable that set the value at `path` or a value that contains it.
+    fn variable(&self, path: &KeyPath) -> Option<&EnvVariable> {
         if self.variables.is_empty() {
             return None;
         }
-        let mut at = path.clone();
-        while !at.0.is_empty() {
-            if let Some(variable) = self.variables.get(&at) {
+        let mut path = path.clone();
+        while !path.0.is_empty() {
+            if let Some(variable) = self.variables.get(&path) {
                 return Some(variable);
             }
-            at.0.pop();
+            path.0.pop();
         }
         None
     }
 
-    /// The place of the value at `path`.
-    pub fn value(&self, path: &KeyPath) -> Place {
-        self.find(path, Part::Value)
+    /// Returns the location of the value at `path`.
+    pub fn value(&self, path: &KeyPath) -> SourceLocation {
+        self.find(path, LabelTarget::Value)
     }
 
-    /// The place of the key at `path`.
-    pub fn key(&self, path: &KeyPath) -> Place {
-        self.find(path, Part::Key)
+    /// Returns the location of the key at `path`.
+    pub fn key(&self, path: &KeyPath) -> SourceLocation {
+        self.find(path, LabelTarget::Key)
     }
 
-    fn find(&self, path: &KeyPath, part: Part) -> Place {
+    fn find(&self, path: &KeyPath, target: LabelTarget) -> SourceLocation {
         if let Some(variable) = self.variable(path) {
-            return variable.place(part);
+            return variable.location(target);
         }
-        let file = |path: &KeyPath, part| {
+        let in_file = |path: &KeyPath, target| {
             let file = self.file.as_ref()?;
-            Some(file.place(file.span_of(path, part)?))
+            Some(file.location(file.span_of(path, target)?))
         };
-        // A key that is not there is shown at the table that lacks it. A table that only the
-        // environment speaks of has no variable of its own: any below it will do.
+        // A missing key is shown at its table. A table that only the environment sets has no
+        // variable of its own; any variable below it serves.
         let parent = path.parent();
-        let table = || match path.0.last() {
-            Some(Step::Key(_)) if !parent.0.is_empty() => file(&parent, Part::Key),
+        let table_in_file = || match path.0.last() {
+            Some(PathSegment::Key(_)) if !parent.0.is_empty() => in_file(&parent, LabelTarget::Key),
             _ => None,
         };
-        file(path, part)
-            .or_else(table)
-            .or_else(|| self.below(path))
-            .or_else(|| self.below(&parent))
-            .or_else(|| Some(self.file.as_ref()?.place(0..0)))
-            .unwrap_or(Place::Nowhere)
+        in_file(path, target)
+            .or_else(table_in_file)
+            .or_else(|| self.variable_below(path))
+            .or_else(|| self.variable_below(&parent))
+            .or_else(|| Some(self.file.as_ref()?.location(0..0)))
+            .unwrap_or(SourceLocation::Unknown)
     }
 
-    fn below(&self, path: &KeyPath) -> Option<Place> {
+    fn variable_below(&self, path: &KeyPath) -> Option<SourceLocation> {
         let (_, variable) = self
             .variables
             .range(path.clone()..)
             .next()
             .filter(|(other, _)| other.0.starts_with(&path.0))?;
-        Some(variable.place(Part::Key))
+        Some(variable.location(LabelTarget::Key))
     }
 
-    /// The byte range at `path` in the file, where the file is what counts there.
+    /// Returns the byte range of the value at `path`, if the value comes from the file.
     pub fn span(&self, path: &KeyPath) -> Option<Range<usize>> {
         match self.value(path) {
-            Place::File { span, .. } => Some(span),
+            SourceLocation::File { span, .. } => Some(span),
             _ => None,
         }
     }

@@ -2,262 +2,113 @@
 //!
 //! ```text
 //! file ──▶ FileText ─┐
-//!                    ├─ merge ─▶ one tree ─▶ Written ─▶ Settings
-//! MCASTOR__… ────────┘                            └─ or a Report
+//!                    ├─ merge ─▶ tree ─ deserialize ─▶ RawSettings ─ validate ─▶ Settings
+//! MCASTOR__… ────────┘                                          └─ or a SettingsReport
 //! ```
 //!
-//! Every fault carries the path of its key, and `locate` turns a path into the bytes of the
-//! file or the environment variable that were written for it.
+//! `raw.rs` declares every key once; `declaration.rs` lists what is derived from it. Every problem
+//! carries the path of its key, and `locate.rs` finds the bytes of the file or the environment
+//! variable for a path. Files import only files that stand before them:
+//!
+//! ```text
+//! words, key_path, declaration ▷ raw ▷ report ▷ locate ▷ file, tree, unknown ▷ merge, deserialize
+//!     ▷ checker ▷ addresses, validated ▷ the sections (tables, interfaces, joins, routes, …)
+//!     ▷ validate ▷ mod
+//! ```
 
 mod addresses;
-mod checked;
+mod checker;
+mod declaration;
+mod deserialize;
 mod file;
-mod keys;
+mod interfaces;
+mod joins;
+mod key_path;
 mod locate;
 mod merge;
 mod mnat;
 mod proxies;
+mod raw;
+mod reference;
 mod report;
-mod rewrites;
+mod route_translation;
 mod routes;
 mod smcroute;
-mod written;
+mod tables;
+mod tree;
+mod unknown;
+mod validate;
+mod validated;
+mod words;
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::collections::HashSet;
+use std::path::Path;
 
 pub use file::MAX_FILE;
-pub use merge::PREFIX;
-pub use report::{MOST_PROBLEMS, Problem, Report};
+pub use reference::{example_file, json_schema, key_table};
+pub use report::{MOST_PROBLEMS, Problem, SettingsReport};
 pub use smcroute::read as read_smcroute;
+pub use unknown::PREFIX;
+pub use validated::{
+    ControlSettings, DockerSettings, HttpSettings, InterfaceSettings, LimitSettings, LogFormat,
+    LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings,
+};
 
-use crate::model::{IfPattern, JoinPolicy, JoinRule, ProxyRule, RouteRule, TtlThreshold};
+use crate::model::{JoinPolicy, RouteRule};
 use locate::Sources;
+use raw::RawSettings;
 
-/// All settings, checked. The default is what an empty file means.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Settings {
-    /// `[http]`
-    pub http: HttpSettings,
-    /// `[control]`
-    pub control: ControlSettings,
-    /// `[docker]`
-    pub docker: DockerSettings,
-    /// `[plane]`
-    pub plane: PlaneSettings,
-    /// `[log]`
-    pub log: LogSettings,
-    /// Each `[[interface]]`, in the order written.
-    pub interfaces: Vec<InterfaceSettings>,
-    /// Each `[[route]]`, in the order written. Names are unique and no two rules are rivals.
-    pub routes: Vec<RouteRule>,
-    /// Each `[[join]]`, in the order written.
-    pub joins: Vec<JoinRule>,
-    /// Each `[[proxy]]`, in the order written. Names are unique, and no interface is
-    /// downstream of two.
-    pub proxies: Vec<ProxyRule>,
-    /// `[mrdisc]`
-    pub mrdisc: MrdiscSettings,
-    /// `[mnat]`
-    pub mnat: Option<crate::mnat::Config>,
-    /// `[limits]`
-    pub limits: LimitSettings,
-    /// Lines of an `smcroute.conf` that are wrong and were skipped, each with its place.
-    pub skipped: Vec<String>,
-    /// Lines of an `smcroute.conf` that may not mean what was meant, likewise.
-    pub odd: Vec<String>,
-    /// Why an `smcroute.conf` itself, and with it everything, could not be read.
-    pub unread: Option<String>,
-}
-
-/// The listener for metrics, health and the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpSettings {
-    /// Where it listens; `None` for `"off"`.
-    pub listen: Option<SocketAddr>,
-}
-
-impl Default for HttpSettings {
+impl Default for Settings {
     fn default() -> Self {
-        Self {
-            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
-        }
-    }
-}
-
-/// The control socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ControlSettings {
-    /// An absolute path of at most 107 bytes, what a UNIX socket address holds.
-    pub socket: PathBuf,
-}
-
-impl Default for ControlSettings {
-    fn default() -> Self {
-        Self {
-            socket: "/run/mcastor.sock".into(),
-        }
-    }
-}
-
-/// The container engine whose names may stand for interfaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DockerSettings {
-    /// Its socket: an absolute path of at most 107 bytes.
-    pub socket: PathBuf,
-}
-
-impl Default for DockerSettings {
-    fn default() -> Self {
-        Self {
-            socket: "/var/run/docker.sock".into(),
-        }
-    }
-}
-
-/// How packets are taken in and sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlaneSettings {
-    /// Which plane.
-    pub kind: PlaneKind,
-    /// Send past the queueing discipline: faster, and not seen by tcpdump.
-    pub qdisc_bypass: bool,
-    /// How long after a packet to look for the next one instead of sleeping until it comes,
-    /// 0 to 1,000 microseconds; zero for never.
-    pub busy_poll: Duration,
-}
-
-impl Default for PlaneSettings {
-    fn default() -> Self {
-        Self {
-            kind: PlaneKind::default(),
-            qdisc_bypass: false,
-            busy_poll: Duration::from_micros(200),
-        }
-    }
-}
-
-/// The planes there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PlaneKind {
-    /// The best one this machine can do.
-    #[default]
-    Auto,
-    /// Packet sockets.
-    Packet,
-}
-
-/// What is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogSettings {
-    /// A level, or a list of tracing filter directives; it parses as such.
-    pub level: String,
-    /// Text or JSON.
-    pub format: LogFormat,
-}
-
-impl Default for LogSettings {
-    fn default() -> Self {
-        Self {
-            level: "info".into(),
-            format: LogFormat::default(),
-        }
-    }
-}
-
-/// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Options of the interfaces that a name or pattern stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InterfaceSettings {
-    /// Which interfaces.
-    pub name: IfPattern,
-    /// What may leave on them.
-    pub ttl_threshold: Option<TtlThreshold>,
-    /// Whether routes may use them; true unless written otherwise.
-    pub enabled: bool,
-    /// Whether multicast router advertisements are sent on them (RFC 4286).
-    pub mrdisc: bool,
-}
-
-/// Multicast router discovery (RFC 4286).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MrdiscSettings {
-    /// Between two advertisements, 4 to 180 seconds.
-    pub interval: Duration,
-}
-
-impl Default for MrdiscSettings {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(20),
-        }
-    }
-}
-
-/// What strangers may make us remember.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LimitSettings {
-    /// Flows of all interfaces together, 1 to 10,000,000.
-    pub flows: usize,
-    /// Seconds after its last packet that a flow is forgotten, 1 to 3,600.
-    pub flow_idle: u32,
-}
-
-impl Default for LimitSettings {
-    fn default() -> Self {
-        Self {
-            flows: 65_536,
-            flow_idle: 60,
-        }
+        let refused = HashSet::new();
+        let mut problems = Vec::new();
+        validate::validate(
+            RawSettings::default(),
+            refused,
+            &Sources::default(),
+            &mut problems,
+        )
     }
 }
 
 impl Settings {
-    /// What is allowed but may not be what was meant, a sentence each.
+    /// Returns a sentence for each setting that is valid but may not have the intended effect.
     pub fn notes(&self) -> Vec<String> {
-        let asked_for = |route: &&RouteRule| {
-            let downstream = |to| {
+        // Routes that only translate towards the downstream interfaces of proxies join a group
+        // when a host there joins it.
+        let is_joined_on_demand = |route: &&RouteRule| {
+            let is_downstream = |to| {
                 self.proxies
                     .iter()
-                    .flat_map(|p| &p.downstream)
-                    .any(|d| d.intersects(to))
+                    .flat_map(|proxy| &proxy.downstream)
+                    .any(|downstream| downstream.intersects(to))
             };
-            route.rewrite.is_some() && route.to.iter().all(downstream)
+            route.rewrite.is_some() && route.to.iter().all(is_downstream)
         };
-        // Those are joined as hosts ask for them.
-        let routes = self.routes.iter().filter(|route| !asked_for(route));
+        let routes = self.routes.iter();
+        let routes = routes.filter(|route| !is_joined_on_demand(route));
         let joins = routes.filter_map(note_on_join);
-        self.odd.iter().cloned().chain(joins).collect()
+        self.doubtful.iter().cloned().chain(joins).collect()
     }
 
-    /// Reads `file`, if there is one, as `smcroute.conf` where it is one, else as TOML; lays the variables of `env` that start with
-    /// [`PREFIX`] over it, and checks the result.
+    /// Reads `file`, if there is one, merges the variables of `env` that start with [`PREFIX`],
+    /// and checks the result. The file is TOML or an `smcroute.conf`.
     ///
     /// # Errors
     /// All problems found, at most [`MOST_PROBLEMS`] of them in full.
     pub fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
-    ) -> Result<Settings, Report> {
+    ) -> Result<Settings, SettingsReport> {
         if let Some(file) = file
-            && smcroute::is_one(file)
+            && smcroute::is_smcroute_conf(file)
         {
             return Self::load_smcroute(file, false, env);
         }
         let file = file
             .map(file::read)
             .transpose()
-            .map_err(|problem| Report::new(vec![*problem]))?;
+            .map_err(|problem| SettingsReport::new(vec![*problem]))?;
         let sources = Sources {
             file,
             ..Sources::default()
@@ -265,8 +116,8 @@ impl Settings {
         Self::from_sources(sources, env)
     }
 
-    /// Reads `file` as `smcroute.conf`. Bad lines are skipped and stand in
-    /// [`Settings::skipped`]; `strict` refuses what smcroute itself does not know or ignores.
+    /// Reads `file` as an `smcroute.conf`. Wrong lines are skipped and listed in
+    /// [`Settings::skipped`]. `strict` also refuses what smcroute itself does not know or ignores.
     ///
     /// # Errors
     /// Problems of the environment only.
@@ -274,7 +125,7 @@ impl Settings {
         file: &Path,
         strict: bool,
         env: impl Iterator<Item = (String, String)>,
-    ) -> Result<Settings, Report> {
+    ) -> Result<Settings, SettingsReport> {
         let settings = Self::from_sources(Sources::default(), env)?;
         Ok(smcroute::add(settings, &smcroute::read(file, strict)))
     }
@@ -282,24 +133,25 @@ impl Settings {
     fn from_sources(
         mut sources: Sources,
         env: impl Iterator<Item = (String, String)>,
-    ) -> Result<Settings, Report> {
+    ) -> Result<Settings, SettingsReport> {
         let mut problems = Vec::new();
         let tree = merge::merge(&mut sources, env, &mut problems);
-        // It takes more memory than all else together, and only problems need it again.
+        // The parsed document takes more memory than everything else, and only problems need it
+        // again.
         if let Some(file) = &mut sources.file {
-            file.forget();
+            file.release();
         }
-        let (written, broken) = written::read(tree, &sources, &mut problems);
-        let settings = checked::check(written, broken, &sources, &mut problems);
+        let (raw, refused) = deserialize::deserialize(tree, &sources, &mut problems);
+        let settings = validate::validate(raw, refused, &sources, &mut problems);
         if problems.is_empty() {
             Ok(settings)
         } else {
-            Err(Report::new(problems))
+            Err(SettingsReport::new(problems))
         }
     }
 }
 
-/// Why a route that could join its groups does not.
+/// Returns why a route with `join = "auto"` does not join its groups.
 fn note_on_join(route: &RouteRule) -> Option<String> {
     if route.join != JoinPolicy::Auto || route.wanted_join().is_some() {
         return None;
@@ -307,19 +159,19 @@ fn note_on_join(route: &RouteRule) -> Option<String> {
     let (name, group) = (&route.name, route.group);
     Some(match group.single() {
         None => format!(
-            "route \"{name}\": the groups of {group} are not joined, so a switch with snooping may \
-             not deliver them; join = true joins each, join = false ends this note"
+            "route \"{name}\": the groups of {group} are not joined, so a snooping switch may not \
+             deliver them; join = true joins each of them, join = false removes this note"
         ),
         Some(_) => format!(
             "route \"{name}\": {group} is source-specific and is not joined without a single \
-             `source`, so a switch with snooping may not deliver it; name the source, or \
-             join = false ends this note"
+             `source`, so a snooping switch may not deliver it; set the source, or join = false to \
+             remove this note"
         ),
     })
 }
 
-/// The variables of this process that [`Settings::load`] looks at. Bytes that are no UTF-8
-/// are replaced, so that the check refuses them instead of a panic.
+/// Returns the environment variables of this process that start with [`PREFIX`]. Bytes that are
+/// not UTF-8 are replaced; the check then refuses the value.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_string_lossy().into_owned();
@@ -333,9 +185,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::{MembershipLimits, QuerierTimers, Versions};
 
-    fn load_text(text: String, env: Vec<(String, String)>) -> Result<Settings, Report> {
-        let file = file::parse("a.toml", text).map_err(|problem| Report::new(vec![*problem]))?;
+    fn load_text(text: String, env: Vec<(String, String)>) -> Result<Settings, SettingsReport> {
+        let file =
+            file::parse("a.toml", text).map_err(|problem| SettingsReport::new(vec![*problem]))?;
         let sources = Sources {
             file: Some(file),
             ..Sources::default()
@@ -343,48 +197,63 @@ mod tests {
         Settings::from_sources(sources, env.into_iter())
     }
 
-    /// Where the drawing says a problem is, and where the plain line says so.
     #[test]
-    fn columns_are_characters_in_every_form() {
+    fn columns_count_characters_in_every_format() {
         let text = "[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"é\", \"é\"]\n";
         let report = load_text(text.into(), vec![]).unwrap_err();
         assert!(report.to_string().starts_with("a.toml:4:12: "), "{report}");
-        let drawn = report.pretty().to_string();
-        assert!(drawn.contains("a.toml:4:12"), "{drawn}");
+        let pretty = report.pretty().to_string();
+        assert!(pretty.contains("a.toml:4:12"), "{pretty}");
     }
 
-    /// Every label of the drawing lies in the text it is drawn on.
-    fn drawn(report: &Report) -> bool {
+    /// Whether miette can draw every label, because it lies inside the text.
+    fn is_drawn(report: &SettingsReport) -> bool {
         let text = report.pretty().to_string();
         !text.is_empty() && !text.contains("Failed to read contents")
     }
 
     #[test]
-    fn a_variable_that_rivals_the_file_is_drawn() {
+    fn conflict_of_variable_and_file_is_drawn() {
         let file = "[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\n";
         let value = "{ from = \"eth0\", group = \"225.1.2.3\", to = [\"x\"] }";
         let env = vec![("MCASTOR__ROUTE__1".to_string(), value.to_string())];
         let report = load_text(file.into(), env).unwrap_err();
-        assert!(drawn(&report), "{}", report.pretty());
+        assert!(is_drawn(&report), "{}", report.pretty());
     }
 
     #[test]
-    fn a_file_means_the_same_with_and_without_variables() {
+    fn file_gives_the_same_tree_with_and_without_merge() {
         let mut text = EXAMPLE.to_string();
-        text += "[[route]]\nfrom = 1979-05-27\ngroup = nan\nto = [1, [2.5, { a = true }]]\nttl = { set = 3 }\n";
-        let file = file::parse("a.toml", text).map_err(|problem| Report::new(vec![*problem]));
+        text += "[[route]]\nfrom = 1979-05-27\ngroup = nan\nto = [1, [2.5, { a = true }]]\n";
+        text += "ttl = { set = 3 }\n";
+        let file =
+            file::parse("a.toml", text).map_err(|problem| SettingsReport::new(vec![*problem]));
         let file = file.unwrap();
-        let merged = file::tree(&file).into_iter();
-        let merged = merged.map(|(name, value)| (name, merge::json_of(value)));
+        let merged = tree::file_to_map(&file).into_iter();
+        let merged = merged.map(|(name, value)| (name, tree::value_to_json(value)));
         assert_eq!(
-            file::json(&file),
+            tree::file_to_json(&file),
             serde_json::Value::Object(merged.collect())
         );
     }
 
+    /// The declared defaults are those of the model.
+    #[test]
+    fn declared_defaults_match_the_model() {
+        let text = "[[proxy]]\nupstream = [\"eth0\"]\ndownstream = [\"eth1\"]\n";
+        let settings = load_text(text.into(), vec![]).unwrap();
+        let names = |name: &str| vec![name.parse().unwrap()];
+        let model = crate::model::ProxyRule::new(names("eth0"), names("eth1"));
+        assert_eq!(settings.proxies, [model]);
+        let proxy = &settings.proxies[0];
+        assert_eq!(proxy.timers, QuerierTimers::default());
+        assert_eq!(proxy.limits, MembershipLimits::default());
+        assert_eq!(proxy.version, Versions::default());
+    }
+
     const EXAMPLE: &str = include_str!("../../conf/mcastor.toml");
 
-    /// A piece of the example, or something nasty.
+    /// A line of the example, or a hostile line.
     fn piece() -> impl Strategy<Value = String> {
         let line = (0..EXAMPLE.lines().count())
             .prop_map(|n| EXAMPLE.lines().nth(n).unwrap_or_default().to_string() + "\n");
@@ -402,30 +271,34 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_file_makes_it_panic(
+        fn damaged_example_never_panics(
             at in 0..EXAMPLE.len(),
-            cut in 0usize..40,
+            removed in 0usize..40,
             pieces in prop::collection::vec(piece(), 0..4),
         ) {
-            let floor = |n: usize| (0..=n.min(EXAMPLE.len())).rev().find(|n| EXAMPLE.is_char_boundary(*n)).unwrap_or(0);
-            let text = format!("{}{}{}", &EXAMPLE[..floor(at)], pieces.concat(), &EXAMPLE[floor(at + cut)..]);
+            let floor = |n: usize| {
+                let mut offsets = (0..=n.min(EXAMPLE.len())).rev();
+                offsets.find(|n| EXAMPLE.is_char_boundary(*n)).unwrap_or(0)
+            };
+            let (start, end) = (&EXAMPLE[..floor(at)], &EXAMPLE[floor(at + removed)..]);
+            let text = format!("{start}{}{end}", pieces.concat());
             if let Err(report) = load_text(text, vec![]) {
                 prop_assert!(!report.problems().is_empty());
                 prop_assert!(!report.to_string().is_empty());
-                prop_assert!(drawn(&report));
+                prop_assert!(is_drawn(&report));
                 prop_assert!(!report.json().to_string().is_empty());
             }
         }
 
         #[test]
-        fn no_lines_in_any_order_make_it_panic(pieces in prop::collection::vec(piece(), 0..12)) {
+        fn random_lines_never_panic(pieces in prop::collection::vec(piece(), 0..12)) {
             if let Err(report) = load_text(pieces.concat(), vec![]) {
-                prop_assert!(drawn(&report));
+                prop_assert!(is_drawn(&report));
             }
         }
 
         #[test]
-        fn no_environment_makes_it_panic(
+        fn random_environment_never_panics(
             vars in prop::collection::vec(
                 (
                     "MCASTOR__(HTTP|ROUTE|INTERFACE|LOG|X)?(__(0|1|3|99999999999|TO|TTL|SET|FROM|GROUP|LISTEN|LEVEL|é))*",
@@ -441,7 +314,7 @@ mod tests {
             ),
         ) {
             if let Err(report) = load_text(EXAMPLE.into(), vars) {
-                prop_assert!(drawn(&report));
+                prop_assert!(is_drawn(&report));
                 prop_assert!(!report.to_string().is_empty());
             }
         }

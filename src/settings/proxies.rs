@@ -1,91 +1,73 @@
-//! `[[proxy]]`: each by itself, then all of them together.
+//! Checks of `[[proxy]]`: each proxy, then the proxies against each other.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::addresses::{parse_group, parse_source};
-use super::checked::Checker;
-use super::keys::KeyPath;
-use super::routes::ttl_policy;
-use super::written::{
-    Table, WrittenProxy, WrittenProxyLimits, WrittenProxyTimers, WrittenVersions,
-};
+use super::checker::{Checker, default_boolean};
+use super::key_path::KeyPath;
+use super::raw::{RawProxy, RawProxyLimits, RawProxyTimers, RawTable, RawVersions};
 use crate::model::{
     GroupPrefix, HeaderChecks, IfPattern, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy,
-    QuerierTimers, SourcePrefix, TtlPolicy, Versions,
+    QuerierTimers, SourcePrefix, Versions,
 };
 
-/// Upstream or downstream names of one proxy at most.
-const MOST_NAMES: usize = 64;
-/// The highest limit of groups, and of sources of a group.
-const MOST_REMEMBERED: i64 = 1_000_000;
-/// The longest interval: what the querier's interval code can say (RFC 9776 section 4.1.7).
-const LONGEST_INTERVAL: Duration = Duration::from_secs(31_744);
-/// The longest response time that IGMPv3 can say (section 4.1.1).
-const LONGEST_RESPONSE: Duration = Duration::from_millis(3_174_400);
-
-/// Checks all proxies; those that are wrong are left out of the result.
-pub(super) fn check(
+/// Checks all proxies. Wrong ones are not part of the result.
+pub(super) fn check_proxies(
     checker: &mut Checker<'_>,
-    written: impl Iterator<Item = Option<WrittenProxy>>,
+    raw: impl Iterator<Item = Option<RawProxy>>,
 ) -> Vec<ProxyRule> {
     let mut proxies: Vec<(usize, ProxyRule)> = Vec::new();
-    for (index, written) in written.enumerate() {
-        let Some(written) = written else { continue };
+    for (index, raw) in raw.enumerate() {
+        let Some(raw) = raw else { continue };
         let path = KeyPath::root("proxy").index(index);
-        if let Some(proxy) = one(checker, &path, written) {
-            refuse_shared(checker, &path, &proxy, &proxies);
-            refuse_crowd(checker, &path, &proxy, &proxies);
+        if let Some(proxy) = check_proxy(checker, &path, raw) {
+            refuse_shared_downstream(checker, &path, &proxy, &proxies);
+            refuse_equal_name(checker, &path, &proxy, &proxies);
+            refuse_crowded_upstream(checker, &path, &proxy, &proxies);
             proxies.push((index, proxy));
         }
     }
     proxies.into_iter().map(|(_, proxy)| proxy).collect()
 }
 
-fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenProxy) -> Option<ProxyRule> {
-    let downstream = checker.required(written.downstream, path, "downstream", "[\"br-*\"]");
-    let upstream = match written.upstream {
+fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Option<ProxyRule> {
+    let downstream = checker.required(raw.downstream, path, "downstream");
+    let upstream = match raw.upstream {
         None => Some(vec![IfPattern::default_route()]),
-        Some(list) => names(checker, &path.key("upstream"), list),
+        Some(list) => check_names(checker, &path.key("upstream"), list),
     };
-    let downstream = downstream.and_then(|list| names(checker, &path.key("downstream"), list));
-    if let (Some(up), Some(down)) = (&upstream, &downstream) {
-        refuse_both_ways(checker, path, up, down);
+    let downstream =
+        downstream.and_then(|list| check_names(checker, &path.key("downstream"), list));
+    if let (Some(upstream), Some(downstream)) = (&upstream, &downstream) {
+        refuse_upstream_as_downstream(checker, path, upstream, downstream);
     }
-    let groups = groups(checker, &path.key("groups"), written.groups);
-    let deny_groups = self::groups(checker, &path.key("deny_groups"), written.deny_groups);
-    let sources = sources(checker, &path.key("sources"), written.sources);
-    let deny_sources = self::sources(checker, &path.key("deny_sources"), written.deny_sources);
+    let groups = check_groups(checker, &path.key("groups"), raw.groups);
+    let deny_groups = check_groups(checker, &path.key("deny_groups"), raw.deny_groups);
+    let sources = check_sources(checker, &path.key("sources"), raw.sources);
+    let deny_sources = check_sources(checker, &path.key("deny_sources"), raw.deny_sources);
     let policies = [
         ("auto", QuerierPolicy::Auto),
         ("on", QuerierPolicy::On),
         ("off", QuerierPolicy::Off),
     ];
-    let querier = checker.word(&path.key("querier"), written.querier, &policies);
+    let querier = checker.word(&path.key("querier"), raw.querier, &policies);
     let checks = [
         ("strict", HeaderChecks::Strict),
         ("lenient", HeaderChecks::Lenient),
     ];
-    let header_checks = checker.word(&path.key("header_checks"), written.header_checks, &checks);
-    let ttl = match written.ttl {
-        None => Some(TtlPolicy::default()),
-        Some(ttl) => ttl_policy(checker, &path.key("ttl"), ttl),
-    };
-    let version = versions(checker, &path.key("version"), written.version);
-    let takeover = checker.duration(
-        &path.key("takeover"),
-        written.takeover,
-        Duration::from_secs(1),
-        Duration::from_millis(10)..=Duration::from_secs(3600),
-    );
-    let timers = timers(checker, &path.key("timers"), written.timers);
-    let limits = limits(checker, &path.key("limits"), written.limits);
-    let name = checker.route_name(&path.key("name"), written.name.as_deref(), "proxy eth0");
+    let header_checks = checker.word(&path.key("header_checks"), raw.header_checks, &checks);
+    let ttl = checker.ttl_policy(&path.key("ttl"), raw.ttl);
+    let version = check_versions(checker, &path.key("version"), raw.version);
+    let takeover = checker.duration_or_default(&path.key("takeover"), raw.takeover);
+    let timers = check_timers(checker, &path.key("timers"), raw.timers);
+    let limits = check_limits(checker, &path.key("limits"), raw.limits);
+    let name = checker.metrics_name(&path.key("name"), raw.name.as_deref(), "proxy eth0");
     let proxy = ProxyRule::new(upstream?, downstream?);
+    let flag = |value: Option<bool>, name| value.unwrap_or(default_boolean(&path.key(name)));
     Some(ProxyRule {
         name: name.unwrap_or_else(|| proxy.name.clone()),
-        upward: written.upward.unwrap_or(proxy.upward),
-        fast_leave: written.fast_leave.unwrap_or(proxy.fast_leave),
+        upward: flag(raw.upward, "upward"),
+        fast_leave: flag(raw.fast_leave, "fast_leave"),
         querier,
         version,
         groups,
@@ -101,78 +83,49 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenProxy) -> Opti
     })
 }
 
-/// Interface names and patterns, at least one.
-fn names(
+/// Checks the upstream or downstream interfaces of a proxy.
+fn check_names(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: Vec<Option<String>>,
+    raw: Vec<Option<String>>,
 ) -> Option<Vec<IfPattern>> {
-    if written.is_empty() || written.len() > MOST_NAMES {
-        let found = match written.len() {
-            0 => "an empty list".to_string(),
-            n => format!("{n} entries"),
-        };
-        let help = "Name interfaces or patterns such as \"br-*\"; they need not exist yet.";
-        checker.wrong(path, found, "1 to 64 interfaces", help);
-        return None;
-    }
-    let mut seen: HashMap<IfPattern, usize> = HashMap::new();
-    let mut right = Some(Vec::new());
-    for (n, text) in written.into_iter().enumerate() {
-        let at = path.index(n);
-        let Some(name) = text.and_then(|text| checker.pattern(&at, &text)) else {
-            right = None;
-            continue;
-        };
-        if let Some(first) = seen.get(&name) {
-            let span = checker.sources.span(&path.index(*first));
-            let problem = checker.wrong(
-                &at,
-                format!("\"{name}\" for the second time"),
-                "each interface once",
-                "Remove one of the two.",
-            );
-            problem.also = span.map(|span| (span, "the first".into()));
-            right = None;
-            continue;
-        }
-        seen.insert(name.clone(), n);
-        if let Some(right) = &mut right {
-            right.push(name);
-        }
-    }
-    right
+    let help = "List interfaces or patterns such as \"br-*\". They need not exist yet.";
+    checker.patterns(path, raw, help, |_, _, _| true)
 }
 
-/// A name that is upstream and downstream at once. A pattern downstream may meet a name
-/// upstream: that interface is then upstream only.
-fn refuse_both_ways(
+/// Refuses a name that is upstream and downstream of the same proxy.
+///
+/// A downstream pattern may match an upstream name: that interface is upstream only.
+fn refuse_upstream_as_downstream(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     upstream: &[IfPattern],
     downstream: &[IfPattern],
 ) {
     for (n, down) in downstream.iter().enumerate() {
-        let meets = |up: &IfPattern| {
+        let overlaps = |up: &IfPattern| {
             up.intersects(down) && (!down.is_pattern() || (up.is_pattern() && up == down))
         };
-        let Some(at) = upstream.iter().position(meets) else {
+        let Some(index) = upstream.iter().position(overlaps) else {
             continue;
         };
-        let up = &upstream[at];
-        let span = checker.sources.span(&path.key("upstream").index(at));
-        let problem = checker.wrong(
-            &path.key("downstream").index(n),
-            format!("\"{down}\", which `upstream` = \"{up}\" takes in as well"),
+        let texts = (
+            format!(
+                "\"{down}\", which `upstream` = \"{}\" includes too",
+                upstream[index]
+            ),
             "an interface that is not upstream",
-            "Streams come from upstream, hosts are downstream; leave it in one of the lists.",
+            "Streams arrive on upstream interfaces, and hosts are on downstream interfaces. Keep \
+             the interface in one of the lists.",
         );
-        problem.also = span.map(|span| (span, "upstream here".into()));
+        let related = path.key("upstream").index(index);
+        let path = path.key("downstream").index(n);
+        checker.refuse_related(&path, texts, (&related, "upstream here"));
     }
 }
 
-/// Two proxies that would serve the hosts of one interface.
-fn refuse_shared(
+/// Refuses an interface that is downstream of two proxies.
+fn refuse_shared_downstream(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     proxy: &ProxyRule,
@@ -180,48 +133,54 @@ fn refuse_shared(
 ) {
     for (n, down) in proxy.downstream.iter().enumerate() {
         let found = others.iter().find_map(|(index, other)| {
-            let at = other.downstream.iter().position(|d| d.intersects(down))?;
-            Some((*index, at, other))
+            let entry = other.downstream.iter().position(|d| d.intersects(down))?;
+            Some((*index, entry, other))
         });
-        let Some((index, at, other)) = found else {
+        let Some((index, entry, other)) = found else {
             continue;
         };
-        let first = KeyPath::root("proxy")
-            .index(index)
-            .key("downstream")
-            .index(at);
-        let span = checker.sources.span(&first);
-        let help = format!(
-            "\"{}\" in {} has it already; put both into one [[proxy]], with all upstream names.",
-            other.name,
-            checker.sources.value(&first).short()
-        );
-        let problem = checker.wrong(
-            &path.key("downstream").index(n),
+        let proxies = KeyPath::root("proxy");
+        let first = proxies.index(index).key("downstream").index(entry);
+        let texts = (
             format!("\"{down}\", which is downstream of another proxy"),
             "an interface of one proxy only",
-            help,
+            format!(
+                "\"{}\" in {} includes it already. Merge the two into one [[proxy]] with all \
+                 upstream names.",
+                other.name,
+                checker.sources.value(&first).short()
+            ),
         );
-        problem.also = span.map(|span| (span, "the first".into()));
+        let path = path.key("downstream").index(n);
+        checker.refuse_related(&path, texts, (&first, "the first"));
     }
-    let same = |other: &&(usize, ProxyRule)| other.1.name == proxy.name;
-    if let Some((index, _)) = others.iter().find(same) {
+}
+
+/// Refuses a proxy with the name of an earlier one.
+fn refuse_equal_name(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    proxy: &ProxyRule,
+    others: &[(usize, ProxyRule)],
+) {
+    let is_equal = |other: &&(usize, ProxyRule)| other.1.name == proxy.name;
+    if let Some((index, _)) = others.iter().find(is_equal) {
         let first = KeyPath::root("proxy").index(*index);
-        let at = checker.sources.value(&first).short();
-        checker.wrong(
+        let location = checker.sources.value(&first).short();
+        checker.refuse(
             path,
             format!("the name \"{}\" for the second time", proxy.name),
-            "a name of its own for each proxy",
+            "a different name for each proxy",
             format!(
-                "The first is in {at}; metrics are counted under this name. Give one: \
-                 name = \"cameras\"."
+                "The first is in {location}. The name is the label of the proxy in metrics. Set \
+                 one: name = \"cameras\"."
             ),
         );
     }
 }
 
-/// More proxies upstream of one interface than there are places.
-fn refuse_crowd(
+/// Refuses an interface that is upstream of more than [`MOST_PROXIES`] proxies.
+fn refuse_crowded_upstream(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     proxy: &ProxyRule,
@@ -230,23 +189,23 @@ fn refuse_crowd(
     for (n, up) in proxy.upstream.iter().enumerate() {
         let same = others.iter().filter(|(_, o)| o.upstream.contains(up));
         if same.count() >= MOST_PROXIES {
-            checker.wrong(
+            checker.refuse(
                 &path.key("upstream").index(n),
-                format!("\"{up}\" upstream of one proxy more than {MOST_PROXIES}"),
+                format!("\"{up}\", which is upstream of {MOST_PROXIES} proxies already"),
                 "an interface of fewer proxies",
-                "Put downstream interfaces together into one [[proxy]]: each gets what its own \
-                 hosts ask for.",
+                "Merge the downstream interfaces into one [[proxy]]: each of them still receives \
+                 only what its own hosts join.",
             );
         }
     }
 }
 
-fn groups(
+fn check_groups(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: Option<Vec<Option<String>>>,
+    raw: Option<Vec<Option<String>>>,
 ) -> Vec<GroupPrefix> {
-    let texts = written.into_iter().flatten().enumerate();
+    let texts = raw.into_iter().flatten().enumerate();
     let mut groups = Vec::new();
     for (n, text) in texts {
         groups.extend(text.and_then(|text| parse_group(checker, &path.index(n), &text)));
@@ -254,12 +213,12 @@ fn groups(
     groups
 }
 
-fn sources(
+fn check_sources(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: Option<Vec<Option<String>>>,
+    raw: Option<Vec<Option<String>>>,
 ) -> Vec<SourcePrefix> {
-    let texts = written.into_iter().flatten().enumerate();
+    let texts = raw.into_iter().flatten().enumerate();
     let mut sources = Vec::new();
     for (n, text) in texts {
         sources.extend(text.and_then(|text| parse_source(checker, &path.index(n), &text, None)));
@@ -267,116 +226,76 @@ fn sources(
     sources
 }
 
-fn versions(
+fn check_versions(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: Option<Table<WrittenVersions>>,
+    raw: Option<RawTable<RawVersions>>,
 ) -> Versions {
-    let default = Versions::default();
-    let written = written.map(|table| table.0).unwrap_or_default();
-    let igmp = checker.number(
-        &path.key("igmp"),
-        written.igmp,
-        default.igmp.into(),
-        1..=3,
-        "3 speaks to hosts of every version.",
-    );
-    let mld = checker.number(
-        &path.key("mld"),
-        written.mld,
-        default.mld.into(),
-        1..=2,
-        "2 speaks to hosts of both versions.",
-    );
+    let raw = raw.map(|table| table.0).unwrap_or_default();
+    let help = "3 supports hosts of all versions.";
+    let igmp = checker.integer_or_default(&path.key("igmp"), raw.igmp, help);
+    let help = "2 supports hosts of both versions.";
+    let mld = checker.integer_or_default(&path.key("mld"), raw.mld, help);
     Versions {
         igmp: igmp as u8,
         mld: mld as u8,
     }
 }
 
-fn limits(
+fn check_limits(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: Option<Table<WrittenProxyLimits>>,
+    raw: Option<RawTable<RawProxyLimits>>,
 ) -> MembershipLimits {
-    let default = MembershipLimits::default();
-    let written = written.map(|table| table.0).unwrap_or_default();
-    let help = "Each downstream interface has this limit of its own.";
-    let mut number = |name: &str, written, default: usize| {
-        let range = 1..=MOST_REMEMBERED;
-        checker.number(&path.key(name), written, default as i64, range, help)
-    };
+    let raw = raw.map(|table| table.0).unwrap_or_default();
+    let help = "The limit applies to each downstream interface.";
+    let mut limit = |name: &str, number| checker.integer_or_default(&path.key(name), number, help);
     MembershipLimits {
-        groups: number("groups", written.groups, default.groups) as usize,
-        sources_per_group: number(
-            "sources_per_group",
-            written.sources_per_group,
-            default.sources_per_group,
-        ) as usize,
-        reports_per_second: number(
-            "reports_per_second",
-            written.reports_per_second,
-            default.reports_per_second as usize,
-        ) as u32,
+        groups: limit("groups", raw.groups) as usize,
+        sources_per_group: limit("sources_per_group", raw.sources_per_group) as usize,
+        reports_per_second: limit("reports_per_second", raw.reports_per_second) as u32,
     }
 }
 
-fn timers(
+fn check_timers(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: Option<Table<WrittenProxyTimers>>,
+    raw: Option<RawTable<RawProxyTimers>>,
 ) -> QuerierTimers {
-    let default = QuerierTimers::default();
-    let written = written.map(|table| table.0).unwrap_or_default();
-    let shortest = Duration::from_millis(100);
-    let count = "A count of messages; the robustness variable where none is given.";
-    let robustness = checker.number(
-        &path.key("robustness"),
-        written.robustness,
-        default.robustness.into(),
-        1..=7,
-        "How many messages in a row may be lost.",
-    );
-    let mut counted = |name: &str, written: Option<i64>| {
-        written.map(|n| checker.number(&path.key(name), Some(n), 2, 1..=7, count) as u8)
+    let raw = raw.map(|table| table.0).unwrap_or_default();
+    let help = "One less than this many messages in a row may be lost.";
+    let robustness = checker.integer_or_default(&path.key("robustness"), raw.robustness, help);
+    let mut count = |name: &str, number: Option<i64>| {
+        let help = "A number of messages. The default is the robustness variable.";
+        let count = checker.integer(&path.key(name), number, help);
+        count.map(|count| count as u8)
     };
-    let last_member_query_count =
-        counted("last_member_query_count", written.last_member_query_count);
-    let startup_query_count = counted("startup_query_count", written.startup_query_count);
-    let query_interval = checker.duration(
-        &path.key("query_interval"),
-        written.query_interval,
-        default.query_interval,
-        Duration::from_secs(1)..=LONGEST_INTERVAL,
-    );
-    let query_response_interval = checker.duration(
-        &path.key("query_response_interval"),
-        written.query_response_interval,
-        default.query_response_interval.min(query_interval / 2),
-        shortest..=LONGEST_RESPONSE,
-    );
+    let last_member_query_count = count("last_member_query_count", raw.last_member_query_count);
+    let startup_query_count = count("startup_query_count", raw.startup_query_count);
+    let query_interval =
+        checker.duration_or_default(&path.key("query_interval"), raw.query_interval);
+    let response_path = path.key("query_response_interval");
+    let query_response_interval = checker
+        .duration(&response_path, raw.query_response_interval)
+        .unwrap_or_else(|| {
+            let default = QuerierTimers::default().query_response_interval;
+            default.min(query_interval / 2)
+        });
     if query_response_interval >= query_interval {
-        checker.wrong(
-            &path.key("query_response_interval"),
+        checker.refuse(
+            &response_path,
             format!("{query_response_interval:?}"),
             format!("less than the query interval of {query_interval:?}"),
-            "Hosts must have answered before they are asked again (RFC 9776 section 8.3).",
+            "Hosts must be able to answer before the next query (RFC 9776 section 8.3).",
         );
     }
-    let last_member_query_interval = checker.duration(
+    let last_member_query_interval = checker.duration_or_default(
         &path.key("last_member_query_interval"),
-        written.last_member_query_interval,
-        default.last_member_query_interval,
-        shortest..=LONGEST_RESPONSE,
+        raw.last_member_query_interval,
     );
-    let startup_query_interval = written.startup_query_interval.map(|text| {
-        checker.duration(
-            &path.key("startup_query_interval"),
-            Some(text),
-            query_interval / 4,
-            shortest..=LONGEST_INTERVAL,
-        )
-    });
+    let startup_path = path.key("startup_query_interval");
+    let startup_query_interval: Option<Duration> =
+        checker.duration(&startup_path, raw.startup_query_interval);
     QuerierTimers {
         robustness: robustness as u8,
         query_interval,

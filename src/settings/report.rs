@@ -1,4 +1,4 @@
-//! Everything that is wrong with the settings, and where.
+//! The problems of the settings, each with its location.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,13 +10,13 @@ use miette::{
 };
 use serde::Serialize;
 
-/// Problems a [`Report`] holds at most; the rest is only counted.
+use super::key_path::KeyPath;
+
+/// The largest number of problems in a [`SettingsReport`]. Further problems are only counted.
 pub const MOST_PROBLEMS: usize = 50;
 
-/// A text that labels point into: the file, or an environment variable with its value.
-pub(super) type Text = Arc<NamedText>;
-
-/// A text and what it is called.
+/// A text that labels point into, with its name: the file, or an environment variable with its
+/// value.
 #[derive(Debug)]
 pub(super) struct NamedText {
     pub name: String,
@@ -31,7 +31,7 @@ impl SourceCode for NamedText {
         lines_after: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let inner = self.text.read_span(span, lines_before, lines_after)?;
-        // miette counts columns in bytes, people and editors in characters.
+        // miette counts columns in bytes; editors count characters.
         let start = inner.span().offset();
         let before = self.text.get(start.saturating_sub(inner.column())..start);
         let column = before.map_or(inner.column(), |before| before.chars().count());
@@ -46,12 +46,12 @@ impl SourceCode for NamedText {
     }
 }
 
-/// Where a problem stands.
+/// The location of a problem.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(super) enum SourceLocation {
     /// In a file; `line` and `column` count from 1, the column in characters.
     File {
-        text: Text,
+        text: Arc<NamedText>,
         line: usize,
         column: usize,
         span: Range<usize>,
@@ -59,27 +59,28 @@ pub(super) enum Place {
     /// In an environment variable. The text is `NAME=value`.
     Variable {
         name: String,
-        text: Text,
+        text: Arc<NamedText>,
         span: Range<usize>,
     },
-    /// The file as a whole: it cannot be read.
-    Whole { file: String },
-    /// Nowhere: neither file nor environment was given.
-    Nowhere,
+    /// A file that cannot be read.
+    UnreadableFile { file: String },
+    /// Unknown: there is neither a file nor a variable.
+    Unknown,
 }
 
-impl Place {
-    /// How another problem refers to this place: `line 12` or the variable.
+impl SourceLocation {
+    /// Returns the form in which the message of another problem refers to this location: the line
+    /// or the variable.
     pub fn short(&self) -> String {
         match self {
             Self::File { line, .. } => format!("line {line}"),
             Self::Variable { name, .. } => format!("variable {name}"),
-            Self::Whole { file } => file.clone(),
-            Self::Nowhere => "the settings".into(),
+            Self::UnreadableFile { file } => file.clone(),
+            Self::Unknown => "the settings".into(),
         }
     }
 
-    fn source(&self) -> Option<(&Text, &Range<usize>)> {
+    fn source(&self) -> Option<(&Arc<NamedText>, &Range<usize>)> {
         match self {
             Self::File { text, span, .. } | Self::Variable { text, span, .. } => Some((text, span)),
             _ => None,
@@ -94,88 +95,105 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File {
                 text, line, column, ..
             } => write!(f, "{}:{line}:{column}", text.name),
             Self::Variable { name, .. } => f.write_str(name),
-            Self::Whole { file } => f.write_str(file),
-            Self::Nowhere => f.write_str("settings"),
+            Self::UnreadableFile { file } => f.write_str(file),
+            Self::Unknown => f.write_str("settings"),
         }
     }
 }
 
-/// One thing that is wrong: where, what was found, what was expected, and how to mend it.
+/// One problem: its location, the value found, the value expected, and how to fix it.
 #[derive(Debug, Clone)]
 pub struct Problem {
-    pub(super) place: Place,
+    pub(super) location: SourceLocation,
     pub(super) key: String,
     pub(super) found: String,
     pub(super) expected: String,
     pub(super) help: String,
-    /// A second place in the same file that the problem is about.
-    pub(super) also: Option<(Range<usize>, String)>,
+    /// A second location in the same file, and its label.
+    pub(super) related: Option<(Range<usize>, String)>,
 }
 
 impl Problem {
-    /// The file, where the problem is in one.
+    pub(super) fn new(
+        location: SourceLocation,
+        key: &KeyPath,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        Self {
+            location,
+            key: key.to_string(),
+            found: found.into(),
+            expected: expected.into(),
+            help: help.into(),
+            related: None,
+        }
+    }
+
+    /// Returns the file, for a problem in a file.
     pub fn file(&self) -> Option<&str> {
-        match &self.place {
-            Place::File { text, .. } => Some(&text.name),
-            Place::Whole { file } => Some(file),
+        match &self.location {
+            SourceLocation::File { text, .. } => Some(&text.name),
+            SourceLocation::UnreadableFile { file } => Some(file),
             _ => None,
         }
     }
 
-    /// The environment variable, where the value came from one.
+    /// Returns the environment variable, for a value from the environment.
     pub fn variable(&self) -> Option<&str> {
-        match &self.place {
-            Place::Variable { name, .. } => Some(name),
+        match &self.location {
+            SourceLocation::Variable { name, .. } => Some(name),
             _ => None,
         }
     }
 
-    /// Line in the file, from 1.
+    /// Returns the line in the file, from 1.
     pub fn line(&self) -> Option<usize> {
-        match self.place {
-            Place::File { line, .. } => Some(line),
+        match self.location {
+            SourceLocation::File { line, .. } => Some(line),
             _ => None,
         }
     }
 
-    /// Column in the line, from 1, in characters.
+    /// Returns the column in the line, from 1, in characters.
     pub fn column(&self) -> Option<usize> {
-        match self.place {
-            Place::File { column, .. } => Some(column),
+        match self.location {
+            SourceLocation::File { column, .. } => Some(column),
             _ => None,
         }
     }
 
-    /// The key path, such as `route[1].group`; empty where no single key is at fault.
+    /// Returns the key path, such as `route[1].group`; empty where no single key is wrong.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// What stands there.
+    /// Returns what was found.
     pub fn found(&self) -> &str {
         &self.found
     }
 
-    /// What should stand there.
+    /// Returns what was expected.
     pub fn expected(&self) -> &str {
         &self.expected
     }
 
-    /// How to mend it; may be empty.
+    /// Returns how to fix the problem; may be empty.
     pub fn help_text(&self) -> &str {
         &self.help
     }
 
-    /// `FILE:LINE:COL: found …, expected …`.
+    /// Returns the problem in one line: `FILE:LINE:COL: found …, expected …`.
     pub fn plain(&self) -> String {
-        format!("{}: {self}", self.place)
+        format!("{}: {self}", self.location)
     }
 }
 
@@ -193,58 +211,60 @@ impl Diagnostic for Problem {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.place.source().map(|(text, _)| text as &dyn SourceCode)
+        self.location
+            .source()
+            .map(|(text, _)| text as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let (_, span) = self.place.source()?;
+        let (_, span) = self.location.source()?;
         let label = (!self.key.is_empty()).then(|| self.key.clone());
         let first = LabeledSpan::new_primary_with_span(label, span.clone());
-        // The second place is in the file: under a variable there is nothing to draw it on.
-        let in_file = matches!(self.place, Place::File { .. });
-        let second = self.also.iter().filter(move |_| in_file);
+        // The second location is in the file and cannot be drawn below a variable.
+        let in_file = matches!(self.location, SourceLocation::File { .. });
+        let second = self.related.iter().filter(move |_| in_file);
         let second = second
             .map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));
         Some(Box::new(std::iter::once(first).chain(second)))
     }
 }
 
-/// All problems found in one reading of the settings, in the order of the file.
+/// The problems found while the settings were loaded, in the order of the file.
 ///
-/// `Display` gives one plain line a problem; [`Report::pretty`] shows each with the lines it
-/// is about.
+/// `Display` prints one line per problem; [`SettingsReport::pretty`] also shows the affected
+/// lines of the file.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct SettingsReport {
     problems: Vec<Problem>,
     left_out: usize,
 }
 
-impl Report {
+impl SettingsReport {
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| problem.place.sort_key());
+        problems.sort_by_key(|problem| problem.location.sort_key());
         let left_out = problems.len().saturating_sub(MOST_PROBLEMS);
         problems.truncate(MOST_PROBLEMS);
         Self { problems, left_out }
     }
 
-    /// The problems, at most [`MOST_PROBLEMS`].
+    /// Returns the problems, at most [`MOST_PROBLEMS`].
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// How many more there are.
+    /// Returns the number of problems beyond [`MOST_PROBLEMS`].
     pub fn left_out(&self) -> usize {
         self.left_out
     }
 
-    /// The report for a person at a terminal: each problem with the lines it is about, in
-    /// colour where standard error shows colour.
+    /// Formats the report for a terminal: each problem with the affected lines, in colour where
+    /// standard error shows colour.
     pub fn pretty(&self) -> impl fmt::Display + '_ {
         self.pretty_with(MietteHandlerOpts::new().terminal_links(false).build())
     }
 
     fn pretty_with(&self, handler: MietteHandler) -> impl fmt::Display + '_ {
-        Pretty {
+        PrettyReport {
             report: self,
             handler,
         }
@@ -259,7 +279,7 @@ impl Report {
         }
     }
 
-    /// The problems as `mcastor check --json` prints them.
+    /// Returns the problems as `mcastor check --json` prints them.
     pub fn json(&self) -> serde_json::Value {
         let problems: Vec<_> = self.problems.iter().map(JsonProblem::from).collect();
         serde_json::json!({ "ok": false, "problems": problems, "left_out": self.left_out })
@@ -293,22 +313,22 @@ impl<'a> From<&'a Problem> for JsonProblem<'a> {
     }
 }
 
-struct Pretty<'a> {
-    report: &'a Report,
+struct PrettyReport<'a> {
+    report: &'a SettingsReport,
     handler: MietteHandler,
 }
 
-impl fmt::Display for Pretty<'_> {
+impl fmt::Display for PrettyReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.report.problems.iter().enumerate() {
             if n > 0 {
                 f.write_str("\n")?;
             }
-            match problem.place {
-                // Without a snippet the header alone would not say where.
-                Place::Whole { .. } | Place::Nowhere => {
-                    let named = Named(problem);
-                    self.handler.debug(&named, f)?;
+            match problem.location {
+                // Without lines to show, the header has to name the location.
+                SourceLocation::UnreadableFile { .. } | SourceLocation::Unknown => {
+                    let with_location = ProblemWithLocation(problem);
+                    self.handler.debug(&with_location, f)?;
                 }
                 _ => self.handler.debug(problem, f)?,
             }
@@ -320,25 +340,25 @@ impl fmt::Display for Pretty<'_> {
     }
 }
 
-/// A problem whose header says where it is.
+/// A problem whose header names its location.
 #[derive(Debug)]
-struct Named<'a>(&'a Problem);
+struct ProblemWithLocation<'a>(&'a Problem);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for ProblemWithLocation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.plain())
     }
 }
 
-impl std::error::Error for Named<'_> {}
+impl std::error::Error for ProblemWithLocation<'_> {}
 
-impl Diagnostic for Named<'_> {
+impl Diagnostic for ProblemWithLocation<'_> {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         self.0.help()
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for SettingsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
             if n > 0 {
@@ -353,9 +373,9 @@ impl fmt::Display for Report {
     }
 }
 
-impl std::error::Error for Report {}
+impl std::error::Error for SettingsReport {}
 
-impl Diagnostic for Report {
+impl Diagnostic for SettingsReport {
     fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
         Some(Box::new(
             self.problems

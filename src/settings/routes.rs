@@ -1,87 +1,79 @@
-//! Route rules: each by itself, then all of them together.
+//! Checks of `[[route]]`: each route, then the routes against each other.
 
 use std::collections::{HashMap, HashSet};
 
 use super::addresses::{parse_group, parse_source};
-use super::checked::{Checker, TTL_FORMS};
-use super::keys::KeyPath;
-use super::rewrites;
-use super::written::{WrittenJoin, WrittenJoinPolicy, WrittenRoute, WrittenTtl};
-use crate::model::rule::MOST_JOINED_GROUPS;
+use super::checker::{Checker, default_boolean};
+use super::joins::check_group_count;
+use super::key_path::KeyPath;
+use super::raw::{JOIN_FORMS, RawJoinPolicy, RawRoute};
+use super::route_translation::{check_translation, refuse_conflicts};
 use crate::model::{
-    GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule, SourcePrefix,
-    TtlPolicy,
+    GroupPrefix, IfPattern, JoinPolicy, Origin, RouteName, RouteRule, SourcePrefix,
 };
 
-/// The ways to write a join policy.
-pub(super) const JOIN_FORMS: &str = "\"auto\", true or false";
-
-/// Egresses of one route at most.
-const MOST_EGRESSES: usize = 64;
-
 /// A rule and the index of its `[[route]]`.
-struct Numbered {
+struct IndexedRule {
     index: usize,
     rule: RouteRule,
 }
 
-/// Checks all routes; those that are wrong are left out of the result.
-pub(super) fn check(
+/// Checks all routes. Wrong ones are not part of the result.
+pub(super) fn check_routes(
     checker: &mut Checker<'_>,
-    written: impl Iterator<Item = Option<WrittenRoute>>,
+    raw: impl Iterator<Item = Option<RawRoute>>,
 ) -> Vec<RouteRule> {
     let mut rules = Vec::new();
-    for (index, written) in written.enumerate() {
-        let Some(written) = written else { continue };
+    for (index, raw) in raw.enumerate() {
+        let Some(raw) = raw else { continue };
         let path = KeyPath::root("route").index(index);
-        if let Some(rule) = one(checker, &path, written) {
-            rules.push(Numbered { index, rule });
+        if let Some(rule) = check_route(checker, &path, raw) {
+            rules.push(IndexedRule { index, rule });
         }
     }
-    let rivals = refuse_rivals(checker, &rules);
-    refuse_same_names(checker, &rules, &rivals);
+    let equals = refuse_equal_routes(checker, &rules);
+    refuse_equal_names(checker, &rules, &equals);
     let (indices, rules): (Vec<_>, Vec<_>) = rules.into_iter().map(|n| (n.index, n.rule)).unzip();
-    rewrites::refuse_conflicts(checker, &indices, &rules);
+    refuse_conflicts(checker, &indices, &rules);
     rules
 }
 
-fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Option<RouteRule> {
-    let from = checker.required(written.from, path, "from", "\"eth0\"");
-    let group = checker.required(written.group, path, "group", "\"225.1.2.3\"");
-    let to = checker.required(written.to, path, "to", "[\"eth1\"]");
+fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Option<RouteRule> {
+    let from = checker.required(raw.from, path, "from");
+    let group = checker.required(raw.group, path, "group");
+    let to = checker.required(raw.to, path, "to");
 
     let from = from.and_then(|text| checker.pattern(&path.key("from"), &text));
     let group = group.and_then(|text| parse_group(checker, &path.key("group"), &text));
-    // Without the group, whether addresses fit it cannot be said.
-    let source = match (&written.source, group) {
+    // Without a group, the IP version of "any source" is unknown.
+    let source = match (&raw.source, group) {
         (Some(text), _) => parse_source(checker, &path.key("source"), text, group),
         (None, group) => group.map(SourcePrefix::any_for),
     };
-    let except_sources = excepted(checker, path, written.except_sources, source, group);
-    let to = to.and_then(|to| egresses(checker, path, to, from.as_ref()));
-    let ttl = match written.ttl {
-        None => Some(TtlPolicy::default()),
-        Some(ttl) => ttl_policy(checker, &path.key("ttl"), ttl),
-    };
-    let link_local = written.link_local.unwrap_or_default();
+    let except_sources = check_except_sources(checker, path, raw.except_sources, source, group);
+    let to = to.and_then(|to| check_egresses(checker, path, to, from.as_ref()));
+    let ttl = checker.ttl_policy(&path.key("ttl"), raw.ttl);
+    let link_local = raw
+        .link_local
+        .unwrap_or(default_boolean(&path.key("link_local")));
     if let Some(group) = group.filter(|group| group.is_link_local() && !link_local) {
-        checker.wrong(
+        checker.refuse(
             &path.key("group"),
             format!("the link-local group {group}"),
             "a group that routers may forward",
-            "Such groups are not meant to leave their link. If this one shall, say so in the \
-             route: link_local = true.",
+            "Link-local groups must not leave their link. To forward this one anyway, set \
+             link_local = true in the route.",
         );
     }
-    let default = "eth0 (*, 225.1.2.3)";
-    let name = checker.route_name(&path.key("name"), written.name.as_deref(), default);
-    let join = match written.join {
+    let example = "eth0 (*, 225.1.2.3)";
+    let name = checker.metrics_name(&path.key("name"), raw.name.as_deref(), example);
+    let join = match raw.join {
         None => Some(JoinPolicy::default()),
-        Some(join) => join_policy(checker, &path.key("join"), join, group),
+        Some(join) => check_join_policy(checker, &path.key("join"), join, group),
     };
-    let rewrite = written.rewrite.map(|table| {
+    let rewrite = raw.rewrite.map(|table| {
         let stream = source.zip(group);
-        rewrites::one(checker, path, table.0, stream, link_local)
+        check_translation(checker, path, table.0, stream, link_local)
     });
     let (from, group, source, ttl) = (from?, group?, source?, ttl?);
     Some(RouteRule {
@@ -95,8 +87,8 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
         ttl,
         link_local,
         join: join?,
-        loop_guard: written.loop_guard.unwrap_or(ttl.can_feed_a_loop()),
-        // One that is wrong leaves the whole route out.
+        loop_guard: raw.loop_guard.unwrap_or(ttl.can_feed_a_loop()),
+        // A wrong translation excludes the route from the result.
         rewrite: match rewrite {
             Some(rewrite) => Some(rewrite?),
             None => None,
@@ -104,244 +96,130 @@ fn one(checker: &mut Checker<'_>, path: &KeyPath, written: WrittenRoute) -> Opti
     })
 }
 
-fn excepted(
+fn check_except_sources(
     checker: &mut Checker<'_>,
     route: &KeyPath,
-    written: Option<Vec<Option<String>>>,
+    raw: Option<Vec<Option<String>>>,
     source: Option<SourcePrefix>,
     group: Option<GroupPrefix>,
 ) -> Vec<SourcePrefix> {
-    let mut excepted = Vec::new();
+    let mut except_sources = Vec::new();
     let list = route.key("except_sources");
-    for (n, text) in written.into_iter().flatten().enumerate() {
+    for (n, text) in raw.into_iter().flatten().enumerate() {
         let Some(text) = text else { continue };
         let path = list.index(n);
         let Some(except) = parse_source(checker, &path, &text, group) else {
             continue;
         };
-        let inside = source.is_none_or(|source| {
-            source != except && (source.is_any() || source.net().contains(&except.net()))
-        });
-        if inside {
-            excepted.push(except);
-        } else if let Some(source) = source {
-            let (found, help) = if source == except {
-                (
-                    format!("{except}, all of `source`"),
-                    "Such a route would take nothing; remove it instead.".to_string(),
-                )
-            } else {
-                (
-                    format!("{except}, outside of `source`"),
-                    "The route does not take that sender anyway; remove the entry or widen \
-                     `source`."
-                        .into(),
-                )
-            };
-            let span = checker.sources.span(&route.key("source"));
-            let problem = checker.wrong(&path, found, format!("a part of {source}"), help);
-            problem.also = span.map(|span| (span, "the source".into()));
-        }
-    }
-    excepted
-}
-
-fn egresses(
-    checker: &mut Checker<'_>,
-    route: &KeyPath,
-    written: Vec<Option<String>>,
-    from: Option<&IfPattern>,
-) -> Option<Vec<IfPattern>> {
-    let list = route.key("to");
-    if written.len() > MOST_EGRESSES {
-        let found = format!("{} entries", written.len());
-        let help = "A pattern takes many interfaces at once: to = [\"veth*\"].";
-        checker.wrong(&list, found, "at most 64 interfaces", help);
-        return None;
-    }
-    let mut seen: HashMap<IfPattern, usize> = HashMap::new();
-    let mut to = Vec::new();
-    let mut all_right = true;
-    for (n, text) in written.into_iter().enumerate() {
-        let path = list.index(n);
-        let Some(entry) = text.and_then(|text| checker.pattern(&path, &text)) else {
-            all_right = false;
+        let Some(source) = source else {
+            except_sources.push(except);
             continue;
         };
-        if let Some(first) = seen.get(&entry) {
-            let span = checker.sources.span(&list.index(*first));
-            let problem = checker.wrong(
-                &path,
-                format!("\"{entry}\" for the second time"),
-                "each interface once",
-                "Remove one of the two.",
-            );
-            problem.also = span.map(|span| (span, "the first".into()));
-            all_right = false;
+        let (found, help) = if source == except {
+            (
+                format!("{except}, all of `source`"),
+                "The route would take no packets. Remove the route instead.",
+            )
+        } else if source.is_any() || source.net().contains(&except.net()) {
+            except_sources.push(except);
             continue;
-        }
-        // Under a pattern each ingress leaves itself out.
-        if from.is_some_and(|from| !entry.is_pattern() && *from == entry) {
-            let span = checker.sources.span(&route.key("from"));
-            let found = format!("\"{entry}\", which is also `from`");
-            let help = "Remove it: packets do not go back to where they came from. For both \
-                        directions write two routes.";
-            let problem = checker.wrong(&path, found, "an interface other than `from`", help);
-            problem.also = span.map(|span| (span, "from here".into()));
-            all_right = false;
-        }
-        seen.insert(entry.clone(), n);
-        to.push(entry);
+        } else {
+            (
+                format!("{except}, outside of `source`"),
+                "The route does not take packets of this sender anyway. Remove the entry or widen \
+                 `source`.",
+            )
+        };
+        let texts = (found, format!("a part of {source}"), help);
+        checker.refuse_related(&path, texts, (&route.key("source"), "the source"));
     }
-    all_right.then_some(to)
+    except_sources
 }
 
-pub(super) fn ttl_policy(
+fn check_egresses(
     checker: &mut Checker<'_>,
-    path: &KeyPath,
-    written: WrittenTtl,
-) -> Option<TtlPolicy> {
-    match written {
-        WrittenTtl::Word(word) if word == "decrement" => Some(TtlPolicy::Decrement),
-        WrittenTtl::Word(word) if word == "keep" => Some(TtlPolicy::Keep),
-        WrittenTtl::Word(word) => {
-            let help = match super::keys::nearest(&word, ["decrement", "keep"]) {
-                Some(near) => format!("Did you mean {near:?}?"),
-                None => "To send with a TTL of 8: ttl = { set = 8 }.".into(),
-            };
-            checker.wrong(path, format!("{word:?}"), TTL_FORMS, help);
-            None
+    route: &KeyPath,
+    raw: Vec<Option<String>>,
+    from: Option<&IfPattern>,
+) -> Option<Vec<IfPattern>> {
+    let count_help = "A pattern matches many interfaces at once: to = [\"veth*\"].";
+    checker.patterns(&route.key("to"), raw, count_help, |checker, path, entry| {
+        // A pattern may match the ingress, which is excluded when a packet is forwarded.
+        let is_from = from.is_some_and(|from| !entry.is_pattern() && from == entry);
+        if is_from {
+            let texts = (
+                format!("\"{entry}\", which is also `from`"),
+                "an interface other than `from`",
+                "Remove it: packets are not sent back to their ingress. For both directions, \
+                 write two routes.",
+            );
+            checker.refuse_related(path, texts, (&route.key("from"), "`from` is here"));
         }
-        WrittenTtl::Number(number) => {
-            let set = number.clamp(1, 255);
-            let help = format!("To send with this TTL: ttl = {{ set = {set} }}.");
-            checker.wrong(path, format!("the number {number}"), TTL_FORMS, help);
-            None
-        }
-        WrittenTtl::Set(set) => {
-            let number = checker.required(set.set, path, "set", "8")?;
-            let zero = "A packet with TTL 0 goes nowhere.";
-            let ttl = checker.ttl_value(&path.key("set"), number, zero)?;
-            Some(TtlPolicy::Set(ttl))
-        }
-    }
+        !is_from
+    })
 }
 
-fn join_policy(
+fn check_join_policy(
     checker: &mut Checker<'_>,
     path: &KeyPath,
-    written: WrittenJoinPolicy,
+    raw: RawJoinPolicy,
     group: Option<GroupPrefix>,
 ) -> Option<JoinPolicy> {
-    match written {
-        WrittenJoinPolicy::Word(word) if word == "auto" => Some(JoinPolicy::Auto),
-        WrittenJoinPolicy::Word(word) => {
-            let help = "auto joins single groups, true each group of a prefix too, false none.";
-            checker.wrong(path, format!("{word:?}"), JOIN_FORMS, help);
+    match raw {
+        RawJoinPolicy::Word(word) if word == "auto" => Some(JoinPolicy::Auto),
+        RawJoinPolicy::Word(word) => {
+            let help = "\"auto\" joins single groups, true also joins each group of a prefix, \
+                        false joins none.";
+            checker.refuse(path, format!("{word:?}"), JOIN_FORMS, help);
             None
         }
-        WrittenJoinPolicy::Flag(false) => Some(JoinPolicy::Never),
-        WrittenJoinPolicy::Flag(true) => group
-            .is_none_or(|g| few_enough(checker, path, g))
+        RawJoinPolicy::Flag(false) => Some(JoinPolicy::Never),
+        RawJoinPolicy::Flag(true) => group
+            .is_none_or(|group| check_group_count(checker, path, group))
             .then_some(JoinPolicy::Always),
     }
 }
 
-/// Whether a prefix has no more groups than can be joined.
-fn few_enough(checker: &mut Checker<'_>, path: &KeyPath, group: GroupPrefix) -> bool {
-    let few = group.count() <= MOST_JOINED_GROUPS;
-    if !few {
-        checker.wrong(
-            path,
-            format!("a join of every group in {group}"),
-            format!("at most {MOST_JOINED_GROUPS} groups"),
-            "Each is joined by itself; name a longer prefix, or the groups you need.",
-        );
-    }
-    few
-}
-
-/// Checks all joins; those that are wrong are left out of the result.
-pub(super) fn check_joins(
-    checker: &mut Checker<'_>,
-    written: impl Iterator<Item = Option<WrittenJoin>>,
-) -> Vec<JoinRule> {
-    let mut joins = Vec::new();
-    for (index, written) in written.enumerate() {
-        let Some(written) = written else { continue };
-        let path = KeyPath::root("join").index(index);
-        let interface = checker.required(written.interface, &path, "interface", "\"eth0\"");
-        let group = checker.required(written.group, &path, "group", "\"225.1.2.3\"");
-        let interface = interface.and_then(|i| checker.pattern(&path.key("interface"), &i));
-        let group_path = path.key("group");
-        let group = group
-            .and_then(|g| parse_group(checker, &group_path, &g))
-            .filter(|g| few_enough(checker, &group_path, *g));
-        let source_path = path.key("source");
-        let source = match &written.source {
-            None => Some(None),
-            Some(text) => parse_source(checker, &source_path, text, group).and_then(|source| {
-                let single = source.single();
-                if single.is_none() {
-                    let help = "Hosts join single sources; write a [[join]] for each.";
-                    checker.wrong(&source_path, source.to_string(), "one source", help);
-                }
-                single.map(Some)
-            }),
-        };
-        if let (Some(interface), Some(group), Some(source)) = (interface, group, source) {
-            joins.push(JoinRule {
-                interface,
-                source,
-                group,
-                origin: Origin::Settings,
-            });
-        }
-    }
-    joins
-}
-
-/// Rules that could take the same packet equally well. Hands back the indices of the later
-/// ones.
-fn refuse_rivals(checker: &mut Checker<'_>, rules: &[Numbered]) -> HashSet<usize> {
-    // Only rules of equal group and source can be rivals; among those, only a pattern can
-    // meet an interface that is not written the same.
+/// Refuses routes that fit the same packet equally well as an earlier route: equal group, equal
+/// source, and an interface that both accept. Returns the indices of the later routes.
+fn refuse_equal_routes(checker: &mut Checker<'_>, rules: &[IndexedRule]) -> HashSet<usize> {
+    // Compares only within a bucket of equal group and source. There, a route with a plain name
+    // can only collide with the same name or with a pattern.
     #[derive(Default)]
     struct Bucket<'a> {
-        names: HashMap<&'a str, &'a Numbered>,
-        patterns: Vec<&'a Numbered>,
+        names: HashMap<&'a str, &'a IndexedRule>,
+        patterns: Vec<&'a IndexedRule>,
     }
     let mut buckets: HashMap<(GroupPrefix, SourcePrefix), Bucket<'_>> = HashMap::new();
     let mut refused = HashSet::new();
-    for numbered in rules {
-        let rule = &numbered.rule;
+    for indexed in rules {
+        let rule = &indexed.rule;
         let bucket = buckets.entry((rule.group, rule.source)).or_default();
-        let meets = |other: &&&Numbered| other.rule.rivals(rule);
-        let mut first = bucket.patterns.iter().find(meets).copied();
+        let collides = |other: &&&IndexedRule| other.rule.rivals(rule);
+        let mut first = bucket.patterns.iter().find(collides).copied();
         if rule.from.is_pattern() {
             let named = bucket
                 .names
                 .values()
                 .filter(|other| other.rule.rivals(rule));
             first = first.or_else(|| named.min_by_key(|other| other.index).copied());
-            bucket.patterns.push(numbered);
+            bucket.patterns.push(indexed);
         } else {
             first = first.or_else(|| bucket.names.get(rule.from.as_str()).copied());
-            bucket.names.entry(rule.from.as_str()).or_insert(numbered);
+            bucket.names.entry(rule.from.as_str()).or_insert(indexed);
         }
         if let Some(other) = first {
-            refused.insert(numbered.index);
-            rival(checker, numbered, other);
+            refused.insert(indexed.index);
+            refuse_equal_route(checker, indexed, other);
         }
     }
     refused
 }
 
-fn rival(checker: &mut Checker<'_>, this: &Numbered, other: &Numbered) {
+fn refuse_equal_route(checker: &mut Checker<'_>, this: &IndexedRule, other: &IndexedRule) {
     let routes = KeyPath::root("route");
     let other_group = routes.index(other.index).key("group");
-    let at = checker.sources.value(&other_group).short();
-    let span = checker.sources.span(&other_group);
+    let location = checker.sources.value(&other_group).short();
     let rule = &this.rule;
     let interfaces = if rule.from == other.rule.from {
         format!("from \"{}\"", rule.from)
@@ -351,46 +229,46 @@ fn rival(checker: &mut Checker<'_>, this: &Numbered, other: &Numbered) {
             rule.from, other.rule.from
         )
     };
-    let problem = checker.wrong(
-        &routes.index(this.index).key("group"),
+    let texts = (
         format!(
             "a second route for source {} and group {} {interfaces}",
             rule.source, rule.group
         ),
         "one route that fits best",
         format!(
-            "The first is \"{}\" in {at}. Put both `to` lists into one route, or give the two \
-             different sources, groups or interfaces.",
+            "The first is \"{}\" in {location}. Merge the two `to` lists into one route, or give \
+             the two routes different sources, groups or interfaces.",
             other.rule.name
         ),
     );
-    problem.also = span.map(|span| (span, "the first".into()));
+    let path = routes.index(this.index).key("group");
+    checker.refuse_related(&path, texts, (&other_group, "the first"));
 }
 
-fn refuse_same_names(checker: &mut Checker<'_>, rules: &[Numbered], rivals: &HashSet<usize>) {
+/// Refuses routes with the name of an earlier route. `refused` holds the indices of routes that
+/// were refused already.
+fn refuse_equal_names(checker: &mut Checker<'_>, rules: &[IndexedRule], refused: &HashSet<usize>) {
     let routes = KeyPath::root("route");
-    let mut names: HashMap<&RouteName, usize> = HashMap::new();
-    for numbered in rules {
-        let name = &numbered.rule.name;
-        let Some(first) = names.get(name) else {
-            names.insert(name, numbered.index);
+    let mut first_index: HashMap<&RouteName, usize> = HashMap::new();
+    for indexed in rules {
+        let name = &indexed.rule.name;
+        let Some(first) = first_index.get(name) else {
+            first_index.insert(name, indexed.index);
             continue;
         };
-        // Rivals without names share their default one; that is no second problem.
-        if rivals.contains(&numbered.index) {
+        // Two routes of the same interface, source and group have the same default name, which is
+        // not a second problem.
+        if refused.contains(&indexed.index) {
             continue;
         }
         let first = routes.index(*first).key("name");
-        let (at, span) = (
-            checker.sources.value(&first).short(),
-            checker.sources.span(&first),
-        );
-        let problem = checker.wrong(
-            &routes.index(numbered.index).key("name"),
+        let location = checker.sources.value(&first).short();
+        let texts = (
             format!("the name \"{name}\" for the second time"),
-            "a name of its own for each route",
-            format!("The first is in {at}. Metrics are counted under this name."),
+            "a different name for each route",
+            format!("The first is in {location}. The name is the label of the route in metrics."),
         );
-        problem.also = span.map(|span| (span, "the first".into()));
+        let path = routes.index(indexed.index).key("name");
+        checker.refuse_related(&path, texts, (&first, "the first"));
     }
 }

@@ -1,18 +1,19 @@
-//! `smcroute.conf` as settings.
+//! Settings from an `smcroute.conf`.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::{InterfaceSettings, MAX_FILE, Settings};
+use super::file::MAX_FILE;
+use super::validated::{InterfaceSettings, Settings};
 use crate::smcroute::conf::{self, Conf};
 
-/// Whether `file` is an `smcroute.conf`: not called `.toml`, and it reads as one.
-pub(super) fn is_one(file: &Path) -> bool {
+/// Whether `file` is an `smcroute.conf`: its name does not end in `.toml`, and its contents read as
+/// one. An unreadable file is not; the caller then reports the error when it reads the file.
+pub(super) fn is_smcroute_conf(file: &Path) -> bool {
     if file.extension().is_some_and(|e| e == "toml") {
         return false;
     }
-    // What cannot be read is told by whoever reads it next.
     read_file(file).is_ok_and(|bytes| conf::reads_as_one(&String::from_utf8_lossy(&bytes)))
 }
 
@@ -27,27 +28,27 @@ fn read_file(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads `file` and all it includes.
+/// Reads `file` and the files it includes.
 pub fn read(file: &Path, strict: bool) -> Conf {
     let path = file.display().to_string();
     conf::read(&path, strict, &mut |pattern| {
-        // The file itself may have a name that would be a pattern.
+        // The name of the file itself is not a pattern, even where it looks like one.
         if pattern == path {
             return match read_file(file) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
                 bytes => Ok(vec![(path.clone(), bytes)]),
             };
         }
-        let found = glob::glob(pattern).map_err(io::Error::other)?;
-        let read = found.map(|found| match found {
+        let files = glob::glob(pattern).map_err(io::Error::other)?;
+        let contents = files.map(|file| match file {
             Ok(path) => (path.display().to_string(), read_file(&path)),
             Err(e) => (e.path().display().to_string(), Err(e.into())),
         });
-        Ok(read.collect())
+        Ok(contents.collect())
     })
 }
 
-/// The rules of `conf`, added to `settings`.
+/// Adds the rules of `conf` to `settings`.
 pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
     let options = conf.interfaces.iter().map(|i| InterfaceSettings {
         name: i.name.clone(),
@@ -60,8 +61,8 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
     settings.routes.extend(routes);
     let joins = conf.joins.iter().map(|(_, rule)| rule.clone());
     settings.joins.extend(joins);
-    settings.unread.clone_from(&conf.unread);
+    settings.unreadable.clone_from(&conf.unread);
     settings.skipped = conf.faults.iter().map(ToString::to_string).collect();
-    settings.odd = conf.notes.iter().map(ToString::to_string).collect();
+    settings.doubtful = conf.notes.iter().map(ToString::to_string).collect();
     settings
 }

@@ -1,0 +1,52 @@
+//! Checks of `[[interface]]`.
+
+use std::collections::HashMap;
+
+use super::checker::{Checker, default_boolean};
+use super::key_path::KeyPath;
+use super::raw::RawInterface;
+use super::validated::InterfaceSettings;
+use crate::model::{IfPattern, TtlThreshold};
+
+/// Checks all interfaces. Wrong ones are not part of the result.
+pub(super) fn check_interfaces(
+    checker: &mut Checker<'_>,
+    raw: impl Iterator<Item = Option<RawInterface>>,
+) -> Vec<InterfaceSettings> {
+    let mut first_path: HashMap<IfPattern, KeyPath> = HashMap::new();
+    let mut interfaces = Vec::new();
+    for (n, raw) in raw.enumerate() {
+        let Some(raw) = raw else { continue };
+        let path = KeyPath::root("interface").index(n);
+        let name_path = path.key("name");
+        let ttl_threshold = raw.ttl_threshold.and_then(|number| {
+            let zero_help = "For no threshold, omit the key.";
+            let ttl = checker.ttl(&path.key("ttl_threshold"), number, zero_help)?;
+            TtlThreshold::new(ttl)
+        });
+        let Some(name) = checker.required(raw.name, &path, "name") else {
+            continue;
+        };
+        let Some(name) = checker.pattern(&name_path, &name) else {
+            continue;
+        };
+        if let Some(first) = first_path.get(&name) {
+            let location = checker.sources.value(first).short();
+            let texts = (
+                format!("a second [[interface]] for \"{name}\""),
+                "one for each name",
+                format!("The first is in {location}. Move all options there."),
+            );
+            checker.refuse_related(&name_path, texts, (first, "the first"));
+        }
+        first_path.entry(name.clone()).or_insert(name_path);
+        let (enabled, mrdisc) = (path.key("enabled"), path.key("mrdisc"));
+        interfaces.push(InterfaceSettings {
+            name,
+            ttl_threshold,
+            enabled: raw.enabled.unwrap_or(default_boolean(&enabled)),
+            mrdisc: raw.mrdisc.unwrap_or(default_boolean(&mrdisc)),
+        });
+    }
+    interfaces
+}

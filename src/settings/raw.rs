@@ -1,0 +1,468 @@
+//! The settings as they are written: every key, declared once, with a value of the right type.
+//!
+//! To add a key, declare it here and use its field in the check of its section.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+
+use super::declaration::{KeyDeclaration, KeyType, TableDeclaration, declare, raw_tables};
+use super::key_path::{KeyPath, PathSegment};
+use crate::model::rule::MOST_JOINED_GROUPS;
+
+raw_tables! {
+    /// Every key of the settings, with its meaning.
+    RawSettings {
+        http: Table(RawHttp);
+        control: Table(RawControl);
+        docker: Table(RawDocker);
+        plane: Table(RawPlane);
+        log: Table(RawLog);
+        interface: Tables(RawInterface);
+        route: Tables(RawRoute);
+        join: Tables(RawJoin);
+        proxy: Tables(RawProxy);
+        mrdisc: Table(RawMrdisc);
+        mnat: Table(RawMnat);
+        limits: Table(RawLimits);
+    }
+
+    /// The HTTP listener.
+    RawHttp {
+        /// The address that serves /metrics, /healthz, /readyz and /api/v1.
+        /// "off" disables the listener.
+        listen: String, default_string("127.0.0.1:9464"), range("address and port, or `\"off\"`");
+    }
+
+    /// The control socket.
+    RawControl {
+        /// The UNIX socket that `mcastor show`, `add`, `reload` and other commands connect to.
+        socket: String, default_string("/run/mcastor.sock"), absolute_path(),
+            range("absolute path, at most 107 bytes");
+    }
+
+    /// The Docker Engine that resolves the names "container:NAME", "network:NAME" and
+    /// "label:KEY=VALUE". Such a name can be used wherever an interface name can.
+    RawDocker {
+        /// The UNIX socket of the engine.
+        socket: String, default_string("/var/run/docker.sock"), absolute_path(),
+            range("absolute path, at most 107 bytes");
+    }
+
+    /// How packets are captured and sent.
+    RawPlane {
+        /// "packet" uses packet sockets; "auto" uses the best plane of this machine.
+        kind: String, default_string("auto"), words(&["auto", "packet"]);
+        /// Sends past the queueing discipline. Tcpdump does not see the packets then.
+        qdisc_bypass: Boolean, default_boolean(false);
+        /// For how many microseconds after a packet the thread polls for the next one before
+        /// it sleeps. Applies at 7,500 to 30,000 packets per second; there it saves 20 us of
+        /// latency and uses up to a whole core. 0 disables it.
+        busy_poll: Integer, default_integer(200), integers(0, 1000), unit("microseconds");
+    }
+
+    /// The log.
+    RawLog {
+        /// A level, or filter directives such as "info,mcastor::settings=debug".
+        level: String, default_string("info"), range(
+            "`\"error\"`, `\"warn\"`, `\"info\"`, `\"debug\"`, `\"trace\"`, `\"off\"`, or filter \
+             directives"
+        );
+        /// "text" for people; "json" for one JSON object per line.
+        format: String, default_string("text"), words(&["text", "json"]);
+    }
+
+    /// Options of an interface. An interface without options needs no entry.
+    RawInterface {
+        /// A name or a pattern: * matches any characters, ? matches one.
+        name: String, required(), range("interface name or pattern"), example("\"eth1\"");
+        /// Only packets that arrive with a TTL (hop limit) above this value leave on the
+        /// interface.
+        ttl_threshold: Integer, integers(1, 255), example("3");
+        /// false excludes the interface from all routes, even where a pattern matches it.
+        enabled: Boolean, default_boolean(true);
+        /// Sends multicast router advertisements (RFC 4286), so that snooping switches deliver
+        /// all groups to the interface.
+        mrdisc: Boolean, default_boolean(false);
+    }
+
+    /// A route: packets that arrive on one interface leave on others.
+    RawRoute {
+        /// The label of the route in metrics.
+        name: String, default_described("`\"FROM (SOURCE, GROUP)\"`"),
+            range("visible characters, unique"), example("\"cameras\"");
+        /// The ingress interface.
+        from: String, required(), range("interface name or pattern"), example("\"eth0\"");
+        /// The senders whose packets the route takes.
+        source: String, default_described("any"), range("unicast address or prefix"),
+            example("\"192.168.1.0/24\"");
+        /// Senders inside `source` whose packets the route does not take.
+        except_sources: Strings, default_described("`[]`"),
+            range("addresses or prefixes inside `source`"),
+            example("[\"192.168.1.7\", \"192.168.1.128/25\"]");
+        /// The groups whose packets the route takes.
+        group: String, required(), range("multicast address or prefix"),
+            example("\"225.1.2.0/24\"");
+        /// The egress interfaces. An empty list is a stop filter: the route takes its packets
+        /// and drops them.
+        to: Strings, required(), entries(0, 64),
+            range("0 to 64 interface names or patterns; `[]` is a stop filter"),
+            example("[\"eth1\", \"veth*\"]");
+        /// The TTL (hop limit) of the packets: "decrement", "keep", or a fixed value such as
+        /// { set = 8 }.
+        ttl: TtlPolicy, default_string("decrement"), words(&["decrement", "keep"]),
+            range("`\"decrement\"`, `\"keep\"`, `{ set = 1 }` to `{ set = 255 }`");
+        /// Allows groups that must not leave their link otherwise, such as 224.0.0.0/24 and
+        /// ff02::/16.
+        link_local: Boolean, default_boolean(false);
+        /// Whether to join the groups on `from`, so that snooping switches deliver them: "auto"
+        /// joins single groups, true also joins each group of a prefix, false joins none.
+        join: JoinPolicy, default_string("auto"), words(&["auto"]),
+            range("`\"auto\"`, `true`, `false`"), example("true");
+        /// Drops packets that come back within half a second after they were forwarded.
+        loop_guard: Boolean,
+            default_described("`true` with `\"keep\"` and `{ set = … }`, else `false`"),
+            example("false");
+        rewrite: Table(RawTranslation), range("at least one of its three keys"),
+            example("{ group = \"239.1.1.1\" }");
+    }
+
+    /// Translates the packets of a route to another source, group or UDP destination port. With
+    /// a source and a group of the other IP version, IPv4 becomes IPv6 or IPv6 becomes IPv4.
+    RawTranslation {
+        /// The new source. A prefix maps one to one and keeps the host bits.
+        source: String, default_described("unchanged"),
+            range("address or prefix, as many addresses as `source` of the route"),
+            example("\"10.9.1.2\"");
+        /// The new group. A prefix maps one to one and keeps the host bits.
+        group: String, default_described("unchanged"),
+            range("group or prefix, as many groups as `group` of the route"),
+            example("\"239.1.1.1\"");
+        /// The new UDP destination port.
+        port: Integer, default_described("unchanged"), integers(1, 65535), example("5001");
+    }
+
+    /// A group that is joined on an interface, whether a route forwards it or not.
+    RawJoin {
+        /// The interface to join on.
+        interface: String, required(), range("interface name or pattern"), example("\"eth0\"");
+        /// The only source whose packets are requested (IGMPv3, MLDv2).
+        source: String, default_described("any"), range("one unicast address"),
+            example("\"10.0.0.10\"");
+        /// The group. A prefix joins each of its groups, at most 4096.
+        group: String, required(),
+            range("multicast address, or prefix of at most 4096 groups"),
+            example("\"232.1.2.3\"");
+    }
+
+    /// An IGMP and MLD proxy (RFC 4605): hosts on the downstream interfaces receive from
+    /// upstream the groups that they join.
+    RawProxy {
+        /// The label of the proxy in metrics.
+        name: String, default_described("`\"proxy UPSTREAM\"`"),
+            range("visible characters, unique"), example("\"containers\"");
+        /// The interfaces on which streams arrive. With several, the first one that carries an
+        /// (S,G) is the active upstream of that (S,G).
+        upstream: Strings, default_described("the interface of the default route"),
+            entries(1, 64), range("1 to 64 interface names or patterns"), example("[\"eth0\"]");
+        /// The interfaces on which the hosts are.
+        downstream: Strings, required(), entries(1, 64),
+            range("1 to 64 interface names or patterns"), example("[\"br-*\", \"docker0\"]");
+        /// Forwards packets of downstream senders to the upstream interface too.
+        upward: Boolean, default_boolean(true);
+        /// Whether to send queries: "auto" takes part in the querier election, "on" always
+        /// queries, "off" only listens. A snooping bridge that receives queries stops flooding
+        /// groups to receivers that never report them.
+        querier: String, default_string("auto"), words(&["auto", "on", "off"]);
+        version: Table(RawVersions), default_described("the defaults of its keys"),
+            example("{ igmp = 3, mld = 2 }");
+        /// The only groups to proxy. An empty list permits all.
+        groups: Strings, default_described("any"), range("groups or prefixes"),
+            example("[\"239.0.0.0/8\", \"ff3e::/32\"]");
+        /// Groups that are not proxied, even where `groups` permits them.
+        deny_groups: Strings, default_described("`[]`"), range("groups or prefixes"),
+            example("[\"239.255.0.0/16\"]");
+        /// The only sources to proxy. An empty list permits all.
+        sources: Strings, default_described("any"), range("addresses or prefixes"),
+            example("[\"10.0.0.0/8\", \"2001:db8::/32\"]");
+        /// Sources that are not proxied, even where `sources` permits them.
+        deny_sources: Strings, default_described("`[]`"), range("addresses or prefixes"),
+            example("[\"10.0.0.7\"]");
+        /// Ends a stream at the leave of its last member, without a query, where all members
+        /// are tracked.
+        fast_leave: Boolean, default_boolean(false);
+        /// The TTL of forwarded packets, as in a route.
+        ttl: TtlPolicy, default_string("decrement"), words(&["decrement", "keep"]),
+            range("as `route.ttl`");
+        /// "strict" accepts only reports with TTL 1, router alert and a source on the link, as
+        /// the RFCs require; "lenient" accepts reports that lack these.
+        header_checks: String, default_string("strict"), words(&["strict", "lenient"]);
+        /// How long the active upstream of an (S,G) may be silent before another upstream
+        /// interface that carries the (S,G) replaces it.
+        takeover: String, default_string("1s"), durations_ms(10, 3_600_000);
+        timers: Table(RawProxyTimers), default_described("the defaults of its keys"),
+            example("{ query_interval = \"60s\" }");
+        limits: Table(RawProxyLimits), default_described("the defaults of its keys"),
+            example("{ groups = 4096 }");
+    }
+
+    /// The highest versions to speak. Hosts and queriers of older versions are understood in
+    /// any case.
+    RawVersions {
+        /// The version of IGMP.
+        igmp: Integer, default_integer(3), integers(1, 3);
+        /// The version of MLD.
+        mld: Integer, default_integer(2), integers(1, 2);
+    }
+
+    /// The timers of RFC 9776 section 8 and RFC 9777 section 9.
+    RawProxyTimers {
+        /// The robustness variable: one less than this many messages in a row may be lost.
+        robustness: Integer, default_integer(2), integers(1, 7);
+        /// The time between two general queries.
+        query_interval: String, default_string("125s"), durations_ms(1000, 31_744_000);
+        /// The time that hosts have to answer a general query.
+        query_response_interval: String,
+            default_described("`\"10s\"`, at most half the query interval"),
+            durations_ms(100, 3_174_400), range("100ms to less than the query interval"),
+            example("\"10s\"");
+        /// The time that hosts have to answer a query after a leave.
+        last_member_query_interval: String, default_string("1s"), durations_ms(100, 3_174_400);
+        /// The number of queries after a leave.
+        last_member_query_count: Integer, default_described("the robustness variable"),
+            integers(1, 7), example("2");
+        /// The number of general queries at startup.
+        startup_query_count: Integer, default_described("the robustness variable"),
+            integers(1, 7), example("2");
+        /// The time between two general queries at startup.
+        startup_query_interval: String, default_described("a quarter of the query interval"),
+            durations_ms(100, 31_744_000), example("\"31s\"");
+    }
+
+    /// What a proxy stores for each downstream interface and IP version. Reports beyond a limit
+    /// are refused and counted.
+    RawProxyLimits {
+        /// The number of groups.
+        groups: Integer, default_integer(4096), integers(1, 1_000_000);
+        /// The number of sources of one group.
+        sources_per_group: Integer, default_integer(256), integers(1, 1_000_000);
+        /// The number of reports per second, IGMP and MLD together.
+        reports_per_second: Integer, default_integer(10_000), integers(1, 1_000_000);
+    }
+
+    /// Multicast router advertisements, for interfaces with `mrdisc = true` (RFC 4286).
+    RawMrdisc {
+        /// The time between two advertisements.
+        interval: String, default_string("20s"), durations_ms(4000, 180_000);
+    }
+
+    /// One end of multicast NAT.
+    RawMnat {
+        /// "egress" near the receivers, "ingress" near the senders.
+        role: String, required(), words(&["ingress", "egress"]), example("\"egress\"");
+        /// The server that assigns the mappings.
+        server: String, required(), pattern("^https://"),
+            range("https URL with a host and an optional port"),
+            example("\"https://mnat.example.net:8443\"");
+        /// The CA that signed the certificate of the server.
+        ca: String, default_described("the CAs of the system"), absolute_path(),
+            example("\"/etc/mnat/ca.pem\"");
+        /// The client certificate, with its chain.
+        cert: String, absolute_path(), example("\"/etc/mnat/client.pem\"");
+        /// The private key of the client certificate.
+        key: String, default_described("the file of `cert`"), absolute_path(),
+            example("\"/etc/mnat/client.key\"");
+        /// The interface on which streams arrive.
+        upstream: String, required(), range("interface name"), example("\"xup0\"");
+        /// The interface on which streams leave.
+        downstream: String, required(), range("another interface name"), example("\"xdn0\"");
+        /// The file of joined streams, one `source,group` per line. An egress reads it, an
+        /// ingress writes it.
+        joinfile: String, absolute_path(), example("\"/var/run/mnat/egress.sgs\"");
+        /// Where an egress learns which streams to request: from the IGMP and MLD members on
+        /// `downstream`, from the joinfile, or both.
+        joins: Strings, default_described("`[\"members\", \"joinfile\"]`"),
+            words(&["members", "joinfile"]),
+            range("`\"members\"`, `\"joinfile\"`, or both; egress only"),
+            example("[\"members\", \"joinfile\"]");
+        /// How long mappings stay in use that the server does not confirm.
+        grace: String, default_string("5m"), durations_ms(0, 30 * 86_400_000);
+    }
+
+    /// The number of flows, (S,G) pairs being forwarded, that are tracked.
+    RawLimits {
+        /// The number of flows of all interfaces together. At the limit, the flow of the same
+        /// interface that is idle longest is removed.
+        flows: Integer, default_integer(65_536), integers(1, 10_000_000);
+        /// The seconds after its last packet when a flow is removed.
+        flow_idle: Integer, default_integer(60), integers(1, 3600), unit("seconds");
+    }
+
+    /// A fixed TTL.
+    RawTtlSet {
+        /// The TTL (hop limit) of every packet.
+        set: Integer, required(), integers(1, 255), example("8");
+    }
+}
+
+// The texts of `join.group` name this number.
+const _: () = assert!(MOST_JOINED_GROUPS == 4096);
+
+/// The valid forms of a TTL policy, for error messages.
+pub(super) const TTL_FORMS: &str = "\"decrement\", \"keep\" or { set = 1 to 255 }";
+/// The valid forms of a join policy, for error messages.
+pub(super) const JOIN_FORMS: &str = "\"auto\", true or false";
+
+/// Returns the type of the value at `path`, and the declaration of the last key on it.
+///
+/// The declaration is absent at the empty path. Returns nothing where the settings have no such
+/// path.
+pub(super) fn find_key(path: &KeyPath) -> Option<(KeyType, Option<&'static KeyDeclaration>)> {
+    let mut key_type = KeyType::Table(&RawSettings::DECLARATION);
+    let mut declaration = None;
+    let mut inside_entry = false;
+    for segment in &path.0 {
+        match (segment, key_type) {
+            (PathSegment::Index(_), KeyType::Tables(_)) if !inside_entry => inside_entry = true,
+            (PathSegment::Index(_), KeyType::Strings) => key_type = KeyType::String,
+            (PathSegment::Key(_), KeyType::Tables(_)) if !inside_entry => return None,
+            (PathSegment::Key(name), _) => {
+                let key = key_type.keys().iter().find(|key| key.name == name)?;
+                inside_entry = false;
+                key_type = key.key_type;
+                declaration = Some(key);
+            }
+            (PathSegment::Index(_), _) => return None,
+        }
+    }
+    Some((key_type, declaration))
+}
+
+/// `"auto"`, `true` or `false`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged, expecting = "a word or a boolean")]
+pub(super) enum RawJoinPolicy {
+    Flag(bool),
+    Word(String),
+}
+
+/// `"keep"`, `{ set = 8 }`, or a bare number. The check refuses the number with a hint.
+#[derive(Debug)]
+pub(super) enum RawTtlPolicy {
+    Word(String),
+    Set(RawTtlSet),
+    Number(i64),
+}
+
+impl<'de> Deserialize<'de> for RawTtlPolicy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TtlVisitor;
+        impl<'de> Visitor<'de> for TtlVisitor {
+            type Value = RawTtlPolicy;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a word or a table")
+            }
+            fn visit_str<E: Error>(self, word: &str) -> Result<RawTtlPolicy, E> {
+                Ok(RawTtlPolicy::Word(word.into()))
+            }
+            fn visit_i64<E: Error>(self, number: i64) -> Result<RawTtlPolicy, E> {
+                Ok(RawTtlPolicy::Number(number))
+            }
+            fn visit_u64<E: Error>(self, number: u64) -> Result<RawTtlPolicy, E> {
+                let number = i64::try_from(number).unwrap_or(i64::MAX);
+                Ok(RawTtlPolicy::Number(number))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawTtlPolicy, A::Error> {
+                RawTtlSet::deserialize(MapAccessDeserializer::new(map)).map(RawTtlPolicy::Set)
+            }
+        }
+        deserializer.deserialize_any(TtlVisitor)
+    }
+}
+
+/// A table. A derived struct alone would also accept a list of its fields in order.
+#[derive(Debug)]
+pub(super) struct RawTable<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for RawTable<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TableVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TableVisitor<T> {
+            type Value = RawTable<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawTable<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(RawTable)
+            }
+        }
+        deserializer.deserialize_map(TableVisitor(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn find_key_follows_tables_and_lists() {
+        let route = KeyPath::root("route");
+        assert!(matches!(
+            find_key(&route.index(3).key("group")),
+            Some((KeyType::String, Some(key))) if key.name == "group"
+        ));
+        assert!(matches!(
+            find_key(&route.index(0).key("to").index(1)),
+            Some((KeyType::String, _))
+        ));
+        assert!(matches!(
+            find_key(&route.index(0).key("ttl").key("set")),
+            Some((KeyType::Integer, _))
+        ));
+        for wrong in [
+            route.key("group"),
+            route.index(0).index(0),
+            route.index(0).key("group").index(0),
+            KeyPath::root("http").index(0),
+            KeyPath::root("htp"),
+        ] {
+            assert!(find_key(&wrong).is_none(), "{wrong}");
+        }
+    }
+
+    /// serde names the fields of a struct when it refuses an unknown one. Compares these names
+    /// with the declaration.
+    #[test]
+    fn structs_have_exactly_the_declared_keys() {
+        fn fields_of_struct(tree: serde_json::Value) -> Vec<String> {
+            let error = serde_json::from_value::<RawSettings>(tree)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("unknown field `zzz`"), "{error}");
+            let names = error.split('`').skip(3).step_by(2);
+            names.map(String::from).collect()
+        }
+        fn declared(keys: &[KeyDeclaration]) -> Vec<String> {
+            keys.iter().map(|key| key.name.to_string()).collect()
+        }
+        let wrong = serde_json::json!({ "zzz": 0 });
+        let tables = RawSettings::DECLARATION.keys;
+        assert_eq!(fields_of_struct(wrong.clone()), declared(tables));
+        for table in tables {
+            let tree = match table.key_type {
+                KeyType::Tables(_) => serde_json::json!({ table.name: [wrong] }),
+                _ => serde_json::json!({ table.name: wrong }),
+            };
+            let keys = table.key_type.keys();
+            assert_eq!(fields_of_struct(tree), declared(keys), "{}", table.name);
+            for key in keys {
+                if let KeyType::WordOrTable(inner) | KeyType::Table(inner) = key.key_type {
+                    let tree = serde_json::json!({ table.name: [{ key.name: wrong }] });
+                    assert_eq!(fields_of_struct(tree), declared(inner.keys));
+                }
+            }
+        }
+    }
+}

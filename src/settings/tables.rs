@@ -1,0 +1,137 @@
+//! Checks of the tables that occur once: `[http]`, `[control]`, `[docker]`, `[plane]`, `[log]`,
+//! `[mrdisc]` and `[limits]`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::checker::{Checker, default_boolean, default_string};
+use super::key_path::KeyPath;
+use super::raw::{RawControl, RawDocker, RawHttp, RawLimits, RawLog, RawMrdisc, RawPlane};
+use super::validated::{
+    ControlSettings, DockerSettings, HttpSettings, LimitSettings, LogFormat, LogSettings,
+    MrdiscSettings, PlaneKind, PlaneSettings,
+};
+use super::words::{did_you_mean, quoted_list};
+
+pub(super) fn check_http(checker: &mut Checker<'_>, raw: RawHttp) -> HttpSettings {
+    let path = KeyPath::root("http").key("listen");
+    let text = raw.listen.unwrap_or_else(|| default_string(&path).into());
+    if text == "off" {
+        return HttpSettings { listen: None };
+    }
+    let listen = text.parse::<SocketAddr>().ok();
+    if listen.is_none() {
+        let help = listen_help(&text);
+        let expected = "an address and port, or \"off\"";
+        checker.refuse(&path, format!("{text:?}"), expected, help);
+    }
+    HttpSettings { listen }
+}
+
+fn listen_help(text: &str) -> String {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    let port = port.strip_prefix("*:").unwrap_or(port);
+    if port.parse::<u16>().is_ok() {
+        return format!(
+            "Add the address: \"127.0.0.1:{port}\" for this machine only, \"0.0.0.0:{port}\" for \
+             all interfaces."
+        );
+    }
+    let is_bare_v6 = text.matches(':').count() > 1 && !text.starts_with('[');
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(addr)) => return format!("Add the port: \"{addr}:9464\"."),
+        Ok(IpAddr::V6(addr)) => return format!("Add the port: \"[{addr}]:9464\"."),
+        Err(_) if is_bare_v6 => return "Put an IPv6 address in brackets: \"[::1]:9464\".".into(),
+        Err(_) => {}
+    }
+    match text.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_err() => {
+            "A port is a number from 0 to 65535.".into()
+        }
+        Some((host, port)) if host.parse::<IpAddr>().is_err() => {
+            format!("Names are not resolved. Write the address: \"127.0.0.1:{port}\".")
+        }
+        _ => "For example: listen = \"127.0.0.1:9464\".".into(),
+    }
+}
+
+pub(super) fn check_control(checker: &mut Checker<'_>, raw: RawControl) -> ControlSettings {
+    let path = KeyPath::root("control").key("socket");
+    ControlSettings {
+        socket: checker.socket_path(&path, raw.socket),
+    }
+}
+
+pub(super) fn check_docker(checker: &mut Checker<'_>, raw: RawDocker) -> DockerSettings {
+    let path = KeyPath::root("docker").key("socket");
+    DockerSettings {
+        socket: checker.socket_path(&path, raw.socket),
+    }
+}
+
+pub(super) fn check_plane(checker: &mut Checker<'_>, raw: RawPlane) -> PlaneSettings {
+    let path = KeyPath::root("plane");
+    let kinds = [("auto", PlaneKind::Auto), ("packet", PlaneKind::Packet)];
+    let bypass = path.key("qdisc_bypass");
+    let poll = path.key("busy_poll");
+    let help = "For this long after a packet, the thread polls for the next one. 0 disables it.";
+    let poll_us = checker.integer_or_default(&poll, raw.busy_poll, help);
+    PlaneSettings {
+        kind: checker.word(&path.key("kind"), raw.kind, &kinds),
+        qdisc_bypass: raw.qdisc_bypass.unwrap_or(default_boolean(&bypass)),
+        busy_poll: Duration::from_micros(poll_us.unsigned_abs()),
+    }
+}
+
+pub(super) fn check_log(checker: &mut Checker<'_>, raw: RawLog) -> LogSettings {
+    let path = KeyPath::root("log");
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = checker.word(&path.key("format"), raw.format, &formats);
+    let path = path.key("level");
+    let level = raw.level.unwrap_or_else(|| default_string(&path).into());
+    if !is_filter(&level) {
+        let levels = ["error", "warn", "info", "debug", "trace"];
+        let help = did_you_mean(&level, levels).unwrap_or_else(|| {
+            "An example of directives: level = \"info,mcastor::settings=debug\".".into()
+        });
+        let expected = format!("{}, or filter directives", quoted_list(levels));
+        checker.refuse(&path, format!("{level:?}"), expected, help);
+    }
+    LogSettings { level, format }
+}
+
+/// Whether the text is a level or a list of filter directives.
+///
+/// A single word that is not a level would parse as the name of a module that alone is logged. It
+/// is most likely a misspelt level and is not accepted.
+fn is_filter(text: &str) -> bool {
+    let is_word = !text.contains(['=', ',', '[', ':']);
+    if is_word {
+        return text.parse::<LevelFilter>().is_ok();
+    }
+    EnvFilter::builder().parse(text).is_ok()
+}
+
+/// Checks the interval of advertisements; its range is that of MaxAdvertisementInterval in
+/// RFC 4286 section 3.1.
+pub(super) fn check_mrdisc(checker: &mut Checker<'_>, raw: RawMrdisc) -> MrdiscSettings {
+    let path = KeyPath::root("mrdisc").key("interval");
+    MrdiscSettings {
+        interval: checker.duration_or_default(&path, raw.interval),
+    }
+}
+
+pub(super) fn check_limits(checker: &mut Checker<'_>, raw: RawLimits) -> LimitSettings {
+    let path = KeyPath::root("limits");
+    let help = "A flow takes about 250 bytes of memory.";
+    let flows = checker.integer_or_default(&path.key("flows"), raw.flows, help);
+    let help = "A flow is removed this long after its last packet.";
+    let flow_idle = checker.integer_or_default(&path.key("flow_idle"), raw.flow_idle, help);
+    LimitSettings {
+        flows: flows as usize,
+        flow_idle: flow_idle as u32,
+    }
+}

@@ -1,0 +1,134 @@
+//! Problems with keys and variables that the settings do not have, with hints.
+
+use super::declaration::KeyType;
+use super::key_path::{KeyPath, PathSegment};
+use super::locate::{EnvVariable, LabelTarget, Sources};
+use super::raw::{RawSettings, find_key};
+use super::report::Problem;
+use super::words::{nearest, quoted_list};
+
+/// The prefix of every environment variable of the settings.
+pub const PREFIX: &str = "MCASTOR__";
+
+/// The highest list index of a variable, so that a typing error does not allocate a huge list.
+const MAX_INDEX: usize = 65_535;
+
+/// Returns the known key that an unknown key probably stands for.
+pub(super) fn probable_key(path: &KeyPath) -> Option<KeyPath> {
+    let parent = path.parent();
+    let (key_type, _) = find_key(&parent)?;
+    let known = key_type.keys().iter().map(|key| key.name);
+    Some(parent.key(nearest(path.last_key(), known)?))
+}
+
+/// Describes a key that the settings do not have.
+pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
+    let parent = path.parent();
+    let keys = find_key(&parent).map_or(RawSettings::DECLARATION.keys, |(key_type, _)| {
+        key_type.keys()
+    });
+    let known = || keys.iter().map(|key| key.name);
+    let name = path.last_key();
+    let all = quoted_list(known());
+    let help = match (nearest(name, known()), table_with_key(name)) {
+        (Some(near), _) => format!("Did you mean `{near}`? Valid here: {all}."),
+        (None, Some(table)) => format!("`{name}` belongs to {table}. Valid here: {all}."),
+        (None, None) => format!("Valid here: {all}."),
+    };
+    let expected = match (parent.0.is_empty(), parent.last_key()) {
+        (true, _) => "a table of the settings".to_string(),
+        (_, "ttl") => "`set`".to_string(),
+        (_, table) => format!("a key of `{table}`"),
+    };
+    let found = format!("the unknown key `{name}`");
+    Problem::new(sources.key(path), path, found, expected, help)
+}
+
+/// Returns the header of a top-level table that has a key of this name.
+fn table_with_key(name: &str) -> Option<String> {
+    RawSettings::DECLARATION.keys.iter().find_map(|table| {
+        let has_key = table.key_type.keys().iter().any(|key| key.name == name);
+        has_key.then(|| table.header())
+    })
+}
+
+/// Describes a variable that names no key of the settings.
+pub(super) fn unknown_variable(variable: &EnvVariable, help: String) -> Problem {
+    Problem::new(
+        variable.location(LabelTarget::Key),
+        &KeyPath::default(),
+        format!("the unknown variable `{}`", variable.name),
+        "a variable that names a key of the settings",
+        help,
+    )
+}
+
+/// Converts the name of a variable after [`PREFIX`], such as `ROUTE__0__GROUP`, to a path.
+///
+/// # Errors
+/// The help text for a name that leads to no key.
+pub(super) fn path_of_variable(name: &str) -> Result<KeyPath, String> {
+    let mut path = KeyPath::default();
+    for segment in name.split("__") {
+        if !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit()) {
+            match segment.parse() {
+                Ok(index) if index <= MAX_INDEX => path = path.index(index),
+                _ => return Err(format!("An index is at most {MAX_INDEX}.")),
+            }
+        } else {
+            path = path.key(&segment.to_ascii_lowercase());
+        }
+        let is_upper = segment == segment.to_ascii_uppercase();
+        if find_key(&path).is_none() || !is_upper {
+            return Err(variable_help(&path, name));
+        }
+    }
+    Ok(path)
+}
+
+/// Returns the help text for a variable whose name is wrong at the end of `path`.
+fn variable_help(path: &KeyPath, name: &str) -> String {
+    let upper = name.to_ascii_uppercase();
+    if upper != name && path_of_variable(&upper).is_ok() {
+        return format!("Write the variable in capitals: {PREFIX}{upper}.");
+    }
+    let parent = path.parent();
+    let start = parent
+        .0
+        .iter()
+        .fold(PREFIX.to_string(), |start, segment| match segment {
+            PathSegment::Key(name) => format!("{start}{}__", name.to_uppercase()),
+            PathSegment::Index(index) => format!("{start}{index}__"),
+        });
+    let Some((key_type, _)) = find_key(&parent) else {
+        return String::new();
+    };
+    if matches!(key_type, KeyType::Tables(_)) && !parent.ends_with_index() {
+        return format!(
+            "Add the number of the entry, from 0: {start}0__{}.",
+            path.last_key().to_uppercase()
+        );
+    }
+    let known = || key_type.keys().iter().map(|key| key.name);
+    let variable = |name: &str| format!("{start}{}", name.to_uppercase());
+    if key_type.keys().is_empty() {
+        let parent = start.trim_end_matches('_');
+        return format!("{parent} has no keys below it.");
+    }
+    match nearest(path.last_key(), known()) {
+        Some(near) => {
+            let near = variable(near);
+            let rest = name.split("__").skip(path.0.len());
+            let full = rest.fold(near.clone(), |name, segment| format!("{name}__{segment}"));
+            let is_known = full
+                .strip_prefix(PREFIX)
+                .is_some_and(|name| path_of_variable(name).is_ok());
+            let suggestion = if is_known { full } else { near };
+            format!("Did you mean {suggestion}?")
+        }
+        None => {
+            let names: Vec<_> = known().map(variable).collect();
+            format!("Valid here: {}.", names.join(", "))
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The validated settings, as the rest of the program uses them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::{IfPattern, JoinRule, ProxyRule, RouteRule, TtlThreshold};
+
+/// The settings. The default is the meaning of an empty file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `[http]`
+    pub http: HttpSettings,
+    /// `[control]`
+    pub control: ControlSettings,
+    /// `[docker]`
+    pub docker: DockerSettings,
+    /// `[plane]`
+    pub plane: PlaneSettings,
+    /// `[log]`
+    pub log: LogSettings,
+    /// Each `[[interface]]`, in the order of the file.
+    pub interfaces: Vec<InterfaceSettings>,
+    /// Each `[[route]]`, in the order of the file. Names are unique, and no two routes fit the
+    /// same packet equally well.
+    pub routes: Vec<RouteRule>,
+    /// Each `[[join]]`, in the order of the file.
+    pub joins: Vec<JoinRule>,
+    /// Each `[[proxy]]`, in the order of the file. Names are unique, and no interface is
+    /// downstream of two proxies.
+    pub proxies: Vec<ProxyRule>,
+    /// `[mrdisc]`
+    pub mrdisc: MrdiscSettings,
+    /// `[mnat]`
+    pub mnat: Option<crate::mnat::Config>,
+    /// `[limits]`
+    pub limits: LimitSettings,
+    /// The wrong lines of an `smcroute.conf`, which are skipped: location and reason.
+    pub skipped: Vec<String>,
+    /// The lines of an `smcroute.conf` that may not have the intended meaning: location and
+    /// reason.
+    pub doubtful: Vec<String>,
+    /// Why an `smcroute.conf` could not be read at all.
+    pub unreadable: Option<String>,
+}
+
+/// The listener for metrics, health checks and the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// The address; `None` for `"off"`.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// An absolute path of at most 107 bytes, the limit of a UNIX socket address.
+    pub socket: PathBuf,
+}
+
+/// The Docker Engine that resolves the names of containers and networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerSettings {
+    /// Its socket: an absolute path of at most 107 bytes.
+    pub socket: PathBuf,
+}
+
+/// How packets are captured and sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaneSettings {
+    /// The plane.
+    pub kind: PlaneKind,
+    /// Whether to send past the queueing discipline.
+    pub qdisc_bypass: bool,
+    /// How long after a packet to poll for the next one before the thread sleeps: 0 to 1,000
+    /// microseconds; 0 disables polling.
+    pub busy_poll: Duration,
+}
+
+/// The planes that can be selected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PlaneKind {
+    /// The best plane of this machine.
+    #[default]
+    Auto,
+    /// Packet sockets.
+    Packet,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// A level or a list of tracing filter directives, which is known to parse.
+    pub level: String,
+    /// Text or JSON.
+    pub format: LogFormat,
+}
+
+/// The format of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Text for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Options of the interfaces that a name or pattern matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfaceSettings {
+    /// The name or pattern.
+    pub name: IfPattern,
+    /// The TTL that packets must exceed to leave on the interface.
+    pub ttl_threshold: Option<TtlThreshold>,
+    /// Whether routes may use the interface.
+    pub enabled: bool,
+    /// Whether to send multicast router advertisements on the interface (RFC 4286).
+    pub mrdisc: bool,
+}
+
+/// Multicast router discovery (RFC 4286).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MrdiscSettings {
+    /// The time between two advertisements, 4 to 180 seconds.
+    pub interval: Duration,
+}
+
+/// Limits of the state that senders can create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// The number of flows of all interfaces together, 1 to 10,000,000.
+    pub flows: usize,
+    /// The seconds after its last packet when a flow is removed, 1 to 3,600.
+    pub flow_idle: u32,
+}
