@@ -49,7 +49,7 @@ fn second_daemon_refuses_a_socket_in_use(lab: &Lab) {
     let third = Router::launch(lab, &star.rtr, "", &env);
     let show = serde_json::json!({ "show": "routes" });
     eventually("the third answers", true, || {
-        Control::new(&first.socket).is_ok_and(|mut c| c.ask(&show).is_ok())
+        Control::new(&first.socket).is_ok_and(|mut c| c.request(&show).is_ok())
     });
     drop(third);
     assert!(!first.socket.exists());

@@ -155,7 +155,7 @@ fn receivers_get_every_packet_while_running(lab: &Lab) {
     let mut stage = Stage::new(lab, false);
     let app = stage.observe(lab, "app");
     let guest = stage.observe(lab, "guest");
-    // One receiver restarts. The other is recreated together with its network, implementation bridge differs.
+    // One receiver restarts. The other is recreated together with its network, whose bridge differs.
     stage.wait_until_received(&[&app, &guest]);
     stage.site.docker.run("restart --time 0 app");
     let app2 = stage.observe(lab, "app");

@@ -16,7 +16,7 @@ cases!("flow_limits":
 
 const DST: &str = "225.1.2.3:5000";
 
-fn ends(router: &Router, reason: &str) -> u64 {
+fn flow_ends(router: &Router, reason: &str) -> u64 {
     router.metric("mcastor_flow_ends_total", &[("reason", reason)]) as u64
 }
 
@@ -48,7 +48,7 @@ fn spoofed_sources_stay_within_flow_limit(lab: &Lab) {
         .collect();
     assert_increasing(&got);
     router.expect_routed("r", "out1", 20_000 + u64::from(sent));
-    eventually("evicted flows", 19_001, || ends(&router, "evicted"));
+    eventually("evicted flows", 19_001, || flow_ends(&router, "evicted"));
     router.expect_metric("mcastor_flows", &[], 1000);
     assert!(most <= 1000, "{most} flows");
     let flows = router.control().show("flows");
@@ -91,7 +91,7 @@ fn idle_flows_expire_and_busy_flows_remain(lab: &Lab) {
     eventually("ten flows", true, || {
         router.control().show("flows").len() == 10
     });
-    eventually("nine flows expired", 9, || ends(&router, "idle"));
+    eventually("nine flows expired", 9, || flow_ends(&router, "idle"));
     let flows = router.control().show("flows");
     assert!(
         flows.len() == 1 && flows[0]["source"] == "10.0.0.10",
@@ -100,11 +100,11 @@ fn idle_flows_expire_and_busy_flows_remain(lab: &Lab) {
     router.write_settings(&toml(3600));
     router.run("reload");
     send_from_nine("225.9.9.8:5000");
-    let stays = !wait_until(Duration::from_secs(3), || ends(&router, "idle") > 9);
+    let stays = !wait_until(Duration::from_secs(3), || flow_ends(&router, "idle") > 9);
     assert!(stays, "flows expired before an hour");
     assert_eq!(router.control().show("flows").len(), 10);
     rx.expect(traffic.finish() as usize);
-    assert_eq!(ends(&router, "evicted"), 0);
+    assert_eq!(flow_ends(&router, "evicted"), 0);
 }
 
 /// Packets of one source arrive alternately on two interfaces, ten at a time.

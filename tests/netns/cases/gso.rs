@@ -58,7 +58,7 @@ pub(super) fn without_offload(ns: &Ns, iface: &str) {
     assert!(all.contains("tx-udp-segmentation: off"), "{all}");
 }
 
-/// Sends GSO packets of 1 to 64 datagrams implementation last one is shorter, each followed by a plain packet.
+/// Sends GSO packets of 1 to 64 datagrams whose last one is shorter, each followed by a plain packet.
 fn assert_gso_forwarded(lab: &Lab, (group, to): (&str, &str)) {
     const PAYLOAD: usize = 400;
     let star = Star::dual(lab, 2);

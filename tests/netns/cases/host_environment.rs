@@ -23,7 +23,7 @@ cases!("host_environment":
 );
 
 fn bidirectional_routes() -> String {
-    route("there", "in", "", "225.1.2.3", &["out1"], "")
+    route("forward", "in", "", "225.1.2.3", &["out1"], "")
         + &route("back", "out1", "", "225.1.2.3", &["in"], "")
 }
 
@@ -40,20 +40,20 @@ fn host_packets_are_routed_v4(lab: &Lab) {
     neighbour.expect(100);
     member.expect(100);
     assert_eq!(rx.received()[0].0.to_string(), "10.0.0.1");
-    router.expect_routed("there", "out1", 100);
+    router.expect_routed("forward", "out1", 100);
     router.expect_routed("back", "in", 0);
 }
 
 fn host_packets_are_routed_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
-    let toml = route("there", "in", "", "ff3e::1:2", &["out1"], "")
+    let toml = route("forward", "in", "", "ff3e::1:2", &["out1"], "")
         + &route("back", "out1", "", "ff3e::1:2", &["in"], "");
     let router = Router::start(lab, &star.rtr, &toml);
     let rx = UdpRx::join(&star.rcv, "eth1", "[ff3e::1:2]:5000");
     let tx = UdpTx::new(&star.rtr, "in", "[ff3e::1:2]:5000");
     (0..100).for_each(|n| tx.send(format!("{n}")));
     rx.expect(100);
-    router.expect_routed("there", "out1", 100);
+    router.expect_routed("forward", "out1", 100);
     router.expect_routed("back", "in", 0);
 }
 
@@ -61,15 +61,15 @@ fn host_packets_are_routed_v6(lab: &Lab) {
 fn assert_no_echo(star: &Star, router: &Router, far: &str) {
     let at_src = Capture::new(&star.src, "eth0");
     let at_rcv = Capture::new(&star.rcv, "eth1");
-    let (there, back) = (
+    let (forward, back) = (
         UdpTx::new(&star.src, "eth0", "225.1.2.3:5000"),
         UdpTx::new(&star.rcv, "eth1", "225.1.2.3:5000"),
     );
     for n in 0..100 {
-        there.send(format!("there {n}"));
+        forward.send(format!("forward {n}"));
         back.send(format!("back {n}"));
     }
-    router.expect_routed("there", far, 100);
+    router.expect_routed("forward", far, 100);
     router.expect_metric("mcastor_route_packets_total", &[("route", "back")], 100);
     let at_src = at_src.expect("225.1.2.3", 100);
     assert!(
@@ -81,7 +81,7 @@ fn assert_no_echo(star: &Star, router: &Router, far: &str) {
     assert!(
         at_rcv
             .iter()
-            .all(|s| s.payload().starts_with(b"there") && s.ttl == 15)
+            .all(|s| s.payload().starts_with(b"forward") && s.ttl == 15)
     );
     router.expect_metric("mcastor_route_packets_total", &[], 200);
     router.expect_metric("mcastor_dropped_packets_total", &[], 0);
@@ -97,7 +97,7 @@ fn bidirectional_routes_over_a_bridge(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr
         .ip_batch("link add br0 type bridge\nlink set br0 up\nlink set in master br0\n");
-    let toml = route("there", "br0", "", "225.1.2.3", &["out1"], "")
+    let toml = route("forward", "br0", "", "225.1.2.3", &["out1"], "")
         + &route("back", "out1", "", "225.1.2.3", &["br0"], "");
     let router = Router::start(lab, &star.rtr, &toml);
     assert_no_echo(&star, &router, "out1");
@@ -111,7 +111,7 @@ fn bidirectional_routes_between_bridge_ports(lab: &Lab) {
         "link add br0 type bridge\nlink set br0 up\nlink set in master br0\n\
          link add br1 type bridge\nlink set br1 up\nlink set out1 master br1\n",
     );
-    let toml = route("there", "in", "", "225.1.2.3", &["br1"], "")
+    let toml = route("forward", "in", "", "225.1.2.3", &["br1"], "")
         + &route("back", "out1", "", "225.1.2.3", &["br0"], "");
     let router = Router::start(lab, &star.rtr, &toml);
     assert_no_echo(&star, &router, "br1");

@@ -21,8 +21,8 @@ cases!("igmpproxy_comparison":
 
 /// A running proxy of either implementation.
 enum Proxy {
-    Ours(Box<Router>),
-    Theirs(Program),
+    Mcastor(Box<Router>),
+    Igmpproxy(Program),
 }
 
 impl Proxy {
@@ -31,9 +31,9 @@ impl Proxy {
             let star = Star::v4(lab, 2);
             let proxy = if name == "mcastor" {
                 let settings = proxy(&["in"], &["out*"], "");
-                Self::Ours(Box::new(Router::start(lab, &star.rtr, &settings)))
+                Self::Mcastor(Box::new(Router::start(lab, &star.rtr, &settings)))
             } else {
-                Self::Theirs(igmpproxy(lab, &star.rtr))
+                Self::Igmpproxy(igmpproxy(lab, &star.rtr))
             };
             run(&star, proxy, name);
         }
@@ -41,18 +41,18 @@ impl Proxy {
 
     fn pid(&self) -> u32 {
         match self {
-            Self::Ours(router) => router.program.pid(),
-            Self::Theirs(program) => program.pid(),
+            Self::Mcastor(router) => router.program.pid(),
+            Self::Igmpproxy(program) => program.pid(),
         }
     }
 
-    fn is_ours(&self) -> bool {
-        matches!(self, Self::Ours(_))
+    fn is_mcastor(&self) -> bool {
+        matches!(self, Self::Mcastor(_))
     }
 
     /// Returns how long to wait for an effect. Effects that igmpproxy never has are awaited briefly.
     fn patience(&self) -> Duration {
-        if self.is_ours() {
+        if self.is_mcastor() {
             TIMEOUT
         } else {
             Duration::from_secs(6)
@@ -109,7 +109,7 @@ fn source_filter_is_applied(lab: &Lab) {
         });
         let other = data(&wire, group, "10.0.0.11");
         println!("{name}: joined source served {served} {all}, other source {other} of 50");
-        if proxy.is_ours() {
+        if proxy.is_mcastor() {
             assert!(served && all);
             assert_eq!(other, 0);
         } else {
@@ -134,7 +134,7 @@ fn join_during_a_flow_latency(lab: &Lab) {
                 inject.send(&frame("10.0.0.10", &group));
                 data(&wire, &group, "10.0.0.10") > 0
             });
-            assert!(came || !proxy.is_ours(), "{group}");
+            assert!(came || !proxy.is_mcastor(), "{group}");
             waits.push(start.elapsed());
         }
         waits.sort();
@@ -177,7 +177,7 @@ fn leave_to_last_packet_latency(lab: &Lab) {
             // Two last member queries take 200 ms; if a leave is lost on a busy machine, the group
             // membership interval of 4.6 s applies.
             let longest = Duration::from_secs(10);
-            assert!(!proxy.is_ours() || took < longest, "{took:?}");
+            assert!(!proxy.is_mcastor() || took < longest, "{took:?}");
         });
     }
 }
@@ -198,7 +198,7 @@ fn joins_200_groups_upstream(lab: &Lab) {
         });
         let joined = joined_by_kernel(&star.rtr, "in");
         println!("{name}: of 200 groups {joined} joined upstream");
-        assert_eq!(all, proxy.is_ours());
+        assert_eq!(all, proxy.is_mcastor());
         drop(members);
     });
 }
@@ -217,7 +217,7 @@ fn recreated_downstream_link_is_served(lab: &Lab) {
             data(&wire, group, "10.0.0.10") > 0
         });
         println!("{name}: serves a recreated link: {served}");
-        assert_eq!(served, proxy.is_ours());
+        assert_eq!(served, proxy.is_mcastor());
     });
 }
 
@@ -246,7 +246,7 @@ fn cpu_time_per_packet(lab: &Lab) {
             inject.send(&frame);
             data(&wire, group, "10.0.0.10") > 0
         });
-        if let Proxy::Ours(router) = &proxy {
+        if let Proxy::Mcastor(router) = &proxy {
             assert_eq!(members(router).len(), 1);
             assert!(member(router, "out1", group).is_some());
         }
@@ -278,8 +278,8 @@ fn cpu_time_per_packet(lab: &Lab) {
             took * 1e6 / forwarded.max(1) as f64
         );
         let lost = match &proxy {
-            Proxy::Ours(router) => router.metric("mcastor_dropped_packets_total", &[]) as u64,
-            Proxy::Theirs(_) => 0,
+            Proxy::Mcastor(router) => router.metric("mcastor_dropped_packets_total", &[]) as u64,
+            Proxy::Igmpproxy(_) => 0,
         };
         // `out1` transmits queries and reports, too.
         assert!(forwarded + lost >= n * 99 / 100, "{forwarded}, {lost} lost");

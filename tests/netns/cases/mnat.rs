@@ -402,7 +402,7 @@ fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
     }
 }
 
-/// A mapping implementation packets another route matches is reported as a conflict until the route is removed.
+/// A mapping whose packets another route matches is reported as a conflict until the route is removed.
 fn conflicting_route_is_reported_until_removed(lab: &Lab) {
     let topology = MnatTopology::new(lab);
     let owner = ServerState::starting_at(0);

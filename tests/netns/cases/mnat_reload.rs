@@ -1,4 +1,4 @@
-//! Reloads of a changed `[mnat]` table: streams implementation mapping did not change continue.
+//! Reloads of a changed `[mnat]` table: streams whose mapping did not change continue.
 
 use std::fs;
 
@@ -108,7 +108,7 @@ fn reload_adds_removes_and_changes_role(lab: &Lab) {
     reload(&egress, &settings);
     wait_mapped(&egress, &[(G, "239.1.1.1")]);
     wait_rewritten(&egress, &["239.1.1.1 -> 232.1.1.1"]);
-    // Another downstream interface, implementation hosts are queried from now on.
+    // Another downstream interface, whose hosts are queried from now on.
     let to = || {
         let routes = egress.control().show("routes");
         let ours = routes.iter().find(|r| r["origin"] == "mnat");

@@ -223,7 +223,7 @@ fn jumbo_frames_are_forwarded(lab: &Lab) {
     router.expect_routed("r6", "out1", 1);
 }
 
-/// Starts a router implementation `out1` has the given MTU, and `out2` 1500 bytes.
+/// Starts a router whose `out1` has the given MTU, and `out2` 1500 bytes.
 fn small_egress(lab: &Lab, mtu: usize) -> (Star, Router) {
     let star = Star::dual(lab, 2);
     star.rtr.ip(&format!("link set out1 mtu {mtu}"));

@@ -111,6 +111,6 @@ fn supervisor_panic_ends_the_process(lab: &Lab) {
 fn panic_command_requires_environment_variable(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
-    let refused = router.control().ask(&json!({ "panic": "routing" }));
+    let refused = router.control().request(&json!({ "panic": "routing" }));
     assert!(refused.is_err_and(|e| e.contains("MCASTOR_TEST_PANIC")));
 }

@@ -23,7 +23,7 @@ fn dashboards(file: &str) -> String {
 }
 
 /// Returns the data of a successful answer to `path` of the HTTP API.
-fn ask(ns: &Ns, path: &str) -> Option<serde_json::Value> {
+fn query_api(ns: &Ns, path: &str) -> Option<serde_json::Value> {
     let address = "127.0.0.1:9090".parse().expect("an address");
     let answer = http::get(ns, address, path).ok()?;
     let answer: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
@@ -39,7 +39,7 @@ fn query(ns: &Ns, expression: &str) -> Vec<serde_json::Value> {
             false => format!("%{b:02X}"),
         })
         .collect();
-    let data = ask(ns, &format!("/api/v1/query?query={encoded}"));
+    let data = query_api(ns, &format!("/api/v1/query?query={encoded}"));
     let result = data.and_then(|d| d["result"].as_array().cloned());
     result.unwrap_or_default()
 }
@@ -261,7 +261,7 @@ fn alerts_fire_and_resolve(lab: &Lab) {
     let router = Router::start_with(lab, &star.rtr, &toml, &allowed);
     let _prometheus = prometheus(lab, &star.rtr);
     let healthy = || {
-        let groups = ask(&star.rtr, "/api/v1/rules")?["groups"]
+        let groups = query_api(&star.rtr, "/api/v1/rules")?["groups"]
             .as_array()
             .cloned()?;
         let rules = groups[0]["rules"].as_array().cloned()?;

@@ -26,7 +26,7 @@ const TO: [&str; 2] = ["225.1.2.3:5000", "[ff0e::8000:1]:5000"];
 const FROM: [&str; 2] = ["10.0.0.10:9", "[fd00::10]:9"];
 
 /// The time between two queries of the bridge.
-const ASKS: Duration = Duration::from_secs(2);
+const QUERY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The link-local address of `br0` in [`switch`], the lowest of all interfaces.
 const BRIDGE_LL: &str = "fe80::ff:fe00:1";
@@ -65,7 +65,9 @@ fn bridge_with_lower_address_wins_and_is_replaced(lab: &Lab) {
             .into_iter()
             .all(|(protocol, address)| {
                 let by_bridge = (Some(address.into()), false);
-                wait_until(3 * ASKS, || querier(router, "out1", protocol) == by_bridge)
+                wait_until(3 * QUERY_INTERVAL, || {
+                    querier(router, "out1", protocol) == by_bridge
+                })
             })
     };
     let mut before = [0; 2];
@@ -235,7 +237,7 @@ fn is_router_port(star: &Star) -> bool {
         .any(|l| l.starts_with("router ports on br0:") && l.contains("eth1"))
 }
 
-/// Creates a star implementation router has addresses of one IP version only, because a bridge marks the port
+/// Creates a star whose router has addresses of one IP version only, because a bridge marks the port
 /// for both versions.
 fn star_of_one_version(lab: &Lab, v4: bool) -> Star {
     let star = if v4 {

@@ -15,7 +15,7 @@ use mcastor::wire::group_message::{Generation, Message, Query, RecordType};
 use mcastor::wire::membership;
 
 use super::cases;
-use crate::lab::flood::{Flood, frames, group, lies, record, source};
+use crate::lab::flood::{Flood, forged_messages, frames, group, record, source};
 use crate::lab::frame::{Ipv4, ipv4};
 use crate::lab::proxy::{known_groups, member, members, proxy, refused};
 use crate::lab::{
@@ -472,7 +472,7 @@ fn soak_of_forged_leaves(lab: &Lab) {
     let stranger = |n: u32| IpAddr::from(Ipv4Addr::from(0x0a40_0000 + n));
     let leave = |n, group| frames(stranger(n), &Message::Leave { group });
     let victim = group([225, 1, 2, 3]);
-    // Leaves of a group implementation member answers each query.
+    // Leaves of a group whose member answers each query.
     let member_leaves = (2..60_000).flat_map(|n| leave(n, victim)).collect();
     // Leaves of groups that a forged report created just before.
     let own = |n: u32| group(Ipv4Addr::from(0xe202_0000 + n % 1000));

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use super::cases;
-use crate::lab::smcroute::{BOTH, Daemon, Implementation, text, two};
+use crate::lab::smcroute::{BOTH, Daemon, Implementation, star_per_implementation, text};
 use crate::lab::{BINARY, Lab, Star, TIMEOUT, eventually};
 
 cases!("smcroute_commands":
@@ -56,7 +56,7 @@ fn tables_match_for_every_client_and_daemon(lab: &Lab) {
         let mut tables = Vec::new();
         for (_, daemon) in &daemons {
             for client in BOTH {
-                let output = daemon.ask(client, &words);
+                let output = daemon.run_client(client, &words);
                 assert_eq!(output.status.code(), Some(0), "{words:?}");
                 let mut lines: Vec<String> = text(&output).lines().map(String::from).collect();
                 if words.contains(&"-d") && words.contains(&"groups") {
@@ -77,13 +77,13 @@ fn tables_match_for_every_client_and_daemon(lab: &Lab) {
     }
     // Headings on terminals; Debian's client queries the terminal for its width first.
     for (_, daemon) in &daemons {
-        let [ours, theirs] = BOTH.map(|client| text(&daemon.ask(client, &["show"])));
+        let [ours, theirs] = BOTH.map(|client| text(&daemon.run_client(client, &["show"])));
         let (_, theirs) = theirs.split_once("\x1b[4m").expect("a title");
         assert_eq!(ours, format!("\x1b[4m{theirs}"));
     }
     let (_, ours) = &daemons[0];
     let shown = |what: &str| -> serde_json::Value {
-        let json = text(&ours.ask(Implementation::Mcastor, &["-j", "show", what]));
+        let json = text(&ours.run_client(Implementation::Mcastor, &["-j", "show", what]));
         serde_json::from_str(&json).expect("JSON")
     };
     assert_eq!(
@@ -104,7 +104,7 @@ fn tables_match_for_every_client_and_daemon(lab: &Lab) {
     let (_, theirs) = &daemons[1];
     assert_eq!(
         theirs
-            .ask(Implementation::Mcastor, &["-j", "show"])
+            .run_client(Implementation::Mcastor, &["-j", "show"])
             .status
             .code(),
         Some(1)
@@ -177,7 +177,7 @@ fn commands_return_matching_exit_codes(lab: &Lab) {
         let daemon = Daemon::start(lab, &star.rtr, daemon, "phyint in enable\n", &[]);
         commands.map(|command| {
             let words: Vec<&str> = command.split(' ').collect();
-            let output = daemon.ask(client, &words);
+            let output = daemon.run_client(client, &words);
             let code = output.status.code().expect("an exit code");
             if client == Implementation::Mcastor {
                 assert_eq!(output.stderr.is_empty(), code == 0, "{command}: {output:?}");
@@ -307,7 +307,7 @@ fn output_matches_for_empty_and_disabled_configurations(lab: &Lab) {
             let run = |client: Implementation| {
                 commands.map(|command| {
                     let words: Vec<&str> = command.split(' ').collect();
-                    let output = daemon.ask(client, &words);
+                    let output = daemon.run_client(client, &words);
                     let mut shown = text(&output);
                     if command == "show" && !shown.is_empty() {
                         // Debian's client queries the terminal for its width first.
@@ -320,7 +320,7 @@ fn output_matches_for_empty_and_disabled_configurations(lab: &Lab) {
                 for words in ["show", "-t show", "show groups", "show pending"] {
                     let words: Vec<&str> = words.split(' ').collect();
                     assert_eq!(
-                        text(&daemon.ask(Implementation::Mcastor, &words)),
+                        text(&daemon.run_client(Implementation::Mcastor, &words)),
                         "",
                         "{implementation:?}"
                     );
@@ -359,7 +359,7 @@ fn malformed_ipc_messages_change_nothing(lab: &Lab) {
             .to_string()
     };
     let join = b"in\x00225.66.6.6\0\0";
-    let before = text(&daemon.theirs(&["-t", "show", "groups"]));
+    let before = text(&daemon.smcroutectl(&["-t", "show", "groups"]));
     let valid = command(b'j', None, 2, join);
     for (bytes, cause) in [
         (
@@ -409,17 +409,17 @@ fn malformed_ipc_messages_change_nothing(lab: &Lab) {
     ] {
         let answer = send(&bytes);
         assert!(answer.contains(cause), "{answer:?}, expected {cause:?}");
-        let after = text(&daemon.theirs(&["-t", "show", "groups"]));
+        let after = text(&daemon.smcroutectl(&["-t", "show", "groups"]));
         assert_eq!(after, before, "after {cause:?}");
     }
     assert_eq!(send(&valid), "");
-    assert!(text(&daemon.theirs(&["-t", "show", "groups"])).contains("225.66.6.6"));
+    assert!(text(&daemon.smcroutectl(&["-t", "show", "groups"])).contains("225.66.6.6"));
     // Two commands in one write.
     let leave = command(b'l', None, 2, join);
     assert_eq!(
         send(&[valid, leave].concat()),
         "Already joined (*,225.66.6.6) on in"
     );
-    assert_eq!(text(&daemon.theirs(&["-t", "show", "groups"])), before);
-    assert_eq!(daemon.theirs(&["-t", "show"]).status.code(), Some(0));
+    assert_eq!(text(&daemon.smcroutectl(&["-t", "show", "groups"])), before);
+    assert_eq!(daemon.smcroutectl(&["-t", "show"]).status.code(), Some(0));
 }

@@ -4,7 +4,10 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::cases;
-use crate::lab::smcroute::{ArrivedPackets, Daemon, Implementation, ROUTE_TO_ALL, pass, text, two};
+use crate::lab::smcroute::{
+    ArrivedPackets, Daemon, Implementation, ROUTE_TO_ALL, send_and_collect,
+    star_per_implementation, text,
+};
 use crate::lab::{Lab, Star, Udp, eventually};
 
 cases!("smcroute_files":
@@ -60,7 +63,7 @@ fn failed_reload_keeps_the_routes(lab: &Lab) {
         std::fs::set_permissions(&daemon.conf, mode).expect("chmod");
     };
     let reload = |code: i32| {
-        let output = daemon.ask(Implementation::Mcastor, &["reload"]);
+        let output = daemon.run_client(Implementation::Mcastor, &["reload"]);
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -98,7 +101,7 @@ fn route_without_egress_blocks_matching_packets(lab: &Lab) {
         .collect();
     let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
         let daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
-        let shown = text(&daemon.theirs(&["-p", "show"]));
+        let shown = text(&daemon.smcroutectl(&["-p", "show"]));
         send_and_collect(&star, 3, &packets);
         (shown, send_and_collect(&star, 3, &packets))
     });

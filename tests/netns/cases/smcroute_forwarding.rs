@@ -4,7 +4,8 @@
 use super::cases;
 use super::joins::kernel;
 use crate::lab::smcroute::{
-    ArrivedPackets, BOTH, Daemon, Implementation, ROUTE_TO_ALL, ask, pass, smcrouted, text, two,
+    ArrivedPackets, BOTH, Daemon, Implementation, ROUTE_TO_ALL, run_client, send_and_collect,
+    smcrouted, star_per_implementation, text,
 };
 use crate::lab::{Capture, Injector, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 
@@ -92,7 +93,7 @@ fn commands_change_forwarding_like_smcroute(lab: &Lab) {
     let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
         let daemon = Daemon::start(lab, &star.rtr, implementation, ROUTE_TO_ALL, &[]);
         let run = |client: Implementation, words: &str| {
-            let output = daemon.ask(client, &words.split(' ').collect::<Vec<_>>());
+            let output = daemon.run_client(client, &words.split(' ').collect::<Vec<_>>());
             assert_eq!(output.status.code(), Some(0), "{words}: {output:?}");
         };
         let packets: Vec<Udp> = (1..=4)
@@ -109,7 +110,7 @@ fn commands_change_forwarding_like_smcroute(lab: &Lab) {
         send_and_collect(&star, 3, &packets);
         steps.push(send_and_collect(&star, 3, &packets));
         // The counters match too; the kernel's table has its own order.
-        let shown = text(&daemon.theirs(&["-p", "-d", "show"]));
+        let shown = text(&daemon.smcroutectl(&["-p", "-d", "show"]));
         let mut lines: Vec<String> = shown.lines().map(String::from).collect();
         lines.sort();
         tables.push(lines);
@@ -136,7 +137,7 @@ fn commands_change_forwarding_like_smcroute(lab: &Lab) {
             );
         }
         let batch = "join in 225.4.9.1\n# a comment\n\nleave in 225.4.9.1\n";
-        let output = ask(
+        let output = run_client(
             &star.rtr,
             Implementation::Mcastor,
             &daemon.socket,
@@ -185,19 +186,19 @@ fn reload_discards_routes_added_by_command(lab: &Lab) {
     for how in ["signal", "command"] {
         let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
             let mut daemon = Daemon::start(lab, &star.rtr, implementation, ROUTE_TO_ALL, &[]);
-            daemon.theirs(&["add", "in", "10.0.0.10", "225.1.2.5", "out1"]);
+            daemon.smcroutectl(&["add", "in", "10.0.0.10", "225.1.2.5", "out1"]);
             let conf = format!(
                 "{ROUTE_TO_ALL}mroute from in source 10.0.0.10 group 225.1.2.4 to out1\nbogus line\n"
             );
             std::fs::write(&daemon.conf, conf).expect("writing");
             match how {
                 "signal" => daemon.program.signal(libc::SIGHUP),
-                _ => drop(daemon.theirs(&["reload"])),
+                _ => drop(daemon.smcroutectl(&["reload"])),
             }
             eventually("the new route", true, || {
-                text(&daemon.theirs(&["-t", "show"])).contains("225.1.2.4")
+                text(&daemon.smcroutectl(&["-t", "show"])).contains("225.1.2.4")
             });
-            text(&daemon.theirs(&["-p", "show"]))
+            text(&daemon.smcroutectl(&["-p", "show"]))
         });
         assert_eq!(ours, theirs, "{how}");
         assert!(!ours.contains("225.1.2.5"), "{ours}");
@@ -209,24 +210,24 @@ fn idle_flows_are_flushed(lab: &Lab) {
         let daemon = Daemon::start(lab, &star.rtr, implementation, ROUTE_TO_ALL, &["-c", "1"]);
         send_and_collect(&star, 3, &[]);
         let flows = || {
-            let shown = text(&daemon.theirs(&["-t", "show"]));
+            let shown = text(&daemon.smcroutectl(&["-t", "show"]));
             shown.matches("(10.0.0.10, 225.255.0.1)").count()
         };
         eventually("no flow is left", 0, flows);
         send_and_collect(&star, 3, &[]);
-        assert!(daemon.theirs(&["flush"]).status.success());
+        assert!(daemon.smcroutectl(&["flush"]).status.success());
     }
 }
 
 fn routes_wait_for_missing_interfaces(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, ROUTE_TO_ALL, &[]);
-    let pending = text(&daemon.ask(Implementation::Mcastor, &["-t", "show", "pending"]));
+    let pending = text(&daemon.run_client(Implementation::Mcastor, &["-t", "show", "pending"]));
     assert!(pending.contains("out2 out3"), "{pending}");
     star.add_egress(2);
     star.add_egress(3);
     eventually("nothing is pending", String::new(), || {
-        text(&daemon.ask(Implementation::Mcastor, &["-t", "show", "pending"]))
+        text(&daemon.run_client(Implementation::Mcastor, &["-t", "show", "pending"]))
     });
     eventually("all three egresses", 3, || {
         send_and_collect(&star, 3, &[]).len()
@@ -298,7 +299,7 @@ fn extensions_beyond_smcroute_work(lab: &Lab) {
     }
     let kept = captures[0].expect("225.1.2.5", 1);
     assert_eq!((kept[0].ttl, kept[0].payload()), (1, &b"10.0.0.10"[..]));
-    assert_eq!(daemon.theirs(&["-t", "s", "i"]).status.code(), Some(0));
+    assert_eq!(daemon.smcroutectl(&["-t", "s", "i"]).status.code(), Some(0));
     drop(daemon);
     // `--strict` rejects the extensions.
     let path = lab.file("strict");
@@ -329,7 +330,7 @@ fn command_route_without_egress_blocks_packets(lab: &Lab) {
     let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
         let daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
         for group in ["225.4.0.5", "225.4.0.6"] {
-            let added = daemon.theirs(&["add", "in", "10.0.0.10", group]);
+            let added = daemon.smcroutectl(&["add", "in", "10.0.0.10", group]);
             assert_eq!(
                 added.status.code(),
                 Some(0),
@@ -338,11 +339,11 @@ fn command_route_without_egress_blocks_packets(lab: &Lab) {
         }
         send_and_collect(&star, 3, &packets);
         let arrived = send_and_collect(&star, 3, &packets);
-        let shown = text(&daemon.theirs(&["-p", "show", "routes"]));
+        let shown = text(&daemon.smcroutectl(&["-p", "show", "routes"]));
         let mut lines: Vec<String> = shown.lines().map(String::from).collect();
         lines.sort();
         // An egress can be added to the route later.
-        daemon.theirs(&["add", "in", "10.0.0.10", "225.4.0.6", "out2"]);
+        daemon.smcroutectl(&["add", "in", "10.0.0.10", "225.4.0.6", "out2"]);
         (arrived, lines, send_and_collect(&star, 3, &packets))
     });
     // The end markers, and the packet of the other source.

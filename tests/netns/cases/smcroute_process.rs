@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::cases;
 use crate::lab::smcroute::{
-    BOTH, Daemon, Implementation, ROUTE_TO_ALL, ask, pass, smcrouted, text, two,
+    BOTH, Daemon, Implementation, ROUTE_TO_ALL, run_client, send_and_collect, smcrouted,
+    star_per_implementation, text,
 };
 use crate::lab::{BINARY, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 
@@ -204,12 +205,12 @@ fn forwarding_continues_after_dropping_privileges(lab: &Lab) {
     });
     assert_eq!(
         daemon
-            .theirs(&["add", "in", "225.1.1.1", "out1"])
+            .smcroutectl(&["add", "in", "225.1.1.1", "out1"])
             .status
             .code(),
         Some(0)
     );
-    assert_eq!(daemon.theirs(&["reload"]).status.code(), Some(0));
+    assert_eq!(daemon.smcroutectl(&["reload"]).status.code(), Some(0));
 }
 
 fn user_owned_symlinks_are_not_followed(lab: &Lab) {
@@ -351,7 +352,14 @@ fn background_start_reports_its_result(lab: &Lab) {
         let socket = format!("/run/{}.sock", names[1]);
         let socket = std::path::Path::new(&socket);
         eventually("routes", true, || {
-            text(&ask(&star.rtr, implementation, socket, &["show"], "")).contains("225.255.0.1")
+            text(&run_client(
+                &star.rtr,
+                implementation,
+                socket,
+                &["show"],
+                "",
+            ))
+            .contains("225.255.0.1")
         });
         assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
         if implementation == Implementation::Mcastor {
@@ -362,7 +370,7 @@ fn background_start_reports_its_result(lab: &Lab) {
             assert!(printed.contains("another mcastor answers"), "{printed}");
             assert!(!std::path::Path::new(&pid(2)).exists());
         }
-        let ended = ask(&star.rtr, implementation, socket, &["kill"], "");
+        let ended = run_client(&star.rtr, implementation, socket, &["kill"], "");
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     }
 }
@@ -467,7 +475,7 @@ fn syslog_facility_matches_smcroute(lab: &Lab) {
         std::fs::write(&conf, "foo bar\n").expect("writing");
         let syslog = std::os::unix::net::UnixDatagram::bind(&log).expect("a socket");
         syslog.set_nonblocking(true).expect("nonblocking");
-        // A private /dev implementation log socket is ours.
+        // A private /dev whose log socket is ours.
         let script = "mount -t tmpfs t /mnt && \
                       for d in null zero random urandom; do touch /mnt/$d; mount --bind /dev/$d /mnt/$d; done; \
                       ln -s \"$0\" /mnt/log; mount --rbind /mnt /dev; exec \"$@\"";

@@ -81,7 +81,7 @@ fn joined(router: &Router, interface: &str) -> Vec<String> {
 const ALLOW: u8 = 5;
 const BLOCK: u8 = 6;
 
-/// Returns the types of the report records on a wire implementation first source is `source`.
+/// Returns the types of the report records on a wire whose first source is `source`.
 fn records(wire: &Capture, source: &str, group: &str) -> Vec<u8> {
     let octets = |text: &str| match text.parse().expect("an address") {
         IpAddr::V4(a) => a.octets().to_vec(),

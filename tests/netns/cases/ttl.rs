@@ -23,7 +23,7 @@ fn assert_ttls(star: &Star, iface: &str, group: &str, sent: &[u8], want: &[u8]) 
     };
     for ttl in sent {
         inject.send(
-            &Udp::new(&from, &to, format!("came with {ttl}"))
+            &Udp::new(&from, &to, format!("sent with {ttl}"))
                 .ttl(*ttl)
                 .frame(),
         );

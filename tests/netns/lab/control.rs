@@ -33,10 +33,10 @@ impl Control {
     }
 
     /// Sends a command and returns its result, or the error of the answer.
-    pub fn ask(&mut self, command: &Value) -> Result<Value, String> {
-        let request = json!({ "version": 1, "command": command });
+    pub fn request(&mut self, command: &Value) -> Result<Value, String> {
+        let message = json!({ "version": 1, "command": command });
         let line = self
-            .send(format!("{request}\n").as_bytes())
+            .send(format!("{message}\n").as_bytes())
             .and_then(|()| self.line())
             .map_err(|e| format!("{command}: {e}"))?;
         let answer: Value = serde_json::from_str(&line).map_err(|e| format!("{line:?}: {e}"))?;
@@ -46,10 +46,10 @@ impl Control {
         }
     }
 
-    /// As [`Self::ask`]; panics on an error.
+    /// As [`Self::request`]; panics on an error.
     #[track_caller]
     pub fn expect_ok(&mut self, command: &Value) -> Value {
-        self.ask(command)
+        self.request(command)
             .unwrap_or_else(|e| panic!("{command}: {e}"))
     }
 

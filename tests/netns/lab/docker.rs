@@ -266,7 +266,7 @@ fn path_with_sbin() -> String {
     std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin"
 }
 
-/// Removes the folders of engines implementation test run no longer exists.
+/// Removes the folders of engines whose test run no longer exists.
 pub fn sweep() {
     let Ok(dir) = std::fs::read_dir("/tmp") else {
         return;

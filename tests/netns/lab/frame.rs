@@ -256,7 +256,7 @@ impl IpPacket {
         );
         let ip = frame.get(14..)?;
         let be = |at: usize| Some(u16::from_be_bytes(ip.get(at..at + 2)?.try_into().ok()?));
-        match (be_type(frame)?, ip.first()? >> 4) {
+        match (ethertype(frame)?, ip.first()? >> 4) {
             (0x0800, 4) => {
                 let total = usize::from(be(2)?);
                 let header = usize::from(ip[0] & 0xf) * 4;
@@ -339,6 +339,6 @@ impl IpPacket {
     }
 }
 
-fn be_type(frame: &[u8]) -> Option<u16> {
+fn ethertype(frame: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(frame.get(12..14)?.try_into().ok()?))
 }

@@ -65,7 +65,7 @@ impl Metrics {
         })
     }
 
-    /// Formats the non-zero samples implementation names start with `prefix`, for failure messages.
+    /// Formats the non-zero samples whose names start with `prefix`, for failure messages.
     pub fn show(&self, prefix: &str) -> String {
         let lines = self
             .samples

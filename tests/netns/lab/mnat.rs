@@ -57,7 +57,7 @@ pub struct ServerState {
 }
 
 impl ServerState {
-    /// Creates a state implementation first local group is 239.1.1.(`next` + 1).
+    /// Creates a state whose first local group is 239.1.1.(`next` + 1).
     pub fn starting_at(next: u8) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self {
             next,

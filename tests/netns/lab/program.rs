@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::ns::Lab;
 use super::{TIMEOUT, wait_until};
 
-/// A process implementation output goes to files. Dropping it stops the process.
+/// A process whose output goes to files. Dropping it stops the process.
 pub struct Program {
     name: String,
     child: Child,

@@ -16,9 +16,9 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Implementation {
     /// `mcastor smcrouted` and `mcastor smcroutectl`.
-    Ours,
+    Mcastor,
     /// Debian's smcroute package.
-    Theirs,
+    Smcroute,
 }
 
 /// Both implementations.
@@ -108,19 +108,25 @@ impl Daemon {
     }
 
     /// Runs Debian's smcroutectl with `words` against this daemon.
-    pub fn theirs(&self, words: &[&str]) -> Output {
-        self.ask(Implementation::Smcroute, words)
+    pub fn smcroutectl(&self, words: &[&str]) -> Output {
+        self.run_client(Implementation::Smcroute, words)
     }
 
     /// Runs smcroutectl of the given implementation against this daemon.
-    pub fn ask(&self, client: Implementation, words: &[&str]) -> Output {
-        ask(&self.ns, client, &self.socket, words, "")
+    pub fn run_client(&self, client: Implementation, words: &[&str]) -> Output {
+        run_client(&self.ns, client, &self.socket, words, "")
     }
 }
 
 /// Runs smcroutectl of the given implementation with `input` on standard input. Options come first
 /// in `words`.
-pub fn ask(ns: &Ns, client: Implementation, socket: &Path, words: &[&str], input: &str) -> Output {
+pub fn run_client(
+    ns: &Ns,
+    client: Implementation,
+    socket: &Path,
+    words: &[&str],
+    input: &str,
+) -> Output {
     use std::io::Write;
     let mut command = match client {
         Implementation::Mcastor => ns.command(BINARY),

@@ -1,4 +1,4 @@
-//! A tun interface implementation far end is the test.
+//! A tun interface whose far end is the test.
 
 use std::cell::RefCell;
 use std::fs::File;
