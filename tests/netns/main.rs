@@ -1,13 +1,13 @@
-//! Tests in real network namespaces: other people's senders and receivers around
-//! `mcastor run`, every packet counted.
+//! Tests in real network namespaces: third-party senders and receivers around `mcastor run`, with
+//! every packet counted.
 //!
-//! Each test makes its own namespaces and removes them, so tests run in parallel and touch no
-//! interface of the machine. A test that lacks something here (root, a program, a kernel
-//! feature) is listed as ignored, with what it lacks.
+//! Each test creates its own namespaces and removes them, so tests run in parallel and touch no
+//! interface of the machine. A test that cannot run on this machine (root, a program or a kernel
+//! feature is missing) is listed as ignored, with the reason.
 //!
-//!     cargo test --test netns                  all
-//!     cargo test --test netns ttl              those with `ttl` in their name
-//!     MCASTOR_NETNS_KEEP=1 cargo test ...      leave namespaces of failed tests standing
+//!     cargo test --test netns                  runs all tests
+//!     cargo test --test netns ttl              runs the tests with `ttl` in their name
+//!     MCASTOR_NETNS_KEEP=1 cargo test ...      keeps the namespaces of failed tests
 #![allow(unsafe_code)] // raw sockets and setns
 
 mod cases;
@@ -15,7 +15,7 @@ mod lab;
 
 use std::process::ExitCode;
 
-/// Tests wait more than they work, so more run at a time than there are cores.
+/// Tests wait more than they compute, so more of them run in parallel than there are cores.
 const THREADS: usize = 4;
 
 fn main() -> ExitCode {

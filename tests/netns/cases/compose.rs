@@ -1,46 +1,46 @@
-//! The examples of conf/compose as they stand, with the image as it is made, brought up by
-//! docker-compose: one for each way containers are networked.
+//! The examples of conf/compose with the published image, started by docker-compose: one for each
+//! way to network containers.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cases;
 use super::docker::Site;
-use crate::lab::mnat::{self, Ca, Owner};
+use crate::lab::mnat::{self, Ca, ServerState};
 use crate::lab::{BINARY, Docker, Lab, Ns, UdpRx, UdpTx, eventually, http};
 
 cases!("compose":
-    #[Docker] #[Program("docker-compose", "docker-compose")] a_bridge_network,
-    #[Docker] #[Program("docker-compose", "docker-compose")] a_network_with_ipv6,
-    #[Docker] #[Program("docker-compose", "docker-compose")] an_internal_network,
+    #[Docker] #[Program("docker-compose", "docker-compose")] bridge_network_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] ipv6_network_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] internal_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")]
-    an_internal_network_of_a_strict_kernel,
-    #[Docker] #[Program("docker-compose", "docker-compose")] a_routed_bridge,
-    #[Docker] #[Program("docker-compose", "docker-compose")] the_host_network,
-    #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] a_macvlan,
+    internal_network_with_strict_rp_filter_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] routed_bridge_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] host_network_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] macvlan_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")]
-    mcastor_on_two_networks,
-    #[Docker] #[Program("docker-compose", "docker-compose")] a_sidecar_in_the_application,
-    #[Docker] #[Program("docker-compose", "docker-compose")] a_second_uplink,
-    #[Docker] an_interface_moved_into_a_container,
-    #[Docker] the_image_runs_without_root_and_says_what_it_lacks,
-    #[Docker] the_images_of_mnat_take_the_arguments_of_the_prototype,
+    two_networks_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] sidecar_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] second_uplink_example,
+    #[Docker] interface_moved_into_a_container_receives,
+    #[Docker] image_runs_unprivileged_and_names_missing_capabilities,
+    #[Docker] mnat_images_accept_prototype_arguments,
 );
 
 fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Bytes an image of the static binary may have.
+/// The size limit of an image with the static binary, in bytes.
 const LARGEST_IMAGE: u64 = 20_000_000;
 
-/// Makes the image from image/: of the binary under test and the libraries it is linked with, or
-/// of the static one that `make test-image` names.
+/// Builds the images from image/ with the binary under test and its shared libraries, or with the
+/// static binary that `make test-image` names.
 fn build_image(lab: &Lab, docker: &Docker) {
     let folder = lab.file("image");
     std::fs::create_dir(&folder).expect("a folder");
-    let shipped = std::env::var("MCASTOR_IMAGE_BINARY").ok();
-    let binary = shipped.as_deref().unwrap_or(BINARY);
+    let static_binary = std::env::var("MCASTOR_IMAGE_BINARY").ok();
+    let binary = static_binary.as_deref().unwrap_or(BINARY);
     let ldd = Command::new("ldd").arg(binary).output().expect("ldd");
     let ldd = String::from_utf8_lossy(&ldd.stdout).into_owned();
     let libraries = ldd
@@ -53,8 +53,8 @@ fn build_image(lab: &Lab, docker: &Docker) {
         .args(libraries)
         .output()
         .expect("python3");
-    let said = String::from_utf8_lossy(&packed.stderr);
-    assert!(packed.status.success(), "archive.py: {said}");
+    let printed = String::from_utf8_lossy(&packed.stderr);
+    assert!(packed.status.success(), "archive.py: {printed}");
     std::fs::copy(in_repository("image/Dockerfile"), folder.join("Dockerfile"))
         .expect("the Dockerfile");
     let folder = folder.display();
@@ -63,7 +63,7 @@ fn build_image(lab: &Lab, docker: &Docker) {
         let tag = format!("--target {end} --tag mcastor-{end}");
         docker.run(&format!("build --quiet {tag} {folder}"));
     }
-    if shipped.is_some() {
+    if static_binary.is_some() {
         assert!(!ldd.contains("=>"), "{binary} is not static: {ldd}");
         let size = docker.run("image inspect --format {{.Size}} mcastor");
         let size: u64 = size.parse().expect("a size");
@@ -71,7 +71,7 @@ fn build_image(lab: &Lab, docker: &Docker) {
     }
 }
 
-/// An example that is up.
+/// A running example.
 struct Example {
     site: Site,
 }
@@ -90,14 +90,14 @@ impl Example {
             .envs(env.iter().copied())
             .output()
             .expect("docker-compose");
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "docker-compose: {said}");
-        site.docker.says("t_listener_1", "joined");
+        let printed = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "docker-compose: {printed}");
+        site.docker.wait_for_log("t_listener_1", "joined");
         Self { site }
     }
 
-    /// Waits until an instance in `ns` knows of a member of `group`.
-    fn member(&self, ns: &Ns, group: &str) {
+    /// Waits until the instance in `ns` has a member of `group`.
+    fn wait_for_member(&self, ns: &Ns, group: &str) {
         eventually("a member", true, || {
             let address = "127.0.0.1:9464".parse().expect("an address");
             let groups = http::get(ns, address, "/api/v1/groups");
@@ -111,19 +111,19 @@ impl Example {
     }
 
     /// Sends from the LAN with TTL 1.
-    fn sent(&self, lab: &Lab, group: &str) {
+    fn send_from_lan(&self, lab: &Lab, group: &str) {
         let words = format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 500");
         let mut sender = self.site.on_lan(lab, &words);
         assert!(sender.wait().success(), "{}", sender.stderr());
     }
 
-    /// The same, and waits for the listener, which ends well where all came.
-    fn heard(&self, lab: &Lab, group: &str) {
-        self.sent(lab, group);
-        self.listener_is_content("10.0.0.10");
+    /// Sends from the LAN and waits until the listener has received all packets.
+    fn assert_delivered(&self, lab: &Lab, group: &str) {
+        self.send_from_lan(lab, group);
+        self.assert_listener_succeeds("10.0.0.10");
     }
 
-    fn listener_is_content(&self, source: &str) {
+    fn assert_listener_succeeds(&self, source: &str) {
         let docker = &self.site.docker;
         let code = docker.wait("t_listener_1");
         let logs = docker.logs("t_listener_1");
@@ -131,8 +131,8 @@ impl Example {
         assert!(logs.contains(source), "not from {source}: {logs}");
     }
 
-    /// Sends from a container on `network` with TTL 1, and listens on the LAN.
-    fn answers(&self, lab: &Lab, network: &str, group: &str, source: &str) {
+    /// Sends from a container on `network` with TTL 1 and checks that the LAN receives the packets.
+    fn assert_delivered_to_lan(&self, lab: &Lab, network: &str, group: &str, source: &str) {
         let words = format!("recv --interface eth0 --group {group} --count 100 --json");
         let mut listener = self.site.on_lan(lab, &words);
         eventually("joined on the LAN", true, || {
@@ -156,48 +156,49 @@ const LAN: [(&str, &str); 3] = [
     ("ADDRESS", "10.0.0.77"),
 ];
 
-fn a_bridge_network(lab: &Lab) {
+fn bridge_network_example(lab: &Lab) {
     let example = Example::up(lab, "bridge.yml", &[]);
-    example.member(&example.site.host, GROUP);
-    // As docs/containers.md has one look.
+    example.wait_for_member(&example.site.host, GROUP);
+    // The command of docs/containers.md.
     let docker = &example.site.docker;
     let groups = docker.run("exec t_mcastor_1 /usr/bin/mcastor show groups");
     assert!(groups.contains(GROUP), "{groups}");
-    example.heard(lab, GROUP);
-    example.answers(lab, "cameras", GROUP, "172.");
+    example.assert_delivered(lab, GROUP);
+    example.assert_delivered_to_lan(lab, "cameras", GROUP, "172.");
 }
 
-fn a_network_with_ipv6(lab: &Lab) {
+fn ipv6_network_example(lab: &Lab) {
     let group = "ff0e::8000:123";
     let example = Example::up(lab, "ipv6.yml", &[]);
-    example.member(&example.site.host, group);
-    example.sent(lab, group);
-    example.listener_is_content("fd00::10");
-    example.answers(lab, "cameras6", group, "fd28:6:");
+    example.wait_for_member(&example.site.host, group);
+    example.send_from_lan(lab, group);
+    example.assert_listener_succeeds("fd00::10");
+    example.assert_delivered_to_lan(lab, "cameras6", group, "fd28:6:");
 }
 
-fn an_internal_network(lab: &Lab) {
+fn internal_network_example(lab: &Lab) {
     let example = Example::up(lab, "internal.yml", &[]);
-    example.member(&example.site.host, GROUP);
-    example.heard(lab, GROUP);
-    example.answers(lab, "closed", GROUP, "172.");
+    example.wait_for_member(&example.site.host, GROUP);
+    example.assert_delivered(lab, GROUP);
+    example.assert_delivered_to_lan(lab, "closed", GROUP, "172.");
 }
 
-fn an_internal_network_of_a_strict_kernel(lab: &Lab) {
+/// The host's kernel has `rp_filter` on, so the source address must be rewritten.
+fn internal_network_with_strict_rp_filter_example(lab: &Lab) {
     let example = Example::up(lab, "internal-rewrite.yml", &[("LAN", "10.0.0.0/24")]);
     let host = &example.site.host;
-    eventually("nothing waits", Some(0), || {
+    eventually("nothing is pending", Some(0), || {
         let address = "127.0.0.1:9464".parse().expect("an address");
         let pending = http::get(host, address, "/api/v1/pending").ok()?;
         let all: serde_json::Value = serde_json::from_str(&pending.body).ok()?;
         Some(all["show"]["pending"].as_array()?.len())
     });
-    example.sent(lab, GROUP);
-    example.listener_is_content("172.27.77.10");
-    example.answers(lab, "strict", GROUP, "172.27.0.");
+    example.send_from_lan(lab, GROUP);
+    example.assert_listener_succeeds("172.27.77.10");
+    example.assert_delivered_to_lan(lab, "strict", GROUP, "172.27.0.");
 }
 
-fn a_routed_bridge(lab: &Lab) {
+fn routed_bridge_example(lab: &Lab) {
     let example = Example::up(lab, "routed-bridge.yml", &[]);
     let pid = example
         .site
@@ -205,19 +206,19 @@ fn a_routed_bridge(lab: &Lab) {
         .run("inspect --format {{.State.Pid}} t_mcastor_1");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     assert!(status.contains("Uid:\t65532\t"), "{status}");
-    example.member(&example.site.host, GROUP);
-    example.heard(lab, GROUP);
-    example.answers(lab, "routed", GROUP, "172.28.9.");
+    example.wait_for_member(&example.site.host, GROUP);
+    example.assert_delivered(lab, GROUP);
+    example.assert_delivered_to_lan(lab, "routed", GROUP, "172.28.9.");
 }
 
-fn the_host_network(lab: &Lab) {
+fn host_network_example(lab: &Lab) {
     let example = Example::up(lab, "host.yml", &[("INTERFACE", "lan0")]);
-    example.heard(lab, GROUP);
+    example.assert_delivered(lab, GROUP);
 }
 
-fn a_macvlan(lab: &Lab) {
+fn macvlan_example(lab: &Lab) {
     let example = Example::up(lab, "macvlan.yml", &LAN);
-    // The gap: what the host itself sends does not get there.
+    // A limit of macvlan: packets of the host itself do not reach the container.
     let pid = example
         .site
         .docker
@@ -227,21 +228,21 @@ fn a_macvlan(lab: &Lab) {
     UdpTx::new(&example.site.host, "lan0", "225.1.2.4:5000").send("from the parent");
     UdpTx::new(&example.site.lan, "eth0", "225.1.2.4:5000").send("from the LAN");
     rx.expect_texts(&["from the LAN"]);
-    example.heard(lab, GROUP);
+    example.assert_delivered(lab, GROUP);
 }
 
-fn mcastor_on_two_networks(lab: &Lab) {
+fn two_networks_example(lab: &Lab) {
     let example = Example::up(lab, "two-networks.yml", &LAN);
-    let inside = example.site.docker.inside(lab, "t_mcastor_1");
-    example.member(&inside, GROUP);
-    example.heard(lab, GROUP);
-    example.answers(lab, "receivers", GROUP, "172.");
+    let inside = example.site.docker.namespace_of(lab, "t_mcastor_1");
+    example.wait_for_member(&inside, GROUP);
+    example.assert_delivered(lab, GROUP);
+    example.assert_delivered_to_lan(lab, "receivers", GROUP, "172.");
 }
 
-fn a_sidecar_in_the_application(lab: &Lab) {
+fn sidecar_example(lab: &Lab) {
     let example = Example::up(lab, "sidecar.yml", &[]);
     let docker = &example.site.docker;
-    let inside = docker.inside(lab, "t_app_1");
+    let inside = docker.namespace_of(lab, "t_app_1");
     eventually("the sidecar is ready", 200, || {
         let address = "127.0.0.1:9464".parse().expect("an address");
         http::get(&inside, address, "/readyz").map_or(0, |a| a.status)
@@ -252,27 +253,27 @@ fn a_sidecar_in_the_application(lab: &Lab) {
     );
     let source = docker.run("inspect --format {{range.IPAM.Config}}{{.Subnet}}{{end}} back");
     let prefix: Vec<&str> = source.split('.').take(2).collect();
-    example.listener_is_content(&prefix.join("."));
+    example.assert_listener_succeeds(&prefix.join("."));
 }
 
-fn a_second_uplink(lab: &Lab) {
+fn second_uplink_example(lab: &Lab) {
     let example = Example::up(lab, "second-uplink.yml", &[("UPLINK", "lan0")]);
-    // The default route is elsewhere, and a rule for the network leads elsewhere too.
+    // The default route and a rule for the network lead out of another interface.
     let host = &example.site.host;
     host.ip_batch(
         "route del default\nlink add up1 type veth peer name up2\nlink set up1 up\n\
          addr add 10.9.0.1/24 dev up1\nroute add default dev up1\n\
          rule add from 172.16.0.0/12 table 77\nroute add default dev up1 table 77\n",
     );
-    example.member(host, GROUP);
-    example.heard(lab, GROUP);
-    example.answers(lab, "uplinked", GROUP, "172.");
+    example.wait_for_member(host, GROUP);
+    example.assert_delivered(lab, GROUP);
+    example.assert_delivered_to_lan(lab, "uplinked", GROUP, "172.");
 }
 
-/// As pipework does: then multicast works by itself.
-fn an_interface_moved_into_a_container(lab: &Lab) {
+/// With an interface moved into the container, as pipework does, multicast needs no router.
+fn interface_moved_into_a_container_receives(lab: &Lab) {
     let site = Site::new(lab);
-    site.docker.idle("app", "--network none");
+    site.docker.run_idle("app", "--network none");
     let mut script = site.host.command(
         in_repository("conf/compose/moved-interface.sh")
             .to_str()
@@ -283,10 +284,10 @@ fn an_interface_moved_into_a_container(lab: &Lab) {
         .env("DOCKER_HOST", format!("unix://{}", site.docker.socket()))
         .output()
         .expect("sh");
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{said}");
-    let inside = site.docker.inside(lab, "app");
-    inside.carries("lan0");
+    let printed = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{printed}");
+    let inside = site.docker.namespace_of(lab, "app");
+    inside.wait_until_up("lan0");
     let rx = UdpRx::join(&inside, "lan0", "225.1.2.3:5000");
     UdpTx::new(&site.lan, "eth0", "225.1.2.3:5000").send("in");
     rx.expect_texts(&["in"]);
@@ -295,7 +296,7 @@ fn an_interface_moved_into_a_container(lab: &Lab) {
     rx.expect_texts(&["out"]);
 }
 
-fn the_image_runs_without_root_and_says_what_it_lacks(lab: &Lab) {
+fn image_runs_unprivileged_and_names_missing_capabilities(lab: &Lab) {
     let site = Site::new(lab);
     let docker = &site.docker;
     build_image(lab, docker);
@@ -307,7 +308,7 @@ fn the_image_runs_without_root_and_says_what_it_lacks(lab: &Lab) {
              --env MCASTOR__ROUTE__0__TO=eth1 mcastor"
         ))
     };
-    // NET_RAW is 13, NET_ADMIN 12: what the container is given, and no more.
+    // NET_RAW is bit 13, NET_ADMIN bit 12. The process must have exactly what the container has.
     for (name, options, capabilities) in [
         ("raw", "--cap-add NET_RAW", "0000000000002000"),
         (
@@ -322,7 +323,7 @@ fn the_image_runs_without_root_and_says_what_it_lacks(lab: &Lab) {
         ),
     ] {
         run(name, options);
-        docker.says(name, "eth0: capturing");
+        docker.wait_for_log(name, "eth0: capturing");
         let pid = docker.run(&format!("inspect --format {{{{.State.Pid}}}} {name}"));
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
         let user = if name == "root" { "0" } else { "65532" };
@@ -358,12 +359,12 @@ fn the_image_runs_without_root_and_says_what_it_lacks(lab: &Lab) {
     );
 }
 
-/// Not as root, and with no folder of the host for the joinfile.
-fn the_images_of_mnat_take_the_arguments_of_the_prototype(lab: &Lab) {
+/// The images run without root and without a volume for the joinfile.
+fn mnat_images_accept_prototype_arguments(lab: &Lab) {
     let site = Site::new(lab);
     let docker = &site.docker;
     build_image(lab, docker);
-    let (ca, owner) = (Ca::new(), Owner::starting_at(0));
+    let (ca, owner) = (Ca::new(), ServerState::starting_at(0));
     let ca_file = lab.file("ca.pem");
     std::fs::write(&ca_file, ca.pem()).expect("the CA");
     let _server = mnat::serve(&site.lan, &ca, None, "10.0.0.10:8443", &owner);
@@ -383,12 +384,12 @@ fn the_images_of_mnat_take_the_arguments_of_the_prototype(lab: &Lab) {
     let interfaces = "--upstream-interface lan0 --downstream-interface docker0";
     run("ingress", "", interfaces, "");
     let copy = lab.file("ingress-joined.sgs");
-    let written = format!(
+    let copy_command = format!(
         "cp ingress:/var/run/mnat/ingress-joined.sgs {}",
         copy.display()
     );
     eventually("the joinfile of the ingress", true, || {
-        let _ = docker.try_run(&written);
+        let _ = docker.try_run(&copy_command);
         std::fs::read_to_string(&copy).is_ok_and(|t| t.contains("10.0.0.10,232.1.1.1"))
     });
 }

@@ -1,17 +1,19 @@
-//! The control socket in unfriendly hands, and the start and end of the process around it.
+//! The control socket with misbehaving clients, and the start and end of the process around it.
 
 use std::time::{Duration, Instant};
 
 use super::{cases, route};
 use crate::lab::control::Control;
-use crate::lab::{BINARY, Capture, Lab, Numbered, Router, Star, eventually, in_order};
+use crate::lab::{
+    BINARY, Capture, Lab, NumberedStream, Router, Star, eventually, received_in_order,
+};
 
 cases!("control":
-    two_daemons_on_one_socket,
-    socket_paths_that_cannot_be,
-    floods_and_half_open_clients_do_no_harm,
-    stop_by_command_within_a_second,
-    who_lacks_a_right_is_told_which,
+    second_daemon_refuses_a_socket_in_use,
+    unusable_socket_paths_are_rejected,
+    misbehaving_clients_do_not_block_others,
+    stop_command_ends_within_a_second,
+    missing_privileges_are_named,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -20,7 +22,7 @@ fn r() -> String {
     route("r", "in", "", GROUP, &["out1"], "")
 }
 
-fn two_daemons_on_one_socket(lab: &Lab) {
+fn second_daemon_refuses_a_socket_in_use(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let mut first = Router::start(lab, &star.rtr, &r());
     let path = first.socket.display().to_string();
@@ -39,7 +41,7 @@ fn two_daemons_on_one_socket(lab: &Lab) {
     assert_eq!(
         first.control().show("routes").len(),
         1,
-        "the first is unharmed"
+        "the first daemon is unharmed"
     );
     // A stale socket is replaced.
     first.program.stop(libc::SIGKILL, Duration::from_secs(5));
@@ -47,13 +49,13 @@ fn two_daemons_on_one_socket(lab: &Lab) {
     let third = Router::launch(lab, &star.rtr, "", &env);
     let show = serde_json::json!({ "show": "routes" });
     eventually("the third answers", true, || {
-        Control::new(&first.socket).is_ok_and(|mut c| c.ask(&show).is_ok())
+        Control::new(&first.socket).is_ok_and(|mut c| c.request(&show).is_ok())
     });
     drop(third);
     assert!(!first.socket.exists());
 }
 
-fn socket_paths_that_cannot_be(lab: &Lab) {
+fn unusable_socket_paths_are_rejected(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let file = lab.file("regular");
     std::fs::write(&file, "precious").expect("writing");
@@ -68,8 +70,11 @@ fn socket_paths_that_cannot_be(lab: &Lab) {
         let env = [("MCASTOR__CONTROL__SOCKET", path.as_str())];
         let mut router = Router::launch(lab, &star.rtr, "", &env);
         assert_eq!(router.program.wait().code(), Some(1));
-        let said = router.program.stderr();
-        assert!(said.contains(&path) && said.contains(reason), "{said}");
+        let printed = router.program.stderr();
+        assert!(
+            printed.contains(&path) && printed.contains(reason),
+            "{printed}"
+        );
     }
     assert_eq!(
         std::fs::read_to_string(&file).ok().as_deref(),
@@ -77,12 +82,12 @@ fn socket_paths_that_cannot_be(lab: &Lab) {
     );
 }
 
-fn floods_and_half_open_clients_do_no_harm(lab: &Lab) {
+fn misbehaving_clients_do_not_block_others(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
     let capture = Capture::new(&star.rcv, "eth1");
-    let traffic = Numbered::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
-    let ask = || {
+    let traffic = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
+    let query = || {
         let begun = Instant::now();
         assert_eq!(router.control().show("routes").len(), 1);
         begun.elapsed()
@@ -93,14 +98,14 @@ fn floods_and_half_open_clients_do_no_harm(lab: &Lab) {
         let _ = match n % 4 {
             0 => Ok(()),
             1 => client.send(b"{\"version\":1,"),
-            // Asks and never reads.
+            // Sends requests and never reads the answers.
             2 => client.send(&b"{\"version\":1,\"command\":{\"show\":\"routes\"}}\n".repeat(200)),
             _ => client.send(&[0xff; 1000]),
         };
         idle.push(client);
     }
-    let took = ask();
-    println!("answered in {took:?} among 200 others");
+    let took = query();
+    println!("answered in {took:?} beside 200 other clients");
     assert!(took < Duration::from_secs(5), "{took:?}");
     drop(idle);
     let mut client = router.control();
@@ -128,32 +133,32 @@ fn floods_and_half_open_clients_do_no_harm(lab: &Lab) {
             "{garbage:?}: {line}"
         );
     }
-    ask();
+    query();
     let sent = traffic.finish();
     capture.expect(GROUP, sent as usize);
-    in_order(&capture, GROUP);
+    received_in_order(&capture, GROUP);
 }
 
-fn stop_by_command_within_a_second(lab: &Lab) {
+fn stop_command_ends_within_a_second(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let stopped = || {
         let mut router = Router::start(lab, &star.rtr, &r());
         let begun = Instant::now();
-        router.tell("stop");
+        router.run("stop");
         assert_eq!(router.program.wait().code(), Some(0));
         assert!(!router.socket.exists());
         begun.elapsed()
     };
-    // A busy machine may keep one of them waiting.
+    // A busy machine may delay one of them.
     let best = (0..5).map(|_| stopped()).min();
     assert!(best < Some(Duration::from_secs(1)), "{best:?}");
 }
 
-/// As nobody: the socket is not theirs, neither is the folder it shall be in, and without
-/// CAP_NET_RAW there is no capture.
-fn who_lacks_a_right_is_told_which(lab: &Lab) {
+/// Runs as `nobody`: the socket belongs to another user, the folder of the default socket is not
+/// writable, and without CAP_NET_RAW packets cannot be captured.
+fn missing_privileges_are_named(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    // A folder and a program that everybody may use.
+    // A folder and a program that every user may access.
     let dir = tempfile::tempdir().expect("a folder");
     let open = std::os::unix::fs::PermissionsExt::from_mode;
     std::fs::set_permissions(dir.path(), open(0o755)).expect("permissions");
@@ -162,24 +167,24 @@ fn who_lacks_a_right_is_told_which(lab: &Lab) {
     let socket = dir.path().join("mcastor.sock").display().to_string();
     let env = [("MCASTOR__CONTROL__SOCKET", socket.as_str())];
     let _router = Router::launch(lab, &star.rtr, &r(), &env);
-    eventually("it answers", true, || {
+    eventually("the router answers", true, || {
         Control::new(std::path::Path::new(&socket)).is_ok()
     });
-    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let refused = |more: &[&str], words: &str, reason: &str| {
-        let mut args = nobody.to_vec();
+        let mut args = as_nobody.to_vec();
         args.extend(more);
         args.push(&program);
         args.extend(words.split(' '));
         let out = star.rtr.output("setpriv", &args);
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(1), "{words}: {said}");
-        assert!(said.contains(reason), "{words}: {said}");
+        let printed = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{words}: {printed}");
+        assert!(printed.contains(reason), "{words}: {printed}");
     };
     let show = format!("show routes --socket {socket}");
     refused(&[], &show, "run as the user that runs mcastor");
     refused(&[], "run", "give the program CAP_NET_RAW");
-    // Without settings the socket is in /run, which is root's.
+    // Without settings the socket is in /run, which belongs to root.
     let raw = ["--inh-caps=+net_raw", "--ambient-caps=+net_raw"];
     refused(&raw, "run", "the folder must exist and be writable");
 }

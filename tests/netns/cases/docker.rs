@@ -1,23 +1,23 @@
-//! Containers of a real Docker Engine, and multicast between them and the LAN.
+//! Containers of a real Docker Engine, and multicast between them and a LAN.
 
 use super::cases;
 use crate::lab::{
-    BINARY, Capture, Docker, Lab, Ns, Numbered, Program, Router, UdpRx, UdpTx, eventually,
-    ip_batch, missing, number,
+    BINARY, Capture, Docker, Lab, LinkEnd, Ns, NumberedStream, Program, Router, UdpRx, UdpTx,
+    connect, eventually, missing, sequence_number,
 };
 
-/// A packet that is not there by then was lost.
+/// A packet that has not arrived by then counts as lost.
 const LOST_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 
 cases!("docker":
-    #[Docker] a_bridge_network_gets_what_it_joins_and_is_heard,
-    #[Docker] every_version_of_igmp_and_mld_from_inside,
-    #[Docker] names_follow_containers_and_networks,
-    #[Docker] a_stream_outlives_receivers_networks_and_the_engine,
-    #[Docker] without_an_engine_names_wait,
+    #[Docker] bridge_network_receives_and_sends,
+    #[Docker] containers_join_with_every_igmp_and_mld_version,
+    #[Docker] names_resolve_as_containers_and_networks_change,
+    #[Docker] stream_survives_receiver_network_and_engine_restarts,
+    #[Docker] names_wait_until_the_engine_starts,
 );
 
-/// A host with an engine, and a LAN with one machine on it.
+/// A host with an engine, and a LAN with one other host.
 ///
 ///     lan eth0 ---- lan0 host (engine)
 ///     10.0.0.10     10.0.0.1
@@ -31,27 +31,17 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn new(lab: &Lab) -> Self {
         let (lan, host) = (lab.ns("lan"), lab.ns("host"));
-        let link = format!(
-            "link add lan0 netns {} type veth peer name eth0 netns {}\n",
-            host.name(),
-            lan.name()
+        connect(
+            LinkEnd::new(&host, "lan0", &["10.0.0.1/24", "fd00::1/64"]),
+            LinkEnd::new(&lan, "eth0", &["10.0.0.10/24", "fd00::10/64"]),
         );
-        ip_batch(&[], &link).unwrap_or_else(|e| panic!("{e}"));
-        host.ip_batch(
-            "link set lan0 up\naddr add 10.0.0.1/24 dev lan0\naddr add fd00::1/64 dev lan0 nodad\n\
-             route add default via 10.0.0.10\n",
-        );
-        lan.ip_batch(
-            "link set eth0 up\naddr add 10.0.0.10/24 dev eth0\naddr add fd00::10/64 dev eth0 nodad\n\
-             route add default dev eth0\n",
-        );
-        lan.carries("eth0");
-        host.carries("lan0");
+        host.ip("route add default via 10.0.0.10");
+        lan.ip("route add default dev eth0");
         let docker = Docker::start(lab, &host);
         Self { lan, host, docker }
     }
 
-    /// With an isolated network for IPv4 and IPv6: 172.30.0.0/24 and fd01::/64.
+    /// Creates a site with an isolated network for IPv4 and IPv6: 172.30.0.0/24 and fd01::/64.
     pub(super) fn bridged(lab: &Lab) -> Self {
         let site = Self::new(lab);
         site.network("bridged", 30);
@@ -72,14 +62,14 @@ impl Site {
         )
     }
 
-    /// `mcastor <words>` on the machine of the LAN.
+    /// Starts `mcastor <words>` on the other host of the LAN.
     pub(super) fn on_lan(&self, lab: &Lab, words: &str) -> Program {
         let words: Vec<&str> = words.split_whitespace().collect();
         self.lan.spawn(lab, BINARY, &words)
     }
 }
 
-/// The one proxy of most tests. Senders may have a TTL of 1.
+/// Returns the settings of a proxy that also forwards packets sent with a TTL of 1.
 fn proxy(downstream: &str) -> String {
     format!(
         "[[proxy]]\nname = \"p\"\ndownstream = [\"{downstream}\"]\nttl = {{ set = 16 }}\n\
@@ -88,24 +78,24 @@ fn proxy(downstream: &str) -> String {
     )
 }
 
-/// The firewall of a namespace and its settings, without what counts by itself.
-fn untouched(ns: &Ns) -> String {
+/// Returns the firewall rules and sysctls of a namespace, without values that change by themselves.
+fn firewall_and_sysctls(ns: &Ns) -> String {
     let mut all = String::new();
     for program in ["iptables-save", "ip6tables-save"] {
         let out = ns.output(program, &[]);
         assert!(out.status.success(), "{program}");
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         for line in text.lines().filter(|l| !l.starts_with('#')) {
-            // `:FORWARD DROP [12:3456]`
+            // Removes the counters of `:FORWARD DROP [12:3456]`.
             all += line.split(" [").next().unwrap_or(line);
             all.push('\n');
         }
     }
     let out = ns.output("sysctl", &["--all", "--pattern", "^net\\."]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let changes = ["conntrack_count", "inet_peer", "file-nr"];
+    let volatile = ["conntrack_count", "inet_peer", "file-nr"];
     for line in text.lines() {
-        if !changes.iter().any(|c| line.contains(c)) {
+        if !volatile.iter().any(|c| line.contains(c)) {
             all += line;
             all.push('\n');
         }
@@ -114,8 +104,9 @@ fn untouched(ns: &Ns) -> String {
     all
 }
 
+/// Checks that a report has `packets` packets of one stream, none lost, with the TTL set.
 #[track_caller]
-fn whole(report: &serde_json::Value, packets: u64, source: &str) {
+fn assert_complete(report: &serde_json::Value, packets: u64, source: &str) {
     assert_eq!(report["ok"], true, "{report:#}");
     assert_eq!(report["received"], packets, "{report:#}");
     let streams = report["streams"].as_array().expect("streams");
@@ -127,10 +118,10 @@ fn whole(report: &serde_json::Value, packets: u64, source: &str) {
     }
 }
 
-/// What people come for: host interface to bridge, 225.1.2.3 port 5000, TTL 1 and 2, a
-/// listener in an isolated network, and the way back; in both IP versions. No firewall rule, no
-/// setting of the kernel changes.
-fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
+/// The main use case, for IPv4 and IPv6: the LAN sends 225.1.2.3 port 5000 with a TTL of 1 and 2, a
+/// listener in an isolated network receives, and then the other way round. No firewall rule and no
+/// sysctl changes.
+fn bridge_network_receives_and_sends(lab: &Lab) {
     let site = Site::bridged(lab);
     let docker = &site.docker;
     let bridge = docker.bridge("bridged");
@@ -143,13 +134,13 @@ fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
     ];
     let listen = |name: &str, group: &str| {
         let words = format!("recv --interface eth0 --group {group} --count 1000 --json");
-        docker.mcastor(name, "--network bridged", &words);
-        docker.says(name, "joined");
+        docker.run_mcastor(name, "--network bridged", &words);
+        docker.wait_for_log(name, "joined");
     };
     for (version, group, ..) in versions {
         listen(&format!("listener-{version}"), group);
     }
-    let before = untouched(&site.host);
+    let before = firewall_and_sysctls(&site.host);
     let router = site.router(lab, &proxy("network:bridged"));
     for (version, group, source, _) in versions {
         eventually("a member", true, || {
@@ -161,7 +152,7 @@ fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
             let words = format!(
                 "send --interface eth0 --group {group} --ttl {ttl} --count 100 --rate 1000"
             );
-            // Two senders of one address: two streams, told apart by their id.
+            // Two senders with one address are two streams with different ids.
             let mut sender = site.on_lan(lab, &words);
             assert!(sender.wait().success(), "{}", sender.stderr());
         }
@@ -177,7 +168,7 @@ fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
             assert_eq!(stream["ttl_min"], 16, "{report:#}");
         }
     }
-    // The way back.
+    // The opposite direction.
     for (version, group, _, prefix) in versions {
         let words = format!("recv --interface eth0 --group {group} --count 100 --json");
         let mut listener = site.on_lan(lab, &words);
@@ -186,11 +177,11 @@ fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
         });
         let words =
             format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 1000");
-        docker.mcastor(&format!("sender-{version}"), "--network bridged", &words);
+        docker.run_mcastor(&format!("sender-{version}"), "--network bridged", &words);
         assert_eq!(docker.wait(&format!("sender-{version}")), 0);
         assert!(listener.wait().success(), "{}", listener.stdout());
         let report = serde_json::from_str(&listener.stdout()).expect("a report");
-        whole(&report, 100, prefix);
+        assert_complete(&report, 100, prefix);
     }
     docker.run("rm --force listener-v4 listener-v6 sender-v4 sender-v6");
     for (version, group, ..) in versions {
@@ -199,13 +190,13 @@ fn a_bridge_network_gets_what_it_joins_and_is_heard(lab: &Lab) {
     let log = router.program.stderr();
     assert!(log.contains("default route is on lan0"), "{log}");
     router.stop();
-    similar(&before, &untouched(&site.host));
+    assert_unchanged(&before, &firewall_and_sysctls(&site.host));
 }
 
-/// Equal but for the names of cables, which are new with every container.
+/// Checks that both are equal but for the names of veth interfaces, which differ for every container.
 #[track_caller]
-fn similar(before: &str, after: &str) {
-    let plain = |text: &str| -> Vec<String> {
+fn assert_unchanged(before: &str, after: &str) {
+    let normalized = |text: &str| -> Vec<String> {
         let mut lines: Vec<String> = text
             .lines()
             .map(|line| match line.find(".veth") {
@@ -220,7 +211,7 @@ fn similar(before: &str, after: &str) {
         lines.dedup();
         lines
     };
-    let (before, after) = (plain(before), plain(after));
+    let (before, after) = (normalized(before), normalized(after));
     let changed: Vec<&String> = before
         .iter()
         .filter(|l| !after.contains(l))
@@ -229,11 +220,11 @@ fn similar(before: &str, after: &str) {
     assert!(changed.is_empty(), "changed: {changed:#?}");
 }
 
-/// The kernel of a container joins in each version, on a bridge that snoops.
-fn every_version_of_igmp_and_mld_from_inside(lab: &Lab) {
+/// The kernel of a container joins with each protocol version, behind a snooping bridge.
+fn containers_join_with_every_igmp_and_mld_version(lab: &Lab) {
     let site = Site::bridged(lab);
-    site.docker.idle("app", "--network bridged");
-    let app = site.docker.inside(lab, "app");
+    site.docker.run_idle("app", "--network bridged");
+    let app = site.docker.namespace_of(lab, "app");
     let router = site.router(lab, &proxy("network:bridged"));
     let cases = [
         ("ipv4/conf/eth0/force_igmp_version", "3", "225.1.2.3:5000"),
@@ -296,162 +287,162 @@ pub(super) fn waiting(router: &Router) -> Vec<String> {
     names
 }
 
-/// Sends until a receiver has it: that what is named is found.
+/// Sends until the receiver gets a packet, then checks that each packet arrives once.
 #[track_caller]
-fn reaches(site: &Site, inside: &Ns, iface: &str) {
+fn assert_reachable(site: &Site, inside: &Ns, iface: &str) {
     let rx = UdpRx::join(inside, iface, "225.1.2.3:5000");
     let tx = UdpTx::new(&site.lan, "eth0", "225.1.2.3:5000");
-    eventually("it is reached", true, || {
+    eventually("a packet arrives", true, || {
         tx.send("hello");
         rx.count() > 0
     });
     let before = rx.count();
-    // Then every packet, once.
-    eventually("it is reached once by each", true, || {
+    // A duplicate of an earlier packet may still be on its way, so this is tried again.
+    eventually("one packet arrives once", true, || {
         let before = rx.count();
         tx.send("again");
         crate::lab::wait_until(LOST_AFTER, || rx.count() > before) && rx.count() == before + 1
     });
     assert!(rx.count() > before);
-    let (from, _) = rx.got().pop().expect("a packet");
+    let (from, _) = rx.received().pop().expect("a packet");
     assert_eq!(from.to_string(), "10.0.0.10");
 }
 
-fn names_follow_containers_and_networks(lab: &Lab) {
+fn names_resolve_as_containers_and_networks_change(lab: &Lab) {
     let site = Site::bridged(lab);
     let docker = &site.docker;
     let names = ["container:app", "network:other", "label:role=cam"];
     let router = site.router(lab, &to_names(&names));
     let pending = |want: &[&str]| {
         let want: Vec<String> = want.iter().map(|w| w.to_string()).collect();
-        eventually("names that wait", want, || waiting(&router));
+        eventually("pending names", want, || waiting(&router));
     };
     pending(&["container:app", "label:role=cam", "network:other"]);
-    // Appears.
-    docker.idle("app", "--network bridged");
+    // The container appears.
+    docker.run_idle("app", "--network bridged");
     pending(&["label:role=cam", "network:other"]);
-    reaches(&site, &docker.inside(lab, "app"), "eth0");
-    // Restarted: another cable.
+    assert_reachable(&site, &docker.namespace_of(lab, "app"), "eth0");
+    // A restart creates another veth interface.
     docker.run("restart --time 0 app");
-    reaches(&site, &docker.inside(lab, "app"), "eth0");
-    // Recreated.
+    assert_reachable(&site, &docker.namespace_of(lab, "app"), "eth0");
+    // The container is recreated.
     docker.run("rm --force app");
     pending(&["container:app", "label:role=cam", "network:other"]);
-    docker.idle("app", "--network bridged");
-    reaches(&site, &docker.inside(lab, "app"), "eth0");
-    // Renamed away, and back.
+    docker.run_idle("app", "--network bridged");
+    assert_reachable(&site, &docker.namespace_of(lab, "app"), "eth0");
+    // The container is renamed, and renamed back.
     docker.run("rename app apple");
     pending(&["container:app", "label:role=cam", "network:other"]);
     docker.run("rename apple app");
     pending(&["label:role=cam", "network:other"]);
-    // By label.
-    docker.idle("cam", "--network bridged --label role=cam");
+    // A container is selected by label.
+    docker.run_idle("cam", "--network bridged --label role=cam");
     pending(&["network:other"]);
-    reaches(&site, &docker.inside(lab, "cam"), "eth0");
-    // A network, and a container that is put on it and taken off.
+    assert_reachable(&site, &docker.namespace_of(lab, "cam"), "eth0");
+    // A network appears; a container is disconnected and connected again.
     site.network("other", 31);
     pending(&[]);
     let before = docker.bridge("other");
-    docker.idle("guest", "--network other");
-    reaches(&site, &docker.inside(lab, "guest"), "eth0");
+    docker.run_idle("guest", "--network other");
+    assert_reachable(&site, &docker.namespace_of(lab, "guest"), "eth0");
     docker.run("network disconnect bridged app");
     pending(&["container:app"]);
     docker.run("network connect bridged app");
     pending(&[]);
-    let app = docker.inside(lab, "app");
-    // Its name inside is the engine's choice.
+    let app = docker.namespace_of(lab, "app");
+    // The engine chooses the interface name inside.
     let addresses = app.try_ip("-o -4 addr show").expect("addresses");
     let line = addresses.lines().find(|l| l.contains(" 172.30.0."));
     let iface = line.and_then(|l| l.split_whitespace().nth(1));
-    reaches(&site, &app, iface.expect("an address of the network"));
-    // The network made anew has another bridge.
+    assert_reachable(&site, &app, iface.expect("an address of the network"));
+    // The recreated network has another bridge.
     docker.run("rm --force guest");
     docker.run("network rm other");
     pending(&["network:other"]);
     site.network("other", 31);
     pending(&[]);
     assert_ne!(docker.bridge("other"), before);
-    docker.idle("guest", "--network other");
-    reaches(&site, &docker.inside(lab, "guest"), "eth0");
+    docker.run_idle("guest", "--network other");
+    assert_reachable(&site, &docker.namespace_of(lab, "guest"), "eth0");
     router.stop();
 }
 
-/// One receiver goes, its network goes, the engine goes: who stays gets every packet.
-fn a_stream_outlives_receivers_networks_and_the_engine(lab: &Lab) {
+/// Another receiver, its network and the engine restart; a receiver that stays gets every packet.
+fn stream_survives_receiver_network_and_engine_restarts(lab: &Lab) {
     let mut site = Site::bridged(lab);
     site.network("other", 31);
-    site.docker.idle("stays", "--network bridged");
-    site.docker.idle("goes", "--network other");
-    let stays = site.docker.inside(lab, "stays");
+    site.docker.run_idle("stays", "--network bridged");
+    site.docker.run_idle("goes", "--network other");
+    let stays = site.docker.namespace_of(lab, "stays");
     let toml = to_names(&["container:stays", "container:goes", "network:other"]);
     let router = site.router(lab, &toml);
     eventually("all are found", Vec::<String>::new(), || waiting(&router));
     let wire = Capture::new(&stays, "eth0");
-    let stream = Numbered::start(&site.lan, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
-    stream.more(200);
+    let stream = NumberedStream::start(&site.lan, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
+    stream.wait_for_more(200);
     let docker = &site.docker;
     docker.run("restart --time 0 goes");
-    stream.more(100);
+    stream.wait_for_more(100);
     docker.run("rm --force goes");
     docker.run("network rm other");
-    stream.more(100);
+    stream.wait_for_more(100);
     site.network("other", 31);
-    docker.idle("goes", "--network other");
+    docker.run_idle("goes", "--network other");
     eventually("all are found again", Vec::<String>::new(), || {
         waiting(&router)
     });
-    stream.more(100);
+    stream.wait_for_more(100);
     let got = |wire: &Capture| -> Vec<u32> {
         let all = wire.to("225.1.2.3");
-        all.iter().map(|s| number(s.payload())).collect()
+        all.iter().map(|s| sequence_number(s.payload())).collect()
     };
     let sent = stream.finish();
-    eventually("who stays has all", Vec::<u32>::new(), || {
+    eventually("the remaining receiver has all", Vec::<u32>::new(), || {
         missing(sent, &got(&wire))
     });
-    assert_eq!(got(&wire).len(), sent as usize, "some came twice");
-    // The engine ends with its containers, and comes back.
+    assert_eq!(got(&wire).len(), sent as usize, "duplicates arrived");
+    // The engine stops with its containers and starts again.
     site.docker.stop_engine();
-    // The bridge stays without its engine.
-    eventually("no container is left", 2, || waiting(&router).len());
+    // The network is still found, because its bridge exists without the engine.
+    eventually("both containers are pending", 2, || waiting(&router).len());
     site.docker.start_engine(lab);
     site.docker.run("start stays goes");
-    eventually("found after the engine", Vec::<String>::new(), || {
+    eventually("found after the restart", Vec::<String>::new(), || {
         waiting(&router)
     });
-    reaches(&site, &site.docker.inside(lab, "stays"), "eth0");
+    assert_reachable(&site, &site.docker.namespace_of(lab, "stays"), "eth0");
     let log = router.program.stderr();
     assert!(log.contains("names of containers wait"), "{log}");
     router.stop();
 }
 
-fn without_an_engine_names_wait(lab: &Lab) {
+fn names_wait_until_the_engine_starts(lab: &Lab) {
     let mut site = Site::bridged(lab);
-    site.docker.idle("app", "--network bridged");
+    site.docker.run_idle("app", "--network bridged");
     site.docker.stop_engine();
     let router = site.router(lab, &to_names(&["container:app", "container:unknown"]));
-    eventually("it says so", true, || {
+    eventually("the missing engine is logged", true, || {
         let log = router.program.stderr();
         log.contains("names of containers wait")
             && log.contains("docker.sock") | log.contains("/sock")
     });
     assert_eq!(waiting(&router), ["container:app", "container:unknown"]);
     router.expect_metric("mcastor_docker_connected", &[], 0);
-    // Said once, however often it is tried.
-    let said = || {
+    // The message is logged once, however often the connection is tried.
+    let logged = || {
         router
             .program
             .stderr()
             .matches("names of containers wait")
             .count()
     };
-    assert_eq!(said(), 1, "{}", router.program.stderr());
+    assert_eq!(logged(), 1, "{}", router.program.stderr());
     site.docker.start_engine(lab);
     site.docker.run("start app");
     eventually("found", vec!["container:unknown".to_string()], || {
         waiting(&router)
     });
-    reaches(&site, &site.docker.inside(lab, "app"), "eth0");
+    assert_reachable(&site, &site.docker.namespace_of(lab, "app"), "eth0");
     router.expect_metric("mcastor_docker_connected", &[], 1);
     router.stop();
 }

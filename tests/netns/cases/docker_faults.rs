@@ -1,28 +1,29 @@
-//! Containers, networks and the engine restart and are made anew under traffic. Each receiver gets
+//! Containers, networks and the engine are restarted and recreated under traffic. Each receiver gets
 //! every packet for as long as it exists.
 
 use super::cases;
 use super::docker::{Site, to_names, waiting};
 use crate::lab::{
-    Capture, Lab, Ns, Numbered, Router, UdpRx, eventually, ip_batch, missing, number, wait_until,
+    Capture, Lab, LinkEnd, Ns, NumberedStream, Router, UdpRx, connect, eventually, missing,
+    sequence_number, wait_until,
 };
 
 cases!("docker_faults":
-    #[Docker] every_receiver_has_every_packet_of_its_life,
-    #[Docker] an_engine_that_leaves_containers_running_costs_nothing,
-    #[Docker] a_closed_network_hears_what_is_rewritten,
+    #[Docker] receivers_get_every_packet_while_running,
+    #[Docker] live_restore_engine_restart_loses_no_packet,
+    #[Docker] source_rewrite_passes_the_reverse_path_filter,
 );
 
 const GROUP: &str = "225.1.2.3";
-/// Packets a second.
+/// Packets per second.
 const RATE: u32 = 500;
 
-/// Two networks, a container on each, and a machine on a wire that no engine knows of.
+/// Two container networks with one container each, and a host on a link outside of Docker.
 struct Stage {
     site: Site,
     router: Router,
     wired: Capture,
-    stream: Numbered,
+    stream: NumberedStream,
 }
 
 impl Stage {
@@ -34,24 +35,18 @@ impl Stage {
             site.docker.start_engine(lab);
         }
         site.network("other", 31);
-        site.docker.idle("app", "--network bridged");
-        site.docker.idle("guest", "--network other");
+        site.docker.run_idle("app", "--network bridged");
+        site.docker.run_idle("guest", "--network other");
         let far = lab.ns("wired");
-        let link = format!(
-            "link add wire netns {} type veth peer name eth0 netns {}\n",
-            site.host.name(),
-            far.name()
+        connect(
+            LinkEnd::new(&site.host, "wire", &[]),
+            LinkEnd::new(&far, "eth0", &[]),
         );
-        ip_batch(&[], &link).unwrap_or_else(|e| panic!("{e}"));
-        far.ip("link set eth0 up");
-        site.host.ip("link set wire up");
-        site.host.carries("wire");
-        far.carries("eth0");
         let toml = to_names(&["container:app", "network:other", "wire"]);
         let router = site.router(lab, &toml);
         let stage = Self {
             wired: Capture::new(&far, "eth0"),
-            stream: Numbered::start(
+            stream: NumberedStream::start(
                 &site.lan,
                 "eth0",
                 "10.0.0.10:9",
@@ -61,87 +56,94 @@ impl Stage {
             router,
             site,
         };
-        eventually("the wire has packets", true, || {
+        eventually("packets arrive on the wire", true, || {
             !stage.wired.to(GROUP).is_empty()
         });
         stage
     }
 
-    /// From now on, in a container that runs.
-    fn life(&self, lab: &Lab, name: &str) -> Life {
-        eventually("it is found", Vec::<String>::new(), || {
+    /// Starts to observe a running container.
+    fn observe(&self, lab: &Lab, name: &str) -> Observation {
+        eventually("the container is found", Vec::<String>::new(), || {
             waiting(&self.router)
         });
-        let inside = self.site.docker.inside(lab, name);
-        let life = Life {
+        let inside = self.site.docker.namespace_of(lab, name);
+        let observation = Observation {
             name: name.into(),
             capture: Capture::new(&inside, "eth0"),
         };
-        eventually(&format!("{name} has packets"), true, || {
-            !life.numbers().is_empty()
+        eventually(&format!("{name} receives packets"), true, || {
+            !observation.numbers().is_empty()
         });
-        self.reached(&[&life]);
-        life
+        self.wait_until_received(&[&observation]);
+        observation
     }
 
-    /// Waits until these have what is being sent now: what comes after is not cut short by it.
-    fn reached(&self, lives: &[&Life]) {
-        self.stream.more(50);
+    /// Waits until these containers have received a packet sent after this call, so that later
+    /// events cannot affect earlier packets.
+    fn wait_until_received(&self, observations: &[&Observation]) {
+        self.stream.wait_for_more(50);
         let mark = self.stream.sent() - 1;
-        for life in lives {
-            eventually(&format!("{} has {mark}", life.name), true, || {
-                life.numbers().last() >= Some(&mark)
-            });
+        for observation in observations {
+            eventually(
+                &format!("{} received {mark}", observation.name),
+                true,
+                || observation.numbers().last() >= Some(&mark),
+            );
         }
     }
 
-    /// The end: of those that live, each has the last packet; the wire has all there were.
-    fn finish(self, alive: &[&Life], ended: &[&Life]) {
+    /// Stops the stream. Running containers must have received the last packet, and the wire every
+    /// packet since its first.
+    fn finish(self, running: &[&Observation], ended: &[&Observation]) {
         let first = numbers(&self.wired)[0];
         let sent = self.stream.finish();
-        for life in alive {
-            eventually(&format!("{} has the last", life.name), sent - 1, || {
-                *life.numbers().last().expect("a packet")
-            });
+        for observation in running {
+            eventually(
+                &format!("{} received the last", observation.name),
+                sent - 1,
+                || *observation.numbers().last().expect("a packet"),
+            );
         }
-        let mut told = String::new();
-        for life in alive.iter().chain(ended) {
-            told += &life.whole();
+        let mut ranges = String::new();
+        for observation in running.iter().chain(ended) {
+            ranges += &observation.checked_range();
         }
         let on_wire = |wired: &Capture| {
             let mut lost = missing(sent, &numbers(wired));
             lost.retain(|n| *n >= first);
             lost
         };
-        eventually("the wire has all", Vec::<u32>::new(), || {
+        eventually("the wire received all", Vec::<u32>::new(), || {
             on_wire(&self.wired)
         });
         let all = numbers(&self.wired).len() as u32;
-        assert_eq!(all, sent - first, "some came twice");
-        println!("sent {sent}; none lost on the wire{told}");
+        assert_eq!(all, sent - first, "duplicates on the wire");
+        println!("sent {sent}; none lost on the wire{ranges}");
         self.router.stop();
     }
 }
 
 fn numbers(capture: &Capture) -> Vec<u32> {
     let all = capture.to(GROUP);
-    all.iter().map(|s| number(s.payload())).collect()
+    all.iter().map(|s| sequence_number(s.payload())).collect()
 }
 
-/// A container from its start, or its being found, to its end.
-struct Life {
+/// The packets that a container received between two of its restarts.
+struct Observation {
     name: String,
     capture: Capture,
 }
 
-impl Life {
+impl Observation {
     fn numbers(&self) -> Vec<u32> {
         numbers(&self.capture)
     }
 
-    /// From its first packet to its last there is each, once; says which these are.
+    /// Checks that no packet is missing or duplicated between the first and the last one. Returns
+    /// their numbers as text.
     #[track_caller]
-    fn whole(&self) -> String {
+    fn checked_range(&self) -> String {
         let all = self.numbers();
         let gap = all.windows(2).find(|w| w[1] != w[0] + 1);
         assert!(gap.is_none(), "{}: {gap:?}", self.name);
@@ -149,62 +151,62 @@ impl Life {
     }
 }
 
-fn every_receiver_has_every_packet_of_its_life(lab: &Lab) {
+fn receivers_get_every_packet_while_running(lab: &Lab) {
     let mut stage = Stage::new(lab, false);
-    let app = stage.life(lab, "app");
-    let guest = stage.life(lab, "guest");
-    // A receiver restarts; another one is made anew with its network, which has another bridge.
-    stage.reached(&[&app, &guest]);
+    let app = stage.observe(lab, "app");
+    let guest = stage.observe(lab, "guest");
+    // One receiver restarts. The other is recreated together with its network, whose bridge differs.
+    stage.wait_until_received(&[&app, &guest]);
     stage.site.docker.run("restart --time 0 app");
-    let app2 = stage.life(lab, "app");
-    stage.reached(&[&app2, &guest]);
+    let app2 = stage.observe(lab, "app");
+    stage.wait_until_received(&[&app2, &guest]);
     let docker = &stage.site.docker;
     let bridge = docker.bridge("other");
     docker.run("rm --force guest");
     docker.run("network rm other");
     stage.site.network("other", 31);
-    stage.site.docker.idle("guest", "--network other");
-    let guest2 = stage.life(lab, "guest");
+    stage.site.docker.run_idle("guest", "--network other");
+    let guest2 = stage.observe(lab, "guest");
     assert_ne!(stage.site.docker.bridge("other"), bridge);
-    // The engine ends with its containers, and comes back.
-    stage.reached(&[&app2, &guest2]);
+    // The engine stops with its containers and starts again.
+    stage.wait_until_received(&[&app2, &guest2]);
     stage.site.docker.stop_engine();
-    stage.stream.more(200);
+    stage.stream.wait_for_more(200);
     stage.site.docker.start_engine(lab);
     stage.site.docker.run("start app guest");
-    let app3 = stage.life(lab, "app");
-    let guest3 = stage.life(lab, "guest");
-    stage.reached(&[&app3, &guest3]);
+    let app3 = stage.observe(lab, "app");
+    let guest3 = stage.observe(lab, "guest");
+    stage.wait_until_received(&[&app3, &guest3]);
     stage.finish(&[&app3, &guest3], &[&app, &app2, &guest, &guest2]);
 }
 
-/// `live-restore`: the receivers exist all the time.
-fn an_engine_that_leaves_containers_running_costs_nothing(lab: &Lab) {
+/// With `live-restore` the receivers run without interruption.
+fn live_restore_engine_restart_loses_no_packet(lab: &Lab) {
     let mut stage = Stage::new(lab, true);
-    let app = stage.life(lab, "app");
-    let guest = stage.life(lab, "guest");
+    let app = stage.observe(lab, "app");
+    let guest = stage.observe(lab, "guest");
     stage.site.docker.stop_engine();
     let router = &stage.router;
     router.expect_metric("mcastor_docker_connected", &[], 0);
-    stage.reached(&[&app, &guest]);
+    stage.wait_until_received(&[&app, &guest]);
     stage.site.docker.start_engine(lab);
     stage
         .router
         .expect_metric("mcastor_docker_connected", &[], 1);
-    stage.reached(&[&app, &guest]);
-    app.whole();
-    // The engine is followed again: what is new is found, and taken away from `app`.
+    stage.wait_until_received(&[&app, &guest]);
+    app.checked_range();
+    // Events of the engine are followed again: the rename takes the route away from `app`.
     stage.site.docker.run("rename app apple");
     eventually("renamed", vec!["container:app".to_string()], || {
         waiting(&stage.router)
     });
     stage.site.docker.run("rename apple app");
-    let app2 = stage.life(lab, "app");
-    stage.reached(&[&guest, &app2]);
+    let app2 = stage.observe(lab, "app");
+    stage.wait_until_received(&[&guest, &app2]);
     stage.finish(&[&guest, &app2], &[]);
 }
 
-/// A counter of the kernel in a namespace: the line of its group, the column of its name.
+/// Returns the kernel counter `name` of `group` in a file of `/proc/net`.
 fn kernel_counter(ns: &Ns, file: &str, group: &str, name: &str) -> u64 {
     let path = format!("/proc/thread-self/net/{file}");
     let text = ns
@@ -220,22 +222,23 @@ fn kernel_counter(ns: &Ns, file: &str, group: &str, name: &str) -> u64 {
     found.and_then(|(_, v)| v.parse().ok()).expect("a counter")
 }
 
-/// No default route, and `rp_filter` on: the listener's kernel has no way back to the sender.
-fn a_closed_network_hears_what_is_rewritten(lab: &Lab) {
+/// Without a default route and with `rp_filter` on, the receiver's kernel has no route back to the
+/// sender and drops its packets. A rewritten source address passes.
+fn source_rewrite_passes_the_reverse_path_filter(lab: &Lab) {
     const SENT: u64 = 100;
     let site = Site::new(lab);
     let docker = &site.docker;
     docker.run("network create --internal --subnet 172.29.0.0/16 --ip-range 172.29.0.0/24 closed");
     let strict = "--sysctl net.ipv4.conf.all.rp_filter=1";
-    docker.idle("app", &format!("--network closed {strict}"));
-    let inside = docker.inside(lab, "app");
-    // Engines before 25.0 give it one all the same.
+    docker.run_idle("app", &format!("--network closed {strict}"));
+    let inside = docker.namespace_of(lab, "app");
+    // Engines before 25.0 add a default route all the same.
     if inside.try_ip("route show default") != Ok(String::new()) {
         inside.ip("route del default");
     }
     let rx = UdpRx::join(&inside, "eth0", &format!("{GROUP}:5000"));
-    let refused = || kernel_counter(&inside, "netstat", "TcpExt", "IPReversePathFilter");
-    let taken = || kernel_counter(&inside, "snmp", "Udp", "InDatagrams");
+    let filtered = || kernel_counter(&inside, "netstat", "TcpExt", "IPReversePathFilter");
+    let delivered = || kernel_counter(&inside, "snmp", "Udp", "InDatagrams");
     let bridge = docker.bridge("closed");
     let route = |more: &str| {
         format!(
@@ -254,22 +257,22 @@ fn a_closed_network_hears_what_is_rewritten(lab: &Lab) {
         let mut sender = site.on_lan(lab, &words);
         assert!(sender.wait().success(), "{}", sender.stderr());
     };
-    assert_eq!((refused(), taken()), (0, 0));
+    assert_eq!((filtered(), delivered()), (0, 0));
     send();
     router.expect_routed("r", &bridge, SENT);
-    // It arrived, and the kernel dropped it.
-    eventually("refused by the reverse path filter", SENT, refused);
-    assert_eq!((rx.count(), taken()), (0, 0));
+    // The packets arrived, and the kernel dropped them.
+    eventually("dropped by the reverse path filter", SENT, filtered);
+    assert_eq!((rx.count(), delivered()), (0, 0));
     let rewrite = "rewrite = { source = \"172.29.77.0/24\" }\n";
-    router.rewrite(&format!("{}{}", docker.settings(), route(rewrite)));
-    router.tell("reload");
+    router.write_settings(&format!("{}{}", docker.settings(), route(rewrite)));
+    router.run("reload");
     send();
-    wait_until(crate::lab::PATIENCE, || rx.count() as u64 >= SENT);
-    assert_eq!(rx.count() as u64, SENT, "{} refused", refused());
-    assert_eq!((refused(), taken()), (SENT, SENT));
-    // Each camera keeps an address of its own.
+    wait_until(crate::lab::TIMEOUT, || rx.count() as u64 >= SENT);
+    assert_eq!(rx.count() as u64, SENT, "{} filtered", filtered());
+    assert_eq!((filtered(), delivered()), (SENT, SENT));
+    // Each sender keeps an address of its own.
     assert!(
-        rx.got()
+        rx.received()
             .iter()
             .all(|(from, _)| from.to_string() == "172.29.77.10")
     );

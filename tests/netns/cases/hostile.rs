@@ -1,36 +1,36 @@
-//! Frames that are wrong, by accident or on purpose.
+//! Malformed frames, accidental and deliberate.
 //!
-//! `MCASTOR_SOAK_FRAMES=1000000 cargo test --test netns soak` is the long form.
+//! `MCASTOR_SOAK_FRAMES=1000000 cargo test --test netns soak_of_malformed_frames` runs the long form.
 
 use super::{cases, route};
 use crate::lab::frame::{self, Ipv4, fix_ipv4_checksum};
 use crate::lab::{Capture, Injector, Lab, Random, Router, Star, Udp, eventually};
 
 cases!("hostile":
-    each_fault_has_its_reason,
-    bad_sources,
-    soak,
+    malformed_packets_are_counted_by_reason,
+    invalid_sources_are_dropped_as_bad_source,
+    soak_of_malformed_frames,
 );
 
 const GROUP: &str = "225.1.2.3";
 
-fn four() -> Vec<u8> {
+fn v4_frame() -> Vec<u8> {
     Udp::new("10.0.0.10:9", "225.1.2.3:5000", [0x55; 64]).frame()
 }
 
-fn six() -> Vec<u8> {
+fn v6_frame() -> Vec<u8> {
     Udp::new("[2001:db8::10]:9", "[ff3e::1:2]:5000", [0x55; 64]).frame()
 }
 
-fn everything() -> String {
+fn routes_for_all_groups() -> String {
     route("r", "in", "", "224.0.0.0/4", &["out1"], "")
         + &route("r6", "in", "", "ff00::/8", &["out1"], "")
 }
 
-/// Injects one frame after the other; each must be counted once, under a reason it may have.
-fn drops(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
+/// Injects the frames one by one. Each must be counted once, under one of its expected reasons.
+fn assert_dropped(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
     let star = Star::v4(lab, 1);
-    let router = Router::start(lab, &star.rtr, &everything());
+    let router = Router::start(lab, &star.rtr, &routes_for_all_groups());
     let inject = Injector::new(&star.src, "eth0");
     let capture = Capture::new(&star.rcv, "eth1");
     let reasons = || -> Vec<(String, u64)> {
@@ -46,7 +46,7 @@ fn drops(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
         inject.send(frame);
         let total = |r: &[(String, u64)]| r.iter().map(|(_, n)| n).sum::<u64>();
         let counted =
-            crate::lab::wait_until(crate::lab::PATIENCE, || total(&reasons()) > total(&before));
+            crate::lab::wait_until(crate::lab::TIMEOUT, || total(&reasons()) > total(&before));
         let after = reasons();
         let grew: Vec<_> = after
             .iter()
@@ -60,107 +60,135 @@ fn drops(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
     assert!(faults.is_empty(), "{faults}");
     assert!(
         capture.frames().is_empty(),
-        "some came out: {:x?}",
+        "some were forwarded: {:x?}",
         capture.frames()
     );
-    inject.send(&four());
+    inject.send(&v4_frame());
     capture.expect(GROUP, 1);
 }
 
-fn each_fault_has_its_reason(lab: &Lab) {
+fn malformed_packets_are_counted_by_reason(lab: &Lab) {
     let with = |mut frame: Vec<u8>, change: &dyn Fn(&mut Vec<u8>)| {
         change(&mut frame);
         frame
     };
-    // Changes the IPv4 header and mends its checksum, so that only the fault meant is there.
-    let mended = |change: &dyn Fn(&mut Vec<u8>)| {
-        with(four(), &|f| {
+    // Changes the IPv4 header and updates its checksum, so that the frame has only that fault.
+    let v4_with = |change: &dyn Fn(&mut Vec<u8>)| {
+        with(v4_frame(), &|f| {
             change(f);
             fix_ipv4_checksum(&mut f[14..]);
         })
     };
-    let cut = |mut frame: Vec<u8>, len: usize| {
+    let truncated = |mut frame: Vec<u8>, len: usize| {
         frame.truncate(len);
         frame
     };
-    const CUT: &[&str] = &["truncated"];
-    const ODD: &[&str] = &["malformed"];
+    const TRUNCATED: &[&str] = &["truncated"];
+    const MALFORMED: &[&str] = &["malformed"];
     const EITHER: &[&str] = &["truncated", "malformed"];
-    drops(
+    assert_dropped(
         lab,
         &[
             (
                 "IPv4 header checksum",
-                with(four(), &|f| f[24] ^= 1),
+                with(v4_frame(), &|f| f[24] ^= 1),
                 &["bad_checksum"],
             ),
             (
                 "IPv4 header checksum zero",
-                with(four(), &|f| f[24..26].fill(0)),
+                with(v4_frame(), &|f| f[24..26].fill(0)),
                 &["bad_checksum"],
             ),
-            ("nothing after Ethernet, IPv4", cut(four(), 14), CUT),
-            ("one byte of IPv4", cut(four(), 15), CUT),
-            ("19 bytes of IPv4", cut(four(), 33), CUT),
-            ("IPv4 ends before its total length", cut(four(), 60), CUT),
-            ("IHL 0", with(four(), &|f| f[14] = 0x40), ODD),
-            ("IHL 4", with(four(), &|f| f[14] = 0x44), ODD),
+            (
+                "nothing after Ethernet, IPv4",
+                truncated(v4_frame(), 14),
+                TRUNCATED,
+            ),
+            ("one byte of IPv4", truncated(v4_frame(), 15), TRUNCATED),
+            ("19 bytes of IPv4", truncated(v4_frame(), 33), TRUNCATED),
+            (
+                "IPv4 ends before its total length",
+                truncated(v4_frame(), 60),
+                TRUNCATED,
+            ),
+            ("IHL 0", with(v4_frame(), &|f| f[14] = 0x40), MALFORMED),
+            ("IHL 4", with(v4_frame(), &|f| f[14] = 0x44), MALFORMED),
             (
                 "IHL beyond total length",
-                mended(&|f| {
+                v4_with(&|f| {
                     f[14] = 0x4f;
                     f[16..18].copy_from_slice(&40u16.to_be_bytes());
                 }),
                 EITHER,
             ),
-            ("total length 0", mended(&|f| f[16..18].fill(0)), ODD),
+            ("total length 0", v4_with(&|f| f[16..18].fill(0)), MALFORMED),
             (
                 "total length below the header",
-                mended(&|f| f[16..18].copy_from_slice(&[0, 19])),
-                ODD,
+                v4_with(&|f| f[16..18].copy_from_slice(&[0, 19])),
+                MALFORMED,
             ),
             (
                 "total length beyond the frame",
-                mended(&|f| f[16..18].copy_from_slice(&[0, 93])),
-                CUT,
+                v4_with(&|f| f[16..18].copy_from_slice(&[0, 93])),
+                TRUNCATED,
             ),
-            ("total length 65535", mended(&|f| f[16..18].fill(0xff)), CUT),
-            ("version 5 as IPv4", mended(&|f| f[14] = 0x55), ODD),
-            ("version 6 as IPv4", mended(&|f| f[14] = 0x65), EITHER),
-            ("nothing after Ethernet, IPv6", cut(six(), 14), CUT),
-            ("39 bytes of IPv6", cut(six(), 53), CUT),
-            ("IPv6 ends before its payload length", cut(six(), 90), CUT),
+            (
+                "total length 65535",
+                v4_with(&|f| f[16..18].fill(0xff)),
+                TRUNCATED,
+            ),
+            ("version 5 as IPv4", v4_with(&|f| f[14] = 0x55), MALFORMED),
+            ("version 6 as IPv4", v4_with(&|f| f[14] = 0x65), EITHER),
+            (
+                "nothing after Ethernet, IPv6",
+                truncated(v6_frame(), 14),
+                TRUNCATED,
+            ),
+            ("39 bytes of IPv6", truncated(v6_frame(), 53), TRUNCATED),
+            (
+                "IPv6 ends before its payload length",
+                truncated(v6_frame(), 90),
+                TRUNCATED,
+            ),
             (
                 "payload length beyond the frame",
-                with(six(), &|f| f[18..20].copy_from_slice(&[0, 73])),
-                CUT,
+                with(v6_frame(), &|f| f[18..20].copy_from_slice(&[0, 73])),
+                TRUNCATED,
             ),
             (
                 "payload length 65535",
-                with(six(), &|f| f[18..20].fill(0xff)),
-                CUT,
+                with(v6_frame(), &|f| f[18..20].fill(0xff)),
+                TRUNCATED,
             ),
-            ("version 4 as IPv6", with(six(), &|f| f[14] = 0x45), EITHER),
-            ("version 0 as IPv6", with(six(), &|f| f[14] = 0), ODD),
+            (
+                "version 4 as IPv6",
+                with(v6_frame(), &|f| f[14] = 0x45),
+                EITHER,
+            ),
+            (
+                "version 0 as IPv6",
+                with(v6_frame(), &|f| f[14] = 0),
+                MALFORMED,
+            ),
             (
                 "unicast in a multicast frame",
-                mended(&|f| f[30..34].copy_from_slice(&[10, 0, 0, 1])),
+                v4_with(&|f| f[30..34].copy_from_slice(&[10, 0, 0, 1])),
                 &["not_multicast"],
             ),
             (
                 "unicast IPv6 in a multicast frame",
-                with(six(), &|f| f[38] = 0x20),
+                with(v6_frame(), &|f| f[38] = 0x20),
                 &["not_multicast"],
             ),
         ],
     );
 }
 
-fn bad_sources(lab: &Lab) {
+fn invalid_sources_are_dropped_as_bad_source(lab: &Lab) {
     let v4 = |src: &str| Udp::new(&format!("{src}:9"), "225.1.2.3:5000", "x").frame();
     let v6 = |src: &str| Udp::new(&format!("[{src}]:9"), "[ff3e::1:2]:5000", "x").frame();
     const BAD: &[&str] = &["bad_source"];
-    drops(
+    assert_dropped(
         lab,
         &[
             ("0.0.0.0", v4("0.0.0.0"), BAD),
@@ -195,16 +223,16 @@ fn seeds() -> Vec<Vec<u8>> {
             ),
         )
     };
-    let mut hop_by_hop = six();
+    let mut hop_by_hop = v6_frame();
     hop_by_hop.splice(54..54, [17, 0, 5, 2, 0, 0, 1, 0]);
     hop_by_hop[19] += 8;
     hop_by_hop[20] = 0;
-    let mut fragment6 = six();
+    let mut fragment6 = v6_frame();
     fragment6.splice(54..54, [17, 0, 0, 1, 0, 0, 0, 9]);
     fragment6[19] += 8;
     fragment6[20] = 44;
     vec![
-        four(),
+        v4_frame(),
         Udp::new("10.0.0.10:9", "225.1.2.3:5000", [1; 1400]).frame(),
         Udp::new("10.0.0.10:9", "225.1.2.3:5000", [1; 1300])
             .options(&[0x94, 4, 0, 0, 7, 7, 4, 0, 0, 0, 0, 0])
@@ -213,7 +241,7 @@ fn seeds() -> Vec<Vec<u8>> {
         fragment(0x2000),
         fragment(0x1fff),
         fragment(0x3f00),
-        six(),
+        v6_frame(),
         Udp::new("[2001:db8::10]:9", "[ff3e::1:2]:5000", [1; 1400]).frame(),
         hop_by_hop,
         fragment6,
@@ -255,13 +283,13 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 /// Random and mutated frames through the live capture: none may stop it, feed its memory, or
 /// go uncounted.
-fn soak(lab: &Lab) {
+fn soak_of_malformed_frames(lab: &Lab) {
     let frames: u64 = std::env::var("MCASTOR_SOAK_FRAMES")
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(20_000);
     let star = Star::v4(lab, 2);
-    // The narrow egress cuts what the wide one sends whole.
+    // The narrow egress fragments packets that the wide one sends unfragmented.
     star.rtr.ip("link set out1 mtu 600");
     let any = |name: &str, group: &str, extra: &str| {
         route(name, "in", "", group, &["out1", "out2"], extra)
@@ -271,20 +299,20 @@ fn soak(lab: &Lab) {
     let mut router = Router::start(lab, &star.rtr, &toml);
     let inject = Injector::new(&star.src, "eth0");
     let (seeds, mut random) = (seeds(), Random::default());
-    let taken = |router: &Router| {
+    let counted = |router: &Router| {
         let m = router.metrics();
-        let of = |name: &str, label: &str, value: &str| m.sum(name, &[(label, value)]) as u64;
-        let messages = of("mcastor_interface_membership_messages_total", "iface", "in");
-        of("mcastor_interface_received_packets_total", "iface", "in")
+        let sum = |name: &str, label: &str, value: &str| m.sum(name, &[(label, value)]) as u64;
+        let messages = sum("mcastor_interface_membership_messages_total", "iface", "in");
+        sum("mcastor_interface_received_packets_total", "iface", "in")
             + messages
-            + of("mcastor_socket_dropped_packets_total", "iface", "in")
+            + sum("mcastor_socket_dropped_packets_total", "iface", "in")
     };
     let mut settled = 0;
     for n in 1..=frames {
         inject.send(&mutate(&mut random, &seeds));
         // In steps the router can follow, so that frames are parsed, not lost before.
         if n % 2_000 == 0 || n == frames {
-            eventually("frames taken in", n, || taken(&router));
+            eventually("frames counted in", n, || counted(&router));
             if n * 4 >= frames && settled == 0 {
                 settled = router.program.rss();
             }
@@ -305,7 +333,7 @@ fn soak(lab: &Lab) {
     );
     assert!(wide > frames / 50, "some are good enough to cross: {wide}");
     assert!(lost < frames / 2, "most must be parsed, lost {lost}");
-    assert_eq!(router.program.ended(), None);
+    assert_eq!(router.program.exit_status(), None);
     let grown = router.program.rss().saturating_sub(settled);
     assert!(
         grown < 8 << 20,

@@ -1,29 +1,31 @@
-//! Groups joined as a host: what the kernel says, and what a snooping switch makes of it.
+//! Groups joined as a host: kernel memberships, reports on the wire, and snooping switches.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::{cases, route};
 use crate::lab::proxy::{members, proxy};
-use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, UdpRx, eventually};
+use crate::lab::{
+    Capture, Injector, Lab, LinkEnd, Ns, Router, Star, Udp, UdpRx, connect_all, eventually,
+};
 use mcastor::model::{Group, IfIndex, Source, SourceFilter};
 use mcastor::sys::memberships::HostMemberships;
 
 cases!("joins":
-    the_kernel_lists_what_is_joined,
-    two_thousand_groups_of_each_family,
-    #[LinkKind("bridge")] a_snooping_switch_delivers_because_of_the_join,
-    leaves_are_seen_on_the_wire,
-    filters_change_in_place_on_the_wire,
-    filters_of_ipv6_and_their_limit,
-    from_any_source_to_some_and_back,
-    joined_again_on_an_interface_that_returns,
-    nothing_is_joined_or_announced_on_a_disabled_interface,
-    joined_as_soon_as_an_interface_can,
+    kernel_lists_configured_memberships,
+    joins_2048_groups_of_each_family,
+    #[LinkKind("bridge")] join_makes_a_snooping_switch_deliver,
+    joins_and_leaves_are_reported_on_the_wire,
+    source_filter_changes_are_reported_in_place,
+    ipv6_source_filters_widen_beyond_kernel_limit,
+    filter_mode_changes_reach_the_kernel,
+    recreated_interface_is_joined_again,
+    disabled_interface_joins_and_announces_nothing,
+    refused_join_is_retried_after_mtu_change,
 );
 
-/// Groups the kernel has on `iface` for sockets of this test, as `group` and `source,group`.
-/// The ones every host is in are left out.
+/// Returns the groups that the kernel has joined on `iface`, as `group` and `source,group`. Groups
+/// that every host joins are left out.
 pub(super) fn kernel(ns: &Ns, iface: &str) -> BTreeSet<String> {
     let read = |file: &str| {
         let path = format!("/proc/thread-self/net/{file}");
@@ -89,7 +91,7 @@ fn join(interface: &str, source: &str, group: &str) -> String {
     format!("[[join]]\ninterface = \"{interface}\"\n{source}group = \"{group}\"\n")
 }
 
-fn the_kernel_lists_what_is_joined(lab: &Lab) {
+fn kernel_lists_configured_memberships(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let r = |name: &str, source: &str, group: &str, extra: &str| {
         route(name, "in", source, group, &["out1"], extra)
@@ -104,8 +106,8 @@ fn the_kernel_lists_what_is_joined(lab: &Lab) {
         + &r("auto source", "10.0.0.10", "232.9.9.9", "")
         + &r("auto wide source", "10.0.0.0/24", "225.1.0.2", "")
         + &r("auto prefix", "", "225.2.0.0/24", "")
-        + &r("told prefix", "", "225.3.0.0/31", "join = true\n")
-        + &r("told not to", "", "225.1.0.3", "join = false\n")
+        + &r("explicit prefix", "", "225.3.0.0/31", "join = true\n")
+        + &r("join off", "", "225.1.0.3", "join = false\n")
         + &r("auto v6", "", "ff0e::2", "")
         + &r("auto specific", "10.0.0.0/24", "232.7.7.7", "")
         + &r("auto source v6", "fd00::10", "ff3e::8000:2", "");
@@ -134,36 +136,36 @@ fn the_kernel_lists_what_is_joined(lab: &Lab) {
     assert_eq!(joined(&router, "in"), all.len() as u64);
     assert_eq!(kernel(&star.rtr, "out1"), BTreeSet::new());
     let shown = router.control().show("groups");
-    // One row for each group, with its sources.
+    // `show groups` has one row per group, with its sources.
     assert_eq!(shown.len(), all.len() - 1);
     assert!(shown.iter().all(|g| g["error"].is_null()), "{shown:?}");
-    // The prefix is not joined, and both the log and `check` say so.
+    // The prefix is not joined; the log and `check` both report this.
     let log = router.program.stderr();
     for note in ["auto prefix", "auto specific"] {
         let noted = |l: &str| l.contains(note) && l.contains("not joined");
         assert!(log.lines().any(noted), "{note}: {log}");
     }
     assert!(
-        !log.contains("told prefix") && !log.contains("told not to"),
+        !log.contains("explicit prefix") && !log.contains("join off"),
         "{log}"
     );
     let out = router.cli(&["check", &router.config.display().to_string()]);
-    let said =
+    let printed =
         String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(
         out.status.success()
             && ["auto prefix", "auto specific"]
                 .iter()
-                .all(|n| said.contains(n)),
-        "{said}"
+                .all(|n| printed.contains(n)),
+        "{printed}"
     );
-    // By command, and back.
-    router.tell("join in 225.8.8.8");
-    router.tell("add in 225.8.8.9 out1");
-    router.tell("join in 10.0.0.12 232.1.2.3");
+    // Join and leave by command.
+    router.run("join in 225.8.8.8");
+    router.run("add in 225.8.8.9 out1");
+    router.run("join in 10.0.0.12 232.1.2.3");
     let more = set(&["225.8.8.8", "10.0.0.12,232.1.2.3", "225.8.8.9"]);
     let with: BTreeSet<String> = all.union(&more).cloned().collect();
-    // Without sources: the kernel lists those only where the latest group has some.
+    // Groups without sources: the kernel lists sources only if the most recent group has some.
     let plain = |all: &BTreeSet<String>| -> BTreeSet<String> {
         let group = |g: &String| g.rsplit(',').next().unwrap_or_default().to_owned();
         all.iter().map(group).collect()
@@ -171,23 +173,23 @@ fn the_kernel_lists_what_is_joined(lab: &Lab) {
     eventually("joined by command", plain(&with), || {
         plain(&kernel(&star.rtr, "in"))
     });
-    router.tell("leave in 225.8.8.8");
-    router.tell("leave in 10.0.0.12 232.1.2.3");
-    router.tell("remove in 225.8.8.9");
+    router.run("leave in 225.8.8.8");
+    router.run("leave in 10.0.0.12 232.1.2.3");
+    router.run("remove in 225.8.8.9");
     eventually("left by command", plain(&all), || {
         plain(&kernel(&star.rtr, "in"))
     });
-    router.rewrite(&join("in", "", "225.0.0.1"));
-    router.tell("reload");
+    router.write_settings(&join("in", "", "225.0.0.1"));
+    router.run("reload");
     eventually("left by reload", set(&["225.0.0.1"]), || {
         kernel(&star.rtr, "in")
     });
     eventually("the gauge", 1, || joined(&router, "in"));
     router.stop();
-    assert_eq!(kernel(&star.rtr, "in"), BTreeSet::new(), "left at the end");
+    assert_eq!(kernel(&star.rtr, "in"), BTreeSet::new(), "left on exit");
 }
 
-fn two_thousand_groups_of_each_family(lab: &Lab) {
+fn joins_2048_groups_of_each_family(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let sysctl = |key: &str| {
         let path = format!("/proc/sys/net/{key}");
@@ -199,12 +201,12 @@ fn two_thousand_groups_of_each_family(lab: &Lab) {
     assert_eq!(
         sysctl("ipv4/igmp_max_memberships"),
         "20",
-        "as the kernel has it"
+        "the kernel's default"
     );
     let router = Router::start(lab, &star.rtr, "");
     let begun = Instant::now();
-    router.rewrite(&(join("in", "", "225.16.0.0/21") + &join("in", "", "ff3e::8000:0/117")));
-    router.tell("reload");
+    router.write_settings(&(join("in", "", "225.16.0.0/21") + &join("in", "", "ff3e::8000:0/117")));
+    router.run("reload");
     eventually("2 x 2048 groups", 4096, || kernel(&star.rtr, "in").len());
     println!("4096 groups joined in {:?}", begun.elapsed());
     eventually("the gauge", 4096, || joined(&router, "in"));
@@ -212,40 +214,40 @@ fn two_thousand_groups_of_each_family(lab: &Lab) {
         let dir = format!("/proc/{}/fd", router.program.pid());
         std::fs::read_dir(dir).map_or(0, Iterator::count)
     };
-    assert!(fds() > 100, "pooled, 20 each: {}", fds());
-    // Every second one more of the same socket: places that get free are used again.
-    router.tell("join in 10.0.0.10 232.1.1.1");
+    assert!(fds() > 100, "pooled, 20 memberships a socket: {}", fds());
+    // The kernel allows one further membership on a socket whose places were freed.
+    router.run("join in 10.0.0.10 232.1.1.1");
     let begun = Instant::now();
-    router.rewrite("");
-    router.tell("reload");
+    router.write_settings("");
+    router.run("reload");
     eventually("all left", 0, || kernel(&star.rtr, "in").len());
     println!("and left in {:?}; {} descriptors", begun.elapsed(), fds());
     assert!(fds() < 40, "sockets are closed: {}", fds());
 }
 
-/// `src`, a bridge with snooping and a querier, and `in` of the router behind it.
-fn a_snooping_switch_delivers_because_of_the_join(lab: &Lab) {
+/// Connects `src` and `in` of the router by a bridge with snooping and a querier.
+fn join_makes_a_snooping_switch_deliver(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let sw = lab.ns("sw");
     star.rtr.ip("link del in");
-    let (s, r, w) = (star.src.name(), star.rtr.name(), sw.name());
-    let links = format!(
-        "link add eth0 netns {s} type veth peer name p0 netns {w}\n\
-         link add in netns {r} type veth peer name p1 netns {w}\n"
-    );
-    crate::lab::ns::ip_batch(&[], &links).expect("links");
+    connect_all(&[
+        (
+            LinkEnd::new(&sw, "p0", &[]),
+            LinkEnd::new(&star.src, "eth0", &["10.0.0.10/24"]),
+        ),
+        (
+            LinkEnd::new(&sw, "p1", &[]),
+            LinkEnd::new(&star.rtr, "in", &["10.0.0.1/24"]),
+        ),
+    ]);
     sw.ip_batch(
         "link add br0 type bridge\n\
          link set br0 type bridge mcast_snooping 1 mcast_igmp_version 3 \
          mcast_query_response_interval 10 mcast_startup_query_interval 20\n\
          link set p0 master br0\nlink set p1 master br0\n\
-         link set p0 up\nlink set p1 up\nlink set br0 up\n\
+         link set br0 up\n\
          link set br0 type bridge mcast_querier 1\n",
     );
-    star.src
-        .ip_batch("link set eth0 up\naddress add 10.0.0.10/24 dev eth0\n");
-    star.rtr
-        .ip_batch("link set in up\naddress add 10.0.0.1/24 dev in\n");
     let groups = ["225.1.2.3", "232.1.2.3"];
     let toml = |joins: &str| {
         route("any", "in", "", groups[0], &["out1"], joins)
@@ -260,7 +262,7 @@ fn a_snooping_switch_delivers_because_of_the_join(lab: &Lab) {
         }
     };
     let at_in = Capture::new(&star.rtr, "in");
-    // The switch floods until it believes in its querier; from then on nothing comes.
+    // The switch floods until it considers its querier valid; then it forwards only to members.
     let mut n = 0;
     eventually("the switch snoops", true, || {
         let before = groups.map(|g| at_in.to(g).len());
@@ -271,9 +273,9 @@ fn a_snooping_switch_delivers_because_of_the_join(lab: &Lab) {
     });
     (0..50).for_each(send);
     let before = groups.map(|g| at_in.to(g).len());
-    router.rewrite(&toml(""));
-    router.tell("reload");
-    eventually("the switch has them in its table", true, || {
+    router.write_settings(&toml(""));
+    router.run("reload");
+    eventually("the switch has both groups in its table", true, || {
         let out = sw.output("bridge", &["mdb", "show"]);
         let table = String::from_utf8_lossy(&out.stdout).into_owned();
         groups.iter().all(|g| table.contains(g))
@@ -281,17 +283,17 @@ fn a_snooping_switch_delivers_because_of_the_join(lab: &Lab) {
     assert_eq!(
         groups.map(|g| at_in.to(g).len()),
         before,
-        "nothing came without a join"
+        "packets were delivered without a join"
     );
     let out = Capture::new(&star.rcv, "eth1");
     (0..100).for_each(send);
     for group in groups {
         out.expect(group, 100);
     }
-    // And no longer once left.
-    router.rewrite(&toml("join = false\n"));
-    router.tell("reload");
-    eventually("nothing comes any more", true, || {
+    // After the leave, the switch delivers no packets.
+    router.write_settings(&toml("join = false\n"));
+    router.run("reload");
+    eventually("delivery stops", true, || {
         let before = groups.map(|g| at_in.to(g).len());
         send(0);
         std::thread::sleep(Duration::from_millis(20));
@@ -319,7 +321,7 @@ fn records(capture: &Capture) -> Vec<(u8, String, Vec<String>)> {
     found
 }
 
-fn leaves_are_seen_on_the_wire(lab: &Lab) {
+fn joins_and_leaves_are_reported_on_the_wire(lab: &Lab) {
     const TO_IN: u8 = 3;
     const TO_EX: u8 = 4;
     const ALLOW: u8 = 5;
@@ -330,8 +332,8 @@ fn leaves_are_seen_on_the_wire(lab: &Lab) {
         + &join("in", "", "225.1.1.2")
         + &join("in", "10.0.0.10", "232.1.1.1");
     let router = Router::start(lab, &star.rtr, &toml);
-    router.tell("join in 225.1.1.3");
-    let said = |kind: u8, group: &str, sources: &[&str]| {
+    router.run("join in 225.1.1.3");
+    let expect_record = |kind: u8, group: &str, sources: &[&str]| {
         let record = (
             kind,
             group.to_owned(),
@@ -342,19 +344,19 @@ fn leaves_are_seen_on_the_wire(lab: &Lab) {
         });
     };
     for group in ["225.1.1.1", "225.1.1.2", "225.1.1.3"] {
-        said(TO_EX, group, &[]);
+        expect_record(TO_EX, group, &[]);
     }
-    said(ALLOW, "232.1.1.1", &["10.0.0.10"]);
+    expect_record(ALLOW, "232.1.1.1", &["10.0.0.10"]);
     assert!(records(&wire).iter().all(|r| r.0 != TO_IN && r.0 != BLOCK));
-    router.tell("leave in 225.1.1.3");
-    said(TO_IN, "225.1.1.3", &[]);
-    router.rewrite(&route("r", "in", "", "225.1.1.1", &["out1"], ""));
-    router.tell("reload");
-    said(TO_IN, "225.1.1.2", &[]);
-    said(BLOCK, "232.1.1.1", &["10.0.0.10"]);
+    router.run("leave in 225.1.1.3");
+    expect_record(TO_IN, "225.1.1.3", &[]);
+    router.write_settings(&route("r", "in", "", "225.1.1.1", &["out1"], ""));
+    router.run("reload");
+    expect_record(TO_IN, "225.1.1.2", &[]);
+    expect_record(BLOCK, "232.1.1.1", &["10.0.0.10"]);
     assert!(!records(&wire).contains(&(TO_IN, "225.1.1.1".into(), vec![])));
     router.stop();
-    said(TO_IN, "225.1.1.1", &[]);
+    expect_record(TO_IN, "225.1.1.1", &[]);
 }
 
 fn sources(prefix: &str, range: std::ops::Range<u32>) -> BTreeSet<Source> {
@@ -362,9 +364,9 @@ fn sources(prefix: &str, range: std::ops::Range<u32>) -> BTreeSet<Source> {
     range.map(source).collect()
 }
 
-/// What a router that heard these reports takes a host to want (RFC 9776 section 6.4), after
-/// each record.
-fn heard(records: &[(u8, String, Vec<String>)], group: &str) -> Vec<SourceFilter> {
+/// Returns the source filter that a router derives for the host after each record (RFC 9776 section
+/// 6.4).
+fn derived_filters(records: &[(u8, String, Vec<String>)], group: &str) -> Vec<SourceFilter> {
     use SourceFilter::{Exclude, Include};
     let mut now = SourceFilter::none();
     let mut all = Vec::new();
@@ -384,9 +386,9 @@ fn heard(records: &[(u8, String, Vec<String>)], group: &str) -> Vec<SourceFilter
     all
 }
 
-/// From each filter to the next, in place: the wire tells of the difference, and what both want
-/// is wanted at every moment between.
-fn filters_change_in_place_on_the_wire(lab: &Lab) {
+/// Each filter replaces the previous one in place: the reports carry only the difference, and
+/// sources in both filters stay joined throughout.
+fn source_filter_changes_are_reported_in_place(lab: &Lab) {
     use SourceFilter::{Exclude, Include};
     const TO_EX: u8 = 4;
     const ALLOW: u8 = 5;
@@ -396,15 +398,15 @@ fn filters_change_in_place_on_the_wire(lab: &Lab) {
     let group: Group = "232.1.1.1".parse().expect("a group");
     let mut held = HostMemberships::new(index);
     let some = |range| sources("10.1.0.", range);
-    let mut want = |group: Group, filter: &SourceFilter| {
+    let mut apply = |group: Group, filter: &SourceFilter| {
         star.rtr.enter(|| held.set(group, filter).expect("set"));
         let text = group.to_string();
         eventually(&format!("{text} {filter}"), Some(filter.clone()), || {
-            heard(&records(&wire), &text).pop()
+            derived_filters(&records(&wire), &text).pop()
         });
         held.is_widened(group)
     };
-    // 10.1.0.1 is wanted all the time; 25 sources are more than one socket holds.
+    // 10.1.0.1 is included in every filter; 25 sources exceed the limit of one socket.
     for filter in [
         Include(some(1..2)),
         Include(some(1..3)),
@@ -417,44 +419,44 @@ fn filters_change_in_place_on_the_wire(lab: &Lab) {
         Exclude(some(50..51)),
         Include(some(1..13)),
     ] {
-        assert!(!want(group, &filter), "{filter}");
+        assert!(!apply(group, &filter), "{filter}");
     }
-    let all = heard(&records(&wire), "232.1.1.1");
+    let all = derived_filters(&records(&wire), "232.1.1.1");
     let kept = some(1..2).pop_first().expect("one");
     assert!(all.iter().all(|filter| filter.takes(kept)), "{all:?}");
-    let said = |kind, group: &str, list: BTreeSet<Source>| {
+    let reported = |kind, group: &str, list: BTreeSet<Source>| {
         let list: Vec<String> = list.iter().map(ToString::to_string).collect();
         let group = group.to_owned();
         records(&wire).contains(&(kind, group, list))
     };
-    assert!(said(ALLOW, "232.1.1.1", some(1..2)));
-    // With the second source the first may be told once more, as robustness asks.
+    assert!(reported(ALLOW, "232.1.1.1", some(1..2)));
+    // The report of the second source may repeat the first, because of the robustness variable.
     let second = |r: &(u8, String, Vec<String>)| r.0 == ALLOW && r.2.contains(&"10.1.0.2".into());
     assert!(records(&wire).iter().any(second));
-    assert!(said(TO_EX, "232.1.1.1", some(50..51)));
-    // From nothing.
+    assert!(reported(TO_EX, "232.1.1.1", some(50..51)));
+    // From no membership to an exclude filter.
     let fresh: Group = "225.1.1.1".parse().expect("a group");
-    assert!(!want(fresh, &Exclude(some(50..51))));
-    assert!(said(TO_EX, "225.1.1.1", some(50..51)));
-    assert!(!want(group, &Include(some(0..0))));
-    // Eleven are more than the kernel excludes: none is, until fewer are asked for.
+    assert!(!apply(fresh, &Exclude(some(50..51))));
+    assert!(reported(TO_EX, "225.1.1.1", some(50..51)));
+    assert!(!apply(group, &Include(some(0..0))));
+    // The kernel excludes at most ten sources; for eleven, none is excluded.
     let many = Exclude(some(50..61));
     star.rtr.enter(|| held.set(fresh, &many).expect("set"));
     assert!(held.is_widened(fresh));
     eventually("widened", Some(SourceFilter::any()), || {
-        heard(&records(&wire), "225.1.1.1").pop()
+        derived_filters(&records(&wire), "225.1.1.1").pop()
     });
     let fewer = Exclude(some(50..60));
     star.rtr.enter(|| held.set(fresh, &fewer).expect("set"));
     assert!(!held.is_widened(fresh));
     eventually("narrow again", Some(fewer), || {
-        heard(&records(&wire), "225.1.1.1").pop()
+        derived_filters(&records(&wire), "225.1.1.1").pop()
     });
     assert_eq!(held.len(), 1);
 }
 
-/// A socket has one filter for a group, which any source and some sources would share.
-fn from_any_source_to_some_and_back(lab: &Lab) {
+/// A socket has one filter per group, which any-source and source-specific joins would share.
+fn filter_mode_changes_reach_the_kernel(lab: &Lab) {
     use SourceFilter::{Exclude, Include};
     let star = Star::dual(lab, 1);
     let index = IfIndex::new(star.rtr.index("in")).expect("an index");
@@ -475,7 +477,7 @@ fn from_any_source_to_some_and_back(lab: &Lab) {
             (Include(some(0..0)), set(&[])),
         ] {
             star.rtr.enter(|| held.set(parsed, &filter).expect("set"));
-            // A program that a test beside this one starts may hold a closed socket for a moment.
+            // A process started by a parallel test may hold a closed socket for a moment.
             eventually(&format!("{group} {filter}"), in_the_kernel, || {
                 kernel(&star.rtr, "in")
             });
@@ -484,7 +486,7 @@ fn from_any_source_to_some_and_back(lab: &Lab) {
     }
 }
 
-fn filters_of_ipv6_and_their_limit(lab: &Lab) {
+fn ipv6_source_filters_widen_beyond_kernel_limit(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let index = IfIndex::new(star.rtr.index("in")).expect("an index");
     let group: Group = "ff3e::8000:1".parse().expect("a group");
@@ -494,7 +496,7 @@ fn filters_of_ipv6_and_their_limit(lab: &Lab) {
         star.rtr.enter(|| held.set(group, &filter).expect("set"));
         held.is_widened(group)
     };
-    // How many sources the kernel lists as wanted, and as not wanted.
+    // Returns the numbers of included and excluded sources that the kernel lists.
     let listed = || {
         let path = "/proc/thread-self/net/mcfilter6";
         let text = star
@@ -522,7 +524,7 @@ fn filters_of_ipv6_and_their_limit(lab: &Lab) {
     }
 }
 
-fn joined_again_on_an_interface_that_returns(lab: &Lab) {
+fn recreated_interface_is_joined_again(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml =
         route("r", "in", "", "225.1.2.3", &["out1"], "") + &join("in", "10.0.0.10", "232.1.2.3");
@@ -536,11 +538,11 @@ fn joined_again_on_an_interface_that_returns(lab: &Lab) {
         eventually("still joined", all.clone(), || kernel(&star.rtr, "in"));
         star.rtr.ip("link del in");
         eventually("the gauge", 0, || joined(&router, "in"));
-        star.plug_in();
+        star.recreate_ingress();
     }
 }
 
-fn nothing_is_joined_or_announced_on_a_disabled_interface(lab: &Lab) {
+fn disabled_interface_joins_and_announces_nothing(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let settings = |enabled: bool| {
         format!("[[interface]]\nname = \"in\"\nmrdisc = true\nenabled = {enabled}\n")
@@ -553,31 +555,31 @@ fn nothing_is_joined_or_announced_on_a_disabled_interface(lab: &Lab) {
     let _member = UdpRx::join(&star.rcv, "eth1", "225.1.2.5:5000");
     eventually("a member", 1, || members(&router).len());
     assert_eq!(kernel(&star.rtr, "in"), set(&[]));
-    router.rewrite(&settings(true));
-    router.control().must(&serde_json::json!("reload"));
+    router.write_settings(&settings(true));
+    router.control().expect_ok(&serde_json::json!("reload"));
     let all = set(&["225.1.2.3", "225.1.2.4", "225.1.2.5"]);
     eventually("joined", all, || kernel(&star.rtr, "in"));
     eventually("announced", true, || !wire.to("224.0.0.106").is_empty());
-    router.rewrite(&settings(false));
-    router.control().must(&serde_json::json!("reload"));
+    router.write_settings(&settings(false));
+    router.control().expect_ok(&serde_json::json!("reload"));
     eventually("left", set(&[]), || kernel(&star.rtr, "in"));
     eventually("a termination", Some(0x32), || {
         wire.to("224.0.0.106").last().map(|s| s.body()[0])
     });
 }
 
-/// A membership the kernel refuses is shown with its reason and tried again.
-fn joined_as_soon_as_an_interface_can(lab: &Lab) {
+/// A membership that the kernel refuses is shown with the reason and retried.
+fn refused_join_is_retried_after_mtu_change(lab: &Lab) {
     let star = Star::dual(lab, 1);
-    // Too narrow for IPv6, which the kernel then does not speak there (RFC 8200 section 5).
+    // An MTU below the IPv6 minimum (RFC 8200 section 5) disables IPv6 on the interface.
     star.rtr.ip("link set in mtu 1000");
     let router = Router::start(lab, &star.rtr, &join("in", "", "ff3e::1:2"));
     let error = || router.control().show("groups")[0]["error"].clone();
-    eventually("it is refused", true, || error().is_string());
+    eventually("the join is refused", true, || error().is_string());
     assert_eq!(joined(&router, "in"), 0);
     star.rtr.ip("link set in mtu 1500");
-    eventually("joined after all", set(&["ff3e::1:2"]), || {
+    eventually("joined after the MTU change", set(&["ff3e::1:2"]), || {
         kernel(&star.rtr, "in")
     });
-    eventually("no error any more", true, || error().is_null());
+    eventually("the error is cleared", true, || error().is_null());
 }

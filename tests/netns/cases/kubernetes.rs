@@ -1,5 +1,5 @@
-//! The manifests of conf/kubernetes: fields and names as the API has them, and settings that are
-//! good. Nothing is asked of a cluster.
+//! The manifests of conf/kubernetes: field names as in the API, and valid settings. No cluster is
+//! needed.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,9 +9,9 @@ use crate::lab::{BINARY, Lab};
 
 cases!("kubernetes":
     #[Python("jsonschema", "python3-jsonschema")] #[Python("yaml", "python3-yaml")]
-    manifests_and_the_settings_in_them_are_good,
+    manifests_and_embedded_settings_are_valid,
     #[Python("jsonschema", "python3-jsonschema")] #[Python("yaml", "python3-yaml")]
-    a_wrong_manifest_is_found,
+    invalid_manifest_is_rejected,
 );
 
 fn check(manifests: &[&Path]) -> Result<Vec<String>, String> {
@@ -37,7 +37,7 @@ fn manifest(name: &str) -> std::path::PathBuf {
     root.join("conf/kubernetes").join(name)
 }
 
-fn manifests_and_the_settings_in_them_are_good(lab: &Lab) {
+fn manifests_and_embedded_settings_are_valid(lab: &Lab) {
     let files = ["sidecar.yml", "daemonset.yml", "podmonitor.yml"].map(manifest);
     let files: Vec<&Path> = files.iter().map(|f| f.as_path()).collect();
     let settings = check(&files).unwrap_or_else(|e| panic!("{e}"));
@@ -47,12 +47,12 @@ fn manifests_and_the_settings_in_them_are_good(lab: &Lab) {
         std::fs::write(&file, text).expect("writing settings");
         let out = Command::new(BINARY).arg("check").arg(&file).output();
         let out = out.expect("mcastor check");
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "{said}");
+        let printed = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{printed}");
     }
 }
 
-fn a_wrong_manifest_is_found(lab: &Lab) {
+fn invalid_manifest_is_rejected(lab: &Lab) {
     let good = std::fs::read_to_string(manifest("daemonset.yml")).expect("the manifest");
     for (from, to) in [
         ("hostNetwork: true", "hostNetworks: true"),
@@ -70,9 +70,12 @@ fn a_wrong_manifest_is_found(lab: &Lab) {
         ("readOnlyRootFilesystem: true", "privileged: true"),
     ] {
         let wrong = good.replace(from, to);
-        assert_ne!(wrong, good, "{from} is not there");
+        assert_ne!(wrong, good, "{from} is not in the manifest");
         let file = lab.file("wrong.yml");
         std::fs::write(&file, wrong).expect("writing a manifest");
-        assert!(check(&[&file]).is_err(), "{from} became {to}, unnoticed");
+        assert!(
+            check(&[&file]).is_err(),
+            "{from} replaced by {to} was accepted"
+        );
     }
 }

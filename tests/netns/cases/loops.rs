@@ -1,23 +1,24 @@
-//! Loops that the TTL does not end.
+//! Forwarding loops that the TTL does not end.
 
 use std::time::Duration;
 
 use super::{cases, route};
-use crate::lab::ns::ip_batch;
-use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, eventually, wait_until};
+use crate::lab::{
+    Capture, Injector, Lab, LinkEnd, Ns, Router, Star, Udp, connect_all, eventually, wait_until,
+};
 
 cases!("loops":
-    a_packet_passes_a_ring_once_with_keep,
-    a_packet_passes_a_ring_once_with_set,
-    without_the_guard_it_goes_round_for_ever,
-    decrementing_ends_a_loop_by_itself,
-    equal_packets_that_are_meant_pass,
+    ring_with_ttl_keep_forwards_packet_once,
+    ring_with_ttl_set_forwards_packet_once,
+    ring_without_loop_guard_loops,
+    ttl_decrement_ends_a_loop,
+    identical_packets_pass_after_a_pause,
 );
 
 const GROUP: &str = "225.1.2.3";
 const DST: &str = "225.1.2.3:5000";
 
-/// in -> one:va -> vb:two:vc -> vd:one:va -> ...
+/// A ring: in -> one:va -> vb:two:vc -> vd:one:va -> ...
 struct Ring {
     star: Star,
     two: Ns,
@@ -29,15 +30,17 @@ impl Ring {
     fn new(lab: &Lab, extra: &str) -> Self {
         let star = Star::v4(lab, 0);
         let two = lab.ns("two");
-        two.sysctl("net/ipv6/conf/default/disable_ipv6", "1");
-        let (r, t) = (star.rtr.name(), two.name());
-        let links = format!(
-            "link add va netns {r} type veth peer name vb netns {t}\n\
-             link add vd netns {r} type veth peer name vc netns {t}\n"
-        );
-        ip_batch(&[], &links).expect("links");
-        two.ip_batch("link set vb up\nlink set vc up\n");
-        star.rtr.ip_batch("link set va up\nlink set vd up\n");
+        two.disable_ipv6();
+        connect_all(&[
+            (
+                LinkEnd::new(&star.rtr, "va", &[]),
+                LinkEnd::new(&two, "vb", &[]),
+            ),
+            (
+                LinkEnd::new(&star.rtr, "vd", &[]),
+                LinkEnd::new(&two, "vc", &[]),
+            ),
+        ]);
         let toml = route("enters", "in", "", GROUP, &["va"], extra)
             + &route("returns", "vd", "", GROUP, &["va"], extra);
         let one_router = Router::start(lab, &star.rtr, &toml);
@@ -57,7 +60,8 @@ impl Ring {
     }
 }
 
-fn once(lab: &Lab, ttl: &str) {
+/// Checks that each packet passes the ring once and is then dropped as `loop`.
+fn forwards_once(lab: &Lab, ttl: &str) {
     let ring = Ring::new(lab, ttl);
     let lap = Capture::new(&ring.two, "vb");
     (0..200).for_each(|n| ring.send(n));
@@ -68,34 +72,34 @@ fn once(lab: &Lab, ttl: &str) {
     ring.one_router.expect_routed("returns", "va", 0);
 }
 
-fn a_packet_passes_a_ring_once_with_keep(lab: &Lab) {
-    once(lab, "ttl = \"keep\"\n");
+fn ring_with_ttl_keep_forwards_packet_once(lab: &Lab) {
+    forwards_once(lab, "ttl = \"keep\"\n");
 }
 
-fn a_packet_passes_a_ring_once_with_set(lab: &Lab) {
-    once(lab, "ttl = { set = 8 }\n");
+fn ring_with_ttl_set_forwards_packet_once(lab: &Lab) {
+    forwards_once(lab, "ttl = { set = 8 }\n");
 }
 
-fn without_the_guard_it_goes_round_for_ever(lab: &Lab) {
+fn ring_without_loop_guard_loops(lab: &Lab) {
     let ring = Ring::new(lab, "ttl = { set = 8 }\nloop_guard = false\n");
     let lap = Capture::new(&ring.two, "vb");
     ring.send(1);
-    let round = wait_until(Duration::from_secs(10), || lap.to(GROUP).len() > 256);
+    let looped = wait_until(Duration::from_secs(10), || lap.to(GROUP).len() > 256);
     ring.two.ip("link set vc down");
     assert!(
-        round,
-        "{} laps: more than any TTL allows",
+        looped,
+        "{} laps, not more than any TTL allows",
         lap.to(GROUP).len()
     );
     ring.one_router
         .expect_metric("mcastor_dropped_packets_total", &[("reason", "loop")], 0);
 }
 
-fn decrementing_ends_a_loop_by_itself(lab: &Lab) {
+fn ttl_decrement_ends_a_loop(lab: &Lab) {
     let ring = Ring::new(lab, "");
     let lap = Capture::new(&ring.two, "vb");
     ring.send(1);
-    eventually("its TTL ran out", 1, || {
+    eventually("the TTL expired", 1, || {
         let expired = |r: &Router| {
             r.metric(
                 "mcastor_dropped_packets_total",
@@ -107,7 +111,7 @@ fn decrementing_ends_a_loop_by_itself(lab: &Lab) {
     lap.expect(GROUP, 8);
 }
 
-fn equal_packets_that_are_meant_pass(lab: &Lab) {
+fn identical_packets_pass_after_a_pause(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
         lab,
@@ -120,7 +124,7 @@ fn equal_packets_that_are_meant_pass(lab: &Lab) {
     for n in 1..=4 {
         inject.send(&heartbeat);
         capture.expect(GROUP, n);
-        // The pause is what is tested.
+        // The loop guard forgets a packet during this pause.
         std::thread::sleep(Duration::from_millis(600));
     }
     router.expect_metric("mcastor_dropped_packets_total", &[("reason", "loop")], 0);

@@ -1,20 +1,20 @@
-//! Counted packets equal packets on the wire, to the packet.
+//! Counters that match the packets on the wire exactly.
 
-use super::{cases, route};
-use crate::lab::{Capture, Injector, Lab, Router, Seen, Star, Udp, UdpRx, UdpTx, eventually};
+use super::{cases, route, star_v4};
+use crate::lab::{Capture, Injector, IpPacket, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually};
 
 cases!("metrics":
-    packets_and_bytes_are_exact,
-    names_types_and_labels,
-    latency_counts_every_packet,
-    interface_counters,
-    default_route_names,
-    what_the_socket_could_not_take_is_counted,
-    an_egress_that_is_down,
-    what_full_queues_of_the_machine_dropped,
+    packet_and_byte_counters_are_exact,
+    metric_names_types_and_labels_are_valid,
+    latency_histogram_counts_every_packet,
+    interface_counters_match_traffic,
+    unnamed_routes_get_default_names,
+    socket_overflow_drops_are_counted,
+    down_egress_is_not_counted_as_sent,
+    backlog_drops_match_softnet_stat,
 );
 
-fn packets_and_bytes_are_exact(lab: &Lab) {
+fn packet_and_byte_counters_are_exact(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let toml = route("r", "in", "", "225.1.2.3", &["out1", "out2"], "")
         + &route("r6", "in", "", "ff3e::1:2", &["out2"], "");
@@ -35,7 +35,7 @@ fn packets_and_bytes_are_exact(lab: &Lab) {
         capture
             .expect(group, 500)
             .iter()
-            .map(|s: &Seen| s.ip.len() as u64)
+            .map(|s: &IpPacket| s.ip.len() as u64)
             .sum()
     };
     let metrics = router.metrics();
@@ -64,17 +64,12 @@ fn packets_and_bytes_are_exact(lab: &Lab) {
     assert_eq!(
         bytes(&captures[0], "225.1.2.3"),
         500 * 28 + 499 * 250,
-        "IP bytes, no link header"
+        "bytes of IP packets, without link header"
     );
 }
 
-fn names_types_and_labels(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+fn metric_names_types_and_labels_are_valid(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     let tx = UdpTx::new(&star.src, "eth0", "225.1.2.3:5000");
     tx.send("x");
@@ -159,18 +154,13 @@ fn names_types_and_labels(lab: &Lab) {
     for sample in &metrics.samples {
         assert!(
             seen.insert((&sample.name, &sample.labels)),
-            "twice: {sample:?}"
+            "duplicate series: {sample:?}"
         );
     }
 }
 
-fn latency_counts_every_packet(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+fn latency_histogram_counts_every_packet(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
     let tx = UdpTx::new(&star.src, "eth0", "225.1.2.3:5000");
     (0..200).for_each(|_| tx.send("x"));
     router.expect_routed("r", "out1", 200);
@@ -187,13 +177,8 @@ fn latency_counts_every_packet(lab: &Lab) {
     assert!(sum > 0.0 && sum < 200.0 * 5.0, "seconds: {sum}");
 }
 
-fn interface_counters(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+fn interface_counters_match_traffic(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
     let inject = Injector::new(&star.src, "eth0");
     for group in ["225.1.2.3:5000", "225.1.2.4:5000"] {
         (0..30).for_each(|_| inject.send(&Udp::new("10.0.0.10:9", group, "x").frame()));
@@ -201,7 +186,7 @@ fn interface_counters(lab: &Lab) {
     router.expect_routed("r", "out1", 30);
     router.expect_dropped("no_route", "in", 30);
     let metrics = router.metrics();
-    let of = |iface: &str, value: f64| {
+    let has_value = |iface: &str, value: f64| {
         metrics.samples.iter().any(|s| {
             s.name.starts_with("mcastor_interface_")
                 && s.value == value
@@ -209,18 +194,18 @@ fn interface_counters(lab: &Lab) {
         })
     };
     assert!(
-        of("in", 60.0),
-        "what came in:\n{}",
+        has_value("in", 60.0),
+        "received packets:\n{}",
         metrics.show("mcastor_interface_")
     );
     assert!(
-        of("out1", 30.0),
-        "what went out:\n{}",
+        has_value("out1", 30.0),
+        "transmitted packets:\n{}",
         metrics.show("mcastor_interface_")
     );
 }
 
-fn default_route_names(lab: &Lab) {
+fn unnamed_routes_get_default_names(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = "[[route]]\nfrom = \"in\"\nsource = \"10.0.0.10\"\ngroup = \"225.1.2.3\"\nto = [\"out1\"]\n\
                 [[route]]\nfrom = \"in\"\ngroup = \"225.1.3.0/24\"\nto = [\"out1\"]\n";
@@ -232,14 +217,14 @@ fn default_route_names(lab: &Lab) {
     router.expect_routed("in (*, 225.1.3.0/24)", "out1", 1);
 }
 
-/// Stopped, the router cannot read: the kernel throws packets away and says how many.
-fn what_the_socket_could_not_take_is_counted(lab: &Lab) {
+/// While the router is stopped, the kernel drops packets and counts them.
+fn socket_overflow_drops_are_counted(lab: &Lab) {
     const BURST: u64 = 150_000;
     let star = Star::v4(lab, 1);
     let mut router = Router::start(
         lab,
         &star.rtr,
-        // No join: its reports would be among the packets the socket could not take.
+        // No join: its reports would be among the dropped packets.
         &route("r", "in", "", "225.1.2.3", &["out1"], "join = false\n"),
     );
     let inject = Injector::new(&star.src, "eth0");
@@ -262,13 +247,8 @@ fn what_the_socket_could_not_take_is_counted(lab: &Lab) {
     assert!(routed > 0 && lost > 0, "routed {routed}, lost {lost}");
 }
 
-fn an_egress_that_is_down(lab: &Lab) {
-    let star = Star::v4(lab, 2);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1", "out2"], ""),
-    );
+fn down_egress_is_not_counted_as_sent(lab: &Lab) {
+    let (star, router) = star_v4(lab, 2);
     let (one, two) = (
         Capture::new(&star.rcv, "eth1"),
         Capture::new(&star.rcv, "eth2"),
@@ -284,8 +264,8 @@ fn an_egress_that_is_down(lab: &Lab) {
     assert_eq!(one.to("225.1.2.3").len(), 10);
 }
 
-/// The number is of the whole machine, and tests beside this one may add to it.
-fn what_full_queues_of_the_machine_dropped(lab: &Lab) {
+/// The counter covers the whole machine; parallel tests may increase it.
+fn backlog_drops_match_softnet_stat(lab: &Lab) {
     let kernel = || -> u64 {
         let text = std::fs::read_to_string("/proc/net/softnet_stat").expect("softnet_stat");
         let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1).unwrap(), 16);
@@ -295,7 +275,7 @@ fn what_full_queues_of_the_machine_dropped(lab: &Lab) {
     let rule = route("r", "in", "", "225.1.2.3", &["out1"], "");
     let router = Router::start(lab, &star.rtr, &rule);
     let shown = || router.metric("mcastor_backlog_dropped_packets_total", &[]) as u64;
-    eventually("what the kernel says", true, || {
+    eventually("the counter matches the kernel's", true, || {
         let (before, shown, after) = (kernel(), shown(), kernel());
         (before..=after).contains(&shown)
     });

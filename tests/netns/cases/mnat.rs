@@ -1,4 +1,4 @@
-//! Multicast NAT: sender, ingress, network, egress, receiver, and a server between them.
+//! Multicast NAT: sender, ingress, network, egress and receiver, with a server in the network.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -7,28 +7,28 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cases;
-use crate::lab::mnat::{self, Ca, Owner, Server};
-use crate::lab::ns::ip_batch;
+use crate::lab::mnat::{self, Ca, Server, ServerState};
 use crate::lab::proxy::join_source;
 use crate::lab::{
-    Capture, Injector, Lab, Ns, Numbered, Router, Udp, eventually, in_order, missing, wait_until,
+    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Router, Udp, connect_all, eventually,
+    missing, received_in_order, wait_until,
 };
 
 cases!("mnat":
-    streams_go_on_through_changes_and_an_absent_server,
-    hosts_that_join_are_mapped_and_served_in_both_versions,
-    local_groups_without_a_source_carry_streams,
-    joins_from_the_file_alone_ask_nobody,
-    a_route_in_the_way_is_told_until_it_goes,
+    streams_survive_remapping_and_server_outage,
+    joined_hosts_receive_mapped_streams_v4_and_v6,
+    any_source_local_groups_carry_streams,
+    joinfile_only_egress_sends_no_queries,
+    conflicting_route_is_reported_until_removed,
 );
 
-/// A poll of each end, and the time between two mappings.
+/// Enough time for a poll of each end and for the delay between two mappings.
 pub(super) const LONG: Duration = Duration::from_secs(60);
 
-/// The way of a stream, and the server in the middle of it.
+/// The path of a stream, with the server at the egress.
 ///
 ///     src eth0 ---- in  ing  mid ---- net0 egr  out ---- eth1 rcv
-pub(super) struct Way {
+pub(super) struct MnatTopology {
     pub(super) src: Ns,
     pub(super) ing: Ns,
     pub(super) egr: Ns,
@@ -39,9 +39,9 @@ pub(super) struct Way {
 
 pub(super) const SERVER: &str = "10.9.0.2:8443";
 
-impl Way {
+impl MnatTopology {
     pub(super) fn new(lab: &Lab) -> Self {
-        let way = Self {
+        let topology = Self {
             src: lab.ns("src"),
             ing: lab.ns("ing"),
             egr: lab.ns("egr"),
@@ -49,43 +49,36 @@ impl Way {
             ca: Ca::new(),
             ca_file: lab.file("ca.pem"),
         };
-        std::fs::write(&way.ca_file, way.ca.pem()).unwrap();
-        let mut links = String::new();
-        for (a, to, b, at) in [
-            ("eth0", &way.src, "in", &way.ing),
-            ("mid", &way.ing, "net0", &way.egr),
-            ("out", &way.egr, "eth1", &way.rcv),
-        ] {
-            let (to, at) = (to.name(), at.name());
-            links += &format!("link add {a} netns {to} type veth peer name {b} netns {at}\n");
-        }
-        ip_batch(&[], &links).unwrap();
-        for (ns, iface, v4, v6) in [
-            (&way.src, "eth0", "10.0.0.10/24", "fd00::10/64"),
-            (&way.ing, "in", "10.0.0.1/24", "fd00::1/64"),
-            (&way.ing, "mid", "10.9.0.1/24", "fd09::1/64"),
-            (&way.egr, "net0", "10.9.0.2/24", "fd09::2/64"),
-            (&way.egr, "out", "10.0.1.1/24", "fd00:1::1/64"),
-            (&way.rcv, "eth1", "10.0.1.10/24", "fd00:1::10/64"),
-        ] {
-            ns.ip_batch(&format!(
-                "link set {iface} up\naddress add {v4} dev {iface}\n\
-                 address add {v6} dev {iface} nodad\n"
-            ));
-        }
-        way
+        std::fs::write(&topology.ca_file, topology.ca.pem()).unwrap();
+        let (src, ing, egr, rcv) = (&topology.src, &topology.ing, &topology.egr, &topology.rcv);
+        connect_all(&[
+            (
+                LinkEnd::new(ing, "in", &["10.0.0.1/24", "fd00::1/64"]),
+                LinkEnd::new(src, "eth0", &["10.0.0.10/24", "fd00::10/64"]),
+            ),
+            (
+                LinkEnd::new(egr, "net0", &["10.9.0.2/24", "fd09::2/64"]),
+                LinkEnd::new(ing, "mid", &["10.9.0.1/24", "fd09::1/64"]),
+            ),
+            (
+                LinkEnd::new(egr, "out", &["10.0.1.1/24", "fd00:1::1/64"]),
+                LinkEnd::new(rcv, "eth1", &["10.0.1.10/24", "fd00:1::10/64"]),
+            ),
+        ]);
+        topology
     }
 
-    pub(super) fn serve(&self, owner: &Arc<Mutex<Owner>>) -> Server {
+    pub(super) fn serve(&self, owner: &Arc<Mutex<ServerState>>) -> Server {
         self.serve_at(SERVER, None, owner)
     }
 
-    /// Where `clients` is given, it must have signed their certificates.
+    /// As [`Self::serve`] at another address. With `clients`, client certificates of that CA are
+    /// required.
     pub(super) fn serve_at(
         &self,
         at: &str,
         clients: Option<Ca>,
-        owner: &Arc<Mutex<Owner>>,
+        owner: &Arc<Mutex<ServerState>>,
     ) -> Server {
         mnat::serve(&self.egr, &self.ca, clients, at, owner)
     }
@@ -113,7 +106,7 @@ impl Way {
     }
 }
 
-/// What `show mnat` says: global group to local group, and how it stands.
+/// Returns global group, local group and state of each mapping of `show mnat`.
 pub(super) fn mapped(router: &Router) -> Vec<(String, String, String)> {
     let ends = router.control().show("mnat");
     let mappings = ends[0]["mappings"].as_array().expect("a list");
@@ -134,11 +127,11 @@ pub(super) fn wait_mapped(router: &Router, want: &[(&str, &str)]) {
         .iter()
         .map(|(g, l)| (g.to_string(), l.to_string(), "assigned".to_string()))
         .collect();
-    let there = wait_until(LONG, || mapped(router) == want);
-    assert!(there, "{:?}, expected {want:?}", mapped(router));
+    let complete = wait_until(LONG, || mapped(router) == want);
+    assert!(complete, "{:?}, expected {want:?}", mapped(router));
 }
 
-/// What is rewritten to what, as the routes say.
+/// Returns the groups rewritten by MNAT routes, as `from -> to`.
 pub(super) fn rewritten(router: &Router) -> Vec<String> {
     let routes = router.control().show("routes");
     let mut names: Vec<String> = routes
@@ -152,50 +145,50 @@ pub(super) fn rewritten(router: &Router) -> Vec<String> {
 
 #[track_caller]
 pub(super) fn wait_rewritten(router: &Router, want: &[&str]) {
-    let there = wait_until(LONG, || rewritten(router) == want);
-    assert!(there, "{:?}, expected {want:?}", rewritten(router));
-    eventually("it captures", true, || router.is_ready());
+    let complete = wait_until(LONG, || rewritten(router) == want);
+    assert!(complete, "{:?}, expected {want:?}", rewritten(router));
+    eventually("the router is ready", true, || router.is_ready());
 }
 
 pub(super) const G: &str = "232.1.1.1";
 
-fn streams_go_on_through_changes_and_an_absent_server(lab: &Lab) {
-    let way = Way::new(lab);
+fn streams_survive_remapping_and_server_outage(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-    let owner = Owner::starting_at(0);
-    let server = way.serve(&owner);
-    let egress = way.egress(lab, &reads);
+    let owner = ServerState::starting_at(0);
+    let server = topology.serve(&owner);
+    let egress = topology.egress(lab, &reads);
     wait_mapped(&egress, &[(G, "239.1.1.1")]);
-    let ingress = way.ingress(lab, &writes);
+    let ingress = topology.ingress(lab, &writes);
     wait_mapped(&ingress, &[(G, "239.1.1.1")]);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.1"]);
     wait_rewritten(&egress, &["239.1.1.1 -> 232.1.1.1"]);
     eventually(
-        "the ingress says what it joined",
+        "the ingress writes its joins",
         "10.0.0.10,232.1.1.1\n".to_string(),
         || std::fs::read_to_string(&writes).unwrap_or_default(),
     );
-    let wire = Capture::new(&way.rcv, "eth1");
-    let network = Capture::new(&way.egr, "net0");
-    let sender = Numbered::start(&way.src, "eth0", "10.0.0.10:9", "232.1.1.1:5000", 200);
+    let wire = Capture::new(&topology.rcv, "eth1");
+    let network = Capture::new(&topology.egr, "net0");
+    let sender = NumberedStream::start(&topology.src, "eth0", "10.0.0.10:9", "232.1.1.1:5000", 200);
     eventually("the first packet", true, || !wire.to(G).is_empty());
-    // Nothing of the global stream is seen in the network.
+    // The network carries no packets of the global stream.
     assert!(network.to(G).is_empty() && !network.to("239.1.1.1").is_empty());
 
-    // The actor that asks the server dies; its routes stay.
-    egress.control().must(&json!({ "panic": "mnat" }));
+    // The actor that talks to the server dies; its routes remain.
+    egress.control().expect_ok(&json!({ "panic": "mnat" }));
     egress.expect_metric("mcastor_actor_restarts_total", &[("actor", "mnat")], 1);
     wait_mapped(&egress, &[(G, "239.1.1.1")]);
-    sender.more(100);
+    sender.wait_for_more(100);
 
     // The mapping changes.
-    owner.lock().unwrap().swap();
+    owner.lock().unwrap().reassign();
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.2"]);
     wait_rewritten(&egress, &["239.1.1.2 -> 232.1.1.1"]);
-    sender.more(100);
+    sender.wait_for_more(100);
 
-    // The server is killed, and comes back knowing nothing.
+    // The server is killed and restarts without state.
     drop(server);
     let failed = |r: &Router| r.metric("mcastor_mnat_requests_total", &[("code", "connect")]);
     let gone = wait_until(LONG, || failed(&egress) >= 2.0 && failed(&ingress) >= 2.0);
@@ -205,57 +198,62 @@ fn streams_go_on_through_changes_and_an_absent_server(lab: &Lab) {
         failed(&egress),
         failed(&ingress)
     );
-    let owner = Owner::starting_at(10);
-    let server = way.serve(&owner);
+    let owner = ServerState::starting_at(10);
+    let server = topology.serve(&owner);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.11"]);
     wait_rewritten(&egress, &["239.1.1.11 -> 232.1.1.1"]);
-    sender.more(100);
+    sender.wait_for_more(100);
 
-    // The joinfile is rewritten: in place, cut first; then by rename.
+    // The joinfile is rewritten: first truncated in place, then replaced by rename.
     std::fs::write(&reads, "").unwrap();
     std::fs::write(&reads, "# two\n10.0.0.10,232.1.1.1\n10.0.0.10,232.1.1.2\n").unwrap();
     wait_mapped(&egress, &[(G, "239.1.1.11"), ("232.1.1.2", "239.1.1.12")]);
-    let beside = reads.with_extension("new");
-    std::fs::write(&beside, "10.0.0.10,232.1.1.1\n").unwrap();
-    std::fs::rename(&beside, &reads).unwrap();
+    let replacement = reads.with_extension("new");
+    std::fs::write(&replacement, "10.0.0.10,232.1.1.1\n").unwrap();
+    std::fs::rename(&replacement, &reads).unwrap();
     wait_mapped(&egress, &[(G, "239.1.1.11")]);
     wait_rewritten(&egress, &["239.1.1.11 -> 232.1.1.1"]);
-    sender.more(100);
+    sender.wait_for_more(100);
     let before_restart = sender.sent();
 
-    // The egress is restarted: what is lost is what comes before it is up again.
+    // The egress restarts: only packets before it is ready again are lost.
     egress.stop();
-    let egress = way.egress(lab, &reads);
+    let egress = topology.egress(lab, &reads);
     wait_rewritten(&egress, &["239.1.1.11 -> 232.1.1.1"]);
     let seen = wire.to(G).len();
     eventually("packets again", true, || wire.to(G).len() > seen + 50);
-    // The ingress too.
+    // The ingress restarts, too.
     ingress.stop();
-    let ingress = way.ingress(lab, &writes);
+    let ingress = topology.ingress(lab, &writes);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.11"]);
     let seen = wire.to(G).len();
-    eventually("packets once more", true, || wire.to(G).len() > seen + 50);
+    eventually("packets again after the ingress", true, || {
+        wire.to(G).len() > seen + 50
+    });
 
     let sent = sender.finish();
-    let there = |n: u32| in_order(&wire, G).last() == Some(&n);
-    eventually("the last packet", true, || there(sent - 1));
-    let got = in_order(&wire, G);
+    let last_arrived = |n: u32| received_in_order(&wire, G).last() == Some(&n);
+    eventually("the last packet", true, || last_arrived(sent - 1));
+    let got = received_in_order(&wire, G);
     let lost = missing(sent, &got);
     let (before, after): (Vec<u32>, Vec<u32>) = lost.iter().partition(|n| **n < before_restart);
     println!(
-        "sent {sent}, lost {} before and {} by restarts",
+        "sent {sent}, lost {} before and {} after the first restart",
         before.len(),
         after.len()
     );
-    assert!(before.is_empty(), "lost through changes: {before:?}");
+    assert!(
+        before.is_empty(),
+        "lost before the first restart: {before:?}"
+    );
     drop((server, ingress, egress));
 }
 
-/// A host that wants one source of a group, by MLDv2, for as long as the socket lives.
+/// Joins one source of a group by MLDv2, for as long as the socket lives.
 fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
     const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
     let index = ns.index(iface);
-    // struct group_source_req: the interface, and two addresses in 128 bytes each.
+    // struct group_source_req: the interface and two addresses of 128 bytes each.
     let mut request = [0u8; 264];
     request[..4].copy_from_slice(&index.to_ne_bytes());
     for (at, text) in [(8, group), (136, source)] {
@@ -281,16 +279,16 @@ fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::S
     })
 }
 
-fn hosts_that_join_are_mapped_and_served_in_both_versions(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    let _server = way.serve(&owner);
+fn joined_hosts_receive_mapped_streams_v4_and_v6(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
+    let _server = topology.serve(&owner);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
-    let egress = way.egress(lab, &reads);
-    let ingress = way.ingress(lab, &writes);
-    let four = join_source(&way.rcv, "eth1", "10.0.0.10", "232.1.1.1");
+    let egress = topology.egress(lab, &reads);
+    let ingress = topology.ingress(lab, &writes);
+    let four = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");
     wait_mapped(&egress, &[("232.1.1.1", "239.1.1.1")]);
-    let six = join_source_v6(&way.rcv, "eth1", "fd00::10", "ff3e::8000:1");
+    let six = join_source_v6(&topology.rcv, "eth1", "fd00::10", "ff3e::8000:1");
     let both = [("232.1.1.1", "239.1.1.1"), ("ff3e::8000:1", "239.1.1.2")];
     wait_mapped(&egress, &both);
     wait_mapped(&ingress, &both);
@@ -298,12 +296,12 @@ fn hosts_that_join_are_mapped_and_served_in_both_versions(lab: &Lab) {
         &ingress,
         &["232.1.1.1 -> 239.1.1.1", "ff3e::8000:1 -> 239.1.1.2"],
     );
-    let wire = Capture::new(&way.rcv, "eth1");
-    let inject = Injector::new(&way.src, "eth0");
+    let wire = Capture::new(&topology.rcv, "eth1");
+    let inject = Injector::new(&topology.src, "eth0");
     for n in 0..50u32 {
         let payload = n.to_be_bytes();
         inject.send(&Udp::new("10.0.0.10:9", "232.1.1.1:5000", payload).frame());
-        // Somebody else's packets are none of the mapping.
+        // Packets of another source do not match the mapping.
         inject.send(&Udp::new("10.0.0.11:9", "232.1.1.1:5000", payload).frame());
         inject.send(&Udp::new("[fd00::10]:9", "[ff3e::8000:1]:5000", payload).frame());
     }
@@ -312,7 +310,7 @@ fn hosts_that_join_are_mapped_and_served_in_both_versions(lab: &Lab) {
         let source: std::net::IpAddr = source.parse().unwrap();
         assert!(seen.iter().all(|s| s.src == source), "{seen:?}");
     }
-    // Leaving takes the mapping away on both sides.
+    // A leave removes the mapping on both sides.
     drop(four);
     wait_mapped(&egress, &both[1..]);
     wait_mapped(&ingress, &both[1..]);
@@ -322,25 +320,25 @@ fn hosts_that_join_are_mapped_and_served_in_both_versions(lab: &Lab) {
     wait_rewritten(&ingress, &[]);
 }
 
-/// A pool of groups for any source: the ingress sends as who it is sent by, the egress takes in
-/// whoever sends to the local group.
-fn local_groups_without_a_source_carry_streams(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
+/// With local groups for any source, the ingress keeps the source address and the egress accepts any
+/// sender to the local group.
+fn any_source_local_groups_carry_streams(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
     owner.lock().unwrap().any_source = true;
-    let _server = way.serve(&owner);
+    let _server = topology.serve(&owner);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
-    let egress = way.egress(lab, &reads);
-    let ingress = way.ingress(lab, &writes);
-    let host = join_source(&way.rcv, "eth1", "10.0.0.10", G);
+    let egress = topology.egress(lab, &reads);
+    let ingress = topology.ingress(lab, &writes);
+    let host = join_source(&topology.rcv, "eth1", "10.0.0.10", G);
     wait_mapped(&egress, &[(G, "239.1.1.1")]);
     wait_mapped(&ingress, &[(G, "239.1.1.1")]);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.1"]);
     let (between, wire) = (
-        Capture::new(&way.egr, "net0"),
-        Capture::new(&way.rcv, "eth1"),
+        Capture::new(&topology.egr, "net0"),
+        Capture::new(&topology.rcv, "eth1"),
     );
-    let inject = Injector::new(&way.src, "eth0");
+    let inject = Injector::new(&topology.src, "eth0");
     for n in 0..50u32 {
         inject.send(&Udp::new("10.0.0.10:9", "232.1.1.1:5000", n.to_be_bytes()).frame());
         inject.send(&Udp::new("10.0.0.11:9", "232.1.1.1:5000", n.to_be_bytes()).frame());
@@ -356,42 +354,42 @@ fn local_groups_without_a_source_carry_streams(lab: &Lab) {
     wait_mapped(&egress, &[]);
 }
 
-fn joins_from_the_file_alone_ask_nobody(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    let _server = way.serve(&owner);
+fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
+    let _server = topology.serve(&owner);
     let reads = lab.file("egress.sgs");
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-    let settings = way.settings("egress", "net0", "out", &reads);
-    // IGMP that leaves towards the hosts, as a querier's does; 2 is the protocol.
+    let settings = topology.settings("egress", "net0", "out", &reads);
+    // Returns the number of IGMP (protocol 2) general queries sent to the hosts.
     let queried = |wire: &Capture| {
         let frames = wire.frames();
         let incoming = frames.iter().filter(|f| !f.outgoing);
-        let seen = incoming.filter_map(|f| crate::lab::Seen::read(&f.bytes));
+        let seen = incoming.filter_map(|f| crate::lab::IpPacket::parse(&f.bytes));
         seen.filter(|s| s.protocol == 2 && s.dst.to_string() == "224.0.0.1")
             .count()
     };
-    for (joins, hears) in [
+    for (joins, queries_hosts) in [
         ("[\"joinfile\"]", false),
         ("[\"members\", \"joinfile\"]", true),
     ] {
-        let wire = Capture::new(&way.rcv, "eth1");
+        let wire = Capture::new(&topology.rcv, "eth1");
         let settings = format!("{settings}joins = {joins}\n");
-        let egress = Router::start(lab, &way.egr, &settings);
+        let egress = Router::start(lab, &topology.egr, &settings);
         let file = (G, "239.1.1.1");
         wait_mapped(&egress, &[file]);
-        let host = join_source(&way.rcv, "eth1", "10.0.0.10", "232.1.1.7");
-        match hears {
+        let host = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.7");
+        match queries_hosts {
             true => {
                 wait_mapped(&egress, &[file, ("232.1.1.7", "239.1.1.2")]);
-                assert!(queried(&wire) > 0, "no query");
+                assert!(queried(&wire) > 0, "no query was sent");
             }
             false => {
-                // A report of the host came and was not listened to: nothing was mapped by the
-                // time the file's next stream is.
+                // The host's report is ignored: it has no mapping by the time the file's next stream
+                // has one.
                 std::fs::write(&reads, "10.0.0.10,232.1.1.1\n10.0.0.10,232.1.1.8\n").unwrap();
-                let there = wait_until(LONG, || mapped(&egress).len() == 2);
-                assert!(there, "{:?}", mapped(&egress));
+                let complete = wait_until(LONG, || mapped(&egress).len() == 2);
+                assert!(complete, "{:?}", mapped(&egress));
                 let groups: Vec<_> = mapped(&egress).into_iter().map(|m| m.0).collect();
                 assert_eq!(groups, [G, "232.1.1.8"]);
                 assert_eq!(queried(&wire), 0);
@@ -404,16 +402,17 @@ fn joins_from_the_file_alone_ask_nobody(lab: &Lab) {
     }
 }
 
-fn a_route_in_the_way_is_told_until_it_goes(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    let _server = way.serve(&owner);
+/// A mapping whose packets another route matches is reported as a conflict until the route is removed.
+fn conflicting_route_is_reported_until_removed(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
+    let _server = topology.serve(&owner);
     let reads = lab.file("egress.sgs");
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-    let settings = way.settings("egress", "net0", "out", &reads);
+    let settings = topology.settings("egress", "net0", "out", &reads);
     let route = "[[route]]\nname = \"mine\"\nfrom = \"net0\"\nsource = \"10.9.9.9\"\n\
                  group = \"239.1.1.1\"\nto = [\"out\"]\n";
-    let egress = Router::start(lab, &way.egr, &format!("{settings}{route}"));
+    let egress = Router::start(lab, &topology.egr, &format!("{settings}{route}"));
     let conflict = |want| {
         let labels = [("role", "egress"), ("state", "conflict")];
         egress.expect_metric("mcastor_mnat_mappings", &labels, want);
@@ -423,23 +422,23 @@ fn a_route_in_the_way_is_told_until_it_goes(lab: &Lab) {
     let shown = egress.control().show("mnat");
     let mapping = &shown[0]["mappings"][0];
     assert_eq!(mapping["state"], "conflict", "{mapping}");
-    let why = mapping["error"].as_str().unwrap_or_default();
+    let error = mapping["error"].as_str().unwrap_or_default();
     assert!(
-        why.contains("route \"mine\" takes the same packets"),
-        "{why}"
+        error.contains("route \"mine\" takes the same packets"),
+        "{error}"
     );
     assert_eq!(rewritten(&egress), [""; 0]);
-    // It goes by a reload, and comes back.
-    egress.rewrite(&settings);
-    egress.tell("reload");
+    // A reload removes the route; another one adds it again.
+    egress.write_settings(&settings);
+    egress.run("reload");
     wait_rewritten(&egress, &["239.1.1.1 -> 232.1.1.1"]);
     conflict(0);
     egress.expect_metric("mcastor_mnat_mappings", &[("state", "assigned")], 1);
-    egress.rewrite(&format!("{settings}{route}"));
-    egress.tell("reload");
+    egress.write_settings(&format!("{settings}{route}"));
+    egress.run("reload");
     conflict(1);
     assert_eq!(rewritten(&egress), [""; 0]);
-    egress.tell("remove net0 10.9.9.9 239.1.1.1");
+    egress.run("remove net0 10.9.9.9 239.1.1.1");
     wait_rewritten(&egress, &["239.1.1.1 -> 232.1.1.1"]);
     conflict(0);
 }

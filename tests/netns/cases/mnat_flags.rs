@@ -1,60 +1,60 @@
 //! `mcastor mnat-ingress` and `mnat-egress`: flags, paths and joinfiles of the prototype's containers.
 //!
-//! Their paths belong to the machine, so each runs in a mount namespace of its own, where `/etc`
-//! and `/run` are folders of the lab.
+//! The paths are fixed, so each process runs in its own mount namespace, where `/etc` and `/run` are
+//! folders of the laboratory.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::cases;
-use super::mnat::{G, LONG, Way};
-use crate::lab::mnat::{Ca, Owner};
+use super::mnat::{G, LONG, MnatTopology};
+use crate::lab::mnat::{Ca, ServerState};
 use crate::lab::{BINARY, Lab, Ns, Program, eventually, http, wait_until};
 
 cases!("mnat_flags":
-    flags_alone_make_an_egress,
-    an_ingress_finds_the_files_of_its_container,
-    a_joinfile_that_is_a_mount_point_is_written_in_place,
-    an_egress_takes_each_flag,
-    flags_that_make_no_sense_are_refused,
+    flags_alone_configure_an_egress,
+    ingress_finds_files_at_container_paths,
+    mounted_joinfile_is_written_in_place,
+    egress_accepts_each_flag,
+    invalid_flags_are_refused,
 );
 
-/// What a container has for `/etc` and `/run`.
-struct Rooms {
+/// The folders that a process sees as `/etc` and `/run`.
+struct Mounts {
     etc: PathBuf,
     run: PathBuf,
     socket: PathBuf,
 }
 
-impl Rooms {
+impl Mounts {
     fn new(lab: &Lab) -> Self {
-        let rooms = Self {
+        let mounts = Self {
             etc: lab.file("etc"),
             run: lab.file("run"),
             socket: lab.file("mcastor.sock"),
         };
-        fs::create_dir_all(rooms.etc.join("mnat")).unwrap();
-        fs::create_dir(&rooms.run).unwrap();
-        rooms
+        fs::create_dir_all(mounts.etc.join("mnat")).unwrap();
+        fs::create_dir(&mounts.run).unwrap();
+        mounts
     }
 
-    /// A file of `/etc/mnat`.
-    fn put(&self, name: &str, text: &str) {
+    /// Writes a file of `/etc/mnat`.
+    fn write_etc(&self, name: &str, text: &str) {
         fs::write(self.etc.join("mnat").join(name), text).unwrap();
     }
 
-    /// `/var/run/mnat/<name>`, which is in `/run`.
-    fn state(&self, name: &str) -> PathBuf {
+    /// Returns the path of `/var/run/mnat/<name>`, which is below `/run`.
+    fn state_file(&self, name: &str) -> PathBuf {
         self.run.join("mnat").join(name)
     }
 
-    /// Runs `mcastor <args>`, after `mounts`.
-    fn start(&self, lab: &Lab, ns: &Ns, mounts: &str, args: &[&str]) -> Program {
+    /// Runs `mcastor <args>` after the shell commands `mount_script`.
+    fn start(&self, lab: &Lab, ns: &Ns, mount_script: &str, args: &[&str]) -> Program {
         let mut command = ns.command("unshare");
         let (etc, run) = (self.etc.display(), self.run.display());
         let script =
-            format!("mount --bind {run} /run; {mounts} mount --bind {etc} /etc; exec \"$@\"");
+            format!("mount --bind {run} /run; {mount_script} mount --bind {etc} /etc; exec \"$@\"");
         command.args(["-m", "sh", "-ec", &script, "sh", BINARY]);
         command.args(args);
         command.env("MCASTOR__CONTROL__SOCKET", &self.socket);
@@ -68,19 +68,19 @@ fn get(ns: &Ns, path: &str) -> String {
     answer.map(|a| a.body).unwrap_or_default()
 }
 
-/// Waits until the one end of `show mnat` is as wanted, and returns it.
+/// Waits until `show mnat` matches `want` and returns it.
 #[track_caller]
 fn shown(ns: &Ns, want: impl Fn(&str) -> bool) -> String {
     let mut shown = String::new();
-    let there = wait_until(LONG, || {
+    let matched = wait_until(LONG, || {
         shown = get(ns, "/api/v1/mnat");
         want(&shown)
     });
-    assert!(there, "{shown}");
+    assert!(matched, "{shown}");
     shown
 }
 
-/// Whether a file holds this.
+/// Returns whether the content of a file is `text`.
 fn holds(path: &Path, text: &str) -> bool {
     fs::read_to_string(path).is_ok_and(|t| t == text)
 }
@@ -101,14 +101,14 @@ const IN_AND_MID: [&str; 6] = [
     "mid",
 ];
 
-/// Without files of its own it trusts the CAs of the system.
-fn flags_alone_make_an_egress(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    let _server = way.serve(&owner);
+/// Without a CA file, the CAs of the system are trusted.
+fn flags_alone_configure_an_egress(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
+    let _server = topology.serve(&owner);
     let reads = lab.file("egress.sgs");
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\nnonsense\n").unwrap();
-    let mut command = way.egr.command(BINARY);
+    let mut command = topology.egr.command(BINARY);
     command
         .args(["mnat-egress", "--server", "10.9.0.2", "--port", "8443"])
         .args([
@@ -119,31 +119,33 @@ fn flags_alone_make_an_egress(lab: &Lab) {
             "-f",
         ])
         .arg(&reads)
-        .env("SSL_CERT_FILE", &way.ca_file)
+        .env("SSL_CERT_FILE", &topology.ca_file)
         .env("MCASTOR__CONTROL__SOCKET", lab.file("mcastor.sock"));
     let program = Program::start(lab, command);
-    shown(&way.egr, |s| s.contains("\"local_group\":\"239.1.1.1\""));
+    shown(&topology.egr, |s| {
+        s.contains("\"local_group\":\"239.1.1.1\"")
+    });
     let log = program.stderr();
     let named = format!("{}:2: `source,group` is what a line holds", reads.display());
     assert!(log.contains(&named), "{log}");
 }
 
-/// No flag names the CA, our certificate, the port or the joinfile: they are where the container has
-/// them. The server takes nobody without a certificate.
-fn an_ingress_finds_the_files_of_its_container(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    owner.lock().unwrap().elsewhere("10.0.0.10", G);
+/// Without flags, CA, client certificate, port and joinfile are those of the container. The server
+/// requires a client certificate.
+fn ingress_finds_files_at_container_paths(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
+    owner.lock().unwrap().add_remote_join("10.0.0.10", G);
     owner.lock().unwrap().refresh = 1;
     let clients = Ca::new();
-    let rooms = Rooms::new(lab);
-    rooms.put("ca.pem", &way.ca.pem());
-    rooms.put("client.pem", &clients.sign(&["ingress"], 0).pem);
-    let server = way.serve_at("10.9.0.2:8443", Some(clients), &owner);
+    let mounts = Mounts::new(lab);
+    mounts.write_etc("ca.pem", &topology.ca.pem());
+    mounts.write_etc("client.pem", &clients.sign(&["ingress"], 0).pem);
+    let server = topology.serve_at("10.9.0.2:8443", Some(clients), &owner);
     let args = [&["mnat-ingress"], &IN_AND_MID[..], &["--grace", "1s"]].concat();
-    let program = rooms.start(lab, &way.ing, "", &args);
-    let joined = rooms.state("ingress-joined.sgs");
-    // Its folder was not there. That it is written is the heartbeat of the ingress.
+    let program = mounts.start(lab, &topology.ing, "", &args);
+    let joined = mounts.state_file("ingress-joined.sgs");
+    // The folder did not exist. The ingress rewrites the file as its heartbeat.
     let inode = || fs::metadata(&joined).map_or(0, |m| m.ino());
     let written = wait_until(LONG, || holds(&joined, "10.0.0.10,232.1.1.1\n"));
     assert!(written, "{}", program.stderr());
@@ -151,40 +153,40 @@ fn an_ingress_finds_the_files_of_its_container(lab: &Lab) {
     assert!(wait_until(LONG, || inode() != first), "no heartbeat");
     assert!(holds(&joined, "10.0.0.10,232.1.1.1\n"));
     eventually(
-        "nothing beside it",
+        "no other file is left",
         vec!["ingress-joined.sgs".to_string()],
         || files(joined.parent().unwrap()),
     );
-    let end = shown(&way.ing, |s| s.contains("\"state\":\"assigned\""));
-    for said in [
+    let end = shown(&topology.ing, |s| s.contains("\"state\":\"assigned\""));
+    for field in [
         "\"role\":\"ingress\"",
         "\"server\":\"10.9.0.2:8443\"",
         "\"upstream\":\"in\"",
         "\"downstream\":\"mid\"",
     ] {
-        assert!(end.contains(said), "{end}");
+        assert!(end.contains(field), "{end}");
     }
-    // By default mappings would last for five minutes; this `--grace` is shorter than 2.5
-    // refreshes of a second, which count.
+    // By default mappings last for five minutes. This `--grace` is shorter than 2.5 refresh periods
+    // of a second, so the refresh periods apply.
     drop(server);
-    shown(&way.ing, |s| s.contains("\"mappings\":[]"));
+    shown(&topology.ing, |s| s.contains("\"mappings\":[]"));
 }
 
-/// A single file that is mounted cannot be replaced (EBUSY); nor can a file be made beside it where
-/// the folder is read-only.
-fn a_joinfile_that_is_a_mount_point_is_written_in_place(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
-    owner.lock().unwrap().elsewhere("10.0.0.10", G);
-    let _server = way.serve(&owner);
+/// A mounted file cannot be replaced (EBUSY), and no file can be created beside it if the folder is
+/// read-only.
+fn mounted_joinfile_is_written_in_place(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
+    owner.lock().unwrap().add_remote_join("10.0.0.10", G);
+    let _server = topology.serve(&owner);
     for folder in ["rw", "ro"] {
-        let rooms = Rooms::new(lab);
-        rooms.put("ca.pem", &way.ca.pem());
+        let container = Mounts::new(lab);
+        container.write_etc("ca.pem", &topology.ca.pem());
         let outside = lab.file("outside.sgs");
-        // Longer than what comes, so that a rest of it would show.
+        // Longer than the new content, so that a failure to truncate would show.
         fs::write(&outside, "10.0.0.77,232.7.7.7\n".repeat(9)).unwrap();
         let inode = fs::metadata(&outside).unwrap().ino();
-        let inside = rooms.state("ingress-joined.sgs");
+        let inside = container.state_file("ingress-joined.sgs");
         fs::create_dir(inside.parent().unwrap()).unwrap();
         fs::write(&inside, "").unwrap();
         let mounts = format!(
@@ -192,7 +194,7 @@ fn a_joinfile_that_is_a_mount_point_is_written_in_place(lab: &Lab) {
             outside.display()
         );
         let args = [&["mnat-ingress"], &IN_AND_MID[..]].concat();
-        let program = rooms.start(lab, &way.ing, &mounts, &args);
+        let program = container.start(lab, &topology.ing, &mounts, &args);
         let written = wait_until(LONG, || holds(&outside, "10.0.0.10,232.1.1.1\n"));
         assert!(written, "{folder}: {}", program.stderr());
         let time = || {
@@ -202,10 +204,10 @@ fn a_joinfile_that_is_a_mount_point_is_written_in_place(lab: &Lab) {
         let first = time();
         assert!(wait_until(LONG, || time() != first), "no heartbeat");
         assert_eq!(fs::metadata(&outside).unwrap().ino(), inode);
-        // What it stands on was never touched, and nothing is left beside it.
-        eventually("the file below", true, || holds(&inside, ""));
+        // The file below the mount point was never changed, and no other file is left.
+        eventually("the file below is empty", true, || holds(&inside, ""));
         eventually(
-            "nothing beside it",
+            "no other file is left",
             vec!["ingress-joined.sgs".to_string()],
             || files(inside.parent().unwrap()),
         );
@@ -215,15 +217,15 @@ fn a_joinfile_that_is_a_mount_point_is_written_in_place(lab: &Lab) {
     }
 }
 
-/// Every flag with another value than its default. The joinfile is a mount point, written in place
-/// from outside.
-fn an_egress_takes_each_flag(lab: &Lab) {
-    let way = Way::new(lab);
-    let owner = Owner::starting_at(0);
+/// Every flag has a value other than its default. The joinfile is a mount point that is written in
+/// place from outside.
+fn egress_accepts_each_flag(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let owner = ServerState::starting_at(0);
     owner.lock().unwrap().refresh = 1;
-    let server = way.serve_at("10.9.0.2:9443", None, &owner);
-    let rooms = Rooms::new(lab);
-    rooms.put("ca.pem", &way.ca.pem());
+    let server = topology.serve_at("10.9.0.2:9443", None, &owner);
+    let container = Mounts::new(lab);
+    container.write_etc("ca.pem", &topology.ca.pem());
     let outside = lab.file("outside.sgs");
     fs::write(&outside, "10.0.0.10,232.1.1.1\n").unwrap();
     let mounts = format!(
@@ -244,42 +246,44 @@ fn an_egress_takes_each_flag(lab: &Lab) {
         "--grace",
         "1s",
     ];
-    let querier = || get(&way.egr, "/metrics").contains("\nmcastor_querier{");
+    let querier = || get(&topology.egr, "/metrics").contains("\nmcastor_querier{");
     let hosts = ["--joinfile", "/var/run/mnat/egress.sgs"];
     let alone = ["-f", "/var/run/mnat/egress.sgs", "--joins", "joinfile"];
     let both = [&hosts[..], &["--joins", "members,joinfile"]].concat();
-    for (more, asks) in [(&hosts[..], true), (&both, true), (&alone, false)] {
+    for (more, is_querier) in [(&hosts[..], true), (&both, true), (&alone, false)] {
         let args = [&common[..], more].concat();
-        let program = rooms.start(lab, &way.egr, &mounts, &args);
-        let end = shown(&way.egr, |s| s.contains("\"local_group\":\"239.1.1.1\""));
-        for said in [
+        let program = container.start(lab, &topology.egr, &mounts, &args);
+        let end = shown(&topology.egr, |s| {
+            s.contains("\"local_group\":\"239.1.1.1\"")
+        });
+        for field in [
             "\"role\":\"egress\"",
             "\"server\":\"10.9.0.2:9443\"",
             "\"upstream\":\"net0\"",
             "\"downstream\":\"out\"",
         ] {
-            assert!(end.contains(said), "{end}");
+            assert!(end.contains(field), "{end}");
         }
-        // Who listens to hosts is their querier before the first mapping is there.
-        match asks {
-            true => eventually("a querier", true, querier),
-            false => assert!(!querier(), "asks its hosts"),
+        // An egress with `members` is querier of its hosts before the first mapping exists.
+        match is_querier {
+            true => eventually("the egress is querier", true, querier),
+            false => assert!(!querier(), "the egress is querier"),
         }
         drop(program);
     }
     let args = [&common[..], &alone].concat();
-    let _program = rooms.start(lab, &way.egr, &mounts, &args);
-    shown(&way.egr, |s| s.contains("\"group\":\"232.1.1.1\""));
+    let _program = container.start(lab, &topology.egr, &mounts, &args);
+    shown(&topology.egr, |s| s.contains("\"group\":\"232.1.1.1\""));
     fs::write(&outside, "10.0.0.10,232.1.1.2\n").unwrap();
-    shown(&way.egr, |s| {
+    shown(&topology.egr, |s| {
         s.contains("\"group\":\"232.1.1.2\"") && !s.contains("\"group\":\"232.1.1.1\"")
     });
-    shown(&way.egr, |s| s.contains("\"state\":\"assigned\""));
+    shown(&topology.egr, |s| s.contains("\"state\":\"assigned\""));
     drop(server);
-    shown(&way.egr, |s| s.contains("\"state\":\"unassigned\""));
+    shown(&topology.egr, |s| s.contains("\"state\":\"unassigned\""));
 }
 
-fn flags_that_make_no_sense_are_refused(lab: &Lab) {
+fn invalid_flags_are_refused(lab: &Lab) {
     let ns = lab.ns("one");
     let ends = ["--upstream-interface", "a", "--downstream-interface", "b"];
     let full = [&["--server", "s"], &ends[..]].concat();
@@ -309,8 +313,8 @@ fn flags_that_make_no_sense_are_refused(lab: &Lab) {
     ];
     for (command, flags, named) in faults {
         let out = ns.output(BINARY, &[&[command], &flags[..]].concat());
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(2), "{command} {flags:?}: {said}");
-        assert!(said.contains(named), "{command} {flags:?}: {said}");
+        let printed = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{command} {flags:?}: {printed}");
+        assert!(printed.contains(named), "{command} {flags:?}: {printed}");
     }
 }

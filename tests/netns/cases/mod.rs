@@ -1,6 +1,7 @@
-//! The tests, by subject.
+//! The test cases, one file for each subject.
 
 use crate::lab::harness::Case;
+use crate::lab::{Lab, Router, Star};
 
 mod checksums;
 mod compose;
@@ -8,46 +9,46 @@ mod containers_soak;
 mod control;
 mod docker;
 mod docker_faults;
-mod goes;
+mod external_programs;
+mod flow_limits;
 mod gso;
 mod harness;
+mod host_environment;
 mod hostile;
+mod igmpproxy_comparison;
+mod interface_changes;
 mod joins;
 mod kubernetes;
-mod limits;
 mod loops;
 mod metrics;
 mod mnat;
 mod mnat_flags;
 mod mnat_reload;
-mod neighbours;
 mod operation;
 mod packets;
 mod panics;
-mod programs;
 mod prometheus;
 mod proxy;
 mod proxy_bridges;
-mod proxy_compared;
 mod proxy_frr;
 mod proxy_hosts;
 mod proxy_messages;
 mod reload;
 mod routes;
 mod scale;
-mod smcroute;
 mod smcroute_commands;
 mod smcroute_files;
+mod smcroute_forwarding;
 mod smcroute_process;
-mod streams;
+mod traffic_tools;
 mod translate;
 mod translated_joins;
 mod ttl;
 
-/// Lists the functions of a module as cases called `module::function`.
+/// Declares the functions of a module as cases named `module::function`.
 macro_rules! cases {
     ($module:literal: $($(#[$need:expr])* $name:ident),+ $(,)?) => {
-        /// The cases of this file.
+        /// Returns the cases of this file.
         pub fn cases() -> Vec<$crate::lab::harness::Case> {
             #[allow(unused_imports)]
             use $crate::lab::harness::{Case, Need::*};
@@ -61,12 +62,12 @@ macro_rules! cases {
 }
 use cases;
 
-/// All of them.
+/// Returns the cases of all files.
 pub fn all() -> Vec<Case> {
     [
         harness::cases(),
         routes::cases(),
-        smcroute::cases(),
+        smcroute_forwarding::cases(),
         smcroute_commands::cases(),
         smcroute_files::cases(),
         smcroute_process::cases(),
@@ -74,10 +75,10 @@ pub fn all() -> Vec<Case> {
         gso::cases(),
         checksums::cases(),
         ttl::cases(),
-        neighbours::cases(),
+        host_environment::cases(),
         metrics::cases(),
         operation::cases(),
-        programs::cases(),
+        external_programs::cases(),
         prometheus::cases(),
         docker::cases(),
         docker_faults::cases(),
@@ -89,15 +90,15 @@ pub fn all() -> Vec<Case> {
         proxy_frr::cases(),
         proxy_hosts::cases(),
         proxy_messages::cases(),
-        proxy_compared::cases(),
+        igmpproxy_comparison::cases(),
         hostile::cases(),
-        streams::cases(),
-        goes::cases(),
+        traffic_tools::cases(),
+        interface_changes::cases(),
         joins::cases(),
         reload::cases(),
         loops::cases(),
         kubernetes::cases(),
-        limits::cases(),
+        flow_limits::cases(),
         control::cases(),
         panics::cases(),
         translate::cases(),
@@ -111,7 +112,8 @@ pub fn all() -> Vec<Case> {
     .collect()
 }
 
-/// A `[[route]]` of the settings. An empty `source` is any; `extra` holds more lines.
+/// Returns a `[[route]]` table of the settings. An empty `source` means any source; `extra` holds
+/// further lines.
 fn route(name: &str, from: &str, source: &str, group: &str, to: &[&str], extra: &str) -> String {
     let source = if source.is_empty() {
         String::new()
@@ -121,4 +123,24 @@ fn route(name: &str, from: &str, source: &str, group: &str, to: &[&str], extra: 
     format!(
         "[[route]]\nname = \"{name}\"\nfrom = \"{from}\"\n{source}group = \"{group}\"\nto = {to:?}\n{extra}"
     )
+}
+
+/// Creates a star with IPv4 and starts its router. Route `r` forwards 225.1.2.3 from `in` to every
+/// egress.
+fn star_v4(lab: &Lab, egresses: usize) -> (Star, Router) {
+    start_with_route(lab, Star::v4(lab, egresses), "225.1.2.3", egresses)
+}
+
+/// Creates a star with IPv4 and IPv6 and starts its router. Route `r` forwards ff3e::1:2 from `in`
+/// to every egress.
+fn star_v6(lab: &Lab, egresses: usize) -> (Star, Router) {
+    start_with_route(lab, Star::dual(lab, egresses), "ff3e::1:2", egresses)
+}
+
+fn start_with_route(lab: &Lab, star: Star, group: &str, egresses: usize) -> (Star, Router) {
+    let egresses: Vec<String> = (1..=egresses).map(|n| format!("out{n}")).collect();
+    let egresses: Vec<&str> = egresses.iter().map(String::as_str).collect();
+    let settings = route("r", "in", "", group, &egresses, "");
+    let router = Router::start(lab, &star.rtr, &settings);
+    (star, router)
 }

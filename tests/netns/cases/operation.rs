@@ -1,33 +1,33 @@
-//! What the person who runs it meets: settings, commands, HTTP, signals.
+//! Operation of the router: settings, commands, HTTP, signals.
 
 use std::net::TcpListener;
 
 use super::{cases, route};
 use crate::lab::router::BINARY;
-use crate::lab::{Injector, Lab, PATIENCE, Program, Router, Star, Udp, UdpRx, UdpTx, wait_until};
+use crate::lab::{Injector, Lab, Program, Router, Star, TIMEOUT, Udp, UdpRx, UdpTx, wait_until};
 
 cases!("operation":
-    a_busy_http_port_is_a_warning,
-    bad_settings_exit_2_and_point,
-    good_settings_pass_the_check,
-    a_missing_file_exits_2,
-    the_environment_overrides_the_file,
-    a_bad_variable_is_named,
-    health_and_api,
-    show_as_table_and_json,
-    show_without_a_router_says_so,
-    sigterm_ends_it_well,
-    sigint_ends_it_well,
-    what_is_in_flight_is_sent_before_it_ends,
-    the_control_socket_is_private,
-    wrong_arguments_exit_2,
+    busy_http_port_logs_a_warning,
+    invalid_settings_exit_2_with_location,
+    valid_settings_pass_check,
+    missing_settings_file_exits_2,
+    environment_overrides_the_settings_file,
+    invalid_environment_variable_is_named,
+    health_and_api_endpoints_answer,
+    show_prints_table_and_json,
+    show_without_router_names_the_socket,
+    sigterm_exits_cleanly,
+    sigint_exits_cleanly,
+    queued_packets_are_sent_before_exit,
+    control_socket_mode_is_0600,
+    invalid_arguments_exit_2,
 );
 
 fn r() -> String {
     route("r", "in", "", "225.1.2.3", &["out1"], "")
 }
 
-fn a_busy_http_port_is_a_warning(lab: &Lab) {
+fn busy_http_port_logs_a_warning(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let _busy = star
         .rtr
@@ -35,22 +35,22 @@ fn a_busy_http_port_is_a_warning(lab: &Lab) {
     let mut router = Router::launch(lab, &star.rtr, &r(), &[]);
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     let tx = UdpTx::new(&star.src, "eth0", "225.1.2.3:5000");
-    let forwards = wait_until(PATIENCE, || {
+    let forwards = wait_until(TIMEOUT, || {
         tx.send("x");
         rx.count() > 0
     });
-    assert!(forwards, "forwarding goes on");
-    let said = || router.program.stderr() + &router.program.stdout();
+    assert!(forwards, "packets are not forwarded");
+    let output = || router.program.stderr() + &router.program.stdout();
     assert!(
-        wait_until(PATIENCE, || said().contains("9464")),
-        "a warning names the port: {}",
-        said()
+        wait_until(TIMEOUT, || output().contains("9464")),
+        "no warning names the port: {}",
+        output()
     );
-    assert!(said().contains("WARN"), "{}", said());
-    assert_eq!(router.program.ended(), None);
+    assert!(output().contains("WARN"), "{}", output());
+    assert_eq!(router.program.exit_status(), None);
 }
 
-/// Settings, and where and what the error must say.
+/// Invalid settings: a label, the text, the location and words that the error must contain.
 const BAD: &[(&str, &str, &str, &[&str])] = &[
     (
         "no group",
@@ -169,10 +169,10 @@ const BAD: &[(&str, &str, &str, &[&str])] = &[
     ("not toml", "[[route]\nfrom = \"a\"\n", ":1:", &[]),
 ];
 
-fn bad_settings_exit_2_and_point(lab: &Lab) {
+fn invalid_settings_exit_2_with_location(lab: &Lab) {
     let ns = lab.ns("a");
     let mut faults = String::new();
-    for (what, toml, place, words) in BAD {
+    for (what, toml, location, words) in BAD {
         let path = lab.file("bad.toml");
         std::fs::write(&path, toml).expect("writing settings");
         let path = path.display().to_string();
@@ -183,22 +183,22 @@ fn bad_settings_exit_2_and_point(lab: &Lab) {
             let mut command = ns.command(BINARY);
             command.args(&args);
             let mut program = Program::start(lab, command);
-            if !wait_until(PATIENCE, || program.ended().is_some()) {
-                faults += &format!("{what}: {} goes on\n", args[0]);
+            if !wait_until(TIMEOUT, || program.exit_status().is_some()) {
+                faults += &format!("{what}: {} is still running\n", args[0]);
                 continue;
             }
-            let (status, said) = (program.wait(), program.stderr());
-            let place = format!("{path}{place}");
+            let (status, printed) = (program.wait(), program.stderr());
+            let location = format!("{path}{location}");
             if status.code() != Some(2)
-                || !said.contains(&place)
-                || words.iter().any(|w| !said.contains(w))
+                || !printed.contains(&location)
+                || words.iter().any(|w| !printed.contains(w))
             {
                 faults += &format!(
-                    "{what}: {}: {status}, wanted {place} {words:?}:\n{said}\n",
+                    "{what}: {}: {status}, expected {location} {words:?}:\n{printed}\n",
                     args[0]
                 );
             }
-            if said.contains("panicked") {
+            if printed.contains("panicked") {
                 faults += &format!("{what}: panic\n");
             }
         }
@@ -206,7 +206,7 @@ fn bad_settings_exit_2_and_point(lab: &Lab) {
     assert!(faults.is_empty(), "{faults}");
 }
 
-fn good_settings_pass_the_check(lab: &Lab) {
+fn valid_settings_pass_check(lab: &Lab) {
     let ns = lab.ns("a");
     let path = lab.file("good.toml");
     let toml = "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor.sock\"\n\
@@ -223,7 +223,7 @@ fn good_settings_pass_the_check(lab: &Lab) {
     );
 }
 
-fn a_missing_file_exits_2(lab: &Lab) {
+fn missing_settings_file_exits_2(lab: &Lab) {
     let ns = lab.ns("a");
     for args in [
         &["check", "/nowhere/m.toml"][..],
@@ -235,7 +235,7 @@ fn a_missing_file_exits_2(lab: &Lab) {
     }
 }
 
-fn the_environment_overrides_the_file(lab: &Lab) {
+fn environment_overrides_the_settings_file(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let env = [("MCASTOR__HTTP__LISTEN", "127.0.0.1:9999")];
     let router = Router::start_with(lab, &star.rtr, &r(), &env);
@@ -249,11 +249,11 @@ fn the_environment_overrides_the_file(lab: &Lab) {
     let file = "127.0.0.1:9464".parse().expect("an address");
     assert!(
         crate::lab::http::get(&star.rtr, file, "/healthz").is_err(),
-        "not on the port of the file"
+        "the server listens on the port of the file"
     );
 }
 
-fn a_bad_variable_is_named(lab: &Lab) {
+fn invalid_environment_variable_is_named(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let mut router = Router::launch(
         lab,
@@ -262,10 +262,10 @@ fn a_bad_variable_is_named(lab: &Lab) {
         &[("MCASTOR__HTTP__LISTEN", "everywhere")],
     );
     assert_eq!(router.program.wait().code(), Some(2));
-    let said = router.program.stderr();
+    let printed = router.program.stderr();
     assert!(
-        said.contains("MCASTOR__HTTP__LISTEN") && said.contains("everywhere"),
-        "{said}"
+        printed.contains("MCASTOR__HTTP__LISTEN") && printed.contains("everywhere"),
+        "{printed}"
     );
 }
 
@@ -280,7 +280,7 @@ fn json(router: &Router, path: &str) -> serde_json::Value {
     serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}: {}", answer.body))
 }
 
-fn health_and_api(lab: &Lab) {
+fn health_and_api_endpoints_answer(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
     Injector::new(&star.src, "eth0").send(&Udp::new("10.0.0.10:9", "225.1.2.3:5000", "x").frame());
@@ -301,7 +301,7 @@ fn health_and_api(lab: &Lab) {
     assert_eq!(router.get("/nothing").expect("an answer").status, 404);
 }
 
-fn show_as_table_and_json(lab: &Lab) {
+fn show_prints_table_and_json(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
     let socket = router.socket.display().to_string();
@@ -312,64 +312,70 @@ fn show_as_table_and_json(lab: &Lab) {
         for form in [&[][..], &["--json"]] {
             let args = [&["show", what, "--socket", &socket], form].concat();
             let out = router.cli(&args);
-            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            let printed = String::from_utf8_lossy(&out.stdout).into_owned();
             assert!(
                 out.status.success(),
                 "{args:?}: {}",
                 String::from_utf8_lossy(&out.stderr)
             );
-            assert!(words.iter().all(|w| said.contains(w)), "{args:?}: {said}");
+            assert!(
+                words.iter().all(|w| printed.contains(w)),
+                "{args:?}: {printed}"
+            );
             if !form.is_empty() {
-                let value: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+                let value: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
                 let api = json(&router, &format!("/api/v1/{what}"));
                 let api = api.pointer(&format!("/show/{what}")).unwrap_or(&api);
-                assert_eq!(&value, api, "the same data as over HTTP");
+                assert_eq!(&value, api, "the output differs from HTTP");
             }
         }
     }
 }
 
-fn show_without_a_router_says_so(lab: &Lab) {
+fn show_without_router_names_the_socket(lab: &Lab) {
     let ns = lab.ns("a");
     let socket = lab.file("none.sock").display().to_string();
     let out = ns.output(BINARY, &["show", "routes", "--socket", &socket]);
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let printed = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(
-        !out.status.success() && said.contains(&socket),
-        "{}: {said}",
+        !out.status.success() && printed.contains(&socket),
+        "{}: {printed}",
         out.status
     );
 }
 
-fn ends_well(lab: &Lab, signal: i32) {
+fn assert_clean_exit(lab: &Lab, signal: i32) {
     let star = Star::v4(lab, 1);
     let mut router = Router::start(lab, &star.rtr, &r());
     assert!(router.socket.exists());
     let pid = std::fs::read_to_string(router.pid_file()).expect("a pid file");
     assert_eq!(pid.trim(), router.program.pid().to_string());
     let begun = std::time::Instant::now();
-    let status = router.program.stop(signal, PATIENCE);
-    println!("ended {:?} after the signal", begun.elapsed());
+    let status = router.program.stop(signal, TIMEOUT);
+    println!("exited {:?} after the signal", begun.elapsed());
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(
         begun.elapsed().as_millis() < 3000,
         "took {:?}",
         begun.elapsed()
     );
-    assert!(!router.socket.exists(), "the control socket is gone");
-    assert!(!router.pid_file().exists(), "the pid file is gone");
+    assert!(
+        !router.socket.exists(),
+        "the control socket was left behind"
+    );
+    assert!(!router.pid_file().exists(), "the pid file was left behind");
 }
 
-fn sigterm_ends_it_well(lab: &Lab) {
-    ends_well(lab, libc::SIGTERM);
+fn sigterm_exits_cleanly(lab: &Lab) {
+    assert_clean_exit(lab, libc::SIGTERM);
 }
 
-fn sigint_ends_it_well(lab: &Lab) {
-    ends_well(lab, libc::SIGINT);
+fn sigint_exits_cleanly(lab: &Lab) {
+    assert_clean_exit(lab, libc::SIGINT);
 }
 
-/// Stopped while packets wait in its socket, it sends them before it goes.
-fn what_is_in_flight_is_sent_before_it_ends(lab: &Lab) {
+/// Packets that wait in the receive queue when SIGTERM arrives are forwarded before the exit.
+fn queued_packets_are_sent_before_exit(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let mut router = Router::start(lab, &star.rtr, &r());
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
@@ -384,7 +390,7 @@ fn what_is_in_flight_is_sent_before_it_ends(lab: &Lab) {
     rx.expect(201);
 }
 
-fn the_control_socket_is_private(lab: &Lab) {
+fn control_socket_mode_is_0600(lab: &Lab) {
     use std::os::unix::fs::PermissionsExt;
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
@@ -395,7 +401,7 @@ fn the_control_socket_is_private(lab: &Lab) {
     assert_eq!(mode & 0o777, 0o600);
 }
 
-fn wrong_arguments_exit_2(lab: &Lab) {
+fn invalid_arguments_exit_2(lab: &Lab) {
     let ns = lab.ns("a");
     for args in [
         &["run", "--no-such"][..],
@@ -405,11 +411,11 @@ fn wrong_arguments_exit_2(lab: &Lab) {
         &["run", "--config"],
     ] {
         let out = ns.output(BINARY, args);
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
+        let printed = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {printed}");
         assert!(
-            said.contains("Usage") || said.contains("error"),
-            "{args:?}: {said}"
+            printed.contains("Usage") || printed.contains("error"),
+            "{args:?}: {printed}"
         );
     }
 }

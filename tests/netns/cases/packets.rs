@@ -1,25 +1,25 @@
-//! What a packet may look like: protocols, fragments, tags, sizes, segments.
+//! Packet formats: protocols, fragments, VLAN tags, sizes, GSO.
 
 use super::{cases, route};
 use crate::lab::frame::{self, Ipv4};
-use crate::lab::{Capture, Injector, Lab, Router, Seen, Star, Udp, UdpRx, UdpTx, eventually};
+use crate::lab::{Capture, Injector, IpPacket, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually};
 
 cases!("packets":
-    nothing_but_ttl_changes_v4,
-    nothing_but_ttl_changes_v6,
-    any_protocol,
-    fragments_v4,
-    fragments_v6,
-    vlan_tagged_input,
-    padding_is_not_forwarded,
-    jumbo,
-    small_egress_fragments_v4,
-    small_egress_fragments_unfinished_checksums,
-    small_egress_fragments_fragments,
-    small_egress_copies_options_by_their_flag,
-    small_egress_drops_df_and_v6,
-    gso_v4,
-    gso_v6,
+    only_ttl_changes_v4,
+    only_hop_limit_changes_v6,
+    every_ip_protocol_is_forwarded,
+    fragments_are_forwarded_v4,
+    fragments_are_forwarded_v6,
+    vlan_tagged_packets_are_forwarded_untagged,
+    ethernet_padding_is_not_forwarded,
+    jumbo_frames_are_forwarded,
+    packets_above_egress_mtu_are_fragmented_v4,
+    fragmentation_completes_offloaded_checksums,
+    fragments_above_egress_mtu_are_fragmented_again,
+    fragmentation_copies_options_with_copied_flag,
+    df_and_v6_above_mtu_are_dropped,
+    gso_packet_is_forwarded_unsegmented_v4,
+    gso_packet_is_forwarded_unsegmented_v6,
 );
 
 fn r4(to: &[&str]) -> String {
@@ -30,7 +30,7 @@ fn r6(to: &[&str]) -> String {
     route("r6", "in", "", "ff3e::1:2", to, "")
 }
 
-fn nothing_but_ttl_changes_v4(lab: &Lab) {
+fn only_ttl_changes_v4(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r4(&["out1"]));
     let capture = Capture::new(&star.rcv, "eth1");
@@ -50,20 +50,23 @@ fn nothing_but_ttl_changes_v4(lab: &Lab) {
     let seen = capture.expect("225.1.2.3", frames.len());
     let mac = star.rtr.mac("out1");
     for (seen, sent) in seen.iter().zip(&frames) {
-        let sent = Seen::read(sent).expect("whole");
+        let sent = IpPacket::parse(sent).expect("a packet");
         assert_eq!(seen.ttl, sent.ttl - 1);
         assert!(seen.header_ok && seen.udp_ok(), "{seen:x?}");
-        assert_eq!(seen.untouchable(), sent.untouchable());
+        assert_eq!(
+            seen.without_ttl_and_checksum(),
+            sent.without_ttl_and_checksum()
+        );
         assert_eq!(
             seen.eth,
             ([0x01, 0, 0x5e, 1, 2, 3], mac),
-            "group's and egress' addresses"
+            "group and egress addresses"
         );
     }
     router.expect_routed("r", "out1", frames.len() as u64);
 }
 
-fn nothing_but_ttl_changes_v6(lab: &Lab) {
+fn only_hop_limit_changes_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let router = Router::start(lab, &star.rtr, &r6(&["out1"]));
     let capture = Capture::new(&star.rcv, "eth1");
@@ -80,21 +83,24 @@ fn nothing_but_ttl_changes_v6(lab: &Lab) {
     let seen = capture.expect("ff3e::1:2", frames.len());
     let mac = star.rtr.mac("out1");
     for (seen, sent) in seen.iter().zip(&frames) {
-        let sent = Seen::read(sent).expect("whole");
+        let sent = IpPacket::parse(sent).expect("a packet");
         assert_eq!(seen.ttl, sent.ttl - 1);
         assert!(seen.udp_ok());
-        assert_eq!(seen.untouchable(), sent.untouchable());
+        assert_eq!(
+            seen.without_ttl_and_checksum(),
+            sent.without_ttl_and_checksum()
+        );
         assert_eq!(seen.eth, ([0x33, 0x33, 0, 1, 0, 2], mac));
     }
     router.expect_routed("r6", "out1", frames.len() as u64);
 }
 
-fn any_protocol(lab: &Lab) {
+fn every_ip_protocol_is_forwarded(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let router = Router::start(lab, &star.rtr, &(r4(&["out1"]) + &r6(&["out1"])));
     let capture = Capture::new(&star.rcv, "eth1");
     let inject = Injector::new(&star.src, "eth0");
-    // ICMP, TCP, GRE, ESP, OSPF, SCTP, UDP-Lite and two that nobody has.
+    // ICMP, TCP, GRE, ESP, OSPF, SCTP, UDP-Lite and two reserved for experiments.
     let protocols = [1, 6, 47, 50, 89, 132, 136, 253, 254];
     let mut sent = Vec::new();
     for protocol in protocols {
@@ -120,8 +126,10 @@ fn any_protocol(lab: &Lab) {
         let seen = capture.expect(group, protocols.len());
         for (seen, sent) in seen.iter().zip(sent.iter().skip(n).step_by(2)) {
             assert_eq!(
-                seen.untouchable(),
-                Seen::read(sent).expect("whole").untouchable()
+                seen.without_ttl_and_checksum(),
+                IpPacket::parse(sent)
+                    .expect("a packet")
+                    .without_ttl_and_checksum()
             );
         }
     }
@@ -129,7 +137,7 @@ fn any_protocol(lab: &Lab) {
     router.expect_routed("r6", "out1", protocols.len() as u64);
 }
 
-fn fragments_v4(lab: &Lab) {
+fn fragments_are_forwarded_v4(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r4(&["out1"]));
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
@@ -141,7 +149,7 @@ fn fragments_v4(lab: &Lab) {
     router.expect_routed("r", "out1", 5);
 }
 
-fn fragments_v6(lab: &Lab) {
+fn fragments_are_forwarded_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let router = Router::start(lab, &star.rtr, &r6(&["out1"]));
     let rx = UdpRx::join(&star.rcv, "eth1", "[ff3e::1:2]:5000");
@@ -151,7 +159,7 @@ fn fragments_v6(lab: &Lab) {
     router.expect_routed("r6", "out1", 4);
 }
 
-fn vlan_tagged_input(lab: &Lab) {
+fn vlan_tagged_packets_are_forwarded_untagged(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let router = Router::start(lab, &star.rtr, &(r4(&["out1"]) + &r6(&["out1"])));
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
@@ -175,12 +183,12 @@ fn vlan_tagged_input(lab: &Lab) {
     rx6.expect_texts(&["vlan 7 too"]);
     assert!(
         capture.frames().iter().all(|f| f.vlan.is_none()),
-        "the tag belongs to the ingress link"
+        "the VLAN tag is not forwarded"
     );
     router.expect_routed("r", "out1", 5);
 }
 
-fn padding_is_not_forwarded(lab: &Lab) {
+fn ethernet_padding_is_not_forwarded(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r4(&["out1"]));
     let capture = Capture::new(&star.rcv, "eth1");
@@ -192,7 +200,7 @@ fn padding_is_not_forwarded(lab: &Lab) {
     router.expect_metric("mcastor_route_bytes_total", &[("oif", "out1")], 29);
 }
 
-fn jumbo(lab: &Lab) {
+fn jumbo_frames_are_forwarded(lab: &Lab) {
     let star = Star::dual(lab, 1);
     for (ns, iface) in [
         (&star.src, "eth0"),
@@ -215,7 +223,7 @@ fn jumbo(lab: &Lab) {
     router.expect_routed("r6", "out1", 1);
 }
 
-/// `out1` takes `mtu` bytes, `out2` takes 1500.
+/// Starts a router whose `out1` has the given MTU, and `out2` 1500 bytes.
 fn small_egress(lab: &Lab, mtu: usize) -> (Star, Router) {
     let star = Star::dual(lab, 2);
     star.rtr.ip(&format!("link set out1 mtu {mtu}"));
@@ -227,7 +235,7 @@ fn small_egress(lab: &Lab, mtu: usize) -> (Star, Router) {
     (star, router)
 }
 
-fn small_egress_fragments_v4(lab: &Lab) {
+fn packets_above_egress_mtu_are_fragmented_v4(lab: &Lab) {
     let (star, router) = small_egress(lab, 1000);
     let rx: Vec<_> = ["eth1", "eth2"]
         .map(|i| UdpRx::join(&star.rcv, i, "225.1.2.3:5000"))
@@ -243,7 +251,7 @@ fn small_egress_fragments_v4(lab: &Lab) {
     for rx in &rx {
         assert_eq!(rx.expect(1), std::slice::from_ref(&payload));
     }
-    let sent = Seen::read(&frame).expect("whole");
+    let sent = IpPacket::parse(&frame).expect("a packet");
     let parts = captures[0].expect("225.1.2.3", 2);
     let mut body: Vec<u8> = Vec::new();
     for (n, part) in parts.iter().enumerate() {
@@ -257,8 +265,8 @@ fn small_egress_fragments_v4(lab: &Lab) {
     }
     assert_eq!(body, sent.body());
     assert_eq!(
-        captures[1].expect("225.1.2.3", 1)[0].untouchable(),
-        sent.untouchable(),
+        captures[1].expect("225.1.2.3", 1)[0].without_ttl_and_checksum(),
+        sent.without_ttl_and_checksum(),
         "the wide egress"
     );
     router.expect_routed("r", "out2", 1);
@@ -267,7 +275,7 @@ fn small_egress_fragments_v4(lab: &Lab) {
     router.expect_metric("mcastor_route_bytes_total", &[("oif", "out1")], bytes);
 }
 
-fn small_egress_fragments_unfinished_checksums(lab: &Lab) {
+fn fragmentation_completes_offloaded_checksums(lab: &Lab) {
     let (star, router) = small_egress(lab, 600);
     let rx: Vec<_> = ["eth1", "eth2"]
         .map(|i| UdpRx::join(&star.rcv, i, "225.1.2.3:5000"))
@@ -290,7 +298,7 @@ fn small_egress_fragments_unfinished_checksums(lab: &Lab) {
     router.expect_routed("r", "out1", 60);
 }
 
-fn small_egress_fragments_fragments(lab: &Lab) {
+fn fragments_above_egress_mtu_are_fragmented_again(lab: &Lab) {
     let (star, router) = small_egress(lab, 700);
     let rx: Vec<_> = ["eth1", "eth2"]
         .map(|i| UdpRx::join(&star.rcv, i, "225.1.2.3:5000"))
@@ -308,16 +316,16 @@ fn small_egress_fragments_fragments(lab: &Lab) {
     router.expect_routed("r", "out2", 3);
 }
 
-fn small_egress_copies_options_by_their_flag(lab: &Lab) {
+fn fragmentation_copies_options_with_copied_flag(lab: &Lab) {
     let (star, _router) = small_egress(lab, 576);
     let capture = Capture::new(&star.rcv, "eth1");
-    // Record route (not copied, RFC 791 3.1), then router alert (copied), then end of list.
+    // Record route (not copied, RFC 791 section 3.1), router alert (copied), end of options.
     let options = [7, 7, 4, 0, 0, 0, 0, 0x94, 4, 0, 0, 0];
     let frame = Udp::new("10.0.0.10:9", "225.1.2.3:5000", [1; 1200])
         .options(&options)
         .frame();
     Injector::new(&star.src, "eth0").send(&frame);
-    let sent = Seen::read(&frame).expect("whole");
+    let sent = IpPacket::parse(&frame).expect("a packet");
     eventually("fragments carry every byte", sent.body().len(), || {
         capture.to("225.1.2.3").iter().map(|p| p.body().len()).sum()
     });
@@ -334,20 +342,20 @@ fn small_egress_copies_options_by_their_flag(lab: &Lab) {
         );
         assert!(
             !options.starts_with(&[7, 7]),
-            "record route is not: {options:x?}"
+            "record route is not copied: {options:x?}"
         );
     }
     let body: Vec<u8> = parts.iter().flat_map(|p| p.body().to_vec()).collect();
     assert_eq!(body, sent.body());
 }
 
-fn small_egress_drops_df_and_v6(lab: &Lab) {
+fn df_and_v6_above_mtu_are_dropped(lab: &Lab) {
     let (star, router) = small_egress(lab, 1280);
     let wide = UdpRx::join(&star.rcv, "eth2", "225.1.2.3:5000");
     let wide6 = UdpRx::join(&star.rcv, "eth2", "[ff3e::1:2]:5000");
     let narrow = Capture::new(&star.rcv, "eth1");
     let inject = Injector::new(&star.src, "eth0");
-    // 1280 and 1281 bytes of IP.
+    // IP packets of 1280 and 1281 bytes.
     for size in [1252, 1253] {
         inject.send(
             &Udp::new("10.0.0.10:9", "225.1.2.3:5000", vec![4; size])
@@ -365,8 +373,8 @@ fn small_egress_drops_df_and_v6(lab: &Lab) {
     assert_eq!(narrow.expect("ff3e::1:2", 1)[0].ip.len(), 1280);
 }
 
-/// Linux `UDP_SEGMENT`: one send, many datagrams, cut where a receiver's kernel hands them out.
-fn gso(star: &Star, router: &Router, group: &str, route: &str) {
+/// Sends GSO packets and checks that both receivers get every datagram.
+fn assert_gso_unsegmented(star: &Star, router: &Router, group: &str, route: &str) {
     let to = if group.contains(':') {
         format!("[{group}]:5000")
     } else {
@@ -390,20 +398,23 @@ fn gso(star: &Star, router: &Router, group: &str, route: &str) {
         assert_eq!(got[..6].concat(), payload);
         assert!(
             got[..5].iter().all(|d| d.len() == 1000),
-            "segments of the sender's size"
+            "segments have the sender's size"
         );
         assert_eq!((got[6].len(), got[7].len(), got[8].len()), (1000, 1000, 1));
     }
     let largest = at_in.to(group).iter().map(|s| s.ip.len()).max();
     assert!(
         largest > Some(5000),
-        "one packet came in, larger than the MTU: {largest:?}"
+        "no packet larger than the MTU arrived: {largest:?}"
     );
-    // The veth takes whole what came whole.
-    let whole = at_out.expect(group, 3);
-    let body: Vec<u8> = whole.iter().flat_map(|s| s.payload().to_vec()).collect();
+    // The veth accepts GSO packets unsegmented.
+    let unsegmented = at_out.expect(group, 3);
+    let body: Vec<u8> = unsegmented
+        .iter()
+        .flat_map(|s| s.payload().to_vec())
+        .collect();
     assert_eq!(body, [payload, vec![9; 1000], vec![8; 1001]].concat());
-    for seen in whole {
+    for seen in unsegmented {
         assert!(seen.header_ok && seen.ttl == 15, "{seen:x?}");
     }
     for oif in ["out1", "out2"] {
@@ -411,14 +422,14 @@ fn gso(star: &Star, router: &Router, group: &str, route: &str) {
     }
 }
 
-fn gso_v4(lab: &Lab) {
+fn gso_packet_is_forwarded_unsegmented_v4(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let router = Router::start(lab, &star.rtr, &r4(&["out1", "out2"]));
-    gso(&star, &router, "225.1.2.3", "r");
+    assert_gso_unsegmented(&star, &router, "225.1.2.3", "r");
 }
 
-fn gso_v6(lab: &Lab) {
+fn gso_packet_is_forwarded_unsegmented_v6(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let router = Router::start(lab, &star.rtr, &r6(&["out1", "out2"]));
-    gso(&star, &router, "ff3e::1:2", "r6");
+    assert_gso_unsegmented(&star, &router, "ff3e::1:2", "r6");
 }

@@ -1,17 +1,18 @@
-//! Actors that panic, one after the other, under traffic.
+//! Actors that panic one after the other under traffic.
 
 use serde_json::json;
 
 use super::{cases, route};
 use crate::lab::{
-    Capture, Lab, Numbered, PATIENCE, Router, Star, eventually, in_order, missing, wait_until,
+    Capture, Lab, NumberedStream, Router, Star, TIMEOUT, eventually, missing, received_in_order,
+    wait_until,
 };
 
 cases!("panics":
-    each_actor_comes_back,
-    routing_thrice_ends_the_process,
-    without_a_keeper_the_process_ends,
-    refused_without_the_variable,
+    each_actor_restarts_after_a_panic,
+    three_routing_panics_end_the_process,
+    supervisor_panic_ends_the_process,
+    panic_command_requires_environment_variable,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -29,15 +30,16 @@ fn restarts(router: &Router, actor: &str) -> u64 {
     })
 }
 
-/// Packets between the sender's counter and the actor at one instant, at most.
-const ON_ITS_WAY: u32 = 300;
+/// The largest number of packets in flight between the sender's counter and the actor.
+const IN_FLIGHT: u32 = 300;
 
-/// What does not carry packets costs none; what does, only those of its pause.
-fn each_actor_comes_back(lab: &Lab) {
+/// A panic of an actor outside the data path loses no packet; other panics lose only the packets
+/// sent until the restart.
+fn each_actor_restarts_after_a_panic(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start_with(lab, &star.rtr, &r(), ALLOWED);
     let capture = Capture::new(&star.rcv, "eth1");
-    let traffic = Numbered::start(&star.src, "eth0", "10.0.0.10:9", DST, 1000);
+    let traffic = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", DST, 1000);
     let mut outages = Vec::new();
     for actor in [
         "routing",
@@ -47,14 +49,14 @@ fn each_actor_comes_back(lab: &Lab) {
         "interface",
         "forwarder",
     ] {
-        traffic.more(50 + ON_ITS_WAY);
-        // What is on its way to a busy machine's router is lost with the actor.
-        let begun = traffic.sent() - ON_ITS_WAY;
-        router.control().must(&json!({ "panic": actor }));
+        traffic.wait_for_more(50 + IN_FLIGHT);
+        // Packets in flight to the router of a busy machine are lost with the actor.
+        let begun = traffic.sent() - IN_FLIGHT;
+        router.control().expect_ok(&json!({ "panic": actor }));
         eventually(actor, 1, || restarts(&router, actor));
         let before = capture.to(GROUP).len();
         assert!(
-            wait_until(PATIENCE, || capture.to(GROUP).len() > before + 20),
+            wait_until(TIMEOUT, || capture.to(GROUP).len() > before + 20),
             "{actor}"
         );
         if ["interface", "forwarder"].contains(&actor) {
@@ -64,14 +66,14 @@ fn each_actor_comes_back(lab: &Lab) {
     eventually("joined again", 1, || {
         router.metric("mcastor_joined_groups", &[]) as u64
     });
-    // Links are still followed.
+    // Link changes are still processed.
     star.rtr.ip("link set out1 mtu 1400");
     router.expect_metric("mcastor_interface_mtu_bytes", &[("iface", "out1")], 1400);
     let sent = traffic.finish();
-    eventually("the last one came", true, || {
-        in_order(&capture, GROUP).last() == Some(&(sent - 1))
+    eventually("the last packet arrived", true, || {
+        received_in_order(&capture, GROUP).last() == Some(&(sent - 1))
     });
-    let lost = missing(sent, &in_order(&capture, GROUP));
+    let lost = missing(sent, &received_in_order(&capture, GROUP));
     println!(
         "each actor panicked once: {} of {sent} packets lost",
         lost.len()
@@ -80,11 +82,11 @@ fn each_actor_comes_back(lab: &Lab) {
     assert!(lost.iter().all(within), "{lost:?} outside of {outages:?}");
 }
 
-fn routing_thrice_ends_the_process(lab: &Lab) {
+fn three_routing_panics_end_the_process(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let mut router = Router::start_with(lab, &star.rtr, &r(), ALLOWED);
     for n in 1..=3 {
-        router.control().must(&json!({ "panic": "routing" }));
+        router.control().expect_ok(&json!({ "panic": "routing" }));
         if n < 3 {
             eventually("routing is rebuilt", n, || restarts(&router, "routing"));
         }
@@ -98,17 +100,17 @@ fn routing_thrice_ends_the_process(lab: &Lab) {
     assert!(!router.socket.exists());
 }
 
-fn without_a_keeper_the_process_ends(lab: &Lab) {
+fn supervisor_panic_ends_the_process(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let mut router = Router::start_with(lab, &star.rtr, &r(), ALLOWED);
-    router.control().must(&json!({ "panic": "keeper" }));
+    router.control().expect_ok(&json!({ "panic": "keeper" }));
     assert_eq!(router.program.wait().code(), Some(1));
     assert!(!router.socket.exists());
 }
 
-fn refused_without_the_variable(lab: &Lab) {
+fn panic_command_requires_environment_variable(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
-    let refused = router.control().ask(&json!({ "panic": "routing" }));
+    let refused = router.control().request(&json!({ "panic": "routing" }));
     assert!(refused.is_err_and(|e| e.contains("MCASTOR_TEST_PANIC")));
 }

@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a router; the dashboard asks it, and the alert rules are loaded.
+//! A real Prometheus scrapes a router, evaluates the dashboard's queries and loads the alert rules.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,30 +7,30 @@ use serde_json::json;
 
 use super::{cases, route};
 use crate::lab::metrics::Metrics;
-use crate::lab::mnat::{self, Ca, Owner};
+use crate::lab::mnat::{self, Ca, ServerState};
 use crate::lab::{Injector, Lab, Ns, Program, Router, Star, Udp, UdpRx, eventually, http};
 
 cases!("prometheus":
-    #[Program("prometheus", "prometheus")] every_panel_has_data_and_totals_are_what_was_sent,
-    #[Program("prometheus", "prometheus")] alerts_fire_and_end,
-    #[Program("promtool", "prometheus")] each_alert_fires_when_it_should,
+    #[Program("prometheus", "prometheus")] dashboard_panels_have_data_and_exact_totals,
+    #[Program("prometheus", "prometheus")] alerts_fire_and_resolve,
+    #[Program("promtool", "prometheus")] promtool_tests_cover_each_alert,
 );
 
-/// The path of a file of dashboards/.
+/// Returns the path of a file in dashboards/.
 fn dashboards(file: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards");
     folder.join(file).display().to_string()
 }
 
-/// The answer to `path` of the HTTP API.
-fn ask(ns: &Ns, path: &str) -> Option<serde_json::Value> {
+/// Returns the data of a successful answer to `path` of the HTTP API.
+fn query_api(ns: &Ns, path: &str) -> Option<serde_json::Value> {
     let address = "127.0.0.1:9090".parse().expect("an address");
     let answer = http::get(ns, address, path).ok()?;
     let answer: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
     (answer["status"] == "success").then(|| answer["data"].clone())
 }
 
-/// The result of a query at this moment.
+/// Returns the result of an instant query.
 fn query(ns: &Ns, expression: &str) -> Vec<serde_json::Value> {
     let encoded: String = expression
         .bytes()
@@ -39,7 +39,7 @@ fn query(ns: &Ns, expression: &str) -> Vec<serde_json::Value> {
             false => format!("%{b:02X}"),
         })
         .collect();
-    let data = ask(ns, &format!("/api/v1/query?query={encoded}"));
+    let data = query_api(ns, &format!("/api/v1/query?query={encoded}"));
     let result = data.and_then(|d| d["result"].as_array().cloned());
     result.unwrap_or_default()
 }
@@ -50,7 +50,7 @@ fn value(ns: &Ns, expression: &str) -> f64 {
     text.and_then(|t| t.parse().ok()).unwrap_or(f64::NAN)
 }
 
-/// A Prometheus beside a router, with the alert rules, that has scraped it once.
+/// Starts a Prometheus with the alert rules beside a router and waits for its first scrape.
 fn prometheus(lab: &Lab, ns: &Ns) -> Program {
     let config = lab.file("prometheus.yml");
     let text = format!(
@@ -71,25 +71,27 @@ fn prometheus(lab: &Lab, ns: &Ns) -> Program {
             "--web.listen-address=127.0.0.1:9090",
         ],
     );
-    eventually("it scrapes", 1.0, || value(ns, "up{job=\"mcastor\"}"));
+    eventually("Prometheus scrapes", 1.0, || {
+        value(ns, "up{job=\"mcastor\"}")
+    });
     program
 }
 
-/// Waits until everything of before this call was scraped.
+/// Waits until all changes before this call were scraped.
 #[track_caller]
-fn scraped(ns: &Ns) {
+fn wait_for_scrape(ns: &Ns) {
     let last = || value(ns, "timestamp(up{job=\"mcastor\"})");
-    // A scrape that is under way may have begun before.
+    // The first scrape may have begun before this call.
     for _ in 0..2 {
         let before = last();
         eventually("another scrape", true, || last() > before);
     }
 }
 
-/// Where the MNAT server is.
+/// The address of the MNAT server.
 const MNAT: &str = "127.0.0.1:8443";
 
-/// Settings of an egress of multicast NAT with one stream.
+/// Returns the settings of an MNAT egress with one stream.
 fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
     let (ca_file, joinfile) = (lab.file("ca.pem"), lab.file("egress.sgs"));
     std::fs::write(&ca_file, ca.pem()).expect("writing a certificate");
@@ -102,10 +104,10 @@ fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
     )
 }
 
-fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
+fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let ca = Ca::new();
-    let _server = mnat::serve(&star.rtr, &ca, None, MNAT, &Owner::starting_at(0));
+    let _server = mnat::serve(&star.rtr, &ca, None, MNAT, &ServerState::starting_at(0));
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
         + "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
            header_checks = \"strict\"\n"
@@ -122,8 +124,8 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
     router.expect_metric("mcastor_membership_groups", &members, 1);
     let assigned = [("role", "egress"), ("state", "assigned")];
     router.expect_metric("mcastor_mnat_mappings", &assigned, 1);
-    // 300 that are forwarded by the route, 200 by the proxy, 50 by multicast NAT, 100 that have no
-    // TTL left; and reports that nobody may send: each thing a panel shows has happened.
+    // 300 packets are forwarded by the route, 200 by the proxy, 50 by MNAT, 100 have no TTL left, and
+    // reports are refused: every event that a panel shows has happened.
     let report = crate::lab::frame::ethernet(
         "224.0.0.22".parse().expect("an address"),
         &crate::lab::frame::ipv4(
@@ -137,7 +139,7 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
                 dst: [224, 0, 0, 22],
                 options: vec![0x94, 4, 0, 0],
             },
-            // A version 3 report whose checksum is wrong.
+            // An IGMPv3 report with a wrong checksum.
             &[0x22, 0, 0x12, 0x34, 0, 0, 0, 0],
         ),
     );
@@ -157,14 +159,14 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
             send(rounds * 100 + n, "10.9.9.9:9", "239.1.1.1:5000", 9);
         }
         reports.send(&report);
-        router.tell("flush");
+        router.run("flush");
         rounds += 1;
     };
     for _ in 0..10 {
         round();
-        scraped(&star.rtr);
+        wait_for_scrape(&star.rtr);
     }
-    // Totals first: nothing is sent any more.
+    // Totals first: no more packets are sent.
     for (expression, want) in [
         ("sum(mcastor_route_packets_total{route=\"r\"})", 300.0),
         ("sum(mcastor_route_packets_total{route=\"p\"})", 200.0),
@@ -183,27 +185,27 @@ fn every_panel_has_data_and_totals_are_what_was_sent(lab: &Lab) {
     assert_eq!(rx.count(), 200);
     let text = std::fs::read_to_string(dashboards("mcastor.json")).expect("the dashboard");
     let board: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let mut asked = 0;
+    let mut queries = 0;
     for panel in board["panels"].as_array().expect("panels") {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let expression = target["expr"].as_str().expect("an expression");
             let expression = expression
                 .replace("$__rate_interval", "1m")
                 .replace("$instance", ".*");
-            asked += 1;
+            queries += 1;
             let title = panel["title"].as_str().unwrap_or("");
             eventually(&format!("{title}: {expression}"), true, || {
                 !query(&star.rtr, &expression).is_empty()
             });
         }
     }
-    assert!(asked > 20, "{asked} queries");
-    the_alerts_are_of_what_there_is(&star.rtr, &router);
+    assert!(queries > 20, "{queries} queries");
+    assert_alerts_match_metrics(&star.rtr, &router);
 }
 
-/// Every metric the alerts ask for is in Prometheus, each reason they leave out is one, and the
-/// series of their tests have the labels of real ones.
-fn the_alerts_are_of_what_there_is(ns: &Ns, router: &Router) {
+/// Checks that every metric of the alerts exists in Prometheus, that each excluded reason exists, and
+/// that the series of the alert tests have the labels of real ones.
+fn assert_alerts_match_metrics(ns: &Ns, router: &Router) {
     let alerts = std::fs::read_to_string(dashboards("alerts.yml")).expect("the alerts");
     let in_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = alerts.split(|c| !in_word(c));
@@ -218,7 +220,7 @@ fn the_alerts_are_of_what_there_is(ns: &Ns, router: &Router) {
     for reason in reasons.split('|') {
         let labels = [("reason", reason)];
         let named = real.matching("mcastor_dropped_packets_total", &labels);
-        assert!(named.count() > 0, "{reason} is no reason");
+        assert!(named.count() > 0, "{reason} is not a drop reason");
     }
     let tests = std::fs::read_to_string(dashboards("alerts_test.yml")).expect("the tests");
     let series = tests.lines().filter_map(|l| {
@@ -232,7 +234,7 @@ fn the_alerts_are_of_what_there_is(ns: &Ns, router: &Router) {
         for added in ["instance", "job"] {
             assert!(sample.labels.remove(added).is_some(), "{text}: {added}");
         }
-        // What has a fixed set of values must have one of them; names of things may be any.
+        // Labels with a fixed set of values must have one of them; other labels may have any value.
         let fixed = ["reason", "actor", "protocol", "plane"];
         let fixed: Vec<(&str, &str)> = (sample.labels.iter())
             .map(|(k, v)| (k.as_str(), v.as_str()))
@@ -241,7 +243,7 @@ fn the_alerts_are_of_what_there_is(ns: &Ns, router: &Router) {
         let like = real
             .matching(&sample.name, &fixed)
             .find(|r| r.labels.keys().eq(sample.labels.keys()));
-        assert!(like.is_some(), "nothing is exported like {text}");
+        assert!(like.is_some(), "no exported series is like {text}");
     }
     assert!(seen > 20, "{seen} series");
 }
@@ -251,15 +253,15 @@ fn firing(ns: &Ns, alert: &str) -> bool {
     !query(ns, &firing).is_empty()
 }
 
-/// Those without `for`: the others would take minutes, and are tested by rule.
-fn alerts_fire_and_end(lab: &Lab) {
+/// Covers alerts without `for`. The others would take minutes; promtool tests cover them.
+fn alerts_fire_and_resolve(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "");
     let allowed = [("MCASTOR_TEST_PANIC", "1")];
     let router = Router::start_with(lab, &star.rtr, &toml, &allowed);
     let _prometheus = prometheus(lab, &star.rtr);
     let healthy = || {
-        let groups = ask(&star.rtr, "/api/v1/rules")?["groups"]
+        let groups = query_api(&star.rtr, "/api/v1/rules")?["groups"]
             .as_array()
             .cloned()?;
         let rules = groups[0]["rules"].as_array().cloned()?;
@@ -270,42 +272,42 @@ fn alerts_fire_and_end(lab: &Lab) {
     for alert in ["McastorReloadFailed", "McastorActorRestarting"] {
         assert!(!firing(&star.rtr, alert), "{alert}");
     }
-    router.rewrite("[[route]]\nfrom = \"in\"\n");
-    assert!(!router.try_tell("reload").status.success());
-    eventually("the refused reload fires", true, || {
+    router.write_settings("[[route]]\nfrom = \"in\"\n");
+    assert!(!router.try_run("reload").status.success());
+    eventually("the alert of the refused reload fires", true, || {
         firing(&star.rtr, "McastorReloadFailed")
     });
-    router.rewrite(&toml);
-    router.tell("reload");
-    eventually("and ends", false, || {
+    router.write_settings(&toml);
+    router.run("reload");
+    eventually("the alert ends", false, || {
         firing(&star.rtr, "McastorReloadFailed")
     });
     let restarts = [("actor", "links")];
     for n in 1..=3 {
-        router.control().must(&json!({ "panic": "links" }));
+        router.control().expect_ok(&json!({ "panic": "links" }));
         router.expect_metric("mcastor_actor_restarts_total", &restarts, n);
         if n == 2 {
-            scraped(&star.rtr);
+            wait_for_scrape(&star.rtr);
             assert!(!firing(&star.rtr, "McastorActorRestarting"), "after two");
         }
     }
-    eventually("an actor that dies again and again fires", true, || {
+    eventually("the alert of repeated restarts fires", true, || {
         firing(&star.rtr, "McastorActorRestarting")
     });
 }
 
-fn each_alert_fires_when_it_should(lab: &Lab) {
+fn promtool_tests_cover_each_alert(lab: &Lab) {
     let ns = lab.ns("a");
     for (command, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
         let out = ns.output("promtool", &[command, "rules", &dashboards(file)]);
-        let said = format!(
+        let printed = format!(
             "{}{}",
             String::from_utf8_lossy(&out.stdout),
             String::from_utf8_lossy(&out.stderr)
         );
-        assert!(out.status.success(), "{said}");
+        assert!(out.status.success(), "{printed}");
     }
-    // None was left out: each is seen firing, and seen not to.
+    // Every alert has a test where it fires and a test where it does not.
     let read = |file| std::fs::read_to_string(dashboards(file)).expect("a file");
     let (alerts, tests) = (read("alerts.yml"), read("alerts_test.yml"));
     let cases: Vec<(&str, bool)> = (tests.split("alertname: ").skip(1))
@@ -324,7 +326,7 @@ fn each_alert_fires_when_it_should(lab: &Lab) {
     for name in names {
         for fires in [true, false] {
             let there = cases.contains(&(name, fires));
-            assert!(there, "no case where {name} fires: {fires}");
+            assert!(there, "no test where {name} fires: {fires}");
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Proxies behind Linux bridges: with snooping, with a querier of their own, with router
-//! discovery.
+//! Proxies behind Linux bridges that snoop, act as querier or rely on multicast router discovery.
 
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use crate::lab::{
 };
 
 cases!("proxy_bridges":
-    #[LinkKind("bridge")] a_bridge_with_a_lower_address_is_elected_and_replaced,
-    #[LinkKind("bridge")] a_bridge_with_a_higher_address_gives_way,
-    #[LinkKind("bridge")] a_bridge_without_an_address_elects_nobody,
-    #[LinkKind("bridge")] members_are_heard_where_a_bridge_asks_and_we_do_not,
-    #[LinkKind("bridge")] with_nobody_asking_the_log_says_so,
-    #[LinkKind("bridge")] our_queries_make_a_bridge_take_us_for_a_router,
-    #[LinkKind("bridge")] our_announcements_make_a_bridge_take_us_for_a_router,
+    #[LinkKind("bridge")] bridge_with_lower_address_wins_and_is_replaced,
+    #[LinkKind("bridge")] bridge_with_higher_address_loses_election,
+    #[LinkKind("bridge")] bridge_without_address_is_not_elected,
+    #[LinkKind("bridge")] members_are_learned_with_a_bridge_as_querier,
+    #[LinkKind("bridge")] absent_querier_is_logged,
+    #[LinkKind("bridge")] queries_mark_the_bridge_port_as_router_port,
+    #[LinkKind("bridge")] mrdisc_marks_the_bridge_port_as_router_port,
 );
 
 const QUICK: &str = "mcast_snooping 1 mcast_query_interval 200 mcast_query_response_interval 30 \
@@ -26,14 +25,14 @@ const GROUPS: [&str; 2] = ["225.1.2.3", "ff0e::8000:1"];
 const TO: [&str; 2] = ["225.1.2.3:5000", "[ff0e::8000:1]:5000"];
 const FROM: [&str; 2] = ["10.0.0.10:9", "[fd00::10]:9"];
 
-/// How often the bridge asks.
-const ASKS: Duration = Duration::from_secs(2);
+/// The time between two queries of the bridge.
+const QUERY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The link-local address of `br0` in [`switch`]: lower than that of any other interface here.
+/// The link-local address of `br0` in [`switch`], the lowest of all interfaces.
 const BRIDGE_LL: &str = "fe80::ff:fe00:1";
 
-/// What is sent for both groups reaches both receivers.
-fn served(star: &Star, rx: &[UdpRx]) {
+/// Sends packets to both groups and checks that both receivers get them.
+fn assert_served(star: &Star, rx: &[UdpRx]) {
     let inject = Injector::new(&star.src, "eth0");
     let before: Vec<usize> = rx.iter().map(UdpRx::count).collect();
     for n in 0..50u32 {
@@ -46,16 +45,16 @@ fn served(star: &Star, rx: &[UdpRx]) {
     }
 }
 
-fn a_bridge_with_a_lower_address_is_elected_and_replaced(lab: &Lab) {
+fn bridge_with_lower_address_wins_and_is_replaced(lab: &Lab) {
     let star = Star::dual(lab, 1);
     star.rtr.ip("address del 10.0.1.1/24 dev out1");
     star.rtr.ip("address add 10.0.1.100/24 dev out1");
     let options = format!("mcast_querier 1 mcast_query_use_ifaddr 1 {QUICK}");
     let hosts = switch(lab, &star, &options, &["h1"]);
     star.rcv.ip("address add 10.0.1.5/24 dev br0");
-    // A bridge that hears another before it asked from an address of its own gives way.
+    // A bridge that receives another query before it sent one from its own address gives way.
     let wire = Capture::new(&star.rtr, "out1");
-    let asked = || {
+    let bridge_queries = || {
         [("224.0.0.1", "10.0.1.5"), ("ff02::1", BRIDGE_LL)].map(|(all, from)| {
             let queries = wire.to(all).into_iter();
             queries.filter(|s| s.src.to_string() == from).count()
@@ -66,14 +65,16 @@ fn a_bridge_with_a_lower_address_is_elected_and_replaced(lab: &Lab) {
             .into_iter()
             .all(|(protocol, address)| {
                 let by_bridge = (Some(address.into()), false);
-                wait_until(3 * ASKS, || querier(router, "out1", protocol) == by_bridge)
+                wait_until(3 * QUERY_INTERVAL, || {
+                    querier(router, "out1", protocol) == by_bridge
+                })
             })
     };
     let mut before = [0; 2];
     let mut started = 0;
     let router = loop {
-        eventually("the bridge asks first", true, || {
-            let now = asked();
+        eventually("the bridge sends queries first", true, || {
+            let now = bridge_queries();
             now[0] > before[0] && now[1] > before[1]
         });
         let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
@@ -81,41 +82,45 @@ fn a_bridge_with_a_lower_address_is_elected_and_replaced(lab: &Lab) {
         if elected(&router) {
             break router;
         }
-        // A bridge whose timer runs off just when it hears us takes us for the querier, whatever
-        // the addresses. It asks again when we have gone.
+        // If its timer expires just when the router's query arrives, a bridge accepts the router as
+        // querier whatever the addresses. It sends queries again after the router has stopped.
         assert!(started < 5, "the bridge is never elected");
         router.stop();
-        before = asked();
+        before = bridge_queries();
     };
     let rx: Vec<UdpRx> = TO
         .iter()
         .map(|to| UdpRx::join(&hosts[0], "eth0", to))
         .collect();
     eventually("members of both", 2, || members(&router).len());
-    served(&star, &rx);
-    // It stops to ask, and we go on without losing a member.
+    assert_served(&star, &rx);
+    // The bridge stops its queries; the router takes over without losing a member.
     star.rcv.ip("link set br0 type bridge mcast_querier 0");
     for protocol in ["igmp", "mld"] {
-        eventually("we ask", true, || querier(&router, "out1", protocol).1);
+        eventually("the router is the querier", true, || {
+            querier(&router, "out1", protocol).1
+        });
     }
     assert_eq!(members(&router).len(), 2);
-    served(&star, &rx);
+    assert_served(&star, &rx);
     drop(rx);
     eventually("both left", 0, || members(&router).len());
     let log = router.program.stderr();
     assert!(log.contains("10.0.1.5 is the"), "{log}");
 }
 
-fn a_bridge_with_a_higher_address_gives_way(lab: &Lab) {
+fn bridge_with_higher_address_loses_election(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let options = format!("mcast_querier 1 mcast_query_use_ifaddr 1 {QUICK}");
     let _hosts = switch(lab, &star, &options, &["h1"]);
     star.rcv.ip("address add 10.0.1.5/24 dev br0");
-    // It asks before we do.
+    // The bridge sends queries before the router starts.
     let wire = Capture::new(&star.rtr, "out1");
-    eventually("it asks", true, || !wire.to("224.0.0.1").is_empty());
+    eventually("the bridge sends a query", true, || {
+        !wire.to("224.0.0.1").is_empty()
+    });
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-    eventually("it knows that we ask", true, || {
+    eventually("the bridge knows the router as querier", true, || {
         let shown = star.rcv.try_ip("-d link show dev br0").unwrap_or_default();
         shown.contains("mcast_querier_ipv4_addr 10.0.1.1")
             || bridge(&star.rcv, "-d mdb show dev br0").contains("router ports on br0: eth1")
@@ -128,8 +133,8 @@ fn a_bridge_with_a_higher_address_gives_way(lab: &Lab) {
         let queries = wire.to("224.0.0.1").into_iter();
         queries.filter(|s| s.src.to_string() == "10.0.1.5").count()
     };
-    // Silent for longer than its interval of 2 s, while we ask twice.
-    let asked = |router: &Router| {
+    // The bridge is silent for longer than its interval of 2 s, while the router sends two queries.
+    let router_queries = |router: &Router| {
         let labels = [
             ("iface", "out1"),
             ("direction", "transmitted"),
@@ -137,17 +142,19 @@ fn a_bridge_with_a_higher_address_gives_way(lab: &Lab) {
         ];
         router.metric("mcastor_igmp_messages_total", &labels)
     };
-    let (before, heard) = (asked(&router), queries());
-    eventually("we ask twice", true, || asked(&router) >= before + 2.0);
-    assert_eq!(queries(), heard, "the bridge asked beside us");
+    let (before, heard) = (router_queries(&router), queries());
+    eventually("the router sends two queries", true, || {
+        router_queries(&router) >= before + 2.0
+    });
+    assert_eq!(queries(), heard, "the bridge sent queries, too");
     assert!(querier(&router, "out1", "igmp").1);
 }
 
-fn a_bridge_without_an_address_elects_nobody(lab: &Lab) {
+fn bridge_without_address_is_not_elected(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let hosts = switch(lab, &star, &format!("mcast_querier 1 {QUICK}"), &["h1"]);
     let wire = Capture::new(&star.rtr, "out1");
-    eventually("it asks from nowhere", true, || {
+    eventually("the bridge sends a query from 0.0.0.0", true, || {
         let queries = wire.to("224.0.0.1");
         queries.iter().any(|s| s.src.to_string() == "0.0.0.0")
     });
@@ -163,7 +170,7 @@ fn a_bridge_without_an_address_elects_nobody(lab: &Lab) {
     drop(rx);
 }
 
-fn members_are_heard_where_a_bridge_asks_and_we_do_not(lab: &Lab) {
+fn members_are_learned_with_a_bridge_as_querier(lab: &Lab) {
     for address in [true, false] {
         let star = Star::dual(lab, 1);
         let options = format!("mcast_querier 1 mcast_query_use_ifaddr 1 {QUICK}");
@@ -171,7 +178,7 @@ fn members_are_heard_where_a_bridge_asks_and_we_do_not(lab: &Lab) {
         if address {
             star.rcv.ip("address add 10.0.1.5/24 dev br0");
         }
-        // Without queries of ours a bridge does not see a router in us; we must be told to be one.
+        // Without the router's queries the bridge does not detect it; the port is configured.
         star.rcv
             .ip("link set eth1 type bridge_slave mcast_router 2");
         let router = Router::start(
@@ -184,36 +191,36 @@ fn members_are_heard_where_a_bridge_asks_and_we_do_not(lab: &Lab) {
             .map(|to| UdpRx::join(&hosts[0], "eth0", to))
             .collect();
         eventually("members of both", 2, || members(&router).len());
-        served(&star, &rx);
-        // The second host asks for the same; its leave and its presence change nothing.
+        assert_served(&star, &rx);
+        // The join and leave of a second host change nothing.
         drop(UdpRx::join(&hosts[1], "eth0", TO[0]));
-        served(&star, &rx);
+        assert_served(&star, &rx);
         let sent = [("iface", "out1"), ("direction", "transmitted")];
         assert_eq!(router.metric("mcastor_igmp_messages_total", &sent), 0.0);
         assert_eq!(router.metric("mcastor_mld_messages_total", &sent), 0.0);
         let bridge_ll = (Some(BRIDGE_LL.into()), false);
-        eventually("it asks for IPv6", bridge_ll, || {
+        eventually("the bridge is the MLD querier", bridge_ll, || {
             querier(&router, "out1", "mld")
         });
         let v4 = (address.then(|| "10.0.1.5".into()), false);
-        eventually("and for IPv4", v4, || querier(&router, "out1", "igmp"));
+        eventually("the IGMP querier", v4, || querier(&router, "out1", "igmp"));
         drop(rx);
         eventually("both left", 0, || members(&router).len());
     }
 }
 
-fn with_nobody_asking_the_log_says_so(lab: &Lab) {
+fn absent_querier_is_logged(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
         lab,
         &star.rtr,
         &proxy(&["in"], &["out1"], "querier = \"off\"\n"),
     );
-    // Reports that a host sends by itself are heard; with nobody asking they are not repeated.
+    // The router accepts unsolicited reports; without a querier the host does not repeat them.
     let _rx = UdpRx::join(&star.rcv, "eth1", TO[0]);
     eventually("a member", 1, || members(&router).len());
-    eventually("it is forgotten", 0, || members(&router).len());
-    eventually("the log says why", true, || {
+    eventually("the member expires", 0, || members(&router).len());
+    eventually("the log names the reason", true, || {
         router
             .program
             .stderr()
@@ -222,16 +229,17 @@ fn with_nobody_asking_the_log_says_so(lab: &Lab) {
     assert_eq!(querier(&router, "out1", "igmp"), (None, false));
 }
 
-/// Whether the bridge takes us for a router.
-fn are_router(star: &Star) -> bool {
+/// Returns whether the bridge has marked the router's port as a router port.
+fn is_router_port(star: &Star) -> bool {
     let shown = bridge(&star.rcv, "-d mdb show dev br0");
     shown
         .lines()
         .any(|l| l.starts_with("router ports on br0:") && l.contains("eth1"))
 }
 
-/// A star where the router has addresses of one IP version only: a bridge counts both as one.
-fn of_one_version(lab: &Lab, v4: bool) -> Star {
+/// Creates a star whose router has addresses of one IP version only, because a bridge marks the port
+/// for both versions.
+fn star_of_one_version(lab: &Lab, v4: bool) -> Star {
     let star = if v4 {
         Star::v4(lab, 1)
     } else {
@@ -243,18 +251,18 @@ fn of_one_version(lab: &Lab, v4: bool) -> Star {
     star
 }
 
-fn our_queries_make_a_bridge_take_us_for_a_router(lab: &Lab) {
+fn queries_mark_the_bridge_port_as_router_port(lab: &Lab) {
     for v4 in [true, false] {
-        let star = of_one_version(lab, v4);
+        let star = star_of_one_version(lab, v4);
         let hosts = switch(lab, &star, QUICK, &["h1", "h2"]);
-        assert!(!are_router(&star), "before anybody asked");
+        assert!(!is_router_port(&star), "before the first query");
         let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-        eventually("a router", true, || are_router(&star));
+        eventually("a router port", true, || is_router_port(&star));
         let i = usize::from(!v4);
         let rx = UdpRx::join(&hosts[0], "eth0", TO[i]);
         let version = ["3", "2"][i];
         eventually(
-            "reports reach us through the bridge",
+            "reports arrive through the bridge",
             Some(version.to_string()),
             || {
                 member(&router, "out1", GROUPS[i])?["version"]
@@ -266,7 +274,7 @@ fn our_queries_make_a_bridge_take_us_for_a_router(lab: &Lab) {
         let inject = Injector::new(&star.src, "eth0");
         (0..50u32).for_each(|n| inject.send(&Udp::new(FROM[i], TO[i], n.to_be_bytes()).frame()));
         rx.expect(50);
-        // What a host sends to a group that nobody joined reaches us, too: we are a router.
+        // Packets to a group without members arrive at the router, because its port is a router port.
         let up = Capture::new(&star.src, "eth0");
         let (from, group, to) = [
             ("10.0.1.21:9", "225.9.9.9", "225.9.9.9:5000"),
@@ -277,16 +285,16 @@ fn our_queries_make_a_bridge_take_us_for_a_router(lab: &Lab) {
     }
 }
 
-/// A bridge that asks nobody and hears no query knows a router by RFC 4286 alone.
-fn our_announcements_make_a_bridge_take_us_for_a_router(lab: &Lab) {
+/// A bridge that sends and receives no queries detects routers by RFC 4286 only.
+fn mrdisc_marks_the_bridge_port_as_router_port(lab: &Lab) {
     for v4 in [true, false] {
-        let star = of_one_version(lab, v4);
+        let star = star_of_one_version(lab, v4);
         let hosts = switch(lab, &star, "mcast_snooping 1", &["h1"]);
-        assert!(!are_router(&star), "before it was announced");
+        assert!(!is_router_port(&star), "before the first announcement");
         let wire = Capture::new(&hosts[0], "eth0");
         let toml = "[[interface]]\nname = \"out1\"\nmrdisc = true\n";
         let router = Router::start(lab, &star.rtr, toml);
-        eventually("a router", true, || are_router(&star));
+        eventually("a router port", true, || is_router_port(&star));
         let queries = wire.to(if v4 { "224.0.0.1" } else { "ff02::1" });
         assert!(!queries.iter().any(|s| s.protocol != 58), "{queries:x?}");
         router.stop();

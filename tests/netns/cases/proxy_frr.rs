@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 use super::cases;
 use crate::lab::proxy::{joined, member, members, proxy, querier};
 use crate::lab::{
-    Capture, Frr, Injector, Lab, Member, Router, Star, Udp, UdpRx, eventually, switch,
+    Capture, Frr, GroupMember, Injector, Lab, LinkEnd, Router, Star, Udp, UdpRx, connect,
+    eventually, switch,
 };
 
 cases!("proxy_frr":
-    #[Program("vtysh", "frr")] #[LinkKind("bridge")] pimd_with_a_higher_address_gives_way,
-    #[Program("vtysh", "frr")] #[LinkKind("bridge")] pimd_with_a_lower_address_is_elected_dies_and_comes_back,
-    #[Program("vtysh", "frr")] #[LinkKind("bridge")] what_pimd_asks_about_lowers_our_timers,
-    #[Program("vtysh", "frr")] our_joins_are_in_the_table_of_pimd,
-    #[Program("vtysh", "frr")] we_answer_pimd_in_its_version,
-    #[Program("vtysh", "frr")] #[KernelMroute] what_pimd_forwards_flows_down,
+    #[Program("vtysh", "frr")] #[LinkKind("bridge")] pimd_with_higher_address_loses_querier_election,
+    #[Program("vtysh", "frr")] #[LinkKind("bridge")] pimd_with_lower_address_wins_querier_election,
+    #[Program("vtysh", "frr")] #[LinkKind("bridge")] group_query_from_pimd_lowers_member_timers,
+    #[Program("vtysh", "frr")] upstream_joins_appear_in_pimd_tables,
+    #[Program("vtysh", "frr")] igmpv2_pimd_upstream_is_answered_in_igmpv2,
+    #[Program("vtysh", "frr")] #[KernelMroute] stream_forwarded_by_pimd_reaches_the_receiver,
 );
 
 const QUICK: &str = " ip igmp\n ip igmp query-max-response-time 5\n ip igmp query-interval 2\n";
@@ -23,8 +24,8 @@ fn pimd(lab: &Lab, ns: &crate::lab::Ns, iface: &str, more: &str) -> Frr {
     Frr::start(lab, ns, &format!("interface {iface}\n{QUICK}{more}"))
 }
 
-/// What pimd says of a querier: its address and whether it is pimd itself.
-fn asks(frr: &Frr, iface: &str) -> (String, bool) {
+/// Returns the querier as pimd reports it: its address, and whether it is pimd.
+fn pimd_querier(frr: &Frr, iface: &str) -> (String, bool) {
     let json = frr.show("show ip igmp interface json");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap_or_default();
     let row = &json[iface];
@@ -32,17 +33,19 @@ fn asks(frr: &Frr, iface: &str) -> (String, bool) {
     (address, row["querier"] == true)
 }
 
-fn pimd_with_a_higher_address_gives_way(lab: &Lab) {
+fn pimd_with_higher_address_loses_querier_election(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let hosts = switch(lab, &star, "mcast_snooping 0", &["frr", "h1"]);
     let frr = pimd(lab, &hosts[0], "eth0", "");
-    eventually("pimd asks", ("10.0.1.20".into(), true), || {
-        asks(&frr, "eth0")
+    eventually("pimd is the querier", ("10.0.1.20".into(), true), || {
+        pimd_querier(&frr, "eth0")
     });
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-    eventually("pimd listens", ("10.0.1.1".into(), false), || {
-        asks(&frr, "eth0")
-    });
+    eventually(
+        "the router is the querier",
+        ("10.0.1.1".into(), false),
+        || pimd_querier(&frr, "eth0"),
+    );
     assert_eq!(
         querier(&router, "out1", "igmp"),
         (Some("10.0.1.1".into()), true)
@@ -52,15 +55,17 @@ fn pimd_with_a_higher_address_gives_way(lab: &Lab) {
         member(&router, "out1", "225.1.2.3").is_some()
             && frr.show("show ip igmp groups").contains("225.1.2.3")
     });
-    // We die without a word: pimd takes over.
+    // After the router is killed, pimd takes over.
     let mut router = router;
     router.program.stop(libc::SIGKILL, Duration::from_secs(3));
-    eventually("pimd asks", ("10.0.1.20".into(), true), || {
-        asks(&frr, "eth0")
-    });
+    eventually(
+        "pimd is the querier again",
+        ("10.0.1.20".into(), true),
+        || pimd_querier(&frr, "eth0"),
+    );
 }
 
-fn pimd_with_a_lower_address_is_elected_dies_and_comes_back(lab: &Lab) {
+fn pimd_with_lower_address_wins_querier_election(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr.ip("address del 10.0.1.1/24 dev out1");
     star.rtr.ip("address add 10.0.1.100/24 dev out1");
@@ -70,7 +75,7 @@ fn pimd_with_a_lower_address_is_elected_dies_and_comes_back(lab: &Lab) {
     eventually("a member", 1, || members(&router).len());
     let inject = Injector::new(&star.src, "eth0");
     let mut sent = 0;
-    let mut served = || {
+    let mut assert_served = || {
         for _ in 0..50 {
             inject.send(&Udp::new("10.0.0.10:9", "225.1.2.3:5000", "x").frame());
         }
@@ -78,54 +83,62 @@ fn pimd_with_a_lower_address_is_elected_dies_and_comes_back(lab: &Lab) {
         rx.expect(sent);
     };
     for _ in 0..2 {
-        eventually("we ask", true, || querier(&router, "out1", "igmp").1);
-        served();
-        let frr = pimd(lab, &hosts[0], "eth0", "");
-        eventually("pimd asks", (Some("10.0.1.20".into()), false), || {
-            querier(&router, "out1", "igmp")
+        eventually("the router is the querier", true, || {
+            querier(&router, "out1", "igmp").1
         });
-        served();
+        assert_served();
+        let frr = pimd(lab, &hosts[0], "eth0", "");
+        eventually(
+            "pimd is the querier",
+            (Some("10.0.1.20".into()), false),
+            || querier(&router, "out1", "igmp"),
+        );
+        assert_served();
         frr.kill();
     }
-    eventually("we ask", true, || querier(&router, "out1", "igmp").1);
-    served();
+    eventually("the router is the querier", true, || {
+        querier(&router, "out1", "igmp").1
+    });
+    assert_served();
     let labels = [("iface", "out1"), ("protocol", "igmp")];
     assert_eq!(router.metric("mcastor_querier_changes_total", &labels), 5.0);
 }
 
-fn what_pimd_asks_about_lowers_our_timers(lab: &Lab) {
+fn group_query_from_pimd_lowers_member_timers(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr.ip("address del 10.0.1.1/24 dev out1");
     star.rtr.ip("address add 10.0.1.100/24 dev out1");
     let hosts = switch(lab, &star, "mcast_snooping 0", &["frr", "h1"]);
-    // Its interval of 125 s becomes ours: without its query for the group, the group would stay.
-    // It asks when it starts, and then not for half a minute.
+    // The router adopts pimd's query interval of 125 s: without pimd's group query, the group would
+    // stay. pimd sends a query when it starts, and then none for half a minute.
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
     let frr = Frr::start(lab, &hosts[0], "interface eth0\n ip igmp\n");
-    eventually("pimd asks", (Some("10.0.1.20".into()), false), || {
-        querier(&router, "out1", "igmp")
-    });
+    eventually(
+        "pimd is the querier",
+        (Some("10.0.1.20".into()), false),
+        || querier(&router, "out1", "igmp"),
+    );
     let rx = UdpRx::join(&hosts[1], "eth0", "225.1.2.3:5000");
     eventually("both know the member", true, || {
         member(&router, "out1", "225.1.2.3").is_some()
             && frr.show("show ip igmp groups").contains("225.1.2.3")
     });
-    let left = |group| member(&router, "out1", group)?["expires_ms"].as_u64();
+    let expires_ms = |group| member(&router, "out1", group)?["expires_ms"].as_u64();
     assert!(
-        left("225.1.2.3").is_some_and(|ms| ms > 200_000),
+        expires_ms("225.1.2.3").is_some_and(|ms| ms > 200_000),
         "{:?}",
-        left("225.1.2.3")
+        expires_ms("225.1.2.3")
     );
     drop(rx);
     eventually("the group ends with the query of pimd", None, || {
         member(&router, "out1", "225.1.2.3")
     });
-    let asked = [
+    let received = [
         ("iface", "out1"),
         ("direction", "received"),
         ("type", "group_query"),
     ];
-    assert!(router.metric("mcastor_igmp_messages_total", &asked) >= 1.0);
+    assert!(router.metric("mcastor_igmp_messages_total", &received) >= 1.0);
     let sent = [
         ("iface", "out1"),
         ("direction", "transmitted"),
@@ -134,13 +147,13 @@ fn what_pimd_asks_about_lowers_our_timers(lab: &Lab) {
     assert_eq!(router.metric("mcastor_igmp_messages_total", &sent), 0.0);
 }
 
-fn our_joins_are_in_the_table_of_pimd(lab: &Lab) {
+fn upstream_joins_appear_in_pimd_tables(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let frr = pimd(lab, &star.src, "eth0", "");
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out*"], ""));
-    let one = Member::new(&star.rcv, "eth1", "232.1.2.3").join("10.7.7.1");
-    let two = Member::new(&star.rcv, "eth2", "232.1.2.3").join("10.7.7.2");
-    let all = Member::of_all(&star.rcv, "eth2", "225.1.2.3");
+    let one = GroupMember::new(&star.rcv, "eth1", "232.1.2.3").join("10.7.7.1");
+    let two = GroupMember::new(&star.rcv, "eth2", "232.1.2.3").join("10.7.7.2");
+    let all = GroupMember::any_source(&star.rcv, "eth2", "225.1.2.3");
     let sources = || {
         let shown = frr.show("show ip igmp sources");
         ["10.7.7.1", "10.7.7.2"].map(|s| shown.contains(s))
@@ -157,21 +170,21 @@ fn our_joins_are_in_the_table_of_pimd(lab: &Lab) {
         ]
     );
     drop(one);
-    eventually("one source left", [false, true], sources);
+    eventually("one source is left", [false, true], sources);
     drop((two, all));
-    eventually("nothing", false, || {
+    eventually("no group is left", false, || {
         let shown = frr.show("show ip igmp groups");
         shown.contains("232.1.2.3") || shown.contains("225.1.2.3")
     });
 }
 
-fn we_answer_pimd_in_its_version(lab: &Lab) {
+fn igmpv2_pimd_upstream_is_answered_in_igmpv2(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let frr = pimd(lab, &star.src, "eth0", " ip igmp version 2\n");
     let wire = Capture::new(&star.src, "eth0");
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
     let old = Capture::new(&star.rtr, "in");
-    eventually("a query of version 2 came", true, || {
+    eventually("an IGMPv2 query arrived", true, || {
         old.to("224.0.0.1")
             .iter()
             .any(|s| s.body().len() == 8 && s.body()[0] == 0x11)
@@ -189,34 +202,28 @@ fn we_answer_pimd_in_its_version(lab: &Lab) {
         "{reports:x?}"
     );
     drop(rx);
-    eventually("a leave of version 2", true, || {
+    eventually("an IGMPv2 leave", true, || {
         wire.to("224.0.0.2").iter().any(|s| s.body()[0] == 0x17)
     });
-    eventually("pimd gives it up", false, || {
+    eventually("pimd removes the group", false, || {
         frr.show("show ip igmp groups").contains("225.1.2.3")
     });
     drop(router);
 }
 
-/// Camera, pimd, ourselves, a receiver: the join goes up through both, the stream comes down.
-fn what_pimd_forwards_flows_down(lab: &Lab) {
+/// Camera, pimd, mcastor, receiver: the join passes both routers upstream, and the stream returns.
+fn stream_forwarded_by_pimd_reaches_the_receiver(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let camera = lab.ns("camera");
-    let line = format!(
-        "link add cam netns {} type veth peer name eth0 netns {}\n",
-        star.src.name(),
-        camera.name()
+    connect(
+        LinkEnd::new(&star.src, "cam", &["10.8.0.1/24"]),
+        LinkEnd::new(&camera, "eth0", &["10.8.0.10/24"]),
     );
-    crate::lab::ns::ip_batch(&[], &line).expect("links");
-    star.src
-        .ip_batch("link set cam up\naddress add 10.8.0.1/24 dev cam\n");
-    camera.ip_batch("link set eth0 up\naddress add 10.8.0.10/24 dev eth0\n");
-    camera.carries("eth0");
     star.src.sysctl("net/ipv4/ip_forward", "1");
     let conf = format!("interface cam\n ip pim\ninterface eth0\n{QUICK} ip pim\n");
     let frr = Frr::start(lab, &star.src, &conf);
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-    let _member = Member::new(&star.rcv, "eth1", "232.1.2.3").join("10.8.0.10");
+    let _member = GroupMember::new(&star.rcv, "eth1", "232.1.2.3").join("10.8.0.10");
     eventually("pimd forwards", true, || {
         let shown = frr.show("show ip mroute");
         shown.contains("232.1.2.3") && shown.contains("eth0")
@@ -242,7 +249,7 @@ fn what_pimd_forwards_flows_down(lab: &Lab) {
     }
     let before = data();
     (0..100).for_each(|_| send("10.8.0.10:9"));
-    eventually("all of it", before + 100, data);
+    eventually("every packet", before + 100, data);
     let last = wire.to("232.1.2.3").pop().expect("a packet");
     assert_eq!((last.ttl, last.src.to_string().as_str()), (7, "10.8.0.10"));
     drop(router);

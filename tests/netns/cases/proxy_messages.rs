@@ -1,4 +1,4 @@
-//! Proxies and messages written by hand: who is elected, what is refused, what is announced.
+//! Proxies and hand-written messages: querier election, refused reports, and router discovery.
 
 use super::cases;
 use crate::lab::proxy::{
@@ -7,35 +7,37 @@ use crate::lab::proxy::{
 use crate::lab::{Capture, Injector, Lab, Router, Star, UdpRx, eventually};
 
 cases!("proxy_messages":
-    a_lower_address_asks_instead,
-    careless_reports_are_refused_or_taken,
-    limits_and_lists_refuse,
-    routers_are_announced_in_both_versions,
+    querier_election_lowest_address_wins,
+    header_checks_refuse_or_accept_invalid_reports,
+    group_limits_and_lists_refuse_reports,
+    mrdisc_announces_the_router_v4_and_v6,
 );
 
-/// An IGMPv3 general query, written by hand (RFC 9776 section 4.1).
+/// Returns a hand-written IGMPv3 general query (RFC 9776 section 4.1).
 fn general_query(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     // Robustness 2, query interval 2 s.
     let body = [0x11, 3, 0, 0, 0, 0, 0, 0, 2, 2, 0, 0];
     igmp_frame(from, to, &checksummed(&body), 1, true)
 }
 
-fn a_lower_address_asks_instead(lab: &Lab) {
+fn querier_election_lowest_address_wins(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    // We are 10.0.1.1; a rival at .0 would not be a host, so ours is higher here.
+    // The router is 10.0.1.1 and a host cannot be .0, so the router gets a higher address.
     star.rtr.ip("address del 10.0.1.1/24 dev out1");
     star.rtr.ip("address add 10.0.1.100/24 dev out1");
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
-    eventually("we ask", (Some("10.0.1.100".into()), true), || {
-        querier(&router, "out1", "igmp")
-    });
+    eventually(
+        "the router is the querier",
+        (Some("10.0.1.100".into()), true),
+        || querier(&router, "out1", "igmp"),
+    );
     let changes = || {
         let labels = [("iface", "out1"), ("protocol", "igmp")];
         router.metric("mcastor_querier_changes_total", &labels)
     };
     let before = changes();
     let rival = Injector::new(&star.rcv, "eth1");
-    // Higher addresses, queries to us alone and from nowhere win nothing.
+    // Queries from higher addresses, to the router alone, or from 0.0.0.0 do not win the election.
     for (from, to) in [
         ([10, 0, 1, 200], [224, 0, 0, 1]),
         ([10, 0, 1, 10], [10, 0, 1, 100]),
@@ -43,23 +45,27 @@ fn a_lower_address_asks_instead(lab: &Lab) {
     ] {
         rival.send(&general_query(from, to));
     }
-    eventually("one is refused", 1.0, || {
+    eventually("one query is refused", 1.0, || {
         refused(&router, "query_unspecified")
     });
     assert!(querier(&router, "out1", "igmp").1);
     assert_eq!(changes(), before);
     rival.send(&general_query([10, 0, 1, 10], [224, 0, 0, 1]));
-    eventually("it asks", (Some("10.0.1.10".into()), false), || {
-        querier(&router, "out1", "igmp")
-    });
+    eventually(
+        "the rival is the querier",
+        (Some("10.0.1.10".into()), false),
+        || querier(&router, "out1", "igmp"),
+    );
     assert_eq!(changes(), before + 1.0);
-    // A host that answers the rival is heard all the same.
+    // The router processes reports while the rival is the querier.
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     eventually("a member", 1, || members(&router).len());
-    // It falls silent: we ask again (2 s x 2 + 150 ms).
-    eventually("we ask again", (Some("10.0.1.100".into()), true), || {
-        querier(&router, "out1", "igmp")
-    });
+    // The rival stops: the router becomes querier again after 2 s x 2 + 150 ms.
+    eventually(
+        "the router is the querier again",
+        (Some("10.0.1.100".into()), true),
+        || querier(&router, "out1", "igmp"),
+    );
     assert_eq!(changes(), before + 2.0);
     assert_eq!(
         router.metric(
@@ -71,7 +77,7 @@ fn a_lower_address_asks_instead(lab: &Lab) {
     drop(rx);
 }
 
-fn careless_reports_are_refused_or_taken(lab: &Lab) {
+fn header_checks_refuse_or_accept_invalid_reports(lab: &Lab) {
     for lenient in [false, true] {
         let star = Star::v4(lab, 1);
         let extra = if lenient {
@@ -106,12 +112,12 @@ fn careless_reports_are_refused_or_taken(lab: &Lab) {
         let mut broken = report([225, 0, 0, 4]);
         broken[2] ^= 1;
         tx.send(&igmp_frame([10, 0, 1, 10], all, &broken, 1, true));
-        let mut lying = report([225, 0, 0, 5]);
-        lying[7] = 2;
+        let mut wrong_count = report([225, 0, 0, 5]);
+        wrong_count[7] = 2;
         tx.send(&igmp_frame(
             [10, 0, 1, 10],
             all,
-            &checksummed(&lying),
+            &checksummed(&wrong_count),
             1,
             true,
         ));
@@ -123,7 +129,7 @@ fn careless_reports_are_refused_or_taken(lab: &Lab) {
             true,
         ));
         let refused = |reason: &str| refused(&router, reason);
-        eventually("the last is in", true, || {
+        eventually("the last report is processed", true, || {
             member(&router, "out1", "225.0.0.6").is_some()
         });
         let groups = members(&router).len();
@@ -144,7 +150,7 @@ fn careless_reports_are_refused_or_taken(lab: &Lab) {
     }
 }
 
-fn limits_and_lists_refuse(lab: &Lab) {
+fn group_limits_and_lists_refuse_reports(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let extra = "groups = [\"225.0.0.0/8\", \"232.0.0.0/8\"]\ndeny_groups = [\"225.1.0.0/16\"]\nlimits = { groups = 5 }\n";
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], extra));
@@ -172,7 +178,7 @@ fn limits_and_lists_refuse(lab: &Lab) {
     assert_eq!(known_groups(&router), 5);
 }
 
-fn routers_are_announced_in_both_versions(lab: &Lab) {
+fn mrdisc_announces_the_router_v4_and_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let wire = Capture::new(&star.rcv, "eth1");
     let toml = "[[interface]]\nname = \"out1\"\nmrdisc = true\n".to_string()
@@ -185,36 +191,38 @@ fn routers_are_announced_in_both_versions(lab: &Lab) {
     assert_eq!((v4.ttl, v4.protocol), (1, 2));
     assert_eq!(v4.body()[..2], [0x30, 20]);
     assert_eq!(v4.body()[4..8], [0, 2, 0, 2]);
-    // A switch asks: answered within two seconds.
+    // A switch sends a solicitation, which is answered within two seconds.
     let before = wire.to("224.0.0.106").len();
-    let ask = checksummed(&[0x31, 0, 0, 0]);
+    let solicitation = checksummed(&[0x31, 0, 0, 0]);
     Injector::new(&star.rcv, "eth1").send(&igmp_frame(
         [10, 0, 1, 10],
         [224, 0, 0, 2],
-        &ask,
+        &solicitation,
         1,
         true,
     ));
     eventually("answered", true, || wire.to("224.0.0.106").len() > before);
     let last = |wire: &Capture, to: &str| wire.to(to).last().map(|s| s.body()[0]);
-    // By a reload too, and of a link that is announced alone.
+    // A reload changes which links are announced, also on a link without members.
     let alone = toml.replace("mrdisc = true", "mrdisc = false")
         + "[[interface]]\nname = \"in\"\nmrdisc = true\n";
-    router.rewrite(&alone);
-    router.control().must(&serde_json::json!("reload"));
+    router.write_settings(&alone);
+    router.control().expect_ok(&serde_json::json!("reload"));
     eventually("a termination", Some(0x32), || last(&wire, "224.0.0.106"));
-    // Behind the hop-by-hop header.
-    eventually("IPv6", Some(153), || {
+    // The message follows the hop-by-hop header.
+    eventually("a termination in IPv6", Some(153), || {
         wire.to("ff02::6a").last().map(|s| s.body()[8])
     });
     let wire = Capture::new(&star.src, "eth0");
-    eventually("the other", true, || !wire.to("224.0.0.106").is_empty());
+    eventually("the other link is announced", true, || {
+        !wire.to("224.0.0.106").is_empty()
+    });
     let before = wire.to("224.0.0.106").len();
     let (host, routers) = ([10, 0, 0, 10], [224, 0, 0, 2]);
-    Injector::new(&star.src, "eth0").send(&igmp_frame(host, routers, &ask, 1, true));
+    Injector::new(&star.src, "eth0").send(&igmp_frame(host, routers, &solicitation, 1, true));
     eventually("answered", true, || wire.to("224.0.0.106").len() > before);
     router.stop();
-    eventually("a termination at the end", Some(0x32), || {
+    eventually("a termination on exit", Some(0x32), || {
         last(&wire, "224.0.0.106")
     });
 }

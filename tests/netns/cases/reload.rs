@@ -1,19 +1,20 @@
-//! Changed settings and commands, under counted traffic.
+//! Reloads of changed settings, and changes by command, under counted traffic.
 
 use serde_json::json;
 
 use super::{cases, route};
 use crate::lab::{
-    Capture, Lab, Numbered, Router, Star, UdpRx, UdpTx, check_order, eventually, in_order, number,
+    Capture, Lab, NumberedStream, Router, Star, UdpRx, UdpTx, assert_increasing, eventually,
+    received_in_order, sequence_number,
 };
 
 cases!("reload":
-    a_hundred_reloads_leave_an_unchanged_route_alone,
-    a_bad_file_changes_nothing,
-    commands_live_until_a_reload,
-    what_needs_a_restart_is_said,
-    changes_by_command_leave_other_routes_alone,
-    soak_memory_is_flat_over_changes,
+    hundred_reloads_keep_an_unchanged_route,
+    invalid_settings_file_changes_nothing,
+    command_changes_last_until_reload,
+    reload_reports_settings_that_need_a_restart,
+    command_changes_keep_other_routes,
+    soak_of_changes_keeps_memory_flat,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -28,22 +29,23 @@ fn successful(router: &Router) -> u64 {
     router.metric("mcastor_config_last_reload_successful", &[]) as u64
 }
 
+/// Returns name and origin of each route.
 fn route_names(router: &Router) -> Vec<(String, String)> {
     let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
     let shown = router.control().show("routes");
-    let of = |r: &serde_json::Value| (text(&r["name"]), text(&r["origin"]));
-    shown.iter().map(of).collect()
+    let row = |r: &serde_json::Value| (text(&r["name"]), text(&r["origin"]));
+    shown.iter().map(row).collect()
 }
 
-/// By signal and by command in turn, the file another one each time.
-fn a_hundred_reloads_leave_an_unchanged_route_alone(lab: &Lab) {
+/// Reloads alternate between signal and command, each with different settings.
+fn hundred_reloads_keep_an_unchanged_route(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let mut router = Router::start(lab, &star.rtr, &steady());
     let rx = UdpRx::join(&star.rcv, "eth1", DST);
-    let traffic = Numbered::start(&star.src, "eth0", SRC, DST, 2000);
+    let traffic = NumberedStream::start(&star.src, "eth0", SRC, DST, 2000);
     for n in 0..100 {
-        // Before and after the steady one, so that it stands elsewhere in the snapshot; other
-        // interfaces become ingresses and egresses and cease to be.
+        // The other route comes before or after the steady one, which changes its index in the
+        // snapshot. Other interfaces become ingress and egress and stop being so.
         let other = match n % 4 {
             0 => route("other", "in", "", &format!("225.2.0.{n}"), &["out2"], ""),
             1 => route("other", "out2", "", "225.2.0.0/16", &["in", "out1"], ""),
@@ -55,74 +57,78 @@ fn a_hundred_reloads_leave_an_unchanged_route_alone(lab: &Lab) {
             0 => other + &steady(),
             _ => steady() + &other,
         };
-        router.rewrite(&toml);
+        router.write_settings(&toml);
         if n % 2 == 0 {
             router.program.signal(libc::SIGHUP);
         } else {
-            let said = router.control().must(&json!("reload"));
-            assert_eq!(said["done"], format!("reloaded, routes: {names}"));
+            let printed = router.control().expect_ok(&json!("reload"));
+            assert_eq!(printed["done"], format!("reloaded, routes: {names}"));
         }
         eventually("the new rules", names, || route_names(&router).len());
-        traffic.more(20);
+        traffic.wait_for_more(20);
     }
     let sent = traffic.finish();
-    let got: Vec<u32> = rx.expect(sent as usize).iter().map(|p| number(p)).collect();
-    check_order(&got);
+    let got: Vec<u32> = rx
+        .expect(sent as usize)
+        .iter()
+        .map(|p| sequence_number(p))
+        .collect();
+    assert_increasing(&got);
     router.expect_routed("steady", "out1", sent.into());
     router.expect_metric("mcastor_actor_restarts_total", &[], 0);
-    println!("100 reloads: {sent} packets, none lost, doubled or out of order");
+    println!("100 reloads: {sent} packets, none lost, duplicated or out of order");
 }
 
-fn a_bad_file_changes_nothing(lab: &Lab) {
+fn invalid_settings_file_changes_nothing(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let mut router = Router::start(lab, &star.rtr, &steady());
     let capture = Capture::new(&star.rcv, "eth1");
     assert_eq!(successful(&router), 1);
-    let traffic = Numbered::start(&star.src, "eth0", SRC, DST, 500);
+    let traffic = NumberedStream::start(&star.src, "eth0", SRC, DST, 500);
     let bad = route("steady", "in", "", "10.0.0.1", &["out1"], "");
-    router.rewrite(&bad);
-    let out = router.try_tell("reload");
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    router.write_settings(&bad);
+    let out = router.try_run("reload");
+    let printed = String::from_utf8_lossy(&out.stderr).into_owned();
     let config = router.config.display().to_string();
     assert!(
         out.status.code() == Some(1)
             && ["10.0.0.1", config.as_str(), "old ones stay"]
                 .iter()
-                .all(|w| said.contains(w)),
-        "{}: {said}",
+                .all(|w| printed.contains(w)),
+        "{}: {printed}",
         out.status
     );
     assert_eq!(successful(&router), 0);
-    router.rewrite(&steady());
-    assert_eq!(router.tell("reload").trim(), "reloaded, routes: 1");
+    router.write_settings(&steady());
+    assert_eq!(router.run("reload").trim(), "reloaded, routes: 1");
     assert_eq!(successful(&router), 1);
-    router.rewrite(&bad);
+    router.write_settings(&bad);
     router.program.signal(libc::SIGHUP);
     eventually("the gauge after SIGHUP", 0, || successful(&router));
     std::fs::remove_file(&router.config).expect("removing the settings");
-    assert!(!router.try_tell("reload").status.success());
+    assert!(!router.try_run("reload").status.success());
     assert_eq!(successful(&router), 0);
-    router.rewrite(&steady());
+    router.write_settings(&steady());
     router.program.signal(libc::SIGHUP);
     eventually("the gauge after a good file", 1, || successful(&router));
     let sent = traffic.finish();
     capture.expect(GROUP, sent as usize);
-    in_order(&capture, GROUP);
+    received_in_order(&capture, GROUP);
 }
 
-fn commands_live_until_a_reload(lab: &Lab) {
+fn command_changes_last_until_reload(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let router = Router::start(lab, &star.rtr, &steady());
     let one = Capture::new(&star.rcv, "eth1");
     let two = Capture::new(&star.rcv, "eth2");
-    router.tell("add in 10.0.0.0/24 225.2.2.2 out1");
-    router.tell("add in 10.0.0.0/24 225.2.2.2 out2");
-    router.tell("join in 225.3.3.3");
+    router.run("add in 10.0.0.0/24 225.2.2.2 out1");
+    router.run("add in 10.0.0.0/24 225.2.2.2 out2");
+    router.run("join in 225.3.3.3");
     let pair = |n: &str, o: &str| (n.to_owned(), o.to_owned());
     let by_command = pair("in (10.0.0.0/24, 225.2.2.2)", "command");
     let both = vec![pair("steady", "settings"), by_command];
     assert_eq!(route_names(&router), both);
-    let table = router.tell("show routes");
+    let table = router.run("show routes");
     assert!(
         table.contains("command") && table.contains("settings"),
         "{table}"
@@ -133,9 +139,9 @@ fn commands_live_until_a_reload(lab: &Lab) {
         !one.to("225.2.2.2").is_empty()
     });
     one.expect("225.2.2.2", two.to("225.2.2.2").len());
-    router.tell("remove in 10.0.0.0/24 225.2.2.2 out2");
+    router.run("remove in 10.0.0.0/24 225.2.2.2 out2");
     assert_eq!(route_names(&router), both);
-    // Refused, with a reason.
+    // Refused commands, with the reason.
     for (words, reason) in [
         ("remove in 225.9.9.9", "no route"),
         ("remove in 10.0.0.0/24 225.2.2.2 out9", "out9"),
@@ -146,50 +152,57 @@ fn commands_live_until_a_reload(lab: &Lab) {
         ("leave in 225.4.4.4", "not joined"),
         ("join in 225.0.0.0/8", "more than"),
     ] {
-        let out = router.try_tell(words);
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        let out = router.try_run(words);
+        let printed = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(
-            out.status.code() == Some(1) && said.contains(reason),
-            "{words}: {}: {said}",
+            out.status.code() == Some(1) && printed.contains(reason),
+            "{words}: {}: {printed}",
             out.status
         );
     }
-    router.tell("reload");
+    router.run("reload");
     assert_eq!(route_names(&router), both[..1]);
     let groups = router.control().show("groups");
     assert_eq!(groups.len(), 1, "{groups:?}");
-    assert_eq!(router.tell("flush").trim(), "flows flushed: 1");
+    assert_eq!(router.run("flush").trim(), "flows flushed: 1");
     router.expect_metric("mcastor_flows", &[], 0);
 }
 
-fn what_needs_a_restart_is_said(lab: &Lab) {
+fn reload_reports_settings_that_need_a_restart(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &steady());
-    router.rewrite(&(steady() + "[plane]\nqdisc_bypass = true\n[limits]\nflows = 7\n"));
-    let said = router.tell("reload");
-    assert!(said.contains("plane") && said.contains("restart"), "{said}");
+    router.write_settings(&(steady() + "[plane]\nqdisc_bypass = true\n[limits]\nflows = 7\n"));
+    let printed = router.run("reload");
+    assert!(
+        printed.contains("plane") && printed.contains("restart"),
+        "{printed}"
+    );
     router.expect_metric("mcastor_flow_limit", &[], 7);
 }
 
-fn changes_by_command_leave_other_routes_alone(lab: &Lab) {
+fn command_changes_keep_other_routes(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let router = Router::start(lab, &star.rtr, &steady());
     let rx = UdpRx::join(&star.rcv, "eth1", DST);
-    let traffic = Numbered::start(&star.src, "eth0", SRC, DST, 2000);
+    let traffic = NumberedStream::start(&star.src, "eth0", SRC, DST, 2000);
     let mut control = router.control();
     for n in 0..200 {
         let spec = json!({ "from": "in", "group": format!("225.4.0.{}", n / 2), "to": ["out2"] });
-        let what = if n % 2 == 0 { "add" } else { "remove" };
-        control.must(&json!({ "change": { what: spec } }));
-        traffic.more(5);
+        let change = if n % 2 == 0 { "add" } else { "remove" };
+        control.expect_ok(&json!({ "change": { change: spec } }));
+        traffic.wait_for_more(5);
     }
     let sent = traffic.finish();
-    let got: Vec<u32> = rx.expect(sent as usize).iter().map(|p| number(p)).collect();
-    check_order(&got);
+    let got: Vec<u32> = rx
+        .expect(sent as usize)
+        .iter()
+        .map(|p| sequence_number(p))
+        .collect();
+    assert_increasing(&got);
 }
 
-/// `MCASTOR_SOAK_CHANGES` says how many.
-fn soak_memory_is_flat_over_changes(lab: &Lab) {
+/// `MCASTOR_SOAK_CHANGES` sets the number of changes.
+fn soak_of_changes_keeps_memory_flat(lab: &Lab) {
     let changes: u32 = std::env::var("MCASTOR_SOAK_CHANGES")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -201,9 +214,9 @@ fn soak_memory_is_flat_over_changes(lab: &Lab) {
         &(steady() + &route("c", "in", "", "225.5.0.0/16", &["c*"], "")),
     );
     let capture = Capture::new(&star.rcv, "eth1");
-    let traffic = Numbered::start(&star.src, "eth0", SRC, DST, 500);
+    let traffic = NumberedStream::start(&star.src, "eth0", SRC, DST, 500);
     let mut control = router.control();
-    // What is kept for names that were used once is bounded, but must fill up first.
+    // State kept for names that were used once is bounded; it must fill up before the measurement.
     let mut settled = 0;
     let begun = std::time::Instant::now();
     for n in 0..changes {
@@ -212,15 +225,15 @@ fn soak_memory_is_flat_over_changes(lab: &Lab) {
         }
         let group = format!("225.6.{}.{}", n / 256 % 256, n % 256);
         let spec = json!({ "from": format!("in{n}*"), "group": group, "to": ["out1"] });
-        control.must(&json!({ "change": { "add": spec } }));
-        // Without egresses named: the rule itself goes, not only what it sends to.
+        control.expect_ok(&json!({ "change": { "add": spec } }));
+        // Without egresses in the command, the whole rule is removed.
         let spec = json!({ "from": format!("in{n}*"), "group": group });
-        control.must(&json!({ "change": { "remove": spec } }));
+        control.expect_ok(&json!({ "change": { "remove": spec } }));
     }
     assert_eq!(router.control().show("routes").len(), 2);
     let per_route = begun.elapsed() / (2 * changes);
     let after_routes = router.program.rss();
-    // Interfaces take the kernel longer; each has a name of its own, as those of containers.
+    // Interface changes are slower; each interface has its own name, as those of containers.
     let interfaces = changes / 10;
     let mut settled_interfaces = 0;
     for n in 0..interfaces {
@@ -231,7 +244,7 @@ fn soak_memory_is_flat_over_changes(lab: &Lab) {
             "link add c{n} type veth peer name p{n}\nlink set c{n} up\nlink del c{n}\n"
         ));
     }
-    let table = router.tell("show interfaces");
+    let table = router.run("show interfaces");
     assert!(!table.contains(&format!("c{}", interfaces - 1)), "{table}");
     let after = router.program.rss();
     let sent = traffic.finish();
@@ -247,6 +260,9 @@ fn soak_memory_is_flat_over_changes(lab: &Lab) {
         after / 1024
     );
     for (from, to) in [(settled, after_routes), (settled_interfaces, after)] {
-        assert!(to < from + (4 << 20), "grows: {from} to {to} bytes");
+        assert!(
+            to < from + (4 << 20),
+            "memory grew from {from} to {to} bytes"
+        );
     }
 }

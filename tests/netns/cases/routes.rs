@@ -1,25 +1,25 @@
-//! Which packet goes where.
+//! Route lookup: which packet is forwarded to which egress.
 
-use super::{cases, route};
+use super::{cases, route, star_v4, star_v6};
 use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, UdpTx};
 
 cases!("routes":
-    source_group_v4,
-    source_group_v6,
-    the_first_packet_of_any_source_v4,
-    the_first_packet_of_any_source_v6,
-    prefixes_v4,
-    prefixes_v6,
-    longest_group_then_longest_source_v4,
-    longest_group_then_longest_source_v6,
-    excepted_sources_fall_to_the_next_rule,
-    fan_out_to_64,
-    from_and_to_as_patterns,
-    two_routes_of_one_interface,
-    no_egress_exists,
+    exact_source_and_group_match_v4,
+    exact_source_and_group_match_v6,
+    first_packet_of_unknown_source_is_forwarded_v4,
+    first_packet_of_unknown_source_is_forwarded_v6,
+    prefix_boundaries_are_respected_v4,
+    prefix_boundaries_are_respected_v6,
+    longest_group_then_source_prefix_wins_v4,
+    longest_group_then_source_prefix_wins_v6,
+    excepted_source_matches_the_next_rule,
+    fan_out_to_64_egresses,
+    interface_patterns_exclude_the_ingress,
+    two_routes_share_one_ingress,
+    missing_egress_is_dropped_as_no_egress,
 );
 
-fn source_group_v4(lab: &Lab) {
+fn exact_source_and_group_match_v4(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
         lab,
@@ -33,7 +33,7 @@ fn source_group_v4(lab: &Lab) {
     UdpTx::new(&star.src, "eth0", "225.1.2.3:5000").send("mine");
     rx.expect_texts(&["mine"]);
     assert_eq!(
-        rx.got()[0].0.to_string(),
+        rx.received()[0].0.to_string(),
         "10.0.0.10",
         "the source address is kept"
     );
@@ -41,7 +41,7 @@ fn source_group_v4(lab: &Lab) {
     router.expect_dropped("no_route", "in", 2);
 }
 
-fn source_group_v6(lab: &Lab) {
+fn exact_source_and_group_match_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let router = Router::start(
         lab,
@@ -55,20 +55,15 @@ fn source_group_v6(lab: &Lab) {
     UdpTx::new(&star.src, "eth0", "[ff3e::1:2]:5000").send("mine");
     rx.expect_texts(&["mine"]);
     assert_eq!(
-        rx.got()[0].0.to_string(),
+        rx.received()[0].0.to_string(),
         "fd00::10",
         "the source address is kept"
     );
     router.expect_routed("r", "out1", 1);
 }
 
-fn the_first_packet_of_any_source_v4(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+fn first_packet_of_unknown_source_is_forwarded_v4(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     Injector::new(&star.src, "eth0")
         .send(&Udp::new("192.0.2.77:9", "225.1.2.3:5000", "the only one").frame());
@@ -76,13 +71,8 @@ fn the_first_packet_of_any_source_v4(lab: &Lab) {
     router.expect_routed("r", "out1", 1);
 }
 
-fn the_first_packet_of_any_source_v6(lab: &Lab) {
-    let star = Star::dual(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "ff3e::1:2", &["out1"], ""),
-    );
+fn first_packet_of_unknown_source_is_forwarded_v6(lab: &Lab) {
+    let (star, router) = star_v6(lab, 1);
     let rx = UdpRx::join(&star.rcv, "eth1", "[ff3e::1:2]:5000");
     let frame = Udp::new("[2001:db8::7]:9", "[ff3e::1:2]:5000", "the only one").frame();
     Injector::new(&star.src, "eth0").send(&frame);
@@ -90,9 +80,15 @@ fn the_first_packet_of_any_source_v6(lab: &Lab) {
     router.expect_routed("r", "out1", 1);
 }
 
-/// Sends one packet per (source, group, egress or "") and checks that it came out of that
-/// egress and of no other.
-fn crosses(lab: &Lab, star: &Star, egresses: usize, toml: &str, flows: &[(&str, &str, &str)]) {
+/// Sends one packet per (source, group, egress) and checks that it leaves through that egress and no
+/// other. An empty egress means that the packet is dropped.
+fn assert_egresses(
+    lab: &Lab,
+    star: &Star,
+    egresses: usize,
+    toml: &str,
+    flows: &[(&str, &str, &str)],
+) {
     let router = Router::start(lab, &star.rtr, toml);
     let captures: Vec<_> = (1..=egresses)
         .map(|n| Capture::new(&star.rcv, &format!("eth{n}")))
@@ -111,28 +107,29 @@ fn crosses(lab: &Lab, star: &Star, egresses: usize, toml: &str, flows: &[(&str, 
     let want: u64 = flows.iter().filter(|f| !f.2.is_empty()).count() as u64;
     router.expect_metric("mcastor_route_packets_total", &[], want);
     for (n, (source, group, egress)) in flows.iter().enumerate() {
-        let came = |e: usize| {
+        let count = |e: usize| {
             let text = format!("flow {n}");
             let seen = captures[e].to(group).into_iter();
             seen.filter(|s| s.payload() == text.as_bytes()).count()
         };
         for e in 0..egresses {
-            let here = *egress == format!("out{}", e + 1);
-            let ok = crate::lab::wait_until(crate::lab::PATIENCE, || came(e) >= usize::from(here));
+            let expected = *egress == format!("out{}", e + 1);
+            let ok =
+                crate::lab::wait_until(crate::lab::TIMEOUT, || count(e) >= usize::from(expected));
             assert!(
-                ok && came(e) == usize::from(here),
+                ok && count(e) == usize::from(expected),
                 "({source}, {group}) at out{}: {}",
                 e + 1,
-                came(e)
+                count(e)
             );
         }
     }
 }
 
-fn prefixes_v4(lab: &Lab) {
+fn prefix_boundaries_are_respected_v4(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "192.168.1.0/24", "225.1.2.0/24", &["out1"], "");
-    crosses(
+    assert_egresses(
         lab,
         &star,
         1,
@@ -148,10 +145,10 @@ fn prefixes_v4(lab: &Lab) {
     );
 }
 
-fn prefixes_v6(lab: &Lab) {
+fn prefix_boundaries_are_respected_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let toml = route("r", "in", "2001:db8:1::/48", "ff3e:0:1::/48", &["out1"], "");
-    crosses(
+    assert_egresses(
         lab,
         &star,
         1,
@@ -165,7 +162,7 @@ fn prefixes_v6(lab: &Lab) {
     );
 }
 
-fn longest_group_then_longest_source_v4(lab: &Lab) {
+fn longest_group_then_source_prefix_wins_v4(lab: &Lab) {
     let star = Star::v4(lab, 5);
     let toml = route(
         "host of a wide group",
@@ -178,7 +175,7 @@ fn longest_group_then_longest_source_v4(lab: &Lab) {
         + &route("net", "in", "10.0.0.0/24", "225.1.2.3", &["out3"], "")
         + &route("host", "in", "10.0.0.10", "225.1.2.3", &["out4"], "")
         + &route("any", "in", "", "225.1.2.3", &["out5"], "");
-    crosses(
+    assert_egresses(
         lab,
         &star,
         5,
@@ -194,7 +191,7 @@ fn longest_group_then_longest_source_v4(lab: &Lab) {
     );
 }
 
-fn longest_group_then_longest_source_v6(lab: &Lab) {
+fn longest_group_then_source_prefix_wins_v6(lab: &Lab) {
     let star = Star::dual(lab, 4);
     let toml = route(
         "host of a wide group",
@@ -206,7 +203,7 @@ fn longest_group_then_longest_source_v6(lab: &Lab) {
     ) + &route("narrow group", "in", "", "ff3e:0:1::/48", &["out2"], "")
         + &route("net", "in", "2001:db8::/64", "ff3e:0:1::1", &["out3"], "")
         + &route("host", "in", "2001:db8::10", "ff3e:0:1::1", &["out4"], "");
-    crosses(
+    assert_egresses(
         lab,
         &star,
         4,
@@ -221,7 +218,7 @@ fn longest_group_then_longest_source_v6(lab: &Lab) {
     );
 }
 
-fn excepted_sources_fall_to_the_next_rule(lab: &Lab) {
+fn excepted_source_matches_the_next_rule(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let except = "except_sources = [\"10.0.0.7\", \"10.0.1.0/24\"]\n";
     let toml = route("narrow", "in", "10.0.0.0/8", "225.1.2.3", &["out1"], except)
@@ -242,7 +239,7 @@ fn excepted_sources_fall_to_the_next_rule(lab: &Lab) {
     assert_eq!(two.expect("225.1.2.3", 1)[0].payload(), b"10.0.0.7:9");
 }
 
-fn fan_out_to_64(lab: &Lab) {
+fn fan_out_to_64_egresses(lab: &Lab) {
     const PACKETS: usize = 25;
     let star = Star::v4(lab, 64);
     let router = Router::start(
@@ -262,7 +259,7 @@ fn fan_out_to_64(lab: &Lab) {
         assert_eq!(
             rx.expect(PACKETS),
             sent,
-            "all, and in order, at egress {}",
+            "all packets in order at egress {}",
             n + 1
         );
     }
@@ -273,8 +270,8 @@ fn fan_out_to_64(lab: &Lab) {
     router.expect_metric("mcastor_dropped_packets_total", &[], 0);
 }
 
-fn from_and_to_as_patterns(lab: &Lab) {
-    // Senders and receivers change sides: what is `out*` here is where packets come in.
+fn interface_patterns_exclude_the_ingress(lab: &Lab) {
+    // Senders and receivers change sides: `out*` are the ingresses.
     let star = Star::v4(lab, 3);
     let router = Router::start(
         lab,
@@ -292,7 +289,7 @@ fn from_and_to_as_patterns(lab: &Lab) {
     }
     at_in.expect_texts(&["1", "2", "3"]);
     for (n, capture) in at_out.iter().enumerate() {
-        // Every egress but the one it came from.
+        // Every egress but the ingress of the packet.
         let texts: Vec<_> = capture
             .expect("225.1.2.3", 2)
             .iter()
@@ -308,11 +305,11 @@ fn from_and_to_as_patterns(lab: &Lab) {
     router.expect_metric("mcastor_route_packets_total", &[], 9);
 }
 
-fn two_routes_of_one_interface(lab: &Lab) {
+fn two_routes_share_one_ingress(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let toml = route("a", "in", "", "225.1.2.3", &["out1"], "")
         + &route("b", "in", "", "225.1.2.4", &["out1", "out2"], "");
-    crosses(lab, &star, 1, &toml, &[("10.0.0.10", "225.1.2.3", "out1")]);
+    assert_egresses(lab, &star, 1, &toml, &[("10.0.0.10", "225.1.2.3", "out1")]);
     let router = Router::start(lab, &star.rtr, &toml);
     let inject = Injector::new(&star.src, "eth0");
     let capture = Capture::new(&star.rcv, "eth2");
@@ -326,7 +323,7 @@ fn two_routes_of_one_interface(lab: &Lab) {
     assert!(capture.to("225.1.2.3").is_empty());
 }
 
-fn no_egress_exists(lab: &Lab) {
+fn missing_egress_is_dropped_as_no_egress(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("waits", "in", "", "225.1.2.3", &["later0", "later*"], "")
         + &route("works", "in", "", "225.1.2.4", &["out1", "later1"], "");

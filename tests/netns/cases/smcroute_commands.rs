@@ -1,27 +1,27 @@
-//! This program as smcroutectl, and the socket it speaks on, beside Debian's: the same commands
-//! and tables. [`DIFFERENCES`] lists where they differ on purpose.
+//! mcastor as smcroutectl, and its socket, compared with Debian's: the same commands and tables.
+//! [`DIFFERENCES`] lists the intended differences.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use super::cases;
-use crate::lab::smcroute::{BOTH, Daemon, Whose, text, two};
-use crate::lab::{BINARY, Lab, PATIENCE, Star, eventually};
+use crate::lab::smcroute::{BOTH, Daemon, Implementation, star_per_implementation, text};
+use crate::lab::{BINARY, Lab, Star, TIMEOUT, eventually};
 
 cases!("smcroute_commands":
-    #[Program("smcrouted", "smcroute")] tables_are_the_same_for_every_client_and_daemon,
-    #[Program("smcrouted", "smcroute")] commands_end_alike,
-    #[Program("smcrouted", "smcroute")] flags_stand_behind_the_command_too,
-    #[Program("smcrouted", "smcroute")] a_disabled_interface_and_nothing_show_alike,
-    lies_on_the_socket_change_nothing,
+    #[Program("smcrouted", "smcroute")] tables_match_for_every_client_and_daemon,
+    #[Program("smcrouted", "smcroute")] commands_return_matching_exit_codes,
+    #[Program("smcrouted", "smcroute")] flags_are_accepted_after_the_command,
+    #[Program("smcrouted", "smcroute")] output_matches_for_empty_and_disabled_configurations,
+    malformed_ipc_messages_change_nothing,
 );
 
-/// Command lines that end differently: theirs, ours, and why.
+/// Commands with different exit codes: Debian's code, mcastor's code, and the reason.
 const DIFFERENCES: &[(&str, i32, i32, &str)] = &[
-    ("join in 1.2.3.4", 0, 1, "not a group"),
-    ("add in 224.0.0.5 out1", 0, 1, "never forwarded by either"),
-    ("foo", 0, 1, "theirs shows routes for any unknown word"),
+    ("join in 1.2.3.4", 0, 1, "not a multicast group"),
+    ("add in 224.0.0.5 out1", 0, 1, "neither forwards it"),
+    ("foo", 0, 1, "Debian's shows routes for any unknown word"),
 ];
 
 const TABLES: &str = "mgroup from in group 225.1.2.3\n\
@@ -32,9 +32,9 @@ const TABLES: &str = "mgroup from in group 225.1.2.3\n\
      mroute from in group 225.1.3.0/24 to out+\n\
      mroute from in group ff0e::42 to out1 out2\n";
 
-fn tables_are_the_same_for_every_client_and_daemon(lab: &Lab) {
-    let daemons = two(lab, 2).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, TABLES, &[]);
+fn tables_match_for_every_client_and_daemon(lab: &Lab) {
+    let daemons = star_per_implementation(lab, 2).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, TABLES, &[]);
         (star, daemon)
     });
     for words in [
@@ -53,37 +53,37 @@ fn tables_are_the_same_for_every_client_and_daemon(lab: &Lab) {
         "-p -d show interfaces",
     ] {
         let words: Vec<&str> = words.split(' ').collect();
-        let mut told = Vec::new();
+        let mut tables = Vec::new();
         for (_, daemon) in &daemons {
             for client in BOTH {
-                let output = daemon.ask(client, &words);
+                let output = daemon.run_client(client, &words);
                 assert_eq!(output.status.code(), Some(0), "{words:?}");
                 let mut lines: Vec<String> = text(&output).lines().map(String::from).collect();
                 if words.contains(&"-d") && words.contains(&"groups") {
-                    // The kernel's own list has an order of its own.
+                    // The kernel's list has its own order.
                     lines.sort();
                 }
-                told.push((client, daemon.whose, lines));
+                tables.push((client, daemon.implementation, lines));
             }
         }
-        let theirs = told.last().expect("four").2.clone();
+        let theirs = tables.last().expect("four").2.clone();
         assert!(theirs.len() > 3, "{theirs:?}");
-        for (client, daemon, lines) in told {
+        for (client, daemon, lines) in tables {
             assert_eq!(
                 lines, theirs,
                 "{words:?}: client {client:?}, daemon {daemon:?}"
             );
         }
     }
-    // With headings for terminals; Debian's asks the terminal for its width first.
+    // Headings on terminals; Debian's client queries the terminal for its width first.
     for (_, daemon) in &daemons {
-        let [ours, theirs] = BOTH.map(|client| text(&daemon.ask(client, &["show"])));
+        let [ours, theirs] = BOTH.map(|client| text(&daemon.run_client(client, &["show"])));
         let (_, theirs) = theirs.split_once("\x1b[4m").expect("a title");
         assert_eq!(ours, format!("\x1b[4m{theirs}"));
     }
     let (_, ours) = &daemons[0];
     let shown = |what: &str| -> serde_json::Value {
-        let json = text(&ours.ask(Whose::Ours, &["-j", "show", what]));
+        let json = text(&ours.run_client(Implementation::Mcastor, &["-j", "show", what]));
         serde_json::from_str(&json).expect("JSON")
     };
     assert_eq!(
@@ -100,15 +100,18 @@ fn tables_are_the_same_for_every_client_and_daemon(lab: &Lab) {
             .is_some_and(|i| i.len() >= 4)
     );
     assert_eq!(shown("pending")["pending"], serde_json::json!([]));
-    // What 2.5.6 does not know.
+    // smcroute 2.5.6 does not know `-j`.
     let (_, theirs) = &daemons[1];
     assert_eq!(
-        theirs.ask(Whose::Ours, &["-j", "show"]).status.code(),
+        theirs
+            .run_client(Implementation::Mcastor, &["-j", "show"])
+            .status
+            .code(),
         Some(1)
     );
 }
 
-fn commands_end_alike(lab: &Lab) {
+fn commands_return_matching_exit_codes(lab: &Lab) {
     let commands = [
         "add in 225.2.2.1 out1",
         "add in 225.2.2.1 out2",
@@ -168,35 +171,35 @@ fn commands_end_alike(lab: &Lab) {
         "foo",
         "kill it now",
     ];
-    // Every client asks a daemon of its own, so that each command finds what the last one left.
-    let ended = |daemon: Whose, client: Whose| {
-        let star = Star::one_of(lab, 2, &format!("{daemon:?}{client:?}"));
+    // Every client uses its own daemon, so that each command finds the state of the previous one.
+    let exit_codes = |daemon: Implementation, client: Implementation| {
+        let star = Star::tagged(lab, 2, &format!("{daemon:?}{client:?}"));
         let daemon = Daemon::start(lab, &star.rtr, daemon, "phyint in enable\n", &[]);
         commands.map(|command| {
             let words: Vec<&str> = command.split(' ').collect();
-            let output = daemon.ask(client, &words);
-            let code = output.status.code().expect("an end");
-            if client == Whose::Ours {
+            let output = daemon.run_client(client, &words);
+            let code = output.status.code().expect("an exit code");
+            if client == Implementation::Mcastor {
                 assert_eq!(output.stderr.is_empty(), code == 0, "{command}: {output:?}");
             }
             code
         })
     };
-    let theirs = ended(Whose::Theirs, Whose::Theirs);
+    let theirs = exit_codes(Implementation::Smcroute, Implementation::Smcroute);
     assert!(theirs.iter().sum::<i32>() > 10, "{theirs:?}");
     let mut faults = Vec::new();
     for (daemon, client) in [
-        (Whose::Theirs, Whose::Ours),
-        (Whose::Ours, Whose::Theirs),
-        (Whose::Ours, Whose::Ours),
+        (Implementation::Smcroute, Implementation::Mcastor),
+        (Implementation::Mcastor, Implementation::Smcroute),
+        (Implementation::Mcastor, Implementation::Mcastor),
     ] {
-        let codes = ended(daemon, client);
+        let codes = exit_codes(daemon, client);
         for (n, command) in commands.iter().enumerate() {
             let listed = DIFFERENCES.iter().find(|d| d.0 == *command);
-            // Unknown words are the client's matter, the rest is the daemon's.
+            // The client rejects unknown words; the daemon decides on everything else.
             let decides = if *command == "foo" { client } else { daemon };
             let want = match listed {
-                Some((_, _, ours, _)) if decides == Whose::Ours => *ours,
+                Some((_, _, ours, _)) if decides == Implementation::Mcastor => *ours,
                 Some((_, theirs, _, _)) => *theirs,
                 None => theirs[n],
             };
@@ -211,7 +214,7 @@ fn commands_end_alike(lab: &Lab) {
     assert_eq!(faults, [""; 0]);
 }
 
-fn flags_stand_behind_the_command_too(lab: &Lab) {
+fn flags_are_accepted_after_the_command(lab: &Lab) {
     let commands = [
         "show -p -u SOCK",
         "show -d -p -u SOCK",
@@ -231,19 +234,19 @@ fn flags_stand_behind_the_command_too(lab: &Lab) {
         "show -u SOCK -- -p",
         "kill -u SOCK",
     ];
-    let mut daemons = two(lab, 2).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, TABLES, &[]);
+    let mut daemons = star_per_implementation(lab, 2).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, TABLES, &[]);
         (star, daemon)
     });
     for command in commands {
         let [ours, theirs] = daemons.each_ref().map(|(star, daemon)| {
             let socket = daemon.socket.display().to_string();
             let line = command.replace("SOCK", &socket);
-            let mut program = match daemon.whose {
-                Whose::Ours => star.rtr.command(BINARY),
-                Whose::Theirs => star.rtr.command("/usr/sbin/smcroutectl"),
+            let mut program = match daemon.implementation {
+                Implementation::Mcastor => star.rtr.command(BINARY),
+                Implementation::Smcroute => star.rtr.command("/usr/sbin/smcroutectl"),
             };
-            if daemon.whose == Whose::Ours {
+            if daemon.implementation == Implementation::Mcastor {
                 program.arg("smcroutectl");
             }
             program.args(line.split(' ')).stdin(Stdio::null());
@@ -258,13 +261,15 @@ fn flags_stand_behind_the_command_too(lab: &Lab) {
             assert!(ours.1.contains("PACKETS      BYTES"), "{ours:?}");
         }
     }
-    // It was they who were told to end.
+    // The last command stopped these daemons.
     for (_, daemon) in &mut daemons {
-        eventually("the end", true, || daemon.program.ended().is_some());
+        eventually("the daemon exits", true, || {
+            daemon.program.exit_status().is_some()
+        });
     }
 }
 
-fn a_disabled_interface_and_nothing_show_alike(lab: &Lab) {
+fn output_matches_for_empty_and_disabled_configurations(lab: &Lab) {
     let files = [
         "",
         "phyint out1 disable\n\
@@ -296,16 +301,16 @@ fn a_disabled_interface_and_nothing_show_alike(lab: &Lab) {
         "-p show routes",
     ];
     for conf in files {
-        let mut told = Vec::new();
-        for (whose, star) in two(lab, 2) {
-            let daemon = Daemon::start(lab, &star.rtr, whose, conf, &[]);
-            let run = |client: Whose| {
+        let mut outputs = Vec::new();
+        for (implementation, star) in star_per_implementation(lab, 2) {
+            let daemon = Daemon::start(lab, &star.rtr, implementation, conf, &[]);
+            let run = |client: Implementation| {
                 commands.map(|command| {
                     let words: Vec<&str> = command.split(' ').collect();
-                    let output = daemon.ask(client, &words);
+                    let output = daemon.run_client(client, &words);
                     let mut shown = text(&output);
                     if command == "show" && !shown.is_empty() {
-                        // Debian's client asks the terminal for its width first.
+                        // Debian's client queries the terminal for its width first.
                         shown = String::new();
                     }
                     (command, output.status.code(), shown)
@@ -314,20 +319,24 @@ fn a_disabled_interface_and_nothing_show_alike(lab: &Lab) {
             if conf.is_empty() {
                 for words in ["show", "-t show", "show groups", "show pending"] {
                     let words: Vec<&str> = words.split(' ').collect();
-                    assert_eq!(text(&daemon.ask(Whose::Ours, &words)), "", "{whose:?}");
+                    assert_eq!(
+                        text(&daemon.run_client(Implementation::Mcastor, &words)),
+                        "",
+                        "{implementation:?}"
+                    );
                 }
             }
-            told.push(run(Whose::Theirs));
+            outputs.push(run(Implementation::Smcroute));
         }
-        for (ours, theirs) in told[0].iter().zip(&told[1]) {
-            assert_eq!(ours, theirs, "of {conf:?}");
+        for (ours, theirs) in outputs[0].iter().zip(&outputs[1]) {
+            assert_eq!(ours, theirs, "with {conf:?}");
         }
     }
 }
 
-fn lies_on_the_socket_change_nothing(lab: &Lab) {
+fn malformed_ipc_messages_change_nothing(lab: &Lab) {
     let star = Star::v4(lab, 2);
-    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, TABLES, &[]);
+    let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, TABLES, &[]);
     let command = |letter: u8, length: Option<u64>, count: u16, strings: &[u8]| {
         let mut bytes = Vec::new();
         bytes.extend(length.unwrap_or(16 + strings.len() as u64).to_ne_bytes());
@@ -339,8 +348,8 @@ fn lies_on_the_socket_change_nothing(lab: &Lab) {
     };
     let send = |bytes: &[u8]| {
         let mut stream = UnixStream::connect(&daemon.socket).expect("connecting");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        // The daemon may have hung up already.
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+        // The daemon may have closed the connection already.
         let _ = stream.write_all(bytes);
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = Vec::new();
@@ -350,8 +359,8 @@ fn lies_on_the_socket_change_nothing(lab: &Lab) {
             .to_string()
     };
     let join = b"in\x00225.66.6.6\0\0";
-    let before = text(&daemon.theirs(&["-t", "show", "groups"]));
-    let whole = command(b'j', None, 2, join);
+    let before = text(&daemon.smcroutectl(&["-t", "show", "groups"]));
+    let valid = command(b'j', None, 2, join);
     for (bytes, cause) in [
         (
             command(b'z', None, 2, join),
@@ -395,22 +404,22 @@ fn lies_on_the_socket_change_nothing(lab: &Lab) {
             command(b'j', None, 2, &b"x".repeat(4000)),
             "16 to 1024 bytes",
         ),
-        (whole[..12].to_vec(), "ends after 12 bytes"),
+        (valid[..12].to_vec(), "ends after 12 bytes"),
         (vec![0xff; 3], "ends after 3 bytes"),
     ] {
         let answer = send(&bytes);
         assert!(answer.contains(cause), "{answer:?}, expected {cause:?}");
-        let after = text(&daemon.theirs(&["-t", "show", "groups"]));
+        let after = text(&daemon.smcroutectl(&["-t", "show", "groups"]));
         assert_eq!(after, before, "after {cause:?}");
     }
-    assert_eq!(send(&whole), "");
-    assert!(text(&daemon.theirs(&["-t", "show", "groups"])).contains("225.66.6.6"));
-    // Two commands in one piece.
+    assert_eq!(send(&valid), "");
+    assert!(text(&daemon.smcroutectl(&["-t", "show", "groups"])).contains("225.66.6.6"));
+    // Two commands in one write.
     let leave = command(b'l', None, 2, join);
     assert_eq!(
-        send(&[whole, leave].concat()),
+        send(&[valid, leave].concat()),
         "Already joined (*,225.66.6.6) on in"
     );
-    assert_eq!(text(&daemon.theirs(&["-t", "show", "groups"])), before);
-    assert_eq!(daemon.theirs(&["-t", "show"]).status.code(), Some(0));
+    assert_eq!(text(&daemon.smcroutectl(&["-t", "show", "groups"])), before);
+    assert_eq!(daemon.smcroutectl(&["-t", "show"]).status.code(), Some(0));
 }

@@ -1,20 +1,23 @@
-//! What an `smcroute.conf` means, beside Debian's: files that cannot be read, lines that stop, and
-//! the order of `phyint` lines.
+//! The meaning of `smcroute.conf` compared with Debian's: unreadable files, routes without egress,
+//! and the order of `phyint` lines.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::cases;
-use crate::lab::smcroute::{Arrived, Daemon, EVERYBODY, Whose, pass, text, two};
+use crate::lab::smcroute::{
+    ArrivedPackets, Daemon, Implementation, ROUTE_TO_ALL, send_and_collect,
+    star_per_implementation, text,
+};
 use crate::lab::{Lab, Star, Udp, eventually};
 
 cases!("smcroute_files":
-    #[Program("smcrouted", "smcroute")] an_include_leaves_out_only_what_cannot_be_read,
-    a_reload_without_the_file_changes_nothing,
-    #[Program("smcrouted", "smcroute")] a_line_to_nowhere_stops_alike,
-    #[Program("smcrouted", "smcroute")] the_last_phyint_line_counts_whole,
+    #[Program("smcrouted", "smcroute")] include_skips_only_unreadable_files,
+    failed_reload_keeps_the_routes,
+    #[Program("smcrouted", "smcroute")] route_without_egress_blocks_matching_packets,
+    #[Program("smcrouted", "smcroute")] last_phyint_line_replaces_earlier_ones,
 );
 
-fn an_include_leaves_out_only_what_cannot_be_read(lab: &Lab) {
+fn include_skips_only_unreadable_files(lab: &Lab) {
     let folder = lab.file("included");
     std::fs::create_dir_all(folder.join("c.conf")).expect("folders");
     symlink("/nowhere", folder.join("b.conf")).expect("a link");
@@ -22,7 +25,7 @@ fn an_include_leaves_out_only_what_cannot_be_read(lab: &Lab) {
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("writing");
     write("a.conf", &line("225.1.2.3"));
     write("z.conf", &line("225.1.2.4"));
-    let conf = format!("include {}/*.conf\n{EVERYBODY}", folder.display());
+    let conf = format!("include {}/*.conf\n{ROUTE_TO_ALL}", folder.display());
     let packets = ["225.1.2.3", "225.1.2.4"].map(|group| {
         Udp::new(
             "10.0.0.10:9",
@@ -30,51 +33,60 @@ fn an_include_leaves_out_only_what_cannot_be_read(lab: &Lab) {
             format!("packet {group}"),
         )
     });
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, &conf, &[]);
-        pass(&star, 3, &packets);
-        if whose == Whose::Ours {
-            let said = daemon.program.stderr();
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
+        send_and_collect(&star, 3, &packets);
+        if implementation == Implementation::Mcastor {
+            let stderr = daemon.program.stderr();
             for name in ["b.conf", "c.conf"] {
-                let told = format!("line 1: include: {}/{name}: ", folder.display());
-                assert!(said.contains(&told), "{said}");
+                let message = format!("line 1: include: {}/{name}: ", folder.display());
+                assert!(stderr.contains(&message), "{stderr}");
             }
         }
-        pass(&star, 3, &packets)
+        send_and_collect(&star, 3, &packets)
     });
     assert_eq!(ours, theirs);
     assert_eq!(ours.len(), 3 + 2);
 }
 
-fn a_reload_without_the_file_changes_nothing(lab: &Lab) {
+fn failed_reload_keeps_the_routes(lab: &Lab) {
     let star = Star::v4(lab, 3);
-    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, EVERYBODY, &["-p", "nobody"]);
+    let daemon = Daemon::start(
+        lab,
+        &star.rtr,
+        Implementation::Mcastor,
+        ROUTE_TO_ALL,
+        &["-p", "nobody"],
+    );
     let mode = |mode| {
         let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(&daemon.conf, mode).expect("chmod");
     };
     let reload = |code: i32| {
-        let output = daemon.ask(Whose::Ours, &["reload"]);
+        let output = daemon.run_client(Implementation::Mcastor, &["reload"]);
         assert_eq!(output.status.code(), Some(code), "{output:?}");
-        assert_eq!(pass(&star, 3, &[]).len(), 3);
+        assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     mode(0o600);
-    let told = reload(1);
-    assert!(told.contains("cannot be read: Permission denied"), "{told}");
+    let stderr = reload(1);
+    assert!(
+        stderr.contains("cannot be read: Permission denied"),
+        "{stderr}"
+    );
     mode(0o644);
     reload(0);
     std::fs::remove_file(&daemon.conf).expect("removing");
-    let told = reload(1);
-    assert!(told.contains("does not exist"), "{told}");
-    eventually("told", true, || {
+    let stderr = reload(1);
+    assert!(stderr.contains("does not exist"), "{stderr}");
+    eventually("the error is logged", true, || {
         daemon.program.stderr().contains("does not exist")
     });
 }
 
-fn a_line_to_nowhere_stops_alike(lab: &Lab) {
+fn route_without_egress_blocks_matching_packets(lab: &Lab) {
     let conf = format!(
-        "{EVERYBODY}mroute from in group 225.1.2.4\n\
+        "{ROUTE_TO_ALL}mroute from in group 225.1.2.4\n\
          mroute from in group 225.1.2.5 to\n\
          mroute from in group 225.1.2.6 to in\n\
          mroute from in group 225.1.0.0/16 to out3\n\
@@ -87,23 +99,23 @@ fn a_line_to_nowhere_stops_alike(lab: &Lab) {
     let packets: Vec<Udp> = (3..=7)
         .flat_map(|n| ["10.0.0.10", "10.0.0.11"].map(|source| packet(source, n)))
         .collect();
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, &conf, &[]);
-        let shown = text(&daemon.theirs(&["-p", "show"]));
-        pass(&star, 3, &packets);
-        (shown, pass(&star, 3, &packets))
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
+        let shown = text(&daemon.smcroutectl(&["-p", "show"]));
+        send_and_collect(&star, 3, &packets);
+        (shown, send_and_collect(&star, 3, &packets))
     });
     assert_eq!(ours.1, theirs.1);
-    // Of 225.1.2.3 both, of 225.1.2.7 what another source sent.
+    // Both packets for 225.1.2.3; for 225.1.2.7 only the packet of the other source.
     assert_eq!(ours.1.len(), 3 + 3);
-    let nowhere = "(*, 225.1.2.4)                             in   \n";
+    let without_egress = "(*, 225.1.2.4)                             in   \n";
     assert!(
-        ours.0.contains(nowhere) && theirs.0.contains(nowhere),
+        ours.0.contains(without_egress) && theirs.0.contains(without_egress),
         "{ours:?}"
     );
 }
 
-fn the_last_phyint_line_counts_whole(lab: &Lab) {
+fn last_phyint_line_replaces_earlier_ones(lab: &Lab) {
     let packets: Vec<Udp> = [1, 2, 3, 5, 10, 12]
         .map(|ttl| Udp::new("10.0.0.10:9", "225.1.2.3:5000", format!("packet {ttl}")).ttl(ttl))
         .into();
@@ -116,20 +128,20 @@ fn the_last_phyint_line_counts_whole(lab: &Lab) {
          phyint out1\n",
         "phyint o+ ttl-threshold 2\nphyint out+ ttl-threshold 4\nphyint out2 mrdisc\n",
     ];
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
         files.map(|file| {
-            // Thresholds must let the last packet through.
-            let conf = format!("{file}mroute from in group 225.1.2.3 to out1 out2\n{EVERYBODY}");
-            let _daemon = Daemon::start(lab, &star.rtr, whose, &conf, &[]);
-            pass(&star, 3, &packets);
-            pass(&star, 3, &packets)
+            // Thresholds must let the end marker through.
+            let conf = format!("{file}mroute from in group 225.1.2.3 to out1 out2\n{ROUTE_TO_ALL}");
+            let _daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
+            send_and_collect(&star, 3, &packets);
+            send_and_collect(&star, 3, &packets)
         })
     });
     for ((ours, theirs), file) in ours.iter().zip(&theirs).zip(files) {
         assert_eq!(ours, theirs, "{file}");
     }
-    let reached = |arrived: &Arrived, n: usize| arrived.iter().filter(|a| a.0 == n).count();
-    // Above 9 or 1, and the last one.
+    let reached = |arrived: &ArrivedPackets, n: usize| arrived.iter().filter(|a| a.0 == n).count();
+    // Packets above TTL 9 or 1, and the end marker.
     assert_eq!((reached(&ours[0], 1), reached(&ours[0], 2)), (3, 6));
     assert_eq!((reached(&ours[1], 1), reached(&ours[1], 2)), (6, 6));
 }

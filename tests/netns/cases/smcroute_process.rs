@@ -1,40 +1,48 @@
-//! This program as a daemon of smcroute's kind, beside Debian's: flags, rights, names, logs and
-//! what the system is told. [`DIFFERENCES`] lists where they differ on purpose.
+//! mcastor as an smcrouted process, compared with Debian's: flags, privileges, names, logs and
+//! notifications. [`DIFFERENCES`] lists the intended differences.
 
 use std::time::Duration;
 
 use super::cases;
-use crate::lab::smcroute::{BOTH, Daemon, EVERYBODY, Whose, ask, pass, smcrouted, text, two};
-use crate::lab::{BINARY, Lab, PATIENCE, Star, Udp, eventually, wait_until};
+use crate::lab::smcroute::{
+    BOTH, Daemon, Implementation, ROUTE_TO_ALL, run_client, send_and_collect, smcrouted,
+    star_per_implementation, text,
+};
+use crate::lab::{BINARY, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 
 cases!("smcroute_process":
-    #[Program("smcrouted", "smcroute")] flags_end_alike,
-    #[Program("smcrouted", "smcroute")] scripts_are_called_alike,
-    a_bad_line_is_told_and_the_rest_runs,
-    rights_are_dropped_and_packets_go_on,
-    links_of_the_user_are_not_followed,
-    instances_by_name_in_the_background,
-    #[Program("smcrouted", "smcroute")] a_start_in_the_background_tells_how_it_went,
-    a_delay_a_table_and_a_link_of_that_name,
-    the_router_and_check_take_the_file_too,
-    #[Program("smcrouted", "smcroute")] both_speak_to_syslog,
-    a_supervisor_hears_that_it_lives,
-    #[Program("smcrouted", "smcroute")] levels_say_more_and_more,
-    http_listens_only_where_asked,
+    #[Program("smcrouted", "smcroute")] flags_return_matching_exit_codes,
+    #[Program("smcrouted", "smcroute")] script_calls_match_smcroute,
+    invalid_line_is_logged_and_skipped,
+    forwarding_continues_after_dropping_privileges,
+    user_owned_symlinks_are_not_followed,
+    named_instances_run_in_the_background,
+    #[Program("smcrouted", "smcroute")] background_start_reports_its_result,
+    startup_delay_table_option_and_symlink_invocation,
+    run_check_and_convert_accept_smcroute_files,
+    #[Program("smcrouted", "smcroute")] syslog_facility_matches_smcroute,
+    sd_notify_reports_ready_watchdog_and_stopping,
+    #[Program("smcrouted", "smcroute")] log_levels_are_increasingly_verbose,
+    http_listens_only_with_http_flag,
 );
 
-/// Flags that end differently.
+/// Flags with different exit codes: Debian's code, mcastor's code, and the reason.
 const DIFFERENCES: &[(&str, i32, i32, &str)] = &[
     (
         "-n -F GOOD",
         78,
         0,
-        "theirs knows no interfaces while it checks",
+        "Debian's knows no interfaces while it checks",
     ),
-    ("-n -F ODD", 78, 0, "likewise"),
+    (
+        "-n -F ODD",
+        78,
+        0,
+        "Debian's knows no interfaces while it checks",
+    ),
 ];
 
-fn flags_end_alike(lab: &Lab) {
+fn flags_return_matching_exit_codes(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let write = |what: &str, conf: &str| {
         let path = lab.file(what);
@@ -91,7 +99,8 @@ fn flags_end_alike(lab: &Lab) {
                 *word = path;
             }
         }
-        let [ours, theirs] = BOTH.map(|whose| smcrouted(&star.rtr, whose, &words).status.code());
+        let [ours, theirs] =
+            BOTH.map(|implementation| smcrouted(&star.rtr, implementation, &words).status.code());
         match DIFFERENCES.iter().find(|d| d.0 == flag) {
             Some((_, t, o, why)) => {
                 assert_eq!((theirs, ours), (Some(*t), Some(*o)), "{flag}: {why}");
@@ -101,9 +110,9 @@ fn flags_end_alike(lab: &Lab) {
     }
 }
 
-fn scripts_are_called_alike(lab: &Lab) {
-    let conf = format!("{EVERYBODY}mroute from in source 10.0.0.10 group 225.1.2.4 to out1\n");
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
+fn script_calls_match_smcroute(lab: &Lab) {
+    let conf = format!("{ROUTE_TO_ALL}mroute from in source 10.0.0.10 group 225.1.2.4 to out1\n");
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
         use std::os::unix::fs::PermissionsExt;
         let (script, log) = (lab.file("script"), lab.file("calls"));
         let body = format!(
@@ -115,14 +124,14 @@ fn scripts_are_called_alike(lab: &Lab) {
         let mut daemon = Daemon::start(
             lab,
             &star.rtr,
-            whose,
+            implementation,
             &conf,
             &["-e", script.to_str().expect("UTF-8")],
         );
         let calls = || std::fs::read_to_string(&log).unwrap_or_default();
         let count = |n: usize| eventually("calls", n, || calls().lines().count());
         let packet = Udp::new("10.0.0.10:9", "225.1.2.4:5000", "packet");
-        pass(&star, 3, &[packet.clone(), packet]);
+        send_and_collect(&star, 3, &[packet.clone(), packet]);
         count(1);
         daemon.program.signal(libc::SIGHUP);
         count(2);
@@ -135,34 +144,34 @@ fn scripts_are_called_alike(lab: &Lab) {
     );
 }
 
-fn a_bad_line_is_told_and_the_rest_runs(lab: &Lab) {
+fn invalid_line_is_logged_and_skipped(lab: &Lab) {
     let star = Star::v4(lab, 3);
-    let conf = format!("mroute from in group 1.2.3.4 to out1\n{EVERYBODY}");
-    let mut daemon = Daemon::start(lab, &star.rtr, Whose::Ours, &conf, &[]);
+    let conf = format!("mroute from in group 1.2.3.4 to out1\n{ROUTE_TO_ALL}");
+    let mut daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, &conf, &[]);
     let file = daemon.conf.display().to_string();
-    let told = format!("{file} line 1: mroute: group 1.2.3.4 is not multicast");
+    let message = format!("{file} line 1: mroute: group 1.2.3.4 is not multicast");
     assert!(
-        daemon.program.stderr().contains(&told),
+        daemon.program.stderr().contains(&message),
         "{}",
         daemon.program.stderr()
     );
-    assert_eq!(pass(&star, 3, &[]).len(), 3);
-    std::fs::write(&daemon.conf, format!("{EVERYBODY}phyint\n")).expect("writing");
+    assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
+    std::fs::write(&daemon.conf, format!("{ROUTE_TO_ALL}phyint\n")).expect("writing");
     daemon.program.signal(libc::SIGHUP);
-    let told = format!("{file} line 2: phyint: no interface");
-    eventually("told again", true, || {
-        daemon.program.stderr().contains(&told)
+    let message = format!("{file} line 2: phyint: no interface");
+    eventually("the line is logged", true, || {
+        daemon.program.stderr().contains(&message)
     });
-    assert_eq!(pass(&star, 3, &[]).len(), 3);
+    assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
 }
 
-fn rights_are_dropped_and_packets_go_on(lab: &Lab) {
+fn forwarding_continues_after_dropping_privileges(lab: &Lab) {
     let star = Star::v4(lab, 3);
     let daemon = Daemon::start(
         lab,
         &star.rtr,
-        Whose::Ours,
-        EVERYBODY,
+        Implementation::Mcastor,
+        ROUTE_TO_ALL,
         &["-p", "nobody:nogroup"],
     );
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.program.pid()));
@@ -187,22 +196,24 @@ fn rights_are_dropped_and_packets_go_on(lab: &Lab) {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
         assert!(status.contains("CapEff:\t0000000000003000"), "{status}");
     }
-    assert_eq!(pass(&star, 3, &[]).len(), 3);
-    // An interface that comes later is captured without root too.
+    assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
+    // An interface that appears later is captured without root, too.
     star.rtr.ip("link del out3");
-    star.plug(3);
-    eventually("all three", 3, || pass(&star, 3, &[]).len());
+    star.add_egress(3);
+    eventually("all three egresses", 3, || {
+        send_and_collect(&star, 3, &[]).len()
+    });
     assert_eq!(
         daemon
-            .theirs(&["add", "in", "225.1.1.1", "out1"])
+            .smcroutectl(&["add", "in", "225.1.1.1", "out1"])
             .status
             .code(),
         Some(0)
     );
-    assert_eq!(daemon.theirs(&["reload"]).status.code(), Some(0));
+    assert_eq!(daemon.smcroutectl(&["reload"]).status.code(), Some(0));
 }
 
-fn links_of_the_user_are_not_followed(lab: &Lab) {
+fn user_owned_symlinks_are_not_followed(lab: &Lab) {
     use std::os::unix::fs::MetadataExt;
     let star = Star::v4(lab, 3);
     let (folder, other) = (lab.file("folder"), lab.file("other"));
@@ -213,23 +224,29 @@ fn links_of_the_user_are_not_followed(lab: &Lab) {
     std::os::unix::fs::symlink(&other, &pid).expect("a link");
     let pid = pid.to_str().expect("UTF-8");
     let flags = ["-p", "nobody", "-P", pid];
-    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, EVERYBODY, &flags);
-    assert_eq!(std::fs::metadata(&other).expect("there").uid(), 0);
-    assert_eq!(std::fs::read_to_string(&other).expect("there"), "precious");
+    let daemon = Daemon::start(
+        lab,
+        &star.rtr,
+        Implementation::Mcastor,
+        ROUTE_TO_ALL,
+        &flags,
+    );
+    assert_eq!(std::fs::metadata(&other).expect("metadata").uid(), 0);
+    assert_eq!(std::fs::read_to_string(&other).expect("text"), "precious");
     let socket = std::fs::metadata(&daemon.socket).expect("a socket");
     assert_eq!(socket.uid(), 65534);
-    assert_eq!(pass(&star, 3, &[]).len(), 3);
-    let said = daemon.program.stderr();
-    assert!(said.contains("cannot write the pid file"), "{said}");
+    assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
+    let printed = daemon.program.stderr();
+    assert!(printed.contains("cannot write the pid file"), "{printed}");
 }
 
-/// Daemons of these names end with the test, whatever came of it.
+/// Daemons with these names. Dropping this stops them.
 struct Background<'a>(&'a [String]);
 
 impl Drop for Background<'_> {
     fn drop(&mut self) {
         for name in self.0 {
-            // One without a pid file has a socket.
+            // A daemon without a pid file has a socket.
             let _ = std::process::Command::new(BINARY)
                 .args(["smcroutectl", "-i", name, "kill"])
                 .output();
@@ -246,99 +263,119 @@ impl Drop for Background<'_> {
     }
 }
 
-fn instances_by_name_in_the_background(lab: &Lab) {
+fn named_instances_run_in_the_background(lab: &Lab) {
     let star = Star::v4(lab, 3);
     let conf = lab.file("conf");
-    std::fs::write(&conf, EVERYBODY).expect("writing");
+    std::fs::write(&conf, ROUTE_TO_ALL).expect("writing");
     let conf = conf.to_str().expect("UTF-8");
     let names = ["a", "b"].map(|n| format!("mcl-{}-{n}", std::process::id()));
-    let _ends = Background(&names);
+    let _background = Background(&names);
     for name in &names {
-        let output = smcrouted(&star.rtr, Whose::Ours, &["-i", name, "-f", conf]);
+        let output = smcrouted(
+            &star.rtr,
+            Implementation::Mcastor,
+            &["-i", name, "-f", conf],
+        );
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
     for name in &names {
         let pid = std::path::PathBuf::from(format!("/run/{name}.pid"));
-        assert!(wait_until(PATIENCE, || pid.exists()), "{pid:?}");
-        let client = |whose: Whose, words: &[&str]| match whose {
-            Whose::Ours => star
+        assert!(wait_until(TIMEOUT, || pid.exists()), "{pid:?}");
+        let client = |implementation: Implementation, words: &[&str]| match implementation {
+            Implementation::Mcastor => star
                 .rtr
                 .output(BINARY, &[&["smcroutectl", "-i", name], words].concat()),
-            Whose::Theirs => star
+            Implementation::Smcroute => star
                 .rtr
                 .output("smcroutectl", &[&["-i", name.as_str()], words].concat()),
         };
         let live = std::fs::read_to_string(&pid).expect("a pid");
         let comm = format!("/proc/{}/comm", live.trim());
         assert_eq!(
-            std::fs::read_to_string(&comm).expect("alive").trim(),
+            std::fs::read_to_string(&comm)
+                .expect("a running process")
+                .trim(),
             "mcastor"
         );
-        assert!(text(&client(Whose::Ours, &["-t", "show"])).contains("225.255.0.1"));
-        assert_eq!(client(Whose::Ours, &["kill"]).status.code(), Some(0));
-        eventually("the end", false, || {
+        assert!(text(&client(Implementation::Mcastor, &["-t", "show"])).contains("225.255.0.1"));
+        assert_eq!(
+            client(Implementation::Mcastor, &["kill"]).status.code(),
+            Some(0)
+        );
+        eventually("the daemon exits", false, || {
             std::path::Path::new(&comm).exists() || pid.exists()
         });
         assert!(!std::path::Path::new(&format!("/run/{name}.sock")).exists());
     }
 }
 
-fn a_start_in_the_background_tells_how_it_went(lab: &Lab) {
+fn background_start_reports_its_result(lab: &Lab) {
     let conf = lab.file("conf");
-    std::fs::write(&conf, EVERYBODY).expect("writing");
+    std::fs::write(&conf, ROUTE_TO_ALL).expect("writing");
     let conf = conf.to_str().expect("UTF-8");
-    let names = [Whose::Ours, Whose::Theirs]
+    let names = [Implementation::Mcastor, Implementation::Smcroute]
         .map(|w| ["a", "b", "c"].map(|n| format!("mcl-{}-{w:?}-{n}", std::process::id())));
-    let _ends = names.each_ref().map(|names| Background(names));
-    for ((whose, star), names) in two(lab, 3).into_iter().zip(&names) {
+    let _background = names.each_ref().map(|names| Background(names));
+    for ((implementation, star), names) in star_per_implementation(lab, 3).into_iter().zip(&names) {
         let start = |flags: &[&str]| {
-            let output = smcrouted(&star.rtr, whose, &[&["-f", conf], flags].concat());
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            (output.status.code(), said)
+            let output = smcrouted(&star.rtr, implementation, &[&["-f", conf], flags].concat());
+            let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+            (output.status.code(), printed)
         };
         let pid = |n: usize| format!("/run/{}.pid", names[n]);
-        // Ours waits until it stands; Debian's leaves that to whoever looks.
-        let stands = |n: usize| {
-            let there = || std::path::Path::new(&pid(n)).exists();
-            assert!(there() || whose == Whose::Theirs, "{}", pid(n));
-            assert!(wait_until(PATIENCE, there), "{}", pid(n));
+        // mcastor returns when the daemon is ready; Debian's returns at once.
+        let wait_until_ready = |n: usize| {
+            let exists = || std::path::Path::new(&pid(n)).exists();
+            assert!(
+                exists() || implementation == Implementation::Smcroute,
+                "{}",
+                pid(n)
+            );
+            assert!(wait_until(TIMEOUT, exists), "{}", pid(n));
         };
-        let end = |n: usize| {
+        let terminate = |n: usize| {
             let file = pid(n);
             let live = std::fs::read_to_string(&file).expect("a pid");
             let killed = std::process::Command::new("kill").arg(live.trim()).status();
             assert!(killed.expect("kill").success());
-            eventually("the end", false, || {
+            eventually("the daemon exits", false, || {
                 std::path::Path::new(&format!("/proc/{}", live.trim())).exists()
             });
         };
-        // Without a folder for its socket it routes on.
+        // The daemon forwards even if the folder of its socket is missing.
         assert_eq!(start(&["-i", &names[0], "-u", "/nodir/x.sock"]).0, Some(0));
-        stands(0);
-        assert_eq!(pass(&star, 3, &[]).len(), 3);
-        end(0);
-        // Without one for its pid file too.
+        wait_until_ready(0);
+        assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
+        terminate(0);
+        // The same for the folder of its pid file.
         assert_eq!(start(&["-i", &names[1], "-P", "/nodir/x.pid"]).0, Some(0));
         let socket = format!("/run/{}.sock", names[1]);
         let socket = std::path::Path::new(&socket);
         eventually("routes", true, || {
-            text(&ask(&star.rtr, whose, socket, &["show"], "")).contains("225.255.0.1")
+            text(&run_client(
+                &star.rtr,
+                implementation,
+                socket,
+                &["show"],
+                "",
+            ))
+            .contains("225.255.0.1")
         });
-        assert_eq!(pass(&star, 3, &[]).len(), 3);
-        if whose == Whose::Ours {
-            // Debian's takes the socket over.
+        assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
+        if implementation == Implementation::Mcastor {
+            // Debian's replaces the socket of the other daemon.
             let path = socket.to_str().expect("UTF-8");
-            let (code, said) = start(&["-i", &names[2], "-u", path]);
-            assert_eq!(code, Some(69), "{said}");
-            assert!(said.contains("another mcastor answers"), "{said}");
+            let (code, printed) = start(&["-i", &names[2], "-u", path]);
+            assert_eq!(code, Some(69), "{printed}");
+            assert!(printed.contains("another mcastor answers"), "{printed}");
             assert!(!std::path::Path::new(&pid(2)).exists());
         }
-        let ended = ask(&star.rtr, whose, socket, &["kill"], "");
+        let ended = run_client(&star.rtr, implementation, socket, &["kill"], "");
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     }
 }
 
-fn a_delay_a_table_and_a_link_of_that_name(lab: &Lab) {
+fn startup_delay_table_option_and_symlink_invocation(lab: &Lab) {
     let star = Star::v4(lab, 3);
     let links = lab.file("links");
     std::fs::create_dir(&links).expect("a folder");
@@ -349,7 +386,7 @@ fn a_delay_a_table_and_a_link_of_that_name(lab: &Lab) {
     };
     let (conf, socket) = (lab.file("conf"), lab.file("sock"));
     let pid = lab.file("pid");
-    std::fs::write(&conf, EVERYBODY).expect("writing");
+    std::fs::write(&conf, ROUTE_TO_ALL).expect("writing");
     let path = |p: &std::path::Path| p.display().to_string();
     let args = [
         "-n",
@@ -371,7 +408,7 @@ fn a_delay_a_table_and_a_link_of_that_name(lab: &Lab) {
     ];
     let begun = std::time::Instant::now();
     let mut daemon = star.rtr.spawn(lab, &called("smcrouted"), &args);
-    assert!(wait_until(PATIENCE, || socket.exists()));
+    assert!(wait_until(TIMEOUT, || socket.exists()));
     assert!(begun.elapsed() >= Duration::from_secs(1));
     let show = ["-u", &path(&socket), "-t", "show"];
     let shown = || text(&star.rtr.output(&called("smcroutectl"), &show));
@@ -382,7 +419,7 @@ fn a_delay_a_table_and_a_link_of_that_name(lab: &Lab) {
         "{}",
         daemon.stderr()
     );
-    // No listener unless one is asked for.
+    // There is no TCP listener by default.
     let tcp = star
         .rtr
         .enter(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
@@ -394,19 +431,19 @@ fn a_delay_a_table_and_a_link_of_that_name(lab: &Lab) {
     assert!(!pid.exists() && !socket.exists());
 }
 
-fn the_router_and_check_take_the_file_too(lab: &Lab) {
+fn run_check_and_convert_accept_smcroute_files(lab: &Lab) {
     let star = Star::v4(lab, 3);
     let (good, bad) = (lab.file("good.conf"), lab.file("bad.conf"));
-    std::fs::write(&good, EVERYBODY).expect("writing");
-    std::fs::write(&bad, format!("{EVERYBODY}mroute from in\n")).expect("writing");
+    std::fs::write(&good, ROUTE_TO_ALL).expect("writing");
+    std::fs::write(&bad, format!("{ROUTE_TO_ALL}mroute from in\n")).expect("writing");
     let run = |args: &[&str]| star.rtr.output(BINARY, args);
     let path = |p: &std::path::Path| p.display().to_string();
     let checked = run(&["check", &path(&good)]);
     assert_eq!(checked.status.code(), Some(0), "{checked:?}");
     let checked = run(&["check", &path(&bad)]);
     assert_eq!(checked.status.code(), Some(2));
-    let told = String::from_utf8_lossy(&checked.stderr).into_owned();
-    assert_eq!(told, format!("{} line 2: mroute: no group\n", path(&bad)));
+    let stderr = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert_eq!(stderr, format!("{} line 2: mroute: no group\n", path(&bad)));
     let socket = path(&lab.file("sock"));
     let mut command = star.rtr.command(BINARY);
     command.args(["run", "--config", &path(&bad)]);
@@ -414,17 +451,17 @@ fn the_router_and_check_take_the_file_too(lab: &Lab) {
         .env("MCASTOR__CONTROL__SOCKET", &socket)
         .env("MCASTOR__HTTP__LISTEN", "off");
     let program = crate::lab::Program::start(lab, command);
-    eventually("told", true, || {
+    eventually("the line is logged", true, || {
         program.stderr().contains("line 2: mroute: no group")
     });
-    eventually("routed", true, || {
+    eventually("the router answers", true, || {
         run(&["show", "routes", "--socket", &socket])
             .status
             .success()
     });
     let waits = run(&["add", "--socket", &socket, "nix", "225.1.1.1", "out1"]);
     assert_eq!(waits.status.code(), Some(0), "{waits:?}");
-    // TOML made of the file routes the same.
+    // The converted TOML file is valid.
     let converted = run(&["convert", &path(&good)]);
     assert_eq!(converted.status.code(), Some(0), "{converted:?}");
     let toml = lab.file("made.toml");
@@ -432,19 +469,19 @@ fn the_router_and_check_take_the_file_too(lab: &Lab) {
     assert_eq!(run(&["check", &path(&toml)]).status.code(), Some(0));
 }
 
-fn both_speak_to_syslog(lab: &Lab) {
-    let [ours, theirs] = two(lab, 1).map(|(whose, star)| {
+fn syslog_facility_matches_smcroute(lab: &Lab) {
+    let [ours, theirs] = star_per_implementation(lab, 1).map(|(implementation, star)| {
         let (log, conf) = (lab.file("log"), lab.file("conf"));
         std::fs::write(&conf, "foo bar\n").expect("writing");
-        let heard = std::os::unix::net::UnixDatagram::bind(&log).expect("a socket");
-        heard.set_nonblocking(true).expect("nonblocking");
-        // A /dev of its own, with our socket in it.
+        let syslog = std::os::unix::net::UnixDatagram::bind(&log).expect("a socket");
+        syslog.set_nonblocking(true).expect("nonblocking");
+        // A private /dev whose log socket is ours.
         let script = "mount -t tmpfs t /mnt && \
                       for d in null zero random urandom; do touch /mnt/$d; mount --bind /dev/$d /mnt/$d; done; \
                       ln -s \"$0\" /mnt/log; mount --rbind /mnt /dev; exec \"$@\"";
-        let (program, first) = match whose {
-            Whose::Ours => (BINARY, "smcrouted"),
-            Whose::Theirs => ("/usr/sbin/smcrouted", "-n"),
+        let (program, first) = match implementation {
+            Implementation::Mcastor => (BINARY, "smcrouted"),
+            Implementation::Smcroute => ("/usr/sbin/smcrouted", "-n"),
         };
         let path = |p: &std::path::Path| p.display().to_string();
         let args = [
@@ -453,30 +490,30 @@ fn both_speak_to_syslog(lab: &Lab) {
         ];
         let program = star.rtr.spawn(lab, "unshare", &args);
         let mut lines = Vec::new();
-        let there = wait_until(PATIENCE, || {
+        let logged = wait_until(TIMEOUT, || {
             let mut line = [0; 4096];
-            while let Ok(n) = heard.recv(&mut line) {
+            while let Ok(n) = syslog.recv(&mut line) {
                 lines.push(String::from_utf8_lossy(&line[..n]).into_owned());
             }
             lines.iter().any(|l| l.contains("foo"))
         });
-        assert!(there, "{whose:?}: {lines:?} {}", program.stderr());
-        let line = lines.iter().find(|l| l.contains("foo")).expect("there");
+        assert!(logged, "{implementation:?}: {lines:?} {}", program.stderr());
+        let line = lines.iter().find(|l| l.contains("foo")).expect("the line");
         assert!(line.contains(&format!("a-name[{}]", program.pid())), "{line}");
         assert!(line.contains("line 1"), "{line}");
-        // <facility * 8 + level>
+        // The priority is <facility * 8 + level>.
         let number = line.trim_start_matches('<').split('>').next().and_then(|n| n.parse::<u8>().ok());
         number.expect(line) / 8
     });
     assert_eq!(ours, theirs, "the facility");
 }
 
-fn a_supervisor_hears_that_it_lives(lab: &Lab) {
+fn sd_notify_reports_ready_watchdog_and_stopping(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let (conf, ready) = (lab.file("conf"), lab.file("ready"));
     std::fs::write(&conf, "").expect("writing");
-    let heard = std::os::unix::net::UnixDatagram::bind(&ready).expect("a socket");
-    heard.set_nonblocking(true).expect("nonblocking");
+    let notifications = std::os::unix::net::UnixDatagram::bind(&ready).expect("a socket");
+    notifications.set_nonblocking(true).expect("nonblocking");
     let mut command = star.rtr.command(BINARY);
     command
         .env("NOTIFY_SOCKET", &ready)
@@ -500,63 +537,76 @@ fn a_supervisor_hears_that_it_lives(lab: &Lab) {
         .arg("-P")
         .arg(lab.file("pid"));
     let mut program = crate::lab::Program::start(lab, command);
-    let mut told = Vec::new();
-    let mut hear = |what: &str, times: usize| {
-        let there = wait_until(PATIENCE, || {
+    let mut received = Vec::new();
+    let mut expect_notification = |what: &str, times: usize| {
+        let complete = wait_until(TIMEOUT, || {
             let mut text = [0; 256];
-            while let Ok(n) = heard.recv(&mut text) {
-                told.push(String::from_utf8_lossy(&text[..n]).trim().to_string());
+            while let Ok(n) = notifications.recv(&mut text) {
+                received.push(String::from_utf8_lossy(&text[..n]).trim().to_string());
             }
-            told.iter().filter(|t| *t == what).count() >= times
+            received.iter().filter(|t| *t == what).count() >= times
         });
-        assert!(there, "{what}: {told:?}");
+        assert!(complete, "{what}: {received:?}");
     };
-    hear("READY=1", 1);
-    hear("WATCHDOG=1", 4);
+    expect_notification("READY=1", 1);
+    expect_notification("WATCHDOG=1", 4);
     program.signal(libc::SIGTERM);
-    hear("STOPPING=1", 1);
+    expect_notification("STOPPING=1", 1);
     assert_eq!(program.wait().code(), Some(0));
 }
 
-fn levels_say_more_and_more(lab: &Lab) {
-    let conf = format!("mroute from in group 1.2.3.4 to out1\n{EVERYBODY}");
+fn log_levels_are_increasingly_verbose(lab: &Lab) {
+    let conf = format!("mroute from in group 1.2.3.4 to out1\n{ROUTE_TO_ALL}");
     let levels = ["none", "err", "warning", "notice", "info", "debug"];
-    for (whose, star) in two(lab, 3) {
-        let said = levels.map(|level| {
-            let mut daemon = Daemon::start(lab, &star.rtr, whose, &conf, &["-l", level]);
-            daemon.program.stop(libc::SIGTERM, PATIENCE);
+    for (implementation, star) in star_per_implementation(lab, 3) {
+        let logs = levels.map(|level| {
+            let mut daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &["-l", level]);
+            daemon.program.stop(libc::SIGTERM, TIMEOUT);
             daemon.program.stderr()
         });
-        // Theirs says all it has with `none`.
-        let said = said.map(|text| text.lines().map(String::from).collect::<Vec<_>>());
-        let lines = said.each_ref().map(Vec::len);
-        assert!(lines[1..].is_sorted(), "{whose:?}: {lines:?}");
-        assert_eq!(lines[0] == 0, whose == Whose::Ours, "{:?}", said[0]);
-        assert!(lines[5] > lines[2], "{whose:?}: {lines:?}");
-        // A line that is skipped is worth a warning to both.
-        let warned = said[2].join("\n");
-        assert!(warned.contains("1.2.3.4"), "{whose:?}: {warned}");
+        // Debian's logs everything with `none`.
+        let logs = logs.map(|text| text.lines().map(String::from).collect::<Vec<_>>());
+        let lines = logs.each_ref().map(Vec::len);
+        assert!(lines[1..].is_sorted(), "{implementation:?}: {lines:?}");
+        assert_eq!(
+            lines[0] == 0,
+            implementation == Implementation::Mcastor,
+            "{:?}",
+            logs[0]
+        );
+        assert!(lines[5] > lines[2], "{implementation:?}: {lines:?}");
+        // Both log a skipped line as a warning.
+        let warned = logs[2].join("\n");
+        assert!(warned.contains("1.2.3.4"), "{implementation:?}: {warned}");
     }
-    let star = Star::one_of(lab, 1, "levels");
-    let codes = BOTH.map(|whose| smcrouted(&star.rtr, whose, &["-n", "-l", "loud", "-h"]).status);
+    let star = Star::tagged(lab, 1, "levels");
+    let codes = BOTH.map(|implementation| {
+        smcrouted(&star.rtr, implementation, &["-n", "-l", "loud", "-h"]).status
+    });
     assert!(codes.iter().all(|c| c.code().is_some()), "{codes:?}");
 }
 
-fn http_listens_only_where_asked(lab: &Lab) {
-    let star = Star::one_of(lab, 3, "http");
+fn http_listens_only_with_http_flag(lab: &Lab) {
+    let star = Star::tagged(lab, 3, "http");
     let listeners = || text(&star.rtr.output("ss", &["-Hltn"]));
-    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, EVERYBODY, &[]);
-    assert_eq!(pass(&star, 3, &[]).len(), 3);
+    let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, ROUTE_TO_ALL, &[]);
+    assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
     assert_eq!(listeners(), "");
     drop(daemon);
     let address = "127.0.0.1:19464";
-    let _daemon = Daemon::start(lab, &star.rtr, Whose::Ours, EVERYBODY, &["--http", address]);
-    assert_eq!(pass(&star, 3, &[]).len(), 3);
+    let _daemon = Daemon::start(
+        lab,
+        &star.rtr,
+        Implementation::Mcastor,
+        ROUTE_TO_ALL,
+        &["--http", address],
+    );
+    assert_eq!(send_and_collect(&star, 3, &[]).len(), 3);
     let all = listeners();
     assert_eq!(all.lines().count(), 1, "{all}");
     assert!(all.contains(address), "{all}");
     let http = address.parse().expect("an address");
-    eventually("packets in metrics", true, || {
+    eventually("packets in the metrics", true, || {
         let answer = crate::lab::http::get(&star.rtr, http, "/metrics");
         let body = answer.map(|a| a.body).unwrap_or_default();
         body.contains("mcastor_route_packets_total")

@@ -1,5 +1,5 @@
-//! Joins through routes that rewrite: hosts behind a proxy ask for what leaves, and what comes is
-//! joined. The hosts are kernels.
+//! Joins through routes that rewrite: hosts behind a proxy join the rewritten stream, and the router
+//! joins the original one. The hosts are kernels.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::{cases, route};
 use crate::lab::{Capture, Lab, Ns, Router, Star, UdpTx, eventually};
 
 cases!("translated_joins":
-    what_comes_is_joined_4to4,
-    what_comes_is_joined_6to6,
-    what_comes_is_joined_4to6,
-    what_comes_is_joined_6to4,
-    the_upstream_of_the_proxy_may_be_where_it_comes_from,
-    any_source_and_prefixes,
-    a_member_changes_its_mind,
-    a_route_that_others_need_too_is_joined_at_once,
+    original_stream_is_joined_4to4,
+    original_stream_is_joined_6to6,
+    original_stream_is_joined_4to6,
+    original_stream_is_joined_6to4,
+    original_stream_is_joined_on_proxy_upstream,
+    prefix_translation_joins_one_group_per_member,
+    joins_follow_member_and_route_changes,
+    unproxied_egress_is_joined_without_members,
 );
 
 const TIMERS: &str = "[proxy.timers]\nquery_interval = \"2s\"\nquery_response_interval = \"300ms\"\n\
@@ -29,7 +29,7 @@ fn proxy(upstream: &str) -> String {
     format!("[[proxy]]\nname = \"p\"\nupstream = [{upstream:?}]\ndownstream = [\"out1\"]\n{TIMERS}")
 }
 
-/// A kernel as a member, as long as this lives.
+/// A kernel that is a member for as long as this value lives.
 struct Host<'a> {
     ns: &'a Ns,
     held: HostMemberships,
@@ -42,10 +42,10 @@ impl<'a> Host<'a> {
         Self { ns, held }
     }
 
-    fn wants(&mut self, group: &str, filter: &SourceFilter) {
+    fn set_filter(&mut self, group: &str, filter: &SourceFilter) {
         let (group, held) = (group.parse().expect("a group"), &mut self.held);
         let set = self.ns.enter(|| held.set(group, filter));
-        set.expect("the kernel takes it");
+        set.expect("the kernel sets the filter");
     }
 }
 
@@ -54,7 +54,7 @@ fn include(sources: &[&str]) -> SourceFilter {
     SourceFilter::Include(sources.collect())
 }
 
-/// Rows of `show groups` of one role on one interface, lowest group first.
+/// Returns the rows of `show groups` for one role on one interface, ordered by group.
 fn rows(router: &Router, role: &str, interface: &str) -> Vec<Value> {
     let mut rows = router.control().show("groups");
     rows.retain(|g| g["role"] == role && g["interface"] == interface);
@@ -62,7 +62,7 @@ fn rows(router: &Router, role: &str, interface: &str) -> Vec<Value> {
     rows
 }
 
-/// As `group mode sources`.
+/// Returns the memberships joined on `interface`, as `group mode sources`.
 fn joined(router: &Router, interface: &str) -> Vec<String> {
     let rows = rows(router, "host", interface);
     let line = |g: &Value| {
@@ -81,7 +81,7 @@ fn joined(router: &Router, interface: &str) -> Vec<String> {
 const ALLOW: u8 = 5;
 const BLOCK: u8 = 6;
 
-/// The types of the records of reports on a wire that name this group and this source first.
+/// Returns the types of the report records on a wire whose first source is `source`.
 fn records(wire: &Capture, source: &str, group: &str) -> Vec<u8> {
     let octets = |text: &str| match text.parse().expect("an address") {
         IpAddr::V4(a) => a.octets().to_vec(),
@@ -111,13 +111,13 @@ fn translated(from: [&str; 2], to: [&str; 2], egresses: &[&str]) -> String {
     route("r", "in", from[0], from[1], egresses, &extra)
 }
 
-fn what_comes_is_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &str) {
+fn assert_original_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &str) {
     let star = Star::dual(lab, 2);
     let settings = proxy(upstream) + &translated(from, to, &["out1"]);
     let router = Router::start(lab, &star.rtr, &settings);
     let up = Capture::new(&star.src, "eth0");
     let elsewhere = Capture::new(&star.rcv, "eth2");
-    assert_eq!(joined(&router, "in"), [""; 0], "nobody asked yet");
+    assert_eq!(joined(&router, "in"), [""; 0], "joined without a member");
     let any = match to[1].contains(':') {
         true => "[::]:5000",
         false => "0.0.0.0:5000",
@@ -130,36 +130,42 @@ fn what_comes_is_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &st
     rx.set_read_timeout(Some(Duration::from_secs(15)))
         .expect("a timeout");
     let mut host = Host::new(&star.rcv, "eth1");
-    host.wants(to[1], &include(&[to[0]]));
-    let is = format!("{} include {}", from[1], from[0]);
-    eventually("joined as it comes", vec![is], || joined(&router, "in"));
-    eventually("asked for on the wire", Some(ALLOW), || {
+    host.set_filter(to[1], &include(&[to[0]]));
+    let original = format!("{} include {}", from[1], from[0]);
+    eventually("the original is joined", vec![original], || {
+        joined(&router, "in")
+    });
+    eventually("joined on the wire", Some(ALLOW), || {
         records(&up, from[0], from[1]).first().copied()
     });
-    assert_eq!(joined(&router, "out2"), [""; 0], "not where the proxy asks");
+    assert_eq!(
+        joined(&router, "out2"),
+        [""; 0],
+        "joined on the proxy's upstream"
+    );
     assert_eq!(records(&elsewhere, to[0], to[1]), [0; 0]);
     assert_eq!(records(&up, to[0], to[1]), [0; 0]);
-    // Shown on both sides.
-    let [came, left] = [from, to].map(|[s, g]| format!("({s}, {g})"));
+    // `show groups` names the counterpart on both sides.
+    let [original, translated] = [from, to].map(|[s, g]| format!("({s}, {g})"));
     let member = &rows(&router, "router", "out1")[0];
     assert_eq!(member["group"], to[1]);
     assert_eq!(
         member["original"],
-        serde_json::json!([format!("{came} from in")])
+        serde_json::json!([format!("{original} from in")])
     );
     let host_row = &rows(&router, "host", "in")[0];
     assert_eq!(
         host_row["for"],
-        serde_json::json!([format!("{left} to out1")])
+        serde_json::json!([format!("{translated} to out1")])
     );
-    let table = router.tell("show groups");
-    for told in [
-        format!("joined, is {came} from in"),
-        format!("joined, for {left} to out1"),
+    let table = router.run("show groups");
+    for text in [
+        format!("joined, is {original} from in"),
+        format!("joined, for {translated} to out1"),
     ] {
-        assert!(table.contains(&told), "{table}");
+        assert!(table.contains(&text), "{table}");
     }
-    // What comes is what the host asked for: it takes all of it.
+    // The host receives every packet of the translated stream.
     let wire = Capture::new(&star.rcv, "eth1");
     let tx = UdpTx::new(&star.src, "eth0", &at);
     let mut bytes = [0; 64];
@@ -171,7 +177,7 @@ fn what_comes_is_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &st
     }
     assert!(wire.expect(to[1], PACKETS).iter().all(|s| s.udp_ok()));
     router.expect_routed("r", "out1", PACKETS as u64);
-    // It leaves, and so do we.
+    // After the host's leave, the router leaves the original.
     drop(host);
     eventually("left", Vec::<String>::new(), || joined(&router, "in"));
     eventually("left on the wire", Some(BLOCK), || {
@@ -180,42 +186,44 @@ fn what_comes_is_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &st
     assert!(rows(&router, "router", "out1").is_empty());
 }
 
-fn what_comes_is_joined_4to4(lab: &Lab) {
-    what_comes_is_joined(lab, FOUR, FOUR_TO, "out2");
+fn original_stream_is_joined_4to4(lab: &Lab) {
+    assert_original_joined(lab, FOUR, FOUR_TO, "out2");
 }
 
-fn what_comes_is_joined_6to6(lab: &Lab) {
-    what_comes_is_joined(lab, SIX, SIX_TO, "out2");
+fn original_stream_is_joined_6to6(lab: &Lab) {
+    assert_original_joined(lab, SIX, SIX_TO, "out2");
 }
 
-fn what_comes_is_joined_4to6(lab: &Lab) {
-    what_comes_is_joined(lab, FOUR, SIX_TO, "out2");
+fn original_stream_is_joined_4to6(lab: &Lab) {
+    assert_original_joined(lab, FOUR, SIX_TO, "out2");
 }
 
-fn what_comes_is_joined_6to4(lab: &Lab) {
-    what_comes_is_joined(lab, SIX, FOUR_TO, "out2");
+fn original_stream_is_joined_6to4(lab: &Lab) {
+    assert_original_joined(lab, SIX, FOUR_TO, "out2");
 }
 
-fn the_upstream_of_the_proxy_may_be_where_it_comes_from(lab: &Lab) {
-    what_comes_is_joined(lab, FOUR, FOUR_TO, "in");
+fn original_stream_is_joined_on_proxy_upstream(lab: &Lab) {
+    assert_original_joined(lab, FOUR, FOUR_TO, "in");
 }
 
-/// One group of a prefix each, and of the senders those that are wanted.
-fn any_source_and_prefixes(lab: &Lab) {
+/// One group of the prefix is joined per member, with the sources that the member includes.
+fn prefix_translation_joins_one_group_per_member(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let from = ["10.0.0.0/24", "225.1.2.0/24"];
     let to = ["10.9.1.0/24", "239.1.1.0/24"];
     let settings = proxy("out2") + &translated(from, to, &["out1"]);
     let router = Router::start(lab, &star.rtr, &settings);
     let mut host = Host::new(&star.rcv, "eth1");
-    host.wants("239.1.1.7", &SourceFilter::any());
+    host.set_filter("239.1.1.7", &SourceFilter::any());
     let but = SourceFilter::Exclude(["10.9.1.5".parse().expect("a source")].into());
-    host.wants("239.1.1.8", &but);
-    host.wants("239.1.1.9", &include(&["10.9.1.6", "10.7.0.1"]));
+    host.set_filter("239.1.1.8", &but);
+    host.set_filter("239.1.1.9", &include(&["10.9.1.6", "10.7.0.1"]));
     let (any, but) = ("225.1.2.7 exclude", "225.1.2.8 exclude 10.0.0.5");
     let all = [any, but, "225.1.2.9 include 10.0.0.6"].map(String::from);
-    eventually("each as it comes", all.to_vec(), || joined(&router, "in"));
-    // What the route does not make of another may come from elsewhere.
+    eventually("each original is joined", all.to_vec(), || {
+        joined(&router, "in")
+    });
+    // Sources outside of the translation may come from the proxy's upstream.
     let rest = [
         "239.1.1.7 exclude",
         "239.1.1.8 exclude 10.9.1.5",
@@ -229,53 +237,60 @@ fn any_source_and_prefixes(lab: &Lab) {
     assert_eq!(joined(&router, "out2"), [""; 0]);
 }
 
-/// Another source, then another group, then another route: each is joined before the last is
-/// left.
-fn a_member_changes_its_mind(lab: &Lab) {
+/// The member changes its source and its group, then the route changes. Each new stream is joined
+/// before the previous one is left.
+fn joins_follow_member_and_route_changes(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let from = ["10.0.0.0/24", "232.1.2.0/24"];
-    let told = |to: [&str; 2]| proxy("out2") + &translated(from, to, &["out1"]);
-    let router = Router::start(lab, &star.rtr, &told(["10.9.1.0/24", "232.9.1.0/24"]));
+    let settings = |to: [&str; 2]| proxy("out2") + &translated(from, to, &["out1"]);
+    let router = Router::start(lab, &star.rtr, &settings(["10.9.1.0/24", "232.9.1.0/24"]));
     let up = Capture::new(&star.src, "eth0");
     let mut host = Host::new(&star.rcv, "eth1");
-    let is = |what: &[&str]| {
+    let expect_joined = |what: &[&str]| {
         let want: Vec<String> = what.iter().map(ToString::to_string).collect();
         eventually("joined", want, || joined(&router, "in"));
     };
-    host.wants("232.9.1.1", &include(&["10.9.1.1"]));
-    is(&["232.1.2.1 include 10.0.0.1"]);
-    host.wants("232.9.1.1", &include(&["10.9.1.1", "10.9.1.2"]));
-    is(&["232.1.2.1 include 10.0.0.1 10.0.0.2"]);
-    host.wants("232.9.1.1", &include(&["10.9.1.2"]));
-    is(&["232.1.2.1 include 10.0.0.2"]);
-    host.wants("232.9.1.2", &include(&["10.9.1.2"]));
-    host.wants("232.9.1.1", &SourceFilter::none());
-    is(&["232.1.2.2 include 10.0.0.2"]);
+    host.set_filter("232.9.1.1", &include(&["10.9.1.1"]));
+    expect_joined(&["232.1.2.1 include 10.0.0.1"]);
+    host.set_filter("232.9.1.1", &include(&["10.9.1.1", "10.9.1.2"]));
+    expect_joined(&["232.1.2.1 include 10.0.0.1 10.0.0.2"]);
+    host.set_filter("232.9.1.1", &include(&["10.9.1.2"]));
+    expect_joined(&["232.1.2.1 include 10.0.0.2"]);
+    host.set_filter("232.9.1.2", &include(&["10.9.1.2"]));
+    host.set_filter("232.9.1.1", &SourceFilter::none());
+    expect_joined(&["232.1.2.2 include 10.0.0.2"]);
     let blocked = |source: &str, group: &str| {
         let types = records(&up, source, group);
         types.iter().position(|t| *t == BLOCK)
     };
     eventually("left", true, || blocked("10.0.0.2", "232.1.2.1").is_some());
-    assert_eq!(blocked("10.0.0.2", "232.1.2.2"), None, "still wanted");
-    // The same is made of another stream: what the host wants stays.
-    reload(&router, &told(["10.9.1.0/24", "232.9.9.0/24"]));
-    is(&[]);
+    assert_eq!(
+        blocked("10.0.0.2", "232.1.2.2"),
+        None,
+        "the joined stream was left"
+    );
+    // The route now produces another group, so the host's group is joined on the proxy's upstream.
+    reload(&router, &settings(["10.9.1.0/24", "232.9.9.0/24"]));
+    expect_joined(&[]);
     let out = vec!["232.9.1.2 include 10.9.1.2".to_string()];
-    eventually("nobody makes it", out, || joined(&router, "out2"));
-    reload(&router, &told(["10.9.1.0/24", "232.9.1.0/24"]));
-    is(&["232.1.2.2 include 10.0.0.2"]);
+    eventually("joined on the proxy's upstream", out, || {
+        joined(&router, "out2")
+    });
+    reload(&router, &settings(["10.9.1.0/24", "232.9.1.0/24"]));
+    expect_joined(&["232.1.2.2 include 10.0.0.2"]);
     assert_eq!(joined(&router, "out2"), [""; 0]);
 }
 
 fn reload(router: &Router, settings: &str) {
-    router.rewrite(settings);
-    router.tell("reload");
+    router.write_settings(settings);
+    router.run("reload");
 }
 
-fn a_route_that_others_need_too_is_joined_at_once(lab: &Lab) {
+/// `out2` is not a downstream interface of the proxy, so the original is joined without members.
+fn unproxied_egress_is_joined_without_members(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let settings = proxy("in") + &translated(FOUR, FOUR_TO, &["out1", "out2"]);
     let router = Router::start(lab, &star.rtr, &settings);
-    let is = format!("{} include {}", FOUR[1], FOUR[0]);
-    eventually("joined for out2", vec![is], || joined(&router, "in"));
+    let original = format!("{} include {}", FOUR[1], FOUR[0]);
+    eventually("joined for out2", vec![original], || joined(&router, "in"));
 }

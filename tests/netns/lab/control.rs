@@ -1,4 +1,4 @@
-//! The control socket, spoken to line by line.
+//! A client of the control socket, which exchanges lines of JSON.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -12,31 +12,31 @@ pub struct Control {
 }
 
 impl Control {
-    /// Connects.
+    /// Connects to the socket at `path`.
     pub fn new(path: &Path) -> std::io::Result<Self> {
         let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(super::PATIENCE))?;
+        stream.set_read_timeout(Some(super::TIMEOUT))?;
         let reader = BufReader::new(stream);
         Ok(Self { reader })
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// The next line; empty where the other side hung up.
+    /// Reads the next line; it is empty after the peer closed the connection.
     pub fn line(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         self.reader.read_line(&mut line)?;
         Ok(line)
     }
 
-    /// A command and its result, or the error it was answered with.
-    pub fn ask(&mut self, command: &Value) -> Result<Value, String> {
-        let request = json!({ "version": 1, "command": command });
+    /// Sends a command and returns its result, or the error of the answer.
+    pub fn request(&mut self, command: &Value) -> Result<Value, String> {
+        let message = json!({ "version": 1, "command": command });
         let line = self
-            .send(format!("{request}\n").as_bytes())
+            .send(format!("{message}\n").as_bytes())
             .and_then(|()| self.line())
             .map_err(|e| format!("{command}: {e}"))?;
         let answer: Value = serde_json::from_str(&line).map_err(|e| format!("{line:?}: {e}"))?;
@@ -46,17 +46,17 @@ impl Control {
         }
     }
 
-    /// As [`Self::ask`]; an error is a failure.
+    /// As [`Self::request`]; panics on an error.
     #[track_caller]
-    pub fn must(&mut self, command: &Value) -> Value {
-        self.ask(command)
+    pub fn expect_ok(&mut self, command: &Value) -> Value {
+        self.request(command)
             .unwrap_or_else(|e| panic!("{command}: {e}"))
     }
 
-    /// What `show` has of `what`.
+    /// Returns the rows of `show <table>`.
     #[track_caller]
-    pub fn show(&mut self, what: &str) -> Vec<Value> {
-        let shown = self.must(&json!({ "show": what }));
-        shown[what].as_array().expect("a list").clone()
+    pub fn show(&mut self, table: &str) -> Vec<Value> {
+        let shown = self.expect_ok(&json!({ "show": table }));
+        shown[table].as_array().expect("a list").clone()
     }
 }

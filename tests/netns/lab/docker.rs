@@ -1,6 +1,6 @@
-//! A Docker Engine of a test's own: inside one of its namespaces, its data in a temporary
-//! folder. No registry is asked: the one image is empty, and the binary under test comes in as
-//! a volume, with the libraries it was linked with.
+//! A Docker Engine for one test. It runs in a namespace of the test and keeps its data in a
+//! temporary folder. It needs no registry: its only image is empty, and the binary under test and
+//! its shared libraries are mounted as volumes.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,34 +14,34 @@ use super::router::BINARY;
 use super::{eventually, wait_until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
-/// How an engine's folder begins; the process id of the test run and a number follow.
+/// The prefix of an engine's folder, followed by the process id of the test run and a number.
 const FOLDER: &str = "/tmp/mcd-";
 /// How long an engine may take to start or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// The empty image.
 const IMAGE: &str = "empty";
 
-/// A Docker Engine. Dropping it ends it and all its containers.
+/// A Docker Engine. Dropping it stops the engine and removes its containers.
 pub struct Docker {
     ns: Ns,
     folder: PathBuf,
     engine: Option<Program>,
     volumes: Vec<String>,
-    last_words: PathBuf,
+    failure_log: PathBuf,
     live_restore: bool,
 }
 
 impl Docker {
-    /// Starts one and waits until it answers.
+    /// Starts an engine and waits until it answers.
     #[track_caller]
     pub fn start(lab: &Lab, ns: &Ns) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = PathBuf::from(format!("{FOLDER}{}-{n}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder for the engine");
-        let last_words = lab.file("containers");
-        lab.log("containers", &last_words);
+        let failure_log = lab.file("containers");
+        lab.log("containers", &failure_log);
         let mut docker = Self {
-            last_words,
+            failure_log,
             ns: ns.clone(),
             folder,
             engine: None,
@@ -53,11 +53,11 @@ impl Docker {
         docker
     }
 
-    /// Starts the engine, again after [`Self::stop_engine`].
+    /// Starts the engine, also again after [`Self::stop_engine`].
     #[track_caller]
     pub fn start_engine(&mut self, lab: &Lab) {
         let path = |name: &str| self.folder.join(name).display().to_string();
-        // A killed engine leaves it behind.
+        // A killed engine leaves its pid file behind.
         let _ = std::fs::remove_file(self.folder.join("pid"));
         let mut command = self.ns.command("dockerd");
         command
@@ -69,20 +69,20 @@ impl Docker {
             command.arg("--live-restore");
         }
         self.engine = Some(Program::start(lab, command));
-        let up = wait_until(PATIENCE, || self.try_run("version").status.success());
+        let up = wait_until(TIMEOUT, || self.try_run("version").status.success());
         assert!(up, "the engine does not answer");
     }
 
-    /// Has containers outlive the engine, from its next start on.
+    /// Lets containers survive the engine, from its next start on.
     pub fn live_restore(&mut self) {
         self.live_restore = true;
     }
 
-    /// Ends the engine, and with it its containers, unless they outlive it.
+    /// Stops the engine, and its containers too unless `live_restore` is set.
     #[track_caller]
     pub fn stop_engine(&mut self) {
         if let Some(mut engine) = self.engine.take() {
-            let status = engine.stop(libc::SIGTERM, PATIENCE);
+            let status = engine.stop(libc::SIGTERM, TIMEOUT);
             assert!(status.success(), "the engine: {status}");
         }
     }
@@ -96,21 +96,21 @@ impl Docker {
         format!("unix://{}", self.socket())
     }
 
-    /// The lines of settings that name its socket.
+    /// Returns the settings that name its socket.
     pub fn settings(&self) -> String {
         format!("[docker]\nsocket = \"{}\"\n", self.socket())
     }
 
-    /// `docker <words>`, which must work; what it said.
+    /// Runs `docker <words>`, which must succeed, and returns its trimmed standard output.
     #[track_caller]
     pub fn run(&self, words: &str) -> String {
         let out = self.try_run(words);
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "docker {words}: {said}");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "docker {words}: {stderr}");
         String::from_utf8_lossy(&out.stdout).trim().to_owned()
     }
 
-    /// As [`Self::run`], however it ends.
+    /// As [`Self::run`], but the command may fail.
     pub fn try_run(&self, words: &str) -> Output {
         self.command()
             .args(words.split_whitespace())
@@ -118,7 +118,7 @@ impl Docker {
             .unwrap_or_else(|e| panic!("docker: {e}"))
     }
 
-    /// The client, without arguments.
+    /// Returns a `docker` command without arguments.
     pub fn command(&self) -> Command {
         let mut command = Command::new("docker");
         command
@@ -129,33 +129,33 @@ impl Docker {
         command
     }
 
-    /// Starts `mcastor <words>` in a container, with these options of `docker run`.
+    /// Starts `mcastor <words>` in a container, with the given options of `docker run`.
     #[track_caller]
-    pub fn mcastor(&self, name: &str, options: &str, words: &str) {
+    pub fn run_mcastor(&self, name: &str, options: &str, words: &str) {
         let volumes = self.volumes.join(" ");
         self.run(&format!(
             "run --detach --name {name} {volumes} {options} {IMAGE} /mcastor {words}"
         ));
     }
 
-    /// Starts a container that does nothing, for programs that enter its namespace.
+    /// Starts an idle container, for programs that enter its namespace.
     #[track_caller]
-    pub fn idle(&self, name: &str, options: &str) {
-        // Nobody sends there; it waits until it is ended.
+    pub fn run_idle(&self, name: &str, options: &str) {
+        // No packets are sent to this group, so the receiver waits until it is stopped.
         let words = "recv --interface lo --group 239.255.255.250 --port 9";
-        self.mcastor(name, options, words);
+        self.run_mcastor(name, options, words);
     }
 
-    /// The network namespace of a running container. Its address may still be missing.
+    /// Returns the network namespace of a running container. Its address may not be set yet.
     #[track_caller]
-    pub fn inside(&self, lab: &Lab, name: &str) -> Ns {
+    pub fn namespace_of(&self, lab: &Lab, name: &str) -> Ns {
         let pid = self.run(&format!("inspect --format {{{{.State.Pid}}}} {name}"));
         let pid: u32 = pid.parse().expect("a process id");
-        assert_ne!(pid, 0, "{name} does not run:\n{}", self.logs(name));
+        assert_ne!(pid, 0, "{name} is not running:\n{}", self.logs(name));
         lab.attach(name, pid)
     }
 
-    /// What a container wrote.
+    /// Returns the output of a container.
     pub fn logs(&self, name: &str) -> String {
         let out = self.try_run(&format!("logs {name}"));
         let mut text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -163,10 +163,10 @@ impl Docker {
         text
     }
 
-    /// Waits until a container wrote this.
+    /// Waits until the output of a container contains `text`.
     #[track_caller]
-    pub fn says(&self, name: &str, text: &str) {
-        eventually(&format!("{name} says {text:?}"), String::new(), || {
+    pub fn wait_for_log(&self, name: &str, text: &str) {
+        eventually(&format!("{name} logs {text:?}"), String::new(), || {
             let logs = self.logs(name);
             match logs.contains(text) {
                 true => String::new(),
@@ -175,22 +175,22 @@ impl Docker {
         });
     }
 
-    /// Waits for the end of a container; its exit code.
+    /// Waits until a container exits and returns its exit code.
     #[track_caller]
     pub fn wait(&self, name: &str) -> i32 {
         let state = "inspect --format {{.State.Status}}:{{.State.ExitCode}}";
         let mut code = None;
-        let ended = wait_until(2 * super::PATIENCE, || {
+        let ended = wait_until(2 * super::TIMEOUT, || {
             let now = self.run(&format!("{state} {name}"));
             let ended = now.strip_prefix("exited:").and_then(|c| c.parse().ok());
             code = ended;
             ended.is_some()
         });
-        assert!(ended, "{name} does not end: {}", self.logs(name));
+        assert!(ended, "{name} is still running: {}", self.logs(name));
         code.expect("a code")
     }
 
-    /// The report of `mcastor recv --json`, once it has ended.
+    /// Returns the report of `mcastor recv --json` after its container has exited.
     #[track_caller]
     pub fn report(&self, name: &str) -> serde_json::Value {
         self.wait(name);
@@ -198,7 +198,7 @@ impl Docker {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{name}: {e}: {out}"))
     }
 
-    /// The bridge of a network.
+    /// Returns the bridge interface of a network.
     #[track_caller]
     pub fn bridge(&self, network: &str) -> String {
         let id = self.run(&format!("network inspect --format {{{{.Id}}}} {network}"));
@@ -214,13 +214,13 @@ impl Docker {
             .stderr(Stdio::piped())
             .spawn()
             .expect("docker import");
-        // An archive without files is 1024 zeros.
+        // A tar archive without files is 1024 zero bytes.
         let mut stdin = child.stdin.take().expect("piped");
         std::io::Write::write_all(&mut stdin, &[0; 1024]).expect("docker import");
         drop(stdin);
         let out = child.wait_with_output().expect("docker import");
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "docker import: {said}");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "docker import: {stderr}");
     }
 }
 
@@ -229,31 +229,31 @@ impl Drop for Docker {
         if std::thread::panicking() {
             let names = self.try_run("ps --all --format {{.Names}}");
             let names = String::from_utf8_lossy(&names.stdout).into_owned();
-            let words = names
+            let logs = names
                 .lines()
                 .map(|n| format!("{n}:\n{}\n", self.logs(n)))
                 .collect::<String>();
-            let _ = std::fs::write(&self.last_words, words);
+            let _ = std::fs::write(&self.failure_log, logs);
         }
-        // Quicker than to have the engine ask them.
+        // Killing the containers is faster than a graceful stop by the engine.
         let all = self.try_run("ps --all --quiet");
         let all = String::from_utf8_lossy(&all.stdout).into_owned();
         if !all.trim().is_empty() {
             self.try_run(&format!("rm --force {all}"));
         }
         if let Some(mut engine) = self.engine.take() {
-            engine.stop(libc::SIGTERM, PATIENCE);
+            engine.stop(libc::SIGTERM, TIMEOUT);
         }
         clear(&self.folder);
     }
 }
 
-/// The binary and what it is linked with, as options of `docker run`.
+/// Returns `docker run` options that mount the binary and its shared libraries.
 fn volumes() -> Vec<String> {
     let mut all = vec![format!("--volume {BINARY}:/mcastor:ro")];
     let out = Command::new("ldd").arg(BINARY).output();
     let out = out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-    // `libc.so.6 => /lib/…/libc.so.6 (0x…)`, and the loader without an arrow.
+    // Lines are `libc.so.6 => /lib/…/libc.so.6 (0x…)`; the loader's line has no arrow.
     for line in out.unwrap_or_default().lines() {
         if let Some(file) = line.split_whitespace().find(|w| w.starts_with('/')) {
             all.push(format!("--volume {file}:{file}:ro"));
@@ -266,7 +266,7 @@ fn path_with_sbin() -> String {
     std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin"
 }
 
-/// Removes what engines of test runs left that no longer live.
+/// Removes the folders of engines whose test run no longer exists.
 pub fn sweep() {
     let Ok(dir) = std::fs::read_dir("/tmp") else {
         return;
@@ -283,10 +283,10 @@ pub fn sweep() {
     }
 }
 
-/// Ends what still runs out of a folder, unmounts what is mounted there, and removes it.
+/// Kills the processes of an engine's folder, unmounts its mounts and removes it.
 fn clear(folder: &Path) {
     for pid in processes_of(folder) {
-        // A shim lives as its container does.
+        // A shim runs as long as its container does.
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let children = children.unwrap_or_default();
         let children = children.split_whitespace().filter_map(|c| c.parse().ok());
@@ -300,7 +300,7 @@ fn clear(folder: &Path) {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let mounts = mounts.lines().filter_map(|l| l.split(' ').nth(1));
     let mut mounts: Vec<&str> = mounts.filter(|m| m.starts_with(&inside)).collect();
-    // The innermost first.
+    // The innermost mount first.
     mounts.sort_by_key(|m| std::cmp::Reverse(m.len()));
     for mount in mounts {
         let _ = Command::new("umount").args(["--lazy", mount]).output();
@@ -310,7 +310,7 @@ fn clear(folder: &Path) {
     }
 }
 
-/// Processes started with a path below the folder among their arguments.
+/// Returns the processes with a path below the folder among their arguments.
 fn processes_of(folder: &Path) -> Vec<i32> {
     let inside = format!("{}/", folder.display());
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();

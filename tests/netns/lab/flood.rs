@@ -1,4 +1,4 @@
-//! Messages about memberships as frames, and as many of them as strangers may send.
+//! Membership messages as frames, and floods of forged ones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use mcastor::wire::membership_message::{Generation, GroupRecord, MembershipMessa
 use super::random::Random;
 use super::{Injector, Ns};
 
-/// What hosts join.
+/// Parses a group address.
 pub fn group(addr: impl Into<IpAddr>) -> Group {
     Group::new(addr.into()).expect("a group")
 }
 
-/// Who sends to it.
+/// Parses a source address.
 pub fn source(addr: impl Into<IpAddr>) -> Source {
     Source::new(addr.into()).expect("a source")
 }
 
-/// One record of a report.
+/// Returns one record of a report.
 pub fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> GroupRecord {
     GroupRecord {
         kind,
@@ -31,7 +31,7 @@ pub fn record(kind: RecordType, group: Group, sources: Vec<Source>) -> GroupReco
     }
 }
 
-/// A message as frames.
+/// Encodes a message as Ethernet frames.
 pub fn frames(from: IpAddr, message: &MembershipMessage) -> Vec<Vec<u8>> {
     let packets = membership::build(message, from, 1500).expect("a message");
     let frame = |packet: &Vec<u8>| {
@@ -44,7 +44,7 @@ pub fn frames(from: IpAddr, message: &MembershipMessage) -> Vec<Vec<u8>> {
     packets.iter().map(frame).collect()
 }
 
-/// Sends frames in turn, so many a second, until it is dropped.
+/// A thread that sends frames in turn at a given rate until it is dropped.
 pub struct Flood {
     pub stop: Arc<AtomicBool>,
     pub sent: Arc<AtomicU64>,
@@ -52,7 +52,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Starts at once.
+    /// Starts to send at once.
     pub fn start(ns: &Ns, iface: &str, frames: Vec<Vec<u8>>, per_second: u32) -> Self {
         let inject = Injector::new(ns, iface);
         let stop = Arc::new(AtomicBool::new(false));
@@ -64,7 +64,7 @@ impl Flood {
             let mut n = 0;
             while !stopped.load(Ordering::Acquire) {
                 let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
-                // Who was held up does not make up for it in one burst.
+                // Limits the burst after the thread was delayed.
                 n = n.max(due.saturating_sub(2000));
                 while n < due {
                     if let Some(frame) = next.next() {
@@ -83,7 +83,7 @@ impl Flood {
         }
     }
 
-    /// How many were sent so far.
+    /// Returns the number of frames sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Acquire)
     }
@@ -98,9 +98,9 @@ impl Drop for Flood {
     }
 }
 
-/// What strangers send: reports of every kind for groups and sources made up, leaves of others'
-/// groups, and what is no report.
-pub fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
+/// Returns forged messages: reports of every type for random groups and sources, leaves of
+/// `victim`, and corrupted messages.
+pub fn forged_messages(v6: bool, victim: Group) -> Vec<Vec<u8>> {
     let mut random = Random::default();
     let mut all = Vec::new();
     while all.len() < 60_000 {
@@ -122,7 +122,7 @@ pub fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
                 )
             }
         };
-        let some = |random: &mut Random, count: u32| -> Vec<Source> {
+        let random_sources = |random: &mut Random, count: u32| -> Vec<Source> {
             let one = |_| {
                 let n = random.next();
                 match v6 {
@@ -132,28 +132,36 @@ pub fn lies(v6: bool, victim: Group) -> Vec<Vec<u8>> {
             };
             (0..count).map(one).collect()
         };
-        let three =
+        let single =
             |kind, group, sources| MembershipMessage::Records(vec![record(kind, group, sources)]);
         let message = match random.below(10) {
-            0..4 => three(RecordType::ChangeToExclude, any, vec![]),
-            4 => three(RecordType::AllowNewSources, ssm, some(&mut random, 80)),
-            5 => three(RecordType::ModeIsExclude, any, some(&mut random, 20)),
+            0..4 => single(RecordType::ChangeToExclude, any, vec![]),
+            4 => single(
+                RecordType::AllowNewSources,
+                ssm,
+                random_sources(&mut random, 80),
+            ),
+            5 => single(
+                RecordType::ModeIsExclude,
+                any,
+                random_sources(&mut random, 20),
+            ),
             6 => MembershipMessage::Report {
                 generation: Generation::Two,
                 group: any,
             },
             7 => MembershipMessage::Leave { group: victim },
-            8 => three(RecordType::ChangeToInclude, victim, vec![]),
-            _ => three(RecordType::BlockOldSources, any, vec![]),
+            8 => single(RecordType::ChangeToInclude, victim, vec![]),
+            _ => single(RecordType::BlockOldSources, any, vec![]),
         };
-        let mut made = frames(from, &message);
+        let mut encoded = frames(from, &message);
         if random.below(20) == 0
-            && let Some(frame) = made.first_mut()
+            && let Some(frame) = encoded.first_mut()
         {
             let at = 14 + random.below(frame.len() - 14);
             frame[at] = random.next() as u8;
         }
-        all.extend(made);
+        all.extend(encoded);
     }
     all
 }

@@ -1,8 +1,8 @@
-//! Frames built and read by hand: an opinion that does not come from the program under test.
+//! Frames built and parsed independently of the program under test.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// A UDP packet to be, in an Ethernet frame.
+/// A builder for an Ethernet frame with a UDP packet.
 #[derive(Debug, Clone)]
 pub struct Udp {
     src: SocketAddr,
@@ -17,7 +17,7 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// From `src` to `dst`, both `address:port`, TTL 16.
+    /// Creates a packet from `src` to `dst`, both `address:port`, with TTL 16.
     #[track_caller]
     pub fn new(src: &str, dst: &str, payload: impl AsRef<[u8]>) -> Self {
         let parse = |s: &str| s.parse().unwrap_or_else(|e| panic!("{s}: {e}"));
@@ -34,43 +34,43 @@ impl Udp {
         }
     }
 
-    /// TTL or hop limit.
+    /// Sets the TTL or hop limit.
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Type of service or traffic class.
+    /// Sets the type of service or traffic class.
     pub fn tos(mut self, tos: u8) -> Self {
         self.tos = tos;
         self
     }
 
-    /// With "do not fragment" (IPv4).
+    /// Sets "do not fragment" (IPv4).
     pub fn df(mut self) -> Self {
         self.df = true;
         self
     }
 
-    /// Identification (IPv4).
+    /// Sets the identification (IPv4).
     pub fn id(mut self, id: u16) -> Self {
         self.id = id;
         self
     }
 
-    /// IPv4 options, a multiple of four bytes.
+    /// Sets the IPv4 options, a multiple of four bytes.
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
         self
     }
 
-    /// No UDP checksum (IPv4).
+    /// Omits the UDP checksum (IPv4).
     pub fn zero_checksum(mut self) -> Self {
         self.zero_checksum = true;
         self
     }
 
-    /// The frame.
+    /// Builds the frame.
     pub fn frame(&self) -> Vec<u8> {
         let mut udp = Vec::with_capacity(8 + self.payload.len());
         udp.extend(self.src.port().to_be_bytes());
@@ -135,7 +135,7 @@ pub struct Ipv4 {
     pub options: Vec<u8>,
 }
 
-/// An IPv4 packet with a right header checksum.
+/// Builds an IPv4 packet with a valid header checksum.
 pub fn ipv4(h: &Ipv4, payload: &[u8]) -> Vec<u8> {
     let ihl = 20 + h.options.len();
     assert_eq!(ihl % 4, 0);
@@ -160,7 +160,7 @@ pub fn fix_ipv4_checksum(ip: &mut [u8]) {
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// The frame that carries `ip` to `group`, from a locally administered sender.
+/// Builds the frame that carries `ip` to `group`, from a locally administered address.
 pub fn ethernet(group: IpAddr, ip: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(14 + ip.len());
     match group {
@@ -183,7 +183,7 @@ pub fn ethernet(group: IpAddr, ip: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// `frame` with an 802.1Q tag.
+/// Returns `frame` with an 802.1Q tag added.
 pub fn tagged(frame: &[u8], tci: u16) -> Vec<u8> {
     let mut out = frame[..12].to_vec();
     out.extend([0x81, 0x00]);
@@ -206,7 +206,8 @@ fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
-/// The checksum over the pseudo-header and `data`; zero over data that holds a right one.
+/// Returns the checksum over the pseudo-header and `data`; it is zero if `data` contains a valid
+/// checksum.
 pub fn transport_sum(src: IpAddr, dst: IpAddr, protocol: u8, data: &[u8]) -> u16 {
     let addr = |a: IpAddr| match a {
         IpAddr::V4(a) => sum(&a.octets()),
@@ -215,9 +216,9 @@ pub fn transport_sum(src: IpAddr, dst: IpAddr, protocol: u8, data: &[u8]) -> u16
     !fold(addr(src) + addr(dst) + u32::from(protocol) + data.len() as u32 + sum(data))
 }
 
-/// An IP packet out of a captured frame.
+/// An IP packet parsed from a captured frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Seen {
+pub struct IpPacket {
     /// Ethernet destination and source.
     pub eth: ([u8; 6], [u8; 6]),
     /// Source.
@@ -228,34 +229,34 @@ pub struct Seen {
     pub ttl: u8,
     /// Type of service or traffic class.
     pub tos: u8,
-    /// Protocol, or next header of the IPv6 header.
+    /// Protocol, or the next header of the IPv6 header.
     pub protocol: u8,
-    /// The IPv4 header checksum is right; always so for IPv6.
+    /// Whether the IPv4 header checksum is valid; always true for IPv6.
     pub header_ok: bool,
     /// Identification (IPv4).
     pub id: u16,
-    /// More fragments follow (IPv4).
+    /// Whether more fragments follow (IPv4).
     pub more: bool,
     /// Fragment offset in bytes (IPv4).
     pub offset: usize,
-    /// The IP packet, padding cut off.
+    /// The IP packet without padding.
     pub ip: Vec<u8>,
-    /// Length of the IP header.
+    /// Length of the IP header, in bytes.
     pub header: usize,
-    /// Bytes after the IP packet.
+    /// Number of bytes after the IP packet.
     pub padding: usize,
 }
 
-impl Seen {
-    /// `None` for what is not whole IP.
-    pub fn read(frame: &[u8]) -> Option<Self> {
+impl IpPacket {
+    /// Parses a frame; returns `None` for other protocols and truncated packets.
+    pub fn parse(frame: &[u8]) -> Option<Self> {
         let eth = (
             frame.get(..6)?.try_into().ok()?,
             frame.get(6..12)?.try_into().ok()?,
         );
         let ip = frame.get(14..)?;
         let be = |at: usize| Some(u16::from_be_bytes(ip.get(at..at + 2)?.try_into().ok()?));
-        match (be_type(frame)?, ip.first()? >> 4) {
+        match (ethertype(frame)?, ip.first()? >> 4) {
             (0x0800, 4) => {
                 let total = usize::from(be(2)?);
                 let header = usize::from(ip[0] & 0xf) * 4;
@@ -305,28 +306,29 @@ impl Seen {
         }
     }
 
-    /// What follows the IP header.
+    /// Returns the bytes after the IP header.
     pub fn body(&self) -> &[u8] {
         &self.ip[self.header..]
     }
 
-    /// UDP payload.
+    /// Returns the UDP payload.
     pub fn payload(&self) -> &[u8] {
         &self.body()[8..]
     }
 
-    /// The UDP checksum field.
-    pub fn udp_sum(&self) -> u16 {
+    /// Returns the UDP checksum field.
+    pub fn udp_checksum(&self) -> u16 {
         u16::from_be_bytes([self.body()[6], self.body()[7]])
     }
 
-    /// The UDP checksum is there and right.
+    /// Returns whether the UDP checksum is present and valid.
     pub fn udp_ok(&self) -> bool {
-        self.udp_sum() != 0 && transport_sum(self.src, self.dst, 17, self.body()) == 0
+        self.udp_checksum() != 0 && transport_sum(self.src, self.dst, 17, self.body()) == 0
     }
 
-    /// The packet with TTL and IPv4 header checksum blanked: what forwarding must not touch.
-    pub fn untouchable(&self) -> Vec<u8> {
+    /// Returns the packet with TTL and IPv4 header checksum zeroed: the bytes that forwarding must
+    /// not change.
+    pub fn without_ttl_and_checksum(&self) -> Vec<u8> {
         let mut ip = self.ip.clone();
         if ip[0] >> 4 == 4 {
             (ip[8], ip[10], ip[11]) = (0, 0, 0);
@@ -337,6 +339,6 @@ impl Seen {
     }
 }
 
-fn be_type(frame: &[u8]) -> Option<u16> {
+fn ethertype(frame: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(frame.get(12..14)?.try_into().ok()?))
 }

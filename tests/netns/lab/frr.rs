@@ -1,4 +1,4 @@
-//! FRR's pimd, as Debian packages it: one zebra and one pimd in a namespace.
+//! FRR's pimd as Debian packages it: one zebra and one pimd in a namespace.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -9,19 +9,19 @@ use super::eventually;
 use super::ns::{Lab, Ns};
 use super::program::Program;
 
-/// zebra and pimd. Dropping it ends both.
+/// zebra and pimd. Dropping it stops both.
 pub struct Frr {
-    // The order of ends: pimd before zebra.
+    // Fields are dropped in order: pimd stops before zebra.
     pimd: Program,
     _zebra: Program,
     dir: PathBuf,
 }
 
 impl Frr {
-    /// Starts both with `conf`, the lines of `pimd.conf`.
+    /// Starts both; `conf` holds the lines of `pimd.conf`.
     #[track_caller]
     pub fn start(lab: &Lab, ns: &Ns, conf: &str) -> Self {
-        // They give up root, and find their files by absolute path; Unix sockets have short ones.
+        // Both drop root and open their files by absolute path; paths of Unix sockets are short.
         let dir = lab.file("frr");
         std::fs::create_dir(&dir).expect("a folder");
         for path in [dir.parent().expect("a parent"), &dir] {
@@ -64,7 +64,7 @@ impl Frr {
         frr
     }
 
-    /// What `vtysh -c <command>` says.
+    /// Returns the output of `vtysh -c <command>`.
     pub fn show(&self, command: &str) -> String {
         let out = Command::new("vtysh")
             .arg("--vty_socket")
@@ -75,7 +75,7 @@ impl Frr {
             .unwrap_or_default()
     }
 
-    /// pimd dies without a word.
+    /// Kills pimd with SIGKILL, so that it sends no last messages.
     pub fn kill(mut self) {
         self.pimd.stop(libc::SIGKILL, Duration::from_secs(3));
     }

@@ -1,4 +1,4 @@
-//! The least HTTP client that will do: one GET, HTTP/1.0.
+//! A minimal HTTP client: one GET request, HTTP/1.0.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use super::ns::Ns;
 
-/// An answer.
+/// A response.
 pub struct Answer {
     /// Status code.
     pub status: u16,
-    /// Header lines, lower case.
+    /// Header lines in lower case.
     pub head: String,
     /// Body as text.
     pub body: String,
 }
 
-/// GET `path` from `addr`, inside `ns`.
+/// Sends a GET request for `path` to `addr` from inside `ns`.
 pub fn get(ns: &Ns, addr: SocketAddr, path: &str) -> std::io::Result<Answer> {
     ns.enter(|| {
         let timeout = Duration::from_secs(5);

@@ -1,11 +1,11 @@
-//! Prometheus text, read back.
+//! A parser of the Prometheus text format.
 
 use std::collections::BTreeMap;
 
-/// One line: name, labels, value.
+/// One sample: name, labels, value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Metric name, `_bucket` and the like included.
+    /// Metric name, including suffixes such as `_bucket`.
     pub name: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
@@ -13,19 +13,19 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// Everything one scrape gave.
+/// The content of one scrape.
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// The samples, in order.
     pub samples: Vec<Sample>,
-    /// Name to type, from `# TYPE`.
+    /// Types by name, from `# TYPE`.
     pub types: BTreeMap<String, String>,
     /// Names with a `# HELP` text.
     pub helped: Vec<String>,
 }
 
 impl Metrics {
-    /// Reads the text format 0.0.4; panics on what is not it.
+    /// Parses the text format 0.0.4; panics on invalid lines.
     #[track_caller]
     pub fn parse(text: &str) -> Self {
         let mut metrics = Self::default();
@@ -46,12 +46,12 @@ impl Metrics {
         metrics
     }
 
-    /// The sum of all series called `name` that have `labels`.
+    /// Returns the sum of all series of `name` that have `labels`.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.matching(name, labels).map(|s| s.value).sum()
     }
 
-    /// The series called `name` that have `labels`.
+    /// Returns the series of `name` that have `labels`.
     pub fn matching<'a>(
         &'a self,
         name: &'a str,
@@ -65,7 +65,7 @@ impl Metrics {
         })
     }
 
-    /// Non-zero samples of names that start with `prefix`, for failure messages.
+    /// Formats the non-zero samples whose names start with `prefix`, for failure messages.
     pub fn show(&self, prefix: &str) -> String {
         let lines = self
             .samples

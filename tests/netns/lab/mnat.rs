@@ -1,5 +1,5 @@
-//! An MNAT server for ends in namespaces: what it is asked it assigns, one local group after the
-//! other.
+//! An MNAT server for the ingress and egress in namespaces. It assigns local groups in ascending
+//! order.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -11,24 +11,24 @@ use serde_json::{Value, json};
 use super::ns::Ns;
 use super::wait_until;
 
-#[allow(dead_code)] // others use the rest
+#[allow(dead_code)] // other test binaries use the rest
 #[path = "../../mnat/server.rs"]
 mod server;
 
 use server::{Answers, Asked, Reply, Tls};
 pub use server::{Ca, Server};
 
-/// Serves at `address` of `ns`, with a certificate for it. Where `clients` is given, it must have
-/// signed theirs.
+/// Starts a server at `address` of `ns` with a certificate for that address. With `clients`, client
+/// certificates signed by that CA are required.
 #[track_caller]
 pub fn serve(
     ns: &Ns,
     ca: &Ca,
     clients: Option<Ca>,
     address: &str,
-    owner: &Arc<Mutex<Owner>>,
+    owner: &Arc<Mutex<ServerState>>,
 ) -> Server {
-    // A server before this one may still be closing its connections.
+    // The previous server may still be closing its connections.
     let mut listener = None;
     wait_until(Duration::from_secs(60), || {
         listener = ns.enter(|| TcpListener::bind(address)).ok();
@@ -43,21 +43,21 @@ pub fn serve(
     Server::start(listener.expect("a port"), tls, owner.clone())
 }
 
-/// What an MNAT server knows, as little of it as the ends need.
+/// The state of the MNAT server, reduced to what ingress and egress need.
 #[derive(Default)]
-pub struct Owner {
+pub struct ServerState {
     watchers: BTreeMap<String, Vec<Value>>,
     locals: BTreeMap<String, Value>,
-    /// The next local group.
+    /// The last byte of the local group that was assigned last.
     pub next: u8,
-    /// Local groups are for any source.
+    /// Whether local groups are assigned for any source.
     pub any_source: bool,
-    /// How often the ends are to refresh, in seconds.
+    /// The refresh period that clients are given, in seconds.
     pub refresh: u64,
 }
 
-impl Owner {
-    /// One whose first local group is after 239.1.1.`next`.
+impl ServerState {
+    /// Creates a state whose first local group is 239.1.1.(`next` + 1).
     pub fn starting_at(next: u8) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self {
             next,
@@ -66,8 +66,8 @@ impl Owner {
         }))
     }
 
-    /// An egress that is elsewhere wants a stream.
-    pub fn elsewhere(&mut self, source: &str, group: &str) {
+    /// Adds the join of an egress outside of the test.
+    pub fn add_remote_join(&mut self, source: &str, group: &str) {
         let joined = json!({ "source": source, "group": group });
         self.assign(&joined);
         self.watchers.insert("elsewhere".into(), vec![joined]);
@@ -83,8 +83,8 @@ impl Owner {
         self.locals.insert(key(joined), local);
     }
 
-    /// Gives every stream another local channel.
-    pub fn swap(&mut self) {
+    /// Assigns another local group to every stream.
+    pub fn reassign(&mut self) {
         let all = self.watchers.values().flatten();
         let all: BTreeMap<String, Value> = all.map(|j| (key(j), j.clone())).collect();
         all.values().for_each(|joined| self.assign(joined));
@@ -95,7 +95,7 @@ fn key(joined: &Value) -> String {
     format!("{},{}", joined["source"], joined["group"])
 }
 
-impl Answers for Arc<Mutex<Owner>> {
+impl Answers for Arc<Mutex<ServerState>> {
     fn answer(&mut self, asked: Asked) -> Reply {
         let mut owner = self.lock().unwrap();
         let body: Value = serde_json::from_slice(&asked.body).unwrap_or_default();

@@ -1,16 +1,18 @@
-//! The laboratory: namespaces, programs in them, packets in and out.
+//! The laboratory: namespaces, programs that run in them, and packets sent and received.
 
 pub mod control;
 pub mod docker;
 pub mod flood;
 pub mod frame;
 pub mod frr;
+pub mod group_member;
 pub mod harness;
 pub mod http;
+pub mod link;
 pub mod metrics;
 pub mod mnat;
 pub mod ns;
-pub mod numbered;
+pub mod numbered_stream;
 pub mod packet;
 pub mod pcap;
 pub mod program;
@@ -18,32 +20,35 @@ pub mod proxy;
 pub mod random;
 pub mod router;
 pub mod smcroute;
-pub mod socket;
 pub mod star;
 pub mod switch;
 pub mod tun;
 pub mod udp;
 
 pub use docker::Docker;
-pub use frame::{Seen, Udp};
+pub use frame::{IpPacket, Udp};
 pub use frr::Frr;
-pub use ns::{Lab, Ns, ip_batch, sweep};
-pub use numbered::{Numbered, check_order, in_order, missing, number};
+pub use group_member::GroupMember;
+pub use link::{LinkEnd, connect, connect_all};
+pub use ns::{Lab, Ns, sweep};
+pub use numbered_stream::{
+    NumberedStream, assert_increasing, missing, received_in_order, sequence_number,
+};
 pub use packet::{Capture, Injector};
 pub use program::Program;
 pub use random::Random;
 pub use router::{BINARY, Router};
-pub use socket::Member;
 pub use star::{Star, macvlan};
-pub use switch::{bridge, switch};
+pub use switch::{bridge, connect_to_bridge, switch};
 pub use udp::{UdpRx, UdpTx};
 
 use std::time::{Duration, Instant};
 
-/// How long anything may take that should happen at once; long, because the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a test waits for an event that should happen at once; long because the machine may be
+/// busy.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Polls `cond` until it holds or `timeout` is over, and says which.
+/// Polls `cond` until it holds or `timeout` is over. Returns whether it held.
 pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + timeout;
     loop {
@@ -57,7 +62,7 @@ pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Polls `read` until it gives `want`; panics with the last value otherwise.
+/// Polls `read` until it returns `want`; panics with the last value otherwise.
 #[track_caller]
 pub fn eventually<T: PartialEq + std::fmt::Debug>(
     what: &str,
@@ -66,7 +71,7 @@ pub fn eventually<T: PartialEq + std::fmt::Debug>(
 ) {
     let mut last = read();
     let ok = last == want
-        || wait_until(PATIENCE, || {
+        || wait_until(TIMEOUT, || {
             last = read();
             last == want
         });

@@ -1,7 +1,7 @@
-//! A laboratory and its namespaces.
+//! Laboratories and their network namespaces.
 //!
-//! A namespace is called `mcl-<pid>-<n>-<m>-<role>`, so that the leftovers of a killed run can be
-//! told from the namespaces of one that lives.
+//! A namespace is named `mcl-<pid>-<n>-<m>-<role>`. The process id tells the leftovers of a killed
+//! test run from the namespaces of a running one.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -27,7 +27,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// An empty laboratory.
+    /// Creates an empty laboratory.
     pub fn new(test: &str) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = tempfile::Builder::new()
@@ -44,8 +44,8 @@ impl Lab {
         }
     }
 
-    /// A new namespace with its loopback up, router advertisements and duplicate address
-    /// detection off.
+    /// Creates a namespace with its loopback interface up. Router advertisements, duplicate address
+    /// detection and the reverse path filter are off.
     pub fn ns(&self, role: &str) -> Ns {
         let before = self.spaces.borrow().len();
         let name = format!("{}-{before}-{role}", self.prefix);
@@ -61,14 +61,14 @@ impl Lab {
         ns.sysctl("net/ipv6/conf/default/accept_dad", "0");
         ns.sysctl("net/ipv6/conf/default/accept_ra", "0");
         ns.sysctl("net/ipv6/conf/default/router_solicitations", "0");
-        for who in ["all", "default"] {
-            ns.sysctl(&format!("net/ipv4/conf/{who}/rp_filter"), "0");
+        for interface in ["all", "default"] {
+            ns.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
         }
         ns.ip("link set lo up");
         ns
     }
 
-    /// The namespace of a process that is not of this lab.
+    /// Attaches to the network namespace of a process that this laboratory did not start.
     #[track_caller]
     pub fn attach(&self, role: &str, pid: u32) -> Ns {
         let before = self.spaces.borrow().len();
@@ -83,24 +83,24 @@ impl Lab {
         }
     }
 
-    /// A new file name in it.
+    /// Returns a new file name in the laboratory's temporary folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.files.set(self.files.get() + 1);
         self.dir.path().join(format!("{}-{name}", self.files.get()))
     }
 
-    /// Shows `path` when the test fails.
+    /// Adds the file at `path` to the report of a failing test.
     pub fn log(&self, what: &str, path: &Path) {
         self.logs.borrow_mut().push((what.into(), path.into()));
     }
 
-    /// Keeps the namespaces where the operator asked for it.
+    /// Keeps the namespaces of a failed test if `MCASTOR_NETNS_KEEP` is set.
     pub fn failed(&self) {
         self.keep
             .set(std::env::var_os("MCASTOR_NETNS_KEEP").is_some());
     }
 
-    /// Everything the programs of this test wrote, the last 6 kB of each.
+    /// Returns the output of all programs of this test, the last 6 kB of each.
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for (what, path) in self.logs.borrow().iter() {
@@ -132,7 +132,7 @@ impl Drop for Lab {
     }
 }
 
-/// Removes the namespaces of test runs that no longer live.
+/// Removes the namespaces of test runs that no longer exist.
 pub fn sweep() {
     let Ok(dir) = std::fs::read_dir("/run/netns") else {
         return;
@@ -164,11 +164,11 @@ impl Ns {
         &self.name
     }
 
-    /// Runs `f` in a thread that is inside; sockets it returns stay inside.
+    /// Runs `f` in a thread inside the namespace; sockets that it returns stay inside.
     pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                enter_here(&self.file).expect("setns");
+                enter_current_thread(&self.file).expect("setns");
                 f()
             });
             inside
@@ -177,27 +177,27 @@ impl Ns {
         })
     }
 
-    /// `ip -n <this> <words>`.
+    /// Runs `ip -n <namespace> <words>`, which must succeed.
     #[track_caller]
     pub fn ip(&self, words: &str) {
         self.try_ip(words)
             .unwrap_or_else(|e| panic!("ip {words}: {e}"));
     }
 
-    /// As [`Self::ip`], with the error.
+    /// As [`Self::ip`], but returns the error.
     pub fn try_ip(&self, words: &str) -> Result<String, String> {
         let mut args = vec!["-n", self.name.as_str()];
         args.extend(words.split_whitespace());
         ip(&args)
     }
 
-    /// Many lines for `ip` at once.
+    /// Runs several `ip` commands, one a line.
     #[track_caller]
     pub fn ip_batch(&self, lines: &str) {
         ip_batch(&["-n", &self.name], lines).unwrap_or_else(|e| panic!("{e}"));
     }
 
-    /// Writes below `/proc/sys`.
+    /// Writes a file below `/proc/sys`.
     #[track_caller]
     pub fn sysctl(&self, key: &str, value: &str) {
         let path = format!("/proc/sys/{key}");
@@ -205,19 +205,25 @@ impl Ns {
             .unwrap_or_else(|e| panic!("{path}: {e}"));
     }
 
-    /// Waits until what is sent on a new link arrives. A link that was set up before its far end
-    /// is throws packets away until the kernel has worked off the news of its carrier, later and
-    /// in another thread. Neither the carrier (`LOWER_UP`) nor the name of the queue tell of that;
-    /// the operational state changes with it.
+    /// Disables IPv6 on interfaces created from now on, so that the kernel sends no packets of its
+    /// own on them.
+    pub fn disable_ipv6(&self) {
+        self.sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+    }
+
+    /// Waits until packets sent on a new link arrive. A link that was set up before its peer drops
+    /// packets until the kernel has processed the carrier event, which happens later and in another
+    /// thread. Neither `LOWER_UP` nor the name of the queueing discipline shows this; the
+    /// operational state does.
     #[track_caller]
-    pub fn carries(&self, iface: &str) {
-        super::eventually(&format!("{iface} carries"), true, || {
+    pub fn wait_until_up(&self, iface: &str) {
+        super::eventually(&format!("{iface} is up"), true, || {
             let link = self.try_ip(&format!("-o link show dev {iface}"));
             link.is_ok_and(|l| l.contains(" state UP "))
         });
     }
 
-    /// The index of an interface.
+    /// Returns the index of an interface.
     #[track_caller]
     pub fn index(&self, iface: &str) -> u32 {
         let name = std::ffi::CString::new(iface).expect("no NUL");
@@ -227,7 +233,7 @@ impl Ns {
         index
     }
 
-    /// What the kernel threw away at the interfaces in here: name, on the way in, on the way out.
+    /// Returns the packets that the kernel dropped at each interface: name, received, transmitted.
     #[track_caller]
     pub fn link_drops(&self) -> Vec<(String, u64, u64)> {
         let text = self.try_ip("-s -j link show").expect("ip -s link");
@@ -241,7 +247,7 @@ impl Ns {
         all.filter(|(_, rx, tx)| rx + tx > 0).collect()
     }
 
-    /// The Ethernet address of an interface.
+    /// Returns the Ethernet address of an interface.
     #[track_caller]
     pub fn mac(&self, iface: &str) -> [u8; 6] {
         let text = self
@@ -259,7 +265,7 @@ impl Ns {
         bytes
     }
 
-    /// A command that will run inside.
+    /// Returns a command that will run inside the namespace.
     pub fn command(&self, program: &str) -> Command {
         use std::os::unix::process::CommandExt;
         let file = self.file.clone();
@@ -268,15 +274,15 @@ impl Ns {
         // SAFETY: between fork and exec only setns and prctl run, both async-signal-safe.
         unsafe {
             command.pre_exec(move || {
-                // Nothing started here may outlive a killed test run.
+                // Programs started here must not outlive a killed test run.
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                enter_here(&file)
+                enter_current_thread(&file)
             });
         }
         command
     }
 
-    /// Runs a program inside to its end.
+    /// Runs a program inside and waits for its exit.
     pub fn output(&self, program: &str, args: &[&str]) -> Output {
         self.command(program)
             .args(args)
@@ -292,7 +298,7 @@ impl Ns {
     }
 }
 
-fn enter_here(file: &File) -> std::io::Result<()> {
+fn enter_current_thread(file: &File) -> std::io::Result<()> {
     // SAFETY: the descriptor is open, and setns only changes the calling thread.
     if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
         return Err(std::io::Error::last_os_error());
@@ -304,7 +310,8 @@ fn ip(args: &[&str]) -> Result<String, String> {
     answer(Command::new("ip").args(args).output())
 }
 
-/// `ip` over many lines, in the machine's own namespace unless `-n` says otherwise.
+/// Runs several `ip` commands, one a line, in the namespace of the machine or the one that `-n`
+/// names.
 pub fn ip_batch(options: &[&str], lines: &str) -> Result<String, String> {
     let run = || {
         let mut child = Command::new("ip")

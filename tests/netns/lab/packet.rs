@@ -1,13 +1,13 @@
-//! Frames in and out through packet sockets.
+//! Packet sockets that inject and capture frames.
 
 use std::cell::RefCell;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::frame::Seen;
+use super::frame::IpPacket;
 use super::ns::Ns;
-use super::{PATIENCE, wait_until};
+use super::{TIMEOUT, wait_until};
 
 fn packet_socket(ns: &Ns, iface: &str, protocol: u16) -> OwnedFd {
     let index = ns.index(iface);
@@ -15,7 +15,7 @@ fn packet_socket(ns: &Ns, iface: &str, protocol: u16) -> OwnedFd {
         // SAFETY: plain socket call; the result is checked before it is owned.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         assert!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
-        // SAFETY: `fd` is a new descriptor nobody else owns.
+        // SAFETY: `fd` is a new descriptor that nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         if protocol != 0 {
             set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
@@ -39,7 +39,7 @@ fn packet_socket(ns: &Ns, iface: &str, protocol: u16) -> OwnedFd {
     })
 }
 
-/// `setsockopt` with an int.
+/// Calls `setsockopt` with an int.
 pub fn set(fd: &impl AsRawFd, level: i32, name: i32, value: i32) {
     // SAFETY: `value` is an int and outlives the call.
     let rc = unsafe {
@@ -54,27 +54,27 @@ pub fn set(fd: &impl AsRawFd, level: i32, name: i32, value: i32) {
     );
 }
 
-/// Puts frames on an interface, byte for byte.
+/// Sends frames on an interface, byte for byte.
 pub struct Injector {
     fd: OwnedFd,
 }
 
 impl Injector {
-    /// On `iface` of `ns`.
+    /// Opens a packet socket on `iface` of `ns`.
     pub fn new(ns: &Ns, iface: &str) -> Self {
         Self {
             fd: packet_socket(ns, iface, 0),
         }
     }
 
-    /// Sends a frame, Ethernet header first.
+    /// Sends a frame, starting with its Ethernet header.
     #[track_caller]
     pub fn send(&self, frame: &[u8]) {
         self.try_send(frame)
             .unwrap_or_else(|e| panic!("injecting {} bytes: {e}", frame.len()));
     }
 
-    /// As [`Self::send`], with the error.
+    /// As [`Self::send`], but returns the error.
     pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         loop {
             // SAFETY: pointer and length are those of `frame`.
@@ -95,27 +95,27 @@ impl Injector {
     }
 }
 
-/// A frame as a packet socket saw it.
+/// A frame that a packet socket received.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// Ethernet header first.
+    /// The bytes, starting with the Ethernet header.
     pub bytes: Vec<u8>,
-    /// Sent by this host rather than received.
+    /// Whether this host sent the frame.
     pub outgoing: bool,
-    /// Tag control information, where the kernel took a VLAN tag off.
+    /// Tag control information, if the kernel removed a VLAN tag.
     pub vlan: Option<u16>,
-    /// The transport checksum is left to hardware.
+    /// Whether the transport checksum is left to hardware.
     pub csum_not_ready: bool,
 }
 
-/// Takes every frame of an interface, from its creation on.
+/// A capture of every frame on an interface, from its creation on.
 pub struct Capture {
     fd: OwnedFd,
     frames: RefCell<Vec<Frame>>,
 }
 
 impl Capture {
-    /// On `iface` of `ns`.
+    /// Starts a capture on `iface` of `ns`.
     pub fn new(ns: &Ns, iface: &str) -> Self {
         Self {
             fd: packet_socket(ns, iface, libc::ETH_P_ALL as u16),
@@ -123,7 +123,7 @@ impl Capture {
         }
     }
 
-    /// Every frame so far.
+    /// Returns every frame captured so far.
     pub fn frames(&self) -> Vec<Frame> {
         let mut frames = self.frames.borrow_mut();
         while let Some(frame) = self.next() {
@@ -132,28 +132,28 @@ impl Capture {
         frames.clone()
     }
 
-    /// The frames since this or [`Self::frames`] was last called, which are then forgotten.
-    pub fn news(&self) -> Vec<Frame> {
+    /// Returns the frames since the last call of this or [`Self::frames`] and discards them.
+    pub fn take_new(&self) -> Vec<Frame> {
         let mut frames = std::mem::take(&mut *self.frames.borrow_mut());
         frames.extend(std::iter::from_fn(|| self.next()));
         frames
     }
 
-    /// Received IP packets to `group` so far, in order.
-    pub fn to(&self, group: &str) -> Vec<Seen> {
+    /// Returns the received IP packets to `group` so far, in order.
+    pub fn to(&self, group: &str) -> Vec<IpPacket> {
         let group: std::net::IpAddr = group.parse().expect("an address");
         let seen = self
             .frames()
             .into_iter()
             .filter(|f| !f.outgoing)
-            .filter_map(|f| Seen::read(&f.bytes));
+            .filter_map(|f| IpPacket::parse(&f.bytes));
         seen.filter(|s| s.dst == group).collect()
     }
 
-    /// Waits for `n` packets to `group`; panics with what came instead, also when more came.
+    /// Waits for exactly `n` packets to `group` and returns them.
     #[track_caller]
-    pub fn expect(&self, group: &str, n: usize) -> Vec<Seen> {
-        wait_until(PATIENCE, || self.to(group).len() >= n);
+    pub fn expect(&self, group: &str, n: usize) -> Vec<IpPacket> {
+        wait_until(TIMEOUT, || self.to(group).len() >= n);
         let seen = self.to(group);
         let show: Vec<_> = seen.iter().take(10).collect();
         assert_eq!(seen.len(), n, "packets to {group}: {show:x?}");

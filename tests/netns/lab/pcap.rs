@@ -1,8 +1,8 @@
-//! Capture files, classic format, for exchange with scapy and tcpdump.
+//! Capture files in the classic pcap format, for exchange with scapy and tcpdump.
 
 use std::path::Path;
 
-/// Writes Ethernet frames.
+/// Writes Ethernet frames to a file.
 pub fn write<'a>(path: &Path, frames: impl IntoIterator<Item = &'a [u8]>) {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 262_144, 1] {
@@ -17,7 +17,7 @@ pub fn write<'a>(path: &Path, frames: impl IntoIterator<Item = &'a [u8]>) {
     std::fs::write(path, file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
-/// Reads the frames of a file in this machine's byte order, whole records only.
+/// Reads the frames of a file in native byte order; a truncated last record is ignored.
 #[track_caller]
 pub fn read(path: &Path) -> Vec<Vec<u8>> {
     let file = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

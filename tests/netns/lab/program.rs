@@ -1,4 +1,4 @@
-//! Programs under way, ended by their process id.
+//! Child processes of a test.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -7,9 +7,9 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use super::ns::Lab;
-use super::{PATIENCE, wait_until};
+use super::{TIMEOUT, wait_until};
 
-/// A program whose output goes to files. Dropping it ends it.
+/// A process whose output goes to files. Dropping it stops the process.
 pub struct Program {
     name: String,
     child: Child,
@@ -49,56 +49,56 @@ impl Program {
         }
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it wrote to standard output so far.
+    /// Returns its standard output so far.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.out).unwrap_or_default()).into_owned()
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns its standard error so far.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
     }
 
-    /// Its end, if it has ended.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    /// Returns its exit status if it has exited.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("wait");
         }
         self.status
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until it exits by itself.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        let ended = wait_until(2 * PATIENCE, || self.ended().is_some());
-        assert!(ended, "{} did not end", self.name);
-        self.status.expect("ended")
+        let ended = wait_until(2 * TIMEOUT, || self.exit_status().is_some());
+        assert!(ended, "{} is still running", self.name);
+        self.status.expect("exited")
     }
 
     /// Sends it a signal.
     pub fn signal(&mut self, signal: i32) {
-        if self.ended().is_none() {
-            // SAFETY: the child is not reaped yet, so its id is still its own.
+        if self.exit_status().is_none() {
+            // SAFETY: the child is not reaped yet, so its process id is still valid.
             unsafe { libc::kill(self.child.id() as i32, signal) };
         }
     }
 
-    /// Asks it to end, and how it did; after `patience` it is killed.
+    /// Sends `signal` and waits for the exit; sends SIGKILL after `patience`.
     pub fn stop(&mut self, signal: i32, patience: Duration) -> ExitStatus {
         self.signal(signal);
-        if !wait_until(patience, || self.ended().is_some()) {
+        if !wait_until(patience, || self.exit_status().is_some()) {
             self.signal(libc::SIGKILL);
             self.status = self.child.wait().ok();
         }
         self.status.unwrap_or(ExitStatus::from_raw(libc::SIGKILL))
     }
 
-    /// Resident memory, in bytes.
+    /// Returns its resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let path = format!("/proc/{}/statm", self.child.id());
         let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -1,19 +1,19 @@
-//! Proxies as tests use them: their settings, what they show, and IGMP written by hand.
+//! Helpers for tests of proxies: settings, state queries and hand-written IGMP messages.
 
 use super::{Ns, Router};
 
-/// Short enough for a test, with everything else as it is by default.
+/// Timers short enough for a test; all others have their defaults.
 pub const TIMERS: &str = "[proxy.timers]\nquery_interval = \"2s\"\nquery_response_interval = \"300ms\"\n\
                       last_member_query_interval = \"100ms\"\n";
 
-/// A `[[proxy]]` called `p`, with [`TIMERS`]; `extra` holds more lines.
+/// Returns a `[[proxy]]` table named `p` with [`TIMERS`]; `extra` holds further lines.
 pub fn proxy(upstream: &[&str], downstream: &[&str], extra: &str) -> String {
     format!(
         "[[proxy]]\nname = \"p\"\nupstream = {upstream:?}\ndownstream = {downstream:?}\n{extra}{TIMERS}"
     )
 }
 
-/// Rows of `show groups` with members.
+/// Returns the rows of `show groups` that describe members.
 pub fn members(router: &Router) -> Vec<serde_json::Value> {
     let groups = router.control().show("groups");
     groups
@@ -22,13 +22,13 @@ pub fn members(router: &Router) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// The row of one of them.
+/// Returns the row of one member group on an interface.
 pub fn member(router: &Router, interface: &str, group: &str) -> Option<serde_json::Value> {
     let is = |g: &serde_json::Value| g["interface"] == interface && g["group"] == group;
     members(router).into_iter().find(is)
 }
 
-/// What is joined upstream, as `group mode [sources]`.
+/// Returns the memberships joined on `interface`, as `group mode [sources]`.
 pub fn joined(router: &Router, interface: &str) -> Vec<String> {
     let groups = router.control().show("groups");
     let ours = groups
@@ -49,7 +49,8 @@ pub fn joined(router: &Router, interface: &str) -> Vec<String> {
     .collect()
 }
 
-/// Who asks for members on an interface, as `show interfaces` has it.
+/// Returns the querier on an interface as `show interfaces` reports it: its address, and whether it
+/// is this router.
 pub fn querier(router: &Router, interface: &str, protocol: &str) -> (Option<String>, bool) {
     let interfaces = router.control().show("interfaces");
     let row = interfaces
@@ -63,18 +64,18 @@ pub fn querier(router: &Router, interface: &str, protocol: &str) -> (Option<Stri
     })
 }
 
-/// Messages of hosts behind `out1` that were refused for a reason.
+/// Returns the number of membership messages behind `out1` refused for `reason`.
 pub fn refused(router: &Router, reason: &str) -> f64 {
     let labels = [("iface", "out1"), ("reason", reason)];
     router.metric("mcastor_membership_refused_total", &labels)
 }
 
-/// Groups that are known behind `out1`.
+/// Returns the number of groups with members behind `out1`.
 pub fn known_groups(router: &Router) -> usize {
     router.metric("mcastor_membership_groups", &[("iface", "out1")]) as usize
 }
 
-/// A socket that is a member of (S,G), as long as it lives.
+/// Joins (S,G) for as long as the returned socket lives.
 pub fn join_source(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
     let (source, group) = (source.parse().expect("v4"), group.parse().expect("v4"));
     let addr = ns
@@ -94,7 +95,7 @@ pub fn join_source(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::
     })
 }
 
-/// A message with its checksum, which stands where IGMP has it.
+/// Returns an IGMP message with its checksum filled in.
 pub fn checksummed(body: &[u8]) -> Vec<u8> {
     let mut body = body.to_vec();
     body[2..4].fill(0);
@@ -107,7 +108,7 @@ pub fn checksummed(body: &[u8]) -> Vec<u8> {
     body
 }
 
-/// A frame with a message of IGMP; `alert` is for the Router Alert option.
+/// Returns a frame with an IGMP message; `alert` adds the Router Alert option.
 pub fn igmp_frame(src: [u8; 4], dst: [u8; 4], body: &[u8], ttl: u8, alert: bool) -> Vec<u8> {
     let header = super::frame::Ipv4 {
         tos: 0xc0,
@@ -126,7 +127,7 @@ pub fn igmp_frame(src: [u8; 4], dst: [u8; 4], body: &[u8], ttl: u8, alert: bool)
     super::frame::ethernet(std::net::IpAddr::from(dst), &ip)
 }
 
-/// TO_EX {} for a group, in IGMPv3.
+/// Returns an IGMPv3 report with a TO_EX {} record for a group.
 pub fn report(group: [u8; 4]) -> Vec<u8> {
     let [a, b, c, d] = group;
     checksummed(&[0x22, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, a, b, c, d])

@@ -1,6 +1,6 @@
-//! Numbers as good as random, the same in every run.
+//! Pseudo-random numbers that are the same in every run.
 
-/// xorshift64*.
+/// An xorshift64* generator.
 pub struct Random(u64);
 
 impl Default for Random {
@@ -10,12 +10,12 @@ impl Default for Random {
 }
 
 impl Random {
-    /// Numbers that follow from this one, of which zero counts as one.
+    /// Creates a generator from a seed; zero is replaced by one.
     pub fn new(seed: u64) -> Self {
         Self(seed.max(1))
     }
 
-    /// Any number.
+    /// Returns the next number.
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -23,7 +23,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number below `n`.
+    /// Returns a number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }

@@ -1,4 +1,4 @@
-//! The program under test, and a stand-in for the tests of the harness itself.
+//! The router under test, and the kernel's own multicast routing for tests of the harness itself.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use super::http::{self, Answer};
 use super::metrics::Metrics;
 use super::ns::{Lab, Ns};
 use super::program::Program;
-use super::{PATIENCE, eventually, wait_until};
+use super::{TIMEOUT, eventually, wait_until};
 
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_mcastor");
 
-/// `mcastor run` in a namespace. Dropping it stops it.
+/// `mcastor run` in a namespace. Dropping it stops the process.
 pub struct Router {
     ns: Ns,
     /// The process.
@@ -24,31 +24,32 @@ pub struct Router {
     /// Its settings file.
     pub config: PathBuf,
     http: SocketAddr,
-    last_words: PathBuf,
+    failure_log: PathBuf,
 }
 
 impl Drop for Router {
-    /// A test that fails shows what was counted.
+    /// Saves the non-zero metrics of a failing test for its report.
     fn drop(&mut self) {
         if std::thread::panicking()
             && let Ok(answer) = self.get("/metrics")
         {
-            let counted =
+            let non_zero =
                 |l: &&str| !l.starts_with('#') && !l.ends_with(" 0") && !l.contains("_bucket");
-            let lines: Vec<&str> = answer.body.lines().filter(counted).collect();
-            let _ = std::fs::write(&self.last_words, lines.join("\n"));
+            let lines: Vec<&str> = answer.body.lines().filter(non_zero).collect();
+            let _ = std::fs::write(&self.failure_log, lines.join("\n"));
         }
     }
 }
 
 impl Router {
-    /// Starts it with `toml` and waits until it is ready. HTTP and control socket are given.
+    /// Starts the router with the settings `toml` and waits until it is ready. The addresses of the
+    /// HTTP server and the control socket are added to the settings.
     #[track_caller]
     pub fn start(lab: &Lab, ns: &Ns, toml: &str) -> Self {
         Self::start_with(lab, ns, toml, &[])
     }
 
-    /// As [`Self::start`], with variables of the environment.
+    /// As [`Self::start`], with environment variables.
     #[track_caller]
     pub fn start_with(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
         let http = env
@@ -62,9 +63,9 @@ impl Router {
         let mut router = Self::launch(lab, ns, toml, env);
         router.http = http;
         let mut last = String::new();
-        let ready = wait_until(PATIENCE, || {
-            if let Some(status) = router.program.ended() {
-                last = format!("it ended: {status}");
+        let ready = wait_until(TIMEOUT, || {
+            if let Some(status) = router.program.exit_status() {
+                last = format!("the process exited: {status}");
                 return true;
             }
             match router.get("/readyz") {
@@ -86,19 +87,19 @@ impl Router {
         router
     }
 
-    /// Whether it says so.
+    /// Returns whether `/readyz` answers 200.
     pub fn is_ready(&self) -> bool {
         self.get("/readyz").is_ok_and(|answer| answer.status == 200)
     }
 
-    /// Starts it and waits for nothing. Another build may be named in `MCASTOR_BINARY`.
+    /// Starts the router without waiting. `MCASTOR_BINARY` names another binary to test.
     pub fn launch(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
         let socket = lab.file("mcastor.sock");
         let config = lab.file("mcastor.toml");
         write_settings(&config, &socket, toml);
         lab.log("settings", &config);
-        let given = std::env::var("MCASTOR_BINARY");
-        let mut command = ns.command(given.as_deref().unwrap_or(BINARY));
+        let other_binary = std::env::var("MCASTOR_BINARY");
+        let mut command = ns.command(other_binary.as_deref().unwrap_or(BINARY));
         command
             .args(["run", "--config"])
             .arg(&config)
@@ -107,10 +108,10 @@ impl Router {
             .envs(env.iter().copied());
         let program = Program::start(lab, command);
         let http = "127.0.0.1:9464".parse().expect("an address");
-        let last_words = lab.file("metrics");
-        lab.log("metrics", &last_words);
+        let failure_log = lab.file("metrics");
+        lab.log("metrics", &failure_log);
         Self {
-            last_words,
+            failure_log,
             ns: ns.clone(),
             program,
             socket,
@@ -119,45 +120,45 @@ impl Router {
         }
     }
 
-    /// Its pid file.
+    /// The path of its pid file.
     pub fn pid_file(&self) -> PathBuf {
         self.socket.with_extension("pid")
     }
 
-    /// Replaces its settings file, as an editor does; it is not read before a reload.
-    pub fn rewrite(&self, toml: &str) {
+    /// Replaces its settings file atomically, as an editor does. The router reads it on reload.
+    pub fn write_settings(&self, toml: &str) {
         write_settings(&self.config, &self.socket, toml);
     }
 
-    /// A connection to its control socket.
+    /// Opens a connection to its control socket.
     #[track_caller]
     pub fn control(&self) -> Control {
         Control::new(&self.socket).unwrap_or_else(|e| panic!("{}: {e}", self.socket.display()))
     }
 
-    /// Runs `mcastor <words> --socket …` and returns what it said; it must work.
+    /// Runs `mcastor <words> --socket …`, which must succeed, and returns its standard output.
     #[track_caller]
-    pub fn tell(&self, words: &str) -> String {
-        let out = self.try_tell(words);
-        let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(out.status.success(), "mcastor {words}: {said}");
+    pub fn run(&self, words: &str) -> String {
+        let out = self.try_run(words);
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "mcastor {words}: {stderr}");
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
-    /// As [`Self::tell`], however it ends.
-    pub fn try_tell(&self, words: &str) -> Output {
+    /// As [`Self::run`], but the command may fail.
+    pub fn try_run(&self, words: &str) -> Output {
         let socket = self.socket.display().to_string();
         let mut args: Vec<&str> = words.split_whitespace().collect();
         args.extend(["--socket", &socket]);
         self.cli(&args)
     }
 
-    /// GET from its HTTP server.
+    /// Sends a GET request to its HTTP server.
     pub fn get(&self, path: &str) -> std::io::Result<Answer> {
         http::get(&self.ns, self.http, path)
     }
 
-    /// A scrape.
+    /// Scrapes its metrics.
     #[track_caller]
     pub fn metrics(&self) -> Metrics {
         let answer = self
@@ -167,32 +168,32 @@ impl Router {
         Metrics::parse(&answer.body)
     }
 
-    /// The sum of the series with these labels, zero where there is none.
+    /// Returns the sum of the series with these labels, or zero if there is none.
     #[track_caller]
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.metrics().sum(name, labels)
     }
 
-    /// Waits until the packet counter of `route` towards `oif` is `want`, exactly.
+    /// Waits until the packet counter of `route` towards `oif` is exactly `want`.
     #[track_caller]
     pub fn expect_routed(&self, route: &str, oif: &str, want: u64) {
         let labels = [("route", route), ("oif", oif)];
         self.expect_metric("mcastor_route_packets_total", &labels, want);
     }
 
-    /// Waits until the drops for `reason` on `iface` are `want`, exactly.
+    /// Waits until the drop counter for `reason` on `iface` is exactly `want`.
     #[track_caller]
     pub fn expect_dropped(&self, reason: &str, iface: &str, want: u64) {
         let labels = [("reason", reason), ("iface", iface)];
         self.expect_metric("mcastor_dropped_packets_total", &labels, want);
     }
 
-    /// Waits until a metric is `want`, exactly; shows all its series otherwise.
+    /// Waits until a metric is exactly `want`; panics with all non-zero metrics otherwise.
     #[track_caller]
     pub fn expect_metric(&self, name: &str, labels: &[(&str, &str)], want: u64) {
         let mut all = String::new();
         let mut value = 0.0;
-        let ok = wait_until(PATIENCE, || {
+        let ok = wait_until(TIMEOUT, || {
             let metrics = self.metrics();
             all = metrics.show("mcastor_");
             value = metrics.sum(name, labels);
@@ -200,19 +201,19 @@ impl Router {
         });
         assert!(
             ok,
-            "{name}{labels:?} is {value}, expected {want}; not zero:\n{all}"
+            "{name}{labels:?} is {value}, expected {want}; non-zero metrics:\n{all}"
         );
     }
 
-    /// Runs another `mcastor` command beside it.
+    /// Runs another `mcastor` command in the same namespace.
     pub fn cli(&self, args: &[&str]) -> Output {
         self.ns.output(BINARY, args)
     }
 
-    /// Stops it with SIGTERM; it must end by itself, well.
+    /// Stops it with SIGTERM; it must exit with code 0.
     #[track_caller]
     pub fn stop(mut self) {
-        let status = self.program.stop(libc::SIGTERM, PATIENCE);
+        let status = self.program.stop(libc::SIGTERM, TIMEOUT);
         assert_eq!(status.code(), Some(0), "after SIGTERM: {status}");
     }
 }
@@ -222,19 +223,19 @@ fn write_settings(config: &Path, socket: &Path, toml: &str) {
         "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"{}\"\n{toml}",
         socket.display()
     );
-    // In one step: a reader finds the old or the new, never half of it.
+    // The rename is atomic: a reader finds either the old or the new file.
     let new = config.with_extension("new");
     std::fs::write(&new, text).expect("writing settings");
     std::fs::rename(&new, config).expect("writing settings");
 }
 
-/// Debian's smcrouted: kernel multicast routing from the same topology.
-pub struct Kernel {
+/// Kernel multicast routing, configured by Debian's smcrouted.
+pub struct KernelRouter {
     _program: Program,
 }
 
-impl Kernel {
-    /// Starts it with lines of `smcroute.conf`, and waits for its first route.
+impl KernelRouter {
+    /// Starts smcrouted with the lines of `smcroute.conf` and waits for its first route.
     #[track_caller]
     pub fn start(lab: &Lab, ns: &Ns, conf: &str) -> Self {
         let path = lab.file("smcroute.conf");

@@ -1,4 +1,4 @@
-//! A tunnel whose far end is the test.
+//! A tun interface whose far end is the test.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -8,14 +8,14 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::ns::Ns;
 
-/// A tun interface; it lives as long as this.
+/// A tun interface that exists for as long as this value.
 pub struct Tun {
     file: File,
     got: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Tun {
-    /// Makes `name` in `ns`.
+    /// Creates the interface `name` in `ns`.
     #[track_caller]
     pub fn new(ns: &Ns, name: &str) -> Self {
         let file = ns.enter(|| {
@@ -44,7 +44,7 @@ impl Tun {
         }
     }
 
-    /// An IP packet comes in through it.
+    /// Lets an IP packet arrive on the interface.
     #[track_caller]
     pub fn write(&self, packet: &[u8]) {
         (&self.file)
@@ -52,7 +52,7 @@ impl Tun {
             .expect("writing to the tunnel");
     }
 
-    /// IP packets that went out through it so far.
+    /// Returns the IP packets sent on the interface so far.
     pub fn read(&self) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; 65_536];
         let mut got = self.got.borrow_mut();

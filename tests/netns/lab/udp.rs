@@ -1,4 +1,5 @@
-//! Senders and receivers that are plain kernel sockets: what they accept, the kernel accepted.
+//! Senders and receivers that are plain kernel sockets: the kernel has accepted every datagram they
+//! receive.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,7 +10,7 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
 use super::ns::Ns;
 use super::packet::set;
-use super::{PATIENCE, wait_until};
+use super::{TIMEOUT, wait_until};
 
 fn socket(family: &IpAddr) -> Socket {
     let domain = if family.is_ipv4() {
@@ -27,7 +28,7 @@ pub struct UdpTx {
 }
 
 impl UdpTx {
-    /// Sends to `to` out of `iface`, TTL 16, checksums left to the interface as usual.
+    /// Sends to `to` out of `iface` with TTL 16. Checksums are left to the interface, as usual.
     pub fn new(ns: &Ns, iface: &str, to: &str) -> Self {
         let to: SocketAddr = to.parse().expect("address:port");
         let index = ns.index(iface);
@@ -59,7 +60,7 @@ impl UdpTx {
         tx
     }
 
-    /// TTL or hop limit from now on.
+    /// Sets the TTL or hop limit of the following datagrams.
     pub fn ttl(&self, ttl: u32) {
         match self.to {
             SocketAddr::V4(_) => self.socket.set_multicast_ttl_v4(ttl),
@@ -68,7 +69,7 @@ impl UdpTx {
         .expect("TTL");
     }
 
-    /// The socket, for options of its own.
+    /// Sets a socket option.
     pub fn set(&self, level: i32, name: i32, value: i32) {
         set(&self.socket, level, name, value);
     }
@@ -94,7 +95,7 @@ pub struct UdpRx {
 }
 
 impl UdpRx {
-    /// Joins `group` (`address:port`) on `iface` and takes only what arrives there.
+    /// Joins `group` (`address:port`) on `iface` and receives only on that interface.
     #[track_caller]
     pub fn join(ns: &Ns, iface: &str, group: &str) -> Self {
         let group: SocketAddr = group.parse().expect("address:port");
@@ -123,8 +124,8 @@ impl UdpRx {
         }
     }
 
-    /// Sources and payloads so far.
-    pub fn got(&self) -> Vec<(IpAddr, Vec<u8>)> {
+    /// Returns the sources and payloads received so far.
+    pub fn received(&self) -> Vec<(IpAddr, Vec<u8>)> {
         let mut got = self.got.borrow_mut();
         let mut buffer = vec![MaybeUninit::<u8>::uninit(); 65_536];
         while let Ok((n, from)) = self.socket.recv_from(&mut buffer) {
@@ -141,15 +142,15 @@ impl UdpRx {
         got.clone()
     }
 
-    /// How many so far.
+    /// Returns the number of datagrams received so far.
     pub fn count(&self) -> usize {
-        self.got();
+        self.received();
         self.got.borrow().len()
     }
 
-    /// How many came and found its buffer full.
+    /// Returns the number of datagrams that the kernel dropped because the receive buffer was full.
     pub fn overflowed(&self) -> u32 {
-        // The last of the values of SO_MEMINFO.
+        // The last value of SO_MEMINFO is the drop counter.
         let mut values = [0u32; 9];
         let mut len = size_of_val(&values) as libc::socklen_t;
         // SAFETY: pointer and length are those of `values`.
@@ -166,31 +167,31 @@ impl UdpRx {
         values[8]
     }
 
-    /// Payloads so far, as text.
+    /// Returns the payloads received so far, as text.
     pub fn texts(&self) -> Vec<String> {
-        self.got()
+        self.received()
             .into_iter()
             .map(|(_, b)| String::from_utf8_lossy(&b).into_owned())
             .collect()
     }
 
-    /// Waits until `n` came; panics when another number did.
+    /// Waits until `n` datagrams were received; panics if the number differs.
     #[track_caller]
     pub fn expect(&self, n: usize) -> Vec<Vec<u8>> {
-        wait_until(PATIENCE, || self.count() >= n);
+        wait_until(TIMEOUT, || self.count() >= n);
         let full = self.overflowed();
         assert_eq!(
             self.count(),
             n,
-            "datagrams received; {full} found the receiver's buffer full"
+            "datagrams received; the receive buffer was full for {full}"
         );
-        self.got().into_iter().map(|(_, b)| b).collect()
+        self.received().into_iter().map(|(_, b)| b).collect()
     }
 
-    /// Waits for these texts, in this order, and no others.
+    /// Waits for exactly these texts, in this order.
     #[track_caller]
     pub fn expect_texts(&self, want: &[&str]) {
-        wait_until(PATIENCE, || self.count() >= want.len());
+        wait_until(TIMEOUT, || self.count() >= want.len());
         assert_eq!(self.texts(), want);
     }
 }

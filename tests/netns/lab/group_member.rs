@@ -1,5 +1,5 @@
-//! A kernel socket that is a member of a group by source filter: what the kernel reports for it
-//! is what hosts report.
+//! A kernel socket that joins a group with a source filter; the kernel reports the filter as a host
+//! does.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +9,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::ns::Ns;
 
-// RFC 3678 section 5, as numbered by Linux.
+// Options of RFC 3678 section 5, with the numbers of Linux.
 const JOIN_GROUP: i32 = 42;
 const BLOCK_SOURCE: i32 = 43;
 const UNBLOCK_SOURCE: i32 = 44;
@@ -29,15 +29,15 @@ struct GroupSourceReq {
     source: libc::sockaddr_storage,
 }
 
-/// A member of one group on one interface, as long as it lives.
-pub struct Member {
+/// A socket that is a member of one group on one interface for as long as it lives.
+pub struct GroupMember {
     socket: Socket,
     interface: u32,
     group: IpAddr,
 }
 
-impl Member {
-    /// A member of nothing yet.
+impl GroupMember {
+    /// Creates the socket without joining the group.
     pub fn new(ns: &Ns, iface: &str, group: &str) -> Self {
         let group: IpAddr = group.parse().expect("an address");
         let domain = if group.is_ipv4() {
@@ -52,8 +52,8 @@ impl Member {
         }
     }
 
-    /// A member that wants every source.
-    pub fn of_all(ns: &Ns, iface: &str, group: &str) -> Self {
+    /// Creates a socket that joins the group for any source.
+    pub fn any_source(ns: &Ns, iface: &str, group: &str) -> Self {
         let member = Self::new(ns, iface, group);
         let request = GroupReq {
             interface: member.interface,
@@ -63,23 +63,23 @@ impl Member {
         member
     }
 
-    /// Wants this source, too.
+    /// Adds `source` to the included sources.
     pub fn join(self, source: &str) -> Self {
         self.with(JOIN_SOURCE, source);
         self
     }
 
-    /// No longer wants this source.
+    /// Removes `source` from the included sources.
     pub fn leave(&self, source: &str) {
         self.with(LEAVE_SOURCE, source);
     }
 
-    /// Wants all but this source, and those named before.
+    /// Adds `source` to the excluded sources.
     pub fn block(&self, source: &str) {
         self.with(BLOCK_SOURCE, source);
     }
 
-    /// Wants this source again.
+    /// Removes `source` from the excluded sources.
     pub fn unblock(&self, source: &str) {
         self.with(UNBLOCK_SOURCE, source);
     }
@@ -115,7 +115,7 @@ impl Member {
 
 fn storage(address: IpAddr) -> libc::sockaddr_storage {
     let address = SockAddr::from(SocketAddr::new(address, 0));
-    // SAFETY: all-zero is a valid sockaddr_storage, and what is copied is shorter.
+    // SAFETY: all-zero is a valid sockaddr_storage, and the copied address is shorter.
     unsafe {
         let mut storage: libc::sockaddr_storage = std::mem::zeroed();
         std::ptr::copy_nonoverlapping(

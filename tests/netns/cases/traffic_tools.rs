@@ -1,23 +1,23 @@
-//! `mcastor send`, `recv` and `demo`, as a person uses them.
+//! `mcastor send`, `recv` and `demo` from the command line.
 
-use super::{cases, route};
+use super::{cases, route, star_v4};
 use crate::lab::router::BINARY;
-use crate::lab::{Injector, Lab, PATIENCE, Program, Router, Star, Udp, UdpRx, wait_until};
+use crate::lab::{Injector, Lab, Program, Router, Star, TIMEOUT, Udp, UdpRx, wait_until};
 
-cases!("streams":
-    send_and_recv_across_v4,
-    send_and_recv_across_v6,
-    segments_across,
-    what_is_lost_is_seen,
-    #[Demo] demo_ends_well_and_leaves_nothing,
-    #[Demo] demo_interrupted_leaves_nothing,
-    slow_fast_slow,
-    a_short_stall_loses_nothing,
-    a_burst_after_silence_loses_nothing,
+cases!("traffic_tools":
+    send_reaches_recv_through_router_v4,
+    send_reaches_recv_through_router_v6,
+    gso_send_reaches_recv_through_router,
+    recv_reports_loss,
+    #[Demo] demo_exits_cleanly_and_removes_its_namespaces,
+    #[Demo] interrupted_demo_removes_its_namespaces,
+    rate_changes_keep_count_and_order,
+    short_stall_loses_no_packet,
+    burst_after_silence_loses_no_packet,
 );
 
-/// `send` and `recv` with a router between; what `recv` reports.
-fn across(lab: &Lab, group: &str, send: &[&str]) -> (serde_json::Value, bool, Router) {
+/// Runs `send` and `recv` with a router between them; returns the report of `recv`.
+fn send_through_router(lab: &Lab, group: &str, send: &[&str]) -> (serde_json::Value, bool, Router) {
     let star = Star::dual(lab, 1);
     let router = Router::start(lab, &star.rtr, &route("r", "in", "", group, &["out1"], ""));
     let args = [
@@ -32,7 +32,7 @@ fn across(lab: &Lab, group: &str, send: &[&str]) -> (serde_json::Value, bool, Ro
     ];
     let mut recv = star.rcv.spawn(lab, BINARY, &args);
     assert!(
-        wait_until(PATIENCE, || recv.stderr().contains("joined")),
+        wait_until(TIMEOUT, || recv.stderr().contains("joined")),
         "{}",
         recv.stderr()
     );
@@ -49,8 +49,9 @@ fn across(lab: &Lab, group: &str, send: &[&str]) -> (serde_json::Value, bool, Ro
     (report, status.success(), router)
 }
 
-fn send_and_recv_across_v4(lab: &Lab) {
-    let (report, ok, router) = across(lab, "225.1.2.3", &["--count", "500", "--rate", "2000"]);
+fn send_reaches_recv_through_router_v4(lab: &Lab) {
+    let (report, ok, router) =
+        send_through_router(lab, "225.1.2.3", &["--count", "500", "--rate", "2000"]);
     assert!(
         ok && report["received"] == 500 && report["lost"] == 0,
         "{report}"
@@ -58,8 +59,9 @@ fn send_and_recv_across_v4(lab: &Lab) {
     router.expect_routed("r", "out1", 500);
 }
 
-fn send_and_recv_across_v6(lab: &Lab) {
-    let (report, ok, router) = across(lab, "ff3e::1:2", &["--count", "500", "--rate", "2000"]);
+fn send_reaches_recv_through_router_v6(lab: &Lab) {
+    let (report, ok, router) =
+        send_through_router(lab, "ff3e::1:2", &["--count", "500", "--rate", "2000"]);
     assert!(
         ok && report["received"] == 500 && report["lost"] == 0,
         "{report}"
@@ -67,8 +69,8 @@ fn send_and_recv_across_v6(lab: &Lab) {
     router.expect_routed("r", "out1", 500);
 }
 
-fn segments_across(lab: &Lab) {
-    let (report, ok, router) = across(
+fn gso_send_reaches_recv_through_router(lab: &Lab) {
+    let (report, ok, router) = send_through_router(
         lab,
         "225.1.2.3",
         &[
@@ -82,13 +84,8 @@ fn segments_across(lab: &Lab) {
     router.expect_routed("r", "out1", 640);
 }
 
-fn what_is_lost_is_seen(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let _router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+fn recv_reports_loss(lab: &Lab) {
+    let (star, _router) = star_v4(lab, 1);
     let args = [
         "recv",
         "--interface",
@@ -101,7 +98,7 @@ fn what_is_lost_is_seen(lab: &Lab) {
     ];
     let mut recv = star.rcv.spawn(lab, BINARY, &args);
     assert!(
-        wait_until(PATIENCE, || recv.stderr().contains("joined")),
+        wait_until(TIMEOUT, || recv.stderr().contains("joined")),
         "{}",
         recv.stderr()
     );
@@ -122,13 +119,13 @@ fn what_is_lost_is_seen(lab: &Lab) {
     assert_eq!(
         recv.wait().code(),
         Some(1),
-        "nothing came: {}",
+        "packets arrived: {}",
         recv.stdout()
     );
 }
 
-/// Links and namespaces of the namespace the demo is started in, and of the machine.
-fn traces(star: &crate::lab::Ns) -> (String, Vec<String>) {
+/// Returns the links of a namespace, and the namespaces of the machine that are not of these tests.
+fn links_and_namespaces(star: &crate::lab::Ns) -> (String, Vec<String>) {
     let links = star.try_ip("-o link show").expect("ip link");
     let spaces = std::fs::read_dir("/run/netns").map(|d| {
         let names = d.flatten().filter_map(|e| e.file_name().into_string().ok());
@@ -143,28 +140,28 @@ fn demo(lab: &Lab, args: &[&str]) -> (Program, crate::lab::Ns) {
     (program, ns)
 }
 
-fn demo_ends_well_and_leaves_nothing(lab: &Lab) {
-    let before = traces(&lab.ns("b"));
+fn demo_exits_cleanly_and_removes_its_namespaces(lab: &Lab) {
+    let before = links_and_namespaces(&lab.ns("b"));
     let (mut program, ns) = demo(lab, &["--seconds", "2"]);
     let status = program.wait();
     assert_eq!(status.code(), Some(0), "{}", program.stdout());
-    let said = program.stdout() + &program.stderr();
+    let printed = program.stdout() + &program.stderr();
     assert!(
         ["sent", "forwarded", "received", "lost"]
             .iter()
-            .all(|w| said.to_lowercase().contains(w)),
-        "{said}"
+            .all(|w| printed.to_lowercase().contains(w)),
+        "{printed}"
     );
-    assert_eq!(traces(&ns), before);
+    assert_eq!(links_and_namespaces(&ns), before);
 }
 
-fn demo_interrupted_leaves_nothing(lab: &Lab) {
-    let before = traces(&lab.ns("b"));
+fn interrupted_demo_removes_its_namespaces(lab: &Lab) {
+    let before = links_and_namespaces(&lab.ns("b"));
     let (mut program, ns) = demo(lab, &["--seconds", "60"]);
-    wait_until(PATIENCE, || !program.stdout().is_empty());
+    wait_until(TIMEOUT, || !program.stdout().is_empty());
     let pid = program.pid();
-    program.stop(libc::SIGINT, PATIENCE);
-    assert_eq!(traces(&ns), before);
+    program.stop(libc::SIGINT, TIMEOUT);
+    assert_eq!(links_and_namespaces(&ns), before);
     let children = std::fs::read_dir("/proc")
         .expect("/proc")
         .flatten()
@@ -173,16 +170,20 @@ fn demo_interrupted_leaves_nothing(lab: &Lab) {
             let after = stat.rsplit(')').next().unwrap_or_default();
             after.split_whitespace().nth(1) == Some(&pid.to_string())
         });
-    assert_eq!(children.count(), 0, "children of the demo live on");
+    assert_eq!(
+        children.count(),
+        0,
+        "children of the demo are still running"
+    );
 }
 
-/// Whatever the plane does when the rate changes, it keeps count and order.
-fn slow_fast_slow(lab: &Lab) {
+/// However the plane adapts to the rate, no packet is uncounted or out of order.
+fn rate_changes_keep_count_and_order(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
         lab,
         &star.rtr,
-        // No join: its reports would be among the packets the socket could not take.
+        // No join: its reports would be among the dropped packets.
         &route("r", "in", "", "225.1.2.3", &["out1"], "join = false\n"),
     );
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
@@ -204,14 +205,14 @@ fn slow_fast_slow(lab: &Lab) {
     send(30, std::time::Duration::from_millis(3));
     let counts = || {
         let m = router.metrics();
-        let of = |name: &str| m.sum(name, &[]) as u64;
+        let sum = |name: &str| m.sum(name, &[]) as u64;
         (
-            of("mcastor_route_packets_total"),
-            of("mcastor_dropped_packets_total"),
-            of("mcastor_socket_dropped_packets_total"),
+            sum("mcastor_route_packets_total"),
+            sum("mcastor_dropped_packets_total"),
+            sum("mcastor_socket_dropped_packets_total"),
         )
     };
-    crate::lab::eventually("all accounted for", u64::from(sent), || {
+    crate::lab::eventually("every packet is counted", u64::from(sent), || {
         let (routed, dropped, lost) = counts();
         routed + dropped + lost
     });
@@ -223,20 +224,19 @@ fn slow_fast_slow(lab: &Lab) {
         .collect();
     assert!(
         numbers.windows(2).all(|w| w[0] < w[1]),
-        "in order and none twice"
+        "duplicates, or out of order"
     );
-    assert_eq!(numbers.last(), Some(&(sent - 1)), "the last one came");
+    assert_eq!(
+        numbers.last(),
+        Some(&(sent - 1)),
+        "the last packet is missing"
+    );
 }
 
-/// A busy machine lets no process run for some milliseconds now and then. At a low rate that
-/// is a few packets, which the capture holds.
-fn a_short_stall_loses_nothing(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let mut router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+/// A busy machine suspends every process for some milliseconds now and then. At a low rate only a
+/// few packets arrive meanwhile, and the capture buffers them.
+fn short_stall_loses_no_packet(lab: &Lab) {
+    let (star, mut router) = star_v4(lab, 1);
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     let inject = Injector::new(&star.src, "eth0");
     let frame = Udp::new("10.0.0.10:9", "225.1.2.3:5000", "x").frame();
@@ -252,8 +252,8 @@ fn a_short_stall_loses_nothing(lab: &Lab) {
     router.expect_routed("r", "out1", 300);
 }
 
-/// As many packets at once as a few frames of video hold, to each of a few egresses.
-fn a_burst_after_silence_loses_nothing(lab: &Lab) {
+/// The packets of a few video frames arrive at once and are forwarded to four egresses.
+fn burst_after_silence_loses_no_packet(lab: &Lab) {
     let star = Star::v4(lab, 4);
     let router = Router::start(
         lab,

@@ -1,75 +1,75 @@
-//! The host around the router: its own packets, its firewall, its bridges, its neighbours.
+//! The environment of the router on its host: local senders, firewall, bridges, tunnels and VLANs.
 
 use super::{cases, route};
 use crate::lab::tun::Tun;
 use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, UdpTx};
 
-cases!("neighbours":
-    what_the_host_sends_is_routed_v4,
-    what_the_host_sends_is_routed_v6,
-    two_ways_without_echo,
-    two_ways_with_a_bridge,
-    two_ways_between_bridge_ports,
-    two_routers_in_one_host,
-    in_and_out_across_a_veth_of_one_namespace,
-    into_and_out_of_a_tunnel,
-    #[LinkKind("macvlan")] every_group_is_taken_in,
-    #[LinkKind("vlan")] tags_of_a_vlan_interface_are_its_own,
-    link_local_groups_stay,
-    link_local_groups_cross_when_told_to,
-    unicast_forwarding_beside_it,
-    #[Iptables] forward_policy_drop_does_not_matter,
-    strict_rp_filter_does_not_matter,
+cases!("host_environment":
+    host_packets_are_routed_v4,
+    host_packets_are_routed_v6,
+    bidirectional_routes_do_not_echo,
+    bidirectional_routes_over_a_bridge,
+    bidirectional_routes_between_bridge_ports,
+    two_routers_in_one_namespace_forward_in_turn,
+    veth_within_one_namespace_is_forwarded_twice,
+    tunnel_without_ethernet_header_works,
+    #[LinkKind("macvlan")] macvlan_receives_groups_of_a_prefix_route,
+    #[LinkKind("vlan")] vlan_tagged_packet_is_forwarded_once,
+    link_local_groups_are_dropped,
+    link_local_option_forwards_link_local_groups,
+    kernel_unicast_forwarding_causes_no_duplicates,
+    #[Iptables] forward_policy_drop_does_not_block,
+    strict_rp_filter_does_not_block,
 );
 
-fn two_ways() -> String {
-    route("there", "in", "", "225.1.2.3", &["out1"], "")
+fn bidirectional_routes() -> String {
+    route("forward", "in", "", "225.1.2.3", &["out1"], "")
         + &route("back", "out1", "", "225.1.2.3", &["in"], "")
 }
 
-fn what_the_host_sends_is_routed_v4(lab: &Lab) {
+fn host_packets_are_routed_v4(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let router = Router::start(lab, &star.rtr, &two_ways());
+    let router = Router::start(lab, &star.rtr, &bidirectional_routes());
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     let neighbour = UdpRx::join(&star.src, "eth0", "225.1.2.3:5000");
-    // A member on the host itself makes the kernel loop a second copy back.
+    // A member on the host itself makes the kernel loop back a second copy.
     let member = UdpRx::join(&star.rtr, "in", "225.1.2.3:5000");
     let tx = UdpTx::new(&star.rtr, "in", "225.1.2.3:5000");
     (0..100).for_each(|n| tx.send(format!("{n}")));
     rx.expect(100);
     neighbour.expect(100);
     member.expect(100);
-    assert_eq!(rx.got()[0].0.to_string(), "10.0.0.1");
-    router.expect_routed("there", "out1", 100);
+    assert_eq!(rx.received()[0].0.to_string(), "10.0.0.1");
+    router.expect_routed("forward", "out1", 100);
     router.expect_routed("back", "in", 0);
 }
 
-fn what_the_host_sends_is_routed_v6(lab: &Lab) {
+fn host_packets_are_routed_v6(lab: &Lab) {
     let star = Star::dual(lab, 1);
-    let toml = route("there", "in", "", "ff3e::1:2", &["out1"], "")
+    let toml = route("forward", "in", "", "ff3e::1:2", &["out1"], "")
         + &route("back", "out1", "", "ff3e::1:2", &["in"], "");
     let router = Router::start(lab, &star.rtr, &toml);
     let rx = UdpRx::join(&star.rcv, "eth1", "[ff3e::1:2]:5000");
     let tx = UdpTx::new(&star.rtr, "in", "[ff3e::1:2]:5000");
     (0..100).for_each(|n| tx.send(format!("{n}")));
     rx.expect(100);
-    router.expect_routed("there", "out1", 100);
+    router.expect_routed("forward", "out1", 100);
     router.expect_routed("back", "in", 0);
 }
 
-/// Both ends send, both must get the other's packets once and their own never.
-fn both_ways(star: &Star, router: &Router, far: &str) {
+/// Both ends send; each must receive the other's packets once and none of its own.
+fn assert_no_echo(star: &Star, router: &Router, far: &str) {
     let at_src = Capture::new(&star.src, "eth0");
     let at_rcv = Capture::new(&star.rcv, "eth1");
-    let (there, back) = (
+    let (forward, back) = (
         UdpTx::new(&star.src, "eth0", "225.1.2.3:5000"),
         UdpTx::new(&star.rcv, "eth1", "225.1.2.3:5000"),
     );
     for n in 0..100 {
-        there.send(format!("there {n}"));
+        forward.send(format!("forward {n}"));
         back.send(format!("back {n}"));
     }
-    router.expect_routed("there", far, 100);
+    router.expect_routed("forward", far, 100);
     router.expect_metric("mcastor_route_packets_total", &[("route", "back")], 100);
     let at_src = at_src.expect("225.1.2.3", 100);
     assert!(
@@ -81,45 +81,45 @@ fn both_ways(star: &Star, router: &Router, far: &str) {
     assert!(
         at_rcv
             .iter()
-            .all(|s| s.payload().starts_with(b"there") && s.ttl == 15)
+            .all(|s| s.payload().starts_with(b"forward") && s.ttl == 15)
     );
     router.expect_metric("mcastor_route_packets_total", &[], 200);
     router.expect_metric("mcastor_dropped_packets_total", &[], 0);
 }
 
-fn two_ways_without_echo(lab: &Lab) {
+fn bidirectional_routes_do_not_echo(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let router = Router::start(lab, &star.rtr, &two_ways());
-    both_ways(&star, &router, "out1");
+    let router = Router::start(lab, &star.rtr, &bidirectional_routes());
+    assert_no_echo(&star, &router, "out1");
 }
 
-fn two_ways_with_a_bridge(lab: &Lab) {
+fn bidirectional_routes_over_a_bridge(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr
         .ip_batch("link add br0 type bridge\nlink set br0 up\nlink set in master br0\n");
-    let toml = route("there", "br0", "", "225.1.2.3", &["out1"], "")
+    let toml = route("forward", "br0", "", "225.1.2.3", &["out1"], "")
         + &route("back", "out1", "", "225.1.2.3", &["br0"], "");
     let router = Router::start(lab, &star.rtr, &toml);
-    both_ways(&star, &router, "out1");
+    assert_no_echo(&star, &router, "out1");
 }
 
-/// Routes between two ports of different bridges: what goes out of the bridge also goes out of
-/// its port, where it must not be taken for input.
-fn two_ways_between_bridge_ports(lab: &Lab) {
+/// Routes between two ports of different bridges: packets sent to a bridge also leave through its
+/// port, where they must not be captured as input.
+fn bidirectional_routes_between_bridge_ports(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr.ip_batch(
         "link add br0 type bridge\nlink set br0 up\nlink set in master br0\n\
          link add br1 type bridge\nlink set br1 up\nlink set out1 master br1\n",
     );
-    let toml = route("there", "in", "", "225.1.2.3", &["br1"], "")
+    let toml = route("forward", "in", "", "225.1.2.3", &["br1"], "")
         + &route("back", "out1", "", "225.1.2.3", &["br0"], "");
     let router = Router::start(lab, &star.rtr, &toml);
-    both_ways(&star, &router, "br1");
+    assert_no_echo(&star, &router, "br1");
 }
 
-/// Two instances in one namespace do not take each other for themselves: the second forwards
-/// what the first sent.
-fn two_routers_in_one_host(lab: &Lab) {
+/// Two instances in one namespace do not mistake each other's packets for their own: the second
+/// forwards the packets that the first sent.
+fn two_routers_in_one_namespace_forward_in_turn(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let first = Router::start(
         lab,
@@ -137,9 +137,9 @@ fn two_routers_in_one_host(lab: &Lab) {
     second.expect_routed("b", "out2", 50);
 }
 
-/// The mark on our packets survives a veth within one namespace. What comes in at its far end
-/// is input all the same.
-fn in_and_out_across_a_veth_of_one_namespace(lab: &Lab) {
+/// The mark on sent packets survives a veth within one namespace, but packets received at the far
+/// end are input all the same.
+fn veth_within_one_namespace_is_forwarded_twice(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr
         .ip_batch("link add v0 type veth peer name v1\nlink set v0 up\nlink set v1 up\n");
@@ -158,8 +158,8 @@ fn in_and_out_across_a_veth_of_one_namespace(lab: &Lab) {
     router.expect_routed("second", "out1", 50);
 }
 
-/// A VPN has no Ethernet header, in or out.
-fn into_and_out_of_a_tunnel(lab: &Lab) {
+/// A tun interface has no Ethernet header, for input or output.
+fn tunnel_without_ethernet_header_works(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let tun = Tun::new(&star.rtr, "tun0");
     star.rtr.ip("link set tun0 up");
@@ -189,7 +189,7 @@ fn into_and_out_of_a_tunnel(lab: &Lab) {
             crate::lab::frame::fix_ipv4_checksum(&mut want);
         }
         assert!(
-            crate::lab::wait_until(crate::lab::PATIENCE, || tun.read().contains(&want)),
+            crate::lab::wait_until(crate::lab::TIMEOUT, || tun.read().contains(&want)),
             "{want:x?}"
         );
     }
@@ -199,8 +199,8 @@ fn into_and_out_of_a_tunnel(lab: &Lab) {
     }
 }
 
-/// Where a VLAN interface takes a tag, its parent leaves it alone: the packet crosses once.
-fn tags_of_a_vlan_interface_are_its_own(lab: &Lab) {
+/// A tagged packet that a VLAN interface receives is not forwarded for the parent interface too.
+fn vlan_tagged_packet_is_forwarded_once(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr
         .ip_batch("link add in.7 link in type vlan id 7\nlink set in.7 up\n");
@@ -219,8 +219,8 @@ fn tags_of_a_vlan_interface_are_its_own(lab: &Lab) {
     router.expect_dropped("vlan_elsewhere", "in", 1);
 }
 
-/// A macvlan filters group addresses that nobody asked for.
-fn every_group_is_taken_in(lab: &Lab) {
+/// A macvlan filters out group addresses that are not joined.
+fn macvlan_receives_groups_of_a_prefix_route(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr
         .ip_batch("link add mv0 link in type macvlan mode bridge\nlink set mv0 up\n");
@@ -232,7 +232,7 @@ fn every_group_is_taken_in(lab: &Lab) {
     through.expect("225.1.2.99", 1);
     assert!(
         before.to("225.1.2.99").is_empty(),
-        "the interface does filter"
+        "the interface filters the group"
     );
     let router = Router::start(
         lab,
@@ -245,7 +245,7 @@ fn every_group_is_taken_in(lab: &Lab) {
     router.expect_routed("r", "out1", 1);
 }
 
-fn link_local_groups_stay(lab: &Lab) {
+fn link_local_groups_are_dropped(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let toml = route("r", "in", "", "224.0.0.0/4", &["out1"], "")
         + &route("r6", "in", "", "ff00::/8", &["out1"], "");
@@ -278,7 +278,7 @@ fn link_local_groups_stay(lab: &Lab) {
     assert!(dropped >= 5.0, "link_local drops: {dropped}");
 }
 
-fn link_local_groups_cross_when_told_to(lab: &Lab) {
+fn link_local_option_forwards_link_local_groups(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let toml = route(
         "mdns",
@@ -315,8 +315,8 @@ fn link_local_groups_cross_when_told_to(lab: &Lab) {
     router.expect_routed("mdns6", "out1", 1);
 }
 
-/// With the kernel forwarding unicast, multicast is still forwarded once.
-fn unicast_forwarding_beside_it(lab: &Lab) {
+/// While the kernel forwards unicast, multicast packets are still forwarded once.
+fn kernel_unicast_forwarding_causes_no_duplicates(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr.sysctl("net/ipv4/ip_forward", "1");
     let router = Router::start(
@@ -331,7 +331,7 @@ fn unicast_forwarding_beside_it(lab: &Lab) {
     rx.expect(50);
 }
 
-fn forward_policy_drop_does_not_matter(lab: &Lab) {
+fn forward_policy_drop_does_not_block(lab: &Lab) {
     let star = Star::dual(lab, 1);
     for program in ["iptables", "ip6tables"] {
         for args in [["-P", "FORWARD", "DROP"], ["-P", "OUTPUT", "ACCEPT"]] {
@@ -357,11 +357,11 @@ fn forward_policy_drop_does_not_matter(lab: &Lab) {
     let rules = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(
         rules.contains("-P FORWARD DROP") && rules.lines().count() == 3,
-        "untouched: {rules}"
+        "the rules have changed: {rules}"
     );
 }
 
-fn strict_rp_filter_does_not_matter(lab: &Lab) {
+fn strict_rp_filter_does_not_block(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let keys = ["all", "in", "out1"].map(|i| format!("net/ipv4/conf/{i}/rp_filter"));
     keys.iter().for_each(|k| star.rtr.sysctl(k, "1"));
@@ -371,7 +371,7 @@ fn strict_rp_filter_does_not_matter(lab: &Lab) {
         &route("r", "in", "", "225.1.2.3", &["out1"], ""),
     );
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
-    // No route back at all, and one that points out of the wrong interface.
+    // One source has no route back; the route to the other leads out of another interface.
     let inject = Injector::new(&star.src, "eth0");
     inject.send(&Udp::new("192.0.2.9:9", "225.1.2.3:5000", "nowhere").frame());
     inject.send(&Udp::new("10.0.1.99:9", "225.1.2.3:5000", "elsewhere").frame());
@@ -380,5 +380,8 @@ fn strict_rp_filter_does_not_matter(lab: &Lab) {
     let now = star
         .rtr
         .enter(|| keys.map(|k| std::fs::read_to_string(format!("/proc/sys/{k}")).expect("sysctl")));
-    assert!(now.iter().all(|v| v.trim() == "1"), "untouched: {now:?}");
+    assert!(
+        now.iter().all(|v| v.trim() == "1"),
+        "the sysctls have changed: {now:?}"
+    );
 }

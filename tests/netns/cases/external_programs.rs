@@ -1,28 +1,28 @@
-//! Other people's programs send, receive and judge.
+//! Third-party programs as senders, receivers and judges.
 
 use std::path::{Path, PathBuf};
 
-use super::{cases, route};
-use crate::lab::router::Kernel;
+use super::{cases, route, star_v4, star_v6};
+use crate::lab::router::KernelRouter;
 use crate::lab::{
-    Capture, Injector, Lab, Ns, PATIENCE, Program, Router, Star, UdpRx, UdpTx, eventually, pcap,
+    Capture, Injector, Lab, Ns, Program, Router, Star, TIMEOUT, UdpRx, UdpTx, eventually, pcap,
     wait_until,
 };
 
-cases!("programs":
-    #[Program("ping", "iputils-ping")] ping_v4,
-    #[Program("ping", "iputils-ping")] ping_v6,
-    #[Program("iperf", "iperf")] iperf_v4,
-    #[Program("tcpdump", "tcpdump")] tcpdump_sees_what_we_send,
-    #[Program("tcpdump", "tcpdump")] qdisc_bypass_hides_what_we_send,
-    #[Program("tcpdump", "tcpdump")] #[Scapy] tcpdump_on_both_sides,
-    #[Scapy] scapy_finds_nothing_changed,
-    #[Program("smcrouted", "smcroute")] #[KernelMroute] #[Scapy] scapy_finds_nothing_changed_by_the_kernel,
+cases!("external_programs":
+    #[Program("ping", "iputils-ping")] ping_is_answered_v4,
+    #[Program("ping", "iputils-ping")] ping_is_answered_v6,
+    #[Program("iperf", "iperf")] iperf_stream_is_forwarded_v4,
+    #[Program("tcpdump", "tcpdump")] tcpdump_sees_forwarded_packets,
+    #[Program("tcpdump", "tcpdump")] qdisc_bypass_hides_forwarded_packets_from_tcpdump,
+    #[Program("tcpdump", "tcpdump")] #[Scapy] tcpdump_captures_match_on_both_sides,
+    #[Scapy] scapy_finds_packets_unchanged,
+    #[Program("smcrouted", "smcroute")] #[KernelMroute] #[Scapy] scapy_check_passes_for_kernel_routing,
 );
 
-fn pings(star: &Star, group: &str, member: &str) {
+fn assert_ping_answered(star: &Star, group: &str, member: &str) {
     star.rcv.sysctl("net/ipv4/icmp_echo_ignore_broadcasts", "0");
-    // The answers are unicast, and the kernel's to forward.
+    // The answers are unicast, which the kernel forwards.
     star.rtr.sysctl("net/ipv4/ip_forward", "1");
     star.rtr.sysctl("net/ipv6/conf/all/forwarding", "1");
     let _member = UdpRx::join(&star.rcv, "eth1", member);
@@ -31,13 +31,13 @@ fn pings(star: &Star, group: &str, member: &str) {
         "-c", "3", "-i", "0.2", "-t", "5", "-W", "10", "-I", "eth0", group,
     ];
     let out = star.src.output("ping", &args);
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(
         out.status.success(),
-        "{said}{}",
+        "{printed}{}",
         String::from_utf8_lossy(&out.stderr)
     );
-    assert!(said.contains("3 received"), "{said}");
+    assert!(printed.contains("3 received"), "{printed}");
     let seen = capture.expect(group, 3);
     assert!(
         seen.iter().all(|s| s.ttl == 4 && s.protocol != 17),
@@ -45,7 +45,7 @@ fn pings(star: &Star, group: &str, member: &str) {
     );
 }
 
-fn ping_v4(lab: &Lab) {
+fn ping_is_answered_v4(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
     let router = Router::start(
@@ -53,28 +53,18 @@ fn ping_v4(lab: &Lab) {
         &star.rtr,
         &route("r", "in", "", "225.1.2.3", &["out1"], ""),
     );
-    pings(&star, "225.1.2.3", "225.1.2.3:5000");
+    assert_ping_answered(&star, "225.1.2.3", "225.1.2.3:5000");
     router.expect_routed("r", "out1", 3);
 }
 
-fn ping_v6(lab: &Lab) {
-    let star = Star::dual(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "ff3e::1:2", &["out1"], ""),
-    );
-    pings(&star, "ff3e::1:2", "[ff3e::1:2]:5000");
+fn ping_is_answered_v6(lab: &Lab) {
+    let (star, router) = star_v6(lab, 1);
+    assert_ping_answered(&star, "ff3e::1:2", "[ff3e::1:2]:5000");
     router.expect_routed("r", "out1", 3);
 }
 
-fn iperf_v4(lab: &Lab) {
-    let star = Star::v4(lab, 1);
-    let router = Router::start(
-        lab,
-        &star.rtr,
-        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
-    );
+fn iperf_stream_is_forwarded_v4(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
     let (at_in, at_out) = (
         Capture::new(&star.rtr, "in"),
         Capture::new(&star.rcv, "eth1"),
@@ -84,9 +74,9 @@ fn iperf_v4(lab: &Lab) {
         "iperf",
         &["-s", "-u", "-B", "225.1.2.3%eth1", "-l", "1200"],
     );
-    // The server says so when its socket is bound; the group is joined a moment later.
+    // The server prints this when its socket is bound; it joins the group a moment later.
     assert!(
-        wait_until(PATIENCE, || server.stdout().contains("listening")),
+        wait_until(TIMEOUT, || server.stdout().contains("listening")),
         "{}",
         server.stdout()
     );
@@ -111,15 +101,15 @@ fn iperf_v4(lab: &Lab) {
         "1200",
     ];
     let out = star.src.output("iperf", &args);
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.status.success(), "{said}");
-    // Its receiver loses packets of its own while it hands the first one over to a new thread,
-    // so what arrived is read off the wire, and whether it was accepted from the kernel.
-    let heard = || server.stdout().contains("connected with 10.0.0.10");
-    assert!(wait_until(PATIENCE, heard), "{}", server.stdout());
-    // What iperf says it sent differs by one between versions; the wire does not lie.
+    let printed = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{printed}");
+    // iperf's receiver loses packets while it hands the first one over to a new thread. So the test
+    // counts packets on the wire, and takes from the kernel whether they were accepted.
+    let connected = || server.stdout().contains("connected with 10.0.0.10");
+    assert!(wait_until(TIMEOUT, connected), "{}", server.stdout());
+    // iperf versions differ by one in the number of packets they report as sent.
     let sent = at_in.to("225.1.2.3").len();
-    assert!(sent > 500, "{sent} datagrams, iperf says: {said}");
+    assert!(sent > 500, "{sent} datagrams on the wire; iperf: {printed}");
     router.expect_routed("r", "out1", sent as u64);
     assert_eq!(at_out.to("225.1.2.3").len(), sent);
     let snmp = star
@@ -134,7 +124,7 @@ fn iperf_v4(lab: &Lab) {
     assert_eq!(wrong, Some(("InCsumErrors", "0")), "{snmp}");
 }
 
-/// tcpdump of UDP into a file, already listening.
+/// Starts tcpdump of UDP into a file and waits until it listens.
 pub(super) fn tcpdump(lab: &Lab, ns: &Ns, iface: &str) -> (Program, PathBuf) {
     let path = lab.file("tcpdump.pcap");
     let file = path.display().to_string();
@@ -155,14 +145,14 @@ pub(super) fn tcpdump(lab: &Lab, ns: &Ns, iface: &str) -> (Program, PathBuf) {
     ];
     let program = ns.spawn(lab, "tcpdump", &args);
     assert!(
-        wait_until(PATIENCE, || program.stderr().contains("listening on")),
+        wait_until(TIMEOUT, || program.stderr().contains("listening on")),
         "{}",
         program.stderr()
     );
     (program, path)
 }
 
-fn dumped(path: &Path, text: &str) -> usize {
+fn count_dumped(path: &Path, text: &str) -> usize {
     let frames = if path.exists() {
         pcap::read(path)
     } else {
@@ -174,7 +164,7 @@ fn dumped(path: &Path, text: &str) -> usize {
         .count()
 }
 
-fn watched(lab: &Lab, toml: &str, visible: usize) {
+fn assert_visible_to_tcpdump(lab: &Lab, toml: &str, visible: usize) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, toml);
     let (_tcpdump, path) = tcpdump(lab, &star.rtr, "out1");
@@ -183,21 +173,21 @@ fn watched(lab: &Lab, toml: &str, visible: usize) {
     (0..10).for_each(|_| tx.send("routed"));
     rx.expect(10);
     router.expect_routed("r", "out1", 10);
-    // The host's own packet is always seen; what was to be seen before it has been.
+    // tcpdump always sees the host's own packet. It marks the end of the capture.
     UdpTx::new(&star.rtr, "out1", "225.1.9.9:5000").send("the end");
     eventually("tcpdump saw the host's own packet", 1, || {
-        dumped(&path, "the end")
+        count_dumped(&path, "the end")
     });
-    assert_eq!(dumped(&path, "routed"), visible);
+    assert_eq!(count_dumped(&path, "routed"), visible);
 }
 
-fn tcpdump_sees_what_we_send(lab: &Lab) {
-    watched(lab, &route("r", "in", "", "225.1.2.3", &["out1"], ""), 10);
+fn tcpdump_sees_forwarded_packets(lab: &Lab) {
+    assert_visible_to_tcpdump(lab, &route("r", "in", "", "225.1.2.3", &["out1"], ""), 10);
 }
 
-fn qdisc_bypass_hides_what_we_send(lab: &Lab) {
+fn qdisc_bypass_hides_forwarded_packets_from_tcpdump(lab: &Lab) {
     let plane = String::from("[plane]\nqdisc_bypass = true\n");
-    watched(
+    assert_visible_to_tcpdump(
         lab,
         &(plane + &route("r", "in", "", "225.1.2.3", &["out1"], "")),
         0,
@@ -206,19 +196,19 @@ fn qdisc_bypass_hides_what_we_send(lab: &Lab) {
 
 const SCAPY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/netns/scapy");
 
-/// Runs one of the scripts beside the cases; it must be content.
+/// Runs one of the scapy scripts, which must succeed.
 #[track_caller]
 pub(super) fn scapy(ns: &Ns, script: &str, args: &[&str]) {
     let script = format!("{SCAPY}/{script}");
     let out = ns.output("/usr/bin/python3", &[&[script.as_str()], args].concat());
-    let (said, err) = (
+    let (printed, err) = (
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr),
     );
-    assert!(out.status.success(), "{script}: {said}{err}");
+    assert!(out.status.success(), "{script}: {printed}{err}");
 }
 
-fn tcpdump_on_both_sides(lab: &Lab) {
+fn tcpdump_captures_match_on_both_sides(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
         + &route("r6", "in", "", "ff3e::1:2", &["out1"], "");
@@ -243,10 +233,10 @@ fn tcpdump_on_both_sides(lab: &Lab) {
     rx6.expect(40);
     router.expect_routed("r6", "out1", 40);
     for path in [&sent, &got] {
-        eventually("both wrote all", 80, || pcap::read(path).len());
+        eventually("tcpdump wrote all packets", 80, || pcap::read(path).len());
     }
-    before.stop(libc::SIGTERM, PATIENCE);
-    after.stop(libc::SIGTERM, PATIENCE);
+    before.stop(libc::SIGTERM, TIMEOUT);
+    after.stop(libc::SIGTERM, TIMEOUT);
     scapy(
         &star.src,
         "check.py",
@@ -254,17 +244,17 @@ fn tcpdump_on_both_sides(lab: &Lab) {
     );
 }
 
-/// Injects what scapy built, captures what came out, lets scapy compare.
-fn zoo(lab: &Lab, star: &Star, sent: &Path) {
+/// Injects frames built by scapy and lets scapy compare them with the forwarded ones.
+fn assert_unchanged_by_forwarding(lab: &Lab, star: &Star, sent: &Path) {
     let frames = pcap::read(sent);
     let capture = Capture::new(&star.rcv, "eth1");
     let inject = Injector::new(&star.src, "eth0");
     frames.iter().for_each(|f| inject.send(f));
     let count = || capture.to("225.1.2.3").len() + capture.to("ff3e::1:2").len();
-    wait_until(PATIENCE, || count() >= frames.len());
+    wait_until(TIMEOUT, || count() >= frames.len());
     let got = lab.file("got.pcap");
     let to_groups = |f: &[u8]| {
-        crate::lab::Seen::read(f)
+        crate::lab::IpPacket::parse(f)
             .is_some_and(|s| ["225.1.2.3", "ff3e::1:2"].contains(&s.dst.to_string().as_str()))
     };
     let all = capture.frames();
@@ -287,27 +277,27 @@ fn build(lab: &Lab, ns: &Ns, which: &str) -> PathBuf {
     sent
 }
 
-fn scapy_finds_nothing_changed(lab: &Lab) {
+fn scapy_finds_packets_unchanged(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let sent = build(lab, &star.src, "all");
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
         + &route("r6", "in", "", "ff3e::1:2", &["out1"], "");
     let router = Router::start(lab, &star.rtr, &toml);
-    zoo(lab, &star, &sent);
+    assert_unchanged_by_forwarding(lab, &star, &sent);
     let frames = pcap::read(&sent).len() as u64;
     router.expect_metric("mcastor_route_packets_total", &[], frames);
 }
 
-/// The same check of the kernel's routing, so that it is known to pass where all is well.
-fn scapy_finds_nothing_changed_by_the_kernel(lab: &Lab) {
+/// The same check of the kernel's routing shows that the check itself accepts correct forwarding.
+fn scapy_check_passes_for_kernel_routing(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let sent = build(lab, &star.src, "kernel");
-    let _router = Kernel::start(
+    let _router = KernelRouter::start(
         lab,
         &star.rtr,
         "phyint in enable ttl-threshold 1\nphyint out1 enable ttl-threshold 1\n\
          mroute from in source 10.0.0.10 group 225.1.2.3 to out1\n\
          mroute from in source fd00:0::10 group ff3e::1:2 to out1\n",
     );
-    zoo(lab, &star, &sent);
+    assert_unchanged_by_forwarding(lab, &star, &sent);
 }

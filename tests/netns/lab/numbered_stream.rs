@@ -1,4 +1,4 @@
-//! Traffic under way: numbered packets at a rate, and what became of them.
+//! A stream of numbered packets at a constant rate, and checks of which of them arrived.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use super::frame::Udp;
 use super::ns::Ns;
 use super::packet::{Capture, Injector};
 
-/// A sender in a thread of its own. Each payload is a number in four bytes, from 0 on.
-pub struct Numbered {
+/// A sender in its own thread. Each payload is a sequence number in four bytes, starting at 0.
+pub struct NumberedStream {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Numbered {
-    /// From `src` to `dst` (address:port) out of `iface`, so many a second. Packets the
-    /// interface refuses count as sent.
+impl NumberedStream {
+    /// Sends from `src` to `dst` (address:port) out of `iface`, `per_second` packets a second.
+    /// Packets that the interface refuses count as sent.
     pub fn start(ns: &Ns, iface: &str, src: &str, dst: &str, per_second: u32) -> Self {
         let inject = Injector::new(ns, iface);
         let stop = Arc::new(AtomicBool::new(false));
@@ -47,20 +47,20 @@ impl Numbered {
         }
     }
 
-    /// How many so far: the number of the next.
+    /// Returns the number of packets sent so far, which is the next sequence number.
     pub fn sent(&self) -> u32 {
         self.sent.load(Ordering::Acquire)
     }
 
-    /// Waits until `more` were sent from now on.
+    /// Waits until `more` further packets were sent.
     #[track_caller]
-    pub fn more(&self, more: u32) {
+    pub fn wait_for_more(&self, more: u32) {
         let goal = self.sent() + more;
-        let there = super::wait_until(super::PATIENCE, || self.sent() >= goal);
+        let there = super::wait_until(super::TIMEOUT, || self.sent() >= goal);
         assert!(there, "sent {} of {goal}", self.sent());
     }
 
-    /// Stops; returns how many were sent.
+    /// Stops the sender and returns the number of packets sent.
     pub fn finish(mut self) -> u32 {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -70,7 +70,7 @@ impl Numbered {
     }
 }
 
-impl Drop for Numbered {
+impl Drop for NumberedStream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
@@ -79,33 +79,33 @@ impl Drop for Numbered {
     }
 }
 
-/// The number in a payload.
-pub fn number(payload: &[u8]) -> u32 {
+/// Returns the sequence number in a payload.
+pub fn sequence_number(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..4].try_into().expect("four bytes"))
 }
 
-/// Numbers seen by a capture on their way to `group`; panics where one came twice or after a
-/// later one.
+/// Returns the sequence numbers that a capture received for `group`; panics if they are not strictly
+/// increasing.
 #[track_caller]
-pub fn in_order(capture: &Capture, group: &str) -> Vec<u32> {
+pub fn received_in_order(capture: &Capture, group: &str) -> Vec<u32> {
     let numbers: Vec<u32> = capture
         .to(group)
         .iter()
-        .map(|s| number(s.payload()))
+        .map(|s| sequence_number(s.payload()))
         .collect();
-    check_order(&numbers);
+    assert_increasing(&numbers);
     numbers
 }
 
-/// Panics where a number stands twice or after a later one.
+/// Panics if the numbers are not strictly increasing.
 #[track_caller]
-pub fn check_order(numbers: &[u32]) {
+pub fn assert_increasing(numbers: &[u32]) {
     if let Some(w) = numbers.windows(2).find(|w| w[0] >= w[1]) {
         panic!("{} came after {}", w[1], w[0]);
     }
 }
 
-/// Numbers below `sent` that are not in `got`.
+/// Returns the numbers below `sent` that are not in `got`.
 pub fn missing(sent: u32, got: &[u32]) -> Vec<u32> {
     let got: BTreeSet<u32> = got.iter().copied().collect();
     (0..sent).filter(|n| !got.contains(n)).collect()

@@ -1,28 +1,28 @@
-//! The same scenarios on `mcastor` and on Debian's igmpproxy, which uses the kernel's multicast
-//! routing. What they show is the table in docs/proxy.md; each run prints its figures.
+//! The same scenarios with `mcastor` and with Debian's igmpproxy, which uses the kernel's multicast
+//! routing. docs/proxy.md has a table of the results; each run prints its figures.
 
 use std::time::{Duration, Instant};
 
 use super::cases;
 use crate::lab::proxy::{member, members, proxy};
 use crate::lab::{
-    Capture, Injector, Lab, Member, Ns, PATIENCE, Program, Router, Star, Udp, UdpRx, eventually,
-    wait_until,
+    Capture, GroupMember, Injector, Lab, Ns, Program, Router, Star, TIMEOUT, Udp, UdpRx,
+    eventually, wait_until,
 };
 
-cases!("proxy_compared":
-    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] source_filters,
-    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] joins_in_the_middle_of_a_flow,
-    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] the_end_of_a_stream,
-    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] many_groups_upstream,
-    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] a_link_that_comes_back,
-    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] time_of_the_processor,
+cases!("igmpproxy_comparison":
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] source_filter_is_applied,
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] join_during_a_flow_latency,
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] leave_to_last_packet_latency,
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] joins_200_groups_upstream,
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] recreated_downstream_link_is_served,
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] cpu_time_per_packet,
 );
 
-/// One of the two.
+/// A running proxy of either implementation.
 enum Proxy {
-    Ours(Box<Router>),
-    Theirs(Program),
+    Mcastor(Box<Router>),
+    Igmpproxy(Program),
 }
 
 impl Proxy {
@@ -31,9 +31,9 @@ impl Proxy {
             let star = Star::v4(lab, 2);
             let proxy = if name == "mcastor" {
                 let settings = proxy(&["in"], &["out*"], "");
-                Self::Ours(Box::new(Router::start(lab, &star.rtr, &settings)))
+                Self::Mcastor(Box::new(Router::start(lab, &star.rtr, &settings)))
             } else {
-                Self::Theirs(igmpproxy(lab, &star.rtr))
+                Self::Igmpproxy(igmpproxy(lab, &star.rtr))
             };
             run(&star, proxy, name);
         }
@@ -41,26 +41,26 @@ impl Proxy {
 
     fn pid(&self) -> u32 {
         match self {
-            Self::Ours(router) => router.program.pid(),
-            Self::Theirs(program) => program.pid(),
+            Self::Mcastor(router) => router.program.pid(),
+            Self::Igmpproxy(program) => program.pid(),
         }
     }
 
-    fn is_ours(&self) -> bool {
-        matches!(self, Self::Ours(_))
+    fn is_mcastor(&self) -> bool {
+        matches!(self, Self::Mcastor(_))
     }
 
-    /// How long it may take to do what it should. What igmpproxy never does is waited for briefly.
+    /// Returns how long to wait for an effect. Effects that igmpproxy never has are awaited briefly.
     fn patience(&self) -> Duration {
-        if self.is_ours() {
-            PATIENCE
+        if self.is_mcastor() {
+            TIMEOUT
         } else {
             Duration::from_secs(6)
         }
     }
 }
 
-/// igmpproxy with `in` upstream, and both egresses downstream.
+/// Starts igmpproxy with `in` as upstream and both egresses as downstreams.
 fn igmpproxy(lab: &Lab, ns: &Ns) -> Program {
     let conf = lab.file("igmpproxy.conf");
     let text = "phyint in upstream ratelimit 0 threshold 1\n altnet 10.0.0.0/8\n\
@@ -81,16 +81,16 @@ fn frame(source: &str, group: &str) -> Vec<u8> {
 }
 
 fn data(wire: &Capture, group: &str, source: &str) -> usize {
-    let of = |s: &crate::lab::Seen| s.protocol == 17 && s.src.to_string() == source;
-    wire.to(group).into_iter().filter(of).count()
+    let matches = |s: &crate::lab::IpPacket| s.protocol == 17 && s.src.to_string() == source;
+    wire.to(group).into_iter().filter(matches).count()
 }
 
-/// A member of one source, and a stream of two.
-fn source_filters(lab: &Lab) {
+/// A member joins one source; two sources send.
+fn source_filter_is_applied(lab: &Lab) {
     Proxy::both(lab, |star, proxy, name| {
         let group = "225.1.2.3";
         let wire = Capture::new(&star.rcv, "eth1");
-        let _member = Member::new(&star.rcv, "eth1", group).join("10.0.0.10");
+        let _member = GroupMember::new(&star.rcv, "eth1", group).join("10.0.0.10");
         let inject = Injector::new(&star.src, "eth0");
         let served = wait_until(proxy.patience(), || {
             inject.send(&frame("10.0.0.10", group));
@@ -98,7 +98,7 @@ fn source_filters(lab: &Lab) {
             data(&wire, group, "10.0.0.10") > 0
         });
         let before = data(&wire, group, "10.0.0.10");
-        // Slowly: the kernel keeps three packets of a stream it does not know yet.
+        // At a low rate, because the kernel queues only three packets of an unresolved stream.
         for _ in 0..50 {
             inject.send(&frame("10.0.0.11", group));
             inject.send(&frame("10.0.0.10", group));
@@ -108,19 +108,19 @@ fn source_filters(lab: &Lab) {
             data(&wire, group, "10.0.0.10") >= before + 50
         });
         let other = data(&wire, group, "10.0.0.11");
-        println!("{name}: of the source asked for {served} {all}, of the other {other} of 50");
-        if proxy.is_ours() {
+        println!("{name}: joined source served {served} {all}, other source {other} of 50");
+        if proxy.is_mcastor() {
             assert!(served && all);
             assert_eq!(other, 0);
         } else {
-            // Either it takes INCLUDE for a join of all, or for nothing.
+            // igmpproxy treats INCLUDE either as a join of all sources or as no join.
             assert!(other > 0 || !served);
         }
     });
 }
 
-/// From the join to the first packet of a stream that flows already.
-fn joins_in_the_middle_of_a_flow(lab: &Lab) {
+/// Measures the time from the join to the first packet of a running stream.
+fn join_during_a_flow_latency(lab: &Lab) {
     Proxy::both(lab, |star, proxy, name| {
         let inject = Injector::new(&star.src, "eth0");
         let mut waits = Vec::new();
@@ -134,7 +134,7 @@ fn joins_in_the_middle_of_a_flow(lab: &Lab) {
                 inject.send(&frame("10.0.0.10", &group));
                 data(&wire, &group, "10.0.0.10") > 0
             });
-            assert!(came || !proxy.is_ours(), "{group}");
+            assert!(came || !proxy.is_mcastor(), "{group}");
             waits.push(start.elapsed());
         }
         waits.sort();
@@ -145,8 +145,8 @@ fn joins_in_the_middle_of_a_flow(lab: &Lab) {
     });
 }
 
-/// From the leave of the last member to the last packet.
-fn the_end_of_a_stream(lab: &Lab) {
+/// Measures the time from the leave of the last member to the last packet.
+fn leave_to_last_packet_latency(lab: &Lab) {
     for version in ["2", "3"] {
         Proxy::both(lab, |star, proxy, name| {
             let sysctl = "net/ipv4/conf/eth1/force_igmp_version";
@@ -155,7 +155,7 @@ fn the_end_of_a_stream(lab: &Lab) {
             let wire = Capture::new(&star.rcv, "eth1");
             let inject = Injector::new(&star.src, "eth0");
             let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
-            eventually("it flows", true, || {
+            eventually("packets arrive", true, || {
                 inject.send(&frame("10.0.0.10", group));
                 data(&wire, group, "10.0.0.10") > 0
             });
@@ -174,10 +174,10 @@ fn the_end_of_a_stream(lab: &Lab) {
             }
             let took = last - start;
             println!("{name}: leave of version {version} to last packet: {took:?}");
-            // Twice 100 ms of last member queries; where a leave is lost on a busy machine, the
-            // membership interval of 4.6 s.
+            // Two last member queries take 200 ms; if a leave is lost on a busy machine, the group
+            // membership interval of 4.6 s applies.
             let longest = Duration::from_secs(10);
-            assert!(!proxy.is_ours() || took < longest, "{took:?}");
+            assert!(!proxy.is_mcastor() || took < longest, "{took:?}");
         });
     }
 }
@@ -187,27 +187,27 @@ fn joined_by_kernel(ns: &Ns, iface: &str) -> usize {
     shown.unwrap_or_default().matches("inet  225.3.").count()
 }
 
-/// More groups than a socket can join.
-fn many_groups_upstream(lab: &Lab) {
+/// A socket can join only a limited number of groups.
+fn joins_200_groups_upstream(lab: &Lab) {
     Proxy::both(lab, |star, proxy, name| {
-        let members: Vec<Member> = (0..200)
-            .map(|n| Member::of_all(&star.rcv, "eth1", &format!("225.3.0.{n}")))
+        let members: Vec<GroupMember> = (0..200)
+            .map(|n| GroupMember::any_source(&star.rcv, "eth1", &format!("225.3.0.{n}")))
             .collect();
         let all = wait_until(proxy.patience(), || {
             joined_by_kernel(&star.rtr, "in") == 200
         });
         let joined = joined_by_kernel(&star.rtr, "in");
         println!("{name}: of 200 groups {joined} joined upstream");
-        assert_eq!(all, proxy.is_ours());
+        assert_eq!(all, proxy.is_mcastor());
         drop(members);
     });
 }
 
-/// A downstream link that is deleted and made anew.
-fn a_link_that_comes_back(lab: &Lab) {
+/// A downstream link is deleted and recreated.
+fn recreated_downstream_link_is_served(lab: &Lab) {
     Proxy::both(lab, |star, proxy, name| {
         star.rtr.ip("link del out1");
-        star.plug(1);
+        star.add_egress(1);
         let group = "225.1.2.3";
         let wire = Capture::new(&star.rcv, "eth1");
         let _rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
@@ -216,12 +216,12 @@ fn a_link_that_comes_back(lab: &Lab) {
             inject.send(&frame("10.0.0.10", group));
             data(&wire, group, "10.0.0.10") > 0
         });
-        println!("{name}: serves a link that came back: {served}");
-        assert_eq!(served, proxy.is_ours());
+        println!("{name}: serves a recreated link: {served}");
+        assert_eq!(served, proxy.is_mcastor());
     });
 }
 
-/// User and system time of a process, in seconds.
+/// Returns the user and system time of a process in seconds.
 fn seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let rest = stat.rsplit(')').next().unwrap_or_default();
@@ -233,20 +233,20 @@ fn seconds(pid: u32) -> f64 {
     (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / 100.0
 }
 
-/// What a forwarded packet costs the process. igmpproxy's packets are forwarded by the kernel,
-/// where they cost something as well, on the account of whoever sends.
-fn time_of_the_processor(lab: &Lab) {
+/// Measures the CPU time of the process per forwarded packet. The kernel forwards igmpproxy's
+/// packets and charges their cost to the sender.
+fn cpu_time_per_packet(lab: &Lab) {
     Proxy::both(lab, |star, proxy, name| {
         let group = "225.1.2.3";
         let wire = Capture::new(&star.rcv, "eth1");
         let _rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
         let inject = Injector::new(&star.src, "eth0");
         let frame = frame("10.0.0.10", group);
-        eventually("it flows", true, || {
+        eventually("packets arrive", true, || {
             inject.send(&frame);
             data(&wire, group, "10.0.0.10") > 0
         });
-        if let Proxy::Ours(router) = &proxy {
+        if let Proxy::Mcastor(router) = &proxy {
             assert_eq!(members(router).len(), 1);
             assert!(member(router, "out1", group).is_some());
         }
@@ -265,7 +265,7 @@ fn time_of_the_processor(lab: &Lab) {
         for i in 0..n {
             inject.send(&frame);
             if i % 32 == 0 {
-                // Paced, so that nothing is lost: about 10,000 a second.
+                // Paced to about 10,000 packets a second, so that none is lost.
                 while start.elapsed() < Duration::from_micros(i * 100) {
                     std::thread::yield_now();
                 }
@@ -278,10 +278,10 @@ fn time_of_the_processor(lab: &Lab) {
             took * 1e6 / forwarded.max(1) as f64
         );
         let lost = match &proxy {
-            Proxy::Ours(router) => router.metric("mcastor_dropped_packets_total", &[]) as u64,
-            Proxy::Theirs(_) => 0,
+            Proxy::Mcastor(router) => router.metric("mcastor_dropped_packets_total", &[]) as u64,
+            Proxy::Igmpproxy(_) => 0,
         };
-        // Queries and reports are sent on out1, too.
+        // `out1` transmits queries and reports, too.
         assert!(forwarded + lost >= n * 99 / 100, "{forwarded}, {lost} lost");
     });
 }

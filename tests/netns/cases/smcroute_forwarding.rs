@@ -1,29 +1,30 @@
-//! This program as smcrouted, beside Debian's: the same files and packets, and what is forwarded,
-//! joined and announced.
+//! mcastor as smcrouted, compared with Debian's: the same configuration files and packets must be
+//! forwarded, joined and announced alike.
 
 use super::cases;
 use super::joins::kernel;
 use crate::lab::smcroute::{
-    Arrived, BOTH, Daemon, EVERYBODY, Whose, ask, pass, smcrouted, text, two,
+    ArrivedPackets, BOTH, Daemon, Implementation, ROUTE_TO_ALL, run_client, send_and_collect,
+    smcrouted, star_per_implementation, text,
 };
-use crate::lab::{Capture, Injector, Lab, PATIENCE, Star, Udp, eventually, wait_until};
+use crate::lab::{Capture, Injector, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 
-cases!("smcroute":
-    #[Program("smcrouted", "smcroute")] every_directive_forwards_alike,
-    #[Program("smcrouted", "smcroute")] commands_change_what_is_forwarded,
-    #[Program("smcrouted", "smcroute")] the_same_groups_are_joined,
-    #[Program("smcrouted", "smcroute")] a_reload_replaces_what_commands_added,
+cases!("smcroute_forwarding":
+    #[Program("smcrouted", "smcroute")] every_directive_forwards_like_smcroute,
+    #[Program("smcrouted", "smcroute")] commands_change_forwarding_like_smcroute,
+    #[Program("smcrouted", "smcroute")] joined_groups_match_smcroute,
+    #[Program("smcrouted", "smcroute")] reload_discards_routes_added_by_command,
     #[Program("smcrouted", "smcroute")] idle_flows_are_flushed,
-    lines_wait_for_their_interfaces,
-    #[Program("smcrouted", "smcroute")] routers_are_announced_alike,
-    first_packets_many_interfaces_and_moving_sources,
-    #[Program("smcrouted", "smcroute")] a_route_to_nowhere_stops_alike,
-    #[Program("smcrouted", "smcroute")] a_disabled_interface_takes_no_part,
+    routes_wait_for_missing_interfaces,
+    #[Program("smcrouted", "smcroute")] mrdisc_announcements_match_smcroute,
+    extensions_beyond_smcroute_work,
+    #[Program("smcrouted", "smcroute")] command_route_without_egress_blocks_packets,
+    #[Program("smcrouted", "smcroute")] disabled_interface_is_not_an_egress,
 );
 
-fn every_directive_forwards_alike(lab: &Lab) {
+fn every_directive_forwards_like_smcroute(lab: &Lab) {
     let conf = format!(
-        "{EVERYBODY}phyint out2 enable ttl-threshold 8\n\
+        "{ROUTE_TO_ALL}phyint out2 enable ttl-threshold 8\n\
          mgroup from in group 225.1.2.3\n\
          mroute from in group 225.1.2.3 to out1 out2\n\
          mroute from in source 10.0.0.10 group 225.1.2.4 to out2 out3\n\
@@ -63,14 +64,14 @@ fn every_directive_forwards_alike(lab: &Lab) {
             }
         }
     }
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-        let _daemon = Daemon::start(lab, &star.rtr, whose, &conf, &[]);
-        // Once to let Debian's learn each flow (it may lose the first), then for the record.
-        pass(&star, 3, &packets);
-        pass(&star, 3, &packets)
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let _daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
+        // The first pass lets Debian's learn each flow, because it may lose the first packet.
+        send_and_collect(&star, 3, &packets);
+        send_and_collect(&star, 3, &packets)
     });
     assert!(theirs.len() > 60, "{} arrived", theirs.len());
-    let only = |a: &Arrived, b: &Arrived| -> Vec<String> {
+    let only = |a: &ArrivedPackets, b: &ArrivedPackets| -> Vec<String> {
         let readable = |(n, ttl, ip): &(usize, u8, Vec<u8>)| {
             let at = if ip[0] >> 4 == 4 { 28 } else { 48 };
             format!("eth{n} ttl {ttl} {}", String::from_utf8_lossy(&ip[at..]))
@@ -78,7 +79,7 @@ fn every_directive_forwards_alike(lab: &Lab) {
         a.difference(b).map(readable).collect()
     };
     assert_eq!(only(&ours, &theirs), [""; 0], "only ours");
-    // Linux notes the threshold of an IPv6 interface and does not look at it.
+    // Linux stores the TTL threshold of an IPv6 interface and ignores it.
     let below = [
         "eth2 ttl 1 packet ff0e::43 fd00:0::10 2",
         "eth2 ttl 7 packet ff0e::43 fd00:0::10 8",
@@ -86,13 +87,13 @@ fn every_directive_forwards_alike(lab: &Lab) {
     assert_eq!(only(&theirs, &ours), below, "only theirs");
 }
 
-fn commands_change_what_is_forwarded(lab: &Lab) {
+fn commands_change_forwarding_like_smcroute(lab: &Lab) {
     let group = |n: usize| format!("225.4.0.{n}:5000");
     let mut tables: Vec<Vec<String>> = Vec::new();
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, EVERYBODY, &[]);
-        let tell = |client: Whose, words: &str| {
-            let output = daemon.ask(client, &words.split(' ').collect::<Vec<_>>());
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, ROUTE_TO_ALL, &[]);
+        let run = |client: Implementation, words: &str| {
+            let output = daemon.run_client(client, &words.split(' ').collect::<Vec<_>>());
             assert_eq!(output.status.code(), Some(0), "{words}: {output:?}");
         };
         let packets: Vec<Udp> = (1..=4)
@@ -100,40 +101,49 @@ fn commands_change_what_is_forwarded(lab: &Lab) {
             .collect();
         let mut steps = Vec::new();
         for (n, client) in BOTH.into_iter().enumerate() {
-            tell(
+            run(
                 client,
                 &format!("add in 10.0.0.10 225.4.0.{} out1 out2", n + 1),
             );
-            tell(client, &format!("add in 225.4.0.{} out+", n + 3));
+            run(client, &format!("add in 225.4.0.{} out+", n + 3));
         }
-        pass(&star, 3, &packets);
-        steps.push(pass(&star, 3, &packets));
-        // Counted alike too; the kernel's table has an order of its own.
-        let shown = text(&daemon.theirs(&["-p", "-d", "show"]));
+        send_and_collect(&star, 3, &packets);
+        steps.push(send_and_collect(&star, 3, &packets));
+        // The counters match too; the kernel's table has its own order.
+        let shown = text(&daemon.smcroutectl(&["-p", "-d", "show"]));
         let mut lines: Vec<String> = shown.lines().map(String::from).collect();
         lines.sort();
         tables.push(lines);
         for (n, client) in BOTH.into_iter().enumerate() {
-            tell(
+            run(
                 client,
                 &format!("remove in 10.0.0.10 225.4.0.{} out1", n + 1),
             );
         }
-        steps.push(pass(&star, 3, &packets));
+        steps.push(send_and_collect(&star, 3, &packets));
         for (n, client) in BOTH.into_iter().enumerate() {
-            tell(
+            run(
                 client,
                 &format!("remove in 10.0.0.10 225.4.0.{} out2", n + 1),
             );
-            tell(client, "flush");
+            run(client, "flush");
         }
-        pass(&star, 3, &packets);
-        steps.push(pass(&star, 3, &packets));
+        send_and_collect(&star, 3, &packets);
+        steps.push(send_and_collect(&star, 3, &packets));
         for n in 1..=2 {
-            tell(Whose::Ours, &format!("remove in 10.0.0.10 225.4.0.{n}"));
+            run(
+                Implementation::Mcastor,
+                &format!("remove in 10.0.0.10 225.4.0.{n}"),
+            );
         }
         let batch = "join in 225.4.9.1\n# a comment\n\nleave in 225.4.9.1\n";
-        let output = ask(&star.rtr, Whose::Ours, &daemon.socket, &["-b"], batch);
+        let output = run_client(
+            &star.rtr,
+            Implementation::Mcastor,
+            &daemon.socket,
+            &["-b"],
+            batch,
+        );
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         steps
     });
@@ -144,14 +154,14 @@ fn commands_change_what_is_forwarded(lab: &Lab) {
     assert_eq!(tables[0], tables[1]);
 }
 
-fn the_same_groups_are_joined(lab: &Lab) {
+fn joined_groups_match_smcroute(lab: &Lab) {
     let conf = "mgroup from in group 225.1.2.0/27\n\
                 mgroup from in source 10.0.0.0/30 group 232.1.2.3\n\
                 mgroup from in source 10.0.0.10 group 232.1.2.4/31\n\
                 mgroup from out1 group ff0e::40/125\n\
                 mroute from in group 225.9.9.9 to out1\n";
-    let [ours, theirs] = two(lab, 1).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, conf, &[]);
+    let [ours, theirs] = star_per_implementation(lab, 1).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, conf, &[]);
         let all = || {
             let mut all = kernel(&star.rtr, "in");
             all.extend(
@@ -161,9 +171,9 @@ fn the_same_groups_are_joined(lab: &Lab) {
             );
             all
         };
-        let joined = wait_until(PATIENCE, || all().len() >= 46);
-        assert!(joined, "{whose:?}: {:?}", all());
-        // Debian's has groups for its own signalling that are no matter of the file.
+        let joined = wait_until(TIMEOUT, || all().len() >= 46);
+        assert!(joined, "{implementation:?}: {:?}", all());
+        // Debian's joins further groups for its own signalling, which the file does not name.
         let mut found = all();
         found.retain(|g| !g.starts_with("224.0.0.") && !g.starts_with("ff02"));
         drop(daemon);
@@ -172,23 +182,23 @@ fn the_same_groups_are_joined(lab: &Lab) {
     assert_eq!(ours, theirs);
 }
 
-fn a_reload_replaces_what_commands_added(lab: &Lab) {
+fn reload_discards_routes_added_by_command(lab: &Lab) {
     for how in ["signal", "command"] {
-        let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-            let mut daemon = Daemon::start(lab, &star.rtr, whose, EVERYBODY, &[]);
-            daemon.theirs(&["add", "in", "10.0.0.10", "225.1.2.5", "out1"]);
+        let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+            let mut daemon = Daemon::start(lab, &star.rtr, implementation, ROUTE_TO_ALL, &[]);
+            daemon.smcroutectl(&["add", "in", "10.0.0.10", "225.1.2.5", "out1"]);
             let conf = format!(
-                "{EVERYBODY}mroute from in source 10.0.0.10 group 225.1.2.4 to out1\nbogus line\n"
+                "{ROUTE_TO_ALL}mroute from in source 10.0.0.10 group 225.1.2.4 to out1\nbogus line\n"
             );
             std::fs::write(&daemon.conf, conf).expect("writing");
             match how {
                 "signal" => daemon.program.signal(libc::SIGHUP),
-                _ => drop(daemon.theirs(&["reload"])),
+                _ => drop(daemon.smcroutectl(&["reload"])),
             }
             eventually("the new route", true, || {
-                text(&daemon.theirs(&["-t", "show"])).contains("225.1.2.4")
+                text(&daemon.smcroutectl(&["-t", "show"])).contains("225.1.2.4")
             });
-            text(&daemon.theirs(&["-p", "show"]))
+            text(&daemon.smcroutectl(&["-p", "show"]))
         });
         assert_eq!(ours, theirs, "{how}");
         assert!(!ours.contains("225.1.2.5"), "{ours}");
@@ -196,63 +206,66 @@ fn a_reload_replaces_what_commands_added(lab: &Lab) {
 }
 
 fn idle_flows_are_flushed(lab: &Lab) {
-    for (whose, star) in two(lab, 3) {
-        let daemon = Daemon::start(lab, &star.rtr, whose, EVERYBODY, &["-c", "1"]);
-        pass(&star, 3, &[]);
+    for (implementation, star) in star_per_implementation(lab, 3) {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, ROUTE_TO_ALL, &["-c", "1"]);
+        send_and_collect(&star, 3, &[]);
         let flows = || {
-            let shown = text(&daemon.theirs(&["-t", "show"]));
+            let shown = text(&daemon.smcroutectl(&["-t", "show"]));
             shown.matches("(10.0.0.10, 225.255.0.1)").count()
         };
-        eventually("no flow", 0, flows);
-        pass(&star, 3, &[]);
-        assert!(daemon.theirs(&["flush"]).status.success());
+        eventually("no flow is left", 0, flows);
+        send_and_collect(&star, 3, &[]);
+        assert!(daemon.smcroutectl(&["flush"]).status.success());
     }
 }
 
-fn lines_wait_for_their_interfaces(lab: &Lab) {
+fn routes_wait_for_missing_interfaces(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, EVERYBODY, &[]);
-    let pending = text(&daemon.ask(Whose::Ours, &["-t", "show", "pending"]));
+    let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, ROUTE_TO_ALL, &[]);
+    let pending = text(&daemon.run_client(Implementation::Mcastor, &["-t", "show", "pending"]));
     assert!(pending.contains("out2 out3"), "{pending}");
-    star.plug(2);
-    star.plug(3);
-    eventually("nothing waits", String::new(), || {
-        text(&daemon.ask(Whose::Ours, &["-t", "show", "pending"]))
+    star.add_egress(2);
+    star.add_egress(3);
+    eventually("nothing is pending", String::new(), || {
+        text(&daemon.run_client(Implementation::Mcastor, &["-t", "show", "pending"]))
     });
-    eventually("all three", 3, || pass(&star, 3, &[]).len());
+    eventually("all three egresses", 3, || {
+        send_and_collect(&star, 3, &[]).len()
+    });
 }
 
-fn routers_are_announced_alike(lab: &Lab) {
-    let [ours, theirs] = two(lab, 1).map(|(whose, star)| {
+fn mrdisc_announcements_match_smcroute(lab: &Lab) {
+    let [ours, theirs] = star_per_implementation(lab, 1).map(|(implementation, star)| {
         let capture = Capture::new(&star.rcv, "eth1");
         let conf = "phyint out1 enable mrdisc\n";
-        // Without -N Debian's has made its interfaces before it reads of mrdisc.
-        let _daemon = Daemon::start(lab, &star.rtr, whose, conf, &["-N", "-m", "7"]);
-        let mut told = Vec::new();
+        // Without -N, Debian's creates its interfaces before it reads `mrdisc`.
+        let _daemon = Daemon::start(lab, &star.rtr, implementation, conf, &["-N", "-m", "7"]);
+        let mut advertisement = Vec::new();
         let mut v6 = false;
-        let both = wait_until(PATIENCE, || {
+        let both = wait_until(TIMEOUT, || {
             for frame in capture.frames() {
-                let Some(seen) = crate::lab::Seen::read(&frame.bytes) else {
+                let Some(seen) = crate::lab::IpPacket::parse(&frame.bytes) else {
                     continue;
                 };
                 let group = seen.dst.to_string();
-                if group == "224.0.0.106" && seen.body()[0] == 0x30 && told.is_empty() {
-                    told = vec![seen.ttl, seen.protocol, seen.body()[0], seen.body()[1]];
+                if group == "224.0.0.106" && seen.body()[0] == 0x30 && advertisement.is_empty() {
+                    advertisement = vec![seen.ttl, seen.protocol, seen.body()[0], seen.body()[1]];
                 }
                 v6 |= group == "ff02::6a";
             }
-            !told.is_empty() && (v6 || whose == Whose::Theirs)
+            !advertisement.is_empty() && (v6 || implementation == Implementation::Smcroute)
         });
-        assert!(both, "{whose:?}: {told:?}, IPv6 {v6}");
-        told
+        assert!(both, "{implementation:?}: {advertisement:?}, IPv6 {v6}");
+        advertisement
     });
     assert_eq!(ours[..3], theirs[..3]);
-    // Debian's tells 20 whatever -m says.
+    // Debian's announces 20, whatever `-m` says.
     assert_eq!((&ours[..], theirs[3]), (&[1, 2, 0x30, 7][..], 20));
 }
 
-/// What smcroute cannot.
-fn first_packets_many_interfaces_and_moving_sources(lab: &Lab) {
+/// Features that smcroute does not have: no loss of first packets, 40 interfaces, moving sources, and
+/// extended options.
+fn extensions_beyond_smcroute_work(lab: &Lab) {
     let star = Star::dual(lab, 40);
     let to: String = (2..=40).map(|n| format!(" out{n}")).collect();
     let conf = format!(
@@ -261,7 +274,7 @@ fn first_packets_many_interfaces_and_moving_sources(lab: &Lab) {
          mroute from in group 225.1.2.4 to out1 ttl set 16\n\
          mroute from in group 225.1.2.5 to out1 ttl keep except 10.0.0.11,10.0.0.12\n"
     );
-    let daemon = Daemon::start(lab, &star.rtr, Whose::Ours, &conf, &[]);
+    let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, &conf, &[]);
     let captures: Vec<Capture> = (1..=40)
         .map(|n| Capture::new(&star.rcv, &format!("eth{n}")))
         .collect();
@@ -271,7 +284,7 @@ fn first_packets_many_interfaces_and_moving_sources(lab: &Lab) {
         let seen = capture.expect("225.1.2.3", 1);
         assert_eq!(seen[0].payload(), b"packet first");
     }
-    // The same source, suddenly behind another interface.
+    // The same source moves to another interface.
     let behind = Injector::new(&star.rcv, "eth1");
     behind.send(&Udp::new("10.0.0.10:9", "225.1.2.3:5000", "packet moved").frame());
     let seen = captures[39].expect("225.1.2.3", 2);
@@ -286,58 +299,69 @@ fn first_packets_many_interfaces_and_moving_sources(lab: &Lab) {
     }
     let kept = captures[0].expect("225.1.2.5", 1);
     assert_eq!((kept[0].ttl, kept[0].payload()), (1, &b"10.0.0.10"[..]));
-    assert_eq!(daemon.theirs(&["-t", "s", "i"]).status.code(), Some(0));
+    assert_eq!(daemon.smcroutectl(&["-t", "s", "i"]).status.code(), Some(0));
     drop(daemon);
-    // Not with --strict.
+    // `--strict` rejects the extensions.
     let path = lab.file("strict");
     std::fs::write(&path, conf).expect("writing");
     let path = path.display().to_string();
-    let strict = smcrouted(&star.rtr, Whose::Ours, &["--strict", "-F", &path]);
+    let strict = smcrouted(
+        &star.rtr,
+        Implementation::Mcastor,
+        &["--strict", "-F", &path],
+    );
     assert_eq!(strict.status.code(), Some(78));
     assert_eq!(String::from_utf8_lossy(&strict.stderr).lines().count(), 2);
     assert_eq!(
-        smcrouted(&star.rtr, Whose::Ours, &["-F", &path])
+        smcrouted(&star.rtr, Implementation::Mcastor, &["-F", &path])
             .status
             .code(),
         Some(0)
     );
 }
 
-fn a_route_to_nowhere_stops_alike(lab: &Lab) {
-    let conf = format!("{EVERYBODY}mroute from in group 225.4.0.5 to out1\n");
+fn command_route_without_egress_blocks_packets(lab: &Lab) {
+    let conf = format!("{ROUTE_TO_ALL}mroute from in group 225.4.0.5 to out1\n");
     let packet = |n: u8, group: u8| {
         let (from, to) = (format!("10.0.0.1{n}:9"), format!("225.4.0.{group}:5000"));
         Udp::new(&from, &to, format!("packet {n} {group}"))
     };
     let packets = [packet(0, 5), packet(1, 5), packet(0, 6)];
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-        let daemon = Daemon::start(lab, &star.rtr, whose, &conf, &[]);
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
         for group in ["225.4.0.5", "225.4.0.6"] {
-            let added = daemon.theirs(&["add", "in", "10.0.0.10", group]);
-            assert_eq!(added.status.code(), Some(0), "{whose:?}: {added:?}");
+            let added = daemon.smcroutectl(&["add", "in", "10.0.0.10", group]);
+            assert_eq!(
+                added.status.code(),
+                Some(0),
+                "{implementation:?}: {added:?}"
+            );
         }
-        pass(&star, 3, &packets);
-        let arrived = pass(&star, 3, &packets);
-        let shown = text(&daemon.theirs(&["-p", "show", "routes"]));
+        send_and_collect(&star, 3, &packets);
+        let arrived = send_and_collect(&star, 3, &packets);
+        let shown = text(&daemon.smcroutectl(&["-p", "show", "routes"]));
         let mut lines: Vec<String> = shown.lines().map(String::from).collect();
         lines.sort();
-        // One OIF may be given to it later.
-        daemon.theirs(&["add", "in", "10.0.0.10", "225.4.0.6", "out2"]);
-        (arrived, lines, pass(&star, 3, &packets))
+        // An egress can be added to the route later.
+        daemon.smcroutectl(&["add", "in", "10.0.0.10", "225.4.0.6", "out2"]);
+        (arrived, lines, send_and_collect(&star, 3, &packets))
     });
-    // The last of each pass, and the packet of the other source.
+    // The end markers, and the packet of the other source.
     assert_eq!(ours.0.len(), 3 + 1, "{:?}", ours.0);
     assert_eq!(ours.2.len(), 3 + 2, "{:?}", ours.2);
     assert_eq!(ours, theirs);
 }
 
-fn a_disabled_interface_takes_no_part(lab: &Lab) {
-    let conf = format!("phyint out3 disable\n{EVERYBODY}");
-    let [ours, theirs] = two(lab, 3).map(|(whose, star)| {
-        let _daemon = Daemon::start(lab, &star.rtr, whose, &conf, &[]);
+fn disabled_interface_is_not_an_egress(lab: &Lab) {
+    let conf = format!("phyint out3 disable\n{ROUTE_TO_ALL}");
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let _daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
         let third = Capture::new(&star.rcv, "eth3");
-        let arrived = [pass(&star, 2, &[]), pass(&star, 2, &[])];
-        assert!(third.to("225.255.0.1").is_empty(), "{whose:?}");
+        let arrived = [
+            send_and_collect(&star, 2, &[]),
+            send_and_collect(&star, 2, &[]),
+        ];
+        assert!(third.to("225.255.0.1").is_empty(), "{implementation:?}");
         arrived
     });
     assert_eq!(ours, theirs);
