@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test and closes with one count over all of them, in the words of the runner.
+# Runs all tests. The last lines are the totals over all test programs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
@@ -18,11 +18,11 @@ awk -v status="$status" '
       if ($(i + 1) ~ /^ignored/) skipped += $i
     }
   }
-  /^passed only alone: / { alone += $4 }
+  /^failed beside others: / { alone += $4 }
   END {
     print ""
     printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
-    if (alone > 0) printf "of these, %d failed among others and passed alone, see above\n", alone
+    if (alone > 0) printf "of these, %d failed beside others and passed alone, see above\n", alone
     if (passed == 0) { print "no test ran" > "/dev/stderr"; exit 1 }
   }' "$log" || status=1
 exit "$status"

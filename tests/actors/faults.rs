@@ -1,4 +1,4 @@
-//! Captures, sends and actors that fail.
+//! Failing captures, failing sends and panicking actors.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use mcastor::model::TtlPolicy;
 use super::router::{Router, index, link, numbers, packet, rule};
 
 #[actix::test]
-async fn errors_of_an_egress_cost_one_packet_each() {
+async fn egress_error_drops_one_packet() {
     let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
     let kinds = [
@@ -22,7 +22,7 @@ async fn errors_of_an_egress_cost_one_packet_each() {
     let packets: Vec<_> = (0..10).map(|n| packet(n, 9)).collect();
     let slices: Vec<_> = packets.iter().map(Vec::as_slice).collect();
     r.sim.arrive(index(1), &slices);
-    r.until("the rest is sent", |r| r.transmitted("out") == 8)
+    r.until("the other packets are sent", |r| r.transmitted("out") == 8)
         .await;
     r.stop().await;
     assert_eq!(
@@ -34,16 +34,17 @@ async fn errors_of_an_egress_cost_one_packet_each() {
 }
 
 #[actix::test]
-async fn a_capture_that_fails_is_opened_anew() {
+async fn failed_capture_is_reopened() {
     let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
     r.faults.capture_error.store(1, Ordering::Release);
     r.arrive(1, 0..1, 9);
-    r.until("it is rebuilt", |r| r.restarts("interface") == 1)
+    r.until("the actor is restarted", |r| r.restarts("interface") == 1)
         .await;
-    // What waited is still there: the error took nothing.
+    // The waiting packet is still there: the error consumed none.
     r.arrive(1, 1..10, 9);
-    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    r.until("all packets are sent", |r| r.transmitted("out") == 10)
+        .await;
     assert_eq!(r.faults.captures.load(Ordering::Acquire), 1);
     r.stop().await;
     assert_eq!(
@@ -53,37 +54,40 @@ async fn a_capture_that_fails_is_opened_anew() {
 }
 
 #[actix::test]
-async fn an_interface_that_panics_is_rebuilt() {
+async fn panicking_interface_actor_is_restarted() {
     let rules = vec![rule("in*", &["out"], TtlPolicy::Keep)];
     let links = [link(1, "in1"), link(2, "out"), link(3, "in2")];
     let r = Router::start(rules, vec![], &links).await;
     r.faults.capture_panic.store(1, Ordering::Release);
     r.arrive(1, 0..1, 9);
-    r.until("it is rebuilt", |r| r.restarts("interface") == 1)
+    r.until("the actor is restarted", |r| r.restarts("interface") == 1)
         .await;
-    r.until("it is ready", |r| r.context.health.is_ready())
+    r.until("the router is ready", |r| r.context.health.is_ready())
         .await;
     r.arrive(1, 1..10, 9);
-    r.until("all is sent", |r| r.path("in1", "out").0 == 10)
+    r.until("all packets are sent", |r| r.path("in1", "out").0 == 10)
         .await;
     assert_eq!(r.faults.captures.load(Ordering::Acquire), 2);
     r.arrive(3, 10..20, 9);
-    r.until("the other goes on", |r| r.path("in2", "out").0 == 10)
-        .await;
+    r.until("the other interface forwards", |r| {
+        r.path("in2", "out").0 == 10
+    })
+    .await;
     r.stop().await;
     assert!(!r.failed.is_cancelled());
 }
 
 #[actix::test]
-async fn a_forwarder_that_panics_is_rebuilt() {
+async fn panicking_forwarder_is_restarted() {
     let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
     r.faults.send_panic.store(1, Ordering::Release);
     r.arrive(1, 0..1, 9);
-    r.until("it is rebuilt", |r| r.restarts("forwarder") == 1)
+    r.until("the actor is restarted", |r| r.restarts("forwarder") == 1)
         .await;
     r.arrive(1, 1..10, 9);
-    r.until("all is sent", |r| r.transmitted("out") == 9).await;
+    r.until("all packets are sent", |r| r.transmitted("out") == 9)
+        .await;
     r.stop().await;
     assert_eq!(
         numbers(&r.sim.take_sent(index(2))),
@@ -92,19 +96,19 @@ async fn a_forwarder_that_panics_is_rebuilt() {
 }
 
 #[actix::test]
-async fn a_capture_that_opens_late_is_opened_once() {
+async fn refused_capture_is_retried_once() {
     let rules = vec![rule("in*", &["out"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(2, "out")]).await;
     r.faults.captures_refused.store(1, Ordering::Release);
     r.links(&[link(1, "in1"), link(2, "out")]);
-    r.until("it was refused", |r| {
+    r.until("the capture was refused", |r| {
         r.faults.captures_refused.load(Ordering::Acquire) == 0
     })
     .await;
-    // Renamed away and back before the second try is due: it is captured already then.
+    // Renames the interface and back before the retry is due, so that the retry finds it captured.
     r.links_in_force(&[link(1, "in2"), link(2, "out")], 1).await;
     r.links_in_force(&[link(1, "in1"), link(2, "out")], 1).await;
-    // The second try comes five seconds after the first.
+    // The retry is due five seconds after the refusal.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(5500) {
         let captures = r.faults.captures.load(Ordering::Acquire);
@@ -112,6 +116,7 @@ async fn a_capture_that_opens_late_is_opened_once() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     r.arrive(1, 0..10, 9);
-    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    r.until("all packets are sent", |r| r.transmitted("out") == 10)
+        .await;
     r.stop().await;
 }

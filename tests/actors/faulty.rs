@@ -1,4 +1,4 @@
-//! The simulated plane, with faults.
+//! The simulated plane with injected faults.
 
 use std::io;
 use std::panic::panic_any;
@@ -11,7 +11,8 @@ use mcastor::pipeline::{Batch, Capture, OutPacket, Transmit};
 use mcastor::planes::Plane;
 use mcastor::planes::sim::SimPlane;
 
-/// What is to go wrong on an interface; each once.
+/// Faults to inject. Each counter is the number of times its fault still occurs, except
+/// `captures`, which counts the open captures.
 #[derive(Default)]
 pub struct Faults {
     pub capture_error: AtomicU32,
@@ -22,15 +23,16 @@ pub struct Faults {
 }
 
 impl Faults {
-    fn due(fault: &AtomicU32) -> bool {
-        let less = |n: u32| n.checked_sub(1);
+    /// Consumes one occurrence of `fault`, if one is left.
+    fn take(fault: &AtomicU32) -> bool {
+        let decrement = |n: u32| n.checked_sub(1);
         fault
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, decrement)
             .is_ok()
     }
 }
 
-/// The simulated plane, with faults.
+/// The simulated plane with injected faults.
 #[derive(Clone, Default)]
 pub struct Faulty {
     pub sim: SimPlane,
@@ -43,7 +45,7 @@ impl Plane for Faulty {
     }
 
     fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
-        if Faults::due(&self.faults.captures_refused) {
+        if Faults::take(&self.faults.captures_refused) {
             return Err(io::ErrorKind::Other.into());
         }
         self.faults.captures.fetch_add(1, Ordering::AcqRel);
@@ -69,11 +71,11 @@ impl Drop for FaultyCapture {
 
 impl Capture for FaultyCapture {
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
-        if Faults::due(&self.1.capture_error) {
+        if Faults::take(&self.1.capture_error) {
             return Poll::Ready(Err(io::ErrorKind::Other.into()));
         }
-        if Faults::due(&self.1.capture_panic) {
-            panic_any("a capture that panics");
+        if Faults::take(&self.1.capture_panic) {
+            panic_any("injected panic of a capture");
         }
         self.0.poll_batch(cx)
     }
@@ -93,8 +95,8 @@ impl Capture for FaultyCapture {
 
 impl Transmit for FaultyTransmit {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
-        if Faults::due(&self.1.send_panic) {
-            panic_any("a transmit that panics");
+        if Faults::take(&self.1.send_panic) {
+            panic_any("injected panic of a transmit");
         }
         self.0.send(packets)
     }

@@ -1,5 +1,5 @@
-//! The actors on the simulated plane: packets cross, links come and go, actors die, and every
-//! packet is in a counter. No kernel, no privileges.
+//! The actors on the simulated plane: forwarding, changes of links, restarts of actors, and
+//! counters for every packet. Needs no privileges.
 
 mod faults;
 mod faulty;

@@ -1,4 +1,4 @@
-//! Packets cross, links come and go, and every packet is in a counter.
+//! Forwarding, changes of links, and counters for every packet.
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use mcastor::table::InterfaceOptions;
 use super::router::{Router, index, link, numbers, packet, rule};
 
 #[actix::test]
-async fn packets_cross_to_every_egress_and_each_is_counted() {
+async fn every_egress_gets_and_counts_packets() {
     let threshold = InterfaceOptions {
         name: "far".parse().unwrap(),
         ttl_threshold: TtlThreshold::new(8),
@@ -28,11 +28,11 @@ async fn packets_cross_to_every_egress_and_each_is_counted() {
     stray[16] = 226;
     mcastor::wire::ip::refresh_ipv4_checksum(&mut stray);
     r.sim.arrive(index(1), &[&stray]);
-    r.until("all is sent", |r| {
+    r.until("all packets are sent", |r| {
         r.transmitted("out") == 150 && r.transmitted("far") == 50
     })
     .await;
-    r.until("all is received", |r| r.received("in") == 171)
+    r.until("all packets are received", |r| r.received("in") == 171)
         .await;
     r.stop().await;
     let out = r.sim.take_sent(index(2));
@@ -51,37 +51,39 @@ async fn packets_cross_to_every_egress_and_each_is_counted() {
 }
 
 #[actix::test]
-async fn a_link_that_vanishes_and_returns_with_another_index_goes_on() {
+async fn links_recreated_with_new_index_forward() {
     let rules = vec![rule("in", &["out", "other"], TtlPolicy::Keep)];
     let (iif, other) = (link(1, "in"), link(3, "other"));
     let r = Router::start(rules, vec![], &[iif.clone(), link(2, "out"), other.clone()]).await;
     r.arrive(1, 0..10, 9);
-    r.until("all is sent", |r| {
+    r.until("all packets are sent", |r| {
         r.transmitted("out") == 10 && r.transmitted("other") == 10
     })
     .await;
     r.links_in_force(&[iif.clone(), other.clone()], 1).await;
     r.arrive(1, 10..20, 9);
-    r.until("the other goes on", |r| r.transmitted("other") == 20)
-        .await;
+    r.until("the other egress forwards", |r| {
+        r.transmitted("other") == 20
+    })
+    .await;
     r.links_in_force(&[iif.clone(), link(7, "out"), other.clone()], 2)
         .await;
     r.arrive(1, 20..30, 9);
-    r.until("all is sent", |r| {
+    r.until("all packets are sent", |r| {
         r.transmitted("out") == 20 && r.transmitted("other") == 30
     })
     .await;
-    // The ingress vanishes and returns.
+    // The ingress is deleted and created again.
     let egresses = [link(7, "out"), other.clone()];
     r.links_in_force(&egresses, 0).await;
     let back = [&egresses[..], &[link(9, "in")]].concat();
     r.links_in_force(&back, 2).await;
-    r.until("one captures", |r| {
+    r.until("the ingress is captured", |r| {
         r.faults.captures.load(Ordering::Acquire) == 1
     })
     .await;
     r.arrive(9, 30..40, 9);
-    r.until("all is sent", |r| {
+    r.until("all packets are sent", |r| {
         r.transmitted("out") == 30 && r.transmitted("other") == 40
     })
     .await;
@@ -103,20 +105,21 @@ async fn a_link_that_vanishes_and_returns_with_another_index_goes_on() {
 }
 
 #[actix::test]
-async fn an_egress_without_carrier_drops_by_name_and_goes_on_with_one() {
+async fn egress_without_carrier_drops_until_it_has_one() {
     let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
     let mut out = link(2, "out");
     out.carrier = false;
     let r = Router::start(rules, vec![], &[link(1, "in"), out.clone()]).await;
     r.arrive(1, 0..10, 9);
-    r.until("all is dropped", |r| {
+    r.until("all packets are dropped", |r| {
         r.dropped("out", DropReason::EgressDown) == 10
     })
     .await;
     out.carrier = true;
     r.links_in_force(&[link(1, "in"), out], 1).await;
     r.arrive(1, 10..20, 9);
-    r.until("all is sent", |r| r.transmitted("out") == 10).await;
+    r.until("all packets are sent", |r| r.transmitted("out") == 10)
+        .await;
     r.stop().await;
     let sent = numbers(&r.sim.take_sent(index(2)));
     assert_eq!(sent, (10..20).collect::<Vec<_>>());
@@ -124,15 +127,15 @@ async fn an_egress_without_carrier_drops_by_name_and_goes_on_with_one() {
 }
 
 #[actix::test]
-async fn a_renamed_egress_is_counted_under_its_new_name() {
+async fn renamed_egress_counts_under_its_new_name() {
     let rules = vec![rule("in", &["out*"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out0")]).await;
     r.arrive(1, 0..10, 9);
-    r.until("all is sent", |r| r.transmitted("out0") == 10)
+    r.until("all packets are sent", |r| r.transmitted("out0") == 10)
         .await;
     r.links_in_force(&[link(1, "in"), link(2, "out1")], 1).await;
     r.arrive(1, 10..20, 9);
-    r.until("all is sent", |r| r.transmitted("out1") == 10)
+    r.until("all packets are sent", |r| r.transmitted("out1") == 10)
         .await;
     assert_eq!(r.transmitted("out0"), 10);
     assert_eq!(r.path("in", "out1"), (10, 320));
@@ -144,16 +147,17 @@ async fn a_renamed_egress_is_counted_under_its_new_name() {
 }
 
 #[actix::test]
-async fn the_end_waits_for_what_a_busy_egress_has_not_taken_yet() {
+async fn shutdown_waits_for_blocked_egress() {
     let rules = vec![rule("in", &["out"], TtlPolicy::Keep)];
     let r = Router::start(rules, vec![], &[link(1, "in"), link(2, "out")]).await;
     r.sim.set_blocked(index(2), true);
     r.arrive(1, 0..5, 9);
-    r.until("all is taken in", |r| r.received("in") == 5).await;
+    r.until("all packets are captured", |r| r.received("in") == 5)
+        .await;
     assert_eq!(r.transmitted("out"), 0);
     let mut stopping = Box::pin(r.stop());
     let pending = poll_fn(|cx| Poll::Ready(stopping.as_mut().poll(cx).is_pending())).await;
-    assert!(pending, "it stopped with packets in hand");
+    assert!(pending, "it stopped before its packets were sent");
     r.sim.set_blocked(index(2), false);
     stopping.await;
     assert_eq!(numbers(&r.sim.take_sent(index(2))), [0, 1, 2, 3, 4]);
@@ -162,7 +166,7 @@ async fn the_end_waits_for_what_a_busy_egress_has_not_taken_yet() {
 }
 
 #[actix::test]
-async fn a_busy_egress_costs_its_own_packets_only_and_each_is_counted() {
+async fn blocked_egress_drops_only_its_own_packets() {
     let rules = vec![rule("in", &["busy", "idle"], TtlPolicy::Keep)];
     let r = Router::start(
         rules,
@@ -173,8 +177,8 @@ async fn a_busy_egress_costs_its_own_packets_only_and_each_is_counted() {
     r.sim.set_blocked(index(2), true);
     for n in 0..200 {
         r.arrive(1, n..n + 1, 9);
-        // One batch each, so that the mailbox of the busy one overflows.
-        r.until("it is taken in", |r| {
+        // One packet a batch, so that the mailbox of the blocked egress overflows.
+        r.until("the packet is handled", |r| {
             r.transmitted("idle") == u64::from(n) + 1
         })
         .await;
@@ -182,8 +186,10 @@ async fn a_busy_egress_costs_its_own_packets_only_and_each_is_counted() {
     let full = r.dropped("busy", DropReason::QueueFull);
     assert!(full > 100, "{full}");
     r.sim.set_blocked(index(2), false);
-    r.until("the rest is sent", |r| r.transmitted("busy") + full == 200)
-        .await;
+    r.until("the other packets are sent", |r| {
+        r.transmitted("busy") + full == 200
+    })
+    .await;
     r.stop().await;
     assert_eq!(r.all_dropped("busy"), full);
     assert_eq!(r.all_dropped("idle") + r.all_dropped("in"), 0);
@@ -192,7 +198,7 @@ async fn a_busy_egress_costs_its_own_packets_only_and_each_is_counted() {
 }
 
 #[actix::test]
-async fn a_burst_on_many_interfaces_at_once_loses_nothing() {
+async fn bursts_on_many_interfaces_lose_nothing() {
     let rules = vec![rule("in*", &["out"], TtlPolicy::Keep)];
     let mut links: Vec<_> = (10..60).map(|n| link(n, &format!("in{n}"))).collect();
     links.push(link(1, "out"));
@@ -200,7 +206,7 @@ async fn a_burst_on_many_interfaces_at_once_loses_nothing() {
     for n in 10..60 {
         r.arrive(n, 0..100, 9);
     }
-    r.until("all is decided", |r| {
+    r.until("all packets are handled", |r| {
         (10..60).all(|n| r.received(&format!("in{n}")) == 100)
     })
     .await;

@@ -65,7 +65,7 @@ impl Router {
             failed,
         };
         router
-            .until("it is ready", |r| r.context.health.is_ready())
+            .until("the router is ready", |r| r.context.health.is_ready())
             .await;
         router
     }
@@ -76,7 +76,7 @@ impl Router {
         while !condition(self) {
             assert!(
                 begun.elapsed() < PATIENCE,
-                "waited in vain until {what}\n{}",
+                "timeout, waiting until {what}\n{}",
                 self.text()
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -85,8 +85,11 @@ impl Router {
 
     pub fn text(&self) -> String {
         let text = String::from_utf8(self.context.catalog.text().unwrap()).unwrap();
-        let shown = |l: &&str| !l.starts_with('#') && !l.ends_with(" 0");
-        text.lines().filter(shown).collect::<Vec<_>>().join("\n")
+        let is_nonzero = |l: &&str| !l.starts_with('#') && !l.ends_with(" 0");
+        text.lines()
+            .filter(is_nonzero)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     pub fn links(&self, links: &[Link]) {
@@ -103,7 +106,7 @@ impl Router {
             fib.generation > before && fib.egresses.len() == egresses
         })
         .await;
-        self.until("it is ready", |r| r.context.health.is_ready())
+        self.until("the router is ready", |r| r.context.health.is_ready())
             .await;
     }
 
@@ -149,7 +152,7 @@ impl Router {
 
     pub async fn stop(&self) {
         let stopped = tokio::time::timeout(PATIENCE, self.supervisor.send(Shutdown)).await;
-        stopped.expect("it stops in time").unwrap();
+        stopped.expect("shutdown in time").unwrap();
     }
 }
 

@@ -19,15 +19,17 @@ use std::process::ExitCode;
 const THREADS: usize = 4;
 
 fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(lab::harness::CASE) {
+        return lab::harness::run_here(cases::all(), &name);
+    }
     let mut args = libtest_mimic::Arguments::from_args();
     args.test_threads.get_or_insert(THREADS);
-    lab::harness::hook_panics();
     if !args.list {
         lab::sweep();
         lab::docker::sweep();
     }
     let trials = lab::harness::trials(cases::all(), !args.list);
     let conclusion = libtest_mimic::run(&args, trials);
-    lab::harness::tell_alone();
+    lab::harness::print_passed_alone();
     conclusion.exit_code()
 }

@@ -1,7 +1,11 @@
-//! From a list of cases to trials: what a case needs, its laboratory, and what a failure shows.
+//! Turns a list of cases into trials of the test runner.
+//!
+//! Each case runs in a process of its own: this program starts itself again with [`CASE`] set. A
+//! process that is forked holds copies of all open sockets until it calls `exec`, so a case that
+//! starts a program would delay the IGMP leave of a socket that another case closes.
 
-use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::{Read, Seek};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use libtest_mimic::{Failed, Trial};
@@ -9,11 +13,14 @@ use libtest_mimic::{Failed, Trial};
 use super::ns::Lab;
 use super::router::BINARY;
 
+/// The environment variable that names the case to run in this process.
+pub const CASE: &str = "MCASTOR_NETNS_CASE";
+
 /// One test.
 pub struct Case {
     /// `module::name`.
     pub name: &'static str,
-    /// What has to be there for it to run.
+    /// Requirements of the test; it is ignored where one is missing.
     pub needs: &'static [Need],
     /// The test; a panic is a failure.
     pub run: fn(&Lab),
@@ -40,35 +47,25 @@ pub enum Need {
     KernelMroute,
 }
 
-thread_local! {
-    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
-}
-
-/// Remembers where a test panicked instead of printing it among the results.
-pub fn hook_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        LAST_PANIC.with(|last| *last.borrow_mut() = info.to_string());
-    }));
-}
-
-/// Every case as a trial; those that cannot run here are ignored, with the reason as their kind.
+/// Returns a trial for each case. Cases that cannot run here are ignored; the kind of the trial
+/// names the missing requirement. `probe` is false where only names are listed.
 pub fn trials(cases: Vec<Case>, probe: bool) -> Vec<Trial> {
-    let mut known: Vec<(Need, Option<String>)> = Vec::new();
-    let root = root_lacks();
+    let mut probed: Vec<(Need, Option<String>)> = Vec::new();
+    let no_root = missing_root();
     cases
         .into_iter()
         .map(|case| {
-            let mut lacks = root.clone();
-            for need in case.needs.iter().filter(|_| probe) {
-                if !known.iter().any(|(n, _)| n == need) {
-                    known.push((*need, if root.is_none() { lacking(*need) } else { None }));
+            let mut missing = no_root.clone();
+            for need in case.needs.iter().filter(|_| probe && no_root.is_none()) {
+                if !probed.iter().any(|(n, _)| n == need) {
+                    probed.push((*need, missing_need(*need)));
                 }
-                let found = known.iter().find(|(n, _)| n == need);
-                lacks = lacks.or_else(|| found.and_then(|(_, l)| l.clone()));
+                let result = probed.iter().find(|(n, _)| n == need);
+                missing = missing.or_else(|| result.and_then(|(_, m)| m.clone()));
             }
-            let ignored = lacks.is_some();
-            let trial = Trial::test(case.name, move || run(&case)).with_ignored_flag(ignored);
-            match lacks {
+            let name = case.name;
+            let trial = Trial::test(name, move || run(name)).with_ignored_flag(missing.is_some());
+            match missing {
                 Some(reason) => trial.with_kind(format!("needs {reason}")),
                 None => trial,
             }
@@ -76,63 +73,105 @@ pub fn trials(cases: Vec<Case>, probe: bool) -> Vec<Trial> {
         .collect()
 }
 
-/// Held for reading by tests among others, for writing by one that is alone.
-static FLOOR: RwLock<()> = RwLock::new(());
-/// Tests that failed among others and passed alone.
-static ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
-/// More of them are no accident of a busy machine.
-const MOST_ALONE: usize = 3;
+/// Held for reading by cases that run beside others, for writing by a case that runs alone.
+static CONCURRENT: RwLock<()> = RwLock::new(());
+/// Cases that failed beside others and passed alone.
+static PASSED_ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 
-/// Tests share few cores, and what takes too long there may fail a test of what a host or a rival
-/// does in time. One that failed is run once more, alone; its first failure is shown, and counted
-/// apart. What fails alone has failed.
-fn run(case: &Case) -> Result<(), Failed> {
-    let among = FLOOR.read().unwrap_or_else(PoisonError::into_inner);
-    let first = attempt(case);
-    drop(among);
+/// The most cases that may fail beside others and pass alone. The goal is zero.
+const MAX_PASSED_ALONE: usize = 3;
+
+/// Runs a case beside others. The machine has few cores, so a busy moment can fail a case that
+/// depends on what another program does in time. A failed case is run again alone: its first failure
+/// is printed, and the last line of the run counts it. A case that fails alone has failed.
+fn run(name: &'static str) -> Result<(), Failed> {
+    let concurrent = CONCURRENT.read().unwrap_or_else(PoisonError::into_inner);
+    let first = run_in_process(name);
+    drop(concurrent);
     let Err(first) = first else { return Ok(()) };
-    let _alone = FLOOR.write().unwrap_or_else(PoisonError::into_inner);
-    let mut passed = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if passed.len() == MOST_ALONE {
-        return Err(format!("{first}\n{MOST_ALONE} tests passed only alone already").into());
+    let _alone = CONCURRENT.write().unwrap_or_else(PoisonError::into_inner);
+    let mut passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if passed.len() == MAX_PASSED_ALONE {
+        let reason = format!("{MAX_PASSED_ALONE} cases passed only alone already");
+        return Err(format!("{first}\n{reason}").into());
     }
-    match attempt(case) {
+    match run_in_process(name) {
         Ok(()) => {
-            let name = case.name;
-            eprintln!("---- {name} failed among others, and passed alone; at first ----\n{first}");
+            eprintln!(
+                "---- {name} failed beside others and passed alone; first failure ----\n{first}"
+            );
             passed.push(name);
             Ok(())
         }
-        Err(again) => Err(format!("{first}\n---- and again, alone ----\n{again}").into()),
+        Err(second) => Err(format!("{first}\n---- run again alone ----\n{second}").into()),
     }
 }
 
-/// Says which tests passed only alone, in a line that is counted.
-pub fn tell_alone() {
-    let passed = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+/// Prints the cases that failed beside others and passed alone. tests/run.sh counts them.
+pub fn print_passed_alone() {
+    let passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !passed.is_empty() {
-        println!("passed only alone: {} {passed:?}", passed.len());
+        println!("failed beside others: {} {passed:?}", passed.len());
     }
 }
 
-fn attempt(case: &Case) -> Result<(), String> {
-    let lab = Lab::new(case.name);
-    match catch_unwind(AssertUnwindSafe(|| (case.run)(&lab))) {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            lab.failed();
-            let panic = LAST_PANIC.with(|last| last.take());
-            Err(format!("{panic}\n{}", lab.logs()))
+/// Starts this program again for one case. Its standard error is a file and not a pipe: a daemon
+/// that a case leaves behind would keep a pipe open.
+fn run_in_process(name: &str) -> Result<(), String> {
+    let describe = |e: std::io::Error| format!("starting the case: {e}");
+    let mut errors = tempfile::tempfile().map_err(describe)?;
+    let status = Command::new(std::env::current_exe().map_err(describe)?)
+        .env(CASE, name)
+        .stdin(Stdio::null())
+        .stderr(errors.try_clone().map_err(describe)?)
+        .status()
+        .map_err(describe)?;
+    let mut text = Vec::new();
+    errors.rewind().map_err(describe)?;
+    errors.read_to_end(&mut text).map_err(describe)?;
+    let text = String::from_utf8_lossy(&text);
+    match status.code() {
+        Some(0) => {
+            eprint!("{text}");
+            Ok(())
         }
+        Some(1) => Err(text.into_owned()),
+        _ => Err(format!("{text}\nthe case ended with {status}")),
     }
 }
 
-fn root_lacks() -> Option<String> {
+/// Panics of this process.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Runs the case that [`CASE`] names in this process. A failure is described on standard error.
+pub fn run_here(cases: Vec<Case>, name: &str) -> ExitCode {
+    // SAFETY: this prctl only sets a signal; the case must not outlive a killed test run.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    std::panic::set_hook(Box::new(|info| {
+        let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+        panics.push(info.to_string());
+    }));
+    let Some(case) = cases.into_iter().find(|case| case.name == name) else {
+        eprintln!("there is no case {name}");
+        return ExitCode::FAILURE;
+    };
+    let lab = Lab::new(case.name);
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&lab))).is_ok() {
+        return ExitCode::SUCCESS;
+    }
+    lab.failed();
+    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    eprintln!("{}\n{}", panics.join("\n"), lab.logs());
+    ExitCode::FAILURE
+}
+
+fn missing_root() -> Option<String> {
     // SAFETY: takes no arguments and cannot fail.
     (unsafe { libc::geteuid() } != 0).then(|| "root".into())
 }
 
-fn lacking(need: Need) -> Option<String> {
+/// Returns the description of a requirement that is missing.
+fn missing_need(need: Need) -> Option<String> {
     match need {
         Need::Program(name, package) => {
             (!on_path(name)).then(|| format!("{name} (apt-get install {package})"))
@@ -153,19 +192,13 @@ fn lacking(need: Need) -> Option<String> {
             .any(|program| !on_path(program))
             .then(|| "dockerd (apt-get install docker.io)".into()),
         Need::Python(module, package) => {
-            let out = std::process::Command::new("/usr/bin/python3")
+            let out = Command::new("/usr/bin/python3")
                 .args(["-c", &format!("import {module}")])
                 .output();
             (!out.is_ok_and(|o| o.status.success()))
                 .then(|| format!("{module} (apt-get install {package})"))
         }
-        Need::Scapy => {
-            let out = std::process::Command::new("/usr/bin/python3")
-                .args(["-c", "import scapy"])
-                .output();
-            (!out.is_ok_and(|o| o.status.success()))
-                .then(|| "scapy (apt-get install python3-scapy)".into())
-        }
+        Need::Scapy => missing_need(Need::Python("scapy", "python3-scapy")),
         Need::Iptables => {
             if !on_path("iptables") {
                 return Some("iptables (apt-get install iptables)".into());
@@ -175,9 +208,7 @@ fn lacking(need: Need) -> Option<String> {
             (!out.status.success()).then(|| "netfilter in the kernel".into())
         }
         Need::Demo => {
-            let out = std::process::Command::new(BINARY)
-                .args(["demo", "--help"])
-                .output();
+            let out = Command::new(BINARY).args(["demo", "--help"]).output();
             (!out.is_ok_and(|o| o.status.success())).then(|| "`mcastor demo`".into())
         }
         Need::KernelMroute => {
