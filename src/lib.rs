@@ -52,7 +52,7 @@
 //!  actors::membership   wire::membership -> membership::Downstream, one an interface and IP version
 //!     |                 -> queries back to the hosts
 //!     v Wanted
-//!  actors::routing      table::MembershipDatabase -> Fib, and membership::Upstream -> actors::joins
+//!  actors::routing      table::MembershipDatabase -> Fib, and membership::MembershipUnion -> actors::joins
 //! ```
 //!
 //! # The arrows

@@ -28,7 +28,7 @@ impl ReceivedRecord<'_> {
         matches!(self.record_type, ModeIsExclude | ChangeToExclude)
     }
 
-    /// HeaderPolicy whether the group can be proxied.
+    /// Checks whether the group can be proxied.
     ///
     /// # Errors
     /// The reason to refuse the record.
