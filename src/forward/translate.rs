@@ -2,7 +2,7 @@
 //! IPv4 to IPv6 or back.
 //!
 //! Packets come here as they are about to leave: checksums finished, segments cut, TTL set (see
-//! [`super::rewrite`]). Between the IP versions RFC 7915 is followed; docs/translation.md says
+//! [`super::finish`]). Between the IP versions RFC 7915 is followed; docs/translation.md says
 //! where not, and what happens to each field. Checksums are updated, not computed anew (RFC
 //! 1624): a packet that was damaged stays recognisably so.
 

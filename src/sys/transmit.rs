@@ -62,7 +62,7 @@ pub struct Transmitter {
     index: IfIndex,
     mark: u32,
     qdisc_bypass: bool,
-    /// Whether what is sent may go in bursts: see [`burst`].
+    /// Whether what is sent may go in bursts: see [`super::bpf_burst`].
     bursts: bool,
     size: BurstLimit,
     /// When to ask again, of a link that is not running yet.
