@@ -328,7 +328,7 @@ fn replay(text: &str) -> String {
 }
 
 #[test]
-fn the_logs_come_out_as_written() {
+fn replay_logs_match_expected_output() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay");
     let write = std::env::var_os("MCASTOR_WRITE_EXPECTED").is_some();
     let mut count = 0;
@@ -406,7 +406,7 @@ fn resident() -> usize {
 }
 
 #[test]
-fn ten_thousand_groups_of_ten_sources_fit_and_a_round_is_quick() {
+fn ten_thousand_groups_fit_in_memory_and_time() {
     let before = resident();
     let start = Instant::now();
     let mut rule = ProxyRule::new(vec![], vec![]);

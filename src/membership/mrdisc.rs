@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn three_soon_then_one_an_interval_with_little_jitter() {
+    fn initial_advertisements_precede_periodic_ones() {
         for seed in 0..50 {
             let start = Instant::now();
             let mut announcer = Advertiser::new(start, INTERVAL, seed);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_solicitation_is_answered_within_two_seconds() {
+    fn solicitation_is_answered_within_two_seconds() {
         let start = Instant::now();
         let mut announcer = Advertiser::new(start, INTERVAL, 7);
         advertised(&mut announcer, start, Duration::from_secs(30));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_due_early() {
+    fn advertisement_is_not_sent_early() {
         let start = Instant::now();
         let mut announcer = Advertiser::new(start, INTERVAL, 3);
         advertised(&mut announcer, start, Duration::from_secs(10));

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn members_refresh_through_a_flood_of_spoofed_strangers() {
+    fn members_refresh_during_a_spoofed_flood() {
         let t0 = Instant::now();
         let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         known(&mut gate, t0, 1000);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_gets_through_a_flood_from_few_addresses() {
+    fn new_host_passes_a_flood_from_few_addresses() {
         let t0 = Instant::now();
         let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         let mut taken = 0;
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn one_member_cannot_starve_the_others() {
+    fn member_cannot_starve_other_members() {
         let t0 = Instant::now();
         let mut gate = ReportRateLimiter::new(t0, 1000, 7);
         known(&mut gate, t0, 50);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_with_many_groups_is_not_held_up_where_nobody_floods() {
+    fn host_with_many_groups_is_unlimited_without_flood() {
         let t0 = Instant::now();
         let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         for n in 0..40_000u32 {
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_known_while_it_lasts() {
+    fn flood_is_detected_while_it_lasts() {
         let t0 = Instant::now();
         let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
         known(&mut gate, t0, 3);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_known_is_bounded_and_forgotten() {
+    fn known_members_are_bounded_and_expire() {
         let t0 = Instant::now();
         let mut gate = ReportRateLimiter::new(t0, 1000, 7);
         known(&mut gate, t0, 10_000);

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leave_on_one_downstream_does_not_cut_another() {
+    fn leave_on_one_downstream_keeps_the_other() {
         let mut upstream = MembershipUnion::new();
         upstream.set_filter(index(0), group(1), SourceFilter::any());
         upstream.set_filter(index(1), group(1), SourceFilter::any());
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_between_two_calls_are_one() {
+    fn changes_between_polls_are_merged() {
         let mut upstream = MembershipUnion::new();
         upstream.set_filter(index(0), group(1), include(&[1]));
         upstream.set_filter(index(1), group(1), include(&[2]));
@@ -149,7 +149,7 @@ mod tests {
         /// Whatever is filter_of and forgotten: upstream has each source that some downstream
         /// wants and no other, and who follows the changes knows the unions.
         #[test]
-        fn the_union_takes_what_any_downstream_wants(
+        fn union_contains_the_sources_of_every_downstream(
             steps in proptest::collection::vec(
                 (0u32..4, 0u8..3, proptest::option::weighted(0.9, filter()), any::<bool>()), 1..60),
         ) {

@@ -1,19 +1,19 @@
-//! Startup, general queries, election, values adopted: RFC 9776 sections 4.1, 6.6.2 and 8,
-//! RFC 9777 sections 5.1, 7.6.2 and 9.
+//! Startup, general queries, querier election and adopted values (RFC 9776 sections 4.1, 6.6.2
+//! and 8, RFC 9777 sections 5.1, 7.6.2 and 9).
 
 use std::time::Duration;
 
-use super::virtual_link::{Lab, rule};
+use super::virtual_link::{VirtualLink, rule};
 use crate::membership::effective_timers::EffectiveTimers;
 use crate::membership::{MembershipEvent, MembershipRefusal, Protocol};
 use crate::model::{QuerierPolicy, QuerierTimers};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn with(policy: QuerierPolicy, own: Option<&str>) -> Lab {
+fn link_with_policy(policy: QuerierPolicy, own: Option<&str>) -> VirtualLink {
     let mut rule = rule();
     rule.querier = policy;
-    Lab::with(Protocol::Igmp, rule, own)
+    VirtualLink::with_protocol(Protocol::Igmp, rule, own)
 }
 
 fn changed(address: Option<&str>, is_us: bool) -> MembershipEvent {
@@ -24,7 +24,7 @@ fn changed(address: Option<&str>, is_us: bool) -> MembershipEvent {
 // Section 8.
 
 #[test]
-fn the_intervals_are_those_of_section_8() {
+fn default_timers_match_section_8() {
     let timing = EffectiveTimers::configured(&QuerierTimers::default());
     assert_eq!(timing.group_membership_interval(), 270 * SECOND);
     assert_eq!(timing.other_querier_present_interval(), 255 * SECOND);
@@ -36,7 +36,7 @@ fn the_intervals_are_those_of_section_8() {
 }
 
 #[test]
-fn counts_follow_the_robustness_where_none_is_set() {
+fn counts_default_to_robustness() {
     let timers = QuerierTimers {
         robustness: 5,
         last_member_query_count: None,
@@ -50,7 +50,7 @@ fn counts_follow_the_robustness_where_none_is_set() {
 }
 
 #[test]
-fn values_that_make_no_sense_are_bounded() {
+fn invalid_timer_values_are_clamped() {
     let timers = QuerierTimers {
         robustness: 0,
         query_interval: Duration::MAX,
@@ -68,87 +68,104 @@ fn values_that_make_no_sense_are_bounded() {
 }
 
 #[test]
-fn startup_queries_come_close_and_then_one_an_interval() {
+fn startup_queries_precede_periodic_queries() {
     let mut rule = rule();
     rule.timers.startup_query_count = Some(3);
-    let mut lab = Lab::new(rule);
-    lab.at(400.0);
-    assert_eq!(lab.generals(), [0.0, 31.25, 62.5, 187.5, 312.5]);
+    let mut link = VirtualLink::new(rule);
+    link.advance_to(400.0);
+    assert_eq!(
+        link.take_general_query_times(),
+        [0.0, 31.25, 62.5, 187.5, 312.5]
+    );
 }
 
 #[test]
-fn a_robustness_that_no_query_can_tell_is_told_as_zero() {
-    for (robustness, told) in [(7, 7), (8, 0)] {
+fn robustness_above_seven_is_sent_as_zero() {
+    for (robustness, sent) in [(7, 7), (8, 0)] {
         let mut rule = rule();
         rule.timers.robustness = robustness;
-        let mut lab = Lab::new(rule);
-        lab.machine.handle_timeout(lab.now);
-        assert_eq!(lab.machine.poll_query().unwrap().query.robustness, told);
+        let mut link = VirtualLink::new(rule);
+        link.machine.handle_timeout(link.now);
+        assert_eq!(link.machine.poll_query().unwrap().query.robustness, sent);
     }
 }
 
 // Section 6.6.2.
 
 #[test]
-fn the_lowest_address_asks() {
-    let mut lab = with(QuerierPolicy::Auto, Some("10.0.0.5"));
-    lab.at(40.0);
-    assert_eq!(lab.events(), [changed(Some("10.0.0.5"), true)]);
-    assert_eq!(lab.generals(), [0.0, 31.25]);
-    lab.asked("10.0.0.9", &lab.general()).unwrap();
-    assert_eq!(lab.events(), []);
-    lab.asked("10.0.0.3", &lab.general()).unwrap();
-    assert_eq!(lab.events(), [changed(Some("10.0.0.3"), false)]);
-    lab.asked("10.0.0.4", &lab.general()).unwrap();
-    lab.asked("10.0.0.2", &lab.general()).unwrap();
-    assert_eq!(lab.events(), [changed(Some("10.0.0.2"), false)]);
-    // 2 x 125 s + 10 s / 2 after its last query we ask again, and go on.
-    lab.at(100.0);
-    lab.asked("10.0.0.2", &lab.general()).unwrap();
-    assert_eq!(lab.machine.querier(lab.now).expires_in, Some(255 * SECOND));
-    lab.at(500.0);
-    assert_eq!(lab.generals(), [355.0, 480.0]);
-    assert_eq!(lab.events(), [changed(Some("10.0.0.5"), true)]);
+fn querier_election_lowest_address_wins() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.5"));
+    link.advance_to(40.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.5"), true)]);
+    assert_eq!(link.take_general_query_times(), [0.0, 31.25]);
+    link.receive_query("10.0.0.9", &link.general_query())
+        .unwrap();
+    assert_eq!(link.take_events(), []);
+    link.receive_query("10.0.0.3", &link.general_query())
+        .unwrap();
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.3"), false)]);
+    link.receive_query("10.0.0.4", &link.general_query())
+        .unwrap();
+    link.receive_query("10.0.0.2", &link.general_query())
+        .unwrap();
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.2"), false)]);
+    // The other querier present interval ends 2 x 125 s + 10 s / 2 after the last query. Then
+    // this router sends general queries again.
+    link.advance_to(100.0);
+    link.receive_query("10.0.0.2", &link.general_query())
+        .unwrap();
+    assert_eq!(
+        link.machine.querier(link.now).expires_in,
+        Some(255 * SECOND)
+    );
+    link.advance_to(500.0);
+    assert_eq!(link.take_general_query_times(), [355.0, 480.0]);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.5"), true)]);
 }
 
 #[test]
-fn addresses_are_compared_as_numbers() {
-    let mut lab = with(QuerierPolicy::Auto, Some("9.255.255.255"));
-    lab.asked("10.0.0.1", &lab.general()).unwrap();
-    assert!(lab.machine.querier(lab.now).is_us);
-    let mut lab = Lab::with(Protocol::Mld, rule(), Some("fe80::10"));
-    lab.asked("fe80::9", &lab.general()).unwrap();
-    assert!(!lab.machine.querier(lab.now).is_us);
+fn querier_election_compares_addresses_numerically() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("9.255.255.255"));
+    link.receive_query("10.0.0.1", &link.general_query())
+        .unwrap();
+    assert!(link.machine.querier(link.now).is_us);
+    let mut link = VirtualLink::with_protocol(Protocol::Mld, rule(), Some("fe80::10"));
+    link.receive_query("fe80::9", &link.general_query())
+        .unwrap();
+    assert!(!link.machine.querier(link.now).is_us);
 }
 
 #[test]
-fn when_the_elected_one_dies_the_next_best_takes_over() {
-    let mut lab = with(QuerierPolicy::Auto, Some("10.0.0.9"));
-    lab.asked("10.0.0.1", &lab.general()).unwrap();
-    lab.at(200.0);
-    lab.asked("10.0.0.2", &lab.general()).unwrap();
-    lab.events();
-    lab.sent.clear();
-    lab.at(255.0);
-    assert_eq!(lab.events(), [changed(Some("10.0.0.2"), false)]);
-    lab.at(455.0);
-    assert_eq!(lab.events(), [changed(Some("10.0.0.9"), true)]);
-    assert_eq!(lab.generals(), [455.0]);
+fn next_lowest_querier_replaces_expired_querier() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.9"));
+    link.receive_query("10.0.0.1", &link.general_query())
+        .unwrap();
+    link.advance_to(200.0);
+    link.receive_query("10.0.0.2", &link.general_query())
+        .unwrap();
+    link.take_events();
+    link.sent.clear();
+    link.advance_to(255.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.2"), false)]);
+    link.advance_to(455.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.9"), true)]);
+    assert_eq!(link.take_general_query_times(), [455.0]);
 }
 
 #[test]
-fn queries_that_elect_nobody() {
-    let mut lab = with(QuerierPolicy::Auto, Some("10.0.0.5"));
-    let general = lab.general();
-    let mut refused = |from: &str, to: &str| lab.asked_at(from, to.parse().unwrap(), &general);
-    // FRR #1692: by unicast.
+fn invalid_queries_do_not_affect_election() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.5"));
+    let general = link.general_query();
+    let mut refused =
+        |from: &str, to: &str| link.receive_query_to(from, to.parse().unwrap(), &general);
+    // Unicast (FRR issue 1692).
     let unicast = refused("10.0.0.1", "10.0.0.5");
     assert_eq!(unicast, Err(MembershipRefusal::QueryDestination));
     let group = refused("10.0.0.1", "239.1.1.1");
     assert_eq!(group, Err(MembershipRefusal::QueryDestination));
-    // Bridges with snooping ask so (RFC 4541 section 2.1.1).
-    let nobody = refused("0.0.0.0", "224.0.0.1");
-    assert_eq!(nobody, Err(MembershipRefusal::QueryUnspecified));
+    // Snooping bridges send such queries (RFC 4541 section 2.1.1).
+    let unspecified = refused("0.0.0.0", "224.0.0.1");
+    assert_eq!(unspecified, Err(MembershipRefusal::QueryUnspecified));
     assert_eq!(
         refused("10.0.0.5", "224.0.0.1"),
         Err(MembershipRefusal::OwnAddress)
@@ -157,156 +174,165 @@ fn queries_that_elect_nobody() {
         refused("fe80::1", "224.0.0.1"),
         Err(MembershipRefusal::OtherFamily)
     );
-    let specific = lab.specific("");
-    lab.asked("10.0.0.1", &specific).unwrap();
-    let unicast = lab.asked_at("10.0.0.1", "10.0.0.5".parse().unwrap(), &specific);
+    let specific = link.specific_query("");
+    link.receive_query("10.0.0.1", &specific).unwrap();
+    let unicast = link.receive_query_to("10.0.0.1", "10.0.0.5".parse().unwrap(), &specific);
     assert_eq!(unicast, Err(MembershipRefusal::QueryDestination));
-    assert!(lab.machine.querier(lab.now).is_us);
-    let mut refusals: Vec<_> = lab.machine.take_refusals().collect();
+    assert!(link.machine.querier(link.now).is_us);
+    let mut refusals: Vec<_> = link.machine.take_refusals().collect();
     refusals.sort_by_key(|(r, _)| *r as u8);
     assert_eq!(refusals.len(), 4);
     assert!(refusals.contains(&(MembershipRefusal::QueryDestination, 3)));
 }
 
 #[test]
-fn mld_queries_come_from_link_local_addresses() {
-    let mut lab = Lab::with(Protocol::Mld, rule(), Some("fe80::9"));
+fn mld_queries_require_link_local_source() {
+    let mut link = VirtualLink::with_protocol(Protocol::Mld, rule(), Some("fe80::9"));
     for from in ["2001:db8::1", "::"] {
-        let refused = lab.asked(from, &lab.general());
+        let refused = link.receive_query(from, &link.general_query());
         assert_eq!(
             refused,
             Err(MembershipRefusal::NotLinkLocalSender),
             "{from}"
         );
     }
-    assert!(lab.machine.querier(lab.now).is_us);
+    assert!(link.machine.querier(link.now).is_us);
     let own = Some("2001:db8::1".parse().unwrap());
-    lab.machine.set_own_address(lab.now, own);
-    assert_eq!(lab.machine.querier(lab.now).address, None);
+    link.machine.set_own_address(link.now, own);
+    assert_eq!(link.machine.querier(link.now).address, None);
 }
 
 // Policies.
 
 #[test]
-fn on_keeps_asking_and_warns_of_rivals() {
-    let mut lab = with(QuerierPolicy::On, Some("10.0.0.5"));
-    lab.at(1.0).events();
-    let mut query = lab.general();
+fn querier_on_keeps_querying_and_reports_competitors() {
+    let mut link = link_with_policy(QuerierPolicy::On, Some("10.0.0.5"));
+    link.advance_to(1.0).take_events();
+    let mut query = link.general_query();
     query.robustness = 7;
-    lab.asked("10.0.0.1", &query).unwrap();
-    lab.asked("10.0.0.1", &query).unwrap();
+    link.receive_query("10.0.0.1", &query).unwrap();
+    link.receive_query("10.0.0.1", &query).unwrap();
     let address = "10.0.0.1".parse().unwrap();
     assert_eq!(
-        lab.events(),
+        link.take_events(),
         [MembershipEvent::CompetingQuerier { address }]
     );
-    lab.at(200.0);
-    assert_eq!(lab.generals(), [0.0, 31.25, 156.25]);
-    assert_eq!(lab.machine.timers().robustness(), 2);
+    link.advance_to(200.0);
+    assert_eq!(link.take_general_query_times(), [0.0, 31.25, 156.25]);
+    assert_eq!(link.machine.timers().robustness(), 2);
 }
 
 #[test]
-fn off_never_asks_and_follows_whoever_does() {
-    let mut lab = with(QuerierPolicy::Off, Some("10.0.0.1"));
-    lab.hears(1, "TO_EX").at(10.0).hears(1, "TO_IN");
-    assert_eq!(lab.state(), "EXCLUDE 260");
-    let mut query = lab.general();
+fn querier_off_sends_nothing_and_adopts_foreign_values() {
+    let mut link = link_with_policy(QuerierPolicy::Off, Some("10.0.0.1"));
+    link.receive(1, "TO_EX")
+        .advance_to(10.0)
+        .receive(1, "TO_IN");
+    assert_eq!(link.state(), "EXCLUDE 260");
+    let mut query = link.general_query();
     (query.robustness, query.interval) = (3, Some(60 * SECOND));
-    lab.asked("10.0.0.9", &query).unwrap();
-    assert_eq!(lab.events(), [changed(Some("10.0.0.9"), false)]);
-    lab.hears(1, "IS_EX");
-    assert_eq!(lab.state(), "EXCLUDE 200");
-    lab.at(10.0 + 185.0);
-    assert_eq!(lab.events(), [changed(None, false)]);
-    assert_eq!(lab.sent, []);
-    // Even a bridge without an address tells its values.
+    link.receive_query("10.0.0.9", &query).unwrap();
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.9"), false)]);
+    link.receive(1, "IS_EX");
+    assert_eq!(link.state(), "EXCLUDE 200");
+    link.advance_to(10.0 + 185.0);
+    assert_eq!(link.take_events(), [changed(None, false)]);
+    assert_eq!(link.sent, []);
+    // The values of a bridge without an address are adopted, too.
     query.robustness = 4;
-    let _ = lab.asked("0.0.0.0", &query);
-    assert_eq!(lab.machine.timers().robustness(), 4);
+    let _ = link.receive_query("0.0.0.0", &query);
+    assert_eq!(link.machine.timers().robustness(), 4);
 }
 
 #[test]
-fn where_we_only_listen_and_nobody_asks_that_is_said_once() {
-    let mut lab = with(QuerierPolicy::Off, Some("10.0.0.1"));
-    lab.at(254.0);
-    assert_eq!(lab.events(), []);
-    lab.at(900.0);
-    assert_eq!(lab.events(), [MembershipEvent::NoQuerier]);
-    // A bridge without an address asks, too.
-    let query = lab.general();
-    let _ = lab.asked("0.0.0.0", &query);
-    lab.at(900.0 + 254.0);
-    assert_eq!(lab.events(), []);
-    let _ = lab.asked("0.0.0.0", &query);
-    lab.at(900.0 + 254.0 + 256.0);
-    assert_eq!(lab.events(), [MembershipEvent::NoQuerier]);
-    assert_eq!(lab.sent, []);
+fn missing_querier_is_reported_once() {
+    let mut link = link_with_policy(QuerierPolicy::Off, Some("10.0.0.1"));
+    link.advance_to(254.0);
+    assert_eq!(link.take_events(), []);
+    link.advance_to(900.0);
+    assert_eq!(link.take_events(), [MembershipEvent::NoQuerier]);
+    // A bridge without an address counts as a querier.
+    let query = link.general_query();
+    let _ = link.receive_query("0.0.0.0", &query);
+    link.advance_to(900.0 + 254.0);
+    assert_eq!(link.take_events(), []);
+    let _ = link.receive_query("0.0.0.0", &query);
+    link.advance_to(900.0 + 254.0 + 256.0);
+    assert_eq!(link.take_events(), [MembershipEvent::NoQuerier]);
+    assert_eq!(link.sent, []);
 }
 
 // Sections 4.1.6 and 4.1.7.
 
 #[test]
-fn the_values_of_the_elected_querier_are_adopted_unless_zero() {
-    let mut lab = with(QuerierPolicy::Auto, Some("10.0.0.5"));
-    let mut query = lab.general();
+fn elected_querier_values_are_adopted_unless_zero() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.5"));
+    let mut query = link.general_query();
     (query.robustness, query.interval) = (4, Some(20 * SECOND));
-    lab.asked("10.0.0.9", &query).unwrap();
-    assert_eq!(lab.machine.timers().robustness(), 2, "we are the querier");
-    lab.asked("10.0.0.1", &query).unwrap();
-    lab.hears(1, "IS_EX");
-    assert_eq!(lab.state(), "EXCLUDE 100");
-    assert_eq!(lab.machine.querier(lab.now).expires_in, Some(85 * SECOND));
+    link.receive_query("10.0.0.9", &query).unwrap();
+    assert_eq!(link.machine.timers().robustness(), 2, "we are the querier");
+    link.receive_query("10.0.0.1", &query).unwrap();
+    link.receive(1, "IS_EX");
+    assert_eq!(link.state(), "EXCLUDE 100");
+    assert_eq!(link.machine.querier(link.now).expires_in, Some(85 * SECOND));
     (query.robustness, query.interval) = (0, Some(Duration::ZERO));
-    lab.asked("10.0.0.1", &query).unwrap();
-    lab.hears(1, "IS_EX");
-    assert_eq!(lab.state(), "EXCLUDE 270");
-    // Once we ask ourselves, our own apply.
+    link.receive_query("10.0.0.1", &query).unwrap();
+    link.receive(1, "IS_EX");
+    assert_eq!(link.state(), "EXCLUDE 270");
+    // When this router becomes the querier, its own values apply.
     (query.robustness, query.interval) = (7, Some(SECOND));
-    lab.asked("10.0.0.1", &query).unwrap();
-    lab.at(100.0);
-    assert_eq!(lab.machine.timers().robustness(), 2);
+    link.receive_query("10.0.0.1", &query).unwrap();
+    link.advance_to(100.0);
+    assert_eq!(link.machine.timers().robustness(), 2);
 }
 
 #[test]
-fn a_querier_is_believed_for_no_longer_than_a_multiple_of_our_interval() {
-    let mut lab = with(QuerierPolicy::Auto, Some("10.0.0.5"));
-    let mut query = lab.general();
+fn adopted_query_interval_is_limited() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.5"));
+    let mut query = link.general_query();
     (query.robustness, query.interval) = (7, Some(31_744 * SECOND));
-    lab.asked("10.0.0.1", &query).unwrap();
-    // Seven times eight times 125 s, and half a response interval.
+    link.receive_query("10.0.0.1", &query).unwrap();
+    // 7 x (8 x 125 s), plus half the response interval.
     assert_eq!(
-        lab.machine.querier(lab.now).expires_in,
+        link.machine.querier(link.now).expires_in,
         Some(7_005 * SECOND)
     );
-    lab.at(7_005.0);
-    assert!(lab.machine.querier(lab.now).is_us);
+    link.advance_to(7_005.0);
+    assert!(link.machine.querier(link.now).is_us);
 }
 
-// The address.
+// Own address.
 
 #[test]
-fn without_an_address_nothing_is_asked_and_with_one_all_begins_anew() {
-    let mut lab = with(QuerierPolicy::Auto, None);
-    assert_eq!(lab.at(100.0).generals(), [0.0; 0]);
-    lab.hears(1, "TO_EX").hears(1, "TO_IN");
-    assert_eq!(lab.state(), "EXCLUDE 270");
-    let set = |lab: &mut Lab, own: Option<&str>| {
+fn new_own_address_restarts_queries() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, None);
+    assert_eq!(link.advance_to(100.0).take_general_query_times(), [0.0; 0]);
+    link.receive(1, "TO_EX").receive(1, "TO_IN");
+    assert_eq!(link.state(), "EXCLUDE 270");
+    let set_address = |link: &mut VirtualLink, own: Option<&str>| {
         let own = own.map(|a| a.parse().unwrap());
-        lab.machine.set_own_address(lab.now, own);
+        link.machine.set_own_address(link.now, own);
     };
-    set(&mut lab, Some("10.0.0.5"));
-    lab.at(140.0);
-    assert_eq!(lab.generals(), [100.0, 131.25]);
-    set(&mut lab, Some("10.0.0.5"));
-    assert_eq!(lab.at(150.0).generals(), [0.0; 0], "the same one");
-    set(&mut lab, Some("10.0.0.7"));
-    assert_eq!(lab.at(190.0).generals(), [150.0, 181.25]);
-    set(&mut lab, None);
-    assert_eq!(lab.at(900.0).generals(), [0.0; 0]);
+    set_address(&mut link, Some("10.0.0.5"));
+    link.advance_to(140.0);
+    assert_eq!(link.take_general_query_times(), [100.0, 131.25]);
+    set_address(&mut link, Some("10.0.0.5"));
+    assert_eq!(
+        link.advance_to(150.0).take_general_query_times(),
+        [0.0; 0],
+        "an unchanged address has no effect"
+    );
+    set_address(&mut link, Some("10.0.0.7"));
+    assert_eq!(
+        link.advance_to(190.0).take_general_query_times(),
+        [150.0, 181.25]
+    );
+    set_address(&mut link, None);
+    assert_eq!(link.advance_to(900.0).take_general_query_times(), [0.0; 0]);
     let events = [
         changed(Some("10.0.0.5"), true),
         changed(Some("10.0.0.7"), true),
         changed(None, false),
     ];
-    assert_eq!(lab.events(), events);
+    assert_eq!(link.take_events(), events);
 }

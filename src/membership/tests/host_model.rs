@@ -1,5 +1,5 @@
-//! The machine against hosts that keep to RFC 9776 section 5: nobody is ever cut off, and in
-//! the end exactly what they want together is forwarded.
+//! [`Downstream`](crate::membership::Downstream) against hosts that conform to RFC 9776 section 5.
+//! Every requested source is forwarded at all times, and in the end no other source is.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::virtual_link::{Lab, rule};
+use super::virtual_link::{VirtualLink, rule};
 use crate::model::{Source, SourceFilter};
 use crate::wire::membership_message::{GroupRecord, MembershipMessage, Query, RecordType};
 use SourceFilter::{Exclude, Include};
@@ -30,8 +30,11 @@ fn filter() -> impl Strategy<Value = SourceFilter> {
     })
 }
 
-/// Section 5.1: what a host says of a change.
-fn said_of_change(old: &SourceFilter, new: &SourceFilter) -> Vec<(RecordType, BTreeSet<Source>)> {
+/// Returns the records that a host sends when its filter changes (section 5.1).
+fn state_change_records(
+    old: &SourceFilter,
+    new: &SourceFilter,
+) -> Vec<(RecordType, BTreeSet<Source>)> {
     use RecordType::{AllowNewSources, BlockOldSources, ChangeToExclude, ChangeToInclude};
     let (allow, block) = match (old, new) {
         (Include(a), Include(b)) => (b - a, a - b),
@@ -43,111 +46,115 @@ fn said_of_change(old: &SourceFilter, new: &SourceFilter) -> Vec<(RecordType, BT
     both.into_iter().filter(|(_, s)| !s.is_empty()).collect()
 }
 
-/// Section 5.2: what it answers.
-fn answer(filter: &SourceFilter, query: &Query) -> Option<(RecordType, BTreeSet<Source>)> {
+/// Returns the record that a host answers a query with (section 5.2).
+fn current_state_record(
+    filter: &SourceFilter,
+    query: &Query,
+) -> Option<(RecordType, BTreeSet<Source>)> {
     use RecordType::{ModeIsExclude, ModeIsInclude};
-    let asked: BTreeSet<_> = query.sources.iter().copied().collect();
+    let queried: BTreeSet<_> = query.sources.iter().copied().collect();
     let (kind, sources) = match filter {
-        Exclude(sources) if asked.is_empty() => return Some((ModeIsExclude, sources.clone())),
-        Include(sources) if asked.is_empty() => (ModeIsInclude, sources.clone()),
-        Include(sources) => (ModeIsInclude, sources & &asked),
-        Exclude(sources) => (ModeIsInclude, &asked - sources),
+        Exclude(sources) if queried.is_empty() => return Some((ModeIsExclude, sources.clone())),
+        Include(sources) if queried.is_empty() => (ModeIsInclude, sources.clone()),
+        Include(sources) => (ModeIsInclude, sources & &queried),
+        Exclude(sources) => (ModeIsInclude, &queried - sources),
     };
     (!sources.is_empty()).then_some((kind, sources))
 }
 
-struct World {
-    lab: Lab,
+/// Hosts that conform to the RFC, on a link without losses.
+struct HostModel {
+    link: VirtualLink,
     filters: Vec<SourceFilter>,
-    /// What hosts will answer, and when.
+    /// Pending answers: time, host and the query.
     answers: Vec<(Instant, usize, Query)>,
-    /// Numbers for delays.
+    /// State of the random number generator for response delays.
     delays: u64,
 }
 
-impl World {
-    fn wanted(&self, source: Source) -> bool {
+impl HostModel {
+    fn is_requested(&self, source: Source) -> bool {
         self.filters.iter().any(|f| f.takes(source))
     }
 
-    fn say(&mut self, host: usize, (kind, sources): (RecordType, BTreeSet<Source>)) {
+    fn report(&mut self, host: usize, (kind, sources): (RecordType, BTreeSet<Source>)) {
         let record = GroupRecord {
             kind,
-            group: self.lab.group,
+            group: self.link.group,
             sources: sources.into_iter().collect(),
         };
-        let from: IpAddr = self.lab.host(host as u8);
+        let from: IpAddr = self.link.host(host as u8);
         let message = MembershipMessage::Records(vec![record]);
         let to = [224, 0, 0, 22].into();
-        let taken = self
-            .lab
+        let result = self
+            .link
             .machine
-            .handle_message(self.lab.now, from, to, &message);
-        assert_eq!(taken, Ok(()));
+            .handle_message(self.link.now, from, to, &message);
+        assert_eq!(result, Ok(()));
     }
 
-    /// Every host hears what is asked and will answer within the time it says.
-    fn listen(&mut self) {
-        while let Some(out) = self.lab.machine.poll_query() {
+    /// Delivers the queries to every host, and schedules an answer within the response time.
+    fn schedule_answers(&mut self) {
+        while let Some(out) = self.link.machine.poll_query() {
             for host in 0..HOSTS {
                 self.delays = self
                     .delays
                     .wrapping_mul(6364136223846793005)
                     .wrapping_add(1);
-                let part = (self.delays >> 33) as f64 / (1u64 << 31) as f64;
-                let delay = out.query.max_response_time.mul_f64(part);
+                let fraction = (self.delays >> 33) as f64 / (1u64 << 31) as f64;
+                let delay = out.query.max_response_time.mul_f64(fraction);
                 self.answers
-                    .push((self.lab.now + delay, host, out.query.clone()));
+                    .push((self.link.now + delay, host, out.query.clone()));
             }
         }
     }
 
-    fn pass(&mut self, time: Duration) {
-        let until = self.lab.now + time;
+    fn advance(&mut self, time: Duration) {
+        let until = self.link.now + time;
         loop {
-            self.listen();
-            let timer = self.lab.machine.poll_timeout();
-            let answered = self.answers.iter().map(|(at, ..)| *at).min();
-            let next = [timer, answered].into_iter().flatten().min();
+            self.schedule_answers();
+            let timer = self.link.machine.poll_timeout();
+            let next_answer = self.answers.iter().map(|(at, ..)| *at).min();
+            let next = [timer, next_answer].into_iter().flatten().min();
             let Some(at) = next.filter(|at| *at <= until) else {
                 break;
             };
-            self.lab.now = at;
-            // A report that comes as the timer runs out counts.
+            self.link.now = at;
+            // A report that arrives when the timer expires is handled first.
             let due = self.answers.iter().position(|(when, ..)| *when == at);
             if let Some(due) = due {
                 let (_, host, query) = self.answers.swap_remove(due);
-                if let Some(record) = answer(&self.filters[host], &query) {
-                    self.say(host, record);
+                if let Some(record) = current_state_record(&self.filters[host], &query) {
+                    self.report(host, record);
                 }
             } else {
-                self.lab.machine.handle_timeout(at);
+                self.link.machine.handle_timeout(at);
             }
-            self.nobody_is_cut_off();
+            self.check_requested_sources_are_forwarded();
         }
-        self.lab.now = until;
+        self.link.now = until;
     }
 
-    fn nobody_is_cut_off(&self) {
-        let filter = self.lab.machine.filter(self.lab.group);
-        for s in (0..7).map(source).filter(|s| self.wanted(*s)) {
-            assert!(filter.takes(s), "{s} is wanted: {filter}");
+    fn check_requested_sources_are_forwarded(&self) {
+        let filter = self.link.machine.filter(self.link.group);
+        for s in (0..7).map(source).filter(|s| self.is_requested(*s)) {
+            assert!(filter.takes(s), "{s} is requested: {filter}");
         }
     }
 
-    fn exactly_what_is_wanted(&self) {
-        let filter = self.lab.machine.filter(self.lab.group);
+    fn check_only_requested_sources_are_forwarded(&self) {
+        let filter = self.link.machine.filter(self.link.group);
         for s in (0..7).map(source) {
-            assert_eq!(filter.takes(s), self.wanted(s), "{s}: {filter}");
+            assert_eq!(filter.takes(s), self.is_requested(s), "{s}: {filter}");
         }
     }
 }
 
-fn world(fast_leave: bool, seed: u64) -> World {
+fn model(fast_leave: bool, seed: u64) -> HostModel {
     let mut rule = rule();
     rule.fast_leave = fast_leave;
-    World {
-        lab: Lab::new(rule),
+    HostModel {
+        link: VirtualLink::new(rule),
         filters: vec![SourceFilter::none(); HOSTS],
         answers: Vec::new(),
         delays: seed,
@@ -158,31 +165,32 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn nobody_is_cut_off_and_in_the_end_the_union_is_forwarded(
+    fn conforming_hosts_receive_their_requested_sources(
         seed in any::<u64>(),
         fast_leave in any::<bool>(),
         steps in proptest::collection::vec((0..HOSTS, filter(), 0u64..40_000), 1..25),
     ) {
-        let mut world = world(fast_leave, seed);
-        // The first query has been answered.
-        world.pass(Duration::from_secs(10));
+        let mut model = model(fast_leave, seed);
+        // After 10 s, every host has answered the first query.
+        model.advance(Duration::from_secs(10));
         for (host, filter, ms) in steps {
-            let said = said_of_change(&world.filters[host], &filter);
-            world.filters[host] = filter;
-            for record in said {
-                world.say(host, record);
+            let records = state_change_records(&model.filters[host], &filter);
+            model.filters[host] = filter;
+            for record in records {
+                model.report(host, record);
             }
-            world.nobody_is_cut_off();
-            if fast_leave && world.filters.iter().all(|f| matches!(f, Include(_))) {
-                // Every host is tracked, so nothing waits for a query or a timer. With a host
-                // in EXCLUDE mode the tables forget who excludes a source that another wanted
-                // for a while, until that host reports again.
-                world.exactly_what_is_wanted();
+            model.check_requested_sources_are_forwarded();
+            if fast_leave && model.filters.iter().all(|f| matches!(f, Include(_))) {
+                // Every host is tracked, so leaves take effect without a query or a timer. This
+                // does not hold with a host in EXCLUDE mode: the RFC's tables then forget that
+                // it excludes a source which another host has requested in the meantime, until
+                // the host reports again.
+                model.check_only_requested_sources_are_forwarded();
             }
-            // Short and long pauses, some longer than the last member query time.
-            world.pass(Duration::from_millis(if ms < 10_000 { ms / 10 } else { ms }));
+            // The pauses are shorter or longer than the last member query time.
+            model.advance(Duration::from_millis(if ms < 10_000 { ms / 10 } else { ms }));
         }
-        world.pass(Duration::from_secs(600));
-        world.exactly_what_is_wanted();
+        model.advance(Duration::from_secs(600));
+        model.check_only_requested_sources_are_forwarded();
     }
 }

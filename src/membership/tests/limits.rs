@@ -1,10 +1,10 @@
-//! What strangers can make the machine remember, and what it refuses.
+//! Limits on the state that reports can create, and refused messages.
 
 use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::virtual_link::{Lab, rule};
+use super::virtual_link::{VirtualLink, rule};
 use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol, SenderStatus};
 use crate::model::{Group, HeaderChecks, ProxyRule, Source};
 use crate::wire::membership_message::{
@@ -31,164 +31,184 @@ fn records(list: &[(RecordType, Group, &[Source])]) -> MembershipMessage {
     MembershipMessage::Records(list.iter().map(record).collect())
 }
 
-fn take(lab: &mut Lab, message: &MembershipMessage) -> Result<(), MembershipRefusal> {
-    let (now, from, to) = (lab.now, lab.host(1), "224.0.0.22".parse().unwrap());
-    lab.machine.handle_message(now, from, to, message)
+fn take(link: &mut VirtualLink, message: &MembershipMessage) -> Result<(), MembershipRefusal> {
+    let (now, from, to) = (link.now, link.host(1), "224.0.0.22".parse().unwrap());
+    link.machine.handle_message(now, from, to, message)
 }
 
-fn refusals(lab: &mut Lab) -> Vec<(MembershipRefusal, u64)> {
-    lab.machine.take_refusals().collect()
+fn refusals(link: &mut VirtualLink) -> Vec<(MembershipRefusal, u64)> {
+    link.machine.take_refusals().collect()
 }
 
 #[test]
-fn a_group_beyond_the_limit_is_refused_and_those_that_stand_go_on() {
+fn groups_beyond_the_limit_are_refused() {
     let mut rule = rule();
     rule.limits.groups = 3;
-    let mut lab = Lab::new(rule);
+    let mut link = VirtualLink::new(rule);
     for n in 0..3 {
-        assert_eq!(take(&mut lab, &join(group(n))), Ok(()));
+        assert_eq!(take(&mut link, &join(group(n))), Ok(()));
     }
     assert_eq!(
-        take(&mut lab, &join(group(9))),
+        take(&mut link, &join(group(9))),
         Err(MembershipRefusal::GroupLimit)
     );
-    assert_eq!(take(&mut lab, &join(group(0))), Ok(()));
+    assert_eq!(take(&mut link, &join(group(0))), Ok(()));
     let leave = MembershipMessage::Leave { group: group(9) };
-    assert_eq!(
-        take(&mut lab, &leave),
-        Ok(()),
-        "who wants nothing needs no room"
-    );
-    assert_eq!(lab.machine.group_count(), 3);
-    // A place that became free is given again.
-    lab.at(270.0);
-    assert_eq!(take(&mut lab, &join(group(9))), Ok(()));
-    assert_eq!(refusals(&mut lab), [(MembershipRefusal::GroupLimit, 1)]);
+    assert_eq!(take(&mut link, &leave), Ok(()), "a leave occupies no slot");
+    assert_eq!(link.machine.group_count(), 3);
+    // An expired group frees its slot.
+    link.advance_to(270.0);
+    assert_eq!(take(&mut link, &join(group(9))), Ok(()));
+    assert_eq!(refusals(&mut link), [(MembershipRefusal::GroupLimit, 1)]);
 }
 
 #[test]
-fn strangers_cannot_fill_the_tables_up_for_members() {
+fn unknown_senders_leave_quota_for_members() {
     let mut rule = rule();
     (rule.limits.groups, rule.limits.sources_per_group) = (128, 64);
-    let mut lab = Lab::new(rule);
+    let mut link = VirtualLink::new(rule);
     let member = SenderStatus::Member { known_members: 1 };
-    let (now, to) = (lab.now, "224.0.0.22".parse().unwrap());
+    let (now, to) = (link.now, "224.0.0.22".parse().unwrap());
     for n in 0..200 {
-        let _ = take(&mut lab, &join(group(n)));
+        let _ = take(&mut link, &join(group(n)));
     }
-    assert_eq!(lab.machine.group_count(), 96);
-    // A member has its share of the rest: two of the last 32.
-    let host = lab.host(2);
-    let mut ask = |n, standing| {
+    assert_eq!(link.machine.group_count(), 96);
+    // Unknown senders may fill three quarters. A known member has its share of the last 32
+    // slots: two of them.
+    let host = link.host(2);
+    let mut join_as = |n, standing| {
         let message = join(group(n));
-        lab.machine
+        link.machine
             .handle_message_from(now, standing, host, to, &message)
     };
     assert_eq!(
-        ask(300, SenderStatus::Unknown),
+        join_as(300, SenderStatus::Unknown),
         Err(MembershipRefusal::GroupLimit)
     );
-    assert_eq!((ask(300, member), ask(301, member)), (Ok(()), Ok(())));
-    assert_eq!(ask(302, member), Err(MembershipRefusal::GroupLimit));
-    // Sources: three quarters of those of a group, and all groups together have a bound.
+    assert_eq!(
+        (join_as(300, member), join_as(301, member)),
+        (Ok(()), Ok(()))
+    );
+    assert_eq!(join_as(302, member), Err(MembershipRefusal::GroupLimit));
+    // Unknown senders may fill three quarters of the sources of a group. The number of sources
+    // of all groups together is limited, too.
     let sources = |from: u8| -> Vec<Source> {
         let one = |n| Source::new([10, 9, from, n].into()).unwrap();
         (1..=64).map(one).collect()
     };
     let allow = RecordType::AllowNewSources;
-    let mut say = |standing, n: u16, from| {
+    let mut allow_as = |standing, n: u16, from| {
         let message = records(&[(allow, group(n), &sources(from))]);
-        let taken = lab
+        let taken = link
             .machine
             .handle_message_from(now, standing, host, to, &message);
-        (taken, lab.machine.source_count())
+        (taken, link.machine.source_count())
     };
     assert_eq!(
-        say(SenderStatus::Unknown, 0, 0),
+        allow_as(SenderStatus::Unknown, 0, 0),
         (Err(MembershipRefusal::SourceLimit), 48)
     );
-    assert_eq!(say(member, 0, 1), (Err(MembershipRefusal::SourceLimit), 64));
-    for n in 1..60 {
-        let _ = say(SenderStatus::Unknown, n, 0);
-    }
-    assert_eq!(say(SenderStatus::Unknown, 61, 0).1, 128 * 16 * 3 / 4);
-    for n in 1..60 {
-        let _ = say(member, n, 1);
-    }
-    assert_eq!(say(member, 62, 0).1, 128 * 16);
-    // Those that stand are refreshed and go; with them goes the bound.
-    lab.at(270.0);
     assert_eq!(
-        (lab.machine.group_count(), lab.machine.source_count()),
+        allow_as(member, 0, 1),
+        (Err(MembershipRefusal::SourceLimit), 64)
+    );
+    for n in 1..60 {
+        let _ = allow_as(SenderStatus::Unknown, n, 0);
+    }
+    assert_eq!(allow_as(SenderStatus::Unknown, 61, 0).1, 128 * 16 * 3 / 4);
+    for n in 1..60 {
+        let _ = allow_as(member, n, 1);
+    }
+    assert_eq!(allow_as(member, 62, 0).1, 128 * 16);
+    // Expired groups and sources free the quota.
+    link.advance_to(270.0);
+    assert_eq!(
+        (link.machine.group_count(), link.machine.source_count()),
         (0, 0)
     );
-    assert_eq!(take(&mut lab, &join(group(9))), Ok(()));
+    assert_eq!(take(&mut link, &join(group(9))), Ok(()));
 }
 
 #[test]
-fn sources_beyond_the_limit_are_refused_and_those_that_stand_go_on() {
+fn sources_beyond_the_limit_are_refused() {
     let mut rule = rule();
     rule.limits.sources_per_group = 3;
-    let mut lab = Lab::new(rule);
-    lab.hears(1, "ALLOW ab");
+    let mut link = VirtualLink::new(rule);
+    link.receive(1, "ALLOW ab");
     assert_eq!(
-        lab.hear(2, "ALLOW cde"),
+        link.try_receive(2, "ALLOW cde"),
         Err(MembershipRefusal::SourceLimit)
     );
-    assert_eq!(lab.state(), "INCLUDE a270 b270 c270");
-    assert_eq!(refusals(&mut lab), [(MembershipRefusal::SourceLimit, 2)]);
-    lab.at(10.0).hears(1, "ALLOW abc");
-    // Of an EXCLUDE list, what finds no room is forwarded: too much rather than too little.
+    assert_eq!(link.state(), "INCLUDE a270 b270 c270");
+    assert_eq!(refusals(&mut link), [(MembershipRefusal::SourceLimit, 2)]);
+    link.advance_to(10.0).receive(1, "ALLOW abc");
+    // Excluded sources beyond the limit are forwarded, so that no member misses a source.
     assert_eq!(
-        lab.hear(1, "IS_EX cdefg"),
+        link.try_receive(1, "IS_EX cdefg"),
         Err(MembershipRefusal::SourceLimit)
     );
-    assert_eq!(lab.state(), "EXCLUDE 270: c270 d0 e0");
-    assert_eq!(lab.hear(1, "ALLOW x"), Err(MembershipRefusal::SourceLimit));
-    assert_eq!(lab.hear(1, "BLOCK y"), Err(MembershipRefusal::SourceLimit));
-    lab.hears(1, "IS_EX cde");
-    assert_eq!(lab.state(), "EXCLUDE 270: c270 d0 e0");
-    assert_eq!(lab.machine.source_count(), 3);
+    assert_eq!(link.state(), "EXCLUDE 270: c270 d0 e0");
+    assert_eq!(
+        link.try_receive(1, "ALLOW x"),
+        Err(MembershipRefusal::SourceLimit)
+    );
+    assert_eq!(
+        link.try_receive(1, "BLOCK y"),
+        Err(MembershipRefusal::SourceLimit)
+    );
+    link.receive(1, "IS_EX cde");
+    assert_eq!(link.state(), "EXCLUDE 270: c270 d0 e0");
+    assert_eq!(link.machine.source_count(), 3);
 }
 
 #[test]
-fn a_group_that_finds_no_room_for_any_source_does_not_stand() {
+fn group_without_accepted_source_is_not_created() {
     let mut rule = rule();
     rule.limits.sources_per_group = 0;
-    let mut lab = Lab::new(rule);
-    assert_eq!(lab.hear(1, "ALLOW a"), Err(MembershipRefusal::SourceLimit));
-    assert_eq!((lab.state(), lab.changes()), ("gone".into(), vec![]));
+    let mut link = VirtualLink::new(rule);
+    assert_eq!(
+        link.try_receive(1, "ALLOW a"),
+        Err(MembershipRefusal::SourceLimit)
+    );
+    assert_eq!((link.state(), link.take_changes()), ("gone".into(), vec![]));
 }
 
 #[test]
-fn hosts_beyond_the_bound_are_members_and_not_tracked() {
+fn hosts_beyond_the_limit_are_untracked_members() {
     let mut rule = rule();
     rule.fast_leave = true;
     let mut config = DownstreamConfig::new(Protocol::Igmp, Arc::new(rule.clone()));
     config.max_tracked_entries = 3;
-    let mut lab = Lab::new(rule);
-    lab.machine = Downstream::new(lab.start, config, Some([10, 0, 0, 1].into()));
-    lab.hears(1, "ALLOW a");
-    assert_eq!(lab.hear(2, "ALLOW b"), Err(MembershipRefusal::HostLimit));
-    assert_eq!(lab.state(), "INCLUDE a270 b270");
-    lab.at(10.0).hears(1, "BLOCK a");
-    assert_eq!(lab.specifics(), "10 Q(G,a)", "asked about like any other");
-    // The host that left made room. Once all have reported anew, all are tracked.
-    lab.at(20.0)
-        .hears(2, "IS_IN b")
-        .at(280.0)
-        .hears(2, "IS_IN b");
-    lab.hears(2, "BLOCK b");
-    assert_eq!(lab.state(), "gone");
+    let mut link = VirtualLink::new(rule);
+    link.machine = Downstream::new(link.start, config, Some([10, 0, 0, 1].into()));
+    link.receive(1, "ALLOW a");
+    assert_eq!(
+        link.try_receive(2, "ALLOW b"),
+        Err(MembershipRefusal::HostLimit)
+    );
+    assert_eq!(link.state(), "INCLUDE a270 b270");
+    link.advance_to(10.0).receive(1, "BLOCK a");
+    assert_eq!(
+        link.take_specific_queries(),
+        "10 Q(G,a)",
+        "an untracked host may be a member, so the source is queried"
+    );
+    // The leave freed entries. When every host has reported again, every host is tracked.
+    link.advance_to(20.0)
+        .receive(2, "IS_IN b")
+        .advance_to(280.0)
+        .receive(2, "IS_IN b");
+    link.receive(2, "BLOCK b");
+    assert_eq!(link.state(), "gone");
 }
 
 #[test]
-fn of_a_list_what_is_refused_is_counted_and_the_rest_taken() {
+fn refused_records_are_counted_and_others_accepted() {
     let mut rule = rule();
     rule.deny_groups = vec!["239.7.1.0/24".parse().unwrap()];
     rule.deny_sources = vec!["10.9.0.2".parse().unwrap()];
-    let mut lab = Lab::new(rule);
-    let (a, b) = (lab.source('a'), lab.source('b'));
+    let mut link = VirtualLink::new(rule);
+    let (a, b) = (link.source('a'), link.source('b'));
     let v6: Group = "ff05::1".parse().unwrap();
     let local: Group = "224.0.0.251".parse().unwrap();
     let ssm: Group = "232.1.1.1".parse().unwrap();
@@ -202,14 +222,14 @@ fn of_a_list_what_is_refused_is_counted_and_the_rest_taken() {
         (ModeIsExclude, ssm, &[a]),
         (AllowNewSources, ssm, &[a]),
     ]);
-    assert_eq!(take(&mut lab, &list), Err(MembershipRefusal::GroupDenied));
-    let groups: Vec<_> = lab.machine.groups(lab.now).map(|v| v.group).collect();
+    assert_eq!(take(&mut link, &list), Err(MembershipRefusal::GroupDenied));
+    let groups: Vec<_> = link.machine.groups(link.now).map(|v| v.group).collect();
     assert_eq!(groups, [ssm, group(1), group(2)]);
-    assert!(!lab.machine.filter(group(1)).takes(b));
-    assert!(!lab.machine.filter(group(2)).takes(b));
+    assert!(!link.machine.filter(group(1)).takes(b));
+    assert!(!link.machine.filter(group(2)).takes(b));
     let once = |r: MembershipRefusal| (r, 1);
     assert_eq!(
-        refusals(&mut lab),
+        refusals(&mut link),
         [
             once(MembershipRefusal::AnySourceInSsm),
             once(MembershipRefusal::GroupDenied),
@@ -221,46 +241,49 @@ fn of_a_list_what_is_refused_is_counted_and_the_rest_taken() {
 }
 
 #[test]
-fn source_specific_groups_take_no_report_of_an_older_version() {
+fn ssm_groups_ignore_older_versions_and_exclude() {
     // RFC 9776 section 6.4, RFC 4604 section 2.2.
     for (protocol, own, ssm) in [
         (Protocol::Igmp, "10.0.0.1", "232.1.1.1"),
         (Protocol::Mld, "fe80::1", "ff3e::8000:1"),
     ] {
-        let mut lab = Lab::with(protocol, rule(), Some(own));
-        lab.group = ssm.parse().unwrap();
+        let mut link = VirtualLink::with_protocol(protocol, rule(), Some(own));
+        link.group = ssm.parse().unwrap();
         for text in ["v1", "v2", "leave", "IS_EX", "TO_EX a"] {
             assert_eq!(
-                lab.hear(1, text),
+                link.try_receive(1, text),
                 Err(MembershipRefusal::AnySourceInSsm),
                 "{text}"
             );
         }
-        lab.hears(1, "IS_IN ab")
-            .hears(1, "ALLOW c")
-            .hears(1, "BLOCK a");
-        assert_eq!(lab.state(), "INCLUDE a2 b270 c270");
-        assert_eq!(lab.hear(1, "leave"), Err(MembershipRefusal::AnySourceInSsm));
-        lab.hears(1, "TO_IN");
-        assert_eq!(lab.at(10.0).state(), "gone");
+        link.receive(1, "IS_IN ab")
+            .receive(1, "ALLOW c")
+            .receive(1, "BLOCK a");
+        assert_eq!(link.state(), "INCLUDE a2 b270 c270");
+        assert_eq!(
+            link.try_receive(1, "leave"),
+            Err(MembershipRefusal::AnySourceInSsm)
+        );
+        link.receive(1, "TO_IN");
+        assert_eq!(link.advance_to(10.0).state(), "gone");
     }
 }
 
 #[test]
-fn reports_of_hosts_without_an_address() {
-    // RFC 9776 section 4.2 takes them; RFC 9777 section 5.2 does not.
-    let mut lab = Lab::new(rule());
-    let (now, to) = (lab.now, lab.group.addr());
-    let message = join(lab.group);
-    let nobody: IpAddr = [0, 0, 0, 0].into();
+fn reports_from_unspecified_address_are_accepted_for_igmp() {
+    // RFC 9776 section 4.2 accepts them, RFC 9777 section 5.2 does not.
+    let mut link = VirtualLink::new(rule());
+    let (now, to) = (link.now, link.group.addr());
+    let message = join(link.group);
+    let unspecified: IpAddr = [0, 0, 0, 0].into();
     assert_eq!(
-        lab.machine.handle_message(now, nobody, to, &message),
+        link.machine.handle_message(now, unspecified, to, &message),
         Ok(())
     );
-    let mut lab = Lab::with(Protocol::Mld, rule(), Some("fe80::1"));
-    let (to, message) = (lab.group.addr(), join(lab.group));
+    let mut link = VirtualLink::with_protocol(Protocol::Mld, rule(), Some("fe80::1"));
+    let (to, message) = (link.group.addr(), join(link.group));
     for from in ["::", "2001:db8::1"] {
-        let refused = lab
+        let refused = link
             .machine
             .handle_message(now, from.parse().unwrap(), to, &message);
         assert_eq!(
@@ -271,40 +294,47 @@ fn reports_of_hosts_without_an_address() {
     }
     let mut lenient = rule();
     lenient.header_checks = HeaderChecks::Lenient;
-    let mut lab = Lab::with(Protocol::Mld, lenient, Some("fe80::1"));
+    let mut link = VirtualLink::with_protocol(Protocol::Mld, lenient, Some("fe80::1"));
     let from = "2001:db8::1".parse().unwrap();
-    assert_eq!(lab.machine.handle_message(now, from, to, &message), Ok(()));
-    let asked = lab.asked("2001:db8::1", &lab.general());
-    assert_eq!(asked, Err(MembershipRefusal::NotLinkLocalSender));
+    assert_eq!(link.machine.handle_message(now, from, to, &message), Ok(()));
+    let result = link.receive_query("2001:db8::1", &link.general_query());
+    assert_eq!(result, Err(MembershipRefusal::NotLinkLocalSender));
 }
 
 #[test]
-fn other_settings_end_what_they_no_longer_take() {
-    let mut lab = Lab::new(rule());
-    take(&mut lab, &join(group(1))).unwrap();
-    take(&mut lab, &join(group(0x100))).unwrap();
-    while lab.machine.poll_change().is_some() {}
+fn reconfiguration_ends_denied_memberships() {
+    let mut link = VirtualLink::new(rule());
+    take(&mut link, &join(group(1))).unwrap();
+    take(&mut link, &join(group(0x100))).unwrap();
+    while link.machine.poll_change().is_some() {}
     let mut other = rule();
     other.deny_groups = vec!["239.7.1.0/24".parse().unwrap()];
     other.timers.query_interval = Duration::from_secs(60);
-    lab.at(40.0).sent.clear();
+    link.advance_to(40.0).sent.clear();
     let other = Arc::new(other);
-    lab.machine.reconfigure(lab.now, other);
-    let change = lab.machine.poll_change().unwrap();
+    link.machine.reconfigure(link.now, other);
+    let change = link.machine.poll_change().unwrap();
     assert_eq!(change.0, group(0x100));
     assert!(change.1.is_none());
-    assert_eq!(lab.machine.poll_change(), None);
-    assert_eq!(lab.at(60.0).generals(), [40.0, 55.0]);
-    assert_eq!(lab.machine.group_count(), 1);
-    let mut older = (*lab.machine.config().rule).clone();
-    lab.machine.reconfigure(lab.now, Arc::new(older.clone()));
-    assert_eq!(lab.at(61.0).sent, [], "the same settings");
+    assert_eq!(link.machine.poll_change(), None);
+    assert_eq!(
+        link.advance_to(60.0).take_general_query_times(),
+        [40.0, 55.0]
+    );
+    assert_eq!(link.machine.group_count(), 1);
+    let mut older = (*link.machine.config().rule).clone();
+    link.machine.reconfigure(link.now, Arc::new(older.clone()));
+    assert_eq!(
+        link.advance_to(61.0).sent,
+        [],
+        "reconfiguration with the same settings has no effect"
+    );
     older.version.igmp = 2;
-    lab.machine.reconfigure(lab.now, Arc::new(older));
-    assert_eq!(lab.at(62.0).sent, [(61.0, "Q2".to_string())]);
+    link.machine.reconfigure(link.now, Arc::new(older));
+    assert_eq!(link.advance_to(62.0).sent, [(61.0, "Q2".to_string())]);
 }
 
-// Anything at all.
+// Random messages.
 
 fn any_message() -> impl Strategy<Value = MembershipMessage> {
     let group = || {
@@ -382,10 +412,11 @@ fn any_rule() -> impl Strategy<Value = ProxyRule> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// No sequence of messages and times panics, goes past a limit, or leaves the machine due
-    /// for ever; who follows the changes knows the filters; and in the end all is forgotten.
+    /// For every sequence of messages and times: nothing panics, no limit is exceeded, no
+    /// handled timeout stays due, and the changes add up to the filters. In the end, every
+    /// membership expires.
     #[test]
-    fn whatever_is_heard(
+    fn random_messages_keep_invariants(
         rule in any_rule(),
         steps in proptest::collection::vec(
             (any_message(), 1u8..6, any::<bool>(), 0u64..60_000, 0u8..20), 1..80),
@@ -395,7 +426,7 @@ proptest! {
         config.max_tracked_entries = 20;
         let own = Some([10, 0, 0, 3].into());
         let mut machine = Downstream::new(start, config, own);
-        let mut told = std::collections::BTreeMap::new();
+        let mut collected = std::collections::BTreeMap::new();
         let mut now = start;
         for (message, host, to_all, passed, address) in steps {
             now += Duration::from_millis(if passed < 30_000 { 0 } else { passed });
@@ -424,9 +455,9 @@ proptest! {
                 prop_assert!(machine.querier(now).is_us || out.query.group.is_none());
             }
             while let Some((group, filter)) = machine.poll_change() {
-                prop_assert_ne!(told.insert(group, filter.clone()), Some(filter));
+                prop_assert_ne!(collected.insert(group, filter.clone()), Some(filter));
             }
-            for (group, filter) in &told {
+            for (group, filter) in &collected {
                 prop_assert_eq!(&machine.filter(*group), filter);
             }
             while machine.poll_event().is_some() {}

@@ -1,50 +1,57 @@
-//! RFC 9776 sections 6.3, 6.4.1, 6.4.2 and 6.5, RFC 9777 sections 7.3 to 7.5: every row.
+//! Every row of the tables in RFC 9776 sections 6.3, 6.4.1, 6.4.2 and 6.5, and in RFC 9777
+//! sections 7.3 to 7.5.
 
-use super::virtual_link::{Lab, rule};
+use super::virtual_link::{VirtualLink, rule};
 use crate::membership::Protocol;
 use crate::model::QuerierPolicy;
 
 const PROTOCOLS: [(Protocol, &str); 2] = [(Protocol::Igmp, "10.0.0.1"), (Protocol::Mld, "fe80::1")];
 
-/// A state built at 0 s: INCLUDE (ab), or EXCLUDE (ab, cd).
-fn built(protocol: Protocol, own: &str, querier: QuerierPolicy, state: &str) -> Lab {
+/// Returns a link whose group was in INCLUDE (ab) or EXCLUDE (ab, cd) at 0 s.
+fn link_in_state(
+    protocol: Protocol,
+    own: &str,
+    querier: QuerierPolicy,
+    state: &str,
+) -> VirtualLink {
     let mut rule = rule();
     rule.querier = querier;
-    let mut lab = Lab::with(protocol, rule, Some(own));
+    let mut link = VirtualLink::with_protocol(protocol, rule, Some(own));
     match state {
-        "INCLUDE" => lab.hears(1, "IS_IN ab"),
-        _ => lab.hears(1, "IS_EX cd").hears(1, "ALLOW ab"),
+        "INCLUDE" => link.receive(1, "IS_IN ab"),
+        _ => link.receive(1, "IS_EX cd").receive(1, "ALLOW ab"),
     };
     let old = match state {
         "INCLUDE" => "INCLUDE a270 b270",
         _ => "EXCLUDE 270: a270 b270 c0 d0",
     };
-    assert_eq!(lab.state(), old);
-    lab.changes();
-    // Timers of 170 s are as they were, those of 270 s are new.
-    lab.at(100.0);
-    lab.sent.clear();
-    lab
+    assert_eq!(link.state(), old);
+    link.take_changes();
+    // Unchanged timers now show 170 s; restarted timers show 270 s.
+    link.advance_to(100.0);
+    link.sent.clear();
+    link
 }
 
+/// Checks one row: the new state and the queries after `record`.
 fn row(state: &str, record: &str, new: &str, queries: &str) {
     for (protocol, own) in PROTOCOLS {
-        let mut lab = built(protocol, own, QuerierPolicy::Auto, state);
-        lab.hears(2, record);
+        let mut link = link_in_state(protocol, own, QuerierPolicy::Auto, state);
+        link.receive(2, record);
         let case = format!("{protocol} {state} {record}");
-        assert_eq!(lab.state(), new, "{case}");
-        assert_eq!(lab.specifics(), queries, "{case}");
+        assert_eq!(link.state(), new, "{case}");
+        assert_eq!(link.take_specific_queries(), queries, "{case}");
     }
 }
 
-/// The same for a router that is not the querier: it sends nothing and lowers no timer.
+/// Checks a row for a router that is not the querier: it sends no query and lowers no timer.
 fn silent_row(state: &str, record: &str, new: &str) {
     for (protocol, own) in PROTOCOLS {
-        let mut lab = built(protocol, own, QuerierPolicy::Off, state);
-        lab.hears(2, record);
+        let mut link = link_in_state(protocol, own, QuerierPolicy::Off, state);
+        link.receive(2, record);
         let case = format!("{protocol} {state} {record}");
-        assert_eq!(lab.state(), new, "{case}");
-        assert_eq!(lab.sent, [], "{case}");
+        assert_eq!(link.state(), new, "{case}");
+        assert_eq!(link.sent, [], "{case}");
     }
 }
 
@@ -98,7 +105,7 @@ fn include_to_in() {
 }
 
 #[test]
-fn include_to_in_none_is_the_leave_of_version_3() {
+fn include_to_in_empty_queries_all_sources() {
     row("INCLUDE", "TO_IN", "INCLUDE a2 b2", "100 Q(G,ab)");
 }
 
@@ -120,7 +127,7 @@ fn exclude_block() {
 fn exclude_to_ex() {
     let new = "EXCLUDE 270: b2 d0 e2";
     row("EXCLUDE", "TO_EX bde", new, "100 Q(G,be)");
-    // e has the group timer as it was before.
+    // The timer of e is the previous group timer.
     silent_row("EXCLUDE", "TO_EX bde", "EXCLUDE 270: b170 d0 e170");
 }
 
@@ -133,21 +140,21 @@ fn exclude_to_in() {
 }
 
 #[test]
-fn exclude_to_in_none_is_the_leave_of_version_3() {
+fn exclude_to_in_empty_queries_group_and_sources() {
     let new = "EXCLUDE 2: a2 b2 c0 d0";
     row("EXCLUDE", "TO_IN", new, "100 Q(G), 100 Q(G,ab)");
 }
 
-// Records that make no state where there is none.
+// Records that do not create a group.
 
 #[test]
-fn a_group_nobody_asked_for_is_not_made_by_a_leave() {
+fn leave_does_not_create_a_group() {
     for record in ["IS_IN", "TO_IN", "ALLOW", "BLOCK", "BLOCK ab", "leave"] {
-        let mut lab = Lab::new(rule());
-        lab.hears(1, record);
-        assert_eq!(lab.state(), "gone", "{record}");
-        assert_eq!(lab.specifics(), "");
-        assert!(lab.changes().is_empty());
+        let mut link = VirtualLink::new(rule());
+        link.receive(1, record);
+        assert_eq!(link.state(), "gone", "{record}");
+        assert_eq!(link.take_specific_queries(), "");
+        assert!(link.take_changes().is_empty());
     }
     for (record, state) in [
         ("IS_IN a", "INCLUDE a270"),
@@ -158,79 +165,83 @@ fn a_group_nobody_asked_for_is_not_made_by_a_leave() {
         ("TO_EX", "EXCLUDE 270"),
         ("v2", "EXCLUDE 270"),
     ] {
-        let mut lab = Lab::new(rule());
-        assert_eq!(lab.hears(1, record).state(), state, "{record}");
+        let mut link = VirtualLink::new(rule());
+        assert_eq!(link.receive(1, record).state(), state, "{record}");
     }
 }
 
 #[test]
-fn a_source_named_twice_is_one() {
-    let mut lab = Lab::new(rule());
-    lab.hears(1, "IS_IN aab");
-    assert_eq!(lab.state(), "INCLUDE a270 b270");
+fn duplicate_source_is_stored_once() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_IN aab");
+    assert_eq!(link.state(), "INCLUDE a270 b270");
 }
 
-// Section 6.3: what is forwarded, and what becomes of it when timers run out.
+// Section 6.3: forwarded sources, and the effect of expired timers.
 
 #[test]
-fn in_include_a_source_ends_with_its_timer_and_the_group_with_its_last_source() {
-    let mut lab = Lab::new(rule());
-    lab.hears(1, "IS_IN a").at(10.0).hears(1, "IS_IN b");
-    assert_eq!(lab.changes(), ["include ab"]);
-    lab.at(269.9);
-    assert_eq!(lab.state(), "INCLUDE a0.1 b10.1");
-    assert_eq!(lab.at(270.0).changes(), ["include b"]);
-    assert_eq!(lab.at(280.0).changes(), ["none"]);
-    assert_eq!(lab.state(), "gone");
+fn include_group_ends_with_its_last_source() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_IN a")
+        .advance_to(10.0)
+        .receive(1, "IS_IN b");
+    assert_eq!(link.take_changes(), ["include ab"]);
+    link.advance_to(269.9);
+    assert_eq!(link.state(), "INCLUDE a0.1 b10.1");
+    assert_eq!(link.advance_to(270.0).take_changes(), ["include b"]);
+    assert_eq!(link.advance_to(280.0).take_changes(), ["none"]);
+    assert_eq!(link.state(), "gone");
     assert_eq!(
-        (lab.machine.group_count(), lab.machine.source_count()),
+        (link.machine.group_count(), link.machine.source_count()),
         (0, 0)
     );
 }
 
 #[test]
-fn in_exclude_a_source_whose_timer_ran_out_is_kept_and_not_forwarded() {
-    let mut lab = Lab::new(rule());
-    lab.hears(1, "IS_EX").hears(1, "ALLOW a");
-    assert_eq!(lab.changes(), ["exclude"]);
-    lab.at(100.0).hears(2, "IS_EX a");
-    assert_eq!(lab.at(270.0).changes(), ["exclude a"]);
-    assert_eq!(lab.state(), "EXCLUDE 100: a0");
-    lab.hears(1, "ALLOW a");
-    assert_eq!(lab.changes(), ["exclude"]);
+fn exclude_keeps_expired_source_unforwarded() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_EX").receive(1, "ALLOW a");
+    assert_eq!(link.take_changes(), ["exclude"]);
+    link.advance_to(100.0).receive(2, "IS_EX a");
+    assert_eq!(link.advance_to(270.0).take_changes(), ["exclude a"]);
+    assert_eq!(link.state(), "EXCLUDE 100: a0");
+    link.receive(1, "ALLOW a");
+    assert_eq!(link.take_changes(), ["exclude"]);
 }
 
-// Section 6.5: the switch of the filter mode when the group timer runs out.
+// Section 6.5: switch of the filter mode when the group timer expires.
 
 #[test]
-fn the_group_timer_of_exclude_ends_in_include_of_the_running_sources() {
-    let mut lab = Lab::new(rule());
-    lab.hears(1, "IS_EX bc").at(10.0).hears(2, "IS_IN a");
-    assert_eq!(lab.changes(), ["exclude bc"]);
-    assert_eq!(lab.at(270.0).changes(), ["include a"]);
-    assert_eq!(lab.state(), "INCLUDE a10");
-    assert_eq!(lab.at(280.0).changes(), ["none"]);
-}
-
-#[test]
-fn the_group_timer_of_exclude_ends_all_where_no_source_runs() {
-    let mut lab = Lab::new(rule());
-    lab.hears(1, "IS_EX bc");
-    lab.changes();
-    assert_eq!(lab.at(270.0).changes(), ["none"]);
-    assert_eq!(lab.state(), "gone");
+fn expired_group_timer_keeps_running_sources() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_EX bc")
+        .advance_to(10.0)
+        .receive(2, "IS_IN a");
+    assert_eq!(link.take_changes(), ["exclude bc"]);
+    assert_eq!(link.advance_to(270.0).take_changes(), ["include a"]);
+    assert_eq!(link.state(), "INCLUDE a10");
+    assert_eq!(link.advance_to(280.0).take_changes(), ["none"]);
 }
 
 #[test]
-fn a_filter_that_changed_back_is_not_told() {
-    let mut lab = Lab::new(rule());
-    lab.hears(1, "IS_IN a");
-    lab.changes();
-    lab.hears(1, "ALLOW b")
-        .hears(1, "IS_EX")
-        .hears(1, "IS_IN a");
-    lab.machine.handle_timeout(lab.now);
-    assert_eq!(lab.changes(), ["exclude"]);
-    lab.hears(1, "IS_EX");
-    assert!(lab.changes().is_empty(), "a refresh changes nothing");
+fn expired_group_timer_without_sources_ends_group() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_EX bc");
+    link.take_changes();
+    assert_eq!(link.advance_to(270.0).take_changes(), ["none"]);
+    assert_eq!(link.state(), "gone");
+}
+
+#[test]
+fn unchanged_filter_is_not_reported() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_IN a");
+    link.take_changes();
+    link.receive(1, "ALLOW b")
+        .receive(1, "IS_EX")
+        .receive(1, "IS_IN a");
+    link.machine.handle_timeout(link.now);
+    assert_eq!(link.take_changes(), ["exclude"]);
+    link.receive(1, "IS_EX");
+    assert!(link.take_changes().is_empty(), "a refresh changes nothing");
 }

@@ -1,4 +1,4 @@
-//! A machine under a virtual clock, spoken to in short texts.
+//! A link with one [`Downstream`] and a virtual clock. Messages, queries and states are short texts.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,26 +13,29 @@ use crate::wire::membership_message::{
     Generation, GroupRecord, MembershipMessage, Query, RecordType,
 };
 
-pub struct Lab {
+/// A link with one router interface under test.
+pub struct VirtualLink {
     pub machine: Downstream,
     pub start: Instant,
     pub now: Instant,
     pub group: Group,
-    /// What was sent, with the second it was sent at.
+    /// The queries sent and not taken yet, each with its time in seconds since the start.
     pub sent: Vec<(f64, String)>,
 }
 
+/// Returns a proxy rule with default settings.
 pub fn rule() -> ProxyRule {
     ProxyRule::new(vec![], vec![])
 }
 
-impl Lab {
-    /// An IGMP machine at 10.0.0.1 that is the querier and has sent its startup queries.
+impl VirtualLink {
+    /// Creates a link with an IGMP router at 10.0.0.1, which starts as the querier.
     pub fn new(rule: ProxyRule) -> Self {
-        Self::with(Protocol::Igmp, rule, Some("10.0.0.1"))
+        Self::with_protocol(Protocol::Igmp, rule, Some("10.0.0.1"))
     }
 
-    pub fn with(protocol: Protocol, rule: ProxyRule, own: Option<&str>) -> Self {
+    /// Creates a link with a router at `own`.
+    pub fn with_protocol(protocol: Protocol, rule: ProxyRule, own: Option<&str>) -> Self {
         let start = Instant::now();
         let config = DownstreamConfig::new(protocol, Arc::new(rule));
         let own = own.map(|a| a.parse().unwrap());
@@ -94,23 +97,26 @@ impl Lab {
         self.now.duration_since(self.start).as_secs_f64()
     }
 
-    /// Lets time pass, with everything that is due on the way.
-    pub fn at(&mut self, seconds: f64) -> &mut Self {
+    /// Advances the clock to `seconds` after the start, and handles every timeout on the way.
+    pub fn advance_to(&mut self, seconds: f64) -> &mut Self {
         let until = self.start + Duration::from_secs_f64(seconds);
         assert!(until >= self.now);
         while let Some(due) = self.machine.poll_timeout().filter(|at| *at <= until) {
             self.now = self.now.max(due);
             self.machine.handle_timeout(self.now);
             let again = self.machine.poll_timeout();
-            assert!(again.is_none_or(|at| at > self.now), "due again at once");
+            assert!(
+                again.is_none_or(|at| at > self.now),
+                "a handled timeout is due again immediately"
+            );
             self.drain();
         }
         self.now = until;
         self
     }
 
-    /// Messages are lost before the machine has them, now.
-    pub fn loses(&mut self) -> &mut Self {
+    /// Reports to the router that received messages were lost before it could process them.
+    pub fn lose_messages(&mut self) -> &mut Self {
         self.machine.handle_message_loss(self.now);
         self
     }
@@ -119,12 +125,12 @@ impl Lab {
         while let Some(out) = self.machine.poll_query() {
             let all = self.protocol().general_query_destination();
             assert_eq!(out.destination, out.query.group.map_or(all, Group::addr));
-            let text = self.text(&out.query);
+            let text = self.query_text(&out.query);
             self.sent.push((self.seconds(), text));
         }
     }
 
-    fn text(&self, query: &Query) -> String {
+    fn query_text(&self, query: &Query) -> String {
         let flag = if query.suppress { "S " } else { "" };
         let text = match (query.group, &query.sources[..]) {
             (None, []) => "Q".into(),
@@ -139,8 +145,8 @@ impl Lab {
         format!("{flag}{text}{version}")
     }
 
-    /// What a host says: `IS_IN ab`, `TO_EX`, `v2`, `v1`, `leave`.
-    pub fn hear(&mut self, host: u8, text: &str) -> Result<(), MembershipRefusal> {
+    /// Delivers a message from a host: `IS_IN ab`, `TO_EX`, `v2`, `v1` or `leave`.
+    pub fn try_receive(&mut self, host: u8, text: &str) -> Result<(), MembershipRefusal> {
         let (from, to) = (self.host(host), self.group.addr());
         let message = self.message(text);
         let result = self.machine.handle_message(self.now, from, to, &message);
@@ -148,8 +154,9 @@ impl Lab {
         result
     }
 
-    pub fn hears(&mut self, host: u8, text: &str) -> &mut Self {
-        assert_eq!(self.hear(host, text), Ok(()), "{text}");
+    /// Delivers a message from a host, which must be accepted.
+    pub fn receive(&mut self, host: u8, text: &str) -> &mut Self {
+        assert_eq!(self.try_receive(host, text), Ok(()), "{text}");
         self
     }
 
@@ -171,7 +178,7 @@ impl Lab {
             "TO_EX" => RecordType::ChangeToExclude,
             "ALLOW" => RecordType::AllowNewSources,
             "BLOCK" => RecordType::BlockOldSources,
-            other => panic!("{other}?"),
+            other => panic!("unknown message: {other}"),
         };
         let sources = self.sources(letters);
         MembershipMessage::Records(vec![GroupRecord {
@@ -181,8 +188,8 @@ impl Lab {
         }])
     }
 
-    /// A general query of another router, with the default values.
-    pub fn general(&self) -> Query {
+    /// Returns a general query from another router, with the default values.
+    pub fn general_query(&self) -> Query {
         Query {
             generation: Generation::Three,
             group: None,
@@ -194,26 +201,27 @@ impl Lab {
         }
     }
 
-    /// A specific one.
-    pub fn specific(&self, letters: &str) -> Query {
+    /// Returns a query for the group, and for its sources in `letters`.
+    pub fn specific_query(&self, letters: &str) -> Query {
         Query {
             group: Some(self.group),
             max_response_time: Duration::from_secs(1),
             sources: self.sources(letters),
-            ..self.general()
+            ..self.general_query()
         }
     }
 
-    /// Another router asks, of all hosts.
-    pub fn asked(&mut self, from: &str, query: &Query) -> Result<(), MembershipRefusal> {
+    /// Delivers a query from another router, sent to the destination that the RFC requires.
+    pub fn receive_query(&mut self, from: &str, query: &Query) -> Result<(), MembershipRefusal> {
         let to = match query.group {
             Some(group) => group.addr(),
             None => self.protocol().general_query_destination(),
         };
-        self.asked_at(from, to, query)
+        self.receive_query_to(from, to, query)
     }
 
-    pub fn asked_at(
+    /// Delivers a query from another router, sent to `to`.
+    pub fn receive_query_to(
         &mut self,
         from: &str,
         to: IpAddr,
@@ -226,7 +234,7 @@ impl Lab {
         result
     }
 
-    /// The state of the group: `INCLUDE a170 b270`, `EXCLUDE 270: a170 c0`, `gone`.
+    /// Returns the state of the group: `INCLUDE a170 b270`, `EXCLUDE 270: a170 c0`, `gone`.
     pub fn state(&self) -> String {
         let mut groups = self.machine.groups(self.now);
         let Some(view) = groups.find(|v| v.group == self.group) else {
@@ -248,23 +256,25 @@ impl Lab {
         view.map_or(Generation::Three, |v| v.generation)
     }
 
-    /// What was sent since this was last asked, general queries left out: `0 Q(G), 1 Q(G)`.
-    pub fn specifics(&mut self) -> String {
+    /// Returns the specific queries sent since the last call, such as `0 Q(G), 1 Q(G)`. Discards
+    /// the general queries.
+    pub fn take_specific_queries(&mut self) -> String {
         let sent = std::mem::take(&mut self.sent);
         let own = sent.iter().filter(|(_, q)| q.contains('('));
         let texts: Vec<_> = own.map(|(at, q)| format!("{at} {q}")).collect();
         texts.join(", ")
     }
 
-    /// When general queries were sent since this was last asked.
-    pub fn generals(&mut self) -> Vec<f64> {
+    /// Returns the times of the general queries sent since the last call. Discards the specific
+    /// queries.
+    pub fn take_general_query_times(&mut self) -> Vec<f64> {
         let sent = std::mem::take(&mut self.sent);
         let all = sent.iter().filter(|(_, q)| !q.contains('('));
         all.map(|(at, _)| *at).collect()
     }
 
-    /// The changes told: `include ab`, `exclude`, `none`.
-    pub fn changes(&mut self) -> Vec<String> {
+    /// Returns the filter changes since the last call, such as `include ab`, `exclude` or `none`.
+    pub fn take_changes(&mut self) -> Vec<String> {
         use crate::model::SourceFilter::{Exclude, Include};
         let mut changes = Vec::new();
         while let Some((_, filter)) = self.machine.poll_change() {
@@ -278,7 +288,7 @@ impl Lab {
         changes
     }
 
-    pub fn events(&mut self) -> Vec<MembershipEvent> {
+    pub fn take_events(&mut self) -> Vec<MembershipEvent> {
         std::iter::from_fn(|| self.machine.poll_event()).collect()
     }
 }
