@@ -1,98 +1,104 @@
-//! `mcastor`: a multicast router in user space. This page is the map; ARCHITECTURE.md walks it.
+//! `mcastor`: a multicast router in user space. ARCHITECTURE.md explains this overview in detail.
 //!
-//! # The way of a packet
+//! # Path of a packet
 //!
 //! ```text
-//!  kernel        sys::filter    lets pass multicast that we did not send
-//!     |          sys::receive   at low rates: packets one by one, into pooled buffers
-//!     |          sys::ring      at high rates: blocks in memory shared with the kernel
+//!  kernel        sys::filter    passes multicast that this router did not send
+//!     |          sys::receive   low rates: single packets, into pooled buffers
+//!     |          sys::ring      high rates: blocks in memory shared with the kernel
 //!     v
-//!  capture       planes::packet::capture  whichever suits the rate (planes::packet::rate) -> pipeline::Batch
+//!  capture       planes::packet::capture  uses the source that suits the rate
+//!     |                                   (planes::packet::rate) -> pipeline::Batch
 //!     |          actors::interface, on a worker thread
 //!     v
-//!  decide        pipeline::switch for each packet of the batch:
-//!     |            forward::decide    (ingress of the Fib, flows, packet) -> Versions | DropReason:
-//!     |                               one of the best rule, one of each proxy that hosts asked
-//!     |            forward::finish   checksum finished, TTL set, in place
-//!     |            forward::segment   UDP GSO cut into datagrams
-//!     |            forward::loop_guard  stops what was forwarded a moment ago
-//!     |            forward::translate   other source, group, port, IP version
-//!     |          -> Slots, a list for each egress, and one Load: the bytes
+//!  decide        pipeline::switch, for each packet of the batch:
+//!     |            forward::decide      (ingress of the Fib, flows, packet)
+//!     |                                 -> variants of the packet | DropReason:
+//!     |                                 one for the best rule, one for each proxy with members
+//!     |            forward::finish      completes the checksum and sets the TTL, in place
+//!     |            forward::segment     splits a UDP GSO packet into datagrams
+//!     |            forward::loop_guard  drops packets that were forwarded a moment ago
+//!     |            forward::translate   changes source, group, port or IP version
+//!     |          -> a list of packets for each egress, and one shared buffer with their bytes
 //!     v
-//!  Transmit      one message for each batch and egress, same thread: Arc<Load>, Vec<Slot>
+//!  transmit      one message for each batch and egress, on the same thread
 //!     |
 //!     v
 //!  send          actors::forwarder
 //!     |            pipeline::egress     EgressQueue: fragments, retries, counts
-//!     |            sys::transmit      sendmmsg; the kernel writes the link header
+//!     |            sys::transmit        sendmmsg; the kernel writes the link header
 //!     v
-//!  kernel        the last forwarder drops the Load, and its memory is free again
+//!  kernel        the last forwarder drops the shared buffer, which frees its memory
 //! ```
 //!
-//! # The way of a change
+//! # Path of a configuration change
 //!
 //! ```text
-//!  links          netlink            --LinksChanged--+
-//!  add, join ...  control::server                    |
-//!                 -> actors::questions ----ApplyChange-----+--> actors::routing: Rib, Links -> Fib
-//!  reload         app: settings -> Rib ---Replace----+       |                   |
-//!  (or SIGHUP)                                            Publish               SetJoins
-//!                                                            v                   v
-//!                                                   actors::supervisor       actors::joins
-//!                                                   starts, swaps,       sys::memberships
-//!                                                   stops
+//!  links          netlink            --LinksChanged------+
+//!  add, join ...  control::server                        |
+//!                 -> actors::questions --ApplyChange-----+--> actors::routing: Rib, Links -> Fib
+//!  reload         app: settings -> Rib ---Replace--------+       |                   |
+//!  (or SIGHUP)                                                Publish             SetJoins
+//!                                                                v                   v
+//!                                                       actors::supervisor     actors::joins
+//!                                                       starts, replaces,      sys::memberships
+//!                                                       stops actors
 //! ```
 //!
-//! # The way of a report
+//! # Path of a membership report
 //!
 //! ```text
 //!  host           IGMP or MLD, captured like any packet
-//!     |           pipeline::switch -> Messages
+//!     |           pipeline::switch -> MembershipMessages
 //!     v
-//!  actors::membership   wire::membership -> membership::Downstream, one an interface and IP version
-//!     |                 -> queries back to the hosts
-//!     v Wanted
-//!  actors::routing      table::MembershipDatabase -> Fib, and membership::MembershipUnion -> actors::joins
+//!  actors::membership   wire::membership -> membership::Downstream, per interface and protocol
+//!     |                 -> queries to the hosts
+//!     v
+//!  actors::routing      table::MembershipDatabase -> Fib
+//!                       membership::MembershipUnion -> actors::joins
 //! ```
 //!
-//! # The arrows
+//! # Dependencies
 //!
-//! A room may use those to its left, and none to its right:
+//! A module may use the modules to its left, and none to its right:
 //!
 //! ```text
-//! model -> wire -> membership | table -> forward -> planes -> actors -> app -> cli
+//! model -> wire -> membership | table -> forward -> pipeline -> planes -> actors -> app -> cli
 //! ```
 //!
-//! - [`sys`] is the only room with unsafe code. It knows [`model`] and [`wire`]. Planes reach it,
-//!   and those that need sockets of their own: [`actors::links`], [`actors::joins`], [`app`],
-//!   [`demo`], and `send` and `recv` of [`cli`].
-//! - [`metrics`] knows [`model`] and the reasons of [`forward`]; actors count in it.
-//! - [`settings`] becomes [`table::Rib`] in [`app`]; nothing else reads it.
-//! - [`api`] is what is shown and what can be changed. [`control`] and [`http`] carry it; they stand
-//!   beside the actors and reach them through [`actors::questions`] only.
-//! - [`mnat`] is what is said to the server of multicast NAT, and what its mappings mean: pure but for
-//!   its `client` and `files`. [`actors::mnat`] drives it; its routes go to routing.
-//! - [`smcroute`] is what smcroute's users know: its file, which [`settings`] reads, its tables, and
-//!   its socket, which stands beside [`control`] and goes through [`actors::questions`] likewise.
-//!   `smcrouted` and `smcroutectl` are guises in [`cli`].
-//! - [`streams`] and [`demo`] are for test streams, and are no part of the router.
+//! - [`sys`] is the only module with unsafe code. It uses [`model`] and [`wire`]. Its users are the
+//!   planes and the modules that need sockets of their own: [`actors::links`], [`actors::joins`],
+//!   [`app`], [`demo`], and `send` and `recv` of [`cli`].
+//! - [`metrics`] uses [`model`] and the drop reasons of [`forward`]. Actors update its counters.
+//! - [`settings`] is converted to a [`table::Rib`] in [`app`]. No other module reads it.
+//! - [`api`] declares the views and changes that clients can request. [`control`] and [`http`]
+//!   transport them. Both run beside the actors and reach them only through
+//!   [`actors::questions`].
+//! - [`mnat`] holds the protocol of the multicast NAT server and the meaning of its mappings. It is
+//!   free of I/O except for `client` and `files`. [`actors::mnat`] drives it and passes its routes
+//!   to routing.
+//! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
+//!   reads, its tables, and its socket. The socket runs beside [`control`] and also goes through
+//!   [`actors::questions`]. The commands `smcrouted` and `smcroutectl` are in [`cli`].
+//! - [`streams`] and [`demo`] generate and check test streams. The router does not use them.
 //!
-//! `model`, `wire`, `membership`, `table` and `forward` are pure: no socket, no clock, no actor.
+//! `model`, `wire`, `membership`, `table` and `forward` use no sockets, clocks or actors.
 //!
-//! # What always holds
+//! # Invariants
 //!
-//! - No message for each packet, no lock and no allocation for each packet. Messages carry batches.
+//! - No message, lock or allocation is made for a single packet. Messages carry batches.
 //! - A batch stays on the thread that captured it.
-//! - Packets are decided against an immutable [`table::Fib`]. Only routing makes one; only the
-//!   supervisor puts one in force. A flow remembers its verdicts, and only within one snapshot.
-//! - Bad settings and refused changes leave what is in force as it is.
-//! - A packet is never copied, unless segmentation or fragmentation cuts it, its IP version
-//!   changes, or it leaves in two versions.
-//! - A packet that came in leaves or is counted under one [`forward::DropReason`] for each path.
-//! - Counters live outside the actors: [`metrics::Catalog`].
-//! - What we send bears our mark. Outgoing with the mark is ours and never taken in again.
-//! - Data is offered (`try_send`, refused when full); only control facts are pressed (`do_send`).
-//! - No input, of file, socket or wire, makes the process panic.
+//! - Packets are decided against an immutable [`table::Fib`]. Only routing builds one, and only the
+//!   supervisor distributes it. A flow caches its decisions for the lifetime of one snapshot.
+//! - Invalid settings and refused changes leave the active configuration unchanged.
+//! - A packet is copied only when it is segmented or fragmented, when its IP version changes, or
+//!   when it leaves in two variants.
+//! - Each received packet is sent or counted under one [`forward::DropReason`] for each path.
+//! - Counters live outside the actors, in [`metrics::Catalog`].
+//! - Packets that this router sends carry its mark. Outgoing packets with it are not captured.
+//! - Data messages use `try_send` and are refused when a mailbox is full. Only control messages use
+//!   `do_send`, which ignores the limit.
+//! - No input from a file, a socket or the network makes the process panic.
 
 pub mod actors;
 pub mod api;
