@@ -49,7 +49,7 @@
 //!
 //! ```text
 //!  host           IGMP or MLD, captured like any packet
-//!     |           pipeline::switch -> MembershipMessages
+//!     |           pipeline::switch -> Messages; actors::interface sends MembershipMessages
 //!     v
 //!  actors::membership   wire::membership -> membership::Downstream, per interface and protocol
 //!     |                 -> queries to the hosts
