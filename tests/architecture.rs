@@ -16,8 +16,8 @@ use graph::Graph;
 use source::{SourceFile, read_crate};
 
 /// The module layers: a module, and the modules or items it may use besides itself. A packet
-/// passes `model -> wire -> table -> forward -> planes -> actors -> app`; each uses what is to its
-/// left. Items count where they are defined, not where they are re-exported.
+/// passes `model -> wire -> table -> forward -> pipeline -> planes -> actors -> app`; each uses
+/// modules to its left. Items count where they are defined, not where they are re-exported.
 const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("wire", &["model"]),
@@ -34,18 +34,20 @@ const LAYERS: &[(&str, &[&str])] = &[
             "membership::config::Protocol",
         ],
     ),
-    ("planes", &["model", "wire", "table", "forward", "sys"]),
+    // What every plane shares: batches, the switch, the egress queue.
+    ("pipeline", &["model", "wire", "table", "forward", "sys"]),
+    ("planes", &["model", "wire", "pipeline", "sys"]),
     // Names that a container engine gives to interfaces.
     ("docker", &["model"]),
     // Plain data for users of the control socket and of HTTP.
     ("api", &[]),
     (
         "control",
-        &["api", "actors::world::World", "actors::questions"],
+        &["api", "actors::context::RouterContext", "actors::questions"],
     ),
     (
         "http",
-        &["api", "actors::world::World", "actors::questions"],
+        &["api", "actors::context::RouterContext", "actors::questions"],
     ),
     // The protocol and the client of the MNAT server.
     ("mnat", &["model"]),
@@ -55,7 +57,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "model",
             "api",
-            "actors::world::World",
+            "actors::context::RouterContext",
             "actors::questions",
             "control::socket",
         ],
@@ -70,6 +72,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "table",
             "forward",
             "sys",
+            "pipeline",
             "planes",
             "metrics",
             "api",
@@ -99,7 +102,68 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Cycles between files that remain: the files, and why they stay.
-const FILE_CYCLES: &[(&[&str], &str)] = &[];
+const FILE_CYCLES: &[(&[&str], &str)] = &[
+    (
+        &[
+            "actors/context.rs",
+            "actors/docker.rs",
+            "actors/forwarder.rs",
+            "actors/interface.rs",
+            "actors/joins.rs",
+            "actors/links.rs",
+            "actors/membership.rs",
+            "actors/metrics.rs",
+            "actors/mnat.rs",
+            "actors/questions.rs",
+            "actors/rewritings.rs",
+            "actors/routing.rs",
+            "actors/routing/learning.rs",
+            "actors/service.rs",
+            "actors/supervisor.rs",
+            "http/mod.rs",
+        ],
+        "messages are declared beside the actor that receives them; they belong in one file",
+    ),
+    (
+        &["app.rs", "app/service.rs"],
+        "the script hooks use the context of the assembly",
+    ),
+    (
+        &[
+            "cli/change.rs",
+            "cli/convert.rs",
+            "cli/health.rs",
+            "cli/mnat.rs",
+            "cli/mod.rs",
+            "cli/run.rs",
+            "cli/show.rs",
+            "cli/smcroutectl.rs",
+            "cli/smcrouted.rs",
+        ],
+        "subcommands return the exit type that cli/mod.rs declares",
+    ),
+    (
+        &[
+            "demo/flows.rs",
+            "demo/lab.rs",
+            "demo/mod.rs",
+            "demo/router.rs",
+        ],
+        "the parts of the demo use the plan and the error that demo/mod.rs declares",
+    ),
+    (
+        &["table/draft.rs", "table/rib.rs"],
+        "a snapshot is drafted from the rules, which call the draft",
+    ),
+    (
+        &[
+            "table/fib.rs",
+            "table/membership_database.rs",
+            "table/sets.rs",
+        ],
+        "the snapshot holds the OIF table, whose sets hold positions in the snapshot",
+    ),
+];
 
 /// Modules that write to the terminal.
 const PRINTERS: &[&str] = &["cli", "demo"];
@@ -302,13 +366,11 @@ fn assert_none(violations: Vec<String>) {
 }
 
 #[test]
-#[ignore = "the modules are being moved"]
 fn modules_use_only_lower_layers() {
     assert_none(layer_violations(program()));
 }
 
 #[test]
-#[ignore = "the modules are being moved"]
 fn layer_list_matches_the_source() {
     assert_none(unused_layers(program()));
 }
@@ -319,25 +381,24 @@ fn all_paths_are_resolved() {
 }
 
 #[test]
-#[ignore = "the modules are being moved"]
+#[ignore = "actors and http, and cli and demo, still use each other"]
 fn folders_have_no_cycles() {
     assert_none(folder_cycles(program()));
 }
 
 #[test]
-#[ignore = "the modules are being moved"]
 fn file_cycles_are_listed_with_a_reason() {
     assert_none(file_cycles(program(), FILE_CYCLES));
 }
 
 #[test]
-#[ignore = "types are being renamed"]
+#[ignore = "type names of mnat, smcroute, cli and demo still clash"]
 fn public_type_names_are_unique() {
     assert_none(duplicate_public_types(program()));
 }
 
 #[test]
-#[ignore = "types are being split"]
+#[ignore = "Mnat, Routing, Rib and RouteRule are still spread over several files"]
 fn inherent_methods_are_in_one_file() {
     assert_none(scattered_methods(program()));
 }

@@ -272,7 +272,7 @@ fn short_duration(duration: Duration) -> String {
 macro_rules! raw_tables {
     ($(
         $(#[doc = $table_text:literal])+
-        $table:ident {
+        struct $table:ident {
             $(
                 $(#[doc = $text:literal])*
                 $name:ident: $key_type:ident $(($inner:ident))? $(, $method:ident($($argument:expr),*))*;

@@ -14,7 +14,7 @@ use crate::model::rule::MOST_JOINED_GROUPS;
 
 raw_tables! {
     /// Every key of the settings, with its meaning.
-    RawSettings {
+    struct RawSettings {
         http: Table(RawHttp);
         control: Table(RawControl);
         docker: Table(RawDocker);
@@ -30,14 +30,14 @@ raw_tables! {
     }
 
     /// The HTTP listener.
-    RawHttp {
+    struct RawHttp {
         /// The address that serves /metrics, /healthz, /readyz and /api/v1.
         /// "off" disables the listener.
         listen: String, default_string("127.0.0.1:9464"), range("address and port, or `\"off\"`");
     }
 
     /// The control socket.
-    RawControl {
+    struct RawControl {
         /// The UNIX socket that `mcastor show`, `add`, `reload` and other commands connect to.
         socket: String, default_string("/run/mcastor.sock"), absolute_path(),
             range("absolute path, at most 107 bytes");
@@ -45,14 +45,14 @@ raw_tables! {
 
     /// The Docker Engine that resolves the names "container:NAME", "network:NAME" and
     /// "label:KEY=VALUE". Such a name can be used wherever an interface name can.
-    RawDocker {
+    struct RawDocker {
         /// The UNIX socket of the engine.
         socket: String, default_string("/var/run/docker.sock"), absolute_path(),
             range("absolute path, at most 107 bytes");
     }
 
     /// How packets are captured and sent.
-    RawPlane {
+    struct RawPlane {
         /// "packet" uses packet sockets; "auto" uses the best plane of this machine.
         kind: String, default_string("auto"), words(&["auto", "packet"]);
         /// Sends past the queueing discipline. Tcpdump does not see the packets then.
@@ -64,7 +64,7 @@ raw_tables! {
     }
 
     /// The log.
-    RawLog {
+    struct RawLog {
         /// A level, or filter directives such as "info,mcastor::settings=debug".
         level: String, default_string("info"), range(
             "`\"error\"`, `\"warn\"`, `\"info\"`, `\"debug\"`, `\"trace\"`, `\"off\"`, or filter \
@@ -75,7 +75,7 @@ raw_tables! {
     }
 
     /// Options of an interface. An interface without options needs no entry.
-    RawInterface {
+    struct RawInterface {
         /// A name or a pattern: * matches any characters, ? matches one.
         name: String, required(), range("interface name or pattern"), example("\"eth1\"");
         /// Only packets that arrive with a TTL (hop limit) above this value leave on the
@@ -89,7 +89,7 @@ raw_tables! {
     }
 
     /// A route: packets that arrive on one interface leave on others.
-    RawRoute {
+    struct RawRoute {
         /// The label of the route in metrics.
         name: String, default_described("`\"FROM (SOURCE, GROUP)\"`"),
             range("visible characters, unique"), example("\"cameras\"");
@@ -131,7 +131,7 @@ raw_tables! {
 
     /// Translates the packets of a route to another source, group or UDP destination port. With
     /// a source and a group of the other IP version, IPv4 becomes IPv6 or IPv6 becomes IPv4.
-    RawTranslation {
+    struct RawTranslation {
         /// The new source. A prefix maps one to one and keeps the host bits.
         source: String, default_described("unchanged"),
             range("address or prefix, as many addresses as `source` of the route"),
@@ -145,7 +145,7 @@ raw_tables! {
     }
 
     /// A group that is joined on an interface, whether a route forwards it or not.
-    RawJoin {
+    struct RawJoin {
         /// The interface to join on.
         interface: String, required(), range("interface name or pattern"), example("\"eth0\"");
         /// The only source whose packets are requested (IGMPv3, MLDv2).
@@ -159,7 +159,7 @@ raw_tables! {
 
     /// An IGMP and MLD proxy (RFC 4605): hosts on the downstream interfaces receive from
     /// upstream the groups that they join.
-    RawProxy {
+    struct RawProxy {
         /// The label of the proxy in metrics.
         name: String, default_described("`\"proxy UPSTREAM\"`"),
             range("visible characters, unique"), example("\"containers\"");
@@ -210,7 +210,7 @@ raw_tables! {
 
     /// The highest versions to speak. Hosts and queriers of older versions are understood in
     /// any case.
-    RawVersions {
+    struct RawVersions {
         /// The version of IGMP.
         igmp: Integer, default_integer(3), integers(1, 3);
         /// The version of MLD.
@@ -218,7 +218,7 @@ raw_tables! {
     }
 
     /// The timers of RFC 9776 section 8 and RFC 9777 section 9.
-    RawProxyTimers {
+    struct RawProxyTimers {
         /// The robustness variable: one less than this many messages in a row may be lost.
         robustness: Integer, default_integer(2), integers(1, 7);
         /// The time between two general queries.
@@ -243,7 +243,7 @@ raw_tables! {
 
     /// What a proxy stores for each downstream interface and IP version. Reports beyond a limit
     /// are refused and counted.
-    RawProxyLimits {
+    struct RawProxyLimits {
         /// The number of groups.
         groups: Integer, default_integer(4096), integers(1, 1_000_000);
         /// The number of sources of one group.
@@ -253,13 +253,13 @@ raw_tables! {
     }
 
     /// Multicast router advertisements, for interfaces with `mrdisc = true` (RFC 4286).
-    RawMrdisc {
+    struct RawMrdisc {
         /// The time between two advertisements.
         interval: String, default_string("20s"), durations_ms(4000, 180_000);
     }
 
     /// One end of multicast NAT.
-    RawMnat {
+    struct RawMnat {
         /// "egress" near the receivers, "ingress" near the senders.
         role: String, required(), words(&["ingress", "egress"]), example("\"egress\"");
         /// The server that assigns the mappings.
@@ -292,7 +292,7 @@ raw_tables! {
     }
 
     /// The number of flows, (S,G) pairs being forwarded, that are tracked.
-    RawLimits {
+    struct RawLimits {
         /// The number of flows of all interfaces together. At the limit, the flow of the same
         /// interface that is idle longest is removed.
         flows: Integer, default_integer(65_536), integers(1, 10_000_000);
@@ -301,7 +301,7 @@ raw_tables! {
     }
 
     /// A fixed TTL.
-    RawTtlSet {
+    struct RawTtlSet {
         /// The TTL (hop limit) of every packet.
         set: Integer, required(), integers(1, 255), example("8");
     }
