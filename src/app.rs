@@ -2,6 +2,8 @@
 
 pub mod service;
 
+pub use service::Started;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -99,9 +101,6 @@ pub enum Clients {
     /// file that cannot be written is no reason to end.
     Smcroute(Option<Socket>),
 }
-
-/// What is told of a start that went well.
-pub type Started = Box<dyn FnOnce()>;
 
 /// What reads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;

@@ -125,10 +125,6 @@ const FILE_CYCLES: &[(&[&str], &str)] = &[
         "messages are declared beside the actor that receives them; they belong in one file",
     ),
     (
-        &["app.rs", "app/service.rs"],
-        "the script hooks use the context of the assembly",
-    ),
-    (
         &[
             "cli/change.rs",
             "cli/convert.rs",
@@ -140,7 +136,7 @@ const FILE_CYCLES: &[(&[&str], &str)] = &[
             "cli/smcroutectl.rs",
             "cli/smcrouted.rs",
         ],
-        "subcommands return the exit type that cli/mod.rs declares",
+        "subcommands end with the exit code and error line that cli/mod.rs declares",
     ),
     (
         &[
@@ -149,7 +145,7 @@ const FILE_CYCLES: &[(&[&str], &str)] = &[
             "demo/mod.rs",
             "demo/router.rs",
         ],
-        "the parts of the demo use the plan and the error that demo/mod.rs declares",
+        "the parts of the demo use the error type that demo/mod.rs declares",
     ),
     (
         &["table/draft.rs", "table/rib.rs"],

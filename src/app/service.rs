@@ -16,6 +16,10 @@ use crate::actors::{RouterContext, questions};
 use crate::api::view::{FlowView, RouteView};
 use crate::api::{Show, Shown};
 
+/// Called once when the router captures packets on all its interfaces, or ten seconds after the
+/// start.
+pub type Started = Box<dyn FnOnce()>;
+
 /// Why a script is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
@@ -129,7 +133,7 @@ const LONGEST_START: Duration = Duration::from_secs(10);
 
 /// Tells systemd, and whoever started us in the background, that we are ready, and then, as often as it wants to hear, that we live: as
 /// long as routing answers.
-pub async fn tell_the_supervisor(context: Arc<RouterContext>, started: Option<super::Started>) {
+pub async fn tell_the_supervisor(context: Arc<RouterContext>, started: Option<Started>) {
     let begun = Instant::now();
     while !context.health.is_ready() && begun.elapsed() < LONGEST_START {
         sleep(Duration::from_millis(20)).await;
