@@ -128,7 +128,8 @@ impl Handler<PanicIn> for Supervisor {
             "forwarder" => forwarders
                 .min_by_key(|(index, _)| **index)
                 .map(|(_, forwarder)| forwarder.clone().recipient()),
-            "supervisor" => Some(ctx.address().recipient()),
+            // The control protocol keeps the former name of the supervisor.
+            "keeper" => Some(ctx.address().recipient()),
             _ => None,
         };
         let victim = victim.ok_or_else(|| format!("there is no actor {actor:?}"))?;
