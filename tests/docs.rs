@@ -12,7 +12,7 @@ use mcastor::forward::DropReason;
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
-use mcastor::model::{Family, FlowEnd, IfIndex, Link, RouteName};
+use mcastor::model::{FlowEnd, IfIndex, Link, RouteName, TranslationKind};
 use mcastor::settings::Settings;
 use mcastor::wire::RejectReason;
 
@@ -205,7 +205,7 @@ fn values_of_fixed_labels_are_complete() {
         .split_once("\n## Labels\n")
         .expect("a chapter of labels");
     let labels = labels.split("\n## ").next().unwrap();
-    let families = Family::ALL.map(Family::label);
+    let families = TranslationKind::ALL.map(TranslationKind::label);
     let protocols = Protocol::ALL.map(Protocol::label);
     let directions = ["received", "transmitted"];
     for (label, values) in [

@@ -33,7 +33,7 @@ const BREATH: Duration = Duration::from_millis(1);
 #[rtype(result = "()")]
 pub struct SetJoins {
     /// The memberships.
-    pub joins: table::joins::Joins,
+    pub joins: table::joins::DesiredMemberships,
     /// Names of the links that are up.
     pub names: AHashMap<IfIndex, IfName>,
 }
@@ -42,7 +42,7 @@ pub struct SetJoins {
 /// last [`SetJoins`]. A filter that takes nothing ends one.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct UpdateJoins(pub table::joins::Joins);
+pub struct UpdateJoins(pub table::joins::DesiredMemberships);
 
 /// Asks which memberships there are, and which failed.
 pub struct AskGroups;
@@ -55,7 +55,7 @@ impl Message for AskGroups {
 pub struct Joins {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
-    wanted: table::joins::Joins,
+    wanted: table::joins::DesiredMemberships,
     names: AHashMap<IfIndex, IfName>,
     held: AHashMap<IfIndex, HostMemberships>,
     failed: BTreeMap<Join, String>,

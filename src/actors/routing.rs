@@ -54,7 +54,7 @@ pub struct Routing {
     /// What the hosts of proxies want, as it is joined.
     demand: Demand,
     /// What joins and routes want joined, and the links that was said for.
-    fixed: joins::Joins,
+    fixed: joins::DesiredMemberships,
     up: Links,
     /// What the MNAT actor was last told that hosts want.
     pub(super) told_mnat: Option<BTreeSet<Channel>>,
@@ -87,7 +87,7 @@ impl Routing {
                 waits: false,
             },
             demand: Demand::default(),
-            fixed: joins::Joins::new(),
+            fixed: joins::DesiredMemberships::new(),
             up: Links::default(),
             told_mnat: None,
         }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::DropReason;
 use super::fragment::{DONT_FRAGMENT, MORE_FRAGMENTS, fragment_v6};
 use super::upper::{FRAGMENT_HEADER_LEN, Upper, protocol, put, upper, word};
-use crate::model::{Family, TranslationRule};
+use crate::model::{TranslationKind, TranslationRule};
 use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
@@ -67,12 +67,15 @@ impl Change {
 fn change_upper(
     body: &mut [u8],
     upper: &Upper,
-    family: Family,
+    family: TranslationKind,
     addresses: (IpAddr, IpAddr),
     rewrite: &TranslationRule,
     mut change: Change,
 ) -> Result<(), DropReason> {
-    let v6 = matches!(family, Family::SixToSix | Family::SixToFour);
+    let v6 = matches!(
+        family,
+        TranslationKind::SixToSix | TranslationKind::SixToFour
+    );
     let across = !family.stays();
     match upper.protocol {
         udp::PROTOCOL if !upper.has_header() => {}
@@ -86,7 +89,7 @@ fn change_upper(
                 put(body, udp::DESTINATION_PORT_OFFSET, port.get());
             }
             let sum = match word(body, udp::CHECKSUM_OFFSET) {
-                0 if family == Family::FourToSix => {
+                0 if family == TranslationKind::FourToSix => {
                     // Over IPv6 there must be one (RFC 8200 section 8.1), and of a fragment it
                     // cannot be told (RFC 7915 section 4.5).
                     if !upper.is_whole() {
@@ -197,7 +200,7 @@ pub fn in_place(
     packet: &mut [u8],
     datagram: &IpHeader,
     rewrite: &TranslationRule,
-) -> Result<Family, DropReason> {
+) -> Result<TranslationKind, DropReason> {
     let family = rewrite.family();
     let upper = upper(packet, datagram)?;
     let old = (datagram.source, datagram.destination);
@@ -237,20 +240,20 @@ pub fn across(
     mtu: usize,
     out: &mut Vec<u8>,
     mut each: impl FnMut(Range<usize>),
-) -> Result<Family, DropReason> {
+) -> Result<TranslationKind, DropReason> {
     let start = out.len();
     let family = rewrite.family();
     let written = match family {
-        Family::FourToSix => four_to_six(packet, datagram, rewrite, out),
-        Family::SixToFour => six_to_four(packet, datagram, rewrite, ids, out),
+        TranslationKind::FourToSix => four_to_six(packet, datagram, rewrite, out),
+        TranslationKind::SixToFour => six_to_four(packet, datagram, rewrite, ids, out),
         // The caller did not ask whether it is.
-        Family::FourToFour | Family::SixToSix => Err(DropReason::Malformed),
+        TranslationKind::FourToFour | TranslationKind::SixToSix => Err(DropReason::Malformed),
     };
     if let Err(reason) = written {
         out.truncate(start);
         return Err(reason);
     }
-    let may_fragment = family == Family::FourToSix && word(packet, 6) & DONT_FRAGMENT == 0;
+    let may_fragment = family == TranslationKind::FourToSix && word(packet, 6) & DONT_FRAGMENT == 0;
     if out.len() - start <= mtu || !may_fragment {
         each(start..out.len());
         return Ok(family);
@@ -307,7 +310,14 @@ fn four_to_six(
     out.extend_from_slice(body);
     let body = &mut out[start + IPV6_HEADER_LEN + extension..];
     let change = Change::of_addresses((datagram.source, datagram.destination), new);
-    change_upper(body, &upper, Family::FourToSix, new, rewrite, change)
+    change_upper(
+        body,
+        &upper,
+        TranslationKind::FourToSix,
+        new,
+        rewrite,
+        change,
+    )
 }
 
 /// RFC 7915 section 5.1.
@@ -365,5 +375,12 @@ fn six_to_four(
     } else {
         new
     };
-    change_upper(body, &upper, Family::SixToFour, addresses, rewrite, change)
+    change_upper(
+        body,
+        &upper,
+        TranslationKind::SixToFour,
+        addresses,
+        rewrite,
+        change,
+    )
 }

@@ -1,11 +1,14 @@
-//! Which reports are taken when more come than can be: a flood by strangers, spoofed addresses
-//! included, must not keep a member from refreshing its membership.
+//! Rate limit on received reports. A flood from unknown or spoofed addresses must not prevent
+//! members from refreshing their memberships.
 //!
-//! Half of the rate is for known members, half for strangers. Within each half, first come is
-//! first served as long as the half has reserves; then each has only its fair share. A member's
-//! share is its own; strangers are hashed into buckets, anew every ten seconds, so that nobody
-//! stays in the bucket of a flood. Known is who had two reports taken: addresses made up at
-//! random do not come twice. Memory is bounded, and each decision takes constant time.
+//! Half of the rate is reserved for known members, half for unknown senders. An address becomes a
+//! known member when two of its reports have been accepted, because random spoofed addresses
+//! rarely repeat.
+//!
+//! Each half admits every report while more than half of its tokens are left. Below that, each
+//! sender has only its fair share. Each member has a share of its own. Unknown senders are hashed
+//! into buckets, which share a rate. The hash changes every ten seconds, so that no sender shares
+//! the bucket of a flood for longer. Memory is bounded, and each decision takes constant time.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -16,134 +19,151 @@ use lru::LruCache;
 use super::quota::SenderStatus;
 use super::refusal::{MembershipRefusal, RefusalCounts};
 
-/// How many members are known at most. A further one stays a stranger.
-const KNOWN: usize = 4096;
+/// Maximum number of known members. Further senders stay unknown.
+const MAX_MEMBERS: usize = 4096;
 
-/// How many addresses are remembered that had one report taken.
-const SEEN: usize = 4096;
+/// Number of slots for addresses with one accepted report.
+const CANDIDATE_SLOTS: usize = 4096;
 
-/// How many buckets strangers are hashed into at most.
-const BUCKETS: usize = 1024;
+/// Maximum number of buckets for unknown senders.
+const MAX_BUCKETS: usize = 1024;
 
-/// How long a stranger stays in its bucket.
-const REHASH: Duration = Duration::from_secs(10);
+/// Time after which unknown senders are hashed into other buckets.
+const REHASH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Tokens that come back with time.
+/// A token bucket.
 #[derive(Debug, Clone, Copy)]
 struct Tokens {
     left: f64,
-    at: Instant,
+    /// Time of the last refill.
+    refilled_at: Instant,
 }
 
 impl Tokens {
-    fn refill(&mut self, now: Instant, rate: f64, most: f64) {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * rate).min(most);
-        self.at = self.at.max(now);
+    /// Adds `rate` tokens per second, up to `max`.
+    fn refill(&mut self, now: Instant, rate: f64, max: f64) {
+        let elapsed = now
+            .saturating_duration_since(self.refilled_at)
+            .as_secs_f64();
+        self.left = (self.left + elapsed * rate).min(max);
+        self.refilled_at = self.refilled_at.max(now);
     }
 
+    /// Removes one token. Returns false if none is left.
     fn take(&mut self) -> bool {
-        let one = self.left >= 1.0;
-        if one {
+        let has_token = self.left >= 1.0;
+        if has_token {
             self.left -= 1.0;
         }
-        one
+        has_token
     }
 }
 
-/// One half of the rate.
+/// The half of the rate that one class of senders has.
 #[derive(Debug)]
-struct Half {
-    /// A second.
+struct ClassLimiter {
+    /// Reports per second.
     rate: f64,
-    /// At most what comes in a second.
+    /// Holds the tokens of one second at most.
     pool: Tokens,
 }
 
-impl Half {
+impl ClassLimiter {
     fn new(now: Instant, rate: f64) -> Self {
         let pool = Tokens {
             left: rate,
-            at: now,
+            refilled_at: now,
         };
         Self { rate, pool }
     }
 
-    /// First come, first served as long as more than half of the pool is left; then the fair
-    /// share decides, one of `shares` equal parts of half the rate.
-    fn admits(&mut self, now: Instant, fair: &mut Tokens, shares: usize) -> bool {
+    /// Admits a report while more than half of the pool is left. Otherwise admits it if
+    /// `sender_tokens` allows: each of `shares` senders has an equal part of half the rate.
+    fn admit(&mut self, now: Instant, sender_tokens: &mut Tokens, shares: usize) -> bool {
         self.pool.refill(now, self.rate, self.rate);
         let share = self.rate / 2.0 / shares as f64;
-        fair.refill(now, share, share.max(1.0));
+        sender_tokens.refill(now, share, share.max(1.0));
         if self.pool.left > self.rate / 2.0 {
             return self.pool.take();
         }
-        let own = fair.take();
-        if own {
+        let admitted = sender_tokens.take();
+        if admitted {
             self.pool.left = (self.pool.left - 1.0).max(0.0);
         }
-        own
+        admitted
     }
 }
 
+/// A known member.
 #[derive(Debug)]
 struct Member {
-    until: Instant,
-    fair: Tokens,
+    /// The membership expires at this time.
+    expires: Instant,
+    tokens: Tokens,
 }
 
-/// Decides for each report whether it is taken within the rate.
+/// Decides for each report whether the rate limit admits it.
 #[derive(Debug)]
 pub struct ReportRateLimiter {
     hasher: RandomState,
     start: Instant,
-    members: Half,
-    strangers: Half,
-    /// In order of their last report, so those whose membership ran out are at the end.
-    known: LruCache<IpAddr, Member>,
-    /// Hashes of addresses that had one report taken; 0 is nobody.
-    seen: Box<[u64]>,
+    members: ClassLimiter,
+    unknown_senders: ClassLimiter,
+    /// Least recently reporting members first to remove: expired members are at the end.
+    known_members: LruCache<IpAddr, Member>,
+    /// Hashes of addresses with one accepted report. 0 marks a free slot.
+    candidates: Box<[u64]>,
     buckets: Box<[Tokens]>,
     refusals: RefusalCounts,
 }
 
 impl ReportRateLimiter {
-    /// Takes up to `reports_per_second`, at least one, on average. Strangers must not know
-    /// `seed`: it decides who shares a bucket.
+    /// Creates a limiter that admits `reports_per_second` on average, at least one. `seed`
+    /// determines which unknown senders share a bucket, so it must not be predictable.
     pub fn new(now: Instant, reports_per_second: u32, seed: u64) -> Self {
         let half = f64::from(reports_per_second.max(1)) / 2.0;
-        // A bucket is of use only if it gets something within a second or so.
-        let buckets = ((half / 2.0) as usize).clamp(1, BUCKETS);
-        let full = Tokens { left: 1.0, at: now };
+        // Each bucket should receive about one token per second.
+        let buckets = ((half / 2.0) as usize).clamp(1, MAX_BUCKETS);
+        let full = Tokens {
+            left: 1.0,
+            refilled_at: now,
+        };
         Self {
             hasher: RandomState::with_seeds(seed, !seed, seed.rotate_left(32), 0x6d63_6173),
             start: now,
-            members: Half::new(now, half),
-            strangers: Half::new(now, half),
-            known: LruCache::unbounded(),
-            seen: vec![0; SEEN].into(),
+            members: ClassLimiter::new(now, half),
+            unknown_senders: ClassLimiter::new(now, half),
+            known_members: LruCache::unbounded(),
+            candidates: vec![0; CANDIDATE_SLOTS].into(),
             buckets: vec![full; buckets].into(),
             refusals: RefusalCounts::default(),
         }
     }
 
-    /// Whether a report from this address is taken now.
+    /// Checks whether a report from `sender` is admitted now, and consumes its tokens.
     ///
     /// # Errors
-    /// [`MembershipRefusal::MemberRate`] and [`MembershipRefusal::StrangerRate`].
-    pub fn admit(&mut self, now: Instant, from: IpAddr) -> Result<(), MembershipRefusal> {
-        let shares = self.known.len().max(16);
-        let member = self.known.peek_mut(&from).filter(|m| m.until > now);
+    /// [`MembershipRefusal::MemberRate`] for a known member, and
+    /// [`MembershipRefusal::StrangerRate`] for an unknown sender.
+    pub fn admit(&mut self, now: Instant, sender: IpAddr) -> Result<(), MembershipRefusal> {
+        let shares = self.known_members.len().max(16);
+        let member = self
+            .known_members
+            .peek_mut(&sender)
+            .filter(|m| m.expires > now);
         let (admitted, reason) = match member {
             Some(member) => {
-                let admitted = self.members.admits(now, &mut member.fair, shares);
+                let admitted = self.members.admit(now, &mut member.tokens, shares);
                 (admitted, MembershipRefusal::MemberRate)
             }
             None => {
-                let round = now.saturating_duration_since(self.start).as_secs() / REHASH.as_secs();
-                let n = self.hasher.hash_one((from, round)) as usize % self.buckets.len();
+                let round =
+                    now.saturating_duration_since(self.start).as_secs() / REHASH_INTERVAL.as_secs();
+                let bucket = self.hasher.hash_one((sender, round)) as usize % self.buckets.len();
                 let shares = self.buckets.len();
-                let admitted = self.strangers.admits(now, &mut self.buckets[n], shares);
+                let admitted = self
+                    .unknown_senders
+                    .admit(now, &mut self.buckets[bucket], shares);
                 (admitted, MembershipRefusal::StrangerRate)
             }
         };
@@ -156,58 +176,65 @@ impl ReportRateLimiter {
         }
     }
 
-    /// A report of this address was taken and makes it a member until then. To be called after
-    /// the machine took the report, not for those it refused.
-    pub fn handle_accepted_report(&mut self, now: Instant, from: IpAddr, until: Instant) {
-        if let Some(member) = self.known.get_mut(&from) {
-            member.until = member.until.max(until);
+    /// Notes that `Downstream` has accepted a report from `sender`, whose membership expires at
+    /// `expires`. Must not be called for refused reports.
+    pub fn handle_accepted_report(&mut self, now: Instant, sender: IpAddr, expires: Instant) {
+        if let Some(member) = self.known_members.get_mut(&sender) {
+            member.expires = member.expires.max(expires);
             return;
         }
-        // An address that several hosts may use at once is nobody's.
-        if from.is_unspecified() {
+        // Several hosts may use the unspecified address.
+        if sender.is_unspecified() {
             return;
         }
-        let hash = self.hasher.hash_one(from) | 1;
-        let seen = &mut self.seen[(hash >> 32) as usize % SEEN];
-        if *seen != hash {
-            *seen = hash;
+        let hash = self.hasher.hash_one(sender) | 1;
+        let candidate = &mut self.candidates[(hash >> 32) as usize % CANDIDATE_SLOTS];
+        if *candidate != hash {
+            *candidate = hash;
             return;
         }
-        while self.known.peek_lru().is_some_and(|(_, m)| m.until <= now) {
-            self.known.pop_lru();
+        while self
+            .known_members
+            .peek_lru()
+            .is_some_and(|(_, m)| m.expires <= now)
+        {
+            self.known_members.pop_lru();
         }
-        if self.known.len() < KNOWN {
-            *seen = 0;
-            let fair = Tokens { left: 1.0, at: now };
-            self.known.put(from, Member { until, fair });
+        if self.known_members.len() < MAX_MEMBERS {
+            *candidate = 0;
+            let tokens = Tokens {
+                left: 1.0,
+                refilled_at: now,
+            };
+            self.known_members.put(sender, Member { expires, tokens });
         }
     }
 
-    /// Whether strangers send so much that only their fair shares are taken, or did a moment ago.
-    /// What members answer may be lost in that, so that a stranger should not be believed who
-    /// says that a member has left.
+    /// Returns true if unknown senders exceed, or have just exceeded, the rate at which every
+    /// report is admitted. Reports of unknown members may then be refused, so a leave from an
+    /// unknown sender should not take effect.
     pub fn is_flooded(&self, now: Instant) -> bool {
-        let mut pool = self.strangers.pool;
-        pool.refill(now, self.strangers.rate, self.strangers.rate);
-        pool.left <= self.strangers.rate * 0.75
+        let mut pool = self.unknown_senders.pool;
+        pool.refill(now, self.unknown_senders.rate, self.unknown_senders.rate);
+        pool.left <= self.unknown_senders.rate * 0.75
     }
 
-    /// Whether reports of this address made it a member.
-    pub fn sender_status(&self, now: Instant, from: IpAddr) -> SenderStatus {
-        match self.known.peek(&from).filter(|m| m.until > now) {
+    /// Returns whether `sender` is a known member.
+    pub fn sender_status(&self, now: Instant, sender: IpAddr) -> SenderStatus {
+        match self.known_members.peek(&sender).filter(|m| m.expires > now) {
             Some(_) => SenderStatus::Member {
-                known_members: self.known.len(),
+                known_members: self.known_members.len(),
             },
             None => SenderStatus::Unknown,
         }
     }
 
-    /// How many members are known.
+    /// Returns the number of known members.
     pub fn member_count(&self) -> usize {
-        self.known.len()
+        self.known_members.len()
     }
 
-    /// How often each reason to refuse came up since this was last called.
+    /// Returns the number of refused reports per reason since the last call.
     pub fn take_refusals(&mut self) -> impl Iterator<Item = (MembershipRefusal, u64)> + use<> {
         self.refusals.take()
     }
@@ -224,15 +251,15 @@ mod tests {
         Ipv4Addr::from_bits(0x0a00_0000 + n).into()
     }
 
-    /// Random enough for addresses that do not come twice soon.
+    /// Returns the n-th address of a pseudorandom sequence without early repetitions.
     fn spoofed(n: u32) -> IpAddr {
         Ipv4Addr::from_bits(n.wrapping_mul(0x9e37_79b1) | 1 << 31).into()
     }
 
-    fn known(gate: &mut ReportRateLimiter, now: Instant, count: u32) {
+    fn add_members(limiter: &mut ReportRateLimiter, now: Instant, count: u32) {
         for n in 0..count {
             for _ in 0..2 {
-                gate.handle_accepted_report(now, host(n), now + 270 * SECOND);
+                limiter.handle_accepted_report(now, host(n), now + 270 * SECOND);
             }
         }
     }
@@ -240,30 +267,34 @@ mod tests {
     #[test]
     fn members_refresh_during_a_spoofed_flood() {
         let t0 = Instant::now();
-        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
-        known(&mut gate, t0, 1000);
-        let (mut taken, mut n) = (0, 0);
-        // 100,000 reports a second for ten seconds; each member reports ten times in between.
+        let mut limiter = ReportRateLimiter::new(t0, 10_000, 7);
+        add_members(&mut limiter, t0, 1000);
+        let (mut admitted, mut n) = (0, 0);
+        // 100,000 spoofed reports per second for ten seconds. Each member reports ten times.
         for ms in 0..10_000u32 {
             let now = t0 + Duration::from_millis(ms.into());
             for _ in 0..100 {
                 n += 1;
-                if gate.admit(now, spoofed(n)).is_ok() {
-                    taken += 1;
-                    gate.handle_accepted_report(now, spoofed(n), now + 270 * SECOND);
+                if limiter.admit(now, spoofed(n)).is_ok() {
+                    admitted += 1;
+                    limiter.handle_accepted_report(now, spoofed(n), now + 270 * SECOND);
                 }
             }
-            assert_eq!(gate.admit(now, host(ms % 1000)), Ok(()), "{ms} ms");
+            assert_eq!(limiter.admit(now, host(ms % 1000)), Ok(()), "{ms} ms");
         }
-        // Half of the rate, and the reserve at the start.
-        assert!((50_000..=55_000).contains(&taken), "{taken}");
-        assert!(gate.member_count() < 1000 + 50, "{}", gate.member_count());
-        let refused: Vec<_> = gate.take_refusals().collect();
+        // Half of the rate, plus the initial tokens.
+        assert!((50_000..=55_000).contains(&admitted), "{admitted}");
+        assert!(
+            limiter.member_count() < 1000 + 50,
+            "{}",
+            limiter.member_count()
+        );
+        let refused: Vec<_> = limiter.take_refusals().collect();
         assert_eq!(
             refused,
             [(
                 MembershipRefusal::StrangerRate,
-                1_000_000 - u64::from(taken as u32)
+                1_000_000 - u64::from(admitted as u32)
             )]
         );
     }
@@ -271,34 +302,34 @@ mod tests {
     #[test]
     fn new_host_passes_a_flood_from_few_addresses() {
         let t0 = Instant::now();
-        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
-        let mut taken = 0;
+        let mut limiter = ReportRateLimiter::new(t0, 10_000, 7);
+        let mut admitted = 0;
         for ms in 0..20_000u32 {
             let now = t0 + Duration::from_millis(ms.into());
             for n in 0..100 {
-                let _ = gate.admit(now, spoofed(n % 8));
+                let _ = limiter.admit(now, spoofed(n % 8));
             }
             if ms % 1000 == 500 {
-                taken += u32::from(gate.admit(now, host(1)).is_ok());
+                admitted += u32::from(limiter.admit(now, host(1)).is_ok());
             }
         }
-        assert!(taken >= 18, "{taken} of 20");
+        assert!(admitted >= 18, "{admitted} of 20");
     }
 
     #[test]
     fn member_cannot_starve_other_members() {
         let t0 = Instant::now();
-        let mut gate = ReportRateLimiter::new(t0, 1000, 7);
-        known(&mut gate, t0, 50);
+        let mut limiter = ReportRateLimiter::new(t0, 1000, 7);
+        add_members(&mut limiter, t0, 50);
         let mut refused = 0;
         for ms in 0..10_000u32 {
             let now = t0 + Duration::from_millis(ms.into());
             for _ in 0..20 {
-                refused += u32::from(gate.admit(now, host(0)).is_err());
+                refused += u32::from(limiter.admit(now, host(0)).is_err());
             }
             if ms % 20 == 0 {
                 let other = host(1 + ms / 20 % 49);
-                assert_eq!(gate.admit(now, other), Ok(()), "{ms} ms");
+                assert_eq!(limiter.admit(now, other), Ok(()), "{ms} ms");
             }
         }
         assert!(refused > 190_000, "{refused}");
@@ -307,46 +338,46 @@ mod tests {
     #[test]
     fn host_with_many_groups_is_unlimited_without_flood() {
         let t0 = Instant::now();
-        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
+        let mut limiter = ReportRateLimiter::new(t0, 10_000, 7);
         for n in 0..40_000u32 {
             let now = t0 + Duration::from_micros(u64::from(n) * 250);
-            assert_eq!(gate.admit(now, host(1)), Ok(()), "report {n}");
+            assert_eq!(limiter.admit(now, host(1)), Ok(()), "report {n}");
         }
     }
 
     #[test]
     fn flood_is_detected_while_it_lasts() {
         let t0 = Instant::now();
-        let mut gate = ReportRateLimiter::new(t0, 10_000, 7);
-        known(&mut gate, t0, 3);
-        let of_three = SenderStatus::Member { known_members: 3 };
-        assert_eq!(gate.sender_status(t0, host(1)), of_three);
-        assert_eq!(gate.sender_status(t0, host(9)), SenderStatus::Unknown);
+        let mut limiter = ReportRateLimiter::new(t0, 10_000, 7);
+        add_members(&mut limiter, t0, 3);
+        let member = SenderStatus::Member { known_members: 3 };
+        assert_eq!(limiter.sender_status(t0, host(1)), member);
+        assert_eq!(limiter.sender_status(t0, host(9)), SenderStatus::Unknown);
         for n in 0..1000 {
-            let _ = gate.admit(t0, spoofed(n));
+            let _ = limiter.admit(t0, spoofed(n));
         }
-        assert!(!gate.is_flooded(t0));
+        assert!(!limiter.is_flooded(t0));
         for n in 0..5000 {
-            let _ = gate.admit(t0, spoofed(n));
+            let _ = limiter.admit(t0, spoofed(n));
         }
-        assert!(gate.is_flooded(t0));
-        assert!(!gate.is_flooded(t0 + SECOND));
+        assert!(limiter.is_flooded(t0));
+        assert!(!limiter.is_flooded(t0 + SECOND));
         let later = t0 + 271 * SECOND;
-        assert_eq!(gate.sender_status(later, host(1)), SenderStatus::Unknown);
+        assert_eq!(limiter.sender_status(later, host(1)), SenderStatus::Unknown);
     }
 
     #[test]
     fn known_members_are_bounded_and_expire() {
         let t0 = Instant::now();
-        let mut gate = ReportRateLimiter::new(t0, 1000, 7);
-        known(&mut gate, t0, 10_000);
-        assert_eq!(gate.member_count(), KNOWN);
-        gate.handle_accepted_report(t0, IpAddr::from([0, 0, 0, 0]), t0 + 270 * SECOND);
-        // Those whose membership ran out make room.
+        let mut limiter = ReportRateLimiter::new(t0, 1000, 7);
+        add_members(&mut limiter, t0, 10_000);
+        assert_eq!(limiter.member_count(), MAX_MEMBERS);
+        limiter.handle_accepted_report(t0, IpAddr::from([0, 0, 0, 0]), t0 + 270 * SECOND);
+        // Expired members are removed for new ones.
         let later = t0 + 271 * SECOND;
         for _ in 0..2 {
-            gate.handle_accepted_report(later, host(20_000), later + SECOND);
+            limiter.handle_accepted_report(later, host(20_000), later + SECOND);
         }
-        assert_eq!(gate.member_count(), 1);
+        assert_eq!(limiter.member_count(), 1);
     }
 }

@@ -1,70 +1,72 @@
-//! What one proxy asks for upstream: the union of what its downstream interfaces want
-//! (RFC 4605 section 4.1).
+//! The memberships that one proxy requests upstream: the union of the filters of its downstream
+//! interfaces (RFC 4605 section 4.1).
 
 use std::collections::BTreeMap;
 
 use crate::model::{Group, IfIndex, SourceFilter};
 
-/// The membership database of one proxy.
+/// The filters of the downstream interfaces of one proxy, and their union per group.
 #[derive(Debug, Default)]
 pub struct MembershipUnion {
-    wanted: BTreeMap<Group, BTreeMap<IfIndex, SourceFilter>>,
-    /// With the union when the caller was last told.
+    filters: BTreeMap<Group, BTreeMap<IfIndex, SourceFilter>>,
+    /// Groups whose union may have changed, with the union that the caller knows.
     changed: BTreeMap<Group, SourceFilter>,
 }
 
 impl MembershipUnion {
-    /// Nothing is wanted.
+    /// Creates a union without members.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What one downstream interface wants of a group now; `Include` of none where nothing.
+    /// Sets the filter of a group on one downstream interface. The interface leaves the group if
+    /// the filter is INCLUDE without sources.
     pub fn set_filter(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
         if self.filter_of(downstream, group) == Some(&filter) {
             return;
         }
-        self.will_change(group);
-        let wanted = self.wanted.entry(group).or_default();
+        self.remember_union(group);
+        let filters = self.filters.entry(group).or_default();
         if filter.is_none() {
-            wanted.remove(&downstream);
+            filters.remove(&downstream);
         } else {
-            wanted.insert(downstream, filter);
+            filters.insert(downstream, filter);
         }
-        if wanted.is_empty() {
-            self.wanted.remove(&group);
+        if filters.is_empty() {
+            self.filters.remove(&group);
         }
     }
 
-    /// The interface is no longer downstream: all it wanted is forgotten.
+    /// Removes every filter of an interface that is no longer downstream.
     pub fn remove_downstream(&mut self, downstream: IfIndex) {
-        let of = |(group, wanted): (&Group, &BTreeMap<IfIndex, _>)| {
-            wanted.contains_key(&downstream).then_some(*group)
+        let has_filter = |(group, filters): (&Group, &BTreeMap<IfIndex, _>)| {
+            filters.contains_key(&downstream).then_some(*group)
         };
-        let groups: Vec<Group> = self.wanted.iter().filter_map(of).collect();
+        let groups: Vec<Group> = self.filters.iter().filter_map(has_filter).collect();
         for group in groups {
             self.set_filter(downstream, group, SourceFilter::none());
         }
     }
 
-    /// What one interface wants of a group; none where nothing.
+    /// Returns the filter of a group on one interface. None if the interface has no member.
     pub fn filter_of(&self, downstream: IfIndex, group: Group) -> Option<&SourceFilter> {
-        self.wanted.get(&group)?.get(&downstream)
+        self.filters.get(&group)?.get(&downstream)
     }
 
-    /// What all of them want of a group together.
+    /// Returns the union of the filters of a group.
     pub fn union(&self, group: Group) -> SourceFilter {
-        let wanted = self.wanted.get(&group).into_iter().flatten();
-        let all = wanted.map(|(_, filter)| filter);
-        all.fold(SourceFilter::none(), |a, b| a.union(b))
+        let filters = self.filters.get(&group).into_iter().flatten();
+        let filters = filters.map(|(_, filter)| filter);
+        filters.fold(SourceFilter::none(), |a, b| a.union(b))
     }
 
-    /// Every group that is wanted, lowest first.
+    /// Returns every group with a member, lowest address first.
     pub fn groups(&self) -> impl Iterator<Item = Group> {
-        self.wanted.keys().copied()
+        self.filters.keys().copied()
     }
 
-    /// A group whose union has changed since it was last told, and what it is now.
+    /// Returns a group whose union has changed since the last call for it, and the new union.
+    /// None if there is no such group.
     pub fn poll_change(&mut self) -> Option<(Group, SourceFilter)> {
         while let Some((group, before)) = self.changed.pop_first() {
             let union = self.union(group);
@@ -75,7 +77,8 @@ impl MembershipUnion {
         None
     }
 
-    fn will_change(&mut self, group: Group) {
+    /// Stores the union before the first change of the group, unless it is stored.
+    fn remember_union(&mut self, group: Group) {
         if !self.changed.contains_key(&group) {
             let union = self.union(group);
             self.changed.insert(group, union);
@@ -114,7 +117,7 @@ mod tests {
         let all = Some((group(1), SourceFilter::any()));
         assert_eq!(upstream.poll_change(), all);
         upstream.set_filter(index(0), group(1), SourceFilter::none());
-        assert_eq!(upstream.poll_change(), None, "nothing changes upstream");
+        assert_eq!(upstream.poll_change(), None, "the union does not change");
         assert_eq!(upstream.union(group(1)), SourceFilter::any());
         upstream.remove_downstream(index(1));
         let none = Some((group(1), SourceFilter::none()));
@@ -146,39 +149,39 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is filter_of and forgotten: upstream has each source that some downstream
-        /// wants and no other, and who follows the changes knows the unions.
+        /// For every sequence of changes, the union contains each source that some downstream
+        /// interface requests, and no other. The polled changes add up to the unions.
         #[test]
         fn union_contains_the_sources_of_every_downstream(
             steps in proptest::collection::vec(
                 (0u32..4, 0u8..3, proptest::option::weighted(0.9, filter()), any::<bool>()), 1..60),
         ) {
             let mut upstream = MembershipUnion::new();
-            let mut wanted = BTreeMap::new();
-            let mut told = BTreeMap::new();
+            let mut requested = BTreeMap::new();
+            let mut polled = BTreeMap::new();
             for (downstream, g, filter, poll) in steps {
                 match filter {
                     Some(filter) => {
                         upstream.set_filter(index(downstream), group(g), filter.clone());
-                        wanted.insert((downstream, g), filter);
+                        requested.insert((downstream, g), filter);
                     }
                     None => {
                         upstream.remove_downstream(index(downstream));
-                        wanted.retain(|(d, _), _| *d != downstream);
+                        requested.retain(|(d, _), _| *d != downstream);
                     }
                 }
                 for g in 0..3 {
                     for s in (0..6).map(source) {
-                        let any = wanted.iter().any(|((_, of), f)| *of == g && f.takes(s));
+                        let any = requested.iter().any(|((_, of_group), f)| *of_group == g && f.takes(s));
                         prop_assert_eq!(upstream.union(group(g)).takes(s), any);
                     }
                 }
                 while poll && let Some((group, filter)) = upstream.poll_change() {
-                    prop_assert_ne!(told.get(&group), Some(&filter));
-                    told.insert(group, filter);
+                    prop_assert_ne!(polled.get(&group), Some(&filter));
+                    polled.insert(group, filter);
                 }
                 for g in (0..3).filter(|_| poll) {
-                    let known = told.get(&group(g)).cloned().unwrap_or_default();
+                    let known = polled.get(&group(g)).cloned().unwrap_or_default();
                     prop_assert_eq!(known, upstream.union(group(g)));
                 }
             }

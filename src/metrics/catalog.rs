@@ -13,7 +13,7 @@ use super::families::Families;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
 use crate::forward::DropReason;
-use crate::model::{Family, FlowEnd, Link, RouteName};
+use crate::model::{FlowEnd, Link, RouteName, TranslationKind};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -249,7 +249,7 @@ impl Catalog {
             "Packets rewritten, by the IP versions they came and left as",
             &["family"],
         )?;
-        for family in Family::ALL {
+        for family in TranslationKind::ALL {
             translations.with_label_values(&[family.label()]);
         }
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
@@ -453,9 +453,9 @@ impl Catalog {
         ends.inc_by(flows);
     }
 
-    /// Counts packets that were translated, by [`Family`].
-    pub fn translated(&self, by_family: &[u64; Family::ALL.len()]) {
-        for (family, packets) in Family::ALL.iter().zip(by_family) {
+    /// Counts packets that were translated, by [`TranslationKind`].
+    pub fn translated(&self, by_family: &[u64; TranslationKind::ALL.len()]) {
+        for (family, packets) in TranslationKind::ALL.iter().zip(by_family) {
             if *packets > 0 {
                 let counter = self.translations.with_label_values(&[family.label()]);
                 counter.inc_by(*packets);

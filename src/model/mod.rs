@@ -22,5 +22,5 @@ pub use proxy::{
     HeaderChecks, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
 pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
-pub use translation::{Family, StreamSet, TranslationError, TranslationRule};
+pub use translation::{StreamSet, TranslationError, TranslationKind, TranslationRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

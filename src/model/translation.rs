@@ -169,7 +169,7 @@ impl PrefixMap {
 /// What was translated into what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Family {
+pub enum TranslationKind {
     /// IPv4 to IPv4.
     FourToFour,
     /// IPv6 to IPv6.
@@ -180,7 +180,7 @@ pub enum Family {
     SixToFour,
 }
 
-impl Family {
+impl TranslationKind {
     /// All of them; the position of each is its number.
     pub const ALL: [Self; 4] = [
         Self::FourToFour,
@@ -276,12 +276,12 @@ impl TranslationRule {
     }
 
     /// The IP versions packets come and leave as.
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> TranslationKind {
         match (self.group.from, self.group.to) {
-            (IpNet::V4(_), IpNet::V4(_)) => Family::FourToFour,
-            (IpNet::V6(_), IpNet::V6(_)) => Family::SixToSix,
-            (IpNet::V4(_), IpNet::V6(_)) => Family::FourToSix,
-            (IpNet::V6(_), IpNet::V4(_)) => Family::SixToFour,
+            (IpNet::V4(_), IpNet::V4(_)) => TranslationKind::FourToFour,
+            (IpNet::V6(_), IpNet::V6(_)) => TranslationKind::SixToSix,
+            (IpNet::V4(_), IpNet::V6(_)) => TranslationKind::FourToSix,
+            (IpNet::V6(_), IpNet::V4(_)) => TranslationKind::SixToFour,
         }
     }
 
@@ -439,7 +439,7 @@ mod tests {
             0,
         )
         .unwrap();
-        assert_eq!(up.family(), Family::FourToSix);
+        assert_eq!(up.family(), TranslationKind::FourToSix);
         let to = up.apply(stream("192.0.2.1", "225.1.2.9")).unwrap();
         assert_eq!(to, stream("64:ff9b::c000:201", "ff3e::109"));
         assert_eq!(

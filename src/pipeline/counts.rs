@@ -1,7 +1,7 @@
 //! The counters of the switch for one batch.
 
 use crate::forward::DropReason;
-use crate::model::Family;
+use crate::model::TranslationKind;
 use crate::table::EgressId;
 
 /// The number of packets of a batch with each outcome.
@@ -17,8 +17,8 @@ pub struct SwitchCounts {
     pub membership: u64,
     /// For each egress: packets that it did not get because of its TTL threshold.
     pub below_threshold: Vec<(EgressId, u64)>,
-    /// Packets that were translated, by [`Family`].
-    pub translated: [u64; Family::ALL.len()],
+    /// Packets that were translated, by [`TranslationKind`].
+    pub translated: [u64; TranslationKind::ALL.len()],
 }
 
 impl Default for SwitchCounts {
@@ -29,7 +29,7 @@ impl Default for SwitchCounts {
             dropped: [0; DropReason::COUNT],
             membership: 0,
             below_threshold: Vec::new(),
-            translated: [0; Family::ALL.len()],
+            translated: [0; TranslationKind::ALL.len()],
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::fib::{Downstream, DownstreamId, ProxyIngress};
+use super::fib::{DownstreamId, DownstreamInterface, ProxyIngress};
 use super::fib::{Egress, EgressId, Entry, EntryId, Fib, Ingress, Path, PathId};
 use super::rib::Rib;
 use super::upstream_selector::UpstreamRule;
@@ -21,7 +21,7 @@ pub(super) struct Draft<'a> {
     entries: Vec<Entry>,
     egresses: Vec<Egress>,
     paths: Vec<Path>,
-    downstreams: Vec<Downstream>,
+    downstreams: Vec<DownstreamInterface>,
     left_out: Vec<(RouteName, IfName)>,
 }
 
@@ -92,7 +92,7 @@ impl<'a> Draft<'a> {
         let proxy = Arc::new(proxy.clone());
         let first = self.downstreams.len() as DownstreamId;
         self.downstreams
-            .extend(downstreams.iter().map(|link| Downstream {
+            .extend(downstreams.iter().map(|link| DownstreamInterface {
                 index: link.index,
                 proxy: proxy.clone(),
             }));

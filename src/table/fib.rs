@@ -41,7 +41,7 @@ pub struct Fib {
     /// Every (route or proxy, IIF, OIF) packets can take; what is counted is counted per path.
     pub paths: Arc<Vec<Path>>,
     /// The interfaces behind which hosts ask, those of one proxy side by side.
-    pub downstreams: Arc<Vec<Downstream>>,
+    pub downstreams: Arc<Vec<DownstreamInterface>>,
     /// Proxies that found [`MOST_PROXIES`](crate::model::MOST_PROXIES) on an interface: nothing is forwarded for them there.
     pub left_out: Arc<Vec<(RouteName, IfName)>>,
     /// What they ask for.
@@ -50,7 +50,7 @@ pub struct Fib {
 
 /// An interface behind which hosts ask for streams.
 #[derive(Debug)]
-pub struct Downstream {
+pub struct DownstreamInterface {
     /// The kernel's number.
     pub index: IfIndex,
     /// Whose downstream it is; of one proxy only.

@@ -25,7 +25,7 @@ impl fmt::Display for Join {
 }
 
 /// What is wanted of each group on each interface; none of the filters is empty.
-pub type Joins = BTreeMap<Join, SourceFilter>;
+pub type DesiredMemberships = BTreeMap<Join, SourceFilter>;
 
 /// What the hosts behind a proxy want of each group.
 pub type Asked = BTreeMap<Group, SourceFilter>;
@@ -43,7 +43,7 @@ pub struct Rules<'a> {
 
 /// Who passes on what hosts behind a proxy want, told in the groups and sources to join.
 #[derive(Debug, Clone, Copy)]
-pub enum Asker<'a> {
+pub enum JoinOrigin<'a> {
     /// The proxy, on its upstream interfaces.
     Proxy(&'a ProxyRule),
     /// A route that makes of other streams what they want, on the interfaces it takes packets
@@ -51,7 +51,7 @@ pub enum Asker<'a> {
     Route(&'a RouteRule),
 }
 
-impl Asker<'_> {
+impl JoinOrigin<'_> {
     fn interfaces(self, links: &Links) -> Vec<IfIndex> {
         match self {
             Self::Proxy(proxy) => {
@@ -75,9 +75,9 @@ impl Asker<'_> {
 /// asks on each of its upstream interfaces.
 pub fn wanted<'a>(
     rules: Rules<'_>,
-    asked: impl IntoIterator<Item = (Asker<'a>, &'a Asked)>,
+    asked: impl IntoIterator<Item = (JoinOrigin<'a>, &'a Asked)>,
     links: &Links,
-) -> Joins {
+) -> DesiredMemberships {
     let waits = |route: &&RouteRule| !waits_for_members(route, rules.proxies, links);
     let of_routes: Vec<JoinRule> = rules
         .routes
@@ -85,7 +85,7 @@ pub fn wanted<'a>(
         .filter(waits)
         .filter_map(RouteRule::wanted_join)
         .collect();
-    let mut wanted = Joins::new();
+    let mut wanted = DesiredMemberships::new();
     let mut want = |rule: &JoinRule| {
         let filter = match rule.source {
             Some(source) => SourceFilter::Include(BTreeSet::from([source])),
@@ -119,11 +119,11 @@ pub fn wanted<'a>(
 /// with what is wanted behind it.
 pub fn wanted_of_group<'a>(
     group: Group,
-    fixed: &Joins,
-    asked: impl IntoIterator<Item = (Asker<'a>, &'a SourceFilter)>,
+    fixed: &DesiredMemberships,
+    asked: impl IntoIterator<Item = (JoinOrigin<'a>, &'a SourceFilter)>,
     links: &Links,
-) -> Joins {
-    let mut wanted = Joins::new();
+) -> DesiredMemberships {
+    let mut wanted = DesiredMemberships::new();
     for (asker, filter) in asked {
         let filter = asker.permitted(group, filter);
         for interface in asker.interfaces(links) {
@@ -138,7 +138,7 @@ pub fn wanted_of_group<'a>(
     wanted
 }
 
-fn add(wanted: &mut Joins, join: Join, filter: &SourceFilter) {
+fn add(wanted: &mut DesiredMemberships, join: Join, filter: &SourceFilter) {
     if !filter.is_none() {
         let all = wanted.entry(join).or_default();
         *all = all.union(filter);
@@ -243,8 +243,12 @@ mod tests {
             rule("eth0", Some("10.0.0.1"), "225.1.2.3"),
             rule("eth1", Some("10.0.0.2"), "225.1.2.4"),
         ];
-        let all = wanted(only(&rules), [(Asker::Proxy(&proxy), &asked)], &links());
-        let text = |joins: &Joins| -> Vec<String> {
+        let all = wanted(
+            only(&rules),
+            [(JoinOrigin::Proxy(&proxy), &asked)],
+            &links(),
+        );
+        let text = |joins: &DesiredMemberships| -> Vec<String> {
             let line =
                 |(j, filter): (&Join, &SourceFilter)| format!("{} {j} {filter}", j.interface);
             joins.iter().map(line).collect()
@@ -261,7 +265,12 @@ mod tests {
         // One group alone is the same, and says what is to be left.
         let fixed = wanted(only(&rules), [], &links());
         for (group, filter) in &asked {
-            let one = wanted_of_group(*group, &fixed, [(Asker::Proxy(&proxy), filter)], &links());
+            let one = wanted_of_group(
+                *group,
+                &fixed,
+                [(JoinOrigin::Proxy(&proxy), filter)],
+                &links(),
+            );
             assert_eq!(one.len(), 2);
             for (join, filter) in one {
                 assert_eq!(all.get(&join).cloned().unwrap_or_default(), filter);
@@ -271,7 +280,7 @@ mod tests {
         let left = wanted_of_group(
             group("225.1.2.3"),
             &fixed,
-            [(Asker::Proxy(&proxy), &none)],
+            [(JoinOrigin::Proxy(&proxy), &none)],
             &links(),
         );
         assert_eq!(

@@ -13,8 +13,8 @@ pub mod translated_joins;
 pub mod upstream_selector;
 
 pub use fib::{
-    Downstream, DownstreamId, Egress, EgressId, Entry, EntryId, Fib, Ingress, Path, PathId,
-    ProxyIngress,
+    DownstreamId, DownstreamInterface, Egress, EgressId, Entry, EntryId, Fib, Ingress, Path,
+    PathId, ProxyIngress,
 };
 pub use joins::Join;
 pub use membership_database::MembershipDatabase;

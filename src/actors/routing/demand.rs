@@ -7,7 +7,7 @@ use ahash::AHashMap;
 
 use crate::membership::MembershipUnion;
 use crate::model::{Group, IfIndex, Links, RouteRule, SourceFilter};
-use crate::table::joins::{Asked, Asker, permitted};
+use crate::table::joins::{Asked, JoinOrigin, permitted};
 use crate::table::translated_joins::{original, remainder, rewrites_to};
 use crate::table::{Fib, Rib};
 
@@ -78,7 +78,7 @@ impl Demand {
     }
 
     /// Who asks for what.
-    pub(super) fn asked<'r>(&self, rib: &'r Rib) -> Vec<(Asker<'r>, Asked)> {
+    pub(super) fn asked<'r>(&self, rib: &'r Rib) -> Vec<(JoinOrigin<'r>, Asked)> {
         let all = |upstream: &MembershipUnion| -> Asked {
             let groups = upstream.groups();
             groups.map(|group| (group, upstream.union(group))).collect()
@@ -93,10 +93,10 @@ impl Demand {
         &self,
         rib: &'r Rib,
         group: Group,
-    ) -> Vec<(Asker<'r>, SourceFilter)> {
-        let concerned = |asker: &Asker<'_>| match asker {
-            Asker::Proxy(_) => true,
-            Asker::Route(rule) => rule.group.net().contains(&group.addr()),
+    ) -> Vec<(JoinOrigin<'r>, SourceFilter)> {
+        let concerned = |asker: &JoinOrigin<'_>| match asker {
+            JoinOrigin::Proxy(_) => true,
+            JoinOrigin::Route(rule) => rule.group.net().contains(&group.addr()),
         };
         let asked = self.upstreams(rib).filter(|(asker, _)| concerned(asker));
         asked.map(|(asker, of)| (asker, of.union(group))).collect()
@@ -113,11 +113,11 @@ impl Demand {
     fn upstreams<'s, 'r: 's>(
         &'s self,
         rib: &'r Rib,
-    ) -> impl Iterator<Item = (Asker<'r>, &'s MembershipUnion)> {
-        let proxies = rib.proxies.iter().map(Asker::Proxy).zip(&self.proxies);
+    ) -> impl Iterator<Item = (JoinOrigin<'r>, &'s MembershipUnion)> {
+        let proxies = rib.proxies.iter().map(JoinOrigin::Proxy).zip(&self.proxies);
         let routes = self.routes.iter().filter_map(|(at, upstream)| {
             let rule = rib.rules.get(*at)?;
-            Some((Asker::Route(rule), upstream))
+            Some((JoinOrigin::Route(rule), upstream))
         });
         proxies.chain(routes)
     }

@@ -107,7 +107,7 @@ impl Routing {
 
     /// Tells joins what is wanted otherwise since it was last told.
     fn want_otherwise(&mut self) {
-        let mut otherwise = joins::Joins::new();
+        let mut otherwise = joins::DesiredMemberships::new();
         for group in self.demand.changed() {
             let asked = self.demand.asked_of(&self.rib, group);
             let asked = asked.iter().map(|(asker, filter)| (*asker, filter));
