@@ -88,12 +88,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "smcroute", "api", "mnat",
         ],
     ),
-    ("streams", &["model"]),
-    ("demo", &["model", "sys", "streams", "cli"]),
+    ("probe", &["model"]),
+    ("demo", &["model", "sys", "probe", "cli"]),
     (
         "cli",
         &[
-            "model", "api", "app", "control", "demo", "settings", "streams", "sys", "smcroute",
+            "model", "api", "app", "control", "demo", "settings", "probe", "sys", "smcroute",
             "mnat",
         ],
     ),

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mcastor::actors::Role;
-use mcastor::api::Show;
+use mcastor::api::ShowQuery;
 use mcastor::control::{Outcome, Request, Response};
 use mcastor::forward::DropReason;
 use mcastor::membership::{MembershipRefusal, Protocol};
@@ -279,7 +279,7 @@ fn refusal_reasons_table_matches_the_code() {
 #[test]
 fn show_tables_list_every_show_command() {
     let text = read("docs/control.md");
-    for show in Show::ALL {
+    for show in ShowQuery::ALL {
         let name = show.name();
         for row in [
             format!("| `{{\"show\":\"{name}\"}}` | `{{\"{name}\":[...]}}` |"),

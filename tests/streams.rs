@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
-use mcastor::cli::recv::{Event, RecvArgs, Report, recv_with};
-use mcastor::cli::send::{SendArgs, Sent, send};
-use mcastor::demo::lab::{END, IN, Lab, sender_address};
+use mcastor::cli::recv::{RecvArgs, RecvEvent, RecvReport, recv_with};
+use mcastor::cli::send::{SendArgs, SendReport, send};
+use mcastor::demo::network::{DemoNetwork, END, IN, sender_address};
 use mcastor::model::Source;
-use mcastor::streams::{Payload, StreamError};
+use mcastor::probe::{Payload, StreamError};
 
 fn recv_args(group: &str) -> RecvArgs {
     RecvArgs {
@@ -26,7 +26,11 @@ fn send_args(group: &str) -> SendArgs {
 }
 
 /// Receives in the router's namespace while `work` runs in the sender's.
-fn across<T: Send>(lab: &Lab, args: &RecvArgs, work: impl FnOnce() -> T + Send) -> (Report, T) {
+fn across<T: Send>(
+    lab: &DemoNetwork,
+    args: &RecvArgs,
+    work: impl FnOnce() -> T + Send,
+) -> (RecvReport, T) {
     let stop = AtomicBool::new(false);
     let (joined, wait) = mpsc::channel();
     std::thread::scope(|scope| {
@@ -34,7 +38,7 @@ fn across<T: Send>(lab: &Lab, args: &RecvArgs, work: impl FnOnce() -> T + Send) 
             let joined = joined;
             lab.router.run(|| {
                 recv_with(args, &stop, &mut |event| {
-                    if let Event::Joined(_) = event {
+                    if let RecvEvent::Joined(_) = event {
                         joined.send(()).unwrap();
                     }
                 })
@@ -48,7 +52,7 @@ fn across<T: Send>(lab: &Lab, args: &RecvArgs, work: impl FnOnce() -> T + Send) 
     })
 }
 
-fn stream(lab: &Lab, recv: &RecvArgs, args: &SendArgs) -> (Report, Sent) {
+fn stream(lab: &DemoNetwork, recv: &RecvArgs, args: &SendArgs) -> (RecvReport, SendReport) {
     let stop = AtomicBool::new(false);
     let (report, sent) = across(lab, recv, || send(args, &stop));
     (report, sent.unwrap())
@@ -56,7 +60,7 @@ fn stream(lab: &Lab, recv: &RecvArgs, args: &SendArgs) -> (Report, Sent) {
 
 #[test]
 fn every_kind_of_stream_arrives_whole() {
-    let lab = Lab::new().unwrap();
+    let lab = DemoNetwork::new().unwrap();
     let source = |v6| Source::new(sender_address(v6)).ok();
     for (group, v6) in [("225.1.2.3", false), ("ff3e::225:1", true)] {
         let plain = send_args(group);
@@ -119,7 +123,7 @@ fn every_kind_of_stream_arrives_whole() {
 
 #[test]
 fn another_source_is_not_heard() {
-    let lab = Lab::new().unwrap();
+    let lab = DemoNetwork::new().unwrap();
     for (group, other) in [("232.1.2.3", "198.18.1.9"), ("ff3e::8000:1", "2001:2::9")] {
         let recv = RecvArgs {
             source: Some(other.parse().unwrap()),
@@ -134,7 +138,7 @@ fn another_source_is_not_heard() {
 
 #[test]
 fn gaps_duplicates_and_strangers_are_counted() {
-    let lab = Lab::new().unwrap();
+    let lab = DemoNetwork::new().unwrap();
     let recv = RecvArgs {
         idle: Some(0.5),
         ..recv_args("225.1.2.3")
@@ -169,7 +173,7 @@ fn gaps_duplicates_and_strangers_are_counted() {
 
 #[test]
 fn errors_name_the_cause() {
-    let lab = Lab::new().unwrap();
+    let lab = DemoNetwork::new().unwrap();
     let stop = AtomicBool::new(false);
     lab.sender
         .run(|| {

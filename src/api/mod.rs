@@ -19,7 +19,7 @@ pub const VERSION: u32 = 1;
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Show {
+pub enum ShowQuery {
     /// The rules and what they forward.
     Routes,
     /// The interfaces and what they count.
@@ -34,7 +34,7 @@ pub enum Show {
     Mnat,
 }
 
-impl Show {
+impl ShowQuery {
     /// All of them.
     pub const ALL: [Self; 6] = [
         Self::Routes,
@@ -61,18 +61,18 @@ impl Show {
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Shown {
-    /// Answer to [`Show::Routes`].
+pub enum ShowReply {
+    /// Answer to [`ShowQuery::Routes`].
     Routes(Vec<RouteView>),
-    /// Answer to [`Show::Interfaces`].
+    /// Answer to [`ShowQuery::Interfaces`].
     Interfaces(Vec<InterfaceView>),
-    /// Answer to [`Show::Flows`].
+    /// Answer to [`ShowQuery::Flows`].
     Flows(Vec<FlowView>),
-    /// Answer to [`Show::Groups`].
+    /// Answer to [`ShowQuery::Groups`].
     Groups(Vec<GroupView>),
-    /// Answer to [`Show::Pending`].
+    /// Answer to [`ShowQuery::Pending`].
     Pending(Vec<PendingView>),
-    /// Answer to [`Show::Mnat`]: one end, or none.
+    /// Answer to [`ShowQuery::Mnat`]: one end, or none.
     Mnat(Vec<MnatView>),
     /// What a change did, in a sentence.
     Done(String),
@@ -81,7 +81,7 @@ pub enum Shown {
 /// A change of the rules, until the next reload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Change {
+pub enum RuleChange {
     /// Add a route, or egresses to the one of the same interface, source and group.
     Add(RouteSpec),
     /// Remove egresses of a route, or without any, the route.
@@ -92,7 +92,7 @@ pub enum Change {
     Leave(JoinSpec),
 }
 
-/// A route in a [`Change`].
+/// A route in a [`RuleChange`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteSpec {
@@ -117,7 +117,7 @@ pub struct RouteSpec {
     pub stop: bool,
 }
 
-/// What a route in a [`Change`] rewrites: at least one of them.
+/// What a route in a [`RuleChange`] rewrites: at least one of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RewriteSpec {
@@ -132,7 +132,7 @@ pub struct RewriteSpec {
     pub port: Option<NonZeroU16>,
 }
 
-/// A join in a [`Change`].
+/// A join in a [`RuleChange`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinSpec {

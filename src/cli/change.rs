@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::show::default_socket;
 use super::{fail, unusable};
-use crate::api::{Change, JoinSpec, RewriteSpec, RouteSpec, Shown};
+use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
 use crate::control::{Command, client};
 use crate::model::{GroupPrefix, IfPattern};
 
@@ -97,15 +97,15 @@ fn split(rest: &[String]) -> Result<Rest, String> {
 
 /// `mcastor add`.
 pub fn add(args: RouteArgs) -> ExitCode {
-    route(args, Change::Add)
+    route(args, RuleChange::Add)
 }
 
 /// `mcastor remove`.
 pub fn remove(args: RouteArgs) -> ExitCode {
-    route(args, Change::Remove)
+    route(args, RuleChange::Remove)
 }
 
-fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
+fn route(args: RouteArgs, change: fn(RouteSpec) -> RuleChange) -> ExitCode {
     let (source, group, to) = match split(&args.rest) {
         Ok(rest) => rest,
         Err(e) => return unusable(&e),
@@ -124,15 +124,15 @@ fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
 
 /// `mcastor join`.
 pub fn join(args: JoinArgs) -> ExitCode {
-    membership(args, Change::Join)
+    membership(args, RuleChange::Join)
 }
 
 /// `mcastor leave`.
 pub fn leave(args: JoinArgs) -> ExitCode {
-    membership(args, Change::Leave)
+    membership(args, RuleChange::Leave)
 }
 
-fn membership(args: JoinArgs, change: fn(JoinSpec) -> Change) -> ExitCode {
+fn membership(args: JoinArgs, change: fn(JoinSpec) -> RuleChange) -> ExitCode {
     let (source, group, left) = match split(&args.rest) {
         Ok(rest) => rest,
         Err(e) => return unusable(&e),
@@ -155,7 +155,7 @@ pub fn simple(args: &SocketArgs, command: Command) -> ExitCode {
 
 fn tell(socket: &Path, command: Command) -> ExitCode {
     match client::ask(socket, command) {
-        Ok(Shown::Done(done)) => {
+        Ok(ShowReply::Done(done)) => {
             println!("{done}");
             ExitCode::SUCCESS
         }

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use super::send::{print, stop_on_signals};
-use crate::demo::view::{Verdict, View};
-use crate::demo::{self, DemoError, Plan};
+use crate::demo::view::{DemoView, Verdict};
+use crate::demo::{self, DemoError, DemoOptions};
 
 /// Show a router at work: three namespaces, three streams, a verdict.
 ///
@@ -40,11 +40,11 @@ pub struct DemoArgs {
 /// The subcommand. Call it while the process has one thread: without root it moves to a user
 /// namespace, which the kernel allows to no other.
 pub fn run(args: DemoArgs) -> ExitCode {
-    let plan = Plan {
+    let plan = DemoOptions {
         seconds: args.seconds,
         keep: args.keep,
     };
-    let mut view = View::new(args.json);
+    let mut view = DemoView::new(args.json);
     let verdict = stop_on_signals().map_err(DemoError::from).and_then(|stop| {
         demo::run(&plan, &mut view, &stop, &mut |outcome| {
             if args.json {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::change::SocketArgs;
 use super::fail;
-use crate::api::Show;
+use crate::api::ShowQuery;
 use crate::control::{Command, client};
 
 /// Arguments of `mcastor health`.
@@ -22,7 +22,7 @@ pub struct HealthArgs {
 
 /// Asks.
 pub fn run(args: HealthArgs) -> ExitCode {
-    match client::ask(&args.socket.socket, Command::Show(Show::Pending)) {
+    match client::ask(&args.socket.socket, Command::Show(ShowQuery::Pending)) {
         Ok(_) => {
             println!("ok");
             ExitCode::SUCCESS

@@ -21,7 +21,7 @@ const INGRESS_JOINED: &str = "/var/run/mnat/ingress-joined.sgs";
 
 /// What both ends are told.
 #[derive(Debug, clap::Args)]
-pub struct EndArgs {
+pub struct MnatEndArgs {
     /// Name or address of the MNAT server
     #[arg(long, value_name = "HOST")]
     pub server: String,
@@ -52,7 +52,7 @@ each poll. MCASTOR__… variables set the rest, such as MCASTOR__HTTP__LISTEN.")
 pub struct IngressArgs {
     /// The common ones
     #[command(flatten)]
-    pub end: EndArgs,
+    pub end: MnatEndArgs,
 }
 
 /// Arguments of `mcastor mnat-egress`.
@@ -67,7 +67,7 @@ where these files exist. MCASTOR__… variables set the rest, such as MCASTOR__H
 pub struct EgressArgs {
     /// The common ones
     #[command(flatten)]
-    pub end: EndArgs,
+    pub end: MnatEndArgs,
     /// Join what this file says, one `source,group` a line; it is read again when it changes
     #[arg(short = 'f', long, value_name = "FILE")]
     pub joinfile: Option<PathBuf>,
@@ -95,7 +95,7 @@ pub fn egress(args: EgressArgs) -> ExitCode {
     }
 }
 
-fn run(role: Role, end: EndArgs, joinfile: Option<PathBuf>, joins: JoinSources) -> ExitCode {
+fn run(role: Role, end: MnatEndArgs, joinfile: Option<PathBuf>, joins: JoinSources) -> ExitCode {
     if end.upstream_interface == end.downstream_interface {
         return unusable(&"upstream and downstream are the same interface");
     }

@@ -120,8 +120,8 @@ enum Command {
         /// Which shell
         shell: clap_complete::Shell,
         /// Of which program
-        #[arg(value_enum, default_value_t = Guise::Mcastor)]
-        program: Guise,
+        #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
+        program: ProgramName,
     },
     /// Print a manual page, in roff
     #[command(
@@ -130,14 +130,14 @@ enum Command {
     )]
     Man {
         /// Of which program
-        #[arg(value_enum, default_value_t = Guise::Mcastor)]
-        program: Guise,
+        #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
+        program: ProgramName,
     },
 }
 
 /// The names this program goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Guise {
+pub enum ProgramName {
     /// Its own
     Mcastor,
     /// The daemon of smcroute
@@ -146,7 +146,7 @@ pub enum Guise {
     Smcroutectl,
 }
 
-impl Guise {
+impl ProgramName {
     /// Its flags, and the name it is called by.
     fn command(self) -> (clap::Command, &'static str) {
         match self {
@@ -209,12 +209,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn man(program: Guise) -> ExitCode {
+fn man(program: ProgramName) -> ExitCode {
     let page = clap_mangen::Man::new(program.command().0);
     let page = match program {
-        Guise::Mcastor => page,
+        ProgramName::Mcastor => page,
         // Where those of smcroute stand.
-        Guise::Smcrouted | Guise::Smcroutectl => page.section("8"),
+        ProgramName::Smcrouted | ProgramName::Smcroutectl => page.section("8"),
     };
     let mut text = Vec::new();
     match page.render(&mut text) {

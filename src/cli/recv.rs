@@ -12,13 +12,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::send::{duration, find_interface, groups_of, print, refuse, seconds, stop_on_signals};
 use crate::model::{Group, IfIndex, IfName, Source};
-use crate::streams::tally::StreamReport;
-use crate::streams::{Arrival, StreamError, Tallies};
+use crate::probe::stats::StreamReport;
+use crate::probe::{ReceivedProbe, ReceiverStats, StreamError};
 use crate::sys::multicast::{self, BATCH, Poller, RecvBatch};
 
 /// Longest wait before a look at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
-/// How often [`Event::Progress`] is told.
+/// How often [`RecvEvent::Progress`] is told.
 const TELL: Duration = Duration::from_millis(20);
 /// How long a complete stream is watched on for duplicates.
 const GRACE: Duration = Duration::from_millis(250);
@@ -104,16 +104,16 @@ impl RecvArgs {
 
 /// What [`recv_with`] tells while it runs.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum RecvEvent<'a> {
     /// This group is joined, or its socket open where no join was asked for.
     Joined(Group),
     /// The state of affairs, up to fifty times a second.
-    Progress(&'a Tallies),
+    Progress(&'a ReceiverStats),
 }
 
 /// The account of one run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct RecvReport {
     /// True where every group was heard and nothing is lost, doubled, late or damaged.
     pub ok: bool,
     /// The interface.
@@ -150,11 +150,11 @@ pub struct Report {
     pub streams: Vec<StreamReport>,
 }
 
-impl Report {
+impl RecvReport {
     fn new(
         args: &RecvArgs,
         groups: &[Group],
-        tallies: &Tallies,
+        tallies: &ReceiverStats,
         dropped: u64,
         ran: Duration,
     ) -> Self {
@@ -203,7 +203,7 @@ impl Report {
                 (Some(a), Some(b)) => format!("{a}-{b}"),
                 _ => "-".into(),
             };
-            let us = |of: fn(&crate::streams::Latency) -> f64| {
+            let us = |of: fn(&crate::probe::Latency) -> f64| {
                 s.latency_us
                     .as_ref()
                     .map_or("-".into(), |l| format!("{:.1}", of(l)))
@@ -293,27 +293,27 @@ fn open(args: &RecvArgs, group: Group, index: IfIndex) -> Result<Socket, StreamE
 }
 
 /// Receives what `args` ask for, until one of their limits or `stop`. Blocks.
-pub fn recv(args: &RecvArgs, stop: &AtomicBool) -> Result<Report, StreamError> {
+pub fn recv(args: &RecvArgs, stop: &AtomicBool) -> Result<RecvReport, StreamError> {
     recv_with(args, stop, &mut |_| {})
 }
 
-/// As [`recv`], and tells [`Event`]s on the way.
+/// As [`recv`], and tells [`RecvEvent`]s on the way.
 pub fn recv_with(
     args: &RecvArgs,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event<'_>),
-) -> Result<Report, StreamError> {
+    tell: &mut dyn FnMut(RecvEvent<'_>),
+) -> Result<RecvReport, StreamError> {
     let groups = groups_of(args.group, args.flows, args.source)?;
     let interface = find_interface(&args.interface)?;
     let mut sockets = Vec::with_capacity(groups.len());
     for &group in &groups {
         sockets.push(open(args, group, interface.index)?);
-        tell(Event::Joined(group));
+        tell(RecvEvent::Joined(group));
     }
     let failed = |what| move |error| StreamError::System { what, error };
     let mut poller = Poller::new(&sockets);
     let mut batch = RecvBatch::new(usize::from(u16::MAX));
-    let mut tallies = Tallies::default();
+    let mut tallies = ReceiverStats::default();
     let started = Instant::now();
     let (mut last_packet, mut last_tell) = (started, started);
     let mut complete_since = None;
@@ -348,7 +348,7 @@ pub fn recv_with(
         }
         if now - last_tell >= TELL {
             last_tell = now;
-            tell(Event::Progress(&tallies));
+            tell(RecvEvent::Progress(&tallies));
         }
         match args.count {
             Some(n) => {
@@ -367,7 +367,7 @@ pub fn recv_with(
             std::thread::sleep(PAUSE);
         }
     }
-    tell(Event::Progress(&tallies));
+    tell(RecvEvent::Progress(&tallies));
     let mut dropped = 0;
     for (socket, &group) in sockets.iter().zip(&groups) {
         dropped += u64::from(
@@ -378,7 +378,7 @@ pub fn recv_with(
             let _ = multicast::leave(socket, interface.index, group, args.source);
         }
     }
-    Ok(Report::new(
+    Ok(RecvReport::new(
         args,
         &groups,
         &tallies,
@@ -394,7 +394,7 @@ fn drain(
     socket: &Socket,
     group: Group,
     index: IfIndex,
-    tallies: &mut Tallies,
+    tallies: &mut ReceiverStats,
 ) -> io::Result<usize> {
     let mut got = 0;
     for _ in 0..8 {
@@ -412,7 +412,7 @@ fn drain(
                 continue;
             }
             got += 1;
-            tallies.add(&Arrival {
+            tallies.add(&ReceivedProbe {
                 group: group.addr(),
                 source: from.ip(),
                 ttl: datagram.ttl,
@@ -434,8 +434,8 @@ fn now_ns() -> u64 {
 
 /// The subcommand.
 pub fn run(args: RecvArgs) -> ExitCode {
-    let mut tell = |event: Event<'_>| {
-        if let Event::Joined(group) = event {
+    let mut tell = |event: RecvEvent<'_>| {
+        if let RecvEvent::Joined(group) = event {
             let verb = if args.no_join {
                 "listening to"
             } else {

@@ -12,8 +12,8 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::model::{Group, IfName, Source};
-use crate::streams::payload::{self, HEADER_LEN, MAX_LEN_V4, MAX_LEN_V6};
-use crate::streams::{Pacer, Payload, Step, StreamError, consecutive};
+use crate::probe::payload::{self, HEADER_LEN, MAX_LEN_V4, MAX_LEN_V6};
+use crate::probe::{PaceAction, Pacer, Payload, StreamError, consecutive};
 use crate::sys::ifaddr::{InterfaceAddresses, interfaces};
 use crate::sys::multicast::{self, BATCH, OutgoingDatagram};
 
@@ -124,7 +124,7 @@ pub(super) fn seconds(text: &str) -> Result<f64, String> {
 
 /// What was sent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Sent {
+pub struct SendReport {
     /// The interface.
     pub interface: IfName,
     /// The groups, in the order of their flow numbers.
@@ -281,7 +281,7 @@ fn open(args: &SendArgs) -> Result<(Socket, InterfaceAddresses), StreamError> {
 }
 
 /// Sends what `args` ask for until it is done or `stop` is set. Blocks.
-pub fn send(args: &SendArgs, stop: &AtomicBool) -> Result<Sent, StreamError> {
+pub fn send(args: &SendArgs, stop: &AtomicBool) -> Result<SendReport, StreamError> {
     send_with(args, stop, &mut |_| {})
 }
 
@@ -290,7 +290,7 @@ pub fn send_with(
     args: &SendArgs,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(u64),
-) -> Result<Sent, StreamError> {
+) -> Result<SendReport, StreamError> {
     let groups = groups_of(args.group, args.flows, args.source)?;
     let (socket, interface) = open(args)?;
     let refused = |what| {
@@ -315,7 +315,7 @@ pub fn send_with(
     let flows = groups.len() as u64;
     let size = usize::from(args.size);
     let segments = args.gso.map_or(1, usize::from);
-    let mut batch = Batch::new(size, segments);
+    let mut batch = SendBatch::new(size, segments);
     let mut pacer = Pacer::new((args.rate > 0.0).then_some(args.rate * flows as f64));
     let mut next = vec![0u64; groups.len()];
     let (mut flow, mut sent, mut retries) = (0, 0u64, 0u64);
@@ -329,11 +329,11 @@ pub fn send_with(
             break;
         }
         let owed = match pacer.step(elapsed) {
-            Step::Sleep(pause) => {
+            PaceAction::Sleep(pause) => {
                 std::thread::sleep(pause.min(NAP).min(limit - elapsed));
                 continue;
             }
-            Step::Send(owed) => owed,
+            PaceAction::Send(owed) => owed,
         };
         batch.clear();
         let mut queued = 0;
@@ -362,7 +362,7 @@ pub fn send_with(
         progress(sent);
     }
     let seconds = started.elapsed().as_secs_f64();
-    Ok(Sent {
+    Ok(SendReport {
         interface: interface.name,
         groups: groups.iter().map(|g| g.addr()).collect(),
         port: args.port,
@@ -376,7 +376,7 @@ pub fn send_with(
 }
 
 /// Messages that leave with one call, each of one or more packets of one flow.
-struct Batch {
+struct SendBatch {
     size: usize,
     stride: usize,
     data: Vec<u8>,
@@ -384,7 +384,7 @@ struct Batch {
     queue: Vec<(usize, usize)>,
 }
 
-impl Batch {
+impl SendBatch {
     fn new(size: usize, segments: usize) -> Self {
         let stride = size * segments;
         let mut data = vec![0; stride * BATCH];
@@ -439,7 +439,7 @@ impl Batch {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
                     *retries += 1;
-                    std::thread::sleep(crate::streams::pace::QUANTUM);
+                    std::thread::sleep(crate::probe::pace::QUANTUM);
                 }
                 Err(e) => return Err(e),
             }

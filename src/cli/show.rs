@@ -7,7 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::fail;
 use crate::api::{
-    FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView, Show, Shown,
+    FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView, ShowQuery,
+    ShowReply,
 };
 use crate::control::{Command, client};
 
@@ -30,7 +31,7 @@ Examples:
   mcastor show interfaces --json | jq '.[] | select(.ingress)'")]
 pub struct ShowArgs {
     /// What to show
-    pub what: What,
+    pub what: ShowTable,
     /// Print JSON, as /api/v1 does
     #[arg(long)]
     pub json: bool,
@@ -41,7 +42,7 @@ pub struct ShowArgs {
 
 /// What can be shown.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub enum What {
+pub enum ShowTable {
     /// The routes, the interfaces they use now, and what they sent
     Routes,
     /// The interfaces, and what they took in, sent and dropped
@@ -56,15 +57,15 @@ pub enum What {
     Mnat,
 }
 
-impl From<What> for Show {
-    fn from(what: What) -> Self {
+impl From<ShowTable> for ShowQuery {
+    fn from(what: ShowTable) -> Self {
         match what {
-            What::Routes => Self::Routes,
-            What::Interfaces => Self::Interfaces,
-            What::Flows => Self::Flows,
-            What::Groups => Self::Groups,
-            What::Pending => Self::Pending,
-            What::Mnat => Self::Mnat,
+            ShowTable::Routes => Self::Routes,
+            ShowTable::Interfaces => Self::Interfaces,
+            ShowTable::Flows => Self::Flows,
+            ShowTable::Groups => Self::Groups,
+            ShowTable::Pending => Self::Pending,
+            ShowTable::Mnat => Self::Mnat,
         }
     }
 }
@@ -83,26 +84,26 @@ pub fn run(args: &ShowArgs) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match shown {
-        Shown::Routes(routes) => println!("{}", routes_table(&routes)),
-        Shown::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
-        Shown::Flows(flows) => println!("{}", flows_table(&flows)),
-        Shown::Groups(groups) => println!("{}", groups_table(&groups)),
-        Shown::Pending(pending) => println!("{}", pending_table(&pending)),
-        Shown::Mnat(ends) => println!("{}", mnat_table(&ends)),
-        Shown::Done(done) => println!("{done}"),
+        ShowReply::Routes(routes) => println!("{}", routes_table(&routes)),
+        ShowReply::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
+        ShowReply::Flows(flows) => println!("{}", flows_table(&flows)),
+        ShowReply::Groups(groups) => println!("{}", groups_table(&groups)),
+        ShowReply::Pending(pending) => println!("{}", pending_table(&pending)),
+        ShowReply::Mnat(ends) => println!("{}", mnat_table(&ends)),
+        ShowReply::Done(done) => println!("{done}"),
     }
     ExitCode::SUCCESS
 }
 
-fn json(shown: &Shown) -> serde_json::Result<String> {
+fn json(shown: &ShowReply) -> serde_json::Result<String> {
     match shown {
-        Shown::Routes(routes) => serde_json::to_string_pretty(routes),
-        Shown::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
-        Shown::Flows(flows) => serde_json::to_string_pretty(flows),
-        Shown::Groups(groups) => serde_json::to_string_pretty(groups),
-        Shown::Pending(pending) => serde_json::to_string_pretty(pending),
-        Shown::Mnat(ends) => serde_json::to_string_pretty(ends),
-        Shown::Done(done) => serde_json::to_string_pretty(done),
+        ShowReply::Routes(routes) => serde_json::to_string_pretty(routes),
+        ShowReply::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
+        ShowReply::Flows(flows) => serde_json::to_string_pretty(flows),
+        ShowReply::Groups(groups) => serde_json::to_string_pretty(groups),
+        ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
+        ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
+        ShowReply::Done(done) => serde_json::to_string_pretty(done),
     }
 }
 

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::view::Row;
-use super::{DemoError, lab, system};
-use crate::cli::recv::{Event, RecvArgs, recv_with};
+use super::view::FlowRow;
+use super::{DemoError, network, system};
+use crate::cli::recv::{RecvArgs, RecvEvent, recv_with};
 use crate::cli::send::{SendArgs, send_with};
 use crate::model::{Group, IfName, LinkError, Source};
-use crate::streams::{Latency, StreamError, Tallies, Tally};
+use crate::probe::{Latency, ReceiverStats, StreamError, StreamStats};
 use crate::sys::netns::NetNs;
 
 /// TTL of the flows that the router takes one off.
@@ -18,7 +18,7 @@ const TTL: u8 = 16;
 
 /// One stream and the rule that routes it.
 #[derive(Debug, Clone)]
-pub struct Flow {
+pub struct DemoFlow {
     /// The name of its route.
     pub name: &'static str,
     /// Its group.
@@ -29,7 +29,7 @@ pub struct Flow {
     pub keep_ttl: bool,
 }
 
-impl Flow {
+impl DemoFlow {
     /// The streams of the demo.
     pub fn all(ipv6: bool) -> Vec<Self> {
         let v4 = |last| Group::new(Ipv4Addr::new(225, 1, 2, last).into());
@@ -58,7 +58,7 @@ impl Flow {
     }
 
     fn source(&self) -> Option<Source> {
-        Source::new(lab::sender_address(self.group.addr().is_ipv6())).ok()
+        Source::new(network::sender_address(self.group.addr().is_ipv6())).ok()
     }
 
     /// Sends from `netns` until `count` or `stop`. Moves the calling thread there.
@@ -102,9 +102,9 @@ impl Flow {
             ..RecvArgs::new(end()?, self.group)
         };
         recv_with(&args, stop, &mut |event| match event {
-            Event::Joined(_) => state.joined.store(true, Ordering::Relaxed),
-            Event::Progress(tallies) => {
-                let heard = Heard::of(tallies, self.group);
+            RecvEvent::Joined(_) => state.joined.store(true, Ordering::Relaxed),
+            RecvEvent::Progress(tallies) => {
+                let heard = ReceiverSnapshot::of(tallies, self.group);
                 *state.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
             }
         })?;
@@ -113,14 +113,14 @@ impl Flow {
 }
 
 fn end() -> Result<IfName, StreamError> {
-    lab::END
+    network::END
         .parse()
         .map_err(|e: LinkError| StreamError::Usage(e.to_string()))
 }
 
 /// What a receiver knows.
 #[derive(Debug, Clone, Default)]
-pub struct Heard {
+pub struct ReceiverSnapshot {
     received: u64,
     missing: u64,
     duplicates: u64,
@@ -129,20 +129,20 @@ pub struct Heard {
     latency: Option<Latency>,
 }
 
-impl Heard {
-    fn of(tallies: &Tallies, group: Group) -> Self {
+impl ReceiverSnapshot {
+    fn of(tallies: &ReceiverStats, group: Group) -> Self {
         let streams = || tallies.of(group.addr());
         Self {
-            received: streams().map(Tally::received).sum(),
-            missing: streams().map(Tally::missing).sum(),
-            duplicates: streams().map(Tally::duplicates).sum(),
+            received: streams().map(StreamStats::received).sum(),
+            missing: streams().map(StreamStats::missing).sum(),
+            duplicates: streams().map(StreamStats::duplicates).sum(),
             range: streams()
-                .map(Tally::range)
+                .map(StreamStats::range)
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
             ttl: streams()
-                .filter_map(Tally::ttl)
+                .filter_map(StreamStats::ttl)
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
-            latency: streams().find_map(Tally::latency),
+            latency: streams().find_map(StreamStats::latency),
         }
     }
 }
@@ -152,17 +152,17 @@ impl Heard {
 pub struct FlowState {
     sent: AtomicU64,
     joined: AtomicBool,
-    heard: Mutex<Heard>,
+    heard: Mutex<ReceiverSnapshot>,
 }
 
 /// What is known of all flows.
 #[derive(Debug)]
-pub struct Running {
-    /// In the order of [`Flow::all`].
+pub struct FlowStates {
+    /// In the order of [`DemoFlow::all`].
     pub flows: Vec<FlowState>,
 }
 
-impl Running {
+impl FlowStates {
     /// Nothing sent, nothing heard.
     pub fn new(flows: usize) -> Self {
         Self {
@@ -183,11 +183,11 @@ impl Running {
 
     /// The table as of now. While packets are on the way only gaps count as lost; once `done`,
     /// all that is missing.
-    pub fn rows(&self, flows: &[Flow], forwarded: &[Option<u64>], done: bool) -> Vec<Row> {
-        let row = |((flow, state), forwarded): ((&Flow, &FlowState), &Option<u64>)| {
+    pub fn rows(&self, flows: &[DemoFlow], forwarded: &[Option<u64>], done: bool) -> Vec<FlowRow> {
+        let row = |((flow, state), forwarded): ((&DemoFlow, &FlowState), &Option<u64>)| {
             let heard = state.heard.lock().unwrap_or_else(PoisonError::into_inner);
             let sent = state.sent.load(Ordering::Relaxed);
-            Row {
+            FlowRow {
                 flow: flow.name,
                 group: flow.group.addr(),
                 sent,

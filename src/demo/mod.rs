@@ -12,19 +12,19 @@
 //! the other two namespaces. Nothing of it has a name on the host, so nothing is left behind.
 
 pub mod flows;
-pub mod lab;
+pub mod network;
 pub mod router;
 pub mod view;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use flows::{Flow, Running};
-use lab::Lab;
-use router::Router;
-use view::{Outcome, Verdict, View};
+use flows::{DemoFlow, FlowStates};
+use network::DemoNetwork;
+use router::RouterProcess;
+use view::{DemoOutcome, DemoView, Verdict};
 
-use crate::streams::StreamError;
+use crate::probe::StreamError;
 
 /// Longest wait for the router to say that it is ready, and for its last counts.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,7 +77,7 @@ pub(crate) fn system(what: &'static str) -> impl Fn(std::io::Error) -> DemoError
 
 /// What to do.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct DemoOptions {
     /// How long to send.
     pub seconds: u32,
     /// Stay up after the verdict.
@@ -87,18 +87,18 @@ pub struct Plan {
 /// Runs the demo until the verdict, and with `keep` until `stop`; `tell` gets the verdict when it
 /// stands. Must be called while the process has one thread, unless it is root.
 pub fn run(
-    plan: &Plan,
-    view: &mut View,
+    plan: &DemoOptions,
+    view: &mut DemoView,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(&Outcome),
+    tell: &mut dyn FnMut(&DemoOutcome),
 ) -> Result<Verdict, DemoError> {
     let listener = router::bind_http().map_err(system("listen on 127.0.0.1"))?;
-    let lab = Lab::new()?;
-    let flows = Flow::all(lab.has_ipv6);
-    let mut router = Router::start(&lab.router, listener, &flows)?;
-    let running = Running::new(flows.len());
+    let lab = DemoNetwork::new()?;
+    let flows = DemoFlow::all(lab.has_ipv6);
+    let mut router = RouterProcess::start(&lab.router, listener, &flows)?;
+    let running = FlowStates::new(flows.len());
     let outcome = match router.wait_ready(PATIENCE, stop)? {
-        Some(reason) => Outcome::failed(reason, router.metrics_url()),
+        Some(reason) => DemoOutcome::failed(reason, router.metrics_url()),
         None => {
             view.say(&format!(
                 "router ready, metrics at {}",
@@ -131,14 +131,14 @@ pub fn run(
 
 /// Sends for the planned time and judges what arrived.
 fn measure(
-    plan: &Plan,
-    view: &mut View,
+    plan: &DemoOptions,
+    view: &mut DemoView,
     stop: &AtomicBool,
-    lab: &Lab,
-    flows: &[Flow],
-    running: &Running,
-    router: &mut Router,
-) -> Result<Outcome, DemoError> {
+    lab: &DemoNetwork,
+    flows: &[DemoFlow],
+    running: &FlowStates,
+    router: &mut RouterProcess,
+) -> Result<DemoOutcome, DemoError> {
     let halt = &AtomicBool::new(false);
     let count = (f64::from(plan.seconds) * RATE) as u64;
     std::thread::scope(|scope| {
@@ -194,7 +194,7 @@ fn measure(
         let rows = running.rows(flows, &forwarded, true);
         view.table(started.elapsed().as_secs(), &rows);
         let (gone, drops) = (router.gone(), router.drops());
-        Ok(Outcome::judge(rows, gone, &drops, router.metrics_url()))
+        Ok(DemoOutcome::judge(rows, gone, &drops, router.metrics_url()))
     })
 }
 

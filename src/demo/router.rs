@@ -10,8 +10,8 @@ use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::flows::Flow;
-use super::{DemoError, lab, system};
+use super::flows::DemoFlow;
+use super::{DemoError, network, system};
 use crate::sys::netns::NetNs;
 use crate::sys::spawn;
 
@@ -32,16 +32,20 @@ pub fn bind_http() -> io::Result<TcpListener> {
 
 /// The router, until it is dropped: then it is stopped and its folder removed.
 #[derive(Debug)]
-pub struct Router {
+pub struct RouterProcess {
     child: Child,
     dir: PathBuf,
     http: SocketAddr,
     routes: Vec<&'static str>,
 }
 
-impl Router {
+impl RouterProcess {
     /// Starts it inside `netns`, serving HTTP on `listener`. It dies with the calling thread.
-    pub fn start(netns: &NetNs, listener: TcpListener, flows: &[Flow]) -> Result<Self, DemoError> {
+    pub fn start(
+        netns: &NetNs,
+        listener: TcpListener,
+        flows: &[DemoFlow],
+    ) -> Result<Self, DemoError> {
         let http = listener
             .local_addr()
             .map_err(system("ask for the port of the metrics"))?;
@@ -167,7 +171,7 @@ impl Router {
     }
 }
 
-impl Drop for Router {
+impl Drop for RouterProcess {
     fn drop(&mut self) {
         self.end();
     }
@@ -188,7 +192,7 @@ fn make_dir() -> io::Result<PathBuf> {
 }
 
 /// The settings file of the router.
-fn settings(http: SocketAddr, socket: &Path, flows: &[Flow]) -> String {
+fn settings(http: SocketAddr, socket: &Path, flows: &[DemoFlow]) -> String {
     let socket = toml_edit::Value::from(socket.to_string_lossy().into_owned());
     let mut text = format!(
         "# The router of `mcastor demo`.\n\
@@ -198,9 +202,9 @@ fn settings(http: SocketAddr, socket: &Path, flows: &[Flow]) -> String {
         text += &format!(
             "\n[[route]]\nname = \"{}\"\nfrom = \"{}\"\ngroup = \"{}\"\nto = [\"{}\"]\n",
             flow.name,
-            lab::IN,
+            network::IN,
             flow.group,
-            lab::OUT
+            network::OUT
         );
         if flow.keep_ttl {
             text += "ttl = \"keep\"\n";
@@ -300,7 +304,7 @@ mod tests {
 
     #[test]
     fn settings_are_toml_whatever_the_path() {
-        let flows = Flow::all(true);
+        let flows = DemoFlow::all(true);
         let http = SocketAddr::from(([127, 0, 0, 1], 9464));
         let text = settings(http, Path::new("/tmp/a \"b\"\\c"), &flows);
         let doc: toml_edit::DocumentMut = text.parse().unwrap();

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::streams::Latency;
+use crate::probe::Latency;
 
 /// One flow.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct FlowRow {
     /// The name of its route.
     pub flow: &'static str,
     /// Its group.
@@ -41,10 +41,10 @@ pub struct Row {
     pub latency_us: Option<Latency>,
 }
 
-impl Row {
+impl FlowRow {
     /// What is wrong with a flow whose sender is done; `None` where all is well.
     pub fn trouble(&self) -> Option<String> {
-        let Row {
+        let FlowRow {
             flow,
             sent,
             received,
@@ -101,7 +101,7 @@ pub enum Verdict {
 
 /// The verdict, why, and the figures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
+pub struct DemoOutcome {
     /// How it went.
     pub verdict: Verdict,
     /// Why, in one line or, with the log of a router that ended, a few.
@@ -109,10 +109,10 @@ pub struct Outcome {
     /// Where the metrics are while the demo is up.
     pub metrics: String,
     /// Each flow.
-    pub flows: Vec<Row>,
+    pub flows: Vec<FlowRow>,
 }
 
-impl Outcome {
+impl DemoOutcome {
     /// A failure before any packet was sent.
     pub fn failed(reason: String, metrics: String) -> Self {
         Self {
@@ -125,8 +125,8 @@ impl Outcome {
 
     /// The verdict on `flows`; `gone` says how the router ended, if it has, and `drops` what it
     /// counted as dropped, which explains a failure and is none by itself.
-    pub fn judge(flows: Vec<Row>, gone: Option<String>, drops: &str, metrics: String) -> Self {
-        let mut troubles: Vec<_> = flows.iter().filter_map(Row::trouble).collect();
+    pub fn judge(flows: Vec<FlowRow>, gone: Option<String>, drops: &str, metrics: String) -> Self {
+        let mut troubles: Vec<_> = flows.iter().filter_map(FlowRow::trouble).collect();
         troubles.extend(gone);
         let sent: u64 = flows.iter().map(|r| r.sent).sum();
         let (verdict, reason) = if troubles.is_empty() && !flows.is_empty() {
@@ -170,13 +170,13 @@ enum Kind {
 
 /// The picture of a running demo on standard output.
 #[derive(Debug)]
-pub struct View {
+pub struct DemoView {
     kind: Kind,
     /// Lines of the table that stands above the cursor.
     drawn: usize,
 }
 
-impl View {
+impl DemoView {
     /// Suited to what standard output is; silent with `json`.
     pub fn new(json: bool) -> Self {
         let kind = if json {
@@ -198,7 +198,7 @@ impl View {
     }
 
     /// The state after so many seconds.
-    pub fn table(&mut self, second: u64, rows: &[Row]) {
+    pub fn table(&mut self, second: u64, rows: &[FlowRow]) {
         match self.kind {
             Kind::Quiet => {}
             Kind::Plain => put(&rows
@@ -232,7 +232,7 @@ fn put(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-fn cells(row: &Row) -> [String; 9] {
+fn cells(row: &FlowRow) -> [String; 9] {
     let us = |of: fn(&Latency) -> f64| {
         let latency = row.latency_us.as_ref();
         latency.map_or("-".into(), |l| format!("{:.1}", of(l)))
@@ -253,7 +253,7 @@ fn cells(row: &Row) -> [String; 9] {
     ]
 }
 
-fn draw(rows: &[Row]) -> String {
+fn draw(rows: &[FlowRow]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
         "flow",
@@ -279,8 +279,8 @@ fn draw(rows: &[Row]) -> String {
 mod tests {
     use super::*;
 
-    fn good() -> Row {
-        Row {
+    fn good() -> FlowRow {
+        FlowRow {
             flow: "ipv4",
             group: [225, 1, 2, 3].into(),
             sent: 10,
@@ -300,9 +300,9 @@ mod tests {
 
     #[test]
     fn a_pass_needs_every_figure_to_be_right() {
-        let judge = |row| Outcome::judge(vec![row], None, "", String::new());
+        let judge = |row| DemoOutcome::judge(vec![row], None, "", String::new());
         assert_eq!(judge(good()).verdict, Verdict::Pass);
-        type Spoil = fn(&mut Row);
+        type Spoil = fn(&mut FlowRow);
         let spoils: [(Spoil, &str); 8] = [
             (|r| r.sent = 0, "nothing was sent"),
             (|r| (r.received, r.lost) = (0, 10), "10 of 10 packets lost"),
@@ -328,25 +328,25 @@ mod tests {
         }
         let mut lossy = good();
         lossy.duplicates = 2;
-        let dropped = Outcome::judge(vec![lossy], None, "2 loop at in", String::new());
+        let dropped = DemoOutcome::judge(vec![lossy], None, "2 loop at in", String::new());
         assert!(
             dropped
                 .reason
                 .ends_with("; the router dropped 2 loop at in")
         );
-        let fine = Outcome::judge(vec![good()], None, "2 no_route at in", String::new());
+        let fine = DemoOutcome::judge(vec![good()], None, "2 no_route at in", String::new());
         assert_eq!(fine.verdict, Verdict::Pass);
-        let gone = Outcome::judge(vec![good()], Some("ended".into()), "", String::new());
+        let gone = DemoOutcome::judge(vec![good()], Some("ended".into()), "", String::new());
         assert_eq!(gone.to_line(), "FAIL: ended");
         assert_eq!(
-            Outcome::judge(vec![], None, "", String::new()).verdict,
+            DemoOutcome::judge(vec![], None, "", String::new()).verdict,
             Verdict::Fail
         );
     }
 
     #[test]
     fn json_names_the_verdict_as_the_line_does() {
-        let outcome = Outcome::judge(vec![good()], None, "", "http://x/metrics".into());
+        let outcome = DemoOutcome::judge(vec![good()], None, "", "http://x/metrics".into());
         assert_eq!(serde_json::json!(outcome)["verdict"], "PASS");
         assert!(outcome.to_line().starts_with("PASS: 1 flows, 10 packets"));
         assert!(draw(&outcome.flows).contains("16->15"));

@@ -6,11 +6,11 @@ use mcastor::control::Request;
 use mcastor::mnat::protocol::{self, Answer, Op};
 use mcastor::mnat::{Machine, Plan, Role, joinfile};
 use mcastor::model::translation_conflicts;
+use mcastor::probe::{ReceivedProbe, ReceiverStats};
 use mcastor::settings::Settings;
 use mcastor::smcroute::conf;
 use mcastor::smcroute::convert::convert;
 use mcastor::smcroute::wire::{Command, length};
-use mcastor::streams::{Arrival, Tallies};
 
 use super::Input;
 
@@ -62,13 +62,13 @@ pub fn settings(data: &[u8]) -> bool {
 /// UDP payloads for the receiver of test streams: cut into pieces, each counted once.
 pub fn recv(data: &[u8]) -> bool {
     let mut input = Input(data);
-    let mut tallies = Tallies::default();
+    let mut tallies = ReceiverStats::default();
     let mut arrived = 0;
     let group = std::net::IpAddr::from([225, 1, 2, 3]);
     while !input.0.is_empty() {
         let (len, ttl) = (usize::from(input.u8()), input.u8());
         let received_ns = u64::from(input.u16()) << 48 | u64::from(input.u16());
-        tallies.add(&Arrival {
+        tallies.add(&ReceivedProbe {
             group,
             source: std::net::IpAddr::from([10, 0, 0, ttl % 4]),
             ttl: (ttl & 1 == 0).then_some(ttl),

@@ -5,12 +5,12 @@
 pub mod error;
 pub mod pace;
 pub mod payload;
-pub mod tally;
+pub mod stats;
 
 pub use error::StreamError;
-pub use pace::{Pacer, Step};
+pub use pace::{PaceAction, Pacer};
 pub use payload::{Payload, PayloadError};
-pub use tally::{Arrival, Latency, StreamReport, Tallies, Tally};
+pub use stats::{Latency, ReceivedProbe, ReceiverStats, StreamReport, StreamStats};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -19,7 +19,7 @@ const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
 /// One packet, as a socket handed it over.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival<'a> {
+pub struct ReceivedProbe<'a> {
     /// The group it was sent to.
     pub group: IpAddr,
     /// Who sent it.
@@ -34,21 +34,21 @@ pub struct Arrival<'a> {
 
 /// Which sequence numbers have been seen, in constant memory.
 #[derive(Debug)]
-struct Seen {
+struct SequenceWindow {
     first: u64,
     highest: u64,
     /// Bit `seq % WINDOW`, valid for the last `WINDOW` numbers up to `highest`.
     bits: Box<[u64; WORDS]>,
 }
 
-enum Place {
+enum SequenceOrder {
     Next,
     Reordered,
     Duplicate,
     TooLate,
 }
 
-impl Seen {
+impl SequenceWindow {
     fn new(seq: u64) -> Self {
         let mut seen = Self {
             first: seq,
@@ -64,7 +64,7 @@ impl Seen {
         self.bits[(at / 64) as usize] |= 1 << (at % 64);
     }
 
-    fn place(&mut self, seq: u64) -> Place {
+    fn place(&mut self, seq: u64) -> SequenceOrder {
         if seq > self.highest {
             if seq - self.highest >= WINDOW {
                 self.bits.fill(0);
@@ -76,18 +76,18 @@ impl Seen {
             }
             self.highest = seq;
             self.set(seq);
-            return Place::Next;
+            return SequenceOrder::Next;
         }
         if self.highest - seq >= WINDOW {
-            return Place::TooLate;
+            return SequenceOrder::TooLate;
         }
         let at = seq % WINDOW;
         if self.bits[(at / 64) as usize] >> (at % 64) & 1 == 1 {
-            return Place::Duplicate;
+            return SequenceOrder::Duplicate;
         }
         self.set(seq);
         self.first = self.first.min(seq);
-        Place::Reordered
+        SequenceOrder::Reordered
     }
 }
 
@@ -107,8 +107,8 @@ pub struct Latency {
 
 /// The account of one flow of one sender.
 #[derive(Debug)]
-pub struct Tally {
-    seen: Seen,
+pub struct StreamStats {
+    seen: SequenceWindow,
     total: Option<u64>,
     received: u64,
     duplicates: u64,
@@ -121,11 +121,11 @@ pub struct Tally {
     latency_range_ns: (i64, i64),
 }
 
-impl Tally {
+impl StreamStats {
     /// An account opened by its first packet, which is counted.
-    pub fn new(payload: &Payload, arrival: &Arrival<'_>) -> Self {
+    pub fn new(payload: &Payload, arrival: &ReceivedProbe<'_>) -> Self {
         let mut tally = Self {
-            seen: Seen::new(payload.seq),
+            seen: SequenceWindow::new(payload.seq),
             total: payload.total,
             received: 1,
             duplicates: 0,
@@ -142,20 +142,20 @@ impl Tally {
     }
 
     /// Counts one more packet.
-    pub fn add(&mut self, payload: &Payload, arrival: &Arrival<'_>) {
+    pub fn add(&mut self, payload: &Payload, arrival: &ReceivedProbe<'_>) {
         match self.seen.place(payload.seq) {
-            Place::Next => self.received += 1,
-            Place::Reordered => {
+            SequenceOrder::Next => self.received += 1,
+            SequenceOrder::Reordered => {
                 self.received += 1;
                 self.reordered += 1;
             }
-            Place::Duplicate => self.duplicates += 1,
-            Place::TooLate => self.late += 1,
+            SequenceOrder::Duplicate => self.duplicates += 1,
+            SequenceOrder::TooLate => self.late += 1,
         }
         self.measure(payload, arrival);
     }
 
-    fn measure(&mut self, payload: &Payload, arrival: &Arrival<'_>) {
+    fn measure(&mut self, payload: &Payload, arrival: &ReceivedProbe<'_>) {
         self.bytes += arrival.data.len() as u64;
         if !payload::filler_is_intact(arrival.data) {
             self.damaged += 1;
@@ -241,7 +241,7 @@ pub struct StreamReport {
     pub flow: u16,
     /// Distinct packets.
     pub received: u64,
-    /// Missing packets; see [`Tally::lost`].
+    /// Missing packets; see [`StreamStats::lost`].
     pub lost: u64,
     /// Packets that arrived once more.
     pub duplicates: u64,
@@ -278,15 +278,15 @@ struct Key {
 
 /// The accounts of all streams, in bounded memory.
 #[derive(Debug, Default)]
-pub struct Tallies {
-    streams: HashMap<Key, Tally>,
+pub struct ReceiverStats {
+    streams: HashMap<Key, StreamStats>,
     foreign: u64,
     untracked: u64,
 }
 
-impl Tallies {
+impl ReceiverStats {
     /// Counts one packet of whatever kind.
-    pub fn add(&mut self, arrival: &Arrival<'_>) {
+    pub fn add(&mut self, arrival: &ReceivedProbe<'_>) {
         let Ok(payload) = Payload::read(arrival.data) else {
             self.foreign += 1;
             return;
@@ -300,7 +300,8 @@ impl Tallies {
         if let Some(tally) = self.streams.get_mut(&key) {
             tally.add(&payload, arrival);
         } else if self.streams.len() < MAX_STREAMS {
-            self.streams.insert(key, Tally::new(&payload, arrival));
+            self.streams
+                .insert(key, StreamStats::new(&payload, arrival));
         } else {
             self.untracked += 1;
         }
@@ -318,17 +319,17 @@ impl Tallies {
 
     /// Distinct packets of `group`, over all its streams.
     pub fn received(&self, group: IpAddr) -> u64 {
-        self.of(group).map(Tally::received).sum()
+        self.of(group).map(StreamStats::received).sum()
     }
 
     /// True where `group` has a stream and every one of them is complete.
     pub fn is_complete(&self, group: IpAddr) -> bool {
         let mut streams = self.of(group).peekable();
-        streams.peek().is_some() && streams.all(Tally::is_complete)
+        streams.peek().is_some() && streams.all(StreamStats::is_complete)
     }
 
     /// The streams of `group`.
-    pub fn of(&self, group: IpAddr) -> impl Iterator<Item = &Tally> {
+    pub fn of(&self, group: IpAddr) -> impl Iterator<Item = &StreamStats> {
         self.streams
             .iter()
             .filter(move |(key, _)| key.group == group)
@@ -381,8 +382,8 @@ mod tests {
         .to_vec()
     }
 
-    fn arrival(data: &[u8]) -> Arrival<'_> {
-        Arrival {
+    fn arrival(data: &[u8]) -> ReceivedProbe<'_> {
+        ReceivedProbe {
             group: [225, 1, 2, 3].into(),
             source: [10, 0, 0, 1].into(),
             ttl: Some(15),
@@ -392,7 +393,7 @@ mod tests {
     }
 
     fn tallied(seqs: impl IntoIterator<Item = u64>, total: Option<u64>) -> StreamReport {
-        let mut tallies = Tallies::default();
+        let mut tallies = ReceiverStats::default();
         for seq in seqs {
             tallies.add(&arrival(&packet(seq, total)));
         }
@@ -450,7 +451,7 @@ mod tests {
         assert!(report.lost > 1 << 60);
 
         // A total that changes, and shrinks below what arrived.
-        let mut tallies = Tallies::default();
+        let mut tallies = ReceiverStats::default();
         for (seq, total) in [(0, Some(2)), (1, Some(2)), (9, Some(10)), (8, None)] {
             tallies.add(&arrival(&packet(seq, total)));
         }
@@ -464,7 +465,7 @@ mod tests {
 
     #[test]
     fn streams_are_followed_up_to_a_limit() {
-        let mut tallies = Tallies::default();
+        let mut tallies = ReceiverStats::default();
         for stream in 0..MAX_STREAMS as u64 + 5 {
             let payload = Payload {
                 stream,
@@ -487,10 +488,10 @@ mod tests {
     #[test]
     fn latency_and_ttl_are_ranges() {
         let data = packet(0, None);
-        let mut tallies = Tallies::default();
+        let mut tallies = ReceiverStats::default();
         tallies.add(&arrival(&data));
         let data = packet(1, None);
-        tallies.add(&Arrival {
+        tallies.add(&ReceivedProbe {
             ttl: Some(3),
             received_ns: 500,
             ..arrival(&data)
@@ -526,7 +527,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_survived(data in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut tallies = Tallies::default();
+            let mut tallies = ReceiverStats::default();
             tallies.add(&arrival(&data));
             let mut ours = packet(0, None);
             let at = data.len().min(ours.len() - 5);

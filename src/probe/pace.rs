@@ -7,7 +7,7 @@ pub const QUANTUM: Duration = Duration::from_micros(100);
 
 /// What a paced sender does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum PaceAction {
     /// This many packets are due now; ask again when they are sent.
     Send(u64),
     /// Nothing to do for so long.
@@ -47,9 +47,9 @@ impl Pacer {
     }
 
     /// The next step at `elapsed` since the start.
-    pub fn step(&mut self, elapsed: Duration) -> Step {
+    pub fn step(&mut self, elapsed: Duration) -> PaceAction {
         if self.rate <= 0.0 {
-            return Step::Send(u64::MAX);
+            return PaceAction::Send(u64::MAX);
         }
         let since = elapsed.saturating_sub(self.refilled).as_secs_f64();
         self.tokens = (self.tokens + since * 2.0 * self.rate).min(self.depth);
@@ -57,11 +57,11 @@ impl Pacer {
         let due = ((elapsed.as_secs_f64() * self.rate) as u64).saturating_add(1);
         let now = due.saturating_sub(self.sent).min(self.tokens as u64);
         if now > 0 {
-            return Step::Send(now);
+            return PaceAction::Send(now);
         }
         let next = self.sent as f64 / self.rate - elapsed.as_secs_f64();
         let next = Duration::try_from_secs_f64(next.max(0.0)).unwrap_or(Duration::MAX);
-        Step::Sleep(next.max(QUANTUM))
+        PaceAction::Sleep(next.max(QUANTUM))
     }
 
     /// Tells that `packets` left.
@@ -83,13 +83,13 @@ mod tests {
         let (mut burst, mut longest) = (0, 0);
         while now < Duration::from_secs(seconds) {
             match pacer.step(now) {
-                Step::Send(n) => {
+                PaceAction::Send(n) => {
                     pacer.sent(n);
                     sent += n;
                     burst += n;
                     longest = longest.max(burst);
                 }
-                Step::Sleep(d) => {
+                PaceAction::Sleep(d) => {
                     assert!(d >= QUANTUM);
                     now += d + oversleep;
                     sleeps += 1;
@@ -118,13 +118,13 @@ mod tests {
     #[test]
     fn the_first_packet_is_due_at_once_and_the_next_an_interval_later() {
         let mut pacer = Pacer::new(Some(2.0));
-        assert_eq!(pacer.step(Duration::ZERO), Step::Send(1));
+        assert_eq!(pacer.step(Duration::ZERO), PaceAction::Send(1));
         pacer.sent(1);
         assert_eq!(
             pacer.step(Duration::from_millis(100)),
-            Step::Sleep(Duration::from_millis(400))
+            PaceAction::Sleep(Duration::from_millis(400))
         );
-        assert_eq!(pacer.step(Duration::from_millis(500)), Step::Send(1));
+        assert_eq!(pacer.step(Duration::from_millis(500)), PaceAction::Send(1));
     }
 
     #[test]
@@ -133,12 +133,15 @@ mod tests {
         assert!(longest <= 100, "{longest}");
         assert!(sent < 1_000_000, "a debt too large to pay lowers the rate");
         let mut pacer = Pacer::new(Some(100_000.0));
-        assert_eq!(pacer.step(Duration::from_secs(3)), Step::Send(100));
+        assert_eq!(pacer.step(Duration::from_secs(3)), PaceAction::Send(100));
     }
 
     #[test]
     fn no_rate_is_no_schedule_and_odd_rates_do_not_panic() {
-        assert_eq!(Pacer::new(None).step(Duration::ZERO), Step::Send(u64::MAX));
+        assert_eq!(
+            Pacer::new(None).step(Duration::ZERO),
+            PaceAction::Send(u64::MAX)
+        );
         for rate in [f64::MAX, f64::INFINITY, f64::MIN_POSITIVE, 1e-300] {
             let mut pacer = Pacer::new(Some(rate));
             pacer.step(Duration::ZERO);

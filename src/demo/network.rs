@@ -40,7 +40,7 @@ pub fn sender_address(v6: bool) -> IpAddr {
 
 /// The namespaces.
 #[derive(Debug)]
-pub struct Lab {
+pub struct DemoNetwork {
     /// Where the streams come from.
     pub sender: NetNs,
     /// Where the router runs.
@@ -51,7 +51,7 @@ pub struct Lab {
     pub has_ipv6: bool,
 }
 
-impl Lab {
+impl DemoNetwork {
     /// Makes them and everything in them. Becomes root in a user namespace where it must.
     pub fn new() -> Result<Self, DemoError> {
         if !netns::can_create_namespaces() {
