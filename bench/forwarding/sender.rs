@@ -160,7 +160,7 @@ fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
         if unpaced_over || elapsed > limit {
             break;
         }
-        let due = match pacer.step(elapsed) {
+        let due = match pacer.poll(elapsed) {
             PaceAction::Sleep(pause) => {
                 std::thread::sleep(pause);
                 continue;

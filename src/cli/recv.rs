@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::send::{duration, find_interface, groups_of, print, refuse, seconds, stop_on_signals};
 use crate::model::{Group, IfIndex, IfName, Source};
 use crate::probe::stats::StreamReport;
-use crate::probe::{ReceivedProbe, ReceiverStats, StreamError};
+use crate::probe::{ReceivedDatagram, ReceiverStats, StreamError};
 use crate::sys::multicast::{self, BATCH, Poller, RecvBatch};
 
 /// Longest wait before a look at the stop flag.
@@ -154,17 +154,17 @@ impl RecvReport {
     fn new(
         args: &RecvArgs,
         groups: &[Group],
-        tallies: &ReceiverStats,
+        stats: &ReceiverStats,
         dropped: u64,
         ran: Duration,
     ) -> Self {
-        let streams = tallies.report();
+        let streams = stats.report();
         let sum = |field: fn(&StreamReport) -> u64| streams.iter().map(field).sum::<u64>();
         let groups: Vec<_> = groups.iter().map(|g| g.addr()).collect();
         let silent: Vec<_> = groups
             .iter()
             .copied()
-            .filter(|&g| tallies.received(g) == 0)
+            .filter(|&g| stats.received(g) == 0)
             .collect();
         let mut report = Self {
             ok: false,
@@ -180,8 +180,8 @@ impl RecvReport {
             late: sum(|s| s.late),
             damaged: sum(|s| s.damaged),
             bytes: sum(|s| s.bytes),
-            foreign: tallies.foreign(),
-            untracked: tallies.untracked(),
+            foreign: stats.foreign(),
+            untracked: stats.untracked(),
             socket_dropped: dropped,
             streams,
         };
@@ -313,7 +313,7 @@ pub fn recv_with(
     let failed = |what| move |error| StreamError::System { what, error };
     let mut poller = Poller::new(&sockets);
     let mut batch = RecvBatch::new(usize::from(u16::MAX));
-    let mut tallies = ReceiverStats::default();
+    let mut stats = ReceiverStats::default();
     let started = Instant::now();
     let (mut last_packet, mut last_tell) = (started, started);
     let mut complete_since = None;
@@ -338,7 +338,7 @@ pub fn recv_with(
                 &sockets[at],
                 groups[at],
                 interface.index,
-                &mut tallies,
+                &mut stats,
             )
             .map_err(failed("receive"))?;
         }
@@ -348,15 +348,15 @@ pub fn recv_with(
         }
         if now - last_tell >= TELL {
             last_tell = now;
-            tell(RecvEvent::Progress(&tallies));
+            tell(RecvEvent::Progress(&stats));
         }
         match args.count {
             Some(n) => {
-                if groups.iter().all(|g| tallies.received(g.addr()) >= n) {
+                if groups.iter().all(|g| stats.received(g.addr()) >= n) {
                     break;
                 }
             }
-            None if groups.iter().all(|g| tallies.is_complete(g.addr())) => {
+            None if groups.iter().all(|g| stats.is_complete(g.addr())) => {
                 if now - *complete_since.get_or_insert(now) >= GRACE {
                     break;
                 }
@@ -367,7 +367,7 @@ pub fn recv_with(
             std::thread::sleep(PAUSE);
         }
     }
-    tell(RecvEvent::Progress(&tallies));
+    tell(RecvEvent::Progress(&stats));
     let mut dropped = 0;
     for (socket, &group) in sockets.iter().zip(&groups) {
         dropped += u64::from(
@@ -381,7 +381,7 @@ pub fn recv_with(
     Ok(RecvReport::new(
         args,
         &groups,
-        &tallies,
+        &stats,
         dropped,
         started.elapsed(),
     ))
@@ -394,7 +394,7 @@ fn drain(
     socket: &Socket,
     group: Group,
     index: IfIndex,
-    tallies: &mut ReceiverStats,
+    stats: &mut ReceiverStats,
 ) -> io::Result<usize> {
     let mut got = 0;
     for _ in 0..8 {
@@ -412,7 +412,7 @@ fn drain(
                 continue;
             }
             got += 1;
-            tallies.add(&ReceivedProbe {
+            stats.add(&ReceivedDatagram {
                 group: group.addr(),
                 source: from.ip(),
                 ttl: datagram.ttl,

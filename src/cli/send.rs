@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::model::{Group, IfName, Source};
 use crate::probe::payload::{self, HEADER_LEN, MAX_LEN_V4, MAX_LEN_V6};
-use crate::probe::{PaceAction, Pacer, Payload, StreamError, consecutive};
+use crate::probe::{PaceAction, Pacer, Payload, StreamError, consecutive_groups};
 use crate::sys::ifaddr::{InterfaceAddresses, interfaces};
 use crate::sys::multicast::{self, BATCH, OutgoingDatagram};
 
@@ -71,7 +71,7 @@ pub struct SendArgs {
     /// DSCP, 0 to 63
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..64))]
     pub dscp: u8,
-    /// Send to so many consecutive groups
+    /// Send to so many consecutive_groups groups
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub flows: u16,
     /// Hand so many packets to the kernel as one (UDP_SEGMENT), as fast senders do
@@ -182,7 +182,7 @@ pub(super) fn groups_of(
             "--source {source} and --group {group} are of different IP versions"
         )));
     }
-    consecutive(group, flows).ok_or_else(|| {
+    consecutive_groups(group, flows).ok_or_else(|| {
         StreamError::Usage(format!(
             "--flows {flows}: {group} is too near the end of the multicast range"
         ))
@@ -328,7 +328,7 @@ pub fn send_with(
         if elapsed >= limit {
             break;
         }
-        let owed = match pacer.step(elapsed) {
+        let owed = match pacer.poll(elapsed) {
             PaceAction::Sleep(pause) => {
                 std::thread::sleep(pause.min(NAP).min(limit - elapsed));
                 continue;
@@ -388,7 +388,7 @@ impl SendBatch {
     fn new(size: usize, segments: usize) -> Self {
         let stride = size * segments;
         let mut data = vec![0; stride * BATCH];
-        data.chunks_exact_mut(size).for_each(payload::fill);
+        data.chunks_exact_mut(size).for_each(payload::write_filler);
         Self {
             size,
             stride,
@@ -409,7 +409,7 @@ impl SendBatch {
         let at = self.queue.len() * self.stride;
         let message = &mut self.data[at..at + packets * self.size];
         for (seq, packet) in message.chunks_exact_mut(self.size).enumerate() {
-            header(seq as u64).write(packet);
+            header(seq as u64).write_to(packet);
         }
         self.queue.push((flow, packets));
     }

@@ -1,6 +1,6 @@
-//! Test streams: what `mcastor send` writes into its packets, and what `mcastor recv` makes of them.
+//! Test streams: the packet format and pacing of `mcastor send`, and the statistics of `mcastor recv`.
 //!
-//! Nothing here opens a socket or reads a clock; the subcommands bring both.
+//! This module opens no socket and reads no clock. The subcommands pass in packets and times.
 
 pub mod error;
 pub mod pace;
@@ -10,15 +10,15 @@ pub mod stats;
 pub use error::StreamError;
 pub use pace::{PaceAction, Pacer};
 pub use payload::{Payload, PayloadError};
-pub use stats::{Latency, ReceivedProbe, ReceiverStats, StreamReport, StreamStats};
+pub use stats::{Latency, ReceivedDatagram, ReceiverStats, StreamReport, StreamStats};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::Group;
 
-/// `count` consecutive groups, the first of them `first`; `None` where they would run out of the
-/// multicast range.
-pub fn consecutive(first: Group, count: u16) -> Option<Vec<Group>> {
+/// Returns `count` consecutive groups that start with `first`; `None` if they would pass the end of
+/// the multicast range.
+pub fn consecutive_groups(first: Group, count: u16) -> Option<Vec<Group>> {
     (0..count)
         .map(|i| {
             let addr: IpAddr = match first.addr() {
@@ -36,11 +36,11 @@ mod tests {
 
     #[test]
     fn consecutive_groups_stay_multicast() {
-        let groups = consecutive("225.1.2.255".parse().unwrap(), 2).unwrap();
+        let groups = consecutive_groups("225.1.2.255".parse().unwrap(), 2).unwrap();
         assert_eq!(groups[1].to_string(), "225.1.3.0");
-        assert!(consecutive("239.255.255.255".parse().unwrap(), 2).is_none());
+        assert!(consecutive_groups("239.255.255.255".parse().unwrap(), 2).is_none());
         let last = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap();
-        assert!(consecutive(last, 1).is_some());
-        assert!(consecutive(last, 2).is_none());
+        assert!(consecutive_groups(last, 1).is_some());
+        assert!(consecutive_groups(last, 2).is_none());
     }
 }
