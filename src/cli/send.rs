@@ -72,7 +72,7 @@ pub struct SendArgs {
     /// DSCP, 0 to 63
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..64))]
     pub dscp: u8,
-    /// Send to so many consecutive_groups groups
+    /// Send to N consecutive groups
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub flows: u16,
     /// Pass this many packets to the kernel in one GSO packet (UDP_SEGMENT), as fast senders do
