@@ -137,7 +137,7 @@ impl Routing {
         let used = |link: &&crate::model::Link| views::uses(&fib, link) != (false, false);
         let mut live = AHashSet::new();
         for link in links.iter().filter(used) {
-            catalog.show_link(link);
+            catalog.set_link(link);
             live.insert(link.name.as_str());
         }
         catalog.retire_interfaces(&live);

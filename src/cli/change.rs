@@ -28,10 +28,10 @@ pub struct RouteArgs {
     /// interfaces that packets leave on
     #[arg(value_name = "[SOURCE] GROUP [OIF]", required = true, num_args = 1..)]
     pub rest: Vec<String>,
-    /// Translate the source address: an address, or a prefix of the same length as SOURCE
+    /// Translate the source address: an address, or a prefix with as many host bits as SOURCE
     #[arg(long, value_name = "SOURCE[/LEN]")]
     pub rewrite_source: Option<String>,
-    /// Translate the group address: an address, or a prefix of the same length as GROUP
+    /// Translate the group address: an address, or a prefix with as many host bits as GROUP
     #[arg(long, value_name = "GROUP[/LEN]")]
     pub rewrite_group: Option<String>,
     /// Translate the UDP destination port

@@ -100,7 +100,7 @@ enum Command {
         after_help = "Examples:\n  mcastor join eth0 225.1.2.3\n  mcastor join eth0 10.0.0.10 232.1.2.3"
     )]
     Join(change::JoinArgs),
-    /// Leave a group that `mcastor join` joined
+    /// Undo a join of `mcastor join` or of the settings, until the next reload
     #[command(after_help = "Example: mcastor leave eth0 225.1.2.3")]
     Leave(change::JoinArgs),
     /// Forget all flows; an active flow is created again by its next packet
