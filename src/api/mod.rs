@@ -1,5 +1,5 @@
-//! The data formats of queries and changes. HTTP, the control socket and `mcastor show` use the same
-//! data. docs/control.md describes version 1 for users.
+//! The data formats of queries and changes. HTTP, the control socket and `mcastor show` use the
+//! same data. docs/control.md describes version 1 for users.
 
 pub mod view;
 
@@ -12,7 +12,8 @@ pub use view::{
     QuerierView, RewriteView, RouteView,
 };
 
-/// Version of the formats. Within a version, fields can be added, but existing fields do not change.
+/// Version of the formats. Within a version, fields can be added, but existing fields do not
+/// change.
 pub const VERSION: u32 = 1;
 
 /// A query for one kind of data.
@@ -105,8 +106,8 @@ pub struct RouteSpec {
     /// Names and patterns of the interfaces that packets leave on.
     #[serde(default)]
     pub to: Vec<String>,
-    /// Whether the groups of the route are joined as a host. `None` means `"auto"` as in the settings,
-    /// which joins a single group but no prefix.
+    /// Whether the groups of the route are joined as a host. `None` means `"auto"` as in the
+    /// settings, which joins a single group but no prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<bool>,
     /// Translation of the packets. Not needed to remove a route.

@@ -108,7 +108,8 @@ pub struct FlowView {
     pub source: String,
     /// Group address.
     pub group: String,
-    /// The route that forwards it. `None` if routes or interfaces have changed since its last packet.
+    /// The route that forwards it. `None` if routes or interfaces have changed since its last
+    /// packet.
     pub route: Option<String>,
     /// Names of the egress interfaces; empty in the same case.
     pub oifs: Vec<String>,

@@ -1,4 +1,5 @@
-//! `mcastor mnat-ingress` and `mcastor mnat-egress`: one end of multicast NAT, without a settings file.
+//! `mcastor mnat-ingress` and `mcastor mnat-egress`: one end of multicast NAT, without a settings
+//! file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -73,7 +74,8 @@ pub struct EgressArgs {
     /// Join the streams in this file, one `source,group` per line; it is read again when it changes
     #[arg(short = 'f', long, value_name = "FILE")]
     pub joinfile: Option<PathBuf>,
-    /// Where joins come from; without `members`, no queries are sent and no reports accepted downstream
+    /// Where joins come from; without `members`, no queries are sent and no reports accepted
+    /// downstream
     #[arg(long, value_name = "WORDS", value_delimiter = ',',
         default_values_t = JoinSources::WORDS.map(String::from), value_parser = JoinSources::WORDS)]
     pub joins: Vec<String>,

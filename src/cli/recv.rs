@@ -1,4 +1,5 @@
-//! `mcastor recv`: joins groups on one interface and reports statistics of the test streams in them.
+//! `mcastor recv`: joins groups on one interface and reports statistics of the test streams in
+//! them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -22,8 +23,8 @@ const TICK: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a complete stream is still received, to detect duplicates.
 const GRACE: Duration = Duration::from_millis(250);
-/// Pause after a busy wake-up, so that the next wake-up receives a batch. Arrival times come from the
-/// kernel and stay exact.
+/// Pause after a busy wake-up, so that the next wake-up receives a batch. Arrival times come from
+/// the kernel and stay exact.
 const PAUSE: Duration = Duration::from_micros(300);
 /// Packets in one wake-up from which it counts as busy.
 const BUSY: usize = 8;
@@ -144,7 +145,8 @@ pub struct RecvReport {
     pub bytes: u64,
     /// Datagrams that are not test packets.
     pub foreign: u64,
-    /// Test packets of streams beyond the limit of [`MAX_STREAMS`](crate::probe::stats::MAX_STREAMS).
+    /// Test packets of streams beyond the limit of
+    /// [`MAX_STREAMS`](crate::probe::stats::MAX_STREAMS).
     pub untracked: u64,
     /// Packets that the kernel dropped at the sockets: full buffer or wrong UDP checksum.
     pub socket_dropped: u64,
@@ -383,7 +385,8 @@ pub fn recv_with(
             multicast::dropped_datagrams(socket).map_err(system_error("read the drop counter"))?,
         );
         if !args.no_join {
-            // Closing the socket leaves too. An error only means that the interface no longer exists.
+            // Closing the socket leaves too. An error only means that the interface no longer
+            // exists.
             let _ = multicast::leave(socket, interface.index, group, args.source);
         }
     }

@@ -62,7 +62,8 @@ pub struct SendArgs {
     /// Stop after so many seconds
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
-    /// UDP payload in bytes: 40 to 65507, over IPv6 40 to 65487. Packets above the MTU are fragmented
+    /// UDP payload in bytes: 40 to 65507, over IPv6 40 to 65487. Packets above the MTU are
+    /// fragmented
     #[arg(long, value_name = "BYTES", default_value_t = 200)]
     pub size: u16,
     /// TTL or hop limit. Each router decrements it, so packets with TTL 1, the default of many
@@ -193,7 +194,8 @@ pub(super) fn groups_of(
     })
 }
 
-/// Converts to a duration. Values out of range, which the parser rejects, become the longest duration.
+/// Converts to a duration. Values out of range, which the parser rejects, become the longest
+/// duration.
 pub(super) fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
@@ -290,8 +292,8 @@ pub fn send(args: &SendArgs, stop: &AtomicBool) -> Result<SendReport, StreamErro
     send_with(args, stop, &mut |_| {})
 }
 
-/// Does the same as [`send`], and passes the number of packets sent so far, summed over all flows, to
-/// `progress` after each batch.
+/// Does the same as [`send`]. After each batch, calls `progress` with the number of packets sent so
+/// far, summed over all flows.
 pub fn send_with(
     args: &SendArgs,
     stop: &AtomicBool,
@@ -420,8 +422,8 @@ impl SendBatch {
         self.queue.push((flow, packets));
     }
 
-    /// Sends the queued messages and returns the number of packets sent. It is less than queued only
-    /// if `stop` is set.
+    /// Sends the queued messages and returns the number of packets sent. It is less than queued
+    /// only if `stop` is set.
     fn send(
         &self,
         socket: &Socket,

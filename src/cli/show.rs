@@ -17,8 +17,8 @@ pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
 /// The environment variable of the settings key `control.socket`.
 const SOCKET_VARIABLE: &str = "MCASTOR__CONTROL__SOCKET";
 
-/// Returns the path of the control socket: from the environment, else [`DEFAULT_SOCKET`]. A path that
-/// is only in the settings file of the router is not known here.
+/// Returns the path of the control socket: from the environment, else [`DEFAULT_SOCKET`]. A path
+/// that is only in the settings file of the router is not known here.
 pub fn default_socket() -> PathBuf {
     let named = std::env::var_os(SOCKET_VARIABLE);
     named.map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from)
@@ -296,8 +296,8 @@ fn querier_column(interface: &InterfaceView) -> String {
     all.join(", ")
 }
 
-/// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` stands for
-/// an address that is not translated.
+/// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` stands
+/// for an address that is not translated.
 fn translation_suffix(route: &RouteView) -> String {
     let Some(rewrite) = &route.rewrite else {
         return String::new();

@@ -49,7 +49,8 @@ pub struct DaemonArgs {
     #[arg(short = 'd', value_name = "SEC", default_value_t = 0)]
     delay: u32,
     /// Program to run: with argument `reload` when all routes are in force, and with argument
-    /// `install` when a flow of a (*,G) route starts. The environment has source and group of the flow
+    /// `install` when a flow of a (*,G) route starts. The environment has source and group of the
+    /// flow
     #[arg(short = 'e', value_name = "CMD")]
     script: Option<PathBuf>,
     /// Configuration file [default: /etc/NAME.conf]
@@ -76,7 +77,7 @@ pub struct DaemonArgs {
     /// Stay in the foreground
     #[arg(short = 'n')]
     foreground: bool,
-    /// Accepted without effect: unused interfaces need no resources here
+    /// Accepted without effect: no virtual interfaces (VIFs) are created here
     #[arg(short = 'N')]
     no_vifs: bool,
     /// Change to this user after the start; CAP_NET_ADMIN and CAP_NET_RAW are kept
@@ -119,7 +120,8 @@ impl DaemonArgs {
         self.socket.clone().unwrap_or_else(named)
     }
 
-    /// Returns the path of the pid file. A path with a slash is used as given; a bare name is in /run.
+    /// Returns the path of the pid file. A path with a slash is used as given; a bare name is in
+    /// /run.
     fn pid_file(&self) -> PathBuf {
         match &self.pid_file {
             Some(path) if path.as_os_str().as_encoded_bytes().contains(&b'/') => path.clone(),
@@ -327,6 +329,6 @@ fn start_log(args: &DaemonArgs) {
         None => log.with_writer(std::io::stderr).init(),
     }
     if args.no_vifs {
-        warn!("-N: no effect, because unused interfaces need no resources here");
+        warn!("-N: no effect, because no virtual interfaces (VIFs) are created");
     }
 }

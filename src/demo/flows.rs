@@ -86,7 +86,8 @@ impl DemoFlow {
         Ok(())
     }
 
-    /// Moves the calling thread to `netns` and receives there until the stream is complete or `stop`.
+    /// Moves the calling thread to `netns` and receives there until the stream is complete or
+    /// `stop`.
     pub fn receive(
         &self,
         netns: &NetNs,

@@ -179,7 +179,8 @@ fn measure(
             }
             std::thread::sleep(TICK);
         };
-        // A receiver ends by itself when its stream is complete and the wait for duplicates is over.
+        // A receiver ends by itself when its stream is complete and the wait for duplicates is
+        // over.
         let ended = Instant::now();
         while ended.elapsed() < SETTLE
             && states

@@ -26,7 +26,8 @@ pub const OUT: &str = "out";
 /// Prefix lengths of the IPv4 and IPv6 addresses.
 const PREFIX_LENGTHS: (u8, u8) = (24, 64);
 
-/// Returns the IPv4 and the IPv6 address of `host` in `network`: 1 is the sender's, 2 the receiver's.
+/// Returns the IPv4 and the IPv6 address of `host` in `network`: 1 is the sender's, 2 the
+/// receiver's.
 fn addresses(network: u8, host: u8) -> [IpAddr; 2] {
     [
         [198, 18, network, host].into(),
@@ -118,8 +119,8 @@ impl DemoNetwork {
                         PREFIX_LENGTHS.1
                     };
                     let mut request = handle.address().add(index, addr, length);
-                    // Skips duplicate address detection: it takes a second or two, and the veth pair has
-                    // no other host.
+                    // Skips duplicate address detection: it takes a second or two, and the veth
+                    // pair has no other host.
                     request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
                     request.execute().await?;
                 }

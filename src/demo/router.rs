@@ -15,7 +15,8 @@ use super::{DemoError, network, system_error};
 use crate::sys::netns::NetNs;
 use crate::sys::spawn;
 
-/// Default HTTP port of `mcastor run`, so that an existing Prometheus configuration scrapes the demo.
+/// Default HTTP port of `mcastor run`, so that an existing Prometheus configuration scrapes the
+/// demo.
 const PORT: u16 = 9464;
 /// Pause between two polls of the child process.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -137,7 +138,8 @@ impl RouterProcess {
         last.iter().map(|line| format!("\n  | {line}")).collect()
     }
 
-    /// Returns the packets that each route forwarded, from the metrics; `None` if they lack the route.
+    /// Returns the packets that each route forwarded, from the metrics; `None` if they lack the
+    /// route.
     pub fn forwarded(&self) -> Vec<Option<u64>> {
         let text = match http_get(self.http, "/metrics") {
             Ok((200, text)) => text,
@@ -147,8 +149,8 @@ impl RouterProcess {
         self.routes.iter().map(count).collect()
     }
 
-    /// Returns the dropped packets by reason and interface, from the metrics, as text. Empty if there
-    /// are none or the metrics cannot be read.
+    /// Returns the dropped packets by reason and interface, from the metrics, as text. Empty if
+    /// there are none or the metrics cannot be read.
     pub fn drops(&self) -> String {
         match http_get(self.http, "/metrics") {
             Ok((200, page)) => describe_drops(&page),

@@ -125,9 +125,9 @@ impl DemoOutcome {
         }
     }
 
-    /// Derives the verdict from `flows`. `router_exit` describes how the router exited, if it did; this
-    /// is a failure. `drops` lists packets that the router dropped. They are added to the reason of
-    /// a failure, but are no failure themselves.
+    /// Derives the verdict from `flows`. `router_exit` describes how the router exited, if it did;
+    /// this is a failure. `drops` lists packets that the router dropped. They are added to the
+    /// reason of a failure, but are no failure themselves.
     pub fn judge(
         flows: Vec<FlowRow>,
         router_exit: Option<String>,

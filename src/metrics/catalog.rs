@@ -112,7 +112,8 @@ pub struct Catalog {
     pub last_reload_successful: IntGauge,
     /// 1 while the container engine answers.
     pub engine_connected: IntGauge,
-    /// Time from the kernel's receive timestamp to the return of the send call, for each packet sent.
+    /// Time from the kernel's receive timestamp to the return of the send call, for each packet
+    /// sent.
     pub forward_latency: Histogram,
     /// Number of routes in force.
     pub routes: IntGauge,
@@ -454,8 +455,8 @@ impl Catalog {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts `flows` ended flows of an interface. With 0, exposes the counter, so that its first change
-    /// is a visible increase.
+    /// Counts `flows` ended flows of an interface. With 0, exposes the counter, so that its first
+    /// change is a visible increase.
     pub fn count_ended_flows(&self, name: &str, end: FlowEnd, flows: u64) {
         let ends = self.flow_ends.with_label_values(&[end.label(), name]);
         ends.inc_by(flows);
@@ -471,7 +472,8 @@ impl Catalog {
         }
     }
 
-    /// Exposes the restart counter of an actor at 0, so that its first restart is a visible increase.
+    /// Exposes the restart counter of an actor at 0, so that its first restart is a visible
+    /// increase.
     pub fn expose_actor(&self, actor: &str) {
         self.actor_restarts.with_label_values(&[actor]);
     }

@@ -1,4 +1,4 @@
-//! Test streams: the packet format and pacing of `mcastor send`, and the statistics of `mcastor recv`.
+//! Test streams: packet format and pacing of `mcastor send`, and statistics of `mcastor recv`.
 //!
 //! This module opens no socket and reads no clock. The subcommands pass in packets and times.
 

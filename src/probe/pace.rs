@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-/// Shortest sleep between packets. A wake-up costs more than a packet, so shorter sleeps do not pay.
+/// Shortest sleep between packets. A wake-up costs more than a packet, so shorter sleeps do not
+/// pay.
 pub const QUANTUM: Duration = Duration::from_micros(100);
 
 /// The next action of a paced sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PaceAction {
-    /// Send this many packets now, report them with [`Pacer::sent`], then poll again.
+    /// This many packets are due now. Report sent packets with [`Pacer::sent`], then poll again.
     Send(u64),
     /// No packet is due for this long.
     Sleep(Duration),
@@ -75,8 +76,8 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    /// Runs a pacer for `seconds` with a simulated clock on which each sleep is `oversleep` too long;
-    /// returns the packets sent, the number of sleeps and the longest burst.
+    /// Runs a pacer for `seconds` with a simulated clock on which each sleep is `oversleep` too
+    /// long; returns the packets sent, the number of sleeps and the longest burst.
     fn run(rate: f64, seconds: u64, oversleep: Duration) -> (u64, u64, u64) {
         let mut pacer = Pacer::new(Some(rate));
         let (mut now, mut sent, mut sleeps) = (Duration::ZERO, 0, 0);

@@ -124,8 +124,9 @@ impl Payload {
         bytes
     }
 
-    /// Overwrites the first [`HEADER_LEN`] bytes of `packet` with the header. The filler stays, so a
-    /// sender writes it only once per buffer. Does nothing if `packet` is shorter than the header.
+    /// Overwrites the first [`HEADER_LEN`] bytes of `packet` with the header. The filler stays, so
+    /// a sender writes it only once per buffer. Does nothing if `packet` is shorter than the
+    /// header.
     pub fn write_to(&self, packet: &mut [u8]) {
         if let Some(front) = packet.first_chunk_mut() {
             *front = self.to_bytes();

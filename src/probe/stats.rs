@@ -37,7 +37,8 @@ pub struct ReceivedDatagram<'a> {
 struct SequenceWindow {
     first: u64,
     highest: u64,
-    /// One bit per number at index `seq % WINDOW`; valid for the last `WINDOW` numbers up to `highest`.
+    /// One bit per number at index `seq % WINDOW`; valid for the last `WINDOW` numbers up to
+    /// `highest`.
     bits: Box<[u64; WORDS]>,
 }
 
@@ -97,8 +98,8 @@ impl SequenceWindow {
 }
 
 /// Latency in microseconds, from the sender's timestamp to the kernel's receive timestamp. It is
-/// exact on one host; between hosts it is as exact as their clocks are synchronized, and negative if
-/// the sender's clock is ahead.
+/// exact on one host; between hosts it is as exact as their clocks are synchronized, and negative
+/// if the sender's clock is ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Latency {
     /// Smallest.
