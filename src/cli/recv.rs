@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::send::{duration, find_interface, groups_of, print, refuse, seconds, stop_on_signals};
 use crate::model::{Group, IfIndex, IfName, Source};
 use crate::probe::stats::StreamReport;
-use crate::probe::{ReceivedDatagram, ReceiverStats, StreamError};
+use crate::probe::{ProbeDatagram, ReceiverStats, StreamError};
 use crate::sys::multicast::{self, BATCH, Poller, RecvBatch};
 
 /// Longest wait before the stop flag is checked.
@@ -424,7 +424,7 @@ fn drain(
                 continue;
             }
             got += 1;
-            stats.add(&ReceivedDatagram {
+            stats.add(&ProbeDatagram {
                 group: group.addr(),
                 source: from.ip(),
                 ttl: datagram.ttl,

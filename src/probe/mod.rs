@@ -10,7 +10,7 @@ pub mod stats;
 pub use error::StreamError;
 pub use pace::{PaceAction, Pacer};
 pub use payload::{Payload, PayloadError};
-pub use stats::{Latency, ReceivedDatagram, ReceiverStats, StreamReport, StreamStats};
+pub use stats::{Latency, ProbeDatagram, ReceiverStats, StreamReport, StreamStats};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

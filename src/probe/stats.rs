@@ -19,7 +19,7 @@ const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
 /// A datagram received from a socket, before it is known to be a test packet.
 #[derive(Debug, Clone, Copy)]
-pub struct ReceivedDatagram<'a> {
+pub struct ProbeDatagram<'a> {
     /// Destination group.
     pub group: IpAddr,
     /// Source address.
@@ -130,7 +130,7 @@ pub struct StreamStats {
 
 impl StreamStats {
     /// Starts the statistics with the first packet of the flow, and counts it.
-    pub fn new(payload: &Payload, datagram: &ReceivedDatagram<'_>) -> Self {
+    pub fn new(payload: &Payload, datagram: &ProbeDatagram<'_>) -> Self {
         let mut stream = Self {
             seen: SequenceWindow::new(payload.seq),
             total: payload.total,
@@ -149,7 +149,7 @@ impl StreamStats {
     }
 
     /// Counts one more packet.
-    pub fn add(&mut self, payload: &Payload, datagram: &ReceivedDatagram<'_>) {
+    pub fn add(&mut self, payload: &Payload, datagram: &ProbeDatagram<'_>) {
         match self.seen.insert(payload.seq) {
             SequenceOrder::Next => self.received += 1,
             SequenceOrder::Reordered => {
@@ -162,7 +162,7 @@ impl StreamStats {
         self.measure(payload, datagram);
     }
 
-    fn measure(&mut self, payload: &Payload, datagram: &ReceivedDatagram<'_>) {
+    fn measure(&mut self, payload: &Payload, datagram: &ProbeDatagram<'_>) {
         self.bytes += datagram.data.len() as u64;
         if !payload::filler_is_intact(datagram.data) {
             self.damaged += 1;
@@ -295,7 +295,7 @@ pub struct ReceiverStats {
 
 impl ReceiverStats {
     /// Counts one datagram, whether it is a test packet or not.
-    pub fn add(&mut self, datagram: &ReceivedDatagram<'_>) {
+    pub fn add(&mut self, datagram: &ProbeDatagram<'_>) {
         let Ok(payload) = Payload::parse(datagram.data) else {
             self.foreign += 1;
             return;
@@ -391,8 +391,8 @@ mod tests {
         .to_vec()
     }
 
-    fn datagram(data: &[u8]) -> ReceivedDatagram<'_> {
-        ReceivedDatagram {
+    fn datagram(data: &[u8]) -> ProbeDatagram<'_> {
+        ProbeDatagram {
             group: [225, 1, 2, 3].into(),
             source: [10, 0, 0, 1].into(),
             ttl: Some(15),
@@ -500,7 +500,7 @@ mod tests {
         let mut stats = ReceiverStats::default();
         stats.add(&datagram(&data));
         let data = packet(1, None);
-        stats.add(&ReceivedDatagram {
+        stats.add(&ProbeDatagram {
             ttl: Some(3),
             received_ns: 500,
             ..datagram(&data)

@@ -6,7 +6,7 @@ use mcastor::control::Request;
 use mcastor::mnat::protocol::{self, Answer, Op};
 use mcastor::mnat::{Machine, Plan, Role, joinfile};
 use mcastor::model::translation_conflicts;
-use mcastor::probe::{ReceivedDatagram, ReceiverStats};
+use mcastor::probe::{ProbeDatagram, ReceiverStats};
 use mcastor::settings::Settings;
 use mcastor::smcroute::conf;
 use mcastor::smcroute::convert::convert;
@@ -68,7 +68,7 @@ pub fn recv(data: &[u8]) -> bool {
     while !input.0.is_empty() {
         let (len, ttl) = (usize::from(input.u8()), input.u8());
         let received_ns = u64::from(input.u16()) << 48 | u64::from(input.u16());
-        stats.add(&ReceivedDatagram {
+        stats.add(&ProbeDatagram {
             group,
             source: std::net::IpAddr::from([10, 0, 0, ttl % 4]),
             ttl: (ttl & 1 == 0).then_some(ttl),
