@@ -80,7 +80,7 @@
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and its socket. The socket runs beside [`control`] and also goes through
 //!   [`actors::questions`]. The commands `smcrouted` and `smcroutectl` are in [`cli`].
-//! - [`streams`] and [`demo`] generate and check test streams. The router does not use them.
+//! - [`probe`] and [`demo`] generate and check test streams. The router does not use them.
 //!
 //! `model`, `wire`, `membership`, `table` and `forward` use no sockets, clocks or actors.
 //!
@@ -115,9 +115,9 @@ pub mod mnat;
 pub mod model;
 pub mod pipeline;
 pub mod planes;
+pub mod probe;
 pub mod settings;
 pub mod smcroute;
-pub mod streams;
 pub mod sys;
 pub mod table;
 pub mod wire;

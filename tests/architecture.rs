@@ -88,12 +88,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "smcroute", "api", "mnat",
         ],
     ),
-    ("streams", &["model"]),
-    ("demo", &["model", "sys", "streams", "cli"]),
+    ("probe", &["model"]),
+    ("demo", &["model", "sys", "probe", "cli"]),
     (
         "cli",
         &[
-            "model", "api", "app", "control", "demo", "settings", "streams", "sys", "smcroute",
+            "model", "api", "app", "control", "demo", "settings", "probe", "sys", "smcroute",
             "mnat",
         ],
     ),
@@ -141,8 +141,8 @@ const FILE_CYCLES: &[(&[&str], &str)] = &[
     (
         &[
             "demo/flows.rs",
-            "demo/lab.rs",
             "demo/mod.rs",
+            "demo/network.rs",
             "demo/router.rs",
         ],
         "the parts of the demo use the error type that demo/mod.rs declares",

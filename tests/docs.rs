@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mcastor::actors::Role;
-use mcastor::api::Show;
+use mcastor::api::ShowQuery;
 use mcastor::control::{Outcome, Request, Response};
 use mcastor::forward::DropReason;
 use mcastor::membership::{MembershipRefusal, Protocol};
@@ -80,14 +80,14 @@ fn catalogue_text() -> String {
     let catalog = Catalog::new().unwrap();
     catalog.interface("eth0");
     catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
-    catalog.restarted("routing");
-    catalog.show_joined("eth0", 1);
-    catalog.mnat.show_mappings("egress", "assigned", 1);
-    catalog.mnat.show_server(true);
-    catalog.mnat.joined_after(0.1);
-    catalog.mnat.request("poll", "200");
-    catalog.flows_ended("eth0", FlowEnd::Idle, 1);
-    catalog.show_link(&Link {
+    catalog.count_restart("routing");
+    catalog.set_joined_groups("eth0", 1);
+    catalog.mnat.set_mappings("egress", "assigned", 1);
+    catalog.mnat.set_server_up(true);
+    catalog.mnat.observe_join_seconds(0.1);
+    catalog.mnat.count_request("poll", "200");
+    catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
+    catalog.set_link(&Link {
         index: IfIndex::new(1).unwrap(),
         name: "eth0".parse().unwrap(),
         mtu: 1500,
@@ -96,12 +96,12 @@ fn catalogue_text() -> String {
         vlan: None,
         known_as: Default::default(),
     });
-    catalog.filter_widened("eth0");
+    catalog.count_widened_filter("eth0");
     for protocol in Protocol::ALL {
         let membership = &catalog.membership;
-        membership.message("eth0", protocol, Direction::Received, "report", "2");
-        membership.show("eth0", protocol, MembershipState::default());
-        membership.refused("eth0", "checksum", 1);
+        membership.count_message("eth0", protocol, Direction::Received, "report", "2");
+        membership.set_state("eth0", protocol, MembershipState::default());
+        membership.count_rejected("eth0", "checksum", 1);
     }
     String::from_utf8(catalog.text().unwrap()).unwrap()
 }
@@ -279,7 +279,7 @@ fn refusal_reasons_table_matches_the_code() {
 #[test]
 fn show_tables_list_every_show_command() {
     let text = read("docs/control.md");
-    for show in Show::ALL {
+    for show in ShowQuery::ALL {
         let name = show.name();
         for row in [
             format!("| `{{\"show\":\"{name}\"}}` | `{{\"{name}\":[...]}}` |"),

@@ -8,7 +8,7 @@ mod harness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use mcastor::streams::Payload;
+use mcastor::probe::Payload;
 use mcastor::wire::ip::refresh_ipv4_checksum;
 use mcastor::wire::link_control::{
     IPV4_HEADERS_LEN, IPV6_HEADERS_LEN, encapsulate_v4, encapsulate_v6,

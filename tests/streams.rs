@@ -1,14 +1,14 @@
-//! Test streams over a real cable between two namespaces. Needs root.
+//! Test streams over a veth pair between two network namespaces. Needs root.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
-use mcastor::cli::recv::{Event, RecvArgs, Report, recv_with};
-use mcastor::cli::send::{SendArgs, Sent, send};
-use mcastor::demo::lab::{END, IN, Lab, sender_address};
+use mcastor::cli::recv::{RecvArgs, RecvEvent, RecvReport, recv_with};
+use mcastor::cli::send::{SendArgs, SendReport, send};
+use mcastor::demo::network::{DemoNetwork, END, IN, sender_address};
 use mcastor::model::Source;
-use mcastor::streams::{Payload, StreamError};
+use mcastor::probe::{Payload, StreamError};
 
 fn recv_args(group: &str) -> RecvArgs {
     RecvArgs {
@@ -25,16 +25,20 @@ fn send_args(group: &str) -> SendArgs {
     }
 }
 
-/// Receives in the router's namespace while `work` runs in the sender's.
-fn across<T: Send>(lab: &Lab, args: &RecvArgs, work: impl FnOnce() -> T + Send) -> (Report, T) {
+/// Receives in the namespace of the router while `send` runs in the namespace of the sender.
+fn receive_during<T: Send>(
+    network: &DemoNetwork,
+    args: &RecvArgs,
+    send: impl FnOnce() -> T + Send,
+) -> (RecvReport, T) {
     let stop = AtomicBool::new(false);
     let (joined, wait) = mpsc::channel();
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
             let joined = joined;
-            lab.router.run(|| {
+            network.router.run(|| {
                 recv_with(args, &stop, &mut |event| {
-                    if let Event::Joined(_) = event {
+                    if let RecvEvent::Joined(_) = event {
                         joined.send(()).unwrap();
                     }
                 })
@@ -43,24 +47,28 @@ fn across<T: Send>(lab: &Lab, args: &RecvArgs, work: impl FnOnce() -> T + Send) 
         for _ in 0..args.flows {
             wait.recv().unwrap();
         }
-        let done = lab.sender.run(work).unwrap();
-        (receiver.join().unwrap().unwrap().unwrap(), done)
+        let sent = network.sender.run(send).unwrap();
+        (receiver.join().unwrap().unwrap().unwrap(), sent)
     })
 }
 
-fn stream(lab: &Lab, recv: &RecvArgs, args: &SendArgs) -> (Report, Sent) {
+fn send_and_receive(
+    network: &DemoNetwork,
+    recv: &RecvArgs,
+    args: &SendArgs,
+) -> (RecvReport, SendReport) {
     let stop = AtomicBool::new(false);
-    let (report, sent) = across(lab, recv, || send(args, &stop));
+    let (report, sent) = receive_during(network, recv, || send(args, &stop));
     (report, sent.unwrap())
 }
 
 #[test]
-fn every_kind_of_stream_arrives_whole() {
-    let lab = Lab::new().unwrap();
+fn every_kind_of_stream_arrives_completely() {
+    let network = DemoNetwork::new().unwrap();
     let source = |v6| Source::new(sender_address(v6)).ok();
     for (group, v6) in [("225.1.2.3", false), ("ff3e::225:1", true)] {
         let plain = send_args(group);
-        for (what, recv, args) in [
+        for (kind, recv, args) in [
             ("plain", recv_args(group), plain.clone()),
             (
                 "source-specific",
@@ -103,43 +111,47 @@ fn every_kind_of_stream_arrives_whole() {
                 },
             ),
         ] {
-            let (report, sent) = stream(&lab, &recv, &args);
-            assert!(report.ok, "{what} {group}: {report:?}");
-            let want = args.count.unwrap() * u64::from(args.flows);
-            assert_eq!((sent.packets, report.received), (want, want), "{what}");
-            assert_eq!(report.streams.len(), usize::from(args.flows), "{what}");
+            let (report, sent) = send_and_receive(&network, &recv, &args);
+            assert!(report.ok, "{kind} {group}: {report:?}");
+            let expected = args.count.unwrap() * u64::from(args.flows);
+            assert_eq!(
+                (sent.packets, report.received),
+                (expected, expected),
+                "{kind}"
+            );
+            assert_eq!(report.streams.len(), usize::from(args.flows), "{kind}");
             for stream in &report.streams {
-                assert_eq!(stream.source, sender_address(v6), "{what}");
-                assert_eq!(stream.ttl_min, Some(args.ttl), "{what}");
-                assert_eq!(stream.ttl_max, Some(args.ttl), "{what}");
+                assert_eq!(stream.source, sender_address(v6), "{kind}");
+                assert_eq!(stream.ttl_min, Some(args.ttl), "{kind}");
+                assert_eq!(stream.ttl_max, Some(args.ttl), "{kind}");
             }
         }
     }
 }
 
 #[test]
-fn another_source_is_not_heard() {
-    let lab = Lab::new().unwrap();
+fn packets_of_other_sources_are_not_received() {
+    let network = DemoNetwork::new().unwrap();
     for (group, other) in [("232.1.2.3", "198.18.1.9"), ("ff3e::8000:1", "2001:2::9")] {
         let recv = RecvArgs {
             source: Some(other.parse().unwrap()),
             idle: Some(0.5),
             ..recv_args(group)
         };
-        let (report, _) = stream(&lab, &recv, &send_args(group));
+        let (report, _) = send_and_receive(&network, &recv, &send_args(group));
         assert_eq!((report.ok, report.received), (false, 0));
         assert_eq!(report.silent.len(), 1);
     }
 }
 
 #[test]
-fn gaps_duplicates_and_strangers_are_counted() {
-    let lab = Lab::new().unwrap();
+fn gaps_duplicates_and_foreign_packets_are_counted() {
+    let network = DemoNetwork::new().unwrap();
     let recv = RecvArgs {
         idle: Some(0.5),
         ..recv_args("225.1.2.3")
     };
-    let (report, ()) = across(&lab, &recv, || {
+    let (report, ()) = receive_during(&network, &recv, || {
         let socket = std::net::UdpSocket::bind((sender_address(false), 0)).unwrap();
         let IpAddr::V4(own) = sender_address(false) else {
             panic!("not IPv4");
@@ -158,8 +170,8 @@ fn gaps_duplicates_and_strangers_are_counted() {
             };
             socket.send_to(&payload.to_bytes(), to).unwrap();
         }
-        for stranger in [b"".as_slice(), b"hello", &[0xff; 1400]] {
-            socket.send_to(stranger, to).unwrap();
+        for foreign in [b"".as_slice(), b"hello", &[0xff; 1400]] {
+            socket.send_to(foreign, to).unwrap();
         }
     });
     assert_eq!((report.received, report.lost), (7, 5));
@@ -168,10 +180,11 @@ fn gaps_duplicates_and_strangers_are_counted() {
 }
 
 #[test]
-fn errors_name_the_cause() {
-    let lab = Lab::new().unwrap();
+fn errors_name_their_cause() {
+    let network = DemoNetwork::new().unwrap();
     let stop = AtomicBool::new(false);
-    lab.sender
+    network
+        .sender
         .run(|| {
             let mut args = send_args("225.1.2.3");
             args.interface = "nope".parse().unwrap();

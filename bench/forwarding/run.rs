@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mcastor::cli::recv::{Event, RecvArgs, recv_with};
+use mcastor::cli::recv::{RecvArgs, RecvEvent, recv_with};
 use mcastor::cli::send::send;
 use mcastor::model::Group;
 
@@ -425,8 +425,8 @@ pub fn latency_of(
                 idle: Some(2.0),
                 ..RecvArgs::new(interface, group)
             };
-            let mut tell = |event: Event<'_>| {
-                if matches!(event, Event::Joined(_)) {
+            let mut tell = |event: RecvEvent<'_>| {
+                if matches!(event, RecvEvent::Joined(_)) {
                     joined.store(true, Ordering::Relaxed);
                 }
             };

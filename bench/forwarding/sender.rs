@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mcastor::cli::send::{SendArgs, send};
 use mcastor::model::Group;
 use mcastor::pipeline::OutPacket;
-use mcastor::streams::{Pacer, Step};
+use mcastor::probe::{PaceAction, Pacer};
 use mcastor::sys::transmit::Transmitter;
 use mcastor::wire::ip::refresh_ipv4_checksum;
 use serde::Serialize;
@@ -160,12 +160,12 @@ fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
         if unpaced_over || elapsed > limit {
             break;
         }
-        let due = match pacer.step(elapsed) {
-            Step::Sleep(pause) => {
+        let due = match pacer.poll(elapsed) {
+            PaceAction::Sleep(pause) => {
                 std::thread::sleep(pause);
                 continue;
             }
-            Step::Send(due) => due.min(most - sent).min(BATCH as u64) as usize,
+            PaceAction::Send(due) => due.min(most - sent).min(BATCH as u64) as usize,
         };
         if !fixed {
             for packet in &mut packets[..due] {

@@ -94,7 +94,7 @@ impl RouterContext {
         catalog.flow_limit.set(flows as i64);
         Role::LABELS
             .iter()
-            .for_each(|role| catalog.show_actor(role));
+            .for_each(|role| catalog.expose_actor(role));
         let context = Arc::new(Self {
             catalog,
             plane,

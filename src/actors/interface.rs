@@ -130,7 +130,7 @@ impl Interface {
         self.counters.received_bytes.inc_by(tally.bytes);
         self.counters.membership_messages.inc_by(tally.membership);
         self.counters.add_dropped(&tally.dropped);
-        self.context.catalog.translated(&tally.translated);
+        self.context.catalog.add_translated(&tally.translated);
         let drop_at = |egress: u32, reason: DropReason, packets: u64| {
             let name = fib.egresses[egress as usize].name.as_str();
             let counters = self.context.catalog.interface(name);
@@ -191,7 +191,7 @@ impl Interface {
         };
         if !sent {
             let families = &self.context.catalog.membership;
-            families.refused(name, "busy", count);
+            families.count_rejected(name, "busy", count);
             self.tell_unheard();
         }
     }
@@ -220,7 +220,7 @@ impl Interface {
         let ended = self.switch.flows.take_ended();
         let catalog = &self.context.catalog;
         for end in FlowEnd::ALL {
-            catalog.flows_ended(self.name.as_str(), end, ended.of(end));
+            catalog.count_ended_flows(self.name.as_str(), end, ended.of(end));
         }
         catalog.flows.set(self.context.flows.live() as i64);
     }

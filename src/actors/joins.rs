@@ -128,7 +128,7 @@ impl Joins {
             && let Some(name) = self.names.get(&interface)
         {
             debug!("{name}: more is joined of {join} than {filter}");
-            self.context.catalog.filter_widened(name.as_str());
+            self.context.catalog.count_widened_filter(name.as_str());
         }
         let name = self.name(interface);
         let now = Instant::now();
@@ -194,7 +194,7 @@ impl Joins {
         for (index, held) in &self.held {
             if let Some(name) = self.names.get(index) {
                 let catalog = &self.context.catalog;
-                catalog.show_joined(name.as_str(), held.len() as u64);
+                catalog.set_joined_groups(name.as_str(), held.len() as u64);
             }
         }
     }
@@ -231,7 +231,7 @@ impl Handler<SetJoins> for Joins {
             .retain(|(_, join)| names.contains_key(&join.interface));
         for (index, name) in &self.names {
             if names.get(index) != Some(name) {
-                self.context.catalog.forget_joined(name.as_str());
+                self.context.catalog.remove_joined_groups(name.as_str());
             }
         }
         self.names = want.names;

@@ -160,7 +160,7 @@ impl Mnat {
     }
 
     fn outcome(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), ClientError>) {
-        let count = |code: &str| self.context.catalog.mnat.request(op.label(), code);
+        let count = |code: &str| self.context.catalog.mnat.count_request(op.label(), code);
         match &outcome {
             Ok((status, _)) if KNOWN_STATUSES.contains(status) => count(&status.to_string()),
             Ok(_) => count("other"),
@@ -238,7 +238,10 @@ impl Mnat {
             } => {
                 info!("mnat: {global} is {local} in the network");
                 if let Some(waited) = waited {
-                    self.context.catalog.mnat.joined_after(waited.as_secs_f64());
+                    self.context
+                        .catalog
+                        .mnat
+                        .observe_join_seconds(waited.as_secs_f64());
                 }
             }
             Change::Remove { global, local, why } => {
@@ -334,7 +337,7 @@ impl Mnat {
 
     fn show(&self) {
         let families = &self.context.catalog.mnat;
-        families.show_server(self.machine.is_up());
+        families.set_server_up(self.machine.is_up());
         let mut counts = self.machine.counts();
         if !self.refused.is_empty() {
             counts = Standing::ALL.map(|_| 0);
@@ -344,7 +347,7 @@ impl Mnat {
             }
         }
         for (standing, count) in Standing::ALL.into_iter().zip(counts) {
-            families.show_mappings(self.config.role.label(), standing.label(), count);
+            families.set_mappings(self.config.role.label(), standing.label(), count);
         }
     }
 
@@ -413,7 +416,7 @@ impl Actor for Mnat {
         info!("mnat: {role}, server {host}");
         self.show();
         if self.config.role == Role::Egress {
-            self.context.catalog.mnat.show_joins();
+            self.context.catalog.mnat.expose_join_seconds();
         }
         self.drive(ctx);
         ctx.run_interval(TICK, Self::drive);

@@ -14,7 +14,7 @@ use super::membership::{AskMembers, AskQueriers, Membership};
 use super::mnat::AskMnat;
 use super::routing::{Answer, ApplyChange, Ask, Barrier};
 use super::translations;
-use crate::api::{Change, Show, Shown};
+use crate::api::{RuleChange, ShowQuery, ShowReply};
 use crate::model::{IfIndex, JoinRule};
 
 /// How long an actor may take to answer.
@@ -35,16 +35,16 @@ pub enum AskError {
 }
 
 /// What there is to show.
-pub async fn show(context: &RouterContext, what: Show) -> Result<Shown, AskError> {
+pub async fn show(context: &RouterContext, what: ShowQuery) -> Result<ShowReply, AskError> {
     Ok(match what {
-        Show::Routes => {
+        ShowQuery::Routes => {
             in_force(context).await?;
             routing(context, Ask::Routes).await?
         }
-        Show::Interfaces => {
+        ShowQuery::Interfaces => {
             in_force(context).await?;
             let mut shown = routing(context, Ask::Interfaces).await?;
-            if let Shown::Interfaces(interfaces) = &mut shown {
+            if let ShowReply::Interfaces(interfaces) = &mut shown {
                 let queriers = membership(context, AskQueriers).await?;
                 for interface in interfaces {
                     let index = IfIndex::new(interface.index);
@@ -54,8 +54,8 @@ pub async fn show(context: &RouterContext, what: Show) -> Result<Shown, AskError
             }
             shown
         }
-        Show::Pending => routing(context, Ask::Pending).await?,
-        Show::Groups => {
+        ShowQuery::Pending => routing(context, Ask::Pending).await?,
+        ShowQuery::Groups => {
             let joins = context
                 .joins
                 .load_full()
@@ -65,18 +65,18 @@ pub async fn show(context: &RouterContext, what: Show) -> Result<Shown, AskError
             groups.extend(membership(context, AskMembers).await?);
             in_force(context).await?;
             translations::show(&mut groups, &context.rib.load().rules);
-            Shown::Groups(groups)
+            ShowReply::Groups(groups)
         }
-        Show::Mnat => match context.mnat.load_full() {
+        ShowQuery::Mnat => match context.mnat.load_full() {
             Some(mnat) => {
                 let view = mnat.address.send(AskMnat).timeout(PATIENCE).await;
                 let view = view.map_err(|_| AskError::NoAnswer("mnat"))?;
                 in_force(context).await?;
-                Shown::Mnat(vec![view])
+                ShowReply::Mnat(vec![view])
             }
-            None => Shown::Mnat(Vec::new()),
+            None => ShowReply::Mnat(Vec::new()),
         },
-        Show::Flows => {
+        ShowQuery::Flows => {
             let snapshot = context.snapshot.load_full();
             let asked = snapshot
                 .interfaces
@@ -84,7 +84,7 @@ pub async fn show(context: &RouterContext, what: Show) -> Result<Shown, AskError
                 .map(|i| i.send(AskFlows).timeout(PATIENCE));
             // An interface that is gone by now has no flows.
             let answers = join_all(asked).await.into_iter().flatten();
-            Shown::Flows(answers.flatten().collect())
+            ShowReply::Flows(answers.flatten().collect())
         }
     })
 }
@@ -121,14 +121,14 @@ async fn captured(context: &RouterContext) {
     let _ = timeout(OPENING, ready).await;
 }
 
-async fn routing(context: &RouterContext, ask: Ask) -> Result<Shown, AskError> {
+async fn routing(context: &RouterContext, ask: Ask) -> Result<ShowReply, AskError> {
     let none = || AskError::NoAnswer("routing");
     let routing = context.routing.load_full().ok_or_else(none)?;
     let answer = routing.send(ask).timeout(PATIENCE).await;
     Ok(match answer.map_err(|_| none())? {
-        Answer::Routes(routes) => Shown::Routes(routes),
-        Answer::Interfaces(interfaces) => Shown::Interfaces(interfaces),
-        Answer::Pending(pending) => Shown::Pending(pending),
+        Answer::Routes(routes) => ShowReply::Routes(routes),
+        Answer::Interfaces(interfaces) => ShowReply::Interfaces(interfaces),
+        Answer::Pending(pending) => ShowReply::Pending(pending),
     })
 }
 
@@ -138,7 +138,7 @@ pub fn join_rules(context: &RouterContext) -> Vec<JoinRule> {
 }
 
 /// Changes the rules; says what was done.
-pub async fn change(context: &RouterContext, change: Change) -> Result<String, AskError> {
+pub async fn change(context: &RouterContext, change: RuleChange) -> Result<String, AskError> {
     let none = || AskError::NoAnswer("routing");
     let routing = context.routing.load_full().ok_or_else(none)?;
     let done = routing.send(ApplyChange(change)).timeout(PATIENCE).await;

@@ -18,7 +18,7 @@ use super::membership::Served;
 use super::supervisor::Publish;
 use super::views;
 use crate::api::view::{InterfaceView, PendingView, RouteView};
-use crate::api::{Change, JoinSpec, RouteSpec};
+use crate::api::{JoinSpec, RouteSpec, RuleChange};
 use crate::mnat::Channel;
 use crate::model::{
     AddrError, Group, GroupPrefix, IfIndex, IfName, IfPattern, JoinPolicy, JoinRule, LinkError,
@@ -137,7 +137,7 @@ impl Routing {
         let used = |link: &&crate::model::Link| views::uses(&fib, link) != (false, false);
         let mut live = AHashSet::new();
         for link in links.iter().filter(used) {
-            catalog.show_link(link);
+            catalog.set_link(link);
             live.insert(link.name.as_str());
         }
         catalog.retire_interfaces(&live);
@@ -368,7 +368,7 @@ pub enum ChangeError {
 /// Carries a change out.
 #[derive(Message)]
 #[rtype(result = "Result<String, ChangeError>")]
-pub struct ApplyChange(pub Change);
+pub struct ApplyChange(pub RuleChange);
 
 impl Handler<ApplyChange> for Routing {
     type Result = Result<String, ChangeError>;
@@ -376,7 +376,7 @@ impl Handler<ApplyChange> for Routing {
     fn handle(&mut self, carry: ApplyChange, _: &mut Self::Context) -> Self::Result {
         let mut rib = Rib::clone(&self.rib);
         let done = match carry.0 {
-            Change::Add(spec) => {
+            RuleChange::Add(spec) => {
                 let rule = rule_of(&spec)?;
                 if rule.to.is_empty() && !spec.stop {
                     return Err(ChangeError::NoEgress);
@@ -387,7 +387,7 @@ impl Handler<ApplyChange> for Routing {
                     false => format!("added {name} to {}", spec.to.join(" ")),
                 }
             }
-            Change::Remove(spec) => {
+            RuleChange::Remove(spec) => {
                 let rule = rule_of(&spec)?;
                 rib.rewrites_so(&rule)?;
                 let name = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
@@ -397,13 +397,13 @@ impl Handler<ApplyChange> for Routing {
                     false => format!("removed {} from {name}", spec.to.join(" ")),
                 }
             }
-            Change::Join(spec) => {
+            RuleChange::Join(spec) => {
                 let join = join_of(&spec)?;
                 let text = join.to_string();
                 rib.join(join)?;
                 format!("joined {text}")
             }
-            Change::Leave(spec) => {
+            RuleChange::Leave(spec) => {
                 let join = join_of(&spec)?;
                 rib.leave(&join)?;
                 format!("left {join}")

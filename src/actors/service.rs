@@ -87,7 +87,10 @@ impl Service {
     /// Goes on with what is known of the interface now.
     pub fn follow(&mut self, now: Instant, served: Served, context: &RouterContext) {
         if served.name != self.served.name {
-            context.catalog.membership.forget(self.served.name.as_str());
+            context
+                .catalog
+                .membership
+                .remove_gauges(self.served.name.as_str());
         }
         if let Some(proxy) = &served.proxy {
             let limit = proxy.limits.reports_per_second;
@@ -96,7 +99,10 @@ impl Service {
                 self.gate = ReportRateLimiter::new(now, limit, seed());
             }
         } else {
-            context.catalog.membership.forget(served.name.as_str());
+            context
+                .catalog
+                .membership
+                .remove_gauges(served.name.as_str());
         }
         let mut silenced = Vec::new();
         for family in &mut self.families {
@@ -185,7 +191,7 @@ impl Service {
     pub fn hear(&mut self, now: Instant, packet: &[u8], context: &RouterContext) {
         let refused = |reason| {
             let metrics = &context.catalog.membership;
-            metrics.refused(self.served.name.as_str(), reason, 1);
+            metrics.count_rejected(self.served.name.as_str(), reason, 1);
         };
         let datagram = match IpHeader::parse(packet) {
             Ok(datagram) => datagram,
@@ -301,12 +307,12 @@ impl Service {
                     context
                         .catalog
                         .membership
-                        .querier_changed(name.as_str(), family.protocol);
+                        .count_querier_change(name.as_str(), family.protocol);
                 }
             }
             for (reason, count) in machine.take_refusals() {
                 let metrics = &context.catalog.membership;
-                metrics.refused(name.as_str(), reason.label(), count);
+                metrics.count_rejected(name.as_str(), reason.label(), count);
             }
             let state = MembershipState {
                 groups: machine.group_count() as u64,
@@ -316,7 +322,7 @@ impl Service {
             context
                 .catalog
                 .membership
-                .show(name.as_str(), family.protocol, state);
+                .set_state(name.as_str(), family.protocol, state);
             if self.tell_all {
                 spoken.changes = machine
                     .groups(Instant::now())
@@ -328,7 +334,7 @@ impl Service {
         self.tell_all = false;
         for (reason, count) in self.gate.take_refusals() {
             let metrics = &context.catalog.membership;
-            metrics.refused(name.as_str(), reason.label(), count);
+            metrics.count_rejected(name.as_str(), reason.label(), count);
         }
         packets.extend(self.advertisements());
         for (protocol, kind, packet) in packets {
@@ -373,7 +379,10 @@ impl Service {
                 self.terminate(protocol, context);
             }
         }
-        context.catalog.membership.forget(self.served.name.as_str());
+        context
+            .catalog
+            .membership
+            .remove_gauges(self.served.name.as_str());
     }
 
     /// Tells switches that we are no longer a router of theirs (RFC 4286 section 3.3).
@@ -495,5 +504,5 @@ fn count(
 ) {
     let iface = served.name.as_str();
     let metrics = &context.catalog.membership;
-    metrics.message(iface, protocol, direction, kind.0, kind.1);
+    metrics.count_message(iface, protocol, direction, kind.0, kind.1);
 }

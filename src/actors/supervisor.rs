@@ -378,7 +378,7 @@ impl Supervisor {
                 self.put_in_force();
             }
         }
-        self.config.context.catalog.restarted(role.label());
+        self.config.context.catalog.count_restart(role.label());
     }
 }
 

@@ -1,6 +1,5 @@
-//! What the program tells of itself and lets be changed: the same data over HTTP, over the
-//! control socket, and in the tables of `mcastor show`. Version 1; docs/control.md describes
-//! it for readers.
+//! The data formats of queries and changes. HTTP, the control socket and `mcastor show` use the
+//! same data. docs/control.md describes version 1 for users.
 
 pub mod view;
 
@@ -13,29 +12,30 @@ pub use view::{
     QuerierView, RewriteView, RouteView,
 };
 
-/// Version of the formats here. Fields may be added within a version, none changes.
+/// Version of the formats. Within a version, fields can be added, but existing fields do not
+/// change.
 pub const VERSION: u32 = 1;
 
-/// What can be asked for.
+/// A query for one kind of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Show {
-    /// The rules and what they forward.
+pub enum ShowQuery {
+    /// Routes and the packets that they forward.
     Routes,
-    /// The interfaces and what they count.
+    /// Interfaces and their counters.
     Interfaces,
-    /// The flows being forwarded.
+    /// Flows that are being forwarded.
     Flows,
-    /// The groups joined as a host, and those with members.
+    /// Groups joined as a host, and groups with members.
     Groups,
-    /// Routes and joins that wait for something.
+    /// Routes, joins and proxies that wait for an interface.
     Pending,
-    /// What the MNAT server maps.
+    /// The end of multicast NAT and its mappings.
     Mnat,
 }
 
-impl Show {
-    /// All of them.
+impl ShowQuery {
+    /// All queries.
     pub const ALL: [Self; 6] = [
         Self::Routes,
         Self::Interfaces,
@@ -45,7 +45,7 @@ impl Show {
         Self::Mnat,
     ];
 
-    /// Its name, as in `/api/v1/routes`.
+    /// Returns the name of the query, as in `/api/v1/routes`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Routes => "routes",
@@ -58,89 +58,90 @@ impl Show {
     }
 }
 
-/// What is answered.
+/// The reply to a [`ShowQuery`] or a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Shown {
-    /// Answer to [`Show::Routes`].
+pub enum ShowReply {
+    /// Reply to [`ShowQuery::Routes`].
     Routes(Vec<RouteView>),
-    /// Answer to [`Show::Interfaces`].
+    /// Reply to [`ShowQuery::Interfaces`].
     Interfaces(Vec<InterfaceView>),
-    /// Answer to [`Show::Flows`].
+    /// Reply to [`ShowQuery::Flows`].
     Flows(Vec<FlowView>),
-    /// Answer to [`Show::Groups`].
+    /// Reply to [`ShowQuery::Groups`].
     Groups(Vec<GroupView>),
-    /// Answer to [`Show::Pending`].
+    /// Reply to [`ShowQuery::Pending`].
     Pending(Vec<PendingView>),
-    /// Answer to [`Show::Mnat`]: one end, or none.
+    /// Reply to [`ShowQuery::Mnat`]: one element, or none without `[mnat]`.
     Mnat(Vec<MnatView>),
-    /// What a change did, in a sentence.
+    /// Reply to a change: a sentence that describes its effect.
     Done(String),
 }
 
-/// A change of the rules, until the next reload.
+/// A change of routes or joins, which the next reload of the settings reverts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Change {
-    /// Add a route, or egresses to the one of the same interface, source and group.
+pub enum RuleChange {
+    /// Add a route, or egresses to the route with the same interface, source and group.
     Add(RouteSpec),
-    /// Remove egresses of a route, or without any, the route.
+    /// Remove egresses of a route; if none are given, remove the route.
     Remove(RouteSpec),
     /// Join a group as a host.
     Join(JoinSpec),
-    /// Take such a join back.
+    /// Undo a join of [`RuleChange::Join`] or of the settings.
     Leave(JoinSpec),
 }
 
-/// A route in a [`Change`].
+/// A route in a [`RuleChange`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteSpec {
-    /// Name or pattern of the interfaces packets arrive on.
+    /// Name or pattern of the interfaces that packets arrive on.
     pub from: String,
-    /// Source or prefix; any without.
+    /// Source or prefix; `None` means any source.
     #[serde(default)]
     pub source: Option<String>,
     /// Group or prefix.
     pub group: String,
-    /// Names and patterns of the interfaces packets leave on.
+    /// Names and patterns of the interfaces that packets leave on.
     #[serde(default)]
     pub to: Vec<String>,
-    /// Whether its groups are joined as a host: each, none, or without this a single one.
+    /// Whether the groups of the route are joined as a host. `None` means `"auto"` as in the
+    /// settings, which joins a single group but no prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<bool>,
-    /// What packets leave with instead. To remove a route it need not be named.
+    /// Translation of the packets. Not needed to remove a route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewrite: Option<RewriteSpec>,
-    /// With this, a route that sends nowhere may be added: it stops what it takes.
+    /// Permits a route without egresses. Such a route stops the packets that it matches.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
 }
 
-/// What a route in a [`Change`] rewrites: at least one of them.
+/// The translation of a route in a [`RuleChange`]. At least one field must be set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RewriteSpec {
-    /// Source, or a prefix with as many host bits as that of the route.
+    /// New source: an address, or a prefix with as many host bits as the source of the route.
     #[serde(default)]
     pub source: Option<String>,
-    /// Group, or a prefix likewise.
+    /// New group: an address, or a prefix with as many host bits as the group of the route.
     #[serde(default)]
     pub group: Option<String>,
-    /// UDP destination port.
+    /// New UDP destination port.
     #[serde(default)]
     pub port: Option<NonZeroU16>,
 }
 
-/// A join in a [`Change`].
+/// A join in a [`RuleChange`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinSpec {
     /// Name or pattern of the interfaces to join on.
     pub interface: String,
-    /// One source; any without.
+    /// Source; `None` means any source.
     #[serde(default)]
     pub source: Option<String>,
-    /// Group, or prefix of groups.
+    /// Group or prefix of groups.
     pub group: String,
 }

@@ -1,21 +1,21 @@
-//! Routes and interfaces as readers see them. Plain texts and numbers: these are formats.
+//! The records of query replies. They contain only text and numbers, because they are data formats.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// One rule.
+/// A route, or the rule of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteView {
-    /// Its name, the `route` label of metrics.
+    /// Name of the route, as in the `route` label of metrics.
     pub name: String,
-    /// `settings`, `command`, or `proxy` for what hosts ask a `[[proxy]]` for.
+    /// `settings`, `command`, or `proxy` for streams that members of a `[[proxy]]` joined.
     pub origin: String,
     /// Name or pattern of the interfaces packets arrive on.
     pub from: String,
     /// Source, prefix, or `*`.
     pub source: String,
-    /// Sources it leaves to other rules.
+    /// Sources that the route does not match.
     pub except_sources: Vec<String>,
     /// Group or prefix.
     pub group: String,
@@ -25,16 +25,16 @@ pub struct RouteView {
     pub ttl: String,
     /// Whether groups of link-local scope are forwarded too.
     pub link_local: bool,
-    /// What packets leave with instead of what they came with.
+    /// Translation of the packets.
     #[serde(default)]
     pub rewrite: Option<RewriteView>,
-    /// The interfaces there are now, as pairs of in and out.
+    /// The present paths: pairs of ingress and egress interfaces.
     pub paths: Vec<PathView>,
-    /// Names and patterns it mentions that no interface fits now.
+    /// Names and patterns in the route that match no interface now.
     pub waiting_for: Vec<String>,
 }
 
-/// What a route rewrites; what stays is null.
+/// The translation of a route. Fields that are not translated are null.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RewriteView {
     /// Source or prefix.
@@ -45,12 +45,12 @@ pub struct RewriteView {
     pub port: Option<u16>,
 }
 
-/// One way through the router that a rule opens now.
+/// A path through the router: an ingress and an egress interface of a route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathView {
-    /// Name of the interface packets arrive on.
+    /// Name of the ingress interface.
     pub iif: String,
-    /// Name of the interface packets leave on.
+    /// Name of the egress interface.
     pub oif: String,
     /// Packets sent.
     pub packets: u64,
@@ -58,64 +58,64 @@ pub struct PathView {
     pub bytes: u64,
 }
 
-/// One interface.
+/// An interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceView {
-    /// The kernel's number.
+    /// Interface index in the kernel.
     pub index: u32,
-    /// Its name.
+    /// Interface name.
     pub name: String,
-    /// Administratively up.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// It has a carrier.
+    /// Whether it has a carrier.
     pub carrier: bool,
     /// Largest IP packet in bytes.
     pub mtu: u32,
-    /// Routes may not use it, whatever they say.
+    /// Whether the settings exclude it from all routes.
     #[serde(default)]
     pub disabled: bool,
-    /// Routes take packets from it.
+    /// Whether routes receive packets on it.
     pub ingress: bool,
-    /// Routes send packets to it.
+    /// Whether routes send packets on it.
     pub egress: bool,
-    /// Packets leave only when they arrived with a TTL above this.
+    /// Packets are sent on it only if they arrived with a TTL above this value.
     pub ttl_threshold: Option<u8>,
-    /// Multicast packets taken in.
+    /// Multicast packets received.
     pub received_packets: u64,
     /// Packets sent.
     pub transmitted_packets: u64,
-    /// Packets dropped, by reason; reasons with none are left out.
+    /// Packets dropped, by reason. Reasons without packets are omitted.
     pub dropped_packets: BTreeMap<String, u64>,
-    /// Packets the kernel dropped because the capture socket was full.
+    /// Packets that the kernel dropped because the capture socket was full.
     pub socket_dropped_packets: u64,
-    /// The proxy it is downstream of.
+    /// Name of the proxy that has it as a downstream interface.
     #[serde(default)]
     pub downstream_of: Option<String>,
-    /// The proxies it is upstream of.
+    /// Names of the proxies that have it as an upstream interface.
     #[serde(default)]
     pub upstream_of: Vec<String>,
-    /// Who asks for members, where it is downstream of a proxy.
+    /// The queriers on it, if it is a downstream interface of a proxy.
     #[serde(default)]
     pub queriers: Vec<QuerierView>,
 }
 
-/// One flow.
+/// A flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowView {
-    /// Interface it arrives on.
+    /// Name of the ingress interface.
     pub iif: String,
-    /// Who sends.
+    /// Source address.
     pub source: String,
-    /// To which group.
+    /// Group address.
     pub group: String,
-    /// The route that forwards it; `None` until its next packet, when routes or interfaces
-    /// changed since the last.
+    /// The route that forwards it. `None` if routes or interfaces have changed since its last
+    /// packet.
     pub route: Option<String>,
-    /// Interfaces it leaves on; empty likewise.
+    /// Names of the egress interfaces; empty in the same case.
     pub oifs: Vec<String>,
-    /// Packets taken in.
+    /// Packets received.
     pub packets: u64,
-    /// Their IP bytes.
+    /// IP bytes received.
     pub bytes: u64,
     /// Milliseconds since its first packet.
     pub age_ms: u64,
@@ -123,72 +123,72 @@ pub struct FlowView {
     pub idle_ms: u64,
 }
 
-/// A group: joined by this machine as a host, or with members behind a downstream interface.
+/// A group that this machine joined as a host, or that has members behind a downstream interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupView {
-    /// On which interface.
+    /// Interface name.
     pub interface: String,
-    /// `host`: joined by us. `router`: hosts behind the interface are members.
+    /// `host`: joined by this machine. `router`: hosts behind the interface are members.
     pub role: String,
-    /// Which group.
+    /// Group address.
     pub group: String,
-    /// `include`: only the sources listed. `exclude`: all but those that are not forwarded.
+    /// `include`: only the listed sources. `exclude`: all sources except those not forwarded.
     pub mode: String,
-    /// The sources known.
+    /// The known sources.
     pub sources: Vec<GroupSourceView>,
-    /// Milliseconds until `exclude` ends, if no host reports.
+    /// Milliseconds until exclude mode ends if no host sends a report.
     pub expires_ms: Option<u64>,
-    /// The version of the oldest host.
+    /// The oldest protocol version among the hosts.
     pub version: Option<String>,
-    /// The members, where they are tracked (`fast_leave`).
+    /// The members, if they are tracked (`fast_leave`).
     pub reporters: Vec<String>,
-    /// Who reported last.
+    /// The host that sent the last report.
     pub last_reporter: Option<String>,
-    /// Of members: what routes that rewrite make this of, and where it is joined, as in
-    /// `(10.0.0.10, 225.1.2.3) from eth0`.
+    /// For role `router`: the streams that routes translate to this group, and the interfaces on
+    /// which they are joined, such as `(10.0.0.10, 225.1.2.3) from eth0`.
     #[serde(default)]
     pub original: Vec<String>,
-    /// Of what is joined: what routes that rewrite make of it for members, and behind which
-    /// interface these are, as in `(10.9.1.2, 239.1.1.1) to br0`.
+    /// For role `host`: the streams to which routes translate this group for members, and the
+    /// interfaces of these members, such as `(10.9.1.2, 239.1.1.1) to br0`.
     #[serde(default, rename = "for")]
     pub joined_for: Vec<String>,
-    /// What else there is to say: that the kernel refuses it (it is tried again every
-    /// second), or joins more than was asked for.
+    /// A problem: the kernel refuses the join, which is retried every second, or the kernel joins
+    /// more sources than requested.
     pub error: Option<String>,
 }
 
 /// A source of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupSourceView {
-    /// Its address.
+    /// Source address.
     pub source: String,
-    /// Whether its packets are wanted.
+    /// Whether packets of the source are forwarded.
     pub forwarded: bool,
-    /// Milliseconds until it is given up, if no host reports.
+    /// Milliseconds until the source expires if no host sends a report.
     pub expires_ms: Option<u64>,
 }
 
-/// Who asks the hosts of an interface.
+/// The querier of an interface for one protocol.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuerierView {
     /// `igmp` or `mld`.
     pub protocol: String,
-    /// Its address; `None` while nobody asks.
+    /// Address of the querier; `None` while there is none.
     pub address: Option<String>,
-    /// Whether that is us.
+    /// Whether this router is the querier.
     pub us: bool,
-    /// Milliseconds until it is given up, if it stays silent.
+    /// Milliseconds until the querier expires if it sends no query.
     pub expires_ms: Option<u64>,
 }
 
-/// Something that waits.
+/// A route, join or proxy that waits for an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingView {
     /// `route`, `join` or `proxy`.
     pub kind: String,
-    /// Which one.
+    /// Name of the route, join or proxy.
     pub name: String,
-    /// Names and patterns that no interface fits now.
+    /// Names and patterns that match no interface now.
     pub waiting_for: Vec<String>,
     /// `settings` or `command`.
     pub origin: String,
@@ -199,33 +199,34 @@ pub struct PendingView {
 pub struct MnatView {
     /// `ingress` or `egress`.
     pub role: String,
-    /// Name and port of the server.
+    /// Host name and port of the MNAT server.
     pub server: String,
-    /// Whether it answers.
+    /// Whether the server answers.
     pub up: bool,
-    /// What went wrong last, until something works.
+    /// The last error; cleared by the next success.
     pub error: Option<String>,
-    /// Where streams come from.
+    /// Name of the upstream interface.
     pub upstream: String,
-    /// Where they go.
+    /// Name of the downstream interface.
     pub downstream: String,
-    /// What is mapped or wanted.
+    /// The mapped and the requested streams.
     pub mappings: Vec<MappingView>,
 }
 
-/// One global channel, and the local one it has.
+/// A global stream and the local stream that it is mapped to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappingView {
-    /// Who sends; `None` is any.
+    /// Global source; `None` means any source.
     pub source: Option<String>,
-    /// To which group.
+    /// Global group.
     pub group: String,
-    /// The source in the network; `None` where there is no mapping, or any source has it.
+    /// Local source; `None` if there is no mapping, or the mapping is for any source.
     pub local_source: Option<String>,
-    /// The group in the network; `None` where there is no mapping.
+    /// Local group; `None` if there is no mapping.
     pub local_group: Option<String>,
-    /// `assigned`, `held` (while the server is away or starts anew), `unassigned` or `conflict`.
+    /// `assigned`, `held` (the server does not answer, or has forgotten the mapping), `unassigned`
+    /// or `conflict`.
     pub state: String,
-    /// Why what the server says of it cannot be used, or what is in its way.
+    /// Why the mapping of the server cannot be used, or what it conflicts with.
     pub error: Option<String>,
 }

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::actors::{RouterContext, questions};
 use crate::api::view::{FlowView, RouteView};
-use crate::api::{Show, Shown};
+use crate::api::{ShowQuery, ShowReply};
 
 /// Called once when the router captures packets on all its interfaces, or ten seconds after the
 /// start.
@@ -87,9 +87,9 @@ async fn watch(context: Arc<RouterContext>, calls: SyncSender<Call>) {
     let mut known = HashSet::new();
     loop {
         let begun = Instant::now();
-        let flows = questions::show(&context, Show::Flows).await;
-        let routes = questions::show(&context, Show::Routes).await;
-        if let (Ok(Shown::Flows(flows)), Ok(Shown::Routes(routes))) = (flows, routes) {
+        let flows = questions::show(&context, ShowQuery::Flows).await;
+        let routes = questions::show(&context, ShowQuery::Routes).await;
+        if let (Ok(ShowReply::Flows(flows)), Ok(ShowReply::Routes(routes))) = (flows, routes) {
             for call in new_flows(&mut known, flows, &routes) {
                 tell(&calls, call);
             }
@@ -146,7 +146,7 @@ pub async fn tell_the_supervisor(context: Arc<RouterContext>, started: Option<St
         return;
     };
     loop {
-        if questions::show(&context, Show::Pending).await.is_ok() {
+        if questions::show(&context, ShowQuery::Pending).await.is_ok() {
             notify(NotifyState::Watchdog);
         }
         sleep(limit / 3).await;

@@ -1,4 +1,4 @@
-//! `mcastor add`, `remove`, `join`, `leave`, `flush`, `reload`, `stop`: one request each.
+//! `mcastor add`, `remove`, `join`, `leave`, `flush`, `reload`, `stop`: one control request each.
 
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 use super::show::default_socket;
 use super::{fail, unusable};
-use crate::api::{Change, JoinSpec, RewriteSpec, RouteSpec, Shown};
+use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
 use crate::control::{Command, client};
 use crate::model::{GroupPrefix, IfPattern};
 
-/// Where the daemon listens.
+/// The control socket argument of the commands that talk to a running router.
 #[derive(Debug, clap::Args)]
 pub struct SocketArgs {
-    /// Control socket of the daemon
+    /// Control socket of the running mcastor
     #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     pub socket: PathBuf,
 }
@@ -21,20 +21,20 @@ pub struct SocketArgs {
 /// Arguments of `add` and `remove`.
 #[derive(Debug, clap::Args)]
 pub struct RouteArgs {
-    /// Interface packets arrive on, a name or a pattern
+    /// Interface that packets arrive on: a name or a pattern
     #[arg(value_name = "IIF")]
     pub from: IfPattern,
-    /// [SOURCE[/LEN]] GROUP[/LEN] [OIF...]: who sends (any, when left out), to which groups,
-    /// and the interfaces packets leave on
+    /// [SOURCE[/LEN]] GROUP[/LEN] [OIF...]: the source (any if omitted), the group, and the
+    /// interfaces that packets leave on
     #[arg(value_name = "[SOURCE] GROUP [OIF]", required = true, num_args = 1..)]
     pub rest: Vec<String>,
-    /// Source packets leave with, an address or a prefix as long as that of SOURCE
+    /// Translate the source address: an address, or a prefix with as many host bits as SOURCE
     #[arg(long, value_name = "SOURCE[/LEN]")]
     pub rewrite_source: Option<String>,
-    /// Group packets leave for, an address or a prefix as long as that of GROUP
+    /// Translate the group address: an address, or a prefix with as many host bits as GROUP
     #[arg(long, value_name = "GROUP[/LEN]")]
     pub rewrite_group: Option<String>,
-    /// UDP destination port packets leave with
+    /// Translate the UDP destination port
     #[arg(long, value_name = "PORT")]
     pub rewrite_port: Option<NonZeroU16>,
     #[command(flatten)]
@@ -61,7 +61,7 @@ impl RouteArgs {
 /// Arguments of `join` and `leave`.
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
-    /// Interface to join on, a name or a pattern
+    /// Interface to join on: a name or a pattern
     #[arg(value_name = "IIF")]
     pub interface: IfPattern,
     /// `[SOURCE] GROUP[/LEN]`
@@ -69,18 +69,18 @@ pub struct JoinArgs {
         value_name = "[SOURCE] GROUP",
         required = true,
         num_args = 1..=2,
-        help = "[SOURCE] GROUP[/LEN]: only what this source sends (any, when left out), to which group"
+        help = "[SOURCE] GROUP[/LEN]: the only source to receive from (any if omitted), and the group"
     )]
     pub rest: Vec<String>,
     #[command(flatten)]
     socket: SocketArgs,
 }
 
-/// What stands after the interface: source, group, and what is left.
-type Rest = (Option<String>, String, Vec<String>);
+/// The arguments after the interface: source, group, and the remaining words.
+type Addresses = (Option<String>, String, Vec<String>);
 
-/// Tells source and group apart: a source is what is not multicast.
-fn split(rest: &[String]) -> Result<Rest, String> {
+/// Splits the arguments after the interface. The first word is a source unless it is a group.
+fn split_addresses(rest: &[String]) -> Result<Addresses, String> {
     let first_is_group = rest[0].parse::<GroupPrefix>();
     match (first_is_group, rest) {
         (Ok(_), [group, oifs @ ..]) => Ok((None, group.clone(), oifs.to_vec())),
@@ -88,26 +88,26 @@ fn split(rest: &[String]) -> Result<Rest, String> {
             Ok((Some(source.clone()), group.clone(), oifs.to_vec()))
         }
         (Err(e), _) => Err(format!(
-            "{e}; after the interface come an optional source and a group: \
+            "{e}; expected an optional source and a group after the interface, such as \
              eth0 10.0.0.10 225.1.2.3"
         )),
-        (Ok(_), []) => Err("a group is missing".into()),
+        (Ok(_), []) => Err("the group is missing".into()),
     }
 }
 
-/// `mcastor add`.
+/// Runs `mcastor add`.
 pub fn add(args: RouteArgs) -> ExitCode {
-    route(args, Change::Add)
+    route(args, RuleChange::Add)
 }
 
-/// `mcastor remove`.
+/// Runs `mcastor remove`.
 pub fn remove(args: RouteArgs) -> ExitCode {
-    route(args, Change::Remove)
+    route(args, RuleChange::Remove)
 }
 
-fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
-    let (source, group, to) = match split(&args.rest) {
-        Ok(rest) => rest,
+fn route(args: RouteArgs, change: fn(RouteSpec) -> RuleChange) -> ExitCode {
+    let (source, group, to) = match split_addresses(&args.rest) {
+        Ok(addresses) => addresses,
         Err(e) => return unusable(&e),
     };
     let spec = RouteSpec {
@@ -119,47 +119,48 @@ fn route(args: RouteArgs, change: fn(RouteSpec) -> Change) -> ExitCode {
         join: None,
         stop: false,
     };
-    tell(&args.socket.socket, Command::Change(change(spec)))
+    send_command(&args.socket.socket, Command::Change(change(spec)))
 }
 
-/// `mcastor join`.
+/// Runs `mcastor join`.
 pub fn join(args: JoinArgs) -> ExitCode {
-    membership(args, Change::Join)
+    membership(args, RuleChange::Join)
 }
 
-/// `mcastor leave`.
+/// Runs `mcastor leave`.
 pub fn leave(args: JoinArgs) -> ExitCode {
-    membership(args, Change::Leave)
+    membership(args, RuleChange::Leave)
 }
 
-fn membership(args: JoinArgs, change: fn(JoinSpec) -> Change) -> ExitCode {
-    let (source, group, left) = match split(&args.rest) {
-        Ok(rest) => rest,
+fn membership(args: JoinArgs, change: fn(JoinSpec) -> RuleChange) -> ExitCode {
+    let (source, group, left) = match split_addresses(&args.rest) {
+        Ok(addresses) => addresses,
         Err(e) => return unusable(&e),
     };
     if let Some(extra) = left.first() {
-        return unusable(&format!("{extra} is one argument too many"));
+        return unusable(&format!("unexpected argument {extra} after the group"));
     }
     let spec = JoinSpec {
         interface: args.interface.to_string(),
         source,
         group,
     };
-    tell(&args.socket.socket, Command::Change(change(spec)))
+    send_command(&args.socket.socket, Command::Change(change(spec)))
 }
 
-/// `mcastor flush`, `reload` and `stop`.
+/// Runs `mcastor flush`, `reload` or `stop`.
 pub fn simple(args: &SocketArgs, command: Command) -> ExitCode {
-    tell(&args.socket, command)
+    send_command(&args.socket, command)
 }
 
-fn tell(socket: &Path, command: Command) -> ExitCode {
+/// Sends `command` to the router and prints the result.
+fn send_command(socket: &Path, command: Command) -> ExitCode {
     match client::ask(socket, command) {
-        Ok(Shown::Done(done)) => {
+        Ok(ShowReply::Done(done)) => {
             println!("{done}");
             ExitCode::SUCCESS
         }
-        Ok(_) => fail(&"the daemon answered something else than was asked"),
+        Ok(_) => fail(&"unexpected reply from the running mcastor; do both have the same version?"),
         Err(e) => fail(&e),
     }
 }
@@ -168,28 +169,28 @@ fn tell(socket: &Path, command: Command) -> ExitCode {
 mod tests {
     use super::*;
 
-    fn split_words(text: &str) -> Result<Rest, String> {
+    fn split_words(text: &str) -> Result<Addresses, String> {
         let words: Vec<String> = text.split(' ').map(String::from).collect();
-        split(&words)
+        split_addresses(&words)
     }
 
     #[test]
-    fn a_source_is_what_is_not_multicast() {
-        let rest = |s: Option<&str>, g: &str, o: &[&str]| {
+    fn unicast_address_before_group_is_source() {
+        let expected = |s: Option<&str>, g: &str, o: &[&str]| {
             let oifs = o.iter().map(ToString::to_string).collect();
             Ok((s.map(String::from), g.to_string(), oifs))
         };
         assert_eq!(
             split_words("225.1.2.3 eth1"),
-            rest(None, "225.1.2.3", &["eth1"])
+            expected(None, "225.1.2.3", &["eth1"])
         );
         assert_eq!(
             split_words("10.0.0.0/8 225.1.2.0/24 eth1 eth2"),
-            rest(Some("10.0.0.0/8"), "225.1.2.0/24", &["eth1", "eth2"])
+            expected(Some("10.0.0.0/8"), "225.1.2.0/24", &["eth1", "eth2"])
         );
         assert_eq!(
             split_words("2001:db8::1 ff3e::1"),
-            rest(Some("2001:db8::1"), "ff3e::1", &[])
+            expected(Some("2001:db8::1"), "ff3e::1", &[])
         );
         assert!(split_words("10.0.0.1 eth1").is_err());
         assert!(split_words("10.0.0.1").is_err());

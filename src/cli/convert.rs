@@ -1,4 +1,4 @@
-//! `mcastor convert FILE`.
+//! `mcastor convert FILE`: prints an `smcroute.conf` as TOML.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,14 +8,14 @@ use super::UNUSABLE;
 use crate::settings::read_smcroute;
 use crate::smcroute::convert::convert;
 
-/// Prints what an `smcroute.conf` means as TOML. Bad lines are told on standard error and
-/// stand as comments; then the exit code is [`UNUSABLE`].
+/// Prints the TOML settings equivalent to an `smcroute.conf`. Invalid lines become comments and are
+/// reported on standard error; the exit code is then [`UNUSABLE`].
 pub fn run(file: &Path, strict: bool) -> ExitCode {
     let conf = read_smcroute(file, strict);
-    // Whoever closed our output does not want to hear of it.
+    // Ignores a closed standard output.
     let _ = std::io::stdout().write_all(convert(&conf).as_bytes());
-    let told = conf.faults.iter().chain(&conf.notes);
-    told.for_each(|fault| eprintln!("{fault}"));
+    let messages = conf.faults.iter().chain(&conf.notes);
+    messages.for_each(|message| eprintln!("{message}"));
     match conf.faults.len() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(UNUSABLE),

@@ -1,52 +1,53 @@
-//! `mcastor demo`: a router and streams through it, on any host, with a verdict.
+//! `mcastor demo`: a self-contained test of the router on any host.
 
 use std::process::ExitCode;
 
 use super::send::{print, stop_on_signals};
-use crate::demo::view::{Verdict, View};
-use crate::demo::{self, DemoError, Plan};
+use crate::demo::view::{DemoView, Verdict};
+use crate::demo::{self, DemoError, DemoOptions};
 
-/// Show a router at work: three namespaces, three streams, a verdict.
+/// Run a router with test streams in isolated network namespaces, and check the result
 ///
-/// Makes a sender, a router and a receiver in network namespaces of their own, sends an IPv4, an
-/// IPv6 and a TTL-1 stream across, shows what is sent, forwarded and received each second, and
-/// leaves nothing behind. Touches none of the host's interfaces; needs root or unprivileged user
-/// namespaces, and no other program.
+/// Creates network namespaces for a sender, a router and a receiver. Sends three streams through
+/// the router: IPv4, IPv6, and IPv4 with TTL 1. Shows every second how many packets were sent,
+/// forwarded and received, and ends with PASS or FAIL. The interfaces of the host are not changed,
+/// and the namespaces are removed at the end. Needs root or unprivileged user namespaces, and no
+/// other program.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  Five seconds and a verdict:
+  Test for five seconds:
     mcastor demo
 
-  Stay up, to look at the metrics in a browser or with Prometheus:
+  Continue after the test, to look at the metrics in a browser or with Prometheus:
     mcastor demo --keep
 
-  For a script:
+  Use it in a script:
     mcastor demo --seconds 1 --json
 
-Exit code: 0 PASS, 1 FAIL, 2 it cannot run here (the message says what is missing).")]
+Exit code: 0 PASS, 1 FAIL, 2 the demo cannot run here (the message tells what is missing).")]
 pub struct DemoArgs {
-    /// How long to send
+    /// Duration of the test in seconds
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub seconds: u32,
-    /// Stay up after the verdict until Ctrl-C, sending slowly
+    /// Continue at 10 packets/s per stream after the verdict, until Ctrl-C
     #[arg(long)]
     pub keep: bool,
-    /// Print the outcome as one JSON object and nothing else
+    /// Print only the result, as one JSON object
     #[arg(long)]
     pub json: bool,
 }
 
-/// The subcommand. Call it while the process has one thread: without root it moves to a user
-/// namespace, which the kernel allows to no other.
+/// Runs the subcommand. The process must have only one thread: without root it enters a user
+/// namespace, which the kernel refuses to a process with several threads.
 pub fn run(args: DemoArgs) -> ExitCode {
-    let plan = Plan {
+    let options = DemoOptions {
         seconds: args.seconds,
         keep: args.keep,
     };
-    let mut view = View::new(args.json);
+    let mut view = DemoView::new(args.json);
     let verdict = stop_on_signals().map_err(DemoError::from).and_then(|stop| {
-        demo::run(&plan, &mut view, &stop, &mut |outcome| {
+        demo::run(&options, &mut view, &stop, &mut |outcome| {
             if args.json {
                 print(&serde_json::json!(outcome).to_string());
             } else {

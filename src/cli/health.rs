@@ -1,28 +1,30 @@
-//! `mcastor health`: whether the daemon beside it answers. The HEALTHCHECK of the image, which
-//! has no shell and no curl.
+//! `mcastor health`: checks that the running router responds. The container image uses it as its
+//! HEALTHCHECK, because the image has no shell and no curl.
 
 use std::process::ExitCode;
 
 use super::change::SocketArgs;
 use super::fail;
-use crate::api::Show;
+use crate::api::ShowQuery;
 use crate::control::{Command, client};
 
 /// Arguments of `mcastor health`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 routing answers, 1 it does not.
+Example, as a health check in a Dockerfile:
+  HEALTHCHECK CMD [\"/usr/bin/mcastor\", \"health\"]
 
-As a Docker health check: HEALTHCHECK CMD [\"/usr/bin/mcastor\", \"health\"]. Kubernetes asks
-/healthz and /readyz instead.")]
+For Kubernetes, use HTTP probes of /healthz and /readyz instead.
+
+Exit codes: 0 the router responds, 1 it does not.")]
 pub struct HealthArgs {
     #[command(flatten)]
     socket: SocketArgs,
 }
 
-/// Asks.
+/// Runs `mcastor health`: queries the router and prints `ok`, or the error.
 pub fn run(args: HealthArgs) -> ExitCode {
-    match client::ask(&args.socket.socket, Command::Show(Show::Pending)) {
+    match client::ask(&args.socket.socket, Command::Show(ShowQuery::Pending)) {
         Ok(_) => {
             println!("ok");
             ExitCode::SUCCESS

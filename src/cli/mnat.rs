@@ -1,4 +1,5 @@
-//! `mcastor mnat-ingress` and `mcastor mnat-egress`: one end of multicast NAT from flags alone.
+//! `mcastor mnat-ingress` and `mcastor mnat-egress`: one end of multicast NAT, without a settings
+//! file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,28 +14,28 @@ use crate::mnat::{Config, Role};
 use crate::model::IfName;
 use crate::settings::{Settings, environment};
 
-/// Where certificates are looked for.
+/// Default paths of the certificate files. Files that do not exist are ignored.
 const CA: &str = "/etc/mnat/ca.pem";
 const CERT: &str = "/etc/mnat/client.pem";
-/// Where an ingress writes what it forwards.
+/// The file to which an ingress writes the streams that it forwards.
 const INGRESS_JOINED: &str = "/var/run/mnat/ingress-joined.sgs";
 
-/// What both ends are told.
+/// Arguments of both ends.
 #[derive(Debug, clap::Args)]
-pub struct EndArgs {
+pub struct MnatEndArgs {
     /// Name or address of the MNAT server
     #[arg(long, value_name = "HOST")]
     pub server: String,
-    /// Its TCP port
+    /// TCP port of the server
     #[arg(long, default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// Interface that streams come from
+    /// Interface that streams arrive on
     #[arg(long, value_name = "NAME")]
     pub upstream_interface: IfName,
-    /// Interface that streams go to
+    /// Interface that streams leave on
     #[arg(long, value_name = "NAME")]
     pub downstream_interface: IfName,
-    /// How long mappings last while the server is away
+    /// How long mappings stay in force while the server does not respond
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub grace: Duration,
 }
@@ -46,13 +47,14 @@ Example:
   mcastor mnat-ingress --server mnat.example.net --upstream-interface eth0 \\
     --downstream-interface eth1
 
-The server is verified with /etc/mnat/ca.pem, and gets /etc/mnat/client.pem as our certificate,
-where these files exist. What is forwarded is written to /var/run/mnat/ingress-joined.sgs with
-each poll. MCASTOR__… variables set the rest, such as MCASTOR__HTTP__LISTEN.")]
+The certificate of the server is verified with /etc/mnat/ca.pem, and /etc/mnat/client.pem
+is the client certificate, if these files exist. After each poll, the forwarded streams are written
+to /var/run/mnat/ingress-joined.sgs. MCASTOR__… environment variables set all other
+settings, such as MCASTOR__HTTP__LISTEN.")]
 pub struct IngressArgs {
-    /// The common ones
+    /// Arguments of both ends
     #[command(flatten)]
-    pub end: EndArgs,
+    pub end: MnatEndArgs,
 }
 
 /// Arguments of `mcastor mnat-egress`.
@@ -62,42 +64,46 @@ Example:
   mcastor mnat-egress --server mnat.example.net --upstream-interface eth1 \\
     --downstream-interface eth0 -f /var/run/mnat/egress.sgs
 
-The server is verified with /etc/mnat/ca.pem, and gets /etc/mnat/client.pem as our certificate,
-where these files exist. MCASTOR__… variables set the rest, such as MCASTOR__HTTP__LISTEN.")]
+The certificate of the server is verified with /etc/mnat/ca.pem, and /etc/mnat/client.pem
+is the client certificate, if these files exist. MCASTOR__… environment variables set all other
+settings, such as MCASTOR__HTTP__LISTEN.")]
 pub struct EgressArgs {
-    /// The common ones
+    /// Arguments of both ends
     #[command(flatten)]
-    pub end: EndArgs,
-    /// Join what this file says, one `source,group` a line; it is read again when it changes
+    pub end: MnatEndArgs,
+    /// Join the streams in this file, one `source,group` per line; it is read again when it changes
     #[arg(short = 'f', long, value_name = "FILE")]
     pub joinfile: Option<PathBuf>,
-    /// Where joins come from; without `members` nothing is asked or heard downstream
+    /// Where joins come from; without `members`, no queries are sent and no reports accepted
+    /// downstream
     #[arg(long, value_name = "WORDS", value_delimiter = ',',
         default_values_t = JoinSources::WORDS.map(String::from), value_parser = JoinSources::WORDS)]
     pub joins: Vec<String>,
 }
 
-/// Runs an ingress.
+/// Runs `mcastor mnat-ingress`.
 pub fn ingress(args: IngressArgs) -> ExitCode {
     let joined = Some(INGRESS_JOINED.into());
     run(Role::Ingress, args.end, joined, JoinSources::ALL)
 }
 
-/// Runs an egress.
+/// Runs `mcastor mnat-egress`.
 pub fn egress(args: EgressArgs) -> ExitCode {
     let joins = JoinSources::named(args.joins.iter().map(String::as_str));
     match joins {
         Ok(joins) if !joins.members && args.joinfile.is_none() => {
-            unusable(&"--joins joinfile needs --joinfile")
+            unusable(&"--joins joinfile requires --joinfile FILE")
         }
         Ok(joins) => run(Role::Egress, args.end, args.joinfile, joins),
-        Err(word) => unusable(&format!("--joins {word}: members, joinfile or both")),
+        Err(word) => unusable(&format!(
+            "--joins {word}: expected members, joinfile or both"
+        )),
     }
 }
 
-fn run(role: Role, end: EndArgs, joinfile: Option<PathBuf>, joins: JoinSources) -> ExitCode {
+fn run(role: Role, end: MnatEndArgs, joinfile: Option<PathBuf>, joins: JoinSources) -> ExitCode {
     if end.upstream_interface == end.downstream_interface {
-        return unusable(&"upstream and downstream are the same interface");
+        return unusable(&"--upstream-interface and --downstream-interface must differ");
     }
     let settings = match Settings::load(None, environment()) {
         Ok(settings) => settings,

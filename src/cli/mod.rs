@@ -1,4 +1,4 @@
-//! Arguments, one file a subcommand.
+//! The command line: one file per subcommand.
 
 pub mod change;
 pub mod check;
@@ -22,22 +22,22 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::Command as Request;
 
-/// Exit code of a fault at run time.
+/// Exit code of an error at run time.
 pub const FAILED: u8 = 1;
-/// Exit code of bad settings and bad arguments.
+/// Exit code of invalid settings or arguments.
 pub const UNUSABLE: u8 = 2;
 
 /// A multicast router in user space.
 ///
-/// Multicast that arrives on one interface leaves on others, by the routes of a settings
-/// file. Every packet is counted, and every dropped packet has a reason.
+/// Forwards multicast packets from one interface to others, according to the routes of a settings
+/// file. Counts every packet, and every dropped packet under a reason.
 #[derive(Debug, Parser)]
 #[command(
     name = "mcastor",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 1 failed, 2 bad arguments or settings.\n\
-        See it work, without touching this machine's network: mcastor demo"
+    after_help = "Exit codes: 0 success, 1 failure, 2 invalid arguments or settings.\n\
+        To try it without changes to this machine's network: mcastor demo"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -46,35 +46,38 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Route multicast until SIGTERM or SIGINT
+    /// Run the router until SIGTERM or SIGINT
     Run(run::RunArgs),
-    /// Tell whether a settings file is good
+    /// Check whether a settings file is valid
     #[command(
-        after_help = "Exit codes: 0 good, 2 refused. The environment (MCASTOR__…) counts as it does for run."
+        after_help = "MCASTOR__… environment variables override the file, as for `mcastor run`.\n\
+        Example: mcastor check /etc/mcastor/mcastor.toml\n\
+        Exit codes: 0 valid, 2 invalid."
     )]
     Check {
         /// Settings file (TOML or smcroute.conf)
         file: PathBuf,
-        /// Print the answer as one JSON object
+        /// Print the result as one JSON object
         #[arg(long)]
         json: bool,
     },
     /// Print the JSON schema of the settings file
     #[command(
-        after_help = "Editors use it to complete and check keys. A settings file names it in its first line:\n  \
+        after_help = "Editors use it to complete and check keys. Refer to it in the first line of a settings file:\n  \
         #:schema ./mcastor.schema.json\n\
         Example: mcastor schema > /etc/mcastor.schema.json"
     )]
     Schema,
-    /// Print an smcroute.conf as TOML, comments kept
+    /// Convert an smcroute.conf to TOML settings; comments are kept
     #[command(
-        after_help = "Exit codes: 0 done, 2 where a line is bad and stands as a comment.\n\
-        Example: mcastor convert /etc/smcroute.conf > /etc/mcastor.toml"
+        after_help = "An invalid line becomes a comment, and is reported on standard error.\n\
+        Example: mcastor convert /etc/smcroute.conf > /etc/mcastor.toml\n\
+        Exit codes: 0 success, 2 the file has invalid lines."
     )]
     Convert {
-        /// The smcroute.conf
+        /// The smcroute.conf to convert
         file: PathBuf,
-        /// Refuse lines with words that smcroute does not know
+        /// Reject lines with options that smcroute does not support
         #[arg(long)]
         strict: bool,
     },
@@ -82,72 +85,76 @@ enum Command {
     Smcrouted(smcrouted::DaemonArgs),
     #[command(disable_help_flag = true, args_override_self = true)]
     Smcroutectl(smcroutectl::ClientArgs),
-    /// Tell what a running mcastor does
+    /// Show routes, interfaces, flows or groups of the running mcastor
     Show(show::ShowArgs),
-    /// Add a route, or interfaces to one; until the next reload
+    /// Add a route, or egress interfaces to a route, until the next reload
     #[command(after_help = "Example: mcastor add eth0 225.1.2.3 eth1 eth2")]
     Add(change::RouteArgs),
-    /// Remove a route, or some of its interfaces; until the next reload
+    /// Remove a route, or some of its egress interfaces, until the next reload
     #[command(
         after_help = "Examples:\n  mcastor remove eth0 225.1.2.3\n  mcastor remove eth0 10.0.0.10 225.1.2.3 eth2"
     )]
     Remove(change::RouteArgs),
-    /// Join a group as a host; until the next reload
+    /// Join a group as a host, until the next reload
     #[command(
         after_help = "Examples:\n  mcastor join eth0 225.1.2.3\n  mcastor join eth0 10.0.0.10 232.1.2.3"
     )]
     Join(change::JoinArgs),
-    /// Take a join back
+    /// Undo a join of `mcastor join` or of the settings, until the next reload
+    #[command(after_help = "Example: mcastor leave eth0 225.1.2.3")]
     Leave(change::JoinArgs),
-    /// Forget all flows; those that go on come back with their next packet
+    /// Forget all flows; an active flow is created again by its next packet
+    #[command(after_help = "Example: mcastor flush")]
     Flush(change::SocketArgs),
-    /// Read the settings again
+    /// Reload the settings; this ends changes made with add, remove, join and leave
+    #[command(after_help = "Example: mcastor reload")]
     Reload(change::SocketArgs),
-    /// End the running mcastor
+    /// Stop the running mcastor
+    #[command(after_help = "Example: mcastor stop")]
     Stop(change::SocketArgs),
-    /// Be the end of multicast NAT near senders
+    /// Run the ingress of multicast NAT, the end near the senders
     MnatIngress(mnat::IngressArgs),
-    /// Be the end of multicast NAT near receivers
+    /// Run the egress of multicast NAT, the end near the receivers
     MnatEgress(mnat::EgressArgs),
-    /// Tell whether the running mcastor answers, for health checks
+    /// Check that the running mcastor responds, for container health checks
     Health(health::HealthArgs),
     Send(send::SendArgs),
     Recv(recv::RecvArgs),
     Demo(demo::DemoArgs),
-    /// Print completions for a shell
+    /// Print a shell completion script
     #[command(after_help = "Example: mcastor completions bash > /etc/bash_completion.d/mcastor")]
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
         /// Of which program
-        #[arg(value_enum, default_value_t = Guise::Mcastor)]
-        program: Guise,
+        #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
+        program: ProgramName,
     },
-    /// Print a manual page, in roff
+    /// Print a manual page in roff format
     #[command(
         after_help = "Examples:\n  mcastor man > /usr/local/share/man/man1/mcastor.1\n  \
         mcastor man smcrouted > /usr/local/share/man/man8/smcrouted.8"
     )]
     Man {
         /// Of which program
-        #[arg(value_enum, default_value_t = Guise::Mcastor)]
-        program: Guise,
+        #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
+        program: ProgramName,
     },
 }
 
-/// The names this program goes by.
+/// The program names under which this binary can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Guise {
-    /// Its own
+pub enum ProgramName {
+    /// The multicast router
     Mcastor,
-    /// The daemon of smcroute
+    /// The replacement for the daemon of smcroute
     Smcrouted,
-    /// The client of smcroute
+    /// The replacement for the client of smcroute
     Smcroutectl,
 }
 
-impl Guise {
-    /// Its flags, and the name it is called by.
+impl ProgramName {
+    /// Returns the command-line definition and the program name.
     fn command(self) -> (clap::Command, &'static str) {
         match self {
             Self::Mcastor => (Arguments::command(), "mcastor"),
@@ -157,21 +164,22 @@ impl Guise {
     }
 }
 
-/// Every subcommand and argument, for those who want to parse without running.
+/// Returns the command-line definition, to parse arguments without running a command.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// Runs the program.
+/// Parses the arguments and runs the command. The program name selects mcastor, smcrouted or
+/// smcroutectl.
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
-    let called = arguments.next().map(PathBuf::from).unwrap_or_default();
-    match called.file_name().and_then(|name| name.to_str()) {
+    let program = arguments.next().map(PathBuf::from).unwrap_or_default();
+    match program.file_name().and_then(|name| name.to_str()) {
         Some("smcrouted") => return smcrouted::from_arguments(arguments),
         Some("smcroutectl") => return smcroutectl::from_arguments(arguments),
         _ => {}
     }
-    // Their own exit codes for bad flags hold by this name too.
+    // As subcommands they also use smcroute's exit codes for invalid flags, so they parse first.
     let first = arguments.next();
     match first.as_ref().and_then(|word| word.to_str()) {
         Some("smcrouted") => return smcrouted::from_arguments(arguments),
@@ -209,12 +217,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn man(program: Guise) -> ExitCode {
+fn man(program: ProgramName) -> ExitCode {
     let page = clap_mangen::Man::new(program.command().0);
     let page = match program {
-        Guise::Mcastor => page,
-        // Where those of smcroute stand.
-        Guise::Smcrouted | Guise::Smcroutectl => page.section("8"),
+        ProgramName::Mcastor => page,
+        // Section 8, like the pages of smcroute.
+        ProgramName::Smcrouted | ProgramName::Smcroutectl => page.section("8"),
     };
     let mut text = Vec::new();
     match page.render(&mut text) {
@@ -223,7 +231,7 @@ fn man(program: Guise) -> ExitCode {
     }
 }
 
-/// Writes to standard output. Whoever closed it has read enough.
+/// Writes to standard output. A closed pipe is not an error.
 fn print(text: &[u8]) -> ExitCode {
     let mut out = std::io::stdout().lock();
     match out.write_all(text).and_then(|()| out.flush()) {
@@ -232,13 +240,13 @@ fn print(text: &[u8]) -> ExitCode {
     }
 }
 
-/// Says on standard error what is wrong with the arguments.
+/// Prints what is wrong with the arguments or settings; returns the exit code [`UNUSABLE`].
 pub(crate) fn unusable(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("mcastor: {why}");
     ExitCode::from(UNUSABLE)
 }
 
-/// Says on standard error why it failed.
+/// Prints why the command failed; returns the exit code [`FAILED`].
 pub(crate) fn fail(why: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("mcastor: {why}");
     ExitCode::from(FAILED)

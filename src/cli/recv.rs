@@ -1,4 +1,5 @@
-//! `mcastor recv`: joins groups on one interface and gives an account of the test streams in them.
+//! `mcastor recv`: joins groups on one interface and reports statistics of the test streams in
+//! them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -12,71 +13,73 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::send::{duration, find_interface, groups_of, print, refuse, seconds, stop_on_signals};
 use crate::model::{Group, IfIndex, IfName, Source};
-use crate::streams::tally::StreamReport;
-use crate::streams::{Arrival, StreamError, Tallies};
+use crate::probe::stats::StreamReport;
+use crate::probe::{ProbeDatagram, ReceiverStats, StreamError};
 use crate::sys::multicast::{self, BATCH, Poller, RecvBatch};
 
-/// Longest wait before a look at the stop flag.
+/// Longest wait before the stop flag is checked.
 const TICK: Duration = Duration::from_millis(100);
-/// How often [`Event::Progress`] is told.
-const TELL: Duration = Duration::from_millis(20);
-/// How long a complete stream is watched on for duplicates.
+/// Shortest interval between two [`RecvEvent::Progress`].
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a complete stream is still received, to detect duplicates.
 const GRACE: Duration = Duration::from_millis(250);
-/// Pause after a busy wake-up, so that the next one finds a batch. Arrival times come from the
-/// kernel and do not suffer.
+/// Pause after a busy wake-up, so that the next wake-up receives a batch. Arrival times come from
+/// the kernel and stay exact.
 const PAUSE: Duration = Duration::from_micros(300);
-/// Packets in one wake-up that make it a busy one.
+/// Packets in one wake-up from which it counts as busy.
 const BUSY: usize = 8;
+/// Size of the receive buffer of each socket in bytes.
 const RECEIVE_BUFFER: u32 = 8 << 20;
 
-/// Receive test streams of `mcastor send` and report loss, duplicates, order and latency.
+/// Receive test streams of `mcastor send`; report loss, duplicates, reordering and latency
 ///
-/// Prints "joined GROUP on INTERFACE" to standard error once packets can arrive. Ends at the
-/// first of: --count reached, --seconds over, --idle over, every flow complete (where the sender
-/// was given --count and --count is not given here), Ctrl-C. The report comes in each case.
+/// Joins the groups and prints "joined GROUP on INTERFACE" to standard error when packets can
+/// arrive. Stops when --count, --seconds or --idle is reached, or on Ctrl-C. Without --count, it
+/// also stops when every flow is complete, if the sender ran with --count. Prints the report in all
+/// cases.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  Join a group and report on Ctrl-C, or when a sender with --count is done:
+  Join a group; report on Ctrl-C, or when a sender with --count has finished:
     mcastor recv --interface eth1 --group 225.1.2.3
 
-  Source-specific, for at most ten seconds:
+  Source-specific multicast, for at most ten seconds:
     mcastor recv --interface eth1 --group 232.1.2.3 --source 10.0.0.1 --seconds 10
 
-  Four groups, until two seconds pass without a packet, as JSON:
+  Four groups, until no packet arrives for two seconds, as JSON:
     mcastor recv --interface eth1 --group ff3e::8000:1 --flows 4 --idle 2 --json
 
-Latency compares the sender's clock with this host's: exact on one host, elsewhere as good as
-the synchronization of the clocks.
+Latency is measured with the clocks of both hosts: it is exact on one host, and otherwise as exact
+as the clocks are synchronized.
 
-Exit code: 0 every flow arrived whole, 1 packets lost, doubled or damaged or a flow silent,
-2 wrong arguments or a socket error.")]
+Exit code: 0 every flow arrived completely, 1 packets were lost, duplicated, late or damaged, or a
+flow had no packets, 2 invalid arguments or a socket error.")]
 pub struct RecvArgs {
-    /// Interface to join on; packets from others are ignored
+    /// Interface to join on; packets from other interfaces are ignored
     #[arg(short, long, value_name = "NAME")]
     pub interface: IfName,
-    /// Multicast group, IPv4 or IPv6; the first one with --flows
+    /// Multicast group, IPv4 or IPv6; with --flows, the first of them
     #[arg(short, long, value_name = "ADDR")]
     pub group: Group,
-    /// Join for this source alone (SSM)
+    /// Join only this source (source-specific multicast)
     #[arg(short, long, value_name = "ADDR")]
     pub source: Option<Source>,
     /// UDP port
     #[arg(short, long, default_value_t = 5000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
-    /// Stop when every flow has so many packets, duplicates not counted
+    /// Stop when every flow has received N packets, not counting duplicates
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Stop after so many seconds
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub seconds: Option<f64>,
-    /// Stop after so many seconds without a packet, from the start on
+    /// Stop after S seconds without a packet, also before the first packet
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub idle: Option<f64>,
-    /// Receive so many consecutive groups
+    /// Receive N consecutive groups
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub flows: u16,
-    /// Do not join; another program on this host holds the membership
+    /// Do not join, because another program on this host has joined the group
     #[arg(long, conflicts_with = "source")]
     pub no_join: bool,
     /// Print the report as one JSON object
@@ -85,7 +88,7 @@ pub struct RecvArgs {
 }
 
 impl RecvArgs {
-    /// The defaults of the command line, for `group` on `interface`.
+    /// Returns the defaults of the command line for `group` on `interface`.
     pub fn new(interface: IfName, group: Group) -> Self {
         Self {
             interface,
@@ -102,69 +105,70 @@ impl RecvArgs {
     }
 }
 
-/// What [`recv_with`] tells while it runs.
+/// A progress event of [`recv_with`].
 #[derive(Debug)]
-pub enum Event<'a> {
-    /// This group is joined, or its socket open where no join was asked for.
+pub enum RecvEvent<'a> {
+    /// The group is joined; with `no_join`, its socket is open.
     Joined(Group),
-    /// The state of affairs, up to fifty times a second.
-    Progress(&'a Tallies),
+    /// The statistics so far; at most fifty times a second.
+    Progress(&'a ReceiverStats),
 }
 
-/// The account of one run.
+/// The result of one run. Its JSON form is the output of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// True where every group was heard and nothing is lost, doubled, late or damaged.
+pub struct RecvReport {
+    /// Whether every group has packets and none is lost, duplicated, late or damaged.
     pub ok: bool,
     /// The interface.
     pub interface: IfName,
-    /// The groups listened to.
+    /// The received groups.
     pub groups: Vec<IpAddr>,
-    /// Those of them in which no test packet arrived.
+    /// The groups in which no test packet arrived.
     pub silent: Vec<IpAddr>,
     /// The UDP port.
     pub port: u16,
-    /// How long it took.
+    /// Duration of the run in seconds.
     pub seconds: f64,
-    /// Distinct packets of all streams.
+    /// Distinct packets, summed over all streams.
     pub received: u64,
-    /// Sum over the streams, as all that follow.
+    /// Lost packets, summed over all streams; so are the next five fields.
     pub lost: u64,
-    /// Packets that arrived once more.
+    /// Duplicate packets.
     pub duplicates: u64,
-    /// Packets that arrived after one with a higher number.
+    /// Packets that arrived after a packet with a higher number.
     pub reordered: u64,
-    /// Packets too far behind to be told from duplicates.
+    /// Packets too far behind to be distinguished from duplicates.
     pub late: u64,
-    /// Packets whose filler is not what was sent.
+    /// Packets with damaged filler.
     pub damaged: u64,
     /// Bytes of UDP payload.
     pub bytes: u64,
-    /// Packets that are not of a test stream.
+    /// Datagrams that are not test packets.
     pub foreign: u64,
-    /// Packets of streams past the limit of how many are followed.
+    /// Test packets of streams beyond the limit of
+    /// [`MAX_STREAMS`](crate::probe::stats::MAX_STREAMS).
     pub untracked: u64,
-    /// Packets the kernel dropped at the sockets: a full buffer or a wrong UDP checksum.
+    /// Packets that the kernel dropped at the sockets: full buffer or wrong UDP checksum.
     pub socket_dropped: u64,
-    /// Each stream by itself.
+    /// The report of each stream.
     pub streams: Vec<StreamReport>,
 }
 
-impl Report {
+impl RecvReport {
     fn new(
         args: &RecvArgs,
         groups: &[Group],
-        tallies: &Tallies,
+        stats: &ReceiverStats,
         dropped: u64,
         ran: Duration,
     ) -> Self {
-        let streams = tallies.report();
+        let streams = stats.report();
         let sum = |field: fn(&StreamReport) -> u64| streams.iter().map(field).sum::<u64>();
         let groups: Vec<_> = groups.iter().map(|g| g.addr()).collect();
         let silent: Vec<_> = groups
             .iter()
             .copied()
-            .filter(|&g| tallies.received(g) == 0)
+            .filter(|&g| stats.received(g) == 0)
             .collect();
         let mut report = Self {
             ok: false,
@@ -180,8 +184,8 @@ impl Report {
             late: sum(|s| s.late),
             damaged: sum(|s| s.damaged),
             bytes: sum(|s| s.bytes),
-            foreign: tallies.foreign(),
-            untracked: tallies.untracked(),
+            foreign: stats.foreign(),
+            untracked: stats.untracked(),
             socket_dropped: dropped,
             streams,
         };
@@ -190,7 +194,7 @@ impl Report {
         report
     }
 
-    /// A table for people.
+    /// Formats the report as a table and summary lines.
     fn to_text(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
@@ -203,10 +207,10 @@ impl Report {
                 (Some(a), Some(b)) => format!("{a}-{b}"),
                 _ => "-".into(),
             };
-            let us = |of: fn(&crate::streams::Latency) -> f64| {
+            let us = |field: fn(&crate::probe::Latency) -> f64| {
                 s.latency_us
                     .as_ref()
-                    .map_or("-".into(), |l| format!("{:.1}", of(l)))
+                    .map_or("-".into(), |l| format!("{:.1}", field(l)))
             };
             table.add_row([
                 s.group.to_string(),
@@ -234,10 +238,13 @@ impl Report {
             self.received, self.lost, self.duplicates, self.reordered, self.seconds
         );
         for (count, what) in [
-            (self.late, "too late to tell from duplicates"),
+            (self.late, "too late to distinguish from duplicates"),
             (self.damaged, "damaged"),
-            (self.foreign, "foreign"),
-            (self.untracked, "of further streams, not followed"),
+            (self.foreign, "not test packets"),
+            (
+                self.untracked,
+                "in streams beyond the limit, without statistics",
+            ),
             (self.socket_dropped, "dropped at the socket"),
         ] {
             if count > 0 {
@@ -246,7 +253,7 @@ impl Report {
         }
         if !self.silent.is_empty() {
             let shown: Vec<_> = self.silent.iter().take(10).map(IpAddr::to_string).collect();
-            text += &format!("\nnothing in {}", shown.join(", "));
+            text += &format!("\nno packets in {}", shown.join(", "));
             if self.silent.len() > shown.len() {
                 text += &format!(" and {} more", self.silent.len() - shown.len());
             }
@@ -256,7 +263,7 @@ impl Report {
 }
 
 fn open(args: &RecvArgs, group: Group, index: IfIndex) -> Result<Socket, StreamError> {
-    let tried = |what| {
+    let socket_error = |what| {
         let interface = args.interface.clone();
         move |error| StreamError::Socket {
             what,
@@ -265,7 +272,7 @@ fn open(args: &RecvArgs, group: Group, index: IfIndex) -> Result<Socket, StreamE
             error,
         }
     };
-    // Bound to the group, the socket gets nothing that was sent to another address.
+    // A socket that is bound to the group receives only packets to the group.
     let (domain, addr): (_, SocketAddr) = match group.addr() {
         IpAddr::V4(a) => (Domain::IPV4, (a, args.port).into()),
         IpAddr::V6(a) => (
@@ -273,49 +280,53 @@ fn open(args: &RecvArgs, group: Group, index: IfIndex) -> Result<Socket, StreamE
             SocketAddrV6::new(a, args.port, 0, index.get()).into(),
         ),
     };
-    let socket =
-        Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(tried("open a socket"))?;
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))
+        .map_err(socket_error("open a socket"))?;
     socket
         .set_reuse_address(true)
-        .map_err(tried("share the port"))?;
-    multicast::set_receive_buffer(&socket, RECEIVE_BUFFER).map_err(tried("size the buffer"))?;
-    multicast::set_receive_info(&socket, group).map_err(tried("ask for TTL and time"))?;
-    // Before the bind, or packets that another program of the host has joined would slip in.
+        .map_err(socket_error("share the port"))?;
+    multicast::set_receive_buffer(&socket, RECEIVE_BUFFER)
+        .map_err(socket_error("set the receive buffer size"))?;
+    multicast::set_receive_info(&socket, group)
+        .map_err(socket_error("enable TTL and receive timestamps"))?;
+    // Set before the bind, so that no packets of memberships of other programs are queued.
     if !args.no_join {
         multicast::set_multicast_all(&socket, group, false)
-            .map_err(tried("limit the socket to its group"))?;
+            .map_err(socket_error("limit the socket to its group"))?;
     }
-    socket.bind(&addr.into()).map_err(tried("bind the port"))?;
+    socket
+        .bind(&addr.into())
+        .map_err(socket_error("bind the port"))?;
     if !args.no_join {
-        multicast::join(&socket, index, group, args.source).map_err(tried("join"))?;
+        multicast::join(&socket, index, group, args.source).map_err(socket_error("join"))?;
     }
     Ok(socket)
 }
 
-/// Receives what `args` ask for, until one of their limits or `stop`. Blocks.
-pub fn recv(args: &RecvArgs, stop: &AtomicBool) -> Result<Report, StreamError> {
+/// Receives according to `args`, until one of its limits is reached or `stop` is set. Blocks.
+pub fn recv(args: &RecvArgs, stop: &AtomicBool) -> Result<RecvReport, StreamError> {
     recv_with(args, stop, &mut |_| {})
 }
 
-/// As [`recv`], and tells [`Event`]s on the way.
+/// Does the same as [`recv`], and reports progress to `on_event`.
 pub fn recv_with(
     args: &RecvArgs,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event<'_>),
-) -> Result<Report, StreamError> {
+    on_event: &mut dyn FnMut(RecvEvent<'_>),
+) -> Result<RecvReport, StreamError> {
     let groups = groups_of(args.group, args.flows, args.source)?;
     let interface = find_interface(&args.interface)?;
     let mut sockets = Vec::with_capacity(groups.len());
     for &group in &groups {
         sockets.push(open(args, group, interface.index)?);
-        tell(Event::Joined(group));
+        on_event(RecvEvent::Joined(group));
     }
-    let failed = |what| move |error| StreamError::System { what, error };
+    let system_error = |what| move |error| StreamError::System { what, error };
     let mut poller = Poller::new(&sockets);
     let mut batch = RecvBatch::new(usize::from(u16::MAX));
-    let mut tallies = Tallies::default();
+    let mut stats = ReceiverStats::default();
     let started = Instant::now();
-    let (mut last_packet, mut last_tell) = (started, started);
+    let (mut last_packet, mut last_progress) = (started, started);
     let mut complete_since = None;
     let limit = args.seconds.map_or(Duration::MAX, duration);
     let idle = args.idle.map_or(Duration::MAX, duration);
@@ -330,7 +341,7 @@ pub fn recv_with(
         }
         poller
             .wait(left.min(TICK))
-            .map_err(failed("wait for packets"))?;
+            .map_err(system_error("wait for packets"))?;
         let mut got = 0;
         for at in poller.ready() {
             got += drain(
@@ -338,25 +349,25 @@ pub fn recv_with(
                 &sockets[at],
                 groups[at],
                 interface.index,
-                &mut tallies,
+                &mut stats,
             )
-            .map_err(failed("receive"))?;
+            .map_err(system_error("receive"))?;
         }
         let now = Instant::now();
         if got > 0 {
             last_packet = now;
         }
-        if now - last_tell >= TELL {
-            last_tell = now;
-            tell(Event::Progress(&tallies));
+        if now - last_progress >= PROGRESS_INTERVAL {
+            last_progress = now;
+            on_event(RecvEvent::Progress(&stats));
         }
         match args.count {
             Some(n) => {
-                if groups.iter().all(|g| tallies.received(g.addr()) >= n) {
+                if groups.iter().all(|g| stats.received(g.addr()) >= n) {
                     break;
                 }
             }
-            None if groups.iter().all(|g| tallies.is_complete(g.addr())) => {
+            None if groups.iter().all(|g| stats.is_complete(g.addr())) => {
                 if now - *complete_since.get_or_insert(now) >= GRACE {
                     break;
                 }
@@ -367,34 +378,35 @@ pub fn recv_with(
             std::thread::sleep(PAUSE);
         }
     }
-    tell(Event::Progress(&tallies));
+    on_event(RecvEvent::Progress(&stats));
     let mut dropped = 0;
     for (socket, &group) in sockets.iter().zip(&groups) {
         dropped += u64::from(
-            multicast::dropped_datagrams(socket).map_err(failed("read the drop counter"))?,
+            multicast::dropped_datagrams(socket).map_err(system_error("read the drop counter"))?,
         );
         if !args.no_join {
-            // Closing would leave too; an error here only means that the interface is gone.
+            // Closing the socket leaves too. An error only means that the interface no longer
+            // exists.
             let _ = multicast::leave(socket, interface.index, group, args.source);
         }
     }
-    Ok(Report::new(
+    Ok(RecvReport::new(
         args,
         &groups,
-        &tallies,
+        &stats,
         dropped,
         started.elapsed(),
     ))
 }
 
-/// Counts what waits at `socket`, up to a few batches so that no socket starves the others, and
-/// returns how many packets that was.
+/// Counts the packets that are queued at `socket` and returns their number. Takes at most eight
+/// batches, so that no socket starves the others.
 fn drain(
     batch: &mut RecvBatch,
     socket: &Socket,
     group: Group,
     index: IfIndex,
-    tallies: &mut Tallies,
+    stats: &mut ReceiverStats,
 ) -> io::Result<usize> {
     let mut got = 0;
     for _ in 0..8 {
@@ -407,12 +419,12 @@ fn drain(
         for i in 0..n {
             let datagram = batch.get(i);
             let Some(from) = datagram.from else { continue };
-            // IPv6 memberships do not filter by interface.
+            // IPv6 sockets also receive packets of memberships on other interfaces.
             if datagram.ifindex.is_some_and(|i| i != index) {
                 continue;
             }
             got += 1;
-            tallies.add(&Arrival {
+            stats.add(&ProbeDatagram {
                 group: group.addr(),
                 source: from.ip(),
                 ttl: datagram.ttl,
@@ -432,10 +444,10 @@ fn now_ns() -> u64 {
     since.map_or(0, |d| d.as_nanos() as u64)
 }
 
-/// The subcommand.
+/// Runs `mcastor recv`.
 pub fn run(args: RecvArgs) -> ExitCode {
-    let mut tell = |event: Event<'_>| {
-        if let Event::Joined(group) = event {
+    let mut on_event = |event: RecvEvent<'_>| {
+        if let RecvEvent::Joined(group) = event {
             let verb = if args.no_join {
                 "listening to"
             } else {
@@ -444,7 +456,7 @@ pub fn run(args: RecvArgs) -> ExitCode {
             eprintln!("{verb} {group} on {}", args.interface);
         }
     };
-    let report = stop_on_signals().and_then(|stop| recv_with(&args, &stop, &mut tell));
+    let report = stop_on_signals().and_then(|stop| recv_with(&args, &stop, &mut on_event));
     let report = match report {
         Ok(report) => report,
         Err(error) => return refuse("recv", &error),

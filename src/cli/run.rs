@@ -1,4 +1,4 @@
-//! `mcastor run`.
+//! `mcastor run`: the router.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,26 +13,27 @@ use crate::settings::{LogFormat, LogSettings, Settings, environment};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  mcastor run --config /etc/mcastor/mcastor.toml
+  With a settings file:
+    mcastor run --config /etc/mcastor/mcastor.toml
 
-  Without a file, from the environment alone:
+  Without a file, with environment variables only:
     MCASTOR__ROUTE__0__FROM=eth0 MCASTOR__ROUTE__0__GROUP=225.1.2.3 \\
     MCASTOR__ROUTE__0__TO=eth1 mcastor run
 
-SIGHUP reads the settings again; SIGTERM and SIGINT end it.
+SIGHUP reloads the settings. SIGTERM and SIGINT stop the router.
 
-It needs CAP_NET_RAW (root has it), and no kernel multicast routing, iptables rules or
-rp_filter changes.")]
+It needs CAP_NET_RAW, which root has. It does not need kernel multicast routing, iptables rules
+or changes of rp_filter.")]
 pub struct RunArgs {
-    /// Settings file (TOML or smcroute.conf); without it, settings come from MCASTOR__… variables alone
+    /// Settings file (TOML or smcroute.conf). Without it, only MCASTOR__… variables are used
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Write the process id to this file; it is removed at the end
+    /// Write the process id to this file; it is removed on exit
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
 }
 
-/// Runs the router.
+/// Runs `mcastor run` until a signal or an error stops it.
 pub fn run(args: RunArgs) -> ExitCode {
     let config = args.config;
     let load = move || Settings::load(config.as_deref(), environment()).map_err(Box::new);
@@ -59,7 +60,7 @@ pub fn run(args: RunArgs) -> ExitCode {
     }
 }
 
-/// Logs go to standard error; RUST_LOG wins over the settings.
+/// Starts logging to standard error. `RUST_LOG` overrides the log level of the settings.
 pub(super) fn start_log(settings: &LogSettings) {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));

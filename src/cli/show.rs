@@ -1,4 +1,4 @@
-//! `mcastor show`: tables for people, JSON for scripts.
+//! `mcastor show`: the state of the running router as tables or JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,16 +7,18 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::fail;
 use crate::api::{
-    FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView, Show, Shown,
+    FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView, ShowQuery,
+    ShowReply,
 };
 use crate::control::{Command, client};
 
-/// Where the daemon listens when nothing else is said.
+/// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
-/// The variable that settings take it from.
+/// The environment variable of the settings key `control.socket`.
 const SOCKET_VARIABLE: &str = "MCASTOR__CONTROL__SOCKET";
 
-/// Where the daemon of this environment listens, unless its settings file says otherwise.
+/// Returns the path of the control socket: from the environment, else [`DEFAULT_SOCKET`]. A path
+/// that is only in the settings file of the router is not known here.
 pub fn default_socket() -> PathBuf {
     let named = std::env::var_os(SOCKET_VARIABLE);
     named.map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from)
@@ -26,83 +28,86 @@ pub fn default_socket() -> PathBuf {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  mcastor show routes
-  mcastor show interfaces --json | jq '.[] | select(.ingress)'")]
+  The routes and what they have forwarded:
+    mcastor show routes
+
+  The interfaces that packets arrive on, as JSON:
+    mcastor show interfaces --json | jq '.[] | select(.ingress)'")]
 pub struct ShowArgs {
-    /// What to show
-    pub what: What,
-    /// Print JSON, as /api/v1 does
+    /// The table to show
+    pub what: ShowTable,
+    /// Print JSON, in the format of /api/v1 over HTTP
     #[arg(long)]
     pub json: bool,
-    /// Control socket of the daemon
+    /// Control socket of the running mcastor
     #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     pub socket: PathBuf,
 }
 
-/// What can be shown.
+/// The tables of `mcastor show`.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub enum What {
-    /// The routes, the interfaces they use now, and what they sent
+pub enum ShowTable {
+    /// Routes, the interfaces that they use now, and the packets that they sent
     Routes,
-    /// The interfaces, and what they took in, sent and dropped
+    /// Interfaces, and the packets received, sent and dropped on them
     Interfaces,
-    /// The flows being forwarded now
+    /// Flows that are being forwarded
     Flows,
-    /// The groups joined as a host
+    /// Groups joined as a host, and groups with members
     Groups,
     /// Routes and joins that wait for an interface
     Pending,
-    /// What the MNAT server maps, and what waits for it
+    /// MNAT mappings, and streams that wait for a mapping
     Mnat,
 }
 
-impl From<What> for Show {
-    fn from(what: What) -> Self {
+impl From<ShowTable> for ShowQuery {
+    fn from(what: ShowTable) -> Self {
         match what {
-            What::Routes => Self::Routes,
-            What::Interfaces => Self::Interfaces,
-            What::Flows => Self::Flows,
-            What::Groups => Self::Groups,
-            What::Pending => Self::Pending,
-            What::Mnat => Self::Mnat,
+            ShowTable::Routes => Self::Routes,
+            ShowTable::Interfaces => Self::Interfaces,
+            ShowTable::Flows => Self::Flows,
+            ShowTable::Groups => Self::Groups,
+            ShowTable::Pending => Self::Pending,
+            ShowTable::Mnat => Self::Mnat,
         }
     }
 }
 
-/// Asks the daemon and prints the answer.
+/// Queries the running router and prints the reply.
 pub fn run(args: &ShowArgs) -> ExitCode {
-    let shown = match client::ask(&args.socket, Command::Show(args.what.into())) {
-        Ok(shown) => shown,
+    let reply = match client::ask(&args.socket, Command::Show(args.what.into())) {
+        Ok(reply) => reply,
         Err(e) => return fail(&e),
     };
     if args.json {
-        match json(&shown) {
+        match json(&reply) {
             Ok(json) => println!("{json}"),
             Err(e) => return fail(&e),
         }
         return ExitCode::SUCCESS;
     }
-    match shown {
-        Shown::Routes(routes) => println!("{}", routes_table(&routes)),
-        Shown::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
-        Shown::Flows(flows) => println!("{}", flows_table(&flows)),
-        Shown::Groups(groups) => println!("{}", groups_table(&groups)),
-        Shown::Pending(pending) => println!("{}", pending_table(&pending)),
-        Shown::Mnat(ends) => println!("{}", mnat_table(&ends)),
-        Shown::Done(done) => println!("{done}"),
+    match reply {
+        ShowReply::Routes(routes) => println!("{}", routes_table(&routes)),
+        ShowReply::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
+        ShowReply::Flows(flows) => println!("{}", flows_table(&flows)),
+        ShowReply::Groups(groups) => println!("{}", groups_table(&groups)),
+        ShowReply::Pending(pending) => println!("{}", pending_table(&pending)),
+        ShowReply::Mnat(ends) => println!("{}", mnat_table(&ends)),
+        ShowReply::Done(done) => println!("{done}"),
     }
     ExitCode::SUCCESS
 }
 
-fn json(shown: &Shown) -> serde_json::Result<String> {
-    match shown {
-        Shown::Routes(routes) => serde_json::to_string_pretty(routes),
-        Shown::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
-        Shown::Flows(flows) => serde_json::to_string_pretty(flows),
-        Shown::Groups(groups) => serde_json::to_string_pretty(groups),
-        Shown::Pending(pending) => serde_json::to_string_pretty(pending),
-        Shown::Mnat(ends) => serde_json::to_string_pretty(ends),
-        Shown::Done(done) => serde_json::to_string_pretty(done),
+fn json(reply: &ShowReply) -> serde_json::Result<String> {
+    match reply {
+        ShowReply::Routes(routes) => serde_json::to_string_pretty(routes),
+        ShowReply::Interfaces(interfaces) => serde_json::to_string_pretty(interfaces),
+        ShowReply::Flows(flows) => serde_json::to_string_pretty(flows),
+        ShowReply::Groups(groups) => serde_json::to_string_pretty(groups),
+        ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
+        ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
+        ShowReply::Done(done) => serde_json::to_string_pretty(done),
     }
 }
 
@@ -110,7 +115,7 @@ fn flows_table(flows: &[FlowView]) -> Table {
     let header = [
         "IIF", "(S, G)", "OIFS", "PACKETS", "BYTES", "AGE", "IDLE", "ROUTE",
     ];
-    let mut table = table(&header, &[3, 4, 5, 6]);
+    let mut table = new_table(&header, &[3, 4, 5, 6]);
     for flow in flows {
         table.add_row([
             flow.iif.clone(),
@@ -138,12 +143,12 @@ fn groups_table(groups: &[GroupView]) -> Table {
         "REPORTERS",
         "STATE",
     ];
-    let mut table = table(&header, &[5]);
+    let mut table = new_table(&header, &[5]);
     let seconds = |ms: Option<u64>| ms.map(|ms| format!("{:.1} s", ms as f64 / 1000.0));
     let or_none = |text: String| if text.is_empty() { "-".into() } else { text };
     for group in groups {
         let sources = group.sources.iter().map(|s| {
-            // In exclude mode those that are not forwarded are the exceptions.
+            // In exclude mode, the sources that are not forwarded are the exceptions.
             let not = if s.forwarded { "" } else { "not " };
             let left = seconds(s.expires_ms).map_or_else(String::new, |s| format!(" ({s})"));
             format!("{not}{}{left}", s.source)
@@ -163,14 +168,14 @@ fn groups_table(groups: &[GroupView]) -> Table {
             seconds(group.expires_ms).unwrap_or_else(|| "-".into()),
             group.version.clone().unwrap_or_else(|| "-".into()),
             or_none(reporters.join(" ")),
-            state(group),
+            group_state(group),
         ]);
     }
     table
 }
 
-/// Joined, or why not; and what routes that rewrite make of it, or it of.
-fn state(group: &GroupView) -> String {
+/// Returns the STATE column: `joined` or the error, then the translated channels of the group.
+fn group_state(group: &GroupView) -> String {
     let mut state = group.error.clone().unwrap_or_else(|| "joined".into());
     for (word, all) in [("is", &group.original), ("for", &group.joined_for)] {
         if !all.is_empty() {
@@ -181,7 +186,7 @@ fn state(group: &GroupView) -> String {
 }
 
 fn pending_table(pending: &[PendingView]) -> Table {
-    let mut table = table(&["KIND", "NAME", "WAITS FOR", "ORIGIN"], &[]);
+    let mut table = new_table(&["KIND", "NAME", "WAITS FOR", "ORIGIN"], &[]);
     for p in pending {
         table.add_row([
             p.kind.clone(),
@@ -194,7 +199,7 @@ fn pending_table(pending: &[PendingView]) -> Table {
 }
 
 fn mnat_table(ends: &[MnatView]) -> Table {
-    let mut table = table(&["GLOBAL", "LOCAL", "STATE", "SERVER"], &[]);
+    let mut table = new_table(&["GLOBAL", "LOCAL", "STATE", "SERVER"], &[]);
     for end in ends {
         let server = match (end.up, &end.error) {
             (true, None) => format!("{} up", end.server),
@@ -224,7 +229,8 @@ fn mnat_table(ends: &[MnatView]) -> Table {
     table
 }
 
-fn table(header: &[&str], numbers: &[usize]) -> Table {
+/// Creates a table. The columns with an index in `numbers` are right-aligned.
+fn new_table(header: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     for column in numbers {
@@ -247,7 +253,7 @@ fn routes_table(routes: &[RouteView]) -> Table {
         "WAITS FOR",
         "ORIGIN",
     ];
-    let mut table = table(&header, &[5, 6]);
+    let mut table = new_table(&header, &[5, 6]);
     for route in routes {
         let mut source = route.source.clone();
         for except in &route.except_sources {
@@ -255,7 +261,7 @@ fn routes_table(routes: &[RouteView]) -> Table {
         }
         let head = [
             route.name.clone(),
-            format!("({source}, {}){}", route.group, rewritten(route)),
+            format!("({source}, {}){}", route.group, translation_suffix(route)),
             route.ttl.clone(),
         ];
         let tail = [route.waiting_for.join(" "), route.origin.clone()];
@@ -276,12 +282,12 @@ fn routes_table(routes: &[RouteView]) -> Table {
     table
 }
 
-/// Who asks for members: ourselves in capitals.
-fn queriers(interface: &InterfaceView) -> String {
+/// Returns the QUERIER column. `US` marks this router.
+fn querier_column(interface: &InterfaceView) -> String {
     let one = |q: &QuerierView| match &q.address {
         Some(address) if q.us => format!("{} US {address}", q.protocol),
         Some(address) => format!("{} {address}", q.protocol),
-        None => format!("{} nobody", q.protocol),
+        None => format!("{} none", q.protocol),
     };
     if interface.queriers.is_empty() {
         return "-".into();
@@ -290,17 +296,18 @@ fn queriers(interface: &InterfaceView) -> String {
     all.join(", ")
 }
 
-/// As in ` -> (10.9.1.2, 239.1.1.1) port 5001`; what stays is `=`.
-fn rewritten(route: &RouteView) -> String {
+/// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` stands
+/// for an address that is not translated.
+fn translation_suffix(route: &RouteView) -> String {
     let Some(rewrite) = &route.rewrite else {
         return String::new();
     };
-    let shown = |text: &Option<String>| text.clone().unwrap_or_else(|| "=".into());
+    let or_same = |text: &Option<String>| text.clone().unwrap_or_else(|| "=".into());
     let port = rewrite.port.map_or(String::new(), |p| format!(" port {p}"));
     format!(
         " -> ({}, {}){port}",
-        shown(&rewrite.source),
-        shown(&rewrite.group)
+        or_same(&rewrite.source),
+        or_same(&rewrite.group)
     )
 }
 
@@ -317,7 +324,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         "SENT",
         "DROPPED",
     ];
-    let mut table = table(&header, &[0, 3, 7, 8]);
+    let mut table = new_table(&header, &[0, 3, 7, 8]);
     for i in interfaces {
         let state = match (i.up, i.carrier) {
             (true, true) => "up",
@@ -345,7 +352,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             i.mtu.to_string(),
             role.into(),
             i.ttl_threshold.map_or("-".into(), |t| t.to_string()),
-            queriers(i),
+            querier_column(i),
             i.received_packets.to_string(),
             i.transmitted_packets.to_string(),
             if dropped.is_empty() {

@@ -1,4 +1,4 @@
-//! `smcroutectl`, by its flags.
+//! `smcroutectl`: a client with the flags and output of the original.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
@@ -12,10 +12,10 @@ use clap::{CommandFactory, Parser};
 use super::FAILED;
 use crate::smcroute::wire::{Command, Shown, Verb, shown};
 
-/// How long the daemon may take to answer.
+/// Longest wait for a reply of the daemon.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ask and change a running smcrouted, as smcroutectl does
+/// Show and change the routes of a running smcrouted; compatible with smcroutectl
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "smcroutectl",
@@ -23,18 +23,19 @@ const TIMEOUT: Duration = Duration::from_secs(10);
     disable_help_flag = true,
     args_override_self = true,
     max_term_width = 100,
-    after_help = "Commands, which any beginning of shortens:\n  \
+    after_help = "Commands, which can be abbreviated:\n  \
         add IIF [SOURCE[/LEN]] GROUP[/LEN] OIF...   remove IIF [SOURCE[/LEN]] GROUP[/LEN] [OIF...]\n  \
         join IIF [SOURCE[/LEN]] GROUP[/LEN]         leave IIF [SOURCE[/LEN]] GROUP[/LEN]\n  \
         show [routes|groups|interfaces|pending]     flush  reload  kill  help  version\n\
-        eth+ stands for all interfaces whose name begins with eth.\n\
-        Exit codes: 0 done, 1 refused or not understood."
+        eth+ matches all interfaces whose name starts with eth.\n\
+        Example: smcroutectl add eth0 225.1.2.3 eth1 eth2\n\
+        Exit codes: 0 success, 1 failure or invalid command."
 )]
 pub struct ClientArgs {
-    /// Read commands from standard input, one a line
+    /// Read commands from standard input, one per line
     #[arg(short = 'b')]
     batch: bool,
-    /// Show more
+    /// Show more detail
     #[arg(short = 'd')]
     detail: bool,
     /// Show JSON
@@ -43,10 +44,10 @@ pub struct ClientArgs {
     /// Name of the daemon
     #[arg(short = 'i', value_name = "NAME", default_value = "smcroute")]
     name: String,
-    /// Plain headings
+    /// Show headings without escape sequences
     #[arg(short = 'p')]
     plain: bool,
-    /// No headings
+    /// Show no headings
     #[arg(short = 't')]
     terse: bool,
     /// Socket of the daemon [default: /run/NAME.sock]
@@ -55,58 +56,59 @@ pub struct ClientArgs {
     /// Show the version
     #[arg(short = 'v')]
     version: bool,
-    /// Show this text
+    /// Show this help
     #[arg(short = 'h', long)]
     help: bool,
-    /// Command and arguments; flags may stand behind them too
+    /// Command and arguments; flags may also follow them
     words: Vec<String>,
 }
 
-/// What a command word asks for.
+/// The meaning of a command word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum CommandWord {
     Help,
     Version,
-    /// A command with at least so many arguments.
-    Ask(Verb, usize),
+    /// A request to the daemon, with its least number of arguments.
+    Request(Verb, usize),
 }
 
-/// The first that begins with what was typed counts: `r` is reload, as ever.
-const WORDS: [(&str, Word); 12] = [
-    ("help", Word::Help),
-    ("version", Word::Version),
-    ("flush", Word::Ask(Verb::Flush, 0)),
-    ("kill", Word::Ask(Verb::Kill, 0)),
-    ("reload", Word::Ask(Verb::Reload, 0)),
-    ("restart", Word::Ask(Verb::Reload, 0)),
-    ("show", Word::Ask(Verb::Show, 0)),
-    ("add", Word::Ask(Verb::Add, 3)),
-    ("remove", Word::Ask(Verb::Remove, 2)),
-    ("del", Word::Ask(Verb::Remove, 2)),
-    ("join", Word::Ask(Verb::Join, 2)),
-    ("leave", Word::Ask(Verb::Leave, 2)),
+/// The command words. The first word that starts with the typed text is used, as in the original:
+/// `r` means reload.
+const WORDS: [(&str, CommandWord); 12] = [
+    ("help", CommandWord::Help),
+    ("version", CommandWord::Version),
+    ("flush", CommandWord::Request(Verb::Flush, 0)),
+    ("kill", CommandWord::Request(Verb::Kill, 0)),
+    ("reload", CommandWord::Request(Verb::Reload, 0)),
+    ("restart", CommandWord::Request(Verb::Reload, 0)),
+    ("show", CommandWord::Request(Verb::Show, 0)),
+    ("add", CommandWord::Request(Verb::Add, 3)),
+    ("remove", CommandWord::Request(Verb::Remove, 2)),
+    ("del", CommandWord::Request(Verb::Remove, 2)),
+    ("join", CommandWord::Request(Verb::Join, 2)),
+    ("leave", CommandWord::Request(Verb::Leave, 2)),
 ];
 
-/// `smcroutectl` called by that name, with its arguments.
+/// Runs `smcroutectl` with the arguments after the program name.
 pub fn from_arguments(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let name = std::iter::once(OsString::from("smcroutectl"));
     match ClientArgs::try_parse_from(name.chain(arguments)) {
         Ok(args) => run(args),
         Err(e) => {
-            // Where standard error is gone there is nobody to tell.
+            // A closed standard error leaves no other place for the message.
             let _ = e.print();
             ExitCode::from(FAILED)
         }
     }
 }
 
-/// Runs it.
+/// Runs `smcroutectl`.
 pub fn run(args: ClientArgs) -> ExitCode {
     let done = match (args.help, args.version, args.batch) {
         (true, _, _) => help(),
         (_, true, _) => version(),
         (_, _, true) => batch(&args),
-        _ => one(&args, &args.words),
+        _ => run_command(&args, &args.words),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -136,60 +138,61 @@ fn batch(args: &ClientArgs) -> Result<(), String> {
         if words.is_empty() {
             continue;
         }
-        if let Err(e) = one(args, &words) {
+        if let Err(e) = run_command(args, &words) {
             eprintln!("smcroutectl: {e}");
             failed += 1;
         }
     }
     match failed {
         0 => Ok(()),
-        n => Err(format!("commands that failed: {n}")),
+        n => Err(format!("failed commands: {n}")),
     }
 }
 
-fn one(args: &ClientArgs, words: &[String]) -> Result<(), String> {
+/// Runs one command; without words, `show`.
+fn run_command(args: &ClientArgs, words: &[String]) -> Result<(), String> {
     let (word, rest) = match words.split_first() {
         Some((word, rest)) => (word.as_str(), rest),
         None => ("show", words),
     };
     let found = WORDS.iter().find(|(name, _)| name.starts_with(word));
-    let Some((name, meant)) = found else {
-        return Err(format!("no command {word:?}; see smcroutectl help"));
+    let Some((name, command_word)) = found else {
+        return Err(format!("unknown command {word:?}; see smcroutectl help"));
     };
-    let verb = match meant {
-        Word::Help => return help(),
-        Word::Version => return version(),
-        Word::Ask(_, least) if rest.len() < *least => {
+    let verb = match command_word {
+        CommandWord::Help => return help(),
+        CommandWord::Version => return version(),
+        CommandWord::Request(_, least) if rest.len() < *least => {
             return Err(format!(
                 "Not enough arguments to command {name}; see smcroutectl help"
             ));
         }
-        Word::Ask(Verb::Show, _) if args.json => Verb::ShowJson,
-        Word::Ask(Verb::Show, _) if args.detail => Verb::ShowDetail,
-        Word::Ask(verb, _) => *verb,
+        CommandWord::Request(Verb::Show, _) if args.json => Verb::ShowJson,
+        CommandWord::Request(Verb::Show, _) if args.detail => Verb::ShowDetail,
+        CommandWord::Request(verb, _) => *verb,
     };
     let command = Command {
         verb,
         arguments: rest.to_vec(),
     };
-    let answer = ask(args, &command)?;
+    let reply = request(args, &command)?;
     let is_show = matches!(verb, Verb::Show | Verb::ShowDetail | Verb::ShowJson);
-    match is_show && !answer.starts_with("Unknown or malformed") {
-        true => tables(args, verb, &answer).map_err(|e| e.to_string()),
-        false if answer.is_empty() => Ok(()),
-        false => Err(answer.trim_end().to_string()),
+    match is_show && !reply.starts_with("Unknown or malformed") {
+        true => print_tables(args, verb, &reply).map_err(|e| e.to_string()),
+        false if reply.is_empty() => Ok(()),
+        false => Err(reply.trim_end().to_string()),
     }
 }
 
-/// The answer up to its NUL.
-fn ask(args: &ClientArgs, command: &Command) -> Result<String, String> {
+/// Sends `command` to the daemon and returns the reply, which ends with a NUL byte.
+fn request(args: &ClientArgs, command: &Command) -> Result<String, String> {
     let named = || format!("/run/{}.sock", args.name).into();
     let path = args.socket.clone().unwrap_or_else(named);
     let bytes = command.write().map_err(|e| e.to_string())?;
     let shown = path.display();
     let mut stream = UnixStream::connect(&path)
         .map_err(|e| format!("Failed connecting to daemon at {shown}: {e}"))?;
-    let mut answer = Vec::new();
+    let mut reply = Vec::new();
     stream
         .set_read_timeout(Some(TIMEOUT))
         .and_then(|()| stream.write_all(&bytes))
@@ -197,30 +200,33 @@ fn ask(args: &ClientArgs, command: &Command) -> Result<String, String> {
             loop {
                 let mut piece = [0; 4096];
                 let n = stream.read(&mut piece)?;
-                answer.extend_from_slice(&piece[..n]);
-                if n == 0 || answer.contains(&0) {
+                reply.extend_from_slice(&piece[..n]);
+                if n == 0 || reply.contains(&0) {
                     return Ok(());
                 }
             }
         })
-        .map_err(|e| format!("the daemon at {shown} does not answer: {e}"))?;
-    match answer.iter().position(|b| *b == 0) {
-        Some(end) => Ok(String::from_utf8_lossy(&answer[..end]).into_owned()),
-        // A daemon that is told to end may do so before it answers.
+        .map_err(|e| format!("no reply from the daemon at {shown}: {e}"))?;
+    match reply.iter().position(|b| *b == 0) {
+        Some(end) => Ok(String::from_utf8_lossy(&reply[..end]).into_owned()),
+        // After `kill`, the daemon may exit before it replies.
         None if command.verb == Verb::Kill => Ok(String::new()),
-        None => Err(format!("the daemon at {shown} hung up without an answer")),
+        None => Err(format!(
+            "the daemon at {shown} closed the connection without a reply"
+        )),
     }
 }
 
-fn tables(args: &ClientArgs, verb: Verb, answer: &str) -> io::Result<()> {
+/// Prints the tables of a `show` reply with headings in the requested style.
+fn print_tables(args: &ClientArgs, verb: Verb, reply: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    // Of nothing there is no table.
-    if verb == Verb::ShowJson || answer.is_empty() {
-        return out.write_all(answer.as_bytes());
+    // JSON and empty replies are printed unchanged.
+    if verb == Verb::ShowJson || reply.is_empty() {
+        return out.write_all(reply.as_bytes());
     }
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
     let width = columns.filter(|c| *c > 1).unwrap_or(80usize) - 1;
-    for line in answer.lines() {
+    for line in reply.lines() {
         match (shown(line), args.terse, args.plain) {
             (Shown::Plain(line), _, _) => writeln!(out, "{line}")?,
             (_, true, _) => {}
@@ -245,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_may_stand_behind_the_command() {
+    fn flags_may_follow_the_command() {
         let read = |line: &str| {
             let words = std::iter::once("smcroutectl").chain(line.split_whitespace());
             ClientArgs::try_parse_from(words)
@@ -269,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_shortened_as_ever() {
+    fn commands_can_be_abbreviated() {
         for (typed, name) in [
             ("s", "show"),
             ("r", "reload"),

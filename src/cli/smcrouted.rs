@@ -1,4 +1,4 @@
-//! `smcrouted`, by its flags.
+//! `smcrouted`: the router with the flags, files and socket of the original.
 
 use std::ffi::{CString, OsString};
 use std::net::SocketAddr;
@@ -17,18 +17,18 @@ use crate::control::socket::{BindError, Socket};
 use crate::settings::{Settings, environment, read_smcroute};
 use crate::sys::privileges::{self, DaemonStart, UserIdentity};
 
-/// sysexits.h: bad arguments.
+/// sysexits.h: invalid arguments.
 const EX_USAGE: u8 = 64;
-/// sysexits.h: something of the system is missing.
+/// sysexits.h: a system call failed.
 const EX_OSERR: u8 = 71;
-/// sysexits.h: another one runs.
+/// sysexits.h: another daemon uses the socket.
 const EX_UNAVAILABLE: u8 = 69;
-/// sysexits.h: a right is missing.
+/// sysexits.h: missing privileges.
 const EX_NOPERM: u8 = 77;
-/// sysexits.h: bad settings.
+/// sysexits.h: invalid settings.
 const EX_CONFIG: u8 = 78;
 
-/// Route multicast as smcrouted does: its flags, file and socket
+/// Run the router as a replacement for smcrouted, with its flags, configuration file and socket
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "smcrouted",
@@ -36,72 +36,75 @@ const EX_CONFIG: u8 = 78;
     disable_help_flag = true,
     args_override_self = true,
     max_term_width = 100,
-    after_help = "SIGHUP reads the file again; SIGTERM and SIGINT end it.\n\
-        Exit codes: 0 done, 64 bad flags, 69 another one runs, 77 missing rights, 78 bad file (-F)."
+    after_help = "Example: smcrouted -n -f /etc/smcroute.conf\n\
+        SIGHUP reloads the file. SIGTERM and SIGINT stop the daemon.\n\
+        Exit codes: 0 success, 64 invalid flags, 69 another daemon uses the socket,\n\
+        77 missing privileges, 78 invalid file."
 )]
 pub struct DaemonArgs {
-    /// Forget flows without a packet for this long; 0 never
+    /// Forget a flow after this time without a packet; 0 means never
     #[arg(short = 'c', value_name = "SEC", default_value_t = 60)]
     idle: u32,
-    /// Wait before anything is looked at
+    /// Wait this long before the start
     #[arg(short = 'd', value_name = "SEC", default_value_t = 0)]
     delay: u32,
-    /// Program to run with `reload` when all routes are in force, and with `install`, and
-    /// source and group in its environment, when a flow of a (*,G) route begins
+    /// Program to run: with argument `reload` when all routes are in force, and with argument
+    /// `install` when a flow of a (*,G) route starts. The environment has source and group of the
+    /// flow
     #[arg(short = 'e', value_name = "CMD")]
     script: Option<PathBuf>,
-    /// File to read [default: /etc/NAME.conf]
+    /// Configuration file [default: /etc/NAME.conf]
     #[arg(short = 'f', value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Only check this file; 78 where a line is bad
+    /// Only check this file; the exit code is 78 if a line is invalid
     #[arg(short = 'F', value_name = "FILE")]
     check: Option<PathBuf>,
-    /// Show this text
+    /// Show this help
     #[arg(short = 'h', long)]
     help: bool,
-    /// Name that file, pid file, socket and log go by
+    /// Name used for the configuration file, the pid file, the socket and in the log
     #[arg(short = 'i', value_name = "NAME", default_value = "smcroute")]
     name: String,
-    /// How much is logged
+    /// Log level
     #[arg(short = 'l', value_name = "LEVEL", default_value = "notice",
         ignore_case = true,
         value_parser = ["none", "emerg", "panic", "alert", "crit", "err", "error", "warn", "warning",
             "notice", "info", "debug"])]
     level: String,
-    /// Seconds between announcements of this router, 4 to 180
+    /// Interval of multicast router advertisements (RFC 4286), 4 to 180 seconds
     #[arg(short = 'm', value_name = "SEC", default_value_t = 20)]
     mrdisc_interval: u32,
     /// Stay in the foreground
     #[arg(short = 'n')]
     foreground: bool,
-    /// Accepted; interfaces cost nothing here
+    /// Accepted without effect: no virtual interfaces (VIFs) are created here
     #[arg(short = 'N')]
     no_vifs: bool,
-    /// Become this user once all is open; CAP_NET_ADMIN and CAP_NET_RAW are kept
+    /// Change to this user after the start; CAP_NET_ADMIN and CAP_NET_RAW are kept
     #[arg(short = 'p', value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// File with the process id [default: /run/NAME.pid]
+    /// File for the process id [default: /run/NAME.pid]
     #[arg(short = 'P', value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// Log to syslog; so it is without -n
+    /// Log to syslog; this is the default without -n
     #[arg(short = 's')]
     syslog: bool,
-    /// Accepted; the kernel's tables are not used
+    /// Accepted without effect: kernel routing tables are not used
     #[arg(short = 't', value_name = "ID")]
     table: Option<String>,
-    /// Socket of smcroutectl [default: /run/NAME.sock]
+    /// Socket for smcroutectl [default: /run/NAME.sock]
     #[arg(short = 'u', value_name = "FILE")]
     socket: Option<PathBuf>,
     /// Show the version
     #[arg(short = 'v')]
     version: bool,
-    /// Serve metrics and the API here; without it there is no listener
+    /// Serve metrics and the HTTP API at this address; without it, there is no HTTP server
     #[arg(long, value_name = "ADDR")]
     http: Option<SocketAddr>,
-    /// Refuse lines with words that smcroute does not know
+    /// Reject lines with options that smcroute does not support
     #[arg(long)]
     strict: bool,
-    /// Ignored, as smcrouted does
+    /// Ignored, as by the original
     #[arg(hide = true)]
     rest: Vec<String>,
 }
@@ -117,7 +120,8 @@ impl DaemonArgs {
         self.socket.clone().unwrap_or_else(named)
     }
 
-    /// A file with a folder is taken as it is; a bare name is one in /run.
+    /// Returns the path of the pid file. A path with a slash is used as given; a bare name is in
+    /// /run.
     fn pid_file(&self) -> PathBuf {
         match &self.pid_file {
             Some(path) if path.as_os_str().as_encoded_bytes().contains(&b'/') => path.clone(),
@@ -126,7 +130,7 @@ impl DaemonArgs {
         }
     }
 
-    /// What reads the settings, at start and at each reload.
+    /// Returns the function that loads the settings at the start and at each reload.
     fn load(&self) -> Load {
         let (file, strict, http) = (self.file(), self.strict, self.http);
         let mrdisc = Duration::from_secs(self.mrdisc_interval.into());
@@ -144,20 +148,20 @@ impl DaemonArgs {
     }
 }
 
-/// `smcrouted` called by that name, with its arguments.
+/// Runs `smcrouted` with the arguments after the program name.
 pub fn from_arguments(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let name = std::iter::once(OsString::from("smcrouted"));
     match DaemonArgs::try_parse_from(name.chain(arguments)) {
         Ok(args) => run(args),
         Err(e) => {
-            // Where standard error is gone there is nobody to tell.
+            // A closed standard error leaves no other place for the message.
             let _ = e.print();
             ExitCode::from(EX_USAGE)
         }
     }
 }
 
-/// Runs it.
+/// Runs `smcrouted`.
 pub fn run(args: DaemonArgs) -> ExitCode {
     if args.help {
         print!("{}", DaemonArgs::command().render_help());
@@ -171,7 +175,10 @@ pub fn run(args: DaemonArgs) -> ExitCode {
         return check(file, args.strict);
     }
     if !(4..=180).contains(&args.mrdisc_interval) {
-        return fail(FAILED, &"-m: seconds between announcements are 4 to 180");
+        return fail(
+            FAILED,
+            &"-m: the advertisement interval must be 4 to 180 seconds",
+        );
     }
     let identity = match args.user.as_deref().map(UserIdentity::lookup).transpose() {
         Ok(identity) => identity,
@@ -181,33 +188,34 @@ pub fn run(args: DaemonArgs) -> ExitCode {
         true => None,
         false => match privileges::daemonize() {
             Ok(starting) => Some(starting),
-            Err(e) => return fail(EX_OSERR, &format!("cannot detach: {e}")),
+            Err(e) => return fail(EX_OSERR, &format!("cannot run in the background: {e}")),
         },
     };
     start_log(&args);
     if let Some(table) = &args.table {
-        info!("-t {table}: the kernel's routing tables are not used, the flag has no effect");
+        info!("-t {table}: no effect, because kernel routing tables are not used");
     }
     if args.delay > 0 {
-        // Nobody waits for a delay that was asked for.
+        // The calling process need not wait for the requested delay.
         if let Some(starting) = starting.take() {
-            left_alone(starting);
+            finish_start(starting);
         }
-        // Nothing else runs yet.
+        // Blocking is fine: no actor runs yet.
         std::thread::sleep(Duration::from_secs(args.delay.into()));
     }
     match prepare(&args, identity.as_ref()) {
         Ok(mut options) => {
-            options.started = starting.map(|s| Box::new(|| left_alone(s)) as Started);
+            options.started = starting.map(|s| Box::new(|| finish_start(s)) as Started);
             route(options)
         }
         Err(e) => e,
     }
 }
 
-fn left_alone(starting: DaemonStart) {
+/// Lets the calling process exit with success, and detaches from the terminal.
+fn finish_start(starting: DaemonStart) {
     if let Err(e) = starting.done() {
-        warn!("cannot let go of the terminal: {e}");
+        warn!("cannot detach from the terminal: {e}");
     }
 }
 
@@ -225,7 +233,7 @@ fn route(options: Options) -> ExitCode {
     }
 }
 
-/// Opens what only root can open, and stops being root where that is asked for.
+/// Loads the settings, opens the socket, and drops root privileges if `-p` is given.
 fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options, ExitCode> {
     let load = args.load();
     let settings = load().map_err(|report| fail(EX_CONFIG, &report))?;
@@ -233,7 +241,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
     let bound = match Socket::bind(&socket) {
         Ok(bound) => Some(bound),
         Err(e @ BindError::Refused { .. }) => {
-            warn!("{e}; going on without clients");
+            warn!("{e}; continuing without the socket for smcroutectl");
             None
         }
         Err(e) => {
@@ -255,12 +263,14 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
     if let (Some(identity), Some(pid)) = (identity, pid_file.take_if(|_| identity.is_some())) {
         if let Err(e) = identity.write_owned_file(&pid, &format!("{}\n", std::process::id())) {
             let pid = pid.display();
-            warn!("cannot write the pid file {pid}: {e}; going on without one (-P)");
+            warn!(
+                "cannot write the pid file {pid}: {e}; continuing without it (-P sets another path)"
+            );
         }
         if bound.is_some()
             && let Err(e) = identity.own_socket(&socket)
         {
-            warn!("-p: the socket stays root's: {e}");
+            warn!("-p: cannot change the owner of the socket, it still belongs to root: {e}");
         }
         identity
             .assume()
@@ -297,7 +307,7 @@ fn start_log(args: &DaemonArgs) {
     let level = match level.as_str() {
         "none" => "off",
         "emerg" | "panic" | "alert" | "crit" | "err" | "error" => "error",
-        // Our start and end, and what is odd: what smcrouted notices.
+        // Warnings, and start and stop messages, as at the level `notice` of smcrouted.
         "notice" => "warn,mcastor::app=info,mcastor::cli=info",
         other => other.strip_suffix("ing").unwrap_or(other),
     };
@@ -319,6 +329,6 @@ fn start_log(args: &DaemonArgs) {
         None => log.with_writer(std::io::stderr).init(),
     }
     if args.no_vifs {
-        warn!("-N: interfaces cost nothing here, the flag has no effect");
+        warn!("-N: no effect, because no virtual interfaces (VIFs) are created");
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Command, Outcome, Request, Response};
-use crate::api::{self, Shown};
+use crate::api::{self, ShowReply};
 
 /// How long the daemon may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -52,7 +52,7 @@ pub enum ClientError {
 }
 
 /// Asks the daemon behind `path`.
-pub fn ask(path: &Path, command: Command) -> Result<Shown, ClientError> {
+pub fn ask(path: &Path, command: Command) -> Result<ShowReply, ClientError> {
     let path_buf = || path.to_path_buf();
     let stream = UnixStream::connect(path).map_err(|cause| match cause.kind() {
         io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: path_buf() },

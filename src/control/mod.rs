@@ -17,7 +17,7 @@ pub mod socket;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{self, Change, Show, Shown};
+use crate::api::{self, RuleChange, ShowQuery, ShowReply};
 
 /// Longest request, in bytes without the line feed.
 pub const LONGEST_REQUEST: usize = 64 << 10;
@@ -53,9 +53,9 @@ impl Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
     /// Tell of something.
-    Show(Show),
+    Show(ShowQuery),
     /// Change the rules until the next reload.
-    Change(Change),
+    Change(RuleChange),
     /// End all flows.
     Flush,
     /// Read the settings again.
@@ -81,7 +81,7 @@ pub struct Response {
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Yes, and this is what was asked for.
-    Result(Shown),
+    Result(ShowReply),
     /// No, and why.
     Error(String),
 }

@@ -18,7 +18,7 @@ use super::socket::Socket;
 use super::{Command, LONGEST_REQUEST, Outcome, Request, Response};
 use crate::actors::RouterContext;
 use crate::actors::questions::{self, AskError};
-use crate::api::{self, Shown};
+use crate::api::{self, ShowReply};
 
 /// Clients served at once. For one more, the one that has been silent longest goes.
 const MOST_CLIENTS: usize = 32;
@@ -152,7 +152,7 @@ async fn answer(line: &str, context: &RouterContext) -> Outcome {
         Ok(request) => request,
         Err(e) => return Outcome::Error(e),
     };
-    let done = |done: Result<String, AskError>| done.map(Shown::Done);
+    let done = |done: Result<String, AskError>| done.map(ShowReply::Done);
     let outcome = match request.command {
         Command::Show(what) => questions::show(context, what).await,
         Command::Change(change) => done(questions::change(context, change).await),

@@ -1,36 +1,36 @@
-//! The streams of the demo and what is known of them while they run.
+//! The test streams of the demo and their state while they run.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::view::Row;
-use super::{DemoError, lab, system};
-use crate::cli::recv::{Event, RecvArgs, recv_with};
+use super::view::FlowRow;
+use super::{DemoError, network, system_error};
+use crate::cli::recv::{RecvArgs, RecvEvent, recv_with};
 use crate::cli::send::{SendArgs, send_with};
 use crate::model::{Group, IfName, LinkError, Source};
-use crate::streams::{Latency, StreamError, Tallies, Tally};
+use crate::probe::{Latency, ReceiverStats, StreamError, StreamStats};
 use crate::sys::netns::NetNs;
 
-/// TTL of the flows that the router takes one off.
+/// Initial TTL of the flows whose TTL the router decrements.
 const TTL: u8 = 16;
 
-/// One stream and the rule that routes it.
+/// A test stream and the route that forwards it.
 #[derive(Debug, Clone)]
-pub struct Flow {
-    /// The name of its route.
+pub struct DemoFlow {
+    /// Name of the route.
     pub name: &'static str,
-    /// Its group.
+    /// Destination group.
     pub group: Group,
     /// TTL or hop limit at the sender.
     pub ttl: u8,
-    /// Whether the route leaves the TTL alone.
+    /// Whether the route keeps the TTL instead of decrementing it.
     pub keep_ttl: bool,
 }
 
-impl Flow {
-    /// The streams of the demo.
+impl DemoFlow {
+    /// Returns the streams of the demo: IPv4, IPv6 if `ipv6`, and IPv4 with TTL 1.
     pub fn all(ipv6: bool) -> Vec<Self> {
         let v4 = |last| Group::new(Ipv4Addr::new(225, 1, 2, last).into());
         let v6 = Group::new(Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0x225, 1).into());
@@ -52,16 +52,16 @@ impl Flow {
         .collect()
     }
 
-    /// TTL or hop limit at the receiver.
+    /// Returns the TTL or hop limit expected at the receiver.
     pub fn ttl_on_arrival(&self) -> u8 {
         self.ttl - u8::from(!self.keep_ttl)
     }
 
     fn source(&self) -> Option<Source> {
-        Source::new(lab::sender_address(self.group.addr().is_ipv6())).ok()
+        Source::new(network::sender_address(self.group.addr().is_ipv6())).ok()
     }
 
-    /// Sends from `netns` until `count` or `stop`. Moves the calling thread there.
+    /// Moves the calling thread to `netns` and sends there until `count` packets or `stop`.
     pub fn send(
         &self,
         netns: &NetNs,
@@ -72,13 +72,13 @@ impl Flow {
     ) -> Result<(), DemoError> {
         netns
             .enter()
-            .map_err(system("enter the sender's namespace"))?;
+            .map_err(system_error("enter the sender's namespace"))?;
         let args = SendArgs {
             rate,
             count,
             ttl: self.ttl,
             source: self.source(),
-            ..SendArgs::new(end()?, self.group)
+            ..SendArgs::new(end_interface()?, self.group)
         };
         let before = state.sent.load(Ordering::Relaxed);
         let mut progress = |sent| state.sent.store(before + sent, Ordering::Relaxed);
@@ -86,7 +86,8 @@ impl Flow {
         Ok(())
     }
 
-    /// Receives in `netns` until the stream is whole or `stop`. Moves the calling thread there.
+    /// Moves the calling thread to `netns` and receives there until the stream is complete or
+    /// `stop`.
     pub fn receive(
         &self,
         netns: &NetNs,
@@ -95,32 +96,35 @@ impl Flow {
     ) -> Result<(), DemoError> {
         netns
             .enter()
-            .map_err(system("enter the receiver's namespace"))?;
+            .map_err(system_error("enter the receiver's namespace"))?;
         let args = RecvArgs {
-            // Groups of ff3x::/32 and 232/8 are joined for one source only (RFC 4607 section 1).
+            // Groups of ff3x::/32 and 232/8 can only be joined for one source (RFC 4607 section 1).
             source: self.source().filter(|_| self.group.is_source_specific()),
-            ..RecvArgs::new(end()?, self.group)
+            ..RecvArgs::new(end_interface()?, self.group)
         };
         recv_with(&args, stop, &mut |event| match event {
-            Event::Joined(_) => state.joined.store(true, Ordering::Relaxed),
-            Event::Progress(tallies) => {
-                let heard = Heard::of(tallies, self.group);
-                *state.heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+            RecvEvent::Joined(_) => state.joined.store(true, Ordering::Relaxed),
+            RecvEvent::Progress(stats) => {
+                let snapshot = ReceiverSnapshot::new(stats, self.group);
+                *state
+                    .received
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = snapshot;
             }
         })?;
         Ok(())
     }
 }
 
-fn end() -> Result<IfName, StreamError> {
-    lab::END
+fn end_interface() -> Result<IfName, StreamError> {
+    network::END
         .parse()
         .map_err(|e: LinkError| StreamError::Usage(e.to_string()))
 }
 
-/// What a receiver knows.
+/// The statistics of a receiver at one moment.
 #[derive(Debug, Clone, Default)]
-pub struct Heard {
+pub struct ReceiverSnapshot {
     received: u64,
     missing: u64,
     duplicates: u64,
@@ -129,48 +133,48 @@ pub struct Heard {
     latency: Option<Latency>,
 }
 
-impl Heard {
-    fn of(tallies: &Tallies, group: Group) -> Self {
-        let streams = || tallies.of(group.addr());
+impl ReceiverSnapshot {
+    fn new(stats: &ReceiverStats, group: Group) -> Self {
+        let streams = || stats.streams_of(group.addr());
         Self {
-            received: streams().map(Tally::received).sum(),
-            missing: streams().map(Tally::missing).sum(),
-            duplicates: streams().map(Tally::duplicates).sum(),
+            received: streams().map(StreamStats::received).sum(),
+            missing: streams().map(StreamStats::missing).sum(),
+            duplicates: streams().map(StreamStats::duplicates).sum(),
             range: streams()
-                .map(Tally::range)
+                .map(StreamStats::range)
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
             ttl: streams()
-                .filter_map(Tally::ttl)
+                .filter_map(StreamStats::ttl)
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))),
-            latency: streams().find_map(Tally::latency),
+            latency: streams().find_map(StreamStats::latency),
         }
     }
 }
 
-/// What is known of one flow, shared with its threads.
+/// The state of one flow, shared with its sender and receiver threads.
 #[derive(Debug, Default)]
 pub struct FlowState {
     sent: AtomicU64,
     joined: AtomicBool,
-    heard: Mutex<Heard>,
+    received: Mutex<ReceiverSnapshot>,
 }
 
-/// What is known of all flows.
+/// The state of all flows.
 #[derive(Debug)]
-pub struct Running {
-    /// In the order of [`Flow::all`].
+pub struct FlowStates {
+    /// One state for each flow, in the order of [`DemoFlow::all`].
     pub flows: Vec<FlowState>,
 }
 
-impl Running {
-    /// Nothing sent, nothing heard.
+impl FlowStates {
+    /// Creates the state of `flows` flows, with nothing sent or received.
     pub fn new(flows: usize) -> Self {
         Self {
             flows: (0..flows).map(|_| FlowState::default()).collect(),
         }
     }
 
-    /// Waits until every receiver has joined, or `patience` is over.
+    /// Waits until every receiver has joined, for at most `patience`, or until `stop`.
     pub fn wait_joined(&self, patience: Duration, stop: &AtomicBool) {
         let deadline = Instant::now() + patience;
         while !self.flows.iter().all(|f| f.joined.load(Ordering::Relaxed))
@@ -181,31 +185,34 @@ impl Running {
         }
     }
 
-    /// The table as of now. While packets are on the way only gaps count as lost; once `done`,
-    /// all that is missing.
-    pub fn rows(&self, flows: &[Flow], forwarded: &[Option<u64>], done: bool) -> Vec<Row> {
-        let row = |((flow, state), forwarded): ((&Flow, &FlowState), &Option<u64>)| {
-            let heard = state.heard.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the current table. While packets are in flight, only gaps count as lost. Once
+    /// `done`, every packet that is missing counts.
+    pub fn rows(&self, flows: &[DemoFlow], forwarded: &[Option<u64>], done: bool) -> Vec<FlowRow> {
+        let row = |((flow, state), forwarded): ((&DemoFlow, &FlowState), &Option<u64>)| {
+            let snapshot = state
+                .received
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             let sent = state.sent.load(Ordering::Relaxed);
-            Row {
+            FlowRow {
                 flow: flow.name,
                 group: flow.group.addr(),
                 sent,
                 forwarded: *forwarded,
-                received: heard.received,
+                received: snapshot.received,
                 lost: if done {
-                    sent.saturating_sub(heard.received)
+                    sent.saturating_sub(snapshot.received)
                 } else {
-                    heard.missing
+                    snapshot.missing
                 },
-                duplicates: heard.duplicates,
-                first_seq: heard.range.map(|r| r.0),
-                last_seq: heard.range.map(|r| r.1),
+                duplicates: snapshot.duplicates,
+                first_seq: snapshot.range.map(|r| r.0),
+                last_seq: snapshot.range.map(|r| r.1),
                 ttl_sent: flow.ttl,
                 ttl_expected: flow.ttl_on_arrival(),
-                ttl_min: heard.ttl.map(|t| t.0),
-                ttl_max: heard.ttl.map(|t| t.1),
-                latency_us: heard.latency,
+                ttl_min: snapshot.ttl.map(|t| t.0),
+                ttl_max: snapshot.ttl.map(|t| t.1),
+                latency_us: snapshot.latency,
             }
         };
         let pairs = flows.iter().zip(&self.flows);

@@ -1,4 +1,4 @@
-//! A stream across a router, on a host of its own: three network namespaces, two cables.
+//! `mcastor demo`: test streams through a router, isolated in three network namespaces.
 //!
 //! ```text
 //!   sender              router              receiver
@@ -7,57 +7,59 @@
 //!   2001:2:0:1::2                             2001:2:0:2::2
 //! ```
 //!
-//! The addresses are those set aside for tests of network devices (RFC 2544, RFC 5180). The
-//! router is this program's `run` in a child process; the streams come from threads that live in
-//! the other two namespaces. Nothing of it has a name on the host, so nothing is left behind.
+//! The addresses are reserved for tests of network devices (RFC 2544, RFC 5180). The router is a
+//! child process that runs `mcastor run`. Threads in the other two namespaces send and receive the
+//! streams. The namespaces have no name on the host, so the kernel removes them with the process.
 
 pub mod flows;
-pub mod lab;
+pub mod network;
 pub mod router;
 pub mod view;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use flows::{Flow, Running};
-use lab::Lab;
-use router::Router;
-use view::{Outcome, Verdict, View};
+use flows::{DemoFlow, FlowStates};
+use network::DemoNetwork;
+use router::RouterProcess;
+use view::{DemoOutcome, DemoView, Verdict};
 
-use crate::streams::StreamError;
+use crate::probe::StreamError;
 
-/// Longest wait for the router to say that it is ready, and for its last counts.
+/// Longest wait until the router is ready and the receivers have joined.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for the last packets and counter updates after the senders have finished.
 const SETTLE: Duration = Duration::from_secs(2);
-/// How often the state of affairs is looked at.
+/// How often the progress is checked.
 const TICK: Duration = Duration::from_millis(50);
-/// Packets per second and flow, during the test and while `--keep` stays up.
+/// Packets per second and flow during the test.
 const RATE: f64 = 1000.0;
+/// Packets per second and flow after the verdict, with `--keep`.
 const KEEP_RATE: f64 = 10.0;
 
-/// Why the demo cannot run: not a verdict on the router.
+/// The reason why the demo cannot run. It says nothing about the router.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// The system gives no namespaces.
+    /// The system does not permit network namespaces.
     #[error(
         "cannot make network namespaces: {0}\n\
-         Run it as root (`sudo mcastor demo`). Without root it takes unprivileged user namespaces: \
-         sysctl user.max_user_namespaces above 0, and where they exist \
+         Run it as root (`sudo mcastor demo`). Without root it needs unprivileged user namespaces: \
+         sysctl user.max_user_namespaces above 0 and, if they exist, \
          kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0. \
          In a container: --cap-add SYS_ADMIN --cap-add NET_ADMIN --cap-add NET_RAW."
     )]
     Namespaces(std::io::Error),
-    /// Links or addresses could not be made.
+    /// Links or addresses could not be created.
     #[error(
-        "cannot lay the cables of the demo: {0}\nIt takes the kernel's `veth` driver: `modprobe veth`."
+        "cannot create the links of the demo: {0}\nIt needs the kernel's `veth` driver: `modprobe veth`."
     )]
-    Cables(String),
-    /// A file or a socket.
+    Links(String),
+    /// An operation on a file, a socket or a process failed.
     #[error("cannot {what}: {error}")]
     System {
-        /// What was tried.
+        /// The operation, as an infinitive.
         what: &'static str,
-        /// The system's answer.
+        /// The error of the system.
         error: std::io::Error,
     },
     /// A stream could not be sent or received.
@@ -66,62 +68,63 @@ pub enum DemoError {
     /// The metrics of the router cannot be read over the loopback interface.
     #[error(
         "cannot reach 127.0.0.1: {0}\nThe loopback interface of this network namespace is down; \
-         `ip link set lo up` mends it."
+         set it up with `ip link set lo up`."
     )]
     Loopback(std::io::Error),
 }
 
-pub(crate) fn system(what: &'static str) -> impl Fn(std::io::Error) -> DemoError {
+/// Returns a function that adds the failed operation to a system error.
+pub(crate) fn system_error(what: &'static str) -> impl Fn(std::io::Error) -> DemoError {
     move |error| DemoError::System { what, error }
 }
 
-/// What to do.
+/// Options of the demo.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    /// How long to send.
+pub struct DemoOptions {
+    /// Duration of the test in seconds.
     pub seconds: u32,
-    /// Stay up after the verdict.
+    /// Whether the demo continues after the verdict until it is stopped.
     pub keep: bool,
 }
 
-/// Runs the demo until the verdict, and with `keep` until `stop`; `tell` gets the verdict when it
-/// stands. Must be called while the process has one thread, unless it is root.
+/// Runs the demo until the verdict, or with `keep` until `stop`. Calls `on_outcome` once, with the
+/// verdict. Unless the process is root, it must have only one thread when this is called.
 pub fn run(
-    plan: &Plan,
-    view: &mut View,
+    options: &DemoOptions,
+    view: &mut DemoView,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(&Outcome),
+    on_outcome: &mut dyn FnMut(&DemoOutcome),
 ) -> Result<Verdict, DemoError> {
-    let listener = router::bind_http().map_err(system("listen on 127.0.0.1"))?;
-    let lab = Lab::new()?;
-    let flows = Flow::all(lab.has_ipv6);
-    let mut router = Router::start(&lab.router, listener, &flows)?;
-    let running = Running::new(flows.len());
+    let listener = router::bind_http().map_err(system_error("listen on 127.0.0.1"))?;
+    let network = DemoNetwork::new()?;
+    let flows = DemoFlow::all(network.has_ipv6);
+    let mut router = RouterProcess::start(&network.router, listener, &flows)?;
+    let states = FlowStates::new(flows.len());
     let outcome = match router.wait_ready(PATIENCE, stop)? {
-        Some(reason) => Outcome::failed(reason, router.metrics_url()),
+        Some(reason) => DemoOutcome::failed(reason, router.metrics_url()),
         None => {
-            view.say(&format!(
+            view.print_line(&format!(
                 "router ready, metrics at {}",
                 router.metrics_url()
             ));
-            measure(plan, view, stop, &lab, &flows, &running, &mut router)?
+            measure(options, view, stop, &network, &flows, &states, &mut router)?
         }
     };
-    tell(&outcome);
+    on_outcome(&outcome);
 
-    if plan.keep && !stop.load(Ordering::Relaxed) && router.gone().is_none() {
-        view.say(&format!(
-            "\nstaying up at {KEEP_RATE} packets/s and flow until Ctrl-C\n  metrics  {}\n  \
+    if options.keep && !stop.load(Ordering::Relaxed) && router.exit_reason().is_none() {
+        view.print_line(&format!(
+            "\nsending {KEEP_RATE} packets/s per flow until Ctrl-C\n  metrics  {}\n  \
              control  {}\n  settings {}",
             router.metrics_url(),
             router.socket().display(),
             router.config().display(),
         ));
         std::thread::scope(|scope| {
-            for (flow, state) in flows.iter().zip(&running.flows) {
-                let lab = &lab;
-                scope.spawn(move || flow.send(&lab.sender, KEEP_RATE, None, state, stop));
-                scope.spawn(move || flow.receive(&lab.receiver, state, stop));
+            for (flow, state) in flows.iter().zip(&states.flows) {
+                let network = &network;
+                scope.spawn(move || flow.send(&network.sender, KEEP_RATE, None, state, stop));
+                scope.spawn(move || flow.receive(&network.receiver, state, stop));
             }
         });
     }
@@ -129,29 +132,29 @@ pub fn run(
     Ok(outcome.verdict)
 }
 
-/// Sends for the planned time and judges what arrived.
+/// Sends for `options.seconds` and derives the verdict from the counts.
 fn measure(
-    plan: &Plan,
-    view: &mut View,
+    options: &DemoOptions,
+    view: &mut DemoView,
     stop: &AtomicBool,
-    lab: &Lab,
-    flows: &[Flow],
-    running: &Running,
-    router: &mut Router,
-) -> Result<Outcome, DemoError> {
+    network: &DemoNetwork,
+    flows: &[DemoFlow],
+    states: &FlowStates,
+    router: &mut RouterProcess,
+) -> Result<DemoOutcome, DemoError> {
     let halt = &AtomicBool::new(false);
-    let count = (f64::from(plan.seconds) * RATE) as u64;
+    let count = (f64::from(options.seconds) * RATE) as u64;
     std::thread::scope(|scope| {
-        // Ends the receivers on every way out, or the scope would wait for them for ever.
+        // Stops the receivers on every return, because the scope waits for them.
         let _halt = SetOnDrop(halt);
-        let pairs = || flows.iter().zip(&running.flows);
+        let pairs = || flows.iter().zip(&states.flows);
         let receivers: Vec<_> = pairs()
-            .map(|(flow, state)| scope.spawn(move || flow.receive(&lab.receiver, state, halt)))
+            .map(|(flow, state)| scope.spawn(move || flow.receive(&network.receiver, state, halt)))
             .collect();
-        running.wait_joined(PATIENCE, stop);
+        states.wait_joined(PATIENCE, stop);
         let senders: Vec<_> = pairs()
             .map(|(flow, state)| {
-                scope.spawn(move || flow.send(&lab.sender, RATE, Some(count), state, stop))
+                scope.spawn(move || flow.send(&network.sender, RATE, Some(count), state, stop))
             })
             .collect();
         let started = Instant::now();
@@ -160,26 +163,27 @@ fn measure(
             std::thread::sleep(TICK);
             if started.elapsed().as_secs() > shown {
                 shown = started.elapsed().as_secs();
-                view.table(shown, &running.rows(flows, &router.forwarded(), false));
+                view.print_table(shown, &states.rows(flows, &router.forwarded(), false));
             }
         }
         for sender in senders {
             sender.join().map_err(|_| panicked())??;
         }
-        // The last packets may still be on the way, and the counters behind them.
+        // The last packets may still be in flight, and the router's counters lag behind them.
         let settled = Instant::now();
         let forwarded = loop {
             let forwarded = router.forwarded();
-            let rows = running.rows(flows, &forwarded, true);
-            if settled.elapsed() > SETTLE || rows.iter().all(|r| r.trouble().is_none()) {
+            let rows = states.rows(flows, &forwarded, true);
+            if settled.elapsed() > SETTLE || rows.iter().all(|r| r.failure().is_none()) {
                 break forwarded;
             }
             std::thread::sleep(TICK);
         };
-        // A receiver ends by itself when its stream is whole and no duplicate followed.
+        // A receiver ends by itself when its stream is complete and the wait for duplicates is
+        // over.
         let ended = Instant::now();
         while ended.elapsed() < SETTLE
-            && running
+            && states
                 .rows(flows, &forwarded, true)
                 .iter()
                 .all(|r| r.lost == 0)
@@ -191,13 +195,14 @@ fn measure(
         for receiver in receivers {
             receiver.join().map_err(|_| panicked())??;
         }
-        let rows = running.rows(flows, &forwarded, true);
-        view.table(started.elapsed().as_secs(), &rows);
-        let (gone, drops) = (router.gone(), router.drops());
-        Ok(Outcome::judge(rows, gone, &drops, router.metrics_url()))
+        let rows = states.rows(flows, &forwarded, true);
+        view.print_table(started.elapsed().as_secs(), &rows);
+        let (exit, drops) = (router.exit_reason(), router.drops());
+        Ok(DemoOutcome::judge(rows, exit, &drops, router.metrics_url()))
     })
 }
 
+/// Sets a flag when it is dropped.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {

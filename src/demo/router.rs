@@ -1,4 +1,4 @@
-//! The router under test: this program's `run` as a child process.
+//! The router of the demo: a child process that runs `mcastor run`.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -10,50 +10,58 @@ use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::flows::Flow;
-use super::{DemoError, lab, system};
+use super::flows::DemoFlow;
+use super::{DemoError, network, system_error};
 use crate::sys::netns::NetNs;
 use crate::sys::spawn;
 
-/// The port `mcastor run` serves by default, so that a Prometheus set up for it sees the demo.
+/// Default HTTP port of `mcastor run`, so that an existing Prometheus configuration scrapes the
+/// demo.
 const PORT: u16 = 9464;
+/// Pause between two polls of the child process.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Longest wait for an answer, and for the end of the child.
-const ANSWER: Duration = Duration::from_millis(500);
-const END: Duration = Duration::from_secs(2);
-/// Most of an answer that is read.
-const ANSWER_MAX: u64 = 4 << 20;
+/// Longest wait for an HTTP response.
+const HTTP_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for the exit of the child process before it is killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Largest part of an HTTP response that is read, in bytes.
+const RESPONSE_MAX: u64 = 4 << 20;
 
-/// A listener on the loopback interface of the calling thread's namespace.
+/// Opens a listener on the loopback interface of the calling thread's network namespace.
 pub fn bind_http() -> io::Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, PORT))
         .or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
 }
 
-/// The router, until it is dropped: then it is stopped and its folder removed.
+/// The running router. Dropping it stops the process and removes its directory.
 #[derive(Debug)]
-pub struct Router {
+pub struct RouterProcess {
     child: Child,
     dir: PathBuf,
     http: SocketAddr,
     routes: Vec<&'static str>,
 }
 
-impl Router {
-    /// Starts it inside `netns`, serving HTTP on `listener`. It dies with the calling thread.
-    pub fn start(netns: &NetNs, listener: TcpListener, flows: &[Flow]) -> Result<Self, DemoError> {
+impl RouterProcess {
+    /// Starts the router in `netns`, with HTTP on `listener`. The kernel kills it if the calling
+    /// thread ends.
+    pub fn start(
+        netns: &NetNs,
+        listener: TcpListener,
+        flows: &[DemoFlow],
+    ) -> Result<Self, DemoError> {
         let http = listener
             .local_addr()
-            .map_err(system("ask for the port of the metrics"))?;
-        let dir = make_dir().map_err(system("make a folder for the demo"))?;
-        let started = (|| {
+            .map_err(system_error("get the port of the metrics"))?;
+        let dir = make_dir().map_err(system_error("create a directory for the demo"))?;
+        let child = (|| {
             let path = dir.join("router.toml");
             fs::write(&path, settings(http, &dir.join("control.sock"), flows))?;
             let log = File::create(dir.join("router.log"))?;
             let args = [OsStr::new("run"), OsStr::new("--config"), path.as_os_str()];
             spawn::spawn_self(&args, netns, &listener, log)
         })();
-        match started {
+        match child {
             Ok(child) => Ok(Self {
                 child,
                 dir,
@@ -62,27 +70,27 @@ impl Router {
             }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&dir);
-                Err(system("start the router")(error))
+                Err(system_error("start the router")(error))
             }
         }
     }
 
-    /// Where its metrics are.
+    /// Returns the URL of the metrics.
     pub fn metrics_url(&self) -> String {
         format!("http://{}/metrics", self.http)
     }
 
-    /// Its control socket.
+    /// Returns the path of the control socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("control.sock")
     }
 
-    /// Its settings.
+    /// Returns the path of the settings file.
     pub fn config(&self) -> PathBuf {
         self.dir.join("router.toml")
     }
 
-    /// Waits until it is ready. `Some` says why it will not be.
+    /// Waits until the router is ready, for at most `patience`. Returns the reason if it is not.
     pub fn wait_ready(
         &mut self,
         patience: Duration,
@@ -90,12 +98,12 @@ impl Router {
     ) -> Result<Option<String>, DemoError> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(reason) = self.gone() {
+            if let Some(reason) = self.exit_reason() {
                 return Ok(Some(reason));
             }
-            let last = match get(self.http, "/readyz") {
+            let last = match http_get(self.http, "/readyz") {
                 Ok((200, _)) => return Ok(None),
-                Ok((status, _)) => format!("/readyz answers {status}"),
+                Ok((status, _)) => format!("/readyz returns {status}"),
                 Err(e) if e.kind() == io::ErrorKind::NetworkUnreachable => {
                     return Err(DemoError::Loopback(e));
                 }
@@ -105,21 +113,24 @@ impl Router {
                 return Ok(Some("stopped before the router was ready".into()));
             }
             if Instant::now() > deadline {
-                let log = self.log();
+                let log = self.last_log_lines();
                 return Ok(Some(format!("the router is not ready ({last}){log}")));
             }
             std::thread::sleep(PAUSE);
         }
     }
 
-    /// `Some` says how it ended, if it has.
-    pub fn gone(&mut self) -> Option<String> {
+    /// Returns how the process exited, with the end of its log; `None` while it runs.
+    pub fn exit_reason(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
-        Some(format!("the router ended ({status}){}", self.log()))
+        Some(format!(
+            "the router exited ({status}){}",
+            self.last_log_lines()
+        ))
     }
 
-    /// The last lines of its log, as an addition to a sentence.
-    fn log(&self) -> String {
+    /// Returns the last five lines of the log, to append to a message.
+    fn last_log_lines(&self) -> String {
         let text = fs::read(self.dir.join("router.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().filter(|l| !l.trim().is_empty()).collect();
@@ -127,31 +138,33 @@ impl Router {
         last.iter().map(|line| format!("\n  | {line}")).collect()
     }
 
-    /// Packets forwarded by each route, from the metrics; `None` where they do not tell.
+    /// Returns the packets that each route forwarded, from the metrics; `None` if they lack the
+    /// route.
     pub fn forwarded(&self) -> Vec<Option<u64>> {
-        let text = match get(self.http, "/metrics") {
+        let text = match http_get(self.http, "/metrics") {
             Ok((200, text)) => text,
             _ => String::new(),
         };
-        let count = |route: &&str| packets_of(&text, route);
+        let count = |route: &&str| count_route_packets(&text, route);
         self.routes.iter().map(count).collect()
     }
 
-    /// What it dropped and why, from the metrics, in words; empty where nothing or unknown.
+    /// Returns the dropped packets by reason and interface, from the metrics, as text. Empty if
+    /// there are none or the metrics cannot be read.
     pub fn drops(&self) -> String {
-        match get(self.http, "/metrics") {
-            Ok((200, page)) => drops_of(&page),
+        match http_get(self.http, "/metrics") {
+            Ok((200, page)) => describe_drops(&page),
             _ => String::new(),
         }
     }
 
-    /// Stops it and removes its folder.
+    /// Stops the process and removes its directory.
     pub fn stop(mut self) {
         self.end();
     }
 
     fn end(&mut self) {
-        let deadline = Instant::now() + END;
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         if let Ok(None) = self.child.try_wait() {
             spawn::terminate(&self.child);
         }
@@ -167,13 +180,13 @@ impl Router {
     }
 }
 
-impl Drop for Router {
+impl Drop for RouterProcess {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-/// A new folder that only this user can enter.
+/// Creates a directory that only this user can access.
 fn make_dir() -> io::Result<PathBuf> {
     let base = std::env::temp_dir();
     let mut attempt = 0u32;
@@ -187,8 +200,8 @@ fn make_dir() -> io::Result<PathBuf> {
     }
 }
 
-/// The settings file of the router.
-fn settings(http: SocketAddr, socket: &Path, flows: &[Flow]) -> String {
+/// Returns the settings file of the router.
+fn settings(http: SocketAddr, socket: &Path, flows: &[DemoFlow]) -> String {
     let socket = toml_edit::Value::from(socket.to_string_lossy().into_owned());
     let mut text = format!(
         "# The router of `mcastor demo`.\n\
@@ -198,9 +211,9 @@ fn settings(http: SocketAddr, socket: &Path, flows: &[Flow]) -> String {
         text += &format!(
             "\n[[route]]\nname = \"{}\"\nfrom = \"{}\"\ngroup = \"{}\"\nto = [\"{}\"]\n",
             flow.name,
-            lab::IN,
+            network::IN,
             flow.group,
-            lab::OUT
+            network::OUT
         );
         if flow.keep_ttl {
             text += "ttl = \"keep\"\n";
@@ -209,27 +222,28 @@ fn settings(http: SocketAddr, socket: &Path, flows: &[Flow]) -> String {
     text
 }
 
-/// Asks for `path`: status and body.
-fn get(addr: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&addr, ANSWER)?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.set_write_timeout(Some(ANSWER))?;
-    // An answer to HTTP/1.0 is never chunked.
+/// Requests `path` over HTTP; returns status and body.
+fn http_get(addr: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&addr, HTTP_TIMEOUT)?;
+    stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+    stream.set_write_timeout(Some(HTTP_TIMEOUT))?;
+    // A response to an HTTP/1.0 request is never chunked.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX).read_to_end(&mut answer)?;
-    parse_answer(&String::from_utf8_lossy(&answer))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an answer of HTTP"))
+    let mut response = Vec::new();
+    stream.take(RESPONSE_MAX).read_to_end(&mut response)?;
+    parse_response(&String::from_utf8_lossy(&response))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP response"))
 }
 
-fn parse_answer(text: &str) -> Option<(u16, String)> {
+/// Splits an HTTP response into status and body; `None` if it is malformed.
+fn parse_response(text: &str) -> Option<(u16, String)> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?;
     Some((status.parse().ok()?, body.to_owned()))
 }
 
-/// The sum of the packet counters of `route` in a page of metrics.
-fn packets_of(page: &str, route: &str) -> Option<u64> {
+/// Returns the sum of the packet counters of `route` in a metrics page.
+fn count_route_packets(page: &str, route: &str) -> Option<u64> {
     let label = format!("route=\"{route}\"");
     page.lines()
         .filter_map(|line| line.strip_prefix("mcastor_route_packets_total{"))
@@ -240,9 +254,9 @@ fn packets_of(page: &str, route: &str) -> Option<u64> {
         .reduce(u64::saturating_add)
 }
 
-/// The counters of dropped packets above 0 in a page of metrics.
-fn drops_of(page: &str) -> String {
-    let value_of = |labels: &str, name: &str| {
+/// Describes the counters of dropped packets above 0 in a metrics page.
+fn describe_drops(page: &str) -> String {
+    let label_value = |labels: &str, name: &str| {
         labels.split(',').find_map(|label| {
             let value = label.strip_prefix(name)?.strip_prefix("=\"")?;
             Some(value.strip_suffix('"')?.to_owned())
@@ -253,10 +267,10 @@ fn drops_of(page: &str) -> String {
         .filter_map(|line| line.split_once("} "))
         .filter(|(_, count)| *count != "0")
         .filter_map(|(labels, count)| {
-            let reason = value_of(labels, "reason")?;
+            let reason = label_value(labels, "reason")?;
             Some(format!(
                 "{count} {reason} at {}",
-                value_of(labels, "iface")?
+                label_value(labels, "iface")?
             ))
         })
         .collect::<Vec<_>>()
@@ -268,39 +282,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_of_a_route_are_added_up() {
+    fn route_counters_are_summed() {
         let page = "# HELP mcastor_route_packets_total Packets\n\
              mcastor_route_packets_total{iif=\"in\",oif=\"out\",plane=\"packet\",route=\"ipv4\"} 5\n\
              mcastor_route_packets_total{iif=\"in\",oif=\"out\",plane=\"ebpf\",route=\"ipv4\"} 7\n\
              mcastor_route_packets_total{iif=\"in\",oif=\"out\",plane=\"packet\",route=\"ipv46\"} 9\n\
              mcastor_route_bytes_total{route=\"ipv4\"} 11\n";
-        assert_eq!(packets_of(page, "ipv4"), Some(12));
-        assert_eq!(packets_of(page, "ttl-1"), None);
-        assert_eq!(packets_of("", "ipv4"), None);
+        assert_eq!(count_route_packets(page, "ipv4"), Some(12));
+        assert_eq!(count_route_packets(page, "ttl-1"), None);
+        assert_eq!(count_route_packets("", "ipv4"), None);
     }
 
     #[test]
-    fn drops_are_named() {
+    fn drops_are_described_by_reason_and_interface() {
         let page = "mcastor_dropped_packets_total{iface=\"out\",reason=\"queue_full\"} 6\n\
              mcastor_dropped_packets_total{iface=\"in\",reason=\"ttl\"} 0\n\
              mcastor_dropped_packets_total{reason=\"no_route\",iface=\"in\"} 2\n";
-        assert_eq!(drops_of(page), "6 queue_full at out, 2 no_route at in");
-        assert_eq!(drops_of("x\n"), "");
+        assert_eq!(
+            describe_drops(page),
+            "6 queue_full at out, 2 no_route at in"
+        );
+        assert_eq!(describe_drops("x\n"), "");
     }
 
     #[test]
-    fn answers_are_split_and_nonsense_is_refused() {
+    fn http_response_parser_rejects_malformed_status() {
         assert_eq!(
-            parse_answer("HTTP/1.1 503 Service Unavailable\r\nA: b\r\n\r\nno"),
+            parse_response("HTTP/1.1 503 Service Unavailable\r\nA: b\r\n\r\nno"),
             Some((503, "no".into()))
         );
-        assert_eq!(parse_answer("SSH-2.0-x\r\n\r\n"), None);
-        assert_eq!(parse_answer("HTTP/1.1\r\n\r\n"), None);
+        assert_eq!(parse_response("SSH-2.0-x\r\n\r\n"), None);
+        assert_eq!(parse_response("HTTP/1.1\r\n\r\n"), None);
     }
 
     #[test]
-    fn settings_are_toml_whatever_the_path() {
-        let flows = Flow::all(true);
+    fn settings_escape_the_socket_path() {
+        let flows = DemoFlow::all(true);
         let http = SocketAddr::from(([127, 0, 0, 1], 9464));
         let text = settings(http, Path::new("/tmp/a \"b\"\\c"), &flows);
         let doc: toml_edit::DocumentMut = text.parse().unwrap();

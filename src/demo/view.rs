@@ -1,4 +1,4 @@
-//! What the demo shows, and the verdict.
+//! The output of the demo, and its verdict.
 
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
@@ -6,45 +6,45 @@ use std::net::IpAddr;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::streams::Latency;
+use crate::probe::Latency;
 
-/// One flow.
+/// The counts of one flow, as a row of the table and in the JSON output.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
-    /// The name of its route.
+pub struct FlowRow {
+    /// Name of the route.
     pub flow: &'static str,
-    /// Its group.
+    /// Destination group.
     pub group: IpAddr,
     /// Packets sent.
     pub sent: u64,
-    /// Packets forwarded, by the metrics of the router.
+    /// Packets forwarded, according to the metrics of the router.
     pub forwarded: Option<u64>,
     /// Distinct packets received.
     pub received: u64,
     /// Packets missing.
     pub lost: u64,
-    /// Packets received once more.
+    /// Duplicate packets received.
     pub duplicates: u64,
-    /// Lowest sequence number received; the sender begins with 0.
+    /// Lowest sequence number received; the sender starts with 0.
     pub first_seq: Option<u64>,
     /// Highest sequence number received.
     pub last_seq: Option<u64>,
     /// TTL or hop limit at the sender.
     pub ttl_sent: u8,
-    /// TTL or hop limit it should arrive with.
+    /// Expected TTL or hop limit on arrival.
     pub ttl_expected: u8,
-    /// Lowest it arrived with.
+    /// Lowest TTL or hop limit on arrival.
     pub ttl_min: Option<u8>,
-    /// Highest it arrived with.
+    /// Highest TTL or hop limit on arrival.
     pub ttl_max: Option<u8>,
-    /// Latency in microseconds, sender to receiver.
+    /// Latency from sender to receiver in microseconds.
     pub latency_us: Option<Latency>,
 }
 
-impl Row {
-    /// What is wrong with a flow whose sender is done; `None` where all is well.
-    pub fn trouble(&self) -> Option<String> {
-        let Row {
+impl FlowRow {
+    /// Describes why a flow whose sender has finished failed; `None` if it passed.
+    pub fn failure(&self) -> Option<String> {
+        let FlowRow {
             flow,
             sent,
             received,
@@ -60,20 +60,20 @@ impl Row {
                 (Some(first), Some(last)) => (first, sent.saturating_sub(last + 1)),
                 _ => (0, 0),
             };
-            let place = match lost.saturating_sub(head + tail) {
+            let detail = match lost.saturating_sub(head + tail) {
                 _ if *received == 0 => String::new(),
-                middle => format!(" ({head} at the start, {middle} between, {tail} at the end)"),
+                middle => format!(" ({head} at the start, {middle} in between, {tail} at the end)"),
             };
-            return Some(format!("{flow}: {lost} of {sent} packets lost{place}"));
+            return Some(format!("{flow}: {lost} of {sent} packets lost{detail}"));
         }
         if *duplicates > 0 {
             return Some(format!("{flow}: {duplicates} packets arrived twice"));
         }
-        let want = Some(self.ttl_expected);
-        if self.ttl_min != want || self.ttl_max != want {
+        let expected = Some(self.ttl_expected);
+        if self.ttl_min != expected || self.ttl_max != expected {
             let got = |ttl: Option<u8>| ttl.map_or("none".into(), |t| t.to_string());
             return Some(format!(
-                "{flow}: TTL {} to {} on arrival instead of {}",
+                "{flow}: TTL {} to {} on arrival, expected {}",
                 got(self.ttl_min),
                 got(self.ttl_max),
                 self.ttl_expected
@@ -82,9 +82,11 @@ impl Row {
         match self.forwarded {
             Some(n) if n == *sent => None,
             Some(n) => Some(format!(
-                "{flow}: all {sent} packets arrived, the router counted {n}"
+                "{flow}: all {sent} packets arrived, but the router counted {n}"
             )),
-            None => Some(format!("{flow}: the router's metrics do not count it")),
+            None => Some(format!(
+                "{flow}: the router's metrics do not show this route"
+            )),
         }
     }
 }
@@ -93,27 +95,27 @@ impl Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verdict {
-    /// Every packet of every flow arrived once, as it should.
+    /// Every packet of every flow arrived exactly once, with the expected TTL.
     Pass,
-    /// Not so.
+    /// A packet is missing, duplicated or changed, or the router failed.
     Fail,
 }
 
-/// The verdict, why, and the figures.
+/// The verdict, its reason and the counts. Its JSON form is the output of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
+pub struct DemoOutcome {
     /// How it went.
     pub verdict: Verdict,
-    /// Why, in one line or, with the log of a router that ended, a few.
+    /// The reason: one line, plus the last log lines if the router exited.
     pub reason: String,
-    /// Where the metrics are while the demo is up.
+    /// URL of the metrics while the demo runs.
     pub metrics: String,
-    /// Each flow.
-    pub flows: Vec<Row>,
+    /// The counts of each flow.
+    pub flows: Vec<FlowRow>,
 }
 
-impl Outcome {
-    /// A failure before any packet was sent.
+impl DemoOutcome {
+    /// Creates a failure from before the first packet.
     pub fn failed(reason: String, metrics: String) -> Self {
         Self {
             verdict: Verdict::Fail,
@@ -123,21 +125,27 @@ impl Outcome {
         }
     }
 
-    /// The verdict on `flows`; `gone` says how the router ended, if it has, and `drops` what it
-    /// counted as dropped, which explains a failure and is none by itself.
-    pub fn judge(flows: Vec<Row>, gone: Option<String>, drops: &str, metrics: String) -> Self {
-        let mut troubles: Vec<_> = flows.iter().filter_map(Row::trouble).collect();
-        troubles.extend(gone);
+    /// Derives the verdict from `flows`. `router_exit` describes how the router exited, if it did;
+    /// this is a failure. `drops` lists packets that the router dropped. They are added to the
+    /// reason of a failure, but are no failure themselves.
+    pub fn judge(
+        flows: Vec<FlowRow>,
+        router_exit: Option<String>,
+        drops: &str,
+        metrics: String,
+    ) -> Self {
+        let mut failures: Vec<_> = flows.iter().filter_map(FlowRow::failure).collect();
+        failures.extend(router_exit);
         let sent: u64 = flows.iter().map(|r| r.sent).sum();
-        let (verdict, reason) = if troubles.is_empty() && !flows.is_empty() {
+        let (verdict, reason) = if failures.is_empty() && !flows.is_empty() {
             let flows = flows.len();
             let reason = format!("{flows} flows, {sent} packets sent, forwarded and received");
             (Verdict::Pass, reason)
         } else {
             if !drops.is_empty() {
-                troubles.push(format!("the router dropped {drops}"));
+                failures.push(format!("the router dropped {drops}"));
             }
-            (Verdict::Fail, troubles.join("; "))
+            (Verdict::Fail, failures.join("; "))
         };
         Self {
             verdict,
@@ -147,7 +155,7 @@ impl Outcome {
         }
     }
 
-    /// The last line for people.
+    /// Returns the last line of the text output.
     pub fn to_line(&self) -> String {
         let verdict = match self.verdict {
             Verdict::Pass => "PASS",
@@ -157,51 +165,51 @@ impl Outcome {
     }
 }
 
-/// Where the demo writes while it runs.
+/// The output format while the demo runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// A table that is drawn over itself.
+enum OutputFormat {
+    /// A table that is redrawn in place.
     Terminal,
-    /// A line per flow and second.
+    /// One line per flow and second.
     Plain,
-    /// Nothing; the JSON comes at the end.
+    /// No output; the JSON object is printed at the end.
     Quiet,
 }
 
-/// The picture of a running demo on standard output.
+/// The progress display of the demo on standard output.
 #[derive(Debug)]
-pub struct View {
-    kind: Kind,
-    /// Lines of the table that stands above the cursor.
+pub struct DemoView {
+    format: OutputFormat,
+    /// Lines of the last table, directly above the cursor.
     drawn: usize,
 }
 
-impl View {
-    /// Suited to what standard output is; silent with `json`.
+impl DemoView {
+    /// Chooses the format for standard output: a table on a terminal, else lines; none with `json`.
     pub fn new(json: bool) -> Self {
-        let kind = if json {
-            Kind::Quiet
+        let format = if json {
+            OutputFormat::Quiet
         } else if std::io::stdout().is_terminal() {
-            Kind::Terminal
+            OutputFormat::Terminal
         } else {
-            Kind::Plain
+            OutputFormat::Plain
         };
-        Self { kind, drawn: 0 }
+        Self { format, drawn: 0 }
     }
 
-    /// A line that stays.
-    pub fn say(&mut self, line: &str) {
-        if self.kind != Kind::Quiet {
-            put(&format!("{line}\n"));
+    /// Prints a line that later tables do not overwrite.
+    pub fn print_line(&mut self, line: &str) {
+        if self.format != OutputFormat::Quiet {
+            write_flushed(&format!("{line}\n"));
             self.drawn = 0;
         }
     }
 
-    /// The state after so many seconds.
-    pub fn table(&mut self, second: u64, rows: &[Row]) {
-        match self.kind {
-            Kind::Quiet => {}
-            Kind::Plain => put(&rows
+    /// Prints the counts after `second` seconds.
+    pub fn print_table(&mut self, second: u64, rows: &[FlowRow]) {
+        match self.format {
+            OutputFormat::Quiet => {}
+            OutputFormat::Plain => write_flushed(&rows
                 .iter()
                 .map(|row| {
                     let cells = cells(row);
@@ -212,30 +220,30 @@ impl View {
                     )
                 })
                 .collect::<String>()),
-            Kind::Terminal => {
+            OutputFormat::Terminal => {
                 let text = format!("{}\n", draw(rows));
-                // Up to the first line of the last table, and clear from there.
+                // Moves up to the first line of the last table and clears the screen from there.
                 let back = match self.drawn {
                     0 => String::new(),
                     n => format!("\x1b[{n}A\x1b[J"),
                 };
                 self.drawn = text.lines().count();
-                put(&(back + &text));
+                write_flushed(&(back + &text));
             }
         }
     }
 }
 
-/// Writes at once. A reader that went away does not stop the test.
-fn put(text: &str) {
+/// Writes and flushes. Ignores errors: a closed output must not stop the test.
+fn write_flushed(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-fn cells(row: &Row) -> [String; 9] {
-    let us = |of: fn(&Latency) -> f64| {
+fn cells(row: &FlowRow) -> [String; 9] {
+    let us = |field: fn(&Latency) -> f64| {
         let latency = row.latency_us.as_ref();
-        latency.map_or("-".into(), |l| format!("{:.1}", of(l)))
+        latency.map_or("-".into(), |l| format!("{:.1}", field(l)))
     };
     [
         row.flow.to_string(),
@@ -253,7 +261,7 @@ fn cells(row: &Row) -> [String; 9] {
     ]
 }
 
-fn draw(rows: &[Row]) -> String {
+fn draw(rows: &[FlowRow]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
         "flow",
@@ -279,8 +287,8 @@ fn draw(rows: &[Row]) -> String {
 mod tests {
     use super::*;
 
-    fn good() -> Row {
-        Row {
+    fn good() -> FlowRow {
+        FlowRow {
             flow: "ipv4",
             group: [225, 1, 2, 3].into(),
             sent: 10,
@@ -299,11 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_needs_every_figure_to_be_right() {
-        let judge = |row| Outcome::judge(vec![row], None, "", String::new());
+    fn verdict_passes_only_if_every_count_is_right() {
+        let judge = |row| DemoOutcome::judge(vec![row], None, "", String::new());
         assert_eq!(judge(good()).verdict, Verdict::Pass);
-        type Spoil = fn(&mut Row);
-        let spoils: [(Spoil, &str); 8] = [
+        type Fault = fn(&mut FlowRow);
+        let faults: [(Fault, &str); 8] = [
             (|r| r.sent = 0, "nothing was sent"),
             (|r| (r.received, r.lost) = (0, 10), "10 of 10 packets lost"),
             (
@@ -311,42 +319,42 @@ mod tests {
                     (r.received, r.lost) = (7, 3);
                     (r.first_seq, r.last_seq) = (Some(1), Some(8));
                 },
-                "3 of 10 packets lost (1 at the start, 1 between, 1 at the end)",
+                "3 of 10 packets lost (1 at the start, 1 in between, 1 at the end)",
             ),
             (|r| r.duplicates = 1, "1 packets arrived twice"),
             (|r| r.ttl_min = Some(14), "TTL 14 to 15"),
             (|r| (r.ttl_min, r.ttl_max) = (None, None), "TTL none"),
             (|r| r.forwarded = Some(9), "the router counted 9"),
-            (|r| r.forwarded = None, "do not count it"),
+            (|r| r.forwarded = None, "do not show this route"),
         ];
-        for (spoil, reason) in spoils {
+        for (inject, reason) in faults {
             let mut row = good();
-            spoil(&mut row);
+            inject(&mut row);
             let outcome = judge(row);
             assert_eq!(outcome.verdict, Verdict::Fail, "{reason}");
             assert!(outcome.reason.contains(reason), "{}", outcome.reason);
         }
         let mut lossy = good();
         lossy.duplicates = 2;
-        let dropped = Outcome::judge(vec![lossy], None, "2 loop at in", String::new());
+        let dropped = DemoOutcome::judge(vec![lossy], None, "2 loop at in", String::new());
         assert!(
             dropped
                 .reason
                 .ends_with("; the router dropped 2 loop at in")
         );
-        let fine = Outcome::judge(vec![good()], None, "2 no_route at in", String::new());
+        let fine = DemoOutcome::judge(vec![good()], None, "2 no_route at in", String::new());
         assert_eq!(fine.verdict, Verdict::Pass);
-        let gone = Outcome::judge(vec![good()], Some("ended".into()), "", String::new());
-        assert_eq!(gone.to_line(), "FAIL: ended");
+        let exited = DemoOutcome::judge(vec![good()], Some("ended".into()), "", String::new());
+        assert_eq!(exited.to_line(), "FAIL: ended");
         assert_eq!(
-            Outcome::judge(vec![], None, "", String::new()).verdict,
+            DemoOutcome::judge(vec![], None, "", String::new()).verdict,
             Verdict::Fail
         );
     }
 
     #[test]
-    fn json_names_the_verdict_as_the_line_does() {
-        let outcome = Outcome::judge(vec![good()], None, "", "http://x/metrics".into());
+    fn json_and_text_show_the_same_verdict() {
+        let outcome = DemoOutcome::judge(vec![good()], None, "", "http://x/metrics".into());
         assert_eq!(serde_json::json!(outcome)["verdict"], "PASS");
         assert!(outcome.to_line().starts_with("PASS: 1 flows, 10 packets"));
         assert!(draw(&outcome.flows).contains("16->15"));

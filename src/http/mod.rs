@@ -12,7 +12,7 @@ use actix_web::{App, HttpResponse, HttpServer};
 use serde_json::json;
 
 use crate::actors::{RouterContext, questions};
-use crate::api::{self, Show};
+use crate::api::{self, ShowQuery};
 
 /// Connections served at once; more wait in the listener's queue.
 const MOST_CONNECTIONS: usize = 64;
@@ -52,7 +52,7 @@ async fn metrics(context: Data<RouterContext>) -> HttpResponse {
 
 /// 200 while routing answers.
 async fn healthz(context: Data<RouterContext>) -> HttpResponse {
-    match questions::show(&context, Show::Pending).await {
+    match questions::show(&context, ShowQuery::Pending).await {
         Ok(_) => HttpResponse::Ok().json(json!({ "status": "ok" })),
         Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "status": "failing",
@@ -74,7 +74,10 @@ async fn readyz(context: Data<RouterContext>) -> HttpResponse {
 }
 
 async fn show(context: Data<RouterContext>, what: web::Path<String>) -> HttpResponse {
-    let Some(what) = Show::ALL.into_iter().find(|s| s.name() == what.as_str()) else {
+    let Some(what) = ShowQuery::ALL
+        .into_iter()
+        .find(|s| s.name() == what.as_str())
+    else {
         return not_found().await;
     };
     match questions::show(&context, what).await {
@@ -94,6 +97,8 @@ async fn not_found() -> HttpResponse {
         .content_type(ContentType::plaintext())
         .body(format!(
             "there are /metrics /healthz /readyz and {}\n",
-            Show::ALL.map(|s| format!("/api/v1/{}", s.name())).join(" ")
+            ShowQuery::ALL
+                .map(|s| format!("/api/v1/{}", s.name()))
+                .join(" ")
         ))
 }

@@ -1,4 +1,4 @@
-//! Every metric of the program. docs/metrics.md lists them for readers.
+//! All metrics of the program. docs/metrics.md describes them for users.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,27 +20,27 @@ const LATENCY_BUCKETS: [f64; 14] = [
     5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1,
 ];
 
-/// Interfaces, and paths, that are gone but still shown.
+/// Most retired interfaces, and most retired paths, whose series are kept.
 pub const MOST_RETIRED: usize = 256;
 
 /// Route, IIF, OIF.
 type PathKey = (RouteName, Box<str>, Box<str>);
 
-/// Label values that series were made for.
+/// The label values of all existing series.
 #[derive(Default)]
-struct Known {
-    interfaces: Shelf<Box<str>>,
-    paths: Shelf<PathKey>,
+struct KnownSeries {
+    interfaces: SeriesKeys<Box<str>>,
+    paths: SeriesKeys<PathKey>,
     plane: Box<str>,
 }
 
-/// Keys in use, and those no longer in use, oldest first.
-struct Shelf<K> {
+/// Keys of series: those in use, and the retired ones, oldest first.
+struct SeriesKeys<K> {
     live: AHashSet<K>,
     retired: VecDeque<K>,
 }
 
-impl<K> Default for Shelf<K> {
+impl<K> Default for SeriesKeys<K> {
     fn default() -> Self {
         Self {
             live: AHashSet::new(),
@@ -49,36 +49,39 @@ impl<K> Default for Shelf<K> {
     }
 }
 
-struct Gone<K> {
-    /// No longer in use from now on.
-    now: Vec<K>,
-    /// Not shown any more.
-    forgotten: Vec<K>,
+/// The result of [`SeriesKeys::retire`].
+struct RetiredKeys<K> {
+    /// Keys that were in use until now.
+    newly_retired: Vec<K>,
+    /// Oldest retired keys above [`MOST_RETIRED`]. Their series are to be removed.
+    expired: Vec<K>,
 }
 
-impl<K: Clone + Eq + std::hash::Hash> Shelf<K> {
-    fn use_it(&mut self, key: K) {
+impl<K: Clone + Eq + std::hash::Hash> SeriesKeys<K> {
+    /// Marks `key` as in use.
+    fn insert(&mut self, key: K) {
         if !self.live.contains(&key) {
             self.retired.retain(|k| *k != key);
             self.live.insert(key);
         }
     }
 
-    fn retire(&mut self, stays: impl Fn(&K) -> bool) -> Gone<K> {
-        let now: Vec<K> = self.live.iter().filter(|k| !stays(k)).cloned().collect();
-        for key in &now {
+    /// Retires the keys in use for which `is_live` is false.
+    fn retire(&mut self, is_live: impl Fn(&K) -> bool) -> RetiredKeys<K> {
+        let newly_retired: Vec<K> = self.live.iter().filter(|k| !is_live(k)).cloned().collect();
+        for key in &newly_retired {
             self.live.remove(key);
             self.retired.push_back(key.clone());
         }
-        let over = self.retired.len().saturating_sub(MOST_RETIRED);
-        Gone {
-            now,
-            forgotten: self.retired.drain(..over).collect(),
+        let excess = self.retired.len().saturating_sub(MOST_RETIRED);
+        RetiredKeys {
+            newly_retired,
+            expired: self.retired.drain(..excess).collect(),
         }
     }
 }
 
-/// The registry and the families in it. Clones share them.
+/// The metrics registry and its families. Clones share them.
 #[derive(Clone)]
 pub struct Catalog {
     registry: Registry,
@@ -98,61 +101,62 @@ pub struct Catalog {
     filters_widened: IntCounterVec,
     translations: IntCounterVec,
     flow_ends: IntCounterVec,
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<KnownSeries>>,
     /// Flows being forwarded.
     pub flows: IntGauge,
-    /// Flows that may be remembered.
+    /// Largest number of flows that are remembered.
     pub flow_limit: IntGauge,
-    /// What the kernel dropped on the whole machine because a core's queue was full.
+    /// Packets that the kernel dropped on the whole machine because the queue of a core was full.
     backlog_dropped: IntCounter,
-    /// 1 where the last reload of the settings worked.
+    /// 1 if the last load of the settings succeeded.
     pub last_reload_successful: IntGauge,
-    /// 1 while a container engine is followed.
+    /// 1 while the container engine answers.
     pub engine_connected: IntGauge,
-    /// Kernel receive timestamp to return of the send call, of packets that left.
+    /// Time from the kernel's receive timestamp to the return of the send call, for each packet
+    /// sent.
     pub forward_latency: Histogram,
-    /// Routes in force.
+    /// Number of routes in force.
     pub routes: IntGauge,
-    /// IGMP and MLD.
+    /// Metrics of IGMP and MLD.
     pub membership: MembershipFamilies,
-    /// Multicast NAT.
+    /// Metrics of multicast NAT.
     pub mnat: MnatFamilies,
 }
 
-/// What one path counts.
+/// The counters of one path.
 #[derive(Clone)]
 pub struct PathCounters {
-    /// Packets that left on the wire, fragments each for itself.
+    /// Packets sent; each fragment counts as a packet.
     pub packets: IntCounter,
     /// Their IP bytes.
     pub bytes: IntCounter,
 }
 
-/// What one interface counts.
+/// The counters of one interface.
 #[derive(Clone)]
 pub struct InterfaceCounters {
-    /// Multicast packets taken in.
+    /// Multicast packets received.
     pub received_packets: IntCounter,
     /// Their IP bytes.
     pub received_bytes: IntCounter,
-    /// IGMP and MLD messages seen besides.
+    /// IGMP and MLD messages received, which do not count as packets.
     pub membership_messages: IntCounter,
     /// Packets sent.
     pub transmitted_packets: IntCounter,
     /// Their IP bytes.
     pub transmitted_bytes: IntCounter,
-    /// Packets the kernel dropped because we did not take them out of the socket in time.
+    /// Packets that the kernel dropped because the capture socket was full.
     pub socket_dropped: IntCounter,
     dropped: Vec<IntCounter>,
 }
 
 impl InterfaceCounters {
-    /// The counter of a reason.
+    /// Returns the counter of `reason`.
     pub fn dropped(&self, reason: DropReason) -> &IntCounter {
         &self.dropped[reason as usize]
     }
 
-    /// Adds what was counted by reason elsewhere.
+    /// Adds counts by reason to the counters.
     pub fn add_dropped(&self, by_reason: &[u64; DropReason::COUNT]) {
         for (counter, n) in self.dropped.iter().zip(by_reason) {
             if *n > 0 {
@@ -163,40 +167,40 @@ impl InterfaceCounters {
 }
 
 impl Catalog {
-    /// Registers every family. The names are constants of this file, so an error is a
-    /// mistake in it; the tests hold that there is none.
+    /// Creates and registers all families. An error means that a name in this file is invalid or
+    /// used twice; the tests exclude that.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let make = Families(&registry);
         let path = ["route", "iif", "oif", "plane"];
         let route_packets = make.counters(
             "mcastor_route_packets_total",
-            "Packets a route sent out of an interface",
+            "Packets that a route sent on an interface",
             &path,
         )?;
         let route_bytes = make.counters(
             "mcastor_route_bytes_total",
-            "IP bytes a route sent out of an interface",
+            "IP bytes that a route sent on an interface",
             &path,
         )?;
         let dropped = make.counters(
             "mcastor_dropped_packets_total",
-            "Packets not forwarded, by reason; iface is the egress for reasons of the egress",
+            "Packets that were not forwarded, by reason; iface is the egress for egress reasons",
             &["reason", "iface"],
         )?;
         let received_packets = make.counters(
             "mcastor_interface_received_packets_total",
-            "Multicast packets taken in, routed or not",
+            "Multicast packets captured, routed or not",
             &["iface"],
         )?;
         let received_bytes = make.counters(
             "mcastor_interface_received_bytes_total",
-            "IP bytes of multicast packets taken in, routed or not",
+            "IP bytes of multicast packets captured, routed or not",
             &["iface"],
         )?;
         let membership_messages = make.counters(
             "mcastor_interface_membership_messages_total",
-            "IGMP and MLD messages seen, which are never forwarded",
+            "IGMP and MLD messages captured; they are never forwarded",
             &["iface"],
         )?;
         let transmitted_packets = make.counters(
@@ -211,22 +215,22 @@ impl Catalog {
         )?;
         let interface_up = make.gauges(
             "mcastor_interface_up",
-            "1 where the interface is up and has a carrier",
+            "1 if the interface is up and has a carrier",
             &["iface"],
         )?;
         let interface_mtu = make.gauges(
             "mcastor_interface_mtu_bytes",
-            "Largest IP packet the interface carries",
+            "Largest IP packet that the interface carries",
             &["iface"],
         )?;
         let socket_dropped = make.counters(
             "mcastor_socket_dropped_packets_total",
-            "Packets the kernel dropped because the capture socket was full",
+            "Packets that the kernel dropped because the capture socket was full",
             &["iface"],
         )?;
         let actor_restarts = make.counters(
             "mcastor_actor_restarts_total",
-            "Actors rebuilt after they died",
+            "Actors that were rebuilt after they died",
             &["actor"],
         )?;
         let joined_groups = make.gauges(
@@ -236,42 +240,45 @@ impl Catalog {
         )?;
         let filters_widened = make.counters(
             "mcastor_upstream_filters_widened_total",
-            "Source filters the kernel's host side could not carry",
+            "Source filters longer than the kernel sends for a host; all sources are joined instead",
             &["iface"],
         )?;
         let flow_ends = make.counters(
             "mcastor_flow_ends_total",
-            "Flows no longer remembered: idle, evicted for another one, or flushed",
+            "Flows that are no longer remembered: idle, evicted by another flow, or flushed",
             &["reason", "iface"],
         )?;
         let translations = make.counters(
             "mcastor_translations_total",
-            "Packets rewritten, by the IP versions they came and left as",
+            "Packets translated, by the IP versions that they arrived and left with",
             &["family"],
         )?;
         for family in TranslationKind::ALL {
             translations.with_label_values(&[family.label()]);
         }
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
-        let flow_limit = make.gauge("mcastor_flow_limit", "Flows that may be remembered")?;
+        let flow_limit = make.gauge(
+            "mcastor_flow_limit",
+            "Largest number of flows that are remembered",
+        )?;
         let backlog_dropped = make.counter(
             "mcastor_backlog_dropped_packets_total",
-            "Packets of anyone that the kernel dropped on this machine because a core's queue of \
-             received packets was full",
+            "Packets of any program that the kernel dropped on this machine because the receive \
+             queue of a core was full",
         )?;
         let last_reload_successful = make.gauge(
             "mcastor_config_last_reload_successful",
-            "1 where the last load of the settings worked",
+            "1 if the last load of the settings worked",
         )?;
         last_reload_successful.set(1);
         let engine_connected = make.gauge(
             "mcastor_docker_connected",
-            "1 while the container engine answers; 0 too where no name asks for it",
+            "1 while the container engine answers; 0 also if no name needs it",
         )?;
         let forward_latency = Histogram::with_opts(
             HistogramOpts::new(
                 "mcastor_forward_latency_seconds",
-                "From the kernel's receive timestamp to the return of the send call",
+                "Time from the kernel's receive timestamp to the return of the send call",
             )
             .buckets(LATENCY_BUCKETS.to_vec()),
         )?;
@@ -279,7 +286,7 @@ impl Catalog {
         let routes = make.gauge("mcastor_routes", "Routes in force")?;
         let build = make.gauges(
             "mcastor_build_info",
-            "1; the labels tell what runs",
+            "Always 1; the label shows which version runs",
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -316,24 +323,24 @@ impl Catalog {
         })
     }
 
-    /// Shows what was dropped from full queues since the machine started.
+    /// Sets the number of packets dropped from full queues since the boot of the machine.
     pub fn set_backlog_dropped(&self, packets: u64) {
-        let shown = self.backlog_dropped.get();
-        if packets < shown {
-            // A core's own count began anew.
+        let current = self.backlog_dropped.get();
+        if packets < current {
+            // The kernel's counter of a core restarted at 0.
             self.backlog_dropped.reset();
         }
-        let shown = self.backlog_dropped.get();
-        self.backlog_dropped.inc_by(packets - shown);
+        let current = self.backlog_dropped.get();
+        self.backlog_dropped.inc_by(packets - current);
     }
 
-    /// The counters of a path; asked for again they are the same.
+    /// Returns the counters of a path. The same arguments return the same counters.
     pub fn path(&self, route: &RouteName, iif: &str, oif: &str, plane: &str) -> PathCounters {
         let labels = [route.as_str(), iif, oif, plane];
         {
             let mut known = self.known();
             known.plane = plane.into();
-            known.paths.use_it((route.clone(), iif.into(), oif.into()));
+            known.paths.insert((route.clone(), iif.into(), oif.into()));
         }
         PathCounters {
             packets: self.route_packets.with_label_values(&labels),
@@ -341,17 +348,17 @@ impl Catalog {
         }
     }
 
-    /// The counters of an interface; asked for again they are the same.
+    /// Returns the counters of an interface. The same name returns the same counters.
     pub fn interface(&self, name: &str) -> InterfaceCounters {
-        self.known().interfaces.use_it(name.into());
-        let of = |family: &IntCounterVec| family.with_label_values(&[name]);
+        self.known().interfaces.insert(name.into());
+        let counter = |family: &IntCounterVec| family.with_label_values(&[name]);
         InterfaceCounters {
-            received_packets: of(&self.received_packets),
-            received_bytes: of(&self.received_bytes),
-            membership_messages: of(&self.membership_messages),
-            transmitted_packets: of(&self.transmitted_packets),
-            transmitted_bytes: of(&self.transmitted_bytes),
-            socket_dropped: of(&self.socket_dropped),
+            received_packets: counter(&self.received_packets),
+            received_bytes: counter(&self.received_bytes),
+            membership_messages: counter(&self.membership_messages),
+            transmitted_packets: counter(&self.transmitted_packets),
+            transmitted_bytes: counter(&self.transmitted_bytes),
+            socket_dropped: counter(&self.socket_dropped),
             dropped: DropReason::ALL
                 .iter()
                 .map(|r| self.dropped.with_label_values(&[r.label(), name]))
@@ -359,8 +366,8 @@ impl Catalog {
         }
     }
 
-    /// Shows the state of a link that routes use.
-    pub fn show_link(&self, link: &Link) {
+    /// Sets the state of a link that routes use.
+    pub fn set_link(&self, link: &Link) {
         let name = [link.name.as_str()];
         let up = link.up && link.carrier;
         self.interface_up.with_label_values(&name).set(up.into());
@@ -369,39 +376,40 @@ impl Catalog {
             .set(link.mtu.into());
     }
 
-    /// Shows a link that is gone as down.
-    pub fn show_gone(&self, name: &str) {
+    /// Sets the state of a link that is gone to down.
+    pub fn set_link_down(&self, name: &str) {
         self.interface_up.with_label_values(&[name]).set(0);
     }
 
-    /// Shows how many groups are joined on an interface.
-    pub fn show_joined(&self, name: &str, groups: u64) {
+    /// Sets the number of groups joined on an interface.
+    pub fn set_joined_groups(&self, name: &str, groups: u64) {
         self.joined_groups
             .with_label_values(&[name])
             .set(groups as i64);
     }
 
     /// Counts a source filter that was widened on an interface.
-    pub fn filter_widened(&self, name: &str) {
+    pub fn count_widened_filter(&self, name: &str) {
         self.filters_widened.with_label_values(&[name]).inc();
     }
 
-    /// Forgets how many groups were joined on an interface that is gone.
-    pub fn forget_joined(&self, name: &str) {
-        // What was never made cannot be removed, and need not be.
+    /// Removes the number of joined groups of an interface that is gone.
+    pub fn remove_joined_groups(&self, name: &str) {
+        // Fails if the series does not exist, which is fine.
         let _ = self.joined_groups.remove_label_values(&[name]);
     }
 
-    /// Tells which interfaces routes use now. The others are shown as down, and forgotten when
-    /// [`MOST_RETIRED`] others have gone after them, so that names that come and go, as those
-    /// of containers do, do not fill the memory.
+    /// Retires all interfaces that are not in `live`, the interfaces that routes use now. Retired
+    /// interfaces are shown as down. The series of an interface are removed when [`MOST_RETIRED`]
+    /// others were retired after it, so that short-lived names, such as those of containers, do not
+    /// fill memory.
     pub fn retire_interfaces(&self, live: &AHashSet<&str>) {
         let mut known = self.known();
-        let gone = known.interfaces.retire(|name| live.contains(&**name));
-        for name in &gone.now {
-            self.show_gone(name);
+        let retired = known.interfaces.retire(|name| live.contains(&**name));
+        for name in &retired.newly_retired {
+            self.set_link_down(name);
         }
-        for name in &gone.forgotten {
+        for name in &retired.expired {
             let name = &**name;
             for family in [
                 &self.received_packets,
@@ -412,13 +420,13 @@ impl Catalog {
                 &self.socket_dropped,
                 &self.filters_widened,
             ] {
-                // What was never made cannot be removed, and need not be.
+                // Fails if the series does not exist, which is fine.
                 let _ = family.remove_label_values(&[name]);
             }
             for family in [&self.interface_up, &self.interface_mtu, &self.joined_groups] {
                 let _ = family.remove_label_values(&[name]);
             }
-            self.membership.forget_counters(name);
+            self.membership.remove_interface(name);
             for reason in DropReason::ALL {
                 let _ = self.dropped.remove_label_values(&[reason.label(), name]);
             }
@@ -428,33 +436,34 @@ impl Catalog {
         }
     }
 
-    /// Tells which paths, as (route, IIF, OIF), there are now; see
+    /// Retires all paths that are not in `live`, the present (route, IIF, OIF) triples. Works like
     /// [`Catalog::retire_interfaces`].
     pub fn retire_paths<'a>(&self, live: impl Iterator<Item = (&'a RouteName, &'a str, &'a str)>) {
         let live: AHashSet<PathKey> = live
             .map(|(route, iif, oif)| (route.clone(), iif.into(), oif.into()))
             .collect();
         let mut known = self.known();
-        let gone = known.paths.retire(|path| live.contains(path));
-        for (route, iif, oif) in &gone.forgotten {
+        let retired = known.paths.retire(|path| live.contains(path));
+        for (route, iif, oif) in &retired.expired {
             let labels = [route.as_str(), iif, oif, &known.plane];
             let _ = self.route_packets.remove_label_values(&labels);
             let _ = self.route_bytes.remove_label_values(&labels);
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, KnownSeries> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts flows of an interface that ended, even none, so that a rate has a beginning.
-    pub fn flows_ended(&self, name: &str, end: FlowEnd, flows: u64) {
+    /// Counts `flows` ended flows of an interface. With 0, exposes the counter, so that its first
+    /// change is a visible increase.
+    pub fn count_ended_flows(&self, name: &str, end: FlowEnd, flows: u64) {
         let ends = self.flow_ends.with_label_values(&[end.label(), name]);
         ends.inc_by(flows);
     }
 
-    /// Counts packets that were translated, by [`TranslationKind`].
-    pub fn translated(&self, by_family: &[u64; TranslationKind::ALL.len()]) {
+    /// Adds counts of translated packets, indexed by [`TranslationKind`].
+    pub fn add_translated(&self, by_family: &[u64; TranslationKind::ALL.len()]) {
         for (family, packets) in TranslationKind::ALL.iter().zip(by_family) {
             if *packets > 0 {
                 let counter = self.translations.with_label_values(&[family.label()]);
@@ -463,17 +472,18 @@ impl Catalog {
         }
     }
 
-    /// Shows an actor that was not rebuilt yet: a counter whose first value is not 0 has no rise.
-    pub fn show_actor(&self, actor: &str) {
+    /// Exposes the restart counter of an actor at 0, so that its first restart is a visible
+    /// increase.
+    pub fn expose_actor(&self, actor: &str) {
         self.actor_restarts.with_label_values(&[actor]);
     }
 
-    /// Counts an actor that was rebuilt.
-    pub fn restarted(&self, actor: &str) {
+    /// Counts the restart of an actor.
+    pub fn count_restart(&self, actor: &str) {
         self.actor_restarts.with_label_values(&[actor]).inc();
     }
 
-    /// Everything in Prometheus' text format.
+    /// Returns all metrics in the Prometheus text format.
     pub fn text(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -486,9 +496,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_dropped_is_shown_as_it_says() {
+    fn backlog_drops_follow_the_kernel_counter() {
         let catalog = Catalog::new().unwrap();
-        // The third time a core's own count began anew.
+        // The third value is lower: the kernel's counter of a core restarted.
         for packets in [5, 9, 3, 3] {
             catalog.set_backlog_dropped(packets);
             assert_eq!(catalog.backlog_dropped.get(), packets);
@@ -496,12 +506,12 @@ mod tests {
     }
 
     #[test]
-    fn counters_end_in_total_and_gauges_do_not() {
+    fn only_counter_names_end_in_total() {
         let catalog = Catalog::new().unwrap();
         catalog.interface("eth0");
-        catalog.restarted("routing");
-        catalog.show_joined("eth0", 1);
-        catalog.flows_ended("eth0", FlowEnd::Idle, 0);
+        catalog.count_restart("routing");
+        catalog.set_joined_groups("eth0", 1);
+        catalog.count_ended_flows("eth0", FlowEnd::Idle, 0);
         catalog.path(&RouteName::new("r"), "eth0", "eth1", "packet");
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
         let types: Vec<(&str, &str)> = text
@@ -516,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_come_and_go_do_not_pile_up() {
+    fn series_of_retired_names_are_limited() {
         let catalog = Catalog::new().unwrap();
         let route = RouteName::new("r");
         let none = AHashSet::new();
@@ -528,21 +538,21 @@ mod tests {
             catalog.retire_paths(std::iter::empty());
         }
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
-        let of = |family: &str| text.lines().filter(|l| l.starts_with(family)).count();
-        assert_eq!(of("mcastor_route_packets_total{"), MOST_RETIRED);
+        let count = |family: &str| text.lines().filter(|l| l.starts_with(family)).count();
+        assert_eq!(count("mcastor_route_packets_total{"), MOST_RETIRED);
         assert_eq!(
-            of("mcastor_interface_received_packets_total{"),
+            count("mcastor_interface_received_packets_total{"),
             MOST_RETIRED
         );
         assert!(text.contains("veth1999") && !text.contains("veth10\""));
     }
 
     #[test]
-    fn flows_end_under_the_label_of_their_reason_and_are_forgotten() {
+    fn flow_ends_are_counted_by_reason_and_removed() {
         let catalog = Catalog::new().unwrap();
         for (n, end) in FlowEnd::ALL.into_iter().enumerate() {
-            catalog.flows_ended("eth0", end, n as u64);
-            catalog.flows_ended("eth0", end, 10);
+            catalog.count_ended_flows("eth0", end, n as u64);
+            catalog.count_ended_flows("eth0", end, 10);
         }
         let ends = || -> Vec<String> {
             let text = String::from_utf8(catalog.text().unwrap()).unwrap();
@@ -564,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_labels_are_the_same_counter() {
+    fn same_labels_return_same_counter() {
         let catalog = Catalog::new().unwrap();
         catalog.interface("eth0").received_packets.inc_by(2);
         catalog.interface("eth0").received_packets.inc_by(3);

@@ -1,45 +1,45 @@
-//! Making families and registering them.
+//! Creation and registration of metric families.
 
 use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-/// Makes families in a registry.
+/// Creates metric families in a registry.
 pub(super) struct Families<'a>(pub &'a Registry);
 
 impl Families<'_> {
-    /// Registers a family.
-    pub fn put<C: Collector + Clone + 'static>(&self, family: C) -> prometheus::Result<C> {
+    /// Registers a family and returns it.
+    pub fn register<C: Collector + Clone + 'static>(&self, family: C) -> prometheus::Result<C> {
         self.0.register(Box::new(family.clone()))?;
         Ok(family)
     }
 
-    /// Counters by labels.
+    /// Registers counters with labels.
     pub fn counters(
         &self,
         name: &str,
         help: &str,
         labels: &[&str],
     ) -> prometheus::Result<IntCounterVec> {
-        self.put(IntCounterVec::new(Opts::new(name, help), labels)?)
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    /// Gauges by labels.
+    /// Registers gauges with labels.
     pub fn gauges(
         &self,
         name: &str,
         help: &str,
         labels: &[&str],
     ) -> prometheus::Result<IntGaugeVec> {
-        self.put(IntGaugeVec::new(Opts::new(name, help), labels)?)
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    /// One counter.
+    /// Registers a counter without labels.
     pub fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        self.put(IntCounter::new(name, help)?)
+        self.register(IntCounter::new(name, help)?)
     }
 
     /// One gauge.
     pub fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        self.put(IntGauge::new(name, help)?)
+        self.register(IntGauge::new(name, help)?)
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted of IGMP, MLD and multicast router discovery.
+//! Metrics of IGMP, MLD and multicast router discovery.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,12 @@ use prometheus::{IntCounterVec, IntGaugeVec, Registry};
 use super::families::Families;
 use crate::membership::Protocol;
 
-/// Which way a message went.
+/// Direction of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// To us.
+    /// Received by this router.
     Received,
-    /// From us.
+    /// Sent by this router.
     Transmitted,
 }
 
@@ -25,18 +25,18 @@ impl Direction {
     }
 }
 
-/// The state of one interface and protocol.
+/// The membership gauges of one interface and protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MembershipState {
     /// Groups with members.
     pub groups: u64,
-    /// Sources listed for them.
+    /// Sources listed for these groups.
     pub sources: u64,
-    /// Whether we ask.
+    /// Whether this router is the querier.
     pub querier: bool,
 }
 
-/// The families. Clones share them.
+/// The metric families of group membership. Clones share them.
 #[derive(Clone)]
 pub struct MembershipFamilies {
     igmp: IntCounterVec,
@@ -49,52 +49,52 @@ pub struct MembershipFamilies {
 }
 
 impl MembershipFamilies {
-    /// Registers them.
+    /// Registers the families.
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let make = Families(registry);
-        let message = ["iface", "direction", "type", "version"];
-        let one = ["iface", "protocol"];
+        let message_labels = ["iface", "direction", "type", "version"];
+        let interface_labels = ["iface", "protocol"];
         Ok(Self {
             igmp: make.counters(
                 "mcastor_igmp_messages_total",
-                "IGMP messages that were taken in or sent",
-                &message,
+                "IGMP messages received or sent",
+                &message_labels,
             )?,
             mld: make.counters(
                 "mcastor_mld_messages_total",
-                "MLD messages that were taken in or sent",
-                &message,
+                "MLD messages received or sent",
+                &message_labels,
             )?,
             refused: make.counters(
                 "mcastor_membership_refused_total",
-                "IGMP and MLD messages, or records in them, that were refused",
+                "Rejected IGMP and MLD messages and records",
                 &["iface", "reason"],
             )?,
             groups: make.gauges(
                 "mcastor_membership_groups",
                 "Groups with members behind the interface",
-                &one,
+                &interface_labels,
             )?,
             sources: make.gauges(
                 "mcastor_membership_sources",
                 "Sources listed for the groups with members behind the interface",
-                &one,
+                &interface_labels,
             )?,
             querier: make.gauges(
                 "mcastor_querier",
-                "1 where this router is the querier of the interface",
-                &one,
+                "1 if this router is the querier of the interface",
+                &interface_labels,
             )?,
             querier_changes: make.counters(
                 "mcastor_querier_changes_total",
                 "How often another router became the querier of the interface",
-                &one,
+                &interface_labels,
             )?,
         })
     }
 
     /// Counts a message.
-    pub fn message(
+    pub fn count_message(
         &self,
         iface: &str,
         protocol: Protocol,
@@ -111,15 +111,15 @@ impl MembershipFamilies {
             .inc();
     }
 
-    /// Counts messages or records that were refused, under a reason from one of the enums.
-    pub fn refused(&self, iface: &str, reason: &'static str, count: u64) {
+    /// Counts `count` rejected messages or records. `reason` is the label of a reason enum.
+    pub fn count_rejected(&self, iface: &str, reason: &'static str, count: u64) {
         self.refused
             .with_label_values(&[iface, reason])
             .inc_by(count);
     }
 
-    /// Shows what is known of an interface.
-    pub fn show(&self, iface: &str, protocol: Protocol, state: MembershipState) {
+    /// Sets the gauges of an interface.
+    pub fn set_state(&self, iface: &str, protocol: Protocol, state: MembershipState) {
         let labels = [iface, protocol.label()];
         self.groups
             .with_label_values(&labels)
@@ -130,43 +130,43 @@ impl MembershipFamilies {
         self.querier
             .with_label_values(&labels)
             .set(state.querier.into());
-        // So that its rate has a beginning.
+        // Exposes the counter at 0, so that its first change is a visible increase.
         self.querier_changes.with_label_values(&labels);
     }
 
-    /// Counts a new querier.
-    pub fn querier_changed(&self, iface: &str, protocol: Protocol) {
+    /// Counts a change of the querier.
+    pub fn count_querier_change(&self, iface: &str, protocol: Protocol) {
         self.querier_changes
             .with_label_values(&[iface, protocol.label()])
             .inc();
     }
 
-    /// Forgets the gauges of an interface that is no longer downstream of a proxy.
-    pub fn forget(&self, iface: &str) {
+    /// Removes the gauges of an interface that is no longer downstream of a proxy.
+    pub fn remove_gauges(&self, iface: &str) {
         for protocol in Protocol::ALL {
             let labels = [iface, protocol.label()];
-            // What was never made cannot be removed, and need not be.
+            // Fails if the series does not exist, which is fine.
             for family in [&self.groups, &self.sources, &self.querier] {
                 let _ = family.remove_label_values(&labels);
             }
         }
     }
 
-    /// Forgets the counters of an interface that went long ago.
-    pub(super) fn forget_counters(&self, iface: &str) {
-        self.forget(iface);
+    /// Removes the counters of an interface that has been gone for long.
+    pub(super) fn remove_interface(&self, iface: &str) {
+        self.remove_gauges(iface);
         for protocol in Protocol::ALL {
             let labels = [iface, protocol.label()];
             let _ = self.querier_changes.remove_label_values(&labels);
         }
         for family in [&self.igmp, &self.mld, &self.refused] {
-            forget_all_of(family, iface);
+            remove_series_of_interface(family, iface);
         }
     }
 }
 
-/// Removes every series of an interface, whatever its other labels.
-fn forget_all_of(family: &IntCounterVec, iface: &str) {
+/// Removes every series of `iface`, with any values of the other labels.
+fn remove_series_of_interface(family: &IntCounterVec, iface: &str) {
     use prometheus::core::Collector;
     for metric in family.collect().iter().flat_map(|f| f.get_metric()) {
         let labels = metric.get_label();
@@ -185,15 +185,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_that_went_leaves_nothing() {
+    fn removed_interface_has_no_series() {
         let registry = Registry::new();
         let families = MembershipFamilies::new(&registry).unwrap();
         for iface in ["eth0", "eth1"] {
-            families.message(iface, Protocol::Mld, Direction::Received, "report", "2");
-            families.refused(iface, "checksum", 3);
-            families.show(iface, Protocol::Igmp, MembershipState::default());
+            families.count_message(iface, Protocol::Mld, Direction::Received, "report", "2");
+            families.count_rejected(iface, "checksum", 3);
+            families.set_state(iface, Protocol::Igmp, MembershipState::default());
         }
-        families.forget_counters("eth0");
+        families.remove_interface("eth0");
         let left: Vec<String> = registry
             .gather()
             .iter()

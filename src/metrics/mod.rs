@@ -1,5 +1,5 @@
-//! What is counted, under which name. Counters live here, outside the actors, so that an
-//! actor that dies takes none with it.
+//! The metrics of the program. Counters are kept outside the actors, so that they survive the death
+//! of an actor.
 
 pub mod catalog;
 mod families;

@@ -20,7 +20,7 @@ use super::wire::{Command, LONGEST_COMMAND, Verb, WireError, length};
 use crate::actors::RouterContext;
 use crate::actors::questions::{self, AskError};
 use crate::api::view::InterfaceView;
-use crate::api::{Change, JoinSpec, RouteSpec, Show, Shown};
+use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
 use crate::control::socket::Socket;
 use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
 
@@ -46,8 +46,8 @@ impl Server {
         };
         // Clients that come at once wait for us, and not in vain: without links every
         // interface they name would be unknown. There is always one, the loopback.
-        let links = || questions::show(&context, Show::Interfaces);
-        while !matches!(links().await, Ok(Shown::Interfaces(known)) if !known.is_empty()) {
+        let links = || questions::show(&context, ShowQuery::Interfaces);
+        while !matches!(links().await, Ok(ShowReply::Interfaces(known)) if !known.is_empty()) {
             sleep(Duration::from_millis(5)).await;
         }
         let clients = Rc::new(());
@@ -150,17 +150,17 @@ async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<
         joins: questions::join_rules(context),
         ..State::default()
     };
-    for ask in Show::ALL {
+    for ask in ShowQuery::ALL {
         match questions::show(context, ask)
             .await
             .map_err(|e| e.to_string())?
         {
-            Shown::Routes(routes) => state.routes = routes,
-            Shown::Interfaces(interfaces) => state.interfaces = interfaces,
-            Shown::Flows(flows) => state.flows = flows,
-            Shown::Groups(groups) => state.groups = groups,
-            Shown::Pending(pending) => state.pending = pending,
-            Shown::Mnat(_) | Shown::Done(_) => {}
+            ShowReply::Routes(routes) => state.routes = routes,
+            ShowReply::Interfaces(interfaces) => state.interfaces = interfaces,
+            ShowReply::Flows(flows) => state.flows = flows,
+            ShowReply::Groups(groups) => state.groups = groups,
+            ShowReply::Pending(pending) => state.pending = pending,
+            ShowReply::Mnat(_) | ShowReply::Done(_) => {}
         }
     }
     Ok(show::show(&state, what, form))
@@ -194,8 +194,8 @@ fn addresses<'a>(
 
 /// The interfaces that a name or pattern stands for.
 async fn named(context: &RouterContext, name: &IfPattern) -> Result<Vec<InterfaceView>, String> {
-    let interfaces = questions::show(context, Show::Interfaces).await;
-    let Shown::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
+    let interfaces = questions::show(context, ShowQuery::Interfaces).await;
+    let ShowReply::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
         return Ok(Vec::new());
     };
     let fits = |i: &InterfaceView| i.name.parse::<IfName>().is_ok_and(|n| name.matches(&n));
@@ -225,7 +225,7 @@ async fn add(context: &RouterContext, words: &[String]) -> Result<String, String
             to.push(oif.to_string());
         }
     }
-    let change = Change::Add(RouteSpec {
+    let change = RuleChange::Add(RouteSpec {
         rewrite: None,
         from: from.to_string(),
         source: (!source.is_any()).then(|| source.to_string()),
@@ -250,8 +250,8 @@ async fn remove(context: &RouterContext, words: &[String]) -> Result<String, Str
     if !there.is_empty() && there.iter().all(|i| i.disabled) {
         return Err(not_known(iif));
     }
-    let routes = questions::show(context, Show::Routes).await;
-    let Shown::Routes(routes) = routes.map_err(|e| e.to_string())? else {
+    let routes = questions::show(context, ShowQuery::Routes).await;
+    let ShowReply::Routes(routes) = routes.map_err(|e| e.to_string())? else {
         return Ok(String::new());
     };
     let key = (from.to_string(), source.to_string(), group.to_string());
@@ -277,7 +277,7 @@ async fn remove(context: &RouterContext, words: &[String]) -> Result<String, Str
     if to.is_empty() && !oifs.is_empty() {
         return Ok(String::new());
     }
-    let change = Change::Remove(RouteSpec {
+    let change = RuleChange::Remove(RouteSpec {
         rewrite: None,
         from: key.0,
         source: Some(source.net().to_string()),
@@ -337,9 +337,9 @@ async fn membership(
             group: group.to_string(),
         };
         let change = if join {
-            Change::Join(spec)
+            RuleChange::Join(spec)
         } else {
-            Change::Leave(spec)
+            RuleChange::Leave(spec)
         };
         let done = questions::change(context, change).await;
         done.map_err(|e| format!("{who}: {e}"))?;

@@ -6,7 +6,7 @@ use mcastor::actors::context::PanicNow;
 use mcastor::actors::joins::AskGroups;
 use mcastor::actors::questions;
 use mcastor::actors::routing::Replace;
-use mcastor::api::{Show, Shown};
+use mcastor::api::{ShowQuery, ShowReply};
 use mcastor::model::{HeaderChecks, Link, ProxyRule, RouteName};
 use mcastor::table::Rib;
 use mcastor::wire::membership_message::{GroupRecord, MembershipMessage, RecordType};
@@ -187,7 +187,8 @@ async fn shown_member_is_forwarded_to() {
         let last = groups.last().unwrap();
         let begun = Instant::now();
         loop {
-            let Ok(Shown::Groups(shown)) = questions::show(&r.context, Show::Groups).await else {
+            let Ok(ShowReply::Groups(shown)) = questions::show(&r.context, ShowQuery::Groups).await
+            else {
                 panic!("no groups in the response");
             };
             if shown

@@ -73,9 +73,9 @@ impl Mnat {
             routing.do_send(Rewritings::none(&self.config));
         }
         let families = &self.context.catalog.mnat;
-        families.show_server(false);
+        families.set_server_up(false);
         for standing in Standing::ALL {
-            families.show_mappings(self.config.role.label(), standing.label(), 0);
+            families.set_mappings(self.config.role.label(), standing.label(), 0);
         }
         self.death_guard.disarm();
         ctx.stop();

@@ -6,11 +6,11 @@ use mcastor::control::Request;
 use mcastor::mnat::protocol::{self, Answer, Op};
 use mcastor::mnat::{Machine, Plan, Role, joinfile};
 use mcastor::model::translation_conflicts;
+use mcastor::probe::{ProbeDatagram, ReceiverStats};
 use mcastor::settings::Settings;
 use mcastor::smcroute::conf;
 use mcastor::smcroute::convert::convert;
 use mcastor::smcroute::wire::{Command, length};
-use mcastor::streams::{Arrival, Tallies};
 
 use super::Input;
 
@@ -59,16 +59,16 @@ pub fn settings(data: &[u8]) -> bool {
     })
 }
 
-/// UDP payloads for the receiver of test streams: cut into pieces, each counted once.
+/// UDP payloads for the receiver of test streams: split into datagrams, each counted once.
 pub fn recv(data: &[u8]) -> bool {
     let mut input = Input(data);
-    let mut tallies = Tallies::default();
+    let mut stats = ReceiverStats::default();
     let mut arrived = 0;
     let group = std::net::IpAddr::from([225, 1, 2, 3]);
     while !input.0.is_empty() {
         let (len, ttl) = (usize::from(input.u8()), input.u8());
         let received_ns = u64::from(input.u16()) << 48 | u64::from(input.u16());
-        tallies.add(&Arrival {
+        stats.add(&ProbeDatagram {
             group,
             source: std::net::IpAddr::from([10, 0, 0, ttl % 4]),
             ttl: (ttl & 1 == 0).then_some(ttl),
@@ -77,18 +77,18 @@ pub fn recv(data: &[u8]) -> bool {
         });
         arrived += 1;
     }
-    let report = tallies.report();
+    let report = stats.report();
     let counted: u64 = report
         .iter()
         .map(|s| s.received + s.duplicates + s.late)
         .sum();
-    assert_eq!(counted + tallies.foreign() + tallies.untracked(), arrived);
+    assert_eq!(counted + stats.foreign() + stats.untracked(), arrived);
     for stream in &report {
         assert!(stream.first_seq <= stream.last_seq);
         assert!(stream.reordered <= stream.received && stream.damaged <= arrived);
         serde_json::to_string(stream).expect("a report can be written");
     }
-    let _ = (tallies.received(group), tallies.is_complete(group));
+    let _ = (stats.received(group), stats.is_complete(group));
     counted > 0
 }
 

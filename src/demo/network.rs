@@ -1,4 +1,4 @@
-//! Three namespaces and two veth pairs, configured by netlink.
+//! The network of the demo: three namespaces and two veth pairs, configured with netlink.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,19 +13,21 @@ use super::DemoError;
 use crate::sys::ifaddr::interfaces;
 use crate::sys::netns::{self, NetNs};
 
-/// Longest wait for a link to come up.
+/// Longest wait for the links to come up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The interface of sender and receiver.
+/// Name of the interface of the sender and of the receiver.
 pub const END: &str = "eth0";
-/// The router's interface towards the sender.
+/// Name of the router's interface to the sender.
 pub const IN: &str = "in";
-/// The router's interface towards the receiver.
+/// Name of the router's interface to the receiver.
 pub const OUT: &str = "out";
 
-const PREFIXES: (u8, u8) = (24, 64);
+/// Prefix lengths of the IPv4 and IPv6 addresses.
+const PREFIX_LENGTHS: (u8, u8) = (24, 64);
 
-/// The addresses of a network of the demo: 1 is the sender's, 2 the receiver's.
+/// Returns the IPv4 and the IPv6 address of `host` in `network`: 1 is the sender's, 2 the
+/// receiver's.
 fn addresses(network: u8, host: u8) -> [IpAddr; 2] {
     [
         [198, 18, network, host].into(),
@@ -33,39 +35,40 @@ fn addresses(network: u8, host: u8) -> [IpAddr; 2] {
     ]
 }
 
-/// The sender's address of the family that `v6` says.
+/// Returns the sender's IPv6 address if `v6`, else its IPv4 address.
 pub fn sender_address(v6: bool) -> IpAddr {
     addresses(1, 2)[usize::from(v6)]
 }
 
-/// The namespaces.
+/// The network namespaces of the demo. They disappear when this value is dropped.
 #[derive(Debug)]
-pub struct Lab {
-    /// Where the streams come from.
+pub struct DemoNetwork {
+    /// Namespace of the sender.
     pub sender: NetNs,
-    /// Where the router runs.
+    /// Namespace of the router.
     pub router: NetNs,
-    /// Where the streams go.
+    /// Namespace of the receiver.
     pub receiver: NetNs,
-    /// Whether the kernel has IPv6.
+    /// Whether the kernel supports IPv6.
     pub has_ipv6: bool,
 }
 
-impl Lab {
-    /// Makes them and everything in them. Becomes root in a user namespace where it must.
+impl DemoNetwork {
+    /// Creates the namespaces and configures their interfaces. Without the privileges for it, first
+    /// enters a user namespace as its root.
     pub fn new() -> Result<Self, DemoError> {
         if !netns::can_create_namespaces() {
             netns::enter_user_namespace().map_err(DemoError::Namespaces)?;
         }
         let netns = || NetNs::new().map_err(DemoError::Namespaces);
-        let lab = Self {
+        let network = Self {
             sender: netns()?,
             router: netns()?,
             receiver: netns()?,
             has_ipv6: socket2::Socket::new(Domain::IPV6, Type::DGRAM, None).is_ok(),
         };
-        inside(&lab.router, async |handle| {
-            for (name, end) in [(IN, &lab.sender), (OUT, &lab.receiver)] {
+        with_netlink(&network.router, async |handle| {
+            for (name, end) in [(IN, &network.sender), (OUT, &network.receiver)] {
                 handle
                     .link()
                     .add(LinkVeth::new(name, END).build())
@@ -78,25 +81,26 @@ impl Lab {
             }
             Ok(())
         })?;
-        lab.configure(&lab.sender, &[(END, 1, 2)])?;
-        lab.configure(&lab.receiver, &[(END, 2, 2)])?;
-        lab.configure(&lab.router, &[(IN, 1, 1), (OUT, 2, 1)])?;
+        network.configure(&network.sender, &[(END, 1, 2)])?;
+        network.configure(&network.receiver, &[(END, 2, 2)])?;
+        network.configure(&network.router, &[(IN, 1, 1), (OUT, 2, 1)])?;
         for (netns, names) in [
-            (&lab.sender, &[END] as &[_]),
-            (&lab.receiver, &[END]),
-            (&lab.router, &[IN, OUT]),
+            (&network.sender, &[END] as &[_]),
+            (&network.receiver, &[END]),
+            (&network.router, &[IN, OUT]),
         ] {
             netns
                 .run(|| wait_running(names))
                 .and_then(|up| up)
-                .map_err(|e| DemoError::Cables(e.to_string()))?;
+                .map_err(|e| DemoError::Links(e.to_string()))?;
         }
-        Ok(lab)
+        Ok(network)
     }
 
-    /// Gives each interface its addresses in a network, as a host, and sets it up.
+    /// Sets the interfaces up and adds their addresses. `links` holds interface name, network and
+    /// host number.
     fn configure(&self, netns: &NetNs, links: &[(&str, u8, u8)]) -> Result<(), DemoError> {
-        inside(netns, async |handle| {
+        with_netlink(netns, async |handle| {
             let all = interfaces().map_err(rtnetlink_io)?;
             for name in links.iter().map(|l| l.0).chain(["lo"]) {
                 let up = LinkUnspec::new_with_name(name).up().build();
@@ -110,12 +114,13 @@ impl Lab {
                         continue;
                     }
                     let length = if addr.is_ipv4() {
-                        PREFIXES.0
+                        PREFIX_LENGTHS.0
                     } else {
-                        PREFIXES.1
+                        PREFIX_LENGTHS.1
                     };
                     let mut request = handle.address().add(index, addr, length);
-                    // Nobody else is on the cable; without it the address waits a second or two.
+                    // Skips duplicate address detection: it takes a second or two, and the veth
+                    // pair has no other host.
                     request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
                     request.execute().await?;
                 }
@@ -129,28 +134,28 @@ fn rtnetlink_io(error: io::Error) -> rtnetlink::Error {
     rtnetlink::Error::NamespaceError(error.to_string())
 }
 
-/// Runs `work` with a netlink connection of `netns`.
-fn inside(
+/// Runs `work` with a netlink connection in `netns`.
+fn with_netlink(
     netns: &NetNs,
     work: impl AsyncFnOnce(Handle) -> Result<(), rtnetlink::Error> + Send,
 ) -> Result<(), DemoError> {
-    let cables = |e: &dyn std::fmt::Display| DemoError::Cables(e.to_string());
+    let link_error = |e: &dyn std::fmt::Display| DemoError::Links(e.to_string());
     netns
         .run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()
                 .build()
-                .map_err(|e| cables(&e))?;
+                .map_err(|e| link_error(&e))?;
             runtime.block_on(async {
-                let (connection, handle, _) = new_connection().map_err(|e| cables(&e))?;
+                let (connection, handle, _) = new_connection().map_err(|e| link_error(&e))?;
                 tokio::spawn(connection);
-                work(handle).await.map_err(|e| cables(&e))
+                work(handle).await.map_err(|e| link_error(&e))
             })
         })
         .map_err(DemoError::Namespaces)?
 }
 
-/// Waits until each of `names` has a carrier.
+/// Waits until each interface of `names` is up and has a carrier.
 fn wait_running(names: &[&str]) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

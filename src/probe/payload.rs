@@ -1,29 +1,29 @@
-//! The bytes of a test packet.
+//! The payload format of a test packet.
 //!
-//! A header of 40 bytes, all fields big-endian, then filler up to the wanted size:
+//! A header of 40 bytes, all fields big-endian, then filler up to the requested size:
 //!
 //! ```text
 //! offset  bytes  field
 //!      0      4  magic "MCST"
 //!      4      1  version, 1
 //!      5      1  reserved: sent as 0, ignored
-//!      6      2  flow number, from 0: the how-manieth group of this sender
-//!      8      8  stream id, drawn at random by each run of a sender
+//!      6      2  flow number, from 0: the index of the group among the groups of this sender
+//!      8      8  stream id, chosen at random by each run of a sender
 //!     16      8  sequence number, from 0 in each flow
 //!     24      8  time of sending, nanoseconds since 1970 (CLOCK_REALTIME)
-//!     32      8  how many packets the flow will have; 0: not known in advance
+//!     32      8  total number of packets of the flow; 0: not known in advance
 //!     40      -  filler: the byte at offset n is n modulo 256
 //! ```
 //!
-//! The filler lets a receiver see damage that a sender without UDP checksums would hide.
+//! With the filler, a receiver detects damaged packets even if the sender omits UDP checksums.
 
-/// Bytes of the header, and so the smallest payload.
+/// Length of the header in bytes. It is also the smallest payload.
 pub const HEADER_LEN: usize = 40;
 
-/// Largest UDP payload over IPv4: 65,535 less 20 bytes of IP and 8 of UDP.
+/// Largest UDP payload over IPv4: 65,535 bytes minus 20 bytes of IP header and 8 of UDP header.
 pub const MAX_LEN_V4: usize = 65_507;
 
-/// Largest UDP payload sent over IPv6: as over IPv4, less the 20 bytes the larger header takes.
+/// Largest UDP payload sent over IPv6: 20 bytes less than over IPv4, as the IP header is larger.
 pub const MAX_LEN_V6: usize = 65_487;
 
 const MAGIC: [u8; 4] = *b"MCST";
@@ -43,36 +43,36 @@ const FILLER: [u8; 512] = {
 /// The header of a test packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload {
-    /// Drawn at random by each run of a sender.
+    /// Stream id, chosen at random by each run of a sender.
     pub stream: u64,
-    /// Number of the flow within the stream, from 0.
+    /// Flow number within the stream, from 0.
     pub flow: u16,
-    /// Number of the packet within the flow, from 0.
+    /// Sequence number of the packet within the flow, from 0.
     pub seq: u64,
     /// Time of sending in nanoseconds since 1970.
     pub sent_ns: u64,
-    /// Packets the flow will have, where the sender knows.
+    /// Total number of packets of the flow, if the sender knows it.
     pub total: Option<u64>,
 }
 
-/// Why bytes are not a test packet.
+/// The reason why bytes are not a test packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PayloadError {
-    /// Shorter than the header.
-    #[error("{0} bytes, and the header alone has {HEADER_LEN}")]
+    /// The bytes are shorter than the header.
+    #[error("{0} bytes, less than the {HEADER_LEN} bytes of the header")]
     TooShort(usize),
-    /// The first four bytes differ.
-    #[error("does not begin with the magic bytes of a test packet")]
+    /// The first four bytes are not the magic number.
+    #[error("does not start with the magic number of a test packet")]
     Magic,
-    /// A version this program does not read.
-    #[error("version {0} of the format, and this program reads version {VERSION}")]
+    /// This program does not support the version of the format.
+    #[error("format version {0}; this program supports version {VERSION}")]
     Version(u8),
     /// A sequence number at or past the announced total.
-    #[error("sequence number {seq} in a flow of {total} packets")]
+    #[error("sequence number {seq} in a flow of only {total} packets")]
     PastTotal {
-        /// The sequence number found.
+        /// The sequence number.
         seq: u64,
-        /// The total found.
+        /// The announced total.
         total: u64,
     },
 }
@@ -84,8 +84,8 @@ fn u64_at(bytes: &[u8; HEADER_LEN], at: usize) -> u64 {
 }
 
 impl Payload {
-    /// Reads the header at the front of `bytes`.
-    pub fn read(bytes: &[u8]) -> Result<Self, PayloadError> {
+    /// Parses the header at the start of `bytes`.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PayloadError> {
         let header: &[u8; HEADER_LEN] = bytes
             .first_chunk()
             .ok_or(PayloadError::TooShort(bytes.len()))?;
@@ -111,7 +111,7 @@ impl Payload {
         }
     }
 
-    /// The header as it goes on the wire.
+    /// Encodes the header.
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -124,23 +124,24 @@ impl Payload {
         bytes
     }
 
-    /// Writes the header over the front of `packet`; the rest is left as it is, so that a sender
-    /// fills a buffer once. Does nothing where `packet` is shorter than [`HEADER_LEN`].
-    pub fn write(&self, packet: &mut [u8]) {
+    /// Overwrites the first [`HEADER_LEN`] bytes of `packet` with the header. The filler stays, so
+    /// a sender writes it only once per buffer. Does nothing if `packet` is shorter than the
+    /// header.
+    pub fn write_to(&self, packet: &mut [u8]) {
         if let Some(front) = packet.first_chunk_mut() {
             *front = self.to_bytes();
         }
     }
 }
 
-/// Writes the filler behind the header of `packet`.
-pub fn fill(packet: &mut [u8]) {
+/// Writes the filler after the header of `packet`.
+pub fn write_filler(packet: &mut [u8]) {
     for (at, byte) in packet.iter_mut().enumerate().skip(HEADER_LEN) {
         *byte = (at % 256) as u8;
     }
 }
 
-/// True where everything behind the header of `packet` is the filler a sender wrote.
+/// Returns whether all bytes after the header of `packet` are the filler that a sender writes.
 pub fn filler_is_intact(packet: &[u8]) -> bool {
     let phase = HEADER_LEN % 256;
     packet
@@ -163,37 +164,37 @@ mod tests {
     };
 
     #[test]
-    fn layout_is_as_documented() {
-        let mut want = b"MCST\x01\x00\x0a\x0b\x01\x02\x03\x04\x05\x06\x07\x08".to_vec();
+    fn encoding_matches_documented_layout() {
+        let mut expected = b"MCST\x01\x00\x0a\x0b\x01\x02\x03\x04\x05\x06\x07\x08".to_vec();
         for field in [0x11u64, 0x22, 0x33] {
-            want.extend(field.to_be_bytes());
+            expected.extend(field.to_be_bytes());
         }
-        assert_eq!(ONE.to_bytes().as_slice(), want);
-        assert_eq!(Payload::read(&want), Ok(ONE));
-        // The reserved byte is ignored, and so is what follows the header.
-        want[5] = 0xff;
-        want.push(0);
-        assert_eq!(Payload::read(&want), Ok(ONE));
+        assert_eq!(ONE.to_bytes().as_slice(), expected);
+        assert_eq!(Payload::parse(&expected), Ok(ONE));
+        // The reserved byte and the bytes after the header are ignored.
+        expected[5] = 0xff;
+        expected.push(0);
+        assert_eq!(Payload::parse(&expected), Ok(ONE));
     }
 
     #[test]
-    fn hostile_bytes_are_refused_with_a_reason() {
+    fn invalid_headers_are_rejected_with_reason() {
         let good = ONE.to_bytes();
         for len in 0..HEADER_LEN {
             assert_eq!(
-                Payload::read(&good[..len]),
+                Payload::parse(&good[..len]),
                 Err(PayloadError::TooShort(len))
             );
         }
         let mut bad = good;
         bad[0] = b'm';
-        assert_eq!(Payload::read(&bad), Err(PayloadError::Magic));
+        assert_eq!(Payload::parse(&bad), Err(PayloadError::Magic));
         let mut bad = good;
         bad[4] = 2;
-        assert_eq!(Payload::read(&bad), Err(PayloadError::Version(2)));
+        assert_eq!(Payload::parse(&bad), Err(PayloadError::Version(2)));
         let past = Payload { seq: 0x33, ..ONE };
         assert!(matches!(
-            Payload::read(&past.to_bytes()),
+            Payload::parse(&past.to_bytes()),
             Err(PayloadError::PastTotal { .. })
         ));
         let unknown = Payload {
@@ -201,14 +202,14 @@ mod tests {
             total: None,
             ..ONE
         };
-        assert_eq!(Payload::read(&unknown.to_bytes()), Ok(unknown));
+        assert_eq!(Payload::parse(&unknown.to_bytes()), Ok(unknown));
     }
 
     #[test]
-    fn one_damaged_byte_of_filler_is_seen() {
+    fn one_damaged_filler_byte_is_detected() {
         let mut packet = vec![0; 1472];
-        fill(&mut packet);
-        ONE.write(&mut packet);
+        write_filler(&mut packet);
+        ONE.write_to(&mut packet);
         assert!(filler_is_intact(&packet));
         for at in [HEADER_LEN, 295, 296, 297, 1471] {
             packet[at] ^= 1;

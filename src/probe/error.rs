@@ -1,24 +1,24 @@
-//! Why a test stream cannot be sent or received, and what mends it.
+//! Errors of sending and receiving test streams, each with its usual remedy.
 
 use std::io;
 
 use crate::model::{Group, IfName};
 
-/// Names the cause, then the mend.
+/// An error that ends `mcastor send` or `mcastor recv`. The text names the cause, then a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// No such interface in this network namespace.
     #[error("there is no interface `{name}`; this network namespace has: {have}")]
     NoInterface {
-        /// The name asked for.
+        /// The requested name.
         name: IfName,
-        /// The names there are, separated by commas.
+        /// The existing interfaces, separated by commas.
         have: String,
     },
     /// The interface is not up.
-    #[error("interface {0} is down; `ip link set {0} up` mends it")]
+    #[error("interface {0} is down; set it up with `ip link set {0} up`")]
     Down(IfName),
-    /// No address to send from.
+    /// The interface has no address of the IP version of the group.
     #[error(
         "interface {interface} has no {family} address to send from; add one with \
          `ip addr add ADDRESS/LENGTH dev {interface}`"
@@ -29,21 +29,21 @@ pub enum StreamError {
         /// `IPv4` or `IPv6`.
         family: &'static str,
     },
-    /// The address asked for is not one of the interface.
+    /// The requested source address is not an address of the interface.
     #[error("{source_addr} is not an address of {interface}, which has: {have}")]
     NotItsAddress {
         /// The interface.
         interface: IfName,
-        /// The address asked for.
+        /// The requested source address.
         source_addr: std::net::IpAddr,
-        /// The addresses there are, separated by commas.
+        /// The addresses of the interface, separated by commas.
         have: String,
     },
-    /// Arguments that do not fit together.
+    /// Arguments that contradict each other or are out of range.
     #[error("{0}")]
     Usage(String),
-    /// The kernel refused.
-    #[error("cannot {what} ({group} on {interface}): {error}{}", mend(.error))]
+    /// A system call that concerns a group on an interface failed.
+    #[error("cannot {what} ({group} on {interface}): {error}{}", remedy(.error))]
     Socket {
         /// What was tried.
         what: &'static str,
@@ -54,8 +54,8 @@ pub enum StreamError {
         /// The kernel's answer.
         error: io::Error,
     },
-    /// A call without a group or an interface failed.
-    #[error("cannot {what}: {error}{}", mend(.error))]
+    /// A system call that concerns no group or interface failed.
+    #[error("cannot {what}: {error}{}", remedy(.error))]
     System {
         /// What was tried.
         what: &'static str,
@@ -64,18 +64,18 @@ pub enum StreamError {
     },
 }
 
-/// What usually mends `error`, as an addition to its text; empty where nothing is usual.
-fn mend(error: &io::Error) -> &'static str {
+/// Returns the usual remedy for `error`, to append to its text; empty if there is none.
+fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "; a firewall or a security policy forbids it: see `nft list ruleset` on this host"
+            "; a firewall or a security policy forbids it: check `nft list ruleset` on this host"
         }
         Some(libc::ENOBUFS) => {
-            "; too many groups for one socket or no memory: see the sysctls \
+            "; too many groups for one socket, or no memory: check the sysctls \
              net.ipv4.igmp_max_memberships and net.core.optmem_max"
         }
         Some(libc::EADDRINUSE) => {
-            "; another program holds the port without SO_REUSEADDR: choose another with --port"
+            "; another program uses the port without SO_REUSEADDR: choose another port with --port"
         }
         Some(libc::EADDRNOTAVAIL) => {
             "; the interface has no usable address of this IP version (an IPv6 address is not \
@@ -86,10 +86,10 @@ fn mend(error: &io::Error) -> &'static str {
         }
         Some(libc::EMSGSIZE) => "; the packet is too large: choose a smaller --size",
         Some(libc::EMFILE) => {
-            "; each group takes one socket: raise the limit with `ulimit -n` or lower --flows"
+            "; each group needs one socket: raise the limit with `ulimit -n` or lower --flows"
         }
-        Some(libc::ENODEV) => "; the interface has vanished",
-        Some(libc::EIO) => "; the interface cannot segment: leave --gso out",
+        Some(libc::ENODEV) => "; the interface no longer exists",
+        Some(libc::EIO) => "; the interface cannot segment packets: omit --gso",
         _ => "",
     }
 }
