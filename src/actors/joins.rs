@@ -20,7 +20,7 @@ use crate::table::{self, Join};
 /// How often memberships that failed are tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// HostMemberships one interface holds; where sources want more, their groups are joined for every
+/// Memberships one interface holds; where sources want more, their groups are joined for every
 /// source.
 const MEMBERSHIPS: usize = 131_072;
 

@@ -76,7 +76,7 @@ pub struct EgressQueue {
     /// The packets to send, in order.
     packets: Vec<OutgoingRange>,
     parts: Vec<u8>,
-    /// GsoLayout that may have to be fragmented.
+    /// Segments that may have to be fragmented.
     scratch: Vec<u8>,
     /// The unsent packets, while [`EgressQueue::segment_remaining`] works on them.
     left: Vec<OutgoingRange>,
@@ -117,7 +117,7 @@ impl EgressQueue {
         self.batch = Some(batch);
     }
 
-    /// GsoLayout a GSO packet, and fragments what exceeds the MTU.
+    /// Segments a GSO packet, and fragments what exceeds the MTU.
     fn split(&mut self, i: u32, slot: &Slot, batch: &SharedBatch, sent: &mut SendCounts) {
         let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
         let packet = batch.packet(slot);
@@ -153,7 +153,7 @@ impl EgressQueue {
         }
     }
 
-    /// GsoLayout the remaining GSO packets, because the egress does not accept them.
+    /// Segments the remaining GSO packets, because the egress does not accept them.
     fn segment_remaining(&mut self, sent: &mut SendCounts) {
         self.has_gso = false;
         let Some(batch) = self.batch.clone() else {

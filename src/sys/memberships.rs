@@ -1,4 +1,4 @@
-//! HostMemberships of this host, on pooled sockets.
+//! Memberships of this host, on pooled sockets.
 //!
 //! The kernel lets a socket join 20 groups (`net.ipv4.igmp_max_memberships`) and 10 sources
 //! of a group (`net.ipv4.igmp_max_msf`), and an IPv6 socket as many as its option memory

@@ -308,7 +308,7 @@ fn invalid_flags_are_refused(lab: &Lab) {
                 "a",
             ]
             .to_vec(),
-            "upstream and downstream are the same interface",
+            "--upstream-interface and --downstream-interface must differ",
         ),
     ];
     for (command, flags, named) in faults {

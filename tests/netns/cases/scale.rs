@@ -45,7 +45,7 @@ fn soak_time() -> Duration {
     Duration::from_secs(seconds.unwrap_or(2))
 }
 
-/// HeaderPolicy that every packet of a flow arrived. Otherwise the panic message shows where packets were
+/// Checks that every packet of a flow arrived. Otherwise the panic message shows where packets were
 /// dropped; the router's own counters are in the report of the failed test.
 #[track_caller]
 fn assert_all_received(rx: &UdpRx, sent: u32, path: &[&Ns]) {
@@ -113,7 +113,7 @@ fn print_latency(what: &str, runs: &[Vec<Duration>]) -> Duration {
     middle
 }
 
-/// HeaderPolicy that the 99th percentile is below 10 ms. In parallel with other tests a single wait for a
+/// Checks that the 99th percentile is below 10 ms. In parallel with other tests a single wait for a
 /// processor may exceed that, so there the median must be below 100 ms.
 fn check_goal(p99: Duration, runs: &[Vec<Duration>]) {
     if measures() {
