@@ -1,5 +1,6 @@
 //! Assembly and shutdown: settings in, a running router, and its end.
 
+pub mod children;
 pub mod service;
 
 pub use service::Started;
@@ -16,20 +17,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::actors::RouterContext;
-use crate::actors::context::ProcessRequest;
-use crate::actors::routing::{Barrier, Replace};
-use crate::actors::supervisor::{
-    LinkSource, PanicIn, Remap, Shutdown, Supervisor, SupervisorConfig,
-};
-use crate::control::server::Server;
-use crate::control::socket::{BindError, Socket};
+use crate::actors::control::links::LinkSource;
+use crate::actors::integrations::mnat::reconfigure;
+use crate::actors::messages::{Barrier, PanicIn, ReplaceRules, Shutdown};
+use crate::actors::shared::ProcessRequest;
+use crate::actors::supervisor::{Supervisor, SupervisorConfig};
+use crate::frontend;
+use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
-use crate::smcroute::server::Server as SmcrouteServer;
 use crate::sys;
 use crate::table::{InterfaceOptions, Rib};
 
@@ -39,6 +39,9 @@ const PANICS_ALLOWED: &str = "MCASTOR_TEST_PANIC";
 fn panics_allowed() -> bool {
     std::env::var_os(PANICS_ALLOWED).is_some_and(|v| v == "1")
 }
+
+/// How long routing may take to put reloaded rules in force.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the end may take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(900);
@@ -99,7 +102,7 @@ pub enum Clients {
     Control,
     /// Those of smcroute, here; nobody where that socket cannot be made. As in smcrouted, a pid
     /// file that cannot be written is no reason to end.
-    Smcroute(Option<Socket>),
+    Smcroute(Option<ListeningSocket>),
 }
 
 /// What reads the settings.
@@ -156,7 +159,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     tell_skipped(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
-        Clients::Control => Some(Socket::bind(&settings.control.socket)?),
+        Clients::Control => Some(ListeningSocket::bind(&settings.control.socket)?),
     };
     let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
         Err(AppError::PidFile { path, cause }) if control.is_none() => {
@@ -175,19 +178,20 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         Ok(dropped) => info!("{dropped} capabilities that are not needed any more are given up"),
         Err(e) => warn!("cannot give up capabilities: {e}"),
     }
+    context.mnat.store(mnat.map(Arc::new));
     let supervisor = Supervisor::new(SupervisorConfig {
         context: context.clone(),
-        http,
+        children: children::children(http, LinkSource::Netlink),
         failed: failed.clone(),
         workers: std::thread::available_parallelism().map_or(1, Into::into),
-        links: LinkSource::Netlink,
-        mnat: mnat.map(Arc::new),
     })
     .start();
     let control = match (control, options.clients) {
-        (Some(control), _) => actix::spawn(Server::new(control).serve(context.clone())),
+        (Some(control), _) => {
+            actix::spawn(frontend::control::server::serve(control, context.clone()))
+        }
         (None, Clients::Smcroute(Some(socket))) => {
-            actix::spawn(SmcrouteServer::new(socket).serve(context.clone()))
+            actix::spawn(frontend::smcroute::serve(socket, context.clone()))
         }
         (None, _) => actix::spawn(async {}),
     };
@@ -304,15 +308,13 @@ async fn reload(
     if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
-    let Some(routing) = context.routing.load_full() else {
-        successful.set(0);
-        return Err("routing does not answer; try again in a moment".into());
-    };
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = given.or(settings.mnat.as_ref()).cloned();
-    let replace = Replace(rib_of(&mut settings, mnat.as_ref()));
-    let lost = routing.send(replace).await.is_err() || routing.send(Barrier).await.is_err();
-    if lost {
+    let replace = ReplaceRules(rib_of(&mut settings, mnat.as_ref()));
+    let directory = &context.directory;
+    let applied = directory.ask(replace, RELOAD_PATIENCE).await.is_ok()
+        && directory.ask(Barrier, RELOAD_PATIENCE).await.is_ok();
+    if !applied {
         successful.set(0);
         return Err("routing does not answer; try again in a moment".into());
     }
@@ -336,7 +338,7 @@ async fn reload(
         done += &format!("; changes of {} need a restart", changed.join(", "));
     }
     if given.is_none() && was.mnat != is.mnat {
-        supervisor.do_send(Remap(mnat.map(Arc::new)));
+        reconfigure(context, supervisor, mnat.map(Arc::new));
     }
     info!("{done}");
     successful.set(1);

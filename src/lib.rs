@@ -9,7 +9,7 @@
 //!     v
 //!  capture       planes::packet::capture  uses the source that suits the rate
 //!     |                                   (planes::packet::rate) -> pipeline::Batch
-//!     |          actors::interface, on a worker thread
+//!     |          actors::data::interface, on a worker thread
 //!     v
 //!  decide        pipeline::switch, for each packet of the batch:
 //!     |            forward::decide      (ingress of the Fib, flows, packet)
@@ -24,7 +24,7 @@
 //!  transmit      one message for each batch and egress, on the same thread
 //!     |
 //!     v
-//!  send          actors::forwarder
+//!  send          actors::data::forwarder
 //!     |            pipeline::egress     EgressQueue: fragments, retries, counts
 //!     |            sys::transmit        sendmmsg; the kernel writes the link header
 //!     v
@@ -35,12 +35,12 @@
 //!
 //! ```text
 //!  links          netlink            --LinksChanged------+
-//!  add, join ...  control::server                        |
-//!                 -> actors::questions --ApplyChange-----+--> actors::routing: Rib, Links -> Fib
+//!  add, join ...  frontend::control                        |
+//!                 -> frontend::query --ApplyChange-----+--> actors::control::routing: Rib, Links -> Fib
 //!  reload         app: settings -> Rib ---Replace--------+       |                   |
 //!  (or SIGHUP)                                                Publish             SetJoins
 //!                                                                v                   v
-//!                                                       actors::supervisor     actors::joins
+//!                                                       actors::supervisor     actors::control::joins
 //!                                                       starts, replaces,      sys::memberships
 //!                                                       stops actors
 //! ```
@@ -49,13 +49,13 @@
 //!
 //! ```text
 //!  host           IGMP or MLD, captured like any packet
-//!     |           pipeline::switch -> Messages; actors::interface sends MembershipMessages
+//!     |           pipeline::switch -> Messages; actors::data::interface sends MembershipMessages
 //!     v
-//!  actors::membership   wire::membership -> membership::Downstream, per interface and protocol
+//!  actors::control::querier   wire::membership -> membership::Downstream, per interface and protocol
 //!     |                 -> queries to the hosts
 //!     v
-//!  actors::routing      table::MembershipDatabase -> Fib
-//!                       membership::MembershipUnion -> actors::joins
+//!  actors::control::routing      table::MembershipDatabase -> Fib
+//!                       membership::MembershipUnion -> actors::control::joins
 //! ```
 //!
 //! # Dependencies
@@ -67,19 +67,19 @@
 //! ```
 //!
 //! - [`sys`] is the only module with unsafe code. It uses [`model`] and [`wire`]. Its users are the
-//!   planes and the modules that need sockets of their own: [`actors::links`], [`actors::joins`],
+//!   planes and the modules that need sockets of their own: [`actors::control::links`], [`actors::control::joins`],
 //!   [`app`], [`demo`], and `send` and `recv` of [`cli`].
 //! - [`metrics`] uses [`model`] and the drop reasons of [`forward`]. Actors update its counters.
 //! - [`settings`] is converted to a [`table::Rib`] in [`app`]. No other module reads it.
 //! - [`api`] declares the views and changes that clients can request. [`control`] and [`http`]
 //!   transport them. Both run beside the actors and reach them only through
-//!   [`actors::questions`].
+//!   [`frontend::query`].
 //! - [`mnat`] holds the protocol of the multicast NAT server and the meaning of its mappings. It is
-//!   free of I/O except for `client` and `files`. [`actors::mnat`] drives it and passes its routes
+//!   free of I/O except for `client` and `files`. [`actors::integrations::mnat`] drives it and passes its routes
 //!   to routing.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and its socket. The socket runs beside [`control`] and also goes through
-//!   [`actors::questions`]. The commands `smcrouted` and `smcroutectl` are in [`cli`].
+//!   [`frontend::query`]. The commands `smcrouted` and `smcroutectl` are in [`cli`].
 //! - [`probe`] and [`demo`] generate and check test streams. The router does not use them.
 //!
 //! `model`, `wire`, `membership`, `table` and `forward` use no sockets, clocks or actors.
@@ -104,11 +104,10 @@ pub mod actors;
 pub mod api;
 pub mod app;
 pub mod cli;
-pub mod control;
 pub mod demo;
 pub mod docker;
 pub mod forward;
-pub mod http;
+pub mod frontend;
 pub mod membership;
 pub mod metrics;
 pub mod mnat;

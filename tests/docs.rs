@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mcastor::actors::Role;
 use mcastor::api::ShowQuery;
-use mcastor::control::{Outcome, Request, Response};
+use mcastor::app::children;
 use mcastor::forward::DropReason;
+use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
@@ -209,7 +209,7 @@ fn values_of_fixed_labels_are_complete() {
     let protocols = Protocol::ALL.map(Protocol::label);
     let directions = ["received", "transmitted"];
     for (label, values) in [
-        ("actor", &Role::LABELS[..]),
+        ("actor", &children::roles()[..]),
         ("family", &families[..]),
         ("protocol", &protocols[..]),
         ("direction", &directions[..]),
@@ -279,7 +279,7 @@ fn refusal_reasons_table_matches_the_code() {
 #[test]
 fn show_tables_list_every_show_command() {
     let text = read("docs/control.md");
-    for show in ShowQuery::ALL {
+    for show in ShowQuery::all() {
         let name = show.name();
         for row in [
             format!("| `{{\"show\":\"{name}\"}}` | `{{\"{name}\":[...]}}` |"),

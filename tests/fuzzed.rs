@@ -298,7 +298,10 @@ fn control() {
         random.mutate(&mut line);
         line
     });
-    harness::control("[".repeat(mcastor::control::LONGEST_REQUEST).as_bytes());
+    harness::control(
+        "[".repeat(mcastor::frontend::control::MAX_REQUEST)
+            .as_bytes(),
+    );
 }
 
 #[test]

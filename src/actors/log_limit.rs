@@ -1,41 +1,42 @@
-//! Log lines that strangers can cause: a few a minute, and then how many were left out.
+//! A rate limit for log lines that any host can cause.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// So many lines of a kind within [`WINDOW`].
-const LINES: u32 = 10;
+/// Lines of one kind within [`WINDOW`], at most.
+const MAX_LINES: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Lines of one kind.
+/// The lines of one kind.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     since: Option<Instant>,
-    said: u32,
-    left_out: u64,
+    logged: u32,
+    suppressed: u64,
 }
 
 impl LogLimit {
-    /// Whether the line may be said now. What comes back ends it: how many were left out before.
-    pub fn turn(&mut self, now: Instant) -> Option<LeftOut> {
+    /// Returns whether a line may be logged now. The returned value is appended to the line: the
+    /// number of lines that were suppressed before.
+    pub fn permit(&mut self, now: Instant) -> Option<SuppressedLines> {
         let open = self.since.filter(|at| now.duration_since(*at) < WINDOW);
         if open.is_none() {
-            (self.since, self.said) = (Some(now), 0);
+            (self.since, self.logged) = (Some(now), 0);
         }
-        if self.said == LINES {
-            self.left_out += 1;
+        if self.logged == MAX_LINES {
+            self.suppressed += 1;
             return None;
         }
-        self.said += 1;
-        Some(LeftOut(std::mem::take(&mut self.left_out)))
+        self.logged += 1;
+        Some(SuppressedLines(std::mem::take(&mut self.suppressed)))
     }
 }
 
-/// How many lines were left out; nothing is written for none.
+/// A number of suppressed lines. Zero is displayed as nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeftOut(u64);
+pub struct SuppressedLines(u64);
 
-impl fmt::Display for LeftOut {
+impl fmt::Display for SuppressedLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
@@ -49,20 +50,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_a_few_lines_a_minute_and_says_what_was_left_out() {
+    fn flood_is_limited_and_suppressed_lines_are_counted() {
         let t0 = Instant::now();
         let mut log_limit = LogLimit::default();
         let mut flood = |from: u64| {
             let times = (0..1000).map(|n| t0 + Duration::from_secs(from) + n * WINDOW / 2000);
             times
-                .filter_map(|at| log_limit.turn(at))
+                .filter_map(|at| log_limit.permit(at))
                 .collect::<Vec<_>>()
         };
         let first = flood(0);
-        assert_eq!(first, [LeftOut(0); 10]);
+        assert_eq!(first, [SuppressedLines(0); 10]);
         let next = flood(60);
         assert_eq!(next.len(), 10);
-        assert_eq!(next[0], LeftOut(990));
+        assert_eq!(next[0], SuppressedLines(990));
         assert!(next[0].to_string().contains("990 more"));
         assert_eq!(next[1].to_string(), "");
     }

@@ -1,36 +1,31 @@
-//! Thin shells around the pure rooms: they own sockets and clocks, decode a message, call
-//! pure code and send what comes out.
+//! Actors: thin shells around the pure modules. They own sockets and clocks, pass messages to
+//! pure code and send what it returns.
 //!
-//! ```text
-//!                    Links                    Publish
-//!   links (1) ----------------> routing (1) ----------> supervisor (1)
-//!                                                         | starts, watches, stops; swaps
-//!                                                         v the snapshot
-//!   interface (one an ingress) --Transmit--> forwarder (one an egress and worker thread)
+//! [`messages`] holds every message and a diagram of who sends which. The `children` module of
+//! `app` registers the actors of which there is one.
 //!
-//!   routing --SetJoins--> joins (1): memberships of this host
+//! | module | actors |
+//! |---|---|
+//! | [`supervisor`] | starts, restarts and stops all others; publishes the snapshot |
+//! | [`data`] | `interface` captures and switches, `forwarder` transmits; on worker threads |
+//! | [`control`] | `links`, `routing`, `joins`, `querier` (label `membership`) |
+//! | [`integrations`] | `docker`, `mnat` |
+//! | `frontend::http` | the HTTP server (label `metrics`) |
 //!
-//!   mnat (none or 1) --Rewritings--> routing: what the MNAT server maps
-//!
-//!   metrics (1), control (1): ask routing what to show, read the catalogue of counters
-//! ```
+//! Actors know [`messages`], [`shared`] and each other's messages only: [`directory`] finds the
+//! receiver of a message. So no file of an actor imports another actor, except for the supervisor,
+//! which builds interface and forwarder actors.
 
-pub mod context;
-pub mod docker;
-pub mod forwarder;
-pub mod interface;
-pub mod joins;
-pub mod links;
+pub mod child;
+pub mod control;
+pub mod data;
+pub mod directory;
+pub mod integrations;
 mod log_limit;
-pub mod membership;
-pub mod metrics;
-pub mod mnat;
-pub mod questions;
-pub mod rewritings;
-pub mod routing;
-mod service;
+pub mod messages;
+mod mnat_route;
+pub mod shared;
+pub mod supervision;
 pub mod supervisor;
-mod translations;
-mod views;
 
-pub use context::{DeathGuard, Health, Role, RouterContext, Snapshot};
+pub use shared::{Health, RouterContext, Snapshot};

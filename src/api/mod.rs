@@ -1,12 +1,14 @@
 //! The data formats of queries and changes. HTTP, the control socket and `mcastor show` use the
 //! same data. docs/control.md describes version 1 for users.
 
+mod show_query;
 pub mod view;
 
 use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
+pub use show_query::{FlowOrder, FlowQuery, ShowQuery};
 pub use view::{
     FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView, PendingView,
     QuerierView, RewriteView, RouteView,
@@ -15,48 +17,6 @@ pub use view::{
 /// Version of the formats. Within a version, fields can be added, but existing fields do not
 /// change.
 pub const VERSION: u32 = 1;
-
-/// A query for one kind of data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ShowQuery {
-    /// Routes and the packets that they forward.
-    Routes,
-    /// Interfaces and their counters.
-    Interfaces,
-    /// Flows that are being forwarded.
-    Flows,
-    /// Groups joined as a host, and groups with members.
-    Groups,
-    /// Routes, joins and proxies that wait for an interface.
-    Pending,
-    /// The end of multicast NAT and its mappings.
-    Mnat,
-}
-
-impl ShowQuery {
-    /// All queries.
-    pub const ALL: [Self; 6] = [
-        Self::Routes,
-        Self::Interfaces,
-        Self::Flows,
-        Self::Groups,
-        Self::Pending,
-        Self::Mnat,
-    ];
-
-    /// Returns the name of the query, as in `/api/v1/routes`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Routes => "routes",
-            Self::Interfaces => "interfaces",
-            Self::Flows => "flows",
-            Self::Groups => "groups",
-            Self::Pending => "pending",
-            Self::Mnat => "mnat",
-        }
-    }
-}
 
 /// The reply to a [`ShowQuery`] or a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,9 +12,10 @@ use sd_notify::NotifyState;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use crate::actors::{RouterContext, questions};
+use crate::actors::RouterContext;
 use crate::api::view::{FlowView, RouteView};
-use crate::api::{ShowQuery, ShowReply};
+use crate::api::{FlowQuery, ShowQuery, ShowReply};
+use crate::frontend::query;
 
 /// Called once when the router captures packets on all its interfaces, or ten seconds after the
 /// start.
@@ -87,8 +88,8 @@ async fn watch(context: Arc<RouterContext>, calls: SyncSender<Call>) {
     let mut known = HashSet::new();
     loop {
         let begun = Instant::now();
-        let flows = questions::show(&context, ShowQuery::Flows).await;
-        let routes = questions::show(&context, ShowQuery::Routes).await;
+        let flows = query::show(&context, ShowQuery::Flows(FlowQuery::default())).await;
+        let routes = query::show(&context, ShowQuery::Routes).await;
         if let (Ok(ShowReply::Flows(flows)), Ok(ShowReply::Routes(routes))) = (flows, routes) {
             for call in new_flows(&mut known, flows, &routes) {
                 tell(&calls, call);
@@ -146,7 +147,7 @@ pub async fn tell_the_supervisor(context: Arc<RouterContext>, started: Option<St
         return;
     };
     loop {
-        if questions::show(&context, ShowQuery::Pending).await.is_ok() {
+        if query::show(&context, ShowQuery::Pending).await.is_ok() {
             notify(NotifyState::Watchdog);
         }
         sleep(limit / 3).await;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::show::default_socket;
 use super::{fail, unusable};
 use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
-use crate::control::{Command, client};
+use crate::frontend::control::{Command, client};
 use crate::model::{GroupPrefix, IfPattern};
 
 /// The control socket argument of the commands that talk to a running router.
@@ -155,7 +155,7 @@ pub fn simple(args: &SocketArgs, command: Command) -> ExitCode {
 
 /// Sends `command` to the router and prints the result.
 fn send_command(socket: &Path, command: Command) -> ExitCode {
-    match client::ask(socket, command) {
+    match client::send(socket, command) {
         Ok(ShowReply::Done(done)) => {
             println!("{done}");
             ExitCode::SUCCESS

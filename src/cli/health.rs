@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::change::SocketArgs;
 use super::fail;
 use crate::api::ShowQuery;
-use crate::control::{Command, client};
+use crate::frontend::control::{Command, client};
 
 /// Arguments of `mcastor health`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub struct HealthArgs {
 
 /// Runs `mcastor health`: queries the router and prints `ok`, or the error.
 pub fn run(args: HealthArgs) -> ExitCode {
-    match client::ask(&args.socket.socket, Command::Show(ShowQuery::Pending)) {
+    match client::send(&args.socket.socket, Command::Show(ShowQuery::Pending)) {
         Ok(_) => {
             println!("ok");
             ExitCode::SUCCESS

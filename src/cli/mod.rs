@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::control::Command as Request;
+use crate::frontend::control::Command as Request;
 
 /// Exit code of an error at run time.
 pub const FAILED: u8 = 1;

@@ -7,10 +7,10 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::fail;
 use crate::api::{
-    FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView, ShowQuery,
-    ShowReply,
+    FlowQuery, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
+    ShowQuery, ShowReply,
 };
-use crate::control::{Command, client};
+use crate::frontend::control::{Command, client};
 
 /// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
@@ -66,7 +66,7 @@ impl From<ShowTable> for ShowQuery {
         match what {
             ShowTable::Routes => Self::Routes,
             ShowTable::Interfaces => Self::Interfaces,
-            ShowTable::Flows => Self::Flows,
+            ShowTable::Flows => Self::Flows(FlowQuery::default()),
             ShowTable::Groups => Self::Groups,
             ShowTable::Pending => Self::Pending,
             ShowTable::Mnat => Self::Mnat,
@@ -76,7 +76,7 @@ impl From<ShowTable> for ShowQuery {
 
 /// Queries the running router and prints the reply.
 pub fn run(args: &ShowArgs) -> ExitCode {
-    let reply = match client::ask(&args.socket, Command::Show(args.what.into())) {
+    let reply = match client::send(&args.socket, Command::Show(args.what.into())) {
         Ok(reply) => reply,
         Err(e) => return fail(&e),
     };

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::FAILED;
 use crate::app::{self, AppError, Clients, Load, Options, Started};
-use crate::control::socket::{BindError, Socket};
+use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::settings::{Settings, environment, read_smcroute};
 use crate::sys::privileges::{self, DaemonStart, UserIdentity};
 
@@ -238,7 +238,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
     let load = args.load();
     let settings = load().map_err(|report| fail(EX_CONFIG, &report))?;
     let socket = args.socket();
-    let bound = match Socket::bind(&socket) {
+    let bound = match ListeningSocket::bind(&socket) {
         Ok(bound) => Some(bound),
         Err(e @ BindError::Refused { .. }) => {
             warn!("{e}; continuing without the socket for smcroutectl");

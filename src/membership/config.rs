@@ -17,6 +17,15 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Returns the version number that the protocol has for a generation.
+    pub fn version(self, generation: Generation) -> &'static str {
+        match (generation, self) {
+            (Generation::One, _) | (Generation::Two, Self::Mld) => "1",
+            (Generation::Two, Self::Igmp) | (Generation::Three, Self::Mld) => "2",
+            (Generation::Three, Self::Igmp) => "3",
+        }
+    }
+
     /// Both protocols, IGMP first.
     pub const ALL: [Self; 2] = [Self::Igmp, Self::Mld];
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
     TextEncoder,
@@ -31,7 +31,8 @@ type PathKey = (RouteName, Box<str>, Box<str>);
 struct KnownSeries {
     interfaces: SeriesKeys<Box<str>>,
     paths: SeriesKeys<PathKey>,
-    plane: Box<str>,
+    /// The planes that have series of a path.
+    planes: AHashMap<PathKey, Vec<Box<str>>>,
 }
 
 /// Keys of series: those in use, and the retired ones, oldest first.
@@ -130,6 +131,15 @@ pub struct PathCounters {
     pub packets: IntCounter,
     /// Their IP bytes.
     pub bytes: IntCounter,
+}
+
+/// The counts of one path, summed over all planes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PathTotals {
+    /// Packets sent; each fragment counts as a packet.
+    pub packets: u64,
+    /// Their IP bytes.
+    pub bytes: u64,
 }
 
 /// The counters of one interface.
@@ -339,13 +349,31 @@ impl Catalog {
         let labels = [route.as_str(), iif, oif, plane];
         {
             let mut known = self.known();
-            known.plane = plane.into();
-            known.paths.insert((route.clone(), iif.into(), oif.into()));
+            let key: PathKey = (route.clone(), iif.into(), oif.into());
+            known.paths.insert(key.clone());
+            let planes = known.planes.entry(key).or_default();
+            if !planes.iter().any(|p| **p == *plane) {
+                planes.push(plane.into());
+            }
         }
         PathCounters {
             packets: self.route_packets.with_label_values(&labels),
             bytes: self.route_bytes.with_label_values(&labels),
         }
+    }
+
+    /// Returns the counts of a path, summed over all planes.
+    pub fn path_totals(&self, route: &RouteName, iif: &str, oif: &str) -> PathTotals {
+        let known = self.known();
+        let key: PathKey = (route.clone(), iif.into(), oif.into());
+        let planes = known.planes.get(&key);
+        let mut totals = PathTotals::default();
+        for plane in planes.into_iter().flatten() {
+            let labels = [route.as_str(), iif, oif, plane];
+            totals.packets += self.route_packets.with_label_values(&labels).get();
+            totals.bytes += self.route_bytes.with_label_values(&labels).get();
+        }
+        totals
     }
 
     /// Returns the counters of an interface. The same name returns the same counters.
@@ -444,10 +472,13 @@ impl Catalog {
             .collect();
         let mut known = self.known();
         let retired = known.paths.retire(|path| live.contains(path));
-        for (route, iif, oif) in &retired.expired {
-            let labels = [route.as_str(), iif, oif, &known.plane];
-            let _ = self.route_packets.remove_label_values(&labels);
-            let _ = self.route_bytes.remove_label_values(&labels);
+        for key in &retired.expired {
+            let (route, iif, oif) = key;
+            for plane in known.planes.remove(key).unwrap_or_default() {
+                let labels = [route.as_str(), iif, oif, &plane];
+                let _ = self.route_packets.remove_label_values(&labels);
+                let _ = self.route_bytes.remove_label_values(&labels);
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{OutPacket, SharedBatch, Slot, Transmit};
+use super::{OutPacket, PacketSink, SharedBatch, Slot};
 use crate::forward::DropReason;
 use crate::forward::fragment::fragment;
 use crate::forward::segment::segment;
@@ -180,7 +180,7 @@ impl EgressQueue {
     }
 
     /// Sends as many packets as the socket accepts now.
-    pub fn drive(&mut self, transmit: &mut dyn Transmit, sent: &mut SendCounts) -> Progress {
+    pub fn drive(&mut self, transmit: &mut dyn PacketSink, sent: &mut SendCounts) -> Progress {
         while self.next < self.packets.len() {
             if self.has_gso && !transmit.accepts_gso() {
                 self.segment_remaining(sent);
@@ -304,7 +304,7 @@ mod tests {
         gso_packets: usize,
     }
 
-    impl Transmit for Script {
+    impl PacketSink for Script {
         fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
             let before = self.sent.len();
             let most = match self.answers.pop_front() {

@@ -1,10 +1,10 @@
 //! What happens to a batch of packets between capture and transmission, on every plane.
 //!
 //! ```text
-//!  Capture -> Batch -> Switch -> SharedBatch + Slots, a list for each egress -> EgressQueue -> Transmit
+//!  PacketSource -> Batch -> Switch -> SharedBatch + Slots, a list for each egress -> EgressQueue -> PacketSink
 //! ```
 //!
-//! [`Capture`] and [`Transmit`] are the two ends; a plane implements them ([`crate::planes`]).
+//! [`PacketSource`] and [`PacketSink`] are the two ends; a plane implements them ([`crate::planes`]).
 
 pub mod batch;
 pub mod counts;
@@ -20,6 +20,6 @@ pub use batch::{Batch, Packet};
 pub use counts::SwitchCounts;
 pub use egress::{EgressQueue, Progress};
 pub use messages::Messages;
-pub use ports::{Capture, Transmit};
+pub use ports::{PacketSink, PacketSource};
 pub use shared_batch::{SharedBatch, Slot};
 pub use switch::Switch;

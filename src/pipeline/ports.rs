@@ -7,7 +7,7 @@ use super::Batch;
 use crate::sys::packet::OutPacket;
 
 /// A source of packets that arrive on one interface.
-pub trait Capture {
+pub trait PacketSource {
     /// Returns the next batch. An error ends the capture: the interface is gone.
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>>;
 
@@ -16,7 +16,7 @@ pub trait Capture {
     fn take_dropped(&mut self) -> u64;
 
     /// Stops taking new packets in. Packets that arrived earlier are still returned by
-    /// [`Capture::poll_batch`], all of them within some milliseconds.
+    /// [`PacketSource::poll_batch`], all of them within some milliseconds.
     fn shut(&mut self);
 
     /// Returns the name of the present capture mode, for `mcastor show`.
@@ -24,19 +24,19 @@ pub trait Capture {
 }
 
 /// A sink for packets that leave one interface.
-pub trait Transmit {
+pub trait PacketSink {
     /// Sends IP packets in order and returns how many were sent, at least one. An error is
     /// about the first packet. `WouldBlock` loses nothing: the caller tries again after
-    /// [`Transmit::poll_writable`].
+    /// [`PacketSink::poll_writable`].
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize>;
 
     /// Reports whether GSO packets (one packet that stands for several datagrams) may be sent
-    /// without segmentation. The answer may change after an error of [`Transmit::send`], so
+    /// without segmentation. The answer may change after an error of [`PacketSink::send`], so
     /// callers query it for each run of packets that has some.
     fn accepts_gso(&mut self) -> bool {
         false
     }
 
-    /// Resolves when [`Transmit::send`] may accept more packets.
+    /// Resolves when [`PacketSink::send`] may accept more packets.
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }

@@ -7,7 +7,7 @@ pub mod sim;
 use std::io;
 
 use crate::model::IfIndex;
-use crate::pipeline::{Capture, Transmit};
+use crate::pipeline::{PacketSink, PacketSource};
 
 /// A way to receive and send packets.
 pub trait Plane: Send + Sync + 'static {
@@ -15,10 +15,10 @@ pub trait Plane: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// Starts to capture on an interface. Called inside the runtime that will poll it.
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>>;
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>>;
 
     /// Opens an interface to send on. Called inside the runtime that will poll it.
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>>;
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>>;
 
     /// Returns the number of packets that this machine dropped since it started because the
     /// receive queue of a core was full (`softnet_stat`). The number covers all programs; copies

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Plane;
 use crate::model::IfIndex;
-use crate::pipeline::{Batch, Capture, OutPacket, Packet, Transmit};
+use crate::pipeline::{Batch, OutPacket, Packet, PacketSink, PacketSource};
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// A simulated network. Tests insert received packets and read sent packets. Clones share it.
@@ -159,13 +159,13 @@ impl Plane for SimPlane {
         "sim"
     }
 
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
         let end = self.open(interface)?;
         self.with(interface, |w| w.shut = false);
         Ok(Box::new(end))
     }
 
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>> {
         Ok(Box::new(self.open(interface)?))
     }
 }
@@ -175,7 +175,7 @@ struct SimPort {
     interface: IfIndex,
 }
 
-impl Capture for SimPort {
+impl PacketSource for SimPort {
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
         self.plane
             .with(self.interface, |w| match w.received.pop_front() {
@@ -201,7 +201,7 @@ impl Capture for SimPort {
     }
 }
 
-impl Transmit for SimPort {
+impl PacketSink for SimPort {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         let mut packets = packets.map(|p| p.bytes).peekable();
         if packets.peek().is_none() {

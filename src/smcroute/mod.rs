@@ -11,7 +11,6 @@ pub mod conf;
 pub mod convert;
 pub mod line;
 pub mod phyint;
-pub mod server;
 
 pub mod show;
 pub mod wire;

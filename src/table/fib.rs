@@ -155,6 +155,11 @@ pub struct Path {
 }
 
 impl Fib {
+    /// Returns whether packets of any route arrive or leave on an interface.
+    pub fn uses(&self, index: IfIndex) -> bool {
+        self.ingresses.contains_key(&index) || self.egresses.iter().any(|e| e.index == index)
+    }
+
     /// The interface a path leaves on.
     pub fn egress_of(&self, path: PathId) -> Option<&Egress> {
         let path = self.paths.get(path as usize)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use mcastor::model::IfIndex;
-use mcastor::pipeline::{Batch, Capture, OutPacket, Transmit};
+use mcastor::pipeline::{Batch, OutPacket, PacketSink, PacketSource};
 use mcastor::planes::Plane;
 use mcastor::planes::sim::SimPlane;
 
@@ -44,7 +44,7 @@ impl Plane for Faulty {
         "sim"
     }
 
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
         if Faults::take(&self.faults.captures_refused) {
             return Err(io::ErrorKind::Other.into());
         }
@@ -53,15 +53,15 @@ impl Plane for Faulty {
         Ok(Box::new(FaultyCapture(capture, self.faults.clone())))
     }
 
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>> {
         let transmit = self.sim.transmit(interface)?;
         Ok(Box::new(FaultyTransmit(transmit, self.faults.clone())))
     }
 }
 
-struct FaultyCapture(Box<dyn Capture>, Arc<Faults>);
+struct FaultyCapture(Box<dyn PacketSource>, Arc<Faults>);
 
-struct FaultyTransmit(Box<dyn Transmit>, Arc<Faults>);
+struct FaultyTransmit(Box<dyn PacketSink>, Arc<Faults>);
 
 impl Drop for FaultyCapture {
     fn drop(&mut self) {
@@ -69,7 +69,7 @@ impl Drop for FaultyCapture {
     }
 }
 
-impl Capture for FaultyCapture {
+impl PacketSource for FaultyCapture {
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
         if Faults::take(&self.1.capture_error) {
             return Poll::Ready(Err(io::ErrorKind::Other.into()));
@@ -93,7 +93,7 @@ impl Capture for FaultyCapture {
     }
 }
 
-impl Transmit for FaultyTransmit {
+impl PacketSink for FaultyTransmit {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         if Faults::take(&self.1.send_panic) {
             panic_any("injected panic of a transmit");

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use mcastor::actors::context::PanicNow;
-use mcastor::actors::joins::AskGroups;
-use mcastor::actors::questions;
-use mcastor::actors::routing::Replace;
+use mcastor::actors::messages::{HostGroup, PanicIn, QueryHostGroups, ReplaceRules};
 use mcastor::api::{ShowQuery, ShowReply};
+use mcastor::frontend::query;
 use mcastor::model::{HeaderChecks, Link, ProxyRule, RouteName};
 use mcastor::table::Rib;
 use mcastor::wire::membership_message::{GroupRecord, MembershipMessage, RecordType};
@@ -57,8 +55,7 @@ impl Router {
             proxies,
             ..Rib::default()
         };
-        let routing = self.context.routing.load_full().unwrap();
-        routing.do_send(Replace(rib));
+        assert!(self.context.directory.do_send(ReplaceRules(rib)));
     }
 
     /// Downstream interfaces with members of the group.
@@ -74,11 +71,13 @@ impl Router {
 
     /// Groups joined upstream, as `interface group`.
     async fn joined(&self) -> Vec<String> {
-        let Some(joins) = self.context.joins.load_full() else {
-            return Vec::new();
+        let answer = self.context.directory.ask(QueryHostGroups, PATIENCE).await;
+        let groups = answer.unwrap_or_default();
+        let row = |g: &HostGroup| {
+            let interface = g.interface.as_ref();
+            let interface = interface.map_or_else(String::new, ToString::to_string);
+            format!("{interface} {}", g.group)
         };
-        let groups = joins.send(AskGroups).await.unwrap_or_default();
-        let row = |g: &mcastor::api::view::GroupView| format!("{} {}", g.interface, g.group);
         groups.iter().map(row).collect()
     }
 
@@ -187,7 +186,7 @@ async fn shown_member_is_forwarded_to() {
         let last = groups.last().unwrap();
         let begun = Instant::now();
         loop {
-            let Ok(ShowReply::Groups(shown)) = questions::show(&r.context, ShowQuery::Groups).await
+            let Ok(ShowReply::Groups(shown)) = query::show(&r.context, ShowQuery::Groups).await
             else {
                 panic!("no groups in the response");
             };
@@ -221,16 +220,14 @@ async fn members_survive_actor_restarts() {
     for round in 0..3u8 {
         let group = format!("225.1.3.{round}");
         // A change during the restart of routing reaches the new actor.
-        let routing = r.context.routing.load_full().unwrap();
         let restarts = r.restarts("routing");
-        routing.do_send(PanicNow);
+        let panics = r.supervisor.send(PanicIn("routing".into())).await;
+        panics.unwrap().unwrap();
         report_group(&group, ChangeToExclude);
         r.until("the actor is restarted", |r| {
             r.restarts("routing") == restarts + 1
         })
         .await;
-        let links = r.context.routing.load_full();
-        assert!(links.is_some());
         r.until("the new member is known", |r| {
             r.member_interfaces(&group) == [3]
         })
@@ -242,8 +239,8 @@ async fn members_survive_actor_restarts() {
         }
     }
     // A restarted membership actor has no members, but forwarding to them goes on.
-    let membership = r.context.membership.load_full().unwrap();
-    membership.do_send(PanicNow);
+    let panics = r.supervisor.send(PanicIn("membership".into())).await;
+    panics.unwrap().unwrap();
     r.until("the actor is restarted", |r| r.restarts("membership") == 1)
         .await;
     assert_eq!(r.member_interfaces("225.1.2.3"), [3]);

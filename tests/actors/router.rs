@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use mcastor::actors::RouterContext;
-use mcastor::actors::links::LinksChanged;
-use mcastor::actors::supervisor::{LinkSource, Shutdown, Supervisor, SupervisorConfig};
+use mcastor::actors::control::links::LinkSource;
+use mcastor::actors::messages::{LinksChanged, Shutdown};
+use mcastor::actors::supervisor::{Supervisor, SupervisorConfig};
+use mcastor::app::children;
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
 use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy};
@@ -49,12 +51,10 @@ impl Router {
         );
         let failed = CancellationToken::new();
         let supervisor = Supervisor::new(SupervisorConfig {
-            mnat: None,
             context: context.clone(),
-            http: None,
+            children: children::children(None, LinkSource::Given(links.iter().cloned().collect())),
             failed: failed.clone(),
             workers: 2,
-            links: LinkSource::Given(links.iter().cloned().collect()),
         })
         .start();
         let router = Self {
@@ -93,9 +93,8 @@ impl Router {
     }
 
     pub fn links(&self, links: &[Link]) {
-        let routing = self.context.routing.load_full().unwrap();
         let links: Links = links.iter().cloned().collect();
-        routing.do_send(LinksChanged(links));
+        assert!(self.context.directory.do_send(LinksChanged(links)));
     }
 
     pub async fn links_in_force(&self, links: &[Link], egresses: usize) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use libtest_mimic::Failed;
 use mcastor::model::IfIndex;
-use mcastor::pipeline::{Batch, Capture, OutPacket, Transmit};
+use mcastor::pipeline::{Batch, OutPacket, PacketSink, PacketSource};
 use mcastor::planes::Plane;
 use mcastor::planes::packet::rate::{Mode, Thresholds};
 use mcastor::planes::packet::{Modes, PacketPlane};
@@ -228,7 +228,7 @@ pub fn packet_v6(n: u32, len: usize) -> Vec<u8> {
 }
 
 /// Sends all of them, in as many calls as it takes.
-pub async fn send_all(transmit: &mut dyn Transmit, packets: &[Vec<u8>]) -> io::Result<()> {
+pub async fn send_all(transmit: &mut dyn PacketSink, packets: &[Vec<u8>]) -> io::Result<()> {
     let mut next = 0;
     while next < packets.len() {
         let left = &packets[next..];
@@ -245,7 +245,7 @@ pub async fn send_all(transmit: &mut dyn Transmit, packets: &[Vec<u8>]) -> io::R
     Ok(())
 }
 
-pub async fn next_batch(capture: &mut dyn Capture) -> Result<Batch, Failed> {
+pub async fn next_batch(capture: &mut dyn PacketSource) -> Result<Batch, Failed> {
     let next = poll_fn(|cx| capture.poll_batch(cx));
     Ok(tokio::time::timeout(PATIENCE, next)
         .await
@@ -261,7 +261,7 @@ pub fn packets_of(batch: &Batch) -> Vec<Vec<u8>> {
 }
 
 /// The next `count` packets, link-layer padding removed.
-pub async fn take(capture: &mut dyn Capture, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
+pub async fn take(capture: &mut dyn PacketSource, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
     let mut taken = Vec::new();
     while taken.len() < count {
         taken.extend(packets_of(&next_batch(capture).await?));

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
-use mcastor::pipeline::{Capture, OutPacket};
+use mcastor::pipeline::{OutPacket, PacketSource};
 use mcastor::planes::packet::PacketPlane;
 use mcastor::sys::transmit::Transmitter;
 
@@ -214,7 +214,7 @@ async fn a_queue_given_to_a_link_later_loses_nothing_unsaid() -> Outcome {
 }
 
 /// Link header and packet of what was captured.
-async fn take_frames(capture: &mut dyn Capture, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
+async fn take_frames(capture: &mut dyn PacketSource, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
     const ETHERNET: usize = 14;
     let mut taken = Vec::new();
     while taken.len() < count {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
-use mcastor::pipeline::Capture;
+use mcastor::pipeline::PacketSource;
 use mcastor::planes::Plane;
 use mcastor::planes::packet::{Modes, PacketPlane};
 
@@ -131,7 +131,7 @@ impl Follow {
         }
     }
 
-    async fn batch(&mut self, capture: &mut dyn Capture) -> Outcome {
+    async fn batch(&mut self, capture: &mut dyn PacketSource) -> Outcome {
         let batch = next_batch(capture).await?;
         for p in &batch.packets {
             let bytes = &batch.bytes()[p.start as usize..][..p.len as usize];

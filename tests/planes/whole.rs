@@ -6,7 +6,7 @@ use std::process::Command;
 
 use caps::{CapSet, Capability};
 use mcastor::forward::segment::leave_unfinished;
-use mcastor::pipeline::{OutPacket, Transmit};
+use mcastor::pipeline::{OutPacket, PacketSink};
 use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
 use mcastor::sys::transmit::Transmitter;
@@ -45,7 +45,7 @@ fn several(n: u32, count: usize) -> (Vec<u8>, Option<GsoLayout>) {
 }
 
 /// Sends all, and returns how often it had to wait.
-async fn send_mixed(transmit: &mut dyn Transmit, all: &Packets) -> io::Result<usize> {
+async fn send_mixed(transmit: &mut dyn PacketSink, all: &Packets) -> io::Result<usize> {
     let (mut next, mut waits) = (0, 0);
     while next < all.len() {
         let left = all[next..].iter();

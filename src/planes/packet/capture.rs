@@ -27,7 +27,7 @@ use tracing::debug;
 use super::options::{Modes, PacketPlane};
 use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use crate::model::IfIndex;
-use crate::pipeline::{Batch, Capture, Packet};
+use crate::pipeline::{Batch, Packet, PacketSource};
 use crate::sys::fanout::{FanoutGroupId, FanoutMember};
 use crate::sys::packet::Frame;
 use crate::sys::poll::watch;
@@ -306,7 +306,7 @@ impl SocketCapture {
     }
 }
 
-impl Capture for SocketCapture {
+impl PacketSource for SocketCapture {
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
         self.poll_clock(cx);
         self.poll_change(cx)?;

@@ -9,7 +9,7 @@ use std::io;
 
 use super::Plane;
 use crate::model::IfIndex;
-use crate::pipeline::{Capture, Transmit};
+use crate::pipeline::{PacketSink, PacketSource};
 use crate::sys::burst_limit::SoftnetStat;
 use capture::SocketCapture;
 use transmit::SocketTransmit;
@@ -21,11 +21,11 @@ impl Plane for PacketPlane {
         "packet"
     }
 
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn Capture>> {
+    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
         Ok(Box::new(SocketCapture::open(*self, interface)?))
     }
 
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn Transmit>> {
+    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>> {
         let socket = SocketTransmit::open(interface, self.mark, self.qdisc_bypass)?;
         Ok(Box::new(socket))
     }

@@ -7,7 +7,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::model::IfIndex;
-use crate::pipeline::{OutPacket, Transmit};
+use crate::pipeline::{OutPacket, PacketSink};
 use crate::sys::poll::watch;
 use crate::sys::transmit::{Transmitter, WritableSocket};
 
@@ -28,7 +28,7 @@ impl SocketTransmit {
     }
 }
 
-impl Transmit for SocketTransmit {
+impl PacketSink for SocketTransmit {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         self.socket.send(packets)
     }

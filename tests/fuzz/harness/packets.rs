@@ -12,7 +12,9 @@ use mcastor::model::{
     IfIndex, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
 };
 use mcastor::pipeline::egress::SendCounts;
-use mcastor::pipeline::{Batch, EgressQueue, OutPacket, Packet, Progress, Slot, Switch, Transmit};
+use mcastor::pipeline::{
+    Batch, EgressQueue, OutPacket, Packet, PacketSink, Progress, Slot, Switch,
+};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, InterfaceOptions, Rib, UpstreamSelector};
 use mcastor::wire::checksum;
@@ -309,7 +311,7 @@ struct Whim<'a> {
     bytes: u64,
 }
 
-impl Transmit for Whim<'_> {
+impl PacketSink for Whim<'_> {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
         let most = match self.answers.u8() {
             251 => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),

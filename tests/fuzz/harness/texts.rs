@@ -2,7 +2,7 @@
 
 use std::io;
 
-use mcastor::control::Request;
+use mcastor::frontend::control::Request;
 use mcastor::mnat::protocol::{self, Answer, Op};
 use mcastor::mnat::{Machine, Plan, Role, joinfile};
 use mcastor::model::translation_conflicts;

@@ -224,7 +224,7 @@ fn absent_querier_is_logged(lab: &Lab) {
         router
             .program
             .stderr()
-            .contains("out1: nobody asks for IGMP members")
+            .contains("out1: no IGMP querier sends queries")
     });
     assert_eq!(querier(&router, "out1", "igmp"), (None, false));
 }

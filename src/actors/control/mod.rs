@@ -1,0 +1,6 @@
+//! Actors of the control plane: interfaces, rules, memberships. They share the main thread.
+
+pub mod joins;
+pub mod links;
+pub mod querier;
+pub mod routing;

@@ -1,0 +1,131 @@
+//! Metric labels of membership messages, log lines of membership events, and the removal of leaves
+//! from reports.
+
+use tracing::{info, warn};
+
+use crate::actors::log_limit::SuppressedLines;
+use crate::membership::{MembershipEvent, Protocol};
+use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
+use crate::wire::mrdisc;
+
+/// Removes the parts of a message that end memberships. Returns false if nothing remains.
+pub(super) fn remove_leaves(message: &mut MembershipMessage) -> bool {
+    match message {
+        MembershipMessage::Query(_) | MembershipMessage::Report { .. } => true,
+        MembershipMessage::Leave { .. } => false,
+        MembershipMessage::Records(records) => {
+            records.retain(|record| {
+                !matches!(
+                    record.kind,
+                    RecordType::ChangeToInclude | RecordType::BlockOldSources
+                )
+            });
+            !records.is_empty()
+        }
+    }
+}
+
+/// The `type` and `version` labels of a message.
+pub(super) type MessageLabels = (&'static str, &'static str);
+
+/// Returns the labels of an IGMP or MLD message.
+pub(super) fn membership_labels(message: &MembershipMessage, protocol: Protocol) -> MessageLabels {
+    match message {
+        MembershipMessage::Query(query) => (query_type(query), protocol.version(query.generation)),
+        MembershipMessage::Report { generation, .. } => ("report", protocol.version(*generation)),
+        MembershipMessage::Leave { .. } => ("leave", protocol.version(Generation::Two)),
+        MembershipMessage::Records(_) => ("report", protocol.version(Generation::Three)),
+    }
+}
+
+fn query_type(query: &Query) -> &'static str {
+    match (query.group, query.sources.is_empty()) {
+        (None, _) => "general_query",
+        (Some(_), true) => "group_query",
+        (Some(_), false) => "source_query",
+    }
+}
+
+/// Returns the labels of a multicast router discovery message.
+pub(super) fn discovery_labels(message: &mrdisc::RouterDiscoveryMessage) -> MessageLabels {
+    let name = match message {
+        mrdisc::RouterDiscoveryMessage::Advertisement { .. } => "advertisement",
+        mrdisc::RouterDiscoveryMessage::Solicitation => "solicitation",
+        mrdisc::RouterDiscoveryMessage::Termination => "termination",
+    };
+    (name, "1")
+}
+
+/// Logs an event. `explained` is set when the consequences of being the querier are logged.
+pub(super) fn log_event(
+    name: &crate::model::IfName,
+    protocol: Protocol,
+    event: MembershipEvent,
+    suppressed: SuppressedLines,
+    explained: &mut bool,
+) {
+    match event {
+        MembershipEvent::QuerierChanged { is_us: true, .. } if !*explained => {
+            *explained = true;
+            info!(
+                "{name}: this router is the {protocol} querier now. Bridges and switches with snooping \
+                 stop flooding when they receive queries: receivers that never report get nothing \
+                 any more. querier = \"off\" only listens"
+            );
+        }
+        MembershipEvent::QuerierChanged { is_us: true, .. } => {
+            info!("{name}: this router is the {protocol} querier{suppressed}")
+        }
+        MembershipEvent::QuerierChanged {
+            address: Some(address),
+            ..
+        } => warn!("{name}: {address} is the {protocol} querier now{suppressed}"),
+        MembershipEvent::QuerierChanged { address: None, .. } => {
+            warn!(
+                "{name}: the {protocol} querier is gone, and no other one sends queries{suppressed}"
+            );
+        }
+        MembershipEvent::NoQuerier => warn!(
+            "{name}: no {protocol} querier sends queries on this link, and querier = \"off\" does not \
+             either: memberships will expire"
+        ),
+        MembershipEvent::CompetingQuerier { address } => warn!(
+            "{name}: {address} is a second {protocol} querier with a lower address; querier = \"on\" \
+             continues to send queries"
+        ),
+        MembershipEvent::VersionMismatch {
+            address,
+            received,
+            configured,
+        } => warn!(
+            "{name}: the {protocol} querier {address} uses version {}, this router uses {}; all \
+             routers of a link must use the same version (version = {{ … }})",
+            protocol.version(received),
+            protocol.version(configured)
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::membership_message::GroupRecord;
+
+    #[test]
+    fn joins_remain_when_leaves_are_removed() {
+        let record = |kind| GroupRecord {
+            kind,
+            group: "239.1.2.3".parse().unwrap(),
+            sources: vec![],
+        };
+        let (joins, leaves) = (RecordType::ChangeToExclude, RecordType::ChangeToInclude);
+        let mut mixed = MembershipMessage::Records(vec![record(leaves), record(joins)]);
+        assert!(remove_leaves(&mut mixed));
+        assert_eq!(mixed, MembershipMessage::Records(vec![record(joins)]));
+        let mut gone =
+            MembershipMessage::Records(vec![record(leaves), record(RecordType::BlockOldSources)]);
+        assert!(!remove_leaves(&mut gone));
+        let group = "239.1.2.3".parse().unwrap();
+        assert!(!remove_leaves(&mut MembershipMessage::Leave { group }));
+    }
+}

@@ -1,0 +1,307 @@
+//! Owns the rules and publishes the forwarding table. The data path never waits for it.
+
+mod demand;
+mod learning;
+mod mnat_routes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use actix::prelude::*;
+use ahash::{AHashMap, AHashSet};
+use tracing::{debug, info, warn};
+
+use crate::actors::messages::{
+    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, LearningComplete, LinksChanged,
+    MembershipChanged, MnatRoutesChanged, Publish, QuerierStarted, QueryRouting, ReplaceRules,
+    ReportMembers, Republish, RoutingTables, ServedInterface, SetJoins,
+};
+use crate::actors::shared::RouterContext;
+use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
+use crate::mnat::Channel;
+use crate::model::{Group, IfIndex, IfPattern, Link, Links, MOST_PROXIES};
+use crate::table::joins;
+use crate::table::rib::RibError;
+use crate::table::{Fib, MembershipDatabase, Rib};
+
+use demand::Demand;
+use learning::Pace;
+
+/// Limit of the mailbox.
+const MAILBOX: usize = 256;
+
+/// The actor.
+pub struct Routing {
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    rib: Arc<Rib>,
+    /// The links of the kernel; `None` until they are known.
+    kernel_links: Option<Links>,
+    /// The same links, with the names of the container engine.
+    links: Option<Arc<Links>>,
+    generation: u64,
+    /// The forwarding table that was published last.
+    fib: Arc<Fib>,
+    /// What the querier was last told to serve; `None` before the first message to it.
+    served: Option<BTreeMap<IfIndex, ServedInterface>>,
+    /// Memberships from before a restart of the querier that have not been reported since.
+    stale: AHashSet<(IfIndex, Group)>,
+    pace: Pace,
+    /// The memberships of members, as they are joined upstream.
+    demand: Demand,
+    /// Memberships that joins and routes require, and the links they were computed for.
+    fixed: joins::DesiredMemberships,
+    up: Links,
+    /// The streams of the last message to the MNAT actor.
+    reported_to_mnat: Option<BTreeSet<Channel>>,
+}
+
+impl Routing {
+    /// Returns a routing actor with the rules in force. It publishes nothing until the links are
+    /// known.
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
+        // A restarted routing actor continues from the snapshot in force.
+        let generation = context.snapshot.load().fib.generation;
+        let rib = context.rib.load_full();
+        Self {
+            context,
+            death_guard,
+            rib,
+            kernel_links: None,
+            links: None,
+            generation,
+            fib: Arc::default(),
+            served: None,
+            stale: AHashSet::new(),
+            pace: Pace::new(Instant::now()),
+            demand: Demand::default(),
+            fixed: joins::DesiredMemberships::new(),
+            up: Links::default(),
+            reported_to_mnat: None,
+        }
+    }
+
+    fn learned(&self) -> MutexGuard<'_, MembershipDatabase> {
+        // Only routing locks it. A former instance may have died while it held the lock.
+        let learned = self.context.learned.lock();
+        learned.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&mut self) {
+        let has_engine_names = self.rib.patterns().any(IfPattern::is_engine_name);
+        let engine_wanted = &self.context.engine_wanted;
+        engine_wanted.send_if_modified(|wanted| {
+            std::mem::replace(wanted, has_engine_names) != has_engine_names
+        });
+        let Some(links) = &self.links else {
+            return;
+        };
+        self.generation += 1;
+        let mut fib = self.rib.fib(&self.rib.usable(links), self.generation);
+        self.learned().rebuild(&mut fib);
+        let fib = Arc::new(fib);
+        for (proxy, iface) in fib.left_out.iter() {
+            if !self.fib.left_out.contains(&(proxy.clone(), iface.clone())) {
+                warn!(
+                    "proxy {proxy}: nothing is forwarded from {iface}, which is already upstream \
+                     of {MOST_PROXIES} proxies; combine proxies by listing several downstream \
+                     interfaces in one"
+                );
+            }
+        }
+        self.fib = fib.clone();
+        let catalog = &self.context.catalog;
+        catalog.routes.set(self.rib.rules.len() as i64);
+        let mut used = AHashSet::new();
+        for link in links.iter().filter(|link| fib.uses(link.index)) {
+            catalog.set_link(link);
+            used.insert(link.name.as_str());
+        }
+        catalog.retire_interfaces(&used);
+        catalog.retire_paths(fib.paths.iter().map(|path| {
+            let oif = &fib.egresses[path.egress as usize].name;
+            (&path.route, path.iif.as_str(), oif.as_str())
+        }));
+        debug!(
+            generation = self.generation,
+            ingresses = fib.ingresses.len(),
+            egresses = fib.egresses.len(),
+            "publishing"
+        );
+        let ingresses = links
+            .iter()
+            .filter(|link| fib.ingresses.contains_key(&link.index))
+            .map(|link| (link.index, link.name.clone()))
+            .collect::<AHashMap<_, _>>();
+        self.update_querier();
+        self.set_joins();
+        self.report_members_to_mnat();
+        self.context.directory.do_send(Publish {
+            fib,
+            names: Some(ingresses),
+        });
+    }
+
+    /// Sends all memberships of this host to the joins actor.
+    fn set_joins(&mut self) {
+        let Some(links) = &self.links else { return };
+        // A link that is down has no memberships. They are joined again, and so reported at once,
+        // when it comes up.
+        let up: Links = self
+            .rib
+            .usable(links)
+            .iter()
+            .filter(|l| l.up)
+            .cloned()
+            .collect();
+        self.demand = Demand::new(&self.rib, &self.fib);
+        let learned = self.context.learned.lock();
+        let learned = learned.unwrap_or_else(PoisonError::into_inner);
+        for (index, group, filter) in learned.memberships() {
+            self.demand
+                .set_filter((&self.rib, &up), index, group, filter);
+        }
+        drop(learned);
+        self.demand.take_changed();
+        let requested = self.demand.requested(&self.rib);
+        let rules = joins::Rules {
+            joins: &self.rib.joins,
+            routes: &self.rib.rules,
+            proxies: &self.rib.proxies,
+        };
+        let fixed = joins::wanted(rules, [], &up);
+        let requested = requested.iter().map(|(origin, groups)| (*origin, groups));
+        let message = SetJoins {
+            joins: joins::wanted(rules, requested, &up),
+            names: up.iter().map(|l| (l.index, l.name.clone())).collect(),
+        };
+        self.fixed = fixed;
+        self.up = up;
+        self.context.directory.do_send(message);
+    }
+
+    /// Applies the names of the container engine to the links, and publishes.
+    fn apply_aliases(&mut self) {
+        let aliases = self.context.aliases.load();
+        let links = self.kernel_links.as_ref();
+        self.links = links.map(|links| Arc::new(links.called(&aliases)));
+        self.publish();
+    }
+
+    /// Replaces the rules, and publishes.
+    fn commit(&mut self, rib: Rib) {
+        self.rib = Arc::new(rib);
+        self.context.rib.store(self.rib.clone());
+        self.publish();
+    }
+
+    fn link(&self, name: &crate::model::IfName) -> Option<&Link> {
+        self.links.as_ref()?.iter().find(|l| l.name == *name)
+    }
+}
+
+impl Actor for Routing {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        info!(
+            routes = self.rib.rules.len(),
+            proxies = self.rib.proxies.len(),
+            "routing"
+        );
+        let directory = &self.context.directory;
+        directory
+            .register(ctx.address())
+            .receives::<LinksChanged>()
+            .receives::<AliasesChanged>()
+            .receives::<Republish>()
+            .receives::<QuerierStarted>()
+            .receives::<MembershipChanged>()
+            .receives::<LearningComplete>()
+            .receives::<MnatRoutesChanged>()
+            .receives::<ReportMembers>()
+            .receives::<ReplaceRules>()
+            .receives::<ApplyChange>()
+            .receives::<Barrier>()
+            .receives::<QueryRouting>();
+        directory.do_send(AnnounceLinks);
+    }
+}
+
+impl Handler<LinksChanged> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, message: LinksChanged, _: &mut Self::Context) {
+        self.kernel_links = Some(message.0);
+        self.apply_aliases();
+    }
+}
+
+impl Handler<AliasesChanged> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: AliasesChanged, _: &mut Self::Context) {
+        self.apply_aliases();
+    }
+}
+
+impl Handler<Republish> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: Republish, _: &mut Self::Context) {
+        self.publish();
+    }
+}
+
+panics_on_demand!(Routing);
+
+impl Handler<Stop> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.death_guard.disarm();
+        ctx.stop();
+    }
+}
+
+impl Handler<QueryRouting> for Routing {
+    type Result = RoutingTables;
+
+    fn handle(&mut self, _: QueryRouting, _: &mut Self::Context) -> RoutingTables {
+        RoutingTables {
+            rib: self.rib.clone(),
+            links: self.links.clone().unwrap_or_default(),
+            fib: self.fib.clone(),
+        }
+    }
+}
+
+impl Handler<ReplaceRules> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, message: ReplaceRules, _: &mut Self::Context) {
+        let mut rib = message.0;
+        let refused = rib.keep_mapped(&self.rib);
+        self.report_refused(false, refused);
+        self.commit(rib);
+        self.retry_refused();
+    }
+}
+
+impl Handler<ApplyChange> for Routing {
+    type Result = Result<String, RibError>;
+
+    fn handle(&mut self, ApplyChange(change): ApplyChange, _: &mut Self::Context) -> Self::Result {
+        let mut rib = Rib::clone(&self.rib);
+        let frees_addresses = change.removes_egresses();
+        let description = change.apply(&mut rib)?;
+        if frees_addresses {
+            self.retry_refused();
+        }
+        self.commit(rib);
+        info!("by command: {description}");
+        Ok(description)
+    }
+}

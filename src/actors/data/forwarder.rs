@@ -1,0 +1,261 @@
+//! Transmits batches on one egress interface. There is one forwarder for each egress and worker
+//! thread, so that a batch never crosses threads between capture and transmission.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use tracing::warn;
+
+use crate::actors::messages::Transmit;
+use crate::actors::shared::RouterContext;
+use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
+use crate::forward::DropReason;
+use crate::metrics::{InterfaceCounters, PathCounters};
+use crate::model::{IfIndex, IfName};
+use crate::pipeline::egress::SendCounts;
+use crate::pipeline::{EgressQueue, PacketSink, Progress};
+use crate::table::Fib;
+
+/// Limit of the mailbox: far above what the interfaces of one worker send under
+/// [`MAX_WAITING_BATCHES`](crate::actors::messages::MAX_WAITING_BATCHES).
+const MAILBOX: usize = 4096;
+
+/// How long a stopped forwarder continues to transmit.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// Interval of attempts to open an egress that could not be opened.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often an error of transmission is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The actor.
+pub struct Forwarder {
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    index: IfIndex,
+    name: IfName,
+    counters: InterfaceCounters,
+    sink: Option<Box<dyn PacketSink>>,
+    /// Time of the last attempt to open the sink.
+    open_attempt: Option<Instant>,
+    queue: EgressQueue,
+    /// [`Transmit::waiting`] of the batch in the queue.
+    waiting: Option<Arc<()>>,
+    sent: SendCounts,
+    /// Counters of the paths of `fib`.
+    paths: Vec<Option<PathCounters>>,
+    fib: Arc<Fib>,
+    last_logged: Option<(DropReason, Instant)>,
+}
+
+impl Forwarder {
+    /// Returns a forwarder that opens its egress when it starts.
+    pub fn new(
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        index: IfIndex,
+        name: &IfName,
+    ) -> Self {
+        let counters = context.catalog.interface(name.as_str());
+        Self {
+            context,
+            death_guard,
+            index,
+            name: name.clone(),
+            counters,
+            sink: None,
+            open_attempt: None,
+            queue: EgressQueue::default(),
+            waiting: None,
+            sent: SendCounts::default(),
+            paths: Vec::new(),
+            fib: Arc::default(),
+            last_logged: None,
+        }
+    }
+
+    fn open(&mut self) {
+        if self
+            .open_attempt
+            .is_some_and(|at| at.elapsed() < REOPEN_INTERVAL)
+        {
+            return;
+        }
+        self.open_attempt = Some(Instant::now());
+        match self.context.plane.transmit(self.index) {
+            Ok(sink) => self.sink = Some(sink),
+            Err(e) => warn!("{}: cannot send: {e}", self.death_guard.role()),
+        }
+    }
+
+    /// Transmits what is in the queue, as far as the kernel accepts it.
+    fn drive(&mut self) -> Progress {
+        let Some(sink) = &mut self.sink else {
+            self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+            self.waiting = None;
+            self.update_counters();
+            return Progress::Done;
+        };
+        let progress = self.queue.drive(sink.as_mut(), &mut self.sent);
+        if progress == Progress::Done {
+            self.waiting = None;
+        }
+        self.update_counters();
+        progress
+    }
+
+    /// Moves the counts into the metrics.
+    fn update_counters(&mut self) {
+        let SendCounts {
+            paths,
+            received_ns,
+            dropped,
+            error,
+        } = &self.sent;
+        for (id, packets, bytes) in paths {
+            let Some(slot) = self.paths.get_mut(*id as usize) else {
+                continue;
+            };
+            let counters = slot.get_or_insert_with(|| {
+                let path = &self.fib.paths[*id as usize];
+                let oif = &self.fib.egresses[path.egress as usize].name;
+                self.context.catalog.path(
+                    &path.route,
+                    path.iif.as_str(),
+                    oif.as_str(),
+                    self.context.plane.name(),
+                )
+            });
+            counters.packets.inc_by(*packets);
+            counters.bytes.inc_by(*bytes);
+            self.counters.transmitted_packets.inc_by(*packets);
+            self.counters.transmitted_bytes.inc_by(*bytes);
+        }
+        if !received_ns.is_empty() {
+            let latency = self.context.catalog.forward_latency.local();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_nanos() as u64;
+            for received in received_ns {
+                latency.observe(now.saturating_sub(*received) as f64 / 1e9);
+            }
+            latency.flush();
+        }
+        self.counters.add_dropped(dropped);
+        if let Some((reason, errno)) = *error {
+            self.log_error(reason, errno);
+        }
+        self.sent.clear();
+    }
+
+    /// Logs an error once a minute and reason. Counters have the numbers.
+    fn log_error(&mut self, reason: DropReason, errno: i32) {
+        let is_recent =
+            |(logged, at): (DropReason, Instant)| logged == reason && at.elapsed() < LOG_INTERVAL;
+        if !self.last_logged.is_some_and(is_recent) {
+            self.last_logged = Some((reason, Instant::now()));
+            let error = std::io::Error::from_raw_os_error(errno);
+            warn!(
+                reason = reason.label(),
+                "{}: packets dropped: {error}",
+                self.death_guard.role()
+            );
+        }
+    }
+}
+
+impl Actor for Forwarder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.open();
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+        self.update_counters();
+    }
+}
+
+impl Handler<Transmit> for Forwarder {
+    type Result = ();
+
+    fn handle(&mut self, message: Transmit, ctx: &mut Self::Context) {
+        if self.sink.is_none() {
+            self.open();
+        }
+        if !Arc::ptr_eq(&self.fib, &message.fib) {
+            let same_paths = Arc::ptr_eq(&self.fib.paths, &message.fib.paths);
+            self.fib = message.fib;
+            let name = &self.fib.egresses[message.egress as usize].name;
+            if *name != self.name {
+                self.name = name.clone();
+                self.counters = self.context.catalog.interface(name.as_str());
+            }
+            // Forwarding tables share their paths while only memberships change.
+            if !same_paths {
+                self.paths.clear();
+                self.paths.resize_with(self.fib.paths.len(), || None);
+            }
+        }
+        self.waiting = Some(message.waiting);
+        let egress = &self.fib.egresses[message.egress as usize];
+        let (mtu, running) = (egress.mtu as usize, egress.running);
+        self.queue
+            .fill(message.load, message.slots, mtu, &mut self.sent);
+        if !running {
+            self.queue.abandon(DropReason::EgressDown, &mut self.sent);
+        }
+        if self.drive() == Progress::Blocked {
+            ctx.wait(Writable);
+        }
+    }
+}
+
+/// Waits until the egress accepts the rest of the queue. The mailbox waits in the meantime.
+struct Writable;
+
+impl ActorFuture<Forwarder> for Writable {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        actor: &mut Forwarder,
+        _: &mut Context<Forwarder>,
+        task: &mut Task<'_>,
+    ) -> Poll<()> {
+        loop {
+            if let Some(sink) = &mut actor.sink
+                && let Err(e) = ready!(sink.poll_writable(task))
+            {
+                warn!(
+                    "{}: cannot wait until the interface accepts packets: {e}",
+                    actor.death_guard.role()
+                );
+                actor.queue.abandon(DropReason::SendFailed, &mut actor.sent);
+            }
+            if actor.drive() == Progress::Done {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+panics_on_demand!(Forwarder);
+
+impl Handler<Stop> for Forwarder {
+    type Result = ();
+
+    /// Continues for a moment, because an interface actor may still use the former snapshot.
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.death_guard.disarm();
+        ctx.run_later(LINGER, |_, ctx| ctx.stop());
+    }
+}

@@ -1,0 +1,397 @@
+//! Captures packets on one interface, switches them, and passes batches to the forwarders of its
+//! worker thread.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant};
+
+use actix::fut::ActorFuture;
+use actix::prelude::*;
+use ahash::AHashMap;
+use futures_util::Stream;
+use tokio::time::{Sleep, sleep};
+use tracing::{debug, warn};
+
+use crate::actors::messages::{
+    CaptureOpened, FLOWS_PER_QUERY, FlowPage, FlushFlows, MAX_WAITING_BATCHES, MembershipMessages,
+    MessagesLost, QueryFlows, Transmit,
+};
+use crate::actors::shared::{RouterContext, Snapshot};
+use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
+use crate::forward::DropReason;
+use crate::metrics::InterfaceCounters;
+use crate::model::{FlowEnd, IfIndex, IfName};
+use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
+use crate::table::Ingress;
+use crate::table::flows::Flows;
+
+/// Interval at which kernel drops are read and idle flows end.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shortest interval at which kernel drops are read while hosts report, and at which losses are
+/// reported to the querier.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A closed capture is empty when it returns no packet for this time.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// Longest time in which a closed capture is emptied.
+const MAX_DRAIN: Duration = Duration::from_millis(200);
+
+/// The actor.
+pub struct Interface {
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    worker: WorkerId,
+    index: IfIndex,
+    name: IfName,
+    counters: InterfaceCounters,
+    capture: Option<Rc<RefCell<Box<dyn PacketSource>>>>,
+    switch: Switch,
+    /// By egress: one reference here, and one for each batch that waits for it.
+    waiting: AHashMap<IfIndex, Arc<()>>,
+    generation: u64,
+    /// Number of batches received.
+    batches: u64,
+    warned_of_drops: bool,
+    /// Time of the last [`MessagesLost`].
+    loss_reported: Option<Instant>,
+    /// Time at which kernel drops were read.
+    drops_read: Instant,
+}
+
+impl Interface {
+    /// Returns an interface actor that opens its capture when it starts, on its worker thread.
+    pub fn new(
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        worker: WorkerId,
+        index: IfIndex,
+        name: &IfName,
+    ) -> Self {
+        let counters = context.catalog.interface(name.as_str());
+        let flows = Flows::new(context.flows.clone());
+        let switch = Switch::new(flows, context.loop_guard.clone(), context.feeds.clone());
+        Self {
+            context,
+            death_guard,
+            worker,
+            index,
+            name: name.clone(),
+            counters,
+            capture: None,
+            switch,
+            waiting: AHashMap::new(),
+            generation: 0,
+            batches: 0,
+            warned_of_drops: false,
+            loss_reported: None,
+            drops_read: Instant::now(),
+        }
+    }
+
+    /// Counts under the name that the interface has in the snapshot.
+    fn update_name(&mut self, snapshot: &Snapshot) {
+        if let Some(name) = snapshot.names.get(&self.index)
+            && *name != self.name
+        {
+            self.name = name.clone();
+            self.counters = self.context.catalog.interface(name.as_str());
+        }
+    }
+
+    fn forward(&mut self, batch: Batch) {
+        self.batches += 1;
+        let snapshot = self.context.snapshot.load_full();
+        if self.generation != snapshot.fib.generation {
+            self.update_name(&snapshot);
+        }
+        let fib = &snapshot.fib;
+        let no_routes = Ingress::default();
+        let ingress = fib.ingresses.get(&self.index).unwrap_or(&no_routes);
+        let switched = self.switch.run(fib, ingress, batch, self.context.now_ms());
+        self.pass_messages(switched.messages);
+        let counts = &switched.counts;
+        self.counters.received_packets.inc_by(counts.packets);
+        self.counters.received_bytes.inc_by(counts.bytes);
+        self.counters.membership_messages.inc_by(counts.membership);
+        self.counters.add_dropped(&counts.dropped);
+        self.context.catalog.add_translated(&counts.translated);
+        let count_dropped = |egress: u32, reason: DropReason, packets: u64| {
+            let name = fib.egresses[egress as usize].name.as_str();
+            let counters = self.context.catalog.interface(name);
+            counters.dropped(reason).inc_by(packets);
+        };
+        for (egress, packets) in &counts.below_threshold {
+            count_dropped(*egress, DropReason::TtlThreshold, *packets);
+        }
+        let forwarders = snapshot.forwarders.get(self.worker);
+        if self.generation != fib.generation {
+            self.generation = fib.generation;
+            let exists = |index: &IfIndex| forwarders.is_some_and(|f| f.contains_key(index));
+            self.waiting.retain(|index, _| exists(index));
+        }
+        for (egress, slots) in switched.egresses {
+            let index = fib.egresses[egress as usize].index;
+            let packets = slots.iter().map(Slot::packets).sum();
+            let Some(forwarder) = forwarders.and_then(|f| f.get(&index)) else {
+                count_dropped(egress, DropReason::EgressDown, packets);
+                continue;
+            };
+            let waiting = self.waiting.entry(index).or_default();
+            if Arc::strong_count(waiting) > MAX_WAITING_BATCHES {
+                count_dropped(egress, DropReason::QueueFull, packets);
+                continue;
+            }
+            let sent = forwarder.try_send(Transmit {
+                fib: fib.clone(),
+                egress,
+                load: switched.shared.clone(),
+                slots,
+                waiting: waiting.clone(),
+            });
+            match sent {
+                Ok(()) => {}
+                Err(SendError::Full(_)) => count_dropped(egress, DropReason::QueueFull, packets),
+                Err(SendError::Closed(_)) => count_dropped(egress, DropReason::EgressDown, packets),
+            }
+        }
+    }
+
+    /// Passes membership messages to the querier.
+    fn pass_messages(&mut self, messages: Messages) {
+        if messages.is_empty() {
+            return;
+        }
+        // Reports losses before handing messages on, so that a lost report is not taken for a
+        // leave.
+        if self.drops_read.elapsed() >= LOSS_INTERVAL {
+            self.read_kernel_drops();
+        }
+        let count = messages.len() as u64;
+        let (index, name) = (self.index, self.name.as_str());
+        let querier = self.context.directory.receiver::<MembershipMessages>();
+        let message = MembershipMessages { index, messages };
+        let sent = querier.is_some_and(|querier| querier.try_send(message).is_ok());
+        if !sent {
+            let metrics = &self.context.catalog.membership;
+            metrics.count_rejected(name, "busy", count);
+            self.report_loss();
+        }
+    }
+
+    fn report_loss(&mut self) {
+        let is_recent = |at: Instant| at.elapsed() < LOSS_INTERVAL;
+        if self.loss_reported.is_some_and(is_recent) {
+            return;
+        }
+        self.loss_reported = Some(Instant::now());
+        // Past the mailbox limit: a few per second, and none may be refused.
+        let lost = MessagesLost { index: self.index };
+        self.context.directory.do_send(lost);
+    }
+
+    fn expire_flows(&mut self) {
+        let now = self.context.now_ms();
+        self.switch.flows.expire(now, self.context.flow_idle_ms());
+        self.update_flow_metrics();
+    }
+
+    fn update_flow_metrics(&mut self) {
+        let ended = self.switch.flows.take_ended();
+        let catalog = &self.context.catalog;
+        for end in FlowEnd::ALL {
+            catalog.count_ended_flows(self.name.as_str(), end, ended.of(end));
+        }
+        catalog.flows.set(self.context.flows.live() as i64);
+    }
+
+    fn read_kernel_drops(&mut self) {
+        self.drops_read = Instant::now();
+        let Some(capture) = &self.capture else {
+            return;
+        };
+        let dropped = capture.borrow_mut().take_dropped();
+        if dropped == 0 {
+            return;
+        }
+        self.report_loss();
+        self.counters.socket_dropped.inc_by(dropped);
+        if !self.warned_of_drops {
+            self.warned_of_drops = true;
+            warn!(
+                packets = dropped,
+                "{}: the kernel dropped packets because this process read them too slowly; give it \
+                 more CPU, or spread the streams over more interfaces. Logged once; see \
+                 mcastor_socket_dropped_packets_total",
+                self.death_guard.role()
+            );
+        }
+    }
+}
+
+impl Actor for Interface {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let result = match self.context.plane.capture(self.index) {
+            Ok(capture) => {
+                let capture = Rc::new(RefCell::new(capture));
+                ctx.add_stream(Batches {
+                    capture: capture.clone(),
+                    in_a_row: 0,
+                });
+                ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
+                    actor.update_name(&actor.context.snapshot.load_full());
+                    actor.read_kernel_drops();
+                    actor.expire_flows();
+                });
+                self.capture = Some(capture);
+                debug!("{}: capturing", self.death_guard.role());
+                Ok(())
+            }
+            Err(e) => {
+                self.death_guard.disarm();
+                ctx.stop();
+                Err(e)
+            }
+        };
+        self.context.directory.do_send(CaptureOpened {
+            index: self.index,
+            result,
+        });
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.read_kernel_drops();
+        self.switch.flows.flush();
+        self.update_flow_metrics();
+    }
+}
+
+impl StreamHandler<io::Result<Batch>> for Interface {
+    fn handle(&mut self, batch: io::Result<Batch>, ctx: &mut Self::Context) {
+        match batch {
+            Ok(batch) => self.forward(batch),
+            Err(e) => {
+                // The death guard stays armed, so that the supervisor opens the capture again.
+                warn!("{}: capture failed: {e}", self.death_guard.role());
+                ctx.terminate();
+            }
+        }
+    }
+}
+
+panics_on_demand!(Interface);
+
+impl Handler<Stop> for Interface {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) -> Self::Result {
+        self.death_guard.disarm();
+        if let Some(capture) = &self.capture {
+            capture.borrow_mut().shut();
+        }
+        Box::pin(Drain {
+            batches: self.batches,
+            until: Instant::now() + MAX_DRAIN,
+            quiet: Box::pin(sleep(QUIET)),
+        })
+    }
+}
+
+/// Forwards what a closed capture still holds, then ends the actor.
+struct Drain {
+    batches: u64,
+    until: Instant,
+    quiet: Pin<Box<Sleep>>,
+}
+
+impl ActorFuture<Interface> for Drain {
+    type Output = ();
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        actor: &mut Interface,
+        ctx: &mut Context<Interface>,
+        task: &mut Task<'_>,
+    ) -> Poll<()> {
+        loop {
+            ready!(self.quiet.as_mut().poll(task));
+            // This thread may have been busy for the whole quiet time.
+            let remaining = actor
+                .capture
+                .as_ref()
+                .map(|c| c.borrow_mut().poll_batch(task));
+            if let Some(Poll::Ready(Ok(batch))) = remaining {
+                actor.forward(batch);
+            }
+            if actor.batches == self.batches || Instant::now() >= self.until {
+                ctx.stop();
+                return Poll::Ready(());
+            }
+            self.batches = actor.batches;
+            self.quiet.set(sleep(QUIET));
+        }
+    }
+}
+
+impl Handler<QueryFlows> for Interface {
+    type Result = FlowPage;
+
+    fn handle(&mut self, query: QueryFlows, _: &mut Self::Context) -> FlowPage {
+        self.update_name(&self.context.snapshot.load_full());
+        let flows = &self.switch.flows;
+        let (flows, next) = flows.page(query.position, FLOWS_PER_QUERY, &query.filter);
+        FlowPage {
+            index: self.index,
+            interface: self.name.clone(),
+            flows,
+            next,
+        }
+    }
+}
+
+impl Handler<FlushFlows> for Interface {
+    type Result = u64;
+
+    fn handle(&mut self, _: FlushFlows, _: &mut Self::Context) -> u64 {
+        let flushed = self.switch.flows.flush();
+        self.update_flow_metrics();
+        flushed
+    }
+}
+
+/// A batch with fewer packets is transmitted before the next one is received.
+const SMALL_BATCH: usize = 8;
+
+/// The batches of a capture. The first error ends the actor that reads it.
+struct Batches {
+    capture: Rc<RefCell<Box<dyn PacketSource>>>,
+    in_a_row: usize,
+}
+
+impl Stream for Batches {
+    type Item = io::Result<Batch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
+        // The forwarders share this thread and must run before too many batches wait.
+        if self.in_a_row >= MAX_WAITING_BATCHES / 2 {
+            self.in_a_row = 0;
+            task.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let next = self.capture.borrow_mut().poll_batch(task);
+        self.in_a_row = match &next {
+            // Most likely the last batch for now: transmit it before polling again.
+            Poll::Ready(Ok(batch)) if batch.packets.len() < SMALL_BATCH => MAX_WAITING_BATCHES,
+            Poll::Ready(_) => self.in_a_row + 1,
+            Poll::Pending => 0,
+        };
+        next.map(Some)
+    }
+}

@@ -1,0 +1,202 @@
+//! Follows a container engine and resolves its names to interfaces.
+//!
+//! It connects only while a rule contains such a name. Engine and kernel are not synchronised: the
+//! engine may report a container before its veth pair exists. If a pair is missing, everything is
+//! read again shortly after.
+
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::actors::messages::AliasesChanged;
+use crate::actors::shared::RouterContext;
+use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
+use crate::docker::{EngineClient, EngineError, veth_peers};
+use crate::model::Aliases;
+
+/// Interval of attempts to connect to the engine.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// When everything is read again after a change, because an engine reports some changes before
+/// its lists contain them.
+const REREAD_AFTER_CHANGE: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+];
+/// Interval at which everything is read again.
+const REREAD_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The actor.
+pub struct DockerWatch {
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+}
+
+impl DockerWatch {
+    /// Returns an actor that follows the engine of `context.engine_socket`.
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
+        Self {
+            context,
+            death_guard,
+        }
+    }
+}
+
+impl Actor for DockerWatch {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let context = self.context.clone();
+        ctx.spawn(follow(context).into_actor(self));
+    }
+}
+
+panics_on_demand!(DockerWatch);
+
+impl Handler<Stop> for DockerWatch {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.death_guard.disarm();
+        ctx.stop();
+    }
+}
+
+/// Why names of containers cannot be resolved at present.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+    #[error("cannot find the interfaces of containers: {0}")]
+    Links(#[from] rtnetlink::Error),
+    #[error("cannot ask the kernel for interfaces: {0}")]
+    Netlink(#[from] std::io::Error),
+}
+
+impl FollowError {
+    /// Returns what happens next, or what the operator can do.
+    fn remedy(&self, socket: &Path) -> String {
+        match self {
+            Self::Links(_) | Self::Netlink(_) => "trying again".into(),
+            Self::Engine(_) if !socket.exists() => format!(
+                "in a container mount it: -v {0}:{0}:ro; elsewhere set [docker] socket",
+                socket.display()
+            ),
+            Self::Engine(_) => "trying again".into(),
+        }
+    }
+}
+
+/// Follows the engine while a rule contains one of its names; reconnects after errors. Never
+/// returns.
+async fn follow(context: Arc<RouterContext>) {
+    let mut wanted = context.engine_wanted.subscribe();
+    let mut last_logged = None;
+    loop {
+        if wanted.wait_for(|wanted| *wanted).await.is_err() {
+            return;
+        }
+        let socket = context.engine_socket.clone();
+        let end = {
+            let mut followed = pin!(listen(&context, &mut last_logged));
+            let mut unwanted = wanted.clone();
+            tokio::select! {
+                error = &mut followed => Some(error),
+                _ = unwanted.wait_for(|wanted| !*wanted) => None,
+            }
+        };
+        context.catalog.engine_connected.set(0);
+        match end {
+            Some(error) => {
+                // The names stay: an engine may restart and leave its containers running. If it
+                // stops them, their interfaces disappear.
+                let line = format!(
+                    "docker: {}: {error}; names of containers wait; {}",
+                    socket.display(),
+                    error.remedy(&socket)
+                );
+                // Logged once, not with every attempt.
+                if last_logged.as_ref() != Some(&line) {
+                    warn!("{line}");
+                }
+                last_logged = Some(line);
+                sleep(RETRY_INTERVAL).await;
+            }
+            None => set_aliases(&context, Aliases::default()),
+        }
+    }
+}
+
+/// Follows the engine until an error.
+async fn listen(context: &RouterContext, last_logged: &mut Option<String>) -> FollowError {
+    match try_listen(context, last_logged).await {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+async fn try_listen(
+    context: &RouterContext,
+    last_logged: &mut Option<String>,
+) -> Result<std::convert::Infallible, FollowError> {
+    let socket = context.engine_socket.display().to_string();
+    let client = EngineClient::connect(&socket).await?;
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let _connection = AbortOnDrop(tokio::spawn(connection));
+    let mut changes = pin!(client.changes());
+    info!("docker: following {socket}");
+    context.catalog.engine_connected.set(1);
+    let mut refused = false;
+    let mut rereads = REREAD_AFTER_CHANGE.iter();
+    loop {
+        let engine = client.read().await?;
+        let peers = veth_peers::read(&handle).await?;
+        if peers.refused && !std::mem::replace(&mut refused, true) {
+            warn!(
+                "docker: CAP_NET_ADMIN is missing: container: and label: wait; network: needs none"
+            );
+        }
+        let index = |name: &_| peers.indexes.get(name).copied();
+        let (names, incomplete) = engine.names(&peers.cables, index);
+        set_aliases(context, names);
+        *last_logged = None;
+        let wait = match rereads.next() {
+            Some(soon) => *soon,
+            None if incomplete && !refused => REREAD_AFTER_CHANGE[2],
+            None => REREAD_INTERVAL,
+        };
+        match timeout(wait, changes.next()).await {
+            Err(_) => continue,
+            Ok(Some(change)) => change?,
+            Ok(None) => return Err(EngineError::Gone.into()),
+        }
+        rereads = REREAD_AFTER_CHANGE.iter();
+        // Changes that arrived together are read together.
+        while let Some(more) = changes.next().now_or_never() {
+            more.ok_or(EngineError::Gone)??;
+        }
+    }
+}
+
+/// A task that is aborted when its owner is dropped.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn set_aliases(context: &RouterContext, names: Aliases) {
+    if **context.aliases.load() == names {
+        return;
+    }
+    context.aliases.store(Arc::new(names));
+    context.directory.do_send(AliasesChanged);
+}

@@ -1,0 +1,456 @@
+//! One end of multicast NAT: an ingress or an egress. Requests mappings from the server and sends
+//! the routes for them to routing.
+//!
+//! The pure parts are [`Machine`], which decides when to send which request and what a response
+//! changes, and [`Plan`], which decides when routes are added and removed. This actor owns the
+//! clock, the connection and the files.
+
+mod events;
+mod reload;
+
+pub use reload::{ROLE, reconfigure};
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use tracing::{debug, info, warn};
+
+use crate::actors::messages::{
+    ConfigureMnat, MembersChanged, MnatRoutesChanged, MnatStatus, QueryMnat, ReportMembers,
+    RetryRefused, RoutesRefused,
+};
+use crate::actors::mnat_route::MnatRoute;
+use crate::actors::shared::RouterContext;
+use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
+use crate::mnat::client::{Client, ClientError};
+use crate::mnat::files::{self, Seen, Watch};
+use crate::mnat::protocol::Op;
+use crate::mnat::{
+    Change, Channel, Config, Event, Machine, Plan, Role, Stand, Standing, Step, joinfile,
+};
+use crate::model::RouteName;
+
+/// Interval at which timers and files are checked.
+const TICK: Duration = Duration::from_millis(100);
+/// Limit of the routes whose counters are checked for a first packet in one tick.
+const MAX_CHECKED: usize = 256;
+/// HTTP statuses with a label value of their own in metrics. The server chooses the status, so the
+/// others share one value.
+const KNOWN_STATUSES: [u16; 10] = [200, 201, 204, 400, 401, 403, 404, 409, 500, 503];
+
+/// Limit of the mailbox.
+const MAILBOX: usize = 256;
+
+/// The actor.
+pub struct Mnat {
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    config: Arc<Config>,
+    machine: Machine,
+    plan: Plan,
+    /// `None` while a request is in progress.
+    client: Option<Client>,
+    /// Number of the connection target. Responses of a former target are ignored.
+    target_number: u64,
+    file_watch: Option<Watch>,
+    from_file: BTreeSet<Channel>,
+    from_members: BTreeSet<Channel>,
+    /// Whether routing has received all routes since the start of this actor.
+    is_synchronised: bool,
+    write_failed: bool,
+    /// Routes that routing refused, and the reasons.
+    refused: HashMap<RouteName, String>,
+    last_error: Option<String>,
+}
+
+impl Mnat {
+    /// Returns an actor without mappings.
+    fn new(context: Arc<RouterContext>, death_guard: DeathGuard, config: Arc<Config>) -> Self {
+        // Processes that start together have different seeds, so that they do not retry together.
+        let seed = u64::from(std::process::id()) << 32 | context.now_ms();
+        Self {
+            machine: Machine::new(config.role, config.grace, Instant::now(), seed),
+            plan: Plan::new(config.role),
+            client: Some(Client::new(config.target.clone())),
+            target_number: 0,
+            file_watch: file_watch(&config),
+            from_file: BTreeSet::new(),
+            from_members: BTreeSet::new(),
+            is_synchronised: false,
+            write_failed: false,
+            refused: HashMap::new(),
+            last_error: None,
+            context,
+            death_guard,
+            config,
+        }
+    }
+
+    /// Returns an actor with the settings in force; `None` without `[mnat]`.
+    pub fn from_settings(context: Arc<RouterContext>, death_guard: DeathGuard) -> Option<Self> {
+        let config = context.mnat.load_full()?;
+        Some(Self::new(context, death_guard, config))
+    }
+
+    fn drive(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        self.check_file(now);
+        self.machine.handle_timeout(now);
+        self.plan.handle_timeout(now);
+        self.check_first_packets();
+        self.handle_events(now);
+        self.send_steps();
+        self.send_request(now, ctx);
+    }
+
+    fn send_request(&mut self, now: Instant, ctx: &mut Context<Self>) {
+        if self.client.is_none() {
+            return;
+        }
+        let Some(request) = self.machine.poll_request(now) else {
+            return;
+        };
+        let Some(mut client) = self.client.take() else {
+            return;
+        };
+        let response = async move {
+            let outcome = client.send(&request).await;
+            (client, request.op, outcome)
+        };
+        let response = response.into_actor(self);
+        let target_number = self.target_number;
+        ctx.spawn(response.map(move |(client, op, outcome), actor, ctx| {
+            if actor.target_number != target_number {
+                return;
+            }
+            actor.client = Some(client);
+            actor.handle_response(op, outcome);
+            actor.drive(ctx);
+        }));
+    }
+
+    fn handle_response(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), ClientError>) {
+        let count = |code: &str| self.context.catalog.mnat.count_request(op.label(), code);
+        match &outcome {
+            Ok((status, _)) if KNOWN_STATUSES.contains(status) => count(&status.to_string()),
+            Ok(_) => count("other"),
+            Err(e) => count(e.label()),
+        }
+        let outcome = outcome.as_ref();
+        let response = outcome.map(|(status, body)| (*status, body.as_slice()));
+        let response = response.map_err(ToString::to_string);
+        self.machine.handle_outcome(Instant::now(), response);
+    }
+
+    fn check_file(&mut self, now: Instant) {
+        let Some(content) = self.file_watch.as_mut().and_then(|watch| watch.look(now)) else {
+            return;
+        };
+        let path = match &self.file_watch {
+            Some(watch) => watch.path().display(),
+            None => return,
+        };
+        let bytes = match content {
+            Seen::Bytes(bytes) => bytes,
+            Seen::Gone => {
+                info!("mnat: the joinfile {path} does not exist; waiting for it");
+                Vec::new()
+            }
+            Seen::Unreadable(e) => {
+                warn!(
+                    "mnat: cannot read the joinfile {path}: {e}; its last content stays in force"
+                );
+                return;
+            }
+        };
+        let file = joinfile::parse(&bytes);
+        for (line, fault) in &file.faults {
+            warn!("mnat: {path}:{line}: {fault}; the line is skipped");
+        }
+        let more = file.fault_count - file.faults.len();
+        if more > 0 {
+            warn!("mnat: {path}: {more} more lines are skipped");
+        }
+        for channel in file.joins.difference(&self.from_file) {
+            debug!("mnat: {channel}: joined by {path}");
+        }
+        for channel in self.from_file.difference(&file.joins) {
+            debug!("mnat: {channel}: left by {path}");
+        }
+        self.from_file = file.joins;
+        self.update_wanted(now);
+    }
+
+    fn update_wanted(&mut self, now: Instant) {
+        let wanted = self.from_file.union(&self.from_members).copied().collect();
+        self.machine.want(now, &wanted);
+    }
+
+    fn handle_events(&mut self, now: Instant) {
+        let mut changed = false;
+        while let Some(event) = self.machine.poll_event() {
+            changed = true;
+            match event {
+                Event::Change(change) => self.handle_change(now, &change),
+                Event::Polled { settled } => self.handle_poll(settled),
+                other => self.log_event(other),
+            }
+        }
+        if changed {
+            self.update_metrics();
+        }
+    }
+
+    fn handle_change(&mut self, now: Instant, change: &Change) {
+        match change {
+            Change::Add {
+                global,
+                local,
+                waited,
+            } => {
+                info!("mnat: {global} is mapped to {local}");
+                if let Some(waited) = waited {
+                    self.context
+                        .catalog
+                        .mnat
+                        .observe_join_seconds(waited.as_secs_f64());
+                }
+            }
+            Change::Remove { global, local, why } => {
+                info!(
+                    "mnat: {global} is no longer mapped to {local}: {}",
+                    why.words()
+                );
+            }
+            Change::Swap { global, old, new } => {
+                info!("mnat: {global} is mapped to {new} instead of {old}");
+            }
+        }
+        self.plan.apply(now, change);
+    }
+
+    fn handle_poll(&mut self, settled: bool) {
+        self.last_error = None;
+        if settled && !self.is_synchronised {
+            self.is_synchronised = true;
+            self.send_all(true);
+        }
+        let is_ingress = self.config.role == Role::Ingress;
+        let Some(path) = self.config.joinfile.as_ref().filter(|_| is_ingress) else {
+            return;
+        };
+        let text = joinfile::render(self.machine.assigned());
+        let written = files::write(path, &text);
+        match &written {
+            Ok(()) if self.write_failed => {
+                info!("mnat: the joinfile {} is written again", path.display())
+            }
+            Err(e) if !self.write_failed => {
+                let path = path.display();
+                warn!("mnat: cannot write the joinfile {path}: {e}; trying again with each poll");
+            }
+            _ => {}
+        }
+        self.write_failed = written.is_err();
+    }
+
+    /// Ends the use of an old mapping when the new one has forwarded its first packet.
+    fn check_first_packets(&mut self) {
+        let awaited: Vec<_> = self.plan.awaited().take(MAX_CHECKED).collect();
+        for (matched, rewritten) in awaited {
+            let name = MnatRoute { matched, rewritten }.name();
+            let catalog = &self.context.catalog;
+            let (iif, oif) = (&self.config.upstream, &self.config.downstream);
+            let plane = self.context.plane.name();
+            let sent = catalog.path(&name, iif.as_str(), oif.as_str(), plane);
+            if sent.packets.get() > 0 {
+                self.plan.delivered(matched);
+            }
+        }
+    }
+
+    /// Sends changed routes to routing.
+    fn send_steps(&mut self) {
+        let steps = self.take_steps();
+        if !steps.is_empty() {
+            self.send(false, steps);
+        }
+    }
+
+    /// Sends all routes to routing. With `replace_all`, routing removes all other MNAT routes.
+    fn send_all(&mut self, replace_all: bool) {
+        let _ = self.take_steps();
+        let all = self.plan.routes();
+        let steps = all.map(MnatRoute::from).map(MnatRoute::install).collect();
+        self.send(replace_all, steps);
+    }
+
+    fn take_steps(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while let Some(step) = self.plan.poll_step() {
+            if let Step::Install { matched, rewritten } = step
+                && !self.refused.is_empty()
+            {
+                let route = MnatRoute { matched, rewritten };
+                self.refused.remove(&route.name());
+            }
+            steps.push(step);
+        }
+        steps
+    }
+
+    fn send(&mut self, replace_all: bool, steps: Vec<Step>) {
+        let message = MnatRoutesChanged {
+            steps,
+            replace_all,
+            ..MnatRoutesChanged::remove_all(&self.config)
+        };
+        if !self.context.directory.do_send(message) {
+            self.is_synchronised = false;
+        }
+    }
+
+    fn update_metrics(&self) {
+        let metrics = &self.context.catalog.mnat;
+        metrics.set_server_up(self.machine.is_up());
+        let mut counts = self.machine.counts();
+        if !self.refused.is_empty() {
+            counts = Standing::ALL.map(|_| 0);
+            for stand in self.standings() {
+                let position = Standing::ALL.iter().position(|s| *s == stand.standing);
+                position
+                    .into_iter()
+                    .for_each(|position| counts[position] += 1);
+            }
+        }
+        for (standing, count) in Standing::ALL.into_iter().zip(counts) {
+            metrics.set_mappings(self.config.role.label(), standing.label(), count);
+        }
+    }
+
+    /// Returns the status of every mapping, including those whose routes are refused.
+    fn standings(&self) -> Vec<Stand> {
+        let mut all = self.machine.standings();
+        if self.refused.is_empty() {
+            return all;
+        }
+        for stand in &mut all {
+            let Some(local) = stand.local else { continue };
+            let (matched, rewritten) = match self.config.role {
+                Role::Ingress => (stand.global, local),
+                Role::Egress => (local, stand.global),
+            };
+            let name = MnatRoute { matched, rewritten }.name();
+            if let Some(why) = self.refused.get(&name) {
+                stand.standing = Standing::Conflict;
+                stand.why = Some(why.clone());
+            }
+        }
+        all
+    }
+}
+
+/// Returns the watch of the joinfile that an egress reads.
+fn file_watch(config: &Config) -> Option<Watch> {
+    let reads = config.role == Role::Egress && config.joins.joinfile;
+    config.joinfile.clone().filter(|_| reads).map(Watch::new)
+}
+
+impl Actor for Mnat {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let directory = &self.context.directory;
+        directory
+            .register(ctx.address())
+            .receives::<MembersChanged>()
+            .receives::<RoutesRefused>()
+            .receives::<RetryRefused>()
+            .receives::<ConfigureMnat>()
+            .receives::<QueryMnat>();
+        directory.do_send(ReportMembers);
+        let (role, host) = (self.config.role, &self.config.target.host);
+        info!("mnat: {role}, server {host}");
+        self.update_metrics();
+        if self.config.role == Role::Egress {
+            self.context.catalog.mnat.expose_join_seconds();
+        }
+        self.drive(ctx);
+        ctx.run_interval(TICK, Self::drive);
+    }
+}
+
+impl Handler<MembersChanged> for Mnat {
+    type Result = ();
+
+    fn handle(&mut self, message: MembersChanged, ctx: &mut Self::Context) {
+        // The members may be those of another proxy on the same interface.
+        if !self.config.joins.members {
+            return;
+        }
+        self.from_members = message.0;
+        self.update_wanted(Instant::now());
+        self.drive(ctx);
+    }
+}
+
+impl Handler<RoutesRefused> for Mnat {
+    type Result = ();
+
+    fn handle(&mut self, message: RoutesRefused, _: &mut Self::Context) {
+        let mut former = HashMap::new();
+        if message.complete {
+            former = std::mem::take(&mut self.refused);
+        }
+        for (name, why) in message.refused {
+            if former.get(&name) != Some(&why) {
+                warn!("mnat: route \"{name}\" is refused: {why}");
+            }
+            self.refused.insert(name, why);
+        }
+        // Reasons of removed mappings are forgotten.
+        if !self.refused.is_empty() {
+            let routes = self.plan.routes().map(|r| MnatRoute::from(r).name());
+            let routes: HashSet<RouteName> = routes.collect();
+            self.refused.retain(|name, _| routes.contains(name));
+        }
+        self.update_metrics();
+    }
+}
+
+impl Handler<RetryRefused> for Mnat {
+    type Result = ();
+
+    fn handle(&mut self, _: RetryRefused, _: &mut Self::Context) {
+        if !self.refused.is_empty() && self.is_synchronised {
+            self.send_all(true);
+        }
+    }
+}
+
+impl Handler<QueryMnat> for Mnat {
+    type Result = MnatStatus;
+
+    fn handle(&mut self, _: QueryMnat, _: &mut Self::Context) -> MnatStatus {
+        MnatStatus {
+            config: self.config.clone(),
+            is_up: self.machine.is_up(),
+            error: self.last_error.clone(),
+            mappings: self.standings(),
+        }
+    }
+}
+
+panics_on_demand!(Mnat);
+
+impl Handler<Stop> for Mnat {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.death_guard.disarm();
+        ctx.stop();
+    }
+}

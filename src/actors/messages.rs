@@ -1,0 +1,391 @@
+//! All messages between actors.
+//!
+//! ```text
+//!                     LinksChanged                    Publish
+//!   links ----------------------------> routing ----------------------> supervisor
+//!     ^-------- AnnounceLinks ----------| | | ^                           | starts and stops
+//!                                       | | | |                           v every actor
+//!   docker ----- AliasesChanged ------->| | | |       interface --- CaptureOpened ---> supervisor
+//!                                         | | |           |
+//!   joins  <--- SetJoins, UpdateJoins ----| | |           |-- Transmit ----> forwarder
+//!          ---- Republish ----------------->| |           |
+//!                                           | |           |-- MembershipMessages, MessagesLost --|
+//!   querier <-- ServeInterfaces ------------| |                                                |
+//!           --- QuerierStarted, MembershipChanged, LearningComplete --> routing     querier <--|
+//!                                             |
+//!   mnat ------ MnatRoutesChanged, ReportMembers
+//!        <----- MembersChanged, RoutesRefused, RetryRefused --- routing
+//!
+//!   frontend and app:
+//!     routing    ApplyChange, ReplaceRules, Barrier, QueryRouting
+//!     joins      QueryHostGroups          querier    QueryMembers, QueryQueriers
+//!     mnat       QueryMnat, ConfigureMnat
+//!     interface  QueryFlows, FlushFlows
+//!     supervisor Shutdown, RestartChild, PanicIn
+//! ```
+//!
+//! Each message type has one receiver. Except for [`Transmit`], and [`MembershipMessages`], messages
+//! are as rare as changes of the configuration, the interfaces and the memberships, so they are
+//! sent with `do_send` past the mailbox limit: a lost one would leave two actors with different
+//! views.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use ahash::AHashMap;
+use ipnet::IpNet;
+
+use crate::membership::{GroupStatus, Protocol, QuerierStatus};
+use crate::mnat::{Channel, Config, Stand, Step};
+use crate::model::{Group, IfIndex, IfName, Links, ProxyRule, RouteName, SourceFilter};
+use crate::pipeline::{Messages, SharedBatch, Slot};
+use crate::table::flows::{FlowFilter, FlowRecord};
+use crate::table::joins::DesiredMemberships;
+use crate::table::rib::RibError;
+use crate::table::rib_change::RibChange;
+use crate::table::{EgressId, Fib, Rib};
+
+/// Routing to supervisor: a snapshot to forward by.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Publish {
+    /// The forwarding table.
+    pub fib: Arc<Fib>,
+    /// Names of its ingress interfaces; `None` if only memberships changed.
+    pub names: Option<AHashMap<IfIndex, IfName>>,
+}
+
+/// Interface to supervisor: whether the capture could be opened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CaptureOpened {
+    /// The interface.
+    pub index: IfIndex,
+    /// The error of the kernel, if any.
+    pub result: io::Result<()>,
+}
+
+/// App to supervisor: stops the actors in the order in which packets flow. The answer comes when
+/// every packet that was received is sent or counted.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shutdown;
+
+/// App to supervisor: starts a new instance of the child with this role. A former instance has
+/// been told to stop.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct RestartChild(pub &'static str);
+
+/// App to supervisor, in tests: makes the actor with this `actor` label panic. If several have
+/// the label, the one of the interface with the lowest index panics.
+#[derive(Message)]
+#[rtype(result = "Result<String, String>")]
+pub struct PanicIn(pub String);
+
+/// Links to routing: all interfaces of the kernel.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LinksChanged(pub Links);
+
+/// Routing to links: send [`LinksChanged`], because routing was restarted.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AnnounceLinks;
+
+/// Docker to routing: the container engine's names of interfaces changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AliasesChanged;
+
+/// Joins to routing: publish again without a change, because the sender was restarted.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Republish;
+
+/// Routing to joins: all memberships of this host.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SetJoins {
+    /// The memberships.
+    pub joins: DesiredMemberships,
+    /// Names of the links that are up.
+    pub names: AHashMap<IfIndex, IfName>,
+}
+
+/// Routing to joins: memberships that changed on the links of the last [`SetJoins`]. A filter
+/// that matches no source ends a membership.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct UpdateJoins(pub DesiredMemberships);
+
+/// An interface on which the querier actor serves members or announces the router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedInterface {
+    /// Current name.
+    pub name: IfName,
+    /// Size of the largest IP packet in bytes.
+    pub mtu: u32,
+    /// Addresses with prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// The proxy that has it as a downstream interface.
+    pub proxy: Option<Arc<ProxyRule>>,
+    /// Interval of multicast router advertisements (RFC 4286); `None` sends none.
+    pub mrdisc: Option<Duration>,
+}
+
+/// Routing to querier: all interfaces to serve. They exist and are up.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ServeInterfaces {
+    /// The interfaces.
+    pub interfaces: BTreeMap<IfIndex, ServedInterface>,
+    /// Whether routing was restarted and needs the memberships of every group.
+    pub all: bool,
+}
+
+/// Interface to querier: captured IGMP, MLD and multicast router discovery messages.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MembershipMessages {
+    /// The interface that received them.
+    pub index: IfIndex,
+    /// The messages.
+    pub messages: Messages,
+}
+
+/// Interface to querier: membership messages were lost, or may have been. A report may be among
+/// them.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MessagesLost {
+    /// The interface.
+    pub index: IfIndex,
+}
+
+/// Querier to routing: memberships behind an interface changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MembershipChanged {
+    /// The interface.
+    pub index: IfIndex,
+    /// The changed groups. A filter that matches no source means that the group has no members.
+    pub changes: Vec<(Group, SourceFilter)>,
+}
+
+/// Querier to routing: the querier actor was started and knows no members.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct QuerierStarted;
+
+/// Querier to routing: since [`QuerierStarted`], every host has been queried and has had the time
+/// to answer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LearningComplete;
+
+/// MNAT to routing: changes of the routes of multicast NAT.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MnatRoutesChanged {
+    /// Interface on which packets arrive.
+    pub upstream: IfName,
+    /// Interface on which packets leave.
+    pub downstream: IfName,
+    /// Whether the steps list every route, so that routing removes all other MNAT routes.
+    pub replace_all: bool,
+    /// The changes, in order.
+    pub steps: Vec<Step>,
+}
+
+impl MnatRoutesChanged {
+    /// Returns a message that removes every MNAT route.
+    pub fn remove_all(config: &Config) -> Self {
+        Self {
+            upstream: config.upstream.clone(),
+            downstream: config.downstream.clone(),
+            replace_all: true,
+            steps: Vec::new(),
+        }
+    }
+}
+
+/// MNAT to routing: send [`MembersChanged`] with all members of the downstream interface.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReportMembers;
+
+/// Routing to MNAT: all streams that members behind the downstream interface joined.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MembersChanged(pub BTreeSet<Channel>);
+
+/// Routing to MNAT: MNAT routes that the routing table refused.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct RoutesRefused {
+    /// Whether the list is complete, so that no other route is refused.
+    pub complete: bool,
+    /// Names of the routes and the reasons.
+    pub refused: Vec<(RouteName, String)>,
+}
+
+/// Routing to MNAT: other routes changed, so send the refused routes again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct RetryRefused;
+
+/// App to MNAT: new settings with the same role as before. `None` removes the routes and stops
+/// the actor.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ConfigureMnat(pub Option<Arc<Config>>);
+
+/// Interface to forwarder: the packets of a batch that leave on its egress interface.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Transmit {
+    /// The forwarding table that the packets were switched by.
+    pub fib: Arc<Fib>,
+    /// The egress in this forwarding table.
+    pub egress: EgressId,
+    /// The bytes of the batch.
+    pub load: Arc<SharedBatch>,
+    /// The packets.
+    pub slots: Vec<Slot>,
+    /// Dropped when the packets are sent. Its reference count tells the interface actor how many
+    /// of its batches wait.
+    pub waiting: Arc<()>,
+}
+
+/// Batches of one interface actor that may wait for a busy egress. A waiting batch may hold a
+/// block of the capture ring, so busy egresses must not hold all blocks.
+pub const MAX_WAITING_BATCHES: usize = 8;
+
+/// App to routing: replaces all rules, as after a reload of the settings.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReplaceRules(pub Rib);
+
+/// Frontend to routing: changes one rule. Answers with a sentence that says what changed.
+#[derive(Message)]
+#[rtype(result = "Result<String, RibError>")]
+pub struct ApplyChange(pub RibChange);
+
+/// Frontend to routing: answers when the snapshot in force contains every change that routing
+/// received before this message.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Barrier;
+
+/// Frontend to routing: the tables of routing.
+#[derive(Message)]
+#[rtype(result = "RoutingTables")]
+pub struct QueryRouting;
+
+/// The answer to [`QueryRouting`].
+#[derive(MessageResponse)]
+pub struct RoutingTables {
+    /// The rules.
+    pub rib: Arc<Rib>,
+    /// The interfaces, with the names of the container engine.
+    pub links: Arc<Links>,
+    /// The forwarding table that was published last.
+    pub fib: Arc<Fib>,
+}
+
+/// Frontend to joins: the memberships of this host.
+#[derive(Message)]
+#[rtype(result = "Vec<HostGroup>")]
+pub struct QueryHostGroups;
+
+/// A group that this machine joined as a host.
+#[derive(Debug, Clone)]
+pub struct HostGroup {
+    /// The interface.
+    pub index: IfIndex,
+    /// Its name, if the link is up.
+    pub interface: Option<IfName>,
+    /// The group.
+    pub group: Group,
+    /// The requested sources.
+    pub filter: SourceFilter,
+    /// Why the kernel refuses the membership.
+    pub error: Option<String>,
+    /// Whether the kernel joined every source, because its source lists are limited.
+    pub is_widened: bool,
+}
+
+/// Frontend to querier: the groups with members.
+#[derive(Message)]
+#[rtype(result = "Vec<MemberGroup>")]
+pub struct QueryMembers;
+
+/// A group with members behind a downstream interface.
+#[derive(Debug, Clone)]
+pub struct MemberGroup {
+    /// The downstream interface.
+    pub interface: IfName,
+    /// The protocol of the members.
+    pub protocol: Protocol,
+    /// The state of the group.
+    pub status: GroupStatus,
+}
+
+/// Frontend to querier: the querier of each downstream interface and protocol.
+#[derive(Message)]
+#[rtype(result = "BTreeMap<IfIndex, Vec<(Protocol, QuerierStatus)>>")]
+pub struct QueryQueriers;
+
+/// Frontend to MNAT: its state.
+#[derive(Message)]
+#[rtype(result = "MnatStatus")]
+pub struct QueryMnat;
+
+/// The answer to [`QueryMnat`].
+#[derive(MessageResponse)]
+pub struct MnatStatus {
+    /// The settings in force.
+    pub config: Arc<Config>,
+    /// Whether the server answers.
+    pub is_up: bool,
+    /// The last error of the server, until the next success.
+    pub error: Option<String>,
+    /// The mapped and the requested streams.
+    pub mappings: Vec<Stand>,
+}
+
+/// Most flows that one [`QueryFlows`] examines. At about 30 ns for each, the data thread is
+/// occupied for less than the time between two batches.
+pub const FLOWS_PER_QUERY: usize = 1024;
+
+/// Frontend to interface: the next flows, at most [`FLOWS_PER_QUERY`] of them.
+#[derive(Message)]
+#[rtype(result = "FlowPage")]
+pub struct QueryFlows {
+    /// Where to begin: 0, or [`FlowPage::next`].
+    pub position: usize,
+    /// The flows to return.
+    pub filter: FlowFilter,
+}
+
+/// The answer to [`QueryFlows`]: plain data, which the frontend renders.
+#[derive(MessageResponse)]
+pub struct FlowPage {
+    /// The interface.
+    pub index: IfIndex,
+    /// Its name.
+    pub interface: IfName,
+    /// The flows.
+    pub flows: Vec<FlowRecord>,
+    /// Position of the next page; `None` after the last flow.
+    pub next: Option<usize>,
+}
+
+/// Frontend to interface: ends all flows. Answers with their number.
+#[derive(Message)]
+#[rtype(result = "u64")]
+pub struct FlushFlows;

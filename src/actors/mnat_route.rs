@@ -1,0 +1,89 @@
+//! The route that a mapping of multicast NAT becomes.
+
+use crate::mnat::{Channel, Step};
+use crate::model::{
+    GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule, SourcePrefix,
+    TranslationError, TranslationRule,
+};
+
+/// A mapping, as the routing table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MnatRoute {
+    /// The stream that arrives.
+    pub matched: Channel,
+    /// The stream that leaves. Without a source, packets keep their source.
+    pub rewritten: Channel,
+}
+
+impl MnatRoute {
+    /// Returns the name of the route.
+    pub fn name(&self) -> RouteName {
+        RouteName::new(format!("mnat {} as {}", self.matched, self.rewritten))
+    }
+
+    /// Returns the step that adds the route.
+    pub fn install(self) -> Step {
+        let Self { matched, rewritten } = self;
+        Step::Install { matched, rewritten }
+    }
+
+    /// Returns the sources that the route matches. Packets of a local group for any source have
+    /// kept their global source.
+    fn source(&self) -> SourcePrefix {
+        let (own, other) = (self.matched.source(), self.rewritten.source());
+        let same_version = self.matched.is_ipv4() == self.rewritten.is_ipv4();
+        let source = own.or(other.filter(|_| same_version));
+        let group = GroupPrefix::from(self.matched.group());
+        source.map_or(SourcePrefix::any_for(group), SourcePrefix::from)
+    }
+
+    /// Returns the route, and the join that it needs.
+    ///
+    /// # Errors
+    /// The mapping is not a valid translation.
+    pub fn rules(
+        &self,
+        upstream: &IfPattern,
+        downstream: &IfPattern,
+    ) -> Result<(RouteRule, Option<JoinRule>), TranslationError> {
+        let (source, group) = (self.source(), GroupPrefix::from(self.matched.group()));
+        let to_source = self.rewritten.source().map(SourcePrefix::from);
+        let to_source = to_source.filter(|to| *to != source);
+        let to_group = GroupPrefix::from(self.rewritten.group());
+        let rewrite = match to_source.is_none() && to_group == group {
+            true => None,
+            false => Some(TranslationRule::new(
+                (source, group),
+                (to_source, Some(to_group)),
+                None,
+                false,
+            )?),
+        };
+        let any = self.matched.source().is_none();
+        let rule = RouteRule {
+            name: self.name(),
+            origin: Origin::Mnat,
+            source,
+            rewrite,
+            join: if any {
+                JoinPolicy::Never
+            } else {
+                JoinPolicy::Auto
+            },
+            ..RouteRule::new(upstream.clone(), group, vec![downstream.clone()])
+        };
+        let join = any.then(|| JoinRule {
+            interface: upstream.clone(),
+            source: None,
+            group,
+            origin: Origin::Mnat,
+        });
+        Ok((rule, join))
+    }
+}
+
+impl From<(Channel, Channel)> for MnatRoute {
+    fn from((matched, rewritten): (Channel, Channel)) -> Self {
+        Self { matched, rewritten }
+    }
+}

@@ -1,0 +1,165 @@
+//! What all actors share.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use ahash::AHashMap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::directory::Directory;
+use super::messages::{FlushFlows, QueryFlows, Transmit};
+use crate::forward::LoopGuard;
+use crate::metrics::Catalog;
+use crate::mnat;
+use crate::model::{Aliases, IfIndex, IfName};
+use crate::planes::Plane;
+use crate::table::flows::FlowBudget;
+use crate::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
+
+/// The state that interface actors forward by. It is replaced as a whole.
+#[derive(Default)]
+pub struct Snapshot {
+    /// The forwarding table.
+    pub fib: Arc<Fib>,
+    /// The forwarders of each worker thread, by egress interface.
+    pub forwarders: Vec<AHashMap<IfIndex, Recipient<Transmit>>>,
+    /// Names of the ingress interfaces.
+    pub names: AHashMap<IfIndex, IfName>,
+    /// The interface actors.
+    pub interfaces: Vec<InterfaceHandle>,
+}
+
+/// An interface actor, as frontends address it.
+#[derive(Clone)]
+pub struct InterfaceHandle {
+    /// Its interface.
+    pub index: IfIndex,
+    /// Receives queries for flows.
+    pub flows: Recipient<QueryFlows>,
+    /// Receives the command that ends all flows.
+    pub flush: Recipient<FlushFlows>,
+}
+
+/// The state and services that every actor has access to.
+pub struct RouterContext {
+    /// All metrics.
+    pub catalog: Catalog,
+    /// The plane that captures and transmits packets.
+    pub plane: Box<dyn Plane>,
+    /// The snapshot in force.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// The rules in force, with which a restarted routing actor continues.
+    pub rib: ArcSwap<Rib>,
+    /// The limit of flows, and their number.
+    pub flows: Arc<FlowBudget>,
+    flow_idle_ms: AtomicU64,
+    /// Members of proxies as routing knows them. They outlive the routing actor, so that
+    /// streams do.
+    pub learned: Mutex<MembershipDatabase>,
+    /// Packets that were forwarded in the last moments.
+    pub loop_guard: Arc<LoopGuard>,
+    /// Which of several upstream interfaces is active for a stream.
+    pub feeds: Arc<UpstreamSelector>,
+    /// The receivers of messages.
+    pub directory: Directory,
+    /// The settings of multicast NAT in force.
+    pub mnat: ArcSwapOption<mnat::Config>,
+    /// The socket of the container engine.
+    pub engine_socket: PathBuf,
+    /// Whether any rule contains a name of the container engine.
+    pub engine_wanted: watch::Sender<bool>,
+    /// The names of interfaces in the container engine.
+    pub aliases: ArcSwap<Aliases>,
+    /// Requests of clients to the process as a whole.
+    pub requests: mpsc::Sender<ProcessRequest>,
+    /// The state that probes report.
+    pub health: Health,
+    started: Instant,
+}
+
+impl RouterContext {
+    /// Returns a context with these rules and a limit of `flows`, and the receiver of requests
+    /// to the process. `engine` is the socket of the container engine.
+    pub fn new(
+        catalog: Catalog,
+        plane: Box<dyn Plane>,
+        rib: Rib,
+        flows: usize,
+        engine: PathBuf,
+    ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
+        let (requests, receiver) = mpsc::channel(MAX_WAITING_REQUESTS);
+        catalog.flow_limit.set(flows as i64);
+        let context = Arc::new(Self {
+            catalog,
+            plane,
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            rib: ArcSwap::from_pointee(rib),
+            flows: FlowBudget::new(flows),
+            flow_idle_ms: AtomicU64::new(60_000),
+            learned: Mutex::default(),
+            loop_guard: Arc::default(),
+            feeds: Arc::default(),
+            directory: Directory::default(),
+            mnat: ArcSwapOption::empty(),
+            engine_socket: engine,
+            engine_wanted: watch::Sender::new(false),
+            aliases: ArcSwap::default(),
+            requests,
+            health: Health::default(),
+            started: Instant::now(),
+        });
+        (context, receiver)
+    }
+
+    /// Returns the milliseconds since the start: the clock of flows and of the loop guard.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Sets the limit of flows, and how long a flow lasts after its last packet.
+    pub fn set_flow_limits(&self, flows: usize, idle: Duration) {
+        self.flows.set_limit(flows);
+        self.catalog.flow_limit.set(flows as i64);
+        let idle = idle.as_millis() as u64;
+        self.flow_idle_ms.store(idle, Ordering::Relaxed);
+    }
+
+    /// Returns how long a flow lasts after its last packet, in milliseconds.
+    pub fn flow_idle_ms(&self) -> u64 {
+        self.flow_idle_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// Limit of [`RouterContext::requests`] that wait.
+const MAX_WAITING_REQUESTS: usize = 16;
+
+/// A request of a client to the process as a whole. The answer is a sentence.
+pub enum ProcessRequest {
+    /// Read the settings again.
+    Reload(oneshot::Sender<Result<String, String>>),
+    /// Make an actor panic, if the process was started for such tests.
+    Panic(String, oneshot::Sender<Result<String, String>>),
+    /// End the process.
+    Stop,
+}
+
+/// The state that `/readyz` reports.
+#[derive(Default)]
+pub struct Health {
+    ready: AtomicBool,
+}
+
+impl Health {
+    /// Returns whether every ingress interface that exists is being captured.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+}

@@ -1,0 +1,413 @@
+//! Starts all other actors, restarts those that die, and publishes the snapshot.
+//!
+//! | event | effect |
+//! |---|---|
+//! | a route names an interface that exists | an interface actor on the worker with the fewest interfaces, and a forwarder for each egress on each worker in use |
+//! | an interface or forwarder dies | it is restarted after a wait; the others continue |
+//! | a child dies | the same; the snapshot stays in force |
+//! | a child with [`RestartPolicy::AtMost`] dies that often within a minute | the process ends with an error |
+
+mod commands;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use ahash::AHashMap;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, info, warn};
+
+use super::child::{ChildHandle, ChildSpec, RestartPolicy};
+use super::data::forwarder::Forwarder;
+use super::data::interface::Interface;
+use super::messages::{CaptureOpened, Publish};
+use super::shared::{InterfaceHandle, RouterContext, Snapshot};
+use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
+use crate::model::{IfIndex, IfName};
+use crate::table::Fib;
+
+/// First wait before a dead actor is restarted. It doubles with every further death within
+/// [`DEATH_WINDOW`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest wait before a dead actor is restarted.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// How long a death counts.
+const DEATH_WINDOW: Duration = Duration::from_secs(60);
+/// Limit of the mailbox.
+const MAILBOX: usize = 4096;
+
+/// What the supervisor works with.
+pub struct SupervisorConfig {
+    /// Shared by all actors.
+    pub context: Arc<RouterContext>,
+    /// The actors of which there is one, in the order of their start.
+    pub children: Vec<ChildSpec>,
+    /// Cancelled when the process cannot continue.
+    pub failed: CancellationToken,
+    /// Limit of worker threads, which capture and transmit.
+    pub workers: usize,
+}
+
+#[derive(Clone)]
+struct CapturedInterface {
+    worker: WorkerId,
+    name: IfName,
+    address: Addr<Interface>,
+    open: bool,
+}
+
+#[derive(Default)]
+struct DeathHistory {
+    /// The deaths within [`DEATH_WINDOW`].
+    times: VecDeque<Instant>,
+    backoff: Duration,
+}
+
+/// The actor.
+pub struct Supervisor {
+    config: SupervisorConfig,
+    children: AHashMap<&'static str, ChildHandle>,
+    workers: Vec<Arbiter>,
+    interfaces: AHashMap<IfIndex, CapturedInterface>,
+    forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    /// Names of the egresses at the start of their forwarders.
+    egress_names: AHashMap<IfIndex, IfName>,
+    fib: Arc<Fib>,
+    names: AHashMap<IfIndex, IfName>,
+    deaths: AHashMap<ActorRole, DeathHistory>,
+    published: bool,
+    /// Dropped with the supervisor: without it nothing is restarted, so the process ends.
+    failed: Option<DropGuard>,
+}
+
+impl Supervisor {
+    /// Returns a supervisor that starts the others when it starts.
+    pub fn new(config: SupervisorConfig) -> Self {
+        let failed = config.failed.clone().drop_guard();
+        let children = config.children.iter().map(|child| child.role);
+        let roles = [ActorRole::INTERFACE, ActorRole::FORWARDER];
+        for role in roles.into_iter().chain(children) {
+            config.context.catalog.expose_actor(role);
+        }
+        Self {
+            config,
+            failed: Some(failed),
+            children: AHashMap::new(),
+            workers: Vec::new(),
+            interfaces: AHashMap::new(),
+            forwarders: Vec::new(),
+            egress_names: AHashMap::new(),
+            fib: Arc::default(),
+            names: AHashMap::new(),
+            deaths: AHashMap::new(),
+            published: false,
+        }
+    }
+
+    fn death_guard(ctx: &Context<Self>, role: ActorRole) -> DeathGuard {
+        DeathGuard::new(ctx.address().recipient(), role)
+    }
+
+    fn start_child(&mut self, role: &'static str, ctx: &Context<Self>) {
+        let Some(spec) = self.config.children.iter().find(|spec| spec.role == role) else {
+            return;
+        };
+        let death_guard = Self::death_guard(ctx, ActorRole::Child(role));
+        match spec.start(self.config.context.clone(), death_guard) {
+            Some(handle) => self.children.insert(role, handle),
+            None => self.children.remove(role),
+        };
+    }
+
+    /// Returns the worker with the fewest interfaces; starts a worker while there are cores left.
+    fn least_busy_worker(&mut self) -> WorkerId {
+        let mut busy = vec![0usize; self.workers.len()];
+        for captured in self.interfaces.values() {
+            busy[captured.worker] += 1;
+        }
+        let least = (0..busy.len()).min_by_key(|w| busy[*w]);
+        match least {
+            Some(worker) if busy[worker] == 0 || busy.len() >= self.config.workers.max(1) => worker,
+            _ => {
+                self.workers.push(Arbiter::new());
+                self.forwarders.push(AHashMap::new());
+                self.workers.len() - 1
+            }
+        }
+    }
+
+    fn start_interface(&mut self, index: IfIndex, name: &IfName, ctx: &mut Context<Self>) {
+        let worker = self.least_busy_worker();
+        let context = self.config.context.clone();
+        let death_guard = Self::death_guard(ctx, ActorRole::Interface(index, name.clone()));
+        let own_name = name.clone();
+        let address = Interface::start_in_arbiter(&self.workers[worker].handle(), move |_| {
+            Interface::new(context, death_guard, worker, index, &own_name)
+        });
+        let captured = CapturedInterface {
+            worker,
+            name: name.clone(),
+            address,
+            open: false,
+        };
+        self.interfaces.insert(index, captured);
+    }
+
+    fn start_forwarder(
+        &mut self,
+        worker: WorkerId,
+        index: IfIndex,
+        name: &IfName,
+        ctx: &Context<Self>,
+    ) {
+        let context = self.config.context.clone();
+        let role = ActorRole::Forwarder(worker, index, name.clone());
+        let death_guard = Self::death_guard(ctx, role);
+        let name = name.clone();
+        let address = Forwarder::start_in_arbiter(&self.workers[worker].handle(), move |_| {
+            Forwarder::new(context, death_guard, index, &name)
+        });
+        self.forwarders[worker].insert(index, address);
+    }
+
+    /// Starts and stops actors as the forwarding table requires, in the order that loses no
+    /// packet: forwarders start before the snapshot that needs them is in force, and actors stop
+    /// after the snapshot that does not need them is in force.
+    fn reconcile(&mut self, ctx: &mut Context<Self>) {
+        let fib = self.fib.clone();
+        let names = &self.names;
+        let unused = self
+            .interfaces
+            .extract_if(|index, _| !names.contains_key(index));
+        let unused_interfaces: Vec<CapturedInterface> =
+            unused.map(|(_, captured)| captured).collect();
+        // A renamed interface keeps its actors, which find its name in the snapshot. Replacing
+        // them would lose or double packets.
+        for (index, captured) in &mut self.interfaces {
+            if let Some(name) = names.get(index) {
+                captured.name.clone_from(name);
+            }
+        }
+        let mut new: Vec<(IfIndex, IfName)> = self
+            .names
+            .iter()
+            .filter(|(index, _)| !self.interfaces.contains_key(index))
+            .map(|(index, name)| (*index, name.clone()))
+            .collect();
+        new.sort();
+        // Interface actors begin to capture on their own threads; their workers must be known
+        // now, for the forwarders on them.
+        for (index, name) in &new {
+            self.start_interface(*index, name, ctx);
+        }
+        let egress_names: AHashMap<IfIndex, IfName> = fib
+            .egresses
+            .iter()
+            .map(|e| (e.index, e.name.clone()))
+            .collect();
+        let mut unused_forwarders = Vec::new();
+        for forwarders in &mut self.forwarders {
+            let unused = forwarders.extract_if(|index, _| !egress_names.contains_key(index));
+            unused_forwarders.extend(unused.map(|(_, forwarder)| forwarder));
+        }
+        self.egress_names = egress_names;
+        for worker in 0..self.workers.len() {
+            for egress in fib.egresses.iter() {
+                if !self.forwarders[worker].contains_key(&egress.index) {
+                    self.start_forwarder(worker, egress.index, &egress.name, ctx);
+                }
+            }
+        }
+        self.store_snapshot();
+        for captured in unused_interfaces {
+            captured.address.do_send(Stop);
+        }
+        for forwarder in unused_forwarders {
+            forwarder.do_send(Stop);
+        }
+        self.update_health();
+    }
+
+    fn store_snapshot(&self) {
+        let recipients = |forwarders: &AHashMap<IfIndex, Addr<Forwarder>>| {
+            let forwarders = forwarders.iter();
+            let recipient = |(index, address): (&IfIndex, &Addr<Forwarder>)| {
+                (*index, address.clone().recipient())
+            };
+            forwarders.map(recipient).collect()
+        };
+        let handle = |(index, captured): (&IfIndex, &CapturedInterface)| InterfaceHandle {
+            index: *index,
+            flows: captured.address.clone().recipient(),
+            flush: captured.address.clone().recipient(),
+        };
+        self.config.context.snapshot.store(Arc::new(Snapshot {
+            fib: self.fib.clone(),
+            forwarders: self.forwarders.iter().map(recipients).collect(),
+            names: self.names.clone(),
+            interfaces: self.interfaces.iter().map(handle).collect(),
+        }));
+    }
+
+    fn update_health(&self) {
+        let ready = self.published && self.interfaces.values().all(|c| c.open);
+        self.config.context.health.set_ready(ready);
+    }
+
+    fn restart(&mut self, role: &ActorRole, ctx: &mut Context<Self>) {
+        match role {
+            ActorRole::Child(child) => {
+                // A command may have restarted it while this restart waited.
+                if self.children.get(child).is_some_and(ChildHandle::is_alive) {
+                    return;
+                }
+                self.start_child(child, ctx);
+            }
+            ActorRole::Interface(index, _) => {
+                // The interface may have been renamed since the actor died.
+                let Some(name) = self.names.get(index).cloned() else {
+                    return;
+                };
+                if let Some(captured) = self.interfaces.get(index)
+                    && captured.address.connected()
+                {
+                    // The link returned in the meantime and is captured already. A second
+                    // capture would double every packet.
+                    return;
+                }
+                self.interfaces.remove(index);
+                self.start_interface(*index, &name, ctx);
+                // The new actor may be on another worker, which has no forwarders yet.
+                self.reconcile(ctx);
+            }
+            ActorRole::Forwarder(worker, index, _) => {
+                let Some(name) = self.egress_names.get(index).cloned() else {
+                    return;
+                };
+                let current = self.forwarders[*worker].get(index);
+                if current.is_some_and(|forwarder| forwarder.connected()) {
+                    return;
+                }
+                self.start_forwarder(*worker, *index, &name, ctx);
+                self.store_snapshot();
+            }
+        }
+        self.config.context.catalog.count_restart(role.label());
+    }
+
+    fn restart_policy(&self, role: &ActorRole) -> RestartPolicy {
+        let ActorRole::Child(role) = role else {
+            return RestartPolicy::Always;
+        };
+        let mut children = self.config.children.iter();
+        let spec = children.find(|spec| spec.role == *role);
+        spec.map_or(RestartPolicy::Always, |spec| spec.restart)
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let directory = &self.config.context.directory;
+        directory
+            .register(ctx.address())
+            .receives::<Publish>()
+            .receives::<CaptureOpened>();
+        let roles: Vec<_> = self.config.children.iter().map(|spec| spec.role).collect();
+        roles
+            .into_iter()
+            .for_each(|role| self.start_child(role, ctx));
+    }
+}
+
+impl Handler<Publish> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
+        self.fib = message.fib;
+        match message.names {
+            Some(names) => {
+                self.names = names;
+                self.published = true;
+                self.reconcile(ctx);
+            }
+            None => self.store_snapshot(),
+        }
+    }
+}
+
+impl Handler<CaptureOpened> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: CaptureOpened, ctx: &mut Self::Context) {
+        let Some(captured) = self.interfaces.get_mut(&message.index) else {
+            return;
+        };
+        match message.result {
+            Ok(()) => {
+                captured.open = true;
+                info!("{}: capturing", captured.name);
+            }
+            Err(e) => {
+                let remedy = match e.kind() {
+                    io::ErrorKind::PermissionDenied => "; CAP_NET_RAW is missing",
+                    _ => "",
+                };
+                warn!(
+                    "{}: cannot capture: {e}{remedy}; trying again",
+                    captured.name
+                );
+                let role = ActorRole::Interface(message.index, captured.name.clone());
+                ctx.run_later(MAX_BACKOFF, move |supervisor, ctx| {
+                    supervisor.restart(&role, ctx);
+                });
+            }
+        }
+        self.update_health();
+    }
+}
+
+impl Handler<ActorDied> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: ActorDied, ctx: &mut Self::Context) {
+        let role = message.0;
+        let now = Instant::now();
+        let policy = self.restart_policy(&role);
+        let history = self.deaths.entry(role.clone()).or_default();
+        let is_old = |at: &Instant| now - *at > DEATH_WINDOW;
+        while history.times.front().is_some_and(is_old) {
+            history.times.pop_front();
+        }
+        history.backoff = if history.times.is_empty() {
+            FIRST_BACKOFF
+        } else {
+            (history.backoff * 2).min(MAX_BACKOFF)
+        };
+        history.times.push_back(now);
+        let deaths = history.times.len();
+        if matches!(policy, RestartPolicy::AtMost(limit) if deaths >= limit) {
+            error!("{role} died {deaths} times within a minute; giving up");
+            self.config.failed.cancel();
+            return;
+        }
+        let backoff = history.backoff;
+        warn!("{role} died; restarting it in {backoff:?}");
+        if let ActorRole::Interface(index, name) = &role
+            && let Some(captured) = self.interfaces.get_mut(index)
+            && (captured.name == *name || !captured.address.connected())
+        {
+            captured.open = false;
+        }
+        self.update_health();
+        ctx.run_later(backoff, move |supervisor, ctx| {
+            supervisor.restart(&role, ctx);
+        });
+    }
+}
+
+panics_on_demand!(Supervisor);

@@ -1,0 +1,53 @@
+//! The registry of the actors of which there is one.
+//!
+//! To add an actor: write it in a file of its own under `actors` or `frontend`, add a row here, and
+//! add its messages to `actors::messages`. The row names its label in metrics, its restart policy,
+//! when it is stopped, and how to build it. Children start in the order of the rows.
+
+use std::net::TcpListener;
+
+use tracing::warn;
+
+use crate::actors::child::ChildSpec;
+use crate::actors::child::RestartPolicy::{Always, AtMost};
+use crate::actors::child::ShutdownPhase::{AfterForwarding, BeforeForwarding, WithProcess};
+use crate::actors::control::joins::Joins;
+use crate::actors::control::links::{LinkSource, LinksWatch};
+use crate::actors::control::querier::Querier;
+use crate::actors::control::routing::Routing;
+use crate::actors::integrations::docker::DockerWatch;
+use crate::actors::integrations::mnat::{self, Mnat};
+use crate::actors::supervision::ActorRole;
+use crate::frontend::http::HttpServerActor;
+
+/// Returns the registry. `http` is the listener of the HTTP server, if it is enabled.
+#[rustfmt::skip]
+pub fn children(http: Option<TcpListener>, links: LinkSource) -> Vec<ChildSpec> {
+    vec![
+        ChildSpec::new("joins", Always, AfterForwarding, |c, g| Some(Joins::new(c, g))),
+        ChildSpec::new("membership", Always, AfterForwarding, |c, g| Some(Querier::new(c, g))),
+        ChildSpec::new("routing", AtMost(3), AfterForwarding, |c, g| Some(Routing::new(c, g))),
+        ChildSpec::new("links", Always, AfterForwarding, move |c, g| Some(LinksWatch::new(c, g, links.clone()))),
+        ChildSpec::new("metrics", Always, WithProcess, move |c, g| Some(HttpServerActor::new(c, g, listener(&http)?))),
+        ChildSpec::new(mnat::ROLE, Always, BeforeForwarding, Mnat::from_settings),
+        ChildSpec::new("docker", Always, WithProcess, |c, g| Some(DockerWatch::new(c, g))),
+    ]
+}
+
+/// Returns the `actor` labels of all actors.
+pub fn roles() -> Vec<&'static str> {
+    let children = children(None, LinkSource::Netlink);
+    let roles = children.iter().map(|child| child.role);
+    roles
+        .chain([ActorRole::INTERFACE, ActorRole::FORWARDER])
+        .collect()
+}
+
+/// Returns a listener for a new instance of the HTTP server.
+fn listener(http: &Option<TcpListener>) -> Option<TcpListener> {
+    let listener = http.as_ref()?.try_clone();
+    if let Err(e) = &listener {
+        warn!("http: cannot serve: {e}; forwarding continues");
+    }
+    listener.ok()
+}

@@ -1,0 +1,86 @@
+//! The server of the control socket.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+
+use super::{Command, MAX_REQUEST, Outcome, Request, Response};
+use crate::actors::RouterContext;
+use crate::api::{self, ShowReply};
+use crate::frontend::query::{self, QueryError};
+use crate::frontend::socket_server::{self, ClientState};
+use crate::frontend::unix_socket::ListeningSocket;
+
+/// How long a client may send nothing, or read nothing of its answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves clients until dropped.
+pub async fn serve(socket: ListeningSocket, context: Arc<RouterContext>) {
+    let converse = |stream, client| converse(stream, context.clone(), client);
+    socket_server::serve(socket, "control", converse).await;
+}
+
+async fn converse(
+    stream: UnixStream,
+    context: Arc<RouterContext>,
+    client: Rc<ClientState>,
+) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(MAX_REQUEST));
+    loop {
+        let (outcome, last) = match timeout(PATIENCE, lines.next()).await {
+            Err(_) | Ok(None) => return Ok(()),
+            Ok(Some(Ok(line))) => (client.answer(answer(&line, &context)).await, false),
+            Ok(Some(Err(LinesCodecError::MaxLineLengthExceeded))) => {
+                let error = format!("a request has at most {MAX_REQUEST} bytes");
+                (Outcome::Error(error), true)
+            }
+            Ok(Some(Err(LinesCodecError::Io(e)))) => return Err(e),
+        };
+        let bytes = client.answer(encode(outcome)).await?;
+        timeout(PATIENCE, write.write_all(&bytes)).await??;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// Encodes a response on a thread that may block: a list of flows can have many megabytes.
+async fn encode(outcome: Outcome) -> io::Result<Vec<u8>> {
+    let encoded = tokio::task::spawn_blocking(|| {
+        let mut bytes = serde_json::to_vec(&Response {
+            version: api::VERSION,
+            outcome,
+        })?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    });
+    encoded.await?
+}
+
+async fn answer(line: &str, context: &RouterContext) -> Outcome {
+    let request = match Request::parse(line) {
+        Ok(request) => request,
+        Err(e) => return Outcome::Error(e),
+    };
+    let done = |done: Result<String, QueryError>| done.map(ShowReply::Done);
+    let outcome = match request.command {
+        Command::Show(query) => query::show(context, query).await,
+        Command::Change(change) => done(query::change(context, change).await),
+        Command::Flush => done(query::flush(context).await),
+        Command::Reload => done(query::reload(context).await),
+        Command::Panic(actor) => done(query::panic(context, actor).await),
+        Command::Stop => done(query::stop(context).await),
+    };
+    match outcome {
+        Ok(reply) => Outcome::Result(reply),
+        Err(e) => Outcome::Error(e.to_string()),
+    }
+}

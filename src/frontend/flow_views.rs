@@ -1,0 +1,119 @@
+//! `show flows`: reads the flows in pages from the interface actors, which forward packets in the
+//! meantime, and renders them on a thread that may block.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
+use super::query::PATIENCE;
+use crate::actors::messages::{FlowPage, QueryFlows};
+use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
+use crate::api::{FlowOrder, FlowQuery, FlowView};
+use crate::forward::{look_up, ways};
+use crate::model::{IfIndex, IfName};
+use crate::table::flows::{FlowFilter, FlowRecord};
+
+/// Returns the flows that match a query. An interface that is removed in the meantime has none.
+pub async fn flows(context: &RouterContext, query: FlowQuery) -> Vec<FlowView> {
+    let snapshot = context.snapshot.load_full();
+    let filter = FlowFilter {
+        source: query.source,
+        group: query.group,
+    };
+    let iif = query.iif.as_ref();
+    let is_selected = |handle: &&InterfaceHandle| {
+        let name = snapshot.names.get(&handle.index);
+        iif.is_none_or(|iif| name.is_some_and(|name| name.as_str() == iif))
+    };
+    let interfaces = snapshot.interfaces.iter().filter(is_selected);
+    let pages = join_all(interfaces.map(|handle| read_all(handle, filter))).await;
+    let now_ms = context.now_ms();
+    let rendered = tokio::task::spawn_blocking(move || {
+        let pages = pages.into_iter().flatten().collect();
+        render(&snapshot, pages, &query, now_ms)
+    });
+    // Rendering does not panic; an empty list is the only other answer.
+    rendered.await.unwrap_or_default()
+}
+
+/// Reads all flows of one interface.
+async fn read_all(handle: &InterfaceHandle, filter: FlowFilter) -> Vec<FlowPage> {
+    let mut pages = Vec::new();
+    let mut next = Some(0);
+    while let Some(position) = next {
+        let query = QueryFlows { position, filter };
+        let Ok(page) = handle.flows.send(query).timeout(PATIENCE).await else {
+            break;
+        };
+        next = page.next;
+        pages.push(page);
+    }
+    pages
+}
+
+fn render(
+    snapshot: &Arc<Snapshot>,
+    pages: Vec<FlowPage>,
+    query: &FlowQuery,
+    now_ms: u64,
+) -> Vec<FlowView> {
+    let mut names: HashMap<IfIndex, IfName> = HashMap::new();
+    let mut flows: Vec<(IfIndex, FlowRecord)> = Vec::new();
+    for page in pages {
+        names.entry(page.index).or_insert(page.interface);
+        let index = page.index;
+        flows.extend(page.flows.into_iter().map(|flow| (index, flow)));
+    }
+    match query.order {
+        FlowOrder::Recent => flows.sort_by_key(|(_, f)| Reverse(f.flow.seen_ms)),
+        FlowOrder::Packets => flows.sort_by_key(|(_, f)| Reverse(f.flow.packets)),
+        FlowOrder::Bytes => flows.sort_by_key(|(_, f)| Reverse(f.flow.bytes)),
+        FlowOrder::Address => flows.sort_by_key(|(_, f)| (f.key.1, f.key.0)),
+    }
+    flows.truncate(query.limit.unwrap_or(usize::MAX));
+    let view = |(index, record): (IfIndex, FlowRecord)| {
+        let name = names.get(&index).map_or("", IfName::as_str);
+        flow(snapshot, index, name, &record, now_ms)
+    };
+    flows.into_iter().map(view).collect()
+}
+
+/// Renders a flow with the route that forwards it in this snapshot.
+fn flow(
+    snapshot: &Snapshot,
+    index: IfIndex,
+    iif: &str,
+    FlowRecord { key, flow }: &FlowRecord,
+    now_ms: u64,
+) -> FlowView {
+    let fib = &snapshot.fib;
+    let ingress = fib.ingresses.get(&index);
+    let found = ingress.and_then(|i| Some((i, look_up(fib, i, *key).ok()?)));
+    let ways = || {
+        let (ingress, verdicts) = found?;
+        Some(ways(fib, ingress, verdicts))
+    };
+    let route = ways().and_then(|mut all| all.next());
+    let mut oifs: Vec<String> = Vec::new();
+    for (_, paths) in ways().into_iter().flatten() {
+        for egress in paths.filter_map(|path| fib.egress_of(path)) {
+            let name = egress.name.to_string();
+            if !oifs.contains(&name) {
+                oifs.push(name);
+            }
+        }
+    }
+    FlowView {
+        iif: iif.into(),
+        source: key.0.to_string(),
+        group: key.1.to_string(),
+        route: route.map(|(entry, _)| entry.route.to_string()),
+        oifs,
+        packets: flow.packets,
+        bytes: flow.bytes,
+        age_ms: now_ms.saturating_sub(flow.began_ms),
+        idle_ms: now_ms.saturating_sub(flow.seen_ms),
+    }
+}

@@ -1,0 +1,89 @@
+//! The actor that owns the HTTP server. Its label is `metrics`.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use actix_web::dev::ServerHandle;
+use tracing::{info, warn};
+
+use crate::actors::shared::RouterContext;
+use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
+
+/// Interval at which the number of packets that the kernel dropped from full queues is read.
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The actor.
+pub struct HttpServerActor {
+    context: Arc<RouterContext>,
+    death_guard: DeathGuard,
+    listener: Option<TcpListener>,
+    server: Option<ServerHandle>,
+}
+
+impl HttpServerActor {
+    /// Returns an actor that serves on a bound listener.
+    pub fn new(
+        context: Arc<RouterContext>,
+        death_guard: DeathGuard,
+        listener: TcpListener,
+    ) -> Self {
+        Self {
+            context,
+            death_guard,
+            listener: Some(listener),
+            server: None,
+        }
+    }
+}
+
+impl Actor for HttpServerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let Some(listener) = self.listener.take() else {
+            return;
+        };
+        let update = |context: &RouterContext| {
+            if let Some(dropped) = context.plane.backlog_dropped() {
+                context.catalog.set_backlog_dropped(dropped);
+            }
+        };
+        update(&self.context);
+        ctx.run_interval(BACKLOG_INTERVAL, move |actor, _| update(&actor.context));
+        let address = listener.local_addr();
+        match super::serve(self.context.clone(), listener) {
+            Ok(server) => {
+                if let Ok(address) = address {
+                    info!("http: serving on http://{address}/metrics");
+                }
+                self.server = Some(server.handle());
+                ctx.spawn(server.into_actor(self).map(|ended, _, ctx| {
+                    if let Err(e) = ended {
+                        warn!("http: the server ended: {e}");
+                    }
+                    ctx.terminate();
+                }));
+            }
+            Err(e) => warn!("http: cannot serve: {e}; forwarding goes on"),
+        }
+    }
+}
+
+panics_on_demand!(HttpServerActor);
+
+impl Handler<Stop> for HttpServerActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) -> Self::Result {
+        let server = self.server.take();
+        self.death_guard.disarm();
+        ctx.stop();
+        Box::pin(async move {
+            if let Some(server) = server {
+                server.stop(false).await;
+            }
+        })
+    }
+}

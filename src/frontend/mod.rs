@@ -1,0 +1,12 @@
+//! How users and other programs query and control the router: the control socket, HTTP, and the
+//! socket of smcroute. All three use [`query`].
+
+pub mod control;
+pub mod flow_views;
+pub mod group_views;
+pub mod http;
+pub mod query;
+pub mod smcroute;
+pub mod socket_server;
+pub mod unix_socket;
+pub mod views;

@@ -1,0 +1,319 @@
+//! The server of smcroute's socket, so that `smcroutectl` can control this daemon.
+//!
+//! A client sends one command, or several at once. The daemon answers each and closes the
+//! connection. An invalid command is answered with an error and changes nothing.
+
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use super::query::{self, QueryError};
+use super::socket_server::{self, ClientState};
+use super::unix_socket::ListeningSocket;
+use crate::actors::RouterContext;
+use crate::api::view::InterfaceView;
+use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
+use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
+use crate::smcroute::line::{self, pattern};
+use crate::smcroute::show::{self, Form, State, What};
+use crate::smcroute::wire::{Command, LONGEST_COMMAND, Verb, WireError, length};
+
+/// How long a client may send nothing, or read nothing of its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves clients until dropped.
+pub async fn serve(socket: ListeningSocket, context: Arc<RouterContext>) {
+    // Clients wait until the interfaces are known: before that, every name would be unknown. There
+    // is always at least the loopback interface.
+    let links = || query::show(&context, ShowQuery::Interfaces);
+    while !matches!(links().await, Ok(ShowReply::Interfaces(known)) if !known.is_empty()) {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let converse = |stream, client| converse(stream, context.clone(), client);
+    socket_server::serve(socket, "smcroute socket", converse).await;
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    context: Arc<RouterContext>,
+    client: Rc<ClientState>,
+) -> io::Result<()> {
+    let mut held = Vec::new();
+    loop {
+        let (answer, last) = match next(&mut stream, &mut held).await? {
+            None => return Ok(()),
+            Some(Ok(command)) => {
+                let answer = client.answer(answer(&context, &command)).await;
+                (answer, held.is_empty())
+            }
+            Some(Err(e)) => {
+                warn!("smcroute socket: {e}");
+                (Err(e.to_string()), true)
+            }
+        };
+        let mut bytes = answer.unwrap_or_else(|e| e).into_bytes();
+        bytes.push(0);
+        timeout(PATIENCE, stream.write_all(&bytes)).await??;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// The next command; `None` where the client says no more.
+async fn next(
+    stream: &mut UnixStream,
+    held: &mut Vec<u8>,
+) -> io::Result<Option<Result<Command, WireError>>> {
+    loop {
+        match length(held) {
+            Err(e) => return Ok(Some(Err(e))),
+            Ok(Some(n)) if held.len() >= n => {
+                let command: Vec<u8> = held.drain(..n).collect();
+                return Ok(Some(Command::read(&command)));
+            }
+            Ok(_) => {}
+        }
+        let mut more = [0; LONGEST_COMMAND];
+        let read = match timeout(PATIENCE, stream.read(&mut more)).await {
+            Ok(read) => read?,
+            Err(_) => 0,
+        };
+        if read == 0 {
+            let cut = WireError::CutShort(held.len());
+            return Ok((!held.is_empty()).then_some(Err(cut)));
+        }
+        held.extend_from_slice(&more[..read]);
+    }
+}
+
+/// What is shown, or an error; both are texts to the client.
+async fn answer(context: &RouterContext, command: &Command) -> Result<String, String> {
+    let words = &command.arguments;
+    let quiet = |done: Result<String, QueryError>| match done {
+        Ok(_) => Ok(String::new()),
+        Err(e) => Err(e.to_string()),
+    };
+    match command.verb {
+        Verb::Add => add(context, words).await,
+        Verb::Remove => remove(context, words).await,
+        Verb::Join => membership(context, words, true).await,
+        Verb::Leave => membership(context, words, false).await,
+        Verb::Flush => quiet(query::flush(context).await),
+        Verb::Reload => quiet(query::reload(context).await),
+        Verb::Kill => quiet(query::stop(context).await),
+        Verb::Show => shown(context, words, Form::Plain).await,
+        Verb::ShowDetail => shown(context, words, Form::Detail).await,
+        Verb::ShowJson => shown(context, words, Form::Json).await,
+    }
+}
+
+async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<String, String> {
+    let what = What::named(words.first().map(String::as_str));
+    let mut state = State {
+        joins: query::join_rules(context),
+        ..State::default()
+    };
+    for query in ShowQuery::all() {
+        match query::show(context, query)
+            .await
+            .map_err(|e| e.to_string())?
+        {
+            ShowReply::Routes(routes) => state.routes = routes,
+            ShowReply::Interfaces(interfaces) => state.interfaces = interfaces,
+            ShowReply::Flows(flows) => state.flows = flows,
+            ShowReply::Groups(groups) => state.groups = groups,
+            ShowReply::Pending(pending) => state.pending = pending,
+            ShowReply::Mnat(_) | ShowReply::Done(_) => {}
+        }
+    }
+    Ok(show::show(&state, what, form))
+}
+
+fn malformed(letter: u8) -> String {
+    WireError::Unknown(letter).to_string()
+}
+
+/// Source and group out of the arguments behind the interface, and what is left.
+fn addresses<'a>(
+    who: &str,
+    words: &'a [String],
+) -> Result<(SourcePrefix, GroupPrefix, &'a [String]), String> {
+    let not_a_group = |word: &str| format!("{who}: Invalid multicast group: {word}");
+    let mut notes = Vec::new();
+    let Some((first, rest)) = words.split_first() else {
+        return Err(not_a_group(""));
+    };
+    if let Ok(group) = line::group(first, &mut notes) {
+        return Ok((SourcePrefix::any_for(group), group, rest));
+    }
+    let address = first.split('/').next().unwrap_or_default();
+    let (Some((named, left)), Ok(_)) = (rest.split_first(), address.parse::<IpAddr>()) else {
+        return Err(not_a_group(first));
+    };
+    let group = line::group(named, &mut notes).map_err(|_| not_a_group(named))?;
+    let source = line::source(first, group, &mut notes).map_err(|e| format!("{who}: {e}"))?;
+    Ok((source, group, left))
+}
+
+/// The interfaces that a name or pattern stands for.
+async fn named(context: &RouterContext, name: &IfPattern) -> Result<Vec<InterfaceView>, String> {
+    let interfaces = query::show(context, ShowQuery::Interfaces).await;
+    let ShowReply::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
+        return Ok(Vec::new());
+    };
+    let fits = |i: &InterfaceView| i.name.parse::<IfName>().is_ok_and(|n| name.matches(&n));
+    Ok(interfaces.into_iter().filter(fits).collect())
+}
+
+fn not_known(iif: &str) -> String {
+    format!("ipc: mroute: inbound {iif} is not a known phyint")
+}
+
+async fn add(context: &RouterContext, words: &[String]) -> Result<String, String> {
+    let [iif, rest @ ..] = words else {
+        return Err(malformed(b'a'));
+    };
+    if rest.is_empty() {
+        return Err(malformed(b'a'));
+    }
+    let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
+    let (source, group, oifs) = addresses("mroute", rest)?;
+    if !named(context, &from).await?.iter().any(|i| !i.disabled) {
+        return Err(not_known(iif));
+    }
+    let mut to = Vec::new();
+    for oif in oifs {
+        let oif = pattern(oif).map_err(|e| format!("mroute: {e}"))?;
+        if oif != from || oif.is_pattern() {
+            to.push(oif.to_string());
+        }
+    }
+    let change = RuleChange::Add(RouteSpec {
+        rewrite: None,
+        from: from.to_string(),
+        source: (!source.is_any()).then(|| source.to_string()),
+        group: group.to_string(),
+        to,
+        join: Some(false),
+        stop: true,
+    });
+    let done = query::change(context, change).await;
+    done.map(|_| String::new())
+        .map_err(|e| format!("mroute: {e}"))
+}
+
+async fn remove(context: &RouterContext, words: &[String]) -> Result<String, String> {
+    let [iif, rest @ ..] = words else {
+        return Err(malformed(b'r'));
+    };
+    let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
+    let (source, group, oifs) = addresses("mroute", rest)?;
+    // A route of the file may wait for an interface; it can be removed while it does.
+    let there = named(context, &from).await?;
+    if !there.is_empty() && there.iter().all(|i| i.disabled) {
+        return Err(not_known(iif));
+    }
+    let routes = query::show(context, ShowQuery::Routes).await;
+    let ShowReply::Routes(routes) = routes.map_err(|e| e.to_string())? else {
+        return Ok(String::new());
+    };
+    let key = (from.to_string(), source.to_string(), group.to_string());
+    let Some(route) = routes
+        .iter()
+        .find(|r| (&r.from, &r.source, &r.group) == (&key.0, &key.1, &key.2))
+    else {
+        return Err(format!(
+            "mroute: no route from {iif} for ({source}, {group})"
+        ));
+    };
+    let mut to = Vec::new();
+    for oif in oifs {
+        // Names that the route does not send to are skipped.
+        if let Ok(oif) = pattern(oif)
+            && let oif = oif.to_string()
+            && route.to.contains(&oif)
+            && !to.contains(&oif)
+        {
+            to.push(oif);
+        }
+    }
+    if to.is_empty() && !oifs.is_empty() {
+        return Ok(String::new());
+    }
+    let change = RuleChange::Remove(RouteSpec {
+        rewrite: None,
+        from: key.0,
+        source: Some(source.net().to_string()),
+        group: key.2,
+        to,
+        join: None,
+        stop: false,
+    });
+    let done = query::change(context, change).await;
+    done.map(|_| String::new())
+        .map_err(|e| format!("mroute: {e}"))
+}
+
+async fn membership(
+    context: &RouterContext,
+    words: &[String],
+    join: bool,
+) -> Result<String, String> {
+    let (letter, who) = if join {
+        (b'j', "join")
+    } else {
+        (b'l', "leave")
+    };
+    let [iif, rest @ ..] = words else {
+        return Err(malformed(letter));
+    };
+    if rest.is_empty() {
+        return Err(malformed(letter));
+    }
+    let interface = pattern(iif).map_err(|e| format!("{who}: {e}"))?;
+    let (source, group, _) = addresses(who, rest)?;
+    if join && named(context, &interface).await?.is_empty() {
+        return Err(format!("unknown interface {iif}"));
+    }
+    let mut sources: Vec<Option<Source>> = line::members(source, group)?
+        .into_iter()
+        .map(Some)
+        .collect();
+    if sources.is_empty() {
+        sources.push(None);
+    }
+    for source in sources {
+        let rules = query::join_rules(context);
+        let held = rules
+            .iter()
+            .any(|j| (&j.interface, j.source, j.group) == (&interface, source, group));
+        let from = source.map_or("*".to_string(), |s| s.to_string());
+        if held == join {
+            return Err(match join {
+                true => format!("Already joined ({from},{group}) on {iif}"),
+                false => format!("No group ({from},{group}) on {iif} to leave"),
+            });
+        }
+        let spec = JoinSpec {
+            interface: interface.to_string(),
+            source: source.map(|s| s.to_string()),
+            group: group.to_string(),
+        };
+        let change = if join {
+            RuleChange::Join(spec)
+        } else {
+            RuleChange::Leave(spec)
+        };
+        let done = query::change(context, change).await;
+        done.map_err(|e| format!("{who}: {e}"))?;
+    }
+    Ok(String::new())
+}

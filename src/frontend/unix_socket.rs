@@ -1,0 +1,130 @@
+//! A listening UNIX socket.
+//!
+//! The socket is bound under a temporary name and then renamed, so that clients never see it before
+//! it listens. A socket on which another daemon answers is not replaced; one without a daemon is.
+//! The file is removed at the end, if it is still the same one.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Type};
+
+/// Why the socket cannot be created.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon answers on the socket.
+    #[error(
+        "another mcastor answers on {0}; stop it, or set another path ([control] socket, or smcrouted -u)"
+    )]
+    Taken(PathBuf),
+    /// The path exists and is not a socket.
+    #[error(
+        "{0} exists and is not a socket; remove it, or set another path ([control] socket, or smcrouted -u)"
+    )]
+    NotASocket(PathBuf),
+    /// The kernel refused.
+    #[error(
+        "cannot create the control socket {path}: {cause}; the folder must exist and be writable ([control] socket, or smcrouted -u)"
+    )]
+    Refused {
+        /// The path.
+        path: PathBuf,
+        /// The error of the kernel.
+        cause: io::Error,
+    },
+}
+
+/// A bound socket; dropping it removes its file.
+pub struct ListeningSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl ListeningSocket {
+    /// Creates the socket, readable and writable only by its owner.
+    ///
+    /// # Errors
+    /// Another daemon answers on the socket, or the kernel refuses.
+    pub fn bind(path: &Path) -> Result<Self, BindError> {
+        use std::os::unix::fs::FileTypeExt;
+        let refused = |cause| BindError::Refused {
+            path: path.to_path_buf(),
+            cause,
+        };
+        if let Ok(existing) = fs::symlink_metadata(path) {
+            if !existing.file_type().is_socket() {
+                return Err(BindError::NotASocket(path.to_path_buf()));
+            }
+            if UnixStream::connect(path).is_ok() {
+                return Err(BindError::Taken(path.to_path_buf()));
+            }
+        }
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        let listener = private_listener(&temporary).map_err(refused)?;
+        listener.set_nonblocking(true).map_err(refused)?;
+        let renamed = fs::symlink_metadata(&temporary)
+            .map(|metadata| metadata.ino())
+            .and_then(|inode| fs::rename(&temporary, path).map(|()| inode));
+        let inode = renamed.map_err(|e| {
+            let _ = fs::remove_file(&temporary);
+            refused(e)
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_path_buf(),
+            inode,
+        })
+    }
+
+    /// Returns a listener of the async runtime.
+    ///
+    /// # Errors
+    /// The runtime cannot register the descriptor.
+    pub fn listener(&self) -> io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.listener.try_clone()?)
+    }
+}
+
+/// Listens on a new UNIX socket that only its owner may read and write. The mode is set before the
+/// socket has a name: a later `chmod` of the path could reach a file that someone else put there.
+fn private_listener(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let file = fs::File::from(OwnedFd::from(socket));
+    // The file that bind creates has the mode of the descriptor.
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    let socket = socket2::Socket::from(OwnedFd::from(file));
+    socket.bind(&SockAddr::unix(path)?)?;
+    // The kernel lowers this to its own limit.
+    socket.listen(4096)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+impl Drop for ListeningSocket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_is_private_before_it_has_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _listener = private_listener(&path).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).is_ok());
+    }
+}

@@ -1,0 +1,219 @@
+//! Renders routes, interfaces, pending rules and MNAT mappings.
+
+use crate::actors::messages::{MnatStatus, RoutingTables};
+use crate::api::view::{
+    InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView, RewriteView,
+    RouteView,
+};
+use crate::forward::DropReason;
+use crate::membership::{Protocol, QuerierStatus};
+use crate::metrics::{Catalog, InterfaceCounters};
+use crate::mnat::Channel;
+use crate::model::{IfPattern, Link, Links, MOST_PROXIES, ProxyRule, RouteRule, TranslationRule};
+use crate::table::{Fib, Rib};
+
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
+}
+
+/// Renders every route and every proxy, with its present paths.
+pub fn routes(tables: &RoutingTables, catalog: &Catalog) -> Vec<RouteView> {
+    let RoutingTables { rib, links, fib } = tables;
+    let links = &rib.usable(links);
+    let view = |rule: &RouteRule| RouteView {
+        name: rule.name.to_string(),
+        origin: rule.origin.to_string(),
+        from: rule.from.to_string(),
+        source: rule.source.to_string(),
+        except_sources: texts(&rule.except_sources),
+        group: rule.group.to_string(),
+        to: texts(&rule.to),
+        ttl: rule.ttl.to_string(),
+        link_local: rule.link_local,
+        rewrite: rule.rewrite.as_ref().map(rewrite),
+        paths: paths(rule, links, catalog),
+        waiting_for: waiting_for(rule.from_and_to(), links),
+    };
+    let proxies = rib.proxies.iter();
+    let proxies = proxies.map(|p| proxy(p, links, fib, catalog));
+    rib.rules.iter().map(view).chain(proxies).collect()
+}
+
+/// Renders a proxy as a route for every group.
+fn proxy(proxy: &ProxyRule, links: &Links, fib: &Fib, catalog: &Catalog) -> RouteView {
+    let names = |list: &[IfPattern]| texts(list).join(" ");
+    let own = fib.paths.iter().filter(|path| path.route == proxy.name);
+    let paths = own.filter_map(|path| {
+        let oif = &fib.egresses.get(path.egress as usize)?.name;
+        let counters = catalog.path_totals(&proxy.name, path.iif.as_str(), oif.as_str());
+        Some(PathView {
+            iif: path.iif.to_string(),
+            oif: oif.to_string(),
+            packets: counters.packets,
+            bytes: counters.bytes,
+        })
+    });
+    RouteView {
+        name: proxy.name.to_string(),
+        origin: "proxy".into(),
+        from: names(&proxy.upstream),
+        source: "*".into(),
+        except_sources: texts(&proxy.deny_sources),
+        group: "*".into(),
+        to: texts(&proxy.downstream),
+        ttl: proxy.ttl.to_string(),
+        link_local: false,
+        rewrite: None,
+        paths: paths.collect(),
+        waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
+    }
+}
+
+fn rewrite(rewrite: &TranslationRule) -> RewriteView {
+    let (source, group) = rewrite.becomes();
+    RewriteView {
+        source: source.map(|s| s.to_string()),
+        group: group.map(|g| g.to_string()),
+        port: rewrite.port().map(u16::from),
+    }
+}
+
+fn paths(rule: &RouteRule, links: &Links, catalog: &Catalog) -> Vec<PathView> {
+    let mut paths = Vec::new();
+    for iif in Rib::ingresses_of(rule, links) {
+        for oif in Rib::egresses_of(rule, iif.index, links) {
+            let counters = catalog.path_totals(&rule.name, iif.name.as_str(), oif.name.as_str());
+            paths.push(PathView {
+                iif: iif.name.to_string(),
+                oif: oif.name.to_string(),
+                packets: counters.packets,
+                bytes: counters.bytes,
+            });
+        }
+    }
+    paths
+}
+
+/// Returns the names and patterns that match no link.
+fn waiting_for<'a>(wanted: impl Iterator<Item = &'a IfPattern>, links: &Links) -> Vec<String> {
+    wanted
+        .filter(|p| links.matching(p).next().is_none())
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// Renders every rule and join with a name or pattern that matches no link, and every proxy beyond
+/// the limit of proxies per interface.
+pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<PendingView> {
+    let routes = rib.rules.iter().map(|rule| PendingView {
+        kind: "route".into(),
+        name: rule.name.to_string(),
+        waiting_for: waiting_for(rule.from_and_to(), links),
+        origin: rule.origin.to_string(),
+    });
+    let joins = rib.joins.iter().map(|join| PendingView {
+        kind: "join".into(),
+        name: join.to_string(),
+        waiting_for: waiting_for(std::iter::once(&join.interface), links),
+        origin: join.origin.to_string(),
+    });
+    let proxies = rib.proxies.iter().map(|proxy| PendingView {
+        kind: "proxy".into(),
+        name: proxy.name.to_string(),
+        waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
+        origin: "settings".into(),
+    });
+    let left_out = fib.left_out.iter().map(|(proxy, iface)| PendingView {
+        kind: "proxy".into(),
+        name: proxy.to_string(),
+        waiting_for: vec![format!(
+            "a place among the {MOST_PROXIES} proxies of {iface}"
+        )],
+        origin: "settings".into(),
+    });
+    routes
+        .chain(joins)
+        .chain(proxies)
+        .chain(left_out)
+        .filter(|p| !p.waiting_for.is_empty())
+        .collect()
+}
+
+/// Renders every link with its counters. `fib` is the forwarding table in force.
+pub fn interfaces(tables: &RoutingTables, fib: &Fib, catalog: &Catalog) -> Vec<InterfaceView> {
+    let links = tables.links.iter();
+    let views = links.map(|link| interface(&tables.rib, link, fib, catalog));
+    views.collect()
+}
+
+/// Renders the queriers of an interface.
+pub fn queriers(queriers: &[(Protocol, QuerierStatus)]) -> Vec<QuerierView> {
+    let view = |(protocol, querier): &(Protocol, QuerierStatus)| QuerierView {
+        protocol: protocol.label().into(),
+        address: querier.address.map(|a| a.to_string()),
+        us: querier.is_us,
+        expires_ms: querier.expires_in.map(|d| d.as_millis() as u64),
+    };
+    queriers.iter().map(view).collect()
+}
+
+/// Renders one end of multicast NAT.
+pub fn mnat(status: MnatStatus) -> MnatView {
+    let config = &status.config;
+    let source = |c: Channel| c.source().map(|s| s.to_string());
+    let mappings = status.mappings.into_iter().map(|mapping| MappingView {
+        source: source(mapping.global),
+        group: mapping.global.group().to_string(),
+        local_source: mapping.local.and_then(source),
+        local_group: mapping.local.map(|l| l.group().to_string()),
+        state: mapping.standing.label().into(),
+        error: mapping.why,
+    });
+    MnatView {
+        role: config.role.label().into(),
+        server: format!("{}:{}", config.target.host, config.target.port),
+        up: status.is_up,
+        error: status.error,
+        upstream: config.upstream.to_string(),
+        downstream: config.downstream.to_string(),
+        mappings: mappings.collect(),
+    }
+}
+
+fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceView {
+    let ingress = fib.ingresses.contains_key(&link.index);
+    let egress = fib.egresses.iter().any(|e| e.index == link.index);
+    // Reading counters creates them, and an interface that no route uses must have none.
+    let counters = (ingress || egress).then(|| catalog.interface(link.name.as_str()));
+    let downstream = fib.downstreams.iter().find(|d| d.index == link.index);
+    let upstream_of = rib
+        .proxies
+        .iter()
+        .filter(|p| p.upstream.iter().any(|u| link.fits(u)))
+        .map(|p| p.name.to_string());
+    let count = |of: fn(&InterfaceCounters) -> u64| counters.as_ref().map_or(0, of);
+    InterfaceView {
+        index: link.index.get(),
+        name: link.name.to_string(),
+        up: link.up,
+        carrier: link.carrier,
+        mtu: link.mtu,
+        disabled: rib.options(link).is_some_and(|o| o.disabled),
+        ingress,
+        egress,
+        ttl_threshold: rib.ttl_threshold(link).map(|t| t.get()),
+        received_packets: count(|c| c.received_packets.get()),
+        transmitted_packets: count(|c| c.transmitted_packets.get()),
+        dropped_packets: DropReason::ALL
+            .iter()
+            .filter_map(|r| {
+                let n = counters.as_ref()?.dropped(*r).get();
+                (n > 0).then(|| (r.label().to_string(), n))
+            })
+            .collect(),
+        socket_dropped_packets: count(|c| c.socket_dropped.get()),
+        downstream_of: downstream.map(|d| d.proxy.name.to_string()),
+        upstream_of: upstream_of.collect(),
+        queriers: Vec::new(),
+    }
+}
