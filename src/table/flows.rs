@@ -1,32 +1,31 @@
-//! The flows an interface forwards now: one (S,G) each, with what it carried and when last.
+//! The flows that an interface forwards: one for each (S,G), with counters and the time of its last
+//! packet.
 //!
-//! Strangers create flows by sending, so there are at most as many as the limit says: past
-//! it the one of this interface that has been idle longest goes. An interface that has none
-//! to give up waits for one place, which the others leave to it with their next flow. A flow
-//! is a note and a cache, never a permission: what has no flow is looked up.
+//! Any sender can create flows, so their number is limited. At the limit, an interface evicts its
+//! flow that has been idle longest. An interface without flows waits for one place, which the
+//! other interfaces leave to it with their next flow. A flow is a cache entry, never a permission:
+//! a packet without a flow is looked up in the forwarding table.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ahash::RandomState;
-use lru::LruCache;
-
 use super::EntryId;
+use super::flow_store::FlowStore;
 use super::sets::SetId;
 use crate::model::FlowEnd;
 
-/// How many flows all interfaces together may have.
+/// The limit of flows of all interfaces together, and their number.
 #[derive(Debug)]
 pub struct FlowBudget {
     limit: AtomicUsize,
     live: AtomicUsize,
-    /// An interface without any flow found no place.
+    /// Whether an interface without flows waits for a place.
     starved: AtomicBool,
 }
 
 impl FlowBudget {
-    /// A budget nobody has used yet.
+    /// Returns an unused budget.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit: AtomicUsize::new(limit),
@@ -35,17 +34,17 @@ impl FlowBudget {
         })
     }
 
-    /// Changes the limit; flows over a lower one go as new ones come.
+    /// Sets the limit. Above a lower limit, each new flow evicts older ones.
     pub fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// The limit.
+    /// Returns the limit.
     pub fn limit(&self) -> usize {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Takes a place while there are more than `spare`.
+    /// Takes a place if more than `spare` places are free.
     fn take(&self, spare: usize) -> bool {
         let more = |live: usize| (live + spare < self.limit()).then_some(live + 1);
         let took = self
@@ -54,24 +53,24 @@ impl FlowBudget {
         took.is_ok()
     }
 
-    /// Flows there are now.
+    /// Returns the number of flows.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 }
 
-/// Flows that make room for one, at most.
-const MOST_EVICTED_AT_ONCE: usize = 16;
+/// Flows that one new flow evicts, at most.
+const MAX_EVICTED_AT_ONCE: usize = 16;
 
-/// What forwards the packets of a source and group, in one snapshot: the static rule, and the
+/// What forwards the packets of a source and group, in one snapshot: the static route and the
 /// proxies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verdicts {
-    /// The static rule.
+    /// The static route.
     pub entry: Option<EntryId>,
     /// The proxies, one bit each: their positions in [`Ingress::proxies`](super::Ingress).
     pub proxies: u64,
-    /// The downstream interfaces that want the source.
+    /// The downstream interfaces with members that the source is forwarded to.
     pub wanted: SetId,
 }
 
@@ -80,24 +79,24 @@ pub struct Verdicts {
 pub struct Flow {
     /// What forwards it, in the snapshot of `generation`.
     pub verdicts: Verdicts,
-    /// The snapshot that was found in.
+    /// The snapshot of `verdicts`.
     pub generation: u64,
-    /// Packets taken in for it.
+    /// Packets received.
     pub packets: u64,
-    /// Their IP bytes.
+    /// IP bytes received.
     pub bytes: u64,
-    /// When it began, in milliseconds of a clock that never goes back.
+    /// Time of its first packet, in milliseconds of a monotonic clock.
     pub began_ms: u64,
-    /// When it last had a packet, by the same clock.
+    /// Time of its last packet, by the same clock.
     pub seen_ms: u64,
 }
 
-/// How many flows ended, and why.
+/// Numbers of ended flows, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended([u64; FlowEnd::ALL.len()]);
 
 impl Ended {
-    /// How many ended for this reason.
+    /// Returns the number for one reason.
     pub fn of(&self, end: FlowEnd) -> u64 {
         self.0[end as usize]
     }
@@ -110,24 +109,50 @@ impl Ended {
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
 
+/// A flow with its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Source and group.
+    pub key: FlowKey,
+    /// The flow.
+    pub flow: Flow,
+}
+
+/// Selects flows by address. Without addresses it matches every flow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// Only flows from this source.
+    pub source: Option<IpAddr>,
+    /// Only flows to this group.
+    pub group: Option<IpAddr>,
+}
+
+impl FlowFilter {
+    /// Returns whether a flow matches.
+    pub fn matches(&self, (source, group): &FlowKey) -> bool {
+        self.source.is_none_or(|s| s == *source) && self.group.is_none_or(|g| g == *group)
+    }
+}
+
 /// The flows of one interface.
 pub struct Flows {
-    flows: LruCache<FlowKey, Flow, RandomState>,
+    flows: FlowStore,
     budget: Arc<FlowBudget>,
     ended: Ended,
 }
 
 impl Flows {
-    /// No flows yet; new ones are taken from `budget`.
+    /// Returns an empty table; new flows take places of `budget`.
     pub fn new(budget: Arc<FlowBudget>) -> Self {
         Self {
-            flows: LruCache::unbounded_with_hasher(RandomState::new()),
+            flows: FlowStore::default(),
             budget,
             ended: Ended::default(),
         }
     }
 
-    /// What forwards a flow, where that is known of this snapshot; counts a packet of `bytes`.
+    /// Counts a packet of `bytes` and returns what forwards its flow, if that is known for this
+    /// snapshot.
     pub fn touch(
         &mut self,
         key: &FlowKey,
@@ -145,8 +170,8 @@ impl Flows {
         Some(flow.verdicts)
     }
 
-    /// Notes what forwards a flow and counts a packet of `bytes`. A flow that is forwarded
-    /// otherwise than before keeps its numbers.
+    /// Stores what forwards a flow and counts a packet of `bytes`. An existing flow keeps its
+    /// counters.
     pub fn note(
         &mut self,
         key: FlowKey,
@@ -166,7 +191,7 @@ impl Flows {
         if !self.make_room() {
             return;
         }
-        self.flows.put(
+        self.flows.insert(
             key,
             Flow {
                 verdicts,
@@ -179,7 +204,7 @@ impl Flows {
         );
     }
 
-    /// Takes a place, for which older flows go where they must.
+    /// Takes a place for a new flow; evicts older flows if there is none.
     fn make_room(&mut self) -> bool {
         if self.flows.is_empty() {
             let took = self.budget.take(0);
@@ -188,12 +213,12 @@ impl Flows {
         }
         let starved = self.budget.starved.load(Ordering::Relaxed);
         let spare = usize::from(starved && self.budget.limit() > 1);
-        // A limit that was lowered far is reached in steps, so that no packet waits for all.
-        for _ in 0..MOST_EVICTED_AT_ONCE {
+        // A much lower limit is reached in steps, so that no packet waits for all evictions.
+        for _ in 0..MAX_EVICTED_AT_ONCE {
             if self.budget.take(spare) {
                 return true;
             }
-            if self.flows.pop_lru().is_none() {
+            if !self.flows.remove_oldest() {
                 return false;
             }
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
@@ -202,33 +227,51 @@ impl Flows {
         false
     }
 
-    /// Ends the flows that had no packet for `idle_ms`.
+    /// Ends the flows without a packet for `idle_ms`.
     pub fn expire(&mut self, now_ms: u64, idle_ms: u64) {
-        while let Some((_, flow)) = self.flows.peek_lru() {
+        while let Some(flow) = self.flows.oldest() {
             if now_ms.saturating_sub(flow.seen_ms) < idle_ms {
                 return;
             }
-            self.flows.pop_lru();
+            self.flows.remove_oldest();
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
             self.ended.add(FlowEnd::Idle, 1);
         }
     }
 
-    /// Ends all flows; returns how many there were.
+    /// Ends all flows. Returns their number.
     pub fn flush(&mut self) -> u64 {
         let flushed = self.release();
         self.ended.add(FlowEnd::Flushed, flushed);
         flushed
     }
 
-    /// What ended since the last call.
+    /// Returns the flows that ended since the last call.
     pub fn take_ended(&mut self) -> Ended {
         std::mem::take(&mut self.ended)
     }
 
-    /// The flows, the one with the latest packet first.
+    /// Examines `limit` flows from `position`, which is 0 at first. Returns those that match
+    /// and the next position, or `None` after the last flow. A flow that exists during a whole
+    /// walk is returned once.
+    pub fn page(
+        &self,
+        position: usize,
+        limit: usize,
+        filter: &FlowFilter,
+    ) -> (Vec<FlowRecord>, Option<usize>) {
+        let (flows, next) = self.flows.page(position, limit);
+        let matching = flows.filter(|(key, _)| filter.matches(key));
+        let record = |(key, flow): (&FlowKey, &Flow)| FlowRecord {
+            key: *key,
+            flow: *flow,
+        };
+        (matching.map(record).collect(), next)
+    }
+
+    /// Iterates over the flows.
     pub fn iter(&self) -> impl Iterator<Item = (&FlowKey, &Flow)> {
-        self.flows.iter()
+        self.flows.page(0, usize::MAX).0
     }
 
     fn release(&mut self) -> u64 {

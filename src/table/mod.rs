@@ -2,12 +2,14 @@
 
 mod draft;
 pub mod fib;
+mod flow_store;
 pub mod flows;
 pub mod joins;
 pub mod lookup;
 pub mod membership_database;
 pub mod mnat_routes;
 pub mod rib;
+pub mod rib_change;
 pub mod sets;
 pub mod translated_joins;
 pub mod upstream_selector;

@@ -38,6 +38,9 @@ pub enum RibError {
         /// The group asked for.
         group: GroupPrefix,
     },
+    /// A route is added without egresses.
+    #[error("name at least one interface to send to")]
+    NoEgress,
     /// The route does not send there.
     #[error("the route does not send to {0}")]
     NoSuchEgress(IfPattern),
