@@ -29,7 +29,7 @@ use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
-use crate::smcroute::server::Server as SmcrouteServer;
+use crate::smcroute::server::SmcrouteServer;
 use crate::sys;
 use crate::table::{InterfaceOptions, Rib};
 
@@ -417,7 +417,7 @@ fn hosts_of(mnat: &Config) -> Option<ProxyRule> {
     proxy.name = RouteName::new("mnat");
     proxy.upward = false;
     proxy.limits.groups = MOST_MNAT_GROUPS;
-    (mnat.role == mnat::Role::Egress && mnat.joins.members).then_some(proxy)
+    (mnat.role == mnat::MnatRole::Egress && mnat.joins.members).then_some(proxy)
 }
 
 /// Groups that hosts of an MNAT egress may want, for each IP version.

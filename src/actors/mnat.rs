@@ -1,6 +1,6 @@
 //! One end of multicast NAT: asks the server, and has routing rewrite what it maps.
 //!
-//! A shell: [`Machine`] decides when what is asked and what the answers change, [`Plan`] which
+//! A shell: [`Machine`] decides when what is asked and what the answers change, [`RoutePlan`] which
 //! routes come and go and when. Here are the clock, the connection and the files.
 
 mod reload;
@@ -16,12 +16,13 @@ use tracing::{debug, info, warn};
 use super::context::{DeathGuard, RouterContext, Stop, panics_on_demand};
 use super::rewritings::{Rewriting, Rewritings, TellHosts};
 use crate::api::view::{MappingView, MnatView};
-use crate::mnat::client::{Client, ClientError};
-use crate::mnat::files::{self, Seen, Watch};
+use crate::mnat::client::{MnatClient, MnatClientError};
+use crate::mnat::files::{self, FileContent, FileWatch};
 
 use crate::mnat::protocol::Op;
 use crate::mnat::{
-    Change, Channel, Config, Event, Machine, Plan, Role, Stand, Standing, Step, joinfile,
+    Channel, Config, Machine, MappingChange, MappingReport, MappingStatus, MnatEvent, MnatRole,
+    RoutePlan, RouteStep, joinfile,
 };
 use crate::model::{IfName, RouteName};
 
@@ -75,12 +76,12 @@ pub struct Mnat {
     death_guard: DeathGuard,
     config: Arc<Config>,
     machine: Machine,
-    plan: Plan,
+    plan: RoutePlan,
     /// `None` while a request is on its way.
-    client: Option<Client>,
+    client: Option<MnatClient>,
     /// Which client that is: one more with each other target.
     asking: u64,
-    watch: Option<Watch>,
+    watch: Option<FileWatch>,
     from_file: BTreeSet<Channel>,
     from_hosts: BTreeSet<Channel>,
     /// Routing has heard of all routes of this life.
@@ -98,8 +99,8 @@ impl Mnat {
         let seed = u64::from(std::process::id()) << 32 | context.now_ms();
         Self {
             machine: Machine::new(config.role, config.grace, Instant::now(), seed),
-            plan: Plan::new(config.role),
-            client: Some(Client::new(config.target.clone())),
+            plan: RoutePlan::new(config.role),
+            client: Some(MnatClient::new(config.target.clone())),
             asking: 0,
             watch: watch_of(&config),
             from_file: BTreeSet::new(),
@@ -159,7 +160,7 @@ impl Mnat {
         }));
     }
 
-    fn outcome(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), ClientError>) {
+    fn outcome(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), MnatClientError>) {
         let count = |code: &str| self.context.catalog.mnat.count_request(op.label(), code);
         match &outcome {
             Ok((status, _)) if KNOWN_STATUSES.contains(status) => count(&status.to_string()),
@@ -181,12 +182,12 @@ impl Mnat {
             None => return,
         };
         let bytes = match seen {
-            Seen::Bytes(bytes) => bytes,
-            Seen::Gone => {
+            FileContent::Bytes(bytes) => bytes,
+            FileContent::Gone => {
                 info!("mnat: there is no joinfile {path}; waiting for it");
                 Vec::new()
             }
-            Seen::Unreadable(e) => {
+            FileContent::Unreadable(e) => {
                 warn!("mnat: cannot read the joinfile {path}: {e}; what it said last still counts");
                 return;
             }
@@ -219,8 +220,8 @@ impl Mnat {
         while let Some(event) = self.machine.poll_event() {
             any = true;
             match event {
-                Event::Change(change) => self.change(now, &change),
-                Event::Polled { settled } => self.polled(settled),
+                MnatEvent::Change(change) => self.change(now, &change),
+                MnatEvent::Polled { settled } => self.polled(settled),
                 other => self.tell(other),
             }
         }
@@ -229,9 +230,9 @@ impl Mnat {
         }
     }
 
-    fn change(&mut self, now: Instant, change: &Change) {
+    fn change(&mut self, now: Instant, change: &MappingChange) {
         match change {
-            Change::Add {
+            MappingChange::Add {
                 global,
                 local,
                 waited,
@@ -244,10 +245,10 @@ impl Mnat {
                         .observe_join_seconds(waited.as_secs_f64());
                 }
             }
-            Change::Remove { global, local, why } => {
+            MappingChange::Remove { global, local, why } => {
                 info!("mnat: {global} is no longer {local}: {}", why.words());
             }
-            Change::Swap { global, old, new } => {
+            MappingChange::Swap { global, old, new } => {
                 info!("mnat: {global} is {new} in the network, and no longer {old}");
             }
         }
@@ -260,7 +261,7 @@ impl Mnat {
             self.swept = true;
             self.send_all(true);
         }
-        let writes = self.config.role == Role::Ingress;
+        let writes = self.config.role == MnatRole::Ingress;
         let Some(path) = self.config.joinfile.as_ref().filter(|_| writes) else {
             return;
         };
@@ -308,10 +309,10 @@ impl Mnat {
         self.send(whole, steps);
     }
 
-    fn take_steps(&mut self) -> Vec<Step> {
+    fn take_steps(&mut self) -> Vec<RouteStep> {
         let mut steps = Vec::new();
         while let Some(step) = self.plan.poll_step() {
-            if let Step::Install { matched, rewritten } = step
+            if let RouteStep::Install { matched, rewritten } = step
                 && !self.refused.is_empty()
             {
                 let again = Rewriting { matched, rewritten };
@@ -322,7 +323,7 @@ impl Mnat {
         steps
     }
 
-    fn send(&mut self, whole: bool, steps: Vec<Step>) {
+    fn send(&mut self, whole: bool, steps: Vec<RouteStep>) {
         let message = Rewritings {
             steps,
             whole,
@@ -340,19 +341,19 @@ impl Mnat {
         families.set_server_up(self.machine.is_up());
         let mut counts = self.machine.counts();
         if !self.refused.is_empty() {
-            counts = Standing::ALL.map(|_| 0);
+            counts = MappingStatus::ALL.map(|_| 0);
             for stand in self.standings() {
-                let at = Standing::ALL.iter().position(|s| *s == stand.standing);
+                let at = MappingStatus::ALL.iter().position(|s| *s == stand.standing);
                 at.into_iter().for_each(|at| counts[at] += 1);
             }
         }
-        for (standing, count) in Standing::ALL.into_iter().zip(counts) {
+        for (standing, count) in MappingStatus::ALL.into_iter().zip(counts) {
             families.set_mappings(self.config.role.label(), standing.label(), count);
         }
     }
 
     /// How each stands, what routing left out included.
-    fn standings(&self) -> Vec<Stand> {
+    fn standings(&self) -> Vec<MappingReport> {
         let mut all = self.machine.standings();
         if self.refused.is_empty() {
             return all;
@@ -360,12 +361,12 @@ impl Mnat {
         for stand in &mut all {
             let Some(local) = stand.local else { continue };
             let (matched, rewritten) = match self.config.role {
-                Role::Ingress => (stand.global, local),
-                Role::Egress => (local, stand.global),
+                MnatRole::Ingress => (stand.global, local),
+                MnatRole::Egress => (local, stand.global),
             };
             let name = Rewriting { matched, rewritten }.name();
             if let Some(why) = self.refused.get(&name) {
-                stand.standing = Standing::Conflict;
+                stand.standing = MappingStatus::Conflict;
                 stand.why = Some(why.clone());
             }
         }
@@ -398,9 +399,13 @@ impl Mnat {
 }
 
 /// What an egress reads, if it does.
-fn watch_of(config: &Config) -> Option<Watch> {
-    let reads = config.role == Role::Egress && config.joins.joinfile;
-    config.joinfile.clone().filter(|_| reads).map(Watch::new)
+fn watch_of(config: &Config) -> Option<FileWatch> {
+    let reads = config.role == MnatRole::Egress && config.joins.joinfile;
+    config
+        .joinfile
+        .clone()
+        .filter(|_| reads)
+        .map(FileWatch::new)
 }
 
 impl Actor for Mnat {
@@ -415,7 +420,7 @@ impl Actor for Mnat {
         let (role, host) = (self.config.role, &self.config.target.host);
         info!("mnat: {role}, server {host}");
         self.show();
-        if self.config.role == Role::Egress {
+        if self.config.role == MnatRole::Egress {
             self.context.catalog.mnat.expose_join_seconds();
         }
         self.drive(ctx);

@@ -7,7 +7,7 @@ use actix::prelude::*;
 
 use super::mnat::{HostsWant, Refused, Resend};
 use super::routing::Routing;
-use crate::mnat::{Channel, Config, Step};
+use crate::mnat::{Channel, Config, RouteStep};
 use crate::model::{
     GroupPrefix, IfName, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule,
     SourceFilter, SourcePrefix, TranslationError, TranslationRule,
@@ -30,9 +30,9 @@ impl Rewriting {
     }
 
     /// The step that puts it in force.
-    pub fn install(self) -> Step {
+    pub fn install(self) -> RouteStep {
         let Self { matched, rewritten } = self;
-        Step::Install { matched, rewritten }
+        RouteStep::Install { matched, rewritten }
     }
 
     /// The sources its route takes. A local group for any source carries packets that kept the
@@ -103,7 +103,7 @@ pub struct Rewritings {
     /// The steps name all there are: others are gone.
     pub whole: bool,
     /// What changes, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<RouteStep>,
 }
 
 impl Rewritings {
@@ -128,7 +128,7 @@ impl Handler<Rewritings> for Routing {
         let mut refused = Vec::new();
         for step in message.steps {
             match step {
-                Step::Install { matched, rewritten } => {
+                RouteStep::Install { matched, rewritten } => {
                     let rewriting = Rewriting { matched, rewritten };
                     match rewriting.route(&from, &to) {
                         Ok((rule, join)) => {
@@ -137,7 +137,7 @@ impl Handler<Rewritings> for Routing {
                         Err(e) => refused.push((rewriting.name(), e.to_string())),
                     }
                 }
-                Step::Withdraw { matched } => changes.push(MnatRouteChange::Withdraw {
+                RouteStep::Withdraw { matched } => changes.push(MnatRouteChange::Withdraw {
                     source: matched.source().map(SourcePrefix::from),
                     group: GroupPrefix::from(matched.group()),
                 }),

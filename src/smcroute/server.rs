@@ -15,8 +15,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, warn};
 
 use super::line::{self, pattern};
-use super::show::{self, Form, State, What};
-use super::wire::{Command, LONGEST_COMMAND, Verb, WireError, length};
+use super::show::{self, Form, RouteSnapshot, ShowKind};
+use super::wire::{LONGEST_COMMAND, SmcrouteCommand, SmcrouteWireError, Verb, length};
 use crate::actors::RouterContext;
 use crate::actors::questions::{self, AskError};
 use crate::api::view::InterfaceView;
@@ -30,9 +30,9 @@ const MOST_CLIENTS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The side that answers.
-pub struct Server(Socket);
+pub struct SmcrouteServer(Socket);
 
-impl Server {
+impl SmcrouteServer {
     /// A server of clients of `socket`.
     pub fn new(socket: Socket) -> Self {
         Self(socket)
@@ -100,13 +100,13 @@ async fn converse(mut stream: UnixStream, context: &RouterContext) -> io::Result
 async fn next(
     stream: &mut UnixStream,
     held: &mut Vec<u8>,
-) -> io::Result<Option<Result<Command, WireError>>> {
+) -> io::Result<Option<Result<SmcrouteCommand, SmcrouteWireError>>> {
     loop {
         match length(held) {
             Err(e) => return Ok(Some(Err(e))),
             Ok(Some(n)) if held.len() >= n => {
                 let command: Vec<u8> = held.drain(..n).collect();
-                return Ok(Some(Command::read(&command)));
+                return Ok(Some(SmcrouteCommand::read(&command)));
             }
             Ok(_) => {}
         }
@@ -116,7 +116,7 @@ async fn next(
             Err(_) => 0,
         };
         if read == 0 {
-            let cut = WireError::CutShort(held.len());
+            let cut = SmcrouteWireError::CutShort(held.len());
             return Ok((!held.is_empty()).then_some(Err(cut)));
         }
         held.extend_from_slice(&more[..read]);
@@ -124,7 +124,7 @@ async fn next(
 }
 
 /// What is shown, or an error; both are texts to the client.
-async fn answer(context: &RouterContext, command: &Command) -> Result<String, String> {
+async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<String, String> {
     let words = &command.arguments;
     let quiet = |done: Result<String, AskError>| match done {
         Ok(_) => Ok(String::new()),
@@ -145,10 +145,10 @@ async fn answer(context: &RouterContext, command: &Command) -> Result<String, St
 }
 
 async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<String, String> {
-    let what = What::named(words.first().map(String::as_str));
-    let mut state = State {
+    let what = ShowKind::named(words.first().map(String::as_str));
+    let mut state = RouteSnapshot {
         joins: questions::join_rules(context),
-        ..State::default()
+        ..RouteSnapshot::default()
     };
     for ask in ShowQuery::ALL {
         match questions::show(context, ask)
@@ -167,7 +167,7 @@ async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<
 }
 
 fn malformed(letter: u8) -> String {
-    WireError::Unknown(letter).to_string()
+    SmcrouteWireError::Unknown(letter).to_string()
 }
 
 /// Source and group out of the arguments behind the interface, and what is left.

@@ -8,8 +8,8 @@ use tracing::info;
 
 use super::{Mnat, watch_of};
 use crate::actors::rewritings::{Rewritings, TellHosts};
-use crate::mnat::client::Client;
-use crate::mnat::{Config, Standing};
+use crate::mnat::client::MnatClient;
+use crate::mnat::{Config, MappingStatus};
 
 /// These settings count from now on, of the same role as before. `None` ends the actor, and its
 /// routes with it.
@@ -39,7 +39,7 @@ impl Mnat {
             info!("mnat: other settings; asking {host}:{port} anew, mappings are held meanwhile");
             // What is on its way to the one before has no answer that counts.
             self.asking += 1;
-            self.client = Some(Client::new(is.target.clone()));
+            self.client = Some(MnatClient::new(is.target.clone()));
             self.machine.start_over(now);
             self.trouble = None;
         }
@@ -74,7 +74,7 @@ impl Mnat {
         }
         let families = &self.context.catalog.mnat;
         families.set_server_up(false);
-        for standing in Standing::ALL {
+        for standing in MappingStatus::ALL {
             families.set_mappings(self.config.role.label(), standing.label(), 0);
         }
         self.death_guard.disarm();
