@@ -419,7 +419,7 @@ fn hosts_of(mnat: &Config) -> Option<ProxyRule> {
     proxy.name = RouteName::new("mnat");
     proxy.upward = false;
     proxy.limits.groups = MOST_MNAT_GROUPS;
-    (mnat.role == mnat::Role::Egress && mnat.joins.members).then_some(proxy)
+    (mnat.role == mnat::MnatRole::Egress && mnat.joins.members).then_some(proxy)
 }
 
 /// Groups that hosts of an MNAT egress may want, for each IP version.

@@ -452,7 +452,7 @@ fn mnat_answers() {
 
 #[test]
 fn smcroute_wire() {
-    use mcastor::smcroute::wire::{Command, Verb};
+    use mcastor::smcroute::wire::{SmcrouteCommand, Verb};
     let verbs = [
         Verb::Add,
         Verb::Remove,
@@ -472,7 +472,7 @@ fn smcroute_wire() {
     try_all(harness::smcroute_wire, cases(), |random| {
         let arguments = (0..random.below(5)).map(|_| random.one_of(&words).to_string());
         let arguments = arguments.collect();
-        let command = Command {
+        let command = SmcrouteCommand {
             verb: *random.one_of(&verbs),
             arguments,
         };

@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mcastor::mnat::client::{Client, ClientError, Target};
-use mcastor::mnat::protocol::{LONGEST_ANSWER, Op, Request};
-use mcastor::mnat::{Change, Channel, Event, Machine, Role};
+use mcastor::mnat::client::{MnatClient, MnatClientError, Target};
+use mcastor::mnat::protocol::{LONGEST_ANSWER, MnatRequest, Op};
+use mcastor::mnat::{Channel, Machine, MappingChange, MnatEvent, MnatRole};
 use serde_json::json;
 use server::{Asked, Ca, Files, Reply, Server, Tls};
 
@@ -48,11 +48,11 @@ fn watcher() -> Reply {
     Reply::Answer(200, body.to_string().into_bytes())
 }
 
-async fn ask(client: &mut Client) -> Result<(u16, Vec<u8>), ClientError> {
-    client.send(&Request::new_watcher()).await
+async fn ask(client: &mut MnatClient) -> Result<(u16, Vec<u8>), MnatClientError> {
+    client.send(&MnatRequest::new_watcher()).await
 }
 
-fn refused(result: Result<(u16, Vec<u8>), ClientError>) -> String {
+fn refused(result: Result<(u16, Vec<u8>), MnatClientError>) -> String {
     result.expect_err("it must not work").to_string()
 }
 
@@ -62,7 +62,7 @@ fn a_server_that_a_stranger_signed_is_refused_until_its_ca_is_on_disk() {
     let server = Server::local(tls(&ca), |_| watcher());
     let files = Files::new();
     block_on(async {
-        let mut client = Client::new(target(&server, &files));
+        let mut client = MnatClient::new(target(&server, &files));
         files.put("ca.pem", &other.pem());
         let why = refused(ask(&mut client).await);
         assert!(
@@ -89,7 +89,7 @@ fn faults_of_the_servers_certificate_are_told_apart() {
             alpn,
         };
         let server = Server::local(tls, |_| watcher());
-        let mut client = Client::new(target(&server, &files));
+        let mut client = MnatClient::new(target(&server, &files));
         refused(block_on(ask(&mut client)))
     };
     let why = told(&["mnat.example.net"], 0, b"h2");
@@ -110,13 +110,13 @@ fn a_file_that_must_be_there_is_named() {
         only_if_present: false,
         ..target(&server, &files)
     };
-    let why = refused(block_on(ask(&mut Client::new(must))));
+    let why = refused(block_on(ask(&mut MnatClient::new(must))));
     assert!(why.contains("client.pem"), "{why}");
     let nobody = Target {
         port: 1,
         ..target(&server, &files)
     };
-    let why = refused(block_on(ask(&mut Client::new(nobody))));
+    let why = refused(block_on(ask(&mut MnatClient::new(nobody))));
     assert!(why.contains("cannot connect to localhost:1"), "{why}");
 }
 
@@ -138,7 +138,7 @@ fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     block_on(async {
-        let mut client = Client::new(target(&server, &files));
+        let mut client = MnatClient::new(target(&server, &files));
         let why = refused(ask(&mut client).await);
         assert!(
             why.contains("refuses us") && why.contains("may want a certificate"),
@@ -160,7 +160,7 @@ fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
         let (cert, _) = first.pem.split_once("-----BEGIN PRIVATE").unwrap();
         let (_, key) = second.pem.split_once("-----BEGIN PRIVATE").unwrap();
         files.put("client.pem", &format!("{cert}-----BEGIN PRIVATE{key}"));
-        let mut anew = Client::new(target(&server, &files));
+        let mut anew = MnatClient::new(target(&server, &files));
         let why = refused(ask(&mut anew).await);
         assert!(why.contains("cannot be used"), "{why}");
     });
@@ -193,7 +193,7 @@ fn a_connection_that_breaks_in_any_way_is_made_anew() {
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     block_on(async {
-        let mut client = Client::new(target(&server, &files)).patience(Duration::from_secs(2));
+        let mut client = MnatClient::new(target(&server, &files)).patience(Duration::from_secs(2));
         for label in expected {
             let error = ask(&mut client).await.expect_err(label);
             assert_eq!(error.label(), label, "{error}");
@@ -251,9 +251,9 @@ fn ten_thousand_mappings_are_told_and_answered() {
     files.put("ca.pem", &ca.pem());
     let wanted: BTreeSet<Channel> = (1..=MANY).map(|n| many(n).0).collect();
     block_on(async {
-        let mut client = Client::new(target(&server, &files));
+        let mut client = MnatClient::new(target(&server, &files));
         let mut now = Instant::now();
-        let mut machine = Machine::new(Role::Egress, Duration::from_secs(300), now, 1);
+        let mut machine = Machine::new(MnatRole::Egress, Duration::from_secs(300), now, 1);
         machine.want(now, &wanted);
         let mut polls = 0;
         while polls < 3 {
@@ -267,9 +267,9 @@ fn ten_thousand_mappings_are_told_and_answered() {
             let answered = start.elapsed();
             machine.handle_outcome(now, Ok((status, &body)));
             let took = start.elapsed();
-            let changes: Vec<Change> = std::iter::from_fn(|| machine.poll_event())
+            let changes: Vec<MappingChange> = std::iter::from_fn(|| machine.poll_event())
                 .filter_map(|e| match e {
-                    Event::Change(change) => Some(change),
+                    MnatEvent::Change(change) => Some(change),
                     _ => None,
                 })
                 .collect();
@@ -280,7 +280,7 @@ fn ten_thousand_mappings_are_told_and_answered() {
                 match polls {
                     1 => assert_eq!(changes.len(), MANY),
                     2 => assert_eq!(changes, []),
-                    _ => assert!(matches!(changes[..], [Change::Swap { .. }])),
+                    _ => assert!(matches!(changes[..], [MappingChange::Swap { .. }])),
                 }
                 *changed.lock().unwrap() = polls == 2;
             }

@@ -39,7 +39,7 @@ use ahash::AHashMap;
 use ipnet::IpNet;
 
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
-use crate::mnat::{Channel, Config, Stand, Step};
+use crate::mnat::{Channel, Config, MappingReport, RouteStep};
 use crate::model::{Group, IfIndex, IfName, Links, ProxyRule, RouteName, SourceFilter};
 use crate::pipeline::{Messages, SharedBatch, Slot};
 use crate::table::flows::{FlowFilter, FlowRecord};
@@ -198,7 +198,7 @@ pub struct MnatRoutesChanged {
     /// Whether the steps list every route, so that routing removes all other MNAT routes.
     pub replace_all: bool,
     /// The changes, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<RouteStep>,
 }
 
 impl MnatRoutesChanged {
@@ -355,7 +355,7 @@ pub struct MnatStatus {
     /// The last error of the server, until the next success.
     pub error: Option<String>,
     /// The mapped and the requested streams.
-    pub mappings: Vec<Stand>,
+    pub mappings: Vec<MappingReport>,
 }
 
 /// Most flows that one [`QueryFlows`] examines. At about 30 ns for each, the data thread is

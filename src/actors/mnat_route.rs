@@ -1,6 +1,6 @@
 //! The route that a mapping of multicast NAT becomes.
 
-use crate::mnat::{Channel, Step};
+use crate::mnat::{Channel, RouteStep};
 use crate::model::{
     GroupPrefix, IfPattern, JoinPolicy, JoinRule, Origin, RouteName, RouteRule, SourcePrefix,
     TranslationError, TranslationRule,
@@ -22,9 +22,9 @@ impl MnatRoute {
     }
 
     /// Returns the step that adds the route.
-    pub fn install(self) -> Step {
+    pub fn install(self) -> RouteStep {
         let Self { matched, rewritten } = self;
-        Step::Install { matched, rewritten }
+        RouteStep::Install { matched, rewritten }
     }
 
     /// Returns the sources that the route matches. Packets of a local group for any source have

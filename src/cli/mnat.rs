@@ -10,7 +10,7 @@ use super::{UNUSABLE, fail, unusable};
 use crate::app::{self, Clients, Options};
 use crate::mnat::client::Target;
 use crate::mnat::config::JoinSources;
-use crate::mnat::{Config, Role};
+use crate::mnat::{Config, MnatRole};
 use crate::model::IfName;
 use crate::settings::{Settings, environment};
 
@@ -84,7 +84,7 @@ pub struct EgressArgs {
 /// Runs `mcastor mnat-ingress`.
 pub fn ingress(args: IngressArgs) -> ExitCode {
     let joined = Some(INGRESS_JOINED.into());
-    run(Role::Ingress, args.end, joined, JoinSources::ALL)
+    run(MnatRole::Ingress, args.end, joined, JoinSources::ALL)
 }
 
 /// Runs `mcastor mnat-egress`.
@@ -94,14 +94,19 @@ pub fn egress(args: EgressArgs) -> ExitCode {
         Ok(joins) if !joins.members && args.joinfile.is_none() => {
             unusable(&"--joins joinfile requires --joinfile FILE")
         }
-        Ok(joins) => run(Role::Egress, args.end, args.joinfile, joins),
+        Ok(joins) => run(MnatRole::Egress, args.end, args.joinfile, joins),
         Err(word) => unusable(&format!(
             "--joins {word}: expected members, joinfile or both"
         )),
     }
 }
 
-fn run(role: Role, end: MnatEndArgs, joinfile: Option<PathBuf>, joins: JoinSources) -> ExitCode {
+fn run(
+    role: MnatRole,
+    end: MnatEndArgs,
+    joinfile: Option<PathBuf>,
+    joins: JoinSources,
+) -> ExitCode {
     if end.upstream_interface == end.downstream_interface {
         return unusable(&"--upstream-interface and --downstream-interface must differ");
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 
 use super::FAILED;
-use crate::smcroute::wire::{Command, Shown, Verb, shown};
+use crate::smcroute::wire::{SmcrouteCommand, SmcrouteReplyLine, Verb, shown};
 
 /// Longest wait for a reply of the daemon.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -171,7 +171,7 @@ fn run_command(args: &ClientArgs, words: &[String]) -> Result<(), String> {
         CommandWord::Request(Verb::Show, _) if args.detail => Verb::ShowDetail,
         CommandWord::Request(verb, _) => *verb,
     };
-    let command = Command {
+    let command = SmcrouteCommand {
         verb,
         arguments: rest.to_vec(),
     };
@@ -185,7 +185,7 @@ fn run_command(args: &ClientArgs, words: &[String]) -> Result<(), String> {
 }
 
 /// Sends `command` to the daemon and returns the reply, which ends with a NUL byte.
-fn request(args: &ClientArgs, command: &Command) -> Result<String, String> {
+fn request(args: &ClientArgs, command: &SmcrouteCommand) -> Result<String, String> {
     let named = || format!("/run/{}.sock", args.name).into();
     let path = args.socket.clone().unwrap_or_else(named);
     let bytes = command.write().map_err(|e| e.to_string())?;
@@ -228,17 +228,19 @@ fn print_tables(args: &ClientArgs, verb: Verb, reply: &str) -> io::Result<()> {
     let width = columns.filter(|c| *c > 1).unwrap_or(80usize) - 1;
     for line in reply.lines() {
         match (shown(line), args.terse, args.plain) {
-            (Shown::Plain(line), _, _) => writeln!(out, "{line}")?,
+            (SmcrouteReplyLine::Plain(line), _, _) => writeln!(out, "{line}")?,
             (_, true, _) => {}
-            (Shown::Title(title), _, true) => writeln!(out, "{:_<width$}\n{title}", "")?,
-            (Shown::Heading(heading), _, true) => {
+            (SmcrouteReplyLine::Title(title), _, true) => {
+                writeln!(out, "{:_<width$}\n{title}", "")?
+            }
+            (SmcrouteReplyLine::Heading(heading), _, true) => {
                 let width = width.max(heading.len());
                 writeln!(out, "{0:=<width$}\n{heading}\n{0:=<width$}", "")?;
             }
-            (Shown::Title(title), _, _) => {
+            (SmcrouteReplyLine::Title(title), _, _) => {
                 writeln!(out, "\x1b[4m{:width$}\x1b[0m\n{title}", "")?;
             }
-            (Shown::Heading(heading), _, _) => {
+            (SmcrouteReplyLine::Heading(heading), _, _) => {
                 writeln!(out, "\x1b[7m{heading:<width$}\x1b[0m")?;
             }
         }

@@ -22,8 +22,8 @@ use crate::api::view::InterfaceView;
 use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
 use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
 use crate::smcroute::line::{self, pattern};
-use crate::smcroute::show::{self, Form, State, What};
-use crate::smcroute::wire::{Command, LONGEST_COMMAND, Verb, WireError, length};
+use crate::smcroute::show::{self, Form, RouteSnapshot, ShowKind};
+use crate::smcroute::wire::{LONGEST_COMMAND, SmcrouteCommand, SmcrouteWireError, Verb, length};
 
 /// How long a client may send nothing, or read nothing of its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -71,13 +71,13 @@ async fn converse(
 async fn next(
     stream: &mut UnixStream,
     held: &mut Vec<u8>,
-) -> io::Result<Option<Result<Command, WireError>>> {
+) -> io::Result<Option<Result<SmcrouteCommand, SmcrouteWireError>>> {
     loop {
         match length(held) {
             Err(e) => return Ok(Some(Err(e))),
             Ok(Some(n)) if held.len() >= n => {
                 let command: Vec<u8> = held.drain(..n).collect();
-                return Ok(Some(Command::read(&command)));
+                return Ok(Some(SmcrouteCommand::read(&command)));
             }
             Ok(_) => {}
         }
@@ -87,15 +87,15 @@ async fn next(
             Err(_) => 0,
         };
         if read == 0 {
-            let cut = WireError::CutShort(held.len());
+            let cut = SmcrouteWireError::CutShort(held.len());
             return Ok((!held.is_empty()).then_some(Err(cut)));
         }
         held.extend_from_slice(&more[..read]);
     }
 }
 
-/// What is shown, or an error; both are texts to the client.
-async fn answer(context: &RouterContext, command: &Command) -> Result<String, String> {
+/// ShowKind is shown, or an error; both are texts to the client.
+async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<String, String> {
     let words = &command.arguments;
     let quiet = |done: Result<String, QueryError>| match done {
         Ok(_) => Ok(String::new()),
@@ -116,10 +116,10 @@ async fn answer(context: &RouterContext, command: &Command) -> Result<String, St
 }
 
 async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<String, String> {
-    let what = What::named(words.first().map(String::as_str));
-    let mut state = State {
+    let what = ShowKind::named(words.first().map(String::as_str));
+    let mut state = RouteSnapshot {
         joins: query::join_rules(context),
-        ..State::default()
+        ..RouteSnapshot::default()
     };
     for query in ShowQuery::all() {
         match query::show(context, query)
@@ -138,7 +138,7 @@ async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<
 }
 
 fn malformed(letter: u8) -> String {
-    WireError::Unknown(letter).to_string()
+    SmcrouteWireError::Unknown(letter).to_string()
 }
 
 /// Source and group out of the arguments behind the interface, and what is left.

@@ -27,7 +27,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
-use super::protocol::{CONTENT_TYPE, LONGEST_ANSWER, Request};
+use super::protocol::{CONTENT_TYPE, LONGEST_ANSWER, MnatRequest};
 
 /// How long a request may take, its connection included.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,7 +75,7 @@ impl Target {
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub enum MnatClientError {
     /// A certificate or key cannot be read.
     #[error("cannot read {path}: {why}")]
     File {
@@ -134,7 +134,7 @@ pub enum ClientError {
     Request(String, String),
 }
 
-impl ClientError {
+impl MnatClientError {
     /// The `code` label of metrics, where there is no status.
     pub fn label(&self) -> &'static str {
         match self {
@@ -158,14 +158,14 @@ struct Connection {
 }
 
 /// The client.
-pub struct Client {
+pub struct MnatClient {
     target: Target,
     server: String,
     connection: Option<Connection>,
     patience: Duration,
 }
 
-impl Client {
+impl MnatClient {
     /// A client without a connection.
     pub fn new(target: Target) -> Self {
         let server = match target.host.contains(':') {
@@ -189,10 +189,10 @@ impl Client {
     ///
     /// # Errors
     /// All that prevents an answer. The next request makes a new connection.
-    pub async fn send(&mut self, request: &Request) -> Result<(u16, Vec<u8>), ClientError> {
+    pub async fn send(&mut self, request: &MnatRequest) -> Result<(u16, Vec<u8>), MnatClientError> {
         let answer = match timeout(self.patience, self.exchange(request)).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Slow(self.server.clone(), self.patience)),
+            Err(_) => Err(MnatClientError::Slow(self.server.clone(), self.patience)),
         };
         if answer.is_err() {
             self.connection = None;
@@ -200,7 +200,7 @@ impl Client {
         answer
     }
 
-    async fn exchange(&mut self, request: &Request) -> Result<(u16, Vec<u8>), ClientError> {
+    async fn exchange(&mut self, request: &MnatRequest) -> Result<(u16, Vec<u8>), MnatClientError> {
         let connection = match self.connection.take() {
             // Half written certificates are no reason to give up a connection that works.
             Some(c) if c.stamps == self.stamps() || self.config().is_err() => c,
@@ -209,7 +209,7 @@ impl Client {
         let connection = self.connection.insert(connection);
         let sent = ask(&self.server, &mut connection.send, request).await;
         match sent {
-            Err(ClientError::Dropped(server, why)) => {
+            Err(MnatClientError::Dropped(server, why)) => {
                 let words = timeout(LAST_WORDS, &mut connection.ended).await;
                 let why = words.ok().and_then(|w| w.ok().flatten()).unwrap_or(why);
                 Err(self.broken(server, why))
@@ -220,15 +220,15 @@ impl Client {
 
     /// A TLS alert comes as the end of a connection that seemed good: TLS 1.3 lets the server
     /// judge our certificate after we think that all is done.
-    fn broken(&self, server: String, why: String) -> ClientError {
+    fn broken(&self, server: String, why: String) -> MnatClientError {
         let Some((_, alert)) = why.split_once("received fatal alert: ") else {
-            return ClientError::Dropped(server, why);
+            return MnatClientError::Dropped(server, why);
         };
         let hint = match self.target.present(&self.target.cert) {
             Some(cert) => format!("it may not accept our certificate {}", cert.display()),
             None => "it may want a certificate, and `cert` names none".into(),
         };
-        ClientError::Refused {
+        MnatClientError::Refused {
             server,
             alert: alert.into(),
             hint,
@@ -243,7 +243,7 @@ impl Client {
         self.target.files().map(stamp).collect()
     }
 
-    fn config(&self) -> Result<ClientConfig, ClientError> {
+    fn config(&self) -> Result<ClientConfig, MnatClientError> {
         let target = &self.target;
         let mut roots = RootCertStore::empty();
         match target.present(&target.ca) {
@@ -258,18 +258,18 @@ impl Client {
             }
         }
         if roots.is_empty() {
-            return Err(ClientError::NoCa);
+            return Err(MnatClientError::NoCa);
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|e| ClientError::Tls(self.server.clone(), e.to_string()))?
+            .map_err(|e| MnatClientError::Tls(self.server.clone(), e.to_string()))?
             .with_root_certificates(roots);
         let mut config = match target.present(&target.cert) {
             Some(cert) => {
                 let key = target.present(&target.key).unwrap_or(cert);
                 let own = PrivateKeyDer::from_pem_file(key).map_err(|e| file(key, e))?;
-                let unfit = |e: rustls::Error| ClientError::Own {
+                let unfit = |e: rustls::Error| MnatClientError::Own {
                     path: cert.into(),
                     why: e.to_string(),
                 };
@@ -282,14 +282,14 @@ impl Client {
         Ok(config)
     }
 
-    async fn connect(&self) -> Result<Connection, ClientError> {
+    async fn connect(&self) -> Result<Connection, MnatClientError> {
         let stamps = self.stamps();
         let config = self.config()?;
         let server = &self.server;
         let host = &self.target.host;
         let name = ServerName::try_from(host.clone());
-        let name = name.map_err(|_| ClientError::Name(host.clone()))?;
-        let refused = |e| ClientError::Connect(server.clone(), e);
+        let name = name.map_err(|_| MnatClientError::Name(host.clone()))?;
+        let refused = |e| MnatClientError::Connect(server.clone(), e);
         let addresses = lookup_host((host.as_str(), self.target.port)).await;
         let tcp = first_of(addresses.map_err(refused)?).await;
         let tcp = tcp.map_err(refused)?;
@@ -298,7 +298,7 @@ impl Client {
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp);
         let tls = tls.await.map_err(|e| self.tls(&e))?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(ClientError::NotHttp2(server.clone()));
+            return Err(MnatClientError::NotHttp2(server.clone()));
         }
         // The server speaks first: its settings, or an alert if it does not want us, which would
         // be lost once we wrote to what it has closed.
@@ -326,18 +326,18 @@ impl Client {
         })
     }
 
-    fn tls(&self, error: &io::Error) -> ClientError {
+    fn tls(&self, error: &io::Error) -> MnatClientError {
         let server = self.server.clone();
         let inner = error.get_ref().and_then(|e| e.downcast_ref());
         match inner {
             Some(rustls::Error::InvalidCertificate(why)) => {
-                ClientError::Server(server, self.judgement(why))
+                MnatClientError::Server(server, self.judgement(why))
             }
             Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
-                ClientError::NotHttp2(server)
+                MnatClientError::NotHttp2(server)
             }
             Some(rustls::Error::AlertReceived(_)) => self.broken(server, error.to_string()),
-            _ => ClientError::Tls(server, error.to_string()),
+            _ => MnatClientError::Tls(server, error.to_string()),
         }
     }
 
@@ -362,8 +362,8 @@ impl Client {
     }
 }
 
-fn file(path: &Path, why: impl ToString) -> ClientError {
-    ClientError::File {
+fn file(path: &Path, why: impl ToString) -> MnatClientError {
+    MnatClientError::File {
         path: path.into(),
         why: why.to_string(),
     }
@@ -408,7 +408,7 @@ async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, MnatClientError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates: Vec<_> = read.map_err(|e| file(path, e))?;
     if certificates.is_empty() {
@@ -420,9 +420,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError
 async fn ask(
     server: &str,
     send: &mut SendRequest<Bytes>,
-    request: &Request,
-) -> Result<(u16, Vec<u8>), ClientError> {
-    let dropped = |e: h2::Error| ClientError::Dropped(server.into(), e.to_string());
+    request: &MnatRequest,
+) -> Result<(u16, Vec<u8>), MnatClientError> {
+    let dropped = |e: h2::Error| MnatClientError::Dropped(server.into(), e.to_string());
     let head = http::Request::builder()
         .method(request.method)
         .uri(format!("https://{server}{}", request.path))
@@ -430,7 +430,7 @@ async fn ask(
         .header("content-type", CONTENT_TYPE)
         .header("accept", CONTENT_TYPE)
         .body(())
-        .map_err(|e| ClientError::Request(server.into(), e.to_string()))?;
+        .map_err(|e| MnatClientError::Request(server.into(), e.to_string()))?;
     let mut ready = send.clone().ready().await.map_err(dropped)?;
     let (answer, mut body) = ready
         .send_request(head, request.body.is_none())
@@ -446,7 +446,7 @@ async fn ask(
         // What was read makes room for more; a connection that is gone needs none.
         let _ = body.flow_control().release_capacity(piece.len());
         if bytes.len() + piece.len() > LONGEST_ANSWER {
-            return Err(ClientError::TooLong(server.into()));
+            return Err(MnatClientError::TooLong(server.into()));
         }
         bytes.extend_from_slice(&piece);
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::client::Target;
-use super::protocol::Role;
+use super::protocol::MnatRole;
 use crate::model::IfName;
 
 /// How long mappings last that the server does not confirm, where nothing else is said.
@@ -55,7 +55,7 @@ impl JoinSources {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Which end this is.
-    pub role: Role,
+    pub role: MnatRole,
     /// The server, and the certificates.
     pub target: Target,
     /// Where streams come from.

@@ -41,7 +41,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 /// What a file holds now.
 #[derive(Debug)]
-pub enum Seen {
+pub enum FileContent {
     /// These bytes.
     Bytes(Vec<u8>),
     /// There is none.
@@ -52,7 +52,7 @@ pub enum Seen {
 
 /// Looks at one file.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatch {
     path: PathBuf,
     /// The state that was told last.
     told: Option<Option<Stamp>>,
@@ -60,7 +60,7 @@ pub struct Watch {
     fresh: Option<(Option<Stamp>, Instant)>,
 }
 
-impl Watch {
+impl FileWatch {
     /// A file not looked at yet.
     pub fn new(path: PathBuf) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Watch {
     }
 
     /// Looks, and tells what the file holds where that changed. The first look always tells.
-    pub fn look(&mut self, now: Instant) -> Option<Seen> {
+    pub fn look(&mut self, now: Instant) -> Option<FileContent> {
         let there = stamp(&self.path);
         let Some(told) = self.told else {
             return Some(self.tell(there));
@@ -98,13 +98,13 @@ impl Watch {
         }
     }
 
-    fn tell(&mut self, there: Option<Stamp>) -> Seen {
+    fn tell(&mut self, there: Option<Stamp>) -> FileContent {
         self.told = Some(there);
         self.fresh = None;
         match read(&self.path) {
-            Ok(bytes) => Seen::Bytes(bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Seen::Gone,
-            Err(e) => Seen::Unreadable(e),
+            Ok(bytes) => FileContent::Bytes(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => FileContent::Gone,
+            Err(e) => FileContent::Unreadable(e),
         }
     }
 }
@@ -147,9 +147,9 @@ pub fn write(path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn bytes(seen: Option<Seen>) -> String {
+    fn bytes(seen: Option<FileContent>) -> String {
         match seen {
-            Some(Seen::Bytes(bytes)) => String::from_utf8(bytes).unwrap(),
+            Some(FileContent::Bytes(bytes)) => String::from_utf8(bytes).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -159,8 +159,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sgs");
         let start = Instant::now();
-        let mut watch = Watch::new(path.clone());
-        assert!(matches!(watch.look(start), Some(Seen::Gone)));
+        let mut watch = FileWatch::new(path.clone());
+        assert!(matches!(watch.look(start), Some(FileContent::Gone)));
         assert!(watch.look(start).is_none());
         fs::write(&path, "one\n").unwrap();
         assert!(watch.look(start).is_none());
@@ -185,16 +185,16 @@ mod tests {
         assert!(watch.look(moved + STILL).is_none());
         assert!(watch.look(moved + STILL * 2).is_none());
         let gone = watch.look(moved + STILL + STILL_EMPTY);
-        assert!(matches!(gone, Some(Seen::Gone)));
+        assert!(matches!(gone, Some(FileContent::Gone)));
     }
 
     #[test]
     fn a_folder_is_no_joinfile() {
         let folder = tempfile::tempdir().unwrap();
-        let mut watch = Watch::new(folder.path().to_path_buf());
+        let mut watch = FileWatch::new(folder.path().to_path_buf());
         assert!(matches!(
             watch.look(Instant::now()),
-            Some(Seen::Unreadable(_))
+            Some(FileContent::Unreadable(_))
         ));
     }
 

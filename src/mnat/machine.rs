@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::mappings::{Change, Mappings, Stand, Weight};
-use super::protocol::{self, Answer, Fault, Mapping, Op, Request, Role};
+use super::mappings::{MappingChange, MappingReport, Mappings, Weight};
+use super::protocol::{self, Mapping, MnatRequest, MnatRole, Op, ProtocolFault, ServerResponse};
 
 /// How often the mappings are asked for.
 pub const POLL_EVERY: Duration = Duration::from_secs(10);
@@ -30,9 +30,9 @@ const MOST_REFUSALS: u32 = 3;
 const ASM_REFUSED_FOR: Duration = Duration::from_secs(60);
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum MnatEvent {
     /// A mapping changed.
-    Change(Change),
+    Change(MappingChange),
     /// The mappings were asked for and answered.
     Polled {
         /// The server knows all joins, in this session: what it does not name is gone.
@@ -73,7 +73,7 @@ enum Session {
 /// The machine.
 #[derive(Debug)]
 pub struct Machine {
-    role: Role,
+    role: MnatRole,
     grace: Duration,
     born: Instant,
     random: u64,
@@ -100,12 +100,12 @@ pub struct Machine {
     up: bool,
     mappings: Mappings,
     oddities: BTreeSet<String>,
-    events: VecDeque<Event>,
+    events: VecDeque<MnatEvent>,
 }
 
 impl Machine {
     /// A machine that knows nothing yet. `seed` varies the waits between attempts.
-    pub fn new(role: Role, grace: Duration, now: Instant, seed: u64) -> Self {
+    pub fn new(role: MnatRole, grace: Duration, now: Instant, seed: u64) -> Self {
         Self {
             role,
             grace,
@@ -136,7 +136,7 @@ impl Machine {
     }
 
     /// Which side this is.
-    pub fn role(&self) -> Role {
+    pub fn role(&self) -> MnatRole {
         self.role
     }
 
@@ -146,7 +146,7 @@ impl Machine {
     }
 
     /// The next thing that happened.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<MnatEvent> {
         self.events.pop_front()
     }
 
@@ -172,7 +172,7 @@ impl Machine {
         let left_out = self.mappings.left_out();
         let changes = self.mappings.want(now, wanted);
         if self.mappings.left_out() != left_out {
-            let left_out = Event::LeftOut(self.mappings.left_out());
+            let left_out = MnatEvent::LeftOut(self.mappings.left_out());
             self.events.push_back(left_out);
         }
         if let Some(changes) = changes {
@@ -181,13 +181,14 @@ impl Machine {
         }
     }
 
-    fn tell(&mut self, changes: Vec<Change>) {
-        self.events.extend(changes.into_iter().map(Event::Change));
+    fn tell(&mut self, changes: Vec<MappingChange>) {
+        self.events
+            .extend(changes.into_iter().map(MnatEvent::Change));
     }
 
     /// The next request to send, if one is due. Its outcome must be told to
     /// [`Machine::handle_outcome`]; until then there is no other.
-    pub fn poll_request(&mut self, now: Instant) -> Option<Request> {
+    pub fn poll_request(&mut self, now: Instant) -> Option<MnatRequest> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -196,19 +197,19 @@ impl Machine {
             return None;
         }
         let request = match (&self.session, op) {
-            (Session::Nameless, _) => Request::new_watcher(),
-            (Session::Named(id), _) => Request::register(self.role, id),
+            (Session::Nameless, _) => MnatRequest::new_watcher(),
+            (Session::Named(id), _) => MnatRequest::register(self.role, id),
             (Session::Registered(id), Op::Join) => {
                 let asm = !self.asm_suspect && self.asm_refused_until.is_none_or(|t| now >= t);
                 let joined = self.mappings.wanted();
                 let joined = joined.filter(|c| asm || c.source().is_some());
-                let request = Request::join(id, joined);
+                let request = MnatRequest::join(id, joined);
                 self.asm_sent = asm && self.asm_wanted().next().is_some();
                 self.dirty = false;
                 request
             }
-            (Session::Registered(id), Op::Refresh) => Request::refresh(id),
-            (Session::Registered(id), _) => Request::poll(id),
+            (Session::Registered(id), Op::Refresh) => MnatRequest::refresh(id),
+            (Session::Registered(id), _) => MnatRequest::poll(id),
         };
         self.in_flight = Some(request.op);
         Some(request)
@@ -257,7 +258,7 @@ impl Machine {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.up && self.contact.is_none_or(|c| now >= c + self.patience()) {
             self.up = false;
-            self.events.push_back(Event::Away);
+            self.events.push_back(MnatEvent::Away);
         }
         if self.expiry().is_some_and(|at| now >= at) {
             let over = self.mappings.expire(now, self.keep());
@@ -290,13 +291,13 @@ impl Machine {
             Err(why) => return self.failed(now, op, why),
         };
         match read {
-            Ok(Answer::Forgotten) => self.forgotten(now),
+            Ok(ServerResponse::Forgotten) => self.forgotten(now),
             Ok(answer) => {
                 self.succeeded(now, op);
                 self.handle_answer(now, op, answer);
             }
             Err(fault) => {
-                let refused = matches!(fault, Fault::Status { .. });
+                let refused = matches!(fault, ProtocolFault::Status { .. });
                 self.refusals += u32::from(refused);
                 self.failed(now, op, fault.to_string());
                 let stale = op == Op::Register && refused;
@@ -320,7 +321,7 @@ impl Machine {
         self.contact = Some(now);
         if !self.up {
             self.up = true;
-            self.events.push_back(Event::Back);
+            self.events.push_back(MnatEvent::Back);
         }
     }
 
@@ -330,7 +331,7 @@ impl Machine {
         let news = self.last_failure.as_ref() != Some(&failure);
         self.last_failure = Some(failure.clone());
         let (op, why) = failure;
-        self.events.push_back(Event::Failed { op, why, news });
+        self.events.push_back(MnatEvent::Failed { op, why, news });
         self.put_off(now, op);
         if op == Op::Join {
             self.dirty = true;
@@ -351,7 +352,7 @@ impl Machine {
 
     fn forgotten(&mut self, now: Instant) {
         self.heard(now);
-        self.events.push_back(Event::Forgotten);
+        self.events.push_back(MnatEvent::Forgotten);
         let young = self.session_polled.is_none();
         self.start_anew(now);
         if young {
@@ -374,23 +375,23 @@ impl Machine {
         self.mappings.doubt();
     }
 
-    fn handle_answer(&mut self, now: Instant, op: Op, answer: Answer) {
+    fn handle_answer(&mut self, now: Instant, op: Op, answer: ServerResponse) {
         match (op, answer) {
-            (_, Answer::Watcher { id, refresh }) => {
+            (_, ServerResponse::Watcher { id, refresh }) => {
                 self.session = Session::Named(id);
                 self.refresh_every = refresh;
                 self.refresh_at = now + refresh;
             }
-            (_, Answer::Mappings { mappings, oddities }) => {
+            (_, ServerResponse::Mappings { mappings, oddities }) => {
                 self.poll_at = next_beat(self.poll_at, POLL_EVERY, now);
                 self.polled(now, mappings, oddities);
             }
             (Op::Register, _) => {
                 if let Session::Named(id) = &self.session {
                     self.session = Session::Registered(id.clone());
-                    self.dirty = self.role == Role::Egress;
+                    self.dirty = self.role == MnatRole::Egress;
                     self.poll_at = now;
-                    self.events.push_back(Event::Registered);
+                    self.events.push_back(MnatEvent::Registered);
                 }
             }
             (Op::Join, _) => {
@@ -399,7 +400,7 @@ impl Machine {
                 let asm: Vec<Channel> = self.asm_wanted().collect();
                 if self.asm_suspect && !self.asm_sent && !asm.is_empty() {
                     self.asm_refused_until = Some(now + ASM_REFUSED_FOR);
-                    self.events.push_back(Event::AsmRefused(asm));
+                    self.events.push_back(MnatEvent::AsmRefused(asm));
                 } else if self.asm_sent || asm.is_empty() {
                     self.asm_refused_until = None;
                 }
@@ -414,8 +415,8 @@ impl Machine {
         let began = *self.session_polled.get_or_insert(now);
         // A server that starts anew knows of no joins until all egresses have told theirs.
         let settled = match self.role {
-            Role::Egress => self.told,
-            Role::Ingress => now >= began + self.patience(),
+            MnatRole::Egress => self.told,
+            MnatRole::Ingress => now >= began + self.patience(),
         };
         let weight = Weight {
             session: self.session_number,
@@ -424,22 +425,22 @@ impl Machine {
         };
         for oddity in &oddities {
             if !self.oddities.contains(oddity) {
-                self.events.push_back(Event::Oddity(oddity.clone()));
+                self.events.push_back(MnatEvent::Oddity(oddity.clone()));
             }
         }
         self.oddities = oddities.into_iter().collect();
         let (changes, odd) = self.mappings.compare(now, mappings, weight);
-        self.events.extend(odd.into_iter().map(Event::Oddity));
+        self.events.extend(odd.into_iter().map(MnatEvent::Oddity));
         self.tell(changes);
-        self.events.push_back(Event::Polled { settled });
+        self.events.push_back(MnatEvent::Polled { settled });
     }
 
     /// Every global channel that is mapped or wanted, in order.
-    pub fn standings(&self) -> Vec<Stand> {
+    pub fn standings(&self) -> Vec<MappingReport> {
         self.mappings.standings(self.up)
     }
 
-    /// How many mappings stand in each way, in the order of [`super::Standing::ALL`].
+    /// How many mappings stand in each way, in the order of [`super::MappingStatus::ALL`].
     pub fn counts(&self) -> [usize; 4] {
         self.mappings.counts(self.up)
     }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::protocol::{Mapping, Request, Role, State};
+use super::protocol::{AssignmentState, Mapping, MnatRequest, MnatRole};
 
 /// A mapping that came, went, or is another one now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum MappingChange {
     /// A global channel goes through the network as a local one.
     Add {
         /// The global channel.
@@ -25,7 +25,7 @@ pub enum Change {
         /// The local one it had.
         local: Channel,
         /// Why.
-        why: Gone,
+        why: MappingEnd,
     },
     /// It goes through as another local one; the old one is still good for a moment.
     Swap {
@@ -40,7 +40,7 @@ pub enum Change {
 
 /// Why a mapping went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
+pub enum MappingEnd {
     /// Nobody wants it here any more.
     Unwanted,
     /// The server took it back.
@@ -51,7 +51,7 @@ pub enum Gone {
     GraceOver,
 }
 
-impl Gone {
+impl MappingEnd {
     /// In words.
     pub fn words(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl Gone {
 
 /// How a mapping stands, to those who look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Standing {
+pub enum MappingStatus {
     /// The server says so.
     Assigned,
     /// The server said so; it is away, or does not know all joins again yet.
@@ -76,7 +76,7 @@ pub enum Standing {
     Conflict,
 }
 
-impl Standing {
+impl MappingStatus {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Assigned, Self::Held, Self::Unassigned, Self::Conflict];
 
@@ -108,9 +108,9 @@ struct Entry {
 }
 
 impl Entry {
-    fn end(&mut self, global: Channel, why: Gone) -> Option<Change> {
+    fn end(&mut self, global: Channel, why: MappingEnd) -> Option<MappingChange> {
         let local = self.local.take()?;
-        Some(Change::Remove { global, local, why })
+        Some(MappingChange::Remove { global, local, why })
     }
 }
 
@@ -128,7 +128,7 @@ pub(super) struct Weight {
 /// All that is wanted or mapped.
 #[derive(Debug)]
 pub(super) struct Mappings {
-    role: Role,
+    role: MnatRole,
     wanted: BTreeMap<Channel, Instant>,
     /// How many more are wanted than a request can tell.
     left_out: usize,
@@ -138,7 +138,7 @@ pub(super) struct Mappings {
 }
 
 impl Mappings {
-    pub fn new(role: Role) -> Self {
+    pub fn new(role: MnatRole) -> Self {
         Self {
             role,
             wanted: BTreeMap::new(),
@@ -153,12 +153,12 @@ impl Mappings {
     }
 
     /// See [`super::Machine::want`]; `None` where nothing changed.
-    pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) -> Option<Vec<Change>> {
+    pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) -> Option<Vec<MappingChange>> {
         let same = self.left_out == 0 && wanted.iter().eq(self.wanted.keys());
-        if self.role != Role::Egress || same {
+        if self.role != MnatRole::Egress || same {
             return None;
         }
-        let room = Request::room_for(wanted.iter().copied());
+        let room = MnatRequest::room_for(wanted.iter().copied());
         self.left_out = wanted.len() - room;
         let new = wanted.iter().take(room);
         if new.clone().eq(self.wanted.keys()) {
@@ -173,7 +173,7 @@ impl Mappings {
         entries.retain(|global, entry| {
             let stays = wanted.contains_key(global);
             if !stays {
-                changes.extend(entry.end(*global, Gone::Unwanted));
+                changes.extend(entry.end(*global, MappingEnd::Unwanted));
             }
             stays
         });
@@ -197,12 +197,12 @@ impl Mappings {
     }
 
     /// Gives up what was not confirmed for so long.
-    pub fn expire(&mut self, now: Instant, keep: Duration) -> Vec<Change> {
+    pub fn expire(&mut self, now: Instant, keep: Duration) -> Vec<MappingChange> {
         let mut changes = Vec::new();
         self.entries.retain(|global, entry| {
             let over = entry.local.is_some() && now >= entry.confirmed + keep;
             if over {
-                changes.extend(entry.end(*global, Gone::GraceOver));
+                changes.extend(entry.end(*global, MappingEnd::GraceOver));
             }
             !over
         });
@@ -221,14 +221,14 @@ impl Mappings {
         now: Instant,
         said: Vec<Mapping>,
         weight: Weight,
-    ) -> (Vec<Change>, Vec<String>) {
+    ) -> (Vec<MappingChange>, Vec<String>) {
         let (mut changes, mut oddities) = (Vec::new(), Vec::new());
         let mut unassigned = BTreeSet::new();
         self.doubt();
         let owners = self.owners(&said);
         for Mapping { global, state } in said {
             let since = self.wanted.get(&global);
-            if self.role == Role::Egress && since.is_none() {
+            if self.role == MnatRole::Egress && since.is_none() {
                 continue;
             }
             let entry = self.entries.entry(global).or_insert(Entry {
@@ -241,40 +241,40 @@ impl Mappings {
             });
             entry.conflict = false;
             let state = match state {
-                State::Assigned(local) => match owners.get(&local) {
+                AssignmentState::Assigned(local) => match owners.get(&local) {
                     Some(owner) if *owner != global => {
                         entry.conflict = true;
-                        State::Unusable(format!("{local} is that of {owner} too"))
+                        AssignmentState::Unusable(format!("{local} is that of {owner} too"))
                     }
-                    _ => State::Assigned(local),
+                    _ => AssignmentState::Assigned(local),
                 },
                 other => other,
             };
             match state {
-                State::Assigned(local) => {
+                AssignmentState::Assigned(local) => {
                     entry.current = true;
                     entry.confirmed = now;
                     entry.session = weight.session;
                     entry.why = None;
                     changes.extend(match entry.local.replace(local) {
                         Some(old) if old == local => None,
-                        Some(old) => Some(Change::Swap {
+                        Some(old) => Some(MappingChange::Swap {
                             global,
                             old,
                             new: local,
                         }),
-                        None => Some(Change::Add {
+                        None => Some(MappingChange::Add {
                             global,
                             local,
                             waited: since.map(|since| now.saturating_duration_since(*since)),
                         }),
                     });
                 }
-                State::Unassigned => {
+                AssignmentState::Unassigned => {
                     entry.why = None;
                     unassigned.insert(global);
                 }
-                State::Unusable(why) => {
+                AssignmentState::Unusable(why) => {
                     if entry.why.as_ref() != Some(&why) {
                         oddities.push(format!("{global}: {why}"));
                     }
@@ -293,11 +293,11 @@ impl Mappings {
     fn owners(&self, said: &[Mapping]) -> BTreeMap<Channel, Channel> {
         let mut owners = BTreeMap::new();
         for mapping in said {
-            let State::Assigned(local) = mapping.state else {
+            let AssignmentState::Assigned(local) = mapping.state else {
                 continue;
             };
             let global = mapping.global;
-            if self.role == Role::Egress && !self.wanted.contains_key(&global) {
+            if self.role == MnatRole::Egress && !self.wanted.contains_key(&global) {
                 continue;
             }
             let owner = owners.entry(local).or_insert(global);
@@ -314,7 +314,7 @@ impl Mappings {
         &mut self,
         weight: Weight,
         unassigned: &BTreeSet<Channel>,
-        changes: &mut Vec<Change>,
+        changes: &mut Vec<MappingChange>,
     ) {
         if self.entries.values().all(|e| e.current) {
             return;
@@ -329,9 +329,9 @@ impl Mappings {
             let unreadable = entry.why.is_some();
             let knows = weight.settled || entry.session == weight.session;
             let why = match entry.local {
-                Some(local) if taken.contains(&local) => Gone::GivenAway,
-                Some(_) if named && knows => Gone::TakenBack,
-                Some(_) if !named && !unreadable && knows && weight.whole => Gone::TakenBack,
+                Some(local) if taken.contains(&local) => MappingEnd::GivenAway,
+                Some(_) if named && knows => MappingEnd::TakenBack,
+                Some(_) if !named && !unreadable && knows && weight.whole => MappingEnd::TakenBack,
                 // Never assigned, and not even named any more.
                 None if !named && !unreadable => return false,
                 _ => return true,
@@ -342,19 +342,19 @@ impl Mappings {
     }
 
     /// See [`super::Machine::standings`].
-    pub fn standings(&self, up: bool) -> Vec<Stand> {
+    pub fn standings(&self, up: bool) -> Vec<MappingReport> {
         let globals = self.wanted.keys().chain(self.entries.keys());
         let globals: BTreeSet<Channel> = globals.copied().collect();
         let stand = |global| {
             let entry = self.entries.get(&global);
             let local = entry.and_then(|e| e.local);
             let standing = match entry {
-                Some(e) if local.is_some() && e.current && up => Standing::Assigned,
-                Some(_) if local.is_some() => Standing::Held,
-                Some(e) if e.conflict => Standing::Conflict,
-                _ => Standing::Unassigned,
+                Some(e) if local.is_some() && e.current && up => MappingStatus::Assigned,
+                Some(_) if local.is_some() => MappingStatus::Held,
+                Some(e) if e.conflict => MappingStatus::Conflict,
+                _ => MappingStatus::Unassigned,
             };
-            Stand {
+            MappingReport {
                 global,
                 local,
                 standing,
@@ -364,7 +364,7 @@ impl Mappings {
         globals.into_iter().map(stand).collect()
     }
 
-    /// How many stand in each way, in the order of [`Standing::ALL`].
+    /// How many stand in each way, in the order of [`MappingStatus::ALL`].
     pub fn counts(&self, up: bool) -> [usize; 4] {
         let assigned = self.entries.values().filter(|e| e.local.is_some());
         let (mut current, mut held) = (0, 0);
@@ -391,13 +391,13 @@ impl Mappings {
 
 /// A global channel and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stand {
+pub struct MappingReport {
     /// The global channel.
     pub global: Channel,
     /// The local one in use.
     pub local: Option<Channel>,
     /// How it stands.
-    pub standing: Standing,
+    pub standing: MappingStatus,
     /// Why what the server says of it cannot be used.
     pub why: Option<String>,
 }

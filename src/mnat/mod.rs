@@ -2,11 +2,11 @@
 //! the server that owns the mappings.
 //!
 //! ```text
-//!  joinfile ──▶ files ──┐                        ┌──▶ Change: Add, Remove, Swap
+//!  joinfile ──▶ files ──┐                        ┌──▶ MappingChange: Add, Remove, Swap
 //!                       ├─ want ─▶ machine ──────┤
 //!  memberships ─────────┘   ▲         │          └──▶ joinfile (ingress)
 //!                           │         ▼
-//!                     outcome      Request ──▶ client ──▶ the server
+//!                     outcome      MnatRequest ──▶ client ──▶ the server
 //! ```
 //!
 //! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] are pure: time comes in as an argument.
@@ -24,7 +24,7 @@ pub mod protocol;
 
 pub use channel::{Channel, ChannelError};
 pub use config::Config;
-pub use machine::{Event, Machine};
-pub use mappings::{Change, Gone, Stand, Standing};
-pub use plan::{Plan, Step};
-pub use protocol::{Mapping, Role, State};
+pub use machine::{Machine, MnatEvent};
+pub use mappings::{MappingChange, MappingEnd, MappingReport, MappingStatus};
+pub use plan::{RoutePlan, RouteStep};
+pub use protocol::{AssignmentState, Mapping, MnatRole};

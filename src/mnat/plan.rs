@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::machine::POLL_EVERY;
-use super::mappings::Change;
-use super::protocol::Role;
+use super::mappings::MappingChange;
+use super::protocol::MnatRole;
 
 /// How long an ingress goes on with the old local channel: a poll of every egress, and the time
 /// to answer it.
@@ -25,7 +25,7 @@ pub const OVERLAP: Duration = Duration::from_secs(POLL_EVERY.as_secs() * 3);
 
 /// A change of the rewriting routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum RouteStep {
     /// Take `matched` upstream and send it downstream as `rewritten`; in place of what was done
     /// with it before.
     Install {
@@ -50,18 +50,18 @@ struct Lingering {
 
 /// The routes of all mappings.
 #[derive(Debug)]
-pub struct Plan {
-    role: Role,
+pub struct RoutePlan {
+    role: MnatRole,
     /// What is taken, to what leaves.
     routes: BTreeMap<Channel, Channel>,
     /// Global channels between two mappings.
     lingering: BTreeMap<Channel, Lingering>,
-    steps: VecDeque<Step>,
+    steps: VecDeque<RouteStep>,
 }
 
-impl Plan {
+impl RoutePlan {
     /// No routes.
-    pub fn new(role: Role) -> Self {
+    pub fn new(role: MnatRole) -> Self {
         Self {
             role,
             routes: BTreeMap::new(),
@@ -71,28 +71,28 @@ impl Plan {
     }
 
     /// Takes a change in.
-    pub fn apply(&mut self, now: Instant, change: &Change) {
+    pub fn apply(&mut self, now: Instant, change: &MappingChange) {
         match *change {
-            Change::Add { global, local, .. } => {
+            MappingChange::Add { global, local, .. } => {
                 self.make_way(global, local);
                 self.settle(global);
                 self.install(global, local);
             }
-            Change::Remove { global, local, .. } => {
+            MappingChange::Remove { global, local, .. } => {
                 let lingering = self.lingering.remove(&global);
                 let old = lingering.map(|l| l.old);
                 for local in std::iter::once(local).chain(old) {
                     self.withdraw(global, local);
                 }
             }
-            Change::Swap { global, old, new } => {
+            MappingChange::Swap { global, old, new } => {
                 self.make_way(global, new);
                 // An ingress that has not come to the last one yet goes on with the one before.
                 let waits = self.lingering.get(&global).copied();
                 let (old, until) = match (self.role, waits) {
-                    (Role::Ingress, Some(waits)) => (waits.old, waits.until),
-                    (Role::Ingress, None) => (old, now + LEAD),
-                    (Role::Egress, _) => {
+                    (MnatRole::Ingress, Some(waits)) => (waits.old, waits.until),
+                    (MnatRole::Ingress, None) => (old, now + LEAD),
+                    (MnatRole::Egress, _) => {
                         self.settle(global);
                         self.install(global, new);
                         (old, now + OVERLAP)
@@ -119,22 +119,23 @@ impl Plan {
             return;
         };
         match self.role {
-            Role::Ingress => self.install(global, new),
-            Role::Egress => self.withdraw(global, old),
+            MnatRole::Ingress => self.install(global, new),
+            MnatRole::Egress => self.withdraw(global, old),
         }
     }
 
     fn route(&self, global: Channel, local: Channel) -> (Channel, Channel) {
         match self.role {
-            Role::Ingress => (global, local),
-            Role::Egress => (local, global),
+            MnatRole::Ingress => (global, local),
+            MnatRole::Egress => (local, global),
         }
     }
 
     fn install(&mut self, global: Channel, local: Channel) {
         let (matched, rewritten) = self.route(global, local);
         if self.routes.insert(matched, rewritten) != Some(rewritten) {
-            self.steps.push_back(Step::Install { matched, rewritten });
+            self.steps
+                .push_back(RouteStep::Install { matched, rewritten });
         }
     }
 
@@ -142,20 +143,20 @@ impl Plan {
         let (matched, rewritten) = self.route(global, local);
         let ours = match self.role {
             // Between two mappings the route may still hold the old one.
-            Role::Ingress => self.routes.contains_key(&matched),
+            MnatRole::Ingress => self.routes.contains_key(&matched),
             // Another mapping may have taken the local channel over.
-            Role::Egress => self.routes.get(&matched) == Some(&rewritten),
+            MnatRole::Egress => self.routes.get(&matched) == Some(&rewritten),
         };
         if ours {
             self.routes.remove(&matched);
-            self.steps.push_back(Step::Withdraw { matched });
+            self.steps.push_back(RouteStep::Withdraw { matched });
         }
     }
 
     /// Routes whose first packet ends the time between two mappings: what they take, and what
     /// leaves.
     pub fn awaited(&self) -> impl Iterator<Item = (Channel, Channel)> {
-        let egress = self.role == Role::Egress;
+        let egress = self.role == MnatRole::Egress;
         let lingering = self.lingering.iter().filter(move |_| egress);
         lingering.map(|(global, l)| (l.new, *global))
     }
@@ -164,12 +165,12 @@ impl Plan {
     pub fn delivered(&mut self, matched: Channel) {
         let awaited = |(global, l): (&Channel, &Lingering)| (l.new == matched).then_some(*global);
         let done: Vec<Channel> = self.lingering.iter().filter_map(awaited).collect();
-        if self.role == Role::Egress {
+        if self.role == MnatRole::Egress {
             done.into_iter().for_each(|global| self.settle(global));
         }
     }
 
-    /// When [`Plan::handle_timeout`] has something to do.
+    /// When [`RoutePlan::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.lingering.values().map(|l| l.until).min()
     }
@@ -182,7 +183,7 @@ impl Plan {
     }
 
     /// The next change of the routes.
-    pub fn poll_step(&mut self) -> Option<Step> {
+    pub fn poll_step(&mut self) -> Option<RouteStep> {
         self.steps.pop_front()
     }
 
@@ -194,7 +195,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mappings::Gone;
+    use super::super::mappings::MappingEnd;
     use super::*;
 
     fn channel(source: &str, group: &str) -> Channel {
@@ -212,29 +213,29 @@ mod tests {
         ["239.1.1.1", "239.1.1.2", "239.1.1.3"].map(|group| channel("10.9.1.2", group))
     }
 
-    fn add(global: Channel, local: Channel) -> Change {
-        Change::Add {
+    fn add(global: Channel, local: Channel) -> MappingChange {
+        MappingChange::Add {
             global,
             local,
             waited: None,
         }
     }
 
-    fn steps(plan: &mut Plan) -> Vec<Step> {
+    fn steps(plan: &mut RoutePlan) -> Vec<RouteStep> {
         std::iter::from_fn(|| plan.poll_step()).collect()
     }
 
-    fn install(matched: Channel, rewritten: Channel) -> Step {
-        Step::Install { matched, rewritten }
+    fn install(matched: Channel, rewritten: Channel) -> RouteStep {
+        RouteStep::Install { matched, rewritten }
     }
 
     #[test]
     fn an_egress_takes_both_until_the_new_one_brings_packets() {
         let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
-        let mut plan = Plan::new(Role::Egress);
+        let mut plan = RoutePlan::new(MnatRole::Egress);
         plan.apply(now, &add(g, a));
         assert_eq!(steps(&mut plan), [install(a, g)]);
-        let swap = |old, new| Change::Swap {
+        let swap = |old, new| MappingChange::Swap {
             global: g,
             old,
             new,
@@ -245,24 +246,24 @@ mod tests {
         plan.delivered(a);
         assert_eq!(steps(&mut plan), []);
         plan.delivered(b);
-        assert_eq!(steps(&mut plan), [Step::Withdraw { matched: a }]);
+        assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: a }]);
         // Silent streams: after a while.
         plan.apply(now, &swap(b, c));
         plan.handle_timeout(now + OVERLAP - Duration::from_millis(1));
         assert_eq!(steps(&mut plan), [install(c, g)]);
         assert_eq!(plan.poll_timeout(), Some(now + OVERLAP));
         plan.handle_timeout(now + OVERLAP);
-        assert_eq!(steps(&mut plan), [Step::Withdraw { matched: b }]);
+        assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: b }]);
         assert_eq!(plan.poll_timeout(), None);
     }
 
     #[test]
     fn an_ingress_goes_on_with_the_old_until_all_must_have_heard() {
         let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
-        let mut plan = Plan::new(Role::Ingress);
+        let mut plan = RoutePlan::new(MnatRole::Ingress);
         plan.apply(now, &add(g, a));
         assert_eq!(steps(&mut plan), [install(g, a)]);
-        let swap = |old, new| Change::Swap {
+        let swap = |old, new| MappingChange::Swap {
             global: g,
             old,
             new,
@@ -273,14 +274,14 @@ mod tests {
         assert_eq!(steps(&mut plan), []);
         plan.handle_timeout(now + LEAD);
         assert_eq!(steps(&mut plan), [install(g, c)]);
-        let gone = |local| Change::Remove {
+        let gone = |local| MappingChange::Remove {
             global: g,
             local,
-            why: Gone::TakenBack,
+            why: MappingEnd::TakenBack,
         };
         plan.apply(now, &swap(c, a));
         plan.apply(now, &gone(a));
-        assert_eq!(steps(&mut plan), [Step::Withdraw { matched: g }]);
+        assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: g }]);
         plan.handle_timeout(now + LEAD * 4);
         assert_eq!(steps(&mut plan), []);
     }
@@ -288,25 +289,25 @@ mod tests {
     #[test]
     fn a_local_channel_given_to_another_is_left_at_once() {
         let (now, [g, h], [a, b, _]) = (Instant::now(), globals(), locals());
-        let swap = Change::Swap {
+        let swap = MappingChange::Swap {
             global: g,
             old: a,
             new: b,
         };
-        let mut egress = Plan::new(Role::Egress);
+        let mut egress = RoutePlan::new(MnatRole::Egress);
         egress.apply(now, &add(g, a));
         egress.apply(now, &swap);
         egress.apply(now, &add(h, a));
         let expected = [
             install(a, g),
             install(b, g),
-            Step::Withdraw { matched: a },
+            RouteStep::Withdraw { matched: a },
             install(a, h),
         ];
         assert_eq!(steps(&mut egress), expected);
         egress.handle_timeout(now + OVERLAP);
         assert_eq!(steps(&mut egress), []);
-        let mut ingress = Plan::new(Role::Ingress);
+        let mut ingress = RoutePlan::new(MnatRole::Ingress);
         ingress.apply(now, &add(g, a));
         ingress.apply(now, &swap);
         ingress.apply(now, &add(h, a));
@@ -319,18 +320,18 @@ mod tests {
     #[test]
     fn who_leaves_between_two_mappings_leaves_both() {
         let (now, [g, _], [a, b, _]) = (Instant::now(), globals(), locals());
-        let mut plan = Plan::new(Role::Egress);
+        let mut plan = RoutePlan::new(MnatRole::Egress);
         plan.apply(now, &add(g, a));
-        let swap = Change::Swap {
+        let swap = MappingChange::Swap {
             global: g,
             old: a,
             new: b,
         };
         plan.apply(now, &swap);
-        let gone = Change::Remove {
+        let gone = MappingChange::Remove {
             global: g,
             local: b,
-            why: Gone::Unwanted,
+            why: MappingEnd::Unwanted,
         };
         plan.apply(now, &gone);
         assert_eq!(plan.routes().count(), 0);

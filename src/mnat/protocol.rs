@@ -29,14 +29,14 @@ const LONGEST_QUOTE: usize = 200;
 
 /// What this end does with the mappings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
+pub enum MnatRole {
     /// Near senders: global in, local out.
     Ingress,
     /// Near receivers: local in, global out.
     Egress,
 }
 
-impl Role {
+impl MnatRole {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 
@@ -49,7 +49,7 @@ impl Role {
     }
 }
 
-impl fmt::Display for Role {
+impl fmt::Display for MnatRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.label())
     }
@@ -106,7 +106,7 @@ impl fmt::Display for Op {
 
 /// A request, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct MnatRequest {
     /// What it is for.
     pub op: Op,
     /// GET, POST or PUT.
@@ -117,7 +117,7 @@ pub struct Request {
     pub body: Option<Vec<u8>>,
 }
 
-impl Request {
+impl MnatRequest {
     fn new(op: Op, method: &'static str, path: String, body: Option<Value>) -> Self {
         Self {
             op,
@@ -134,14 +134,14 @@ impl Request {
     }
 
     /// Makes an id known: an egress without joins, an ingress for every source.
-    pub fn register(role: Role, id: &str) -> Self {
+    pub fn register(role: MnatRole, id: &str) -> Self {
         let (path, watcher) = match role {
-            Role::Egress => (
+            MnatRole::Egress => (
                 "/data/ietf-mnat:egress-global-joined",
                 json!({ "id": id, "joined-sg": [] }),
             ),
             // Ids of monitors are single characters: the prototype loses longer ones.
-            Role::Ingress => (
+            MnatRole::Ingress => (
                 "/data/ietf-mnat:ingress-watching",
                 json!({ "id": id, "monitor": [
                     { "id": "0", "global-source-prefix": "0.0.0.0/0" },
@@ -213,7 +213,7 @@ fn key(id: &str) -> String {
 
 /// What the server does with a global channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum AssignmentState {
     /// It goes through the network as this one. Without a source it keeps its own.
     Assigned(Channel),
     /// There is no local channel for it now.
@@ -228,12 +228,12 @@ pub struct Mapping {
     /// What senders send and receivers want.
     pub global: Channel,
     /// How it goes through the network.
-    pub state: State,
+    pub state: AssignmentState,
 }
 
 /// What an answer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum ServerResponse {
     /// To [`Op::NewWatcher`].
     Watcher {
         /// The id.
@@ -256,7 +256,7 @@ pub enum Answer {
 
 /// Why an answer is of no use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum ProtocolFault {
     /// A status that promises nothing.
     #[error("the server answers {status}{}", said(.message))]
     Status {
@@ -287,26 +287,26 @@ fn said(message: &Option<String>) -> String {
 ///
 /// # Errors
 /// All that cannot be gone on with.
-pub fn read(op: Op, status: u16, body: &[u8]) -> Result<Answer, Fault> {
+pub fn read(op: Op, status: u16, body: &[u8]) -> Result<ServerResponse, ProtocolFault> {
     if !(200..300).contains(&status) {
         // An unknown id: 500 to a refresh, 404 to a PUT. A refresh has no other way to fail.
         return match (op, status) {
-            (Op::Refresh, 400 | 404 | 500) | (Op::Join, 404) => Ok(Answer::Forgotten),
-            _ => Err(Fault::Status {
+            (Op::Refresh, 400 | 404 | 500) | (Op::Join, 404) => Ok(ServerResponse::Forgotten),
+            _ => Err(ProtocolFault::Status {
                 status,
                 message: message(body),
             }),
         };
     }
     match op {
-        Op::Register | Op::Join | Op::Refresh => Ok(Answer::Done),
+        Op::Register | Op::Join | Op::Refresh => Ok(ServerResponse::Done),
         Op::NewWatcher => watcher(&parse(body)?),
         Op::Poll => mappings(&parse(body)?),
     }
 }
 
-fn parse(body: &[u8]) -> Result<Value, Fault> {
-    serde_json::from_slice(body).map_err(|e| Fault::NotJson(e.to_string()))
+fn parse(body: &[u8]) -> Result<Value, ProtocolFault> {
+    serde_json::from_slice(body).map_err(|e| ProtocolFault::NotJson(e.to_string()))
 }
 
 /// The member of this name, with the module's prefix or without.
@@ -315,17 +315,17 @@ fn member<'v>(of: &'v Value, name: &str) -> Option<&'v Value> {
         .or_else(|| of.get(format!("ietf-mnat:{name}").as_str()))
 }
 
-fn watcher(body: &Value) -> Result<Answer, Fault> {
+fn watcher(body: &Value) -> Result<ServerResponse, ProtocolFault> {
     let inner = member(body, "output").unwrap_or(body);
     let found = |name| member(inner, name).or_else(|| member(body, name));
     let id = found("watcher-id").and_then(Value::as_str);
-    let id = id.ok_or(Fault::Lacks("a watcher-id"))?;
+    let id = id.ok_or(ProtocolFault::Lacks("a watcher-id"))?;
     if id.is_empty() || id.len() > LONGEST_ID {
-        return Err(Fault::BadId(id.len()));
+        return Err(ProtocolFault::BadId(id.len()));
     }
     let refresh = found("refresh-period").and_then(whole);
-    let refresh = refresh.ok_or(Fault::Lacks("a refresh-period"))?;
-    Ok(Answer::Watcher {
+    let refresh = refresh.ok_or(ProtocolFault::Lacks("a refresh-period"))?;
+    Ok(ServerResponse::Watcher {
         id: id.into(),
         refresh: Duration::from_secs(refresh.clamp(1, 86_400)),
     })
@@ -338,20 +338,20 @@ fn whole(value: &Value) -> Option<u64> {
         .or_else(|| value.as_str().and_then(|s| s.parse().ok()))
 }
 
-fn mappings(body: &Value) -> Result<Answer, Fault> {
-    let watcher = member(body, "watcher").ok_or(Fault::Lacks("a watcher"))?;
+fn mappings(body: &Value) -> Result<ServerResponse, ProtocolFault> {
+    let watcher = member(body, "watcher").ok_or(ProtocolFault::Lacks("a watcher"))?;
     let watcher = match watcher {
-        Value::Array(list) => list.first().ok_or(Fault::Lacks("a watcher"))?,
+        Value::Array(list) => list.first().ok_or(ProtocolFault::Lacks("a watcher"))?,
         one => one,
     };
     let watcher = watcher
         .as_object()
-        .ok_or(Fault::Lacks("a watcher that is an object"))?;
+        .ok_or(ProtocolFault::Lacks("a watcher that is an object"))?;
     if watcher.is_empty() {
-        return Ok(Answer::Forgotten);
+        return Ok(ServerResponse::Forgotten);
     }
     let list = watcher.get("mapped-sg").and_then(Value::as_array);
-    let list = list.ok_or(Fault::Lacks("a mapped-sg list"))?;
+    let list = list.ok_or(ProtocolFault::Lacks("a mapped-sg list"))?;
     let mut oddities = Vec::new();
     let mut read = Vec::with_capacity(list.len().min(MOST_MAPPINGS));
     let mut seen = ahash::AHashMap::with_capacity(read.capacity());
@@ -372,7 +372,7 @@ fn mappings(body: &Value) -> Result<Answer, Fault> {
     if list.len() > MOST_MAPPINGS {
         oddities.push(format!("only the first {MOST_MAPPINGS} are looked at"));
     }
-    Ok(Answer::Mappings {
+    Ok(ServerResponse::Mappings {
         mappings: read,
         oddities,
     })
@@ -387,12 +387,12 @@ fn mapping(entry: &Value) -> Result<Mapping, String> {
     let state = state.map(|s| s.strip_prefix("ietf-mnat:").unwrap_or(s));
     let state = match state {
         Some("assigned-local-multicast") => match entry.get("local-mapping").map(channel) {
-            Some(Ok(local)) => State::Assigned(local),
-            Some(Err(e)) => State::Unusable(format!("local-mapping: {e}")),
-            None => State::Unusable("no local-mapping".into()),
+            Some(Ok(local)) => AssignmentState::Assigned(local),
+            Some(Err(e)) => AssignmentState::Unusable(format!("local-mapping: {e}")),
+            None => AssignmentState::Unusable("no local-mapping".into()),
         },
         // Those that a later draft may bring carry nothing we could use.
-        _ => State::Unassigned,
+        _ => AssignmentState::Unassigned,
     };
     Ok(Mapping { global, state })
 }
@@ -436,7 +436,7 @@ fn quote(words: &str) -> String {
 mod tests {
     use super::*;
 
-    fn body(request: &Request) -> Value {
+    fn body(request: &MnatRequest) -> Value {
         serde_json::from_slice(request.body.as_ref().unwrap()).unwrap()
     }
 
@@ -446,7 +446,7 @@ mod tests {
             Channel::parse(Some("10.0.0.1"), "232.1.1.1").unwrap(),
             Channel::parse(None, "239.5.5.5").unwrap(),
         ];
-        let request = Request::join("A/B", joins.into_iter());
+        let request = MnatRequest::join("A/B", joins.into_iter());
         assert!(request.path.ends_with("/watcher=A%2FB"), "{}", request.path);
         assert_eq!(
             body(&request)["ietf-mnat:watcher"]["joined-sg"],
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn watcher_ids_come_bare_and_in_the_output_of_rfc_8040() {
-        let expected = Ok(Answer::Watcher {
+        let expected = Ok(ServerResponse::Watcher {
             id: "A".into(),
             refresh: Duration::from_secs(20),
         });
@@ -548,9 +548,9 @@ mod tests {
     #[test]
     fn what_means_that_an_id_is_forgotten() {
         let empty = br#"{"ietf-mnat:watcher": [{}]}"#;
-        assert_eq!(read(Op::Poll, 200, empty), Ok(Answer::Forgotten));
-        assert_eq!(read(Op::Refresh, 500, b""), Ok(Answer::Forgotten));
-        assert_eq!(read(Op::Join, 404, b""), Ok(Answer::Forgotten));
+        assert_eq!(read(Op::Poll, 200, empty), Ok(ServerResponse::Forgotten));
+        assert_eq!(read(Op::Refresh, 500, b""), Ok(ServerResponse::Forgotten));
+        assert_eq!(read(Op::Join, 404, b""), Ok(ServerResponse::Forgotten));
         assert!(read(Op::Poll, 500, b"").is_err());
         assert!(read(Op::Refresh, 503, b"").is_err());
     }
@@ -558,7 +558,7 @@ mod tests {
     fn poll(entries: Value) -> (Vec<Mapping>, Vec<String>) {
         let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": entries }] });
         match read(Op::Poll, 200, body.to_string().as_bytes()) {
-            Ok(Answer::Mappings { mappings, oddities }) => (mappings, oddities),
+            Ok(ServerResponse::Mappings { mappings, oddities }) => (mappings, oddities),
             other => panic!("{other:?}"),
         }
     }
@@ -624,7 +624,7 @@ mod tests {
         ] {
             assert_eq!(
                 states(json!(state), local.clone()),
-                State::Assigned(assigned)
+                AssignmentState::Assigned(assigned)
             );
         }
         for state in [
@@ -632,13 +632,13 @@ mod tests {
             json!("ietf-mnat:new"),
             json!(3),
         ] {
-            assert_eq!(states(state, local.clone()), State::Unassigned);
+            assert_eq!(states(state, local.clone()), AssignmentState::Unassigned);
         }
         // A mapping the prototype makes of a pool that keeps sources.
         let mixed = json!({ "source": "2001:db8::1", "group": "239.192.0.1" });
         for local in [mixed, json!(null), json!({})] {
             let state = states(json!("assigned-local-multicast"), local);
-            assert!(matches!(state, State::Unusable(_)), "{state:?}");
+            assert!(matches!(state, AssignmentState::Unusable(_)), "{state:?}");
         }
         let mut other = good.clone();
         other["local-mapping"] = local;

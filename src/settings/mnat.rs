@@ -7,7 +7,7 @@ use super::key_path::KeyPath;
 use super::raw::RawMnat;
 use crate::mnat::client::Target;
 use crate::mnat::config::{Config, JoinSources};
-use crate::mnat::protocol::Role;
+use crate::mnat::protocol::MnatRole;
 use crate::model::IfName;
 
 /// The port of a URL without a port.
@@ -17,7 +17,7 @@ const HTTPS_PORT: u16 = 443;
 pub(super) fn check_mnat(checker: &mut Checker<'_>, raw: RawMnat) -> Option<Config> {
     let path = KeyPath::root("mnat");
     let role = checker.required(raw.role, &path, "role");
-    let roles = Role::ALL.map(|role| (role.label(), Some(role)));
+    let roles = MnatRole::ALL.map(|role| (role.label(), Some(role)));
     let role = checker.word(&path.key("role"), role, &roles);
     let server = checker.required(raw.server, &path, "server");
     let server = server.and_then(|url| check_server(checker, &path.key("server"), &url));
@@ -67,7 +67,7 @@ fn check_joins(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     raw: Option<Vec<Option<String>>>,
-    role: Option<Role>,
+    role: Option<MnatRole>,
     has_joinfile: bool,
 ) -> Option<JoinSources> {
     let Some(raw) = raw else {
@@ -76,7 +76,7 @@ fn check_joins(
     let words: Vec<&str> = raw.iter().flatten().map(String::as_str).collect();
     let list = "a list of \"members\" and \"joinfile\"";
     let (found, expected, help) = match JoinSources::named(words) {
-        Ok(_) if role == Some(Role::Ingress) => {
+        Ok(_) if role == Some(MnatRole::Ingress) => {
             let help = "An ingress sends what any egress requests.";
             ("`joins` at an ingress".to_string(), "no such key", help)
         }

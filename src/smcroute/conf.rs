@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::line::{self, Directive, MOST_EGRESSES, Mgroup, Mroute, Phyint};
-use super::phyint::{self, Interface};
+use super::phyint::{self, SmcrouteInterface};
 use crate::model::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 
 /// How deep files may include files.
@@ -19,14 +19,14 @@ pub const MOST_LINES: usize = 100_000;
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ConfLocation {
     /// The file.
     pub file: Arc<str>,
     /// Counted from 1; 0 for the file as a whole.
     pub line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ConfLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             0 => f.write_str(&self.file),
@@ -37,14 +37,14 @@ impl fmt::Display for Place {
 
 /// What is wrong, or odd, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub struct ConfFault {
     /// Where.
-    pub place: Place,
+    pub place: ConfLocation,
     /// What, as a sentence.
     pub cause: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.cause)
     }
@@ -54,7 +54,7 @@ impl fmt::Display for Fault {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     /// Where it stands.
-    pub place: Place,
+    pub place: ConfLocation,
     /// What it asks for; `None` for an empty line, and for a bad one.
     pub directive: Option<Directive>,
     /// What stands behind `#`.
@@ -66,18 +66,18 @@ pub struct Line {
 pub struct Conf {
     /// Every line of every file, in the order they are read.
     pub lines: Vec<Line>,
-    /// Interface options, each name once, in the order of [`Interface::at`]. Where several fit
+    /// Interface options, each name once, in the order of [`SmcrouteInterface::at`]. Where several fit
     /// an interface its name counts, else the first pattern.
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Vec<SmcrouteInterface>,
     /// The routes, lines of the same interface, source and group merged. With each the
     /// number of its first line in `lines`.
     pub routes: Vec<(usize, RouteRule)>,
     /// The joins, each once, likewise.
     pub joins: Vec<(usize, JoinRule)>,
     /// Bad lines, skipped.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<ConfFault>,
     /// Lines that stand, but may not mean what was meant.
-    pub notes: Vec<Fault>,
+    pub notes: Vec<ConfFault>,
     /// Why the file itself could not be read; a fault too.
     pub unread: Option<String>,
 }
@@ -137,7 +137,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn unread(&mut self, file: &str, cause: String) {
-        let place = Place {
+        let place = ConfLocation {
             file: file.into(),
             line: 0,
         };
@@ -145,8 +145,8 @@ impl Reader<'_> {
         self.fault(place, cause);
     }
 
-    fn fault(&mut self, place: Place, cause: String) {
-        self.conf.faults.push(Fault { place, cause });
+    fn fault(&mut self, place: ConfLocation, cause: String) {
+        self.conf.faults.push(ConfFault { place, cause });
     }
 
     fn file(&mut self, name: String, bytes: &[u8], above: &mut Vec<String>) {
@@ -154,7 +154,7 @@ impl Reader<'_> {
         let file: Arc<str> = name.as_str().into();
         above.push(name);
         for (n, bytes) in bytes.split(|b| *b == b'\n').enumerate() {
-            let place = Place {
+            let place = ConfLocation {
                 file: file.clone(),
                 line: n + 1,
             };
@@ -168,7 +168,7 @@ impl Reader<'_> {
         above.pop();
     }
 
-    fn line(&mut self, place: Place, bytes: &[u8], above: &mut Vec<String>) {
+    fn line(&mut self, place: ConfLocation, bytes: &[u8], above: &mut Vec<String>) {
         let text = std::str::from_utf8(bytes);
         let text = text.map_err(|e| format!("not UTF-8 from byte {} on", e.valid_up_to() + 1));
         let read = match text.and_then(|text| line::read(text, self.strict)) {
@@ -184,7 +184,7 @@ impl Reader<'_> {
         };
         for cause in read.notes {
             let place = place.clone();
-            self.conf.notes.push(Fault { place, cause });
+            self.conf.notes.push(ConfFault { place, cause });
         }
         let at = self.conf.lines.len();
         self.conf.lines.push(Line {
@@ -202,7 +202,7 @@ impl Reader<'_> {
             Some(Directive::Mroute(mroute)) if mroute.group.is_link_local() => {
                 let group = mroute.group;
                 let cause = format!("mroute: {group} never leaves its link; nothing is routed");
-                self.conf.notes.push(Fault { place, cause });
+                self.conf.notes.push(ConfFault { place, cause });
                 return;
             }
             Some(Directive::Mroute(mroute)) => self.mroute(at, mroute),
@@ -213,7 +213,7 @@ impl Reader<'_> {
         }
     }
 
-    fn mgroup(&mut self, at: usize, place: &Place, mgroup: Mgroup) -> Result<(), String> {
+    fn mgroup(&mut self, at: usize, place: &ConfLocation, mgroup: Mgroup) -> Result<(), String> {
         let mut sources: Vec<_> = mgroup.sources.iter().copied().map(Some).collect();
         if sources.is_empty() {
             sources.push(None);
@@ -226,7 +226,7 @@ impl Reader<'_> {
                 origin: Origin::Settings,
             };
             if self.conf.joins.iter().any(|(_, j)| *j == join) {
-                self.conf.notes.push(Fault {
+                self.conf.notes.push(ConfFault {
                     place: place.clone(),
                     cause: format!("mgroup: {join} is joined already"),
                 });
@@ -280,7 +280,7 @@ impl Reader<'_> {
 
     fn include(
         &mut self,
-        place: &Place,
+        place: &ConfLocation,
         path: &str,
         above: &mut Vec<String>,
     ) -> Result<(), String> {
@@ -294,7 +294,7 @@ impl Reader<'_> {
             let cause = format!("include: {path} does not exist");
             match self.strict {
                 true => return Err(cause),
-                false => self.conf.notes.push(Fault {
+                false => self.conf.notes.push(ConfFault {
                     place: place.clone(),
                     cause,
                 }),
@@ -370,7 +370,7 @@ mod tests {
         assert!(conf.unread.is_some());
     }
 
-    fn texts(faults: &[Fault]) -> Vec<String> {
+    fn texts(faults: &[ConfFault]) -> Vec<String> {
         faults.iter().map(ToString::to_string).collect()
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::conf::{Conf, Line};
 use super::line::Directive;
-use super::phyint::Interface;
+use super::phyint::SmcrouteInterface;
 use crate::model::{JoinRule, RouteRule, TtlPolicy};
 
 /// The settings that mean what `conf` means, with its comments. Interface options, routes and
@@ -76,7 +76,7 @@ fn list<T: ToString>(items: &[T]) -> String {
     format!("[{}]", items.join(", "))
 }
 
-fn interface(interface: &Interface) -> String {
+fn interface(interface: &SmcrouteInterface) -> String {
     let mut out = format!("[[interface]]\nname = {}\n", quoted(&interface.name));
     if interface.disabled {
         out.push_str("enabled = false\n");

@@ -8,7 +8,7 @@ use crate::model::{IfPattern, TtlThreshold};
 
 /// Options of the interfaces of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
+pub struct SmcrouteInterface {
     /// Which interfaces.
     pub name: IfPattern,
     /// Nothing is routed there.
@@ -22,7 +22,7 @@ pub struct Interface {
 }
 
 /// The options that mean what `lines` mean, each with the number of its line.
-pub(super) fn resolve(lines: &[(usize, Phyint)]) -> Vec<Interface> {
+pub(super) fn resolve(lines: &[(usize, Phyint)]) -> Vec<SmcrouteInterface> {
     let mut last: HashMap<&IfPattern, usize> = HashMap::new();
     for (n, (_, phyint)) in lines.iter().enumerate() {
         last.insert(&phyint.name, n);
@@ -51,7 +51,7 @@ pub(super) fn resolve(lines: &[(usize, Phyint)]) -> Vec<Interface> {
                 (at, phyint)
             }
         };
-        found.push(Interface {
+        found.push(SmcrouteInterface {
             name: name.clone(),
             disabled: counts.disabled.unwrap_or_default(),
             mrdisc: counts.mrdisc,
@@ -87,7 +87,7 @@ mod tests {
         Some((p.disabled.unwrap_or_default(), p.mrdisc, p.ttl_threshold))
     }
 
-    fn by_settings(all: &[Interface], name: &IfName) -> Option<Options> {
+    fn by_settings(all: &[SmcrouteInterface], name: &IfName) -> Option<Options> {
         let fitting = |patterns: bool| {
             all.iter()
                 .find(move |i| i.name.is_pattern() == patterns && i.name.matches(name))

@@ -14,7 +14,7 @@ const WIDE: usize = 42;
 
 /// All that tables are made of.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct RouteSnapshot {
     /// The rules.
     pub routes: Vec<RouteView>,
     /// The interfaces.
@@ -31,7 +31,7 @@ pub struct State {
 
 /// What to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum ShowKind {
     /// Rules and flows.
     Routes,
     /// Joins.
@@ -42,7 +42,7 @@ pub enum What {
     Pending,
 }
 
-impl What {
+impl ShowKind {
     /// Its first letter tells, as in `ifaces`; anything else means routes.
     pub fn named(word: Option<&str>) -> Self {
         match word.and_then(|word| word.chars().next()) {
@@ -66,14 +66,14 @@ pub enum Form {
 }
 
 /// What is asked for, as lines. Titles end in `_` and headings in `=`.
-pub fn show(state: &State, what: What, form: Form) -> String {
+pub fn show(state: &RouteSnapshot, what: ShowKind, form: Form) -> String {
     let detail = form == Form::Detail;
     match (what, form) {
         (_, Form::Json) => format!("{}\n", json(state, what)),
-        (What::Routes, _) => state.routes_table(detail),
-        (What::Groups, _) => state.groups_table(detail),
-        (What::Interfaces, _) => state.interfaces_table(),
-        (What::Pending, _) => state.pending_table(),
+        (ShowKind::Routes, _) => state.routes_table(detail),
+        (ShowKind::Groups, _) => state.groups_table(detail),
+        (ShowKind::Interfaces, _) => state.interfaces_table(),
+        (ShowKind::Pending, _) => state.pending_table(),
     }
 }
 
@@ -100,7 +100,7 @@ impl Row {
     }
 }
 
-impl State {
+impl RouteSnapshot {
     /// The names that a name or pattern stands for, in the order of the interfaces.
     fn names(&self, name: &str) -> Vec<&str> {
         let Ok(fits) = pattern(name) else {
@@ -297,15 +297,15 @@ fn plus(name: &str) -> String {
     }
 }
 
-fn json(state: &State, what: What) -> Value {
+fn json(state: &RouteSnapshot, what: ShowKind) -> Value {
     let rows = |rows: Vec<Row>| rows.iter().map(Row::json).collect::<Value>();
     match what {
-        What::Routes => json!({ "routes": {
+        ShowKind::Routes => json!({ "routes": {
             "asm": rows(state.rules(false)),
             "ssm": rows(state.rules(true)),
             "kernel": rows(state.forwarded()),
         }}),
-        What::Groups => {
+        ShowKind::Groups => {
             let conf = state.joins.iter().map(|join| {
                 let source = join.source.map_or("*".into(), |s| s.to_string());
                 json!({ "source": source, "group": join.group, "iif": plus(join.interface.as_str()) })
@@ -315,14 +315,14 @@ fn json(state: &State, what: What) -> Value {
             });
             json!({ "groups": { "conf": conf.collect::<Value>(), "kernel": kernel.collect::<Value>() }})
         }
-        What::Interfaces => {
+        ShowKind::Interfaces => {
             let all = state
                 .interfaces
                 .iter()
                 .map(|i| json!({ "index": i.index, "name": i.name }));
             json!({ "interfaces": all.collect::<Value>() })
         }
-        What::Pending => {
+        ShowKind::Pending => {
             let all = state
                 .pending
                 .iter()
@@ -354,8 +354,8 @@ mod tests {
         .unwrap()
     }
 
-    fn state() -> State {
-        State {
+    fn state() -> RouteSnapshot {
+        RouteSnapshot {
             interfaces: vec![
                 interface(1, "lo"),
                 interface(2, "peer0"),
@@ -368,7 +368,7 @@ mod tests {
                 route("eth0", "10.0.0.10", "225.1.2.4", &["eth+"]),
                 route("eth9", "*", "225.9.9.9", &["eth1"]),
             ],
-            ..State::default()
+            ..RouteSnapshot::default()
         }
     }
 
@@ -384,8 +384,8 @@ mod tests {
              Kernel MFC Table_\n\
              ROUTE (S,G)                                IIF    OIFS=\n\
              (10.0.0.10, 225.1.2.4)                     eth0   eth1 eth2\n";
-        assert_eq!(show(&state(), What::Routes, Form::Plain), expected);
-        let detail = show(&state(), What::Routes, Form::Detail);
+        assert_eq!(show(&state(), ShowKind::Routes, Form::Plain), expected);
+        let detail = show(&state(), ShowKind::Routes, Form::Detail);
         let lines: Vec<&str> = detail.lines().collect();
         assert_eq!(
             lines[1..3],
@@ -394,28 +394,30 @@ mod tests {
                 "(*, 225.1.2.3)                             eth0           0          0  eth1 eth2"
             ]
         );
-        assert!(show(&state(), What::Interfaces, Form::Plain).starts_with(
-            " INDEX PHYINT  VIF  MIF=\n     1 lo      N/A  N/A\n     2 peer0     0    0\n"
-        ));
+        assert!(
+            show(&state(), ShowKind::Interfaces, Form::Plain).starts_with(
+                " INDEX PHYINT  VIF  MIF=\n     1 lo      N/A  N/A\n     2 peer0     0    0\n"
+            )
+        );
     }
 
     #[test]
     fn a_disabled_interface_is_left_out_and_empty_tables_are() {
         let mut state = state();
         state.interfaces[4].disabled = true;
-        let shown = show(&state, What::Routes, Form::Plain);
+        let shown = show(&state, ShowKind::Routes, Form::Plain);
         assert!(
             shown.contains("eth1\n") && !shown.contains("eth2"),
             "{shown}"
         );
-        let shown = show(&state, What::Interfaces, Form::Plain);
+        let shown = show(&state, ShowKind::Interfaces, Form::Plain);
         assert!(
             shown.ends_with("     5 eth1      2    2\n     7 eth2    N/A  N/A\n"),
             "{shown}"
         );
-        for what in [What::Routes, What::Groups, What::Pending] {
+        for what in [ShowKind::Routes, ShowKind::Groups, ShowKind::Pending] {
             for form in [Form::Plain, Form::Detail] {
-                assert_eq!(show(&State::default(), what, form), "", "{what:?}");
+                assert_eq!(show(&RouteSnapshot::default(), what, form), "", "{what:?}");
             }
         }
     }
@@ -423,17 +425,17 @@ mod tests {
     #[test]
     fn words_are_shortened() {
         for (word, what) in [
-            (None, What::Routes),
-            (Some("r"), What::Routes),
-            (Some("g"), What::Groups),
-            (Some("inter"), What::Interfaces),
-            (Some("pend"), What::Pending),
-            (Some("ifaces"), What::Interfaces),
-            (Some("iface"), What::Interfaces),
-            (Some(""), What::Routes),
-            (Some("foo"), What::Routes),
+            (None, ShowKind::Routes),
+            (Some("r"), ShowKind::Routes),
+            (Some("g"), ShowKind::Groups),
+            (Some("inter"), ShowKind::Interfaces),
+            (Some("pend"), ShowKind::Pending),
+            (Some("ifaces"), ShowKind::Interfaces),
+            (Some("iface"), ShowKind::Interfaces),
+            (Some(""), ShowKind::Routes),
+            (Some("foo"), ShowKind::Routes),
         ] {
-            assert_eq!(What::named(word), what, "{word:?}");
+            assert_eq!(ShowKind::named(word), what, "{word:?}");
         }
     }
 }

@@ -63,7 +63,7 @@ impl Verb {
 
 /// A command with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command {
+pub struct SmcrouteCommand {
     /// What.
     pub verb: Verb,
     /// With what.
@@ -72,7 +72,7 @@ pub struct Command {
 
 /// Why bytes are no command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
+pub enum SmcrouteWireError {
     /// The length is impossible.
     #[error("a command has {HEADER} to {LONGEST_COMMAND} bytes, not {0}")]
     Length(u64),
@@ -102,14 +102,14 @@ pub enum WireError {
 ///
 /// # Errors
 /// A length that no command has.
-pub fn length(bytes: &[u8]) -> Result<Option<usize>, WireError> {
+pub fn length(bytes: &[u8]) -> Result<Option<usize>, SmcrouteWireError> {
     let Some(length) = bytes.get(..8).and_then(|b| b.try_into().ok()) else {
         return Ok(None);
     };
     let length = u64::from_ne_bytes(length);
     match usize::try_from(length) {
         Ok(n) if (HEADER..=LONGEST_COMMAND).contains(&n) => Ok(Some(n)),
-        _ => Err(WireError::Length(length)),
+        _ => Err(SmcrouteWireError::Length(length)),
     }
 }
 
@@ -118,35 +118,35 @@ fn number(bytes: &[u8], at: usize) -> u16 {
     two.map_or(0, u16::from_ne_bytes)
 }
 
-impl Command {
+impl SmcrouteCommand {
     /// Reads one whole command.
     ///
     /// # Errors
     /// What is wrong with it; nothing of it may be carried out.
-    pub fn read(bytes: &[u8]) -> Result<Self, WireError> {
+    pub fn read(bytes: &[u8]) -> Result<Self, SmcrouteWireError> {
         match length(bytes)? {
             Some(n) if n == bytes.len() => {}
-            _ => return Err(WireError::CutShort(bytes.len())),
+            _ => return Err(SmcrouteWireError::CutShort(bytes.len())),
         }
         let (letter, said) = (number(bytes, 8), number(bytes, 10));
         let known = LETTERS.iter().find(|(l, _)| u16::from(*l) == letter);
         let verb = match known {
             Some((_, verb)) => *verb,
-            None => return Err(WireError::Unknown(letter as u8)),
+            None => return Err(SmcrouteWireError::Unknown(letter as u8)),
         };
         let mut strings: Vec<&[u8]> = bytes[HEADER..].split(|b| *b == 0).collect();
         // Each string ends with NUL and the list with another: two empty pieces at the end.
         let held = strings.len().saturating_sub(2);
         let well = strings.len() >= 2 && strings.iter().skip(held).all(|s| s.is_empty());
         if !well || held != usize::from(said) {
-            return Err(WireError::Strings { said, held });
+            return Err(SmcrouteWireError::Strings { said, held });
         }
         strings.truncate(held);
         let text = |s: &&[u8]| std::str::from_utf8(s).map(String::from);
         let arguments = strings.iter().map(text).collect::<Result<_, _>>();
         Ok(Self {
             verb,
-            arguments: arguments.map_err(|_| WireError::NotText)?,
+            arguments: arguments.map_err(|_| SmcrouteWireError::NotText)?,
         })
     }
 
@@ -154,11 +154,11 @@ impl Command {
     ///
     /// # Errors
     /// It is longer than a command may be.
-    pub fn write(&self) -> Result<Vec<u8>, WireError> {
+    pub fn write(&self) -> Result<Vec<u8>, SmcrouteWireError> {
         let text: usize = self.arguments.iter().map(|a| a.len() + 1).sum();
         let length = HEADER + text + 1;
         if length > LONGEST_COMMAND {
-            return Err(WireError::TooLong(length));
+            return Err(SmcrouteWireError::TooLong(length));
         }
         let mut bytes = Vec::with_capacity(length);
         bytes.extend((length as u64).to_ne_bytes());
@@ -176,7 +176,7 @@ impl Command {
 
 /// A line of what is shown, as its last character tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown<'a> {
+pub enum SmcrouteReplyLine<'a> {
     /// The title of a table.
     Title(&'a str),
     /// The heading of its columns.
@@ -186,11 +186,11 @@ pub enum Shown<'a> {
 }
 
 /// Tells titles and headings from the rest.
-pub fn shown(line: &str) -> Shown<'_> {
+pub fn shown(line: &str) -> SmcrouteReplyLine<'_> {
     match (line.strip_suffix('_'), line.strip_suffix('=')) {
-        (Some(title), _) => Shown::Title(title),
-        (_, Some(heading)) => Shown::Heading(heading),
-        _ => Shown::Plain(line),
+        (Some(title), _) => SmcrouteReplyLine::Title(title),
+        (_, Some(heading)) => SmcrouteReplyLine::Heading(heading),
+        _ => SmcrouteReplyLine::Plain(line),
     }
 }
 
@@ -198,8 +198,8 @@ pub fn shown(line: &str) -> Shown<'_> {
 mod tests {
     use super::*;
 
-    fn command(verb: Verb, arguments: &[&str]) -> Command {
-        Command {
+    fn command(verb: Verb, arguments: &[&str]) -> SmcrouteCommand {
+        SmcrouteCommand {
             verb,
             arguments: arguments.iter().map(ToString::to_string).collect(),
         }
@@ -224,7 +224,7 @@ mod tests {
             ),
         ] {
             assert_eq!(command.write().as_deref(), Ok(bytes));
-            assert_eq!(Command::read(bytes).as_ref(), Ok(&command));
+            assert_eq!(SmcrouteCommand::read(bytes).as_ref(), Ok(&command));
         }
     }
 
@@ -232,21 +232,24 @@ mod tests {
     fn lies_are_refused() {
         let good = command(Verb::Join, &["eth0", "225.1.2.3"]).write().unwrap();
         for cut in 0..good.len() {
-            assert!(Command::read(&good[..cut]).is_err(), "{cut}");
+            assert!(SmcrouteCommand::read(&good[..cut]).is_err(), "{cut}");
         }
         let with = |at: usize, byte: u8| {
             let mut bad = good.clone();
             bad[at] = byte;
-            Command::read(&bad).unwrap_err()
+            SmcrouteCommand::read(&bad).unwrap_err()
         };
-        assert_eq!(with(8, b'z'), WireError::Unknown(b'z'));
+        assert_eq!(with(8, b'z'), SmcrouteWireError::Unknown(b'z'));
         for count in [0, 1, 3, 255] {
             let said = count.into();
-            assert_eq!(with(10, count), WireError::Strings { said, held: 2 });
+            assert_eq!(
+                with(10, count),
+                SmcrouteWireError::Strings { said, held: 2 }
+            );
         }
         assert_eq!(
             with(7, 0xff),
-            WireError::Length(u64::from_ne_bytes(if cfg!(target_endian = "little") {
+            SmcrouteWireError::Length(u64::from_ne_bytes(if cfg!(target_endian = "little") {
                 [good.len() as u8, 0, 0, 0, 0, 0, 0, 0xff]
             } else {
                 [0, 0, 0, 0, 0, 0, 0, 0xff]
@@ -254,10 +257,10 @@ mod tests {
         );
         assert_eq!(
             with(good.len() - 1, b'x'),
-            WireError::Strings { said: 2, held: 1 }
+            SmcrouteWireError::Strings { said: 2, held: 1 }
         );
-        assert_eq!(with(17, 0xff), WireError::NotText);
+        assert_eq!(with(17, 0xff), SmcrouteWireError::NotText);
         let long = command(Verb::Add, &["eth0"; 300]);
-        assert_eq!(long.write(), Err(WireError::TooLong(1517)));
+        assert_eq!(long.write(), Err(SmcrouteWireError::TooLong(1517)));
     }
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mcastor::mnat::client::Client;
-use mcastor::mnat::protocol::{self, Answer, Op, Request};
-use mcastor::mnat::{Change, Channel, Event, Machine, Role, Standing};
+use mcastor::mnat::client::MnatClient;
+use mcastor::mnat::protocol::{self, MnatRequest, Op, ServerResponse};
+use mcastor::mnat::{Channel, Machine, MappingChange, MappingStatus, MnatEvent, MnatRole};
 use serde_json::{Value, json};
 
 use super::server::{Asked, Ca, Files, Reply, Server};
@@ -179,13 +179,13 @@ fn joined(body: &Value) -> BTreeSet<Channel> {
 struct Played {
     machine: Machine,
     tape: Arc<Mutex<Tape>>,
-    changes: Vec<(f64, Change)>,
+    changes: Vec<(f64, MappingChange)>,
     failures: usize,
 }
 
 /// Lets a client live through a recording: joins change when they did, the server is away when
 /// it was, time passes as it did.
-fn play(name: &str, role: Role, first: &[Channel]) -> Played {
+fn play(name: &str, role: MnatRole, first: &[Channel]) -> Played {
     let tape = Arc::new(Mutex::new(Tape::load(name)));
     let mut wants: Vec<(f64, BTreeSet<Channel>)> = Vec::new();
     for exchange in &tape.lock().unwrap().exchanges {
@@ -207,7 +207,7 @@ fn play(name: &str, role: Role, first: &[Channel]) -> Played {
     let mut machine = Machine::new(role, Duration::from_secs(300), start, 3);
     let (mut now, mut changes, mut failures) = (start, Vec::new(), 0);
     block_on(async {
-        let mut client = Client::new(target(&server, &files));
+        let mut client = MnatClient::new(target(&server, &files));
         loop {
             let due = machine.poll_timeout().unwrap();
             let want = wants
@@ -238,7 +238,7 @@ fn play(name: &str, role: Role, first: &[Channel]) -> Played {
                 machine.handle_outcome(now, told.map_err(ToString::to_string));
             }
             while let Some(event) = machine.poll_event() {
-                if let Event::Change(change) = event {
+                if let MnatEvent::Change(change) = event {
                     changes.push((seconds, change));
                 }
             }
@@ -284,7 +284,7 @@ fn pairs(list: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
 
 #[test]
 fn the_session_of_an_egress() {
-    let played = play("egress-session", Role::Egress, &[]);
+    let played = play("egress-session", MnatRole::Egress, &[]);
     played.is_as_recorded();
     assert_eq!(
         played.locals(),
@@ -296,10 +296,10 @@ fn the_session_of_an_egress() {
     // Through the restart of the server both streams went on, and then changed places.
     let swaps = played.changes.iter().filter(|(at, change)| {
         assert!(
-            *at < 240.0 || matches!(change, Change::Swap { .. }),
+            *at < 240.0 || matches!(change, MappingChange::Swap { .. }),
             "{at} {change:?}"
         );
-        matches!(change, Change::Swap { .. })
+        matches!(change, MappingChange::Swap { .. })
     });
     assert_eq!(swaps.count(), 2);
     assert!(
@@ -311,10 +311,10 @@ fn the_session_of_an_egress() {
 
 #[test]
 fn the_session_of_an_ingress() {
-    let played = play("ingress-session", Role::Ingress, &[]);
+    let played = play("ingress-session", MnatRole::Ingress, &[]);
     played.is_as_recorded();
     // The recording ends as the server is back and knows nothing: both are held.
-    let adds = |c: &(f64, Change)| matches!(c.1, Change::Add { .. });
+    let adds = |c: &(f64, MappingChange)| matches!(c.1, MappingChange::Add { .. });
     assert!(played.changes.iter().all(adds), "{:?}", played.changes);
     assert_eq!(played.machine.counts(), [0, 2, 0, 0]);
 }
@@ -322,8 +322,8 @@ fn the_session_of_an_ingress() {
 #[test]
 fn local_groups_for_any_source() {
     for (name, role) in [
-        ("egress-asm-group", Role::Egress),
-        ("ingress-asm-group", Role::Ingress),
+        ("egress-asm-group", MnatRole::Egress),
+        ("ingress-asm-group", MnatRole::Ingress),
     ] {
         let joins = [("10.0.0.1", "232.1.1.1"), ("10.0.0.2", "232.1.1.2")];
         let joins = joins.map(|(s, g)| Channel::parse(Some(s), g).unwrap());
@@ -345,12 +345,12 @@ fn an_exhausted_pool() {
     let joins = [("10.0.0.1", "232.1.1.1"), ("10.0.0.2", "232.1.1.2")];
     let joins = joins.map(|(s, g)| Channel::parse(Some(s), g).unwrap());
     // The server drops the connection for each PUT, and maps what it has all the same.
-    let played = play("egress-pool-exhausted", Role::Egress, &joins);
+    let played = play("egress-pool-exhausted", MnatRole::Egress, &joins);
     assert!(played.failures > 3, "{}", played.failures);
     let one = ("(10.0.0.1, 232.1.1.1)", Some("(10.9.1.2, 239.1.1.0)"));
     let both = pairs(&[one, ("(10.0.0.2, 232.1.1.2)", None)]);
     assert_eq!(played.locals(), both);
-    let played = play("ingress-pool-exhausted", Role::Ingress, &[]);
+    let played = play("ingress-pool-exhausted", MnatRole::Ingress, &[]);
     played.is_as_recorded();
     assert_eq!(played.locals(), both);
     assert_eq!(played.machine.counts(), [1, 0, 1, 0]);
@@ -395,17 +395,19 @@ fn recorded_answers_mean_what_they_say() {
             let good = (200..300).contains(status);
             let mapped = value["ietf-mnat:watcher"][0]["mapped-sg"].as_array();
             let right = match (op, &answer) {
-                (Op::Poll, Ok(Answer::Mappings { mappings, oddities })) => {
+                (Op::Poll, Ok(ServerResponse::Mappings { mappings, oddities })) => {
                     let globals = mapped.unwrap().iter().map(|e| &e["global-subscription"]);
                     let distinct: BTreeSet<String> = globals.map(Value::to_string).collect();
                     oddities.is_empty() && mappings.len() == distinct.len()
                 }
-                (Op::Poll, Ok(Answer::Forgotten)) => good && mapped.is_none(),
+                (Op::Poll, Ok(ServerResponse::Forgotten)) => good && mapped.is_none(),
                 (Op::Poll, Err(_)) => !good,
-                (Op::NewWatcher, Ok(Answer::Watcher { id, .. })) => value["watcher-id"] == **id,
-                (Op::Refresh, Ok(Answer::Forgotten)) => !good,
-                (Op::Join, Ok(Answer::Forgotten)) => *status == 404,
-                (_, Ok(Answer::Done)) => good,
+                (Op::NewWatcher, Ok(ServerResponse::Watcher { id, .. })) => {
+                    value["watcher-id"] == **id
+                }
+                (Op::Refresh, Ok(ServerResponse::Forgotten)) => !good,
+                (Op::Join, Ok(ServerResponse::Forgotten)) => *status == 404,
+                (_, Ok(ServerResponse::Done)) => good,
                 (_, Err(fault)) => !good && fault.to_string().contains(&status.to_string()),
                 _ => false,
             };
@@ -414,7 +416,7 @@ fn recorded_answers_mean_what_they_say() {
             let body = exchange.body.unwrap();
             if op == Op::Join && good && line["note"].is_null() && name != "bad-input" {
                 let id = exchange.path.split_once('=').unwrap().1;
-                let ours = Request::join(id, joined(&body).into_iter());
+                let ours = MnatRequest::join(id, joined(&body).into_iter());
                 assert_eq!(ours.path, exchange.path);
                 let (ours, theirs) = (parsed(&ours.body.unwrap()), body);
                 assert_eq!(joined(&ours), joined(&theirs));
@@ -476,9 +478,9 @@ fn any_recorded_answer_is_survived() {
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     block_on(async {
-        let mut client = Client::new(target(&server, &files));
+        let mut client = MnatClient::new(target(&server, &files));
         let mut now = Instant::now();
-        let mut machine = Machine::new(Role::Egress, Duration::from_secs(300), now, 1);
+        let mut machine = Machine::new(MnatRole::Egress, Duration::from_secs(300), now, 1);
         machine.want(now, &BTreeSet::from([global]));
         let mut changes = Vec::new();
         while !left.lock().unwrap().is_empty() || machine.counts() != [1, 0, 0, 0] {
@@ -490,12 +492,12 @@ fn any_recorded_answer_is_survived() {
                 machine.handle_outcome(now, told.map_err(ToString::to_string));
             }
             while let Some(event) = machine.poll_event() {
-                if let Event::Change(change) = event {
+                if let MnatEvent::Change(change) = event {
                     changes.push(change);
                 }
             }
         }
         assert_eq!(changes.len(), 1, "{count} answers: {changes:?}");
-        assert_eq!(machine.standings()[0].standing, Standing::Assigned);
+        assert_eq!(machine.standings()[0].standing, MappingStatus::Assigned);
     });
 }

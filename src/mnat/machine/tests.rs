@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use super::super::mappings::{Gone, Standing};
+use super::super::mappings::{MappingEnd, MappingStatus};
 use super::super::protocol::LONGEST_REQUEST;
 use super::*;
 
@@ -11,8 +11,8 @@ const GRACE: Duration = Duration::from_secs(300);
 struct Bench {
     machine: Machine,
     now: Instant,
-    changes: Vec<Change>,
-    events: Vec<Event>,
+    changes: Vec<MappingChange>,
+    events: Vec<MnatEvent>,
 }
 
 fn global(n: usize) -> Channel {
@@ -36,7 +36,7 @@ fn entry(global: Channel, local: Option<Channel>) -> Value {
 }
 
 impl Bench {
-    fn new(role: Role) -> Self {
+    fn new(role: MnatRole) -> Self {
         let now = Instant::now();
         Self {
             machine: Machine::new(role, GRACE, now, 7),
@@ -55,14 +55,14 @@ impl Bench {
     fn collect(&mut self) {
         while let Some(event) = self.machine.poll_event() {
             match event {
-                Event::Change(change) => self.changes.push(change),
+                MnatEvent::Change(change) => self.changes.push(change),
                 other => self.events.push(other),
             }
         }
     }
 
     /// Goes on to the next request.
-    fn request(&mut self) -> Request {
+    fn request(&mut self) -> MnatRequest {
         loop {
             self.machine.handle_timeout(self.now);
             self.collect();
@@ -82,7 +82,7 @@ impl Bench {
         self.collect();
     }
 
-    fn expect(&mut self, op: Op, outcome: Result<(u16, &str), &str>) -> Request {
+    fn expect(&mut self, op: Op, outcome: Result<(u16, &str), &str>) -> MnatRequest {
         let request = self.request();
         assert_eq!(request.op, op);
         self.outcome(outcome);
@@ -93,7 +93,7 @@ impl Bench {
         let watcher = json!({ "watcher-id": id, "refresh-period": 20 }).to_string();
         self.expect(Op::NewWatcher, Ok((200, &watcher)));
         self.expect(Op::Register, Ok((201, "")));
-        if self.machine.role() == Role::Egress {
+        if self.machine.role() == MnatRole::Egress {
             self.expect(Op::Join, Ok((204, "")));
         }
     }
@@ -111,13 +111,13 @@ impl Bench {
         }
     }
 
-    fn changes(&mut self) -> Vec<Change> {
+    fn changes(&mut self) -> Vec<MappingChange> {
         std::mem::take(&mut self.changes)
     }
 
-    fn gone(&mut self) -> Vec<(Channel, Gone)> {
+    fn gone(&mut self) -> Vec<(Channel, MappingEnd)> {
         let gone = |change| match change {
-            Change::Remove { global, why, .. } => (global, why),
+            MappingChange::Remove { global, why, .. } => (global, why),
             other => panic!("{other:?}"),
         };
         self.changes().into_iter().map(gone).collect()
@@ -128,14 +128,14 @@ const FORGOTTEN: &str = r#"{"ietf-mnat:watcher": [{}]}"#;
 
 #[test]
 fn an_egress_gets_what_it_wants() {
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.want(&[global(1), global(2)]);
     bench.session("A");
     bench.now += SECOND;
     bench.poll(&[entry(global(1), Some(local(1))), entry(global(2), None)]);
     assert_eq!(
         bench.changes(),
-        [Change::Add {
+        [MappingChange::Add {
             global: global(1),
             local: local(1),
             waited: Some(SECOND)
@@ -149,7 +149,7 @@ fn an_egress_gets_what_it_wants() {
     ]);
     assert_eq!(bench.changes(), []);
     bench.want(&[global(2)]);
-    assert_eq!(bench.gone(), [(global(1), Gone::Unwanted)]);
+    assert_eq!(bench.gone(), [(global(1), MappingEnd::Unwanted)]);
     let now = bench.now;
     let request = bench.expect(Op::Join, Ok((204, "")));
     assert_eq!(bench.now, now, "at once");
@@ -163,7 +163,7 @@ fn an_egress_gets_what_it_wants() {
 
 #[test]
 fn a_local_channel_given_to_two_stays_with_the_first() {
-    for role in Role::ALL {
+    for role in MnatRole::ALL {
         let mut bench = Bench::new(role);
         bench.want(&[global(1), global(2)]);
         bench.session("A");
@@ -178,7 +178,7 @@ fn a_local_channel_given_to_two_stays_with_the_first() {
         assert_eq!(bench.machine.counts(), [1, 0, 0, 1], "{role}");
         let stands = bench.machine.standings();
         assert_eq!(stands[0].global, global(1));
-        assert_eq!(stands[0].standing, Standing::Conflict);
+        assert_eq!(stands[0].standing, MappingStatus::Conflict);
         let why = stands[0].why.clone().unwrap_or_default();
         assert!(why.contains(&global(2).to_string()), "{why}");
         // The server mends it.
@@ -187,14 +187,14 @@ fn a_local_channel_given_to_two_stays_with_the_first() {
             entry(global(2), Some(local(1))),
         ];
         bench.poll(&mended);
-        assert!(matches!(bench.changes()[..], [Change::Add { .. }]));
+        assert!(matches!(bench.changes()[..], [MappingChange::Add { .. }]));
         assert_eq!(bench.machine.counts(), [2, 0, 0, 0], "{role}");
     }
 }
 
 #[test]
 fn polls_and_refreshes_keep_their_beat() {
-    let mut bench = Bench::new(Role::Ingress);
+    let mut bench = Bench::new(MnatRole::Ingress);
     let start = bench.now;
     bench.session("A");
     let mut seen = Vec::new();
@@ -223,7 +223,7 @@ fn polls_and_refreshes_keep_their_beat() {
 
 #[test]
 fn a_server_away_costs_nothing_for_the_grace_time() {
-    for role in Role::ALL {
+    for role in MnatRole::ALL {
         let mut bench = Bench::new(role);
         bench.want(&[global(1)]);
         bench.session("A");
@@ -243,12 +243,16 @@ fn a_server_away_costs_nothing_for_the_grace_time() {
             away >= GRACE && away < GRACE + LONGEST_BACKOFF * 2,
             "{away:?}"
         );
-        assert_eq!(bench.gone(), [(global(1), Gone::GraceOver)]);
+        assert_eq!(bench.gone(), [(global(1), MappingEnd::GraceOver)]);
         assert!((60..120).contains(&attempts), "{attempts} attempts");
-        let news = |e: &&Event| matches!(e, Event::Failed { news: true, .. });
+        let news = |e: &&MnatEvent| matches!(e, MnatEvent::Failed { news: true, .. });
         assert!(bench.events.iter().filter(news).count() <= 2 * attempts);
         assert_eq!(
-            bench.events.iter().filter(|e| **e == Event::Away).count(),
+            bench
+                .events
+                .iter()
+                .filter(|e| **e == MnatEvent::Away)
+                .count(),
             1
         );
         assert!(!bench.machine.is_up());
@@ -260,7 +264,7 @@ fn a_server_away_costs_nothing_for_the_grace_time() {
 
 #[test]
 fn a_server_is_away_only_after_two_and_a_half_periods() {
-    let mut bench = Bench::new(Role::Ingress);
+    let mut bench = Bench::new(MnatRole::Ingress);
     bench.session("A");
     bench.poll(&[]);
     let contact = bench.now;
@@ -278,7 +282,7 @@ fn a_server_is_away_only_after_two_and_a_half_periods() {
 /// All that a broken server may say leaves the mapping alone.
 #[test]
 fn nonsense_costs_nothing() {
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.want(&[global(1)]);
     bench.session("A");
     bench.poll(&[entry(global(1), Some(local(1)))]);
@@ -308,12 +312,12 @@ fn nonsense_costs_nothing() {
     let odd = bench
         .events
         .iter()
-        .filter(|e| matches!(e, Event::Oddity(_)));
+        .filter(|e| matches!(e, MnatEvent::Oddity(_)));
     assert_eq!(odd.count(), 2);
     // It forgot us, and is told all anew; the mapping is another one now.
     bench.session("B");
     bench.poll(&[entry(global(1), Some(local(2)))]);
-    let [Change::Swap { old, new, .. }] = bench.changes()[..] else {
+    let [MappingChange::Swap { old, new, .. }] = bench.changes()[..] else {
         panic!();
     };
     assert_eq!((old, new), (local(1), local(2)));
@@ -321,7 +325,7 @@ fn nonsense_costs_nothing() {
 
 #[test]
 fn a_restarted_server_takes_nothing_from_an_ingress_before_all_egresses_came_back() {
-    let mut bench = Bench::new(Role::Ingress);
+    let mut bench = Bench::new(MnatRole::Ingress);
     bench.session("A");
     bench.poll(&[
         entry(global(1), Some(local(1))),
@@ -330,7 +334,7 @@ fn a_restarted_server_takes_nothing_from_an_ingress_before_all_egresses_came_bac
     bench.changes();
     // In a session that goes on, absence means that the last receiver left.
     bench.poll(&[entry(global(1), Some(local(1)))]);
-    assert_eq!(bench.gone(), [(global(2), Gone::TakenBack)]);
+    assert_eq!(bench.gone(), [(global(2), MappingEnd::TakenBack)]);
     loop {
         match bench.request().op {
             Op::Refresh => break bench.outcome(Ok((500, ""))),
@@ -346,12 +350,12 @@ fn a_restarted_server_takes_nothing_from_an_ingress_before_all_egresses_came_bac
         bench.poll(&[]);
     }
     assert_eq!(bench.now - start, SECOND * 50);
-    assert_eq!(bench.gone(), [(global(1), Gone::TakenBack)]);
+    assert_eq!(bench.gone(), [(global(1), MappingEnd::TakenBack)]);
 }
 
 #[test]
 fn a_local_channel_given_to_another_is_given_up_at_once() {
-    let mut bench = Bench::new(Role::Ingress);
+    let mut bench = Bench::new(MnatRole::Ingress);
     bench.session("A");
     bench.poll(&[entry(global(1), Some(local(1)))]);
     bench.changes();
@@ -360,16 +364,16 @@ fn a_local_channel_given_to_another_is_given_up_at_once() {
     bench.poll(&[entry(global(2), Some(local(1)))]);
     let changes = bench.changes();
     assert_eq!(changes.len(), 2);
-    assert!(changes.contains(&Change::Remove {
+    assert!(changes.contains(&MappingChange::Remove {
         global: global(1),
         local: local(1),
-        why: Gone::GivenAway
+        why: MappingEnd::GivenAway
     }));
 }
 
 #[test]
 fn an_id_that_is_refused_is_given_up() {
-    let mut bench = Bench::new(Role::Ingress);
+    let mut bench = Bench::new(MnatRole::Ingress);
     bench.session("A");
     for _ in 0..3 {
         let op = bench.request().op;
@@ -388,7 +392,7 @@ fn an_id_that_is_refused_is_given_up() {
 
 #[test]
 fn a_refused_join_does_not_stop_polls_and_refreshes() {
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.want(&[global(1)]);
     bench.session("A");
     bench.poll(&[entry(global(1), Some(local(1)))]);
@@ -418,16 +422,21 @@ fn a_refused_join_does_not_stop_polls_and_refreshes() {
 #[test]
 fn a_server_that_takes_no_asm_still_gets_the_rest() {
     let asm = Channel::parse(None, "239.5.5.5").unwrap();
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.want(&[asm, global(1)]);
     let watcher = r#"{"watcher-id": "A", "refresh-period": 20}"#;
     bench.expect(Op::NewWatcher, Ok((200, watcher)));
     bench.expect(Op::Register, Ok((201, "")));
-    let with_asm = |r: &Request| String::from_utf8_lossy(r.body.as_ref().unwrap()).contains("asm");
+    let with_asm =
+        |r: &MnatRequest| String::from_utf8_lossy(r.body.as_ref().unwrap()).contains("asm");
     let first = bench.expect(Op::Join, Err("dropped"));
     assert!(with_asm(&first));
     bench.poll(&[]);
-    let told = |b: &Bench| b.events.iter().any(|e| *e == Event::AsmRefused(vec![asm]));
+    let told = |b: &Bench| {
+        b.events
+            .iter()
+            .any(|e| *e == MnatEvent::AsmRefused(vec![asm]))
+    };
     while !told(&bench) {
         let request = bench.request();
         let asm = request.op == Op::Join && with_asm(&request);
@@ -453,7 +462,7 @@ fn a_server_that_takes_no_asm_still_gets_the_rest() {
 
 #[test]
 fn what_is_wanted_meanwhile_is_told_next() {
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.session("A");
     bench.poll(&[]);
     bench.want(&[global(1)]);
@@ -472,7 +481,7 @@ fn what_is_wanted_meanwhile_is_told_next() {
 /// A clock that stood still, and one that leapt by days.
 #[test]
 fn leaps_of_the_clock_are_survived() {
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.want(&[global(1)]);
     bench.session("A");
     bench.poll(&[entry(global(1), Some(local(1)))]);
@@ -480,7 +489,7 @@ fn leaps_of_the_clock_are_survived() {
     bench.now += SECOND * 86_400 * 3;
     bench.machine.handle_timeout(bench.now);
     bench.collect();
-    assert_eq!(bench.gone(), [(global(1), Gone::GraceOver)]);
+    assert_eq!(bench.gone(), [(global(1), MappingEnd::GraceOver)]);
     assert!(matches!(bench.request().op, Op::Refresh | Op::Poll));
     bench.outcome(Ok((500, "")));
     let mut requests = 0;
@@ -510,7 +519,7 @@ fn ten_thousand_mappings_are_compared_in_time_and_one_change_is_one_change() {
     let mut entries: Vec<Value> = (0..10_000)
         .map(|n| entry(global(n), Some(local(n))))
         .collect();
-    for role in Role::ALL {
+    for role in MnatRole::ALL {
         let mut bench = Bench::new(role);
         bench.want(&many);
         bench.session("A");
@@ -526,12 +535,14 @@ fn ten_thousand_mappings_are_compared_in_time_and_one_change_is_one_change() {
         println!("{role}: {} bytes read and compared in {took:?}", body.len());
         assert!(took < SECOND, "{took:?}");
         let changes = bench.changes();
-        assert!(matches!(changes[..], [Change::Swap { global: g, .. }] if g == global(4711)));
+        assert!(
+            matches!(changes[..], [MappingChange::Swap { global: g, .. }] if g == global(4711))
+        );
         assert_eq!(bench.machine.counts(), [10_000, 0, 0, 0]);
         entries[4711] = entry(global(4711), Some(local(4711)));
     }
     assert_eq!(
-        Standing::ALL.map(Standing::label),
+        MappingStatus::ALL.map(MappingStatus::label),
         ["assigned", "held", "unassigned", "conflict"]
     );
 }
@@ -539,7 +550,7 @@ fn ten_thousand_mappings_are_compared_in_time_and_one_change_is_one_change() {
 #[test]
 fn joins_past_what_a_request_holds_wait_and_are_counted() {
     let many: Vec<Channel> = (0..40_000).map(global).collect();
-    let mut bench = Bench::new(Role::Egress);
+    let mut bench = Bench::new(MnatRole::Egress);
     bench.session("A");
     bench.want(&many);
     let request = bench.request();
@@ -552,7 +563,7 @@ fn joins_past_what_a_request_holds_wait_and_are_counted() {
     let told = &told["ietf-mnat:watcher"]["joined-sg"];
     let told = told.as_array().unwrap().len();
     let left_out = many.len() - told;
-    assert!(bench.events.contains(&Event::LeftOut(left_out)));
+    assert!(bench.events.contains(&MnatEvent::LeftOut(left_out)));
     assert_eq!(bench.machine.counts(), [0, 0, 40_000, 0]);
     bench.outcome(Ok((204, "")));
     // Those that are told are told whole, and the same again is no news.
@@ -561,7 +572,7 @@ fn joins_past_what_a_request_holds_wait_and_are_counted() {
     assert!(bench.events.is_empty());
     // Of just those that are told none is left out any more.
     bench.want(&many[..told]);
-    assert_eq!(bench.events, [Event::LeftOut(0)]);
+    assert_eq!(bench.events, [MnatEvent::LeftOut(0)]);
     assert_eq!(bench.machine.counts(), [0, 0, told, 0]);
     bench.want(&many[..10_000]);
     assert_eq!(bench.machine.counts(), [0, 0, 10_000, 0]);

@@ -3,14 +3,14 @@
 use std::io;
 
 use mcastor::frontend::control::Request;
-use mcastor::mnat::protocol::{self, Answer, Op};
-use mcastor::mnat::{Machine, Plan, Role, joinfile};
+use mcastor::mnat::protocol::{self, Op, ServerResponse};
+use mcastor::mnat::{Machine, MnatRole, RoutePlan, joinfile};
 use mcastor::model::translation_conflicts;
 use mcastor::probe::{ProbeDatagram, ReceiverStats};
 use mcastor::settings::Settings;
 use mcastor::smcroute::conf;
 use mcastor::smcroute::convert::convert;
-use mcastor::smcroute::wire::{Command, length};
+use mcastor::smcroute::wire::{SmcrouteCommand, length};
 
 use super::Input;
 
@@ -110,7 +110,7 @@ pub fn mnat_answer(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (status, body) = (input.u16() % 600, input.0);
     for op in Op::ALL {
-        if let Ok(Answer::Watcher { id, .. }) = protocol::read(op, status, body) {
+        if let Ok(ServerResponse::Watcher { id, .. }) = protocol::read(op, status, body) {
             assert!(!id.is_empty() && id.len() <= 128);
         }
     }
@@ -122,8 +122,8 @@ pub fn mnat_answer(data: &[u8]) -> bool {
     );
     let begun = std::time::Instant::now();
     let grace = std::time::Duration::from_secs(300);
-    let mut machine = Machine::new(Role::Ingress, grace, begun, 1);
-    let (mut plan, mut now) = (Plan::new(Role::Ingress), begun);
+    let mut machine = Machine::new(MnatRole::Ingress, grace, begun, 1);
+    let (mut plan, mut now) = (RoutePlan::new(MnatRole::Ingress), begun);
     let mut polls = 0;
     for _ in 0..40 {
         now = now.max(machine.poll_timeout().expect("it always goes on"));
@@ -139,7 +139,7 @@ pub fn mnat_answer(data: &[u8]) -> bool {
         polls += u32::from(request.op == Op::Poll);
         machine.handle_outcome(now, Ok(answer));
         while let Some(event) = machine.poll_event() {
-            if let mcastor::mnat::Event::Change(change) = event {
+            if let mcastor::mnat::MnatEvent::Change(change) = event {
                 plan.apply(now, &change);
             }
         }
@@ -201,11 +201,11 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
 /// refused.
 pub fn smcroute_wire(data: &[u8]) -> bool {
     let whole = length(data);
-    match Command::read(data) {
+    match SmcrouteCommand::read(data) {
         Ok(command) => {
             assert_eq!(whole, Ok(Some(data.len())));
             let written = command.write().expect("what was read is short enough");
-            assert_eq!(Command::read(&written), Ok(command));
+            assert_eq!(SmcrouteCommand::read(&written), Ok(command));
             true
         }
         Err(e) => {

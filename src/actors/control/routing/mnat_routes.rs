@@ -9,7 +9,7 @@ use crate::actors::messages::{
     MembersChanged, MnatRoutesChanged, ReportMembers, RetryRefused, RoutesRefused,
 };
 use crate::actors::mnat_route::MnatRoute;
-use crate::mnat::{Channel, Step};
+use crate::mnat::{Channel, RouteStep};
 use crate::model::{GroupPrefix, IfPattern, RouteName, SourceFilter, SourcePrefix};
 use crate::table::mnat_routes::MnatRouteChange;
 
@@ -23,7 +23,7 @@ impl Handler<MnatRoutesChanged> for Routing {
         let mut refused = Vec::new();
         for step in message.steps {
             match step {
-                Step::Install { matched, rewritten } => {
+                RouteStep::Install { matched, rewritten } => {
                     let route = MnatRoute { matched, rewritten };
                     match route.rules(&from, &to) {
                         Ok((rule, join)) => {
@@ -32,7 +32,7 @@ impl Handler<MnatRoutesChanged> for Routing {
                         Err(e) => refused.push((route.name(), e.to_string())),
                     }
                 }
-                Step::Withdraw { matched } => changes.push(MnatRouteChange::Withdraw {
+                RouteStep::Withdraw { matched } => changes.push(MnatRouteChange::Withdraw {
                     source: matched.source().map(SourcePrefix::from),
                     group: GroupPrefix::from(matched.group()),
                 }),

@@ -3,48 +3,48 @@
 use tracing::{debug, info, warn};
 
 use super::Mnat;
-use crate::mnat::Event;
+use crate::mnat::MnatEvent;
 use crate::mnat::protocol::LONGEST_REQUEST;
 
 impl Mnat {
-    pub(super) fn log_event(&mut self, event: Event) {
+    pub(super) fn log_event(&mut self, event: MnatEvent) {
         let server = &self.config.target.host;
         match event {
-            Event::Failed { op, why, news } => {
+            MnatEvent::Failed { op, why, news } => {
                 match news {
                     true => warn!("mnat: {op}: {why}; trying again"),
                     false => debug!("mnat: {op}: {why}; trying again"),
                 }
                 self.last_error = Some(why);
             }
-            Event::Oddity(what) => {
+            MnatEvent::Oddity(what) => {
                 warn!("mnat: {server} sent invalid data, which is ignored: {what}")
             }
-            Event::LeftOut(0) => info!("mnat: all joins fit into a request again"),
-            Event::LeftOut(joins) => warn!(
+            MnatEvent::LeftOut(0) => info!("mnat: all joins fit into a request again"),
+            MnatEvent::LeftOut(joins) => warn!(
                 "mnat: {joins} joins are not sent to {server}: a request has at most \
                  {LONGEST_REQUEST} bytes; spread the receivers over more egresses"
             ),
-            Event::Registered => info!("mnat: registered with {server}"),
-            Event::Forgotten => {
+            MnatEvent::Registered => info!("mnat: registered with {server}"),
+            MnatEvent::Forgotten => {
                 warn!("mnat: {server} has forgotten the registration; registering again")
             }
-            Event::Back => {
+            MnatEvent::Back => {
                 info!("mnat: {server} answers");
                 self.last_error = None;
             }
-            Event::Away => {
+            MnatEvent::Away => {
                 let grace = self.config.grace;
                 warn!(
                     "mnat: {server} does not answer; mappings last for {grace:?} after its last answer"
                 );
             }
-            Event::AsmRefused(channels) => {
+            MnatEvent::AsmRefused(channels) => {
                 for channel in channels {
                     warn!("mnat: {channel}: {server} refuses joins without a source");
                 }
             }
-            Event::Change(_) | Event::Polled { .. } => {}
+            MnatEvent::Change(_) | MnatEvent::Polled { .. } => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 //! the routes for them to routing.
 //!
 //! The pure parts are [`Machine`], which decides when to send which request and what a response
-//! changes, and [`Plan`], which decides when routes are added and removed. This actor owns the
+//! changes, and [`RoutePlan`], which decides when routes are added and removed. This actor owns the
 //! clock, the connection and the files.
 
 mod events;
@@ -24,11 +24,12 @@ use crate::actors::messages::{
 use crate::actors::mnat_route::MnatRoute;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::mnat::client::{Client, ClientError};
-use crate::mnat::files::{self, Seen, Watch};
+use crate::mnat::client::{MnatClient, MnatClientError};
+use crate::mnat::files::{self, FileContent, FileWatch};
 use crate::mnat::protocol::Op;
 use crate::mnat::{
-    Change, Channel, Config, Event, Machine, Plan, Role, Stand, Standing, Step, joinfile,
+    Channel, Config, Machine, MappingChange, MappingReport, MappingStatus, MnatEvent, MnatRole,
+    RoutePlan, RouteStep, joinfile,
 };
 use crate::model::RouteName;
 
@@ -49,12 +50,12 @@ pub struct Mnat {
     death_guard: DeathGuard,
     config: Arc<Config>,
     machine: Machine,
-    plan: Plan,
+    plan: RoutePlan,
     /// `None` while a request is in progress.
-    client: Option<Client>,
+    client: Option<MnatClient>,
     /// Number of the connection target. Responses of a former target are ignored.
     target_number: u64,
-    file_watch: Option<Watch>,
+    file_watch: Option<FileWatch>,
     from_file: BTreeSet<Channel>,
     from_members: BTreeSet<Channel>,
     /// Whether routing has received all routes since the start of this actor.
@@ -72,8 +73,8 @@ impl Mnat {
         let seed = u64::from(std::process::id()) << 32 | context.now_ms();
         Self {
             machine: Machine::new(config.role, config.grace, Instant::now(), seed),
-            plan: Plan::new(config.role),
-            client: Some(Client::new(config.target.clone())),
+            plan: RoutePlan::new(config.role),
+            client: Some(MnatClient::new(config.target.clone())),
             target_number: 0,
             file_watch: file_watch(&config),
             from_file: BTreeSet::new(),
@@ -131,7 +132,7 @@ impl Mnat {
         }));
     }
 
-    fn handle_response(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), ClientError>) {
+    fn handle_response(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), MnatClientError>) {
         let count = |code: &str| self.context.catalog.mnat.count_request(op.label(), code);
         match &outcome {
             Ok((status, _)) if KNOWN_STATUSES.contains(status) => count(&status.to_string()),
@@ -153,12 +154,12 @@ impl Mnat {
             None => return,
         };
         let bytes = match content {
-            Seen::Bytes(bytes) => bytes,
-            Seen::Gone => {
+            FileContent::Bytes(bytes) => bytes,
+            FileContent::Gone => {
                 info!("mnat: the joinfile {path} does not exist; waiting for it");
                 Vec::new()
             }
-            Seen::Unreadable(e) => {
+            FileContent::Unreadable(e) => {
                 warn!(
                     "mnat: cannot read the joinfile {path}: {e}; its last content stays in force"
                 );
@@ -193,8 +194,8 @@ impl Mnat {
         while let Some(event) = self.machine.poll_event() {
             changed = true;
             match event {
-                Event::Change(change) => self.handle_change(now, &change),
-                Event::Polled { settled } => self.handle_poll(settled),
+                MnatEvent::Change(change) => self.handle_change(now, &change),
+                MnatEvent::Polled { settled } => self.handle_poll(settled),
                 other => self.log_event(other),
             }
         }
@@ -203,9 +204,9 @@ impl Mnat {
         }
     }
 
-    fn handle_change(&mut self, now: Instant, change: &Change) {
+    fn handle_change(&mut self, now: Instant, change: &MappingChange) {
         match change {
-            Change::Add {
+            MappingChange::Add {
                 global,
                 local,
                 waited,
@@ -218,13 +219,13 @@ impl Mnat {
                         .observe_join_seconds(waited.as_secs_f64());
                 }
             }
-            Change::Remove { global, local, why } => {
+            MappingChange::Remove { global, local, why } => {
                 info!(
                     "mnat: {global} is no longer mapped to {local}: {}",
                     why.words()
                 );
             }
-            Change::Swap { global, old, new } => {
+            MappingChange::Swap { global, old, new } => {
                 info!("mnat: {global} is mapped to {new} instead of {old}");
             }
         }
@@ -237,7 +238,7 @@ impl Mnat {
             self.is_synchronised = true;
             self.send_all(true);
         }
-        let is_ingress = self.config.role == Role::Ingress;
+        let is_ingress = self.config.role == MnatRole::Ingress;
         let Some(path) = self.config.joinfile.as_ref().filter(|_| is_ingress) else {
             return;
         };
@@ -287,10 +288,10 @@ impl Mnat {
         self.send(replace_all, steps);
     }
 
-    fn take_steps(&mut self) -> Vec<Step> {
+    fn take_steps(&mut self) -> Vec<RouteStep> {
         let mut steps = Vec::new();
         while let Some(step) = self.plan.poll_step() {
-            if let Step::Install { matched, rewritten } = step
+            if let RouteStep::Install { matched, rewritten } = step
                 && !self.refused.is_empty()
             {
                 let route = MnatRoute { matched, rewritten };
@@ -301,7 +302,7 @@ impl Mnat {
         steps
     }
 
-    fn send(&mut self, replace_all: bool, steps: Vec<Step>) {
+    fn send(&mut self, replace_all: bool, steps: Vec<RouteStep>) {
         let message = MnatRoutesChanged {
             steps,
             replace_all,
@@ -317,21 +318,21 @@ impl Mnat {
         metrics.set_server_up(self.machine.is_up());
         let mut counts = self.machine.counts();
         if !self.refused.is_empty() {
-            counts = Standing::ALL.map(|_| 0);
+            counts = MappingStatus::ALL.map(|_| 0);
             for stand in self.standings() {
-                let position = Standing::ALL.iter().position(|s| *s == stand.standing);
+                let position = MappingStatus::ALL.iter().position(|s| *s == stand.standing);
                 position
                     .into_iter()
                     .for_each(|position| counts[position] += 1);
             }
         }
-        for (standing, count) in Standing::ALL.into_iter().zip(counts) {
+        for (standing, count) in MappingStatus::ALL.into_iter().zip(counts) {
             metrics.set_mappings(self.config.role.label(), standing.label(), count);
         }
     }
 
     /// Returns the status of every mapping, including those whose routes are refused.
-    fn standings(&self) -> Vec<Stand> {
+    fn standings(&self) -> Vec<MappingReport> {
         let mut all = self.machine.standings();
         if self.refused.is_empty() {
             return all;
@@ -339,12 +340,12 @@ impl Mnat {
         for stand in &mut all {
             let Some(local) = stand.local else { continue };
             let (matched, rewritten) = match self.config.role {
-                Role::Ingress => (stand.global, local),
-                Role::Egress => (local, stand.global),
+                MnatRole::Ingress => (stand.global, local),
+                MnatRole::Egress => (local, stand.global),
             };
             let name = MnatRoute { matched, rewritten }.name();
             if let Some(why) = self.refused.get(&name) {
-                stand.standing = Standing::Conflict;
+                stand.standing = MappingStatus::Conflict;
                 stand.why = Some(why.clone());
             }
         }
@@ -353,9 +354,13 @@ impl Mnat {
 }
 
 /// Returns the watch of the joinfile that an egress reads.
-fn file_watch(config: &Config) -> Option<Watch> {
-    let reads = config.role == Role::Egress && config.joins.joinfile;
-    config.joinfile.clone().filter(|_| reads).map(Watch::new)
+fn file_watch(config: &Config) -> Option<FileWatch> {
+    let reads = config.role == MnatRole::Egress && config.joins.joinfile;
+    config
+        .joinfile
+        .clone()
+        .filter(|_| reads)
+        .map(FileWatch::new)
 }
 
 impl Actor for Mnat {
@@ -375,7 +380,7 @@ impl Actor for Mnat {
         let (role, host) = (self.config.role, &self.config.target.host);
         info!("mnat: {role}, server {host}");
         self.update_metrics();
-        if self.config.role == Role::Egress {
+        if self.config.role == MnatRole::Egress {
             self.context.catalog.mnat.expose_join_seconds();
         }
         self.drive(ctx);

@@ -13,8 +13,8 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervisor::Supervisor;
-use crate::mnat::client::Client;
-use crate::mnat::{Config, Standing};
+use crate::mnat::client::MnatClient;
+use crate::mnat::{Config, MappingStatus};
 
 /// The `actor` label of the MNAT actor.
 pub const ROLE: &str = "mnat";
@@ -75,7 +75,7 @@ impl Mnat {
             info!("mnat: new server {host}:{port}; mappings are held until it answers");
             // A response of the former server is ignored.
             self.target_number += 1;
-            self.client = Some(Client::new(config.target.clone()));
+            self.client = Some(MnatClient::new(config.target.clone()));
             self.machine.start_over(now);
             self.last_error = None;
         }
@@ -106,7 +106,7 @@ impl Mnat {
         self.context.directory.do_send(remove_all);
         let metrics = &self.context.catalog.mnat;
         metrics.set_server_up(false);
-        for standing in Standing::ALL {
+        for standing in MappingStatus::ALL {
             metrics.set_mappings(self.config.role.label(), standing.label(), 0);
         }
         self.death_guard.disarm();
