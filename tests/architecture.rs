@@ -16,7 +16,7 @@ use graph::Graph;
 use source::{SourceFile, read_crate};
 
 /// The module layers: a module, and the modules or items it may use besides itself. A packet
-/// passes `model -> wire -> table -> forward -> pipeline -> planes -> actors -> app`; each uses
+/// passes `model -> wire -> table -> forward -> pipeline -> planes -> actors -> frontend -> app`; each uses
 /// modules to its left. Items count where they are defined, not where they are re-exported.
 const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
@@ -41,27 +41,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("docker", &["model"]),
     // Plain data for users of the control socket and of HTTP.
     ("api", &[]),
-    (
-        "control",
-        &["api", "actors::context::RouterContext", "actors::questions"],
-    ),
-    (
-        "http",
-        &["api", "actors::context::RouterContext", "actors::questions"],
-    ),
     // The protocol and the client of the MNAT server.
     ("mnat", &["model"]),
-    // File format, tables and protocol of smcroute, and the server of its socket.
-    (
-        "smcroute",
-        &[
-            "model",
-            "api",
-            "actors::context::RouterContext",
-            "actors::questions",
-            "control::socket",
-        ],
-    ),
+    // File format, tables and protocol of smcroute.
+    ("smcroute", &["model", "api"]),
     ("settings", &["model", "mnat", "smcroute::conf"]),
     (
         "actors",
@@ -75,17 +58,30 @@ const LAYERS: &[(&str, &[&str])] = &[
             "pipeline",
             "planes",
             "metrics",
-            "api",
-            "http",
             "mnat",
             "docker",
+        ],
+    ),
+    // The control socket, HTTP and the smcroute socket: queries and changes for the actors.
+    (
+        "frontend",
+        &[
+            "model",
+            "membership",
+            "table",
+            "forward",
+            "metrics",
+            "api",
+            "mnat",
+            "smcroute",
+            "actors",
         ],
     ),
     (
         "app",
         &[
-            "model", "table", "planes", "sys", "metrics", "settings", "actors", "control",
-            "smcroute", "api", "mnat",
+            "model", "table", "planes", "sys", "metrics", "settings", "actors", "frontend", "api",
+            "mnat",
         ],
     ),
     ("probe", &["model"]),
@@ -93,7 +89,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "model", "api", "app", "control", "demo", "settings", "probe", "sys", "smcroute",
+            "model", "api", "app", "frontend", "demo", "settings", "probe", "sys", "smcroute",
             "mnat",
         ],
     ),
@@ -103,27 +99,6 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Cycles between files that remain: the files, and why they stay.
 const FILE_CYCLES: &[(&[&str], &str)] = &[
-    (
-        &[
-            "actors/context.rs",
-            "actors/docker.rs",
-            "actors/forwarder.rs",
-            "actors/interface.rs",
-            "actors/joins.rs",
-            "actors/links.rs",
-            "actors/membership.rs",
-            "actors/metrics.rs",
-            "actors/mnat.rs",
-            "actors/questions.rs",
-            "actors/rewritings.rs",
-            "actors/routing.rs",
-            "actors/routing/learning.rs",
-            "actors/service.rs",
-            "actors/supervisor.rs",
-            "http/mod.rs",
-        ],
-        "messages are declared beside the actor that receives them; they belong in one file",
-    ),
     (
         &[
             "cli/change.rs",

@@ -4,16 +4,19 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::query::PATIENCE;
 use crate::actors::messages::{FlowPage, QueryFlows};
 use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{look_up, ways};
 use crate::model::{IfIndex, IfName};
 use crate::table::flows::{FlowFilter, FlowRecord};
+
+/// How long an interface actor may take to return a page.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the flows that match a query. An interface that is removed in the meantime has none.
 pub async fn flows(context: &RouterContext, query: FlowQuery) -> Vec<FlowView> {
@@ -44,7 +47,7 @@ async fn read_all(handle: &InterfaceHandle, filter: FlowFilter) -> Vec<FlowPage>
     let mut next = Some(0);
     while let Some(position) = next {
         let query = QueryFlows { position, filter };
-        let Ok(page) = handle.flows.send(query).timeout(PATIENCE).await else {
+        let Ok(page) = handle.flows.send(query).timeout(PAGE_TIMEOUT).await else {
             break;
         };
         next = page.next;

@@ -23,7 +23,7 @@ use crate::model::{
 use crate::table::rib_change::RibChange;
 
 /// How long an actor may take to answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a change waits until the interfaces that it needs are captured.
 const CAPTURE_PATIENCE: Duration = Duration::from_millis(500);

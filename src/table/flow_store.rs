@@ -6,7 +6,7 @@
 
 use ahash::AHashMap;
 
-use super::flows::{Flow, FlowKey};
+use super::flow::{Flow, FlowKey};
 
 /// Marks the end of the recency list.
 const NONE: u32 = u32::MAX;
@@ -157,7 +157,7 @@ mod tests {
     use lru::LruCache;
     use proptest::prelude::*;
 
-    use super::super::flows::Verdicts;
+    use super::super::flow::Verdicts;
     use super::*;
 
     fn key(n: u8) -> FlowKey {

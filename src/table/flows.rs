@@ -6,13 +6,11 @@
 //! other interfaces leave to it with their next flow. A flow is a cache entry, never a permission:
 //! a packet without a flow is looked up in the forwarding table.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::EntryId;
+pub use super::flow::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 use super::flow_store::FlowStore;
-use super::sets::SetId;
 use crate::model::FlowEnd;
 
 /// The limit of flows of all interfaces together, and their number.
@@ -62,35 +60,6 @@ impl FlowBudget {
 /// Flows that one new flow evicts, at most.
 const MAX_EVICTED_AT_ONCE: usize = 16;
 
-/// What forwards the packets of a source and group, in one snapshot: the static route and the
-/// proxies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Verdicts {
-    /// The static route.
-    pub entry: Option<EntryId>,
-    /// The proxies, one bit each: their positions in [`Ingress::proxies`](super::Ingress).
-    pub proxies: u64,
-    /// The downstream interfaces with members that the source is forwarded to.
-    pub wanted: SetId,
-}
-
-/// One flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flow {
-    /// What forwards it, in the snapshot of `generation`.
-    pub verdicts: Verdicts,
-    /// The snapshot of `verdicts`.
-    pub generation: u64,
-    /// Packets received.
-    pub packets: u64,
-    /// IP bytes received.
-    pub bytes: u64,
-    /// Time of its first packet, in milliseconds of a monotonic clock.
-    pub began_ms: u64,
-    /// Time of its last packet, by the same clock.
-    pub seen_ms: u64,
-}
-
 /// Numbers of ended flows, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended([u64; FlowEnd::ALL.len()]);
@@ -103,34 +72,6 @@ impl Ended {
 
     fn add(&mut self, end: FlowEnd, flows: u64) {
         self.0[end as usize] += flows;
-    }
-}
-
-/// Source and group of a flow.
-pub type FlowKey = (IpAddr, IpAddr);
-
-/// A flow with its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowRecord {
-    /// Source and group.
-    pub key: FlowKey,
-    /// The flow.
-    pub flow: Flow,
-}
-
-/// Selects flows by address. Without addresses it matches every flow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FlowFilter {
-    /// Only flows from this source.
-    pub source: Option<IpAddr>,
-    /// Only flows to this group.
-    pub group: Option<IpAddr>,
-}
-
-impl FlowFilter {
-    /// Returns whether a flow matches.
-    pub fn matches(&self, (source, group): &FlowKey) -> bool {
-        self.source.is_none_or(|s| s == *source) && self.group.is_none_or(|g| g == *group)
     }
 }
 
@@ -290,6 +231,7 @@ impl Drop for Flows {
 
 #[cfg(test)]
 mod tests {
+    use super::super::EntryId;
     use super::*;
 
     fn key(n: u8) -> FlowKey {

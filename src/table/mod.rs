@@ -2,6 +2,7 @@
 
 mod draft;
 pub mod fib;
+mod flow;
 mod flow_store;
 pub mod flows;
 pub mod joins;

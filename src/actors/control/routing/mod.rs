@@ -1,8 +1,9 @@
 //! Owns the rules and publishes the forwarding table. The data path never waits for it.
 
 mod demand;
-mod learning;
-mod mnat_routes;
+mod membership_handlers;
+mod mnat_handlers;
+mod pace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -14,19 +15,22 @@ use tracing::{debug, info, warn};
 
 use crate::actors::messages::{
     AliasesChanged, AnnounceLinks, ApplyChange, Barrier, LearningComplete, LinksChanged,
-    MembershipChanged, MnatRoutesChanged, Publish, QuerierStarted, QueryRouting, ReplaceRules,
-    ReportMembers, Republish, RoutingTables, ServedInterface, SetJoins,
+    MembersChanged, MembershipChanged, MnatRoutesChanged, Publish, QuerierStarted, QueryRouting,
+    ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused, RoutingTables,
+    ServeInterfaces, ServedInterface, SetJoins, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::mnat::Channel;
-use crate::model::{Group, IfIndex, IfPattern, Link, Links, MOST_PROXIES};
+use crate::model::{
+    Group, IfIndex, IfName, IfPattern, Link, Links, MOST_PROXIES, RouteName, SourceFilter,
+};
 use crate::table::joins;
 use crate::table::rib::RibError;
 use crate::table::{Fib, MembershipDatabase, Rib};
 
 use demand::Demand;
-use learning::Pace;
+use pace::Pace;
 
 /// Limit of the mailbox.
 const MAILBOX: usize = 256;
@@ -196,7 +200,150 @@ impl Routing {
         self.publish();
     }
 
-    fn link(&self, name: &crate::model::IfName) -> Option<&Link> {
+    /// Sends the interfaces to serve to the querier, if they changed.
+    fn update_querier(&mut self) {
+        let Some(links) = &self.links else { return };
+        let interfaces: BTreeMap<IfIndex, ServedInterface> = self
+            .rib
+            .usable(links)
+            .iter()
+            .filter(|link| link.up)
+            .filter_map(|link| {
+                let downstream = self.fib.downstreams.iter().find(|d| d.index == link.index);
+                let served = ServedInterface {
+                    name: link.name.clone(),
+                    mtu: link.mtu,
+                    addresses: links.addresses(link.index).to_vec(),
+                    proxy: downstream.map(|d| d.proxy.clone()),
+                    mrdisc: self.rib.options(link).and_then(|o| o.mrdisc),
+                };
+                let is_served = served.proxy.is_some() || served.mrdisc.is_some();
+                is_served.then_some((link.index, served))
+            })
+            .collect();
+        let all = self.served.is_none();
+        if self.served.as_ref() == Some(&interfaces) {
+            return;
+        }
+        if let Some(old) = &self.served {
+            let has_members =
+                |index: &IfIndex| interfaces.get(index).is_some_and(|s| s.proxy.is_some());
+            let mut learned = self.learned();
+            let removed = old.keys().filter(|index| !has_members(index));
+            removed.for_each(|index| learned.forget(*index));
+        }
+        self.served = Some(interfaces.clone());
+        self.context
+            .directory
+            .do_send(ServeInterfaces { interfaces, all });
+    }
+
+    /// Publishes changed memberships, at once or as soon as the pace permits.
+    fn schedule_publish(&mut self, ctx: &mut Context<Self>) {
+        if self.pace.is_scheduled {
+            return;
+        }
+        let wait = self.pace.next.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return self.publish_memberships();
+        }
+        self.pace.is_scheduled = true;
+        ctx.run_later(wait, |actor, _| {
+            actor.pace.is_scheduled = false;
+            actor.publish_memberships();
+        });
+    }
+
+    fn publish_memberships(&mut self) {
+        if self.links.is_none() {
+            return;
+        }
+        let started = Instant::now();
+        let mut learned = self.learned();
+        let next = learned.update(&self.fib, self.generation + 1);
+        drop(learned);
+        if let Some(fib) = next {
+            self.generation += 1;
+            self.fib = Arc::new(fib);
+            self.context.directory.do_send(Publish {
+                fib: self.fib.clone(),
+                names: None,
+            });
+        }
+        self.update_joins();
+        self.report_members_to_mnat();
+        let now = Instant::now();
+        self.pace.start_pause(now, now - started);
+    }
+
+    /// Sends changed memberships to the joins actor.
+    fn update_joins(&mut self) {
+        let mut changes = joins::DesiredMemberships::new();
+        for group in self.demand.take_changed() {
+            let requested = self.demand.requested_of_group(&self.rib, group);
+            let requested = requested.iter().map(|(origin, filter)| (*origin, filter));
+            changes.extend(joins::wanted_of_group(
+                group,
+                &self.fixed,
+                requested,
+                &self.up,
+            ));
+        }
+        if !changes.is_empty() {
+            self.context.directory.do_send(UpdateJoins(changes));
+        }
+    }
+
+    fn set_demand(&mut self, index: IfIndex, group: Group, filter: &SourceFilter) {
+        self.demand
+            .set_filter((&self.rib, &self.up), index, group, filter);
+    }
+
+    /// Reports refused routes to the MNAT actor.
+    fn report_refused(&self, complete: bool, refused: Vec<(RouteName, String)>) {
+        if complete || !refused.is_empty() {
+            self.context
+                .directory
+                .do_send(RoutesRefused { complete, refused });
+        }
+    }
+
+    /// Asks the MNAT actor to send refused routes again, because other routes changed.
+    fn retry_refused(&self) {
+        self.context.directory.do_send(RetryRefused);
+    }
+
+    /// Reports the members of the downstream interface to the MNAT actor, if they changed.
+    fn report_members_to_mnat(&mut self) {
+        let Some(config) = self.context.mnat.load_full() else {
+            return;
+        };
+        let Some(index) = self.link(&config.downstream).map(|link| link.index) else {
+            return;
+        };
+        let mut streams = BTreeSet::new();
+        for (at, group, filter) in self.learned().memberships() {
+            if at != index {
+                continue;
+            }
+            match filter {
+                SourceFilter::Include(sources) => {
+                    let channels = sources.iter().map(|s| Channel::new(Some(*s), group));
+                    streams.extend(channels.flatten());
+                }
+                // Members filter excluded sources themselves.
+                SourceFilter::Exclude(_) => streams.extend(Channel::new(None, group)),
+            }
+        }
+        if self.reported_to_mnat.as_ref() != Some(&streams) {
+            self.context
+                .directory
+                .do_send(MembersChanged(streams.clone()));
+            self.reported_to_mnat = Some(streams);
+        }
+    }
+
+    fn link(&self, name: &IfName) -> Option<&Link> {
         self.links.as_ref()?.iter().find(|l| l.name == *name)
     }
 }

@@ -196,7 +196,14 @@ impl Mnat {
             match event {
                 MnatEvent::Change(change) => self.handle_change(now, &change),
                 MnatEvent::Polled { settled } => self.handle_poll(settled),
-                other => self.log_event(other),
+                other => {
+                    events::log_event(&self.config.target.host, self.config.grace, &other);
+                    match other {
+                        MnatEvent::Failed { why, .. } => self.last_error = Some(why),
+                        MnatEvent::Back => self.last_error = None,
+                        _ => {}
+                    }
+                }
             }
         }
         if changed {
@@ -329,6 +336,54 @@ impl Mnat {
         for (standing, count) in MappingStatus::ALL.into_iter().zip(counts) {
             metrics.set_mappings(self.config.role.label(), standing.label(), count);
         }
+    }
+
+    fn configure(&mut self, config: Arc<Config>, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let former = std::mem::replace(&mut self.config, config);
+        let config = self.config.clone();
+        self.machine.set_grace(config.grace);
+        if former.target != config.target {
+            let (host, port) = (&config.target.host, config.target.port);
+            info!("mnat: new server {host}:{port}; mappings are held until it answers");
+            // A response of the former server is ignored.
+            self.target_number += 1;
+            self.client = Some(MnatClient::new(config.target.clone()));
+            self.machine.start_over(now);
+            self.last_error = None;
+        }
+        if (&former.joinfile, former.joins) != (&config.joinfile, config.joins) {
+            self.file_watch = file_watch(&config);
+            // The joins of the former file stay until the new one is read below.
+            if self.file_watch.is_none() {
+                self.from_file.clear();
+            }
+            if !config.joins.members {
+                self.from_members.clear();
+            }
+            self.write_failed = false;
+        }
+        if (&former.upstream, &former.downstream) != (&config.upstream, &config.downstream) {
+            self.send_all(self.is_synchronised);
+        }
+        // The members may be those of another interface now.
+        self.context.directory.do_send(ReportMembers);
+        self.update_wanted(now);
+        self.drive(ctx);
+        self.update_metrics();
+    }
+
+    fn end(&mut self, ctx: &mut Context<Self>) {
+        info!("mnat: removed from the settings; removing its routes");
+        let remove_all = MnatRoutesChanged::remove_all(&self.config);
+        self.context.directory.do_send(remove_all);
+        let metrics = &self.context.catalog.mnat;
+        metrics.set_server_up(false);
+        for standing in MappingStatus::ALL {
+            metrics.set_mappings(self.config.role.label(), standing.label(), 0);
+        }
+        self.death_guard.disarm();
+        ctx.stop();
     }
 
     /// Returns the status of every mapping, including those whose routes are refused.

@@ -1,0 +1,94 @@
+//! Messages of the querier to routing, and the barrier that waits until they are in force.
+
+use std::time::Instant;
+
+use actix::prelude::*;
+
+use super::Routing;
+use crate::actors::messages::{
+    Barrier, LearningComplete, MembershipChanged, Publish, QuerierStarted,
+};
+use crate::model::SourceFilter;
+
+impl Handler<MembershipChanged> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, message: MembershipChanged, ctx: &mut Self::Context) {
+        let index = message.index;
+        for (group, _) in &message.changes {
+            self.stale.remove(&(index, *group));
+        }
+        let served = self.served.as_ref().and_then(|served| served.get(&index));
+        // The querier sent this before it received the current list of interfaces.
+        if served.is_none_or(|served| served.proxy.is_none()) {
+            return;
+        }
+        for (group, filter) in message.changes {
+            self.set_demand(index, group, &filter);
+            self.learned().learn(index, group, filter);
+        }
+        self.schedule_publish(ctx);
+    }
+}
+
+impl Handler<Barrier> for Routing {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Barrier, _: &mut Self::Context) -> Self::Result {
+        let publish_at = if self.pace.is_scheduled {
+            self.pace.next
+        } else {
+            Instant::now()
+        };
+        let paced = tokio::time::sleep_until(publish_at.into()).into_actor(self);
+        Box::pin(paced.then(|(), actor, _| {
+            if actor.pace.is_scheduled {
+                actor.publish_memberships();
+            }
+            // The supervisor handles messages in order, so it answers after all earlier ones.
+            let republish = actor.links.is_some().then(|| Publish {
+                fib: actor.fib.clone(),
+                names: None,
+            });
+            let supervisor = actor.context.directory.receiver::<Publish>();
+            let published = async move {
+                if let Some((supervisor, republish)) = supervisor.zip(republish) {
+                    // Without a supervisor the process ends.
+                    let _ = supervisor.send(republish).await;
+                }
+            };
+            published.into_actor(actor)
+        }))
+    }
+}
+
+impl Handler<QuerierStarted> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: QuerierStarted, _: &mut Self::Context) {
+        let stale = self
+            .learned()
+            .memberships()
+            .map(|(i, g, _)| (i, g))
+            .collect();
+        self.stale = stale;
+        self.served = None;
+        self.update_querier();
+    }
+}
+
+impl Handler<LearningComplete> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: LearningComplete, ctx: &mut Self::Context) {
+        let stale = std::mem::take(&mut self.stale);
+        if stale.is_empty() {
+            return;
+        }
+        for (index, group) in stale {
+            self.learned().learn(index, group, SourceFilter::none());
+            self.set_demand(index, group, &SourceFilter::none());
+        }
+        self.schedule_publish(ctx);
+    }
+}

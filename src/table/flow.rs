@@ -1,0 +1,63 @@
+//! A flow and its key.
+
+use std::net::IpAddr;
+
+use super::EntryId;
+use super::sets::SetId;
+
+/// Source and group of a flow.
+pub type FlowKey = (IpAddr, IpAddr);
+
+/// What forwards the packets of a source and group, in one snapshot: the static route and the
+/// proxies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// The static route.
+    pub entry: Option<EntryId>,
+    /// The proxies, one bit each: their positions in [`Ingress::proxies`](super::Ingress).
+    pub proxies: u64,
+    /// The downstream interfaces with members that the source is forwarded to.
+    pub wanted: SetId,
+}
+
+/// One flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// What forwards it, in the snapshot of `generation`.
+    pub verdicts: Verdicts,
+    /// The snapshot of `verdicts`.
+    pub generation: u64,
+    /// Packets received.
+    pub packets: u64,
+    /// IP bytes received.
+    pub bytes: u64,
+    /// Time of its first packet, in milliseconds of a monotonic clock.
+    pub began_ms: u64,
+    /// Time of its last packet, by the same clock.
+    pub seen_ms: u64,
+}
+
+/// A flow with its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Source and group.
+    pub key: FlowKey,
+    /// The flow.
+    pub flow: Flow,
+}
+
+/// Selects flows by address. Without addresses it matches every flow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// Only flows from this source.
+    pub source: Option<IpAddr>,
+    /// Only flows to this group.
+    pub group: Option<IpAddr>,
+}
+
+impl FlowFilter {
+    /// Returns whether a flow matches.
+    pub fn matches(&self, (source, group): &FlowKey) -> bool {
+        self.source.is_none_or(|s| s == *source) && self.group.is_none_or(|g| g == *group)
+    }
+}
