@@ -214,7 +214,7 @@ pub fn run(args: DaemonArgs) -> ExitCode {
 
 /// Lets the calling process exit with success, and detaches from the terminal.
 fn finish_start(starting: DaemonStart) {
-    if let Err(e) = starting.done() {
+    if let Err(e) = starting.report_success() {
         warn!("cannot detach from the terminal: {e}");
     }
 }
@@ -268,12 +268,12 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
             );
         }
         if bound.is_some()
-            && let Err(e) = identity.own_socket(&socket)
+            && let Err(e) = identity.chown_socket(&socket)
         {
             warn!("-p: cannot change the owner of the socket, it still belongs to root: {e}");
         }
         identity
-            .assume()
+            .drop_privileges()
             .map_err(|e| fail(EX_NOPERM, &format!("-p: {e}")))?;
     }
     Ok(Options {

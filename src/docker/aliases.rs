@@ -1,4 +1,4 @@
-//! The state of a container engine, and the interface aliases that follow from it. Pure.
+//! The state of a container engine, and the interface aliases that follow from it. Does no I/O.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,8 +67,8 @@ pub struct Container {
     pub names: Vec<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its attachments; empty if the container shares a network namespace with another container or the
-    /// host.
+    /// Its attachments; empty if the container shares a network namespace with another container or
+    /// the host.
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -95,7 +95,7 @@ pub struct VethPeer {
 impl EngineState {
     /// Returns the aliases of interfaces, and true if some endpoint has no veth pair yet (the engine
     /// may still be creating it). `bridge_index` returns the interface index of a bridge.
-    pub fn names(
+    pub fn aliases(
         &self,
         peers: &[VethPeer],
         bridge_index: impl Fn(&IfName) -> Option<IfIndex>,
@@ -108,8 +108,8 @@ impl EngineState {
         };
         for network in &self.networks {
             if let Some(bridge) = &network.bridge {
-                let of = aliases.by_name.entry(bridge.clone()).or_default();
-                of.extend(alias("network:", &network.name));
+                let entry = aliases.by_name.entry(bridge.clone()).or_default();
+                entry.extend(alias("network:", &network.name));
             }
         }
         for container in &self.containers {
@@ -131,8 +131,8 @@ impl EngineState {
                     .find(|peer| peer.mac == endpoint.mac && peer.bridge == bridge);
                 match found {
                     Some(peer) => {
-                        let of = aliases.by_index.entry(peer.index).or_default();
-                        of.extend(all.iter().cloned());
+                        let entry = aliases.by_index.entry(peer.index).or_default();
+                        entry.extend(all.iter().cloned());
                     }
                     None => is_incomplete = true,
                 }
@@ -181,16 +181,16 @@ mod tests {
         }
     }
 
-    fn shown(aliases: &Aliases) -> Vec<String> {
-        let names = |of: &std::collections::BTreeSet<IfPattern>| {
-            let all: Vec<_> = of.iter().map(ToString::to_string).collect();
+    fn to_lines(aliases: &Aliases) -> Vec<String> {
+        let joined = |patterns: &std::collections::BTreeSet<IfPattern>| {
+            let all: Vec<_> = patterns.iter().map(ToString::to_string).collect();
             all.join(" ")
         };
         let by_name = aliases.by_name.iter();
-        let by_name = by_name.map(|(name, of)| format!("{name} {}", names(of)));
+        let by_name = by_name.map(|(name, patterns)| format!("{name} {}", joined(patterns)));
         let by_index = aliases.by_index.iter();
         by_name
-            .chain(by_index.map(|(index, of)| format!("{index} {}", names(of))))
+            .chain(by_index.map(|(index, patterns)| format!("{index} {}", joined(patterns))))
             .collect()
     }
 
@@ -223,10 +223,10 @@ mod tests {
             mac: mac(last),
         };
         let peers = [peer(20, 10, 1), peer(21, 11, 1), peer(22, 10, 2)];
-        let (aliases, is_incomplete) = engine.names(&peers, bridges);
+        let (aliases, is_incomplete) = engine.aliases(&peers, bridges);
         assert!(!is_incomplete);
         assert_eq!(
-            shown(&aliases),
+            to_lines(&aliases),
             [
                 "br-a network:net-a",
                 "br-b network:net-b",
@@ -235,7 +235,7 @@ mod tests {
                 "22 container:two label:role=cam",
             ]
         );
-        let (aliases, is_incomplete) = engine.names(&peers[..1], bridges);
+        let (aliases, is_incomplete) = engine.aliases(&peers[..1], bridges);
         assert!(is_incomplete, "veth pairs are missing");
         assert_eq!(aliases.by_index.len(), 1);
     }

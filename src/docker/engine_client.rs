@@ -1,4 +1,4 @@
-//! Questions to a Docker Engine over its socket. Nothing is ever changed in it.
+//! A read-only client for the socket of a Docker Engine.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,25 +10,25 @@ use futures_util::{Stream, StreamExt};
 
 use super::aliases::{Container, Endpoint, EngineNetwork, EngineState};
 
-/// How long the engine may take over an answer, in seconds.
-const PATIENCE: u64 = 10;
-/// Docker's own name for the option that names a bridge.
-const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
-/// Hexadecimal digits of a network's id in the name of its bridge.
-const BRIDGE_DIGITS: usize = 12;
+/// Timeout of a request to the engine, in seconds.
+const TIMEOUT_SECS: u64 = 10;
+/// The network option of Docker that sets the name of a bridge.
+const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
+/// Number of hexadecimal digits of a network ID in the default name of its bridge.
+const BRIDGE_ID_DIGITS: usize = 12;
 
-/// Why the engine cannot be asked.
+/// An error of a request to the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Nothing answers there, or not as an engine does.
+    /// The socket cannot be reached, or the reply is not that of an engine.
     #[error("{}", with_causes(.0))]
     Docker(#[from] bollard::errors::Error),
-    /// It told of nothing more.
-    #[error("the engine went away")]
-    Gone,
+    /// The event stream ended.
+    #[error("the engine closed the event stream")]
+    EventsEnded,
 }
 
-/// The libraries below say why only one by one.
+/// Returns the message of an error and of its causes. The libraries report causes separately.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -48,11 +48,11 @@ pub struct EngineClient(Docker);
 impl EngineClient {
     /// Connects to the socket at `path` and agrees on a version of the API.
     pub async fn connect(path: &str) -> Result<Self, EngineError> {
-        let docker = Docker::connect_with_socket(path, PATIENCE, API_DEFAULT_VERSION)?;
+        let docker = Docker::connect_with_socket(path, TIMEOUT_SECS, API_DEFAULT_VERSION)?;
         Ok(Self(docker.negotiate_version().await?))
     }
 
-    /// What there is now.
+    /// Reads the networks and the running containers.
     pub async fn read(&self) -> Result<EngineState, EngineError> {
         let networks = self.0.list_networks(None::<ListNetworksOptions>).await?;
         let containers = self
@@ -65,12 +65,13 @@ impl EngineClient {
         })
     }
 
-    /// Something for each change of containers and networks, those of the last second too.
+    /// Returns a stream with an item for each change of a container or network. It starts with the
+    /// changes of the last second.
     pub fn changes(&self) -> impl Stream<Item = Result<(), EngineError>> + use<> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs());
         let kinds = ["container", "network"].map(String::from).to_vec();
-        // Health checks run commands in containers all the time, and change nothing here.
+        // The list leaves out `exec_*` events, which health checks cause all the time.
         let events = [
             "start",
             "die",
@@ -95,33 +96,33 @@ impl EngineClient {
     }
 }
 
-fn network_of(told: NetworkReply) -> Option<EngineNetwork> {
-    let id = told.id?;
-    let named = told.options.and_then(|mut o| o.remove(BRIDGE_NAME));
-    let bridge = (told.driver.as_deref() == Some("bridge")).then(|| {
-        let digits = id.get(..BRIDGE_DIGITS).unwrap_or(&id);
-        named.unwrap_or_else(|| format!("br-{digits}"))
+fn network_of(reply: NetworkReply) -> Option<EngineNetwork> {
+    let id = reply.id?;
+    let configured = reply.options.and_then(|mut o| o.remove(BRIDGE_NAME_OPTION));
+    let bridge = (reply.driver.as_deref() == Some("bridge")).then(|| {
+        let digits = id.get(..BRIDGE_ID_DIGITS).unwrap_or(&id);
+        configured.unwrap_or_else(|| format!("br-{digits}"))
     });
     Some(EngineNetwork {
-        name: told.name?,
+        name: reply.name?,
         bridge: bridge.and_then(|name| name.parse().ok()),
         id,
     })
 }
 
-fn container_of(told: ContainerSummary) -> Option<Container> {
+fn container_of(reply: ContainerSummary) -> Option<Container> {
     let running = matches!(
-        told.state,
+        reply.state,
         Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
     );
     if !running {
         return None;
     }
-    let names = told.names.unwrap_or_default();
+    let names = reply.names.unwrap_or_default();
     let names = names.iter().map(|n| n.trim_start_matches('/'));
-    // `/app/alias` is how a linked container calls it.
+    // Skips names such as `/app/alias`, which are aliases in a linked container.
     let names = names.filter(|n| !n.contains('/')).map(String::from);
-    let networks = told.network_settings.and_then(|s| s.networks);
+    let networks = reply.network_settings.and_then(|s| s.networks);
     let endpoints = networks.into_iter().flatten().filter_map(|(_, endpoint)| {
         Some(Endpoint {
             network: endpoint.network_id?,
@@ -130,7 +131,7 @@ fn container_of(told: ContainerSummary) -> Option<Container> {
     });
     Some(Container {
         names: names.collect(),
-        labels: told.labels.unwrap_or_default().into_iter().collect(),
+        labels: reply.labels.unwrap_or_default().into_iter().collect(),
         endpoints: endpoints.collect(),
     })
 }

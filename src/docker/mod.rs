@@ -5,8 +5,8 @@
 //! - `container:NAME` is the host end of each veth pair that leads into the container.
 //! - `label:KEY=VALUE` is the same for each container with the label.
 //!
-//! [`engine_client`] queries the engine over its socket, [`veth_peers`] queries the kernel what is at the other
-//! end of a cable, [`aliases`] puts the two together and is pure.
+//! [`engine_client`] queries the engine over its socket. [`veth_peers`] queries the kernel for the
+//! other ends of veth pairs. [`aliases`] combines both and does no I/O.
 
 pub mod aliases;
 pub mod engine_client;

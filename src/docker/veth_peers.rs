@@ -1,8 +1,8 @@
-//! Cables into other network namespaces, and the Ethernet address at their other end.
+//! Veth pairs into other network namespaces, and the Ethernet address of their other end.
 //!
-//! The kernel answers questions about a link in another namespace to those who have
-//! CAP_NET_ADMIN there, which root of this host has for every container that is not given a
-//! user namespace of its own. No process of the container is looked at, and no file.
+//! The kernel returns a link of another network namespace only to a process with CAP_NET_ADMIN in
+//! that namespace. Root of this host has it for every container that does not use a user namespace
+//! of its own. The query needs no access to processes or files of the container.
 
 use std::collections::BTreeMap;
 
@@ -13,38 +13,39 @@ use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessa
 use super::aliases::{MacAddr, VethPeer};
 use crate::model::{IfIndex, IfName};
 
-/// A cable before it is asked about: our end, its bridge, the other namespace and the index
-/// there.
-struct Cable {
+/// The host end of a veth pair whose other end is in another network namespace.
+struct HostVeth {
     index: IfIndex,
     bridge: Option<IfIndex>,
-    namespace: i32,
-    other: u32,
+    /// The ID of the other network namespace, relative to this one (`IFLA_LINK_NETNSID`).
+    peer_netns_id: i32,
+    /// The index of the other end in its namespace.
+    peer_index: u32,
 }
 
-/// The interfaces of this host, as far as they matter to an engine's names.
+/// The interfaces of this host that interface aliases can refer to.
 #[derive(Debug, Default)]
 pub struct VethPeers {
-    /// Of each name the index.
+    /// The index of each interface name.
     pub indexes: BTreeMap<IfName, IfIndex>,
-    /// Every cable that leads into another namespace.
-    pub cables: Vec<VethPeer>,
-    /// The kernel does not let us ask for the other ends: CAP_NET_ADMIN is missing.
+    /// All veth pairs into other namespaces.
+    pub veths: Vec<VethPeer>,
+    /// True if the kernel refused to return the other ends because CAP_NET_ADMIN is missing.
     pub refused: bool,
 }
 
-/// Reads them. A cable that vanishes meanwhile is left out.
+/// Queries the kernel. Skips a veth pair that disappears during the query.
 pub async fn read(handle: &Handle) -> Result<VethPeers, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let mut peers = VethPeers {
         indexes: links.iter().filter_map(name_of).collect(),
         ..VethPeers::default()
     };
-    for cable in links.iter().filter_map(cable_of) {
-        match other_end(handle, &cable).await {
-            Ok(Some(mac)) => peers.cables.push(VethPeer {
-                index: cable.index,
-                bridge: cable.bridge,
+    for veth in links.iter().filter_map(host_veth) {
+        match peer_mac(handle, &veth).await {
+            Ok(Some(mac)) => peers.veths.push(VethPeer {
+                index: veth.index,
+                bridge: veth.bridge,
                 mac,
             }),
             Err(e) if is_refused(&e) => {
@@ -65,12 +66,12 @@ fn is_refused(error: &rtnetlink::Error) -> bool {
     kind == std::io::ErrorKind::PermissionDenied
 }
 
-async fn other_end(handle: &Handle, cable: &Cable) -> Result<Option<MacAddr>, rtnetlink::Error> {
-    let mut request = handle.link().get().match_index(cable.other);
+async fn peer_mac(handle: &Handle, veth: &HostVeth) -> Result<Option<MacAddr>, rtnetlink::Error> {
+    let mut request = handle.link().get().match_index(veth.peer_index);
     let message = request.message_mut();
-    // The kernel's IFLA_TARGET_NETNSID is another name of the same number.
-    let elsewhere = LinkAttribute::IfNetnsId(cable.namespace);
-    message.attributes.push(elsewhere);
+    // IFLA_TARGET_NETNSID is an alias of IFLA_IF_NETNSID.
+    let netns = LinkAttribute::IfNetnsId(veth.peer_netns_id);
+    message.attributes.push(netns);
     let mut replies = std::pin::pin!(request.execute());
     let Some(reply) = replies.next().await else {
         return Ok(None);
@@ -90,26 +91,26 @@ fn name_of(link: &LinkMessage) -> Option<(IfName, IfIndex)> {
     Some((name?, IfIndex::new(link.header.index)?))
 }
 
-fn cable_of(link: &LinkMessage) -> Option<Cable> {
-    let mut veth = false;
-    let mut namespace = None;
-    let mut other = None;
+fn host_veth(link: &LinkMessage) -> Option<HostVeth> {
+    let mut is_veth = false;
+    let mut peer_netns_id = None;
+    let mut peer_index = None;
     let mut bridge = None;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::LinkInfo(infos) => {
-                veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
             }
-            LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
-            LinkAttribute::Link(index) => other = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => peer_netns_id = Some(*id),
+            LinkAttribute::Link(index) => peer_index = Some(*index),
             LinkAttribute::Controller(index) => bridge = IfIndex::new(*index),
             _ => {}
         }
     }
-    veth.then_some(Cable {
+    is_veth.then_some(HostVeth {
         index: IfIndex::new(link.header.index)?,
         bridge,
-        namespace: namespace?,
-        other: other?,
+        peer_netns_id: peer_netns_id?,
+        peer_index: peer_index?,
     })
 }

@@ -468,7 +468,7 @@ impl Switch {
         packet: &Packet,
         now_ms: u64,
     ) -> Result<(Decision<'f>, usize), NotData> {
-        if packet.cut {
+        if packet.truncated {
             return Err(DropReason::Truncated.into());
         }
         let start = packet.start as usize;

@@ -24,7 +24,7 @@ pub struct ProbeDatagram<'a> {
     pub group: IpAddr,
     /// Source address.
     pub source: IpAddr,
-    /// TTL or hop limit on datagram, if known.
+    /// TTL or hop limit on arrival, if known.
     pub ttl: Option<u8>,
     /// Arrival time in nanoseconds since 1970.
     pub received_ns: u64,
@@ -241,7 +241,7 @@ impl StreamStats {
 pub struct StreamReport {
     /// The group.
     pub group: IpAddr,
-    /// Source address on datagram; a router may have translated it.
+    /// Source address on arrival; a router may have translated it.
     pub source: IpAddr,
     /// Stream id in hexadecimal.
     pub stream: String,

@@ -1,20 +1,20 @@
-//! Sending many packets with one system call that the kernel takes as one piece of work.
+//! Sends a burst of packets on a veth with one system call and one soft interrupt.
 //!
-//! What leaves on a veth is received by the other end at once, in a soft interrupt of its own
-//! for each packet of a `sendmmsg`. With the descriptions of messages and the bookkeeping of
-//! the socket that is half of what sending costs. Here the packets stand in memory shared
-//! with the kernel (an array map), and a small program, run once by `BPF_PROG_TEST_RUN`
-//! (kernel Documentation/bpf/bpf_prog_run.rst), hands each to the device while soft
-//! interrupts wait; then the other end receives them all.
+//! With `sendmmsg`, the other end of a veth receives each packet in a separate soft interrupt. These
+//! interrupts, the message headers and the socket accounting are half of the cost of sending. A
+//! burst avoids them. The packets are in memory shared with the kernel (an array map), and one
+//! `BPF_PROG_TEST_RUN` (kernel Documentation/bpf/bpf_prog_run.rst) runs a small program that passes
+//! each packet to the device. Soft interrupts are disabled during the run, so the other end then
+//! receives all packets in one.
 //!
-//! The program stops at the first packet that is refused, so that each has its own result.
+//! The program stops at the first packet that the kernel refuses, so each packet has its own result.
 //!
-//! What differs from a socket:
-//! - interfaces are those of the network namespace of the calling thread, not of a socket's;
-//! - no socket is charged for what waits in a queue, so that nothing blocks;
-//! - the kernel notes that the packet was redirected. A *generic* XDP program at the other end
-//!   lets such packets pass unseen (since Linux 6.4); a native one sees them, and so do tc,
-//!   netfilter and taps on both ends.
+//! Differences from a socket:
+//! - Interface indexes refer to the network namespace of the calling thread.
+//! - Queued packets are not charged to a socket, so a burst never blocks.
+//! - The kernel marks the packets as redirected. A *generic* XDP program at the other end does not
+//!   see such packets (since Linux 6.4). A native one does, and so do tc, netfilter and taps on both
+//!   ends.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -22,26 +22,27 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::model::IfIndex;
 
-/// Most packets of one burst; fewer where the kernel has no room (`super::backlog`).
+/// Largest number of packets per burst. `super::burst_limit` reduces it if kernel queues overflow.
 pub const MAX_PACKETS: usize = 32;
 
-/// Bytes of a slot: its length, its result, and the frame.
+/// Bytes per slot: the frame length, the result, and the frame.
 const SLOT_LEN: usize = 2048;
 const FRAME_OFFSET: usize = 8;
-/// The longest frame, and the shortest: an Ethernet and an IPv4 header.
+/// The longest frame.
 pub const MAX_FRAME_LEN: usize = SLOT_LEN - FRAME_OFFSET;
+/// The shortest frame: an Ethernet and an IPv4 header.
 const MIN_FRAME_LEN: usize = ETHERNET_HEADER_LEN + 20;
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header in bytes.
 pub const ETHERNET_HEADER_LEN: usize = 14;
 
-/// The result of a slot that was not reached: no error of the kernel.
+/// The result of a slot that the program did not reach. The kernel never returns this value.
 const NOT_REACHED: u32 = 1 << 31;
 
 const MAP_CREATE: u32 = 0;
 const PROG_LOAD: u32 = 5;
 const PROG_TEST_RUN: u32 = 10;
 
-/// Of `union bpf_attr` (`linux/bpf.h`), the part of each command.
+/// The variant of `union bpf_attr` (`linux/bpf.h`) for `BPF_MAP_CREATE`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct MapCreate {
@@ -52,6 +53,7 @@ struct MapCreate {
     map_flags: u32,
 }
 
+/// The variant of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct ProgLoad {
@@ -64,6 +66,7 @@ struct ProgLoad {
     log_buf: u64,
 }
 
+/// The variant of `union bpf_attr` for `BPF_PROG_TEST_RUN`.
 #[repr(C)]
 #[derive(Default)]
 struct TestRun {
@@ -85,38 +88,49 @@ struct TestRun {
     padding: u32,
 }
 
-/// `struct __sk_buff` in words, as far as `cb`.
+/// Size of `struct __sk_buff` up to and including `cb`, in 32-bit words. The constants below are
+/// offsets in it.
 const CONTEXT_WORDS: usize = 17;
 const CONTEXT_LEN: i16 = 0;
 const CONTEXT_MARK: usize = 2;
 const CONTEXT_IFINDEX: usize = 10;
 const CONTEXT_CB: usize = 12;
 
-/// How a burst ended.
+/// The result of a burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BurstOutcome {
-    /// All were taken.
-    All,
-    /// The first so many were taken; the next was refused with this error (`errno`).
-    Refused(usize, i32),
-    /// The first so many were taken; to the next the device queue answered with this
-    /// (`NET_XMIT_DROP` and the like, `linux/netdevice.h`).
-    Queue(usize, u32),
+    /// The kernel took all packets.
+    AllSent,
+    /// The kernel took the first `sent` packets and refused the next one.
+    Refused {
+        /// Number of packets before the refused one.
+        sent: usize,
+        /// The reason for the refusal.
+        errno: i32,
+    },
+    /// The kernel took the first `sent` packets. For the next one, the device queue returned a code
+    /// other than success.
+    QueueVerdict {
+        /// Number of packets before the one with the code.
+        sent: usize,
+        /// `NET_XMIT_DROP` or a similar code (`linux/netdevice.h`).
+        code: u32,
+    },
 }
 
-/// The program and its memory. One on a thread is enough: nothing stays in it.
+/// The loaded program and its memory. It keeps no state between bursts, so one per thread is enough.
 pub struct BurstProgram {
     program: OwnedFd,
-    /// Keeps the map alive, as the program does.
+    /// Never read; the program keeps the map alive, too.
     _map: OwnedFd,
     base: *mut u8,
 }
 
-// SAFETY: the mapping belongs to this alone and is reached only through it.
+// SAFETY: only this value owns and accesses the mapping.
 unsafe impl Send for BurstProgram {}
 
 impl BurstProgram {
-    /// Loads the program. Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN; Linux 5.12, for
+    /// Loads the program. Requires CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, and Linux 5.12 for
     /// `bpf_check_mtu`.
     pub fn open() -> io::Result<Self> {
         const ARRAY: u32 = 2;
@@ -133,9 +147,9 @@ impl BurstProgram {
         )?;
         let instructions = program(map.as_raw_fd());
         const SCHED_CLS: u32 = 3;
-        // The licence of this one program, which the kernel runs. It knows the words by which
-        // a program is licensed as its own parts are, of which MIT alone is none; the rest of
-        // this crate is licensed as its manifest says.
+        // This licence applies only to the BPF program; the licence of the crate is in its manifest.
+        // The kernel helpers require a GPL-compatible licence string, and "MIT" alone is not one of
+        // the strings that the kernel accepts.
         let program = descriptor(
             PROG_LOAD,
             ProgLoad {
@@ -148,7 +162,7 @@ impl BurstProgram {
                 log_buf: 0,
             },
         )?;
-        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -169,15 +183,14 @@ impl BurstProgram {
         })
     }
 
-    /// Puts a frame into slot `n`. The caller keeps to [`MAX_PACKETS`] and [`MAX_FRAME_LEN`]; false where
-    /// it did not.
+    /// Writes a frame to slot `n`. Returns false if `n` is not below [`MAX_PACKETS`], or if the frame
+    /// is too short or longer than [`MAX_FRAME_LEN`].
     pub fn put(&mut self, n: usize, header: &[u8; ETHERNET_HEADER_LEN], packet: &[u8]) -> bool {
         let len = ETHERNET_HEADER_LEN + packet.len();
         if n >= MAX_PACKETS || !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&len) {
             return false;
         }
-        // SAFETY: slot `n` lies inside the mapping, and no run reads it while `&mut self` is
-        // held here.
+        // SAFETY: slot `n` lies inside the mapping, and `&mut self` excludes a concurrent run.
         let slot = unsafe { std::slice::from_raw_parts_mut(self.base.add(n * SLOT_LEN), SLOT_LEN) };
         slot[..4].copy_from_slice(&(len as u32).to_ne_bytes());
         slot[4..FRAME_OFFSET].copy_from_slice(&NOT_REACHED.to_ne_bytes());
@@ -186,23 +199,23 @@ impl BurstProgram {
         true
     }
 
-    /// The result of slot `n`.
+    /// Returns the result of slot `n`.
     fn result(&self, n: usize) -> u32 {
-        // SAFETY: the word lies inside the mapping and is aligned; the kernel writes it, so it
-        // is read as an atomic.
+        // SAFETY: the word lies inside the mapping and is aligned. The kernel writes it, so it is
+        // read as an atomic.
         unsafe { AtomicU32::from_ptr(self.base.add(n * SLOT_LEN + 4).cast()) }
             .load(Ordering::Acquire)
     }
 
-    /// Sends the first `count` slots on an interface, which all are of one EtherType. An
-    /// error means that none was.
+    /// Sends the first `count` slots on an interface. All frames must have the same EtherType. An
+    /// error means that no frame was sent.
     pub fn run(&mut self, index: IfIndex, mark: u32, count: usize) -> io::Result<BurstOutcome> {
         let count = count.min(MAX_PACKETS);
         let mut context = [0u32; CONTEXT_WORDS];
         context[CONTEXT_MARK] = mark;
         context[CONTEXT_IFINDEX] = index.get();
         context[CONTEXT_CB] = count as u32;
-        // SAFETY: the first word of the mapping, written by `put`.
+        // SAFETY: this is the first word of the mapping, and `put` wrote it.
         let first_len = unsafe { self.base.cast::<u32>().read() };
         let mut run = TestRun {
             prog_fd: self.program.as_raw_fd() as u32,
@@ -214,18 +227,25 @@ impl BurstProgram {
             ..TestRun::default()
         };
         let done = bpf(PROG_TEST_RUN, &mut run);
-        // What the kernel wrote counts, whatever it says: nothing may be sent twice.
+        // The results in the slots take precedence over the result of the call, so that no packet is
+        // sent twice.
         let stopped = (0..count)
             .map(|n| (n, self.result(n)))
             .find(|(_, result)| *result != 0);
         match (stopped, done) {
-            (None, _) => Ok(BurstOutcome::All),
+            (None, _) => Ok(BurstOutcome::AllSent),
             (Some((0, NOT_REACHED)), Err(e)) => Err(e),
             (Some((0, NOT_REACHED)), Ok(_)) => Err(io::ErrorKind::Unsupported.into()),
-            (Some((n, NOT_REACHED)), _) => Ok(BurstOutcome::Refused(n, libc::EIO)),
-            (Some((n, result)), _) => Ok(match result as i32 {
-                error @ ..0 => BurstOutcome::Refused(n, -error),
-                _ => BurstOutcome::Queue(n, result),
+            (Some((sent, NOT_REACHED)), _) => Ok(BurstOutcome::Refused {
+                sent,
+                errno: libc::EIO,
+            }),
+            (Some((sent, code)), _) => Ok(match code as i32 {
+                error @ ..0 => BurstOutcome::Refused {
+                    sent,
+                    errno: -error,
+                },
+                _ => BurstOutcome::QueueVerdict { sent, code },
             }),
         }
     }
@@ -233,15 +253,15 @@ impl BurstProgram {
 
 impl Drop for BurstProgram {
     fn drop(&mut self) {
-        // SAFETY: what mmap returned, and the owner goes.
+        // SAFETY: address and length are those of `mmap`, and the owner is dropped.
         unsafe { libc::munmap(self.base.cast(), MAX_PACKETS * SLOT_LEN) };
     }
 }
 
 fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: `attributes` is the part of `union bpf_attr` that belongs to the command, valid
-    // for reads and writes of its size; every pointer in it is to memory the caller holds
-    // during the call and is long enough by the sizes beside it.
+    // SAFETY: `attributes` is the variant of `union bpf_attr` for the command and valid for reads and
+    // writes of its size. Every pointer in it points to memory that the caller keeps during the call
+    // and that is as long as the length field next to the pointer.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -258,12 +278,11 @@ fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i32> {
 
 fn descriptor<T>(command: u32, mut attributes: T) -> io::Result<OwnedFd> {
     let fd = bpf(command, &mut attributes)?;
-    // SAFETY: the kernel has just made this descriptor, close-on-exec, and nobody else owns
-    // it.
+    // SAFETY: the kernel created this descriptor above, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// One instruction (kernel Documentation/bpf/standardization/instruction-set.rst).
+/// A BPF instruction (kernel Documentation/bpf/standardization/instruction-set.rst).
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Instruction {
@@ -273,11 +292,12 @@ struct Instruction {
     immediate: i32,
 }
 
-/// Loops over the slots: makes the packet of the run as long as the frame, writes the frame
-/// over it, looks at the MTU, and sends a clone. The result goes into the slot.
+/// Assembles the program. It loops over the slots: it resizes the packet of the test run to the frame
+/// length, overwrites it with the frame, checks the MTU, and sends a clone. It stores the result in
+/// the slot.
 fn program(map: i32) -> Vec<Instruction> {
-    // Registers: 0 results, 1 to 5 arguments, 6 the packet, 7 the number of the slot, 8 the
-    // slot, 9 the length of the frame, 10 the stack.
+    // Registers: 0 holds results, 1 to 5 arguments, 6 the packet, 7 the slot number, 8 the slot,
+    // 9 the frame length, 10 the stack pointer.
     const MOV: u8 = 0xbf;
     const SET: u8 = 0xb7;
     const ADD: u8 = 0x07;
@@ -306,7 +326,7 @@ fn program(map: i32) -> Vec<Instruction> {
         offset,
         immediate,
     };
-    // Jumps say where to; the distance is filled in below.
+    // Jump targets. The loop at the end replaces them with distances.
     const NEXT_SLOT: i16 = 1001;
     const RESULT: i16 = 1002;
     const END: i16 = 1003;
@@ -316,7 +336,7 @@ fn program(map: i32) -> Vec<Instruction> {
         i(LOAD, 1, 6, word(CONTEXT_CB), 0),
         i(IF_AT_LEAST_THAT, 7, 1, END, 0),
         i(STORE, 10, 7, KEY, 0),
-        // The map, by its descriptor: a load of 64 bits takes two places.
+        // Loads the map by its descriptor. A 64-bit load takes two instructions.
         i(0x18, 1, 1, 0, map),
         i(0, 0, 0, 0, 0),
         i(MOV, 2, 10, 0, 0),
@@ -328,7 +348,7 @@ fn program(map: i32) -> Vec<Instruction> {
         i(SET, 0, 0, 0, -libc::EINVAL),
         i(IF_ABOVE, 9, 0, RESULT, MAX_FRAME_LEN as i32),
         i(IF_BELOW, 9, 0, RESULT, MIN_FRAME_LEN as i32),
-        // As long as this frame: four instructions and a jump, unless it is.
+        // Resizes the packet: five instructions, skipped if it has the frame length already.
         i(LOAD, 1, 6, CONTEXT_LEN, 0),
         i(IF_EQUAL_TO, 1, 9, 5, 0),
         i(MOV, 1, 6, 0, 0),
@@ -354,8 +374,8 @@ fn program(map: i32) -> Vec<Instruction> {
         i(SET, 4, 0, 0, 0),
         i(SET, 5, 0, 0, 0),
         i(CALL, 0, 0, 0, CHECK_MTU),
-        // Zero: it fits. Below: an error. Above: too large, in numbers that mean other things
-        // below.
+        // Zero: the frame fits. Negative: an error. Positive: too long, replaced with -EMSGSIZE,
+        // because the slot gives positive numbers another meaning.
         i(IF_IS, 0, 0, 3, 0),
         i(IF_SIGNED_AT_MOST, 0, 0, RESULT, 0),
         i(SET, 0, 0, 0, -libc::EMSGSIZE),
@@ -393,8 +413,8 @@ fn program(map: i32) -> Vec<Instruction> {
 mod tests {
     use super::*;
 
-    /// Where this process may not load programs there is nothing to try.
-    fn opened() -> Option<BurstProgram> {
+    /// Returns `None` if this process may not load programs, so that the test is skipped.
+    fn try_open() -> Option<BurstProgram> {
         match BurstProgram::open() {
             Ok(burst) => Some(burst),
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => None,
@@ -403,8 +423,8 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_do_not_fit_are_refused() {
-        let Some(mut burst) = opened() else {
+    fn frames_of_invalid_length_are_rejected() {
+        let Some(mut burst) = try_open() else {
             return;
         };
         let header = [0; ETHERNET_HEADER_LEN];
@@ -420,16 +440,16 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_is_gone_takes_none() {
-        let Some(mut burst) = opened() else {
+    fn missing_interface_returns_enodev() {
+        let Some(mut burst) = try_open() else {
             return;
         };
         let header = [1, 0, 0x5e, 0, 0, 1, 2, 0, 0, 0, 0, 1, 8, 0];
         let mut packet = [0; 20];
         packet[0] = 0x45;
         assert!(burst.put(0, &header, &packet));
-        let nobody = IfIndex::new(i32::MAX as u32).unwrap();
-        let done = burst.run(nobody, 1, 1);
+        let missing = IfIndex::new(i32::MAX as u32).unwrap();
+        let done = burst.run(missing, 1, 1);
         assert_eq!(done.unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 }

@@ -1,24 +1,24 @@
-//! Packets that wait for soft interrupts, and how many may leave in one burst because of that.
+//! Limits the size of bursts so that they fit the receive queue of the kernel.
 //!
-//! What is sent on a veth waits at the other end, in a queue of the core that holds 1,000
-//! (`net.core.netdev_max_backlog`). Where that end is a port of a bridge, each packet becomes as
-//! many as there are ports, which all wait in the same queue. What does not fit is dropped; that
-//! is not our packet any more, and so nothing tells us but a number of the whole machine
-//! (`softnet_stat`, proc_net(5)). So bursts begin small, grow while that number stands still, and
-//! shrink when it moves.
+//! Packets sent on a veth wait at the other end in a per-CPU queue of 1,000 packets
+//! (`net.core.netdev_max_backlog`). If the other end is a port of a bridge, the bridge copies each
+//! packet to all its ports, and all copies wait in the same queue. The kernel drops packets that do
+//! not fit. No error reports such a drop; only a machine-wide counter shows it (`softnet_stat`,
+//! proc_net(5)). So bursts start small, grow while the counter does not change, and shrink when it
+//! does.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::time::{Duration, Instant};
 
-/// Reads how many packets were dropped on all cores together.
+/// Reads the number of packets that all CPUs together dropped.
 pub struct SoftnetStat {
     file: File,
     text: String,
 }
 
 impl SoftnetStat {
-    /// Opens the file. It is the same in every network namespace.
+    /// Opens the file. Its content is the same in every network namespace.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
             file: File::open("/proc/net/softnet_stat")?,
@@ -26,108 +26,110 @@ impl SoftnetStat {
         })
     }
 
-    /// Packets dropped since the machine started, each core's number modulo 2^32.
+    /// Returns the number of packets dropped since boot. The counter of each CPU wraps at 2^32.
     pub fn dropped(&mut self) -> io::Result<u64> {
         self.text.clear();
         self.file.rewind()?;
         self.file.read_to_string(&mut self.text)?;
-        Ok(sum(&self.text))
+        Ok(sum_dropped(&self.text))
     }
 }
 
-/// The second number of every line, which are hexadecimal.
-fn sum(text: &str) -> u64 {
+/// Sums the second column. All columns are hexadecimal.
+fn sum_dropped(text: &str) -> u64 {
     let second = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     text.lines().filter_map(second).sum()
 }
 
-/// How often to look whether bursts of the present size still fit. A size may fit while the core
-/// has time, and not when others want it.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Interval between checks of a size that fitted so far. The queue also depends on the load of the
+/// CPU, so a size may stop fitting.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// So many bursts of a new size are looked at one by one; half of them let it grow.
-const ALL_LOOKED_AT: u32 = 32;
+/// Number of bursts of a new size that are all checked. Half as many successes let the size grow.
+const INITIAL_CHECKS: u32 = 32;
 
-/// How long a size that did not fit is not tried again: somebody else may have been the cause.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// How long a size that caused drops is not tried again. Other traffic may have been the cause, so
+/// the cap expires.
+const CAP_DURATION: Duration = Duration::from_secs(600);
 
-/// How many packets a burst may have.
+/// The largest number of packets per burst, adjusted to observed drops.
 #[derive(Debug)]
 pub struct BurstLimit {
-    least: usize,
-    most: usize,
-    now: usize,
-    /// Never more, and until when.
-    bound: Option<(usize, Instant)>,
-    /// What had been dropped at the last look, and when that was.
-    looked: Option<(u64, Instant)>,
-    /// Bursts of this size that were looked at.
-    looks: u32,
+    min: usize,
+    max: usize,
+    current: usize,
+    /// The largest size allowed after drops, and when that cap expires.
+    cap: Option<(usize, Instant)>,
+    /// The drop counter at the last check, and the time of that check.
+    last_check: Option<(u64, Instant)>,
+    /// Checked bursts of the current size.
+    checks: u32,
 }
 
 impl BurstLimit {
-    /// Between `least`, where it begins, and `most`.
-    pub fn new(least: usize, most: usize) -> Self {
+    /// Creates a limit between `min`, where it starts, and `max`.
+    pub fn new(min: usize, max: usize) -> Self {
         Self {
-            least,
-            most,
-            now: least,
-            bound: None,
-            looked: None,
-            looks: 0,
+            min,
+            max,
+            current: min,
+            cap: None,
+            last_check: None,
+            checks: 0,
         }
     }
 
-    /// How many at present; zero where not even the least fitted.
-    pub fn get(&mut self, now: Instant) -> usize {
-        if self.bound.is_some_and(|(_, until)| until <= now) {
-            self.bound = None;
-            self.set(self.now.max(self.least));
+    /// Returns the current limit; 0 if not even the smallest burst fitted.
+    pub fn current(&mut self, now: Instant) -> usize {
+        if self.cap.is_some_and(|(_, until)| until <= now) {
+            self.cap = None;
+            self.set(self.current.max(self.min));
         }
-        self.now
+        self.current
     }
 
-    /// Whether to look, after a burst of `count` packets, at what was dropped. Before it too
-    /// where [`BurstLimit::is_stale`].
-    pub fn is_due(&self, count: usize, now: Instant) -> bool {
-        let ago = |(_, at): (u64, Instant)| at + LOOK_EVERY <= now;
-        count >= self.now && (self.looks < ALL_LOOKED_AT || self.looked.is_none_or(ago))
+    /// Returns true if the caller must check the drop counter after a burst of `count` packets. It
+    /// must also read the counter before the burst if [`BurstLimit::is_stale`].
+    pub fn should_check(&self, count: usize, now: Instant) -> bool {
+        let is_old = |(_, at): (u64, Instant)| at + CHECK_INTERVAL <= now;
+        count >= self.current
+            && (self.checks < INITIAL_CHECKS || self.last_check.is_none_or(is_old))
     }
 
-    /// Whether the last look was so long ago that others may be the cause of what was dropped
-    /// since.
+    /// Returns true if the last check is so old that other traffic may have caused the drops since
+    /// then.
     pub fn is_stale(&self, now: Instant) -> bool {
-        let ago = |(_, at): (u64, Instant)| at + 2 * LOOK_EVERY <= now;
-        self.looked.is_none_or(ago)
+        let is_old = |(_, at): (u64, Instant)| at + 2 * CHECK_INTERVAL <= now;
+        self.last_check.is_none_or(is_old)
     }
 
-    /// Tells what was dropped so far, before a burst.
-    pub fn begin(&mut self, dropped: u64, now: Instant) {
-        self.looked = Some((dropped, now));
+    /// Records the drop counter before a burst.
+    pub fn record_before_burst(&mut self, dropped: u64, now: Instant) {
+        self.last_check = Some((dropped, now));
     }
 
-    /// Tells what was dropped so far, after a burst of so many packets as allowed. Returns how
-    /// many were dropped since the last look, where bursts are smaller from now on for that.
-    pub fn end(&mut self, dropped: u64, now: Instant) -> Option<u64> {
-        let (before, _) = self.looked.replace((dropped, now))?;
+    /// Records the drop counter after a burst of the current size. If packets were dropped since
+    /// the last check, reduces the limit and returns their number.
+    pub fn record_after_burst(&mut self, dropped: u64, now: Instant) -> Option<u64> {
+        let (before, _) = self.last_check.replace((dropped, now))?;
         let lost = dropped.saturating_sub(before);
         if lost > 0 {
-            let half = self.now / 2;
-            self.set(if half < self.least { 0 } else { half });
-            self.bound = Some((self.now, now + REMEMBERED));
+            let half = self.current / 2;
+            self.set(if half < self.min { 0 } else { half });
+            self.cap = Some((self.current, now + CAP_DURATION));
             return Some(lost);
         }
-        self.looks = self.looks.saturating_add(1);
-        let most = self.bound.map_or(self.most, |(most, _)| most);
-        if self.looks >= ALL_LOOKED_AT / 2 && self.now < most {
-            self.set((self.now * 2).min(most));
+        self.checks = self.checks.saturating_add(1);
+        let max = self.cap.map_or(self.max, |(cap, _)| cap);
+        if self.checks >= INITIAL_CHECKS / 2 && self.current < max {
+            self.set((self.current * 2).min(max));
         }
         None
     }
 
     fn set(&mut self, size: usize) {
-        self.now = size;
-        self.looks = 0;
+        self.current = size;
+        self.checks = 0;
     }
 }
 
@@ -136,67 +138,67 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_numbers_are_summed() {
+    fn drop_counters_of_all_cpus_are_summed() {
         let text =
             "12f6db3e 00000000 0000000f 00000000\n0beb1ec0 0000001a 0000000a\n\n1 ffffffff\n";
-        assert_eq!(sum(text), 0x1a + 0xffff_ffff);
-        assert_eq!(sum("nothing at all\n"), 0);
+        assert_eq!(sum_dropped(text), 0x1a + 0xffff_ffff);
+        assert_eq!(sum_dropped("nothing at all\n"), 0);
         assert!(SoftnetStat::open().unwrap().dropped().is_ok());
     }
 
-    /// Bursts that drop nothing more than `dropped` so far, as many as make it grow.
-    fn fits(size: &mut BurstLimit, dropped: u64, at: Instant) {
-        size.begin(dropped, at);
-        for _ in 0..ALL_LOOKED_AT / 2 {
-            assert!(size.is_due(size.now, at));
-            assert_eq!(size.end(dropped, at), None);
+    /// Records as many bursts without a new drop as the limit needs to grow.
+    fn record_successes(limit: &mut BurstLimit, dropped: u64, at: Instant) {
+        limit.record_before_burst(dropped, at);
+        for _ in 0..INITIAL_CHECKS / 2 {
+            assert!(limit.should_check(limit.current, at));
+            assert_eq!(limit.record_after_burst(dropped, at), None);
         }
     }
 
     #[test]
-    fn a_burst_grows_while_nothing_is_dropped_and_is_then_looked_at_now_and_then() {
+    fn limit_grows_without_drops_then_checks_less_often() {
         let start = Instant::now();
-        let mut size = BurstLimit::new(8, 32);
-        assert!(size.is_stale(start));
+        let mut limit = BurstLimit::new(8, 32);
+        assert!(limit.is_stale(start));
         for expected in [8, 16, 32] {
-            assert_eq!(size.get(start), expected);
-            assert!(!size.is_due(expected - 1, start));
-            fits(&mut size, 7, start);
+            assert_eq!(limit.current(start), expected);
+            assert!(!limit.should_check(expected - 1, start));
+            record_successes(&mut limit, 7, start);
         }
-        fits(&mut size, 7, start);
-        assert_eq!(size.get(start), 32);
-        assert!(!size.is_due(32, start) && !size.is_stale(start));
-        let later = start + LOOK_EVERY;
-        assert!(size.is_due(32, later) && !size.is_stale(later));
-        assert!(size.is_stale(later + LOOK_EVERY));
-        assert_eq!(size.end(8, later), Some(1));
-        assert_eq!(size.get(later), 16);
+        record_successes(&mut limit, 7, start);
+        assert_eq!(limit.current(start), 32);
+        assert!(!limit.should_check(32, start) && !limit.is_stale(start));
+        let later = start + CHECK_INTERVAL;
+        assert!(limit.should_check(32, later) && !limit.is_stale(later));
+        assert!(limit.is_stale(later + CHECK_INTERVAL));
+        assert_eq!(limit.record_after_burst(8, later), Some(1));
+        assert_eq!(limit.current(later), 16);
     }
 
     #[test]
-    fn a_size_that_dropped_is_not_tried_again_for_long() {
+    fn size_that_dropped_is_capped_until_expiry() {
         let start = Instant::now();
-        let mut size = BurstLimit::new(8, 32);
-        fits(&mut size, 0, start);
-        fits(&mut size, 0, start);
-        assert_eq!(size.end(5, start), Some(5));
-        assert_eq!(size.get(start), 16);
-        let later = start + REMEMBERED / 2;
-        fits(&mut size, 5, later);
-        assert_eq!(size.get(later), 16);
-        let later = start + REMEMBERED;
-        assert_eq!(size.get(later), 16);
-        fits(&mut size, 5, later);
-        assert_eq!(size.get(later), 32);
+        let mut limit = BurstLimit::new(8, 32);
+        record_successes(&mut limit, 0, start);
+        record_successes(&mut limit, 0, start);
+        assert_eq!(limit.record_after_burst(5, start), Some(5));
+        assert_eq!(limit.current(start), 16);
+        let later = start + CAP_DURATION / 2;
+        record_successes(&mut limit, 5, later);
+        assert_eq!(limit.current(later), 16);
+        let later = start + CAP_DURATION;
+        assert_eq!(limit.current(later), 16);
+        record_successes(&mut limit, 5, later);
+        assert_eq!(limit.current(later), 32);
     }
 
     #[test]
-    fn where_the_least_does_not_fit_there_are_none_for_long() {
+    fn drops_at_minimum_size_disable_bursts_until_expiry() {
         let start = Instant::now();
-        let mut size = BurstLimit::new(8, 32);
-        size.begin(100, start);
-        assert_eq!(size.end(103, start), Some(3));
-        assert_eq!(size.get(start), 0);
-        assert_eq!(size.get(start + REMEMBERED), 8);
+        let mut limit = BurstLimit::new(8, 32);
+        limit.record_before_burst(100, start);
+        assert_eq!(limit.record_after_burst(103, start), Some(3));
+        assert_eq!(limit.current(start), 0);
+        assert_eq!(limit.current(start + CAP_DURATION), 8);
     }
 }

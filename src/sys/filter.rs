@@ -1,11 +1,13 @@
-//! The socket filter of a capture: classic BPF, run by the kernel before anything is copied.
+//! The socket filter of a capture: classic BPF, which the kernel runs before it copies a frame.
 //!
-//! It lets pass what a multicast router must see: IP frames whose destination is a group, or
-//! which the link layer delivered as multicast, and VLAN-in-VLAN frames, which are looked
-//! into later. Frames for other hosts never pass; neither do frames this instance sent
-//! itself: outgoing *and* bearing our mark. Outgoing without our mark is what the host's own
-//! programs send, and is routed like anything else; our mark on an incoming frame is a frame
-//! that came back through a veth of this namespace, and is a packet like any other.
+//! The filter accepts the frames that a multicast router needs:
+//! - IP frames with a multicast destination address, or that the link layer received as multicast;
+//! - VLAN-in-VLAN frames, which are parsed after the capture.
+//!
+//! It rejects frames for other hosts and frames that this instance sent itself. The latter are
+//! outgoing *and* carry the mark of the instance. An outgoing frame without the mark comes from
+//! another program of the host and is routed as usual. An incoming frame with the mark came back
+//! through a veth of this network namespace and is also routed as usual.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,23 +20,25 @@ use libc::{
 use super::packet::set_option;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN};
 
-/// Where a jump leads: to the next instruction, or to one of the two ends.
+/// The target of a jump.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum To {
+enum Target {
     Next,
+    /// Skips this number of instructions.
     Skip(u8),
     Accept,
     Drop,
 }
 
-enum Step {
+enum Op {
+    /// Loads a value of this size from this offset.
     Load(u32, i32),
     And(u32),
-    /// Compare: where to go when equal, where when not.
-    Equal(u32, To, To),
+    /// Compares with a constant: the target if equal, and the target if not.
+    Equal(u32, Target, Target),
 }
 
-/// The filter for an instance that marks what it sends with `mark`.
+/// Returns the filter for an instance that sets `mark` on the packets it sends.
 pub fn multicast(mark: u32) -> Vec<sock_filter> {
     let byte = BPF_B;
     let (outgoing, other_host, multicast) = (
@@ -43,38 +47,39 @@ pub fn multicast(mark: u32) -> Vec<sock_filter> {
         u32::from(libc::PACKET_MULTICAST),
     );
     assemble(&[
-        Step::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
-        Step::Equal(other_host, To::Drop, To::Next),
-        Step::Equal(outgoing, To::Next, To::Skip(2)),
-        Step::Load(BPF_W, SKF_AD_OFF + SKF_AD_MARK),
-        Step::Equal(mark, To::Drop, To::Next),
-        // VLAN in VLAN: looked into later.
-        Step::Load(BPF_H, SKF_AD_OFF + SKF_AD_PROTOCOL),
-        Step::Equal(ETHERTYPE_VLAN.into(), To::Accept, To::Next),
-        Step::Equal(ETHERTYPE_SERVICE_VLAN.into(), To::Accept, To::Next),
-        Step::Equal(ETHERTYPE_IPV4.into(), To::Skip(5), To::Next),
-        Step::Equal(ETHERTYPE_IPV6.into(), To::Next, To::Drop),
-        // Delivered as multicast: even a packet too short to tell its group is counted.
-        Step::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
-        Step::Equal(multicast, To::Accept, To::Next),
+        Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
+        Op::Equal(other_host, Target::Drop, Target::Next),
+        Op::Equal(outgoing, Target::Next, Target::Skip(2)),
+        Op::Load(BPF_W, SKF_AD_OFF + SKF_AD_MARK),
+        Op::Equal(mark, Target::Drop, Target::Next),
+        // The inner tag of VLAN-in-VLAN.
+        Op::Load(BPF_H, SKF_AD_OFF + SKF_AD_PROTOCOL),
+        Op::Equal(ETHERTYPE_VLAN.into(), Target::Accept, Target::Next),
+        Op::Equal(ETHERTYPE_SERVICE_VLAN.into(), Target::Accept, Target::Next),
+        Op::Equal(ETHERTYPE_IPV4.into(), Target::Skip(5), Target::Next),
+        Op::Equal(ETHERTYPE_IPV6.into(), Target::Next, Target::Drop),
+        // Link-layer multicast passes even if the packet is too short for a destination address, so
+        // that it is counted.
+        Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
+        Op::Equal(multicast, Target::Accept, Target::Next),
         // IPv6 destination in ff00::/8.
-        Step::Load(byte, SKF_NET_OFF + 24),
-        Step::Equal(0xff, To::Accept, To::Drop),
-        Step::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
-        Step::Equal(multicast, To::Accept, To::Next),
+        Op::Load(byte, SKF_NET_OFF + 24),
+        Op::Equal(0xff, Target::Accept, Target::Drop),
+        Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
+        Op::Equal(multicast, Target::Accept, Target::Next),
         // IPv4 destination in 224.0.0.0/4.
-        Step::Load(byte, SKF_NET_OFF + 16),
-        Step::And(0xf0),
-        Step::Equal(0xe0, To::Accept, To::Drop),
+        Op::Load(byte, SKF_NET_OFF + 16),
+        Op::And(0xf0),
+        Op::Equal(0xe0, Target::Accept, Target::Drop),
     ])
 }
 
-/// The filter that lets nothing pass.
-pub fn nothing() -> Vec<sock_filter> {
+/// Returns the filter that rejects all frames.
+pub fn drop_all() -> Vec<sock_filter> {
     constant(0)
 }
 
-/// A program whose answer is always `k`.
+/// Returns a program that always returns `k`.
 pub fn constant(k: u32) -> Vec<sock_filter> {
     vec![sock_filter {
         code: (BPF_RET | BPF_K) as u16,
@@ -84,53 +89,55 @@ pub fn constant(k: u32) -> Vec<sock_filter> {
     }]
 }
 
-/// The form the kernel takes a program in; it points into `steps`.
-pub(super) fn program(steps: &[sock_filter]) -> libc::sock_fprog {
+/// Returns the program as the kernel expects it. The result points into `instructions`.
+pub(super) fn program(instructions: &[sock_filter]) -> libc::sock_fprog {
     libc::sock_fprog {
-        len: steps.len() as u16,
-        filter: steps.as_ptr().cast_mut(),
+        len: instructions.len() as u16,
+        filter: instructions.as_ptr().cast_mut(),
     }
 }
 
-/// Makes `steps` the filter of a socket, in place of the one it had.
-pub(super) fn attach(fd: &OwnedFd, steps: &[sock_filter]) -> io::Result<()> {
+/// Sets the filter of a socket. Replaces an existing filter atomically.
+pub(super) fn attach(fd: &OwnedFd, instructions: &[sock_filter]) -> io::Result<()> {
     set_option(
         fd,
         libc::SOL_SOCKET,
         libc::SO_ATTACH_FILTER,
-        &program(steps),
+        &program(instructions),
     )
 }
 
-fn assemble(steps: &[Step]) -> Vec<sock_filter> {
-    let accept = steps.len();
-    let op = |code: u32, jt: u8, jf: u8, k: u32| sock_filter {
+/// Resolves jump targets. Appends the two return instructions: accept, then drop.
+fn assemble(ops: &[Op]) -> Vec<sock_filter> {
+    let accept = ops.len();
+    let instruction = |code: u32, jt: u8, jf: u8, k: u32| sock_filter {
         code: code as u16,
         jt,
         jf,
         k,
     };
-    let mut program: Vec<sock_filter> = steps
+    let mut program: Vec<sock_filter> = ops
         .iter()
         .enumerate()
-        .map(|(at, step)| {
-            let offset = |to: To| match to {
-                To::Next => 0,
-                To::Skip(n) => n,
-                To::Accept => (accept - at - 1) as u8,
-                To::Drop => (accept - at) as u8,
+        .map(|(at, op)| {
+            let offset = |target: Target| match target {
+                Target::Next => 0,
+                Target::Skip(n) => n,
+                Target::Accept => (accept - at - 1) as u8,
+                Target::Drop => (accept - at) as u8,
             };
-            match *step {
-                Step::Load(size, from) => op(BPF_LD | size | BPF_ABS, 0, 0, from as u32),
-                Step::And(mask) => op(BPF_ALU | BPF_AND | BPF_K, 0, 0, mask),
-                Step::Equal(k, yes, no) => {
-                    op(BPF_JMP | BPF_JEQ | BPF_K, offset(yes), offset(no), k)
+            match *op {
+                Op::Load(size, from) => instruction(BPF_LD | size | BPF_ABS, 0, 0, from as u32),
+                Op::And(mask) => instruction(BPF_ALU | BPF_AND | BPF_K, 0, 0, mask),
+                Op::Equal(k, equal, unequal) => {
+                    let code = BPF_JMP | BPF_JEQ | BPF_K;
+                    instruction(code, offset(equal), offset(unequal), k)
                 }
             }
         })
         .collect();
-    program.push(op(BPF_RET | BPF_K, 0, 0, u32::MAX));
-    program.push(op(BPF_RET | BPF_K, 0, 0, 0));
+    program.push(instruction(BPF_RET | BPF_K, 0, 0, u32::MAX));
+    program.push(instruction(BPF_RET | BPF_K, 0, 0, 0));
     program
 }
 
@@ -138,7 +145,7 @@ fn assemble(steps: &[Step]) -> Vec<sock_filter> {
 mod tests {
     use super::*;
 
-    /// A small interpreter of the instructions used, to try the filter without a kernel.
+    /// Interprets the program, so that the test does not need the kernel.
     fn run(program: &[sock_filter], kind: u8, mark: u32, protocol: u16, packet: &[u8]) -> bool {
         let (mut at, mut a) = (0usize, 0u32);
         loop {
@@ -170,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn it_tells_the_host_s_frames_from_ours_and_groups_from_hosts() {
+    fn own_outgoing_frames_and_unicast_are_rejected() {
         const MARK: u32 = 0x6d63_0001;
         let program = multicast(MARK);
         let mut v4 = [0u8; 20];

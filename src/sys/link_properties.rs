@@ -1,4 +1,4 @@
-//! What the kernel says of one interface, asked for at once (`rtnetlink(7)`).
+//! A synchronous query of the properties of one interface (`rtnetlink(7)`).
 
 use std::io::{self, Read, Write};
 
@@ -6,20 +6,20 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::model::IfIndex;
 
-/// What there is to know before sending on it.
+/// The properties of an interface that determine how packets are sent on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkProperties {
-    /// It is one end of a veth pair.
+    /// The interface is one end of a veth pair.
     pub veth: bool,
-    /// Nothing waits in it: it has no queueing discipline.
+    /// The interface has no queue (queueing discipline `noqueue`).
     pub queueless: bool,
-    /// It is not running yet, so that its discipline is still to come.
-    pub idle: bool,
-    /// It is set up (`IFF_UP`).
+    /// The interface is not running yet, so the kernel has not attached its queueing discipline.
+    pub qdisc_pending: bool,
+    /// The interface is administratively up (`IFF_UP`).
     pub up: bool,
-    /// What is sent on it begins with an Ethernet header, and nothing else before the network
-    /// header: so it is with cards, veths, bridges, bonds and taps. A VLAN interface may take room
-    /// for its tag, and those on top of another are as that one is.
+    /// Frames have an Ethernet header and no other header before the network header. This holds for
+    /// network cards, veths, bridges, bonds and taps. It is not certain for VLAN interfaces, which
+    /// may need space for a tag, and for interfaces on top of others, which depend on those.
     pub plain_ethernet: bool,
 }
 
@@ -32,11 +32,11 @@ const IFLA_QDISC: u16 = 6;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 
-/// Kinds of links that are plain Ethernet where their hardware type says Ethernet; those without a
-/// kind are cards.
+/// Link kinds that are plain Ethernet if the hardware type is Ethernet. A link without a kind is a
+/// network card.
 const PLAIN_KINDS: [&str; 6] = ["veth", "bridge", "dummy", "tun", "bond", "team"];
 
-/// Asks for an interface.
+/// Queries the properties of an interface.
 pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
     let domain = Domain::from(libc::AF_NETLINK);
     let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
@@ -46,17 +46,17 @@ pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
     request[6..8].copy_from_slice(&REQUEST.to_ne_bytes());
     request[HEADER + 4..HEADER + 8].copy_from_slice(&index.get().to_ne_bytes());
     socket.write_all(&request)?;
-    let mut answer = vec![0u8; 32 << 10];
-    let len = socket.read(&mut answer)?;
-    read(&answer[..len]).ok_or_else(|| io::ErrorKind::NotFound.into())
+    let mut reply = vec![0u8; 32 << 10];
+    let len = socket.read(&mut reply)?;
+    parse(&reply[..len]).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-fn read(answer: &[u8]) -> Option<LinkProperties> {
-    if half(answer, 4)? != RTM_NEWLINK {
+fn parse(reply: &[u8]) -> Option<LinkProperties> {
+    if read_u16(reply, 4)? != RTM_NEWLINK {
         return None;
     }
-    let flags = u32::from_ne_bytes(*answer.get(HEADER + 8..)?.first_chunk()?);
-    let attributes = answer.get(HEADER + LINK_MESSAGE..)?;
+    let flags = u32::from_ne_bytes(*reply.get(HEADER + 8..)?.first_chunk()?);
+    let attributes = reply.get(HEADER + LINK_MESSAGE..)?;
     let info = attribute(attributes, IFLA_LINKINFO).unwrap_or_default();
     let discipline = attribute(attributes, IFLA_QDISC);
     let kind = attribute(info, IFLA_INFO_KIND);
@@ -66,25 +66,25 @@ fn read(answer: &[u8]) -> Option<LinkProperties> {
         Some(kind) => PLAIN_KINDS.iter().any(|k| k.as_bytes() == kind),
     };
     Some(LinkProperties {
-        plain_ethernet: plain && half(answer, HEADER + 2)? == libc::ARPHRD_ETHER,
+        plain_ethernet: plain && read_u16(reply, HEADER + 2)? == libc::ARPHRD_ETHER,
         veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),
-        idle: discipline.is_none_or(|d| d == b"noop\0"),
+        qdisc_pending: discipline.is_none_or(|d| d == b"noop\0"),
         up: flags & libc::IFF_UP as u32 != 0,
     })
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
+fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The first attribute of a kind.
+/// Returns the value of the first attribute of type `kind`.
 fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
     const TYPE_MASK: u16 = 0x3fff;
     loop {
-        let len = usize::from(half(bytes, 0)?);
+        let len = usize::from(read_u16(bytes, 0)?);
         let value = bytes.get(4..len)?;
-        if half(bytes, 2)? & TYPE_MASK == kind {
+        if read_u16(bytes, 2)? & TYPE_MASK == kind {
             return Some(value);
         }
         bytes = bytes.get(len.next_multiple_of(4)..)?;
@@ -96,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loopback_is_no_veth_and_what_is_not_there_is_an_error() {
+    fn loopback_is_plain_and_missing_interface_fails() {
         let lo = link_properties(IfIndex::new(1).unwrap()).unwrap();
         assert!(!lo.veth && !lo.plain_ethernet);
         assert!(link_properties(IfIndex::new(i32::MAX as u32).unwrap()).is_err());
     }
 
     #[test]
-    fn attributes_are_found_and_lies_about_length_end_the_search() {
+    fn attribute_search_stops_at_invalid_length() {
         let bytes = [5, 0, 1, 0, 9, 0, 0, 0, 8, 0, 6, 0, b'n', b'o', b'q', 0];
         assert_eq!(attribute(&bytes, 1), Some(&[9][..]));
         assert_eq!(attribute(&bytes, 6), Some(&b"noq\0"[..]));

@@ -1,14 +1,14 @@
-//! Memberships of this host, on pooled sockets.
+//! Memberships of this host on a pool of sockets.
 //!
-//! The kernel lets a socket join 20 groups (`net.ipv4.igmp_max_memberships`) and 10 sources
-//! of a group (`net.ipv4.igmp_max_msf`), and an IPv6 socket as many as its option memory
-//! holds; so a socket that refuses is full, and the next membership opens another. The
-//! sockets are bound to no port and receive nothing; closing one leaves its groups.
+//! The kernel lets an IPv4 socket join 20 groups (`net.ipv4.igmp_max_memberships`) and 10 sources
+//! per group (`net.ipv4.igmp_max_msf`). An IPv6 socket is limited by its option memory. A socket
+//! that refuses a join is full, and the next join opens another socket. The sockets are not bound to
+//! a port and receive nothing. Closing a socket leaves its groups.
 //!
-//! The kernel reports the union of what its sockets want (RFC 9776 section 3.2). So a list of
-//! sources to include may be spread over sockets; a list to exclude may not, and stands in one
-//! filter of at most as many sources as the kernel says. A longer one is widened to none
-//! excluded.
+//! The kernel reports the union of the filters of all sockets (RFC 9776 section 3.2). So an INCLUDE
+//! list may be spread over several sockets. An EXCLUDE list may not: it must be the filter of one
+//! socket, which the kernel limits in length. A longer list is widened to an empty one, so that the
+//! host receives the group from all sources.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -19,34 +19,35 @@ use super::group_filter::exclude;
 use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
 
-/// A membership: group, and source where it is source-specific.
+/// A group, and the source of a source-specific membership.
 pub type HostMembership = (Group, Option<Source>);
 
 #[derive(Debug)]
-struct Pooled {
+struct PooledSocket {
     socket: Socket,
     v4: bool,
+    /// Number of memberships on the socket.
     held: usize,
     full: bool,
 }
 
-/// The memberships on one interface.
+/// The memberships of this host on one interface.
 #[derive(Debug)]
 pub struct HostMemberships {
     interface: IfIndex,
-    sockets: Vec<Option<Pooled>>,
-    /// Which socket holds a membership.
+    sockets: Vec<Option<PooledSocket>>,
+    /// Per membership, the index of its socket.
     held: HashMap<HostMembership, usize>,
-    /// The single sources joined of a group.
+    /// Per group, the sources of its source-specific memberships.
     sources: HashMap<Group, BTreeSet<Source>>,
-    /// What of the groups that are joined for any source is excluded even so.
+    /// Per group that is joined for any source, the excluded sources; no entry if there are none.
     excluded: HashMap<Group, BTreeSet<Source>>,
-    /// Groups whose filter the kernel could not carry.
+    /// Groups whose EXCLUDE list exceeds the limit of the kernel.
     widened: HashSet<Group>,
 }
 
 impl HostMemberships {
-    /// None yet.
+    /// Creates an empty set of memberships.
     pub fn new(interface: IfIndex) -> Self {
         Self {
             interface,
@@ -58,14 +59,13 @@ impl HostMemberships {
         }
     }
 
-    /// Wants of a group what `filter` says, instead of what was wanted of it before, without a
-    /// moment between in which less than both together want is wanted. Tries again what
-    /// failed before.
+    /// Replaces the filter of a group by `filter`. During the change, the kernel always has at least
+    /// the sources that both the old and the new filter permit. Retries joins that failed before.
     ///
     /// # Errors
-    /// What the kernel says to a fresh socket: `ENODEV` where the interface is gone or does
-    /// not speak the IP version, `EMFILE` where there are too many sockets. What could be
-    /// joined is; what was wanted before and takes more is then kept.
+    /// The error of the kernel for a new socket: `ENODEV` if the interface is gone or does not
+    /// support the IP version, `EMFILE` if the process has too many open files. After an error, the
+    /// joins that succeeded remain, and memberships of the old filter that are wider remain too.
     pub fn set(&mut self, group: Group, filter: &SourceFilter) -> io::Result<()> {
         match filter {
             SourceFilter::Include(sources) => {
@@ -85,20 +85,22 @@ impl HostMemberships {
         }
     }
 
-    /// Whether a membership is held.
+    /// Returns true if the membership exists.
     pub fn holds(&self, membership: HostMembership) -> bool {
         self.held.contains_key(&membership)
     }
 
-    /// Whether more is joined of a group than was wanted, because the kernel carries no longer
-    /// filter.
+    /// Returns true if the EXCLUDE list of the group exceeds the limit of the kernel, so that the host
+    /// receives the group from all sources.
     pub fn is_widened(&self, group: Group) -> bool {
         self.widened.contains(&group)
     }
 
     fn exclude(&mut self, group: Group, sources: &BTreeSet<Source>) -> io::Result<()> {
-        let now = self.excluded.get(&group);
-        if now.map_or(sources.is_empty(), |now| now == sources) && !self.is_widened(group) {
+        let current = self.excluded.get(&group);
+        if current.map_or(sources.is_empty(), |current| current == sources)
+            && !self.is_widened(group)
+        {
             return Ok(());
         }
         let socket = self.held.get(&(group, None)).copied();
@@ -124,30 +126,36 @@ impl HostMemberships {
         Ok(())
     }
 
-    /// Leaves single sources of a group.
-    fn leave_sources(&mut self, group: Group, which: impl Fn(&Source) -> bool) -> io::Result<()> {
+    /// Leaves those source-specific memberships of a group for which `predicate` is true.
+    fn leave_sources(
+        &mut self,
+        group: Group,
+        predicate: impl Fn(&Source) -> bool,
+    ) -> io::Result<()> {
         let held = self.sources.get(&group);
-        let gone = held.into_iter().flatten().filter(|source| which(source));
-        let gone: Vec<Source> = gone.copied().collect();
-        gone.into_iter()
+        let left = held
+            .into_iter()
+            .flatten()
+            .filter(|source| predicate(source));
+        let left: Vec<Source> = left.copied().collect();
+        left.into_iter()
             .try_for_each(|source| self.leave((group, Some(source))))
     }
 
-    /// How many memberships there are.
+    /// Returns the number of memberships.
     pub fn len(&self) -> usize {
         self.held.len()
     }
 
-    /// True where there are none.
+    /// Returns true if there are no memberships.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// Joins; nothing happens where it is joined already.
+    /// Joins the membership unless it exists already.
     ///
     /// # Errors
-    /// What the kernel says to a fresh socket: `ENODEV` where the interface is gone or does
-    /// not speak the IP version, `EMFILE` where there are too many sockets.
+    /// The same as of [`HostMemberships::set`].
     fn join(&mut self, (group, source): HostMembership) -> io::Result<()> {
         if self.held.contains_key(&(group, source)) {
             return Ok(());
@@ -174,7 +182,7 @@ impl HostMemberships {
         let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
         join(&socket, self.interface, group, source)?;
-        let pooled = Some(Pooled {
+        let pooled = Some(PooledSocket {
             socket,
             v4,
             held: 1,
@@ -190,9 +198,9 @@ impl HostMemberships {
         Ok(())
     }
 
-    /// The sockets that hold the group in the other filter mode. A socket has one filter for a
-    /// group: told to include a source, it would include that one and no other any more, and
-    /// leave both together.
+    /// Returns the sockets that hold the group in the other filter mode. A membership must not use
+    /// them, because a socket has only one filter per group, and a join in the other mode would
+    /// replace it.
     fn other_mode(&self, (group, source): HostMembership) -> BTreeSet<usize> {
         let slot = |membership| self.held.get(&membership).copied();
         match source {
@@ -211,7 +219,7 @@ impl HostMemberships {
         }
     }
 
-    /// Leaves; nothing happens where it is not joined.
+    /// Leaves the membership if it exists.
     fn leave(&mut self, (group, source): HostMembership) -> io::Result<()> {
         let Some(slot) = self.held.remove(&(group, source)) else {
             return Ok(());
@@ -236,7 +244,7 @@ impl HostMemberships {
         pooled.held -= 1;
         pooled.full = false;
         if pooled.held == 0 {
-            // Closing it leaves.
+            // Closing the socket leaves the group.
             self.sockets[slot] = None;
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Multicast UDP sockets: egress and membership by interface index, and datagrams in batches.
+//! Multicast UDP sockets: options, memberships by interface index, and batched sending and receiving.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -11,17 +11,17 @@ use socket2::SockAddr;
 
 use crate::model::{Group, IfIndex, Source};
 
-/// Most datagrams one call of [`send_batch`] or [`RecvBatch::recv`] moves.
+/// Largest number of datagrams per call of [`send_batch`] or [`RecvBatch::recv`].
 pub const BATCH: usize = 64;
 
-/// Offset of the drop counter in the answer to `SO_MEMINFO` (linux/sock_diag.h, `SK_MEMINFO_DROPS`).
+/// Index of the drop counter in the result of `SO_MEMINFO` (`SK_MEMINFO_DROPS`, linux/sock_diag.h).
 const MEMINFO_DROPS: usize = 8;
 
-/// Room for the control messages asked for: timestamp, packet info and TTL need about 100 bytes.
+/// Size of the control message buffer. Timestamp, packet info and TTL need about 100 bytes.
 const CONTROL_WORDS: usize = 32;
 
 fn setsockopt<T: Copy>(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: T) -> io::Result<()> {
-    // SAFETY: `value` lives through the call and its own size is passed with it.
+    // SAFETY: `value` outlives the call, and the length is the size of `value`.
     let rc = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -38,7 +38,7 @@ fn setsockopt<T: Copy>(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: T) 
     }
 }
 
-/// Multicast of the family of `group` leaves `socket` by interface `index`.
+/// Sends multicast of the IP version of `group` on interface `index`.
 pub fn set_egress(socket: &impl AsFd, group: Group, index: IfIndex) -> io::Result<()> {
     let fd = socket.as_fd();
     let index = index.get() as c_int;
@@ -56,7 +56,7 @@ pub fn set_egress(socket: &impl AsFd, group: Group, index: IfIndex) -> io::Resul
     }
 }
 
-/// TTL or hop limit of the multicast that leaves `socket`.
+/// Sets the TTL or hop limit of sent multicast.
 pub fn set_multicast_ttl(socket: &impl AsFd, group: Group, ttl: u8) -> io::Result<()> {
     let (level, name) = match group.addr() {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
@@ -65,7 +65,7 @@ pub fn set_multicast_ttl(socket: &impl AsFd, group: Group, ttl: u8) -> io::Resul
     setsockopt(socket.as_fd(), level, name, c_int::from(ttl))
 }
 
-/// DSCP, 0 to 63, of what leaves `socket`; the ECN bits stay 0.
+/// Sets the DSCP (0 to 63) of sent packets. The ECN bits are 0.
 pub fn set_dscp(socket: &impl AsFd, group: Group, dscp: u8) -> io::Result<()> {
     let (level, name) = match group.addr() {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
@@ -74,18 +74,18 @@ pub fn set_dscp(socket: &impl AsFd, group: Group, dscp: u8) -> io::Result<()> {
     setsockopt(socket.as_fd(), level, name, c_int::from(dscp & 63) << 2)
 }
 
-/// The kernel cuts what is sent into datagrams of `bytes` each (`UDP_SEGMENT`).
+/// Makes the kernel split sent data into datagrams with `bytes` of payload each (`UDP_SEGMENT`).
 pub fn set_udp_segment(socket: &impl AsFd, bytes: u16) -> io::Result<()> {
     let name = libc::UDP_SEGMENT;
     setsockopt(socket.as_fd(), libc::SOL_UDP, name, c_int::from(bytes))
 }
 
-/// IPv4 datagrams leave without a UDP checksum.
+/// Sends IPv4 datagrams without a UDP checksum.
 pub fn set_no_checksum(socket: &impl AsFd) -> io::Result<()> {
     setsockopt(socket.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
 }
 
-/// What [`RecvBatch`] reports besides the bytes: arrival time, interface, TTL.
+/// Enables the metadata that [`RecvBatch`] reports: arrival time, interface and TTL.
 pub fn set_receive_info(socket: &impl AsFd, group: Group) -> io::Result<()> {
     let fd = socket.as_fd();
     setsockopt(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
@@ -101,7 +101,8 @@ pub fn set_receive_info(socket: &impl AsFd, group: Group) -> io::Result<()> {
         .try_for_each(|name| setsockopt(fd, level, name, 1))
 }
 
-/// Whether `socket` gets groups that other sockets of the host have joined (the kernel's default).
+/// Sets whether `socket` receives groups that only other sockets of the host joined. The kernel
+/// default is true.
 pub fn set_multicast_all(socket: &impl AsFd, group: Group, all: bool) -> io::Result<()> {
     let (level, name) = match group.addr() {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
@@ -110,19 +111,19 @@ pub fn set_multicast_all(socket: &impl AsFd, group: Group, all: bool) -> io::Res
     setsockopt(socket.as_fd(), level, name, c_int::from(all))
 }
 
-/// Asks for a receive buffer of `bytes`, past the sysctl `net.core.rmem_max` where CAP_NET_ADMIN
-/// allows it.
+/// Sets the size of the receive buffer. With CAP_NET_ADMIN, it may exceed `net.core.rmem_max`.
 pub fn set_receive_buffer(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
     let fd = socket.as_fd();
     setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
         .or_else(|_| setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
 }
 
-/// Datagrams the kernel dropped at `socket` since it was made: a full buffer or a bad checksum.
+/// Returns the number of datagrams that the kernel dropped at `socket` because of a full buffer or an
+/// invalid checksum.
 pub fn dropped_datagrams(socket: &impl AsFd) -> io::Result<u32> {
     let mut info = [0u32; 16];
     let mut len = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: `info` and `len` live through the call, and `len` is the size of `info`.
+    // SAFETY: `info` and `len` outlive the call, and `len` is the size of `info`.
     let rc = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -139,8 +140,8 @@ pub fn dropped_datagrams(socket: &impl AsFd) -> io::Result<u32> {
     }
 }
 
-/// Joins `group` on interface `index`, from `source` alone where one is given (RFC 3678
-/// section 5.1).
+/// Joins `group` on interface `index`, either from one `source` or from all sources (RFC 3678 section
+/// 5.1).
 pub fn join(
     socket: &impl AsFd,
     index: IfIndex,
@@ -156,7 +157,7 @@ pub fn join(
     )
 }
 
-/// Takes a [`join`] with the same arguments back.
+/// Leaves a membership that [`join`] created with the same arguments.
 pub fn leave(
     socket: &impl AsFd,
     index: IfIndex,
@@ -204,11 +205,11 @@ fn membership(
 
 fn storage(addr: IpAddr) -> libc::sockaddr_storage {
     let mut storage = SockAddr::from(SocketAddr::new(addr, 0)).as_storage();
-    // SAFETY: `sockaddr_storage` is the type that a `SockAddrStorage` holds.
+    // SAFETY: a `SockAddrStorage` contains a `sockaddr_storage`.
     unsafe { *storage.view_as::<libc::sockaddr_storage>() }
 }
 
-/// The address of `group` and `port` as a destination on interface `index`.
+/// Returns the destination address for `group` and `port` on interface `index`.
 pub fn destination(group: Group, port: u16, index: IfIndex) -> SockAddr {
     match group.addr() {
         IpAddr::V4(a) => SocketAddr::new(a.into(), port).into(),
@@ -216,37 +217,37 @@ pub fn destination(group: Group, port: u16, index: IfIndex) -> SockAddr {
     }
 }
 
-/// One message to send.
+/// A datagram to send.
 #[derive(Debug, Clone, Copy)]
 pub struct OutgoingDatagram<'a> {
     /// The payload.
     pub data: &'a [u8],
-    /// Where to; `None` on a connected socket.
+    /// The destination; `None` on a connected socket.
     pub to: Option<&'a SockAddr>,
 }
 
-/// Sends up to [`BATCH`] of `messages` with one call and returns how many left. An error means
-/// that the first one did not.
+/// Sends up to [`BATCH`] of `messages` with one call and returns the number of sent ones. An error
+/// refers to the first message.
 pub fn send_batch(socket: &impl AsFd, messages: &[OutgoingDatagram<'_>]) -> io::Result<usize> {
     let messages = &messages[..messages.len().min(BATCH)];
-    let mut parts = [libc::iovec {
+    let mut iovecs = [libc::iovec {
         iov_base: std::ptr::null_mut(),
         iov_len: 0,
     }; BATCH];
     // SAFETY: all-zero bytes are a valid `mmsghdr`: null pointers and zero lengths.
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { MaybeUninit::zeroed().assume_init() };
-    for ((message, part), header) in messages.iter().zip(&mut parts).zip(&mut headers) {
-        part.iov_base = message.data.as_ptr().cast_mut().cast();
-        part.iov_len = message.data.len();
+    for ((message, iovec), header) in messages.iter().zip(&mut iovecs).zip(&mut headers) {
+        iovec.iov_base = message.data.as_ptr().cast_mut().cast();
+        iovec.iov_len = message.data.len();
         if let Some(to) = message.to {
             header.msg_hdr.msg_name = to.as_ptr().cast_mut().cast();
             header.msg_hdr.msg_namelen = to.len();
         }
-        header.msg_hdr.msg_iov = part;
+        header.msg_hdr.msg_iov = iovec;
         header.msg_hdr.msg_iovlen = 1;
     }
-    // SAFETY: the first `messages.len()` headers point at `parts`, payloads and addresses that
-    // outlive the call, and the kernel only reads those.
+    // SAFETY: the first `messages.len()` headers point to iovecs, payloads and addresses that outlive
+    // the call, and the kernel only reads them.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_fd().as_raw_fd(),
@@ -263,35 +264,35 @@ pub fn send_batch(socket: &impl AsFd, messages: &[OutgoingDatagram<'_>]) -> io::
 pub struct ReceivedDatagram<'a> {
     /// The payload.
     pub data: &'a [u8],
-    /// The sender; `None` where the kernel named none.
+    /// The sender; `None` if the kernel did not report one.
     pub from: Option<SocketAddr>,
     /// The interface of arrival.
     pub ifindex: Option<IfIndex>,
     /// TTL or hop limit.
     pub ttl: Option<u8>,
-    /// The kernel's time of arrival, nanoseconds since 1970.
+    /// Time of reception by the kernel, in nanoseconds since 1970.
     pub received_ns: Option<u64>,
 }
 
-/// Buffers for [`BATCH`] datagrams, used over and over.
+/// Reusable buffers for [`BATCH`] datagrams.
 pub struct RecvBatch {
     data: Vec<u8>,
     size: usize,
     names: Vec<libc::sockaddr_storage>,
-    /// Words, so that the control messages in it are aligned.
+    /// Consists of words, so that the control messages are aligned.
     control: Vec<[u64; CONTROL_WORDS]>,
     headers: Vec<libc::mmsghdr>,
-    parts: Vec<libc::iovec>,
+    iovecs: Vec<libc::iovec>,
 }
 
 impl RecvBatch {
-    /// Buffers for datagrams of up to `size` bytes; longer ones are cut.
+    /// Creates buffers for datagrams of up to `size` bytes. Longer datagrams are truncated.
     pub fn new(size: usize) -> Self {
         // SAFETY: all-zero bytes are a valid `sockaddr_storage`.
         let name: libc::sockaddr_storage = unsafe { MaybeUninit::zeroed().assume_init() };
         // SAFETY: all-zero bytes are a valid `mmsghdr`.
         let header: libc::mmsghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-        let part = libc::iovec {
+        let iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         };
@@ -301,30 +302,30 @@ impl RecvBatch {
             names: vec![name; BATCH],
             control: vec![[0; CONTROL_WORDS]; BATCH],
             headers: vec![header; BATCH],
-            parts: vec![part; BATCH],
+            iovecs: vec![iovec; BATCH],
         }
     }
 
-    /// Takes what waits at `socket`, without blocking, and returns how many datagrams that is.
-    /// `WouldBlock` where there are none.
+    /// Receives the waiting datagrams of `socket` and returns their number. Does not block: returns
+    /// `WouldBlock` if there are none.
     pub fn recv(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         let size = self.size.max(1);
         for (i, data) in self.data.chunks_exact_mut(size).enumerate() {
-            let part = &mut self.parts[i];
-            part.iov_base = data.as_mut_ptr().cast();
-            part.iov_len = data.len();
+            let iovec = &mut self.iovecs[i];
+            iovec.iov_base = data.as_mut_ptr().cast();
+            iovec.iov_len = data.len();
             let header = &mut self.headers[i].msg_hdr;
             header.msg_name = (&raw mut self.names[i]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            header.msg_iov = part;
+            header.msg_iov = iovec;
             header.msg_iovlen = 1;
             header.msg_control = self.control[i].as_mut_ptr().cast();
             header.msg_controllen = size_of_val(&self.control[i]) as _;
             header.msg_flags = 0;
         }
-        // SAFETY: every header was just pointed at buffers of `self`, which is borrowed for the
-        // call, with their true lengths.
-        let got = unsafe {
+        // SAFETY: every header points to buffers of `self` with their correct lengths, and `self` is
+        // borrowed during the call.
+        let received = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
@@ -333,10 +334,11 @@ impl RecvBatch {
                 std::ptr::null_mut(),
             )
         };
-        usize::try_from(got).map_err(|_| io::Error::last_os_error())
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// ReceivedDatagram `i` of the last [`RecvBatch::recv`], which returned more than `i`.
+    /// Returns datagram `i` of the last [`RecvBatch::recv`]. `i` must be below the number that it
+    /// returned.
     pub fn get(&self, i: usize) -> ReceivedDatagram<'_> {
         let header = &self.headers[i];
         let len = (header.msg_len as usize).min(self.size);
@@ -349,7 +351,7 @@ impl RecvBatch {
         };
         #[allow(clippy::unnecessary_cast)] // 32 bits with musl
         let control = header.msg_hdr.msg_controllen as usize;
-        for (level, kind, bytes) in Control::new(&self.control[i], control) {
+        for (level, kind, bytes) in ControlMessages::new(&self.control[i], control) {
             match (level, kind) {
                 (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
                     datagram.received_ns = plain::<libc::timespec>(bytes).and_then(|t| {
@@ -376,7 +378,7 @@ impl RecvBatch {
     }
 }
 
-/// Types of which every pattern of bytes is a value.
+/// Types for which any bytes are a valid value.
 trait Plain: Copy {}
 impl Plain for c_int {}
 impl Plain for libc::cmsghdr {}
@@ -386,24 +388,25 @@ impl Plain for libc::in6_pktinfo {}
 
 fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {
     (bytes.len() >= size_of::<T>()).then(|| {
-        // SAFETY: there are enough bytes, any bytes are a `T`, and the read needs no alignment.
+        // SAFETY: the length was checked, any bytes are a valid `T`, and the read requires no
+        // alignment.
         unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
     })
 }
 
-/// The control messages in a buffer: level, type, data.
-struct Control<'a>(&'a [u8]);
+/// An iterator over the control messages in a buffer. Yields level, type and data.
+struct ControlMessages<'a>(&'a [u8]);
 
-impl<'a> Control<'a> {
+impl<'a> ControlMessages<'a> {
     fn new(words: &'a [u64; CONTROL_WORDS], len: usize) -> Self {
         let bytes = words.as_ptr().cast::<u8>();
         let len = len.min(size_of_val(words));
-        // SAFETY: `words` are initialised, at least `len` bytes long, and borrowed for `'a`.
+        // SAFETY: `words` is initialized, at least `len` bytes long, and borrowed for `'a`.
         Self(unsafe { std::slice::from_raw_parts(bytes, len) })
     }
 }
 
-impl<'a> Iterator for Control<'a> {
+impl<'a> Iterator for ControlMessages<'a> {
     type Item = (c_int, c_int, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -421,8 +424,8 @@ impl<'a> Iterator for Control<'a> {
 
 fn socket_addr(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let name = &raw const *name;
-    // SAFETY: a `sockaddr_storage` is larger than and aligned for every other sockaddr, and the
-    // family says which of them the kernel wrote.
+    // SAFETY: a `sockaddr_storage` is larger than every other sockaddr and aligned for it. The family
+    // determines which of them the kernel wrote.
     unsafe {
         match c_int::from((*name).ss_family) {
             libc::AF_INET => {
@@ -444,22 +447,23 @@ fn socket_addr(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
 pub struct Poller(Vec<libc::pollfd>);
 
 impl Poller {
-    /// Watches `sockets`, which must outlive the use of the poller: a closed one reads as ready.
+    /// Creates a poller for `sockets`. They must stay open while the poller is used; a closed socket
+    /// counts as ready.
     pub fn new(sockets: &[impl AsFd]) -> Self {
-        let watch = |fd: RawFd| libc::pollfd {
+        let pollfd = |fd: RawFd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
         };
-        let fds = sockets.iter().map(|s| watch(s.as_fd().as_raw_fd()));
+        let fds = sockets.iter().map(|s| pollfd(s.as_fd().as_raw_fd()));
         Self(fds.collect())
     }
 
-    /// Waits up to `timeout`, rounded up to milliseconds; a signal ends the wait early.
+    /// Waits up to `timeout`, rounded up to milliseconds. A signal ends the wait early.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         let ms = timeout.as_nanos().div_ceil(1_000_000);
         let ms = c_int::try_from(ms).unwrap_or(c_int::MAX);
-        // SAFETY: the vector is as long as the length that is passed.
+        // SAFETY: pointer and length are those of the vector.
         let rc = unsafe { libc::poll(self.0.as_mut_ptr(), self.0.len() as libc::nfds_t, ms) };
         if rc >= 0 {
             return Ok(());
@@ -471,7 +475,7 @@ impl Poller {
         }
     }
 
-    /// The positions of the sockets that were ready after the last wait.
+    /// Returns the positions of the sockets that were ready after the last wait.
     pub fn ready(&self) -> impl Iterator<Item = usize> {
         let ready = self.0.iter().enumerate().filter(|(_, p)| p.revents != 0);
         ready.map(|(i, _)| i)

@@ -1,4 +1,4 @@
-//! Packet sockets (`packet(7)`): what capture and transmit have in common.
+//! Packet sockets (`packet(7)`): the types and functions that capture and transmit share.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -6,27 +6,28 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use crate::model::IfIndex;
 use crate::wire::offload::{GsoLayout, Offload};
 
-/// Where a captured frame stands in its memory, and what the kernel says of it.
+/// The position of a captured frame in its buffer, and the metadata from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Frame {
-    /// First byte of the network header, counted from the start of its memory.
+    /// Offset of the network header in the buffer.
     pub start: u32,
-    /// Bytes from there on.
+    /// Bytes from the network header to the end of the frame.
     pub len: u32,
-    /// When the kernel received it, in nanoseconds of `CLOCK_REALTIME`.
+    /// Time of reception by the kernel, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: u64,
-    /// EtherType of what stands at `start`.
+    /// EtherType of the header at `start`.
     pub ethertype: u16,
-    /// VLAN of the tag the kernel stripped.
+    /// VLAN ID of the tag that the kernel stripped.
     pub vlan: Option<u16>,
-    /// What the sender left to hardware.
+    /// The work that the sender left to the device, such as checksum and segmentation.
     pub offload: Offload,
-    /// There was no room for all of it.
-    pub cut: bool,
+    /// True if the buffer was too small for the frame.
+    pub truncated: bool,
 }
 
 impl Frame {
-    /// Packets on the wire that it stands for, roughly: nothing has been read of it yet.
+    /// Returns the approximate number of packets on the wire: for a GSO packet its segments. This is
+    /// an estimate from the length, because the headers are not parsed yet.
     pub fn packets(&self) -> u64 {
         match self.offload {
             Offload::UdpSegments { payload } => {
@@ -40,14 +41,14 @@ impl Frame {
 /// An IP packet to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutPacket<'a> {
-    /// From the IP header on.
+    /// The bytes from the IP header on.
     pub bytes: &'a [u8],
-    /// Where it stands for several datagrams: how it is cut into them.
+    /// The segment layout of a GSO packet.
     pub segments: Option<GsoLayout>,
 }
 
 impl<'a> OutPacket<'a> {
-    /// A packet that is one.
+    /// Creates a packet without segmentation.
     pub fn plain(bytes: &'a [u8]) -> Self {
         Self {
             bytes,
@@ -56,19 +57,19 @@ impl<'a> OutPacket<'a> {
     }
 }
 
-/// Makes a packet socket that receives nothing until it is bound to a protocol.
+/// Opens a packet socket that receives nothing until it is bound to a protocol.
 pub(super) fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     let flags = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket() takes no pointers.
+    // SAFETY: `socket` takes no pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, flags, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor and nobody else owns it.
+    // SAFETY: the kernel created this descriptor above, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets a socket option. `T` is the plain C struct or integer the option takes.
+/// Sets a socket option. `T` is the C struct or integer type of the option.
 pub(super) fn set_option<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let len = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is valid for reads of `len` bytes during the call.
@@ -87,12 +88,12 @@ pub(super) fn set_option<T>(fd: &OwnedFd, level: i32, name: i32, value: &T) -> i
     Ok(())
 }
 
-/// Sets an option that takes an integer.
+/// Sets a socket option of type `int`.
 pub(super) fn set_option_int(fd: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     set_option(fd, level, name, &value)
 }
 
-/// Tells the interface to take all multicast in for as long as the socket lives.
+/// Makes the interface receive all multicast while the socket is open (`PACKET_MR_ALLMULTI`).
 pub(super) fn join_all_multicast(fd: &OwnedFd, index: IfIndex) -> io::Result<()> {
     let all = libc::packet_mreq {
         mr_ifindex: index.get() as i32,
@@ -103,7 +104,7 @@ pub(super) fn join_all_multicast(fd: &OwnedFd, index: IfIndex) -> io::Result<()>
     set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &all)
 }
 
-/// Packets a socket dropped since the last call because it was full.
+/// Returns the number of packets that a socket dropped since the last call because it was full.
 pub(super) fn take_dropped(fd: &OwnedFd) -> io::Result<u64> {
     let mut stats = libc::tpacket_stats_v3 {
         tp_packets: 0,
@@ -111,8 +112,8 @@ pub(super) fn take_dropped(fd: &OwnedFd) -> io::Result<u64> {
         tp_freeze_q_cnt: 0,
     };
     let mut len = size_of_val(&stats) as libc::socklen_t;
-    // SAFETY: `stats` is valid for writes of `len` bytes during the call. A socket without a
-    // ring fills only the first two numbers, which are the same ones.
+    // SAFETY: `stats` is valid for writes of `len` bytes during the call. A socket without a ring
+    // writes the shorter `tpacket_stats`, whose fields are the first two of `stats`.
     let done = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -128,7 +129,7 @@ pub(super) fn take_dropped(fd: &OwnedFd) -> io::Result<u64> {
     Ok(stats.tp_drops.into())
 }
 
-/// The address of an interface as packet sockets know it.
+/// Returns the packet socket address of an interface.
 pub(super) fn address(index: IfIndex, protocol: u16) -> libc::sockaddr_ll {
     libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -141,7 +142,7 @@ pub(super) fn address(index: IfIndex, protocol: u16) -> libc::sockaddr_ll {
     }
 }
 
-/// Binds to an interface; protocol 0 receives nothing.
+/// Binds a socket to an interface. With protocol 0 it receives nothing.
 pub(super) fn bind(fd: &OwnedFd, index: IfIndex, protocol: u16) -> io::Result<()> {
     let address = address(index, protocol);
     // SAFETY: `address` is valid for reads of its size during the call.
@@ -158,7 +159,7 @@ pub(super) fn bind(fd: &OwnedFd, index: IfIndex, protocol: u16) -> io::Result<()
     Ok(())
 }
 
-/// Tries whether this process may use packet sockets at all (`CAP_NET_RAW`).
+/// Checks that this process may open packet sockets (`CAP_NET_RAW`).
 pub fn probe() -> io::Result<()> {
     socket(libc::SOCK_DGRAM).map(drop)
 }
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_datagrams_in_one_packet_are_several() {
+    fn gso_packet_counts_as_its_segments() {
         let packets = |len, offload| {
             let frame = Frame {
                 len,

@@ -1,5 +1,5 @@
-//! Giving up root, and detaching from the terminal. To be called before there are threads:
-//! capabilities belong to the thread that has them.
+//! Drops root privileges and detaches from the terminal. Call these functions before the process
+//! creates threads: capabilities belong to a single thread.
 
 use std::ffi::CString;
 use std::fs::OpenOptions;
@@ -15,7 +15,8 @@ use nix::unistd::{
     ForkResult, Gid, Group, Uid, User, dup2_stderr, dup2_stdin, dup2_stdout, fork, initgroups,
     setgid, setsid, setuid,
 };
-/// Whom to become.
+
+/// A user and group that the process can switch to.
 #[derive(Debug, Clone)]
 pub struct UserIdentity {
     name: CString,
@@ -24,10 +25,10 @@ pub struct UserIdentity {
 }
 
 impl UserIdentity {
-    /// Looks up `USER` or `USER:GROUP`.
+    /// Looks up `USER` or `USER:GROUP`. Without `GROUP`, uses the primary group of the user.
     ///
     /// # Errors
-    /// There is no such user or group.
+    /// The user or group does not exist.
     pub fn lookup(text: &str) -> Result<Self, String> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
@@ -52,14 +53,15 @@ impl UserIdentity {
         })
     }
 
-    /// Writes a file and gives it to it. The folder may be its own, and hold a link to a file
-    /// of somebody else: links are not followed.
+    /// Writes a file and makes this user its owner. Does not follow a link: the directory may belong
+    /// to this user, who could have placed a link to a file of another user in it.
     ///
     /// # Errors
-    /// What the kernel says, of a link `ELOOP`; or it is no plain file.
+    /// The error of the system call, `ELOOP` for a symbolic link; or the path is not a regular file
+    /// with a single hard link.
     pub fn write_owned_file(&self, path: &Path, text: &str) -> io::Result<()> {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        // Emptied only when it is known to be a file, and nobody else's by a second name.
+        // Truncated only after the check below.
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -69,18 +71,20 @@ impl UserIdentity {
             .open(path)?;
         let found = file.metadata()?;
         if !found.is_file() || found.nlink() > 1 {
-            return Err(io::Error::other("not a plain file of one name"));
+            return Err(io::Error::other(
+                "not a regular file, or it has several hard links",
+            ));
         }
         file.set_len(0)?;
         file.write_all(text.as_bytes())?;
         fchown(&file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 
-    /// Gives a socket to it; a link in its place is left alone.
+    /// Makes this user the owner of a Unix socket. Does not follow a link.
     ///
     /// # Errors
-    /// It is no socket, or what the kernel says.
-    pub fn own_socket(&self, path: &Path) -> io::Result<()> {
+    /// The path is not a socket, or the error of the system call.
+    pub fn chown_socket(&self, path: &Path) -> io::Result<()> {
         if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
             return Err(io::Error::other(format!(
                 "{} is not a socket",
@@ -90,11 +94,13 @@ impl UserIdentity {
         lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 
-    /// Becomes it, and keeps the right to capture and to shape sockets, and no other.
+    /// Switches the process to this user and group. Keeps CAP_NET_ADMIN and CAP_NET_RAW, and drops
+    /// all other capabilities.
     ///
     /// # Errors
-    /// What the kernel says; the process is then in between and must end.
-    pub fn assume(&self) -> io::Result<()> {
+    /// The error of the system call. Some privileges may then be dropped already, so the process
+    /// must exit.
+    pub fn drop_privileges(&self) -> io::Result<()> {
         let kept = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
         let kept = kept.into_iter().collect();
         set_keepcaps(true)?;
@@ -108,30 +114,33 @@ impl UserIdentity {
     }
 }
 
-/// A start in the background: whoever started us waits to hear how it went.
+/// A start as a daemon that has not been reported yet. The original process waits for the report.
 #[derive(Debug)]
 pub struct DaemonStart(PipeWriter);
 
-/// Goes on in the background, in a session of its own. Whoever called goes on waiting until
-/// [`DaemonStart::done`], and ends as this process does where it ends before. Standard error is
-/// still that of the terminal, so that faults of the start are seen.
+/// Continues in a child process with a session of its own.
+///
+/// The original process waits for [`DaemonStart::report_success`]. If the child exits before, the
+/// original process exits with the same code. Standard error stays connected to the terminal, so
+/// that errors during the start are visible.
 ///
 /// # Errors
-/// What the kernel says.
+/// The error of the system call.
 pub fn daemonize() -> io::Result<DaemonStart> {
-    let (mut said, tell) = io::pipe()?;
-    // SAFETY: there are no other threads yet, so nothing is locked or half done in the child.
+    let (mut reader, writer) = io::pipe()?;
+    // SAFETY: the process has no other threads yet, so the child inherits no held locks and no
+    // partly changed data.
     let child = match unsafe { fork() }? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             setsid()?;
-            return Ok(DaemonStart(tell));
+            return Ok(DaemonStart(writer));
         }
     };
-    drop(tell);
-    let code = match said.read(&mut [0]) {
+    drop(writer);
+    let code = match reader.read(&mut [0]) {
         Ok(1) => 0,
-        // It ended.
+        // The child exited without a report.
         _ => loop {
             match waitpid(child, None) {
                 Err(Errno::EINTR) => {}
@@ -144,20 +153,20 @@ pub fn daemonize() -> io::Result<DaemonStart> {
 }
 
 impl DaemonStart {
-    /// Lets whoever started us end with 0, and lets go of the terminal.
+    /// Lets the original process exit with 0, and detaches from the terminal.
     ///
     /// # Errors
-    /// There is no `/dev/null`.
-    pub fn done(mut self) -> io::Result<()> {
+    /// `/dev/null` cannot be opened or duplicated.
+    pub fn report_success(mut self) -> io::Result<()> {
         let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-        let gone = null.and_then(|null| {
+        let detached = null.and_then(|null| {
             dup2_stdin(&null)?;
             dup2_stdout(&null)?;
             Ok(dup2_stderr(&null)?)
         });
-        // Who started us may have been killed meanwhile.
+        // Ignores a failure: the original process may have been killed.
         let _ = self.0.write_all(&[0]);
-        gone
+        detached
     }
 }
 
@@ -168,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    fn me() -> UserIdentity {
+    fn current_user() -> UserIdentity {
         UserIdentity {
             name: CString::default(),
             uid: Uid::effective(),
@@ -177,27 +186,33 @@ mod tests {
     }
 
     #[test]
-    fn links_are_not_followed() {
+    fn owner_changes_do_not_follow_links() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        std::fs::write(at("other"), "precious").unwrap();
+        std::fs::write(at("other"), "unchanged").unwrap();
         symlink(at("other"), at("link")).unwrap();
-        let e = me().write_owned_file(&at("link"), "1").unwrap_err();
+        let e = current_user()
+            .write_owned_file(&at("link"), "1")
+            .unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ELOOP));
         symlink(at("new"), at("dangling")).unwrap();
-        assert!(me().write_owned_file(&at("dangling"), "1").is_err());
+        assert!(
+            current_user()
+                .write_owned_file(&at("dangling"), "1")
+                .is_err()
+        );
         assert!(!at("new").exists());
         std::fs::hard_link(at("other"), at("second")).unwrap();
-        assert!(me().write_owned_file(&at("second"), "1").is_err());
-        assert_eq!(std::fs::read_to_string(at("other")).unwrap(), "precious");
+        assert!(current_user().write_owned_file(&at("second"), "1").is_err());
+        assert_eq!(std::fs::read_to_string(at("other")).unwrap(), "unchanged");
         std::fs::write(at("pid"), "12345\n").unwrap();
-        me().write_owned_file(&at("pid"), "6\n").unwrap();
+        current_user().write_owned_file(&at("pid"), "6\n").unwrap();
         assert_eq!(std::fs::read_to_string(at("pid")).unwrap(), "6\n");
 
         let _socket = UnixListener::bind(at("socket")).unwrap();
-        me().own_socket(&at("socket")).unwrap();
+        current_user().chown_socket(&at("socket")).unwrap();
         symlink(at("socket"), at("to-socket")).unwrap();
-        assert!(me().own_socket(&at("to-socket")).is_err());
-        assert!(me().own_socket(&at("other")).is_err());
+        assert!(current_user().chown_socket(&at("to-socket")).is_err());
+        assert!(current_user().chown_socket(&at("other")).is_err());
     }
 }

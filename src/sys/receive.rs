@@ -1,11 +1,11 @@
-//! Receiving packets one by one as they come: a plain packet socket, read with `recvmmsg`.
+//! Receives single packets with low latency: a plain packet socket, read with `recvmmsg`.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::buffer::{Buffer, DENSE, PACKETS, Pool};
+use super::buffer::{Buffer, BufferPool, PACKETS, SMALL_LEN};
 use super::fanout::FanoutMember;
 use super::packet::{Frame, bind, join_all_multicast, set_option_int, socket};
 use super::{filter, packet};
@@ -13,13 +13,13 @@ use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
 use crate::wire::vlan::vlan_id;
 
-/// Packets to ask for with one call where the last brought none or one.
-const FEWEST: usize = 8;
+/// Smallest number of packets per call.
+const MIN_BATCH: usize = 8;
 
-/// Bytes of large packets to take with one call, roughly.
-const MOST_LARGE: usize = 256 << 10;
+/// Approximate number of bytes per call while large packets arrive.
+const MAX_LARGE_BYTES: usize = 256 << 10;
 
-/// What `PACKET_AUXDATA` tells (`linux/if_packet.h`).
+/// `struct tpacket_auxdata`, the content of `PACKET_AUXDATA` (`linux/if_packet.h`).
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Auxdata {
@@ -32,73 +32,75 @@ struct Auxdata {
     vlan_tpid: u16,
 }
 
-/// Room for what the kernel says of a packet: its auxdata and its time.
+/// Space for the control messages of a packet: its auxdata and its timestamp.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control([u8; 128]);
+struct ControlBuffer([u8; 128]);
 
 /// A capture socket without a ring.
 pub struct PacketReceiver {
     fd: Arc<OwnedFd>,
-    pool: Pool,
-    /// Taken from the pool for the next call.
+    pool: BufferPool,
+    /// The buffer for the next call, if it is already taken from the pool.
     spare: Option<Buffer>,
-    /// Most packets of the next call: each must be described to the kernel beforehand, so
-    /// this follows what the calls bring.
+    /// Number of packets to request with the next call. Every requested packet needs a prepared
+    /// message, so the limit follows the number of packets that arrive.
     limit: usize,
     messages: Box<[libc::mmsghdr; PACKETS]>,
-    parts: Box<[[libc::iovec; 2]; PACKETS]>,
+    iovecs: Box<[[libc::iovec; 2]; PACKETS]>,
     names: Box<[libc::sockaddr_ll; PACKETS]>,
-    controls: Box<[Control; PACKETS]>,
+    controls: Box<[ControlBuffer; PACKETS]>,
 }
 
-// SAFETY: the pointers inside `messages` and `parts` are only followed during `receive`,
-// which sets them anew each time.
+// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `receive`, which sets
+// them before each system call.
 unsafe impl Send for PacketReceiver {}
 
 impl PacketReceiver {
-    /// Captures multicast of all IP protocols on an interface, incoming and outgoing, except
-    /// what bears `mark` on its way out. The interface is told to take all multicast in
-    /// (`PACKET_MR_ALLMULTI`) for as long as this lives. `room` is how many bytes may wait in
-    /// the kernel, its own bookkeeping included.
-    pub fn open(index: IfIndex, mark: u32, room: u32) -> io::Result<Self> {
+    /// Captures IP multicast on an interface, incoming and outgoing, except outgoing packets that
+    /// carry `mark`.
+    ///
+    /// While the socket is open, the interface receives all multicast (`PACKET_MR_ALLMULTI`).
+    /// `buffer_bytes` is the size of the kernel's receive buffer, including its bookkeeping.
+    pub fn open(index: IfIndex, mark: u32, buffer_bytes: u32) -> io::Result<Self> {
         let fd = socket(libc::SOCK_RAW)?;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
         set_option_int(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
-        // The kernel doubles what it is told. The forced form is for the administrator; the
-        // plain one is capped by the system.
-        let half = (room / 2).min(i32::MAX as u32) as i32;
+        // The kernel doubles the value. SO_RCVBUFFORCE needs CAP_NET_ADMIN; SO_RCVBUF is limited by
+        // net.core.rmem_max.
+        let half = (buffer_bytes / 2).min(i32::MAX as u32) as i32;
         set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, half)
             .or_else(|_| set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, half))?;
         filter::attach(&fd, &filter::multicast(mark))?;
         join_all_multicast(&fd, index)?;
         bind(&fd, index, libc::ETH_P_ALL as u16)?;
-        // SAFETY: these C structs are numbers and pointers, for which zeros are valid.
+        // SAFETY: these C structs consist of integers and pointers, for which zeros are valid.
         let (message, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        let part = libc::iovec {
+        let iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         };
         Ok(Self {
             fd: Arc::new(fd),
-            pool: Pool::default(),
+            pool: BufferPool::default(),
             spare: None,
-            limit: FEWEST,
+            limit: MIN_BATCH,
             messages: Box::new([message; PACKETS]),
-            parts: Box::new([[part; 2]; PACKETS]),
+            iovecs: Box::new([[iovec; 2]; PACKETS]),
             names: Box::new([name; PACKETS]),
-            controls: Box::new([Control([0; 128]); PACKETS]),
+            controls: Box::new([ControlBuffer([0; 128]); PACKETS]),
         })
     }
 
-    /// Receives what is there, up to a bufferful; frames are appended in the order they came.
+    /// Receives the waiting packets, at most one buffer of them, and appends their frames in order
+    /// of arrival. Does not block: returns `WouldBlock` if there are none.
     pub fn receive(&mut self, frames: &mut Vec<Frame>) -> io::Result<Buffer> {
         let mut buffer = match self.spare.take() {
             Some(buffer) => buffer,
             None => self.pool.take()?,
         };
-        let received = self.call(&mut buffer);
+        let received = self.receive_into(&mut buffer);
         let count = match received {
             Ok(count) => count,
             Err(e) => {
@@ -110,37 +112,37 @@ impl PacketReceiver {
         for n in 0..count {
             let len = self.messages[n].msg_len as usize;
             largest = largest.max(len);
-            let start = buffer.settle(n, len);
+            let start = buffer.make_contiguous(n, len);
             frames.extend(self.frame(n, &buffer, start, len));
         }
-        let most = match largest > DENSE {
-            true => (MOST_LARGE / largest).clamp(1, PACKETS),
+        let max = match largest > SMALL_LEN {
+            true => (MAX_LARGE_BYTES / largest).clamp(1, PACKETS),
             false => PACKETS,
         };
-        self.limit = (2 * count).clamp(FEWEST, PACKETS).min(most);
+        self.limit = (2 * count).clamp(MIN_BATCH, PACKETS).min(max);
         Ok(buffer)
     }
 
-    fn call(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
+    fn receive_into(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
         let base = buffer.bytes_mut().as_mut_ptr();
         for n in 0..self.limit {
-            let places = Buffer::places(n);
-            for (part, (start, len)) in self.parts[n].iter_mut().zip(places) {
-                part.iov_base = base.wrapping_add(start).cast();
-                part.iov_len = len;
+            let slots = Buffer::slots(n);
+            for (iovec, (start, len)) in self.iovecs[n].iter_mut().zip(slots) {
+                iovec.iov_base = base.wrapping_add(start).cast();
+                iovec.iov_len = len;
             }
             let header = &mut self.messages[n].msg_hdr;
             header.msg_name = std::ptr::from_mut(&mut self.names[n]).cast();
             header.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            header.msg_iov = self.parts[n].as_mut_ptr();
+            header.msg_iov = self.iovecs[n].as_mut_ptr();
             header.msg_iovlen = 2;
             header.msg_control = self.controls[n].0.as_mut_ptr().cast();
-            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_controllen = size_of::<ControlBuffer>() as _;
             header.msg_flags = 0;
         }
-        // SAFETY: each message points to parts, a name and control room that live in `self`,
-        // and the parts to memory of `buffer` that `places` keeps apart and inside; all of it
-        // outlives the call, and nothing else refers to it meanwhile.
+        // SAFETY: each message points to iovecs, a name and a control buffer that live in `self`.
+        // The iovecs point to memory of `buffer`, inside it and without overlap (`Buffer::slots`).
+        // All of it outlives the call, and no other reference to it exists during the call.
         let received = unsafe {
             libc::recvmmsg(
                 self.fd.as_raw_fd(),
@@ -156,8 +158,8 @@ impl PacketReceiver {
         Ok(received as usize)
     }
 
-    /// What the kernel said of packet `n`, whose `len` bytes start at `start`. `None` where
-    /// it said too little, which it never does.
+    /// Returns the frame of packet `n`, whose `len` bytes start at `start`. `None` if the kernel
+    /// left out the auxdata or a header, which it never does.
     fn frame(&self, n: usize, buffer: &Buffer, start: usize, len: usize) -> Option<Frame> {
         let (auxdata, received_ns) = self.controls(n);
         let auxdata = auxdata?;
@@ -173,16 +175,16 @@ impl PacketReceiver {
             ethertype: u16::from_be(self.names[n].sll_protocol),
             vlan: tagged.then(|| vlan_id(auxdata.vlan_tci)),
             offload: Offload::from_vnet_header(vnet, link_len),
-            cut: self.messages[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            truncated: self.messages[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         })
     }
 
     fn controls(&self, n: usize) -> (Option<Auxdata>, Option<u64>) {
         let header = &self.messages[n].msg_hdr;
         let (mut auxdata, mut time) = (None, None);
-        // SAFETY: the kernel filled `msg_control` up to `msg_controllen`, and these walk it
-        // by that; the length of each entry is checked before it is read, and both kinds are
-        // numbers for which any bytes are valid.
+        // SAFETY: the kernel filled `msg_control` up to `msg_controllen`, and the CMSG functions
+        // stay within that length. The length of each entry is checked before it is read, and both
+        // structs consist of integers, for which any bytes are valid.
         unsafe {
             let mut at = libc::CMSG_FIRSTHDR(header);
             while let Some(entry) = at.as_ref() {
@@ -206,17 +208,18 @@ impl PacketReceiver {
         (auxdata, time)
     }
 
-    /// Packets the kernel dropped since the last call because nothing more might wait.
+    /// Returns the number of packets that the kernel dropped since the last call because the
+    /// receive buffer was full.
     pub fn take_dropped(&self) -> io::Result<u64> {
         packet::take_dropped(&self.fd)
     }
 
-    /// Takes nothing more in; what waits can still be received.
+    /// Stops the capture. Packets that already wait can still be received.
     pub fn shut(&self) -> io::Result<()> {
-        filter::attach(&self.fd, &filter::nothing())
+        filter::attach(&self.fd, &filter::drop_all())
     }
 
-    /// The socket, to be joined to a group of sockets.
+    /// Returns a handle that lets the socket join a fanout group.
     pub fn member(&self) -> FanoutMember {
         FanoutMember::new(self.fd.clone())
     }

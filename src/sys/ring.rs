@@ -1,9 +1,9 @@
 //! A receive ring shared with the kernel: `TPACKET_V3`, blocks of frames of any length
 //! (kernel Documentation/networking/packet_mmap.rst).
 //!
-//! The kernel fills a block, then hands it over by setting `TP_STATUS_USER` in its header;
-//! we hand it back by clearing that. A [`RingBlock`] is one handed-over block: whoever holds it
-//! may read and change its frames in place, and dropping it hands it back.
+//! The kernel fills a block and then hands it over: it sets `TP_STATUS_USER` in the block header. A
+//! [`RingBlock`] is one such block. Its owner may read and change its frames in place. Dropping it
+//! clears the status and thereby returns the block to the kernel.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,18 +22,19 @@ use crate::wire::vlan::vlan_id;
 /// Size of a receive ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingSize {
-    /// Bytes of a block: a multiple of the page size, and more than the largest packet.
+    /// Bytes per block: a multiple of the page size, and more than the largest packet.
     pub block: u32,
-    /// How many blocks.
+    /// Number of blocks.
     pub blocks: u32,
-    /// After how many milliseconds a block that is not full is handed over.
+    /// Milliseconds after which the kernel hands over a block that is not full.
     pub retire_ms: u32,
 }
 
 impl Default for RingSize {
-    /// 5 MiB; a block holds the 64 KiB packets that segmentation offload makes. Blocks that
-    /// wait for 2 ms are about full at 300,000 small packets a second, so that the ring holds
-    /// 50 ms of them; closed sooner, they would be handed over part empty and run out.
+    /// Returns a ring of 5 MiB. A block holds the 64 KiB packets of segmentation offload. At
+    /// 300,000 small packets per second a block is almost full after 2 ms, so the ring holds 50 ms
+    /// of traffic. With a shorter timeout the kernel would hand over blocks that are partly empty,
+    /// and the ring would run out of blocks.
     fn default() -> Self {
         Self {
             block: 128 << 10,
@@ -47,14 +48,14 @@ struct RingMapping {
     base: *mut u8,
     len: usize,
     block_len: usize,
-    /// Which blocks are lent out: the kernel's status alone cannot tell a block we still
-    /// hold from one handed over anew.
+    /// Per block, whether a [`RingBlock`] for it exists. The status word alone cannot distinguish a
+    /// block that is still held from one that the kernel handed over again.
     lent: Box<[AtomicBool]>,
 }
 
-// SAFETY: the mapping is plain memory that stays valid until the last owner drops it. All
-// access to the parts that change under us goes through atomics, and the bytes of a block
-// belong to the one `RingBlock` that `lent` allows.
+// SAFETY: the mapping is plain memory that stays valid until the last owner drops it. Words that the
+// kernel changes concurrently are accessed as atomics only, and the bytes of a block belong to the
+// one `RingBlock` that `lent` permits.
 unsafe impl Send for RingMapping {}
 // SAFETY: as above.
 unsafe impl Sync for RingMapping {}
@@ -65,16 +66,14 @@ impl RingMapping {
             .base
             .wrapping_add(block * self.block_len)
             .cast::<tpacket_block_desc>();
-        // SAFETY: `block` is below the number of blocks, so the descriptor is inside the
-        // mapping and aligned to a page; the status word is shared with the kernel and
-        // therefore only ever accessed as an atomic.
+        // SAFETY: `block` is below the number of blocks, so the descriptor is inside the mapping and
+        // aligned to a page. The status word is shared with the kernel and only accessed as an
+        // atomic.
         unsafe { AtomicU32::from_ptr(&raw mut (*desc).hdr.bh1.block_status) }
     }
-}
 
-impl RingMapping {
-    /// How many packets are in a block so far.
-    fn count(&self, block: usize) -> &AtomicU32 {
+    /// The number of packets in a block so far.
+    fn packet_count(&self, block: usize) -> &AtomicU32 {
         let desc = self
             .base
             .wrapping_add(block * self.block_len)
@@ -86,8 +85,8 @@ impl RingMapping {
 
 impl Drop for RingMapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are those mmap returned, and no RingBlock exists any more: each
-        // holds an Arc of this.
+        // SAFETY: address and length are those of `mmap`. No `RingBlock` exists any more, because
+        // each holds an `Arc` of this mapping.
         unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
@@ -100,8 +99,8 @@ pub struct CaptureRing {
 }
 
 impl CaptureRing {
-    /// A ring that joins `group`, and captures what the group chooses it for: multicast of
-    /// all IP protocols, incoming and outgoing, except what bears `mark` on its way out.
+    /// Opens a ring that joins `group` and receives only packets for which the group selects it.
+    /// Captures IP multicast, incoming and outgoing, except outgoing packets that carry `mark`.
     pub fn open(
         index: IfIndex,
         mark: u32,
@@ -112,8 +111,9 @@ impl CaptureRing {
         let version = libc::tpacket_versions::TPACKET_V3 as i32;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VERSION, version)?;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-        // Between being bound and being in the group it would take in what the others get.
-        filter::attach(&fd, &filter::nothing())?;
+        // Without this filter the socket would receive duplicates of the packets of the other group
+        // members between `bind` and `join`.
+        filter::attach(&fd, &filter::drop_all())?;
         let request = tpacket_req3 {
             tp_block_size: size.block,
             tp_block_nr: size.blocks,
@@ -132,7 +132,7 @@ impl CaptureRing {
         Ok(Self { fd, map, next: 0 })
     }
 
-    /// The next block the kernel handed over, if there is one.
+    /// Returns the next block if the kernel handed it over.
     pub fn next_block(&mut self) -> Option<RingBlock> {
         let index = self.next;
         let status = self.map.status(index).load(Ordering::Acquire);
@@ -147,30 +147,32 @@ impl CaptureRing {
         })
     }
 
-    /// Whether nothing is left that [`CaptureRing::next_block`] has not handed out. Only true for
-    /// good while the group chooses another socket.
+    /// Returns true if [`CaptureRing::next_block`] has returned all received packets. The ring
+    /// stays drained only while the fanout group selects another socket.
     pub fn is_drained(&self) -> bool {
         let status = self.map.status(self.next).load(Ordering::Acquire);
         if self.map.lent[self.next].load(Ordering::Acquire) {
-            // Every block is out: the kernel had no room for anything further.
+            // All blocks are held, so the kernel has none to fill.
             return true;
         }
-        // The block being filled: no packet in it yet. We clear the count of a block that we
-        // hand back, so that one the kernel has not begun again counts none.
-        status & libc::TP_STATUS_USER == 0 && self.map.count(self.next).load(Ordering::Acquire) == 0
+        // The kernel fills this block next. It holds no packet if its count is zero: dropping a
+        // `RingBlock` clears the count, so a block that the kernel has not started yet has zero.
+        status & libc::TP_STATUS_USER == 0
+            && self.map.packet_count(self.next).load(Ordering::Acquire) == 0
     }
 
-    /// Packets the kernel dropped since the last call because the ring was full.
+    /// Returns the number of packets that the kernel dropped since the last call because the ring
+    /// was full.
     pub fn take_dropped(&self) -> io::Result<u64> {
         packet::take_dropped(&self.fd)
     }
 
-    /// Takes nothing more in; what is in the ring is still handed out.
+    /// Stops the capture. Packets that are already in the ring can still be received.
     pub fn shut(&self) -> io::Result<()> {
-        filter::attach(&self.fd, &filter::nothing())
+        filter::attach(&self.fd, &filter::drop_all())
     }
 
-    /// The error the kernel has for the socket, such as `ENETDOWN`; reading clears it.
+    /// Returns and clears the pending error of the socket, such as `ENETDOWN`.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         socket2::SockRef::from(&*self.fd).take_error()
     }
@@ -184,7 +186,7 @@ impl AsRawFd for CaptureRing {
 
 fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<RingMapping> {
     let len = size.block as usize * size.blocks as usize;
-    // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
+    // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
     let base = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -206,24 +208,24 @@ fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<RingMapping> {
     })
 }
 
-/// One block of frames, ours until dropped.
+/// One block of frames. The kernel does not write to it until it is dropped.
 pub struct RingBlock {
     map: Arc<RingMapping>,
     index: usize,
 }
 
 impl RingBlock {
-    /// The whole block.
+    /// Returns the whole block.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the block lies inside the mapping, which outlives `self`; while it is lent
-        // the kernel does not write to it, and we write only through `&mut self`.
+        // SAFETY: the block lies inside the mapping, which outlives `self`. The kernel does not write
+        // to a lent block, and this process writes to it only through `&mut self`.
         unsafe { std::slice::from_raw_parts(self.base(), self.map.block_len) }
     }
 
-    /// The whole block, to change frames in place.
+    /// Returns the whole block for changing frames in place.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `bytes`; `lent` makes this the only RingBlock of its memory, and
-        // `&mut self` the only reference.
+        // SAFETY: as for `bytes`. `lent` ensures that this is the only `RingBlock` of its memory, and
+        // `&mut self` that this is the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.base(), self.map.block_len) }
     }
 
@@ -231,34 +233,34 @@ impl RingBlock {
         self.map.base.wrapping_add(self.index * self.map.block_len)
     }
 
-    /// Appends the frames of the block to `frames`, in the order they came in.
+    /// Appends the frames of the block to `frames` in order of arrival.
     pub fn frames(&self, frames: &mut Vec<Frame>) {
         let desc = self.base().cast::<tpacket_block_desc>();
-        // SAFETY: the descriptor stands at the start of the block, inside the mapping, and
-        // the kernel does not write to a block that is lent.
+        // SAFETY: the descriptor is at the start of the block, inside the mapping, and the kernel
+        // does not write to a lent block.
         let (count, first) = unsafe {
             let header = (*desc).hdr.bh1;
             (header.num_pkts, header.offset_to_first_pkt as usize)
         };
         frames.reserve(count as usize);
-        let mut at = first;
+        let mut offset = first;
         for _ in 0..count {
-            let Some((frame, step)) = self.frame(at) else {
+            let Some((frame, next_offset)) = self.frame(offset) else {
                 break;
             };
             frames.push(frame);
-            at += step;
+            offset += next_offset;
         }
     }
 
-    /// Reads the frame header at `at`; also returns how far the next one is. `None` where
-    /// the header does not fit the block, which the kernel never does.
+    /// Reads the frame header at offset `at`. Also returns the distance to the next header. `None` if
+    /// the header lies outside the block, which the kernel never does.
     fn frame(&self, at: usize) -> Option<(Frame, usize)> {
         let header_len = size_of::<tpacket3_hdr>() + size_of::<libc::sockaddr_ll>();
         let bytes = self.bytes();
         let header = bytes.get(at..at + header_len)?;
-        // SAFETY: the slice is long enough for both structs, they are plain numbers for
-        // which any bytes are valid, and read_unaligned asks for no alignment.
+        // SAFETY: the slice is long enough for both structs. They consist of integers, for which any
+        // bytes are valid, and `read_unaligned` requires no alignment.
         let (h, address) = unsafe {
             let base = header.as_ptr();
             let address = base.add(size_of::<tpacket3_hdr>());
@@ -285,7 +287,7 @@ impl RingBlock {
             ethertype: u16::from_be(address.sll_protocol),
             vlan: tagged.then(|| vlan_id(h.hv1.tp_vlan_tci as u16)),
             offload: Offload::from_vnet_header(vnet, link_len as u16),
-            cut: h.tp_snaplen < h.tp_len,
+            truncated: h.tp_snaplen < h.tp_len,
         };
         Some((frame, h.tp_next_offset as usize))
     }
@@ -293,8 +295,11 @@ impl RingBlock {
 
 impl Drop for RingBlock {
     fn drop(&mut self) {
-        self.map.count(self.index).store(0, Ordering::Relaxed);
-        // In this order: a block that is ours no more but looks handed over would be lent twice.
+        self.map
+            .packet_count(self.index)
+            .store(0, Ordering::Relaxed);
+        // The order matters: a block that is not lent but still has TP_STATUS_USER would be returned
+        // by `next_block` a second time.
         self.map
             .status(self.index)
             .store(libc::TP_STATUS_KERNEL, Ordering::Release);

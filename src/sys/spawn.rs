@@ -1,4 +1,4 @@
-//! A child of this very program inside a network namespace, with a listening socket handed over.
+//! Starts this program again inside a network namespace and passes a listening socket to it.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -18,24 +18,25 @@ fn c_string(text: impl AsRef<OsStr>) -> io::Result<CString> {
     CString::new(text.as_ref().as_bytes()).map_err(io::Error::other)
 }
 
-/// Starts `/proc/self/exe` with `args` inside `netns`. `http` becomes its descriptor 3, announced
-/// as `http` by the socket activation protocol; `log` its standard error. It is in a process group
-/// of its own, so that Ctrl-C reaches the parent alone, and dies with the calling thread, by
-/// SIGKILL.
+/// Starts `/proc/self/exe` with `args` inside `netns`.
+///
+/// The child receives `http` as descriptor 3 with the name `http` (socket activation protocol), and
+/// `log` as its standard error. It has its own process group, so Ctrl-C reaches only the parent. The
+/// kernel kills the child (SIGKILL) when the calling thread ends.
 pub fn spawn_self(
     args: &[&OsStr],
     netns: &NetNs,
     http: &TcpListener,
     log: File,
 ) -> io::Result<Child> {
-    // Descriptor 3 must be taken while `Command` opens its own, or one of those would be it and
-    // be overwritten.
-    // SAFETY: asks for a new descriptor of an open one.
+    // Occupies descriptor 3 while `Command` opens its descriptors. Otherwise one of them could get
+    // number 3, and `dup2` below would overwrite it.
+    // SAFETY: `F_DUPFD_CLOEXEC` takes no pointer and duplicates an open descriptor.
     let placeholder = unsafe { libc::fcntl(http.as_raw_fd(), libc::F_DUPFD_CLOEXEC, LISTEN_FD) };
     if placeholder < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the kernel created this descriptor above, and nothing else owns it.
     let _placeholder = unsafe { OwnedFd::from_raw_fd(placeholder) };
 
     let program = c_string("/proc/self/exe")?;
@@ -52,10 +53,10 @@ pub fn spawn_self(
             envp.push(CString::new(entry).map_err(io::Error::other)?);
         }
     }
-    // Only the child knows its number; it writes it here, where no allocation is needed.
+    // The child writes its process ID into this buffer, because it must not allocate.
     let mut listen_pid = *b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0";
     let (netns, http) = (netns.as_fd().as_raw_fd(), http.as_raw_fd());
-    // SAFETY: plain getter.
+    // SAFETY: `getpid` takes no arguments and cannot fail.
     let parent = unsafe { libc::getpid() };
 
     let mut command = Command::new("/proc/self/exe");
@@ -64,30 +65,30 @@ pub fn spawn_self(
         .stdout(Stdio::null())
         .stderr(log)
         .process_group(0);
-    // The lists of pointers are made before the fork, for the same reason.
-    let mut pointers = Pointers::new(&argv, &envp);
+    // The pointer arrays are created before the fork for the same reason.
+    let mut pointers = ExecPointers::new(&argv, &envp);
     let setup = move || {
         let pointers = &mut pointers;
-        // SAFETY: between fork and exec only calls that are async-signal-safe: no allocation, no
-        // lock. The strings behind the pointers are owned by the frame that spawns, whose memory
-        // the child has a copy of.
+        // SAFETY: between fork and exec this makes only async-signal-safe calls, without allocations
+        // and locks. The calling function owns the strings behind the pointers, and the child has a
+        // copy of its memory.
         unsafe {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
                 || libc::setns(netns, libc::CLONE_NEWNET) != 0
             {
                 return Err(io::Error::last_os_error());
             }
-            // The parent may have died before it was asked for a signal.
+            // The parent may have died before PR_SET_PDEATHSIG took effect.
             if libc::getppid() != parent {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            // A descriptor that is 3 already would keep its close-on-exec flag through `dup2`.
-            let kept = if http == LISTEN_FD {
+            // `dup2` of descriptor 3 to itself would not clear its close-on-exec flag.
+            let rc = if http == LISTEN_FD {
                 libc::fcntl(LISTEN_FD, libc::F_SETFD, 0)
             } else {
                 libc::dup2(http, LISTEN_FD)
             };
-            if kept < 0 {
+            if rc < 0 {
                 return Err(io::Error::last_os_error());
             }
             let mut digits = &mut listen_pid[b"LISTEN_PID=".len()..22];
@@ -101,40 +102,40 @@ pub fn spawn_self(
             Err(io::Error::last_os_error())
         }
     };
-    // SAFETY: see the block inside.
+    // SAFETY: `setup` makes only async-signal-safe calls, as explained in its `unsafe` block.
     unsafe { command.pre_exec(setup) };
     let child = command.spawn();
     drop((argv, envp));
     child
 }
 
-/// Asks `child` to end (SIGTERM).
+/// Sends SIGTERM to `child`.
 pub fn terminate(child: &Child) {
-    // SAFETY: sends a signal. The child is not reaped yet, so the number is still its own.
+    // SAFETY: `kill` takes no pointer. The child is not reaped yet, so its process ID is still valid.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
 }
 
-/// Lists of strings as `execve` takes them; the first of `envp` is left to be filled in.
-struct Pointers {
+/// The pointer arrays for `execve`. The child fills in the first entry of `envp`.
+struct ExecPointers {
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
 }
 
-// SAFETY: used by the forked child alone, which has one thread.
-unsafe impl Send for Pointers {}
+// SAFETY: only the forked child uses the pointers, and it has one thread.
+unsafe impl Send for ExecPointers {}
 // SAFETY: as above.
-unsafe impl Sync for Pointers {}
+unsafe impl Sync for ExecPointers {}
 
-impl Pointers {
+impl ExecPointers {
     fn new(argv: &[CString], envp: &[CString]) -> Self {
-        let end = std::ptr::null();
-        let of = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let null = std::ptr::null();
+        let pointers_to = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let mut pointers = Self {
-            argv: of(argv),
-            envp: [vec![end], of(envp)].concat(),
+            argv: pointers_to(argv),
+            envp: [vec![null], pointers_to(envp)].concat(),
         };
-        pointers.argv.push(end);
-        pointers.envp.push(end);
+        pointers.argv.push(null);
+        pointers.envp.push(null);
         pointers
     }
 }

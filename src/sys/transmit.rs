@@ -1,4 +1,4 @@
-//! Sending IP packets out of one interface, many with one system call.
+//! Sends IP packets out of one interface, many with one system call.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,158 +17,164 @@ use crate::model::addr::ethernet_of;
 use crate::wire::offload::VNET_HEADER_LEN;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
-/// Most packets one system call takes (`UIO_MAXIOV`, `sendmmsg(2)`).
-const MOST_PACKETS: usize = 256;
+/// Largest number of packets per call. It bounds the arrays of one call; the kernel itself accepts
+/// up to `UIO_MAXIOV` (1024) messages in one `sendmmsg(2)`.
+const MAX_BATCH: usize = 256;
 
-/// What the kernel may hold of ours before it says it is full, in bytes.
-const SEND_BUFFER: i32 = 4 << 20;
+/// Size of the socket send buffer in bytes.
+const SEND_BUFFER_BYTES: i32 = 4 << 20;
 
-/// Fewer packets are sent one by one: a burst has a price of its own, that of about four.
-const LEAST_BURST: usize = 8;
+/// Smallest burst. A burst has a fixed cost of about four single packets.
+const MIN_BURST: usize = 8;
 
-/// How long after a link was found not to be running, or answered for its queue, it is asked
-/// about again.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Interval between queries of the link properties while the link cannot take bursts yet.
+const LINK_RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// `NET_XMIT_DROP` (`linux/netdevice.h`): the queue dropped this very packet.
-const XMIT_DROP: u32 = 1;
+/// `NET_XMIT_DROP` (`linux/netdevice.h`): the queue dropped this packet.
+const NET_XMIT_DROP: u32 = 1;
 
 thread_local! {
-    /// Opened with the first burst of a thread. `Some(None)`: the kernel refused.
-    static BURST: RefCell<Option<Option<BurstProgram>>> = const { RefCell::new(None) };
-    /// Likewise.
-    static BACKLOG: RefCell<Option<Option<SoftnetStat>>> = const { RefCell::new(None) };
+    /// Loaded at the first use on a thread. `Some(None)`: the kernel refused it.
+    static BURST_PROGRAM: RefCell<Option<Option<BurstProgram>>> = const { RefCell::new(None) };
+    /// Opened at the first use on a thread. `Some(None)`: the file cannot be opened.
+    static SOFTNET_STAT: RefCell<Option<Option<SoftnetStat>>> = const { RefCell::new(None) };
 }
 
-/// What stands before a packet that goes whole: what is left to do, and its link header.
+/// The headers in front of a GSO packet: `virtio_net_hdr`, then Ethernet.
 type Prefix = [u8; VNET_HEADER_LEN + bpf_burst::ETHERNET_HEADER_LEN];
 
 /// Sends on one interface and receives nothing.
 ///
-/// The kernel writes the link header (`SOCK_DGRAM`): so tunnels and other links without
-/// Ethernet work the same, and one packet serves any number of egresses unchanged. What stands
-/// for several datagrams goes over a socket of its own, since only with `SOCK_RAW` the kernel
-/// takes the header that says how to cut it (`PACKET_VNET_HDR`, packet(7)).
+/// Ordinary packets use a `SOCK_DGRAM` socket: the kernel writes the link header, so tunnels and
+/// other links without Ethernet work the same, and several egresses can send one packet unchanged.
+///
+/// A GSO packet holds several UDP datagrams that the kernel or the device segments. GSO packets use
+/// a second, `SOCK_RAW` socket, because only there does the kernel accept the header that describes
+/// the segments (`PACKET_VNET_HDR`, packet(7)).
 pub struct Transmitter {
     fd: Arc<OwnedFd>,
-    whole: Whole,
-    /// The one of both that was used last.
-    used: Arc<OwnedFd>,
+    gso_socket: GsoSocket,
+    /// The socket of the last call.
+    last_used: Arc<OwnedFd>,
     messages: Vec<libc::mmsghdr>,
-    /// For each packet its prefix, which may be empty, and its bytes.
-    parts: Vec<[libc::iovec; 2]>,
+    /// Per packet its prefix, which may be empty, and its bytes.
+    iovecs: Vec<[libc::iovec; 2]>,
     prefixes: Vec<Prefix>,
     addresses: Vec<libc::sockaddr_ll>,
     index: IfIndex,
     mark: u32,
     qdisc_bypass: bool,
-    /// Whether what is sent may go in bursts: see [`super::bpf_burst`].
+    /// Whether the link takes bursts: see [`super::bpf_burst`].
     bursts: bool,
-    size: BurstLimit,
-    /// When to ask again, of a link that is not running yet.
-    ask: Option<Instant>,
+    burst_limit: BurstLimit,
+    /// When to query the link properties again; `None` if that is not necessary.
+    recheck_at: Option<Instant>,
 }
 
-/// Whether packets that stand for several datagrams go as they are.
-enum Whole {
-    /// Nobody asked yet.
-    Unasked,
-    /// By this socket.
-    By(Arc<OwnedFd>),
-    /// Not on this link, or not with this kernel.
-    Never,
+/// The socket for GSO packets.
+enum GsoSocket {
+    /// Not needed so far.
+    Unopened,
+    Open(Arc<OwnedFd>),
+    /// The link or the kernel does not take GSO packets.
+    Unsupported,
 }
 
-// SAFETY: the pointers inside `messages` and `parts` are only followed during `send`, which
-// sets them anew each time.
+// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `send`, which sets
+// them before each system call.
 unsafe impl Send for Transmitter {}
 
 impl Transmitter {
-    /// Opens the socket. Everything sent bears `mark`, by which captures of this instance
-    /// know it. `qdisc_bypass` skips the device queue: faster, and invisible to tcpdump.
+    /// Opens the socket.
+    ///
+    /// All packets carry `mark`, by which captures of this instance recognize them. `qdisc_bypass`
+    /// skips the queueing discipline of the device (`PACKET_QDISC_BYPASS`): faster, but invisible
+    /// to tcpdump.
     pub fn open(index: IfIndex, mark: u32, qdisc_bypass: bool) -> io::Result<Self> {
-        let fd = sender(libc::SOCK_DGRAM, index, mark)?;
+        let fd = send_socket(libc::SOCK_DGRAM, index, mark)?;
         if qdisc_bypass {
             set_option(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32)?;
         }
         let fd = Arc::new(fd);
         let mut transmitter = Self {
-            used: fd.clone(),
+            last_used: fd.clone(),
             fd,
-            whole: Whole::Unasked,
+            gso_socket: GsoSocket::Unopened,
             messages: Vec::new(),
-            parts: Vec::new(),
+            iovecs: Vec::new(),
             prefixes: Vec::new(),
             addresses: Vec::new(),
             index,
             mark,
             qdisc_bypass,
             bursts: false,
-            size: BurstLimit::new(LEAST_BURST, bpf_burst::MAX_PACKETS),
-            ask: None,
+            burst_limit: BurstLimit::new(MIN_BURST, bpf_burst::MAX_PACKETS),
+            recheck_at: None,
         };
-        // The other end of a veth receives what is sent at once, so that bursts pay. A link
-        // with a queue is left to the socket, which waits when the queue is full.
-        let kind = link_properties(index).unwrap_or_default();
-        if kind.veth && !qdisc_bypass {
-            transmitter.judge(kind);
-            // Loading the program takes some milliseconds: better now than with a packet.
+        // The other end of a veth pair receives packets immediately, so bursts save time there. A
+        // link with a queue uses the socket, which can wait until the queue has space.
+        let link = link_properties(index).unwrap_or_default();
+        if link.veth && !qdisc_bypass {
+            transmitter.set_link(link);
+            // Loading the program takes some milliseconds: do it before the first packet.
             transmitter.sends_bursts();
         }
         Ok(transmitter)
     }
 
-    /// Whether packets that stand for several datagrams are sent as they are. False where the
-    /// header before the packet is not known for sure to be that of Ethernet; without the device
-    /// queue, where the kernel drops what the device does not cut itself; and once the kernel
-    /// refused one.
+    /// Returns true if the interface takes GSO packets.
+    ///
+    /// False in three cases: the link header is not certain to be plain Ethernet; the device queue
+    /// is bypassed, because the kernel then drops packets that the device cannot segment; the kernel
+    /// refused a GSO packet before.
     pub fn accepts_gso(&mut self) -> bool {
-        if let Whole::Unasked = self.whole {
-            let suits = !self.qdisc_bypass
-                && link_properties(self.index).is_ok_and(|kind| kind.plain_ethernet)
+        if let GsoSocket::Unopened = self.gso_socket {
+            let is_suitable = !self.qdisc_bypass
+                && link_properties(self.index).is_ok_and(|link| link.plain_ethernet)
                 && ethernet_address(&self.fd).is_some();
             let open = || {
-                let fd = sender(libc::SOCK_RAW, self.index, self.mark)?;
+                let fd = send_socket(libc::SOCK_RAW, self.index, self.mark)?;
                 set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
                 io::Result::Ok(fd)
             };
-            self.whole = match suits.then(open) {
-                Some(Ok(fd)) => Whole::By(Arc::new(fd)),
+            self.gso_socket = match is_suitable.then(open) {
+                Some(Ok(fd)) => GsoSocket::Open(Arc::new(fd)),
                 Some(Err(e)) => {
-                    say_why_cut(self.index, &e);
-                    Whole::Never
+                    log_gso_unavailable(self.index, &e);
+                    GsoSocket::Unsupported
                 }
-                None => Whole::Never,
+                None => GsoSocket::Unsupported,
             };
         }
-        matches!(self.whole, Whole::By(_))
+        matches!(self.gso_socket, GsoSocket::Open(_))
     }
 
-    /// Sends IP packets in order and returns how many the kernel took; fewer than given
-    /// where it stopped at an error, which the next call then reports for the first, and where
-    /// what goes whole meets what does not.
+    /// Sends IP packets in order and returns the number of packets that the kernel took.
+    ///
+    /// It may take fewer than given. It stops at an error, which the next call reports if the
+    /// failed packet comes first. It also stops between an ordinary packet and a GSO packet.
     pub fn send<'a>(&mut self, packets: impl Iterator<Item = OutPacket<'a>>) -> io::Result<usize> {
-        let mut given: [&[u8]; MOST_PACKETS] = [&[]; MOST_PACKETS];
+        let mut batch: [&[u8]; MAX_BATCH] = [&[]; MAX_BATCH];
         let mut count = 0;
         let mut packets = packets.peekable();
         if packets.peek().is_some_and(|p| p.segments.is_some()) {
-            return self.send_whole(packets);
+            return self.send_gso(packets);
         }
         let packets = packets.take_while(|p| p.segments.is_none());
-        for (place, packet) in given.iter_mut().zip(packets) {
-            *place = packet.bytes;
+        for (slot, packet) in batch.iter_mut().zip(packets) {
+            *slot = packet.bytes;
             count += 1;
         }
-        let packets = &given[..count];
-        if count >= LEAST_BURST && self.ask.is_some_and(|at| at <= Instant::now()) {
+        let packets = &batch[..count];
+        if count >= MIN_BURST && self.recheck_at.is_some_and(|at| at <= Instant::now()) {
             match link_properties(self.index) {
-                Ok(kind) => self.judge(kind),
-                Err(_) => self.ask = Some(Instant::now() + ASK_AGAIN),
+                Ok(link) => self.set_link(link),
+                Err(_) => self.recheck_at = Some(Instant::now() + LINK_RECHECK_INTERVAL),
             }
         }
         let mut sent = 0;
         while self.bursts && sent < count {
-            match self.burst(&packets[sent..]) {
+            match self.send_burst(&packets[sent..]) {
                 Ok(0) => break,
                 Ok(more) => sent += more,
                 Err(_) if sent > 0 => break,
@@ -178,17 +184,14 @@ impl Transmitter {
         if sent > 0 {
             return Ok(sent);
         }
-        self.describe(packets.iter().copied());
-        self.call(self.fd.clone())
+        self.prepare(packets.iter().copied());
+        self.send_prepared(self.fd.clone())
     }
 
-    /// Sends those of the first packets that stand for several datagrams each, and leaves the
-    /// cutting to the kernel: it does it where the device cannot, as late as it can.
-    fn send_whole<'a>(
-        &mut self,
-        packets: impl Iterator<Item = OutPacket<'a>>,
-    ) -> io::Result<usize> {
-        let Whole::By(fd) = &self.whole else {
+    /// Sends the leading GSO packets of `packets`. The kernel segments them as late as possible if
+    /// the device cannot.
+    fn send_gso<'a>(&mut self, packets: impl Iterator<Item = OutPacket<'a>>) -> io::Result<usize> {
+        let GsoSocket::Open(fd) = &self.gso_socket else {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         };
         let fd = fd.clone();
@@ -198,158 +201,163 @@ impl Transmitter {
         self.prefixes.clear();
         let (index, prefixes) = (self.index, &mut self.prefixes);
         let packets = packets.map_while(|packet| Some((packet.bytes, packet.segments?)));
-        let mut given: [&[u8]; MOST_PACKETS] = [&[]; MOST_PACKETS];
-        for (place, (bytes, segments)) in given.iter_mut().zip(packets) {
+        let mut batch: [&[u8]; MAX_BATCH] = [&[]; MAX_BATCH];
+        for (slot, (bytes, segments)) in batch.iter_mut().zip(packets) {
             let mut prefix = [0; size_of::<Prefix>()];
             let (vnet, ethernet) = prefix.split_at_mut(VNET_HEADER_LEN);
             vnet.copy_from_slice(&segments.vnet_header(bpf_burst::ETHERNET_HEADER_LEN as u8));
             ethernet.copy_from_slice(&ethernet_header(&destination(index, bytes), source));
             prefixes.push(prefix);
-            *place = bytes;
+            *slot = bytes;
         }
         let count = prefixes.len();
-        self.describe(given[..count].iter().copied());
-        for (parts, prefix) in self.parts.iter_mut().zip(&self.prefixes) {
-            parts[0] = part(prefix);
+        self.prepare(batch[..count].iter().copied());
+        for (iovecs, prefix) in self.iovecs.iter_mut().zip(&self.prefixes) {
+            iovecs[0] = iovec(prefix);
         }
-        let sent = self.call(fd);
+        let sent = self.send_prepared(fd);
         if let Err(e) = &sent
             && e.raw_os_error() == Some(libc::EINVAL)
         {
-            say_why_cut(index, e);
-            self.whole = Whole::Never;
+            log_gso_unavailable(index, e);
+            self.gso_socket = GsoSocket::Unsupported;
         }
         sent
     }
 
-    /// Decides whether bursts are for a link.
-    fn judge(&mut self, kind: LinkProperties) {
-        self.bursts = kind.veth && kind.queueless;
-        self.ask = (kind.veth && kind.idle).then(|| Instant::now() + ASK_AGAIN);
+    /// Decides by the link properties whether to send bursts, and whether to query them again.
+    fn set_link(&mut self, link: LinkProperties) {
+        self.bursts = link.veth && link.queueless;
+        self.recheck_at =
+            (link.veth && link.qdisc_pending).then(|| Instant::now() + LINK_RECHECK_INTERVAL);
     }
 
-    /// Whether many packets go with one system call and as one piece of work of the kernel.
-    /// False where the interface is no veth, or has a queue, or the kernel takes no program from
-    /// this process.
+    /// Returns true if the interface is sent to in bursts.
+    ///
+    /// False if the interface is not a veth, if it has a queue, or if the kernel refuses to load
+    /// the program for this process.
     pub fn sends_bursts(&self) -> bool {
-        self.bursts && BURST.with_borrow_mut(|b| b.get_or_insert_with(open_burst).is_some())
+        self.bursts
+            && BURST_PROGRAM.with_borrow_mut(|b| b.get_or_insert_with(load_program).is_some())
     }
 
-    /// Most packets of the next burst; it grows to 32 while the kernel has room for them.
-    pub fn most_of_a_burst(&mut self) -> usize {
-        self.size.get(Instant::now())
+    /// Returns the largest size of the next burst. It grows to 32 while the kernel queues have
+    /// space.
+    pub fn burst_limit(&mut self) -> usize {
+        self.burst_limit.current(Instant::now())
     }
 
-    /// Sends packets from the first on in one burst and returns how many were taken; 0 where
-    /// they are not for a burst. An error speaks of the first.
-    fn burst(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
+    /// Sends leading packets of `packets` in one burst and returns the number that the kernel took;
+    /// 0 if they cannot be sent in a burst. An error refers to the first packet.
+    fn send_burst(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
         let version = |p: &[u8]| p.first().map(|b| b >> 4);
         let first = packets.first().and_then(|p| version(p));
-        let suits = |p: &&&[u8]| {
+        let fits = |p: &&&[u8]| {
             version(p) == first
                 && p.len() <= bpf_burst::MAX_FRAME_LEN - bpf_burst::ETHERNET_HEADER_LEN
         };
         let now = Instant::now();
-        let most = self.size.get(now);
-        let run = packets.iter().take(most).take_while(suits).count();
-        if run < LEAST_BURST {
+        let limit = self.burst_limit.current(now);
+        let run = packets.iter().take(limit).take_while(fits).count();
+        if run < MIN_BURST {
             return Ok(0);
         }
         let Some(source) = ethernet_address(&self.fd) else {
             return Ok(0);
         };
-        let looks = self.size.is_due(run, now);
-        if looks
-            && self.size.is_stale(now)
+        let checks_drops = self.burst_limit.should_check(run, now);
+        if checks_drops
+            && self.burst_limit.is_stale(now)
             && let Some(dropped) = backlog_dropped()
         {
-            self.size.begin(dropped, now);
+            self.burst_limit.record_before_burst(dropped, now);
         }
-        let outcome = BURST.with_borrow_mut(|slot| {
-            let burst = match slot.get_or_insert_with(open_burst) {
-                Some(burst) => burst,
+        let outcome = BURST_PROGRAM.with_borrow_mut(|slot| {
+            let program = match slot.get_or_insert_with(load_program) {
+                Some(program) => program,
                 None => return None,
             };
             let mut count = 0;
             for packet in &packets[..run] {
                 let header = ethernet_header(&destination(self.index, packet), source);
-                if !burst.put(count, &header, packet) {
+                if !program.put(count, &header, packet) {
                     break;
                 }
                 count += 1;
             }
-            match burst.run(self.index, self.mark, count) {
+            match program.run(self.index, self.mark, count) {
                 Ok(outcome) => Some((count, outcome)),
-                // The interface is gone, or there is no memory: the socket says which.
-                Err(e) if passes(&e) => None,
+                // The interface is gone, or memory is short. The caller then uses the socket,
+                // which reports the reason.
+                Err(e) if is_transient(&e) => None,
                 Err(e) => {
-                    say_why_not(&e);
+                    log_bursts_unavailable(&e);
                     *slot = Some(None);
                     None
                 }
             }
         });
-        if looks
+        if checks_drops
             && let Some(dropped) = backlog_dropped()
-            && let Some(dropped) = self.size.end(dropped, now)
+            && let Some(dropped) = self.burst_limit.record_after_burst(dropped, now)
         {
-            let (index, most) = (self.index, self.size.get(now));
+            let (index, limit) = (self.index, self.burst_limit.current(now));
             info!(
                 dropped,
-                "a burst of {run} packets on interface {index} overflowed a queue of the kernel \
-                 (net.core.netdev_max_backlog), perhaps where a bridge floods it: bursts of \
-                 {most} at most for ten minutes"
+                "a burst of {run} packets on interface {index} overflowed a kernel queue \
+                 (net.core.netdev_max_backlog), possibly behind a bridge that floods it; limiting \
+                 bursts to {limit} packets for ten minutes"
             );
         }
-        let (taken, error) = match outcome {
+        let (sent, errno) = match outcome {
             None => return Ok(0),
-            Some((count, BurstOutcome::All)) => return Ok(count),
-            Some((_, BurstOutcome::Refused(taken, error))) => (taken, error),
-            Some((_, BurstOutcome::Queue(taken, answer))) => {
-                // It has a queue now, for which the socket waits when it is full; or it does
-                // not run, or a filter drops packets. Each such answer ends a burst, so that
-                // the socket is better off for a while.
+            Some((count, BurstOutcome::AllSent)) => return Ok(count),
+            Some((_, BurstOutcome::Refused { sent, errno })) => (sent, errno),
+            Some((_, BurstOutcome::QueueVerdict { sent, code })) => {
+                // The interface has a queue now, or is down, or a filter drops packets. Each
+                // such verdict ends a burst, so the socket is more efficient for a while. The
+                // socket also waits when a queue is full.
                 self.bursts = false;
-                self.ask = Some(now + ASK_AGAIN);
+                self.recheck_at = Some(now + LINK_RECHECK_INTERVAL);
                 match link_properties(self.index).unwrap_or_default().up {
-                    false => (taken, libc::ENETDOWN),
-                    true if answer == XMIT_DROP => (taken, libc::ENOBUFS),
-                    // As a packet socket has it: taken, whatever became of another.
-                    true => return Ok(taken + 1),
+                    false => (sent, libc::ENETDOWN),
+                    true if code == NET_XMIT_DROP => (sent, libc::ENOBUFS),
+                    // The kernel took this packet, as a packet socket would also report.
+                    true => return Ok(sent + 1),
                 }
             }
         };
-        match taken {
-            0 => Err(io::Error::from_raw_os_error(error)),
-            // The next was refused, so that it may be tried again, for an error of its own.
-            taken => Ok(taken),
+        match sent {
+            0 => Err(io::Error::from_raw_os_error(errno)),
+            // The next call sends the refused packet first and then reports its error.
+            sent => Ok(sent),
         }
     }
 
-    /// Says in `parts` and `addresses` what is sent where.
-    fn describe<'a>(&mut self, packets: impl Iterator<Item = &'a [u8]>) {
-        self.parts.clear();
+    /// Fills `iovecs` and `addresses` with the bytes and destinations of `packets`.
+    fn prepare<'a>(&mut self, packets: impl Iterator<Item = &'a [u8]>) {
+        self.iovecs.clear();
         self.addresses.clear();
         for packet in packets {
-            self.parts.push([part(&[]), part(packet)]);
+            self.iovecs.push([iovec(&[]), iovec(packet)]);
             self.addresses.push(destination(self.index, packet));
         }
     }
 
-    /// Sends what was described, with `sendmmsg`.
-    fn call(&mut self, fd: Arc<OwnedFd>) -> io::Result<usize> {
+    /// Sends the prepared packets with `sendmmsg`.
+    fn send_prepared(&mut self, fd: Arc<OwnedFd>) -> io::Result<usize> {
         self.messages.clear();
-        for (parts, address) in self.parts.iter_mut().zip(&mut self.addresses) {
-            let parts = match parts[0].iov_len {
-                0 => &mut parts[1..],
-                _ => &mut parts[..],
+        for (iovecs, address) in self.iovecs.iter_mut().zip(&mut self.addresses) {
+            let iovecs = match iovecs[0].iov_len {
+                0 => &mut iovecs[1..],
+                _ => &mut iovecs[..],
             };
             self.messages.push(libc::mmsghdr {
                 msg_hdr: libc::msghdr {
                     msg_name: std::ptr::from_mut(address).cast(),
                     msg_namelen: size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-                    msg_iov: parts.as_mut_ptr(),
-                    msg_iovlen: parts.len() as _,
+                    msg_iov: iovecs.as_mut_ptr(),
+                    msg_iovlen: iovecs.len() as _,
                     msg_control: std::ptr::null_mut(),
                     msg_controllen: 0,
                     msg_flags: 0,
@@ -357,10 +365,9 @@ impl Transmitter {
                 msg_len: 0,
             });
         }
-        // SAFETY: every message points to one address and to parts that live in `self` until
-        // the next call; every part points to a prefix in `self`, or to packet bytes that the
-        // caller, who described them just before, borrows during this call; the kernel only
-        // reads them.
+        // SAFETY: every message points to one address and to iovecs that live in `self` until the
+        // next call. Every iovec points to a prefix in `self`, or to packet bytes that the caller
+        // passed to `prepare` and borrows during this call. The kernel only reads them.
         let sent = unsafe {
             libc::sendmmsg(
                 fd.as_raw_fd(),
@@ -370,26 +377,36 @@ impl Transmitter {
             )
         };
         let error = io::Error::last_os_error();
-        self.used = fd;
+        self.last_used = fd;
         match sent {
             ..0 => Err(error),
             sent => Ok(sent as usize),
         }
     }
+
+    /// Returns the socket of the last call, to wait until it is writable.
+    pub fn writable(&self) -> WritableSocket {
+        WritableSocket(self.last_used.clone())
+    }
 }
 
-/// A socket bound to an interface that receives nothing, and whose packets bear `mark`.
-fn sender(kind: libc::c_int, index: IfIndex, mark: u32) -> io::Result<OwnedFd> {
+/// Opens a socket that is bound to an interface, receives nothing, and marks its packets.
+fn send_socket(kind: libc::c_int, index: IfIndex, mark: u32) -> io::Result<OwnedFd> {
     let fd = socket(kind)?;
     set_option(&fd, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
-    // The forced form is for the administrator; the plain one is capped by the system.
-    set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER)
-        .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER))?;
+    // SO_SNDBUFFORCE needs CAP_NET_ADMIN. SO_SNDBUF is limited by net.core.wmem_max.
+    set_option(
+        &fd,
+        libc::SOL_SOCKET,
+        libc::SO_SNDBUFFORCE,
+        &SEND_BUFFER_BYTES,
+    )
+    .or_else(|_| set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUF, &SEND_BUFFER_BYTES))?;
     bind(&fd, index, 0)?;
     Ok(fd)
 }
 
-fn part(bytes: &[u8]) -> libc::iovec {
+fn iovec(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
@@ -407,12 +424,14 @@ fn ethernet_header(
     header
 }
 
-fn open_burst() -> Option<BurstProgram> {
-    BurstProgram::open().inspect_err(say_why_not).ok()
+fn load_program() -> Option<BurstProgram> {
+    BurstProgram::open()
+        .inspect_err(log_bursts_unavailable)
+        .ok()
 }
 
-/// Errors of a burst that say nothing of the next one.
-fn passes(e: &io::Error) -> bool {
+/// Returns true for an error of one burst after which the next burst may succeed.
+fn is_transient(e: &io::Error) -> bool {
     let error = e.raw_os_error();
     matches!(
         error,
@@ -420,41 +439,41 @@ fn passes(e: &io::Error) -> bool {
     )
 }
 
-/// Once for the process: nothing is lost, and it concerns every thread and veth alike.
-fn say_why_not(e: &io::Error) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
+/// Logs once per process, because the reason applies to every thread and veth, and no packet is
+/// lost.
+fn log_bursts_unavailable(e: &io::Error) {
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| {
         info!(
-            "on veths each packet is sent by itself, which costs nearly twice as much as in \
-             bursts: the kernel takes no program from this process ({e}); that needs CAP_BPF and \
-             CAP_NET_ADMIN, and Linux 5.12"
+            "cannot send bursts on veth interfaces: the kernel refused to load a BPF program \
+             ({e}); sending single packets instead, at nearly twice the cost; bursts need CAP_BPF, \
+             CAP_NET_ADMIN and Linux 5.12"
         );
     });
 }
 
-/// Once for the process.
-fn say_why_cut(index: IfIndex, e: &io::Error) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
+/// Logs once per process.
+fn log_gso_unavailable(index: IfIndex, e: &io::Error) {
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| {
         info!(
-            "packets that stand for several datagrams (UDP_SEGMENT) are cut before they are sent \
-             on interface {index}, which costs much more than to leave that to the kernel: it \
-             does not take them whole ({e})"
+            "interface {index} does not take GSO packets (UDP_SEGMENT) from this process ({e}); \
+             segmenting them before sending instead, at a much higher cost"
         );
     });
 }
 
 fn backlog_dropped() -> Option<u64> {
-    BACKLOG.with_borrow_mut(|slot| {
-        let burst_limit = slot.get_or_insert_with(|| SoftnetStat::open().ok());
-        burst_limit.as_mut()?.dropped().ok()
+    SOFTNET_STAT.with_borrow_mut(|slot| {
+        let stat = slot.get_or_insert_with(|| SoftnetStat::open().ok());
+        stat.as_mut()?.dropped().ok()
     })
 }
 
-/// The Ethernet address of the interface a socket is bound to; it may change at any time.
-/// `None` for other links, and for one that is gone.
+/// Returns the current Ethernet address of the interface that a socket is bound to. `None` if the
+/// link is not Ethernet or the interface is gone.
 fn ethernet_address(fd: &OwnedFd) -> Option<[u8; 6]> {
-    // SAFETY: this C struct is numbers only, for which zeros are valid.
+    // SAFETY: this C struct consists of integers only, for which zeros are valid.
     let mut name: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     let mut len = size_of_val(&name) as libc::socklen_t;
     // SAFETY: `name` is valid for writes of `len` bytes during the call.
@@ -464,15 +483,10 @@ fn ethernet_address(fd: &OwnedFd) -> Option<[u8; 6]> {
     address.filter(|_| ethernet)
 }
 
-impl Transmitter {
-    /// The socket that the last call used, to wait until it takes more.
-    pub fn writable(&self) -> WritableSocket {
-        WritableSocket(self.used.clone())
-    }
-}
-
-/// The socket of a [`Transmitter`], to be watched. Only while there is something to wait for:
-/// the kernel tells a watcher of every packet that has left, which costs a wake-up each.
+/// A socket of a [`Transmitter`], to wait until it is writable.
+///
+/// Register it for readiness events only while packets wait: the kernel signals a registered socket
+/// after every packet that has left, and each signal causes a wake-up.
 pub struct WritableSocket(Arc<OwnedFd>);
 
 impl AsRawFd for WritableSocket {
@@ -481,8 +495,9 @@ impl AsRawFd for WritableSocket {
     }
 }
 
-/// The link-layer address of the group a packet goes to. A packet without a whole header
-/// never comes here; it would go to the all-zero address, where nobody listens.
+/// Returns the link-layer destination of a packet: the Ethernet address of its group.
+///
+/// Callers pass complete IP headers only. An incomplete header yields the all-zero address.
 fn destination(index: IfIndex, packet: &[u8]) -> libc::sockaddr_ll {
     let v4 = || -> Option<[u8; 4]> { packet.get(16..20)?.try_into().ok() };
     let v6 = || -> Option<[u8; 16]> { packet.get(24..40)?.try_into().ok() };

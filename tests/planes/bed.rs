@@ -254,7 +254,7 @@ pub async fn next_batch(capture: &mut dyn PacketSource) -> Result<Batch, Failed>
 
 pub fn packets_of(batch: &Batch) -> Vec<Vec<u8>> {
     let bytes = |p: &mcastor::pipeline::Packet| {
-        assert!(!p.cut, "a packet is cut");
+        assert!(!p.truncated, "a packet is truncated");
         batch.bytes()[p.start as usize..][..p.len as usize].to_vec()
     };
     batch.packets.iter().map(bytes).collect()

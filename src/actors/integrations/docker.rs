@@ -163,7 +163,7 @@ async fn try_listen(
             );
         }
         let index = |name: &_| peers.indexes.get(name).copied();
-        let (names, incomplete) = engine.names(&peers.cables, index);
+        let (names, incomplete) = engine.aliases(&peers.veths, index);
         set_aliases(context, names);
         *last_logged = None;
         let wait = match rereads.next() {
@@ -174,12 +174,12 @@ async fn try_listen(
         match timeout(wait, changes.next()).await {
             Err(_) => continue,
             Ok(Some(change)) => change?,
-            Ok(None) => return Err(EngineError::Gone.into()),
+            Ok(None) => return Err(EngineError::EventsEnded.into()),
         }
         rereads = REREAD_AFTER_CHANGE.iter();
         // Changes that arrived together are read together.
         while let Some(more) = changes.next().now_or_never() {
-            more.ok_or(EngineError::Gone)??;
+            more.ok_or(EngineError::EventsEnded)??;
         }
     }
 }

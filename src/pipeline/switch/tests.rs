@@ -448,7 +448,7 @@ fn gso_packet_without_route_counts_as_datagrams() {
 fn incomplete_packet_is_dropped_with_a_reason() {
     let good = || packet(GROUP, 9, 4);
     let cut = Packet {
-        cut: true,
+        truncated: true,
         ..Packet::default()
     };
     assert_eq!(reason((good(), cut)), Some(DropReason::Truncated));

@@ -55,7 +55,7 @@ pub fn switch(data: &[u8]) -> bool {
                 3 => Offload::Unknown,
                 _ => Offload::None,
             },
-            cut: flags & 0x80 != 0 && a & 1 == 1,
+            truncated: flags & 0x80 != 0 && a & 1 == 1,
             ..Packet::default()
         };
         metas.push(meta);

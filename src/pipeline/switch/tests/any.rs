@@ -33,12 +33,12 @@ fn any_packet() -> impl Strategy<Value = (Vec<u8>, Packet)> {
         vlan,
         proptest::bool::weighted(0.05),
     )
-        .prop_map(|(bytes, offload, ethertype, vlan, cut)| {
+        .prop_map(|(bytes, offload, ethertype, vlan, truncated)| {
             let meta = Packet {
                 ethertype,
                 vlan,
                 offload,
-                cut,
+                truncated,
                 ..Packet::default()
             };
             (bytes, meta)
