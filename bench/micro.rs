@@ -61,6 +61,7 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
         carrier: true,
         vlan: None,
         known_as: Default::default(),
+        plane: None,
     };
     let out = (0..egresses).map(|i| link(i as u32 + 2, format!("out{i}")));
     let links: Links = std::iter::once(link(1, "in".into())).chain(out).collect();

@@ -27,6 +27,7 @@ use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
+use crate::planes::Planes;
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
@@ -150,7 +151,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     };
     let (context, mut requests) = RouterContext::new(
         Catalog::new()?,
-        Box::new(plane),
+        Planes::new(Box::new(plane), Vec::new()),
         rib,
         settings.limits.flows,
         settings.docker.socket.clone(),

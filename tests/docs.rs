@@ -95,6 +95,7 @@ fn catalogue_text() -> String {
         carrier: true,
         vlan: None,
         known_as: Default::default(),
+        plane: None,
     });
     catalog.count_widened_filter("eth0");
     for protocol in Protocol::ALL {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use super::shared::RouterContext;
-use super::supervision::{DeathGuard, PanicNow, Stop};
+use super::supervision::{ActorDied, ActorRole, DeathGuard, PanicNow, Stop};
 
 /// What the supervisor does when a child dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,40 @@ pub enum ShutdownPhase {
     WithProcess,
 }
 
+/// What a child is built from.
+pub struct ChildStart {
+    context: Arc<RouterContext>,
+    supervisor: Recipient<ActorDied>,
+    role: &'static str,
+}
+
+impl ChildStart {
+    /// Returns what a child with this role is built from.
+    pub fn new(
+        context: Arc<RouterContext>,
+        supervisor: Recipient<ActorDied>,
+        role: &'static str,
+    ) -> Self {
+        Self {
+            context,
+            supervisor,
+            role,
+        }
+    }
+
+    /// Returns the shared context.
+    pub fn context(&self) -> Arc<RouterContext> {
+        self.context.clone()
+    }
+
+    /// Returns an armed guard. It must be called only when the actor is built, because dropping
+    /// the guard reports a death.
+    pub fn death_guard(&self) -> DeathGuard {
+        let role = ActorRole::Child(self.role);
+        DeathGuard::new(self.supervisor.clone(), role)
+    }
+}
+
 /// One row of the registry of children.
 pub struct ChildSpec {
     /// The `actor` label of metrics.
@@ -39,7 +73,7 @@ pub struct ChildSpec {
     start: Box<Start>,
 }
 
-type Start = dyn Fn(Arc<RouterContext>, DeathGuard) -> Option<ChildHandle>;
+type Start = dyn Fn(&ChildStart) -> Option<ChildHandle>;
 
 impl ChildSpec {
     /// Describes a child. `build` returns `None` if the settings do not need the actor.
@@ -47,7 +81,7 @@ impl ChildSpec {
         role: &'static str,
         restart: RestartPolicy,
         shutdown: ShutdownPhase,
-        build: impl Fn(Arc<RouterContext>, DeathGuard) -> Option<A> + 'static,
+        build: impl Fn(&ChildStart) -> Option<A> + 'static,
     ) -> Self
     where
         A: Actor<Context = Context<A>> + Handler<Stop> + Handler<PanicNow>,
@@ -56,8 +90,8 @@ impl ChildSpec {
             role,
             restart,
             shutdown,
-            start: Box::new(move |context, death_guard| {
-                let address = build(context, death_guard)?.start();
+            start: Box::new(move |start| {
+                let address = build(start)?.start();
                 Some(ChildHandle {
                     stop: address.clone().recipient(),
                     panic: address.recipient(),
@@ -66,13 +100,9 @@ impl ChildSpec {
         }
     }
 
-    /// Starts the actor.
-    pub fn start(
-        &self,
-        context: Arc<RouterContext>,
-        death_guard: DeathGuard,
-    ) -> Option<ChildHandle> {
-        (self.start)(context, death_guard)
+    /// Starts the actor. Returns `None` if the settings do not need it.
+    pub fn start(&self, start: &ChildStart) -> Option<ChildHandle> {
+        (self.start)(start)
     }
 }
 

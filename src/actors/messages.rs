@@ -40,7 +40,7 @@ use ipnet::IpNet;
 
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
-use crate::model::{Group, IfIndex, IfName, Links, ProxyRule, RouteName, SourceFilter};
+use crate::model::{Group, IfIndex, IfName, Links, PlaneName, ProxyRule, RouteName, SourceFilter};
 use crate::pipeline::{Messages, SharedBatch, Slot};
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
@@ -135,6 +135,8 @@ pub struct ServedInterface {
     pub proxy: Option<Arc<ProxyRule>>,
     /// Interval of multicast router advertisements (RFC 4286); `None` sends none.
     pub mrdisc: Option<Duration>,
+    /// The plane that serves it; `None` for the default plane.
+    pub plane: Option<PlaneName>,
 }
 
 /// Routing to querier: all interfaces to serve. They exist and are up.

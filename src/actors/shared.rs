@@ -16,7 +16,7 @@ use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
 use crate::model::{Aliases, IfIndex, IfName};
-use crate::planes::Plane;
+use crate::planes::Planes;
 use crate::table::flows::FlowBudget;
 use crate::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
 
@@ -48,8 +48,8 @@ pub struct InterfaceHandle {
 pub struct RouterContext {
     /// All metrics.
     pub catalog: Catalog,
-    /// The plane that captures and transmits packets.
-    pub plane: Box<dyn Plane>,
+    /// The planes that capture, forward and transmit packets.
+    pub planes: Planes,
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
     /// The rules in force, with which a restarted routing actor continues.
@@ -86,7 +86,7 @@ impl RouterContext {
     /// to the process. `engine` is the socket of the container engine.
     pub fn new(
         catalog: Catalog,
-        plane: Box<dyn Plane>,
+        planes: Planes,
         rib: Rib,
         flows: usize,
         engine: PathBuf,
@@ -95,7 +95,7 @@ impl RouterContext {
         catalog.flow_limit.set(flows as i64);
         let context = Arc::new(Self {
             catalog,
-            plane,
+            planes,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),

@@ -8,9 +8,9 @@ use std::net::TcpListener;
 
 use tracing::warn;
 
-use crate::actors::child::ChildSpec;
 use crate::actors::child::RestartPolicy::{Always, AtMost};
 use crate::actors::child::ShutdownPhase::{AfterForwarding, BeforeForwarding, WithProcess};
+use crate::actors::child::{ChildSpec, ChildStart};
 use crate::actors::control::joins::Joins;
 use crate::actors::control::links::{LinkSource, LinksWatch};
 use crate::actors::control::querier::Querier;
@@ -24,13 +24,13 @@ use crate::frontend::http::HttpServerActor;
 #[rustfmt::skip]
 pub fn children(http: Option<TcpListener>, links: LinkSource) -> Vec<ChildSpec> {
     vec![
-        ChildSpec::new("joins", Always, AfterForwarding, |c, g| Some(Joins::new(c, g))),
-        ChildSpec::new("membership", Always, AfterForwarding, |c, g| Some(Querier::new(c, g))),
-        ChildSpec::new("routing", AtMost(3), AfterForwarding, |c, g| Some(Routing::new(c, g))),
-        ChildSpec::new("links", Always, AfterForwarding, move |c, g| Some(LinksWatch::new(c, g, links.clone()))),
-        ChildSpec::new("metrics", Always, WithProcess, move |c, g| Some(HttpServerActor::new(c, g, listener(&http)?))),
+        ChildSpec::new("joins", Always, AfterForwarding, |s| Some(Joins::new(s.context(), s.death_guard()))),
+        ChildSpec::new("membership", Always, AfterForwarding, |s| Some(Querier::new(s.context(), s.death_guard()))),
+        ChildSpec::new("routing", AtMost(3), AfterForwarding, |s| Some(Routing::new(s.context(), s.death_guard()))),
+        ChildSpec::new("links", Always, AfterForwarding, move |s| Some(LinksWatch::new(s.context(), s.death_guard(), links.clone()))),
+        ChildSpec::new("metrics", Always, WithProcess, move |s| http_server(s, &http)),
         ChildSpec::new(mnat::ROLE, Always, BeforeForwarding, Mnat::from_settings),
-        ChildSpec::new("docker", Always, WithProcess, |c, g| Some(DockerWatch::new(c, g))),
+        ChildSpec::new("docker", Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
     ]
 }
 
@@ -43,11 +43,16 @@ pub fn roles() -> Vec<&'static str> {
         .collect()
 }
 
-/// Returns a listener for a new instance of the HTTP server.
-fn listener(http: &Option<TcpListener>) -> Option<TcpListener> {
-    let listener = http.as_ref()?.try_clone();
-    if let Err(e) = &listener {
-        warn!("http: cannot serve: {e}; forwarding continues");
+/// Returns a new instance of the HTTP server, if it is enabled.
+fn http_server(start: &ChildStart, http: &Option<TcpListener>) -> Option<HttpServerActor> {
+    match http.as_ref()?.try_clone() {
+        Ok(listener) => {
+            let (context, death_guard) = (start.context(), start.death_guard());
+            Some(HttpServerActor::new(context, death_guard, listener))
+        }
+        Err(e) => {
+            warn!("http: cannot serve: {e}; forwarding continues");
+            None
+        }
     }
-    listener.ok()
 }

@@ -1,9 +1,10 @@
-//! (ingress, packet) -> what happens to it.
+//! The forwarding decision for one packet.
 //!
-//! The best static rule decides, and so does each proxy of the interface it arrived on; the
-//! packet goes wherever any of them sends it. It leaves in one [`Variant`] for each.
+//! The most specific static route decides, and so does each proxy of the ingress interface. The
+//! packet is sent on the paths of all of them. It leaves in one [`Variant`] for each.
 
-use super::DropReason;
+use super::trace::Recorder;
+use super::{DropReason, NoTrace, Trace, TraceStep, Tracer, egress_check};
 use crate::model::addr::is_link_local_group;
 use crate::model::{Group, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
@@ -13,91 +14,92 @@ use crate::wire::WireError;
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::is_link_control;
 
-/// A packet that goes on.
+/// The decision to forward a packet.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'f> {
-    /// What was read of it.
+    /// The IP header.
     pub datagram: IpHeader,
     fib: &'f Fib,
     ingress: &'f Ingress,
-    /// Those that send it on.
+    /// The route and the proxies that forward the packet.
     verdicts: Verdicts,
 }
 
-/// A packet as one rule or proxy sends it.
+/// A packet as one route or proxy forwards it.
 #[derive(Debug, Clone, Copy)]
 pub struct Variant<'f> {
-    /// The rule or proxy.
+    /// The route or proxy.
     pub entry: &'f Entry,
-    /// TTL or hop limit it leaves with.
+    /// TTL or hop limit that the packet leaves with.
     pub ttl: u8,
-    learned: Option<(&'f ProxyIngress, &'f [u32])>,
+    /// For a proxy: its downstream interfaces with members.
+    members: Option<(&'f ProxyIngress, &'f [u32])>,
 }
 
 impl<'f> Variant<'f> {
-    /// Where it goes.
+    /// Returns the paths of the packet.
     pub fn paths(&self) -> impl Iterator<Item = PathId> + use<'f> {
-        let learned = self.learned.into_iter();
-        let learned = learned.flat_map(|(proxy, set)| proxy.paths_to(set));
-        self.entry.paths.iter().copied().chain(learned)
+        let members = self.members.into_iter();
+        let members = members.flat_map(|(proxy, set)| proxy.paths_to(set));
+        self.entry.paths.iter().copied().chain(members)
     }
 }
 
 impl<'f> Decision<'f> {
-    /// The versions it leaves in: that of the static rule first. At least one; some may have
-    /// no path, or only such that an earlier one has too.
+    /// Returns the variants, that of the static route first. There is at least one. Some may have
+    /// no path, or only paths that an earlier variant has too.
     pub fn variants(&self) -> impl Iterator<Item = Variant<'f>> + use<'f> {
         let arrived = self.datagram.ttl;
-        entries(self.fib, self.ingress, self.verdicts).filter_map(move |(entry, learned)| {
+        entries(self.fib, self.ingress, self.verdicts).filter_map(move |(entry, members)| {
             Some(Variant {
                 entry,
-                ttl: leaves_with(entry.ttl, arrived)?,
-                learned,
+                ttl: outgoing_ttl(entry.ttl, arrived)?,
+                members,
             })
         })
     }
 
-    /// Whether there is more than one version.
+    /// Returns whether there is more than one variant.
     pub fn is_union(&self) -> bool {
         let Verdicts { entry, proxies, .. } = self.verdicts;
         proxies.count_ones() + u32::from(entry.is_some()) > 1
     }
 }
 
-/// The static rule and the proxies that verdicts name, and where the latter learned to send.
+/// Returns the static route and the proxies of `verdicts`, and the members of the proxies.
 fn entries<'f>(
     fib: &'f Fib,
     ingress: &'f Ingress,
     verdicts: Verdicts,
 ) -> impl Iterator<Item = (&'f Entry, Option<(&'f ProxyIngress, &'f [u32])>)> + use<'f> {
-    let fixed = verdicts.entry.map(|id| (&fib.entries[id as usize], None));
-    let wanted = fib.wishes.set(verdicts.wanted);
+    let route = verdicts.entry.map(|id| (&fib.entries[id as usize], None));
+    let members = fib.wishes.set(verdicts.wanted);
     let proxies = positions(verdicts.proxies).filter_map(move |at| {
         let proxy = ingress.proxies.get(at)?;
         let entry = &fib.entries[proxy.entry as usize];
-        Some((entry, Some((proxy, wanted))))
+        Some((entry, Some((proxy, members))))
     });
-    fixed.into_iter().chain(proxies)
+    route.into_iter().chain(proxies)
 }
 
-/// Every rule or proxy that verdicts name, with the paths it sends on.
+/// Returns each route and proxy of `verdicts` with its paths.
 pub fn ways<'f>(
     fib: &'f Fib,
     ingress: &'f Ingress,
     verdicts: Verdicts,
 ) -> impl Iterator<Item = (&'f Entry, impl Iterator<Item = PathId> + use<'f>)> + use<'f> {
-    entries(fib, ingress, verdicts).map(|(entry, learned)| {
+    entries(fib, ingress, verdicts).map(|(entry, members)| {
         let ttl = 0;
-        let version = Variant {
+        let variant = Variant {
             entry,
             ttl,
-            learned,
+            members,
         };
-        (entry, version.paths())
+        (entry, variant.paths())
     })
 }
 
-/// The positions of the bits that are set.
+/// Returns the positions of the set bits.
 fn positions(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let at = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
@@ -106,7 +108,8 @@ fn positions(mut bits: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-fn leaves_with(policy: TtlPolicy, arrived: u8) -> Option<u8> {
+/// Returns the TTL that a packet leaves with; `None` if it must not be forwarded.
+fn outgoing_ttl(policy: TtlPolicy, arrived: u8) -> Option<u8> {
     match policy {
         TtlPolicy::Decrement => (arrived > 1).then(|| arrived - 1),
         TtlPolicy::Keep => Some(arrived),
@@ -114,12 +117,12 @@ fn leaves_with(policy: TtlPolicy, arrived: u8) -> Option<u8> {
     }
 }
 
-/// A packet that does not go on.
+/// Why a packet is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotData {
     /// An IGMP or MLD message, which no router forwards.
     Membership,
-    /// Dropped.
+    /// The packet is dropped.
     Dropped(DropReason),
 }
 
@@ -135,22 +138,25 @@ impl From<WireError> for NotData {
     }
 }
 
-/// Where a packet stands when it is decided.
+/// The state of the router that a decision depends on.
 #[derive(Clone, Copy)]
 pub struct Arrival<'f, 's> {
-    /// The snapshot.
+    /// The forwarding table.
     pub fib: &'f Fib,
-    /// What the snapshot knows of the interface.
+    /// The ingress interface in this table.
     pub ingress: &'f Ingress,
-    /// Who feeds the streams that several upstreams carry.
+    /// Selects the active upstream of streams that arrive on several ones.
     pub feeds: &'s UpstreamSelector,
-    /// Milliseconds of a clock that never goes back.
+    /// Milliseconds of a monotonic clock.
     pub now_ms: u64,
 }
 
-/// Looks a packet up: among the flows, and only where it has none in the snapshot. `bytes`
-/// starts at the IP header and may end in link-layer padding. A packet that goes on is
-/// counted in its flow, which it may be the first of.
+/// Decides whether a packet is forwarded. `bytes` starts at the IP header and may end in link-layer
+/// padding. The decision is cached in the flow of the packet, where the packet is counted; a packet
+/// that is not forwarded creates no flow.
+///
+/// # Errors
+/// The packet is dropped, or is not data.
 pub fn decide<'f>(
     arrival: Arrival<'f, '_>,
     flows: &mut Flows,
@@ -158,26 +164,17 @@ pub fn decide<'f>(
 ) -> Result<Decision<'f>, NotData> {
     let Arrival { fib, ingress, .. } = arrival;
     let datagram = IpHeader::parse(bytes)?;
-    if !datagram.destination.is_multicast() {
-        return Err(DropReason::NotMulticast.into());
-    }
-    // Before the source is looked at: hosts without an address yet report from none.
-    if is_link_control(&datagram, bytes) {
-        return Err(NotData::Membership);
-    }
-    if !datagram.source_is_valid() {
-        return Err(DropReason::BadSource.into());
-    }
+    classify(&datagram, bytes)?;
     let key = (datagram.source, datagram.destination);
     let len = datagram.packet_len as u64;
-    let known = flows.touch(&key, fib.generation, len, arrival.now_ms);
-    let found = match known {
+    let cached = flows.touch(&key, fib.generation, len, arrival.now_ms);
+    let matched = match cached {
         Some(verdicts) => verdicts,
         None => look_up(fib, ingress, key)?,
     };
-    let verdicts = sends_on(arrival, found, key, datagram.ttl)?;
-    if known.is_none() {
-        flows.note(key, found, fib.generation, len, arrival.now_ms);
+    let verdicts = permit(arrival, matched, key, datagram.ttl, &mut NoTrace)?;
+    if cached.is_none() {
+        flows.note(key, matched, fib.generation, len, arrival.now_ms);
     }
     Ok(Decision {
         datagram,
@@ -187,25 +184,87 @@ pub fn decide<'f>(
     })
 }
 
-/// Those verdicts that send on a packet which arrived with this TTL, now. Where none does,
-/// the reason of the first.
-fn sends_on(
+/// Explains the decision for a packet, without any change of state: it creates no flow and no
+/// active upstream. It runs the code of [`decide`] with tracing.
+pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
+    let Arrival { fib, ingress, .. } = arrival;
+    let mut recorder = Recorder::default();
+    let header = IpHeader::parse(bytes);
+    let decided = header.map_err(NotData::from).and_then(|datagram| {
+        classify(&datagram, bytes)?;
+        let key = (datagram.source, datagram.destination);
+        let matched = look_up_traced(fib, ingress, key, &mut recorder)?;
+        let verdicts = permit(arrival, matched, key, datagram.ttl, &mut recorder)?;
+        Ok(Decision {
+            datagram,
+            fib,
+            ingress,
+            verdicts,
+        })
+    });
+    let outcome = decided.map(|decision| {
+        for variant in decision.variants() {
+            for id in variant.paths() {
+                let Some(path) = fib.paths.get(id as usize) else {
+                    continue;
+                };
+                let Some(egress) = fib.egress_of(id) else {
+                    continue;
+                };
+                recorder.record(|| TraceStep::PathChecked {
+                    path: id,
+                    ttl: variant.ttl,
+                    result: egress_check(path, egress, decision.datagram.ttl),
+                });
+            }
+        }
+    });
+    Trace {
+        header: IpHeader::parse(bytes).ok(),
+        steps: recorder.0,
+        outcome,
+    }
+}
+
+/// Checks that a packet is multicast data with a valid source.
+fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<(), NotData> {
+    if !datagram.destination.is_multicast() {
+        return Err(DropReason::NotMulticast.into());
+    }
+    // Checked before the source, because hosts without an address send reports from the
+    // unspecified address.
+    if is_link_control(datagram, bytes) {
+        return Err(NotData::Membership);
+    }
+    if !datagram.source_is_valid() {
+        return Err(DropReason::BadSource.into());
+    }
+    Ok(())
+}
+
+/// Returns those matched entries that forward a packet with this TTL now.
+///
+/// # Errors
+/// None does: the reason of the first one.
+fn permit(
     arrival: Arrival<'_, '_>,
     mut verdicts: Verdicts,
     key: FlowKey,
     ttl: u8,
+    tracer: &mut impl Tracer,
 ) -> Result<Verdicts, DropReason> {
     let Arrival { fib, ingress, .. } = arrival;
-    let mut reason = None;
+    let mut first_reason = None;
     if let Some(id) = verdicts.entry {
         let entry = &fib.entries[id as usize];
-        let no = match leaves_with(entry.ttl, ttl) {
+        let rejected = match outgoing_ttl(entry.ttl, ttl) {
             None => Some(DropReason::TtlExpired),
             Some(_) if entry.paths.is_empty() => Some(DropReason::NoEgress),
             Some(_) => None,
         };
-        if no.is_some() {
-            reason = no;
+        if let Some(reason) = rejected {
+            tracer.record(|| TraceStep::EntryRejected { entry: id, reason });
+            first_reason = rejected;
             verdicts.entry = None;
         }
     }
@@ -214,30 +273,54 @@ fn sends_on(
             continue;
         };
         let entry = &fib.entries[proxy.entry as usize];
-        let no = if leaves_with(entry.ttl, ttl).is_none() {
-            // Not fed by one whose packets end here, while another might bring them further.
+        let reason = if outgoing_ttl(entry.ttl, ttl).is_none() {
+            // Checked before the upstream is selected, because the packets of another upstream
+            // may have a higher TTL.
             DropReason::TtlExpired
-        } else if proxy.feed.as_ref().is_some_and(|feed| {
+        } else if proxy.feed.as_ref().is_some_and(|rule| {
             let Arrival { feeds, now_ms, .. } = arrival;
-            !feeds.admits(feed, key, now_ms)
+            !match tracer_is_read_only(tracer) {
+                true => feeds.would_admit(rule, key, now_ms),
+                false => feeds.admits(rule, key, now_ms),
+            }
         }) {
             DropReason::Standby
         } else {
             continue;
         };
-        reason = reason.or(Some(no));
+        tracer.record(|| TraceStep::EntryRejected {
+            entry: proxy.entry,
+            reason,
+        });
+        first_reason = first_reason.or(Some(reason));
         verdicts.proxies &= !(1 << at);
     }
     if verdicts.entry.is_none() && verdicts.proxies == 0 {
-        return Err(reason.unwrap_or(DropReason::NoRoute));
+        return Err(first_reason.unwrap_or(DropReason::NoRoute));
     }
     Ok(verdicts)
 }
 
-/// What forwards packets of a source and group: the best static rule, and what each proxy
-/// learned.
+fn tracer_is_read_only<T: Tracer>(_: &T) -> bool {
+    T::READ_ONLY
+}
+
+/// Returns what forwards packets of a source and group: the most specific static route, and the
+/// proxies with members.
+///
+/// # Errors
+/// Nothing forwards them, for this reason.
 pub fn look_up(fib: &Fib, ingress: &Ingress, key: FlowKey) -> Result<Verdicts, DropReason> {
-    let entry = look_up_rule(fib, ingress, key);
+    look_up_traced(fib, ingress, key, &mut NoTrace)
+}
+
+fn look_up_traced(
+    fib: &Fib,
+    ingress: &Ingress,
+    key: FlowKey,
+    tracer: &mut impl Tracer,
+) -> Result<Verdicts, DropReason> {
+    let entry = look_up_route(fib, ingress, key, tracer);
     if ingress.proxies.is_empty() {
         let entry = Some(entry?);
         return Ok(Verdicts {
@@ -245,10 +328,10 @@ pub fn look_up(fib: &Fib, ingress: &Ingress, key: FlowKey) -> Result<Verdicts, D
             ..Verdicts::default()
         });
     }
-    match (entry, look_up_learned(fib, ingress, key)) {
-        (entry, Ok(learned)) => Ok(Verdicts {
+    match (entry, look_up_proxies(fib, ingress, key, tracer)) {
+        (entry, Ok(proxies)) => Ok(Verdicts {
             entry: entry.ok(),
-            ..learned
+            ..proxies
         }),
         (Ok(entry), Err(_)) => Ok(Verdicts {
             entry: Some(entry),
@@ -258,56 +341,79 @@ pub fn look_up(fib: &Fib, ingress: &Ingress, key: FlowKey) -> Result<Verdicts, D
     }
 }
 
-fn look_up_rule(
+fn look_up_route(
     fib: &Fib,
     ingress: &Ingress,
     (source, group): FlowKey,
+    tracer: &mut impl Tracer,
 ) -> Result<EntryId, DropReason> {
     let mut excepted = false;
     let id = ingress.entries.find(source, group, |id| {
         let takes = fib.entries[*id as usize].takes(source);
-        excepted |= !takes;
+        if !takes {
+            excepted = true;
+            tracer.record(|| TraceStep::SourceExcepted { entry: *id });
+        }
         takes
     });
     match id {
         Some(id) if is_link_local_group(group) && !fib.entries[*id as usize].link_local => {
-            Err(DropReason::LinkLocal)
+            let reason = DropReason::LinkLocal;
+            tracer.record(|| TraceStep::EntryRejected { entry: *id, reason });
+            Err(reason)
         }
-        Some(id) => Ok(*id),
+        Some(id) => {
+            tracer.record(|| TraceStep::RouteMatched { entry: *id });
+            Ok(*id)
+        }
         None if excepted => Err(DropReason::SourceExcepted),
         None => Err(DropReason::NoRoute),
     }
 }
 
-fn look_up_learned(
+fn look_up_proxies(
     fib: &Fib,
     ingress: &Ingress,
     (source, group): FlowKey,
+    tracer: &mut impl Tracer,
 ) -> Result<Verdicts, DropReason> {
     let (Ok(s), Ok(g)) = (Source::new(source), Group::new(group)) else {
         return Err(DropReason::NoRoute);
     };
     let found = fib.wishes.find(source, group);
     let wanted = found.map_or(crate::table::sets::EMPTY, |found| found.set);
-    let (set, anybody) = (
+    let (with_members, with_any_member) = (
         fib.wishes.set(wanted),
         found.map_or(&[][..], |found| fib.wishes.set(found.anybody)),
     );
     let mut proxies = 0;
     let mut reason = DropReason::NoRoute;
     for (at, proxy) in ingress.proxies.iter().enumerate() {
+        let entry = proxy.entry;
         if !proxy.proxy.takes_group(g) {
+            let reason = DropReason::NoRoute;
+            tracer.record(|| TraceStep::ProxyRefused { entry, reason });
             continue;
         }
-        let upward = !fib.entries[proxy.entry as usize].paths.is_empty();
-        if !upward && proxy.paths_to(set).next().is_none() {
-            if reason == DropReason::NoRoute && proxy.paths_to(anybody).next().is_some() {
-                reason = DropReason::NotWanted;
+        let upward = !fib.entries[entry as usize].paths.is_empty();
+        if !upward && proxy.paths_to(with_members).next().is_none() {
+            let mut refusal = DropReason::NoRoute;
+            if proxy.paths_to(with_any_member).next().is_some() {
+                refusal = DropReason::NotWanted;
+                if reason == DropReason::NoRoute {
+                    reason = refusal;
+                }
             }
+            tracer.record(|| TraceStep::ProxyRefused {
+                entry,
+                reason: refusal,
+            });
         } else if proxy.proxy.takes_source(s) {
             proxies |= 1 << at;
+            tracer.record(|| TraceStep::ProxyMatched { entry });
         } else {
             reason = DropReason::SourceExcepted;
+            tracer.record(|| TraceStep::ProxyRefused { entry, reason });
         }
     }
     match proxies {

@@ -1,14 +1,19 @@
-//! Pure decisions on single packets: which entry, what is rewritten, what is cut.
+//! Pure decisions on single packets: which routes forward it, how it is translated, fragmented and
+//! segmented.
 
 pub mod decide;
+mod egress_check;
 pub mod finish;
 pub mod fragment;
 pub mod loop_guard;
 pub mod reason;
 pub mod segment;
+mod trace;
 pub mod translate;
 mod upper;
 
-pub use decide::{Arrival, Decision, NotData, Variant, decide, look_up, ways};
+pub use decide::{Arrival, Decision, NotData, Variant, decide, look_up, resolve, ways};
+pub use egress_check::egress_check;
 pub use loop_guard::LoopGuard;
 pub use reason::DropReason;
+pub use trace::{NoTrace, Trace, TraceStep, Tracer};

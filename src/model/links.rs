@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{IfIndex, IfName, IfPattern};
+use super::{IfIndex, IfName, IfPattern, PlaneName};
 
 /// One interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,6 +25,10 @@ pub struct Link {
     /// Names it has besides the kernel's, such as `container:web`: what
     /// [`IfPattern::is_alias`] is true for.
     pub known_as: BTreeSet<IfPattern>,
+    /// The plane that serves it. `None` for the default plane, which serves all links of the
+    /// kernel.
+    #[serde(skip)]
+    pub plane: Option<PlaneName>,
 }
 
 impl Link {
@@ -38,6 +42,7 @@ impl Link {
             carrier: true,
             vlan: None,
             known_as: BTreeSet::new(),
+            plane: None,
         }
     }
 

@@ -15,8 +15,8 @@ pub struct SwitchCounts {
     pub dropped: [u64; DropReason::COUNT],
     /// IGMP and MLD messages received. They are not in `packets`: routers do not forward them.
     pub membership: u64,
-    /// For each egress: packets that it did not get because of its TTL threshold.
-    pub below_threshold: Vec<(EgressId, u64)>,
+    /// Packets that [`egress_check`](crate::forward::egress_check) refused, by egress and reason.
+    pub refused: Vec<(EgressId, DropReason, u64)>,
     /// Packets that were translated, by [`TranslationKind`].
     pub translated: [u64; TranslationKind::ALL.len()],
 }
@@ -28,18 +28,19 @@ impl Default for SwitchCounts {
             bytes: 0,
             dropped: [0; DropReason::COUNT],
             membership: 0,
-            below_threshold: Vec::new(),
+            refused: Vec::new(),
             translated: [0; TranslationKind::ALL.len()],
         }
     }
 }
 
 impl SwitchCounts {
-    /// Counts packets that an egress did not get because of its TTL threshold.
-    pub(super) fn below_threshold(&mut self, egress: EgressId, packets: u64) {
-        match self.below_threshold.iter_mut().find(|(e, _)| *e == egress) {
-            Some((_, n)) => *n += packets,
-            None => self.below_threshold.push((egress, packets)),
+    /// Counts packets that an egress refused.
+    pub(super) fn count_refused(&mut self, egress: EgressId, reason: DropReason, packets: u64) {
+        let same = |(e, r, _): &&mut (EgressId, DropReason, u64)| *e == egress && *r == reason;
+        match self.refused.iter_mut().find(same) {
+            Some((_, _, n)) => *n += packets,
+            None => self.refused.push((egress, reason, packets)),
         }
     }
 }

@@ -353,6 +353,7 @@ mod tests {
             carrier: true,
             vlan: None,
             known_as: Default::default(),
+            plane: None,
         };
         let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
         let (from, group) = ("in".parse().unwrap(), "225.1.2.3".parse().unwrap());

@@ -13,7 +13,9 @@ use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use super::{Batch, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::rewrite;
 use crate::forward::segment::{leave_unfinished, segment, segments};
-use crate::forward::{Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide};
+use crate::forward::{
+    Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide, egress_check,
+};
 use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Fib, Ingress, UpstreamSelector};
@@ -259,11 +261,10 @@ impl Switch {
                 if count == 0 {
                     continue;
                 }
-                let passes = path
-                    .threshold
-                    .is_none_or(|t| t.passes(decision.datagram.ttl));
-                if !passes {
-                    out.counts.below_threshold(path.egress, count);
+                let egress = &fib.egresses[path.egress as usize];
+                let checked = egress_check(path, egress, decision.datagram.ttl);
+                if let Err(reason) = checked {
+                    out.counts.count_refused(path.egress, reason, count);
                     continue;
                 }
                 let egresses = &mut out.egresses;

@@ -1,23 +1,52 @@
-//! Planes: ways to receive and send packets. Each plane implements [`Plane`] and hands batches to
-//! the [pipeline](crate::pipeline), which is the same for all of them.
+//! Planes: ways to receive, forward and send packets. Each plane implements [`Plane`].
+//!
+//! A plane that only captures and transmits passes batches to the
+//! [pipeline](crate::pipeline), which makes the forwarding decisions. A plane can also forward by
+//! itself, such as a program in the kernel: it receives every change of the forwarding table by
+//! [`Plane::sync`], and what it forwards is read by [`Plane::take_counters`]. Packets that it does
+//! not forward arrive through its captures.
 
 pub mod packet;
 pub mod sim;
 
 use std::io;
 
-use crate::model::IfIndex;
+use crate::forward::DropReason;
+use crate::model::{IfIndex, IfName, PlaneName, RouteName};
 use crate::pipeline::{PacketSink, PacketSource};
+use crate::table::FibDiff;
 
-/// A way to receive and send packets.
+/// A way to receive, forward and send packets.
 pub trait Plane: Send + Sync + 'static {
-    /// Returns the `plane` label of metrics.
+    /// Returns the `plane` label of metrics. Interfaces name their plane by it.
     fn name(&self) -> &'static str;
 
+    /// Applies a change of the forwarding table. It is called before the interface actors use the
+    /// new table. A plane that forwards nothing by itself has nothing to do.
+    ///
+    /// # Errors
+    /// The plane cannot forward by the new table. It must then forward nothing by itself, so that
+    /// every packet arrives through its captures.
+    fn sync(&self, diff: &FibDiff) -> io::Result<()> {
+        let _ = diff;
+        Ok(())
+    }
+
+    /// Returns what the plane has forwarded and dropped by itself since the last call.
+    fn take_counters(&self) -> PlaneCounters {
+        PlaneCounters::default()
+    }
+
     /// Starts to capture on an interface. Called inside the runtime that will poll it.
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
     fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>>;
 
     /// Opens an interface to send on. Called inside the runtime that will poll it.
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
     fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>>;
 
     /// Returns the number of packets that this machine dropped since it started because the
@@ -25,5 +54,74 @@ pub trait Plane: Send + Sync + 'static {
     /// that a bridge makes of our packets are among them. `None` where no source has the number.
     fn backlog_dropped(&self) -> Option<u64> {
         None
+    }
+}
+
+/// Packets that a plane forwarded and dropped by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlaneCounters {
+    /// Packets sent, by path.
+    pub paths: Vec<PathCount>,
+    /// Packets received, by ingress interface.
+    pub received: Vec<ReceivedCount>,
+    /// Packets dropped: the interface, the reason, and the number.
+    pub dropped: Vec<(IfName, DropReason, u64)>,
+}
+
+/// Packets that a plane sent on one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathCount {
+    /// The route.
+    pub route: RouteName,
+    /// The ingress interface.
+    pub iif: IfName,
+    /// The egress interface.
+    pub oif: IfName,
+    /// Packets.
+    pub packets: u64,
+    /// IP bytes.
+    pub bytes: u64,
+}
+
+/// Packets that a plane received on one interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedCount {
+    /// The ingress interface.
+    pub iif: IfName,
+    /// Packets.
+    pub packets: u64,
+    /// IP bytes.
+    pub bytes: u64,
+}
+
+/// The planes of a router. Each interface names the plane that serves it.
+pub struct Planes {
+    default: Box<dyn Plane>,
+    others: Vec<Box<dyn Plane>>,
+}
+
+impl Planes {
+    /// Returns a set of planes. `default` serves the interfaces that name no other plane.
+    pub fn new(default: Box<dyn Plane>, others: Vec<Box<dyn Plane>>) -> Self {
+        Self { default, others }
+    }
+
+    /// Returns all planes, the default one first.
+    pub fn all(&self) -> impl Iterator<Item = &dyn Plane> {
+        std::iter::once(&self.default)
+            .chain(&self.others)
+            .map(AsRef::as_ref)
+    }
+
+    /// Returns the plane with this name; without a name, the default plane.
+    ///
+    /// # Errors
+    /// There is no plane with this name.
+    pub fn serving(&self, name: Option<PlaneName>) -> io::Result<&dyn Plane> {
+        let Some(name) = name else {
+            return Ok(self.default.as_ref());
+        };
+        let plane = self.all().find(|plane| plane.name() == name.as_str());
+        plane.ok_or_else(|| io::Error::other(format!("there is no plane {name}")))
     }
 }

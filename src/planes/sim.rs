@@ -1,19 +1,95 @@
-//! A plane without a kernel, for tests and fuzzing: packets come from memory and go to memory.
+//! A plane without a kernel, for tests and fuzzing: packets come from memory and go to memory. It can
+//! also forward by itself, as a plane in a kernel would: see [`SimPlane::set_forwarding`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::Plane;
+use super::{PathCount, Plane, PlaneCounters, ReceivedCount};
+use crate::forward::{Arrival, TraceStep, resolve};
 use crate::model::IfIndex;
 use crate::pipeline::{Batch, OutPacket, Packet, PacketSink, PacketSource};
+use crate::table::{Fib, FibDiff, UpstreamSelector};
+use crate::wire::ip::set_ttl;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// A simulated network. Tests insert received packets and read sent packets. Clones share it.
 #[derive(Clone, Default)]
 pub struct SimPlane {
-    state: Arc<Mutex<HashMap<IfIndex, SimInterface>>>,
+    state: Arc<Mutex<SimState>>,
+}
+
+#[derive(Default)]
+struct SimState {
+    interfaces: HashMap<IfIndex, SimInterface>,
+    /// Whether the plane forwards by itself.
+    forwarding: bool,
+    fib: Arc<Fib>,
+    counters: PlaneCounters,
+    upstream_selector: UpstreamSelector,
+}
+
+impl SimState {
+    /// Forwards a packet as the forwarding table says. Returns false, without any effect, if the
+    /// packet must go through the pipeline: it is translated, guarded against loops, or dropped.
+    fn forward(&mut self, interface: IfIndex, packet: &[u8]) -> bool {
+        let fib = self.fib.clone();
+        let Some(ingress) = fib.ingresses.get(&interface) else {
+            return false;
+        };
+        let arrival = Arrival {
+            fib: &fib,
+            ingress,
+            feeds: &self.upstream_selector,
+            now_ms: 0,
+        };
+        let trace = resolve(arrival, packet);
+        let is_simple = |step: &TraceStep| match step {
+            TraceStep::RouteMatched { entry } => {
+                let entry = &fib.entries[*entry as usize];
+                entry.rewrite.is_none() && !entry.loop_guard
+            }
+            TraceStep::PathChecked { result, .. } => result.is_ok(),
+            _ => false,
+        };
+        if trace.outcome.is_err() || !trace.steps.iter().all(is_simple) {
+            return false;
+        }
+        for step in &trace.steps {
+            let TraceStep::PathChecked { path, ttl, .. } = step else {
+                continue;
+            };
+            let path = &fib.paths[*path as usize];
+            let egress = &fib.egresses[path.egress as usize];
+            let mut copy = packet.to_vec();
+            set_ttl(&mut copy, *ttl);
+            let link = self.interfaces.entry(egress.index).or_default();
+            link.sent.push(copy);
+            let bytes = packet.len() as u64;
+            self.counters.paths.push(PathCount {
+                route: path.route.clone(),
+                iif: path.iif.clone(),
+                oif: egress.name.clone(),
+                packets: 1,
+                bytes,
+            });
+            // All paths of a packet have the same ingress: it is counted with the first one.
+            if std::ptr::eq(step, trace.steps.iter().find(is_path).unwrap_or(step)) {
+                let iif = path.iif.clone();
+                self.counters.received.push(ReceivedCount {
+                    iif,
+                    packets: 1,
+                    bytes,
+                });
+            }
+        }
+        true
+    }
+}
+
+fn is_path(step: &&TraceStep) -> bool {
+    matches!(step, TraceStep::PathChecked { .. })
 }
 
 #[derive(Default)]
@@ -75,18 +151,30 @@ fn wake(waker: &mut Option<Waker>) {
 }
 
 impl SimPlane {
-    fn lock(&self) -> MutexGuard<'_, HashMap<IfIndex, SimInterface>> {
+    fn lock(&self) -> MutexGuard<'_, SimState> {
         // A test that panics while it holds the lock has failed already.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, interface: IfIndex, change: impl FnOnce(&mut SimInterface) -> T) -> T {
-        change(self.lock().entry(interface).or_default())
+        change(self.lock().interfaces.entry(interface).or_default())
     }
 
     /// Makes an interface receive IP packets, as one batch.
     pub fn arrive(&self, interface: IfIndex, packets: &[&[u8]]) {
-        self.with(interface, |w| w.arrive(&mut packets.iter().copied()));
+        let mut state = self.lock();
+        let mut captured = packets.to_vec();
+        if state.forwarding {
+            captured.retain(|packet| !state.forward(interface, packet));
+        }
+        let link = state.interfaces.entry(interface).or_default();
+        link.arrive(&mut captured.into_iter());
+    }
+
+    /// Makes the plane forward by itself what it can: packets that are neither translated, nor
+    /// guarded against loops, nor dropped.
+    pub fn set_forwarding(&self, forwarding: bool) {
+        self.lock().forwarding = forwarding;
     }
 
     /// Makes an interface receive this batch.
@@ -159,6 +247,15 @@ impl Plane for SimPlane {
         "sim"
     }
 
+    fn sync(&self, diff: &FibDiff) -> io::Result<()> {
+        self.lock().fib = diff.new.clone();
+        Ok(())
+    }
+
+    fn take_counters(&self) -> PlaneCounters {
+        std::mem::take(&mut self.lock().counters)
+    }
+
     fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
         let end = self.open(interface)?;
         self.with(interface, |w| w.shut = false);
@@ -208,7 +305,7 @@ impl PacketSink for SimPort {
             return Ok(0);
         }
         let mut state = self.plane.lock();
-        let link = state.entry(self.interface).or_default();
+        let link = state.interfaces.entry(self.interface).or_default();
         if link.down || link.missing {
             return Err(io::Error::from_raw_os_error(libc::ENETDOWN));
         }
@@ -219,7 +316,8 @@ impl PacketSink for SimPort {
             return Err(kind.into());
         }
         if let Some(peer) = link.peer {
-            return Ok(state.entry(peer).or_default().arrive(&mut packets));
+            let peer = state.interfaces.entry(peer).or_default();
+            return Ok(peer.arrive(&mut packets));
         }
         let before = link.sent.len();
         link.sent.extend(packets.map(<[u8]>::to_vec));

@@ -167,6 +167,7 @@ impl<'a> Draft<'a> {
                 name: oif.name.clone(),
                 mtu: oif.mtu,
                 running: oif.up && oif.carrier,
+                plane: oif.plane,
             });
             egresses.len() as EgressId - 1
         });
@@ -188,6 +189,7 @@ impl<'a> Draft<'a> {
         let links = self.links;
         self.ingresses.entry(iif).or_insert_with(|| Ingress {
             vlans_elsewhere: links.vlans_on(iif).collect(),
+            plane: links.get(iif).and_then(|link| link.plane),
             ..Ingress::default()
         })
     }

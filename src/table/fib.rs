@@ -12,7 +12,8 @@ use super::lookup::PrefixTable;
 use super::membership_database::OifTable;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfIndex, IfName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy, TtlThreshold,
+    IfIndex, IfName, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy,
+    TtlThreshold,
 };
 
 /// Position of an egress in [`Fib::egresses`].
@@ -69,6 +70,8 @@ pub struct Ingress {
     pub hears: bool,
     /// The proxies this is an interface of, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
     pub proxies: Vec<ProxyIngress>,
+    /// The plane that serves the interface; `None` for the default plane.
+    pub plane: Option<PlaneName>,
 }
 
 /// What a proxy does with packets that arrive on one of its interfaces.
@@ -139,6 +142,8 @@ pub struct Egress {
     /// It is up and has a carrier. Without one the kernel takes packets and throws them away,
     /// without an error.
     pub running: bool,
+    /// The plane that serves it; `None` for the default plane.
+    pub plane: Option<PlaneName>,
 }
 
 /// One way through the router.

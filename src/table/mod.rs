@@ -2,6 +2,7 @@
 
 mod draft;
 pub mod fib;
+mod fib_diff;
 mod flow;
 mod flow_store;
 pub mod flows;
@@ -19,6 +20,7 @@ pub use fib::{
     DownstreamId, DownstreamInterface, Egress, EgressId, Entry, EntryId, Fib, Ingress, Path,
     PathId, ProxyIngress,
 };
+pub use fib_diff::FibDiff;
 pub use joins::Join;
 pub use membership_database::MembershipDatabase;
 pub use rib::{InterfaceOptions, Rib};

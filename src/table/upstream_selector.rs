@@ -31,6 +31,17 @@ pub struct UpstreamRule {
     pub upstreams: Box<[IfIndex]>,
 }
 
+impl UpstreamRule {
+    /// Returns whether the interface of this rule is the active upstream `fed`, or may replace it:
+    /// after silence, or if it is not an upstream any more.
+    fn may_replace(&self, fed: u64, now_ms: u64) -> bool {
+        let active = fed >> 32;
+        active == u64::from(self.interface.get())
+            || silence(fed, now_ms) >= self.takeover_ms
+            || !self.upstreams.iter().any(|u| u64::from(u.get()) == active)
+    }
+}
+
 #[derive(Default)]
 struct Place {
     /// Hash of proxy, source and group; zero is empty.
@@ -64,6 +75,23 @@ fn silence(fed: u64, now_ms: u64) -> u64 {
 }
 
 impl UpstreamSelector {
+    /// Returns what [`UpstreamSelector::admits`] would return, without any change.
+    pub fn would_admit(
+        &self,
+        rule: &UpstreamRule,
+        (source, group): (IpAddr, IpAddr),
+        now_ms: u64,
+    ) -> bool {
+        let Some(places) = self.places.get() else {
+            return true;
+        };
+        let stream = self.seed.hash_one((rule.proxy, source, group)).max(1);
+        let bucket = (stream as usize % BUCKETS) * WAYS;
+        let mut places = places[bucket..bucket + WAYS].iter();
+        let place = places.find(|p| p.stream.load(Ordering::Relaxed) == stream);
+        place.is_none_or(|place| rule.may_replace(place.fed.load(Ordering::Relaxed), now_ms))
+    }
+
     /// Whether a packet of (source, group) that arrived on the interface of the rule is one of
     /// those that feed the stream. `now_ms` is a clock of milliseconds that never goes back.
     pub fn admits(
@@ -83,19 +111,11 @@ impl UpstreamSelector {
         let held = |p: &&Place| p.stream.load(Ordering::Relaxed) == stream;
         if let Some(place) = places.iter().find(held) {
             let fed = place.fed.load(Ordering::Relaxed);
-            let mine = fed >> 32 == u64::from(interface.get());
-            let free = || {
-                silence(fed, now_ms) >= rule.takeover_ms
-                    || !rule
-                        .upstreams
-                        .iter()
-                        .any(|u| u64::from(u.get()) == fed >> 32)
-            };
             if fed == new {
                 return true;
             }
-            // Of two that want to take over, one does.
-            return (mine || free())
+            // If two interfaces take over at once, one of them succeeds.
+            return rule.may_replace(fed, now_ms)
                 && place
                     .fed
                     .compare_exchange(fed, new, Ordering::Relaxed, Ordering::Relaxed)

@@ -12,6 +12,7 @@ use mcastor::app::children;
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
 use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy};
+use mcastor::planes::Planes;
 use mcastor::planes::sim::SimPlane;
 use mcastor::table::{InterfaceOptions, Rib};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,7 @@ impl Router {
         };
         let (context, _requests) = RouterContext::new(
             Catalog::new().unwrap(),
-            Box::new(plane),
+            Planes::new(Box::new(plane), Vec::new()),
             rib,
             1000,
             "/nowhere/docker.sock".into(),
@@ -168,6 +169,7 @@ pub fn link(n: u32, name: &str) -> Link {
         carrier: true,
         vlan: None,
         known_as: Default::default(),
+        plane: None,
     }
 }
 

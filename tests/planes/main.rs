@@ -14,6 +14,7 @@ macro_rules! tests {
 mod bed;
 mod bursts;
 mod contract;
+mod forwarding;
 mod modes;
 mod sockets;
 mod whole;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     if !inside && let Some(code) = run_inside_a_namespace() {
         return code;
     }
-    let contract = contract::TESTS;
+    let contract = [contract::TESTS, forwarding::TESTS].concat();
     let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS, whole::TESTS].concat();
     if !inside {
         println!(
@@ -46,6 +47,10 @@ fn main() -> ExitCode {
         );
     }
     let mut trials = Vec::new();
+    for (name, test) in forwarding::SIM_TESTS {
+        let sim = move || run(test(Bed::sim()));
+        trials.push(Trial::test(format!("sim::{name}"), sim));
+    }
     for (name, test) in contract {
         trials.push(Trial::test(format!("sim::{name}"), move || {
             run(test(Bed::sim()))

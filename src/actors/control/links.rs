@@ -320,6 +320,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         carrier: flags.contains(LinkFlags::LowerUp),
         vlan: parent.zip(vlan),
         known_as: BTreeSet::new(),
+        plane: None,
     })
 }
 

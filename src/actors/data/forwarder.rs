@@ -15,7 +15,7 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
-use crate::model::{IfIndex, IfName};
+use crate::model::{IfIndex, IfName, PlaneName};
 use crate::pipeline::egress::SendCounts;
 use crate::pipeline::{EgressQueue, PacketSink, Progress};
 use crate::table::Fib;
@@ -39,6 +39,7 @@ pub struct Forwarder {
     death_guard: DeathGuard,
     index: IfIndex,
     name: IfName,
+    plane: Option<PlaneName>,
     counters: InterfaceCounters,
     sink: Option<Box<dyn PacketSink>>,
     /// Time of the last attempt to open the sink.
@@ -60,6 +61,7 @@ impl Forwarder {
         death_guard: DeathGuard,
         index: IfIndex,
         name: &IfName,
+        plane: Option<PlaneName>,
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
         Self {
@@ -67,6 +69,7 @@ impl Forwarder {
             death_guard,
             index,
             name: name.clone(),
+            plane,
             counters,
             sink: None,
             open_attempt: None,
@@ -87,7 +90,8 @@ impl Forwarder {
             return;
         }
         self.open_attempt = Some(Instant::now());
-        match self.context.plane.transmit(self.index) {
+        let plane = self.context.planes.serving(self.plane);
+        match plane.and_then(|plane| plane.transmit(self.index)) {
             Ok(sink) => self.sink = Some(sink),
             Err(e) => warn!("{}: cannot send: {e}", self.death_guard.role()),
         }
@@ -124,12 +128,10 @@ impl Forwarder {
             let counters = slot.get_or_insert_with(|| {
                 let path = &self.fib.paths[*id as usize];
                 let oif = &self.fib.egresses[path.egress as usize].name;
-                self.context.catalog.path(
-                    &path.route,
-                    path.iif.as_str(),
-                    oif.as_str(),
-                    self.context.plane.name(),
-                )
+                let plane = self.context.planes.serving(self.plane);
+                let plane = plane.map_or("none", |plane| plane.name());
+                let catalog = &self.context.catalog;
+                catalog.path(&path.route, path.iif.as_str(), oif.as_str(), plane)
             });
             counters.packets.inc_by(*packets);
             counters.bytes.inc_by(*bytes);
@@ -207,12 +209,9 @@ impl Handler<Transmit> for Forwarder {
         }
         self.waiting = Some(message.waiting);
         let egress = &self.fib.egresses[message.egress as usize];
-        let (mtu, running) = (egress.mtu as usize, egress.running);
+        let mtu = egress.mtu as usize;
         self.queue
             .fill(message.load, message.slots, mtu, &mut self.sent);
-        if !running {
-            self.queue.abandon(DropReason::EgressDown, &mut self.sent);
-        }
         if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }

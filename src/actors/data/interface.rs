@@ -24,7 +24,7 @@ use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{FlowEnd, IfIndex, IfName};
+use crate::model::{FlowEnd, IfIndex, IfName, PlaneName};
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
@@ -49,6 +49,7 @@ pub struct Interface {
     worker: WorkerId,
     index: IfIndex,
     name: IfName,
+    plane: Option<PlaneName>,
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn PacketSource>>>>,
     switch: Switch,
@@ -70,8 +71,8 @@ impl Interface {
         context: Arc<RouterContext>,
         death_guard: DeathGuard,
         worker: WorkerId,
-        index: IfIndex,
-        name: &IfName,
+        (index, name): (IfIndex, &IfName),
+        plane: Option<PlaneName>,
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
         let flows = Flows::new(context.flows.clone());
@@ -82,6 +83,7 @@ impl Interface {
             worker,
             index,
             name: name.clone(),
+            plane,
             counters,
             capture: None,
             switch,
@@ -126,8 +128,8 @@ impl Interface {
             let counters = self.context.catalog.interface(name);
             counters.dropped(reason).inc_by(packets);
         };
-        for (egress, packets) in &counts.below_threshold {
-            count_dropped(*egress, DropReason::TtlThreshold, *packets);
+        for (egress, reason, packets) in &counts.refused {
+            count_dropped(*egress, *reason, *packets);
         }
         let forwarders = snapshot.forwarders.get(self.worker);
         if self.generation != fib.generation {
@@ -238,7 +240,8 @@ impl Actor for Interface {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let result = match self.context.plane.capture(self.index) {
+        let plane = self.context.planes.serving(self.plane);
+        let result = match plane.and_then(|plane| plane.capture(self.index)) {
             Ok(capture) => {
                 let capture = Rc::new(RefCell::new(capture));
                 ctx.add_stream(Batches {

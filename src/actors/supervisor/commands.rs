@@ -31,6 +31,7 @@ impl Handler<Shutdown> for Supervisor {
         if let Some(guard) = self.failed.take() {
             guard.disarm();
         }
+        self.count_planes(ctx);
         ctx.stop();
         Box::pin(async move {
             // An answer means that the actor has handled every message before this one. An actor

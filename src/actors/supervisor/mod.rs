@@ -19,14 +19,15 @@ use ahash::AHashMap;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
-use super::child::{ChildHandle, ChildSpec, RestartPolicy};
+use super::child::{ChildHandle, ChildSpec, ChildStart, RestartPolicy};
 use super::data::forwarder::Forwarder;
 use super::data::interface::Interface;
 use super::messages::{CaptureOpened, Publish};
 use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::model::{IfIndex, IfName};
-use crate::table::Fib;
+use crate::planes::PlaneCounters;
+use crate::table::{Fib, FibDiff};
 
 /// First wait before a dead actor is restarted. It doubles with every further death within
 /// [`DEATH_WINDOW`].
@@ -35,6 +36,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How long a death counts.
 const DEATH_WINDOW: Duration = Duration::from_secs(60);
+/// Interval at which the counters of planes are read.
+const PLANE_COUNTER_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit of the mailbox.
 const MAILBOX: usize = 4096;
 
@@ -114,8 +117,9 @@ impl Supervisor {
         let Some(spec) = self.config.children.iter().find(|spec| spec.role == role) else {
             return;
         };
-        let death_guard = Self::death_guard(ctx, ActorRole::Child(role));
-        match spec.start(self.config.context.clone(), death_guard) {
+        let context = self.config.context.clone();
+        let start = ChildStart::new(context, ctx.address().recipient(), role);
+        match spec.start(&start) {
             Some(handle) => self.children.insert(role, handle),
             None => self.children.remove(role),
         };
@@ -143,8 +147,9 @@ impl Supervisor {
         let context = self.config.context.clone();
         let death_guard = Self::death_guard(ctx, ActorRole::Interface(index, name.clone()));
         let own_name = name.clone();
+        let plane = self.fib.ingresses.get(&index).and_then(|i| i.plane);
         let address = Interface::start_in_arbiter(&self.workers[worker].handle(), move |_| {
-            Interface::new(context, death_guard, worker, index, &own_name)
+            Interface::new(context, death_guard, worker, (index, &own_name), plane)
         });
         let captured = CapturedInterface {
             worker,
@@ -166,8 +171,10 @@ impl Supervisor {
         let role = ActorRole::Forwarder(worker, index, name.clone());
         let death_guard = Self::death_guard(ctx, role);
         let name = name.clone();
+        let mut egresses = self.fib.egresses.iter();
+        let plane = egresses.find(|e| e.index == index).and_then(|e| e.plane);
         let address = Forwarder::start_in_arbiter(&self.workers[worker].handle(), move |_| {
-            Forwarder::new(context, death_guard, index, &name)
+            Forwarder::new(context, death_guard, index, &name, plane)
         });
         self.forwarders[worker].insert(index, address);
     }
@@ -251,6 +258,45 @@ impl Supervisor {
         }));
     }
 
+    fn sync_planes(&self, diff: &FibDiff) {
+        for plane in self.config.context.planes.all() {
+            if let Err(e) = plane.sync(diff) {
+                let name = plane.name();
+                error!("plane {name}: cannot apply the forwarding table: {e}");
+            }
+        }
+    }
+
+    /// Adds what planes forwarded by themselves to the metrics.
+    fn count_planes(&mut self, _: &mut Context<Self>) {
+        let catalog = &self.config.context.catalog;
+        for plane in self.config.context.planes.all() {
+            let PlaneCounters {
+                paths,
+                received,
+                dropped,
+            } = plane.take_counters();
+            for path in paths {
+                let (iif, oif) = (path.iif.as_str(), path.oif.as_str());
+                let counters = catalog.path(&path.route, iif, oif, plane.name());
+                counters.packets.inc_by(path.packets);
+                counters.bytes.inc_by(path.bytes);
+                let counters = catalog.interface(oif);
+                counters.transmitted_packets.inc_by(path.packets);
+                counters.transmitted_bytes.inc_by(path.bytes);
+            }
+            for received in received {
+                let counters = catalog.interface(received.iif.as_str());
+                counters.received_packets.inc_by(received.packets);
+                counters.received_bytes.inc_by(received.bytes);
+            }
+            for (interface, reason, packets) in dropped {
+                let counters = catalog.interface(interface.as_str());
+                counters.dropped(reason).inc_by(packets);
+            }
+        }
+    }
+
     fn update_health(&self) {
         let ready = self.published && self.interfaces.values().all(|c| c.open);
         self.config.context.health.set_ready(ready);
@@ -312,6 +358,7 @@ impl Actor for Supervisor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(PLANE_COUNTER_INTERVAL, Self::count_planes);
         let directory = &self.config.context.directory;
         directory
             .register(ctx.address())
@@ -328,7 +375,9 @@ impl Handler<Publish> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
-        self.fib = message.fib;
+        let old = std::mem::replace(&mut self.fib, message.fib);
+        let new = self.fib.clone();
+        self.sync_planes(&FibDiff { old, new });
         match message.names {
             Some(names) => {
                 self.names = names;

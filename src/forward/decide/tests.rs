@@ -62,7 +62,10 @@ fn decide<'f>(
         feeds: &feeds,
         now_ms: 0,
     };
+    // The explanation comes before the decision, so that it must predict the decision.
+    let trace = resolve(arrival, bytes);
     let once = super::decide(arrival, &mut flows, bytes).map(|d| first(d).1);
+    assert_eq!(trace.outcome, once.map(drop));
     // From the flow the answer is the same as from the rules.
     let again = super::decide(arrival, &mut flows, bytes);
     assert_eq!(again.map(|d| first(d).1), once);
@@ -403,4 +406,81 @@ mod learned {
         assert!(took[500].as_micros() < 1000, "{:?}", took[500]);
         assert!(took[500] * 20 < all);
     }
+}
+
+/// A table with two paths, of which one has a TTL threshold and one an egress that is down.
+fn table_with_paths() -> (Fib, Ingress) {
+    let (mut fib, ingress) = table(&[("225.0.0.0/8", ANY, TtlPolicy::Decrement, &["10.0.0.9/32"])]);
+    let egress = |index: u32, running| crate::table::Egress {
+        index: crate::model::IfIndex::new(index).unwrap(),
+        name: format!("out{index}").parse().unwrap(),
+        mtu: 1500,
+        running,
+        plane: None,
+    };
+    let path = |egress, threshold: Option<u8>| crate::table::Path {
+        route: RouteName::new("225.0.0.0/8"),
+        iif: "in".parse().unwrap(),
+        egress,
+        threshold: threshold.and_then(crate::model::TtlThreshold::new),
+    };
+    fib.egresses = vec![egress(1, true), egress(2, false)].into();
+    fib.paths = vec![path(0, Some(9)), path(1, None)].into();
+    let mut entries = fib.entries.to_vec();
+    entries[0].paths = vec![0, 1];
+    fib.entries = entries.into();
+    (fib, ingress)
+}
+
+#[test]
+fn trace_names_matched_route_and_refused_paths() {
+    let (fib, ingress) = table_with_paths();
+    let feeds = UpstreamSelector::default();
+    let arrival = Arrival {
+        fib: &fib,
+        ingress: &ingress,
+        feeds: &feeds,
+        now_ms: 0,
+    };
+    let trace = resolve(arrival, &packet([10, 0, 0, 1], [225, 1, 2, 3], 5));
+    assert_eq!(trace.outcome, Ok(()));
+    assert_eq!(trace.header.unwrap().ttl, 5);
+    let checked = |path, result| TraceStep::PathChecked {
+        path,
+        ttl: 4,
+        result,
+    };
+    assert_eq!(
+        trace.steps,
+        [
+            TraceStep::RouteMatched { entry: 0 },
+            checked(0, Err(DropReason::TtlThreshold)),
+            checked(1, Err(DropReason::EgressDown)),
+        ]
+    );
+}
+
+#[test]
+fn trace_names_the_reason_of_a_drop() {
+    let (fib, ingress) = table_with_paths();
+    let feeds = UpstreamSelector::default();
+    let arrival = Arrival {
+        fib: &fib,
+        ingress: &ingress,
+        feeds: &feeds,
+        now_ms: 0,
+    };
+    let excepted = resolve(arrival, &packet([10, 0, 0, 9], [225, 1, 2, 3], 5));
+    assert_eq!(excepted.steps, [TraceStep::SourceExcepted { entry: 0 }]);
+    assert_eq!(excepted.outcome, Err(DropReason::SourceExcepted.into()));
+    let expired = resolve(arrival, &packet([10, 0, 0, 1], [225, 1, 2, 3], 1));
+    let reason = DropReason::TtlExpired;
+    assert_eq!(
+        expired.steps,
+        [
+            TraceStep::RouteMatched { entry: 0 },
+            TraceStep::EntryRejected { entry: 0, reason },
+        ]
+    );
+    assert_eq!(resolve(arrival, &[0x45, 0]).header, None);
 }

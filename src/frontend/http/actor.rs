@@ -46,7 +46,8 @@ impl Actor for HttpServerActor {
             return;
         };
         let update = |context: &RouterContext| {
-            if let Some(dropped) = context.plane.backlog_dropped() {
+            let mut planes = context.planes.all();
+            if let Some(dropped) = planes.find_map(|plane| plane.backlog_dropped()) {
                 context.catalog.set_backlog_dropped(dropped);
             }
         };

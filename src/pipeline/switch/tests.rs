@@ -18,6 +18,7 @@ fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> Link {
     Link {
         vlan: vlan.map(|(on, id)| (IfIndex::new(on).unwrap(), id)),
         known_as: Default::default(),
+        plane: None,
         ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
     }
 }
@@ -232,8 +233,9 @@ fn fan_out_applies_thresholds_and_keeps_order() {
     assert_eq!(left("out3"), [8, 199]);
     assert_eq!(left("out2"), [1]);
     let out3 = fib.egresses.iter().position(|e| e.name.as_str() == "out3");
-    let below = &switched.counts.below_threshold;
-    assert_eq!(below, &[(out3.unwrap() as u32, 2)]);
+    let below = &switched.counts.refused;
+    let reason = DropReason::TtlThreshold;
+    assert_eq!(below, &[(out3.unwrap() as u32, reason, 2)]);
     assert_eq!(switched.counts.dropped[DropReason::TtlExpired as usize], 1);
     assert_eq!(switched.counts.packets, 6);
     for (_, slots) in &switched.egresses {
@@ -426,7 +428,7 @@ fn gso_packet_below_threshold_counts_as_datagrams() {
     let fib = usual();
     let switched = run(&fib, &[several(packet(GROUP, 2, 2500), 1000)]);
     assert_eq!(whole(&switched), [1]);
-    let below: u64 = switched.counts.below_threshold.iter().map(|(_, n)| n).sum();
+    let below: u64 = switched.counts.refused.iter().map(|(_, _, n)| n).sum();
     assert_eq!((switched.counts.packets, below), (3, 3));
 }
 

@@ -41,5 +41,6 @@ fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
         carrier: true,
         vlan: vlan.map(|id| (iif, id)),
         known_as: Default::default(),
+        plane: None,
     }
 }

@@ -77,7 +77,7 @@ pub fn switch(data: &[u8]) -> bool {
     assert!(seen >= count as u64 && dropped <= tally.packets);
     let slots = switched.egresses.iter().flat_map(|(_, slots)| slots);
     let slots: u64 = slots.map(Slot::packets).sum();
-    let below: u64 = tally.below_threshold.iter().map(|(_, n)| n).sum();
+    let below: u64 = tally.refused.iter().map(|(_, _, n)| n).sum();
     let passed = tally.packets - dropped;
     assert!(slots + below >= passed, "a packet is nowhere");
     assert!(slots + below <= passed * 3, "more than there are egresses");

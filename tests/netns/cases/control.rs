@@ -64,7 +64,7 @@ fn unusable_socket_paths_are_rejected(lab: &Lab) {
         ("/nowhere/at/all.sock".into(), "the folder must exist"),
         (
             "/proc/mcastor.sock".into(),
-            "cannot make the control socket",
+            "cannot create the control socket",
         ),
     ] {
         let env = [("MCASTOR__CONTROL__SOCKET", path.as_str())];

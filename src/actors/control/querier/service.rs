@@ -404,7 +404,11 @@ impl Service {
     ) {
         let sink = match &mut self.sink {
             Some(sink) => sink,
-            none => match context.plane.transmit(self.index) {
+            none => match context
+                .planes
+                .serving(self.served.plane)
+                .and_then(|plane| plane.transmit(self.index))
+            {
                 Ok(opened) => none.insert(opened),
                 Err(e) => return warn!("{}: cannot send: {e}", self.served.name),
             },

@@ -216,6 +216,7 @@ impl Routing {
                     addresses: links.addresses(link.index).to_vec(),
                     proxy: downstream.map(|d| d.proxy.clone()),
                     mrdisc: self.rib.options(link).and_then(|o| o.mrdisc),
+                    plane: link.plane,
                 };
                 let is_served = served.proxy.is_some() || served.mrdisc.is_some();
                 is_served.then_some((link.index, served))

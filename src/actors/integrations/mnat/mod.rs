@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tracing::{debug, info, warn};
 
+use crate::actors::child::ChildStart;
 use crate::actors::messages::{
     ConfigureMnat, MembersChanged, MnatRoutesChanged, MnatStatus, QueryMnat, ReportMembers,
     RetryRefused, RoutesRefused,
@@ -90,9 +91,9 @@ impl Mnat {
     }
 
     /// Returns an actor with the settings in force; `None` without `[mnat]`.
-    pub fn from_settings(context: Arc<RouterContext>, death_guard: DeathGuard) -> Option<Self> {
-        let config = context.mnat.load_full()?;
-        Some(Self::new(context, death_guard, config))
+    pub fn from_settings(start: &ChildStart) -> Option<Self> {
+        let config = start.context().mnat.load_full()?;
+        Some(Self::new(start.context(), start.death_guard(), config))
     }
 
     fn drive(&mut self, ctx: &mut Context<Self>) {
@@ -271,9 +272,8 @@ impl Mnat {
             let name = MnatRoute { matched, rewritten }.name();
             let catalog = &self.context.catalog;
             let (iif, oif) = (&self.config.upstream, &self.config.downstream);
-            let plane = self.context.plane.name();
-            let sent = catalog.path(&name, iif.as_str(), oif.as_str(), plane);
-            if sent.packets.get() > 0 {
+            let sent = catalog.path_totals(&name, iif.as_str(), oif.as_str());
+            if sent.packets > 0 {
                 self.plan.delivered(matched);
             }
         }

@@ -91,7 +91,7 @@ proptest! {
             let passed = one.counts.packets - lost;
             prop_assert!(lost == 0 || passed == 0);
             let on_slots = one.egresses.iter().map(|(_, s)| on_wire(s)).sum::<u64>();
-            let under = one.counts.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
+            let under = one.counts.refused.iter().map(|(_, _, n)| n).sum::<u64>();
             if passed > 0 {
                 // As often as its route has paths.
                 prop_assert!(on_slots + under > 0);
@@ -104,7 +104,7 @@ proptest! {
         }
         prop_assert_eq!(whole.counts.packets, forwarded + dropped);
         prop_assert_eq!(whole.counts.dropped.iter().sum::<u64>(), dropped);
-        let under = whole.counts.below_threshold.iter().map(|(_, n)| n).sum::<u64>();
+        let under = whole.counts.refused.iter().map(|(_, _, n)| n).sum::<u64>();
         prop_assert_eq!(under, below);
         let mut on_slots = 0;
         for (egress, list) in &whole.egresses {

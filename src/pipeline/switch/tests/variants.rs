@@ -27,7 +27,7 @@ fn route_and_proxy_variants_reach_an_egress_once() {
     assert_eq!(leaving(&fib, &switched, "out2")[0], packet(GROUP, 8, 5));
     let tally = &switched.counts;
     assert_eq!((tally.packets, tally.dropped.iter().sum::<u64>()), (2, 0));
-    assert_eq!(tally.below_threshold.iter().map(|b| b.1).sum::<u64>(), 1);
+    assert_eq!(tally.refused.iter().map(|r| r.2).sum::<u64>(), 1);
     // One other version for two egresses, made once a packet.
     assert_eq!(switched.shared.side_buffer.len(), 2 * 33);
 }

@@ -1,0 +1,69 @@
+//! The difference between two forwarding tables.
+
+use std::sync::Arc;
+
+use super::Fib;
+use crate::model::IfIndex;
+
+/// A change of the forwarding table.
+#[derive(Debug, Clone)]
+pub struct FibDiff {
+    /// The table in force until now.
+    pub old: Arc<Fib>,
+    /// The new table.
+    pub new: Arc<Fib>,
+}
+
+impl FibDiff {
+    /// Returns whether routes, proxies or interfaces changed. Otherwise only memberships did.
+    pub fn routes_changed(&self) -> bool {
+        // Tables between which only memberships changed share everything else.
+        !Arc::ptr_eq(&self.old.ingresses, &self.new.ingresses)
+            || !Arc::ptr_eq(&self.old.paths, &self.new.paths)
+    }
+
+    /// Returns the ingress interfaces that the new table does not have any more.
+    pub fn removed_ingresses(&self) -> impl Iterator<Item = IfIndex> {
+        let old = self.old.ingresses.keys().copied();
+        old.filter(|index| !self.new.ingresses.contains_key(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ingress;
+    use super::*;
+
+    fn fib(ingresses: &[u32]) -> Arc<Fib> {
+        let indexes = ingresses.iter().filter_map(|n| IfIndex::new(*n));
+        Arc::new(Fib {
+            ingresses: Arc::new(indexes.map(|n| (n, Ingress::default())).collect()),
+            ..Fib::default()
+        })
+    }
+
+    #[test]
+    fn membership_change_leaves_routes_unchanged() {
+        let old = fib(&[1, 2]);
+        let new = Arc::new(Fib {
+            generation: 2,
+            ..Fib::clone(&old)
+        });
+        let diff = FibDiff { old, new };
+        assert!(!diff.routes_changed());
+        assert_eq!(diff.removed_ingresses().count(), 0);
+    }
+
+    #[test]
+    fn removed_ingress_is_listed() {
+        let diff = FibDiff {
+            old: fib(&[1, 2]),
+            new: fib(&[2, 3]),
+        };
+        assert!(diff.routes_changed());
+        assert_eq!(
+            diff.removed_ingresses().collect::<Vec<_>>(),
+            [IfIndex::new(1).unwrap()]
+        );
+    }
+}
