@@ -1,4 +1,5 @@
-//! The test bed: two connected interfaces, simulated or a veth pair, and functions for test packets.
+//! The test bed: two connected interfaces, simulated or a veth pair, and functions for test
+//! packets.
 
 use std::future::poll_fn;
 use std::io;

@@ -106,8 +106,8 @@ async fn new_link_gets_bursts_once_it_is_up() -> Outcome {
     Ok(())
 }
 
-/// The bridge copies each packet to all ports, and all copies wait in one kernel queue. That queue is
-/// shorter than 32 packets on all ports.
+/// The bridge copies each packet to all ports, and all copies wait in one kernel queue. That queue
+/// is shorter than 32 packets on all ports.
 async fn bridge_with_many_ports_limits_bursts() -> Outcome {
     const PORTS: u32 = 40;
     const PACKETS: u32 = 3_000;

@@ -156,8 +156,8 @@ async fn receiver_pause_of_100_ms_loses_nothing() -> Outcome {
     let bed = Bed::veth(default_plane())?;
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    // The full-size packets of 100 ms at 10,000 packets per second. They arrive before the capture is
-    // polled.
+    // The full-size packets of 100 ms at 10,000 packets per second. They arrive before the capture
+    // is polled.
     let sent: Vec<_> = (0..1000).map(|n| packet(n, 1500)).collect();
     for _ in 0..5 {
         send_all(transmit.as_mut(), &sent).await?;
