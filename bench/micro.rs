@@ -1,5 +1,5 @@
-//! The steps of the data path by themselves. What handing packets to an actor costs is measured
-//! by the forwarding bench.
+//! Measures the steps of the data path separately. The forwarding bench measures the cost of
+//! passing packets to an actor.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use std::hint::black_box;
 
 const PAYLOAD: usize = 200;
 const HEADERS: usize = 28;
-/// Packets looked up in turn.
+/// Number of packets that take turns.
 const PACKETS: usize = 64;
 
 fn source(i: usize) -> Ipv4Addr {
@@ -51,7 +51,8 @@ fn packet(i: usize, payload: usize) -> Vec<u8> {
     p
 }
 
-/// `pairs` (S,G) rules, or as many (*,G) rules, from `in` to `egresses` interfaces.
+/// Returns a FIB with `rules` rules from `in` to `egresses` interfaces. The rules are (S,G) if
+/// `pairs` is true, otherwise (*,G).
 fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
     let link = |index, name: String| Link {
         index: IfIndex::new(index).expect("not zero"),
@@ -100,10 +101,10 @@ fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
 }
 
 fn ttl(decision: Decision<'_>) -> Option<u8> {
-    decision.variants().next().map(|version| version.ttl)
+    decision.variants().next().map(|variant| variant.ttl)
 }
 
-fn decides(c: &mut Criterion) {
+fn bench_decide(c: &mut Criterion) {
     let mut g = c.benchmark_group("decide");
     for rules in [10, 10_000, 100_000] {
         let fib = fib(rules, true, 1);
@@ -114,11 +115,11 @@ fn decides(c: &mut Criterion) {
             feeds: &feeds,
             now_ms: 1,
         };
-        // As many as there are rules, so that large tables do not stay in the cache.
+        // As many flows as rules, so that large tables do not fit in the cache.
         let flows = rules.min(100_000);
         let few: Vec<_> = (0..PACKETS).map(|i| packet(i % flows, PAYLOAD)).collect();
         let many: Vec<_> = (0..flows).map(|i| packet(i * 7919 % flows, 40)).collect();
-        g.bench_function(BenchmarkId::new("flow known, cached", rules), |b| {
+        g.bench_function(BenchmarkId::new("known flow, cached", rules), |b| {
             let mut known = Flows::new(FlowBudget::new(1 << 20));
             let mut i = 0;
             b.iter(|| {
@@ -126,7 +127,7 @@ fn decides(c: &mut Criterion) {
                 decide(arrival, &mut known, black_box(&few[i])).map(ttl)
             });
         });
-        g.bench_function(BenchmarkId::new("flow known, all in turn", rules), |b| {
+        g.bench_function(BenchmarkId::new("known flow, all in turn", rules), |b| {
             let mut known = Flows::new(FlowBudget::new(1 << 20));
             for packet in &many {
                 let _ = decide(arrival, &mut known, packet);
@@ -137,8 +138,9 @@ fn decides(c: &mut Criterion) {
                 decide(arrival, &mut known, black_box(&many[i])).map(ttl)
             });
         });
-        g.bench_function(BenchmarkId::new("flow new", rules), |b| {
-            // Room for one flow: each evicts the one before, and is looked up in the rules.
+        g.bench_function(BenchmarkId::new("new flow", rules), |b| {
+            // With a budget of one flow, each packet evicts the previous flow and searches the
+            // rules.
             let mut known = Flows::new(FlowBudget::new(1));
             let mut i = 0;
             b.iter(|| {
@@ -150,9 +152,9 @@ fn decides(c: &mut Criterion) {
     g.finish();
 }
 
-/// A change of one group among 10,000 with 10 sources each, on one and on 50 interfaces:
-/// what is between a report and a snapshot that forwards by it.
-fn memberships(c: &mut Criterion) {
+/// Measures a membership change of one group among 10,000 groups with 10 sources each, on one and
+/// on 50 interfaces: from the report to the FIB that forwards accordingly.
+fn bench_memberships(c: &mut Criterion) {
     const GROUPS: usize = 10_000;
     let mut g = c.benchmark_group("one membership of 10,000 groups");
     for downstreams in [1, 50] {
@@ -169,42 +171,39 @@ fn memberships(c: &mut Criterion) {
             proxies: vec![ProxyRule::new(pattern("if0"), pattern("if*"))],
             ..Rib::default()
         };
-        let mut learned = MembershipDatabase::default();
+        let mut database = MembershipDatabase::default();
         let downstream = |i: usize| IfIndex::new((i % downstreams) as u32 + 2).expect("not zero");
-        let of = |i: usize| group(i).to_string().parse().expect("a group");
+        let nth_group = |i: usize| group(i).to_string().parse().expect("a group");
         let sources = |from: usize| {
             let all = (from..from + 10).map(|n| Source::new(source(n).into()).expect("a source"));
             SourceFilter::Include(all.collect())
         };
         for i in 0..GROUPS {
-            // Where there are many, each group in its own few.
+            // With many interfaces, each group has members on a few of them.
             for n in 0..downstreams.min(4) {
-                learned.learn(downstream(i * 7 + i / 50 * n), of(i), sources(0));
+                database.learn(downstream(i * 7 + i / 50 * n), nth_group(i), sources(0));
             }
         }
         let mut fib = rib.fib(&links, 1);
-        learned.rebuild(&mut fib);
+        database.rebuild(&mut fib);
         let mut n = 0;
-        g.bench_function(
-            BenchmarkId::new("learned and published", downstreams),
-            |b| {
-                b.iter(|| {
-                    n += 1;
-                    learned.learn(downstream(n), of(n % GROUPS), sources(n % 3));
-                    if let Some(next) = learned.update(&fib, n as u64) {
-                        fib = next;
-                    }
-                });
-            },
-        );
-        g.bench_function(BenchmarkId::new("all anew", downstreams), |b| {
-            b.iter(|| learned.rebuild(&mut fib));
+        g.bench_function(BenchmarkId::new("update and publish", downstreams), |b| {
+            b.iter(|| {
+                n += 1;
+                database.learn(downstream(n), nth_group(n % GROUPS), sources(n % 3));
+                if let Some(next) = database.update(&fib, n as u64) {
+                    fib = next;
+                }
+            });
+        });
+        g.bench_function(BenchmarkId::new("rebuild", downstreams), |b| {
+            b.iter(|| database.rebuild(&mut fib));
         });
     }
     g.finish();
 }
 
-fn steps(c: &mut Criterion) {
+fn bench_packet_functions(c: &mut Criterion) {
     let plain = packet(1, PAYLOAD);
     c.bench_function("parse", |b| b.iter(|| IpHeader::parse(black_box(&plain))));
     for size in [64, 200, 1400] {
@@ -224,7 +223,7 @@ fn steps(c: &mut Criterion) {
             start: 20,
             offset: 6,
         };
-        g.bench_function(BenchmarkId::new("ttl and unfinished checksum", size), |b| {
+        g.bench_function(BenchmarkId::new("ttl and incomplete checksum", size), |b| {
             b.iter(|| rewrite(black_box(&mut p), offload, 15))
         });
     }
@@ -266,8 +265,8 @@ fn steps(c: &mut Criterion) {
     });
 }
 
-/// A whole batch: decide, rewrite, sort by egress.
-fn switches(c: &mut Criterion) {
+/// Measures a complete batch: decide, finish, sort by egress.
+fn bench_switch(c: &mut Criterion) {
     let mut g = c.benchmark_group("switch");
     for egresses in [1, 4, 16] {
         let fib = fib(10, true, egresses);
@@ -302,6 +301,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1_000))
         .sample_size(20);
-    targets = memberships, decides, steps, switches
+    targets = bench_memberships, bench_decide, bench_packet_functions, bench_switch
 }
 criterion_main!(benches);

@@ -1,10 +1,17 @@
-//! The membership machine replayed on messages under a virtual clock, and at scale.
+//! Replays logs of membership messages on the membership state machine with a virtual clock, and
+//! tests the state machine with many groups.
 //!
-//! Each file in `tests/replay` is a log: `SECONDS < FROM TO MESSAGE` is heard, or `< HEX`, an IP
-//! packet that `record.py` recorded; `?` asks for the state, and every other line is what the
-//! machine must do then, and nothing else: `>` a query, `=` a change of what is forwarded, `!` an
-//! event, `x` a refusal, `:` the state, `/` what a recorded packet says.
-//! `MCASTOR_WRITE_EXPECTED=1` writes those lines; read them against the section a file names.
+//! Each file in `tests/replay` is a log. Its input lines start with a time in seconds:
+//! - `< FROM TO MESSAGE`: the machine receives a message.
+//! - `< HEX`: the machine receives an IP packet that `record.py` recorded.
+//! - `?`: the test prints the state.
+//!
+//! All other lines are the expected output. The machine must produce these lines and no others:
+//! `>` a query, `=` a changed filter of a group, `!` an event, `x` a refusal, `:` the state, `/`
+//! the content of a recorded packet.
+//!
+//! `MCASTOR_BLESS=1` writes the output lines. Then compare them with the RFC section that the file
+//! names.
 
 use std::fmt::Write;
 use std::fs;
@@ -43,7 +50,8 @@ fn value<T: std::str::FromStr>(word: &str, key: &str) -> Option<T> {
     rest.parse().ok()
 }
 
-/// `machine igmp own=10.0.0.1 querier=off version=2 fast_leave interval=125`
+/// Creates the machine of a line such as
+/// `machine igmp own=10.0.0.1 querier=off version=2 fast_leave interval=125`.
 fn machine(line: &str, start: Instant) -> Downstream {
     let mut rule = ProxyRule::new(vec![], vec![]);
     let (mut own, mut protocol) = (None, Protocol::Igmp);
@@ -144,36 +152,41 @@ fn message(text: &str) -> MembershipMessage {
     }
 }
 
-fn listed(sources: &[Source]) -> String {
+fn format_sources(sources: &[Source]) -> String {
     let sources: Vec<_> = sources.iter().map(Source::to_string).collect();
     format!("{{{}}}", sources.join(" "))
 }
 
 /// The inverse of [`message`].
-fn told(message: &MembershipMessage) -> String {
+fn format_message(message: &MembershipMessage) -> String {
     let version = |generation: Generation| generation as u8 + 1;
     match message {
-        MembershipMessage::Query(query) => said(query),
+        MembershipMessage::Query(query) => format_query(query),
         MembershipMessage::Report { generation, group } => {
             format!("report v{} {group}", version(*generation))
         }
         MembershipMessage::Leave { group } => format!("leave {group}"),
         MembershipMessage::Records(records) => {
             let name = |r: &GroupRecord| KINDS.iter().find(|(_, k)| *k == r.kind).unwrap().0;
-            let told = |r: &GroupRecord| format!("{} {} {}", name(r), r.group, listed(&r.sources));
-            records.iter().map(told).collect::<Vec<_>>().join("; ")
+            let format_record =
+                |r: &GroupRecord| format!("{} {} {}", name(r), r.group, format_sources(&r.sources));
+            records
+                .iter()
+                .map(format_record)
+                .collect::<Vec<_>>()
+                .join("; ")
         }
     }
 }
 
-fn said(query: &Query) -> String {
+fn format_query(query: &Query) -> String {
     let version = query.generation as u8 + 1;
     let mut text = format!("query v{version}");
     if let Some(group) = query.group {
         write!(text, " {group}").unwrap();
     }
     if !query.sources.is_empty() {
-        write!(text, " {}", listed(&query.sources)).unwrap();
+        write!(text, " {}", format_sources(&query.sources)).unwrap();
     }
     write!(text, " max={}", query.max_response_time.as_secs_f64()).unwrap();
     if query.suppress {
@@ -205,15 +218,19 @@ impl Replay {
         while let Some(event) = self.machine.poll_event() {
             let text = match event {
                 MembershipEvent::QuerierChanged { address, is_us } => {
-                    let who = address.map_or("nobody".into(), |a| a.to_string());
-                    format!("! querier {who}{}", if is_us { ", us" } else { "" })
+                    let querier = address.map_or("none".into(), |a| a.to_string());
+                    format!("! querier {querier}{}", if is_us { ", us" } else { "" })
                 }
                 other => format!("! {other:?}"),
             };
             self.line(&text);
         }
         while let Some(out) = self.machine.poll_query() {
-            self.line(&format!("> {} {}", out.destination, said(&out.query)));
+            self.line(&format!(
+                "> {} {}",
+                out.destination,
+                format_query(&out.query)
+            ));
         }
         while let Some((group, filter)) = self.machine.poll_change() {
             self.line(&format!("= {group} {filter}"));
@@ -224,7 +241,7 @@ impl Replay {
         }
     }
 
-    fn pass(&mut self, until: Instant) {
+    fn advance_to(&mut self, until: Instant) {
         self.drain();
         while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= until) {
             self.now = at.max(self.now);
@@ -234,13 +251,13 @@ impl Replay {
         self.now = until;
     }
 
-    fn state(&mut self) {
+    fn print_state(&mut self) {
         let querier = self.machine.querier(self.now);
         let left = querier
             .expires_in
             .map_or(String::new(), |d| format!(" {}", seconds(d)));
-        let who = querier.address.map_or("nobody".into(), |a| a.to_string());
-        self.line(&format!(": querier {who}{left}"));
+        let address = querier.address.map_or("none".into(), |a| a.to_string());
+        self.line(&format!(": querier {address}{left}"));
         let views: Vec<_> = self.machine.groups(self.now).collect();
         for view in views {
             let mut text = format!(": {} v{}", view.group, view.generation as u8 + 1);
@@ -259,23 +276,23 @@ impl Replay {
         }
     }
 
-    /// Hears a packet as it came over the wire.
-    fn hear(&mut self, packet: &[u8]) {
+    /// Receives a recorded IP packet.
+    fn receive_packet(&mut self, packet: &[u8]) {
         let on_link = [IpNet::V4("10.0.1.0/24".parse().unwrap())];
         let checks = HeaderPolicy {
             headers: HeaderChecks::Strict,
             on_link: &on_link,
         };
-        let heard = link_control::decapsulate(packet, &checks).and_then(|opened| {
+        let parsed = link_control::decapsulate(packet, &checks).and_then(|opened| {
             let parse = match opened.source {
                 IpAddr::V4(_) => igmp::parse,
                 IpAddr::V6(_) => mld::parse,
             };
             Ok((opened.source, opened.destination, parse(opened.message)?))
         });
-        match heard {
+        match parsed {
             Ok((from, to, message)) => {
-                self.line(&format!("/ {from} {to} {}", told(&message)));
+                self.line(&format!("/ {from} {to} {}", format_message(&message)));
                 let _ = self.machine.handle_message(self.now, from, to, &message);
             }
             Err(reason) => self.line(&format!("x {} 1", reason.label())),
@@ -286,7 +303,7 @@ impl Replay {
         writeln!(self.log, "{line}").unwrap();
         let (_, rest) = line.split_once(' ').unwrap();
         match rest.split_once(' ').unwrap_or((rest, "")) {
-            ("<", recorded) if !recorded.contains(' ') => self.hear(&bytes(recorded)),
+            ("<", recorded) if !recorded.contains(' ') => self.receive_packet(&bytes(recorded)),
             ("<", rest) => {
                 let mut parts = rest.splitn(3, ' ');
                 let from: IpAddr = parts.next().unwrap().parse().unwrap();
@@ -295,7 +312,7 @@ impl Replay {
                 let _ = self.machine.handle_message(self.now, from, to, &message);
             }
             ("address", own) => self.machine.set_own_address(self.now, own.parse().ok()),
-            ("?", _) => self.state(),
+            ("?", _) => self.print_state(),
             _ => panic!("{line}?"),
         }
         self.drain();
@@ -321,7 +338,7 @@ fn replay(text: &str) -> String {
             continue;
         }
         let at = Duration::from_secs_f64(at.parse().unwrap());
-        replay.pass(start + at);
+        replay.advance_to(start + at);
         replay.input(line);
     }
     replay.log
@@ -330,7 +347,7 @@ fn replay(text: &str) -> String {
 #[test]
 fn replay_logs_match_expected_output() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay");
-    let write = std::env::var_os("MCASTOR_WRITE_EXPECTED").is_some();
+    let bless = std::env::var_os("MCASTOR_BLESS").is_some();
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -338,28 +355,31 @@ fn replay_logs_match_expected_output() {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with("# RFC"), "{path:?} names no section");
+        assert!(
+            text.starts_with("# RFC"),
+            "{path:?} does not name an RFC section"
+        );
         let log = replay(&text);
-        if write {
+        if bless {
             fs::write(&path, &log).unwrap();
         }
-        for (n, (is, wanted)) in log.lines().zip(text.lines()).enumerate() {
+        for (n, (actual, expected)) in log.lines().zip(text.lines()).enumerate() {
             assert!(
-                write || is == wanted,
-                "{path:?}:{}: {is}, not {wanted}",
+                bless || actual == expected,
+                "{path:?}:{}: {actual}, not {expected}",
                 n + 1
             );
         }
         assert!(
-            write || log.lines().eq(text.lines()),
-            "{path:?} ends elsewhere"
+            bless || log.lines().eq(text.lines()),
+            "{path:?} has missing or additional lines at the end"
         );
         count += 1;
     }
     assert!(count >= 6, "{count} logs");
 }
 
-/// Every source file below a folder, in one text.
+/// Appends the content of all source files below a directory to `text`.
 fn sources_below(folder: &Path, text: &mut String) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -372,7 +392,7 @@ fn sources_below(folder: &Path, text: &mut String) {
 }
 
 #[test]
-fn docs_conformance_names_tests_that_exist() {
+fn conformance_table_names_existing_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut code = String::new();
     sources_below(&root.join("src"), &mut code);
@@ -398,8 +418,8 @@ fn docs_conformance_names_tests_that_exist() {
     assert!(named > 80, "only {named} tests are named");
 }
 
-/// Pages of memory in use, as bytes.
-fn resident() -> usize {
+/// Returns the resident memory of this process in bytes.
+fn resident_bytes() -> usize {
     let text = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
@@ -407,10 +427,10 @@ fn resident() -> usize {
 
 #[test]
 fn ten_thousand_groups_fit_in_memory_and_time() {
-    let before = resident();
+    let before = resident_bytes();
     let start = Instant::now();
     let mut rule = ProxyRule::new(vec![], vec![]);
-    // A host that was never heard before may fill three quarters of the places.
+    // New hosts may use only three quarters of the group limit.
     (rule.limits.groups, rule.fast_leave) = (14_000, true);
     let mut config = DownstreamConfig::new(Protocol::Igmp, Arc::new(rule));
     config.max_tracked_entries = 200_000;
@@ -452,9 +472,9 @@ fn ten_thousand_groups_fit_in_memory_and_time() {
         (machine.group_count(), machine.source_count()),
         (10_000, 100_000)
     );
-    let used = resident().saturating_sub(before);
+    let used = resident_bytes().saturating_sub(before);
     assert!(used < 64 << 20, "{used} bytes");
-    // All end in one call.
+    // All memberships expire in one call.
     let end = start + Duration::from_secs(1000);
     timed(&mut || machine.handle_timeout(end));
     assert_eq!(machine.group_count(), 0);

@@ -1,5 +1,5 @@
-//! The topology: source namespace, router namespace, one namespace for each receiver, veth
-//! pairs between them. IPv6 is off, so that nothing but the bench sends.
+//! The topology: a source namespace, a router namespace, a namespace per receiver, and veth pairs
+//! between them. IPv6 is off, so that only the bench sends packets.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -19,7 +19,7 @@ use crate::Outcome;
 pub const END: &str = "eth0";
 /// The router's interface towards the source.
 pub const IN: &str = "in";
-/// The address of the source: the sources of raw packets lie in the same network.
+/// The address of the source. The source addresses of raw packets are in the same network.
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const SOURCE_PREFIX: u8 = 15;
 
@@ -28,51 +28,53 @@ pub fn out(i: usize) -> String {
     format!("out{i}")
 }
 
+/// The namespaces of the topology.
 pub struct Lab {
     pub source: NetNs,
     pub router: NetNs,
     pub receivers: Vec<Receiver>,
 }
 
-/// A receiver: a namespace where nobody joined, which drops what arrives. Its interface counts.
+/// A receiver: a namespace without group members. It drops all packets, and its interface counts
+/// them.
 pub struct Receiver {
     pub netns: NetNs,
-    /// `/proc/net/dev` of the namespace, which an open file stays bound to.
+    /// `/proc/net/dev` of the namespace. An open file stays bound to its namespace.
     counters: File,
 }
 
 impl Receiver {
     fn new() -> io::Result<Self> {
         let netns = NetNs::new()?;
-        quiet(&netns)?;
+        disable_side_effects(&netns)?;
         let counters = netns.run(|| File::open("/proc/thread-self/net/dev"))??;
         Ok(Self { netns, counters })
     }
 
-    /// Bytes and packets that arrived on the interface since it exists.
+    /// Returns the number of bytes and packets that arrived on the interface since its creation.
     fn counters(&self) -> io::Result<(u64, u64)> {
         let mut text = String::new();
         let mut file = &self.counters;
         file.rewind()?;
         file.read_to_string(&mut text)?;
-        let of_line = |line: &str| {
+        let parse_line = |line: &str| {
             let values = line.trim().strip_prefix(END)?.strip_prefix(':')?;
             let mut values = values.split_whitespace();
             let bytes = values.next()?.parse().ok()?;
             Some((bytes, values.next()?.parse().ok()?))
         };
         text.lines()
-            .find_map(of_line)
-            .ok_or_else(|| io::Error::other("no counters of the receiver's interface"))
+            .find_map(parse_line)
+            .ok_or_else(|| io::Error::other("no counters for the interface of the receiver"))
     }
 
-    /// Packets that arrived.
+    /// Returns the number of packets that arrived.
     pub fn arrived(&self) -> io::Result<u64> {
         Ok(self.counters()?.1)
     }
 
-    /// Datagrams of `size` bytes that arrived, also where several came as one packet: that has
-    /// their headers once.
+    /// Returns the number of datagrams with `size` bytes of payload that arrived. Counts the
+    /// segments of GSO packets, which contain the headers only once.
     pub fn datagrams(&self, size: usize) -> io::Result<u64> {
         const HEADERS: u64 = 14 + 20 + 8;
         let (bytes, packets) = self.counters()?;
@@ -81,6 +83,7 @@ impl Receiver {
 }
 
 impl Lab {
+    /// Creates the namespaces and waits until all interfaces are running.
     pub fn new(receivers: usize) -> Outcome<Self> {
         let lab = Self {
             source: NetNs::new()?,
@@ -89,8 +92,8 @@ impl Lab {
                 .map(|_| Receiver::new())
                 .collect::<io::Result<_>>()?,
         };
-        quiet(&lab.source)?;
-        quiet(&lab.router)?;
+        disable_side_effects(&lab.source)?;
+        disable_side_effects(&lab.router)?;
         inside(&lab.router, async |handle| {
             let ends = lab.receivers.iter().map(|r| &r.netns);
             let ends = ends.enumerate().map(|(i, netns)| (out(i), netns));
@@ -118,7 +121,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The index of the source's interface.
+    /// Returns the interface index of the source.
     pub fn source_index(&self) -> Outcome<IfIndex> {
         let all = self.source.run(interfaces)??;
         let found = all.iter().find(|i| i.name.as_str() == END);
@@ -140,23 +143,23 @@ impl Lab {
         Err(format!("ethtool: {}", String::from_utf8_lossy(&output.stderr)).into())
     }
 
-    /// Packets that arrived at each receiver.
+    /// Returns the number of packets that arrived at each receiver.
     pub fn arrived(&self) -> io::Result<Vec<u64>> {
         self.receivers.iter().map(Receiver::arrived).collect()
     }
 
-    /// Datagrams of `size` bytes that arrived at each receiver.
+    /// Returns the number of datagrams with `size` bytes of payload that arrived at each receiver.
     pub fn datagrams(&self, size: usize) -> io::Result<Vec<u64>> {
         self.receivers.iter().map(|r| r.datagrams(size)).collect()
     }
 
-    /// Waits until nothing arrives any more; returns what arrived then.
-    pub fn settled(&self) -> io::Result<Vec<u64>> {
-        const QUIET: Duration = Duration::from_millis(30);
+    /// Waits until no more packets arrive, and returns the number of packets at each receiver.
+    pub fn wait_until_quiet(&self) -> io::Result<Vec<u64>> {
+        const INTERVAL: Duration = Duration::from_millis(30);
         let deadline = Instant::now() + Duration::from_secs(2);
         let mut last = self.arrived()?;
         loop {
-            std::thread::sleep(QUIET);
+            std::thread::sleep(INTERVAL);
             let now = self.arrived()?;
             if now == last || Instant::now() > deadline {
                 return Ok(now);
@@ -166,8 +169,8 @@ impl Lab {
     }
 }
 
-/// Turns off what would send or filter by itself.
-fn quiet(netns: &NetNs) -> io::Result<()> {
+/// Disables IPv6, which sends packets of its own, and the reverse path filter.
+fn disable_side_effects(netns: &NetNs) -> io::Result<()> {
     netns.run(|| {
         for (key, value) in [
             ("ipv6/conf/all/disable_ipv6", "1"),
@@ -181,7 +184,7 @@ fn quiet(netns: &NetNs) -> io::Result<()> {
     })
 }
 
-/// Gives each interface its address and sets it up, and the loopback with it.
+/// Sets the interfaces and the loopback up and assigns the addresses.
 fn set_up(netns: &NetNs, links: &[(String, Ipv4Addr, u8)]) -> Outcome<()> {
     inside(netns, async |handle| {
         let all = interfaces().map_err(|e| rtnetlink::Error::NamespaceError(e.to_string()))?;
@@ -199,7 +202,7 @@ fn set_up(netns: &NetNs, links: &[(String, Ipv4Addr, u8)]) -> Outcome<()> {
     })
 }
 
-/// Runs `work` with a netlink connection of `netns`.
+/// Runs `work` with a netlink connection to `netns`.
 fn inside(
     netns: &NetNs,
     work: impl AsyncFnOnce(Handle) -> Result<(), rtnetlink::Error> + Send,

@@ -1,13 +1,14 @@
-//! `make bench`: mcastor against the kernel's ip_mroute on the same topology. The method and
-//! the goals are told in bench/README.md.
+//! `make bench`: compares mcastor with the kernel's ip_mroute on the same topology.
+//! bench/README.md describes the method and the goals.
 
-mod handover;
 mod lab;
+mod message_passing;
 mod meter;
 mod peer;
 mod plan;
 mod reasons;
 mod report;
+mod results;
 mod run;
 mod sender;
 mod svg;
@@ -19,22 +20,22 @@ use std::sync::atomic::AtomicBool;
 
 use run::Bench;
 
-/// Whatever fails ends the bench with its text.
+/// Every error ends the bench with a message.
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|a| a == name);
-    // `cargo test --all-targets` starts benches too, without this.
+    // `cargo test --all-targets` starts benches without this flag.
     if !has("--bench") {
-        println!("forwarding: measures only under `make bench`");
+        println!("forwarding: skipped; run it with `make bench`");
         return ExitCode::SUCCESS;
     }
-    let _first = Autogroup::first();
+    let _priority = AutogroupPriority::raise();
     let only = arguments.iter().find_map(|a| a.strip_prefix("--only="));
     let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
     let done = match profile {
-        Some(wanted) => profile_one(wanted),
+        Some(target) => profile_scenario(target),
         None if has("--modes") => sweep::sweep(),
         None => measure(has("--quick"), only),
     };
@@ -47,46 +48,53 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where the kernel shares cores between sessions first (sched(7), autogroup), the niceness of a
-/// thread only counts among those of its own session: so this session goes first meanwhile.
-struct Autogroup {
-    before: String,
+/// Gives the session of this process priority over other sessions until it is dropped.
+///
+/// If the scheduler groups threads by session (sched(7), autogroup), the niceness of a thread
+/// counts only within its session.
+struct AutogroupPriority {
+    previous_nice: String,
 }
 
-impl Autogroup {
+impl AutogroupPriority {
     const FILE: &'static str = "/proc/self/autogroup";
 
-    /// `None` where the kernel knows no such thing, or does not let us.
-    fn first() -> Option<Self> {
+    /// Returns `None` if the kernel has no autogroups or refuses the change.
+    fn raise() -> Option<Self> {
         let text = std::fs::read_to_string(Self::FILE).ok()?;
-        let (_, before) = text.trim().rsplit_once(' ')?;
+        let (_, nice) = text.trim().rsplit_once(' ')?;
         std::fs::write(Self::FILE, "-20").ok()?;
         Some(Self {
-            before: before.into(),
+            previous_nice: nice.into(),
         })
     }
 }
 
-impl Drop for Autogroup {
+impl Drop for AutogroupPriority {
     fn drop(&mut self) {
-        let _ = std::fs::write(Self::FILE, &self.before);
+        let _ = std::fs::write(Self::FILE, &self.previous_nice);
     }
 }
 
-/// Keeps one scenario busy for a profiler: `--profile=egress-4@100000`.
-fn profile_one(wanted: &str) -> Outcome<()> {
-    let (id, rate) = wanted.split_once('@').ok_or("--profile=SCENARIO@RATE")?;
+/// Runs one scenario for a profiler: `--profile=egress-4@100000`.
+fn profile_scenario(target: &str) -> Outcome<()> {
+    let (id, rate) = target
+        .split_once('@')
+        .ok_or("usage: --profile=SCENARIO@RATE")?;
     let plan = plan::plan(false, Some(id));
-    let scenario = plan.scenarios.first().ok_or("no such scenario")?;
-    run::keep_busy(scenario, rate.parse()?)
+    let scenario = plan
+        .scenarios
+        .first()
+        .ok_or("unknown scenario; see bench/forwarding/plan.rs")?;
+    run::run_for_profiler(scenario, rate.parse()?)
 }
 
 fn measure(quick: bool, only: Option<&str>) -> Outcome<()> {
     if !mcastor::sys::netns::can_create_namespaces() {
-        return Err("needs root: namespaces and packet sockets".into());
+        return Err("needs root for network namespaces and packet sockets".into());
     }
     if meter::cores() < 2 {
-        return Err("needs two cores: one for the sender, one for the router".into());
+        return Err("needs two cores: one for the sender and one for the router".into());
     }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -94,6 +102,6 @@ fn measure(quick: bool, only: Option<&str>) -> Outcome<()> {
     }
     let plan = plan::plan(quick, only);
     let mut bench = Bench::new(plan, quick, stop);
-    bench.all()?;
+    bench.run_all()?;
     report::write(&bench.results, quick, only.is_some())
 }

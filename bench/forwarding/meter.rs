@@ -1,24 +1,24 @@
-//! Where CPU time is read.
+//! Reads CPU time.
 //!
-//! Forwarding over veth pairs mostly runs in soft interrupts inside the *sender's* system
-//! calls, so the time of the router's process alone says nothing: the kernel's forwarding
-//! would come out free. Two readings count everything, and the sender's own part is taken off
-//! by running the same sender into a router without routes:
+//! Forwarding over veth pairs mostly runs in soft interrupts inside the system calls of the
+//! *sender*. The CPU time of the router process alone would show no cost for the kernel's
+//! forwarding. So two values count all work. The bench subtracts the work of the sender, which it
+//! measures with the same sender and a router without routes.
 //!
-//! - the busy time of all cores in `/proc/stat` (what is neither idle nor stolen). It also
-//!   holds whatever else the machine does meanwhile;
-//! - the run time of all threads that take part: sender, router, `ksoftirqd`. Soft interrupts
-//!   count to the thread they interrupt, as the kernel here does not account them apart. It
-//!   misses only what interrupts an idle core.
+//! - The busy time of all cores in `/proc/stat`: the time that is neither idle nor stolen. It
+//!   includes the work of other processes.
+//! - The run time of the threads involved: sender, router and `ksoftirqd`. A soft interrupt counts
+//!   for the thread that it interrupts, unless the kernel accounts interrupts separately. This
+//!   value misses only interrupts on an idle core.
 
 use std::fs;
 use std::io;
 use std::time::Instant;
 
-/// USER_HZ of Linux: the unit of `/proc/stat`.
+/// The unit of `/proc/stat` in nanoseconds (USER_HZ is 100).
 const TICK_NS: f64 = 1e7;
 
-/// Run time of the calling thread in nanoseconds.
+/// Returns the run time of the calling thread in nanoseconds.
 pub fn own_ns() -> u64 {
     schedstat("/proc/thread-self/schedstat")
 }
@@ -29,7 +29,7 @@ fn schedstat(path: &str) -> u64 {
     first.parse().unwrap_or_default()
 }
 
-/// Run time of all threads of a process in nanoseconds.
+/// Returns the run time of all threads of a process in nanoseconds.
 pub fn process_ns(pid: u32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return 0;
@@ -38,7 +38,7 @@ pub fn process_ns(pid: u32) -> u64 {
     tasks.flatten().map(|t| schedstat(&path(t))).sum()
 }
 
-/// Resident memory of a process in MiB.
+/// Returns the resident memory of a process in MiB.
 pub fn resident_mib(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
@@ -47,34 +47,36 @@ pub fn resident_mib(pid: u32) -> f64 {
         .map_or(f64::NAN, |k| k / 1024.0)
 }
 
-/// Reads CPU time of the machine and of the threads that take part.
+/// Reads the CPU time of the machine, and of the router and `ksoftirqd`.
 pub struct Meter {
     ksoftirqd: Vec<u32>,
     router: Option<u32>,
 }
 
+/// The counters at one time, in nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
     at: Instant,
     idle: f64,
     stolen: f64,
-    ours: u64,
+    threads: u64,
 }
 
-/// CPU time of a window, in nanoseconds of all cores together.
+/// CPU time of a measurement window, in nanoseconds, summed over all cores.
 #[derive(Debug, Clone, Copy)]
-pub struct Spent {
-    /// Of the whole machine.
+pub struct CpuTime {
+    /// Busy time of the whole machine.
     pub system: f64,
-    /// What the host of a virtual machine gave to others.
+    /// Time that the host of a virtual machine stole.
     pub stolen: f64,
-    /// Of router and `ksoftirqd`.
-    pub ours: f64,
-    /// How long it was.
+    /// Run time of the router and `ksoftirqd`.
+    pub threads: f64,
+    /// Duration of the window.
     pub seconds: f64,
 }
 
 impl Meter {
+    /// Creates a meter for the router process with this ID, if there is one.
     pub fn new(router: Option<u32>) -> io::Result<Self> {
         let mut ksoftirqd = Vec::new();
         for entry in fs::read_dir("/proc")?.flatten() {
@@ -90,6 +92,7 @@ impl Meter {
         Ok(Self { ksoftirqd, router })
     }
 
+    /// Reads the counters.
     pub fn read(&self) -> io::Result<Reading> {
         let stat = fs::read_to_string("/proc/stat")?;
         let fields: Vec<f64> = stat
@@ -101,30 +104,31 @@ impl Meter {
             .filter_map(|v| v.parse().ok())
             .collect();
         let field = |i: usize| fields.get(i).copied().unwrap_or_default();
-        // Idle, waiting for disks, stolen by the host.
+        // The fields idle, iowait and steal.
         let idle = (field(3) + field(4) + field(7)) * TICK_NS;
         let all = self.ksoftirqd.iter().chain(&self.router);
         Ok(Reading {
             at: Instant::now(),
             idle,
             stolen: field(7) * TICK_NS,
-            ours: all.map(|pid| process_ns(*pid)).sum(),
+            threads: all.map(|pid| process_ns(*pid)).sum(),
         })
     }
 
-    pub fn since(&self, before: &Reading) -> io::Result<Spent> {
+    /// Returns the CPU time since `before`.
+    pub fn since(&self, before: &Reading) -> io::Result<CpuTime> {
         let now = self.read()?;
         let wall = (now.at - before.at).as_nanos() as f64;
-        Ok(Spent {
+        Ok(CpuTime {
             system: (wall * cores() as f64 - (now.idle - before.idle)).max(0.0),
             stolen: now.stolen - before.stolen,
-            ours: now.ours.saturating_sub(before.ours) as f64,
+            threads: now.threads.saturating_sub(before.threads) as f64,
             seconds: wall / 1e9,
         })
     }
 }
 
-/// Cores that are online.
+/// Returns the number of online cores.
 pub fn cores() -> usize {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let is_core = |l: &&str| l.starts_with("cpu") && !l.starts_with("cpu ");

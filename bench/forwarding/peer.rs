@@ -1,4 +1,4 @@
-//! The routers that are compared, each started anew for every run.
+//! The compared routers. The bench starts a new router for every run.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,72 +14,75 @@ use tempfile::TempDir;
 use crate::Outcome;
 use crate::lab::{self, Lab};
 use crate::meter;
-use crate::sender::{self, Kind, NICE, ROUTER_CORE, Stream};
+use crate::sender::{self, NICE, ROUTER_CORE, SenderKind, Stream};
 
-/// A router, or none.
+/// A compared router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
-    /// No router: what the sender costs by itself.
+    /// No router: measures the cost of the sender.
     Alone,
-    /// The kernel's ip_mroute, filled by smcrouted.
+    /// The kernel's ip_mroute, configured by smcrouted.
     Kernel,
     /// `mcastor run` with its defaults.
     Mcastor,
     /// `mcastor run` with `plane.qdisc_bypass = true`.
     McastorBypass,
     /// `mcastor run` with `plane.busy_poll = 0`.
-    McastorSleeping,
+    McastorNoBusyPoll,
 }
 
 impl Peer {
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Alone => "sender alone",
             Self::Kernel => "ip_mroute",
             Self::Mcastor => "mcastor",
             Self::McastorBypass => "mcastor, qdisc_bypass",
-            Self::McastorSleeping => "mcastor, busy_poll = 0",
+            Self::McastorNoBusyPoll => "mcastor, busy_poll = 0",
         }
     }
 }
 
-/// What the routers are told.
+/// The routes that the routers are configured with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rules {
-    /// One (S,G) rule for each of so many flows.
+    /// This number of (S,G) rules, one per flow.
     Pairs(usize),
-    /// The same, with another source, group and port for each.
-    Rewritten(usize),
-    /// Ten (*,G) rules with groups of /16. The kernel knows no prefixes: it gets one (S,G) for
-    /// each flow that is alive, as smcrouted would install them packet by packet.
+    /// This number of (S,G) rules that translate source, group and port.
+    #[serde(rename = "rewritten")]
+    Translated(usize),
+    /// Ten (*,G) rules with groups of /16. The kernel has no prefix routes: it gets one (S,G) route
+    /// per active flow, as smcrouted would install them for the first packet of each flow.
     Prefixes,
-    /// So many (*,G) rules with groups of /28.
+    /// This number of (*,G) rules with groups of /28.
     ManyPrefixes(usize),
 }
 
-/// A router that runs. Dropped, it ends.
-pub struct Running {
+/// A running router. Dropping it stops the router.
+pub struct RunningRouter {
     child: Option<Child>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
-impl Running {
+impl RunningRouter {
+    /// The process ID; `None` for [`Peer::Alone`].
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// What mcastor says of its interfaces: where packets were lost.
+    /// Returns the output of `mcastor show interfaces`, which shows where packets were dropped.
     pub fn interfaces(&self) -> Outcome<String> {
         let mut show = Command::new(env!("CARGO_BIN_EXE_mcastor"));
         show.args(["show", "interfaces", "--socket"]);
-        let output = show.arg(self._dir.path().join("control.sock")).output()?;
+        let output = show.arg(self.dir.path().join("control.sock")).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningRouter {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
         terminate(child);
@@ -95,20 +98,27 @@ impl Drop for Running {
     }
 }
 
-/// The groups that `rule` of many /28 takes; the first ten hold the flows.
-fn narrow(rule: usize) -> String {
+/// Returns the /28 group prefix of a rule of [`Rules::ManyPrefixes`]. The first ten contain the
+/// flows.
+fn prefix_28(rule: usize) -> String {
     let [_, a, b, c] = ((rule as u32) << 4).to_be_bytes();
-    // Flow i of a raw stream is in 225.(i % 10).0.(i / 10).
+    // Flow i of a raw stream has group 225.(i % 10).0.(i / 10).
     match rule {
         0..10 => format!("225.{rule}.0.0/28"),
         _ => format!("{}.{a}.{b}.{c}/28", 226),
     }
 }
 
-fn mcastor_settings(dir: &Path, egresses: usize, rules: Rules, kind: Kind, peer: Peer) -> String {
+fn mcastor_settings(
+    dir: &Path,
+    egresses: usize,
+    rules: Rules,
+    kind: SenderKind,
+    peer: Peer,
+) -> String {
     let bypass = peer == Peer::McastorBypass;
-    let sleeping = match peer {
-        Peer::McastorSleeping => "plane.busy_poll = 0\n",
+    let busy_poll = match peer {
+        Peer::McastorNoBusyPoll => "plane.busy_poll = 0\n",
         _ => "",
     };
     let to: Vec<_> = (0..egresses)
@@ -117,13 +127,13 @@ fn mcastor_settings(dir: &Path, egresses: usize, rules: Rules, kind: Kind, peer:
     let to = to.join(", ");
     let socket = dir.join("control.sock");
     let mut text = format!(
-        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.qdisc_bypass = {bypass}\n{sleeping}\
+        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.qdisc_bypass = {bypass}\n{busy_poll}\
          limits.flows = 200000\nlog.level = \"warn\"\n",
         socket.display()
     );
     let mut route = |source: Option<String>, group: String, more: &str| {
         let source = source.map_or(String::new(), |s| format!("source = \"{s}\"\n"));
-        // The kernel's routes join nothing either.
+        // smcrouted does not join the groups of its routes either.
         let _ = write!(
             text,
             "[[route]]\nfrom = \"{}\"\n{source}group = \"{group}\"\nto = [{to}]\njoin = false\n{more}",
@@ -131,12 +141,12 @@ fn mcastor_settings(dir: &Path, egresses: usize, rules: Rules, kind: Kind, peer:
         );
     };
     match rules {
-        Rules::Pairs(n) | Rules::Rewritten(n) => (0..n).for_each(|i| {
+        Rules::Pairs(n) | Rules::Translated(n) => (0..n).for_each(|i| {
             let (source, group) = kind.flow(i);
             let [_, _, a, b] = (i as u32).to_be_bytes();
             let (to, port) = (format!("77.{a}.{b}"), 5001);
             let more = match rules {
-                Rules::Rewritten(_) => format!(
+                Rules::Translated(_) => format!(
                     "rewrite = {{ source = \"10.{to}\", group = \"239.{to}\", port = {port} }}\n"
                 ),
                 _ => String::new(),
@@ -144,12 +154,12 @@ fn mcastor_settings(dir: &Path, egresses: usize, rules: Rules, kind: Kind, peer:
             route(Some(source.to_string()), group.to_string(), &more);
         }),
         Rules::Prefixes => (0..10).for_each(|i| route(None, format!("225.{i}.0.0/16"), "")),
-        Rules::ManyPrefixes(n) => (0..n).for_each(|i| route(None, narrow(i), "")),
+        Rules::ManyPrefixes(n) => (0..n).for_each(|i| route(None, prefix_28(i), "")),
     }
     text
 }
 
-fn smcroute_settings(egresses: usize, pairs: usize, kind: Kind) -> String {
+fn smcroute_settings(egresses: usize, pairs: usize, kind: SenderKind) -> String {
     let to: Vec<_> = (0..egresses).map(lab::out).collect();
     let mut text = String::new();
     for name in [lab::IN.to_owned()].iter().chain(&to) {
@@ -167,20 +177,26 @@ fn smcroute_settings(egresses: usize, pairs: usize, kind: Kind) -> String {
     text
 }
 
-/// Starts `peer` and returns at once.
-pub fn start(lab: &Lab, peer: Peer, rules: Rules, kind: Kind, flows: usize) -> Outcome<Running> {
+/// Starts `peer` without waiting for it.
+pub fn start(
+    lab: &Lab,
+    peer: Peer,
+    rules: Rules,
+    kind: SenderKind,
+    flows: usize,
+) -> Outcome<RunningRouter> {
     start_with(lab, peer, rules, kind, flows, &[])
 }
 
-/// The same, with variables in its environment.
+/// Starts `peer` with additional environment variables, without waiting for it.
 pub fn start_with(
     lab: &Lab,
     peer: Peer,
     rules: Rules,
-    kind: Kind,
+    kind: SenderKind,
     flows: usize,
     environment: &[(&str, &str)],
-) -> Outcome<Running> {
+) -> Outcome<RunningRouter> {
     let dir = tempfile::Builder::new().prefix("mcastor-bench").tempdir()?;
     let egresses = lab.receivers.len();
     let file = |name: &str| dir.path().join(name).into_os_string();
@@ -189,14 +205,11 @@ pub fn start_with(
     command.envs(environment.iter().copied());
     match peer {
         Peer::Alone => {
-            return Ok(Running {
-                child: None,
-                _dir: dir,
-            });
+            return Ok(RunningRouter { child: None, dir });
         }
         Peer::Kernel => {
             let pairs = match rules {
-                Rules::Rewritten(n) => n,
+                Rules::Translated(n) => n,
                 Rules::Pairs(n) => n,
                 Rules::Prefixes | Rules::ManyPrefixes(_) => flows,
             };
@@ -209,7 +222,7 @@ pub fn start_with(
             command.arg("-P").arg(file("smcroute.pid"));
             command.arg("-u").arg(file("smcroute.sock"));
         }
-        Peer::Mcastor | Peer::McastorBypass | Peer::McastorSleeping => {
+        Peer::Mcastor | Peer::McastorBypass | Peer::McastorNoBusyPoll => {
             let text = mcastor_settings(dir.path(), egresses, rules, kind, peer);
             fs::write(file("mcastor.toml"), text)?;
             command.arg(env!("CARGO_BIN_EXE_mcastor"));
@@ -222,18 +235,19 @@ pub fn start_with(
         .stdout(log.try_clone()?)
         .stderr(log);
     let child = lab.router.run(|| command.spawn())??;
-    Ok(Running {
+    Ok(RunningRouter {
         child: Some(child),
-        _dir: dir,
+        dir,
     })
 }
 
-/// Run time within 50 ms, in nanoseconds, below which a router is at rest.
+/// A router with less run time than this in 50 ms is idle, in nanoseconds.
 const IDLE_NS: u64 = 2_000_000;
 
-/// Sends a packet of a few flows now and then until they come through and the router is at rest,
-/// so that all rules are in force, and then one of each flow, so that none is new.
-pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<()> {
+/// Waits until the router forwards. Sends packets of a few flows until they arrive and the router
+/// is idle, so that all rules are installed. Then sends a packet of each flow, so that no flow is
+/// new.
+pub fn wait_ready(lab: &Lab, running: &mut RunningRouter, stream: Stream) -> Outcome<()> {
     let Some(child) = &mut running.child else {
         return Ok(());
     };
@@ -247,15 +261,15 @@ pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<(
     };
     loop {
         if let Some(status) = child.try_wait()? {
-            let log = fs::read_to_string(running._dir.path().join("log")).unwrap_or_default();
-            return Err(format!("the router ended ({status}): {}", log.trim()).into());
+            let log = fs::read_to_string(running.dir.path().join("log")).unwrap_or_default();
+            return Err(format!("the router exited ({status}): {}", log.trim()).into());
         }
         let now = lab.arrived()?;
         if now.iter().zip(&before).all(|(n, b)| n > b) {
             break;
         }
         if Instant::now() > deadline {
-            return Err("the router forwards nothing".into());
+            return Err("the router does not forward".into());
         }
         let few = Stream {
             flows: stream.flows.min(10),
@@ -264,19 +278,19 @@ pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<(
         };
         sender::run(lab, few, &never)?;
     }
-    // It may still be filling its tables: smcrouted forwards long before all is in them.
+    // smcrouted forwards the first flows long before it has installed all rules.
     let pid = child.id();
     let mut busy = u64::MAX;
     while busy > IDLE_NS {
         if Instant::now() > deadline {
-            return Err("the router does not come to rest".into());
+            return Err("the router does not become idle".into());
         }
         let before = meter::process_ns(pid);
         std::thread::sleep(Duration::from_millis(50));
         busy = meter::process_ns(pid).saturating_sub(before);
     }
     if stream.flows > 10 {
-        // Slow enough for nobody to lose one; again where rules were still on their way.
+        // The rate is low enough for all routers. Repeats if some rules were not installed yet.
         let each = Stream {
             rate: Some(100_000.0),
             seconds: stream.flows as f64 / 100_000.0,
@@ -285,7 +299,7 @@ pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<(
         for _ in 0..20 {
             let before = lab.arrived()?;
             sender::run(lab, each, &never)?;
-            let after = lab.settled()?;
+            let after = lab.wait_until_quiet()?;
             let arrived = after[0].saturating_sub(before[0]);
             if arrived >= stream.flows as u64 {
                 return Ok(());
@@ -293,6 +307,6 @@ pub fn wait_ready(lab: &Lab, running: &mut Running, stream: Stream) -> Outcome<(
         }
         return Err("the router does not forward every flow".into());
     }
-    lab.settled()?;
+    lab.wait_until_quiet()?;
     Ok(())
 }

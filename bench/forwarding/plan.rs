@@ -1,76 +1,77 @@
-//! What is measured: a star around one middle, not a full product.
+//! The scenarios. Each differs from one base scenario in one or two properties.
 
 use crate::peer::{Peer, Rules};
-use crate::sender::Kind;
+use crate::sender::SenderKind;
 
-/// One corner of the star.
+/// A measured configuration.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// Short and without spaces: the key in the results.
+    /// The key in the results, without spaces.
     pub id: &'static str,
-    /// What is special about it.
+    /// The difference from the base scenario.
     pub title: &'static str,
     pub egresses: usize,
     /// Bytes of UDP payload.
     pub size: usize,
-    pub kind: Kind,
+    pub kind: SenderKind,
     pub rules: Rules,
     pub flows: usize,
     pub peers: &'static [Peer],
 }
 
-/// The whole bench.
+/// The scenarios and durations of a bench run.
 pub struct Plan {
     pub scenarios: Vec<Scenario>,
-    /// How often each is measured; the peers take turns.
+    /// Number of rounds. Each round measures every peer once.
     pub rounds: usize,
-    /// Seconds of one measurement.
+    /// Duration of one measurement in seconds.
     pub window: f64,
-    /// Rates that are held.
+    /// The fixed rates, in packets per second.
     pub rates: &'static [f64],
-    /// Rates at which latency is measured.
+    /// The rates at which latency is measured.
     pub latency_rates: &'static [f64],
     pub latency_seconds: f64,
     pub idle_seconds: f64,
-    /// Whether to measure latency, memory, idling and start.
+    /// True to measure latency, memory, idle CPU, start and message passing, too.
     pub rest: bool,
 }
 
-const PAIR: &[Peer] = &[Peer::Alone, Peer::Kernel, Peer::Mcastor];
-const TRIPLE: &[Peer] = &[
+const KERNEL_AND_MCASTOR: &[Peer] = &[Peer::Alone, Peer::Kernel, Peer::Mcastor];
+const ALL_PEERS: &[Peer] = &[
     Peer::Alone,
     Peer::Kernel,
     Peer::Mcastor,
     Peer::McastorBypass,
 ];
-const OURS: &[Peer] = &[Peer::Alone, Peer::Mcastor];
+const MCASTOR_ONLY: &[Peer] = &[Peer::Alone, Peer::Mcastor];
 
-/// The middle: 200 bytes, one egress, ten rules, ten flows.
-const MIDDLE: Scenario = Scenario {
+/// The base scenario: 200 bytes, one egress, ten rules, ten flows.
+const BASE: Scenario = Scenario {
     id: "egress-1",
     title: "1 egress, 200 bytes, 10 rules, 10 flows",
     egresses: 1,
     size: 200,
-    kind: Kind::Raw,
+    kind: SenderKind::Raw,
     rules: Rules::Pairs(10),
     flows: 10,
-    peers: TRIPLE,
+    peers: ALL_PEERS,
 };
 
+/// Returns the plan. `only` limits it to the scenarios with these comma-separated IDs.
 pub fn plan(quick: bool, only: Option<&str>) -> Plan {
-    let pair = Scenario {
-        peers: PAIR,
-        ..MIDDLE
+    let without_bypass = Scenario {
+        peers: KERNEL_AND_MCASTOR,
+        ..BASE
     };
     let all = vec![
-        (true, MIDDLE),
+        (true, BASE),
         (
             true,
             Scenario {
                 id: "egress-4",
                 title: "4 egresses",
                 egresses: 4,
-                ..MIDDLE
+                ..BASE
             },
         ),
         (
@@ -79,7 +80,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "egress-16",
                 title: "16 egresses",
                 egresses: 16,
-                ..MIDDLE
+                ..BASE
             },
         ),
         (
@@ -87,8 +88,8 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
             Scenario {
                 id: "offload-on-1",
                 title: "UDP sockets, sender offload on, 1 egress",
-                kind: Kind::UdpOffload,
-                ..pair.clone()
+                kind: SenderKind::UdpOffload,
+                ..without_bypass.clone()
             },
         ),
         (
@@ -96,9 +97,9 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
             Scenario {
                 id: "offload-on-4",
                 title: "UDP sockets, sender offload on, 4 egresses",
-                kind: Kind::UdpOffload,
+                kind: SenderKind::UdpOffload,
                 egresses: 4,
-                ..pair.clone()
+                ..without_bypass.clone()
             },
         ),
         (
@@ -106,17 +107,17 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
             Scenario {
                 id: "offload-off-1",
                 title: "UDP sockets, sender offload off, 1 egress",
-                kind: Kind::Udp,
-                ..pair.clone()
+                kind: SenderKind::Udp,
+                ..without_bypass.clone()
             },
         ),
         (
             false,
             Scenario {
                 id: "segments-1",
-                title: "UDP sockets, 16 datagrams as one (UDP_SEGMENT), 1 egress",
-                kind: Kind::UdpSegments,
-                ..pair.clone()
+                title: "UDP sockets, 16 datagrams per GSO packet (UDP_SEGMENT), 1 egress",
+                kind: SenderKind::UdpSegments,
+                ..without_bypass.clone()
             },
         ),
         (
@@ -125,7 +126,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "size-64",
                 title: "64 bytes",
                 size: 64,
-                ..pair.clone()
+                ..without_bypass.clone()
             },
         ),
         (
@@ -134,7 +135,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "size-1400",
                 title: "1400 bytes",
                 size: 1400,
-                ..pair.clone()
+                ..without_bypass.clone()
             },
         ),
         (
@@ -143,7 +144,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "rules-10k",
                 title: "10,000 (S,G) rules, 10 flows",
                 rules: Rules::Pairs(10_000),
-                ..pair.clone()
+                ..without_bypass.clone()
             },
         ),
         (
@@ -152,18 +153,18 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "rules-100k",
                 title: "100,000 (S,G) rules, 10 flows",
                 rules: Rules::Pairs(100_000),
-                peers: OURS,
-                ..pair.clone()
+                peers: MCASTOR_ONLY,
+                ..without_bypass.clone()
             },
         ),
         (
             false,
             Scenario {
                 id: "translation",
-                title: "10 rules that rewrite source, group and port, 10 flows",
-                rules: Rules::Rewritten(10),
-                peers: OURS,
-                ..pair.clone()
+                title: "10 rules that translate source, group and port, 10 flows",
+                rules: Rules::Translated(10),
+                peers: MCASTOR_ONLY,
+                ..without_bypass.clone()
             },
         ),
         (
@@ -172,7 +173,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "prefixes-10k",
                 title: "10,000 (*,G/28) rules, 10 flows",
                 rules: Rules::ManyPrefixes(10_000),
-                ..pair.clone()
+                ..without_bypass.clone()
             },
         ),
         (
@@ -182,7 +183,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 title: "10,000 flows under 10 (*,G/16) rules",
                 rules: Rules::Prefixes,
                 flows: 10_000,
-                ..pair.clone()
+                ..without_bypass.clone()
             },
         ),
         (
@@ -192,16 +193,16 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 title: "100,000 flows under 10 (*,G/16) rules",
                 rules: Rules::Prefixes,
                 flows: 100_000,
-                peers: OURS,
-                ..pair
+                peers: MCASTOR_ONLY,
+                ..without_bypass
             },
         ),
     ];
-    let wanted = |id: &str| only.is_none_or(|o| o.split(',').any(|o| o == id));
+    let is_selected = |id: &str| only.is_none_or(|o| o.split(',').any(|o| o == id));
     let scenarios = all
         .into_iter()
         .filter(|(in_quick, s)| match only {
-            Some(_) => wanted(s.id),
+            Some(_) => is_selected(s.id),
             None => *in_quick || !quick,
         })
         .map(|(_, s)| s)
@@ -214,6 +215,6 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
         latency_rates: &[1_000.0, 10_000.0],
         latency_seconds: if quick { 0.7 } else { 1.5 },
         idle_seconds: if quick { 3.0 } else { 10.0 },
-        rest: wanted("rest"),
+        rest: is_selected("rest"),
     }
 }

@@ -1,4 +1,4 @@
-//! The results as JSON, as a table and as a drawing.
+//! Writes the results as JSON, as Markdown tables and as an SVG drawing.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,160 +11,116 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::meter;
 use crate::peer::Peer;
-use crate::reasons;
-use crate::run::{Results, median};
+use crate::reasons::reason_for;
+use crate::results::{Results, Spread, median};
 use crate::svg;
 
-/// Cores that others keep busy above which a run is called disturbed.
-const DISTURBED: f64 = 0.25;
+/// If other processes use more cores than this, the report calls the run disturbed.
+const DISTURBED_CORES: f64 = 0.25;
 
-/// Median, smallest and largest.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spread {
-    pub median: f64,
-    pub min: f64,
-    pub max: f64,
-}
-
-impl Spread {
-    pub fn of(values: &[f64]) -> Option<Self> {
-        (!values.is_empty()).then(|| Self {
-            median: median(values),
-            min: values.iter().copied().fold(f64::INFINITY, f64::min),
-            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        })
-    }
-
-    fn show(self, digits: usize) -> String {
-        let Self { median, min, max } = self;
-        format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
-    }
-
-    fn to_json(self) -> Value {
-        json!({ "median": self.median, "min": self.min, "max": self.max })
-    }
-}
-
-/// The figures of a scenario and peer.
-pub fn series<'a>(results: &'a Results, id: &str, peer: Peer, name: &str) -> &'a [f64] {
-    let found = results.scenarios.iter().find(|(s, _)| s.id == id);
-    found
-        .and_then(|(_, figures)| figures.get(&peer)?.get(name))
-        .map_or(&[], Vec::as_slice)
-}
-
-/// Round by round: `peer` over the kernel.
-pub fn ratio(results: &Results, id: &str, peer: Peer, name: &str) -> Option<Spread> {
-    let own = series(results, id, peer, name);
-    let kernel = series(results, id, Peer::Kernel, name);
-    let ratios: Vec<f64> = own.iter().zip(kernel).map(|(o, k)| o / k).collect();
-    Spread::of(&ratios)
-}
-
-/// A goal, and what was measured.
+/// A goal and the measured value.
 pub struct Goal {
-    pub what: &'static str,
+    name: &'static str,
     unit: &'static str,
-    /// The bound; the other side of it is a miss.
     bound: f64,
-    at_least: bool,
+    /// True if the bound is a minimum, false if it is a maximum.
+    is_minimum: bool,
     digits: usize,
     measured: Option<Spread>,
 }
 
 impl Goal {
-    fn met(&self) -> Option<bool> {
+    fn is_met(&self) -> Option<bool> {
         let value = self.measured?.median;
-        Some(match self.at_least {
+        Some(match self.is_minimum {
             true => value >= self.bound,
             false => value <= self.bound,
         })
     }
 
     fn verdict(&self) -> &'static str {
-        match self.met() {
+        match self.is_met() {
             Some(true) => "met",
             Some(false) => "**missed**",
             None => "not measured",
         }
     }
 
-    /// Why it is missed; empty where it is not.
+    /// Returns the reason for a missed goal; empty if the goal is met.
     fn reason(&self) -> &'static str {
-        match self.met() {
-            Some(false) => reasons::of(self.what),
+        match self.is_met() {
+            Some(false) => reason_for(self.name),
             _ => "",
         }
     }
 
-    fn bound(&self) -> String {
-        let side = if self.at_least { "≥" } else { "≤" };
+    fn format_bound(&self) -> String {
+        let side = if self.is_minimum { "≥" } else { "≤" };
         format!("{side} {}{}", self.bound, self.unit)
     }
 }
 
-/// The goals, in the order of the table.
+/// Returns the goals in the order of the table.
 pub fn goals(results: &Results) -> Vec<Goal> {
-    let of = |figures: Option<&Vec<f64>>| Spread::of(figures?);
     let latency = |rate: u64, name: &str| {
         let peers = results.latency.get(&rate)?;
-        of(peers.get(&Peer::Mcastor)?.get(name))
+        Spread::of(peers.get(&Peer::Mcastor)?.get(name)?)
     };
-    let footprint = |name: &str| of(results.footprint.get(&Peer::Mcastor)?.get(name));
-    let own = |id: &str, name: &str| Spread::of(series(results, id, Peer::Mcastor, name));
+    let footprint = |name: &str| Spread::of(results.footprint.get(&Peer::Mcastor)?.get(name)?);
+    let own = |id: &str, name: &str| Spread::of(results.series(id, Peer::Mcastor, name));
     let percent = |s: Spread| Spread {
         median: s.median * 100.0,
         min: s.min * 100.0,
         max: s.max * 100.0,
     };
-    let over_plain = |id: &str| {
-        let cpu = |id| series(results, id, Peer::Mcastor, "cpu_ns@300k");
+    let over_base_scenario = |id: &str| {
+        let cpu = |id| results.series(id, Peer::Mcastor, "cpu_ns@300k");
         let pairs = cpu(id).iter().zip(cpu("egress-1"));
-        Spread::of(&pairs.map(|(own, plain)| own / plain).collect::<Vec<_>>())
+        Spread::of(&pairs.map(|(own, base)| own / base).collect::<Vec<_>>())
     };
-    let goal = |what, unit, at_least, bound, digits, measured| Goal {
-        what,
+    let goal = |name, unit, is_minimum, bound, digits, measured| Goal {
+        name,
         unit,
         bound,
-        at_least,
+        is_minimum,
         digits,
         measured,
     };
-    let times = |what, id, name, at_least, bound| {
-        let measured = ratio(results, id, Peer::Mcastor, name);
-        goal(what, "x", at_least, bound, 2, measured)
+    let relative = |name, id, series, is_minimum, bound| {
+        let measured = results.ratio(id, Peer::Mcastor, series);
+        goal(name, "x", is_minimum, bound, 2, measured)
     };
     vec![
-        times(
-            "CPU a packet at 300k/s, 1 egress",
+        relative(
+            "CPU per packet at 300k/s, 1 egress",
             "egress-1",
             "cpu_ns@300k",
             false,
             1.0,
         ),
-        times(
-            "CPU a packet at 100k/s, 4 egresses",
+        relative(
+            "CPU per packet at 100k/s, 4 egresses",
             "egress-4",
             "cpu_ns@100k",
             false,
             0.9,
         ),
-        times(
-            "CPU a packet at 100k/s, sender offload on, 1 egress",
+        relative(
+            "CPU per packet at 100k/s, sender offload on, 1 egress",
             "offload-on-1",
             "cpu_ns@100k",
             false,
             1.3,
         ),
-        times(
-            "CPU a packet at 100k/s, sender offload on, 4 egresses",
+        relative(
+            "CPU per packet at 100k/s, sender offload on, 4 egresses",
             "offload-on-4",
             "cpu_ns@100k",
             false,
             1.1,
         ),
-        times("maximum rate, 1 egress", "egress-1", "max_pps", true, 1.7),
-        times(
+        relative("maximum rate, 1 egress", "egress-1", "max_pps", true, 1.7),
+        relative(
             "maximum rate, 4 egresses",
             "egress-4",
             "max_pps",
@@ -196,20 +152,20 @@ pub fn goals(results: &Results) -> Vec<Goal> {
             latency(10_000, "p50_us"),
         ),
         goal(
-            "CPU a packet with 10,000 rules over that with 10",
+            "CPU per packet, 10,000 rules relative to 10 rules",
             "x",
             false,
             1.2,
             2,
-            over_plain("rules-10k"),
+            over_base_scenario("rules-10k"),
         ),
         goal(
-            "CPU a packet translated over a plain route",
+            "CPU per packet, translated relative to not translated",
             "x",
             false,
             1.15,
             2,
-            over_plain("translation"),
+            over_base_scenario("translation"),
         ),
         goal(
             "resident memory, 10 routes on 3 interfaces",
@@ -246,7 +202,7 @@ pub fn goals(results: &Results) -> Vec<Goal> {
     ]
 }
 
-/// Where it was measured.
+/// The machine of the measurement.
 struct Machine {
     cpu: String,
     cores: usize,
@@ -286,19 +242,23 @@ fn machine() -> Machine {
     }
 }
 
-/// Year, month and day of UTC (Howard Hinnant's civil_from_days).
+/// Returns the UTC date as year, month and day (algorithm `civil_from_days` of Howard Hinnant).
 fn today() -> String {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let days = (since.as_secs() / 86_400) as i64 + 719_468;
     let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let part = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * part + 2) / 5 + 1;
-    let month = if part < 10 { part + 3 } else { part - 9 };
+    let day_of_era = days.rem_euclid(146_097);
+    let year = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = year + era * 400 + i64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
 }
@@ -352,7 +312,7 @@ fn to_json(results: &Results, machine: &Machine, quick: bool) -> Value {
     let goals = goals(results);
     let goals = goals.iter().map(|g| {
         json!({
-            "what": g.what, "goal": g.bound(), "met": g.met(),
+            "what": g.name, "goal": g.format_bound(), "met": g.is_met(),
             "measured": g.measured.map(Spread::to_json), "reason": g.reason(),
         })
     });
@@ -372,12 +332,12 @@ fn to_json(results: &Results, machine: &Machine, quick: bool) -> Value {
         "goals": goals.collect::<Vec<_>>(),
         "scenarios": scenarios.collect::<Vec<_>>(),
         "latency": latency.collect::<serde_json::Map<_, _>>(),
-        "handover": results.handover.iter().map(|((place, batch), values)| json!({
+        "handover": results.message_costs.iter().map(|((place, batch), values)| json!({
             "place": place, "packets": batch, "rounds": values,
             "spread": Spread::of(values).map(Spread::to_json),
         })).collect::<Vec<_>>(),
         "failed": results.failed.iter()
-            .map(|(id, _, why)| json!({ "id": id, "why": why })).collect::<Vec<_>>(),
+            .map(|(id, _, error)| json!({ "id": id, "why": error })).collect::<Vec<_>>(),
         "footprint": results.footprint.iter()
             .map(|(p, f)| (p.name().to_owned(), figures(f))).collect::<serde_json::Map<_, _>>(),
     })
@@ -385,18 +345,19 @@ fn to_json(results: &Results, machine: &Machine, quick: bool) -> Value {
 
 fn cell(values: &[f64], scale: f64, digits: usize) -> String {
     let scaled: Vec<f64> = values.iter().map(|v| v * scale).collect();
-    Spread::of(&scaled).map_or("–".into(), |s| s.show(digits))
+    Spread::of(&scaled).map_or("–".into(), |s| s.format(digits))
 }
 
 fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> String {
     let mut text = String::from("# mcastor against the kernel's ip_mroute\n\n");
     if quick {
-        text += "**A quick run: few rounds, short windows. For the record use `make bench`.**\n\n";
+        text += "**This was a quick run with few rounds and short windows. `make bench` gives the figures for publication.**\n\n";
     }
     let _ = writeln!(
         text,
-        "mcastor {}, {}, {} cores, {:.1} GiB, Linux {}, {}, {}. {} rounds, the peers taking turns; median \
-         (smallest to largest). Ratios are taken round by round. How: [bench/README.md](../README.md).\n",
+        "mcastor {}, {}, {} cores, {:.1} GiB, Linux {}, {}, {}. {} rounds; each round \
+         measures every router once. Values are the median (smallest to largest). Ratios are computed within a round. \
+         Method: [bench/README.md](../README.md).\n",
         env!("CARGO_PKG_VERSION"),
         machine.cpu,
         machine.cores,
@@ -409,72 +370,77 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
     if let Some(foreign) = Spread::of(&results.foreign) {
         let _ = writeln!(
             text,
-            "Work of others during the windows: {} cores. CPU time is that of the whole machine; where others took \
-             more than 0.05 cores, {} figures, it is that of the threads that take part.\n",
-            foreign.show(2),
+            "Other processes used {} cores during the windows. CPU time is that of the whole machine. In {} figures, \
+             other processes used more than 0.05 cores, and CPU time is that of the threads involved.\n",
+            foreign.format(2),
             results.by_threads
         );
     }
     if let Some(stolen) = Spread::of(&results.stolen).filter(|s| s.max > 0.0) {
         let _ = writeln!(
             text,
-            "The host of this virtual machine gave {} cores to others meanwhile, and the others on it slow down the \
-             rest: compare within a row, not with another run.\n",
-            stolen.show(2)
+            "The host of this virtual machine stole {} cores, and other virtual machines on it slow down the rest. \
+             Compare the values of one row; do not compare them with another run.\n",
+            stolen.format(2)
         );
     }
-    if median(&results.foreign).max(median(&results.stolen)) > DISTURBED {
-        text += "**Disturbed: others took so much that maximum rates, loss and latency mean little. Repeat it on a \
-            quiet machine.**\n\n";
+    if median(&results.foreign).max(median(&results.stolen)) > DISTURBED_CORES {
+        text += "**Disturbed: other processes used so much CPU time that maximum rates, loss and latency are not \
+            meaningful. Repeat the measurement on an idle machine.**\n\n";
     }
     let _ = writeln!(text, "![comparison]({name}.svg)\n\n## Goals\n");
     text += "| goal | bound | measured | | reason |\n|---|---|---|---|---|\n";
     for goal in goals(results) {
-        let measured = goal.measured.map_or("–".into(), |s| s.show(goal.digits));
+        let measured = goal.measured.map_or("–".into(), |s| s.format(goal.digits));
         let unit = if goal.measured.is_some() {
             goal.unit
         } else {
             ""
         };
-        let (what, bound, verdict) = (goal.what, goal.bound(), goal.verdict());
+        let (what, bound, verdict) = (goal.name, goal.format_bound(), goal.verdict());
         let reason = goal.reason();
         let _ = writeln!(
             text,
             "| {what} | {bound} | {measured}{unit} | {verdict} | {reason} |"
         );
     }
-    text += "\n## Forwarding\n\nCPU is for one packet that came through, on all its egresses together, the sender's own taken off. \
-        Where a sender did not come to 97 % of a held rate, because the kernel forwards on the sender's core, its rate is added in k/s.\n\n\
+    text += "\n## Forwarding\n\nCPU is the CPU time per packet that arrived, for all egresses together, without the CPU time of the \
+        sender. If the sender reached less than 97 % of a fixed rate, because the kernel forwards on the core of the \
+        sender, the table adds the rate it reached in k/s.\n\n\
         | | router | CPU ns at 100k/s | ratio | CPU ns at 300k/s | ratio | loss % at 100k/s | at 300k/s | maximum k/s | ratio |\n\
         |---|---|---|---|---|---|---|---|---|---|\n";
     for (scenario, peers) in &results.scenarios {
         for peer in peers.keys().filter(|p| **p != Peer::Alone) {
-            let of = |name: &str| series(results, scenario.id, *peer, name);
+            let values = |name: &str| results.series(scenario.id, *peer, name);
             let ratio = |name: &str| match peer {
                 Peer::Kernel => "1".into(),
-                _ => ratio(results, scenario.id, *peer, name).map_or("–".into(), |s| s.show(2)),
+                _ => results
+                    .ratio(scenario.id, *peer, name)
+                    .map_or("–".into(), |s| s.format(2)),
             };
             let loss = |rate: u64| {
-                let sent = median(of(&format!("sent_pps@{rate}k"))) / 1e3;
-                let loss = cell(of(&format!("loss@{rate}k")), 100.0, 3);
+                let sent = median(values(&format!("sent_pps@{rate}k"))) / 1e3;
+                let loss = cell(values(&format!("loss@{rate}k")), 100.0, 3);
                 match sent < rate as f64 * 0.97 {
                     true => format!("{loss} of {sent:.0}k/s"),
                     false => loss,
                 }
             };
-            let mut maximum = cell(of("max_pps"), 1e-3, 0);
-            // ip_mroute works on the sender's core: it always gets all.
-            if *peer != Peer::Kernel && median(of("max_pps")) > median(of("max_sent_pps")) * 0.99 {
-                maximum += ", all that was sent";
+            let mut maximum = cell(values("max_pps"), 1e-3, 0);
+            // ip_mroute runs on the core of the sender, so it always receives all packets.
+            if *peer != Peer::Kernel
+                && median(values("max_pps")) > median(values("max_sent_pps")) * 0.99
+            {
+                maximum += ", all sent packets";
             }
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 scenario.title,
                 peer.name(),
-                cell(of("cpu_ns@100k"), 1.0, 0),
+                cell(values("cpu_ns@100k"), 1.0, 0),
                 ratio("cpu_ns@100k"),
-                cell(of("cpu_ns@300k"), 1.0, 0),
+                cell(values("cpu_ns@300k"), 1.0, 0),
                 ratio("cpu_ns@300k"),
                 loss(100),
                 loss(300),
@@ -483,19 +449,19 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
             );
         }
     }
-    for (_, title, why) in &results.failed {
-        let why = why.replace(['\n', '|'], " ");
-        let _ = writeln!(text, "\nNot measured: {title}: {why}");
+    for (_, title, error) in &results.failed {
+        let error = error.replace(['\n', '|'], " ");
+        let _ = writeln!(text, "\nNot measured: {title}: {error}");
     }
     if !results.latency.is_empty() {
-        text += "\n## Latency\n\n200 bytes, 1 egress, UDP sockets, from `mcastor send` to the kernel of the receiver.\n\n\
+        text += "\n## Latency\n\n200 bytes, 1 egress, UDP sockets, from `mcastor send` to the receive timestamp of the kernel.\n\n\
             | rate | router | p50 us | p99 us | router, % of a core |\n|---|---|---|---|---|\n";
     }
     for (rate, peers) in &results.latency {
         for (peer, figures) in peers {
             let of = |name: &str| cell(figures.get(name).map_or(&[], Vec::as_slice), 1.0, 1);
             let (p50, p99) = (of("p50_us"), of("p99_us"));
-            // ip_mroute works on the sender's core.
+            // ip_mroute runs on the core of the sender.
             let core = match peer {
                 Peer::Kernel => "–".into(),
                 _ => of("core_percent"),
@@ -505,7 +471,7 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
         }
     }
     if !results.footprint.is_empty() {
-        text += "\n## Footprint\n\n10 routes on 3 interfaces; for the kernel's routing, of smcrouted.\n\n\
+        text += "\n## Footprint\n\n10 routes on 3 interfaces. The values of ip_mroute are those of smcrouted.\n\n\
             | router | start to first packet, ms | resident MiB | idle, % of a core |\n|---|---|---|---|\n";
     }
     for (peer, figures) in &results.footprint {
@@ -520,11 +486,11 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
             of("idle_percent", 3),
         );
     }
-    if !results.handover.is_empty() {
-        text += "\n## Handing over to an actor\n\n\
-            | the actor lives on | packets in a message | ns a packet |\n|---|---|---|\n";
+    if !results.message_costs.is_empty() {
+        text += "\n## Message passing to an actor\n\n\
+            | thread of the actor | packets per message | ns per packet |\n|---|---|---|\n";
     }
-    for ((place, batch), values) in &results.handover {
+    for ((place, batch), values) in &results.message_costs {
         let cost = cell(values, 1.0, 1);
         let _ = writeln!(text, "| {place} | {batch} | {cost} |");
     }

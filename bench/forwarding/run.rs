@@ -1,4 +1,4 @@
-//! Runs the plan and collects figures.
+//! Runs the plan and collects the figures.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -11,43 +11,18 @@ use mcastor::cli::send::send;
 use mcastor::model::Group;
 
 use crate::Outcome;
-use crate::handover::{self, Handover};
 use crate::lab::{END, Lab};
+use crate::message_passing;
 use crate::meter::{self, Meter};
 use crate::peer::{self, Peer, Rules};
 use crate::plan::{Plan, Scenario};
-use crate::sender::{self, Kind, SENDER_CORE, Stream};
+use crate::results::{Figures, Results, median};
+use crate::sender::{self, SENDER_CORE, SenderKind, Stream};
 
-/// Work of others, in cores, above which the busy time of the machine is not believed.
-const FOREIGN: f64 = 0.05;
+/// If other processes use more cores than this, the busy time of the machine is not used.
+const MAX_FOREIGN_CORES: f64 = 0.05;
 
-/// One figure of every round.
-pub type Series = Vec<f64>;
-
-/// Figures by name, of each peer.
-pub type Figures = BTreeMap<Peer, BTreeMap<String, Series>>;
-
-/// Everything measured.
-#[derive(Default)]
-pub struct Results {
-    pub scenarios: Vec<(Scenario, Figures)>,
-    /// By rate.
-    pub latency: BTreeMap<u64, Figures>,
-    pub footprint: Figures,
-    /// Handing packets to an actor.
-    pub handover: Handover,
-    /// Cores that others kept busy, in each window.
-    pub foreign: Series,
-    /// Cores that the host of a virtual machine gave to others, in each window.
-    pub stolen: Series,
-    /// Windows whose CPU time was taken from the threads because others were busy.
-    pub by_threads: usize,
-    pub rounds: usize,
-    pub seconds: f64,
-    /// What could not be measured, and why.
-    pub failed: Vec<(&'static str, &'static str, String)>,
-}
-
+/// A bench run: measures all parts of the plan.
 pub struct Bench {
     plan: Plan,
     quick: bool,
@@ -55,17 +30,18 @@ pub struct Bench {
     pub results: Results,
 }
 
-/// A window with a held rate.
-pub struct Held {
+/// The result of sending at a fixed rate.
+pub struct RateResult {
     pub sent: u64,
-    /// At each receiver, on average.
+    /// Datagrams that arrived at a receiver, on average.
     pub arrived: f64,
-    /// Packets a second the sender came to.
+    /// Packets per second that the sender reached.
     pub rate: f64,
-    /// Of the machine and of the threads that take part, in nanoseconds.
+    /// Busy time of the machine in nanoseconds.
     pub system: f64,
+    /// Run time of the threads involved in nanoseconds.
     pub threads: f64,
-    /// What the host of a virtual machine gave to others.
+    /// Time that the host of a virtual machine stole, in nanoseconds.
     pub stolen: f64,
     pub seconds: f64,
 }
@@ -84,28 +60,36 @@ impl Bench {
         }
     }
 
-    pub fn all(&mut self) -> Outcome<()> {
+    /// Measures all scenarios and the other parts. A part that fails is listed in the results.
+    pub fn run_all(&mut self) -> Outcome<()> {
         let started = Instant::now();
         for scenario in self.plan.scenarios.clone() {
             let (id, title) = (scenario.id, scenario.title);
-            // One that cannot be measured leaves the others alone, and is told in the results.
-            if let Err(e) = self.scenario(scenario) {
-                self.going_on()?;
+            if let Err(e) = self.run_scenario(scenario) {
+                self.check_not_stopped()?;
                 println!("  not measured: {e}");
                 self.results.failed.push((id, title, e.to_string()));
             }
         }
-        type Part = fn(&mut Bench) -> Outcome<()>;
-        let rest: [(_, _, Part); 3] = [
-            ("latency", "latency", Self::latency),
-            ("footprint", "memory, idling and start", Self::footprint),
-            ("handover", "handing over to an actor", Self::handover),
+        type Measure = fn(&mut Bench) -> Outcome<()>;
+        let rest: [(_, _, Measure); 3] = [
+            ("latency", "latency", Self::run_latency),
+            (
+                "footprint",
+                "memory, idle CPU and start",
+                Self::run_footprint,
+            ),
+            (
+                "handover",
+                "message passing to an actor",
+                Self::run_message_passing,
+            ),
         ];
-        let wanted = self.plan.rest;
-        for (id, title, part) in rest.into_iter().filter(|_| wanted) {
-            if let Err(e) = part(self) {
-                self.going_on()?;
-                println!("  not measured to the end: {e}");
+        let has_rest = self.plan.rest;
+        for (id, title, measure) in rest.into_iter().filter(|_| has_rest) {
+            if let Err(e) = measure(self) {
+                self.check_not_stopped()?;
+                println!("  not measured completely: {e}");
                 self.results.failed.push((id, title, e.to_string()));
             }
         }
@@ -113,22 +97,22 @@ impl Bench {
         Ok(())
     }
 
-    fn going_on(&self) -> Outcome<()> {
+    fn check_not_stopped(&self) -> Outcome<()> {
         match self.stop.load(Ordering::Relaxed) {
             true => Err("stopped".into()),
             false => Ok(()),
         }
     }
 
-    fn scenario(&mut self, scenario: Scenario) -> Outcome<()> {
+    fn run_scenario(&mut self, scenario: Scenario) -> Outcome<()> {
         println!("{}", scenario.title);
         let lab = Lab::new(scenario.egresses)?;
-        lab.offload(scenario.kind != Kind::Udp)?;
+        lab.offload(scenario.kind != SenderKind::Udp)?;
         let mut figures = Figures::new();
         for _ in 0..self.plan.rounds {
-            let mut alone: BTreeMap<u64, Held> = BTreeMap::new();
+            let mut alone: BTreeMap<u64, RateResult> = BTreeMap::new();
             for &peer in scenario.peers {
-                self.going_on()?;
+                self.check_not_stopped()?;
                 let own = figures.entry(peer).or_default();
                 let mut note = |name: String, value: f64| own.entry(name).or_default().push(value);
                 let (rules, flows) = (scenario.rules, scenario.flows);
@@ -148,35 +132,35 @@ impl Bench {
                         rate: Some(rate),
                         ..stream
                     };
-                    let held = held(&lab, &meter, stream, &self.stop)?;
+                    let result = send_at_rate(&lab, &meter, stream, &self.stop)?;
                     let key = rate as u64 / 1000;
-                    note(format!("sent_pps@{key}k"), held.rate);
-                    let foreign = (held.system - held.threads) / held.seconds / 1e9;
+                    note(format!("sent_pps@{key}k"), result.rate);
+                    let foreign = (result.system - result.threads) / result.seconds / 1e9;
                     self.results.foreign.push(foreign.max(0.0));
-                    let stolen = held.stolen / held.seconds / 1e9;
+                    let stolen = result.stolen / result.seconds / 1e9;
                     self.results.stolen.push(stolen);
                     if peer == Peer::Alone {
-                        alone.insert(key, held);
+                        alone.insert(key, result);
                         continue;
                     }
                     note(
                         format!("loss@{key}k"),
-                        (1.0 - held.arrived / held.sent as f64).max(0.0),
+                        (1.0 - result.arrived / result.sent as f64).max(0.0),
                     );
                     let Some(base) = alone.get(&key) else {
                         continue;
                     };
                     let base_foreign = (base.system - base.threads) / base.seconds / 1e9;
-                    let noisy = foreign.max(base_foreign) > FOREIGN;
+                    let noisy = foreign.max(base_foreign) > MAX_FOREIGN_CORES;
                     self.results.by_threads += usize::from(noisy);
-                    // What the sender costs by itself goes with what it sent; what is left is for
-                    // the packets that came through.
-                    let of = |own: f64, alone: f64| {
+                    // The cost of the sender is proportional to the sent packets. The rest is the
+                    // cost of the packets that arrived.
+                    let per_packet = |own: f64, alone: f64| {
                         let alone = alone / base.sent.max(1) as f64;
-                        (own - alone * held.sent as f64) / held.arrived.max(1.0)
+                        (own - alone * result.sent as f64) / result.arrived.max(1.0)
                     };
-                    let machine = of(held.system, base.system);
-                    let threads = of(held.threads, base.threads);
+                    let machine = per_packet(result.system, base.system);
+                    let threads = per_packet(result.threads, base.threads);
                     note(format!("cpu_machine_ns@{key}k"), machine);
                     note(format!("cpu_threads_ns@{key}k"), threads);
                     note(
@@ -201,7 +185,7 @@ impl Bench {
         for (peer, figures) in figures.iter().filter(|(p, _)| **p != Peer::Alone) {
             let of = |name: &str| median(figures.get(name).map_or(&[][..], Vec::as_slice));
             println!(
-                "  {:<22} cpu {:>6.0} / {:>6.0} ns a packet at 100k / 300k, loss {:.4} / {:.4} %, max {:>9.0}/s",
+                "  {:<22} cpu {:>6.0} / {:>6.0} ns per packet at 100k / 300k, loss {:.4} / {:.4} %, max {:>9.0}/s",
                 peer.name(),
                 of("cpu_ns@100k"),
                 of("cpu_ns@300k"),
@@ -214,14 +198,14 @@ impl Bench {
         Ok(())
     }
 
-    fn latency(&mut self) -> Outcome<()> {
+    fn run_latency(&mut self) -> Outcome<()> {
         println!("latency, 200 bytes, 1 egress, UDP sockets");
         let lab = Lab::new(1)?;
         lab.offload(true)?;
         for _ in 0..self.plan.rounds {
-            for peer in [Peer::Kernel, Peer::Mcastor, Peer::McastorSleeping] {
+            for peer in [Peer::Kernel, Peer::Mcastor, Peer::McastorNoBusyPoll] {
                 let base = Stream {
-                    kind: Kind::UdpOffload,
+                    kind: SenderKind::UdpOffload,
                     size: 200,
                     flows: 1,
                     rate: None,
@@ -230,16 +214,17 @@ impl Bench {
                 let mut running = peer::start(&lab, peer, Rules::Pairs(10), base.kind, 10)?;
                 peer::wait_ready(&lab, &mut running, base)?;
                 for &rate in self.plan.latency_rates {
-                    self.going_on()?;
+                    self.check_not_stopped()?;
                     let stream = Stream {
                         rate: Some(rate),
                         ..base
                     };
                     let pid = running.pid().unwrap_or_default();
                     let before = (meter::process_ns(pid), Instant::now());
-                    let latency = latency_of(&lab, stream, &self.stop)?;
+                    let latency = measure_latency(&lab, stream, &self.stop)?;
                     let spent = meter::process_ns(pid).saturating_sub(before.0) as f64;
-                    // The receiver waits for more before it ends.
+                    // The receiver waits for further packets before it ends, so the elapsed time is
+                    // too long.
                     let wall = before.1.elapsed().as_nanos() as f64;
                     let sending = self.plan.latency_seconds * 1e9;
                     let share = spent / wall.min(sending) * 100.0;
@@ -265,18 +250,18 @@ impl Bench {
         Ok(())
     }
 
-    fn handover(&mut self) -> Outcome<()> {
-        println!("handing over to an actor");
-        self.results.handover = handover::measure(self.plan.rounds)?;
+    fn run_message_passing(&mut self) -> Outcome<()> {
+        println!("message passing to an actor");
+        self.results.message_costs = message_passing::measure(self.plan.rounds)?;
         Ok(())
     }
 
-    /// Memory, idling and start with three interfaces and ten routes.
-    fn footprint(&mut self) -> Outcome<()> {
+    /// Measures memory, idle CPU and start with three interfaces and ten routes.
+    fn run_footprint(&mut self) -> Outcome<()> {
         println!("10 routes on 3 interfaces");
         let lab = Lab::new(2)?;
         let stream = Stream {
-            kind: Kind::UdpOffload,
+            kind: SenderKind::UdpOffload,
             size: 200,
             flows: 10,
             rate: None,
@@ -284,7 +269,7 @@ impl Bench {
         };
         for round in 0..self.plan.rounds {
             for peer in [Peer::Kernel, Peer::Mcastor] {
-                self.going_on()?;
+                self.check_not_stopped()?;
                 let start = first_packet(&lab, peer, stream)?;
                 let figures = self.results.footprint.entry(peer).or_default();
                 let mut note =
@@ -294,7 +279,8 @@ impl Bench {
                 peer::wait_ready(&lab, &mut running, stream)?;
                 let Some(pid) = running.pid() else { continue };
                 note("resident_mib", meter::resident_mib(pid));
-                // Long, and hardly any different from round to round.
+                // This takes long and hardly differs between rounds, so only some rounds measure
+                // it.
                 if round < if self.quick { 1 } else { 2 } {
                     let before = (meter::process_ns(pid), Instant::now());
                     std::thread::sleep(Duration::from_secs_f64(self.plan.idle_seconds));
@@ -317,29 +303,34 @@ impl Bench {
     }
 }
 
-/// Sends at a held rate and waits for the last packet.
-pub fn held(lab: &Lab, meter: &Meter, stream: Stream, stop: &AtomicBool) -> Outcome<Held> {
-    lab.settled()?;
+/// Sends at the fixed rate of `stream` and waits for the last packet.
+pub fn send_at_rate(
+    lab: &Lab,
+    meter: &Meter,
+    stream: Stream,
+    stop: &AtomicBool,
+) -> Outcome<RateResult> {
+    lab.wait_until_quiet()?;
     let before = (lab.datagrams(stream.size)?, meter.read()?);
     let sent = sender::run(lab, stream, stop)?;
-    lab.settled()?;
+    lab.wait_until_quiet()?;
     let arrived = lab.datagrams(stream.size)?;
-    let spent = meter.since(&before.1)?;
-    Ok(Held {
+    let cpu = meter.since(&before.1)?;
+    Ok(RateResult {
         sent: sent.packets,
         arrived: mean_difference(&arrived, &before.0),
         rate: sent.packets as f64 / sent.seconds,
-        system: spent.system,
-        threads: spent.ours + sent.thread_ns as f64,
-        stolen: spent.stolen,
-        seconds: spent.seconds,
+        system: cpu.system,
+        threads: cpu.threads + sent.thread_ns as f64,
+        stolen: cpu.stolen,
+        seconds: cpu.seconds,
     })
 }
 
-/// Runs mcastor under a held rate for ten seconds and says which process to look at.
-pub fn keep_busy(scenario: &Scenario, rate: f64) -> Outcome<()> {
+/// Runs mcastor at a fixed rate for ten seconds and prints how to attach a profiler.
+pub fn run_for_profiler(scenario: &Scenario, rate: f64) -> Outcome<()> {
     let lab = Lab::new(scenario.egresses)?;
-    lab.offload(scenario.kind != Kind::Udp)?;
+    lab.offload(scenario.kind != SenderKind::Udp)?;
     let (rules, kind, flows) = (scenario.rules, scenario.kind, scenario.flows);
     let mut running = peer::start(&lab, Peer::Mcastor, rules, kind, flows)?;
     let stream = Stream {
@@ -354,14 +345,14 @@ pub fn keep_busy(scenario: &Scenario, rate: f64) -> Outcome<()> {
         "for ten seconds: perf record -g -p {} -- sleep 5",
         running.pid().unwrap_or_default()
     );
-    lab.settled()?;
+    lab.wait_until_quiet()?;
     let before = lab.datagrams(stream.size)?;
     let sent = sender::run(&lab, stream, &AtomicBool::new(false))?;
-    lab.settled()?;
+    lab.wait_until_quiet()?;
     let arrived = mean_difference(&lab.datagrams(stream.size)?, &before);
     let rate = sent.packets as f64 / sent.seconds;
     println!("{} sent, {rate:.0}/s, {arrived} arrived", sent.packets);
-    // The kernel is asked once a second what it dropped.
+    // mcastor reads the drop counters of the kernel once per second.
     std::thread::sleep(Duration::from_millis(1_100));
     println!("{}", running.interfaces()?);
     match arrived < sent.packets as f64 {
@@ -370,7 +361,8 @@ pub fn keep_busy(scenario: &Scenario, rate: f64) -> Outcome<()> {
     }
 }
 
-/// From the start of the process to the first packet at the receiver, in milliseconds.
+/// Returns the time from the start of the process to the first packet at the receiver, in
+/// milliseconds.
 fn first_packet(lab: &Lab, peer: Peer, stream: Stream) -> Outcome<f64> {
     let (_, group) = stream.kind.flow(0);
     let socket = lab.receivers[0].netns.run(|| {
@@ -395,7 +387,7 @@ fn first_packet(lab: &Lab, peer: Peer, stream: Stream) -> Outcome<f64> {
             let _running = peer::start(lab, peer, Rules::Pairs(10), stream.kind, 10)?;
             socket
                 .recv(&mut [0; 2048])
-                .map_err(|e| format!("{}: no packet came through: {e}", peer.name()))?;
+                .map_err(|e| format!("{}: no packet arrived: {e}", peer.name()))?;
             Ok(started.elapsed().as_secs_f64() * 1e3)
         })();
         stop.store(true, Ordering::Relaxed);
@@ -407,8 +399,9 @@ fn first_packet(lab: &Lab, peer: Peer, stream: Stream) -> Outcome<f64> {
     })
 }
 
-/// Quantiles of one stream, from `mcastor send`'s stamp to the kernel's at the receiver.
-pub fn latency_of(
+/// Measures the latency quantiles of a stream, from the timestamp of `mcastor send` to the receive
+/// timestamp of the kernel at the receiver.
+pub fn measure_latency(
     lab: &Lab,
     stream: Stream,
     stop: &AtomicBool,
@@ -425,12 +418,12 @@ pub fn latency_of(
                 idle: Some(2.0),
                 ..RecvArgs::new(interface, group)
             };
-            let mut tell = |event: RecvEvent<'_>| {
+            let mut on_event = |event: RecvEvent<'_>| {
                 if matches!(event, RecvEvent::Joined(_)) {
                     joined.store(true, Ordering::Relaxed);
                 }
             };
-            recv_with(&args, stop, &mut tell).map_err(|e| e.to_string())
+            recv_with(&args, stop, &mut on_event).map_err(|e| e.to_string())
         });
         while !joined.load(Ordering::Relaxed) && !receiving.is_finished() {
             std::thread::sleep(Duration::from_millis(2));
@@ -442,7 +435,7 @@ pub fn latency_of(
         Ok(receiving.join().map_err(|_| "the receiver panicked")??)
     })?;
     let latency = report.streams.iter().find_map(|s| s.latency_us);
-    let latency = latency.ok_or("no packet arrived to measure latency by")?;
+    let latency = latency.ok_or("no packet arrived, so there is no latency")?;
     Ok([
         ("p50_us", latency.p50),
         ("p99_us", latency.p99),
@@ -457,15 +450,4 @@ fn mean_difference(after: &[u64], before: &[u64]) -> f64 {
         .map(|(a, b)| a.saturating_sub(*b))
         .sum();
     sum as f64 / after.len().max(1) as f64
-}
-
-/// The middle value; NaN of nothing.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-    }
 }

@@ -1,4 +1,4 @@
-//! The senders. Each runs on one thread that is pinned to the first core.
+//! The senders. Each uses one thread, pinned to the first core.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -23,31 +23,30 @@ pub const SENDER_CORE: usize = 0;
 /// The core of routers.
 pub const ROUTER_CORE: usize = 1;
 
-/// No run sends more.
-const MOST_PACKETS: u64 = 20_000_000;
+/// Upper limit of packets per run.
+const MAX_PACKETS: u64 = 20_000_000;
 const BATCH: usize = 64;
-/// Datagrams that [`Kind::UdpSegments`] hands over as one.
+/// Datagrams per GSO packet of [`SenderKind::UdpSegments`].
 pub const SEGMENTS: u16 = 16;
 const IP_UDP: usize = 28;
 
-/// Where packets come from.
+/// The method of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Whole packets through a packet socket, past the device queue. Their checksums are
-    /// absent: nothing is left to finish.
+pub enum SenderKind {
+    /// A packet socket that bypasses the device queue. The packets have no UDP checksum, so no
+    /// router has to complete one.
     Raw,
-    /// UDP sockets; the device computes checksums, which on a veth nobody does.
+    /// UDP sockets that leave the checksum to the device. A veth does not compute it either.
     UdpOffload,
-    /// UDP sockets; the kernel computes checksums.
+    /// UDP sockets for which the kernel computes checksums.
     Udp,
-    /// UDP sockets that hand 16 datagrams to the kernel as one.
+    /// UDP sockets that pass 16 datagrams to the kernel as one GSO packet.
     UdpSegments,
 }
 
-impl Kind {
-    /// Source and group of flow `i`. Group prefixes of /16, of which there are ten, hold them
-    /// all.
+impl SenderKind {
+    /// Returns source and group of flow `i`. Ten group prefixes of /16 contain all flows.
     pub fn flow(self, i: usize) -> (Ipv4Addr, Ipv4Addr) {
         match self {
             Self::Raw => {
@@ -60,33 +59,32 @@ impl Kind {
     }
 }
 
-/// What to send.
+/// The packets to send.
 #[derive(Debug, Clone, Copy)]
 pub struct Stream {
-    pub kind: Kind,
-    /// UDP payload.
+    pub kind: SenderKind,
+    /// Bytes of UDP payload.
     pub size: usize,
-    /// (S,G)s the packets go round-robin over.
+    /// Number of (S,G) flows, which take turns.
     pub flows: usize,
-    /// Packets a second; `None`: as many as the socket takes.
+    /// Packets per second; `None` for the maximum rate.
     pub rate: Option<f64>,
     pub seconds: f64,
 }
 
-/// What was sent.
+/// The result of sending.
 #[derive(Debug, Clone, Copy)]
-pub struct Sent {
+pub struct SendResult {
     pub packets: u64,
     pub seconds: f64,
-    /// Run time of the sending thread, with the soft interrupts in it.
+    /// Run time of the sending thread in nanoseconds, including its soft interrupts.
     pub thread_ns: u64,
 }
 
-/// Scheduling priority of senders and routers alike, so that what else runs on the machine
-/// disturbs less.
+/// The niceness of senders and routers. It reduces the influence of other processes.
 pub const NICE: &str = "-20";
 
-/// Pins the calling thread, at [`NICE`].
+/// Pins the calling thread to a core and sets its niceness to [`NICE`].
 pub fn pin(core: usize) -> io::Result<()> {
     let thread = std::fs::read_link("/proc/thread-self")?;
     let id = thread.file_name().unwrap_or_default();
@@ -98,23 +96,23 @@ pub fn pin(core: usize) -> io::Result<()> {
         let mut command = Command::new(program);
         let output = command.args(args).arg(id).stdin(Stdio::null()).output()?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(io::Error::other(format!("{program}: {said}")));
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(io::Error::other(format!("{program}: {stderr}")));
         }
     }
     Ok(())
 }
 
-/// Sends from the source of `lab` and waits for the end.
-pub fn run(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<Sent> {
-    let work = || -> Result<Sent, String> {
+/// Sends from the source of `lab` and waits until all packets are sent.
+pub fn run(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<SendResult> {
+    let work = || -> Result<SendResult, String> {
         pin(SENDER_CORE).map_err(|e| e.to_string())?;
         let before = meter::own_ns();
         let (packets, seconds) = match stream.kind {
-            Kind::Raw => raw(lab, stream, stop).map_err(|e| e.to_string())?,
-            _ => sockets(stream, stop)?,
+            SenderKind::Raw => send_raw(lab, stream, stop).map_err(|e| e.to_string())?,
+            _ => send_udp(stream, stop)?,
         };
-        Ok(Sent {
+        Ok(SendResult {
             packets,
             seconds,
             thread_ns: meter::own_ns().saturating_sub(before),
@@ -123,7 +121,7 @@ pub fn run(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<Sent> {
     Ok(lab.source.run(work)??)
 }
 
-/// A UDP packet without checksum.
+/// Returns a UDP packet without a UDP checksum.
 fn packet(size: usize, (source, group): (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
     let mut p = vec![0u8; IP_UDP + size];
     let total = p.len() as u16;
@@ -139,22 +137,22 @@ fn packet(size: usize, (source, group): (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
     p
 }
 
-fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
+fn send_raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
     let mut socket = Transmitter::open(lab.source_index()?, 1, true)?;
     let mut packets: Vec<_> = (0..BATCH)
         .map(|i| packet(stream.size, stream.kind.flow(i % stream.flows)))
         .collect();
-    // Packets that stay as they are need not be written again.
-    let fixed = BATCH.is_multiple_of(stream.flows);
-    let most = match stream.rate {
-        Some(rate) => ((rate * stream.seconds) as u64).min(MOST_PACKETS),
-        None => MOST_PACKETS,
+    // If the flows divide the batch evenly, the packets of all batches are equal.
+    let is_fixed = BATCH.is_multiple_of(stream.flows);
+    let max = match stream.rate {
+        Some(rate) => ((rate * stream.seconds) as u64).min(MAX_PACKETS),
+        None => MAX_PACKETS,
     };
     let mut pacer = Pacer::new(stream.rate);
     let (mut sent, mut at) = (0u64, 0usize);
     let limit = Duration::from_secs_f64(stream.seconds * 2.0);
     let started = Instant::now();
-    while sent < most && !stop.load(Ordering::Relaxed) {
+    while sent < max && !stop.load(Ordering::Relaxed) {
         let elapsed = started.elapsed();
         let unpaced_over = stream.rate.is_none() && elapsed.as_secs_f64() >= stream.seconds;
         if unpaced_over || elapsed > limit {
@@ -165,9 +163,9 @@ fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
                 std::thread::sleep(pause);
                 continue;
             }
-            PaceAction::Send(due) => due.min(most - sent).min(BATCH as u64) as usize,
+            PaceAction::Send(due) => due.min(max - sent).min(BATCH as u64) as usize,
         };
-        if !fixed {
+        if !is_fixed {
             for packet in &mut packets[..due] {
                 let (source, group) = stream.kind.flow(at);
                 packet[12..16].copy_from_slice(&source.octets());
@@ -191,7 +189,7 @@ fn raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)> {
     Ok((sent, started.elapsed().as_secs_f64()))
 }
 
-/// The arguments of `mcastor send` for a stream.
+/// Returns the arguments of `mcastor send` for a stream.
 pub fn send_args(stream: Stream) -> Result<SendArgs, String> {
     let (_, group) = stream.kind.flow(0);
     let group = Group::new(group.into()).map_err(|e| e.to_string())?;
@@ -203,12 +201,12 @@ pub fn send_args(stream: Stream) -> Result<SendArgs, String> {
         seconds: Some(stream.seconds * if per_flow.is_some() { 2.0 } else { 1.0 }),
         size: stream.size as u16,
         flows: stream.flows as u16,
-        gso: (stream.kind == Kind::UdpSegments).then_some(SEGMENTS),
+        gso: (stream.kind == SenderKind::UdpSegments).then_some(SEGMENTS),
         ..SendArgs::new(interface, group)
     })
 }
 
-fn sockets(stream: Stream, stop: &AtomicBool) -> Result<(u64, f64), String> {
+fn send_udp(stream: Stream, stop: &AtomicBool) -> Result<(u64, f64), String> {
     let sent = send(&send_args(stream)?, stop).map_err(|e| e.to_string())?;
     Ok((sent.packets, sent.seconds))
 }

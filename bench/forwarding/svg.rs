@@ -1,10 +1,9 @@
-//! Draws results/forwarding.svg: mcastor relative to ip_mroute, one row for each scenario.
+//! Draws results/forwarding.svg: mcastor relative to ip_mroute, with a row per scenario.
 
 use std::fmt::Write as _;
 
 use crate::peer::Peer;
-use crate::report::{Spread, ratio};
-use crate::run::Results;
+use crate::results::{Results, Spread};
 
 const LABELS: f64 = 440.0;
 const PANEL: f64 = 290.0;
@@ -12,7 +11,7 @@ const GAP: f64 = 40.0;
 const TOP: f64 = 96.0;
 const BAR: f64 = 15.0;
 const BETWEEN: f64 = 14.0;
-/// The largest ratio that an axis shows. A larger value, as from a noisy round, is cut off at the edge.
+/// The largest ratio that an axis shows. A larger value, such as from a noisy round, is clipped.
 const AXIS_LIMIT: f64 = 3.5;
 /// Colours for a light and a dark page.
 const STYLE: &str = "<style>\n\
@@ -37,7 +36,7 @@ struct Panel {
     title: &'static str,
     better: &'static str,
     figure: &'static str,
-    /// Goals by scenario.
+    /// Scenario IDs and their goals.
     goals: &'static [(&'static str, f64)],
 }
 
@@ -66,6 +65,7 @@ const PANELS: [Panel; 3] = [
     },
 ];
 
+/// Returns the drawing as SVG.
 pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
     let rows: Vec<_> = results
         .scenarios
@@ -76,12 +76,12 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
     let bars = |id: &str, figure: &str| -> Vec<(Spread, &str)> {
         SERIES
             .iter()
-            .filter_map(|(peer, _, colour)| Some((ratio(results, id, *peer, figure)?, *colour)))
+            .filter_map(|(peer, _, colour)| Some((results.ratio(id, *peer, figure)?, *colour)))
             .collect()
     };
     let height_of = |id: &str| {
-        let most = PANELS.iter().map(|p| bars(id, p.figure).len()).max();
-        most.unwrap_or(1).max(1) as f64 * BAR + BETWEEN
+        let bar_count = PANELS.iter().map(|p| bars(id, p.figure).len()).max();
+        bar_count.unwrap_or(1).max(1) as f64 * BAR + BETWEEN
     };
     let height = TOP + rows.iter().map(|s| height_of(s.id)).sum::<f64>() + 60.0;
     let width = LABELS + (PANEL + GAP) * PANELS.len() as f64 + 20.0;
@@ -120,9 +120,9 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
         let left = LABELS + i as f64 * (PANEL + GAP);
         let all = rows.iter().flat_map(|s| bars(s.id, panel.figure));
         let goals = panel.goals.iter().map(|g| g.1);
-        let most = all.map(|b| b.0.max).chain(goals).fold(1.2, f64::max);
-        let most = ((most * 1.12 * 2.0).ceil() / 2.0).min(AXIS_LIMIT);
-        let scale = |v: f64| left + v.clamp(0.0, most) / most * PANEL;
+        let largest = all.map(|b| b.0.max).chain(goals).fold(1.2, f64::max);
+        let axis_end = ((largest * 1.12 * 2.0).ceil() / 2.0).min(AXIS_LIMIT);
+        let scale = |v: f64| left + v.clamp(0.0, axis_end) / axis_end * PANEL;
         text(
             &mut svg,
             left,
@@ -134,7 +134,7 @@ pub fn draw(results: &Results, caption: &str, quick: bool) -> String {
         let bottom = height - 52.0;
         let step = 0.5;
         let mut at = 0.0;
-        while at <= most + 1e-9 {
+        while at <= axis_end + 1e-9 {
             let x = scale(at);
             let _ = writeln!(
                 svg,

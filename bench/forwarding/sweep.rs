@@ -1,5 +1,5 @@
-//! `--modes`: what each way of taking packets in costs, rate by rate. The thresholds between
-//! them come from this; the table is in docs/measurements.md.
+//! `--modes`: measures the cost of each capture mode at several rates. The thresholds between the
+//! modes come from this measurement; docs/measurements.md has the table.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -8,42 +8,43 @@ use crate::Outcome;
 use crate::lab::Lab;
 use crate::meter::Meter;
 use crate::peer::{self, Peer, Rules};
-use crate::run::{held, latency_of, median};
-use crate::sender::{Kind, Stream};
+use crate::results::median;
+use crate::run::{measure_latency, send_at_rate};
+use crate::sender::{SenderKind, Stream};
 
 const ROUNDS: usize = 3;
 const SECONDS: f64 = 0.6;
 const RATES: [f64; 8] = [1e3, 5e3, 10e3, 20e3, 30e3, 50e3, 100e3, 300e3];
 
-/// Its name, and the environment that asks for it.
-const WAYS: [(&str, &[(&str, &str)]); 3] = [
+/// Per capture mode, its name and the environment variables that select it.
+const MODES: [(&str, &[(&str, &str)]); 3] = [
     (
-        "one by one, sleeping",
+        "single packets, sleeping",
         &[
             ("MCASTOR_TEST_CAPTURE", "latency"),
             ("MCASTOR__PLANE__BUSY_POLL", "0"),
         ],
     ),
     (
-        "one by one, looking",
+        "single packets, busy polling",
         &[("MCASTOR_TEST_CAPTURE", "latency")],
     ),
     ("blocks", &[("MCASTOR_TEST_CAPTURE", "throughput")]),
 ];
 
-/// Measures and prints.
+/// Measures all modes and prints a table.
 pub fn sweep() -> Outcome<()> {
     let lab = Lab::new(1)?;
     let stop = AtomicBool::new(false);
     let base = Stream {
-        kind: Kind::Udp,
+        kind: SenderKind::Udp,
         size: 200,
         flows: 1,
         rate: None,
         seconds: SECONDS,
     };
     lab.offload(false)?;
-    // CPU of a packet, share of a core, p50, p99, loss.
+    // Per rate and mode: CPU per packet, share of a core, p50, p99, loss.
     let mut figures: BTreeMap<(u64, usize), [Vec<f64>; 5]> = BTreeMap::new();
     for _ in 0..ROUNDS {
         let mut alone = BTreeMap::new();
@@ -53,10 +54,10 @@ pub fn sweep() -> Outcome<()> {
                 rate: Some(rate),
                 ..base
             };
-            let held = held(&lab, &meter, stream, &stop)?;
-            alone.insert(rate as u64, held.threads / held.sent.max(1) as f64);
+            let result = send_at_rate(&lab, &meter, stream, &stop)?;
+            alone.insert(rate as u64, result.threads / result.sent.max(1) as f64);
         }
-        for (way, (_, environment)) in WAYS.iter().enumerate() {
+        for (mode, (_, environment)) in MODES.iter().enumerate() {
             let (rules, kind) = (Rules::Pairs(10), base.kind);
             let mut running = peer::start_with(&lab, Peer::Mcastor, rules, kind, 10, environment)?;
             peer::wait_ready(&lab, &mut running, base)?;
@@ -66,29 +67,29 @@ pub fn sweep() -> Outcome<()> {
                     rate: Some(rate),
                     ..base
                 };
-                let held = held(&lab, &meter, stream, &stop)?;
-                let sent = held.sent as f64;
-                let cpu = held.threads - alone[&(rate as u64)] * sent;
-                let [p50, p99, _] = latency_of(&lab, stream, &stop)?;
-                let row = figures.entry((rate as u64, way)).or_default();
-                let seen = [
+                let result = send_at_rate(&lab, &meter, stream, &stop)?;
+                let sent = result.sent as f64;
+                let cpu = result.threads - alone[&(rate as u64)] * sent;
+                let [p50, p99, _] = measure_latency(&lab, stream, &stop)?;
+                let row = figures.entry((rate as u64, mode)).or_default();
+                let values = [
                     cpu / sent,
-                    cpu / held.seconds / 1e7,
+                    cpu / result.seconds / 1e7,
                     p50.1,
                     p99.1,
-                    (1.0 - held.arrived / sent) * 100.0,
+                    (1.0 - result.arrived / sent) * 100.0,
                 ];
                 row.iter_mut()
-                    .zip(seen)
+                    .zip(values)
                     .for_each(|(all, one)| all.push(one));
             }
         }
     }
-    println!("| packets/s | | CPU a packet, ns | % of a core | p50 us | p99 us | loss % |");
+    println!("| packets/s | | CPU per packet, ns | % of a core | p50 us | p99 us | loss % |");
     println!("|---|---|---|---|---|---|---|");
-    for ((rate, way), row) in &figures {
+    for ((rate, mode), row) in &figures {
         let [cpu, share, p50, p99, loss] = row.each_ref().map(|all| median(all));
-        let name = WAYS[*way].0;
+        let name = MODES[*mode].0;
         println!("| {rate} | {name} | {cpu:.0} | {share:.1} | {p50:.1} | {p99:.1} | {loss:.3} |");
     }
     Ok(())

@@ -93,8 +93,8 @@ pub struct VethPeer {
 }
 
 impl EngineState {
-    /// Returns the aliases of interfaces, and true if some endpoint has no veth pair yet (the engine
-    /// may still be creating it). `bridge_index` returns the interface index of a bridge.
+    /// Returns the aliases of interfaces, and true if some endpoint has no veth pair yet (the
+    /// engine may still be creating it). `bridge_index` returns the interface index of a bridge.
     pub fn aliases(
         &self,
         peers: &[VethPeer],

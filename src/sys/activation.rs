@@ -28,8 +28,8 @@ pub fn http_listener() -> Option<TcpListener> {
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return None;
     }
-    // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it to
-    // this process, and nothing else in the process owns it.
+    // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it
+    // to this process, and nothing else in the process owns it.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
     // Only an IP socket has such an address. Ignore any other descriptor.
     listener.local_addr().is_ok().then_some(listener)

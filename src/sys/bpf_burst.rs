@@ -1,20 +1,21 @@
 //! Sends a burst of packets on a veth with one system call and one soft interrupt.
 //!
-//! With `sendmmsg`, the other end of a veth receives each packet in a separate soft interrupt. These
-//! interrupts, the message headers and the socket accounting are half of the cost of sending. A
-//! burst avoids them. The packets are in memory shared with the kernel (an array map), and one
+//! With `sendmmsg`, the other end of a veth receives each packet in a separate soft interrupt.
+//! These interrupts, the message headers and the socket accounting are half of the cost of sending.
+//! A burst avoids them. The packets are in memory shared with the kernel (an array map), and one
 //! `BPF_PROG_TEST_RUN` (kernel Documentation/bpf/bpf_prog_run.rst) runs a small program that passes
 //! each packet to the device. Soft interrupts are disabled during the run, so the other end then
 //! receives all packets in one.
 //!
-//! The program stops at the first packet that the kernel refuses, so each packet has its own result.
+//! The program stops at the first packet that the kernel refuses, so each packet has its own
+//! result.
 //!
 //! Differences from a socket:
 //! - Interface indexes refer to the network namespace of the calling thread.
 //! - Queued packets are not charged to a socket, so a burst never blocks.
 //! - The kernel marks the packets as redirected. A *generic* XDP program at the other end does not
-//!   see such packets (since Linux 6.4). A native one does, and so do tc, netfilter and taps on both
-//!   ends.
+//!   see such packets (since Linux 6.4). A native one does, and so do tc, netfilter and taps on
+//!   both ends.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -118,7 +119,8 @@ pub enum BurstOutcome {
     },
 }
 
-/// The loaded program and its memory. It keeps no state between bursts, so one per thread is enough.
+/// The loaded program and its memory. It keeps no state between bursts, so one per thread is
+/// enough.
 pub struct BurstProgram {
     program: OwnedFd,
     /// Never read; the program keeps the map alive, too.
@@ -147,9 +149,9 @@ impl BurstProgram {
         )?;
         let instructions = program(map.as_raw_fd());
         const SCHED_CLS: u32 = 3;
-        // This licence applies only to the BPF program; the licence of the crate is in its manifest.
-        // The kernel helpers require a GPL-compatible licence string, and "MIT" alone is not one of
-        // the strings that the kernel accepts.
+        // This licence applies only to the BPF program; the licence of the crate is in its
+        // manifest. The kernel helpers require a GPL-compatible licence string, and "MIT" alone is
+        // not one of the strings that the kernel accepts.
         let program = descriptor(
             PROG_LOAD,
             ProgLoad {
@@ -183,8 +185,8 @@ impl BurstProgram {
         })
     }
 
-    /// Writes a frame to slot `n`. Returns false if `n` is not below [`MAX_PACKETS`], or if the frame
-    /// is too short or longer than [`MAX_FRAME_LEN`].
+    /// Writes a frame to slot `n`. Returns false if `n` is not below [`MAX_PACKETS`], or if the
+    /// frame is too short or longer than [`MAX_FRAME_LEN`].
     pub fn put(&mut self, n: usize, header: &[u8; ETHERNET_HEADER_LEN], packet: &[u8]) -> bool {
         let len = ETHERNET_HEADER_LEN + packet.len();
         if n >= MAX_PACKETS || !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&len) {
@@ -227,8 +229,8 @@ impl BurstProgram {
             ..TestRun::default()
         };
         let done = bpf(PROG_TEST_RUN, &mut run);
-        // The results in the slots take precedence over the result of the call, so that no packet is
-        // sent twice.
+        // The results in the slots take precedence over the result of the call, so that no packet
+        // is sent twice.
         let stopped = (0..count)
             .map(|n| (n, self.result(n)))
             .find(|(_, result)| *result != 0);
@@ -259,9 +261,9 @@ impl Drop for BurstProgram {
 }
 
 fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: `attributes` is the variant of `union bpf_attr` for the command and valid for reads and
-    // writes of its size. Every pointer in it points to memory that the caller keeps during the call
-    // and that is as long as the length field next to the pointer.
+    // SAFETY: `attributes` is the variant of `union bpf_attr` for the command and valid for reads
+    // and writes of its size. Every pointer in it points to memory that the caller keeps during the
+    // call and that is as long as the length field next to the pointer.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -292,9 +294,9 @@ struct Instruction {
     immediate: i32,
 }
 
-/// Assembles the program. It loops over the slots: it resizes the packet of the test run to the frame
-/// length, overwrites it with the frame, checks the MTU, and sends a clone. It stores the result in
-/// the slot.
+/// Assembles the program. It loops over the slots: it resizes the packet of the test run to the
+/// frame length, overwrites it with the frame, checks the MTU, and sends a clone. It stores the
+/// result in the slot.
 fn program(map: i32) -> Vec<Instruction> {
     // Registers: 0 holds results, 1 to 5 arguments, 6 the packet, 7 the slot number, 8 the slot,
     // 9 the frame length, 10 the stack pointer.

@@ -1,8 +1,8 @@
 //! Pooled memory that packets are received into.
 //!
-//! A [`Buffer`] has address space for [`PACKETS`] packets of any size. Pages that were never written
-//! use no memory. The first [`SMALL_LEN`] bytes of all packets share a dense area at the front; only
-//! larger packets touch the area behind it.
+//! A [`Buffer`] has address space for [`PACKETS`] packets of any size. Pages that were never
+//! written use no memory. The first [`SMALL_LEN`] bytes of all packets share a dense area at the
+//! front; only larger packets touch the area behind it.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,8 +121,8 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.base(), self.len()) }
     }
 
-    /// Returns the offset and length of both areas of packet `n`: its first [`SMALL_LEN`] bytes, and
-    /// the following [`REST_LEN`] bytes.
+    /// Returns the offset and length of both areas of packet `n`: its first [`SMALL_LEN`] bytes,
+    /// and the following [`REST_LEN`] bytes.
     pub(super) fn slots(n: usize) -> [(usize, usize); 2] {
         let rest = DENSE_AREA + n * LARGE_LEN + SMALL_LEN;
         [(n * SMALL_LEN, SMALL_LEN), (rest, REST_LEN)]

@@ -45,7 +45,8 @@ pub fn raise_effective() -> Result<HeldCapabilities, CapsError> {
     })
 }
 
-/// Drops all capabilities that forwarding does not need. Returns the number of dropped capabilities.
+/// Drops all capabilities that forwarding does not need. Returns the number of dropped
+/// capabilities.
 pub fn drop_unneeded() -> Result<usize, CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     let ours = kept(&permitted);

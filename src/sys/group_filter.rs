@@ -13,7 +13,8 @@ use crate::model::{Group, IfIndex, Source};
 pub const MOST_EXCLUDED: usize = 1024;
 
 /// Sets the filter of `group` on interface `index` to EXCLUDE `sources` (RFC 3678 section 5.2.1).
-/// `socket` must have joined the group for any source. The new filter replaces the old one atomically.
+/// `socket` must have joined the group for any source. The new filter replaces the old one
+/// atomically.
 ///
 /// # Errors
 /// `ENOBUFS` if the kernel does not accept that many sources (`net.ipv4.igmp_max_msf`,
@@ -41,8 +42,8 @@ pub fn exclude<'a>(
         IpAddr::V4(_) => libc::IPPROTO_IP,
         IpAddr::V6(_) => libc::IPPROTO_IPV6,
     };
-    // SAFETY: `filter` outlives the call and is `filter.len()` bytes long. The kernel copies exactly
-    // that many bytes and requires no alignment.
+    // SAFETY: `filter` outlives the call and is `filter.len()` bytes long. The kernel copies
+    // exactly that many bytes and requires no alignment.
     let rc = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

@@ -9,7 +9,8 @@ pub fn raise_open_file_limit() {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` outlives both calls. The first writes one `rlimit` to it, the second reads it.
+    // SAFETY: `limit` outlives both calls. The first writes one `rlimit` to it, the second reads
+    // it.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;

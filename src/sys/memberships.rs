@@ -2,8 +2,8 @@
 //!
 //! The kernel lets an IPv4 socket join 20 groups (`net.ipv4.igmp_max_memberships`) and 10 sources
 //! per group (`net.ipv4.igmp_max_msf`). An IPv6 socket is limited by its option memory. A socket
-//! that refuses a join is full, and the next join opens another socket. The sockets are not bound to
-//! a port and receive nothing. Closing a socket leaves its groups.
+//! that refuses a join is full, and the next join opens another socket. The sockets are not bound
+//! to a port and receive nothing. Closing a socket leaves its groups.
 //!
 //! The kernel reports the union of the filters of all sockets (RFC 9776 section 3.2). So an INCLUDE
 //! list may be spread over several sockets. An EXCLUDE list may not: it must be the filter of one
@@ -59,8 +59,9 @@ impl HostMemberships {
         }
     }
 
-    /// Replaces the filter of a group by `filter`. During the change, the kernel always has at least
-    /// the sources that both the old and the new filter permit. Retries joins that failed before.
+    /// Replaces the filter of a group by `filter`. During the change, the kernel always has at
+    /// least the sources that both the old and the new filter permit. Retries joins that failed
+    /// before.
     ///
     /// # Errors
     /// The error of the kernel for a new socket: `ENODEV` if the interface is gone or does not
@@ -90,8 +91,8 @@ impl HostMemberships {
         self.held.contains_key(&membership)
     }
 
-    /// Returns true if the EXCLUDE list of the group exceeds the limit of the kernel, so that the host
-    /// receives the group from all sources.
+    /// Returns true if the EXCLUDE list of the group exceeds the limit of the kernel, so that the
+    /// host receives the group from all sources.
     pub fn is_widened(&self, group: Group) -> bool {
         self.widened.contains(&group)
     }

@@ -1,4 +1,5 @@
-//! System calls. This is the only module with `unsafe` code; a `SAFETY:` comment justifies each block.
+//! System calls. This is the only module with `unsafe` code; a `SAFETY:` comment justifies each
+//! block.
 #![allow(unsafe_code)]
 
 pub mod activation;

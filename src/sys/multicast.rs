@@ -1,4 +1,5 @@
-//! Multicast UDP sockets: options, memberships by interface index, and batched sending and receiving.
+//! Multicast UDP sockets: options, memberships by interface index, and batched sending and
+//! receiving.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -118,8 +119,8 @@ pub fn set_receive_buffer(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
         .or_else(|_| setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
 }
 
-/// Returns the number of datagrams that the kernel dropped at `socket` because of a full buffer or an
-/// invalid checksum.
+/// Returns the number of datagrams that the kernel dropped at `socket` because of a full buffer or
+/// an invalid checksum.
 pub fn dropped_datagrams(socket: &impl AsFd) -> io::Result<u32> {
     let mut info = [0u32; 16];
     let mut len = size_of_val(&info) as libc::socklen_t;
@@ -140,8 +141,8 @@ pub fn dropped_datagrams(socket: &impl AsFd) -> io::Result<u32> {
     }
 }
 
-/// Joins `group` on interface `index`, either from one `source` or from all sources (RFC 3678 section
-/// 5.1).
+/// Joins `group` on interface `index`, either from one `source` or from all sources (RFC 3678
+/// section 5.1).
 pub fn join(
     socket: &impl AsFd,
     index: IfIndex,
@@ -246,8 +247,8 @@ pub fn send_batch(socket: &impl AsFd, messages: &[OutgoingDatagram<'_>]) -> io::
         header.msg_hdr.msg_iov = iovec;
         header.msg_hdr.msg_iovlen = 1;
     }
-    // SAFETY: the first `messages.len()` headers point to iovecs, payloads and addresses that outlive
-    // the call, and the kernel only reads them.
+    // SAFETY: the first `messages.len()` headers point to iovecs, payloads and addresses that
+    // outlive the call, and the kernel only reads them.
     let sent = unsafe {
         libc::sendmmsg(
             socket.as_fd().as_raw_fd(),
@@ -323,8 +324,8 @@ impl RecvBatch {
             header.msg_controllen = size_of_val(&self.control[i]) as _;
             header.msg_flags = 0;
         }
-        // SAFETY: every header points to buffers of `self` with their correct lengths, and `self` is
-        // borrowed during the call.
+        // SAFETY: every header points to buffers of `self` with their correct lengths, and `self`
+        // is borrowed during the call.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -424,8 +425,8 @@ impl<'a> Iterator for ControlMessages<'a> {
 
 fn socket_addr(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let name = &raw const *name;
-    // SAFETY: a `sockaddr_storage` is larger than every other sockaddr and aligned for it. The family
-    // determines which of them the kernel wrote.
+    // SAFETY: a `sockaddr_storage` is larger than every other sockaddr and aligned for it. The
+    // family determines which of them the kernel wrote.
     unsafe {
         match c_int::from((*name).ss_family) {
             libc::AF_INET => {
@@ -447,8 +448,8 @@ fn socket_addr(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
 pub struct Poller(Vec<libc::pollfd>);
 
 impl Poller {
-    /// Creates a poller for `sockets`. They must stay open while the poller is used; a closed socket
-    /// counts as ready.
+    /// Creates a poller for `sockets`. They must stay open while the poller is used; a closed
+    /// socket counts as ready.
     pub fn new(sockets: &[impl AsFd]) -> Self {
         let pollfd = |fd: RawFd| libc::pollfd {
             fd,

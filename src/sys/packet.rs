@@ -26,8 +26,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Returns the approximate number of packets on the wire: for a GSO packet its segments. This is
-    /// an estimate from the length, because the headers are not parsed yet.
+    /// Returns the approximate number of packets on the wire: for a GSO packet its segments. This
+    /// is an estimate from the length, because the headers are not parsed yet.
     pub fn packets(&self) -> u64 {
         match self.offload {
             Offload::UdpSegments { payload } => {

@@ -53,8 +53,8 @@ impl UserIdentity {
         })
     }
 
-    /// Writes a file and makes this user its owner. Does not follow a link: the directory may belong
-    /// to this user, who could have placed a link to a file of another user in it.
+    /// Writes a file and makes this user its owner. Does not follow a link: the directory may
+    /// belong to this user, who could have placed a link to a file of another user in it.
     ///
     /// # Errors
     /// The error of the system call, `ELOOP` for a symbolic link; or the path is not a regular file

@@ -52,8 +52,8 @@ pub struct PacketReceiver {
     controls: Box<[ControlBuffer; PACKETS]>,
 }
 
-// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `receive`, which sets
-// them before each system call.
+// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `receive`, which
+// sets them before each system call.
 unsafe impl Send for PacketReceiver {}
 
 impl PacketReceiver {

@@ -53,9 +53,9 @@ struct RingMapping {
     lent: Box<[AtomicBool]>,
 }
 
-// SAFETY: the mapping is plain memory that stays valid until the last owner drops it. Words that the
-// kernel changes concurrently are accessed as atomics only, and the bytes of a block belong to the
-// one `RingBlock` that `lent` permits.
+// SAFETY: the mapping is plain memory that stays valid until the last owner drops it. Words that
+// the kernel changes concurrently are accessed as atomics only, and the bytes of a block belong to
+// the one `RingBlock` that `lent` permits.
 unsafe impl Send for RingMapping {}
 // SAFETY: as above.
 unsafe impl Sync for RingMapping {}
@@ -66,8 +66,8 @@ impl RingMapping {
             .base
             .wrapping_add(block * self.block_len)
             .cast::<tpacket_block_desc>();
-        // SAFETY: `block` is below the number of blocks, so the descriptor is inside the mapping and
-        // aligned to a page. The status word is shared with the kernel and only accessed as an
+        // SAFETY: `block` is below the number of blocks, so the descriptor is inside the mapping
+        // and aligned to a page. The status word is shared with the kernel and only accessed as an
         // atomic.
         unsafe { AtomicU32::from_ptr(&raw mut (*desc).hdr.bh1.block_status) }
     }
@@ -217,15 +217,15 @@ pub struct RingBlock {
 impl RingBlock {
     /// Returns the whole block.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the block lies inside the mapping, which outlives `self`. The kernel does not write
-        // to a lent block, and this process writes to it only through `&mut self`.
+        // SAFETY: the block lies inside the mapping, which outlives `self`. The kernel does not
+        // write to a lent block, and this process writes to it only through `&mut self`.
         unsafe { std::slice::from_raw_parts(self.base(), self.map.block_len) }
     }
 
     /// Returns the whole block for changing frames in place.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `bytes`. `lent` ensures that this is the only `RingBlock` of its memory, and
-        // `&mut self` that this is the only reference.
+        // SAFETY: as for `bytes`. `lent` ensures that this is the only `RingBlock` of its memory,
+        // and `&mut self` that this is the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.base(), self.map.block_len) }
     }
 
@@ -253,14 +253,14 @@ impl RingBlock {
         }
     }
 
-    /// Reads the frame header at offset `at`. Also returns the distance to the next header. `None` if
-    /// the header lies outside the block, which the kernel never does.
+    /// Reads the frame header at offset `at`. Also returns the distance to the next header. `None`
+    /// if the header lies outside the block, which the kernel never does.
     fn frame(&self, at: usize) -> Option<(Frame, usize)> {
         let header_len = size_of::<tpacket3_hdr>() + size_of::<libc::sockaddr_ll>();
         let bytes = self.bytes();
         let header = bytes.get(at..at + header_len)?;
-        // SAFETY: the slice is long enough for both structs. They consist of integers, for which any
-        // bytes are valid, and `read_unaligned` requires no alignment.
+        // SAFETY: the slice is long enough for both structs. They consist of integers, for which
+        // any bytes are valid, and `read_unaligned` requires no alignment.
         let (h, address) = unsafe {
             let base = header.as_ptr();
             let address = base.add(size_of::<tpacket3_hdr>());
@@ -298,8 +298,8 @@ impl Drop for RingBlock {
         self.map
             .packet_count(self.index)
             .store(0, Ordering::Relaxed);
-        // The order matters: a block that is not lent but still has TP_STATUS_USER would be returned
-        // by `next_block` a second time.
+        // The order matters: a block that is not lent but still has TP_STATUS_USER would be
+        // returned by `next_block` a second time.
         self.map
             .status(self.index)
             .store(libc::TP_STATUS_KERNEL, Ordering::Release);

@@ -21,8 +21,8 @@ fn c_string(text: impl AsRef<OsStr>) -> io::Result<CString> {
 /// Starts `/proc/self/exe` with `args` inside `netns`.
 ///
 /// The child receives `http` as descriptor 3 with the name `http` (socket activation protocol), and
-/// `log` as its standard error. It has its own process group, so Ctrl-C reaches only the parent. The
-/// kernel kills the child (SIGKILL) when the calling thread ends.
+/// `log` as its standard error. It has its own process group, so Ctrl-C reaches only the parent.
+/// The kernel kills the child (SIGKILL) when the calling thread ends.
 pub fn spawn_self(
     args: &[&OsStr],
     netns: &NetNs,
@@ -69,9 +69,9 @@ pub fn spawn_self(
     let mut pointers = ExecPointers::new(&argv, &envp);
     let setup = move || {
         let pointers = &mut pointers;
-        // SAFETY: between fork and exec this makes only async-signal-safe calls, without allocations
-        // and locks. The calling function owns the strings behind the pointers, and the child has a
-        // copy of its memory.
+        // SAFETY: between fork and exec this makes only async-signal-safe calls, without
+        // allocations and locks. The calling function owns the strings behind the pointers, and the
+        // child has a copy of its memory.
         unsafe {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
                 || libc::setns(netns, libc::CLONE_NEWNET) != 0
@@ -111,7 +111,8 @@ pub fn spawn_self(
 
 /// Sends SIGTERM to `child`.
 pub fn terminate(child: &Child) {
-    // SAFETY: `kill` takes no pointer. The child is not reaped yet, so its process ID is still valid.
+    // SAFETY: `kill` takes no pointer. The child is not reaped yet, so its process ID is still
+    // valid.
     unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
 }
 

@@ -125,8 +125,8 @@ impl Transmitter {
     /// Returns true if the interface takes GSO packets.
     ///
     /// False in three cases: the link header is not certain to be plain Ethernet; the device queue
-    /// is bypassed, because the kernel then drops packets that the device cannot segment; the kernel
-    /// refused a GSO packet before.
+    /// is bypassed, because the kernel then drops packets that the device cannot segment; the
+    /// kernel refused a GSO packet before.
     pub fn accepts_gso(&mut self) -> bool {
         if let GsoSocket::Unopened = self.gso_socket {
             let is_suitable = !self.qdisc_bypass

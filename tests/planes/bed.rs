@@ -1,4 +1,5 @@
-//! Two interfaces with a cable between them, simulated or a veth pair, and packets for it.
+//! The test bed: two connected interfaces, simulated or a veth pair, and functions for test
+//! packets.
 
 use std::future::poll_fn;
 use std::io;
@@ -15,20 +16,21 @@ use mcastor::planes::packet::{Modes, PacketPlane};
 use mcastor::planes::sim::SimPlane;
 use mcastor::sys::ring::RingSize;
 
-/// Longest wait for something that must happen.
+/// Timeout of operations that must succeed.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 pub const MARK: u32 = 0x6d63_7473;
 
 pub type Outcome = Result<(), Failed>;
 
-/// Two interfaces with a cable between them.
+/// Two interfaces that are connected with each other.
 pub struct Bed {
     pub plane: Box<dyn Plane>,
-    /// The options of the packet plane, where it is that.
+    /// The options of the packet plane; unused if the plane is simulated.
     pub packet: PacketPlane,
     pub near: IfIndex,
     pub far: IfIndex,
+    /// The index of an interface that does not exist.
     pub missing: IfIndex,
     pub kind: Kind,
 }
@@ -38,25 +40,19 @@ pub enum Kind {
     Veth { near: String, far: String },
 }
 
-pub trait Usual {
-    fn usual() -> Self;
-}
-
-impl Usual for PacketPlane {
-    fn usual() -> Self {
-        PacketPlane::new(MARK)
-    }
+pub fn default_plane() -> PacketPlane {
+    PacketPlane::new(MARK)
 }
 
 pub fn fixed(mode: Mode) -> PacketPlane {
     PacketPlane {
         modes: Modes::Fixed(mode),
-        ..PacketPlane::usual()
+        ..default_plane()
     }
 }
 
-/// Changes the mode as often as it can, whatever the rate.
-pub fn restless(keep: Duration) -> PacketPlane {
+/// Returns a plane that changes the capture mode as often as possible at every rate.
+pub fn frequent_mode_changes(keep: Duration) -> PacketPlane {
     PacketPlane {
         modes: Modes::Adaptive(Thresholds {
             up: 0,
@@ -65,7 +61,7 @@ pub fn restless(keep: Duration) -> PacketPlane {
             quiet: Duration::from_millis(2),
             keep,
         }),
-        ..PacketPlane::usual()
+        ..default_plane()
     }
 }
 
@@ -76,8 +72,8 @@ pub fn index(n: u32) -> IfIndex {
 pub fn ip(arguments: &str) -> Result<(), Failed> {
     let output = Command::new("ip").args(arguments.split(' ')).output()?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("ip {arguments}: {said}").into());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("ip {arguments}: {stderr}").into());
     }
     Ok(())
 }
@@ -89,7 +85,7 @@ impl Bed {
         sim.set_missing(index(3), true);
         Bed {
             plane: Box::new(sim.clone()),
-            packet: PacketPlane::usual(),
+            packet: default_plane(),
             near: index(1),
             far: index(2),
             missing: index(3),
@@ -104,10 +100,10 @@ impl Bed {
         ip(&format!("link add {near} type veth peer name {far}"))?;
         let mut indices = Vec::new();
         for name in [&near, &far] {
-            // Nothing but what the test sends: no neighbour discovery, no MLD reports.
-            let quiet = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-            if std::path::Path::new(&quiet).exists() {
-                std::fs::write(quiet, "1")?;
+            // Without IPv6 the kernel sends no neighbour discovery and no MLD reports.
+            let disable_ipv6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            if std::path::Path::new(&disable_ipv6).exists() {
+                std::fs::write(disable_ipv6, "1")?;
             }
             ip(&format!("link set {name} mtu 65535 up"))?;
             let found = mcastor::sys::ifaddr::interfaces()?;
@@ -126,8 +122,8 @@ impl Bed {
         })
     }
 
-    /// Makes the ring, or what stands for it, small; for captures opened afterwards.
-    pub fn with_little_room(mut self) -> Result<Self, Failed> {
+    /// Makes the receive buffer small, for captures that are opened afterwards.
+    pub fn with_small_buffers(mut self) -> Result<Self, Failed> {
         match self.kind {
             Kind::Sim(ref sim) => {
                 sim.set_room(self.far, 8);
@@ -161,27 +157,27 @@ impl Bed {
     }
 }
 
-/// The kernel starts the queue of a link that came up a little later, and until then throws
-/// away what is sent, without a word.
+/// Waits until the interface is running. The kernel activates the queue of a link some time after
+/// the link came up, and silently drops packets until then.
 pub fn wait_until_running(name: &str) -> Outcome {
     wait_running(name, true)
 }
 
-/// It stops the queue a little later, too.
+/// Waits until the interface is not running. The kernel deactivates the queue with a delay, too.
 pub fn wait_while_running(name: &str) -> Outcome {
     wait_running(name, false)
 }
 
 pub fn wait_running(name: &str, wanted: bool) -> Outcome {
     let running = || {
-        let shown = Command::new("ip")
+        let output = Command::new("ip")
             .args(["-br", "link", "show", name])
             .output();
-        shown.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(" UP "))
+        output.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(" UP "))
     };
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     while running() != wanted {
-        assert!(begun.elapsed() < PATIENCE, "{name}: not running={wanted}");
+        assert!(started.elapsed() < PATIENCE, "{name}: not running={wanted}");
         std::thread::yield_now();
     }
     Ok(())
@@ -198,7 +194,7 @@ pub fn tiny_ring() -> PacketPlane {
     }
 }
 
-/// An IPv4 packet of `len` bytes to a group, told from others by `n`.
+/// Returns an IPv4 multicast packet of `len` bytes whose content depends on `n`.
 pub fn packet(n: u32, len: usize) -> Vec<u8> {
     let mut p = vec![0u8; len];
     p[0] = 0x45;
@@ -213,7 +209,7 @@ pub fn packet(n: u32, len: usize) -> Vec<u8> {
     p
 }
 
-/// An IPv6 packet to a group.
+/// Returns an IPv6 multicast packet of `len` bytes whose content depends on `n`.
 pub fn packet_v6(n: u32, len: usize) -> Vec<u8> {
     let mut p = packet(n, len);
     p[..40].fill(0);
@@ -227,14 +223,14 @@ pub fn packet_v6(n: u32, len: usize) -> Vec<u8> {
     p
 }
 
-/// Sends all of them, in as many calls as it takes.
+/// Sends all packets with as many calls as necessary.
 pub async fn send_all(transmit: &mut dyn PacketSink, packets: &[Vec<u8>]) -> io::Result<()> {
     let mut next = 0;
     while next < packets.len() {
-        let left = &packets[next..];
-        match transmit.send(&mut left.iter().map(|p| OutPacket::plain(p))) {
-            Ok(0) => panic!("took none of {}", left.len()),
-            Ok(n) if n > left.len() => panic!("took {n} of {}", left.len()),
+        let rest = &packets[next..];
+        match transmit.send(&mut rest.iter().map(|p| OutPacket::plain(p))) {
+            Ok(0) => panic!("took none of {}", rest.len()),
+            Ok(n) if n > rest.len() => panic!("took {n} of {}", rest.len()),
             Ok(n) => next += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 poll_fn(|cx| transmit.poll_writable(cx)).await?;
@@ -249,7 +245,7 @@ pub async fn next_batch(capture: &mut dyn PacketSource) -> Result<Batch, Failed>
     let next = poll_fn(|cx| capture.poll_batch(cx));
     Ok(tokio::time::timeout(PATIENCE, next)
         .await
-        .map_err(|_| "no batch came")??)
+        .map_err(|_| "no batch arrived")??)
 }
 
 pub fn packets_of(batch: &Batch) -> Vec<Vec<u8>> {
@@ -260,20 +256,21 @@ pub fn packets_of(batch: &Batch) -> Vec<Vec<u8>> {
     batch.packets.iter().map(bytes).collect()
 }
 
-/// The next `count` packets, link-layer padding removed.
-pub async fn take(capture: &mut dyn PacketSource, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
-    let mut taken = Vec::new();
-    while taken.len() < count {
-        taken.extend(packets_of(&next_batch(capture).await?));
+/// Receives the next `count` packets without link-layer padding.
+pub async fn receive(capture: &mut dyn PacketSource, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
+    let mut packets = Vec::new();
+    while packets.len() < count {
+        packets.extend(packets_of(&next_batch(capture).await?));
     }
-    Ok(taken)
+    Ok(packets)
 }
 
-pub fn same(got: &[Vec<u8>], sent: &[Vec<u8>]) -> Outcome {
-    if got.len() != sent.len() {
-        return Err(format!("{} packets came of {}", got.len(), sent.len()).into());
+/// Checks that the received packets are the sent ones in the same order.
+pub fn check_equal(received: &[Vec<u8>], sent: &[Vec<u8>]) -> Outcome {
+    if received.len() != sent.len() {
+        return Err(format!("received {} of {} packets", received.len(), sent.len()).into());
     }
-    match got.iter().zip(sent).position(|(g, s)| g != s) {
+    match received.iter().zip(sent).position(|(r, s)| r != s) {
         None => Ok(()),
         Some(at) => Err(format!("packet {at} of {} differs", sent.len()).into()),
     }

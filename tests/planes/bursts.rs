@@ -1,4 +1,4 @@
-//! Packet sockets that send in bursts.
+//! Tests of sending in bursts.
 
 use std::io;
 use std::process::Command;
@@ -6,33 +6,32 @@ use std::time::Duration;
 
 use libtest_mimic::Failed;
 use mcastor::pipeline::{OutPacket, PacketSource};
-use mcastor::planes::packet::PacketPlane;
 use mcastor::sys::transmit::Transmitter;
 
 use super::bed::*;
-use super::{Alone, Named};
+use super::{NamedTest, StandaloneTest};
 
-pub const TESTS: &[Named<Alone>] = tests![
-    a_packet_in_a_burst_is_the_frame_it_is_alone,
-    what_a_burst_cannot_send_is_an_error_of_that_packet,
-    a_link_that_was_never_up_gets_bursts_when_it_is,
-    a_bridge_of_many_ports_gets_bursts_it_can_take,
-    a_queue_given_to_a_link_later_loses_nothing_unsaid,
+pub const TESTS: &[NamedTest<StandaloneTest>] = tests![
+    burst_frames_equal_single_frames,
+    burst_errors_refer_to_the_refused_packet,
+    new_link_gets_bursts_once_it_is_up,
+    bridge_with_many_ports_limits_bursts,
+    later_queue_reports_every_lost_packet,
 ];
 
-async fn a_packet_in_a_burst_is_the_frame_it_is_alone() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn burst_frames_equal_single_frames() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
     let transmitter = Transmitter::open(bed.near, MARK, false)?;
-    assert_eq!(transmitter.sends_bursts(), takes_programs()?);
+    assert_eq!(transmitter.sends_bursts(), can_load_programs()?);
     assert!(!Transmitter::open(bed.near, MARK, true)?.sends_bursts());
     assert!(!Transmitter::open(index(1), MARK, false)?.sends_bursts());
 
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    // Growing and shrinking, on both sides of what a burst takes.
+    // Growing and shrinking sizes, below and above the limit of a burst.
     let mut sent: Vec<_> = [28, 1500, 20, 700, 2026, 2027, 64, 3000, 100, 101]
         .iter()
         .cycle()
@@ -41,25 +40,28 @@ async fn a_packet_in_a_burst_is_the_frame_it_is_alone() -> Outcome {
         .collect();
     sent.extend((0..40).map(|n| packet_v6(n, 60 + 37 * n as usize)));
     for address in ["02:00:00:00:00:01", "02:00:00:00:00:02"] {
-        // It may change while we send.
+        // The address may change while the transmitter is open.
         ip(&format!("link set {near} address {address}"))?;
-        let mut alone = Vec::new();
+        let mut single = Vec::new();
         for packet in &sent {
             send_all(transmit.as_mut(), std::slice::from_ref(packet)).await?;
-            alone.extend(take_frames(capture.as_mut(), 1).await?);
+            single.extend(receive_frames(capture.as_mut(), 1).await?);
         }
         send_all(transmit.as_mut(), &sent).await?;
-        same(&take_frames(capture.as_mut(), sent.len()).await?, &alone)?;
+        check_equal(
+            &receive_frames(capture.as_mut(), sent.len()).await?,
+            &single,
+        )?;
         assert_eq!(
-            alone[0][6..12],
+            single[0][6..12],
             [2, 0, 0, 0, 0, address.as_bytes()[16] - b'0']
         );
     }
     Ok(())
 }
 
-async fn what_a_burst_cannot_send_is_an_error_of_that_packet() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn burst_errors_refer_to_the_refused_packet() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
@@ -74,8 +76,8 @@ async fn what_a_burst_cannot_send_is_an_error_of_that_packet() -> Outcome {
     assert_eq!(transmit.send(&mut from(0))?, 10);
     assert_eq!(error(transmit.send(&mut from(10))), Some(libc::EMSGSIZE));
     send_all(transmit.as_mut(), &all[11..]).await?;
-    let got = take(capture.as_mut(), 29).await?;
-    same(&got, &[&all[..10], &all[11..]].concat())?;
+    let got = receive(capture.as_mut(), 29).await?;
+    check_equal(&got, &[&all[..10], &all[11..]].concat())?;
 
     bed.set_up(false)?;
     for _ in 0..2 {
@@ -83,10 +85,10 @@ async fn what_a_burst_cannot_send_is_an_error_of_that_packet() -> Outcome {
     }
     bed.set_up(true)?;
     send_all(transmit.as_mut(), &all[11..]).await?;
-    same(&take(capture.as_mut(), 19).await?, &all[11..])
+    check_equal(&receive(capture.as_mut(), 19).await?, &all[11..])
 }
 
-async fn a_link_that_was_never_up_gets_bursts_when_it_is() -> Outcome {
+async fn new_link_gets_bursts_once_it_is_up() -> Outcome {
     ip("link add early type veth peer name late")?;
     let found = mcastor::sys::ifaddr::interfaces()?;
     let near = found.iter().find(|i| i.name.as_str() == "early");
@@ -96,27 +98,27 @@ async fn a_link_that_was_never_up_gets_bursts_when_it_is() -> Outcome {
     ip("link set late up")?;
     wait_until_running("early")?;
     let all: Vec<_> = (0..20).map(|n| packet(n, 100)).collect();
-    let begun = std::time::Instant::now();
-    while !transmitter.sends_bursts() && takes_programs()? {
-        assert!(begun.elapsed() < PATIENCE, "no bursts after it came up");
+    let started = std::time::Instant::now();
+    while !transmitter.sends_bursts() && can_load_programs()? {
+        assert!(started.elapsed() < PATIENCE, "no bursts after link up");
         assert!(transmitter.send(all.iter().map(|p| OutPacket::plain(p)))? > 0);
     }
     Ok(())
 }
 
-/// A burst that a bridge floods waits in one queue of the kernel, which is shorter than 32 times
-/// this many ports.
-async fn a_bridge_of_many_ports_gets_bursts_it_can_take() -> Outcome {
+/// The bridge copies each packet to all ports, and all copies wait in one kernel queue. That queue
+/// is shorter than 32 packets on all ports.
+async fn bridge_with_many_ports_limits_bursts() -> Outcome {
     const PORTS: u32 = 40;
     const PACKETS: u32 = 3_000;
-    let bed = Bed::veth(PacketPlane::usual())?;
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { far, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
-    // Nothing but ours is counted.
-    let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
-    if std::path::Path::new(quiet).exists() {
-        std::fs::write(quiet, "1")?;
+    // Without IPv6 the kernel sends no packets of its own, which would be counted.
+    let disable_ipv6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+    if std::path::Path::new(disable_ipv6).exists() {
+        std::fs::write(disable_ipv6, "1")?;
     }
     let mut script = format!(
         "link add wide type bridge mcast_snooping 0 stp_state 0\nlink set wide up\n\
@@ -143,17 +145,17 @@ async fn a_bridge_of_many_ports_gets_bursts_it_can_take() -> Outcome {
     };
     let before = (0..PORTS).map(received).collect::<Result<Vec<_>, _>>()?;
     let mut transmitter = Transmitter::open(bed.near, MARK, false)?;
-    // Bridges look at the checksum where they ask netfilter.
-    let whole = |n| {
+    // Bridges drop packets with a bad IPv4 checksum if netfilter is enabled for them.
+    let with_checksum = |n| {
         let mut packet = packet(n, 100);
         mcastor::wire::ip::refresh_ipv4_checksum(&mut packet);
         packet
     };
-    let all: Vec<_> = (0..PACKETS).map(whole).collect();
+    let all: Vec<_> = (0..PACKETS).map(with_checksum).collect();
     let mut next = 0;
     while next < all.len() {
-        let left = &all[next..];
-        match transmitter.send(left.iter().map(|p| OutPacket::plain(p))) {
+        let rest = &all[next..];
+        match transmitter.send(rest.iter().map(|p| OutPacket::plain(p))) {
             Ok(n) => next += n,
             Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
             Err(e) => return Err(e.into()),
@@ -161,27 +163,30 @@ async fn a_bridge_of_many_ports_gets_bursts_it_can_take() -> Outcome {
     }
     let mut lost = 0;
     for n in 0..PORTS {
-        let begun = std::time::Instant::now();
-        let came = || Ok::<_, Failed>(received(n)? - before[n as usize]);
-        // All but those of the bursts by which the limit is found.
-        while came()? < u64::from(PACKETS) - 200 {
-            let came = came()?;
-            assert!(begun.elapsed() < PATIENCE, "{came} packets at port {n}");
+        let started = std::time::Instant::now();
+        let arrived = || Ok::<_, Failed>(received(n)? - before[n as usize]);
+        // The bursts that overflow the queue before the limit is found may lose packets.
+        while arrived()? < u64::from(PACKETS) - 200 {
+            let arrived = arrived()?;
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{arrived} packets at port {n}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        lost += u64::from(PACKETS).saturating_sub(came()?);
+        lost += u64::from(PACKETS).saturating_sub(arrived()?);
     }
     ip("link del wide")?;
     println!(
-        "{lost} of {} lost, until the limit was found",
+        "{lost} of {} lost before the limit was found",
         PACKETS * PORTS
     );
-    assert_eq!(transmitter.burst_limit() < 32, takes_programs()?);
+    assert_eq!(transmitter.burst_limit() < 32, can_load_programs()?);
     Ok(())
 }
 
-async fn a_queue_given_to_a_link_later_loses_nothing_unsaid() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn later_queue_reports_every_lost_packet() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
@@ -189,17 +194,17 @@ async fn a_queue_given_to_a_link_later_loses_nothing_unsaid() -> Outcome {
     let mut transmit = bed.plane.transmit(bed.near)?;
     let all: Vec<_> = (0..100).map(|n| packet(n, 1000)).collect();
     send_all(transmit.as_mut(), &all).await?;
-    same(&take(capture.as_mut(), all.len()).await?, &all)?;
-    // Room for about forty.
+    check_equal(&receive(capture.as_mut(), all.len()).await?, &all)?;
+    // The queue holds about 40 packets.
     let shape = format!("qdisc add dev {near} root tbf rate 800kbit burst 2k limit 40000");
     let output = Command::new("tc").args(shape.split(' ')).output()?;
     assert!(output.status.success(), "tc: {output:?}");
-    let (mut took, mut refused) = (Vec::new(), 0);
+    let (mut accepted, mut refused) = (Vec::new(), 0);
     let mut next = 0;
     while next < all.len() {
         match transmit.send(&mut all[next..].iter().map(|p| OutPacket::plain(p))) {
             Ok(n) => {
-                took.extend_from_slice(&all[next..next + n]);
+                accepted.extend_from_slice(&all[next..next + n]);
                 next += n;
             }
             Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
@@ -209,25 +214,32 @@ async fn a_queue_given_to_a_link_later_loses_nothing_unsaid() -> Outcome {
             Err(e) => return Err(e.into()),
         }
     }
-    assert!(refused > 0, "the queue was never full: nothing was tried");
-    same(&take(capture.as_mut(), took.len()).await?, &took)
+    assert!(
+        refused > 0,
+        "the queue was never full, so the test proves nothing"
+    );
+    check_equal(&receive(capture.as_mut(), accepted.len()).await?, &accepted)
 }
 
-/// Link header and packet of what was captured.
-async fn take_frames(capture: &mut dyn PacketSource, count: usize) -> Result<Vec<Vec<u8>>, Failed> {
+/// Receives `count` frames, each with its link header and packet.
+async fn receive_frames(
+    capture: &mut dyn PacketSource,
+    count: usize,
+) -> Result<Vec<Vec<u8>>, Failed> {
     const ETHERNET: usize = 14;
-    let mut taken = Vec::new();
-    while taken.len() < count {
+    let mut frames = Vec::new();
+    while frames.len() < count {
         let batch = next_batch(capture).await?;
-        taken.extend(batch.packets.iter().map(|p| {
+        frames.extend(batch.packets.iter().map(|p| {
             let start = p.start as usize;
             batch.bytes()[start - ETHERNET..start + p.len as usize].to_vec()
         }));
     }
-    Ok(taken)
+    Ok(frames)
 }
 
-/// In a user namespace the kernel takes no programs, and each packet goes by itself.
-fn takes_programs() -> io::Result<bool> {
+/// Returns true if the kernel lets this process load BPF programs: it refuses them in a user
+/// namespace, and the transmitter then sends single packets.
+fn can_load_programs() -> io::Result<bool> {
     Ok(std::fs::read_to_string("/proc/self/uid_map")?.contains("4294967295"))
 }

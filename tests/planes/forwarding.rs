@@ -9,13 +9,13 @@ use mcastor::table::{Fib, FibDiff, Rib};
 use mcastor::wire::ip::refresh_ipv4_checksum;
 
 use super::bed::*;
-use super::{Named, OnBed};
+use super::{BedTest, NamedTest};
 
-pub const TESTS: &[Named<OnBed>] = tests![bed:
+pub const TESTS: &[NamedTest<BedTest>] = tests![bed:
     plane_without_forwarding_reports_no_counts,
 ];
 
-pub const SIM_TESTS: &[Named<OnBed>] = tests![bed:
+pub const SIM_TESTS: &[NamedTest<BedTest>] = tests![bed:
     synced_route_is_forwarded_and_counted_once,
     packets_that_the_plane_cannot_forward_are_captured,
     removed_route_stops_forwarding,
@@ -67,7 +67,7 @@ async fn plane_without_forwarding_reports_no_counts(bed: Bed) -> Outcome {
     sync(bed.plane.as_ref(), &Arc::default(), &fib(&bed, 1, |_| ()));
     let sent = [packet(1, 100)];
     send_all(sink.as_mut(), &sent).await?;
-    same(&take(capture.as_mut(), 1).await?, &sent)?;
+    check_equal(&receive(capture.as_mut(), 1).await?, &sent)?;
     assert_eq!(bed.plane.take_counters(), PlaneCounters::default());
     Ok(())
 }

@@ -1,9 +1,10 @@
-//! What every plane promises, tried on each: the simulated one, and packet sockets on a veth
-//! pair. The packet plane needs a network namespace of its own: the test makes one and runs
-//! itself again inside it; where it may not, it says so and skips.
+//! Runs the contract tests of planes on the simulated plane and on packet sockets on a veth pair.
+//!
+//! The packet plane needs a network namespace of its own. The test program creates one and starts
+//! itself again inside it. If it may not create one, it prints that and skips those tests.
 
-/// `(name, test)` of each function; with the name of their argument before them, where they have
-/// one.
+/// Expands to `(name, test)` of each function. For functions with an argument, the name of the
+/// argument comes first.
 macro_rules! tests {
     ($bed:ident: $($name:ident),+ $(,)?) => {
         &[$((stringify!($name), |$bed| Box::pin($name($bed)))),+]
@@ -15,9 +16,9 @@ mod bed;
 mod bursts;
 mod contract;
 mod forwarding;
+mod gso;
 mod modes;
 mod sockets;
-mod whole;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -26,7 +27,7 @@ use mcastor::planes::packet::rate::Mode;
 
 use bed::{Bed, Outcome, fixed};
 
-/// Set for the run inside the namespace.
+/// The environment variable that is set for the run inside the namespace.
 const INSIDE: &str = "MCASTOR_PLANES_INSIDE";
 
 const MODES: [Mode; 2] = [Mode::Latency, Mode::Throughput];
@@ -34,15 +35,15 @@ const MODES: [Mode; 2] = [Mode::Latency, Mode::Throughput];
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let inside = std::env::var_os(INSIDE).is_some();
-    if !inside && let Some(code) = run_inside_a_namespace() {
+    if !inside && let Some(code) = run_in_namespace() {
         return code;
     }
     let contract = [contract::TESTS, forwarding::TESTS].concat();
-    let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS, whole::TESTS].concat();
+    let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS, gso::TESTS].concat();
     if !inside {
         println!(
-            "packet plane: {} tests skipped: no network namespace can be made here (needs root, \
-             or unprivileged user namespaces)",
+            "packet plane: {} tests skipped: cannot create a network namespace (needs root, or \
+             unprivileged user namespaces)",
             packet.len() + MODES.len() * contract.len()
         );
     }
@@ -62,24 +63,26 @@ fn main() -> ExitCode {
         }
     }
     for (name, test) in packet {
-        let alone = move || run(test());
-        trials.push(Trial::test(format!("packet::{name}"), alone).with_ignored_flag(!inside));
+        let standalone = move || run(test());
+        trials.push(Trial::test(format!("packet::{name}"), standalone).with_ignored_flag(!inside));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Runs this program again in a fresh network namespace, which ends with it.
-fn run_inside_a_namespace() -> Option<ExitCode> {
-    let ways: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
-    let works = |way: &&[&str]| {
+/// Runs this program again in a new network namespace, which is removed when the program ends.
+fn run_in_namespace() -> Option<ExitCode> {
+    let variants: [&[&str]; 2] = [&["--net"], &["--user", "--map-root-user", "--net"]];
+    let works = |options: &&[&str]| {
         let mut probe = Command::new("unshare");
-        probe.args(*way).args(["ip", "link", "add", "type", "veth"]);
-        let silent = probe.stdout(Stdio::null()).stderr(Stdio::null());
-        silent.status().is_ok_and(|s| s.success())
+        probe
+            .args(*options)
+            .args(["ip", "link", "add", "type", "veth"]);
+        let quiet = probe.stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.status().is_ok_and(|s| s.success())
     };
-    let way = ways.into_iter().find(works)?;
+    let options = variants.into_iter().find(works)?;
     let status = Command::new("unshare")
-        .args(way)
+        .args(options)
         .arg(std::env::current_exe().ok()?)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
@@ -88,11 +91,11 @@ fn run_inside_a_namespace() -> Option<ExitCode> {
     Some(ExitCode::from(status.code().map_or(1, |c| c as u8)))
 }
 
-type Named<F> = (&'static str, F);
-/// A test that is tried on every bed.
-type OnBed = fn(Bed) -> Test;
-/// A test that makes its own.
-type Alone = fn() -> Test;
+type NamedTest<F> = (&'static str, F);
+/// A test that runs on every test bed.
+type BedTest = fn(Bed) -> Test;
+/// A test that creates its own test bed.
+type StandaloneTest = fn() -> Test;
 type Test = std::pin::Pin<Box<dyn Future<Output = Outcome>>>;
 
 fn run(test: Test) -> Outcome {

@@ -1,4 +1,4 @@
-//! Packet sockets: what they take in, and what becomes of what they cannot send.
+//! Tests of packet sockets: which packets they capture, and how they report send errors.
 
 use std::future::poll_fn;
 use std::io;
@@ -10,86 +10,86 @@ use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
 
 use super::bed::*;
-use super::contract::what_is_sent_arrives_in_order_with_its_bytes_unchanged;
-use super::{Alone, Named};
+use super::contract::packets_arrive_unchanged_and_in_order;
+use super::{NamedTest, StandaloneTest};
 
-pub const TESTS: &[Named<Alone>] = tests![
-    own_transmissions_are_not_taken_in_others_are,
-    blocks_go_back_to_the_kernel_when_dropped,
-    a_full_socket_becomes_writable_again,
-    too_large_for_the_link_is_an_error_of_that_packet,
-    a_stall_of_a_tenth_of_a_second_loses_nothing,
-    without_a_carrier_the_kernel_takes_packets_and_loses_them,
-    the_bypass_of_the_device_queue_sends_too,
+pub const TESTS: &[NamedTest<StandaloneTest>] = tests![
+    own_packets_are_not_captured_others_are,
+    dropped_blocks_return_to_the_kernel,
+    full_socket_becomes_writable_again,
+    oversized_packet_fails_alone,
+    receiver_pause_of_100_ms_loses_nothing,
+    missing_carrier_loses_packets_without_error,
+    qdisc_bypass_sends_packets,
 ];
 
-async fn own_transmissions_are_not_taken_in_others_are() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
-    // On the interface that is sent on.
+async fn own_packets_are_not_captured_others_are() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
+    // The capture is on the interface that sends.
     let mut capture = bed.plane.capture(bed.near)?;
-    let mut ours = bed.plane.transmit(bed.near)?;
-    let stranger = PacketPlane {
+    let mut own = bed.plane.transmit(bed.near)?;
+    let other_plane = PacketPlane {
         mark: MARK + 1,
-        ..PacketPlane::usual()
+        ..default_plane()
     };
-    let mut others = stranger.transmit(bed.near)?;
-    send_all(ours.as_mut(), &[packet(1, 100), packet_v6(2, 100)]).await?;
+    let mut other = other_plane.transmit(bed.near)?;
+    send_all(own.as_mut(), &[packet(1, 100), packet_v6(2, 100)]).await?;
     let sent = [packet(3, 100), packet_v6(4, 100)];
-    send_all(others.as_mut(), &sent).await?;
-    send_all(ours.as_mut(), &[packet(5, 100)]).await?;
-    // A packet to a host is nobody's business.
+    send_all(other.as_mut(), &sent).await?;
+    send_all(own.as_mut(), &[packet(5, 100)]).await?;
+    // Unicast packets are not captured.
     let mut unicast = packet(6, 100);
     unicast[16] = 10;
-    send_all(others.as_mut(), &[unicast]).await?;
+    send_all(other.as_mut(), &[unicast]).await?;
     let last = [packet(7, 100)];
-    send_all(others.as_mut(), &last).await?;
-    let got = take(capture.as_mut(), 3).await?;
-    same(&got[..2], &sent)?;
-    same(&got[2..], &last)?;
-    // The far end takes in what bears our mark: it is a packet like any other there.
+    send_all(other.as_mut(), &last).await?;
+    let got = receive(capture.as_mut(), 3).await?;
+    check_equal(&got[..2], &sent)?;
+    check_equal(&got[2..], &last)?;
+    // The far end captures packets with the mark, because they are incoming there.
     let mut far = bed.plane.capture(bed.far)?;
     let again = [packet(8, 100)];
-    send_all(ours.as_mut(), &again).await?;
-    same(&take(far.as_mut(), 1).await?, &again)
+    send_all(own.as_mut(), &again).await?;
+    check_equal(&receive(far.as_mut(), 1).await?, &again)
 }
 
-async fn blocks_go_back_to_the_kernel_when_dropped() -> Outcome {
+async fn dropped_blocks_return_to_the_kernel() -> Outcome {
     let bed = Bed::veth(tiny_ring())?;
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
     for round in 0..5u32 {
         let mut held = Vec::new();
-        // Both blocks, one after the other.
+        // Fills both blocks, one after the other.
         for n in 0..2 {
             send_all(transmit.as_mut(), &[packet(round * 10 + n, 100)]).await?;
             held.push(next_batch(capture.as_mut()).await?);
         }
         assert_eq!(capture.take_dropped(), 0);
         let before: Vec<_> = held.iter().map(packets_of).collect();
-        // Nowhere to go now: dropped, counted, and what is held stays as it is.
+        // No block is free: the kernel drops and counts the packets, and held blocks do not change.
         let lost: Vec<_> = (0..20).map(|n| packet(900 + n, 100)).collect();
         send_all(transmit.as_mut(), &lost).await?;
         assert_eq!(capture.take_dropped(), 20);
         let polled = poll_fn(|cx| std::task::Poll::Ready(capture.poll_batch(cx))).await;
-        assert!(polled.is_pending(), "a block that is held was lent again");
+        assert!(polled.is_pending(), "a held block was returned again");
         for (batch, packets) in held.iter().zip(&before) {
-            same(&packets_of(batch), packets)?;
+            check_equal(&packets_of(batch), packets)?;
         }
         drop(held);
         let after = [packet(round * 10 + 5, 100)];
         send_all(transmit.as_mut(), &after).await?;
-        same(&take(capture.as_mut(), 1).await?, &after)?;
+        check_equal(&receive(capture.as_mut(), 1).await?, &after)?;
         assert_eq!(capture.take_dropped(), 0);
     }
     Ok(())
 }
 
-async fn a_full_socket_becomes_writable_again() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn full_socket_becomes_writable_again() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
-    // A queue slower than we are, and longer than our socket buffer: so the socket is full
+    // The queue is slower than the sender and larger than the socket buffer, so the socket is full
     // before the queue is.
     let shape = format!("qdisc add dev {near} root tbf rate 100mbit burst 20k limit 100000000");
     let output = Command::new("tc").args(shape.split(' ')).output()?;
@@ -98,23 +98,27 @@ async fn a_full_socket_becomes_writable_again() -> Outcome {
     let sent: Vec<_> = (0..6000).map(|n| packet(n, 1400)).collect();
     let (mut blocked, mut next) = (0, 0);
     while next < sent.len() {
-        let left = &sent[next..];
-        match transmit.send(&mut left.iter().map(|p| OutPacket::plain(p))) {
+        let rest = &sent[next..];
+        match transmit.send(&mut rest.iter().map(|p| OutPacket::plain(p))) {
             Ok(n) => next += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 blocked += 1;
                 let writable = poll_fn(|cx| transmit.poll_writable(cx));
                 tokio::time::timeout(PATIENCE, writable)
                     .await
-                    .map_err(|_| "it never became writable again")??;
+                    .map_err(|_| "the socket did not become writable again")??;
             }
             Err(e) => return Err(e.into()),
         }
     }
-    assert!(blocked > 0, "the socket was never full: nothing was tried");
-    // The queue's own count: on a busy machine a veth may lose some behind it.
+    assert!(
+        blocked > 0,
+        "the socket was never full, so the test proves nothing"
+    );
+    // Checks the counter of the queue, because a veth may lose packets behind the queue on a busy
+    // machine.
     let expected = format!(" {} pkt (dropped 0,", sent.len());
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     loop {
         let show = format!("-s qdisc show dev {near}");
         let output = Command::new("tc").args(show.split(' ')).output()?;
@@ -122,13 +126,13 @@ async fn a_full_socket_becomes_writable_again() -> Outcome {
         if shown.contains(&expected) {
             return Ok(());
         }
-        assert!(begun.elapsed() < PATIENCE, "{shown}");
+        assert!(started.elapsed() < PATIENCE, "{shown}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn oversized_packet_fails_alone() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
@@ -144,34 +148,35 @@ async fn too_large_for_the_link_is_an_error_of_that_packet() -> Outcome {
         Some(libc::EMSGSIZE)
     );
     assert_eq!(transmit.send(&mut slices().skip(2))?, 1);
-    let got = take(capture.as_mut(), 2).await?;
-    same(&got, &[three[0].clone(), three[2].clone()])
+    let got = receive(capture.as_mut(), 2).await?;
+    check_equal(&got, &[three[0].clone(), three[2].clone()])
 }
 
-async fn a_stall_of_a_tenth_of_a_second_loses_nothing() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn receiver_pause_of_100_ms_loses_nothing() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
-    // What comes in 100 ms at 10,000 a second, of full length; nobody takes it out meanwhile.
+    // The full-size packets of 100 ms at 10,000 packets per second. They arrive before the capture
+    // is polled.
     let sent: Vec<_> = (0..1000).map(|n| packet(n, 1500)).collect();
     for _ in 0..5 {
         send_all(transmit.as_mut(), &sent).await?;
-        same(&take(capture.as_mut(), sent.len()).await?, &sent)?;
+        check_equal(&receive(capture.as_mut(), sent.len()).await?, &sent)?;
     }
     assert_eq!(capture.take_dropped(), 0);
     Ok(())
 }
 
-/// Why the table knows whether an egress runs.
-async fn without_a_carrier_the_kernel_takes_packets_and_loses_them() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+/// This is the reason why the table records whether an egress is running.
+async fn missing_carrier_loses_packets_without_error() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, far } = &bed.kind else {
         return Err("not a veth".into());
     };
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
     ip(&format!("link set {far} down"))?;
-    // A moment later the kernel has taken notice; before that, the packet is refused.
+    // Until the kernel has deactivated the queue, it refuses the packet with an error.
     wait_while_running(near)?;
     assert_eq!(
         transmit.send(&mut std::iter::once(OutPacket::plain(&packet(1, 100))))?,
@@ -180,13 +185,13 @@ async fn without_a_carrier_the_kernel_takes_packets_and_loses_them() -> Outcome 
     bed.set_up(true)?;
     let after = [packet(2, 100)];
     send_all(transmit.as_mut(), &after).await?;
-    same(&take(capture.as_mut(), 1).await?, &after)
+    check_equal(&receive(capture.as_mut(), 1).await?, &after)
 }
 
-async fn the_bypass_of_the_device_queue_sends_too() -> Outcome {
+async fn qdisc_bypass_sends_packets() -> Outcome {
     let plane = PacketPlane {
         qdisc_bypass: true,
-        ..PacketPlane::usual()
+        ..default_plane()
     };
-    what_is_sent_arrives_in_order_with_its_bytes_unchanged(Bed::veth(plane)?).await
+    packets_arrive_unchanged_and_in_order(Bed::veth(plane)?).await
 }

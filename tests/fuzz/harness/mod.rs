@@ -1,6 +1,6 @@
 //! The fuzz target functions. The libFuzzer targets use them, and `tests/fuzzed.rs` runs them on a
-//! bounded number of generated inputs. Each function panics if an invariant is violated, and returns
-//! true if the code under test accepted the input.
+//! bounded number of generated inputs. Each function panics if an invariant is violated, and
+//! returns true if the code under test accepted the input.
 
 mod membership;
 mod packets;

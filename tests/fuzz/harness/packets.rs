@@ -1,4 +1,4 @@
-//! Packets from strangers: through the switch, looked up, translated.
+//! The fuzz targets for data packets: the switch, the forwarding decision and the translation.
 
 use std::cell::RefCell;
 use std::io;
@@ -23,8 +23,8 @@ use mcastor::wire::offload::Offload;
 
 use super::{Input, link};
 
-/// A batch of packets, taken from the input with all that a plane may say of them, through the
-/// switch and out of every egress.
+/// Runs a batch of packets through the switch and sends it on every egress. The packets and their
+/// metadata come from the input.
 pub fn switch(data: &[u8]) -> bool {
     let mut input = Input(data);
     let count = usize::from(input.u8() % 8) + 1;
@@ -79,35 +79,38 @@ pub fn switch(data: &[u8]) -> bool {
     let slots: u64 = slots.map(Slot::packets).sum();
     let below: u64 = tally.refused.iter().map(|(_, _, n)| n).sum();
     let passed = tally.packets - dropped;
-    assert!(slots + below >= passed, "a packet is nowhere");
-    assert!(slots + below <= passed * 3, "more than there are egresses");
+    assert!(
+        slots + below >= passed,
+        "a packet is missing in the counters"
+    );
+    assert!(slots + below <= passed * 3, "more copies than egresses");
     for (egress, slots) in switched.egresses {
         let mtu = fib.egresses[egress as usize].mtu as usize;
         let (mut queue, mut sent) = (EgressQueue::default(), SendCounts::default());
         let filled: u64 = slots.iter().map(Slot::packets).sum();
         queue.fill(switched.shared.clone(), slots, mtu, &mut sent);
-        let unfit: u64 = sent.dropped.iter().sum();
-        let mut whim = Whim {
+        let rejected: u64 = sent.dropped.iter().sum();
+        let mut sink = ScriptedSink {
             answers: Input(answers),
             mtu,
-            whole: answers.first().is_some_and(|a| a % 2 == 0),
+            accepts_gso: answers.first().is_some_and(|a| a % 2 == 0),
             packets: 0,
             bytes: 0,
         };
-        while queue.drive(&mut whim, &mut sent) == Progress::Blocked {}
+        while queue.drive(&mut sink, &mut sent) == Progress::Blocked {}
         assert!(queue.is_empty());
         let counted: (u64, u64) = sent
             .paths
             .iter()
             .fold((0, 0), |(p, b), path| (p + path.1, b + path.2));
-        assert_eq!(counted, (whim.packets, whim.bytes));
+        assert_eq!(counted, (sink.packets, sink.bytes));
         let lost: u64 = sent.dropped.iter().sum();
-        assert!(counted.0 + lost >= filled && unfit <= filled);
+        assert!(counted.0 + lost >= filled && rejected <= filled);
     }
     passed > 0
 }
 
-/// One packet, looked up; what is decided follows from the packet alone.
+/// Makes the forwarding decision for one packet. It must depend on nothing but the packet.
 pub fn decision(data: &[u8]) -> bool {
     let fib = &*FIB;
     let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
@@ -135,9 +138,9 @@ pub fn decision(data: &[u8]) -> bool {
                 d.datagram.destination.is_ipv4()
             );
             assert!(d.variants().any(|v| v.paths().next().is_some()));
-            // What follows the packet does not matter.
-            let alone = look_up(&data[..d.datagram.packet_len]).expect("the packet alone");
-            assert_eq!((alone.datagram, ttls(&alone)), (d.datagram, ttls(d)));
+            // Bytes after the packet must not change the decision.
+            let trimmed = look_up(&data[..d.datagram.packet_len]).expect("the trimmed packet");
+            assert_eq!((trimmed.datagram, ttls(&trimmed)), (d.datagram, ttls(d)));
         }
         Err(NotData::Dropped(reason)) => assert!(DropReason::ALL.contains(reason)),
         Err(NotData::Membership) => {}
@@ -145,8 +148,8 @@ pub fn decision(data: &[u8]) -> bool {
     first.is_ok()
 }
 
-/// A packet, translated: what comes out is a packet to where the rewrite says, as right or as
-/// wrong as before.
+/// Translates a packet. The result must have the addresses of the rule, and its UDP checksum must
+/// be valid if and only if it was valid before.
 pub fn translate(data: &[u8]) -> bool {
     let mut input = Input(data);
     let which = input.u8();
@@ -158,7 +161,7 @@ pub fn translate(data: &[u8]) -> bool {
         return false;
     }
     packet.truncate(datagram.packet_len);
-    let of = |source: &str, group: &str, to: (&str, &str)| {
+    let translation = |source: &str, group: &str, to: (&str, &str)| {
         let from = (source.parse().unwrap(), group.parse().unwrap());
         let to = (to.0.parse().ok(), to.1.parse().ok());
         let port = std::num::NonZeroU16::new(u16::from(which >> 4) * 256);
@@ -166,13 +169,13 @@ pub fn translate(data: &[u8]) -> bool {
     };
     let four = datagram.source.is_ipv4();
     let rewrite = match (four, which & 1 == 0) {
-        (true, true) => of("0.0.0.0/1", "224.0.0.0/5", ("128.0.0.0/1", "232.0.0.0/5")),
-        (true, false) => of("0.0.0.0/0", "224.0.0.0/4", ("64:ff9b::/96", "ff3e::/100")),
-        (false, true) => of("2000::/4", "ff30::/12", ("3000::/4", "ff20::/12")),
-        (false, false) => of("2000::/96", "ff3e::/100", ("0.0.0.0/0", "224.0.0.0/4")),
+        (true, true) => translation("0.0.0.0/1", "224.0.0.0/5", ("128.0.0.0/1", "232.0.0.0/5")),
+        (true, false) => translation("0.0.0.0/0", "224.0.0.0/4", ("64:ff9b::/96", "ff3e::/100")),
+        (false, true) => translation("2000::/4", "ff30::/12", ("3000::/4", "ff20::/12")),
+        (false, false) => translation("2000::/96", "ff3e::/100", ("0.0.0.0/0", "224.0.0.0/4")),
     };
     let before = udp_sum(&packet, &datagram);
-    let (mut out, mut cuts) = (Vec::new(), Vec::new());
+    let (mut out, mut fragments) = (Vec::new(), Vec::new());
     let mtu = if which & 2 == 0 {
         1500
     } else {
@@ -182,45 +185,46 @@ pub fn translate(data: &[u8]) -> bool {
         let done = in_place(&mut packet, &datagram, &rewrite);
         if done.is_ok() {
             out.extend_from_slice(&packet);
-            cuts.push(0..packet.len());
+            fragments.push(0..packet.len());
         }
         done
     } else {
         let mut ids = Identifications::default();
         across(&packet, &datagram, &rewrite, &mut ids, mtu, &mut out, |r| {
-            cuts.push(r)
+            fragments.push(r)
         })
     };
     let Ok(family) = done else {
         assert!(
-            cuts.is_empty() && out.is_empty(),
-            "refused, but something is left"
+            fragments.is_empty() && out.is_empty(),
+            "refused, but with output"
         );
         return false;
     };
     assert_eq!(family, rewrite.family());
-    let whole = cuts.len() == 1;
-    for cut in cuts {
-        let packet = &out[cut];
-        let new = IpHeader::parse(packet).expect("what leaves is a packet");
+    let is_unfragmented = fragments.len() == 1;
+    for fragment in fragments {
+        let packet = &out[fragment];
+        let new = IpHeader::parse(packet).expect("the output is a valid packet");
         assert_eq!(new.packet_len, packet.len());
         assert_eq!(new.ttl, datagram.ttl);
         let to = rewrite.addresses(datagram.source, datagram.destination);
         assert_eq!((new.source, new.destination), to);
-        if let (Some(before), Some(after), true) = (before, udp_sum(packet, &new), whole) {
+        if let (Some(before), Some(after), true) = (before, udp_sum(packet, &new), is_unfragmented)
+        {
             assert_eq!(
                 before == 0xffff,
                 after == 0xffff,
-                "the checksum was or became wrong"
+                "the translation changed the validity of the checksum"
             );
         }
-        assert!(whole || packet.len() <= mtu);
+        assert!(is_unfragmented || packet.len() <= mtu);
     }
     true
 }
 
-/// What the UDP checksum of a packet without options, extensions or fragments sums to: 0xffff
-/// where it is right, `None` where there is none to look at.
+/// Returns the sum over the UDP datagram and its pseudo header, 0xffff if the checksum is valid.
+/// `None` if the packet has no UDP checksum, or has options, extension headers or fragments.
 fn udp_sum(packet: &[u8], d: &IpHeader) -> Option<u16> {
     let fragment = d.source.is_ipv4() && (packet[6] & 0x3f, packet[7]) != (0, 0);
     let body = &packet[d.header_len..d.packet_len];
@@ -233,7 +237,8 @@ fn udp_sum(packet: &[u8], d: &IpHeader) -> Option<u16> {
     Some(checksum::fold(checksum::add(sum, body)))
 }
 
-/// A live table: every policy, both IP versions, egresses with large, small and tiny MTU.
+/// A FIB with all TTL policies, both IP versions, and egresses with large, usual and very small
+/// MTU.
 static FIB: LazyLock<Fib> = LazyLock::new(|| {
     let links: Links = [
         link(1, "in", 1500, None),
@@ -301,49 +306,55 @@ fn rule(group: &str, source: Option<&str>, to: &[&str], ttl: TtlPolicy) -> Route
     }
 }
 
-/// Takes packets as `answers` say.
-struct Whim<'a> {
+/// A sink that accepts or refuses packets according to `answers`.
+struct ScriptedSink<'a> {
     answers: Input<'a>,
     mtu: usize,
-    /// Whether what stands for several datagrams is taken as it is.
-    whole: bool,
+    accepts_gso: bool,
     packets: u64,
     bytes: u64,
 }
 
-impl PacketSink for Whim<'_> {
+impl PacketSink for ScriptedSink<'_> {
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
-        let most = match self.answers.u8() {
+        let limit = match self.answers.u8() {
             251 => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
             252 => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
             253 => return Err(io::Error::from_raw_os_error(libc::ENETDOWN)),
             254 => {
-                self.whole = false;
+                self.accepts_gso = false;
                 return Err(io::Error::from_raw_os_error(libc::EINVAL));
             }
             0 => usize::MAX,
             n => usize::from(n),
         };
-        let mut took = 0;
+        let mut accepted = 0;
         for OutPacket {
             bytes: packet,
             segments,
-        } in packets.take(most)
+        } in packets.take(limit)
         {
-            assert!(self.whole || segments.is_none(), "whole, unasked");
+            assert!(
+                self.accepts_gso || segments.is_none(),
+                "unexpected GSO packet"
+            );
             let longest = segments.map_or(packet.len(), |s| s.longest(packet.len()));
-            assert!(longest <= self.mtu, "larger than the MTU");
-            let parsed = IpHeader::parse(packet).expect("what leaves is a packet");
-            assert_eq!(parsed.packet_len, packet.len(), "padding left with it");
+            assert!(longest <= self.mtu, "longer than the MTU");
+            let parsed = IpHeader::parse(packet).expect("the output is a valid packet");
+            assert_eq!(
+                parsed.packet_len,
+                packet.len(),
+                "the packet includes padding"
+            );
             self.bytes += segments.map_or(packet.len() as u64, |s| s.bytes(packet.len()));
             self.packets += segments.map_or(1, |s| s.count(packet.len()));
-            took += 1;
+            accepted += 1;
         }
-        Ok(took)
+        Ok(accepted)
     }
 
     fn accepts_gso(&mut self) -> bool {
-        self.whole
+        self.accepts_gso
     }
 
     fn poll_writable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -353,11 +364,11 @@ impl PacketSink for Whim<'_> {
 
 thread_local! {
     static SWITCH: RefCell<Switch> = RefCell::default();
-    /// Fewer than strangers can make.
+    /// A small budget, so that the inputs exceed it.
     static FLOWS: RefCell<Flows> = RefCell::new(Flows::new(FlowBudget::new(256)));
 }
 
-/// A clock in milliseconds that never goes back; the loop window is left behind each time.
+/// Returns the time in milliseconds. Each call advances it beyond the window of the loop guard.
 fn clock() -> u64 {
     static NOW: AtomicU64 = AtomicU64::new(0);
     NOW.fetch_add(10_000, Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! What is read besides packets: commands, settings, other programs' files and answers.
+//! The fuzz targets for inputs other than packets: commands, settings, files and server responses.
 
 use std::io;
 
@@ -14,7 +14,8 @@ use mcastor::smcroute::wire::{SmcrouteCommand, length};
 
 use super::Input;
 
-/// A line of the control socket. What is understood is understood again when written.
+/// Parses a line of the control socket. An accepted request must be the same after it is written
+/// and parsed again.
 pub fn control(data: &[u8]) -> bool {
     let Ok(line) = std::str::from_utf8(data) else {
         return false;
@@ -26,13 +27,16 @@ pub fn control(data: &[u8]) -> bool {
             true
         }
         Err(e) => {
-            assert!(e.len() < 4096 + 2 * line.len(), "an answer that grows");
+            assert!(
+                e.len() < 4096 + 2 * line.len(),
+                "the error message is much longer than the request"
+            );
             false
         }
     }
 }
 
-/// A settings file. It is read or refused; a refusal can be shown.
+/// Reads a settings file. A report of problems must be printable.
 pub fn settings(data: &[u8]) -> bool {
     thread_local! {
         static FILE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().unwrap();
@@ -59,7 +63,7 @@ pub fn settings(data: &[u8]) -> bool {
     })
 }
 
-/// UDP payloads for the receiver of test streams: split into datagrams, each counted once.
+/// Splits the input into UDP payloads for the receiver of test streams. Each must be counted once.
 pub fn recv(data: &[u8]) -> bool {
     let mut input = Input(data);
     let mut stats = ReceiverStats::default();
@@ -92,7 +96,7 @@ pub fn recv(data: &[u8]) -> bool {
     counted > 0
 }
 
-/// A joinfile. What is read is written and read again as the same.
+/// Parses a joinfile. The joins must be the same after they are written and parsed again.
 pub fn joins(data: &[u8]) -> bool {
     let file = joinfile::parse(data);
     assert!(file.faults.len() <= file.fault_count);
@@ -104,8 +108,8 @@ pub fn joins(data: &[u8]) -> bool {
     !file.joins.is_empty()
 }
 
-/// An answer of an MNAT server, to every kind of request, and to an end that has mappings: it
-/// goes on, and a mapping it loses is taken back as it was.
+/// Parses a response of an MNAT server to every operation, and passes it to a machine that has a
+/// mapping. The machine must continue, and must restore the mapping after a valid response.
 pub fn mnat_answer(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (status, body) = (input.u16() % 600, input.0);
@@ -120,13 +124,17 @@ pub fn mnat_answer(data: &[u8]) -> bool {
             "global-subscription": {"source": "10.0.0.1", "group": "232.1.1.1"},
             "local-mapping": {"source": "10.9.1.2", "group": "239.1.1.7"}}]}]}"#,
     );
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let grace = std::time::Duration::from_secs(300);
-    let mut machine = Machine::new(MnatRole::Ingress, grace, begun, 1);
-    let (mut plan, mut now) = (RoutePlan::new(MnatRole::Ingress), begun);
+    let mut machine = Machine::new(MnatRole::Ingress, grace, started, 1);
+    let (mut plan, mut now) = (RoutePlan::new(MnatRole::Ingress), started);
     let mut polls = 0;
     for _ in 0..40 {
-        now = now.max(machine.poll_timeout().expect("it always goes on"));
+        now = now.max(
+            machine
+                .poll_timeout()
+                .expect("the machine always has a timeout"),
+        );
         machine.handle_timeout(now);
         let Some(request) = machine.poll_request(now) else {
             continue;
@@ -146,13 +154,14 @@ pub fn mnat_answer(data: &[u8]) -> bool {
         while plan.poll_step().is_some() {}
     }
     assert!(polls > 3, "{polls} polls");
-    assert_eq!(machine.counts()[0], 1, "the mapping came back");
+    assert_eq!(machine.counts()[0], 1, "the mapping is restored");
     assert_eq!(plan.routes().count(), 1);
     protocol::read(Op::Poll, status, body).is_ok()
 }
 
-/// An `smcroute.conf` that may include itself under other names. Every fault has a line, no two
-/// routes are rivals, and what it means can be written as TOML and read back.
+/// Reads an `smcroute.conf` that may include itself under other names. Every fault must have a line
+/// number, no two routes may be rivals, and the settings must be the same after a conversion to
+/// TOML.
 pub fn smcroute_conf(data: &[u8]) -> bool {
     thread_local! {
         static FILE: tempfile::NamedTempFile = tempfile::Builder::new()
@@ -160,10 +169,10 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
             .tempfile()
             .unwrap();
     }
-    let mut left = 20;
+    let mut remaining = 20;
     let conf = conf::read("a", data.first().is_some_and(|b| b % 2 == 0), &mut |path| {
-        left -= 1;
-        match (path, left) {
+        remaining -= 1;
+        match (path, remaining) {
             ("a", _) => Ok(vec![("a".into(), Ok(data.to_vec()))]),
             (_, ..0) => Err(io::ErrorKind::NotFound.into()),
             (path, _) => Ok(vec![(path.into(), Ok(data.to_vec()))]),
@@ -197,14 +206,15 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
     !conf.routes.is_empty() || !conf.joins.is_empty() || !conf.interfaces.is_empty()
 }
 
-/// A command on smcroute's socket. It is understood, and then writes itself as it was, or
-/// refused.
+/// Parses a command of the smcroute socket. An accepted command must be written as the same bytes.
 pub fn smcroute_wire(data: &[u8]) -> bool {
-    let whole = length(data);
+    let expected_len = length(data);
     match SmcrouteCommand::read(data) {
         Ok(command) => {
-            assert_eq!(whole, Ok(Some(data.len())));
-            let written = command.write().expect("what was read is short enough");
+            assert_eq!(expected_len, Ok(Some(data.len())));
+            let written = command
+                .write()
+                .expect("an accepted command is short enough");
             assert_eq!(SmcrouteCommand::read(&written), Ok(command));
             true
         }

@@ -1,7 +1,7 @@
-"""Writes frames of many shapes to a pcap: build.py OUT [kernel]
+"""Writes test frames of many kinds to a pcap file: build.py OUT [kernel]
 
-With `kernel` those are left out that Linux' own multicast routing changes (IPv4 timestamp
-option) or takes for itself (IPv6 router alert)."""
+`kernel` omits frames that the multicast routing of the Linux kernel changes (IPv4 timestamp option)
+or does not forward (IPv6 router alert)."""
 
 import sys
 

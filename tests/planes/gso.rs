@@ -1,4 +1,4 @@
-//! Packet sockets that send packets which stand for several datagrams.
+//! Tests of sending GSO packets.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,14 +14,14 @@ use mcastor::wire::ip::refresh_ipv4_checksum;
 use mcastor::wire::offload::{GsoLayout, Offload};
 
 use super::bed::*;
-use super::{Alone, Named};
+use super::{NamedTest, StandaloneTest};
 
-pub const TESTS: &[Named<Alone>] = tests![
-    bursts_and_what_goes_whole_keep_their_order,
-    what_went_whole_is_known_as_our_own,
-    a_full_socket_for_what_goes_whole_becomes_writable_again,
-    only_ethernet_with_its_queue_takes_packets_whole,
-    without_the_right_to_open_a_socket_packets_are_not_taken_whole,
+pub const TESTS: &[NamedTest<StandaloneTest>] = tests![
+    bursts_and_gso_packets_keep_their_order,
+    own_gso_packets_are_not_captured,
+    full_gso_socket_becomes_writable_again,
+    gso_requires_ethernet_and_device_queue,
+    gso_is_unavailable_without_cap_net_raw,
 ];
 
 const PAYLOAD: u16 = 500;
@@ -32,11 +32,11 @@ fn plain(n: u32) -> (Vec<u8>, Option<GsoLayout>) {
     (packet(n, 100 + n as usize % 900), None)
 }
 
-/// Stands for `count` datagrams.
-fn several(n: u32, count: usize) -> (Vec<u8>, Option<GsoLayout>) {
+/// Returns a GSO packet with `count` segments.
+fn gso(n: u32, count: usize) -> (Vec<u8>, Option<GsoLayout>) {
     let segments = GsoLayout::new(PAYLOAD, 28).expect("headers of UDP");
     let mut p = packet(n, 28 + count * usize::from(PAYLOAD));
-    // No fragment.
+    // Clears the fragment fields.
     p[4..8].fill(0);
     p[10..12].fill(0);
     refresh_ipv4_checksum(&mut p);
@@ -44,16 +44,16 @@ fn several(n: u32, count: usize) -> (Vec<u8>, Option<GsoLayout>) {
     (p, Some(segments))
 }
 
-/// Sends all, and returns how often it had to wait.
+/// Sends all packets and returns how often it waited for a writable socket.
 async fn send_mixed(transmit: &mut dyn PacketSink, all: &Packets) -> io::Result<usize> {
     let (mut next, mut waits) = (0, 0);
     while next < all.len() {
-        let left = all[next..].iter();
-        let left = left.map(|(bytes, segments)| OutPacket {
+        let rest = all[next..].iter();
+        let rest = rest.map(|(bytes, segments)| OutPacket {
             bytes,
             segments: *segments,
         });
-        match transmit.send(&mut { left }) {
+        match transmit.send(&mut { rest }) {
             Ok(n) => next += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 waits += 1;
@@ -65,8 +65,8 @@ async fn send_mixed(transmit: &mut dyn PacketSink, all: &Packets) -> io::Result<
     Ok(waits)
 }
 
-async fn bursts_and_what_goes_whole_keep_their_order() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn bursts_and_gso_packets_keep_their_order() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
     assert!(transmit.accepts_gso());
@@ -76,51 +76,51 @@ async fn bursts_and_what_goes_whole_keep_their_order() -> Outcome {
         for i in 0..round % 45 {
             n += 1;
             all.push(plain(n));
-            // Among those that would be a burst, and behind it.
+            // GSO packets in the middle of a burst and after it.
             if i % 20 == 19 {
-                all.push(several(n, 2));
+                all.push(gso(n, 2));
             }
         }
-        all.extend((0..round % 4).map(|i| several(n + i, 2 + round as usize % 9)));
+        all.extend((0..round % 4).map(|i| gso(n + i, 2 + round as usize % 9)));
         send_mixed(transmit.as_mut(), &all).await?;
         let mut got = Vec::new();
         while got.len() < all.len() {
             let batch = next_batch(capture.as_mut()).await?;
-            let whole = |o: &Offload| match o {
+            let segment_payload = |o: &Offload| match o {
                 Offload::UdpSegments { payload } => Some(*payload),
                 _ => None,
             };
-            let offloads = batch.packets.iter().map(|p| whole(&p.offload));
+            let offloads = batch.packets.iter().map(|p| segment_payload(&p.offload));
             got.extend(packets_of(&batch).into_iter().zip(offloads));
         }
         let sent = all.into_iter().map(|(p, s)| (p, s.map(|s| s.payload())));
         assert!(
             got == sent.collect::<Vec<_>>(),
-            "other packets, or another order"
+            "the packets or their order differ"
         );
     }
     Ok(())
 }
 
-async fn what_went_whole_is_known_as_our_own() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn own_gso_packets_are_not_captured() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let mut near = bed.plane.capture(bed.near)?;
     let mut far = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
     assert!(transmit.accepts_gso());
-    send_mixed(transmit.as_mut(), &vec![several(1, 3), several(2, 3)]).await?;
-    take(far.as_mut(), 2).await?;
-    // Another instance is a stranger: its packet is the first that is seen here.
-    let stranger = PacketPlane::new(MARK + 1);
-    let mut transmit = stranger.transmit(bed.near)?;
+    send_mixed(transmit.as_mut(), &vec![gso(1, 3), gso(2, 3)]).await?;
+    receive(far.as_mut(), 2).await?;
+    // The packet of another instance is the first that this capture receives.
+    let other_instance = PacketPlane::new(MARK + 1);
+    let mut transmit = other_instance.transmit(bed.near)?;
     assert!(transmit.accepts_gso());
-    let other = several(3, 3);
+    let other = gso(3, 3);
     send_mixed(transmit.as_mut(), &vec![other.clone()]).await?;
-    same(&take(near.as_mut(), 1).await?, &[other.0])
+    check_equal(&receive(near.as_mut(), 1).await?, &[other.0])
 }
 
-async fn a_full_socket_for_what_goes_whole_becomes_writable_again() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn full_gso_socket_becomes_writable_again() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
@@ -131,56 +131,56 @@ async fn a_full_socket_for_what_goes_whole_becomes_writable_again() -> Outcome {
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
     assert!(transmit.accepts_gso());
-    let all: Packets = (0..600).map(|n| several(n, 80)).collect();
-    let taken = async {
+    let all: Packets = (0..600).map(|n| gso(n, 80)).collect();
+    let receiving = async {
         let mut got = Vec::new();
         while got.len() < all.len() {
-            got.extend(take(capture.as_mut(), 1).await?);
+            got.extend(receive(capture.as_mut(), 1).await?);
         }
         Ok::<_, libtest_mimic::Failed>(got)
     };
-    let (waits, got) = tokio::join!(send_mixed(transmit.as_mut(), &all), taken);
+    let (waits, got) = tokio::join!(send_mixed(transmit.as_mut(), &all), receiving);
     let waits = waits?;
     assert!(waits > 0, "the socket was never full");
-    assert!(waits < 50, "{waits} times for nothing");
+    assert!(waits < 50, "waited {waits} times, mostly without need");
     let sent: Vec<_> = all.iter().map(|(p, _)| p.clone()).collect();
-    same(&got?, &sent)
+    check_equal(&got?, &sent)
 }
 
-async fn only_ethernet_with_its_queue_takes_packets_whole() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn gso_requires_ethernet_and_device_queue() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     assert!(Transmitter::open(bed.near, MARK, false)?.accepts_gso());
     assert!(!Transmitter::open(bed.near, MARK, true)?.accepts_gso());
-    // The loopback has the header of Ethernet, but is none.
+    // The loopback uses Ethernet headers, but is not Ethernet.
     assert!(!Transmitter::open(index(1), MARK, false)?.accepts_gso());
     Ok(())
 }
 
-async fn without_the_right_to_open_a_socket_packets_are_not_taken_whole() -> Outcome {
-    let bed = Bed::veth(PacketPlane::usual())?;
+async fn gso_is_unavailable_without_cap_net_raw() -> Outcome {
+    let bed = Bed::veth(default_plane())?;
     let mut capture = bed.plane.capture(bed.far)?;
-    let mut before = Transmitter::open(bed.near, MARK, false)?;
-    let mut asked = Transmitter::open(bed.near, MARK, false)?;
-    assert!(asked.accepts_gso());
-    // Of this thread alone.
+    let mut unopened = Transmitter::open(bed.near, MARK, false)?;
+    let mut opened = Transmitter::open(bed.near, MARK, false)?;
+    assert!(opened.accepts_gso());
+    // Capabilities belong to a thread, so other tests are not affected.
     caps::drop(None, CapSet::Effective, Capability::CAP_NET_RAW)?;
-    let takes = (before.accepts_gso(), asked.accepts_gso());
+    let accepted = (unopened.accepts_gso(), opened.accepts_gso());
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_RAW)?;
-    assert_eq!(takes, (false, true));
-    // It stays so: the queue has cut what it had by now.
-    assert!(!before.accepts_gso());
-    let (bytes, segments) = several(1, 3);
-    let whole = OutPacket {
+    assert_eq!(accepted, (false, true));
+    // The answer does not change later, because the queue has segmented its packets by then.
+    assert!(!unopened.accepts_gso());
+    let (bytes, segments) = gso(1, 3);
+    let packet_with_segments = OutPacket {
         bytes: &bytes,
         segments,
     };
-    assert_eq!(asked.send(std::iter::once(whole))?, 1);
-    let refused = before.send(std::iter::once(whole));
+    assert_eq!(opened.send(std::iter::once(packet_with_segments))?, 1);
+    let refused = unopened.send(std::iter::once(packet_with_segments));
     assert_eq!(
         refused.err().and_then(|e| e.raw_os_error()),
         Some(libc::EINVAL)
     );
     let small = packet(2, 100);
-    assert_eq!(before.send(std::iter::once(OutPacket::plain(&small)))?, 1);
-    same(&take(capture.as_mut(), 2).await?, &[bytes, small])
+    assert_eq!(unopened.send(std::iter::once(OutPacket::plain(&small)))?, 1);
+    check_equal(&receive(capture.as_mut(), 2).await?, &[bytes, small])
 }

@@ -1,5 +1,5 @@
-//! What handing packets to an actor costs, by how many go in one message. It stands beside the
-//! cost of a packet: what an actor for each egress costs on top of the sockets.
+//! Measures the cost per packet of passing packets to an actor, for several numbers of packets per
+//! message. The router has an actor for each egress, so this cost adds to that of the sockets.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -10,7 +10,7 @@ use mcastor::pipeline::Slot;
 
 use crate::Outcome;
 
-/// Packets in one message.
+/// Packets per message.
 const BATCHES: [usize; 3] = [1, 8, 64];
 const PACKETS: usize = 400_000;
 const SLOT: Slot = Slot {
@@ -22,8 +22,9 @@ const SLOT: Slot = Slot {
     received_ns: 0,
 };
 
-/// Nanoseconds a packet, each round; by where the actor lives, and packets in a message.
-pub type Handover = BTreeMap<(&'static str, usize), Vec<f64>>;
+/// Nanoseconds per packet in each round. The key is the thread of the actor and the number of
+/// packets per message.
+pub type MessageCosts = BTreeMap<(&'static str, usize), Vec<f64>>;
 
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -31,7 +32,7 @@ struct Slots(Vec<Slot>);
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Done(mpsc::Sender<u64>);
+struct GetCount(mpsc::Sender<u64>);
 
 #[derive(Default)]
 struct Sink(u64);
@@ -52,24 +53,24 @@ impl Handler<Slots> for Sink {
     }
 }
 
-impl Handler<Done> for Sink {
+impl Handler<GetCount> for Sink {
     type Result = ();
 
-    fn handle(&mut self, done: Done, _: &mut Self::Context) {
-        let _ = done.0.send(self.0);
+    fn handle(&mut self, request: GetCount, _: &mut Self::Context) {
+        let _ = request.0.send(self.0);
     }
 }
 
-/// Measures so many rounds, the sizes taking turns.
-pub fn measure(rounds: usize) -> Outcome<Handover> {
+/// Runs `rounds` rounds. Each round measures every message size once.
+pub fn measure(rounds: usize) -> Outcome<MessageCosts> {
     let system = System::new();
-    let mut all = Handover::new();
+    let mut all = MessageCosts::new();
     for _ in 0..rounds {
         for batch in BATCHES {
-            let here = all.entry(("same thread", batch)).or_default();
-            here.push(system.block_on(same_thread(batch))?);
-            let there = all.entry(("another thread", batch)).or_default();
-            there.push(another_thread(batch)?);
+            let same = all.entry(("same thread", batch)).or_default();
+            same.push(system.block_on(same_thread(batch))?);
+            let other = all.entry(("another thread", batch)).or_default();
+            other.push(another_thread(batch)?);
         }
     }
     Ok(all)
@@ -80,14 +81,14 @@ async fn same_thread(batch: usize) -> Outcome<f64> {
     let started = Instant::now();
     for message in 0..PACKETS / batch {
         sink.try_send(Slots(vec![SLOT; batch]))?;
-        // As the interface actor lets the forwarders come to send.
+        // The interface actor yields in the same way, so that the forwarders can send.
         if message % 4 == 3 {
             tokio::task::yield_now().await;
         }
     }
-    let (tell, told) = mpsc::channel();
-    sink.send(Done(tell)).await?;
-    per_packet(started, told.recv()?)
+    let (sender, receiver) = mpsc::channel();
+    sink.send(GetCount(sender)).await?;
+    per_packet(started, receiver.recv()?)
 }
 
 fn another_thread(batch: usize) -> Outcome<f64> {
@@ -101,16 +102,16 @@ fn another_thread(batch: usize) -> Outcome<f64> {
             std::thread::yield_now();
         }
     }
-    let (tell, told) = mpsc::channel();
-    sink.do_send(Done(tell));
-    let cost = per_packet(started, told.recv()?);
+    let (sender, receiver) = mpsc::channel();
+    sink.do_send(GetCount(sender));
+    let cost = per_packet(started, receiver.recv()?);
     arbiter.stop();
     cost
 }
 
 fn per_packet(started: Instant, packets: u64) -> Outcome<f64> {
     if packets != PACKETS as u64 {
-        return Err(format!("{packets} of {PACKETS} packets came to the actor").into());
+        return Err(format!("{packets} of {PACKETS} packets reached the actor").into());
     }
     Ok(started.elapsed().as_nanos() as f64 / packets as f64)
 }
