@@ -4,13 +4,12 @@
 //! packet is sent on the paths of all of them. It leaves in one [`Variant`] for each.
 
 use super::trace::Recorder;
-use super::{DropReason, NoTrace, Trace, TraceStep, Tracer, egress_check};
+use super::{DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, egress_check};
 use crate::model::addr::is_link_local_group;
 use crate::model::{Group, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::upstream_selector::UpstreamSelector;
 use crate::table::{Entry, EntryId, Fib, Ingress, PathId, ProxyIngress};
-use crate::wire::WireError;
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::is_link_control;
 
@@ -114,27 +113,6 @@ fn outgoing_ttl(policy: TtlPolicy, arrived: u8) -> Option<u8> {
         TtlPolicy::Decrement => (arrived > 1).then(|| arrived - 1),
         TtlPolicy::Keep => Some(arrived),
         TtlPolicy::Set(ttl) => Some(ttl),
-    }
-}
-
-/// Why a packet is not forwarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotData {
-    /// An IGMP or MLD message, which no router forwards.
-    Membership,
-    /// The packet is dropped.
-    Dropped(DropReason),
-}
-
-impl From<DropReason> for NotData {
-    fn from(reason: DropReason) -> Self {
-        Self::Dropped(reason)
-    }
-}
-
-impl From<WireError> for NotData {
-    fn from(e: WireError) -> Self {
-        Self::Dropped(e.into())
     }
 }
 
