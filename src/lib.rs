@@ -34,28 +34,28 @@
 //! # Path of a configuration change
 //!
 //! ```text
-//!  links          netlink            --LinksChanged------+
-//!  add, join ...  frontend::control                        |
-//!                 -> frontend::query --ApplyChange-----+--> actors::control::routing: Rib, Links -> Fib
-//!  reload         app: settings -> Rib ---Replace--------+       |                   |
-//!  (or SIGHUP)                                                Publish             SetJoins
-//!                                                                v                   v
-//!                                                       actors::supervisor     actors::control::joins
-//!                                                       starts, replaces,      sys::memberships
-//!                                                       stops actors
+//!  links          netlink           --LinksChanged--+
+//!  add, join ...  frontend::control                 |
+//!                 -> frontend::query --ApplyChange--+--> actors::control::routing: Rib, Links -> Fib
+//!  reload         app: settings -> Rib              |       |                   |
+//!  (or SIGHUP)                      --ReplaceRules--+    Publish             SetJoins
+//!                                                           v                   v
+//!                                                  actors::supervisor     actors::control::joins
+//!                                                  starts, replaces,      sys::memberships
+//!                                                  stops actors
 //! ```
 //!
 //! # Path of a membership report
 //!
 //! ```text
-//!  host           IGMP or MLD, captured like any packet
-//!     |           pipeline::switch -> Messages; actors::data::interface sends MembershipMessages
+//!  host                       IGMP or MLD, captured like any packet
+//!     |                       pipeline::switch -> Messages
+//!     v                       actors::data::interface sends MembershipMessages
+//!  actors::control::querier   wire::membership -> membership::Downstream, per interface
+//!     |                       and protocol -> queries to the hosts
 //!     v
-//!  actors::control::querier   wire::membership -> membership::Downstream, per interface and protocol
-//!     |                 -> queries to the hosts
-//!     v
-//!  actors::control::routing      table::MembershipDatabase -> Fib
-//!                       membership::MembershipUnion -> actors::control::joins
+//!  actors::control::routing   table::MembershipDatabase -> Fib
+//!                             membership::MembershipUnion -> actors::control::joins
 //! ```
 //!
 //! # Dependencies
@@ -63,23 +63,23 @@
 //! A module may use the modules to its left, and none to its right:
 //!
 //! ```text
-//! model -> wire -> membership | table -> forward -> pipeline -> planes -> actors -> app -> cli
+//! model -> wire -> membership | table -> forward -> pipeline -> planes -> actors -> frontend
+//!       -> app -> cli
 //! ```
 //!
 //! - [`sys`] is the only module with unsafe code. It uses [`model`] and [`wire`]. Its users are the
-//!   planes and the modules that need sockets of their own: [`actors::control::links`], [`actors::control::joins`],
-//!   [`app`], [`demo`], and `send` and `recv` of [`cli`].
+//!   planes and the modules that need sockets of their own: [`actors::control::links`],
+//!   [`actors::control::joins`], [`app`], [`demo`], and `send` and `recv` of [`cli`].
 //! - [`metrics`] uses [`model`] and the drop reasons of [`forward`]. Actors update its counters.
 //! - [`settings`] is converted to a [`table::Rib`] in [`app`]. No other module reads it.
-//! - [`api`] declares the views and changes that clients can request. [`control`] and [`http`]
-//!   transport them. Both run beside the actors and reach them only through
-//!   [`frontend::query`].
+//! - [`api`] declares the views and changes that clients can request. [`frontend`] serves them on
+//!   the control socket, over HTTP and on the socket of smcroute, and reaches the actors only
+//!   through [`frontend::query`].
 //! - [`mnat`] holds the protocol of the multicast NAT server and the meaning of its mappings. It is
-//!   free of I/O except for `client` and `files`. [`actors::integrations::mnat`] drives it and passes its routes
-//!   to routing.
+//!   free of I/O except for `client` and `files`. [`actors::integrations::mnat`] drives it and
+//!   passes its routes to routing.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
-//!   reads, its tables, and its socket. The socket runs beside [`control`] and also goes through
-//!   [`frontend::query`]. The commands `smcrouted` and `smcroutectl` are in [`cli`].
+//!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl` are in [`cli`].
 //! - [`probe`] and [`demo`] generate and check test streams. The router does not use them.
 //!
 //! `model`, `wire`, `membership`, `table` and `forward` use no sockets, clocks or actors.

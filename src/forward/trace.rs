@@ -63,7 +63,7 @@ pub enum TraceStep {
         path: PathId,
         /// TTL or hop limit that the packet leaves with.
         ttl: u8,
-        /// The result of [`egress_check`](super::egress_check).
+        /// The result of [`egress_check`](super::egress_check()).
         result: Result<(), DropReason>,
     },
 }

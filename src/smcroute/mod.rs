@@ -2,10 +2,10 @@
 //!
 //! - [`conf`] reads `smcroute.conf`, [`line`](mod@line) a line of it; [`phyint`] tells which options an
 //!   interface has; [`mod@convert`] writes what it means as TOML.
-//! - [`wire`] is the socket's protocol, both ways; [`server`] answers it, [`show`] draws its
+//! - [`wire`] is the socket's protocol, both ways; [`crate::frontend::smcroute`] answers it, [`show`] draws its
 //!   tables.
 //!
-//! Everything but [`server`] is pure. docs/smcroute.md tells where it differs from smcroute.
+//! The module is pure. docs/smcroute.md tells where it differs from smcroute.
 
 pub mod conf;
 pub mod convert;

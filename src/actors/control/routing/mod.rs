@@ -108,9 +108,9 @@ impl Routing {
         for (proxy, iface) in fib.left_out.iter() {
             if !self.fib.left_out.contains(&(proxy.clone(), iface.clone())) {
                 warn!(
-                    "proxy {proxy}: nothing is forwarded from {iface}, which is already upstream \
-                     of {MOST_PROXIES} proxies; combine proxies by listing several downstream \
-                     interfaces in one"
+                    "proxy {proxy}: packets that arrive on {iface} are not forwarded, because \
+                     {MOST_PROXIES} proxies use the interface already; list several downstream \
+                     interfaces in one proxy"
                 );
             }
         }
