@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mcastor::mnat::client::{MnatClient, MnatClientError, Target};
-use mcastor::mnat::protocol::{LONGEST_ANSWER, MnatRequest, Op};
+use mcastor::mnat::protocol::{MAX_RESPONSE_LEN, MnatRequest, Op};
 use mcastor::mnat::{Channel, Machine, MappingChange, MnatEvent, MnatRole};
 use serde_json::json;
 use server::{Asked, Ca, Files, Reply, Server, Tls};
@@ -71,7 +71,10 @@ fn a_server_that_a_stranger_signed_is_refused_until_its_ca_is_on_disk() {
         );
         files.put("ca.pem", "nonsense");
         let why = refused(ask(&mut client).await);
-        assert!(why.contains("ca.pem: it holds no certificate"), "{why}");
+        assert!(
+            why.contains("ca.pem: the file contains no certificate"),
+            "{why}"
+        );
         files.put("ca.pem", &ca.pem());
         assert_eq!(ask(&mut client).await.unwrap().0, 200);
     });
@@ -93,7 +96,7 @@ fn faults_of_the_servers_certificate_are_told_apart() {
         refused(block_on(ask(&mut client)))
     };
     let why = told(&["mnat.example.net"], 0, b"h2");
-    assert!(why.contains("it is not for localhost"), "{why}");
+    assert!(why.contains("it is not valid for localhost"), "{why}");
     let why = told(&["localhost"], -1, b"h2");
     assert!(why.contains("it has expired"), "{why}");
     let why = told(&["localhost"], 0, b"http/1.1");
@@ -141,12 +144,13 @@ fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
         let mut client = MnatClient::new(target(&server, &files));
         let why = refused(ask(&mut client).await);
         assert!(
-            why.contains("refuses us") && why.contains("may want a certificate"),
+            why.contains("rejects the connection")
+                && why.contains("may require a client certificate"),
             "{why}"
         );
         let path = files.put("client.pem", &stranger.pem);
         let why = refused(ask(&mut client).await);
-        let named = format!("may not accept our certificate {}", path.display());
+        let named = format!("may not accept the client certificate {}", path.display());
         assert!(why.contains(&named), "{why}");
         files.put("client.pem", &first.pem);
         ask(&mut client).await.unwrap();
@@ -172,7 +176,7 @@ fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
 #[test]
 fn a_connection_that_breaks_in_any_way_is_made_anew() {
     let ca = Ca::new();
-    let long = vec![b' '; LONGEST_ANSWER + 1];
+    let long = vec![b' '; MAX_RESPONSE_LEN + 1];
     let mut replies = vec![
         Reply::Drop,
         Reply::Reset,
@@ -193,7 +197,8 @@ fn a_connection_that_breaks_in_any_way_is_made_anew() {
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     block_on(async {
-        let mut client = MnatClient::new(target(&server, &files)).patience(Duration::from_secs(2));
+        let mut client =
+            MnatClient::new(target(&server, &files)).with_timeout(Duration::from_secs(2));
         for label in expected {
             let error = ask(&mut client).await.expect_err(label);
             assert_eq!(error.label(), label, "{error}");
@@ -254,7 +259,7 @@ fn ten_thousand_mappings_are_told_and_answered() {
         let mut client = MnatClient::new(target(&server, &files));
         let mut now = Instant::now();
         let mut machine = Machine::new(MnatRole::Egress, Duration::from_secs(300), now, 1);
-        machine.want(now, &wanted);
+        machine.set_joins(now, &wanted);
         let mut polls = 0;
         while polls < 3 {
             now = machine.poll_timeout().unwrap().max(now);

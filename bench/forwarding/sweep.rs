@@ -26,7 +26,7 @@ const MODES: [(&str, &[(&str, &str)]); 3] = [
         ],
     ),
     (
-        "single packets, busy polling",
+        "single packets, polling",
         &[("MCASTOR_TEST_CAPTURE", "latency")],
     ),
     ("blocks", &[("MCASTOR_TEST_CAPTURE", "throughput")]),

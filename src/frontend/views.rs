@@ -166,7 +166,7 @@ pub fn mnat(status: MnatStatus) -> MnatView {
         group: mapping.global.group().to_string(),
         local_source: mapping.local.and_then(source),
         local_group: mapping.local.map(|l| l.group().to_string()),
-        state: mapping.standing.label().into(),
+        state: mapping.status.label().into(),
         error: mapping.why,
     });
     MnatView {

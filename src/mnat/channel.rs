@@ -1,28 +1,29 @@
-//! What is joined and mapped: an (S,G), or (*,G).
+//! Channels: the (S,G) and (*,G) that are joined and mapped.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::model::{AddrError, Group, Source};
 
-/// Why two addresses are no channel.
+/// The reason why two addresses do not form a channel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
-    /// One of them is not what it should be.
+    /// The source is not a unicast address, or the group not a multicast address.
     #[error(transparent)]
     Addr(#[from] AddrError),
-    /// One IPv4, the other IPv6.
+    /// One address is IPv4, the other IPv6.
     #[error("source {0} and group {1} are of different IP versions")]
     MixedFamily(Source, Group),
-    /// No router forwards it.
-    #[error("{0} is link-local and stays on its link")]
+    /// The group is link-local. Routers do not forward it.
+    #[error("{0} is link-local; routers do not forward it")]
     LinkLocal(Group),
-    /// 0.0.0.0, ::, or 255.255.255.255.
-    #[error("{0} is no sender's address")]
-    NoSender(Source),
+    /// The source is 0.0.0.0, ::, or 255.255.255.255.
+    #[error("{0} is not a valid source address")]
+    InvalidSource(Source),
 }
 
-/// An (S,G), or (*,G) without a source. Both of one IP version, the group not link-local.
+/// An (S,G), or a (*,G) if it has no source. Source and group have the same IP version. The group
+/// is not link-local.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Channel {
     source: Option<Source>,
@@ -30,10 +31,10 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Checks what holds between the two.
+    /// Makes a channel of a source and a group. Without a source, it stands for any source.
     ///
     /// # Errors
-    /// Mixed IP versions, link-local groups, and addresses nobody sends from.
+    /// Mixed IP versions, link-local groups, and source addresses that no packet may have.
     pub fn new(source: Option<Source>, group: Group) -> Result<Self, ChannelError> {
         if group.is_link_local() {
             return Err(ChannelError::LinkLocal(group));
@@ -41,7 +42,7 @@ impl Channel {
         if let Some(source) = source {
             let addr = source.addr();
             if addr.is_unspecified() || addr == IpAddr::from([255; 4]) {
-                return Err(ChannelError::NoSender(source));
+                return Err(ChannelError::InvalidSource(source));
             }
             if addr.is_ipv4() != group.addr().is_ipv4() {
                 return Err(ChannelError::MixedFamily(source, group));
@@ -50,26 +51,26 @@ impl Channel {
         Ok(Self { source, group })
     }
 
-    /// Reads both from text; `None` is any source.
+    /// Parses source and group. `None` stands for any source.
     ///
     /// # Errors
-    /// As [`Channel::new`], and texts that are no such addresses.
+    /// Text that is not an address, and the errors of [`Channel::new`].
     pub fn parse(source: Option<&str>, group: &str) -> Result<Self, ChannelError> {
         let source = source.map(str::parse).transpose()?;
         Self::new(source, group.parse()?)
     }
 
-    /// Who sends; `None` is any.
+    /// Returns the source; `None` is any source.
     pub fn source(self) -> Option<Source> {
         self.source
     }
 
-    /// To which group.
+    /// Returns the group.
     pub fn group(self) -> Group {
         self.group
     }
 
-    /// Whether it is IPv4.
+    /// Returns true for IPv4 and false for IPv6.
     pub fn is_ipv4(self) -> bool {
         self.group.addr().is_ipv4()
     }

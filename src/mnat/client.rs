@@ -1,8 +1,8 @@
-//! The connection to the server: HTTP/2 over TLS, one request at a time.
+//! The connection to the MNAT server: HTTP/2 over TLS, one request at a time.
 //!
-//! Lifecycle: made by the first request, kept as long as it works, given up with the first that
-//! fails. Certificates are read for each connection; when they change on disk, the next request
-//! makes a new one with them.
+//! The first request opens the connection. Later requests use it until one of them fails.
+//! Certificates are read for each connection. If they change on disk, the next request opens a new
+//! connection with the new ones.
 
 use std::fmt;
 use std::fs;
@@ -27,36 +27,36 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
-use super::protocol::{CONTENT_TYPE, LONGEST_ANSWER, MnatRequest};
+use super::protocol::{CONTENT_TYPE, MAX_RESPONSE_LEN, MnatRequest};
 
-/// How long a request may take, its connection included.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the connection alone may take, with one address.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long an address may keep silent until the next one of the host is tried too (RFC 8305
-/// section 8, Connection Attempt Delay).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
-/// How much of an answer may be on its way; more waits until this is read.
-const WINDOW: u32 = 1 << 20;
-/// How long the server may take to speak first; it need not.
-const FIRST_WORDS: Duration = Duration::from_millis(500);
-/// How long the reason of a broken connection is waited for.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Maximum duration of a request, including the time to connect.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum duration of a TCP connection attempt to one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time without an answer after which the next address of the host is tried too (RFC 8305 section
+/// 8, Connection Attempt Delay).
+const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// HTTP/2 flow control window of a response, in bytes.
+const FLOW_CONTROL_WINDOW: u32 = 1 << 20;
+/// How long the client waits for the first bytes of the server before it sends its own.
+const SERVER_PREFACE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the client waits for the reason why a connection broke.
+const CLOSE_REASON_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Where the server is, and how both sides know each other.
+/// The address of the server, and the certificates of both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Name or address.
+    /// Host name or IP address.
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// Who signed the server's certificate; without it, any CA of this system.
+    /// PEM file with the CA of the server's certificate. `None` trusts the CAs of the system.
     pub ca: Option<PathBuf>,
-    /// Our certificate, with its chain.
+    /// PEM file with the client certificate and its chain.
     pub cert: Option<PathBuf>,
-    /// Its key; without it, in the same file.
+    /// PEM file with the key of the client certificate. `None` reads it from `cert`.
     pub key: Option<PathBuf>,
-    /// Files that are not there do not count, instead of being a fault.
+    /// Ignores files that do not exist. Otherwise a missing file is an error.
     pub only_if_present: bool,
 }
 
@@ -66,80 +66,83 @@ impl Target {
         all.into_iter().flatten().map(PathBuf::as_path)
     }
 
-    /// The file, unless it need not be there and is not.
+    /// Returns `file`, or `None` if it does not exist and may be missing.
     fn present<'t>(&self, file: &'t Option<PathBuf>) -> Option<&'t Path> {
         let file = file.as_deref()?;
         (!self.only_if_present || file.exists()).then_some(file)
     }
 }
 
-/// Why a request has no answer.
+/// The reason why a request got no response.
 #[derive(Debug, thiserror::Error)]
 pub enum MnatClientError {
     /// A certificate or key cannot be read.
     #[error("cannot read {path}: {why}")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// Our certificate and its key do not fit, or are of no known kind.
-    #[error("our certificate {path} cannot be used: {why}")]
-    Own {
-        /// Which.
+    /// The client certificate and its key do not belong together, or their type is not supported.
+    #[error("the client certificate {path} cannot be used: {why}")]
+    ClientCertificate {
+        /// The file of the certificate.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// Nobody to trust.
-    #[error("no CA to verify the server with: give `ca`, or install the CAs of the system")]
+    /// There is no CA certificate to verify the server with.
+    #[error(
+        "no CA certificate to verify the server with; set `ca`, or install the CA certificates of \
+         the system"
+    )]
     NoCa,
-    /// The host cannot be the name of a server.
-    #[error("{0:?} is no name of a server")]
-    Name(String),
-    /// TCP.
+    /// The host is not valid as a TLS server name.
+    #[error("{0:?} is not a valid server name")]
+    InvalidServerName(String),
+    /// Name resolution or the TCP connection failed.
     #[error("cannot connect to {0}: {1}")]
     Connect(String, io::Error),
-    /// The server's certificate is not good.
-    #[error("the certificate of {0} is refused: {1}")]
-    Server(String, String),
-    /// TLS failed otherwise.
-    #[error("no TLS with {0}: {1}")]
+    /// The server's certificate is not valid.
+    #[error("the certificate of {0} is rejected: {1}")]
+    ServerCertificate(String, String),
+    /// TLS failed for another reason.
+    #[error("TLS with {0} failed: {1}")]
     Tls(String, String),
-    /// The server said in TLS that it will not talk with us.
-    #[error("{server} refuses us: {alert}; {hint}")]
-    Refused {
-        /// Which.
+    /// The server ended the connection with a TLS alert.
+    #[error("{server} rejects the connection: {alert}; {hint}")]
+    TlsAlert {
+        /// Host and port of the server.
         server: String,
-        /// Its alert.
+        /// The alert.
         alert: String,
-        /// What may be wrong.
+        /// The likely cause.
         hint: String,
     },
-    /// It speaks TLS and no HTTP/2.
+    /// The server supports TLS, but not HTTP/2.
     #[error("{0} does not speak HTTP/2")]
     NotHttp2(String),
     /// The connection broke.
     #[error("{0} dropped the connection: {1}")]
     Dropped(String, String),
-    /// No answer in time.
-    #[error("no answer from {0} within {1:?}")]
-    Slow(String, Duration),
-    /// An answer larger than any we know of.
-    #[error("the answer of {0} is longer than {LONGEST_ANSWER} bytes")]
+    /// The response did not arrive in time.
+    #[error("no response from {0} within {1:?}")]
+    Timeout(String, Duration),
+    /// The response is longer than [`MAX_RESPONSE_LEN`].
+    #[error("the response of {0} is longer than {MAX_RESPONSE_LEN} bytes")]
     TooLong(String),
-    /// A request that cannot be written.
-    #[error("cannot ask {0}: {1}")]
+    /// The request is not valid HTTP.
+    #[error("cannot build a request to {0}: {1}")]
     Request(String, String),
 }
 
 impl MnatClientError {
-    /// The `code` label of metrics, where there is no status.
+    /// Returns the `code` label of metrics for a request without an HTTP status.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Connect(..) | Self::Name(_) => "connect",
-            Self::Slow(..) => "timeout",
+            Self::Connect(..) | Self::InvalidServerName(_) => "connect",
+            Self::Timeout(..) => "timeout",
             Self::Dropped(..) | Self::Request(..) => "dropped",
             Self::TooLong(_) => "too_long",
             _ => "tls",
@@ -147,26 +150,27 @@ impl MnatClientError {
     }
 }
 
-/// What tells certificates on disk from those in use.
+/// Inode, size and modification time of each certificate file. They tell whether the files changed
+/// since the connection was opened.
 type Stamps = Vec<Option<(u64, u64, i64, i64)>>;
 
 struct Connection {
     send: SendRequest<Bytes>,
-    /// Why it ended.
+    /// Receives the reason when the connection ends.
     ended: oneshot::Receiver<Option<String>>,
     stamps: Stamps,
 }
 
-/// The client.
+/// A client of the MNAT server.
 pub struct MnatClient {
     target: Target,
     server: String,
     connection: Option<Connection>,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl MnatClient {
-    /// A client without a connection.
+    /// Returns a client without a connection.
     pub fn new(target: Target) -> Self {
         let server = match target.host.contains(':') {
             true => format!("[{}]:{}", target.host, target.port),
@@ -176,59 +180,64 @@ impl MnatClient {
             target,
             server,
             connection: None,
-            patience: PATIENCE,
+            timeout: REQUEST_TIMEOUT,
         }
     }
 
-    /// The same with another limit for a request and its connection.
-    pub fn patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    /// Sets the maximum duration of a request, including the time to connect.
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
-    /// Sends a request and waits for the answer: its status and body.
+    /// Sends a request and waits for the response. Returns its status and body.
     ///
     /// # Errors
-    /// All that prevents an answer. The next request makes a new connection.
+    /// Returns the reason why there is no response. The next request then opens a new connection.
     pub async fn send(&mut self, request: &MnatRequest) -> Result<(u16, Vec<u8>), MnatClientError> {
-        let answer = match timeout(self.patience, self.exchange(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(MnatClientError::Slow(self.server.clone(), self.patience)),
+        let response = match timeout(self.timeout, self.exchange(request)).await {
+            Ok(response) => response,
+            Err(_) => Err(MnatClientError::Timeout(self.server.clone(), self.timeout)),
         };
-        if answer.is_err() {
+        if response.is_err() {
             self.connection = None;
         }
-        answer
+        response
     }
 
     async fn exchange(&mut self, request: &MnatRequest) -> Result<(u16, Vec<u8>), MnatClientError> {
         let connection = match self.connection.take() {
-            // Half written certificates are no reason to give up a connection that works.
-            Some(c) if c.stamps == self.stamps() || self.config().is_err() => c,
+            // A working connection is kept while the certificates on disk are incomplete.
+            Some(c) if c.stamps == self.stamps() || self.tls_config().is_err() => c,
             _ => self.connect().await?,
         };
         let connection = self.connection.insert(connection);
-        let sent = ask(&self.server, &mut connection.send, request).await;
-        match sent {
+        let response = send_request(&self.server, &mut connection.send, request).await;
+        match response {
             Err(MnatClientError::Dropped(server, why)) => {
-                let words = timeout(LAST_WORDS, &mut connection.ended).await;
-                let why = words.ok().and_then(|w| w.ok().flatten()).unwrap_or(why);
-                Err(self.broken(server, why))
+                let reason = timeout(CLOSE_REASON_TIMEOUT, &mut connection.ended).await;
+                let reason = reason.ok().and_then(|r| r.ok().flatten());
+                let why = reason.unwrap_or(why);
+                Err(self.connection_error(server, why))
             }
             other => other,
         }
     }
 
-    /// A TLS alert comes as the end of a connection that seemed good: TLS 1.3 lets the server
-    /// judge our certificate after we think that all is done.
-    fn broken(&self, server: String, why: String) -> MnatClientError {
+    /// Returns the error for a connection that broke because of `why`. In TLS 1.3 the server checks
+    /// the client certificate after the handshake is complete for the client. A rejected
+    /// certificate therefore appears as a TLS alert on an open connection.
+    fn connection_error(&self, server: String, why: String) -> MnatClientError {
         let Some((_, alert)) = why.split_once("received fatal alert: ") else {
             return MnatClientError::Dropped(server, why);
         };
         let hint = match self.target.present(&self.target.cert) {
-            Some(cert) => format!("it may not accept our certificate {}", cert.display()),
-            None => "it may want a certificate, and `cert` names none".into(),
+            Some(cert) => format!(
+                "it may not accept the client certificate {}",
+                cert.display()
+            ),
+            None => "it may require a client certificate, and `cert` is not set".into(),
         };
-        MnatClientError::Refused {
+        MnatClientError::TlsAlert {
             server,
             alert: alert.into(),
             hint,
@@ -243,17 +252,17 @@ impl MnatClient {
         self.target.files().map(stamp).collect()
     }
 
-    fn config(&self) -> Result<ClientConfig, MnatClientError> {
+    fn tls_config(&self) -> Result<ClientConfig, MnatClientError> {
         let target = &self.target;
         let mut roots = RootCertStore::empty();
         match target.present(&target.ca) {
             Some(ca) => {
                 for cert in certificates(ca)? {
-                    roots.add(cert).map_err(|e| file(ca, e))?;
+                    roots.add(cert).map_err(|e| file_error(ca, e))?;
                 }
             }
             None => {
-                // Those that cannot be parsed are left out, as everybody does.
+                // Certificates that cannot be parsed are skipped, as in other TLS clients.
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
         }
@@ -268,13 +277,16 @@ impl MnatClient {
         let mut config = match target.present(&target.cert) {
             Some(cert) => {
                 let key = target.present(&target.key).unwrap_or(cert);
-                let own = PrivateKeyDer::from_pem_file(key).map_err(|e| file(key, e))?;
-                let unfit = |e: rustls::Error| MnatClientError::Own {
+                let private_key =
+                    PrivateKeyDer::from_pem_file(key).map_err(|e| file_error(key, e))?;
+                let unusable = |e: rustls::Error| MnatClientError::ClientCertificate {
                     path: cert.into(),
                     why: e.to_string(),
                 };
                 let chain = certificates(cert)?;
-                config.with_client_auth_cert(chain, own).map_err(unfit)?
+                config
+                    .with_client_auth_cert(chain, private_key)
+                    .map_err(unusable)?
             }
             None => config.with_no_client_auth(),
         };
@@ -284,39 +296,39 @@ impl MnatClient {
 
     async fn connect(&self) -> Result<Connection, MnatClientError> {
         let stamps = self.stamps();
-        let config = self.config()?;
+        let config = self.tls_config()?;
         let server = &self.server;
         let host = &self.target.host;
         let name = ServerName::try_from(host.clone());
-        let name = name.map_err(|_| MnatClientError::Name(host.clone()))?;
-        let refused = |e| MnatClientError::Connect(server.clone(), e);
+        let name = name.map_err(|_| MnatClientError::InvalidServerName(host.clone()))?;
+        let connect_error = |e| MnatClientError::Connect(server.clone(), e);
         let addresses = lookup_host((host.as_str(), self.target.port)).await;
-        let tcp = first_of(addresses.map_err(refused)?).await;
-        let tcp = tcp.map_err(refused)?;
-        // Requests are small and waited for.
+        let tcp = connect_first(addresses.map_err(connect_error)?).await;
+        let tcp = tcp.map_err(connect_error)?;
+        // Requests are small, and each one waits for its response.
         let _ = tcp.set_nodelay(true);
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp);
-        let tls = tls.await.map_err(|e| self.tls(&e))?;
+        let tls = tls.await.map_err(|e| self.tls_error(&e))?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(MnatClientError::NotHttp2(server.clone()));
         }
-        // The server speaks first: its settings, or an alert if it does not want us, which would
-        // be lost once we wrote to what it has closed.
+        // Waits for the first bytes of the server before it sends anything. They are the HTTP/2
+        // settings, or a TLS alert. An alert would be lost after a write to the closed connection.
         let mut tls = BufReader::new(tls);
-        if let Ok(Err(e)) = timeout(FIRST_WORDS, tls.fill_buf()).await {
-            return Err(self.tls(&e));
+        if let Ok(Err(e)) = timeout(SERVER_PREFACE_TIMEOUT, tls.fill_buf()).await {
+            return Err(self.tls_error(&e));
         }
         let (send, connection) = h2::client::Builder::new()
             .enable_push(false)
-            .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
+            .initial_window_size(FLOW_CONTROL_WINDOW)
+            .initial_connection_window_size(FLOW_CONTROL_WINDOW)
             .handshake(tls)
             .await
-            .map_err(|e| self.broken(server.clone(), e.to_string()))?;
+            .map_err(|e| self.connection_error(server.clone(), e.to_string()))?;
         let (end, ended) = oneshot::channel();
         tokio::spawn(async move {
             let why = connection.await.err().map(|e| e.to_string());
-            // Nobody may be interested any more.
+            // Fails if the connection was dropped before; then the reason is not needed.
             let _ = end.send(why);
         });
         Ok(Connection {
@@ -326,62 +338,64 @@ impl MnatClient {
         })
     }
 
-    fn tls(&self, error: &io::Error) -> MnatClientError {
+    fn tls_error(&self, error: &io::Error) -> MnatClientError {
         let server = self.server.clone();
         let inner = error.get_ref().and_then(|e| e.downcast_ref());
         match inner {
             Some(rustls::Error::InvalidCertificate(why)) => {
-                MnatClientError::Server(server, self.judgement(why))
+                MnatClientError::ServerCertificate(server, self.certificate_error(why))
             }
             Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
                 MnatClientError::NotHttp2(server)
             }
-            Some(rustls::Error::AlertReceived(_)) => self.broken(server, error.to_string()),
+            Some(rustls::Error::AlertReceived(_)) => {
+                self.connection_error(server, error.to_string())
+            }
             _ => MnatClientError::Tls(server, error.to_string()),
         }
     }
 
-    fn judgement(&self, why: &CertificateError) -> String {
+    /// Describes why the server's certificate is rejected.
+    fn certificate_error(&self, why: &CertificateError) -> String {
         let ca = match self.target.present(&self.target.ca) {
             Some(ca) => format!("a CA in {}", ca.display()),
-            None => "a CA of this system; `ca` names others".into(),
+            None => "a CA of this system; set `ca` to trust another CA".into(),
         };
         match why {
             CertificateError::UnknownIssuer => format!("it is not signed by {ca}"),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                format!("it is not for {}", self.target.host)
+                format!("it is not valid for {}", self.target.host)
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "it has expired".into()
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "it is not valid yet; is the clock right?".into()
+                "it is not valid yet; check the clock of this machine".into()
             }
             other => other.to_string(),
         }
     }
 }
 
-fn file(path: &Path, why: impl ToString) -> MnatClientError {
+fn file_error(path: &Path, why: impl ToString) -> MnatClientError {
     MnatClientError::File {
         path: path.into(),
         why: why.to_string(),
     }
 }
 
-/// Connects to whichever address answers first. The next one is tried when those before
-/// have failed, or kept silent for a moment: of two addresses one may lead nowhere (RFC 8305).
-async fn first_of(mut addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+/// Connects to the address that answers first (RFC 8305). The next address is tried when all
+/// earlier attempts have failed, or after [`CONNECTION_ATTEMPT_DELAY`].
+async fn connect_first(mut addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts = FuturesUnordered::new();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     loop {
         let next = addresses.next();
-        let more = next.is_some();
+        let tried_another = next.is_some();
         attempts.extend(next.map(attempt));
-        // Without another address there is nobody to turn to meanwhile.
-        let moment = async {
-            match more {
-                true => sleep(NEXT_ADDRESS).await,
+        let delay = async {
+            match tried_another {
+                true => sleep(CONNECTION_ATTEMPT_DELAY).await,
                 false => pending().await,
             }
         };
@@ -391,33 +405,33 @@ async fn first_of(mut addresses: impl Iterator<Item = SocketAddr>) -> io::Result
                 Some(Err(e)) => last = e,
                 None => return Err(last),
             },
-            () = moment => {}
+            () = delay => {}
         }
     }
 }
 
-/// Connects to one address. Errors name it.
+/// Connects to one address. Error texts name the address.
 async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
-    let named = |kind, why: &dyn fmt::Display| io::Error::new(kind, format!("{address}: {why}"));
-    match timeout(CONNECT, TcpStream::connect(address)).await {
-        Ok(done) => done.map_err(|e| named(e.kind(), &e)),
-        Err(_) => Err(named(
+    let error = |kind, why: &dyn fmt::Display| io::Error::new(kind, format!("{address}: {why}"));
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(done) => done.map_err(|e| error(e.kind(), &e)),
+        Err(_) => Err(error(
             io::ErrorKind::TimedOut,
-            &format_args!("nobody answers within {CONNECT:?}"),
+            &format_args!("no answer within {CONNECT_TIMEOUT:?}"),
         )),
     }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, MnatClientError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = read.map_err(|e| file(path, e))?;
+    let certificates: Vec<_> = read.map_err(|e| file_error(path, e))?;
     if certificates.is_empty() {
-        return Err(file(path, "it holds no certificate"));
+        return Err(file_error(path, "the file contains no certificate"));
     }
     Ok(certificates)
 }
 
-async fn ask(
+async fn send_request(
     server: &str,
     send: &mut SendRequest<Bytes>,
     request: &MnatRequest,
@@ -432,23 +446,23 @@ async fn ask(
         .body(())
         .map_err(|e| MnatClientError::Request(server.into(), e.to_string()))?;
     let mut ready = send.clone().ready().await.map_err(dropped)?;
-    let (answer, mut body) = ready
+    let (response, mut body) = ready
         .send_request(head, request.body.is_none())
         .map_err(dropped)?;
     if let Some(bytes) = &request.body {
         let bytes = Bytes::copy_from_slice(bytes);
         body.send_data(bytes, true).map_err(dropped)?;
     }
-    let (head, mut body) = answer.await.map_err(dropped)?.into_parts();
+    let (head, mut body) = response.await.map_err(dropped)?.into_parts();
     let mut bytes = Vec::new();
-    while let Some(piece) = body.data().await {
-        let piece = piece.map_err(dropped)?;
-        // What was read makes room for more; a connection that is gone needs none.
-        let _ = body.flow_control().release_capacity(piece.len());
-        if bytes.len() + piece.len() > LONGEST_ANSWER {
+    while let Some(chunk) = body.data().await {
+        let chunk = chunk.map_err(dropped)?;
+        // Extends the flow control window by the bytes read. Fails only if the connection is gone.
+        let _ = body.flow_control().release_capacity(chunk.len());
+        if bytes.len() + chunk.len() > MAX_RESPONSE_LEN {
             return Err(MnatClientError::TooLong(server.into()));
         }
-        bytes.extend_from_slice(&piece);
+        bytes.extend_from_slice(&chunk);
     }
     Ok((head.status.as_u16(), bytes))
 }
@@ -459,7 +473,7 @@ mod tests {
     use socket2::{Domain, Socket, Type};
     use std::time::Instant;
 
-    /// Somebody who listens, on an address of their own.
+    /// Opens a TCP listener on `address`. Returns the socket and its address with the port.
     fn listener(address: [u8; 4], backlog: i32) -> (Socket, SocketAddr) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
@@ -469,33 +483,33 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn an_address_that_keeps_silent_or_refuses_is_passed_over() {
-        // A listener whose queue is full answers nobody.
+    async fn silent_and_refusing_addresses_are_skipped() {
+        // A listener with a full backlog does not answer.
         let (_full, silent) = listener([127, 0, 0, 1], 0);
-        let mut kept = Vec::new();
+        let mut connections = Vec::new();
         let is_full = loop {
-            let one = timeout(Duration::from_millis(200), TcpStream::connect(silent));
-            match one.await {
-                Ok(one) => kept.push(one.unwrap()),
-                Err(_) => break kept.len() < 10,
+            let attempt = timeout(Duration::from_millis(200), TcpStream::connect(silent));
+            match attempt.await {
+                Ok(connection) => connections.push(connection.unwrap()),
+                Err(_) => break connections.len() < 10,
             }
         };
         assert!(is_full);
-        let (gone, refusing) = listener([127, 0, 0, 2], 1);
-        drop(gone);
+        let (closed, refusing) = listener([127, 0, 0, 2], 1);
+        drop(closed);
         let (_good, good) = listener([127, 0, 0, 3], 8);
         for addresses in [
             vec![silent, good],
             vec![refusing, good],
             vec![silent, refusing, good],
         ] {
-            let begun = Instant::now();
-            let tcp = first_of(addresses.into_iter()).await.unwrap();
+            let start = Instant::now();
+            let tcp = connect_first(addresses.into_iter()).await.unwrap();
             assert_eq!(tcp.peer_addr().unwrap(), good);
-            assert!(begun.elapsed() < CONNECT, "{:?}", begun.elapsed());
+            assert!(start.elapsed() < CONNECT_TIMEOUT, "{:?}", start.elapsed());
         }
-        let why = first_of([refusing].into_iter()).await.unwrap_err();
+        let why = connect_first([refusing].into_iter()).await.unwrap_err();
         assert!(why.to_string().starts_with(&refusing.to_string()), "{why}");
-        assert!(first_of(std::iter::empty()).await.is_err());
+        assert!(connect_first(std::iter::empty()).await.is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What an end is told: its role, its server, its two sides.
+//! The validated settings of an MNAT ingress or egress.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,31 +7,32 @@ use super::client::Target;
 use super::protocol::MnatRole;
 use crate::model::IfName;
 
-/// How long mappings last that the server does not confirm, where nothing else is said.
+/// Default of [`Config::grace`].
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
 
-/// Where an egress learns what is wanted.
+/// The sources from which an egress learns the requested channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JoinSources {
-    /// From IGMP and MLD of the hosts downstream, whose querier it is then.
+    /// The IGMP and MLD reports of hosts downstream. The egress is then the querier there.
     pub members: bool,
-    /// From the joinfile, where there is one.
+    /// The joinfile, if one is configured.
     pub joinfile: bool,
 }
 
 impl JoinSources {
-    /// Both.
+    /// All sources.
     pub const ALL: Self = Self {
         members: true,
         joinfile: true,
     };
-    /// The words for them.
+    /// The values of the `joins` setting.
     pub const WORDS: [&'static str; 2] = ["members", "joinfile"];
 
-    /// Reads the words.
+    /// Parses the values of the `joins` setting.
     ///
     /// # Errors
-    /// The word that is none of [`Self::WORDS`]; an empty one where there are none.
+    /// Returns the first word that is not in [`Self::WORDS`], or an empty string if `words` is
+    /// empty.
     pub fn named<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let mut sources = Self {
             members: false,
@@ -51,21 +52,21 @@ impl JoinSources {
     }
 }
 
-/// `[mnat]`, checked.
+/// The validated `[mnat]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Which end this is.
+    /// The role of this router.
     pub role: MnatRole,
-    /// The server, and the certificates.
+    /// The server and the certificates.
     pub target: Target,
-    /// Where streams come from.
+    /// The interface on which streams arrive.
     pub upstream: IfName,
-    /// Where they go; never the same.
+    /// The interface on which streams leave; never the same as `upstream`.
     pub downstream: IfName,
-    /// An egress reads it, an ingress writes it.
+    /// The joinfile. An egress reads it, an ingress writes it.
     pub joinfile: Option<PathBuf>,
-    /// Where an egress learns what is wanted; nothing to an ingress.
+    /// The sources of the joins of an egress. An ingress ignores this field.
     pub joins: JoinSources,
-    /// How long mappings last that the server does not confirm; from 0 to 30 days.
+    /// How long a mapping stays in use without confirmation by the server; 0 to 30 days.
     pub grace: Duration,
 }

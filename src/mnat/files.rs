@@ -1,9 +1,10 @@
-//! Joinfiles on disk: noticing that one changed, and writing one.
+//! Joinfiles on disk: detection of changes, and atomic writes.
 //!
-//! A file is looked at a few times a second, which sees writes in place, new files under the old
-//! name, and folders that come later, on every file system. What changed is read when it has
-//! been still for a moment. A file that is empty or gone may be one that somebody is about to
-//! write, so that takes longer to count.
+//! The watcher polls the metadata of a file a few times a second. Polling works on every file
+//! system. It detects writes in place, files that replace the old one, and directories that are
+//! created later. A changed file is read once its metadata has stayed the same for [`STILL`].
+//! A missing or empty file takes effect only after [`STILL_EMPTY`], because another program may be
+//! about to write it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,14 +12,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::joinfile::LONGEST_FILE;
+use super::joinfile::MAX_FILE_LEN;
 
-/// How long a file must be still.
+/// How long the metadata of a changed file must stay the same before the file is read.
 pub const STILL: Duration = Duration::from_millis(150);
-/// How long it must be empty, or gone.
+/// How long a file must be empty or missing before that takes effect.
 pub const STILL_EMPTY: Duration = Duration::from_secs(2);
 
-/// What tells one state of a file from another.
+/// The metadata that identifies one version of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -39,107 +40,108 @@ fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-/// What a file holds now.
+/// The content of a watched file.
 #[derive(Debug)]
 pub enum FileContent {
-    /// These bytes.
+    /// The bytes of the file, at most [`MAX_FILE_LEN`].
     Bytes(Vec<u8>),
-    /// There is none.
-    Gone,
-    /// It cannot be read.
+    /// The file does not exist.
+    Missing,
+    /// The file cannot be read.
     Unreadable(io::Error),
 }
 
-/// Looks at one file.
+/// Detects changes of one file.
 #[derive(Debug)]
 pub struct FileWatch {
     path: PathBuf,
-    /// The state that was told last.
-    told: Option<Option<Stamp>>,
-    /// A state that is new, and since when it is.
-    fresh: Option<(Option<Stamp>, Instant)>,
+    /// The metadata at the last report; the inner `None` stands for a missing file.
+    reported: Option<Option<Stamp>>,
+    /// Metadata that differs from the last report, and when it was first seen.
+    changed: Option<(Option<Stamp>, Instant)>,
 }
 
 impl FileWatch {
-    /// A file not looked at yet.
+    /// Returns a watcher that has not read the file yet.
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
-            told: None,
-            fresh: None,
+            reported: None,
+            changed: None,
         }
     }
 
-    /// Which file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Looks, and tells what the file holds where that changed. The first look always tells.
-    pub fn look(&mut self, now: Instant) -> Option<FileContent> {
-        let there = stamp(&self.path);
-        let Some(told) = self.told else {
-            return Some(self.tell(there));
+    /// Returns the content of the file if it changed. The first call always returns it.
+    pub fn poll(&mut self, now: Instant) -> Option<FileContent> {
+        let current = stamp(&self.path);
+        let Some(reported) = self.reported else {
+            return Some(self.report(current));
         };
-        if told == there {
-            self.fresh = None;
+        if reported == current {
+            self.changed = None;
             return None;
         }
-        match self.fresh {
-            Some((fresh, since)) if fresh == there => {
-                let empty = there.is_none_or(|s| s.size == 0);
+        match self.changed {
+            Some((changed, since)) if changed == current => {
+                let empty = current.is_none_or(|s| s.size == 0);
                 let wait = if empty { STILL_EMPTY } else { STILL };
-                (now.saturating_duration_since(since) >= wait).then(|| self.tell(there))
+                (now.saturating_duration_since(since) >= wait).then(|| self.report(current))
             }
             _ => {
-                self.fresh = Some((there, now));
+                self.changed = Some((current, now));
                 None
             }
         }
     }
 
-    fn tell(&mut self, there: Option<Stamp>) -> FileContent {
-        self.told = Some(there);
-        self.fresh = None;
+    fn report(&mut self, current: Option<Stamp>) -> FileContent {
+        self.reported = Some(current);
+        self.changed = None;
         match read(&self.path) {
             Ok(bytes) => FileContent::Bytes(bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => FileContent::Gone,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => FileContent::Missing,
             Err(e) => FileContent::Unreadable(e),
         }
     }
 }
 
-/// As much of a file as is looked at.
+/// Reads at most [`MAX_FILE_LEN`] bytes of a regular file.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut bytes = Vec::new();
-    file.take(LONGEST_FILE as u64).read_to_end(&mut bytes)?;
+    file.take(MAX_FILE_LEN as u64).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Writes a file so that no reader finds it half written: beside it, then moved to its place.
-/// Its folder is made where there is none. Where the file cannot be moved, as where the file itself is mounted, it is written in place.
+/// Writes a file atomically: writes a temporary file in the same directory, then renames it.
+/// Creates the directory if it is missing. Writes in place if the rename fails, as it does if the
+/// file is a mount point.
 ///
 /// # Errors
-/// What the kernel says.
+/// Returns the error of the system call that failed.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let beside = PathBuf::from(beside);
-    if let Some(folder) = path.parent() {
-        // Where that fails, so does what follows, and tells why.
-        let _ = fs::create_dir_all(folder);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    if let Some(directory) = path.parent() {
+        // Ignores a failure here: the write below then fails as well and returns the reason.
+        let _ = fs::create_dir_all(directory);
     }
-    let moved = fs::write(&beside, text).and_then(|()| fs::rename(&beside, path));
-    let Err(why) = moved else { return Ok(()) };
-    // It may not have come to be.
-    let _ = fs::remove_file(&beside);
+    let renamed = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    let Err(error) = renamed else { return Ok(()) };
+    // Ignores a failure here: the temporary file may not exist.
+    let _ = fs::remove_file(&temporary);
     match OpenOptions::new().write(true).truncate(true).open(path) {
         Ok(mut file) => file.write_all(text.as_bytes()),
-        Err(_) => Err(why),
+        Err(_) => Err(error),
     }
 }
 
@@ -147,68 +149,68 @@ pub fn write(path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn bytes(seen: Option<FileContent>) -> String {
-        match seen {
+    fn bytes(content: Option<FileContent>) -> String {
+        match content {
             Some(FileContent::Bytes(bytes)) => String::from_utf8(bytes).unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn writes_in_place_and_new_files_are_noticed_once_still() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.sgs");
+    fn writes_and_replaced_files_are_reported_once_stable() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sgs");
         let start = Instant::now();
         let mut watch = FileWatch::new(path.clone());
-        assert!(matches!(watch.look(start), Some(FileContent::Gone)));
-        assert!(watch.look(start).is_none());
+        assert!(matches!(watch.poll(start), Some(FileContent::Missing)));
+        assert!(watch.poll(start).is_none());
         fs::write(&path, "one\n").unwrap();
-        assert!(watch.look(start).is_none());
-        assert_eq!(bytes(watch.look(start + STILL)), "one\n");
-        assert!(watch.look(start + STILL * 2).is_none());
-        // In place: cut first, written later.
+        assert!(watch.poll(start).is_none());
+        assert_eq!(bytes(watch.poll(start + STILL)), "one\n");
+        assert!(watch.poll(start + STILL * 2).is_none());
+        // A write in place: truncated first, written later.
         let mut file = File::create(&path).unwrap();
-        let cut = start + STILL * 2;
-        assert!(watch.look(cut).is_none());
-        assert!(watch.look(cut + STILL * 2).is_none());
+        let truncated = start + STILL * 2;
+        assert!(watch.poll(truncated).is_none());
+        assert!(watch.poll(truncated + STILL * 2).is_none());
         file.write_all(b"two\n").unwrap();
-        assert!(watch.look(cut + STILL * 3).is_none());
-        assert_eq!(bytes(watch.look(cut + STILL * 4)), "two\n");
-        // By rename, of the same length.
-        let other = folder.path().join("b");
+        assert!(watch.poll(truncated + STILL * 3).is_none());
+        assert_eq!(bytes(watch.poll(truncated + STILL * 4)), "two\n");
+        // A file of the same length is renamed over it.
+        let other = directory.path().join("b");
         fs::write(&other, "six\n").unwrap();
         fs::rename(&other, &path).unwrap();
-        let moved = cut + STILL * 5;
-        assert!(watch.look(moved).is_none());
-        assert_eq!(bytes(watch.look(moved + STILL)), "six\n");
+        let moved = truncated + STILL * 5;
+        assert!(watch.poll(moved).is_none());
+        assert_eq!(bytes(watch.poll(moved + STILL)), "six\n");
         fs::remove_file(&path).unwrap();
-        assert!(watch.look(moved + STILL).is_none());
-        assert!(watch.look(moved + STILL * 2).is_none());
-        let gone = watch.look(moved + STILL + STILL_EMPTY);
-        assert!(matches!(gone, Some(FileContent::Gone)));
+        assert!(watch.poll(moved + STILL).is_none());
+        assert!(watch.poll(moved + STILL * 2).is_none());
+        let gone = watch.poll(moved + STILL + STILL_EMPTY);
+        assert!(matches!(gone, Some(FileContent::Missing)));
     }
 
     #[test]
-    fn a_folder_is_no_joinfile() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut watch = FileWatch::new(folder.path().to_path_buf());
+    fn directory_is_reported_as_unreadable() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = FileWatch::new(directory.path().to_path_buf());
         assert!(matches!(
-            watch.look(Instant::now()),
+            watch.poll(Instant::now()),
             Some(FileContent::Unreadable(_))
         ));
     }
 
     #[test]
-    fn a_file_is_moved_to_its_place_and_nothing_is_left_beside_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.sgs");
+    fn write_replaces_the_file_and_leaves_no_temporary() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sgs");
         write(&path, "one\n").unwrap();
         let first = fs::metadata(&path).unwrap().ino();
         write(&path, "two\n").unwrap();
         assert_ne!(fs::metadata(&path).unwrap().ino(), first);
         assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        write(&folder.path().join("new/a.sgs"), "x").unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        write(&directory.path().join("new/a.sgs"), "x").unwrap();
         assert!(write(&path.join("a.sgs"), "x").is_err());
     }
 }

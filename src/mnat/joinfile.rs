@@ -1,56 +1,56 @@
-//! Joinfiles: one `source,group` a line. Read by an egress, written by an ingress.
+//! Joinfiles: one `source,group` per line. An egress reads its joinfile, an ingress writes one.
 //!
-//! Blank lines are skipped, and what follows a `#`. A `*` for the source is any source.
+//! Blank lines are skipped, and so is everything after a `#`. The source `*` means any source.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::channel::{Channel, ChannelError};
 
-/// Largest file that is read, in bytes.
-pub const LONGEST_FILE: usize = 16 << 20;
-/// Joins of a file that are looked at; what comes after them is left out.
-pub const MOST_JOINS: usize = 65_536;
-/// Faults of a file that are kept; more of them are counted only.
-const MOST_FAULTS: usize = 20;
+/// Maximum number of bytes read from a file.
+pub const MAX_FILE_LEN: usize = 16 << 20;
+/// Maximum number of joins read from a file. Further joins are ignored.
+pub const MAX_JOINS: usize = 65_536;
+/// Maximum number of faults kept per file. Further faults are only counted.
+const MAX_FAULTS: usize = 20;
 
-/// Why a line is skipped.
+/// The reason why a line is skipped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LineFault {
-    /// Not two fields.
-    #[error("`source,group` is what a line holds")]
+    /// The line does not have two fields.
+    #[error("expected `source,group`")]
     Fields,
-    /// Bytes that are no text.
+    /// The line is not UTF-8.
     #[error("the line is not UTF-8")]
     NotText,
-    /// Source or group are not such.
+    /// Source and group do not form a channel.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The file has more joins than are looked at.
-    #[error("more than {MOST_JOINS} joins; the rest is left out")]
+    /// The file has more than [`MAX_JOINS`] joins.
+    #[error("more than {MAX_JOINS} joins; the rest is ignored")]
     TooMany,
 }
 
-/// What a file says.
+/// The parsed content of a joinfile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Joinfile {
     /// The joins, each once.
     pub joins: BTreeSet<Channel>,
-    /// The first faults, by number of the line, from 1.
+    /// The first faults, each with its line number, counted from 1.
     pub faults: Vec<(usize, LineFault)>,
-    /// How many there were.
+    /// Total number of faults.
     pub fault_count: usize,
 }
 
-/// Reads a file.
+/// Parses a joinfile.
 pub fn parse(bytes: &[u8]) -> Joinfile {
     let mut file = Joinfile::default();
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (n, line) in bytes.split(|b| *b == b'\n').enumerate() {
-        let fault = match line_of(line) {
+        let fault = match parse_line(line) {
             Ok(None) => continue,
             Ok(Some(channel)) => {
-                if file.joins.len() < MOST_JOINS || file.joins.contains(&channel) {
+                if file.joins.len() < MAX_JOINS || file.joins.contains(&channel) {
                     file.joins.insert(channel);
                     continue;
                 }
@@ -60,7 +60,7 @@ pub fn parse(bytes: &[u8]) -> Joinfile {
         };
         let last = fault == LineFault::TooMany;
         file.fault_count += 1;
-        if file.faults.len() < MOST_FAULTS {
+        if file.faults.len() < MAX_FAULTS {
             file.faults.push((n + 1, fault));
         }
         if last {
@@ -70,7 +70,7 @@ pub fn parse(bytes: &[u8]) -> Joinfile {
     file
 }
 
-fn line_of(line: &[u8]) -> Result<Option<Channel>, LineFault> {
+fn parse_line(line: &[u8]) -> Result<Option<Channel>, LineFault> {
     let line = line.split(|b| *b == b'#').next().unwrap_or(line);
     let line = std::str::from_utf8(line).map_err(|_| LineFault::NotText)?;
     let line = line.trim();
@@ -86,7 +86,7 @@ fn line_of(line: &[u8]) -> Result<Option<Channel>, LineFault> {
     Ok(Some(Channel::parse(source, group)?))
 }
 
-/// Writes a file.
+/// Formats a joinfile.
 pub fn render(joins: impl IntoIterator<Item = Channel>) -> String {
     let mut text = String::new();
     for channel in joins {
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn rendered_joins_parse_to_the_same_joins() {
         let text = "10.0.0.1,232.1.1.1\n2001:db8::1,ff3e::8000:1\n*,239.5.5.5\n";
         let file = parse(text.as_bytes());
         assert_eq!((file.joins.len(), file.fault_count), (3, 0));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_blanks_and_line_ends_do_not_matter() {
+    fn comments_blanks_and_line_endings_are_ignored() {
         let text =
             "\u{feff}# joins\r\n\r\n  10.0.0.1 , 232.1.1.1  # camera\r\n10.0.0.1,232.1.1.1\n\t\n";
         let file = parse(text.as_bytes());
@@ -120,8 +120,8 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_named_by_its_line_and_the_others_are_read() {
-        for (bad, told) in [
+    fn faults_name_their_line_and_other_lines_are_read() {
+        for (bad, expected) in [
             ("10.0.0.1", "`source,group`"),
             ("10.0.0.1,232.1.1.1,7", "`source,group`"),
             (",232.1.1.1", "`source,group`"),
@@ -135,7 +135,7 @@ mod tests {
             ("10.0.0.0/24,232.1.1.1", "10.0.0.0/24"),
             ("10.0.0.1,232.1.1.0/24", "232.1.1.0/24"),
             ("10.0.0.1,224.0.0.251", "link-local"),
-            ("0.0.0.0,232.1.1.1", "no sender"),
+            ("0.0.0.0,232.1.1.1", "not a valid source"),
         ] {
             let text = format!("# one\n{bad}\n10.0.0.9,232.1.1.9\n");
             let file = parse(text.as_bytes());
@@ -144,7 +144,7 @@ mod tests {
                 panic!("{bad}: {:?}", file.faults);
             };
             assert!(
-                *line == 2 && fault.to_string().contains(told),
+                *line == 2 && fault.to_string().contains(expected),
                 "{bad}: {fault}"
             );
         }
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn faults_and_joins_without_end_are_cut() {
+    fn number_of_faults_and_joins_is_limited() {
         let file = parse("x\n".repeat(1000).as_bytes());
-        assert_eq!((file.faults.len(), file.fault_count), (MOST_FAULTS, 1000));
+        assert_eq!((file.faults.len(), file.fault_count), (MAX_FAULTS, 1000));
         let many = |n: usize| format!("10.{}.{}.{},232.1.1.1\n", n >> 16, n >> 8 & 255, n & 255);
-        let text: String = (1..=MOST_JOINS + 5).map(many).collect();
+        let text: String = (1..=MAX_JOINS + 5).map(many).collect();
         let file = parse(text.as_bytes());
-        assert_eq!(file.joins.len(), MOST_JOINS);
-        assert_eq!(file.faults, [(MOST_JOINS + 1, LineFault::TooMany)]);
+        assert_eq!(file.joins.len(), MAX_JOINS);
+        assert_eq!(file.faults, [(MAX_JOINS + 1, LineFault::TooMany)]);
     }
 }

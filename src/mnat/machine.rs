@@ -1,193 +1,209 @@
-//! What a client of the server does when: a machine without sockets and clocks.
+//! The state machine of an MNAT client. It decides which request is sent when, and how a response
+//! changes the mappings. It has no sockets and no clock.
 //!
-//! Lifecycle of a session: an id is asked for and registered; an egress tells what is joined,
-//! whole, after each change; both ask for the mappings every [`POLL_EVERY`] and refresh the id as
-//! often as the server wants it. Whatever fails is tried again, each kind of request at its own
-//! time. A server that forgot the id gets a new session.
+//! A session starts with a request for a watcher id and its registration. An egress sends all its
+//! joins after each change. Both roles request the mappings every [`POLL_INTERVAL`], and refresh
+//! the id in the interval that the server names. Failed requests are retried, with a separate delay
+//! for each kind of request. If the server does not know the id any more, a new session starts.
 //!
-//! Mappings outlive sessions: what was assigned stays until the server, in a session that knows
-//! all joins again, no longer says so, or until nothing was heard of it for the grace time.
+//! Mappings outlive sessions. A mapping ends when a response no longer contains it and the server
+//! knows all joins in the current session, or when the server did not confirm it for the grace
+//! time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::mappings::{MappingChange, MappingReport, Mappings, Weight};
+use super::mappings::{MappingChange, MappingReport, Mappings, PollContext};
 use super::protocol::{self, Mapping, MnatRequest, MnatRole, Op, ProtocolFault, ServerResponse};
 
-/// How often the mappings are asked for.
-pub const POLL_EVERY: Duration = Duration::from_secs(10);
-/// How often an id is refreshed until the server says how often.
-const REFRESH_EVERY: Duration = Duration::from_secs(20);
-/// First wait after a failure; doubled with each further one.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// Longest such wait.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// Refusals in a row after which another id is asked for: the server may have bound this one
-/// to something we no longer are.
-const MOST_REFUSALS: u32 = 3;
-/// How long no (*,G) is told to a server that refuses them.
-const ASM_REFUSED_FOR: Duration = Duration::from_secs(60);
-/// What happened.
+/// Interval between requests for the mappings.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Refresh interval of the watcher id until the server names one.
+const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(20);
+/// Delay after the first failure. Each further failure doubles it.
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+/// Maximum delay after a failure.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Number of consecutive refusals after which a new id is requested. The server may have bound the
+/// old one to another client certificate.
+const MAX_REFUSALS: u32 = 3;
+/// Time until (*,G) joins are sent again to a server that refused them.
+const ASM_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// An event that [`Machine::poll_event`] reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MnatEvent {
     /// A mapping changed.
     Change(MappingChange),
-    /// The mappings were asked for and answered.
+    /// The server answered a request for the mappings.
     Polled {
-        /// The server knows all joins, in this session: what it does not name is gone.
+        /// The server knows all joins in this session. A mapping that the response lacks has ended.
         settled: bool,
     },
     /// A request failed.
     Failed {
-        /// Which.
+        /// The kind of the request.
         op: Op,
-        /// Why.
+        /// The reason.
         why: String,
-        /// It did not fail so before.
-        news: bool,
+        /// The previous failure had another kind or reason.
+        is_new: bool,
     },
-    /// Something in an answer was left out.
-    Oddity(String),
-    /// So many joins, the last in order, are not told: a request cannot hold them.
-    LeftOut(usize),
-    /// A new id is registered.
+    /// A mapping in a response cannot be used. The text names the mapping and the reason.
+    InvalidMapping(String),
+    /// The number of joins that are not sent to the server, because one request cannot hold them.
+    /// They are the last ones in the order of [`Channel`].
+    JoinsLeftOut(usize),
+    /// A new watcher id is registered.
     Registered,
-    /// The server does not know our id any more.
-    Forgotten,
-    /// It answers again, or for the first time.
-    Back,
-    /// It did not answer for 2.5 refresh periods.
-    Away,
-    /// It refuses these (*,G); the (S,G) are told without them.
+    /// The server does not know the watcher id any more.
+    UnknownWatcher,
+    /// The server answers for the first time, or again.
+    ServerUp,
+    /// The server did not answer for 2.5 refresh intervals.
+    ServerDown,
+    /// The server refuses these (*,G) joins. The (S,G) joins are sent without them.
     AsmRefused(Vec<Channel>),
 }
 
+/// Progress of the session with the server, with the watcher id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Session {
-    Nameless,
-    Named(String),
+    NoId,
+    Unregistered(String),
     Registered(String),
 }
 
-/// The machine.
+/// The state machine of an MNAT client.
+///
+/// The caller sends the requests of [`Machine::poll_request`] and passes each outcome to
+/// [`Machine::handle_outcome`]. It calls [`Machine::handle_timeout`] at the time of
+/// [`Machine::poll_timeout`], and reads [`Machine::poll_event`] after each call.
 #[derive(Debug)]
 pub struct Machine {
     role: MnatRole,
     grace: Duration,
-    born: Instant,
+    /// Creation time; a request that is due at once has this due time.
+    created: Instant,
     random: u64,
     session: Session,
     session_number: u64,
     in_flight: Option<Op>,
+    /// Earliest time of the next request, by [`Op::label`].
     not_before: BTreeMap<&'static str, Instant>,
     failures: u32,
     refusals: u32,
     last_failure: Option<(Op, String)>,
-    refresh_every: Duration,
+    refresh_interval: Duration,
     refresh_at: Instant,
     poll_at: Instant,
-    /// What is wanted was not told yet.
+    /// The joins changed since they were sent.
     dirty: bool,
-    /// What is wanted was told in this session.
-    told: bool,
+    /// The joins were sent in this session.
+    joins_sent: bool,
+    /// The last join request contained (*,G) joins.
     asm_sent: bool,
+    /// A join request with (*,G) joins failed. The next one is sent without them.
     asm_suspect: bool,
+    /// When (*,G) joins are sent again after the server refused them.
     asm_refused_until: Option<Instant>,
-    /// The first good poll of this session.
-    session_polled: Option<Instant>,
-    contact: Option<Instant>,
+    /// Time of the first successful poll in this session.
+    first_poll: Option<Instant>,
+    /// Time of the last response.
+    last_response: Option<Instant>,
     up: bool,
     mappings: Mappings,
-    oddities: BTreeSet<String>,
+    /// The problems of the last poll, which are not reported again.
+    problems: BTreeSet<String>,
     events: VecDeque<MnatEvent>,
 }
 
 impl Machine {
-    /// A machine that knows nothing yet. `seed` varies the waits between attempts.
+    /// Returns a machine without a session and mappings. `seed` randomizes the retry delays.
     pub fn new(role: MnatRole, grace: Duration, now: Instant, seed: u64) -> Self {
         Self {
             role,
             grace,
-            born: now,
+            created: now,
             random: seed,
-            session: Session::Nameless,
+            session: Session::NoId,
             session_number: 0,
             in_flight: None,
             not_before: BTreeMap::new(),
             failures: 0,
             refusals: 0,
             last_failure: None,
-            refresh_every: REFRESH_EVERY,
+            refresh_interval: DEFAULT_REFRESH_INTERVAL,
             refresh_at: now,
             poll_at: now,
             dirty: false,
-            told: false,
+            joins_sent: false,
             asm_sent: false,
             asm_suspect: false,
             asm_refused_until: None,
-            session_polled: None,
-            contact: None,
+            first_poll: None,
+            last_response: None,
             up: false,
             mappings: Mappings::new(role),
-            oddities: BTreeSet::new(),
+            problems: BTreeSet::new(),
             events: VecDeque::new(),
         }
     }
 
-    /// Which side this is.
+    /// Returns the role.
     pub fn role(&self) -> MnatRole {
         self.role
     }
 
-    /// Whether the server answers.
+    /// Returns true while the server answers.
     pub fn is_up(&self) -> bool {
         self.up
     }
 
-    /// The next thing that happened.
+    /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<MnatEvent> {
         self.events.pop_front()
     }
 
-    /// Mappings that the server does not confirm last that long from now on.
+    /// Sets how long a mapping stays in use without confirmation.
     pub fn set_grace(&mut self, grace: Duration) {
         self.grace = grace;
     }
 
-    /// The server is another one, or knows us as somebody else: it is told everything anew, and
-    /// what is mapped is held meanwhile. A request that is on its way has no outcome.
-    pub fn start_over(&mut self, now: Instant) {
-        self.start_anew(now);
+    /// Restarts the protocol, because the server or the client certificate changed. The mappings
+    /// stay in use. The outcome of a request that is in flight must not be passed to the machine.
+    pub fn reset_connection(&mut self, now: Instant) {
+        self.start_session(now);
         self.in_flight = None;
         self.failures = 0;
         self.last_failure = None;
-        self.refresh_every = REFRESH_EVERY;
-        self.contact = None;
+        self.refresh_interval = DEFAULT_REFRESH_INTERVAL;
+        self.last_response = None;
         self.up = false;
     }
 
-    /// What is wanted from now on, whole. Only an egress wants.
-    pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) {
+    /// Replaces the requested channels. An ingress ignores them.
+    pub fn set_joins(&mut self, now: Instant, joins: &BTreeSet<Channel>) {
         let left_out = self.mappings.left_out();
-        let changes = self.mappings.want(now, wanted);
+        let changes = self.mappings.set_joins(now, joins);
         if self.mappings.left_out() != left_out {
-            let left_out = MnatEvent::LeftOut(self.mappings.left_out());
+            let left_out = MnatEvent::JoinsLeftOut(self.mappings.left_out());
             self.events.push_back(left_out);
         }
         if let Some(changes) = changes {
-            self.tell(changes);
+            self.report_changes(changes);
             self.dirty = true;
         }
     }
 
-    fn tell(&mut self, changes: Vec<MappingChange>) {
+    fn report_changes(&mut self, changes: Vec<MappingChange>) {
         self.events
             .extend(changes.into_iter().map(MnatEvent::Change));
     }
 
-    /// The next request to send, if one is due. Its outcome must be told to
-    /// [`Machine::handle_outcome`]; until then there is no other.
+    /// Returns the next request if one is due. Its outcome must be passed to
+    /// [`Machine::handle_outcome`]; until then no other request is due.
     pub fn poll_request(&mut self, now: Instant) -> Option<MnatRequest> {
         if self.in_flight.is_some() {
             return None;
@@ -197,14 +213,14 @@ impl Machine {
             return None;
         }
         let request = match (&self.session, op) {
-            (Session::Nameless, _) => MnatRequest::new_watcher(),
-            (Session::Named(id), _) => MnatRequest::register(self.role, id),
+            (Session::NoId, _) => MnatRequest::new_watcher(),
+            (Session::Unregistered(id), _) => MnatRequest::register(self.role, id),
             (Session::Registered(id), Op::Join) => {
                 let asm = !self.asm_suspect && self.asm_refused_until.is_none_or(|t| now >= t);
-                let joined = self.mappings.wanted();
-                let joined = joined.filter(|c| asm || c.source().is_some());
-                let request = MnatRequest::join(id, joined);
-                self.asm_sent = asm && self.asm_wanted().next().is_some();
+                let joins = self.mappings.joins();
+                let joins = joins.filter(|c| asm || c.source().is_some());
+                let request = MnatRequest::join(id, joins);
+                self.asm_sent = asm && self.asm_joins().next().is_some();
                 self.dirty = false;
                 request
             }
@@ -215,179 +231,194 @@ impl Machine {
         Some(request)
     }
 
-    fn asm_wanted(&self) -> impl Iterator<Item = Channel> {
-        let wanted = self.mappings.wanted();
-        wanted.filter(|c| c.source().is_none())
+    /// Returns the (*,G) joins.
+    fn asm_joins(&self) -> impl Iterator<Item = Channel> {
+        let joins = self.mappings.joins();
+        joins.filter(|c| c.source().is_none())
     }
 
-    /// The request to be sent next, and when.
+    /// Returns the kind of the next request, and when it is due.
     fn next_op(&self) -> Option<(Instant, Op)> {
-        let after = |op: Op, at: Instant| {
+        let delayed = |op: Op, at: Instant| {
             let earliest = self.not_before.get(op.label());
             (earliest.map_or(at, |e| at.max(*e)), op)
         };
-        // What is due at once is due since the beginning.
-        let start = self.born;
+        // A request that is due at once was due at creation. It thus precedes all others.
+        let start = self.created;
         match &self.session {
-            Session::Nameless => Some(after(Op::NewWatcher, start)),
-            Session::Named(_) => Some(after(Op::Register, start)),
+            Session::NoId => Some(delayed(Op::NewWatcher, start)),
+            Session::Unregistered(_) => Some(delayed(Op::Register, start)),
             Session::Registered(_) => {
-                // Of those that are due together the first counts: what is wanted goes first.
-                let join = self.dirty.then(|| after(Op::Join, start));
-                let asm = self.asm_refused_until.map(|at| after(Op::Join, at));
-                let refresh = Some(after(Op::Refresh, self.refresh_at));
-                let poll = Some(after(Op::Poll, self.poll_at));
+                // Of several requests due at the same time, the first one is sent. Joins come
+                // first.
+                let join = self.dirty.then(|| delayed(Op::Join, start));
+                let asm = self.asm_refused_until.map(|at| delayed(Op::Join, at));
+                let refresh = Some(delayed(Op::Refresh, self.refresh_at));
+                let poll = Some(delayed(Op::Poll, self.poll_at));
                 let all = [join, asm, refresh, poll].into_iter().flatten();
                 all.min_by_key(|(at, _)| *at)
             }
         }
     }
 
-    /// When [`Machine::poll_request`] or [`Machine::handle_timeout`] has something to do.
+    /// Returns when [`Machine::poll_request`] or [`Machine::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let request = match self.in_flight {
             None => self.next_op().map(|(at, _)| at),
             Some(_) => None,
         };
-        let away = self.contact.filter(|_| self.up);
-        let away = away.map(|contact| contact + self.patience());
-        [request, away, self.expiry()].into_iter().flatten().min()
+        let down = self.last_response.filter(|_| self.up);
+        let down = down.map(|last| last + self.server_timeout());
+        [request, down, self.expiry()].into_iter().flatten().min()
     }
 
-    /// What happens by itself: the server counts as away, mappings are given up.
+    /// Marks the server as down if it did not answer, and removes mappings that were not confirmed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.up && self.contact.is_none_or(|c| now >= c + self.patience()) {
+        if self.up
+            && self
+                .last_response
+                .is_none_or(|last| now >= last + self.server_timeout())
+        {
             self.up = false;
-            self.events.push_back(MnatEvent::Away);
+            self.events.push_back(MnatEvent::ServerDown);
         }
         if self.expiry().is_some_and(|at| now >= at) {
-            let over = self.mappings.expire(now, self.keep());
-            self.tell(over);
+            let expired = self.mappings.expire(now, self.mapping_lifetime());
+            self.report_changes(expired);
         }
     }
 
-    /// A server is away only after more than 2.5 refresh periods.
-    fn patience(&self) -> Duration {
-        self.refresh_every * 5 / 2
+    /// Returns the time without a response after which the server counts as down: 2.5 refresh
+    /// intervals.
+    fn server_timeout(&self) -> Duration {
+        self.refresh_interval * 5 / 2
     }
 
-    /// How long a mapping lasts that is not confirmed.
-    fn keep(&self) -> Duration {
-        self.grace.max(self.patience())
+    /// Returns how long a mapping stays in use without confirmation.
+    fn mapping_lifetime(&self) -> Duration {
+        self.grace.max(self.server_timeout())
     }
 
-    /// When the first mapping is given up, unless the server confirms it.
+    /// Returns when the next mapping expires, unless the server confirms it before.
     fn expiry(&self) -> Option<Instant> {
-        self.mappings.oldest().map(|at| at + self.keep())
+        self.mappings
+            .oldest()
+            .map(|at| at + self.mapping_lifetime())
     }
 
-    /// What came of the request: status and body, or why there is none.
+    /// Handles the outcome of the request in flight: status and body of the response, or the reason
+    /// why there is none.
     pub fn handle_outcome(&mut self, now: Instant, outcome: Result<(u16, &[u8]), String>) {
         let Some(op) = self.in_flight.take() else {
             return;
         };
-        let read = match outcome {
-            Ok((status, body)) => protocol::read(op, status, body),
-            Err(why) => return self.failed(now, op, why),
+        let response = match outcome {
+            Ok((status, body)) => protocol::parse_response(op, status, body),
+            Err(why) => return self.handle_failure(now, op, why),
         };
-        match read {
-            Ok(ServerResponse::Forgotten) => self.forgotten(now),
-            Ok(answer) => {
-                self.succeeded(now, op);
-                self.handle_answer(now, op, answer);
+        match response {
+            Ok(ServerResponse::UnknownWatcher) => self.handle_unknown_watcher(now),
+            Ok(response) => {
+                self.handle_success(now, op);
+                self.handle_response(now, op, response);
             }
             Err(fault) => {
                 let refused = matches!(fault, ProtocolFault::Status { .. });
                 self.refusals += u32::from(refused);
-                self.failed(now, op, fault.to_string());
-                let stale = op == Op::Register && refused;
-                if stale || self.refusals >= MOST_REFUSALS {
-                    self.start_anew(now);
-                    self.put_off(now, Op::NewWatcher);
+                self.handle_failure(now, op, fault.to_string());
+                let invalid_id = op == Op::Register && refused;
+                if invalid_id || self.refusals >= MAX_REFUSALS {
+                    self.start_session(now);
+                    self.back_off(now, Op::NewWatcher);
                 }
             }
         }
     }
 
-    fn succeeded(&mut self, now: Instant, op: Op) {
+    fn handle_success(&mut self, now: Instant, op: Op) {
         self.failures = 0;
         self.refusals = 0;
         self.last_failure = None;
         self.not_before.remove(op.label());
-        self.heard(now);
+        self.handle_contact(now);
     }
 
-    fn heard(&mut self, now: Instant) {
-        self.contact = Some(now);
+    /// Marks the server as up.
+    fn handle_contact(&mut self, now: Instant) {
+        self.last_response = Some(now);
         if !self.up {
             self.up = true;
-            self.events.push_back(MnatEvent::Back);
+            self.events.push_back(MnatEvent::ServerUp);
         }
     }
 
-    fn failed(&mut self, now: Instant, op: Op, why: String) {
+    fn handle_failure(&mut self, now: Instant, op: Op, why: String) {
         self.failures = self.failures.saturating_add(1);
         let failure = (op, why);
-        let news = self.last_failure.as_ref() != Some(&failure);
+        let is_new = self.last_failure.as_ref() != Some(&failure);
         self.last_failure = Some(failure.clone());
         let (op, why) = failure;
-        self.events.push_back(MnatEvent::Failed { op, why, news });
-        self.put_off(now, op);
+        self.events.push_back(MnatEvent::Failed { op, why, is_new });
+        self.back_off(now, op);
         if op == Op::Join {
             self.dirty = true;
-            // The prototype drops the connection for a (*,G); the others must not suffer.
+            // The prototype's server drops the connection if a request contains a (*,G) join. The
+            // next attempt sends the (S,G) joins alone.
             self.asm_suspect = self.asm_sent;
         }
     }
 
-    fn put_off(&mut self, now: Instant, op: Op) {
+    /// Delays the next request of kind `op`, depending on the number of failures.
+    fn back_off(&mut self, now: Instant, op: Op) {
         let doublings = self.failures.saturating_sub(1).min(8);
-        let wait = (FIRST_BACKOFF * 2u32.pow(doublings)).min(LONGEST_BACKOFF);
-        // Half of it by chance, so that not all clients come back at once.
+        let delay = (MIN_BACKOFF * 2u32.pow(doublings)).min(MAX_BACKOFF);
+        // Half of the delay is random, so that not all clients retry at the same time.
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005);
         self.random = self.random.wrapping_add(1_442_695_040_888_963_407);
-        let part = 0.5 + (self.random >> 40) as f64 / (1u64 << 25) as f64;
-        self.not_before.insert(op.label(), now + wait.mul_f64(part));
+        let fraction = 0.5 + (self.random >> 40) as f64 / (1u64 << 25) as f64;
+        self.not_before
+            .insert(op.label(), now + delay.mul_f64(fraction));
     }
 
-    fn forgotten(&mut self, now: Instant) {
-        self.heard(now);
-        self.events.push_back(MnatEvent::Forgotten);
-        let young = self.session_polled.is_none();
-        self.start_anew(now);
-        if young {
-            // Forgotten before it was of any use: not at once again.
+    fn handle_unknown_watcher(&mut self, now: Instant) {
+        self.handle_contact(now);
+        self.events.push_back(MnatEvent::UnknownWatcher);
+        let new_session = self.first_poll.is_none();
+        self.start_session(now);
+        if new_session {
+            // Waits before the next session, because this one ended before its first poll.
             self.failures = self.failures.saturating_add(1);
-            self.put_off(now, Op::NewWatcher);
+            self.back_off(now, Op::NewWatcher);
         }
     }
 
-    fn start_anew(&mut self, now: Instant) {
-        self.session = Session::Nameless;
+    /// Starts a new session. All mappings stay in use, but count as not confirmed.
+    fn start_session(&mut self, now: Instant) {
+        self.session = Session::NoId;
         self.session_number += 1;
         self.not_before.clear();
         self.refusals = 0;
         self.poll_at = now;
-        self.session_polled = None;
-        self.told = false;
+        self.first_poll = None;
+        self.joins_sent = false;
         self.asm_suspect = false;
         self.asm_refused_until = None;
-        self.mappings.doubt();
+        self.mappings.clear_current();
     }
 
-    fn handle_answer(&mut self, now: Instant, op: Op, answer: ServerResponse) {
-        match (op, answer) {
+    fn handle_response(&mut self, now: Instant, op: Op, response: ServerResponse) {
+        match (op, response) {
             (_, ServerResponse::Watcher { id, refresh }) => {
-                self.session = Session::Named(id);
-                self.refresh_every = refresh;
+                self.session = Session::Unregistered(id);
+                self.refresh_interval = refresh;
                 self.refresh_at = now + refresh;
             }
-            (_, ServerResponse::Mappings { mappings, oddities }) => {
-                self.poll_at = next_beat(self.poll_at, POLL_EVERY, now);
-                self.polled(now, mappings, oddities);
+            (_, ServerResponse::Mappings { mappings, problems }) => {
+                self.poll_at = next_due(self.poll_at, POLL_INTERVAL, now);
+                self.handle_mappings(now, mappings, problems);
             }
             (Op::Register, _) => {
-                if let Session::Named(id) = &self.session {
+                if let Session::Unregistered(id) = &self.session {
                     self.session = Session::Registered(id.clone());
                     self.dirty = self.role == MnatRole::Egress;
                     self.poll_at = now;
@@ -395,66 +426,70 @@ impl Machine {
                 }
             }
             (Op::Join, _) => {
-                self.told = true;
+                self.joins_sent = true;
                 self.poll_at = now;
-                let asm: Vec<Channel> = self.asm_wanted().collect();
+                let asm: Vec<Channel> = self.asm_joins().collect();
                 if self.asm_suspect && !self.asm_sent && !asm.is_empty() {
-                    self.asm_refused_until = Some(now + ASM_REFUSED_FOR);
+                    self.asm_refused_until = Some(now + ASM_RETRY_INTERVAL);
                     self.events.push_back(MnatEvent::AsmRefused(asm));
                 } else if self.asm_sent || asm.is_empty() {
                     self.asm_refused_until = None;
                 }
                 self.asm_suspect = false;
             }
-            _ => self.refresh_at = next_beat(self.refresh_at, self.refresh_every, now),
+            _ => self.refresh_at = next_due(self.refresh_at, self.refresh_interval, now),
         }
     }
 
-    /// Compares what the server says with what is in use.
-    fn polled(&mut self, now: Instant, mappings: Vec<Mapping>, oddities: Vec<String>) {
-        let began = *self.session_polled.get_or_insert(now);
-        // A server that starts anew knows of no joins until all egresses have told theirs.
+    /// Updates the mappings in use from the mappings of a response.
+    fn handle_mappings(&mut self, now: Instant, mappings: Vec<Mapping>, problems: Vec<String>) {
+        let session_start = *self.first_poll.get_or_insert(now);
+        // After a restart, the server knows all joins only when every egress has sent its own.
         let settled = match self.role {
-            MnatRole::Egress => self.told,
-            MnatRole::Ingress => now >= began + self.patience(),
+            MnatRole::Egress => self.joins_sent,
+            MnatRole::Ingress => now >= session_start + self.server_timeout(),
         };
-        let weight = Weight {
+        let context = PollContext {
             session: self.session_number,
             settled,
-            whole: oddities.is_empty(),
+            complete: problems.is_empty(),
         };
-        for oddity in &oddities {
-            if !self.oddities.contains(oddity) {
-                self.events.push_back(MnatEvent::Oddity(oddity.clone()));
+        for problem in &problems {
+            if !self.problems.contains(problem) {
+                self.events
+                    .push_back(MnatEvent::InvalidMapping(problem.clone()));
             }
         }
-        self.oddities = oddities.into_iter().collect();
-        let (changes, odd) = self.mappings.compare(now, mappings, weight);
-        self.events.extend(odd.into_iter().map(MnatEvent::Oddity));
-        self.tell(changes);
+        self.problems = problems.into_iter().collect();
+        let (changes, problems) = self.mappings.compare(now, mappings, context);
+        self.events
+            .extend(problems.into_iter().map(MnatEvent::InvalidMapping));
+        self.report_changes(changes);
         self.events.push_back(MnatEvent::Polled { settled });
     }
 
-    /// Every global channel that is mapped or wanted, in order.
-    pub fn standings(&self) -> Vec<MappingReport> {
-        self.mappings.standings(self.up)
+    /// Returns the status of every global channel that is mapped or requested, in order.
+    pub fn mapping_reports(&self) -> Vec<MappingReport> {
+        self.mappings.reports(self.up)
     }
 
-    /// How many mappings stand in each way, in the order of [`super::MappingStatus::ALL`].
+    /// Returns the number of channels of each status, in the order of
+    /// [`super::MappingStatus::ALL`].
     pub fn counts(&self) -> [usize; 4] {
         self.mappings.counts(self.up)
     }
 
-    /// The global channels that go through now.
+    /// Returns the global channels with a mapping in use.
     pub fn assigned(&self) -> impl Iterator<Item = Channel> {
         self.mappings.assigned()
     }
 }
 
-/// The next time of something regular: on its beat, or from now on where that is long past.
-fn next_beat(was: Instant, every: Duration, now: Instant) -> Instant {
-    let next = was + every;
-    if next > now { next } else { now + every }
+/// Returns the next due time of a periodic request: one interval after the previous due time, or
+/// after `now` if that is past.
+fn next_due(previous: Instant, interval: Duration, now: Instant) -> Instant {
+    let next = previous + interval;
+    if next > now { next } else { now + interval }
 }
 
 #[cfg(test)]

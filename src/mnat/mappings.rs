@@ -1,4 +1,4 @@
-//! The mappings in use, and how they are compared with what the server says.
+//! The mappings in use, and their comparison with the mappings that the server reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -6,81 +6,83 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::protocol::{AssignmentState, Mapping, MnatRequest, MnatRole};
 
-/// A mapping that came, went, or is another one now.
+/// A change of a mapping in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MappingChange {
-    /// A global channel goes through the network as a local one.
+    /// A global channel has a mapping now.
     Add {
         /// The global channel.
         global: Channel,
-        /// The local one.
+        /// The local channel that carries it through the network.
         local: Channel,
-        /// How long it was wanted before; only an egress wants.
+        /// How long an egress requested the channel before. `None` for an ingress.
         waited: Option<Duration>,
     },
-    /// It does no longer.
+    /// A global channel has no mapping any more.
     Remove {
         /// The global channel.
         global: Channel,
-        /// The local one it had.
+        /// The local channel that carried it.
         local: Channel,
-        /// Why.
+        /// The reason.
         why: MappingEnd,
     },
-    /// It goes through as another local one; the old one is still good for a moment.
+    /// A global channel has another local channel. The old one may stay in use during a transition;
+    /// see [`super::RoutePlan`].
     Swap {
         /// The global channel.
         global: Channel,
-        /// What it was.
+        /// The local channel before the change.
         old: Channel,
-        /// What it is.
+        /// The local channel after the change.
         new: Channel,
     },
 }
 
-/// Why a mapping went.
+/// The reason why a mapping is no longer in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MappingEnd {
-    /// Nobody wants it here any more.
+    /// The egress no longer requests the channel.
     Unwanted,
-    /// The server took it back.
-    TakenBack,
-    /// The server gave its local channel to another.
-    GivenAway,
-    /// The server did not confirm it for the grace time.
-    GraceOver,
+    /// The server no longer assigns the mapping.
+    Unassigned,
+    /// The server assigned the local channel to another global channel.
+    Reassigned,
+    /// The server did not confirm the mapping for [`super::Config::grace`].
+    Expired,
 }
 
 impl MappingEnd {
-    /// In words.
-    pub fn words(self) -> &'static str {
+    /// Returns the reason as a sentence for the log.
+    pub fn description(self) -> &'static str {
         match self {
-            Self::Unwanted => "nobody wants it any more",
-            Self::TakenBack => "the server took it back",
-            Self::GivenAway => "the server gave its local channel to another",
-            Self::GraceOver => "the server did not confirm it for the grace time",
+            Self::Unwanted => "no receiver requests it any more",
+            Self::Unassigned => "the server no longer assigns it",
+            Self::Reassigned => "the server assigned its local channel to another stream",
+            Self::Expired => "the server did not confirm it for the time `grace`",
         }
     }
 }
 
-/// How a mapping stands, to those who look.
+/// The status of a mapping, as shown by `mcastor show mnat`, the API and the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MappingStatus {
-    /// The server says so.
+    /// The last response of the server contains the mapping.
     Assigned,
-    /// The server said so; it is away, or does not know all joins again yet.
+    /// The server assigned the mapping earlier, but is away or has forgotten it. The mapping stays
+    /// in use.
     Held,
-    /// Wanted, and the server has none.
+    /// The channel is requested, and the server has no mapping for it.
     Unassigned,
-    /// The server has one that cannot be in force: something else is in its way.
+    /// The server has a mapping that conflicts with another mapping or route. It is not in use.
     Conflict,
 }
 
 impl MappingStatus {
-    /// All of them.
+    /// All statuses.
     pub const ALL: [Self; 4] = [Self::Assigned, Self::Held, Self::Unassigned, Self::Conflict];
 
-    /// The `state` label of metrics.
+    /// Returns the `state` label of metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Assigned => "assigned",
@@ -91,49 +93,53 @@ impl MappingStatus {
     }
 }
 
+/// What is known of one global channel.
 #[derive(Debug)]
 struct Entry {
     /// The local channel in use.
     local: Option<Channel>,
-    /// When the server last said so.
+    /// When the server last confirmed the mapping.
     confirmed: Instant,
-    /// It said so in its last answer.
+    /// True if the last response confirmed the mapping.
     current: bool,
-    /// The session in which it last said so.
+    /// The session in which the server last confirmed the mapping.
     session: u64,
-    /// Why what it says now cannot be used.
+    /// The reason why the mapping in the last response cannot be used.
     why: Option<String>,
-    /// That is because another one has the local channel.
+    /// True if the reason is that another global channel has the same local channel.
     conflict: bool,
 }
 
 impl Entry {
+    /// Removes the local channel. Returns the change if there was one.
     fn end(&mut self, global: Channel, why: MappingEnd) -> Option<MappingChange> {
         let local = self.local.take()?;
         Some(MappingChange::Remove { global, local, why })
     }
 }
 
-/// What an answer counts for.
+/// The conditions under which a response was received. They decide whether a missing mapping means
+/// that the server no longer assigns it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Weight {
+pub(super) struct PollContext {
     /// Number of the session.
     pub session: u64,
-    /// The server knows all joins, in this session.
+    /// The server knows all joins in this session.
     pub settled: bool,
-    /// Nothing was left out of the answer.
-    pub whole: bool,
+    /// Every entry of the response could be read.
+    pub complete: bool,
 }
 
-/// All that is wanted or mapped.
+/// All channels that are requested or mapped.
 #[derive(Debug)]
 pub(super) struct Mappings {
     role: MnatRole,
-    wanted: BTreeMap<Channel, Instant>,
-    /// How many more are wanted than a request can tell.
+    /// The channels that an egress requests, and since when. They fit into one request.
+    joins: BTreeMap<Channel, Instant>,
+    /// Number of further joins that do not fit into one request.
     left_out: usize,
     entries: BTreeMap<Channel, Entry>,
-    /// The oldest confirmation of those in use.
+    /// The oldest confirmation of the mappings in use.
     oldest: Option<Instant>,
 }
 
@@ -141,93 +147,100 @@ impl Mappings {
     pub fn new(role: MnatRole) -> Self {
         Self {
             role,
-            wanted: BTreeMap::new(),
+            joins: BTreeMap::new(),
             left_out: 0,
             entries: BTreeMap::new(),
             oldest: None,
         }
     }
 
-    pub fn wanted(&self) -> impl Iterator<Item = Channel> {
-        self.wanted.keys().copied()
+    /// Returns the channels that an egress requests, at most as many as fit into one request.
+    pub fn joins(&self) -> impl Iterator<Item = Channel> {
+        self.joins.keys().copied()
     }
 
-    /// See [`super::Machine::want`]; `None` where nothing changed.
-    pub fn want(&mut self, now: Instant, wanted: &BTreeSet<Channel>) -> Option<Vec<MappingChange>> {
-        let same = self.left_out == 0 && wanted.iter().eq(self.wanted.keys());
+    /// Sets the requested channels; see [`super::Machine::set_joins`]. Returns the mappings that
+    /// end. Returns `None` if the channels to send to the server did not change.
+    pub fn set_joins(
+        &mut self,
+        now: Instant,
+        joins: &BTreeSet<Channel>,
+    ) -> Option<Vec<MappingChange>> {
+        let same = self.left_out == 0 && joins.iter().eq(self.joins.keys());
         if self.role != MnatRole::Egress || same {
             return None;
         }
-        let room = MnatRequest::room_for(wanted.iter().copied());
-        self.left_out = wanted.len() - room;
-        let new = wanted.iter().take(room);
-        if new.clone().eq(self.wanted.keys()) {
+        let fitting = MnatRequest::fitting_joins(joins.iter().copied());
+        self.left_out = joins.len() - fitting;
+        let new = joins.iter().take(fitting);
+        if new.clone().eq(self.joins.keys()) {
             return None;
         }
-        let old = std::mem::take(&mut self.wanted);
-        self.wanted = new
+        let old = std::mem::take(&mut self.joins);
+        self.joins = new
             .map(|channel| (*channel, old.get(channel).copied().unwrap_or(now)))
             .collect();
         let mut changes = Vec::new();
-        let (entries, wanted) = (&mut self.entries, &self.wanted);
+        let (entries, joins) = (&mut self.entries, &self.joins);
         entries.retain(|global, entry| {
-            let stays = wanted.contains_key(global);
+            let stays = joins.contains_key(global);
             if !stays {
                 changes.extend(entry.end(*global, MappingEnd::Unwanted));
             }
             stays
         });
-        self.look_oldest();
+        self.update_oldest();
         Some(changes)
     }
 
-    /// How many more are wanted than a request can tell.
+    /// Returns the number of joins that do not fit into one request.
     pub fn left_out(&self) -> usize {
         self.left_out
     }
 
-    /// The oldest confirmation of those in use.
+    /// Returns the oldest confirmation of the mappings in use.
     pub fn oldest(&self) -> Option<Instant> {
         self.oldest
     }
 
-    fn look_oldest(&mut self) {
+    fn update_oldest(&mut self) {
         let assigned = self.entries.values().filter(|e| e.local.is_some());
         self.oldest = assigned.map(|e| e.confirmed).min();
     }
 
-    /// Gives up what was not confirmed for so long.
+    /// Removes the mappings that were not confirmed for `keep`.
     pub fn expire(&mut self, now: Instant, keep: Duration) -> Vec<MappingChange> {
         let mut changes = Vec::new();
         self.entries.retain(|global, entry| {
             let over = entry.local.is_some() && now >= entry.confirmed + keep;
             if over {
-                changes.extend(entry.end(*global, MappingEnd::GraceOver));
+                changes.extend(entry.end(*global, MappingEnd::Expired));
             }
             !over
         });
-        self.look_oldest();
+        self.update_oldest();
         changes
     }
 
-    /// From now on nothing is confirmed.
-    pub fn doubt(&mut self) {
+    /// Marks all mappings as not confirmed by the last response.
+    pub fn clear_current(&mut self) {
         self.entries.values_mut().for_each(|e| e.current = false);
     }
 
-    /// Compares what the server says with what is in use: what changed, and what is odd.
+    /// Updates the mappings in use from the `reported` mappings of a response. Returns the changes,
+    /// and descriptions of the mappings that cannot be used.
     pub fn compare(
         &mut self,
         now: Instant,
-        said: Vec<Mapping>,
-        weight: Weight,
+        reported: Vec<Mapping>,
+        context: PollContext,
     ) -> (Vec<MappingChange>, Vec<String>) {
-        let (mut changes, mut oddities) = (Vec::new(), Vec::new());
+        let (mut changes, mut problems) = (Vec::new(), Vec::new());
         let mut unassigned = BTreeSet::new();
-        self.doubt();
-        let owners = self.owners(&said);
-        for Mapping { global, state } in said {
-            let since = self.wanted.get(&global);
+        self.clear_current();
+        let owners = self.owners(&reported);
+        for Mapping { global, state } in reported {
+            let since = self.joins.get(&global);
             if self.role == MnatRole::Egress && since.is_none() {
                 continue;
             }
@@ -235,7 +248,7 @@ impl Mappings {
                 local: None,
                 confirmed: now,
                 current: false,
-                session: weight.session,
+                session: context.session,
                 why: None,
                 conflict: false,
             });
@@ -244,7 +257,7 @@ impl Mappings {
                 AssignmentState::Assigned(local) => match owners.get(&local) {
                     Some(owner) if *owner != global => {
                         entry.conflict = true;
-                        AssignmentState::Unusable(format!("{local} is that of {owner} too"))
+                        AssignmentState::Unusable(format!("{local} is also assigned to {owner}"))
                     }
                     _ => AssignmentState::Assigned(local),
                 },
@@ -254,7 +267,7 @@ impl Mappings {
                 AssignmentState::Assigned(local) => {
                     entry.current = true;
                     entry.confirmed = now;
-                    entry.session = weight.session;
+                    entry.session = context.session;
                     entry.why = None;
                     changes.extend(match entry.local.replace(local) {
                         Some(old) if old == local => None,
@@ -276,43 +289,45 @@ impl Mappings {
                 }
                 AssignmentState::Unusable(why) => {
                     if entry.why.as_ref() != Some(&why) {
-                        oddities.push(format!("{global}: {why}"));
+                        problems.push(format!("{global}: {why}"));
                     }
-                    // Nonsense does not take a mapping back; but it does not confirm it either.
+                    // A mapping that cannot be used neither ends nor confirms the one in use.
                     entry.why = Some(why);
                 }
             }
         }
-        self.let_go(weight, &unassigned, &mut changes);
-        self.look_oldest();
-        (changes, oddities)
+        self.remove_unconfirmed(context, &unassigned, &mut changes);
+        self.update_oldest();
+        (changes, problems)
     }
 
-    /// Whose each local channel is, of those that are used here. Where an answer gives one to
-    /// several, it stays whose it was, else it is the first one's.
-    fn owners(&self, said: &[Mapping]) -> BTreeMap<Channel, Channel> {
+    /// Returns the global channel that each local channel belongs to. If a response assigns a local
+    /// channel to several global channels, the one that already uses it keeps it. If none uses it,
+    /// the first one gets it. An egress ignores channels that it does not request.
+    fn owners(&self, reported: &[Mapping]) -> BTreeMap<Channel, Channel> {
         let mut owners = BTreeMap::new();
-        for mapping in said {
+        for mapping in reported {
             let AssignmentState::Assigned(local) = mapping.state else {
                 continue;
             };
             let global = mapping.global;
-            if self.role == MnatRole::Egress && !self.wanted.contains_key(&global) {
+            if self.role == MnatRole::Egress && !self.joins.contains_key(&global) {
                 continue;
             }
             let owner = owners.entry(local).or_insert(global);
-            let had = self.entries.get(&global).and_then(|e| e.local);
-            if had == Some(local) {
+            let in_use = self.entries.get(&global).and_then(|e| e.local);
+            if in_use == Some(local) {
                 *owner = global;
             }
         }
         owners
     }
 
-    /// Gives up what the answer did not confirm, as far as it counts.
-    fn let_go(
+    /// Removes the mappings that the response did not confirm, as far as `context` allows.
+    /// `unassigned` are the channels that the response lists without a mapping.
+    fn remove_unconfirmed(
         &mut self,
-        weight: Weight,
+        context: PollContext,
         unassigned: &BTreeSet<Channel>,
         changes: &mut Vec<MappingChange>,
     ) {
@@ -325,30 +340,33 @@ impl Mappings {
             if entry.current {
                 return true;
             }
-            let named = unassigned.contains(global);
-            let unreadable = entry.why.is_some();
-            let knows = weight.settled || entry.session == weight.session;
+            let listed = unassigned.contains(global);
+            let unusable = entry.why.is_some();
+            let reliable = context.settled || entry.session == context.session;
             let why = match entry.local {
-                Some(local) if taken.contains(&local) => MappingEnd::GivenAway,
-                Some(_) if named && knows => MappingEnd::TakenBack,
-                Some(_) if !named && !unreadable && knows && weight.whole => MappingEnd::TakenBack,
-                // Never assigned, and not even named any more.
-                None if !named && !unreadable => return false,
+                Some(local) if taken.contains(&local) => MappingEnd::Reassigned,
+                Some(_) if listed && reliable => MappingEnd::Unassigned,
+                Some(_) if !listed && !unusable && reliable && context.complete => {
+                    MappingEnd::Unassigned
+                }
+                // Never assigned, and not listed any more.
+                None if !listed && !unusable => return false,
                 _ => return true,
             };
             changes.extend(entry.end(*global, why));
-            named || unreadable
+            listed || unusable
         });
     }
 
-    /// See [`super::Machine::standings`].
-    pub fn standings(&self, up: bool) -> Vec<MappingReport> {
-        let globals = self.wanted.keys().chain(self.entries.keys());
+    /// Returns the status of every channel; see [`super::Machine::mapping_reports`]. `up` tells
+    /// whether the server answers.
+    pub fn reports(&self, up: bool) -> Vec<MappingReport> {
+        let globals = self.joins.keys().chain(self.entries.keys());
         let globals: BTreeSet<Channel> = globals.copied().collect();
-        let stand = |global| {
+        let report = |global| {
             let entry = self.entries.get(&global);
             let local = entry.and_then(|e| e.local);
-            let standing = match entry {
+            let status = match entry {
                 Some(e) if local.is_some() && e.current && up => MappingStatus::Assigned,
                 Some(_) if local.is_some() => MappingStatus::Held,
                 Some(e) if e.conflict => MappingStatus::Conflict,
@@ -357,14 +375,15 @@ impl Mappings {
             MappingReport {
                 global,
                 local,
-                standing,
+                status,
                 why: entry.and_then(|e| e.why.clone()),
             }
         };
-        globals.into_iter().map(stand).collect()
+        globals.into_iter().map(report).collect()
     }
 
-    /// How many stand in each way, in the order of [`MappingStatus::ALL`].
+    /// Returns the number of channels of each status, in the order of [`MappingStatus::ALL`]. Joins
+    /// that do not fit into one request count as unassigned.
     pub fn counts(&self, up: bool) -> [usize; 4] {
         let assigned = self.entries.values().filter(|e| e.local.is_some());
         let (mut current, mut held) = (0, 0);
@@ -372,7 +391,7 @@ impl Mappings {
             let known = entry.current && up;
             *(if known { &mut current } else { &mut held }) += 1;
         }
-        let unknown = self.wanted.keys().filter(|c| !self.entries.contains_key(c));
+        let unknown = self.joins.keys().filter(|c| !self.entries.contains_key(c));
         let conflicts = self.entries.values();
         let conflicts = conflicts
             .filter(|e| e.local.is_none() && e.conflict)
@@ -382,22 +401,22 @@ impl Mappings {
         [current, held, unassigned, conflicts]
     }
 
-    /// The global channels that go through now.
+    /// Returns the global channels with a mapping in use.
     pub fn assigned(&self) -> impl Iterator<Item = Channel> {
         let assigned = self.entries.iter().filter(|(_, e)| e.local.is_some());
         assigned.map(|(global, _)| *global)
     }
 }
 
-/// A global channel and how it stands.
+/// A global channel and the status of its mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MappingReport {
     /// The global channel.
     pub global: Channel,
-    /// The local one in use.
+    /// The local channel in use.
     pub local: Option<Channel>,
-    /// How it stands.
-    pub standing: MappingStatus,
-    /// Why what the server says of it cannot be used.
+    /// The status.
+    pub status: MappingStatus,
+    /// The reason why the mapping of the server cannot be used.
     pub why: Option<String>,
 }

@@ -1,16 +1,17 @@
-//! Multicast NAT (draft-jholland-mboned-mnat): the two forwarding roles and what they say to
-//! the server that owns the mappings.
+//! Multicast NAT (draft-jholland-mboned-mnat): the protocol between the two forwarding roles, the
+//! ingress and the egress, and the server that assigns the mappings.
 //!
 //! ```text
 //!  joinfile ──▶ files ──┐                        ┌──▶ MappingChange: Add, Remove, Swap
-//!                       ├─ want ─▶ machine ──────┤
+//!                       ├─ joins ▶ machine ──────┤
 //!  memberships ─────────┘   ▲         │          └──▶ joinfile (ingress)
 //!                           │         ▼
-//!                     outcome      MnatRequest ──▶ client ──▶ the server
+//!                     outcome      MnatRequest ──▶ client ──▶ server
 //! ```
 //!
-//! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] are pure: time comes in as an argument.
-//! [`client`] has the connection, [`files`] looks at the disk; an actor drives them.
+//! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] do no I/O; they take the
+//! current time as an argument. [`client`] owns the connection to the server. [`files`] reads and
+//! writes joinfiles. The MNAT actor drives all of them.
 
 pub mod channel;
 pub mod client;

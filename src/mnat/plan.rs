@@ -1,121 +1,127 @@
-//! From mappings to rewriting routes, make before break: pure, time comes in.
+//! Turns changes of mappings into changes of translating routes, make before break. Does no I/O;
+//! the current time is an argument.
 //!
-//! | role | takes | sends |
+//! | role | receives upstream | sends downstream |
 //! |---|---|---|
-//! | ingress | the global channel, upstream | the local one, downstream |
-//! | egress | the local channel, upstream | the global one, downstream |
+//! | ingress | the global channel | the local channel |
+//! | egress | the local channel | the global channel |
 //!
-//! When a mapping changes, the two ends hear of it at different times, up to a poll apart. So an
-//! egress takes both local channels until the new one brings packets, and an ingress goes on with
-//! the old one until every egress must have heard: nothing is lost and nothing doubled.
+//! When a mapping changes, ingress and egress learn of it at different times, up to one poll
+//! interval apart. During this transition an egress receives both local channels until the new one
+//! delivers packets. An ingress keeps sending on the old local channel until every egress must have
+//! polled the new mapping. No packet is lost or delivered twice.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::machine::POLL_EVERY;
+use super::machine::POLL_INTERVAL;
 use super::mappings::MappingChange;
 use super::protocol::MnatRole;
 
-/// How long an ingress goes on with the old local channel: a poll of every egress, and the time
-/// to answer it.
-pub const LEAD: Duration = Duration::from_millis(POLL_EVERY.as_millis() as u64 * 5 / 4);
-/// How long an egress takes the old local channel where the new one brings nothing.
-pub const OVERLAP: Duration = Duration::from_secs(POLL_EVERY.as_secs() * 3);
+/// How long an ingress keeps sending on the old local channel after a swap: one poll interval, and
+/// the time for the response.
+pub const INGRESS_DELAY: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
+/// How long an egress receives the old local channel after a swap if the new one delivers nothing.
+pub const EGRESS_OVERLAP: Duration = Duration::from_secs(POLL_INTERVAL.as_secs() * 3);
 
-/// A change of the rewriting routes.
+/// A change of the translating routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteStep {
-    /// Take `matched` upstream and send it downstream as `rewritten`; in place of what was done
-    /// with it before.
+    /// Receive `matched` upstream and send it downstream as `rewritten`. Replaces an earlier route
+    /// for `matched`.
     Install {
-        /// What arrives.
+        /// The channel that arrives.
         matched: Channel,
-        /// What leaves. Without a source, the packet keeps its own.
+        /// The channel that leaves. If it has no source, packets keep their source address.
         rewritten: Channel,
     },
-    /// Take it no longer.
+    /// Remove the route for `matched`.
     Withdraw {
-        /// What arrived.
+        /// The channel that arrived.
         matched: Channel,
     },
 }
 
+/// A mapping that changed from one local channel to another, while the old one is still in use.
 #[derive(Debug, Clone, Copy)]
-struct Lingering {
+struct Transition {
     old: Channel,
     new: Channel,
     until: Instant,
 }
 
-/// The routes of all mappings.
+/// The translating routes of all mappings, and the changes that are not applied yet.
 #[derive(Debug)]
 pub struct RoutePlan {
     role: MnatRole,
-    /// What is taken, to what leaves.
+    /// The channel that leaves, by the channel that arrives.
     routes: BTreeMap<Channel, Channel>,
-    /// Global channels between two mappings.
-    lingering: BTreeMap<Channel, Lingering>,
+    /// Transitions that are not complete, by global channel.
+    transitions: BTreeMap<Channel, Transition>,
     steps: VecDeque<RouteStep>,
 }
 
 impl RoutePlan {
-    /// No routes.
+    /// Returns a plan without routes.
     pub fn new(role: MnatRole) -> Self {
         Self {
             role,
             routes: BTreeMap::new(),
-            lingering: BTreeMap::new(),
+            transitions: BTreeMap::new(),
             steps: VecDeque::new(),
         }
     }
 
-    /// Takes a change in.
+    /// Applies a change of a mapping.
     pub fn apply(&mut self, now: Instant, change: &MappingChange) {
         match *change {
             MappingChange::Add { global, local, .. } => {
-                self.make_way(global, local);
-                self.settle(global);
+                self.release_local(global, local);
+                self.complete_transition(global);
                 self.install(global, local);
             }
             MappingChange::Remove { global, local, .. } => {
-                let lingering = self.lingering.remove(&global);
-                let old = lingering.map(|l| l.old);
+                let transition = self.transitions.remove(&global);
+                let old = transition.map(|t| t.old);
                 for local in std::iter::once(local).chain(old) {
                     self.withdraw(global, local);
                 }
             }
             MappingChange::Swap { global, old, new } => {
-                self.make_way(global, new);
-                // An ingress that has not come to the last one yet goes on with the one before.
-                let waits = self.lingering.get(&global).copied();
-                let (old, until) = match (self.role, waits) {
-                    (MnatRole::Ingress, Some(waits)) => (waits.old, waits.until),
-                    (MnatRole::Ingress, None) => (old, now + LEAD),
+                self.release_local(global, new);
+                // An ingress that still sends on an older local channel keeps doing so, and then
+                // changes to the newest one.
+                let pending = self.transitions.get(&global).copied();
+                let (old, until) = match (self.role, pending) {
+                    (MnatRole::Ingress, Some(pending)) => (pending.old, pending.until),
+                    (MnatRole::Ingress, None) => (old, now + INGRESS_DELAY),
                     (MnatRole::Egress, _) => {
-                        self.settle(global);
+                        self.complete_transition(global);
                         self.install(global, new);
-                        (old, now + OVERLAP)
+                        (old, now + EGRESS_OVERLAP)
                     }
                 };
-                let lingering = Lingering { old, new, until };
-                self.lingering.insert(global, lingering);
+                let transition = Transition { old, new, until };
+                self.transitions.insert(global, transition);
             }
         }
     }
 
-    /// Ends the use of `local` by a mapping that is about to leave it.
-    fn make_way(&mut self, global: Channel, local: Channel) {
-        let other = |(other, l): (&Channel, &Lingering)| {
-            (*other != global && l.old == local).then_some(*other)
+    /// Completes the transitions of other mappings away from `local`, so that `global` can use it.
+    fn release_local(&mut self, global: Channel, local: Channel) {
+        let uses_local = |(other, t): (&Channel, &Transition)| {
+            (*other != global && t.old == local).then_some(*other)
         };
-        let others: Vec<Channel> = self.lingering.iter().filter_map(other).collect();
-        others.into_iter().for_each(|other| self.settle(other));
+        let others: Vec<Channel> = self.transitions.iter().filter_map(uses_local).collect();
+        others
+            .into_iter()
+            .for_each(|other| self.complete_transition(other));
     }
 
-    /// Ends the time between two mappings.
-    fn settle(&mut self, global: Channel) {
-        let Some(Lingering { old, new, .. }) = self.lingering.remove(&global) else {
+    /// Completes the transition of `global`, if there is one.
+    fn complete_transition(&mut self, global: Channel) {
+        let Some(Transition { old, new, .. }) = self.transitions.remove(&global) else {
             return;
         };
         match self.role {
@@ -124,6 +130,7 @@ impl RoutePlan {
         }
     }
 
+    /// Returns the channel that arrives and the channel that leaves for a mapping.
     fn route(&self, global: Channel, local: Channel) -> (Channel, Channel) {
         match self.role {
             MnatRole::Ingress => (global, local),
@@ -141,53 +148,56 @@ impl RoutePlan {
 
     fn withdraw(&mut self, global: Channel, local: Channel) {
         let (matched, rewritten) = self.route(global, local);
-        let ours = match self.role {
-            // Between two mappings the route may still hold the old one.
+        let is_installed = match self.role {
+            // During a transition the route still leads to the old local channel.
             MnatRole::Ingress => self.routes.contains_key(&matched),
-            // Another mapping may have taken the local channel over.
+            // Another mapping may use the local channel by now.
             MnatRole::Egress => self.routes.get(&matched) == Some(&rewritten),
         };
-        if ours {
+        if is_installed {
             self.routes.remove(&matched);
             self.steps.push_back(RouteStep::Withdraw { matched });
         }
     }
 
-    /// Routes whose first packet ends the time between two mappings: what they take, and what
-    /// leaves.
-    pub fn awaited(&self) -> impl Iterator<Item = (Channel, Channel)> {
+    /// Returns the routes of an egress whose first packet completes a transition: the channel that
+    /// arrives and the channel that leaves.
+    pub fn awaited_routes(&self) -> impl Iterator<Item = (Channel, Channel)> {
         let egress = self.role == MnatRole::Egress;
-        let lingering = self.lingering.iter().filter(move |_| egress);
-        lingering.map(|(global, l)| (l.new, *global))
+        let transitions = self.transitions.iter().filter(move |_| egress);
+        transitions.map(|(global, t)| (t.new, *global))
     }
 
-    /// The route that takes `matched` brought a packet.
-    pub fn delivered(&mut self, matched: Channel) {
-        let awaited = |(global, l): (&Channel, &Lingering)| (l.new == matched).then_some(*global);
-        let done: Vec<Channel> = self.lingering.iter().filter_map(awaited).collect();
+    /// Reports that the route for `matched` forwarded a packet. An egress then stops receiving the
+    /// old local channel.
+    pub fn packet_forwarded(&mut self, matched: Channel) {
+        let awaits = |(global, t): (&Channel, &Transition)| (t.new == matched).then_some(*global);
+        let done: Vec<Channel> = self.transitions.iter().filter_map(awaits).collect();
         if self.role == MnatRole::Egress {
-            done.into_iter().for_each(|global| self.settle(global));
+            done.into_iter()
+                .for_each(|global| self.complete_transition(global));
         }
     }
 
-    /// When [`RoutePlan::handle_timeout`] has something to do.
+    /// Returns when [`RoutePlan::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.lingering.values().map(|l| l.until).min()
+        self.transitions.values().map(|t| t.until).min()
     }
 
-    /// Ends what lingered long enough.
+    /// Completes the transitions whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let over = |(global, l): (&Channel, &Lingering)| (now >= l.until).then_some(*global);
-        let over: Vec<Channel> = self.lingering.iter().filter_map(over).collect();
-        over.into_iter().for_each(|global| self.settle(global));
+        let over = |(global, t): (&Channel, &Transition)| (now >= t.until).then_some(*global);
+        let over: Vec<Channel> = self.transitions.iter().filter_map(over).collect();
+        over.into_iter()
+            .for_each(|global| self.complete_transition(global));
     }
 
-    /// The next change of the routes.
+    /// Returns the next change of the routes.
     pub fn poll_step(&mut self) -> Option<RouteStep> {
         self.steps.pop_front()
     }
 
-    /// All routes: what each takes, and what leaves.
+    /// Returns all routes: the channel that arrives and the channel that leaves.
     pub fn routes(&self) -> impl Iterator<Item = (Channel, Channel)> {
         self.routes.iter().map(|(m, r)| (*m, *r))
     }
@@ -230,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_egress_takes_both_until_the_new_one_brings_packets() {
+    fn egress_receives_both_until_new_channel_delivers() {
         let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
         let mut plan = RoutePlan::new(MnatRole::Egress);
         plan.apply(now, &add(g, a));
@@ -243,22 +253,22 @@ mod tests {
         plan.apply(now, &swap(a, b));
         assert_eq!(steps(&mut plan), [install(b, g)]);
         assert_eq!(plan.routes().count(), 2);
-        plan.delivered(a);
+        plan.packet_forwarded(a);
         assert_eq!(steps(&mut plan), []);
-        plan.delivered(b);
+        plan.packet_forwarded(b);
         assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: a }]);
-        // Silent streams: after a while.
+        // A silent stream: the old channel is left after the overlap.
         plan.apply(now, &swap(b, c));
-        plan.handle_timeout(now + OVERLAP - Duration::from_millis(1));
+        plan.handle_timeout(now + EGRESS_OVERLAP - Duration::from_millis(1));
         assert_eq!(steps(&mut plan), [install(c, g)]);
-        assert_eq!(plan.poll_timeout(), Some(now + OVERLAP));
-        plan.handle_timeout(now + OVERLAP);
+        assert_eq!(plan.poll_timeout(), Some(now + EGRESS_OVERLAP));
+        plan.handle_timeout(now + EGRESS_OVERLAP);
         assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: b }]);
         assert_eq!(plan.poll_timeout(), None);
     }
 
     #[test]
-    fn an_ingress_goes_on_with_the_old_until_all_must_have_heard() {
+    fn ingress_keeps_old_channel_until_every_egress_polled() {
         let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
         let mut plan = RoutePlan::new(MnatRole::Ingress);
         plan.apply(now, &add(g, a));
@@ -269,25 +279,25 @@ mod tests {
             new,
         };
         plan.apply(now, &swap(a, b));
-        plan.apply(now + LEAD / 2, &swap(b, c));
-        plan.delivered(c);
+        plan.apply(now + INGRESS_DELAY / 2, &swap(b, c));
+        plan.packet_forwarded(c);
         assert_eq!(steps(&mut plan), []);
-        plan.handle_timeout(now + LEAD);
+        plan.handle_timeout(now + INGRESS_DELAY);
         assert_eq!(steps(&mut plan), [install(g, c)]);
-        let gone = |local| MappingChange::Remove {
+        let remove = |local| MappingChange::Remove {
             global: g,
             local,
-            why: MappingEnd::TakenBack,
+            why: MappingEnd::Unassigned,
         };
         plan.apply(now, &swap(c, a));
-        plan.apply(now, &gone(a));
+        plan.apply(now, &remove(a));
         assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: g }]);
-        plan.handle_timeout(now + LEAD * 4);
+        plan.handle_timeout(now + INGRESS_DELAY * 4);
         assert_eq!(steps(&mut plan), []);
     }
 
     #[test]
-    fn a_local_channel_given_to_another_is_left_at_once() {
+    fn reassigned_local_channel_is_left_at_once() {
         let (now, [g, h], [a, b, _]) = (Instant::now(), globals(), locals());
         let swap = MappingChange::Swap {
             global: g,
@@ -305,7 +315,7 @@ mod tests {
             install(a, h),
         ];
         assert_eq!(steps(&mut egress), expected);
-        egress.handle_timeout(now + OVERLAP);
+        egress.handle_timeout(now + EGRESS_OVERLAP);
         assert_eq!(steps(&mut egress), []);
         let mut ingress = RoutePlan::new(MnatRole::Ingress);
         ingress.apply(now, &add(g, a));
@@ -318,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_between_two_mappings_leaves_both() {
+    fn leave_during_remap_removes_both_mappings() {
         let (now, [g, _], [a, b, _]) = (Instant::now(), globals(), locals());
         let mut plan = RoutePlan::new(MnatRole::Egress);
         plan.apply(now, &add(g, a));
@@ -328,12 +338,12 @@ mod tests {
             new: b,
         };
         plan.apply(now, &swap);
-        let gone = MappingChange::Remove {
+        let remove = MappingChange::Remove {
             global: g,
             local: b,
             why: MappingEnd::Unwanted,
         };
-        plan.apply(now, &gone);
+        plan.apply(now, &remove);
         assert_eq!(plan.routes().count(), 0);
         assert_eq!(steps(&mut plan).len(), 4);
     }

@@ -1,7 +1,7 @@
-//! What is said to the server and what it answers: paths, bodies, faults. No I/O.
+//! Requests to the MNAT server and its responses: paths, bodies and faults. No I/O.
 //!
-//! Written after the prototype's server as observed, which is lenient in some places and strict
-//! in others: list entries go out as single objects, and come back in lists.
+//! The format follows the observed behavior of the prototype's server. It differs from RFC 7951:
+//! requests send a list entry as a single object, and responses return it in a list.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,37 +10,37 @@ use serde_json::{Map, Value, json};
 
 use super::channel::Channel;
 
-/// Where the API begins.
+/// Path of the API on the server.
 pub const ROOT: &str = "/mnat-ds";
-/// Content type of requests (RFC 7951 by way of RFC 8040 section 5.2).
+/// Content type of requests (RFC 8040 section 5.2, RFC 7951).
 pub const CONTENT_TYPE: &str = "application/yang-data+json";
-/// Longest answer that is read, in bytes: some 60,000 mappings.
-pub const LONGEST_ANSWER: usize = 16 << 20;
-/// Longest request the prototype's server takes, in bytes: some 18,000 joins.
-pub const LONGEST_REQUEST: usize = 1 << 20;
-/// What a request of joins has beside them, in bytes, the longest id of 128 escaped bytes included.
-const AROUND_JOINS: usize = 1024;
-/// Mappings of an answer that are looked at; what comes after them is left out.
-pub const MOST_MAPPINGS: usize = 65_536;
-/// Longest watcher id, in bytes.
-const LONGEST_ID: usize = 128;
-/// Longest a server's own words are repeated, in characters.
-const LONGEST_QUOTE: usize = 200;
+/// Maximum length of a response, in bytes: about 60,000 mappings.
+pub const MAX_RESPONSE_LEN: usize = 16 << 20;
+/// Maximum length of a request that the prototype's server accepts, in bytes: about 18,000 joins.
+pub const MAX_REQUEST_LEN: usize = 1 << 20;
+/// Space for the rest of a join request, in bytes, including an escaped id of [`MAX_ID_LEN`] bytes.
+const JOIN_REQUEST_OVERHEAD: usize = 1024;
+/// Maximum number of mappings read from a response. Further mappings are ignored.
+pub const MAX_MAPPINGS: usize = 65_536;
+/// Maximum length of a watcher id, in bytes.
+const MAX_ID_LEN: usize = 128;
+/// Maximum length of server text in our error texts, in characters.
+const MAX_QUOTE_LEN: usize = 200;
 
-/// What this end does with the mappings.
+/// The role of this router in MNAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MnatRole {
-    /// Near senders: global in, local out.
+    /// Near the senders: receives global channels and sends local channels.
     Ingress,
-    /// Near receivers: local in, global out.
+    /// Near the receivers: receives local channels and sends global channels.
     Egress,
 }
 
 impl MnatRole {
-    /// Both.
+    /// Both roles.
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 
-    /// The `role` label of metrics, and its word in the settings.
+    /// Returns the `role` label of metrics, which is also the value in the settings.
     pub fn label(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -55,23 +55,23 @@ impl fmt::Display for MnatRole {
     }
 }
 
-/// Kinds of requests.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
-    /// Ask for a watcher id.
+    /// Requests a watcher id.
     NewWatcher,
-    /// Make the id known as an ingress' or egress'.
+    /// Registers the id as that of an ingress or egress.
     Register,
-    /// Tell what is joined.
+    /// Sends the joins of an egress.
     Join,
-    /// Ask for the mappings.
+    /// Requests the mappings.
     Poll,
-    /// Keep the id alive.
+    /// Keeps the id valid.
     Refresh,
 }
 
 impl Op {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 5] = [
         Self::NewWatcher,
         Self::Register,
@@ -80,7 +80,7 @@ impl Op {
         Self::Refresh,
     ];
 
-    /// The `op` label of metrics.
+    /// Returns the `op` label of metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::NewWatcher => "new_watcher",
@@ -95,10 +95,10 @@ impl Op {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::NewWatcher => "asking for a watcher id",
+            Self::NewWatcher => "requesting a watcher id",
             Self::Register => "registering",
-            Self::Join => "telling what is joined",
-            Self::Poll => "asking for the mappings",
+            Self::Join => "sending the joins",
+            Self::Poll => "requesting the mappings",
             Self::Refresh => "refreshing the watcher id",
         })
     }
@@ -107,13 +107,13 @@ impl fmt::Display for Op {
 /// A request, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MnatRequest {
-    /// What it is for.
+    /// The kind of the request.
     pub op: Op,
-    /// GET, POST or PUT.
+    /// The HTTP method: GET, POST or PUT.
     pub method: &'static str,
-    /// From the root of the server.
+    /// The absolute path of the URL.
     pub path: String,
-    /// JSON; `None` has no body at all.
+    /// The JSON body; `None` for a request without a body.
     pub body: Option<Vec<u8>>,
 }
 
@@ -127,20 +127,22 @@ impl MnatRequest {
         }
     }
 
-    /// Asks for a watcher id.
+    /// Returns a request for a watcher id.
     pub fn new_watcher() -> Self {
         let path = "/operations/ietf-mnat:get-new-watcher-id".into();
         Self::new(Op::NewWatcher, "POST", path, None)
     }
 
-    /// Makes an id known: an egress without joins, an ingress for every source.
+    /// Returns a request that registers an id. It registers an egress without joins, and an ingress
+    /// for all sources.
     pub fn register(role: MnatRole, id: &str) -> Self {
         let (path, watcher) = match role {
             MnatRole::Egress => (
                 "/data/ietf-mnat:egress-global-joined",
                 json!({ "id": id, "joined-sg": [] }),
             ),
-            // Ids of monitors are single characters: the prototype loses longer ones.
+            // Ids of monitors are single characters, because the prototype's server loses longer
+            // ones.
             MnatRole::Ingress => (
                 "/data/ietf-mnat:ingress-watching",
                 json!({ "id": id, "monitor": [
@@ -153,13 +155,13 @@ impl MnatRequest {
         Self::new(Op::Register, "POST", path.into(), Some(body))
     }
 
-    /// How many joins, from the first on, one request can tell.
-    pub fn room_for(joined: impl Iterator<Item = Channel>) -> usize {
-        let mut left = LONGEST_REQUEST - AROUND_JOINS;
-        joined
+    /// Returns how many of the first joins fit into one request.
+    pub fn fitting_joins(joins: impl Iterator<Item = Channel>) -> usize {
+        let mut left = MAX_REQUEST_LEN - JOIN_REQUEST_OVERHEAD;
+        joins
             .enumerate()
             .take_while(|join| {
-                // With its comma.
+                // Counts the comma after the entry.
                 let len = joined_entry(*join).to_string().len() + 1;
                 let fits = len <= left;
                 left = left.saturating_sub(len);
@@ -168,21 +170,24 @@ impl MnatRequest {
             .count()
     }
 
-    /// Tells all that is joined.
-    pub fn join(id: &str, joined: impl Iterator<Item = Channel>) -> Self {
-        let joined: Vec<Value> = joined.enumerate().map(joined_entry).collect();
+    /// Returns a request that replaces the joins of an egress.
+    pub fn join(id: &str, joins: impl Iterator<Item = Channel>) -> Self {
+        let joined: Vec<Value> = joins.enumerate().map(joined_entry).collect();
         let body = json!({ "ietf-mnat:watcher": { "id": id, "joined-sg": joined } });
-        let path = format!("/data/ietf-mnat:egress-global-joined/watcher={}", key(id));
+        let path = format!(
+            "/data/ietf-mnat:egress-global-joined/watcher={}",
+            path_key(id)
+        );
         Self::new(Op::Join, "PUT", path, Some(body))
     }
 
-    /// Asks for the mappings.
+    /// Returns a request for the mappings.
     pub fn poll(id: &str) -> Self {
-        let path = format!("/data/ietf-mnat:assigned-channels/watcher={}", key(id));
+        let path = format!("/data/ietf-mnat:assigned-channels/watcher={}", path_key(id));
         Self::new(Op::Poll, "GET", path, None)
     }
 
-    /// Keeps an id alive.
+    /// Returns a request that keeps an id valid.
     pub fn refresh(id: &str) -> Self {
         let body = json!({ "ietf-mnat:input": { "ietf-mnat:watcher-id": id } });
         let path = "/operations/ietf-mnat:refresh-watcher-id".into();
@@ -198,8 +203,9 @@ fn joined_entry((n, channel): (usize, Channel)) -> Value {
     }
 }
 
-/// An id as a key in a path: all but unreserved characters escaped (RFC 8040 section 3.5.3).
-fn key(id: &str) -> String {
+/// Formats an id as a key in a path. Escapes all but the unreserved characters (RFC 8040 section
+/// 3.5.3).
+fn path_key(id: &str) -> String {
     let mut key = String::with_capacity(id.len());
     for byte in id.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -211,197 +217,202 @@ fn key(id: &str) -> String {
     key
 }
 
-/// What the server does with a global channel.
+/// The mapping state of a global channel in a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AssignmentState {
-    /// It goes through the network as this one. Without a source it keeps its own.
+    /// The local channel of the global channel. If it has no source, packets keep their source
+    /// address.
     Assigned(Channel),
-    /// There is no local channel for it now.
+    /// The global channel has no local channel now.
     Unassigned,
-    /// The server named one that cannot be used, and this is why.
+    /// The server assigned a local channel that cannot be used. The text is the reason.
     Unusable(String),
 }
 
-/// A global channel and what the server does with it.
+/// A global channel and its mapping state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
-    /// What senders send and receivers want.
+    /// The channel that senders and receivers use.
     pub global: Channel,
-    /// How it goes through the network.
+    /// The mapping state.
     pub state: AssignmentState,
 }
 
-/// What an answer says.
+/// A parsed response of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerResponse {
-    /// To [`Op::NewWatcher`].
+    /// The response to [`Op::NewWatcher`].
     Watcher {
-        /// The id.
+        /// The watcher id.
         id: String,
-        /// How often it wants to be refreshed; between a second and a day.
+        /// The refresh interval of the id; 1 second to 1 day.
         refresh: Duration,
     },
-    /// To [`Op::Register`], [`Op::Join`] and [`Op::Refresh`].
+    /// The response to [`Op::Register`], [`Op::Join`] and [`Op::Refresh`].
     Done,
-    /// To [`Op::Poll`].
+    /// The response to [`Op::Poll`].
     Mappings {
-        /// Each global channel once.
+        /// The mappings, each global channel once.
         mappings: Vec<Mapping>,
-        /// What was left out of the answer, and why.
-        oddities: Vec<String>,
+        /// Descriptions of the entries that were skipped.
+        problems: Vec<String>,
     },
-    /// The server does not know the id any more.
-    Forgotten,
+    /// The server does not know the watcher id any more.
+    UnknownWatcher,
 }
 
-/// Why an answer is of no use.
+/// The reason why a response cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolFault {
-    /// A status that promises nothing.
-    #[error("the server answers {status}{}", said(.message))]
+    /// The status is not a success.
+    #[error("the server answers {status}{}", suffix(.message))]
     Status {
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// The server's own words, where there are any.
+        /// The error text of the server, if the body contains one.
         message: Option<String>,
     },
-    /// The body is no JSON.
-    #[error("the server's answer is not JSON: {0}")]
+    /// The body is not JSON.
+    #[error("the server's response is not JSON: {0}")]
     NotJson(String),
-    /// The body is not what the request asks for.
-    #[error("the server's answer lacks {0}")]
-    Lacks(&'static str),
-    /// The id cannot be used.
-    #[error("the server gives a watcher id of {0} bytes; 1 to {LONGEST_ID} would do")]
-    BadId(usize),
+    /// The body lacks a required member.
+    #[error("the server's response lacks {0}")]
+    MissingMember(&'static str),
+    /// The length of the watcher id is not valid.
+    #[error("the server's watcher id has {0} bytes; expected 1 to {MAX_ID_LEN}")]
+    InvalidId(usize),
 }
 
-fn said(message: &Option<String>) -> String {
+/// Formats the error text of the server as the end of a sentence.
+fn suffix(message: &Option<String>) -> String {
     message
         .as_ref()
         .map(|m| format!(": {m}"))
         .unwrap_or_default()
 }
 
-/// Reads an answer.
+/// Parses the response to a request of kind `op`.
 ///
 /// # Errors
-/// All that cannot be gone on with.
-pub fn read(op: Op, status: u16, body: &[u8]) -> Result<ServerResponse, ProtocolFault> {
+/// Returns the reason why the response cannot be used.
+pub fn parse_response(op: Op, status: u16, body: &[u8]) -> Result<ServerResponse, ProtocolFault> {
     if !(200..300).contains(&status) {
-        // An unknown id: 500 to a refresh, 404 to a PUT. A refresh has no other way to fail.
+        // The prototype's server answers 500 to a refresh of an unknown id, and 404 to a PUT. A
+        // refresh fails in no other case.
         return match (op, status) {
-            (Op::Refresh, 400 | 404 | 500) | (Op::Join, 404) => Ok(ServerResponse::Forgotten),
+            (Op::Refresh, 400 | 404 | 500) | (Op::Join, 404) => Ok(ServerResponse::UnknownWatcher),
             _ => Err(ProtocolFault::Status {
                 status,
-                message: message(body),
+                message: error_message(body),
             }),
         };
     }
     match op {
         Op::Register | Op::Join | Op::Refresh => Ok(ServerResponse::Done),
-        Op::NewWatcher => watcher(&parse(body)?),
-        Op::Poll => mappings(&parse(body)?),
+        Op::NewWatcher => parse_watcher(&parse_json(body)?),
+        Op::Poll => parse_mappings(&parse_json(body)?),
     }
 }
 
-fn parse(body: &[u8]) -> Result<Value, ProtocolFault> {
+fn parse_json(body: &[u8]) -> Result<Value, ProtocolFault> {
     serde_json::from_slice(body).map_err(|e| ProtocolFault::NotJson(e.to_string()))
 }
 
-/// The member of this name, with the module's prefix or without.
-fn member<'v>(of: &'v Value, name: &str) -> Option<&'v Value> {
-    of.get(name)
-        .or_else(|| of.get(format!("ietf-mnat:{name}").as_str()))
+/// Returns the member with this name, with or without the prefix of the YANG module.
+fn member<'v>(object: &'v Value, name: &str) -> Option<&'v Value> {
+    object
+        .get(name)
+        .or_else(|| object.get(format!("ietf-mnat:{name}").as_str()))
 }
 
-fn watcher(body: &Value) -> Result<ServerResponse, ProtocolFault> {
+fn parse_watcher(body: &Value) -> Result<ServerResponse, ProtocolFault> {
     let inner = member(body, "output").unwrap_or(body);
-    let found = |name| member(inner, name).or_else(|| member(body, name));
-    let id = found("watcher-id").and_then(Value::as_str);
-    let id = id.ok_or(ProtocolFault::Lacks("a watcher-id"))?;
-    if id.is_empty() || id.len() > LONGEST_ID {
-        return Err(ProtocolFault::BadId(id.len()));
+    let find = |name| member(inner, name).or_else(|| member(body, name));
+    let id = find("watcher-id").and_then(Value::as_str);
+    let id = id.ok_or(ProtocolFault::MissingMember("a watcher-id"))?;
+    if id.is_empty() || id.len() > MAX_ID_LEN {
+        return Err(ProtocolFault::InvalidId(id.len()));
     }
-    let refresh = found("refresh-period").and_then(whole);
-    let refresh = refresh.ok_or(ProtocolFault::Lacks("a refresh-period"))?;
+    let refresh = find("refresh-period").and_then(integer);
+    let refresh = refresh.ok_or(ProtocolFault::MissingMember("a refresh-period"))?;
     Ok(ServerResponse::Watcher {
         id: id.into(),
         refresh: Duration::from_secs(refresh.clamp(1, 86_400)),
     })
 }
 
-/// A whole number; RFC 7951 section 6.1 writes large ones as text.
-fn whole(value: &Value) -> Option<u64> {
+/// Parses an unsigned integer. RFC 7951 section 6.1 encodes 64-bit integers as strings.
+fn integer(value: &Value) -> Option<u64> {
     value
         .as_u64()
         .or_else(|| value.as_str().and_then(|s| s.parse().ok()))
 }
 
-fn mappings(body: &Value) -> Result<ServerResponse, ProtocolFault> {
-    let watcher = member(body, "watcher").ok_or(ProtocolFault::Lacks("a watcher"))?;
+fn parse_mappings(body: &Value) -> Result<ServerResponse, ProtocolFault> {
+    let watcher = member(body, "watcher").ok_or(ProtocolFault::MissingMember("a watcher"))?;
     let watcher = match watcher {
-        Value::Array(list) => list.first().ok_or(ProtocolFault::Lacks("a watcher"))?,
-        one => one,
+        Value::Array(list) => list
+            .first()
+            .ok_or(ProtocolFault::MissingMember("a watcher"))?,
+        entry => entry,
     };
     let watcher = watcher
         .as_object()
-        .ok_or(ProtocolFault::Lacks("a watcher that is an object"))?;
+        .ok_or(ProtocolFault::MissingMember("a watcher that is an object"))?;
     if watcher.is_empty() {
-        return Ok(ServerResponse::Forgotten);
+        return Ok(ServerResponse::UnknownWatcher);
     }
     let list = watcher.get("mapped-sg").and_then(Value::as_array);
-    let list = list.ok_or(ProtocolFault::Lacks("a mapped-sg list"))?;
-    let mut oddities = Vec::new();
-    let mut read = Vec::with_capacity(list.len().min(MOST_MAPPINGS));
-    let mut seen = ahash::AHashMap::with_capacity(read.capacity());
-    for entry in list.iter().take(MOST_MAPPINGS) {
-        match mapping(entry) {
-            Ok(mapping) => match seen.get(&mapping.global) {
-                // Overlapping monitors name the same mapping several times.
-                Some(n) if read[*n] == mapping => {}
-                Some(_) => oddities.push(format!("{} has two mappings", mapping.global)),
+    let list = list.ok_or(ProtocolFault::MissingMember("a mapped-sg list"))?;
+    let mut problems = Vec::new();
+    let mut mappings = Vec::with_capacity(list.len().min(MAX_MAPPINGS));
+    let mut indexes = ahash::AHashMap::with_capacity(mappings.capacity());
+    for entry in list.iter().take(MAX_MAPPINGS) {
+        match parse_mapping(entry) {
+            Ok(mapping) => match indexes.get(&mapping.global) {
+                // Overlapping monitors return the same mapping several times.
+                Some(n) if mappings[*n] == mapping => {}
+                Some(_) => problems.push(format!("{} has two mappings", mapping.global)),
                 None => {
-                    seen.insert(mapping.global, read.len());
-                    read.push(mapping);
+                    indexes.insert(mapping.global, mappings.len());
+                    mappings.push(mapping);
                 }
             },
-            Err(why) => oddities.push(why),
+            Err(why) => problems.push(why),
         }
     }
-    if list.len() > MOST_MAPPINGS {
-        oddities.push(format!("only the first {MOST_MAPPINGS} are looked at"));
+    if list.len() > MAX_MAPPINGS {
+        problems.push(format!(
+            "more than {MAX_MAPPINGS} mappings; the rest is ignored"
+        ));
     }
-    Ok(ServerResponse::Mappings {
-        mappings: read,
-        oddities,
-    })
+    Ok(ServerResponse::Mappings { mappings, problems })
 }
 
-fn mapping(entry: &Value) -> Result<Mapping, String> {
+fn parse_mapping(entry: &Value) -> Result<Mapping, String> {
     let global = entry
         .get("global-subscription")
         .ok_or("a mapping without a global-subscription")?;
-    let global = channel(global).map_err(|e| format!("global-subscription: {e}"))?;
+    let global = parse_channel(global).map_err(|e| format!("global-subscription: {e}"))?;
     let state = entry.get("state").and_then(Value::as_str);
     let state = state.map(|s| s.strip_prefix("ietf-mnat:").unwrap_or(s));
     let state = match state {
-        Some("assigned-local-multicast") => match entry.get("local-mapping").map(channel) {
+        Some("assigned-local-multicast") => match entry.get("local-mapping").map(parse_channel) {
             Some(Ok(local)) => AssignmentState::Assigned(local),
             Some(Err(e)) => AssignmentState::Unusable(format!("local-mapping: {e}")),
             None => AssignmentState::Unusable("no local-mapping".into()),
         },
-        // Those that a later draft may bring carry nothing we could use.
+        // Includes states of later versions of the draft, which have no local mapping.
         _ => AssignmentState::Unassigned,
     };
     Ok(Mapping { global, state })
 }
 
-fn channel(value: &Value) -> Result<Channel, String> {
+fn parse_channel(value: &Value) -> Result<Channel, String> {
     let text = |name| match value.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
-        Some(_) => Err(format!("{name} is no text")),
+        Some(_) => Err(format!("{name} is not a string")),
     };
     let channel = match text("asm-group")? {
         Some(group) => Channel::parse(None, group),
@@ -413,23 +424,24 @@ fn channel(value: &Value) -> Result<Channel, String> {
     channel.map_err(|e| quote(&e.to_string()))
 }
 
-/// What an error of RFC 8040 section 7.1 says.
-fn message(body: &[u8]) -> Option<String> {
+/// Returns the text of an error body (RFC 8040 section 7.1).
+fn error_message(body: &[u8]) -> Option<String> {
     let body: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let error = body.get("ietf-restconf:errors")?.get("error")?.get(0)?;
     let text = |name| error.get(name).and_then(Value::as_str);
-    let words = text("error-message").or_else(|| text("error-app-tag"));
-    words.or_else(|| text("error-tag")).map(quote)
+    let message = text("error-message").or_else(|| text("error-app-tag"));
+    message.or_else(|| text("error-tag")).map(quote)
 }
 
-/// A stranger's words: one line, not too long.
-fn quote(words: &str) -> String {
+/// Makes text from the server safe for the log: one line without control characters, at most
+/// [`MAX_QUOTE_LEN`] characters.
+fn quote(text: &str) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let mut text: String = words.chars().take(LONGEST_QUOTE).map(printable).collect();
-    if words.chars().nth(LONGEST_QUOTE).is_some() {
-        text.push('…');
+    let mut quoted: String = text.chars().take(MAX_QUOTE_LEN).map(printable).collect();
+    if text.chars().nth(MAX_QUOTE_LEN).is_some() {
+        quoted.push('…');
     }
-    text
+    quoted
 }
 
 #[cfg(test)]
@@ -441,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asm_join_names_its_group_alone() {
+    fn asm_join_contains_only_the_group() {
         let joins = [
             Channel::parse(Some("10.0.0.1"), "232.1.1.1").unwrap(),
             Channel::parse(None, "239.5.5.5").unwrap(),
@@ -458,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn watcher_ids_come_bare_and_in_the_output_of_rfc_8040() {
+    fn watcher_id_is_read_with_and_without_rpc_output() {
         let expected = Ok(ServerResponse::Watcher {
             id: "A".into(),
             refresh: Duration::from_secs(20),
@@ -470,7 +482,7 @@ mod tests {
             r#"{"ietf-mnat:output": {"refresh-period": 20}, "watcher-id": "A"}"#,
         ] {
             assert_eq!(
-                read(Op::NewWatcher, 200, text.as_bytes()),
+                parse_response(Op::NewWatcher, 200, text.as_bytes()),
                 expected,
                 "{text}"
             );
@@ -478,12 +490,12 @@ mod tests {
     }
 
     #[test]
-    fn faulty_answers_are_named() {
+    fn invalid_responses_are_refused_with_a_reason() {
         let long = format!(
             r#"{{"watcher-id": "{}", "refresh-period": 1}}"#,
             "x".repeat(129)
         );
-        for (op, status, text, told) in [
+        for (op, status, text, expected) in [
             (Op::NewWatcher, 200, "", "not JSON"),
             (Op::NewWatcher, 200, "<html>", "not JSON"),
             (Op::NewWatcher, 200, "[]", "lacks a watcher-id"),
@@ -509,9 +521,9 @@ mod tests {
                 Op::NewWatcher,
                 200,
                 r#"{"watcher-id": "", "refresh-period": 1}"#,
-                "id of 0 bytes",
+                "id has 0 bytes",
             ),
-            (Op::NewWatcher, 200, &long, "id of 129 bytes"),
+            (Op::NewWatcher, 200, &long, "id has 129 bytes"),
             (Op::Poll, 200, "{}", "lacks a watcher"),
             (
                 Op::Poll,
@@ -540,43 +552,54 @@ mod tests {
                 "answers 400: bad source",
             ),
         ] {
-            let fault = read(op, status, text.as_bytes()).unwrap_err().to_string();
-            assert!(fault.contains(told), "{text}: {fault}");
+            let fault = parse_response(op, status, text.as_bytes())
+                .unwrap_err()
+                .to_string();
+            assert!(fault.contains(expected), "{text}: {fault}");
         }
     }
 
     #[test]
-    fn what_means_that_an_id_is_forgotten() {
+    fn responses_that_mean_unknown_watcher() {
         let empty = br#"{"ietf-mnat:watcher": [{}]}"#;
-        assert_eq!(read(Op::Poll, 200, empty), Ok(ServerResponse::Forgotten));
-        assert_eq!(read(Op::Refresh, 500, b""), Ok(ServerResponse::Forgotten));
-        assert_eq!(read(Op::Join, 404, b""), Ok(ServerResponse::Forgotten));
-        assert!(read(Op::Poll, 500, b"").is_err());
-        assert!(read(Op::Refresh, 503, b"").is_err());
+        assert_eq!(
+            parse_response(Op::Poll, 200, empty),
+            Ok(ServerResponse::UnknownWatcher)
+        );
+        assert_eq!(
+            parse_response(Op::Refresh, 500, b""),
+            Ok(ServerResponse::UnknownWatcher)
+        );
+        assert_eq!(
+            parse_response(Op::Join, 404, b""),
+            Ok(ServerResponse::UnknownWatcher)
+        );
+        assert!(parse_response(Op::Poll, 500, b"").is_err());
+        assert!(parse_response(Op::Refresh, 503, b"").is_err());
     }
 
     fn poll(entries: Value) -> (Vec<Mapping>, Vec<String>) {
         let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": entries }] });
-        match read(Op::Poll, 200, body.to_string().as_bytes()) {
-            Ok(ServerResponse::Mappings { mappings, oddities }) => (mappings, oddities),
+        match parse_response(Op::Poll, 200, body.to_string().as_bytes()) {
+            Ok(ServerResponse::Mappings { mappings, problems }) => (mappings, problems),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn each_fault_of_a_mapping_is_named_and_the_others_are_read() {
+    fn invalid_mappings_are_reported_and_others_read() {
         let global = json!({ "source": "10.0.0.1", "group": "232.1.1.1" });
         let good = json!({ "global-subscription": global, "state": "assigned-local-multicast",
             "local-mapping": { "asm-group": "239.1.1.3" } });
         let with = |global: Value| json!({ "global-subscription": global });
-        for (bad, told) in [
+        for (bad, expected) in [
             (json!(7), "without a global-subscription"),
             (json!({}), "without a global-subscription"),
             (with(json!({})), "no source"),
             (with(json!({ "source": "10.0.0.1" })), "no group"),
             (
                 with(json!({ "source": 1, "group": "232.1.1.1" })),
-                "source is no text",
+                "source is not a string",
             ),
             (with(json!({ "source": "x", "group": "232.1.1.1" })), "`x`"),
             (
@@ -601,14 +624,14 @@ mod tests {
             ),
             (
                 with(json!({ "source": "0.0.0.0", "group": "232.1.1.1" })),
-                "no sender",
+                "not a valid source",
             ),
         ] {
-            let (mappings, oddities) = poll(json!([bad, good, good]));
+            let (mappings, problems) = poll(json!([bad, good, good]));
             assert_eq!(mappings.len(), 1);
             assert!(
-                oddities.len() == 1 && oddities[0].contains(told),
-                "{oddities:?}"
+                problems.len() == 1 && problems[0].contains(expected),
+                "{problems:?}"
             );
         }
         let states = |state: Value, local: Value| {
@@ -634,7 +657,7 @@ mod tests {
         ] {
             assert_eq!(states(state, local.clone()), AssignmentState::Unassigned);
         }
-        // A mapping the prototype makes of a pool that keeps sources.
+        // The prototype's server assigns this mapping from a pool that keeps source addresses.
         let mixed = json!({ "source": "2001:db8::1", "group": "239.192.0.1" });
         for local in [mixed, json!(null), json!({})] {
             let state = states(json!("assigned-local-multicast"), local);
@@ -642,8 +665,8 @@ mod tests {
         }
         let mut other = good.clone();
         other["local-mapping"] = local;
-        let (mappings, oddities) = poll(json!([good, other]));
+        let (mappings, problems) = poll(json!([good, other]));
         assert_eq!(mappings.len(), 1);
-        assert_eq!(oddities, ["(10.0.0.1, 232.1.1.1) has two mappings"]);
+        assert_eq!(problems, ["(10.0.0.1, 232.1.1.1) has two mappings"]);
     }
 }

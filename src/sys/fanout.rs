@@ -24,7 +24,7 @@ impl FanoutMember {
 
     /// Creates a fanout group with this socket as its only member, which still receives all
     /// packets. Fails on kernels before 4.12.
-    pub fn found(&self) -> io::Result<FanoutGroupId> {
+    pub fn create_group(&self) -> io::Result<FanoutGroupId> {
         let kind = (libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_UNIQUEID) as i32;
         set_option_int(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT, kind << 16)?;
         let mut group = 0i32;

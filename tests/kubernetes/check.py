@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks manifests against the schemas, and what a schema cannot say: that names refer to each
-other. Prints the settings in ConfigMaps, each as a JSON text on a line of its own."""
+"""Validates manifests against the schemas and checks that references between names resolve. Prints
+the settings of each ConfigMap as a JSON string on a separate line."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def check(where, document):
         ports = {port.get("name") for port in container.get("ports", [])}
         for probe in ("livenessProbe", "readinessProbe"):
             port = container.get(probe, {}).get("httpGet", {}).get("port")
-            assert port is None or port in ports, f"{where}: {probe} asks port {port}"
+            assert port is None or port in ports, f"{where}: {probe} uses unknown port {port}"
 
 
 def main():
@@ -40,8 +40,8 @@ def main():
             check(where, document)
             seen += 1
             pod = document.get("spec", {}).get("template", {}).get("spec", {})
-            wanted = {v["configMap"]["name"] for v in pod.get("volumes", []) if "configMap" in v}
-            assert wanted <= maps, f"{where}: no ConfigMap {wanted - maps}"
+            referenced = {v["configMap"]["name"] for v in pod.get("volumes", []) if "configMap" in v}
+            assert referenced <= maps, f"{where}: no ConfigMap {referenced - maps}"
             for settings in document.get("data", {}).values():
                 print(json.dumps(settings))
     assert seen > 0, "no manifest"

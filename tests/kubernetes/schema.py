@@ -1,11 +1,11 @@
-"""The part of the Kubernetes API (v1, apps/v1) that conf/kubernetes uses, as JSON schemas. What is
-not listed is refused, as an API server with strict field validation refuses unknown fields."""
+"""JSON schemas for the part of the Kubernetes API (v1, apps/v1) that conf/kubernetes uses. Other fields
+are rejected, as by an API server with strict field validation."""
 
 TEXT = {"type": "string"}
-WHOLE = {"type": "integer"}
-FLAG = {"type": "boolean"}
+INTEGER = {"type": "integer"}
+BOOLEAN = {"type": "boolean"}
 TEXTS = {"type": "array", "items": TEXT}
-# Label values and annotations are texts: an unquoted number or `true` is a common fault.
+# Label values and annotations are strings. An unquoted number or `true` is a common mistake.
 MAP = {"type": "object", "additionalProperties": TEXT}
 NAME = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63}
 QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|[kMGT]i?)?$"}
@@ -31,7 +31,7 @@ def one_of(*words):
 META = record(["name"], name=NAME, namespace=NAME, labels=MAP, annotations=MAP)
 PROBE = record(
     httpGet=record(["port"], path=TEXT, port={"type": ["integer", "string"]}, scheme=TEXT),
-    periodSeconds=WHOLE, timeoutSeconds=WHOLE, initialDelaySeconds=WHOLE, failureThreshold=WHOLE,
+    periodSeconds=INTEGER, timeoutSeconds=INTEGER, initialDelaySeconds=INTEGER, failureThreshold=INTEGER,
 )
 RESOURCES = {"type": "object", "propertyNames": one_of("cpu", "memory"), "additionalProperties": QUANTITY}
 CAPABILITY = {"type": "string", "pattern": "^(ALL|[A-Z]+(_[A-Z]+)*)$", "not": {"pattern": "^CAP_"}}
@@ -42,23 +42,23 @@ CONTAINER = record(
     env={"type": "array", "items": record(["name"], name=TEXT, value=TEXT)},
     ports=some(record(
         ["containerPort"],
-        name={"type": "string", "maxLength": 15}, containerPort=WHOLE, hostPort=WHOLE,
+        name={"type": "string", "maxLength": 15}, containerPort=INTEGER, hostPort=INTEGER,
         protocol=one_of("TCP", "UDP", "SCTP"),
     )),
     securityContext=record(
-        runAsNonRoot=FLAG, runAsUser=WHOLE, runAsGroup=WHOLE, readOnlyRootFilesystem=FLAG,
-        allowPrivilegeEscalation=FLAG,
-        # `privileged` is left out on purpose.
+        runAsNonRoot=BOOLEAN, runAsUser=INTEGER, runAsGroup=INTEGER, readOnlyRootFilesystem=BOOLEAN,
+        allowPrivilegeEscalation=BOOLEAN,
+        # `privileged` is omitted on purpose, so that it is rejected.
         capabilities=record(drop=some(CAPABILITY), add=some(CAPABILITY)),
         seccompProfile=record(["type"], type=one_of("RuntimeDefault", "Unconfined", "Localhost")),
     ),
     livenessProbe=PROBE, readinessProbe=PROBE, startupProbe=PROBE,
     resources=record(requests=RESOURCES, limits=RESOURCES),
-    volumeMounts=some(record(["name", "mountPath"], name=NAME, mountPath=TEXT, readOnly=FLAG)),
+    volumeMounts=some(record(["name", "mountPath"], name=NAME, mountPath=TEXT, readOnly=BOOLEAN)),
 )
 POD = record(
     ["containers"],
-    hostNetwork=FLAG, automountServiceAccountToken=FLAG, terminationGracePeriodSeconds=WHOLE,
+    hostNetwork=BOOLEAN, automountServiceAccountToken=BOOLEAN, terminationGracePeriodSeconds=INTEGER,
     dnsPolicy=one_of("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
     nodeSelector=MAP,
     tolerations=some(record(
@@ -68,7 +68,7 @@ POD = record(
     containers=some(CONTAINER), initContainers=some(CONTAINER),
     volumes=some(record(
         ["name"],
-        name=NAME, configMap=record(["name"], name=NAME, defaultMode=WHOLE),
+        name=NAME, configMap=record(["name"], name=NAME, defaultMode=INTEGER),
         emptyDir=record(medium=one_of("", "Memory"), sizeLimit=QUANTITY),
     )),
 )
@@ -86,7 +86,7 @@ def kind(version, name, **fields):
 KINDS = {
     "ConfigMap": kind("v1", "ConfigMap", data=MAP),
     "Deployment": kind("apps/v1", "Deployment", spec=record(
-        ["selector", "template"], replicas=WHOLE, selector=SELECTOR, template=TEMPLATE,
+        ["selector", "template"], replicas=INTEGER, selector=SELECTOR, template=TEMPLATE,
     )),
     "DaemonSet": kind("apps/v1", "DaemonSet", spec=record(
         ["selector", "template"], selector=SELECTOR, template=TEMPLATE,

@@ -222,7 +222,7 @@ fn play(name: &str, role: MnatRole, first: &[Channel]) -> Played {
             tape.lock().unwrap().now = seconds;
             if want.is_some_and(|want| now >= want) {
                 let (_, wanted) = wants.pop().unwrap();
-                machine.want(now, &wanted);
+                machine.set_joins(now, &wanted);
             }
             machine.handle_timeout(now);
             if let Some(request) = machine.poll_request(now) {
@@ -271,7 +271,7 @@ impl Played {
     }
 
     fn locals(&self) -> Vec<(String, Option<String>)> {
-        let stands = self.machine.standings().into_iter();
+        let stands = self.machine.mapping_reports().into_iter();
         let text = stands.map(|s| (s.global.to_string(), s.local.map(|l| l.to_string())));
         text.collect()
     }
@@ -390,23 +390,23 @@ fn recorded_answers_mean_what_they_say() {
                 continue;
             };
             read += 1;
-            let answer = protocol::read(op, *status, body);
+            let answer = protocol::parse_response(op, *status, body);
             let value = parsed(body);
             let good = (200..300).contains(status);
             let mapped = value["ietf-mnat:watcher"][0]["mapped-sg"].as_array();
             let right = match (op, &answer) {
-                (Op::Poll, Ok(ServerResponse::Mappings { mappings, oddities })) => {
+                (Op::Poll, Ok(ServerResponse::Mappings { mappings, problems })) => {
                     let globals = mapped.unwrap().iter().map(|e| &e["global-subscription"]);
                     let distinct: BTreeSet<String> = globals.map(Value::to_string).collect();
-                    oddities.is_empty() && mappings.len() == distinct.len()
+                    problems.is_empty() && mappings.len() == distinct.len()
                 }
-                (Op::Poll, Ok(ServerResponse::Forgotten)) => good && mapped.is_none(),
+                (Op::Poll, Ok(ServerResponse::UnknownWatcher)) => good && mapped.is_none(),
                 (Op::Poll, Err(_)) => !good,
                 (Op::NewWatcher, Ok(ServerResponse::Watcher { id, .. })) => {
                     value["watcher-id"] == **id
                 }
-                (Op::Refresh, Ok(ServerResponse::Forgotten)) => !good,
-                (Op::Join, Ok(ServerResponse::Forgotten)) => *status == 404,
+                (Op::Refresh, Ok(ServerResponse::UnknownWatcher)) => !good,
+                (Op::Join, Ok(ServerResponse::UnknownWatcher)) => *status == 404,
                 (_, Ok(ServerResponse::Done)) => good,
                 (_, Err(fault)) => !good && fault.to_string().contains(&status.to_string()),
                 _ => false,
@@ -481,7 +481,7 @@ fn any_recorded_answer_is_survived() {
         let mut client = MnatClient::new(target(&server, &files));
         let mut now = Instant::now();
         let mut machine = Machine::new(MnatRole::Egress, Duration::from_secs(300), now, 1);
-        machine.want(now, &BTreeSet::from([global]));
+        machine.set_joins(now, &BTreeSet::from([global]));
         let mut changes = Vec::new();
         while !left.lock().unwrap().is_empty() || machine.counts() != [1, 0, 0, 0] {
             now = machine.poll_timeout().unwrap().max(now);
@@ -498,6 +498,6 @@ fn any_recorded_answer_is_survived() {
             }
         }
         assert_eq!(changes.len(), 1, "{count} answers: {changes:?}");
-        assert_eq!(machine.standings()[0].standing, MappingStatus::Assigned);
+        assert_eq!(machine.mapping_reports()[0].status, MappingStatus::Assigned);
     });
 }

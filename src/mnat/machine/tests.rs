@@ -1,14 +1,14 @@
 use serde_json::{Value, json};
 
 use super::super::mappings::{MappingEnd, MappingStatus};
-use super::super::protocol::LONGEST_REQUEST;
+use super::super::protocol::MAX_REQUEST_LEN;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(300);
 
-/// A machine, a clock, and what happened.
-struct Bench {
+/// A machine with a simulated clock, and the events that it reported.
+struct TestMachine {
     machine: Machine,
     now: Instant,
     changes: Vec<MappingChange>,
@@ -35,7 +35,7 @@ fn entry(global: Channel, local: Option<Channel>) -> Value {
     }
 }
 
-impl Bench {
+impl TestMachine {
     fn new(role: MnatRole) -> Self {
         let now = Instant::now();
         Self {
@@ -46,13 +46,13 @@ impl Bench {
         }
     }
 
-    fn want(&mut self, wanted: &[Channel]) {
-        let wanted = wanted.iter().copied().collect();
-        self.machine.want(self.now, &wanted);
-        self.collect();
+    fn set_joins(&mut self, joins: &[Channel]) {
+        let joins = joins.iter().copied().collect();
+        self.machine.set_joins(self.now, &joins);
+        self.collect_events();
     }
 
-    fn collect(&mut self) {
+    fn collect_events(&mut self) {
         while let Some(event) = self.machine.poll_event() {
             match event {
                 MnatEvent::Change(change) => self.changes.push(change),
@@ -61,35 +61,37 @@ impl Bench {
         }
     }
 
-    /// Goes on to the next request.
-    fn request(&mut self) -> MnatRequest {
+    /// Advances the clock to the next request.
+    fn next_request(&mut self) -> MnatRequest {
         loop {
             self.machine.handle_timeout(self.now);
-            self.collect();
+            self.collect_events();
             if let Some(request) = self.machine.poll_request(self.now) {
                 return request;
             }
-            let next = self.machine.poll_timeout().expect("something to wait for");
-            assert!(next > self.now, "it would turn in a circle");
+            let next = self.machine.poll_timeout().expect("a pending timeout");
+            assert!(next > self.now, "the timeout is in the future");
             self.now = next;
         }
     }
 
-    fn outcome(&mut self, outcome: Result<(u16, &str), &str>) {
+    fn handle_outcome(&mut self, outcome: Result<(u16, &str), &str>) {
         let outcome = outcome.map(|(s, b)| (s, b.as_bytes()));
         let outcome = outcome.map_err(str::to_string);
         self.machine.handle_outcome(self.now, outcome);
-        self.collect();
+        self.collect_events();
     }
 
+    /// Handles the next request, which must be of kind `op`. Returns the request.
     fn expect(&mut self, op: Op, outcome: Result<(u16, &str), &str>) -> MnatRequest {
-        let request = self.request();
+        let request = self.next_request();
         assert_eq!(request.op, op);
-        self.outcome(outcome);
+        self.handle_outcome(outcome);
         request
     }
 
-    fn session(&mut self, id: &str) {
+    /// Registers a session with this id.
+    fn start_session(&mut self, id: &str) {
         let watcher = json!({ "watcher-id": id, "refresh-period": 20 }).to_string();
         self.expect(Op::NewWatcher, Ok((200, &watcher)));
         self.expect(Op::Register, Ok((201, "")));
@@ -98,113 +100,117 @@ impl Bench {
         }
     }
 
-    /// Goes on to the next poll, answering refreshes.
+    /// Advances to the next poll and answers it. Answers refreshes and joins before.
     fn poll(&mut self, entries: &[Value]) {
         let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": entries }] });
         let body = body.to_string();
         loop {
-            match self.request().op {
-                Op::Poll => return self.outcome(Ok((200, &body))),
-                Op::Refresh | Op::Join => self.outcome(Ok((204, ""))),
+            match self.next_request().op {
+                Op::Poll => return self.handle_outcome(Ok((200, &body))),
+                Op::Refresh | Op::Join => self.handle_outcome(Ok((204, ""))),
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    fn changes(&mut self) -> Vec<MappingChange> {
+    fn take_changes(&mut self) -> Vec<MappingChange> {
         std::mem::take(&mut self.changes)
     }
 
-    fn gone(&mut self) -> Vec<(Channel, MappingEnd)> {
-        let gone = |change| match change {
+    fn take_removals(&mut self) -> Vec<(Channel, MappingEnd)> {
+        let removal = |change| match change {
             MappingChange::Remove { global, why, .. } => (global, why),
             other => panic!("{other:?}"),
         };
-        self.changes().into_iter().map(gone).collect()
+        self.take_changes().into_iter().map(removal).collect()
     }
 }
 
-const FORGOTTEN: &str = r#"{"ietf-mnat:watcher": [{}]}"#;
+/// The response to a poll with an unknown watcher id.
+const UNKNOWN_WATCHER: &str = r#"{"ietf-mnat:watcher": [{}]}"#;
 
 #[test]
-fn an_egress_gets_what_it_wants() {
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.want(&[global(1), global(2)]);
-    bench.session("A");
-    bench.now += SECOND;
-    bench.poll(&[entry(global(1), Some(local(1))), entry(global(2), None)]);
+fn egress_receives_the_requested_mappings() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1), global(2)]);
+    test.start_session("A");
+    test.now += SECOND;
+    test.poll(&[entry(global(1), Some(local(1))), entry(global(2), None)]);
     assert_eq!(
-        bench.changes(),
+        test.take_changes(),
         [MappingChange::Add {
             global: global(1),
             local: local(1),
             waited: Some(SECOND)
         }]
     );
-    assert_eq!(bench.machine.counts(), [1, 0, 1, 0]);
-    // What nobody here wants is no mapping of ours.
-    bench.poll(&[
+    assert_eq!(test.machine.counts(), [1, 0, 1, 0]);
+    // A mapping that this egress does not request is ignored.
+    test.poll(&[
         entry(global(1), Some(local(1))),
         entry(global(3), Some(local(3))),
     ]);
-    assert_eq!(bench.changes(), []);
-    bench.want(&[global(2)]);
-    assert_eq!(bench.gone(), [(global(1), MappingEnd::Unwanted)]);
-    let now = bench.now;
-    let request = bench.expect(Op::Join, Ok((204, "")));
-    assert_eq!(bench.now, now, "at once");
+    assert_eq!(test.take_changes(), []);
+    test.set_joins(&[global(2)]);
+    assert_eq!(test.take_removals(), [(global(1), MappingEnd::Unwanted)]);
+    let now = test.now;
+    let request = test.expect(Op::Join, Ok((204, "")));
+    assert_eq!(test.now, now, "sent at once");
     let body = String::from_utf8(request.body.unwrap()).unwrap();
     assert!(
         body.contains("23.0.0.3") && !body.contains("23.0.0.2"),
         "{body}"
     );
-    assert_eq!(bench.machine.counts(), [0, 0, 1, 0]);
+    assert_eq!(test.machine.counts(), [0, 0, 1, 0]);
 }
 
 #[test]
-fn a_local_channel_given_to_two_stays_with_the_first() {
+fn duplicate_local_channel_stays_with_its_user() {
     for role in MnatRole::ALL {
-        let mut bench = Bench::new(role);
-        bench.want(&[global(1), global(2)]);
-        bench.session("A");
-        bench.poll(&[entry(global(2), Some(local(1)))]);
-        assert_eq!(bench.changes().len(), 1);
+        let mut test = TestMachine::new(role);
+        test.set_joins(&[global(1), global(2)]);
+        test.start_session("A");
+        test.poll(&[entry(global(2), Some(local(1)))]);
+        assert_eq!(test.take_changes().len(), 1);
         let both = [
             entry(global(1), Some(local(1))),
             entry(global(2), Some(local(1))),
         ];
-        bench.poll(&both);
-        assert_eq!(bench.changes(), [], "{role}");
-        assert_eq!(bench.machine.counts(), [1, 0, 0, 1], "{role}");
-        let stands = bench.machine.standings();
-        assert_eq!(stands[0].global, global(1));
-        assert_eq!(stands[0].standing, MappingStatus::Conflict);
-        let why = stands[0].why.clone().unwrap_or_default();
+        test.poll(&both);
+        assert_eq!(test.take_changes(), [], "{role}");
+        assert_eq!(test.machine.counts(), [1, 0, 0, 1], "{role}");
+        let reports = test.machine.mapping_reports();
+        assert_eq!(reports[0].global, global(1));
+        assert_eq!(reports[0].status, MappingStatus::Conflict);
+        let why = reports[0].why.clone().unwrap_or_default();
         assert!(why.contains(&global(2).to_string()), "{why}");
-        // The server mends it.
-        let mended = [
+        // The server corrects the assignment.
+        let corrected = [
             entry(global(1), Some(local(2))),
             entry(global(2), Some(local(1))),
         ];
-        bench.poll(&mended);
-        assert!(matches!(bench.changes()[..], [MappingChange::Add { .. }]));
-        assert_eq!(bench.machine.counts(), [2, 0, 0, 0], "{role}");
+        test.poll(&corrected);
+        assert!(matches!(
+            test.take_changes()[..],
+            [MappingChange::Add { .. }]
+        ));
+        assert_eq!(test.machine.counts(), [2, 0, 0, 0], "{role}");
     }
 }
 
 #[test]
-fn polls_and_refreshes_keep_their_beat() {
-    let mut bench = Bench::new(MnatRole::Ingress);
-    let start = bench.now;
-    bench.session("A");
+fn polls_and_refreshes_keep_their_interval() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    let start = test.now;
+    test.start_session("A");
     let mut seen = Vec::new();
-    while bench.now < start + SECOND * 61 {
-        let op = bench.request().op;
-        seen.push(((bench.now - start).as_secs(), op));
+    while test.now < start + SECOND * 61 {
+        let op = test.next_request().op;
+        seen.push(((test.now - start).as_secs(), op));
         let body = r#"{"ietf-mnat:watcher": [{"id": "A", "mapped-sg": []}]}"#;
-        // Answers that take a while do not put the next ones off.
-        bench.now += SECOND / 10;
-        bench.outcome(Ok((200, body)));
+        // Slow responses do not delay the next requests.
+        test.now += SECOND / 10;
+        test.handle_outcome(Ok((200, body)));
     }
     let expected = [
         (0, Op::Poll),
@@ -222,71 +228,70 @@ fn polls_and_refreshes_keep_their_beat() {
 }
 
 #[test]
-fn a_server_away_costs_nothing_for_the_grace_time() {
+fn mappings_survive_an_outage_for_the_grace_time() {
     for role in MnatRole::ALL {
-        let mut bench = Bench::new(role);
-        bench.want(&[global(1)]);
-        bench.session("A");
-        bench.poll(&[entry(global(1), Some(local(1)))]);
-        bench.changes();
-        let start = bench.now;
+        let mut test = TestMachine::new(role);
+        test.set_joins(&[global(1)]);
+        test.start_session("A");
+        test.poll(&[entry(global(1), Some(local(1)))]);
+        test.take_changes();
+        let start = test.now;
         let mut attempts = 0;
-        while bench.changes.is_empty() {
-            bench.request();
-            bench.now += SECOND / 100;
-            bench.outcome(Err("dropped"));
+        while test.changes.is_empty() {
+            test.next_request();
+            test.now += SECOND / 100;
+            test.handle_outcome(Err("dropped"));
             attempts += 1;
-            assert!(bench.now < start + GRACE * 2);
+            assert!(test.now < start + GRACE * 2);
         }
-        let away = bench.now - start;
+        let outage = test.now - start;
         assert!(
-            away >= GRACE && away < GRACE + LONGEST_BACKOFF * 2,
-            "{away:?}"
+            outage >= GRACE && outage < GRACE + MAX_BACKOFF * 2,
+            "{outage:?}"
         );
-        assert_eq!(bench.gone(), [(global(1), MappingEnd::GraceOver)]);
+        assert_eq!(test.take_removals(), [(global(1), MappingEnd::Expired)]);
         assert!((60..120).contains(&attempts), "{attempts} attempts");
-        let news = |e: &&MnatEvent| matches!(e, MnatEvent::Failed { news: true, .. });
-        assert!(bench.events.iter().filter(news).count() <= 2 * attempts);
+        let is_new = |e: &&MnatEvent| matches!(e, MnatEvent::Failed { is_new: true, .. });
+        assert!(test.events.iter().filter(is_new).count() <= 2 * attempts);
         assert_eq!(
-            bench
-                .events
+            test.events
                 .iter()
-                .filter(|e| **e == MnatEvent::Away)
+                .filter(|e| **e == MnatEvent::ServerDown)
                 .count(),
             1
         );
-        assert!(!bench.machine.is_up());
-        bench.poll(&[entry(global(1), Some(local(1)))]);
-        assert_eq!(bench.changes().len(), 1);
-        assert!(bench.machine.is_up());
+        assert!(!test.machine.is_up());
+        test.poll(&[entry(global(1), Some(local(1)))]);
+        assert_eq!(test.take_changes().len(), 1);
+        assert!(test.machine.is_up());
     }
 }
 
 #[test]
-fn a_server_is_away_only_after_two_and_a_half_periods() {
-    let mut bench = Bench::new(MnatRole::Ingress);
-    bench.session("A");
-    bench.poll(&[]);
-    let contact = bench.now;
-    while bench.machine.is_up() {
-        bench.request();
-        bench.outcome(Err("dropped"));
+fn server_is_down_after_2_5_refresh_intervals() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
+    test.poll(&[]);
+    let last_response = test.now;
+    while test.machine.is_up() {
+        test.next_request();
+        test.handle_outcome(Err("dropped"));
     }
     assert!(
-        bench.now >= contact + SECOND * 50,
+        test.now >= last_response + SECOND * 50,
         "{:?}",
-        bench.now - contact
+        test.now - last_response
     );
 }
 
-/// All that a broken server may say leaves the mapping alone.
+/// Invalid responses do not end a mapping, and neither does a forgotten session.
 #[test]
-fn nonsense_costs_nothing() {
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.want(&[global(1)]);
-    bench.session("A");
-    bench.poll(&[entry(global(1), Some(local(1)))]);
-    bench.changes();
+fn invalid_responses_keep_the_mapping() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    test.take_changes();
     let mut garbled = entry(global(1), Some(local(1)));
     garbled["local-mapping"] = json!({ "source": "10.0.0.1", "group": "nonsense" });
     let mut unreadable = entry(global(1), Some(local(1)));
@@ -298,158 +303,158 @@ fn nonsense_costs_nothing() {
         (200, "{}".into()),
         (200, list(&garbled).to_string()),
         (200, list(&unreadable).to_string()),
-        (200, FORGOTTEN.into()),
+        (200, UNKNOWN_WATCHER.into()),
     ] {
         loop {
-            match bench.request().op {
-                Op::Poll => break bench.outcome(Ok((status, &body))),
-                _ => bench.outcome(Ok((204, ""))),
+            match test.next_request().op {
+                Op::Poll => break test.handle_outcome(Ok((status, &body))),
+                _ => test.handle_outcome(Ok((204, ""))),
             }
         }
-        assert_eq!(bench.changes(), [], "{status} {body}");
-        assert_eq!(bench.machine.assigned().count(), 1);
+        assert_eq!(test.take_changes(), [], "{status} {body}");
+        assert_eq!(test.machine.assigned().count(), 1);
     }
-    let odd = bench
+    let invalid = test
         .events
         .iter()
-        .filter(|e| matches!(e, MnatEvent::Oddity(_)));
-    assert_eq!(odd.count(), 2);
-    // It forgot us, and is told all anew; the mapping is another one now.
-    bench.session("B");
-    bench.poll(&[entry(global(1), Some(local(2)))]);
-    let [MappingChange::Swap { old, new, .. }] = bench.changes()[..] else {
+        .filter(|e| matches!(e, MnatEvent::InvalidMapping(_)));
+    assert_eq!(invalid.count(), 2);
+    // The server forgot the session. The next session assigns another local channel.
+    test.start_session("B");
+    test.poll(&[entry(global(1), Some(local(2)))]);
+    let [MappingChange::Swap { old, new, .. }] = test.take_changes()[..] else {
         panic!();
     };
     assert_eq!((old, new), (local(1), local(2)));
 }
 
 #[test]
-fn a_restarted_server_takes_nothing_from_an_ingress_before_all_egresses_came_back() {
-    let mut bench = Bench::new(MnatRole::Ingress);
-    bench.session("A");
-    bench.poll(&[
+fn ingress_keeps_mappings_until_egresses_reregister() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
+    test.poll(&[
         entry(global(1), Some(local(1))),
         entry(global(2), Some(local(2))),
     ]);
-    bench.changes();
-    // In a session that goes on, absence means that the last receiver left.
-    bench.poll(&[entry(global(1), Some(local(1)))]);
-    assert_eq!(bench.gone(), [(global(2), MappingEnd::TakenBack)]);
+    test.take_changes();
+    // In a continuing session, a missing mapping means that the last receiver left.
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    assert_eq!(test.take_removals(), [(global(2), MappingEnd::Unassigned)]);
     loop {
-        match bench.request().op {
-            Op::Refresh => break bench.outcome(Ok((500, ""))),
-            _ => bench.outcome(Err("dropped")),
+        match test.next_request().op {
+            Op::Refresh => break test.handle_outcome(Ok((500, ""))),
+            _ => test.handle_outcome(Err("dropped")),
         }
     }
-    bench.session("B");
-    let start = bench.now;
-    bench.poll(&[]);
-    assert_eq!(bench.changes(), []);
-    assert_eq!(bench.machine.counts(), [0, 1, 0, 0]);
-    while bench.changes.is_empty() {
-        bench.poll(&[]);
+    test.start_session("B");
+    let start = test.now;
+    test.poll(&[]);
+    assert_eq!(test.take_changes(), []);
+    assert_eq!(test.machine.counts(), [0, 1, 0, 0]);
+    while test.changes.is_empty() {
+        test.poll(&[]);
     }
-    assert_eq!(bench.now - start, SECOND * 50);
-    assert_eq!(bench.gone(), [(global(1), MappingEnd::TakenBack)]);
+    assert_eq!(test.now - start, SECOND * 50);
+    assert_eq!(test.take_removals(), [(global(1), MappingEnd::Unassigned)]);
 }
 
 #[test]
-fn a_local_channel_given_to_another_is_given_up_at_once() {
-    let mut bench = Bench::new(MnatRole::Ingress);
-    bench.session("A");
-    bench.poll(&[entry(global(1), Some(local(1)))]);
-    bench.changes();
-    bench.expect(Op::Poll, Ok((200, FORGOTTEN)));
-    bench.session("B");
-    bench.poll(&[entry(global(2), Some(local(1)))]);
-    let changes = bench.changes();
+fn reassigned_local_channel_ends_the_old_mapping() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    test.take_changes();
+    test.expect(Op::Poll, Ok((200, UNKNOWN_WATCHER)));
+    test.start_session("B");
+    test.poll(&[entry(global(2), Some(local(1)))]);
+    let changes = test.take_changes();
     assert_eq!(changes.len(), 2);
     assert!(changes.contains(&MappingChange::Remove {
         global: global(1),
         local: local(1),
-        why: MappingEnd::GivenAway
+        why: MappingEnd::Reassigned
     }));
 }
 
 #[test]
-fn an_id_that_is_refused_is_given_up() {
-    let mut bench = Bench::new(MnatRole::Ingress);
-    bench.session("A");
+fn repeated_refusals_start_a_new_session() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
     for _ in 0..3 {
-        let op = bench.request().op;
+        let op = test.next_request().op;
         assert!(matches!(op, Op::Poll | Op::Refresh));
-        bench.outcome(Ok((403, "")));
+        test.handle_outcome(Ok((403, "")));
     }
-    bench.session("B");
-    // One that is forgotten at once is not asked for in a circle.
-    let start = bench.now;
+    test.start_session("B");
+    // A session that is forgotten before its first poll delays the next one.
+    let start = test.now;
     for n in 0..5 {
-        bench.expect(Op::Poll, Ok((200, FORGOTTEN)));
-        bench.session(&n.to_string());
+        test.expect(Op::Poll, Ok((200, UNKNOWN_WATCHER)));
+        test.start_session(&n.to_string());
     }
-    assert!(bench.now - start > SECOND, "{:?}", bench.now - start);
+    assert!(test.now - start > SECOND, "{:?}", test.now - start);
 }
 
 #[test]
 fn a_refused_join_does_not_stop_polls_and_refreshes() {
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.want(&[global(1)]);
-    bench.session("A");
-    bench.poll(&[entry(global(1), Some(local(1)))]);
-    bench.changes();
-    bench.want(&[global(1), global(2)]);
-    let start = bench.now;
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    test.take_changes();
+    test.set_joins(&[global(1), global(2)]);
+    let start = test.now;
     let mut seen = Vec::new();
-    while bench.now < start + SECOND * 60 {
-        let op = bench.request().op;
+    while test.now < start + SECOND * 60 {
+        let op = test.next_request().op;
         seen.push(op);
         match op {
-            Op::Join => bench.outcome(Err("dropped")),
+            Op::Join => test.handle_outcome(Err("dropped")),
             Op::Poll => {
                 let list = json!([entry(global(1), Some(local(1)))]);
                 let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": list }] });
-                bench.outcome(Ok((200, &body.to_string())));
+                test.handle_outcome(Ok((200, &body.to_string())));
             }
-            _ => bench.outcome(Ok((204, ""))),
+            _ => test.handle_outcome(Ok((204, ""))),
         }
     }
     let count = |op| seen.iter().filter(|o| **o == op).count();
     assert!(count(Op::Poll) >= 5 && count(Op::Refresh) >= 2, "{seen:?}");
     assert!(count(Op::Join) >= 5, "{seen:?}");
-    assert_eq!(bench.changes(), []);
+    assert_eq!(test.take_changes(), []);
 }
 
 #[test]
-fn a_server_that_takes_no_asm_still_gets_the_rest() {
+fn refused_asm_join_does_not_block_ssm_joins() {
     let asm = Channel::parse(None, "239.5.5.5").unwrap();
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.want(&[asm, global(1)]);
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[asm, global(1)]);
     let watcher = r#"{"watcher-id": "A", "refresh-period": 20}"#;
-    bench.expect(Op::NewWatcher, Ok((200, watcher)));
-    bench.expect(Op::Register, Ok((201, "")));
+    test.expect(Op::NewWatcher, Ok((200, watcher)));
+    test.expect(Op::Register, Ok((201, "")));
     let with_asm =
         |r: &MnatRequest| String::from_utf8_lossy(r.body.as_ref().unwrap()).contains("asm");
-    let first = bench.expect(Op::Join, Err("dropped"));
+    let first = test.expect(Op::Join, Err("dropped"));
     assert!(with_asm(&first));
-    bench.poll(&[]);
-    let told = |b: &Bench| {
-        b.events
+    test.poll(&[]);
+    let asm_refused = |t: &TestMachine| {
+        t.events
             .iter()
             .any(|e| *e == MnatEvent::AsmRefused(vec![asm]))
     };
-    while !told(&bench) {
-        let request = bench.request();
+    while !asm_refused(&test) {
+        let request = test.next_request();
         let asm = request.op == Op::Join && with_asm(&request);
-        bench.outcome(if asm { Err("dropped") } else { Ok((204, "")) });
+        test.handle_outcome(if asm { Err("dropped") } else { Ok((204, "")) });
     }
-    bench.poll(&[entry(global(1), Some(local(1)))]);
-    assert_eq!(bench.changes().len(), 1);
-    // Later it is asked again: the server may be another one.
-    let start = bench.now;
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    assert_eq!(test.take_changes().len(), 1);
+    // The (*,G) join is retried later, because the server may have changed.
+    let start = test.now;
     loop {
-        let request = bench.request();
+        let request = test.next_request();
         let asm = request.op == Op::Join && with_asm(&request);
-        bench.outcome(match request.op {
+        test.handle_outcome(match request.op {
             Op::Poll => Err("dropped"),
             _ => Ok((204, "")),
         });
@@ -457,20 +462,20 @@ fn a_server_that_takes_no_asm_still_gets_the_rest() {
             break;
         }
     }
-    assert!(bench.now - start >= SECOND * 50, "{:?}", bench.now - start);
+    assert!(test.now - start >= SECOND * 50, "{:?}", test.now - start);
 }
 
 #[test]
-fn what_is_wanted_meanwhile_is_told_next() {
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.session("A");
-    bench.poll(&[]);
-    bench.want(&[global(1)]);
-    assert_eq!(bench.request().op, Op::Join);
-    bench.want(&[global(2)]);
-    assert!(bench.machine.poll_request(bench.now).is_none());
-    bench.outcome(Ok((204, "")));
-    let request = bench.expect(Op::Join, Ok((204, "")));
+fn joins_during_a_request_are_sent_next() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.start_session("A");
+    test.poll(&[]);
+    test.set_joins(&[global(1)]);
+    assert_eq!(test.next_request().op, Op::Join);
+    test.set_joins(&[global(2)]);
+    assert!(test.machine.poll_request(test.now).is_none());
+    test.handle_outcome(Ok((204, "")));
+    let request = test.expect(Op::Join, Ok((204, "")));
     let body = String::from_utf8(request.body.unwrap()).unwrap();
     assert!(
         body.contains("23.0.0.3") && !body.contains("23.0.0.2"),
@@ -478,23 +483,23 @@ fn what_is_wanted_meanwhile_is_told_next() {
     );
 }
 
-/// A clock that stood still, and one that leapt by days.
+/// The clock jumps forward by three days, and back by an hour.
 #[test]
-fn leaps_of_the_clock_are_survived() {
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.want(&[global(1)]);
-    bench.session("A");
-    bench.poll(&[entry(global(1), Some(local(1)))]);
-    bench.changes();
-    bench.now += SECOND * 86_400 * 3;
-    bench.machine.handle_timeout(bench.now);
-    bench.collect();
-    assert_eq!(bench.gone(), [(global(1), MappingEnd::GraceOver)]);
-    assert!(matches!(bench.request().op, Op::Refresh | Op::Poll));
-    bench.outcome(Ok((500, "")));
+fn clock_jumps_do_not_break_the_session() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    test.take_changes();
+    test.now += SECOND * 86_400 * 3;
+    test.machine.handle_timeout(test.now);
+    test.collect_events();
+    assert_eq!(test.take_removals(), [(global(1), MappingEnd::Expired)]);
+    assert!(matches!(test.next_request().op, Op::Refresh | Op::Poll));
+    test.handle_outcome(Ok((500, "")));
     let mut requests = 0;
-    while !bench.machine.is_up() || bench.machine.assigned().count() == 0 {
-        let request = bench.request();
+    while !test.machine.is_up() || test.machine.assigned().count() == 0 {
+        let request = test.next_request();
         let body = match request.op {
             Op::NewWatcher => r#"{"watcher-id": "B", "refresh-period": 20}"#.to_string(),
             Op::Poll => {
@@ -503,42 +508,45 @@ fn leaps_of_the_clock_are_survived() {
             }
             _ => String::new(),
         };
-        bench.outcome(Ok((200, &body)));
+        test.handle_outcome(Ok((200, &body)));
         requests += 1;
         assert!(requests < 10);
     }
-    // An earlier time than before changes nothing.
-    bench.machine.handle_timeout(bench.now - SECOND * 3600);
-    bench.collect();
-    assert_eq!(bench.machine.counts(), [1, 0, 0, 0]);
+    // A time before the last one has no effect.
+    test.machine.handle_timeout(test.now - SECOND * 3600);
+    test.collect_events();
+    assert_eq!(test.machine.counts(), [1, 0, 0, 0]);
 }
 
 #[test]
-fn ten_thousand_mappings_are_compared_in_time_and_one_change_is_one_change() {
+fn one_change_among_10000_mappings_is_found_quickly() {
     let many: Vec<Channel> = (0..10_000).map(global).collect();
     let mut entries: Vec<Value> = (0..10_000)
         .map(|n| entry(global(n), Some(local(n))))
         .collect();
     for role in MnatRole::ALL {
-        let mut bench = Bench::new(role);
-        bench.want(&many);
-        bench.session("A");
-        bench.poll(&entries);
-        assert_eq!(bench.changes().len(), 10_000);
+        let mut test = TestMachine::new(role);
+        test.set_joins(&many);
+        test.start_session("A");
+        test.poll(&entries);
+        assert_eq!(test.take_changes().len(), 10_000);
         entries[4711]["local-mapping"]["group"] = json!("239.200.0.1");
         let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": entries }] });
         let body = body.to_string();
-        assert_eq!(bench.request().op, Op::Poll);
+        assert_eq!(test.next_request().op, Op::Poll);
         let start = Instant::now();
-        bench.outcome(Ok((200, &body)));
+        test.handle_outcome(Ok((200, &body)));
         let took = start.elapsed();
-        println!("{role}: {} bytes read and compared in {took:?}", body.len());
+        println!(
+            "{role}: {} bytes parsed and compared in {took:?}",
+            body.len()
+        );
         assert!(took < SECOND, "{took:?}");
-        let changes = bench.changes();
+        let changes = test.take_changes();
         assert!(
             matches!(changes[..], [MappingChange::Swap { global: g, .. }] if g == global(4711))
         );
-        assert_eq!(bench.machine.counts(), [10_000, 0, 0, 0]);
+        assert_eq!(test.machine.counts(), [10_000, 0, 0, 0]);
         entries[4711] = entry(global(4711), Some(local(4711)));
     }
     assert_eq!(
@@ -548,32 +556,32 @@ fn ten_thousand_mappings_are_compared_in_time_and_one_change_is_one_change() {
 }
 
 #[test]
-fn joins_past_what_a_request_holds_wait_and_are_counted() {
+fn joins_beyond_request_size_are_left_out_and_counted() {
     let many: Vec<Channel> = (0..40_000).map(global).collect();
-    let mut bench = Bench::new(MnatRole::Egress);
-    bench.session("A");
-    bench.want(&many);
-    let request = bench.request();
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.start_session("A");
+    test.set_joins(&many);
+    let request = test.next_request();
     assert_eq!(request.op, Op::Join);
     let body = request.body.unwrap();
-    assert!(body.len() <= LONGEST_REQUEST, "{}", body.len());
-    // As full as it gets.
-    assert!(body.len() > LONGEST_REQUEST - 2048, "{}", body.len());
-    let told: Value = serde_json::from_slice(&body).unwrap();
-    let told = &told["ietf-mnat:watcher"]["joined-sg"];
-    let told = told.as_array().unwrap().len();
-    let left_out = many.len() - told;
-    assert!(bench.events.contains(&MnatEvent::LeftOut(left_out)));
-    assert_eq!(bench.machine.counts(), [0, 0, 40_000, 0]);
-    bench.outcome(Ok((204, "")));
-    // Those that are told are told whole, and the same again is no news.
-    bench.events.clear();
-    bench.want(&many);
-    assert!(bench.events.is_empty());
-    // Of just those that are told none is left out any more.
-    bench.want(&many[..told]);
-    assert_eq!(bench.events, [MnatEvent::LeftOut(0)]);
-    assert_eq!(bench.machine.counts(), [0, 0, told, 0]);
-    bench.want(&many[..10_000]);
-    assert_eq!(bench.machine.counts(), [0, 0, 10_000, 0]);
+    assert!(body.len() <= MAX_REQUEST_LEN, "{}", body.len());
+    // The request is filled up to its limit.
+    assert!(body.len() > MAX_REQUEST_LEN - 2048, "{}", body.len());
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let joined = &body["ietf-mnat:watcher"]["joined-sg"];
+    let joined = joined.as_array().unwrap().len();
+    let left_out = many.len() - joined;
+    assert!(test.events.contains(&MnatEvent::JoinsLeftOut(left_out)));
+    assert_eq!(test.machine.counts(), [0, 0, 40_000, 0]);
+    test.handle_outcome(Ok((204, "")));
+    // The same joins again cause no event.
+    test.events.clear();
+    test.set_joins(&many);
+    assert!(test.events.is_empty());
+    // If only the joins that fit remain, none is left out.
+    test.set_joins(&many[..joined]);
+    assert_eq!(test.events, [MnatEvent::JoinsLeftOut(0)]);
+    assert_eq!(test.machine.counts(), [0, 0, joined, 0]);
+    test.set_joins(&many[..10_000]);
+    assert_eq!(test.machine.counts(), [0, 0, 10_000, 0]);
 }

@@ -99,13 +99,13 @@ impl SocketCapture {
         match plane.modes {
             Modes::Fixed(Mode::Latency) => {}
             Modes::Fixed(Mode::Throughput) => {
-                let group = capture.member.found()?;
+                let group = capture.member.create_group()?;
                 let ring = CaptureRing::open(index, plane.mark, plane.ring, group)?;
                 capture.member.choose(fanout_position(Mode::Throughput))?;
                 capture.ring = Some(watch(ring, Interest::READABLE)?);
                 capture.mode = Mode::Throughput;
             }
-            Modes::Adaptive(thresholds) => match capture.member.found() {
+            Modes::Adaptive(thresholds) => match capture.member.create_group() {
                 Ok(group) => {
                     capture.group = Some(group);
                     capture.rate_monitor = Some(RateMonitor::new(thresholds));

@@ -114,7 +114,7 @@ pub fn mnat_answer(data: &[u8]) -> bool {
     let mut input = Input(data);
     let (status, body) = (input.u16() % 600, input.0);
     for op in Op::ALL {
-        if let Ok(ServerResponse::Watcher { id, .. }) = protocol::read(op, status, body) {
+        if let Ok(ServerResponse::Watcher { id, .. }) = protocol::parse_response(op, status, body) {
             assert!(!id.is_empty() && id.len() <= 128);
         }
     }
@@ -156,7 +156,7 @@ pub fn mnat_answer(data: &[u8]) -> bool {
     assert!(polls > 3, "{polls} polls");
     assert_eq!(machine.counts()[0], 1, "the mapping is restored");
     assert_eq!(plan.routes().count(), 1);
-    protocol::read(Op::Poll, status, body).is_ok()
+    protocol::parse_response(Op::Poll, status, body).is_ok()
 }
 
 /// Reads an `smcroute.conf` that may include itself under other names. Every fault must have a line

@@ -1,5 +1,5 @@
-//! The examples of conf/compose with the published image, started by docker-compose: one for each
-//! way to network containers.
+//! The examples of conf/compose with the published image, started by docker-compose. Each example
+//! uses a different kind of container network.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,13 +32,13 @@ fn in_repository(path: &str) -> PathBuf {
 }
 
 /// The size limit of an image with the static binary, in bytes.
-const LARGEST_IMAGE: u64 = 20_000_000;
+const MAX_IMAGE_BYTES: u64 = 20_000_000;
 
 /// Builds the images from image/ with the binary under test and its shared libraries, or with the
 /// static binary that `make test-image` names.
 fn build_image(lab: &Lab, docker: &Docker) {
-    let folder = lab.file("image");
-    std::fs::create_dir(&folder).expect("a folder");
+    let directory = lab.file("image");
+    std::fs::create_dir(&directory).expect("a directory");
     let static_binary = std::env::var("MCASTOR_IMAGE_BINARY").ok();
     let binary = static_binary.as_deref().unwrap_or(BINARY);
     let ldd = Command::new("ldd").arg(binary).output().expect("ldd");
@@ -48,26 +48,29 @@ fn build_image(lab: &Lab, docker: &Docker) {
         .filter_map(|l| l.split_whitespace().find(|w| w.starts_with('/')));
     let packed = Command::new("python3")
         .arg(in_repository("image/archive.py"))
-        .arg(folder.join("mcastor.tar"))
+        .arg(directory.join("mcastor.tar"))
         .arg(binary)
         .args(libraries)
         .output()
         .expect("python3");
     let printed = String::from_utf8_lossy(&packed.stderr);
     assert!(packed.status.success(), "archive.py: {printed}");
-    std::fs::copy(in_repository("image/Dockerfile"), folder.join("Dockerfile"))
-        .expect("the Dockerfile");
-    let folder = folder.display();
-    docker.run(&format!("build --quiet --tag mcastor {folder}"));
-    for end in ["mnat-ingress", "mnat-egress"] {
-        let tag = format!("--target {end} --tag mcastor-{end}");
-        docker.run(&format!("build --quiet {tag} {folder}"));
+    std::fs::copy(
+        in_repository("image/Dockerfile"),
+        directory.join("Dockerfile"),
+    )
+    .expect("the Dockerfile");
+    let directory = directory.display();
+    docker.run(&format!("build --quiet --tag mcastor {directory}"));
+    for target in ["mnat-ingress", "mnat-egress"] {
+        let tag = format!("--target {target} --tag mcastor-{target}");
+        docker.run(&format!("build --quiet {tag} {directory}"));
     }
     if static_binary.is_some() {
         assert!(!ldd.contains("=>"), "{binary} is not static: {ldd}");
         let size = docker.run("image inspect --format {{.Size}} mcastor");
         let size: u64 = size.parse().expect("a size");
-        assert!(size < LARGEST_IMAGE, "the image has {size} bytes");
+        assert!(size < MAX_IMAGE_BYTES, "the image has {size} bytes");
     }
 }
 
@@ -105,8 +108,8 @@ impl Example {
                 let all: serde_json::Value = serde_json::from_str(&a.body).ok()?;
                 all["show"]["groups"].as_array().cloned()
             });
-            let is = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
-            groups.unwrap_or_default().iter().any(is)
+            let is_member = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
+            groups.unwrap_or_default().iter().any(is_member)
         });
     }
 
@@ -370,11 +373,11 @@ fn mnat_images_accept_prototype_arguments(lab: &Lab) {
     let _server = mnat::serve(&site.lan, &ca, None, "10.0.0.10:8443", &owner);
     let joinfile = lab.file("egress.sgs");
     std::fs::write(&joinfile, "10.0.0.10,232.1.1.1\n").expect("a joinfile");
-    let run = |end: &str, options: &str, interfaces: &str, more: &str| {
+    let run = |role: &str, options: &str, interfaces: &str, arguments: &str| {
         docker.run(&format!(
-            "run --detach --name {end} --network host --cap-drop ALL --cap-add NET_RAW \
+            "run --detach --name {role} --network host --cap-drop ALL --cap-add NET_RAW \
              --volume {}:/etc/mnat/ca.pem:ro {options} --env MCASTOR__HTTP__LISTEN=off \
-             mcastor-mnat-{end} --server 10.0.0.10 --port 8443 {interfaces} {more}",
+             mcastor-mnat-{role} --server 10.0.0.10 --port 8443 {interfaces} {arguments}",
             ca_file.display()
         ));
     };

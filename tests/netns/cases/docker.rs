@@ -145,14 +145,14 @@ fn bridge_network_receives_and_sends(lab: &Lab) {
     for (version, group, source, _) in versions {
         eventually("a member", true, || {
             let groups = router.control().show("groups");
-            let is = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
-            groups.iter().any(is)
+            let is_member = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
+            groups.iter().any(is_member)
         });
         for ttl in [1, 2] {
             let words = format!(
                 "send --interface eth0 --group {group} --ttl {ttl} --count 100 --rate 1000"
             );
-            // Two senders with one address are two streams with different ids.
+            // Two senders with one address are two streams with different IDs.
             let mut sender = site.on_lan(lab, &words);
             assert!(sender.wait().success(), "{}", sender.stderr());
         }
@@ -193,7 +193,8 @@ fn bridge_network_receives_and_sends(lab: &Lab) {
     assert_unchanged(&before, &firewall_and_sysctls(&site.host));
 }
 
-/// Checks that both are equal but for the names of veth interfaces, which differ for every container.
+/// Checks that both texts are equal, except for the names of veth interfaces, which are different
+/// for every container.
 #[track_caller]
 fn assert_unchanged(before: &str, after: &str) {
     let normalized = |text: &str| -> Vec<String> {
@@ -250,8 +251,9 @@ fn containers_join_with_every_igmp_and_mld_version(lab: &Lab) {
             Some(version.to_string()),
             || {
                 let groups = router.control().show("groups");
-                let is = |g: &&serde_json::Value| g["role"] == "router" && g["group"] == group;
-                let version = &groups.iter().find(is)?["version"];
+                let is_member =
+                    |g: &&serde_json::Value| g["role"] == "router" && g["group"] == group;
+                let version = &groups.iter().find(is_member)?["version"];
                 version.as_str().map(String::from)
             },
         );
@@ -313,42 +315,42 @@ fn names_resolve_as_containers_and_networks_change(lab: &Lab) {
     let docker = &site.docker;
     let names = ["container:app", "network:other", "label:role=cam"];
     let router = site.router(lab, &to_names(&names));
-    let pending = |want: &[&str]| {
-        let want: Vec<String> = want.iter().map(|w| w.to_string()).collect();
-        eventually("pending names", want, || waiting(&router));
+    let expect_pending = |expected: &[&str]| {
+        let expected: Vec<String> = expected.iter().map(|n| n.to_string()).collect();
+        eventually("pending names", expected, || waiting(&router));
     };
-    pending(&["container:app", "label:role=cam", "network:other"]);
+    expect_pending(&["container:app", "label:role=cam", "network:other"]);
     // The container appears.
     docker.run_idle("app", "--network bridged");
-    pending(&["label:role=cam", "network:other"]);
+    expect_pending(&["label:role=cam", "network:other"]);
     assert_reachable(&site, &docker.namespace_of(lab, "app"), "eth0");
     // A restart creates another veth interface.
     docker.run("restart --time 0 app");
     assert_reachable(&site, &docker.namespace_of(lab, "app"), "eth0");
     // The container is recreated.
     docker.run("rm --force app");
-    pending(&["container:app", "label:role=cam", "network:other"]);
+    expect_pending(&["container:app", "label:role=cam", "network:other"]);
     docker.run_idle("app", "--network bridged");
     assert_reachable(&site, &docker.namespace_of(lab, "app"), "eth0");
     // The container is renamed, and renamed back.
     docker.run("rename app apple");
-    pending(&["container:app", "label:role=cam", "network:other"]);
+    expect_pending(&["container:app", "label:role=cam", "network:other"]);
     docker.run("rename apple app");
-    pending(&["label:role=cam", "network:other"]);
+    expect_pending(&["label:role=cam", "network:other"]);
     // A container is selected by label.
     docker.run_idle("cam", "--network bridged --label role=cam");
-    pending(&["network:other"]);
+    expect_pending(&["network:other"]);
     assert_reachable(&site, &docker.namespace_of(lab, "cam"), "eth0");
     // A network appears; a container is disconnected and connected again.
     site.network("other", 31);
-    pending(&[]);
+    expect_pending(&[]);
     let before = docker.bridge("other");
     docker.run_idle("guest", "--network other");
     assert_reachable(&site, &docker.namespace_of(lab, "guest"), "eth0");
     docker.run("network disconnect bridged app");
-    pending(&["container:app"]);
+    expect_pending(&["container:app"]);
     docker.run("network connect bridged app");
-    pending(&[]);
+    expect_pending(&[]);
     let app = docker.namespace_of(lab, "app");
     // The engine chooses the interface name inside.
     let addresses = app.try_ip("-o -4 addr show").expect("addresses");
@@ -358,59 +360,63 @@ fn names_resolve_as_containers_and_networks_change(lab: &Lab) {
     // The recreated network has another bridge.
     docker.run("rm --force guest");
     docker.run("network rm other");
-    pending(&["network:other"]);
+    expect_pending(&["network:other"]);
     site.network("other", 31);
-    pending(&[]);
+    expect_pending(&[]);
     assert_ne!(docker.bridge("other"), before);
     docker.run_idle("guest", "--network other");
     assert_reachable(&site, &docker.namespace_of(lab, "guest"), "eth0");
     router.stop();
 }
 
-/// Another receiver, its network and the engine restart; a receiver that stays gets every packet.
+/// A receiver, its network and the engine are restarted. Another receiver gets every packet.
 fn stream_survives_receiver_network_and_engine_restarts(lab: &Lab) {
     let mut site = Site::bridged(lab);
     site.network("other", 31);
-    site.docker.run_idle("stays", "--network bridged");
-    site.docker.run_idle("goes", "--network other");
-    let stays = site.docker.namespace_of(lab, "stays");
-    let toml = to_names(&["container:stays", "container:goes", "network:other"]);
+    site.docker.run_idle("permanent", "--network bridged");
+    site.docker.run_idle("restarted", "--network other");
+    let permanent = site.docker.namespace_of(lab, "permanent");
+    let toml = to_names(&[
+        "container:permanent",
+        "container:restarted",
+        "network:other",
+    ]);
     let router = site.router(lab, &toml);
     eventually("all are found", Vec::<String>::new(), || waiting(&router));
-    let wire = Capture::new(&stays, "eth0");
+    let wire = Capture::new(&permanent, "eth0");
     let stream = NumberedStream::start(&site.lan, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
     stream.wait_for_more(200);
     let docker = &site.docker;
-    docker.run("restart --time 0 goes");
+    docker.run("restart --time 0 restarted");
     stream.wait_for_more(100);
-    docker.run("rm --force goes");
+    docker.run("rm --force restarted");
     docker.run("network rm other");
     stream.wait_for_more(100);
     site.network("other", 31);
-    docker.run_idle("goes", "--network other");
+    docker.run_idle("restarted", "--network other");
     eventually("all are found again", Vec::<String>::new(), || {
         waiting(&router)
     });
     stream.wait_for_more(100);
-    let got = |wire: &Capture| -> Vec<u32> {
+    let received = |wire: &Capture| -> Vec<u32> {
         let all = wire.to("225.1.2.3");
         all.iter().map(|s| sequence_number(s.payload())).collect()
     };
     let sent = stream.finish();
-    eventually("the remaining receiver has all", Vec::<u32>::new(), || {
-        missing(sent, &got(&wire))
+    eventually("the permanent receiver has all", Vec::<u32>::new(), || {
+        missing(sent, &received(&wire))
     });
-    assert_eq!(got(&wire).len(), sent as usize, "duplicates arrived");
+    assert_eq!(received(&wire).len(), sent as usize, "duplicates arrived");
     // The engine stops with its containers and starts again.
     site.docker.stop_engine();
     // The network is still found, because its bridge exists without the engine.
     eventually("both containers are pending", 2, || waiting(&router).len());
     site.docker.start_engine(lab);
-    site.docker.run("start stays goes");
+    site.docker.run("start permanent restarted");
     eventually("found after the restart", Vec::<String>::new(), || {
         waiting(&router)
     });
-    assert_reachable(&site, &site.docker.namespace_of(lab, "stays"), "eth0");
+    assert_reachable(&site, &site.docker.namespace_of(lab, "permanent"), "eth0");
     let log = router.program.stderr();
     assert!(log.contains("names of containers wait"), "{log}");
     router.stop();

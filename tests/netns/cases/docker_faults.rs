@@ -1,5 +1,5 @@
-//! Containers, networks and the engine are restarted and recreated under traffic. Each receiver gets
-//! every packet for as long as it exists.
+//! Containers, networks and the engine are restarted and recreated under traffic. Each receiver
+//! gets every packet for as long as it exists.
 
 use super::cases;
 use super::docker::{Site, to_names, waiting};
@@ -155,7 +155,8 @@ fn receivers_get_every_packet_while_running(lab: &Lab) {
     let mut stage = Stage::new(lab, false);
     let app = stage.observe(lab, "app");
     let guest = stage.observe(lab, "guest");
-    // One receiver restarts. The other is recreated together with its network, whose bridge differs.
+    // One receiver restarts. The other is recreated together with its network, whose bridge
+    // differs.
     stage.wait_until_received(&[&app, &guest]);
     stage.site.docker.run("restart --time 0 app");
     let app2 = stage.observe(lab, "app");
@@ -232,7 +233,7 @@ fn source_rewrite_passes_the_reverse_path_filter(lab: &Lab) {
     let strict = "--sysctl net.ipv4.conf.all.rp_filter=1";
     docker.run_idle("app", &format!("--network closed {strict}"));
     let inside = docker.namespace_of(lab, "app");
-    // Engines before 25.0 add a default route all the same.
+    // Engines before 25.0 add a default route to internal networks.
     if inside.try_ip("route show default") != Ok(String::new()) {
         inside.ip("route del default");
     }
@@ -240,10 +241,10 @@ fn source_rewrite_passes_the_reverse_path_filter(lab: &Lab) {
     let filtered = || kernel_counter(&inside, "netstat", "TcpExt", "IPReversePathFilter");
     let delivered = || kernel_counter(&inside, "snmp", "Udp", "InDatagrams");
     let bridge = docker.bridge("closed");
-    let route = |more: &str| {
+    let route = |translation: &str| {
         format!(
             "[[route]]\nname = \"r\"\nfrom = \"route:default\"\nsource = \"10.0.0.0/24\"\n\
-             group = \"{GROUP}\"\nto = [\"network:closed\"]\nttl = {{ set = 16 }}\n{more}"
+             group = \"{GROUP}\"\nto = [\"network:closed\"]\nttl = {{ set = 16 }}\n{translation}"
         )
     };
     let router = site.router(lab, &route(""));
@@ -270,7 +271,7 @@ fn source_rewrite_passes_the_reverse_path_filter(lab: &Lab) {
     wait_until(crate::lab::TIMEOUT, || rx.count() as u64 >= SENT);
     assert_eq!(rx.count() as u64, SENT, "{} filtered", filtered());
     assert_eq!((filtered(), delivered()), (SENT, SENT));
-    // Each sender keeps an address of its own.
+    // The translation keeps the host part of the source address.
     assert!(
         rx.received()
             .iter()

@@ -1,5 +1,5 @@
-//! The manifests of conf/kubernetes: field names as in the API, and valid settings. No cluster is
-//! needed.
+//! Checks the manifests of conf/kubernetes: field names as in the API, and valid settings. Needs no
+//! cluster.
 
 use std::path::Path;
 use std::process::Command;
@@ -69,10 +69,10 @@ fn invalid_manifest_is_rejected(lab: &Lab) {
         ("prometheus.io/port: \"9464\"", "prometheus.io/port: 9464"),
         ("readOnlyRootFilesystem: true", "privileged: true"),
     ] {
-        let wrong = good.replace(from, to);
-        assert_ne!(wrong, good, "{from} is not in the manifest");
-        let file = lab.file("wrong.yml");
-        std::fs::write(&file, wrong).expect("writing a manifest");
+        let invalid = good.replace(from, to);
+        assert_ne!(invalid, good, "{from} is not in the manifest");
+        let file = lab.file("invalid.yml");
+        std::fs::write(&file, invalid).expect("writing a manifest");
         assert!(
             check(&[&file]).is_err(),
             "{from} replaced by {to} was accepted"

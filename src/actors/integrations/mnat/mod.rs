@@ -147,7 +147,7 @@ impl Mnat {
     }
 
     fn check_file(&mut self, now: Instant) {
-        let Some(content) = self.file_watch.as_mut().and_then(|watch| watch.look(now)) else {
+        let Some(content) = self.file_watch.as_mut().and_then(|watch| watch.poll(now)) else {
             return;
         };
         let path = match &self.file_watch {
@@ -156,7 +156,7 @@ impl Mnat {
         };
         let bytes = match content {
             FileContent::Bytes(bytes) => bytes,
-            FileContent::Gone => {
+            FileContent::Missing => {
                 info!("mnat: the joinfile {path} does not exist; waiting for it");
                 Vec::new()
             }
@@ -186,8 +186,8 @@ impl Mnat {
     }
 
     fn update_wanted(&mut self, now: Instant) {
-        let wanted = self.from_file.union(&self.from_members).copied().collect();
-        self.machine.want(now, &wanted);
+        let joins = self.from_file.union(&self.from_members).copied().collect();
+        self.machine.set_joins(now, &joins);
     }
 
     fn handle_events(&mut self, now: Instant) {
@@ -201,7 +201,7 @@ impl Mnat {
                     events::log_event(&self.config.target.host, self.config.grace, &other);
                     match other {
                         MnatEvent::Failed { why, .. } => self.last_error = Some(why),
-                        MnatEvent::Back => self.last_error = None,
+                        MnatEvent::ServerUp => self.last_error = None,
                         _ => {}
                     }
                 }
@@ -230,7 +230,7 @@ impl Mnat {
             MappingChange::Remove { global, local, why } => {
                 info!(
                     "mnat: {global} is no longer mapped to {local}: {}",
-                    why.words()
+                    why.description()
                 );
             }
             MappingChange::Swap { global, old, new } => {
@@ -267,14 +267,14 @@ impl Mnat {
 
     /// Ends the use of an old mapping when the new one has forwarded its first packet.
     fn check_first_packets(&mut self) {
-        let awaited: Vec<_> = self.plan.awaited().take(MAX_CHECKED).collect();
+        let awaited: Vec<_> = self.plan.awaited_routes().take(MAX_CHECKED).collect();
         for (matched, rewritten) in awaited {
             let name = MnatRoute { matched, rewritten }.name();
             let catalog = &self.context.catalog;
             let (iif, oif) = (&self.config.upstream, &self.config.downstream);
             let sent = catalog.path_totals(&name, iif.as_str(), oif.as_str());
             if sent.packets > 0 {
-                self.plan.delivered(matched);
+                self.plan.packet_forwarded(matched);
             }
         }
     }
@@ -326,15 +326,15 @@ impl Mnat {
         let mut counts = self.machine.counts();
         if !self.refused.is_empty() {
             counts = MappingStatus::ALL.map(|_| 0);
-            for stand in self.standings() {
-                let position = MappingStatus::ALL.iter().position(|s| *s == stand.standing);
+            for report in self.mapping_reports() {
+                let position = MappingStatus::ALL.iter().position(|s| *s == report.status);
                 position
                     .into_iter()
                     .for_each(|position| counts[position] += 1);
             }
         }
-        for (standing, count) in MappingStatus::ALL.into_iter().zip(counts) {
-            metrics.set_mappings(self.config.role.label(), standing.label(), count);
+        for (status, count) in MappingStatus::ALL.into_iter().zip(counts) {
+            metrics.set_mappings(self.config.role.label(), status.label(), count);
         }
     }
 
@@ -349,7 +349,7 @@ impl Mnat {
             // A response of the former server is ignored.
             self.target_number += 1;
             self.client = Some(MnatClient::new(config.target.clone()));
-            self.machine.start_over(now);
+            self.machine.reset_connection(now);
             self.last_error = None;
         }
         if (&former.joinfile, former.joins) != (&config.joinfile, config.joins) {
@@ -379,29 +379,29 @@ impl Mnat {
         self.context.directory.do_send(remove_all);
         let metrics = &self.context.catalog.mnat;
         metrics.set_server_up(false);
-        for standing in MappingStatus::ALL {
-            metrics.set_mappings(self.config.role.label(), standing.label(), 0);
+        for status in MappingStatus::ALL {
+            metrics.set_mappings(self.config.role.label(), status.label(), 0);
         }
         self.death_guard.disarm();
         ctx.stop();
     }
 
     /// Returns the status of every mapping, including those whose routes are refused.
-    fn standings(&self) -> Vec<MappingReport> {
-        let mut all = self.machine.standings();
+    fn mapping_reports(&self) -> Vec<MappingReport> {
+        let mut all = self.machine.mapping_reports();
         if self.refused.is_empty() {
             return all;
         }
-        for stand in &mut all {
-            let Some(local) = stand.local else { continue };
+        for report in &mut all {
+            let Some(local) = report.local else { continue };
             let (matched, rewritten) = match self.config.role {
-                MnatRole::Ingress => (stand.global, local),
-                MnatRole::Egress => (local, stand.global),
+                MnatRole::Ingress => (report.global, local),
+                MnatRole::Egress => (local, report.global),
             };
             let name = MnatRoute { matched, rewritten }.name();
             if let Some(why) = self.refused.get(&name) {
-                stand.standing = MappingStatus::Conflict;
-                stand.why = Some(why.clone());
+                report.status = MappingStatus::Conflict;
+                report.why = Some(why.clone());
             }
         }
         all
@@ -499,7 +499,7 @@ impl Handler<QueryMnat> for Mnat {
             config: self.config.clone(),
             is_up: self.machine.is_up(),
             error: self.last_error.clone(),
-            mappings: self.standings(),
+            mappings: self.mapping_reports(),
         }
     }
 }
