@@ -105,14 +105,6 @@ const FILE_CYCLES: &[(&[&str], &str)] = &[
         &["table/draft.rs", "table/rib.rs"],
         "a snapshot is drafted from the rules, which call the draft",
     ),
-    (
-        &[
-            "table/fib.rs",
-            "table/membership_database.rs",
-            "table/sets.rs",
-        ],
-        "the snapshot holds the OIF table, whose sets hold positions in the snapshot",
-    ),
 ];
 
 /// Modules that write to the terminal.
