@@ -85,7 +85,7 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
             link_local: false,
             join: JoinPolicy::Never,
             loop_guard: false,
-            rewrite: None,
+            translation: None,
         }
     });
     Rib {
@@ -108,11 +108,11 @@ fn bench_decide(c: &mut Criterion) {
     let mut g = c.benchmark_group("decide");
     for rules in [10, 10_000, 100_000] {
         let fib = fib(rules, true, 1);
-        let feeds = UpstreamSelector::default();
+        let upstream_selector = UpstreamSelector::default();
         let arrival = Arrival {
             fib: &fib,
             ingress: ingress(&fib),
-            feeds: &feeds,
+            upstream_selector: &upstream_selector,
             now_ms: 1,
         };
         // As many flows as rules, so that large tables do not fit in the cache.
@@ -181,7 +181,7 @@ fn bench_memberships(c: &mut Criterion) {
         for i in 0..GROUPS {
             // With many interfaces, each group has members on a few of them.
             for n in 0..downstreams.min(4) {
-                database.learn(downstream(i * 7 + i / 50 * n), nth_group(i), sources(0));
+                database.set(downstream(i * 7 + i / 50 * n), nth_group(i), sources(0));
             }
         }
         let mut fib = rib.fib(&links, 1);
@@ -190,7 +190,7 @@ fn bench_memberships(c: &mut Criterion) {
         g.bench_function(BenchmarkId::new("update and publish", downstreams), |b| {
             b.iter(|| {
                 n += 1;
-                database.learn(downstream(n), nth_group(n % GROUPS), sources(n % 3));
+                database.set(downstream(n), nth_group(n % GROUPS), sources(n % 3));
                 if let Some(next) = database.update(&fib, n as u64) {
                     fib = next;
                 }

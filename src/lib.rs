@@ -69,7 +69,7 @@
 //!
 //! - [`sys`] is the only module with unsafe code. It uses [`model`] and [`wire`]. Its users are the
 //!   planes and the modules that need sockets of their own: [`actors::control::links`],
-//!   [`actors::control::joins`], [`app`], [`demo`], and `send` and `recv` of [`cli`].
+//!   [`actors::control::joins`], [`app`], [`demo`], and [`traffic`].
 //! - [`metrics`] uses [`model`] and the drop reasons of [`forward`]. Actors update its counters.
 //! - [`settings`] is converted to a [`table::Rib`] in [`app`]. No other module reads it.
 //! - [`api`] declares the views and changes that clients can request. [`frontend`] serves them on
@@ -79,8 +79,10 @@
 //!   free of I/O except for `client` and `files`. [`actors::integrations::mnat`] drives it and
 //!   passes its routes to routing.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
-//!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl` are in [`cli`].
-//! - [`probe`] and [`demo`] generate and check test streams. The router does not use them.
+//!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl`
+//!   are in [`cli`].
+//! - [`probe`], [`traffic`] and [`demo`] generate and check test streams. The router does not use
+//!   them.
 //!
 //! `model`, `wire`, `membership`, `table` and `forward` use no sockets, clocks or actors.
 //!
@@ -119,4 +121,5 @@ pub mod settings;
 pub mod smcroute;
 pub mod sys;
 pub mod table;
+pub mod traffic;
 pub mod wire;

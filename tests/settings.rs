@@ -357,9 +357,9 @@ fn every_key_of_the_example_has_an_effect() {
     let [cameras, translated, sensors, mdns] = settings.routes.as_slice() else {
         panic!("{:?}", settings.routes);
     };
-    let rewrite = translated.rewrite.map(|rewrite| rewrite.to_string());
+    let rewrite = translated.translation.map(|rewrite| rewrite.to_string());
     assert_eq!(rewrite.as_deref(), Some("(10.9.1.2, 239.1.1.1) port 5001"));
-    assert_eq!(cameras.rewrite, None);
+    assert_eq!(cameras.translation, None);
     let texts = |rule: &RouteRule| {
         let to: Vec<_> = rule.to.iter().map(|name| name.to_string()).collect();
         let except: Vec<_> = rule.except_sources.iter().map(|s| s.to_string()).collect();

@@ -55,7 +55,7 @@ fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u
     let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
     let port = port.and_then(std::num::NonZeroU16::new);
     let rewrite = TranslationRule::new((rule.source, rule.group), becomes, port, false);
-    rule.rewrite = Some(rewrite.unwrap());
+    rule.translation = Some(rewrite.unwrap());
     let rib = Rib {
         rules: vec![rule],
         ..Rib::default()

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mcastor::cli::recv::{RecvArgs, RecvEvent, recv_with};
-use mcastor::cli::send::send;
 use mcastor::model::Group;
+use mcastor::traffic::{ReceiveEvent, ReceiveOptions, StreamOptions, receive_with, send};
 
 use crate::Outcome;
 use crate::lab::{END, Lab};
@@ -414,23 +413,23 @@ pub fn measure_latency(
             sender::pin(SENDER_CORE).map_err(|e| e.to_string())?;
             let group = Group::new(group.into()).map_err(|e| e.to_string())?;
             let interface = END.parse().map_err(|e| format!("{e}"))?;
-            let args = RecvArgs {
+            let options = ReceiveOptions {
                 idle: Some(2.0),
-                ..RecvArgs::new(interface, group)
+                ..ReceiveOptions::new(StreamOptions::new(interface, group))
             };
-            let mut on_event = |event: RecvEvent<'_>| {
-                if matches!(event, RecvEvent::Joined(_)) {
+            let mut on_event = |event: ReceiveEvent<'_>| {
+                if matches!(event, ReceiveEvent::Joined(_)) {
                     joined.store(true, Ordering::Relaxed);
                 }
             };
-            recv_with(&args, stop, &mut on_event).map_err(|e| e.to_string())
+            receive_with(&options, stop, &mut on_event).map_err(|e| e.to_string())
         });
         while !joined.load(Ordering::Relaxed) && !receiving.is_finished() {
             std::thread::sleep(Duration::from_millis(2));
         }
         lab.source.run(|| -> Result<_, String> {
             sender::pin(SENDER_CORE).map_err(|e| e.to_string())?;
-            send(&sender::send_args(stream)?, stop).map_err(|e| e.to_string())
+            send(&sender::send_options(stream)?, stop).map_err(|e| e.to_string())
         })??;
         Ok(receiving.join().map_err(|_| "the receiver panicked")??)
     })?;

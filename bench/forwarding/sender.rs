@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mcastor::cli::send::{SendArgs, send};
 use mcastor::model::Group;
 use mcastor::pipeline::OutPacket;
 use mcastor::probe::{PaceAction, Pacer};
 use mcastor::sys::transmit::Transmitter;
+use mcastor::traffic::{SendOptions, StreamOptions, send};
 use mcastor::wire::ip::refresh_ipv4_checksum;
 use serde::Serialize;
 
@@ -189,24 +189,26 @@ fn send_raw(lab: &Lab, stream: Stream, stop: &AtomicBool) -> Outcome<(u64, f64)>
     Ok((sent, started.elapsed().as_secs_f64()))
 }
 
-/// Returns the arguments of `mcastor send` for a stream.
-pub fn send_args(stream: Stream) -> Result<SendArgs, String> {
+/// Returns the options of the sender for a stream.
+pub fn send_options(stream: Stream) -> Result<SendOptions, String> {
     let (_, group) = stream.kind.flow(0);
     let group = Group::new(group.into()).map_err(|e| e.to_string())?;
     let interface = END.parse().map_err(|e| format!("{e}"))?;
     let per_flow = stream.rate.map(|rate| rate / stream.flows as f64);
-    Ok(SendArgs {
+    Ok(SendOptions {
         rate: per_flow.unwrap_or(0.0),
-        count: per_flow.map(|rate| (rate * stream.seconds) as u64),
-        seconds: Some(stream.seconds * if per_flow.is_some() { 2.0 } else { 1.0 }),
         size: stream.size as u16,
-        flows: stream.flows as u16,
         gso: (stream.kind == SenderKind::UdpSegments).then_some(SEGMENTS),
-        ..SendArgs::new(interface, group)
+        ..SendOptions::new(StreamOptions {
+            count: per_flow.map(|rate| (rate * stream.seconds) as u64),
+            seconds: Some(stream.seconds * if per_flow.is_some() { 2.0 } else { 1.0 }),
+            flows: stream.flows as u16,
+            ..StreamOptions::new(interface, group)
+        })
     })
 }
 
 fn send_udp(stream: Stream, stop: &AtomicBool) -> Result<(u64, f64), String> {
-    let sent = send(&send_args(stream)?, stop).map_err(|e| e.to_string())?;
+    let sent = send(&send_options(stream)?, stop).map_err(|e| e.to_string())?;
     Ok((sent.packets, sent.seconds))
 }

@@ -50,7 +50,7 @@ impl MnatRoute {
         let to_source = self.rewritten.source().map(SourcePrefix::from);
         let to_source = to_source.filter(|to| *to != source);
         let to_group = GroupPrefix::from(self.rewritten.group());
-        let rewrite = match to_source.is_none() && to_group == group {
+        let translation = match to_source.is_none() && to_group == group {
             true => None,
             false => Some(TranslationRule::new(
                 (source, group),
@@ -64,7 +64,7 @@ impl MnatRoute {
             name: self.name(),
             origin: Origin::Mnat,
             source,
-            rewrite,
+            translation,
             join: if any {
                 JoinPolicy::Never
             } else {

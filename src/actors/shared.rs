@@ -59,11 +59,11 @@ pub struct RouterContext {
     flow_idle_ms: AtomicU64,
     /// Members of proxies as routing knows them. They outlive the routing actor, so that
     /// streams do.
-    pub learned: Mutex<MembershipDatabase>,
+    pub membership_database: Mutex<MembershipDatabase>,
     /// Packets that were forwarded in the last moments.
     pub loop_guard: Arc<LoopGuard>,
     /// Which of several upstream interfaces is active for a stream.
-    pub feeds: Arc<UpstreamSelector>,
+    pub upstream_selector: Arc<UpstreamSelector>,
     /// The receivers of messages.
     pub directory: Directory,
     /// The settings of multicast NAT in force.
@@ -100,9 +100,9 @@ impl RouterContext {
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),
             flow_idle_ms: AtomicU64::new(60_000),
-            learned: Mutex::default(),
+            membership_database: Mutex::default(),
             loop_guard: Arc::default(),
-            feeds: Arc::default(),
+            upstream_selector: Arc::default(),
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
             engine_socket: engine,

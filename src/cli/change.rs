@@ -4,8 +4,8 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::exit::{fail, unusable};
 use super::show::default_socket;
-use super::{fail, unusable};
 use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
 use crate::frontend::control::{Command, client};
 use crate::model::{GroupPrefix, IfPattern};

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::UNUSABLE;
+use super::exit::UNUSABLE;
 use crate::settings::read_smcroute;
 use crate::smcroute::convert::convert;
 

@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
-use super::send::{print, stop_on_signals};
+use super::exit::UNUSABLE;
+use super::output::print_line;
+use super::signals::stop_on_signals;
+use crate::demo::error::DemoError;
 use crate::demo::view::{DemoView, Verdict};
-use crate::demo::{self, DemoError, DemoOptions};
+use crate::demo::{self, DemoOptions};
 
 /// Run a router with test streams in isolated network namespaces, and check the result
 ///
@@ -49,9 +52,9 @@ pub fn run(args: DemoArgs) -> ExitCode {
     let verdict = stop_on_signals().map_err(DemoError::from).and_then(|stop| {
         demo::run(&options, &mut view, &stop, &mut |outcome| {
             if args.json {
-                print(&serde_json::json!(outcome).to_string());
+                print_line(&serde_json::json!(outcome).to_string());
             } else {
-                print(&outcome.to_line());
+                print_line(&outcome.to_line());
             }
         })
     });
@@ -60,7 +63,7 @@ pub fn run(args: DemoArgs) -> ExitCode {
         Ok(Verdict::Fail) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("mcastor demo: {error}");
-            ExitCode::from(2)
+            ExitCode::from(UNUSABLE)
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use super::change::SocketArgs;
-use super::fail;
+use super::exit::fail;
 use crate::api::ShowQuery;
 use crate::frontend::control::{Command, client};
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::exit::{UNUSABLE, fail, unusable};
 use super::run::start_log;
-use super::{UNUSABLE, fail, unusable};
 use crate::app::{self, Clients, Options};
 use crate::mnat::client::Target;
 use crate::mnat::config::JoinSources;

@@ -1,31 +1,30 @@
-//! The command line: one file per subcommand.
+//! The command line: one file per subcommand, and the exit codes and output that they share.
 
 pub mod change;
 pub mod check;
 pub mod convert;
 pub mod demo;
+pub mod exit;
 pub mod health;
 pub mod mnat;
+pub mod output;
 pub mod recv;
 pub mod run;
 pub mod schema;
 pub mod send;
 pub mod show;
+pub mod signals;
 pub mod smcroutectl;
 pub mod smcrouted;
 
-use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::frontend::control::Command as Request;
-
-/// Exit code of an error at run time.
-pub const FAILED: u8 = 1;
-/// Exit code of invalid settings or arguments.
-pub const UNUSABLE: u8 = 2;
+use exit::fail;
+use output::print;
 
 /// A multicast router in user space.
 ///
@@ -229,25 +228,4 @@ fn man(program: ProgramName) -> ExitCode {
         Ok(()) => print(&text),
         Err(e) => fail(&e),
     }
-}
-
-/// Writes to standard output. A closed pipe is not an error.
-fn print(text: &[u8]) -> ExitCode {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => fail(&e),
-        _ => ExitCode::SUCCESS,
-    }
-}
-
-/// Prints what is wrong with the arguments or settings; returns the exit code [`UNUSABLE`].
-pub(crate) fn unusable(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("mcastor: {why}");
-    ExitCode::from(UNUSABLE)
-}
-
-/// Prints why the command failed; returns the exit code [`FAILED`].
-pub(crate) fn fail(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("mcastor: {why}");
-    ExitCode::from(FAILED)
 }

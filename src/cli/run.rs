@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{UNUSABLE, fail};
+use super::exit::{UNUSABLE, fail};
 use crate::app::{self, Clients, Options};
 use crate::settings::{LogFormat, LogSettings, Settings, environment};
 

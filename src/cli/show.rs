@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::fail;
+use super::exit::fail;
 use crate::api::{
     FlowQuery, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
     ShowQuery, ShowReply,

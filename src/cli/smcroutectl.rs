@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
-use super::FAILED;
+use super::exit::FAILED;
 use crate::smcroute::wire::{SmcrouteCommand, SmcrouteReplyLine, Verb, shown};
 
 /// Longest wait for a reply of the daemon.

@@ -11,7 +11,7 @@ use syslog_tracing::{Facility, Options as SyslogOptions, Syslog};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::FAILED;
+use super::exit::FAILED;
 use crate::app::{self, AppError, Clients, Load, Options, Started};
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::settings::{Settings, environment, read_smcroute};

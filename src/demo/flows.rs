@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::error::{DemoError, system_error};
+use super::network;
 use super::view::FlowRow;
-use super::{DemoError, network, system_error};
-use crate::cli::recv::{RecvArgs, RecvEvent, recv_with};
-use crate::cli::send::{SendArgs, send_with};
 use crate::model::{Group, IfName, LinkError, Source};
 use crate::probe::{Latency, ReceiverStats, StreamError, StreamStats};
 use crate::sys::netns::NetNs;
+use crate::traffic::{
+    ReceiveEvent, ReceiveOptions, SendOptions, StreamOptions, receive_with, send_with,
+};
 
 /// Initial TTL of the flows whose TTL the router decrements.
 const TTL: u8 = 16;
@@ -73,16 +75,18 @@ impl DemoFlow {
         netns
             .enter()
             .map_err(system_error("enter the sender's namespace"))?;
-        let args = SendArgs {
+        let options = SendOptions {
             rate,
-            count,
             ttl: self.ttl,
-            source: self.source(),
-            ..SendArgs::new(end_interface()?, self.group)
+            ..SendOptions::new(StreamOptions {
+                count,
+                source: self.source(),
+                ..StreamOptions::new(end_interface()?, self.group)
+            })
         };
         let before = state.sent.load(Ordering::Relaxed);
         let mut progress = |sent| state.sent.store(before + sent, Ordering::Relaxed);
-        send_with(&args, stop, &mut progress)?;
+        send_with(&options, stop, &mut progress)?;
         Ok(())
     }
 
@@ -97,14 +101,14 @@ impl DemoFlow {
         netns
             .enter()
             .map_err(system_error("enter the receiver's namespace"))?;
-        let args = RecvArgs {
+        let options = ReceiveOptions::new(StreamOptions {
             // Groups of ff3x::/32 and 232/8 can only be joined for one source (RFC 4607 section 1).
             source: self.source().filter(|_| self.group.is_source_specific()),
-            ..RecvArgs::new(end_interface()?, self.group)
-        };
-        recv_with(&args, stop, &mut |event| match event {
-            RecvEvent::Joined(_) => state.joined.store(true, Ordering::Relaxed),
-            RecvEvent::Progress(stats) => {
+            ..StreamOptions::new(end_interface()?, self.group)
+        });
+        receive_with(&options, stop, &mut |event| match event {
+            ReceiveEvent::Joined(_) => state.joined.store(true, Ordering::Relaxed),
+            ReceiveEvent::Progress(stats) => {
                 let snapshot = ReceiverSnapshot::new(stats, self.group);
                 *state
                     .received

@@ -11,6 +11,7 @@
 //! child process that runs `mcastor run`. Threads in the other two namespaces send and receive the
 //! streams. The namespaces have no name on the host, so the kernel removes them with the process.
 
+pub mod error;
 pub mod flows;
 pub mod network;
 pub mod router;
@@ -19,12 +20,11 @@ pub mod view;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use error::{DemoError, system_error};
 use flows::{DemoFlow, FlowStates};
 use network::DemoNetwork;
 use router::RouterProcess;
 use view::{DemoOutcome, DemoView, Verdict};
-
-use crate::probe::StreamError;
 
 /// Longest wait until the router is ready and the receivers have joined.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,47 +36,6 @@ const TICK: Duration = Duration::from_millis(50);
 const RATE: f64 = 1000.0;
 /// Packets per second and flow after the verdict, with `--keep`.
 const KEEP_RATE: f64 = 10.0;
-
-/// The reason why the demo cannot run. It says nothing about the router.
-#[derive(Debug, thiserror::Error)]
-pub enum DemoError {
-    /// The system does not permit network namespaces.
-    #[error(
-        "cannot make network namespaces: {0}\n\
-         Run it as root (`sudo mcastor demo`). Without root it needs unprivileged user namespaces: \
-         sysctl user.max_user_namespaces above 0 and, if they exist, \
-         kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0. \
-         In a container: --cap-add SYS_ADMIN --cap-add NET_ADMIN --cap-add NET_RAW."
-    )]
-    Namespaces(std::io::Error),
-    /// Links or addresses could not be created.
-    #[error(
-        "cannot create the links of the demo: {0}\nIt needs the kernel's `veth` driver: `modprobe veth`."
-    )]
-    Links(String),
-    /// An operation on a file, a socket or a process failed.
-    #[error("cannot {what}: {error}")]
-    System {
-        /// The operation, as an infinitive.
-        what: &'static str,
-        /// The error of the system.
-        error: std::io::Error,
-    },
-    /// A stream could not be sent or received.
-    #[error("{0}")]
-    Stream(#[from] StreamError),
-    /// The metrics of the router cannot be read over the loopback interface.
-    #[error(
-        "cannot reach 127.0.0.1: {0}\nThe loopback interface of this network namespace is down; \
-         set it up with `ip link set lo up`."
-    )]
-    Loopback(std::io::Error),
-}
-
-/// Returns a function that adds the failed operation to a system error.
-pub(crate) fn system_error(what: &'static str) -> impl Fn(std::io::Error) -> DemoError {
-    move |error| DemoError::System { what, error }
-}
 
 /// Options of the demo.
 #[derive(Debug, Clone)]

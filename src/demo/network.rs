@@ -9,7 +9,7 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, new_connection};
 use socket2::{Domain, Type};
 
-use super::DemoError;
+use super::error::DemoError;
 use crate::sys::ifaddr::interfaces;
 use crate::sys::netns::{self, NetNs};
 

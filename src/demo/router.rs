@@ -10,8 +10,9 @@ use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::error::{DemoError, system_error};
 use super::flows::DemoFlow;
-use super::{DemoError, network, system_error};
+use super::network;
 use crate::sys::netns::NetNs;
 use crate::sys::spawn;
 

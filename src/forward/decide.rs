@@ -72,7 +72,7 @@ fn entries<'f>(
     verdicts: Verdicts,
 ) -> impl Iterator<Item = (&'f Entry, Option<(&'f ProxyIngress, &'f [u32])>)> + use<'f> {
     let route = verdicts.entry.map(|id| (&fib.entries[id as usize], None));
-    let members = fib.wishes.set(verdicts.wanted);
+    let members = fib.oif_table.set(verdicts.wanted);
     let proxies = positions(verdicts.proxies).filter_map(move |at| {
         let proxy = ingress.proxies.get(at)?;
         let entry = &fib.entries[proxy.entry as usize];
@@ -124,7 +124,7 @@ pub struct Arrival<'f, 's> {
     /// The ingress interface in this table.
     pub ingress: &'f Ingress,
     /// Selects the active upstream of streams that arrive on several ones.
-    pub feeds: &'s UpstreamSelector,
+    pub upstream_selector: &'s UpstreamSelector,
     /// Milliseconds of a monotonic clock.
     pub now_ms: u64,
 }
@@ -255,11 +255,15 @@ fn permit(
             // Checked before the upstream is selected, because the packets of another upstream
             // may have a higher TTL.
             DropReason::TtlExpired
-        } else if proxy.feed.as_ref().is_some_and(|rule| {
-            let Arrival { feeds, now_ms, .. } = arrival;
+        } else if proxy.upstream_rule.as_ref().is_some_and(|rule| {
+            let Arrival {
+                upstream_selector,
+                now_ms,
+                ..
+            } = arrival;
             !match tracer_is_read_only(tracer) {
-                true => feeds.would_admit(rule, key, now_ms),
-                false => feeds.admits(rule, key, now_ms),
+                true => upstream_selector.would_admit(rule, key, now_ms),
+                false => upstream_selector.admits(rule, key, now_ms),
             }
         }) {
             DropReason::Standby
@@ -358,17 +362,17 @@ fn look_up_proxies(
     let (Ok(s), Ok(g)) = (Source::new(source), Group::new(group)) else {
         return Err(DropReason::NoRoute);
     };
-    let found = fib.wishes.find(source, group);
-    let wanted = found.map_or(crate::table::sets::EMPTY, |found| found.set);
+    let found = fib.oif_table.find(source, group);
+    let wanted = found.map_or(crate::table::oif_sets::EMPTY_SET, |found| found.source_oifs);
     let (with_members, with_any_member) = (
-        fib.wishes.set(wanted),
-        found.map_or(&[][..], |found| fib.wishes.set(found.anybody)),
+        fib.oif_table.set(wanted),
+        found.map_or(&[][..], |found| fib.oif_table.set(found.group_oifs)),
     );
     let mut proxies = 0;
     let mut reason = DropReason::NoRoute;
     for (at, proxy) in ingress.proxies.iter().enumerate() {
         let entry = proxy.entry;
-        if !proxy.proxy.takes_group(g) {
+        if !proxy.proxy.accepts_group(g) {
             let reason = DropReason::NoRoute;
             tracer.record(|| TraceStep::ProxyRefused { entry, reason });
             continue;
@@ -386,7 +390,7 @@ fn look_up_proxies(
                 entry,
                 reason: refusal,
             });
-        } else if proxy.proxy.takes_source(s) {
+        } else if proxy.proxy.accepts_source(s) {
             proxies |= 1 << at;
             tracer.record(|| TraceStep::ProxyMatched { entry });
         } else {

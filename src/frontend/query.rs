@@ -238,7 +238,7 @@ fn route_rule(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
     Ok(RouteRule {
         name: RouteName::default_for(&from, source, group),
         origin: Origin::Command,
-        rewrite: rewrite.transpose()?,
+        translation: rewrite.transpose()?,
         source,
         join: match spec.join {
             None => JoinPolicy::Auto,

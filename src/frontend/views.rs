@@ -30,7 +30,7 @@ pub fn routes(tables: &RoutingTables, catalog: &Catalog) -> Vec<RouteView> {
         to: texts(&rule.to),
         ttl: rule.ttl.to_string(),
         link_local: rule.link_local,
-        rewrite: rule.rewrite.as_ref().map(rewrite),
+        rewrite: rule.translation.as_ref().map(rewrite),
         paths: paths(rule, links, catalog),
         waiting_for: waiting_for(rule.from_and_to(), links),
     };

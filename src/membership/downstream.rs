@@ -440,7 +440,7 @@ impl Downstream {
             if !rule.fast_leave {
                 state.stop_tracking();
             }
-            if !rule.takes_group(group) {
+            if !rule.accepts_group(group) {
                 state.clear();
             }
         });

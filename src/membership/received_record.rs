@@ -39,7 +39,7 @@ impl ReceivedRecord<'_> {
             Err(MembershipRefusal::OtherFamily)
         } else if group.is_link_local() {
             Err(MembershipRefusal::LinkLocalGroup)
-        } else if !config.rule.takes_group(group) {
+        } else if !config.rule.accepts_group(group) {
             Err(MembershipRefusal::GroupDenied)
         } else if group.is_source_specific() && is_any_source {
             Err(MembershipRefusal::AnySourceInSsm)
@@ -65,7 +65,7 @@ impl ReceivedRecord<'_> {
         for source in self.sources {
             if !config.protocol.is_family_of(source.addr()) {
                 refuse(MembershipRefusal::OtherFamily);
-            } else if requests_sources && !config.rule.takes_source(*source) {
+            } else if requests_sources && !config.rule.accepts_source(*source) {
                 refuse(MembershipRefusal::SourceDenied);
             } else {
                 accepted.insert(*source);

@@ -172,7 +172,7 @@ impl ProxyRule {
 
     /// Whether memberships of this group are proxied at all. Link-local groups never are
     /// (RFC 4605 section 4, RFC 9776 section 6).
-    pub fn takes_group(&self, group: Group) -> bool {
+    pub fn accepts_group(&self, group: Group) -> bool {
         let holds = |list: &[GroupPrefix]| list.iter().any(|p| p.net().contains(&group.addr()));
         !group.is_link_local()
             && (self.groups.is_empty() || holds(&self.groups))
@@ -180,7 +180,7 @@ impl ProxyRule {
     }
 
     /// Whether packets of this source are forwarded.
-    pub fn takes_source(&self, source: Source) -> bool {
+    pub fn accepts_source(&self, source: Source) -> bool {
         let addr: IpAddr = source.addr();
         let holds = |list: &[SourcePrefix]| list.iter().any(|p| p.net().contains(&addr));
         (self.sources.is_empty() || holds(&self.sources)) && !holds(&self.deny_sources)
@@ -196,19 +196,19 @@ mod tests {
         let mut proxy = ProxyRule::new(vec!["eth0".parse().unwrap()], vec![]);
         let group = |g: &str| g.parse::<Group>().unwrap();
         let source = |s: &str| s.parse::<Source>().unwrap();
-        assert!(proxy.takes_group(group("225.1.2.3")));
-        assert!(!proxy.takes_group(group("224.0.0.251")));
-        assert!(!proxy.takes_group(group("ff02::fb")));
+        assert!(proxy.accepts_group(group("225.1.2.3")));
+        assert!(!proxy.accepts_group(group("224.0.0.251")));
+        assert!(!proxy.accepts_group(group("ff02::fb")));
         proxy.groups = vec!["239.0.0.0/8".parse().unwrap()];
         proxy.deny_groups = vec!["239.1.0.0/16".parse().unwrap()];
-        assert!(!proxy.takes_group(group("225.1.2.3")));
-        assert!(proxy.takes_group(group("239.2.0.1")));
-        assert!(!proxy.takes_group(group("239.1.0.1")));
+        assert!(!proxy.accepts_group(group("225.1.2.3")));
+        assert!(proxy.accepts_group(group("239.2.0.1")));
+        assert!(!proxy.accepts_group(group("239.1.0.1")));
         proxy.sources = vec!["10.0.0.0/8".parse().unwrap()];
         proxy.deny_sources = vec!["10.1.0.0/16".parse().unwrap()];
-        assert!(proxy.takes_source(source("10.2.0.1")));
-        assert!(!proxy.takes_source(source("10.1.0.1")));
-        assert!(!proxy.takes_source(source("192.0.2.1")));
-        assert!(!proxy.takes_source(source("2001:db8::1")));
+        assert!(proxy.accepts_source(source("10.2.0.1")));
+        assert!(!proxy.accepts_source(source("10.1.0.1")));
+        assert!(!proxy.accepts_source(source("192.0.2.1")));
+        assert!(!proxy.accepts_source(source("2001:db8::1")));
     }
 }

@@ -134,7 +134,7 @@ pub struct RouteRule {
     /// TTL policy ends no loop.
     pub loop_guard: bool,
     /// Other source, group or UDP port that packets leave with.
-    pub rewrite: Option<TranslationRule>,
+    pub translation: Option<TranslationRule>,
 }
 
 impl RouteRule {
@@ -154,7 +154,7 @@ impl RouteRule {
             link_local: false,
             join: JoinPolicy::default(),
             loop_guard: false,
-            rewrite: None,
+            translation: None,
         }
     }
 

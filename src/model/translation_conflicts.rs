@@ -23,22 +23,24 @@ impl RouteRule {
     /// What streams of a set leave as, as far as the rule takes them.
     pub fn leaves_as(&self, set: StreamSet) -> Option<StreamSet> {
         let taken = self.takes().overlap(set)?;
-        match &self.rewrite {
-            Some(rewrite) => rewrite.apply_set(taken),
+        match &self.translation {
+            Some(translation) => translation.apply_set(taken),
             None => Some(taken),
         }
     }
 
     /// What streams of a set that leave were when they came.
     fn came_as(&self, set: StreamSet) -> Option<StreamSet> {
-        match &self.rewrite {
-            Some(rewrite) => rewrite.inverse().apply_set(set),
+        match &self.translation {
+            Some(translation) => translation.inverse().apply_set(set),
             None => self.takes().overlap(set),
         }
     }
 
     fn changes_stream(&self) -> bool {
-        self.rewrite.as_ref().is_some_and(|r| r.changes_stream())
+        self.translation
+            .as_ref()
+            .is_some_and(|r| r.changes_stream())
     }
 
     fn excepts(&self, set: StreamSet) -> bool {
@@ -234,7 +236,8 @@ mod tests {
             (!to_source.is_empty()).then(|| to_source.parse().unwrap()),
             (!to_group.is_empty()).then(|| to_group.parse().unwrap()),
         );
-        rule.rewrite = TranslationRule::new((rule.source, rule.group), becomes, None, false).ok();
+        rule.translation =
+            TranslationRule::new((rule.source, rule.group), becomes, None, false).ok();
         rule
     }
 

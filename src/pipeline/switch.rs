@@ -39,7 +39,7 @@ pub struct Switch {
     /// The flows of the interface.
     pub flows: Flows,
     guard: Arc<LoopGuard>,
-    feeds: Arc<UpstreamSelector>,
+    upstream_selector: Arc<UpstreamSelector>,
     /// Indexed by egress id.
     egresses: Vec<EgressPosition>,
     /// Number of the current packet, to tell which egresses it has been added to.
@@ -111,12 +111,16 @@ impl Default for Switch {
 
 impl Switch {
     /// Creates a switch that records flows in `flows`, drops packets that `guard` recognises, and
-    /// accepts a stream that arrives on several upstreams from the one that `feeds` selects.
-    pub fn new(flows: Flows, guard: Arc<LoopGuard>, feeds: Arc<UpstreamSelector>) -> Self {
+    /// accepts a stream that arrives on several upstreams from the one that `upstream_selector` selects.
+    pub fn new(
+        flows: Flows,
+        guard: Arc<LoopGuard>,
+        upstream_selector: Arc<UpstreamSelector>,
+    ) -> Self {
         Self {
             flows,
             guard,
-            feeds,
+            upstream_selector,
             egresses: Vec::new(),
             packet_number: 0,
             ranges: Vec::new(),
@@ -162,7 +166,7 @@ impl Switch {
                 }
                 Err(NotData::Membership) => {
                     counts.membership += 1;
-                    if ingress.hears {
+                    if ingress.receives_membership {
                         copy_message(&batch, packet, &mut out.messages);
                     }
                 }
@@ -224,7 +228,7 @@ impl Switch {
                 self.check_loop_guard(batch, &out.side_buffer, in_side_buffer, now_ms);
             }
             let stopped = |at: usize, looped: &[bool]| guarded && looped[at];
-            let rewrite = variant.entry.rewrite.as_ref();
+            let rewrite = variant.entry.translation.as_ref();
             let mut translated = 0;
             if let Some(rewrite) = rewrite {
                 let mtus = variant
@@ -443,7 +447,7 @@ impl Switch {
         let needs_segmentation = decision.variants().any(|v| {
             v.entry.loop_guard
                 || v.entry
-                    .rewrite
+                    .translation
                     .as_ref()
                     .is_some_and(|r| !r.family().stays())
         });
@@ -482,7 +486,7 @@ impl Switch {
         let vlan = packet
             .vlan
             .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
-        if vlan.is_some_and(|id| ingress.vlans_elsewhere.contains(&id)) {
+        if vlan.is_some_and(|id| ingress.vlans_with_own_interface.contains(&id)) {
             return Err(DropReason::VlanElsewhere.into());
         }
         let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
@@ -498,7 +502,7 @@ impl Switch {
         let arrival = Arrival {
             fib,
             ingress,
-            feeds: &self.feeds,
+            upstream_selector: &self.upstream_selector,
             now_ms,
         };
         let decision = decide(arrival, &mut self.flows, bytes)?;

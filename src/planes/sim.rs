@@ -41,14 +41,14 @@ impl SimState {
         let arrival = Arrival {
             fib: &fib,
             ingress,
-            feeds: &self.upstream_selector,
+            upstream_selector: &self.upstream_selector,
             now_ms: 0,
         };
         let trace = resolve(arrival, packet);
         let is_simple = |step: &TraceStep| match step {
             TraceStep::RouteMatched { entry } => {
                 let entry = &fib.entries[*entry as usize];
-                entry.rewrite.is_none() && !entry.loop_guard
+                entry.translation.is_none() && !entry.loop_guard
             }
             TraceStep::PathChecked { result, .. } => result.is_ok(),
             _ => false,

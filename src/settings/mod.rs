@@ -83,7 +83,7 @@ impl Settings {
                     .flat_map(|proxy| &proxy.downstream)
                     .any(|downstream| downstream.intersects(to))
             };
-            route.rewrite.is_some() && route.to.iter().all(is_downstream)
+            route.translation.is_some() && route.to.iter().all(is_downstream)
         };
         let routes = self.routes.iter();
         let routes = routes.filter(|route| !is_joined_on_demand(route));

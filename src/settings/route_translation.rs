@@ -197,7 +197,7 @@ pub(super) fn refuse_conflicts(checker: &mut Checker<'_>, indices: &[usize], rul
     let routes = KeyPath::root("route");
     let path_of = |rule: usize| {
         let route = routes.index(indices[rule]);
-        match rules[rule].rewrite {
+        match rules[rule].translation {
             Some(_) => route.key("rewrite"),
             None => route.key("group"),
         }
@@ -260,7 +260,7 @@ pub(super) fn refuse_proxy_cycles(
     rules: &[RouteRule],
     proxies: &[ProxyRule],
 ) {
-    if proxies.is_empty() || rules.iter().all(|rule| rule.rewrite.is_none()) {
+    if proxies.is_empty() || rules.iter().all(|rule| rule.translation.is_none()) {
         return;
     }
     let mut ways = rules.to_vec();

@@ -89,7 +89,7 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         join: join?,
         loop_guard: raw.loop_guard.unwrap_or(ttl.can_feed_a_loop()),
         // A wrong translation excludes the route from the result.
-        rewrite: match rewrite {
+        translation: match rewrite {
             Some(rewrite) => Some(rewrite?),
             None => None,
         },

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::fib::{DownstreamId, DownstreamInterface, ProxyIngress};
-use super::fib::{Egress, EgressId, Entry, EntryId, Fib, Ingress, Path, PathId};
+use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
+use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::rib::Rib;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
@@ -49,7 +49,7 @@ impl<'a> Draft<'a> {
             paths: Arc::new(self.paths),
             downstreams: Arc::new(self.downstreams),
             left_out: Arc::new(self.left_out),
-            wishes: Default::default(),
+            oif_table: Default::default(),
         }
     }
 
@@ -64,7 +64,7 @@ impl<'a> Draft<'a> {
                 ttl: rule.ttl,
                 link_local: rule.link_local,
                 loop_guard: rule.loop_guard,
-                rewrite: rule.rewrite,
+                translation: rule.translation,
                 paths,
             });
             let entries = &mut self.ingress(iif.index).entries;
@@ -77,7 +77,7 @@ impl<'a> Draft<'a> {
         let (rib, links) = (self.rib, self.links);
         let announced = |link: &&Link| rib.options(link).is_some_and(|o| o.mrdisc.is_some());
         for link in links.iter().filter(announced) {
-            self.ingress(link.index).hears = true;
+            self.ingress(link.index).receives_membership = true;
         }
     }
 
@@ -98,7 +98,7 @@ impl<'a> Draft<'a> {
             }));
         let mut hasher = DefaultHasher::new();
         proxy.name.hash(&mut hasher);
-        let feed = |interface: IfIndex| UpstreamRule {
+        let upstream_rule = |interface: IfIndex| UpstreamRule {
             interface,
             proxy: hasher.finish(),
             takeover_ms: proxy.takeover.as_millis() as u64,
@@ -112,8 +112,8 @@ impl<'a> Draft<'a> {
         let running = upstreams.iter().find(|l| l.up && l.carrier);
         let up = running.or(upstreams.first()).filter(|_| proxy.upward);
         for iif in &upstreams {
-            let feed = (upstreams.len() > 1).then(|| feed(iif.index));
-            self.proxy_ingress(&proxy, first, &downstreams, (iif, None), feed);
+            let upstream_rule = (upstreams.len() > 1).then(|| upstream_rule(iif.index));
+            self.proxy_ingress(&proxy, first, &downstreams, (iif, None), upstream_rule);
         }
         for iif in &downstreams {
             self.proxy_ingress(&proxy, first, &downstreams, (iif, up), None);
@@ -126,7 +126,7 @@ impl<'a> Draft<'a> {
         first: DownstreamId,
         downstreams: &[&Link],
         (iif, up): (&Link, Option<&&Link>),
-        feed: Option<UpstreamRule>,
+        upstream_rule: Option<UpstreamRule>,
     ) {
         let up = up.map(|up| self.path(&proxy.name, iif, up));
         let paths = downstreams.iter().map(|oif| {
@@ -140,11 +140,11 @@ impl<'a> Draft<'a> {
             ttl: proxy.ttl,
             link_local: false,
             loop_guard: proxy.ttl.can_feed_a_loop(),
-            rewrite: None,
+            translation: None,
             paths: up.into_iter().collect(),
         });
         let ingress = self.ingress(iif.index);
-        ingress.hears = true;
+        ingress.receives_membership = true;
         let proxies = &mut ingress.proxies;
         if proxies.len() >= MOST_PROXIES {
             self.left_out.push((proxy.name.clone(), iif.name.clone()));
@@ -153,7 +153,7 @@ impl<'a> Draft<'a> {
         proxies.push(ProxyIngress {
             entry,
             proxy: proxy.clone(),
-            feed,
+            upstream_rule,
             first,
             paths,
         });
@@ -188,7 +188,7 @@ impl<'a> Draft<'a> {
     fn ingress(&mut self, iif: IfIndex) -> &mut Ingress {
         let links = self.links;
         self.ingresses.entry(iif).or_insert_with(|| Ingress {
-            vlans_elsewhere: links.vlans_on(iif).collect(),
+            vlans_with_own_interface: links.vlans_on(iif).collect(),
             plane: links.get(iif).and_then(|link| link.plane),
             ..Ingress::default()
         })

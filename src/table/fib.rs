@@ -8,25 +8,14 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::lookup::PrefixTable;
-use super::membership_database::OifTable;
+use super::oif_table::OifTable;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
     IfIndex, IfName, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy,
     TtlThreshold,
 };
-
-/// Position of an egress in [`Fib::egresses`].
-pub type EgressId = u32;
-
-/// Position of an entry in [`Fib::entries`].
-pub type EntryId = u32;
-
-/// Position of a path in [`Fib::paths`].
-pub type PathId = u32;
-
-/// Position of a downstream interface in [`Fib::downstreams`].
-pub type DownstreamId = u32;
 
 /// What the data path needs to know, all of it. A clone shares all but the number.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +35,7 @@ pub struct Fib {
     /// Proxies that found [`MOST_PROXIES`](crate::model::MOST_PROXIES) on an interface: nothing is forwarded for them there.
     pub left_out: Arc<Vec<(RouteName, IfName)>>,
     /// What they ask for.
-    pub wishes: OifTable,
+    pub oif_table: OifTable,
 }
 
 /// An interface behind which hosts ask for streams.
@@ -65,9 +54,9 @@ pub struct Ingress {
     pub entries: PrefixTable<EntryId>,
     /// VLANs that have an interface of their own on top of this one: their frames are that
     /// interface's, although they are seen here too.
-    pub vlans_elsewhere: Vec<u16>,
+    pub vlans_with_own_interface: Vec<u16>,
     /// Messages of hosts and switches are for us: for a proxy, or for router discovery.
-    pub hears: bool,
+    pub receives_membership: bool,
     /// The proxies this is an interface of, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
     pub proxies: Vec<ProxyIngress>,
     /// The plane that serves the interface; `None` for the default plane.
@@ -83,7 +72,7 @@ pub struct ProxyIngress {
     /// Which groups and sources it takes.
     pub proxy: Arc<ProxyRule>,
     /// On one of several upstreams: who else may feed a stream.
-    pub feed: Option<UpstreamRule>,
+    pub upstream_rule: Option<UpstreamRule>,
     /// The first of the downstream interfaces of the proxy.
     pub(super) first: DownstreamId,
     /// The paths to those, in their order; none back to where a packet came from.
@@ -114,7 +103,7 @@ pub struct Entry {
     /// Whether packets that come back within a moment are stopped.
     pub loop_guard: bool,
     /// Other source, group or port that packets leave with.
-    pub rewrite: Option<TranslationRule>,
+    pub translation: Option<TranslationRule>,
     /// Where packets go; empty while none of the egresses exists. Those a proxy learned are
     /// not among them.
     pub paths: Vec<PathId>,

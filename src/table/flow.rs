@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::EntryId;
-use super::sets::SetId;
+use super::oif_sets::OifSetId;
 
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
@@ -17,7 +17,7 @@ pub struct Verdicts {
     /// The proxies, one bit each: their positions in [`Ingress::proxies`](super::Ingress).
     pub proxies: u64,
     /// The downstream interfaces with members that the source is forwarded to.
-    pub wanted: SetId,
+    pub wanted: OifSetId,
 }
 
 /// One flow.

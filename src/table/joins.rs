@@ -148,12 +148,12 @@ fn add(wanted: &mut DesiredMemberships, join: Join, filter: &SourceFilter) {
 /// The part of a filter that a proxy would forward. Of all sources but some, those it leaves
 /// out come too: a filter cannot name a prefix.
 pub fn permitted(proxy: &ProxyRule, group: Group, filter: &SourceFilter) -> SourceFilter {
-    if !proxy.takes_group(group) {
+    if !proxy.accepts_group(group) {
         return SourceFilter::none();
     }
     match filter {
         SourceFilter::Include(sources) => {
-            let takes = |source: &&_| proxy.takes_source(**source);
+            let takes = |source: &&_| proxy.accepts_source(**source);
             SourceFilter::Include(sources.iter().filter(takes).copied().collect())
         }
         all_but => all_but.clone(),

@@ -1,122 +1,42 @@
-//! What hosts behind downstream interfaces asked for, and the part of the snapshot made of it.
+//! The memberships behind downstream interfaces (RFC 4605 section 4.1), and the OIF table made of
+//! them.
 //!
-//! Lifecycle: membership tells [`MembershipDatabase`] what is wanted, group by group, after each change.
-//! [`MembershipDatabase::rebuild`] puts all of it into a snapshot that [`Rib::fib`](super::Rib::fib) has
-//! just made of new rules or links; [`MembershipDatabase::update`] makes the next snapshot of the one in
-//! force when only memberships changed. An update costs what changed: snapshots share all else.
+//! Routing updates [`MembershipDatabase`] group by group when membership reports a change. There
+//! are two ways to apply the changes to a forwarding table:
+//!
+//! - [`MembershipDatabase::rebuild`] adds all memberships to a table that
+//!   [`Rib::fib`](super::Rib::fib) has just built from new rules or links.
+//! - [`MembershipDatabase::update`] makes the next table from the current one when only memberships
+//!   changed. Its cost depends on the number of changes: the tables share everything else.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet, RandomState};
+use ahash::{AHashMap, AHashSet};
 
-use super::sets::{EMPTY, Interner, SetId, Sets};
-use super::{DownstreamId, Fib};
+use super::fib::Fib;
+use super::ids::DownstreamId;
+use super::oif_sets::{EMPTY_SET, OifSetInterner};
+use super::oif_table::{GroupInterest, OifTable};
 use crate::model::{Group, IfIndex, SourceFilter};
 
-/// The groups of a snapshot are spread over so many maps; a change copies one of them.
-const SHARDS: usize = 256;
-
-/// Which downstream interfaces want a source of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
-    /// Those that want the source.
-    pub set: SetId,
-    /// Those that want any source of the group.
-    pub anybody: SetId,
-}
-
-/// Who wants a group.
-#[derive(Debug, PartialEq, Eq)]
-struct GroupInterest {
-    anybody: SetId,
-    /// Who wants sources that are not in `named`.
-    others: SetId,
-    /// Sources that others want than `others`, in rising order.
-    named: Box<[(IpAddr, SetId)]>,
-}
-
-impl GroupInterest {
-    fn sets(&self) -> impl Iterator<Item = SetId> {
-        let named = self.named.iter().map(|(_, set)| *set);
-        [self.anybody, self.others].into_iter().chain(named)
-    }
-}
-
-type Shard = AHashMap<IpAddr, Arc<GroupInterest>>;
-
-/// Who wants which group, as the data path asks. Immutable; a clone shares all.
-#[derive(Debug, Clone)]
-pub struct OifTable {
-    seed: RandomState,
-    shards: Arc<Vec<Arc<Shard>>>,
-    sets: Sets,
-}
-
-impl Default for OifTable {
-    fn default() -> Self {
-        Self {
-            seed: RandomState::new(),
-            shards: Arc::new(vec![Arc::default(); SHARDS]),
-            sets: Sets::default(),
-        }
-    }
-}
-
-impl OifTable {
-    fn shard(&self, group: &IpAddr) -> usize {
-        self.seed.hash_one(group) as usize % SHARDS
-    }
-
-    /// Who wants packets from a source to a group; `None` where nobody wants any of the group.
-    pub fn find(&self, source: IpAddr, group: IpAddr) -> Option<Found> {
-        let wish = self.shards[self.shard(&group)].get(&group)?;
-        let named = wish.named.binary_search_by_key(&source, |(s, _)| *s);
-        Some(Found {
-            set: named.map_or(wish.others, |at| wish.named[at].1),
-            anybody: wish.anybody,
-        })
-    }
-
-    /// The downstream interfaces of a set, in rising order.
-    #[inline]
-    pub fn set(&self, id: SetId) -> &[DownstreamId] {
-        self.sets.get(id)
-    }
-
-    fn put(
-        &mut self,
-        group: IpAddr,
-        wish: Option<Arc<GroupInterest>>,
-    ) -> Option<Arc<GroupInterest>> {
-        let shard = self.shard(&group);
-        let shard = Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard]);
-        match wish {
-            Some(wish) => shard.insert(group, wish),
-            None => shard.remove(&group),
-        }
-    }
-}
-
-/// The memberships behind downstream interfaces. Owned by routing, announced anew after its
-/// restart.
+/// The memberships behind downstream interfaces. Routing owns it and fills it again after a restart.
 #[derive(Debug, Default)]
 pub struct MembershipDatabase {
     groups: AHashMap<Group, BTreeMap<IfIndex, SourceFilter>>,
-    /// Groups whose wishes may have changed since the last snapshot.
+    /// Groups that changed since the last forwarding table.
     changed: AHashSet<Group>,
-    /// What the last snapshot was given.
-    wishes: OifTable,
-    interner: Interner,
-    /// Position of a downstream interface in that snapshot.
+    /// The OIF table of the last forwarding table.
+    oif_table: OifTable,
+    interner: OifSetInterner,
+    /// Positions of the downstream interfaces in the last forwarding table.
     ids: AHashMap<IfIndex, DownstreamId>,
 }
 
 impl MembershipDatabase {
-    /// The hosts behind `downstream` want this of a group from now on; a filter that takes
-    /// nothing ends the membership. Nothing is forwarded by it before the next snapshot.
-    pub fn learn(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
+    /// Sets the source filter of a group behind `downstream`. An empty filter ends the membership.
+    /// The change takes effect with the next forwarding table.
+    pub fn set(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
         let members = self.groups.entry(group).or_default();
         let old = match filter.is_none() {
             true => members.remove(&downstream),
@@ -130,8 +50,8 @@ impl MembershipDatabase {
         }
     }
 
-    /// Nothing is wanted behind `downstream` any more.
-    pub fn forget(&mut self, downstream: IfIndex) {
+    /// Ends all memberships behind `downstream`.
+    pub fn remove_downstream(&mut self, downstream: IfIndex) {
         let changed = &mut self.changed;
         self.groups.retain(|group, members| {
             if members.remove(&downstream).is_some() {
@@ -141,112 +61,117 @@ impl MembershipDatabase {
         });
     }
 
-    /// Every membership: behind which interface, of which group, what of it.
+    /// Returns every membership: downstream interface, group and source filter.
     pub fn memberships(&self) -> impl Iterator<Item = (IfIndex, Group, &SourceFilter)> {
         let groups = self.groups.iter();
         groups.flat_map(|(group, members)| members.iter().map(|(i, f)| (*i, *group, f)))
     }
 
-    /// How many groups are wanted.
+    /// Returns the number of groups with members.
     pub fn len(&self) -> usize {
         self.groups.len()
     }
 
-    /// True where none is.
+    /// Returns whether no group has members.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// Puts every membership into a snapshot that was just made.
+    /// Adds all memberships to a forwarding table that was built from rules and links.
     pub fn rebuild(&mut self, fib: &mut Fib) {
         self.ids = (0..)
             .zip(fib.downstreams.iter())
             .map(|(id, d)| (d.index, id))
             .collect();
-        self.wishes = OifTable::default();
-        self.interner = Interner::default();
+        self.oif_table = OifTable::default();
+        self.interner = OifSetInterner::default();
         self.changed = self.groups.keys().copied().collect();
-        self.settle(fib);
+        self.apply_changes(fib);
     }
 
-    /// The snapshot after the memberships that changed, or `None` where what is forwarded
-    /// stays the same. `fib` is the last one that was given to [`MembershipDatabase::rebuild`] or came
-    /// from here.
+    /// Returns the forwarding table after the membership changes, or `None` if they do not change
+    /// what is forwarded. `fib` is the last table that was passed to
+    /// [`MembershipDatabase::rebuild`] or returned by this method.
     pub fn update(&mut self, fib: &Fib, generation: u64) -> Option<Fib> {
         let mut next = Fib {
             generation,
             ..fib.clone()
         };
-        self.settle(&mut next).then_some(next)
+        self.apply_changes(&mut next).then_some(next)
     }
 
-    fn settle(&mut self, fib: &mut Fib) -> bool {
+    /// Updates the OIF table of `fib`. Returns whether it changed.
+    fn apply_changes(&mut self, fib: &mut Fib) -> bool {
         let mut changed = false;
         for group in std::mem::take(&mut self.changed) {
-            let new = self.wish(group, fib);
-            let old = self.wishes.shards[self.wishes.shard(&group.addr())].get(&group.addr());
-            // Sets are held by the new wish before they are let go by the old one.
-            if old.map(Arc::as_ref) == new.as_ref() {
+            let new = self.interest(group, fib);
+            // `new` acquired its sets before `old` releases them: shared sets keep their number.
+            if self.oif_table.interest(group.addr()) == new.as_ref() {
                 release(&mut self.interner, new.as_ref());
                 continue;
             }
-            let old = self.wishes.put(group.addr(), new.map(Arc::new));
+            let old = self.oif_table.replace(group.addr(), new);
             release(&mut self.interner, old.as_deref());
             changed = true;
         }
-        self.wishes.sets = self.interner.sets.clone();
-        fib.wishes = self.wishes.clone();
+        self.oif_table.set_sets(self.interner.sets.clone());
+        fib.oif_table = self.oif_table.clone();
         changed
     }
 
-    fn wish(&mut self, group: Group, fib: &Fib) -> Option<GroupInterest> {
-        let mut anybody = Vec::new();
-        let mut others = Vec::new();
-        // Per source, the interfaces that think otherwise of it than of the others.
-        let mut odd: BTreeMap<IpAddr, Vec<DownstreamId>> = BTreeMap::new();
+    /// Returns the interest in a group; `None` if no member's proxy accepts the group. Acquires the
+    /// sets of the result.
+    fn interest(&mut self, group: Group, fib: &Fib) -> Option<GroupInterest> {
+        let mut group_oifs = Vec::new();
+        let mut default_oifs = Vec::new();
+        // Per source, the interfaces whose filter treats it differently from unnamed sources.
+        let mut exceptions: BTreeMap<IpAddr, Vec<DownstreamId>> = BTreeMap::new();
         let mut members: Vec<_> = self
             .groups
             .get(&group)?
             .iter()
             .filter_map(|(index, filter)| Some((*self.ids.get(index)?, filter)))
-            .filter(|(id, _)| fib.downstreams[*id as usize].proxy.takes_group(group))
+            .filter(|(id, _)| fib.downstreams[*id as usize].proxy.accepts_group(group))
             .collect();
         members.sort_unstable_by_key(|(id, _)| *id);
         for (id, filter) in members {
-            anybody.push(id);
+            group_oifs.push(id);
             let sources = match filter {
                 SourceFilter::Include(sources) => sources,
                 SourceFilter::Exclude(sources) => {
-                    others.push(id);
+                    default_oifs.push(id);
                     sources
                 }
             };
             for source in sources {
-                odd.entry(source.addr()).or_default().push(id);
+                exceptions.entry(source.addr()).or_default().push(id);
             }
         }
-        if anybody.is_empty() {
+        if group_oifs.is_empty() {
             return None;
         }
-        let mut scratch = Vec::new();
-        let named = odd.into_iter().map(|(source, odd)| {
-            scratch.clear();
-            scratch.extend(others.iter().filter(|id| odd.binary_search(id).is_err()));
-            scratch.extend(odd.iter().filter(|id| others.binary_search(id).is_err()));
-            scratch.sort_unstable();
-            (source, self.interner.hold(&scratch))
+        let mut source_oifs = Vec::new();
+        let by_source = exceptions.into_iter().map(|(source, exceptions)| {
+            let missing_in =
+                |set: &[DownstreamId], id: &DownstreamId| set.binary_search(id).is_err();
+            let unchanged = default_oifs.iter().filter(|id| missing_in(&exceptions, id));
+            let included = exceptions.iter().filter(|id| missing_in(&default_oifs, id));
+            source_oifs.clear();
+            source_oifs.extend(unchanged.chain(included));
+            source_oifs.sort_unstable();
+            (source, self.interner.acquire(&source_oifs))
         });
-        let named = named.collect();
+        let by_source = by_source.collect();
         Some(GroupInterest {
-            anybody: self.interner.hold(&anybody),
-            others: self.interner.hold(&others),
-            named,
+            group_oifs: self.interner.acquire(&group_oifs),
+            default_oifs: self.interner.acquire(&default_oifs),
+            by_source,
         })
     }
 }
 
-fn release(interner: &mut Interner, wish: Option<&GroupInterest>) {
-    let sets = wish.into_iter().flat_map(GroupInterest::sets);
-    sets.filter(|set| *set != EMPTY)
+fn release(interner: &mut OifSetInterner, interest: Option<&GroupInterest>) {
+    let sets = interest.into_iter().flat_map(GroupInterest::sets);
+    sets.filter(|set| *set != EMPTY_SET)
         .for_each(|set| interner.release(set));
 }

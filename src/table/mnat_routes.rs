@@ -178,8 +178,8 @@ mod tests {
     fn rewriting(from: (&str, &str), to: (&str, &str), origin: Origin) -> RouteRule {
         let mut rule = rule(from.0, from.1, origin);
         let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
-        let rewrite = TranslationRule::new((rule.source, rule.group), becomes, None, false);
-        rule.rewrite = Some(rewrite.unwrap());
+        let translation = TranslationRule::new((rule.source, rule.group), becomes, None, false);
+        rule.translation = Some(translation.unwrap());
         rule
     }
 

@@ -145,7 +145,9 @@ impl Rib {
             return Err(RibError::TooManyEgresses);
         }
         let other = same.map(|at| &self.rules[at]);
-        if let Some(other) = other.filter(|o| rule.rewrite.is_some() && o.rewrite != rule.rewrite) {
+        if let Some(other) =
+            other.filter(|o| rule.translation.is_some() && o.translation != rule.translation)
+        {
             return Err(RibError::OtherRewrite(other.name.clone()));
         }
         let at = same.unwrap_or(self.rules.len());
@@ -164,7 +166,7 @@ impl Rib {
     pub fn rewrites_so(&self, rule: &RouteRule) -> Result<(), RibError> {
         let at = self.find(&rule.from, rule.source, rule.group);
         match at.map(|at| &self.rules[at]) {
-            Some(other) if rule.rewrite.is_some() && other.rewrite != rule.rewrite => {
+            Some(other) if rule.translation.is_some() && other.translation != rule.translation => {
                 Err(RibError::NotRewrittenSo(other.name.clone()))
             }
             _ => Ok(()),
@@ -307,7 +309,7 @@ impl Rib {
 /// Refuses what the rule at `at`, new or changed, would do to the others or they to it.
 fn refuse_conflicts(rules: &[RouteRule], proxies: &[ProxyRule], at: usize) -> Result<(), RibError> {
     refuse_merges(rules, at)?;
-    if !rules.iter().any(|rule| rule.rewrite.is_some()) {
+    if !rules.iter().any(|rule| rule.translation.is_some()) {
         return Ok(());
     }
     let mut ways = rules.to_vec();
@@ -502,8 +504,8 @@ mod tests {
         use crate::model::TranslationRule;
         let mut r = rule(from, group, to);
         let becomes = (None, Some(becomes.parse().unwrap()));
-        r.rewrite = TranslationRule::new((r.source, r.group), becomes, None, false).ok();
-        assert!(r.rewrite.is_some());
+        r.translation = TranslationRule::new((r.source, r.group), becomes, None, false).ok();
+        assert!(r.translation.is_some());
         r
     }
 
@@ -531,7 +533,7 @@ mod tests {
         let again = rewriting("eth0", "225.1.2.3", &["eth3"], "239.1.1.1");
         rib.add(again).unwrap();
         assert_eq!((rib.rules.len(), rib.rules[0].to.len()), (1, 3));
-        assert_eq!(rib.rules[0].rewrite, first.rewrite);
+        assert_eq!(rib.rules[0].translation, first.translation);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Joins through routes that rewrite: hosts behind a proxy ask for what a route makes of a
+//! Joins through routes that translation: hosts behind a proxy ask for what a route makes of a
 //! stream, and the stream as it comes is what has to be joined.
 
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use crate::model::{Group, IfName, Link, Links, ProxyRule, RouteRule, Source, Sou
 
 /// Whether a rule rewrites what it sends out of `downstream`.
 pub fn rewrites_to(rule: &RouteRule, downstream: &IfName) -> bool {
-    rule.rewrite.is_some() && rule.to.iter().any(|to| to.matches(downstream))
+    rule.translation.is_some() && rule.to.iter().any(|to| to.matches(downstream))
 }
 
 /// Of what hosts ask for, the part that a rule makes of other streams, told as those streams.
@@ -22,7 +22,7 @@ pub fn original(
     filter: &SourceFilter,
 ) -> Option<(Group, SourceFilter)> {
     let came = source_that_came(rule)?;
-    let original = rule.rewrite?.inverse().apply_group(group)?;
+    let original = rule.translation?.inverse().apply_group(group)?;
     let filter = match filter {
         SourceFilter::Include(sources) => {
             SourceFilter::Include(sources.iter().filter_map(|s| came(*s)).collect())
@@ -59,13 +59,13 @@ pub fn made_by(rule: &RouteRule, filter: &SourceFilter) -> SourceFilter {
 /// Of what hosts ask for, what has still to come from elsewhere, the rule having its part. Of
 /// all sources but some, those of a prefix cannot be left out: a filter cannot name it.
 pub fn remainder(rule: &RouteRule, group: Group, filter: SourceFilter) -> SourceFilter {
-    let Some(rewrite) = rule.rewrite.filter(|r| r.changes_stream()) else {
+    let Some(translation) = rule.translation.filter(|r| r.changes_stream()) else {
         return filter;
     };
     let Some(came) = source_that_came(rule) else {
         return filter;
     };
-    if rewrite.inverse().apply_group(group).is_none() {
+    if translation.inverse().apply_group(group).is_none() {
         return filter;
     }
     match filter {
@@ -75,12 +75,12 @@ pub fn remainder(rule: &RouteRule, group: Group, filter: SourceFilter) -> Source
         }
         SourceFilter::Exclude(mut sources) => match rule.source.single() {
             Some(only) => {
-                let becomes = rewrite.apply_source(only.addr());
+                let becomes = translation.apply_source(only.addr());
                 sources.extend(becomes.and_then(|addr| Source::new(addr).ok()));
                 SourceFilter::Exclude(sources)
             }
             // Whoever sends to the group, the rule makes it.
-            None if rule.source.is_any() && rewrite.family().stays() => SourceFilter::none(),
+            None if rule.source.is_any() && translation.family().stays() => SourceFilter::none(),
             None => SourceFilter::Exclude(sources),
         },
     }
@@ -88,7 +88,7 @@ pub fn remainder(rule: &RouteRule, group: Group, filter: SourceFilter) -> Source
 
 /// The source a packet had that leaves with this one.
 fn source_that_came(rule: &RouteRule) -> Option<impl Fn(Source) -> Option<Source>> {
-    let back = rule.rewrite?.inverse();
+    let back = rule.translation?.inverse();
     let except = &rule.except_sources;
     Some(move |source: Source| {
         let addr = back.apply_source(source.addr())?;
@@ -100,14 +100,14 @@ fn source_that_came(rule: &RouteRule) -> Option<impl Fn(Source) -> Option<Source
 /// Whether a rule that rewrites joins only what is asked for: all it sends to is downstream of
 /// a proxy that takes reports for it, and its join policy leaves it open.
 pub fn waits_for_members(rule: &RouteRule, proxies: &[ProxyRule], links: &Links) -> bool {
-    let Some(rewrite) = rule.rewrite.filter(|_| rule.join == JoinPolicy::Auto) else {
+    let Some(translation) = rule.translation.filter(|_| rule.join == JoinPolicy::Auto) else {
         return false;
     };
     let first = Group::new(rule.group.net().network()).ok();
-    let Some(becomes) = first.and_then(|group| rewrite.apply_group(group)) else {
+    let Some(becomes) = first.and_then(|group| translation.apply_group(group)) else {
         return false;
     };
-    let takes = |proxy: &&ProxyRule| proxy.takes_group(becomes);
+    let takes = |proxy: &&ProxyRule| proxy.accepts_group(becomes);
     let behind = |link: &Link| {
         let downstream = |p: &ProxyRule| is_downstream(p, &link.name);
         let proxy = proxies.iter().find(|p| downstream(p));
@@ -147,8 +147,8 @@ mod tests {
             to_source.map(|s| s.parse().unwrap()),
             to_group.map(|g| g.parse().unwrap()),
         );
-        let rewrite = TranslationRule::new((rule.source, rule.group), becomes, None, false);
-        rule.rewrite = Some(rewrite.unwrap());
+        let translation = TranslationRule::new((rule.source, rule.group), becomes, None, false);
+        rule.translation = Some(translation.unwrap());
         rule
     }
 
@@ -298,7 +298,7 @@ mod tests {
         );
         let stream = (any.source, any.group);
         let port = std::num::NonZeroU16::new(5001);
-        any.rewrite = TranslationRule::new(stream, (None, None), port, false).ok();
+        any.translation = TranslationRule::new(stream, (None, None), port, false).ok();
         is(
             &any,
             ("225.1.1.1", include(&["10.0.0.8"])),
@@ -334,7 +334,7 @@ mod tests {
         one.to.push("eth1".parse().unwrap());
         assert!(!waits(&one, &proxy, &links), "another waits for it anyway");
         one.to.pop();
-        one.rewrite = None;
+        one.translation = None;
         assert!(!waits(&one, &proxy, &links));
     }
 }

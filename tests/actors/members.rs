@@ -62,8 +62,8 @@ impl Router {
     fn member_interfaces(&self, group: &str) -> Vec<u32> {
         let fib = self.context.snapshot.load().fib.clone();
         let group: std::net::IpAddr = group.parse().unwrap();
-        let found = fib.wishes.find("10.0.0.1".parse().unwrap(), group);
-        let set = found.map(|f| fib.wishes.set(f.set).to_vec());
+        let found = fib.oif_table.find("10.0.0.1".parse().unwrap(), group);
+        let set = found.map(|f| fib.oif_table.set(f.source_oifs).to_vec());
         let ids = set.unwrap_or_default().into_iter();
         ids.map(|id| fib.downstreams[id as usize].index.get() - FIRST_INDEX)
             .collect()

@@ -76,7 +76,11 @@ impl Interface {
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
         let flows = Flows::new(context.flows.clone());
-        let switch = Switch::new(flows, context.loop_guard.clone(), context.feeds.clone());
+        let switch = Switch::new(
+            flows,
+            context.loop_guard.clone(),
+            context.upstream_selector.clone(),
+        );
         Self {
             context,
             death_guard,

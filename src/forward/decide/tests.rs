@@ -26,7 +26,7 @@ fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
             ttl: *ttl,
             link_local: false,
             loop_guard: false,
-            rewrite: None,
+            translation: None,
             paths: vec![0],
         };
         let id = all.len() as EntryId;
@@ -55,11 +55,11 @@ fn decide<'f>(
     bytes: &[u8],
 ) -> Result<(&'f str, u8), DropReason> {
     let mut flows = Flows::new(FlowBudget::new(8));
-    let feeds = UpstreamSelector::default();
+    let upstream_selector = UpstreamSelector::default();
     let arrival = Arrival {
         fib,
         ingress,
-        feeds: &feeds,
+        upstream_selector: &upstream_selector,
         now_ms: 0,
     };
     // The explanation comes before the decision, so that it must predict the decision.
@@ -137,7 +137,7 @@ fn unforwardable_packets_have_their_reason() {
 }
 
 /// What is forwarded because somebody asked, against a scan of all rules and memberships.
-mod learned {
+mod memberships {
     use super::*;
     use crate::model::{Group, IfIndex, Link, Links, ProxyRule, RouteRule, Source, SourceFilter};
     use crate::table::{MembershipDatabase, Rib};
@@ -203,7 +203,7 @@ mod learned {
                 list.iter().any(|p| p.matches(&name.parse().unwrap()))
             };
             let (up, down) = (fits(&proxy.upstream), fits(&proxy.downstream));
-            if !(up || down) || !proxy.takes_group(group(g)) || !proxy.takes_source(source(s)) {
+            if !(up || down) || !proxy.accepts_group(group(g)) || !proxy.accepts_source(source(s)) {
                 continue;
             }
             if down && proxy.upward {
@@ -276,28 +276,28 @@ mod learned {
             changes in proptest::collection::vec((2usize..7, 0u8..4, proptest::option::weighted(0.9, filter())), 1..40),
         ) {
             let rib = Rib { rules: rules.clone(), proxies: proxies(), ..Rib::default() };
-            let mut learned = MembershipDatabase::default();
+            let mut database = MembershipDatabase::default();
             let mut fib = rib.fib(&links(), 1);
-            learned.rebuild(&mut fib);
+            database.rebuild(&mut fib);
             let mut all = Members::new();
             for (n, (at, g, filter)) in changes.into_iter().enumerate() {
                 match filter {
                     Some(filter) => {
-                        learned.learn(index(at), group(g), filter.clone());
+                        database.set(index(at), group(g), filter.clone());
                         all.insert((at, g), filter);
                     }
                     None => {
-                        learned.forget(index(at));
+                        database.remove_downstream(index(at));
                         all.retain(|(a, _), _| *a != at);
                     }
                 }
-                let next = learned.update(&fib, n as u64 + 2);
+                let next = database.update(&fib, n as u64 + 2);
                 let before = next.is_none().then_some(());
                 fib = next.unwrap_or(fib);
                 let mut anew = rib.fib(&links(), 1);
                 let mut again = MembershipDatabase::default();
                 for ((at, g), filter) in &all {
-                    again.learn(index(*at), group(*g), filter.clone());
+                    again.set(index(*at), group(*g), filter.clone());
                 }
                 again.rebuild(&mut anew);
                 for (iif, s, g) in (0..NAMES.len()).flat_map(|i| (0..5).flat_map(move |s| (0..4).map(move |g| (i, s, g)))) {
@@ -307,9 +307,9 @@ mod learned {
                 }
             }
             // Nothing is left behind.
-            (0..NAMES.len()).for_each(|at| learned.forget(index(at)));
-            fib = learned.update(&fib, 99).unwrap_or(fib);
-            prop_assert!(learned.is_empty());
+            (0..NAMES.len()).for_each(|at| database.remove_downstream(index(at)));
+            fib = database.update(&fib, 99).unwrap_or(fib);
+            prop_assert!(database.is_empty());
             let none = Members::new();
             for iif in 0..NAMES.len() {
                 prop_assert_eq!(found(&fib, iif, 0, 0), naive(&rules, &none, iif, 0, 0));
@@ -317,42 +317,51 @@ mod learned {
         }
     }
 
-    fn why(learned: &mut MembershipDatabase, iif: usize, s: u8, g: Group) -> Option<DropReason> {
+    fn why(database: &mut MembershipDatabase, iif: usize, s: u8, g: Group) -> Option<DropReason> {
         let rib = Rib {
             proxies: proxies(),
             ..Rib::default()
         };
         let mut fib = rib.fib(&links(), 1);
-        learned.rebuild(&mut fib);
+        database.rebuild(&mut fib);
         let key: (IpAddr, IpAddr) = (source(s).addr(), g.addr());
         look_up(&fib, &fib.ingresses[&index(iif)], key).err()
     }
 
     #[test]
     fn undelivered_packet_has_the_matching_reason() {
-        let mut learned = MembershipDatabase::default();
+        let mut database = MembershipDatabase::default();
         let only = SourceFilter::Include([source(1)].into());
-        assert_eq!(why(&mut learned, 0, 1, group(1)), Some(DropReason::NoRoute));
-        learned.learn(index(2), group(1), only.clone());
-        assert_eq!(why(&mut learned, 0, 1, group(1)), None);
         assert_eq!(
-            why(&mut learned, 0, 2, group(1)),
+            why(&mut database, 0, 1, group(1)),
+            Some(DropReason::NoRoute)
+        );
+        database.set(index(2), group(1), only.clone());
+        assert_eq!(why(&mut database, 0, 1, group(1)), None);
+        assert_eq!(
+            why(&mut database, 0, 2, group(1)),
             Some(DropReason::NotWanted)
         );
         // Asked for, but of a source the proxy leaves out.
-        learned.learn(index(4), group(3), SourceFilter::any());
+        database.set(index(4), group(3), SourceFilter::any());
         assert_eq!(
-            why(&mut learned, 0, 0, group(3)),
+            why(&mut database, 0, 0, group(3)),
             Some(DropReason::SourceExcepted)
         );
         // The other upstream is none of that proxy.
-        assert_eq!(why(&mut learned, 1, 1, group(3)), Some(DropReason::NoRoute));
+        assert_eq!(
+            why(&mut database, 1, 1, group(3)),
+            Some(DropReason::NoRoute)
+        );
         // Only behind the interface it came from.
-        assert_eq!(why(&mut learned, 4, 1, group(3)), Some(DropReason::NoRoute));
+        assert_eq!(
+            why(&mut database, 4, 1, group(3)),
+            Some(DropReason::NoRoute)
+        );
         let local: Group = "224.0.0.251".parse().unwrap();
-        learned.learn(index(2), local, SourceFilter::any());
-        assert_eq!(why(&mut learned, 0, 1, local), Some(DropReason::NoRoute));
-        assert_eq!(why(&mut learned, 2, 1, local), Some(DropReason::NoRoute));
+        database.set(index(2), local, SourceFilter::any());
+        assert_eq!(why(&mut database, 0, 1, local), Some(DropReason::NoRoute));
+        assert_eq!(why(&mut database, 2, 1, local), Some(DropReason::NoRoute));
     }
 
     #[test]
@@ -361,16 +370,16 @@ mod learned {
             proxies: proxies(),
             ..Rib::default()
         };
-        let mut learned = MembershipDatabase::default();
+        let mut database = MembershipDatabase::default();
         let mut fib = rib.fib(&links(), 1);
-        learned.rebuild(&mut fib);
-        assert!(learned.update(&fib, 2).is_none());
-        learned.learn(index(2), group(1), SourceFilter::any());
-        let next = learned.update(&fib, 2).unwrap();
+        database.rebuild(&mut fib);
+        assert!(database.update(&fib, 2).is_none());
+        database.set(index(2), group(1), SourceFilter::any());
+        let next = database.update(&fib, 2).unwrap();
         assert!(std::sync::Arc::ptr_eq(&fib.paths, &next.paths));
         assert_eq!(next.generation, 2);
-        learned.learn(index(2), group(1), SourceFilter::any());
-        assert!(learned.update(&next, 3).is_none());
+        database.set(index(2), group(1), SourceFilter::any());
+        assert!(database.update(&next, 3).is_none());
         // The older snapshot is what it was.
         assert!(found(&fib, 0, 1, 1).is_empty());
         assert_eq!(found(&next, 0, 1, 1), ["a0".to_owned()].into());
@@ -383,19 +392,19 @@ mod learned {
             proxies: proxies(),
             ..Rib::default()
         };
-        let mut learned = MembershipDatabase::default();
+        let mut database = MembershipDatabase::default();
         let of = |n: u32| Group::new(std::net::Ipv4Addr::from(0xef00_0100 + n).into()).unwrap();
         let ten = |from: u8| SourceFilter::Include((from..from + 10).map(source).collect());
-        (0..10_000).for_each(|n| learned.learn(index(2 + n as usize % 2), of(n), ten(0)));
+        (0..10_000).for_each(|n| database.set(index(2 + n as usize % 2), of(n), ten(0)));
         let mut fib = rib.fib(&links(), 1);
         let begun = std::time::Instant::now();
-        learned.rebuild(&mut fib);
+        database.rebuild(&mut fib);
         let all = begun.elapsed();
         let mut took = Vec::new();
         for n in 0..1000 {
             let begun = std::time::Instant::now();
-            learned.learn(index(2 + n as usize % 2), of(n), ten(1));
-            fib = learned.update(&fib, u64::from(n)).unwrap();
+            database.set(index(2 + n as usize % 2), of(n), ten(1));
+            fib = database.update(&fib, u64::from(n)).unwrap();
             took.push(begun.elapsed());
         }
         took.sort();
@@ -435,11 +444,11 @@ fn table_with_paths() -> (Fib, Ingress) {
 #[test]
 fn trace_names_matched_route_and_refused_paths() {
     let (fib, ingress) = table_with_paths();
-    let feeds = UpstreamSelector::default();
+    let upstream_selector = UpstreamSelector::default();
     let arrival = Arrival {
         fib: &fib,
         ingress: &ingress,
-        feeds: &feeds,
+        upstream_selector: &upstream_selector,
         now_ms: 0,
     };
     let trace = resolve(arrival, &packet([10, 0, 0, 1], [225, 1, 2, 3], 5));
@@ -463,11 +472,11 @@ fn trace_names_matched_route_and_refused_paths() {
 #[test]
 fn trace_names_the_reason_of_a_drop() {
     let (fib, ingress) = table_with_paths();
-    let feeds = UpstreamSelector::default();
+    let upstream_selector = UpstreamSelector::default();
     let arrival = Arrival {
         fib: &fib,
         ingress: &ingress,
-        feeds: &feeds,
+        upstream_selector: &upstream_selector,
         now_ms: 0,
     };
     let excepted = resolve(arrival, &packet([10, 0, 0, 9], [225, 1, 2, 3], 5));

@@ -66,13 +66,13 @@ fn fib_with(
         proxies,
         ..Rib::default()
     };
-    let mut learned = MembershipDatabase::default();
+    let mut database = MembershipDatabase::default();
     for (index, group, filter) in asked {
         let group = Group::new((*group).into()).unwrap();
-        learned.learn(IfIndex::new(*index).unwrap(), group, filter.clone());
+        database.set(IfIndex::new(*index).unwrap(), group, filter.clone());
     }
     let mut fib = rib.fib(&links, 1);
-    learned.rebuild(&mut fib);
+    database.rebuild(&mut fib);
     fib
 }
 

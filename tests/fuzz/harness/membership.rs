@@ -181,7 +181,7 @@ impl RouterState {
         let mut changed = Vec::new();
         while let Some((group, filter)) = machine.poll_change() {
             assert_eq!(machine.filter(group), filter);
-            self.database.learn(downstream, group, filter.clone());
+            self.database.set(downstream, group, filter.clone());
             self.upstream.set_filter(downstream, group, filter.clone());
             changed.push((group, filter));
         }
@@ -211,8 +211,9 @@ impl RouterState {
             };
             let sources = listed.iter().map(|s| s.addr()).chain([unlisted]);
             for source in sources {
-                let found = self.fib.wishes.find(source, group.addr());
-                let is_forwarded = found.is_some_and(|f| !self.fib.wishes.set(f.set).is_empty());
+                let found = self.fib.oif_table.find(source, group.addr());
+                let is_forwarded =
+                    found.is_some_and(|f| !self.fib.oif_table.set(f.source_oifs).is_empty());
                 let is_requested = filter.takes(mcastor::model::Source::new(source).unwrap());
                 assert_eq!(is_forwarded, is_requested, "{source} {group}");
             }

@@ -114,12 +114,12 @@ pub fn switch(data: &[u8]) -> bool {
 pub fn decision(data: &[u8]) -> bool {
     let fib = &*FIB;
     let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
-    let feeds = UpstreamSelector::default();
+    let upstream_selector = UpstreamSelector::default();
     let look_up = |bytes: &[u8]| {
         let arrival = forward::Arrival {
             fib,
             ingress,
-            feeds: &feeds,
+            upstream_selector: &upstream_selector,
             now_ms: clock(),
         };
         FLOWS.with_borrow_mut(|flows| decide(arrival, flows, bytes))

@@ -31,7 +31,7 @@ impl Demand {
         let proxy_of = downstreams
             .filter_map(|d| Some((d.index, *numbers.get(&d.proxy.name)?)))
             .collect();
-        let translates = |(_, rule): &(usize, &RouteRule)| rule.rewrite.is_some();
+        let translates = |(_, rule): &(usize, &RouteRule)| rule.translation.is_some();
         let routes = rib.rules.iter().enumerate().filter(translates);
         Self {
             proxy_of,

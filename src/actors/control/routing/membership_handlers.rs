@@ -25,7 +25,7 @@ impl Handler<MembershipChanged> for Routing {
         }
         for (group, filter) in message.changes {
             self.set_demand(index, group, &filter);
-            self.learned().learn(index, group, filter);
+            self.membership_database().set(index, group, filter);
         }
         self.schedule_publish(ctx);
     }
@@ -67,7 +67,7 @@ impl Handler<QuerierStarted> for Routing {
 
     fn handle(&mut self, _: QuerierStarted, _: &mut Self::Context) {
         let stale = self
-            .learned()
+            .membership_database()
             .memberships()
             .map(|(i, g, _)| (i, g))
             .collect();
@@ -86,7 +86,8 @@ impl Handler<LearningComplete> for Routing {
             return;
         }
         for (index, group) in stale {
-            self.learned().learn(index, group, SourceFilter::none());
+            self.membership_database()
+                .set(index, group, SourceFilter::none());
             self.set_demand(index, group, &SourceFilter::none());
         }
         self.schedule_publish(ctx);

@@ -86,10 +86,10 @@ impl Routing {
         }
     }
 
-    fn learned(&self) -> MutexGuard<'_, MembershipDatabase> {
+    fn membership_database(&self) -> MutexGuard<'_, MembershipDatabase> {
         // Only routing locks it. A former instance may have died while it held the lock.
-        let learned = self.context.learned.lock();
-        learned.unwrap_or_else(PoisonError::into_inner)
+        let database = self.context.membership_database.lock();
+        database.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&mut self) {
@@ -103,7 +103,7 @@ impl Routing {
         };
         self.generation += 1;
         let mut fib = self.rib.fib(&self.rib.usable(links), self.generation);
-        self.learned().rebuild(&mut fib);
+        self.membership_database().rebuild(&mut fib);
         let fib = Arc::new(fib);
         for (proxy, iface) in fib.left_out.iter() {
             if !self.fib.left_out.contains(&(proxy.clone(), iface.clone())) {
@@ -160,13 +160,13 @@ impl Routing {
             .cloned()
             .collect();
         self.demand = Demand::new(&self.rib, &self.fib);
-        let learned = self.context.learned.lock();
-        let learned = learned.unwrap_or_else(PoisonError::into_inner);
-        for (index, group, filter) in learned.memberships() {
+        let database = self.context.membership_database.lock();
+        let database = database.unwrap_or_else(PoisonError::into_inner);
+        for (index, group, filter) in database.memberships() {
             self.demand
                 .set_filter((&self.rib, &up), index, group, filter);
         }
-        drop(learned);
+        drop(database);
         self.demand.take_changed();
         let requested = self.demand.requested(&self.rib);
         let rules = joins::Rules {
@@ -229,9 +229,9 @@ impl Routing {
         if let Some(old) = &self.served {
             let has_members =
                 |index: &IfIndex| interfaces.get(index).is_some_and(|s| s.proxy.is_some());
-            let mut learned = self.learned();
+            let mut database = self.membership_database();
             let removed = old.keys().filter(|index| !has_members(index));
-            removed.for_each(|index| learned.forget(*index));
+            removed.for_each(|index| database.remove_downstream(*index));
         }
         self.served = Some(interfaces.clone());
         self.context
@@ -260,9 +260,9 @@ impl Routing {
             return;
         }
         let started = Instant::now();
-        let mut learned = self.learned();
-        let next = learned.update(&self.fib, self.generation + 1);
-        drop(learned);
+        let mut database = self.membership_database();
+        let next = database.update(&self.fib, self.generation + 1);
+        drop(database);
         if let Some(fib) = next {
             self.generation += 1;
             self.fib = Arc::new(fib);
@@ -323,7 +323,7 @@ impl Routing {
             return;
         };
         let mut streams = BTreeSet::new();
-        for (at, group, filter) in self.learned().memberships() {
+        for (at, group, filter) in self.membership_database().memberships() {
             if at != index {
                 continue;
             }

@@ -137,11 +137,11 @@ fn looped_packet_is_dropped_once_if_no_variant_forwards_it() {
 fn rewriting(rule: RouteRule, source: &str, group: &str) -> RouteRule {
     let becomes = (Some(source.parse().unwrap()), Some(group.parse().unwrap()));
     let source = "10.0.0.1".parse().unwrap();
-    let rewrite = TranslationRule::new((source, rule.group), becomes, None, false).ok();
-    assert!(rewrite.is_some());
+    let translation = TranslationRule::new((source, rule.group), becomes, None, false).ok();
+    assert!(translation.is_some());
     RouteRule {
         source,
-        rewrite,
+        translation,
         ..rule
     }
 }
@@ -273,10 +273,13 @@ fn active_upstream_changes_only_after_silence() {
     let asked = [(2, GROUP, SourceFilter::any())];
     let both = proxy(&[IIF, "eth1"], TtlPolicy::Decrement);
     let fib = fib_with(vec![], vec![both], &asked);
-    let feeds = Arc::<UpstreamSelector>::default();
+    let upstream_selector = Arc::<UpstreamSelector>::default();
     let mut switches = [1, 6].map(|index| {
         let flows = Flows::new(FlowBudget::new(8));
-        (index, Switch::new(flows, Arc::default(), feeds.clone()))
+        (
+            index,
+            Switch::new(flows, Arc::default(), upstream_selector.clone()),
+        )
     });
     let mut carry = |at: usize, ttl, now| {
         let (index, switch) = &mut switches[at];

@@ -1,0 +1,28 @@
+//! Exit codes, and the error lines that go with them.
+
+use std::process::ExitCode;
+
+use crate::probe::StreamError;
+
+/// Exit code of an error at run time.
+pub const FAILED: u8 = 1;
+/// Exit code of invalid settings or arguments.
+pub const UNUSABLE: u8 = 2;
+
+/// Prints what is wrong with the arguments or settings; returns the exit code [`UNUSABLE`].
+pub fn unusable(why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("mcastor: {why}");
+    ExitCode::from(UNUSABLE)
+}
+
+/// Prints why the command failed; returns the exit code [`FAILED`].
+pub fn fail(why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("mcastor: {why}");
+    ExitCode::from(FAILED)
+}
+
+/// Prints why `mcastor COMMAND` has no stream; returns the exit code [`UNUSABLE`].
+pub fn stream_failed(command: &str, error: &StreamError) -> ExitCode {
+    eprintln!("mcastor {command}: {error}");
+    ExitCode::from(UNUSABLE)
+}
