@@ -11,6 +11,7 @@ mod report;
 mod results;
 mod run;
 mod sender;
+mod show_flows;
 mod svg;
 mod sweep;
 

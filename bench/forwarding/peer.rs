@@ -73,6 +73,11 @@ impl RunningRouter {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Returns the path of the control socket of mcastor.
+    pub fn control_socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
     /// Returns the output of `mcastor show interfaces`, which shows where packets were dropped.
     pub fn interfaces(&self) -> Outcome<String> {
         let mut show = Command::new(env!("CARGO_BIN_EXE_mcastor"));

@@ -32,6 +32,8 @@ pub struct Plan {
     pub latency_rates: &'static [f64],
     pub latency_seconds: f64,
     pub idle_seconds: f64,
+    /// The selection of the command line, if any.
+    pub only: Option<String>,
     /// True to measure latency, memory, idle CPU, start and message passing, too.
     pub rest: bool,
 }
@@ -215,6 +217,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
         latency_rates: &[1_000.0, 10_000.0],
         latency_seconds: if quick { 0.7 } else { 1.5 },
         idle_seconds: if quick { 3.0 } else { 10.0 },
+        only: only.map(str::to_owned),
         rest: is_selected("rest"),
     }
 }

@@ -13,6 +13,7 @@ use crate::meter;
 use crate::peer::Peer;
 use crate::reasons::reason_for;
 use crate::results::{Results, Spread, median};
+use crate::show_flows;
 use crate::svg;
 
 /// If other processes use more cores than this, the report calls the run disturbed.
@@ -332,6 +333,8 @@ fn to_json(results: &Results, machine: &Machine, quick: bool) -> Value {
         "goals": goals.collect::<Vec<_>>(),
         "scenarios": scenarios.collect::<Vec<_>>(),
         "latency": latency.collect::<serde_json::Map<_, _>>(),
+        "show_flows": results.show_flows.iter()
+            .map(|(case, f)| ((*case).to_owned(), figures(f))).collect::<serde_json::Map<_, _>>(),
         "handover": results.message_costs.iter().map(|((place, batch), values)| json!({
             "place": place, "packets": batch, "rounds": values,
             "spread": Spread::of(values).map(Spread::to_json),
@@ -484,6 +487,29 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
             of("start_ms", 0),
             of("resident_mib", 1),
             of("idle_percent", 3),
+        );
+    }
+    if !results.show_flows.is_empty() {
+        let _ = write!(
+            text,
+            "\n## `show flows` at {:.0} packets per second\n\n\
+            A client requests all {} flows. Latency is that of a separate stream of 1,000 packets \
+            per second.\n\n\
+            | flows | sent | lost | p50, us | p99, us |\n|---|---|---|---|---|\n",
+            show_flows::RATE,
+            show_flows::FLOWS,
+        );
+    }
+    for (case, figures) in &results.show_flows {
+        let of =
+            |name: &str, digits| cell(figures.get(name).map_or(&[], Vec::as_slice), 1.0, digits);
+        let _ = writeln!(
+            text,
+            "| {case} | {} | {} | {} | {} |",
+            of("sent", 0),
+            of("lost", 0),
+            of("p50_us", 1),
+            of("p99_us", 1),
         );
     }
     if !results.message_costs.is_empty() {

@@ -21,6 +21,8 @@ pub struct Results {
     /// Latency by rate.
     pub latency: BTreeMap<u64, Figures>,
     pub footprint: Figures,
+    /// Loss and latency with and without `show flows`, by case.
+    pub show_flows: BTreeMap<&'static str, BTreeMap<String, Series>>,
     pub message_costs: MessageCosts,
     /// Cores that other processes used, in each window.
     pub foreign: Series,

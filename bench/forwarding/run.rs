@@ -17,6 +17,7 @@ use crate::peer::{self, Peer, Rules};
 use crate::plan::{Plan, Scenario};
 use crate::results::{Figures, Results, median};
 use crate::sender::{self, SENDER_CORE, SenderKind, Stream};
+use crate::show_flows;
 
 /// If other processes use more cores than this, the busy time of the machine is not used.
 const MAX_FOREIGN_CORES: f64 = 0.05;
@@ -71,12 +72,17 @@ impl Bench {
             }
         }
         type Measure = fn(&mut Bench) -> Outcome<()>;
-        let rest: [(_, _, Measure); 3] = [
+        let rest: [(_, _, Measure); 4] = [
             ("latency", "latency", Self::run_latency),
             (
                 "footprint",
                 "memory, idle CPU and start",
                 Self::run_footprint,
+            ),
+            (
+                "show-flows",
+                "loss and latency while all flows are shown",
+                Self::run_show_flows,
             ),
             (
                 "handover",
@@ -85,7 +91,12 @@ impl Bench {
             ),
         ];
         let has_rest = self.plan.rest;
-        for (id, title, measure) in rest.into_iter().filter(|_| has_rest) {
+        let only = self.plan.only.clone();
+        let is_selected = |id: &str| match &only {
+            Some(only) => has_rest || only.split(',').any(|o| o == id),
+            None => has_rest,
+        };
+        for (id, title, measure) in rest.into_iter().filter(|(id, ..)| is_selected(id)) {
             if let Err(e) = measure(self) {
                 self.check_not_stopped()?;
                 println!("  not measured completely: {e}");
@@ -245,6 +256,34 @@ impl Bench {
                     median(&figures["p99_us"])
                 );
             }
+        }
+        Ok(())
+    }
+
+    fn run_show_flows(&mut self) -> Outcome<()> {
+        println!(
+            "{} flows, {:.0} packets per second",
+            show_flows::FLOWS,
+            show_flows::RATE
+        );
+        for _ in 0..self.plan.rounds {
+            for (case, shown) in show_flows::CASES {
+                self.check_not_stopped()?;
+                let figures = self.results.show_flows.entry(case).or_default();
+                for (name, value) in show_flows::measure(shown, &self.stop)? {
+                    figures.entry(name.into()).or_default().push(value);
+                }
+            }
+        }
+        for (case, figures) in &self.results.show_flows {
+            println!(
+                "  {case:<22} lost {:.0} of {:.0}, p50 {:.1} us, p99 {:.1} us, {:.0} requests",
+                median(&figures["lost"]),
+                median(&figures["sent"]),
+                median(&figures["p50_us"]),
+                median(&figures["p99_us"]),
+                median(&figures["requests"]),
+            );
         }
         Ok(())
     }
