@@ -103,12 +103,10 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Cycles between files that remain: the files, and why they stay.
-const FILE_CYCLES: &[(&[&str], &str)] = &[
-    (
-        &["table/draft.rs", "table/rib.rs"],
-        "a snapshot is drafted from the rules, which call the draft",
-    ),
-];
+const FILE_CYCLES: &[(&[&str], &str)] = &[(
+    &["table/draft.rs", "table/rib.rs"],
+    "a snapshot is drafted from the rules, which call the draft",
+)];
 
 /// Modules that write to the terminal.
 const PRINTERS: &[&str] = &["cli", "demo"];
