@@ -476,7 +476,7 @@ fn smcroute_wire() {
             verb: *random.one_of(&verbs),
             arguments,
         };
-        let mut bytes = command.write().expect("short");
+        let mut bytes = command.encode().expect("short");
         random.mutate(&mut bytes);
         bytes
     });

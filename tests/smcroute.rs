@@ -1,5 +1,5 @@
-//! `smcroute.conf`: each bad line is told with file, line and cause and the rest stands; what
-//! is good means the same as the TOML it converts to.
+//! `smcroute.conf`: invalid lines are reported with file, line and reason, and the other lines
+//! apply. Valid files have the same meaning as the TOML they convert to.
 
 use std::path::PathBuf;
 
@@ -17,40 +17,40 @@ fn corpus() -> Vec<(String, String)> {
     };
     let mut all: Vec<(String, String)> = bad.map(|l| split(l).expect(l)).collect();
     let control = |c: char| format!("mroute from eth0 group 225.1.2.3{c} to eth1");
-    all.push((control('\0'), "holds '\\0'".into()));
-    all.push((control('\u{7}'), "holds '\\u{7}'".into()));
+    all.push((control('\0'), "control character '\\0'".into()));
+    all.push((control('\u{7}'), "control character '\\u{7}'".into()));
     let many: String = (0..65).map(|n| format!(" eth{n}")).collect();
     let many = format!("mroute from in group 225.1.2.3 to{many}");
-    all.push((many, "65 interfaces to send to; at most 64".into()));
+    all.push((many, "65 egress interfaces; at most 64".into()));
     all
 }
 
 #[test]
-fn every_bad_line_has_its_file_its_line_and_its_cause() {
+fn invalid_lines_are_reported_with_file_line_and_reason() {
     let all = corpus();
     assert!(all.len() >= 50);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("bad.conf");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.conf");
     let shown = path.display().to_string();
     for (line, cause) in &all {
         let line = line.replace("include bad.conf", &format!("include {shown}"));
         std::fs::write(&path, format!("{GOOD}\n\n{line}\n{GOOD}2\n")).unwrap();
         let conf = read_smcroute(&path, false);
-        let told: Vec<String> = conf.faults.iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), 1, "{line}: {told:?}");
-        let place = format!("{shown} line 3: ");
+        let faults: Vec<String> = conf.faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults.len(), 1, "{line}: {faults:?}");
+        let location = format!("{shown} line 3: ");
         assert!(
-            told[0].starts_with(&place) && told[0].contains(cause),
-            "{line}: {told:?}"
+            faults[0].starts_with(&location) && faults[0].contains(cause),
+            "{line}: {faults:?}"
         );
         assert_eq!(conf.routes.len(), 1, "{line}");
         assert_eq!(
             conf.routes[0].1.to.len(),
             2,
-            "{line}: the line behind it stands"
+            "{line}: the next line applies"
         );
     }
-    // All in one file, as they stand.
+    // All invalid lines in one file.
     let text: String = all.iter().map(|(line, _)| format!("{line}\n")).collect();
     std::fs::write(
         &path,
@@ -61,29 +61,33 @@ fn every_bad_line_has_its_file_its_line_and_its_cause() {
     )
     .unwrap();
     let conf = read_smcroute(&path, false);
-    let lines: Vec<usize> = conf.faults.iter().map(|f| f.place.line).collect();
+    let lines: Vec<usize> = conf.faults.iter().map(|f| f.location.line).collect();
     assert_eq!(lines, (2..all.len() + 2).collect::<Vec<_>>());
 }
 
 #[test]
-fn bytes_that_are_no_text_and_files_that_are_no_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.conf");
+fn invalid_bytes_and_unreadable_files_are_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.conf");
     std::fs::write(&path, b"mroute from \xff\xfe group\n").unwrap();
-    let told = |path: &PathBuf| {
+    let faults = |path: &PathBuf| {
         let conf = read_smcroute(path, false);
         conf.faults
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()
     };
-    assert!(told(&path)[0].ends_with("line 1: not UTF-8 from byte 13 on"));
+    assert!(faults(&path)[0].ends_with("line 1: not UTF-8 from byte 13 on"));
     std::fs::write(&path, "a".repeat(10_000)).unwrap();
-    assert!(told(&path)[0].ends_with("line 1: longer than 8192 bytes"));
+    assert!(faults(&path)[0].ends_with("line 1: longer than 8192 bytes"));
     std::fs::write(&path, "\n".repeat(MAX_FILE as usize + 1)).unwrap();
-    assert!(told(&path)[0].contains("larger than"), "{:?}", told(&path));
-    assert!(told(&folder.path().to_path_buf())[0].contains("cannot be read"));
-    assert!(told(&folder.path().join("none"))[0].ends_with("does not exist"));
+    assert!(
+        faults(&path)[0].contains("larger than"),
+        "{:?}",
+        faults(&path)
+    );
+    assert!(faults(&directory.path().to_path_buf())[0].contains("cannot be read"));
+    assert!(faults(&directory.path().join("none"))[0].ends_with("does not exist"));
 }
 
 const EVERYTHING: &str = "\
@@ -110,15 +114,15 @@ include more/*.conf
 ";
 
 #[test]
-fn toml_means_the_same_and_keeps_the_comments() {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("more")).unwrap();
-    let include = folder.path().join("more/*.conf").display().to_string();
+fn converted_toml_has_the_same_rules_and_comments() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("more")).unwrap();
+    let include = directory.path().join("more/*.conf").display().to_string();
     for (n, name) in ["b.conf", "a.conf", "c.txt"].iter().enumerate() {
         let line = format!("# file {n}\nmroute from eth0 group 225.8.8.{n} to eth1\n");
-        std::fs::write(folder.path().join("more").join(name), line).unwrap();
+        std::fs::write(directory.path().join("more").join(name), line).unwrap();
     }
-    let path = folder.path().join("smcroute.conf");
+    let path = directory.path().join("smcroute.conf");
     std::fs::write(&path, EVERYTHING.replace("more/*.conf", &include)).unwrap();
     let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
     assert_eq!(settings.skipped, [""; 0]);
@@ -126,15 +130,15 @@ fn toml_means_the_same_and_keeps_the_comments() {
     assert_eq!(settings.routes.len(), 9);
     for (n, route) in settings.routes[4..7].iter().enumerate() {
         assert_eq!(route.to, [], "{route:?}");
-        let told = "mroute: sends nowhere: stops what it takes";
-        let told = format!("line {}: {told}", 13 + n);
+        let note = "mroute: no egress interface; matching packets are dropped";
+        let note = format!("line {}: {note}", 13 + n);
         assert!(
-            settings.doubtful.iter().any(|odd| odd.ends_with(&told)),
+            settings.doubtful.iter().any(|text| text.ends_with(&note)),
             "{:?}",
             settings.doubtful
         );
     }
-    // Included in the order of their names.
+    // Files are included in the order of their names.
     assert_eq!(settings.routes[7].group.to_string(), "225.8.8.1");
     let toml = convert(&read_smcroute(&path, false));
     for comment in [
@@ -145,18 +149,18 @@ fn toml_means_the_same_and_keeps_the_comments() {
     ] {
         assert!(toml.contains(comment), "{toml}");
     }
-    let made = folder.path().join("made.toml");
-    std::fs::write(&made, &toml).unwrap();
-    let same = Settings::load(Some(&made), std::iter::empty());
+    let converted = directory.path().join("made.toml");
+    std::fs::write(&converted, &toml).unwrap();
+    let same = Settings::load(Some(&converted), std::iter::empty());
     let mut same = same.unwrap_or_else(|report| panic!("{report}\n{toml}"));
     same.doubtful.clone_from(&settings.doubtful);
     assert_eq!(same, settings, "{toml}");
 }
 
 #[test]
-fn a_line_that_stops_is_one_that_smcroute_knows() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.conf");
+fn strict_accepts_routes_without_egress() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.conf");
     std::fs::write(
         &path,
         "mroute from eth0 group 225.1.2.4\nmroute from eth0 group 225.1.2.5 to\n",
@@ -170,7 +174,7 @@ fn a_line_that_stops_is_one_that_smcroute_knows() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_panic() {
+fn closed_stdout_does_not_panic() {
     use std::process::{Command, Stdio};
     for words in [
         ["completions", "bash", "smcrouted"].as_slice(),
@@ -181,16 +185,16 @@ fn a_closed_pipe_is_no_panic() {
         drop(reader);
         command.args(words).stdout(writer).stderr(Stdio::piped());
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), &*said), (Some(0), ""), "{words:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*stderr), (Some(0), ""), "{words:?}");
     }
 }
 
 #[test]
-fn toml_is_still_toml() {
-    let folder = tempfile::tempdir().unwrap();
+fn toml_is_read_under_any_file_name() {
+    let directory = tempfile::tempdir().unwrap();
     for name in ["a.conf", "a.toml", "a"] {
-        let path = folder.path().join(name);
+        let path = directory.path().join(name);
         std::fs::write(
             &path,
             "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\n",
@@ -199,13 +203,13 @@ fn toml_is_still_toml() {
         let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
         assert_eq!(settings.routes.len(), 1, "{name}");
     }
-    let path = folder.path().join("b.toml");
+    let path = directory.path().join("b.toml");
     std::fs::write(&path, GOOD).unwrap();
     assert!(Settings::load(Some(&path), std::iter::empty()).is_err());
 }
 
 #[test]
-fn the_unit_is_sandboxed_and_takes_the_options_of_smcroute() {
+fn unit_is_sandboxed_and_accepts_smcroute_options() {
     let unit = include_str!("../conf/mcastor-smcroute.service");
     let value = |key: &str| {
         let line = unit
@@ -219,7 +223,7 @@ fn the_unit_is_sandboxed_and_takes_the_options_of_smcroute() {
     let start = value("ExecStart");
     assert!(start.starts_with("/usr/local/sbin/smcrouted -n -p nobody "));
     assert!(start.ends_with("$SMCROUTED_OPTS $SMCROUTED_ARGS"));
-    let most = [
+    let allowed = [
         "CAP_NET_ADMIN",
         "CAP_NET_RAW",
         "CAP_SETUID",
@@ -229,7 +233,7 @@ fn the_unit_is_sandboxed_and_takes_the_options_of_smcroute() {
     assert!(
         value("CapabilityBoundingSet")
             .split(' ')
-            .all(|c| most.contains(&c))
+            .all(|c| allowed.contains(&c))
     );
     for key in [
         "NoNewPrivileges",
@@ -240,7 +244,7 @@ fn the_unit_is_sandboxed_and_takes_the_options_of_smcroute() {
         assert_eq!(value(key), "yes");
     }
     assert_eq!(value("ProtectSystem"), "strict");
-    // As systemd splits it, with what an administrator may have written there.
+    // The command line as systemd expands it, with options that an administrator may have set.
     let words = start
         .replace("$SMCROUTED_OPTS", "-N -l debug -p daemon")
         .replace("$SMCROUTED_ARGS", "");

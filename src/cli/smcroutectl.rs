@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 
 use super::exit::FAILED;
-use crate::smcroute::wire::{SmcrouteCommand, SmcrouteReplyLine, Verb, shown};
+use crate::smcroute::wire::{SmcrouteCommand, SmcrouteReplyLine, Verb, parse_reply_line};
 
 /// Longest wait for a reply of the daemon.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -188,7 +188,7 @@ fn run_command(args: &ClientArgs, words: &[String]) -> Result<(), String> {
 fn request(args: &ClientArgs, command: &SmcrouteCommand) -> Result<String, String> {
     let named = || format!("/run/{}.sock", args.name).into();
     let path = args.socket.clone().unwrap_or_else(named);
-    let bytes = command.write().map_err(|e| e.to_string())?;
+    let bytes = command.encode().map_err(|e| e.to_string())?;
     let shown = path.display();
     let mut stream = UnixStream::connect(&path)
         .map_err(|e| format!("Failed connecting to daemon at {shown}: {e}"))?;
@@ -227,7 +227,7 @@ fn print_tables(args: &ClientArgs, verb: Verb, reply: &str) -> io::Result<()> {
     let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
     let width = columns.filter(|c| *c > 1).unwrap_or(80usize) - 1;
     for line in reply.lines() {
-        match (shown(line), args.terse, args.plain) {
+        match (parse_reply_line(line), args.terse, args.plain) {
             (SmcrouteReplyLine::Plain(line), _, _) => writeln!(out, "{line}")?,
             (_, true, _) => {}
             (SmcrouteReplyLine::Title(title), _, true) => {

@@ -22,8 +22,8 @@ use crate::api::view::InterfaceView;
 use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
 use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
 use crate::smcroute::line::{self, pattern};
-use crate::smcroute::show::{self, Form, RouteSnapshot, ShowKind};
-use crate::smcroute::wire::{LONGEST_COMMAND, SmcrouteCommand, SmcrouteWireError, Verb, length};
+use crate::smcroute::show::{self, RouteSnapshot, ShowFormat, ShowKind};
+use crate::smcroute::wire::{MAX_COMMAND_LEN, SmcrouteCommand, SmcrouteWireError, Verb, length};
 
 /// How long a client may send nothing, or read nothing of its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,24 +77,24 @@ async fn next(
             Err(e) => return Ok(Some(Err(e))),
             Ok(Some(n)) if held.len() >= n => {
                 let command: Vec<u8> = held.drain(..n).collect();
-                return Ok(Some(SmcrouteCommand::read(&command)));
+                return Ok(Some(SmcrouteCommand::decode(&command)));
             }
             Ok(_) => {}
         }
-        let mut more = [0; LONGEST_COMMAND];
+        let mut more = [0; MAX_COMMAND_LEN];
         let read = match timeout(PATIENCE, stream.read(&mut more)).await {
             Ok(read) => read?,
             Err(_) => 0,
         };
         if read == 0 {
-            let cut = SmcrouteWireError::CutShort(held.len());
+            let cut = SmcrouteWireError::Truncated(held.len());
             return Ok((!held.is_empty()).then_some(Err(cut)));
         }
         held.extend_from_slice(&more[..read]);
     }
 }
 
-/// ShowKind is shown, or an error; both are texts to the client.
+/// The output, or an error; both are texts to the client.
 async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<String, String> {
     let words = &command.arguments;
     let quiet = |done: Result<String, QueryError>| match done {
@@ -109,14 +109,18 @@ async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<St
         Verb::Flush => quiet(query::flush(context).await),
         Verb::Reload => quiet(query::reload(context).await),
         Verb::Kill => quiet(query::stop(context).await),
-        Verb::Show => shown(context, words, Form::Plain).await,
-        Verb::ShowDetail => shown(context, words, Form::Detail).await,
-        Verb::ShowJson => shown(context, words, Form::Json).await,
+        Verb::Show => shown(context, words, ShowFormat::Plain).await,
+        Verb::ShowDetail => shown(context, words, ShowFormat::Detail).await,
+        Verb::ShowJson => shown(context, words, ShowFormat::Json).await,
     }
 }
 
-async fn shown(context: &RouterContext, words: &[String], form: Form) -> Result<String, String> {
-    let what = ShowKind::named(words.first().map(String::as_str));
+async fn shown(
+    context: &RouterContext,
+    words: &[String],
+    form: ShowFormat,
+) -> Result<String, String> {
+    let what = ShowKind::parse(words.first().map(String::as_str));
     let mut state = RouteSnapshot {
         joins: query::join_rules(context),
         ..RouteSnapshot::default()
@@ -151,15 +155,15 @@ fn addresses<'a>(
     let Some((first, rest)) = words.split_first() else {
         return Err(not_a_group(""));
     };
-    if let Ok(group) = line::group(first, &mut notes) {
+    if let Ok(group) = line::parse_group(first, &mut notes) {
         return Ok((SourcePrefix::any_for(group), group, rest));
     }
     let address = first.split('/').next().unwrap_or_default();
     let (Some((named, left)), Ok(_)) = (rest.split_first(), address.parse::<IpAddr>()) else {
         return Err(not_a_group(first));
     };
-    let group = line::group(named, &mut notes).map_err(|_| not_a_group(named))?;
-    let source = line::source(first, group, &mut notes).map_err(|e| format!("{who}: {e}"))?;
+    let group = line::parse_group(named, &mut notes).map_err(|_| not_a_group(named))?;
+    let source = line::parse_source(first, group, &mut notes).map_err(|e| format!("{who}: {e}"))?;
     Ok((source, group, left))
 }
 

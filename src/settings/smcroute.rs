@@ -14,7 +14,7 @@ pub(super) fn is_smcroute_conf(file: &Path) -> bool {
     if file.extension().is_some_and(|e| e == "toml") {
         return false;
     }
-    read_file(file).is_ok_and(|bytes| conf::reads_as_one(&String::from_utf8_lossy(&bytes)))
+    read_file(file).is_ok_and(|bytes| conf::is_smcroute_format(&String::from_utf8_lossy(&bytes)))
 }
 
 fn read_file(file: &Path) -> io::Result<Vec<u8>> {
@@ -61,7 +61,7 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
     settings.routes.extend(routes);
     let joins = conf.joins.iter().map(|(_, rule)| rule.clone());
     settings.joins.extend(joins);
-    settings.unreadable.clone_from(&conf.unread);
+    settings.unreadable.clone_from(&conf.unreadable);
     settings.skipped = conf.faults.iter().map(ToString::to_string).collect();
     settings.doubtful = conf.notes.iter().map(ToString::to_string).collect();
     settings

@@ -1,28 +1,29 @@
-//! `smcroute.conf` with its includes: every good line as rules, every bad one as a fault.
+//! The parser for `smcroute.conf` and the files it includes. Valid lines become rules. Invalid
+//! lines are reported as faults and skipped.
 //!
-//! Pure over a closure that hands out files. A bad line is skipped and the rest stands.
+//! Does no I/O: the caller provides a closure that reads files.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use super::line::{self, Directive, MOST_EGRESSES, Mgroup, Mroute, Phyint};
+use super::line::{self, Directive, MAX_EGRESSES, Mgroup, Mroute, Phyint};
 use super::phyint::{self, SmcrouteInterface};
 use crate::model::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 
-/// How deep files may include files.
-pub const DEEPEST_INCLUDE: usize = 16;
-/// Files that are read at most, all includes together.
-pub const MOST_FILES: usize = 1024;
-/// Lines that are read at most, of all files together.
-pub const MOST_LINES: usize = 100_000;
+/// Maximum depth of nested includes.
+pub const MAX_INCLUDE_DEPTH: usize = 16;
+/// Maximum number of files, including all included files.
+pub const MAX_FILES: usize = 1024;
+/// Maximum number of lines in all files together.
+pub const MAX_LINES: usize = 100_000;
 
-/// A line of a file.
+/// A line number in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfLocation {
     /// The file.
     pub file: Arc<str>,
-    /// Counted from 1; 0 for the file as a whole.
+    /// The line number, counted from 1; 0 for the whole file.
     pub line: usize,
 }
 
@@ -35,89 +36,90 @@ impl fmt::Display for ConfLocation {
     }
 }
 
-/// What is wrong, or odd, and where.
+/// A fault or a note, and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfFault {
-    /// Where.
-    pub place: ConfLocation,
-    /// What, as a sentence.
+    /// The location.
+    pub location: ConfLocation,
+    /// The description.
     pub cause: String,
 }
 
 impl fmt::Display for ConfFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.cause)
+        write!(f, "{}: {}", self.location, self.cause)
     }
 }
 
-/// A line as written, and what it asks for.
+/// A line of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    /// Where it stands.
-    pub place: ConfLocation,
-    /// What it asks for; `None` for an empty line, and for a bad one.
+pub struct ConfLine {
+    /// The location.
+    pub location: ConfLocation,
+    /// The directive; `None` for an empty or invalid line.
     pub directive: Option<Directive>,
-    /// What stands behind `#`.
+    /// The text after `#`.
     pub comment: Option<String>,
 }
 
-/// What the files say.
+/// The parsed content of all files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conf {
-    /// Every line of every file, in the order they are read.
-    pub lines: Vec<Line>,
-    /// Interface options, each name once, in the order of [`SmcrouteInterface::at`]. Where several fit
-    /// an interface its name counts, else the first pattern.
+    /// All lines of all files, in the order in which they are read.
+    pub lines: Vec<ConfLine>,
+    /// Interface options, each name once, in the order of [`SmcrouteInterface::at`]. If several
+    /// match an interface, its own name takes precedence, then the first pattern.
     pub interfaces: Vec<SmcrouteInterface>,
-    /// The routes, lines of the same interface, source and group merged. With each the
-    /// number of its first line in `lines`.
+    /// The routes, each with the index of its first line in `lines`. Lines with the same interface,
+    /// source and group are merged.
     pub routes: Vec<(usize, RouteRule)>,
-    /// The joins, each once, likewise.
+    /// The joins, each once, with the index of the first line in `lines`.
     pub joins: Vec<(usize, JoinRule)>,
-    /// Bad lines, skipped.
+    /// The reasons why lines were skipped.
     pub faults: Vec<ConfFault>,
-    /// Lines that stand, but may not mean what was meant.
+    /// Descriptions of valid but suspicious lines.
     pub notes: Vec<ConfFault>,
-    /// Why the file itself could not be read; a fault too.
-    pub unread: Option<String>,
+    /// The reason why the main file could not be read. It is also in `faults`.
+    pub unreadable: Option<String>,
 }
 
-/// A file: its name and its bytes, or why it cannot be read.
-pub type File = (String, io::Result<Vec<u8>>);
+/// The name of a file, and its bytes or the error of reading it.
+pub type ConfFile = (String, io::Result<Vec<u8>>);
 
-/// Reads `path` and all it includes. `files` answers a path or a glob pattern with the files
-/// that fit, sorted. `strict` refuses what smcroute does not know or ignores.
+/// Reads `path` and the files it includes. `files` returns the files that match a path or a glob
+/// pattern, in sorted order. `strict` refuses our additions to the format, and words that smcroute
+/// ignores.
 pub fn read(
     path: &str,
     strict: bool,
-    files: &mut dyn FnMut(&str) -> io::Result<Vec<File>>,
+    files: &mut dyn FnMut(&str) -> io::Result<Vec<ConfFile>>,
 ) -> Conf {
     let mut reader = Reader {
         conf: Conf::default(),
         strict,
         files,
-        read: 0,
+        files_read: 0,
         phyints: Vec::new(),
     };
     match (reader.files)(path) {
-        Ok(found) if found.is_empty() => reader.unread(path, "does not exist".into()),
+        Ok(found) if found.is_empty() => reader.report_unreadable(path, "does not exist".into()),
         Ok(found) => {
             for (name, bytes) in found {
                 match bytes {
                     Ok(bytes) => reader.file(name, &bytes, &mut Vec::new()),
-                    Err(e) => reader.unread(&name, format!("cannot be read: {e}")),
+                    Err(e) => reader.report_unreadable(&name, format!("cannot be read: {e}")),
                 }
             }
         }
-        Err(e) => reader.unread(path, format!("cannot be read: {e}")),
+        Err(e) => reader.report_unreadable(path, format!("cannot be read: {e}")),
     }
     reader.conf.interfaces = phyint::resolve(&reader.phyints);
     reader.conf
 }
 
-/// Whether a text is meant as `smcroute.conf`: a line of it begins with a directive, and not
-/// with a TOML key of that name.
-pub fn reads_as_one(text: &str) -> bool {
+/// Returns true if `text` is in the format of `smcroute.conf`: a line starts with a directive that
+/// is not a TOML key.
+pub fn is_smcroute_format(text: &str) -> bool {
     text.lines().any(|line| {
         let text = line.split('#').next().unwrap_or_default();
         let mut words = text.split_whitespace();
@@ -130,90 +132,95 @@ pub fn reads_as_one(text: &str) -> bool {
 struct Reader<'a> {
     conf: Conf,
     strict: bool,
-    files: &'a mut dyn FnMut(&str) -> io::Result<Vec<File>>,
-    read: usize,
+    files: &'a mut dyn FnMut(&str) -> io::Result<Vec<ConfFile>>,
+    /// Number of files read.
+    files_read: usize,
     phyints: Vec<(usize, Phyint)>,
 }
 
 impl Reader<'_> {
-    fn unread(&mut self, file: &str, cause: String) {
-        let place = ConfLocation {
+    fn report_unreadable(&mut self, file: &str, cause: String) {
+        let location = ConfLocation {
             file: file.into(),
             line: 0,
         };
-        self.conf.unread = Some(format!("{place}: {cause}"));
-        self.fault(place, cause);
+        self.conf.unreadable = Some(format!("{location}: {cause}"));
+        self.fault(location, cause);
     }
 
-    fn fault(&mut self, place: ConfLocation, cause: String) {
-        self.conf.faults.push(ConfFault { place, cause });
+    fn fault(&mut self, location: ConfLocation, cause: String) {
+        self.conf.faults.push(ConfFault { location, cause });
     }
 
-    fn file(&mut self, name: String, bytes: &[u8], above: &mut Vec<String>) {
-        self.read += 1;
+    fn file(&mut self, name: String, bytes: &[u8], include_stack: &mut Vec<String>) {
+        self.files_read += 1;
         let file: Arc<str> = name.as_str().into();
-        above.push(name);
+        include_stack.push(name);
         for (n, bytes) in bytes.split(|b| *b == b'\n').enumerate() {
-            let place = ConfLocation {
+            let location = ConfLocation {
                 file: file.clone(),
                 line: n + 1,
             };
-            if self.conf.lines.len() >= MOST_LINES {
-                let cause = format!("more than {MOST_LINES} lines; the rest is not read");
-                self.fault(place, cause);
+            if self.conf.lines.len() >= MAX_LINES {
+                let cause = format!("more than {MAX_LINES} lines; the rest is not read");
+                self.fault(location, cause);
                 break;
             }
-            self.line(place, bytes.strip_suffix(b"\r").unwrap_or(bytes), above);
+            self.line(
+                location,
+                bytes.strip_suffix(b"\r").unwrap_or(bytes),
+                include_stack,
+            );
         }
-        above.pop();
+        include_stack.pop();
     }
 
-    fn line(&mut self, place: ConfLocation, bytes: &[u8], above: &mut Vec<String>) {
+    fn line(&mut self, location: ConfLocation, bytes: &[u8], include_stack: &mut Vec<String>) {
         let text = std::str::from_utf8(bytes);
         let text = text.map_err(|e| format!("not UTF-8 from byte {} on", e.valid_up_to() + 1));
-        let read = match text.and_then(|text| line::read(text, self.strict)) {
-            Ok(read) => read,
+        let parsed = match text.and_then(|text| line::read(text, self.strict)) {
+            Ok(parsed) => parsed,
             Err(cause) => {
-                self.conf.lines.push(Line {
-                    place: place.clone(),
+                self.conf.lines.push(ConfLine {
+                    location: location.clone(),
                     directive: None,
                     comment: Some(format!(" not read: {}", String::from_utf8_lossy(bytes))),
                 });
-                return self.fault(place, cause);
+                return self.fault(location, cause);
             }
         };
-        for cause in read.notes {
-            let place = place.clone();
-            self.conf.notes.push(ConfFault { place, cause });
+        for cause in parsed.notes {
+            let location = location.clone();
+            self.conf.notes.push(ConfFault { location, cause });
         }
         let at = self.conf.lines.len();
-        self.conf.lines.push(Line {
-            place: place.clone(),
-            directive: read.directive.clone(),
-            comment: read.comment,
+        self.conf.lines.push(ConfLine {
+            location: location.clone(),
+            directive: parsed.directive.clone(),
+            comment: parsed.comment,
         });
-        let done = match read.directive {
+        let result = match parsed.directive {
             None => Ok(()),
             Some(Directive::Phyint(phyint)) => {
                 self.phyints.push((at, phyint));
                 Ok(())
             }
-            Some(Directive::Mgroup(mgroup)) => self.mgroup(at, &place, mgroup),
+            Some(Directive::Mgroup(mgroup)) => self.mgroup(at, &location, mgroup),
             Some(Directive::Mroute(mroute)) if mroute.group.is_link_local() => {
                 let group = mroute.group;
-                let cause = format!("mroute: {group} never leaves its link; nothing is routed");
-                self.conf.notes.push(ConfFault { place, cause });
+                let cause = format!("mroute: {group} is link-local; it is not routed");
+                self.conf.notes.push(ConfFault { location, cause });
                 return;
             }
             Some(Directive::Mroute(mroute)) => self.mroute(at, mroute),
-            Some(Directive::Include(path)) => self.include(&place, &path, above),
+            Some(Directive::Include(path)) => self.include(&location, &path, include_stack),
         };
-        if let Err(cause) = done {
-            self.fault(place, cause);
+        if let Err(cause) = result {
+            self.fault(location, cause);
         }
     }
 
-    fn mgroup(&mut self, at: usize, place: &ConfLocation, mgroup: Mgroup) -> Result<(), String> {
+    fn mgroup(&mut self, at: usize, location: &ConfLocation, mgroup: Mgroup) -> Result<(), String> {
         let mut sources: Vec<_> = mgroup.sources.iter().copied().map(Some).collect();
         if sources.is_empty() {
             sources.push(None);
@@ -227,8 +234,8 @@ impl Reader<'_> {
             };
             if self.conf.joins.iter().any(|(_, j)| *j == join) {
                 self.conf.notes.push(ConfFault {
-                    place: place.clone(),
-                    cause: format!("mgroup: {join} is joined already"),
+                    location: location.clone(),
+                    cause: format!("mgroup: {join} is already joined"),
                 });
             } else {
                 self.conf.joins.push((at, join));
@@ -243,7 +250,7 @@ impl Reader<'_> {
         rule.except_sources = mroute.except;
         rule.ttl = mroute.ttl;
         rule.loop_guard = mroute.ttl.can_feed_a_loop();
-        // Groups are joined by mgroup alone.
+        // Only mgroup lines join groups.
         rule.join = JoinPolicy::Never;
         rule.name = RouteName::default_for(&rule.from, rule.source, rule.group);
         let lines = &self.conf.lines;
@@ -251,11 +258,11 @@ impl Reader<'_> {
             self.conf.routes.push((at, rule));
             return Ok(());
         };
-        let first = &lines[*first].place;
+        let first = &lines[*first].location;
         if same.from != rule.from {
             return Err(format!(
                 "mroute: {} and {} of {first} share interfaces, and source and group are the \
-                 same; write one line for both",
+                 same; combine them in one line",
                 rule.from, same.from
             ));
         }
@@ -269,9 +276,9 @@ impl Reader<'_> {
             .into_iter()
             .filter(|t| !same.to.contains(t))
             .collect();
-        if same.to.len() + more.len() > MOST_EGRESSES {
+        if same.to.len() + more.len() > MAX_EGRESSES {
             return Err(format!(
-                "mroute: with {first} more than {MOST_EGRESSES} interfaces to send to"
+                "mroute: more than {MAX_EGRESSES} egress interfaces, together with {first}"
             ));
         }
         same.to.extend(more);
@@ -280,13 +287,13 @@ impl Reader<'_> {
 
     fn include(
         &mut self,
-        place: &ConfLocation,
+        location: &ConfLocation,
         path: &str,
-        above: &mut Vec<String>,
+        include_stack: &mut Vec<String>,
     ) -> Result<(), String> {
-        if above.len() >= DEEPEST_INCLUDE {
+        if include_stack.len() >= MAX_INCLUDE_DEPTH {
             return Err(format!(
-                "include: files include files {DEEPEST_INCLUDE} deep"
+                "include: more than {MAX_INCLUDE_DEPTH} levels of nested includes"
             ));
         }
         let found = (self.files)(path).map_err(|e| format!("include: {path}: {e}"))?;
@@ -295,22 +302,22 @@ impl Reader<'_> {
             match self.strict {
                 true => return Err(cause),
                 false => self.conf.notes.push(ConfFault {
-                    place: place.clone(),
+                    location: location.clone(),
                     cause,
                 }),
             }
         }
         for (name, bytes) in found {
-            if above.contains(&name) {
+            if include_stack.contains(&name) {
                 return Err(format!("include: {name} includes itself"));
             }
-            if self.read >= MOST_FILES {
-                return Err(format!("include: more than {MOST_FILES} files"));
+            if self.files_read >= MAX_FILES {
+                return Err(format!("include: more than {MAX_FILES} files"));
             }
             match bytes {
-                Ok(bytes) => self.file(name, &bytes, above),
-                // The others that fit are no worse for it.
-                Err(e) => self.fault(place.clone(), format!("include: {name}: {e}")),
+                Ok(bytes) => self.file(name, &bytes, include_stack),
+                // The other files that match the pattern are still read.
+                Err(e) => self.fault(location.clone(), format!("include: {name}: {e}")),
             }
         }
         Ok(())
@@ -322,14 +329,14 @@ mod tests {
     use super::*;
 
     fn read_all(files: &[(&str, &str)], strict: bool) -> Conf {
-        let mut hand = |path: &str| {
-            let fits = |name: &str| match path.split_once('*') {
+        let mut files_for = |path: &str| {
+            let matches = |name: &str| match path.split_once('*') {
                 Some((a, b)) => name.starts_with(a) && name.ends_with(b),
                 None => name == path,
             };
             Ok(files
                 .iter()
-                .filter(|(name, _)| fits(name))
+                .filter(|(name, _)| matches(name))
                 .map(|(name, text)| {
                     let bytes = match *text {
                         UNREADABLE => Err(io::ErrorKind::PermissionDenied.into()),
@@ -339,14 +346,14 @@ mod tests {
                 })
                 .collect())
         };
-        read(files[0].0, strict, &mut hand)
+        read(files[0].0, strict, &mut files_for)
     }
 
-    /// Stands for a file without rights.
+    /// Content that stands for a file without read permission.
     const UNREADABLE: &str = "unreadable";
 
     #[test]
-    fn one_file_that_cannot_be_read_is_no_matter_of_the_others() {
+    fn unreadable_include_does_not_affect_other_files() {
         let conf = read_all(
             &[
                 ("a", "include d/*\n"),
@@ -361,13 +368,13 @@ mod tests {
             ["a line 1: include: d/2: permission denied"]
         );
         assert_eq!(conf.routes.len(), 2);
-        assert_eq!(conf.unread, None);
+        assert_eq!(conf.unreadable, None);
         let conf = read_all(&[("a", UNREADABLE)], false);
         assert_eq!(
             texts(&conf.faults),
             ["a: cannot be read: permission denied"]
         );
-        assert!(conf.unread.is_some());
+        assert!(conf.unreadable.is_some());
     }
 
     fn texts(faults: &[ConfFault]) -> Vec<String> {
@@ -375,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn every_directive_and_either_order() {
+    fn all_directives_are_read_in_any_keyword_order() {
         let conf = read_all(
             &[(
                 "a.conf",
@@ -412,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_and_the_rest_stands() {
+    fn invalid_line_is_reported_and_others_apply() {
         let conf = read_all(
             &[
                 (
@@ -436,17 +443,17 @@ mod tests {
     }
 
     #[test]
-    fn strict_takes_nothing_that_smcroute_does_not_know() {
+    fn strict_refuses_additions_and_ignored_words() {
         for (line, cause) in [
             ("mroute from a group 225.1.2.3 to b ttl keep", "--strict"),
             (
                 "mroute from a group 225.1.2.3 to b except 10.0.0.1",
                 "--strict",
             ),
-            ("phyint a flat", "\"flat\" means nothing here"),
+            ("phyint a flat", "\"flat\" is unknown"),
             (
                 "mroute from a group 225.1.2.3/24 to b",
-                "is taken as 225.1.2.0/24",
+                "is read as 225.1.2.0/24",
             ),
             ("include nowhere", "does not exist"),
         ] {
@@ -459,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_include_ends() {
+    fn number_of_included_files_is_limited() {
         let text = "include b\n".repeat(3000);
         let conf = read_all(
             &[("a", &text), ("b", "include c*\n"), ("c1", ""), ("c2", "")],
@@ -473,18 +480,18 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_told_from_toml() {
-        assert!(reads_as_one(
+    fn smcroute_format_is_distinguished_from_toml() {
+        assert!(is_smcroute_format(
             "# x\n\n  mroute from eth0 group 225.1.2.3 to eth1\n"
         ));
-        assert!(!reads_as_one("[[route]]\nfrom = \"eth0\"\n"));
-        assert!(reads_as_one(
+        assert!(!is_smcroute_format("[[route]]\nfrom = \"eth0\"\n"));
+        assert!(is_smcroute_format(
             "mroute from eth0 group 225.1.2.3 to eth1   # vlan=5\n"
         ));
-        assert!(reads_as_one("include /etc/a=b.conf\n"));
-        assert!(!reads_as_one("include = 3\n"));
-        assert!(!reads_as_one("include=3\n"));
-        assert!(!reads_as_one("include =3 # mroute\n"));
-        assert!(!reads_as_one(""));
+        assert!(is_smcroute_format("include /etc/a=b.conf\n"));
+        assert!(!is_smcroute_format("include = 3\n"));
+        assert!(!is_smcroute_format("include=3\n"));
+        assert!(!is_smcroute_format("include =3 # mroute\n"));
+        assert!(!is_smcroute_format(""));
     }
 }

@@ -1,50 +1,49 @@
-//! The same as TOML: what `mcastor convert` prints.
+//! Conversion of `smcroute.conf` to TOML, for `mcastor convert`.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::conf::{Conf, Line};
+use super::conf::{Conf, ConfLine};
 use super::line::Directive;
 use super::phyint::SmcrouteInterface;
 use crate::model::{JoinRule, RouteRule, TtlPolicy};
 
-/// The settings that mean what `conf` means, with its comments. Interface options, routes and
-/// joins stand where their first line stood; lines that were not read stay as comments.
+/// Converts `conf` to TOML settings with the same effect. Keeps comments. Interface options, routes
+/// and joins appear at the position of their first line. Invalid lines become comments.
 pub fn convert(conf: &Conf) -> String {
     let mut out = String::new();
     let mut file: Option<&Arc<str>> = None;
     for (at, line) in conf.lines.iter().enumerate() {
-        if file.is_some_and(|file| *file != line.place.file) {
-            comment(&mut out, &format!(" {}", line.place));
+        if file.is_some_and(|file| *file != line.location.file) {
+            comment(&mut out, &format!(" {}", line.location));
         }
-        file = Some(&line.place.file);
-        one(&mut out, conf, at, line);
+        file = Some(&line.location.file);
+        convert_line(&mut out, conf, at, line);
     }
     out
 }
 
-fn one(out: &mut String, conf: &Conf, at: usize, line: &Line) {
+fn convert_line(out: &mut String, conf: &Conf, at: usize, line: &ConfLine) {
     let mut tables: Vec<String> = Vec::new();
-    // Options that other lines have a say in are given where the last of those is.
     let here = conf.interfaces.iter().filter(|i| i.at == at);
     tables.extend(here.map(interface));
     let here = conf.routes.iter().filter(|(n, _)| *n == at);
     tables.extend(here.map(|(_, rule)| route(rule)));
     let here = conf.joins.iter().filter(|(n, _)| *n == at);
     tables.extend(here.map(|(_, rule)| join(rule)));
-    let behind = line.comment.as_deref();
-    if let Some(behind) = behind {
-        comment(out, behind);
+    let text = line.comment.as_deref();
+    if let Some(text) = text {
+        comment(out, text);
     }
     match &line.directive {
         Some(Directive::Include(path)) => {
             comment(out, &format!(" include {path}: its lines follow"));
         }
         Some(_) if tables.is_empty() => {
-            let why = format!(" {}: part of another table, or not routed", line.place);
+            let why = format!(" {}: part of another table, or not routed", line.location);
             comment(out, &why);
         }
-        None if behind.is_none() => out.push('\n'),
+        None if text.is_none() => out.push('\n'),
         _ => {}
     }
     for table in tables {
@@ -53,9 +52,9 @@ fn one(out: &mut String, conf: &Conf, at: usize, line: &Line) {
     }
 }
 
-/// A comment; what TOML allows in none is replaced.
+/// Writes a comment. Replaces characters that TOML does not allow in comments.
 fn comment(out: &mut String, text: &str) {
-    let plain = |c: char| {
+    let allowed = |c: char| {
         if c.is_control() && c != '\t' {
             '\u{fffd}'
         } else {
@@ -63,7 +62,7 @@ fn comment(out: &mut String, text: &str) {
         }
     };
     out.push('#');
-    out.extend(text.chars().map(plain));
+    out.extend(text.chars().map(allowed));
     out.push('\n');
 }
 
@@ -100,7 +99,7 @@ fn route(rule: &RouteRule) -> String {
     }
     let _ = writeln!(out, "group = {}", quoted(&rule.group));
     if rule.to.is_empty() {
-        comment(&mut out, " stops what it takes");
+        comment(&mut out, " drops matching packets");
     }
     let _ = writeln!(out, "to = {}", list(&rule.to));
     match rule.ttl {

@@ -1,4 +1,4 @@
-//! One line of `smcroute.conf`: words in, a directive or its fault out.
+//! The parser for one line of `smcroute.conf`.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::model::rule::MOST_JOINED_GROUPS;
 use crate::model::{GroupPrefix, IfPattern, Source, SourcePrefix, TtlPolicy, TtlThreshold};
 
-/// What a line asks for.
+/// A directive of `smcroute.conf`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Directive {
     /// `phyint IFNAME [enable|disable] [mrdisc] [ttl-threshold N]`
@@ -20,126 +20,123 @@ pub enum Directive {
     Include(String),
 }
 
-/// Options of an interface.
+/// A `phyint` directive: the options of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phyint {
-    /// Which interfaces.
+    /// The interfaces.
     pub name: IfPattern,
-    /// `disable` was said, or `enable`, or neither.
+    /// `Some(true)` for `disable`, `Some(false)` for `enable`, `None` if the line has neither.
     pub disabled: Option<bool>,
-    /// Announce this router (RFC 4286).
+    /// Sends router advertisements (RFC 4286).
     pub mrdisc: bool,
-    /// What may leave there.
+    /// The TTL threshold for packets that leave the interface.
     pub ttl_threshold: Option<TtlThreshold>,
 }
 
-/// Groups to join.
+/// An `mgroup` directive: groups to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mgroup {
-    /// On which interfaces.
+    /// The interfaces on which the groups are joined.
     pub from: IfPattern,
-    /// From which sources only; empty for any. A prefix stands here as its members.
+    /// The sources to join; empty for any source. A prefix is expanded to its addresses.
     pub sources: Vec<Source>,
-    /// Which groups.
+    /// The groups.
     pub group: GroupPrefix,
 }
 
-/// A route.
+/// An `mroute` directive: a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mroute {
-    /// Where packets arrive.
+    /// The ingress interfaces.
     pub from: IfPattern,
-    /// Who sends.
+    /// The sources.
     pub source: SourcePrefix,
-    /// Who does not.
+    /// Sources that the route excludes.
     pub except: Vec<SourcePrefix>,
-    /// To whom.
+    /// The groups.
     pub group: GroupPrefix,
-    /// Where packets leave; nowhere for a line that stops what it takes.
+    /// The egress interfaces. If there are none, the route drops matching packets.
     pub to: Vec<IfPattern>,
-    /// What happens to the TTL.
+    /// How the TTL of forwarded packets is set.
     pub ttl: TtlPolicy,
 }
 
-/// A line understood, and what is odd about it.
+/// The result of parsing a valid line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
-    /// What it asks for; `None` for an empty line.
+pub struct ParsedLine {
+    /// The directive; `None` for an empty line.
     pub directive: Option<Directive>,
-    /// What stands behind `#`.
+    /// The text after `#`.
     pub comment: Option<String>,
-    /// Things that are allowed, but may not be what was meant.
+    /// Descriptions of valid but suspicious input, such as unknown words.
     pub notes: Vec<String>,
 }
 
-/// The directives there are, for those who misspelt one.
-const DIRECTIVES: &str = "phyint, mgroup, mroute and include";
+/// Maximum length of a line, in bytes.
+pub const MAX_LINE_LEN: usize = 8192;
 
-/// Bytes of the longest line that is read.
-pub const LONGEST_LINE: usize = 8192;
-
-/// Reads one line. `strict` refuses what smcroute does not know.
+/// Parses one line. `strict` refuses our additions to the format, and words that smcroute ignores.
 ///
 /// # Errors
-/// The cause, as a sentence without its place.
-pub fn read(line: &str, strict: bool) -> Result<Read, String> {
-    if line.len() > LONGEST_LINE {
-        return Err(format!("longer than {LONGEST_LINE} bytes"));
+/// Returns the reason, without file and line number.
+pub fn read(line: &str, strict: bool) -> Result<ParsedLine, String> {
+    if line.len() > MAX_LINE_LEN {
+        return Err(format!("longer than {MAX_LINE_LEN} bytes"));
     }
     if let Some(bad) = line.chars().find(|c| c.is_control() && *c != '\t') {
-        return Err(format!("holds {bad:?}; a line is plain text"));
+        return Err(format!("contains the control character {bad:?}"));
     }
     let (text, comment) = match line.split_once('#') {
         Some((text, comment)) => (text, Some(comment.trim_end().to_string())),
         None => (line, None),
     };
-    let mut read = Read {
+    let mut parsed = ParsedLine {
         directive: None,
         comment,
         notes: Vec::new(),
     };
     let mut words = text.split_whitespace();
     let Some(first) = words.next() else {
-        return Ok(read);
+        return Ok(parsed);
     };
     let words: Vec<&str> = words.collect();
-    let notes = &mut read.notes;
-    read.directive = Some(match first {
+    let notes = &mut parsed.notes;
+    parsed.directive = Some(match first {
         "phyint" => Directive::Phyint(phyint(&words, notes)?),
         "mgroup" => Directive::Mgroup(mgroup(&words, notes)?),
         "mroute" => Directive::Mroute(mroute(&words, strict, notes)?),
         "include" => match words[..] {
             [] => return Err("include: no path".into()),
             [path] => Directive::Include(path.into()),
-            _ => return Err("include: one path a line".into()),
+            _ => return Err("include: only one path per line is allowed".into()),
         },
         other => {
             return Err(format!(
-                "unknown directive {other:?}; there are {DIRECTIVES}"
+                "unknown directive {other:?}; expected phyint, mgroup, mroute or include"
             ));
         }
     });
-    if strict && let Some(note) = read.notes.first() {
+    if strict && let Some(note) = parsed.notes.first() {
         return Err(note.clone());
     }
-    // smcroute knows it, so `--strict` does.
-    if let Some(Directive::Mroute(mroute)) = &read.directive
+    // Added after the check for `strict`, because smcroute supports routes without an egress.
+    if let Some(Directive::Mroute(mroute)) = &parsed.directive
         && mroute.to.is_empty()
     {
-        let note = "mroute: sends nowhere: stops what it takes";
-        read.notes.push(note.into());
+        let note = "mroute: no egress interface; matching packets are dropped";
+        parsed.notes.push(note.into());
     }
-    Ok(read)
+    Ok(parsed)
 }
 
-/// `eth+` stands for all names that begin so.
+/// Parses an interface name or pattern. `eth+` matches all names that start with `eth`.
 ///
 /// # Errors
-/// What no interface is called.
+/// Returns the reason why no interface can have this name.
 pub fn pattern(text: &str) -> Result<IfPattern, String> {
     if text.contains(',') {
         return Err(format!(
-            "{text:?} is no interface name; names stand apart, without commas"
+            "{text:?} is not an interface name; separate names with spaces, not commas"
         ));
     }
     let text = match text.strip_suffix('+') {
@@ -181,12 +178,12 @@ fn phyint(words: &[&str], notes: &mut Vec<String>) -> Result<Phyint, String> {
 }
 
 fn ignored(directive: &str, word: &str) -> String {
-    format!("{directive}: {word:?} means nothing here and is ignored")
+    format!("{directive}: {word:?} is unknown and ignored")
 }
 
-/// The words of a directive, by their keyword.
+/// The values of an `mgroup` or `mroute` line, by keyword.
 #[derive(Default)]
-struct Parts<'a> {
+struct Keywords<'a> {
     from: Option<&'a str>,
     source: Option<&'a str>,
     group: Option<&'a str>,
@@ -195,12 +192,12 @@ struct Parts<'a> {
     except: Option<&'a str>,
 }
 
-fn parts<'a>(
+fn parse_keywords<'a>(
     directive: &str,
     words: &[&'a str],
     notes: &mut Vec<String>,
-) -> Result<Parts<'a>, String> {
-    let mut parts = Parts::default();
+) -> Result<Keywords<'a>, String> {
+    let mut keywords = Keywords::default();
     let mut words = words.iter().copied().peekable();
     while let Some(word) = words.next() {
         let mut value = |slot: &mut Option<&'a str>| {
@@ -209,88 +206,92 @@ fn parts<'a>(
                 .ok_or_else(|| format!("{directive}: {word} needs a value"))?;
             match slot.replace(value) {
                 None => Ok(()),
-                Some(_) => Err(format!("{directive}: {word} stands twice")),
+                Some(_) => Err(format!("{directive}: {word} is given twice")),
             }
         };
         match word {
-            "from" => value(&mut parts.from)?,
-            "source" => value(&mut parts.source)?,
-            "group" => value(&mut parts.group)?,
-            "except" if directive == "mroute" => value(&mut parts.except)?,
+            "from" => value(&mut keywords.from)?,
+            "source" => value(&mut keywords.source)?,
+            "group" => value(&mut keywords.group)?,
+            "except" if directive == "mroute" => value(&mut keywords.except)?,
             "ttl" if directive == "mroute" => {
-                if parts.ttl.is_some() {
-                    return Err("mroute: ttl stands twice".into());
+                if keywords.ttl.is_some() {
+                    return Err("mroute: ttl is given twice".into());
                 }
-                parts.ttl = Some(ttl(&mut words)?);
+                keywords.ttl = Some(parse_ttl(&mut words)?);
             }
             "to" if directive == "mroute" => {
-                let keyword =
+                let is_keyword =
                     |w: &&str| ["from", "source", "group", "ttl", "except", "to"].contains(w);
-                while let Some(oif) = words.next_if(|w| !keyword(w)) {
-                    parts.to.push(oif);
+                while let Some(oif) = words.next_if(|w| !is_keyword(w)) {
+                    keywords.to.push(oif);
                 }
             }
             other => notes.push(ignored(directive, other)),
         }
     }
-    Ok(parts)
+    Ok(keywords)
 }
 
-fn ttl<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<TtlPolicy, String> {
-    let wrong = "mroute: ttl is followed by keep, or by set and a number from 1 to 255";
+fn parse_ttl<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<TtlPolicy, String> {
+    let error = "mroute: ttl must be followed by keep, or by set and a number from 1 to 255";
     match words.next() {
         Some("keep") => Ok(TtlPolicy::Keep),
         Some("set") => match words.next().map(str::parse::<u8>) {
             Some(Ok(ttl)) if ttl > 0 => Ok(TtlPolicy::Set(ttl)),
-            _ => Err(wrong.into()),
+            _ => Err(error.into()),
         },
-        _ => Err(wrong.into()),
+        _ => Err(error.into()),
     }
 }
 
-fn net(what: &str, text: &str) -> Result<IpNet, String> {
-    let wrong = || format!("{what} {text:?} is not an IP address");
+/// Parses an address or prefix. `what` names it in error texts.
+fn parse_net(what: &str, text: &str) -> Result<IpNet, String> {
+    let no_address = || format!("{what} {text:?} is not an IP address");
     let Some((address, length)) = text.split_once('/') else {
-        return text.parse::<IpAddr>().map(IpNet::from).map_err(|_| wrong());
+        return text
+            .parse::<IpAddr>()
+            .map(IpNet::from)
+            .map_err(|_| no_address());
     };
-    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    let address: IpAddr = address.parse().map_err(|_| no_address())?;
     let length = length.parse::<u8>().ok();
     let net = length.and_then(|length| IpNet::new(address, length).ok());
     net.ok_or_else(|| {
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        format!("{what} {text:?}: a prefix length is 0 to {most}")
+        let max = if address.is_ipv4() { 32 } else { 128 };
+        format!("{what} {text:?}: the prefix length must be 0 to {max}")
     })
 }
 
-/// What smcroute takes too: bits beyond the prefix.
-fn trunc(what: &str, net: IpNet, notes: &mut Vec<String>) -> IpNet {
-    let whole = net.trunc();
-    if whole != net {
-        notes.push(format!("{what} {net} is taken as {whole}"));
+/// Clears the bits beyond the prefix. smcroute accepts such bits, so they are only noted.
+fn truncate(what: &str, net: IpNet, notes: &mut Vec<String>) -> IpNet {
+    let truncated = net.trunc();
+    if truncated != net {
+        notes.push(format!("{what} {net} is read as {truncated}"));
     }
-    whole
+    truncated
 }
 
-/// Reads a group or prefix.
+/// Parses a group or a prefix of groups. Adds to `notes` if bits beyond the prefix are set.
 ///
 /// # Errors
-/// What it is instead.
-pub fn group(text: &str, notes: &mut Vec<String>) -> Result<GroupPrefix, String> {
-    let net = net("group", text)?;
-    GroupPrefix::new(trunc("group", net, notes))
+/// Returns the reason why `text` is not a multicast address or prefix.
+pub fn parse_group(text: &str, notes: &mut Vec<String>) -> Result<GroupPrefix, String> {
+    let net = parse_net("group", text)?;
+    GroupPrefix::new(truncate("group", net, notes))
         .map_err(|_| format!("group {text} is not multicast (224.0.0.0/4 or ff00::/8)"))
 }
 
-/// Reads a source or prefix; `0.0.0.0` and `::` are any.
+/// Parses a source or a prefix of sources. `0.0.0.0` and `::` mean any source.
 ///
 /// # Errors
-/// What it is instead.
-pub fn source(
+/// Returns the reason why `text` is not a source of `group`.
+pub fn parse_source(
     text: &str,
     group: GroupPrefix,
     notes: &mut Vec<String>,
 ) -> Result<SourcePrefix, String> {
-    let net = net("source", text)?;
+    let net = parse_net("source", text)?;
     if net.addr().is_ipv4() != group.net().addr().is_ipv4() {
         return Err(format!(
             "source {text} and group {group} are of different IP versions"
@@ -299,18 +300,18 @@ pub fn source(
     if net.addr().is_unspecified() {
         return Ok(SourcePrefix::any_for(group));
     }
-    SourcePrefix::new(trunc("source", net, notes))
-        .map_err(|_| format!("source {text} is multicast; a source is a sender's address"))
+    SourcePrefix::new(truncate("source", net, notes))
+        .map_err(|_| format!("source {text} is multicast; a source must be a unicast address"))
 }
 
 fn required<'a>(directive: &str, key: &str, value: Option<&'a str>) -> Result<&'a str, String> {
     value.ok_or_else(|| format!("{directive}: no {key}"))
 }
 
-/// Each address of a prefix of sources; none for any source.
+/// Returns the addresses of a prefix of sources; empty for any source.
 ///
 /// # Errors
-/// There are more than one join may name.
+/// Returns an error if sources and groups give more than [`MOST_JOINED_GROUPS`] memberships.
 pub fn members(source: SourcePrefix, group: GroupPrefix) -> Result<Vec<Source>, String> {
     if source.is_any() {
         return match group.count() {
@@ -321,9 +322,9 @@ pub fn members(source: SourcePrefix, group: GroupPrefix) -> Result<Vec<Source>, 
     let net = source.net();
     let bits = u32::from(net.max_prefix_len() - net.prefix_len());
     let sources = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
-    let all = sources.saturating_mul(group.count());
-    if all > MOST_JOINED_GROUPS {
-        return Err(too_many(all));
+    let memberships = sources.saturating_mul(group.count());
+    if memberships > MOST_JOINED_GROUPS {
+        return Err(too_many(memberships));
     }
     let first = net.network();
     Ok((0..sources)
@@ -338,71 +339,75 @@ pub fn members(source: SourcePrefix, group: GroupPrefix) -> Result<Vec<Source>, 
 }
 
 fn too_many(memberships: u64) -> String {
-    format!("mgroup: {memberships} memberships; a line may ask for {MOST_JOINED_GROUPS}")
+    format!("mgroup: {memberships} memberships; at most {MOST_JOINED_GROUPS} per line are allowed")
 }
 
 fn mgroup(words: &[&str], notes: &mut Vec<String>) -> Result<Mgroup, String> {
-    let parts = parts("mgroup", words, notes)?;
-    let from = required("mgroup", "from", parts.from)?;
-    let named = required("mgroup", "group", parts.group)?;
-    let in_line = |e: String| format!("mgroup: {e}");
-    let group = group(named, notes).map_err(in_line)?;
+    let keywords = parse_keywords("mgroup", words, notes)?;
+    let from = required("mgroup", "from", keywords.from)?;
+    let group = required("mgroup", "group", keywords.group)?;
+    let with_directive = |e: String| format!("mgroup: {e}");
+    let group = parse_group(group, notes).map_err(with_directive)?;
     let any = SourcePrefix::any_for(group);
-    let source = parts.source.map(|text| source(text, group, notes));
-    let source = source.transpose().map_err(in_line)?.unwrap_or(any);
+    let source = keywords.source.map(|text| parse_source(text, group, notes));
+    let source = source.transpose().map_err(with_directive)?.unwrap_or(any);
     Ok(Mgroup {
-        from: pattern(from).map_err(in_line)?,
+        from: pattern(from).map_err(with_directive)?,
         sources: members(source, group)?,
         group,
     })
 }
 
-/// Egresses of one route at most.
-pub const MOST_EGRESSES: usize = 64;
+/// Maximum number of egress interfaces of a route.
+pub const MAX_EGRESSES: usize = 64;
 
 fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mroute, String> {
-    let parts = parts("mroute", words, notes)?;
-    let in_line = |e: String| format!("mroute: {e}");
-    let from = required("mroute", "from", parts.from)?;
-    let named = required("mroute", "group", parts.group)?;
-    let from = pattern(from).map_err(in_line)?;
-    let group = group(named, notes).map_err(in_line)?;
+    let keywords = parse_keywords("mroute", words, notes)?;
+    let with_directive = |e: String| format!("mroute: {e}");
+    let from = required("mroute", "from", keywords.from)?;
+    let group = required("mroute", "group", keywords.group)?;
+    let from = pattern(from).map_err(with_directive)?;
+    let group = parse_group(group, notes).map_err(with_directive)?;
     let any = SourcePrefix::any_for(group);
-    let source_prefix = parts.source.map(|text| source(text, group, notes));
-    let source_prefix = source_prefix.transpose().map_err(in_line)?.unwrap_or(any);
-    if strict && (parts.ttl.is_some() || parts.except.is_some()) {
-        return Err("mroute: smcroute knows no ttl and no except (--strict)".into());
+    let source_prefix = keywords.source.map(|text| parse_source(text, group, notes));
+    let source_prefix = source_prefix
+        .transpose()
+        .map_err(with_directive)?
+        .unwrap_or(any);
+    if strict && (keywords.ttl.is_some() || keywords.except.is_some()) {
+        return Err("mroute: smcroute does not support ttl and except (--strict)".into());
     }
     let mut to: Vec<IfPattern> = Vec::new();
-    for oif in &parts.to {
-        let oif = pattern(oif).map_err(in_line)?;
+    for oif in &keywords.to {
+        let oif = pattern(oif).map_err(with_directive)?;
         if !oif.is_pattern() && oif == from {
             notes.push(format!(
-                "mroute: {oif} is where the packets come from; none is sent back there"
+                "mroute: {oif} is the ingress interface; packets are not sent back there"
             ));
         } else if !to.contains(&oif) {
             to.push(oif);
         }
     }
-    if to.len() > MOST_EGRESSES {
+    if to.len() > MAX_EGRESSES {
         return Err(format!(
-            "mroute: {} interfaces to send to; at most {MOST_EGRESSES}",
+            "mroute: {} egress interfaces; at most {MAX_EGRESSES} are allowed",
             to.len()
         ));
     }
     let mut except = Vec::new();
-    for text in parts.except.into_iter().flat_map(|list| list.split(',')) {
-        let one = source(text, group, notes).map_err(|e| format!("mroute: except: {e}"))?;
-        if one.is_any() {
-            return Err("mroute: except takes senders out, not all of them".into());
+    for text in keywords.except.into_iter().flat_map(|list| list.split(',')) {
+        let excluded =
+            parse_source(text, group, notes).map_err(|e| format!("mroute: except: {e}"))?;
+        if excluded.is_any() {
+            return Err("mroute: except must not exclude all sources".into());
         }
-        let held = source_prefix.net().contains(&one.net());
-        if !held || one == source_prefix {
+        let within = source_prefix.net().contains(&excluded.net());
+        if !within || excluded == source_prefix {
             return Err(format!(
-                "mroute: except {one} is not a part of source {source_prefix}"
+                "mroute: except {excluded} is not a subset of source {source_prefix}"
             ));
         }
-        except.push(one);
+        except.push(excluded);
     }
     Ok(Mroute {
         from,
@@ -410,6 +415,6 @@ fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mrout
         except,
         group,
         to,
-        ttl: parts.ttl.unwrap_or_default(),
+        ttl: keywords.ttl.unwrap_or_default(),
     })
 }

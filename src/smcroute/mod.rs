@@ -1,16 +1,15 @@
-//! What smcroute's users know: its file, its socket, its tables.
+//! Compatibility with smcroute: its configuration file, its control protocol and its tables.
 //!
-//! - [`conf`] reads `smcroute.conf`, [`line`](mod@line) a line of it; [`phyint`] tells which options an
-//!   interface has; [`mod@convert`] writes what it means as TOML.
-//! - [`wire`] is the socket's protocol, both ways; [`crate::frontend::smcroute`] answers it, [`show`] draws its
-//!   tables.
+//! - [`conf`] parses `smcroute.conf`, and [`line`](mod@line) parses one line. [`phyint`] determines
+//!   the options of each interface. [`mod@convert`] converts the configuration to TOML.
+//! - [`wire`] encodes and decodes the commands of the control socket, and
+//!   [`crate::frontend::smcroute`] executes them. [`show`] formats the tables of `show`.
 //!
-//! The module is pure. docs/smcroute.md tells where it differs from smcroute.
+//! The modules do no I/O. docs/smcroute.md lists the differences from smcroute.
 
 pub mod conf;
 pub mod convert;
 pub mod line;
 pub mod phyint;
-
 pub mod show;
 pub mod wire;

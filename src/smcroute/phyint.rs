@@ -1,27 +1,30 @@
-//! Interface options. To smcroute the last `phyint` line that fits an interface counts, and it
-//! alone; to the settings a name counts before all patterns, and of those the first.
+//! Interface options. smcroute applies only the last `phyint` line that matches an interface. In
+//! the TOML settings, an exact name takes precedence over all patterns, and the first matching
+//! pattern over later ones. This module converts from the first order to the second.
 
 use std::collections::HashMap;
 
 use super::line::Phyint;
 use crate::model::{IfPattern, TtlThreshold};
 
-/// Options of the interfaces of a name.
+/// The options of the interfaces that match a name or pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmcrouteInterface {
-    /// Which interfaces.
+    /// The interfaces.
     pub name: IfPattern,
-    /// Nothing is routed there.
+    /// Packets are not routed on the interface.
     pub disabled: bool,
-    /// The router is announced there.
+    /// The router sends advertisements on the interface (RFC 4286).
     pub mrdisc: bool,
-    /// What may leave there.
+    /// The TTL threshold for packets that leave the interface.
     pub ttl_threshold: Option<TtlThreshold>,
-    /// The line behind which it can be written, all of a file in that order.
+    /// Index of the line after which the converted options can be written. Options written in the
+    /// order of this index have the meaning of the file.
     pub at: usize,
 }
 
-/// The options that mean what `lines` mean, each with the number of its line.
+/// Returns options in the precedence order of the TOML settings that have the effect of `lines`.
+/// `lines` are the `phyint` directives, each with the index of its line.
 pub(super) fn resolve(lines: &[(usize, Phyint)]) -> Vec<SmcrouteInterface> {
     let mut last: HashMap<&IfPattern, usize> = HashMap::new();
     for (n, (_, phyint)) in lines.iter().enumerate() {
@@ -29,39 +32,39 @@ pub(super) fn resolve(lines: &[(usize, Phyint)]) -> Vec<SmcrouteInterface> {
     }
     let mut kept: Vec<usize> = last.into_values().collect();
     kept.sort_unstable_by(|a, b| b.cmp(a));
-    // From the last to the first, so that those seen already come later in the file.
+    // Iterates from the last line to the first. `patterns` thus holds the patterns of later lines.
     let mut patterns: Vec<(usize, usize)> = Vec::new();
-    let mut found = Vec::new();
+    let mut interfaces = Vec::new();
     for n in kept {
         let (line, phyint) = &lines[n];
         let name = &phyint.name;
-        let mut meeting = patterns
+        let mut overlapping = patterns
             .iter()
             .filter(|(later, _)| lines[*later].1.name.intersects(name));
-        let (at, counts) = match name.is_pattern() {
+        let (at, effective) = match name.is_pattern() {
             false => {
-                // The first is the last of the file.
-                let over = meeting.next().map(|(later, _)| &lines[*later].1);
-                (*line, over.unwrap_or(phyint))
+                // The first overlapping pattern has the last line. It overrides this line.
+                let overriding = overlapping.next().map(|(later, _)| &lines[*later].1);
+                (*line, overriding.unwrap_or(phyint))
             }
             true => {
-                let behind = meeting.map(|(_, at)| *at).max();
-                let at = behind.map_or(*line, |behind| behind.max(*line));
+                let after = overlapping.map(|(_, at)| *at).max();
+                let at = after.map_or(*line, |after| after.max(*line));
                 patterns.push((n, at));
                 (at, phyint)
             }
         };
-        found.push(SmcrouteInterface {
+        interfaces.push(SmcrouteInterface {
             name: name.clone(),
-            disabled: counts.disabled.unwrap_or_default(),
-            mrdisc: counts.mrdisc,
-            ttl_threshold: counts.ttl_threshold,
+            disabled: effective.disabled.unwrap_or_default(),
+            mrdisc: effective.mrdisc,
+            ttl_threshold: effective.ttl_threshold,
             at,
         });
     }
-    // Of the same place the last line stays the first.
-    found.sort_by_key(|interface| interface.at);
-    found
+    // The sort is stable: with the same `at`, the options of the later line come first.
+    interfaces.sort_by_key(|interface| interface.at);
+    interfaces
 }
 
 #[cfg(test)]
@@ -81,23 +84,25 @@ mod tests {
 
     type Options = (bool, bool, Option<TtlThreshold>);
 
+    /// Returns the options of the last matching line, as smcroute does.
     fn by_lines(lines: &[(usize, Phyint)], name: &IfName) -> Option<Options> {
-        let fits = lines.iter().rev().find(|(_, l)| l.name.matches(name))?;
-        let p = &fits.1;
+        let last = lines.iter().rev().find(|(_, l)| l.name.matches(name))?;
+        let p = &last.1;
         Some((p.disabled.unwrap_or_default(), p.mrdisc, p.ttl_threshold))
     }
 
+    /// Returns the options by the precedence of the TOML settings.
     fn by_settings(all: &[SmcrouteInterface], name: &IfName) -> Option<Options> {
-        let fitting = |patterns: bool| {
+        let find = |patterns: bool| {
             all.iter()
                 .find(move |i| i.name.is_pattern() == patterns && i.name.matches(name))
         };
-        let i = fitting(false).or_else(|| fitting(true))?;
+        let i = find(false).or_else(|| find(true))?;
         Some((i.disabled, i.mrdisc, i.ttl_threshold))
     }
 
     #[test]
-    fn the_last_line_counts_whole() {
+    fn converted_options_equal_last_matching_line() {
         for text in [
             "phyint rvb enable ttl-threshold 2\nphyint rv+ ttl-threshold 9\n\
              phyint rvc ttl-threshold 9\nphyint rvc mrdisc",

@@ -1,4 +1,4 @@
-//! The tables of `show`, as smcroute draws them.
+//! The tables of `show`, in the format of smcroute.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -10,41 +10,42 @@ use crate::api::view::{FlowView, GroupView, InterfaceView, PendingView, RouteVie
 use crate::model::{IfName, JoinRule};
 
 /// Width of the column with source and group.
-const WIDE: usize = 42;
+const ROUTE_WIDTH: usize = 42;
 
-/// All that tables are made of.
+/// The data that the tables show.
 #[derive(Debug, Default)]
 pub struct RouteSnapshot {
-    /// The rules.
+    /// The routes.
     pub routes: Vec<RouteView>,
     /// The interfaces.
     pub interfaces: Vec<InterfaceView>,
     /// The flows.
     pub flows: Vec<FlowView>,
-    /// The joins as they were asked for.
+    /// The configured joins.
     pub joins: Vec<JoinRule>,
-    /// The memberships there are.
+    /// The memberships of this host.
     pub groups: Vec<GroupView>,
-    /// What waits.
+    /// The rules that wait for an interface.
     pub pending: Vec<PendingView>,
 }
 
-/// What to show.
+/// A table of `show`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShowKind {
-    /// Rules and flows.
+    /// Routes and flows.
     Routes,
     /// Joins.
     Groups,
     /// Interfaces.
     Interfaces,
-    /// What waits.
+    /// Rules that wait for an interface.
     Pending,
 }
 
 impl ShowKind {
-    /// Its first letter tells, as in `ifaces`; anything else means routes.
-    pub fn named(word: Option<&str>) -> Self {
+    /// Parses the argument of `show`. Only its first letter counts, as in `ifaces`. Any other
+    /// letter means routes.
+    pub fn parse(word: Option<&str>) -> Self {
         match word.and_then(|word| word.chars().next()) {
             Some('g') => Self::Groups,
             Some('i') => Self::Interfaces,
@@ -54,9 +55,9 @@ impl ShowKind {
     }
 }
 
-/// How to show it.
+/// The output format of `show`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum ShowFormat {
     /// A table.
     Plain,
     /// A table with counters.
@@ -65,11 +66,11 @@ pub enum Form {
     Json,
 }
 
-/// What is asked for, as lines. Titles end in `_` and headings in `=`.
-pub fn show(state: &RouteSnapshot, what: ShowKind, form: Form) -> String {
-    let detail = form == Form::Detail;
-    match (what, form) {
-        (_, Form::Json) => format!("{}\n", json(state, what)),
+/// Returns the output of `show`. Titles of tables end with `_`, and column headings with `=`.
+pub fn show(state: &RouteSnapshot, kind: ShowKind, format: ShowFormat) -> String {
+    let detail = format == ShowFormat::Detail;
+    match (kind, format) {
+        (_, ShowFormat::Json) => format!("{}\n", json(state, kind)),
         (ShowKind::Routes, _) => state.routes_table(detail),
         (ShowKind::Groups, _) => state.groups_table(detail),
         (ShowKind::Interfaces, _) => state.interfaces_table(),
@@ -77,7 +78,7 @@ pub fn show(state: &RouteSnapshot, what: ShowKind, form: Form) -> String {
     }
 }
 
-/// A line of a table of routes.
+/// A row of a table of routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
     source: String,
@@ -101,33 +102,38 @@ impl Row {
 }
 
 impl RouteSnapshot {
-    /// The names that a name or pattern stands for, in the order of the interfaces.
-    fn names(&self, name: &str) -> Vec<&str> {
-        let Ok(fits) = pattern(name) else {
+    /// Returns the enabled interfaces that match a name or pattern, in the order of the interfaces.
+    fn matching_interfaces(&self, name: &str) -> Vec<&str> {
+        let Ok(pattern) = pattern(name) else {
             return Vec::new();
         };
         let names = self.interfaces.iter().filter(|i| !i.disabled);
         let names = names.map(|i| i.name.as_str());
-        let fitting = |n: &&str| n.parse::<IfName>().is_ok_and(|n| fits.matches(&n));
-        names.filter(fitting).collect()
+        let matching = |n: &&str| n.parse::<IfName>().is_ok_and(|n| pattern.matches(&n));
+        names.filter(matching).collect()
     }
 
-    /// A line for each rule and interface it takes packets from.
-    fn rules(&self, single_source_and_group: bool) -> Vec<Row> {
+    /// Returns a row for each route and ingress interface: for the routes with a single source and
+    /// a single group if `single` is set, else for all others.
+    fn rule_rows(&self, single: bool) -> Vec<Row> {
         let mut rows = Vec::new();
         for route in &self.routes {
-            let whole =
+            let is_single =
                 route.source != "*" && !format!("{}{}", route.source, route.group).contains('/');
-            if whole != single_source_and_group {
+            if is_single != single {
                 continue;
             }
-            let wanted: BTreeSet<&str> = route.to.iter().flat_map(|to| self.names(to)).collect();
-            for iif in self.names(&route.from) {
+            let egresses: BTreeSet<&str> = route
+                .to
+                .iter()
+                .flat_map(|to| self.matching_interfaces(to))
+                .collect();
+            for iif in self.matching_interfaces(&route.from) {
                 let oifs = self.interfaces.iter().map(|i| i.name.as_str());
-                let oifs = oifs.filter(|name| wanted.contains(name) && *name != iif);
-                // What arrived is what went out on the egress that got most. Templates count
-                // nothing: their flows do.
-                let own = route.paths.iter().filter(|p| whole && p.iif == iif);
+                let oifs = oifs.filter(|name| egresses.contains(name) && *name != iif);
+                // The number of received packets is that of the egress with the most packets.
+                // Routes for several sources or groups show no counters; their flows do.
+                let own = route.paths.iter().filter(|p| is_single && p.iif == iif);
                 let most = own.max_by_key(|p| p.packets);
                 rows.push(Row {
                     source: route.source.clone(),
@@ -142,9 +148,10 @@ impl RouteSnapshot {
         rows
     }
 
-    /// What the kernel's table would hold: rules of one source and group, and flows.
-    fn forwarded(&self) -> Vec<Row> {
-        let mut rows = self.rules(true);
+    /// Returns the rows that the kernel's multicast table would have: routes with a single source
+    /// and group, and flows.
+    fn kernel_rows(&self) -> Vec<Row> {
+        let mut rows = self.rule_rows(true);
         for flow in self.flows.iter().filter(|f| f.route.is_some()) {
             let same = |r: &&mut Row| {
                 (&r.source, &r.group, &r.iif) == (&flow.source, &flow.group, &flow.iif)
@@ -170,46 +177,47 @@ impl RouteSnapshot {
         rows
     }
 
-    /// The memberships the kernel has for us, each with its source, or `*`.
-    fn held(&self) -> impl Iterator<Item = (&str, &GroupView)> {
+    /// Returns the memberships of this host in the kernel, each with its source, or `*` for any.
+    fn kernel_memberships(&self) -> impl Iterator<Item = (&str, &GroupView)> {
         let own = |g: &&GroupView| g.role == "host" && g.error.is_none();
         self.groups.iter().filter(own).flat_map(|group| {
             let any = (group.mode == "exclude").then_some("*");
-            let named = group.sources.iter().map(|s| s.source.as_str());
-            let named = named.filter(move |_| any.is_none());
+            let sources = group.sources.iter().map(|s| s.source.as_str());
+            let sources = sources.filter(move |_| any.is_none());
             any.into_iter()
-                .chain(named)
+                .chain(sources)
                 .map(move |source| (source, group))
         })
     }
 
-    fn widest(&self) -> usize {
+    /// Returns the width of the column with interface names.
+    fn interface_width(&self) -> usize {
         let names = self.interfaces.iter().map(|i| i.name.len());
         names.max().unwrap_or_default().max(3)
     }
 
     fn routes_table(&self, detail: bool) -> String {
         let tables = [
-            ("(*,G) Template Rules", self.rules(false)),
-            ("(S,G) Rules", self.rules(true)),
-            ("Kernel MFC Table", self.forwarded()),
+            ("(*,G) Template Rules", self.rule_rows(false)),
+            ("(S,G) Rules", self.rule_rows(true)),
+            ("Kernel MFC Table", self.kernel_rows()),
         ];
         let mut out = String::new();
-        let width = self.widest();
+        let width = self.interface_width();
         for (title, rows) in tables {
             if rows.is_empty() {
                 continue;
             }
             let counters = if detail { "   PACKETS      BYTES " } else { "" };
-            // Text into a String does not fail.
+            // Writing to a String does not fail.
             let _ = writeln!(out, "{title}_");
             let _ = writeln!(
                 out,
-                "{:<WIDE$} {:<width$} {counters} OIFS=",
+                "{:<ROUTE_WIDTH$} {:<width$} {counters} OIFS=",
                 "ROUTE (S,G)", "IIF"
             );
             for row in rows {
-                let _ = write!(out, "{:<WIDE$} {:<width$} ", row.name(), row.iif);
+                let _ = write!(out, "{:<ROUTE_WIDTH$} {:<width$} ", row.name(), row.iif);
                 if detail {
                     let _ = write!(out, "{:>10} {:>10} ", row.packets, row.bytes);
                 }
@@ -225,12 +233,17 @@ impl RouteSnapshot {
     fn groups_table(&self, detail: bool) -> String {
         let mut out = String::new();
         let row = |out: &mut String, source: &str, group: &str, iif: &str| {
-            let _ = writeln!(out, "{:<WIDE$} {}", format!("({source}, {group})"), iif);
+            let _ = writeln!(
+                out,
+                "{:<ROUTE_WIDTH$} {}",
+                format!("({source}, {group})"),
+                iif
+            );
         };
         if !self.joins.is_empty() {
             let _ = writeln!(
                 out,
-                "Group Memberships Table_\n{:<WIDE$} {:<16}=",
+                "Group Memberships Table_\n{:<ROUTE_WIDTH$} {:<16}=",
                 "GROUP (S,G)", "IIF"
             );
         }
@@ -240,12 +253,12 @@ impl RouteSnapshot {
                 &mut out,
                 &source,
                 &join.group.to_string(),
-                &plus(join.interface.as_str()),
+                &smcroute_pattern(join.interface.as_str()),
             );
         }
-        if detail && self.held().next().is_some() {
+        if detail && self.kernel_memberships().next().is_some() {
             let _ = writeln!(out, "Kernel Group Membership Table_");
-            for (source, group) in self.held() {
+            for (source, group) in self.kernel_memberships() {
                 row(&mut out, source, &group.group, &group.interface);
             }
         }
@@ -253,7 +266,7 @@ impl RouteSnapshot {
     }
 
     fn interfaces_table(&self) -> String {
-        let name = self.widest().max("PHYINT".len());
+        let name = self.interface_width().max("PHYINT".len());
         let mut out = format!(" INDEX {:<name$}  VIF  MIF=\n", "PHYINT");
         let mut next = 0;
         for interface in &self.interfaces {
@@ -261,15 +274,15 @@ impl RouteSnapshot {
                 "lo" => "N/A".to_string(),
                 _ => {
                     next += 1;
-                    // Its number is left free.
+                    // The number of a disabled interface remains unused.
                     match interface.disabled {
                         true => "N/A".to_string(),
                         false => (next - 1).to_string(),
                     }
                 }
             };
-            let (index, called) = (interface.index, &interface.name);
-            let _ = writeln!(out, "{index:>6} {called:<name$}  {number:>3}  {number:>3}");
+            let (index, ifname) = (interface.index, &interface.name);
+            let _ = writeln!(out, "{index:>6} {ifname:<name$}  {number:>3}  {number:>3}");
         }
         out
     }
@@ -279,38 +292,42 @@ impl RouteSnapshot {
             return String::new();
         }
         let mut out = String::from("Pending Rules_\n");
-        let _ = writeln!(out, "{:<WIDE$} WAITING FOR=", "RULE");
+        let _ = writeln!(out, "{:<ROUTE_WIDTH$} WAITING FOR=", "RULE");
         for pending in &self.pending {
-            let waiting: Vec<String> = pending.waiting_for.iter().map(|n| plus(n)).collect();
+            let waiting: Vec<String> = pending
+                .waiting_for
+                .iter()
+                .map(|n| smcroute_pattern(n))
+                .collect();
             let what = format!("{} {}", pending.kind, pending.name);
-            let _ = writeln!(out, "{what:<WIDE$} {}", waiting.join(" "));
+            let _ = writeln!(out, "{what:<ROUTE_WIDTH$} {}", waiting.join(" "));
         }
         out
     }
 }
 
-/// A pattern as smcroute writes it.
-fn plus(name: &str) -> String {
+/// Formats an interface pattern in the syntax of smcroute.
+fn smcroute_pattern(name: &str) -> String {
     match name.strip_suffix('*') {
         Some(start) => format!("{start}+"),
         None => name.to_string(),
     }
 }
 
-fn json(state: &RouteSnapshot, what: ShowKind) -> Value {
+fn json(state: &RouteSnapshot, kind: ShowKind) -> Value {
     let rows = |rows: Vec<Row>| rows.iter().map(Row::json).collect::<Value>();
-    match what {
+    match kind {
         ShowKind::Routes => json!({ "routes": {
-            "asm": rows(state.rules(false)),
-            "ssm": rows(state.rules(true)),
-            "kernel": rows(state.forwarded()),
+            "asm": rows(state.rule_rows(false)),
+            "ssm": rows(state.rule_rows(true)),
+            "kernel": rows(state.kernel_rows()),
         }}),
         ShowKind::Groups => {
             let conf = state.joins.iter().map(|join| {
                 let source = join.source.map_or("*".into(), |s| s.to_string());
-                json!({ "source": source, "group": join.group, "iif": plus(join.interface.as_str()) })
+                json!({ "source": source, "group": join.group, "iif": smcroute_pattern(join.interface.as_str()) })
             });
-            let kernel = state.held().map(|(source, group)| {
+            let kernel = state.kernel_memberships().map(|(source, group)| {
                 json!({ "source": source, "group": group.group, "iif": group.interface })
             });
             json!({ "groups": { "conf": conf.collect::<Value>(), "kernel": kernel.collect::<Value>() }})
@@ -372,7 +389,7 @@ mod tests {
         }
     }
 
-    /// Word for word what smcrouted 2.5.6 sends.
+    /// The expected text is the output of smcrouted 2.5.6.
     #[test]
     fn tables_are_those_of_smcrouted() {
         let expected = "(*,G) Template Rules_\n\
@@ -384,8 +401,11 @@ mod tests {
              Kernel MFC Table_\n\
              ROUTE (S,G)                                IIF    OIFS=\n\
              (10.0.0.10, 225.1.2.4)                     eth0   eth1 eth2\n";
-        assert_eq!(show(&state(), ShowKind::Routes, Form::Plain), expected);
-        let detail = show(&state(), ShowKind::Routes, Form::Detail);
+        assert_eq!(
+            show(&state(), ShowKind::Routes, ShowFormat::Plain),
+            expected
+        );
+        let detail = show(&state(), ShowKind::Routes, ShowFormat::Detail);
         let lines: Vec<&str> = detail.lines().collect();
         assert_eq!(
             lines[1..3],
@@ -395,36 +415,40 @@ mod tests {
             ]
         );
         assert!(
-            show(&state(), ShowKind::Interfaces, Form::Plain).starts_with(
+            show(&state(), ShowKind::Interfaces, ShowFormat::Plain).starts_with(
                 " INDEX PHYINT  VIF  MIF=\n     1 lo      N/A  N/A\n     2 peer0     0    0\n"
             )
         );
     }
 
     #[test]
-    fn a_disabled_interface_is_left_out_and_empty_tables_are() {
+    fn disabled_interfaces_and_empty_tables_are_omitted() {
         let mut state = state();
         state.interfaces[4].disabled = true;
-        let shown = show(&state, ShowKind::Routes, Form::Plain);
+        let output = show(&state, ShowKind::Routes, ShowFormat::Plain);
         assert!(
-            shown.contains("eth1\n") && !shown.contains("eth2"),
-            "{shown}"
+            output.contains("eth1\n") && !output.contains("eth2"),
+            "{output}"
         );
-        let shown = show(&state, ShowKind::Interfaces, Form::Plain);
+        let output = show(&state, ShowKind::Interfaces, ShowFormat::Plain);
         assert!(
-            shown.ends_with("     5 eth1      2    2\n     7 eth2    N/A  N/A\n"),
-            "{shown}"
+            output.ends_with("     5 eth1      2    2\n     7 eth2    N/A  N/A\n"),
+            "{output}"
         );
-        for what in [ShowKind::Routes, ShowKind::Groups, ShowKind::Pending] {
-            for form in [Form::Plain, Form::Detail] {
-                assert_eq!(show(&RouteSnapshot::default(), what, form), "", "{what:?}");
+        for kind in [ShowKind::Routes, ShowKind::Groups, ShowKind::Pending] {
+            for format in [ShowFormat::Plain, ShowFormat::Detail] {
+                assert_eq!(
+                    show(&RouteSnapshot::default(), kind, format),
+                    "",
+                    "{kind:?}"
+                );
             }
         }
     }
 
     #[test]
-    fn words_are_shortened() {
-        for (word, what) in [
+    fn show_argument_may_be_abbreviated() {
+        for (word, kind) in [
             (None, ShowKind::Routes),
             (Some("r"), ShowKind::Routes),
             (Some("g"), ShowKind::Groups),
@@ -435,7 +459,7 @@ mod tests {
             (Some(""), ShowKind::Routes),
             (Some("foo"), ShowKind::Routes),
         ] {
-            assert_eq!(ShowKind::named(word), what, "{word:?}");
+            assert_eq!(ShowKind::parse(word), kind, "{word:?}");
         }
     }
 }

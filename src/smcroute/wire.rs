@@ -1,22 +1,22 @@
-//! The protocol of smcroute's socket, both ways.
+//! The protocol of smcroute's control socket: encoding and decoding of commands.
 //!
 //! ```text
-//! offset 0  u64  length of the whole command
+//! offset 0  u64  length of the command, including this header
 //!        8  u16  command: a r j l F H k s S J
 //!       10  u16  number of strings
-//!       16       the strings, each ended by NUL, then one more NUL
+//!       16       the strings, each terminated by NUL, then one more NUL
 //! ```
 //!
-//! Numbers are in the byte order of the machine. The answer is an error text, or what is
-//! shown, up to a NUL; nothing before the NUL is success.
+//! Numbers have the byte order of the machine. The reply is text up to a NUL: the output of a
+//! `show` command, or an error. An empty reply means success.
 
-/// The longest command, in bytes.
-pub const LONGEST_COMMAND: usize = 1024;
+/// Maximum length of a command, in bytes.
+pub const MAX_COMMAND_LEN: usize = 1024;
 
-/// Bytes before the strings.
-pub const HEADER: usize = 16;
+/// Length of the header, in bytes.
+pub const HEADER_LEN: usize = 16;
 
-/// What can be asked.
+/// The kind of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     /// Add a route.
@@ -27,17 +27,17 @@ pub enum Verb {
     Join,
     /// Leave a group.
     Leave,
-    /// End the flows.
+    /// Remove the flows.
     Flush,
-    /// Read the file again.
+    /// Reload the configuration file.
     Reload,
-    /// End the daemon.
+    /// Terminate the daemon.
     Kill,
-    /// Show something.
+    /// Show a table.
     Show,
-    /// Show it in detail.
+    /// Show a table with details.
     ShowDetail,
-    /// Show it as JSON.
+    /// Show a table as JSON.
     ShowJson,
 }
 
@@ -56,59 +56,60 @@ const LETTERS: [(u8, Verb); 10] = [
 
 impl Verb {
     fn letter(self) -> u16 {
-        let of = |(letter, verb): &(u8, Self)| (*verb == self).then_some(u16::from(*letter));
-        LETTERS.iter().find_map(of).unwrap_or_default()
+        let matching = |(letter, verb): &(u8, Self)| (*verb == self).then_some(u16::from(*letter));
+        LETTERS.iter().find_map(matching).unwrap_or_default()
     }
 }
 
 /// A command with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmcrouteCommand {
-    /// What.
+    /// The kind.
     pub verb: Verb,
-    /// With what.
+    /// The arguments.
     pub arguments: Vec<String>,
 }
 
-/// Why bytes are no command.
+/// The reason why bytes are not a valid command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SmcrouteWireError {
-    /// The length is impossible.
-    #[error("a command has {HEADER} to {LONGEST_COMMAND} bytes, not {0}")]
+    /// The length is not that of any command.
+    #[error("a command has {HEADER_LEN} to {MAX_COMMAND_LEN} bytes, not {0}")]
     Length(u64),
     /// The connection ended inside a command.
     #[error("the command ends after {0} bytes")]
-    CutShort(usize),
-    /// The strings do not fill the command as its header says.
-    #[error("the command says {said} strings and holds {held}")]
+    Truncated(usize),
+    /// The number of strings differs from the number in the header.
+    #[error("the command announces {announced} strings and contains {found}")]
     Strings {
-        /// What the header says.
-        said: u16,
-        /// What there is.
-        held: usize,
+        /// The number in the header.
+        announced: u16,
+        /// The number of strings in the command.
+        found: usize,
     },
-    /// A string is not text.
+    /// A string is not UTF-8.
     #[error("an argument is not UTF-8")]
     NotText,
-    /// No such command.
+    /// The command is unknown. The text is that of smcroute.
     #[error("Unknown or malformed IPC message '{}' from client.", .0.escape_ascii())]
     Unknown(u8),
-    /// A command too long to be sent.
-    #[error("the command is {0} bytes long; at most {LONGEST_COMMAND} can be sent")]
+    /// The command is longer than [`MAX_COMMAND_LEN`].
+    #[error("the command is {0} bytes long; at most {MAX_COMMAND_LEN} can be sent")]
     TooLong(usize),
 }
 
-/// How long the command at the start of `bytes` is; `None` while too few are there to tell.
+/// Returns the length of the command at the start of `bytes`, or `None` if its length field is not
+/// complete.
 ///
 /// # Errors
-/// A length that no command has.
+/// Returns an error if the length is not that of any command.
 pub fn length(bytes: &[u8]) -> Result<Option<usize>, SmcrouteWireError> {
     let Some(length) = bytes.get(..8).and_then(|b| b.try_into().ok()) else {
         return Ok(None);
     };
     let length = u64::from_ne_bytes(length);
     match usize::try_from(length) {
-        Ok(n) if (HEADER..=LONGEST_COMMAND).contains(&n) => Ok(Some(n)),
+        Ok(n) if (HEADER_LEN..=MAX_COMMAND_LEN).contains(&n) => Ok(Some(n)),
         _ => Err(SmcrouteWireError::Length(length)),
     }
 }
@@ -119,29 +120,30 @@ fn number(bytes: &[u8], at: usize) -> u16 {
 }
 
 impl SmcrouteCommand {
-    /// Reads one whole command.
+    /// Decodes one complete command.
     ///
     /// # Errors
-    /// What is wrong with it; nothing of it may be carried out.
-    pub fn read(bytes: &[u8]) -> Result<Self, SmcrouteWireError> {
+    /// Returns the reason why `bytes` is not a valid command.
+    pub fn decode(bytes: &[u8]) -> Result<Self, SmcrouteWireError> {
         match length(bytes)? {
             Some(n) if n == bytes.len() => {}
-            _ => return Err(SmcrouteWireError::CutShort(bytes.len())),
+            _ => return Err(SmcrouteWireError::Truncated(bytes.len())),
         }
-        let (letter, said) = (number(bytes, 8), number(bytes, 10));
+        let (letter, announced) = (number(bytes, 8), number(bytes, 10));
         let known = LETTERS.iter().find(|(l, _)| u16::from(*l) == letter);
         let verb = match known {
             Some((_, verb)) => *verb,
             None => return Err(SmcrouteWireError::Unknown(letter as u8)),
         };
-        let mut strings: Vec<&[u8]> = bytes[HEADER..].split(|b| *b == 0).collect();
-        // Each string ends with NUL and the list with another: two empty pieces at the end.
-        let held = strings.len().saturating_sub(2);
-        let well = strings.len() >= 2 && strings.iter().skip(held).all(|s| s.is_empty());
-        if !well || held != usize::from(said) {
-            return Err(SmcrouteWireError::Strings { said, held });
+        let mut strings: Vec<&[u8]> = bytes[HEADER_LEN..].split(|b| *b == 0).collect();
+        // Each string ends with a NUL, and so does the list. A split at NUL thus gives two empty
+        // slices at the end.
+        let found = strings.len().saturating_sub(2);
+        let terminated = strings.len() >= 2 && strings.iter().skip(found).all(|s| s.is_empty());
+        if !terminated || found != usize::from(announced) {
+            return Err(SmcrouteWireError::Strings { announced, found });
         }
-        strings.truncate(held);
+        strings.truncate(found);
         let text = |s: &&[u8]| std::str::from_utf8(s).map(String::from);
         let arguments = strings.iter().map(text).collect::<Result<_, _>>();
         Ok(Self {
@@ -150,14 +152,14 @@ impl SmcrouteCommand {
         })
     }
 
-    /// The bytes of the command.
+    /// Encodes the command.
     ///
     /// # Errors
-    /// It is longer than a command may be.
-    pub fn write(&self) -> Result<Vec<u8>, SmcrouteWireError> {
+    /// Returns an error if the command is longer than [`MAX_COMMAND_LEN`].
+    pub fn encode(&self) -> Result<Vec<u8>, SmcrouteWireError> {
         let text: usize = self.arguments.iter().map(|a| a.len() + 1).sum();
-        let length = HEADER + text + 1;
-        if length > LONGEST_COMMAND {
+        let length = HEADER_LEN + text + 1;
+        if length > MAX_COMMAND_LEN {
             return Err(SmcrouteWireError::TooLong(length));
         }
         let mut bytes = Vec::with_capacity(length);
@@ -174,19 +176,19 @@ impl SmcrouteCommand {
     }
 }
 
-/// A line of what is shown, as its last character tells.
+/// A line of a reply to `show`. The last character of the line tells its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SmcrouteReplyLine<'a> {
     /// The title of a table.
     Title(&'a str),
-    /// The heading of its columns.
+    /// The column headings of a table.
     Heading(&'a str),
-    /// Anything else.
+    /// Any other line.
     Plain(&'a str),
 }
 
-/// Tells titles and headings from the rest.
-pub fn shown(line: &str) -> SmcrouteReplyLine<'_> {
+/// Classifies a line of a reply to `show`.
+pub fn parse_reply_line(line: &str) -> SmcrouteReplyLine<'_> {
     match (line.strip_suffix('_'), line.strip_suffix('=')) {
         (Some(title), _) => SmcrouteReplyLine::Title(title),
         (_, Some(heading)) => SmcrouteReplyLine::Heading(heading),
@@ -205,10 +207,10 @@ mod tests {
         }
     }
 
-    /// As Debian's smcroutectl 2.5.6 writes them on a little-endian machine.
+    /// The commands of Debian's smcroutectl 2.5.6 on a little-endian machine.
     #[test]
     #[cfg(target_endian = "little")]
-    fn commands_are_those_of_smcroutectl() {
+    fn encoding_is_that_of_smcroutectl() {
         for (command, bytes) in [
             (
                 command(Verb::Show, &["routes"]),
@@ -223,28 +225,33 @@ mod tests {
                 b"\x28\0\0\0\0\0\0\0l\0\x03\0\0\0\0\0eth0\x001.2.3.4\x00225.1.2.3\0\0",
             ),
         ] {
-            assert_eq!(command.write().as_deref(), Ok(bytes));
-            assert_eq!(SmcrouteCommand::read(bytes).as_ref(), Ok(&command));
+            assert_eq!(command.encode().as_deref(), Ok(bytes));
+            assert_eq!(SmcrouteCommand::decode(bytes).as_ref(), Ok(&command));
         }
     }
 
     #[test]
-    fn lies_are_refused() {
-        let good = command(Verb::Join, &["eth0", "225.1.2.3"]).write().unwrap();
-        for cut in 0..good.len() {
-            assert!(SmcrouteCommand::read(&good[..cut]).is_err(), "{cut}");
+    fn invalid_commands_are_refused() {
+        let good = command(Verb::Join, &["eth0", "225.1.2.3"])
+            .encode()
+            .unwrap();
+        for len in 0..good.len() {
+            assert!(SmcrouteCommand::decode(&good[..len]).is_err(), "{len}");
         }
         let with = |at: usize, byte: u8| {
             let mut bad = good.clone();
             bad[at] = byte;
-            SmcrouteCommand::read(&bad).unwrap_err()
+            SmcrouteCommand::decode(&bad).unwrap_err()
         };
         assert_eq!(with(8, b'z'), SmcrouteWireError::Unknown(b'z'));
         for count in [0, 1, 3, 255] {
-            let said = count.into();
+            let announced = count.into();
             assert_eq!(
                 with(10, count),
-                SmcrouteWireError::Strings { said, held: 2 }
+                SmcrouteWireError::Strings {
+                    announced,
+                    found: 2
+                }
             );
         }
         assert_eq!(
@@ -257,10 +264,13 @@ mod tests {
         );
         assert_eq!(
             with(good.len() - 1, b'x'),
-            SmcrouteWireError::Strings { said: 2, held: 1 }
+            SmcrouteWireError::Strings {
+                announced: 2,
+                found: 1
+            }
         );
         assert_eq!(with(17, 0xff), SmcrouteWireError::NotText);
         let long = command(Verb::Add, &["eth0"; 300]);
-        assert_eq!(long.write(), Err(SmcrouteWireError::TooLong(1517)));
+        assert_eq!(long.encode(), Err(SmcrouteWireError::TooLong(1517)));
     }
 }

@@ -179,7 +179,7 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
         }
     });
     for fault in &conf.faults {
-        assert!(fault.place.line > 0 && !fault.cause.is_empty());
+        assert!(fault.location.line > 0 && !fault.cause.is_empty());
     }
     for (i, (_, one)) in conf.routes.iter().enumerate() {
         assert_eq!(
@@ -209,13 +209,13 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
 /// Parses a command of the smcroute socket. An accepted command must be written as the same bytes.
 pub fn smcroute_wire(data: &[u8]) -> bool {
     let expected_len = length(data);
-    match SmcrouteCommand::read(data) {
+    match SmcrouteCommand::decode(data) {
         Ok(command) => {
             assert_eq!(expected_len, Ok(Some(data.len())));
             let written = command
-                .write()
+                .encode()
                 .expect("an accepted command is short enough");
-            assert_eq!(SmcrouteCommand::read(&written), Ok(command));
+            assert_eq!(SmcrouteCommand::decode(&written), Ok(command));
             true
         }
         Err(e) => {
