@@ -10,7 +10,7 @@ use mcastor::forward::fragment::fragment;
 use mcastor::forward::segment::segment;
 use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
 use mcastor::model::{
-    IfIndex, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName, RouteRule, Source,
+    InterfaceId, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName, RouteRule, Source,
     SourceFilter, SourcePrefix, TtlPolicy,
 };
 use mcastor::pipeline::{Batch, Packet, Switch};
@@ -55,7 +55,7 @@ fn packet(i: usize, payload: usize) -> Vec<u8> {
 /// `pairs` is true, otherwise (*,G).
 fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
     let link = |index, name: String| Link {
-        index: IfIndex::new(index).expect("not zero"),
+        index: InterfaceId::new(index).expect("not zero"),
         name: name.parse().expect("a name"),
         mtu: 1500,
         up: true,
@@ -97,7 +97,7 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
 }
 
 fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
-    &fib.ingresses[&IfIndex::new(1).expect("not zero")]
+    &fib.ingresses[&InterfaceId::new(1).expect("not zero")]
 }
 
 fn ttl(decision: Decision<'_>) -> Option<u8> {
@@ -162,7 +162,7 @@ fn bench_memberships(c: &mut Criterion) {
         let links: Links = (1u32..)
             .zip(names)
             .map(|(i, name)| {
-                let index = IfIndex::new(i).expect("not zero");
+                let index = InterfaceId::new(i).expect("not zero");
                 Link::new(index, name.parse().expect("a name"))
             })
             .collect();
@@ -172,7 +172,8 @@ fn bench_memberships(c: &mut Criterion) {
             ..Rib::default()
         };
         let mut database = MembershipDatabase::default();
-        let downstream = |i: usize| IfIndex::new((i % downstreams) as u32 + 2).expect("not zero");
+        let downstream =
+            |i: usize| InterfaceId::new((i % downstreams) as u32 + 2).expect("not zero");
         let nth_group = |i: usize| group(i).to_string().parse().expect("a group");
         let sources = |from: usize| {
             let all = (from..from + 10).map(|n| Source::new(source(n).into()).expect("a source"));

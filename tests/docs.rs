@@ -12,7 +12,7 @@ use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
-use mcastor::model::{FlowEnd, IfIndex, Link, RouteName, TranslationKind};
+use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TranslationKind};
 use mcastor::settings::Settings;
 use mcastor::wire::RejectReason;
 
@@ -88,7 +88,7 @@ fn catalogue_text() -> String {
     catalog.mnat.count_request("poll", "200");
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
     catalog.set_link(&Link {
-        index: IfIndex::new(1).unwrap(),
+        index: InterfaceId::new(1).unwrap(),
         name: "eth0".parse().unwrap(),
         mtu: 1500,
         up: true,

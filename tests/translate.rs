@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mcastor::forward::DropReason;
 use mcastor::forward::segment::segment;
-use mcastor::model::{IfIndex, Link, Links, RouteRule, TranslationRule};
+use mcastor::model::{InterfaceId, Link, Links, RouteRule, TranslationRule};
 use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::{Fib, Rib};
 use mcastor::wire::ip::IpHeader;
@@ -46,7 +46,7 @@ fn hex(bytes: &[u8]) -> String {
 fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u32) -> Fib {
     let link = |index, name: &str| Link {
         mtu,
-        ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
+        ..Link::new(InterfaceId::new(index).unwrap(), name.parse().unwrap())
     };
     let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
     let out = vec!["out".parse().unwrap()];
@@ -76,7 +76,7 @@ fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, D
         offload,
         ..Packet::default()
     };
-    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
     let batch = Batch::from_bytes(bytes, vec![meta]);
     let switched = Switch::default().run(fib, ingress, batch, 0);
     let dropped = DropReason::ALL

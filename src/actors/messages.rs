@@ -40,7 +40,9 @@ use ipnet::IpNet;
 
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
-use crate::model::{Group, IfIndex, IfName, Links, PlaneName, ProxyRule, RouteName, SourceFilter};
+use crate::model::{
+    Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
+};
 use crate::pipeline::{Messages, SharedBatch, Slot};
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
@@ -55,7 +57,7 @@ pub struct Publish {
     /// The forwarding table.
     pub fib: Arc<Fib>,
     /// Names of its ingress interfaces; `None` if only memberships changed.
-    pub names: Option<AHashMap<IfIndex, IfName>>,
+    pub names: Option<AHashMap<InterfaceId, IfName>>,
 }
 
 /// Interface to supervisor: whether the capture could be opened.
@@ -63,7 +65,7 @@ pub struct Publish {
 #[rtype(result = "()")]
 pub struct CaptureOpened {
     /// The interface.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// The error of the kernel, if any.
     pub result: io::Result<()>,
 }
@@ -113,7 +115,7 @@ pub struct SetJoins {
     /// The memberships.
     pub joins: DesiredMemberships,
     /// Names of the links that are up.
-    pub names: AHashMap<IfIndex, IfName>,
+    pub names: AHashMap<InterfaceId, IfName>,
 }
 
 /// Routing to joins: memberships that changed on the links of the last [`SetJoins`]. A filter
@@ -144,7 +146,7 @@ pub struct ServedInterface {
 #[rtype(result = "()")]
 pub struct ServeInterfaces {
     /// The interfaces.
-    pub interfaces: BTreeMap<IfIndex, ServedInterface>,
+    pub interfaces: BTreeMap<InterfaceId, ServedInterface>,
     /// Whether routing was restarted and needs the memberships of every group.
     pub all: bool,
 }
@@ -154,7 +156,7 @@ pub struct ServeInterfaces {
 #[rtype(result = "()")]
 pub struct MembershipMessages {
     /// The interface that received them.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// The messages.
     pub messages: Messages,
 }
@@ -165,7 +167,7 @@ pub struct MembershipMessages {
 #[rtype(result = "()")]
 pub struct MessagesLost {
     /// The interface.
-    pub index: IfIndex,
+    pub index: InterfaceId,
 }
 
 /// Querier to routing: memberships behind an interface changed.
@@ -173,7 +175,7 @@ pub struct MessagesLost {
 #[rtype(result = "()")]
 pub struct MembershipChanged {
     /// The interface.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// The changed groups. A filter that matches no source means that the group has no members.
     pub changes: Vec<(Group, SourceFilter)>,
 }
@@ -308,7 +310,7 @@ pub struct QueryHostGroups;
 #[derive(Debug, Clone)]
 pub struct HostGroup {
     /// The interface.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// Its name, if the link is up.
     pub interface: Option<IfName>,
     /// The group.
@@ -339,7 +341,7 @@ pub struct MemberGroup {
 
 /// Frontend to querier: the querier of each downstream interface and protocol.
 #[derive(Message)]
-#[rtype(result = "BTreeMap<IfIndex, Vec<(Protocol, QuerierStatus)>>")]
+#[rtype(result = "BTreeMap<InterfaceId, Vec<(Protocol, QuerierStatus)>>")]
 pub struct QueryQueriers;
 
 /// Frontend to MNAT: its state.
@@ -378,7 +380,7 @@ pub struct QueryFlows {
 #[derive(MessageResponse)]
 pub struct FlowPage {
     /// The interface.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// Its name.
     pub interface: IfName,
     /// The flows.

@@ -15,7 +15,7 @@ use super::messages::{FlushFlows, QueryFlows, Transmit};
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
-use crate::model::{Aliases, IfIndex, IfName};
+use crate::model::{Aliases, IfName, InterfaceId};
 use crate::planes::Planes;
 use crate::table::flows::FlowBudget;
 use crate::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
@@ -26,9 +26,9 @@ pub struct Snapshot {
     /// The forwarding table.
     pub fib: Arc<Fib>,
     /// The forwarders of each worker thread, by egress interface.
-    pub forwarders: Vec<AHashMap<IfIndex, Recipient<Transmit>>>,
+    pub forwarders: Vec<AHashMap<InterfaceId, Recipient<Transmit>>>,
     /// Names of the ingress interfaces.
-    pub names: AHashMap<IfIndex, IfName>,
+    pub names: AHashMap<InterfaceId, IfName>,
     /// The interface actors.
     pub interfaces: Vec<InterfaceHandle>,
 }
@@ -37,7 +37,7 @@ pub struct Snapshot {
 #[derive(Clone)]
 pub struct InterfaceHandle {
     /// Its interface.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// Receives queries for flows.
     pub flows: Recipient<QueryFlows>,
     /// Receives the command that ends all flows.

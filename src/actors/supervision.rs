@@ -4,7 +4,7 @@ use std::fmt;
 
 use actix::prelude::*;
 
-use crate::model::{IfIndex, IfName};
+use crate::model::{IfName, InterfaceId};
 
 /// Position of a worker thread in the supervisor's list.
 pub type WorkerId = usize;
@@ -13,9 +13,9 @@ pub type WorkerId = usize;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ActorRole {
     /// Captures packets on an interface.
-    Interface(IfIndex, IfName),
+    Interface(InterfaceId, IfName),
     /// Sends packets on an interface, for one worker thread.
-    Forwarder(WorkerId, IfIndex, IfName),
+    Forwarder(WorkerId, InterfaceId, IfName),
     /// An actor of which there is one at most.
     Child(&'static str),
 }

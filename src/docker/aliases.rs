@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::model::{Aliases, IfIndex, IfName, IfPattern};
+use crate::model::{Aliases, IfName, IfPattern, InterfaceId};
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,9 +85,9 @@ pub struct EngineState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VethPeer {
     /// The index of the host end.
-    pub index: IfIndex,
+    pub index: InterfaceId,
     /// The bridge of which the host end is a port.
-    pub bridge: Option<IfIndex>,
+    pub bridge: Option<InterfaceId>,
     /// The MAC address of the other end.
     pub mac: MacAddr,
 }
@@ -98,7 +98,7 @@ impl EngineState {
     pub fn aliases(
         &self,
         peers: &[VethPeer],
-        bridge_index: impl Fn(&IfName) -> Option<IfIndex>,
+        bridge_index: impl Fn(&IfName) -> Option<InterfaceId>,
     ) -> (Aliases, bool) {
         let mut aliases = Aliases::default();
         let mut is_incomplete = false;
@@ -155,8 +155,8 @@ mod tests {
         MacAddr([2, 0x42, 0, 0, 0, last])
     }
 
-    fn index(n: u32) -> IfIndex {
-        IfIndex::new(n).unwrap()
+    fn index(n: u32) -> InterfaceId {
+        InterfaceId::new(n).unwrap()
     }
 
     fn network(id: &str, bridge: Option<&str>) -> EngineNetwork {
@@ -194,7 +194,7 @@ mod tests {
             .collect()
     }
 
-    fn bridges(name: &IfName) -> Option<IfIndex> {
+    fn bridges(name: &IfName) -> Option<InterfaceId> {
         match name.as_str() {
             "br-a" => Some(index(10)),
             "br-b" => Some(index(11)),
@@ -219,7 +219,7 @@ mod tests {
         };
         let peer = |n: u32, bridge: u32, last: u8| VethPeer {
             index: index(n),
-            bridge: IfIndex::new(bridge),
+            bridge: InterfaceId::new(bridge),
             mac: mac(last),
         };
         let peers = [peer(20, 10, 1), peer(21, 11, 1), peer(22, 10, 2)];

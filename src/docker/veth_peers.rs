@@ -11,12 +11,12 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
 use super::aliases::{MacAddr, VethPeer};
-use crate::model::{IfIndex, IfName};
+use crate::model::{IfName, InterfaceId};
 
 /// The host end of a veth pair whose other end is in another network namespace.
 struct HostVeth {
-    index: IfIndex,
-    bridge: Option<IfIndex>,
+    index: InterfaceId,
+    bridge: Option<InterfaceId>,
     /// The ID of the other network namespace, relative to this one (`IFLA_LINK_NETNSID`).
     peer_netns_id: i32,
     /// The index of the other end in its namespace.
@@ -27,7 +27,7 @@ struct HostVeth {
 #[derive(Debug, Default)]
 pub struct VethPeers {
     /// The index of each interface name.
-    pub indexes: BTreeMap<IfName, IfIndex>,
+    pub indexes: BTreeMap<IfName, InterfaceId>,
     /// All veth pairs into other namespaces.
     pub veths: Vec<VethPeer>,
     /// True if the kernel refused to return the other ends because CAP_NET_ADMIN is missing.
@@ -83,12 +83,12 @@ async fn peer_mac(handle: &Handle, veth: &HostVeth) -> Result<Option<MacAddr>, r
     Ok(address.map(MacAddr))
 }
 
-fn name_of(link: &LinkMessage) -> Option<(IfName, IfIndex)> {
+fn name_of(link: &LinkMessage) -> Option<(IfName, InterfaceId)> {
     let name = link.attributes.iter().find_map(|a| match a {
         LinkAttribute::IfName(name) => name.parse().ok(),
         _ => None,
     });
-    Some((name?, IfIndex::new(link.header.index)?))
+    Some((name?, InterfaceId::new(link.header.index)?))
 }
 
 fn host_veth(link: &LinkMessage) -> Option<HostVeth> {
@@ -103,12 +103,12 @@ fn host_veth(link: &LinkMessage) -> Option<HostVeth> {
             }
             LinkAttribute::LinkNetNsId(id) => peer_netns_id = Some(*id),
             LinkAttribute::Link(index) => peer_index = Some(*index),
-            LinkAttribute::Controller(index) => bridge = IfIndex::new(*index),
+            LinkAttribute::Controller(index) => bridge = InterfaceId::new(*index),
             _ => {}
         }
     }
     is_veth.then_some(HostVeth {
-        index: IfIndex::new(link.header.index)?,
+        index: InterfaceId::new(link.header.index)?,
         bridge,
         peer_netns_id: peer_netns_id?,
         peer_index: peer_index?,

@@ -12,7 +12,7 @@ use crate::actors::messages::{FlowPage, QueryFlows};
 use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{look_up, ways};
-use crate::model::{IfIndex, IfName};
+use crate::model::{IfName, InterfaceId};
 use crate::table::flows::{FlowFilter, FlowRecord};
 
 /// How long an interface actor may take to return a page.
@@ -62,8 +62,8 @@ fn render(
     query: &FlowQuery,
     now_ms: u64,
 ) -> Vec<FlowView> {
-    let mut names: HashMap<IfIndex, IfName> = HashMap::new();
-    let mut flows: Vec<(IfIndex, FlowRecord)> = Vec::new();
+    let mut names: HashMap<InterfaceId, IfName> = HashMap::new();
+    let mut flows: Vec<(InterfaceId, FlowRecord)> = Vec::new();
     for page in pages {
         names.entry(page.index).or_insert(page.interface);
         let index = page.index;
@@ -76,7 +76,7 @@ fn render(
         FlowOrder::Address => flows.sort_by_key(|(_, f)| (f.key.1, f.key.0)),
     }
     flows.truncate(query.limit.unwrap_or(usize::MAX));
-    let view = |(index, record): (IfIndex, FlowRecord)| {
+    let view = |(index, record): (InterfaceId, FlowRecord)| {
         let name = names.get(&index).map_or("", IfName::as_str);
         flow(snapshot, index, name, &record, now_ms)
     };
@@ -86,7 +86,7 @@ fn render(
 /// Renders a flow with the route that forwards it in this snapshot.
 fn flow(
     snapshot: &Snapshot,
-    index: IfIndex,
+    index: InterfaceId,
     iif: &str,
     FlowRecord { key, flow }: &FlowRecord,
     now_ms: u64,

@@ -17,8 +17,8 @@ use crate::actors::messages::{
 use crate::actors::shared::ProcessRequest;
 use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
 use crate::model::{
-    AddrError, GroupPrefix, IfIndex, IfPattern, JoinPolicy, JoinRule, LinkError, Origin, RouteName,
-    RouteRule, Source, SourcePrefix, TranslationError, TranslationRule,
+    AddrError, GroupPrefix, IfPattern, InterfaceId, JoinPolicy, JoinRule, LinkError, Origin,
+    RouteName, RouteRule, Source, SourcePrefix, TranslationError, TranslationRule,
 };
 use crate::table::rib_change::RibChange;
 
@@ -72,7 +72,7 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let fib = context.snapshot.load().fib.clone();
             let mut interfaces = views::interfaces(&tables, &fib, catalog);
             for interface in &mut interfaces {
-                let index = IfIndex::new(interface.index);
+                let index = InterfaceId::new(interface.index);
                 let queriers = index.and_then(|index| queriers.get(&index));
                 interface.queriers = queriers.map(|q| views::queriers(q)).unwrap_or_default();
             }

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Group, IfIndex, SourceFilter};
+use crate::model::{Group, InterfaceId, SourceFilter};
 
 /// The filters of the downstream interfaces of one proxy, and their union per group.
 #[derive(Debug, Default)]
 pub struct MembershipUnion {
-    filters: BTreeMap<Group, BTreeMap<IfIndex, SourceFilter>>,
+    filters: BTreeMap<Group, BTreeMap<InterfaceId, SourceFilter>>,
     /// Groups whose union may have changed, with the union that the caller knows.
     changed: BTreeMap<Group, SourceFilter>,
 }
@@ -21,7 +21,7 @@ impl MembershipUnion {
 
     /// Sets the filter of a group on one downstream interface. The interface leaves the group if
     /// the filter is INCLUDE without sources.
-    pub fn set_filter(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
+    pub fn set_filter(&mut self, downstream: InterfaceId, group: Group, filter: SourceFilter) {
         if self.filter_of(downstream, group) == Some(&filter) {
             return;
         }
@@ -38,8 +38,8 @@ impl MembershipUnion {
     }
 
     /// Removes every filter of an interface that is no longer downstream.
-    pub fn remove_downstream(&mut self, downstream: IfIndex) {
-        let has_filter = |(group, filters): (&Group, &BTreeMap<IfIndex, _>)| {
+    pub fn remove_downstream(&mut self, downstream: InterfaceId) {
+        let has_filter = |(group, filters): (&Group, &BTreeMap<InterfaceId, _>)| {
             filters.contains_key(&downstream).then_some(*group)
         };
         let groups: Vec<Group> = self.filters.iter().filter_map(has_filter).collect();
@@ -49,7 +49,7 @@ impl MembershipUnion {
     }
 
     /// Returns the filter of a group on one interface. None if the interface has no member.
-    pub fn filter_of(&self, downstream: IfIndex, group: Group) -> Option<&SourceFilter> {
+    pub fn filter_of(&self, downstream: InterfaceId, group: Group) -> Option<&SourceFilter> {
         self.filters.get(&group)?.get(&downstream)
     }
 
@@ -101,8 +101,8 @@ mod tests {
         Source::new([10, 0, 0, n + 1].into()).unwrap()
     }
 
-    fn index(n: u32) -> IfIndex {
-        IfIndex::new(n + 1).unwrap()
+    fn index(n: u32) -> InterfaceId {
+        InterfaceId::new(n + 1).unwrap()
     }
 
     fn include(sources: &[u8]) -> SourceFilter {

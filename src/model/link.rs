@@ -56,6 +56,53 @@ impl fmt::Display for IfIndex {
     }
 }
 
+/// Identity of an interface in this program.
+///
+/// The ID of a link of the kernel is its ifindex. Other interfaces, such as the end of a tunnel,
+/// have IDs from 2^31 on, which the kernel does not use: its indexes are positive 32-bit integers
+/// with sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct InterfaceId(NonZeroU32);
+
+impl InterfaceId {
+    /// The first ID that is not an ifindex.
+    const FIRST_OTHER: u32 = 1 << 31;
+
+    /// Returns the ID with this number; `None` for zero.
+    pub fn new(id: u32) -> Option<Self> {
+        NonZeroU32::new(id).map(Self)
+    }
+
+    /// Returns the ID of interface `number` that is not a link of the kernel; `None` if `number`
+    /// is 2^31 or more.
+    pub fn other(number: u32) -> Option<Self> {
+        let is_valid = number < Self::FIRST_OTHER;
+        is_valid.then(|| Self::new(Self::FIRST_OTHER | number))?
+    }
+
+    /// Returns the number of the ID.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Returns the ifindex, if the interface is a link of the kernel.
+    pub fn ifindex(self) -> Option<IfIndex> {
+        (self.get() < Self::FIRST_OTHER).then_some(IfIndex(self.0))
+    }
+}
+
+impl From<IfIndex> for InterfaceId {
+    fn from(index: IfIndex) -> Self {
+        Self(index.0)
+    }
+}
+
+impl fmt::Display for InterfaceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The name of a plane that serves an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct PlaneName(&'static str);
@@ -363,5 +410,15 @@ mod tests {
             assert_eq!(pattern(a).intersects(&pattern(b)), meet, "{a} {b}");
             assert_eq!(pattern(b).intersects(&pattern(a)), meet, "{b} {a}");
         }
+    }
+
+    #[test]
+    fn only_kernel_links_have_an_ifindex() {
+        let index = IfIndex::new(7).unwrap();
+        assert_eq!(InterfaceId::from(index).ifindex(), Some(index));
+        let tunnel = InterfaceId::other(7).unwrap();
+        assert_eq!(tunnel.ifindex(), None);
+        assert_ne!(tunnel, InterfaceId::from(index));
+        assert_eq!(InterfaceId::other(1 << 31), None);
     }
 }

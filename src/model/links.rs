@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{IfIndex, IfName, IfPattern, PlaneName};
+use super::{IfName, IfPattern, InterfaceId, PlaneName};
 
 /// One interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
-    /// The kernel's number.
-    pub index: IfIndex,
+    /// Its identity.
+    pub index: InterfaceId,
     /// Its name now.
     pub name: IfName,
     /// Largest IP packet it carries, in bytes.
@@ -21,7 +21,7 @@ pub struct Link {
     /// It has a carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
     /// Of a VLAN interface: the interface it stands on, and its VLAN.
-    pub vlan: Option<(IfIndex, u16)>,
+    pub vlan: Option<(InterfaceId, u16)>,
     /// Names it has besides the kernel's, such as `container:web`: what
     /// [`IfPattern::is_alias`] is true for.
     pub known_as: BTreeSet<IfPattern>,
@@ -33,7 +33,7 @@ pub struct Link {
 
 impl Link {
     /// A link that is up, with the MTU of Ethernet.
-    pub fn new(index: IfIndex, name: IfName) -> Self {
+    pub fn new(index: InterfaceId, name: IfName) -> Self {
         Self {
             index,
             name,
@@ -60,7 +60,7 @@ impl Link {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Aliases {
     /// Of links known by index.
-    pub by_index: BTreeMap<IfIndex, BTreeSet<IfPattern>>,
+    pub by_index: BTreeMap<InterfaceId, BTreeSet<IfPattern>>,
     /// Of links known by name.
     pub by_name: BTreeMap<IfName, BTreeSet<IfPattern>>,
 }
@@ -68,8 +68,8 @@ pub struct Aliases {
 /// All interfaces and their addresses, by index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
-    links: BTreeMap<IfIndex, Link>,
-    addresses: BTreeMap<IfIndex, Vec<IpNet>>,
+    links: BTreeMap<InterfaceId, Link>,
+    addresses: BTreeMap<InterfaceId, Vec<IpNet>>,
 }
 
 impl Links {
@@ -88,14 +88,14 @@ impl Links {
     }
 
     /// Forgets a link. True where it was known.
-    pub fn remove(&mut self, index: IfIndex) -> bool {
+    pub fn remove(&mut self, index: InterfaceId) -> bool {
         self.addresses.remove(&index);
         self.links.remove(&index).is_some()
     }
 
     /// Adds an address with the length of its prefix; the kernel's primary one comes first.
     /// True where it was new.
-    pub fn insert_address(&mut self, index: IfIndex, address: IpNet) -> bool {
+    pub fn insert_address(&mut self, index: InterfaceId, address: IpNet) -> bool {
         let addresses = self.addresses.entry(index).or_default();
         let new = !addresses.contains(&address);
         if new {
@@ -105,7 +105,7 @@ impl Links {
     }
 
     /// Forgets an address. True where it was known.
-    pub fn remove_address(&mut self, index: IfIndex, address: IpNet) -> bool {
+    pub fn remove_address(&mut self, index: InterfaceId, address: IpNet) -> bool {
         let Some(addresses) = self.addresses.get_mut(&index) else {
             return false;
         };
@@ -115,12 +115,12 @@ impl Links {
     }
 
     /// The addresses of an interface, each with the length of its prefix.
-    pub fn addresses(&self, index: IfIndex) -> &[IpNet] {
+    pub fn addresses(&self, index: InterfaceId) -> &[IpNet] {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
     }
 
     /// Gives a link another name.
-    pub fn call(&mut self, index: IfIndex, name: IfPattern) {
+    pub fn call(&mut self, index: InterfaceId, name: IfPattern) {
         if let Some(link) = self.links.get_mut(&index) {
             link.known_as.insert(name);
         }
@@ -139,7 +139,7 @@ impl Links {
     }
 
     /// The link of that index.
-    pub fn get(&self, index: IfIndex) -> Option<&Link> {
+    pub fn get(&self, index: InterfaceId) -> Option<&Link> {
         self.links.get(&index)
     }
 
@@ -159,7 +159,7 @@ impl Links {
     }
 
     /// The VLANs that have an interface of their own on top of `parent`.
-    pub fn vlans_on(&self, parent: IfIndex) -> impl Iterator<Item = u16> + '_ {
+    pub fn vlans_on(&self, parent: InterfaceId) -> impl Iterator<Item = u16> + '_ {
         self.iter()
             .filter_map(|l| l.vlan)
             .filter_map(move |(on, id)| (on == parent).then_some(id))

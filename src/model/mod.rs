@@ -16,7 +16,7 @@ pub mod ttl;
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
-pub use link::{IfIndex, IfName, IfPattern, LinkError, PlaneName};
+pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Aliases, Link, Links};
 pub use proxy::{
     HeaderChecks, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,

@@ -276,7 +276,7 @@ fn reason_of(e: &io::Error) -> DropReason {
 mod tests {
     use super::*;
     use crate::model::TtlPolicy;
-    use crate::model::{IfIndex, IfName, Link, Links, RouteRule};
+    use crate::model::{IfName, InterfaceId, Link, Links, RouteRule};
     use crate::pipeline::{Batch, Packet, Switch};
     use crate::table::{Fib, Rib};
     use crate::wire::ip::refresh_ipv4_checksum;
@@ -346,7 +346,7 @@ mod tests {
 
     fn fib() -> Fib {
         let link = |index, name: &str| Link {
-            index: IfIndex::new(index).unwrap(),
+            index: InterfaceId::new(index).unwrap(),
             name: name.parse::<IfName>().unwrap(),
             mtu: 1500,
             up: true,
@@ -388,7 +388,7 @@ mod tests {
             });
             bytes.extend_from_slice(packet);
         }
-        let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+        let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
         let batch = Batch::from_bytes(bytes, all);
         let switched = Switch::default().run(&fib, ingress, batch, 0);
         let slots = switched.egresses.into_iter().next().map(|(_, s)| s);

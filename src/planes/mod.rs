@@ -12,7 +12,7 @@ pub mod sim;
 use std::io;
 
 use crate::forward::DropReason;
-use crate::model::{IfIndex, IfName, PlaneName, RouteName};
+use crate::model::{IfName, InterfaceId, PlaneName, RouteName};
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::table::FibDiff;
 
@@ -41,13 +41,13 @@ pub trait Plane: Send + Sync + 'static {
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>>;
+    fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>>;
 
     /// Opens an interface to send on. Called inside the runtime that will poll it.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>>;
+    fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>>;
 
     /// Returns the number of packets that this machine dropped since it started because the
     /// receive queue of a core was full (`softnet_stat`). The number covers all programs; copies

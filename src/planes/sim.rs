@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::{PathCount, Plane, PlaneCounters, ReceivedCount};
 use crate::forward::{Arrival, TraceStep, resolve};
-use crate::model::IfIndex;
+use crate::model::InterfaceId;
 use crate::pipeline::{Batch, OutPacket, Packet, PacketSink, PacketSource};
 use crate::table::{Fib, FibDiff, UpstreamSelector};
 use crate::wire::ip::set_ttl;
@@ -22,7 +22,7 @@ pub struct SimPlane {
 
 #[derive(Default)]
 struct SimState {
-    interfaces: HashMap<IfIndex, SimInterface>,
+    interfaces: HashMap<InterfaceId, SimInterface>,
     /// Whether the plane forwards by itself.
     forwarding: bool,
     fib: Arc<Fib>,
@@ -33,7 +33,7 @@ struct SimState {
 impl SimState {
     /// Forwards a packet as the forwarding table says. Returns false, without any effect, if the
     /// packet must go through the pipeline: it is translated, guarded against loops, or dropped.
-    fn forward(&mut self, interface: IfIndex, packet: &[u8]) -> bool {
+    fn forward(&mut self, interface: InterfaceId, packet: &[u8]) -> bool {
         let fib = self.fib.clone();
         let Some(ingress) = fib.ingresses.get(&interface) else {
             return false;
@@ -98,7 +98,7 @@ struct SimInterface {
     waiting: Option<Waker>,
     sent: Vec<Vec<u8>>,
     /// The interface that receives what this one sends. `None`: packets go to `sent`.
-    peer: Option<IfIndex>,
+    peer: Option<InterfaceId>,
     /// Errors that the next calls of `send` return.
     refusals: VecDeque<io::ErrorKind>,
     blocked: bool,
@@ -156,12 +156,12 @@ impl SimPlane {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, interface: IfIndex, change: impl FnOnce(&mut SimInterface) -> T) -> T {
+    fn with<T>(&self, interface: InterfaceId, change: impl FnOnce(&mut SimInterface) -> T) -> T {
         change(self.lock().interfaces.entry(interface).or_default())
     }
 
     /// Makes an interface receive IP packets, as one batch.
-    pub fn arrive(&self, interface: IfIndex, packets: &[&[u8]]) {
+    pub fn arrive(&self, interface: InterfaceId, packets: &[&[u8]]) {
         let mut state = self.lock();
         let mut captured = packets.to_vec();
         if state.forwarding {
@@ -178,7 +178,7 @@ impl SimPlane {
     }
 
     /// Makes an interface receive this batch.
-    pub fn arrive_batch(&self, interface: IfIndex, batch: Batch) {
+    pub fn arrive_batch(&self, interface: InterfaceId, batch: Batch) {
         self.with(interface, |w| {
             w.received.push_back(batch);
             wake(&mut w.waiting);
@@ -186,23 +186,23 @@ impl SimPlane {
     }
 
     /// Returns and removes the packets that were sent on an interface.
-    pub fn take_sent(&self, interface: IfIndex) -> Vec<Vec<u8>> {
+    pub fn take_sent(&self, interface: InterfaceId) -> Vec<Vec<u8>> {
         self.with(interface, |w| std::mem::take(&mut w.sent))
     }
 
     /// Connects two interfaces: each receives what the other sends.
-    pub fn connect(&self, one: IfIndex, other: IfIndex) {
+    pub fn connect(&self, one: InterfaceId, other: InterfaceId) {
         self.with(one, |w| w.peer = Some(other));
         self.with(other, |w| w.peer = Some(one));
     }
 
     /// Makes the next sends on an interface fail, one error each.
-    pub fn refuse(&self, interface: IfIndex, kinds: &[io::ErrorKind]) {
+    pub fn refuse(&self, interface: InterfaceId, kinds: &[io::ErrorKind]) {
         self.with(interface, |w| w.refusals.extend(kinds));
     }
 
     /// Blocks or unblocks an interface: while blocked, sends return `WouldBlock`.
-    pub fn set_blocked(&self, interface: IfIndex, blocked: bool) {
+    pub fn set_blocked(&self, interface: InterfaceId, blocked: bool) {
         self.with(interface, |w| {
             w.blocked = blocked;
             if !blocked {
@@ -212,26 +212,26 @@ impl SimPlane {
     }
 
     /// Sets an interface up or down. While it is down, it receives nothing and sends fail.
-    pub fn set_up(&self, interface: IfIndex, up: bool) {
+    pub fn set_up(&self, interface: InterfaceId, up: bool) {
         self.with(interface, |w| w.down = !up);
     }
 
     /// Removes an interface or brings it back. A removed interface cannot be opened.
-    pub fn set_missing(&self, interface: IfIndex, missing: bool) {
+    pub fn set_missing(&self, interface: InterfaceId, missing: bool) {
         self.with(interface, |w| w.missing = missing);
     }
 
     /// Limits the packets that wait for a capture; further packets are dropped.
-    pub fn set_room(&self, interface: IfIndex, packets: usize) {
+    pub fn set_room(&self, interface: InterfaceId, packets: usize) {
         self.with(interface, |w| w.capacity = Some(packets));
     }
 
     /// Reports whether packets wait for a capture.
-    pub fn has_arriving(&self, interface: IfIndex) -> bool {
+    pub fn has_arriving(&self, interface: InterfaceId) -> bool {
         self.with(interface, |w| !w.received.is_empty())
     }
 
-    fn open(&self, interface: IfIndex) -> io::Result<SimPort> {
+    fn open(&self, interface: InterfaceId) -> io::Result<SimPort> {
         if self.with(interface, |w| w.missing) {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
@@ -256,20 +256,20 @@ impl Plane for SimPlane {
         std::mem::take(&mut self.lock().counters)
     }
 
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
+    fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
         let end = self.open(interface)?;
         self.with(interface, |w| w.shut = false);
         Ok(Box::new(end))
     }
 
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>> {
+    fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>> {
         Ok(Box::new(self.open(interface)?))
     }
 }
 
 struct SimPort {
     plane: SimPlane,
-    interface: IfIndex,
+    interface: InterfaceId,
 }
 
 impl PacketSource for SimPort {

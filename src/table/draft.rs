@@ -10,14 +10,14 @@ use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::rib::Rib;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfIndex, IfName, IfPattern, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
+    IfName, IfPattern, InterfaceId, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
 };
 
 pub(super) struct Draft<'a> {
     rib: &'a Rib,
     links: &'a Links,
-    egress_ids: AHashMap<IfIndex, EgressId>,
-    ingresses: AHashMap<IfIndex, Ingress>,
+    egress_ids: AHashMap<InterfaceId, EgressId>,
+    ingresses: AHashMap<InterfaceId, Ingress>,
     entries: Vec<Entry>,
     egresses: Vec<Egress>,
     paths: Vec<Path>,
@@ -98,7 +98,7 @@ impl<'a> Draft<'a> {
             }));
         let mut hasher = DefaultHasher::new();
         proxy.name.hash(&mut hasher);
-        let upstream_rule = |interface: IfIndex| UpstreamRule {
+        let upstream_rule = |interface: InterfaceId| UpstreamRule {
             interface,
             proxy: hasher.finish(),
             takeover_ms: proxy.takeover.as_millis() as u64,
@@ -185,7 +185,7 @@ impl<'a> Draft<'a> {
         self.entries.len() as EntryId - 1
     }
 
-    fn ingress(&mut self, iif: IfIndex) -> &mut Ingress {
+    fn ingress(&mut self, iif: InterfaceId) -> &mut Ingress {
         let links = self.links;
         self.ingresses.entry(iif).or_insert_with(|| Ingress {
             vlans_with_own_interface: links.vlans_on(iif).collect(),

@@ -13,7 +13,7 @@ use super::lookup::PrefixTable;
 use super::oif_table::OifTable;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfIndex, IfName, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy,
+    IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy,
     TtlThreshold,
 };
 
@@ -23,7 +23,7 @@ pub struct Fib {
     /// Counts up with every snapshot.
     pub generation: u64,
     /// Per interface that packets arrive on.
-    pub ingresses: Arc<AHashMap<IfIndex, Ingress>>,
+    pub ingresses: Arc<AHashMap<InterfaceId, Ingress>>,
     /// Every rule and every proxy on every ingress.
     pub entries: Arc<Vec<Entry>>,
     /// The interfaces packets leave on.
@@ -41,8 +41,8 @@ pub struct Fib {
 /// An interface behind which hosts ask for streams.
 #[derive(Debug)]
 pub struct DownstreamInterface {
-    /// The kernel's number.
-    pub index: IfIndex,
+    /// Its identity.
+    pub index: InterfaceId,
     /// Whose downstream it is; of one proxy only.
     pub proxy: Arc<ProxyRule>,
 }
@@ -122,8 +122,8 @@ impl Entry {
 /// An interface packets leave on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {
-    /// The kernel's number.
-    pub index: IfIndex,
+    /// Its identity.
+    pub index: InterfaceId,
     /// Its name.
     pub name: IfName,
     /// Largest IP packet in bytes.
@@ -150,7 +150,7 @@ pub struct Path {
 
 impl Fib {
     /// Returns whether packets of any route arrive or leave on an interface.
-    pub fn uses(&self, index: IfIndex) -> bool {
+    pub fn uses(&self, index: InterfaceId) -> bool {
         self.ingresses.contains_key(&index) || self.egresses.iter().any(|e| e.index == index)
     }
 

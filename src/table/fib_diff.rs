@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Fib;
-use crate::model::IfIndex;
+use crate::model::InterfaceId;
 
 /// A change of the forwarding table.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ impl FibDiff {
     }
 
     /// Returns the ingress interfaces that the new table does not have any more.
-    pub fn removed_ingresses(&self) -> impl Iterator<Item = IfIndex> {
+    pub fn removed_ingresses(&self) -> impl Iterator<Item = InterfaceId> {
         let old = self.old.ingresses.keys().copied();
         old.filter(|index| !self.new.ingresses.contains_key(index))
     }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     fn fib(ingresses: &[u32]) -> Arc<Fib> {
-        let indexes = ingresses.iter().filter_map(|n| IfIndex::new(*n));
+        let indexes = ingresses.iter().filter_map(|n| InterfaceId::new(*n));
         Arc::new(Fib {
             ingresses: Arc::new(indexes.map(|n| (n, Ingress::default())).collect()),
             ..Fib::default()
@@ -63,7 +63,7 @@ mod tests {
         assert!(diff.routes_changed());
         assert_eq!(
             diff.removed_ingresses().collect::<Vec<_>>(),
-            [IfIndex::new(1).unwrap()]
+            [InterfaceId::new(1).unwrap()]
         );
     }
 }

@@ -6,14 +6,14 @@ use std::fmt;
 use super::draft::proxy_upstreams;
 use super::translated_joins::waits_for_members;
 use crate::model::rule::JoinPolicy;
-use crate::model::{Group, IfIndex, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
+use crate::model::{Group, InterfaceId, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
 
 /// Where this host is a member of a group. Which sources it wants there is one filter for all
 /// that ask (RFC 9776 section 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Join {
     /// On which interface.
-    pub interface: IfIndex,
+    pub interface: InterfaceId,
     /// The group.
     pub group: Group,
 }
@@ -52,7 +52,7 @@ pub enum JoinOrigin<'a> {
 }
 
 impl JoinOrigin<'_> {
-    fn interfaces(self, links: &Links) -> Vec<IfIndex> {
+    fn interfaces(self, links: &Links) -> Vec<InterfaceId> {
         match self {
             Self::Proxy(proxy) => {
                 let upstreams = proxy_upstreams(proxy, links);
@@ -169,7 +169,12 @@ mod tests {
         ["eth0", "eth1"]
             .iter()
             .enumerate()
-            .map(|(i, name)| Link::new(IfIndex::new(i as u32 + 1).unwrap(), name.parse().unwrap()))
+            .map(|(i, name)| {
+                Link::new(
+                    InterfaceId::new(i as u32 + 1).unwrap(),
+                    name.parse().unwrap(),
+                )
+            })
             .collect()
     }
 

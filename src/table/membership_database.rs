@@ -18,25 +18,25 @@ use super::fib::Fib;
 use super::ids::DownstreamId;
 use super::oif_sets::{EMPTY_SET, OifSetInterner};
 use super::oif_table::{GroupInterest, OifTable};
-use crate::model::{Group, IfIndex, SourceFilter};
+use crate::model::{Group, InterfaceId, SourceFilter};
 
 /// The memberships behind downstream interfaces. Routing owns it and fills it again after a restart.
 #[derive(Debug, Default)]
 pub struct MembershipDatabase {
-    groups: AHashMap<Group, BTreeMap<IfIndex, SourceFilter>>,
+    groups: AHashMap<Group, BTreeMap<InterfaceId, SourceFilter>>,
     /// Groups that changed since the last forwarding table.
     changed: AHashSet<Group>,
     /// The OIF table of the last forwarding table.
     oif_table: OifTable,
     interner: OifSetInterner,
     /// Positions of the downstream interfaces in the last forwarding table.
-    ids: AHashMap<IfIndex, DownstreamId>,
+    ids: AHashMap<InterfaceId, DownstreamId>,
 }
 
 impl MembershipDatabase {
     /// Sets the source filter of a group behind `downstream`. An empty filter ends the membership.
     /// The change takes effect with the next forwarding table.
-    pub fn set(&mut self, downstream: IfIndex, group: Group, filter: SourceFilter) {
+    pub fn set(&mut self, downstream: InterfaceId, group: Group, filter: SourceFilter) {
         let members = self.groups.entry(group).or_default();
         let old = match filter.is_none() {
             true => members.remove(&downstream),
@@ -51,7 +51,7 @@ impl MembershipDatabase {
     }
 
     /// Ends all memberships behind `downstream`.
-    pub fn remove_downstream(&mut self, downstream: IfIndex) {
+    pub fn remove_downstream(&mut self, downstream: InterfaceId) {
         let changed = &mut self.changed;
         self.groups.retain(|group, members| {
             if members.remove(&downstream).is_some() {
@@ -62,7 +62,7 @@ impl MembershipDatabase {
     }
 
     /// Returns every membership: downstream interface, group and source filter.
-    pub fn memberships(&self) -> impl Iterator<Item = (IfIndex, Group, &SourceFilter)> {
+    pub fn memberships(&self) -> impl Iterator<Item = (InterfaceId, Group, &SourceFilter)> {
         let groups = self.groups.iter();
         groups.flat_map(|(group, members)| members.iter().map(|(i, f)| (*i, *group, f)))
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::model::rule::MOST_JOINED_GROUPS;
 use crate::model::translation_conflicts::{feeds_itself, merged, proxy_ways};
 use crate::model::{
-    GroupPrefix, IfIndex, IfPattern, JoinRule, Link, Links, ProxyRule, RouteName, RouteRule,
+    GroupPrefix, IfPattern, InterfaceId, JoinRule, Link, Links, ProxyRule, RouteName, RouteRule,
     SourcePrefix, StreamSet, TtlThreshold,
 };
 
@@ -276,7 +276,7 @@ impl Rib {
     }
 
     /// The links a rule sends packets from `iif` to, each once, in the order of `to`.
-    pub fn egresses_of<'a>(rule: &RouteRule, iif: IfIndex, links: &'a Links) -> Vec<&'a Link> {
+    pub fn egresses_of<'a>(rule: &RouteRule, iif: InterfaceId, links: &'a Links) -> Vec<&'a Link> {
         let mut found: Vec<&Link> = Vec::new();
         for pattern in &rule.to {
             for link in links.iter().filter(|l| l.fits(pattern)) {
@@ -406,7 +406,7 @@ mod tests {
     use crate::model::RouteName;
 
     fn link(index: u32, name: &str) -> Link {
-        Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
+        Link::new(InterfaceId::new(index).unwrap(), name.parse().unwrap())
     }
 
     fn rule(from: &str, group: &str, to: &[&str]) -> RouteRule {

@@ -134,7 +134,7 @@ fn is_downstream(proxy: &ProxyRule, name: &IfName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IfIndex, TranslationRule};
+    use crate::model::{InterfaceId, TranslationRule};
 
     fn rule(
         (source, group): (&str, &str),
@@ -309,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_route_to_downstreams_alone_waits_for_members() {
-        let link = |i: u32, name: &str| Link::new(IfIndex::new(i).unwrap(), name.parse().unwrap());
+        let link =
+            |i: u32, name: &str| Link::new(InterfaceId::new(i).unwrap(), name.parse().unwrap());
         let links: Links = [link(1, "eth0"), link(2, "br0"), link(3, "eth1")]
             .into_iter()
             .collect();

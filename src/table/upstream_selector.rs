@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::RandomState;
 
-use crate::model::IfIndex;
+use crate::model::InterfaceId;
 
 const WAYS: usize = 8;
 const BUCKETS: usize = 1 << 14;
@@ -21,14 +21,14 @@ const BUCKETS: usize = 1 << 14;
 #[derive(Debug, Clone)]
 pub struct UpstreamRule {
     /// Where these packets arrive.
-    pub interface: IfIndex,
+    pub interface: InterfaceId,
     /// Tells proxies apart; stays the same while the proxy keeps its name.
     pub proxy: u64,
     /// How long an upstream must be silent before another may feed a stream, in
     /// milliseconds.
     pub takeover_ms: u64,
     /// The upstreams that run. What another fed is free at once.
-    pub upstreams: Box<[IfIndex]>,
+    pub upstreams: Box<[InterfaceId]>,
 }
 
 impl UpstreamRule {
@@ -65,7 +65,7 @@ impl Default for UpstreamSelector {
     }
 }
 
-fn fed_by(interface: IfIndex, now_ms: u64) -> u64 {
+fn fed_by(interface: InterfaceId, now_ms: u64) -> u64 {
     u64::from(interface.get()) << 32 | now_ms & u64::from(u32::MAX)
 }
 
@@ -137,8 +137,8 @@ impl UpstreamSelector {
 mod tests {
     use super::*;
 
-    fn index(n: u32) -> IfIndex {
-        IfIndex::new(n).unwrap()
+    fn index(n: u32) -> InterfaceId {
+        InterfaceId::new(n).unwrap()
     }
 
     fn rule(interface: u32, upstreams: &[u32]) -> UpstreamRule {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
-use mcastor::model::IfIndex;
+use mcastor::model::InterfaceId;
 use mcastor::pipeline::{Batch, OutPacket, PacketSink, PacketSource};
 use mcastor::planes::Plane;
 use mcastor::planes::sim::SimPlane;
@@ -44,7 +44,7 @@ impl Plane for Faulty {
         "sim"
     }
 
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
+    fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
         if Faults::take(&self.faults.captures_refused) {
             return Err(io::ErrorKind::Other.into());
         }
@@ -53,7 +53,7 @@ impl Plane for Faulty {
         Ok(Box::new(FaultyCapture(capture, self.faults.clone())))
     }
 
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>> {
+    fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>> {
         let transmit = self.sim.transmit(interface)?;
         Ok(Box::new(FaultyTransmit(transmit, self.faults.clone())))
     }

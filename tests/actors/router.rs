@@ -11,7 +11,7 @@ use mcastor::actors::supervisor::{Supervisor, SupervisorConfig};
 use mcastor::app::children;
 use mcastor::forward::DropReason;
 use mcastor::metrics::Catalog;
-use mcastor::model::{IfIndex, Link, Links, RouteName, RouteRule, TtlPolicy};
+use mcastor::model::{InterfaceId, Link, Links, RouteName, RouteRule, TtlPolicy};
 use mcastor::planes::Planes;
 use mcastor::planes::sim::SimPlane;
 use mcastor::table::{InterfaceOptions, Rib};
@@ -156,8 +156,8 @@ impl Router {
     }
 }
 
-pub fn index(n: u32) -> IfIndex {
-    IfIndex::new(n).unwrap()
+pub fn index(n: u32) -> InterfaceId {
+    InterfaceId::new(n).unwrap()
 }
 
 pub fn link(n: u32, name: &str) -> Link {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use libtest_mimic::Failed;
-use mcastor::model::IfIndex;
+use mcastor::model::{IfIndex, InterfaceId};
 use mcastor::pipeline::{Batch, OutPacket, PacketSink, PacketSource};
 use mcastor::planes::Plane;
 use mcastor::planes::packet::rate::{Mode, Thresholds};
@@ -28,10 +28,10 @@ pub struct Bed {
     pub plane: Box<dyn Plane>,
     /// The options of the packet plane; unused if the plane is simulated.
     pub packet: PacketPlane,
-    pub near: IfIndex,
-    pub far: IfIndex,
+    pub near: InterfaceId,
+    pub far: InterfaceId,
     /// The index of an interface that does not exist.
-    pub missing: IfIndex,
+    pub missing: InterfaceId,
     pub kind: Kind,
 }
 
@@ -65,8 +65,13 @@ pub fn frequent_mode_changes(keep: Duration) -> PacketPlane {
     }
 }
 
-pub fn index(n: u32) -> IfIndex {
-    IfIndex::new(n).unwrap()
+pub fn index(n: u32) -> InterfaceId {
+    InterfaceId::new(n).unwrap()
+}
+
+/// Returns the ifindex of a link of the kernel.
+pub fn ifindex(interface: InterfaceId) -> IfIndex {
+    interface.ifindex().unwrap()
 }
 
 pub fn ip(arguments: &str) -> Result<(), Failed> {
@@ -115,8 +120,8 @@ impl Bed {
         Ok(Bed {
             plane: Box::new(plane),
             packet: plane,
-            near: indices[0],
-            far: indices[1],
+            near: indices[0].into(),
+            far: indices[1].into(),
             missing: index(1_000_000),
             kind: Kind::Veth { near, far },
         })

@@ -24,10 +24,10 @@ async fn burst_frames_equal_single_frames() -> Outcome {
     let Kind::Veth { near, .. } = &bed.kind else {
         return Err("not a veth".into());
     };
-    let transmitter = Transmitter::open(bed.near, MARK, false)?;
+    let transmitter = Transmitter::open(ifindex(bed.near), MARK, false)?;
     assert_eq!(transmitter.sends_bursts(), can_load_programs()?);
-    assert!(!Transmitter::open(bed.near, MARK, true)?.sends_bursts());
-    assert!(!Transmitter::open(index(1), MARK, false)?.sends_bursts());
+    assert!(!Transmitter::open(ifindex(bed.near), MARK, true)?.sends_bursts());
+    assert!(!Transmitter::open(ifindex(index(1)), MARK, false)?.sends_bursts());
 
     let mut capture = bed.plane.capture(bed.far)?;
     let mut transmit = bed.plane.transmit(bed.near)?;
@@ -144,7 +144,7 @@ async fn bridge_with_many_ports_limits_bursts() -> Outcome {
         Ok(packets.ok_or("no such port")?.parse()?)
     };
     let before = (0..PORTS).map(received).collect::<Result<Vec<_>, _>>()?;
-    let mut transmitter = Transmitter::open(bed.near, MARK, false)?;
+    let mut transmitter = Transmitter::open(ifindex(bed.near), MARK, false)?;
     // Bridges drop packets with a bad IPv4 checksum if netfilter is enabled for them.
     let with_checksum = |n| {
         let mut packet = packet(n, 100);

@@ -149,18 +149,18 @@ async fn full_gso_socket_becomes_writable_again() -> Outcome {
 
 async fn gso_requires_ethernet_and_device_queue() -> Outcome {
     let bed = Bed::veth(default_plane())?;
-    assert!(Transmitter::open(bed.near, MARK, false)?.accepts_gso());
-    assert!(!Transmitter::open(bed.near, MARK, true)?.accepts_gso());
+    assert!(Transmitter::open(ifindex(bed.near), MARK, false)?.accepts_gso());
+    assert!(!Transmitter::open(ifindex(bed.near), MARK, true)?.accepts_gso());
     // The loopback uses Ethernet headers, but is not Ethernet.
-    assert!(!Transmitter::open(index(1), MARK, false)?.accepts_gso());
+    assert!(!Transmitter::open(ifindex(index(1)), MARK, false)?.accepts_gso());
     Ok(())
 }
 
 async fn gso_is_unavailable_without_cap_net_raw() -> Outcome {
     let bed = Bed::veth(default_plane())?;
     let mut capture = bed.plane.capture(bed.far)?;
-    let mut unopened = Transmitter::open(bed.near, MARK, false)?;
-    let mut opened = Transmitter::open(bed.near, MARK, false)?;
+    let mut unopened = Transmitter::open(ifindex(bed.near), MARK, false)?;
+    let mut opened = Transmitter::open(ifindex(bed.near), MARK, false)?;
     assert!(opened.accepts_gso());
     // Capabilities belong to a thread, so other tests are not affected.
     caps::drop(None, CapSet::Effective, Capability::CAP_NET_RAW)?;

@@ -13,7 +13,7 @@ use crate::actors::log_limit::LogLimit;
 use crate::actors::messages::{HostGroup, QueryHostGroups, Republish, SetJoins, UpdateJoins};
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::{Group, IfIndex, IfName, SourceFilter};
+use crate::model::{Group, IfName, InterfaceId, SourceFilter};
 use crate::sys::memberships::HostMemberships;
 use crate::table::Join;
 use crate::table::joins::DesiredMemberships;
@@ -38,8 +38,8 @@ pub struct Joins {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
     desired: DesiredMemberships,
-    names: AHashMap<IfIndex, IfName>,
-    held: AHashMap<IfIndex, HostMemberships>,
+    names: AHashMap<InterfaceId, IfName>,
+    held: AHashMap<InterfaceId, HostMemberships>,
     failed: BTreeMap<Join, String>,
     /// Groups joined for every source because of [`MAX_MEMBERSHIPS`].
     widened: BTreeSet<Join>,
@@ -85,10 +85,15 @@ impl Joins {
         let interface = join.interface;
         let none = SourceFilter::none();
         let filter = self.desired.get(&join).unwrap_or(&none);
+        let Some(ifindex) = interface.ifindex() else {
+            let reason = "the interface is not a link of the kernel".to_string();
+            self.failed.insert(join, reason);
+            return;
+        };
         let held = self
             .held
             .entry(interface)
-            .or_insert_with(|| HostMemberships::new(interface));
+            .or_insert_with(|| HostMemberships::new(ifindex));
         let was_widened = held.is_widened(join.group) || self.widened.contains(&join);
         let result = match fits(held, join.group, filter) {
             true => {
@@ -167,7 +172,7 @@ impl Joins {
         self.update_metrics();
     }
 
-    fn name(&self, index: IfIndex) -> String {
+    fn name(&self, index: InterfaceId) -> String {
         let name = self.names.get(&index);
         name.map_or_else(|| index.to_string(), ToString::to_string)
     }

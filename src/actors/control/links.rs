@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use crate::actors::messages::{AnnounceLinks, LinksChanged};
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::{IfIndex, IfPattern, Link, Links};
+use crate::model::{IfPattern, InterfaceId, Link, Links};
 
 /// Interval at which everything is read again. It is also read again when the kernel reports that
 /// it dropped notifications because the socket buffer was full.
@@ -105,7 +105,7 @@ impl LinksWatch {
             let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
             for family in [v4, v6] {
                 let mut replies = std::pin::pin!(handle.route().get(family).execute());
-                let mut best: Option<(u32, IfIndex)> = None;
+                let mut best: Option<(u32, InterfaceId)> = None;
                 while let Some(reply) = replies.next().await {
                     best = best.into_iter().chain(default_route(&reply?)).min();
                 }
@@ -219,7 +219,7 @@ impl StreamHandler<Notification> for LinksWatch {
             // For a port that leaves a bridge, the kernel reports a deleted link of the family
             // AF_BRIDGE.
             RouteNetlinkMessage::DelLink(link) if !is_bridge_port(link) => {
-                IfIndex::new(link.header.index).is_some_and(|i| self.links.remove(i))
+                InterfaceId::new(link.header.index).is_some_and(|i| self.links.remove(i))
             }
             RouteNetlinkMessage::NewAddress(message) => usable_address(message)
                 .is_some_and(|(index, address)| self.links.insert_address(index, address)),
@@ -248,7 +248,7 @@ impl Handler<AnnounceLinks> for LinksWatch {
 }
 
 /// Returns the metric and the interface of a default route of the main table.
-fn default_route(message: &RouteMessage) -> Option<(u32, IfIndex)> {
+fn default_route(message: &RouteMessage) -> Option<(u32, InterfaceId)> {
     let header = &message.header;
     let main = header.table == RouteHeader::RT_TABLE_MAIN;
     if !main || header.kind != RouteType::Unicast || header.destination_prefix_length != 0 {
@@ -259,12 +259,12 @@ fn default_route(message: &RouteMessage) -> Option<(u32, IfIndex)> {
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Oif(oif) => index = IfIndex::new(*oif),
+            RouteAttribute::Oif(oif) => index = InterfaceId::new(*oif),
             // A multipath route: its first interface.
             RouteAttribute::MultiPath(hops) => {
                 index = hops
                     .first()
-                    .and_then(|hop| IfIndex::new(hop.interface_index));
+                    .and_then(|hop| InterfaceId::new(hop.interface_index));
             }
             _ => {}
         }
@@ -307,13 +307,13 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(n) => name = n.parse().ok(),
             LinkAttribute::Mtu(m) => mtu = *m,
-            LinkAttribute::Link(index) => parent = IfIndex::new(*index),
+            LinkAttribute::Link(index) => parent = InterfaceId::new(*index),
             LinkAttribute::LinkInfo(infos) => vlan = infos.iter().find_map(vlan_of),
             _ => {}
         }
     }
     Some(Link {
-        index: IfIndex::new(message.header.index)?,
+        index: InterfaceId::new(message.header.index)?,
         name: name?,
         mtu,
         up: flags.contains(LinkFlags::Up),
@@ -336,7 +336,7 @@ fn vlan_of(info: &LinkInfo) -> Option<u16> {
 
 /// Returns an address that packets can be sent from: one for which duplicate address detection
 /// (RFC 4862 section 5.4) has neither failed nor is in progress.
-fn usable_address(message: &AddressMessage) -> Option<(IfIndex, IpNet)> {
+fn usable_address(message: &AddressMessage) -> Option<(InterfaceId, IpNet)> {
     let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
     let optimistic = AddressHeaderFlags::Optimistic;
     let flags = message.header.flags;
@@ -348,7 +348,7 @@ fn usable_address(message: &AddressMessage) -> Option<(IfIndex, IpNet)> {
     }
 }
 
-fn address_of(message: &AddressMessage) -> Option<(IfIndex, IpNet)> {
+fn address_of(message: &AddressMessage) -> Option<(InterfaceId, IpNet)> {
     // On a point-to-point link, `Address` is the address of the peer and `Local` the own one.
     let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(local) => Some(*local),
@@ -359,5 +359,5 @@ fn address_of(message: &AddressMessage) -> Option<(IfIndex, IpNet)> {
         _ => None,
     });
     let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some((IfIndex::new(message.header.index)?, address))
+    Some((InterfaceId::new(message.header.index)?, address))
 }

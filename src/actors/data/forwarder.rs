@@ -15,7 +15,7 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
-use crate::model::{IfIndex, IfName, PlaneName};
+use crate::model::{IfName, InterfaceId, PlaneName};
 use crate::pipeline::egress::SendCounts;
 use crate::pipeline::{EgressQueue, PacketSink, Progress};
 use crate::table::Fib;
@@ -37,7 +37,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Forwarder {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
-    index: IfIndex,
+    index: InterfaceId,
     name: IfName,
     plane: Option<PlaneName>,
     counters: InterfaceCounters,
@@ -59,7 +59,7 @@ impl Forwarder {
     pub fn new(
         context: Arc<RouterContext>,
         death_guard: DeathGuard,
-        index: IfIndex,
+        index: InterfaceId,
         name: &IfName,
         plane: Option<PlaneName>,
     ) -> Self {

@@ -24,7 +24,7 @@ use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{FlowEnd, IfIndex, IfName, PlaneName};
+use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName};
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
@@ -47,14 +47,14 @@ pub struct Interface {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
     worker: WorkerId,
-    index: IfIndex,
+    index: InterfaceId,
     name: IfName,
     plane: Option<PlaneName>,
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn PacketSource>>>>,
     switch: Switch,
     /// By egress: one reference here, and one for each batch that waits for it.
-    waiting: AHashMap<IfIndex, Arc<()>>,
+    waiting: AHashMap<InterfaceId, Arc<()>>,
     generation: u64,
     /// Number of batches received.
     batches: u64,
@@ -71,7 +71,7 @@ impl Interface {
         context: Arc<RouterContext>,
         death_guard: DeathGuard,
         worker: WorkerId,
-        (index, name): (IfIndex, &IfName),
+        (index, name): (InterfaceId, &IfName),
         plane: Option<PlaneName>,
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
@@ -138,7 +138,7 @@ impl Interface {
         let forwarders = snapshot.forwarders.get(self.worker);
         if self.generation != fib.generation {
             self.generation = fib.generation;
-            let exists = |index: &IfIndex| forwarders.is_some_and(|f| f.contains_key(index));
+            let exists = |index: &InterfaceId| forwarders.is_some_and(|f| f.contains_key(index));
             self.waiting.retain(|index, _| exists(index));
         }
         for (egress, slots) in switched.egresses {

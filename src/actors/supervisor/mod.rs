@@ -25,7 +25,7 @@ use super::data::interface::Interface;
 use super::messages::{CaptureOpened, Publish};
 use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
-use crate::model::{IfIndex, IfName};
+use crate::model::{IfName, InterfaceId};
 use crate::planes::PlaneCounters;
 use crate::table::{Fib, FibDiff};
 
@@ -73,12 +73,12 @@ pub struct Supervisor {
     config: SupervisorConfig,
     children: AHashMap<&'static str, ChildHandle>,
     workers: Vec<Arbiter>,
-    interfaces: AHashMap<IfIndex, CapturedInterface>,
-    forwarders: Vec<AHashMap<IfIndex, Addr<Forwarder>>>,
+    interfaces: AHashMap<InterfaceId, CapturedInterface>,
+    forwarders: Vec<AHashMap<InterfaceId, Addr<Forwarder>>>,
     /// Names of the egresses at the start of their forwarders.
-    egress_names: AHashMap<IfIndex, IfName>,
+    egress_names: AHashMap<InterfaceId, IfName>,
     fib: Arc<Fib>,
-    names: AHashMap<IfIndex, IfName>,
+    names: AHashMap<InterfaceId, IfName>,
     deaths: AHashMap<ActorRole, DeathHistory>,
     published: bool,
     /// Dropped with the supervisor: without it nothing is restarted, so the process ends.
@@ -142,7 +142,7 @@ impl Supervisor {
         }
     }
 
-    fn start_interface(&mut self, index: IfIndex, name: &IfName, ctx: &mut Context<Self>) {
+    fn start_interface(&mut self, index: InterfaceId, name: &IfName, ctx: &mut Context<Self>) {
         let worker = self.least_busy_worker();
         let context = self.config.context.clone();
         let death_guard = Self::death_guard(ctx, ActorRole::Interface(index, name.clone()));
@@ -163,7 +163,7 @@ impl Supervisor {
     fn start_forwarder(
         &mut self,
         worker: WorkerId,
-        index: IfIndex,
+        index: InterfaceId,
         name: &IfName,
         ctx: &Context<Self>,
     ) {
@@ -197,7 +197,7 @@ impl Supervisor {
                 captured.name.clone_from(name);
             }
         }
-        let mut new: Vec<(IfIndex, IfName)> = self
+        let mut new: Vec<(InterfaceId, IfName)> = self
             .names
             .iter()
             .filter(|(index, _)| !self.interfaces.contains_key(index))
@@ -209,7 +209,7 @@ impl Supervisor {
         for (index, name) in &new {
             self.start_interface(*index, name, ctx);
         }
-        let egress_names: AHashMap<IfIndex, IfName> = fib
+        let egress_names: AHashMap<InterfaceId, IfName> = fib
             .egresses
             .iter()
             .map(|e| (e.index, e.name.clone()))
@@ -238,14 +238,14 @@ impl Supervisor {
     }
 
     fn store_snapshot(&self) {
-        let recipients = |forwarders: &AHashMap<IfIndex, Addr<Forwarder>>| {
+        let recipients = |forwarders: &AHashMap<InterfaceId, Addr<Forwarder>>| {
             let forwarders = forwarders.iter();
-            let recipient = |(index, address): (&IfIndex, &Addr<Forwarder>)| {
+            let recipient = |(index, address): (&InterfaceId, &Addr<Forwarder>)| {
                 (*index, address.clone().recipient())
             };
             forwarders.map(recipient).collect()
         };
-        let handle = |(index, captured): (&IfIndex, &CapturedInterface)| InterfaceHandle {
+        let handle = |(index, captured): (&InterfaceId, &CapturedInterface)| InterfaceHandle {
             index: *index,
             flows: captured.address.clone().recipient(),
             flush: captured.address.clone().recipient(),

@@ -139,7 +139,9 @@ fn unforwardable_packets_have_their_reason() {
 /// What is forwarded because somebody asked, against a scan of all rules and memberships.
 mod memberships {
     use super::*;
-    use crate::model::{Group, IfIndex, Link, Links, ProxyRule, RouteRule, Source, SourceFilter};
+    use crate::model::{
+        Group, InterfaceId, Link, Links, ProxyRule, RouteRule, Source, SourceFilter,
+    };
     use crate::table::{MembershipDatabase, Rib};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
@@ -147,8 +149,8 @@ mod memberships {
 
     const NAMES: [&str; 7] = ["up0", "up1", "a0", "a1", "b0", "b1", "other"];
 
-    fn index(at: usize) -> IfIndex {
-        IfIndex::new(at as u32 + 1).unwrap()
+    fn index(at: usize) -> InterfaceId {
+        InterfaceId::new(at as u32 + 1).unwrap()
     }
 
     fn links() -> Links {
@@ -421,7 +423,7 @@ mod memberships {
 fn table_with_paths() -> (Fib, Ingress) {
     let (mut fib, ingress) = table(&[("225.0.0.0/8", ANY, TtlPolicy::Decrement, &["10.0.0.9/32"])]);
     let egress = |index: u32, running| crate::table::Egress {
-        index: crate::model::IfIndex::new(index).unwrap(),
+        index: crate::model::InterfaceId::new(index).unwrap(),
         name: format!("out{index}").parse().unwrap(),
         mtu: 1500,
         running,

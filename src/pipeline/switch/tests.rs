@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    Group, IfIndex, Link, Links, ProxyRule, RouteName, RouteRule, SourceFilter, TtlPolicy,
+    Group, InterfaceId, Link, Links, ProxyRule, RouteName, RouteRule, SourceFilter, TtlPolicy,
     TtlThreshold,
 };
 use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
@@ -16,10 +16,10 @@ const IIF: &str = "eth0";
 
 fn link(index: u32, name: &str, vlan: Option<(u32, u16)>) -> Link {
     Link {
-        vlan: vlan.map(|(on, id)| (IfIndex::new(on).unwrap(), id)),
+        vlan: vlan.map(|(on, id)| (InterfaceId::new(on).unwrap(), id)),
         known_as: Default::default(),
         plane: None,
-        ..Link::new(IfIndex::new(index).unwrap(), name.parse().unwrap())
+        ..Link::new(InterfaceId::new(index).unwrap(), name.parse().unwrap())
     }
 }
 
@@ -69,7 +69,7 @@ fn fib_with(
     let mut database = MembershipDatabase::default();
     for (index, group, filter) in asked {
         let group = Group::new((*group).into()).unwrap();
-        database.set(IfIndex::new(*index).unwrap(), group, filter.clone());
+        database.set(InterfaceId::new(*index).unwrap(), group, filter.clone());
     }
     let mut fib = rib.fib(&links, 1);
     database.rebuild(&mut fib);
@@ -166,7 +166,7 @@ fn batch(packets: &[(Vec<u8>, Packet)]) -> Batch {
 }
 
 fn run(fib: &Fib, packets: &[(Vec<u8>, Packet)]) -> Switched {
-    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
     Switch::default().run(fib, ingress, batch(packets), 0)
 }
 
@@ -464,7 +464,7 @@ fn incomplete_packet_is_dropped_with_a_reason() {
     assert_eq!(no_egress, Some(DropReason::NoEgress));
     // A place outside the batch is what no plane gives; it must not be read.
     let fib = usual();
-    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
     let mut outside = batch(&[plain(good())]);
     outside.packets[0].len += 1;
     let switched = Switch::default().run(&fib, ingress, outside, 0);

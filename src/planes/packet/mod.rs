@@ -8,7 +8,7 @@ mod transmit;
 use std::io;
 
 use super::Plane;
-use crate::model::IfIndex;
+use crate::model::{IfIndex, InterfaceId};
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::sys::burst_limit::SoftnetStat;
 use capture::SocketCapture;
@@ -21,12 +21,12 @@ impl Plane for PacketPlane {
         "packet"
     }
 
-    fn capture(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSource>> {
-        Ok(Box::new(SocketCapture::open(*self, interface)?))
+    fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
+        Ok(Box::new(SocketCapture::open(*self, ifindex(interface)?)?))
     }
 
-    fn transmit(&self, interface: IfIndex) -> io::Result<Box<dyn PacketSink>> {
-        let socket = SocketTransmit::open(interface, self.mark, self.qdisc_bypass)?;
+    fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>> {
+        let socket = SocketTransmit::open(ifindex(interface)?, self.mark, self.qdisc_bypass)?;
         Ok(Box::new(socket))
     }
 
@@ -35,4 +35,10 @@ impl Plane for PacketPlane {
             .and_then(|mut backlog| backlog.dropped())
             .ok()
     }
+}
+
+/// Returns the ifindex of an interface.
+fn ifindex(interface: InterfaceId) -> io::Result<IfIndex> {
+    let not_a_link = || io::Error::other(format!("interface {interface} is not a kernel link"));
+    interface.ifindex().ok_or_else(not_a_link)
 }

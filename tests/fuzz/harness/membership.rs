@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mcastor::membership::{
     Downstream, DownstreamConfig, MembershipUnion, Protocol, ReportRateLimiter,
 };
-use mcastor::model::{Group, HeaderChecks, IfIndex, Links, ProxyRule, SourceFilter};
+use mcastor::model::{Group, HeaderChecks, InterfaceId, Links, ProxyRule, SourceFilter};
 use mcastor::table::{Fib, MembershipDatabase, Rib};
 use mcastor::wire::ip::IpHeader;
 use mcastor::wire::link_control::HeaderPolicy;
@@ -149,7 +149,7 @@ impl RouterState {
     fn receive(&mut self, from: IpAddr, to: IpAddr, message: &MembershipMessage) {
         self.now += Duration::from_millis(37);
         let now = self.now;
-        let downstream = IfIndex::new(OUT).unwrap();
+        let downstream = InterfaceId::new(OUT).unwrap();
         let machine = &mut self.machines[usize::from(!from.is_ipv4())];
         if self.rate_limiter.admit(now, from).is_ok() {
             let status = self.rate_limiter.sender_status(now, from);

@@ -6,7 +6,7 @@ mod membership;
 mod packets;
 mod texts;
 
-use mcastor::model::{IfIndex, Link};
+use mcastor::model::{InterfaceId, Link};
 
 pub use membership::membership;
 pub use packets::{decision, switch, translate};
@@ -32,9 +32,9 @@ impl<'a> Input<'a> {
 }
 
 fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
-    let iif = IfIndex::new(1).unwrap();
+    let iif = InterfaceId::new(1).unwrap();
     Link {
-        index: IfIndex::new(index).unwrap(),
+        index: InterfaceId::new(index).unwrap(),
         name: name.parse().unwrap(),
         mtu,
         up: true,

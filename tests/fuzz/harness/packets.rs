@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use mcastor::forward::translate::{Identifications, across, in_place};
 use mcastor::forward::{self, Decision, DropReason, NotData, decide};
 use mcastor::model::{
-    IfIndex, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
+    InterfaceId, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
 };
 use mcastor::pipeline::egress::SendCounts;
 use mcastor::pipeline::{
@@ -68,7 +68,7 @@ pub fn switch(data: &[u8]) -> bool {
         meta.received_ns = i as u64;
     }
     let fib = &*FIB;
-    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
     let batch = Batch::from_bytes(bytes, metas);
     let switched = SWITCH.with_borrow_mut(|s| s.run(fib, ingress, batch, clock()));
     let tally = &switched.counts;
@@ -113,7 +113,7 @@ pub fn switch(data: &[u8]) -> bool {
 /// Makes the forwarding decision for one packet. It must depend on nothing but the packet.
 pub fn decision(data: &[u8]) -> bool {
     let fib = &*FIB;
-    let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+    let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
     let upstream_selector = UpstreamSelector::default();
     let look_up = |bytes: &[u8]| {
         let arrival = forward::Arrival {

@@ -22,7 +22,7 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::IfIndex;
+use crate::model::InterfaceId;
 use service::Service;
 
 /// Limit of the mailbox, in batches of messages.
@@ -32,7 +32,7 @@ const MAILBOX: usize = 256;
 pub struct Querier {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
-    services: BTreeMap<IfIndex, Service>,
+    services: BTreeMap<InterfaceId, Service>,
     timer: Option<(Instant, SpawnHandle)>,
     /// Sends [`LearningComplete`].
     learning_timer: Option<SpawnHandle>,
@@ -51,7 +51,7 @@ impl Querier {
     }
 
     /// Transmits pending messages of one interface and reports its changes.
-    fn flush(&mut self, index: IfIndex) {
+    fn flush(&mut self, index: InterfaceId) {
         let Some(service) = self.services.get_mut(&index) else {
             return;
         };
@@ -63,7 +63,7 @@ impl Querier {
     }
 
     fn flush_all(&mut self, ctx: &mut Context<Self>) {
-        let all: Vec<IfIndex> = self.services.keys().copied().collect();
+        let all: Vec<InterfaceId> = self.services.keys().copied().collect();
         all.into_iter().for_each(|index| self.flush(index));
         self.set_timer(ctx);
     }
@@ -130,7 +130,7 @@ impl Handler<ServeInterfaces> for Querier {
     fn handle(&mut self, message: ServeInterfaces, ctx: &mut Self::Context) {
         let now = Instant::now();
         let first = self.services.is_empty();
-        let removed: Vec<IfIndex> = self
+        let removed: Vec<InterfaceId> = self
             .services
             .keys()
             .filter(|index| !message.interfaces.contains_key(index))

@@ -18,7 +18,7 @@ use crate::membership::{
     ReportRateLimiter, SenderStatus,
 };
 use crate::metrics::membership::{Direction, MembershipState};
-use crate::model::{Group, HeaderChecks, IfIndex, QuerierPolicy, SourceFilter};
+use crate::model::{Group, HeaderChecks, InterfaceId, QuerierPolicy, SourceFilter};
 use crate::pipeline::{OutPacket, PacketSink};
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::HeaderPolicy;
@@ -34,7 +34,7 @@ struct Family {
 
 /// The service of one interface.
 pub struct Service {
-    index: IfIndex,
+    index: InterfaceId,
     served: ServedInterface,
     families: [Family; 2],
     rate_limiter: ReportRateLimiter,
@@ -50,7 +50,7 @@ impl Service {
     /// Starts the service. Queries and advertisements are due at once.
     pub fn new(
         now: Instant,
-        index: IfIndex,
+        index: InterfaceId,
         served: ServedInterface,
         context: &RouterContext,
     ) -> Self {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use ahash::AHashMap;
 
 use crate::membership::MembershipUnion;
-use crate::model::{Group, IfIndex, Links, RouteRule, SourceFilter};
+use crate::model::{Group, InterfaceId, Links, RouteRule, SourceFilter};
 use crate::table::joins::{Asked, JoinOrigin, permitted};
 use crate::table::translated_joins::{original, remainder, rewrites_to};
 use crate::table::{Fib, Rib};
@@ -17,7 +17,7 @@ pub(super) struct Demand {
     /// One for each proxy, in the order of the rules.
     proxies: Vec<MembershipUnion>,
     /// By downstream interface: the position of its proxy.
-    proxy_of: AHashMap<IfIndex, usize>,
+    proxy_of: AHashMap<InterfaceId, usize>,
     /// Routes with a translation: the position of the rule and the memberships.
     routes: Vec<(usize, MembershipUnion)>,
 }
@@ -48,7 +48,7 @@ impl Demand {
     pub(super) fn set_filter(
         &mut self,
         (rib, links): (&Rib, &Links),
-        index: IfIndex,
+        index: InterfaceId,
         group: Group,
         filter: &SourceFilter,
     ) {
@@ -131,6 +131,6 @@ impl Demand {
 }
 
 /// Returns whether the rule has an ingress other than this interface.
-fn has_other_ingress(rule: &RouteRule, index: IfIndex, links: &Links) -> bool {
+fn has_other_ingress(rule: &RouteRule, index: InterfaceId, links: &Links) -> bool {
     links.matching(&rule.from).any(|from| from.index != index)
 }

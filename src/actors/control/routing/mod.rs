@@ -23,7 +23,7 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::mnat::Channel;
 use crate::model::{
-    Group, IfIndex, IfName, IfPattern, Link, Links, MOST_PROXIES, RouteName, SourceFilter,
+    Group, IfName, IfPattern, InterfaceId, Link, Links, MOST_PROXIES, RouteName, SourceFilter,
 };
 use crate::table::joins;
 use crate::table::rib::RibError;
@@ -48,9 +48,9 @@ pub struct Routing {
     /// The forwarding table that was published last.
     fib: Arc<Fib>,
     /// What the querier was last told to serve; `None` before the first message to it.
-    served: Option<BTreeMap<IfIndex, ServedInterface>>,
+    served: Option<BTreeMap<InterfaceId, ServedInterface>>,
     /// Memberships from before a restart of the querier that have not been reported since.
-    stale: AHashSet<(IfIndex, Group)>,
+    stale: AHashSet<(InterfaceId, Group)>,
     pace: Pace,
     /// The memberships of members, as they are joined upstream.
     demand: Demand,
@@ -203,7 +203,7 @@ impl Routing {
     /// Sends the interfaces to serve to the querier, if they changed.
     fn update_querier(&mut self) {
         let Some(links) = &self.links else { return };
-        let interfaces: BTreeMap<IfIndex, ServedInterface> = self
+        let interfaces: BTreeMap<InterfaceId, ServedInterface> = self
             .rib
             .usable(links)
             .iter()
@@ -228,7 +228,7 @@ impl Routing {
         }
         if let Some(old) = &self.served {
             let has_members =
-                |index: &IfIndex| interfaces.get(index).is_some_and(|s| s.proxy.is_some());
+                |index: &InterfaceId| interfaces.get(index).is_some_and(|s| s.proxy.is_some());
             let mut database = self.membership_database();
             let removed = old.keys().filter(|index| !has_members(index));
             removed.for_each(|index| database.remove_downstream(*index));
@@ -295,7 +295,7 @@ impl Routing {
         }
     }
 
-    fn set_demand(&mut self, index: IfIndex, group: Group, filter: &SourceFilter) {
+    fn set_demand(&mut self, index: InterfaceId, group: Group, filter: &SourceFilter) {
         self.demand
             .set_filter((&self.rib, &self.up), index, group, filter);
     }

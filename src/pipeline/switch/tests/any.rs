@@ -81,7 +81,7 @@ proptest! {
         let asked: Vec<_> = asked.iter().map(|i| (*i, GROUP, SourceFilter::any())).collect();
         // With a TTL policy that ends loops: no packet is stopped for being equal to another.
         let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
-        let ingress = &fib.ingresses[&IfIndex::new(1).unwrap()];
+        let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
         let mut switch = Switch::default();
         let whole = switch.run(&fib, ingress, batch(&packets), 0);
         let (mut forwarded, mut dropped, mut below, mut slots) = (0, 0, 0, 0);

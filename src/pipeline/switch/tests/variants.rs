@@ -239,7 +239,7 @@ fn packet_from_downstream_goes_upstream_and_to_members() {
         (3, GROUP, SourceFilter::any()),
     ];
     let from = |fib: &Fib, index| {
-        let ingress = &fib.ingresses[&IfIndex::new(index).unwrap()];
+        let ingress = &fib.ingresses[&InterfaceId::new(index).unwrap()];
         let packets = [
             plain(packet(GROUP, 9, 5)),
             plain(packet([225, 9, 9, 9], 9, 5)),
@@ -283,7 +283,7 @@ fn active_upstream_changes_only_after_silence() {
     });
     let mut carry = |at: usize, ttl, now| {
         let (index, switch) = &mut switches[at];
-        let ingress = &fib.ingresses[&IfIndex::new(*index).unwrap()];
+        let ingress = &fib.ingresses[&InterfaceId::new(*index).unwrap()];
         let packets = vec![plain(packet(GROUP, ttl, 5)); 3];
         let switched = switch.run(&fib, ingress, batch(&packets), now);
         let tally = &switched.counts;
