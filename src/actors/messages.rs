@@ -42,9 +42,9 @@ use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
 use crate::model::{Group, IfIndex, IfName, Links, PlaneName, ProxyRule, RouteName, SourceFilter};
 use crate::pipeline::{Messages, SharedBatch, Slot};
+use crate::table::RibError;
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
-use crate::table::rib::RibError;
 use crate::table::rib_change::RibChange;
 use crate::table::{EgressId, Fib, Rib};
 
