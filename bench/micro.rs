@@ -93,7 +93,7 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
         interfaces: vec![],
         ..Rib::default()
     }
-    .fib(&links, 1)
+    .build_fib(&links, 1)
 }
 
 fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
@@ -185,7 +185,7 @@ fn bench_memberships(c: &mut Criterion) {
                 database.set(downstream(i * 7 + i / 50 * n), nth_group(i), sources(0));
             }
         }
-        let mut fib = rib.fib(&links, 1);
+        let mut fib = rib.build_fib(&links, 1);
         database.rebuild(&mut fib);
         let mut n = 0;
         g.bench_function(BenchmarkId::new("update and publish", downstreams), |b| {

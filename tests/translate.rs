@@ -60,7 +60,7 @@ fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u
         rules: vec![rule],
         ..Rib::default()
     };
-    rib.fib(&links, 1)
+    rib.build_fib(&links, 1)
 }
 
 /// What leaves, or the reason it does not.

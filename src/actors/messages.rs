@@ -44,9 +44,9 @@ use crate::model::{
     Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
 };
 use crate::pipeline::{Messages, SharedBatch, Slot};
+use crate::table::RibError;
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
-use crate::table::rib::RibError;
 use crate::table::rib_change::RibChange;
 use crate::table::{EgressId, Fib, Rib};
 

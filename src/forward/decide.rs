@@ -331,7 +331,7 @@ fn look_up_route(
 ) -> Result<EntryId, DropReason> {
     let mut excepted = false;
     let id = ingress.entries.find(source, group, |id| {
-        let takes = fib.entries[*id as usize].takes(source);
+        let takes = fib.entries[*id as usize].accepts(source);
         if !takes {
             excepted = true;
             tracer.record(|| TraceStep::SourceExcepted { entry: *id });

@@ -32,7 +32,7 @@ pub fn routes(tables: &RoutingTables, catalog: &Catalog) -> Vec<RouteView> {
         link_local: rule.link_local,
         rewrite: rule.translation.as_ref().map(rewrite),
         paths: paths(rule, links, catalog),
-        waiting_for: waiting_for(rule.from_and_to(), links),
+        waiting_for: waiting_for(rule.interface_patterns(), links),
     };
     let proxies = rib.proxies.iter();
     let proxies = proxies.map(|p| proxy(p, links, fib, catalog));
@@ -80,8 +80,8 @@ fn rewrite(rewrite: &TranslationRule) -> RewriteView {
 
 fn paths(rule: &RouteRule, links: &Links, catalog: &Catalog) -> Vec<PathView> {
     let mut paths = Vec::new();
-    for iif in Rib::ingresses_of(rule, links) {
-        for oif in Rib::egresses_of(rule, iif.index, links) {
+    for iif in rule.ingresses(links) {
+        for oif in rule.egresses(iif.index, links) {
             let counters = catalog.path_totals(&rule.name, iif.name.as_str(), oif.name.as_str());
             paths.push(PathView {
                 iif: iif.name.to_string(),
@@ -108,7 +108,7 @@ pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<Pending
     let routes = rib.rules.iter().map(|rule| PendingView {
         kind: "route".into(),
         name: rule.name.to_string(),
-        waiting_for: waiting_for(rule.from_and_to(), links),
+        waiting_for: waiting_for(rule.interface_patterns(), links),
         origin: rule.origin.to_string(),
     });
     let joins = rib.joins.iter().map(|join| PendingView {
@@ -123,14 +123,17 @@ pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<Pending
         waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
         origin: "settings".into(),
     });
-    let left_out = fib.left_out.iter().map(|(proxy, iface)| PendingView {
-        kind: "proxy".into(),
-        name: proxy.to_string(),
-        waiting_for: vec![format!(
-            "a place among the {MOST_PROXIES} proxies of {iface}"
-        )],
-        origin: "settings".into(),
-    });
+    let left_out = fib
+        .skipped_proxies
+        .iter()
+        .map(|(proxy, iface)| PendingView {
+            kind: "proxy".into(),
+            name: proxy.to_string(),
+            waiting_for: vec![format!(
+                "a place among the {MOST_PROXIES} proxies of {iface}"
+            )],
+            origin: "settings".into(),
+        });
     routes
         .chain(joins)
         .chain(proxies)
@@ -201,7 +204,10 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
         disabled: rib.options(link).is_some_and(|o| o.disabled),
         ingress,
         egress,
-        ttl_threshold: rib.ttl_threshold(link).map(|t| t.get()),
+        ttl_threshold: rib
+            .options(link)
+            .and_then(|o| o.ttl_threshold)
+            .map(|t| t.get()),
         received_packets: count(|c| c.received_packets.get()),
         transmitted_packets: count(|c| c.transmitted_packets.get()),
         dropped_packets: DropReason::ALL

@@ -285,6 +285,50 @@ impl SourcePrefix {
     }
 }
 
+/// The streams of a source prefix and a group prefix. Both have the same IP version.
+///
+/// The source may be any prefix: unlike [`SourcePrefix`], it is the result of a computation that is
+/// checked elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StreamSet {
+    /// The sources.
+    pub source: IpNet,
+    /// The groups.
+    pub group: IpNet,
+}
+
+impl StreamSet {
+    /// Returns the streams that are in both sets; `None` if there are none.
+    pub fn overlap(self, other: Self) -> Option<Self> {
+        Some(Self {
+            source: overlap(self.source, other.source)?,
+            group: overlap(self.group, other.group)?,
+        })
+    }
+}
+
+impl fmt::Display for StreamSet {
+    /// Writes any source as `*`, and single addresses without their prefix length.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |net: IpNet| match net.prefix_len() {
+            0 => "*".to_string(),
+            len if len == net.max_prefix_len() => net.addr().to_string(),
+            _ => net.to_string(),
+        };
+        write!(f, "({}, {})", text(self.source), text(self.group))
+    }
+}
+
+/// Returns the addresses that are in both prefixes: two overlapping prefixes are nested, so that
+/// this is the longer one.
+pub(super) fn overlap(a: IpNet, b: IpNet) -> Option<IpNet> {
+    if a.contains(&b) {
+        Some(b)
+    } else {
+        b.contains(&a).then_some(a)
+    }
+}
+
 impl From<Group> for GroupPrefix {
     /// The prefix of full length.
     fn from(group: Group) -> Self {

@@ -158,6 +158,20 @@ impl Links {
         self.iter().filter(|l| l.fits(pattern))
     }
 
+    /// Returns the links that match any of `patterns`, without duplicates, in the order of the
+    /// patterns.
+    pub fn matching_any(&self, patterns: &[IfPattern]) -> Vec<&Link> {
+        let mut matching: Vec<&Link> = Vec::new();
+        for pattern in patterns {
+            for link in self.iter().filter(|l| l.fits(pattern)) {
+                if !matching.iter().any(|m| m.index == link.index) {
+                    matching.push(link);
+                }
+            }
+        }
+        matching
+    }
+
     /// The VLANs that have an interface of their own on top of `parent`.
     pub fn vlans_on(&self, parent: InterfaceId) -> impl Iterator<Item = u16> + '_ {
         self.iter()

@@ -13,7 +13,7 @@ pub mod translation;
 pub mod translation_conflicts;
 pub mod ttl;
 
-pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
+pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
@@ -22,5 +22,5 @@ pub use proxy::{
     HeaderChecks, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
 pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
-pub use translation::{StreamSet, TranslationError, TranslationKind, TranslationRule};
+pub use translation::{TranslationError, TranslationKind, TranslationRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

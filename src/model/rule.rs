@@ -1,11 +1,14 @@
-//! Routes and joins as an operator means them, before interfaces are known.
+//! Routes and joins as an operator configures them, with names and patterns of interfaces.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Group, GroupPrefix, IfPattern, Source, SourcePrefix, TranslationRule, TtlPolicy};
+use super::{
+    Group, GroupPrefix, IfPattern, InterfaceId, Link, Links, Source, SourcePrefix, StreamSet,
+    TranslationRule, TtlPolicy,
+};
 
 /// The name of a route: the `route` label of its metrics. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -13,17 +16,17 @@ use super::{Group, GroupPrefix, IfPattern, Source, SourcePrefix, TranslationRule
 pub struct RouteName(Arc<str>);
 
 impl RouteName {
-    /// Any text; settings refuse names that stand twice.
+    /// Returns a name with any text. Settings refuse duplicate names.
     pub fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
 
-    /// The name of a route that was given none: `eth0 (S, G)`.
+    /// Returns the name of a route without a configured name, such as `eth0 (S, G)`.
     pub fn default_for(from: &IfPattern, source: SourcePrefix, group: GroupPrefix) -> Self {
         Self(format!("{from} ({source}, {group})").into())
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -35,15 +38,15 @@ impl fmt::Display for RouteName {
     }
 }
 
-/// Who asked for a route or a join.
+/// Where a route or a join was configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// The settings.
+    /// In the settings.
     Settings,
-    /// A command; lives until the next reload.
+    /// By a command; removed by the next reload.
     Command,
-    /// A mapping of multicast NAT; lives as long as that.
+    /// By a mapping of multicast NAT; removed with the mapping.
     Mnat,
 }
 
@@ -57,46 +60,49 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Whether a route joins its groups on the interfaces packets arrive on, as a host does, so
-/// that switches with IGMP or MLD snooping deliver them.
+/// Whether a route joins its groups as a host on its ingress interfaces, so that switches with
+/// IGMP or MLD snooping deliver them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JoinPolicy {
-    /// A single group is joined, source-specific where the route names a single source; a
-    /// prefix of groups is not.
+    /// Joins a single group, source-specifically if the route has a single source. Does not join
+    /// a prefix of groups.
     #[default]
     Auto,
-    /// Every group is joined, each of a prefix too.
+    /// Joins all groups, also every group of a prefix.
     Always,
-    /// None is.
+    /// Joins no group.
     Never,
 }
 
-/// Most groups one rule may join, each of a prefix counted.
+/// Largest number of groups that one rule joins. Every group of a prefix counts.
 pub const MOST_JOINED_GROUPS: u64 = 4096;
+
+/// Largest number of egress names and patterns of a route.
+pub const MOST_EGRESSES: usize = 64;
 
 /// Groups to join as a host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct JoinRule {
-    /// On which interfaces.
+    /// The interfaces to join on.
     pub interface: IfPattern,
-    /// Only what this source sends.
+    /// The source of a source-specific join; `None` for any source.
     pub source: Option<Source>,
-    /// The group, or all groups of a prefix; at most [`MOST_JOINED_GROUPS`].
+    /// The group, or a prefix of at most [`MOST_JOINED_GROUPS`] groups.
     pub group: GroupPrefix,
-    /// Who asked for it.
+    /// Where the join was configured.
     pub origin: Origin,
 }
 
 impl JoinRule {
-    /// The groups, one by one.
+    /// Returns the groups, lowest first.
     pub fn groups(&self) -> impl Iterator<Item = Group> + use<> {
         self.group.groups().take(MOST_JOINED_GROUPS as usize)
     }
 }
 
 impl fmt::Display for JoinRule {
-    /// As in `eth0 (*, 225.1.2.3)`.
+    /// Writes a text such as `eth0 (*, 225.1.2.3)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.source {
             Some(source) => write!(f, "{} ({source}, {})", self.interface, self.group),
@@ -105,41 +111,42 @@ impl fmt::Display for JoinRule {
     }
 }
 
-/// A static route. Source and group are of one IP version.
+/// A static route. Source and group have the same IP version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRule {
-    /// Label of its metrics.
+    /// The `route` label of its metrics.
     pub name: RouteName,
-    /// Who asked for it.
+    /// Where the route was configured.
     pub origin: Origin,
-    /// The interfaces packets arrive on (IIF).
+    /// The ingress interfaces (IIF).
     pub from: IfPattern,
-    /// Senders it takes.
+    /// Sources that the route matches.
     pub source: SourcePrefix,
-    /// Senders it does not take although `source` holds them; such a packet is looked up
-    /// further, among the less specific rules.
+    /// Sources within `source` that the route does not match. Less specific routes may match
+    /// their packets.
     pub except_sources: Vec<SourcePrefix>,
-    /// Groups it takes.
+    /// Groups that the route matches.
     pub group: GroupPrefix,
-    /// The interfaces packets leave on (OIFs). A pattern never stands for the interface the
-    /// packet came in on.
+    /// The egress interfaces (OIFs). A pattern does not include the interface on which a packet
+    /// arrived.
     pub to: Vec<IfPattern>,
     /// What happens to the TTL.
     pub ttl: TtlPolicy,
-    /// Forward 224.0.0.0/24 and ff02::/16 too.
+    /// Whether link-local groups (224.0.0.0/24, ff02::/16) are forwarded too.
     pub link_local: bool,
-    /// Whether its groups are joined on `from`.
+    /// Whether the groups are joined on the ingress interfaces.
     pub join: JoinPolicy,
-    /// Whether packets that come back within a moment are stopped; on by default where the
-    /// TTL policy ends no loop.
+    /// Whether packets that return shortly after they were forwarded are dropped. The default is
+    /// on if the TTL policy does not end loops.
     pub loop_guard: bool,
-    /// Other source, group or UDP port that packets leave with.
+    /// Replacement of source, group or UDP port. Users know it as `rewrite`.
+    #[serde(rename = "rewrite")]
     pub translation: Option<TranslationRule>,
 }
 
 impl RouteRule {
-    /// A rule for any source, with defaults in all else: nothing excepted, TTL decremented,
-    /// single groups joined, no loop guard, nothing rewritten, the default name.
+    /// Returns a route for any source with the default name and options: no exceptions, TTL
+    /// decremented, single groups joined, no loop guard, no translation.
     pub fn new(from: IfPattern, group: GroupPrefix, to: Vec<IfPattern>) -> Self {
         let source = SourcePrefix::any_for(group);
         Self {
@@ -158,24 +165,38 @@ impl RouteRule {
         }
     }
 
-    /// Every name and pattern the rule mentions.
-    pub fn from_and_to(&self) -> impl Iterator<Item = &IfPattern> {
+    /// Returns all names and patterns of interfaces in the route.
+    pub fn interface_patterns(&self) -> impl Iterator<Item = &IfPattern> {
         std::iter::once(&self.from).chain(&self.to)
     }
 
-    /// The join the route asks for, if any.
-    pub fn wanted_join(&self) -> Option<JoinRule> {
-        let wanted = match self.join {
+    /// Returns the links on which packets of the route arrive. Links that are down are included,
+    /// so that nothing has to be rebuilt when they come up.
+    pub fn ingresses<'a>(&'a self, links: &'a Links) -> impl Iterator<Item = &'a Link> {
+        links.matching(&self.from)
+    }
+
+    /// Returns the links to which packets from `iif` are forwarded, without duplicates, in the
+    /// order of `to`.
+    pub fn egresses<'a>(&self, iif: InterfaceId, links: &'a Links) -> Vec<&'a Link> {
+        let mut egresses = links.matching_any(&self.to);
+        egresses.retain(|link| link.index != iif);
+        egresses
+    }
+
+    /// Returns the join that the join policy implies, if any.
+    pub fn implied_join(&self) -> Option<JoinRule> {
+        let joins = match self.join {
             JoinPolicy::Never => false,
             JoinPolicy::Always => true,
-            // Without a source there is nothing to ask for in the source-specific range
-            // (RFC 4604 section 1: such reports are ignored).
+            // Without a source, a group in the source-specific range cannot be joined: routers
+            // ignore such reports (RFC 4604 section 1).
             JoinPolicy::Auto => self
                 .group
                 .single()
                 .is_some_and(|g| self.source.single().is_some() || !g.is_source_specific()),
         };
-        wanted.then(|| JoinRule {
+        joins.then(|| JoinRule {
             interface: self.from.clone(),
             source: self.source.single(),
             group: self.group,
@@ -183,11 +204,55 @@ impl RouteRule {
         })
     }
 
-    /// True where a packet on some interface could fit both rules equally well: same group,
-    /// same source, and interfaces in common.
-    pub fn rivals(&self, other: &RouteRule) -> bool {
+    /// Returns whether a packet may match both routes equally well: group and source are the same
+    /// and they can have an ingress interface in common.
+    pub fn is_ambiguous_with(&self, other: &RouteRule) -> bool {
         self.group == other.group
             && self.source == other.source
             && self.from.intersects(&other.from)
+    }
+
+    /// Returns the streams that the route matches, including those of `except_sources`.
+    pub fn matched_streams(&self) -> StreamSet {
+        StreamSet {
+            source: self.source.net(),
+            group: self.group.net(),
+        }
+    }
+
+    /// Returns the streams as which the matched streams of `arriving` leave; `None` if the route
+    /// matches none of them.
+    pub fn outgoing_streams(&self, arriving: StreamSet) -> Option<StreamSet> {
+        let matched = self.matched_streams().overlap(arriving)?;
+        match &self.translation {
+            Some(translation) => translation.apply_set(matched),
+            None => Some(matched),
+        }
+    }
+
+    /// Returns the streams that leave as `outgoing`; the inverse of
+    /// [`RouteRule::outgoing_streams`].
+    pub fn incoming_streams(&self, outgoing: StreamSet) -> Option<StreamSet> {
+        match &self.translation {
+            Some(translation) => translation.inverse().apply_set(outgoing),
+            None => self.matched_streams().overlap(outgoing),
+        }
+    }
+
+    /// Returns whether the route translates source or group. A new port alone does not count.
+    pub fn changes_streams(&self) -> bool {
+        self.translation.is_some_and(|t| t.changes_stream())
+    }
+
+    /// Returns whether `except_sources` covers all sources of `streams`.
+    pub fn excepts_all(&self, streams: StreamSet) -> bool {
+        let mut excepted = self.except_sources.iter().map(|prefix| prefix.net());
+        excepted.any(|net| net.contains(&streams.source))
+    }
+
+    /// Returns whether both routes can have an egress interface in common.
+    pub fn shares_egress_with(&self, other: &RouteRule) -> bool {
+        let is_shared = |a| other.to.iter().any(|b| b.intersects(a));
+        self.to.iter().any(is_shared)
     }
 }

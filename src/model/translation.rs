@@ -10,8 +10,8 @@ use std::num::NonZeroU16;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::addr::is_link_local_group;
-use super::{Group, GroupPrefix, Source, SourceGroup, SourcePrefix};
+use super::addr::{is_link_local_group, overlap};
+use super::{Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
 
 /// Why a rewrite is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,45 +61,6 @@ pub enum TranslationError {
 
 fn host_bits(net: IpNet) -> u8 {
     net.max_prefix_len() - net.prefix_len()
-}
-
-/// Streams with common prefixes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct StreamSet {
-    /// Who sends.
-    pub source: IpNet,
-    /// To which groups.
-    pub group: IpNet,
-}
-
-impl StreamSet {
-    /// The streams that are in both.
-    pub fn overlap(self, other: Self) -> Option<Self> {
-        Some(Self {
-            source: overlap(self.source, other.source)?,
-            group: overlap(self.group, other.group)?,
-        })
-    }
-}
-
-impl fmt::Display for StreamSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |net: IpNet| match net.prefix_len() {
-            0 => "*".to_string(),
-            len if len == net.max_prefix_len() => net.addr().to_string(),
-            _ => net.to_string(),
-        };
-        write!(f, "({}, {})", shown(self.source), shown(self.group))
-    }
-}
-
-/// Of two prefixes that meet, one holds the other.
-fn overlap(a: IpNet, b: IpNet) -> Option<IpNet> {
-    if a.contains(&b) {
-        Some(b)
-    } else {
-        b.contains(&a).then_some(a)
-    }
 }
 
 fn bits_of(addr: IpAddr) -> u128 {

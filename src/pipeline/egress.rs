@@ -365,7 +365,7 @@ mod tests {
             rules: vec![rule],
             ..Rib::default()
         };
-        rib.fib(&links, 1)
+        rib.build_fib(&links, 1)
     }
 
     /// A queue of these packets, and what filling it counted. UDP is several datagrams of 100

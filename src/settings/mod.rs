@@ -153,7 +153,7 @@ impl Settings {
 
 /// Returns why a route with `join = "auto"` does not join its groups.
 fn note_on_join(route: &RouteRule) -> Option<String> {
-    if route.join != JoinPolicy::Auto || route.wanted_join().is_some() {
+    if route.join != JoinPolicy::Auto || route.implied_join().is_some() {
         return None;
     }
     let (name, group) = (&route.name, route.group);

@@ -9,7 +9,7 @@ use super::addresses::{ip_version, is_v4, parse_group, parse_source, shown};
 use super::checker::Checker;
 use super::key_path::KeyPath;
 use super::raw::RawTranslation;
-use crate::model::translation_conflicts::{all_merged, feeds_itself, proxy_ways};
+use crate::model::translation_conflicts::{all_merged_streams, proxy_routes, translation_loop};
 use crate::model::{
     GroupPrefix, ProxyRule, RouteRule, SourcePrefix, TranslationError, TranslationRule,
 };
@@ -202,7 +202,7 @@ pub(super) fn refuse_conflicts(checker: &mut Checker<'_>, indices: &[usize], rul
             None => route.key("group"),
         }
     };
-    for (later, earlier, set) in all_merged(rules) {
+    for (later, earlier, set) in all_merged_streams(rules) {
         let other = path_of(earlier);
         let location = checker.sources.value(&other).short();
         let texts = (
@@ -221,7 +221,7 @@ pub(super) fn refuse_conflicts(checker: &mut Checker<'_>, indices: &[usize], rul
         if reported.contains(&start) {
             continue;
         }
-        let Some(cycle) = feeds_itself(rules, start) else {
+        let Some(cycle) = translation_loop(rules, start) else {
             continue;
         };
         reported.extend(&cycle);
@@ -264,12 +264,12 @@ pub(super) fn refuse_proxy_cycles(
         return;
     }
     let mut ways = rules.to_vec();
-    ways.extend(proxy_ways(proxies));
+    ways.extend(proxy_routes(proxies));
     let mut reported: HashSet<usize> = HashSet::new();
     for start in 0..rules.len() {
         // A cycle of routes alone was refused before.
         let has_proxy = |cycle: &Vec<usize>| cycle.iter().any(|way| *way >= rules.len());
-        let cycle = feeds_itself(&ways, start).filter(has_proxy);
+        let cycle = translation_loop(&ways, start).filter(has_proxy);
         let Some(cycle) = cycle.filter(|_| !reported.contains(&start)) else {
             continue;
         };

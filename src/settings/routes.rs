@@ -195,13 +195,13 @@ fn refuse_equal_routes(checker: &mut Checker<'_>, rules: &[IndexedRule]) -> Hash
     for indexed in rules {
         let rule = &indexed.rule;
         let bucket = buckets.entry((rule.group, rule.source)).or_default();
-        let collides = |other: &&&IndexedRule| other.rule.rivals(rule);
+        let collides = |other: &&&IndexedRule| other.rule.is_ambiguous_with(rule);
         let mut first = bucket.patterns.iter().find(collides).copied();
         if rule.from.is_pattern() {
             let named = bucket
                 .names
                 .values()
-                .filter(|other| other.rule.rivals(rule));
+                .filter(|other| other.rule.is_ambiguous_with(rule));
             first = first.or_else(|| named.min_by_key(|other| other.index).copied());
             bucket.patterns.push(indexed);
         } else {

@@ -254,7 +254,12 @@ impl Reader<'_> {
         rule.join = JoinPolicy::Never;
         rule.name = RouteName::default_for(&rule.from, rule.source, rule.group);
         let lines = &self.conf.lines;
-        let Some((first, same)) = self.conf.routes.iter_mut().find(|(_, r)| r.rivals(&rule)) else {
+        let Some((first, same)) = self
+            .conf
+            .routes
+            .iter_mut()
+            .find(|(_, r)| r.is_ambiguous_with(&rule))
+        else {
             self.conf.routes.push((at, rule));
             return Ok(());
         };

@@ -1,7 +1,7 @@
-//! The forwarding snapshot: immutable, shared by every interface actor, replaced whole.
+//! The forwarding information base: an immutable table of routes, proxies and their paths.
 //!
-//! What rules and links make of it is shared by the snapshots between which only memberships
-//! changed.
+//! The routing actor builds a new table for each change, and all interface actors share it. Two
+//! tables between which only memberships changed share everything except the OIF table.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,101 +17,105 @@ use crate::model::{
     TtlThreshold,
 };
 
-/// What the data path needs to know, all of it. A clone shares all but the number.
+/// All that the data path needs for its decisions. A clone shares everything but the generation.
 #[derive(Debug, Clone, Default)]
 pub struct Fib {
-    /// Counts up with every snapshot.
+    /// Incremented with every table.
     pub generation: u64,
-    /// Per interface that packets arrive on.
+    /// The interfaces on which packets arrive.
     pub ingresses: Arc<AHashMap<InterfaceId, Ingress>>,
-    /// Every rule and every proxy on every ingress.
+    /// One entry for each route and each proxy on each of its ingresses.
     pub entries: Arc<Vec<Entry>>,
-    /// The interfaces packets leave on.
+    /// The interfaces on which packets leave.
     pub egresses: Arc<Vec<Egress>>,
-    /// Every (route or proxy, IIF, OIF) packets can take; what is counted is counted per path.
+    /// All (route or proxy, IIF, OIF) triples that packets can take. Packets are counted per path.
     pub paths: Arc<Vec<Path>>,
-    /// The interfaces behind which hosts ask, those of one proxy side by side.
+    /// The downstream interfaces of proxies. Those of one proxy are adjacent.
     pub downstreams: Arc<Vec<DownstreamInterface>>,
-    /// Proxies that found [`MOST_PROXIES`](crate::model::MOST_PROXIES) on an interface: nothing is forwarded for them there.
-    pub left_out: Arc<Vec<(RouteName, IfName)>>,
-    /// What they ask for.
+    /// Proxies that are inactive on an interface, because the interface already has
+    /// [`MOST_PROXIES`](crate::model::MOST_PROXIES) others.
+    pub skipped_proxies: Arc<Vec<(RouteName, IfName)>>,
+    /// The downstream interfaces with members, per group and source.
     pub oif_table: OifTable,
 }
 
-/// An interface behind which hosts ask for streams.
+/// A downstream interface of a proxy.
 #[derive(Debug)]
 pub struct DownstreamInterface {
     /// Its identity.
     pub index: InterfaceId,
-    /// Whose downstream it is; of one proxy only.
+    /// The only proxy of which it is a downstream interface.
     pub proxy: Arc<ProxyRule>,
 }
 
-/// What is known of an interface packets arrive on.
+/// An interface on which packets arrive.
 #[derive(Debug, Default)]
 pub struct Ingress {
-    /// Rules for packets that arrive here.
+    /// The static routes for packets that arrive here.
     pub entries: PrefixTable<EntryId>,
-    /// VLANs that have an interface of their own on top of this one: their frames are that
-    /// interface's, although they are seen here too.
+    /// VLANs for which a VLAN interface exists on this interface. Their frames are also captured
+    /// here, but belong to the VLAN interface.
     pub vlans_with_own_interface: Vec<u16>,
-    /// Messages of hosts and switches are for us: for a proxy, or for router discovery.
+    /// Whether membership messages and router solicitations are processed: a proxy uses the
+    /// interface, or this router announces itself there.
     pub receives_membership: bool,
-    /// The proxies this is an interface of, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
+    /// The proxies that use the interface, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
     pub proxies: Vec<ProxyIngress>,
     /// The plane that serves the interface; `None` for the default plane.
     pub plane: Option<PlaneName>,
 }
 
-/// What a proxy does with packets that arrive on one of its interfaces.
+/// A proxy on one of its interfaces, for packets that arrive there.
 #[derive(Debug)]
 pub struct ProxyIngress {
-    /// Its entry. The paths in there are those that every packet takes, whoever asked: on a
-    /// downstream interface the way upstream.
+    /// The entry of the proxy. Its paths are those that do not depend on memberships: from a
+    /// downstream interface to the upstream interface.
     pub entry: EntryId,
-    /// Which groups and sources it takes.
+    /// The proxy, with its lists of groups and sources.
     pub proxy: Arc<ProxyRule>,
-    /// On one of several upstreams: who else may feed a stream.
+    /// On one of several upstream interfaces, how the active upstream of a stream is selected.
     pub upstream_rule: Option<UpstreamRule>,
-    /// The first of the downstream interfaces of the proxy.
-    pub(super) first: DownstreamId,
-    /// The paths to those, in their order; none back to where a packet came from.
-    pub(super) paths: Box<[Option<PathId>]>,
+    /// Position of the first downstream interface of the proxy in [`Fib::downstreams`].
+    pub(super) first_downstream: DownstreamId,
+    /// The paths to the downstream interfaces of the proxy, in the order of [`Fib::downstreams`].
+    /// `None` for the interface on which the packets arrive.
+    pub(super) downstream_paths: Box<[Option<PathId>]>,
 }
 
 impl ProxyIngress {
-    /// The paths to those interfaces of a set that are downstream of this proxy.
+    /// Returns the paths to the interfaces in `set` that are downstream interfaces of this proxy.
     pub fn paths_to<'a>(&'a self, set: &'a [DownstreamId]) -> impl Iterator<Item = PathId> + 'a {
         set.iter().filter_map(|id| {
-            let at = id.checked_sub(self.first)?;
-            *self.paths.get(at as usize)?
+            let offset = id.checked_sub(self.first_downstream)?;
+            *self.downstream_paths.get(offset as usize)?
         })
     }
 }
 
-/// One rule or proxy on one ingress.
+/// A route or proxy on one ingress.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Whose packets these are.
+    /// The name of the route or proxy.
     pub route: RouteName,
-    /// Senders the rule leaves to less specific rules.
+    /// Sources that the route does not match. Less specific routes may match them.
     pub except_sources: Vec<SourcePrefix>,
     /// What happens to the TTL.
     pub ttl: TtlPolicy,
-    /// Whether groups of link-local scope are forwarded too.
+    /// Whether link-local groups are forwarded too.
     pub link_local: bool,
-    /// Whether packets that come back within a moment are stopped.
+    /// Whether packets that return shortly after they were forwarded are dropped.
     pub loop_guard: bool,
-    /// Other source, group or port that packets leave with.
+    /// Replacement of source, group or UDP port.
     pub translation: Option<TranslationRule>,
-    /// Where packets go; empty while none of the egresses exists. Those a proxy learned are
-    /// not among them.
+    /// The paths of the packets; empty while no egress exists. Paths that depend on memberships are
+    /// not included.
     pub paths: Vec<PathId>,
 }
 
 impl Entry {
-    /// Whether the rule takes packets of `source`, which its prefix is known to hold.
-    pub fn takes(&self, source: IpAddr) -> bool {
+    /// Returns whether the route matches packets from `source`, which must be within its source
+    /// prefix.
+    pub fn accepts(&self, source: IpAddr) -> bool {
         !self
             .except_sources
             .iter()
@@ -119,32 +123,32 @@ impl Entry {
     }
 }
 
-/// An interface packets leave on.
+/// An interface on which packets leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {
     /// Its identity.
     pub index: InterfaceId,
-    /// Its name.
+    /// The name.
     pub name: IfName,
     /// Largest IP packet in bytes.
     pub mtu: u32,
-    /// It is up and has a carrier. Without one the kernel takes packets and throws them away,
-    /// without an error.
+    /// Whether the interface is up and has a carrier. Without a carrier the kernel accepts packets
+    /// and drops them without an error.
     pub running: bool,
     /// The plane that serves it; `None` for the default plane.
     pub plane: Option<PlaneName>,
 }
 
-/// One way through the router.
+/// A path through the router: route, ingress and egress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
-    /// The route it belongs to.
+    /// The name of the route or proxy.
     pub route: RouteName,
-    /// Name of the interface packets arrive on.
+    /// The name of the ingress interface.
     pub iif: IfName,
-    /// Where they leave.
+    /// The egress interface.
     pub egress: EgressId,
-    /// They leave only when they arrived with a TTL above this.
+    /// Packets leave only if they arrived with a TTL above this.
     pub threshold: Option<TtlThreshold>,
 }
 
@@ -154,7 +158,7 @@ impl Fib {
         self.ingresses.contains_key(&index) || self.egresses.iter().any(|e| e.index == index)
     }
 
-    /// The interface a path leaves on.
+    /// Returns the egress interface of a path; `None` for an unknown path.
     pub fn egress_of(&self, path: PathId) -> Option<&Egress> {
         let path = self.paths.get(path as usize)?;
         self.egresses.get(path.egress as usize)

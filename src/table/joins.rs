@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::draft::proxy_upstreams;
 use super::translated_joins::waits_for_members;
 use crate::model::rule::JoinPolicy;
 use crate::model::{Group, InterfaceId, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
@@ -55,7 +54,7 @@ impl JoinOrigin<'_> {
     fn interfaces(self, links: &Links) -> Vec<InterfaceId> {
         match self {
             Self::Proxy(proxy) => {
-                let upstreams = proxy_upstreams(proxy, links);
+                let upstreams = links.matching_any(&proxy.upstream);
                 upstreams.iter().map(|link| link.index).collect()
             }
             Self::Route(rule) if rule.join == JoinPolicy::Never => Vec::new(),
@@ -83,7 +82,7 @@ pub fn wanted<'a>(
         .routes
         .iter()
         .filter(waits)
-        .filter_map(RouteRule::wanted_join)
+        .filter_map(RouteRule::implied_join)
         .collect();
     let mut wanted = DesiredMemberships::new();
     let mut want = |rule: &JoinRule| {

@@ -5,7 +5,7 @@
 //! are two ways to apply the changes to a forwarding table:
 //!
 //! - [`MembershipDatabase::rebuild`] adds all memberships to a table that
-//!   [`Rib::fib`](super::Rib::fib) has just built from new rules or links.
+//!   [`Rib::build_fib`](super::Rib::build_fib) has just built from new rules or links.
 //! - [`MembershipDatabase::update`] makes the next table from the current one when only memberships
 //!   changed. Its cost depends on the number of changes: the tables share everything else.
 

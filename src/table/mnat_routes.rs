@@ -1,147 +1,152 @@
-//! Routes that mappings made: kept beside those of operators, and never in their way.
+//! Routes of MNAT mappings. They exist beside the routes of operators (settings and commands), which
+//! take precedence: an MNAT route that conflicts with one of them is refused.
 
 use std::collections::HashMap;
 
-use super::rib::{Rib, refuse_cycles, refuse_merges};
-use crate::model::translation_conflicts::proxy_ways;
+use super::rib::Rib;
+use super::route_conflicts::{refuse_loops, refuse_merges};
+use crate::model::translation_conflicts::proxy_routes;
 use crate::model::{GroupPrefix, JoinRule, Origin, RouteName, RouteRule, SourcePrefix};
 
-/// A change of the mapped routes.
+/// A change of the MNAT routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MnatRouteChange {
-    /// This route from now on, in place of the one of the same interface, source and group.
-    /// Its origin is [`Origin::Mnat`], and that of its join too.
+    /// Adds a route and its join, or replaces the MNAT route with the same source and group. The
+    /// origin of both is [`Origin::Mnat`].
     Install(Box<RouteRule>, Option<JoinRule>),
-    /// None any more.
+    /// Removes routes and their joins.
     Withdraw {
-        /// From whom; `None` withdraws all of the group.
+        /// The source; `None` removes all routes of the group.
         source: Option<SourcePrefix>,
-        /// To whom.
+        /// The group.
         group: GroupPrefix,
     },
 }
 
-type Key = (SourcePrefix, GroupPrefix);
+type RouteKey = (SourcePrefix, GroupPrefix);
 
-impl Rib {
-    /// Carries out changes of mapped routes. `whole`: those that are not installed by them are
-    /// gone. Routes that are in the way of a route of an operator are left out: their names are
-    /// returned, and why.
-    pub fn map(&mut self, whole: bool, changes: Vec<MnatRouteChange>) -> Vec<(RouteName, String)> {
-        if whole {
-            self.forget_mapped();
+/// An MNAT route that conflicts with a route of an operator, and the reason as a text.
+pub type RefusedMnatRoute = (RouteName, String);
+
+/// Applies changes to the MNAT routes. Returns the refused routes.
+pub fn update_mnat_routes(rib: &mut Rib, changes: Vec<MnatRouteChange>) -> Vec<RefusedMnatRoute> {
+    let mut checker = OperatorRoutes::new(rib);
+    let mut positions: HashMap<RouteKey, usize> = HashMap::new();
+    for (at, rule) in rib.rules.iter().enumerate() {
+        if is_mnat_route(rule) {
+            positions.insert((rule.source, rule.group), at);
         }
-        let mut operators = Operators::of(self);
-        let mut places: HashMap<Key, usize> = HashMap::new();
-        for (at, rule) in self.rules.iter().enumerate().filter(|(_, r)| mapped(r)) {
-            places.insert((rule.source, rule.group), at);
-        }
-        let mut refused = Vec::new();
-        let mut gone = Vec::new();
-        for change in changes {
-            match change {
-                MnatRouteChange::Install(rule, join) => {
-                    let key = (rule.source, rule.group);
-                    if let Some(why) = operators.refuse(&rule) {
-                        refused.push((rule.name, why));
-                        // What it was to take the place of is no longer true either.
-                        if places.contains_key(&key) {
-                            self.leave_mapped(rule.group);
-                            gone.extend(places.remove(&key));
-                        }
-                        continue;
+    }
+    let mut refused = Vec::new();
+    let mut removed = Vec::new();
+    for change in changes {
+        match change {
+            MnatRouteChange::Install(rule, join) => {
+                let key = (rule.source, rule.group);
+                if let Some(reason) = checker.conflict(&rule) {
+                    refused.push((rule.name, reason));
+                    // The mapping of the previous route does not exist any more.
+                    if positions.contains_key(&key) {
+                        remove_joins(rib, rule.group);
+                        removed.extend(positions.remove(&key));
                     }
-                    self.leave_mapped(rule.group);
-                    self.joins.extend(join);
-                    match places.get(&key) {
-                        Some(at) => self.rules[*at] = *rule,
-                        None => {
-                            places.insert(key, self.rules.len());
-                            self.rules.push(*rule);
-                        }
-                    }
+                    continue;
                 }
-                MnatRouteChange::Withdraw { source, group } => {
-                    let keys: Vec<Key> = match source {
-                        Some(source) => vec![(source, group)],
-                        None => places.keys().filter(|k| k.1 == group).copied().collect(),
-                    };
-                    for key in keys {
-                        self.leave_mapped(group);
-                        gone.extend(places.remove(&key));
+                remove_joins(rib, rule.group);
+                rib.joins.extend(join);
+                match positions.get(&key) {
+                    Some(at) => rib.rules[*at] = *rule,
+                    None => {
+                        positions.insert(key, rib.rules.len());
+                        rib.rules.push(*rule);
                     }
                 }
             }
-        }
-        // From the end, so that places before stay what they are.
-        gone.sort_unstable();
-        gone.into_iter()
-            .rev()
-            .for_each(|at| drop(self.rules.remove(at)));
-        refused
-    }
-
-    /// The mapped joins of a group are those of its one route.
-    fn leave_mapped(&mut self, group: GroupPrefix) {
-        let ours = |j: &JoinRule| j.origin == Origin::Mnat && j.group == group;
-        if self.joins.iter().any(ours) {
-            self.joins.retain(|j| !ours(j));
+            MnatRouteChange::Withdraw { source, group } => {
+                let keys: Vec<RouteKey> = match source {
+                    Some(source) => vec![(source, group)],
+                    None => positions.keys().filter(|k| k.1 == group).copied().collect(),
+                };
+                for key in keys {
+                    remove_joins(rib, group);
+                    removed.extend(positions.remove(&key));
+                }
+            }
         }
     }
-
-    fn forget_mapped(&mut self) {
-        self.rules.retain(|rule| !mapped(rule));
-        self.joins.retain(|join| join.origin != Origin::Mnat);
+    // From the end, so that the positions of earlier routes stay valid.
+    removed.sort_unstable();
+    for at in removed.into_iter().rev() {
+        rib.rules.remove(at);
     }
+    refused
+}
 
-    /// Takes over the mapped routes of the rules that were in force before, as after a reload.
-    pub fn keep_mapped(&mut self, before: &Rib) -> Vec<(RouteName, String)> {
-        let rules = before.rules.iter().filter(|r| mapped(r));
-        let joins: Vec<&JoinRule> = before
-            .joins
-            .iter()
-            .filter(|j| j.origin == Origin::Mnat)
-            .collect();
-        let install = |rule: &RouteRule| {
-            let join = joins.iter().find(|j| j.group == rule.group);
-            MnatRouteChange::Install(Box::new(rule.clone()), join.map(|j| (*j).clone()))
-        };
-        let all = rules.map(install).collect();
-        self.map(true, all)
+/// Removes all MNAT routes and applies the changes. Returns the refused routes.
+pub fn replace_mnat_routes(rib: &mut Rib, changes: Vec<MnatRouteChange>) -> Vec<RefusedMnatRoute> {
+    rib.rules.retain(|rule| !is_mnat_route(rule));
+    rib.joins.retain(|join| join.origin != Origin::Mnat);
+    update_mnat_routes(rib, changes)
+}
+
+/// Replaces the MNAT routes of `rib` with those of `previous`, for example after a reload. Returns
+/// the refused routes.
+pub fn keep_mnat_routes(rib: &mut Rib, previous: &Rib) -> Vec<RefusedMnatRoute> {
+    let joins = previous.joins.iter();
+    let joins: Vec<&JoinRule> = joins.filter(|j| j.origin == Origin::Mnat).collect();
+    let install = |rule: &RouteRule| {
+        let join = joins.iter().find(|j| j.group == rule.group);
+        MnatRouteChange::Install(Box::new(rule.clone()), join.map(|j| (*j).clone()))
+    };
+    let rules = previous.rules.iter().filter(|r| is_mnat_route(r));
+    let changes = rules.map(install).collect();
+    replace_mnat_routes(rib, changes)
+}
+
+/// Removes the MNAT joins of a group. Only one MNAT route of a group has a join.
+fn remove_joins(rib: &mut Rib, group: GroupPrefix) {
+    let is_removed = |j: &JoinRule| j.origin == Origin::Mnat && j.group == group;
+    if rib.joins.iter().any(is_removed) {
+        rib.joins.retain(|j| !is_removed(j));
     }
 }
 
-/// What mapped routes must not be in the way of.
-struct Operators {
+/// The routes of operators, against which MNAT routes are checked.
+struct OperatorRoutes {
     rules: Vec<RouteRule>,
-    /// The same, and the ways of proxies.
-    ways: Vec<RouteRule>,
+    /// `rules` and the routes of [`proxy_routes`].
+    with_proxies: Vec<RouteRule>,
 }
 
-impl Operators {
-    fn of(rib: &Rib) -> Self {
-        let rules: Vec<RouteRule> = rib.rules.iter().filter(|r| !mapped(r)).cloned().collect();
-        let mut ways = rules.clone();
-        ways.extend(proxy_ways(&rib.proxies));
-        Self { rules, ways }
+impl OperatorRoutes {
+    fn new(rib: &Rib) -> Self {
+        let rules = rib.rules.iter().filter(|r| !is_mnat_route(r));
+        let rules: Vec<RouteRule> = rules.cloned().collect();
+        let mut with_proxies = rules.clone();
+        with_proxies.extend(proxy_routes(&rib.proxies));
+        Self {
+            rules,
+            with_proxies,
+        }
     }
 
-    /// Why a mapped route cannot be beside them. They are as before afterwards.
-    fn refuse(&mut self, rule: &RouteRule) -> Option<String> {
-        if let Some(other) = self.rules.iter().find(|r| r.rivals(rule)) {
-            return Some(format!("route \"{}\" takes the same packets", other.name));
+    /// Returns why an MNAT route conflicts with these routes, if it does. `self` is only changed
+    /// during the call, to avoid a copy.
+    fn conflict(&mut self, rule: &RouteRule) -> Option<String> {
+        if let Some(other) = self.rules.iter().find(|r| r.is_ambiguous_with(rule)) {
+            return Some(format!("route \"{}\" matches the same packets", other.name));
         }
         self.rules.push(rule.clone());
         let merges = refuse_merges(&self.rules, self.rules.len() - 1);
         self.rules.pop();
-        self.ways.push(rule.clone());
-        let cycles = refuse_cycles(&self.ways, self.ways.len() - 1);
-        self.ways.pop();
-        merges.and(cycles).err().map(|e| e.to_string())
+        self.with_proxies.push(rule.clone());
+        let loops = refuse_loops(&self.with_proxies, self.with_proxies.len() - 1);
+        self.with_proxies.pop();
+        merges.and(loops).err().map(|e| e.to_string())
     }
 }
 
-fn mapped(rule: &RouteRule) -> bool {
+fn is_mnat_route(rule: &RouteRule) -> bool {
     rule.origin == Origin::Mnat
 }
 
@@ -175,7 +180,7 @@ mod tests {
         rib.rules.iter().map(|r| r.name.as_str()).collect()
     }
 
-    fn rewriting(from: (&str, &str), to: (&str, &str), origin: Origin) -> RouteRule {
+    fn translating(from: (&str, &str), to: (&str, &str), origin: Origin) -> RouteRule {
         let mut rule = rule(from.0, from.1, origin);
         let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
         let translation = TranslationRule::new((rule.source, rule.group), becomes, None, false);
@@ -184,44 +189,45 @@ mod tests {
     }
 
     #[test]
-    fn mappings_that_merge_with_a_route_of_an_operator_are_left_out() {
+    fn mnat_routes_that_merge_with_configured_routes_are_refused() {
         let (a, b) = (("10.0.0.1", "232.1.1.1"), ("10.0.0.2", "232.1.1.2"));
         let out = ("10.9.9.9", "239.1.1.1");
         let mut rib = Rib {
-            rules: vec![rewriting(a, out, Origin::Settings)],
+            rules: vec![translating(a, out, Origin::Settings)],
             ..Rib::default()
         };
-        let install = |to| MnatRouteChange::Install(Box::new(rewriting(b, to, Origin::Mnat)), None);
-        let refused = rib.map(false, vec![install(out)]);
+        let install =
+            |to| MnatRouteChange::Install(Box::new(translating(b, to, Origin::Mnat)), None);
+        let refused = update_mnat_routes(&mut rib, vec![install(out)]);
         assert_eq!(refused.len(), 1);
         assert!(refused[0].1.contains("10.0.0.1 232.1.1.1"), "{refused:?}");
         assert_eq!(rib.rules.len(), 1);
         let other = ("10.9.9.9", "239.1.1.2");
-        assert_eq!(rib.map(false, vec![install(other)]), []);
+        assert_eq!(update_mnat_routes(&mut rib, vec![install(other)]), []);
         assert_eq!(rib.rules.len(), 2);
-        // What took its place before is gone too: the server says so.
-        assert_eq!(rib.map(false, vec![install(out)]).len(), 1);
+        // The server replaces the previous route, so that one is removed although the new one is refused.
+        assert_eq!(update_mnat_routes(&mut rib, vec![install(out)]).len(), 1);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1"]);
-        // Two local channels become one global one between two mappings: that is no conflict.
+        // Two mappings may map two local channels to one global channel.
         let mut rib = Rib::default();
-        let both = [a, b].map(|from| rewriting(from, out, Origin::Mnat));
+        let both = [a, b].map(|from| translating(from, out, Origin::Mnat));
         let both = both.map(|rule| MnatRouteChange::Install(Box::new(rule), None));
-        assert_eq!(rib.map(false, both.into()), []);
+        assert_eq!(update_mnat_routes(&mut rib, both.into()), []);
         assert_eq!(rib.rules.len(), 2);
     }
 
     #[test]
-    fn a_command_beside_ten_thousand_mappings_does_not_compare_each_with_each() {
+    fn add_is_fast_beside_ten_thousand_mnat_routes() {
         let mapping = |n: u32| {
             let (from, to) = (
                 format!("10.{}.{}.1", n / 256, n % 256),
                 format!("11.{}.{}.1", n / 256, n % 256),
             );
-            let rule = rewriting((&from, "232.1.1.1"), (&to, "239.1.1.1"), Origin::Mnat);
+            let rule = translating((&from, "232.1.1.1"), (&to, "239.1.1.1"), Origin::Mnat);
             MnatRouteChange::Install(Box::new(rule), None)
         };
         let mut rib = Rib::default();
-        rib.map(false, (0..10_000).map(mapping).collect());
+        update_mnat_routes(&mut rib, (0..10_000).map(mapping).collect());
         for (from, to) in [("eth0", "eth1"), ("eth2", "eth3")] {
             let mut added = rule("12.0.0.1", "232.9.9.9", Origin::Command);
             added.from = from.parse().unwrap();
@@ -230,19 +236,19 @@ mod tests {
             rib.add(added).unwrap();
             let took = start.elapsed();
             println!("add {from} beside {} routes: {took:?}", rib.rules.len());
-            // Without optimisation, and on a machine that does other things.
+            // A generous limit: this is an unoptimised build, and the machine may be busy.
             assert!(took < std::time::Duration::from_secs(2), "{took:?}");
         }
     }
 
     #[test]
-    fn one_change_touches_one_route_and_none_of_an_operator() {
+    fn change_affects_only_its_own_mnat_route() {
         let mut rib = Rib {
             rules: vec![rule("10.0.0.1", "232.1.1.1", Origin::Settings)],
             ..Rib::default()
         };
-        let refused = rib.map(
-            false,
+        let refused = update_mnat_routes(
+            &mut rib,
             vec![
                 install("10.0.0.1", "232.1.1.1"),
                 install("10.0.0.2", "232.1.1.1"),
@@ -254,18 +260,21 @@ mod tests {
         let before = rib.rules.clone();
         let mut other = rule("10.0.0.2", "232.1.1.1", Origin::Mnat);
         other.name = RouteName::new("other");
-        rib.map(false, vec![MnatRouteChange::Install(Box::new(other), None)]);
+        update_mnat_routes(
+            &mut rib,
+            vec![MnatRouteChange::Install(Box::new(other), None)],
+        );
         let changed = before.iter().zip(&rib.rules).filter(|(a, b)| a != b);
         assert_eq!(changed.count(), 1);
-        rib.map(false, vec![withdraw(Some("10.0.0.2"), "232.1.1.1")]);
+        update_mnat_routes(&mut rib, vec![withdraw(Some("10.0.0.2"), "232.1.1.1")]);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1", "10.0.0.3 232.1.1.1"]);
-        // A reload knows nothing of mappings; they are kept.
+        // A reload keeps the MNAT routes, which the settings do not contain.
         let mut reloaded = Rib::default();
-        assert!(reloaded.keep_mapped(&rib).is_empty());
+        assert!(keep_mnat_routes(&mut reloaded, &rib).is_empty());
         assert_eq!(names(&reloaded), ["10.0.0.3 232.1.1.1"]);
-        rib.map(true, vec![]);
+        replace_mnat_routes(&mut rib, vec![]);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1"]);
-        rib.map(false, vec![withdraw(None, "232.1.1.1")]);
+        update_mnat_routes(&mut rib, vec![withdraw(None, "232.1.1.1")]);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1"]);
     }
 }

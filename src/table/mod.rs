@@ -1,12 +1,14 @@
-//! What is forwarded where: the rules (RIB), and the snapshot made of them (FIB).
+//! Routing tables: the configured rules (RIB), the forwarding table built from them (FIB), and the
+//! memberships of hosts.
 
-mod draft;
 pub mod fib;
+mod fib_builder;
 mod fib_diff;
 mod flow;
 mod flow_store;
 pub mod flows;
 pub mod ids;
+mod interface_options;
 pub mod joins;
 pub mod lookup;
 pub mod membership_database;
@@ -15,14 +17,18 @@ pub mod oif_sets;
 pub mod oif_table;
 pub mod rib;
 pub mod rib_change;
+pub mod rib_error;
+mod route_conflicts;
 pub mod translated_joins;
 pub mod upstream_selector;
 
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_diff::FibDiff;
 pub use ids::{DownstreamId, EgressId, EntryId, PathId};
+pub use interface_options::InterfaceOptions;
 pub use joins::Join;
 pub use membership_database::MembershipDatabase;
 pub use oif_table::OifTable;
-pub use rib::{InterfaceOptions, Rib};
+pub use rib::Rib;
+pub use rib_error::RibError;
 pub use upstream_selector::UpstreamSelector;

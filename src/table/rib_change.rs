@@ -1,6 +1,7 @@
 //! A change of one rule, as a command requests it.
 
-use super::rib::{Rib, RibError};
+use super::rib::Rib;
+use super::rib_error::RibError;
 use crate::model::{JoinRule, RouteRule};
 
 /// A change of one rule.
@@ -53,7 +54,7 @@ impl RibChange {
                 }
             }
             Self::RemoveRoute(rule) => {
-                rib.rewrites_so(&rule)?;
+                rib.check_translation_matches(&rule)?;
                 let name = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
                 match rule.to.is_empty() {
                     true => format!("removed {name}"),

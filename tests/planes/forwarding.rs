@@ -39,7 +39,7 @@ fn fib(bed: &Bed, generation: u64, change: impl FnOnce(&mut RouteRule)) -> Arc<F
         rules: vec![rule],
         ..Rib::default()
     };
-    Arc::new(rib.fib(&links, generation))
+    Arc::new(rib.build_fib(&links, generation))
 }
 
 fn sync(plane: &dyn Plane, old: &Arc<Fib>, new: &Arc<Fib>) {

@@ -279,7 +279,7 @@ mod memberships {
         ) {
             let rib = Rib { rules: rules.clone(), proxies: proxies(), ..Rib::default() };
             let mut database = MembershipDatabase::default();
-            let mut fib = rib.fib(&links(), 1);
+            let mut fib = rib.build_fib(&links(), 1);
             database.rebuild(&mut fib);
             let mut all = Members::new();
             for (n, (at, g, filter)) in changes.into_iter().enumerate() {
@@ -296,7 +296,7 @@ mod memberships {
                 let next = database.update(&fib, n as u64 + 2);
                 let before = next.is_none().then_some(());
                 fib = next.unwrap_or(fib);
-                let mut anew = rib.fib(&links(), 1);
+                let mut anew = rib.build_fib(&links(), 1);
                 let mut again = MembershipDatabase::default();
                 for ((at, g), filter) in &all {
                     again.set(index(*at), group(*g), filter.clone());
@@ -324,7 +324,7 @@ mod memberships {
             proxies: proxies(),
             ..Rib::default()
         };
-        let mut fib = rib.fib(&links(), 1);
+        let mut fib = rib.build_fib(&links(), 1);
         database.rebuild(&mut fib);
         let key: (IpAddr, IpAddr) = (source(s).addr(), g.addr());
         look_up(&fib, &fib.ingresses[&index(iif)], key).err()
@@ -373,7 +373,7 @@ mod memberships {
             ..Rib::default()
         };
         let mut database = MembershipDatabase::default();
-        let mut fib = rib.fib(&links(), 1);
+        let mut fib = rib.build_fib(&links(), 1);
         database.rebuild(&mut fib);
         assert!(database.update(&fib, 2).is_none());
         database.set(index(2), group(1), SourceFilter::any());
@@ -398,7 +398,7 @@ mod memberships {
         let of = |n: u32| Group::new(std::net::Ipv4Addr::from(0xef00_0100 + n).into()).unwrap();
         let ten = |from: u8| SourceFilter::Include((from..from + 10).map(source).collect());
         (0..10_000).for_each(|n| database.set(index(2 + n as usize % 2), of(n), ten(0)));
-        let mut fib = rib.fib(&links(), 1);
+        let mut fib = rib.build_fib(&links(), 1);
         let begun = std::time::Instant::now();
         database.rebuild(&mut fib);
         let all = begun.elapsed();

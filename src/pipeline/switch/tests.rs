@@ -71,7 +71,7 @@ fn fib_with(
         let group = Group::new((*group).into()).unwrap();
         database.set(InterfaceId::new(*index).unwrap(), group, filter.clone());
     }
-    let mut fib = rib.fib(&links, 1);
+    let mut fib = rib.build_fib(&links, 1);
     database.rebuild(&mut fib);
     fib
 }

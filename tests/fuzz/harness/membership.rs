@@ -122,7 +122,7 @@ impl RouterState {
             proxies: vec![rule.clone()],
             ..Rib::default()
         }
-        .fib(&links, 1);
+        .build_fib(&links, 1);
         let mut database = MembershipDatabase::default();
         database.rebuild(&mut fib);
         let rule = Arc::new(rule);

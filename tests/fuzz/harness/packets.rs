@@ -291,7 +291,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
         }],
         ..Rib::default()
     }
-    .fib(&links, 1)
+    .build_fib(&links, 1)
 });
 
 fn rule(group: &str, source: Option<&str>, to: &[&str], ttl: TtlPolicy) -> RouteRule {

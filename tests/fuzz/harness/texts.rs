@@ -46,13 +46,20 @@ pub fn settings(data: &[u8]) -> bool {
         match Settings::load(Some(file.path()), std::iter::empty()) {
             Ok(settings) => {
                 for (i, one) in settings.routes.iter().enumerate() {
-                    assert!(!settings.routes[..i].iter().any(|r| r.rivals(one)));
+                    assert!(
+                        !settings.routes[..i]
+                            .iter()
+                            .any(|r| r.is_ambiguous_with(one))
+                    );
                     assert_eq!(
-                        translation_conflicts::feeds_itself(&settings.routes, i),
+                        translation_conflicts::translation_loop(&settings.routes, i),
                         None
                     );
                 }
-                assert_eq!(translation_conflicts::all_merged(&settings.routes), []);
+                assert_eq!(
+                    translation_conflicts::all_merged_streams(&settings.routes),
+                    []
+                );
                 true
             }
             Err(report) => {
@@ -186,7 +193,11 @@ pub fn smcroute_conf(data: &[u8]) -> bool {
             one.source.net().addr().is_ipv4(),
             one.group.net().addr().is_ipv4()
         );
-        assert!(!conf.routes[..i].iter().any(|(_, r)| r.rivals(one)));
+        assert!(
+            !conf.routes[..i]
+                .iter()
+                .any(|(_, r)| r.is_ambiguous_with(one))
+        );
     }
     let toml = convert(&conf);
     FILE.with(|file| {

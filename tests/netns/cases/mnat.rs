@@ -424,7 +424,7 @@ fn conflicting_route_is_reported_until_removed(lab: &Lab) {
     assert_eq!(mapping["state"], "conflict", "{mapping}");
     let error = mapping["error"].as_str().unwrap_or_default();
     assert!(
-        error.contains("route \"mine\" takes the same packets"),
+        error.contains("route \"mine\" matches the same packets"),
         "{error}"
     );
     assert_eq!(rewritten(&egress), [""; 0]);

@@ -352,7 +352,7 @@ fn rewrite_is_added_and_removed_by_command(lab: &Lab) {
         assert!(printed.contains(why), "{words}: {printed}");
     };
     let add = "add in 10.0.0.10 225.1.2.3 out1 --rewrite-group 239.1.1.2";
-    refused(add, "rewrites them differently; remove it first");
+    refused(add, "translates them differently; remove it first");
     refused(
         "add in 10.0.0.0/24 225.1.2.9 out1 --rewrite-source 10.9.1.2",
         "different streams would become one",
@@ -381,11 +381,11 @@ fn rewrite_is_added_and_removed_by_command(lab: &Lab) {
     };
     refused(
         "remove in 10.0.0.10 225.1.2.3 --rewrite-group 239.1.1.2",
-        "rewrites something else",
+        "has another translation",
     );
     refused(
         "remove in 10.0.0.10 225.1.2.3 --rewrite-port 5002",
-        "rewrites something else",
+        "has another translation",
     );
     let same = serde_json::json!({ "source": "fd00:1::77", "group": "ff3e::9:9", "port": 5001 });
     let printed = router.control().expect_ok(&spec(same));

@@ -7,7 +7,7 @@ use crate::actors::messages::{MnatRoutesChanged, ReportMembers};
 use crate::actors::mnat_route::MnatRoute;
 use crate::mnat::RouteStep;
 use crate::model::{GroupPrefix, IfPattern, SourcePrefix};
-use crate::table::mnat_routes::MnatRouteChange;
+use crate::table::mnat_routes::{MnatRouteChange, replace_mnat_routes, update_mnat_routes};
 
 impl Handler<MnatRoutesChanged> for Routing {
     type Result = ();
@@ -35,7 +35,10 @@ impl Handler<MnatRoutesChanged> for Routing {
             }
         }
         let mut rib = self.rib.as_ref().clone();
-        refused.extend(rib.map(message.replace_all, changes));
+        refused.extend(match message.replace_all {
+            true => replace_mnat_routes(&mut rib, changes),
+            false => update_mnat_routes(&mut rib, changes),
+        });
         self.report_refused(message.replace_all, refused);
         self.commit(rib);
     }

@@ -26,8 +26,8 @@ use crate::model::{
     Group, IfName, IfPattern, InterfaceId, Link, Links, MOST_PROXIES, RouteName, SourceFilter,
 };
 use crate::table::joins;
-use crate::table::rib::RibError;
-use crate::table::{Fib, MembershipDatabase, Rib};
+use crate::table::mnat_routes::keep_mnat_routes;
+use crate::table::{Fib, MembershipDatabase, Rib, RibError};
 
 use demand::Demand;
 use pace::Pace;
@@ -102,11 +102,15 @@ impl Routing {
             return;
         };
         self.generation += 1;
-        let mut fib = self.rib.fib(&self.rib.usable(links), self.generation);
+        let mut fib = self.rib.build_fib(&self.rib.usable(links), self.generation);
         self.membership_database().rebuild(&mut fib);
         let fib = Arc::new(fib);
-        for (proxy, iface) in fib.left_out.iter() {
-            if !self.fib.left_out.contains(&(proxy.clone(), iface.clone())) {
+        for (proxy, iface) in fib.skipped_proxies.iter() {
+            if !self
+                .fib
+                .skipped_proxies
+                .contains(&(proxy.clone(), iface.clone()))
+            {
                 warn!(
                     "proxy {proxy}: packets that arrive on {iface} are not forwarded, because \
                      {MOST_PROXIES} proxies use the interface already; list several downstream \
@@ -431,7 +435,7 @@ impl Handler<ReplaceRules> for Routing {
 
     fn handle(&mut self, message: ReplaceRules, _: &mut Self::Context) {
         let mut rib = message.0;
-        let refused = rib.keep_mapped(&self.rib);
+        let refused = keep_mnat_routes(&mut rib, &self.rib);
         self.report_refused(false, refused);
         self.commit(rib);
         self.retry_refused();

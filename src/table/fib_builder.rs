@@ -1,4 +1,4 @@
-//! A snapshot in the making: rules and proxies on the links there are.
+//! Builds a forwarding table from rules and links.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -7,14 +7,15 @@ use ahash::AHashMap;
 
 use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
-use super::rib::Rib;
+use super::interface_options::InterfaceOptions;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfName, IfPattern, InterfaceId, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
+    IfName, InterfaceId, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
 };
 
-pub(super) struct Draft<'a> {
-    rib: &'a Rib,
+/// A forwarding table under construction, for the given links.
+pub(super) struct FibBuilder<'a> {
+    options: &'a [InterfaceOptions],
     links: &'a Links,
     egress_ids: AHashMap<InterfaceId, EgressId>,
     ingresses: AHashMap<InterfaceId, Ingress>,
@@ -22,13 +23,21 @@ pub(super) struct Draft<'a> {
     egresses: Vec<Egress>,
     paths: Vec<Path>,
     downstreams: Vec<DownstreamInterface>,
-    left_out: Vec<(RouteName, IfName)>,
+    skipped_proxies: Vec<(RouteName, IfName)>,
 }
 
-impl<'a> Draft<'a> {
-    pub(super) fn new(rib: &'a Rib, links: &'a Links) -> Self {
+/// The interfaces of one proxy, and what all of its ingresses share.
+struct ProxyInterfaces<'a> {
+    proxy: Arc<ProxyRule>,
+    downstreams: Vec<&'a Link>,
+    /// Position of the first of `downstreams` in [`Fib::downstreams`].
+    first_downstream: DownstreamId,
+}
+
+impl<'a> FibBuilder<'a> {
+    pub(super) fn new(options: &'a [InterfaceOptions], links: &'a Links) -> Self {
         Self {
-            rib,
+            options,
             links,
             egress_ids: AHashMap::new(),
             ingresses: AHashMap::new(),
@@ -36,11 +45,12 @@ impl<'a> Draft<'a> {
             egresses: Vec::new(),
             paths: Vec::new(),
             downstreams: Vec::new(),
-            left_out: Vec::new(),
+            skipped_proxies: Vec::new(),
         }
     }
 
-    pub(super) fn finish(self, generation: u64) -> Fib {
+    /// Returns the forwarding table, with an empty OIF table.
+    pub(super) fn build(self, generation: u64) -> Fib {
         Fib {
             generation,
             ingresses: Arc::new(self.ingresses),
@@ -48,17 +58,18 @@ impl<'a> Draft<'a> {
             egresses: Arc::new(self.egresses),
             paths: Arc::new(self.paths),
             downstreams: Arc::new(self.downstreams),
-            left_out: Arc::new(self.left_out),
+            skipped_proxies: Arc::new(self.skipped_proxies),
             oif_table: Default::default(),
         }
     }
 
-    pub(super) fn rule(&mut self, rule: &RouteRule) {
-        for iif in Rib::ingresses_of(rule, self.links) {
-            let oifs = Rib::egresses_of(rule, iif.index, self.links);
-            let paths = oifs.iter().map(|oif| self.path(&rule.name, iif, oif));
+    pub(super) fn add_route(&mut self, rule: &RouteRule) {
+        let links = self.links;
+        for iif in rule.ingresses(links) {
+            let oifs = rule.egresses(iif.index, links);
+            let paths = oifs.iter().map(|oif| self.add_path(&rule.name, iif, oif));
             let paths = paths.collect();
-            let entry = self.entry(Entry {
+            let entry = self.add_entry(Entry {
                 route: rule.name.clone(),
                 except_sources: rule.except_sources.clone(),
                 ttl: rule.ttl,
@@ -72,25 +83,27 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Hears the switches of links on which we announce ourselves.
-    pub(super) fn announced(&mut self) {
-        let (rib, links) = (self.rib, self.links);
-        let announced = |link: &&Link| rib.options(link).is_some_and(|o| o.mrdisc.is_some());
-        for link in links.iter().filter(announced) {
+    /// Receives router solicitations on the links where this router announces itself.
+    pub(super) fn add_router_discovery(&mut self) {
+        let options = self.options;
+        let announces = |link: &&Link| {
+            InterfaceOptions::of_link(options, link).is_some_and(|o| o.mrdisc.is_some())
+        };
+        for link in self.links.iter().filter(announces) {
             self.ingress(link.index).receives_membership = true;
         }
     }
 
-    pub(super) fn proxy(&mut self, proxy: &ProxyRule) {
+    pub(super) fn add_proxy(&mut self, proxy: &ProxyRule) {
         let links = self.links;
-        let upstreams = proxy_upstreams(proxy, links);
-        let mut downstreams = matching(&proxy.downstream, links);
+        let upstreams = links.matching_any(&proxy.upstream);
+        let mut downstreams = links.matching_any(&proxy.downstream);
         downstreams.retain(|link| {
-            let upstream = upstreams.iter().any(|u| u.index == link.index);
-            !upstream && !self.downstreams.iter().any(|d| d.index == link.index)
+            let is_upstream = upstreams.iter().any(|u| u.index == link.index);
+            !is_upstream && !self.downstreams.iter().any(|d| d.index == link.index)
         });
         let proxy = Arc::new(proxy.clone());
-        let first = self.downstreams.len() as DownstreamId;
+        let first_downstream = self.downstreams.len() as DownstreamId;
         self.downstreams
             .extend(downstreams.iter().map(|link| DownstreamInterface {
                 index: link.index,
@@ -108,58 +121,64 @@ impl<'a> Draft<'a> {
                 .map(|l| l.index)
                 .collect(),
         };
-        // Where none runs, what is sent up is counted as dropped by the one that should.
+        // If no upstream is running, packets take the path to the first, which counts them as
+        // dropped.
         let running = upstreams.iter().find(|l| l.up && l.carrier);
-        let up = running.or(upstreams.first()).filter(|_| proxy.upward);
+        let upstream_egress = running.or(upstreams.first()).filter(|_| proxy.upward);
+        let interfaces = ProxyInterfaces {
+            proxy: proxy.clone(),
+            downstreams,
+            first_downstream,
+        };
         for iif in &upstreams {
-            let upstream_rule = (upstreams.len() > 1).then(|| upstream_rule(iif.index));
-            self.proxy_ingress(&proxy, first, &downstreams, (iif, None), upstream_rule);
+            let rule = (upstreams.len() > 1).then(|| upstream_rule(iif.index));
+            self.add_proxy_ingress(&interfaces, iif, None, rule);
         }
-        for iif in &downstreams {
-            self.proxy_ingress(&proxy, first, &downstreams, (iif, up), None);
+        for iif in &interfaces.downstreams {
+            self.add_proxy_ingress(&interfaces, iif, upstream_egress.copied(), None);
         }
     }
 
-    fn proxy_ingress(
+    fn add_proxy_ingress(
         &mut self,
-        proxy: &Arc<ProxyRule>,
-        first: DownstreamId,
-        downstreams: &[&Link],
-        (iif, up): (&Link, Option<&&Link>),
+        interfaces: &ProxyInterfaces<'_>,
+        iif: &Link,
+        upstream_egress: Option<&Link>,
         upstream_rule: Option<UpstreamRule>,
     ) {
-        let up = up.map(|up| self.path(&proxy.name, iif, up));
-        let paths = downstreams.iter().map(|oif| {
-            let elsewhere = oif.index != iif.index;
-            elsewhere.then(|| self.path(&proxy.name, iif, oif))
+        let proxy = &interfaces.proxy;
+        let upstream_path = upstream_egress.map(|oif| self.add_path(&proxy.name, iif, oif));
+        let downstream_paths = interfaces.downstreams.iter().map(|oif| {
+            let is_other = oif.index != iif.index;
+            is_other.then(|| self.add_path(&proxy.name, iif, oif))
         });
-        let paths = paths.collect();
-        let entry = self.entry(Entry {
+        let downstream_paths = downstream_paths.collect();
+        let entry = self.add_entry(Entry {
             route: proxy.name.clone(),
             except_sources: Vec::new(),
             ttl: proxy.ttl,
             link_local: false,
             loop_guard: proxy.ttl.can_feed_a_loop(),
             translation: None,
-            paths: up.into_iter().collect(),
+            paths: upstream_path.into_iter().collect(),
         });
         let ingress = self.ingress(iif.index);
         ingress.receives_membership = true;
-        let proxies = &mut ingress.proxies;
-        if proxies.len() >= MOST_PROXIES {
-            self.left_out.push((proxy.name.clone(), iif.name.clone()));
+        if ingress.proxies.len() >= MOST_PROXIES {
+            let skipped = (proxy.name.clone(), iif.name.clone());
+            self.skipped_proxies.push(skipped);
             return;
         }
-        proxies.push(ProxyIngress {
+        ingress.proxies.push(ProxyIngress {
             entry,
             proxy: proxy.clone(),
             upstream_rule,
-            first,
-            paths,
+            first_downstream: interfaces.first_downstream,
+            downstream_paths,
         });
     }
 
-    fn path(&mut self, route: &RouteName, iif: &Link, oif: &Link) -> PathId {
+    fn add_path(&mut self, route: &RouteName, iif: &Link, oif: &Link) -> PathId {
         let egresses = &mut self.egresses;
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
             egresses.push(Egress {
@@ -171,16 +190,17 @@ impl<'a> Draft<'a> {
             });
             egresses.len() as EgressId - 1
         });
+        let options = InterfaceOptions::of_link(self.options, oif);
         self.paths.push(Path {
             route: route.clone(),
             iif: iif.name.clone(),
             egress,
-            threshold: self.rib.ttl_threshold(oif),
+            threshold: options.and_then(|options| options.ttl_threshold),
         });
         self.paths.len() as PathId - 1
     }
 
-    fn entry(&mut self, entry: Entry) -> EntryId {
+    fn add_entry(&mut self, entry: Entry) -> EntryId {
         self.entries.push(entry);
         self.entries.len() as EntryId - 1
     }
@@ -193,22 +213,4 @@ impl<'a> Draft<'a> {
             ..Ingress::default()
         })
     }
-}
-
-/// The links that are upstream of a proxy, in the order of its patterns.
-pub(super) fn proxy_upstreams<'a>(proxy: &ProxyRule, links: &'a Links) -> Vec<&'a Link> {
-    matching(&proxy.upstream, links)
-}
-
-/// The links that fit any of the patterns, each once, in the order of these.
-pub(super) fn matching<'a>(patterns: &[IfPattern], links: &'a Links) -> Vec<&'a Link> {
-    let mut found: Vec<&Link> = Vec::new();
-    for pattern in patterns {
-        for link in links.iter().filter(|l| l.fits(pattern)) {
-            if !found.iter().any(|f| f.index == link.index) {
-                found.push(link);
-            }
-        }
-    }
-    found
 }

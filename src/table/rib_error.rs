@@ -1,0 +1,78 @@
+//! Why a change of the rules is refused.
+
+use crate::model::rule::{MOST_EGRESSES, MOST_JOINED_GROUPS};
+use crate::model::{GroupPrefix, IfPattern, RouteName, SourcePrefix, StreamSet};
+
+/// The reason why a change of the rules is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RibError {
+    /// A packet could match two routes equally well.
+    #[error(
+        "route \"{0}\" matches the same source and group on a common interface; change that route"
+    )]
+    Ambiguous(RouteName),
+    /// No route has this interface, source and group.
+    #[error(
+        "there is no route from {from} for ({source_prefix}, {group}); `mcastor show routes` lists them"
+    )]
+    NoSuchRoute {
+        /// The requested ingress interface.
+        from: IfPattern,
+        /// The requested source.
+        source_prefix: SourcePrefix,
+        /// The requested group.
+        group: GroupPrefix,
+    },
+    /// A command adds a route without egresses.
+    #[error("name at least one interface to send to")]
+    NoEgress,
+    /// The route does not send to the interface that is to be removed from it.
+    #[error("the route does not send to {0}")]
+    NoSuchEgress(IfPattern),
+    /// An egress of the route is also its ingress.
+    #[error("{0} is the interface where the packets arrive; name another interface to send to")]
+    EgressIsIngress(IfPattern),
+    /// The route has more than [`MOST_EGRESSES`] egresses.
+    #[error("a route sends to at most {MOST_EGRESSES} names and patterns")]
+    TooManyEgresses,
+    /// Link-local groups are forwarded only if the settings allow it.
+    #[error(
+        "{0} is link-local and stays on its link; a [[route]] with link_local = true in the settings forwards it"
+    )]
+    LinkLocal(GroupPrefix),
+    /// Different streams would leave as the same stream. At least one of the routes translates.
+    #[error(
+        "packets would leave as {1}, like those of route \"{0}\"; name another source, group or interface"
+    )]
+    MergesStreams(RouteName, StreamSet),
+    /// Two other routes would merge streams if this route did not match some of them.
+    #[error(
+        "without it, packets of the routes \"{0}\" and \"{1}\" would both leave as {2}; remove one of those first"
+    )]
+    PreventsMerge(RouteName, RouteName, StreamSet),
+    /// Packets that a route translated would return to it.
+    #[error(
+        "packets that route \"{0}\" translates would return to it; name the sources of each side"
+    )]
+    TranslationLoop(RouteName),
+    /// The route with the same interface, source and group has another translation.
+    #[error(
+        "route \"{0}\" matches the same packets and translates them differently; remove it first"
+    )]
+    OtherTranslation(RouteName),
+    /// The route has another translation than the route to remove.
+    #[error("route \"{0}\" has another translation; `mcastor show routes` lists the translations")]
+    TranslationMismatch(RouteName),
+    /// Source and group have different IP versions.
+    #[error("source {0} and group {1} are of different IP versions")]
+    MixedFamily(SourcePrefix, GroupPrefix),
+    /// The same join exists.
+    #[error("already joined")]
+    AlreadyJoined,
+    /// There is no such join that a command could remove.
+    #[error("not joined by [[join]] or `mcastor join`; `mcastor show groups` lists what is")]
+    NotJoined,
+    /// The join has more than [`MOST_JOINED_GROUPS`] groups.
+    #[error("{0} has more than the {MOST_JOINED_GROUPS} groups that one join may name")]
+    TooManyGroups(GroupPrefix),
+}
