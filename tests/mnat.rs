@@ -1,4 +1,5 @@
-//! Multicast NAT against a server with TLS and HTTP/2: recorded exchanges, certificates, faults.
+//! The MNAT client against a server with TLS and HTTP/2: recorded exchanges, certificates and
+//! faults.
 
 #[path = "mnat/server.rs"]
 mod server;
@@ -48,44 +49,44 @@ fn watcher() -> Reply {
     Reply::Answer(200, body.to_string().into_bytes())
 }
 
-async fn ask(client: &mut MnatClient) -> Result<(u16, Vec<u8>), MnatClientError> {
+async fn request_watcher_id(client: &mut MnatClient) -> Result<(u16, Vec<u8>), MnatClientError> {
     client.send(&MnatRequest::new_watcher()).await
 }
 
-fn refused(result: Result<(u16, Vec<u8>), MnatClientError>) -> String {
-    result.expect_err("it must not work").to_string()
+fn error_text(result: Result<(u16, Vec<u8>), MnatClientError>) -> String {
+    result.expect_err("the request succeeded").to_string()
 }
 
 #[test]
-fn a_server_that_a_stranger_signed_is_refused_until_its_ca_is_on_disk() {
+fn server_certificate_is_verified_with_the_ca_on_disk() {
     let (ca, other) = (Ca::new(), Ca::new());
     let server = Server::local(tls(&ca), |_| watcher());
     let files = Files::new();
     block_on(async {
         let mut client = MnatClient::new(target(&server, &files));
         files.put("ca.pem", &other.pem());
-        let why = refused(ask(&mut client).await);
+        let why = error_text(request_watcher_id(&mut client).await);
         assert!(
             why.contains("not signed by a CA in") && why.contains("ca.pem"),
             "{why}"
         );
         files.put("ca.pem", "nonsense");
-        let why = refused(ask(&mut client).await);
+        let why = error_text(request_watcher_id(&mut client).await);
         assert!(
             why.contains("ca.pem: the file contains no certificate"),
             "{why}"
         );
         files.put("ca.pem", &ca.pem());
-        assert_eq!(ask(&mut client).await.unwrap().0, 200);
+        assert_eq!(request_watcher_id(&mut client).await.unwrap().0, 200);
     });
 }
 
 #[test]
-fn faults_of_the_servers_certificate_are_told_apart() {
+fn server_certificate_errors_have_distinct_texts() {
     let ca = Ca::new();
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
-    let told = |names: &[&str], days, alpn: &'static [u8]| {
+    let error_with = |names: &[&str], days, alpn: &'static [u8]| {
         let tls = Tls {
             identity: ca.sign(names, days),
             clients: None,
@@ -93,79 +94,79 @@ fn faults_of_the_servers_certificate_are_told_apart() {
         };
         let server = Server::local(tls, |_| watcher());
         let mut client = MnatClient::new(target(&server, &files));
-        refused(block_on(ask(&mut client)))
+        error_text(block_on(request_watcher_id(&mut client)))
     };
-    let why = told(&["mnat.example.net"], 0, b"h2");
+    let why = error_with(&["mnat.example.net"], 0, b"h2");
     assert!(why.contains("it is not valid for localhost"), "{why}");
-    let why = told(&["localhost"], -1, b"h2");
+    let why = error_with(&["localhost"], -1, b"h2");
     assert!(why.contains("it has expired"), "{why}");
-    let why = told(&["localhost"], 0, b"http/1.1");
+    let why = error_with(&["localhost"], 0, b"http/1.1");
     assert!(why.contains("does not speak HTTP/2"), "{why}");
 }
 
 #[test]
-fn a_file_that_must_be_there_is_named() {
+fn errors_name_missing_file_and_closed_port() {
     let ca = Ca::new();
     let server = Server::local(tls(&ca), |_| watcher());
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
-    let must = Target {
+    let required = Target {
         only_if_present: false,
         ..target(&server, &files)
     };
-    let why = refused(block_on(ask(&mut MnatClient::new(must))));
+    let why = error_text(block_on(request_watcher_id(&mut MnatClient::new(required))));
     assert!(why.contains("client.pem"), "{why}");
-    let nobody = Target {
+    let closed = Target {
         port: 1,
         ..target(&server, &files)
     };
-    let why = refused(block_on(ask(&mut MnatClient::new(nobody))));
+    let why = error_text(block_on(request_watcher_id(&mut MnatClient::new(closed))));
     assert!(why.contains("cannot connect to localhost:1"), "{why}");
 }
 
 #[test]
-fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
+fn client_certificate_is_sent_and_reloaded_on_change() {
     let (ca, clients) = (Ca::new(), Ca::new());
     let (first, second) = (clients.sign(&["one"], 0), clients.sign(&["two"], 0));
-    let stranger = Ca::new().sign(&["one"], 0);
+    let untrusted = Ca::new().sign(&["one"], 0);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let tls = Tls {
         clients: Some(clients),
         ..tls(&ca)
     };
-    let sees = seen.clone();
+    let recorder = seen.clone();
     let server = Server::local(tls, move |asked: Asked| {
-        sees.lock().unwrap().push(asked.identity);
+        recorder.lock().unwrap().push(asked.identity);
         watcher()
     });
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     block_on(async {
         let mut client = MnatClient::new(target(&server, &files));
-        let why = refused(ask(&mut client).await);
+        let why = error_text(request_watcher_id(&mut client).await);
         assert!(
             why.contains("rejects the connection")
                 && why.contains("may require a client certificate"),
             "{why}"
         );
-        let path = files.put("client.pem", &stranger.pem);
-        let why = refused(ask(&mut client).await);
+        let path = files.put("client.pem", &untrusted.pem);
+        let why = error_text(request_watcher_id(&mut client).await);
         let named = format!("may not accept the client certificate {}", path.display());
         assert!(why.contains(&named), "{why}");
         files.put("client.pem", &first.pem);
-        ask(&mut client).await.unwrap();
-        ask(&mut client).await.unwrap();
-        // Half written: what works goes on.
+        request_watcher_id(&mut client).await.unwrap();
+        request_watcher_id(&mut client).await.unwrap();
+        // An incomplete file: the connection continues to work.
         files.put("client.pem", &second.pem[..second.pem.len() / 2]);
-        ask(&mut client).await.unwrap();
+        request_watcher_id(&mut client).await.unwrap();
         files.put("client.pem", &second.pem);
-        ask(&mut client).await.unwrap();
-        // A key that belongs to another certificate.
+        request_watcher_id(&mut client).await.unwrap();
+        // The key belongs to another certificate.
         let (cert, _) = first.pem.split_once("-----BEGIN PRIVATE").unwrap();
         let (_, key) = second.pem.split_once("-----BEGIN PRIVATE").unwrap();
         files.put("client.pem", &format!("{cert}-----BEGIN PRIVATE{key}"));
-        let mut anew = MnatClient::new(target(&server, &files));
-        let why = refused(ask(&mut anew).await);
+        let mut new_client = MnatClient::new(target(&server, &files));
+        let why = error_text(request_watcher_id(&mut new_client).await);
         assert!(why.contains("cannot be used"), "{why}");
     });
     let seen = seen.lock().unwrap();
@@ -174,7 +175,7 @@ fn our_certificate_is_asked_for_refused_and_read_again_when_it_changes() {
 }
 
 #[test]
-fn a_connection_that_breaks_in_any_way_is_made_anew() {
+fn client_reconnects_after_every_kind_of_failure() {
     let ca = Ca::new();
     let long = vec![b' '; MAX_RESPONSE_LEN + 1];
     let mut replies = vec![
@@ -200,19 +201,20 @@ fn a_connection_that_breaks_in_any_way_is_made_anew() {
         let mut client =
             MnatClient::new(target(&server, &files)).with_timeout(Duration::from_secs(2));
         for label in expected {
-            let error = ask(&mut client).await.expect_err(label);
+            let error = request_watcher_id(&mut client).await.expect_err(label);
             assert_eq!(error.label(), label, "{error}");
-            assert_eq!(ask(&mut client).await.unwrap().0, 200);
+            assert_eq!(request_watcher_id(&mut client).await.unwrap().0, 200);
         }
         server.set_open(false);
-        let error = ask(&mut client).await.expect_err("closed");
+        let error = request_watcher_id(&mut client).await.expect_err("closed");
         assert!(["dropped", "tls"].contains(&error.label()), "{error}");
         server.set_open(true);
-        assert_eq!(ask(&mut client).await.unwrap().0, 200);
+        assert_eq!(request_watcher_id(&mut client).await.unwrap().0, 200);
     });
 }
 
-fn many(n: usize) -> (Channel, Channel) {
+/// Returns the `n`th global channel and its local channel.
+fn mapping(n: usize) -> (Channel, Channel) {
     let source = format!("23.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
     let group = format!("239.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
     (
@@ -221,9 +223,9 @@ fn many(n: usize) -> (Channel, Channel) {
     )
 }
 
-/// Requests, answers and comparison of 10,000 mappings, over TLS.
+/// Requests, responses and comparison of 10,000 mappings over TLS.
 #[test]
-fn ten_thousand_mappings_are_told_and_answered() {
+fn ten_thousand_mappings_are_handled_within_a_second() {
     const MANY: usize = 10_000;
     let ca = Ca::new();
     let changed = Arc::new(Mutex::new(false));
@@ -231,9 +233,9 @@ fn ten_thousand_mappings_are_told_and_answered() {
     let body = |changed: bool| {
         let pair = |c: Channel| json!({ "source": c.source(), "group": c.group().to_string() });
         let entry = |n: usize| {
-            let (global, mut local) = many(n + 1);
+            let (global, mut local) = mapping(n + 1);
             if changed && n == 4711 {
-                local = many(MANY + 7).1;
+                local = mapping(MANY + 7).1;
             }
             json!({ "id": n, "state": "ietf-mnat:assigned-local-multicast",
                 "global-subscription": pair(global), "local-mapping": pair(local) })
@@ -254,12 +256,12 @@ fn ten_thousand_mappings_are_told_and_answered() {
     });
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
-    let wanted: BTreeSet<Channel> = (1..=MANY).map(|n| many(n).0).collect();
+    let joins: BTreeSet<Channel> = (1..=MANY).map(|n| mapping(n).0).collect();
     block_on(async {
         let mut client = MnatClient::new(target(&server, &files));
         let mut now = Instant::now();
         let mut machine = Machine::new(MnatRole::Egress, Duration::from_secs(300), now, 1);
-        machine.set_joins(now, &wanted);
+        machine.set_joins(now, &joins);
         let mut polls = 0;
         while polls < 3 {
             now = machine.poll_timeout().unwrap().max(now);

@@ -76,7 +76,7 @@ fn change_upper(
         family,
         TranslationKind::SixToSix | TranslationKind::SixToFour
     );
-    let across = !family.stays();
+    let across = !family.keeps_ip_version();
     match upper.protocol {
         udp::PROTOCOL if !upper.has_header() => {}
         udp::PROTOCOL => {
@@ -201,7 +201,7 @@ pub fn in_place(
     datagram: &IpHeader,
     rewrite: &TranslationRule,
 ) -> Result<TranslationKind, DropReason> {
-    let family = rewrite.family();
+    let family = rewrite.kind();
     let upper = upper(packet, datagram)?;
     let old = (datagram.source, datagram.destination);
     let new = new_addresses(datagram, rewrite)?;
@@ -242,7 +242,7 @@ pub fn across(
     mut each: impl FnMut(Range<usize>),
 ) -> Result<TranslationKind, DropReason> {
     let start = out.len();
-    let family = rewrite.family();
+    let family = rewrite.kind();
     let written = match family {
         TranslationKind::FourToSix => four_to_six(packet, datagram, rewrite, out),
         TranslationKind::SixToFour => six_to_four(packet, datagram, rewrite, ids, out),

@@ -8,7 +8,7 @@ use crate::actors::messages::{HostGroup, MemberGroup};
 use crate::api::view::{GroupSourceView, GroupView};
 use crate::membership::SourceStatus;
 use crate::model::{Group, IfName, RouteRule, Source, SourceFilter};
-use crate::table::translated_joins::{made_by, original, rewrites_to};
+use crate::table::translated_joins::{original_membership, translated_part, translates_to};
 
 /// Streams that a route translates for the members of a group.
 struct TranslatedJoin<'a> {
@@ -61,15 +61,15 @@ fn translated_joins<'a>(
     let (group, filter) = (member.status.group, &member.status.filter);
     let rules = rules
         .iter()
-        .filter(|rule| rewrites_to(rule, &member.interface));
+        .filter(|rule| translates_to(rule, &member.interface));
     let join = |rule: &'a RouteRule| {
-        let (original_group, wanted) = original(rule, group, filter)?;
+        let (original_group, wanted) = original_membership(rule, group, filter)?;
         (!wanted.is_none()).then(|| TranslatedJoin {
             rule,
             downstream: &member.interface,
             original_group,
             original_streams: streams(original_group, &wanted),
-            member_streams: streams(group, &made_by(rule, filter)),
+            member_streams: streams(group, &translated_part(rule, filter)),
         })
     };
     rules.filter_map(join).collect()
@@ -108,7 +108,7 @@ fn member_view(member: &MemberGroup, original: Vec<String>) -> GroupView {
     let ms = |d: Duration| d.as_millis() as u64;
     let source = |s: &SourceStatus| GroupSourceView {
         source: s.source.to_string(),
-        forwarded: status.filter.takes(s.source),
+        forwarded: status.filter.accepts(s.source),
         expires_ms: s.source_timer.map(ms),
     };
     GroupView {

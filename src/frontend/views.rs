@@ -70,7 +70,7 @@ fn proxy(proxy: &ProxyRule, links: &Links, fib: &Fib, catalog: &Catalog) -> Rout
 }
 
 fn rewrite(rewrite: &TranslationRule) -> RewriteView {
-    let (source, group) = rewrite.becomes();
+    let (source, group) = rewrite.replacements();
     RewriteView {
         source: source.map(|s| s.to_string()),
         group: group.map(|g| g.to_string()),
@@ -192,7 +192,7 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
     let upstream_of = rib
         .proxies
         .iter()
-        .filter(|p| p.upstream.iter().any(|u| link.fits(u)))
+        .filter(|p| p.upstream.iter().any(|u| link.matches(u)))
         .map(|p| p.name.to_string());
     let count = |of: fn(&InterfaceCounters) -> u64| counters.as_ref().map_or(0, of);
     InterfaceView {

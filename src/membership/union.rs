@@ -172,8 +172,8 @@ mod tests {
                 }
                 for g in 0..3 {
                     for s in (0..6).map(source) {
-                        let any = requested.iter().any(|((_, of_group), f)| *of_group == g && f.takes(s));
-                        prop_assert_eq!(upstream.union(group(g)).takes(s), any);
+                        let any = requested.iter().any(|((_, of_group), f)| *of_group == g && f.accepts(s));
+                        prop_assert_eq!(upstream.union(group(g)).accepts(s), any);
                     }
                 }
                 while poll && let Some((group, filter)) = upstream.poll_change() {

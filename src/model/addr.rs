@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-/// Why a text or an address is not the group, source or prefix it was meant to be.
+/// Why a text or an address is not a valid group, source or prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddrError {
     /// Neither an address nor a prefix.
@@ -16,16 +16,16 @@ pub enum AddrError {
     /// A group outside 224.0.0.0/4 and ff00::/8.
     #[error("{0} is not a multicast group (224.0.0.0/4 or ff00::/8)")]
     NotMulticast(IpNet),
-    /// A multicast address where a sender's address belongs.
+    /// A multicast address instead of the unicast address of a sender.
     #[error("{0} is a multicast address; a source is a sender's unicast address")]
     NotUnicast(IpNet),
-    /// Bits set to the right of the prefix length.
+    /// Bits are set beyond the prefix length.
     #[error("{given} has bits set beyond its prefix length; did you mean {}?", .given.trunc())]
     HostBits {
         /// The prefix as given.
         given: IpNet,
     },
-    /// One side IPv4, the other IPv6.
+    /// Source and group have different IP versions.
     #[error("source {source_prefix} and group {group} are of different IP versions")]
     MixedFamily {
         /// The source as given.
@@ -40,7 +40,10 @@ pub enum AddrError {
 pub struct Group(IpAddr);
 
 impl Group {
-    /// Checks that `addr` is multicast.
+    /// Returns the group `addr`.
+    ///
+    /// # Errors
+    /// `addr` is not multicast.
     pub fn new(addr: IpAddr) -> Result<Self, AddrError> {
         if addr.is_multicast() {
             Ok(Self(addr))
@@ -49,20 +52,20 @@ impl Group {
         }
     }
 
-    /// The address.
+    /// Returns the address.
     pub fn addr(self) -> IpAddr {
         self.0
     }
 
-    /// True for the ranges no router forwards: 224.0.0.0/24 (RFC 5771 section 4) and the
-    /// IPv6 groups of interface-local and link-local scope, ffx1::/16 and ffx2::/16
-    /// (RFC 4291 section 2.7).
+    /// Returns whether the group is in a range that routers do not forward: 224.0.0.0/24 (RFC 5771
+    /// section 4) or an IPv6 group of reserved, interface-local or link-local scope, ffx0::/16 to
+    /// ffx2::/16 (RFC 4291 section 2.7).
     pub fn is_link_local(self) -> bool {
         is_link_local_group(self.0)
     }
 
-    /// True in 232.0.0.0/8 and ff3x::/32, where only source-specific joins have a meaning
-    /// (RFC 4607 section 1).
+    /// Returns whether the group is in 232.0.0.0/8 or ff3x::/32, where only source-specific joins
+    /// are allowed (RFC 4607 section 1).
     pub fn is_source_specific(self) -> bool {
         match self.0 {
             IpAddr::V4(a) => a.octets()[0] == 232,
@@ -74,7 +77,7 @@ impl Group {
     }
 }
 
-/// See [`Group::is_link_local`].
+/// Returns whether `addr` is in a range of [`Group::is_link_local`].
 pub fn is_link_local_group(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(a) => a.octets()[..3] == [224, 0, 0],
@@ -85,9 +88,9 @@ pub fn is_link_local_group(addr: IpAddr) -> bool {
     }
 }
 
-/// The Ethernet address that carries a group: 01:00:5e and the low 23 bits
-/// (RFC 1112 section 6.4), or 33:33 and the low 32 bits (RFC 2464 section 7).
-pub fn ethernet_of(group: IpAddr) -> [u8; 6] {
+/// Returns the Ethernet address of a group: 01:00:5e and the low 23 bits (RFC 1112 section 6.4), or
+/// 33:33 and the low 32 bits (RFC 2464 section 7).
+pub fn group_mac_address(group: IpAddr) -> [u8; 6] {
     match group {
         IpAddr::V4(a) => {
             let o = a.octets();
@@ -117,12 +120,15 @@ impl FromStr for Group {
     }
 }
 
-/// A sender's address: anything that is not multicast.
+/// The address of a sender: any address that is not multicast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source(IpAddr);
 
 impl Source {
-    /// Checks that `addr` is not multicast.
+    /// Returns the source `addr`.
+    ///
+    /// # Errors
+    /// `addr` is multicast.
     pub fn new(addr: IpAddr) -> Result<Self, AddrError> {
         if addr.is_multicast() {
             Err(AddrError::NotUnicast(IpNet::from(addr)))
@@ -131,7 +137,7 @@ impl Source {
         }
     }
 
-    /// The address.
+    /// Returns the address.
     pub fn addr(self) -> IpAddr {
         self.0
     }
@@ -160,12 +166,12 @@ impl FromStr for Source {
     }
 }
 
-/// One stream: a source and a group of the same IP version.
+/// A stream: a source and a group of the same IP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceGroup {
-    /// Who sends.
+    /// The sender.
     pub source: Source,
-    /// To whom.
+    /// The destination.
     pub group: Group,
 }
 
@@ -189,15 +195,18 @@ fn parse_prefix(s: &str) -> Result<IpNet, AddrError> {
     Ok(net)
 }
 
-/// Groups with a common prefix; a single group is a prefix of full length.
+/// A prefix of groups. A single group is a prefix of full length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupPrefix(IpNet);
 
 impl GroupPrefix {
-    /// Checks that every address of `net` is multicast and that no host bit is set.
+    /// Returns the prefix `net`.
+    ///
+    /// # Errors
+    /// Not every address of `net` is multicast, or a host bit is set.
     pub fn new(net: IpNet) -> Result<Self, AddrError> {
-        let floor = if net.addr().is_ipv4() { 4 } else { 8 };
-        if net.prefix_len() < floor || !net.addr().is_multicast() {
+        let min_len = if net.addr().is_ipv4() { 4 } else { 8 };
+        if net.prefix_len() < min_len || !net.addr().is_multicast() {
             return Err(AddrError::NotMulticast(net));
         }
         if net.trunc() != net {
@@ -206,23 +215,23 @@ impl GroupPrefix {
         Ok(Self(net))
     }
 
-    /// The prefix.
+    /// Returns the prefix.
     pub fn net(self) -> IpNet {
         self.0
     }
 
-    /// The group, where the prefix holds exactly one.
+    /// Returns the group if the prefix has full length.
     pub fn single(self) -> Option<Group> {
         (self.0.prefix_len() == self.0.max_prefix_len()).then(|| Group(self.0.addr()))
     }
 
-    /// How many groups it holds; `u64::MAX` where they are more than that.
+    /// Returns the number of groups, at most `u64::MAX`.
     pub fn count(self) -> u64 {
         let bits = self.0.max_prefix_len() - self.0.prefix_len();
         1u64.checked_shl(bits.into()).unwrap_or(u64::MAX)
     }
 
-    /// The groups one by one, lowest first.
+    /// Returns the groups, lowest first.
     pub fn groups(self) -> impl Iterator<Item = Group> {
         let (first, v4) = match self.0.network() {
             IpAddr::V4(a) => (u128::from(a.to_bits()), true),
@@ -238,19 +247,22 @@ impl GroupPrefix {
         })
     }
 
-    /// True where every group of the prefix is one that no router forwards by itself.
+    /// Returns whether all groups of the prefix are link-local. See [`Group::is_link_local`].
     pub fn is_link_local(self) -> bool {
-        let whole = if self.0.addr().is_ipv4() { 24 } else { 16 };
-        self.0.prefix_len() >= whole && is_link_local_group(self.0.addr())
+        let range_len = if self.0.addr().is_ipv4() { 24 } else { 16 };
+        self.0.prefix_len() >= range_len && is_link_local_group(self.0.addr())
     }
 }
 
-/// Sources with a common prefix; the zero-length prefix is any source, `*`.
+/// A prefix of sources. The zero-length prefix means any source and is written `*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourcePrefix(IpNet);
 
 impl SourcePrefix {
-    /// Checks that `net` is not multicast and that no host bit is set.
+    /// Returns the prefix `net`.
+    ///
+    /// # Errors
+    /// `net` is multicast, or a host bit is set.
     pub fn new(net: IpNet) -> Result<Self, AddrError> {
         if net.addr().is_multicast() {
             return Err(AddrError::NotUnicast(net));
@@ -261,7 +273,7 @@ impl SourcePrefix {
         Ok(Self(net))
     }
 
-    /// Any source of the IP version of `group`.
+    /// Returns the prefix of all sources with the IP version of `group`.
     pub fn any_for(group: GroupPrefix) -> Self {
         Self(match group.net() {
             IpNet::V4(_) => IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
@@ -269,17 +281,17 @@ impl SourcePrefix {
         })
     }
 
-    /// The prefix.
+    /// Returns the prefix.
     pub fn net(self) -> IpNet {
         self.0
     }
 
-    /// True for the zero-length prefix.
+    /// Returns whether this is the zero-length prefix.
     pub fn is_any(self) -> bool {
         self.0.prefix_len() == 0
     }
 
-    /// The source, where the prefix holds exactly one.
+    /// Returns the source if the prefix has full length.
     pub fn single(self) -> Option<Source> {
         (self.0.prefix_len() == self.0.max_prefix_len()).then(|| Source(self.0.addr()))
     }
@@ -330,14 +342,14 @@ pub(super) fn overlap(a: IpNet, b: IpNet) -> Option<IpNet> {
 }
 
 impl From<Group> for GroupPrefix {
-    /// The prefix of full length.
+    /// Returns the prefix of full length.
     fn from(group: Group) -> Self {
         Self(IpNet::from(group.addr()))
     }
 }
 
 impl From<Source> for SourcePrefix {
-    /// The prefix of full length.
+    /// Returns the prefix of full length.
     fn from(source: Source) -> Self {
         Self(IpNet::from(source.addr()))
     }
@@ -364,7 +376,7 @@ prefix_text!(GroupPrefix);
 prefix_text!(SourcePrefix);
 
 impl fmt::Display for GroupPrefix {
-    /// A single group is written without its prefix length.
+    /// Writes a single group without its prefix length.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.single() {
             Some(group) => group.fmt(f),
@@ -374,7 +386,7 @@ impl fmt::Display for GroupPrefix {
 }
 
 impl fmt::Display for SourcePrefix {
-    /// Any source is written `*`, a single one without its prefix length.
+    /// Writes any source as `*`, and a single source without its prefix length.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_any() {
             return f.write_str("*");
@@ -406,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_refuse_host_bits_and_prefixes_wider_than_multicast() {
+    fn prefixes_with_host_bits_or_unicast_groups_are_refused() {
         assert!("225.1.2.0/24".parse::<GroupPrefix>().is_ok());
         assert!(matches!(
             "225.1.2.3/24".parse::<GroupPrefix>(),
@@ -421,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn link_local_ranges_are_those_of_the_rfcs() {
+    fn link_local_ranges_match_the_rfcs() {
         for (text, link_local) in [
             ("224.0.0.251", true),
             ("224.0.1.1", false),
@@ -440,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_lists_its_groups() {
+    fn prefix_lists_its_groups() {
         let list = |p: &str| {
             let p = p.parse::<GroupPrefix>().unwrap();
             (p.count(), p.groups().last().map(|g| g.to_string()))
@@ -452,14 +464,14 @@ mod tests {
     }
 
     #[test]
-    fn ethernet_addresses_of_groups() {
-        // RFC 1112 6.4 keeps 23 bits, so the top bit of the second octet is lost.
+    fn groups_have_ethernet_addresses() {
+        // RFC 1112 section 6.4 keeps 23 bits, which excludes the top bit of the second octet.
         assert_eq!(
-            ethernet_of("239.129.2.3".parse().unwrap()),
+            group_mac_address("239.129.2.3".parse().unwrap()),
             [0x01, 0x00, 0x5e, 0x01, 0x02, 0x03]
         );
         assert_eq!(
-            ethernet_of("ff3e::8000:1".parse().unwrap()),
+            group_mac_address("ff3e::8000:1".parse().unwrap()),
             [0x33, 0x33, 0x80, 0x00, 0x00, 0x01]
         );
     }

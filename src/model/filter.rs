@@ -1,4 +1,4 @@
-//! Which sources of a group are wanted.
+//! Source filters of memberships.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,49 +7,50 @@ use serde::Serialize;
 
 use super::Source;
 
-/// A source filter (RFC 9776 section 3.1, RFC 9777 section 4.1): only these sources, or all but
-/// these. `Include` of none is no membership at all.
+/// A source filter (RFC 9776 section 3.1, RFC 9777 section 4.1). An `Include` filter without sources
+/// means that there is no membership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(tag = "mode", content = "sources", rename_all = "lowercase")]
 pub enum SourceFilter {
-    /// These sources and no other.
+    /// Only these sources.
     Include(BTreeSet<Source>),
-    /// Every source but these.
+    /// All sources except these.
     Exclude(BTreeSet<Source>),
 }
 
 impl SourceFilter {
-    /// Nothing is wanted.
+    /// Returns the filter that accepts no source.
     pub fn none() -> Self {
         Self::Include(BTreeSet::new())
     }
 
-    /// Every source is wanted.
+    /// Returns the filter that accepts every source.
     pub fn any() -> Self {
         Self::Exclude(BTreeSet::new())
     }
 
-    /// True where nothing is wanted.
+    /// Returns whether the filter accepts no source.
     pub fn is_none(&self) -> bool {
         matches!(self, Self::Include(sources) if sources.is_empty())
     }
 
-    /// Whether packets of this source are wanted.
-    pub fn takes(&self, source: Source) -> bool {
+    /// Returns whether the filter accepts packets from `source`.
+    pub fn accepts(&self, source: Source) -> bool {
         match self {
             Self::Include(sources) => sources.contains(&source),
             Self::Exclude(sources) => !sources.contains(&source),
         }
     }
 
-    /// What is wanted by either (RFC 9776 section 3.2).
+    /// Returns the filter that accepts the sources that either filter accepts (RFC 9776 section
+    /// 3.2).
     pub fn union(&self, other: &Self) -> Self {
         use SourceFilter::{Exclude, Include};
         match (self, other) {
             (Include(a), Include(b)) => Include(a | b),
             (Exclude(a), Exclude(b)) => Exclude(a & b),
-            (Exclude(without), Include(with)) | (Include(with), Exclude(without)) => {
-                Exclude(without - with)
+            (Exclude(excluded), Include(included)) | (Include(included), Exclude(excluded)) => {
+                Exclude(excluded - included)
             }
         }
     }
@@ -97,11 +98,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_union_takes_what_either_takes(a in filter(), b in filter()) {
+        fn union_accepts_sources_of_both(a in filter(), b in filter()) {
             let both = a.union(&b);
             for n in 0..8 {
                 let s = source(n);
-                prop_assert_eq!(both.takes(s), a.takes(s) || b.takes(s));
+                prop_assert_eq!(both.accepts(s), a.accepts(s) || b.accepts(s));
             }
         }
     }

@@ -1,23 +1,23 @@
-//! Why a flow is no longer remembered. Each is the `reason` label of
-//! `mcastor_flow_ends_total` and a line in docs/metrics.md.
+//! Reasons for the end of a flow. Each is a value of the `reason` label of
+//! `mcastor_flow_ends_total` and has a line in docs/metrics.md.
 
-/// Why a flow ended.
+/// The reason why a flow was removed from the flow table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FlowEnd {
-    /// It had no packet for too long.
+    /// It had no packets for the idle timeout.
     Idle,
-    /// It had been idle longest when another one needed room.
+    /// It was idle for longest when a new flow exceeded the limit.
     Evicted,
-    /// Somebody flushed it, or its interface is no longer captured.
+    /// A command flushed it, or its interface is not captured any more.
     Flushed,
 }
 
 impl FlowEnd {
-    /// All of them; the position of each is its number.
+    /// All reasons. The position of each is its discriminant.
     pub const ALL: [Self; 3] = [Self::Idle, Self::Evicted, Self::Flushed];
 
-    /// The metrics label.
+    /// Returns the metrics label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -33,7 +33,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn labels_are_unique_and_discriminants_are_indexes() {
+    fn labels_are_unique_and_discriminants_are_positions() {
         let labels: HashSet<_> = FlowEnd::ALL.iter().map(|e| e.label()).collect();
         assert_eq!(labels.len(), FlowEnd::ALL.len());
         for (i, end) in FlowEnd::ALL.iter().enumerate() {

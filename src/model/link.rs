@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-/// Longest interface name the kernel takes: `IFNAMSIZ` less its NUL.
+/// Length of the longest interface name in bytes: `IFNAMSIZ` without the terminating NUL.
 pub const IFNAME_MAX: usize = 15;
 
-/// Why a text is not an interface name or pattern.
+/// Why a text is not a valid interface name or pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// An empty name.
@@ -19,32 +19,32 @@ pub enum LinkError {
     /// More than [`IFNAME_MAX`] bytes.
     #[error("`{0}` is longer than the {IFNAME_MAX} bytes an interface name may have")]
     TooLong(String),
-    /// `/`, white space, `:` or a control character, which the kernel refuses in a name.
+    /// `/`, white space, `:` or a control character, which the kernel does not allow in a name.
     #[error("`{0}` holds a character that no interface name may have ({1:?})")]
     BadChar(String, char),
-    /// A label needs a value to be compared with.
-    #[error("`{0}` says no value; a label is written label:KEY=VALUE")]
+    /// A label without a value.
+    #[error("`{0}` has no value; a label is written label:KEY=VALUE")]
     NoLabelValue(String),
 }
 
-/// How names begin that are not the kernel's: those a container engine gives, and
-/// [`IfPattern::default_route`].
+/// Prefixes of the aliases that a container engine defines.
 const ENGINE_NAMES: [&str; 3] = ["container:", "network:", "label:"];
+/// The alias of [`IfPattern::default_route`].
 const DEFAULT_ROUTE: &str = "route:default";
-/// Longest such name, in bytes.
+/// Length of the longest alias in bytes.
 const ALIAS_MAX: usize = 512;
 
-/// The kernel's number of an interface. A recreated interface gets another one.
+/// The kernel's number of an interface. A recreated interface has a new number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct IfIndex(NonZeroU32);
 
 impl IfIndex {
-    /// `None` for zero, which the kernel uses for "no interface".
+    /// Returns the index; `None` for zero, which means "no interface" to the kernel.
     pub fn new(index: u32) -> Option<Self> {
         NonZeroU32::new(index).map(Self)
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> u32 {
         self.0.get()
     }
@@ -130,7 +130,7 @@ impl fmt::Display for PlaneName {
 pub struct IfName(Arc<str>);
 
 impl IfName {
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -171,58 +171,58 @@ impl Serialize for IfName {
     }
 }
 
-/// A name, or a pattern of names: `*` stands for any run of characters, `?` for one. Besides
-/// the kernel's names it may be one that a container engine knows: `container:NAME`,
-/// `network:NAME`, `label:KEY=VALUE`; or `route:default`.
+/// A name of an interface, or a pattern: `*` matches any number of characters and `?` matches one.
+/// Instead of a name of the kernel it may be an alias: one that a container engine defines
+/// (`container:NAME`, `network:NAME`, `label:KEY=VALUE`), or `route:default`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IfPattern(Arc<str>);
 
 impl IfPattern {
-    /// The text as written.
+    /// Returns the configured text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// True where the text holds `*` or `?`.
+    /// Returns whether the text contains `*` or `?`.
     pub fn is_pattern(&self) -> bool {
         self.0.contains(['*', '?'])
     }
 
-    /// The interface of the default route, whichever that is.
+    /// Returns the alias of the interface that the default route uses.
     pub fn default_route() -> Self {
         Self(DEFAULT_ROUTE.into())
     }
 
-    /// True for names that the kernel does not know: something has to find the interface.
+    /// Returns whether this is an alias, which the kernel does not know.
     pub fn is_alias(&self) -> bool {
-        // No interface name holds one.
+        // The kernel does not allow a colon in a name.
         self.0.contains(':')
     }
 
-    /// True for names that a container engine gives.
+    /// Returns whether this is an alias that a container engine defines.
     pub fn is_engine_name(&self) -> bool {
         ENGINE_NAMES.iter().any(|kind| self.0.starts_with(kind))
     }
 
-    /// True where `alias` is this, or fits the pattern.
+    /// Returns whether `alias` is this text or matches the pattern.
     pub fn matches_alias(&self, alias: &IfPattern) -> bool {
-        fits(self.0.as_bytes(), alias.0.as_bytes())
+        glob_matches(self.0.as_bytes(), alias.0.as_bytes())
     }
 
-    /// True where `name` is the name, or fits the pattern.
+    /// Returns whether `name` is this text or matches the pattern.
     pub fn matches(&self, name: &IfName) -> bool {
-        fits(self.0.as_bytes(), name.as_str().as_bytes())
+        glob_matches(self.0.as_bytes(), name.as_str().as_bytes())
     }
 
-    /// True where some name fits both.
+    /// Returns whether any text could match both patterns.
     pub fn intersects(&self, other: &IfPattern) -> bool {
-        globs_meet(self.0.as_bytes(), other.0.as_bytes())
+        globs_intersect(self.0.as_bytes(), other.0.as_bytes())
     }
 }
 
-/// Whether `name` fits `pattern`. Called for every rule and link at every change, so it
-/// allocates nothing: on a mismatch only the last star has to take one more byte.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
+/// Returns whether `name` matches `pattern`. It is called for every rule and link at every change, so
+/// it does not allocate: after a mismatch only the last star has to match one more byte.
+fn glob_matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
     while n < name.len() {
@@ -236,42 +236,41 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
                 n += 1;
             }
             _ => {
-                let Some((at, taken)) = star else {
+                let Some((star_at, matched)) = star else {
                     return false;
                 };
-                star = Some((at, taken + 1));
-                p = at + 1;
-                n = taken + 1;
+                star = Some((star_at, matched + 1));
+                p = star_at + 1;
+                n = matched + 1;
             }
         }
     }
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
-/// Whether some text fits both `a` and `b`. Texts are short, so the plain recursion over
-/// both, remembered in a table, is enough.
-fn globs_meet(a: &[u8], b: &[u8]) -> bool {
-    let mut meets = vec![false; (a.len() + 1) * (b.len() + 1)];
+/// Returns whether any text matches both `a` and `b`, by dynamic programming over their suffixes.
+fn globs_intersect(a: &[u8], b: &[u8]) -> bool {
+    let mut suffixes_intersect = vec![false; (a.len() + 1) * (b.len() + 1)];
     let at = |i: usize, j: usize| i * (b.len() + 1) + j;
     for i in (0..=a.len()).rev() {
         for j in (0..=b.len()).rev() {
             let star_a = a.get(i) == Some(&b'*');
             let star_b = b.get(j) == Some(&b'*');
-            meets[at(i, j)] = match (a.get(i), b.get(j)) {
+            suffixes_intersect[at(i, j)] = match (a.get(i), b.get(j)) {
                 (None, None) => true,
-                _ if star_a && meets[at(i + 1, j)] => true,
-                _ if star_b && meets[at(i, j + 1)] => true,
+                _ if star_a && suffixes_intersect[at(i + 1, j)] => true,
+                _ if star_b && suffixes_intersect[at(i, j + 1)] => true,
                 (Some(_), Some(_)) if star_a && star_b => false,
-                (Some(_), Some(_)) if star_a => meets[at(i, j + 1)],
-                (Some(_), Some(_)) if star_b => meets[at(i + 1, j)],
+                (Some(_), Some(_)) if star_a => suffixes_intersect[at(i, j + 1)],
+                (Some(_), Some(_)) if star_b => suffixes_intersect[at(i + 1, j)],
                 (Some(&x), Some(&y)) => {
-                    (x == y || x == b'?' || y == b'?') && meets[at(i + 1, j + 1)]
+                    (x == y || x == b'?' || y == b'?') && suffixes_intersect[at(i + 1, j + 1)]
                 }
                 _ => false,
             };
         }
     }
-    meets[0]
+    suffixes_intersect[0]
 }
 
 impl FromStr for IfPattern {
@@ -322,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_what_the_kernel_takes() {
+    fn names_follow_the_rules_of_the_kernel() {
         assert!("br-0123456789ab".parse::<IfName>().is_ok());
         assert_eq!("".parse::<IfName>(), Err(LinkError::Empty));
         assert!(matches!(
@@ -338,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_engines_are_patterns_too_and_no_kernel_name_fits_them() {
+    fn aliases_are_patterns_that_match_no_kernel_name() {
         for (text, engine) in [
             ("container:cam-1", true),
             ("container:cam-*", true),
@@ -387,17 +386,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn to_fit_a_pattern_is_to_meet_a_pattern_without_stars(
+        fn name_matches_exactly_if_it_intersects_the_pattern(
             glob in "[ab*?]{1,8}", name in "[ab]{1,8}",
         ) {
             let name: IfName = name.parse().unwrap();
-            let meets = pattern(&glob).intersects(&IfPattern::from(&name));
-            prop_assert_eq!(pattern(&glob).matches(&name), meets);
+            let intersects = pattern(&glob).intersects(&IfPattern::from(&name));
+            prop_assert_eq!(pattern(&glob).matches(&name), intersects);
         }
     }
 
     #[test]
-    fn patterns_that_could_take_the_same_name_are_found() {
+    fn patterns_intersect_if_a_text_matches_both() {
         for (a, b, meet) in [
             ("eth*", "*0", true),
             ("eth*", "br-*", false),

@@ -1,4 +1,4 @@
-//! The interfaces that exist now, as netlink tells them.
+//! The current network interfaces, as reported by netlink.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,32 +7,32 @@ use serde::Serialize;
 
 use super::{IfName, IfPattern, InterfaceId, PlaneName};
 
-/// One interface.
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Link {
     /// Its identity.
     pub index: InterfaceId,
-    /// Its name now.
+    /// The current name.
     pub name: IfName,
-    /// Largest IP packet it carries, in bytes.
+    /// Largest IP packet in bytes.
     pub mtu: u32,
-    /// Administratively up (`IFF_UP`).
+    /// Whether it is administratively up (`IFF_UP`).
     pub up: bool,
-    /// It has a carrier (`IFF_LOWER_UP`).
+    /// Whether it has a carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
-    /// Of a VLAN interface: the interface it stands on, and its VLAN.
+    /// The parent interface and the VLAN ID of a VLAN interface.
     pub vlan: Option<(InterfaceId, u16)>,
-    /// Names it has besides the kernel's, such as `container:web`: what
-    /// [`IfPattern::is_alias`] is true for.
+    /// Aliases in addition to the kernel's name, such as `container:web`. [`IfPattern::is_alias`] is
+    /// true for them.
     pub known_as: BTreeSet<IfPattern>,
-    /// The plane that serves it. `None` for the default plane, which serves all links of the
+    /// The plane that serves the link; `None` for the default plane, which serves all links of the
     /// kernel.
     #[serde(skip)]
     pub plane: Option<PlaneName>,
 }
 
 impl Link {
-    /// A link that is up, with the MTU of Ethernet.
+    /// Returns a link that is up, with an MTU of 1500 bytes and no aliases.
     pub fn new(index: InterfaceId, name: IfName) -> Self {
         Self {
             index,
@@ -46,8 +46,8 @@ impl Link {
         }
     }
 
-    /// True where a name or pattern means this link.
-    pub fn fits(&self, pattern: &IfPattern) -> bool {
+    /// Returns whether a name or pattern matches the name or an alias of the link.
+    pub fn matches(&self, pattern: &IfPattern) -> bool {
         if pattern.is_alias() {
             self.known_as.iter().any(|a| pattern.matches_alias(a))
         } else {
@@ -56,16 +56,16 @@ impl Link {
     }
 }
 
-/// Names of links that somebody other than the kernel gives.
+/// Aliases of links, from other programs than the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Aliases {
-    /// Of links known by index.
+    /// Aliases of links with a known index.
     pub by_index: BTreeMap<InterfaceId, BTreeSet<IfPattern>>,
-    /// Of links known by name.
+    /// Aliases of links with a known name.
     pub by_name: BTreeMap<IfName, BTreeSet<IfPattern>>,
 }
 
-/// All interfaces and their addresses, by index.
+/// All network interfaces and their addresses, by index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
     links: BTreeMap<InterfaceId, Link>,
@@ -73,8 +73,8 @@ pub struct Links {
 }
 
 impl Links {
-    /// Adds a link or replaces what was known of it, but for its other names: a link that
-    /// brings none keeps them. True where that changed something.
+    /// Adds or replaces a link. A link without aliases keeps those of the link that it replaces.
+    /// Returns whether anything changed.
     pub fn insert(&mut self, mut link: Link) -> bool {
         let old = self.links.get(&link.index);
         if let Some(old) = old.filter(|_| link.known_as.is_empty()) {
@@ -87,14 +87,14 @@ impl Links {
         changed
     }
 
-    /// Forgets a link. True where it was known.
+    /// Removes a link and its addresses. Returns whether it existed.
     pub fn remove(&mut self, index: InterfaceId) -> bool {
         self.addresses.remove(&index);
         self.links.remove(&index).is_some()
     }
 
-    /// Adds an address with the length of its prefix; the kernel's primary one comes first.
-    /// True where it was new.
+    /// Adds an address with its prefix length. The kernel's primary address must be added first.
+    /// Returns whether it is new.
     pub fn insert_address(&mut self, index: InterfaceId, address: IpNet) -> bool {
         let addresses = self.addresses.entry(index).or_default();
         let new = !addresses.contains(&address);
@@ -104,7 +104,7 @@ impl Links {
         new
     }
 
-    /// Forgets an address. True where it was known.
+    /// Removes an address. Returns whether it existed.
     pub fn remove_address(&mut self, index: InterfaceId, address: IpNet) -> bool {
         let Some(addresses) = self.addresses.get_mut(&index) else {
             return false;
@@ -114,48 +114,48 @@ impl Links {
         addresses.len() != before
     }
 
-    /// The addresses of an interface, each with the length of its prefix.
+    /// Returns the addresses of an interface with their prefix lengths.
     pub fn addresses(&self, index: InterfaceId) -> &[IpNet] {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
     }
 
-    /// Gives a link another name.
-    pub fn call(&mut self, index: InterfaceId, name: IfPattern) {
+    /// Adds an alias to a link. Does nothing if the link does not exist.
+    pub fn add_alias(&mut self, index: InterfaceId, alias: IfPattern) {
         if let Some(link) = self.links.get_mut(&index) {
-            link.known_as.insert(name);
+            link.known_as.insert(alias);
         }
     }
 
-    /// These links, with these names besides those they have.
-    pub fn called(&self, aliases: &Aliases) -> Self {
+    /// Returns a copy of the links with additional aliases.
+    pub fn with_aliases(&self, aliases: &Aliases) -> Self {
         let mut links = self.clone();
         for link in links.links.values_mut() {
             let by_index = aliases.by_index.get(&link.index);
             let by_name = aliases.by_name.get(&link.name);
-            let more = by_index.into_iter().chain(by_name).flatten();
-            link.known_as.extend(more.cloned());
+            let added = by_index.into_iter().chain(by_name).flatten();
+            link.known_as.extend(added.cloned());
         }
         links
     }
 
-    /// The link of that index.
+    /// Returns the link with an index.
     pub fn get(&self, index: InterfaceId) -> Option<&Link> {
         self.links.get(&index)
     }
 
-    /// The link of that name.
-    pub fn named(&self, name: &str) -> Option<&Link> {
+    /// Returns the link with a name.
+    pub fn by_name(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|l| l.name.as_str() == name)
     }
 
-    /// All links, by index.
+    /// Returns all links, by index.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.values()
     }
 
-    /// The links whose name fits, by index.
+    /// Returns the links that match `pattern`, by index.
     pub fn matching<'a>(&'a self, pattern: &'a IfPattern) -> impl Iterator<Item = &'a Link> {
-        self.iter().filter(|l| l.fits(pattern))
+        self.iter().filter(|l| l.matches(pattern))
     }
 
     /// Returns the links that match any of `patterns`, without duplicates, in the order of the
@@ -163,7 +163,7 @@ impl Links {
     pub fn matching_any(&self, patterns: &[IfPattern]) -> Vec<&Link> {
         let mut matching: Vec<&Link> = Vec::new();
         for pattern in patterns {
-            for link in self.iter().filter(|l| l.fits(pattern)) {
+            for link in self.iter().filter(|l| l.matches(pattern)) {
                 if !matching.iter().any(|m| m.index == link.index) {
                     matching.push(link);
                 }
@@ -172,11 +172,11 @@ impl Links {
         matching
     }
 
-    /// The VLANs that have an interface of their own on top of `parent`.
-    pub fn vlans_on(&self, parent: InterfaceId) -> impl Iterator<Item = u16> + '_ {
+    /// Returns the IDs of the VLANs for which a VLAN interface with this parent exists.
+    pub fn vlan_ids_of(&self, parent: InterfaceId) -> impl Iterator<Item = u16> + '_ {
         self.iter()
             .filter_map(|l| l.vlan)
-            .filter_map(move |(on, id)| (on == parent).then_some(id))
+            .filter_map(move |(of, id)| (of == parent).then_some(id))
     }
 }
 

@@ -1,6 +1,7 @@
-//! The nouns every other room speaks in: addresses, links, TTL policies, route rules.
+//! The types that all other modules share: addresses, links, TTL policies, rules of routes and
+//! proxies.
 //!
-//! Constructors check; nothing here does I/O or reads a clock.
+//! Constructors validate their arguments. Nothing here does I/O or reads a clock.
 
 pub mod addr;
 pub mod filter;

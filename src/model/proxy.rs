@@ -1,4 +1,4 @@
-//! Proxies as an operator means them, before interfaces are known (RFC 4605).
+//! Proxies (RFC 4605) as an operator configures them, with names and patterns of interfaces.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,34 +7,35 @@ use serde::Serialize;
 
 use super::{Group, GroupPrefix, IfPattern, RouteName, Source, SourcePrefix, TtlPolicy};
 
-/// Proxies one interface may be upstream of, or downstream.
+/// Largest number of proxies that use one interface.
 pub const MOST_PROXIES: usize = 64;
 
-/// Who asks the hosts of a downstream interface.
+/// Whether this router queries the hosts on a downstream interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QuerierPolicy {
-    /// Whoever is elected, perhaps us.
+    /// If it wins the querier election.
     #[default]
     Auto,
-    /// Always us, whoever else asks.
+    /// Always, without an election.
     On,
-    /// Never us: we only listen.
+    /// Never. It only processes reports.
     Off,
 }
 
-/// How exactly the header of a membership message must follow the RFCs.
+/// How strictly the headers of membership messages are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeaderChecks {
-    /// TTL or hop limit 1, router alert, a source on the link, besides a right checksum.
+    /// Requires TTL or hop limit 1, the router alert option, a source on the link, and a valid
+    /// checksum.
     #[default]
     Strict,
-    /// A right checksum.
+    /// Requires a valid checksum.
     Lenient,
 }
 
-/// The highest versions spoken on downstream interfaces.
+/// The highest protocol versions on downstream interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Versions {
     /// IGMP: 1, 2 or 3.
@@ -52,23 +53,23 @@ impl Default for Versions {
 /// Timers and counts of the querier (RFC 9776 section 8, RFC 9777 section 9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct QuerierTimers {
-    /// How many lost messages are survived, 1 to 7 (section 8.1).
+    /// The robustness variable, 1 to 7: one more than the number of consecutive lost messages that
+    /// are tolerated (section 8.1).
     pub robustness: u8,
-    /// Between general queries (section 8.2).
+    /// Time between general queries (section 8.2).
     pub query_interval: Duration,
-    /// How long hosts may wait before they answer a general query; less than the query
-    /// interval (section 8.3).
+    /// Maximum delay of responses to a general query; less than the query interval (section 8.3).
     pub query_response_interval: Duration,
-    /// How long they may wait before they answer a specific query, and the time between two
-    /// of those (section 8.8).
+    /// Maximum delay of responses to a specific query, and time between specific queries (section
+    /// 8.8).
     pub last_member_query_interval: Duration,
-    /// Specific queries before a group or source is given up; the robustness variable
-    /// where none is set (section 8.9).
+    /// Number of specific queries before a group or source expires; `None` for the robustness
+    /// variable (section 8.9).
     pub last_member_query_count: Option<u8>,
-    /// General queries at the start; the robustness variable where none is set
-    /// (section 8.7).
+    /// Number of general queries at the start; `None` for the robustness variable (section 8.7).
     pub startup_query_count: Option<u8>,
-    /// Between them; a quarter of the query interval where none is set (section 8.6).
+    /// Time between general queries at the start; `None` for a quarter of the query interval
+    /// (section 8.6).
     pub startup_query_interval: Option<Duration>,
 }
 
@@ -86,14 +87,15 @@ impl Default for QuerierTimers {
     }
 }
 
-/// How much strangers may make us remember, on each downstream interface.
+/// Limits of the membership state on each downstream interface. They bound the memory and CPU time
+/// that hosts can consume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct MembershipLimits {
-    /// Groups.
+    /// Largest number of groups.
     pub groups: usize,
-    /// Sources of one group.
+    /// Largest number of sources of one group.
     pub sources_per_group: usize,
-    /// Reports taken in a second.
+    /// Largest number of reports that are processed in a second.
     pub reports_per_second: u32,
 }
 
@@ -107,47 +109,49 @@ impl Default for MembershipLimits {
     }
 }
 
-/// Joins of hosts on the downstream interfaces make routes from the upstream ones.
+/// A proxy (RFC 4605): it joins the groups of hosts on the downstream interfaces upstream, and
+/// forwards the packets to the hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProxyRule {
-    /// How it is called; the `route` label of its paths.
+    /// The name, and the `route` label of its paths.
     pub name: RouteName,
-    /// Where streams come from. With several, all are joined, and the first to carry an (S,G)
-    /// feeds it until it falls silent.
+    /// The upstream interfaces. Groups are joined on all of them. The first on which an (S,G) arrives
+    /// is its active upstream until no more packets of the (S,G) arrive there.
     pub upstream: Vec<IfPattern>,
-    /// Where the hosts are. An interface is downstream of one proxy.
+    /// The downstream interfaces, towards the hosts. An interface is downstream of one proxy.
     pub downstream: Vec<IfPattern>,
-    /// Whether what is sent downstream is forwarded upstream too, whoever asked (RFC 4605
-    /// section 3.2). The other downstream interfaces that want it get it either way.
+    /// Whether packets that arrive downstream are forwarded upstream, regardless of memberships
+    /// (RFC 4605 section 3.2). Other downstream interfaces with members receive them in any case.
     pub upward: bool,
-    /// Who asks the hosts.
+    /// Whether this router queries the hosts.
     pub querier: QuerierPolicy,
-    /// What is spoken with them.
+    /// The protocol versions.
     pub version: Versions,
-    /// Groups that are proxied; all where none is named.
+    /// Groups that the proxy accepts; empty for all.
     pub groups: Vec<GroupPrefix>,
-    /// Groups that are not, even so.
+    /// Groups that the proxy does not accept, even if `groups` contains them.
     pub deny_groups: Vec<GroupPrefix>,
-    /// Sources that are forwarded; all where none is named.
+    /// Sources that the proxy accepts; empty for all.
     pub sources: Vec<SourcePrefix>,
-    /// Sources that are not, even so.
+    /// Sources that the proxy does not accept, even if `sources` contains them.
     pub deny_sources: Vec<SourcePrefix>,
-    /// Whether a leave counts at once where every host is tracked, without asking.
+    /// Whether a leave takes effect without a query if all hosts of the group are tracked.
     pub fast_leave: bool,
-    /// What becomes of the TTL.
+    /// What happens to the TTL.
     pub ttl: TtlPolicy,
-    /// How exactly reports must be made.
+    /// How strictly the headers of reports are checked.
     pub header_checks: HeaderChecks,
-    /// Timers and counts.
+    /// Timers and counts of the querier.
     pub timers: QuerierTimers,
-    /// Limits.
+    /// Limits of the membership state.
     pub limits: MembershipLimits,
-    /// How long an upstream must be silent before another may feed an (S,G).
+    /// Time without packets on the active upstream of an (S,G) after which another upstream may
+    /// become active.
     pub takeover: Duration,
 }
 
 impl ProxyRule {
-    /// A proxy with defaults.
+    /// Returns a proxy with default options.
     pub fn new(upstream: Vec<IfPattern>, downstream: Vec<IfPattern>) -> Self {
         let from = upstream.first().map_or("none", IfPattern::as_str);
         Self {
@@ -170,20 +174,20 @@ impl ProxyRule {
         }
     }
 
-    /// Whether memberships of this group are proxied at all. Link-local groups never are
+    /// Returns whether the proxy accepts memberships of a group. It accepts no link-local groups
     /// (RFC 4605 section 4, RFC 9776 section 6).
     pub fn accepts_group(&self, group: Group) -> bool {
-        let holds = |list: &[GroupPrefix]| list.iter().any(|p| p.net().contains(&group.addr()));
+        let contains = |list: &[GroupPrefix]| list.iter().any(|p| p.net().contains(&group.addr()));
         !group.is_link_local()
-            && (self.groups.is_empty() || holds(&self.groups))
-            && !holds(&self.deny_groups)
+            && (self.groups.is_empty() || contains(&self.groups))
+            && !contains(&self.deny_groups)
     }
 
-    /// Whether packets of this source are forwarded.
+    /// Returns whether the proxy forwards packets from a source.
     pub fn accepts_source(&self, source: Source) -> bool {
         let addr: IpAddr = source.addr();
-        let holds = |list: &[SourcePrefix]| list.iter().any(|p| p.net().contains(&addr));
-        (self.sources.is_empty() || holds(&self.sources)) && !holds(&self.deny_sources)
+        let contains = |list: &[SourcePrefix]| list.iter().any(|p| p.net().contains(&addr));
+        (self.sources.is_empty() || contains(&self.sources)) && !contains(&self.deny_sources)
     }
 }
 
@@ -192,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_permit_and_denials_win() {
+    fn deny_lists_override_allow_lists() {
         let mut proxy = ProxyRule::new(vec!["eth0".parse().unwrap()], vec![]);
         let group = |g: &str| g.parse::<Group>().unwrap();
         let source = |s: &str| s.parse::<Source>().unwrap();

@@ -1,7 +1,8 @@
-//! What a route writes into the packets it forwards: another source, group or UDP port.
+//! Translation of packets: a route replaces the source, group or UDP port of the packets that it
+//! forwards.
 //!
-//! Addresses are mapped by prefix: the bits of the prefix are replaced, the host bits kept. So
-//! every stream keeps a stream of its own (the mapping is one to one) and can be told back.
+//! Addresses are mapped by prefix: the bits of the prefix are replaced, the host bits are kept. The
+//! mapping is one to one, so different streams stay different and the mapping has an inverse.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,49 +14,45 @@ use serde::{Serialize, Serializer};
 use super::addr::{is_link_local_group, overlap};
 use super::{Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
 
-/// Why a rewrite is refused.
+/// The reason why a translation is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TranslationError {
-    /// Neither source nor group nor port.
-    #[error("a rewrite names a source, a group or a port")]
+    /// The translation replaces neither source nor group nor port.
+    #[error("a translation names a source, a group or a port")]
     Empty,
-    /// What it writes is there already.
-    #[error("the rewrite changes nothing")]
+    /// The new values equal the old ones.
+    #[error("the translation changes nothing")]
     ChangesNothing,
-    /// Packets would be of two IP versions at once.
-    #[error("source {0} and group {1} are of different IP versions; rewrite both or neither")]
+    /// The new source and group have different IP versions.
+    #[error("source {0} and group {1} are of different IP versions; translate both or neither")]
     MixedFamily(SourcePrefix, GroupPrefix),
-    /// The two prefixes do not have as many host bits.
+    /// The new prefix has more host bits than the old one.
     #[error(
-        "{to} holds {} host bits, but the route's {from} holds {}; as many are needed to map one to one",
+        "{to} has {} host bits, but the route's {from} has {}; the numbers must be equal",
         host_bits(*.to), host_bits(*.from)
     )]
     Length {
         /// The prefix of the route.
         from: IpNet,
-        /// The prefix it would become.
+        /// The new prefix.
         to: IpNet,
     },
-    /// Several streams of one route would become one.
-    #[error(
-        "{to} holds fewer addresses than the route's {from}: different streams would become one"
-    )]
+    /// The new prefix has fewer host bits than the old one.
+    #[error("{to} has fewer addresses than the route's {from}: different streams would become one")]
     Collapses {
         /// The prefix of the route.
         from: IpNet,
-        /// The prefix it would become.
+        /// The new prefix.
         to: IpNet,
     },
-    /// An address that no packet may come from, or that stays on its link.
-    #[error("{0} is no address a forwarded packet may come from")]
+    /// The new source is in a range from which packets are not forwarded.
+    #[error("{0} is not a valid source of forwarded packets")]
     BadSource(SourcePrefix),
-    /// Such groups stay on their link unless the route says so.
-    #[error(
-        "{0} holds link-local groups, which stay on their link; link_local = true forwards them"
-    )]
+    /// The new groups include link-local groups, which are forwarded only if the route allows it.
+    #[error("{0} has link-local groups, which stay on their link; link_local = true forwards them")]
     LinkLocal(GroupPrefix),
-    /// Receivers of such groups have to name the source, and it is not known.
-    #[error("receivers of {0} join a source, but the route takes any; name the source")]
+    /// The new groups are source-specific, but receivers do not know the sources.
+    #[error("receivers of {0} join a source, but the route matches any source; name the source")]
     SourceUnknown(GroupPrefix),
 }
 
@@ -70,15 +67,15 @@ fn bits_of(addr: IpAddr) -> u128 {
     }
 }
 
-/// Replaces a prefix and keeps the host bits.
+/// A mapping of addresses that replaces the prefix and keeps the host bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct PrefixMap {
     from: IpNet,
     to: IpNet,
-    /// The bits of `to`.
-    bits: u128,
-    /// The host bits, set.
-    mask: u128,
+    /// The bits of the prefix `to`.
+    prefix_bits: u128,
+    /// A mask of the host bits.
+    host_mask: u128,
 }
 
 impl PrefixMap {
@@ -93,8 +90,8 @@ impl PrefixMap {
         Ok(Self {
             from,
             to,
-            bits: bits_of(to.network()),
-            mask: !u128::MAX.checked_shl(host.into()).unwrap_or(0),
+            prefix_bits: bits_of(to.network()),
+            host_mask: !u128::MAX.checked_shl(host.into()).unwrap_or(0),
         })
     }
 
@@ -102,15 +99,16 @@ impl PrefixMap {
         self.from != self.to
     }
 
-    /// Maps an address that is known to be in `from`.
+    /// Maps an address, which must be in `from`.
     fn map(&self, addr: IpAddr) -> IpAddr {
-        let bits = self.bits | (bits_of(addr) & self.mask);
+        let bits = self.prefix_bits | (bits_of(addr) & self.host_mask);
         match self.to {
             IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
             IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(bits)),
         }
     }
 
+    /// Maps the addresses of `net` that are in `from`; `None` if there are none.
     fn map_net(&self, net: IpNet) -> Option<IpNet> {
         let inside = overlap(self.from, net)?;
         let longer = inside.prefix_len() - self.from.prefix_len();
@@ -121,13 +119,13 @@ impl PrefixMap {
         Self {
             from: self.to,
             to: self.from,
-            bits: bits_of(self.from.network()),
-            mask: self.mask,
+            prefix_bits: bits_of(self.from.network()),
+            host_mask: self.host_mask,
         }
     }
 }
 
-/// What was translated into what.
+/// The IP versions before and after a translation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum TranslationKind {
@@ -142,7 +140,7 @@ pub enum TranslationKind {
 }
 
 impl TranslationKind {
-    /// All of them; the position of each is its number.
+    /// All kinds. The position of each is its discriminant.
     pub const ALL: [Self; 4] = [
         Self::FourToFour,
         Self::SixToSix,
@@ -150,7 +148,7 @@ impl TranslationKind {
         Self::SixToFour,
     ];
 
-    /// The metrics label.
+    /// Returns the metrics label.
     pub fn label(self) -> &'static str {
         match self {
             Self::FourToFour => "4to4",
@@ -160,13 +158,13 @@ impl TranslationKind {
         }
     }
 
-    /// Whether the IP version stays.
-    pub fn stays(self) -> bool {
+    /// Returns whether the IP version stays the same.
+    pub fn keeps_ip_version(self) -> bool {
         matches!(self, Self::FourToFour | Self::SixToSix)
     }
 }
 
-/// A checked rewrite of the streams of one route.
+/// The validated translation of one route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TranslationRule {
     source: PrefixMap,
@@ -175,9 +173,12 @@ pub struct TranslationRule {
 }
 
 impl TranslationRule {
-    /// What packets of a route that takes `source` and `group` get instead; what is `None`
-    /// stays. Prefixes need as many host bits as what they replace: an IPv4 /24 maps to an
-    /// IPv6 /120. `link_local` says that groups of link-local scope are wanted.
+    /// Returns the translation of a route that matches `source` and `group`. `None` keeps the source,
+    /// group or port. A new prefix has as many host bits as the old one: an IPv4 /24 is replaced by
+    /// an IPv6 /120. `link_local` allows link-local groups.
+    ///
+    /// # Errors
+    /// The translation is invalid; see [`TranslationError`].
     pub fn new(
         (source, group): (SourcePrefix, GroupPrefix),
         (to_source, to_group): (Option<SourcePrefix>, Option<GroupPrefix>),
@@ -191,38 +192,38 @@ impl TranslationRule {
         if new_source.net().addr().is_ipv4() != new_group.net().addr().is_ipv4() {
             return Err(TranslationError::MixedFamily(new_source, new_group));
         }
-        let rewrite = Self {
+        let translation = Self {
             source: PrefixMap::new(source.net(), new_source.net())?,
             group: PrefixMap::new(group.net(), new_group.net())?,
             port,
         };
-        if !rewrite.changes_stream() && port.is_none() {
+        if !translation.changes_stream() && port.is_none() {
             return Err(TranslationError::ChangesNothing);
         }
-        if rewrite.source.changes() && never_a_source(new_source.net()) {
+        if translation.source.changes() && is_invalid_source(new_source.net()) {
             return Err(TranslationError::BadSource(new_source));
         }
-        if rewrite.group.changes() {
-            if !link_local && holds_link_local(new_group.net()) {
+        if translation.group.changes() {
+            if !link_local && contains_link_local_group(new_group.net()) {
                 return Err(TranslationError::LinkLocal(new_group));
             }
-            let specific =
+            let is_source_specific =
                 |g: GroupPrefix| Group::new(g.net().network()).is_ok_and(Group::is_source_specific);
-            // Those who joined a source before know it; others cannot guess it.
-            if specific(new_group) && !specific(group) && new_source.is_any() {
+            // Receivers of source-specific groups know the source. Others do not, unless it is set.
+            if is_source_specific(new_group) && !is_source_specific(group) && new_source.is_any() {
                 return Err(TranslationError::SourceUnknown(new_group));
             }
         }
-        Ok(rewrite)
+        Ok(translation)
     }
 
-    /// The UDP destination port packets get.
+    /// Returns the new UDP destination port; `None` keeps the port.
     pub fn port(&self) -> Option<NonZeroU16> {
         self.port
     }
 
-    /// The source and group prefix packets get, where others.
-    pub fn becomes(&self) -> (Option<SourcePrefix>, Option<GroupPrefix>) {
+    /// Returns the new source and group prefixes; `None` for those that stay the same.
+    pub fn replacements(&self) -> (Option<SourcePrefix>, Option<GroupPrefix>) {
         let source = self.source.changes().then_some(self.source.to);
         let group = self.group.changes().then_some(self.group.to);
         (
@@ -231,13 +232,13 @@ impl TranslationRule {
         )
     }
 
-    /// Whether packets get another source or group, and not only another port.
+    /// Returns whether the translation replaces source or group, not only the port.
     pub fn changes_stream(&self) -> bool {
         self.source.changes() || self.group.changes()
     }
 
-    /// The IP versions packets come and leave as.
-    pub fn family(&self) -> TranslationKind {
+    /// Returns the IP versions before and after the translation.
+    pub fn kind(&self) -> TranslationKind {
         match (self.group.from, self.group.to) {
             (IpNet::V4(_), IpNet::V4(_)) => TranslationKind::FourToFour,
             (IpNet::V6(_), IpNet::V6(_)) => TranslationKind::SixToSix,
@@ -246,8 +247,8 @@ impl TranslationRule {
         }
     }
 
-    /// The stream that a stream of the route becomes; `None` for one the route does not take,
-    /// and where its source would become an address that is none.
+    /// Translates a stream. Returns `None` if the route does not match it, or if the new source is not
+    /// a unicast address.
     pub fn apply(&self, stream: SourceGroup) -> Option<SourceGroup> {
         Some(SourceGroup {
             source: Source::new(self.apply_source(stream.source.addr())?).ok()?,
@@ -255,19 +256,19 @@ impl TranslationRule {
         })
     }
 
-    /// The group that a group of the route becomes: what a report for (*, G) speaks of.
+    /// Translates a group. Returns `None` if the route does not match it.
     pub fn apply_group(&self, group: Group) -> Option<Group> {
-        let fits = self.group.from.contains(&group.addr());
-        fits.then(|| Group::new(self.group.map(group.addr())).ok())?
+        let is_matched = self.group.from.contains(&group.addr());
+        is_matched.then(|| Group::new(self.group.map(group.addr())).ok())?
     }
 
-    /// The address that a source of the route becomes.
+    /// Translates a source. Returns `None` if the route does not match it.
     pub fn apply_source(&self, source: IpAddr) -> Option<IpAddr> {
-        let fits = self.source.from.contains(&source);
-        fits.then(|| self.source.map(source))
+        let is_matched = self.source.from.contains(&source);
+        is_matched.then(|| self.source.map(source))
     }
 
-    /// What the streams of a set become, as far as the route takes them.
+    /// Translates the streams of a set that the route matches. Returns `None` if there are none.
     pub fn apply_set(&self, set: StreamSet) -> Option<StreamSet> {
         Some(StreamSet {
             source: self.source.map_net(set.source)?,
@@ -275,8 +276,8 @@ impl TranslationRule {
         })
     }
 
-    /// The way back: from what leaves to what came. Ports are not told back: which there was
-    /// before is not known.
+    /// Returns the translation from outgoing to arriving streams. It keeps the port, because the
+    /// original port is unknown.
     pub fn inverse(&self) -> Self {
         Self {
             source: self.source.inverse(),
@@ -285,35 +286,35 @@ impl TranslationRule {
         }
     }
 
-    /// New source and group address of a packet that the route is known to take.
+    /// Returns the new source and group of a packet, which the route must match.
     pub fn addresses(&self, source: IpAddr, group: IpAddr) -> (IpAddr, IpAddr) {
         (self.source.map(source), self.group.map(group))
     }
 }
 
-/// Whether a prefix lies in a range that no forwarded packet comes from: unspecified, loopback,
-/// link-local, broadcast.
-fn never_a_source(net: IpNet) -> bool {
-    let within = |range: &str| range.parse::<IpNet>().is_ok_and(|r| r.contains(&net));
+/// Returns whether a prefix is in a range from which packets are not forwarded: unspecified,
+/// loopback, link-local, reserved and broadcast addresses.
+fn is_invalid_source(net: IpNet) -> bool {
+    let is_within = |range: &str| range.parse::<IpNet>().is_ok_and(|r| r.contains(&net));
     match net {
         IpNet::V4(_) => {
-            within("0.0.0.0/8")
-                || within("127.0.0.0/8")
-                || within("169.254.0.0/16")
-                || within("240.0.0.0/4")
+            is_within("0.0.0.0/8")
+                || is_within("127.0.0.0/8")
+                || is_within("169.254.0.0/16")
+                || is_within("240.0.0.0/4")
         }
-        IpNet::V6(_) => within("::/127") || within("fe80::/10"),
+        IpNet::V6(_) => is_within("::/127") || is_within("fe80::/10"),
     }
 }
 
-/// Whether any group of a prefix is of link-local scope.
-fn holds_link_local(net: IpNet) -> bool {
+/// Returns whether a prefix contains a group of link-local scope.
+fn contains_link_local_group(net: IpNet) -> bool {
     match net {
         IpNet::V4(v4) => {
             is_link_local_group(net.network())
                 || v4.contains(&Ipv4Addr::new(224, 0, 0, 0)) && v4.prefix_len() <= 24
         }
-        // The scope is in bits 12 to 15; the lowest of a prefix has those beyond it unset.
+        // The scope is in bits 12 to 15. The lowest address of a prefix has the lowest scope.
         IpNet::V6(_) => is_link_local_group(net.network()),
     }
 }
@@ -325,12 +326,13 @@ impl Serialize for TranslationRule {
 }
 
 impl fmt::Display for TranslationRule {
-    /// As in `(10.9.1.2, 239.1.1.1) port 5001`; what stays is written `=`.
+    /// Writes a text such as `(10.9.1.2, 239.1.1.1) port 5001`. `=` means that an address stays the
+    /// same.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (source, group) = self.becomes();
-        let shown = |net: Option<String>| net.unwrap_or_else(|| "=".into());
+        let (source, group) = self.replacements();
+        let text = |net: Option<String>| net.unwrap_or_else(|| "=".into());
         let (source, group) = (source.map(|s| s.to_string()), group.map(|g| g.to_string()));
-        write!(f, "({}, {})", shown(source), shown(group))?;
+        write!(f, "({}, {})", text(source), text(group))?;
         match self.port {
             Some(port) => write!(f, " port {port}"),
             None => Ok(()),
@@ -343,7 +345,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn rewrite(
+    fn translation(
         (source, group): (&str, &str),
         to: (Option<&str>, Option<&str>),
         port: u16,
@@ -369,8 +371,8 @@ mod tests {
     const ANY: &str = "0.0.0.0/0";
 
     #[test]
-    fn any_subset_is_rewritten_and_host_bits_are_kept() {
-        let both = rewrite(
+    fn prefixes_are_replaced_and_host_bits_are_kept() {
+        let both = translation(
             ("10.0.1.0/24", "225.1.2.0/24"),
             (Some("10.9.9.0/24"), Some("239.1.1.0/24")),
             5001,
@@ -384,39 +386,39 @@ mod tests {
         );
         assert_eq!(both.apply(stream("10.0.2.7", "225.1.2.9")), None);
         assert_eq!(both.to_string(), "(10.9.9.0/24, 239.1.1.0/24) port 5001");
-        let group = rewrite((ANY, "225.1.2.3"), (None, Some("239.1.1.1")), 0).unwrap();
+        let group = translation((ANY, "225.1.2.3"), (None, Some("239.1.1.1")), 0).unwrap();
         let to = group.apply(stream("192.0.2.1", "225.1.2.3")).unwrap();
         assert_eq!(to, stream("192.0.2.1", "239.1.1.1"));
         assert_eq!(group.to_string(), "(=, 239.1.1.1)");
-        let port = rewrite((ANY, "225.1.2.3"), (None, None), 7).unwrap();
+        let port = translation((ANY, "225.1.2.3"), (None, None), 7).unwrap();
         assert!(!port.changes_stream());
     }
 
     #[test]
-    fn across_families_as_many_host_bits_are_needed() {
-        let up = rewrite(
+    fn translation_between_ip_versions_keeps_host_bits() {
+        let up = translation(
             (ANY, "225.1.2.0/24"),
             (Some("64:ff9b::/96"), Some("ff3e::100/120")),
             0,
         )
         .unwrap();
-        assert_eq!(up.family(), TranslationKind::FourToSix);
+        assert_eq!(up.kind(), TranslationKind::FourToSix);
         let to = up.apply(stream("192.0.2.1", "225.1.2.9")).unwrap();
         assert_eq!(to, stream("64:ff9b::c000:201", "ff3e::109"));
         assert_eq!(
             up.inverse().apply(to),
             Some(stream("192.0.2.1", "225.1.2.9"))
         );
-        // What is no address to send from stays none.
+        // The new source would be a multicast address.
         let down = up.inverse();
         assert_eq!(down.apply(stream("64:ff9b::e101:203", "ff3e::109")), None);
     }
 
     #[test]
-    fn wrong_rewrites_have_names() {
+    fn invalid_translations_are_refused_with_the_reason() {
         use TranslationError as E;
         let g = "225.1.2.3";
-        let err = |from, to, port| rewrite(from, to, port).unwrap_err();
+        let err = |from, to, port| translation(from, to, port).unwrap_err();
         assert_eq!(err((ANY, g), (None, None), 0), E::Empty);
         assert_eq!(err((ANY, g), (None, Some(g)), 0), E::ChangesNothing);
         assert!(matches!(
@@ -445,13 +447,13 @@ mod tests {
         assert!(matches!(err(("10.0.0.1", g), six, 0), E::LinkLocal(_)));
         let ssm = err((ANY, g), (None, Some("232.1.1.1")), 0);
         assert!(matches!(ssm, E::SourceUnknown(_)));
-        rewrite(("10.0.0.1", g), (None, Some("232.1.1.1")), 0).unwrap();
-        rewrite((ANY, "232.9.9.9"), (None, Some("232.1.1.1")), 0).unwrap();
+        translation(("10.0.0.1", g), (None, Some("232.1.1.1")), 0).unwrap();
+        translation((ANY, "232.9.9.9"), (None, Some("232.1.1.1")), 0).unwrap();
     }
 
     #[test]
-    fn sets_are_mapped_as_their_streams_are() {
-        let r = rewrite(
+    fn stream_sets_are_translated_by_prefix() {
+        let r = translation(
             (ANY, "225.1.2.0/24"),
             (Some("64:ff9b::/96"), Some("ff3e::100/120")),
             0,
@@ -471,7 +473,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_inverse_gives_the_stream_back(
+        fn inverse_restores_the_stream(
             (sources, groups) in prefixes(),
             across: bool,
             source: u32, group: u32,
@@ -500,12 +502,12 @@ mod tests {
             };
             let source = IpAddr::V4(Ipv4Addr::from_bits(source));
             let Ok(source) = Source::new(source) else { return Ok(()) };
-            let there = SourceGroup {
+            let stream = SourceGroup {
                 source,
                 group: Group::new(Ipv4Addr::from_bits(group).into()).unwrap(),
             };
-            if let Some(mapped) = r.apply(there) {
-                prop_assert_eq!(r.inverse().apply(mapped), Some(there));
+            if let Some(mapped) = r.apply(stream) {
+                prop_assert_eq!(r.inverse().apply(mapped), Some(stream));
                 prop_assert!(to.0.net().contains(&mapped.source.addr()));
                 prop_assert!(to.1.net().contains(&mapped.group.addr()));
             }

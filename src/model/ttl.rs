@@ -7,19 +7,18 @@ use serde::{Serialize, Serializer};
 /// What a route does to the TTL of the packets it forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TtlPolicy {
-    /// One less on the way out; a packet that arrives with 1 or 0 is dropped
-    /// (RFC 1812 section 5.3.1).
+    /// Decrements the TTL. A packet that arrives with 1 or 0 is dropped (RFC 1812 section 5.3.1).
     #[default]
     Decrement,
-    /// As it came. TTL no longer ends a loop: the loop guard has to.
+    /// Keeps the TTL. The TTL does not end loops then; the loop guard does.
     Keep,
-    /// This value, 1 to 255. TTL no longer ends a loop: the loop guard has to.
+    /// Sets the TTL to this value, 1 to 255. The TTL does not end loops then; the loop guard does.
     Set(u8),
 }
 
 impl TtlPolicy {
-    /// True where a packet that goes round comes back with a TTL that lets it go round again.
-    pub fn can_feed_a_loop(self) -> bool {
+    /// Returns whether packets can circulate in a loop forever, because their TTL does not reach 0.
+    pub fn allows_endless_loop(self) -> bool {
         !matches!(self, Self::Decrement)
     }
 }
@@ -40,25 +39,25 @@ impl Serialize for TtlPolicy {
     }
 }
 
-/// An egress forwards only packets that arrived with a TTL above this, 1 to 255.
+/// The TTL threshold of an egress, 1 to 255: packets leave only if they arrived with a higher TTL.
 ///
-/// Absent and 1 differ: [`TtlPolicy::Decrement`] drops TTL 1 anyway, while under `Keep` and
-/// `Set` only a threshold somebody wrote applies.
+/// A threshold of 1 differs from no threshold under [`TtlPolicy::Keep`] and [`TtlPolicy::Set`]: with
+/// [`TtlPolicy::Decrement`] packets with TTL 1 are dropped in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct TtlThreshold(u8);
 
 impl TtlThreshold {
-    /// `None` for zero.
+    /// Returns the threshold; `None` for zero.
     pub fn new(ttl: u8) -> Option<Self> {
         (ttl > 0).then_some(Self(ttl))
     }
 
-    /// The value.
+    /// Returns the value.
     pub fn get(self) -> u8 {
         self.0
     }
 
-    /// Whether a packet that arrived with `ttl` passes.
+    /// Returns whether a packet that arrived with `ttl` may leave.
     pub fn passes(self, ttl: u8) -> bool {
         ttl > self.0
     }

@@ -366,7 +366,7 @@ impl Switch {
                 leave_unfinished(packet, segments);
             }
         }
-        out.counts.translated[rewrite.family() as usize] += count;
+        out.counts.translated[rewrite.kind() as usize] += count;
         count
     }
 
@@ -449,7 +449,7 @@ impl Switch {
                 || v.entry
                     .translation
                     .as_ref()
-                    .is_some_and(|r| !r.family().stays())
+                    .is_some_and(|r| !r.kind().keeps_ip_version())
         });
         let gso = segments(bytes, &decision.datagram, payload).filter(|_| !needs_segmentation);
         if let Some(gso) = gso {

@@ -56,7 +56,7 @@ impl Translator {
             return Ok(());
         }
         let offset_and_len = |r: Range<usize>| (r.start as u32, r.len() as u32);
-        if !original.in_side_buffer && !rewrite.family().stays() {
+        if !original.in_side_buffer && !rewrite.kind().keeps_ip_version() {
             let bytes = batch.bytes().get(range).ok_or(DropReason::Truncated)?;
             let (ids, on_packet) = (&mut self.ids, |r| on_packet(offset_and_len(r)));
             across(bytes, &datagram, rewrite, ids, mtu, side_buffer, on_packet)?;
@@ -70,7 +70,7 @@ impl Translator {
         self.copy.clear();
         self.copy
             .extend_from_slice(bytes.ok_or(DropReason::Truncated)?);
-        if rewrite.family().stays() {
+        if rewrite.kind().keeps_ip_version() {
             in_place(&mut self.copy, &datagram, rewrite)?;
             let at = side_buffer.len();
             side_buffer.extend_from_slice(&self.copy);
@@ -94,5 +94,5 @@ impl Translator {
 /// Reports whether translated packets are written to the side buffer: the IP version changes, or
 /// the original is needed too.
 pub(super) fn uses_side_buffer(rewrite: &TranslationRule, keep_original: bool) -> bool {
-    keep_original || !rewrite.family().stays()
+    keep_original || !rewrite.kind().keeps_ip_version()
 }

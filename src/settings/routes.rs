@@ -87,7 +87,7 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         ttl,
         link_local,
         join: join?,
-        loop_guard: raw.loop_guard.unwrap_or(ttl.can_feed_a_loop()),
+        loop_guard: raw.loop_guard.unwrap_or(ttl.allows_endless_loop()),
         // A wrong translation excludes the route from the result.
         translation: match rewrite {
             Some(rewrite) => Some(rewrite?),

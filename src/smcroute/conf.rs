@@ -249,7 +249,7 @@ impl Reader<'_> {
         rule.source = mroute.source;
         rule.except_sources = mroute.except;
         rule.ttl = mroute.ttl;
-        rule.loop_guard = mroute.ttl.can_feed_a_loop();
+        rule.loop_guard = mroute.ttl.allows_endless_loop();
         // Only mgroup lines join groups.
         rule.join = JoinPolicy::Never;
         rule.name = RouteName::default_for(&rule.from, rule.source, rule.group);

@@ -245,9 +245,9 @@ fn parse_ttl<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<TtlPolicy,
     }
 }
 
-/// Parses an address or prefix. `what` names it in error texts.
-fn parse_net(what: &str, text: &str) -> Result<IpNet, String> {
-    let no_address = || format!("{what} {text:?} is not an IP address");
+/// Parses an address or prefix. `field` names it in error texts.
+fn parse_net(field: &str, text: &str) -> Result<IpNet, String> {
+    let no_address = || format!("{field} {text:?} is not an IP address");
     let Some((address, length)) = text.split_once('/') else {
         return text
             .parse::<IpAddr>()
@@ -259,15 +259,15 @@ fn parse_net(what: &str, text: &str) -> Result<IpNet, String> {
     let net = length.and_then(|length| IpNet::new(address, length).ok());
     net.ok_or_else(|| {
         let max = if address.is_ipv4() { 32 } else { 128 };
-        format!("{what} {text:?}: the prefix length must be 0 to {max}")
+        format!("{field} {text:?}: the prefix length must be 0 to {max}")
     })
 }
 
 /// Clears the bits beyond the prefix. smcroute accepts such bits, so they are only noted.
-fn truncate(what: &str, net: IpNet, notes: &mut Vec<String>) -> IpNet {
+fn truncate(field: &str, net: IpNet, notes: &mut Vec<String>) -> IpNet {
     let truncated = net.trunc();
     if truncated != net {
-        notes.push(format!("{what} {net} is read as {truncated}"));
+        notes.push(format!("{field} {net} is read as {truncated}"));
     }
     truncated
 }

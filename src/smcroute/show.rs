@@ -299,8 +299,8 @@ impl RouteSnapshot {
                 .iter()
                 .map(|n| smcroute_pattern(n))
                 .collect();
-            let what = format!("{} {}", pending.kind, pending.name);
-            let _ = writeln!(out, "{what:<ROUTE_WIDTH$} {}", waiting.join(" "));
+            let rule = format!("{} {}", pending.kind, pending.name);
+            let _ = writeln!(out, "{rule:<ROUTE_WIDTH$} {}", waiting.join(" "));
         }
         out
     }

@@ -13,7 +13,7 @@ use super::burst_limit::{BurstLimit, SoftnetStat};
 use super::link_properties::{LinkProperties, link_properties};
 use super::packet::{OutPacket, address, bind, set_option, set_option_int, socket};
 use crate::model::IfIndex;
-use crate::model::addr::ethernet_of;
+use crate::model::addr::group_mac_address;
 use crate::wire::offload::VNET_HEADER_LEN;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
@@ -502,8 +502,8 @@ fn destination(index: IfIndex, packet: &[u8]) -> libc::sockaddr_ll {
     let v4 = || -> Option<[u8; 4]> { packet.get(16..20)?.try_into().ok() };
     let v6 = || -> Option<[u8; 16]> { packet.get(24..40)?.try_into().ok() };
     let (ethertype, mac) = match packet.first().map(|b| b >> 4) {
-        Some(4) => (ETHERTYPE_IPV4, v4().map(|a| ethernet_of(a.into()))),
-        _ => (ETHERTYPE_IPV6, v6().map(|a| ethernet_of(a.into()))),
+        Some(4) => (ETHERTYPE_IPV4, v4().map(|a| group_mac_address(a.into()))),
+        _ => (ETHERTYPE_IPV6, v6().map(|a| group_mac_address(a.into()))),
     };
     let mut to = address(index, ethertype);
     to.sll_halen = 6;

@@ -158,7 +158,7 @@ impl<'a> FibBuilder<'a> {
             except_sources: Vec::new(),
             ttl: proxy.ttl,
             link_local: false,
-            loop_guard: proxy.ttl.can_feed_a_loop(),
+            loop_guard: proxy.ttl.allows_endless_loop(),
             translation: None,
             paths: upstream_path.into_iter().collect(),
         });
@@ -208,7 +208,7 @@ impl<'a> FibBuilder<'a> {
     fn ingress(&mut self, iif: InterfaceId) -> &mut Ingress {
         let links = self.links;
         self.ingresses.entry(iif).or_insert_with(|| Ingress {
-            vlans_with_own_interface: links.vlans_on(iif).collect(),
+            vlans_with_own_interface: links.vlan_ids_of(iif).collect(),
             plane: links.get(iif).and_then(|link| link.plane),
             ..Ingress::default()
         })

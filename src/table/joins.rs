@@ -1,17 +1,17 @@
-//! Which groups to join as a host, on which interfaces, and from which sources.
+//! The memberships that this router requests as a host: groups, interfaces and source filters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::translated_joins::waits_for_members;
+use super::translated_joins::joins_on_demand;
 use crate::model::rule::JoinPolicy;
 use crate::model::{Group, InterfaceId, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
 
-/// Where this host is a member of a group. Which sources it wants there is one filter for all
-/// that ask (RFC 9776 section 3.2).
+/// A membership of this host: one group on one interface. It has one source filter, the union of all
+/// requests (RFC 9776 section 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Join {
-    /// On which interface.
+    /// The interface.
     pub interface: InterfaceId,
     /// The group.
     pub group: Group,
@@ -23,34 +23,35 @@ impl fmt::Display for Join {
     }
 }
 
-/// What is wanted of each group on each interface; none of the filters is empty.
+/// The source filter of each membership. [`desired_memberships`] returns no empty filters.
 pub type DesiredMemberships = BTreeMap<Join, SourceFilter>;
 
-/// What the hosts behind a proxy want of each group.
-pub type Asked = BTreeMap<Group, SourceFilter>;
+/// Source filters by group, as requested by members.
+pub type RequestedFilters = BTreeMap<Group, SourceFilter>;
 
-/// The rules that say what is joined.
+/// The rules that request memberships.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules<'a> {
-    /// Groups to join.
+pub struct JoiningRules<'a> {
+    /// Joins.
     pub joins: &'a [JoinRule],
-    /// Routes, which join what they take.
+    /// Routes, which join the groups that they match.
     pub routes: &'a [RouteRule],
-    /// Proxies: whose hosts say what routes to them that rewrite shall join.
+    /// Proxies. Routes that translate towards their downstream interfaces join on demand.
     pub proxies: &'a [ProxyRule],
 }
 
-/// Who passes on what hosts behind a proxy want, told in the groups and sources to join.
+/// The proxy or route that passes requests of members on, as groups and sources to join.
 #[derive(Debug, Clone, Copy)]
 pub enum JoinOrigin<'a> {
-    /// The proxy, on its upstream interfaces.
+    /// A proxy, which joins on its upstream interfaces.
     Proxy(&'a ProxyRule),
-    /// A route that makes of other streams what they want, on the interfaces it takes packets
-    /// from.
+    /// A route that translates other streams into the requested ones. It joins on its ingress
+    /// interfaces.
     Route(&'a RouteRule),
 }
 
 impl JoinOrigin<'_> {
+    /// Returns the interfaces on which groups are joined.
     fn interfaces(self, links: &Links) -> Vec<InterfaceId> {
         match self {
             Self::Proxy(proxy) => {
@@ -62,30 +63,31 @@ impl JoinOrigin<'_> {
         }
     }
 
+    /// Returns the part of `filter` that may be joined.
     fn permitted(self, group: Group, filter: &SourceFilter) -> SourceFilter {
         match self {
-            Self::Proxy(proxy) => permitted(proxy, group, filter),
+            Self::Proxy(proxy) => permitted_filter(proxy, group, filter),
             Self::Route(_) => filter.clone(),
         }
     }
 }
 
-/// The memberships that joins, routes and proxies ask for, on the links there are. A proxy
-/// asks on each of its upstream interfaces.
-pub fn wanted<'a>(
-    rules: Rules<'_>,
-    asked: impl IntoIterator<Item = (JoinOrigin<'a>, &'a Asked)>,
+/// Returns the memberships that joins, routes and proxies request on the existing links. `requested`
+/// are the requests of members. A proxy joins on each of its upstream interfaces.
+pub fn desired_memberships<'a>(
+    rules: JoiningRules<'_>,
+    requested: impl IntoIterator<Item = (JoinOrigin<'a>, &'a RequestedFilters)>,
     links: &Links,
 ) -> DesiredMemberships {
-    let waits = |route: &&RouteRule| !waits_for_members(route, rules.proxies, links);
-    let of_routes: Vec<JoinRule> = rules
+    let is_unconditional = |route: &&RouteRule| !joins_on_demand(route, rules.proxies, links);
+    let route_joins: Vec<JoinRule> = rules
         .routes
         .iter()
-        .filter(waits)
+        .filter(is_unconditional)
         .filter_map(RouteRule::implied_join)
         .collect();
-    let mut wanted = DesiredMemberships::new();
-    let mut want = |rule: &JoinRule| {
+    let mut desired = DesiredMemberships::new();
+    let mut add_rule = |rule: &JoinRule| {
         let filter = match rule.source {
             Some(source) => SourceFilter::Include(BTreeSet::from([source])),
             None => SourceFilter::any(),
@@ -93,69 +95,70 @@ pub fn wanted<'a>(
         for link in links.matching(&rule.interface) {
             let interface = link.index;
             for group in rule.groups() {
-                add(&mut wanted, Join { interface, group }, &filter);
+                add(&mut desired, Join { interface, group }, &filter);
             }
         }
     };
-    rules.joins.iter().for_each(&mut want);
-    of_routes.iter().for_each(want);
-    for (asker, asked) in asked {
-        let interfaces = asker.interfaces(links);
-        for (group, filter) in asked {
-            let filter = asker.permitted(*group, filter);
+    rules.joins.iter().for_each(&mut add_rule);
+    route_joins.iter().for_each(add_rule);
+    for (origin, filters) in requested {
+        let interfaces = origin.interfaces(links);
+        for (group, filter) in filters {
+            let filter = origin.permitted(*group, filter);
             for interface in interfaces.iter().copied() {
                 let group = *group;
-                add(&mut wanted, Join { interface, group }, &filter);
+                add(&mut desired, Join { interface, group }, &filter);
             }
         }
     }
-    wanted
+    desired
 }
 
-/// What is wanted of one group where proxies and routes pass on what hosts want, now that they
-/// want it otherwise: a filter that takes nothing where it is to be left. `fixed` is what
-/// [`wanted`] says of joins and routes alone; `asked` are all that share an interface, each
-/// with what is wanted behind it.
-pub fn wanted_of_group<'a>(
+/// Returns the memberships of one group after the requests of members changed. An empty filter means
+/// that the group is to be left. `fixed` is the result of [`desired_memberships`] without requests of
+/// members. `requested` must contain all proxies and routes that join the group on a common
+/// interface, with the filters of their members.
+pub fn desired_memberships_of_group<'a>(
     group: Group,
     fixed: &DesiredMemberships,
-    asked: impl IntoIterator<Item = (JoinOrigin<'a>, &'a SourceFilter)>,
+    requested: impl IntoIterator<Item = (JoinOrigin<'a>, &'a SourceFilter)>,
     links: &Links,
 ) -> DesiredMemberships {
-    let mut wanted = DesiredMemberships::new();
-    for (asker, filter) in asked {
-        let filter = asker.permitted(group, filter);
-        for interface in asker.interfaces(links) {
+    let mut desired = DesiredMemberships::new();
+    for (origin, filter) in requested {
+        let filter = origin.permitted(group, filter);
+        for interface in origin.interfaces(links) {
             let join = Join { interface, group };
-            let all = wanted.entry(join).or_insert_with(|| {
+            let union = desired.entry(join).or_insert_with(|| {
                 let fixed = fixed.get(&join).cloned();
                 fixed.unwrap_or_default()
             });
-            *all = all.union(&filter);
+            *union = union.union(&filter);
         }
     }
-    wanted
+    desired
 }
 
-fn add(wanted: &mut DesiredMemberships, join: Join, filter: &SourceFilter) {
+fn add(desired: &mut DesiredMemberships, join: Join, filter: &SourceFilter) {
     if !filter.is_none() {
-        let all = wanted.entry(join).or_default();
-        *all = all.union(filter);
+        let union = desired.entry(join).or_default();
+        *union = union.union(filter);
     }
 }
 
-/// The part of a filter that a proxy would forward. Of all sources but some, those it leaves
-/// out come too: a filter cannot name a prefix.
-pub fn permitted(proxy: &ProxyRule, group: Group, filter: &SourceFilter) -> SourceFilter {
+/// Returns the part of a filter that a proxy accepts. `Exclude` filters are not reduced by the source
+/// lists of the proxy, because a filter cannot contain a prefix: sources that the proxy does not
+/// accept may arrive, but are not forwarded.
+pub fn permitted_filter(proxy: &ProxyRule, group: Group, filter: &SourceFilter) -> SourceFilter {
     if !proxy.accepts_group(group) {
         return SourceFilter::none();
     }
     match filter {
         SourceFilter::Include(sources) => {
-            let takes = |source: &&_| proxy.accepts_source(**source);
-            SourceFilter::Include(sources.iter().filter(takes).copied().collect())
+            let is_accepted = |source: &&_| proxy.accepts_source(**source);
+            SourceFilter::Include(sources.iter().filter(is_accepted).copied().collect())
         }
-        all_but => all_but.clone(),
+        exclude => exclude.clone(),
     }
 }
 
@@ -186,8 +189,8 @@ mod tests {
         }
     }
 
-    fn only(joins: &[JoinRule]) -> Rules<'_> {
-        Rules {
+    fn only(joins: &[JoinRule]) -> JoiningRules<'_> {
+        JoiningRules {
             joins,
             routes: &[],
             proxies: &[],
@@ -195,14 +198,14 @@ mod tests {
     }
 
     fn texts(rules: &[JoinRule]) -> Vec<String> {
-        wanted(only(rules), [], &links())
+        desired_memberships(only(rules), [], &links())
             .iter()
             .map(|(j, filter)| format!("{} {j} {filter}", j.interface))
             .collect()
     }
 
     #[test]
-    fn prefixes_and_patterns_are_joined_one_by_one() {
+    fn every_group_and_interface_is_joined() {
         assert_eq!(
             texts(&[rule("eth*", None, "225.1.2.0/31")]),
             [
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn any_source_takes_in_every_single_one() {
+    fn any_source_includes_single_sources() {
         assert_eq!(
             texts(&[
                 rule("eth0", Some("10.0.0.1"), "225.1.2.3"),
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_ask_upstream_for_what_they_forward_and_rules_keep_theirs() {
+    fn proxies_join_permitted_filters_beside_rules() {
         let pattern = |name: &str| vec![name.parse().unwrap()];
         let mut proxy = ProxyRule::new(pattern("eth*"), pattern("br0"));
         proxy.deny_groups = vec!["225.9.0.0/16".parse().unwrap()];
@@ -236,7 +239,7 @@ mod tests {
         let include =
             |all: &[&str]| SourceFilter::Include(all.iter().map(|s| s.parse().unwrap()).collect());
         let exclude = SourceFilter::Exclude(["10.0.0.2".parse().unwrap()].into());
-        let asked = Asked::from([
+        let requested = RequestedFilters::from([
             (group("225.1.2.3"), include(&["10.0.0.2", "10.0.0.9"])),
             (group("225.1.2.4"), exclude.clone()),
             (group("225.1.2.5"), include(&["10.0.0.9"])),
@@ -247,9 +250,9 @@ mod tests {
             rule("eth0", Some("10.0.0.1"), "225.1.2.3"),
             rule("eth1", Some("10.0.0.2"), "225.1.2.4"),
         ];
-        let all = wanted(
+        let all = desired_memberships(
             only(&rules),
-            [(JoinOrigin::Proxy(&proxy), &asked)],
+            [(JoinOrigin::Proxy(&proxy), &requested)],
             &links(),
         );
         let text = |joins: &DesiredMemberships| -> Vec<String> {
@@ -266,10 +269,10 @@ mod tests {
                 "2 225.1.2.4 exclude {}",
             ]
         );
-        // One group alone is the same, and says what is to be left.
-        let fixed = wanted(only(&rules), [], &links());
-        for (group, filter) in &asked {
-            let one = wanted_of_group(
+        // The memberships of one group are the same, except that groups to leave have an empty filter.
+        let fixed = desired_memberships(only(&rules), [], &links());
+        for (group, filter) in &requested {
+            let one = desired_memberships_of_group(
                 *group,
                 &fixed,
                 [(JoinOrigin::Proxy(&proxy), filter)],
@@ -281,7 +284,7 @@ mod tests {
             }
         }
         let none = SourceFilter::none();
-        let left = wanted_of_group(
+        let left = desired_memberships_of_group(
             group("225.1.2.3"),
             &fixed,
             [(JoinOrigin::Proxy(&proxy), &none)],

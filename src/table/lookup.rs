@@ -1,5 +1,6 @@
-//! Longest group, then longest source: a search whose cost depends on how many different
-//! prefix lengths there are, not on how many rules.
+//! A table of (group prefix, source prefix) pairs. The search prefers the longest group prefix, then
+//! the longest source prefix. Its cost depends on the number of different prefix lengths, not on the
+//! number of entries.
 
 use std::net::IpAddr;
 
@@ -7,7 +8,7 @@ use ahash::AHashMap;
 
 use crate::model::{GroupPrefix, SourcePrefix};
 
-/// Values filed under (group prefix, source prefix) of both IP versions.
+/// Values by group prefix and source prefix, for both IP versions.
 #[derive(Debug, Clone)]
 pub struct PrefixTable<V> {
     v4: Vec<Level<u32, V>>,
@@ -15,6 +16,7 @@ pub struct PrefixTable<V> {
     len: usize,
 }
 
+/// The values whose prefixes have the same lengths.
 #[derive(Debug, Clone)]
 struct Level<A, V> {
     group_len: u8,
@@ -35,37 +37,38 @@ impl<V> Default for PrefixTable<V> {
 }
 
 impl<V> PrefixTable<V> {
-    /// Files `value`; what stood under exactly the same prefixes is returned.
+    /// Inserts a value. Returns the previous value with the same prefixes. Ignores prefixes of
+    /// different IP versions.
     pub fn insert(&mut self, group: GroupPrefix, source: SourcePrefix, value: V) -> Option<V> {
         let lens = (group.net().prefix_len(), source.net().prefix_len());
         let old = match (group.net().addr(), source.net().addr()) {
             (IpAddr::V4(g), IpAddr::V4(s)) => {
                 let masks = (mask_v4(lens.0), mask_v4(lens.1));
-                file(&mut self.v4, lens, masks, (g.to_bits(), s.to_bits()), value)
+                insert_at(&mut self.v4, lens, masks, (g.to_bits(), s.to_bits()), value)
             }
             (IpAddr::V6(g), IpAddr::V6(s)) => {
                 let masks = (mask_v6(lens.0), mask_v6(lens.1));
-                file(&mut self.v6, lens, masks, (g.to_bits(), s.to_bits()), value)
+                insert_at(&mut self.v6, lens, masks, (g.to_bits(), s.to_bits()), value)
             }
-            // Settings and commands refuse mixed versions; nothing could ever match one.
+            // Settings and commands refuse these. No packet could match them.
             _ => return None,
         };
         self.len += usize::from(old.is_none());
         old
     }
 
-    /// How many values are filed.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// True where nothing is filed.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The first value, from the longest group and then the longest source on, that
-    /// `accept` takes.
+    /// Returns the value with the longest group prefix and then the longest source prefix among
+    /// those that match and for which `accept` returns true.
     pub fn find(
         &self,
         source: IpAddr,
@@ -88,7 +91,7 @@ fn mask_v6(len: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
 }
 
-fn file<A: Copy + Eq + std::hash::Hash, V>(
+fn insert_at<A: Copy + Eq + std::hash::Hash, V>(
     levels: &mut Vec<Level<A, V>>,
     (group_len, source_len): (u8, u8),
     (group_mask, source_mask): (A, A),
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn longest_group_wins_before_longest_source() {
+    fn longest_group_precedes_longest_source() {
         let t = table(&[
             ("224.0.0.0/4", "10.0.0.1/32"),
             ("225.1.2.0/24", "0.0.0.0/0"),
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_accepted_falls_to_the_next_shorter_rule() {
+    fn rejected_value_is_followed_by_the_next_shorter() {
         let t = table(&[("225.1.2.3", "0.0.0.0/0"), ("224.0.0.0/4", "0.0.0.0/0")]);
         let (s, g) = ("10.0.0.1".parse().unwrap(), "225.1.2.3".parse().unwrap());
         assert_eq!(t.find(s, g, |v| *v != 0), Some(&1));
@@ -172,11 +175,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_search_is_the_scan_of_all_rules(
+        fn find_equals_a_scan_of_all_values(
             rules in proptest::collection::vec((0u32..16, 4u8..=32, 0u32..16, 0u8..=32), 1..60),
             group in 0u32..16, source in 0u32..16,
         ) {
-            // A few low bits spread over the word, so that prefixes really overlap.
+            // Spreads the few bits over the word, so that prefixes overlap.
             let spread = |n: u32| n.wrapping_mul(0x1111_1111);
             let group = std::net::Ipv4Addr::from_bits(0xe000_0000 | spread(group) >> 4);
             let source = std::net::Ipv4Addr::from_bits(spread(source) & 0x7fff_ffff);

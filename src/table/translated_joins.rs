@@ -1,42 +1,44 @@
-//! Joins through routes that translation: hosts behind a proxy ask for what a route makes of a
-//! stream, and the stream as it comes is what has to be joined.
+//! Joins of original streams: members behind a proxy join a translated stream, so the route that
+//! translates has to join the stream as it arrives.
 
 use std::collections::BTreeSet;
 
 use crate::model::rule::JoinPolicy;
 use crate::model::{Group, IfName, Link, Links, ProxyRule, RouteRule, Source, SourceFilter};
 
-/// Whether a rule rewrites what it sends out of `downstream`.
-pub fn rewrites_to(rule: &RouteRule, downstream: &IfName) -> bool {
+/// Returns whether a route translates packets towards the interface `downstream`.
+pub fn translates_to(rule: &RouteRule, downstream: &IfName) -> bool {
     rule.translation.is_some() && rule.to.iter().any(|to| to.matches(downstream))
 }
 
-/// Of what hosts ask for, the part that a rule makes of other streams, told as those streams.
-/// `None` where the rule sends nothing to the group.
+/// Returns the group and sources to join on the ingress of a route, so that the route can deliver
+/// what members request of `group` with `filter`. `None` if the route sends nothing to the group.
 ///
-/// Each source is told back by itself. All sources but some are, where the rule takes a single
-/// source, that one; where it takes more, all but those some.
-pub fn original(
+/// Sources of an `Include` filter are translated back one by one. An `Exclude` filter becomes the
+/// single source of the route if it has one, and otherwise an `Exclude` filter of the original
+/// sources.
+pub fn original_membership(
     rule: &RouteRule,
     group: Group,
     filter: &SourceFilter,
 ) -> Option<(Group, SourceFilter)> {
-    let came = source_that_came(rule)?;
+    let original_source = original_source(rule)?;
     let original = rule.translation?.inverse().apply_group(group)?;
     let filter = match filter {
         SourceFilter::Include(sources) => {
-            SourceFilter::Include(sources.iter().filter_map(|s| came(*s)).collect())
+            SourceFilter::Include(sources.iter().filter_map(|s| original_source(*s)).collect())
         }
         SourceFilter::Exclude(sources) => {
-            let mut but: BTreeSet<Source> = sources.iter().filter_map(|s| came(*s)).collect();
+            let mut excluded: BTreeSet<Source> =
+                sources.iter().filter_map(|s| original_source(*s)).collect();
             match rule.source.single() {
-                Some(only) if but.contains(&only) => SourceFilter::none(),
+                Some(only) if excluded.contains(&only) => SourceFilter::none(),
                 Some(only) => SourceFilter::Include(BTreeSet::from([only])),
-                // Reports that name no source are ignored there (RFC 4604 section 1).
+                // Routers ignore reports without a source in this range (RFC 4604 section 1).
                 None if original.is_source_specific() => SourceFilter::none(),
                 None => {
-                    but.extend(rule.except_sources.iter().filter_map(|e| e.single()));
-                    SourceFilter::Exclude(but)
+                    excluded.extend(rule.except_sources.iter().filter_map(|e| e.single()));
+                    SourceFilter::Exclude(excluded)
                 }
             }
         }
@@ -44,25 +46,25 @@ pub fn original(
     Some((original, filter))
 }
 
-/// Of what hosts ask for, the part that a rule makes of other streams, as they ask for it. Of
-/// sources to include, others may come as they are, or not at all.
-pub fn made_by(rule: &RouteRule, filter: &SourceFilter) -> SourceFilter {
-    match (source_that_came(rule), filter) {
-        (Some(came), SourceFilter::Include(sources)) => {
-            let made = sources.iter().filter(|s| came(**s).is_some());
-            SourceFilter::Include(made.copied().collect())
+/// Returns the part of a requested filter that a route delivers by translation, in the sources of the
+/// request. `Exclude` filters are not reduced.
+pub fn translated_part(rule: &RouteRule, filter: &SourceFilter) -> SourceFilter {
+    match (original_source(rule), filter) {
+        (Some(original_source), SourceFilter::Include(sources)) => {
+            let translated = sources.iter().filter(|s| original_source(**s).is_some());
+            SourceFilter::Include(translated.copied().collect())
         }
         _ => filter.clone(),
     }
 }
 
-/// Of what hosts ask for, what has still to come from elsewhere, the rule having its part. Of
-/// all sources but some, those of a prefix cannot be left out: a filter cannot name it.
-pub fn remainder(rule: &RouteRule, group: Group, filter: SourceFilter) -> SourceFilter {
+/// Returns the part of a requested filter that a route does not deliver. A source prefix of the route
+/// cannot be removed from an `Exclude` filter, because a filter cannot contain a prefix.
+pub fn untranslated_part(rule: &RouteRule, group: Group, filter: SourceFilter) -> SourceFilter {
     let Some(translation) = rule.translation.filter(|r| r.changes_stream()) else {
         return filter;
     };
-    let Some(came) = source_that_came(rule) else {
+    let Some(original_source) = original_source(rule) else {
         return filter;
     };
     if translation.inverse().apply_group(group).is_none() {
@@ -70,58 +72,61 @@ pub fn remainder(rule: &RouteRule, group: Group, filter: SourceFilter) -> Source
     }
     match filter {
         SourceFilter::Include(mut sources) => {
-            sources.retain(|source| came(*source).is_none());
+            sources.retain(|source| original_source(*source).is_none());
             SourceFilter::Include(sources)
         }
         SourceFilter::Exclude(mut sources) => match rule.source.single() {
             Some(only) => {
-                let becomes = translation.apply_source(only.addr());
-                sources.extend(becomes.and_then(|addr| Source::new(addr).ok()));
+                let new_source = translation.apply_source(only.addr());
+                sources.extend(new_source.and_then(|addr| Source::new(addr).ok()));
                 SourceFilter::Exclude(sources)
             }
-            // Whoever sends to the group, the rule makes it.
-            None if rule.source.is_any() && translation.family().stays() => SourceFilter::none(),
+            // The route delivers all sources of the group.
+            None if rule.source.is_any() && translation.kind().keeps_ip_version() => {
+                SourceFilter::none()
+            }
             None => SourceFilter::Exclude(sources),
         },
     }
 }
 
-/// The source a packet had that leaves with this one.
-fn source_that_came(rule: &RouteRule) -> Option<impl Fn(Source) -> Option<Source>> {
-    let back = rule.translation?.inverse();
+/// Returns a function from the source of an outgoing packet to its original source. The function
+/// returns `None` for sources of packets that the route does not forward.
+fn original_source(rule: &RouteRule) -> Option<impl Fn(Source) -> Option<Source>> {
+    let inverse = rule.translation?.inverse();
     let except = &rule.except_sources;
     Some(move |source: Source| {
-        let addr = back.apply_source(source.addr())?;
-        let excepted = except.iter().any(|e| e.net().contains(&addr));
-        Source::new(addr).ok().filter(|_| !excepted)
+        let addr = inverse.apply_source(source.addr())?;
+        let is_excepted = except.iter().any(|e| e.net().contains(&addr));
+        Source::new(addr).ok().filter(|_| !is_excepted)
     })
 }
 
-/// Whether a rule that rewrites joins only what is asked for: all it sends to is downstream of
-/// a proxy that takes reports for it, and its join policy leaves it open.
-pub fn waits_for_members(rule: &RouteRule, proxies: &[ProxyRule], links: &Links) -> bool {
+/// Returns whether a route with a translation joins only what members request: its join policy is
+/// [`JoinPolicy::Auto`], and all its egresses are downstream interfaces of proxies that accept the new
+/// group.
+pub fn joins_on_demand(rule: &RouteRule, proxies: &[ProxyRule], links: &Links) -> bool {
     let Some(translation) = rule.translation.filter(|_| rule.join == JoinPolicy::Auto) else {
         return false;
     };
     let first = Group::new(rule.group.net().network()).ok();
-    let Some(becomes) = first.and_then(|group| translation.apply_group(group)) else {
+    let Some(new_group) = first.and_then(|group| translation.apply_group(group)) else {
         return false;
     };
-    let takes = |proxy: &&ProxyRule| proxy.accepts_group(becomes);
-    let behind = |link: &Link| {
-        let downstream = |p: &ProxyRule| is_downstream(p, &link.name);
-        let proxy = proxies.iter().find(|p| downstream(p));
-        proxy.filter(takes).is_some()
+    let accepts = |proxy: &&ProxyRule| proxy.accepts_group(new_group);
+    let has_members = |link: &Link| {
+        let proxy = proxies.iter().find(|p| is_downstream(p, &link.name));
+        proxy.filter(accepts).is_some()
     };
     let mut egresses = links.iter().filter(|link| {
         rule.to.iter().any(|to| to.matches(&link.name)) && !rule.from.matches(&link.name)
     });
     match egresses.next() {
-        Some(first) => behind(first) && egresses.all(behind),
-        // None is there yet.
+        Some(first) => has_members(first) && egresses.all(has_members),
+        // No egress exists yet.
         None => rule.to.iter().all(|to| {
-            let meets = |p: &&ProxyRule| p.downstream.iter().any(|d| d.intersects(to));
-            proxies.iter().find(meets).filter(takes).is_some()
+            let intersects = |p: &&ProxyRule| p.downstream.iter().any(|d| d.intersects(to));
+            proxies.iter().find(intersects).filter(accepts).is_some()
         }),
     }
 }
@@ -168,62 +173,67 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// What is joined where the route takes packets from, and what the proxy still joins.
-    fn both(
+    /// Returns what the route joins on its ingress, and what the proxy joins upstream.
+    fn joined_by_route_and_proxy(
         rule: &RouteRule,
-        asked: &str,
+        requested: &str,
         filter: SourceFilter,
     ) -> (Option<(String, String)>, String) {
-        let joined = original(rule, group(asked), &filter);
+        let joined = original_membership(rule, group(requested), &filter);
         let joined = joined.map(|(g, f)| (g.to_string(), f.to_string()));
-        (joined, remainder(rule, group(asked), filter).to_string())
+        (
+            joined,
+            untranslated_part(rule, group(requested), filter).to_string(),
+        )
     }
 
-    fn is(
+    #[track_caller]
+    fn assert_joined(
         rule: &RouteRule,
-        (asked, filter): (&str, SourceFilter),
-        (original, of): (&str, SourceFilter),
-        rest: SourceFilter,
+        (requested, filter): (&str, SourceFilter),
+        (original, original_filter): (&str, SourceFilter),
+        by_proxy: SourceFilter,
     ) {
-        let joined = Some((original.to_string(), of.to_string()));
-        assert_eq!(both(rule, asked, filter), (joined, rest.to_string()));
+        let joined = Some((original.to_string(), original_filter.to_string()));
+        let actual = joined_by_route_and_proxy(rule, requested, filter);
+        assert_eq!(actual, (joined, by_proxy.to_string()));
     }
 
     #[test]
-    fn each_source_is_told_back_by_itself() {
+    fn included_sources_are_translated_back_one_by_one() {
         let one = rule(
             ("10.0.0.7", "232.1.1.1"),
             (Some("10.9.0.7"), Some("232.9.9.9")),
         );
-        let asked = ("232.9.9.9", include(&["10.9.0.7", "10.9.0.8"]));
-        is(
+        let requested = ("232.9.9.9", include(&["10.9.0.7", "10.9.0.8"]));
+        assert_joined(
             &one,
-            asked,
+            requested,
             ("232.1.1.1", include(&["10.0.0.7"])),
             include(&["10.9.0.8"]),
         );
-        let other = both(&one, "232.9.9.8", include(&["10.9.0.7"]));
+        let other = joined_by_route_and_proxy(&one, "232.9.9.8", include(&["10.9.0.7"]));
         assert_eq!(other, (None, "include {10.9.0.7}".into()));
         let prefix = rule(
             ("10.0.0.0/24", "225.1.1.0/24"),
             (Some("10.9.0.0/24"), Some("239.9.9.0/24")),
         );
-        let asked = ("239.9.9.4", include(&["10.9.0.7", "10.9.0.8", "10.8.0.1"]));
-        is(
+        let requested = ("239.9.9.4", include(&["10.9.0.7", "10.9.0.8", "10.8.0.1"]));
+        assert_joined(
             &prefix,
-            asked,
+            requested,
             ("225.1.1.4", include(&["10.0.0.7", "10.0.0.8"])),
             include(&["10.8.0.1"]),
         );
     }
 
     #[test]
-    fn across_ip_versions_too() {
+    fn sources_are_translated_back_between_ip_versions() {
         let up = rule(
             ("10.0.0.0/24", "232.1.1.1"),
             (Some("fd00::/120"), Some("ff3e::9:1")),
         );
-        is(
+        assert_joined(
             &up,
             ("ff3e::9:1", include(&["fd00::7"])),
             ("232.1.1.1", include(&["10.0.0.7"])),
@@ -233,7 +243,7 @@ mod tests {
             ("fd00::7", "ff3e::9:1"),
             (Some("10.0.0.7"), Some("232.1.1.1")),
         );
-        is(
+        assert_joined(
             &down,
             ("232.1.1.1", include(&["10.0.0.7"])),
             ("ff3e::9:1", include(&["fd00::7"])),
@@ -242,9 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn all_sources_but_some() {
+    fn exclude_filters_are_translated_back() {
         let any = rule(("0.0.0.0/0", "225.1.1.1"), (None, Some("239.9.9.9")));
-        is(
+        assert_joined(
             &any,
             ("239.9.9.9", exclude(&["10.0.0.7"])),
             ("225.1.1.1", exclude(&["10.0.0.7"])),
@@ -254,13 +264,13 @@ mod tests {
             ("10.0.0.7", "225.1.1.1"),
             (Some("10.9.0.7"), Some("239.9.9.9")),
         );
-        is(
+        assert_joined(
             &one,
             ("239.9.9.9", exclude(&[])),
             ("225.1.1.1", include(&["10.0.0.7"])),
             exclude(&["10.9.0.7"]),
         );
-        is(
+        assert_joined(
             &one,
             ("239.9.9.9", exclude(&["10.9.0.7"])),
             ("225.1.1.1", include(&[])),
@@ -270,36 +280,36 @@ mod tests {
             ("10.0.0.0/24", "225.1.1.1"),
             (Some("10.9.0.0/24"), Some("239.9.9.9")),
         );
-        is(
+        assert_joined(
             &prefix,
             ("239.9.9.9", exclude(&["10.9.0.1", "10.8.0.1"])),
             ("225.1.1.1", exclude(&["10.0.0.1"])),
             exclude(&["10.8.0.1", "10.9.0.1"]),
         );
         let specific = rule(("10.0.0.0/24", "232.1.1.1"), (None, Some("239.9.9.9")));
-        let (joined, _) = both(&specific, "239.9.9.9", exclude(&[]));
+        let (joined, _) = joined_by_route_and_proxy(&specific, "239.9.9.9", exclude(&[]));
         assert_eq!(joined, Some(("232.1.1.1".into(), "include {}".into())));
     }
 
     #[test]
-    fn excepted_sources_and_other_ports_stay_with_the_proxy() {
+    fn proxy_joins_excepted_sources_and_translated_ports() {
         let mut any = rule(("0.0.0.0/0", "225.1.1.1"), (None, Some("239.9.9.9")));
         any.except_sources = vec!["10.0.0.7/32".parse().unwrap()];
-        is(
+        assert_joined(
             &any,
             ("239.9.9.9", include(&["10.0.0.7", "10.0.0.8"])),
             ("225.1.1.1", include(&["10.0.0.8"])),
             include(&["10.0.0.7"]),
         );
         assert_eq!(
-            made_by(&any, &include(&["10.0.0.7", "10.0.0.8"])),
+            translated_part(&any, &include(&["10.0.0.7", "10.0.0.8"])),
             include(&["10.0.0.8"]),
-            "what it makes of others, and no more"
+            "excepted sources are not translated"
         );
         let stream = (any.source, any.group);
         let port = std::num::NonZeroU16::new(5001);
         any.translation = TranslationRule::new(stream, (None, None), port, false).ok();
-        is(
+        assert_joined(
             &any,
             ("225.1.1.1", include(&["10.0.0.8"])),
             ("225.1.1.1", include(&["10.0.0.8"])),
@@ -308,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_to_downstreams_alone_waits_for_members() {
+    fn route_to_downstreams_only_joins_on_demand() {
         let link =
             |i: u32, name: &str| Link::new(InterfaceId::new(i).unwrap(), name.parse().unwrap());
         let links: Links = [link(1, "eth0"), link(2, "br0"), link(3, "eth1")]
@@ -316,26 +326,35 @@ mod tests {
             .collect();
         let mut one = rule(("0.0.0.0/0", "225.1.1.1"), (None, Some("239.9.9.9")));
         let mut proxy = ProxyRule::new(vec!["eth0".parse().unwrap()], one.to.clone());
-        let waits = |rule: &RouteRule, proxy: &ProxyRule, links: &Links| {
-            waits_for_members(rule, std::slice::from_ref(proxy), links)
+        let on_demand = |rule: &RouteRule, proxy: &ProxyRule, links: &Links| {
+            joins_on_demand(rule, std::slice::from_ref(proxy), links)
         };
-        assert!(waits(&one, &proxy, &links));
-        assert!(waits(&one, &proxy, &Links::default()), "before they come");
-        assert!(!waits_for_members(&one, &[], &links));
+        assert!(on_demand(&one, &proxy, &links));
+        assert!(
+            on_demand(&one, &proxy, &Links::default()),
+            "before the links exist"
+        );
+        assert!(!joins_on_demand(&one, &[], &links));
         for join in [JoinPolicy::Always, JoinPolicy::Never] {
-            let told = RouteRule {
+            let with_policy = RouteRule {
                 join,
                 ..one.clone()
             };
-            assert!(!waits(&told, &proxy, &links));
+            assert!(!on_demand(&with_policy, &proxy, &links));
         }
         proxy.deny_groups = vec!["239.0.0.0/8".parse().unwrap()];
-        assert!(!waits(&one, &proxy, &links), "nobody can ask");
+        assert!(
+            !on_demand(&one, &proxy, &links),
+            "the proxy accepts no members"
+        );
         proxy.deny_groups.clear();
         one.to.push("eth1".parse().unwrap());
-        assert!(!waits(&one, &proxy, &links), "another waits for it anyway");
+        assert!(
+            !on_demand(&one, &proxy, &links),
+            "an egress without members always needs the stream"
+        );
         one.to.pop();
         one.translation = None;
-        assert!(!waits(&one, &proxy, &links));
+        assert!(!on_demand(&one, &proxy, &links));
     }
 }

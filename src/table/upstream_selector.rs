@@ -1,10 +1,12 @@
-//! Which of several upstream interfaces feeds a stream.
+//! Selection of the active upstream interface of each stream of a proxy with several upstreams.
 //!
-//! The first to carry an (S,G) feeds it; the packets of the others are dropped until it has
-//! been silent for a while. Shared by the interface actors without locks. Memory is fixed:
-//! buckets of eight places, the one silent longest of a bucket is replaced, at the price of
-//! a packet forwarded twice where more streams are alive than there are places. Two actors
-//! that see the first packets of a stream in the same instant may both let one pass.
+//! The first interface on which an (S,G) arrives becomes its active upstream. Packets that arrive on
+//! the others are dropped until the active upstream has been silent for the takeover time.
+//!
+//! The interface actors share the selector without locks, and its memory is fixed. A stream hashes to
+//! a bucket of eight slots, of which the one that was silent for longest is replaced. If there are
+//! more streams than slots, a packet may therefore be forwarded twice. Two actors that receive the
+//! first packets of a stream at the same time may both forward one.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -14,120 +16,125 @@ use ahash::RandomState;
 
 use crate::model::InterfaceId;
 
+/// Slots in a bucket.
 const WAYS: usize = 8;
 const BUCKETS: usize = 1 << 14;
 
-/// How streams of a proxy with several upstreams change from one to another.
+/// How the active upstream changes, for packets that arrive on one of the upstreams of a proxy.
 #[derive(Debug, Clone)]
 pub struct UpstreamRule {
-    /// Where these packets arrive.
+    /// The upstream interface on which the packets arrive.
     pub interface: InterfaceId,
-    /// Tells proxies apart; stays the same while the proxy keeps its name.
+    /// Identifies the proxy: a hash of its name.
     pub proxy: u64,
-    /// How long an upstream must be silent before another may feed a stream, in
+    /// Time without packets on the active upstream after which another may become active, in
     /// milliseconds.
     pub takeover_ms: u64,
-    /// The upstreams that run. What another fed is free at once.
+    /// The upstreams that are running. An active upstream that is not among them is replaced
+    /// without delay.
     pub upstreams: Box<[InterfaceId]>,
 }
 
 impl UpstreamRule {
-    /// Returns whether the interface of this rule is the active upstream `fed`, or may replace it:
-    /// after silence, or if it is not an upstream any more.
-    fn may_replace(&self, fed: u64, now_ms: u64) -> bool {
-        let active = fed >> 32;
+    /// Returns whether the interface of this rule is the active upstream in `state`, or may replace
+    /// it: after silence, or if it is not a running upstream any more.
+    fn may_replace(&self, state: u64, now_ms: u64) -> bool {
+        let active = state >> 32;
         active == u64::from(self.interface.get())
-            || silence(fed, now_ms) >= self.takeover_ms
+            || silence_ms(state, now_ms) >= self.takeover_ms
             || !self.upstreams.iter().any(|u| u64::from(u.get()) == active)
     }
 }
 
+/// The active upstream of one stream.
 #[derive(Default)]
-struct Place {
-    /// Hash of proxy, source and group; zero is empty.
+struct Slot {
+    /// Hash of proxy, source and group; zero if the slot is empty.
     stream: AtomicU64,
-    /// The interface that feeds it, and when it last did: 32 bits each.
-    fed: AtomicU64,
+    /// The index of the active upstream interface and the time of its last packet in milliseconds,
+    /// 32 bits each.
+    state: AtomicU64,
 }
 
-/// Who feeds which stream. 2 MiB, from the first stream on.
+/// The active upstreams of all streams. Allocates 2 MiB for the first stream.
 pub struct UpstreamSelector {
     seed: RandomState,
-    places: OnceLock<Box<[Place]>>,
+    slots: OnceLock<Box<[Slot]>>,
 }
 
 impl Default for UpstreamSelector {
     fn default() -> Self {
         Self {
             seed: RandomState::new(),
-            places: OnceLock::new(),
+            slots: OnceLock::new(),
         }
     }
 }
 
-fn fed_by(interface: InterfaceId, now_ms: u64) -> u64 {
+fn pack_state(interface: InterfaceId, now_ms: u64) -> u64 {
     u64::from(interface.get()) << 32 | now_ms & u64::from(u32::MAX)
 }
 
-/// Milliseconds since then.
-fn silence(fed: u64, now_ms: u64) -> u64 {
-    u64::from((now_ms as u32).wrapping_sub(fed as u32))
+/// Returns the time since the last packet in milliseconds.
+fn silence_ms(state: u64, now_ms: u64) -> u64 {
+    u64::from((now_ms as u32).wrapping_sub(state as u32))
 }
 
 impl UpstreamSelector {
-    /// Returns what [`UpstreamSelector::admits`] would return, without any change.
+    /// Returns the result that [`UpstreamSelector::admits`] would have, without changing anything.
     pub fn would_admit(
         &self,
         rule: &UpstreamRule,
         (source, group): (IpAddr, IpAddr),
         now_ms: u64,
     ) -> bool {
-        let Some(places) = self.places.get() else {
+        let Some(slots) = self.slots.get() else {
             return true;
         };
         let stream = self.seed.hash_one((rule.proxy, source, group)).max(1);
         let bucket = (stream as usize % BUCKETS) * WAYS;
-        let mut places = places[bucket..bucket + WAYS].iter();
-        let place = places.find(|p| p.stream.load(Ordering::Relaxed) == stream);
-        place.is_none_or(|place| rule.may_replace(place.fed.load(Ordering::Relaxed), now_ms))
+        let mut slots = slots[bucket..bucket + WAYS].iter();
+        let slot = slots.find(|slot| slot.stream.load(Ordering::Relaxed) == stream);
+        slot.is_none_or(|slot| rule.may_replace(slot.state.load(Ordering::Relaxed), now_ms))
     }
 
-    /// Whether a packet of (source, group) that arrived on the interface of the rule is one of
-    /// those that feed the stream. `now_ms` is a clock of milliseconds that never goes back.
+    /// Returns whether a packet of (source, group) that arrived on the interface of `rule` is
+    /// forwarded. The interface becomes or stays the active upstream of the stream then. `now_ms` is a
+    /// monotonic time in milliseconds.
     pub fn admits(
         &self,
         rule: &UpstreamRule,
         (source, group): (IpAddr, IpAddr),
         now_ms: u64,
     ) -> bool {
-        let places = self
-            .places
-            .get_or_init(|| (0..WAYS * BUCKETS).map(|_| Place::default()).collect());
+        let slots = self
+            .slots
+            .get_or_init(|| (0..WAYS * BUCKETS).map(|_| Slot::default()).collect());
         let stream = self.seed.hash_one((rule.proxy, source, group)).max(1);
         let bucket = (stream as usize % BUCKETS) * WAYS;
-        let places = &places[bucket..bucket + WAYS];
+        let slots = &slots[bucket..bucket + WAYS];
         let interface = rule.interface;
-        let new = fed_by(interface, now_ms);
-        let held = |p: &&Place| p.stream.load(Ordering::Relaxed) == stream;
-        if let Some(place) = places.iter().find(held) {
-            let fed = place.fed.load(Ordering::Relaxed);
-            if fed == new {
+        let new = pack_state(interface, now_ms);
+        let is_stream = |slot: &&Slot| slot.stream.load(Ordering::Relaxed) == stream;
+        if let Some(slot) = slots.iter().find(is_stream) {
+            let state = slot.state.load(Ordering::Relaxed);
+            if state == new {
                 return true;
             }
-            // If two interfaces take over at once, one of them succeeds.
-            return rule.may_replace(fed, now_ms)
-                && place
-                    .fed
-                    .compare_exchange(fed, new, Ordering::Relaxed, Ordering::Relaxed)
+            // If two interfaces try to become active at the same time, one of them succeeds.
+            return rule.may_replace(state, now_ms)
+                && slot
+                    .state
+                    .compare_exchange(state, new, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
         }
-        let age = |p: &&Place| match p.stream.load(Ordering::Relaxed) {
+        let silence = |slot: &&Slot| match slot.stream.load(Ordering::Relaxed) {
             0 => u64::MAX,
-            _ => silence(p.fed.load(Ordering::Relaxed), now_ms),
+            _ => silence_ms(slot.state.load(Ordering::Relaxed), now_ms),
         };
-        if let Some(place) = places.iter().max_by_key(age) {
-            place.fed.store(new, Ordering::Relaxed);
-            place.stream.store(stream, Ordering::Relaxed);
+        if let Some(slot) = slots.iter().max_by_key(silence) {
+            slot.state.store(new, Ordering::Relaxed);
+            slot.stream.store(stream, Ordering::Relaxed);
         }
         true
     }
@@ -155,61 +162,61 @@ mod tests {
     }
 
     #[test]
-    fn the_first_feeds_a_stream_and_the_next_takes_over_after_silence() {
-        let feeds = UpstreamSelector::default();
-        let admits = |n, interface, now| feeds.admits(&rule(interface, &[1, 2]), stream(n), now);
+    fn first_upstream_is_active_until_it_is_silent() {
+        let selector = UpstreamSelector::default();
+        let admits = |n, interface, now| selector.admits(&rule(interface, &[1, 2]), stream(n), now);
         assert!(admits(1, 1, 0));
         assert!(!admits(1, 2, 0));
-        // Each stream by itself, and each proxy.
+        // Each stream of each proxy has its own active upstream.
         assert!(admits(2, 2, 5));
         assert!(!admits(2, 1, 5));
         let other = UpstreamRule {
             proxy: 8,
             ..rule(2, &[1, 2])
         };
-        assert!(feeds.admits(&other, stream(1), 5));
+        assert!(selector.admits(&other, stream(1), 5));
         assert!(admits(1, 1, 900));
         assert!(!admits(1, 2, 1899));
         assert!(admits(1, 2, 1900));
-        // The first is back, and waits.
+        // The first upstream does not replace the second while that is active.
         assert!(!admits(1, 1, 1901));
         assert!(admits(1, 2, 1901));
         assert!(admits(1, 2, 1901));
     }
 
     #[test]
-    fn what_a_lost_upstream_fed_is_free_at_once() {
-        let feeds = UpstreamSelector::default();
-        assert!(feeds.admits(&rule(1, &[1, 2]), stream(1), 0));
-        assert!(!feeds.admits(&rule(2, &[1, 2]), stream(1), 1));
-        assert!(feeds.admits(&rule(2, &[2]), stream(1), 2));
+    fn lost_upstream_is_replaced_without_delay() {
+        let selector = UpstreamSelector::default();
+        assert!(selector.admits(&rule(1, &[1, 2]), stream(1), 0));
+        assert!(!selector.admits(&rule(2, &[1, 2]), stream(1), 1));
+        assert!(selector.admits(&rule(2, &[2]), stream(1), 2));
     }
 
     #[test]
-    fn the_clock_may_wrap() {
-        let feeds = UpstreamSelector::default();
+    fn silence_is_correct_across_clock_wrap() {
+        let selector = UpstreamSelector::default();
         let late = u64::from(u32::MAX) - 10;
-        assert!(feeds.admits(&rule(1, &[1, 2]), stream(1), late));
-        assert!(!feeds.admits(&rule(2, &[1, 2]), stream(1), late + 100));
-        assert!(feeds.admits(&rule(2, &[1, 2]), stream(1), late + 1000));
+        assert!(selector.admits(&rule(1, &[1, 2]), stream(1), late));
+        assert!(!selector.admits(&rule(2, &[1, 2]), stream(1), late + 100));
+        assert!(selector.admits(&rule(2, &[1, 2]), stream(1), late + 1000));
     }
 
     #[test]
-    fn two_threads_never_both_take_over() {
-        let feeds = UpstreamSelector::default();
+    fn only_one_thread_takes_over() {
+        let selector = UpstreamSelector::default();
         let rule = |n| rule(n, &[1, 2, 3]);
         for round in 0..200u64 {
             let now = round * 2000;
-            feeds.admits(&rule(3), stream(1), now);
-            let took: usize = std::thread::scope(|s| {
-                let (feeds, rule) = (&feeds, &rule);
-                let take = |n| s.spawn(move || feeds.admits(&rule(n), stream(1), now + 1000));
+            selector.admits(&rule(3), stream(1), now);
+            let takeovers: usize = std::thread::scope(|s| {
+                let (selector, rule) = (&selector, &rule);
+                let take = |n| s.spawn(move || selector.admits(&rule(n), stream(1), now + 1000));
                 [take(1), take(2)]
                     .map(|t| usize::from(t.join().unwrap()))
                     .iter()
                     .sum()
             });
-            assert_eq!(took, 1, "round {round}");
+            assert_eq!(takeovers, 1, "round {round}");
         }
     }
 }

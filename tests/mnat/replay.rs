@@ -1,4 +1,4 @@
-//! The recorded exchanges of the prototype's clients and server, played again.
+//! Replays recorded exchanges between the prototype's clients and server.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,13 +14,13 @@ use super::server::{Asked, Ca, Files, Reply, Server};
 use super::{block_on, target, tls};
 
 fn recording(name: &str) -> Vec<Value> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mnat/recordings");
-    let text = std::fs::read_to_string(folder.join(format!("recorded-{name}.jsonl"))).unwrap();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mnat/recordings");
+    let text = std::fs::read_to_string(directory.join(format!("recorded-{name}.jsonl"))).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
     lines.collect()
 }
 
-/// A body as it was sent.
+/// Returns the bytes of a recorded body.
 fn bytes(body: &Value) -> Vec<u8> {
     match body {
         Value::Null => Vec::new(),
@@ -33,19 +33,20 @@ fn parsed(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap_or(Value::Null)
 }
 
-/// One recorded request, and when.
+/// One recorded request with its response.
 struct Exchange {
+    /// Time in the recording, in seconds.
     at: f64,
     method: String,
     path: String,
-    /// `None` where it was not recorded.
+    /// `None` if the body was not recorded.
     body: Option<Value>,
-    /// `None` where the connection was dropped instead.
+    /// `None` if the server dropped the connection.
     answer: Option<(u16, Vec<u8>)>,
 }
 
 impl Exchange {
-    fn of(line: &Value) -> Option<Self> {
+    fn parse(line: &Value) -> Option<Self> {
         let at = line["t_s"].as_f64().unwrap_or_default();
         let text = |v: &Value| v.as_str().unwrap().to_string();
         if line["event"] == "request-without-response" {
@@ -68,43 +69,43 @@ impl Exchange {
         })
     }
 
-    fn is(&self, asked: &Asked) -> bool {
+    fn matches(&self, asked: &Asked) -> bool {
         let body = self.body.as_ref();
         self.method == asked.method
             && self.path == asked.path
             && body.is_none_or(|b| *b == parsed(&asked.body))
     }
 
-    fn changes_something(&self) -> bool {
+    fn is_change(&self) -> bool {
         self.method != "GET" && !self.path.ends_with("refresh-watcher-id")
     }
 }
 
-/// What the test and the server share.
+/// The state that the test and the server share.
 #[derive(Default)]
-struct Tape {
+struct Recording {
     exchanges: Vec<Exchange>,
-    /// From when to when the server was away.
-    away: Vec<(f64, f64)>,
+    /// Start and end of each time during which the server was down.
+    outages: Vec<(f64, f64)>,
     now: f64,
-    /// The next exchange that changes something.
+    /// Index of the next exchange that changes the state of the server.
     next: usize,
-    /// What was asked and is on no tape.
-    strange: Vec<String>,
-    /// The changing requests that were answered: method, path, body.
+    /// Requests that are not in the recording.
+    unexpected: Vec<String>,
+    /// The answered requests that change the state of the server: method, path and body.
     done: Vec<(String, String, Value)>,
 }
 
-impl Tape {
+impl Recording {
     fn load(name: &str) -> Self {
         let lines = recording(name);
-        let mut away: Vec<(f64, f64)> = Vec::new();
+        let mut outages: Vec<(f64, f64)> = Vec::new();
         for line in &lines {
             let at = line["t_s"].as_f64().unwrap();
             match line["event"].as_str() {
-                Some("connectionLost") => away.push((at, f64::MAX)),
+                Some("connectionLost") => outages.push((at, f64::MAX)),
                 Some("connectionMade") => {
-                    if let Some(last) = away.last_mut() {
+                    if let Some(last) = outages.last_mut() {
                         last.1 = at;
                     }
                 }
@@ -112,8 +113,8 @@ impl Tape {
             }
         }
         Self {
-            exchanges: lines.iter().filter_map(Exchange::of).collect(),
-            away,
+            exchanges: lines.iter().filter_map(Exchange::parse).collect(),
+            outages,
             ..Self::default()
         }
     }
@@ -122,33 +123,38 @@ impl Tape {
         self.exchanges.last().unwrap().at
     }
 
-    /// What the client would ask next was not recorded any more.
+    /// Returns true if the last recorded exchange was replayed.
     fn is_over(&self) -> bool {
         self.next == self.exchanges.len()
     }
 
-    fn is_away(&self) -> bool {
+    fn is_down(&self) -> bool {
         let within = |(from, to): &(f64, f64)| self.now >= *from && self.now < *to;
-        self.away.iter().any(within)
+        self.outages.iter().any(within)
     }
 
     fn answer(&mut self, asked: Asked) -> Reply {
-        let known = |(_, e): &(usize, &Exchange)| e.is(&asked);
-        let mut matching = self.exchanges.iter().enumerate().filter(known).peekable();
+        let is_match = |(_, e): &(usize, &Exchange)| e.matches(&asked);
+        let mut matching = self
+            .exchanges
+            .iter()
+            .enumerate()
+            .filter(is_match)
+            .peekable();
         if matching.peek().is_none() {
             let body = String::from_utf8_lossy(&asked.body);
             let text = format!("{} {} {body}", asked.method, asked.path);
-            self.strange.push(text);
+            self.unexpected.push(text);
             return Reply::Drop;
         }
-        if self.is_away() {
+        if self.is_down() {
             return Reply::Drop;
         }
         let matching: Vec<(usize, &Exchange)> = matching.collect();
-        let changing = matching[0].1.changes_something();
+        let changing = matching[0].1.is_change();
         let found = match changing {
             true => matching.iter().find(|(n, _)| *n >= self.next),
-            // What was true next, or at last.
+            // The next recorded response, or else the last one.
             false => matching.iter().find(|(_, e)| e.at >= self.now),
         };
         let found = found.or(matching.last()).copied();
@@ -167,7 +173,7 @@ impl Tape {
     }
 }
 
-/// Channels of a recorded PUT.
+/// Returns the channels of a recorded PUT.
 fn joined(body: &Value) -> BTreeSet<Channel> {
     let list = body["ietf-mnat:watcher"]["joined-sg"].as_array().unwrap();
     let text = |v: &Value, name: &str| v[name].as_str().map(String::from);
@@ -176,53 +182,54 @@ fn joined(body: &Value) -> BTreeSet<Channel> {
         .collect()
 }
 
-struct Played {
+/// The result of a replay.
+struct Replay {
     machine: Machine,
-    tape: Arc<Mutex<Tape>>,
+    recording: Arc<Mutex<Recording>>,
     changes: Vec<(f64, MappingChange)>,
     failures: usize,
 }
 
-/// Lets a client live through a recording: joins change when they did, the server is away when
-/// it was, time passes as it did.
-fn play(name: &str, role: MnatRole, first: &[Channel]) -> Played {
-    let tape = Arc::new(Mutex::new(Tape::load(name)));
-    let mut wants: Vec<(f64, BTreeSet<Channel>)> = Vec::new();
-    for exchange in &tape.lock().unwrap().exchanges {
+/// Replays a recording with a client. Joins change and the server is down at the recorded times.
+/// The time is simulated. `first` are the joins at the start.
+fn replay(name: &str, role: MnatRole, first: &[Channel]) -> Replay {
+    let shared = Arc::new(Mutex::new(Recording::load(name)));
+    let mut joins: Vec<(f64, BTreeSet<Channel>)> = Vec::new();
+    for exchange in &shared.lock().unwrap().exchanges {
         if exchange.method == "PUT"
             && let Some(body) = &exchange.body
         {
-            wants.push((exchange.at, joined(body)));
+            joins.push((exchange.at, joined(body)));
         }
     }
-    wants.insert(0, (0.0, first.iter().copied().collect()));
-    wants.reverse();
+    joins.insert(0, (0.0, first.iter().copied().collect()));
+    joins.reverse();
     let ca = Ca::new();
-    let answers = tape.clone();
+    let answers = shared.clone();
     let server = Server::local(tls(&ca), move |asked| answers.lock().unwrap().answer(asked));
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     let start = Instant::now();
-    let end = tape.lock().unwrap().end();
+    let end = shared.lock().unwrap().end();
     let mut machine = Machine::new(role, Duration::from_secs(300), start, 3);
     let (mut now, mut changes, mut failures) = (start, Vec::new(), 0);
     block_on(async {
         let mut client = MnatClient::new(target(&server, &files));
         loop {
             let due = machine.poll_timeout().unwrap();
-            let want = wants
+            let next_join = joins
                 .last()
                 .map(|(at, _)| start + Duration::from_secs_f64(*at));
-            now = now.max(want.map_or(due, |want| want.min(due)));
+            now = now.max(next_join.map_or(due, |next_join| next_join.min(due)));
             let seconds = (now - start).as_secs_f64();
-            let over = tape.lock().unwrap().is_over();
+            let over = shared.lock().unwrap().is_over();
             if seconds > end || over {
                 break;
             }
-            tape.lock().unwrap().now = seconds;
-            if want.is_some_and(|want| now >= want) {
-                let (_, wanted) = wants.pop().unwrap();
-                machine.set_joins(now, &wanted);
+            shared.lock().unwrap().now = seconds;
+            if next_join.is_some_and(|next_join| now >= next_join) {
+                let (_, channels) = joins.pop().unwrap();
+                machine.set_joins(now, &channels);
             }
             machine.handle_timeout(now);
             if let Some(request) = machine.poll_request(now) {
@@ -234,8 +241,8 @@ fn play(name: &str, role: MnatRole, first: &[Channel]) -> Played {
                     outcome.as_ref().map(|o| o.0).map_err(ToString::to_string)
                 );
                 failures += usize::from(outcome.is_err());
-                let told = outcome.as_ref().map(|(s, b)| (*s, b.as_slice()));
-                machine.handle_outcome(now, told.map_err(ToString::to_string));
+                let result = outcome.as_ref().map(|(s, b)| (*s, b.as_slice()));
+                machine.handle_outcome(now, result.map_err(ToString::to_string));
             }
             while let Some(event) = machine.poll_event() {
                 if let MnatEvent::Change(change) = event {
@@ -245,34 +252,36 @@ fn play(name: &str, role: MnatRole, first: &[Channel]) -> Played {
         }
     });
     drop(server);
-    let strange = std::mem::take(&mut tape.lock().unwrap().strange);
-    assert!(strange.is_empty(), "never recorded: {strange:#?}");
-    Played {
+    let unexpected = std::mem::take(&mut shared.lock().unwrap().unexpected);
+    assert!(
+        unexpected.is_empty(),
+        "requests that are not in the recording: {unexpected:#?}"
+    );
+    Replay {
         machine,
-        tape,
+        recording: shared,
         changes,
         failures,
     }
 }
 
-impl Played {
-    /// The requests that change something are those of the recording, in their order.
-    fn is_as_recorded(&self) {
-        let tape = self.tape.lock().unwrap();
-        let good =
-            |e: &&Exchange| e.changes_something() && e.answer.as_ref().is_some_and(|a| a.0 < 300);
-        let recorded: Vec<_> = tape
+impl Replay {
+    /// Checks that the client sent the recorded changes in the recorded order.
+    fn assert_as_recorded(&self) {
+        let recording = self.recording.lock().unwrap();
+        let good = |e: &&Exchange| e.is_change() && e.answer.as_ref().is_some_and(|a| a.0 < 300);
+        let recorded: Vec<_> = recording
             .exchanges
             .iter()
             .filter(good)
             .map(|e| (e.method.clone(), e.path.clone(), e.body.clone().unwrap()))
             .collect();
-        assert_eq!(tape.done, recorded);
+        assert_eq!(recording.done, recorded);
     }
 
     fn locals(&self) -> Vec<(String, Option<String>)> {
-        let stands = self.machine.mapping_reports().into_iter();
-        let text = stands.map(|s| (s.global.to_string(), s.local.map(|l| l.to_string())));
+        let reports = self.machine.mapping_reports().into_iter();
+        let text = reports.map(|s| (s.global.to_string(), s.local.map(|l| l.to_string())));
         text.collect()
     }
 }
@@ -283,9 +292,9 @@ fn pairs(list: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
 }
 
 #[test]
-fn the_session_of_an_egress() {
-    let played = play("egress-session", MnatRole::Egress, &[]);
-    played.is_as_recorded();
+fn egress_session_is_as_recorded() {
+    let played = replay("egress-session", MnatRole::Egress, &[]);
+    played.assert_as_recorded();
     assert_eq!(
         played.locals(),
         pairs(&[
@@ -293,7 +302,8 @@ fn the_session_of_an_egress() {
             ("(23.212.185.9, 232.1.1.9)", Some("(10.9.1.2, 239.1.1.5)")),
         ])
     );
-    // Through the restart of the server both streams went on, and then changed places.
+    // Both streams continued through the restart of the server, and then exchanged their local
+    // channels.
     let swaps = played.changes.iter().filter(|(at, change)| {
         assert!(
             *at < 240.0 || matches!(change, MappingChange::Swap { .. }),
@@ -304,31 +314,31 @@ fn the_session_of_an_egress() {
     assert_eq!(swaps.count(), 2);
     assert!(
         played.failures > 3,
-        "the server was away: {}",
+        "the server was down: {}",
         played.failures
     );
 }
 
 #[test]
-fn the_session_of_an_ingress() {
-    let played = play("ingress-session", MnatRole::Ingress, &[]);
-    played.is_as_recorded();
-    // The recording ends as the server is back and knows nothing: both are held.
+fn ingress_session_is_as_recorded() {
+    let played = replay("ingress-session", MnatRole::Ingress, &[]);
+    played.assert_as_recorded();
+    // At the end of the recording the server has restarted without state: both mappings are held.
     let adds = |c: &(f64, MappingChange)| matches!(c.1, MappingChange::Add { .. });
     assert!(played.changes.iter().all(adds), "{:?}", played.changes);
     assert_eq!(played.machine.counts(), [0, 2, 0, 0]);
 }
 
 #[test]
-fn local_groups_for_any_source() {
+fn local_groups_for_any_source_are_assigned() {
     for (name, role) in [
         ("egress-asm-group", MnatRole::Egress),
         ("ingress-asm-group", MnatRole::Ingress),
     ] {
         let joins = [("10.0.0.1", "232.1.1.1"), ("10.0.0.2", "232.1.1.2")];
         let joins = joins.map(|(s, g)| Channel::parse(Some(s), g).unwrap());
-        let played = play(name, role, &joins);
-        played.is_as_recorded();
+        let played = replay(name, role, &joins);
+        played.assert_as_recorded();
         assert_eq!(
             played.locals(),
             pairs(&[
@@ -341,17 +351,17 @@ fn local_groups_for_any_source() {
 }
 
 #[test]
-fn an_exhausted_pool() {
+fn exhausted_pool_leaves_the_second_stream_unassigned() {
     let joins = [("10.0.0.1", "232.1.1.1"), ("10.0.0.2", "232.1.1.2")];
     let joins = joins.map(|(s, g)| Channel::parse(Some(s), g).unwrap());
-    // The server drops the connection for each PUT, and maps what it has all the same.
-    let played = play("egress-pool-exhausted", MnatRole::Egress, &joins);
+    // The server drops the connection for each PUT, but assigns as many mappings as it can.
+    let played = replay("egress-pool-exhausted", MnatRole::Egress, &joins);
     assert!(played.failures > 3, "{}", played.failures);
     let one = ("(10.0.0.1, 232.1.1.1)", Some("(10.9.1.2, 239.1.1.0)"));
     let both = pairs(&[one, ("(10.0.0.2, 232.1.1.2)", None)]);
     assert_eq!(played.locals(), both);
-    let played = play("ingress-pool-exhausted", MnatRole::Ingress, &[]);
-    played.is_as_recorded();
+    let played = replay("ingress-pool-exhausted", MnatRole::Ingress, &[]);
+    played.assert_as_recorded();
     assert_eq!(played.locals(), both);
     assert_eq!(played.machine.counts(), [1, 0, 1, 0]);
 }
@@ -375,13 +385,13 @@ fn op_of(method: &str, path: &str) -> Option<Op> {
 
 const EXCHANGES: [&str; 4] = ["assignment", "delete", "monitors", "bad-input"];
 
-/// Every answer of the prototype to what we ask is understood as what it is.
+/// Every recorded response to a request of ours is parsed correctly.
 #[test]
-fn recorded_answers_mean_what_they_say() {
+fn recorded_responses_are_parsed_correctly() {
     let (mut read, mut joins) = (0, 0);
     for name in EXCHANGES {
         for line in recording(name) {
-            let Some(exchange) = Exchange::of(&line) else {
+            let Some(exchange) = Exchange::parse(&line) else {
                 continue;
             };
             let (Some(op), Some((status, body))) =
@@ -394,7 +404,7 @@ fn recorded_answers_mean_what_they_say() {
             let value = parsed(body);
             let good = (200..300).contains(status);
             let mapped = value["ietf-mnat:watcher"][0]["mapped-sg"].as_array();
-            let right = match (op, &answer) {
+            let is_correct = match (op, &answer) {
                 (Op::Poll, Ok(ServerResponse::Mappings { mappings, problems })) => {
                     let globals = mapped.unwrap().iter().map(|e| &e["global-subscription"]);
                     let distinct: BTreeSet<String> = globals.map(Value::to_string).collect();
@@ -411,8 +421,8 @@ fn recorded_answers_mean_what_they_say() {
                 (_, Err(fault)) => !good && fault.to_string().contains(&status.to_string()),
                 _ => false,
             };
-            assert!(right, "{name}: {line}: {answer:?}");
-            // What a client of the prototype puts, ours would put likewise.
+            assert!(is_correct, "{name}: {line}: {answer:?}");
+            // Our client sends the same PUT as the prototype's client.
             let body = exchange.body.unwrap();
             if op == Op::Join && good && line["note"].is_null() && name != "bad-input" {
                 let id = exchange.path.split_once('=').unwrap().1;
@@ -432,10 +442,10 @@ fn recorded_answers_mean_what_they_say() {
     assert!(read > 80 && joins >= 10, "{read} answers, {joins} joins");
 }
 
-/// Every answer ever recorded, to anything, comes as the answer to a poll: what is no list of
-/// mappings costs the stream nothing.
+/// Every recorded response is sent as the response to a poll. A response that is not a list of
+/// mappings does not end a mapping.
 #[test]
-fn any_recorded_answer_is_survived() {
+fn unrelated_responses_to_a_poll_keep_the_mapping() {
     let global = Channel::parse(Some("23.0.0.4"), "232.1.1.1").unwrap();
     let mapped = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": [{
         "id": 1, "state": "assigned-local-multicast",
@@ -444,8 +454,8 @@ fn any_recorded_answer_is_survived() {
     let mut replies = Vec::new();
     for name in EXCHANGES {
         let lines = recording(name);
-        let answers = lines.iter().filter_map(Exchange::of).map(|e| e.answer);
-        // A list of mappings without ours takes it back, as it should.
+        let answers = lines.iter().filter_map(Exchange::parse).map(|e| e.answer);
+        // A list of mappings without ours would end it, so such lists are excluded.
         let is_list = |body: &[u8]| parsed(body)["ietf-mnat:watcher"][0]["mapped-sg"].is_array();
         replies.extend(answers.filter(|a| a.as_ref().is_none_or(|(_, body)| !is_list(body))));
     }
@@ -488,8 +498,8 @@ fn any_recorded_answer_is_survived() {
             machine.handle_timeout(now);
             if let Some(request) = machine.poll_request(now) {
                 let outcome = client.send(&request).await;
-                let told = outcome.as_ref().map(|(s, b)| (*s, b.as_slice()));
-                machine.handle_outcome(now, told.map_err(ToString::to_string));
+                let result = outcome.as_ref().map(|(s, b)| (*s, b.as_slice()));
+                machine.handle_outcome(now, result.map_err(ToString::to_string));
             }
             while let Some(event) = machine.poll_event() {
                 if let MnatEvent::Change(change) = event {

@@ -1,5 +1,5 @@
-//! An MNAT server to test against: TLS and HTTP/2 on a thread of its own, whose answers the
-//! test decides, and certificates made on the spot.
+//! An MNAT server for tests: TLS and HTTP/2 in a separate thread. The test decides the responses.
+//! Certificates are created at run time.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// Signs certificates.
+/// A CA that signs certificates.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     cert: rcgen::Certificate,
@@ -45,7 +45,7 @@ impl Ca {
         self.cert.pem()
     }
 
-    /// A certificate for these names, shifted by so many days.
+    /// Returns a certificate for `names`. It has expired if `days` is negative.
     pub fn sign(&self, names: &[&str], days: i64) -> Identity {
         let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -62,37 +62,38 @@ impl Ca {
     }
 }
 
-/// Different for each caller.
+/// Returns a random number.
 fn rand() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()
 }
 
-/// What a client asked.
+/// A request that the server received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
     pub method: String,
     pub path: String,
     pub body: Vec<u8>,
-    /// The certificate it showed, in DER.
+    /// The client certificate, in DER.
     pub identity: Option<Vec<u8>>,
 }
 
-/// What it gets.
+/// The reaction of the server to a request.
 #[derive(Debug, Clone)]
 pub enum Reply {
+    /// A response with this status and body.
     Answer(u16, Vec<u8>),
-    /// The connection ends without a word.
+    /// The connection is closed without a response.
     Drop,
-    /// RST_STREAM.
+    /// The stream is reset (RST_STREAM).
     Reset,
-    /// GOAWAY, and nothing more.
+    /// The connection is ended with GOAWAY.
     GoAway,
-    /// Nothing, for so long; then this.
+    /// A response after a delay.
     Late(Duration, u16, Vec<u8>),
 }
 
-/// Decides what is answered.
+/// Decides how the server reacts to a request.
 pub trait Answers: Send + 'static {
     fn answer(&mut self, asked: Asked) -> Reply;
 }
@@ -103,10 +104,10 @@ impl<F: FnMut(Asked) -> Reply + Send + 'static> Answers for F {
     }
 }
 
-/// How the server presents itself.
+/// The TLS settings of the server.
 pub struct Tls {
     pub identity: Identity,
-    /// Who must have signed the clients' certificates.
+    /// The CA of the client certificates. `None` requires no client certificate.
     pub clients: Option<Ca>,
     pub alpn: &'static [u8],
 }
@@ -134,7 +135,7 @@ impl Tls {
     }
 }
 
-/// A running server; dropped, it is gone with all its connections.
+/// A running server. When dropped, it closes all its connections.
 pub struct Server {
     pub address: SocketAddr,
     open: Arc<AtomicBool>,
@@ -170,12 +171,12 @@ impl Server {
         }
     }
 
-    /// On a port of this host.
+    /// Starts a server on a free port of 127.0.0.1.
     pub fn local(tls: Tls, answers: impl Answers) -> Self {
         Self::start(TcpListener::bind("127.0.0.1:0").unwrap(), tls, answers)
     }
 
-    /// Whether connections get further than TCP.
+    /// Sets whether the server accepts TLS on new connections and answers requests.
     pub fn set_open(&self, open: bool) {
         self.open.store(open, Ordering::SeqCst);
     }
@@ -223,15 +224,15 @@ async fn serve(
         let (head, mut body) = request.into_parts();
         let mut bytes = Vec::new();
         loop {
-            // The connection has to be driven for the body to come.
-            let piece = tokio::select! {
-                piece = body.data() => piece,
+            // The body arrives only while the connection is polled.
+            let chunk = tokio::select! {
+                chunk = body.data() => chunk,
                 _ = std::future::poll_fn(|cx| connection.poll_closed(cx)) => return None,
             };
-            let Some(piece) = piece else { break };
-            let piece = piece.ok()?;
-            let _ = body.flow_control().release_capacity(piece.len());
-            bytes.extend_from_slice(&piece);
+            let Some(chunk) = chunk else { break };
+            let chunk = chunk.ok()?;
+            let _ = body.flow_control().release_capacity(chunk.len());
+            bytes.extend_from_slice(&chunk);
         }
         if !open.load(Ordering::SeqCst) {
             return None;
@@ -272,26 +273,26 @@ async fn serve(
     Some(())
 }
 
-/// Files of one client.
+/// The directory with the files of one client.
 pub struct Files {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Files {
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self { folder }
+        let directory = tempfile::tempdir().unwrap();
+        Self { directory }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
-    /// Writes a file as one does who replaces it.
+    /// Replaces a file atomically. Returns its path.
     pub fn put(&self, name: &str, text: &str) -> PathBuf {
-        let beside = self.path(&format!("{name}.new"));
-        std::fs::write(&beside, text).unwrap();
-        rename(&beside, &self.path(name))
+        let temporary = self.path(&format!("{name}.new"));
+        std::fs::write(&temporary, text).unwrap();
+        rename(&temporary, &self.path(name))
     }
 }
 

@@ -112,7 +112,7 @@ impl LinksWatch {
                 routes.extend(best.map(|(_, index)| index));
             }
             for index in routes {
-                links.call(index, IfPattern::default_route());
+                links.add_alias(index, IfPattern::default_route());
             }
             Ok::<_, rtnetlink::Error>(links)
         };

@@ -214,7 +214,7 @@ mod memberships {
             for ((at, of), filter) in all {
                 let member = &NAMES[*at].parse().unwrap();
                 let theirs = proxy.downstream.iter().any(|p| p.matches(member));
-                if theirs && *of == g && *at != iif && filter.takes(source(s)) {
+                if theirs && *of == g && *at != iif && filter.accepts(source(s)) {
                     out.insert(NAMES[*at].to_owned());
                 }
             }

@@ -74,7 +74,7 @@ struct HostModel {
 
 impl HostModel {
     fn is_requested(&self, source: Source) -> bool {
-        self.filters.iter().any(|f| f.takes(source))
+        self.filters.iter().any(|f| f.accepts(source))
     }
 
     fn report(&mut self, host: usize, (kind, sources): (RecordType, BTreeSet<Source>)) {
@@ -138,14 +138,14 @@ impl HostModel {
     fn check_requested_sources_are_forwarded(&self) {
         let filter = self.link.machine.filter(self.link.group);
         for s in (0..7).map(source).filter(|s| self.is_requested(*s)) {
-            assert!(filter.takes(s), "{s} is requested: {filter}");
+            assert!(filter.accepts(s), "{s} is requested: {filter}");
         }
     }
 
     fn check_only_requested_sources_are_forwarded(&self) {
         let filter = self.link.machine.filter(self.link.group);
         for s in (0..7).map(source) {
-            assert_eq!(filter.takes(s), self.is_requested(s), "{s}: {filter}");
+            assert_eq!(filter.accepts(s), self.is_requested(s), "{s}: {filter}");
         }
     }
 }

@@ -225,8 +225,8 @@ fn refused_records_are_counted_and_others_accepted() {
     assert_eq!(take(&mut link, &list), Err(MembershipRefusal::GroupDenied));
     let groups: Vec<_> = link.machine.groups(link.now).map(|v| v.group).collect();
     assert_eq!(groups, [ssm, group(1), group(2)]);
-    assert!(!link.machine.filter(group(1)).takes(b));
-    assert!(!link.machine.filter(group(2)).takes(b));
+    assert!(!link.machine.filter(group(1)).accepts(b));
+    assert!(!link.machine.filter(group(2)).accepts(b));
     let once = |r: MembershipRefusal| (r, 1);
     assert_eq!(
         refusals(&mut link),

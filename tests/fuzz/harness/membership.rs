@@ -214,7 +214,7 @@ impl RouterState {
                 let found = self.fib.oif_table.find(source, group.addr());
                 let is_forwarded =
                     found.is_some_and(|f| !self.fib.oif_table.set(f.source_oifs).is_empty());
-                let is_requested = filter.takes(mcastor::model::Source::new(source).unwrap());
+                let is_requested = filter.accepts(mcastor::model::Source::new(source).unwrap());
                 assert_eq!(is_forwarded, is_requested, "{source} {group}");
             }
         }

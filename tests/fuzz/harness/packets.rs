@@ -181,7 +181,7 @@ pub fn translate(data: &[u8]) -> bool {
     } else {
         usize::from(which)
     };
-    let done = if rewrite.family().stays() {
+    let done = if rewrite.kind().keeps_ip_version() {
         let done = in_place(&mut packet, &datagram, &rewrite);
         if done.is_ok() {
             out.extend_from_slice(&packet);
@@ -201,7 +201,7 @@ pub fn translate(data: &[u8]) -> bool {
         );
         return false;
     };
-    assert_eq!(family, rewrite.family());
+    assert_eq!(family, rewrite.kind());
     let is_unfragmented = fragments.len() == 1;
     for fragment in fragments {
         let packet = &out[fragment];

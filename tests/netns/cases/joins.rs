@@ -423,7 +423,7 @@ fn source_filter_changes_are_reported_in_place(lab: &Lab) {
     }
     let all = derived_filters(&records(&wire), "232.1.1.1");
     let kept = some(1..2).pop_first().expect("one");
-    assert!(all.iter().all(|filter| filter.takes(kept)), "{all:?}");
+    assert!(all.iter().all(|filter| filter.accepts(kept)), "{all:?}");
     let reported = |kind, group: &str, list: BTreeSet<Source>| {
         let list: Vec<String> = list.iter().map(ToString::to_string).collect();
         let group = group.to_owned();

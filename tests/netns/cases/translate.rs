@@ -359,7 +359,7 @@ fn rewrite_is_added_and_removed_by_command(lab: &Lab) {
     );
     refused(
         "add in 225.1.2.9 out1 --rewrite-group ff3e::9:8",
-        "different IP versions; rewrite both or neither",
+        "different IP versions; translate both or neither",
     );
     refused(
         "add in 10.0.0.11 225.1.2.3 out1 --rewrite-source fd00:1::77 --rewrite-group ff3e::9:9",
@@ -367,7 +367,7 @@ fn rewrite_is_added_and_removed_by_command(lab: &Lab) {
     );
     refused(
         "add in 225.1.2.9 out1 --rewrite-group 225.1.2.9",
-        "the rewrite changes nothing",
+        "the translation changes nothing",
     );
     refused(
         "add in 225.1.2.9 out1 --rewrite-group 10.0.0.1",

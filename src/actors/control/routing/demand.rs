@@ -7,8 +7,8 @@ use ahash::AHashMap;
 
 use crate::membership::MembershipUnion;
 use crate::model::{Group, InterfaceId, Links, RouteRule, SourceFilter};
-use crate::table::joins::{Asked, JoinOrigin, permitted};
-use crate::table::translated_joins::{original, remainder, rewrites_to};
+use crate::table::joins::{JoinOrigin, RequestedFilters, permitted_filter};
+use crate::table::translated_joins::{original_membership, translates_to, untranslated_part};
 use crate::table::{Fib, Rib};
 
 /// The memberships, for the rules it was created for.
@@ -59,19 +59,19 @@ impl Demand {
         else {
             return;
         };
-        let mut remaining = permitted(proxy, group, filter);
+        let mut remaining = permitted_filter(proxy, group, filter);
         if let Some(link) = links.get(index) {
             for (position, upstream) in &mut self.routes {
                 let Some(rule) = rib.rules.get(*position) else {
                     continue;
                 };
-                if !rewrites_to(rule, &link.name) || !has_other_ingress(rule, index, links) {
+                if !translates_to(rule, &link.name) || !has_other_ingress(rule, index, links) {
                     continue;
                 }
                 // An empty filter stays empty and clears earlier demand.
-                if let Some((original, wanted)) = original(rule, group, &remaining) {
+                if let Some((original, wanted)) = original_membership(rule, group, &remaining) {
                     upstream.set_filter(index, original, wanted);
-                    remaining = remainder(rule, group, remaining);
+                    remaining = untranslated_part(rule, group, remaining);
                 }
             }
         }
@@ -81,8 +81,8 @@ impl Demand {
     }
 
     /// Returns the requested groups of each proxy and route.
-    pub(super) fn requested<'r>(&self, rib: &'r Rib) -> Vec<(JoinOrigin<'r>, Asked)> {
-        let all = |upstream: &MembershipUnion| -> Asked {
+    pub(super) fn requested<'r>(&self, rib: &'r Rib) -> Vec<(JoinOrigin<'r>, RequestedFilters)> {
+        let all = |upstream: &MembershipUnion| -> RequestedFilters {
             let groups = upstream.groups();
             groups.map(|group| (group, upstream.union(group))).collect()
         };

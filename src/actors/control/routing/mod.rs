@@ -173,15 +173,15 @@ impl Routing {
         drop(database);
         self.demand.take_changed();
         let requested = self.demand.requested(&self.rib);
-        let rules = joins::Rules {
+        let rules = joins::JoiningRules {
             joins: &self.rib.joins,
             routes: &self.rib.rules,
             proxies: &self.rib.proxies,
         };
-        let fixed = joins::wanted(rules, [], &up);
+        let fixed = joins::desired_memberships(rules, [], &up);
         let requested = requested.iter().map(|(origin, groups)| (*origin, groups));
         let message = SetJoins {
-            joins: joins::wanted(rules, requested, &up),
+            joins: joins::desired_memberships(rules, requested, &up),
             names: up.iter().map(|l| (l.index, l.name.clone())).collect(),
         };
         self.fixed = fixed;
@@ -193,7 +193,7 @@ impl Routing {
     fn apply_aliases(&mut self) {
         let aliases = self.context.aliases.load();
         let links = self.kernel_links.as_ref();
-        self.links = links.map(|links| Arc::new(links.called(&aliases)));
+        self.links = links.map(|links| Arc::new(links.with_aliases(&aliases)));
         self.publish();
     }
 
@@ -287,7 +287,7 @@ impl Routing {
         for group in self.demand.take_changed() {
             let requested = self.demand.requested_of_group(&self.rib, group);
             let requested = requested.iter().map(|(origin, filter)| (*origin, filter));
-            changes.extend(joins::wanted_of_group(
+            changes.extend(joins::desired_memberships_of_group(
                 group,
                 &self.fixed,
                 requested,
