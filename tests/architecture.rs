@@ -48,7 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mnat", &["model"]),
     // File format, tables and protocol of smcroute.
     ("smcroute", &["model", "api"]),
-    ("settings", &["model", "mnat", "smcroute::conf"]),
+    ("settings", &["model", "mnat::config", "smcroute::conf"]),
     (
         "actors",
         &[

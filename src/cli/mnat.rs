@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::exit::{UNUSABLE, fail, unusable};
 use super::run::start_log;
 use crate::app::{self, Clients, Options};
-use crate::mnat::client::Target;
+use crate::mnat::Target;
 use crate::mnat::config::JoinSources;
 use crate::mnat::{Config, MnatRole};
 use crate::model::IfName;

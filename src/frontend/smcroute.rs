@@ -26,7 +26,7 @@ use crate::smcroute::show::{self, RouteSnapshot, ShowFormat, ShowKind};
 use crate::smcroute::wire::{MAX_COMMAND_LEN, SmcrouteCommand, SmcrouteWireError, Verb, length};
 
 /// How long a client may send nothing, or read nothing of its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves clients until dropped.
 pub async fn serve(socket: ListeningSocket, context: Arc<RouterContext>) {
@@ -36,22 +36,22 @@ pub async fn serve(socket: ListeningSocket, context: Arc<RouterContext>) {
     while !matches!(links().await, Ok(ShowReply::Interfaces(known)) if !known.is_empty()) {
         sleep(Duration::from_millis(5)).await;
     }
-    let converse = |stream, client| converse(stream, context.clone(), client);
-    socket_server::serve(socket, "smcroute socket", converse).await;
+    let serve_client = |stream, client| serve_client(stream, context.clone(), client);
+    socket_server::serve(socket, "smcroute socket", serve_client).await;
 }
 
-async fn converse(
+async fn serve_client(
     mut stream: UnixStream,
     context: Arc<RouterContext>,
     client: Rc<ClientState>,
 ) -> io::Result<()> {
-    let mut held = Vec::new();
+    let mut buffer = Vec::new();
     loop {
-        let (answer, last) = match next(&mut stream, &mut held).await? {
+        let (answer, last) = match next_command(&mut stream, &mut buffer).await? {
             None => return Ok(()),
             Some(Ok(command)) => {
                 let answer = client.answer(answer(&context, &command)).await;
-                (answer, held.is_empty())
+                (answer, buffer.is_empty())
             }
             Some(Err(e)) => {
                 warn!("smcroute socket: {e}");
@@ -60,44 +60,44 @@ async fn converse(
         };
         let mut bytes = answer.unwrap_or_else(|e| e).into_bytes();
         bytes.push(0);
-        timeout(PATIENCE, stream.write_all(&bytes)).await??;
+        timeout(CLIENT_TIMEOUT, stream.write_all(&bytes)).await??;
         if last {
             return Ok(());
         }
     }
 }
 
-/// The next command; `None` where the client says no more.
-async fn next(
+/// Returns the next command; `None` after the last one.
+async fn next_command(
     stream: &mut UnixStream,
-    held: &mut Vec<u8>,
+    buffer: &mut Vec<u8>,
 ) -> io::Result<Option<Result<SmcrouteCommand, SmcrouteWireError>>> {
     loop {
-        match length(held) {
+        match length(buffer) {
             Err(e) => return Ok(Some(Err(e))),
-            Ok(Some(n)) if held.len() >= n => {
-                let command: Vec<u8> = held.drain(..n).collect();
+            Ok(Some(n)) if buffer.len() >= n => {
+                let command: Vec<u8> = buffer.drain(..n).collect();
                 return Ok(Some(SmcrouteCommand::decode(&command)));
             }
             Ok(_) => {}
         }
-        let mut more = [0; MAX_COMMAND_LEN];
-        let read = match timeout(PATIENCE, stream.read(&mut more)).await {
+        let mut chunk = [0; MAX_COMMAND_LEN];
+        let read = match timeout(CLIENT_TIMEOUT, stream.read(&mut chunk)).await {
             Ok(read) => read?,
             Err(_) => 0,
         };
         if read == 0 {
-            let cut = SmcrouteWireError::Truncated(held.len());
-            return Ok((!held.is_empty()).then_some(Err(cut)));
+            let truncated = SmcrouteWireError::Truncated(buffer.len());
+            return Ok((!buffer.is_empty()).then_some(Err(truncated)));
         }
-        held.extend_from_slice(&more[..read]);
+        buffer.extend_from_slice(&chunk[..read]);
     }
 }
 
-/// The output, or an error; both are texts to the client.
+/// Runs a command. Returns the output or the error, both as texts for the client.
 async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<String, String> {
     let words = &command.arguments;
-    let quiet = |done: Result<String, QueryError>| match done {
+    let without_output = |done: Result<String, QueryError>| match done {
         Ok(_) => Ok(String::new()),
         Err(e) => Err(e.to_string()),
     };
@@ -106,22 +106,22 @@ async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<St
         Verb::Remove => remove(context, words).await,
         Verb::Join => membership(context, words, true).await,
         Verb::Leave => membership(context, words, false).await,
-        Verb::Flush => quiet(query::flush(context).await),
-        Verb::Reload => quiet(query::reload(context).await),
-        Verb::Kill => quiet(query::stop(context).await),
-        Verb::Show => shown(context, words, ShowFormat::Plain).await,
-        Verb::ShowDetail => shown(context, words, ShowFormat::Detail).await,
-        Verb::ShowJson => shown(context, words, ShowFormat::Json).await,
+        Verb::Flush => without_output(query::flush(context).await),
+        Verb::Reload => without_output(query::reload(context).await),
+        Verb::Kill => without_output(query::stop(context).await),
+        Verb::Show => show_tables(context, words, ShowFormat::Plain).await,
+        Verb::ShowDetail => show_tables(context, words, ShowFormat::Detail).await,
+        Verb::ShowJson => show_tables(context, words, ShowFormat::Json).await,
     }
 }
 
-async fn shown(
+async fn show_tables(
     context: &RouterContext,
     words: &[String],
-    form: ShowFormat,
+    format: ShowFormat,
 ) -> Result<String, String> {
-    let what = ShowKind::parse(words.first().map(String::as_str));
-    let mut state = RouteSnapshot {
+    let kind = ShowKind::parse(words.first().map(String::as_str));
+    let mut snapshot = RouteSnapshot {
         joins: query::join_rules(context),
         ..RouteSnapshot::default()
     };
@@ -130,27 +130,28 @@ async fn shown(
             .await
             .map_err(|e| e.to_string())?
         {
-            ShowReply::Routes(routes) => state.routes = routes,
-            ShowReply::Interfaces(interfaces) => state.interfaces = interfaces,
-            ShowReply::Flows(flows) => state.flows = flows,
-            ShowReply::Groups(groups) => state.groups = groups,
-            ShowReply::Pending(pending) => state.pending = pending,
+            ShowReply::Routes(routes) => snapshot.routes = routes,
+            ShowReply::Interfaces(interfaces) => snapshot.interfaces = interfaces,
+            ShowReply::Flows(flows) => snapshot.flows = flows,
+            ShowReply::Groups(groups) => snapshot.groups = groups,
+            ShowReply::Pending(pending) => snapshot.pending = pending,
             ShowReply::Mnat(_) | ShowReply::Done(_) => {}
         }
     }
-    Ok(show::show(&state, what, form))
+    Ok(show::show(&snapshot, kind, format))
 }
 
 fn malformed(letter: u8) -> String {
     SmcrouteWireError::Unknown(letter).to_string()
 }
 
-/// Source and group out of the arguments behind the interface, and what is left.
+/// Parses source and group from the arguments after the interface. Returns the remaining arguments
+/// too. `command` begins error texts.
 fn addresses<'a>(
-    who: &str,
+    command: &str,
     words: &'a [String],
 ) -> Result<(SourcePrefix, GroupPrefix, &'a [String]), String> {
-    let not_a_group = |word: &str| format!("{who}: Invalid multicast group: {word}");
+    let not_a_group = |word: &str| format!("{command}: Invalid multicast group: {word}");
     let mut notes = Vec::new();
     let Some((first, rest)) = words.split_first() else {
         return Err(not_a_group(""));
@@ -163,12 +164,16 @@ fn addresses<'a>(
         return Err(not_a_group(first));
     };
     let group = line::parse_group(named, &mut notes).map_err(|_| not_a_group(named))?;
-    let source = line::parse_source(first, group, &mut notes).map_err(|e| format!("{who}: {e}"))?;
+    let source =
+        line::parse_source(first, group, &mut notes).map_err(|e| format!("{command}: {e}"))?;
     Ok((source, group, left))
 }
 
-/// The interfaces that a name or pattern stands for.
-async fn named(context: &RouterContext, name: &IfPattern) -> Result<Vec<InterfaceView>, String> {
+/// Returns the interfaces that match a name or pattern.
+async fn matching_interfaces(
+    context: &RouterContext,
+    name: &IfPattern,
+) -> Result<Vec<InterfaceView>, String> {
     let interfaces = query::show(context, ShowQuery::Interfaces).await;
     let ShowReply::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
         return Ok(Vec::new());
@@ -190,7 +195,11 @@ async fn add(context: &RouterContext, words: &[String]) -> Result<String, String
     }
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
-    if !named(context, &from).await?.iter().any(|i| !i.disabled) {
+    if !matching_interfaces(context, &from)
+        .await?
+        .iter()
+        .any(|i| !i.disabled)
+    {
         return Err(not_known(iif));
     }
     let mut to = Vec::new();
@@ -220,9 +229,9 @@ async fn remove(context: &RouterContext, words: &[String]) -> Result<String, Str
     };
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
-    // A route of the file may wait for an interface; it can be removed while it does.
-    let there = named(context, &from).await?;
-    if !there.is_empty() && there.iter().all(|i| i.disabled) {
+    // A route of the file can be removed while it waits for an interface.
+    let interfaces = matching_interfaces(context, &from).await?;
+    if !interfaces.is_empty() && interfaces.iter().all(|i| i.disabled) {
         return Err(not_known(iif));
     }
     let routes = query::show(context, ShowQuery::Routes).await;
@@ -271,7 +280,7 @@ async fn membership(
     words: &[String],
     join: bool,
 ) -> Result<String, String> {
-    let (letter, who) = if join {
+    let (letter, command) = if join {
         (b'j', "join")
     } else {
         (b'l', "leave")
@@ -282,9 +291,9 @@ async fn membership(
     if rest.is_empty() {
         return Err(malformed(letter));
     }
-    let interface = pattern(iif).map_err(|e| format!("{who}: {e}"))?;
-    let (source, group, _) = addresses(who, rest)?;
-    if join && named(context, &interface).await?.is_empty() {
+    let interface = pattern(iif).map_err(|e| format!("{command}: {e}"))?;
+    let (source, group, _) = addresses(command, rest)?;
+    if join && matching_interfaces(context, &interface).await?.is_empty() {
         return Err(format!("unknown interface {iif}"));
     }
     let mut sources: Vec<Option<Source>> = line::members(source, group)?
@@ -317,7 +326,7 @@ async fn membership(
             RuleChange::Leave(spec)
         };
         let done = query::change(context, change).await;
-        done.map_err(|e| format!("{who}: {e}"))?;
+        done.map_err(|e| format!("{command}: {e}"))?;
     }
     Ok(String::new())
 }

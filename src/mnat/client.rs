@@ -27,6 +27,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
+use super::config::Target;
 use super::protocol::{CONTENT_TYPE, MAX_RESPONSE_LEN, MnatRequest};
 
 /// Maximum duration of a request, including the time to connect.
@@ -42,36 +43,6 @@ const FLOW_CONTROL_WINDOW: u32 = 1 << 20;
 const SERVER_PREFACE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the client waits for the reason why a connection broke.
 const CLOSE_REASON_TIMEOUT: Duration = Duration::from_millis(100);
-
-/// The address of the server, and the certificates of both sides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// Host name or IP address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// PEM file with the CA of the server's certificate. `None` trusts the CAs of the system.
-    pub ca: Option<PathBuf>,
-    /// PEM file with the client certificate and its chain.
-    pub cert: Option<PathBuf>,
-    /// PEM file with the key of the client certificate. `None` reads it from `cert`.
-    pub key: Option<PathBuf>,
-    /// Ignores files that do not exist. Otherwise a missing file is an error.
-    pub only_if_present: bool,
-}
-
-impl Target {
-    fn files(&self) -> impl Iterator<Item = &Path> {
-        let all = [&self.ca, &self.cert, &self.key];
-        all.into_iter().flatten().map(PathBuf::as_path)
-    }
-
-    /// Returns `file`, or `None` if it does not exist and may be missing.
-    fn present<'t>(&self, file: &'t Option<PathBuf>) -> Option<&'t Path> {
-        let file = file.as_deref()?;
-        (!self.only_if_present || file.exists()).then_some(file)
-    }
-}
 
 /// The reason why a request got no response.
 #[derive(Debug, thiserror::Error)]

@@ -1,14 +1,72 @@
 //! The validated settings of an MNAT ingress or egress.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::client::Target;
-use super::protocol::MnatRole;
 use crate::model::IfName;
 
 /// Default of [`Config::grace`].
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(300);
+
+/// The role of this router in MNAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MnatRole {
+    /// Near the senders: receives global channels and sends local channels.
+    Ingress,
+    /// Near the receivers: receives local channels and sends global channels.
+    Egress,
+}
+
+impl MnatRole {
+    /// Both roles.
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// Returns the `role` label of metrics, which is also the value in the settings.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl fmt::Display for MnatRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.label())
+    }
+}
+
+/// The address of the server, and the certificates of both sides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Host name or IP address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// PEM file with the CA of the server's certificate. `None` trusts the CAs of the system.
+    pub ca: Option<PathBuf>,
+    /// PEM file with the client certificate and its chain.
+    pub cert: Option<PathBuf>,
+    /// PEM file with the key of the client certificate. `None` reads it from `cert`.
+    pub key: Option<PathBuf>,
+    /// Ignores files that do not exist. Otherwise a missing file is an error.
+    pub only_if_present: bool,
+}
+
+impl Target {
+    /// Returns the configured certificate and key files.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let all = [&self.ca, &self.cert, &self.key];
+        all.into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// Returns `file`, or `None` if it does not exist and may be missing.
+    pub(super) fn present<'t>(&self, file: &'t Option<PathBuf>) -> Option<&'t Path> {
+        let file = file.as_deref()?;
+        (!self.only_if_present || file.exists()).then_some(file)
+    }
+}
 
 /// The sources from which an egress learns the requested channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
+use super::config::MnatRole;
 use super::mappings::{MappingChange, MappingReport, Mappings, PollContext};
-use super::protocol::{self, Mapping, MnatRequest, MnatRole, Op, ProtocolFault, ServerResponse};
+use super::protocol::{self, Mapping, MnatRequest, Op, ProtocolFault, ServerResponse};
 
 /// Interval between requests for the mappings.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::protocol::{AssignmentState, Mapping, MnatRequest, MnatRole};
+use super::config::MnatRole;
+use super::protocol::{AssignmentState, Mapping, MnatRequest};
 
 /// A change of a mapping in use.
 #[derive(Debug, Clone, PartialEq, Eq)]

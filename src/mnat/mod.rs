@@ -24,8 +24,8 @@ pub mod plan;
 pub mod protocol;
 
 pub use channel::{Channel, ChannelError};
-pub use config::Config;
+pub use config::{Config, MnatRole, Target};
 pub use machine::{Machine, MnatEvent};
 pub use mappings::{MappingChange, MappingEnd, MappingReport, MappingStatus};
 pub use plan::{RoutePlan, RouteStep};
-pub use protocol::{AssignmentState, Mapping, MnatRole};
+pub use protocol::{AssignmentState, Mapping};

@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
+use super::config::MnatRole;
 use super::machine::POLL_INTERVAL;
 use super::mappings::MappingChange;
-use super::protocol::MnatRole;
 
 /// How long an ingress keeps sending on the old local channel after a swap: one poll interval, and
 /// the time for the response.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::channel::Channel;
+use super::config::MnatRole;
 
 /// Path of the API on the server.
 pub const ROOT: &str = "/mnat-ds";
@@ -26,34 +27,6 @@ pub const MAX_MAPPINGS: usize = 65_536;
 const MAX_ID_LEN: usize = 128;
 /// Maximum length of server text in our error texts, in characters.
 const MAX_QUOTE_LEN: usize = 200;
-
-/// The role of this router in MNAT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MnatRole {
-    /// Near the senders: receives global channels and sends local channels.
-    Ingress,
-    /// Near the receivers: receives local channels and sends global channels.
-    Egress,
-}
-
-impl MnatRole {
-    /// Both roles.
-    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
-
-    /// Returns the `role` label of metrics, which is also the value in the settings.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        }
-    }
-}
-
-impl fmt::Display for MnatRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.label())
-    }
-}
 
 /// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::checker::Checker;
 use super::key_path::KeyPath;
 use super::raw::RawMnat;
-use crate::mnat::client::Target;
+use crate::mnat::MnatRole;
+use crate::mnat::Target;
 use crate::mnat::config::{Config, JoinSources};
-use crate::mnat::protocol::MnatRole;
 use crate::model::IfName;
 
 /// The port of a URL without a port.

@@ -52,17 +52,24 @@ async fn converse(
     }
 }
 
-/// Encodes a response on a thread that may block: a list of flows can have many megabytes.
+/// Encodes a response. A list of flows can have many megabytes, so a thread that may block encodes
+/// it.
 async fn encode(outcome: Outcome) -> io::Result<Vec<u8>> {
-    let encoded = tokio::task::spawn_blocking(|| {
-        let mut bytes = serde_json::to_vec(&Response {
-            version: api::VERSION,
-            outcome,
-        })?;
-        bytes.push(b'\n');
-        Ok(bytes)
-    });
-    encoded.await?
+    match outcome {
+        Outcome::Result(ShowReply::Flows(_)) => {
+            tokio::task::spawn_blocking(|| encode_now(outcome)).await?
+        }
+        outcome => encode_now(outcome),
+    }
+}
+
+fn encode_now(outcome: Outcome) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(&Response {
+        version: api::VERSION,
+        outcome,
+    })?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 async fn answer(line: &str, context: &RouterContext) -> Outcome {
