@@ -92,7 +92,7 @@ fn invalid_settings_file_changes_nothing(lab: &Lab) {
     let config = router.config.display().to_string();
     assert!(
         out.status.code() == Some(1)
-            && ["10.0.0.1", config.as_str(), "old ones stay"]
+            && ["10.0.0.1", config.as_str(), "active settings are unchanged"]
                 .iter()
                 .all(|w| printed.contains(w)),
         "{}: {printed}",
