@@ -39,7 +39,7 @@ Examples:
     mcastor show flows --order packets --limit 10")]
 pub struct ShowArgs {
     /// The table to show
-    pub what: ShowTable,
+    pub table: ShowTable,
     #[command(flatten)]
     flows: FlowArgs,
     /// Print JSON, in the format of /api/v1 over HTTP
@@ -53,7 +53,7 @@ pub struct ShowArgs {
 impl ShowArgs {
     /// Returns the query of the table, or an error if it does not accept one of the arguments.
     fn query(&self) -> Result<ShowQuery, String> {
-        let query = ShowQuery::from(self.what);
+        let query = ShowQuery::from(self.table);
         match (query, self.flows.first_given()) {
             (ShowQuery::Flows(_), _) => Ok(ShowQuery::Flows(self.flows.query())),
             (query, Some(flag)) => Err(format!(
@@ -129,8 +129,8 @@ pub enum ShowTable {
 }
 
 impl From<ShowTable> for ShowQuery {
-    fn from(what: ShowTable) -> Self {
-        match what {
+    fn from(table: ShowTable) -> Self {
+        match table {
             ShowTable::Routes => Self::Routes,
             ShowTable::Interfaces => Self::Interfaces,
             ShowTable::Flows => Self::Flows(FlowQuery::default()),
@@ -248,9 +248,12 @@ fn groups_table(groups: &[GroupView]) -> Table {
 /// Returns the STATE column: `joined` or the error, then the translated channels of the group.
 fn group_state(group: &GroupView) -> String {
     let mut state = group.error.clone().unwrap_or_else(|| "joined".into());
-    for (word, all) in [("is", &group.original), ("for", &group.joined_for)] {
-        if !all.is_empty() {
-            state += &format!(", {word} {}", all.join(" and "));
+    for (label, channels) in [
+        ("translated from", &group.original),
+        ("translated to", &group.joined_for),
+    ] {
+        if !channels.is_empty() {
+            state += &format!(", {label} {}", channels.join(" and "));
         }
     }
     state
@@ -355,7 +358,7 @@ fn routes_table(routes: &[RouteView]) -> Table {
 
 /// Returns the QUERIER column. `US` marks this router.
 fn querier_column(interface: &InterfaceView) -> String {
-    let one = |q: &QuerierView| match &q.address {
+    let describe = |q: &QuerierView| match &q.address {
         Some(address) if q.us => format!("{} US {address}", q.protocol),
         Some(address) => format!("{} {address}", q.protocol),
         None => format!("{} none", q.protocol),
@@ -363,8 +366,8 @@ fn querier_column(interface: &InterfaceView) -> String {
     if interface.queriers.is_empty() {
         return "-".into();
     }
-    let all: Vec<String> = interface.queriers.iter().map(one).collect();
-    all.join(", ")
+    let queriers: Vec<String> = interface.queriers.iter().map(describe).collect();
+    queriers.join(", ")
 }
 
 /// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` stands

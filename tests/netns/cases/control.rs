@@ -88,9 +88,9 @@ fn misbehaving_clients_do_not_block_others(lab: &Lab) {
     let capture = Capture::new(&star.rcv, "eth1");
     let traffic = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
     let query = || {
-        let begun = Instant::now();
+        let started = Instant::now();
         assert_eq!(router.control().show("routes").len(), 1);
-        begun.elapsed()
+        started.elapsed()
     };
     let mut idle = Vec::new();
     for n in 0..200 {
@@ -143,11 +143,11 @@ fn stop_command_ends_within_a_second(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let stopped = || {
         let mut router = Router::start(lab, &star.rtr, &r());
-        let begun = Instant::now();
+        let started = Instant::now();
         router.run("stop");
         assert_eq!(router.program.wait().code(), Some(0));
         assert!(!router.socket.exists());
-        begun.elapsed()
+        started.elapsed()
     };
     // A busy machine may delay one of them.
     let best = (0..5).map(|_| stopped()).min();

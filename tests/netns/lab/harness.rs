@@ -1,8 +1,8 @@
 //! Turns a list of cases into trials of the test runner.
 //!
-//! Each case runs in a process of its own: this program starts itself again with [`CASE`] set. A
-//! process that is forked holds copies of all open sockets until it calls `exec`, so a case that
-//! starts a program would delay the IGMP leave of a socket that another case closes.
+//! Each case runs in its own process: this program starts itself again with [`CASE`] set. A forked
+//! process holds copies of all open sockets until it calls `exec`. In one process, a case that starts
+//! a program would therefore delay the IGMP leave of a socket that another case closes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -76,17 +76,18 @@ pub fn trials(cases: Vec<Case>, probe: bool) -> Vec<Trial> {
         .collect()
 }
 
-/// Held for reading by cases that run beside others, for writing by a case that runs alone.
+/// Held for reading by cases that run in parallel, and for writing by a case that runs alone.
 static CONCURRENT: RwLock<()> = RwLock::new(());
-/// Cases that failed beside others and passed alone.
+/// Cases that failed in parallel with others and passed alone.
 static PASSED_ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 
-/// The most cases that may fail beside others and pass alone. The goal is zero.
+/// Largest number of cases that may fail in parallel with others and pass alone. The goal is zero.
 const MAX_PASSED_ALONE: usize = 3;
 
-/// Runs a case beside others. The machine has few cores, so a busy moment can fail a case that
-/// depends on what another program does in time. A failed case is run again alone: its first failure
-/// is printed, and the last line of the run counts it. A case that fails alone has failed.
+/// Runs a case in parallel with others. On a machine with few cores, a case that depends on the
+/// timing of another program can fail because the machine is busy. A failed case is run again alone:
+/// its first failure is printed, and the last line of the run counts it. A case that fails alone has
+/// failed.
 fn run(name: &'static str) -> Result<(), Failed> {
     let concurrent = CONCURRENT.read().unwrap_or_else(PoisonError::into_inner);
     let first = run_in_process(name);
@@ -110,7 +111,7 @@ fn run(name: &'static str) -> Result<(), Failed> {
     }
 }
 
-/// Prints the cases that failed beside others and passed alone. tests/run.sh counts them.
+/// Prints the cases that failed in parallel with others and passed alone. tests/run.sh counts them.
 pub fn print_passed_alone() {
     let passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !passed.is_empty() {
@@ -118,8 +119,8 @@ pub fn print_passed_alone() {
     }
 }
 
-/// Starts this program again for one case. Its standard error is a file and not a pipe: a daemon
-/// that a case leaves behind would keep a pipe open.
+/// Starts this program again for one case. Its standard error is a file and not a pipe, because a
+/// daemon that a case leaves behind would keep a pipe open.
 fn run_in_process(name: &str) -> Result<(), String> {
     let describe = |e: io::Error| format!("starting the case: {e}");
     let errors = tempfile::tempfile().map_err(describe)?;
