@@ -67,20 +67,21 @@ impl ShowArgs {
 
 /// The arguments of `mcastor show flows`.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of `show flows`")]
 struct FlowArgs {
-    /// Flows: show only the first N
+    /// Show at most N flows
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Flows: the order, which decides which flows --limit selects. Default: recent
+    /// Sort the flows; --limit selects the first ones. Default: recent
     #[arg(long, value_name = "ORDER")]
     order: Option<FlowOrder>,
-    /// Flows: show only those that arrive on this interface
+    /// Show only flows that arrive on this interface
     #[arg(long, value_name = "NAME")]
     iif: Option<IfName>,
-    /// Flows: show only those from this source
+    /// Show only flows from this source
     #[arg(long, value_name = "ADDRESS")]
     source: Option<Source>,
-    /// Flows: show only those to this group
+    /// Show only flows to this group
     #[arg(long, value_name = "ADDRESS")]
     group: Option<Group>,
 }

@@ -45,8 +45,9 @@ fn assert_dropped(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
         let before = drop_counts();
         inject.send(frame);
         let total = |r: &[(String, u64)]| r.iter().map(|(_, n)| n).sum::<u64>();
-        let counted =
-            crate::lab::wait_until(crate::lab::TIMEOUT, || total(&drop_counts()) > total(&before));
+        let counted = crate::lab::wait_until(crate::lab::TIMEOUT, || {
+            total(&drop_counts()) > total(&before)
+        });
         let after = drop_counts();
         let increased: Vec<_> = after
             .iter()
@@ -332,8 +333,14 @@ fn soak_of_malformed_frames(lab: &Lab) {
         "routed {wide}, lost {lost}:\n{}",
         m.show("mcastor_")
     );
-    assert!(wide > frames / 50, "too few mutated frames are valid: {wide} were forwarded");
-    assert!(lost < frames / 2, "too many frames were lost at the socket: {lost}");
+    assert!(
+        wide > frames / 50,
+        "too few mutated frames are valid: {wide} were forwarded"
+    );
+    assert!(
+        lost < frames / 2,
+        "too many frames were lost at the socket: {lost}"
+    );
     assert_eq!(router.program.exit_status(), None);
     let grown = router.program.rss().saturating_sub(settled);
     assert!(

@@ -34,19 +34,20 @@ pub fn joined(router: &Router, interface: &str) -> Vec<String> {
     let joined = groups
         .iter()
         .filter(|g| g["role"] == "host" && g["interface"] == interface);
-    joined.map(|g| {
-        let sources = g["sources"].as_array().cloned().unwrap_or_default();
-        let sources: Vec<_> = sources
-            .iter()
-            .filter_map(|s| s["source"].as_str())
-            .collect();
-        format!(
-            "{} {} {sources:?}",
-            g["group"].as_str().unwrap_or(""),
-            g["mode"].as_str().unwrap_or("")
-        )
-    })
-    .collect()
+    joined
+        .map(|g| {
+            let sources = g["sources"].as_array().cloned().unwrap_or_default();
+            let sources: Vec<_> = sources
+                .iter()
+                .filter_map(|s| s["source"].as_str())
+                .collect();
+            format!(
+                "{} {} {sources:?}",
+                g["group"].as_str().unwrap_or(""),
+                g["mode"].as_str().unwrap_or("")
+            )
+        })
+        .collect()
 }
 
 /// Returns the querier on an interface as `show interfaces` reports it: its address, and whether it
