@@ -41,14 +41,14 @@ fn second_daemon_refuses_a_socket_in_use(lab: &Lab) {
     assert_eq!(
         first.control().show("routes").len(),
         1,
-        "the first daemon is unharmed"
+        "the first daemon still works"
     );
     // A stale socket is replaced.
     first.program.stop(libc::SIGKILL, Duration::from_secs(5));
     assert!(first.socket.exists());
     let third = Router::launch(lab, &star.rtr, "", &env);
     let show = serde_json::json!({ "show": "routes" });
-    eventually("the third answers", true, || {
+    eventually("the third router responds", true, || {
         Control::new(&first.socket).is_ok_and(|mut c| c.request(&show).is_ok())
     });
     drop(third);
@@ -105,7 +105,7 @@ fn misbehaving_clients_do_not_block_others(lab: &Lab) {
         idle.push(client);
     }
     let took = query();
-    println!("answered in {took:?} beside 200 other clients");
+    println!("answered in {took:?} with 200 other clients connected");
     assert!(took < Duration::from_secs(5), "{took:?}");
     drop(idle);
     let mut client = router.control();
@@ -167,7 +167,7 @@ fn missing_privileges_are_named(lab: &Lab) {
     let socket = dir.path().join("mcastor.sock").display().to_string();
     let env = [("MCASTOR__CONTROL__SOCKET", socket.as_str())];
     let _router = Router::launch(lab, &star.rtr, &r(), &env);
-    eventually("the router answers", true, || {
+    eventually("the router responds", true, || {
         Control::new(std::path::Path::new(&socket)).is_ok()
     });
     let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];

@@ -240,7 +240,7 @@ fn socket_overflow_drops_are_counted(lab: &Lab) {
             m.sum("mcastor_socket_dropped_packets_total", &[("iface", "in")]) as u64,
         ]
     };
-    eventually("routed + dropped + lost in the socket", BURST, || {
+    eventually("routed, dropped and socket drops together", BURST, || {
         parts().iter().sum()
     });
     let [routed, _, lost] = parts();
