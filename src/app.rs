@@ -1,9 +1,11 @@
-//! Assembly and shutdown: settings in, a running router, and its end.
+//! Starts the router from its settings, runs it until a signal or a stop command, and shuts it
+//! down.
 
 pub mod children;
 pub mod service;
 
-pub use service::Started;
+pub use service::OnStarted;
+use service::{Script, ScriptEvent};
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -34,113 +36,119 @@ use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
 use crate::sys;
 use crate::table::{InterfaceOptions, Rib};
 
-/// Set to 1, this variable lets clients of the control socket have actors panic.
+/// The environment variable that permits clients of the control socket to make actors panic, if it
+/// is 1. For tests.
 const PANICS_ALLOWED: &str = "MCASTOR_TEST_PANIC";
 
 fn panics_allowed() -> bool {
     std::env::var_os(PANICS_ALLOWED).is_some_and(|v| v == "1")
 }
 
-/// How long routing may take to put reloaded rules in force.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait until routing has applied reloaded rules.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the end may take.
+/// Longest wait until the actors have stopped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// Why the router cannot run, or had to end.
+/// An error that prevents the start of the router or stops it.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The kernel lets us have no packet sockets.
+    /// The kernel refuses to create packet sockets.
     #[error(
         "cannot capture packets: {0}; run as root, or give the program CAP_NET_RAW (docker run --cap-add NET_RAW; setcap cap_net_raw+ep)"
     )]
     NoPacketSockets(io::Error),
-    /// The control socket.
+    /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] BindError),
-    /// The metrics catalogue, whose names are constants.
+    /// A metric has an invalid or duplicate name.
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// Signals cannot be heard.
+    /// The signal handlers cannot be installed.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
-    /// The file with the process id.
+    /// The pid file cannot be written.
     #[error(
         "cannot write the pid file {path}: {cause}; the folder must exist and be writable (--pid-file)"
     )]
     PidFile {
-        /// Where.
+        /// The pid file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         cause: io::Error,
     },
-    /// An actor that nothing works without could not be kept alive.
-    #[error("an actor died again and again; the log says which and why")]
+    /// An indispensable actor has reached its limit of restarts.
+    #[error("an actor failed repeatedly; the log has its name and the cause")]
     ActorsDied,
 }
 
-/// What to run, and where it came from.
+/// The configuration of a router process.
 pub struct Options {
-    /// The settings, loaded already.
+    /// The initial settings.
     pub settings: Settings,
-    /// Reads them again, at a reload.
+    /// Loads the settings at each reload.
     pub load: Load,
-    /// Where to write the process id; removed at the end.
+    /// The pid file to write; it is removed on exit.
     pub pid_file: Option<PathBuf>,
-    /// One end of multicast NAT, instead of what the settings say of it.
+    /// One end of multicast NAT from the command line. It overrides the `[mnat]` settings.
     pub mnat: Option<Config>,
-    /// Who may ask and command.
+    /// The socket on which clients are served.
     pub clients: Clients,
-    /// Called when packets are taken in, or after ten seconds without.
-    pub started: Option<Started>,
-    /// What is run when routes are in force, and when a flow begins.
+    /// Called when all interfaces are captured, or after ten seconds.
+    pub on_started: Option<OnStarted>,
+    /// The script of `smcrouted -e`: run when routes have been applied, and when a flow starts.
     pub script: Option<PathBuf>,
 }
 
-/// Who is answered.
+/// The socket on which clients are served.
 pub enum Clients {
-    /// Those of the control socket of the settings.
+    /// The control socket of the settings.
     Control,
-    /// Those of smcroute, here; nobody where that socket cannot be made. As in smcrouted, a pid
-    /// file that cannot be written is no reason to end.
+    /// The given socket with the protocol of smcroute; no socket if it could not be created. As in
+    /// smcrouted, a pid file that cannot be written is only logged.
     Smcroute(Option<ListeningSocket>),
 }
 
-/// What reads the settings.
+/// A function that loads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
 
-/// Fixes how packets are taken in to `latency` or `throughput`: for measurements.
+/// The environment variable that fixes the capture mode to `latency` or `throughput`. For
+/// measurements.
 const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
 
 fn capture_modes() -> Modes {
     let fixed = std::env::var(FIXED_CAPTURE).ok();
-    let of = |mode: &Mode| fixed.as_deref() == Some(mode.label());
-    match [Mode::Latency, Mode::Throughput].into_iter().find(of) {
+    let is_fixed = |mode: &Mode| fixed.as_deref() == Some(mode.label());
+    match [Mode::Latency, Mode::Throughput].into_iter().find(is_fixed) {
         Some(mode) => Modes::Fixed(mode),
         None => Modes::Adaptive(Thresholds::default()),
     }
 }
 
-/// Runs until SIGTERM, SIGINT or a stop command.
+/// Runs the router until SIGTERM, SIGINT or a stop command.
 pub fn run(options: Options) -> Result<(), AppError> {
     let activated = sys::activation::http_listener();
-    // Who may not ask for capabilities is told by what then fails.
+    // Ignores a failure: the privileged call that follows reports it.
     let _ = sys::capabilities::raise_effective();
     sys::packet::probe().map_err(AppError::NoPacketSockets)?;
     sys::limits::raise_open_file_limit();
-    System::new().block_on(assemble(options, activated))
+    System::new().block_on(run_actors(options, activated))
 }
 
-async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<(), AppError> {
-    // Reading the settings took far more than they do.
+/// Starts the actors and serves signals and requests to the process until one of them stops it.
+async fn run_actors(options: Options, activated: Option<TcpListener>) -> Result<(), AppError> {
+    // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
-    let mut in_force = options.settings;
-    in_force.notes().iter().for_each(|note| warn!("{note}"));
-    // What flags say no file changes.
-    let given = options.mnat.as_ref();
-    let mnat = given.or(in_force.mnat.as_ref()).cloned();
-    let rib = rib_of(&mut in_force, mnat.as_ref());
-    let settings = &in_force;
+    let mut active_settings = options.settings;
+    active_settings
+        .notes()
+        .iter()
+        .for_each(|note| warn!("{note}"));
+    // Flags override the file, also at a reload.
+    let mnat_override = options.mnat.as_ref();
+    let mnat = mnat_override.or(active_settings.mnat.as_ref()).cloned();
+    let rib = take_rib(&mut active_settings, mnat.as_ref());
+    let settings = &active_settings;
     let plane = match settings.plane.kind {
         PlaneKind::Auto | PlaneKind::Packet => PacketPlane {
             qdisc_bypass: settings.plane.qdisc_bypass,
@@ -157,7 +165,7 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         settings.docker.socket.clone(),
     );
     set_limits(&context, &settings.limits);
-    tell_skipped(settings);
+    log_skipped_lines(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
         Clients::Control => Some(ListeningSocket::bind(&settings.control.socket)?),
@@ -165,19 +173,22 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
     let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
         Err(AppError::PidFile { path, cause }) if control.is_none() => {
             let path = path.display();
-            warn!("cannot write the pid file {path}: {cause}; going on without one (-P)");
+            warn!(
+                "cannot write the pid file {path}: {cause}; continuing without it (-P sets another path)"
+            );
             None
         }
         written => written?,
     };
-    let http = activated.or_else(|| settings.http.listen.and_then(listen));
+    let http = activated.or_else(|| settings.http.listen.and_then(listen_http));
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
-    // All that needs more is open; threads begin below.
+    // Every file and socket that needs more privileges is open. The threads start below; each
+    // inherits the capabilities of this one.
     match sys::capabilities::drop_unneeded() {
         Ok(0) => {}
-        Ok(dropped) => info!("{dropped} capabilities that are not needed any more are given up"),
-        Err(e) => warn!("cannot give up capabilities: {e}"),
+        Ok(dropped) => info!("dropped {dropped} capabilities that are no longer needed"),
+        Err(e) => warn!("cannot drop capabilities: {e}"),
     }
     context.mnat.store(mnat.map(Arc::new));
     let supervisor = Supervisor::new(SupervisorConfig {
@@ -196,36 +207,37 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         }
         (None, _) => actix::spawn(async {}),
     };
-    let script = options
-        .script
-        .map(|path| service::Script::start(path, &context));
-    let called = |what| {
+    let script = options.script.map(|path| Script::start(path, &context));
+    let notify_script = |event| {
         if let Some(script) = &script {
-            script.call(what);
+            script.notify(event);
         }
     };
-    actix::spawn(service::tell_the_supervisor(
+    actix::spawn(service::notify_service_manager(
         context.clone(),
-        options.started,
+        options.on_started,
     ));
     let result = loop {
         let reason = tokio::select! {
             reason = signals.next() => reason,
             Some(request) = requests.recv() => match request {
                 ProcessRequest::Reload(answer) => {
-                    let outcome = reload(&options.load, &mut in_force, given, (&context, &supervisor)).await;
+                    let outcome = reload(&options.load, &mut active_settings, mnat_override, (&context, &supervisor)).await;
                     if outcome.is_ok() {
-                        called(service::Call::Reload);
+                        notify_script(ScriptEvent::Reload);
                     }
-                    // A client that did not wait reads of it in the log.
+                    // Fails if the client has disconnected. The outcome is also in the log.
                     let _ = answer.send(outcome);
                     continue;
                 }
                 ProcessRequest::Panic(actor, answer) => {
-                    let asked = panics_allowed().then(|| supervisor.send(PanicIn(actor)));
-                    let outcome = match asked {
-                        Some(asked) => asked.await.unwrap_or_else(|e| Err(e.to_string())),
-                        None => Err(format!("only where {PANICS_ALLOWED}=1 was set at the start")),
+                    let outcome = if panics_allowed() {
+                        let sent = supervisor.send(PanicIn(actor)).await;
+                        sent.unwrap_or_else(|e| Err(e.to_string()))
+                    } else {
+                        Err(format!(
+                            "refused: the process was started without {PANICS_ALLOWED}=1"
+                        ))
                     };
                     let _ = answer.send(outcome);
                     continue;
@@ -237,35 +249,40 @@ async fn assemble(options: Options, activated: Option<TcpListener>) -> Result<()
         if reason != RELOAD {
             break Ok(reason);
         }
-        // The outcome is in the log.
-        if reload(&options.load, &mut in_force, given, (&context, &supervisor))
-            .await
-            .is_ok()
+        if reload(
+            &options.load,
+            &mut active_settings,
+            mnat_override,
+            (&context, &supervisor),
+        )
+        .await
+        .is_ok()
         {
-            called(service::Call::Reload);
+            notify_script(ScriptEvent::Reload);
         }
     };
     match &result {
         Ok(reason) => info!("{reason}: stopping"),
         Err(e) => error!("{e}"),
     }
-    service::stopping();
+    service::notify_stopping();
     control.abort();
-    // Dropped, its file goes away.
+    // The server removes the socket file when it is dropped.
     let _ = control.await;
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, supervisor.send(Shutdown))
         .await
         .is_err()
     {
-        warn!("packets were still waiting for a busy egress; they are lost");
+        warn!("shutdown took too long: packets that were queued for a busy egress are lost");
     }
     System::current().stop();
     result.map(drop)
 }
 
+/// The name of the signal that reloads the settings.
 const RELOAD: &str = "SIGHUP";
 
-/// The signals that mean something here.
+/// The signals that this process handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -281,7 +298,7 @@ impl Signals {
         })
     }
 
-    /// The name of the next one.
+    /// Waits for the next signal and returns its name.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -291,72 +308,74 @@ impl Signals {
     }
 }
 
-/// Reads the settings again and puts the rules in force. Bad settings change nothing.
+/// Loads the settings again and applies them. Invalid settings change nothing.
+///
+/// Returns a summary of the result, or the reason for which the active settings stay.
 async fn reload(
     load: &Load,
-    in_force: &mut Settings,
-    given: Option<&Config>,
+    active_settings: &mut Settings,
+    mnat_override: Option<&Config>,
     (context, supervisor): (&RouterContext, &Addr<Supervisor>),
 ) -> Result<String, String> {
     let successful = &context.catalog.last_reload_successful;
     let refused = |why: &dyn std::fmt::Display| {
         successful.set(0);
-        let refused = format!("the settings are refused, the old ones stay: {why}");
-        error!("reload: {refused}");
-        refused
+        let message = format!("the settings are invalid, the active settings are unchanged: {why}");
+        error!("reload: {message}");
+        message
     };
     let mut settings = load().map_err(|report| refused(&report))?;
     if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
     let (notes, routes) = (settings.notes(), settings.routes.len());
-    let mnat = given.or(settings.mnat.as_ref()).cloned();
-    let replace = ReplaceRules(rib_of(&mut settings, mnat.as_ref()));
+    let mnat = mnat_override.or(settings.mnat.as_ref()).cloned();
+    let replace = ReplaceRules(take_rib(&mut settings, mnat.as_ref()));
     let directory = &context.directory;
-    let applied = directory.ask(replace, RELOAD_PATIENCE).await.is_ok()
-        && directory.ask(Barrier, RELOAD_PATIENCE).await.is_ok();
+    let applied = directory.ask(replace, RELOAD_TIMEOUT).await.is_ok()
+        && directory.ask(Barrier, RELOAD_TIMEOUT).await.is_ok();
     if !applied {
         successful.set(0);
-        return Err("routing does not answer; try again in a moment".into());
+        return Err("routing does not respond; try again in a moment".into());
     }
     set_limits(context, &settings.limits);
     notes.iter().for_each(|note| warn!("{note}"));
-    tell_skipped(&settings);
+    log_skipped_lines(&settings);
     let mut done = format!("reloaded, routes: {routes}");
     if !settings.skipped.is_empty() {
         done += &format!("; lines skipped: {}", settings.skipped.len());
     }
-    let (was, is) = (&*in_force, &settings);
-    let fixed = [
-        ("http", was.http != is.http),
-        ("control", was.control != is.control),
-        ("docker", was.docker != is.docker),
-        ("plane", was.plane != is.plane),
-        ("log", was.log != is.log),
+    let (old, new) = (&*active_settings, &settings);
+    let need_restart = [
+        ("http", old.http != new.http),
+        ("control", old.control != new.control),
+        ("docker", old.docker != new.docker),
+        ("plane", old.plane != new.plane),
+        ("log", old.log != new.log),
     ];
-    let changed: Vec<&str> = fixed.iter().filter(|f| f.1).map(|f| f.0).collect();
+    let changed: Vec<&str> = need_restart.iter().filter(|f| f.1).map(|f| f.0).collect();
     if !changed.is_empty() {
         done += &format!("; changes of {} need a restart", changed.join(", "));
     }
-    if given.is_none() && was.mnat != is.mnat {
+    if mnat_override.is_none() && old.mnat != new.mnat {
         reconfigure(context, supervisor, mnat.map(Arc::new));
     }
     info!("{done}");
     successful.set(1);
-    *in_force = settings;
+    *active_settings = settings;
     sys::memory::release_freed();
     Ok(done)
 }
 
-/// Tells of lines that were skipped.
-fn tell_skipped(settings: &Settings) {
+/// Logs the invalid lines of smcroute.conf, which were skipped.
+fn log_skipped_lines(settings: &Settings) {
     settings
         .skipped
         .iter()
         .for_each(|line| error!("smcroute.conf: {line}"));
 }
 
-/// A file with our process id; dropping it removes it.
+/// A file with the id of this process. Dropping it removes the file.
 struct PidFile(PathBuf);
 
 impl PidFile {
@@ -370,17 +389,20 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Somebody may have removed it already.
+        // The file may have been removed already.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// The HTTP listener; a port that is taken must not stop packets from being forwarded.
-fn listen(address: SocketAddr) -> Option<TcpListener> {
+/// Opens the listener of the HTTP server. A port that is in use is only logged, because the router
+/// must forward without HTTP.
+fn listen_http(address: SocketAddr) -> Option<TcpListener> {
     match TcpListener::bind(address) {
         Ok(listener) => Some(listener),
         Err(e) => {
-            warn!("http: cannot listen on {address}: {e}; no metrics, forwarding goes on");
+            warn!(
+                "http: cannot listen on {address}: {e}; HTTP and its metrics are not available, forwarding continues"
+            );
             None
         }
     }
@@ -391,10 +413,10 @@ fn set_limits(context: &RouterContext, limits: &LimitSettings) {
     context.set_flow_limits(limits.flows, idle);
 }
 
-/// Takes the rules out of the settings: there may be many, and nobody else asks for them.
-fn rib_of(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
+/// Moves the rules out of the settings, because there may be many and no other code needs them.
+fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
     let mut proxies = std::mem::take(&mut settings.proxies);
-    proxies.extend(mnat.and_then(hosts_of));
+    proxies.extend(mnat.and_then(member_proxy));
     Rib {
         rules: std::mem::take(&mut settings.routes),
         joins: std::mem::take(&mut settings.joins),
@@ -412,24 +434,24 @@ fn rib_of(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
     }
 }
 
-/// An egress hears its hosts as a proxy does. What they want goes to the MNAT server, and comes
-/// by its mappings: there is no upstream.
-fn hosts_of(mnat: &Config) -> Option<ProxyRule> {
+/// Returns the proxy with which an MNAT egress learns the groups of its members. It has no
+/// upstream: the groups are requested from the MNAT server, and its mappings forward them.
+fn member_proxy(mnat: &Config) -> Option<ProxyRule> {
     let downstream = vec![IfPattern::from(&mnat.downstream)];
     let mut proxy = ProxyRule::new(Vec::new(), downstream);
     proxy.name = RouteName::new("mnat");
     proxy.upward = false;
-    proxy.limits.groups = MOST_MNAT_GROUPS;
+    proxy.limits.groups = MAX_MNAT_GROUPS;
     (mnat.role == mnat::MnatRole::Egress && mnat.joins.members).then_some(proxy)
 }
 
-/// Groups that hosts of an MNAT egress may want, for each IP version.
-const MOST_MNAT_GROUPS: usize = 16_384;
+/// Largest number of groups with members at an MNAT egress, per IP version.
+const MAX_MNAT_GROUPS: usize = 16_384;
 
-/// A number that no other instance on this machine is likely to have, never zero: what is
-/// sent bears it as mark.
+/// Returns a random number other than zero, the mark of the packets that this instance sends. Other
+/// instances on this machine are unlikely to have the same.
 fn instance_mark() -> u32 {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    // RandomState is seeded by the system.
+    // RandomState has a random seed.
     (RandomState::new().build_hasher().finish() as u32).max(1)
 }

@@ -48,7 +48,7 @@ pub struct FlowQuery {
 }
 
 /// The order of flows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlowOrder {
     /// The flow with the latest packet first.

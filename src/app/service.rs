@@ -1,5 +1,4 @@
-//! What stands beside the router as a service: the script of `smcrouted -e`, and what systemd
-//! is told.
+//! Integration with the host: the script of `smcrouted -e`, and notifications to systemd.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -19,58 +18,59 @@ use crate::frontend::query;
 
 /// Called once when the router captures packets on all its interfaces, or ten seconds after the
 /// start.
-pub type Started = Box<dyn FnOnce()>;
+pub type OnStarted = Box<dyn FnOnce()>;
 
-/// Why a script is called.
+/// An event for which the script is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// All rules of the settings are in force.
+pub enum ScriptEvent {
+    /// All rules of the settings have been applied.
     Reload,
-    /// A flow is forwarded for the first time, by a rule for any source.
+    /// A flow of a route for more than one (S, G) has started.
     Install {
-        /// Who sends.
+        /// Source address of the flow.
         source: String,
-        /// To whom.
+        /// Destination group of the flow.
         group: String,
     },
 }
 
-/// A script, run for one call after the other.
-pub struct Script(SyncSender<Call>);
+/// A script that is run once per event, one run after the other.
+pub struct Script(SyncSender<ScriptEvent>);
 
-/// Calls that may wait for a slow script.
-const MOST_CALLS: usize = 1024;
-/// How often new flows are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Largest number of events that wait for a slow script.
+const MAX_QUEUED_EVENTS: usize = 1024;
+/// Shortest pause between two searches for new flows.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Script {
-    /// Gets ready to call `path`, and watches the flows.
+    /// Starts the thread that runs the script at `path`, and the search for new flows.
     pub fn start(path: PathBuf, context: &Arc<RouterContext>) -> Self {
-        let (calls, called) = sync_channel(MOST_CALLS);
-        // A thread of its own: scripts may take as long as they like.
-        std::thread::spawn(move || run(&path, &called));
-        actix::spawn(watch(context.clone(), calls.clone()));
-        Self(calls)
+        let (events, queue) = sync_channel(MAX_QUEUED_EVENTS);
+        // In its own thread, because a script may run for any time.
+        std::thread::spawn(move || run_for_each(&path, &queue));
+        actix::spawn(watch_flows(context.clone(), events.clone()));
+        Self(events)
     }
 
-    /// Calls it, unless too many calls wait.
-    pub fn call(&self, call: Call) {
-        tell(&self.0, call);
-    }
-}
-
-fn tell(calls: &SyncSender<Call>, call: Call) {
-    if let Err(e) = calls.try_send(call) {
-        warn!("script: too slow, a call is left out: {e}");
+    /// Queues a run of the script. Drops the event if the queue is full.
+    pub fn notify(&self, event: ScriptEvent) {
+        enqueue(&self.0, event);
     }
 }
 
-fn run(path: &PathBuf, calls: &Receiver<Call>) {
-    while let Ok(call) = calls.recv() {
+fn enqueue(events: &SyncSender<ScriptEvent>, event: ScriptEvent) {
+    if let Err(e) = events.try_send(event) {
+        warn!("script: not run for an event, because earlier runs have not finished: {e}");
+    }
+}
+
+/// Runs the script for each event, until all senders are gone.
+fn run_for_each(path: &PathBuf, events: &Receiver<ScriptEvent>) {
+    while let Ok(event) = events.recv() {
         let mut command = Command::new(path);
-        match call {
-            Call::Reload => command.arg("reload"),
-            Call::Install { source, group } => command
+        match event {
+            ScriptEvent::Reload => command.arg("reload"),
+            ScriptEvent::Install { source, group } => command
                 .arg("install")
                 .env("source", source)
                 .env("group", group),
@@ -83,84 +83,90 @@ fn run(path: &PathBuf, calls: &Receiver<Call>) {
     }
 }
 
-/// Tells of each flow of a rule for any source once, until it ends.
-async fn watch(context: Arc<RouterContext>, calls: SyncSender<Call>) {
+/// Queues an event for each new flow of a route for more than one (S, G).
+async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent>) {
     let mut known = HashSet::new();
     loop {
-        let begun = Instant::now();
+        let started = Instant::now();
         let flows = query::show(&context, ShowQuery::Flows(FlowQuery::default())).await;
         let routes = query::show(&context, ShowQuery::Routes).await;
         if let (Ok(ShowReply::Flows(flows)), Ok(ShowReply::Routes(routes))) = (flows, routes) {
-            for call in new_flows(&mut known, flows, &routes) {
-                tell(&calls, call);
+            for event in new_flows(&mut known, flows, &routes) {
+                enqueue(&events, event);
             }
         }
-        // Where there are many flows, looking takes time; most of the time is theirs.
-        sleep(LOOK_EVERY.max(begun.elapsed() * 10)).await;
+        // With many flows a search takes long. The pause limits its share of the CPU time.
+        sleep(POLL_INTERVAL.max(started.elapsed() * 10)).await;
     }
 }
 
-type Key = (String, String, String);
+/// Ingress interface, source and group of a flow.
+type FlowId = (String, String, String);
 
-fn new_flows(known: &mut HashSet<Key>, flows: Vec<FlowView>, routes: &[RouteView]) -> Vec<Call> {
-    let is_template = |flow: &FlowView| {
+/// Returns the events of the `flows` that are not in `known`, and updates `known`.
+fn new_flows(
+    known: &mut HashSet<FlowId>,
+    flows: Vec<FlowView>,
+    routes: &[RouteView],
+) -> Vec<ScriptEvent> {
+    let is_of_wildcard_route = |flow: &FlowView| {
         let name = flow.route.as_ref();
         let route = routes.iter().find(|r| Some(&r.name) == name);
         route.is_some_and(|r| r.source == "*" || r.source.contains('/') || r.group.contains('/'))
     };
-    let keyed = |flow: FlowView| {
+    let with_id = |flow: FlowView| {
         (
             (flow.iif.clone(), flow.source.clone(), flow.group.clone()),
             flow,
         )
     };
-    let now: Vec<(Key, FlowView)> = flows.into_iter().map(keyed).collect();
-    let live: HashSet<&Key> = now.iter().map(|(key, _)| key).collect();
-    known.retain(|key| live.contains(key));
-    let mut calls = Vec::new();
-    for (key, flow) in now {
-        if is_template(&flow) && known.insert(key) {
-            calls.push(Call::Install {
+    let flows: Vec<(FlowId, FlowView)> = flows.into_iter().map(with_id).collect();
+    let active: HashSet<&FlowId> = flows.iter().map(|(id, _)| id).collect();
+    known.retain(|id| active.contains(id));
+    let mut events = Vec::new();
+    for (id, flow) in flows {
+        if is_of_wildcard_route(&flow) && known.insert(id) {
+            events.push(ScriptEvent::Install {
                 source: flow.source,
                 group: flow.group,
             });
         }
     }
-    calls
+    events
 }
 
-/// How long systemd waits for an interface that cannot be captured.
-const LONGEST_START: Duration = Duration::from_secs(10);
+/// Longest wait for the capture of all interfaces before the start is reported as complete.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Tells systemd, and whoever started us in the background, that we are ready, and then, as often as it wants to hear, that we live: as
-/// long as routing answers.
-pub async fn tell_the_supervisor(context: Arc<RouterContext>, started: Option<Started>) {
-    let begun = Instant::now();
-    while !context.health.is_ready() && begun.elapsed() < LONGEST_START {
+/// Reports the end of the start to systemd and through `on_started`. Then sends keep-alive messages
+/// to the watchdog of systemd, if it is enabled, as long as routing responds.
+pub async fn notify_service_manager(context: Arc<RouterContext>, on_started: Option<OnStarted>) {
+    let started = Instant::now();
+    while !context.health.is_ready() && started.elapsed() < START_TIMEOUT {
         sleep(Duration::from_millis(20)).await;
     }
     notify(NotifyState::Ready);
-    if let Some(started) = started {
-        started();
+    if let Some(on_started) = on_started {
+        on_started();
     }
-    let Some(limit) = sd_notify::watchdog_enabled() else {
+    let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else {
         return;
     };
     loop {
         if query::show(&context, ShowQuery::Pending).await.is_ok() {
             notify(NotifyState::Watchdog);
         }
-        sleep(limit / 3).await;
+        sleep(watchdog_timeout / 3).await;
     }
 }
 
-/// Tells systemd that the end begins.
-pub fn stopping() {
+/// Reports the start of the shutdown to systemd.
+pub fn notify_stopping() {
     notify(NotifyState::Stopping);
 }
 
 fn notify(state: NotifyState<'_>) {
-    // Nobody listens where systemd did not start us.
+    // Fails if systemd did not start this process.
     if let Err(e) = sd_notify::notify(&[state]) {
         debug!("systemd: {e}");
     }
@@ -181,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_told_of_once_in_its_life() {
+    fn flow_of_wildcard_route_causes_one_event() {
         let route = |name: &str, source: &str| -> RouteView {
             serde_json::from_value(json!({
                 "name": name, "origin": "settings", "from": "eth0", "source": source,
@@ -192,17 +198,17 @@ mod tests {
         };
         let routes = [route("any", "*"), route("one", "10.0.0.2")];
         let mut known = HashSet::new();
-        let mut look = |flows| new_flows(&mut known, flows, &routes).len();
-        assert_eq!(look(vec![flow("10.0.0.1", Some("any"))]), 1);
-        assert_eq!(look(vec![flow("10.0.0.1", None)]), 0);
+        let mut count_new = |flows| new_flows(&mut known, flows, &routes).len();
+        assert_eq!(count_new(vec![flow("10.0.0.1", Some("any"))]), 1);
+        assert_eq!(count_new(vec![flow("10.0.0.1", None)]), 0);
         assert_eq!(
-            look(vec![
+            count_new(vec![
                 flow("10.0.0.1", Some("any")),
                 flow("10.0.0.2", Some("one"))
             ]),
             0
         );
-        assert_eq!(look(vec![]), 0);
-        assert_eq!(look(vec![flow("10.0.0.1", Some("any"))]), 1);
+        assert_eq!(count_new(vec![]), 0);
+        assert_eq!(count_new(vec![flow("10.0.0.1", Some("any"))]), 1);
     }
 }

@@ -131,7 +131,7 @@ fn run(
         load: Box::new(|| Settings::load(None, environment()).map_err(Box::new)),
         pid_file: None,
         clients: Clients::Control,
-        started: None,
+        on_started: None,
         script: None,
         mnat: Some(Config {
             role,

@@ -51,7 +51,7 @@ pub fn run(args: RunArgs) -> ExitCode {
         pid_file: args.pid_file,
         mnat: None,
         clients: Clients::Control,
-        started: None,
+        on_started: None,
         script: None,
     };
     match app::run(options) {

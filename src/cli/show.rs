@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::exit::fail;
+use super::exit::{fail, unusable};
 use crate::api::{
-    FlowQuery, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
-    ShowQuery, ShowReply,
+    FlowOrder, FlowQuery, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView,
+    RouteView, ShowQuery, ShowReply,
 };
 use crate::frontend::control::{Command, client};
+use crate::model::{Group, IfName, Source};
 
 /// Default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
@@ -32,16 +33,83 @@ Examples:
     mcastor show routes
 
   The interfaces that packets arrive on, as JSON:
-    mcastor show interfaces --json | jq '.[] | select(.ingress)'")]
+    mcastor show interfaces --json | jq '.[] | select(.ingress)'
+
+  The ten flows with the most packets:
+    mcastor show flows --order packets --limit 10")]
 pub struct ShowArgs {
     /// The table to show
-    pub what: ShowTable,
+    pub table: ShowTable,
+    #[command(flatten)]
+    flows: FlowArgs,
     /// Print JSON, in the format of /api/v1 over HTTP
     #[arg(long)]
     pub json: bool,
     /// Control socket of the running mcastor
     #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     pub socket: PathBuf,
+}
+
+impl ShowArgs {
+    /// Returns the query of the table, or an error if it does not accept one of the arguments.
+    fn query(&self) -> Result<ShowQuery, String> {
+        let query = ShowQuery::from(self.table);
+        match (query, self.flows.first_given()) {
+            (ShowQuery::Flows(_), _) => Ok(ShowQuery::Flows(self.flows.query())),
+            (query, Some(flag)) => Err(format!(
+                "`show {}` does not accept {flag}; it is an argument of `show flows`",
+                query.name()
+            )),
+            (query, None) => Ok(query),
+        }
+    }
+}
+
+/// The arguments of `mcastor show flows`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of `show flows`")]
+struct FlowArgs {
+    /// Show at most N flows
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Sort the flows; --limit selects the first ones. Default: recent
+    #[arg(long, value_name = "ORDER")]
+    order: Option<FlowOrder>,
+    /// Show only flows that arrive on this interface
+    #[arg(long, value_name = "NAME")]
+    iif: Option<IfName>,
+    /// Show only flows from this source
+    #[arg(long, value_name = "ADDRESS")]
+    source: Option<Source>,
+    /// Show only flows to this group
+    #[arg(long, value_name = "ADDRESS")]
+    group: Option<Group>,
+}
+
+impl FlowArgs {
+    /// Returns the query with these arguments.
+    fn query(&self) -> FlowQuery {
+        FlowQuery {
+            limit: self.limit,
+            order: self.order.unwrap_or_default(),
+            iif: self.iif.as_ref().map(ToString::to_string),
+            source: self.source.map(|source| source.addr()),
+            group: self.group.map(|group| group.addr()),
+        }
+    }
+
+    /// Returns the flag of the first argument that was given.
+    fn first_given(&self) -> Option<&'static str> {
+        [
+            (self.limit.is_some(), "--limit"),
+            (self.order.is_some(), "--order"),
+            (self.iif.is_some(), "--iif"),
+            (self.source.is_some(), "--source"),
+            (self.group.is_some(), "--group"),
+        ]
+        .into_iter()
+        .find_map(|(given, flag)| given.then_some(flag))
+    }
 }
 
 /// The tables of `mcastor show`.
@@ -62,8 +130,8 @@ pub enum ShowTable {
 }
 
 impl From<ShowTable> for ShowQuery {
-    fn from(what: ShowTable) -> Self {
-        match what {
+    fn from(table: ShowTable) -> Self {
+        match table {
             ShowTable::Routes => Self::Routes,
             ShowTable::Interfaces => Self::Interfaces,
             ShowTable::Flows => Self::Flows(FlowQuery::default()),
@@ -76,7 +144,11 @@ impl From<ShowTable> for ShowQuery {
 
 /// Queries the running router and prints the reply.
 pub fn run(args: &ShowArgs) -> ExitCode {
-    let reply = match client::send(&args.socket, Command::Show(args.what.into())) {
+    let query = match args.query() {
+        Ok(query) => query,
+        Err(e) => return unusable(&e),
+    };
+    let reply = match client::send(&args.socket, Command::Show(query)) {
         Ok(reply) => reply,
         Err(e) => return fail(&e),
     };
@@ -177,9 +249,12 @@ fn groups_table(groups: &[GroupView]) -> Table {
 /// Returns the STATE column: `joined` or the error, then the translated channels of the group.
 fn group_state(group: &GroupView) -> String {
     let mut state = group.error.clone().unwrap_or_else(|| "joined".into());
-    for (word, all) in [("is", &group.original), ("for", &group.joined_for)] {
-        if !all.is_empty() {
-            state += &format!(", {word} {}", all.join(" and "));
+    for (label, channels) in [
+        ("translated from", &group.original),
+        ("translated to", &group.joined_for),
+    ] {
+        if !channels.is_empty() {
+            state += &format!(", {label} {}", channels.join(" and "));
         }
     }
     state
@@ -284,7 +359,7 @@ fn routes_table(routes: &[RouteView]) -> Table {
 
 /// Returns the QUERIER column. `US` marks this router.
 fn querier_column(interface: &InterfaceView) -> String {
-    let one = |q: &QuerierView| match &q.address {
+    let describe = |q: &QuerierView| match &q.address {
         Some(address) if q.us => format!("{} US {address}", q.protocol),
         Some(address) => format!("{} {address}", q.protocol),
         None => format!("{} none", q.protocol),
@@ -292,8 +367,8 @@ fn querier_column(interface: &InterfaceView) -> String {
     if interface.queriers.is_empty() {
         return "-".into();
     }
-    let all: Vec<String> = interface.queriers.iter().map(one).collect();
-    all.join(", ")
+    let queriers: Vec<String> = interface.queriers.iter().map(describe).collect();
+    queriers.join(", ")
 }
 
 /// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` stands
@@ -363,4 +438,71 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches};
+
+    use super::*;
+
+    fn query(words: &str) -> Result<ShowQuery, String> {
+        let command = ShowArgs::augment_args(clap::Command::new("show"));
+        let words = std::iter::once("show").chain(words.split(' '));
+        let matches = command.try_get_matches_from(words);
+        let args = matches.and_then(|matches| ShowArgs::from_arg_matches(&matches));
+        args.map_err(|e| e.to_string())?.query()
+    }
+
+    #[test]
+    fn flow_arguments_become_a_flow_query() {
+        assert_eq!(query("flows"), Ok(ShowQuery::Flows(FlowQuery::default())));
+        assert_eq!(
+            query(
+                "flows --limit 10 --order bytes --iif eth0 --source 10.0.0.1 --group 225.1.2.3 --json"
+            ),
+            Ok(ShowQuery::Flows(FlowQuery {
+                limit: Some(10),
+                order: FlowOrder::Bytes,
+                iif: Some("eth0".into()),
+                source: Some([10, 0, 0, 1].into()),
+                group: Some([225, 1, 2, 3].into()),
+            }))
+        );
+        for (word, order) in [
+            ("recent", FlowOrder::Recent),
+            ("packets", FlowOrder::Packets),
+            ("address", FlowOrder::Address),
+        ] {
+            let expected = FlowQuery {
+                order,
+                ..FlowQuery::default()
+            };
+            let flows = query(&format!("flows --order {word}"));
+            assert_eq!(flows, Ok(ShowQuery::Flows(expected)));
+        }
+        for invalid in [
+            "--order size",
+            "--limit -1",
+            "--source 225.1.2.3",
+            "--group 10.0.0.1",
+        ] {
+            assert!(query(&format!("flows {invalid}")).is_err(), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn other_tables_refuse_flow_arguments() {
+        for (word, flag) in [
+            ("--limit 10", "--limit"),
+            ("--order recent", "--order"),
+            ("--iif eth0", "--iif"),
+            ("--source 10.0.0.1", "--source"),
+            ("--group 225.1.2.3", "--group"),
+        ] {
+            let expected =
+                format!("`show routes` does not accept {flag}; it is an argument of `show flows`");
+            assert_eq!(query(&format!("routes {word}")), Err(expected));
+        }
+    }
 }

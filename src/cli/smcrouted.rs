@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::FAILED;
-use crate::app::{self, AppError, Clients, Load, Options, Started};
+use crate::app::{self, AppError, Clients, Load, OnStarted, Options};
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::settings::{Settings, environment, read_smcroute};
 use crate::sys::privileges::{self, DaemonStart, UserIdentity};
@@ -205,7 +205,7 @@ pub fn run(args: DaemonArgs) -> ExitCode {
     }
     match prepare(&args, identity.as_ref()) {
         Ok(mut options) => {
-            options.started = starting.map(|s| Box::new(|| finish_start(s)) as Started);
+            options.on_started = starting.map(|s| Box::new(|| finish_start(s)) as OnStarted);
             route(options)
         }
         Err(e) => e,
@@ -282,7 +282,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
         pid_file,
         mnat: None,
         clients: Clients::Smcroute(bound),
-        started: None,
+        on_started: None,
         script: args.script.clone(),
     })
 }

@@ -72,7 +72,7 @@ fn entries<'f>(
     verdicts: Verdicts,
 ) -> impl Iterator<Item = (&'f Entry, Option<(&'f ProxyIngress, &'f [u32])>)> + use<'f> {
     let route = verdicts.entry.map(|id| (&fib.entries[id as usize], None));
-    let members = fib.oif_table.set(verdicts.wanted);
+    let members = fib.oif_table.set(verdicts.source_oifs);
     let proxies = positions(verdicts.proxies).filter_map(move |at| {
         let proxy = ingress.proxies.get(at)?;
         let entry = &fib.entries[proxy.entry as usize];
@@ -363,9 +363,9 @@ fn look_up_proxies(
         return Err(DropReason::NoRoute);
     };
     let found = fib.oif_table.find(source, group);
-    let wanted = found.map_or(crate::table::oif_sets::EMPTY_SET, |found| found.source_oifs);
+    let source_oifs = found.map_or(crate::table::oif_sets::EMPTY_SET, |found| found.source_oifs);
     let (with_members, with_any_member) = (
-        fib.oif_table.set(wanted),
+        fib.oif_table.set(source_oifs),
         found.map_or(&[][..], |found| fib.oif_table.set(found.group_oifs)),
     );
     let mut proxies = 0;
@@ -403,7 +403,7 @@ fn look_up_proxies(
         _ => Ok(Verdicts {
             entry: None,
             proxies,
-            wanted,
+            source_oifs,
         }),
     }
 }

@@ -9,7 +9,7 @@ use crate::forward::DropReason;
 use crate::membership::{Protocol, QuerierStatus};
 use crate::metrics::{Catalog, InterfaceCounters};
 use crate::mnat::Channel;
-use crate::model::{IfPattern, Link, Links, MOST_PROXIES, ProxyRule, RouteRule, TranslationRule};
+use crate::model::{IfPattern, Link, Links, MAX_PROXIES, ProxyRule, RouteRule, TranslationRule};
 use crate::table::{Fib, Rib};
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {
@@ -130,7 +130,7 @@ pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<Pending
             kind: "proxy".into(),
             name: proxy.to_string(),
             waiting_for: vec![format!(
-                "a place among the {MOST_PROXIES} proxies of {iface}"
+                "a place among the {MAX_PROXIES} proxies of {iface}"
             )],
             origin: "settings".into(),
         });

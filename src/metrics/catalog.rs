@@ -20,8 +20,8 @@ const LATENCY_BUCKETS: [f64; 14] = [
     5e-6, 10e-6, 20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1,
 ];
 
-/// Most retired interfaces, and most retired paths, whose series are kept.
-pub const MOST_RETIRED: usize = 256;
+/// Largest number of retired interfaces, and of retired paths, whose series are kept.
+pub const MAX_RETIRED: usize = 256;
 
 /// Route, IIF, OIF.
 type PathKey = (RouteName, Box<str>, Box<str>);
@@ -54,7 +54,7 @@ impl<K> Default for SeriesKeys<K> {
 struct RetiredKeys<K> {
     /// Keys that were in use until now.
     newly_retired: Vec<K>,
-    /// Oldest retired keys above [`MOST_RETIRED`]. Their series are to be removed.
+    /// Oldest retired keys above [`MAX_RETIRED`]. Their series are to be removed.
     expired: Vec<K>,
 }
 
@@ -74,7 +74,7 @@ impl<K: Clone + Eq + std::hash::Hash> SeriesKeys<K> {
             self.live.remove(key);
             self.retired.push_back(key.clone());
         }
-        let excess = self.retired.len().saturating_sub(MOST_RETIRED);
+        let excess = self.retired.len().saturating_sub(MAX_RETIRED);
         RetiredKeys {
             newly_retired,
             expired: self.retired.drain(..excess).collect(),
@@ -428,7 +428,7 @@ impl Catalog {
     }
 
     /// Retires all interfaces that are not in `live`, the interfaces that routes use now. Retired
-    /// interfaces are shown as down. The series of an interface are removed when [`MOST_RETIRED`]
+    /// interfaces are shown as down. The series of an interface are removed when [`MAX_RETIRED`]
     /// others were retired after it, so that short-lived names, such as those of containers, do not
     /// fill memory.
     pub fn retire_interfaces(&self, live: &AHashSet<&str>) {
@@ -570,10 +570,10 @@ mod tests {
         }
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
         let count = |family: &str| text.lines().filter(|l| l.starts_with(family)).count();
-        assert_eq!(count("mcastor_route_packets_total{"), MOST_RETIRED);
+        assert_eq!(count("mcastor_route_packets_total{"), MAX_RETIRED);
         assert_eq!(
             count("mcastor_interface_received_packets_total{"),
-            MOST_RETIRED
+            MAX_RETIRED
         );
         assert!(text.contains("veth1999") && !text.contains("veth10\""));
     }
@@ -597,7 +597,7 @@ mod tests {
             ["\"evicted\"} 11", "\"flushed\"} 12", "\"idle\"} 10"]
         );
         let none = AHashSet::new();
-        for name in std::iter::once("eth0".into()).chain((0..MOST_RETIRED).map(|i| i.to_string())) {
+        for name in std::iter::once("eth0".into()).chain((0..MAX_RETIRED).map(|i| i.to_string())) {
             catalog.interface(&name);
             catalog.retire_interfaces(&none);
         }

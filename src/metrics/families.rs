@@ -38,7 +38,7 @@ impl Families<'_> {
         self.register(IntCounter::new(name, help)?)
     }
 
-    /// One gauge.
+    /// Registers a gauge without labels.
     pub fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
         self.register(IntGauge::new(name, help)?)
     }

@@ -20,7 +20,7 @@ pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Aliases, Link, Links};
 pub use proxy::{
-    HeaderChecks, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
+    HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
 pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 pub use translation::{TranslationError, TranslationKind, TranslationRule};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Group, GroupPrefix, IfPattern, RouteName, Source, SourcePrefix, TtlPolicy};
 
 /// Largest number of proxies that use one interface.
-pub const MOST_PROXIES: usize = 64;
+pub const MAX_PROXIES: usize = 64;
 
 /// Whether this router queries the hosts on a downstream interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]

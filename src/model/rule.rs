@@ -76,10 +76,10 @@ pub enum JoinPolicy {
 }
 
 /// Largest number of groups that one rule joins. Every group of a prefix counts.
-pub const MOST_JOINED_GROUPS: u64 = 4096;
+pub const MAX_JOINED_GROUPS: u64 = 4096;
 
 /// Largest number of egress names and patterns of a route.
-pub const MOST_EGRESSES: usize = 64;
+pub const MAX_EGRESSES: usize = 64;
 
 /// Groups to join as a host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -88,7 +88,7 @@ pub struct JoinRule {
     pub interface: IfPattern,
     /// The source of a source-specific join; `None` for any source.
     pub source: Option<Source>,
-    /// The group, or a prefix of at most [`MOST_JOINED_GROUPS`] groups.
+    /// The group, or a prefix of at most [`MAX_JOINED_GROUPS`] groups.
     pub group: GroupPrefix,
     /// Where the join was configured.
     pub origin: Origin,
@@ -97,7 +97,7 @@ pub struct JoinRule {
 impl JoinRule {
     /// Returns the groups, lowest first.
     pub fn groups(&self) -> impl Iterator<Item = Group> + use<> {
-        self.group.groups().take(MOST_JOINED_GROUPS as usize)
+        self.group.groups().take(MAX_JOINED_GROUPS as usize)
     }
 }
 

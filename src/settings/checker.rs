@@ -116,6 +116,17 @@ impl<'a> Checker<'a> {
 
     /// Checks an integer against the declared range. Returns nothing for an absent or wrong one.
     pub fn integer(&mut self, path: &KeyPath, number: Option<i64>, help: &str) -> Option<i64> {
+        self.named_integer(path, number, "a number", help)
+    }
+
+    /// Like [`Checker::integer`]; the problem describes the expected integer as `noun`.
+    pub fn named_integer(
+        &mut self,
+        path: &KeyPath,
+        number: Option<i64>,
+        noun: &str,
+        help: &str,
+    ) -> Option<i64> {
         let number = number?;
         let key = declaration(path);
         let (lowest, highest) = key
@@ -128,7 +139,7 @@ impl<'a> Checker<'a> {
             "" => String::new(),
             unit => format!(" of {unit}"),
         };
-        let expected = format!("a number{unit} from {lowest} to {highest}");
+        let expected = format!("{noun}{unit} from {lowest} to {highest}");
         self.refuse(path, number.to_string(), expected, help);
         None
     }
@@ -211,8 +222,8 @@ impl<'a> Checker<'a> {
             Err(LinkError::Empty) => ("an empty string".to_string(), String::new()),
             Err(LinkError::TooLong(_)) => (
                 format!("{text:?}, {} bytes long", text.len()),
-                "Linux interface names have at most 15 bytes; `ip link` lists them. A pattern is \
-                 shorter: \"br-*\"."
+                "Linux interface names have at most 15 bytes; `ip link` lists them. Use `*` to \
+                 shorten it: \"br-*\"."
                     .into(),
             ),
             Err(LinkError::BadChar(_, ' ')) => (format!("{text:?}"), list.to_string()),

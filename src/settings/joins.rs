@@ -4,7 +4,7 @@ use super::addresses::{parse_group, parse_source};
 use super::checker::Checker;
 use super::key_path::KeyPath;
 use super::raw::RawJoin;
-use crate::model::rule::MOST_JOINED_GROUPS;
+use crate::model::rule::MAX_JOINED_GROUPS;
 use crate::model::{GroupPrefix, JoinRule, Origin};
 
 /// Checks all joins. Wrong ones are not part of the result.
@@ -47,18 +47,18 @@ pub(super) fn check_joins(
     joins
 }
 
-/// Checks that a prefix has at most [`MOST_JOINED_GROUPS`] groups.
+/// Checks that a prefix has at most [`MAX_JOINED_GROUPS`] groups.
 pub(super) fn check_group_count(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     group: GroupPrefix,
 ) -> bool {
-    let is_good = group.count() <= MOST_JOINED_GROUPS;
+    let is_good = group.count() <= MAX_JOINED_GROUPS;
     if !is_good {
         checker.refuse(
             path,
             format!("a join of every group in {group}"),
-            format!("at most {MOST_JOINED_GROUPS} groups"),
+            format!("at most {MAX_JOINED_GROUPS} groups"),
             "Each group is joined separately. Use a longer prefix, or list the groups you need.",
         );
     }

@@ -7,7 +7,7 @@ use super::checker::{Checker, default_boolean};
 use super::key_path::KeyPath;
 use super::raw::{RawProxy, RawProxyLimits, RawProxyTimers, RawTable, RawVersions};
 use crate::model::{
-    GroupPrefix, HeaderChecks, IfPattern, MOST_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy,
+    GroupPrefix, HeaderChecks, IfPattern, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy,
     QuerierTimers, SourcePrefix, Versions,
 };
 
@@ -179,7 +179,7 @@ fn refuse_equal_name(
     }
 }
 
-/// Refuses an interface that is upstream of more than [`MOST_PROXIES`] proxies.
+/// Refuses an interface that is upstream of more than [`MAX_PROXIES`] proxies.
 fn refuse_crowded_upstream(
     checker: &mut Checker<'_>,
     path: &KeyPath,
@@ -188,10 +188,10 @@ fn refuse_crowded_upstream(
 ) {
     for (n, up) in proxy.upstream.iter().enumerate() {
         let same = others.iter().filter(|(_, o)| o.upstream.contains(up));
-        if same.count() >= MOST_PROXIES {
+        if same.count() >= MAX_PROXIES {
             checker.refuse(
                 &path.key("upstream").index(n),
-                format!("\"{up}\", which is upstream of {MOST_PROXIES} proxies already"),
+                format!("\"{up}\", which is upstream of {MAX_PROXIES} proxies already"),
                 "an interface of fewer proxies",
                 "Merge the downstream interfaces into one [[proxy]]: each of them still receives \
                  only what its own hosts join.",

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
 use super::declaration::{KeyDeclaration, KeyType, TableDeclaration, declare, raw_tables};
 use super::key_path::{KeyPath, PathSegment};
-use crate::model::rule::MOST_JOINED_GROUPS;
+use crate::model::rule::MAX_JOINED_GROUPS;
 
 raw_tables! {
     /// Every key of the settings, with its meaning.
@@ -308,7 +308,7 @@ raw_tables! {
 }
 
 // The texts of `join.group` name this number.
-const _: () = assert!(MOST_JOINED_GROUPS == 4096);
+const _: () = assert!(MAX_JOINED_GROUPS == 4096);
 
 /// The valid forms of a TTL policy, for error messages.
 pub(super) const TTL_FORMS: &str = "\"decrement\", \"keep\" or { set = 1 to 255 }";

@@ -39,7 +39,7 @@ pub(super) fn check_translation(
     });
     let port = raw.port.and_then(|number| {
         let help = "For an unchanged port, omit the key.";
-        let port = checker.integer(&path.key("port"), Some(number), help);
+        let port = checker.named_integer(&path.key("port"), Some(number), "a UDP port", help);
         let port = port.and_then(|port| NonZeroU16::new(u16::try_from(port).ok()?));
         is_good &= port.is_some();
         port

@@ -7,8 +7,9 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use super::line::{self, Directive, MAX_EGRESSES, Mgroup, Mroute, Phyint};
+use super::line::{self, Directive, Mgroup, Mroute, Phyint};
 use super::phyint::{self, SmcrouteInterface};
+use crate::model::rule::MAX_EGRESSES;
 use crate::model::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 
 /// Maximum depth of nested includes.

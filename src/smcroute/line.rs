@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::rule::MOST_JOINED_GROUPS;
+use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
 use crate::model::{GroupPrefix, IfPattern, Source, SourcePrefix, TtlPolicy, TtlThreshold};
 
 /// A directive of `smcroute.conf`.
@@ -311,11 +311,11 @@ fn required<'a>(directive: &str, key: &str, value: Option<&'a str>) -> Result<&'
 /// Returns the addresses of a prefix of sources; empty for any source.
 ///
 /// # Errors
-/// Returns an error if sources and groups give more than [`MOST_JOINED_GROUPS`] memberships.
+/// Returns an error if sources and groups give more than [`MAX_JOINED_GROUPS`] memberships.
 pub fn members(source: SourcePrefix, group: GroupPrefix) -> Result<Vec<Source>, String> {
     if source.is_any() {
         return match group.count() {
-            n if n > MOST_JOINED_GROUPS => Err(too_many(n)),
+            n if n > MAX_JOINED_GROUPS => Err(too_many(n)),
             _ => Ok(Vec::new()),
         };
     }
@@ -323,7 +323,7 @@ pub fn members(source: SourcePrefix, group: GroupPrefix) -> Result<Vec<Source>, 
     let bits = u32::from(net.max_prefix_len() - net.prefix_len());
     let sources = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
     let memberships = sources.saturating_mul(group.count());
-    if memberships > MOST_JOINED_GROUPS {
+    if memberships > MAX_JOINED_GROUPS {
         return Err(too_many(memberships));
     }
     let first = net.network();
@@ -339,7 +339,7 @@ pub fn members(source: SourcePrefix, group: GroupPrefix) -> Result<Vec<Source>, 
 }
 
 fn too_many(memberships: u64) -> String {
-    format!("mgroup: {memberships} memberships; at most {MOST_JOINED_GROUPS} per line are allowed")
+    format!("mgroup: {memberships} memberships; at most {MAX_JOINED_GROUPS} per line are allowed")
 }
 
 fn mgroup(words: &[&str], notes: &mut Vec<String>) -> Result<Mgroup, String> {
@@ -357,9 +357,6 @@ fn mgroup(words: &[&str], notes: &mut Vec<String>) -> Result<Mgroup, String> {
         group,
     })
 }
-
-/// Maximum number of egress interfaces of a route.
-pub const MAX_EGRESSES: usize = 64;
 
 fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mroute, String> {
     let keywords = parse_keywords("mroute", words, notes)?;

@@ -1,4 +1,5 @@
-//! The forwarding information base: an immutable table of routes, proxies and their paths.
+//! The forwarding information base, or forwarding table: an immutable snapshot of routes, proxies and
+//! their paths.
 //!
 //! The routing actor builds a new table for each change, and all interface actors share it. Two
 //! tables between which only memberships changed share everything except the OIF table.
@@ -33,7 +34,7 @@ pub struct Fib {
     /// The downstream interfaces of proxies. Those of one proxy are adjacent.
     pub downstreams: Arc<Vec<DownstreamInterface>>,
     /// Proxies that are inactive on an interface, because the interface already has
-    /// [`MOST_PROXIES`](crate::model::MOST_PROXIES) others.
+    /// [`MAX_PROXIES`](crate::model::MAX_PROXIES) others.
     pub skipped_proxies: Arc<Vec<(RouteName, IfName)>>,
     /// The downstream interfaces with members, per group and source.
     pub oif_table: OifTable,
@@ -59,7 +60,7 @@ pub struct Ingress {
     /// Whether membership messages and router solicitations are processed: a proxy uses the
     /// interface, or this router announces itself there.
     pub receives_membership: bool,
-    /// The proxies that use the interface, at most [`MOST_PROXIES`](crate::model::MOST_PROXIES).
+    /// The proxies that use the interface, at most [`MAX_PROXIES`](crate::model::MAX_PROXIES).
     pub proxies: Vec<ProxyIngress>,
     /// The plane that serves the interface; `None` for the default plane.
     pub plane: Option<PlaneName>,

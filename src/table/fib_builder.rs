@@ -10,7 +10,7 @@ use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::interface_options::InterfaceOptions;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfName, InterfaceId, Link, Links, MOST_PROXIES, ProxyRule, RouteName, RouteRule,
+    IfName, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteName, RouteRule,
 };
 
 /// A forwarding table under construction, for the given links.
@@ -164,7 +164,7 @@ impl<'a> FibBuilder<'a> {
         });
         let ingress = self.ingress(iif.index);
         ingress.receives_membership = true;
-        if ingress.proxies.len() >= MOST_PROXIES {
+        if ingress.proxies.len() >= MAX_PROXIES {
             let skipped = (proxy.name.clone(), iif.name.clone());
             self.skipped_proxies.push(skipped);
             return;

@@ -8,8 +8,8 @@ use super::oif_sets::OifSetId;
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
 
-/// What forwards the packets of a source and group, in one snapshot: the static route and the
-/// proxies.
+/// The static route and the proxies that forward the packets of a flow, according to one forwarding
+/// table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Verdicts {
     /// The static route.
@@ -17,15 +17,15 @@ pub struct Verdicts {
     /// The proxies, one bit each: their positions in [`Ingress::proxies`](super::Ingress).
     pub proxies: u64,
     /// The downstream interfaces with members that the source is forwarded to.
-    pub wanted: OifSetId,
+    pub source_oifs: OifSetId,
 }
 
 /// One flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// What forwards it, in the snapshot of `generation`.
+    /// The route and proxies that forward it, according to the forwarding table of `generation`.
     pub verdicts: Verdicts,
-    /// The snapshot of `verdicts`.
+    /// The generation of the forwarding table from which `verdicts` are.
     pub generation: u64,
     /// Packets received.
     pub packets: u64,

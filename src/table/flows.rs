@@ -2,8 +2,8 @@
 //! packet.
 //!
 //! Any sender can create flows, so their number is limited. At the limit, an interface evicts its
-//! flow that has been idle longest. An interface without flows waits for one place, which the
-//! other interfaces leave to it with their next flow. A flow is a cache entry, never a permission:
+//! flow that has been idle longest. An interface without flows waits for one flow of the
+//! limit, which the other interfaces leave to it with their next flow. A flow is a cache entry, never a permission:
 //! a packet without a flow is looked up in the forwarding table.
 
 use std::sync::Arc;
@@ -13,12 +13,12 @@ pub use super::flow::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 use super::flow_store::FlowStore;
 use crate::model::FlowEnd;
 
-/// The limit of flows of all interfaces together, and their number.
+/// The limit of flows of all interfaces together, and the number of flows.
 #[derive(Debug)]
 pub struct FlowBudget {
     limit: AtomicUsize,
     live: AtomicUsize,
-    /// Whether an interface without flows waits for a place.
+    /// Whether an interface without flows waits until one more flow is allowed.
     starved: AtomicBool,
 }
 
@@ -42,13 +42,13 @@ impl FlowBudget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Takes a place if more than `spare` places are free.
-    fn take(&self, spare: usize) -> bool {
+    /// Counts one more flow if more than `spare` flows are below the limit. Returns whether it did.
+    fn acquire(&self, spare: usize) -> bool {
         let more = |live: usize| (live + spare < self.limit()).then_some(live + 1);
-        let took = self
+        let acquired = self
             .live
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        took.is_ok()
+        acquired.is_ok()
     }
 
     /// Returns the number of flows.
@@ -57,16 +57,16 @@ impl FlowBudget {
     }
 }
 
-/// Flows that one new flow evicts, at most.
+/// Largest number of flows that one new flow evicts.
 const MAX_EVICTED_AT_ONCE: usize = 16;
 
 /// Numbers of ended flows, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ended([u64; FlowEnd::ALL.len()]);
+pub struct EndedFlows([u64; FlowEnd::ALL.len()]);
 
-impl Ended {
+impl EndedFlows {
     /// Returns the number for one reason.
-    pub fn of(&self, end: FlowEnd) -> u64 {
+    pub fn count(&self, end: FlowEnd) -> u64 {
         self.0[end as usize]
     }
 
@@ -79,21 +79,21 @@ impl Ended {
 pub struct Flows {
     flows: FlowStore,
     budget: Arc<FlowBudget>,
-    ended: Ended,
+    ended: EndedFlows,
 }
 
 impl Flows {
-    /// Returns an empty table; new flows take places of `budget`.
+    /// Returns an empty flow table. `budget` limits its flows.
     pub fn new(budget: Arc<FlowBudget>) -> Self {
         Self {
             flows: FlowStore::default(),
             budget,
-            ended: Ended::default(),
+            ended: EndedFlows::default(),
         }
     }
 
-    /// Counts a packet of `bytes` and returns what forwards its flow, if that is known for this
-    /// snapshot.
+    /// Counts a packet of `bytes`. Returns the verdicts of its flow if they are of the forwarding table
+    /// `generation`.
     pub fn touch(
         &mut self,
         key: &FlowKey,
@@ -111,7 +111,7 @@ impl Flows {
         Some(flow.verdicts)
     }
 
-    /// Stores what forwards a flow and counts a packet of `bytes`. An existing flow keeps its
+    /// Stores the verdicts of a flow and counts a packet of `bytes`. An existing flow keeps its
     /// counters.
     pub fn note(
         &mut self,
@@ -129,7 +129,7 @@ impl Flows {
             flow.seen_ms = now_ms;
             return;
         }
-        if !self.make_room() {
+        if !self.reserve_flow() {
             return;
         }
         self.flows.insert(
@@ -145,18 +145,18 @@ impl Flows {
         );
     }
 
-    /// Takes a place for a new flow; evicts older flows if there is none.
-    fn make_room(&mut self) -> bool {
+    /// Counts a new flow; evicts older flows if the limit is reached.
+    fn reserve_flow(&mut self) -> bool {
         if self.flows.is_empty() {
-            let took = self.budget.take(0);
-            self.budget.starved.store(!took, Ordering::Relaxed);
-            return took;
+            let acquired = self.budget.acquire(0);
+            self.budget.starved.store(!acquired, Ordering::Relaxed);
+            return acquired;
         }
         let starved = self.budget.starved.load(Ordering::Relaxed);
         let spare = usize::from(starved && self.budget.limit() > 1);
         // A much lower limit is reached in steps, so that no packet waits for all evictions.
         for _ in 0..MAX_EVICTED_AT_ONCE {
-            if self.budget.take(spare) {
+            if self.budget.acquire(spare) {
                 return true;
             }
             if !self.flows.remove_oldest() {
@@ -188,7 +188,7 @@ impl Flows {
     }
 
     /// Returns the flows that ended since the last call.
-    pub fn take_ended(&mut self) -> Ended {
+    pub fn take_ended(&mut self) -> EndedFlows {
         std::mem::take(&mut self.ended)
     }
 
@@ -245,15 +245,18 @@ mod tests {
         }
     }
 
-    fn ended(end: FlowEnd, flows: u64) -> Ended {
-        let mut ended = Ended::default();
+    fn ended(end: FlowEnd, flows: u64) -> EndedFlows {
+        let mut ended = EndedFlows::default();
         ended.add(end, flows);
-        assert_eq!(FlowEnd::ALL.map(|e| ended.of(e)).iter().sum::<u64>(), flows);
+        assert_eq!(
+            FlowEnd::ALL.map(|e| ended.count(e)).iter().sum::<u64>(),
+            flows
+        );
         ended
     }
 
     #[test]
-    fn the_longest_idle_flow_makes_room_and_is_counted() {
+    fn longest_idle_flow_is_evicted_at_the_limit() {
         let budget = FlowBudget::new(2);
         let mut flows = Flows::new(budget.clone());
         flows.note(key(1), by(0), 1, 100, 10);
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_flows_expire_and_no_others() {
+    fn only_idle_flows_expire() {
         let mut flows = Flows::new(FlowBudget::new(10));
         flows.note(key(1), by(0), 1, 100, 0);
         flows.note(key(2), by(0), 1, 100, 59_000);
@@ -278,11 +281,11 @@ mod tests {
         assert_eq!(flows.take_ended(), ended(FlowEnd::Idle, 1));
         assert_eq!(flows.flush(), 1);
         assert_eq!(flows.take_ended(), ended(FlowEnd::Flushed, 1));
-        assert_eq!(flows.take_ended(), Ended::default());
+        assert_eq!(flows.take_ended(), EndedFlows::default());
     }
 
     #[test]
-    fn a_new_snapshot_asks_for_the_rule_again_and_keeps_the_numbers() {
+    fn new_generation_invalidates_verdicts_but_keeps_counters() {
         let mut flows = Flows::new(FlowBudget::new(10));
         flows.note(key(1), by(4), 1, 100, 0);
         assert_eq!(flows.touch(&key(1), 2, 100, 5), None);
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_holds_over_all_interfaces_and_none_is_shut_out() {
+    fn limit_is_shared_and_every_interface_gets_a_flow() {
         let budget = FlowBudget::new(4);
         let (mut flood, mut quiet) = (Flows::new(budget.clone()), Flows::new(budget.clone()));
         (0..10).for_each(|n| flood.note(key(n), by(0), 1, 1, 0));
@@ -308,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_limit_is_reached_as_flows_come() {
+    fn lowered_limit_is_reached_by_new_flows() {
         let budget = FlowBudget::new(10);
         let mut flows = Flows::new(budget.clone());
         (0..10).for_each(|n| flows.note(key(n), by(0), 1, 1, 0));

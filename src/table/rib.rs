@@ -10,7 +10,7 @@ use super::fib_builder::FibBuilder;
 use super::interface_options::InterfaceOptions;
 use super::rib_error::RibError;
 use super::route_conflicts::{refuse_conflicts, refuse_uncovered_merge};
-use crate::model::rule::{MOST_EGRESSES, MOST_JOINED_GROUPS};
+use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
 use crate::model::{
     GroupPrefix, IfPattern, JoinRule, Link, Links, ProxyRule, RouteName, RouteRule, SourcePrefix,
 };
@@ -55,7 +55,7 @@ impl Rib {
         }
         let mut seen = HashSet::new();
         to.retain(|t| seen.insert(t.clone()));
-        if to.len() > MOST_EGRESSES {
+        if to.len() > MAX_EGRESSES {
             return Err(RibError::TooManyEgresses);
         }
         if let Some(at) = existing
@@ -130,7 +130,7 @@ impl Rib {
 
     /// Adds a join.
     pub fn join(&mut self, join: JoinRule) -> Result<(), RibError> {
-        if join.group.count() > MOST_JOINED_GROUPS {
+        if join.group.count() > MAX_JOINED_GROUPS {
             return Err(RibError::TooManyGroups(join.group));
         }
         if let Some(source) = join.source

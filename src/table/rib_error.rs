@@ -1,6 +1,6 @@
 //! Why a change of the rules is refused.
 
-use crate::model::rule::{MOST_EGRESSES, MOST_JOINED_GROUPS};
+use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
 use crate::model::{GroupPrefix, IfPattern, RouteName, SourcePrefix, StreamSet};
 
 /// The reason why a change of the rules is refused.
@@ -32,8 +32,8 @@ pub enum RibError {
     /// An egress of the route is also its ingress.
     #[error("{0} is the interface where the packets arrive; name another interface to send to")]
     EgressIsIngress(IfPattern),
-    /// The route has more than [`MOST_EGRESSES`] egresses.
-    #[error("a route sends to at most {MOST_EGRESSES} names and patterns")]
+    /// The route has more than [`MAX_EGRESSES`] egresses.
+    #[error("a route sends to at most {MAX_EGRESSES} names and patterns")]
     TooManyEgresses,
     /// Link-local groups are forwarded only if the settings allow it.
     #[error(
@@ -72,7 +72,7 @@ pub enum RibError {
     /// There is no such join that a command could remove.
     #[error("not joined by [[join]] or `mcastor join`; `mcastor show groups` lists what is")]
     NotJoined,
-    /// The join has more than [`MOST_JOINED_GROUPS`] groups.
-    #[error("{0} has more than the {MOST_JOINED_GROUPS} groups that one join may name")]
+    /// The join has more than [`MAX_JOINED_GROUPS`] groups.
+    #[error("{0} has more than the {MAX_JOINED_GROUPS} groups that one join may name")]
     TooManyGroups(GroupPrefix),
 }

@@ -211,7 +211,7 @@ impl Interface {
         let ended = self.switch.flows.take_ended();
         let catalog = &self.context.catalog;
         for end in FlowEnd::ALL {
-            catalog.count_ended_flows(self.name.as_str(), end, ended.of(end));
+            catalog.count_ended_flows(self.name.as_str(), end, ended.count(end));
         }
         catalog.flows.set(self.context.flows.live() as i64);
     }

@@ -41,14 +41,14 @@ fn second_daemon_refuses_a_socket_in_use(lab: &Lab) {
     assert_eq!(
         first.control().show("routes").len(),
         1,
-        "the first daemon is unharmed"
+        "the first daemon still works"
     );
     // A stale socket is replaced.
     first.program.stop(libc::SIGKILL, Duration::from_secs(5));
     assert!(first.socket.exists());
     let third = Router::launch(lab, &star.rtr, "", &env);
     let show = serde_json::json!({ "show": "routes" });
-    eventually("the third answers", true, || {
+    eventually("the third router responds", true, || {
         Control::new(&first.socket).is_ok_and(|mut c| c.request(&show).is_ok())
     });
     drop(third);
@@ -88,9 +88,9 @@ fn misbehaving_clients_do_not_block_others(lab: &Lab) {
     let capture = Capture::new(&star.rcv, "eth1");
     let traffic = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
     let query = || {
-        let begun = Instant::now();
+        let started = Instant::now();
         assert_eq!(router.control().show("routes").len(), 1);
-        begun.elapsed()
+        started.elapsed()
     };
     let mut idle = Vec::new();
     for n in 0..200 {
@@ -105,7 +105,7 @@ fn misbehaving_clients_do_not_block_others(lab: &Lab) {
         idle.push(client);
     }
     let took = query();
-    println!("answered in {took:?} beside 200 other clients");
+    println!("answered in {took:?} with 200 other clients connected");
     assert!(took < Duration::from_secs(5), "{took:?}");
     drop(idle);
     let mut client = router.control();
@@ -143,11 +143,11 @@ fn stop_command_ends_within_a_second(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let stopped = || {
         let mut router = Router::start(lab, &star.rtr, &r());
-        let begun = Instant::now();
+        let started = Instant::now();
         router.run("stop");
         assert_eq!(router.program.wait().code(), Some(0));
         assert!(!router.socket.exists());
-        begun.elapsed()
+        started.elapsed()
     };
     // A busy machine may delay one of them.
     let best = (0..5).map(|_| stopped()).min();
@@ -167,7 +167,7 @@ fn missing_privileges_are_named(lab: &Lab) {
     let socket = dir.path().join("mcastor.sock").display().to_string();
     let env = [("MCASTOR__CONTROL__SOCKET", socket.as_str())];
     let _router = Router::launch(lab, &star.rtr, &r(), &env);
-    eventually("the router answers", true, || {
+    eventually("the router responds", true, || {
         Control::new(std::path::Path::new(&socket)).is_ok()
     });
     let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];

@@ -1,5 +1,5 @@
-//! The harness itself, tested against the kernel's multicast router: its senders, receivers,
-//! captures and byte checks must hold there too.
+//! Tests of the harness against the kernel's multicast router: its senders, receivers, captures and
+//! byte checks must accept correct forwarding by another implementation.
 
 use super::cases;
 use crate::lab::router::KernelRouter;

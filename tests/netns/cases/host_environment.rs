@@ -183,14 +183,14 @@ fn tunnel_without_ethernet_header_works(lab: &Lab) {
     inject.send(&four);
     inject.send(&six);
     for (frame, ttl_at) in [(four, 8), (six, 7)] {
-        let mut want = frame[14..].to_vec();
-        want[ttl_at] -= 1;
-        if want[0] >> 4 == 4 {
-            crate::lab::frame::fix_ipv4_checksum(&mut want);
+        let mut expected = frame[14..].to_vec();
+        expected[ttl_at] -= 1;
+        if expected[0] >> 4 == 4 {
+            crate::lab::frame::fix_ipv4_checksum(&mut expected);
         }
         assert!(
-            crate::lab::wait_until(crate::lab::TIMEOUT, || tun.read().contains(&want)),
-            "{want:x?}"
+            crate::lab::wait_until(crate::lab::TIMEOUT, || tun.read().contains(&expected)),
+            "{expected:x?}"
         );
     }
     for name in ["v4", "v6"] {

@@ -33,7 +33,7 @@ fn assert_dropped(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
     let router = Router::start(lab, &star.rtr, &routes_for_all_groups());
     let inject = Injector::new(&star.src, "eth0");
     let capture = Capture::new(&star.rcv, "eth1");
-    let reasons = || -> Vec<(String, u64)> {
+    let drop_counts = || -> Vec<(String, u64)> {
         let metrics = router.metrics();
         let all = metrics.matching("mcastor_dropped_packets_total", &[("iface", "in")]);
         all.filter(|s| s.value > 0.0)
@@ -41,26 +41,27 @@ fn assert_dropped(lab: &Lab, frames: &[(&str, Vec<u8>, &[&str])]) {
             .collect()
     };
     let mut faults = String::new();
-    for (what, frame, want) in frames {
-        let before = reasons();
+    for (fault, frame, reasons) in frames {
+        let before = drop_counts();
         inject.send(frame);
         let total = |r: &[(String, u64)]| r.iter().map(|(_, n)| n).sum::<u64>();
-        let counted =
-            crate::lab::wait_until(crate::lab::TIMEOUT, || total(&reasons()) > total(&before));
-        let after = reasons();
-        let grew: Vec<_> = after
+        let counted = crate::lab::wait_until(crate::lab::TIMEOUT, || {
+            total(&drop_counts()) > total(&before)
+        });
+        let after = drop_counts();
+        let increased: Vec<_> = after
             .iter()
             .filter(|r| !before.contains(r))
             .map(|r| r.0.as_str())
             .collect();
-        if !counted || grew.len() != 1 || !want.contains(&grew[0]) {
-            faults += &format!("{what}: counted as {grew:?}, expected one of {want:?}\n");
+        if !counted || increased.len() != 1 || !reasons.contains(&increased[0]) {
+            faults += &format!("{fault}: counted as {increased:?}, expected one of {reasons:?}\n");
         }
     }
     assert!(faults.is_empty(), "{faults}");
     assert!(
         capture.frames().is_empty(),
-        "some were forwarded: {:x?}",
+        "malformed frames were forwarded: {:x?}",
         capture.frames()
     );
     inject.send(&v4_frame());
@@ -248,7 +249,8 @@ fn seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-/// One frame made wrong, or made up. The Ethernet header stays, so that it reaches the router.
+/// Returns a seed with random changes, or a random packet. The Ethernet header is kept, so that the
+/// frame reaches the router.
 fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     let mut frame = seeds[random.below(seeds.len())].clone();
     match random.below(5) {
@@ -273,7 +275,7 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
             }
         }
     }
-    // Half of the broken IPv4 headers get a right checksum, to come past the first check.
+    // Half of the mutated IPv4 headers get a valid checksum, so that later checks are reached too.
     let ihl = frame.get(14).map_or(0, |b| usize::from(b & 0xf) * 4);
     if random.below(2) == 0 && frame[12] == 0x08 && ihl >= 20 && frame.len() >= 14 + ihl {
         fix_ipv4_checksum(&mut frame[14..]);
@@ -281,8 +283,8 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     frame
 }
 
-/// Random and mutated frames through the live capture: none may stop it, feed its memory, or
-/// go uncounted.
+/// Captures random and mutated frames. The router must keep running, its memory must not grow, and
+/// each frame must be counted.
 fn soak_of_malformed_frames(lab: &Lab) {
     let frames: u64 = std::env::var("MCASTOR_SOAK_FRAMES")
         .ok()
@@ -310,7 +312,7 @@ fn soak_of_malformed_frames(lab: &Lab) {
     let mut settled = 0;
     for n in 1..=frames {
         inject.send(&mutate(&mut random, &seeds));
-        // In steps the router can follow, so that frames are parsed, not lost before.
+        // Waits at times, so that frames are parsed and not lost at the socket.
         if n % 2_000 == 0 || n == frames {
             eventually("frames counted in", n, || counted(&router));
             if n * 4 >= frames && settled == 0 {
@@ -331,8 +333,14 @@ fn soak_of_malformed_frames(lab: &Lab) {
         "routed {wide}, lost {lost}:\n{}",
         m.show("mcastor_")
     );
-    assert!(wide > frames / 50, "some are good enough to cross: {wide}");
-    assert!(lost < frames / 2, "most must be parsed, lost {lost}");
+    assert!(
+        wide > frames / 50,
+        "too few mutated frames are valid: {wide} were forwarded"
+    );
+    assert!(
+        lost < frames / 2,
+        "too many frames were lost at the socket: {lost}"
+    );
     assert_eq!(router.program.exit_status(), None);
     let grown = router.program.rss().saturating_sub(settled);
     assert!(

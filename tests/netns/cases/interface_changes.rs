@@ -183,8 +183,8 @@ fn egress_follows_renames_matching_name_or_pattern(lab: &Lab) {
             "link set {name} down\nlink set {name} name {new}\nlink set {new} up\n"
         ));
         let matches = new == "out1" || new.starts_with("tap");
-        let want: Vec<String> = matches.then(|| new.to_owned()).into_iter().collect();
-        eventually("the new name is in use", want, || oifs(&router));
+        let expected: Vec<String> = matches.then(|| new.to_owned()).into_iter().collect();
+        eventually("the new name is in use", expected, || oifs(&router));
         eventually("the interface is up", true, || {
             let shown = router.control().show("interfaces");
             shown
@@ -485,7 +485,7 @@ fn hundred_interface_changes_account_for_every_loss(lab: &Lab) {
     for event in 0..100 {
         let (name, under) = [("iif", "in"), ("oif", "out1")][random.below(2)];
         // Packets already in flight may be lost too.
-        let begun = traffic.sent().saturating_sub(IN_FLIGHT);
+        let started = traffic.sent().saturating_sub(IN_FLIGHT);
         let kind = random.below(3);
         star.rtr.ip(&match kind {
             0 => format!("link del {name}"),
@@ -515,7 +515,7 @@ fn hundred_interface_changes_account_for_every_loss(lab: &Lab) {
             again,
             "event {event}: {kind} on {name}: no packet is forwarded"
         );
-        outages.push((begun, traffic.sent()));
+        outages.push((started, traffic.sent()));
         traffic.wait_for_more(20);
     }
     let sent = traffic.finish();

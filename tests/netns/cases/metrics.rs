@@ -39,7 +39,7 @@ fn packet_and_byte_counters_are_exact(lab: &Lab) {
             .sum()
     };
     let metrics = router.metrics();
-    for (name, oif, want) in [
+    for (name, oif, expected) in [
         ("r", "out1", bytes(&captures[0], "225.1.2.3")),
         ("r", "out2", bytes(&captures[1], "225.1.2.3")),
         ("r6", "out2", bytes(&captures[1], "ff3e::1:2")),
@@ -57,7 +57,7 @@ fn packet_and_byte_counters_are_exact(lab: &Lab) {
         );
         assert_eq!(
             metrics.sum("mcastor_route_bytes_total", &labels),
-            want as f64,
+            expected as f64,
             "{labels:?}"
         );
     }
@@ -240,7 +240,7 @@ fn socket_overflow_drops_are_counted(lab: &Lab) {
             m.sum("mcastor_socket_dropped_packets_total", &[("iface", "in")]) as u64,
         ]
     };
-    eventually("routed + dropped + lost in the socket", BURST, || {
+    eventually("routed, dropped and socket drops together", BURST, || {
         parts().iter().sum()
     });
     let [routed, _, lost] = parts();

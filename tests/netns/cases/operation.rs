@@ -172,7 +172,7 @@ const BAD: &[(&str, &str, &str, &[&str])] = &[
 fn invalid_settings_exit_2_with_location(lab: &Lab) {
     let ns = lab.ns("a");
     let mut faults = String::new();
-    for (what, toml, location, words) in BAD {
+    for (label, toml, location, words) in BAD {
         let path = lab.file("bad.toml");
         std::fs::write(&path, toml).expect("writing settings");
         let path = path.display().to_string();
@@ -184,7 +184,7 @@ fn invalid_settings_exit_2_with_location(lab: &Lab) {
             command.args(&args);
             let mut program = Program::start(lab, command);
             if !wait_until(TIMEOUT, || program.exit_status().is_some()) {
-                faults += &format!("{what}: {} is still running\n", args[0]);
+                faults += &format!("{label}: {} is still running\n", args[0]);
                 continue;
             }
             let (status, printed) = (program.wait(), program.stderr());
@@ -194,12 +194,12 @@ fn invalid_settings_exit_2_with_location(lab: &Lab) {
                 || words.iter().any(|w| !printed.contains(w))
             {
                 faults += &format!(
-                    "{what}: {}: {status}, expected {location} {words:?}:\n{printed}\n",
+                    "{label}: {}: {status}, expected {location} {words:?}:\n{printed}\n",
                     args[0]
                 );
             }
             if printed.contains("panicked") {
-                faults += &format!("{what}: panic\n");
+                faults += &format!("{label}: panic\n");
             }
         }
     }
@@ -305,12 +305,12 @@ fn show_prints_table_and_json(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(lab, &star.rtr, &r());
     let socket = router.socket.display().to_string();
-    for (what, words) in [
+    for (table, words) in [
         ("routes", ["225.1.2.3", "out1"]),
         ("interfaces", ["in", "out1"]),
     ] {
         for form in [&[][..], &["--json"]] {
-            let args = [&["show", what, "--socket", &socket], form].concat();
+            let args = [&["show", table, "--socket", &socket], form].concat();
             let out = router.cli(&args);
             let printed = String::from_utf8_lossy(&out.stdout).into_owned();
             assert!(
@@ -324,8 +324,8 @@ fn show_prints_table_and_json(lab: &Lab) {
             );
             if !form.is_empty() {
                 let value: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
-                let api = json(&router, &format!("/api/v1/{what}"));
-                let api = api.pointer(&format!("/show/{what}")).unwrap_or(&api);
+                let api = json(&router, &format!("/api/v1/{table}"));
+                let api = api.pointer(&format!("/show/{table}")).unwrap_or(&api);
                 assert_eq!(&value, api, "the output differs from HTTP");
             }
         }
@@ -350,14 +350,14 @@ fn assert_clean_exit(lab: &Lab, signal: i32) {
     assert!(router.socket.exists());
     let pid = std::fs::read_to_string(router.pid_file()).expect("a pid file");
     assert_eq!(pid.trim(), router.program.pid().to_string());
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let status = router.program.stop(signal, TIMEOUT);
-    println!("exited {:?} after the signal", begun.elapsed());
+    println!("exited {:?} after the signal", started.elapsed());
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(
-        begun.elapsed().as_millis() < 3000,
+        started.elapsed().as_millis() < 3000,
         "took {:?}",
-        begun.elapsed()
+        started.elapsed()
     );
     assert!(
         !router.socket.exists(),

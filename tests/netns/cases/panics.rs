@@ -51,7 +51,7 @@ fn each_actor_restarts_after_a_panic(lab: &Lab) {
     ] {
         traffic.wait_for_more(50 + IN_FLIGHT);
         // Packets in flight to the router of a busy machine are lost with the actor.
-        let begun = traffic.sent() - IN_FLIGHT;
+        let started = traffic.sent() - IN_FLIGHT;
         router.control().expect_ok(&json!({ "panic": actor }));
         eventually(actor, 1, || restarts(&router, actor));
         let before = capture.to(GROUP).len();
@@ -60,7 +60,7 @@ fn each_actor_restarts_after_a_panic(lab: &Lab) {
             "{actor}"
         );
         if ["interface", "forwarder"].contains(&actor) {
-            outages.push((begun, traffic.sent()));
+            outages.push((started, traffic.sent()));
         }
     }
     eventually("joined again", 1, || {

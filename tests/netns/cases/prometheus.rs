@@ -77,11 +77,11 @@ fn prometheus(lab: &Lab, ns: &Ns) -> Program {
     program
 }
 
-/// Waits until all changes before this call were scraped.
+/// Waits until all changes before this call have been scraped.
 #[track_caller]
 fn wait_for_scrape(ns: &Ns) {
     let last = || value(ns, "timestamp(up{job=\"mcastor\"})");
-    // The first scrape may have begun before this call.
+    // The first scrape may have started before this call.
     for _ in 0..2 {
         let before = last();
         eventually("another scrape", true, || last() > before);
@@ -325,8 +325,8 @@ fn promtool_tests_cover_each_alert(lab: &Lab) {
     assert!(names.len() > 8, "{names:?}");
     for name in names {
         for fires in [true, false] {
-            let there = cases.contains(&(name, fires));
-            assert!(there, "no test where {name} fires: {fires}");
+            let has_test = cases.contains(&(name, fires));
+            assert!(has_test, "no test where {name} fires: {fires}");
         }
     }
 }

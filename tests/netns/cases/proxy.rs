@@ -1,4 +1,4 @@
-//! Proxies: hosts join, streams are forwarded. The hosts are kernels.
+//! Proxies: hosts join and receive the streams. The hosts are sockets of the Linux kernel.
 
 use std::time::{Duration, Instant};
 

@@ -153,10 +153,10 @@ fn socket_source_joins_and_leaves_reach_upstream(lab: &Lab) {
         ("232.1.2.3", "10.0.0.10", "10.0.0.11"),
         ("ff3e::8000:1", "fd00::10", "fd00::11"),
     ] {
-        let expect_joined = |want: &str| {
-            let want = format!("{group} {want}");
+        let expect_joined = |expected: &str| {
+            let expected = format!("{group} {expected}");
             eventually("joined upstream", true, || {
-                joined(&router, "in").contains(&want)
+                joined(&router, "in").contains(&expected)
             });
         };
         let member = GroupMember::new(&star.rcv, "eth1", group).join(a);

@@ -92,7 +92,7 @@ fn invalid_settings_file_changes_nothing(lab: &Lab) {
     let config = router.config.display().to_string();
     assert!(
         out.status.code() == Some(1)
-            && ["10.0.0.1", config.as_str(), "old ones stay"]
+            && ["10.0.0.1", config.as_str(), "active settings are unchanged"]
                 .iter()
                 .all(|w| printed.contains(w)),
         "{}: {printed}",
@@ -221,7 +221,7 @@ fn soak_of_changes_keeps_memory_flat(lab: &Lab) {
     let mut control = router.control();
     // State kept for names that were used once is bounded; it must fill up before the measurement.
     let mut settled = 0;
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     for n in 0..changes {
         if n == changes / 4 {
             settled = router.program.rss();
@@ -234,7 +234,7 @@ fn soak_of_changes_keeps_memory_flat(lab: &Lab) {
         control.expect_ok(&json!({ "change": { "remove": spec } }));
     }
     assert_eq!(router.control().show("routes").len(), 2);
-    let per_route = begun.elapsed() / (2 * changes);
+    let per_route = started.elapsed() / (2 * changes);
     let after_routes = router.program.rss();
     // Interface changes are slower; each interface has its own name, as those of containers.
     let interfaces = changes / 10;

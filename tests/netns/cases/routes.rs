@@ -104,8 +104,8 @@ fn assert_egresses(
     for (n, (source, group, _)) in flows.iter().enumerate() {
         inject.send(&Udp::new(&host(source), &host(group), format!("flow {n}")).frame());
     }
-    let want: u64 = flows.iter().filter(|f| !f.2.is_empty()).count() as u64;
-    router.expect_metric("mcastor_route_packets_total", &[], want);
+    let forwarded: u64 = flows.iter().filter(|f| !f.2.is_empty()).count() as u64;
+    router.expect_metric("mcastor_route_packets_total", &[], forwarded);
     for (n, (source, group, egress)) in flows.iter().enumerate() {
         let count = |e: usize| {
             let text = format!("flow {n}");

@@ -76,7 +76,7 @@ fn report_to_packet(star: &Star, third: u8, count: u8) -> Vec<Duration> {
         let join = [record(RecordType::ChangeToExclude, group(to), vec![])];
         let join = frames(host, &MembershipMessage::Records(join.to_vec()));
         let leave = frames(host, &MembershipMessage::Leave { group: group(to) });
-        let begun = Instant::now();
+        let started = Instant::now();
         inject.send(&join[0]);
         let arrived = || {
             let frames = wire.take_new();
@@ -84,11 +84,11 @@ fn report_to_packet(star: &Star, third: u8, count: u8) -> Vec<Duration> {
             data.any(|f| f.bytes.len() > 34 && f.bytes[30..34] == to.octets() && f.bytes[23] == 17)
         };
         while !arrived() {
-            let waited = begun.elapsed();
+            let waited = started.elapsed();
             assert!(waited < TIMEOUT, "{to}: no packet arrived");
             std::thread::sleep(Duration::from_micros(100));
         }
-        waits.push(begun.elapsed());
+        waits.push(started.elapsed());
         inject.send(&leave[0]);
     }
     waits.sort();
@@ -101,12 +101,12 @@ fn p99(waits: &[Duration]) -> Duration {
 }
 
 /// Prints the latencies of all runs and returns the median of their 99th percentiles.
-fn print_latency(what: &str, runs: &[Vec<Duration>]) -> Duration {
+fn print_latency(title: &str, runs: &[Vec<Duration>]) -> Duration {
     let mut worst: Vec<Duration> = runs.iter().map(|run| p99(run)).collect();
     worst.sort();
     let middle = worst[worst.len() / 2];
     println!(
-        "{what}: median {:?}, p99 {middle:?} (of {} runs: {worst:?})",
+        "{title}: median {:?}, p99 {middle:?} (of {} runs: {worst:?})",
         runs[0][runs[0].len() / 2],
         runs.len()
     );
@@ -163,7 +163,7 @@ fn ten_thousand_groups_are_served(lab: &Lab) {
         reports(RecordType::ModeIsInclude),
     );
     let inject = Arc::new(Injector::new(&star.rcv, "eth1"));
-    let begun = Instant::now();
+    let started = Instant::now();
     joins.iter().for_each(|frame| inject.send(frame));
     eventually("every group", GROUPS as usize, || known_groups(&router));
     let sources = router.metric("mcastor_membership_sources", &[("iface", "out1")]);
@@ -171,7 +171,7 @@ fn ten_thousand_groups_are_served(lab: &Lab) {
     println!(
         "{GROUPS} groups of 10 sources, {} reports: known after {:?}",
         joins.len(),
-        begun.elapsed()
+        started.elapsed()
     );
     // From now on the host answers each general query with all its memberships within two seconds.
     let stop = Arc::new(AtomicBool::new(false));
@@ -205,7 +205,7 @@ fn ten_thousand_groups_are_served(lab: &Lab) {
         }
         last.1.elapsed() > Duration::from_secs(1)
     });
-    println!("joined upstream: {} after {:?}", last.0, last.1 - begun);
+    println!("joined upstream: {} after {:?}", last.0, last.1 - started);
     let rss = router.program.rss();
     println!(
         "memory: {:.1} MiB, {:.1} MiB before",
@@ -305,7 +305,7 @@ fn forged_reports(lab: &Lab, v6: bool) {
     flow.wait_for_more(100);
     let victim = group(groups[0].parse::<IpAddr>().expect("a group"));
     let flood = Flood::start(&star.rcv, "eth1", forged_messages(v6, victim), rate);
-    let begun = Instant::now();
+    let started = Instant::now();
     let time = soak_time();
     // The tables fill up to the share of unknown hosts.
     eventually("the table is full", true, || {
@@ -323,7 +323,7 @@ fn forged_reports(lab: &Lab, v6: bool) {
     });
     let joined_after = join_begun.elapsed();
     let second = NumberedStream::start(&star.src, "eth0", src, &to[1], 500);
-    wait_until(time.saturating_sub(begun.elapsed()), || false);
+    wait_until(time.saturating_sub(started.elapsed()), || false);
     second.wait_for_more(100);
     let second = second.finish();
     assert_all_received(&two, second, &[&star.src, &star.rtr, &star.rcv]);
@@ -333,7 +333,7 @@ fn forged_reports(lab: &Lab, v6: bool) {
     });
     assert!(member(&router, "out1", groups[0]).is_some());
     let (rate, sent) = (
-        flood.sent() as f64 / begun.elapsed().as_secs_f64(),
+        flood.sent() as f64 / started.elapsed().as_secs_f64(),
         flood.sent(),
     );
     drop(flood);
@@ -483,18 +483,18 @@ fn soak_of_forged_leaves(lab: &Lab) {
     let pairs = |n| join(n).into_iter().chain(leave(n, own(n)));
     let stranger_leaves: Vec<_> = (2..30_000).flat_map(pairs).collect();
     let time = soak_time();
-    let run = |what: &str, frames: Vec<Vec<u8>>, rate| {
+    let run = |title: &str, frames: Vec<Vec<u8>>, rate| {
         let count = || {
             let leaves = messages(&router, "received", "leave");
             (leaves, messages(&router, "transmitted", "group_query"))
         };
         let before = count();
         let flood = Flood::start(&forger, "eth0", frames, rate);
-        let begun = Instant::now();
+        let started = Instant::now();
         wait_until(time, || false);
         let sent = flood.sent();
         drop(flood);
-        let took = begun.elapsed();
+        let took = started.elapsed();
         // Pending queries are sent within a second.
         wait_until(Duration::from_secs(2), || false);
         // Empties the receive buffer, which holds at most a minute of the flow.
@@ -502,7 +502,7 @@ fn soak_of_forged_leaves(lab: &Lab) {
         let after = count();
         let (leaves, queries) = (after.0 - before.0, after.1 - before.1);
         println!(
-            "{what}: {sent} messages at {:.0}/s, {leaves} leaves within the rate, {queries} \
+            "{title}: {sent} messages at {:.0}/s, {leaves} leaves within the rate, {queries} \
              queries, {:.1}/s",
             sent as f64 / took.as_secs_f64(),
             queries / took.as_secs_f64()

@@ -177,7 +177,7 @@ fn interrupted_demo_removes_its_namespaces(lab: &Lab) {
     );
 }
 
-/// However the plane adapts to the rate, no packet is uncounted or out of order.
+/// The plane adapts its capture mode to the rate. Every packet is counted and in order.
 fn rate_changes_keep_count_and_order(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
@@ -233,8 +233,8 @@ fn rate_changes_keep_count_and_order(lab: &Lab) {
     );
 }
 
-/// A busy machine suspends every process for some milliseconds now and then. At a low rate only a
-/// few packets arrive meanwhile, and the capture buffers them.
+/// A busy machine sometimes suspends a process for some milliseconds. At a low rate, the capture
+/// buffers the few packets that arrive in this time.
 fn short_stall_loses_no_packet(lab: &Lab) {
     let (star, mut router) = star_v4(lab, 1);
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");

@@ -1,5 +1,5 @@
 //! Joins through routes that rewrite: hosts behind a proxy join the rewritten stream, and the router
-//! joins the original one. The hosts are kernels.
+//! joins the original one. The hosts are sockets of the Linux kernel.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
@@ -160,8 +160,8 @@ fn assert_original_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &
     );
     let table = router.run("show groups");
     for text in [
-        format!("joined, is {original} from in"),
-        format!("joined, for {translated} to out1"),
+        format!("joined, translated from {original} from in"),
+        format!("joined, translated to {translated} to out1"),
     ] {
         assert!(table.contains(&text), "{table}");
     }
@@ -246,9 +246,9 @@ fn joins_follow_member_and_route_changes(lab: &Lab) {
     let router = Router::start(lab, &star.rtr, &settings(["10.9.1.0/24", "232.9.1.0/24"]));
     let up = Capture::new(&star.src, "eth0");
     let mut host = Host::new(&star.rcv, "eth1");
-    let expect_joined = |what: &[&str]| {
-        let want: Vec<String> = what.iter().map(ToString::to_string).collect();
-        eventually("joined", want, || joined(&router, "in"));
+    let expect_joined = |memberships: &[&str]| {
+        let expected: Vec<String> = memberships.iter().map(ToString::to_string).collect();
+        eventually("joined", expected, || joined(&router, "in"));
     };
     host.set_filter("232.9.1.1", &include(&["10.9.1.1"]));
     expect_joined(&["232.1.2.1 include 10.0.0.1"]);

@@ -13,7 +13,7 @@ cases!("ttl":
 );
 
 /// Sends one packet for each TTL in `sent` and checks the TTLs of the packets that leave `iface`.
-fn assert_ttls(star: &Star, iface: &str, group: &str, sent: &[u8], want: &[u8]) {
+fn assert_ttls(star: &Star, iface: &str, group: &str, sent: &[u8], expected: &[u8]) {
     let capture = Capture::new(&star.rcv, iface);
     let inject = Injector::new(&star.src, "eth0");
     let (from, to) = if group.contains(':') {
@@ -28,10 +28,10 @@ fn assert_ttls(star: &Star, iface: &str, group: &str, sent: &[u8], want: &[u8]) 
                 .frame(),
         );
     }
-    let seen = capture.expect(group, want.len());
+    let seen = capture.expect(group, expected.len());
     assert_eq!(
         seen.iter().map(|s| s.ttl).collect::<Vec<_>>(),
-        want,
+        expected,
         "{iface} {group}"
     );
     assert!(seen.iter().all(|s| s.header_ok && s.udp_ok()), "{seen:x?}");

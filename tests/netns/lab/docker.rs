@@ -16,7 +16,7 @@ use super::{eventually, wait_until};
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// The prefix of an engine's folder, followed by the process id of the test run and a number.
 const FOLDER: &str = "/tmp/mcd-";
-/// How long an engine may take to start or to end.
+/// Longest wait for the start or the exit of an engine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The empty image.
 const IMAGE: &str = "empty";
@@ -32,7 +32,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Starts an engine and waits until it answers.
+    /// Starts an engine and waits until it responds.
     #[track_caller]
     pub fn start(lab: &Lab, ns: &Ns) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +53,7 @@ impl Docker {
         docker
     }
 
-    /// Starts the engine, also again after [`Self::stop_engine`].
+    /// Starts the engine. Can be called again after [`Self::stop_engine`].
     #[track_caller]
     pub fn start_engine(&mut self, lab: &Lab) {
         let path = |name: &str| self.folder.join(name).display().to_string();
@@ -70,7 +70,7 @@ impl Docker {
         }
         self.engine = Some(Program::start(lab, command));
         let up = wait_until(TIMEOUT, || self.try_run("version").status.success());
-        assert!(up, "the engine does not answer");
+        assert!(up, "the engine does not respond");
     }
 
     /// Lets containers survive the engine, from its next start on.
@@ -87,7 +87,7 @@ impl Docker {
         }
     }
 
-    /// The path of its socket.
+    /// Returns the path of the socket.
     pub fn socket(&self) -> String {
         self.folder.join("sock").display().to_string()
     }
@@ -96,7 +96,7 @@ impl Docker {
         format!("unix://{}", self.socket())
     }
 
-    /// Returns the settings that name its socket.
+    /// Returns the settings that name the socket.
     pub fn settings(&self) -> String {
         format!("[docker]\nsocket = \"{}\"\n", self.socket())
     }

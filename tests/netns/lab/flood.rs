@@ -1,4 +1,4 @@
-//! Membership messages as frames, and floods of forged ones.
+//! Ethernet frames with membership messages, and floods of forged messages.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub fn frames(from: IpAddr, message: &MembershipMessage) -> Vec<Vec<u8>> {
     packets.iter().map(frame).collect()
 }
 
-/// A thread that sends frames in turn at a given rate until it is dropped.
+/// A thread that sends frames in turn at a constant rate. Dropping it stops the thread.
 pub struct Flood {
     pub stop: Arc<AtomicBool>,
     pub sent: Arc<AtomicU64>,
@@ -52,18 +52,18 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Starts to send at once.
+    /// Starts to send `frames` in turn, `per_second` in total.
     pub fn start(ns: &Ns, iface: &str, frames: Vec<Vec<u8>>, per_second: u32) -> Self {
         let inject = Injector::new(ns, iface);
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let (stopped, count) = (stop.clone(), sent.clone());
         let thread = std::thread::spawn(move || {
-            let begun = Instant::now();
+            let started = Instant::now();
             let mut next = frames.iter().cycle();
             let mut n = 0;
             while !stopped.load(Ordering::Acquire) {
-                let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
+                let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as u64;
                 // Limits the burst after the thread was delayed.
                 n = n.max(due.saturating_sub(2000));
                 while n < due {
@@ -158,8 +158,8 @@ pub fn forged_messages(v6: bool, victim: Group) -> Vec<Vec<u8>> {
         if random.below(20) == 0
             && let Some(frame) = encoded.first_mut()
         {
-            let at = 14 + random.below(frame.len() - 14);
-            frame[at] = random.next() as u8;
+            let offset = 14 + random.below(frame.len() - 14);
+            frame[offset] = random.next() as u8;
         }
         all.extend(encoded);
     }

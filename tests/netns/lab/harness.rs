@@ -1,10 +1,13 @@
 //! Turns a list of cases into trials of the test runner.
 //!
-//! Each case runs in a process of its own: this program starts itself again with [`CASE`] set. A
-//! process that is forked holds copies of all open sockets until it calls `exec`, so a case that
-//! starts a program would delay the IGMP leave of a socket that another case closes.
+//! Each case runs in its own process: this program starts itself again with [`CASE`] set. A forked
+//! process holds copies of all open sockets until it calls `exec`. In one process, a case that starts
+//! a program would therefore delay the IGMP leave of a socket that another case closes.
 
-use std::io::{Read, Seek};
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -73,17 +76,18 @@ pub fn trials(cases: Vec<Case>, probe: bool) -> Vec<Trial> {
         .collect()
 }
 
-/// Held for reading by cases that run beside others, for writing by a case that runs alone.
+/// Held for reading by cases that run in parallel, and for writing by a case that runs alone.
 static CONCURRENT: RwLock<()> = RwLock::new(());
-/// Cases that failed beside others and passed alone.
+/// Cases that failed in parallel with others and passed alone.
 static PASSED_ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 
-/// The most cases that may fail beside others and pass alone. The goal is zero.
+/// Largest number of cases that may fail in parallel with others and pass alone. The goal is zero.
 const MAX_PASSED_ALONE: usize = 3;
 
-/// Runs a case beside others. The machine has few cores, so a busy moment can fail a case that
-/// depends on what another program does in time. A failed case is run again alone: its first failure
-/// is printed, and the last line of the run counts it. A case that fails alone has failed.
+/// Runs a case in parallel with others. On a machine with few cores, a case that depends on the
+/// timing of another program can fail because the machine is busy. A failed case is run again alone:
+/// its first failure is printed, and the last line of the run counts it. A case that fails alone has
+/// failed.
 fn run(name: &'static str) -> Result<(), Failed> {
     let concurrent = CONCURRENT.read().unwrap_or_else(PoisonError::into_inner);
     let first = run_in_process(name);
@@ -107,7 +111,7 @@ fn run(name: &'static str) -> Result<(), Failed> {
     }
 }
 
-/// Prints the cases that failed beside others and passed alone. tests/run.sh counts them.
+/// Prints the cases that failed in parallel with others and passed alone. tests/run.sh counts them.
 pub fn print_passed_alone() {
     let passed = PASSED_ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !passed.is_empty() {
@@ -115,20 +119,18 @@ pub fn print_passed_alone() {
     }
 }
 
-/// Starts this program again for one case. Its standard error is a file and not a pipe: a daemon
-/// that a case leaves behind would keep a pipe open.
+/// Starts this program again for one case. Its standard error is a file and not a pipe, because a
+/// daemon that a case leaves behind would keep a pipe open.
 fn run_in_process(name: &str) -> Result<(), String> {
-    let describe = |e: std::io::Error| format!("starting the case: {e}");
-    let mut errors = tempfile::tempfile().map_err(describe)?;
+    let describe = |e: io::Error| format!("starting the case: {e}");
+    let errors = tempfile::tempfile().map_err(describe)?;
     let status = Command::new(std::env::current_exe().map_err(describe)?)
         .env(CASE, name)
         .stdin(Stdio::null())
         .stderr(errors.try_clone().map_err(describe)?)
         .status()
         .map_err(describe)?;
-    let mut text = Vec::new();
-    errors.rewind().map_err(describe)?;
-    errors.read_to_end(&mut text).map_err(describe)?;
+    let text = read_from_start(&errors).map_err(describe)?;
     let text = String::from_utf8_lossy(&text);
     match status.code() {
         Some(0) => {
@@ -137,6 +139,21 @@ fn run_in_process(name: &str) -> Result<(), String> {
         }
         Some(1) => Err(text.into_owned()),
         _ => Err(format!("{text}\nthe case ended with {status}")),
+    }
+}
+
+/// Reads a file from its start. Leaves the file offset alone: the case shares it, and a daemon that
+/// the case left behind may still write there.
+fn read_from_start(file: &File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match file.read_at(&mut buffer, text.len() as u64) {
+            Ok(0) => return Ok(text),
+            Ok(n) => text.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -155,13 +172,20 @@ pub fn run_here(cases: Vec<Case>, name: &str) -> ExitCode {
         eprintln!("there is no case {name}");
         return ExitCode::FAILURE;
     };
-    let lab = Lab::new(case.name);
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&lab))).is_ok() {
+    // Outlives a panic of the case, so that its logs can be printed.
+    let mut lab = None;
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        (case.run)(lab.insert(Lab::new(case.name)));
+    }));
+    if result.is_ok() {
         return ExitCode::SUCCESS;
     }
-    lab.failed();
+    let logs = lab.as_ref().map(|lab| {
+        lab.failed();
+        lab.logs()
+    });
     let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
-    eprintln!("{}\n{}", panics.join("\n"), lab.logs());
+    eprintln!("{}\n{}", panics.join("\n"), logs.unwrap_or_default());
     ExitCode::FAILURE
 }
 

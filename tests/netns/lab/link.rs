@@ -30,9 +30,8 @@ pub fn connect<'a>(near: LinkEnd<'a>, far: LinkEnd<'a>) {
 
 /// Creates veth links, each from a near end to a far end, and waits until packets cross them.
 ///
-/// The far ends are set up first, so that packets which the near end sends arrive as soon as the
-/// near end is up. Each namespace is configured by one `ip` process a step, however many links it
-/// has.
+/// The far ends are set up first, so that packets from a near end arrive as soon as that end is up.
+/// Each step runs one `ip` process per namespace, whatever the number of links.
 #[track_caller]
 pub fn connect_all(links: &[(LinkEnd, LinkEnd)]) {
     let mut pairs = String::new();

@@ -44,11 +44,11 @@ pub use udp::{UdpRx, UdpTx};
 
 use std::time::{Duration, Instant};
 
-/// How long a test waits for an event that should happen at once; long because the machine may be
+/// Longest wait for an event that normally happens at once. It is long because the machine may be
 /// busy.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Polls `cond` until it holds or `timeout` is over. Returns whether it held.
+/// Polls `cond` until it returns true or `timeout` has passed. Returns whether it returned true.
 pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + timeout;
     loop {
@@ -62,18 +62,19 @@ pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Polls `read` until it returns `want`; panics with the last value otherwise.
+/// Polls `read` until it returns `expected`. After [`TIMEOUT`], panics with the last value;
+/// `subject` names it.
 #[track_caller]
 pub fn eventually<T: PartialEq + std::fmt::Debug>(
-    what: &str,
-    want: T,
+    subject: &str,
+    expected: T,
     mut read: impl FnMut() -> T,
 ) {
     let mut last = read();
-    let ok = last == want
+    let ok = last == expected
         || wait_until(TIMEOUT, || {
             last = read();
-            last == want
+            last == expected
         });
-    assert!(ok, "{what}: {last:?}, expected {want:?}");
+    assert!(ok, "{subject}: {last:?}, expected {expected:?}");
 }

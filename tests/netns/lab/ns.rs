@@ -1,7 +1,7 @@
 //! Laboratories and their network namespaces.
 //!
-//! A namespace is named `mcl-<pid>-<n>-<m>-<role>`. The process id tells the leftovers of a killed
-//! test run from the namespaces of a running one.
+//! A namespace is named `mcl-<pid>-<n>-<m>-<role>`. The process id distinguishes namespaces that a
+//! killed test run left behind from those of a running one.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -27,7 +27,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Creates an empty laboratory.
+    /// Creates a laboratory without namespaces. `test` becomes part of the name of its folder.
     pub fn new(test: &str) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = tempfile::Builder::new()
@@ -89,9 +89,9 @@ impl Lab {
         self.dir.path().join(format!("{}-{name}", self.files.get()))
     }
 
-    /// Adds the file at `path` to the report of a failing test.
-    pub fn log(&self, what: &str, path: &Path) {
-        self.logs.borrow_mut().push((what.into(), path.into()));
+    /// Adds the file at `path` to the report of a failing test, under `title`.
+    pub fn log(&self, title: &str, path: &Path) {
+        self.logs.borrow_mut().push((title.into(), path.into()));
     }
 
     /// Keeps the namespaces of a failed test if `MCASTOR_NETNS_KEEP` is set.
@@ -103,11 +103,11 @@ impl Lab {
     /// Returns the output of all programs of this test, the last 6 kB of each.
     pub fn logs(&self) -> String {
         let mut text = String::new();
-        for (what, path) in self.logs.borrow().iter() {
+        for (title, path) in self.logs.borrow().iter() {
             let log = std::fs::read(path).unwrap_or_default();
             let log = String::from_utf8_lossy(&log[log.len().saturating_sub(6000)..]).into_owned();
             if !log.trim().is_empty() {
-                text += &format!("--- {what}\n{}\n", log.trim_end());
+                text += &format!("--- {title}\n{}\n", log.trim_end());
             }
         }
         text
@@ -159,7 +159,7 @@ pub struct Ns {
 }
 
 impl Ns {
-    /// Its name for `ip netns`.
+    /// Returns the name for `ip netns`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -191,7 +191,7 @@ impl Ns {
         ip(&args)
     }
 
-    /// Runs several `ip` commands, one a line.
+    /// Runs several `ip` commands, one per line.
     #[track_caller]
     pub fn ip_batch(&self, lines: &str) {
         ip_batch(&["-n", &self.name], lines).unwrap_or_else(|e| panic!("{e}"));
@@ -307,11 +307,11 @@ fn enter_current_thread(file: &File) -> std::io::Result<()> {
 }
 
 fn ip(args: &[&str]) -> Result<String, String> {
-    answer(Command::new("ip").args(args).output())
+    stdout_or_error(Command::new("ip").args(args).output())
 }
 
-/// Runs several `ip` commands, one a line, in the namespace of the machine or the one that `-n`
-/// names.
+/// Runs several `ip` commands, one per line, in the namespace that `-n` of `options` names, else in
+/// that of the machine.
 pub fn ip_batch(options: &[&str], lines: &str) -> Result<String, String> {
     let run = || {
         let mut child = Command::new("ip")
@@ -328,10 +328,10 @@ pub fn ip_batch(options: &[&str], lines: &str) -> Result<String, String> {
             .write_all(lines.as_bytes())?;
         child.wait_with_output()
     };
-    answer(run()).map_err(|e| format!("ip -batch: {e}\n{lines}"))
+    stdout_or_error(run()).map_err(|e| format!("ip -batch: {e}\n{lines}"))
 }
 
-fn answer(output: std::io::Result<Output>) -> Result<String, String> {
+fn stdout_or_error(output: std::io::Result<Output>) -> Result<String, String> {
     let output = output.map_err(|e| format!("ip: {e}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

@@ -1,4 +1,4 @@
-//! A stream of numbered packets at a constant rate, and checks of which of them arrived.
+//! A stream of numbered packets at a constant rate, and checks of the numbers that arrived.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct NumberedStream {
 }
 
 impl NumberedStream {
-    /// Sends from `src` to `dst` (address:port) out of `iface`, `per_second` packets a second.
+    /// Sends from `src` to `dst` (address:port) out of `iface`, `per_second` packets per second.
     /// Packets that the interface refuses count as sent.
     pub fn start(ns: &Ns, iface: &str, src: &str, dst: &str, per_second: u32) -> Self {
         let inject = Injector::new(ns, iface);
@@ -27,9 +27,9 @@ impl NumberedStream {
         let (src, dst) = (src.to_owned(), dst.to_owned());
         let (stopped, count) = (stop.clone(), sent.clone());
         let thread = std::thread::spawn(move || {
-            let begun = Instant::now();
+            let started = Instant::now();
             while !stopped.load(Ordering::Acquire) {
-                let due = (begun.elapsed().as_secs_f64() * f64::from(per_second)) as u32;
+                let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as u32;
                 let mut n = count.load(Ordering::Acquire);
                 while n < due && !stopped.load(Ordering::Acquire) {
                     let frame = Udp::new(&src, &dst, n.to_be_bytes()).id(n as u16).frame();
@@ -52,12 +52,12 @@ impl NumberedStream {
         self.sent.load(Ordering::Acquire)
     }
 
-    /// Waits until `more` further packets were sent.
+    /// Waits until `more` further packets have been sent.
     #[track_caller]
     pub fn wait_for_more(&self, more: u32) {
         let goal = self.sent() + more;
-        let there = super::wait_until(super::TIMEOUT, || self.sent() >= goal);
-        assert!(there, "sent {} of {goal}", self.sent());
+        let reached = super::wait_until(super::TIMEOUT, || self.sent() >= goal);
+        assert!(reached, "sent {} of {goal}", self.sent());
     }
 
     /// Stops the sender and returns the number of packets sent.

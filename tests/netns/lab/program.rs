@@ -49,22 +49,22 @@ impl Program {
         }
     }
 
-    /// Returns its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Returns its standard output so far.
+    /// Returns the standard output so far.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.out).unwrap_or_default()).into_owned()
     }
 
-    /// Returns its standard error so far.
+    /// Returns the standard error so far.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
     }
 
-    /// Returns its exit status if it has exited.
+    /// Returns the exit status if the process has exited.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("wait");
@@ -72,7 +72,7 @@ impl Program {
         self.status
     }
 
-    /// Waits until it exits by itself.
+    /// Waits until the process exits by itself.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         let ended = wait_until(2 * TIMEOUT, || self.exit_status().is_some());
@@ -80,7 +80,7 @@ impl Program {
         self.status.expect("exited")
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&mut self, signal: i32) {
         if self.exit_status().is_none() {
             // SAFETY: the child is not reaped yet, so its process id is still valid.
@@ -88,17 +88,17 @@ impl Program {
         }
     }
 
-    /// Sends `signal` and waits for the exit; sends SIGKILL after `patience`.
-    pub fn stop(&mut self, signal: i32, patience: Duration) -> ExitStatus {
+    /// Sends `signal` and waits for the exit; sends SIGKILL after `timeout`.
+    pub fn stop(&mut self, signal: i32, timeout: Duration) -> ExitStatus {
         self.signal(signal);
-        if !wait_until(patience, || self.exit_status().is_some()) {
+        if !wait_until(timeout, || self.exit_status().is_some()) {
             self.signal(libc::SIGKILL);
             self.status = self.child.wait().ok();
         }
         self.status.unwrap_or(ExitStatus::from_raw(libc::SIGKILL))
     }
 
-    /// Returns its resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let path = format!("/proc/{}/statm", self.child.id());
         let text = std::fs::read_to_string(path).unwrap_or_default();

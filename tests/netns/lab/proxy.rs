@@ -24,29 +24,30 @@ pub fn members(router: &Router) -> Vec<serde_json::Value> {
 
 /// Returns the row of one member group on an interface.
 pub fn member(router: &Router, interface: &str, group: &str) -> Option<serde_json::Value> {
-    let is = |g: &serde_json::Value| g["interface"] == interface && g["group"] == group;
-    members(router).into_iter().find(is)
+    let is_wanted = |g: &serde_json::Value| g["interface"] == interface && g["group"] == group;
+    members(router).into_iter().find(is_wanted)
 }
 
 /// Returns the memberships joined on `interface`, as `group mode [sources]`.
 pub fn joined(router: &Router, interface: &str) -> Vec<String> {
     let groups = router.control().show("groups");
-    let ours = groups
+    let joined = groups
         .iter()
         .filter(|g| g["role"] == "host" && g["interface"] == interface);
-    ours.map(|g| {
-        let sources = g["sources"].as_array().cloned().unwrap_or_default();
-        let sources: Vec<_> = sources
-            .iter()
-            .filter_map(|s| s["source"].as_str())
-            .collect();
-        format!(
-            "{} {} {sources:?}",
-            g["group"].as_str().unwrap_or(""),
-            g["mode"].as_str().unwrap_or("")
-        )
-    })
-    .collect()
+    joined
+        .map(|g| {
+            let sources = g["sources"].as_array().cloned().unwrap_or_default();
+            let sources: Vec<_> = sources
+                .iter()
+                .filter_map(|s| s["source"].as_str())
+                .collect();
+            format!(
+                "{} {} {sources:?}",
+                g["group"].as_str().unwrap_or(""),
+                g["mode"].as_str().unwrap_or("")
+            )
+        })
+        .collect()
 }
 
 /// Returns the querier on an interface as `show interfaces` reports it: its address, and whether it
@@ -81,16 +82,16 @@ pub fn join_source(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::
     let addr = ns
         .try_ip(&format!("-4 -o address show dev {iface}"))
         .expect("address");
-    let own = addr
+    let address = addr
         .split_whitespace()
         .nth(3)
         .and_then(|a| a.split('/').next())
         .expect("address");
-    let own = own.parse().expect("v4");
+    let address = address.parse().expect("v4");
     ns.enter(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
         let socket = socket.expect("a socket");
-        socket.join_ssm_v4(&source, &group, &own).expect("join");
+        socket.join_ssm_v4(&source, &group, &address).expect("join");
         socket
     })
 }

@@ -174,34 +174,34 @@ impl Router {
         self.metrics().sum(name, labels)
     }
 
-    /// Waits until the packet counter of `route` towards `oif` is exactly `want`.
+    /// Waits until the packet counter of `route` towards `oif` is exactly `expected`.
     #[track_caller]
-    pub fn expect_routed(&self, route: &str, oif: &str, want: u64) {
+    pub fn expect_routed(&self, route: &str, oif: &str, expected: u64) {
         let labels = [("route", route), ("oif", oif)];
-        self.expect_metric("mcastor_route_packets_total", &labels, want);
+        self.expect_metric("mcastor_route_packets_total", &labels, expected);
     }
 
-    /// Waits until the drop counter for `reason` on `iface` is exactly `want`.
+    /// Waits until the drop counter for `reason` on `iface` is exactly `expected`.
     #[track_caller]
-    pub fn expect_dropped(&self, reason: &str, iface: &str, want: u64) {
+    pub fn expect_dropped(&self, reason: &str, iface: &str, expected: u64) {
         let labels = [("reason", reason), ("iface", iface)];
-        self.expect_metric("mcastor_dropped_packets_total", &labels, want);
+        self.expect_metric("mcastor_dropped_packets_total", &labels, expected);
     }
 
-    /// Waits until a metric is exactly `want`; panics with all non-zero metrics otherwise.
+    /// Waits until a metric is exactly `expected`; panics with all non-zero metrics otherwise.
     #[track_caller]
-    pub fn expect_metric(&self, name: &str, labels: &[(&str, &str)], want: u64) {
+    pub fn expect_metric(&self, name: &str, labels: &[(&str, &str)], expected: u64) {
         let mut all = String::new();
         let mut value = 0.0;
         let ok = wait_until(TIMEOUT, || {
             let metrics = self.metrics();
             all = metrics.show("mcastor_");
             value = metrics.sum(name, labels);
-            value == want as f64
+            value == expected as f64
         });
         assert!(
             ok,
-            "{name}{labels:?} is {value}, expected {want}; non-zero metrics:\n{all}"
+            "{name}{labels:?} is {value}, expected {expected}; non-zero metrics:\n{all}"
         );
     }
 

@@ -190,8 +190,8 @@ impl UdpRx {
 
     /// Waits for exactly these texts, in this order.
     #[track_caller]
-    pub fn expect_texts(&self, want: &[&str]) {
-        wait_until(TIMEOUT, || self.count() >= want.len());
-        assert_eq!(self.texts(), want);
+    pub fn expect_texts(&self, expected: &[&str]) {
+        wait_until(TIMEOUT, || self.count() >= expected.len());
+        assert_eq!(self.texts(), expected);
     }
 }

@@ -23,7 +23,7 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::mnat::Channel;
 use crate::model::{
-    Group, IfName, IfPattern, InterfaceId, Link, Links, MOST_PROXIES, RouteName, SourceFilter,
+    Group, IfName, IfPattern, InterfaceId, Link, Links, MAX_PROXIES, RouteName, SourceFilter,
 };
 use crate::table::joins;
 use crate::table::mnat_routes::keep_mnat_routes;
@@ -113,7 +113,7 @@ impl Routing {
             {
                 warn!(
                     "proxy {proxy}: packets that arrive on {iface} are not forwarded, because \
-                     {MOST_PROXIES} proxies use the interface already; list several downstream \
+                     {MAX_PROXIES} proxies use the interface already; list several downstream \
                      interfaces in one proxy"
                 );
             }
