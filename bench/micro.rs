@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mcastor::forward::finish::rewrite;
+use mcastor::forward::finish::finish_packet;
 use mcastor::forward::fragment::fragment;
 use mcastor::forward::segment::segment;
 use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
@@ -216,7 +216,7 @@ fn bench_packet_functions(c: &mut Criterion) {
     let mut g = c.benchmark_group("rewrite");
     let mut p = plain.clone();
     g.bench_function("ttl", |b| {
-        b.iter(|| rewrite(black_box(&mut p), Offload::None, 15))
+        b.iter(|| finish_packet(black_box(&mut p), Offload::None, 15))
     });
     for size in [64, 200, 1400] {
         let mut p = packet(1, size);
@@ -225,7 +225,7 @@ fn bench_packet_functions(c: &mut Criterion) {
             offset: 6,
         };
         g.bench_function(BenchmarkId::new("ttl and incomplete checksum", size), |b| {
-            b.iter(|| rewrite(black_box(&mut p), offload, 15))
+            b.iter(|| finish_packet(black_box(&mut p), offload, 15))
         });
     }
     g.finish();

@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mcastor::mnat::client::{MnatClient, MnatClientError, Target};
+use mcastor::mnat::Target;
+use mcastor::mnat::client::{MnatClient, MnatClientError};
 use mcastor::mnat::protocol::{MAX_RESPONSE_LEN, MnatRequest, Op};
 use mcastor::mnat::{Channel, Machine, MappingChange, MnatEvent, MnatRole};
 use serde_json::json;

@@ -82,7 +82,7 @@ fn entries<'f>(
 }
 
 /// Returns each route and proxy of `verdicts` with its paths.
-pub fn ways<'f>(
+pub fn entry_paths<'f>(
     fib: &'f Fib,
     ingress: &'f Ingress,
     verdicts: Verdicts,
@@ -220,10 +220,10 @@ fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<(), NotData> {
     Ok(())
 }
 
-/// Returns those matched entries that forward a packet with this TTL now.
+/// Returns the matched entries that forward a packet with this TTL now.
 ///
 /// # Errors
-/// None does: the reason of the first one.
+/// No entry forwards it. The reason is that of the first entry.
 fn permit(
     arrival: Arrival<'_, '_>,
     mut verdicts: Verdicts,
@@ -287,11 +287,11 @@ fn tracer_is_read_only<T: Tracer>(_: &T) -> bool {
     T::READ_ONLY
 }
 
-/// Returns what forwards packets of a source and group: the most specific static route, and the
-/// proxies with members.
+/// Returns the entries that forward packets of a source and group: the most specific static route,
+/// and the proxies with members.
 ///
 /// # Errors
-/// Nothing forwards them, for this reason.
+/// No entry forwards them, for this reason.
 pub fn look_up(fib: &Fib, ingress: &Ingress, key: FlowKey) -> Result<Verdicts, DropReason> {
     look_up_traced(fib, ingress, key, &mut NoTrace)
 }

@@ -1,16 +1,19 @@
-//! Changes made in place, in the memory the packet was captured in.
+//! Completion of offloaded checksums and the change of the TTL, in the capture buffer.
 
 use super::DropReason;
 use crate::wire::offload::Offload;
 use crate::wire::{checksum, ip, udp};
 
-/// Finishes a checksum the sender left to hardware and sets the TTL. `packet` is the IP
-/// packet without padding.
-pub fn rewrite(packet: &mut [u8], offload: Offload, ttl: u8) -> Result<(), DropReason> {
+/// Completes a checksum that the sender left to hardware, and sets the TTL or hop limit. `packet` is
+/// the IP packet without padding.
+///
+/// # Errors
+/// The offload cannot be completed; the reason says why. The packet is unchanged.
+pub fn finish_packet(packet: &mut [u8], offload: Offload, ttl: u8) -> Result<(), DropReason> {
     match offload {
         Offload::None => {}
         Offload::Checksum { start, offset } => finish_checksum(packet, start, offset)?,
-        // Segments get their checksums when they are cut.
+        // Segmentation computes the checksums of the segments.
         Offload::UdpSegments { .. } => {}
         Offload::Unknown => return Err(DropReason::GsoUnknown),
     }
@@ -18,11 +21,11 @@ pub fn rewrite(packet: &mut [u8], offload: Offload, ttl: u8) -> Result<(), DropR
     Ok(())
 }
 
-/// Sums from `start` to the end, the pseudo-header's sum in the field included, and stores
-/// the result at `start + offset`.
+/// Computes the checksum of the bytes from `start` to the end, and stores it at `start + offset`. The
+/// field there contains the sum of the pseudo-header, which is part of the checksum.
 fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Result<(), DropReason> {
     let (start, offset) = (usize::from(start), usize::from(offset));
-    // A guest may say what it likes; written into the header, it would make that wrong.
+    // A virtual machine may give any offset. A checksum stored in the IP header would corrupt it.
     let header_len = match packet.first() {
         Some(first) if first >> 4 == 4 => usize::from(first & 0x0f) * 4,
         _ => ip::IPV6_HEADER_LEN,
@@ -35,8 +38,8 @@ fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Result<(), Dro
     let field = body
         .get_mut(offset..offset + 2)
         .ok_or(DropReason::ChecksumUnknown)?;
-    // As the kernel does for every protocol: the zero that means "none" in UDP is the same
-    // number as 0xffff in one's complement.
+    // Replaces 0 by 0xffff, as the kernel does for every protocol. In UDP, 0 means "no checksum". The
+    // two values are equal in one's complement arithmetic.
     field.copy_from_slice(&udp::checksum_field(sum).to_be_bytes());
     Ok(())
 }
@@ -64,7 +67,7 @@ mod tests {
         let before = packet;
         for start in [0, 19, 20, 22, 23] {
             let offload = Offload::Checksum { start, offset: 0 };
-            let refused = rewrite(&mut packet, offload, 9);
+            let refused = finish_packet(&mut packet, offload, 9);
             assert_eq!(refused, Err(DropReason::ChecksumUnknown));
             assert_eq!(packet, before);
         }
@@ -72,13 +75,13 @@ mod tests {
             start: 24,
             offset: 0,
         };
-        assert_eq!(rewrite(&mut packet, behind, 9), Ok(()));
+        assert_eq!(finish_packet(&mut packet, behind, 9), Ok(()));
         assert_eq!(checksum::compute(&packet[..24]), 0);
     }
 
-    /// The packet as its sender's kernel leaves it to the hardware: the field holds the sum
+    /// `PACKET` as the sender's kernel passes it to the hardware: the checksum field contains the sum
     /// of the pseudo-header.
-    fn unfinished() -> [u8; 33] {
+    fn with_partial_checksum() -> [u8; 33] {
         let mut p = PACKET;
         let sum = checksum::pseudo_header(
             [10, 0, 0, 1].into(),
@@ -92,22 +95,22 @@ mod tests {
 
     #[test]
     fn partial_checksum_is_completed_as_scapy_computes_it() {
-        let mut p = unfinished();
+        let mut p = with_partial_checksum();
         let offload = Offload::Checksum {
             start: 20,
             offset: 6,
         };
-        rewrite(&mut p, offload, 5).unwrap();
+        finish_packet(&mut p, offload, 5).unwrap();
         assert_eq!(p, PACKET);
     }
 
     #[test]
     fn finish_changes_only_ttl_and_header_checksum() {
         let mut p = PACKET;
-        rewrite(&mut p, Offload::None, 4).unwrap();
+        finish_packet(&mut p, Offload::None, 4).unwrap();
         let mut expected = PACKET;
         expected[8] = 4;
-        // One less in the high byte is 0x0100 more in the checksum (RFC 1141).
+        // Decrementing the high byte increases the checksum by 0x0100 (RFC 1141).
         expected[10..12].copy_from_slice(&(0xc80e + 0x0100u16).to_be_bytes());
         assert_eq!(p, expected);
     }
@@ -120,7 +123,7 @@ mod tests {
             let mut p = vec![0x45; len];
             let inside = usize::from(start) >= 20
                 && usize::from(start) + usize::from(offset) + 2 <= len;
-            let done = rewrite(&mut p, Offload::Checksum { start, offset }, 5);
+            let done = finish_packet(&mut p, Offload::Checksum { start, offset }, 5);
             prop_assert_eq!(done.is_ok(), inside);
         }
     }

@@ -1,23 +1,31 @@
-//! IPv4 fragmentation for an egress whose MTU is smaller than the packet (RFC 791
-//! section 3.2). IPv6 routers never fragment (RFC 8200 section 5); a translator does, what
-//! came as IPv4 and may be fragmented there (RFC 7915 section 4).
+//! Fragmentation for an egress whose MTU is smaller than the packet.
+//!
+//! IPv4 packets are fragmented (RFC 791 section 3.2). IPv6 routers do not fragment (RFC 8200
+//! section 5), except for packets that they translated from IPv4 packets without DF (RFC 7915
+//! section 4).
 
 use std::ops::Range;
 
 use super::DropReason;
 use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN, refresh_ipv4_checksum};
 
+/// The DF flag in the flags and fragment offset field of IPv4.
 pub(super) const DONT_FRAGMENT: u16 = 0x4000;
+/// The MF flag in this field.
 pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+/// The fragment offset in this field, in units of eight bytes.
 pub(super) const OFFSET_MASK: u16 = 0x1fff;
 
-/// Cuts `packet` into fragments of at most `mtu` bytes, appended to `out`; `each` is told
-/// where each stands. A packet that is a fragment itself is cut further.
+/// Appends the fragments of an IPv4 packet to `out`, each of at most `mtu` bytes. Calls `on_fragment`
+/// with the range of each fragment in `out`. The packet may itself be a fragment.
+///
+/// # Errors
+/// The packet cannot be fragmented; the reason says why. `out` is unchanged.
 pub fn fragment(
     packet: &[u8],
     mtu: usize,
     out: &mut Vec<u8>,
-    mut each: impl FnMut(Range<usize>),
+    mut on_fragment: impl FnMut(Range<usize>),
 ) -> Result<(), DropReason> {
     let [first, ..] = packet else {
         return Err(DropReason::Truncated);
@@ -29,31 +37,31 @@ pub fn fragment(
     let (header, body) = packet.split_at(header_len);
     let flags = u16::from_be_bytes([header[6], header[7]]);
     // Fragments begin on multiples of eight bytes.
-    let room = mtu.saturating_sub(header_len) & !7;
-    if flags & DONT_FRAGMENT != 0 || room == 0 {
+    let max_body_len = mtu.saturating_sub(header_len) & !7;
+    if flags & DONT_FRAGMENT != 0 || max_body_len == 0 {
         return Err(DropReason::TooBig);
     }
-    // A fragment that would end past the largest packet is hostile (RFC 791 section 3.1).
+    // A fragment that ends beyond the maximum length of a packet is an attack (RFC 791 section 3.1).
     if usize::from(flags & OFFSET_MASK) * 8 + packet.len() > usize::from(u16::MAX) {
         return Err(DropReason::Malformed);
     }
     let mut later_header = [0u8; 60];
-    let later_len = later_options(header, &mut later_header);
-    let mut at = 0;
-    while at < body.len() {
-        let piece = &body[at..(at + room).min(body.len())];
-        let last = at + piece.len() == body.len();
+    let later_len = write_later_header(header, &mut later_header);
+    let mut offset_bytes = 0;
+    while offset_bytes < body.len() {
+        let chunk = &body[offset_bytes..(offset_bytes + max_body_len).min(body.len())];
+        let last = offset_bytes + chunk.len() == body.len();
         let start = out.len();
-        out.extend_from_slice(if at == 0 {
+        out.extend_from_slice(if offset_bytes == 0 {
             header
         } else {
             &later_header[..later_len]
         });
-        out.extend_from_slice(piece);
+        out.extend_from_slice(chunk);
         let bytes = &mut out[start..];
         let total = bytes.len() as u16;
         bytes[2..4].copy_from_slice(&total.to_be_bytes());
-        let offset = (flags & OFFSET_MASK) + (at / 8) as u16;
+        let offset = (flags & OFFSET_MASK) + (offset_bytes / 8) as u16;
         let more = if last {
             flags & MORE_FRAGMENTS
         } else {
@@ -61,15 +69,15 @@ pub fn fragment(
         };
         bytes[6..8].copy_from_slice(&(more | offset).to_be_bytes());
         refresh_ipv4_checksum(bytes);
-        each(start..out.len());
-        at += piece.len();
+        on_fragment(start..out.len());
+        offset_bytes += chunk.len();
     }
     Ok(())
 }
 
-/// The header of all fragments but the first: options without the copied flag are left out
-/// (RFC 791 section 3.1, "Options"). Returns its length.
-fn later_options(header: &[u8], later: &mut [u8; 60]) -> usize {
+/// Writes the header of all fragments but the first to `later`, and returns its length. It contains
+/// only the options with the copied flag (RFC 791 section 3.1, "Options").
+fn write_later_header(header: &[u8], later: &mut [u8; 60]) -> usize {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
     const COPIED: u8 = 0x80;
@@ -100,16 +108,20 @@ fn later_options(header: &[u8], later: &mut [u8; 60]) -> usize {
     padded
 }
 
-/// Cuts an IPv6 packet, without extensions but perhaps a Fragment header, into fragments of at
-/// most `mtu` bytes with identification `id` (RFC 8200 section 4.5), appended to `out`; `each`
-/// is told where each stands. A packet that is a fragment itself is cut further and keeps its
-/// own identification.
+/// Appends the fragments of an IPv6 packet to `out`, each of at most `mtu` bytes (RFC 8200 section
+/// 4.5). Calls `on_fragment` with the range of each fragment in `out`.
+///
+/// The packet must have no extension header other than a Fragment header. With a Fragment header,
+/// the fragments keep its identification; without one, they get the identification `id`.
+///
+/// # Errors
+/// The packet cannot be fragmented; the reason says why. `out` is unchanged.
 pub fn fragment_v6(
     packet: &[u8],
     mtu: usize,
     id: u32,
     out: &mut Vec<u8>,
-    mut each: impl FnMut(Range<usize>),
+    mut on_fragment: impl FnMut(Range<usize>),
 ) -> Result<(), DropReason> {
     const FRAGMENT: u8 = 44;
     let Some((header, rest)) = packet.split_first_chunk::<IPV6_HEADER_LEN>() else {
@@ -118,33 +130,33 @@ pub fn fragment_v6(
     let mut extension = [header[6], 0, 0, 0, 0, 0, 0, 0];
     extension[4..].copy_from_slice(&id.to_be_bytes());
     let (extension, body) = match rest.split_first_chunk::<8>() {
-        Some((own, body)) if header[6] == FRAGMENT => (*own, body),
+        Some((existing, body)) if header[6] == FRAGMENT => (*existing, body),
         _ => (extension, rest),
     };
     let field = u16::from_be_bytes([extension[2], extension[3]]);
-    let room = mtu.saturating_sub(IPV6_HEADER_LEN + extension.len()) & !7;
-    if room == 0 {
+    let max_body_len = mtu.saturating_sub(IPV6_HEADER_LEN + extension.len()) & !7;
+    if max_body_len == 0 {
         return Err(DropReason::TooBig);
     }
-    // Past what the field holds a fragment is hostile.
+    // A fragment that ends beyond the range of the offset field is an attack.
     if usize::from(field & !7) + body.len() > usize::from(u16::MAX) {
         return Err(DropReason::Malformed);
     }
-    for (n, piece) in body.chunks(room).enumerate() {
-        let at = n * room;
-        let last = at + piece.len() == body.len();
+    for (n, chunk) in body.chunks(max_body_len).enumerate() {
+        let offset_bytes = n * max_body_len;
+        let last = offset_bytes + chunk.len() == body.len();
         let more = if last { field & 1 } else { 1 };
         let start = out.len();
         out.extend_from_slice(header);
         out.extend_from_slice(&extension);
-        out.extend_from_slice(piece);
+        out.extend_from_slice(chunk);
         let bytes = &mut out[start..];
-        let length = (extension.len() + piece.len()) as u16;
+        let length = (extension.len() + chunk.len()) as u16;
         bytes[4..6].copy_from_slice(&length.to_be_bytes());
         bytes[6] = FRAGMENT;
-        let offset = (field & !7) + at as u16;
+        let offset = (field & !7) + offset_bytes as u16;
         bytes[IPV6_HEADER_LEN + 2..][..2].copy_from_slice(&(offset | more).to_be_bytes());
-        each(start..out.len());
+        on_fragment(start..out.len());
     }
     Ok(())
 }
@@ -169,7 +181,7 @@ mod tests {
         p
     }
 
-    fn cut(packet: &[u8], mtu: usize) -> Result<Vec<Vec<u8>>, DropReason> {
+    fn fragments_of(packet: &[u8], mtu: usize) -> Result<Vec<Vec<u8>>, DropReason> {
         let (mut out, mut ranges) = (Vec::new(), Vec::new());
         fragment(packet, mtu, &mut out, |r| ranges.push(r))?;
         Ok(ranges.into_iter().map(|r| out[r].to_vec()).collect())
@@ -178,23 +190,26 @@ mod tests {
     #[test]
     fn df_and_ipv6_packets_are_too_big() {
         assert_eq!(
-            cut(&packet(&[], 3000, DONT_FRAGMENT), 1500),
+            fragments_of(&packet(&[], 3000, DONT_FRAGMENT), 1500),
             Err(DropReason::TooBig)
         );
         let mut v6 = vec![0; 3000];
         v6[0] = 0x60;
-        assert_eq!(cut(&v6, 1500), Err(DropReason::TooBig));
-        assert_eq!(cut(&packet(&[], 3000, 0), 27), Err(DropReason::TooBig));
+        assert_eq!(fragments_of(&v6, 1500), Err(DropReason::TooBig));
+        assert_eq!(
+            fragments_of(&packet(&[], 3000, 0), 27),
+            Err(DropReason::TooBig)
+        );
     }
 
     #[test]
     fn later_fragments_carry_only_copied_options() {
         // Router alert (148) is copied, record route (7) is not.
         let options = [148, 4, 0, 0, 7, 7, 4, 0, 0, 0, 0, 0];
-        let pieces = cut(&packet(&options, 2000, 0), 1000).unwrap();
-        assert_eq!(pieces[0][20..32], options);
-        assert_eq!(pieces[1][0], 0x46);
-        assert_eq!(pieces[1][20..24], [148, 4, 0, 0]);
+        let fragments = fragments_of(&packet(&options, 2000, 0), 1000).unwrap();
+        assert_eq!(fragments[0][20..32], options);
+        assert_eq!(fragments[1][0], 0x46);
+        assert_eq!(fragments[1][20..24], [148, 4, 0, 0]);
     }
 
     proptest! {
@@ -203,22 +218,22 @@ mod tests {
             body in 1usize..4000, mtu in 28usize..2000, more: bool, offset in 0u16..100,
         ) {
             let flags = if more { MORE_FRAGMENTS } else { 0 } | offset;
-            // Only a last fragment may have a length that is no multiple of eight.
+            // Only the length of the last fragment may be other than a multiple of eight.
             let body = if more { body.next_multiple_of(8) } else { body };
-            let whole = packet(&[], body, flags);
-            let pieces = cut(&whole, mtu).unwrap();
-            let mut together = Vec::new();
-            for (i, piece) in pieces.iter().enumerate() {
-                prop_assert!(piece.len() <= mtu);
-                let d = IpHeader::parse(piece).unwrap();
-                prop_assert_eq!(d.packet_len, piece.len());
-                let field = u16::from_be_bytes([piece[6], piece[7]]);
-                prop_assert_eq!(usize::from(field & OFFSET_MASK), usize::from(offset) + together.len() / 8);
-                let last = i + 1 == pieces.len();
+            let original = packet(&[], body, flags);
+            let fragments = fragments_of(&original, mtu).unwrap();
+            let mut reassembled = Vec::new();
+            for (i, fragment) in fragments.iter().enumerate() {
+                prop_assert!(chunk.len() <= mtu);
+                let d = IpHeader::parse(chunk).unwrap();
+                prop_assert_eq!(d.packet_len, chunk.len());
+                let field = u16::from_be_bytes([chunk[6], chunk[7]]);
+                prop_assert_eq!(usize::from(field & OFFSET_MASK), usize::from(offset) + reassembled.len() / 8);
+                let last = i + 1 == fragments.len();
                 prop_assert_eq!(field & MORE_FRAGMENTS != 0, !last || more);
-                together.extend_from_slice(&piece[20..]);
+                reassembled.extend_from_slice(&chunk[20..]);
             }
-            prop_assert_eq!(&together, &whole[20..]);
+            prop_assert_eq!(&reassembled, &original[20..]);
         }
     }
 }

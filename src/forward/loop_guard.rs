@@ -1,13 +1,13 @@
-//! A window of recently forwarded packets, for routes whose TTL policy cannot end a loop.
+//! Fingerprints of recently forwarded packets, for routes whose TTL policy does not end a loop.
 //!
-//! A packet that comes back differs from what left only in TTL and IPv4 header checksum, so
-//! the fingerprint covers everything else: addresses, identification, fragment offset,
-//! protocol, and all behind the header. A packet is taken for one that came back when the
-//! same fingerprint was forwarded less than [`WINDOW_MS`] ago, on whatever interface.
+//! A packet that returns differs from the packet that left only in the TTL and the IPv4 header
+//! checksum. The fingerprint covers everything else: addresses, identification, fragment offset,
+//! protocol, and all bytes after the header. A packet is a returned packet if a packet with the same
+//! fingerprint was forwarded on any interface less than [`WINDOW_MS`] ago.
 //!
-//! Memory is fixed: buckets of four places, the oldest of a bucket is replaced. Shared by all
-//! workers without locks; two workers that see the same packet in the same instant may both
-//! let it pass, and the next round stops it.
+//! The table is a hash table of fixed size with four slots per bucket; a new fingerprint replaces the
+//! oldest one in its bucket. All workers share the table without locks. Two workers that receive
+//! identical packets at the same time may forward both; the loop then ends when they return.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,59 +16,61 @@ use ahash::RandomState;
 
 use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN};
 
-/// How long a packet is remembered, in milliseconds. Longer than a round through a few
-/// routers takes, shorter than the pause between equal packets that a sender means.
+/// Lifetime of a fingerprint in milliseconds. It is longer than the round trip of a loop through a few
+/// routers, and shorter than the usual pause between identical packets of a sender.
 pub const WINDOW_MS: u64 = 500;
 
+/// Slots per bucket.
 const WAYS: usize = 4;
 const BUCKETS: usize = 1 << 15;
 const TIME_BITS: u32 = 24;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
-/// The window. 1 MiB.
+/// The table of fingerprints; 1 MiB.
 pub struct LoopGuard {
     seed: RandomState,
-    /// Each place: 40 bits of fingerprint, 24 bits of milliseconds; zero is empty.
-    places: Box<[AtomicU64]>,
+    /// Each slot has 40 bits of fingerprint and 24 bits of milliseconds. Zero is an empty slot.
+    slots: Box<[AtomicU64]>,
 }
 
 impl Default for LoopGuard {
     fn default() -> Self {
         Self {
             seed: RandomState::new(),
-            places: (0..WAYS * BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            slots: (0..WAYS * BUCKETS).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 }
 
 impl LoopGuard {
-    /// Whether a packet as it is about to leave was forwarded within the window. If not, it
-    /// is remembered. `now_ms` is a clock of milliseconds that never goes back.
+    /// Returns whether an identical packet was forwarded within the last [`WINDOW_MS`]. If not, stores
+    /// the fingerprint. `packet` is the packet as it is sent; `now_ms` is the time in milliseconds of a
+    /// monotonic clock.
     pub fn recognises(&self, packet: &[u8], now_ms: u64) -> bool {
         let fingerprint = self.fingerprint(packet);
         let bucket = (fingerprint as usize % BUCKETS) * WAYS;
         let tag = fingerprint & !TIME_MASK;
-        // Zero is an empty place.
+        // Zero is an empty slot.
         let now = (now_ms & TIME_MASK).max(1);
-        let places = &self.places[bucket..bucket + WAYS];
+        let slots = &self.slots[bucket..bucket + WAYS];
         let mut oldest = (0, 0);
-        for (i, place) in places.iter().enumerate() {
-            let held = place.load(Ordering::Relaxed);
-            let age = if held == 0 {
+        for (i, slot) in slots.iter().enumerate() {
+            let stored = slot.load(Ordering::Relaxed);
+            let age = if stored == 0 {
                 u64::MAX
             } else {
-                now.wrapping_sub(held) & TIME_MASK
+                now.wrapping_sub(stored) & TIME_MASK
             };
-            if held & !TIME_MASK == tag && age < WINDOW_MS {
-                // Not remembered anew: a sender that repeats itself loses what falls within
-                // the window, not everything.
+            if stored & !TIME_MASK == tag && age < WINDOW_MS {
+                // Keeps the first time: a sender of identical packets loses only those within the
+                // window, not all of them.
                 return true;
             }
             if age >= oldest.1 {
                 oldest = (i, age);
             }
         }
-        places[oldest.0].store(tag | now, Ordering::Relaxed);
+        slots[oldest.0].store(tag | now, Ordering::Relaxed);
         false
     }
 

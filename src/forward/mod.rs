@@ -1,5 +1,5 @@
-//! Pure decisions on single packets: which routes forward it, how it is translated, fragmented and
-//! segmented.
+//! Processing of a single packet without I/O: the forwarding decision, translation, fragmentation and
+//! segmentation.
 
 pub mod decide;
 mod egress_check;
@@ -13,7 +13,7 @@ mod trace;
 pub mod translate;
 mod upper;
 
-pub use decide::{Arrival, Decision, Variant, decide, look_up, resolve, ways};
+pub use decide::{Arrival, Decision, Variant, decide, entry_paths, look_up, resolve};
 pub use egress_check::egress_check;
 pub use loop_guard::LoopGuard;
 pub use not_data::NotData;

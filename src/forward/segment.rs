@@ -1,5 +1,5 @@
-//! What UDP segmentation offload put together (`UDP_SEGMENT`, `udp(7)`): cutting it into the
-//! datagrams the sender meant, or making it ready for the kernel to cut.
+//! GSO packets of UDP datagrams (`UDP_SEGMENT`, `udp(7)`): segmentation into datagrams, and
+//! preparation for segmentation by the kernel.
 
 use std::ops::Range;
 
@@ -9,23 +9,27 @@ use crate::wire::ip::{IPV6_HEADER_LEN, IpHeader, refresh_ipv4_checksum};
 use crate::wire::offload::GsoLayout;
 use crate::wire::{checksum, udp};
 
-/// How `packet` is cut into datagrams of `payload` bytes, where it may be handed to the kernel
-/// whole. `None` where it is to be cut here, or may not be at all: see [`segment`].
-pub fn segments(packet: &[u8], datagram: &IpHeader, payload: u16) -> Option<GsoLayout> {
-    let segments = GsoLayout::new(payload, datagram.header_len + udp::HEADER_LEN)?;
-    // The kernel cuts a fragment as if it were none, and one datagram is not cut.
+/// Returns the layout of a GSO packet with `payload` bytes per datagram, if the kernel can segment
+/// the packet. Returns `None` if the packet must be passed to [`segment`], which segments or rejects
+/// it.
+pub fn gso_layout(packet: &[u8], datagram: &IpHeader, payload: u16) -> Option<GsoLayout> {
+    let layout = GsoLayout::new(payload, datagram.header_len + udp::HEADER_LEN)?;
+    // The kernel would segment an IP fragment as if it were a complete packet. A single datagram
+    // needs no segmentation.
     let is_fragment = datagram.source.is_ipv4() && word(packet, 6) & 0x3fff != 0;
-    let whole = is_udp(packet, datagram) && !is_fragment && segments.count(datagram.packet_len) > 1;
-    whole.then_some(segments)
+    let is_gso = is_udp(packet, datagram) && !is_fragment && layout.count(datagram.packet_len) > 1;
+    is_gso.then_some(layout)
 }
 
-/// Makes the UDP header of a packet that goes whole say what the kernel relies on when it cuts:
-/// the length of all, and in the checksum field the sum of the pseudo-header. What the sender
-/// wrote there may be a lie, or of other addresses. `packet` is one [`segments`] took.
-pub fn leave_unfinished(packet: &mut [u8], segments: GsoLayout) {
+/// Writes the UDP header fields that the kernel relies on when it segments a GSO packet: the total
+/// length, and in the checksum field the sum of the pseudo-header.
+///
+/// The received fields cannot be used: the sender may have written wrong values, and a translation
+/// changes the addresses. `packet` must have the layout `layout` as [`gso_layout`] returned it.
+pub fn prepare_for_kernel_gso(packet: &mut [u8], layout: GsoLayout) {
     let is_v4 = packet.first().is_some_and(|b| b >> 4 == 4);
     let addresses = if is_v4 { 12..20 } else { 8..40 };
-    let udp_at = segments.headers() - udp::HEADER_LEN;
+    let udp_at = layout.headers() - udp::HEADER_LEN;
     let udp_len = packet.len().saturating_sub(udp_at) as u16;
     let sum = checksum::add(0, packet.get(addresses).unwrap_or_default());
     let sum = sum + u64::from(udp::PROTOCOL) + u64::from(udp_len);
@@ -38,33 +42,38 @@ fn is_udp(packet: &[u8], datagram: &IpHeader) -> bool {
     packet.get(protocol_at) == Some(&udp::PROTOCOL)
 }
 
-/// Cuts `packet` into datagrams of `payload` bytes each, the last with the rest. They are
-/// appended to `out`; `each` is told where each stands. TTL and addresses are those of
-/// `packet`; IPv4 identifications count up, as the kernel's do.
+/// Appends the datagrams of a GSO packet to `out`, each with `payload` bytes, the last with the rest.
+/// Calls `on_segment` with the range of each datagram in `out`.
+///
+/// The datagrams have the TTL and the addresses of the packet. Their IPv4 identifications count up
+/// from that of the packet, as in the kernel.
+///
+/// # Errors
+/// The packet cannot be segmented; the reason says why. `out` is unchanged.
 pub fn segment(
     packet: &[u8],
     datagram: &IpHeader,
     payload: u16,
     out: &mut Vec<u8>,
-    mut each: impl FnMut(Range<usize>),
+    mut on_segment: impl FnMut(Range<usize>),
 ) -> Result<(), DropReason> {
     let udp_at = datagram.header_len;
     let headers_len = udp_at + udp::HEADER_LEN;
     let (Some(headers), Some(body)) = (packet.get(..headers_len), packet.get(headers_len..)) else {
         return Err(DropReason::Truncated);
     };
-    // Extension headers between IPv6 and UDP, and cuts into nothing, are not what the kernel
-    // makes; anything else would be cut wrongly.
+    // The kernel creates no GSO packets with extension headers between IPv6 and UDP, or without
+    // payload. Other protocols than UDP would be segmented wrongly.
     if !is_udp(packet, datagram) || payload == 0 || body.is_empty() {
         return Err(DropReason::GsoUnknown);
     }
     let first_id = u16::from_be_bytes([packet[4], packet[5]]);
-    for (i, piece) in body.chunks(usize::from(payload)).enumerate() {
+    for (i, chunk) in body.chunks(usize::from(payload)).enumerate() {
         let start = out.len();
         out.extend_from_slice(headers);
-        out.extend_from_slice(piece);
+        out.extend_from_slice(chunk);
         let segment = &mut out[start..];
-        let udp_len = (udp::HEADER_LEN + piece.len()) as u16;
+        let udp_len = (udp::HEADER_LEN + chunk.len()) as u16;
         segment[udp_at + udp::LENGTH_OFFSET..][..2].copy_from_slice(&udp_len.to_be_bytes());
         if datagram.source.is_ipv4() {
             let total = segment.len() as u16;
@@ -85,7 +94,7 @@ pub fn segment(
         );
         let sum = !checksum::fold(checksum::add(sum, &segment[udp_at..]));
         segment[field..field + 2].copy_from_slice(&udp::checksum_field(sum).to_be_bytes());
-        each(start..out.len());
+        on_segment(start..out.len());
     }
     Ok(())
 }
@@ -120,7 +129,7 @@ mod tests {
         p.extend((0..body).map(|i| i as u8));
         refresh_ipv4_checksum(&mut p);
         if v6 {
-            // The refresh is for IPv4 only; undo what it did to an IPv6 header.
+            // `refresh_ipv4_checksum` overwrote two bytes of the IPv6 header.
             p[10..12].fill(0);
         }
         p
@@ -130,16 +139,16 @@ mod tests {
     fn segments_are_datagrams_with_correct_checksums() {
         for v6 in [false, true] {
             let packet = super_packet(v6, 2500);
-            let whole = IpHeader::parse(&packet).unwrap();
-            let (mut out, mut cuts) = (Vec::new(), Vec::new());
-            segment(&packet, &whole, 1000, &mut out, |r| cuts.push(r)).unwrap();
-            assert_eq!(cuts.len(), 3);
+            let header = IpHeader::parse(&packet).unwrap();
+            let (mut out, mut ranges) = (Vec::new(), Vec::new());
+            segment(&packet, &header, 1000, &mut out, |r| ranges.push(r)).unwrap();
+            assert_eq!(ranges.len(), 3);
             let mut body = Vec::new();
-            for cut in cuts {
-                let piece = &out[cut];
-                let d = IpHeader::parse(piece).unwrap();
-                assert_eq!(d.packet_len, piece.len());
-                let udp = &piece[d.header_len..];
+            for range in ranges {
+                let chunk = &out[range];
+                let d = IpHeader::parse(chunk).unwrap();
+                assert_eq!(d.packet_len, chunk.len());
+                let udp = &chunk[d.header_len..];
                 let sum = checksum::pseudo_header(d.source, d.destination, 17, udp.len() as u32);
                 assert_eq!(checksum::fold(checksum::add(sum, udp)), 0xffff);
                 body.extend_from_slice(&udp[8..]);
@@ -157,21 +166,22 @@ mod tests {
                 let datagram = IpHeader::parse(&packet).unwrap();
                 for payload in [0, 1, 999, 1000, 1001, u16::MAX] {
                     let count = body.div_ceil(usize::from(payload).max(1)) as u64;
-                    let whole = segments(&packet, &datagram, payload);
+                    let layout = gso_layout(&packet, &datagram, payload);
                     assert_eq!(
-                        whole.is_some(),
+                        layout.is_some(),
                         payload > 0 && count > 1,
                         "{body} {payload}"
                     );
-                    let mut cuts = Vec::new();
-                    let done = segment(&packet, &datagram, payload, &mut vec![], |r| cuts.push(r));
+                    let mut ranges = Vec::new();
+                    let done =
+                        segment(&packet, &datagram, payload, &mut vec![], |r| ranges.push(r));
                     assert_eq!(done.is_ok(), payload > 0 && body > 0);
-                    if let Some(whole) = whole {
-                        let bytes: usize = cuts.iter().map(|r| r.len()).sum();
-                        let told = (whole.count(packet.len()), whole.bytes(packet.len()));
-                        assert_eq!(told, (cuts.len() as u64, bytes as u64));
-                        assert_eq!(whole.longest(packet.len()), cuts[0].len());
-                        assert_eq!(whole.headers(), headers);
+                    if let Some(layout) = layout {
+                        let bytes: usize = ranges.iter().map(|r| r.len()).sum();
+                        let totals = (layout.count(packet.len()), layout.bytes(packet.len()));
+                        assert_eq!(totals, (ranges.len() as u64, bytes as u64));
+                        assert_eq!(layout.longest(packet.len()), ranges[0].len());
+                        assert_eq!(layout.headers(), headers);
                     }
                 }
             }
@@ -180,9 +190,9 @@ mod tests {
 
     #[test]
     fn only_complete_udp_datagrams_are_gso() {
-        let told = |packet: &[u8]| {
+        let is_gso = |packet: &[u8]| {
             let datagram = IpHeader::parse(packet).unwrap();
-            segments(packet, &datagram, 100).is_some()
+            gso_layout(packet, &datagram, 100).is_some()
         };
         let changed = |at: usize, to: u8| {
             let mut packet = super_packet(false, 500);
@@ -190,18 +200,18 @@ mod tests {
             refresh_ipv4_checksum(&mut packet);
             packet
         };
-        assert!(told(&changed(8, 3)) && told(&changed(6, 0x40)));
-        assert!(!told(&changed(9, 6)));
-        // More fragments, and the last of some.
-        assert!(!told(&changed(6, 0x20)) && !told(&changed(7, 1)));
+        assert!(is_gso(&changed(8, 3)) && is_gso(&changed(6, 0x40)));
+        assert!(!is_gso(&changed(9, 6)));
+        // A fragment with MF set, and a last fragment.
+        assert!(!is_gso(&changed(6, 0x20)) && !is_gso(&changed(7, 1)));
         let mut packet = super_packet(false, 0);
         packet.truncate(24);
         packet[3] = 24;
         refresh_ipv4_checksum(&mut packet);
-        assert!(!told(&packet));
+        assert!(!is_gso(&packet));
         let mut packet = super_packet(true, 500);
         packet[6] = 0;
-        assert!(!told(&packet));
+        assert!(!is_gso(&packet));
     }
 
     #[test]
@@ -210,8 +220,8 @@ mod tests {
             let mut packet = super_packet(v6, 2500);
             let before = packet.clone();
             let datagram = IpHeader::parse(&packet).unwrap();
-            let whole = segments(&packet, &datagram, 1000).unwrap();
-            leave_unfinished(&mut packet, whole);
+            let layout = gso_layout(&packet, &datagram, 1000).unwrap();
+            prepare_for_kernel_gso(&mut packet, layout);
             let at = datagram.header_len;
             let addresses = (datagram.source, datagram.destination);
             let sum = checksum::pseudo_header(addresses.0, addresses.1, 17, 2508);
@@ -228,8 +238,8 @@ mod tests {
         let mut packet = super_packet(false, 100);
         packet[9] = 6;
         refresh_ipv4_checksum(&mut packet);
-        let whole = IpHeader::parse(&packet).unwrap();
-        let refused = segment(&packet, &whole, 50, &mut Vec::new(), |_| {});
+        let header = IpHeader::parse(&packet).unwrap();
+        let refused = segment(&packet, &header, 50, &mut Vec::new(), |_| {});
         assert_eq!(refused, Err(DropReason::GsoUnknown));
     }
 }

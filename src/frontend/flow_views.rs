@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use crate::actors::messages::{FlowPage, QueryFlows};
 use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
-use crate::forward::{look_up, ways};
+use crate::forward::{entry_paths, look_up};
 use crate::model::{IfName, InterfaceId};
 use crate::table::flows::{FlowFilter, FlowRecord};
 
@@ -94,13 +94,13 @@ fn flow(
     let fib = &snapshot.fib;
     let ingress = fib.ingresses.get(&index);
     let found = ingress.and_then(|i| Some((i, look_up(fib, i, *key).ok()?)));
-    let ways = || {
+    let entry_paths = || {
         let (ingress, verdicts) = found?;
-        Some(ways(fib, ingress, verdicts))
+        Some(entry_paths(fib, ingress, verdicts))
     };
-    let route = ways().and_then(|mut all| all.next());
+    let route = entry_paths().and_then(|mut all| all.next());
     let mut oifs: Vec<String> = Vec::new();
-    for (_, paths) in ways().into_iter().flatten() {
+    for (_, paths) in entry_paths().into_iter().flatten() {
         for egress in paths.filter_map(|path| fib.egress_of(path)) {
             let name = egress.name.to_string();
             if !oifs.contains(&name) {

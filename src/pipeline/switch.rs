@@ -11,8 +11,8 @@ use std::sync::Arc;
 use super::counts::SwitchCounts;
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use super::{Batch, Messages, Packet, SharedBatch, Slot};
-use crate::forward::finish::rewrite;
-use crate::forward::segment::{leave_unfinished, segment, segments};
+use crate::forward::finish::finish_packet;
+use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
     Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide, egress_check,
 };
@@ -363,7 +363,7 @@ impl Switch {
             };
             for (start, len) in &self.translated {
                 let packet = &mut memory[*start as usize..][..*len as usize];
-                leave_unfinished(packet, segments);
+                prepare_for_kernel_gso(packet, segments);
             }
         }
         out.counts.translated[rewrite.kind() as usize] += count;
@@ -451,9 +451,9 @@ impl Switch {
                     .as_ref()
                     .is_some_and(|r| !r.kind().keeps_ip_version())
         });
-        let gso = segments(bytes, &decision.datagram, payload).filter(|_| !needs_segmentation);
+        let gso = gso_layout(bytes, &decision.datagram, payload).filter(|_| !needs_segmentation);
         if let Some(gso) = gso {
-            leave_unfinished(bytes, gso);
+            prepare_for_kernel_gso(bytes, gso);
             self.gso = Some((gso, gso.count(len)));
             self.ranges.push((start as u32, len as u32));
             return Ok(());
@@ -518,7 +518,7 @@ impl Switch {
         };
         let ttl = decision.variants().next().map(|variant| variant.ttl);
         let ttl = ttl.unwrap_or(decision.datagram.ttl);
-        rewrite(&mut bytes[..decision.datagram.packet_len], offload, ttl)?;
+        finish_packet(&mut bytes[..decision.datagram.packet_len], offload, ttl)?;
         Ok((decision, start + tags))
     }
 }
@@ -533,7 +533,7 @@ fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
         let bytes = bytes.get(..packet.len as usize)?;
         let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
         let datagram = ip::IpHeader::parse(&bytes[tags..]).ok()?;
-        let gso = segments(&bytes[tags..], &datagram, payload)?;
+        let gso = gso_layout(&bytes[tags..], &datagram, payload)?;
         Some((
             gso.count(datagram.packet_len),
             gso.bytes(datagram.packet_len),

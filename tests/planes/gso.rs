@@ -5,7 +5,7 @@ use std::io;
 use std::process::Command;
 
 use caps::{CapSet, Capability};
-use mcastor::forward::segment::leave_unfinished;
+use mcastor::forward::segment::prepare_for_kernel_gso;
 use mcastor::pipeline::{OutPacket, PacketSink};
 use mcastor::planes::Plane;
 use mcastor::planes::packet::PacketPlane;
@@ -40,7 +40,7 @@ fn gso(n: u32, count: usize) -> (Vec<u8>, Option<GsoLayout>) {
     p[4..8].fill(0);
     p[10..12].fill(0);
     refresh_ipv4_checksum(&mut p);
-    leave_unfinished(&mut p, segments);
+    prepare_for_kernel_gso(&mut p, segments);
     (p, Some(segments))
 }
 
