@@ -256,3 +256,16 @@ impl RouteRule {
         self.to.iter().any(is_shared)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_of_a_route_names_the_translation_rewrite() {
+        let to = vec!["eth1".parse().unwrap()];
+        let rule = RouteRule::new("eth0".parse().unwrap(), "225.1.2.3".parse().unwrap(), to);
+        let json = serde_json::to_value(&rule).unwrap();
+        assert!(json.get("rewrite").is_some(), "{json}");
+    }
+}
