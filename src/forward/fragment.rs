@@ -49,15 +49,15 @@ pub fn fragment(
     let later_len = write_later_header(header, &mut later_header);
     let mut offset_bytes = 0;
     while offset_bytes < body.len() {
-        let chunk = &body[offset_bytes..(offset_bytes + max_body_len).min(body.len())];
-        let last = offset_bytes + chunk.len() == body.len();
+        let fragment = &body[offset_bytes..(offset_bytes + max_body_len).min(body.len())];
+        let last = offset_bytes + fragment.len() == body.len();
         let start = out.len();
         out.extend_from_slice(if offset_bytes == 0 {
             header
         } else {
             &later_header[..later_len]
         });
-        out.extend_from_slice(chunk);
+        out.extend_from_slice(fragment);
         let bytes = &mut out[start..];
         let total = bytes.len() as u16;
         bytes[2..4].copy_from_slice(&total.to_be_bytes());
@@ -70,7 +70,7 @@ pub fn fragment(
         bytes[6..8].copy_from_slice(&(more | offset).to_be_bytes());
         refresh_ipv4_checksum(bytes);
         on_fragment(start..out.len());
-        offset_bytes += chunk.len();
+        offset_bytes += fragment.len();
     }
     Ok(())
 }
@@ -142,16 +142,16 @@ pub fn fragment_v6(
     if usize::from(field & !7) + body.len() > usize::from(u16::MAX) {
         return Err(DropReason::Malformed);
     }
-    for (n, chunk) in body.chunks(max_body_len).enumerate() {
+    for (n, fragment) in body.chunks(max_body_len).enumerate() {
         let offset_bytes = n * max_body_len;
-        let last = offset_bytes + chunk.len() == body.len();
+        let last = offset_bytes + fragment.len() == body.len();
         let more = if last { field & 1 } else { 1 };
         let start = out.len();
         out.extend_from_slice(header);
         out.extend_from_slice(&extension);
-        out.extend_from_slice(chunk);
+        out.extend_from_slice(fragment);
         let bytes = &mut out[start..];
-        let length = (extension.len() + chunk.len()) as u16;
+        let length = (extension.len() + fragment.len()) as u16;
         bytes[4..6].copy_from_slice(&length.to_be_bytes());
         bytes[6] = FRAGMENT;
         let offset = (field & !7) + offset_bytes as u16;
@@ -224,14 +224,14 @@ mod tests {
             let fragments = fragments_of(&original, mtu).unwrap();
             let mut reassembled = Vec::new();
             for (i, fragment) in fragments.iter().enumerate() {
-                prop_assert!(chunk.len() <= mtu);
-                let d = IpHeader::parse(chunk).unwrap();
-                prop_assert_eq!(d.packet_len, chunk.len());
-                let field = u16::from_be_bytes([chunk[6], chunk[7]]);
+                prop_assert!(fragment.len() <= mtu);
+                let d = IpHeader::parse(fragment).unwrap();
+                prop_assert_eq!(d.packet_len, fragment.len());
+                let field = u16::from_be_bytes([fragment[6], fragment[7]]);
                 prop_assert_eq!(usize::from(field & OFFSET_MASK), usize::from(offset) + reassembled.len() / 8);
                 let last = i + 1 == fragments.len();
                 prop_assert_eq!(field & MORE_FRAGMENTS != 0, !last || more);
-                reassembled.extend_from_slice(&chunk[20..]);
+                reassembled.extend_from_slice(&fragment[20..]);
             }
             prop_assert_eq!(&reassembled, &original[20..]);
         }
