@@ -26,11 +26,11 @@ pub struct Snapshot {
     /// The forwarding table.
     pub fib: Arc<Fib>,
     /// The forwarders of each worker thread, by egress interface.
-    pub forwarders: Vec<AHashMap<InterfaceId, Recipient<Transmit>>>,
+    pub forwarders: Arc<Vec<AHashMap<InterfaceId, Recipient<Transmit>>>>,
     /// Names of the ingress interfaces.
     pub names: AHashMap<InterfaceId, IfName>,
     /// The interface actors.
-    pub interfaces: Vec<InterfaceHandle>,
+    pub interfaces: Arc<Vec<InterfaceHandle>>,
 }
 
 /// An interface actor, as frontends address it.

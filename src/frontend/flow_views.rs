@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix::MailboxError;
 use futures_util::future::join_all;
 
+use crate::actors::directory::NoReceiver;
 use crate::actors::messages::{FlowPage, QueryFlows};
 use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
@@ -19,7 +21,10 @@ use crate::table::flows::{FlowFilter, FlowRecord};
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the flows that match a query. An interface that is removed in the meantime has none.
-pub async fn flows(context: &RouterContext, query: FlowQuery) -> Vec<FlowView> {
+///
+/// # Errors
+/// An interface actor does not answer: the list would be incomplete.
+pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<FlowView>, NoReceiver> {
     let snapshot = context.snapshot.load_full();
     let filter = FlowFilter {
         source: query.source,
@@ -32,28 +37,34 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Vec<FlowView> {
     };
     let interfaces = snapshot.interfaces.iter().filter(is_selected);
     let pages = join_all(interfaces.map(|handle| read_all(handle, filter))).await;
+    let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
     let now_ms = context.now_ms();
     let rendered = tokio::task::spawn_blocking(move || {
         let pages = pages.into_iter().flatten().collect();
         render(&snapshot, pages, &query, now_ms)
     });
-    // Rendering does not panic; an empty list is the only other answer.
-    rendered.await.unwrap_or_default()
+    rendered.await.map_err(|_| NoReceiver)
 }
 
 /// Reads all flows of one interface.
-async fn read_all(handle: &InterfaceHandle, filter: FlowFilter) -> Vec<FlowPage> {
+async fn read_all(
+    handle: &InterfaceHandle,
+    filter: FlowFilter,
+) -> Result<Vec<FlowPage>, NoReceiver> {
     let mut pages = Vec::new();
     let mut next = Some(0);
     while let Some(position) = next {
         let query = QueryFlows { position, filter };
-        let Ok(page) = handle.flows.send(query).timeout(PAGE_TIMEOUT).await else {
-            break;
-        };
-        next = page.next;
-        pages.push(page);
+        match handle.flows.send(query).timeout(PAGE_TIMEOUT).await {
+            Ok(page) => {
+                next = page.next;
+                pages.push(page);
+            }
+            Err(MailboxError::Closed) => return Ok(Vec::new()),
+            Err(MailboxError::Timeout) => return Err(NoReceiver),
+        }
     }
-    pages
+    Ok(pages)
 }
 
 fn render(

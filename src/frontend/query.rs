@@ -98,7 +98,10 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             }
             None => ShowReply::Mnat(Vec::new()),
         },
-        ShowQuery::Flows(query) => ShowReply::Flows(flow_views::flows(context, query).await),
+        ShowQuery::Flows(query) => {
+            let flows = flow_views::flows(context, query).await;
+            ShowReply::Flows(flows.map_err(|_| QueryError::NoAnswer("an interface"))?)
+        }
     })
 }
 

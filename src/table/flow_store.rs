@@ -105,6 +105,10 @@ impl FlowStore {
         slot.in_use = false;
         self.positions.remove(&slot.key);
         self.free.push(position);
+        if self.positions.is_empty() {
+            // Releases the memory of a flood of flows that has ended.
+            self.clear();
+        }
         true
     }
 

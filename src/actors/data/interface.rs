@@ -55,6 +55,8 @@ pub struct Interface {
     switch: Switch,
     /// By egress: one reference here, and one for each batch that waits for it.
     waiting: AHashMap<InterfaceId, Arc<()>>,
+    /// Counters of egresses that packets were dropped for, in the snapshot of `generation`.
+    egress_counters: AHashMap<InterfaceId, InterfaceCounters>,
     generation: u64,
     /// Number of batches received.
     batches: u64,
@@ -92,6 +94,7 @@ impl Interface {
             capture: None,
             switch,
             waiting: AHashMap::new(),
+            egress_counters: AHashMap::new(),
             generation: 0,
             batches: 0,
             warned_of_drops: false,
@@ -127,9 +130,15 @@ impl Interface {
         self.counters.membership_messages.inc_by(counts.membership);
         self.counters.add_dropped(&counts.dropped);
         self.context.catalog.add_translated(&counts.translated);
-        let count_dropped = |egress: u32, reason: DropReason, packets: u64| {
-            let name = fib.egresses[egress as usize].name.as_str();
-            let counters = self.context.catalog.interface(name);
+        if self.generation != fib.generation {
+            // An egress may have another name now.
+            self.egress_counters.clear();
+        }
+        let mut count_dropped = |egress: u32, reason: DropReason, packets: u64| {
+            let egress = &fib.egresses[egress as usize];
+            let counters = self.egress_counters.entry(egress.index);
+            let new = || self.context.catalog.interface(egress.name.as_str());
+            let counters = counters.or_insert_with(new);
             counters.dropped(reason).inc_by(packets);
         };
         for (egress, reason, packets) in &counts.refused {
@@ -180,10 +189,8 @@ impl Interface {
         }
         let count = messages.len() as u64;
         let (index, name) = (self.index, self.name.as_str());
-        let querier = self.context.directory.receiver::<MembershipMessages>();
         let message = MembershipMessages { index, messages };
-        let sent = querier.is_some_and(|querier| querier.try_send(message).is_ok());
-        if !sent {
+        if !self.context.directory.try_send(message) {
             let metrics = &self.context.catalog.membership;
             metrics.count_rejected(name, "busy", count);
             self.report_loss();

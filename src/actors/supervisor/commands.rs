@@ -3,7 +3,7 @@
 use actix::prelude::*;
 use futures_util::future::join_all;
 
-use super::Supervisor;
+use super::{Supervisor, count_planes};
 use crate::actors::child::ShutdownPhase;
 use crate::actors::messages::{PanicIn, RestartChild, Shutdown};
 use crate::actors::supervision::{ActorRole, PanicNow, Stop};
@@ -31,7 +31,7 @@ impl Handler<Shutdown> for Supervisor {
         if let Some(guard) = self.failed.take() {
             guard.disarm();
         }
-        self.count_planes(ctx);
+        let context = self.config.context.clone();
         ctx.stop();
         Box::pin(async move {
             // An answer means that the actor has handled every message before this one. An actor
@@ -41,6 +41,7 @@ impl Handler<Shutdown> for Supervisor {
             }
             join_all(interfaces.iter().map(|i| i.send(Stop))).await;
             join_all(forwarders.iter().map(|f| f.send(Stop))).await;
+            count_planes(&context);
             for child in after {
                 let _ = child.send(Stop).await;
             }

@@ -252,9 +252,21 @@ impl Supervisor {
         };
         self.config.context.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
-            forwarders: self.forwarders.iter().map(recipients).collect(),
+            forwarders: Arc::new(self.forwarders.iter().map(recipients).collect()),
             names: self.names.clone(),
-            interfaces: self.interfaces.iter().map(handle).collect(),
+            interfaces: Arc::new(self.interfaces.iter().map(handle).collect()),
+        }));
+    }
+
+    /// Puts a forwarding table in force between which and the former one only memberships changed.
+    /// Everything else is shared with the former snapshot.
+    fn store_fib(&self) {
+        let former = self.config.context.snapshot.load();
+        self.config.context.snapshot.store(Arc::new(Snapshot {
+            fib: self.fib.clone(),
+            forwarders: former.forwarders.clone(),
+            names: former.names.clone(),
+            interfaces: former.interfaces.clone(),
         }));
     }
 
@@ -263,36 +275,6 @@ impl Supervisor {
             if let Err(e) = plane.sync(diff) {
                 let name = plane.name();
                 error!("plane {name}: cannot apply the forwarding table: {e}");
-            }
-        }
-    }
-
-    /// Adds what planes forwarded by themselves to the metrics.
-    fn count_planes(&mut self, _: &mut Context<Self>) {
-        let catalog = &self.config.context.catalog;
-        for plane in self.config.context.planes.all() {
-            let PlaneCounters {
-                paths,
-                received,
-                dropped,
-            } = plane.take_counters();
-            for path in paths {
-                let (iif, oif) = (path.iif.as_str(), path.oif.as_str());
-                let counters = catalog.path(&path.route, iif, oif, plane.name());
-                counters.packets.inc_by(path.packets);
-                counters.bytes.inc_by(path.bytes);
-                let counters = catalog.interface(oif);
-                counters.transmitted_packets.inc_by(path.packets);
-                counters.transmitted_bytes.inc_by(path.bytes);
-            }
-            for received in received {
-                let counters = catalog.interface(received.iif.as_str());
-                counters.received_packets.inc_by(received.packets);
-                counters.received_bytes.inc_by(received.bytes);
-            }
-            for (interface, reason, packets) in dropped {
-                let counters = catalog.interface(interface.as_str());
-                counters.dropped(reason).inc_by(packets);
             }
         }
     }
@@ -353,12 +335,44 @@ impl Supervisor {
     }
 }
 
+/// Adds what planes forwarded by themselves to the metrics.
+fn count_planes(context: &RouterContext) {
+    let catalog = &context.catalog;
+    for plane in context.planes.all() {
+        let PlaneCounters {
+            paths,
+            received,
+            dropped,
+        } = plane.take_counters();
+        for path in paths {
+            let (iif, oif) = (path.iif.as_str(), path.oif.as_str());
+            let counters = catalog.path(&path.route, iif, oif, plane.name());
+            counters.packets.inc_by(path.packets);
+            counters.bytes.inc_by(path.bytes);
+            let counters = catalog.interface(oif);
+            counters.transmitted_packets.inc_by(path.packets);
+            counters.transmitted_bytes.inc_by(path.bytes);
+        }
+        for received in received {
+            let counters = catalog.interface(received.iif.as_str());
+            counters.received_packets.inc_by(received.packets);
+            counters.received_bytes.inc_by(received.bytes);
+        }
+        for (interface, reason, packets) in dropped {
+            let counters = catalog.interface(interface.as_str());
+            counters.dropped(reason).inc_by(packets);
+        }
+    }
+}
+
 impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        ctx.run_interval(PLANE_COUNTER_INTERVAL, Self::count_planes);
+        ctx.run_interval(PLANE_COUNTER_INTERVAL, |supervisor, _| {
+            count_planes(&supervisor.config.context);
+        });
         let directory = &self.config.context.directory;
         directory
             .register(ctx.address())
@@ -375,6 +389,8 @@ impl Handler<Publish> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
+        // Before paths of the former table are no longer counted.
+        count_planes(&self.config.context);
         let old = std::mem::replace(&mut self.fib, message.fib);
         let new = self.fib.clone();
         self.sync_planes(&FibDiff { old, new });
@@ -384,7 +400,7 @@ impl Handler<Publish> for Supervisor {
                 self.published = true;
                 self.reconcile(ctx);
             }
-            None => self.store_snapshot(),
+            None => self.store_fib(),
         }
     }
 }
