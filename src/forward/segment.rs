@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::DropReason;
-use super::upper::{put, word};
+use super::upper::{read_u16, write_u16};
 use crate::wire::ip::{IPV6_HEADER_LEN, IpHeader, refresh_ipv4_checksum};
 use crate::wire::offload::GsoLayout;
 use crate::wire::{checksum, udp};
@@ -16,7 +16,7 @@ pub fn gso_layout(packet: &[u8], datagram: &IpHeader, payload: u16) -> Option<Gs
     let layout = GsoLayout::new(payload, datagram.header_len + udp::HEADER_LEN)?;
     // The kernel would segment an IP fragment as if it were a complete packet. A single datagram
     // needs no segmentation.
-    let is_fragment = datagram.source.is_ipv4() && word(packet, 6) & 0x3fff != 0;
+    let is_fragment = datagram.source.is_ipv4() && read_u16(packet, 6) & 0x3fff != 0;
     let is_gso = is_udp(packet, datagram) && !is_fragment && layout.count(datagram.packet_len) > 1;
     is_gso.then_some(layout)
 }
@@ -33,8 +33,8 @@ pub fn prepare_for_kernel_gso(packet: &mut [u8], layout: GsoLayout) {
     let udp_len = packet.len().saturating_sub(udp_at) as u16;
     let sum = checksum::add(0, packet.get(addresses).unwrap_or_default());
     let sum = sum + u64::from(udp::PROTOCOL) + u64::from(udp_len);
-    put(packet, udp_at + udp::LENGTH_OFFSET, udp_len);
-    put(packet, udp_at + udp::CHECKSUM_OFFSET, checksum::fold(sum));
+    write_u16(packet, udp_at + udp::LENGTH_OFFSET, udp_len);
+    write_u16(packet, udp_at + udp::CHECKSUM_OFFSET, checksum::fold(sum));
 }
 
 fn is_udp(packet: &[u8], datagram: &IpHeader) -> bool {
@@ -225,8 +225,8 @@ mod tests {
             let at = datagram.header_len;
             let addresses = (datagram.source, datagram.destination);
             let sum = checksum::pseudo_header(addresses.0, addresses.1, 17, 2508);
-            assert_eq!(word(&packet, at + 4), 2508);
-            assert_eq!(word(&packet, at + 6), checksum::fold(sum));
+            assert_eq!(read_u16(&packet, at + 4), 2508);
+            assert_eq!(read_u16(&packet, at + 6), checksum::fold(sum));
             // Nothing else changed.
             packet[at + 4..at + 8].copy_from_slice(&before[at + 4..at + 8]);
             assert_eq!(packet, before);

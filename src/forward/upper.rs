@@ -1,5 +1,4 @@
-//! What stands behind an IP header, its options and extension headers: where it begins, and
-//! which part of a fragmented packet it is.
+//! Finds the upper-layer header of a packet after the IP header, its options and extension headers.
 
 use super::DropReason;
 use super::fragment::{MORE_FRAGMENTS, OFFSET_MASK};
@@ -20,100 +19,113 @@ pub(super) mod protocol {
 
 /// Bytes of an IPv6 Fragment header (RFC 8200 section 4.5).
 pub(super) const FRAGMENT_HEADER_LEN: usize = 8;
-/// Most extension headers that are stepped over; RFC 8200 section 4.1 has seven.
-const MOST_EXTENSIONS: usize = 8;
-/// Which part of a fragmented packet this is.
+/// Maximum number of extension headers that are skipped; RFC 8200 section 4.1 lists seven.
+const MAX_EXTENSIONS: usize = 8;
+
+/// The position of a fragment in its original packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct FragmentInfo {
     /// Offset in units of eight bytes.
     pub offset: u16,
+    /// Whether more fragments follow (MF in IPv4, M in IPv6).
     pub more: bool,
+    /// The identification of the original packet.
     pub id: u32,
 }
 
-impl Part {
+impl FragmentInfo {
     fn is_first(self) -> bool {
         self.offset == 0
     }
 
-    fn is_whole(self) -> bool {
+    fn is_complete(self) -> bool {
         self.offset == 0 && !self.more
     }
 }
 
-/// What stands behind the IP header and its extensions.
+/// The upper layer of a packet: what follows the IP header and its extensions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Upper {
+pub(super) struct UpperLayer {
+    /// The protocol number.
     pub protocol: u8,
-    /// Where it starts.
+    /// Offset of the upper layer from the start of the packet, in bytes.
     pub at: usize,
-    /// Of IPv6 only where a Fragment header says so.
-    pub part: Option<Part>,
+    /// `None` if the packet is not a fragment. An IPv6 packet with a Fragment header that contains the
+    /// complete upper layer (RFC 6946) has one.
+    pub fragment: Option<FragmentInfo>,
 }
 
-impl Upper {
-    /// Whether all of it is in this packet.
-    pub fn is_whole(&self) -> bool {
-        self.part.is_none_or(Part::is_whole)
+impl UpperLayer {
+    /// Returns whether the packet contains the complete upper layer.
+    pub fn is_complete(&self) -> bool {
+        self.fragment.is_none_or(FragmentInfo::is_complete)
     }
 
-    /// Whether its header is in this packet.
+    /// Returns whether the packet contains the start of the upper-layer header.
     pub fn has_header(&self) -> bool {
-        self.part.is_none_or(Part::is_first)
+        self.fragment.is_none_or(FragmentInfo::is_first)
     }
 }
 
-pub(super) fn word(bytes: &[u8], at: usize) -> u16 {
+/// Reads a big-endian integer; 0 beyond the end of `bytes`.
+pub(super) fn read_u16(bytes: &[u8], at: usize) -> u16 {
     match bytes.get(at..at + 2) {
         Some(&[a, b]) => u16::from_be_bytes([a, b]),
         _ => 0,
     }
 }
 
-pub(super) fn put(bytes: &mut [u8], at: usize, value: u16) {
+/// Writes a big-endian integer; nothing beyond the end of `bytes`.
+pub(super) fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(field) = bytes.get_mut(at..at + 2) {
         field.copy_from_slice(&value.to_be_bytes());
     }
 }
 
-/// Finds the upper layer of the packet `datagram` was read from.
-pub(super) fn upper(packet: &[u8], datagram: &IpHeader) -> Result<Upper, DropReason> {
+/// Finds the upper layer of a packet with the header `datagram`.
+///
+/// # Errors
+/// The packet is malformed, or cannot be translated.
+pub(super) fn find_upper_layer(
+    packet: &[u8],
+    datagram: &IpHeader,
+) -> Result<UpperLayer, DropReason> {
     if datagram.source.is_ipv4() {
         let options = packet
             .get(IPV4_MIN_HEADER_LEN..datagram.header_len)
             .ok_or(DropReason::Truncated)?;
-        // It is on its way to somewhere else (RFC 7915 section 4.1), and its checksum is over
-        // that address.
+        // A source-routed packet has another final destination (RFC 7915 section 4.1), and its
+        // upper-layer checksum covers that address.
         if has_source_route(options) {
             return Err(DropReason::TranslateOption);
         }
-        let flags = word(packet, 6);
+        let flags = read_u16(packet, 6);
         let (offset, more) = (flags & OFFSET_MASK, flags & MORE_FRAGMENTS != 0);
-        let part = Part {
+        let fragment = FragmentInfo {
             offset,
             more,
-            id: word(packet, 4).into(),
+            id: read_u16(packet, 4).into(),
         };
-        return Ok(Upper {
+        return Ok(UpperLayer {
             protocol: datagram.protocol,
             at: datagram.header_len,
-            part: (!part.is_whole()).then_some(part),
+            fragment: (!fragment.is_complete()).then_some(fragment),
         });
     }
-    let mut found = Upper {
+    let mut found = UpperLayer {
         protocol: datagram.protocol,
         at: IPV6_HEADER_LEN,
-        part: None,
+        fragment: None,
     };
-    for _ in 0..MOST_EXTENSIONS {
+    for _ in 0..MAX_EXTENSIONS {
         let header = packet.get(found.at..).unwrap_or_default();
         let len = match found.protocol {
             protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS | protocol::ROUTING => {
                 let [_, units, _, segments_left, ..] = header else {
                     return Err(DropReason::Truncated);
                 };
-                // It is on its way to somewhere else (RFC 7915 section 5.1), and its checksum
-                // is over that address (RFC 8200 section 8.1).
+                // A source-routed packet has another final destination (RFC 7915 section 5.1),
+                // and its upper-layer checksum covers that address (RFC 8200 section 8.1).
                 if found.protocol == protocol::ROUTING && *segments_left != 0 {
                     return Err(DropReason::TranslateOption);
                 }
@@ -124,11 +136,11 @@ pub(super) fn upper(packet: &[u8], datagram: &IpHeader) -> Result<Upper, DropRea
                 else {
                     return Err(DropReason::Truncated);
                 };
-                if found.part.is_some() {
+                if found.fragment.is_some() {
                     return Err(DropReason::Malformed);
                 }
                 let field = u16::from_be_bytes([a, b]);
-                found.part = Some(Part {
+                found.fragment = Some(FragmentInfo {
                     offset: field >> 3,
                     more: field & 1 != 0,
                     id: u32::from_be_bytes([i, j, k, l]),
@@ -142,16 +154,16 @@ pub(super) fn upper(packet: &[u8], datagram: &IpHeader) -> Result<Upper, DropRea
         }
         found.protocol = header[0];
         found.at += len;
-        // The parts of such a packet are parts of these headers too, which must go or be read
-        // as a whole (RFC 7915 section 5.1.1).
+        // These extension headers follow the Fragment header and are fragmented themselves. They
+        // must be removed or read completely (RFC 7915 section 5.1.1).
         let extended = matches!(
             found.protocol,
             protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS | protocol::ROUTING
         );
-        if extended && !found.is_whole() {
+        if extended && !found.is_complete() {
             return Err(DropReason::TranslateOption);
         }
-        // What follows a fragment that is not the first is no header.
+        // A fragment that is not the first contains no header after the Fragment header.
         if !found.has_header() {
             return Ok(found);
         }
@@ -159,8 +171,8 @@ pub(super) fn upper(packet: &[u8], datagram: &IpHeader) -> Result<Upper, DropRea
     Err(DropReason::Malformed)
 }
 
-/// Whether IPv4 options name routers yet to come (RFC 791 section 3.1): such a packet is not
-/// for the group in its destination alone.
+/// Returns whether IPv4 options contain a source route with routers that the packet has not passed
+/// (RFC 791 section 3.1). The destination address of such a packet is not its final destination.
 fn has_source_route(mut options: &[u8]) -> bool {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
@@ -174,7 +186,7 @@ fn has_source_route(mut options: &[u8]) -> bool {
             [_, len, ..] if *len >= 2 => {
                 options = options.get(usize::from(*len)..).unwrap_or_default();
             }
-            // A length that cannot be: nothing behind it can be read.
+            // Options after an invalid length cannot be read.
             _ => return false,
         }
     }
@@ -184,7 +196,8 @@ fn has_source_route(mut options: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// An IPv6 packet: a Fragment header with this offset and flag, then `next` and a body.
+    /// An IPv6 packet that consists of a Fragment header with this offset and flag, an extension header
+    /// of kind `next`, and a body.
     fn fragment(offset_and_more: u16, next: u8) -> Vec<u8> {
         let mut packet = vec![0x60, 0, 0, 0, 0, 24, protocol::FRAGMENT, 9];
         packet.extend([0xfd; 16]);
@@ -196,27 +209,27 @@ mod tests {
         packet
     }
 
-    fn found(packet: &[u8]) -> Result<Upper, DropReason> {
-        upper(packet, &IpHeader::parse(packet).unwrap())
+    fn parse(packet: &[u8]) -> Result<UpperLayer, DropReason> {
+        find_upper_layer(packet, &IpHeader::parse(packet).unwrap())
     }
 
     #[test]
-    fn truncated_options_drop_all_fragments() {
+    fn fragmented_extension_headers_are_not_translated() {
         for next in [
             protocol::HOP_BY_HOP,
             protocol::DESTINATION_OPTIONS,
             protocol::ROUTING,
         ] {
-            for part in [1, 8, 9] {
-                let refused = found(&fragment(part, next)).err();
-                assert_eq!(refused, Some(DropReason::TranslateOption), "{next} {part}");
+            for field in [1, 8, 9] {
+                let refused = parse(&fragment(field, next)).err();
+                assert_eq!(refused, Some(DropReason::TranslateOption), "{next} {field}");
             }
-            // An only part is whole.
-            let whole = found(&fragment(0, next)).unwrap();
-            assert_eq!((whole.protocol, whole.at), (17, 56));
+            // A single fragment is complete.
+            let complete = parse(&fragment(0, next)).unwrap();
+            assert_eq!((complete.protocol, complete.at), (17, 56));
         }
-        for part in [0, 1, 8, 9] {
-            let plain = found(&fragment(part, 17)).unwrap();
+        for field in [0, 1, 8, 9] {
+            let plain = parse(&fragment(field, 17)).unwrap();
             assert_eq!((plain.protocol, plain.at), (17, 48));
         }
     }

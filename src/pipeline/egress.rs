@@ -117,7 +117,7 @@ impl EgressQueue {
         self.batch = Some(batch);
     }
 
-    /// Segments a GSO packet, and fragments what exceeds the MTU.
+    /// Segments a GSO packet, and fragments datagrams that exceed the MTU.
     fn split(&mut self, i: u32, slot: &Slot, batch: &SharedBatch, sent: &mut SendCounts) {
         let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
         let packet = batch.packet(slot);
@@ -286,33 +286,33 @@ mod tests {
     use std::collections::VecDeque;
     use std::task::{Context, Poll};
 
-    /// What `send` does next.
+    /// The result of one `send`.
     #[derive(Debug, Clone, Copy)]
-    enum Answer {
+    enum SendResult {
         Take(usize),
         Errno(i32),
     }
 
-    /// Takes packets as told, all of them when it was told nothing.
+    /// A sink with scripted results. Without a further result, accepts all packets.
     #[derive(Default)]
-    struct Script {
-        answers: VecDeque<Answer>,
+    struct ScriptedSink {
+        results: VecDeque<SendResult>,
         sent: Vec<Vec<u8>>,
-        /// Accepts GSO packets until it answers `EINVAL`.
+        /// Accepts GSO packets until it results `EINVAL`.
         accepts_gso: bool,
-        /// How many it accepted so.
+        /// Number of GSO packets accepted.
         gso_packets: usize,
     }
 
-    impl PacketSink for Script {
+    impl PacketSink for ScriptedSink {
         fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize> {
             let before = self.sent.len();
-            let most = match self.answers.pop_front() {
-                Some(Answer::Errno(errno)) => {
+            let most = match self.results.pop_front() {
+                Some(SendResult::Errno(errno)) => {
                     self.accepts_gso &= errno != libc::EINVAL;
                     return Err(io::Error::from_raw_os_error(errno));
                 }
-                Some(Answer::Take(n)) => n,
+                Some(SendResult::Take(n)) => n,
                 None => usize::MAX,
             };
             for packet in packets.take(most) {
@@ -368,8 +368,8 @@ mod tests {
         rib.build_fib(&links, 1)
     }
 
-    /// A queue of these packets, and what filling it counted. UDP is several datagrams of 100
-    /// bytes.
+    /// Returns a queue of these packets, and the counts of filling it. UDP packets are GSO packets with
+    /// 100 bytes per datagram.
     fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, SendCounts) {
         let fib = fib();
         let mut bytes = Vec::new();
@@ -407,16 +407,16 @@ mod tests {
     fn blocked_queue_resumes_at_the_same_packet() {
         let all = packets(10);
         let (mut queue, mut sent) = queue(&all, 1500);
-        let mut script = Script::default();
-        let busy = Answer::Errno(libc::EAGAIN);
-        script.answers.extend([Answer::Take(3), busy]);
+        let mut script = ScriptedSink::default();
+        let busy = SendResult::Errno(libc::EAGAIN);
+        script.results.extend([SendResult::Take(3), busy]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
         assert_eq!(script.sent, all[..3]);
         assert_eq!(sent.paths, [(0, 3, 300)]);
-        script.answers.extend([busy]);
+        script.results.extend([busy]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
-        let interrupted = Answer::Errno(libc::EINTR);
-        script.answers.extend([interrupted, Answer::Take(1)]);
+        let interrupted = SendResult::Errno(libc::EINTR);
+        script.results.extend([interrupted, SendResult::Take(1)]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
         assert!(queue.is_empty());
         assert_eq!(script.sent, all);
@@ -439,11 +439,11 @@ mod tests {
         ] {
             let all = packets(6);
             let (mut queue, mut sent) = queue(&all, 1500);
-            let mut script = Script::default();
-            let error = Answer::Errno(errno);
+            let mut script = ScriptedSink::default();
+            let error = SendResult::Errno(errno);
             script
-                .answers
-                .extend([Answer::Take(2), error, Answer::Take(1), error]);
+                .results
+                .extend([SendResult::Take(2), error, SendResult::Take(1), error]);
             assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
             assert_eq!(script.sent, [&all[..2], &all[3..4], &all[5..]].concat());
             assert_eq!(sent.dropped[reason as usize], 2);
@@ -457,8 +457,8 @@ mod tests {
     fn send_of_zero_packets_does_not_stall_the_queue() {
         let all = packets(3);
         let (mut queue, mut sent) = queue(&all, 1500);
-        let mut script = Script::default();
-        script.answers.extend([Answer::Take(0)]);
+        let mut script = ScriptedSink::default();
+        script.results.extend([SendResult::Take(0)]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
         assert_eq!(script.sent, all[1..]);
         assert_eq!(sent.dropped[DropReason::SendFailed as usize], 1);
@@ -468,11 +468,11 @@ mod tests {
     fn packet_of_mtu_size_is_not_fragmented() {
         for (len, fragments) in [(999, 1), (1000, 1), (1001, 2), (3000, 4)] {
             let (mut queue, mut sent) = queue(&[packet(1, len, 0)], 1000);
-            let mut script = Script::default();
+            let mut script = ScriptedSink::default();
             assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
             assert_eq!(script.sent.len(), fragments, "{len}");
             assert!(script.sent.iter().all(|p| p.len() <= 1000));
-            // Fragments count as the packets on the wire that they are.
+            // Each fragment counts as a packet.
             let bytes = (len + 20 * (fragments - 1)) as u64;
             assert_eq!(sent.paths, [(0, fragments as u64, bytes)]);
         }
@@ -484,14 +484,14 @@ mod tests {
         let all = [packet(1, 1000, DF), packet(2, 1001, DF), packet(3, 20, 0)];
         let (mut queue, mut sent) = queue(&all, 1000);
         assert_eq!(sent.dropped[DropReason::TooBig as usize], 1);
-        let mut script = Script::default();
+        let mut script = ScriptedSink::default();
         queue.drive(&mut script, &mut sent);
         assert_eq!(script.sent, [&all[..1], &all[2..]].concat());
         assert_eq!(sent.dropped.iter().sum::<u64>(), 1);
     }
 
-    /// Stands for `count` datagrams, the last one of a single byte.
-    fn several(n: u16, count: usize) -> Vec<u8> {
+    /// A GSO packet of `count` datagrams; the last has a single byte.
+    fn gso_packet(n: u16, count: usize) -> Vec<u8> {
         let len = 28 + (count - 1) * 100 + 1;
         let mut p = packet(n, len, 0);
         p[9] = udp::PROTOCOL;
@@ -500,18 +500,18 @@ mod tests {
         p
     }
 
-    /// The packets, and the bytes behind the headers of all in turn.
+    /// Returns the concatenated payloads of the packets.
     fn bodies(packets: &[Vec<u8>]) -> Vec<u8> {
         packets.iter().flat_map(|p| &p[28..]).copied().collect()
     }
 
     #[test]
     fn gso_packet_is_sent_unsegmented_and_counts_as_datagrams() {
-        let all = [several(1, 3), several(2, 5)];
+        let all = [gso_packet(1, 3), gso_packet(2, 5)];
         let (mut queue, mut sent) = queue(&all, 128);
-        let mut script = Script {
+        let mut script = ScriptedSink {
             accepts_gso: true,
-            ..Script::default()
+            ..ScriptedSink::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
         assert_eq!((script.sent.len(), script.gso_packets), (2, 2));
@@ -523,13 +523,13 @@ mod tests {
 
     #[test]
     fn gso_datagrams_above_the_mtu_are_fragmented() {
-        let (mut queue, mut sent) = queue(&[several(1, 3)], 127);
-        let mut script = Script {
+        let (mut queue, mut sent) = queue(&[gso_packet(1, 3)], 127);
+        let mut script = ScriptedSink {
             accepts_gso: true,
-            ..Script::default()
+            ..ScriptedSink::default()
         };
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
-        // Two with two fragments, and one with a single byte.
+        // Two datagrams with two fragments each, and the last one with a single byte.
         assert_eq!((script.sent.len(), script.gso_packets), (5, 0));
         let bytes = script.sent.iter().map(|p| p.len() as u64).sum();
         assert_eq!(sent.paths, [(0, 5, bytes)]);
@@ -539,17 +539,17 @@ mod tests {
     fn refused_gso_packet_is_segmented_without_loss() {
         let all = [
             packet(1, 50, 0),
-            several(2, 2),
-            several(3, 4),
+            gso_packet(2, 2),
+            gso_packet(3, 4),
             packet(4, 50, 0),
         ];
         let (mut queue, mut sent) = queue(&all, 1500);
-        let mut script = Script {
+        let mut script = ScriptedSink {
             accepts_gso: true,
-            ..Script::default()
+            ..ScriptedSink::default()
         };
-        let refused = Answer::Errno(libc::EINVAL);
-        script.answers.extend([Answer::Take(2), refused]);
+        let refused = SendResult::Errno(libc::EINVAL);
+        script.results.extend([SendResult::Take(2), refused]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
         assert_eq!(script.gso_packets, 1);
         let lens: Vec<_> = script.sent.iter().map(Vec::len).collect();
@@ -561,14 +561,17 @@ mod tests {
 
     #[test]
     fn dropped_gso_packet_counts_as_datagrams() {
-        let all = [several(1, 3), several(2, 4), several(3, 5)];
+        let all = [gso_packet(1, 3), gso_packet(2, 4), gso_packet(3, 5)];
         let (mut queue, mut sent) = queue(&all, 1500);
-        let mut script = Script {
+        let mut script = ScriptedSink {
             accepts_gso: true,
-            ..Script::default()
+            ..ScriptedSink::default()
         };
-        let (full, busy) = (Answer::Errno(libc::ENOBUFS), Answer::Errno(libc::EAGAIN));
-        script.answers.extend([full, Answer::Take(1), busy]);
+        let (full, busy) = (
+            SendResult::Errno(libc::ENOBUFS),
+            SendResult::Errno(libc::EAGAIN),
+        );
+        script.results.extend([full, SendResult::Take(1), busy]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
         queue.abandon(DropReason::EgressDown, &mut sent);
         assert_eq!(sent.dropped[DropReason::EgressBusy as usize], 3);
@@ -579,9 +582,9 @@ mod tests {
     #[test]
     fn abandoned_queue_counts_remaining_packets_once() {
         let (mut queue, mut sent) = queue(&[packet(1, 100, 0), packet(2, 2500, 0)], 1000);
-        let mut script = Script::default();
-        let busy = Answer::Errno(libc::EAGAIN);
-        script.answers.extend([Answer::Take(2), busy]);
+        let mut script = ScriptedSink::default();
+        let busy = SendResult::Errno(libc::EAGAIN);
+        script.results.extend([SendResult::Take(2), busy]);
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Blocked);
         queue.abandon(DropReason::EgressDown, &mut sent);
         queue.abandon(DropReason::EgressDown, &mut sent);
@@ -596,12 +599,12 @@ mod tests {
         #[test]
         fn each_packet_is_sent_or_counted_once(
             lens in proptest::collection::vec(20usize..3000, 0..40),
-            answers in proptest::collection::vec(
+            results in proptest::collection::vec(
                 prop_oneof![
-                    (0usize..5).prop_map(Answer::Take),
-                    Just(Answer::Errno(libc::EAGAIN)),
-                    Just(Answer::Errno(libc::EINTR)),
-                    Just(Answer::Errno(libc::ENOBUFS)),
+                    (0usize..5).prop_map(SendResult::Take),
+                    Just(SendResult::Errno(libc::EAGAIN)),
+                    Just(SendResult::Errno(libc::EINTR)),
+                    Just(SendResult::Errno(libc::ENOBUFS)),
                 ],
                 0..60,
             ),
@@ -609,12 +612,12 @@ mod tests {
             let all: Vec<_> = lens.iter().enumerate().map(|(n, l)| packet(n as u16, *l, 0)).collect();
             let everything = {
                 let (mut queue, mut sent) = queue(&all, 1000);
-                let mut script = Script::default();
+                let mut script = ScriptedSink::default();
                 queue.drive(&mut script, &mut sent);
                 script.sent
             };
             let (mut queue, mut sent) = queue(&all, 1000);
-            let mut script = Script { answers: answers.into(), ..Script::default() };
+            let mut script = ScriptedSink { results: results.into(), ..ScriptedSink::default() };
             while queue.drive(&mut script, &mut sent) == Progress::Blocked {}
             let accepted: u64 = sent.paths.iter().map(|p| p.1).sum();
             let bytes: u64 = sent.paths.iter().map(|p| p.2).sum();
@@ -622,7 +625,7 @@ mod tests {
             prop_assert_eq!(bytes, script.sent.iter().map(|p| p.len() as u64).sum::<u64>());
             prop_assert_eq!(accepted + sent.dropped.iter().sum::<u64>(), everything.len() as u64);
             prop_assert_eq!(sent.received_ns.len() as u64, accepted);
-            // What was sent stands in the order it came in, each at most once.
+            // The packets were sent in order, each at most once.
             let mut rest = everything.iter();
             prop_assert!(script.sent.iter().all(|p| rest.any(|e| e == p)));
         }

@@ -1,10 +1,10 @@
-//! Forwarding decisions for a captured batch: each packet is decided, and sorted by egress.
+//! Makes the forwarding decision for each packet of a captured batch, and sorts the packets by egress.
 //!
 //! Packets are changed in place and not copied. A side buffer next to the batch holds three kinds
-//! of packets: datagrams that segmentation made, packets that leave in another variant than the
-//! first, and packets translated to the other IP version. A GSO packet is forwarded as a GSO packet
-//! where nothing has to examine each of its datagrams; the egress segments it where its interface
-//! does not accept GSO.
+//! of packets: datagrams created by segmentation, packets that leave in another variant than the
+//! first, and packets translated to the other IP version. A GSO packet is forwarded as a GSO
+//! packet unless each of its datagrams must be examined. The egress segments it if its interface does
+//! not accept GSO.
 
 use std::sync::Arc;
 
@@ -42,13 +42,13 @@ pub struct Switch {
     upstream_selector: Arc<UpstreamSelector>,
     /// Indexed by egress id.
     egresses: Vec<EgressPosition>,
-    /// Number of the current packet, to tell which egresses it has been added to.
+    /// Number of the current packet, to detect the egresses it has been added to.
     packet_number: u64,
-    /// Start and length of the packets that the captured packet stands for: those of the first
+    /// Start and length of the packets that the captured packet represents: those of the first
     /// variant, then those of each further variant that was built.
     ranges: Vec<(u32, u32)>,
     /// If the captured packet is forwarded as a GSO packet: its segment layout, and the number of
-    /// datagrams it stands for.
+    /// datagrams it contains.
     gso: Option<(GsoLayout, u64)>,
     /// The further variants that were built, and the position of their first packet in `ranges`.
     built: Vec<(VariantKey, usize)>,
@@ -228,9 +228,9 @@ impl Switch {
                 self.check_loop_guard(batch, &out.side_buffer, in_side_buffer, now_ms);
             }
             let stopped = |at: usize, looped: &[bool]| guarded && looped[at];
-            let rewrite = variant.entry.translation.as_ref();
+            let rule = variant.entry.translation.as_ref();
             let mut translated = 0;
-            if let Some(rewrite) = rewrite {
+            if let Some(rule) = rule {
                 let mtus = variant
                     .paths()
                     .filter_map(|id| Some(fib.egress_of(id)?.mtu));
@@ -241,14 +241,14 @@ impl Switch {
                     datagram: &decision.datagram,
                 };
                 let mtu = mtus.min().unwrap_or(u32::MAX) as usize;
-                translated = self.translate(rewrite, original, guarded, mtu, batch, out);
+                translated = self.translate(rule, original, guarded, mtu, batch, out);
             }
             let in_place = *first.get_or_insert(key) == key;
             let mut first_range = in_place.then_some(0);
             for id in variant.paths() {
                 let path = &fib.paths[id as usize];
                 let position = &mut self.egresses[path.egress as usize];
-                let again = is_union && rewrite.is_none();
+                let again = is_union && rule.is_none();
                 if again
                     && std::mem::replace(&mut position.packet_number, self.packet_number)
                         == self.packet_number
@@ -257,7 +257,7 @@ impl Switch {
                 }
                 let mut count = translated;
                 for (at, forwarded) in self.forwarded.iter_mut().enumerate() {
-                    if rewrite.is_none() && !stopped(at, &self.looped) {
+                    if rule.is_none() && !stopped(at, &self.looped) {
                         *forwarded = true;
                         count += datagrams_each;
                     }
@@ -276,12 +276,12 @@ impl Switch {
                     egresses.push((path.egress, Vec::with_capacity(out.expected)));
                     egresses.len() as u32 - 1
                 });
-                if let Some(rewrite) = rewrite {
+                if let Some(rule) = rule {
                     let slots = &mut out.egresses[position as usize].1;
                     slots.extend(self.translated.iter().map(|(start, len)| Slot {
                         start: *start,
                         len: *len,
-                        in_side_buffer: in_side_buffer || uses_side_buffer(rewrite, is_union),
+                        in_side_buffer: in_side_buffer || uses_side_buffer(rule, is_union),
                         segments,
                         path: id,
                         received_ns: packet.received_ns,
@@ -324,12 +324,12 @@ impl Switch {
         }
     }
 
-    /// Translates the packets of the first variant, except those that the loop guard recognised
-    /// where `guarded`. Returns the number of translated datagrams; their ranges are in
+    /// Translates the packets of the first variant. If `guarded`, skips those that the loop guard
+    /// recognised. Returns the number of translated datagrams; their ranges are in
     /// `translated`.
     fn translate(
         &mut self,
-        rewrite: &TranslationRule,
+        rule: &TranslationRule,
         original: UntranslatedPacket<'_>,
         guarded: bool,
         mtu: usize,
@@ -349,7 +349,7 @@ impl Switch {
                 let on_packet = |range| self.translated.push(range);
                 let side_buffer = &mut out.side_buffer;
                 let done =
-                    (self.translator).run(rewrite, &original, mtu, batch, side_buffer, on_packet);
+                    (self.translator).run(rule, &original, mtu, batch, side_buffer, on_packet);
                 done.err()
             };
             self.forwarded[at] = error.is_none();
@@ -357,7 +357,7 @@ impl Switch {
             self.translation_errors.push(error);
         }
         if let Some((segments, _)) = self.gso {
-            let memory = match uses_side_buffer(rewrite, original.keep_original) {
+            let memory = match uses_side_buffer(rule, original.keep_original) {
                 true => &mut out.side_buffer[..],
                 false => batch.bytes_mut(),
             };
@@ -366,11 +366,11 @@ impl Switch {
                 prepare_for_kernel_gso(packet, segments);
             }
         }
-        out.counts.translated[rewrite.kind() as usize] += count;
+        out.counts.translated[rule.kind() as usize] += count;
         count
     }
 
-    /// Asks the loop guard about the packets of the first variant. One lookup serves all variants:
+    /// Looks up the packets of the first variant in the loop guard. One lookup serves all variants:
     /// they differ only in TTL, which the loop guard ignores.
     fn check_loop_guard(
         &mut self,
@@ -420,12 +420,12 @@ impl Switch {
         first_range
     }
 
-    /// Returns the number of packets on the wire that each entry of `ranges` stands for.
+    /// Returns the number of packets on the wire for each entry of `ranges`.
     fn datagrams_each(&self) -> u64 {
         self.gso.map_or(1, |(_, count)| count)
     }
 
-    /// Records the ranges of the packets that a captured packet stands for: its own range, or those
+    /// Records the ranges of the packets that a captured packet represents: its own range, or those
     /// of its segments.
     fn record_ranges(
         &mut self,
@@ -491,8 +491,8 @@ impl Switch {
         }
         let (ethertype, tags) = vlan::skip_tags(packet.ethertype, bytes)?;
         let bytes = &mut bytes[tags..];
-        let variant = bytes.first().map_or(0, |b| b >> 4);
-        match (ethertype, variant) {
+        let ip_version = bytes.first().map_or(0, |b| b >> 4);
+        match (ethertype, ip_version) {
             (vlan::ETHERTYPE_IPV4, 4) | (vlan::ETHERTYPE_IPV6, 6) => {}
             (vlan::ETHERTYPE_IPV4 | vlan::ETHERTYPE_IPV6, _) if bytes.is_empty() => {
                 return Err(DropReason::Truncated.into());
@@ -523,7 +523,7 @@ impl Switch {
     }
 }
 
-/// Returns the packets and bytes on the wire that a captured packet stands for.
+/// Returns the packets and bytes on the wire of a captured packet; a GSO packet counts as its segments.
 fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
     let gso = || {
         let Offload::UdpSegments { payload } = packet.offload else {

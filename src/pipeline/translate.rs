@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::Batch;
 use crate::forward::DropReason;
-use crate::forward::translate::{Identifications, across, in_place};
+use crate::forward::translate::{Identifications, translate_in_place, translate_version};
 use crate::model::TranslationRule;
 use crate::wire::ip::IpHeader;
 
-/// State that is kept from packet to packet.
+/// Translates packets; keeps the state that is needed between packets.
 #[derive(Default)]
 pub(super) struct Translator {
     ids: Identifications,
@@ -28,11 +28,11 @@ pub(super) struct UntranslatedPacket<'a> {
 }
 
 impl Translator {
-    /// Translates one packet. Calls `on_packet` with the range of on_packet resulting packet: in the side
-    /// buffer if [`uses_side_buffer`], else at the place of the original.
+    /// Translates one packet. Calls `on_packet` with the range of each resulting packet: in the side
+    /// buffer if [`uses_side_buffer`] returns true, otherwise in the range of the original.
     pub fn run(
         &mut self,
-        rewrite: &TranslationRule,
+        rule: &TranslationRule,
         original: &UntranslatedPacket<'_>,
         mtu: usize,
         batch: &mut Batch,
@@ -45,21 +45,21 @@ impl Translator {
             packet_len: len as usize,
             ..*original.datagram
         };
-        if !uses_side_buffer(rewrite, original.keep_original) {
+        if !uses_side_buffer(rule, original.keep_original) {
             let memory = match original.in_side_buffer {
                 true => &mut side_buffer[..],
                 false => batch.bytes_mut(),
             };
             let bytes = memory.get_mut(range).ok_or(DropReason::Truncated)?;
-            in_place(bytes, &datagram, rewrite)?;
+            translate_in_place(bytes, &datagram, rule)?;
             on_packet(original.range);
             return Ok(());
         }
         let offset_and_len = |r: Range<usize>| (r.start as u32, r.len() as u32);
-        if !original.in_side_buffer && !rewrite.kind().keeps_ip_version() {
+        if !original.in_side_buffer && !rule.kind().keeps_ip_version() {
             let bytes = batch.bytes().get(range).ok_or(DropReason::Truncated)?;
             let (ids, on_packet) = (&mut self.ids, |r| on_packet(offset_and_len(r)));
-            across(bytes, &datagram, rewrite, ids, mtu, side_buffer, on_packet)?;
+            translate_version(bytes, &datagram, rule, ids, mtu, side_buffer, on_packet)?;
             return Ok(());
         }
         // The result goes to the side buffer. Copy the packet first if it is read from there too.
@@ -70,17 +70,17 @@ impl Translator {
         self.copy.clear();
         self.copy
             .extend_from_slice(bytes.ok_or(DropReason::Truncated)?);
-        if rewrite.kind().keeps_ip_version() {
-            in_place(&mut self.copy, &datagram, rewrite)?;
+        if rule.kind().keeps_ip_version() {
+            translate_in_place(&mut self.copy, &datagram, rule)?;
             let at = side_buffer.len();
             side_buffer.extend_from_slice(&self.copy);
             on_packet(offset_and_len(at..side_buffer.len()));
         } else {
             let (ids, on_packet) = (&mut self.ids, |r| on_packet(offset_and_len(r)));
-            across(
+            translate_version(
                 &self.copy,
                 &datagram,
-                rewrite,
+                rule,
                 ids,
                 mtu,
                 side_buffer,
@@ -91,8 +91,8 @@ impl Translator {
     }
 }
 
-/// Reports whether translated packets are written to the side buffer: the IP version changes, or
+/// Returns whether translated packets are written to the side buffer: the IP version changes, or
 /// the original is needed too.
-pub(super) fn uses_side_buffer(rewrite: &TranslationRule, keep_original: bool) -> bool {
-    keep_original || !rewrite.kind().keeps_ip_version()
+pub(super) fn uses_side_buffer(rule: &TranslationRule, keep_original: bool) -> bool {
+    keep_original || !rule.kind().keeps_ip_version()
 }

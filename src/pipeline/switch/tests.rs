@@ -1,4 +1,4 @@
-//! What the switch does with batches, counted exactly.
+//! Tests of the switch.
 
 use super::*;
 use crate::model::{
@@ -9,7 +9,7 @@ use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
 use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use crate::wire::{checksum, udp};
 
-mod any;
+mod random_packets;
 mod variants;
 
 const IIF: &str = "eth0";
@@ -32,17 +32,17 @@ fn rule(group: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
     }
 }
 
-/// eth0 (with VLAN 10 on top of it) to out1, out2 and out3, the last with a threshold of 8;
-/// eth1 is there too.
+/// A table with the interfaces eth0, eth0.10 (VLAN 10 of eth0), eth1, out1, out2 and out3. out3 has the
+/// TTL threshold 8.
 fn fib(rules: Vec<RouteRule>) -> Fib {
     fib_with(rules, vec![], &[])
 }
 
-/// With proxies, and who asked for any source of a group.
+/// Like [`fib`], with proxies and members: interface, group and source filter.
 fn fib_with(
     rules: Vec<RouteRule>,
     proxies: Vec<ProxyRule>,
-    asked: &[(u32, [u8; 4], SourceFilter)],
+    members: &[(u32, [u8; 4], SourceFilter)],
 ) -> Fib {
     let links: Links = [
         link(1, IIF, None),
@@ -67,7 +67,7 @@ fn fib_with(
         ..Rib::default()
     };
     let mut database = MembershipDatabase::default();
-    for (index, group, filter) in asked {
+    for (index, group, filter) in members {
         let group = Group::new((*group).into()).unwrap();
         database.set(InterfaceId::new(*index).unwrap(), group, filter.clone());
     }
@@ -85,24 +85,27 @@ fn proxy(upstream: &[&str], ttl: TtlPolicy) -> ProxyRule {
     }
 }
 
-/// What leaves on an interface: TTL, and the route it counts under.
-fn ways(fib: &Fib, switched: &Switched, name: &str) -> Vec<(u8, String)> {
+/// Returns the packets that leave on an interface: the TTL, and the route they are counted for.
+fn sent_packets(fib: &Fib, switched: &Switched, name: &str) -> Vec<(u8, String)> {
     let named = |id: &EgressId| fib.egresses[*id as usize].name.as_str() == name;
     let slots = switched.egresses.iter().filter(|(id, _)| named(id));
-    let way = |slot: &Slot| {
+    let ttl_and_route = |slot: &Slot| {
         let route = &fib.paths[slot.path as usize].route;
         let bytes = switched.shared.packet(slot);
-        // Each version is a whole packet with a checksum of its own.
+        // Each variant is a complete packet.
         assert_eq!(
             IpHeader::parse(bytes).map(|d| d.packet_len),
             Ok(bytes.len())
         );
         (bytes[8], route.to_string())
     };
-    slots.flat_map(|(_, slots)| slots).map(way).collect()
+    slots
+        .flat_map(|(_, slots)| slots)
+        .map(ttl_and_route)
+        .collect()
 }
 
-fn usual() -> Fib {
+fn default_fib() -> Fib {
     fib(vec![
         rule("225.1.2.3", &["out1", "out3"], TtlPolicy::Decrement),
         rule("225.1.0.0/16", &["out2", "out1"], TtlPolicy::Keep),
@@ -140,12 +143,12 @@ fn packet_v6(hop_limit: u8) -> Vec<u8> {
 
 const GROUP: [u8; 4] = [225, 1, 2, 3];
 
-/// A batch of packets, each with what is known of it.
+/// A batch of packets with their metadata.
 fn batch(packets: &[(Vec<u8>, Packet)]) -> Batch {
     let (mut bytes, mut all) = (vec![0xee; 7], Vec::new());
     for (i, (packet, meta)) in packets.iter().enumerate() {
         let version = packet.first().map_or(0, |b| b >> 4);
-        let own = match version {
+        let ethertype = match version {
             6 => vlan::ETHERTYPE_IPV6,
             _ => vlan::ETHERTYPE_IPV4,
         };
@@ -154,7 +157,7 @@ fn batch(packets: &[(Vec<u8>, Packet)]) -> Batch {
             len: packet.len() as u32,
             received_ns: i as u64,
             ethertype: if meta.ethertype == 0 {
-                own
+                ethertype
             } else {
                 meta.ethertype
             },
@@ -174,21 +177,21 @@ fn plain(packet: Vec<u8>) -> (Vec<u8>, Packet) {
     (packet, Packet::default())
 }
 
-/// Why the only packet was dropped.
+/// Returns the reason why a packet is dropped, if it is.
 fn reason(packet: (Vec<u8>, Packet)) -> Option<DropReason> {
     let len = packet.0.len() as u64;
-    let switched = run(&usual(), &[packet]);
+    let switched = run(&default_fib(), &[packet]);
     assert_eq!(switched.counts.packets, 1);
     let found = DropReason::ALL
         .iter()
         .find(|r| switched.counts.dropped[**r as usize] == 1);
-    // What is no packet counts with all its bytes.
+    // Bytes that are not a packet count with their captured length.
     assert!(found.is_none() || switched.counts.bytes == len);
     assert_eq!(found.is_some(), switched.egresses.is_empty());
     found.copied()
 }
 
-/// What leaves on an interface that takes nothing whole.
+/// Returns the packets that leave on an interface that does not accept GSO.
 fn leaving(fib: &Fib, switched: &Switched, name: &str) -> Vec<Vec<u8>> {
     let named = |id: &EgressId| fib.egresses[*id as usize].name.as_str() == name;
     let slots = switched.egresses.iter().filter(|(id, _)| named(id));
@@ -196,7 +199,7 @@ fn leaving(fib: &Fib, switched: &Switched, name: &str) -> Vec<Vec<u8>> {
     slots.flat_map(|slot| datagrams(switched, slot)).collect()
 }
 
-/// What a slot is on the wire, where its counts agree with that.
+/// Returns the packets of a slot on the wire, and checks the counts of the slot.
 fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
     let packet = switched.shared.packet(slot);
     let mut all = Vec::new();
@@ -204,10 +207,10 @@ fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
         None => all.push(packet.to_vec()),
         Some(segments) => {
             let datagram = IpHeader::parse(packet).unwrap();
-            let (mut out, mut cuts) = (Vec::new(), Vec::new());
+            let (mut out, mut ranges) = (Vec::new(), Vec::new());
             let payload = segments.payload();
-            segment(packet, &datagram, payload, &mut out, |r| cuts.push(r)).unwrap();
-            all.extend(cuts.into_iter().map(|r| out[r].to_vec()));
+            segment(packet, &datagram, payload, &mut out, |r| ranges.push(r)).unwrap();
+            all.extend(ranges.into_iter().map(|r| out[r].to_vec()));
         }
     }
     let bytes: usize = all.iter().map(Vec::len).sum();
@@ -220,18 +223,18 @@ fn datagrams(switched: &Switched, slot: &Slot) -> Vec<Vec<u8>> {
 
 #[test]
 fn fan_out_applies_thresholds_and_keeps_order() {
-    let fib = usual();
+    let fib = default_fib();
     let ttls = [9, 8, 2, 200, 1];
     let packets: Vec<_> = ttls.iter().map(|t| plain(packet(GROUP, *t, 4))).collect();
     let mixed = [&packets[..], &[plain(packet([225, 1, 7, 7], 1, 4))]].concat();
     let switched = run(&fib, &mixed);
-    let left = |name| -> Vec<u8> {
+    let ttls_on = |name| -> Vec<u8> {
         let packets = leaving(&fib, &switched, name);
         packets.iter().map(|p| p[8]).collect()
     };
-    assert_eq!(left("out1"), [8, 7, 1, 199, 1]);
-    assert_eq!(left("out3"), [8, 199]);
-    assert_eq!(left("out2"), [1]);
+    assert_eq!(ttls_on("out1"), [8, 7, 1, 199, 1]);
+    assert_eq!(ttls_on("out3"), [8, 199]);
+    assert_eq!(ttls_on("out2"), [1]);
     let out3 = fib.egresses.iter().position(|e| e.name.as_str() == "out3");
     let below = &switched.counts.refused;
     let reason = DropReason::TtlThreshold;
@@ -252,7 +255,7 @@ fn tagged_frame_of_a_vlan_interface_is_vlan_elsewhere() {
     let elsewhere = Some(DropReason::VlanElsewhere);
     assert_eq!(reason((packet(GROUP, 9, 4), vlan(10))), elsewhere);
     assert_eq!(reason((packet(GROUP, 9, 4), vlan(11))), None);
-    // Tagged for priority only (802.1Q section 9.6).
+    // A priority tag (802.1Q section 9.6).
     assert_eq!(reason((packet(GROUP, 9, 4), vlan(0))), None);
 }
 
@@ -275,42 +278,42 @@ fn of_type(ethertype: u16) -> Packet {
 
 #[test]
 fn inline_vlan_tags_are_skipped_and_the_outermost_decides() {
-    let fib = usual();
+    let fib = default_fib();
     let inner = |id: u16| tagged(&[(id, 0x0800)], packet(GROUP, 9, 4));
-    // QinQ: the kernel took the outer tag; the inner one is nobody else's.
+    // QinQ: the kernel removed the outer tag; the inner tag selects no interface.
     let mut qinq = of_type(vlan::ETHERTYPE_VLAN);
     qinq.vlan = Some(20);
     let switched = run(&fib, &[(inner(10), qinq)]);
     assert_eq!(leaving(&fib, &switched, "out1"), [packet(GROUP, 8, 4)]);
     qinq.vlan = Some(10);
     assert_eq!(reason((inner(20), qinq)), Some(DropReason::VlanElsewhere));
-    // Going out on a device that cannot insert tags, the outer tag is in the bytes too.
-    let untouched = of_type(vlan::ETHERTYPE_VLAN);
+    // An outgoing frame on a device that cannot insert tags contains the outer tag.
+    let outgoing = of_type(vlan::ETHERTYPE_VLAN);
     let elsewhere = Some(DropReason::VlanElsewhere);
-    assert_eq!(reason((inner(10), untouched)), elsewhere);
-    assert_eq!(reason((inner(0x6000 | 10), untouched)), elsewhere);
-    assert_eq!(reason((inner(11), untouched)), None);
+    assert_eq!(reason((inner(10), outgoing)), elsewhere);
+    assert_eq!(reason((inner(0x6000 | 10), outgoing)), elsewhere);
+    assert_eq!(reason((inner(11), outgoing)), None);
     let two = tagged(&[(20, 0x8100), (10, 0x86dd)], packet_v6(9));
     let switched = run(&fib, &[(two, of_type(vlan::ETHERTYPE_SERVICE_VLAN))]);
     assert_eq!(leaving(&fib, &switched, "out1"), [packet_v6(8)]);
-    let cut = tagged(&[(20, 0x8100)], vec![0, 10]);
-    let reason = reason((cut, of_type(vlan::ETHERTYPE_VLAN)));
+    let short = tagged(&[(20, 0x8100)], vec![0, 10]);
+    let reason = reason((short, of_type(vlan::ETHERTYPE_VLAN)));
     assert_eq!(reason, Some(DropReason::Truncated));
 }
 
 #[test]
 fn checksum_offset_accounts_for_vlan_tags() {
-    let fib = usual();
-    let mut unfinished = packet(GROUP, 9, 5);
+    let fib = default_fib();
+    let mut partial = packet(GROUP, 9, 5);
     let (s, d) = ([10, 0, 0, 1].into(), GROUP.into());
     let sum = checksum::fold(checksum::pseudo_header(s, d, udp::PROTOCOL, 13));
-    unfinished[26..28].copy_from_slice(&sum.to_be_bytes());
+    partial[26..28].copy_from_slice(&sum.to_be_bytes());
     let mut meta = of_type(vlan::ETHERTYPE_VLAN);
     meta.offload = Offload::Checksum {
         start: 24,
         offset: 6,
     };
-    let switched = run(&fib, &[(tagged(&[(11, 0x0800)], unfinished), meta)]);
+    let switched = run(&fib, &[(tagged(&[(11, 0x0800)], partial), meta)]);
     let left = &leaving(&fib, &switched, "out1")[0];
     let sum = checksum::pseudo_header(s, d, udp::PROTOCOL, 13);
     assert_eq!(checksum::fold(checksum::add(sum, &left[20..])), 0xffff);
@@ -324,7 +327,7 @@ fn checksum_offset_accounts_for_vlan_tags() {
 
 #[test]
 fn segments_reach_every_egress_and_count_as_packets() {
-    let fib = usual();
+    let fib = default_fib();
     let offload = Offload::UdpSegments { payload: 1000 };
     let big = (
         packet([225, 1, 7, 7], 9, 2500),
@@ -339,11 +342,11 @@ fn segments_reach_every_egress_and_count_as_packets() {
     let lens: Vec<_> = out1.iter().map(Vec::len).collect();
     assert_eq!(lens, [29, 1028, 1028, 528, 29]);
     assert_eq!(leaving(&fib, &switched, "out2"), out1);
-    let whole = |p: &Vec<u8>| IpHeader::parse(p).is_ok_and(|d| d.packet_len == p.len());
-    assert!(out1.iter().all(whole));
+    let is_complete = |p: &Vec<u8>| IpHeader::parse(p).is_ok_and(|d| d.packet_len == p.len());
+    assert!(out1.iter().all(is_complete));
     assert_eq!(switched.counts.packets, 5);
     assert_eq!(switched.counts.bytes, 29 + 1028 + 1028 + 528 + 29);
-    // One that cannot be cut is one packet dropped, and leaves no pieces behind.
+    // A GSO packet that cannot be segmented counts as one dropped packet, and no segment is sent.
     let mut meta = Packet {
         offload: Offload::UdpSegments { payload: 0 },
         ..Packet::default()
@@ -354,7 +357,7 @@ fn segments_reach_every_egress_and_count_as_packets() {
     assert_eq!(reason((packet(GROUP, 9, 100), meta)), gso);
 }
 
-fn several(packet: Vec<u8>, payload: u16) -> (Vec<u8>, Packet) {
+fn gso_packet(packet: Vec<u8>, payload: u16) -> (Vec<u8>, Packet) {
     let meta = Packet {
         offload: Offload::UdpSegments { payload },
         ..Packet::default()
@@ -362,14 +365,15 @@ fn several(packet: Vec<u8>, payload: u16) -> (Vec<u8>, Packet) {
     (packet, meta)
 }
 
-/// How many slots of each egress stand for several packets.
-fn whole(switched: &Switched) -> Vec<usize> {
-    let whole = |slots: &[Slot]| slots.iter().filter(|s| s.segments.is_some()).count();
-    switched.egresses.iter().map(|(_, s)| whole(s)).collect()
+/// Returns the number of GSO packets for each egress.
+fn gso_counts(switched: &Switched) -> Vec<usize> {
+    let count = |slots: &[Slot]| slots.iter().filter(|s| s.segments.is_some()).count();
+    switched.egresses.iter().map(|(_, s)| count(s)).collect()
 }
 
-/// The UDP checksum field holds the sum of the pseudo-header, by which a kernel goes on.
-fn is_unfinished(packet: &[u8]) -> bool {
+/// Returns whether a GSO packet is ready for the kernel: the UDP checksum field contains the sum of the
+/// pseudo-header.
+fn is_ready_for_kernel_gso(packet: &[u8]) -> bool {
     let d = IpHeader::parse(packet).unwrap();
     let udp = &packet[d.header_len..];
     let sum = checksum::pseudo_header(d.source, d.destination, udp::PROTOCOL, udp.len() as u32);
@@ -395,7 +399,7 @@ fn gso_packet_is_segmented_only_where_needed() {
     let packet = || packet(GROUP, 9, 2500);
     for (rule, packet, payload, slots, count) in [
         (kept(), packet(), 1000, [1, 1], 3),
-        // What the sender wrote into the UDP header does not matter.
+        // The UDP length and checksum of the sender are ignored.
         (
             kept(),
             [&packet()[..24], &[0xff; 4], &packet()[28..]].concat(),
@@ -410,12 +414,12 @@ fn gso_packet_is_segmented_only_where_needed() {
         (kept(), packet(), u16::MAX, [0, 0], 1),
     ] {
         let fib = fib(vec![rule]);
-        let switched = run(&fib, &[several(packet, payload)]);
-        assert_eq!(whole(&switched), slots);
+        let switched = run(&fib, &[gso_packet(packet, payload)]);
+        assert_eq!(gso_counts(&switched), slots);
         for (_, slots) in &switched.egresses {
             let segments = slots.iter().filter(|s| s.segments.is_some());
             for slot in segments {
-                assert!(is_unfinished(switched.shared.packet(slot)));
+                assert!(is_ready_for_kernel_gso(switched.shared.packet(slot)));
             }
         }
         assert_eq!(switched.counts.packets, count);
@@ -425,9 +429,9 @@ fn gso_packet_is_segmented_only_where_needed() {
 
 #[test]
 fn gso_packet_below_threshold_counts_as_datagrams() {
-    let fib = usual();
-    let switched = run(&fib, &[several(packet(GROUP, 2, 2500), 1000)]);
-    assert_eq!(whole(&switched), [1]);
+    let fib = default_fib();
+    let switched = run(&fib, &[gso_packet(packet(GROUP, 2, 2500), 1000)]);
+    assert_eq!(gso_counts(&switched), [1]);
     let below: u64 = switched.counts.refused.iter().map(|(_, _, n)| n).sum();
     assert_eq!((switched.counts.packets, below), (3, 3));
 }
@@ -438,22 +442,25 @@ fn gso_packet_without_route_counts_as_datagrams() {
         (GROUP, 1, DropReason::TtlExpired),
         ([226, 0, 0, 1], 9, DropReason::NoRoute),
     ] {
-        let switched = run(&usual(), &[several(packet(group, ttl, 2500), 1000)]);
-        let tally = &switched.counts;
-        assert_eq!((tally.packets, tally.bytes), (3, 2500 + 3 * 28));
-        assert_eq!(tally.dropped[reason as usize], 3);
-        assert_eq!(tally.dropped.iter().sum::<u64>(), 3);
+        let switched = run(
+            &default_fib(),
+            &[gso_packet(packet(group, ttl, 2500), 1000)],
+        );
+        let counts = &switched.counts;
+        assert_eq!((counts.packets, counts.bytes), (3, 2500 + 3 * 28));
+        assert_eq!(counts.dropped[reason as usize], 3);
+        assert_eq!(counts.dropped.iter().sum::<u64>(), 3);
     }
 }
 
 #[test]
 fn incomplete_packet_is_dropped_with_a_reason() {
     let good = || packet(GROUP, 9, 4);
-    let cut = Packet {
+    let truncated = Packet {
         truncated: true,
         ..Packet::default()
     };
-    assert_eq!(reason((good(), cut)), Some(DropReason::Truncated));
+    assert_eq!(reason((good(), truncated)), Some(DropReason::Truncated));
     let malformed = Some(DropReason::Malformed);
     assert_eq!(reason((good(), of_type(vlan::ETHERTYPE_IPV6))), malformed);
     assert_eq!(reason((packet_v6(9), of_type(0x0800))), malformed);
@@ -462,8 +469,8 @@ fn incomplete_packet_is_dropped_with_a_reason() {
     assert_eq!(empty, Some(DropReason::Truncated));
     let no_egress = reason(plain(packet([225, 9, 9, 9], 9, 4)));
     assert_eq!(no_egress, Some(DropReason::NoEgress));
-    // A place outside the batch is what no plane gives; it must not be read.
-    let fib = usual();
+    // No plane creates a range outside the batch. It must not be read.
+    let fib = default_fib();
     let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
     let mut outside = batch(&[plain(good())]);
     outside.packets[0].len += 1;
@@ -473,7 +480,7 @@ fn incomplete_packet_is_dropped_with_a_reason() {
 
 #[test]
 fn padding_is_trimmed() {
-    let fib = usual();
+    let fib = default_fib();
     let mut padded = packet(GROUP, 9, 1);
     padded.resize(46, 0xaa);
     let switched = run(&fib, &[plain(padded)]);

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use mcastor::forward::translate::{Identifications, across, in_place};
+use mcastor::forward::translate::{Identifications, translate_in_place, translate_version};
 use mcastor::forward::{self, Decision, DropReason, NotData, decide};
 use mcastor::model::{
     InterfaceId, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
@@ -152,7 +152,7 @@ pub fn decision(data: &[u8]) -> bool {
 /// be valid if and only if it was valid before.
 pub fn translate(data: &[u8]) -> bool {
     let mut input = Input(data);
-    let which = input.u8();
+    let selector = input.u8();
     let mut packet = input.0.to_vec();
     let Ok(datagram) = IpHeader::parse(&packet) else {
         return false;
@@ -164,11 +164,11 @@ pub fn translate(data: &[u8]) -> bool {
     let translation = |source: &str, group: &str, to: (&str, &str)| {
         let from = (source.parse().unwrap(), group.parse().unwrap());
         let to = (to.0.parse().ok(), to.1.parse().ok());
-        let port = std::num::NonZeroU16::new(u16::from(which >> 4) * 256);
+        let port = std::num::NonZeroU16::new(u16::from(selector >> 4) * 256);
         TranslationRule::new(from, to, port, true).unwrap()
     };
     let four = datagram.source.is_ipv4();
-    let rewrite = match (four, which & 1 == 0) {
+    let rule = match (four, selector & 1 == 0) {
         (true, true) => translation("0.0.0.0/1", "224.0.0.0/5", ("128.0.0.0/1", "232.0.0.0/5")),
         (true, false) => translation("0.0.0.0/0", "224.0.0.0/4", ("64:ff9b::/96", "ff3e::/100")),
         (false, true) => translation("2000::/4", "ff30::/12", ("3000::/4", "ff20::/12")),
@@ -176,13 +176,13 @@ pub fn translate(data: &[u8]) -> bool {
     };
     let before = udp_sum(&packet, &datagram);
     let (mut out, mut fragments) = (Vec::new(), Vec::new());
-    let mtu = if which & 2 == 0 {
+    let mtu = if selector & 2 == 0 {
         1500
     } else {
-        usize::from(which)
+        usize::from(selector)
     };
-    let done = if rewrite.kind().keeps_ip_version() {
-        let done = in_place(&mut packet, &datagram, &rewrite);
+    let done = if rule.kind().keeps_ip_version() {
+        let done = translate_in_place(&mut packet, &datagram, &rule);
         if done.is_ok() {
             out.extend_from_slice(&packet);
             fragments.push(0..packet.len());
@@ -190,7 +190,7 @@ pub fn translate(data: &[u8]) -> bool {
         done
     } else {
         let mut ids = Identifications::default();
-        across(&packet, &datagram, &rewrite, &mut ids, mtu, &mut out, |r| {
+        translate_version(&packet, &datagram, &rule, &mut ids, mtu, &mut out, |r| {
             fragments.push(r)
         })
     };
@@ -201,14 +201,14 @@ pub fn translate(data: &[u8]) -> bool {
         );
         return false;
     };
-    assert_eq!(family, rewrite.kind());
+    assert_eq!(family, rule.kind());
     let is_unfragmented = fragments.len() == 1;
     for fragment in fragments {
         let packet = &out[fragment];
         let new = IpHeader::parse(packet).expect("the output is a valid packet");
         assert_eq!(new.packet_len, packet.len());
         assert_eq!(new.ttl, datagram.ttl);
-        let to = rewrite.addresses(datagram.source, datagram.destination);
+        let to = rule.addresses(datagram.source, datagram.destination);
         assert_eq!((new.source, new.destination), to);
         if let (Some(before), Some(after), true) = (before, udp_sum(packet, &new), is_unfragmented)
         {

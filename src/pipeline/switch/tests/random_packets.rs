@@ -1,4 +1,4 @@
-//! Any packets under any rules.
+//! Property test of the switch with random packets and rules.
 
 use super::*;
 use proptest::prelude::*;
@@ -70,49 +70,49 @@ fn on_wire(slots: &[Slot]) -> u64 {
 }
 
 proptest! {
-    /// Every packet is decided once: for each, all its paths are slots or below a
-    /// threshold, or it is dropped with one reason.
+    /// Each packet has a slot or is counted as below the TTL threshold on each of its paths, or it is
+    /// dropped with one reason.
     #[test]
     fn every_packet_is_forwarded_or_counted(
         rules in any_rules(),
-        asked in proptest::sample::subsequence(vec![2, 3, 4], 0..=3),
+        members in proptest::sample::subsequence(vec![2, 3, 4], 0..=3),
         packets in proptest::collection::vec(any_packet(), 0..30),
     ) {
-        let asked: Vec<_> = asked.iter().map(|i| (*i, GROUP, SourceFilter::any())).collect();
-        // With a TTL policy that ends loops: no packet is stopped for being equal to another.
-        let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &asked);
+        let members: Vec<_> = members.iter().map(|i| (*i, GROUP, SourceFilter::any())).collect();
+        // The loop guard is off: identical packets are not dropped.
+        let fib = fib_with(rules, vec![proxy(&[IIF], TtlPolicy::Decrement)], &members);
         let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
         let mut switch = Switch::default();
-        let whole = switch.run(&fib, ingress, batch(&packets), 0);
+        let all = switch.run(&fib, ingress, batch(&packets), 0);
         let (mut forwarded, mut dropped, mut below, mut slots) = (0, 0, 0, 0);
         for packet in &packets {
             let one = switch.run(&fib, ingress, batch(std::slice::from_ref(packet)), 0);
-            let lost = one.counts.dropped.iter().sum::<u64>();
-            let passed = one.counts.packets - lost;
-            prop_assert!(lost == 0 || passed == 0);
+            let dropped_here = one.counts.dropped.iter().sum::<u64>();
+            let passed = one.counts.packets - dropped_here;
+            prop_assert!(dropped_here == 0 || passed == 0);
             let on_slots = one.egresses.iter().map(|(_, s)| on_wire(s)).sum::<u64>();
             let under = one.counts.refused.iter().map(|(_, _, n)| n).sum::<u64>();
             if passed > 0 {
-                // As often as its route has paths.
+                // The packet has one slot or count per path.
                 prop_assert!(on_slots + under > 0);
                 prop_assert_eq!((on_slots + under) % passed, 0);
             }
             forwarded += passed;
-            dropped += lost;
+            dropped += dropped_here;
             below += under;
             slots += on_slots;
         }
-        prop_assert_eq!(whole.counts.packets, forwarded + dropped);
-        prop_assert_eq!(whole.counts.dropped.iter().sum::<u64>(), dropped);
-        let under = whole.counts.refused.iter().map(|(_, _, n)| n).sum::<u64>();
+        prop_assert_eq!(all.counts.packets, forwarded + dropped);
+        prop_assert_eq!(all.counts.dropped.iter().sum::<u64>(), dropped);
+        let under = all.counts.refused.iter().map(|(_, _, n)| n).sum::<u64>();
         prop_assert_eq!(under, below);
         let mut on_slots = 0;
-        for (egress, list) in &whole.egresses {
+        for (egress, list) in &all.egresses {
             prop_assert!(!list.is_empty());
             prop_assert!(list.is_sorted_by_key(|s| s.received_ns));
             for slot in list {
                 prop_assert_eq!(fib.paths[slot.path as usize].egress, *egress);
-                let bytes = whole.shared.packet(slot);
+                let bytes = all.shared.packet(slot);
                 prop_assert_eq!(IpHeader::parse(bytes).map(|d| d.packet_len), Ok(bytes.len()));
             }
             on_slots += on_wire(list);
