@@ -77,7 +77,7 @@ pub struct CaptureOpened {
 pub struct Shutdown;
 
 /// App to supervisor: starts a new instance of the child with this role. A former instance has
-/// been told to stop.
+/// received [`Stop`](super::supervision::Stop).
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct RestartChild(pub &'static str);

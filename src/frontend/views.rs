@@ -130,7 +130,7 @@ pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<Pending
             kind: "proxy".into(),
             name: proxy.to_string(),
             waiting_for: vec![format!(
-                "a place among the {MAX_PROXIES} proxies of {iface}"
+                "one of the {MAX_PROXIES} proxies of {iface} to be removed"
             )],
             origin: "settings".into(),
         });

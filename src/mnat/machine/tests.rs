@@ -152,7 +152,10 @@ fn egress_receives_the_requested_mappings() {
     ]);
     assert_eq!(test.take_changes(), []);
     test.set_joins(&[global(2)]);
-    assert_eq!(test.take_removals(), [(global(1), MappingEnd::Unwanted)]);
+    assert_eq!(
+        test.take_removals(),
+        [(global(1), MappingEnd::NotRequested)]
+    );
     let now = test.now;
     let request = test.expect(Op::Join, Ok((204, "")));
     assert_eq!(test.now, now, "sent at once");
