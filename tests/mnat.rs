@@ -16,7 +16,7 @@ use mcastor::mnat::client::{MnatClient, MnatClientError};
 use mcastor::mnat::protocol::{MAX_RESPONSE_LEN, MnatRequest, Op};
 use mcastor::mnat::{Channel, Machine, MappingChange, MnatEvent, MnatRole};
 use serde_json::json;
-use server::{Asked, Ca, Files, Reply, Server, Tls};
+use server::{Ca, Files, ReceivedRequest, Reply, Server, Tls};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -102,7 +102,7 @@ fn server_certificate_errors_have_distinct_texts() {
     let why = error_with(&["localhost"], -1, b"h2");
     assert!(why.contains("it has expired"), "{why}");
     let why = error_with(&["localhost"], 0, b"http/1.1");
-    assert!(why.contains("does not speak HTTP/2"), "{why}");
+    assert!(why.contains("does not support HTTP/2"), "{why}");
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn client_certificate_is_sent_and_reloaded_on_change() {
         ..tls(&ca)
     };
     let recorder = seen.clone();
-    let server = Server::local(tls, move |asked: Asked| {
-        recorder.lock().unwrap().push(asked.identity);
+    let server = Server::local(tls, move |request: ReceivedRequest| {
+        recorder.lock().unwrap().push(request.identity);
         watcher()
     });
     let files = Files::new();
@@ -246,14 +246,16 @@ fn ten_thousand_mappings_are_handled_within_a_second() {
         body.to_string().into_bytes()
     };
     let (before, after) = (body(false), body(true));
-    let server = Server::local(tls(&ca), move |asked: Asked| match asked.method.as_str() {
-        "GET" if *change.lock().unwrap() => Reply::Answer(200, after.clone()),
-        "GET" => Reply::Answer(200, before.clone()),
-        "PUT" => {
-            assert!(asked.body.len() < 1 << 20, "{}", asked.body.len());
-            Reply::Answer(204, vec![])
+    let server = Server::local(tls(&ca), move |request: ReceivedRequest| {
+        match request.method.as_str() {
+            "GET" if *change.lock().unwrap() => Reply::Answer(200, after.clone()),
+            "GET" => Reply::Answer(200, before.clone()),
+            "PUT" => {
+                assert!(request.body.len() < 1 << 20, "{}", request.body.len());
+                Reply::Answer(204, vec![])
+            }
+            _ => watcher(),
         }
-        _ => watcher(),
     });
     let files = Files::new();
     files.put("ca.pem", &ca.pem());

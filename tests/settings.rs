@@ -1,8 +1,8 @@
-//! Tests of settings files: each broken file is refused with the problems listed beside it, each good
-//! file loads, and what is generated from the declaration of the keys is up to date.
+//! Tests of settings files: each broken file is refused with the expected problems, each good file
+//! loads, and the files generated from the declaration of the keys are up to date.
 //!
-//! `MCASTOR_BLESS=1 cargo test --test settings` writes the expected problems and the generated files
-//! anew. Read the difference before you commit it.
+//! `MCASTOR_BLESS=1 cargo test --test settings` writes the expected problems and the generated files.
+//! Read the difference before you commit it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mcastor::model::{RouteRule, TtlPolicy};
 use mcastor::settings::{
-    self, LogFormat, MAX_FILE, MOST_PROBLEMS, PlaneKind, Settings, SettingsReport,
+    self, LogFormat, MAX_FILE, MAX_PROBLEMS, PlaneKind, Settings, SettingsReport,
 };
 
 fn root() -> PathBuf {
@@ -71,7 +71,7 @@ fn assert_generated(file: &str, text: &str) {
     }
     assert!(
         fs::read_to_string(&path).unwrap_or_default() == text,
-        "{file} is out of date; write it anew: MCASTOR_BLESS=1 cargo test --test settings"
+        "{file} is out of date; update it: MCASTOR_BLESS=1 cargo test --test settings"
     );
 }
 
@@ -641,11 +641,11 @@ fn sixty_fifth_proxy_of_an_upstream_is_refused() {
 fn problems_beyond_the_limit_are_counted() {
     let one = "[[route]]\nfrom = \"eth0\"\ngroup = \"10.0.0.1\"\nto = [\"eth1\"]\n";
     let report = load_text(&one.repeat(200), &[]).unwrap_err();
-    assert_eq!(report.problems().len(), MOST_PROBLEMS);
-    assert_eq!(report.left_out(), 200 - MOST_PROBLEMS);
+    assert_eq!(report.problems().len(), MAX_PROBLEMS);
+    assert_eq!(report.left_out(), 200 - MAX_PROBLEMS);
     // Unknown keys are found one at a time, which must end too.
     let report = load_text(&"[[route]]\nzzz = 1\n".repeat(200), &[]).unwrap_err();
-    assert_eq!(report.problems().len(), MOST_PROBLEMS);
+    assert_eq!(report.problems().len(), MAX_PROBLEMS);
 }
 
 /// Checks ten thousand different routes, and ten thousand routes of one group that differ by

@@ -1,5 +1,5 @@
-//! Packets through the switch of a route that rewrites, byte for byte against packets that scapy
-//! built: `tests/vectors/translate/build.py`.
+//! Compares translated packets with packets that scapy built. `tests/vectors/translate/build.py`
+//! generates the test vectors.
 
 use std::net::IpAddr;
 
@@ -19,9 +19,9 @@ struct Vector {
     to: (String, String),
     port: Option<u16>,
     mtu: u32,
-    offload: Option<Work>,
+    offload: Option<OffloadSpec>,
     #[serde(rename = "in")]
-    arrives: String,
+    input: String,
     #[serde(default)]
     out: Vec<String>,
     drop: Option<String>,
@@ -29,7 +29,7 @@ struct Vector {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Work {
+enum OffloadSpec {
     Checksum { start: u16, offset: u16 },
     Segments { segments: u16 },
 }
@@ -52,10 +52,10 @@ fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u
     let out = vec!["out".parse().unwrap()];
     let mut rule = RouteRule::new("in".parse().unwrap(), from.1.parse().unwrap(), out);
     rule.source = from.0.parse().unwrap();
-    let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
+    let translated = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
     let port = port.and_then(std::num::NonZeroU16::new);
-    let rewrite = TranslationRule::new((rule.source, rule.group), becomes, port, false);
-    rule.translation = Some(rewrite.unwrap());
+    let translation = TranslationRule::new((rule.source, rule.group), translated, port, false);
+    rule.translation = Some(translation.unwrap());
     let rib = Rib {
         rules: vec![rule],
         ..Rib::default()
@@ -63,9 +63,9 @@ fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u
     rib.build_fib(&links, 1)
 }
 
-/// What leaves, or the reason it does not.
-fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, DropReason> {
-    // Other bytes before and behind: nothing may be read or written there.
+/// Runs a packet through the switch. Returns the packets that leave, or the drop reason.
+fn run_switch(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, DropReason> {
+    // The packet is between other bytes, which must not affect the result.
     let mut bytes = vec![0xee; 14];
     bytes.extend_from_slice(packet);
     bytes.extend_from_slice(&[0xee; 14]);
@@ -95,12 +95,12 @@ fn through(fib: &Fib, packet: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, D
             left.push(packet.to_vec());
             continue;
         };
-        // Whole, for the egress to cut.
+        // A GSO packet, which the egress segments.
         let datagram = IpHeader::parse(packet).unwrap();
-        let (mut out, mut cuts) = (Vec::new(), Vec::new());
+        let (mut out, mut ranges) = (Vec::new(), Vec::new());
         let payload = segments.payload();
-        segment(packet, &datagram, payload, &mut out, |r| cuts.push(r))?;
-        left.extend(cuts.into_iter().map(|r| out[r].to_vec()));
+        segment(packet, &datagram, payload, &mut out, |r| ranges.push(r))?;
+        left.extend(ranges.into_iter().map(|r| out[r].to_vec()));
     }
     assert!(translated == switched.counts.packets && translated <= left.len() as u64);
     Ok(left)
@@ -115,18 +115,18 @@ fn vectors() -> Vec<Vector> {
 }
 
 #[test]
-fn what_leaves_is_what_scapy_builds() {
+fn translated_packets_equal_scapy_packets() {
     let vectors = vectors();
     assert!(vectors.len() > 200);
     let mut faults = Vec::new();
     for v in &vectors {
         let offload = match v.offload {
             None => Offload::None,
-            Some(Work::Checksum { start, offset }) => Offload::Checksum { start, offset },
-            Some(Work::Segments { segments }) => Offload::UdpSegments { payload: segments },
+            Some(OffloadSpec::Checksum { start, offset }) => Offload::Checksum { start, offset },
+            Some(OffloadSpec::Segments { segments }) => Offload::UdpSegments { payload: segments },
         };
         let fib = fib(&v.from, &v.to, v.port, v.mtu);
-        let left = through(&fib, &unhex(&v.arrives), offload);
+        let left = run_switch(&fib, &unhex(&v.input), offload);
         let left = left.map(|all| all.iter().map(|p| hex(p)).collect::<Vec<_>>());
         let expected = match &v.drop {
             Some(reason) => Err(reason.as_str()),
@@ -134,15 +134,15 @@ fn what_leaves_is_what_scapy_builds() {
         };
         let left = left.map_err(DropReason::label);
         if left != expected {
-            let shown = |r: &Result<Vec<String>, &str>| match r {
+            let text = |r: &Result<Vec<String>, &str>| match r {
                 Ok(all) => all.join("\n    "),
                 Err(reason) => (*reason).to_string(),
             };
             faults.push(format!(
                 "{}\n  {}\n  {}",
                 v.name,
-                shown(&left),
-                shown(&expected)
+                text(&left),
+                text(&expected)
             ));
         }
     }
@@ -155,9 +155,9 @@ fn what_leaves_is_what_scapy_builds() {
     );
 }
 
-/// There and back again: addresses, port and checksum of every vector that has a way back.
+/// Translates the result of each vector back, for vectors within one IP version and with one result.
 #[test]
-fn the_inverse_gives_the_packet_back() {
+fn inverse_translation_restores_the_packet() {
     let mut tried = 0;
     for v in vectors()
         .iter()
@@ -168,13 +168,13 @@ fn the_inverse_gives_the_packet_back() {
         if v4(&v.from.0) != v4(&v.to.0) || !plain {
             continue;
         }
-        // The port it had: of a fragment that is not the first there is none to tell.
-        let back = |p: Option<u16>| p.map(|_| 5000);
-        let there = fib(&v.to, &v.from, back(v.port), v.mtu);
-        let left = through(&there, &unhex(&v.out[0]), Offload::None);
+        // The port before the translation is 5000.
+        let original_port = v.port.map(|_| 5000);
+        let inverse = fib(&v.to, &v.from, original_port, v.mtu);
+        let left = run_switch(&inverse, &unhex(&v.out[0]), Offload::None);
         let left = left.unwrap_or_else(|r| panic!("{}: {}", v.name, r.label()));
-        // All but the TTL is as it was.
-        let mut packet = unhex(&v.arrives);
+        // Everything but the TTL is restored.
+        let mut packet = unhex(&v.input);
         let ttl = left[0][if packet[0] >> 4 == 4 { 8 } else { 7 }];
         mcastor::wire::ip::set_ttl(&mut packet, ttl);
         assert_eq!(hex(&left[0]), hex(&packet), "{}", v.name);

@@ -1,4 +1,4 @@
-//! What the supervisor knows of an actor of which there is one.
+//! Actors of which there is one: how the supervisor builds, restarts and stops them.
 
 use std::sync::Arc;
 
@@ -24,11 +24,11 @@ pub enum ShutdownPhase {
     BeforeForwarding,
     /// After the interface and forwarder actors have sent every packet.
     AfterForwarding,
-    /// Never: it goes on until the process ends.
+    /// Never: it runs until the process ends.
     WithProcess,
 }
 
-/// What a child is built from.
+/// The arguments for building a child.
 pub struct ChildStart {
     context: Arc<RouterContext>,
     supervisor: Recipient<ActorDied>,
@@ -36,7 +36,7 @@ pub struct ChildStart {
 }
 
 impl ChildStart {
-    /// Returns what a child with this role is built from.
+    /// Returns the arguments for building a child with this role.
     pub fn new(
         context: Arc<RouterContext>,
         supervisor: Recipient<ActorDied>,

@@ -24,7 +24,7 @@
 //!     supervisor Shutdown, RestartChild, PanicIn
 //! ```
 //!
-//! Each message type has one receiver. Except for [`Transmit`], and [`MembershipMessages`], messages
+//! Each message type has one receiver. Except for [`Transmit`] and [`MembershipMessages`], messages
 //! are as rare as changes of the configuration, the interfaces and the memberships, so they are
 //! sent with `do_send` past the mailbox limit: a lost one would leave two actors with different
 //! views.
@@ -77,7 +77,7 @@ pub struct CaptureOpened {
 pub struct Shutdown;
 
 /// App to supervisor: starts a new instance of the child with this role. A former instance has
-/// been told to stop.
+/// received [`Stop`](super::supervision::Stop).
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct RestartChild(pub &'static str);

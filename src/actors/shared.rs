@@ -1,4 +1,4 @@
-//! What all actors share.
+//! State that all actors share.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

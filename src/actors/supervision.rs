@@ -48,14 +48,14 @@ impl fmt::Display for ActorRole {
     }
 }
 
-/// An actor ended although it was not told to stop.
+/// An actor ended without having received [`Stop`].
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ActorDied(pub ActorRole);
 
 /// Reports the death of the actor that holds it.
 ///
-/// actix drops an actor that panics and notifies nobody. Dropping a guard that is not disarmed
+/// actix drops an actor that panics and notifies no other actor. Dropping a guard that is not disarmed
 /// sends [`ActorDied`]. An actor disarms its guard when it handles [`Stop`], never in
 /// `Actor::stopped`: actix also calls that after a panic.
 pub struct DeathGuard {
@@ -106,7 +106,7 @@ macro_rules! panics_on_demand {
             type Result = ();
 
             fn handle(&mut self, _: $crate::actors::supervision::PanicNow, _: &mut Self::Context) {
-                std::panic::panic_any("asked to panic, by a test");
+                std::panic::panic_any("panic requested by a test");
             }
         }
     };

@@ -28,7 +28,7 @@ Examples:
   Use it in a script:
     mcastor demo --seconds 1 --json
 
-Exit code: 0 PASS, 1 FAIL, 2 the demo cannot run here (the message tells what is missing).")]
+Exit code: 0 PASS, 1 FAIL, 2 the demo cannot run here (the message names the missing requirement).")]
 pub struct DemoArgs {
     /// Duration of the test in seconds
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=86_400))]

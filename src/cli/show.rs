@@ -371,8 +371,8 @@ fn querier_column(interface: &InterfaceView) -> String {
     queriers.join(", ")
 }
 
-/// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` stands
-/// for an address that is not translated.
+/// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` means
+/// that an address is not translated.
 fn translation_suffix(route: &RouteView) -> String {
     let Some(rewrite) = &route.rewrite else {
         return String::new();

@@ -198,9 +198,9 @@ fn request(args: &ClientArgs, command: &SmcrouteCommand) -> Result<String, Strin
         .and_then(|()| stream.write_all(&bytes))
         .and_then(|()| {
             loop {
-                let mut piece = [0; 4096];
-                let n = stream.read(&mut piece)?;
-                reply.extend_from_slice(&piece[..n]);
+                let mut chunk = [0; 4096];
+                let n = stream.read(&mut chunk)?;
+                reply.extend_from_slice(&chunk[..n]);
                 if n == 0 || reply.contains(&0) {
                     return Ok(());
                 }

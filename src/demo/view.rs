@@ -91,7 +91,7 @@ impl FlowRow {
     }
 }
 
-/// How it went.
+/// The verdict of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verdict {
@@ -104,7 +104,7 @@ pub enum Verdict {
 /// The verdict, its reason and the counts. Its JSON form is the output of `--json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DemoOutcome {
-    /// How it went.
+    /// The verdict.
     pub verdict: Verdict,
     /// The reason: one line, plus the last log lines if the router exited.
     pub reason: String,

@@ -234,8 +234,8 @@ fn route_rule(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
     let rewrite = spec.rewrite.as_ref().map(|rewrite| {
         let to_source = rewrite.source.as_ref().map(|s| s.parse()).transpose()?;
         let to_group = rewrite.group.as_ref().map(|g| g.parse()).transpose()?;
-        let becomes = (to_source, to_group);
-        let rule = TranslationRule::new((source, group), becomes, rewrite.port, false);
+        let replacement = (to_source, to_group);
+        let rule = TranslationRule::new((source, group), replacement, rewrite.port, false);
         rule.map_err(ChangeError::from)
     });
     Ok(RouteRule {

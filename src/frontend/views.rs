@@ -129,9 +129,7 @@ pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<Pending
         .map(|(proxy, iface)| PendingView {
             kind: "proxy".into(),
             name: proxy.to_string(),
-            waiting_for: vec![format!(
-                "a place among the {MAX_PROXIES} proxies of {iface}"
-            )],
+            waiting_for: vec![format!("fewer than {MAX_PROXIES} other proxies of {iface}")],
             origin: "settings".into(),
         });
     routes

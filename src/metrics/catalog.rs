@@ -105,7 +105,7 @@ pub struct Catalog {
     known: Arc<Mutex<KnownSeries>>,
     /// Flows being forwarded.
     pub flows: IntGauge,
-    /// Largest number of flows that are remembered.
+    /// Limit of the number of flows.
     pub flow_limit: IntGauge,
     /// Packets that the kernel dropped on the whole machine because the queue of a core was full.
     backlog_dropped: IntCounter,
@@ -255,7 +255,7 @@ impl Catalog {
         )?;
         let flow_ends = make.counters(
             "mcastor_flow_ends_total",
-            "Flows that are no longer remembered: idle, evicted by another flow, or flushed",
+            "Flows that ended: idle, evicted by another flow, or flushed",
             &["reason", "iface"],
         )?;
         let translations = make.counters(
@@ -267,10 +267,7 @@ impl Catalog {
             translations.with_label_values(&[family.label()]);
         }
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
-        let flow_limit = make.gauge(
-            "mcastor_flow_limit",
-            "Largest number of flows that are remembered",
-        )?;
+        let flow_limit = make.gauge("mcastor_flow_limit", "Limit of the number of flows")?;
         let backlog_dropped = make.counter(
             "mcastor_backlog_dropped_packets_total",
             "Packets of any program that the kernel dropped on this machine because the receive \
@@ -296,7 +293,7 @@ impl Catalog {
         let routes = make.gauge("mcastor_routes", "Routes in force")?;
         let build = make.gauges(
             "mcastor_build_info",
-            "Always 1; the label shows which version runs",
+            "Always 1; the label has the version of the program",
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);

@@ -31,7 +31,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Makes a channel of a source and a group. Without a source, it stands for any source.
+    /// Makes a channel of a source and a group. Without a source, it means any source.
     ///
     /// # Errors
     /// Mixed IP versions, link-local groups, and source addresses that no packet may have.
@@ -51,7 +51,7 @@ impl Channel {
         Ok(Self { source, group })
     }
 
-    /// Parses source and group. `None` stands for any source.
+    /// Parses source and group. `None` means any source.
     ///
     /// # Errors
     /// Text that is not an address, and the errors of [`Channel::new`].

@@ -92,7 +92,7 @@ pub enum MnatClientError {
         hint: String,
     },
     /// The server supports TLS, but not HTTP/2.
-    #[error("{0} does not speak HTTP/2")]
+    #[error("{0} does not support HTTP/2")]
     NotHttp2(String),
     /// The connection broke.
     #[error("{0} dropped the connection: {1}")]

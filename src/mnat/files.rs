@@ -2,8 +2,8 @@
 //!
 //! The watcher polls the metadata of a file a few times a second. Polling works on every file
 //! system. It detects writes in place, files that replace the old one, and directories that are
-//! created later. A changed file is read once its metadata has stayed the same for [`STILL`].
-//! A missing or empty file takes effect only after [`STILL_EMPTY`], because another program may be
+//! created later. A changed file is read once its metadata has stayed the same for [`SETTLE_TIME`].
+//! A missing or empty file takes effect only after [`EMPTY_SETTLE_TIME`], because another program may be
 //! about to write it.
 
 use std::fs::{self, File, OpenOptions};
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use super::joinfile::MAX_FILE_LEN;
 
 /// How long the metadata of a changed file must stay the same before the file is read.
-pub const STILL: Duration = Duration::from_millis(150);
+pub const SETTLE_TIME: Duration = Duration::from_millis(150);
 /// How long a file must be empty or missing before that takes effect.
-pub const STILL_EMPTY: Duration = Duration::from_secs(2);
+pub const EMPTY_SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// The metadata that identifies one version of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub enum FileContent {
 #[derive(Debug)]
 pub struct FileWatch {
     path: PathBuf,
-    /// The metadata at the last report; the inner `None` stands for a missing file.
+    /// The metadata at the last report; the inner `None` means that the file is missing.
     reported: Option<Option<Stamp>>,
     /// Metadata that differs from the last report, and when it was first seen.
     changed: Option<(Option<Stamp>, Instant)>,
@@ -89,7 +89,11 @@ impl FileWatch {
         match self.changed {
             Some((changed, since)) if changed == current => {
                 let empty = current.is_none_or(|s| s.size == 0);
-                let wait = if empty { STILL_EMPTY } else { STILL };
+                let wait = if empty {
+                    EMPTY_SETTLE_TIME
+                } else {
+                    SETTLE_TIME
+                };
                 (now.saturating_duration_since(since) >= wait).then(|| self.report(current))
             }
             _ => {
@@ -166,27 +170,27 @@ mod tests {
         assert!(watch.poll(start).is_none());
         fs::write(&path, "one\n").unwrap();
         assert!(watch.poll(start).is_none());
-        assert_eq!(bytes(watch.poll(start + STILL)), "one\n");
-        assert!(watch.poll(start + STILL * 2).is_none());
+        assert_eq!(bytes(watch.poll(start + SETTLE_TIME)), "one\n");
+        assert!(watch.poll(start + SETTLE_TIME * 2).is_none());
         // A write in place: truncated first, written later.
         let mut file = File::create(&path).unwrap();
-        let truncated = start + STILL * 2;
+        let truncated = start + SETTLE_TIME * 2;
         assert!(watch.poll(truncated).is_none());
-        assert!(watch.poll(truncated + STILL * 2).is_none());
+        assert!(watch.poll(truncated + SETTLE_TIME * 2).is_none());
         file.write_all(b"two\n").unwrap();
-        assert!(watch.poll(truncated + STILL * 3).is_none());
-        assert_eq!(bytes(watch.poll(truncated + STILL * 4)), "two\n");
+        assert!(watch.poll(truncated + SETTLE_TIME * 3).is_none());
+        assert_eq!(bytes(watch.poll(truncated + SETTLE_TIME * 4)), "two\n");
         // A file of the same length is renamed over it.
         let other = directory.path().join("b");
         fs::write(&other, "six\n").unwrap();
         fs::rename(&other, &path).unwrap();
-        let moved = truncated + STILL * 5;
+        let moved = truncated + SETTLE_TIME * 5;
         assert!(watch.poll(moved).is_none());
-        assert_eq!(bytes(watch.poll(moved + STILL)), "six\n");
+        assert_eq!(bytes(watch.poll(moved + SETTLE_TIME)), "six\n");
         fs::remove_file(&path).unwrap();
-        assert!(watch.poll(moved + STILL).is_none());
-        assert!(watch.poll(moved + STILL * 2).is_none());
-        let gone = watch.poll(moved + STILL + STILL_EMPTY);
+        assert!(watch.poll(moved + SETTLE_TIME).is_none());
+        assert!(watch.poll(moved + SETTLE_TIME * 2).is_none());
+        let gone = watch.poll(moved + SETTLE_TIME + EMPTY_SETTLE_TIME);
         assert!(matches!(gone, Some(FileContent::Missing)));
     }
 

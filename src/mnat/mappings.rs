@@ -44,7 +44,7 @@ pub enum MappingChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MappingEnd {
     /// The egress no longer requests the channel.
-    Unwanted,
+    NotRequested,
     /// The server no longer assigns the mapping.
     Unassigned,
     /// The server assigned the local channel to another global channel.
@@ -57,7 +57,7 @@ impl MappingEnd {
     /// Returns the reason as a sentence for the log.
     pub fn description(self) -> &'static str {
         match self {
-            Self::Unwanted => "no receiver requests it any more",
+            Self::NotRequested => "no receiver requests it any more",
             Self::Unassigned => "the server no longer assigns it",
             Self::Reassigned => "the server assigned its local channel to another stream",
             Self::Expired => "the server did not confirm it for the time `grace`",
@@ -186,7 +186,7 @@ impl Mappings {
         entries.retain(|global, entry| {
             let stays = joins.contains_key(global);
             if !stays {
-                changes.extend(entry.end(*global, MappingEnd::Unwanted));
+                changes.extend(entry.end(*global, MappingEnd::NotRequested));
             }
             stays
         });

@@ -341,7 +341,7 @@ mod tests {
         let remove = MappingChange::Remove {
             global: g,
             local: b,
-            why: MappingEnd::Unwanted,
+            why: MappingEnd::NotRequested,
         };
         plan.apply(now, &remove);
         assert_eq!(plan.routes().count(), 0);

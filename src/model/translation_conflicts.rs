@@ -198,12 +198,12 @@ mod tests {
         if !source.is_empty() {
             rule.source = source.parse().unwrap();
         }
-        let becomes = (
+        let replacement = (
             (!to_source.is_empty()).then(|| to_source.parse().unwrap()),
             (!to_group.is_empty()).then(|| to_group.parse().unwrap()),
         );
         rule.translation =
-            TranslationRule::new((rule.source, rule.group), becomes, None, false).ok();
+            TranslationRule::new((rule.source, rule.group), replacement, None, false).ok();
         rule
     }
 

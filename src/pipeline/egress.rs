@@ -75,6 +75,7 @@ pub struct EgressQueue {
     slots: Vec<Slot>,
     /// The packets to send, in order.
     packets: Vec<OutgoingRange>,
+    /// The bytes of segments and fragments.
     parts: Vec<u8>,
     /// Segments that may have to be fragmented.
     scratch: Vec<u8>,
@@ -194,7 +195,8 @@ impl EgressQueue {
             let left = &self.packets[self.next..];
             let accepted = match transmit.send(&mut left.iter().map(outgoing)) {
                 Ok(accepted @ 1..) => accepted.min(left.len()),
-                // Neither accepted nor refused: a retry could repeat forever.
+                // The packet was neither accepted nor refused. Drops it, because retries might never
+                // end.
                 Ok(0) => {
                     sent.dropped[DropReason::SendFailed as usize] += on_wire(&left[0], slots).0;
                     self.next += 1;
@@ -203,8 +205,8 @@ impl EgressQueue {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Progress::Blocked,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    // Refused because it is a GSO packet: the egress accepts no packets of them. The
-                    // next turn segments this one and the others.
+                    // The kernel refused the packet because the egress accepts no GSO packets. The
+                    // next iteration segments this packet and the other GSO packets.
                     let is_gso =
                         left[0].1.is_none() && slots[left[0].0 as usize].segments.is_some();
                     if is_gso && !transmit.accepts_gso() {
@@ -298,7 +300,7 @@ mod tests {
     struct ScriptedSink {
         results: VecDeque<SendResult>,
         sent: Vec<Vec<u8>>,
-        /// Accepts GSO packets until it results `EINVAL`.
+        /// Accepts GSO packets until a result is `EINVAL`.
         accepts_gso: bool,
         /// Number of GSO packets accepted.
         gso_packets: usize,

@@ -1,4 +1,4 @@
-//! What happens to a batch of packets between capture and transmission, on every plane.
+//! Processing of a batch of packets between capture and transmission. It is the same on every plane.
 //!
 //! ```text
 //!  PacketSource -> Batch -> Switch -> SharedBatch + Slots, a list for each egress -> EgressQueue -> PacketSink

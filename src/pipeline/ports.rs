@@ -30,8 +30,7 @@ pub trait PacketSink {
     /// [`PacketSink::poll_writable`].
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize>;
 
-    /// Reports whether GSO packets (one packet that stands for several datagrams) may be sent
-    /// without segmentation. The answer may change after an error of [`PacketSink::send`], so
+    /// Reports whether GSO packets may be sent without segmentation. The answer may change after an error of [`PacketSink::send`], so
     /// callers query it for each run of packets that has some.
     fn accepts_gso(&mut self) -> bool {
         false

@@ -16,14 +16,14 @@ pub struct Slot {
     pub in_side_buffer: bool,
     /// For a GSO packet: how it is segmented into datagrams.
     pub segments: Option<GsoLayout>,
-    /// The path whose counters it counts for.
+    /// The path in whose counters the packet is counted.
     pub path: PathId,
     /// Receive time, in nanoseconds of `CLOCK_REALTIME`.
     pub received_ns: u64,
 }
 
 impl Slot {
-    /// Returns the number of packets on the wire that it stands for.
+    /// Returns the number of packets on the wire: for a GSO packet, its segments.
     pub fn packets(&self) -> u64 {
         self.segments.map_or(1, |s| s.count(self.len as usize))
     }

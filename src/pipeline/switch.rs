@@ -193,9 +193,9 @@ impl Switch {
         }
     }
 
-    /// Adds a packet, or its segments, to the egresses of all its variants. An egress gets an
-    /// untranslated packet once, from the first variant that has it. A translated packet is another
-    /// stream and is added besides. A packet that no variant forwards is counted as dropped: the
+    /// Adds a packet, or its segments, to the egresses of all its variants. An untranslated packet is
+    /// added to each egress once, for the first variant with this egress. A translated packet belongs to
+    /// another stream and is always added. A packet that no variant forwards is counted as dropped: the
     /// loop guard recognised it, or its translation failed.
     fn distribute(
         &mut self,

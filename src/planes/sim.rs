@@ -222,7 +222,7 @@ impl SimPlane {
     }
 
     /// Limits the packets that wait for a capture; further packets are dropped.
-    pub fn set_room(&self, interface: InterfaceId, packets: usize) {
+    pub fn set_capacity(&self, interface: InterfaceId, packets: usize) {
         self.with(interface, |w| w.capacity = Some(packets));
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Shortest sleep between packets. A wake-up costs more than a packet, so shorter sleeps do not
-/// pay.
+/// Shortest sleep between packets. A wake-up costs more than a packet, so shorter sleeps would
+/// cost more than they save.
 pub const QUANTUM: Duration = Duration::from_micros(100);
 
 /// The next action of a paced sender.

@@ -124,7 +124,7 @@ impl KeyDeclaration {
         self
     }
 
-    /// Says in Markdown which value an absent key stands for.
+    /// Describes the default of an absent key in Markdown.
     pub const fn default_described(mut self, text: &'static str) -> Self {
         self.default = DefaultValue::Described(text);
         self

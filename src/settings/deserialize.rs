@@ -9,7 +9,7 @@ use super::declaration::KeyType;
 use super::key_path::{KeyPath, PathSegment};
 use super::locate::Sources;
 use super::raw::{JOIN_FORMS, RawSettings, TTL_FORMS, find_key};
-use super::report::{MOST_PROBLEMS, Problem};
+use super::report::{MAX_PROBLEMS, Problem};
 use super::tree::value_at_mut;
 use super::unknown::{probable_key, unknown_key};
 
@@ -23,7 +23,7 @@ pub(super) fn deserialize(
     problems: &mut Vec<Problem>,
 ) -> (RawSettings, HashSet<KeyPath>) {
     let mut refused = HashSet::new();
-    while problems.len() <= MOST_PROBLEMS {
+    while problems.len() <= MAX_PROBLEMS {
         if tree.is_null() {
             break;
         }

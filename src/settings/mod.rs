@@ -8,7 +8,7 @@
 //!
 //! `raw.rs` declares every key once; `declaration.rs` lists what is derived from it. Every problem
 //! carries the path of its key, and `locate.rs` finds the bytes of the file or the environment
-//! variable for a path. Files import only files that stand before them:
+//! variable for a path. A file imports only files to the left of it:
 //!
 //! ```text
 //! words, key_path, declaration ▷ raw ▷ report ▷ locate ▷ file, tree, unknown ▷ merge, deserialize
@@ -46,7 +46,7 @@ use std::path::Path;
 
 pub use file::MAX_FILE;
 pub use reference::{example_file, json_schema, key_table};
-pub use report::{MOST_PROBLEMS, Problem, SettingsReport};
+pub use report::{MAX_PROBLEMS, Problem, SettingsReport};
 pub use smcroute::read as read_smcroute;
 pub use unknown::PREFIX;
 pub use validated::{
@@ -95,7 +95,7 @@ impl Settings {
     /// and checks the result. The file is TOML or an `smcroute.conf`.
     ///
     /// # Errors
-    /// All problems found, at most [`MOST_PROBLEMS`] of them in full.
+    /// All problems found, at most [`MAX_PROBLEMS`] of them in full.
     pub fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::key_path::KeyPath;
 
 /// The largest number of problems in a [`SettingsReport`]. Further problems are only counted.
-pub const MOST_PROBLEMS: usize = 50;
+pub const MAX_PROBLEMS: usize = 50;
 
 /// A text that labels point into, with its name: the file, or an environment variable with its
 /// value.
@@ -242,17 +242,17 @@ pub struct SettingsReport {
 impl SettingsReport {
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.location.sort_key());
-        let left_out = problems.len().saturating_sub(MOST_PROBLEMS);
-        problems.truncate(MOST_PROBLEMS);
+        let left_out = problems.len().saturating_sub(MAX_PROBLEMS);
+        problems.truncate(MAX_PROBLEMS);
         Self { problems, left_out }
     }
 
-    /// Returns the problems, at most [`MOST_PROBLEMS`].
+    /// Returns the problems, at most [`MAX_PROBLEMS`].
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Returns the number of problems beyond [`MOST_PROBLEMS`].
+    /// Returns the number of problems beyond [`MAX_PROBLEMS`].
     pub fn left_out(&self) -> usize {
         self.left_out
     }

@@ -263,20 +263,20 @@ pub(super) fn refuse_proxy_cycles(
     if proxies.is_empty() || rules.iter().all(|rule| rule.translation.is_none()) {
         return;
     }
-    let mut ways = rules.to_vec();
-    ways.extend(proxy_routes(proxies));
+    let mut all_routes = rules.to_vec();
+    all_routes.extend(proxy_routes(proxies));
     let mut reported: HashSet<usize> = HashSet::new();
     for start in 0..rules.len() {
         // A cycle of routes alone was refused before.
-        let has_proxy = |cycle: &Vec<usize>| cycle.iter().any(|way| *way >= rules.len());
-        let cycle = translation_loop(&ways, start).filter(has_proxy);
+        let has_proxy = |cycle: &Vec<usize>| cycle.iter().any(|route| *route >= rules.len());
+        let cycle = translation_loop(&all_routes, start).filter(has_proxy);
         let Some(cycle) = cycle.filter(|_| !reported.contains(&start)) else {
             continue;
         };
         reported.extend(cycle.iter().filter(|way| **way < rules.len()));
         let others = cycle[1..]
             .iter()
-            .map(|way| format!("\"{}\"", ways[*way].name));
+            .map(|route| format!("\"{}\"", all_routes[*route].name));
         let others: Vec<_> = others.collect();
         checker.refuse(
             &KeyPath::root("route").index(start).key("rewrite"),

@@ -13,7 +13,7 @@ pub const PREFIX: &str = "MCASTOR__";
 /// The highest list index of a variable, so that a typing error does not allocate a huge list.
 const MAX_INDEX: usize = 65_535;
 
-/// Returns the known key that an unknown key probably stands for.
+/// Returns the known key that the user probably meant with an unknown key.
 pub(super) fn probable_key(path: &KeyPath) -> Option<KeyPath> {
     let parent = path.parent();
     let (key_type, _) = find_key(&parent)?;

@@ -355,7 +355,7 @@ mod tests {
         read(files[0].0, strict, &mut files_for)
     }
 
-    /// Content that stands for a file without read permission.
+    /// Content that marks a file as unreadable.
     const UNREADABLE: &str = "unreadable";
 
     #[test]

@@ -10,7 +10,7 @@ use libc::c_void;
 use crate::model::{Group, IfIndex, Source};
 
 /// The largest source list that [`exclude`] accepts. The default limits of the kernel are lower.
-pub const MOST_EXCLUDED: usize = 1024;
+pub const MAX_EXCLUDED: usize = 1024;
 
 /// Sets the filter of `group` on interface `index` to EXCLUDE `sources` (RFC 3678 section 5.2.1).
 /// `socket` must have joined the group for any source. The new filter replaces the old one
@@ -25,7 +25,7 @@ pub fn exclude<'a>(
     group: Group,
     sources: impl ExactSizeIterator<Item = &'a Source>,
 ) -> io::Result<()> {
-    if sources.len() > MOST_EXCLUDED {
+    if sources.len() > MAX_EXCLUDED {
         return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
     }
     // The layout of `struct group_filter` (linux/in.h). Addresses are aligned to 8 bytes.

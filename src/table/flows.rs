@@ -2,9 +2,9 @@
 //! packet.
 //!
 //! Any sender can create flows, so their number is limited. At the limit, an interface evicts its
-//! flow that has been idle longest. An interface without flows waits for one flow of the
-//! limit, which the other interfaces leave to it with their next flow. A flow is a cache entry, never a permission:
-//! a packet without a flow is looked up in the forwarding table.
+//! flow that has been idle longest. An interface that has no flow to evict waits: the next new flow
+//! of another interface evicts one flow more, which makes room for it. A flow is a cache entry and
+//! not a permission: a packet without a flow is looked up in the forwarding table.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -182,8 +182,8 @@ mod tests {
 
     fn translating(from: (&str, &str), to: (&str, &str), origin: Origin) -> RouteRule {
         let mut rule = rule(from.0, from.1, origin);
-        let becomes = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
-        let translation = TranslationRule::new((rule.source, rule.group), becomes, None, false);
+        let replacement = (Some(to.0.parse().unwrap()), Some(to.1.parse().unwrap()));
+        let translation = TranslationRule::new((rule.source, rule.group), replacement, None, false);
         rule.translation = Some(translation.unwrap());
         rule
     }
@@ -234,10 +234,10 @@ mod tests {
             added.to = vec![to.parse().unwrap()];
             let start = std::time::Instant::now();
             rib.add(added).unwrap();
-            let took = start.elapsed();
-            println!("add {from} beside {} routes: {took:?}", rib.rules.len());
+            let duration = start.elapsed();
+            println!("add {from} beside {} routes: {duration:?}", rib.rules.len());
             // A generous limit: this is an unoptimised build, and the machine may be busy.
-            assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+            assert!(duration < std::time::Duration::from_secs(2), "{duration:?}");
         }
     }
 

@@ -11,21 +11,21 @@ use super::oif_sets::{OifSetId, OifSets};
 /// Number of maps over which the groups are spread. A change copies one of the maps.
 const SHARDS: usize = 256;
 
-/// The downstream interfaces with members of a group, and with members that want one source of it.
+/// The downstream interfaces with members of a group, and with members that request one source of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupOifs {
-    /// Interfaces with members that want the source.
+    /// Interfaces with members that request the source.
     pub source_oifs: OifSetId,
-    /// Interfaces with members of the group, whichever sources they want.
+    /// Interfaces with members of the group, whichever sources they request.
     pub group_oifs: OifSetId,
 }
 
 /// The downstream interfaces with members of one group.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct GroupInterest {
-    /// Interfaces with members of the group, whichever sources they want.
+    /// Interfaces with members of the group, whichever sources they request.
     pub(super) group_oifs: OifSetId,
-    /// Interfaces whose members want the sources that are not in `by_source`.
+    /// Interfaces whose members request the sources that are not in `by_source`.
     pub(super) default_oifs: OifSetId,
     /// Sources whose set of interfaces differs from `default_oifs`, in rising order.
     pub(super) by_source: Box<[(IpAddr, OifSetId)]>,

@@ -295,11 +295,11 @@ mod tests {
         assert_eq!(rib.rules.len(), 1);
     }
 
-    fn translating(from: &str, group: &str, to: &[&str], becomes: &str) -> RouteRule {
+    fn translating(from: &str, group: &str, to: &[&str], new_group: &str) -> RouteRule {
         use crate::model::TranslationRule;
         let mut r = rule(from, group, to);
-        let becomes = (None, Some(becomes.parse().unwrap()));
-        r.translation = TranslationRule::new((r.source, r.group), becomes, None, false).ok();
+        let replacement = (None, Some(new_group.parse().unwrap()));
+        r.translation = TranslationRule::new((r.source, r.group), replacement, None, false).ok();
         assert!(r.translation.is_some());
         r
     }

@@ -11,7 +11,7 @@ pub enum RibChange {
     AddRoute {
         /// The route.
         rule: Box<RouteRule>,
-        /// Whether the route may have no egresses. Such a route stops the packets it matches.
+        /// Whether the route may have no egresses. Such a route drops the packets it matches.
         allow_no_egress: bool,
     },
     /// Removes the egresses of the rule from the route with the same ingress, source and group;
@@ -49,7 +49,7 @@ impl RibChange {
                 let to = names(&rule);
                 let name = rib.add(*rule)?;
                 match to.is_empty() {
-                    true => format!("added {name}, which stops the packets that it matches"),
+                    true => format!("added {name}, which drops the packets that it matches"),
                     false => format!("added {name} to {to}"),
                 }
             }

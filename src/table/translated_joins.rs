@@ -148,11 +148,11 @@ mod tests {
         let to = vec!["br0".parse().unwrap()];
         let mut rule = RouteRule::new("eth0".parse().unwrap(), group.parse().unwrap(), to);
         rule.source = source.parse().unwrap();
-        let becomes = (
+        let replacement = (
             to_source.map(|s| s.parse().unwrap()),
             to_group.map(|g| g.parse().unwrap()),
         );
-        let translation = TranslationRule::new((rule.source, rule.group), becomes, None, false);
+        let translation = TranslationRule::new((rule.source, rule.group), replacement, None, false);
         rule.translation = Some(translation.unwrap());
         rule
     }

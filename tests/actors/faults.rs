@@ -109,8 +109,8 @@ async fn refused_capture_is_retried_once() {
     r.links_in_force(&[link(1, "in2"), link(2, "out")], 1).await;
     r.links_in_force(&[link(1, "in1"), link(2, "out")], 1).await;
     // The retry is due five seconds after the refusal.
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(5500) {
+    let started_at = Instant::now();
+    while started_at.elapsed() < Duration::from_millis(5500) {
         let captures = r.faults.captures.load(Ordering::Acquire);
         assert!(captures <= 1, "{captures} captures of one interface");
         tokio::time::sleep(Duration::from_millis(10)).await;

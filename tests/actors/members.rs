@@ -82,14 +82,14 @@ impl Router {
     }
 
     async fn until_joined(&self, expected: &[&str]) {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         loop {
             let now = self.joined().await;
             if now == expected {
                 return;
             }
             assert!(
-                begun.elapsed() < PATIENCE,
+                started_at.elapsed() < PATIENCE,
                 "joined: {now:?}, expected {expected:?}"
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -130,8 +130,8 @@ async fn members_follow_proxy_changes() {
         r.sim.arrive(index(FIRST_INDEX + 2), &[&packet(n, 9)]);
     }
     let mut received = 0;
-    let begun = Instant::now();
-    while received < 10 && begun.elapsed() < PATIENCE {
+    let started_at = Instant::now();
+    while received < 10 && started_at.elapsed() < PATIENCE {
         received += data(&r.sim.take_sent(index(FIRST_INDEX + 3)));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -184,7 +184,7 @@ async fn shown_member_is_forwarded_to() {
     for groups in many.chunks(100) {
         groups.iter().for_each(|group| join(group));
         let last = groups.last().unwrap();
-        let begun = Instant::now();
+        let started_at = Instant::now();
         loop {
             let Ok(ShowReply::Groups(shown)) = query::show(&r.context, ShowQuery::Groups).await
             else {
@@ -196,7 +196,7 @@ async fn shown_member_is_forwarded_to() {
             {
                 break;
             }
-            assert!(begun.elapsed() < PATIENCE, "{last} is not shown");
+            assert!(started_at.elapsed() < PATIENCE, "{last} is not shown");
         }
         assert_eq!(r.member_interfaces(last), [3], "{last} is shown");
     }
@@ -238,7 +238,7 @@ async fn members_survive_actor_restarts() {
             break;
         }
     }
-    // A restarted membership actor has no members, but forwarding to them goes on.
+    // A restarted membership actor has no members, but forwarding to the members continues.
     let panics = r.supervisor.send(PanicIn("membership".into())).await;
     panics.unwrap().unwrap();
     r.until("the actor is restarted", |r| r.restarts("membership") == 1)

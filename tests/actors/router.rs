@@ -73,10 +73,10 @@ impl Router {
 
     /// Waits for a condition.
     pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         while !condition(self) {
             assert!(
-                begun.elapsed() < PATIENCE,
+                started_at.elapsed() < PATIENCE,
                 "timeout, waiting until {what}\n{}",
                 self.text()
             );

@@ -109,7 +109,7 @@ impl Resolver {
         Some(target)
     }
 
-    /// What `name` stands for inside `module`.
+    /// Resolves `name` inside `path`.
     fn lookup(&self, path: &ModulePath, name: &str, steps: usize) -> Option<Target> {
         let module = self.modules.get(path)?;
         if module.children.contains(name) {
@@ -233,8 +233,8 @@ impl Graph {
 
     /// Groups of folders, or of folders and files beside them, that depend on each other.
     ///
-    /// Compares what is directly inside one folder: a file stands for itself, a folder for all
-    /// files below it. `x.rs` beside a folder `x` belongs to that folder. Inside of it, `x.rs` or
+    /// Compares what is directly inside one folder: a file represents itself, a folder all files
+    /// below it. `x.rs` beside a folder `x` belongs to that folder. Inside of it, `x.rs` or
     /// `mod.rs` is a file like the others. Cycles of files alone are not reported here.
     pub fn folder_cycles(&self, files: &[SourceFile]) -> Vec<Vec<String>> {
         let names: Vec<(ModulePath, bool)> = files.iter().map(|f| place(f, files)).collect();

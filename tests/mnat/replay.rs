@@ -10,7 +10,7 @@ use mcastor::mnat::protocol::{self, MnatRequest, Op, ServerResponse};
 use mcastor::mnat::{Channel, Machine, MappingChange, MappingStatus, MnatEvent, MnatRole};
 use serde_json::{Value, json};
 
-use super::server::{Asked, Ca, Files, Reply, Server};
+use super::server::{Ca, Files, ReceivedRequest, Reply, Server};
 use super::{block_on, target, tls};
 
 fn recording(name: &str) -> Vec<Value> {
@@ -69,11 +69,11 @@ impl Exchange {
         })
     }
 
-    fn matches(&self, asked: &Asked) -> bool {
+    fn matches(&self, request: &ReceivedRequest) -> bool {
         let body = self.body.as_ref();
-        self.method == asked.method
-            && self.path == asked.path
-            && body.is_none_or(|b| *b == parsed(&asked.body))
+        self.method == request.method
+            && self.path == request.path
+            && body.is_none_or(|b| *b == parsed(&request.body))
     }
 
     fn is_change(&self) -> bool {
@@ -133,8 +133,8 @@ impl Recording {
         self.outages.iter().any(within)
     }
 
-    fn answer(&mut self, asked: Asked) -> Reply {
-        let is_match = |(_, e): &(usize, &Exchange)| e.matches(&asked);
+    fn answer(&mut self, request: ReceivedRequest) -> Reply {
+        let is_match = |(_, e): &(usize, &Exchange)| e.matches(&request);
         let mut matching = self
             .exchanges
             .iter()
@@ -142,8 +142,8 @@ impl Recording {
             .filter(is_match)
             .peekable();
         if matching.peek().is_none() {
-            let body = String::from_utf8_lossy(&asked.body);
-            let text = format!("{} {} {body}", asked.method, asked.path);
+            let body = String::from_utf8_lossy(&request.body);
+            let text = format!("{} {} {body}", request.method, request.path);
             self.unexpected.push(text);
             return Reply::Drop;
         }
@@ -166,8 +166,8 @@ impl Recording {
         };
         if changing {
             self.next = n + 1;
-            let body = parsed(&asked.body);
-            self.done.push((asked.method, asked.path, body));
+            let body = parsed(&request.body);
+            self.done.push((request.method, request.path, body));
         }
         Reply::Answer(status, body)
     }
@@ -206,7 +206,9 @@ fn replay(name: &str, role: MnatRole, first: &[Channel]) -> Replay {
     joins.reverse();
     let ca = Ca::new();
     let answers = shared.clone();
-    let server = Server::local(tls(&ca), move |asked| answers.lock().unwrap().answer(asked));
+    let server = Server::local(tls(&ca), move |request| {
+        answers.lock().unwrap().answer(request)
+    });
     let files = Files::new();
     files.put("ca.pem", &ca.pem());
     let start = Instant::now();
@@ -466,23 +468,25 @@ fn unrelated_responses_to_a_poll_keep_the_mapping() {
     let taken = left.clone();
     let mut bad = false;
     let ca = Ca::new();
-    let server = Server::local(tls(&ca), move |asked: Asked| match asked.method.as_str() {
-        "GET" => {
-            bad = !bad;
-            let good = (200, mapped.to_string().into_bytes());
-            let reply = if bad {
-                taken.lock().unwrap().pop()
-            } else {
-                None
-            };
-            match reply.unwrap_or(Some(good)) {
-                Some((status, body)) => Reply::Answer(status, body),
-                None => Reply::Drop,
+    let server = Server::local(tls(&ca), move |request: ReceivedRequest| {
+        match request.method.as_str() {
+            "GET" => {
+                bad = !bad;
+                let good = (200, mapped.to_string().into_bytes());
+                let reply = if bad {
+                    taken.lock().unwrap().pop()
+                } else {
+                    None
+                };
+                match reply.unwrap_or(Some(good)) {
+                    Some((status, body)) => Reply::Answer(status, body),
+                    None => Reply::Drop,
+                }
             }
-        }
-        _ => {
-            let watcher = json!({ "watcher-id": "A", "refresh-period": 20 });
-            Reply::Answer(200, watcher.to_string().into_bytes())
+            _ => {
+                let watcher = json!({ "watcher-id": "A", "refresh-period": 20 });
+                Reply::Answer(200, watcher.to_string().into_bytes())
+            }
         }
     });
     let files = Files::new();

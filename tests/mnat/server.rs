@@ -70,7 +70,7 @@ fn rand() -> u64 {
 
 /// A request that the server received.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub method: String,
     pub path: String,
     pub body: Vec<u8>,
@@ -94,13 +94,13 @@ pub enum Reply {
 }
 
 /// Decides how the server reacts to a request.
-pub trait Answers: Send + 'static {
-    fn answer(&mut self, asked: Asked) -> Reply;
+pub trait RequestHandler: Send + 'static {
+    fn answer(&mut self, request: ReceivedRequest) -> Reply;
 }
 
-impl<F: FnMut(Asked) -> Reply + Send + 'static> Answers for F {
-    fn answer(&mut self, asked: Asked) -> Reply {
-        self(asked)
+impl<F: FnMut(ReceivedRequest) -> Reply + Send + 'static> RequestHandler for F {
+    fn answer(&mut self, request: ReceivedRequest) -> Reply {
+        self(request)
     }
 }
 
@@ -144,7 +144,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(listener: TcpListener, tls: Tls, answers: impl Answers) -> Self {
+    pub fn start(listener: TcpListener, tls: Tls, answers: impl RequestHandler) -> Self {
         let address = listener.local_addr().unwrap();
         let config = Arc::new(tls.config());
         let open = Arc::new(AtomicBool::new(true));
@@ -155,7 +155,7 @@ impl Server {
                 .enable_all()
                 .build()
                 .unwrap();
-            let answers: Arc<Mutex<dyn Answers>> = Arc::new(Mutex::new(answers));
+            let answers: Arc<Mutex<dyn RequestHandler>> = Arc::new(Mutex::new(answers));
             runtime.block_on(async move {
                 tokio::select! {
                     () = accept(listener, config, answers, is_open) => {}
@@ -172,7 +172,7 @@ impl Server {
     }
 
     /// Starts a server on a free port of 127.0.0.1.
-    pub fn local(tls: Tls, answers: impl Answers) -> Self {
+    pub fn local(tls: Tls, answers: impl RequestHandler) -> Self {
         Self::start(TcpListener::bind("127.0.0.1:0").unwrap(), tls, answers)
     }
 
@@ -194,7 +194,7 @@ impl Drop for Server {
 async fn accept(
     listener: TcpListener,
     config: Arc<ServerConfig>,
-    answers: Arc<Mutex<dyn Answers>>,
+    answers: Arc<Mutex<dyn RequestHandler>>,
     open: Arc<AtomicBool>,
 ) {
     listener.set_nonblocking(true).unwrap();
@@ -212,7 +212,7 @@ async fn accept(
 async fn serve(
     acceptor: TlsAcceptor,
     tcp: tokio::net::TcpStream,
-    answers: Arc<Mutex<dyn Answers>>,
+    answers: Arc<Mutex<dyn RequestHandler>>,
     open: Arc<AtomicBool>,
 ) -> Option<()> {
     let tls = acceptor.accept(tcp).await.ok()?;
@@ -237,13 +237,13 @@ async fn serve(
         if !open.load(Ordering::SeqCst) {
             return None;
         }
-        let asked = Asked {
+        let request = ReceivedRequest {
             method: head.method.to_string(),
             path: head.uri.path().to_string(),
             body: bytes,
             identity: identity.clone(),
         };
-        let reply = answers.lock().unwrap().answer(asked);
+        let reply = answers.lock().unwrap().answer(request);
         let (status, body) = match reply {
             Reply::Answer(status, body) => (status, body),
             Reply::Late(wait, status, body) => {

@@ -131,7 +131,7 @@ impl Bed {
     pub fn with_small_buffers(mut self) -> Result<Self, Failed> {
         match self.kind {
             Kind::Sim(ref sim) => {
-                sim.set_room(self.far, 8);
+                sim.set_capacity(self.far, 8);
                 Ok(self)
             }
             Kind::Veth { .. } => {

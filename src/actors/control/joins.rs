@@ -158,10 +158,10 @@ impl Joins {
     /// Applies pending changes for a while. Each system call takes longer the more memberships
     /// there are.
     fn run_time_slice(&mut self, ctx: &mut Context<Self>) {
-        let begun = Instant::now();
+        let start = Instant::now();
         while let Some((_, join)) = self.pending.pop_first() {
             self.apply(join);
-            if begun.elapsed() >= TIME_SLICE {
+            if start.elapsed() >= TIME_SLICE {
                 break;
             }
         }

@@ -1,5 +1,5 @@
-//! Actors of the data path. They run on worker threads and answer no questions that take longer
-//! than a batch.
+//! Actors of the data path. They run on worker threads. No handler takes longer than the
+//! processing of a batch.
 
 pub mod forwarder;
 pub mod interface;

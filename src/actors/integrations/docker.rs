@@ -75,7 +75,7 @@ enum FollowError {
     Engine(#[from] EngineError),
     #[error("cannot find the interfaces of containers: {0}")]
     Links(#[from] rtnetlink::Error),
-    #[error("cannot ask the kernel for interfaces: {0}")]
+    #[error("cannot query the interfaces of the kernel: {0}")]
     Netlink(#[from] std::io::Error),
 }
 

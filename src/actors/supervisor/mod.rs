@@ -41,7 +41,7 @@ const PLANE_COUNTER_INTERVAL: Duration = Duration::from_secs(1);
 /// Limit of the mailbox.
 const MAILBOX: usize = 4096;
 
-/// What the supervisor works with.
+/// The configuration of the supervisor.
 pub struct SupervisorConfig {
     /// Shared by all actors.
     pub context: Arc<RouterContext>,
@@ -179,8 +179,8 @@ impl Supervisor {
         self.forwarders[worker].insert(index, address);
     }
 
-    /// Starts and stops actors as the forwarding table requires, in the order that loses no
-    /// packet: forwarders start before the snapshot that needs them is in force, and actors stop
+    /// Starts and stops actors as the forwarding table requires, in an order that loses no
+    /// packets: forwarders start before the snapshot that needs them is in force, and actors stop
     /// after the snapshot that does not need them is in force.
     fn reconcile(&mut self, ctx: &mut Context<Self>) {
         let fib = self.fib.clone();
@@ -191,7 +191,7 @@ impl Supervisor {
         let unused_interfaces: Vec<CapturedInterface> =
             unused.map(|(_, captured)| captured).collect();
         // A renamed interface keeps its actors, which find its name in the snapshot. Replacing
-        // them would lose or double packets.
+        // them would lose or duplicate packets.
         for (index, captured) in &mut self.interfaces {
             if let Some(name) = names.get(index) {
                 captured.name.clone_from(name);
@@ -302,7 +302,7 @@ impl Supervisor {
                     && captured.address.connected()
                 {
                     // The link returned in the meantime and is captured already. A second
-                    // capture would double every packet.
+                    // capture would duplicate every packet.
                     return;
                 }
                 self.interfaces.remove(index);

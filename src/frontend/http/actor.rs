@@ -67,7 +67,7 @@ impl Actor for HttpServerActor {
                     ctx.terminate();
                 }));
             }
-            Err(e) => warn!("http: cannot serve: {e}; forwarding goes on"),
+            Err(e) => warn!("http: cannot serve: {e}; forwarding continues"),
         }
     }
 }

@@ -76,10 +76,10 @@ fn unknown_senders_leave_quota_for_members() {
     // Unknown senders may fill three quarters. A known member has its share of the last 32
     // slots: two of them.
     let host = link.host(2);
-    let mut join_as = |n, standing| {
+    let mut join_as = |n, sender_status| {
         let message = join(group(n));
         link.machine
-            .handle_message_from(now, standing, host, to, &message)
+            .handle_message_from(now, sender_status, host, to, &message)
     };
     assert_eq!(
         join_as(300, SenderStatus::Unknown),
@@ -97,11 +97,11 @@ fn unknown_senders_leave_quota_for_members() {
         (1..=64).map(one).collect()
     };
     let allow = RecordType::AllowNewSources;
-    let mut allow_as = |standing, n: u16, from| {
+    let mut allow_as = |sender_status, n: u16, from| {
         let message = records(&[(allow, group(n), &sources(from))]);
         let taken = link
             .machine
-            .handle_message_from(now, standing, host, to, &message);
+            .handle_message_from(now, sender_status, host, to, &message);
         (taken, link.machine.source_count())
     };
     assert_eq!(

@@ -152,7 +152,10 @@ fn egress_receives_the_requested_mappings() {
     ]);
     assert_eq!(test.take_changes(), []);
     test.set_joins(&[global(2)]);
-    assert_eq!(test.take_removals(), [(global(1), MappingEnd::Unwanted)]);
+    assert_eq!(
+        test.take_removals(),
+        [(global(1), MappingEnd::NotRequested)]
+    );
     let now = test.now;
     let request = test.expect(Op::Join, Ok((204, "")));
     assert_eq!(test.now, now, "sent at once");
@@ -536,12 +539,12 @@ fn one_change_among_10000_mappings_is_found_quickly() {
         assert_eq!(test.next_request().op, Op::Poll);
         let start = Instant::now();
         test.handle_outcome(Ok((200, &body)));
-        let took = start.elapsed();
+        let duration = start.elapsed();
         println!(
-            "{role}: {} bytes parsed and compared in {took:?}",
+            "{role}: {} bytes parsed and compared in {duration:?}",
             body.len()
         );
-        assert!(took < SECOND, "{took:?}");
+        assert!(duration < SECOND, "{duration:?}");
         let changes = test.take_changes();
         assert!(
             matches!(changes[..], [MappingChange::Swap { global: g, .. }] if g == global(4711))

@@ -1,4 +1,4 @@
-//! Chooses the capture mode by packet rate, and decides when busy polling pays.
+//! Chooses the capture mode by packet rate, and decides when to poll busily.
 //!
 //! The latency mode delivers each packet at once and costs the most CPU per packet; the throughput
 //! mode delivers blocks. The change to throughput uses the receive times of the kernel over some
@@ -277,16 +277,16 @@ mod tests {
 
     const US: u64 = 1_000;
 
-    /// After `count` packets `gap` microseconds apart: for how many microseconds it looks for
-    /// the next, one check each.
-    fn looks(spin: &mut BusyPoll, start: Instant, count: u64, gap: u64) -> u64 {
+    /// Records `count` packets `gap` microseconds apart. Returns for how many microseconds `busy_poll`
+    /// then polls for the next packet.
+    fn polling_time_us(busy_poll: &mut BusyPoll, start: Instant, count: u64, gap: u64) -> u64 {
         let at = |us: u64| start + Duration::from_micros(us);
         for n in 0..count {
-            spin.record(1, 1_000_000 + n * gap * US, at(n * gap));
+            busy_poll.record(1, 1_000_000 + n * gap * US, at(n * gap));
         }
         let last = (count - 1) * gap;
         (0..10_000)
-            .take_while(|us| spin.poll_again(at(last + us)))
+            .take_while(|us| busy_poll.poll_again(at(last + us)))
             .count() as u64
     }
 
@@ -294,95 +294,101 @@ mod tests {
     fn busy_poll_starts_only_when_packets_are_frequent() {
         let new = || BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
-        assert_eq!(looks(&mut new(), start, 100, 20), 200);
-        assert_eq!(looks(&mut new(), start, 100, 100), 200);
-        assert_eq!(looks(&mut new(), start, 100, 1_000), 0);
-        assert_eq!(looks(&mut new(), start, 1, 20), 0);
-        assert_eq!(looks(&mut BusyPoll::new(Duration::ZERO), start, 100, 20), 0);
+        assert_eq!(polling_time_us(&mut new(), start, 100, 20), 200);
+        assert_eq!(polling_time_us(&mut new(), start, 100, 100), 200);
+        assert_eq!(polling_time_us(&mut new(), start, 100, 1_000), 0);
+        assert_eq!(polling_time_us(&mut new(), start, 1, 20), 0);
+        assert_eq!(
+            polling_time_us(&mut BusyPoll::new(Duration::ZERO), start, 100, 20),
+            0
+        );
     }
 
     #[test]
     fn busy_poll_stops_at_a_pause_and_resumes() {
-        let mut spin = BusyPoll::new(Duration::from_micros(200));
+        let mut busy_poll = BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
-        assert_eq!(looks(&mut spin, start, 100, 20), 200);
-        // The next ones far apart.
+        assert_eq!(polling_time_us(&mut busy_poll, start, 100, 20), 200);
+        // The next packets are far apart.
         for n in 1..20u64 {
             let now = start + Duration::from_millis(5 * n);
-            spin.record(1, 5 * n * 1_000_000 + 10_000_000, now);
-            assert!(n < 4 || !spin.poll_again(now), "{n}");
+            busy_poll.record(1, 5 * n * 1_000_000 + 10_000_000, now);
+            assert!(n < 4 || !busy_poll.poll_again(now), "{n}");
         }
-        assert_eq!(looks(&mut spin, start, 100, 20), 200);
+        assert_eq!(polling_time_us(&mut busy_poll, start, 100, 20), 200);
     }
 
     #[test]
     fn busy_poll_backs_off_when_the_core_is_contended() {
-        let mut spin = BusyPoll::new(Duration::from_micros(200));
+        let mut busy_poll = BusyPoll::new(Duration::from_micros(200));
         let mut now = Instant::now();
         let ms = Duration::from_millis;
-        let mut rests = Vec::new();
+        let mut back_offs = Vec::new();
         for _ in 0..3 {
-            assert!(looks(&mut spin, now, 100, 20) > 0);
+            assert!(polling_time_us(&mut busy_poll, now, 100, 20) > 0);
             for times in 1..=4 {
-                poll_late(&mut spin, now + ms(8 * times), times < 4);
+                poll_late(&mut busy_poll, now + ms(8 * times), times < 4);
             }
             let delay = now + ms(36);
-            rests.push((0..100_000).step_by(100).find(|t| {
+            back_offs.push((0..100_000).step_by(100).find(|t| {
                 let at = delay + ms(*t);
-                looks(&mut spin, at - Duration::from_micros(99 * 20), 100, 20) > 0
+                polling_time_us(&mut busy_poll, at - Duration::from_micros(99 * 20), 100, 20) > 0
             }));
-            now = delay + ms(rests[rests.len() - 1].unwrap());
+            now = delay + ms(back_offs[back_offs.len() - 1].unwrap());
         }
         assert!(
-            rests.is_sorted() && rests[0] >= Some(900) && rests[2] > Some(3_000),
-            "{rests:?}"
+            back_offs.is_sorted() && back_offs[0] >= Some(900) && back_offs[2] > Some(3_000),
+            "{back_offs:?}"
         );
     }
 
-    /// A check in time, and one that comes 4 ms later.
-    fn poll_late(spin: &mut BusyPoll, at: Instant, poll_again: bool) {
+    /// Polls at `at`, and again with a delay of 4 ms.
+    fn poll_late(busy_poll: &mut BusyPoll, at: Instant, poll_again: bool) {
         for n in 0..100 {
-            spin.record(1, 1_000_000_000 + n * 20 * US, at);
+            busy_poll.record(1, 1_000_000_000 + n * 20 * US, at);
         }
-        assert!(spin.poll_again(at));
+        assert!(busy_poll.poll_again(at));
         let late = at + Duration::from_millis(4);
-        // By then the next packet is there.
-        spin.record(1, 1_000_004_000 + 2_000 * US, late);
-        assert_eq!(spin.poll_again(late), poll_again);
-        // Nothing comes any more.
-        assert!(!spin.poll_again(late + Duration::from_micros(200)));
+        // A packet has arrived in the meantime.
+        busy_poll.record(1, 1_000_004_000 + 2_000 * US, late);
+        assert_eq!(busy_poll.poll_again(late), poll_again);
+        // No more packets arrive.
+        assert!(!busy_poll.poll_again(late + Duration::from_micros(200)));
     }
 
     #[test]
     fn machine_pause_does_not_trigger_back_off() {
-        let mut spin = BusyPoll::new(Duration::from_micros(200));
+        let mut busy_poll = BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
         for second in 1..100 {
             let at = start + Duration::from_secs(second);
             for n in 0..100 {
-                spin.record(1, second * 1_000_000_000 + n * 20 * US, at);
+                busy_poll.record(1, second * 1_000_000_000 + n * 20 * US, at);
             }
-            assert!(spin.poll_again(at), "{second}");
+            assert!(busy_poll.poll_again(at), "{second}");
             let late = at + Duration::from_millis(60);
-            assert!(!spin.poll_again(late));
-            assert!(looks(&mut spin, late, 100, 20) > 0, "{second}");
+            assert!(!busy_poll.poll_again(late));
+            assert!(
+                polling_time_us(&mut busy_poll, late, 100, 20) > 0,
+                "{second}"
+            );
         }
     }
 
     #[test]
     fn sender_pause_does_not_stop_busy_poll() {
-        let mut spin = BusyPoll::new(Duration::from_micros(200));
+        let mut busy_poll = BusyPoll::new(Duration::from_micros(200));
         let start = Instant::now();
-        assert!(looks(&mut spin, start, 100, 100) > 0);
-        // 3 ms of nothing, then at the pace of before.
+        assert!(polling_time_us(&mut busy_poll, start, 100, 100) > 0);
+        // A pause of 3 ms, then packets at the previous rate.
         let at = |n: u64| 1_000_000 + (99 * 100 + 3_000 + n * 100) * US;
-        let looking = |n: u64| {
+        let is_polling = |n: u64| {
             let now = start + Duration::from_millis(20) + Duration::from_micros(n * 100);
-            spin.record(1, at(n), now);
-            spin.poll_again(now)
+            busy_poll.record(1, at(n), now);
+            busy_poll.poll_again(now)
         };
         let stopped = (0..20)
-            .map(looking)
+            .map(is_polling)
             .filter(|poll_again| !poll_again)
             .count();
         assert!(stopped <= 2, "{stopped}");
@@ -390,60 +396,61 @@ mod tests {
 
     #[test]
     fn ten_thousand_packets_a_second_stay_in_latency_mode() {
-        let mut governor = RateMonitor::new(Thresholds::default());
+        let mut monitor = RateMonitor::new(Thresholds::default());
         let start = Instant::now();
-        // A little more and a little less, as packets come.
+        // The number of packets per tick varies around 1,000.
         let advice = (0..12).map(|tick| {
-            governor.record(if tick % 2 == 0 { 1_020 } else { 980 }, 0);
-            governor.check(Mode::Throughput, start + Duration::from_millis(100 * tick))
+            monitor.record(if tick % 2 == 0 { 1_020 } else { 980 }, 0);
+            monitor.check(Mode::Throughput, start + Duration::from_millis(100 * tick))
         });
         assert!(advice.into_iter().any(|a| a == ModeAdvice::Down));
     }
 
     const MS: u64 = 1_000_000;
 
-    /// Packets every `gap` nanoseconds from `from` to `to`; when it first called for more.
-    fn feed(governor: &mut RateMonitor, from: u64, to: u64, gap: u64) -> Option<u64> {
+    /// Records packets every `gap` nanoseconds from `from` to `to`. Returns the time at which the rate first
+    /// called for the throughput mode.
+    fn feed(monitor: &mut RateMonitor, from: u64, to: u64, gap: u64) -> Option<u64> {
         (from..to)
             .step_by(gap as usize)
-            .find(|at| governor.record(1, *at))
+            .find(|at| monitor.record(1, *at))
     }
 
     #[test]
     fn throughput_mode_starts_after_one_window_above_threshold() {
-        let mut governor = RateMonitor::new(Thresholds::default());
-        assert_eq!(feed(&mut governor, MS, 1000 * MS, 100_000), None);
-        // 50,000 a second: at the end of the window that began with them, or of the next.
-        let at = feed(&mut governor, 1000 * MS, 2000 * MS, 20_000);
+        let mut monitor = RateMonitor::new(Thresholds::default());
+        assert_eq!(feed(&mut monitor, MS, 1000 * MS, 100_000), None);
+        // 50,000 packets per second: the mode changes at the end of their first or second window.
+        let at = feed(&mut monitor, 1000 * MS, 2000 * MS, 20_000);
         assert!(at.is_some_and(|at| at <= 1062 * MS), "{at:?}");
     }
 
     #[test]
     fn burst_after_silence_keeps_latency_mode() {
-        let mut governor = RateMonitor::new(Thresholds::default());
+        let mut monitor = RateMonitor::new(Thresholds::default());
         for burst in 1..20u64 {
-            // 500 packets within a millisecond, every 40.
+            // 500 packets within a millisecond, every 40 ms.
             let at = burst * 40 * MS;
-            assert_eq!(feed(&mut governor, at, at + MS, 2_000), None, "{burst}");
+            assert_eq!(feed(&mut monitor, at, at + MS, 2_000), None, "{burst}");
         }
     }
 
     #[test]
     fn clock_set_back_restarts_the_window() {
-        let mut governor = RateMonitor::new(Thresholds::default());
-        assert!(!governor.record(1, 10_000 * MS));
-        assert!(!governor.record(100_000, 5_000 * MS));
-        assert!(!governor.record(1, 5_031 * MS));
-        assert!(governor.record(2000, 5_062 * MS));
+        let mut monitor = RateMonitor::new(Thresholds::default());
+        assert!(!monitor.record(1, 10_000 * MS));
+        assert!(!monitor.record(100_000, 5_000 * MS));
+        assert!(!monitor.record(1, 5_031 * MS));
+        assert!(monitor.record(2000, 5_062 * MS));
     }
 
     #[test]
     fn latency_mode_returns_only_after_sustained_quiet() {
-        let mut governor = RateMonitor::new(Thresholds::default());
+        let mut monitor = RateMonitor::new(Thresholds::default());
         let start = Instant::now();
         let mut check = |tick: u64, packets: u64| {
-            governor.record(packets, 0);
-            governor.check(Mode::Throughput, start + Duration::from_millis(100 * tick))
+            monitor.record(packets, 0);
+            monitor.check(Mode::Throughput, start + Duration::from_millis(100 * tick))
         };
         // 1,400 packets in 100 ms are 14,000 a second, 1,600 are 16,000.
         assert!((0..10).all(|t| check(t, 1_400) == ModeAdvice::Stay));
@@ -454,9 +461,9 @@ mod tests {
 
     #[test]
     fn ring_is_released_after_sustained_latency_mode() {
-        let mut governor = RateMonitor::new(Thresholds::default());
+        let mut monitor = RateMonitor::new(Thresholds::default());
         let start = Instant::now();
-        let mut check = |s: u64| governor.check(Mode::Latency, start + Duration::from_secs(s));
+        let mut check = |s: u64| monitor.check(Mode::Latency, start + Duration::from_secs(s));
         assert!((0..60).all(|s| check(s) == ModeAdvice::Stay));
         assert_eq!(check(60), ModeAdvice::Release);
     }

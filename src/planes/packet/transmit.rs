@@ -40,7 +40,7 @@ impl PacketSink for SocketTransmit {
     fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let waiting = match self.waiting.take() {
             Some(waiting) => waiting,
-            // The kernel tells a new watcher how things stand.
+            // A new registration reports whether the socket is writable now.
             None => watch(self.socket.writable(), Interest::WRITABLE)?,
         };
         let waiting = self.waiting.insert(waiting);

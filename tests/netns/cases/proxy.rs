@@ -26,7 +26,7 @@ cases!("proxy":
 fn assert_joins_and_leaves(lab: &Lab, version: &str, sysctl: (&str, &str), group: &str) {
     let star = Star::dual(lab, 1);
     star.rcv.sysctl(sysctl.0, sysctl.1);
-    // An IGMPv1 host takes up to 10 s to answer, whatever the query says (RFC 1112).
+    // An IGMPv1 host takes up to 10 s to answer, regardless of the query (RFC 1112).
     let robustness = if version == "1" && !group.contains(':') {
         6
     } else {

@@ -83,7 +83,7 @@ fn bridge_with_lower_address_wins_and_is_replaced(lab: &Lab) {
             break router;
         }
         // If its timer expires just when the router's query arrives, a bridge accepts the router as
-        // querier whatever the addresses. It sends queries again after the router has stopped.
+        // querier regardless of the addresses. It sends queries again after the router has stopped.
         assert!(started < 5, "the bridge is never elected");
         router.stop();
         before = bridge_queries();
@@ -142,11 +142,11 @@ fn bridge_with_higher_address_loses_election(lab: &Lab) {
         ];
         router.metric("mcastor_igmp_messages_total", &labels)
     };
-    let (before, heard) = (router_queries(&router), queries());
+    let (before, bridge_queries) = (router_queries(&router), queries());
     eventually("the router sends two queries", true, || {
         router_queries(&router) >= before + 2.0
     });
-    assert_eq!(queries(), heard, "the bridge sent queries, too");
+    assert_eq!(queries(), bridge_queries, "the bridge sent queries, too");
     assert!(querier(&router, "out1", "igmp").1);
 }
 

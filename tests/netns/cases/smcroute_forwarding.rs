@@ -259,7 +259,7 @@ fn mrdisc_announcements_match_smcroute(lab: &Lab) {
         advertisement
     });
     assert_eq!(ours[..3], theirs[..3]);
-    // Debian's announces 20, whatever `-m` says.
+    // Debian's announces 20, regardless of `-m`.
     assert_eq!((&ours[..], theirs[3]), (&[1, 2, 0x30, 7][..], 20));
 }
 

@@ -406,10 +406,10 @@ fn startup_delay_table_option_and_symlink_invocation(lab: &Lab) {
         "-P",
         &path(&pid),
     ];
-    let begun = std::time::Instant::now();
+    let started_at = std::time::Instant::now();
     let mut daemon = star.rtr.spawn(lab, &called("smcrouted"), &args);
     assert!(wait_until(TIMEOUT, || socket.exists()));
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(started_at.elapsed() >= Duration::from_secs(1));
     let show = ["-u", &path(&socket), "-t", "show"];
     let shown = || text(&star.rtr.output(&called("smcroutectl"), &show));
     eventually("routes", true, || shown().contains("225.255.0.1"));

@@ -31,7 +31,7 @@ pub fn connect<'a>(near: LinkEnd<'a>, far: LinkEnd<'a>) {
 /// Creates veth links, each from a near end to a far end, and waits until packets cross them.
 ///
 /// The far ends are set up first, so that packets from a near end arrive as soon as that end is up.
-/// Each step runs one `ip` process per namespace, whatever the number of links.
+/// Each step runs one `ip` process per namespace, regardless of the number of links.
 #[track_caller]
 pub fn connect_all(links: &[(LinkEnd, LinkEnd)]) {
     let mut pairs = String::new();

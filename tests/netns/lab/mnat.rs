@@ -15,8 +15,8 @@ use super::wait_until;
 #[path = "../../mnat/server.rs"]
 mod server;
 
-use server::{Answers, Asked, Reply, Tls};
 pub use server::{Ca, Server};
+use server::{ReceivedRequest, Reply, RequestHandler, Tls};
 
 /// Starts a server at `address` of `ns` with a certificate for that address. With `clients`, client
 /// certificates signed by that CA are required.
@@ -95,16 +95,16 @@ fn key(joined: &Value) -> String {
     format!("{},{}", joined["source"], joined["group"])
 }
 
-impl Answers for Arc<Mutex<ServerState>> {
-    fn answer(&mut self, asked: Asked) -> Reply {
+impl RequestHandler for Arc<Mutex<ServerState>> {
+    fn answer(&mut self, request: ReceivedRequest) -> Reply {
         let mut owner = self.lock().unwrap();
-        let body: Value = serde_json::from_slice(&asked.body).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let json = |status, body: Value| Reply::Answer(status, body.to_string().into_bytes());
         let done = || Reply::Answer(204, vec![]);
-        let path = asked.path.trim_start_matches("/mnat-ds/");
+        let path = request.path.trim_start_matches("/mnat-ds/");
         let (head, id) = path.split_once('=').unwrap_or((path, ""));
         let watcher = &body["ietf-mnat:watcher"];
-        match (asked.method.as_str(), head) {
+        match (request.method.as_str(), head) {
             ("POST", "operations/ietf-mnat:get-new-watcher-id") => {
                 let id = format!("W{}-{}", owner.next, owner.watchers.len());
                 owner.watchers.insert(id.clone(), vec![]);

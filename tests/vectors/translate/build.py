@@ -1,7 +1,7 @@
-"""Writes vectors.json beside this file: packets as they arrive, and as they must leave.
+"""Writes vectors.json beside this file: received packets and the expected translated packets.
 
-What leaves is built by scapy from nothing, never made from what arrives: scapy computes every
-length and checksum. Run it again after a change: /usr/bin/python3 build.py"""
+scapy builds the expected packets independently of the received ones and computes every length and
+checksum. Run it again after a change: /usr/bin/python3 build.py"""
 
 import json
 import os
@@ -12,7 +12,7 @@ from scapy.all import (AH, ESP, GRE, ICMP, IP, SCTP, TCP, UDP, ICMPv6DestUnreach
                        IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting, PadN, Raw,
                        checksum, in4_chksum, in6_chksum, raw)
 
-# As it comes, and as it goes: source, group.
+# Source and group before and after the translation.
 FOUR, FOUR_TO = ("10.0.0.10", "225.1.2.3"), ("10.9.1.2", "239.1.1.1")
 SIX, SIX_TO = ("fd00::10", "ff3e::1:2"), ("fd00:9::2", "ff3e::9:9")
 PAIRS = {"4to4": (FOUR, FOUR_TO), "6to6": (SIX, SIX_TO), "4to6": (FOUR, SIX_TO), "6to4": (SIX, FOUR_TO)}
@@ -38,19 +38,19 @@ def ip(to, ttl, tos=0, **more):
 
 
 def out_ip(pair, to, size, tos=0, flags=0, options=None, fl=0, ident=77):
-    """The header of what leaves; size is that of everything behind it."""
+    """Returns the IP header of the translated packet; `size` is the length of its payload."""
     if pair == "4to4":
         return four(to, 8, tos=tos, flags=flags, options=options or [], id=ident)
     if pair == "6to6":
         return six(to, 8, tc=tos, fl=fl)
     if pair == "4to6":
         return six(to, 8, tc=tos)
-    # Without an identification to keep, the first of the translator; DF above 1260 bytes.
+    # The translator assigns the first identification, and sets DF above 1260 bytes.
     return four(to, 8, tos=tos, id=1, flags="DF" if size + 20 > 1260 else 0)
 
 
 def add(name, pair, arrives, leaves, *, to=None, port=None, offload=None, mtu=1500):
-    """leaves: packets, or the reason it is dropped for."""
+    """`leaves` holds the expected packets, or the drop reason."""
     frm, default = PAIRS[pair]
     vectors.append({
         "name": f"{pair} {name}",
@@ -73,18 +73,18 @@ def udp(port, **more):
 
 
 def udp_bytes(to, port, data, chksum=None):
-    """The UDP datagram alone, with the checksum for these addresses."""
+    """Returns the UDP datagram without the IP header, with the checksum for these addresses."""
     return raw(ip(to, 9) / udp(port, chksum=chksum) / data)[40 if is_six(to) else 20:]
 
 
 def partial(to, packet, udp_at):
-    """As a veth hands it on: the sum of the pseudo-header in the field."""
+    """Returns the packet with the sum of the pseudo-header in the checksum field, as on a veth."""
     b = bytearray(raw(packet))
     length = len(b) - udp_at
     empty = bytes(b[udp_at:udp_at + 6]) + b"\0\0" + bytes(b[udp_at + 8:])
     whole = in6_chksum(17, IPv6(src=to[0], dst=to[1]), empty) if is_six(to) else \
         in4_chksum(17, IP(src=to[0], dst=to[1]), empty)
-    # The checksum of pseudo-header and datagram, less that of the datagram alone.
+    # The checksum of pseudo-header and datagram minus the checksum of the datagram.
     pseudo = ((~whole & 0xFFFF) - (~checksum(empty) & 0xFFFF)) % 0xFFFF
     b[udp_at + 6:udp_at + 8] = pseudo.to_bytes(2, "big")
     assert length == int.from_bytes(b[udp_at + 4:udp_at + 6], "big")
@@ -104,7 +104,7 @@ for pair, (frm, to) in PAIRS.items():
             off = partial(frm, arrives, head)
             start = {"start": head, "offset": 6}
             add(f"{name}, unfinished", pair, off, [leaves], port=port, offload=start, mtu=mtu)
-    # One that computes to zero on the way out, and on the way in.
+    # The computed checksum is zero after, or before, the translation.
     for what, side in (("out", to), ("in", frm)):
         data = bytearray(raw(body(64)) + b"\0\0")
         unset = int.from_bytes(udp_bytes(side, 5000, Raw(bytes(data)))[6:8], "big")
@@ -116,18 +116,18 @@ for pair, (frm, to) in PAIRS.items():
         off = partial(frm, arrives, head)
         add(f"computed zero {what}, unfinished", pair, off, [leaves],
             offload={"start": head, "offset": 6})
-    # None: stays so, but over IPv6 there must be one where IPv4 came.
+    # Without a checksum: none is added, except from IPv4 to IPv6, where one is required.
     for size in (0, 1, 300):
         none = None if pair == "4to6" else 0
         add(f"no checksum, {size} bytes", pair, ip(frm, 9) / udp(5000, chksum=0) / body(size),
             [out_ip(pair, to, size + 8) / udp(5001, chksum=none) / body(size)], port=5001)
-    # What was damaged stays damaged by as much.
+    # A wrong checksum stays wrong by the same difference.
     right = int.from_bytes(udp_bytes(frm, 5000, body(99))[6:8], "big")
     becomes = int.from_bytes(udp_bytes(to, 5000, body(99))[6:8], "big")
     wrong = (becomes + 0x1234) % 0xFFFF or 0xFFFF
     add("wrong checksum", pair, ip(frm, 9) / udp(5000, chksum=(right + 0x1234) % 0xFFFF) / body(99),
         [out_ip(pair, to, 107) / udp(5000, chksum=wrong) / body(99)])
-    # Segments put together by the sender.
+    # A GSO packet.
     whole = ip(frm, 9) / udp(5000) / body(2500)
     data, segments = raw(body(2500)), []
     for n in range(3):
@@ -137,7 +137,7 @@ for pair, (frm, to) in PAIRS.items():
             header.id = 1 + n
         segments.append(header / udp(5001) / part)
     add("segments", pair, whole, segments, port=5001, offload={"segments": 1000})
-    # Fragments: the header of UDP is in the first.
+    # Fragments. The first one contains the UDP header.
     for name, port in (("fragments", None), ("fragments, port", 5001)):
         old, new = (udp_bytes(a, p, body(2997)) for a, p in ((frm, 5000), (to, port or 5000)))
         for at in range(0, len(old), 1000):
@@ -149,7 +149,7 @@ for pair, (frm, to) in PAIRS.items():
                 else:
                     sides.append(four(addr, ttl, proto=17, frag=off, flags="MF" if more else 0) / Raw(content[piece]))
             add(f"{name} at {at}", pair, sides[0], [sides[1]], port=port)
-    # Echo, and what else is over IP.
+    # ICMP echo, and other protocols over IP.
     ping = {False: (ICMP(type=8, id=7, seq=3), ICMP(type=0, id=7, seq=3), 0),
             True: (ICMPv6EchoRequest(id=7, seq=3), ICMPv6EchoReply(id=7, seq=3), 0)}
     for n, name in enumerate(("request", "reply")):
@@ -169,7 +169,7 @@ for pair, (frm, to) in PAIRS.items():
     add("other ICMP", pair, ip(frm, 9) / other / body(12), "translate_protocol")
     add("UDP cut short", pair, ip(frm, 9, **{number: 17}) / body(7), "malformed")
 
-# Any subset.
+# Only the source, the group or the port is translated.
 for pair in ("4to4", "6to6"):
     frm, to = PAIRS[pair]
     for name, new in (("source", (to[0], frm[1])), ("group", (frm[0], to[1])), ("port", frm)):
@@ -188,14 +188,14 @@ for size in (1232, 1233):
     add(f"DF by size, {size}", "6to4", six(SIX, 9) / udp(5000) / body(size),
         [four(FOUR_TO, 8, id=1, flags="DF" if size > 1232 else 0) / udp(5000) / body(size)])
 
-# IPv4 options: kept within IPv4, left out over IPv6; a way through routers yet to come is not
-# translated.
+# IPv4 options are kept within IPv4 and removed from IPv4 to IPv6. A source route with remaining
+# routers is not translated.
 for name, options in (("router alert", [IPOption_Router_Alert()]),
                       ("timestamp", [IPOption_Timestamp(flg=0)]),
                       ("no operation", [IPOption_NOP()] * 3),
                       ("nonsense", [IPOption(b"\x9e\x00\x00\x00")]),
                       ("source route that was used", [IPOption_LSRR(pointer=8, routers=["192.0.2.1"])])):
-    # scapy takes any source route for one yet to be used, and sums its address.
+    # scapy treats every source route as unused and includes its address in the checksum.
     udp4 = [Raw(udp_bytes(a, 5000, body(5))) for a in (FOUR, FOUR_TO)]
     arrives = four(FOUR, 9, options=options, proto=17) / udp4[0]
     add(f"option {name}", "4to4", arrives, [four(FOUR_TO, 8, options=options, proto=17) / udp4[1]])
@@ -204,7 +204,7 @@ route = [IPOption_NOP(), IPOption_LSRR(pointer=4, routers=["192.0.2.1"])]
 for pair in ("4to4", "4to6"):
     add("option source route", pair, four(FOUR, 9, options=route) / udp(5000) / body(5), "translate_option")
 
-# Extension headers: kept within IPv6, left out over IPv4.
+# Extension headers are kept within IPv6 and removed from IPv6 to IPv4.
 for name, chain in (("hop by hop", [IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 4)])]),
                     ("destination", [IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 12)])]),
                     ("routing that was used", [IPv6ExtHdrRouting(type=3, segleft=0, addresses=["fd00::99"])]),
@@ -233,7 +233,7 @@ add("atomic fragment", "6to4", six(SIX, 9) / atomic / Raw(udp_bytes(SIX, 5000, b
 add("atomic fragment", "6to6", six(SIX, 9) / atomic / Raw(udp_bytes(SIX, 5000, body(9))),
     [six(SIX_TO, 8) / atomic / Raw(udp_bytes(SIX_TO, 5000, body(9)))])
 
-# Fragments whose checksum cannot be told.
+# Fragments whose checksum cannot be computed.
 none = udp_bytes(FOUR, 5000, body(1500), chksum=0)
 add("first fragment without a checksum", "4to6", four(FOUR, 9, proto=17, flags="MF") / Raw(none[:800]),
     "translate_fragment")
@@ -248,7 +248,8 @@ echo6 = lambda to: raw(six(to, 9) / ICMPv6EchoRequest(id=7) / body(800))[40:440]
 add("fragment of an echo", "6to4", six(SIX, 9) / part / Raw(echo6(SIX)), "translate_fragment")
 add("fragment of an echo", "6to6", six(SIX, 9) / part / Raw(echo6(SIX)), [six(SIX_TO, 8) / part / Raw(echo6(SIX_TO))])
 
-# 20 bytes more than fit: cut where IPv4 allowed it, else left to the MTU of the egress.
+# Packets that exceed the MTU after the translation: fragmented if DF was clear, otherwise too big for
+# the egress.
 for size, mtu in ((1472, 1500), (1400, 1280), (1252, 1280), (1472, 1306)):
     content = udp_bytes(SIX_TO, 5000, body(size))
     room = (mtu - 48) // 8 * 8

@@ -47,7 +47,7 @@ pub struct Routing {
     generation: u64,
     /// The forwarding table that was published last.
     fib: Arc<Fib>,
-    /// What the querier was last told to serve; `None` before the first message to it.
+    /// The interfaces in the last message to the querier; `None` before the first message.
     served: Option<BTreeMap<InterfaceId, ServedInterface>>,
     /// Memberships from before a restart of the querier that have not been reported since.
     stale: AHashSet<(InterfaceId, Group)>,
@@ -313,7 +313,7 @@ impl Routing {
         }
     }
 
-    /// Asks the MNAT actor to send refused routes again, because other routes changed.
+    /// Requests refused routes from the MNAT actor again, because other routes changed.
     fn retry_refused(&self) {
         self.context.directory.do_send(RetryRefused);
     }

@@ -182,10 +182,10 @@ impl Mnat {
             debug!("mnat: {channel}: left by {path}");
         }
         self.from_file = file.joins;
-        self.update_wanted(now);
+        self.update_joins(now);
     }
 
-    fn update_wanted(&mut self, now: Instant) {
+    fn update_joins(&mut self, now: Instant) {
         let joins = self.from_file.union(&self.from_members).copied().collect();
         self.machine.set_joins(now, &joins);
     }
@@ -368,7 +368,7 @@ impl Mnat {
         }
         // The members may be those of another interface now.
         self.context.directory.do_send(ReportMembers);
-        self.update_wanted(now);
+        self.update_joins(now);
         self.drive(ctx);
         self.update_metrics();
     }
@@ -452,7 +452,7 @@ impl Handler<MembersChanged> for Mnat {
             return;
         }
         self.from_members = message.0;
-        self.update_wanted(Instant::now());
+        self.update_joins(Instant::now());
         self.drive(ctx);
     }
 }
