@@ -34,7 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "membership::config::Protocol",
         ],
     ),
-    // What every plane shares: batches, the switch, the egress queue.
+    // Code that every plane shares: batches, the switch, the egress queue.
     ("pipeline", &["model", "wire", "table", "forward", "sys"]),
     (
         "planes",

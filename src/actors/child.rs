@@ -7,7 +7,7 @@ use actix::prelude::*;
 use super::shared::RouterContext;
 use super::supervision::{ActorDied, ActorRole, DeathGuard, PanicNow, Stop};
 
-/// What the supervisor does when a child dies.
+/// The reaction of the supervisor to the death of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
     /// Restarts it, after a wait that doubles with every death within a minute.
@@ -66,7 +66,7 @@ impl ChildStart {
 pub struct ChildSpec {
     /// The `actor` label of metrics.
     pub role: &'static str,
-    /// What happens when it dies.
+    /// The reaction to its death.
     pub restart: RestartPolicy,
     /// When it is stopped.
     pub shutdown: ShutdownPhase,

@@ -1,4 +1,4 @@
-//! Which actor receives which message.
+//! The directory of the receivers of messages.
 
 use std::any::{Any, TypeId};
 use std::future::Future;

@@ -370,7 +370,7 @@ pub const FLOWS_PER_QUERY: usize = 1024;
 #[derive(Message)]
 #[rtype(result = "FlowPage")]
 pub struct QueryFlows {
-    /// Where to begin: 0, or [`FlowPage::next`].
+    /// The position of the first flow to examine: 0, or [`FlowPage::next`].
     pub position: usize,
     /// The flows to return.
     pub filter: FlowFilter,

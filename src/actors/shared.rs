@@ -58,11 +58,11 @@ pub struct RouterContext {
     pub flows: Arc<FlowBudget>,
     flow_idle_ms: AtomicU64,
     /// Members of proxies as routing knows them. They outlive the routing actor, so that
-    /// streams do.
+    /// streams continue after its death.
     pub membership_database: Mutex<MembershipDatabase>,
     /// Packets that were forwarded in the last moments.
     pub loop_guard: Arc<LoopGuard>,
-    /// Which of several upstream interfaces is active for a stream.
+    /// Selects the active upstream interface of each stream.
     pub upstream_selector: Arc<UpstreamSelector>,
     /// The receivers of messages.
     pub directory: Directory,

@@ -125,7 +125,7 @@ enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
-        /// Of which program
+        /// The program
         #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
         program: ProgramName,
     },
@@ -135,7 +135,7 @@ enum Command {
         mcastor man smcrouted > /usr/local/share/man/man8/smcrouted.8"
     )]
     Man {
-        /// Of which program
+        /// The program
         #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
         program: ProgramName,
     },

@@ -227,7 +227,7 @@ mod tests {
             let sum = checksum::pseudo_header(addresses.0, addresses.1, 17, 2508);
             assert_eq!(read_u16(&packet, at + 4), 2508);
             assert_eq!(read_u16(&packet, at + 6), checksum::fold(sum));
-            // Nothing else changed.
+            // The other bytes are unchanged.
             packet[at + 4..at + 8].copy_from_slice(&before[at + 4..at + 8]);
             assert_eq!(packet, before);
         }

@@ -15,7 +15,7 @@ const MIN_DIVIDED_LIMIT: usize = 64;
 /// Minimum number of shares of the reserved slots, however few members are known.
 const MIN_SHARES: usize = 16;
 
-/// What is known about the sender of a message.
+/// Whether the sender of a message is a known member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SenderStatus {
     /// The sender is not known as a member.

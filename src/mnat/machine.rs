@@ -250,7 +250,7 @@ impl Machine {
             Session::NoId => Some(delayed(Op::NewWatcher, start)),
             Session::Unregistered(_) => Some(delayed(Op::Register, start)),
             Session::Registered(_) => {
-                // Of several requests due at the same time, the first one is sent. Joins come
+                // If several requests are due at the same time, the first one is sent. Joins come
                 // first.
                 let join = self.dirty.then(|| delayed(Op::Join, start));
                 let asm = self.asm_refused_until.map(|at| delayed(Op::Join, at));

@@ -94,7 +94,7 @@ impl MappingStatus {
     }
 }
 
-/// What is known of one global channel.
+/// The state of one global channel.
 #[derive(Debug)]
 struct Entry {
     /// The local channel in use.

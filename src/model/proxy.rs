@@ -137,7 +137,7 @@ pub struct ProxyRule {
     pub deny_sources: Vec<SourcePrefix>,
     /// Whether a leave takes effect without a query if all hosts of the group are tracked.
     pub fast_leave: bool,
-    /// What happens to the TTL.
+    /// The TTL of forwarded packets.
     pub ttl: TtlPolicy,
     /// How strictly the headers of reports are checked.
     pub header_checks: HeaderChecks,

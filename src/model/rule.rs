@@ -38,7 +38,7 @@ impl fmt::Display for RouteName {
     }
 }
 
-/// Where a route or a join was configured.
+/// The origin of a route or a join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
@@ -90,7 +90,7 @@ pub struct JoinRule {
     pub source: Option<Source>,
     /// The group, or a prefix of at most [`MAX_JOINED_GROUPS`] groups.
     pub group: GroupPrefix,
-    /// Where the join was configured.
+    /// The origin of the join.
     pub origin: Origin,
 }
 
@@ -116,7 +116,7 @@ impl fmt::Display for JoinRule {
 pub struct RouteRule {
     /// The `route` label of its metrics.
     pub name: RouteName,
-    /// Where the route was configured.
+    /// The origin of the route.
     pub origin: Origin,
     /// The ingress interfaces (IIF).
     pub from: IfPattern,
@@ -130,7 +130,7 @@ pub struct RouteRule {
     /// The egress interfaces (OIFs). A pattern does not include the interface on which a packet
     /// arrived.
     pub to: Vec<IfPattern>,
-    /// What happens to the TTL.
+    /// The TTL of forwarded packets.
     pub ttl: TtlPolicy,
     /// Whether link-local groups (224.0.0.0/24, ff02::/16) are forwarded too.
     pub link_local: bool,

@@ -1,10 +1,10 @@
-//! What happens to the TTL (IPv4) or hop limit (IPv6) of a forwarded packet.
+//! Policies and thresholds for the TTL (IPv4) or hop limit (IPv6) of forwarded packets.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// What a route does to the TTL of the packets it forwards.
+/// How a route sets the TTL of the packets that it forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TtlPolicy {
     /// Decrements the TTL. A packet that arrives with 1 or 0 is dropped (RFC 1812 section 5.3.1).

@@ -45,7 +45,7 @@ pub enum StreamError {
     /// A system call that concerns a group on an interface failed.
     #[error("cannot {what} ({group} on {interface}): {error}{}", remedy(.error))]
     Socket {
-        /// What was tried.
+        /// The operation, as an infinitive.
         what: &'static str,
         /// The interface.
         interface: IfName,
@@ -57,7 +57,7 @@ pub enum StreamError {
     /// A system call that concerns no group or interface failed.
     #[error("cannot {what}: {error}{}", remedy(.error))]
     System {
-        /// What was tried.
+        /// The operation, as an infinitive.
         what: &'static str,
         /// The kernel's answer.
         error: io::Error,

@@ -37,7 +37,7 @@ impl KeyType {
 /// A table of the settings.
 #[derive(Debug)]
 pub(super) struct TableDeclaration {
-    /// What the table configures, in lines; each starts with a space.
+    /// The purpose of the table, in lines; each starts with a space.
     pub text: &'static str,
     pub keys: &'static [KeyDeclaration],
 }
@@ -59,7 +59,7 @@ pub(super) enum DefaultValue {
 pub(super) struct KeyDeclaration {
     pub name: &'static str,
     pub key_type: KeyType,
-    /// What the key means, in lines; each starts with a space. Empty for a table, which has a
+    /// The meaning of the key, in lines; each starts with a space. Empty for a table, which has a
     /// text of its own.
     pub text: &'static str,
     pub default: DefaultValue,

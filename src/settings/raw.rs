@@ -208,7 +208,7 @@ raw_tables! {
             example("{ groups = 4096 }");
     }
 
-    /// The highest versions to speak. Hosts and queriers of older versions are understood in
+    /// The highest versions to use. Hosts and queriers of older versions are supported in
     /// any case.
     struct RawVersions {
         /// The version of IGMP.
@@ -241,8 +241,8 @@ raw_tables! {
             durations_ms(100, 31_744_000), example("\"31s\"");
     }
 
-    /// What a proxy stores for each downstream interface and IP version. Reports beyond a limit
-    /// are refused and counted.
+    /// Limits of the state that a proxy stores for each downstream interface and IP version.
+    /// Reports beyond a limit are refused and counted.
     struct RawProxyLimits {
         /// The number of groups.
         groups: Integer, default_integer(4096), integers(1, 1_000_000);
@@ -281,8 +281,8 @@ raw_tables! {
         /// The file of joined streams, one `source,group` per line. An egress reads it, an
         /// ingress writes it.
         joinfile: String, absolute_path(), example("\"/var/run/mnat/egress.sgs\"");
-        /// Where an egress learns which streams to request: from the IGMP and MLD members on
-        /// `downstream`, from the joinfile, or both.
+        /// The sources from which an egress learns the streams to request: the IGMP and MLD
+        /// members on `downstream`, the joinfile, or both.
         joins: Strings, default_described("`[\"members\", \"joinfile\"]`"),
             words(&["members", "joinfile"]),
             range("`\"members\"`, `\"joinfile\"`, or both; egress only"),

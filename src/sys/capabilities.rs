@@ -18,7 +18,7 @@ const KEPT: [Capability; 4] = [
     Capability::CAP_PERFMON,
 ];
 
-/// Which of the needed capabilities the process holds.
+/// The needed capabilities that the process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeldCapabilities {
     /// CAP_NET_RAW.

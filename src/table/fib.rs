@@ -100,7 +100,7 @@ pub struct Entry {
     pub route: RouteName,
     /// Sources that the route does not match. Less specific routes may match them.
     pub except_sources: Vec<SourcePrefix>,
-    /// What happens to the TTL.
+    /// The TTL of forwarded packets.
     pub ttl: TtlPolicy,
     /// Whether link-local groups are forwarded too.
     pub link_local: bool,

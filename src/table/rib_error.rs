@@ -70,7 +70,9 @@ pub enum RibError {
     #[error("already joined")]
     AlreadyJoined,
     /// There is no such join that a command could remove.
-    #[error("not joined by [[join]] or `mcastor join`; `mcastor show groups` lists what is")]
+    #[error(
+        "not joined by [[join]] or `mcastor join`; `mcastor show groups` lists the joined groups"
+    )]
     NotJoined,
     /// The join has more than [`MAX_JOINED_GROUPS`] groups.
     #[error("{0} has more than the {MAX_JOINED_GROUPS} groups that one join may name")]

@@ -33,7 +33,7 @@ const TOS: u8 = 0xc0;
 /// TTL and hop limit of packets that must not leave the link.
 const TTL: u8 = 1;
 
-/// What the IP header of a link control message is checked against.
+/// The requirements on the IP header of a link control message.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderPolicy<'a> {
     /// Whether the RFC requirements on TTL, Router Alert and source address are enforced.

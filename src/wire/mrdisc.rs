@@ -148,7 +148,7 @@ mod tests {
     use crate::model::HeaderChecks;
     use crate::wire::membership::tests::bytes;
 
-    // By scapy 2.5: IP(ttl=1, tos=0xc0, options=[IPOption_Router_Alert()]) / IGMPv3 / IGMPv3mra,
+    // Built by scapy 2.5: IP(ttl=1, tos=0xc0, options=[IPOption_Router_Alert()]) / IGMPv3 / IGMPv3mra,
     // or Raw; IPv6(hlim=1) / IPv6ExtHdrHopByHop / ICMPv6MRD_Advertisement and its siblings.
     const VECTORS: &[(&str, &str, &str, RouterDiscoveryMessage)] = &[
         (

@@ -22,7 +22,7 @@ pub struct Graph {
     pub dependencies: Vec<Dependency>,
     /// Paths from `crate`, `super` or `self` that could not be followed.
     pub unresolved: Vec<String>,
-    /// Of each inherent `impl`: the type's full path, and the index of the file.
+    /// The type's full path and the index of the file of each inherent `impl`.
     pub inherent_impls: Vec<(String, usize)>,
 }
 
@@ -79,7 +79,8 @@ impl Resolver {
         Self { modules }
     }
 
-    /// Follows `segments` as written in `module`. `None`: not of this crate, or not found.
+    /// Follows `segments` as written in `module`. Returns `None` for a path of another crate, or if the path
+    /// is not found.
     fn resolve(&self, module: &ModulePath, segments: &[String], steps: usize) -> Option<Target> {
         if steps == 0 {
             return None;

@@ -14,7 +14,7 @@ pub struct SourceFile {
     pub code: Vec<String>,
     /// The lines as they are in the file.
     pub raw: Vec<String>,
-    /// What the file declares and refers to.
+    /// The declarations and references of the file.
     pub items: Items,
 }
 
@@ -301,7 +301,7 @@ struct Parser<'a> {
     tokens: Vec<(Token, usize)>,
     at: usize,
     depth: usize,
-    /// What is around the current token: the module of the file first.
+    /// The scopes around the current token, that of the file first.
     scopes: Vec<Scope>,
     items: &'a mut Items,
 }

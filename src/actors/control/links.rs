@@ -29,7 +29,7 @@ use crate::model::{IfPattern, InterfaceId, Link, Links};
 /// it dropped notifications because the socket buffer was full.
 const REREAD_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Where the interfaces come from.
+/// The source of the interfaces.
 #[derive(Clone)]
 pub enum LinkSource {
     /// The kernel.

@@ -112,7 +112,7 @@ fn leave_on_one_downstream_keeps_the_other(lab: &Lab) {
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out*"], ""));
     let group = "225.1.2.3";
     let _two = UdpRx::join(&star.rcv, "eth2", "225.1.2.3:5000");
-    // What is joined upstream is forwarded already.
+    // The group is already joined upstream, so the stream is forwarded.
     eventually("joined upstream", 1, || joined(&router, "in").len());
     let one = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     eventually("two members", 2, || members(&router).len());
@@ -125,7 +125,7 @@ fn leave_on_one_downstream_keeps_the_other(lab: &Lab) {
     flow.wait_for_more(400);
     let sent = flow.finish();
     eventually("every packet", sent as usize, || wire.to(group).len());
-    // Nothing was left upstream meanwhile: no TO_IN and no BLOCK record.
+    // No upstream membership ended in the meantime: no TO_IN and no BLOCK record.
     let leaves = up.to("224.0.0.22");
     let to_in =
         |s: &&crate::lab::IpPacket| matches!(s.body(), [0x22, _, _, _, _, _, _, _, 3 | 6, ..]);

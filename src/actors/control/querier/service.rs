@@ -257,7 +257,8 @@ impl Service {
             _ => true,
         };
         match result {
-            // Every host reports groups of its link, too, IPv6 hosts in the same message.
+            // Hosts also report link-local groups, which are refused. IPv6 hosts report them in the
+            // same message as other groups.
             Ok(()) | Err(MembershipRefusal::LinkLocalGroup) if is_known_sender => {
                 let until = now + machine.timers().group_membership_interval();
                 self.rate_limiter

@@ -52,7 +52,7 @@ pub struct Routing {
     /// Memberships from before a restart of the querier that have not been reported since.
     stale: AHashSet<(InterfaceId, Group)>,
     pace: Pace,
-    /// The memberships of members, as they are joined upstream.
+    /// The memberships to join upstream for members.
     demand: Demand,
     /// Memberships that joins and routes require, and the links they were computed for.
     fixed: joins::DesiredMemberships,

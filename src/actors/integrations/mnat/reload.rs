@@ -1,4 +1,4 @@
-//! Changes of the MNAT settings during operation. What the change does not affect continues.
+//! Changes of the MNAT settings during operation. Mappings that the change does not affect continue.
 
 use std::sync::Arc;
 
