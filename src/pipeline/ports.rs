@@ -1,4 +1,4 @@
-//! The two ends of the pipeline: packets of an interface coming in, and going out.
+//! The two ends of the pipeline: a source of received packets and a sink for packets to send.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -15,7 +15,7 @@ pub trait PacketSource {
     /// capture did not read them in time.
     fn take_dropped(&mut self) -> u64;
 
-    /// Stops taking new packets in. Packets that arrived earlier are still returned by
+    /// Stops the capture of new packets. Packets that arrived earlier are still returned by
     /// [`PacketSource::poll_batch`], all of them within some milliseconds.
     fn shut(&mut self);
 
@@ -25,13 +25,14 @@ pub trait PacketSource {
 
 /// A sink for packets that leave one interface.
 pub trait PacketSink {
-    /// Sends IP packets in order and returns how many were sent, at least one. An error is
-    /// about the first packet. `WouldBlock` loses nothing: the caller tries again after
+    /// Sends IP packets in order and returns how many were sent, at least one. An error
+    /// refers to the first packet. `WouldBlock` loses nothing: the caller tries again after
     /// [`PacketSink::poll_writable`].
     fn send(&mut self, packets: &mut dyn Iterator<Item = OutPacket<'_>>) -> io::Result<usize>;
 
-    /// Reports whether GSO packets may be sent without segmentation. The answer may change after an error of [`PacketSink::send`], so
-    /// callers query it for each run of packets that has some.
+    /// Returns whether GSO packets may be sent without segmentation. The result may change after an
+    /// error of [`PacketSink::send`], so callers query it for each run of packets that contains GSO
+    /// packets.
     fn accepts_gso(&mut self) -> bool {
         false
     }
