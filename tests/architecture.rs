@@ -15,9 +15,9 @@ use std::sync::OnceLock;
 use graph::Graph;
 use source::{SourceFile, read_crate};
 
-/// The module layers: a module, and the modules or items it may use besides itself. A packet
-/// passes `model -> wire -> table -> forward -> pipeline -> planes -> actors -> frontend -> app`; each uses
-/// modules to its left. Items count where they are defined, not where they are re-exported.
+/// The module layers: a module, and the modules or items it may use besides itself. A packet passes
+/// `model -> wire -> table -> forward -> pipeline -> planes -> actors -> frontend -> app`; each
+/// uses modules to its left. Items count where they are defined, not where they are re-exported.
 const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("wire", &["model"]),

@@ -1,5 +1,5 @@
-//! Tests of the documents against the program: settings load, commands parse, links resolve, and the
-//! lists of metrics, labels and drop reasons are complete.
+//! Tests of the documents against the program: settings load, commands parse, links resolve, and
+//! the lists of metrics, labels and drop reasons are complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,8 +1,8 @@
 //! Tests of settings files: each broken file is refused with the expected problems, each good file
 //! loads, and the files generated from the declaration of the keys are up to date.
 //!
-//! `MCASTOR_BLESS=1 cargo test --test settings` writes the expected problems and the generated files.
-//! Read the difference before you commit it.
+//! `MCASTOR_BLESS=1 cargo test --test settings` writes the expected problems and the generated
+//! files. Read the difference before you commit it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -667,7 +667,8 @@ fn ten_thousand_routes_are_checked_quickly() {
         let took = start.elapsed();
         assert_eq!(settings.routes.len(), 10_000);
         println!("10,000 routes: {took:?}");
-        // The limit allows for an unoptimized build on a busy machine; a quadratic check takes minutes.
+        // The limit allows for an unoptimized build on a busy machine; a quadratic check takes
+        // minutes.
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
 }

@@ -155,7 +155,8 @@ fn translated_packets_equal_scapy_packets() {
     );
 }
 
-/// Translates the result of each vector back, for vectors within one IP version and with one result.
+/// Translates the result of each vector back, for vectors within one IP version and with one
+/// result.
 #[test]
 fn inverse_translation_restores_the_packet() {
     let mut tried = 0;

@@ -55,8 +55,8 @@ pub struct ActorDied(pub ActorRole);
 
 /// Reports the death of the actor that holds it.
 ///
-/// actix drops an actor that panics and notifies no other actor. Dropping a guard that is not disarmed
-/// sends [`ActorDied`]. An actor disarms its guard when it handles [`Stop`], never in
+/// actix drops an actor that panics and notifies no other actor. Dropping a guard that is not
+/// disarmed sends [`ActorDied`]. An actor disarms its guard when it handles [`Stop`], never in
 /// `Actor::stopped`: actix also calls that after a panic.
 pub struct DeathGuard {
     supervisor: Recipient<ActorDied>,

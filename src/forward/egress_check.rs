@@ -3,8 +3,8 @@
 use super::DropReason;
 use crate::table::{Egress, Path};
 
-/// Checks whether a packet that arrived with this TTL or hop limit may leave on a path, whose egress
-/// is `egress`.
+/// Checks whether a packet that arrived with this TTL or hop limit may leave on a path whose
+/// egress is `egress`.
 ///
 /// # Errors
 /// [`DropReason::TtlThreshold`]: the threshold of the egress is not exceeded.

@@ -4,8 +4,8 @@ use super::DropReason;
 use crate::wire::offload::Offload;
 use crate::wire::{checksum, ip, udp};
 
-/// Completes a checksum that the sender left to hardware, and sets the TTL or hop limit. `packet` is
-/// the IP packet without padding.
+/// Completes a checksum that the sender left to hardware, and sets the TTL or hop limit. `packet`
+/// is the IP packet without padding.
 ///
 /// # Errors
 /// The offload cannot be completed; the reason says why. The packet is unchanged.
@@ -21,8 +21,8 @@ pub fn finish_packet(packet: &mut [u8], offload: Offload, ttl: u8) -> Result<(),
     Ok(())
 }
 
-/// Computes the checksum of the bytes from `start` to the end, and stores it at `start + offset`. The
-/// field there contains the sum of the pseudo-header, which is part of the checksum.
+/// Computes the checksum of the bytes from `start` to the end, and stores it at `start + offset`.
+/// The field there contains the sum of the pseudo-header, which is part of the checksum.
 fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Result<(), DropReason> {
     let (start, offset) = (usize::from(start), usize::from(offset));
     // A virtual machine may give any offset. A checksum stored in the IP header would corrupt it.
@@ -38,8 +38,8 @@ fn finish_checksum(packet: &mut [u8], start: u16, offset: u16) -> Result<(), Dro
     let field = body
         .get_mut(offset..offset + 2)
         .ok_or(DropReason::ChecksumUnknown)?;
-    // Replaces 0 by 0xffff, as the kernel does for every protocol. In UDP, 0 means "no checksum". The
-    // two values are equal in one's complement arithmetic.
+    // Replaces 0 by 0xffff, as the kernel does for every protocol. In UDP, 0 means "no checksum".
+    // The two values are equal in one's complement arithmetic.
     field.copy_from_slice(&udp::checksum_field(sum).to_be_bytes());
     Ok(())
 }
@@ -79,8 +79,8 @@ mod tests {
         assert_eq!(checksum::compute(&packet[..24]), 0);
     }
 
-    /// `PACKET` as the sender's kernel passes it to the hardware: the checksum field contains the sum
-    /// of the pseudo-header.
+    /// `PACKET` as the sender's kernel passes it to the hardware: the checksum field contains the
+    /// sum of the pseudo-header.
     fn with_partial_checksum() -> [u8; 33] {
         let mut p = PACKET;
         let sum = checksum::pseudo_header(

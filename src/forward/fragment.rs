@@ -16,8 +16,8 @@ pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset in this field, in units of eight bytes.
 pub(super) const OFFSET_MASK: u16 = 0x1fff;
 
-/// Appends the fragments of an IPv4 packet to `out`, each of at most `mtu` bytes. Calls `on_fragment`
-/// with the range of each fragment in `out`. The packet may itself be a fragment.
+/// Appends the fragments of an IPv4 packet to `out`, each of at most `mtu` bytes. Calls
+/// `on_fragment` with the range of each fragment in `out`. The packet may itself be a fragment.
 ///
 /// # Errors
 /// The packet cannot be fragmented; the reason says why. `out` is unchanged.
@@ -41,7 +41,8 @@ pub fn fragment(
     if flags & DONT_FRAGMENT != 0 || max_body_len == 0 {
         return Err(DropReason::TooBig);
     }
-    // A fragment that ends beyond the maximum length of a packet is an attack (RFC 791 section 3.1).
+    // A fragment that ends beyond the maximum length of a packet is an attack (RFC 791 section
+    // 3.1).
     if usize::from(flags & OFFSET_MASK) * 8 + packet.len() > usize::from(u16::MAX) {
         return Err(DropReason::Malformed);
     }

@@ -2,12 +2,13 @@
 //!
 //! A packet that returns differs from the packet that left only in the TTL and the IPv4 header
 //! checksum. The fingerprint covers everything else: addresses, identification, fragment offset,
-//! protocol, and all bytes after the header. A packet is a returned packet if a packet with the same
-//! fingerprint was forwarded on any interface less than [`WINDOW_MS`] ago.
+//! protocol, and all bytes after the header. A packet is a returned packet if a packet with the
+//! same fingerprint was forwarded on any interface less than [`WINDOW_MS`] ago.
 //!
-//! The table is a hash table of fixed size with four slots per bucket; a new fingerprint replaces the
-//! oldest one in its bucket. All workers share the table without locks. Two workers that receive
-//! identical packets at the same time may forward both; the loop then ends when they return.
+//! The table is a hash table of fixed size with four slots per bucket; a new fingerprint replaces
+//! the oldest one in its bucket. All workers share the table without locks. Two workers that
+//! receive identical packets at the same time may forward both; the loop then ends when they
+//! return.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +17,8 @@ use ahash::RandomState;
 
 use crate::wire::ip::{IPV4_MIN_HEADER_LEN, IPV6_HEADER_LEN};
 
-/// Lifetime of a fingerprint in milliseconds. It is longer than the round trip of a loop through a few
-/// routers, and shorter than the usual pause between identical packets of a sender.
+/// Lifetime of a fingerprint in milliseconds. It is longer than the round trip of a loop through a
+/// few routers, and shorter than the usual pause between identical packets of a sender.
 pub const WINDOW_MS: u64 = 500;
 
 /// Slots per bucket.
@@ -43,9 +44,9 @@ impl Default for LoopGuard {
 }
 
 impl LoopGuard {
-    /// Returns whether an identical packet was forwarded within the last [`WINDOW_MS`]. If not, stores
-    /// the fingerprint. `packet` is the packet as it is sent; `now_ms` is the time in milliseconds of a
-    /// monotonic clock.
+    /// Returns whether an identical packet was forwarded within the last [`WINDOW_MS`]. If not,
+    /// stores the fingerprint. `packet` is the packet as it is sent; `now_ms` is the time in
+    /// milliseconds of a monotonic clock.
     pub fn recognises(&self, packet: &[u8], now_ms: u64) -> bool {
         let fingerprint = self.fingerprint(packet);
         let bucket = (fingerprint as usize % BUCKETS) * WAYS;

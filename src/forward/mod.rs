@@ -1,5 +1,5 @@
-//! Processing of a single packet without I/O: the forwarding decision, translation, fragmentation and
-//! segmentation.
+//! Processing of a single packet without I/O: the forwarding decision, translation, fragmentation
+//! and segmentation.
 
 pub mod decide;
 mod egress_check;

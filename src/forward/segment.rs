@@ -10,8 +10,8 @@ use crate::wire::offload::GsoLayout;
 use crate::wire::{checksum, udp};
 
 /// Returns the layout of a GSO packet with `payload` bytes per datagram, if the kernel can segment
-/// the packet. Returns `None` if the packet must be passed to [`segment`], which segments or rejects
-/// it.
+/// the packet. Returns `None` if the packet must be passed to [`segment`], which segments or
+/// rejects it.
 pub fn gso_layout(packet: &[u8], datagram: &IpHeader, payload: u16) -> Option<GsoLayout> {
     let layout = GsoLayout::new(payload, datagram.header_len + udp::HEADER_LEN)?;
     // The kernel would segment an IP fragment as if it were a complete packet. A single datagram
@@ -42,8 +42,8 @@ fn is_udp(packet: &[u8], datagram: &IpHeader) -> bool {
     packet.get(protocol_at) == Some(&udp::PROTOCOL)
 }
 
-/// Appends the datagrams of a GSO packet to `out`, each with `payload` bytes, the last with the rest.
-/// Calls `on_segment` with the range of each datagram in `out`.
+/// Appends the datagrams of a GSO packet to `out`, each with `payload` bytes, the last with the
+/// rest. Calls `on_segment` with the range of each datagram in `out`.
 ///
 /// The datagrams have the TTL and the addresses of the packet. Their IPv4 identifications count up
 /// from that of the packet, as in the kernel.

@@ -1,8 +1,8 @@
 //! Translation of the source, group and UDP destination port of a packet, within an IP version or
 //! between IPv4 and IPv6.
 //!
-//! Packets are translated just before they are sent, with complete checksums, segmented and with the
-//! new TTL (see [`super::finish`]). Translation between the IP versions follows RFC 7915;
+//! Packets are translated just before they are sent, with complete checksums, segmented and with
+//! the new TTL (see [`super::finish`]). Translation between the IP versions follows RFC 7915;
 //! docs/translation.md lists the differences and describes each field. Checksums are updated
 //! incrementally (RFC 1624), so that a corrupt packet keeps a wrong checksum.
 

@@ -50,8 +50,8 @@ pub(super) struct UpperLayer {
     pub protocol: u8,
     /// Offset of the upper layer from the start of the packet, in bytes.
     pub at: usize,
-    /// `None` if the packet is not a fragment. An IPv6 packet with a Fragment header that contains the
-    /// complete upper layer (RFC 6946) has one.
+    /// `None` if the packet is not a fragment. An IPv6 packet with a Fragment header that contains
+    /// the complete upper layer (RFC 6946) has one.
     pub fragment: Option<FragmentInfo>,
 }
 
@@ -196,8 +196,8 @@ fn has_source_route(mut options: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// An IPv6 packet that consists of a Fragment header with this offset and flag, an extension header
-    /// of kind `next`, and a body.
+    /// An IPv6 packet that consists of a Fragment header with this offset and flag, an extension
+    /// header of kind `next`, and a body.
     fn fragment(offset_and_more: u16, next: u8) -> Vec<u8> {
         let mut packet = vec![0x60, 0, 0, 0, 0, 24, protocol::FRAGMENT, 9];
         packet.extend([0xfd; 16]);

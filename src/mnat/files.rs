@@ -3,8 +3,8 @@
 //! The watcher polls the metadata of a file a few times a second. Polling works on every file
 //! system. It detects writes in place, files that replace the old one, and directories that are
 //! created later. A changed file is read once its metadata has stayed the same for [`SETTLE_TIME`].
-//! A missing or empty file takes effect only after [`EMPTY_SETTLE_TIME`], because another program may be
-//! about to write it.
+//! A missing or empty file takes effect only after [`EMPTY_SETTLE_TIME`], because another program
+//! may be about to write it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -70,8 +70,8 @@ impl MappingEnd {
 pub enum MappingStatus {
     /// The last response of the server contains the mapping.
     Assigned,
-    /// The server assigned the mapping earlier, but does not answer or has lost it. The mapping stays
-    /// in use.
+    /// The server assigned the mapping earlier, but does not answer or has lost it. The mapping
+    /// stays in use.
     Held,
     /// The channel is requested, and the server has no mapping for it.
     Unassigned,

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::Source;
 
-/// A source filter (RFC 9776 section 3.1, RFC 9777 section 4.1). An `Include` filter without sources
-/// means that there is no membership.
+/// A source filter (RFC 9776 section 3.1, RFC 9777 section 4.1). An `Include` filter without
+/// sources means that there is no membership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(tag = "mode", content = "sources", rename_all = "lowercase")]
 pub enum SourceFilter {

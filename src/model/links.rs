@@ -22,8 +22,8 @@ pub struct Link {
     pub carrier: bool,
     /// The parent interface and the VLAN ID of a VLAN interface.
     pub vlan: Option<(InterfaceId, u16)>,
-    /// Aliases in addition to the kernel's name, such as `container:web`. [`IfPattern::is_alias`] is
-    /// true for them.
+    /// Aliases in addition to the kernel's name, such as `container:web`. [`IfPattern::is_alias`]
+    /// is true for them.
     pub known_as: BTreeSet<IfPattern>,
     /// The plane that serves the link; `None` for the default plane, which serves all links of the
     /// kernel.

@@ -115,8 +115,8 @@ impl Default for MembershipLimits {
 pub struct ProxyRule {
     /// The name, and the `route` label of its paths.
     pub name: RouteName,
-    /// The upstream interfaces. Groups are joined on all of them. The first on which an (S,G) arrives
-    /// is its active upstream until no more packets of the (S,G) arrive there.
+    /// The upstream interfaces. Groups are joined on all of them. The first on which an (S,G)
+    /// arrives is its active upstream until no more packets of the (S,G) arrive there.
     pub upstream: Vec<IfPattern>,
     /// The downstream interfaces, towards the hosts. An interface is downstream of one proxy.
     pub downstream: Vec<IfPattern>,

@@ -173,9 +173,9 @@ pub struct TranslationRule {
 }
 
 impl TranslationRule {
-    /// Returns the translation of a route that matches `source` and `group`. `None` keeps the source,
-    /// group or port. A new prefix has as many host bits as the old one: an IPv4 /24 is replaced by
-    /// an IPv6 /120. `link_local` allows link-local groups.
+    /// Returns the translation of a route that matches `source` and `group`. `None` keeps the
+    /// source, group or port. A new prefix has as many host bits as the old one: an IPv4 /24 is
+    /// replaced by an IPv6 /120. `link_local` allows link-local groups.
     ///
     /// # Errors
     /// The translation is invalid; see [`TranslationError`].
@@ -247,8 +247,8 @@ impl TranslationRule {
         }
     }
 
-    /// Translates a stream. Returns `None` if the route does not match it, or if the new source is not
-    /// a unicast address.
+    /// Translates a stream. Returns `None` if the route does not match it, or if the new source is
+    /// not a unicast address.
     pub fn apply(&self, stream: SourceGroup) -> Option<SourceGroup> {
         Some(SourceGroup {
             source: Source::new(self.apply_source(stream.source.addr())?).ok()?,

@@ -41,8 +41,8 @@ impl Serialize for TtlPolicy {
 
 /// The TTL threshold of an egress, 1 to 255: packets leave only if they arrived with a higher TTL.
 ///
-/// A threshold of 1 differs from no threshold under [`TtlPolicy::Keep`] and [`TtlPolicy::Set`]: with
-/// [`TtlPolicy::Decrement`] packets with TTL 1 are dropped in both cases.
+/// A threshold of 1 differs from no threshold under [`TtlPolicy::Keep`] and [`TtlPolicy::Set`]:
+/// with [`TtlPolicy::Decrement`] packets with TTL 1 are dropped in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct TtlThreshold(u8);
 

@@ -195,8 +195,8 @@ impl EgressQueue {
             let left = &self.packets[self.next..];
             let accepted = match transmit.send(&mut left.iter().map(outgoing)) {
                 Ok(accepted @ 1..) => accepted.min(left.len()),
-                // The packet was neither accepted nor refused. Drops it, because retries might never
-                // end.
+                // The packet was neither accepted nor refused. Drops it, because retries might
+                // never end.
                 Ok(0) => {
                     sent.dropped[DropReason::SendFailed as usize] += on_wire(&left[0], slots).0;
                     self.next += 1;
@@ -370,8 +370,8 @@ mod tests {
         rib.build_fib(&links, 1)
     }
 
-    /// Returns a queue of these packets, and the counts of filling it. UDP packets are GSO packets with
-    /// 100 bytes per datagram.
+    /// Returns a queue of these packets, and the counts of filling it. UDP packets are GSO packets
+    /// with 100 bytes per datagram.
     fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, SendCounts) {
         let fib = fib();
         let mut bytes = Vec::new();

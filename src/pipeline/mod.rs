@@ -1,10 +1,12 @@
-//! Processing of a batch of packets between capture and transmission. It is the same on every plane.
+//! Processing of a batch of packets between capture and transmission. It is the same on every
+//! plane.
 //!
 //! ```text
 //!  PacketSource -> Batch -> Switch -> SharedBatch + Slots, a list for each egress -> EgressQueue -> PacketSink
 //! ```
 //!
-//! [`PacketSource`] and [`PacketSink`] are the two ends; a plane implements them ([`crate::planes`]).
+//! [`PacketSource`] and [`PacketSink`] are the two ends; a plane implements them
+//! ([`crate::planes`]).
 
 pub mod batch;
 pub mod counts;

@@ -1,10 +1,11 @@
-//! Makes the forwarding decision for each packet of a captured batch, and sorts the packets by egress.
+//! Makes the forwarding decision for each packet of a captured batch, and sorts the packets by
+//! egress.
 //!
 //! Packets are changed in place and not copied. A side buffer next to the batch holds three kinds
 //! of packets: datagrams created by segmentation, packets that leave in another variant than the
-//! first, and packets translated to the other IP version. A GSO packet is forwarded as a GSO
-//! packet unless each of its datagrams must be examined. The egress segments it if its interface does
-//! not accept GSO.
+//! first, and packets translated to the other IP version. A GSO packet is forwarded as a GSO packet
+//! unless each of its datagrams must be examined. The egress segments it if its interface does not
+//! accept GSO.
 
 use std::sync::Arc;
 
@@ -111,7 +112,8 @@ impl Default for Switch {
 
 impl Switch {
     /// Creates a switch that records flows in `flows`, drops packets that `guard` recognises, and
-    /// accepts a stream that arrives on several upstreams from the one that `upstream_selector` selects.
+    /// accepts a stream that arrives on several upstreams from the one that `upstream_selector`
+    /// selects.
     pub fn new(
         flows: Flows,
         guard: Arc<LoopGuard>,
@@ -193,10 +195,10 @@ impl Switch {
         }
     }
 
-    /// Adds a packet, or its segments, to the egresses of all its variants. An untranslated packet is
-    /// added to each egress once, for the first variant with this egress. A translated packet belongs to
-    /// another stream and is always added. A packet that no variant forwards is counted as dropped: the
-    /// loop guard recognised it, or its translation failed.
+    /// Adds a packet, or its segments, to the egresses of all its variants. An untranslated packet
+    /// is added to each egress once, for the first variant with this egress. A translated packet
+    /// belongs to another stream and is always added. A packet that no variant forwards is counted
+    /// as dropped: the loop guard recognised it, or its translation failed.
     fn distribute(
         &mut self,
         fib: &Fib,
@@ -442,8 +444,8 @@ impl Switch {
             return Ok(());
         };
         let bytes = &mut batch.bytes_mut()[start..start + len];
-        // The loop guard compares single datagrams, and a translation to the other IP version writes a
-        // header for each datagram.
+        // The loop guard compares single datagrams, and a translation to the other IP version
+        // writes a header for each datagram.
         let needs_segmentation = decision.variants().any(|v| {
             v.entry.loop_guard
                 || v.entry
@@ -523,7 +525,8 @@ impl Switch {
     }
 }
 
-/// Returns the packets and bytes on the wire of a captured packet; a GSO packet counts as its segments.
+/// Returns the packets and bytes on the wire of a captured packet; a GSO packet counts as its
+/// segments.
 fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
     let gso = || {
         let Offload::UdpSegments { payload } = packet.offload else {

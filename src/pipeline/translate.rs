@@ -28,8 +28,8 @@ pub(super) struct UntranslatedPacket<'a> {
 }
 
 impl Translator {
-    /// Translates one packet. Calls `on_packet` with the range of each resulting packet: in the side
-    /// buffer if [`uses_side_buffer`] returns true, otherwise in the range of the original.
+    /// Translates one packet. Calls `on_packet` with the range of each resulting packet: in the
+    /// side buffer if [`uses_side_buffer`] returns true, otherwise in the range of the original.
     pub fn run(
         &mut self,
         rule: &TranslationRule,

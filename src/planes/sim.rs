@@ -1,5 +1,5 @@
-//! A plane without a kernel, for tests and fuzzing: packets come from memory and go to memory. It can
-//! also forward by itself, as a plane in a kernel would: see [`SimPlane::set_forwarding`].
+//! A plane without a kernel, for tests and fuzzing: packets come from memory and go to memory. It
+//! can also forward by itself, as a plane in a kernel would: see [`SimPlane::set_forwarding`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

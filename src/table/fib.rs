@@ -1,5 +1,5 @@
-//! The forwarding information base, or forwarding table: an immutable snapshot of routes, proxies and
-//! their paths.
+//! The forwarding information base, or forwarding table: an immutable snapshot of routes, proxies
+//! and their paths.
 //!
 //! The routing actor builds a new table for each change, and all interface actors share it. Two
 //! tables between which only memberships changed share everything except the OIF table.

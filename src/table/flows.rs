@@ -92,8 +92,8 @@ impl Flows {
         }
     }
 
-    /// Counts a packet of `bytes`. Returns the verdicts of its flow if they are of the forwarding table
-    /// `generation`.
+    /// Counts a packet of `bytes`. Returns the verdicts of its flow if they are of the forwarding
+    /// table `generation`.
     pub fn touch(
         &mut self,
         key: &FlowKey,

@@ -7,8 +7,8 @@ use super::translated_joins::joins_on_demand;
 use crate::model::rule::JoinPolicy;
 use crate::model::{Group, InterfaceId, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
 
-/// A membership of this host: one group on one interface. It has one source filter, the union of all
-/// requests (RFC 9776 section 3.2).
+/// A membership of this host: one group on one interface. It has one source filter, the union of
+/// all requests (RFC 9776 section 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Join {
     /// The interface.
@@ -72,8 +72,8 @@ impl JoinOrigin<'_> {
     }
 }
 
-/// Returns the memberships that joins, routes and proxies request on the existing links. `requested`
-/// are the requests of members. A proxy joins on each of its upstream interfaces.
+/// Returns the memberships that joins, routes and proxies request on the existing links.
+/// `requested` are the requests of members. A proxy joins on each of its upstream interfaces.
 pub fn desired_memberships<'a>(
     rules: JoiningRules<'_>,
     requested: impl IntoIterator<Item = (JoinOrigin<'a>, &'a RequestedFilters)>,
@@ -114,10 +114,10 @@ pub fn desired_memberships<'a>(
     desired
 }
 
-/// Returns the memberships of one group after the requests of members changed. An empty filter means
-/// that the group is to be left. `fixed` is the result of [`desired_memberships`] without requests of
-/// members. `requested` must contain all proxies and routes that join the group on a common
-/// interface, with the filters of their members.
+/// Returns the memberships of one group after the requests of members changed. An empty filter
+/// means that the group is to be left. `fixed` is the result of [`desired_memberships`] without
+/// requests of members. `requested` must contain all proxies and routes that join the group on a
+/// common interface, with the filters of their members.
 pub fn desired_memberships_of_group<'a>(
     group: Group,
     fixed: &DesiredMemberships,
@@ -146,9 +146,9 @@ fn add(desired: &mut DesiredMemberships, join: Join, filter: &SourceFilter) {
     }
 }
 
-/// Returns the part of a filter that a proxy accepts. `Exclude` filters are not reduced by the source
-/// lists of the proxy, because a filter cannot contain a prefix: sources that the proxy does not
-/// accept may arrive, but are not forwarded.
+/// Returns the part of a filter that a proxy accepts. `Exclude` filters are not reduced by the
+/// source lists of the proxy, because a filter cannot contain a prefix: sources that the proxy does
+/// not accept may arrive, but are not forwarded.
 pub fn permitted_filter(proxy: &ProxyRule, group: Group, filter: &SourceFilter) -> SourceFilter {
     if !proxy.accepts_group(group) {
         return SourceFilter::none();
@@ -269,7 +269,8 @@ mod tests {
                 "2 225.1.2.4 exclude {}",
             ]
         );
-        // The memberships of one group are the same, except that groups to leave have an empty filter.
+        // The memberships of one group are the same, except that groups to leave have an empty
+        // filter.
         let fixed = desired_memberships(only(&rules), [], &links());
         for (group, filter) in &requested {
             let one = desired_memberships_of_group(

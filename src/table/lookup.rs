@@ -1,6 +1,6 @@
-//! A table of (group prefix, source prefix) pairs. The search prefers the longest group prefix, then
-//! the longest source prefix. Its cost depends on the number of different prefix lengths, not on the
-//! number of entries.
+//! A table of (group prefix, source prefix) pairs. The search prefers the longest group prefix,
+//! then the longest source prefix. Its cost depends on the number of different prefix lengths, not
+//! on the number of entries.
 
 use std::net::IpAddr;
 

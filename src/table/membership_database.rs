@@ -20,7 +20,8 @@ use super::oif_sets::{EMPTY_SET, OifSetInterner};
 use super::oif_table::{GroupInterest, OifTable};
 use crate::model::{Group, InterfaceId, SourceFilter};
 
-/// The memberships behind downstream interfaces. Routing owns it and fills it again after a restart.
+/// The memberships behind downstream interfaces. Routing owns it and fills it again after a
+/// restart.
 #[derive(Debug, Default)]
 pub struct MembershipDatabase {
     groups: AHashMap<Group, BTreeMap<InterfaceId, SourceFilter>>,

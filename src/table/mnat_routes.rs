@@ -1,5 +1,5 @@
-//! Routes of MNAT mappings. They exist beside the routes of operators (settings and commands), which
-//! take precedence: an MNAT route that conflicts with one of them is refused.
+//! Routes of MNAT mappings. They exist beside the routes of operators (settings and commands),
+//! which take precedence: an MNAT route that conflicts with one of them is refused.
 
 use std::collections::HashMap;
 
@@ -205,7 +205,8 @@ mod tests {
         let other = ("10.9.9.9", "239.1.1.2");
         assert_eq!(update_mnat_routes(&mut rib, vec![install(other)]), []);
         assert_eq!(rib.rules.len(), 2);
-        // The server replaces the previous route, so that one is removed although the new one is refused.
+        // The server replaces the previous route, so that one is removed although the new one is
+        // refused.
         assert_eq!(update_mnat_routes(&mut rib, vec![install(out)]).len(), 1);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1"]);
         // Two mappings may map two local channels to one global channel.

@@ -11,7 +11,8 @@ use super::oif_sets::{OifSetId, OifSets};
 /// Number of maps over which the groups are spread. A change copies one of the maps.
 const SHARDS: usize = 256;
 
-/// The downstream interfaces with members of a group, and with members that request one source of it.
+/// The downstream interfaces with members of a group, and with members that request one source of
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupOifs {
     /// Interfaces with members that request the source.

@@ -1,7 +1,7 @@
 //! The routing information base: the configured rules, and the forwarding table built from them.
 //!
-//! Routing owns it. Settings fill it at the start and at each reload; commands change it. After each
-//! change of rules or links, [`Rib::build_fib`] builds the next forwarding table.
+//! Routing owns it. Settings fill it at the start and at each reload; commands change it. After
+//! each change of rules or links, [`Rib::build_fib`] builds the next forwarding table.
 
 use std::collections::HashSet;
 

@@ -46,8 +46,8 @@ pub fn original_membership(
     Some((original, filter))
 }
 
-/// Returns the part of a requested filter that a route delivers by translation, in the sources of the
-/// request. `Exclude` filters are not reduced.
+/// Returns the part of a requested filter that a route delivers by translation, in the sources of
+/// the request. `Exclude` filters are not reduced.
 pub fn translated_part(rule: &RouteRule, filter: &SourceFilter) -> SourceFilter {
     match (original_source(rule), filter) {
         (Some(original_source), SourceFilter::Include(sources)) => {
@@ -58,8 +58,8 @@ pub fn translated_part(rule: &RouteRule, filter: &SourceFilter) -> SourceFilter 
     }
 }
 
-/// Returns the part of a requested filter that a route does not deliver. A source prefix of the route
-/// cannot be removed from an `Exclude` filter, because a filter cannot contain a prefix.
+/// Returns the part of a requested filter that a route does not deliver. A source prefix of the
+/// route cannot be removed from an `Exclude` filter, because a filter cannot contain a prefix.
 pub fn untranslated_part(rule: &RouteRule, group: Group, filter: SourceFilter) -> SourceFilter {
     let Some(translation) = rule.translation.filter(|r| r.changes_stream()) else {
         return filter;
@@ -103,8 +103,8 @@ fn original_source(rule: &RouteRule) -> Option<impl Fn(Source) -> Option<Source>
 }
 
 /// Returns whether a route with a translation joins only what members request: its join policy is
-/// [`JoinPolicy::Auto`], and all its egresses are downstream interfaces of proxies that accept the new
-/// group.
+/// [`JoinPolicy::Auto`], and all its egresses are downstream interfaces of proxies that accept the
+/// new group.
 pub fn joins_on_demand(rule: &RouteRule, proxies: &[ProxyRule], links: &Links) -> bool {
     let Some(translation) = rule.translation.filter(|_| rule.join == JoinPolicy::Auto) else {
         return false;

@@ -1,12 +1,12 @@
 //! Selection of the active upstream interface of each stream of a proxy with several upstreams.
 //!
-//! The first interface on which an (S,G) arrives becomes its active upstream. Packets that arrive on
-//! the others are dropped until the active upstream has been silent for the takeover time.
+//! The first interface on which an (S,G) arrives becomes its active upstream. Packets that arrive
+//! on the others are dropped until the active upstream has been silent for the takeover time.
 //!
-//! The interface actors share the selector without locks, and its memory is fixed. A stream hashes to
-//! a bucket of eight slots, of which the one that was silent for longest is replaced. If there are
-//! more streams than slots, a packet may therefore be forwarded twice. Two actors that receive the
-//! first packets of a stream at the same time may both forward one.
+//! The interface actors share the selector without locks, and its memory is fixed. A stream hashes
+//! to a bucket of eight slots, of which the one that was silent for longest is replaced. If there
+//! are more streams than slots, a packet may therefore be forwarded twice. Two actors that receive
+//! the first packets of a stream at the same time may both forward one.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -99,8 +99,8 @@ impl UpstreamSelector {
     }
 
     /// Returns whether a packet of (source, group) that arrived on the interface of `rule` is
-    /// forwarded. The interface becomes or stays the active upstream of the stream then. `now_ms` is a
-    /// monotonic time in milliseconds.
+    /// forwarded. The interface becomes or stays the active upstream of the stream then. `now_ms`
+    /// is a monotonic time in milliseconds.
     pub fn admits(
         &self,
         rule: &UpstreamRule,

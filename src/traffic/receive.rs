@@ -30,7 +30,8 @@ const BUSY: usize = 8;
 /// Size of the receive buffer of each socket in bytes.
 const RECEIVE_BUFFER: u32 = 8 << 20;
 
-/// The stream to receive, and options of the receiver. The derived command-line arguments are those of `mcastor recv`.
+/// The stream to receive, and options of the receiver. The derived command-line arguments are those
+/// of `mcastor recv`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(mut_args(receiver_help))]
 pub struct ReceiveOptions {

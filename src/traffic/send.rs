@@ -20,7 +20,8 @@ use crate::sys::multicast::{self, BATCH, OutgoingDatagram};
 /// Longest sleep before the stop flag is checked.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
-/// The stream to send, and options of the sender. The derived command-line arguments are those of `mcastor send`.
+/// The stream to send, and options of the sender. The derived command-line arguments are those of
+/// `mcastor send`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(mut_args(sender_help))]
 pub struct SendOptions {

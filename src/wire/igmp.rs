@@ -231,8 +231,8 @@ pub(super) mod tests {
     const F_GROUP_SOURCE: &str =
         "46c00028254840000102cab90a090001e801020394040000110a4071e8010203027d0001c0000201";
 
-    // Built by scapy 2.5: IP(ttl=1, tos=0xc0, options=[IPOption_Router_Alert()]) / IGMP() or IGMPv3();
-    // version 1 without tos and options.
+    // Built by scapy 2.5: IP(ttl=1, tos=0xc0, options=[IPOption_Router_Alert()]) / IGMP() or
+    // IGMPv3(); version 1 without tos and options.
     /// IGMP(type=0x11, mrcode=0)
     const S_V1_QUERY: &str = "4500001c000000000102cfde0a000001e00000011100eeff00000000";
     /// IGMP(type=0x12, gaddr="225.1.2.3")

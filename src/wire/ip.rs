@@ -24,7 +24,8 @@ pub struct IpHeader {
     pub packet_len: usize,
     /// Length of the IPv4 header with options, or [`IPV6_HEADER_LEN`].
     pub header_len: usize,
-    /// The Protocol field of IPv4, or the Next Header field of IPv6, which may name an extension header.
+    /// The Protocol field of IPv4, or the Next Header field of IPv6, which may name an extension
+    /// header.
     pub protocol: u8,
 }
 
@@ -107,8 +108,8 @@ impl IpHeader {
     }
 }
 
-/// Sets the TTL or hop limit in the header at the start of `packet`. Updates the IPv4 header checksum
-/// incrementally (RFC 1624).
+/// Sets the TTL or hop limit in the header at the start of `packet`. Updates the IPv4 header
+/// checksum incrementally (RFC 1624).
 pub fn set_ttl(packet: &mut [u8], ttl: u8) {
     match packet.first().map(|b| b >> 4) {
         Some(4) if packet.len() >= IPV4_MIN_HEADER_LEN => {

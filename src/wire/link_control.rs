@@ -277,8 +277,8 @@ pub fn encapsulate_v4(source: Ipv4Addr, destination: Ipv4Addr, message: &[u8]) -
 
 /// Returns an IPv6 packet that carries the ICMPv6 message `message`, at most 65,527 bytes.
 ///
-/// The packet has hop limit 1 and a Router Alert option. Stores the ICMPv6 checksum in bytes 2 and 3
-/// of the message.
+/// The packet has hop limit 1 and a Router Alert option. Stores the ICMPv6 checksum in bytes 2 and
+/// 3 of the message.
 pub fn encapsulate_v6(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> Vec<u8> {
     let payload_len = (IPV6_HEADERS_LEN - IPV6_HEADER_LEN + message.len()) as u16;
     let mut packet = Vec::with_capacity(IPV6_HEADERS_LEN + message.len());

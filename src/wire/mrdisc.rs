@@ -148,8 +148,9 @@ mod tests {
     use crate::model::HeaderChecks;
     use crate::wire::membership::tests::bytes;
 
-    // Built by scapy 2.5: IP(ttl=1, tos=0xc0, options=[IPOption_Router_Alert()]) / IGMPv3 / IGMPv3mra,
-    // or Raw; IPv6(hlim=1) / IPv6ExtHdrHopByHop / ICMPv6MRD_Advertisement and its siblings.
+    // Built by scapy 2.5: IP(ttl=1, tos=0xc0, options=[IPOption_Router_Alert()]) / IGMPv3 /
+    // IGMPv3mra, or Raw; IPv6(hlim=1) / IPv6ExtHdrHopByHop / ICMPv6MRD_Advertisement and its
+    // siblings.
     const VECTORS: &[(&str, &str, &str, RouterDiscoveryMessage)] = &[
         (
             "46c0002000000000010239ad0a000001e000006a940400003014cf6c007d0002",

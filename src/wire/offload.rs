@@ -26,8 +26,8 @@ pub enum Offload {
     /// No work remains.
     #[default]
     None,
-    /// The checksum of all bytes from `start` must be computed and stored at `start + offset`, where
-    /// the sum of the pseudo-header is now.
+    /// The checksum of all bytes from `start` must be computed and stored at `start + offset`,
+    /// where the sum of the pseudo-header is now.
     Checksum {
         /// Offset of the first byte that the checksum covers (`csum_start`).
         start: u16,
@@ -71,10 +71,11 @@ pub struct GsoLayout {
 }
 
 impl GsoLayout {
-    /// Returns the layout with `payload` bytes per segment and IP and UDP headers of `headers` bytes.
+    /// Returns the layout with `payload` bytes per segment and IP and UDP headers of `headers`
+    /// bytes.
     ///
-    /// Returns `None` if `payload` is zero, or if `headers` exceeds 255 bytes or leaves no room for an
-    /// IP header.
+    /// Returns `None` if `payload` is zero, or if `headers` exceeds 255 bytes or leaves no room for
+    /// an IP header.
     pub fn new(payload: u16, headers: usize) -> Option<Self> {
         Some(Self {
             payload: NonZeroU16::new(payload)?,
@@ -90,14 +91,15 @@ impl GsoLayout {
         body.div_ceil(usize::from(self.payload.get())) as u64
     }
 
-    /// Returns the total length of all segments of a GSO packet of `len` bytes. Each segment has its own
-    /// headers.
+    /// Returns the total length of all segments of a GSO packet of `len` bytes. Each segment has
+    /// its own headers.
     pub fn bytes(self, len: usize) -> u64 {
         let added_headers = self.count(len).saturating_sub(1);
         len as u64 + added_headers * u64::from(self.headers)
     }
 
-    /// Returns the length of the longest segment of a GSO packet of `len` bytes, IP header included.
+    /// Returns the length of the longest segment of a GSO packet of `len` bytes, IP header
+    /// included.
     pub fn longest(self, len: usize) -> usize {
         len.min(usize::from(self.headers) + usize::from(self.payload.get()))
     }
@@ -114,8 +116,8 @@ impl GsoLayout {
 
     /// Returns the `virtio_net_hdr` that makes the kernel segment a packet with this layout.
     ///
-    /// `link_len` is the length of the link header before the IP header. The UDP checksum field of the
-    /// packet must contain the sum of the pseudo-header.
+    /// `link_len` is the length of the link header before the IP header. The UDP checksum field of
+    /// the packet must contain the sum of the pseudo-header.
     pub fn vnet_header(self, link_len: u8) -> [u8; VNET_HEADER_LEN] {
         let headers = u16::from(link_len) + u16::from(self.headers);
         let words = [

@@ -51,8 +51,8 @@ impl<'a> FieldReader<'a> {
         Ok(head)
     }
 
-    /// Reads a list of `count` sources. Checks the length before it allocates memory. Omits addresses
-    /// that cannot be a source.
+    /// Reads a list of `count` sources. Checks the length before it allocates memory. Omits
+    /// addresses that cannot be a source.
     pub(super) fn sources(&mut self, count: u16) -> Result<Vec<Source>, RejectReason> {
         let len = self.family.addr_len();
         let list = self.take(usize::from(count) * len)?;
@@ -113,8 +113,8 @@ pub(super) fn reported_group(bytes: &[u8]) -> Result<Group, RejectReason> {
 /// Reads the source list of a query.
 ///
 /// # Errors
-/// [`RejectReason::NotASource`] if a non-empty list has no group or only invalid addresses. Dropping
-/// all its sources would turn such a query into a query for the whole group.
+/// [`RejectReason::NotASource`] if a non-empty list has no group or only invalid addresses.
+/// Dropping all its sources would turn such a query into a query for the whole group.
 pub(super) fn queried_sources(
     fields: &mut FieldReader<'_>,
     count: u16,

@@ -36,7 +36,8 @@ pub fn skip_tags(mut ethertype: u16, bytes: &[u8]) -> Result<(u16, usize), WireE
     Ok((ethertype, at))
 }
 
-/// Returns the VLAN ID of the tag at the start of `bytes`, or `None` if `ethertype` announces no tag.
+/// Returns the VLAN ID of the tag at the start of `bytes`, or `None` if `ethertype` announces no
+/// tag.
 pub fn outer_tag(ethertype: u16, bytes: &[u8]) -> Option<u16> {
     let tagged = matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN);
     let control = bytes.first_chunk::<2>().filter(|_| tagged)?;

@@ -79,8 +79,8 @@ impl Resolver {
         Self { modules }
     }
 
-    /// Follows `segments` as written in `module`. Returns `None` for a path of another crate, or if the path
-    /// is not found.
+    /// Follows `segments` as written in `module`. Returns `None` for a path of another crate, or if
+    /// the path is not found.
     fn resolve(&self, module: &ModulePath, segments: &[String], steps: usize) -> Option<Target> {
         if steps == 0 {
             return None;

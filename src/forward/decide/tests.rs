@@ -174,8 +174,8 @@ mod memberships {
         proxy
     }
 
-    /// Two proxies that share an upstream. The second does not forward upstream, and denies a group and
-    /// a source.
+    /// Two proxies that share an upstream. The second does not forward upstream, and denies a group
+    /// and a source.
     fn proxies() -> Vec<ProxyRule> {
         let a = proxy(&["up0", "up1"], "a*");
         let mut b = proxy(&["up0"], "b*");

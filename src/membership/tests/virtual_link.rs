@@ -1,4 +1,5 @@
-//! A link with one [`Downstream`] and a virtual clock. Messages, queries and states are short texts.
+//! A link with one [`Downstream`] and a virtual clock. Messages, queries and states are short
+//! texts.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};

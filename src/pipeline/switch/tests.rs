@@ -32,8 +32,8 @@ fn rule(group: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
     }
 }
 
-/// A table with the interfaces eth0, eth0.10 (VLAN 10 of eth0), eth1, out1, out2 and out3. out3 has the
-/// TTL threshold 8.
+/// A table with the interfaces eth0, eth0.10 (VLAN 10 of eth0), eth1, out1, out2 and out3. out3 has
+/// the TTL threshold 8.
 fn fib(rules: Vec<RouteRule>) -> Fib {
     fib_with(rules, vec![], &[])
 }
@@ -371,8 +371,8 @@ fn gso_counts(switched: &Switched) -> Vec<usize> {
     switched.egresses.iter().map(|(_, s)| count(s)).collect()
 }
 
-/// Returns whether a GSO packet is ready for the kernel: the UDP checksum field contains the sum of the
-/// pseudo-header.
+/// Returns whether a GSO packet is ready for the kernel: the UDP checksum field contains the sum of
+/// the pseudo-header.
 fn is_ready_for_kernel_gso(packet: &[u8]) -> bool {
     let d = IpHeader::parse(packet).unwrap();
     let udp = &packet[d.header_len..];

@@ -221,8 +221,9 @@ impl SocketCapture {
                     return Ok(Some(Batch::from_buffer(buffer, packets)));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // The link went down, or the kernel cannot describe one packet. The socket reports such
-                // an error once; later packets can be read. Netlink reports links that are removed.
+                // The link went down, or the kernel cannot describe one packet. The socket reports
+                // such an error once; later packets can be read. Netlink reports links that are
+                // removed.
                 Err(_) if errors < MAX_ERRORS => errors += 1,
                 Err(e) => return Err(e),
             }

@@ -2,8 +2,8 @@
 //!
 //! The latency mode delivers each packet at once and costs the most CPU per packet; the throughput
 //! mode delivers blocks. The change to throughput uses the receive times of the kernel over some
-//! milliseconds, so that a stall of this process does not count as a high rate. The change back uses
-//! the clock of this process, because a stream that ended brings no more receive times.
+//! milliseconds, so that a stall of this process does not count as a high rate. The change back
+//! uses the clock of this process, because a stream that ended brings no more receive times.
 
 use std::time::{Duration, Instant};
 
@@ -100,8 +100,8 @@ impl RateMonitor {
         *self = Self::new(self.thresholds);
     }
 
-    /// Counts packets, the last of them received at `at` nanoseconds. Returns true if the rate calls
-    /// for [`Mode::Throughput`].
+    /// Counts packets, the last of them received at `at` nanoseconds. Returns true if the rate
+    /// calls for [`Mode::Throughput`].
     pub fn record(&mut self, packets: u64, at: u64) -> bool {
         self.count_since += packets;
         let Some(elapsed) = self.began.and_then(|b| at.checked_sub(b)) else {
@@ -277,8 +277,8 @@ mod tests {
 
     const US: u64 = 1_000;
 
-    /// Records `count` packets `gap` microseconds apart. Returns for how many microseconds `busy_poll`
-    /// then polls for the next packet.
+    /// Records `count` packets `gap` microseconds apart. Returns for how many microseconds
+    /// `busy_poll` then polls for the next packet.
     fn polling_time_us(busy_poll: &mut BusyPoll, start: Instant, count: u64, gap: u64) -> u64 {
         let at = |us: u64| start + Duration::from_micros(us);
         for n in 0..count {
@@ -408,8 +408,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// Records packets every `gap` nanoseconds from `from` to `to`. Returns the time at which the rate first
-    /// called for the throughput mode.
+    /// Records packets every `gap` nanoseconds from `from` to `to`. Returns the time at which the
+    /// rate first called for the throughput mode.
     fn feed(monitor: &mut RateMonitor, from: u64, to: u64, gap: u64) -> Option<u64> {
         (from..to)
             .step_by(gap as usize)

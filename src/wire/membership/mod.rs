@@ -18,8 +18,8 @@ pub struct MembershipPacket {
     /// report from such a source is valid; a query from such a source takes no part in the querier
     /// election.
     pub source: IpAddr,
-    /// Destination address. A unicast destination is valid (RFC 9776 sections 4.1 and 4.2), but then
-    /// no other host received the message: see [`MembershipPacket::is_multicast`].
+    /// Destination address. A unicast destination is valid (RFC 9776 sections 4.1 and 4.2), but
+    /// then no other host received the message: see [`MembershipPacket::is_multicast`].
     pub destination: IpAddr,
     /// The message.
     pub message: MembershipMessage,
@@ -41,8 +41,8 @@ pub enum BuildError {
     /// A group or source has another IP version than the sender.
     #[error("the message mixes IP versions")]
     MixedFamily,
-    /// The protocol version has no such message: MLD has no counterpart of IGMPv1, and older versions
-    /// have no queries with groups or sources.
+    /// The protocol version has no such message: MLD has no counterpart of IGMPv1, and older
+    /// versions have no queries with groups or sources.
     #[error("the protocol version has no such message")]
     NoSuchVersion,
     /// A query lists sources without a group.
@@ -53,8 +53,8 @@ pub enum BuildError {
     SmallMtu(usize),
 }
 
-/// Parses the IP packet at the start of `bytes`: IPv4 with IGMP, or IPv6 with MLD. Ignores link-layer
-/// padding after the packet.
+/// Parses the IP packet at the start of `bytes`: IPv4 with IGMP, or IPv6 with MLD. Ignores
+/// link-layer padding after the packet.
 ///
 /// # Errors
 /// The first check that fails. Messages of [`super::mrdisc`] fail with
@@ -75,8 +75,8 @@ pub fn parse(bytes: &[u8], policy: &HeaderPolicy<'_>) -> Result<MembershipPacket
 /// Builds the IP packets of a message from `source`, each of at most `mtu` bytes.
 ///
 /// The result is one packet, or several if the sources or records exceed the MTU. Each packet is
-/// complete: TTL or hop limit 1, Router Alert option, checksums, and the destination that the RFC of
-/// the message requires.
+/// complete: TTL or hop limit 1, Router Alert option, checksums, and the destination that the RFC
+/// of the message requires.
 ///
 /// Times that the wire format cannot represent are rounded down. EXCLUDE records with more sources
 /// than fit into a packet are shortened (RFC 9776 section 4.2); all other records are split.

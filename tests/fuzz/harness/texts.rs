@@ -167,8 +167,8 @@ pub fn mnat_answer(data: &[u8]) -> bool {
 }
 
 /// Reads an `smcroute.conf` that may include itself under other names. Every fault must have a line
-/// number, no two routes may match a packet equally well, and the settings must be the same after a conversion to
-/// TOML.
+/// number, no two routes may match a packet equally well, and the settings must be the same after a
+/// conversion to TOML.
 pub fn smcroute_conf(data: &[u8]) -> bool {
     thread_local! {
         static FILE: tempfile::NamedTempFile = tempfile::Builder::new()

@@ -36,7 +36,8 @@ impl Receiver {
         self.joined = Some((rx, group, Instant::now()));
     }
 
-    /// Leaves the group. Every packet since the first received one must have arrived once, in order.
+    /// Leaves the group. Every packet since the first received one must have arrived once, in
+    /// order.
     #[track_caller]
     fn leave(&mut self, seed: u64) {
         let Some((rx, group, since)) = self.joined.take() else {

@@ -58,7 +58,8 @@ pub(super) fn without_offload(ns: &Ns, iface: &str) {
     assert!(all.contains("tx-udp-segmentation: off"), "{all}");
 }
 
-/// Sends GSO packets of 1 to 64 datagrams whose last one is shorter, each followed by a plain packet.
+/// Sends GSO packets of 1 to 64 datagrams whose last one is shorter, each followed by a plain
+/// packet.
 fn assert_gso_forwarded(lab: &Lab, (group, to): (&str, &str)) {
     const PAYLOAD: usize = 400;
     let star = Star::dual(lab, 2);
@@ -316,7 +317,8 @@ fn device_gso_limits_are_respected(lab: &Lab) {
     }
 }
 
-/// If the kernel segments a packet, it computes the checksums over the rewritten addresses and port.
+/// If the kernel segments a packet, it computes the checksums over the rewritten addresses and
+/// port.
 fn assert_rewritten(lab: &Lab, (group, to): (&str, &str), [source, other, at]: [&str; 3]) {
     let star = Star::dual(lab, 2);
     without_offload(&star.rtr, "out2");

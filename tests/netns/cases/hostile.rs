@@ -1,6 +1,7 @@
 //! Malformed frames, accidental and deliberate.
 //!
-//! `MCASTOR_SOAK_FRAMES=1000000 cargo test --test netns soak_of_malformed_frames` runs the long form.
+//! `MCASTOR_SOAK_FRAMES=1000000 cargo test --test netns soak_of_malformed_frames` runs the long
+//! form.
 
 use super::{cases, route};
 use crate::lab::frame::{self, Ipv4, fix_ipv4_checksum};

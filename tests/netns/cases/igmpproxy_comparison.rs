@@ -50,7 +50,8 @@ impl Proxy {
         matches!(self, Self::Mcastor(_))
     }
 
-    /// Returns how long to wait for an effect. Effects that igmpproxy never has are awaited briefly.
+    /// Returns how long to wait for an effect. Effects that igmpproxy never has are awaited
+    /// briefly.
     fn patience(&self) -> Duration {
         if self.is_mcastor() {
             TIMEOUT

@@ -320,8 +320,8 @@ fn joined_hosts_receive_mapped_streams_v4_and_v6(lab: &Lab) {
     wait_rewritten(&ingress, &[]);
 }
 
-/// With local groups for any source, the ingress keeps the source address and the egress accepts any
-/// sender to the local group.
+/// With local groups for any source, the ingress keeps the source address and the egress accepts
+/// any sender to the local group.
 fn any_source_local_groups_carry_streams(lab: &Lab) {
     let topology = MnatTopology::new(lab);
     let owner = ServerState::starting_at(0);
@@ -385,8 +385,8 @@ fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
                 assert!(queried(&wire) > 0, "no query was sent");
             }
             false => {
-                // The host's report is ignored: it has no mapping by the time the file's next stream
-                // has one.
+                // The host's report is ignored: it has no mapping by the time the file's next
+                // stream has one.
                 std::fs::write(&reads, "10.0.0.10,232.1.1.1\n10.0.0.10,232.1.1.8\n").unwrap();
                 let complete = wait_until(LONG, || mapped(&egress).len() == 2);
                 assert!(complete, "{:?}", mapped(&egress));
@@ -402,7 +402,8 @@ fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
     }
 }
 
-/// A mapping whose packets another route matches is reported as a conflict until the route is removed.
+/// A mapping whose packets another route matches is reported as a conflict until the route is
+/// removed.
 fn conflicting_route_is_reported_until_removed(lab: &Lab) {
     let topology = MnatTopology::new(lab);
     let owner = ServerState::starting_at(0);

@@ -1,7 +1,8 @@
-//! `mcastor mnat-ingress` and `mnat-egress`: flags, paths and joinfiles of the prototype's containers.
+//! `mcastor mnat-ingress` and `mnat-egress`: flags, paths and joinfiles of the prototype's
+//! containers.
 //!
-//! The paths are fixed, so each process runs in its own mount namespace, where `/etc` and `/run` are
-//! folders of the laboratory.
+//! The paths are fixed, so each process runs in its own mount namespace, where `/etc` and `/run`
+//! are folders of the laboratory.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -124,8 +124,8 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     router.expect_metric("mcastor_membership_groups", &members, 1);
     let assigned = [("role", "egress"), ("state", "assigned")];
     router.expect_metric("mcastor_mnat_mappings", &assigned, 1);
-    // 300 packets are forwarded by the route, 200 by the proxy, 50 by MNAT, 100 have no TTL left, and
-    // reports are refused: every event that a panel shows has happened.
+    // 300 packets are forwarded by the route, 200 by the proxy, 50 by MNAT, 100 have no TTL left,
+    // and reports are refused: every event that a panel shows has happened.
     let report = crate::lab::frame::ethernet(
         "224.0.0.22".parse().expect("an address"),
         &crate::lab::frame::ipv4(
@@ -203,8 +203,8 @@ fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     assert_alerts_match_metrics(&star.rtr, &router);
 }
 
-/// Checks that every metric of the alerts exists in Prometheus, that each excluded reason exists, and
-/// that the series of the alert tests have the labels of real ones.
+/// Checks that every metric of the alerts exists in Prometheus, that each excluded reason exists,
+/// and that the series of the alert tests have the labels of real ones.
 fn assert_alerts_match_metrics(ns: &Ns, router: &Router) {
     let alerts = std::fs::read_to_string(dashboards("alerts.yml")).expect("the alerts");
     let in_word = |c: char| c.is_ascii_alphanumeric() || c == '_';

@@ -274,7 +274,8 @@ fn static_route_and_members_form_a_union(lab: &Lab) {
     eventually("two members", 2, || members(&router).len());
     (10..30).for_each(send);
     wires[0].expect("225.1.2.3", 30);
-    // `out2` gets each packet once, although both route and member select it; the route's TTL applies.
+    // `out2` gets each packet once, although both route and member select it; the route's TTL
+    // applies.
     let both = wires[1].expect("225.1.2.3", 30);
     assert!(both.iter().all(|s| s.ttl == 9));
     let learned = wires[2].expect("225.1.2.3", 20);

@@ -237,8 +237,8 @@ fn is_router_port(star: &Star) -> bool {
         .any(|l| l.starts_with("router ports on br0:") && l.contains("eth1"))
 }
 
-/// Creates a star whose router has addresses of one IP version only, because a bridge marks the port
-/// for both versions.
+/// Creates a star whose router has addresses of one IP version only, because a bridge marks the
+/// port for both versions.
 fn star_of_one_version(lab: &Lab, v4: bool) -> Star {
     let star = if v4 {
         Star::v4(lab, 1)
@@ -274,7 +274,8 @@ fn queries_mark_the_bridge_port_as_router_port(lab: &Lab) {
         let inject = Injector::new(&star.src, "eth0");
         (0..50u32).for_each(|n| inject.send(&Udp::new(FROM[i], TO[i], n.to_be_bytes()).frame()));
         rx.expect(50);
-        // Packets to a group without members arrive at the router, because its port is a router port.
+        // Packets to a group without members arrive at the router, because its port is a router
+        // port.
         let up = Capture::new(&star.src, "eth0");
         let (from, group, to) = [
             ("10.0.1.21:9", "225.9.9.9", "225.9.9.9:5000"),

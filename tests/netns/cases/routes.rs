@@ -80,8 +80,8 @@ fn first_packet_of_unknown_source_is_forwarded_v6(lab: &Lab) {
     router.expect_routed("r", "out1", 1);
 }
 
-/// Sends one packet per (source, group, egress) and checks that it leaves through that egress and no
-/// other. An empty egress means that the packet is dropped.
+/// Sends one packet per (source, group, egress) and checks that it leaves through that egress and
+/// no other. An empty egress means that the packet is dropped.
 fn assert_egresses(
     lab: &Lab,
     star: &Star,

@@ -258,7 +258,8 @@ fn forged_reports(lab: &Lab, v6: bool) {
     let star = Star::dual(lab, 1);
     // All forged addresses are on the link's subnet.
     star.rtr.ip("address add 10.64.0.1/10 dev out1");
-    // An unoptimized build cannot process that many beside other tests: it gets a tenth of the limits.
+    // An unoptimized build cannot process that many beside other tests: it gets a tenth of the
+    // limits.
     let (rate, limits) = match measures() {
         true => (100_000, ""),
         false => (
@@ -370,8 +371,9 @@ fn forged_reports(lab: &Lab, v6: bool) {
     assert_eq!(router.program.exit_status(), None);
 }
 
-/// Creates a router, a host and a forger on one switch, so that the host receives forged messages as
-/// the router does. The link's subnet is 10.0.0.0/8, so that the forger may use any address of it.
+/// Creates a router, a host and a forger on one switch, so that the host receives forged messages
+/// as the router does. The link's subnet is 10.0.0.0/8, so that the forger may use any address of
+/// it.
 fn star_with_forger(lab: &Lab) -> (Star, Ns, Ns) {
     let star = Star::v4(lab, 1);
     star.rtr.ip("address add 10.64.100.1/8 dev out1");
@@ -382,8 +384,8 @@ fn star_with_forger(lab: &Lab) -> (Star, Ns, Ns) {
     (star, host, forger)
 }
 
-/// Returns proxy settings in which hosts have two seconds to answer before their membership ends, as
-/// by default and longer than in other tests: on a busy machine an answer may be late.
+/// Returns proxy settings in which hosts have two seconds to answer before their membership ends,
+/// as by default and longer than in other tests: on a busy machine an answer may be late.
 fn proxy_with_slow_leave(extra: &str) -> String {
     let interval = "last_member_query_interval = ";
     proxy(&["in"], &["out1"], extra).replace(

@@ -263,8 +263,8 @@ fn mrdisc_announcements_match_smcroute(lab: &Lab) {
     assert_eq!((&ours[..], theirs[3]), (&[1, 2, 0x30, 7][..], 20));
 }
 
-/// Features that smcroute does not have: no loss of first packets, 40 interfaces, moving sources, and
-/// extended options.
+/// Features that smcroute does not have: no loss of first packets, 40 interfaces, moving sources,
+/// and extended options.
 fn extensions_beyond_smcroute_work(lab: &Lab) {
     let star = Star::dual(lab, 40);
     let to: String = (2..=40).map(|n| format!(" out{n}")).collect();

@@ -1,5 +1,5 @@
-//! Joins through routes that rewrite: hosts behind a proxy join the rewritten stream, and the router
-//! joins the original one. The hosts are sockets of the Linux kernel.
+//! Joins through routes that rewrite: hosts behind a proxy join the rewritten stream, and the
+//! router joins the original one. The hosts are sockets of the Linux kernel.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;

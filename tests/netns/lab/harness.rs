@@ -1,8 +1,8 @@
 //! Turns a list of cases into trials of the test runner.
 //!
 //! Each case runs in its own process: this program starts itself again with [`CASE`] set. A forked
-//! process holds copies of all open sockets until it calls `exec`. In one process, a case that starts
-//! a program would therefore delay the IGMP leave of a socket that another case closes.
+//! process holds copies of all open sockets until it calls `exec`. In one process, a case that
+//! starts a program would therefore delay the IGMP leave of a socket that another case closes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -85,9 +85,9 @@ static PASSED_ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 const MAX_PASSED_ALONE: usize = 1;
 
 /// Runs a case in parallel with others. On a machine with few cores, a case that depends on the
-/// timing of another program can fail because the machine is busy. A failed case is run again alone:
-/// its first failure is printed, and the last line of the run counts it. A case that fails alone has
-/// failed.
+/// timing of another program can fail because the machine is busy. A failed case is run again
+/// alone: its first failure is printed, and the last line of the run counts it. A case that fails
+/// alone has failed.
 fn run(name: &'static str) -> Result<(), Failed> {
     let concurrent = CONCURRENT.read().unwrap_or_else(PoisonError::into_inner);
     let first = run_in_process(name);

@@ -84,8 +84,8 @@ pub fn sequence_number(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..4].try_into().expect("four bytes"))
 }
 
-/// Returns the sequence numbers that a capture received for `group`; panics if they are not strictly
-/// increasing.
+/// Returns the sequence numbers that a capture received for `group`; panics if they are not
+/// strictly increasing.
 #[track_caller]
 pub fn received_in_order(capture: &Capture, group: &str) -> Vec<u32> {
     let numbers: Vec<u32> = capture

@@ -1,4 +1,5 @@
-//! Changes of the MNAT settings during operation. Mappings that the change does not affect continue.
+//! Changes of the MNAT settings during operation. Mappings that the change does not affect
+//! continue.
 
 use std::sync::Arc;
 

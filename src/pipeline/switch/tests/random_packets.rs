@@ -70,8 +70,8 @@ fn on_wire(slots: &[Slot]) -> u64 {
 }
 
 proptest! {
-    /// Each packet has a slot or is counted as below the TTL threshold on each of its paths, or it is
-    /// dropped with one reason.
+    /// Each packet has a slot or is counted as below the TTL threshold on each of its paths, or it
+    /// is dropped with one reason.
     #[test]
     fn every_packet_is_forwarded_or_counted(
         rules in any_rules(),

@@ -164,7 +164,8 @@ fn translated_and_original_stream_leave_side_by_side() {
         };
         let packets = [plain(packet(GROUP, 9, 5)), (packet(GROUP, 9, 1500), meta)];
         let switched = run(&both, &packets);
-        // The member of the original stream receives it, and also the translated stream of the route.
+        // The member of the original stream receives it, and also the translated stream of the
+        // route.
         let out1: Vec<_> = leaving(&both, &switched, "out1")
             .iter()
             .map(destination)
