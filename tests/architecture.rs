@@ -78,6 +78,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mnat",
             "smcroute",
             "actors",
+            "sys::thread_priority",
         ],
     ),
     (

@@ -1,5 +1,5 @@
 //! `show flows`: reads the flows in pages from the interface actors, which forward packets in the
-//! meantime, and renders them on a thread that may block.
+//! meantime, and renders them in the background.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use actix::MailboxError;
 use futures_util::future::join_all;
 
+use super::background;
 use crate::actors::directory::NoReceiver;
 use crate::actors::messages::{FlowPage, QueryFlows};
 use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
@@ -39,11 +40,11 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
     let pages = join_all(interfaces.map(|handle| read_all(handle, filter))).await;
     let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
     let now_ms = context.now_ms();
-    let rendered = tokio::task::spawn_blocking(move || {
+    let rendered = background::run(move || {
         let pages = pages.into_iter().flatten().collect();
         render(&snapshot, pages, &query, now_ms)
     });
-    rendered.await.map_err(|_| NoReceiver)
+    rendered.await.ok_or(NoReceiver)
 }
 
 /// Reads all flows of one interface.

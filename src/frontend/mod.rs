@@ -1,6 +1,7 @@
 //! How users and other programs query and control the router: the control socket, HTTP, and the
 //! socket of smcroute. All three use [`query`].
 
+mod background;
 pub mod control;
 pub mod flow_views;
 pub mod group_views;

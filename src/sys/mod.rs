@@ -23,4 +23,5 @@ pub mod privileges;
 pub mod receive;
 pub mod ring;
 pub mod spawn;
+pub mod thread_priority;
 pub mod transmit;

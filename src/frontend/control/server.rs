@@ -14,6 +14,7 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use super::{Command, MAX_REQUEST, Outcome, Request, Response};
 use crate::actors::RouterContext;
 use crate::api::{self, ShowReply};
+use crate::frontend::background;
 use crate::frontend::query::{self, QueryError};
 use crate::frontend::socket_server::{self, ClientState};
 use crate::frontend::unix_socket::ListeningSocket;
@@ -52,12 +53,13 @@ async fn converse(
     }
 }
 
-/// Encodes a response. A list of flows can have many megabytes, so a thread that may block encodes
-/// it.
+/// Encodes a response. A list of flows can have many megabytes, so it is encoded in the
+/// background.
 async fn encode(outcome: Outcome) -> io::Result<Vec<u8>> {
     match outcome {
         Outcome::Result(ShowReply::Flows(_)) => {
-            tokio::task::spawn_blocking(|| encode_now(outcome)).await?
+            let encoded = background::run(|| encode_now(outcome)).await;
+            encoded.unwrap_or_else(|| Err(io::Error::other("the reply could not be encoded")))
         }
         outcome => encode_now(outcome),
     }

@@ -16,9 +16,9 @@ use actix_web::web::{self, Data};
 use actix_web::{App, HttpResponse, HttpServer};
 use serde_json::json;
 
-use super::query;
+use super::{background, query};
 use crate::actors::RouterContext;
-use crate::api::{self, FlowQuery, ShowQuery};
+use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
 
 /// Limit of concurrent connections. More wait in the queue of the listener.
 const MAX_CONNECTIONS: usize = 64;
@@ -93,15 +93,27 @@ async fn show(context: Data<RouterContext>, name: web::Path<String>) -> HttpResp
 
 async fn reply(context: &RouterContext, query: ShowQuery) -> HttpResponse {
     match query::show(context, query).await {
-        Ok(reply) => HttpResponse::Ok().json(json!({
-            "version": api::VERSION,
-            "show": reply,
-        })),
+        Ok(reply @ ShowReply::Flows(_)) => match background::run(move || encode(&reply)).await {
+            Some(Ok(body)) => HttpResponse::Ok()
+                .content_type(ContentType::json())
+                .body(body),
+            _ => HttpResponse::InternalServerError().finish(),
+        },
+        Ok(reply) => match encode(&reply) {
+            Ok(body) => HttpResponse::Ok()
+                .content_type(ContentType::json())
+                .body(body),
+            Err(_) => HttpResponse::InternalServerError().finish(),
+        },
         Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "version": api::VERSION,
             "error": e.to_string(),
         })),
     }
+}
+
+fn encode(reply: &ShowReply) -> serde_json::Result<String> {
+    serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))
 }
 
 async fn not_found() -> HttpResponse {
