@@ -167,8 +167,9 @@ pub fn decide<'f>(
 pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
     let Arrival { fib, ingress, .. } = arrival;
     let mut recorder = Recorder::default();
-    let header = IpHeader::parse(bytes);
-    let decided = header.map_err(NotData::from).and_then(|datagram| {
+    let parsed = IpHeader::parse(bytes);
+    let header = parsed.as_ref().ok().copied();
+    let decided = parsed.map_err(NotData::from).and_then(|datagram| {
         classify(&datagram, bytes)?;
         let key = (datagram.source, datagram.destination);
         let matched = look_up_traced(fib, ingress, key, &mut recorder)?;
@@ -198,7 +199,7 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
         }
     });
     Trace {
-        header: IpHeader::parse(bytes).ok(),
+        header,
         steps: recorder.0,
         outcome,
     }

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_sets_share_a_number_and_unused_numbers_are_reused() {
+    fn equal_sets_share_numbers_and_unused_are_reused() {
         let mut interner = OifSetInterner::default();
         assert_eq!(interner.acquire(&[]), EMPTY_SET);
         let one = interner.acquire(&[1]);

@@ -47,7 +47,7 @@ pub enum RibError {
     MergesStreams(RouteName, StreamSet),
     /// Two other routes would merge streams if this route did not match some of them.
     #[error(
-        "without it, packets of the routes \"{0}\" and \"{1}\" would both leave as {2}; remove one of those first"
+        "without this route, routes \"{0}\" and \"{1}\" would both send packets as {2}; remove one of them first"
     )]
     PreventsMerge(RouteName, RouteName, StreamSet),
     /// Packets that a route translated would return to it.

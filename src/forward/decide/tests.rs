@@ -465,17 +465,20 @@ fn table_with_paths() -> (Fib, Ingress) {
     (fib, ingress)
 }
 
-#[test]
-fn trace_names_matched_route_and_refused_paths() {
-    let (fib, ingress) = table_with_paths();
-    let upstream_selector = UpstreamSelector::default();
+fn explain((fib, ingress): &(Fib, Ingress), bytes: &[u8]) -> Trace {
     let arrival = Arrival {
-        fib: &fib,
-        ingress: &ingress,
-        upstream_selector: &upstream_selector,
+        fib,
+        ingress,
+        upstream_selector: &UpstreamSelector::default(),
         now_ms: 0,
     };
-    let trace = resolve(arrival, &packet([10, 0, 0, 1], [225, 1, 2, 3], 5));
+    resolve(arrival, bytes)
+}
+
+#[test]
+fn trace_names_matched_route_and_refused_paths() {
+    let table = table_with_paths();
+    let trace = explain(&table, &packet([10, 0, 0, 1], [225, 1, 2, 3], 5));
     assert_eq!(trace.outcome, Ok(()));
     assert_eq!(trace.header.unwrap().ttl, 5);
     let checked = |path, result| TraceStep::PathChecked {
@@ -495,18 +498,11 @@ fn trace_names_matched_route_and_refused_paths() {
 
 #[test]
 fn trace_names_the_reason_of_a_drop() {
-    let (fib, ingress) = table_with_paths();
-    let upstream_selector = UpstreamSelector::default();
-    let arrival = Arrival {
-        fib: &fib,
-        ingress: &ingress,
-        upstream_selector: &upstream_selector,
-        now_ms: 0,
-    };
-    let excepted = resolve(arrival, &packet([10, 0, 0, 9], [225, 1, 2, 3], 5));
+    let table = table_with_paths();
+    let excepted = explain(&table, &packet([10, 0, 0, 9], [225, 1, 2, 3], 5));
     assert_eq!(excepted.steps, [TraceStep::SourceExcepted { entry: 0 }]);
     assert_eq!(excepted.outcome, Err(DropReason::SourceExcepted.into()));
-    let expired = resolve(arrival, &packet([10, 0, 0, 1], [225, 1, 2, 3], 1));
+    let expired = explain(&table, &packet([10, 0, 0, 1], [225, 1, 2, 3], 1));
     let reason = DropReason::TtlExpired;
     assert_eq!(
         expired.steps,
@@ -515,5 +511,5 @@ fn trace_names_the_reason_of_a_drop() {
             TraceStep::EntryRejected { entry: 0, reason },
         ]
     );
-    assert_eq!(resolve(arrival, &[0x45, 0]).header, None);
+    assert_eq!(explain(&table, &[0x45, 0]).header, None);
 }

@@ -97,19 +97,26 @@ async fn reply(context: &RouterContext, query: ShowQuery) -> HttpResponse {
             Some(Ok(body)) => HttpResponse::Ok()
                 .content_type(ContentType::json())
                 .body(body),
-            _ => HttpResponse::InternalServerError().finish(),
+            _ => not_encoded(),
         },
         Ok(reply) => match encode(&reply) {
             Ok(body) => HttpResponse::Ok()
                 .content_type(ContentType::json())
                 .body(body),
-            Err(_) => HttpResponse::InternalServerError().finish(),
+            Err(_) => not_encoded(),
         },
         Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "version": api::VERSION,
             "error": e.to_string(),
         })),
     }
+}
+
+fn not_encoded() -> HttpResponse {
+    HttpResponse::InternalServerError().json(json!({
+        "version": api::VERSION,
+        "error": "the reply could not be encoded; the log says why at level debug",
+    }))
 }
 
 fn encode(reply: &ShowReply) -> serde_json::Result<String> {
