@@ -57,7 +57,8 @@ reason_enum! {
     EgressDown = "egress_down",
     /// The egress accepted no more packets: its device queue or the socket buffer was full.
     EgressBusy = "egress_busy",
-    /// The mailbox of the egress's forwarder was full.
+    /// Eight batches of the ingress already waited for the egress, or the mailbox of its forwarder
+    /// was full.
     QueueFull = "queue_full",
     /// The kernel refused to send it, with an error that the log names.
     SendFailed = "send_failed",

@@ -87,7 +87,7 @@ impl MembershipFamilies {
             )?,
             querier_changes: make.counters(
                 "mcastor_querier_changes_total",
-                "How often another router became the querier of the interface",
+                "How often the querier of the interface changed, including to or from this router",
                 &interface_labels,
             )?,
         })
