@@ -94,6 +94,8 @@ fn catalogue_text() -> String {
         up: true,
         carrier: true,
         vlan: None,
+        is_port: false,
+        loopback: false,
         known_as: Default::default(),
         plane: None,
     });

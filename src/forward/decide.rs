@@ -5,7 +5,7 @@
 
 use super::trace::Recorder;
 use super::{DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, egress_check};
-use crate::model::addr::is_link_local_group;
+use crate::model::addr::{is_link_local_group, is_link_local_source};
 use crate::model::{Group, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::upstream_selector::UpstreamSelector;
@@ -345,6 +345,11 @@ fn look_up_route(
             tracer.record(|| TraceStep::EntryRejected { entry: *id, reason });
             Err(reason)
         }
+        Some(id) if leaves_source_scope((source, group), &fib.entries[*id as usize]) => {
+            let reason = DropReason::LinkLocalSource;
+            tracer.record(|| TraceStep::EntryRejected { entry: *id, reason });
+            Err(reason)
+        }
         Some(id) => {
             tracer.record(|| TraceStep::RouteMatched { entry: *id });
             Ok(*id)
@@ -352,6 +357,12 @@ fn look_up_route(
         None if excepted => Err(DropReason::SourceExcepted),
         None => Err(DropReason::NoRoute),
     }
+}
+
+/// Returns whether a packet would leave the scope of its source: the source is link-local, and the
+/// group and the entry are not.
+fn leaves_source_scope((source, group): FlowKey, entry: &Entry) -> bool {
+    is_link_local_source(source) && !is_link_local_group(group) && !entry.link_local_sources
 }
 
 fn look_up_proxies(
@@ -391,6 +402,9 @@ fn look_up_proxies(
                 entry,
                 reason: refusal,
             });
+        } else if leaves_source_scope((source, group), &fib.entries[entry as usize]) {
+            reason = DropReason::LinkLocalSource;
+            tracer.record(|| TraceStep::ProxyRefused { entry, reason });
         } else if proxy.proxy.accepts_source(s) {
             proxies |= 1 << at;
             tracer.record(|| TraceStep::ProxyMatched { entry });

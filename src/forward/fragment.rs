@@ -16,6 +16,24 @@ pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset in this field, in units of eight bytes.
 pub(super) const OFFSET_MASK: u16 = 0x1fff;
 
+/// Clears DF in the header of an IPv4 packet that is no fragment, so that it can be fragmented, and
+/// sets its identification to `id`. Packets with DF may all have the same identification (RFC 6864
+/// section 4.1), but the fragments of different packets must not. Returns false, and changes
+/// nothing, for any other packet.
+pub fn clear_dont_fragment(packet: &mut [u8], id: u16) -> bool {
+    let [0x45..=0x4f, _, _, _, id_high, id_low, flags, offset, ..] = packet else {
+        return false;
+    };
+    let field = u16::from_be_bytes([*flags, *offset]);
+    if field & DONT_FRAGMENT == 0 || field & (MORE_FRAGMENTS | OFFSET_MASK) != 0 {
+        return false;
+    }
+    [*id_high, *id_low] = id.to_be_bytes();
+    [*flags, *offset] = (field & !DONT_FRAGMENT).to_be_bytes();
+    refresh_ipv4_checksum(packet);
+    true
+}
+
 /// Appends the fragments of an IPv4 packet to `out`, each of at most `mtu` bytes. Calls
 /// `on_fragment` with the range of each fragment in `out`. The packet may itself be a fragment.
 ///

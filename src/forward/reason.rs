@@ -23,6 +23,9 @@ reason_enum! {
     TtlThreshold = "ttl_threshold",
     /// Its group has link-local scope, and its route does not have `link_local = true`.
     LinkLocal = "link_local",
+    /// Its source is link-local and its group has a wider scope (RFC 4291 section 2.5.6, RFC 3927
+    /// section 7), and its route or proxy does not have `link_local_sources = true`.
+    LinkLocalSource = "link_local_source",
     /// Its route has no egress: none of the interfaces in `to` exists now.
     NoEgress = "no_egress",
     /// It is shorter than its headers say, or the capture buffer was too small.
@@ -31,7 +34,7 @@ reason_enum! {
     Malformed = "malformed",
     /// Its IPv4 header checksum is wrong.
     BadChecksum = "bad_checksum",
-    /// Its source is multicast, unspecified, loopback or broadcast.
+    /// Its source is multicast, unspecified, loopback, or in 0.0.0.0/8 or 240.0.0.0/4.
     BadSource = "bad_source",
     /// Its link-layer address is multicast, but its destination address is not.
     NotMulticast = "not_multicast",

@@ -88,6 +88,15 @@ pub fn is_link_local_group(addr: IpAddr) -> bool {
     }
 }
 
+/// Returns whether packets from this source must not leave their link: 169.254.0.0/16 (RFC 3927
+/// section 7) and fe80::/10 (RFC 4291 section 2.5.6).
+pub fn is_link_local_source(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
 /// Returns the Ethernet address of a group: 01:00:5e and the low 23 bits (RFC 1112 section 6.4), or
 /// 33:33 and the low 32 bits (RFC 2464 section 7).
 pub fn group_mac_address(group: IpAddr) -> [u8; 6] {

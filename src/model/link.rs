@@ -188,6 +188,12 @@ impl IfPattern {
         self.0.contains(['*', '?'])
     }
 
+    /// Returns whether the text is the name of one interface, and neither a pattern nor a label,
+    /// which several interfaces may have.
+    pub fn is_single(&self) -> bool {
+        !self.is_pattern() && !self.0.starts_with("label:")
+    }
+
     /// Returns the alias of the interface that the default route uses.
     pub fn default_route() -> Self {
         Self(DEFAULT_ROUTE.into())

@@ -22,6 +22,11 @@ pub struct Link {
     pub carrier: bool,
     /// The parent interface and the VLAN ID of a VLAN interface.
     pub vlan: Option<(InterfaceId, u16)>,
+    /// Whether it is a port of a bridge, bond or team, whose packets belong to that interface.
+    /// An interface in a VRF is none: its packets are its own.
+    pub is_port: bool,
+    /// Whether it is the loopback interface (`IFF_LOOPBACK`).
+    pub loopback: bool,
     /// Aliases in addition to the kernel's name, such as `container:web`. [`IfPattern::is_alias`]
     /// is true for them.
     pub known_as: BTreeSet<IfPattern>,
@@ -41,13 +46,26 @@ impl Link {
             up: true,
             carrier: true,
             vlan: None,
+            is_port: false,
+            loopback: false,
             known_as: BTreeSet::new(),
             plane: None,
         }
     }
 
-    /// Returns whether a name or pattern matches the name or an alias of the link.
+    /// Returns whether a name or pattern in a rule selects the link.
+    ///
+    /// A port of a bridge, bond or team is selected by its exact name or an alias only. A pattern
+    /// that fits the ports and the bridge would forward each packet several times. The same holds
+    /// for the loopback interface, where only local programs receive.
     pub fn matches(&self, pattern: &IfPattern) -> bool {
+        let needs_name = self.is_port || self.loopback;
+        let is_pattern = pattern.is_pattern() && !pattern.is_alias();
+        !(needs_name && is_pattern) && self.is_named(pattern)
+    }
+
+    /// Returns whether a name or pattern matches the name or an alias of the link.
+    pub fn is_named(&self, pattern: &IfPattern) -> bool {
         if pattern.is_alias() {
             self.known_as.iter().any(|a| pattern.matches_alias(a))
         } else {
@@ -186,5 +204,35 @@ impl FromIterator<Link> for Links {
             links: links.into_iter().map(|l| (l.index, l)).collect(),
             addresses: BTreeMap::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_loopback_are_selected_by_name_only() {
+        let id = |n| InterfaceId::new(n).unwrap();
+        let pattern = |text: &str| text.parse::<IfPattern>().unwrap();
+        let mut port = Link::new(id(1), "eth1".parse().unwrap());
+        let plain = port.clone();
+        port.is_port = true;
+        port.known_as.insert(pattern("container:web"));
+        for (text, selects_port, selects_plain) in [
+            ("eth1", true, true),
+            ("eth*", false, true),
+            ("*", false, true),
+            ("container:web", true, false),
+            ("container:*", true, false),
+        ] {
+            assert_eq!(port.matches(&pattern(text)), selects_port, "{text}");
+            assert_eq!(plain.matches(&pattern(text)), selects_plain, "{text}");
+        }
+        assert!(port.is_named(&pattern("eth*")));
+        let mut lo = Link::new(id(2), "lo".parse().unwrap());
+        lo.loopback = true;
+        assert!(lo.matches(&pattern("lo")));
+        assert!(!lo.matches(&pattern("l*")));
     }
 }

@@ -22,6 +22,6 @@ pub use links::{Aliases, Link, Links};
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
-pub use rule::{JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
+pub use rule::{FragmentPolicy, JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
 pub use translation::{TranslationError, TranslationKind, TranslationRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Group, GroupPrefix, IfPattern, RouteName, Source, SourcePrefix, TtlPolicy};
+use super::{
+    FragmentPolicy, Group, GroupPrefix, IfPattern, RouteName, Source, SourcePrefix, TtlPolicy,
+};
 
 /// Largest number of proxies that use one interface.
 pub const MAX_PROXIES: usize = 64;
@@ -139,6 +141,10 @@ pub struct ProxyRule {
     pub fast_leave: bool,
     /// The TTL of forwarded packets.
     pub ttl: TtlPolicy,
+    /// Whether packets from link-local sources (169.254.0.0/16, fe80::/10) are forwarded.
+    pub link_local_sources: bool,
+    /// Which packets that are larger than the MTU of the egress are fragmented.
+    pub fragment: FragmentPolicy,
     /// How strictly the headers of reports are checked.
     pub header_checks: HeaderChecks,
     /// Timers and counts of the querier.
@@ -167,6 +173,8 @@ impl ProxyRule {
             deny_sources: Vec::new(),
             fast_leave: false,
             ttl: TtlPolicy::default(),
+            link_local_sources: false,
+            fragment: FragmentPolicy::default(),
             header_checks: HeaderChecks::default(),
             timers: QuerierTimers::default(),
             limits: MembershipLimits::default(),

@@ -75,6 +75,18 @@ pub enum JoinPolicy {
     Never,
 }
 
+/// Which IPv4 packets that are larger than the MTU of the egress are fragmented. IPv6 packets are
+/// never fragmented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FragmentPolicy {
+    /// Those without DF (RFC 791 section 2.3).
+    #[default]
+    Auto,
+    /// All. DF is cleared.
+    Always,
+}
+
 /// Largest number of groups that one rule joins. Every group of a prefix counts.
 pub const MAX_JOINED_GROUPS: u64 = 4096;
 
@@ -127,13 +139,18 @@ pub struct RouteRule {
     pub except_sources: Vec<SourcePrefix>,
     /// Groups that the route matches.
     pub group: GroupPrefix,
-    /// The egress interfaces (OIFs). A pattern does not include the interface on which a packet
-    /// arrived.
+    /// The egress interfaces (OIFs). They do not include the interface on which a packet arrived,
+    /// unless `from` and an entry of `to` are the same name and no pattern.
     pub to: Vec<IfPattern>,
     /// The TTL of forwarded packets.
     pub ttl: TtlPolicy,
     /// Whether link-local groups (224.0.0.0/24, ff02::/16) are forwarded too.
     pub link_local: bool,
+    /// Whether packets from link-local sources (169.254.0.0/16, fe80::/10) to groups with a wider
+    /// scope are forwarded too.
+    pub link_local_sources: bool,
+    /// Which packets that are larger than the MTU of the egress are fragmented.
+    pub fragment: FragmentPolicy,
     /// Whether the groups are joined on the ingress interfaces.
     pub join: JoinPolicy,
     /// Whether packets that return shortly after they were forwarded are dropped. The default is
@@ -159,6 +176,8 @@ impl RouteRule {
             to,
             ttl: TtlPolicy::default(),
             link_local: false,
+            link_local_sources: false,
+            fragment: FragmentPolicy::default(),
             join: JoinPolicy::default(),
             loop_guard: false,
             translation: None,
@@ -180,8 +199,25 @@ impl RouteRule {
     /// order of `to`.
     pub fn egresses<'a>(&self, iif: InterfaceId, links: &'a Links) -> Vec<&'a Link> {
         let mut egresses = links.matching_any(&self.to);
-        egresses.retain(|link| link.index != iif);
+        if !self.returns_packets() {
+            egresses.retain(|link| link.index != iif);
+        }
         egresses
+    }
+
+    /// Returns whether packets also leave on the interface on which they arrive: `from` and an
+    /// entry of `to` are the same name. A wireless mesh and a hypervisor need this, because their
+    /// hosts do not receive each other's packets directly. A pattern or label may stand for several
+    /// interfaces and means the other ones.
+    pub fn returns_packets(&self) -> bool {
+        self.from.is_single() && self.to.contains(&self.from)
+    }
+
+    /// Returns whether packets from link-local sources to groups with a wider scope are forwarded:
+    /// the setting permits it, or they leave with another source.
+    pub fn forwards_link_local_sources(&self) -> bool {
+        let replaces_source = |t: TranslationRule| t.replacements().0.is_some();
+        self.link_local_sources || self.translation.is_some_and(replaces_source)
     }
 
     /// Returns the join that the join policy implies, if any.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::{OutPacket, PacketSink, SharedBatch, Slot};
 use crate::forward::DropReason;
-use crate::forward::fragment::fragment;
+use crate::forward::fragment::{clear_dont_fragment, fragment};
 use crate::forward::segment::segment;
-use crate::table::PathId;
+use crate::model::FragmentPolicy;
+use crate::table::{Path, PathId};
 use crate::wire::ip::IpHeader;
 use crate::wire::offload::GsoLayout;
 
@@ -33,6 +34,19 @@ pub struct SendCounts {
     pub dropped: [u64; DropReason::COUNT],
     /// The last error (errno) of the kernel for a dropped packet.
     pub error: Option<(DropReason, i32)>,
+    /// The last packet that was dropped as [`DropReason::TooBig`] because it may not be fragmented.
+    pub too_big: Option<TooBigPacket>,
+}
+
+/// A packet that is larger than the MTU and may not be fragmented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooBigPacket {
+    /// The path.
+    pub path: PathId,
+    /// Length of the IP packet in bytes.
+    pub len: usize,
+    /// Whether it is IPv4. DF is set then.
+    pub is_ipv4: bool,
 }
 
 impl Default for SendCounts {
@@ -42,6 +56,7 @@ impl Default for SendCounts {
             received_ns: Vec::new(),
             dropped: [0; DropReason::COUNT],
             error: None,
+            too_big: None,
         }
     }
 }
@@ -65,6 +80,7 @@ impl SendCounts {
         self.received_ns.clear();
         self.dropped.fill(0);
         self.error = None;
+        self.too_big = None;
     }
 }
 
@@ -83,6 +99,12 @@ pub struct EgressQueue {
     left: Vec<OutgoingRange>,
     next: usize,
     mtu: usize,
+    /// The paths that the slots refer to.
+    paths: Arc<Vec<Path>>,
+    /// A packet with DF that is fragmented.
+    cleared: Vec<u8>,
+    /// The identification of the next such packet.
+    next_id: u16,
     /// Whether the queue has GSO packets to send unsegmented.
     has_gso: bool,
 }
@@ -97,6 +119,7 @@ impl EgressQueue {
         batch: Arc<SharedBatch>,
         slots: Vec<Slot>,
         mtu: usize,
+        paths: &Arc<Vec<Path>>,
         sent: &mut SendCounts,
     ) {
         debug_assert!(self.is_empty());
@@ -104,6 +127,7 @@ impl EgressQueue {
         self.parts.clear();
         self.next = 0;
         self.mtu = mtu;
+        self.paths.clone_from(paths);
         self.has_gso = false;
         for (i, slot) in slots.iter().enumerate() {
             let longest = |s: GsoLayout| s.longest(slot.len as usize);
@@ -121,6 +145,9 @@ impl EgressQueue {
     /// Segments a GSO packet, and fragments datagrams that exceed the MTU.
     fn split(&mut self, i: u32, slot: &Slot, batch: &SharedBatch, sent: &mut SendCounts) {
         let (packets, parts, mtu) = (&mut self.packets, &mut self.parts, self.mtu);
+        let path = self.paths.get(slot.path as usize);
+        let clears_df = path.is_some_and(|path| path.fragment == FragmentPolicy::Always);
+        let (cleared, next_id) = (&mut self.cleared, &mut self.next_id);
         let packet = batch.packet(slot);
         let mut each = |packet: &[u8]| {
             let part = |r: Range<usize>| (i, Some(r.start as u32..r.end as u32));
@@ -130,9 +157,25 @@ impl EgressQueue {
                 packets.push(part(start..parts.len()));
                 return;
             }
+            let mut packet = packet;
+            if clears_df {
+                cleared.clear();
+                cleared.extend_from_slice(packet);
+                if clear_dont_fragment(cleared, *next_id) {
+                    *next_id = next_id.wrapping_add(1);
+                    packet = cleared;
+                }
+            }
             let fragmented = fragment(packet, mtu, parts, |r| packets.push(part(r)));
             if let Err(reason) = fragmented {
                 sent.dropped[reason as usize] += 1;
+                if reason == DropReason::TooBig {
+                    sent.too_big = Some(TooBigPacket {
+                        path: slot.path,
+                        len: packet.len(),
+                        is_ipv4: packet.first().is_some_and(|b| b >> 4 == 4),
+                    });
+                }
             }
         };
         let Some(segments) = slot.segments else {
@@ -346,7 +389,7 @@ mod tests {
         p
     }
 
-    fn fib() -> Fib {
+    fn fib(fragment: FragmentPolicy) -> Fib {
         let link = |index, name: &str| Link {
             index: InterfaceId::new(index).unwrap(),
             name: name.parse::<IfName>().unwrap(),
@@ -354,6 +397,8 @@ mod tests {
             up: true,
             carrier: true,
             vlan: None,
+            is_port: false,
+            loopback: false,
             known_as: Default::default(),
             plane: None,
         };
@@ -361,6 +406,7 @@ mod tests {
         let (from, group) = ("in".parse().unwrap(), "225.1.2.3".parse().unwrap());
         let rule = RouteRule {
             ttl: TtlPolicy::Keep,
+            fragment,
             ..RouteRule::new(from, group, vec!["out".parse().unwrap()])
         };
         let rib = Rib {
@@ -373,7 +419,15 @@ mod tests {
     /// Returns a queue of these packets, and the counts of filling it. UDP packets are GSO packets
     /// with 100 bytes per datagram.
     fn queue(packets: &[Vec<u8>], mtu: usize) -> (EgressQueue, SendCounts) {
-        let fib = fib();
+        queue_of(packets, mtu, FragmentPolicy::Auto)
+    }
+
+    fn queue_of(
+        packets: &[Vec<u8>],
+        mtu: usize,
+        fragment: FragmentPolicy,
+    ) -> (EgressQueue, SendCounts) {
+        let fib = fib(fragment);
         let mut bytes = Vec::new();
         let mut all = Vec::new();
         for (i, packet) in packets.iter().enumerate() {
@@ -397,7 +451,7 @@ mod tests {
         let (mut queue, mut sent) = (EgressQueue::default(), SendCounts::default());
         let slots = slots.unwrap_or_default();
         assert_eq!(slots.len(), packets.len());
-        queue.fill(switched.shared, slots, mtu, &mut sent);
+        queue.fill(switched.shared, slots, mtu, &fib.paths, &mut sent);
         (queue, sent)
     }
 
@@ -464,6 +518,47 @@ mod tests {
         assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
         assert_eq!(script.sent, all[1..]);
         assert_eq!(sent.dropped[DropReason::SendFailed as usize], 1);
+    }
+
+    #[test]
+    fn df_packets_are_fragmented_if_the_route_says_so() {
+        const DF: u8 = 0x40;
+        // Senders may set the same identification in all packets with DF.
+        let all = [packet(0, 1500, DF), packet(0, 1500, DF)];
+        let (mut queue, mut sent) = queue(&all, 1450);
+        assert_eq!(sent.dropped[DropReason::TooBig as usize], 2);
+        let too_big = TooBigPacket {
+            path: 0,
+            len: 1500,
+            is_ipv4: true,
+        };
+        assert_eq!(sent.too_big, Some(too_big));
+        let mut script = ScriptedSink::default();
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(script.sent.len(), 0);
+        let (mut queue, mut sent) = queue_of(&all, 1450, FragmentPolicy::Always);
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(sent.dropped, [0; DropReason::COUNT]);
+        assert_eq!(sent.too_big, None);
+        let field = |p: &[u8], at: usize| u16::from_be_bytes([p[at], p[at + 1]]);
+        let headers: Vec<_> = script.sent.iter().map(|p| (p.len(), field(p, 6))).collect();
+        // 1424 bytes are the largest multiple of 8 that fits; MF is 0x2000.
+        let expected = [(1444, 0x2000), (76, 178)];
+        assert_eq!(headers, [expected, expected].concat());
+        let ids: Vec<u16> = script.sent.iter().map(|p| field(p, 4)).collect();
+        assert!(
+            ids[0] == ids[1] && ids[2] == ids[3] && ids[0] != ids[2],
+            "{ids:?}"
+        );
+        for packet in &script.sent {
+            assert!(IpHeader::parse(packet).is_ok(), "the checksum is valid");
+        }
+        // A packet that fits keeps DF.
+        let small = [packet(7, 1450, DF)];
+        let (mut queue, mut sent) = queue_of(&small, 1450, FragmentPolicy::Always);
+        let mut script = ScriptedSink::default();
+        assert_eq!(queue.drive(&mut script, &mut sent), Progress::Done);
+        assert_eq!(script.sent, small);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::addresses::{parse_group, parse_source};
 use super::checker::{Checker, default_boolean};
 use super::key_path::KeyPath;
 use super::raw::{RawProxy, RawProxyLimits, RawProxyTimers, RawTable, RawVersions};
+use super::routes::check_fragment_policy;
 use crate::model::{
     GroupPrefix, HeaderChecks, IfPattern, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy,
     QuerierTimers, SourcePrefix, Versions,
@@ -38,6 +39,19 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
     };
     let downstream =
         downstream.and_then(|list| check_names(checker, &path.key("downstream"), list));
+    if let Some(at) = downstream
+        .iter()
+        .flatten()
+        .position(|name| name.as_str() == "lo")
+    {
+        checker.refuse(
+            &path.key("downstream").index(at),
+            "\"lo\", the loopback interface",
+            "an interface with hosts",
+            "Programs on this machine join on the upstream interface, where the kernel delivers \
+             the stream without a proxy.",
+        );
+    }
     if let (Some(upstream), Some(downstream)) = (&upstream, &downstream) {
         refuse_upstream_as_downstream(checker, path, upstream, downstream);
     }
@@ -57,6 +71,7 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
     ];
     let header_checks = checker.word(&path.key("header_checks"), raw.header_checks, &checks);
     let ttl = checker.ttl_policy(&path.key("ttl"), raw.ttl);
+    let fragment = check_fragment_policy(checker, path, raw.fragment);
     let version = check_versions(checker, &path.key("version"), raw.version);
     let takeover = checker.duration_or_default(&path.key("takeover"), raw.takeover);
     let timers = check_timers(checker, &path.key("timers"), raw.timers);
@@ -68,6 +83,8 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
         name: name.unwrap_or_else(|| proxy.name.clone()),
         upward: flag(raw.upward, "upward"),
         fast_leave: flag(raw.fast_leave, "fast_leave"),
+        link_local_sources: flag(raw.link_local_sources, "link_local_sources"),
+        fragment,
         querier,
         version,
         groups,

@@ -117,6 +117,12 @@ raw_tables! {
         /// Allows groups that must not leave their link otherwise, such as 224.0.0.0/24 and
         /// ff02::/16.
         link_local: Boolean, default_boolean(false);
+        /// Forwards packets from link-local sources (169.254.0.0/16, fe80::/10) to groups with a
+        /// wider scope, too. Without it they are dropped as link_local_source.
+        link_local_sources: Boolean, default_boolean(false);
+        /// Which IPv4 packets that are larger than the MTU of the egress are fragmented: "auto"
+        /// those without DF, "always" all of them. IPv6 packets are never fragmented.
+        fragment: String, default_string("auto"), words(&["auto", "always"]);
         /// Whether to join the groups on `from`, so that snooping switches deliver them: "auto"
         /// joins single groups, true also joins each group of a prefix, false joins none.
         join: JoinPolicy, default_string("auto"), words(&["auto"]),
@@ -196,6 +202,11 @@ raw_tables! {
         /// The TTL of forwarded packets, as in a route.
         ttl: TtlPolicy, default_string("decrement"), words(&["decrement", "keep"]),
             range("as `route.ttl`");
+        /// Forwards packets from link-local sources, as in a route.
+        link_local_sources: Boolean, default_boolean(false);
+        /// Which packets that are larger than the MTU of the egress are fragmented, as in a
+        /// route.
+        fragment: String, default_string("auto"), words(&["auto", "always"]);
         /// "strict" accepts only reports with TTL 1, router alert and a source on the link, as
         /// the RFCs require; "lenient" accepts reports that lack these.
         header_checks: String, default_string("strict"), words(&["strict", "lenient"]);

@@ -9,7 +9,7 @@ use super::key_path::KeyPath;
 use super::raw::{JOIN_FORMS, RawJoinPolicy, RawRoute};
 use super::route_translation::{check_translation, refuse_conflicts};
 use crate::model::{
-    GroupPrefix, IfPattern, JoinPolicy, Origin, RouteName, RouteRule, SourcePrefix,
+    FragmentPolicy, GroupPrefix, IfPattern, JoinPolicy, Origin, RouteName, RouteRule, SourcePrefix,
 };
 
 /// A rule and the index of its `[[route]]`.
@@ -51,7 +51,7 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         (None, group) => group.map(SourcePrefix::any_for),
     };
     let except_sources = check_except_sources(checker, path, raw.except_sources, source, group);
-    let to = to.and_then(|to| check_egresses(checker, path, to, from.as_ref()));
+    let to = to.and_then(|to| check_egresses(checker, path, to));
     let ttl = checker.ttl_policy(&path.key("ttl"), raw.ttl);
     let link_local = raw
         .link_local
@@ -65,6 +65,7 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
              link_local = true in the route.",
         );
     }
+    let fragment = check_fragment_policy(checker, path, raw.fragment);
     let example = "eth0 (*, 225.1.2.3)";
     let name = checker.metrics_name(&path.key("name"), raw.name.as_deref(), example);
     let join = match raw.join {
@@ -86,6 +87,10 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         to: to?,
         ttl,
         link_local,
+        link_local_sources: raw
+            .link_local_sources
+            .unwrap_or(default_boolean(&path.key("link_local_sources"))),
+        fragment,
         join: join?,
         loop_guard: raw.loop_guard.unwrap_or(ttl.allows_endless_loop()),
         // A wrong translation excludes the route from the result.
@@ -94,6 +99,19 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
             None => None,
         },
     })
+}
+
+/// Checks the key `fragment` of a route or proxy.
+pub(super) fn check_fragment_policy(
+    checker: &mut Checker<'_>,
+    rule: &KeyPath,
+    raw: Option<String>,
+) -> FragmentPolicy {
+    let policies = [
+        ("auto", FragmentPolicy::Auto),
+        ("always", FragmentPolicy::Always),
+    ];
+    checker.word(&rule.key("fragment"), raw, &policies)
 }
 
 fn check_except_sources(
@@ -140,23 +158,9 @@ fn check_egresses(
     checker: &mut Checker<'_>,
     route: &KeyPath,
     raw: Vec<Option<String>>,
-    from: Option<&IfPattern>,
 ) -> Option<Vec<IfPattern>> {
-    let count_help = "A pattern matches many interfaces at once: to = [\"veth*\"].";
-    checker.patterns(&route.key("to"), raw, count_help, |checker, path, entry| {
-        // A pattern may match the ingress, which is excluded when a packet is forwarded.
-        let is_from = from.is_some_and(|from| !entry.is_pattern() && from == entry);
-        if is_from {
-            let texts = (
-                format!("\"{entry}\", which is also `from`"),
-                "an interface other than `from`",
-                "Remove it: packets are not sent back to their ingress. For both directions, \
-                 write two routes.",
-            );
-            checker.refuse_related(path, texts, (&route.key("from"), "`from` is here"));
-        }
-        !is_from
-    })
+    let count_help = "A pattern matches many interfaces at once: to = [\"br-*\"].";
+    checker.patterns(&route.key("to"), raw, count_help, |_, _, _| true)
 }
 
 fn check_join_policy(

@@ -388,6 +388,32 @@ mod tests {
     }
 
     #[test]
+    fn loopback_is_refused_and_the_ingress_may_be_an_egress() {
+        let conf = read_all(
+            &[(
+                "a",
+                "mroute from lo group 225.1.2.3 to eth1\n\
+                 mroute from eth0 group 225.1.2.4 to lo\n\
+                 mroute from eth0 group 225.1.2.5 to lo eth1\n\
+                 mroute from wlan1 group 225.1.2.6 to wlan1 eth1\n",
+            )],
+            false,
+        );
+        let at: Vec<usize> = conf.faults.iter().map(|f| f.location.line).collect();
+        assert_eq!(at, [1, 2]);
+        assert!(conf.faults[0].cause.contains("loopback"));
+        let notes: Vec<usize> = conf.notes.iter().map(|f| f.location.line).collect();
+        assert_eq!(notes, [3]);
+        let to = |at: usize| {
+            let (_, rule) = &conf.routes[at];
+            let to: Vec<_> = rule.to.iter().map(ToString::to_string).collect();
+            (to, rule.returns_packets())
+        };
+        assert_eq!(to(0), (vec!["eth1".into()], false));
+        assert_eq!(to(1), (vec!["wlan1".into(), "eth1".into()], true));
+    }
+
+    #[test]
     fn all_directives_are_read_in_any_keyword_order() {
         let conf = read_all(
             &[(

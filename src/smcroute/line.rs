@@ -358,6 +358,14 @@ fn mgroup(words: &[&str], notes: &mut Vec<String>) -> Result<Mgroup, String> {
     })
 }
 
+/// smcroute refuses the loopback interface, because it is not multicast capable.
+const NO_LOOPBACK: &str = "lo is the loopback interface, which smcroute does not route; a \
+                           [[route]] of mcastor.toml can send to it";
+
+fn is_loopback(name: &IfPattern) -> bool {
+    name.as_str() == "lo"
+}
+
 fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mroute, String> {
     let keywords = parse_keywords("mroute", words, notes)?;
     let with_directive = |e: String| format!("mroute: {e}");
@@ -374,13 +382,17 @@ fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mrout
     if strict && (keywords.ttl.is_some() || keywords.except.is_some()) {
         return Err("mroute: smcroute does not support ttl and except (--strict)".into());
     }
+    if is_loopback(&from) {
+        return Err(format!("mroute: {NO_LOOPBACK}"));
+    }
     let mut to: Vec<IfPattern> = Vec::new();
     for oif in &keywords.to {
         let oif = pattern(oif).map_err(with_directive)?;
-        if !oif.is_pattern() && oif == from {
-            notes.push(format!(
-                "mroute: {oif} is the ingress interface; packets are not sent back there"
-            ));
+        if is_loopback(&oif) {
+            if keywords.to.len() == 1 {
+                return Err(format!("mroute: {NO_LOOPBACK}"));
+            }
+            notes.push(format!("mroute: {NO_LOOPBACK}; left out"));
         } else if !to.contains(&oif) {
             to.push(oif);
         }

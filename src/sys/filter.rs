@@ -8,13 +8,17 @@
 //! outgoing *and* carry the mark of the instance. An outgoing frame without the mark comes from
 //! another program of the host and is routed as usual. An incoming frame with the mark came back
 //! through a veth of this network namespace and is also routed as usual.
+//!
+//! On the loopback interface each sent frame is captured a second time, as incoming. There the
+//! filter rejects all outgoing frames, and incoming frames with the mark.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
-    SKF_AD_MARK, SKF_AD_OFF, SKF_AD_PKTTYPE, SKF_AD_PROTOCOL, SKF_NET_OFF, sock_filter,
+    SKF_AD_HATYPE, SKF_AD_MARK, SKF_AD_OFF, SKF_AD_PKTTYPE, SKF_AD_PROTOCOL, SKF_NET_OFF,
+    sock_filter,
 };
 
 use super::packet::set_option;
@@ -41,15 +45,20 @@ enum Op {
 /// Returns the filter for an instance that sets `mark` on the packets it sends.
 pub fn multicast(mark: u32) -> Vec<sock_filter> {
     let byte = BPF_B;
-    let (outgoing, other_host, multicast) = (
+    let (outgoing, other_host, multicast, loopback) = (
         u32::from(libc::PACKET_OUTGOING),
         u32::from(libc::PACKET_OTHERHOST),
         u32::from(libc::PACKET_MULTICAST),
+        u32::from(libc::ARPHRD_LOOPBACK),
     );
     assemble(&[
         Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
         Op::Equal(other_host, Target::Drop, Target::Next),
         Op::Equal(outgoing, Target::Next, Target::Skip(2)),
+        Op::Load(BPF_W, SKF_AD_OFF + SKF_AD_HATYPE),
+        Op::Equal(loopback, Target::Drop, Target::Skip(2)),
+        Op::Load(BPF_W, SKF_AD_OFF + SKF_AD_HATYPE),
+        Op::Equal(loopback, Target::Next, Target::Skip(2)),
         Op::Load(BPF_W, SKF_AD_OFF + SKF_AD_MARK),
         Op::Equal(mark, Target::Drop, Target::Next),
         // The inner tag of VLAN-in-VLAN.
@@ -145,8 +154,24 @@ fn assemble(ops: &[Op]) -> Vec<sock_filter> {
 mod tests {
     use super::*;
 
+    /// A frame as the program sees it.
+    struct CapturedFrame<'a> {
+        link: u16,
+        kind: u8,
+        mark: u32,
+        protocol: u16,
+        packet: &'a [u8],
+    }
+
     /// Interprets the program, so that the test does not need the kernel.
-    fn run(program: &[sock_filter], kind: u8, mark: u32, protocol: u16, packet: &[u8]) -> bool {
+    fn run(program: &[sock_filter], frame: &CapturedFrame<'_>) -> bool {
+        let CapturedFrame {
+            link,
+            kind,
+            mark,
+            protocol,
+            packet,
+        } = *frame;
         let (mut at, mut a) = (0usize, 0u32);
         loop {
             let i = program[at];
@@ -164,6 +189,8 @@ mod tests {
                     kind.into()
                 } else if k == SKF_AD_OFF + SKF_AD_MARK {
                     mark
+                } else if k == SKF_AD_OFF + SKF_AD_HATYPE {
+                    link.into()
                 } else if k == SKF_AD_OFF + SKF_AD_PROTOCOL {
                     protocol.into()
                 } else {
@@ -204,11 +231,40 @@ mod tests {
             (multicast, 0, 0x0806, &unicast[..], false),
             (multicast, 0, 0x8100, &unicast[..], true),
         ] {
-            assert_eq!(
-                run(&program, kind, mark, protocol, packet),
-                passes,
-                "{kind} {mark:x} {protocol:x}"
-            );
+            let frame = CapturedFrame {
+                link: libc::ARPHRD_ETHER,
+                kind,
+                mark,
+                protocol,
+                packet,
+            };
+            let passed = run(&program, &frame);
+            assert_eq!(passed, passes, "{kind} {mark:x} {protocol:x}");
+        }
+    }
+
+    #[test]
+    fn loopback_frames_pass_once_and_without_the_mark() {
+        const MARK: u32 = 0x6d63_0001;
+        let program = multicast(MARK);
+        let mut packet = [0u8; 20];
+        packet[16] = 225;
+        let (host, out) = (0, 4);
+        for (kind, mark, passes) in [
+            (host, 0, true),
+            (host, 7, true),
+            (host, MARK, false),
+            (out, 0, false),
+            (out, MARK, false),
+        ] {
+            let frame = CapturedFrame {
+                link: libc::ARPHRD_LOOPBACK,
+                kind,
+                mark,
+                protocol: ETHERTYPE_IPV4,
+                packet: &packet,
+            };
+            assert_eq!(run(&program, &frame), passes, "{kind} {mark:x}");
         }
     }
 }

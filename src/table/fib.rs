@@ -14,8 +14,8 @@ use super::lookup::PrefixTable;
 use super::oif_table::OifTable;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix, TranslationRule, TtlPolicy,
-    TtlThreshold,
+    FragmentPolicy, IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix,
+    TranslationRule, TtlPolicy, TtlThreshold,
 };
 
 /// All that the data path needs for its decisions. A clone shares everything but the generation.
@@ -104,6 +104,8 @@ pub struct Entry {
     pub ttl: TtlPolicy,
     /// Whether link-local groups are forwarded too.
     pub link_local: bool,
+    /// Whether packets from link-local sources to groups with a wider scope are forwarded too.
+    pub link_local_sources: bool,
     /// Whether packets that return shortly after they were forwarded are dropped.
     pub loop_guard: bool,
     /// Replacement of source, group or UDP port.
@@ -151,6 +153,8 @@ pub struct Path {
     pub egress: EgressId,
     /// Packets leave only if they arrived with a TTL above this.
     pub threshold: Option<TtlThreshold>,
+    /// Which packets that are larger than the MTU of the egress are fragmented.
+    pub fragment: FragmentPolicy,
 }
 
 impl Fib {

@@ -10,7 +10,7 @@ use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::interface_options::InterfaceOptions;
 use super::upstream_selector::UpstreamRule;
 use crate::model::{
-    IfName, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteName, RouteRule,
+    FragmentPolicy, IfName, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteName, RouteRule,
 };
 
 /// A forwarding table under construction, for the given links.
@@ -67,13 +67,15 @@ impl<'a> FibBuilder<'a> {
         let links = self.links;
         for iif in rule.ingresses(links) {
             let oifs = rule.egresses(iif.index, links);
-            let paths = oifs.iter().map(|oif| self.add_path(&rule.name, iif, oif));
+            let rule_of_path = (&rule.name, rule.fragment);
+            let paths = oifs.iter().map(|oif| self.add_path(rule_of_path, iif, oif));
             let paths = paths.collect();
             let entry = self.add_entry(Entry {
                 route: rule.name.clone(),
                 except_sources: rule.except_sources.clone(),
                 ttl: rule.ttl,
                 link_local: rule.link_local,
+                link_local_sources: rule.forwards_link_local_sources(),
                 loop_guard: rule.loop_guard,
                 translation: rule.translation,
                 paths,
@@ -100,7 +102,10 @@ impl<'a> FibBuilder<'a> {
         let mut downstreams = links.matching_any(&proxy.downstream);
         downstreams.retain(|link| {
             let is_upstream = upstreams.iter().any(|u| u.index == link.index);
-            !is_upstream && !self.downstreams.iter().any(|d| d.index == link.index)
+            // Our packets return on the loopback interface, so it cannot have members.
+            !link.loopback
+                && !is_upstream
+                && !self.downstreams.iter().any(|d| d.index == link.index)
         });
         let proxy = Arc::new(proxy.clone());
         let first_downstream = self.downstreams.len() as DownstreamId;
@@ -147,10 +152,11 @@ impl<'a> FibBuilder<'a> {
         upstream_rule: Option<UpstreamRule>,
     ) {
         let proxy = &interfaces.proxy;
-        let upstream_path = upstream_egress.map(|oif| self.add_path(&proxy.name, iif, oif));
+        let rule = (&proxy.name, proxy.fragment);
+        let upstream_path = upstream_egress.map(|oif| self.add_path(rule, iif, oif));
         let downstream_paths = interfaces.downstreams.iter().map(|oif| {
             let is_other = oif.index != iif.index;
-            is_other.then(|| self.add_path(&proxy.name, iif, oif))
+            is_other.then(|| self.add_path(rule, iif, oif))
         });
         let downstream_paths = downstream_paths.collect();
         let entry = self.add_entry(Entry {
@@ -158,6 +164,7 @@ impl<'a> FibBuilder<'a> {
             except_sources: Vec::new(),
             ttl: proxy.ttl,
             link_local: false,
+            link_local_sources: proxy.link_local_sources,
             loop_guard: proxy.ttl.allows_endless_loop(),
             translation: None,
             paths: upstream_path.into_iter().collect(),
@@ -178,7 +185,12 @@ impl<'a> FibBuilder<'a> {
         });
     }
 
-    fn add_path(&mut self, route: &RouteName, iif: &Link, oif: &Link) -> PathId {
+    fn add_path(
+        &mut self,
+        (route, fragment): (&RouteName, FragmentPolicy),
+        iif: &Link,
+        oif: &Link,
+    ) -> PathId {
         let egresses = &mut self.egresses;
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
             egresses.push(Egress {
@@ -196,6 +208,7 @@ impl<'a> FibBuilder<'a> {
             iif: iif.name.clone(),
             egress,
             threshold: options.and_then(|options| options.ttl_threshold),
+            fragment,
         });
         self.paths.len() as PathId - 1
     }

@@ -23,7 +23,7 @@ impl InterfaceOptions {
     pub fn of_link<'a>(all: &'a [Self], link: &Link) -> Option<&'a Self> {
         let matching = |is_pattern: bool| {
             all.iter()
-                .find(move |o| o.name.is_pattern() == is_pattern && link.matches(&o.name))
+                .find(move |o| o.name.is_pattern() == is_pattern && link.is_named(&o.name))
         };
         matching(false).or_else(|| matching(true))
     }

@@ -41,11 +41,6 @@ impl Rib {
         if rule.group.is_link_local() && !rule.link_local {
             return Err(RibError::LinkLocal(rule.group));
         }
-        // A pattern is allowed: it does not include the interface on which a packet arrived.
-        let is_ingress = |to: &&IfPattern| rule.from == **to && !to.is_pattern();
-        if let Some(ingress) = rule.to.iter().find(is_ingress) {
-            return Err(RibError::EgressIsIngress(ingress.clone()));
-        }
         let mut to = rule.to.clone();
         let existing = self.find(&rule.from, rule.source, rule.group);
         if let Some(at) = existing {
@@ -241,6 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn packets_return_only_to_an_ingress_named_in_to() {
+        let links: Links = [link(1, "wlan0"), link(2, "wlan1")].into_iter().collect();
+        let egresses = |from: &str, to: &[&str]| {
+            let rule = rule(from, "225.1.2.3", to);
+            let names = rule.ingresses(&links).flat_map(|iif| {
+                let egresses = rule.egresses(iif.index, &links).into_iter();
+                egresses.map(move |oif| format!("{} {}", iif.name, oif.name))
+            });
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(egresses("wlan1", &["wlan1"]), ["wlan1 wlan1"]);
+        let both = ["wlan1 wlan0", "wlan1 wlan1"];
+        assert_eq!(egresses("wlan1", &["wlan0", "wlan1"]), both);
+        assert_eq!(egresses("wlan1", &["wlan*"]), ["wlan1 wlan0"]);
+        assert_eq!(egresses("wlan*", &["wlan1"]), ["wlan0 wlan1"]);
+        let across = ["wlan0 wlan1", "wlan1 wlan0"];
+        assert_eq!(egresses("wlan*", &["wlan*"]), across);
+    }
+
+    #[test]
     fn interface_options_by_name_override_patterns() {
         let option = |name: &str, ttl| InterfaceOptions {
             name: name.parse().unwrap(),
@@ -283,10 +298,6 @@ mod tests {
         assert!(matches!(
             refused(&mut rib, rule("eth*", "225.1.2.3", &["br0"])),
             RibError::Ambiguous(_)
-        ));
-        assert!(matches!(
-            refused(&mut rib, rule("eth0", "225.1.2.4", &["eth0"])),
-            RibError::EgressIsIngress(_)
         ));
         assert!(matches!(
             refused(&mut rib, rule("eth0", "224.0.0.0/24", &["eth1"])),

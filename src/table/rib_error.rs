@@ -29,9 +29,6 @@ pub enum RibError {
     /// The route does not send to the interface that is to be removed from it.
     #[error("the route does not send to {0}")]
     NoSuchEgress(IfPattern),
-    /// An egress of the route is also its ingress.
-    #[error("{0} is the interface where the packets arrive; name another interface to send to")]
-    EgressIsIngress(IfPattern),
     /// The route has more than [`MAX_EGRESSES`] egresses.
     #[error("a route sends to at most {MAX_EGRESSES} names and patterns")]
     TooManyEgresses,

@@ -118,9 +118,9 @@ pub fn joins_on_demand(rule: &RouteRule, proxies: &[ProxyRule], links: &Links) -
         let proxy = proxies.iter().find(|p| is_downstream(p, &link.name));
         proxy.filter(accepts).is_some()
     };
-    let mut egresses = links.iter().filter(|link| {
-        rule.to.iter().any(|to| to.matches(&link.name)) && !rule.from.matches(&link.name)
-    });
+    let mut egresses = links
+        .iter()
+        .filter(|link| rule.to.iter().any(|to| link.matches(to)) && !link.matches(&rule.from));
     match egresses.next() {
         Some(first) => has_members(first) && egresses.all(has_members),
         // No egress exists yet.

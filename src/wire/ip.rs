@@ -100,11 +100,12 @@ impl IpHeader {
     }
 
     /// Returns false for source addresses that no packet may have: multicast, unspecified, loopback
-    /// (RFC 1812 section 5.3.7, RFC 4291 section 2.7) and IPv4 broadcast.
+    /// (RFC 1812 section 5.3.7, RFC 4291 section 2.7), 0.0.0.0/8 and 240.0.0.0/4 (RFC 6890 section
+    /// 2.2.2), which includes the broadcast address.
     pub fn source_is_valid(&self) -> bool {
         let a = self.source;
-        let broadcast = matches!(a, IpAddr::V4(v4) if v4.is_broadcast());
-        !(a.is_multicast() || a.is_unspecified() || a.is_loopback() || broadcast)
+        let reserved = matches!(a, IpAddr::V4(v4) if matches!(v4.octets()[0], 0 | 240..));
+        !(a.is_multicast() || a.is_unspecified() || a.is_loopback() || reserved)
     }
 }
 
@@ -166,6 +167,30 @@ pub(super) mod tests {
         assert_eq!(v6.source.to_string(), "2001:db8::1");
         assert_eq!(v6.destination.to_string(), "ff3e::225:1");
         assert_eq!((v6.ttl, v6.packet_len, v6.header_len), (7, 53, 40));
+    }
+
+    #[test]
+    fn reserved_sources_are_invalid() {
+        let header = IpHeader::parse(&bytes(V4)).unwrap();
+        for (source, is_valid) in [
+            ("0.0.0.0", false),
+            ("0.1.2.3", false),
+            ("1.0.0.1", true),
+            ("127.0.0.1", false),
+            ("223.255.255.254", true),
+            ("224.0.0.1", false),
+            ("240.0.0.1", false),
+            ("255.255.255.255", false),
+            ("169.254.1.1", true),
+            ("::", false),
+            ("::1", false),
+            ("fe80::1", true),
+            ("ff02::1", false),
+        ] {
+            let source = source.parse().unwrap();
+            let header = IpHeader { source, ..header };
+            assert_eq!(header.source_is_valid(), is_valid, "{source}");
+        }
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub fn link(n: u32, name: &str) -> Link {
         up: true,
         carrier: true,
         vlan: None,
+        is_port: false,
+        loopback: false,
         known_as: Default::default(),
         plane: None,
     }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoPortKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -303,12 +303,19 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     let mut mtu = 0;
     let mut parent = None;
     let mut vlan = None;
+    let mut has_controller = false;
+    let mut is_in_vrf = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(n) => name = n.parse().ok(),
             LinkAttribute::Mtu(m) => mtu = *m,
             LinkAttribute::Link(index) => parent = InterfaceId::new(*index),
-            LinkAttribute::LinkInfo(infos) => vlan = infos.iter().find_map(vlan_of),
+            LinkAttribute::Controller(index) => has_controller = *index != 0,
+            LinkAttribute::LinkInfo(infos) => {
+                vlan = infos.iter().find_map(vlan_of);
+                let vrf = LinkInfo::PortKind(InfoPortKind::Vrf);
+                is_in_vrf = infos.contains(&vrf);
+            }
             _ => {}
         }
     }
@@ -319,6 +326,8 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         vlan: parent.zip(vlan),
+        is_port: has_controller && !is_in_vrf,
+        loopback: flags.contains(LinkFlags::Loopback),
         known_as: BTreeSet::new(),
         plane: None,
     })

@@ -16,7 +16,7 @@ use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfName, InterfaceId, PlaneName};
-use crate::pipeline::egress::SendCounts;
+use crate::pipeline::egress::{SendCounts, TooBigPacket};
 use crate::pipeline::{EgressQueue, PacketSink, Progress};
 use crate::table::Fib;
 
@@ -51,7 +51,8 @@ pub struct Forwarder {
     /// Counters of the paths of `fib`.
     paths: Vec<Option<PathCounters>>,
     fib: Arc<Fib>,
-    last_logged: Option<(DropReason, Instant)>,
+    /// When a line was last logged, by reason.
+    last_logged: [Option<Instant>; DropReason::COUNT],
 }
 
 impl Forwarder {
@@ -78,7 +79,7 @@ impl Forwarder {
             sent: SendCounts::default(),
             paths: Vec::new(),
             fib: Arc::default(),
-            last_logged: None,
+            last_logged: [None; DropReason::COUNT],
         }
     }
 
@@ -120,6 +121,7 @@ impl Forwarder {
             received_ns,
             dropped,
             error,
+            too_big,
         } = &self.sent;
         for (id, packets, bytes) in paths {
             let Some(slot) = self.paths.get_mut(*id as usize) else {
@@ -150,18 +152,53 @@ impl Forwarder {
             latency.flush();
         }
         self.counters.add_dropped(dropped);
-        if let Some((reason, errno)) = *error {
+        let (error, too_big) = (*error, *too_big);
+        if let Some((reason, errno)) = error {
             self.log_error(reason, errno);
+        }
+        if let Some(packet) = too_big {
+            self.log_too_big(packet);
         }
         self.sent.clear();
     }
 
-    /// Logs an error once a minute and reason. Counters have the numbers.
+    /// Returns whether a line may be logged for a reason: one a minute. Counters have the numbers.
+    fn permits_log(&mut self, reason: DropReason) -> bool {
+        let last = &mut self.last_logged[reason as usize];
+        let is_due = last.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+
+    fn log_too_big(&mut self, packet: TooBigPacket) {
+        if !self.permits_log(DropReason::TooBig) {
+            return;
+        }
+        let (name, len) = (&self.name, packet.len);
+        let Some(path) = self.fib.paths.get(packet.path as usize) else {
+            return;
+        };
+        let (route, egress) = (&path.route, self.fib.egresses.get(path.egress as usize));
+        let mtu = egress.map_or(0, |egress| egress.mtu);
+        let remedy = match packet.is_ipv4 {
+            true => {
+                "they have DF set. Set fragment = \"always\" in the route to fragment them, or \
+                 raise the MTU, or send smaller packets"
+            }
+            false => "IPv6 routers do not fragment. Raise the MTU, or send smaller packets",
+        };
+        warn!(
+            reason = DropReason::TooBig.label(),
+            "{name}: packets of route \"{route}\" are dropped: {len} bytes are more than the MTU \
+             of {mtu}, and {remedy}"
+        );
+    }
+
+    /// Logs an error once a minute and reason.
     fn log_error(&mut self, reason: DropReason, errno: i32) {
-        let is_recent =
-            |(logged, at): (DropReason, Instant)| logged == reason && at.elapsed() < LOG_INTERVAL;
-        if !self.last_logged.is_some_and(is_recent) {
-            self.last_logged = Some((reason, Instant::now()));
+        if self.permits_log(reason) {
             let error = std::io::Error::from_raw_os_error(errno);
             warn!(
                 reason = reason.label(),
@@ -210,8 +247,13 @@ impl Handler<Transmit> for Forwarder {
         self.waiting = Some(message.waiting);
         let egress = &self.fib.egresses[message.egress as usize];
         let mtu = egress.mtu as usize;
-        self.queue
-            .fill(message.load, message.slots, mtu, &mut self.sent);
+        self.queue.fill(
+            message.load,
+            message.slots,
+            mtu,
+            &self.fib.paths,
+            &mut self.sent,
+        );
         if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }

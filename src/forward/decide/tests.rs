@@ -25,6 +25,7 @@ fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
             except_sources: except.iter().map(|e| e.parse().unwrap()).collect(),
             ttl: *ttl,
             link_local: false,
+            link_local_sources: false,
             loop_guard: false,
             translation: None,
             paths: vec![0],
@@ -456,6 +457,7 @@ fn table_with_paths() -> (Fib, Ingress) {
         iif: "in".parse().unwrap(),
         egress,
         threshold: threshold.and_then(crate::model::TtlThreshold::new),
+        fragment: Default::default(),
     };
     fib.egresses = vec![egress(1, true), egress(2, false)].into();
     fib.paths = vec![path(0, Some(9)), path(1, None)].into();
@@ -494,6 +496,35 @@ fn trace_names_matched_route_and_refused_paths() {
             checked(1, Err(DropReason::EgressDown)),
         ]
     );
+}
+
+/// RFC 4291 section 2.5.6, RFC 3927 section 7.
+#[test]
+fn link_local_sources_reach_link_local_groups_only() {
+    let mut table = table(&[("224.0.0.0/4", ANY, TtlPolicy::Decrement, &[])]);
+    let entry = |table: &mut (Fib, Ingress), link_local, link_local_sources| {
+        let mut entries = table.0.entries.to_vec();
+        (entries[0].link_local, entries[0].link_local_sources) = (link_local, link_local_sources);
+        table.0.entries = entries.into();
+    };
+    let forwards = |table: &(Fib, Ingress), source, group| {
+        decide(table, &packet(source, group, 5)).map(|(_, ttl)| ttl)
+    };
+    let (own, other) = ([169, 254, 1, 1], [10, 0, 0, 1]);
+    let (wide, mdns) = ([239, 1, 1, 1], [224, 0, 0, 251]);
+    let dropped = Err(DropReason::LinkLocalSource);
+    assert_eq!(forwards(&table, own, wide), dropped);
+    assert_eq!(forwards(&table, other, wide), Ok(4));
+    assert_eq!(forwards(&table, own, mdns), Err(DropReason::LinkLocal));
+    entry(&mut table, true, false);
+    assert_eq!(forwards(&table, own, wide), dropped);
+    assert_eq!(forwards(&table, own, mdns), Ok(4));
+    entry(&mut table, false, true);
+    assert_eq!(forwards(&table, own, wide), Ok(4));
+    let reason = DropReason::LinkLocalSource;
+    entry(&mut table, false, false);
+    let trace = explain(&table, &packet(own, wide, 5));
+    assert_eq!(trace.steps, [TraceStep::EntryRejected { entry: 0, reason }]);
 }
 
 #[test]

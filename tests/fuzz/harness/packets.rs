@@ -88,7 +88,7 @@ pub fn switch(data: &[u8]) -> bool {
         let mtu = fib.egresses[egress as usize].mtu as usize;
         let (mut queue, mut sent) = (EgressQueue::default(), SendCounts::default());
         let filled: u64 = slots.iter().map(Slot::packets).sum();
-        queue.fill(switched.shared.clone(), slots, mtu, &mut sent);
+        queue.fill(switched.shared.clone(), slots, mtu, &fib.paths, &mut sent);
         let rejected: u64 = sent.dropped.iter().sum();
         let mut sink = ScriptedSink {
             answers: Input(answers),

@@ -19,6 +19,7 @@ mod igmpproxy_comparison;
 mod interface_changes;
 mod joins;
 mod kubernetes;
+mod link_types;
 mod loops;
 mod metrics;
 mod mnat;
@@ -97,6 +98,7 @@ pub fn all() -> Vec<Case> {
         joins::cases(),
         reload::cases(),
         loops::cases(),
+        link_types::cases(),
         kubernetes::cases(),
         flow_limits::cases(),
         control::cases(),
