@@ -188,7 +188,8 @@ fn pattern_in_downstream_excludes_loopback(lab: &Lab) {
 fn packets_return_to_an_ingress_named_as_egress(lab: &Lab) {
     for implementation in BOTH {
         let star = Star::tagged(lab, 1, &format!("{implementation:?}"));
-        let conf = "mroute from in group 225.1.2.3 to in out1\nmgroup from in group 225.1.2.3\n";
+        // With a local member on the ingress, the kernel would route what it sends there again.
+        let conf = "mroute from in group 225.1.2.3 to in out1\n";
         let _daemon = Daemon::start(lab, &star.rtr, implementation, conf, &[]);
         let (back, across) = (
             Capture::new(&star.src, "eth0"),

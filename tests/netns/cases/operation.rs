@@ -89,12 +89,6 @@ const BAD: &[(&str, &str, &str, &[&str])] = &[
         &["for the second time"],
     ),
     (
-        "to holds from",
-        "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\", \"a\"]\n",
-        ":4:",
-        &["a"],
-    ),
-    (
         "equal rules",
         "[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\n[[route]]\nfrom = \"a\"\ngroup = \"225.1.2.3\"\nto = [\"c\"]\n",
         ":7:",
