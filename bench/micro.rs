@@ -10,12 +10,12 @@ use mcastor::forward::fragment::fragment;
 use mcastor::forward::segment::segment;
 use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
 use mcastor::model::{
-    InterfaceId, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName, RouteRule, Source,
-    SourceFilter, SourcePrefix, TtlPolicy,
+    DEFAULT_TAKEOVER, InterfaceId, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName,
+    RouteRule, Source, SourceFilter, SourcePrefix, TtlPolicy,
 };
 use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
-use mcastor::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
+use mcastor::table::{Fib, MembershipDatabase, Rib, StreamState};
 use mcastor::wire::checksum;
 use mcastor::wire::ip::{IpHeader, refresh_ipv4_checksum};
 use mcastor::wire::offload::Offload;
@@ -60,6 +60,7 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
         mtu: 1500,
         up: true,
         carrier: true,
+        address: None,
         vlan: None,
         known_as: Default::default(),
         plane: None,
@@ -85,6 +86,8 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
             link_local: false,
             join: JoinPolicy::Never,
             loop_guard: false,
+            takeover: Some(DEFAULT_TAKEOVER),
+            redundant: true,
             translation: None,
         }
     });
@@ -108,11 +111,12 @@ fn bench_decide(c: &mut Criterion) {
     let mut g = c.benchmark_group("decide");
     for rules in [10, 10_000, 100_000] {
         let fib = fib(rules, true, 1);
-        let upstream_selector = UpstreamSelector::default();
+        let streams = StreamState::default();
         let arrival = Arrival {
             fib: &fib,
             ingress: ingress(&fib),
-            upstream_selector: &upstream_selector,
+            streams: &streams,
+            sender: None,
             now_ms: 1,
         };
         // As many flows as rules, so that large tables do not fit in the cache.

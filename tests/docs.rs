@@ -93,6 +93,7 @@ fn catalogue_text() -> String {
         mtu: 1500,
         up: true,
         carrier: true,
+        address: None,
         vlan: None,
         is_port: false,
         loopback: false,

@@ -18,7 +18,7 @@ use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId};
 use crate::planes::Planes;
 use crate::table::flows::FlowBudget;
-use crate::table::{Fib, MembershipDatabase, Rib, UpstreamSelector};
+use crate::table::{Fib, MembershipDatabase, Rib, StreamState};
 
 /// The state that interface actors forward by. It is replaced as a whole.
 #[derive(Default)]
@@ -62,8 +62,8 @@ pub struct RouterContext {
     pub membership_database: Mutex<MembershipDatabase>,
     /// Packets that were forwarded in the last moments.
     pub loop_guard: Arc<LoopGuard>,
-    /// Selects the active upstream interface of each stream.
-    pub upstream_selector: Arc<UpstreamSelector>,
+    /// The active ingress of each stream, and other forwarders.
+    pub streams: Arc<StreamState>,
     /// The receivers of messages.
     pub directory: Directory,
     /// The settings of multicast NAT in force.
@@ -102,7 +102,7 @@ impl RouterContext {
             flow_idle_ms: AtomicU64::new(60_000),
             membership_database: Mutex::default(),
             loop_guard: Arc::default(),
-            upstream_selector: Arc::default(),
+            streams: Arc::default(),
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
             engine_socket: engine,

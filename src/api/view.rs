@@ -113,6 +113,14 @@ pub struct FlowView {
     pub route: Option<String>,
     /// Names of the egress interfaces; empty in the same case.
     pub oifs: Vec<String>,
+    /// Whether its ingress is the active one of source and group. Packets that arrive elsewhere are
+    /// dropped.
+    #[serde(default = "always")]
+    pub active: bool,
+    /// Egress interfaces from which packets are withheld, because another forwarder sends them
+    /// there, and its link-layer address.
+    #[serde(default)]
+    pub yields: BTreeMap<String, String>,
     /// Packets received.
     pub packets: u64,
     /// IP bytes received.
@@ -121,6 +129,11 @@ pub struct FlowView {
     pub age_ms: u64,
     /// Milliseconds since its last packet.
     pub idle_ms: u64,
+}
+
+/// Returns what routers without a selection of the active ingress report.
+fn always() -> bool {
+    true
 }
 
 /// A group that this machine joined as a host, or that has members behind a downstream interface.

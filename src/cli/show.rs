@@ -189,10 +189,17 @@ fn flows_table(flows: &[FlowView]) -> Table {
     ];
     let mut table = new_table(&header, &[3, 4, 5, 6]);
     for flow in flows {
+        let oif = |name: &String| match flow.yields.get(name) {
+            Some(station) => format!("{name} (sent by {station})"),
+            None => name.clone(),
+        };
         table.add_row([
-            flow.iif.clone(),
+            match flow.active {
+                true => flow.iif.clone(),
+                false => format!("{} (standby)", flow.iif),
+            },
             format!("({}, {})", flow.source, flow.group),
-            flow.oifs.join(" "),
+            flow.oifs.iter().map(oif).collect::<Vec<_>>().join(" "),
             flow.packets.to_string(),
             flow.bytes.to_string(),
             format!("{} s", flow.age_ms / 1000),

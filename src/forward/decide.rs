@@ -6,10 +6,12 @@
 use super::trace::Recorder;
 use super::{DropReason, NoTrace, NotData, Trace, TraceStep, Tracer, egress_check};
 use crate::model::addr::{is_link_local_group, is_link_local_source};
-use crate::model::{Group, Source, TtlPolicy};
+use crate::model::{Group, InterfaceId, MacAddress, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
-use crate::table::upstream_selector::UpstreamSelector;
-use crate::table::{Entry, EntryId, Fib, Ingress, PathId, ProxyIngress};
+use crate::table::{
+    Admission, Entry, EntryId, Fib, Ingress, PacketOrigin, PathId, ProxyIngress, StreamKey,
+    StreamState, Turn,
+};
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::is_link_control;
 
@@ -22,6 +24,10 @@ pub struct Decision<'f> {
     ingress: &'f Ingress,
     /// The route and the proxies that forward the packet.
     verdicts: Verdicts,
+    /// Whether the ingress became the active one of the stream in place of another.
+    pub takeover: bool,
+    /// The stream, if another station also sends it to one of our links.
+    contested: Option<StreamKey>,
 }
 
 /// A packet as one route or proxy forwards it.
@@ -56,6 +62,22 @@ impl<'f> Decision<'f> {
                 members,
             })
         })
+    }
+
+    /// Returns whether this router forwards the packet to `egress`, or another one does.
+    pub fn turn(
+        &self,
+        entry: &Entry,
+        egress: InterfaceId,
+        streams: &StreamState,
+        now_ms: u64,
+    ) -> Turn {
+        match (self.contested, entry.takeover_ms) {
+            (Some(stream), Some(takeover_ms)) if entry.yields => {
+                streams.forwarders.turn(stream, egress, takeover_ms, now_ms)
+            }
+            _ => Turn::FORWARD,
+        }
     }
 
     /// Returns whether there is more than one variant.
@@ -123,8 +145,10 @@ pub struct Arrival<'f, 's> {
     pub fib: &'f Fib,
     /// The ingress interface in this table.
     pub ingress: &'f Ingress,
-    /// Selects the active upstream of streams that arrive on several ones.
-    pub upstream_selector: &'s UpstreamSelector,
+    /// The active ingresses of streams, and other forwarders.
+    pub streams: &'s StreamState,
+    /// The station that sent the packet, if it arrived from the link and not from this host.
+    pub sender: Option<MacAddress>,
     /// Milliseconds of a monotonic clock.
     pub now_ms: u64,
 }
@@ -148,22 +172,59 @@ pub fn decide<'f>(
     let cached = flows.touch(&key, fib.generation, len, arrival.now_ms);
     let matched = match cached {
         Some(verdicts) => verdicts,
-        None => look_up(fib, ingress, key)?,
+        None => match look_up(fib, ingress, key) {
+            Ok(verdicts) => add_stream(arrival, verdicts, key),
+            Err(reason) => {
+                observe(arrival, key);
+                return Err(reason.into());
+            }
+        },
     };
-    let verdicts = permit(arrival, matched, key, datagram.ttl, &mut NoTrace)?;
+    let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|_| {
+        observe_stream(arrival, matched.stream);
+    })?;
     if cached.is_none() {
         flows.note(key, matched, fib.generation, len, arrival.now_ms);
     }
-    Ok(Decision {
-        datagram,
-        fib,
-        ingress,
-        verdicts,
-    })
+    Ok(permitted.decision(arrival, datagram))
+}
+
+/// Notes a packet that is not forwarded. It shows that its sender is another forwarder, if this
+/// router forwards the stream from another interface.
+pub fn observe(arrival: Arrival<'_, '_>, key: FlowKey) {
+    if let Some(selection) = &arrival.ingress.selection
+        && arrival.sender.is_some()
+    {
+        let stream = arrival.streams.ingresses.key(&selection.domain, key);
+        observe_stream(arrival, Some(stream));
+    }
+}
+
+fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>) {
+    if let (Some(selection), Some(stream), Some(sender)) =
+        (&arrival.ingress.selection, stream, arrival.sender)
+    {
+        let Arrival {
+            streams, now_ms, ..
+        } = arrival;
+        streams.note_arrival(selection, stream, sender, now_ms);
+    }
+}
+
+/// Adds what the selection of the active ingress needs.
+fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Verdicts {
+    let Some(selection) = &arrival.ingress.selection else {
+        return verdicts;
+    };
+    Verdicts {
+        stream: Some(arrival.streams.ingresses.key(&selection.domain, key)),
+        source_link: selection.domain.link_of(key.0, selection.interface),
+        ..verdicts
+    }
 }
 
 /// Explains the decision for a packet, without any change of state: it creates no flow and no
-/// active upstream. It runs the code of [`decide`] with tracing.
+/// active ingress. It runs the code of [`decide`] with tracing.
 pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
     let Arrival { fib, ingress, .. } = arrival;
     let mut recorder = Recorder::default();
@@ -173,13 +234,9 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
         classify(&datagram, bytes)?;
         let key = (datagram.source, datagram.destination);
         let matched = look_up_traced(fib, ingress, key, &mut recorder)?;
-        let verdicts = permit(arrival, matched, key, datagram.ttl, &mut recorder)?;
-        Ok(Decision {
-            datagram,
-            fib,
-            ingress,
-            verdicts,
-        })
+        let matched = add_stream(arrival, matched, key);
+        let permitted = permit(arrival, matched, datagram.ttl, &mut recorder)?;
+        Ok(permitted.decision(arrival, datagram))
     });
     let outcome = decided.map(|decision| {
         for variant in decision.variants() {
@@ -190,10 +247,20 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
                 let Some(egress) = fib.egress_of(id) else {
                     continue;
                 };
+                let yields_to = || {
+                    let stream = decision.contested.filter(|_| variant.entry.yields)?;
+                    let takeover_ms = variant.entry.takeover_ms?;
+                    let forwarders = &arrival.streams.forwarders;
+                    forwarders.yields_to(stream, egress.index, takeover_ms, arrival.now_ms)
+                };
+                let mut result = egress_check(path, egress, decision.datagram.ttl);
+                if result.is_ok() && yields_to().is_some() {
+                    result = Err(DropReason::OtherForwarder);
+                }
                 recorder.record(|| TraceStep::PathChecked {
                     path: id,
                     ttl: variant.ttl,
-                    result: egress_check(path, egress, decision.datagram.ttl),
+                    result,
                 });
             }
         }
@@ -221,6 +288,27 @@ fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<(), NotData> {
     Ok(())
 }
 
+/// What forwards a packet.
+#[derive(Clone, Copy)]
+struct Permitted {
+    verdicts: Verdicts,
+    takeover: bool,
+    contested: Option<StreamKey>,
+}
+
+impl Permitted {
+    fn decision<'f>(self, arrival: Arrival<'f, '_>, datagram: IpHeader) -> Decision<'f> {
+        Decision {
+            datagram,
+            fib: arrival.fib,
+            ingress: arrival.ingress,
+            verdicts: self.verdicts,
+            takeover: self.takeover,
+            contested: self.contested,
+        }
+    }
+}
+
 /// Returns the matched entries that forward a packet with this TTL now.
 ///
 /// # Errors
@@ -228,12 +316,13 @@ fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<(), NotData> {
 fn permit(
     arrival: Arrival<'_, '_>,
     mut verdicts: Verdicts,
-    key: FlowKey,
     ttl: u8,
     tracer: &mut impl Tracer,
-) -> Result<Verdicts, DropReason> {
+) -> Result<Permitted, DropReason> {
     let Arrival { fib, ingress, .. } = arrival;
     let mut first_reason = None;
+    // The TTL is checked before the active ingress is selected, because the packets that arrive on
+    // another ingress may have a higher TTL.
     if let Some(id) = verdicts.entry {
         let entry = &fib.entries[id as usize];
         let rejected = match outgoing_ttl(entry.ttl, ttl) {
@@ -252,40 +341,97 @@ fn permit(
             continue;
         };
         let entry = &fib.entries[proxy.entry as usize];
-        let reason = if outgoing_ttl(entry.ttl, ttl).is_none() {
-            // Checked before the upstream is selected, because the packets of another upstream
-            // may have a higher TTL.
-            DropReason::TtlExpired
-        } else if proxy.upstream_rule.as_ref().is_some_and(|rule| {
-            let Arrival {
-                upstream_selector,
-                now_ms,
-                ..
-            } = arrival;
-            !match tracer_is_read_only(tracer) {
-                true => upstream_selector.would_admit(rule, key, now_ms),
-                false => upstream_selector.admits(rule, key, now_ms),
-            }
-        }) {
-            DropReason::Standby
-        } else {
-            continue;
-        };
-        tracer.record(|| TraceStep::EntryRejected {
-            entry: proxy.entry,
-            reason,
-        });
-        first_reason = first_reason.or(Some(reason));
-        verdicts.proxies &= !(1 << at);
+        if outgoing_ttl(entry.ttl, ttl).is_none() {
+            let (entry, reason) = (proxy.entry, DropReason::TtlExpired);
+            tracer.record(|| TraceStep::EntryRejected { entry, reason });
+            first_reason = first_reason.or(Some(reason));
+            verdicts.proxies &= !(1 << at);
+        }
     }
+    let mut permitted = Permitted {
+        verdicts,
+        takeover: false,
+        contested: None,
+    };
+    match admit(arrival, verdicts, ttl, tracer) {
+        Admission::Active {
+            takeover,
+            contested,
+        } => {
+            permitted.takeover = takeover;
+            permitted.contested = verdicts.stream.filter(|_| contested);
+        }
+        Admission::Standby => {
+            permitted.verdicts = reject_standby(arrival, verdicts, tracer);
+            first_reason = first_reason.or(Some(DropReason::Standby));
+        }
+    }
+    let verdicts = permitted.verdicts;
     if verdicts.entry.is_none() && verdicts.proxies == 0 {
         return Err(first_reason.unwrap_or(DropReason::NoRoute));
     }
-    Ok(verdicts)
+    Ok(permitted)
 }
 
-fn tracer_is_read_only<T: Tracer>(_: &T) -> bool {
-    T::READ_ONLY
+/// Decides whether the ingress is the active one of the stream for these entries.
+fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T) -> Admission {
+    const ALWAYS: Admission = Admission::Active {
+        takeover: false,
+        contested: false,
+    };
+    let Arrival {
+        fib,
+        ingress,
+        streams,
+        now_ms,
+        ..
+    } = arrival;
+    let (Some(selection), Some(stream)) = (&ingress.selection, verdicts.stream) else {
+        return ALWAYS;
+    };
+    let mut shortest = None;
+    let mut decrements = false;
+    for (entry, _) in entries(fib, ingress, verdicts) {
+        if let Some(takeover_ms) = entry.takeover_ms {
+            shortest = Some(shortest.unwrap_or(u64::MAX).min(takeover_ms));
+            decrements |= entry.ttl == TtlPolicy::Decrement;
+        }
+    }
+    let Some(takeover_ms) = shortest else {
+        return ALWAYS;
+    };
+    let origin = PacketOrigin {
+        source_link: verdicts.source_link,
+        ttl: if decrements { ttl } else { 0 },
+    };
+    let ingresses = &streams.ingresses;
+    match T::READ_ONLY {
+        true => ingresses.would_admit(selection, stream, origin, takeover_ms, now_ms),
+        false => ingresses.admit(selection, stream, origin, takeover_ms, now_ms),
+    }
+}
+
+/// Removes the entries that forward a stream from its active ingress only.
+fn reject_standby(
+    arrival: Arrival<'_, '_>,
+    mut verdicts: Verdicts,
+    tracer: &mut impl Tracer,
+) -> Verdicts {
+    let Arrival { fib, ingress, .. } = arrival;
+    let reason = DropReason::Standby;
+    let is_selective = |id: EntryId| fib.entries[id as usize].takeover_ms.is_some();
+    if let Some(entry) = verdicts.entry.filter(|id| is_selective(*id)) {
+        tracer.record(|| TraceStep::EntryRejected { entry, reason });
+        verdicts.entry = None;
+    }
+    for at in positions(verdicts.proxies) {
+        let proxy = ingress.proxies.get(at).filter(|p| is_selective(p.entry));
+        if let Some(entry) = proxy.map(|proxy| proxy.entry) {
+            tracer.record(|| TraceStep::EntryRejected { entry, reason });
+            verdicts.proxies &= !(1 << at);
+        }
+    }
+    verdicts
 }
 
 /// Returns the entries that forward packets of a source and group: the most specific static route,
@@ -419,6 +565,7 @@ fn look_up_proxies(
             entry: None,
             proxies,
             source_oifs,
+            ..Verdicts::default()
         }),
     }
 }

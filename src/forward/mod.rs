@@ -13,7 +13,7 @@ mod trace;
 pub mod translate;
 mod upper;
 
-pub use decide::{Arrival, Decision, Variant, decide, entry_paths, look_up, resolve};
+pub use decide::{Arrival, Decision, Variant, decide, entry_paths, look_up, observe, resolve};
 pub use egress_check::egress_check;
 pub use loop_guard::LoopGuard;
 pub use not_data::NotData;

@@ -15,8 +15,10 @@ reason_enum! {
     SourceExcepted = "source_excepted",
     /// Hosts downstream joined its group, but not its source.
     NotWanted = "not_wanted",
-    /// Another upstream interface of the proxy is the active upstream of this stream.
+    /// Its source and group arrive on another interface too, which is the active ingress.
     Standby = "standby",
+    /// Another forwarder sends its source and group to the egress, and takes precedence.
+    OtherForwarder = "other_forwarder",
     /// It arrived with a TTL or hop limit of 1 or 0, and its route decrements the TTL.
     TtlExpired = "ttl_expired",
     /// It arrived with a TTL that is not above the threshold of the egress.

@@ -2,7 +2,7 @@
 //! meantime, and renders them in the background.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{entry_paths, look_up};
 use crate::model::{IfName, InterfaceId};
+use crate::table::StreamState;
 use crate::table::flows::{FlowFilter, FlowRecord};
 
 /// How long an interface actor may take to return a page.
@@ -40,9 +41,10 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
     let pages = join_all(interfaces.map(|handle| read_all(handle, filter))).await;
     let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
     let now_ms = context.now_ms();
+    let streams = context.streams.clone();
     let rendered = background::run(move || {
         let pages = pages.into_iter().flatten().collect();
-        render(&snapshot, pages, &query, now_ms)
+        render(&snapshot, &streams, pages, &query, now_ms)
     });
     rendered.await.ok_or(NoReceiver)
 }
@@ -70,6 +72,7 @@ async fn read_all(
 
 fn render(
     snapshot: &Arc<Snapshot>,
+    streams: &StreamState,
     pages: Vec<FlowPage>,
     query: &FlowQuery,
     now_ms: u64,
@@ -90,7 +93,7 @@ fn render(
     flows.truncate(query.limit.unwrap_or(usize::MAX));
     let view = |(index, record): (InterfaceId, FlowRecord)| {
         let name = names.get(&index).map_or("", IfName::as_str);
-        flow(snapshot, index, name, &record, now_ms)
+        flow(snapshot, streams, (index, name), &record, now_ms)
     };
     flows.into_iter().map(view).collect()
 }
@@ -98,8 +101,8 @@ fn render(
 /// Renders a flow with the route that forwards it in this snapshot.
 fn flow(
     snapshot: &Snapshot,
-    index: InterfaceId,
-    iif: &str,
+    streams: &StreamState,
+    (index, iif): (InterfaceId, &str),
     FlowRecord { key, flow }: &FlowRecord,
     now_ms: u64,
 ) -> FlowView {
@@ -111,10 +114,23 @@ fn flow(
         Some(entry_paths(fib, ingress, verdicts))
     };
     let route = entry_paths().and_then(|mut all| all.next());
+    let selection = ingress.and_then(|ingress| ingress.selection.as_ref());
+    let stream = selection.map(|s| streams.ingresses.key(&s.domain, *key));
+    let active = stream.and_then(|stream| streams.ingresses.active(stream, now_ms));
     let mut oifs: Vec<String> = Vec::new();
-    for (_, paths) in entry_paths().into_iter().flatten() {
+    let mut yields = BTreeMap::new();
+    for (entry, paths) in entry_paths().into_iter().flatten() {
         for egress in paths.filter_map(|path| fib.egress_of(path)) {
             let name = egress.name.to_string();
+            let station = stream
+                .zip(entry.takeover_ms)
+                .and_then(|(stream, takeover_ms)| {
+                    let forwarders = &streams.forwarders;
+                    forwarders.yields_to(stream, egress.index, takeover_ms, now_ms)
+                });
+            if let Some(station) = station.filter(|_| entry.yields) {
+                yields.insert(name.clone(), station.to_string());
+            }
             if !oifs.contains(&name) {
                 oifs.push(name);
             }
@@ -126,6 +142,8 @@ fn flow(
         group: key.1.to_string(),
         route: route.map(|(entry, _)| entry.route.to_string()),
         oifs,
+        active: active.is_none_or(|active| active == index),
+        yields,
         packets: flow.packets,
         bytes: flow.bytes,
         age_ms: now_ms.saturating_sub(flow.began_ms),

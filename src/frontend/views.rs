@@ -182,7 +182,10 @@ pub fn mnat(status: MnatStatus) -> MnatView {
 }
 
 fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceView {
-    let ingress = fib.ingresses.contains_key(&link.index);
+    let ingress = fib
+        .ingresses
+        .get(&link.index)
+        .is_some_and(|i| !i.watch_only);
     let egress = fib.egresses.iter().any(|e| e.index == link.index);
     // Reading counters creates them, and an interface that no route uses must have none.
     let counters = (ingress || egress).then(|| catalog.interface(link.name.as_str()));

@@ -13,7 +13,7 @@ use super::families::Families;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
 use crate::forward::DropReason;
-use crate::model::{FlowEnd, Link, RouteName, TranslationKind};
+use crate::model::{FlowEnd, Link, RouteName, TakeoverRole, TranslationKind};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -101,6 +101,7 @@ pub struct Catalog {
     joined_groups: IntGaugeVec,
     filters_widened: IntCounterVec,
     translations: IntCounterVec,
+    takeovers: IntCounterVec,
     flow_ends: IntCounterVec,
     known: Arc<Mutex<KnownSeries>>,
     /// Flows being forwarded.
@@ -266,6 +267,12 @@ impl Catalog {
         for family in TranslationKind::ALL {
             translations.with_label_values(&[family.label()]);
         }
+        let takeovers = make.counters(
+            "mcastor_takeovers_total",
+            "Streams that an interface took over as the active ingress, or as an egress that another \
+             router no longer serves",
+            &["role", "iface"],
+        )?;
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
         let flow_limit = make.gauge("mcastor_flow_limit", "Limit of the number of flows")?;
         let backlog_dropped = make.counter(
@@ -319,6 +326,7 @@ impl Catalog {
             filters_widened,
             flow_ends,
             translations,
+            takeovers,
             known: Arc::default(),
             flows,
             flow_limit,
@@ -458,6 +466,9 @@ impl Catalog {
             for end in FlowEnd::ALL {
                 let _ = self.flow_ends.remove_label_values(&[end.label(), name]);
             }
+            for role in TakeoverRole::ALL {
+                let _ = self.takeovers.remove_label_values(&[role.label(), name]);
+            }
         }
     }
 
@@ -488,6 +499,12 @@ impl Catalog {
     pub fn count_ended_flows(&self, name: &str, end: FlowEnd, flows: u64) {
         let ends = self.flow_ends.with_label_values(&[end.label(), name]);
         ends.inc_by(flows);
+    }
+
+    /// Counts `streams` that an interface took over.
+    pub fn count_takeovers(&self, name: &str, role: TakeoverRole, streams: u64) {
+        let takeovers = self.takeovers.with_label_values(&[role.label(), name]);
+        takeovers.inc_by(streams);
     }
 
     /// Adds counts of translated packets, indexed by [`TranslationKind`].

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{IfName, IfPattern, InterfaceId, PlaneName};
+use super::{IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,6 +20,9 @@ pub struct Link {
     pub up: bool,
     /// Whether it has a carrier (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// The link-layer address; `None` on links without addresses, such as tunnels.
+    #[serde(skip)]
+    pub address: Option<MacAddress>,
     /// The parent interface and the VLAN ID of a VLAN interface.
     pub vlan: Option<(InterfaceId, u16)>,
     /// Whether it is a port of a bridge, bond or team, whose packets belong to that interface.
@@ -45,6 +48,7 @@ impl Link {
             mtu: 1500,
             up: true,
             carrier: true,
+            address: None,
             vlan: None,
             is_port: false,
             loopback: false,

@@ -8,8 +8,10 @@ pub mod filter;
 pub mod flow_end;
 pub mod link;
 pub mod links;
+pub mod mac_address;
 pub mod proxy;
 pub mod rule;
+pub mod takeover_role;
 pub mod translation;
 pub mod translation_conflicts;
 pub mod ttl;
@@ -19,9 +21,13 @@ pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Aliases, Link, Links};
+pub use mac_address::MacAddress;
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };
-pub use rule::{FragmentPolicy, JoinPolicy, JoinRule, Origin, RouteName, RouteRule};
+pub use rule::{
+    DEFAULT_TAKEOVER, FragmentPolicy, JoinPolicy, JoinRule, Origin, RouteName, RouteRule,
+};
+pub use takeover_role::TakeoverRole;
 pub use translation::{TranslationError, TranslationKind, TranslationRule};
 pub use ttl::{TtlPolicy, TtlThreshold};

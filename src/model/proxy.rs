@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    FragmentPolicy, Group, GroupPrefix, IfPattern, RouteName, Source, SourcePrefix, TtlPolicy,
+    DEFAULT_TAKEOVER, FragmentPolicy, Group, GroupPrefix, IfPattern, RouteName, Source,
+    SourcePrefix, TtlPolicy,
 };
 
 /// Largest number of proxies that use one interface.
@@ -151,8 +152,8 @@ pub struct ProxyRule {
     pub timers: QuerierTimers,
     /// Limits of the membership state.
     pub limits: MembershipLimits,
-    /// Time without packets on the active upstream of an (S,G) after which another upstream may
-    /// become active.
+    /// Time without packets on the active ingress of an (S,G) after which another ingress becomes
+    /// active.
     pub takeover: Duration,
 }
 
@@ -178,7 +179,7 @@ impl ProxyRule {
             header_checks: HeaderChecks::default(),
             timers: QuerierTimers::default(),
             limits: MembershipLimits::default(),
-            takeover: Duration::from_secs(1),
+            takeover: DEFAULT_TAKEOVER,
         }
     }
 

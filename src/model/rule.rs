@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -123,6 +124,9 @@ impl fmt::Display for JoinRule {
     }
 }
 
+/// Default time without packets after which another ingress becomes the active one of a stream.
+pub const DEFAULT_TAKEOVER: Duration = Duration::from_millis(500);
+
 /// A static route. Source and group have the same IP version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRule {
@@ -156,6 +160,11 @@ pub struct RouteRule {
     /// Whether packets that return shortly after they were forwarded are dropped. The default is
     /// on if the TTL policy does not end loops.
     pub loop_guard: bool,
+    /// Time without packets on the active ingress of an (S,G) after which another ingress becomes
+    /// active. `None`: packets are forwarded from every ingress, also copies.
+    pub takeover: Option<Duration>,
+    /// Whether packets are withheld from an egress to which another forwarder sends them.
+    pub redundant: bool,
     /// Replacement of source, group or UDP port. Users know it as `rewrite`.
     #[serde(rename = "rewrite")]
     pub translation: Option<TranslationRule>,
@@ -180,6 +189,8 @@ impl RouteRule {
             fragment: FragmentPolicy::default(),
             join: JoinPolicy::default(),
             loop_guard: false,
+            takeover: Some(DEFAULT_TAKEOVER),
+            redundant: true,
             translation: None,
         }
     }
@@ -218,6 +229,13 @@ impl RouteRule {
     pub fn forwards_link_local_sources(&self) -> bool {
         let replaces_source = |t: TranslationRule| t.replacements().0.is_some();
         self.link_local_sources || self.translation.is_some_and(replaces_source)
+    }
+
+    /// Returns whether `to` contains the name of a link, and not only a pattern or an alias that
+    /// matches it.
+    pub fn names_egress(&self, link: &Link) -> bool {
+        let is_name = |to: &IfPattern| !to.is_pattern() && !to.is_alias() && link.matches(to);
+        self.to.iter().any(is_name)
     }
 
     /// Returns the join that the join policy implies, if any.

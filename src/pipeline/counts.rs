@@ -17,6 +17,11 @@ pub struct SwitchCounts {
     pub membership: u64,
     /// Packets that [`egress_check`](crate::forward::egress_check) refused, by egress and reason.
     pub refused: Vec<(EgressId, DropReason, u64)>,
+    /// Number of streams of which the ingress became the active one in place of another.
+    pub takeovers: u64,
+    /// Egresses to which this router forwards a stream in place of another router: one for each
+    /// stream.
+    pub egress_takeovers: Vec<EgressId>,
     /// Packets that were translated, by [`TranslationKind`].
     pub translated: [u64; TranslationKind::ALL.len()],
 }
@@ -29,6 +34,8 @@ impl Default for SwitchCounts {
             dropped: [0; DropReason::COUNT],
             membership: 0,
             refused: Vec::new(),
+            takeovers: 0,
+            egress_takeovers: Vec::new(),
             translated: [0; TranslationKind::ALL.len()],
         }
     }

@@ -396,6 +396,7 @@ mod tests {
             mtu: 1500,
             up: true,
             carrier: true,
+            address: None,
             vlan: None,
             is_port: false,
             loopback: false,

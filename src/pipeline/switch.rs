@@ -15,11 +15,11 @@ use super::{Batch, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
-    Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide, egress_check,
+    Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide, egress_check, observe,
 };
 use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
-use crate::table::{EgressId, Fib, Ingress, UpstreamSelector};
+use crate::table::{EgressId, Fib, Ingress, StreamState, Turn};
 use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
 
@@ -40,7 +40,7 @@ pub struct Switch {
     /// The flows of the interface.
     pub flows: Flows,
     guard: Arc<LoopGuard>,
-    upstream_selector: Arc<UpstreamSelector>,
+    streams: Arc<StreamState>,
     /// Indexed by egress id.
     egresses: Vec<EgressPosition>,
     /// Number of the current packet, to detect the egresses it has been added to.
@@ -103,7 +103,7 @@ struct Output {
 }
 
 impl Default for Switch {
-    /// Creates a switch with its own flows, loop guard and upstream selector.
+    /// Creates a switch with its own flows, loop guard and state of streams.
     fn default() -> Self {
         let flows = Flows::new(FlowBudget::new(65_536));
         Self::new(flows, Arc::default(), Arc::default())
@@ -112,17 +112,12 @@ impl Default for Switch {
 
 impl Switch {
     /// Creates a switch that records flows in `flows`, drops packets that `guard` recognises, and
-    /// accepts a stream that arrives on several upstreams from the one that `upstream_selector`
-    /// selects.
-    pub fn new(
-        flows: Flows,
-        guard: Arc<LoopGuard>,
-        upstream_selector: Arc<UpstreamSelector>,
-    ) -> Self {
+    /// forwards each stream from its active ingress in `streams`.
+    pub fn new(flows: Flows, guard: Arc<LoopGuard>, streams: Arc<StreamState>) -> Self {
         Self {
             flows,
             guard,
-            upstream_selector,
+            streams,
             egresses: Vec::new(),
             packet_number: 0,
             ranges: Vec::new(),
@@ -163,6 +158,7 @@ impl Switch {
                         None => u64::from(*len),
                     };
                     counts.packets += self.ranges.len() as u64 * self.datagrams_each();
+                    counts.takeovers += u64::from(decision.takeover);
                     counts.bytes += self.ranges.iter().map(bytes).sum::<u64>();
                     self.distribute(fib, &decision, &mut batch, packet, now_ms, &mut out);
                 }
@@ -192,6 +188,38 @@ impl Switch {
             egresses,
             messages,
             counts,
+        }
+    }
+
+    /// Recognises other forwarders by the packets of a batch that arrived on a link of which
+    /// `ingress` is [watched only](Ingress::watch_only). Neither counts nor forwards them.
+    pub fn observe(&self, fib: &Fib, ingress: &Ingress, batch: &Batch, now_ms: u64) {
+        for packet in &batch.packets {
+            let start = packet.start as usize;
+            let bytes = batch.bytes().get(start..start + packet.len as usize);
+            let Some(bytes) = bytes.filter(|_| packet.sender.is_some()) else {
+                continue;
+            };
+            let vlan = packet
+                .vlan
+                .or_else(|| vlan::outer_tag(packet.ethertype, bytes));
+            if vlan.is_some_and(|id| ingress.vlans_with_own_interface.contains(&id)) {
+                continue;
+            }
+            let Ok((_, tags)) = vlan::skip_tags(packet.ethertype, bytes) else {
+                continue;
+            };
+            let Ok(header) = ip::IpHeader::parse(&bytes[tags..]) else {
+                continue;
+            };
+            let arrival = Arrival {
+                fib,
+                ingress,
+                streams: &self.streams,
+                sender: packet.sender,
+                now_ms,
+            };
+            observe(arrival, (header.source, header.destination));
         }
     }
 
@@ -268,7 +296,16 @@ impl Switch {
                     continue;
                 }
                 let egress = &fib.egresses[path.egress as usize];
-                let checked = egress_check(path, egress, decision.datagram.ttl);
+                let mut checked = egress_check(path, egress, decision.datagram.ttl);
+                if checked.is_ok() {
+                    match decision.turn(variant.entry, egress.index, &self.streams, now_ms) {
+                        Turn::Forward { takeover: false } => {}
+                        Turn::Forward { takeover: true } => {
+                            out.counts.egress_takeovers.push(path.egress);
+                        }
+                        Turn::Yield(_) => checked = Err(DropReason::OtherForwarder),
+                    }
+                }
                 if let Err(reason) = checked {
                     out.counts.count_refused(path.egress, reason, count);
                     continue;
@@ -504,7 +541,8 @@ impl Switch {
         let arrival = Arrival {
             fib,
             ingress,
-            upstream_selector: &self.upstream_selector,
+            streams: &self.streams,
+            sender: packet.sender,
             now_ms,
         };
         let decision = decide(arrival, &mut self.flows, bytes)?;

@@ -43,6 +43,15 @@ pub trait Plane: Send + Sync + 'static {
     /// The interface does not exist, or the kernel refuses.
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>>;
 
+    /// Starts to capture the incoming packets of an interface. A plane may use this to make sending
+    /// cheaper on an interface that is no ingress.
+    ///
+    /// # Errors
+    /// As [`Plane::capture`].
+    fn watch(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
+        self.capture(interface)
+    }
+
     /// Opens an interface to send on. Called inside the runtime that will poll it.
     ///
     /// # Errors

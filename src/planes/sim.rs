@@ -10,7 +10,7 @@ use super::{PathCount, Plane, PlaneCounters, ReceivedCount};
 use crate::forward::{Arrival, TraceStep, resolve};
 use crate::model::InterfaceId;
 use crate::pipeline::{Batch, OutPacket, Packet, PacketSink, PacketSource};
-use crate::table::{Fib, FibDiff, UpstreamSelector};
+use crate::table::{Fib, FibDiff, StreamState};
 use crate::wire::ip::set_ttl;
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
@@ -27,7 +27,7 @@ struct SimState {
     forwarding: bool,
     fib: Arc<Fib>,
     counters: PlaneCounters,
-    upstream_selector: UpstreamSelector,
+    streams: StreamState,
 }
 
 impl SimState {
@@ -38,10 +38,16 @@ impl SimState {
         let Some(ingress) = fib.ingresses.get(&interface) else {
             return false;
         };
+        // The pipeline selects the active ingress.
+        let selection = ingress.selection.as_ref();
+        if selection.is_some_and(|selection| selection.domain.running.len() > 1) {
+            return false;
+        }
         let arrival = Arrival {
             fib: &fib,
             ingress,
-            upstream_selector: &self.upstream_selector,
+            streams: &self.streams,
+            sender: None,
             now_ms: 0,
         };
         let trace = resolve(arrival, packet);

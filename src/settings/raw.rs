@@ -131,6 +131,13 @@ raw_tables! {
         loop_guard: Boolean,
             default_described("`true` with `\"keep\"` and `{ set = … }`, else `false`"),
             example("false");
+        /// "one" forwards each (S,G) from one ingress at a time, and drops the packets that
+        /// arrive elsewhere. "all" forwards from every ingress: for copies that all are wanted.
+        ingress: String, default_string("one"), words(&["one", "all"]);
+        /// How long the active ingress of an (S,G) must be silent before another one takes over.
+        takeover: String, default_string("500ms"), durations_ms(10, 3_600_000);
+        /// Withholds an (S,G) from an egress while another router sends it there.
+        redundant: Boolean, default_boolean(true);
         rewrite: Table(RawTranslation), range("at least one of its three keys"),
             example("{ group = \"239.1.1.1\" }");
     }
@@ -212,7 +219,7 @@ raw_tables! {
         header_checks: String, default_string("strict"), words(&["strict", "lenient"]);
         /// How long the active upstream of an (S,G) may be silent before another upstream
         /// interface that carries the (S,G) replaces it.
-        takeover: String, default_string("1s"), durations_ms(10, 3_600_000);
+        takeover: String, default_string("500ms"), durations_ms(10, 3_600_000);
         timers: Table(RawProxyTimers), default_described("the defaults of its keys"),
             example("{ query_interval = \"60s\" }");
         limits: Table(RawProxyLimits), default_described("the defaults of its keys"),

@@ -76,6 +76,9 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         let stream = source.zip(group);
         check_translation(checker, path, table.0, stream, link_local)
     });
+    let ingresses = [("one", false), ("all", true)];
+    let all_ingresses = checker.word(&path.key("ingress"), raw.ingress, &ingresses);
+    let takeover = checker.duration_or_default(&path.key("takeover"), raw.takeover);
     let (from, group, source, ttl) = (from?, group?, source?, ttl?);
     Some(RouteRule {
         name: name.unwrap_or_else(|| RouteName::default_for(&from, source, group)),
@@ -93,6 +96,10 @@ fn check_route(checker: &mut Checker<'_>, path: &KeyPath, raw: RawRoute) -> Opti
         fragment,
         join: join?,
         loop_guard: raw.loop_guard.unwrap_or(ttl.allows_endless_loop()),
+        takeover: (!all_ingresses).then_some(takeover),
+        redundant: raw
+            .redundant
+            .unwrap_or(default_boolean(&path.key("redundant"))),
         // A wrong translation excludes the route from the result.
         translation: match rewrite {
             Some(rewrite) => Some(rewrite?),

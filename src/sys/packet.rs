@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::model::IfIndex;
+use crate::model::{IfIndex, MacAddress};
 use crate::wire::offload::{GsoLayout, Offload};
 
 /// The position of a captured frame in its buffer, and the metadata from the kernel.
@@ -23,6 +23,36 @@ pub struct Frame {
     pub offload: Offload,
     /// True if the buffer was too small for the frame.
     pub truncated: bool,
+    /// The station that sent the frame; `None` if this host sent it, or the link has no addresses.
+    pub sender: Option<MacAddress>,
+}
+
+/// Returns the station that sent a frame with this packet socket address.
+pub(super) fn sender(address: &libc::sockaddr_ll) -> Option<MacAddress> {
+    if address.sll_pkttype == libc::PACKET_OUTGOING {
+        return None;
+    }
+    let len = usize::from(address.sll_halen);
+    MacAddress::from_slice(address.sll_addr.get(..len)?)
+}
+
+/// Which frames a capture receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptureScope {
+    /// Incoming frames, and those that other programs of this host send.
+    All,
+    /// Incoming frames. Sending costs nothing more because of the capture then.
+    Incoming,
+}
+
+/// Lets a packet socket receive only the frames of a scope. Called before frames arrive.
+pub(super) fn set_scope(fd: &OwnedFd, scope: CaptureScope) -> io::Result<()> {
+    match scope {
+        CaptureScope::All => Ok(()),
+        CaptureScope::Incoming => {
+            set_option_int(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)
+        }
+    }
 }
 
 impl Frame {

@@ -7,7 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::buffer::{Buffer, BufferPool, PACKETS, SMALL_LEN};
 use super::fanout::FanoutMember;
-use super::packet::{Frame, bind, join_all_multicast, set_option_int, socket};
+use super::packet::{
+    CaptureScope, Frame, bind, join_all_multicast, sender, set_option_int, set_scope, socket,
+};
 use super::{filter, packet};
 use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
@@ -57,12 +59,16 @@ pub struct PacketReceiver {
 unsafe impl Send for PacketReceiver {}
 
 impl PacketReceiver {
-    /// Captures IP multicast on an interface, incoming and outgoing, except outgoing packets that
-    /// carry `mark`.
+    /// Captures IP multicast in `scope` on an interface, except outgoing packets that carry `mark`.
     ///
     /// While the socket is open, the interface receives all multicast (`PACKET_MR_ALLMULTI`).
     /// `buffer_bytes` is the size of the kernel's receive buffer, including its bookkeeping.
-    pub fn open(index: IfIndex, mark: u32, buffer_bytes: u32) -> io::Result<Self> {
+    pub fn open(
+        index: IfIndex,
+        mark: u32,
+        buffer_bytes: u32,
+        scope: CaptureScope,
+    ) -> io::Result<Self> {
         let fd = socket(libc::SOCK_RAW)?;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         set_option_int(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
@@ -73,6 +79,7 @@ impl PacketReceiver {
         set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, half)
             .or_else(|_| set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, half))?;
         filter::attach(&fd, &filter::multicast(mark))?;
+        set_scope(&fd, scope)?;
         join_all_multicast(&fd, index)?;
         bind(&fd, index, libc::ETH_P_ALL as u16)?;
         // SAFETY: these C structs consist of integers and pointers, for which zeros are valid.
@@ -175,6 +182,7 @@ impl PacketReceiver {
             ethertype: u16::from_be(self.names[n].sll_protocol),
             vlan: tagged.then(|| vlan_id(auxdata.vlan_tci)),
             offload: Offload::from_vnet_header(vnet, link_len),
+            sender: sender(&self.names[n]),
             truncated: self.messages[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         })
     }

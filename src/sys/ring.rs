@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use libc::{tpacket_block_desc, tpacket_req3, tpacket3_hdr};
 
 use super::fanout::{FanoutGroupId, FanoutMember};
-use super::packet::{Frame, bind, set_option, set_option_int, socket};
+use super::packet::{Frame, bind, sender, set_option, set_option_int, socket};
 use super::{filter, packet};
 use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
@@ -287,6 +287,7 @@ impl RingBlock {
             ethertype: u16::from_be(address.sll_protocol),
             vlan: tagged.then(|| vlan_id(h.hv1.tp_vlan_tci as u16)),
             offload: Offload::from_vnet_header(vnet, link_len as u16),
+            sender: sender(&address),
             truncated: h.tp_snaplen < h.tp_len,
         };
         Some((frame, h.tp_next_offset as usize))

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use super::active_ingress::IngressSelection;
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::lookup::PrefixTable;
 use super::oif_table::OifTable;
-use super::upstream_selector::UpstreamRule;
 use crate::model::{
     FragmentPolicy, IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix,
     TranslationRule, TtlPolicy, TtlThreshold,
@@ -62,6 +62,11 @@ pub struct Ingress {
     pub receives_membership: bool,
     /// The proxies that use the interface, at most [`MAX_PROXIES`](crate::model::MAX_PROXIES).
     pub proxies: Vec<ProxyIngress>,
+    /// How the active ingress of a stream is selected; `None` if it can only be this one.
+    pub selection: Option<IngressSelection>,
+    /// Whether no route and no proxy forwards packets from here: the interface is an egress, on
+    /// which other forwarders are recognised by their packets.
+    pub watch_only: bool,
     /// The plane that serves the interface; `None` for the default plane.
     pub plane: Option<PlaneName>,
 }
@@ -74,8 +79,6 @@ pub struct ProxyIngress {
     pub entry: EntryId,
     /// The proxy, with its lists of groups and sources.
     pub proxy: Arc<ProxyRule>,
-    /// On one of several upstream interfaces, how the active upstream of a stream is selected.
-    pub upstream_rule: Option<UpstreamRule>,
     /// Position of the first downstream interface of the proxy in [`Fib::downstreams`].
     pub(super) first_downstream: DownstreamId,
     /// The paths to the downstream interfaces of the proxy, in the order of [`Fib::downstreams`].
@@ -110,6 +113,11 @@ pub struct Entry {
     pub loop_guard: bool,
     /// Replacement of source, group or UDP port.
     pub translation: Option<TranslationRule>,
+    /// Time without packets on the active ingress of a stream after which another one becomes
+    /// active, in milliseconds. `None`: packets are forwarded from every ingress.
+    pub takeover_ms: Option<u64>,
+    /// Whether packets are withheld from an egress to which another forwarder sends them.
+    pub yields: bool,
     /// The paths of the packets; empty while no egress exists. Paths that depend on memberships are
     /// not included.
     pub paths: Vec<PathId>,

@@ -1,14 +1,14 @@
 //! Builds a forwarding table from rules and links.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
+use super::active_ingress::{IngressDomain, IngressSelection};
 use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::interface_options::InterfaceOptions;
-use super::upstream_selector::UpstreamRule;
 use crate::model::{
     FragmentPolicy, IfName, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteName, RouteRule,
 };
@@ -24,6 +24,10 @@ pub(super) struct FibBuilder<'a> {
     paths: Vec<Path>,
     downstreams: Vec<DownstreamInterface>,
     skipped_proxies: Vec<(RouteName, IfName)>,
+    /// The ingress and the egress of each path of which one ingress is active at a time.
+    edges: Vec<(InterfaceId, InterfaceId)>,
+    /// Egresses on which other forwarders are looked for.
+    watched: AHashSet<InterfaceId>,
 }
 
 /// The interfaces of one proxy, and what all of its ingresses share.
@@ -46,11 +50,14 @@ impl<'a> FibBuilder<'a> {
             paths: Vec::new(),
             downstreams: Vec::new(),
             skipped_proxies: Vec::new(),
+            edges: Vec::new(),
+            watched: AHashSet::new(),
         }
     }
 
     /// Returns the forwarding table, with an empty OIF table.
-    pub(super) fn build(self, generation: u64) -> Fib {
+    pub(super) fn build(mut self, generation: u64) -> Fib {
+        self.add_selections();
         Fib {
             generation,
             ingresses: Arc::new(self.ingresses),
@@ -70,6 +77,17 @@ impl<'a> FibBuilder<'a> {
             let rule_of_path = (&rule.name, rule.fragment);
             let paths = oifs.iter().map(|oif| self.add_path(rule_of_path, iif, oif));
             let paths = paths.collect();
+            // A translated packet belongs to another stream, which other forwarders do not send.
+            let yields = rule.redundant && rule.takeover.is_some() && rule.translation.is_none();
+            if rule.takeover.is_some() {
+                self.edges
+                    .extend(oifs.iter().map(|oif| (iif.index, oif.index)));
+            }
+            if yields {
+                let is_named = |oif: &&&Link| rule.names_egress(oif);
+                self.watched
+                    .extend(oifs.iter().filter(is_named).map(|oif| oif.index));
+            }
             let entry = self.add_entry(Entry {
                 route: rule.name.clone(),
                 except_sources: rule.except_sources.clone(),
@@ -78,6 +96,8 @@ impl<'a> FibBuilder<'a> {
                 link_local_sources: rule.forwards_link_local_sources(),
                 loop_guard: rule.loop_guard,
                 translation: rule.translation,
+                takeover_ms: rule.takeover.map(|time| time.as_millis() as u64),
+                yields,
                 paths,
             });
             let entries = &mut self.ingress(iif.index).entries;
@@ -114,18 +134,6 @@ impl<'a> FibBuilder<'a> {
                 index: link.index,
                 proxy: proxy.clone(),
             }));
-        let mut hasher = DefaultHasher::new();
-        proxy.name.hash(&mut hasher);
-        let upstream_rule = |interface: InterfaceId| UpstreamRule {
-            interface,
-            proxy: hasher.finish(),
-            takeover_ms: proxy.takeover.as_millis() as u64,
-            upstreams: upstreams
-                .iter()
-                .filter(|l| l.up && l.carrier)
-                .map(|l| l.index)
-                .collect(),
-        };
         // If no upstream is running, packets take the path to the first, which counts them as
         // dropped.
         let running = upstreams.iter().find(|l| l.up && l.carrier);
@@ -136,11 +144,10 @@ impl<'a> FibBuilder<'a> {
             first_downstream,
         };
         for iif in &upstreams {
-            let rule = (upstreams.len() > 1).then(|| upstream_rule(iif.index));
-            self.add_proxy_ingress(&interfaces, iif, None, rule);
+            self.add_proxy_ingress(&interfaces, iif, None);
         }
         for iif in &interfaces.downstreams {
-            self.add_proxy_ingress(&interfaces, iif, upstream_egress.copied(), None);
+            self.add_proxy_ingress(&interfaces, iif, upstream_egress.copied());
         }
     }
 
@@ -149,7 +156,6 @@ impl<'a> FibBuilder<'a> {
         interfaces: &ProxyInterfaces<'_>,
         iif: &Link,
         upstream_egress: Option<&Link>,
-        upstream_rule: Option<UpstreamRule>,
     ) {
         let proxy = &interfaces.proxy;
         let rule = (&proxy.name, proxy.fragment);
@@ -159,6 +165,9 @@ impl<'a> FibBuilder<'a> {
             is_other.then(|| self.add_path(rule, iif, oif))
         });
         let downstream_paths = downstream_paths.collect();
+        let egresses = interfaces.downstreams.iter().chain(&upstream_egress);
+        self.edges
+            .extend(egresses.map(|oif| (iif.index, oif.index)));
         let entry = self.add_entry(Entry {
             route: proxy.name.clone(),
             except_sources: Vec::new(),
@@ -167,6 +176,8 @@ impl<'a> FibBuilder<'a> {
             link_local_sources: proxy.link_local_sources,
             loop_guard: proxy.ttl.allows_endless_loop(),
             translation: None,
+            takeover_ms: Some(proxy.takeover.as_millis() as u64),
+            yields: true,
             paths: upstream_path.into_iter().collect(),
         });
         let ingress = self.ingress(iif.index);
@@ -179,7 +190,6 @@ impl<'a> FibBuilder<'a> {
         ingress.proxies.push(ProxyIngress {
             entry,
             proxy: proxy.clone(),
-            upstream_rule,
             first_downstream: interfaces.first_downstream,
             downstream_paths,
         });
@@ -213,6 +223,45 @@ impl<'a> FibBuilder<'a> {
         self.paths.len() as PathId - 1
     }
 
+    /// Divides the interfaces into domains, and adds to each ingress how the active ingress of a
+    /// stream is selected. Adds the watched egresses that are not ingresses yet.
+    fn add_selections(&mut self) {
+        let watched = std::mem::take(&mut self.watched);
+        for egress in &watched {
+            if !self.ingresses.contains_key(egress) {
+                self.ingress(*egress).watch_only = true;
+            }
+        }
+        for (id, members) in connected_interfaces(&self.edges) {
+            let is_watched = members.iter().any(|member| watched.contains(member));
+            let mut ingresses = members;
+            ingresses.retain(|member| self.ingresses.contains_key(member));
+            if ingresses.len() < 2 && !is_watched {
+                continue;
+            }
+            let is_running =
+                |id: &InterfaceId| self.links.get(*id).is_some_and(|l| l.up && l.carrier);
+            let running: Box<[_]> = ingresses.iter().copied().filter(is_running).collect();
+            let subnets = running.iter().flat_map(|interface| {
+                let addresses = self.links.addresses(*interface).iter();
+                addresses.map(|address| (*interface, address.trunc()))
+            });
+            let domain = Arc::new(IngressDomain {
+                id,
+                subnets: subnets.collect(),
+                running,
+            });
+            for interface in ingresses {
+                let selection = IngressSelection {
+                    interface,
+                    address: self.links.get(interface).and_then(|link| link.address),
+                    domain: domain.clone(),
+                };
+                self.ingress(interface).selection = Some(selection);
+            }
+        }
+    }
+
     fn add_entry(&mut self, entry: Entry) -> EntryId {
         self.entries.push(entry);
         self.entries.len() as EntryId - 1
@@ -225,5 +274,47 @@ impl<'a> FibBuilder<'a> {
             plane: links.get(iif).and_then(|link| link.plane),
             ..Ingress::default()
         })
+    }
+}
+
+/// Returns the interfaces of each connected part of a graph, by their lowest ID.
+fn connected_interfaces(
+    edges: &[(InterfaceId, InterfaceId)],
+) -> BTreeMap<InterfaceId, Vec<InterfaceId>> {
+    // Each interface points to one with a lower ID in the same part, the lowest to itself.
+    let mut lower: BTreeMap<InterfaceId, InterfaceId> = BTreeMap::new();
+    fn lowest(lower: &mut BTreeMap<InterfaceId, InterfaceId>, of: InterfaceId) -> InterfaceId {
+        let mut lowest = of;
+        while let Some(next) = lower.get(&lowest).filter(|next| **next != lowest) {
+            lowest = *next;
+        }
+        lower.insert(of, lowest);
+        lowest
+    }
+    for (a, b) in edges {
+        let (a, b) = (lowest(&mut lower, *a), lowest(&mut lower, *b));
+        lower.insert(a.max(b), a.min(b));
+    }
+    let interfaces: Vec<InterfaceId> = lower.keys().copied().collect();
+    let mut parts: BTreeMap<InterfaceId, Vec<InterfaceId>> = BTreeMap::new();
+    for interface in interfaces {
+        let id = lowest(&mut lower, interface);
+        parts.entry(id).or_default().push(interface);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connected_interfaces_share_the_lowest_id() {
+        let id = |n| InterfaceId::new(n).unwrap();
+        let edges = [(9, 4), (7, 2), (4, 7), (5, 6), (8, 8)].map(|(a, b)| (id(a), id(b)));
+        let parts = connected_interfaces(&edges);
+        let expected = [(2, vec![2, 4, 7, 9]), (5, vec![5, 6]), (8, vec![8])];
+        let expected = expected.map(|(n, part)| (id(n), part.into_iter().map(id).collect()));
+        assert_eq!(parts, BTreeMap::from(expected));
     }
 }

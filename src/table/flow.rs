@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use super::EntryId;
+use super::active_ingress::StreamKey;
 use super::oif_sets::OifSetId;
+use crate::model::InterfaceId;
 
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
@@ -18,6 +20,10 @@ pub struct Verdicts {
     pub proxies: u64,
     /// The downstream interfaces with members that the source is forwarded to.
     pub source_oifs: OifSetId,
+    /// The key of the stream, if it is forwarded from one ingress at a time.
+    pub stream: Option<StreamKey>,
+    /// The ingress on whose link the source is, if `stream` is set and there is one.
+    pub source_link: Option<InterfaceId>,
 }
 
 /// One flow.

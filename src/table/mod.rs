@@ -1,6 +1,7 @@
 //! Routing tables: the configured rules (RIB), the forwarding table built from them (FIB), and the
 //! memberships of hosts.
 
+pub mod active_ingress;
 pub mod fib;
 mod fib_builder;
 mod fib_diff;
@@ -15,13 +16,16 @@ pub mod membership_database;
 pub mod mnat_routes;
 pub mod oif_sets;
 pub mod oif_table;
+pub mod other_forwarders;
 pub mod rib;
 pub mod rib_change;
 pub mod rib_error;
 mod route_conflicts;
+mod slot_table;
+pub mod stream_state;
 pub mod translated_joins;
-pub mod upstream_selector;
 
+pub use active_ingress::{Admission, IngressDomain, IngressSelection, PacketOrigin, StreamKey};
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_diff::FibDiff;
 pub use ids::{DownstreamId, EgressId, EntryId, PathId};
@@ -29,6 +33,7 @@ pub use interface_options::InterfaceOptions;
 pub use joins::Join;
 pub use membership_database::MembershipDatabase;
 pub use oif_table::OifTable;
+pub use other_forwarders::Turn;
 pub use rib::Rib;
 pub use rib_error::RibError;
-pub use upstream_selector::UpstreamSelector;
+pub use stream_state::StreamState;

@@ -167,6 +167,7 @@ pub fn link(n: u32, name: &str) -> Link {
         mtu: 1500,
         up: true,
         carrier: true,
+        address: None,
         vlan: None,
         is_port: false,
         loopback: false,

@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use crate::actors::messages::{AnnounceLinks, LinksChanged};
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::{IfPattern, InterfaceId, Link, Links};
+use crate::model::{IfPattern, InterfaceId, Link, Links, MacAddress};
 
 /// Interval at which everything is read again. It is also read again when the kernel reports that
 /// it dropped notifications because the socket buffer was full.
@@ -301,6 +301,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     let flags = message.header.flags;
     let mut name = None;
     let mut mtu = 0;
+    let mut address = None;
     let mut parent = None;
     let mut vlan = None;
     let mut has_controller = false;
@@ -309,6 +310,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(n) => name = n.parse().ok(),
             LinkAttribute::Mtu(m) => mtu = *m,
+            LinkAttribute::Address(bytes) => address = MacAddress::from_slice(bytes),
             LinkAttribute::Link(index) => parent = InterfaceId::new(*index),
             LinkAttribute::Controller(index) => has_controller = *index != 0,
             LinkAttribute::LinkInfo(infos) => {
@@ -325,6 +327,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         mtu,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        address,
         vlan: parent.zip(vlan),
         is_port: has_controller && !is_in_vrf,
         loopback: flags.contains(LinkFlags::Loopback),

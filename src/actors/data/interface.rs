@@ -24,7 +24,7 @@ use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName};
+use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName, TakeoverRole};
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::table::Ingress;
 use crate::table::flows::Flows;
@@ -50,6 +50,8 @@ pub struct Interface {
     index: InterfaceId,
     name: IfName,
     plane: Option<PlaneName>,
+    /// Whether the actor only recognises other forwarders.
+    watch_only: bool,
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn PacketSource>>>>,
     switch: Switch,
@@ -75,14 +77,11 @@ impl Interface {
         worker: WorkerId,
         (index, name): (InterfaceId, &IfName),
         plane: Option<PlaneName>,
+        watch_only: bool,
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
         let flows = Flows::new(context.flows.clone());
-        let switch = Switch::new(
-            flows,
-            context.loop_guard.clone(),
-            context.upstream_selector.clone(),
-        );
+        let switch = Switch::new(flows, context.loop_guard.clone(), context.streams.clone());
         Self {
             context,
             death_guard,
@@ -90,6 +89,7 @@ impl Interface {
             index,
             name: name.clone(),
             plane,
+            watch_only,
             counters,
             capture: None,
             switch,
@@ -122,6 +122,11 @@ impl Interface {
         let fib = &snapshot.fib;
         let no_routes = Ingress::default();
         let ingress = fib.ingresses.get(&self.index).unwrap_or(&no_routes);
+        if self.watch_only {
+            self.switch
+                .observe(fib, ingress, &batch, self.context.now_ms());
+            return;
+        }
         let switched = self.switch.run(fib, ingress, batch, self.context.now_ms());
         self.pass_messages(switched.messages);
         let counts = &switched.counts;
@@ -130,6 +135,18 @@ impl Interface {
         self.counters.membership_messages.inc_by(counts.membership);
         self.counters.add_dropped(&counts.dropped);
         self.context.catalog.add_translated(&counts.translated);
+        if counts.takeovers > 0 {
+            let name = self.name.as_str();
+            self.context
+                .catalog
+                .count_takeovers(name, TakeoverRole::Ingress, counts.takeovers);
+        }
+        for egress in &counts.egress_takeovers {
+            let name = fib.egresses[*egress as usize].name.as_str();
+            self.context
+                .catalog
+                .count_takeovers(name, TakeoverRole::Egress, 1);
+        }
         if self.generation != fib.generation {
             // An egress may have another name now.
             self.egress_counters.clear();
@@ -229,7 +246,8 @@ impl Interface {
             return;
         };
         let dropped = capture.borrow_mut().take_dropped();
-        if dropped == 0 {
+        // Packets that are only observed are not lost.
+        if dropped == 0 || self.watch_only {
             return;
         }
         self.report_loss();
@@ -252,7 +270,10 @@ impl Actor for Interface {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let plane = self.context.planes.serving(self.plane);
-        let result = match plane.and_then(|plane| plane.capture(self.index)) {
+        let result = match plane.and_then(|plane| match self.watch_only {
+            true => plane.watch(self.index),
+            false => plane.capture(self.index),
+        }) {
             Ok(capture) => {
                 let capture = Rc::new(RefCell::new(capture));
                 ctx.add_stream(Batches {

@@ -27,7 +27,7 @@ use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::model::{IfName, InterfaceId};
 use crate::planes::PlaneCounters;
-use crate::table::{Fib, FibDiff};
+use crate::table::{Fib, FibDiff, Ingress};
 
 /// First wait before a dead actor is restarted. It doubles with every further death within
 /// [`DEATH_WINDOW`].
@@ -58,6 +58,8 @@ struct CapturedInterface {
     worker: WorkerId,
     name: IfName,
     address: Addr<Interface>,
+    /// Whether the actor only recognises other forwarders.
+    watch_only: bool,
     open: bool,
 }
 
@@ -147,14 +149,24 @@ impl Supervisor {
         let context = self.config.context.clone();
         let death_guard = Self::death_guard(ctx, ActorRole::Interface(index, name.clone()));
         let own_name = name.clone();
-        let plane = self.fib.ingresses.get(&index).and_then(|i| i.plane);
+        let ingress = self.fib.ingresses.get(&index);
+        let plane = ingress.and_then(|i| i.plane);
+        let watch_only = ingress.is_some_and(|i| i.watch_only);
         let address = Interface::start_in_arbiter(&self.workers[worker].handle(), move |_| {
-            Interface::new(context, death_guard, worker, (index, &own_name), plane)
+            Interface::new(
+                context,
+                death_guard,
+                worker,
+                (index, &own_name),
+                plane,
+                watch_only,
+            )
         });
         let captured = CapturedInterface {
             worker,
             name: name.clone(),
             address,
+            watch_only,
             open: false,
         };
         self.interfaces.insert(index, captured);
@@ -185,9 +197,11 @@ impl Supervisor {
     fn reconcile(&mut self, ctx: &mut Context<Self>) {
         let fib = self.fib.clone();
         let names = &self.names;
-        let unused = self
-            .interfaces
-            .extract_if(|index, _| !names.contains_key(index));
+        let unused = self.interfaces.extract_if(|index, captured| {
+            let ingress = fib.ingresses.get(index);
+            let is_same = |i: &Ingress| i.watch_only == captured.watch_only;
+            !names.contains_key(index) || !ingress.is_none_or(is_same)
+        });
         let unused_interfaces: Vec<CapturedInterface> =
             unused.map(|(_, captured)| captured).collect();
         // A renamed interface keeps its actors, which find its name in the snapshot. Replacing

@@ -28,6 +28,8 @@ fn table(entries: &[(&str, &str, TtlPolicy, &[&str])]) -> (Fib, Ingress) {
             link_local_sources: false,
             loop_guard: false,
             translation: None,
+            takeover_ms: None,
+            yields: false,
             paths: vec![0],
         };
         let id = all.len() as EntryId;
@@ -56,11 +58,12 @@ fn decide<'f>(
     bytes: &[u8],
 ) -> Result<(&'f str, u8), DropReason> {
     let mut flows = Flows::new(FlowBudget::new(8));
-    let upstream_selector = UpstreamSelector::default();
+    let streams = StreamState::default();
     let arrival = Arrival {
         fib,
         ingress,
-        upstream_selector: &upstream_selector,
+        streams: &streams,
+        sender: None,
         now_ms: 0,
     };
     // The explanation comes before the decision, so that it must predict the decision.
@@ -471,7 +474,8 @@ fn explain((fib, ingress): &(Fib, Ingress), bytes: &[u8]) -> Trace {
     let arrival = Arrival {
         fib,
         ingress,
-        upstream_selector: &UpstreamSelector::default(),
+        streams: &StreamState::default(),
+        sender: None,
         now_ms: 0,
     };
     resolve(arrival, bytes)

@@ -29,7 +29,7 @@ use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use crate::model::IfIndex;
 use crate::pipeline::{Batch, Packet, PacketSource};
 use crate::sys::fanout::{FanoutGroupId, FanoutMember};
-use crate::sys::packet::Frame;
+use crate::sys::packet::{CaptureScope, Frame};
 use crate::sys::poll::watch;
 use crate::sys::receive::PacketReceiver;
 use crate::sys::ring::CaptureRing;
@@ -75,9 +75,11 @@ enum ModeChange {
 }
 
 impl SocketCapture {
-    /// Starts to capture: in [`Mode::Latency`], unless the options fix the other mode.
-    pub fn open(plane: PacketPlane, index: IfIndex) -> io::Result<Self> {
-        let socket = PacketReceiver::open(index, plane.mark, plane.receive_buffer)?;
+    /// Starts to capture: in [`Mode::Latency`], unless the options fix the other mode. A capture
+    /// of incoming frames only stays in this mode, because the kernel ignores the scope of sockets
+    /// in a fanout group.
+    pub fn open(plane: PacketPlane, index: IfIndex, scope: CaptureScope) -> io::Result<Self> {
+        let socket = PacketReceiver::open(index, plane.mark, plane.receive_buffer, scope)?;
         let member = socket.member();
         let mut capture = Self {
             plane,
@@ -96,7 +98,11 @@ impl SocketCapture {
             dropped: 0,
             frames: Vec::new(),
         };
-        match plane.modes {
+        let modes = match scope {
+            CaptureScope::All => plane.modes,
+            CaptureScope::Incoming => Modes::Fixed(Mode::Latency),
+        };
+        match modes {
             Modes::Fixed(Mode::Latency) => {}
             Modes::Fixed(Mode::Throughput) => {
                 let group = capture.member.create_group()?;

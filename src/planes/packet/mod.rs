@@ -11,6 +11,7 @@ use super::Plane;
 use crate::model::{IfIndex, InterfaceId};
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::sys::burst_limit::SoftnetStat;
+use crate::sys::packet::CaptureScope;
 use capture::SocketCapture;
 use transmit::SocketTransmit;
 
@@ -22,7 +23,13 @@ impl Plane for PacketPlane {
     }
 
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
-        Ok(Box::new(SocketCapture::open(*self, ifindex(interface)?)?))
+        let capture = SocketCapture::open(*self, ifindex(interface)?, CaptureScope::All)?;
+        Ok(Box::new(capture))
+    }
+
+    fn watch(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
+        let capture = SocketCapture::open(*self, ifindex(interface)?, CaptureScope::Incoming)?;
+        Ok(Box::new(capture))
     }
 
     fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>> {

@@ -39,6 +39,7 @@ fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
         mtu,
         up: true,
         carrier: true,
+        address: None,
         vlan: vlan.map(|id| (iif, id)),
         known_as: Default::default(),
         plane: None,

@@ -16,7 +16,7 @@ use mcastor::pipeline::{
     Batch, EgressQueue, OutPacket, Packet, PacketSink, Progress, Slot, Switch,
 };
 use mcastor::table::flows::{FlowBudget, Flows};
-use mcastor::table::{Fib, InterfaceOptions, Rib, UpstreamSelector};
+use mcastor::table::{Fib, InterfaceOptions, Rib, StreamState};
 use mcastor::wire::checksum;
 use mcastor::wire::ip::IpHeader;
 use mcastor::wire::offload::Offload;
@@ -114,12 +114,13 @@ pub fn switch(data: &[u8]) -> bool {
 pub fn decision(data: &[u8]) -> bool {
     let fib = &*FIB;
     let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
-    let upstream_selector = UpstreamSelector::default();
+    let streams = StreamState::default();
     let look_up = |bytes: &[u8]| {
         let arrival = forward::Arrival {
             fib,
             ingress,
-            upstream_selector: &upstream_selector,
+            streams: &streams,
+            sender: None,
             now_ms: clock(),
         };
         FLOWS.with_borrow_mut(|flows| decide(arrival, flows, bytes))

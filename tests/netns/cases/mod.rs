@@ -34,6 +34,7 @@ mod proxy_bridges;
 mod proxy_frr;
 mod proxy_hosts;
 mod proxy_messages;
+mod redundancy;
 mod reload;
 mod routes;
 mod scale;
@@ -96,6 +97,7 @@ pub fn all() -> Vec<Case> {
         traffic_tools::cases(),
         interface_changes::cases(),
         joins::cases(),
+        redundancy::cases(),
         reload::cases(),
         loops::cases(),
         link_types::cases(),

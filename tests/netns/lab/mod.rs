@@ -14,6 +14,7 @@ pub mod mnat;
 pub mod ns;
 pub mod numbered_stream;
 pub mod packet;
+pub mod parallel;
 pub mod pcap;
 pub mod program;
 pub mod proxy;

@@ -1,5 +1,7 @@
 //! Tests of packets with several variants: a route and proxies that forward the same packet.
 
+use std::time::Duration;
+
 use super::*;
 
 const KEPT: &str = "225.1.2.3 keep";
@@ -275,15 +277,15 @@ fn packet_from_downstream_goes_upstream_and_to_members() {
 #[test]
 fn active_upstream_changes_only_after_silence() {
     let members = [(2, GROUP, SourceFilter::any())];
-    let both = proxy(&[IIF, "eth1"], TtlPolicy::Decrement);
+    let both = ProxyRule {
+        takeover: Duration::from_secs(1),
+        ..proxy(&[IIF, "eth1"], TtlPolicy::Decrement)
+    };
     let fib = fib_with(vec![], vec![both], &members);
-    let upstream_selector = Arc::<UpstreamSelector>::default();
+    let streams = Arc::<StreamState>::default();
     let mut switches = [1, 6].map(|index| {
         let flows = Flows::new(FlowBudget::new(8));
-        (
-            index,
-            Switch::new(flows, Arc::default(), upstream_selector.clone()),
-        )
+        (index, Switch::new(flows, Arc::default(), streams.clone()))
     });
     let mut run_at = |at: usize, ttl, now| {
         let (index, switch) = &mut switches[at];

@@ -1,0 +1,463 @@
+//! Selection of the active ingress of each (S,G).
+//!
+//! A stream may arrive on several interfaces: by redundant uplinks, or because another router
+//! forwards it to a link that this router serves too. Packets are forwarded from one interface, the
+//! active ingress, as in the kernel's multicast routing. Packets that arrive on the others are
+//! dropped. This is also what prevents packet storms between parallel routers.
+//!
+//! The first interface on which an (S,G) arrives becomes its active ingress, unless the source is a
+//! host on the link of another one, which is expected to deliver the stream. It is replaced:
+//! - after it has been silent for the takeover time;
+//! - without delay if it is not running any more;
+//! - without delay by an interface that is closer to the source: one whose subnet contains the
+//!   source, or one on which packets arrive with a higher TTL, and so over fewer hops. This corrects a first
+//!   choice that fell on the copies of another router.
+//!
+//! Interfaces that routes and proxies connect, directly or through others, form an
+//! [`IngressDomain`]. An (S,G) has one active ingress in each domain.
+//!
+//! The interface actors share the selection without locks. If more streams are active than the
+//! table has slots, a packet may be forwarded twice. Two actors that receive the first packets of a
+//! stream at the same time may both forward one.
+
+use std::net::IpAddr;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ahash::RandomState;
+use ipnet::IpNet;
+
+use super::flow::FlowKey;
+use super::slot_table::{SlotTable, age_ms, stamp};
+use crate::model::{InterfaceId, MacAddress};
+
+/// Buckets of eight streams.
+const BUCKETS: usize = 1 << 13;
+
+/// Time without packets after which a stream has no active ingress any more, in milliseconds.
+const MAX_SILENCE_MS: u64 = 60_000;
+
+const INTERFACE_SHIFT: u32 = 32;
+const RANK_SHIFT: u32 = 23;
+
+/// Interfaces that routes and proxies connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngressDomain {
+    /// Its interface with the lowest ID identifies the domain.
+    pub id: InterfaceId,
+    /// Its ingresses that are up and have a carrier.
+    pub running: Box<[InterfaceId]>,
+    /// The subnets of these ingresses.
+    pub subnets: Box<[(InterfaceId, IpNet)]>,
+}
+
+impl IngressDomain {
+    /// Returns the running ingress on whose link the source is; `preferred` if several are.
+    pub fn link_of(&self, source: IpAddr, preferred: InterfaceId) -> Option<InterfaceId> {
+        let subnets = self.subnets.iter().filter(|(_, net)| net.contains(&source));
+        let mut links = subnets.map(|(interface, _)| *interface);
+        let first = links.next()?;
+        match first == preferred || links.any(|link| link == preferred) {
+            true => Some(preferred),
+            false => Some(first),
+        }
+    }
+}
+
+/// How an ingress takes part in the selection.
+#[derive(Debug, Clone)]
+pub struct IngressSelection {
+    /// The ingress.
+    pub interface: InterfaceId,
+    /// Its link-layer address.
+    pub address: Option<MacAddress>,
+    /// The domain that it belongs to.
+    pub domain: Arc<IngressDomain>,
+}
+
+/// How close to the source a packet arrived. An ingress replaces one of lower rank without delay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// Whether the source is within a subnet of the ingress.
+    on_link: bool,
+    /// As [`PacketOrigin::ttl`].
+    ttl: u8,
+}
+
+/// Where a packet comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PacketOrigin {
+    /// The ingress on whose link the source is, if there is one.
+    pub source_link: Option<InterfaceId>,
+    /// The TTL or hop limit with which the packet arrived. 0 if forwarding does not decrement it:
+    /// copies that routers made do not have a lower one then.
+    pub ttl: u8,
+}
+
+impl PacketOrigin {
+    fn rank(self, ingress: InterfaceId) -> Rank {
+        Rank {
+            on_link: self.source_link == Some(ingress),
+            ttl: self.ttl,
+        }
+    }
+}
+
+impl Rank {
+    fn to_bits(self) -> u64 {
+        (u64::from(self.on_link) << 8 | u64::from(self.ttl)) << RANK_SHIFT
+    }
+
+    fn from_state(state: u64) -> Self {
+        Self {
+            on_link: state >> (RANK_SHIFT + 8) & 1 == 1,
+            ttl: (state >> RANK_SHIFT) as u8,
+        }
+    }
+}
+
+/// Identifies a stream in a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamKey(NonZeroU64);
+
+impl StreamKey {
+    /// Returns the number of the key.
+    pub(super) fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// Whether a packet may be forwarded from the ingress on which it arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// The ingress is the active one of the stream, or became it with this packet.
+    Active {
+        /// Whether the ingress replaced another one.
+        takeover: bool,
+        /// Whether another station also sends the stream to a link of the domain.
+        contested: bool,
+    },
+    /// Another ingress is active.
+    Standby,
+}
+
+/// The active ingresses of all streams. Allocates 1.5 MiB for the first stream.
+pub struct ActiveIngresses {
+    seed: RandomState,
+    /// State: the ID of the active ingress (32 bits), its rank (9 bits), and the time of its last
+    /// packet. Extra: the time at which another station was last seen to send the stream, plus
+    /// one; 0 for never.
+    slots: SlotTable,
+}
+
+impl Default for ActiveIngresses {
+    fn default() -> Self {
+        Self {
+            seed: RandomState::new(),
+            slots: SlotTable::new(BUCKETS),
+        }
+    }
+}
+
+fn pack_state(interface: InterfaceId, rank: Rank, now_ms: u64) -> u64 {
+    u64::from(interface.get()) << INTERFACE_SHIFT | rank.to_bits() | stamp(now_ms)
+}
+
+fn interface_of(state: u64) -> Option<InterfaceId> {
+    InterfaceId::new((state >> INTERFACE_SHIFT) as u32)
+}
+
+/// Returns whether a packet of `rank` that arrives on the ingress of `selection` makes it the
+/// active one, in place of that in `state`.
+fn may_replace(
+    selection: &IngressSelection,
+    rank: Rank,
+    takeover_ms: u64,
+    state: u64,
+    now_ms: u64,
+) -> bool {
+    let is_running = |active| selection.domain.running.contains(&active);
+    age_ms(state, now_ms) >= takeover_ms
+        || rank > Rank::from_state(state)
+        || !interface_of(state).is_some_and(is_running)
+}
+
+/// Returns the admission of the first packet of a stream, of which `first` is the active ingress.
+fn first_admission(interface: InterfaceId, first: InterfaceId) -> Admission {
+    match interface == first {
+        true => Admission::Active {
+            takeover: false,
+            contested: false,
+        },
+        false => Admission::Standby,
+    }
+}
+
+impl ActiveIngresses {
+    /// Returns the key of a stream in a domain.
+    pub fn key(&self, domain: &IngressDomain, stream: FlowKey) -> StreamKey {
+        let hash = self.seed.hash_one((domain.id, stream));
+        StreamKey(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// Decides whether a packet is forwarded from the ingress of `selection`, which becomes or
+    /// stays the active ingress of the stream then. `now_ms` is a monotonic time in milliseconds.
+    pub fn admit(
+        &self,
+        selection: &IngressSelection,
+        stream: StreamKey,
+        origin: PacketOrigin,
+        takeover_ms: u64,
+        now_ms: u64,
+    ) -> Admission {
+        let interface = selection.interface;
+        let rank = origin.rank(interface);
+        let Some(slot) = self.slots.find(stream.get()) else {
+            let first = origin.source_link.unwrap_or(interface);
+            let state = pack_state(first, origin.rank(first), now_ms);
+            self.slots.insert(stream.get(), state, 0, now_ms);
+            return first_admission(interface, first);
+        };
+        let state = slot.state.load(Ordering::Relaxed);
+        let is_active = interface_of(state) == Some(interface);
+        let new = match is_active {
+            true => pack_state(interface, rank.max(Rank::from_state(state)), now_ms),
+            false if may_replace(selection, rank, takeover_ms, state, now_ms) => {
+                pack_state(interface, rank, now_ms)
+            }
+            false => return Admission::Standby,
+        };
+        let (order, seen) = (Ordering::Relaxed, slot.extra.load(Ordering::Relaxed));
+        // If two ingresses try to become active at the same time, one of them succeeds.
+        if state != new
+            && slot
+                .state
+                .compare_exchange(state, new, order, order)
+                .is_err()
+        {
+            return Admission::Standby;
+        }
+        Admission::Active {
+            takeover: !is_active,
+            contested: seen != 0 && now_ms.saturating_sub(seen - 1) < MAX_SILENCE_MS,
+        }
+    }
+
+    /// Returns the result that [`ActiveIngresses::admit`] would have, without changing anything.
+    pub fn would_admit(
+        &self,
+        selection: &IngressSelection,
+        stream: StreamKey,
+        origin: PacketOrigin,
+        takeover_ms: u64,
+        now_ms: u64,
+    ) -> Admission {
+        let rank = origin.rank(selection.interface);
+        let Some(slot) = self.slots.find(stream.get()) else {
+            let first = origin.source_link.unwrap_or(selection.interface);
+            return first_admission(selection.interface, first);
+        };
+        let state = slot.state.load(Ordering::Relaxed);
+        let is_active = interface_of(state) == Some(selection.interface);
+        if !is_active && !may_replace(selection, rank, takeover_ms, state, now_ms) {
+            return Admission::Standby;
+        }
+        let seen = slot.extra.load(Ordering::Relaxed);
+        Admission::Active {
+            takeover: !is_active,
+            contested: seen != 0 && now_ms.saturating_sub(seen - 1) < MAX_SILENCE_MS,
+        }
+    }
+
+    /// Returns the active ingress of a stream that had a packet in the last minute.
+    pub fn active(&self, stream: StreamKey, now_ms: u64) -> Option<InterfaceId> {
+        let state = self.slots.find(stream.get())?.state.load(Ordering::Relaxed);
+        let recent = age_ms(state, now_ms) < MAX_SILENCE_MS;
+        interface_of(state).filter(|_| recent)
+    }
+
+    /// Notes that another station sends the stream to a link of the domain.
+    pub(super) fn mark_contested(&self, stream: StreamKey, now_ms: u64) {
+        if let Some(slot) = self.slots.find(stream.get()) {
+            slot.extra.store(now_ms + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u32) -> InterfaceId {
+        InterfaceId::new(n).unwrap()
+    }
+
+    fn selection(interface: u32, running: &[u32]) -> IngressSelection {
+        IngressSelection {
+            interface: id(interface),
+            address: None,
+            domain: Arc::new(IngressDomain {
+                id: id(1),
+                running: running.iter().map(|n| id(*n)).collect(),
+                subnets: [].into(),
+            }),
+        }
+    }
+
+    /// Streams of one domain with interfaces 1 and 2, which are running.
+    #[derive(Default)]
+    struct Pair(ActiveIngresses);
+
+    impl Pair {
+        fn admits_from(
+            &self,
+            source: u8,
+            interface: u32,
+            origin: PacketOrigin,
+            now_ms: u64,
+        ) -> bool {
+            let selection = selection(interface, &[1, 2]);
+            let stream = ([10, 0, 0, source].into(), [225, 1, 2, 3].into());
+            let key = self.0.key(&selection.domain, stream);
+            let would = self.0.would_admit(&selection, key, origin, 1000, now_ms);
+            let admission = self.0.admit(&selection, key, origin, 1000, now_ms);
+            assert_eq!(would, admission);
+            admission != Admission::Standby
+        }
+
+        fn admits(&self, source: u8, interface: u32, now_ms: u64) -> bool {
+            self.admits_from(source, interface, PacketOrigin::default(), now_ms)
+        }
+    }
+
+    #[test]
+    fn first_ingress_is_active_until_it_is_silent() {
+        let pair = Pair::default();
+        assert!(pair.admits(1, 1, 0));
+        assert!(!pair.admits(1, 2, 0));
+        // Each stream has its own active ingress.
+        assert!(pair.admits(2, 2, 5));
+        assert!(!pair.admits(2, 1, 5));
+        assert!(pair.admits(1, 1, 900));
+        assert!(!pair.admits(1, 2, 1899));
+        assert!(pair.admits(1, 2, 1900));
+        // The first ingress does not replace the second while that is active.
+        assert!(!pair.admits(1, 1, 1901));
+        assert!(pair.admits(1, 2, 1901));
+        assert!(pair.admits(1, 2, 1901));
+    }
+
+    #[test]
+    fn higher_rank_takes_over_without_delay() {
+        let pair = Pair::default();
+        let from = |source_link: Option<u32>, ttl| PacketOrigin {
+            source_link: source_link.map(id),
+            ttl,
+        };
+        assert!(pair.admits_from(1, 1, from(None, 8), 0));
+        // The copies of another router have a lower TTL than the original.
+        assert!(pair.admits_from(1, 2, from(None, 9), 1));
+        assert!(!pair.admits_from(1, 1, from(None, 8), 1));
+        // The highest TTL counts, also if other packets of the stream have lower ones.
+        assert!(pair.admits_from(1, 2, from(None, 3), 2));
+        assert!(!pair.admits_from(1, 1, from(None, 9), 2));
+        // A source on the link counts more than the TTL.
+        assert!(pair.admits_from(1, 1, from(Some(1), 2), 3));
+        assert!(!pair.admits_from(1, 2, from(Some(1), 255), 3));
+        assert!(pair.admits_from(1, 2, from(Some(1), 1), 1003));
+    }
+
+    #[test]
+    fn link_of_the_source_is_expected_to_deliver() {
+        let pair = Pair::default();
+        let origin = PacketOrigin {
+            source_link: Some(id(1)),
+            ttl: 8,
+        };
+        // The copy of another router is processed before the original.
+        assert!(!pair.admits_from(1, 2, origin, 0));
+        assert!(pair.admits_from(1, 1, origin, 1));
+        assert!(!pair.admits_from(2, 2, origin, 0));
+        assert!(pair.admits_from(2, 2, origin, 1000));
+    }
+
+    #[test]
+    fn source_on_several_links_is_on_the_preferred_one() {
+        let net = |n: u32, net: &str| (id(n), net.parse().unwrap());
+        let domain = IngressDomain {
+            id: id(1),
+            running: [id(1), id(2)].into(),
+            subnets: [net(1, "10.0.0.0/8"), net(2, "10.0.2.0/24")].into(),
+        };
+        let link_of = |source: [u8; 4], preferred| domain.link_of(source.into(), id(preferred));
+        assert_eq!(link_of([10, 0, 2, 1], 2), Some(id(2)));
+        assert_eq!(link_of([10, 0, 2, 1], 1), Some(id(1)));
+        assert_eq!(link_of([10, 0, 3, 1], 2), Some(id(1)));
+        assert_eq!(link_of([192, 0, 2, 1], 2), None);
+    }
+
+    #[test]
+    fn takeovers_and_stopped_ingresses_are_recognised() {
+        let ingresses = ActiveIngresses::default();
+        let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
+        let key = ingresses.key(&selection(1, &[]).domain, stream);
+        let admit = |interface, running: &[u32], now_ms| {
+            let selection = selection(interface, running);
+            ingresses.admit(&selection, key, PacketOrigin::default(), 1000, now_ms)
+        };
+        let active = |takeover| Admission::Active {
+            takeover,
+            contested: false,
+        };
+        assert_eq!(admit(1, &[1, 2], 0), active(false));
+        assert_eq!(admit(2, &[1, 2], 1), Admission::Standby);
+        assert_eq!(admit(2, &[2], 2), active(true));
+        assert_eq!(ingresses.active(key, 3), Some(id(2)));
+        assert_eq!(ingresses.active(key, 3 + MAX_SILENCE_MS), None);
+    }
+
+    #[test]
+    fn contested_stream_is_marked_for_a_minute() {
+        let ingresses = ActiveIngresses::default();
+        let selection = selection(1, &[1]);
+        let key = ingresses.key(
+            &selection.domain,
+            ([10, 0, 0, 1].into(), [225, 1, 2, 3].into()),
+        );
+        let contested =
+            |now_ms| match ingresses.admit(&selection, key, PacketOrigin::default(), 500, now_ms) {
+                Admission::Active { contested, .. } => contested,
+                Admission::Standby => panic!("the only ingress is on standby"),
+            };
+        assert!(!contested(0));
+        ingresses.mark_contested(key, 0);
+        assert!(contested(1));
+        assert!(!contested(MAX_SILENCE_MS));
+    }
+
+    #[test]
+    fn only_one_thread_takes_over() {
+        let ingresses = ActiveIngresses::default();
+        let domain = selection(1, &[]).domain;
+        let key = ingresses.key(&domain, ([10, 0, 0, 1].into(), [225, 1, 2, 3].into()));
+        for round in 0..200u64 {
+            let now_ms = round * 2000;
+            let admit = |interface, now_ms| {
+                let selection = selection(interface, &[1, 2, 3]);
+                ingresses.admit(&selection, key, PacketOrigin::default(), 1000, now_ms)
+            };
+            admit(3, now_ms);
+            let takeovers = std::thread::scope(|s| {
+                let admit = &admit;
+                let take = |n| s.spawn(move || admit(n, now_ms + 1000));
+                let admissions = [take(1), take(2)].map(|t| t.join().unwrap());
+                admissions
+                    .iter()
+                    .filter(|a| **a != Admission::Standby)
+                    .count()
+            });
+            assert_eq!(takeovers, 1, "round {round}");
+        }
+    }
+}

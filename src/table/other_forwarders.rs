@@ -1,0 +1,323 @@
+//! Other forwarders on egress links: several routers that serve a link deliver each (S,G) once.
+//!
+//! This needs no protocol. A router that forwards (S,G) to a link and sees (S,G) arrive on this
+//! link from another station yields: it withholds its own packets for the link. Between two routers
+//! with this rule, the one with the lower MAC address goes on. A station that does not stop within
+//! a second does not know the rule, and the router yields to it whatever its address.
+//!
+//! A router that yields continues to forward when it has not seen packets of the other station for
+//! the takeover time. If the stream itself is slower than that, it withholds one packet and
+//! continues with the next if the other station did not send the first.
+//!
+//! RFC 4605 section 4.2 lets only the elected querier forward, which fails where a switch is the
+//! querier.
+
+use std::sync::atomic::Ordering;
+
+use super::active_ingress::StreamKey;
+use super::slot_table::{SlotTable, age_ms, stamp, without_stamp};
+use crate::model::{InterfaceId, MacAddress};
+
+/// Buckets of eight streams.
+const BUCKETS: usize = 1 << 12;
+
+/// Time without packets of another station after which it is forgotten, in milliseconds.
+const MAX_SILENCE_MS: u64 = 60_000;
+
+/// Time after which a station that still sends does not know the rule, in milliseconds.
+const PERSISTENCE_MS: u64 = 1000;
+
+/// Smallest number of packets that such a station has sent.
+const PERSISTENT_PACKETS: u64 = 3;
+
+/// A packet that arrives this long after the last one of the other station, in milliseconds, is not
+/// the one that this station has sent already.
+const COPY_DELAY_MS: u64 = 100;
+
+/// Longest pause of a station that persists while this router forwards many packets, in
+/// milliseconds.
+const MAX_GAP_MS: u64 = 200;
+
+/// This router withholds its packets.
+const YIELDS: u64 = 1 << 63;
+/// A packet was withheld since the last one of the other station.
+const WITHHELD: u64 = 1 << 62;
+const OWN_SHIFT: u32 = 51;
+/// Packets that this router forwarded since the last one of the other station, at most
+/// [`MAX_OWN_PACKETS`].
+const OWN_MASK: u64 = 0xf << OWN_SHIFT;
+const MAX_OWN_PACKETS: u64 = 8;
+const PACKETS_SHIFT: u32 = 47;
+/// Packets of the other station since [`FIRST_SHIFT`], at most [`PERSISTENT_PACKETS`].
+const PACKETS_MASK: u64 = 0xf << PACKETS_SHIFT;
+/// Time of the first of these packets.
+const FIRST_SHIFT: u32 = 23;
+const FIRST_MASK: u64 = 0x7f_ffff << FIRST_SHIFT;
+
+/// Whether this router forwards a packet to a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It does.
+    Forward {
+        /// Whether it had yielded until now.
+        takeover: bool,
+    },
+    /// It withholds the packet, because this station sends the stream to the link.
+    Yield(Option<MacAddress>),
+}
+
+impl Turn {
+    /// This router forwards the packet, as before.
+    pub const FORWARD: Self = Self::Forward { takeover: false };
+}
+
+/// The other forwarders of all streams, by egress. Allocates 0.8 MiB for the first one.
+pub struct OtherForwarders {
+    /// State: flags, numbers of packets, the time of the first and of the last packet seen.
+    /// Extra: the address of the station.
+    slots: SlotTable,
+}
+
+impl Default for OtherForwarders {
+    fn default() -> Self {
+        Self {
+            slots: SlotTable::new(BUCKETS),
+        }
+    }
+}
+
+/// Returns the key of a stream on an egress; never zero.
+fn slot_key(stream: StreamKey, egress: InterfaceId) -> u64 {
+    let spread = u64::from(egress.get()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (stream.get() ^ spread).max(1)
+}
+
+fn first_packet(now_ms: u64) -> u64 {
+    1 << PACKETS_SHIFT | stamp(now_ms) << FIRST_SHIFT
+}
+
+impl OtherForwarders {
+    /// Notes a packet of a stream that arrived on an egress link from `other`. `own` is the address
+    /// of this router there.
+    pub(super) fn note(
+        &self,
+        stream: StreamKey,
+        egress: InterfaceId,
+        own: Option<MacAddress>,
+        other: MacAddress,
+        now_ms: u64,
+    ) {
+        let has_precedence = own.is_some_and(|own| other < own);
+        let yields = |state: u64| {
+            let first_ms = (state & FIRST_MASK) >> FIRST_SHIFT;
+            let persists = (state & PACKETS_MASK) >> PACKETS_SHIFT >= PERSISTENT_PACKETS
+                && age_ms(first_ms, now_ms) >= PERSISTENCE_MS;
+            has_precedence || persists || state & YIELDS != 0
+        };
+        let finish = |state: u64| {
+            let flag = if yields(state) { YIELDS } else { 0 };
+            without_stamp(state) & !(YIELDS | WITHHELD | OWN_MASK) | flag | stamp(now_ms)
+        };
+        let key = slot_key(stream, egress);
+        let Some(slot) = self.slots.find(key) else {
+            let state = finish(first_packet(now_ms));
+            self.slots.insert(key, state, other.to_u64(), now_ms);
+            return;
+        };
+        let state = slot.state.load(Ordering::Relaxed);
+        let packets = (state & PACKETS_MASK) >> PACKETS_SHIFT;
+        // A station that does not copy every packet of this router does not persist.
+        let silent_ms = age_ms(state, now_ms);
+        let paused = (state & OWN_MASK) >> OWN_SHIFT >= MAX_OWN_PACKETS && silent_ms >= MAX_GAP_MS;
+        let next = if silent_ms >= MAX_SILENCE_MS || packets == 0 || paused {
+            first_packet(now_ms)
+        } else {
+            let packets = (packets + 1).min(PERSISTENT_PACKETS);
+            state & !PACKETS_MASK | packets << PACKETS_SHIFT
+        };
+        slot.extra.store(other.to_u64(), Ordering::Relaxed);
+        slot.state.store(finish(next), Ordering::Relaxed);
+    }
+
+    /// Decides whether this router forwards a packet of a stream to `egress`.
+    pub fn turn(
+        &self,
+        stream: StreamKey,
+        egress: InterfaceId,
+        takeover_ms: u64,
+        now_ms: u64,
+    ) -> Turn {
+        let Some(slot) = self.slots.find(slot_key(stream, egress)) else {
+            return Turn::FORWARD;
+        };
+        let state = slot.state.load(Ordering::Relaxed);
+        if state & YIELDS == 0 {
+            if (state & OWN_MASK) >> OWN_SHIFT < MAX_OWN_PACKETS {
+                // A lost update only delays the count.
+                let next = state + (1 << OWN_SHIFT);
+                let order = Ordering::Relaxed;
+                let _ = slot.state.compare_exchange(state, next, order, order);
+            }
+            return Turn::FORWARD;
+        }
+        if yield_lasts(state, takeover_ms, now_ms) {
+            if age_ms(state, now_ms) >= COPY_DELAY_MS {
+                slot.state.fetch_or(WITHHELD, Ordering::Relaxed);
+            }
+            return Turn::Yield(MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)));
+        }
+        let next = state & !(YIELDS | WITHHELD | PACKETS_MASK);
+        let order = Ordering::Relaxed;
+        let ended = slot.state.compare_exchange(state, next, order, order);
+        Turn::Forward {
+            takeover: ended.is_ok(),
+        }
+    }
+
+    /// Returns the station to which this router yields a stream on `egress`, without any change.
+    pub fn yields_to(
+        &self,
+        stream: StreamKey,
+        egress: InterfaceId,
+        takeover_ms: u64,
+        now_ms: u64,
+    ) -> Option<MacAddress> {
+        let slot = self.slots.find(slot_key(stream, egress))?;
+        let state = slot.state.load(Ordering::Relaxed);
+        let yields = state & YIELDS != 0 && yield_lasts(state, takeover_ms, now_ms);
+        yields.then(|| MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)))?
+    }
+}
+
+/// Returns whether a router that yields has to go on yielding.
+fn yield_lasts(state: u64, takeover_ms: u64, now_ms: u64) -> bool {
+    let silent_ms = age_ms(state, now_ms);
+    silent_ms < takeover_ms || silent_ms < MAX_SILENCE_MS && state & WITHHELD == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::active_ingress::{ActiveIngresses, IngressDomain};
+    use super::*;
+
+    const LOW: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+    const OWN: MacAddress = MacAddress([2, 0, 0, 0, 0, 5]);
+    const HIGH: MacAddress = MacAddress([2, 0, 0, 0, 0, 9]);
+
+    struct Link {
+        forwarders: OtherForwarders,
+        stream: StreamKey,
+        egress: InterfaceId,
+    }
+
+    impl Link {
+        fn new() -> Self {
+            let egress = InterfaceId::new(3).unwrap();
+            let domain = IngressDomain {
+                id: egress,
+                running: [].into(),
+                subnets: [].into(),
+            };
+            let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
+            Self {
+                forwarders: OtherForwarders::default(),
+                stream: ActiveIngresses::default().key(&domain, stream),
+                egress,
+            }
+        }
+
+        fn see(&self, other: MacAddress, now_ms: u64) {
+            let (stream, egress) = (self.stream, self.egress);
+            self.forwarders
+                .note(stream, egress, Some(OWN), other, now_ms);
+        }
+
+        fn forwards(&self, now_ms: u64) -> bool {
+            let (forwarders, stream, egress) = (&self.forwarders, self.stream, self.egress);
+            let yields = forwarders.yields_to(stream, egress, 500, now_ms).is_some();
+            let turn = forwarders.turn(stream, egress, 500, now_ms);
+            assert_eq!(yields, matches!(turn, Turn::Yield(_)));
+            !yields
+        }
+    }
+
+    #[test]
+    fn station_with_lower_address_takes_precedence_until_it_is_silent() {
+        let link = Link::new();
+        assert!(link.forwards(0));
+        link.see(LOW, 1);
+        for now_ms in [1, 200, 500] {
+            assert!(!link.forwards(now_ms));
+        }
+        assert!(link.forwards(501));
+        assert!(link.forwards(502));
+        link.see(LOW, 503);
+        assert!(!link.forwards(504));
+    }
+
+    #[test]
+    fn station_with_higher_address_is_expected_to_yield() {
+        let link = Link::new();
+        link.see(HIGH, 1);
+        assert!(link.forwards(2));
+        // A few packets that were on their way, or a single one much later.
+        link.see(HIGH, 3);
+        link.see(HIGH, 900);
+        assert!(link.forwards(901));
+    }
+
+    #[test]
+    fn router_yields_to_a_station_that_does_not_stop() {
+        let link = Link::new();
+        for now_ms in (0..1000).step_by(10) {
+            link.see(HIGH, now_ms);
+            assert!(link.forwards(now_ms));
+        }
+        link.see(HIGH, 1000);
+        assert!(!link.forwards(1001));
+        link.see(HIGH, 1400);
+        assert!(!link.forwards(1800));
+        assert!(link.forwards(1900));
+        // It has to persist again.
+        link.see(HIGH, 1901);
+        assert!(link.forwards(1902));
+    }
+
+    #[test]
+    fn station_that_paused_has_to_persist_again() {
+        let link = Link::new();
+        for now_ms in 0..100 {
+            link.see(HIGH, now_ms);
+            assert!(link.forwards(now_ms));
+        }
+        // It yields, and forwards again for a moment because it saw no packet of this router.
+        (100..2000).for_each(|now_ms| assert!(link.forwards(now_ms)));
+        for now_ms in 2000..2010 {
+            link.see(HIGH, now_ms);
+            assert!(link.forwards(now_ms));
+        }
+    }
+
+    #[test]
+    fn slow_stream_loses_one_packet_at_a_takeover() {
+        let link = Link::new();
+        // One packet every ten seconds, copied by the other station a moment later.
+        assert!(link.forwards(0));
+        link.see(LOW, 1);
+        for second in [10, 20, 30] {
+            assert!(!link.forwards(second * 1000));
+            link.see(LOW, second * 1000 + 1);
+        }
+        // The other station has ended.
+        assert!(!link.forwards(40_000));
+        assert!(link.forwards(50_000));
+        assert!(link.forwards(60_000));
+    }
+
+    #[test]
+    fn yield_does_not_outlast_a_minute_of_silence() {
+        let link = Link::new();
+        link.see(LOW, 0);
+        assert!(link.forwards(MAX_SILENCE_MS));
+    }
+}

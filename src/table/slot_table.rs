@@ -1,0 +1,117 @@
+//! A table of fixed size that threads share without locks: state of streams, by hash.
+//!
+//! A key hashes to a bucket of eight slots, of which the one that was not used for longest is
+//! replaced. So senders that invent streams cannot make the table grow. If there are more streams
+//! than slots, the state of some is lost.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Slots in a bucket.
+const WAYS: usize = 8;
+
+/// The low bits of [`Slot::state`] are the time of the last use.
+const TIME_BITS: u32 = 23;
+const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+
+/// The state of one stream.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// The hash; zero if the slot is empty.
+    key: AtomicU64,
+    /// State that changes as a whole. Its low bits are the [time of the last use](stamp).
+    pub(super) state: AtomicU64,
+    /// More state.
+    pub(super) extra: AtomicU64,
+}
+
+/// Returns the bits of a state for a time of last use. `now_ms` is a monotonic time in
+/// milliseconds.
+pub(super) fn stamp(now_ms: u64) -> u64 {
+    now_ms & TIME_MASK
+}
+
+/// Returns the bits of a state without the time.
+pub(super) fn without_stamp(state: u64) -> u64 {
+    state & !TIME_MASK
+}
+
+/// Returns the time since the last use of a state in milliseconds. It is too small if that is
+/// more than two hours ago.
+pub(super) fn age_ms(state: u64, now_ms: u64) -> u64 {
+    now_ms.wrapping_sub(state) & TIME_MASK
+}
+
+/// The table. Its memory is allocated for the first stream.
+pub(super) struct SlotTable {
+    buckets: usize,
+    slots: OnceLock<Box<[Slot]>>,
+}
+
+impl SlotTable {
+    /// Returns an empty table for `8 * buckets` streams.
+    pub(super) fn new(buckets: usize) -> Self {
+        Self {
+            buckets,
+            slots: OnceLock::new(),
+        }
+    }
+
+    fn bucket(&self, key: u64) -> std::ops::Range<usize> {
+        let first = (key as usize % self.buckets) * WAYS;
+        first..first + WAYS
+    }
+
+    /// Returns the slot of a stream. `key` is not zero.
+    pub(super) fn find(&self, key: u64) -> Option<&Slot> {
+        let slots = &self.slots.get()?[self.bucket(key)];
+        slots.iter().find(|s| s.key.load(Ordering::Relaxed) == key)
+    }
+
+    /// Gives a stream without a slot the least recently used one, with this state.
+    pub(super) fn insert(&self, key: u64, state: u64, extra: u64, now_ms: u64) {
+        let new = || (0..WAYS * self.buckets).map(|_| Slot::default()).collect();
+        let slots = &self.slots.get_or_init(new)[self.bucket(key)];
+        let age = |slot: &&Slot| match slot.key.load(Ordering::Relaxed) {
+            0 => u64::MAX,
+            _ => age_ms(slot.state.load(Ordering::Relaxed), now_ms),
+        };
+        if let Some(slot) = slots.iter().max_by_key(age) {
+            slot.extra.store(extra, Ordering::Relaxed);
+            slot.state.store(state, Ordering::Relaxed);
+            slot.key.store(key, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_recently_used_slot_is_replaced() {
+        let table = SlotTable::new(1);
+        for key in 1..=8 {
+            table.insert(key, stamp(100 + key), key, 100 + key);
+        }
+        table
+            .find(1)
+            .unwrap()
+            .state
+            .store(stamp(200), Ordering::Relaxed);
+        table.insert(9, stamp(201), 9, 201);
+        assert!(table.find(2).is_none());
+        for key in [1, 3, 4, 5, 6, 7, 8, 9] {
+            let slot = table.find(key).unwrap();
+            assert_eq!(slot.extra.load(Ordering::Relaxed), key);
+        }
+    }
+
+    #[test]
+    fn age_is_correct_across_clock_wrap() {
+        let late = TIME_MASK - 10;
+        assert_eq!(age_ms(stamp(late), late + 100), 100);
+        assert_eq!(age_ms(0xff << TIME_BITS | stamp(5), 7), 2);
+        assert_eq!(without_stamp(0xff << TIME_BITS | 5), 0xff << TIME_BITS);
+    }
+}

@@ -1,0 +1,40 @@
+//! State of streams that the interface actors share: active ingresses and other forwarders.
+
+use super::active_ingress::{ActiveIngresses, IngressSelection, StreamKey};
+use super::other_forwarders::OtherForwarders;
+use crate::model::MacAddress;
+
+/// The state of all streams.
+#[derive(Default)]
+pub struct StreamState {
+    /// The active ingress of each stream.
+    pub ingresses: ActiveIngresses,
+    /// The stations that send streams to links to which this router forwards them.
+    pub forwarders: OtherForwarders,
+}
+
+impl StreamState {
+    /// Notes a packet that arrived from `sender` on the link of `selection`. If another ingress is
+    /// the active one of the stream, the sender is another forwarder on that link, or the source
+    /// itself.
+    pub fn note_arrival(
+        &self,
+        selection: &IngressSelection,
+        stream: StreamKey,
+        sender: MacAddress,
+        now_ms: u64,
+    ) {
+        // Some links return frames to their sender.
+        if selection.address == Some(sender) {
+            return;
+        }
+        let link = selection.interface;
+        let active = self.ingresses.active(stream, now_ms);
+        if active.is_none_or(|active| active == link) {
+            return;
+        }
+        let own = selection.address;
+        self.forwarders.note(stream, link, own, sender, now_ms);
+        self.ingresses.mark_contested(stream, now_ms);
+    }
+}

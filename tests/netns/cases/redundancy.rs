@@ -1,0 +1,415 @@
+//! Several forwarders between two links, and streams that arrive on several interfaces.
+
+use std::collections::BTreeMap;
+
+use super::{cases, route};
+use crate::lab::numbered_stream::{NumberedStream, sequence_number};
+use crate::lab::parallel::ParallelRouters;
+use crate::lab::proxy::{joined, member, proxy};
+use crate::lab::smcroute::{Daemon, Implementation};
+use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, eventually, wait_until};
+
+cases!("redundancy":
+    first_packets_cross_parallel_routers_once_each,
+    #[Program("smcrouted", "smcroute")]
+    smcroute_files_of_parallel_routers_cause_no_storm,
+    routes_in_both_directions_deliver_one_copy,
+    one_way_routes_deliver_one_copy,
+    parallel_proxies_deliver_one_copy,
+    one_copy_behind_snooping_bridges,
+    #[Program("smcrouted", "smcroute")]
+    router_yields_to_a_forwarder_without_the_rule,
+    failover_takes_less_than_two_seconds,
+    slow_stream_is_delivered_once,
+    one_of_two_uplinks_is_active,
+    ingress_all_forwards_both_copies,
+    uplink_without_carrier_is_replaced_at_once,
+    standby_and_yield_are_shown,
+);
+
+const GROUP: &str = "239.1.1.1";
+const SRC: &str = "10.0.0.100:9";
+const DST: &str = "239.1.1.1:5000";
+
+/// On a busy machine, a router may not read a link for longer than the default takeover time.
+const PATIENT: &str = "takeover = \"5s\"\n";
+
+/// Returns routes in both directions.
+fn two_way(extra: &str) -> String {
+    let forth = route("ab", "lan0", "", GROUP, &["lan1"], extra);
+    forth + &route("ba", "lan1", "", GROUP, &["lan0"], extra)
+}
+
+/// Returns a route from LAN A to LAN B.
+fn one_way(extra: &str) -> String {
+    route("ab", "lan0", "", GROUP, &["lan1"], extra)
+}
+
+/// Returns how often each sequence number of the stream arrived at a capture.
+fn copies(capture: &Capture) -> BTreeMap<u32, usize> {
+    let mut copies = BTreeMap::new();
+    for packet in capture.to(GROUP) {
+        *copies.entry(sequence_number(packet.payload())).or_default() += 1;
+    }
+    copies
+}
+
+/// Panics unless each number in `range` arrived exactly once.
+#[track_caller]
+fn assert_one_copy(capture: &Capture, range: std::ops::Range<u32>) {
+    let copies = copies(capture);
+    let wrong: Vec<_> = range
+        .clone()
+        .map(|n| (n, copies.get(&n).copied().unwrap_or_default()))
+        .filter(|(_, copies)| *copies != 1)
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "of {range:?}, number and copies: {wrong:?}"
+    );
+}
+
+/// Waits until every packet below `sent` had time to arrive: the last one arrived.
+#[track_caller]
+fn wait_for_last(capture: &Capture, sent: u32) {
+    eventually("the last packet arrives", true, || {
+        capture
+            .to(GROUP)
+            .iter()
+            .any(|p| sequence_number(p.payload()) == sent - 1)
+    });
+}
+
+fn first_packets_cross_parallel_routers_once_each(lab: &Lab) {
+    for count in [2, 3] {
+        let net = ParallelRouters::tagged(lab, count, "", &count.to_string());
+        let routers: Vec<_> = net
+            .routers
+            .iter()
+            .map(|r| Router::start(lab, r, &two_way(PATIENT)))
+            .collect();
+        let (a, b) = (
+            Capture::new(&net.src, "eth0"),
+            Capture::new(&net.rcv, "eth0"),
+        );
+        let sender = Injector::new(&net.src, "eth0");
+        for n in 0..2u32 {
+            sender.send(
+                &Udp::new(SRC, DST, n.to_be_bytes())
+                    .ttl(9)
+                    .id(n as u16)
+                    .frame(),
+            );
+        }
+        // A marker whose stream nothing else uses: what was on its way has arrived before.
+        wait_for_last(&b, 2);
+        assert!(!wait_until(std::time::Duration::from_millis(500), || {
+            copies(&b).values().any(|c| *c > count) || !a.to(GROUP).is_empty()
+        }));
+        drop(routers);
+    }
+}
+
+fn smcroute_files_of_parallel_routers_cause_no_storm(lab: &Lab) {
+    let conf =
+        "mroute from lan0 group 239.1.1.1 to lan1\nmroute from lan1 group 239.1.1.1 to lan0\n";
+    for (implementation, tag) in [
+        (Implementation::Mcastor, "m"),
+        (Implementation::Smcroute, "s"),
+    ] {
+        let net = ParallelRouters::tagged(lab, 3, "", tag);
+        let start = |r| Daemon::start(lab, r, implementation, conf, &[]);
+        let daemons: Vec<_> = net.routers.iter().map(start).collect();
+        let (a, b) = (
+            Capture::new(&net.src, "eth0"),
+            Capture::new(&net.rcv, "eth0"),
+        );
+        let sender = Injector::new(&net.src, "eth0");
+        for n in 0..2u32 {
+            sender.send(
+                &Udp::new(SRC, DST, n.to_be_bytes())
+                    .ttl(9)
+                    .id(n as u16)
+                    .frame(),
+            );
+        }
+        eventually("both packets arrive", true, || copies(&b).len() == 2);
+        assert!(!wait_until(std::time::Duration::from_millis(500), || {
+            b.to(GROUP).len() > 6 || a.to(GROUP).len() > 2
+        }));
+        drop(daemons);
+    }
+}
+
+/// Starts the second router while the stream of the first runs, and checks that each packet arrives
+/// once from a second later on, and none returns to LAN A.
+fn deliver_one_copy(lab: &Lab, net: &ParallelRouters, toml: &str, first: usize) {
+    let second = 1 - first;
+    let one = Router::start(lab, &net.routers[first], toml);
+    let (a, b) = (
+        Capture::new(&net.src, "eth0"),
+        Capture::new(&net.rcv, "eth0"),
+    );
+    let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 500);
+    stream.wait_for_more(100);
+    let two = Router::start(lab, &net.routers[second], toml);
+    stream.wait_for_more(500);
+    let settled = stream.sent();
+    let returned = a.to(GROUP).len();
+    stream.wait_for_more(500);
+    let sent = stream.finish();
+    wait_for_last(&b, sent);
+    assert_one_copy(&b, settled..sent);
+    assert_eq!(a.to(GROUP).len(), returned, "packets return to LAN A");
+    let withheld = |router: &Router| {
+        router.metric(
+            "mcastor_dropped_packets_total",
+            &[("reason", "other_forwarder"), ("iface", "lan1")],
+        )
+    };
+    let (one, two) = (withheld(&one), withheld(&two));
+    assert!(one.max(two) >= 500.0, "withheld: {one} and {two}");
+}
+
+fn routes_in_both_directions_deliver_one_copy(lab: &Lab) {
+    for first in [0, 1] {
+        let net = ParallelRouters::tagged(lab, 2, "", &first.to_string());
+        deliver_one_copy(lab, &net, &two_way(PATIENT), first);
+    }
+}
+
+fn one_way_routes_deliver_one_copy(lab: &Lab) {
+    for first in [0, 1] {
+        let net = ParallelRouters::tagged(lab, 2, "", &first.to_string());
+        deliver_one_copy(lab, &net, &one_way(PATIENT), first);
+    }
+}
+
+/// Starts two proxies with one member on LAN B.
+fn start_proxies(lab: &Lab, net: &ParallelRouters, extra: &str) -> (Vec<Router>, UdpRx) {
+    let toml = proxy(&["lan0"], &["lan1"], PATIENT) + extra;
+    let routers: Vec<_> = net
+        .routers
+        .iter()
+        .map(|r| Router::start(lab, r, &toml))
+        .collect();
+    let receiver = UdpRx::join(&net.rcv, "eth0", DST);
+    for router in &routers {
+        eventually("the member is known", true, || {
+            member(router, "lan1", GROUP).is_some()
+        });
+        eventually("the group is joined", 1, || joined(router, "lan0").len());
+    }
+    (routers, receiver)
+}
+
+fn parallel_proxies_deliver_one_copy(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 2, "");
+    let (_routers, receiver) = start_proxies(lab, &net, "");
+    let a = Capture::new(&net.src, "eth0");
+    let b = Capture::new(&net.rcv, "eth0");
+    let sender = Injector::new(&net.src, "eth0");
+    let send = |n: u32| sender.send(&Udp::new(SRC, DST, n.to_be_bytes()).id(n as u16).frame());
+    // The first packets may arrive twice. From them the routers learn of each other.
+    for n in 0..50 {
+        send(n);
+        eventually("the packet arrives", true, || copies(&b).contains_key(&n));
+    }
+    assert_one_copy(&b, 5..50);
+    assert!(receiver.count() >= 50);
+    assert_eq!(a.to(GROUP).len(), 0, "packets go up again");
+}
+
+fn one_copy_behind_snooping_bridges(lab: &Lab) {
+    // The bridges are the queriers, because their addresses are the lowest: 0.0.0.0 queries only
+    // until a router does, so they get an address.
+    let bridge = "mcast_snooping 1 mcast_querier 1 mcast_query_use_ifaddr 1 \
+                  mcast_startup_query_interval 100 mcast_query_interval 500 \
+                  mcast_query_response_interval 100 mcast_membership_interval 1500";
+    let net = ParallelRouters::new(lab, 2, bridge);
+    let announce = "[[interface]]\nname = \"lan1\"\nmrdisc = true\n";
+    let (_routers, _receiver) = start_proxies(lab, &net, announce);
+    let b = Capture::new(&net.rcv, "eth0");
+    let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 500);
+    stream.wait_for_more(600);
+    let settled = stream.sent();
+    stream.wait_for_more(1000);
+    let sent = stream.finish();
+    wait_for_last(&b, sent);
+    assert_one_copy(&b, settled..sent);
+}
+
+fn router_yields_to_a_forwarder_without_the_rule(lab: &Lab) {
+    // Routers with the lower and with the higher address than smcroute's.
+    for ours in [0, 1] {
+        let net = ParallelRouters::tagged(lab, 2, "", &ours.to_string());
+        let conf = "mroute from lan0 group 239.1.1.1 to lan1\n";
+        let theirs = &net.routers[1 - ours];
+        let _daemon = Daemon::start(lab, theirs, Implementation::Smcroute, conf, &[]);
+        let router = Router::start(lab, &net.routers[ours], &one_way(PATIENT));
+        let b = Capture::new(&net.rcv, "eth0");
+        let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 500);
+        eventually("the router yields", true, || {
+            let labels = [("reason", "other_forwarder"), ("iface", "lan1")];
+            router.metric("mcastor_dropped_packets_total", &labels) > 0.0
+        });
+        let settled = stream.sent() + 5;
+        stream.wait_for_more(500);
+        let sent = stream.finish();
+        wait_for_last(&b, sent);
+        assert_one_copy(&b, settled..sent);
+    }
+}
+
+fn failover_takes_less_than_two_seconds(lab: &Lab) {
+    for (toml, tag) in [(one_way(""), "one"), (two_way(""), "two")] {
+        let net = ParallelRouters::tagged(lab, 2, "", tag);
+        let start = |r| Router::start(lab, r, &toml);
+        let mut routers: Vec<_> = net.routers.iter().map(start).collect();
+        let b = Capture::new(&net.rcv, "eth0");
+        let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 1000);
+        stream.wait_for_more(1000);
+        // The first router has the lower address and forwards.
+        let died = stream.sent();
+        drop(routers.remove(0));
+        stream.wait_for_more(2500);
+        let sent = stream.finish();
+        wait_for_last(&b, sent);
+        let arrived = copies(&b);
+        let lost = (died..sent).filter(|n| !arrived.contains_key(n)).count();
+        println!("failover ({tag}-way): {lost} packets lost at 1,000/s");
+        assert!(lost < 2000, "{lost} packets lost");
+    }
+}
+
+fn slow_stream_is_delivered_once(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 2, "");
+    let _routers: Vec<_> = net
+        .routers
+        .iter()
+        .map(|r| Router::start(lab, r, &one_way("")))
+        .collect();
+    let b = Capture::new(&net.rcv, "eth0");
+    // Longer than the takeover time between two packets.
+    let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 1);
+    stream.wait_for_more(6);
+    let sent = stream.finish();
+    wait_for_last(&b, sent);
+    assert_one_copy(&b, 1..sent);
+}
+
+/// Starts a router with routes from `in` and from `out2` to `out1`. Both uplinks carry the stream
+/// of one source, which is on neither link.
+fn two_uplinks(lab: &Lab, extra: &str) -> (Star, Router) {
+    let star = Star::v4(lab, 2);
+    let toml = route("a", "in", "", GROUP, &["out1"], extra)
+        + &route("b", "out2", "", GROUP, &["out1"], extra);
+    let router = Router::start(lab, &star.rtr, &toml);
+    (star, router)
+}
+
+const REMOTE: &str = "192.0.2.7:9";
+
+fn one_of_two_uplinks_is_active(lab: &Lab) {
+    let (star, router) = two_uplinks(lab, "");
+    let wire = Capture::new(&star.rcv, "eth1");
+    let (one, two) = (
+        Injector::new(&star.src, "eth0"),
+        Injector::new(&star.rcv, "eth2"),
+    );
+    let frame = |n: u32, id: u16| Udp::new(REMOTE, DST, n.to_be_bytes()).id(id).frame();
+    for n in 0..50 {
+        one.send(&frame(n, n as u16));
+        eventually("the packet is forwarded", n as usize + 1, || {
+            wire.to(GROUP).len()
+        });
+        two.send(&frame(n, 1000 + n as u16));
+    }
+    router.expect_dropped("standby", "out2", 50);
+    assert_one_copy(&wire, 0..50);
+    // The first uplink is silent now.
+    let mut n = 50;
+    while wire.to(GROUP).len() == 50 {
+        two.send(&frame(n, 1000 + n as u16));
+        n += 1;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        assert!(n < 1000, "the second uplink does not take over");
+    }
+    let labels = [("role", "ingress"), ("iface", "out2")];
+    router.expect_metric("mcastor_takeovers_total", &labels, 1);
+}
+
+fn ingress_all_forwards_both_copies(lab: &Lab) {
+    let (star, router) = two_uplinks(lab, "ingress = \"all\"\n");
+    let wire = Capture::new(&star.rcv, "eth1");
+    let (one, two) = (
+        Injector::new(&star.src, "eth0"),
+        Injector::new(&star.rcv, "eth2"),
+    );
+    for n in 0..50u32 {
+        one.send(&Udp::new(REMOTE, DST, n.to_be_bytes()).id(n as u16).frame());
+        two.send(
+            &Udp::new(REMOTE, DST, n.to_be_bytes())
+                .id(1000 + n as u16)
+                .frame(),
+        );
+    }
+    wire.expect(GROUP, 100);
+    router.expect_routed("a", "out1", 50);
+    router.expect_routed("b", "out1", 50);
+}
+
+fn uplink_without_carrier_is_replaced_at_once(lab: &Lab) {
+    let (star, router) = two_uplinks(lab, "takeover = \"1h\"\n");
+    let wire = Capture::new(&star.rcv, "eth1");
+    let (one, two) = (
+        Injector::new(&star.src, "eth0"),
+        Injector::new(&star.rcv, "eth2"),
+    );
+    let frame = |n: u32| Udp::new(REMOTE, DST, n.to_be_bytes()).id(n as u16).frame();
+    one.send(&frame(0));
+    eventually("the packet is forwarded", 1, || wire.to(GROUP).len());
+    two.send(&frame(1));
+    router.expect_dropped("standby", "out2", 1);
+    star.src.ip("link set eth0 down");
+    let mut n = 2;
+    eventually("the second uplink takes over", true, || {
+        two.send(&frame(n));
+        n += 1;
+        wire.to(GROUP).len() > 1
+    });
+}
+
+fn standby_and_yield_are_shown(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 2, "");
+    let routers: Vec<_> = net
+        .routers
+        .iter()
+        .map(|r| Router::start(lab, r, &two_way(PATIENT)))
+        .collect();
+    let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 100);
+    let flow = |router: &Router| {
+        let flows = router.control().show("flows");
+        let flow = flows.into_iter().find(|f| f["iif"] == "lan0");
+        flow.unwrap_or_default()
+    };
+    eventually(
+        "the second router yields to the first",
+        "02:00:00:00:01:11".to_owned(),
+        || {
+            flow(&routers[1])["yields"]["lan1"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        },
+    );
+    for router in &routers {
+        assert_eq!(flow(router)["active"], true);
+    }
+    assert!(
+        flow(&routers[0])["yields"]
+            .as_object()
+            .is_none_or(|y| y.is_empty())
+    );
+    drop(stream);
+}
