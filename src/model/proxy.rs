@@ -119,7 +119,7 @@ pub struct ProxyRule {
     /// The name, and the `route` label of its paths.
     pub name: RouteName,
     /// The upstream interfaces. Groups are joined on all of them. The first on which an (S,G)
-    /// arrives is its active upstream until no more packets of the (S,G) arrive there.
+    /// arrives is its active ingress until no more packets of the (S,G) arrive there.
     pub upstream: Vec<IfPattern>,
     /// The downstream interfaces, towards the hosts. An interface is downstream of one proxy.
     pub downstream: Vec<IfPattern>,

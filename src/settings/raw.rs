@@ -176,8 +176,8 @@ raw_tables! {
         /// The label of the proxy in metrics.
         name: String, default_described("`\"proxy UPSTREAM\"`"),
             range("visible characters, unique"), example("\"containers\"");
-        /// The interfaces on which streams arrive. With several, the first one that carries an
-        /// (S,G) is the active upstream of that (S,G).
+        /// The interfaces on which streams arrive. With several, an (S,G) is forwarded from one
+        /// at a time.
         upstream: Strings, default_described("the interface of the default route"),
             entries(1, 64), range("1 to 64 interface names or patterns"), example("[\"eth0\"]");
         /// The interfaces on which the hosts are.
@@ -217,8 +217,7 @@ raw_tables! {
         /// "strict" accepts only reports with TTL 1, router alert and a source on the link, as
         /// the RFCs require; "lenient" accepts reports that lack these.
         header_checks: String, default_string("strict"), words(&["strict", "lenient"]);
-        /// How long the active upstream of an (S,G) may be silent before another upstream
-        /// interface that carries the (S,G) replaces it.
+        /// How long the active ingress of an (S,G) must be silent before another one takes over.
         takeover: String, default_string("500ms"), durations_ms(10, 3_600_000);
         timers: Table(RawProxyTimers), default_described("the defaults of its keys"),
             example("{ query_interval = \"60s\" }");
