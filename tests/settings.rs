@@ -165,9 +165,9 @@ fn json_schema_is_generated() {
     assert_generated("conf/mcastor.schema.json", &text);
 }
 
-/// The mistakes that the JSON schema finds, by the beginnings of the names of broken files: wrong
-/// types, unknown and missing keys, words and integers out of range,
-/// and files that are not TOML.
+/// The mistakes that the JSON schema finds, by the beginnings of the names of the broken files:
+/// wrong types, unknown and missing keys, words and integers out of range, and files that are not
+/// TOML.
 const SCHEMA_MISTAKES: [&str; 31] = [
     "after-umlauts",
     "busy-poll-too-long",
@@ -593,7 +593,7 @@ fn unreadable_files_are_reported() {
     let path = |name: &str| folder.path().join(name);
     fs::write(path("latin1.toml"), b"# ok\nname = \"K\xfchl\"\n").unwrap();
     fs::write(path("large.toml"), vec![b'#'; MAX_FILE as usize + 1]).unwrap();
-    fs::write(path("just.toml"), vec![b'#'; MAX_FILE as usize]).unwrap();
+    fs::write(path("largest.toml"), vec![b'#'; MAX_FILE as usize]).unwrap();
     for (file, expected) in [
         (
             path("none.toml"),
@@ -623,7 +623,7 @@ fn unreadable_files_are_reported() {
         assert!(text.contains(expected), "{text}");
         assert!(report.pretty().to_string().contains("found"));
     }
-    assert!(load_env(Some(&path("just.toml")), &[]).is_ok());
+    assert!(load_env(Some(&path("largest.toml")), &[]).is_ok());
 }
 
 #[test]
@@ -644,7 +644,7 @@ fn problems_beyond_the_limit_are_counted() {
     let report = load_text(&one.repeat(200), &[]).unwrap_err();
     assert_eq!(report.problems().len(), MAX_PROBLEMS);
     assert_eq!(report.left_out(), 200 - MAX_PROBLEMS);
-    // Unknown keys are found one at a time, which must end too.
+    // The check finds unknown keys one at a time, and stops at the same limit.
     let report = load_text(&"[[route]]\nzzz = 1\n".repeat(200), &[]).unwrap_err();
     assert_eq!(report.problems().len(), MAX_PROBLEMS);
 }

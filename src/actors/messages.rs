@@ -257,7 +257,7 @@ pub struct Transmit {
     /// The egress in this forwarding table.
     pub egress: EgressId,
     /// The bytes of the batch.
-    pub load: Arc<SharedBatch>,
+    pub batch: Arc<SharedBatch>,
     /// The packets.
     pub slots: Vec<Slot>,
     /// Dropped when the packets are sent. Its reference count tells the interface actor how many

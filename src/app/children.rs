@@ -29,7 +29,7 @@ pub fn children(http: Option<TcpListener>, links: LinkSource) -> Vec<ChildSpec> 
         ChildSpec::new("routing", AtMost(3), AfterForwarding, |s| Some(Routing::new(s.context(), s.death_guard()))),
         ChildSpec::new("links", Always, AfterForwarding, move |s| Some(LinksWatch::new(s.context(), s.death_guard(), links.clone()))),
         ChildSpec::new("metrics", Always, WithProcess, move |s| http_server(s, &http)),
-        ChildSpec::new(mnat::ROLE, Always, BeforeForwarding, Mnat::from_settings),
+        ChildSpec::new(mnat::ACTOR_NAME, Always, BeforeForwarding, Mnat::from_settings),
         ChildSpec::new("docker", Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
     ]
 }

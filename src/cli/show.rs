@@ -253,15 +253,15 @@ fn groups_table(groups: &[GroupView]) -> Table {
     table
 }
 
-/// Returns the STATE column: `joined` or the error, then the translated channels of the group.
+/// Returns the STATE column: `joined` or the error, then the streams of its translation.
 fn group_state(group: &GroupView) -> String {
     let mut state = group.error.clone().unwrap_or_else(|| "joined".into());
-    for (label, channels) in [
+    for (label, streams) in [
         ("translated from", &group.original),
         ("translated to", &group.joined_for),
     ] {
-        if !channels.is_empty() {
-            state += &format!(", {label} {}", channels.join(" and "));
+        if !streams.is_empty() {
+            state += &format!(", {label} {}", streams.join(" and "));
         }
     }
     state

@@ -539,7 +539,7 @@ fn look_up_proxies(
         if !upward && proxy.paths_to(with_members).next().is_none() {
             let mut refusal = DropReason::NoRoute;
             if proxy.paths_to(with_any_member).next().is_some() {
-                refusal = DropReason::NotWanted;
+                refusal = DropReason::SourceNotJoined;
                 if reason == DropReason::NoRoute {
                     reason = refusal;
                 }

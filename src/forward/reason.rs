@@ -14,7 +14,7 @@ reason_enum! {
     /// have taken it.
     SourceExcepted = "source_excepted",
     /// Hosts downstream joined its group, but not its source.
-    NotWanted = "not_wanted",
+    SourceNotJoined = "not_wanted",
     /// Its source and group arrive on another interface too, which is the active ingress.
     Standby = "standby",
     /// Another forwarder sends its source and group to the egress, and takes precedence.

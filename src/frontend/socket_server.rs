@@ -49,12 +49,12 @@ impl ClientState {
     }
 }
 
-/// Serves the clients of a socket until dropped. `name` begins log lines. `converse` serves one
+/// Serves the clients of a socket until dropped. `name` begins log lines. `serve_client` serves one
 /// client until its connection ends.
 pub async fn serve<F>(
     socket: ListeningSocket,
     name: &'static str,
-    converse: impl Fn(UnixStream, Rc<ClientState>) -> F,
+    serve_client: impl Fn(UnixStream, Rc<ClientState>) -> F,
 ) where
     F: Future<Output = io::Result<()>> + 'static,
 {
@@ -66,13 +66,13 @@ pub async fn serve<F>(
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                make_room(&mut clients).await;
+                wait_for_free_slot(&mut clients).await;
                 let client = Rc::new(ClientState::default());
                 clients.push(client.clone());
-                let conversation = converse(stream, client.clone());
+                let connection = serve_client(stream, client.clone());
                 actix::spawn(async move {
                     let result = tokio::select! {
-                        result = conversation => result,
+                        result = connection => result,
                         () = client.replaced.cancelled() => {
                             Err(io::Error::other("replaced by another client"))
                         }
@@ -91,9 +91,10 @@ pub async fn serve<F>(
 }
 
 /// Waits until there are fewer than [`MAX_CLIENTS`]; replaces an idle client if necessary.
-async fn make_room(clients: &mut Vec<Rc<ClientState>>) {
+async fn wait_for_free_slot(clients: &mut Vec<Rc<ClientState>>) {
     loop {
-        // The task of a client holds the second reference.
+        // The other references belong to the task of the client. With one left, the task has
+        // ended.
         clients.retain(|client| Rc::strong_count(client) > 1);
         if clients.len() < MAX_CLIENTS {
             return;

@@ -210,9 +210,9 @@ impl GroupState {
         self.tracker.as_ref().is_some_and(|t| t.is_complete(now))
     }
 
-    /// Ends the memberships that would have been queried for and that no tracked host requests.
-    /// Returns the queries that are still required: none, or all of them if the group would have
-    /// more than `max_sources` sources.
+    /// Ends the group membership and the sources in `required` that no tracked host requests,
+    /// instead of querying for them. Returns the queries that are still required: none, or all of
+    /// them if the group would have more than `max_sources` sources.
     pub(super) fn end_unrequested(
         &mut self,
         mut required: RequiredQueries,

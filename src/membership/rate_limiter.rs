@@ -144,7 +144,7 @@ impl ReportRateLimiter {
     ///
     /// # Errors
     /// [`MembershipRefusal::MemberRate`] for a known member, and
-    /// [`MembershipRefusal::StrangerRate`] for an unknown sender.
+    /// [`MembershipRefusal::UnknownSenderRate`] for an unknown sender.
     pub fn admit(&mut self, now: Instant, sender: IpAddr) -> Result<(), MembershipRefusal> {
         let shares = self.known_members.len().max(16);
         let member = self
@@ -164,7 +164,7 @@ impl ReportRateLimiter {
                 let admitted = self
                     .unknown_senders
                     .admit(now, &mut self.buckets[bucket], shares);
-                (admitted, MembershipRefusal::StrangerRate)
+                (admitted, MembershipRefusal::UnknownSenderRate)
             }
         };
         match admitted {
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(
             refused,
             [(
-                MembershipRefusal::StrangerRate,
+                MembershipRefusal::UnknownSenderRate,
                 1_000_000 - u64::from(admitted as u32)
             )]
         );

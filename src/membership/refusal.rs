@@ -9,7 +9,7 @@ reason_enum! {
     /// The report rate limit is exceeded, and the sender, a known member, has used up its share.
     MemberRate = "member_rate",
     /// The report rate limit is exceeded, and the sender is not known as a member.
-    StrangerRate = "stranger_rate",
+    UnknownSenderRate = "stranger_rate",
     /// The interface has as many groups as the limit allows, and this is another group.
     GroupLimit = "group_limit",
     /// The group has as many sources as the limit allows, and this is another source.

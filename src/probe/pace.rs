@@ -15,8 +15,9 @@ pub enum PaceAction {
     Sleep(Duration),
 }
 
-/// An absolute schedule: packet `n` is due `n / rate` seconds after the start. A late wake-up
-/// therefore delays packets but does not lower the rate.
+/// An absolute schedule: packet `n` is due `n / rate` seconds after the start. A single late
+/// wake-up delays packets but does not lower the rate. If every sleep is more than about a
+/// millisecond too long, the token bucket does lower it.
 ///
 /// After a pause of the process, a token bucket limits the sender to twice the rate until it has
 /// caught up. One large burst would overrun the buffers along the path.

@@ -8,7 +8,7 @@ use super::raw::RawInterface;
 use super::validated::InterfaceSettings;
 use crate::model::{IfPattern, TtlThreshold};
 
-/// Checks all interfaces. Wrong ones are not part of the result.
+/// Checks all interfaces. Returns those that could be built; problems go to `checker`.
 pub(super) fn check_interfaces(
     checker: &mut Checker<'_>,
     raw: impl Iterator<Item = Option<RawInterface>>,

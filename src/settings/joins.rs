@@ -7,7 +7,7 @@ use super::raw::RawJoin;
 use crate::model::rule::MAX_JOINED_GROUPS;
 use crate::model::{GroupPrefix, JoinRule, Origin};
 
-/// Checks all joins. Wrong ones are not part of the result.
+/// Checks all joins. Returns those that could be built; problems go to `checker`.
 pub(super) fn check_joins(
     checker: &mut Checker<'_>,
     raw: impl Iterator<Item = Option<RawJoin>>,

@@ -116,8 +116,9 @@ impl Settings {
         Self::from_sources(sources, env)
     }
 
-    /// Reads `file` as an `smcroute.conf`. Wrong lines are skipped and listed in
-    /// [`Settings::skipped`]. `strict` also refuses what smcroute itself does not know or ignores.
+    /// Reads `file` as an `smcroute.conf`. Invalid lines are skipped and listed in
+    /// [`Settings::skipped`]. `strict` also refuses mcastor's additions to the format, and words
+    /// that smcroute ignores.
     ///
     /// # Errors
     /// Problems of the environment only.
@@ -170,8 +171,8 @@ fn note_on_join(route: &RouteRule) -> Option<String> {
     })
 }
 
-/// Returns the environment variables of this process that start with [`PREFIX`]. Bytes that are
-/// not UTF-8 are replaced; the check then refuses the value.
+/// Returns the environment variables of this process that start with [`PREFIX`]. Bytes that are not
+/// UTF-8 become U+FFFD, the replacement character.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_string_lossy().into_owned();
@@ -206,7 +207,7 @@ mod tests {
         assert!(pretty.contains("a.toml:4:12"), "{pretty}");
     }
 
-    /// Whether miette can draw every label, because it lies inside the text.
+    /// Returns true if miette can draw every label: each lies inside the text.
     fn is_drawn(report: &SettingsReport) -> bool {
         let text = report.pretty().to_string();
         !text.is_empty() && !text.contains("Failed to read contents")

@@ -12,7 +12,7 @@ use crate::model::{
     QuerierTimers, SourcePrefix, Versions,
 };
 
-/// Checks all proxies. Wrong ones are not part of the result.
+/// Checks all proxies. Returns those that could be built; problems go to `checker`.
 pub(super) fn check_proxies(
     checker: &mut Checker<'_>,
     raw: impl Iterator<Item = Option<RawProxy>>,
@@ -24,7 +24,7 @@ pub(super) fn check_proxies(
         if let Some(proxy) = check_proxy(checker, &path, raw) {
             refuse_shared_downstream(checker, &path, &proxy, &proxies);
             refuse_equal_name(checker, &path, &proxy, &proxies);
-            refuse_crowded_upstream(checker, &path, &proxy, &proxies);
+            refuse_excess_proxies(checker, &path, &proxy, &proxies);
             proxies.push((index, proxy));
         }
     }
@@ -197,7 +197,7 @@ fn refuse_equal_name(
 }
 
 /// Refuses an interface that is upstream of more than [`MAX_PROXIES`] proxies.
-fn refuse_crowded_upstream(
+fn refuse_excess_proxies(
     checker: &mut Checker<'_>,
     path: &KeyPath,
     proxy: &ProxyRule,

@@ -18,7 +18,7 @@ struct IndexedRule {
     rule: RouteRule,
 }
 
-/// Checks all routes. Wrong ones are not part of the result.
+/// Checks all routes. Returns those that could be built; problems go to `checker`.
 pub(super) fn check_routes(
     checker: &mut Checker<'_>,
     raw: impl Iterator<Item = Option<RawRoute>>,

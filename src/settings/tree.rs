@@ -114,7 +114,7 @@ pub(super) fn value_to_json(value: Value) -> Json {
             .map(value_to_json)
             .collect::<Vec<_>>()
             .into(),
-        // JSON has no NaN and no infinity. As strings they are refused like any other string.
+        // JSON has no NaN and no infinity. As strings, they are refused where a number is expected.
         ValueKind::Float(number) => serde_json::Number::from_f64(number)
             .map_or_else(|| number.to_string().into(), Json::Number),
         other => other.to_string().into(),
@@ -124,7 +124,7 @@ pub(super) fn value_to_json(value: Value) -> Json {
 /// Converts the text of an environment variable to a value for a key of `key_type`.
 ///
 /// # Errors
-/// The message of the TOML parser, where the text starts like TOML and is not.
+/// The message of the TOML parser, if the text begins like TOML but is invalid.
 pub(super) fn text_to_value(key_type: &KeyType, text: &str) -> Result<Value, String> {
     let trimmed = text.trim();
     let toml = || -> Result<Value, String> {

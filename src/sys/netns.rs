@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// An unnamed network namespace. The kernel removes it when this value is dropped and no thread,
-/// process or interface peer refers to it, so nothing remains even if the program is killed.
+/// process, socket or other file descriptor refers to it, so nothing remains even if the program is
+/// killed.
 #[derive(Debug)]
 pub struct NetNs(OwnedFd);
 

@@ -419,7 +419,7 @@ pub(super) mod tests {
             MembershipMessage::Records(known_records)
         );
         for hex in [S_V3_BAD_RECORD_COUNT, S_V3_BAD_SOURCE_COUNT] {
-            assert_eq!(rejected(&bytes(hex)), RejectReason::LyingCount);
+            assert_eq!(rejected(&bytes(hex)), RejectReason::CountMismatch);
         }
     }
 

@@ -271,7 +271,10 @@ pub(super) mod tests {
             parsed(S_V2_REPORT).message,
             MembershipMessage::Records(records)
         );
-        assert_eq!(rejected(&bytes(S_V2_BAD_AUX_LEN)), RejectReason::LyingCount);
+        assert_eq!(
+            rejected(&bytes(S_V2_BAD_AUX_LEN)),
+            RejectReason::CountMismatch
+        );
     }
 
     #[test]

@@ -41,12 +41,12 @@ pub(super) struct FieldReader<'a> {
 }
 
 impl<'a> FieldReader<'a> {
-    /// Takes the next `n` bytes. Fails with [`RejectReason::LyingCount`] if fewer are left.
+    /// Takes the next `n` bytes. Fails with [`RejectReason::CountMismatch`] if fewer are left.
     pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], RejectReason> {
         let (head, rest) = self
             .rest
             .split_at_checked(n)
-            .ok_or(RejectReason::LyingCount)?;
+            .ok_or(RejectReason::CountMismatch)?;
         self.rest = rest;
         Ok(head)
     }

@@ -33,7 +33,7 @@ reason_enum! {
     /// The length of the query belongs to no protocol version.
     QueryLength = "query_length",
     /// The message announces more records, sources or auxiliary data than it contains.
-    LyingCount = "lying_count",
+    CountMismatch = "lying_count",
     /// The group address is not a multicast address.
     NotAGroup = "not_a_group",
     /// The query lists sources without a group, or only addresses that cannot be a source.

@@ -167,7 +167,8 @@ async fn gso_is_unavailable_without_cap_net_raw() -> Outcome {
     let accepted = (unopened.accepts_gso(), opened.accepts_gso());
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_RAW)?;
     assert_eq!(accepted, (false, true));
-    // The answer does not change later, because the queue has segmented its packets by then.
+    // `accepts_gso` keeps its first result: the egress queue relies on it when it decides whether
+    // to segment.
     assert!(!unopened.accepts_gso());
     let (bytes, segments) = gso(1, 3);
     let packet_with_segments = OutPacket {

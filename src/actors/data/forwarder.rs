@@ -248,7 +248,7 @@ impl Handler<Transmit> for Forwarder {
         let egress = &self.fib.egresses[message.egress as usize];
         let mtu = egress.mtu as usize;
         self.queue.fill(
-            message.load,
+            message.batch,
             message.slots,
             mtu,
             &self.fib.paths,

@@ -182,7 +182,7 @@ impl Interface {
             let sent = forwarder.try_send(Transmit {
                 fib: fib.clone(),
                 egress,
-                load: switched.shared.clone(),
+                batch: switched.shared.clone(),
                 slots,
                 waiting: waiting.clone(),
             });

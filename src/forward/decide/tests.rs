@@ -358,7 +358,7 @@ mod memberships {
         assert_eq!(refusal(&mut database, 0, 1, group(1)), None);
         assert_eq!(
             refusal(&mut database, 0, 2, group(1)),
-            Some(DropReason::NotWanted)
+            Some(DropReason::SourceNotJoined)
         );
         // A host joined the group, but the proxy denies this source.
         database.set(index(4), group(3), SourceFilter::any());

@@ -24,11 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves clients until dropped.
 pub async fn serve(socket: ListeningSocket, context: Arc<RouterContext>) {
-    let converse = |stream, client| converse(stream, context.clone(), client);
-    socket_server::serve(socket, "control", converse).await;
+    let serve_client = |stream, client| serve_client(stream, context.clone(), client);
+    socket_server::serve(socket, "control", serve_client).await;
 }
 
-async fn converse(
+async fn serve_client(
     stream: UnixStream,
     context: Arc<RouterContext>,
     client: Rc<ClientState>,

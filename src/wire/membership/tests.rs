@@ -291,7 +291,7 @@ fn truncated_messages_never_parse_as_the_original() {
                     matches!(
                         reason,
                         RejectReason::Truncated
-                            | RejectReason::LyingCount
+                            | RejectReason::CountMismatch
                             | RejectReason::QueryLength
                             | RejectReason::Checksum
                             | RejectReason::NoRouterAlert

@@ -367,10 +367,10 @@ fn mnat_images_accept_prototype_arguments(lab: &Lab) {
     let site = Site::new(lab);
     let docker = &site.docker;
     build_image(lab, docker);
-    let (ca, owner) = (Ca::new(), ServerState::starting_at(0));
+    let (ca, server_state) = (Ca::new(), ServerState::starting_at(0));
     let ca_file = lab.file("ca.pem");
     std::fs::write(&ca_file, ca.pem()).expect("the CA");
-    let _server = mnat::serve(&site.lan, &ca, None, "10.0.0.10:8443", &owner);
+    let _server = mnat::serve(&site.lan, &ca, None, "10.0.0.10:8443", &server_state);
     let joinfile = lab.file("egress.sgs");
     std::fs::write(&joinfile, "10.0.0.10,232.1.1.1\n").expect("a joinfile");
     let run = |role: &str, options: &str, interfaces: &str, arguments: &str| {

@@ -1,4 +1,4 @@
-//! Third-party programs as senders, receivers and judges.
+//! Third-party programs send, receive and verify packets.
 
 use std::path::{Path, PathBuf};
 
@@ -104,7 +104,7 @@ fn iperf_stream_is_forwarded_v4(lab: &Lab) {
     let printed = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{printed}");
     // iperf's receiver loses packets while it hands the first one over to a new thread. So the test
-    // counts packets on the wire, and takes from the kernel whether they were accepted.
+    // counts packets on the wire, and checks the kernel's UDP counters for checksum errors.
     let connected = || server.stdout().contains("connected with 10.0.0.10");
     assert!(wait_until(TIMEOUT, connected), "{}", server.stdout());
     // iperf versions differ by one in the number of packets they report as sent.
@@ -271,9 +271,9 @@ fn assert_unchanged_by_forwarding(lab: &Lab, star: &Star, sent: &Path) {
     );
 }
 
-fn build(lab: &Lab, ns: &Ns, which: &str) -> PathBuf {
+fn build(lab: &Lab, ns: &Ns, packet_set: &str) -> PathBuf {
     let sent = lab.file("sent.pcap");
-    scapy(ns, "build.py", &[&sent.display().to_string(), which]);
+    scapy(ns, "build.py", &[&sent.display().to_string(), packet_set]);
     sent
 }
 

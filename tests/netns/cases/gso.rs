@@ -23,8 +23,8 @@ cases!("gso":
     plain_and_gso_packets_keep_their_order,
 );
 
-const FOUR: (&str, &str) = ("225.1.2.3", "225.1.2.3:5000");
-const SIX: (&str, &str) = ("ff3e::1:2", "[ff3e::1:2]:5000");
+const GROUP_V4: (&str, &str) = ("225.1.2.3", "225.1.2.3:5000");
+const GROUP_V6: (&str, &str) = ("ff3e::1:2", "[ff3e::1:2]:5000");
 
 fn sender(star: &Star, to: &str, payload: i32) -> UdpTx {
     let tx = UdpTx::new(&star.src, "eth0", to);
@@ -89,7 +89,7 @@ fn assert_gso_forwarded(lab: &Lab, (group, to): (&str, &str)) {
     assert_eq!(
         count_unsegmented(&captures[1], group),
         0,
-        "only the kernel segments for this egress"
+        "packets to an egress without offload arrived unsegmented"
     );
     let segments = captures[1].expect(group, sent.len());
     for (segment, sent) in segments.iter().zip(&sent) {
@@ -111,21 +111,21 @@ fn assert_gso_forwarded(lab: &Lab, (group, to): (&str, &str)) {
 }
 
 fn gso_packets_of_1_to_64_segments_v4(lab: &Lab) {
-    assert_gso_forwarded(lab, FOUR);
+    assert_gso_forwarded(lab, GROUP_V4);
 }
 
 fn gso_packets_of_1_to_64_segments_v6(lab: &Lab) {
-    assert_gso_forwarded(lab, SIX);
+    assert_gso_forwarded(lab, GROUP_V6);
 }
 
 fn segments_above_egress_mtu_are_fragmented(lab: &Lab) {
     let star = Star::v4(lab, 2);
     star.rtr.ip("link set out1 mtu 1000");
-    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["out1", "out2"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    let rx = ["eth1", "eth2"].map(|i| join(&star, i, FOUR.1));
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, GROUP_V4.1));
     let capture = Capture::new(&star.rcv, "eth1");
-    let tx = sender(&star, FOUR.1, 1300);
+    let tx = sender(&star, GROUP_V4.1, 1300);
     tx.set(
         libc::IPPROTO_IP,
         libc::IP_MTU_DISCOVER,
@@ -137,8 +137,8 @@ fn segments_above_egress_mtu_are_fragmented(lab: &Lab) {
     for rx in &rx {
         assert!(rx.expect(6) == sent);
     }
-    let parts = capture.expect(FOUR.0, 11);
-    assert!(parts.iter().all(|p| p.ip.len() <= 1000 && p.header_ok));
+    let packets = capture.expect(GROUP_V4.0, 11);
+    assert!(packets.iter().all(|p| p.ip.len() <= 1000 && p.header_ok));
     router.expect_routed("r", "out1", 11);
     router.expect_routed("r", "out2", 6);
 }
@@ -146,15 +146,15 @@ fn segments_above_egress_mtu_are_fragmented(lab: &Lab) {
 fn segments_with_df_above_mtu_are_dropped(lab: &Lab) {
     let star = Star::dual(lab, 2);
     star.rtr.ip("link set out1 mtu 1280");
-    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
-    let rules = rules + &route("r6", "in", "", SIX.0, &["out1", "out2"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["out1", "out2"], "");
+    let rules = rules + &route("r6", "in", "", GROUP_V6.0, &["out1", "out2"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    for (_, to) in [FOUR, SIX] {
+    for (_, to) in [GROUP_V4, GROUP_V6] {
         let (narrow, wide) = (join(&star, "eth1", to), join(&star, "eth2", to));
         // Four segments that are too large, and a last one that is not.
         let packet = body(2, 4 * 1300 + 100);
         let tx = sender(&star, to, 1300);
-        if to == FOUR.1 {
+        if to == GROUP_V4.1 {
             tx.set(
                 libc::IPPROTO_IP,
                 libc::IP_MTU_DISCOVER,
@@ -178,11 +178,11 @@ fn bridge_egress_receives_gso_packets_unsegmented(lab: &Lab) {
          link set br0 up\n",
     );
     star.rtr.wait_until_up("br0");
-    let rules = route("r", "in", "", FOUR.0, &["br0"], "");
-    let rules = rules + &route("r6", "in", "", SIX.0, &["br0"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["br0"], "");
+    let rules = rules + &route("r6", "in", "", GROUP_V6.0, &["br0"], "");
     let router = Router::start(lab, &star.rtr, &rules);
     let captures = ["eth1", "eth2", "eth3"].map(|i| Capture::new(&star.rcv, i));
-    for (group, to) in [FOUR, SIX] {
+    for (group, to) in [GROUP_V4, GROUP_V6] {
         let rx = ["eth1", "eth2", "eth3"].map(|i| join(&star, i, to));
         let tx = sender(&star, to, 700);
         let packet = body(3, 20 * 700 + 7);
@@ -208,14 +208,14 @@ fn vlan_egress_receives_segments(lab: &Lab) {
     }
     star.rcv.ip("address add 10.7.0.10/24 dev v7");
     star.rcv.wait_until_up("v7");
-    let rules = route("r", "in", "", FOUR.0, &["v7"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["v7"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    let rx = join(&star, "v7", FOUR.1);
+    let rx = join(&star, "v7", GROUP_V4.1);
     let capture = Capture::new(&star.rcv, "v7");
     let packet = body(4, 9000);
-    sender(&star, FOUR.1, 1000).send(&packet);
+    sender(&star, GROUP_V4.1, 1000).send(&packet);
     assert_eq!(rx.expect(9).concat(), packet);
-    for segment in capture.expect(FOUR.0, 9) {
+    for segment in capture.expect(GROUP_V4.0, 9) {
         assert!(segment.header_ok && segment.udp_ok(), "{segment:x?}");
     }
     router.expect_routed("r", "v7", 9);
@@ -226,11 +226,11 @@ fn tunnel_egress_receives_segments(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let tun = Tun::new(&star.rtr, "tun0");
     star.rtr.ip("link set tun0 up");
-    let rules = route("r", "in", "", FOUR.0, &["tun0", "out1"], "");
-    let rules = rules + &route("r6", "in", "", SIX.0, &["tun0", "out1"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["tun0", "out1"], "");
+    let rules = rules + &route("r6", "in", "", GROUP_V6.0, &["tun0", "out1"], "");
     let router = Router::start(lab, &star.rtr, &rules);
     let mut out = 0;
-    for (group, to) in [FOUR, SIX] {
+    for (group, to) in [GROUP_V4, GROUP_V6] {
         let rx = join(&star, "eth1", to);
         let capture = Capture::new(&star.rcv, "eth1");
         let packet = body(5, 9000);
@@ -243,9 +243,13 @@ fn tunnel_egress_receives_segments(lab: &Lab) {
         );
         out += 9;
         eventually("the segments are transmitted", out, || {
-            tun.read().iter().filter(|p| is_to(p)).count()
+            tun.read().iter().filter(|p| is_to_test_group(p)).count()
         });
-        let segments: Vec<_> = tun.read().into_iter().filter(|p| is_to(p)).collect();
+        let segments: Vec<_> = tun
+            .read()
+            .into_iter()
+            .filter(|p| is_to_test_group(p))
+            .collect();
         let mut carried = Vec::new();
         for ip in &segments[out - 9..] {
             let ethertype = if ip[0] >> 4 == 4 {
@@ -266,7 +270,7 @@ fn tunnel_egress_receives_segments(lab: &Lab) {
 
 /// Returns whether a packet goes to one of the groups; the kernel sends packets of its own on every
 /// link.
-fn is_to(ip: &[u8]) -> bool {
+fn is_to_test_group(ip: &[u8]) -> bool {
     match ip[0] >> 4 {
         4 => ip[16..20] == [225, 1, 2, 3],
         _ => ip[24] == 0xff && ip[25] == 0x3e,
@@ -277,11 +281,11 @@ fn is_to(ip: &[u8]) -> bool {
 fn qdisc_bypass_segments_gso_packets(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let mut rules = String::from("[plane]\nqdisc_bypass = true\n");
-    rules += &route("r", "in", "", FOUR.0, &["out1"], "");
-    rules += &route("r6", "in", "", SIX.0, &["out1"], "");
+    rules += &route("r", "in", "", GROUP_V4.0, &["out1"], "");
+    rules += &route("r6", "in", "", GROUP_V6.0, &["out1"], "");
     let router = Router::start(lab, &star.rtr, &rules);
     let capture = Capture::new(&star.rcv, "eth1");
-    for (group, to) in [FOUR, SIX] {
+    for (group, to) in [GROUP_V4, GROUP_V6] {
         let rx = join(&star, "eth1", to);
         let packet = body(6, 7001);
         sender(&star, to, 1000).send(&packet);
@@ -299,10 +303,10 @@ fn device_gso_limits_are_respected(lab: &Lab) {
     let star = Star::dual(lab, 2);
     star.rtr.ip("link set out1 gso_max_size 3000");
     star.rtr.ip("link set out2 gso_max_segs 4");
-    let rules = route("r", "in", "", FOUR.0, &["out1", "out2"], "");
-    let rules = rules + &route("r6", "in", "", SIX.0, &["out1", "out2"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["out1", "out2"], "");
+    let rules = rules + &route("r6", "in", "", GROUP_V6.0, &["out1", "out2"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    for (_, to) in [FOUR, SIX] {
+    for (_, to) in [GROUP_V4, GROUP_V6] {
         let rx = ["eth1", "eth2"].map(|i| join(&star, i, to));
         let packet = body(7, 40_123);
         let tx = sender(&star, to, 1000);
@@ -322,7 +326,7 @@ fn device_gso_limits_are_respected(lab: &Lab) {
 fn assert_rewritten(lab: &Lab, (group, to): (&str, &str), [source, other, at]: [&str; 3]) {
     let star = Star::dual(lab, 2);
     without_offload(&star.rtr, "out2");
-    let from = if group == FOUR.0 {
+    let from = if group == GROUP_V4.0 {
         "10.0.0.10"
     } else {
         "fd00::10"
@@ -354,20 +358,24 @@ fn assert_rewritten(lab: &Lab, (group, to): (&str, &str), [source, other, at]: [
 }
 
 fn rewritten_gso_packets_have_valid_checksums_4to4(lab: &Lab) {
-    assert_rewritten(lab, FOUR, ["10.0.1.77", "239.1.1.1", "239.1.1.1:5001"]);
+    assert_rewritten(lab, GROUP_V4, ["10.0.1.77", "239.1.1.1", "239.1.1.1:5001"]);
 }
 
 fn rewritten_gso_packets_have_valid_checksums_6to6(lab: &Lab) {
-    assert_rewritten(lab, SIX, ["fd00:1::77", "ff3e::9:9", "[ff3e::9:9]:5001"]);
+    assert_rewritten(
+        lab,
+        GROUP_V6,
+        ["fd00:1::77", "ff3e::9:9", "[ff3e::9:9]:5001"],
+    );
 }
 
 fn ttl_threshold_drops_count_every_segment(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let rules = String::from("[[interface]]\nname = \"out1\"\nttl_threshold = 3\n")
-        + &route("r", "in", "", FOUR.0, &["out1", "out2"], "");
+        + &route("r", "in", "", GROUP_V4.0, &["out1", "out2"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    let rx = ["eth1", "eth2"].map(|i| join(&star, i, FOUR.1));
-    let tx = sender(&star, FOUR.1, 1000);
+    let rx = ["eth1", "eth2"].map(|i| join(&star, i, GROUP_V4.1));
+    let tx = sender(&star, GROUP_V4.1, 1000);
     let (packet, passes) = (body(9, 9500), body(10, 2500));
     for (ttl, packet) in [(3, &packet), (1, &packet), (4, &passes)] {
         tx.ttl(ttl);
@@ -390,7 +398,7 @@ fn loop_guard_segments_gso_packets(lab: &Lab) {
     let rules = rules + &route("s", "in", "", "225.1.2.4", &["out2"], &unguarded);
     let router = Router::start(lab, &star.rtr, &rules);
     let captures = ["eth1", "eth2"].map(|i| Capture::new(&star.rcv, i));
-    let txs = [FOUR.1, "225.1.2.4:5000"].map(|to| sender(&star, to, 1000));
+    let txs = [GROUP_V4.1, "225.1.2.4:5000"].map(|to| sender(&star, to, 1000));
     for n in 0..10 {
         txs.iter().for_each(|tx| tx.send(body(n, 4000)));
     }
@@ -413,9 +421,9 @@ fn full_device_queue_counts_every_segment(lab: &Lab) {
     let queue: Vec<_> = queue.split(' ').collect();
     let done = star.rtr.output("tc", &queue);
     assert!(done.status.success(), "{done:?}");
-    let rules = route("r", "in", "", FOUR.0, &["out1"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["out1"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    let tx = sender(&star, FOUR.1, 1000);
+    let tx = sender(&star, GROUP_V4.1, 1000);
     (0..PACKETS as u32).for_each(|_| tx.send(body(5, 10_000)));
     let account = || {
         let value = |name: &str, labels: &[(&str, &str)]| router.metric(name, labels);
@@ -439,10 +447,10 @@ fn full_device_queue_counts_every_segment(lab: &Lab) {
 /// Runs of plain packets, which are sent in batches, before and after GSO packets.
 fn plain_and_gso_packets_keep_their_order(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let rules = route("r", "in", "", FOUR.0, &["out1"], "");
+    let rules = route("r", "in", "", GROUP_V4.0, &["out1"], "");
     let router = Router::start(lab, &star.rtr, &rules);
-    let rx = join(&star, "eth1", FOUR.1);
-    let tx = sender(&star, FOUR.1, 100);
+    let rx = join(&star, "eth1", GROUP_V4.1);
+    let tx = sender(&star, GROUP_V4.1, 100);
     let mut sent = Vec::new();
     for n in 0..40usize {
         for i in 0..n {

@@ -68,8 +68,8 @@ impl MnatTopology {
         topology
     }
 
-    pub(super) fn serve(&self, owner: &Arc<Mutex<ServerState>>) -> Server {
-        self.serve_at(SERVER, None, owner)
+    pub(super) fn serve(&self, server_state: &Arc<Mutex<ServerState>>) -> Server {
+        self.serve_at(SERVER, None, server_state)
     }
 
     /// As [`Self::serve`] at another address. With `clients`, client certificates of that CA are
@@ -78,9 +78,9 @@ impl MnatTopology {
         &self,
         at: &str,
         clients: Option<Ca>,
-        owner: &Arc<Mutex<ServerState>>,
+        server_state: &Arc<Mutex<ServerState>>,
     ) -> Server {
-        mnat::serve(&self.egr, &self.ca, clients, at, owner)
+        mnat::serve(&self.egr, &self.ca, clients, at, server_state)
     }
 
     pub(super) fn settings(&self, role: &str, up: &str, down: &str, joinfile: &Path) -> String {
@@ -156,8 +156,8 @@ fn streams_survive_remapping_and_server_outage(lab: &Lab) {
     let topology = MnatTopology::new(lab);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-    let owner = ServerState::starting_at(0);
-    let server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let server = topology.serve(&server_state);
     let egress = topology.egress(lab, &reads);
     wait_mapped(&egress, &[(G, "239.1.1.1")]);
     let ingress = topology.ingress(lab, &writes);
@@ -183,7 +183,7 @@ fn streams_survive_remapping_and_server_outage(lab: &Lab) {
     sender.wait_for_more(100);
 
     // The mapping changes.
-    owner.lock().unwrap().reassign();
+    server_state.lock().unwrap().reassign();
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.2"]);
     wait_rewritten(&egress, &["239.1.1.2 -> 232.1.1.1"]);
     sender.wait_for_more(100);
@@ -198,8 +198,8 @@ fn streams_survive_remapping_and_server_outage(lab: &Lab) {
         failed(&egress),
         failed(&ingress)
     );
-    let owner = ServerState::starting_at(10);
-    let server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(10);
+    let server = topology.serve(&server_state);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.11"]);
     wait_rewritten(&egress, &["239.1.1.11 -> 232.1.1.1"]);
     sender.wait_for_more(100);
@@ -281,8 +281,8 @@ fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::S
 
 fn joined_hosts_receive_mapped_streams_v4_and_v6(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
     let egress = topology.egress(lab, &reads);
     let ingress = topology.ingress(lab, &writes);
@@ -324,9 +324,9 @@ fn joined_hosts_receive_mapped_streams_v4_and_v6(lab: &Lab) {
 /// any sender to the local group.
 fn any_source_local_groups_carry_streams(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    owner.lock().unwrap().any_source = true;
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    server_state.lock().unwrap().any_source = true;
+    let _server = topology.serve(&server_state);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
     let egress = topology.egress(lab, &reads);
     let ingress = topology.ingress(lab, &writes);
@@ -356,8 +356,8 @@ fn any_source_local_groups_carry_streams(lab: &Lab) {
 
 fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
     let reads = lab.file("egress.sgs");
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
     let settings = topology.settings("egress", "net0", "out", &reads);
@@ -394,7 +394,7 @@ fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
                 assert_eq!(groups, [G, "232.1.1.8"]);
                 assert_eq!(queried(&wire), 0);
                 std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-                owner.lock().unwrap().next = 1;
+                server_state.lock().unwrap().next = 1;
             }
         }
         drop(host);
@@ -406,8 +406,8 @@ fn joinfile_only_egress_sends_no_queries(lab: &Lab) {
 /// removed.
 fn conflicting_route_is_reported_until_removed(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
     let reads = lab.file("egress.sgs");
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
     let settings = topology.settings("egress", "net0", "out", &reads);

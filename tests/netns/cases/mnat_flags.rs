@@ -105,8 +105,8 @@ const IN_AND_MID: [&str; 6] = [
 /// Without a CA file, the CAs of the system are trusted.
 fn flags_alone_configure_an_egress(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
     let reads = lab.file("egress.sgs");
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\nnonsense\n").unwrap();
     let mut command = topology.egr.command(BINARY);
@@ -135,14 +135,14 @@ fn flags_alone_configure_an_egress(lab: &Lab) {
 /// requires a client certificate.
 fn ingress_finds_files_at_container_paths(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    owner.lock().unwrap().add_remote_join("10.0.0.10", G);
-    owner.lock().unwrap().refresh = 1;
+    let server_state = ServerState::starting_at(0);
+    server_state.lock().unwrap().add_remote_join("10.0.0.10", G);
+    server_state.lock().unwrap().refresh = 1;
     let clients = Ca::new();
     let mounts = Mounts::new(lab);
     mounts.write_etc("ca.pem", &topology.ca.pem());
     mounts.write_etc("client.pem", &clients.sign(&["ingress"], 0).pem);
-    let server = topology.serve_at("10.9.0.2:8443", Some(clients), &owner);
+    let server = topology.serve_at("10.9.0.2:8443", Some(clients), &server_state);
     let args = [&["mnat-ingress"], &IN_AND_MID[..], &["--grace", "1s"]].concat();
     let program = mounts.start(lab, &topology.ing, "", &args);
     let joined = mounts.state_file("ingress-joined.sgs");
@@ -177,9 +177,9 @@ fn ingress_finds_files_at_container_paths(lab: &Lab) {
 /// read-only.
 fn mounted_joinfile_is_written_in_place(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    owner.lock().unwrap().add_remote_join("10.0.0.10", G);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    server_state.lock().unwrap().add_remote_join("10.0.0.10", G);
+    let _server = topology.serve(&server_state);
     for folder in ["rw", "ro"] {
         let container = Mounts::new(lab);
         container.write_etc("ca.pem", &topology.ca.pem());
@@ -222,9 +222,9 @@ fn mounted_joinfile_is_written_in_place(lab: &Lab) {
 /// place from outside.
 fn egress_accepts_each_flag(lab: &Lab) {
     let topology = MnatTopology::new(lab);
-    let owner = ServerState::starting_at(0);
-    owner.lock().unwrap().refresh = 1;
-    let server = topology.serve_at("10.9.0.2:9443", None, &owner);
+    let server_state = ServerState::starting_at(0);
+    server_state.lock().unwrap().refresh = 1;
+    let server = topology.serve_at("10.9.0.2:9443", None, &server_state);
     let container = Mounts::new(lab);
     container.write_etc("ca.pem", &topology.ca.pem());
     let outside = lab.file("outside.sgs");

@@ -38,8 +38,8 @@ fn reload_of_each_setting_keeps_streams(lab: &Lab) {
     let topology = MnatTopology::new(lab);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
     fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-    let owner = ServerState::starting_at(0);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
     let egress = topology.egress(lab, &reads);
     let ingress = topology.ingress(lab, &writes);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.1"]);
@@ -71,7 +71,7 @@ fn reload_of_each_setting_keeps_streams(lab: &Lab) {
     eventually("held", vec!["held".to_string()], || state(&egress));
     sender.wait_for_more(100);
     assert_eq!(state(&egress), ["held"]);
-    let _other = topology.serve_at("10.9.0.2:8444", None, &owner);
+    let _other = topology.serve_at("10.9.0.2:8444", None, &server_state);
     wait_mapped(&egress, &[(G, "239.1.1.1")]);
     sender.wait_for_more(50);
 
@@ -98,8 +98,8 @@ fn reload_adds_removes_and_changes_role(lab: &Lab) {
     let topology = MnatTopology::new(lab);
     let reads = lab.file("egress.sgs");
     fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
-    let owner = ServerState::starting_at(0);
-    let _server = topology.serve(&owner);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
     topology.egr.ip("link add out2 type veth peer name far");
     topology.egr.ip_batch("link set far up\nlink set out2 up\n");
     let egress = Router::start(lab, &topology.egr, "");

@@ -22,7 +22,8 @@ fn general_query(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
 
 fn querier_election_lowest_address_wins(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    // The router is 10.0.1.1 and a host cannot be .0, so the router gets a higher address.
+    // The rival needs a lower address than the router. No valid address is below 10.0.1.1, so the
+    // router moves to 10.0.1.100.
     star.rtr.ip("address del 10.0.1.1/24 dev out1");
     star.rtr.ip("address add 10.0.1.100/24 dev out1");
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
@@ -203,7 +204,7 @@ fn mrdisc_announces_the_router_v4_and_v6(lab: &Lab) {
     ));
     eventually("answered", true, || wire.to("224.0.0.106").len() > before);
     let last = |wire: &Capture, to: &str| wire.to(to).last().map(|s| s.body()[0]);
-    // A reload changes which links are announced, also on a link without members.
+    // A reload changes on which links the router is announced, also on a link without members.
     let alone = toml.replace("mrdisc = true", "mrdisc = false")
         + "[[interface]]\nname = \"in\"\nmrdisc = true\n";
     router.write_settings(&alone);
@@ -214,7 +215,7 @@ fn mrdisc_announces_the_router_v4_and_v6(lab: &Lab) {
         wire.to("ff02::6a").last().map(|s| s.body()[8])
     });
     let wire = Capture::new(&star.src, "eth0");
-    eventually("the other link is announced", true, || {
+    eventually("the router is announced on the other link", true, || {
         !wire.to("224.0.0.106").is_empty()
     });
     let before = wire.to("224.0.0.106").len();

@@ -44,20 +44,20 @@ struct Pair {
     to: [&'static str; 2],
 }
 
-const FOUR: [&str; 2] = ["10.0.0.10", "225.1.2.3"];
-const SIX: [&str; 2] = ["fd00::10", "ff3e::1:2"];
-const FOUR_TO: [&str; 2] = ["10.0.1.77", "239.1.1.1"];
-const SIX_TO: [&str; 2] = ["fd00:1::77", "ff3e::9:9"];
+const STREAM_V4: [&str; 2] = ["10.0.0.10", "225.1.2.3"];
+const STREAM_V6: [&str; 2] = ["fd00::10", "ff3e::1:2"];
+const TRANSLATED_V4: [&str; 2] = ["10.0.1.77", "239.1.1.1"];
+const TRANSLATED_V6: [&str; 2] = ["fd00:1::77", "ff3e::9:9"];
 
 const fn pair(family: &'static str, from: [&'static str; 2], to: [&'static str; 2]) -> Pair {
     Pair { family, from, to }
 }
 
 const PAIRS: [Pair; 4] = [
-    pair("4to4", FOUR, FOUR_TO),
-    pair("6to6", SIX, SIX_TO),
-    pair("4to6", FOUR, SIX_TO),
-    pair("6to4", SIX, FOUR_TO),
+    pair("4to4", STREAM_V4, TRANSLATED_V4),
+    pair("6to6", STREAM_V6, TRANSLATED_V6),
+    pair("4to6", STREAM_V4, TRANSLATED_V6),
+    pair("6to4", STREAM_V6, TRANSLATED_V4),
 ];
 
 fn at(group: &str, port: u16) -> String {

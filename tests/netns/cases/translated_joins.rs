@@ -29,7 +29,7 @@ fn proxy(upstream: &str) -> String {
     format!("[[proxy]]\nname = \"p\"\nupstream = [{upstream:?}]\ndownstream = [\"out1\"]\n{TIMERS}")
 }
 
-/// A kernel that is a member for as long as this value lives.
+/// A host whose memberships last as long as this value.
 struct Host<'a> {
     ns: &'a Ns,
     held: HostMemberships,
@@ -97,10 +97,10 @@ fn records(wire: &Capture, source: &str, group: &str) -> Vec<u8> {
     types.collect()
 }
 
-const FOUR: [&str; 2] = ["10.0.0.10", "232.1.2.3"];
-const SIX: [&str; 2] = ["fd00::10", "ff3e::8000:2"];
-const FOUR_TO: [&str; 2] = ["10.9.1.77", "232.9.1.1"];
-const SIX_TO: [&str; 2] = ["fd00:9::77", "ff3e::8000:9"];
+const STREAM_V4: [&str; 2] = ["10.0.0.10", "232.1.2.3"];
+const STREAM_V6: [&str; 2] = ["fd00::10", "ff3e::8000:2"];
+const TRANSLATED_V4: [&str; 2] = ["10.9.1.77", "232.9.1.1"];
+const TRANSLATED_V6: [&str; 2] = ["fd00:9::77", "ff3e::8000:9"];
 const PACKETS: usize = 100;
 
 fn translated(from: [&str; 2], to: [&str; 2], egresses: &[&str]) -> String {
@@ -187,23 +187,23 @@ fn assert_original_joined(lab: &Lab, from: [&str; 2], to: [&str; 2], upstream: &
 }
 
 fn original_stream_is_joined_4to4(lab: &Lab) {
-    assert_original_joined(lab, FOUR, FOUR_TO, "out2");
+    assert_original_joined(lab, STREAM_V4, TRANSLATED_V4, "out2");
 }
 
 fn original_stream_is_joined_6to6(lab: &Lab) {
-    assert_original_joined(lab, SIX, SIX_TO, "out2");
+    assert_original_joined(lab, STREAM_V6, TRANSLATED_V6, "out2");
 }
 
 fn original_stream_is_joined_4to6(lab: &Lab) {
-    assert_original_joined(lab, FOUR, SIX_TO, "out2");
+    assert_original_joined(lab, STREAM_V4, TRANSLATED_V6, "out2");
 }
 
 fn original_stream_is_joined_6to4(lab: &Lab) {
-    assert_original_joined(lab, SIX, FOUR_TO, "out2");
+    assert_original_joined(lab, STREAM_V6, TRANSLATED_V4, "out2");
 }
 
 fn original_stream_is_joined_on_proxy_upstream(lab: &Lab) {
-    assert_original_joined(lab, FOUR, FOUR_TO, "in");
+    assert_original_joined(lab, STREAM_V4, TRANSLATED_V4, "in");
 }
 
 /// One group of the prefix is joined per member, with the sources that the member includes.
@@ -215,11 +215,11 @@ fn prefix_translation_joins_one_group_per_member(lab: &Lab) {
     let router = Router::start(lab, &star.rtr, &settings);
     let mut host = Host::new(&star.rcv, "eth1");
     host.set_filter("239.1.1.7", &SourceFilter::any());
-    let but = SourceFilter::Exclude(["10.9.1.5".parse().expect("a source")].into());
-    host.set_filter("239.1.1.8", &but);
+    let all_but_one = SourceFilter::Exclude(["10.9.1.5".parse().expect("a source")].into());
+    host.set_filter("239.1.1.8", &all_but_one);
     host.set_filter("239.1.1.9", &include(&["10.9.1.6", "10.7.0.1"]));
-    let (any, but) = ("225.1.2.7 exclude", "225.1.2.8 exclude 10.0.0.5");
-    let all = [any, but, "225.1.2.9 include 10.0.0.6"].map(String::from);
+    let (any, expected_exclude) = ("225.1.2.7 exclude", "225.1.2.8 exclude 10.0.0.5");
+    let all = [any, expected_exclude, "225.1.2.9 include 10.0.0.6"].map(String::from);
     eventually("each original is joined", all.to_vec(), || {
         joined(&router, "in")
     });
@@ -289,8 +289,8 @@ fn reload(router: &Router, settings: &str) {
 /// `out2` is not a downstream interface of the proxy, so the original is joined without members.
 fn unproxied_egress_is_joined_without_members(lab: &Lab) {
     let star = Star::v4(lab, 2);
-    let settings = proxy("in") + &translated(FOUR, FOUR_TO, &["out1", "out2"]);
+    let settings = proxy("in") + &translated(STREAM_V4, TRANSLATED_V4, &["out1", "out2"]);
     let router = Router::start(lab, &star.rtr, &settings);
-    let original = format!("{} include {}", FOUR[1], FOUR[0]);
+    let original = format!("{} include {}", STREAM_V4[1], STREAM_V4[0]);
     eventually("joined for out2", vec![original], || joined(&router, "in"));
 }

@@ -26,7 +26,7 @@ pub fn serve(
     ca: &Ca,
     clients: Option<Ca>,
     address: &str,
-    owner: &Arc<Mutex<ServerState>>,
+    server_state: &Arc<Mutex<ServerState>>,
 ) -> Server {
     // The previous server may still be closing its connections.
     let mut listener = None;
@@ -40,7 +40,7 @@ pub fn serve(
         clients,
         alpn: b"h2",
     };
-    Server::start(listener.expect("a port"), tls, owner.clone())
+    Server::start(listener.expect("a port"), tls, server_state.clone())
 }
 
 /// The state of the MNAT server, reduced to what ingress and egress need.
@@ -97,7 +97,7 @@ fn key(joined: &Value) -> String {
 
 impl RequestHandler for Arc<Mutex<ServerState>> {
     fn answer(&mut self, request: ReceivedRequest) -> Reply {
-        let mut owner = self.lock().unwrap();
+        let mut server_state = self.lock().unwrap();
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let json = |status, body: Value| Reply::Answer(status, body.to_string().into_bytes());
         let done = || Reply::Answer(204, vec![]);
@@ -106,39 +106,39 @@ impl RequestHandler for Arc<Mutex<ServerState>> {
         let watcher = &body["ietf-mnat:watcher"];
         match (request.method.as_str(), head) {
             ("POST", "operations/ietf-mnat:get-new-watcher-id") => {
-                let id = format!("W{}-{}", owner.next, owner.watchers.len());
-                owner.watchers.insert(id.clone(), vec![]);
+                let id = format!("W{}-{}", server_state.next, server_state.watchers.len());
+                server_state.watchers.insert(id.clone(), vec![]);
                 json(
                     200,
-                    json!({ "watcher-id": id, "refresh-period": owner.refresh }),
+                    json!({ "watcher-id": id, "refresh-period": server_state.refresh }),
                 )
             }
             ("POST", "operations/ietf-mnat:refresh-watcher-id") => {
                 let id = body["ietf-mnat:input"]["ietf-mnat:watcher-id"].as_str();
-                let known = id.is_some_and(|id| owner.watchers.contains_key(id));
+                let known = id.is_some_and(|id| server_state.watchers.contains_key(id));
                 Reply::Answer(if known { 204 } else { 500 }, vec![])
             }
             ("POST", _) => done(),
-            ("PUT", _) if !owner.watchers.contains_key(id) => Reply::Answer(404, vec![]),
+            ("PUT", _) if !server_state.watchers.contains_key(id) => Reply::Answer(404, vec![]),
             ("PUT", _) => {
                 let joined = watcher["joined-sg"].as_array().unwrap().clone();
                 for one in &joined {
-                    if !owner.locals.contains_key(&key(one)) {
-                        owner.assign(one);
+                    if !server_state.locals.contains_key(&key(one)) {
+                        server_state.assign(one);
                     }
                 }
-                owner.watchers.insert(id.to_string(), joined);
+                server_state.watchers.insert(id.to_string(), joined);
                 done()
             }
-            _ if !owner.watchers.contains_key(id) => {
+            _ if !server_state.watchers.contains_key(id) => {
                 json(200, json!({ "ietf-mnat:watcher": [{}] }))
             }
             _ => {
-                let all = owner.watchers.values().flatten();
+                let all = server_state.watchers.values().flatten();
                 let entry = |joined: &Value| {
                     json!({ "id": 1, "state": "ietf-mnat:assigned-local-multicast",
                         "global-subscription": { "source": joined["source"], "group": joined["group"] },
-                        "local-mapping": owner.locals[&key(joined)] })
+                        "local-mapping": server_state.locals[&key(joined)] })
                 };
                 let mapped: Vec<Value> = all.map(entry).collect();
                 json(

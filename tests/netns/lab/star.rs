@@ -32,8 +32,8 @@ impl Star {
         Self::new(lab, egresses, true, "")
     }
 
-    /// Creates one of several stars of a test with IPv4 and IPv6; `tag` tells their namespaces
-    /// apart.
+    /// Creates one of several stars of a test with IPv4 and IPv6; `tag` distinguishes their
+    /// namespaces.
     pub fn tagged(lab: &Lab, egresses: usize, tag: &str) -> Self {
         Self::new(lab, egresses, true, tag)
     }

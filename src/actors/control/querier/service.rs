@@ -247,7 +247,7 @@ impl Service {
             && !remove_leaves(&mut received.message)
         {
             machine.handle_missed_report(now);
-            return refused(MembershipRefusal::StrangerRate.label());
+            return refused(MembershipRefusal::UnknownSenderRate.label());
         }
         let (from, to) = (received.source, received.destination);
         let result = machine.handle_message_from(now, sender, from, to, &received.message);

@@ -35,14 +35,14 @@ impl Handler<Barrier> for Routing {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, _: Barrier, _: &mut Self::Context) -> Self::Result {
-        let publish_at = if self.pace.is_scheduled {
-            self.pace.next
+        let publish_at = if self.pacer.is_scheduled {
+            self.pacer.next
         } else {
             Instant::now()
         };
         let paced = tokio::time::sleep_until(publish_at.into()).into_actor(self);
         Box::pin(paced.then(|(), actor, _| {
-            if actor.pace.is_scheduled {
+            if actor.pacer.is_scheduled {
                 actor.publish_memberships();
             }
             // The supervisor handles messages in order, so it answers after all earlier ones.

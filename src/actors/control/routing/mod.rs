@@ -30,7 +30,7 @@ use crate::table::mnat_routes::keep_mnat_routes;
 use crate::table::{Fib, MembershipDatabase, Rib, RibError};
 
 use demand::Demand;
-use pace::Pace;
+use pace::SnapshotPacer;
 
 /// Limit of the mailbox.
 const MAILBOX: usize = 256;
@@ -51,7 +51,7 @@ pub struct Routing {
     served: Option<BTreeMap<InterfaceId, ServedInterface>>,
     /// Memberships from before a restart of the querier that have not been reported since.
     stale: AHashSet<(InterfaceId, Group)>,
-    pace: Pace,
+    pacer: SnapshotPacer,
     /// The memberships to join upstream for members.
     demand: Demand,
     /// Memberships that joins and routes require, and the links they were computed for.
@@ -78,7 +78,7 @@ impl Routing {
             fib: Arc::default(),
             served: None,
             stale: AHashSet::new(),
-            pace: Pace::new(Instant::now()),
+            pacer: SnapshotPacer::new(Instant::now()),
             demand: Demand::default(),
             fixed: joins::DesiredMemberships::new(),
             up: Links::default(),
@@ -245,16 +245,16 @@ impl Routing {
 
     /// Publishes changed memberships, at once or as soon as the pace permits.
     fn schedule_publish(&mut self, ctx: &mut Context<Self>) {
-        if self.pace.is_scheduled {
+        if self.pacer.is_scheduled {
             return;
         }
-        let wait = self.pace.next.saturating_duration_since(Instant::now());
+        let wait = self.pacer.next.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             return self.publish_memberships();
         }
-        self.pace.is_scheduled = true;
+        self.pacer.is_scheduled = true;
         ctx.run_later(wait, |actor, _| {
-            actor.pace.is_scheduled = false;
+            actor.pacer.is_scheduled = false;
             actor.publish_memberships();
         });
     }
@@ -278,7 +278,7 @@ impl Routing {
         self.update_joins();
         self.report_members_to_mnat();
         let now = Instant::now();
-        self.pace.start_pause(now, now - started);
+        self.pacer.start_pause(now, now - started);
     }
 
     /// Sends changed memberships to the joins actor.

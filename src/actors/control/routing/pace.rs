@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 /// Limits the rate of snapshots that memberships cause, so that a flood of reports leaves time
 /// for other work.
-pub(super) struct Pace {
+pub(super) struct SnapshotPacer {
     /// Earliest time of the next snapshot.
     pub(super) next: Instant,
     /// Whether the next snapshot is scheduled.
     pub(super) is_scheduled: bool,
 }
 
-impl Pace {
-    /// Returns a pace that permits a snapshot at once.
+impl SnapshotPacer {
+    /// Returns a pacer that permits a snapshot at once.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             next: now,

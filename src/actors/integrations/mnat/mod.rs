@@ -8,7 +8,7 @@
 mod events;
 mod reload;
 
-pub use reload::{ROLE, reconfigure};
+pub use reload::{ACTOR_NAME, reconfigure};
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;

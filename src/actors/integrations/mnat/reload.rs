@@ -15,7 +15,7 @@ use crate::actors::supervisor::Supervisor;
 use crate::mnat::Config;
 
 /// The `actor` label of the MNAT actor.
-pub const ROLE: &str = "mnat";
+pub const ACTOR_NAME: &str = "mnat";
 
 /// Puts new settings in force: configures the MNAT actor, starts it, or stops it and removes its
 /// routes.
@@ -48,7 +48,7 @@ pub fn reconfigure(
         }
         (None, None) => {}
     }
-    supervisor.do_send(RestartChild(ROLE));
+    supervisor.do_send(RestartChild(ACTOR_NAME));
 }
 
 impl Handler<ConfigureMnat> for Mnat {
