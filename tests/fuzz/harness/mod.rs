@@ -41,6 +41,8 @@ fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
         carrier: true,
         address: None,
         vlan: vlan.map(|id| (iif, id)),
+        is_port: false,
+        loopback: false,
         known_as: Default::default(),
         plane: None,
     }
