@@ -62,6 +62,8 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
         carrier: true,
         address: None,
         vlan: None,
+        is_port: false,
+        loopback: false,
         known_as: Default::default(),
         plane: None,
     };
@@ -84,6 +86,8 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
                 .collect(),
             ttl: TtlPolicy::Decrement,
             link_local: false,
+            link_local_sources: false,
+            fragment: Default::default(),
             join: JoinPolicy::Never,
             loop_guard: false,
             takeover: Some(DEFAULT_TAKEOVER),
