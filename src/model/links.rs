@@ -141,6 +141,14 @@ impl Links {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns the links for which `keep` is true, with their addresses.
+    pub fn filtered(&self, keep: impl Fn(&Link) -> bool) -> Self {
+        let mut kept = self.clone();
+        kept.links.retain(|_, link| keep(link));
+        kept.addresses.retain(|index, _| kept.links.contains_key(index));
+        kept
+    }
+
     /// Adds an alias to a link. Does nothing if the link does not exist.
     pub fn add_alias(&mut self, index: InterfaceId, alias: IfPattern) {
         if let Some(link) = self.links.get_mut(&index) {

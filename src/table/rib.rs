@@ -165,8 +165,7 @@ impl Rib {
 
     /// Returns the links that are not disabled.
     pub fn usable(&self, links: &Links) -> Links {
-        let usable = |link: &&Link| !self.options(link).is_some_and(|o| o.disabled);
-        links.iter().filter(usable).cloned().collect()
+        links.filtered(|link| !self.options(link).is_some_and(|o| o.disabled))
     }
 
     /// Builds the forwarding table for `links`. The OIF table is empty;

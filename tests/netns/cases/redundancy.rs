@@ -267,18 +267,21 @@ fn failover_takes_less_than_two_seconds(lab: &Lab) {
         let start = |r| Router::start(lab, r, &toml);
         let mut routers: Vec<_> = net.routers.iter().map(start).collect();
         let b = Capture::new(&net.rcv, "eth0");
-        let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 1000);
-        stream.wait_for_more(1000);
+        // An unoptimised router on a busy machine does not forward more.
+        let rate = std::env::var("MCASTOR_FAILOVER_RATE").ok();
+        let rate = rate.map_or(1000, |rate| rate.parse().expect("packets per second"));
+        let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, rate);
+        stream.wait_for_more(rate);
         // The first router has the lower address and forwards.
         let died = stream.sent();
         drop(routers.remove(0));
-        stream.wait_for_more(2500);
+        stream.wait_for_more(5 * rate / 2);
         let sent = stream.finish();
         wait_for_last(&b, sent);
         let arrived = copies(&b);
         let lost = (died..sent).filter(|n| !arrived.contains_key(n)).count();
-        println!("failover ({tag}-way): {lost} packets lost at 1,000/s");
-        assert!(lost < 2000, "{lost} packets lost");
+        println!("failover ({tag}-way): {lost} packets lost at {rate}/s");
+        assert!(lost < 2 * rate as usize, "{lost} packets lost");
     }
 }
 
