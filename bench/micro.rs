@@ -10,8 +10,8 @@ use mcastor::forward::fragment::fragment;
 use mcastor::forward::segment::segment;
 use mcastor::forward::{Arrival, Decision, LoopGuard, decide};
 use mcastor::model::{
-    DEFAULT_TAKEOVER, InterfaceId, JoinPolicy, Link, Links, Origin, ProxyRule, RouteName,
-    RouteRule, Source, SourceFilter, SourcePrefix, TtlPolicy,
+    InterfaceId, JoinPolicy, Link, Links, ProxyRule, RouteName, RouteRule, Source, SourceFilter,
+    SourcePrefix,
 };
 use mcastor::pipeline::{Batch, Packet, Switch};
 use mcastor::table::flows::{FlowBudget, Flows};
@@ -54,45 +54,25 @@ fn packet(i: usize, payload: usize) -> Vec<u8> {
 /// Returns a FIB with `rules` rules from `in` to `egresses` interfaces. The rules are (S,G) if
 /// `pairs` is true, otherwise (*,G).
 fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
-    let link = |index, name: String| Link {
-        index: InterfaceId::new(index).expect("not zero"),
-        name: name.parse().expect("a name"),
-        mtu: 1500,
-        up: true,
-        carrier: true,
-        address: None,
-        vlan: None,
-        is_port: false,
-        loopback: false,
-        known_as: Default::default(),
-        plane: None,
+    let link = |index, name: String| {
+        Link::new(
+            InterfaceId::new(index).expect("not zero"),
+            name.parse().expect("a name"),
+        )
     };
     let out = (0..egresses).map(|i| link(i as u32 + 2, format!("out{i}")));
     let links: Links = std::iter::once(link(1, "in".into())).chain(out).collect();
     let rules = (0..rules).map(|i| {
         let group = group(i).to_string().parse().expect("a group");
+        let to = (0..egresses).map(|i| format!("out{i}").parse().expect("a name"));
         RouteRule {
             name: RouteName::new(i.to_string()),
-            origin: Origin::Settings,
-            from: "in".parse().expect("a name"),
             source: match pairs {
                 true => source(i).to_string().parse().expect("a source"),
                 false => SourcePrefix::any_for(group),
             },
-            except_sources: vec![],
-            group,
-            to: (0..egresses)
-                .map(|i| format!("out{i}").parse().expect("a name"))
-                .collect(),
-            ttl: TtlPolicy::Decrement,
-            link_local: false,
-            link_local_sources: false,
-            fragment: Default::default(),
             join: JoinPolicy::Never,
-            loop_guard: false,
-            takeover: Some(DEFAULT_TAKEOVER),
-            redundant: true,
-            translation: None,
+            ..RouteRule::new("in".parse().expect("a name"), group, to.collect())
         }
     });
     Rib {

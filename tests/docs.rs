@@ -87,19 +87,10 @@ fn catalogue_text() -> String {
     catalog.mnat.observe_join_seconds(0.1);
     catalog.mnat.count_request("poll", "200");
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
-    catalog.set_link(&Link {
-        index: InterfaceId::new(1).unwrap(),
-        name: "eth0".parse().unwrap(),
-        mtu: 1500,
-        up: true,
-        carrier: true,
-        address: None,
-        vlan: None,
-        is_port: false,
-        loopback: false,
-        known_as: Default::default(),
-        plane: None,
-    });
+    catalog.set_link(&Link::new(
+        InterfaceId::new(1).unwrap(),
+        "eth0".parse().unwrap(),
+    ));
     catalog.count_widened_filter("eth0");
     for protocol in Protocol::ALL {
         let membership = &catalog.membership;

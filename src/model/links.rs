@@ -145,7 +145,8 @@ impl Links {
     pub fn filtered(&self, keep: impl Fn(&Link) -> bool) -> Self {
         let mut kept = self.clone();
         kept.links.retain(|_, link| keep(link));
-        kept.addresses.retain(|index, _| kept.links.contains_key(index));
+        kept.addresses
+            .retain(|index, _| kept.links.contains_key(index));
         kept
     }
 

@@ -390,18 +390,11 @@ mod tests {
     }
 
     fn fib(fragment: FragmentPolicy) -> Fib {
-        let link = |index, name: &str| Link {
-            index: InterfaceId::new(index).unwrap(),
-            name: name.parse::<IfName>().unwrap(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            address: None,
-            vlan: None,
-            is_port: false,
-            loopback: false,
-            known_as: Default::default(),
-            plane: None,
+        let link = |index, name: &str| {
+            Link::new(
+                InterfaceId::new(index).unwrap(),
+                name.parse::<IfName>().unwrap(),
+            )
         };
         let links: Links = [link(1, "in"), link(2, "out")].into_iter().collect();
         let (from, group) = ("in".parse().unwrap(), "225.1.2.3".parse().unwrap());

@@ -161,19 +161,7 @@ pub fn index(n: u32) -> InterfaceId {
 }
 
 pub fn link(n: u32, name: &str) -> Link {
-    Link {
-        index: index(n),
-        name: name.parse().unwrap(),
-        mtu: 1500,
-        up: true,
-        carrier: true,
-        address: None,
-        vlan: None,
-        is_port: false,
-        loopback: false,
-        known_as: Default::default(),
-        plane: None,
-    }
+    Link::new(index(n), name.parse().unwrap())
 }
 
 pub fn rule(from: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {

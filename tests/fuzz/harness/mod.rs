@@ -33,17 +33,10 @@ impl<'a> Input<'a> {
 
 fn link(index: u32, name: &str, mtu: u32, vlan: Option<u16>) -> Link {
     let iif = InterfaceId::new(1).unwrap();
+    let id = InterfaceId::new(index).unwrap();
     Link {
-        index: InterfaceId::new(index).unwrap(),
-        name: name.parse().unwrap(),
         mtu,
-        up: true,
-        carrier: true,
-        address: None,
         vlan: vlan.map(|id| (iif, id)),
-        is_port: false,
-        loopback: false,
-        known_as: Default::default(),
-        plane: None,
+        ..Link::new(id, name.parse().unwrap())
     }
 }
