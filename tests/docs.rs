@@ -12,7 +12,7 @@ use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::Catalog;
 use mcastor::metrics::membership::{Direction, MembershipState};
-use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TranslationKind};
+use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TakeoverRole, TranslationKind};
 use mcastor::settings::Settings;
 use mcastor::wire::RejectReason;
 
@@ -87,6 +87,7 @@ fn catalogue_text() -> String {
     catalog.mnat.observe_join_seconds(0.1);
     catalog.mnat.count_request("poll", "200");
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
+    catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);
     catalog.set_link(&Link::new(
         InterfaceId::new(1).unwrap(),
         "eth0".parse().unwrap(),

@@ -21,7 +21,6 @@
 //! stream at the same time may both forward one.
 
 use std::net::IpAddr;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -30,6 +29,7 @@ use ipnet::IpNet;
 
 use super::flow::FlowKey;
 use super::slot_table::{SlotTable, age_ms, stamp};
+use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
 /// Buckets of eight streams.
@@ -117,17 +117,6 @@ impl Rank {
     }
 }
 
-/// Identifies a stream in a domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamKey(NonZeroU64);
-
-impl StreamKey {
-    /// Returns the number of the key.
-    pub(super) fn get(self) -> u64 {
-        self.0.get()
-    }
-}
-
 /// Whether a packet may be forwarded from the ingress on which it arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
@@ -197,8 +186,7 @@ fn first_admission(interface: InterfaceId, first: InterfaceId) -> Admission {
 impl ActiveIngresses {
     /// Returns the key of a stream in a domain.
     pub fn key(&self, domain: &IngressDomain, stream: FlowKey) -> StreamKey {
-        let hash = self.seed.hash_one((domain.id, stream));
-        StreamKey(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
+        StreamKey::from_hash(self.seed.hash_one((domain.id, stream)))
     }
 
     /// Decides whether a packet is forwarded from the ingress of `selection`, which becomes or

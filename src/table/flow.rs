@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::EntryId;
-use super::active_ingress::StreamKey;
 use super::oif_sets::OifSetId;
+use super::stream_key::StreamKey;
 use crate::model::InterfaceId;
 
 /// Source and group of a flow.

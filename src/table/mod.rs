@@ -22,10 +22,11 @@ pub mod rib_change;
 pub mod rib_error;
 mod route_conflicts;
 mod slot_table;
+mod stream_key;
 pub mod stream_state;
 pub mod translated_joins;
 
-pub use active_ingress::{Admission, IngressDomain, IngressSelection, PacketOrigin, StreamKey};
+pub use active_ingress::{Admission, IngressDomain, IngressSelection, PacketOrigin};
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_diff::FibDiff;
 pub use ids::{DownstreamId, EgressId, EntryId, PathId};
@@ -36,4 +37,5 @@ pub use oif_table::OifTable;
 pub use other_forwarders::Turn;
 pub use rib::Rib;
 pub use rib_error::RibError;
+pub use stream_key::StreamKey;
 pub use stream_state::StreamState;

@@ -14,8 +14,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::active_ingress::StreamKey;
 use super::slot_table::{SlotTable, age_ms, stamp, without_stamp};
+use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
 /// Buckets of eight streams.

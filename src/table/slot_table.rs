@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Slots in a bucket.
 const WAYS: usize = 8;
 
-/// The low bits of [`Slot::state`] are the time of the last use.
+/// The low bits of [`StreamSlot::state`] are the time of the last use.
 const TIME_BITS: u32 = 23;
 const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
 
 /// The state of one stream.
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct StreamSlot {
     /// The hash; zero if the slot is empty.
     key: AtomicU64,
     /// State that changes as a whole. Its low bits are the [time of the last use](stamp).
@@ -45,7 +45,7 @@ pub(super) fn age_ms(state: u64, now_ms: u64) -> u64 {
 /// The table. Its memory is allocated for the first stream.
 pub(super) struct SlotTable {
     buckets: usize,
-    slots: OnceLock<Box<[Slot]>>,
+    slots: OnceLock<Box<[StreamSlot]>>,
 }
 
 impl SlotTable {
@@ -63,16 +63,20 @@ impl SlotTable {
     }
 
     /// Returns the slot of a stream. `key` is not zero.
-    pub(super) fn find(&self, key: u64) -> Option<&Slot> {
+    pub(super) fn find(&self, key: u64) -> Option<&StreamSlot> {
         let slots = &self.slots.get()?[self.bucket(key)];
         slots.iter().find(|s| s.key.load(Ordering::Relaxed) == key)
     }
 
     /// Gives a stream without a slot the least recently used one, with this state.
     pub(super) fn insert(&self, key: u64, state: u64, extra: u64, now_ms: u64) {
-        let new = || (0..WAYS * self.buckets).map(|_| Slot::default()).collect();
+        let new = || {
+            (0..WAYS * self.buckets)
+                .map(|_| StreamSlot::default())
+                .collect()
+        };
         let slots = &self.slots.get_or_init(new)[self.bucket(key)];
-        let age = |slot: &&Slot| match slot.key.load(Ordering::Relaxed) {
+        let age = |slot: &&StreamSlot| match slot.key.load(Ordering::Relaxed) {
             0 => u64::MAX,
             _ => age_ms(slot.state.load(Ordering::Relaxed), now_ms),
         };

@@ -1,7 +1,8 @@
 //! State of streams that the interface actors share: active ingresses and other forwarders.
 
-use super::active_ingress::{ActiveIngresses, IngressSelection, StreamKey};
+use super::active_ingress::{ActiveIngresses, IngressSelection};
 use super::other_forwarders::OtherForwarders;
+use super::stream_key::StreamKey;
 use crate::model::MacAddress;
 
 /// The state of all streams.
