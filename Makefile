@@ -99,12 +99,14 @@ install: dist
 	target/dist/mcastor man > $(DESTDIR)$(PREFIX)/share/man/man1/mcastor.1
 	target/dist/mcastor completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mcastor
 
-# Also installs mcastor as smcrouted and smcroutectl, with a unit. /usr/local/sbin is before
-# /usr/sbin on PATH, so these links hide an installed smcroute until they are removed.
+# Also installs mcastor as smcrouted, smcroutectl and smcroute, the program of old scripts, with a
+# unit. /usr/local/sbin is before /usr/sbin on PATH, so these links hide an installed smcroute until
+# they are removed.
 install-smcroute: install
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/lib/systemd/system
-	ln -sf ../bin/mcastor $(DESTDIR)$(PREFIX)/sbin/smcrouted
-	ln -sf ../bin/mcastor $(DESTDIR)$(PREFIX)/sbin/smcroutectl
+	for name in smcrouted smcroutectl smcroute; do \
+	  ln -sf ../bin/mcastor $(DESTDIR)$(PREFIX)/sbin/$$name || exit 1; \
+	done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	for name in smcrouted smcroutectl; do \
 	  target/dist/mcastor man $$name > $(DESTDIR)$(PREFIX)/share/man/man8/$$name.8 && \

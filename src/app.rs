@@ -429,6 +429,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 ttl_threshold: i.ttl_threshold,
                 mrdisc: i.mrdisc.then_some(settings.mrdisc.interval),
                 disabled: !i.enabled,
+                capture: i.capture,
             })
             .collect(),
     }

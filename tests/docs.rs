@@ -87,6 +87,7 @@ fn catalogue_text() -> String {
     catalog.mnat.observe_join_seconds(0.1);
     catalog.mnat.count_request("poll", "200");
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
+    catalog.count_evicted_dropped_flows("eth0", 1);
     catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);
     catalog.set_link(&Link::new(
         InterfaceId::new(1).unwrap(),

@@ -45,7 +45,8 @@ use crate::model::{
 };
 use crate::pipeline::{Messages, SharedBatch, Slot};
 use crate::table::RibError;
-use crate::table::flows::{FlowFilter, FlowRecord};
+use crate::table::dropped_flows::DroppedFlow;
+use crate::table::flows::{FlowFilter, FlowKey, FlowRecord};
 use crate::table::joins::DesiredMemberships;
 use crate::table::rib_change::RibChange;
 use crate::table::{EgressId, Fib, Rib};
@@ -374,6 +375,8 @@ pub struct QueryFlows {
     pub position: usize,
     /// The flows to return.
     pub filter: FlowFilter,
+    /// Whether the first page also has the dropped flows, of which there are few.
+    pub dropped: bool,
 }
 
 /// The answer to [`QueryFlows`]: plain data, which the frontend renders.
@@ -385,6 +388,8 @@ pub struct FlowPage {
     pub interface: IfName,
     /// The flows.
     pub flows: Vec<FlowRecord>,
+    /// The dropped flows.
+    pub dropped: Vec<(FlowKey, DroppedFlow)>,
     /// Position of the next page; `None` after the last flow.
     pub next: Option<usize>,
 }

@@ -27,5 +27,6 @@ mod mnat_route;
 pub mod shared;
 pub mod supervision;
 pub mod supervisor;
+pub mod ttl_warnings;
 
 pub use shared::{Health, RouterContext, Snapshot};

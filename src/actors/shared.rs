@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use ahash::AHashMap;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
 use super::messages::{FlushFlows, QueryFlows, Transmit};
+use super::ttl_warnings::TtlWarnings;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
@@ -64,6 +65,10 @@ pub struct RouterContext {
     pub loop_guard: Arc<LoopGuard>,
     /// The active ingress of each stream, and other forwarders.
     pub streams: Arc<StreamState>,
+    /// The routes of which a warning said that packets arrive with too low a TTL.
+    pub ttl_warnings: TtlWarnings,
+    /// Notified when a flow starts, ends, or is looked up again. For one waiting task.
+    pub flow_changes: Notify,
     /// The receivers of messages.
     pub directory: Directory,
     /// The settings of multicast NAT in force.
@@ -103,6 +108,8 @@ impl RouterContext {
             membership_database: Mutex::default(),
             loop_guard: Arc::default(),
             streams: Arc::default(),
+            ttl_warnings: TtlWarnings::default(),
+            flow_changes: Notify::new(),
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
             engine_socket: engine,

@@ -73,7 +73,8 @@ pub struct RouteSpec {
     /// Translation of the packets. Not needed to remove a route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewrite: Option<RewriteSpec>,
-    /// Permits a route without egresses. Such a route drops the packets that it matches.
+    /// Permits a route without egresses, or of link-local groups. Such a route drops the packets
+    /// that it matches.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
 }

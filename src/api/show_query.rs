@@ -45,6 +45,9 @@ pub struct FlowQuery {
     /// Only flows to this group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<IpAddr>,
+    /// Also the flows whose packets are dropped by routes, members or TTL.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dropped: bool,
 }
 
 /// The order of flows.

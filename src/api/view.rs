@@ -74,7 +74,7 @@ pub struct InterfaceView {
     /// Whether the settings exclude it from all routes.
     #[serde(default)]
     pub disabled: bool,
-    /// Whether routes receive packets on it.
+    /// Whether packets are captured on it.
     pub ingress: bool,
     /// Whether routes send packets on it.
     pub egress: bool,
@@ -129,6 +129,9 @@ pub struct FlowView {
     pub age_ms: u64,
     /// Milliseconds since its last packet.
     pub idle_ms: u64,
+    /// Whether the numbers are those of dropped packets. Such flows are only returned on request.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dropped: bool,
 }
 
 /// Returns what routers without a selection of the active ingress report.

@@ -40,7 +40,7 @@ pub struct Script(SyncSender<ScriptEvent>);
 /// Largest number of events that wait for a slow script.
 const MAX_QUEUED_EVENTS: usize = 1024;
 /// Shortest pause between two searches for new flows.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Script {
     /// Starts the thread that runs the script at `path`, and the search for new flows.
@@ -83,10 +83,12 @@ fn run_for_each(path: &PathBuf, events: &Receiver<ScriptEvent>) {
     }
 }
 
-/// Queues an event for each new flow of a route for more than one (S, G).
+/// Queues an event for each new flow of a route for more than one (S, G). Searches for flows only
+/// after an interface reported that one started or ended.
 async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent>) {
     let mut known = HashSet::new();
     loop {
+        context.flow_changes.notified().await;
         let started = Instant::now();
         let flows = query::show(&context, ShowQuery::Flows(FlowQuery::default())).await;
         let routes = query::show(&context, ShowQuery::Routes).await;
@@ -96,7 +98,7 @@ async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent
             }
         }
         // With many flows a search takes long. The pause limits its share of the CPU time.
-        sleep(POLL_INTERVAL.max(started.elapsed() * 10)).await;
+        sleep(SEARCH_INTERVAL.max(started.elapsed() * 10)).await;
     }
 }
 

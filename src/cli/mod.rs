@@ -14,6 +14,7 @@ pub mod schema;
 pub mod send;
 pub mod show;
 pub mod signals;
+pub mod smcroute;
 pub mod smcroutectl;
 pub mod smcrouted;
 
@@ -168,14 +169,15 @@ pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// Parses the arguments and runs the command. The program name selects mcastor, smcrouted or
-/// smcroutectl.
+/// Parses the arguments and runs the command. The program name selects mcastor, smcrouted,
+/// smcroutectl or smcroute.
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let program = arguments.next().map(PathBuf::from).unwrap_or_default();
     match program.file_name().and_then(|name| name.to_str()) {
         Some("smcrouted") => return smcrouted::from_arguments(arguments),
         Some("smcroutectl") => return smcroutectl::from_arguments(arguments),
+        Some("smcroute") => return smcroute::from_arguments(arguments),
         _ => {}
     }
     // As subcommands they also use smcroute's exit codes for invalid flags, so they parse first.
@@ -183,6 +185,7 @@ pub fn main() -> ExitCode {
     match first.as_ref().and_then(|word| word.to_str()) {
         Some("smcrouted") => return smcrouted::from_arguments(arguments),
         Some("smcroutectl") => return smcroutectl::from_arguments(arguments),
+        Some("smcroute") => return smcroute::from_arguments(arguments),
         _ => {}
     }
     match Arguments::parse().command {

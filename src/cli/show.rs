@@ -84,6 +84,9 @@ struct FlowArgs {
     /// Show only flows to this group
     #[arg(long, value_name = "ADDRESS")]
     group: Option<Group>,
+    /// Show also flows that are dropped: no route or member takes them, or their TTL is too low
+    #[arg(long)]
+    dropped: bool,
 }
 
 impl FlowArgs {
@@ -95,6 +98,7 @@ impl FlowArgs {
             iif: self.iif.as_ref().map(ToString::to_string),
             source: self.source.map(|source| source.addr()),
             group: self.group.map(|group| group.addr()),
+            dropped: self.dropped,
         }
     }
 
@@ -106,6 +110,7 @@ impl FlowArgs {
             (self.iif.is_some(), "--iif"),
             (self.source.is_some(), "--source"),
             (self.group.is_some(), "--group"),
+            (self.dropped, "--dropped"),
         ]
         .into_iter()
         .find_map(|(given, flag)| given.then_some(flag))
@@ -199,7 +204,10 @@ fn flows_table(flows: &[FlowView]) -> Table {
                 false => format!("{} (standby)", flow.iif),
             },
             format!("({}, {})", flow.source, flow.group),
-            flow.oifs.iter().map(oif).collect::<Vec<_>>().join(" "),
+            match flow.dropped {
+                true => "(dropped)".into(),
+                false => flow.oifs.iter().map(oif).collect::<Vec<_>>().join(" "),
+            },
             flow.packets.to_string(),
             flow.bytes.to_string(),
             format!("{} s", flow.age_ms / 1000),
@@ -466,7 +474,7 @@ mod tests {
         assert_eq!(query("flows"), Ok(ShowQuery::Flows(FlowQuery::default())));
         assert_eq!(
             query(
-                "flows --limit 10 --order bytes --iif eth0 --source 10.0.0.1 --group 225.1.2.3 --json"
+                "flows --limit 10 --order bytes --iif eth0 --source 10.0.0.1 --group 225.1.2.3 --dropped --json"
             ),
             Ok(ShowQuery::Flows(FlowQuery {
                 limit: Some(10),
@@ -474,6 +482,7 @@ mod tests {
                 iif: Some("eth0".into()),
                 source: Some([10, 0, 0, 1].into()),
                 group: Some([225, 1, 2, 3].into()),
+                dropped: true,
             }))
         );
         for (word, order) in [
@@ -506,6 +515,7 @@ mod tests {
             ("--iif eth0", "--iif"),
             ("--source 10.0.0.1", "--source"),
             ("--group 225.1.2.3", "--group"),
+            ("--dropped", "--dropped"),
         ] {
             let expected =
                 format!("`show routes` does not accept {flag}; it is an argument of `show flows`");

@@ -42,7 +42,12 @@ pub struct ClientArgs {
     #[arg(short = 'j')]
     json: bool,
     /// Name of the daemon
-    #[arg(short = 'i', value_name = "NAME", default_value = "smcroute")]
+    #[arg(
+        short = 'i',
+        visible_short_alias = 'I',
+        value_name = "NAME",
+        default_value = "smcroute"
+    )]
     name: String,
     /// Show headings without escape sequences
     #[arg(short = 'p')]
@@ -270,6 +275,7 @@ mod tests {
         let args = read("add a -b 225.1.1.1 -v -j b -h").unwrap();
         assert!(args.batch && args.version && args.json && args.help);
         assert_eq!(args.words, ["add", "a", "225.1.1.1", "b"]);
+        assert_eq!(read("show -I name").unwrap().name, "name");
         assert_eq!(read("show -- -d").unwrap().words, ["show", "-d"]);
         assert!(read("add a -5 b").is_err());
         assert!(read("show -x").is_err());

@@ -15,6 +15,7 @@ use super::exit::FAILED;
 use crate::app::{self, AppError, Clients, Load, OnStarted, Options};
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::settings::{Settings, environment, read_smcroute};
+use crate::smcroute::conf::KERNEL_NOTE;
 use crate::sys::privileges::{self, DaemonStart, UserIdentity};
 
 /// sysexits.h: invalid arguments.
@@ -46,7 +47,12 @@ pub struct DaemonArgs {
     #[arg(short = 'c', value_name = "SEC", default_value_t = 60)]
     idle: u32,
     /// Wait this long before the start
-    #[arg(short = 'd', value_name = "SEC", default_value_t = 0)]
+    #[arg(
+        short = 'd',
+        visible_short_alias = 'D',
+        value_name = "SEC",
+        default_value_t = 0
+    )]
     delay: u32,
     /// Program to run: with argument `reload` when all routes are in force, and with argument
     /// `install` when a flow of a (*,G) route starts. The environment has source and group of the
@@ -63,7 +69,12 @@ pub struct DaemonArgs {
     #[arg(short = 'h', long)]
     help: bool,
     /// Name used for the configuration file, the pid file, the socket and in the log
-    #[arg(short = 'i', value_name = "NAME", default_value = "smcroute")]
+    #[arg(
+        short = 'i',
+        visible_short_alias = 'I',
+        value_name = "NAME",
+        default_value = "smcroute"
+    )]
     name: String,
     /// Log level
     #[arg(short = 'l', value_name = "LEVEL", default_value = "notice",
@@ -290,6 +301,9 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
 fn check(file: &Path, strict: bool) -> ExitCode {
     let conf = read_smcroute(file, strict);
     conf.notes.iter().for_each(|note| eprintln!("{note}"));
+    if !conf.routes.is_empty() {
+        eprintln!("note: {KERNEL_NOTE}");
+    }
     conf.faults.iter().for_each(|fault| eprintln!("{fault}"));
     match conf.faults.len() {
         0 => ExitCode::SUCCESS,

@@ -175,12 +175,14 @@ pub fn decide<'f>(
         None => match look_up(fib, ingress, key) {
             Ok(verdicts) => add_stream(arrival, verdicts, key),
             Err(reason) => {
+                count_dropped(flows, key, reason, len, arrival.now_ms);
                 observe(arrival, key);
                 return Err(reason.into());
             }
         },
     };
-    let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|_| {
+    let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|reason| {
+        count_dropped(flows, key, *reason, len, arrival.now_ms);
         observe_stream(arrival, matched.stream);
     })?;
     if cached.is_none() {
@@ -220,6 +222,14 @@ fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Ver
         stream: Some(arrival.streams.ingresses.key(&selection.domain, key)),
         source_link: selection.domain.link_of(key.0, selection.interface),
         ..verdicts
+    }
+}
+
+/// Counts a packet among the dropped flows, if a change of routes or of its TTL would forward it.
+fn count_dropped(flows: &mut Flows, key: FlowKey, reason: DropReason, len: u64, now_ms: u64) {
+    if reason.concerns_routes() && !is_link_local_group(key.1) {
+        let ttl_expired = reason == DropReason::TtlExpired;
+        flows.dropped.count(key, ttl_expired, len, now_ms);
     }
 }
 

@@ -69,6 +69,21 @@ reason_enum! {
     SendFailed = "send_failed",
 }
 
+impl DropReason {
+    /// Returns whether the flow as a whole is not forwarded, because of the routes, the members or
+    /// its TTL.
+    pub fn concerns_routes(self) -> bool {
+        matches!(
+            self,
+            Self::NoRoute
+                | Self::SourceExcepted
+                | Self::NotWanted
+                | Self::TtlExpired
+                | Self::NoEgress
+        )
+    }
+}
+
 impl From<WireError> for DropReason {
     fn from(e: WireError) -> Self {
         match e {

@@ -17,7 +17,8 @@ use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{entry_paths, look_up};
 use crate::model::{IfName, InterfaceId};
 use crate::table::StreamState;
-use crate::table::flows::{FlowFilter, FlowRecord};
+use crate::table::dropped_flows::DroppedFlow;
+use crate::table::flows::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 
 /// How long an interface actor may take to return a page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
         iif.is_none_or(|iif| name.is_some_and(|name| name.as_str() == iif))
     };
     let interfaces = snapshot.interfaces.iter().filter(is_selected);
-    let pages = join_all(interfaces.map(|handle| read_all(handle, filter))).await;
+    let pages = join_all(interfaces.map(|handle| read_all(handle, filter, query.dropped))).await;
     let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
     let now_ms = context.now_ms();
     let streams = context.streams.clone();
@@ -53,11 +54,16 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
 async fn read_all(
     handle: &InterfaceHandle,
     filter: FlowFilter,
+    dropped: bool,
 ) -> Result<Vec<FlowPage>, NoReceiver> {
     let mut pages = Vec::new();
     let mut next = Some(0);
     while let Some(position) = next {
-        let query = QueryFlows { position, filter };
+        let query = QueryFlows {
+            position,
+            filter,
+            dropped,
+        };
         match handle.flows.send(query).timeout(PAGE_TIMEOUT).await {
             Ok(page) => {
                 next = page.next;
@@ -78,24 +84,44 @@ fn render(
     now_ms: u64,
 ) -> Vec<FlowView> {
     let mut names: HashMap<InterfaceId, IfName> = HashMap::new();
-    let mut flows: Vec<(InterfaceId, FlowRecord)> = Vec::new();
+    let mut flows: Vec<(InterfaceId, bool, FlowRecord)> = Vec::new();
     for page in pages {
         names.entry(page.index).or_insert(page.interface);
         let index = page.index;
-        flows.extend(page.flows.into_iter().map(|flow| (index, flow)));
+        flows.extend(page.flows.into_iter().map(|flow| (index, false, flow)));
+        let dropped = page.dropped.into_iter().map(dropped_record);
+        flows.extend(dropped.map(|flow| (index, true, flow)));
     }
     match query.order {
-        FlowOrder::Recent => flows.sort_by_key(|(_, f)| Reverse(f.flow.seen_ms)),
-        FlowOrder::Packets => flows.sort_by_key(|(_, f)| Reverse(f.flow.packets)),
-        FlowOrder::Bytes => flows.sort_by_key(|(_, f)| Reverse(f.flow.bytes)),
-        FlowOrder::Address => flows.sort_by_key(|(_, f)| (f.key.1, f.key.0)),
+        FlowOrder::Recent => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.seen_ms)),
+        FlowOrder::Packets => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.packets)),
+        FlowOrder::Bytes => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.bytes)),
+        FlowOrder::Address => flows.sort_by_key(|(_, _, f)| (f.key.1, f.key.0)),
     }
     flows.truncate(query.limit.unwrap_or(usize::MAX));
-    let view = |(index, record): (InterfaceId, FlowRecord)| {
+    let view = |(index, dropped, record): (InterfaceId, bool, FlowRecord)| {
         let name = names.get(&index).map_or("", IfName::as_str);
-        flow(snapshot, streams, (index, name), &record, now_ms)
+        FlowView {
+            dropped,
+            ..flow(snapshot, streams, (index, name), &record, now_ms)
+        }
     };
     flows.into_iter().map(view).collect()
+}
+
+/// Returns a record with the counters of a dropped flow.
+fn dropped_record((key, dropped): (FlowKey, DroppedFlow)) -> FlowRecord {
+    FlowRecord {
+        key,
+        flow: Flow {
+            verdicts: Verdicts::default(),
+            generation: 0,
+            packets: dropped.packets,
+            bytes: dropped.bytes,
+            began_ms: dropped.began_ms,
+            seen_ms: dropped.seen_ms,
+        },
+    }
 }
 
 /// Renders a flow with the route that forwards it in this snapshot.
@@ -148,5 +174,6 @@ fn flow(
         bytes: flow.bytes,
         age_ms: now_ms.saturating_sub(flow.began_ms),
         idle_ms: now_ms.saturating_sub(flow.seen_ms),
+        dropped: false,
     }
 }

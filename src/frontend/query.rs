@@ -214,7 +214,7 @@ fn parse(change: &RuleChange) -> Result<RibChange, ChangeError> {
     Ok(match change {
         RuleChange::Add(spec) => RibChange::AddRoute {
             rule: Box::new(route_rule(spec)?),
-            allow_no_egress: spec.stop,
+            allow_no_effect: spec.stop,
         },
         RuleChange::Remove(spec) => RibChange::RemoveRoute(Box::new(route_rule(spec)?)),
         RuleChange::Join(spec) => RibChange::Join(join_rule(spec)?),

@@ -19,7 +19,7 @@ use super::socket_server::{self, ClientState};
 use super::unix_socket::ListeningSocket;
 use crate::actors::RouterContext;
 use crate::api::view::InterfaceView;
-use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
+use crate::api::{FlowQuery, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
 use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
 use crate::smcroute::line::{self, pattern};
 use crate::smcroute::show::{self, RouteSnapshot, ShowFormat, ShowKind};
@@ -125,7 +125,16 @@ async fn show_tables(
         joins: query::join_rules(context),
         ..RouteSnapshot::default()
     };
-    for query in ShowQuery::all() {
+    let queries = [
+        ShowQuery::Routes,
+        ShowQuery::Interfaces,
+        ShowQuery::Flows(FlowQuery {
+            dropped: true,
+            ..FlowQuery::default()
+        }),
+        ShowQuery::Groups,
+    ];
+    for query in queries {
         match query::show(context, query)
             .await
             .map_err(|e| e.to_string())?
@@ -134,8 +143,7 @@ async fn show_tables(
             ShowReply::Interfaces(interfaces) => snapshot.interfaces = interfaces,
             ShowReply::Flows(flows) => snapshot.flows = flows,
             ShowReply::Groups(groups) => snapshot.groups = groups,
-            ShowReply::Pending(pending) => snapshot.pending = pending,
-            ShowReply::Mnat(_) | ShowReply::Done(_) => {}
+            ShowReply::Pending(_) | ShowReply::Mnat(_) | ShowReply::Done(_) => {}
         }
     }
     Ok(show::show(&snapshot, kind, format))
@@ -195,6 +203,9 @@ async fn add(context: &RouterContext, words: &[String]) -> Result<String, String
     }
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
+    if iif == line::LOOPBACK {
+        return Err(not_known(iif));
+    }
     if !matching_interfaces(context, &from)
         .await?
         .iter()
@@ -204,10 +215,15 @@ async fn add(context: &RouterContext, words: &[String]) -> Result<String, String
     }
     let mut to = Vec::new();
     for oif in oifs {
-        let oif = pattern(oif).map_err(|e| format!("mroute: {e}"))?;
-        if oif != from || oif.is_pattern() {
-            to.push(oif.to_string());
+        if oif == line::LOOPBACK {
+            warn!("mroute: {oif} is not routed; it is skipped");
+            continue;
         }
+        let oif = pattern(oif).map_err(|e| format!("mroute: {e}"))?;
+        to.push(oif.to_string());
+    }
+    if group.is_link_local() {
+        warn!("mroute: {group} is link-local; the route is listed, but forwards nothing");
     }
     let change = RuleChange::Add(RouteSpec {
         rewrite: None,
@@ -293,6 +309,11 @@ async fn membership(
     }
     let interface = pattern(iif).map_err(|e| format!("{command}: {e}"))?;
     let (source, group, _) = addresses(command, rest)?;
+    let mut notes = Vec::new();
+    let group = line::joined_groups(group, &mut notes);
+    if join {
+        notes.iter().for_each(|note| warn!("{note}"));
+    }
     if join && matching_interfaces(context, &interface).await?.is_empty() {
         return Err(format!("unknown interface {iif}"));
     }

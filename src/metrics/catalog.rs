@@ -103,6 +103,7 @@ pub struct Catalog {
     translations: IntCounterVec,
     takeovers: IntCounterVec,
     flow_ends: IntCounterVec,
+    dropped_flows_evicted: IntCounterVec,
     known: Arc<Mutex<KnownSeries>>,
     /// Flows being forwarded.
     pub flows: IntGauge,
@@ -259,6 +260,11 @@ impl Catalog {
             "Flows that ended: idle, evicted by another flow, or flushed",
             &["reason", "iface"],
         )?;
+        let dropped_flows_evicted = make.counters(
+            "mcastor_dropped_flows_evicted_total",
+            "Flows of dropped packets that are no longer listed, because newer ones replaced them",
+            &["iface"],
+        )?;
         let translations = make.counters(
             "mcastor_translations_total",
             "Packets translated, by the IP versions that they arrived and left with",
@@ -325,6 +331,7 @@ impl Catalog {
             joined_groups,
             filters_widened,
             flow_ends,
+            dropped_flows_evicted,
             translations,
             takeovers,
             known: Arc::default(),
@@ -452,6 +459,7 @@ impl Catalog {
                 &self.transmitted_bytes,
                 &self.socket_dropped,
                 &self.filters_widened,
+                &self.dropped_flows_evicted,
             ] {
                 // Fails if the series does not exist, which is fine.
                 let _ = family.remove_label_values(&[name]);
@@ -505,6 +513,13 @@ impl Catalog {
     pub fn count_takeovers(&self, name: &str, role: TakeoverRole, streams: u64) {
         let takeovers = self.takeovers.with_label_values(&[role.label(), name]);
         takeovers.inc_by(streams);
+    }
+
+    /// Counts flows of dropped packets that an interface no longer lists. With 0, exposes the
+    /// counter.
+    pub fn count_evicted_dropped_flows(&self, name: &str, flows: u64) {
+        let evicted = self.dropped_flows_evicted.with_label_values(&[name]);
+        evicted.inc_by(flows);
     }
 
     /// Adds counts of translated packets, indexed by [`TranslationKind`].

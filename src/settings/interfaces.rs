@@ -40,12 +40,13 @@ pub(super) fn check_interfaces(
             checker.refuse_related(&name_path, texts, (first, "the first"));
         }
         first_path.entry(name.clone()).or_insert(name_path);
-        let (enabled, mrdisc) = (path.key("enabled"), path.key("mrdisc"));
+        let flag = |value: Option<bool>, name| value.unwrap_or(default_boolean(&path.key(name)));
         interfaces.push(InterfaceSettings {
             name,
             ttl_threshold,
-            enabled: raw.enabled.unwrap_or(default_boolean(&enabled)),
-            mrdisc: raw.mrdisc.unwrap_or(default_boolean(&mrdisc)),
+            enabled: flag(raw.enabled, "enabled"),
+            mrdisc: flag(raw.mrdisc, "mrdisc"),
+            capture: flag(raw.capture, "capture"),
         });
     }
     interfaces

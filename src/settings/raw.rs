@@ -86,6 +86,9 @@ raw_tables! {
         /// Sends multicast router advertisements (RFC 4286), so that snooping switches deliver
         /// all groups to the interface.
         mrdisc: Boolean, default_boolean(false);
+        /// Captures packets on the interface even if no route or proxy takes them, so that
+        /// `show flows --dropped` lists the streams that arrive there.
+        capture: Boolean, default_boolean(false);
     }
 
     /// A route: packets that arrive on one interface leave on others.

@@ -55,6 +55,7 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
         ttl_threshold: i.ttl_threshold,
         enabled: !i.disabled,
         mrdisc: i.mrdisc,
+        capture: i.capture,
     });
     settings.interfaces.extend(options);
     let routes = conf.routes.iter().map(|(_, rule)| rule.clone());
@@ -63,6 +64,8 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
     settings.joins.extend(joins);
     settings.unreadable.clone_from(&conf.unreadable);
     settings.skipped = conf.faults.iter().map(ToString::to_string).collect();
-    settings.doubtful = conf.notes.iter().map(ToString::to_string).collect();
+    let kernel_note = (!conf.routes.is_empty()).then(|| conf::KERNEL_NOTE.to_string());
+    let notes = conf.notes.iter().map(ToString::to_string);
+    settings.doubtful = notes.chain(kernel_note).collect();
     settings
 }

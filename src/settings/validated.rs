@@ -117,6 +117,8 @@ pub struct InterfaceSettings {
     pub enabled: bool,
     /// Whether to send multicast router advertisements on the interface (RFC 4286).
     pub mrdisc: bool,
+    /// Whether to capture packets even if no route or proxy receives from the interface.
+    pub capture: bool,
 }
 
 /// Multicast router discovery (RFC 4286).

@@ -18,6 +18,13 @@ pub const MAX_INCLUDE_DEPTH: usize = 16;
 pub const MAX_FILES: usize = 1024;
 /// Maximum number of lines in all files together.
 pub const MAX_LINES: usize = 100_000;
+/// Maximum number of different ignored words that a note names.
+const MAX_NOTED_WORDS: usize = 16;
+
+/// What users of smcroute need to know about every configuration with routes.
+pub const KERNEL_NOTE: &str = "packets are forwarded without the kernel's IP layer: rules of iptables \
+    and nftables (TTL, FORWARD, SNAT, DSCP) and rp_filter have no effect on them, and `ip mroute` \
+    shows no routes; docs/smcroute.md has replacements";
 
 /// A line number in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +108,7 @@ pub fn read(
         files,
         files_read: 0,
         phyints: Vec::new(),
+        ignored: Vec::new(),
     };
     match (reader.files)(path) {
         Ok(found) if found.is_empty() => reader.report_unreadable(path, "does not exist".into()),
@@ -115,6 +123,7 @@ pub fn read(
         Err(e) => reader.report_unreadable(path, format!("cannot be read: {e}")),
     }
     reader.conf.interfaces = phyint::resolve(&reader.phyints);
+    reader.note_ignored_words();
     reader.conf
 }
 
@@ -125,7 +134,7 @@ pub fn is_smcroute_format(text: &str) -> bool {
         let text = line.split('#').next().unwrap_or_default();
         let mut words = text.split_whitespace();
         let first = words.next().unwrap_or_default();
-        ["phyint", "mgroup", "mroute", "include"].contains(&first)
+        ["phyint", "mgroup", "ssmgroup", "mroute", "include"].contains(&first)
             && !words.next().is_some_and(|word| word.starts_with('='))
     })
 }
@@ -137,6 +146,18 @@ struct Reader<'a> {
     /// Number of files read.
     files_read: usize,
     phyints: Vec<(usize, Phyint)>,
+    ignored: Vec<IgnoredWords>,
+}
+
+/// The words of all lines with one directive that have no meaning.
+struct IgnoredWords {
+    directive: &'static str,
+    /// The first line.
+    first: ConfLocation,
+    /// The number of further lines.
+    more_lines: usize,
+    /// Each word once.
+    words: Vec<String>,
 }
 
 impl Reader<'_> {
@@ -190,6 +211,9 @@ impl Reader<'_> {
                 return self.fault(location, cause);
             }
         };
+        if let Some(directive) = &parsed.directive {
+            self.add_ignored_words(directive.keyword(), &location, parsed.ignored);
+        }
         for cause in parsed.notes {
             let location = location.clone();
             self.conf.notes.push(ConfFault { location, cause });
@@ -218,6 +242,47 @@ impl Reader<'_> {
         };
         if let Err(cause) = result {
             self.fault(location, cause);
+        }
+    }
+
+    fn add_ignored_words(
+        &mut self,
+        directive: &'static str,
+        location: &ConfLocation,
+        words: Vec<String>,
+    ) {
+        if words.is_empty() {
+            return;
+        }
+        let of_directive = self.ignored.iter_mut().find(|i| i.directive == directive);
+        let Some(known) = of_directive else {
+            self.ignored.push(IgnoredWords {
+                directive,
+                first: location.clone(),
+                more_lines: 0,
+                words,
+            });
+            return;
+        };
+        known.more_lines += 1;
+        for word in words {
+            if !known.words.contains(&word) && known.words.len() < MAX_NOTED_WORDS {
+                known.words.push(word);
+            }
+        }
+    }
+
+    /// Adds one note on ignored words for each directive.
+    fn note_ignored_words(&mut self) {
+        for ignored in std::mem::take(&mut self.ignored) {
+            let mut cause = line::note_ignored(ignored.directive, &ignored.words);
+            match ignored.more_lines {
+                0 => {}
+                1 => cause += " (with 1 more line)",
+                n => cause += &format!(" (with {n} more lines)"),
+            }
+            let location = ignored.first;
+            self.conf.notes.push(ConfFault { location, cause });
         }
     }
 
@@ -482,7 +547,13 @@ mod tests {
                 "mroute from a group 225.1.2.3 to b except 10.0.0.1",
                 "--strict",
             ),
-            ("phyint a flat", "\"flat\" is unknown"),
+            ("phyint a flat", "phyint: ignored: \"flat\""),
+            ("phyint a ttl-threshold 0", "ignored: \"ttl-threshold 0\""),
+            ("mroute from a group 225.1.2.3 to b to c", "ignored: \"to\""),
+            (
+                "mroute from a group 225.1.2.3 to lo b",
+                "lo is the loopback",
+            ),
             (
                 "mroute from a group 225.1.2.3/24 to b",
                 "is read as 225.1.2.0/24",
@@ -495,6 +566,92 @@ mod tests {
             let strict = read_all(&[("a", &text)], true);
             assert!(texts(&strict.faults)[0].contains(cause), "{strict:?}");
         }
+    }
+
+    /// The expected meaning is that of smcrouted 2.5.6.
+    #[test]
+    fn keyword_order_has_the_meaning_of_smcroute() {
+        let read = |line: &str| read_all(&[("a", line)], false);
+        for (line, name, to) in [
+            (
+                "mroute group 225.1.2.3 from a source 10.0.0.9 to b",
+                "a (10.0.0.9, 225.1.2.3)",
+                "b",
+            ),
+            (
+                "mroute from a group 225.1.2.3 to b source 10.0.0.9",
+                "a (*, 225.1.2.3)",
+                "b",
+            ),
+            (
+                "mroute from x from a group 225.1.2.3 to b",
+                "a (*, 225.1.2.3)",
+                "b",
+            ),
+            (
+                "mroute from a group 225.1.2.3 to b to c",
+                "a (*, 225.1.2.3)",
+                "b c",
+            ),
+            (
+                "mroute from a group 225.1.2.3 to b, c",
+                "a (*, 225.1.2.3)",
+                "c",
+            ),
+            (
+                "mroute from a group 225.1.2.3 to an-interface-name-too-long b lo c",
+                "a (*, 225.1.2.3)",
+                "b c",
+            ),
+        ] {
+            let conf = read(line);
+            assert_eq!(texts(&conf.faults), [""; 0], "{line}");
+            let route = &conf.routes[0].1;
+            let egresses: Vec<String> = route.to.iter().map(ToString::to_string).collect();
+            let found = (route.name.to_string(), egresses.join(" "));
+            assert_eq!(found, (name.to_string(), to.to_string()), "{line}");
+        }
+        for line in [
+            "mroute to b from a group 225.1.2.3",
+            "mroute from a to b group 225.1.2.3",
+        ] {
+            let conf = read(line);
+            assert_eq!((conf.faults.len(), conf.routes.len()), (1, 0), "{line}");
+        }
+    }
+
+    #[test]
+    fn ignored_words_of_all_lines_give_one_note() {
+        let text = "phyint a enable flat ttl-threshold 0\nphyint b foo ttl-threshold 5\n\
+                    phyint c ttl-threshold\nmgroup from a group 225.1.2.3 to b\n\
+                    ssmgroup from a source 10.0.0.9 group 232.1.2.3\n";
+        let conf = read_all(&[("a", text)], false);
+        assert_eq!(texts(&conf.faults), [""; 0]);
+        assert_eq!(
+            texts(&conf.notes),
+            [
+                "a line 1: phyint: ignored: \"flat\", \"ttl-threshold 0\", \"foo\", \
+                 \"ttl-threshold\" (with 2 more lines)",
+                "a line 4: mgroup: ignored: \"to\", \"b\"",
+            ]
+        );
+        let thresholds: Vec<_> = conf.interfaces.iter().map(|i| i.ttl_threshold).collect();
+        assert_eq!(thresholds.iter().flatten().count(), 1);
+        assert_eq!(conf.joins.len(), 2);
+    }
+
+    #[test]
+    fn wide_ipv6_mgroup_joins_its_first_group() {
+        let conf = read_all(&[("a", "mgroup from a group ff2e::/64\n")], false);
+        assert_eq!(texts(&conf.faults), [""; 0]);
+        assert_eq!(
+            texts(&conf.notes),
+            [
+                "a line 1: mgroup: ff2e::/64 has more than 4096 groups; only ff2e:: is joined, as by \
+              smcroute"
+            ]
+        );
+        assert_eq!(conf.joins[0].1.group.to_string(), "ff2e::");
     }
 
     #[test]

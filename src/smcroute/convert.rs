@@ -83,6 +83,9 @@ fn interface(interface: &SmcrouteInterface) -> String {
     if interface.mrdisc {
         out.push_str("mrdisc = true\n");
     }
+    if interface.capture {
+        out.push_str("capture = true\n");
+    }
     if let Some(threshold) = interface.ttl_threshold {
         let _ = writeln!(out, "ttl_threshold = {}", threshold.get());
     }

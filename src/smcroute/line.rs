@@ -20,6 +20,18 @@ pub enum Directive {
     Include(String),
 }
 
+impl Directive {
+    /// Returns the keyword that the directive starts with.
+    pub fn keyword(&self) -> &'static str {
+        match self {
+            Self::Phyint(_) => "phyint",
+            Self::Mgroup(_) => "mgroup",
+            Self::Mroute(_) => "mroute",
+            Self::Include(_) => "include",
+        }
+    }
+}
+
 /// A `phyint` directive: the options of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phyint {
@@ -68,9 +80,14 @@ pub struct ParsedLine {
     pub directive: Option<Directive>,
     /// The text after `#`.
     pub comment: Option<String>,
-    /// Descriptions of valid but suspicious input, such as unknown words.
+    /// Words that have no meaning, such as `flat` or `ttl-threshold 0`.
+    pub ignored: Vec<String>,
+    /// Descriptions of other valid but suspicious input.
     pub notes: Vec<String>,
 }
+
+/// The loopback interface. smcroute neither routes from it nor to it.
+pub const LOOPBACK: &str = "lo";
 
 /// Maximum length of a line, in bytes.
 pub const MAX_LINE_LEN: usize = 8192;
@@ -93,6 +110,7 @@ pub fn read(line: &str, strict: bool) -> Result<ParsedLine, String> {
     let mut parsed = ParsedLine {
         directive: None,
         comment,
+        ignored: Vec::new(),
         notes: Vec::new(),
     };
     let mut words = text.split_whitespace();
@@ -100,11 +118,12 @@ pub fn read(line: &str, strict: bool) -> Result<ParsedLine, String> {
         return Ok(parsed);
     };
     let words: Vec<&str> = words.collect();
-    let notes = &mut parsed.notes;
+    let (ignored, notes) = (&mut parsed.ignored, &mut parsed.notes);
     parsed.directive = Some(match first {
-        "phyint" => Directive::Phyint(phyint(&words, notes)?),
-        "mgroup" => Directive::Mgroup(mgroup(&words, notes)?),
-        "mroute" => Directive::Mroute(mroute(&words, strict, notes)?),
+        "phyint" => Directive::Phyint(phyint(&words, ignored)?),
+        // The name of older releases for an mgroup with a source.
+        "mgroup" | "ssmgroup" => Directive::Mgroup(mgroup(&words, ignored, notes)?),
+        "mroute" => Directive::Mroute(mroute(&words, strict, ignored, notes)?),
         "include" => match words[..] {
             [] => return Err("include: no path".into()),
             [path] => Directive::Include(path.into()),
@@ -116,8 +135,11 @@ pub fn read(line: &str, strict: bool) -> Result<ParsedLine, String> {
             ));
         }
     });
-    if strict && let Some(note) = parsed.notes.first() {
-        return Err(note.clone());
+    if strict {
+        let ignored = (!parsed.ignored.is_empty()).then(|| note_ignored(first, &parsed.ignored));
+        if let Some(error) = ignored.or(parsed.notes.first().cloned()) {
+            return Err(error);
+        }
     }
     // Added after the check for `strict`, because smcroute supports routes without an egress.
     if let Some(Directive::Mroute(mroute)) = &parsed.directive
@@ -146,10 +168,19 @@ pub fn pattern(text: &str) -> Result<IfPattern, String> {
     text.parse().map_err(|e| format!("{e}"))
 }
 
-fn phyint(words: &[&str], notes: &mut Vec<String>) -> Result<Phyint, String> {
+/// Returns the note on ignored words of a directive.
+pub(super) fn note_ignored(directive: &str, ignored: &[String]) -> String {
+    let words: Vec<String> = ignored.iter().map(|word| format!("\"{word}\"")).collect();
+    format!("{directive}: ignored: {}", words.join(", "))
+}
+
+fn phyint(words: &[&str], ignored: &mut Vec<String>) -> Result<Phyint, String> {
     let Some((name, words)) = words.split_first() else {
         return Err("phyint: no interface".into());
     };
+    if *name == LOOPBACK {
+        return Err(format!("phyint: {}", no_loopback()));
+    }
     let mut phyint = Phyint {
         name: pattern(name).map_err(|e| format!("phyint: {e}"))?,
         disabled: None,
@@ -162,23 +193,25 @@ fn phyint(words: &[&str], notes: &mut Vec<String>) -> Result<Phyint, String> {
             "enable" => phyint.disabled = Some(false),
             "disable" => phyint.disabled = Some(true),
             "mrdisc" => phyint.mrdisc = true,
-            "ttl-threshold" => {
-                let Some(number) = words.next() else {
-                    return Err("phyint: ttl-threshold needs a number from 1 to 255".into());
-                };
-                let threshold = number.parse().ok().and_then(TtlThreshold::new);
-                phyint.ttl_threshold = Some(threshold.ok_or_else(|| {
-                    format!("phyint: ttl-threshold {number} is not a number from 1 to 255")
-                })?);
-            }
-            other => notes.push(ignored("phyint", other)),
+            // Without a number from 1 to 255, smcroute keeps the default.
+            "ttl-threshold" => match words.next() {
+                None => ignored.push((*word).into()),
+                Some(number) => match number.parse().ok().and_then(TtlThreshold::new) {
+                    Some(threshold) => phyint.ttl_threshold = Some(threshold),
+                    None => ignored.push(format!("{word} {number}")),
+                },
+            },
+            other => ignored.push(other.into()),
         }
     }
     Ok(phyint)
 }
 
-fn ignored(directive: &str, word: &str) -> String {
-    format!("{directive}: {word:?} is unknown and ignored")
+fn no_loopback() -> String {
+    format!(
+        "{LOOPBACK} is the loopback interface, which smcroute does not route; a [[route]] of \
+         mcastor.toml can send to it"
+    )
 }
 
 /// The values of an `mgroup` or `mroute` line, by keyword.
@@ -192,9 +225,12 @@ struct Keywords<'a> {
     except: Option<&'a str>,
 }
 
+/// Parses keywords in any order. The last of two equal ones applies. As in smcroute, all words after
+/// `to` are interface names, except our additions `ttl` and `except`.
 fn parse_keywords<'a>(
     directive: &str,
     words: &[&'a str],
+    ignored: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<Keywords<'a>, String> {
     let mut keywords = Keywords::default();
@@ -204,10 +240,12 @@ fn parse_keywords<'a>(
             let value = words
                 .next()
                 .ok_or_else(|| format!("{directive}: {word} needs a value"))?;
-            match slot.replace(value) {
-                None => Ok(()),
-                Some(_) => Err(format!("{directive}: {word} is given twice")),
+            if slot.replace(value).is_some() {
+                notes.push(format!(
+                    "{directive}: {word} is given twice; {value} applies"
+                ));
             }
+            Ok::<(), String>(())
         };
         match word {
             "from" => value(&mut keywords.from)?,
@@ -221,13 +259,27 @@ fn parse_keywords<'a>(
                 keywords.ttl = Some(parse_ttl(&mut words)?);
             }
             "to" if directive == "mroute" => {
-                let is_keyword =
-                    |w: &&str| ["from", "source", "group", "ttl", "except", "to"].contains(w);
-                while let Some(oif) = words.next_if(|w| !is_keyword(w)) {
-                    keywords.to.push(oif);
+                let is_addition = |w: &&str| ["ttl", "except"].contains(w);
+                while let Some(oif) = words.next_if(|w| !is_addition(w)) {
+                    match oif {
+                        "to" => ignored.push(oif.into()),
+                        "from" | "source" | "group" => {
+                            let value = words.next().unwrap_or_default();
+                            notes.push(format!(
+                                "{directive}: \"{oif} {value}\" after \"to\" is ignored, because \
+                                 smcroute reads interface names there; write it before \"to\""
+                            ));
+                        }
+                        _ => keywords.to.push(oif),
+                    }
                 }
             }
-            other => notes.push(ignored(directive, other)),
+            "to" => ignored.extend(
+                std::iter::once(word)
+                    .chain(words.by_ref())
+                    .map(String::from),
+            ),
+            other => ignored.push(other.into()),
         }
     }
     Ok(keywords)
@@ -342,12 +394,33 @@ fn too_many(memberships: u64) -> String {
     format!("mgroup: {memberships} memberships; at most {MAX_JOINED_GROUPS} per line are allowed")
 }
 
-fn mgroup(words: &[&str], notes: &mut Vec<String>) -> Result<Mgroup, String> {
-    let keywords = parse_keywords("mgroup", words, notes)?;
+/// Returns the groups that are joined for a prefix. Of an IPv6 prefix with more than
+/// [`MAX_JOINED_GROUPS`] groups this is only the first, as in smcroute; adds to `notes` then.
+pub fn joined_groups(group: GroupPrefix, notes: &mut Vec<String>) -> GroupPrefix {
+    let net = group.net();
+    let first = GroupPrefix::new(IpNet::from(net.network()));
+    match first {
+        Ok(first) if net.addr().is_ipv6() && group.count() > MAX_JOINED_GROUPS => {
+            notes.push(format!(
+                "mgroup: {group} has more than {MAX_JOINED_GROUPS} groups; only {first} is joined, \
+                 as by smcroute"
+            ));
+            first
+        }
+        _ => group,
+    }
+}
+
+fn mgroup(
+    words: &[&str],
+    ignored: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<Mgroup, String> {
+    let keywords = parse_keywords("mgroup", words, ignored, notes)?;
     let from = required("mgroup", "from", keywords.from)?;
     let group = required("mgroup", "group", keywords.group)?;
     let with_directive = |e: String| format!("mgroup: {e}");
-    let group = parse_group(group, notes).map_err(with_directive)?;
+    let group = joined_groups(parse_group(group, notes).map_err(with_directive)?, notes);
     let any = SourcePrefix::any_for(group);
     let source = keywords.source.map(|text| parse_source(text, group, notes));
     let source = source.transpose().map_err(with_directive)?.unwrap_or(any);
@@ -358,18 +431,18 @@ fn mgroup(words: &[&str], notes: &mut Vec<String>) -> Result<Mgroup, String> {
     })
 }
 
-/// smcroute refuses the loopback interface, because it is not multicast capable.
-const NO_LOOPBACK: &str = "lo is the loopback interface, which smcroute does not route; a \
-                           [[route]] of mcastor.toml can send to it";
-
-fn is_loopback(name: &IfPattern) -> bool {
-    name.as_str() == "lo"
-}
-
-fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mroute, String> {
-    let keywords = parse_keywords("mroute", words, notes)?;
+fn mroute(
+    words: &[&str],
+    strict: bool,
+    ignored: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<Mroute, String> {
+    let keywords = parse_keywords("mroute", words, ignored, notes)?;
     let with_directive = |e: String| format!("mroute: {e}");
     let from = required("mroute", "from", keywords.from)?;
+    if from == LOOPBACK {
+        return Err(with_directive(no_loopback()));
+    }
     let group = required("mroute", "group", keywords.group)?;
     let from = pattern(from).map_err(with_directive)?;
     let group = parse_group(group, notes).map_err(with_directive)?;
@@ -382,18 +455,25 @@ fn mroute(words: &[&str], strict: bool, notes: &mut Vec<String>) -> Result<Mrout
     if strict && (keywords.ttl.is_some() || keywords.except.is_some()) {
         return Err("mroute: smcroute does not support ttl and except (--strict)".into());
     }
-    if is_loopback(&from) {
-        return Err(format!("mroute: {NO_LOOPBACK}"));
-    }
+    let oifs = keywords.to.iter().map(|oif| match *oif {
+        LOOPBACK => Err(no_loopback()),
+        oif => pattern(oif),
+    });
+    let oifs: Vec<Result<IfPattern, String>> = oifs.collect();
+    let is_any_valid = oifs.iter().any(Result::is_ok);
     let mut to: Vec<IfPattern> = Vec::new();
-    for oif in &keywords.to {
-        let oif = pattern(oif).map_err(with_directive)?;
-        if is_loopback(&oif) {
-            if keywords.to.len() == 1 {
-                return Err(format!("mroute: {NO_LOOPBACK}"));
+    for oif in oifs {
+        let oif = match oif {
+            Ok(oif) => oif,
+            Err(error) if is_any_valid => {
+                notes.push(format!(
+                    "mroute: an interface after \"to\" is skipped: {error}"
+                ));
+                continue;
             }
-            notes.push(format!("mroute: {NO_LOOPBACK}; left out"));
-        } else if !to.contains(&oif) {
+            Err(error) => return Err(with_directive(error)),
+        };
+        if !to.contains(&oif) {
             to.push(oif);
         }
     }

@@ -18,6 +18,8 @@ pub struct SmcrouteInterface {
     pub mrdisc: bool,
     /// The TTL threshold for packets that leave the interface.
     pub ttl_threshold: Option<TtlThreshold>,
+    /// The line has `enable`: streams that arrive on the interface are listed, routed or not.
+    pub capture: bool,
     /// Index of the line after which the converted options can be written. Options written in the
     /// order of this index have the meaning of the file.
     pub at: usize,
@@ -59,6 +61,7 @@ pub(super) fn resolve(lines: &[(usize, Phyint)]) -> Vec<SmcrouteInterface> {
             disabled: effective.disabled.unwrap_or_default(),
             mrdisc: effective.mrdisc,
             ttl_threshold: effective.ttl_threshold,
+            capture: effective.disabled == Some(false),
             at,
         });
     }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::line::pattern;
-use crate::api::view::{FlowView, GroupView, InterfaceView, PendingView, RouteView};
+use super::line::{LOOPBACK, pattern};
+use crate::api::view::{FlowView, GroupView, InterfaceView, RouteView};
 use crate::model::{IfName, JoinRule};
 
 /// Width of the column with source and group.
@@ -19,14 +19,12 @@ pub struct RouteSnapshot {
     pub routes: Vec<RouteView>,
     /// The interfaces.
     pub interfaces: Vec<InterfaceView>,
-    /// The flows.
+    /// The flows, with those that are dropped.
     pub flows: Vec<FlowView>,
     /// The configured joins.
     pub joins: Vec<JoinRule>,
     /// The memberships of this host.
     pub groups: Vec<GroupView>,
-    /// The rules that wait for an interface.
-    pub pending: Vec<PendingView>,
 }
 
 /// A table of `show`.
@@ -96,8 +94,47 @@ impl Row {
 
     fn json(&self) -> Value {
         json!({
-            "source": self.source, "group": self.group, "iif": self.iif, "oifs": self.oifs,
+            "source": specific(&self.source), "group": self.group, "iif": self.iif,
+            "oifs": self.oifs,
         })
+    }
+}
+
+/// Returns a source, or `None` for any source.
+fn specific(source: &str) -> Option<&str> {
+    (source != "*").then_some(source)
+}
+
+/// A line of the file or a command that waits for an interface.
+struct PendingRule {
+    /// `mroute` or `mgroup`.
+    kind: &'static str,
+    iif: String,
+    /// Source; `None` for any source.
+    source: Option<String>,
+    group: String,
+    oifs: Vec<String>,
+}
+
+impl PendingRule {
+    fn json(&self) -> Value {
+        json!({
+            "kind": self.kind, "iif": self.iif, "source": self.source, "group": self.group,
+            "oifs": self.oifs,
+        })
+    }
+
+    /// Returns the rule as a line of `smcroute.conf`.
+    fn line(&self) -> String {
+        let mut line = format!("{:<7} from {}", self.kind, self.iif);
+        if let Some(source) = &self.source {
+            line += &format!(" source {source}");
+        }
+        line += &format!(" group {}", self.group);
+        if !self.oifs.is_empty() {
+            line += &format!(" to {}", self.oifs.join(" "));
+        }
+        line
     }
 }
 
@@ -130,7 +167,9 @@ impl RouteSnapshot {
                 .collect();
             for iif in self.matching_interfaces(&route.from) {
                 let oifs = self.interfaces.iter().map(|i| i.name.as_str());
-                let oifs = oifs.filter(|name| egresses.contains(name) && *name != iif);
+                // A pattern does not include the interface on which a packet arrived.
+                let returns = route.to.iter().any(|to| to == iif);
+                let oifs = oifs.filter(|name| egresses.contains(name) && (*name != iif || returns));
                 // The number of received packets is that of the egress with the most packets.
                 // Routes for several sources or groups show no counters; their flows do.
                 let own = route.paths.iter().filter(|p| is_single && p.iif == iif);
@@ -149,10 +188,11 @@ impl RouteSnapshot {
     }
 
     /// Returns the rows that the kernel's multicast table would have: routes with a single source
-    /// and group, and flows.
+    /// and group, and flows. A dropped flow that no route takes has no egress.
     fn kernel_rows(&self) -> Vec<Row> {
         let mut rows = self.rule_rows(true);
-        for flow in self.flows.iter().filter(|f| f.route.is_some()) {
+        let flows = self.flows.iter();
+        for flow in flows.filter(|f| f.route.is_some() || f.dropped) {
             let same = |r: &&mut Row| {
                 (&r.source, &r.group, &r.iif) == (&flow.source, &flow.group, &flow.iif)
             };
@@ -188,6 +228,52 @@ impl RouteSnapshot {
                 .chain(sources)
                 .map(move |source| (source, group))
         })
+    }
+
+    /// Returns the joins that match an interface. The others are pending.
+    fn active_joins(&self) -> impl Iterator<Item = &JoinRule> {
+        self.joins.iter().filter(|join| self.is_present(join))
+    }
+
+    fn is_present(&self, join: &JoinRule) -> bool {
+        let names = self.interfaces.iter().map(|i| i.name.parse::<IfName>());
+        names.flatten().any(|name| join.interface.matches(&name))
+    }
+
+    /// Returns the rules that wait for an interface.
+    fn pending_rules(&self) -> Vec<PendingRule> {
+        let waiting = self.routes.iter().filter(|r| !r.waiting_for.is_empty());
+        let routes = waiting.map(|route| PendingRule {
+            kind: "mroute",
+            iif: smcroute_pattern(&route.from),
+            source: specific(&route.source).map(String::from),
+            group: route.group.clone(),
+            oifs: route.to.iter().map(|oif| smcroute_pattern(oif)).collect(),
+        });
+        let waiting = self.joins.iter().filter(|join| !self.is_present(join));
+        let joins = waiting.map(|join| PendingRule {
+            kind: "mgroup",
+            iif: smcroute_pattern(join.interface.as_str()),
+            source: join.source.map(|source| source.to_string()),
+            group: join.group.to_string(),
+            oifs: Vec::new(),
+        });
+        routes.chain(joins).collect()
+    }
+
+    /// Returns the interfaces, each with its number, which smcroute calls VIF and MIF; `None` for
+    /// an interface that is not used.
+    fn numbered_interfaces(&self) -> Vec<(&InterfaceView, Option<usize>)> {
+        let mut next = 0;
+        let numbered = self.interfaces.iter().map(|interface| {
+            if interface.name == LOOPBACK {
+                return (interface, None);
+            }
+            next += 1;
+            // The number of a disabled interface remains unused.
+            (interface, (!interface.disabled).then_some(next - 1))
+        });
+        numbered.collect()
     }
 
     /// Returns the width of the column with interface names.
@@ -240,14 +326,14 @@ impl RouteSnapshot {
                 iif
             );
         };
-        if !self.joins.is_empty() {
+        if self.active_joins().next().is_some() {
             let _ = writeln!(
                 out,
                 "Group Memberships Table_\n{:<ROUTE_WIDTH$} {:<16}=",
                 "GROUP (S,G)", "IIF"
             );
         }
-        for join in &self.joins {
+        for join in self.active_joins() {
             let source = join.source.map_or("*".into(), |s| s.to_string());
             row(
                 &mut out,
@@ -268,19 +354,8 @@ impl RouteSnapshot {
     fn interfaces_table(&self) -> String {
         let name = self.interface_width().max("PHYINT".len());
         let mut out = format!(" INDEX {:<name$}  VIF  MIF=\n", "PHYINT");
-        let mut next = 0;
-        for interface in &self.interfaces {
-            let number = match interface.name.as_str() {
-                "lo" => "N/A".to_string(),
-                _ => {
-                    next += 1;
-                    // The number of a disabled interface remains unused.
-                    match interface.disabled {
-                        true => "N/A".to_string(),
-                        false => (next - 1).to_string(),
-                    }
-                }
-            };
+        for (interface, number) in self.numbered_interfaces() {
+            let number = number.map_or("N/A".to_string(), |number| number.to_string());
             let (index, ifname) = (interface.index, &interface.name);
             let _ = writeln!(out, "{index:>6} {ifname:<name$}  {number:>3}  {number:>3}");
         }
@@ -288,19 +363,13 @@ impl RouteSnapshot {
     }
 
     fn pending_table(&self) -> String {
-        if self.pending.is_empty() {
-            return String::new();
+        let rules = self.pending_rules();
+        if rules.is_empty() {
+            return "No pending routes or groups\n".into();
         }
-        let mut out = String::from("Pending Rules_\n");
-        let _ = writeln!(out, "{:<ROUTE_WIDTH$} WAITING FOR=", "RULE");
-        for pending in &self.pending {
-            let waiting: Vec<String> = pending
-                .waiting_for
-                .iter()
-                .map(|n| smcroute_pattern(n))
-                .collect();
-            let rule = format!("{} {}", pending.kind, pending.name);
-            let _ = writeln!(out, "{rule:<ROUTE_WIDTH$} {}", waiting.join(" "));
+        let mut out = String::from("PENDING ROUTES AND GROUPS\n");
+        for rule in rules {
+            let _ = writeln!(out, "{}", rule.line());
         }
         out
     }
@@ -323,28 +392,23 @@ fn json(state: &RouteSnapshot, kind: ShowKind) -> Value {
             "kernel": rows(state.kernel_rows()),
         }}),
         ShowKind::Groups => {
-            let conf = state.joins.iter().map(|join| {
-                let source = join.source.map_or("*".into(), |s| s.to_string());
-                json!({ "source": source, "group": join.group, "iif": smcroute_pattern(join.interface.as_str()) })
+            let conf = state.active_joins().map(|join| {
+                json!({ "source": join.source, "group": join.group, "iif": smcroute_pattern(join.interface.as_str()) })
             });
             let kernel = state.kernel_memberships().map(|(source, group)| {
-                json!({ "source": source, "group": group.group, "iif": group.interface })
+                json!({ "source": specific(source), "group": group.group, "iif": group.interface })
             });
             json!({ "groups": { "conf": conf.collect::<Value>(), "kernel": kernel.collect::<Value>() }})
         }
         ShowKind::Interfaces => {
-            let all = state
-                .interfaces
-                .iter()
-                .map(|i| json!({ "index": i.index, "name": i.name }));
+            let all = state.numbered_interfaces().into_iter().map(|(i, number)| {
+                json!({ "index": i.index, "name": i.name, "vif": number, "mif": number })
+            });
             json!({ "interfaces": all.collect::<Value>() })
         }
         ShowKind::Pending => {
-            let all = state
-                .pending
-                .iter()
-                .map(|p| json!({ "type": p.kind, "name": p.name, "waiting": p.waiting_for }));
-            json!({ "pending": all.collect::<Value>() })
+            let rules = state.pending_rules();
+            json!({ "pending": rules.iter().map(PendingRule::json).collect::<Value>() })
         }
     }
 }
@@ -435,7 +499,7 @@ mod tests {
             output.ends_with("     5 eth1      2    2\n     7 eth2    N/A  N/A\n"),
             "{output}"
         );
-        for kind in [ShowKind::Routes, ShowKind::Groups, ShowKind::Pending] {
+        for kind in [ShowKind::Routes, ShowKind::Groups] {
             for format in [ShowFormat::Plain, ShowFormat::Detail] {
                 assert_eq!(
                     show(&RouteSnapshot::default(), kind, format),
@@ -444,6 +508,108 @@ mod tests {
                 );
             }
         }
+    }
+
+    fn join(interface: &str, source: Option<&str>, group: &str) -> JoinRule {
+        JoinRule {
+            interface: interface.parse().unwrap(),
+            source: source.map(|s| s.parse().unwrap()),
+            group: group.parse().unwrap(),
+            origin: crate::model::Origin::Settings,
+        }
+    }
+
+    /// The expected lines and fields are those of smcroute 2.6.
+    #[test]
+    fn pending_rules_are_shown_as_by_smcroute_2_6() {
+        let mut state = state();
+        state.routes[0].waiting_for = vec!["gone".into()];
+        state.joins = vec![
+            join("eth1", None, "225.1.1.1"),
+            join("wg0", None, "225.4.5.6"),
+            join("wg*", Some("10.0.0.5"), "232.4.5.6"),
+        ];
+        let expected = "PENDING ROUTES AND GROUPS\n\
+             mroute  from eth0 group 225.1.2.3 to eth2 eth1 gone\n\
+             mgroup  from wg0 group 225.4.5.6\n\
+             mgroup  from wg+ source 10.0.0.5 group 232.4.5.6\n";
+        for format in [ShowFormat::Plain, ShowFormat::Detail] {
+            assert_eq!(show(&state, ShowKind::Pending, format), expected);
+        }
+        let shown = json(&state, ShowKind::Pending);
+        assert_eq!(
+            shown["pending"][0],
+            json!({"kind": "mroute", "iif": "eth0", "source": null, "group": "225.1.2.3",
+                   "oifs": ["eth2", "eth1", "gone"]})
+        );
+        assert_eq!(
+            shown["pending"][2],
+            json!({"kind": "mgroup", "iif": "wg+", "source": "10.0.0.5", "group": "232.4.5.6",
+                   "oifs": []})
+        );
+        let groups = show(&state, ShowKind::Groups, ShowFormat::Plain);
+        assert!(
+            groups.contains("225.1.1.1") && !groups.contains("wg"),
+            "{groups}"
+        );
+        let groups = json(&state, ShowKind::Groups);
+        assert_eq!(
+            groups["groups"]["conf"],
+            json!([{"source": null, "group": "225.1.1.1", "iif": "eth1"}])
+        );
+        let none = show(
+            &RouteSnapshot::default(),
+            ShowKind::Pending,
+            ShowFormat::Plain,
+        );
+        assert_eq!(none, "No pending routes or groups\n");
+    }
+
+    #[test]
+    fn json_has_vif_and_null_for_any_source() {
+        let state = state();
+        let interfaces = json(&state, ShowKind::Interfaces);
+        assert_eq!(
+            interfaces["interfaces"][0],
+            json!({"index": 1, "name": "lo", "vif": null, "mif": null})
+        );
+        assert_eq!(
+            interfaces["interfaces"][1],
+            json!({"index": 2, "name": "peer0", "vif": 0, "mif": 0})
+        );
+        let routes = json(&state, ShowKind::Routes);
+        assert_eq!(routes["routes"]["asm"][0]["source"], Value::Null);
+        assert_eq!(routes["routes"]["ssm"][0]["source"], "10.0.0.10");
+    }
+
+    #[test]
+    fn dropped_flows_are_kernel_rows() {
+        let flow = |source: &str, route: Option<&str>, oifs: &[&str], dropped: bool| -> FlowView {
+            serde_json::from_value(json!({
+                "iif": "eth0", "source": source, "group": "225.1.2.3", "route": route,
+                "oifs": oifs, "packets": 3, "bytes": 252, "age_ms": 0, "idle_ms": 0,
+                "dropped": dropped
+            }))
+            .unwrap()
+        };
+        let state = RouteSnapshot {
+            interfaces: state().interfaces,
+            flows: vec![
+                flow("10.0.0.1", None, &[], true),
+                flow("10.0.0.2", Some("r"), &["eth1"], true),
+                flow("10.0.0.3", None, &[], false),
+            ],
+            ..RouteSnapshot::default()
+        };
+        let shown = show(&state, ShowKind::Routes, ShowFormat::Detail);
+        let lines: Vec<&str> = shown.lines().skip(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "(10.0.0.1, 225.1.2.3)                      eth0           3        252 ",
+                "(10.0.0.2, 225.1.2.3)                      eth0           3        252  eth1",
+            ]
+        );
     }
 
     #[test]

@@ -116,6 +116,16 @@ impl<'a> FibBuilder<'a> {
         }
     }
 
+    /// Captures packets on the links whose options require it, without a route.
+    pub(super) fn add_captures(&mut self) {
+        let options = self.options;
+        let captures =
+            |link: &&Link| InterfaceOptions::of_link(options, link).is_some_and(|o| o.capture);
+        for link in self.links.iter().filter(captures) {
+            self.ingress(link.index);
+        }
+    }
+
     pub(super) fn add_proxy(&mut self, proxy: &ProxyRule) {
         let links = self.links;
         let upstreams = links.matching_any(&proxy.upstream);

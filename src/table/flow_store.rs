@@ -1,4 +1,4 @@
-//! Flows by key and by recency, in one slab.
+//! Values of flows by key and by recency, in one slab.
 //!
 //! A flow keeps its position in the slab for its whole life. So readers can walk through all flows
 //! in bounded pieces while packets change the order of recency. An insertion allocates only when
@@ -6,14 +6,14 @@
 
 use ahash::AHashMap;
 
-use super::flow::{Flow, FlowKey};
+use super::flow::FlowKey;
 
 /// Marks the end of the recency list.
 const NONE: u32 = u32::MAX;
 
-struct Slot {
+struct Slot<F> {
     key: FlowKey,
-    flow: Flow,
+    flow: F,
     /// The slot that was used next, or [`NONE`].
     newer: u32,
     /// The slot that was used before, or [`NONE`].
@@ -22,17 +22,17 @@ struct Slot {
     in_use: bool,
 }
 
-/// A map from [`FlowKey`] to [`Flow`] that knows the flow that was used least recently. Every
+/// A map from [`FlowKey`] to the data of a flow that knows the flow that was used least recently. Every
 /// operation but [`FlowStore::clear`] takes constant time.
-pub(super) struct FlowStore {
+pub(super) struct FlowStore<F> {
     positions: AHashMap<FlowKey, u32>,
-    slots: Vec<Slot>,
+    slots: Vec<Slot<F>>,
     free: Vec<u32>,
     newest: u32,
     oldest: u32,
 }
 
-impl Default for FlowStore {
+impl<F> Default for FlowStore<F> {
     fn default() -> Self {
         Self {
             positions: AHashMap::new(),
@@ -44,7 +44,7 @@ impl Default for FlowStore {
     }
 }
 
-impl FlowStore {
+impl<F> FlowStore<F> {
     /// Returns the number of flows.
     pub(super) fn len(&self) -> usize {
         self.positions.len()
@@ -56,7 +56,7 @@ impl FlowStore {
     }
 
     /// Returns the flow and makes it the most recently used one.
-    pub(super) fn get_mut(&mut self, key: &FlowKey) -> Option<&mut Flow> {
+    pub(super) fn get_mut(&mut self, key: &FlowKey) -> Option<&mut F> {
         let position = *self.positions.get(key)?;
         if position != self.newest {
             self.unlink(position);
@@ -65,8 +65,8 @@ impl FlowStore {
         Some(&mut self.slots[position as usize].flow)
     }
 
-    /// Adds a flow that is not in the store, as the most recently used one.
-    pub(super) fn insert(&mut self, key: FlowKey, flow: Flow) {
+    /// Adds a flow that is not in the store, as the most recently used one. Returns it.
+    pub(super) fn insert(&mut self, key: FlowKey, flow: F) -> &mut F {
         let slot = Slot {
             key,
             flow,
@@ -86,10 +86,11 @@ impl FlowStore {
         };
         self.positions.insert(key, position);
         self.link_as_newest(position);
+        &mut self.slots[position as usize].flow
     }
 
     /// Returns the least recently used flow.
-    pub(super) fn oldest(&self) -> Option<&Flow> {
+    pub(super) fn oldest(&self) -> Option<&F> {
         let slot = self.slots.get(self.oldest as usize)?;
         Some(&slot.flow)
     }
@@ -123,7 +124,7 @@ impl FlowStore {
         &self,
         position: usize,
         limit: usize,
-    ) -> (impl Iterator<Item = (&FlowKey, &Flow)>, Option<usize>) {
+    ) -> (impl Iterator<Item = (&FlowKey, &F)>, Option<usize>) {
         let begin = position.min(self.slots.len());
         let end = begin.saturating_add(limit).min(self.slots.len());
         let in_use = self.slots[begin..end].iter().filter(|slot| slot.in_use);
@@ -161,7 +162,7 @@ mod tests {
     use lru::LruCache;
     use proptest::prelude::*;
 
-    use super::super::flow::Verdicts;
+    use super::super::flow::{Flow, Verdicts};
     use super::*;
 
     fn key(n: u8) -> FlowKey {
@@ -180,7 +181,7 @@ mod tests {
     }
 
     /// Returns the flows, the least recently used one first.
-    fn by_recency(store: &FlowStore) -> Vec<(FlowKey, u64)> {
+    fn by_recency(store: &FlowStore<Flow>) -> Vec<(FlowKey, u64)> {
         let mut flows = Vec::new();
         let mut position = store.oldest;
         while position != NONE {
@@ -221,7 +222,9 @@ mod tests {
     #[test]
     fn pages_return_lasting_flows_once_during_changes() {
         let mut store = FlowStore::default();
-        (0..100).for_each(|n| store.insert(key(n), flow(0)));
+        (0..100).for_each(|n| {
+            store.insert(key(n), flow(0));
+        });
         // Flows 0 to 9 leave, and others take their positions.
         (0..10).for_each(|_| assert!(store.remove_oldest()));
         let mut seen = Vec::new();

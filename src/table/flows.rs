@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::dropped_flows::DroppedFlows;
 pub use super::flow::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 use super::flow_store::FlowStore;
 use crate::model::FlowEnd;
@@ -77,9 +78,12 @@ impl EndedFlows {
 
 /// The flows of one interface.
 pub struct Flows {
-    flows: FlowStore,
+    flows: FlowStore<Flow>,
     budget: Arc<FlowBudget>,
     ended: EndedFlows,
+    looked_up: bool,
+    /// The flows that are not forwarded.
+    pub dropped: DroppedFlows,
 }
 
 impl Flows {
@@ -89,6 +93,8 @@ impl Flows {
             flows: FlowStore::default(),
             budget,
             ended: EndedFlows::default(),
+            looked_up: false,
+            dropped: DroppedFlows::default(),
         }
     }
 
@@ -121,6 +127,7 @@ impl Flows {
         bytes: u64,
         now_ms: u64,
     ) {
+        self.looked_up = true;
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.verdicts = verdicts;
             flow.generation = generation;
@@ -170,6 +177,7 @@ impl Flows {
 
     /// Ends the flows without a packet for `idle_ms`.
     pub fn expire(&mut self, now_ms: u64, idle_ms: u64) {
+        self.dropped.expire(now_ms, idle_ms);
         while let Some(flow) = self.flows.oldest() {
             if now_ms.saturating_sub(flow.seen_ms) < idle_ms {
                 return;
@@ -182,9 +190,16 @@ impl Flows {
 
     /// Ends all flows. Returns their number.
     pub fn flush(&mut self) -> u64 {
+        self.dropped.clear();
         let flushed = self.release();
         self.ended.add(FlowEnd::Flushed, flushed);
         flushed
+    }
+
+    /// Returns whether a flow started since the last call, or was looked up again in another
+    /// forwarding table.
+    pub fn take_looked_up(&mut self) -> bool {
+        std::mem::take(&mut self.looked_up)
     }
 
     /// Returns the flows that ended since the last call.

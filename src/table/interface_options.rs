@@ -15,6 +15,8 @@ pub struct InterfaceOptions {
     pub mrdisc: Option<Duration>,
     /// Whether the interface is excluded from all rules.
     pub disabled: bool,
+    /// Whether packets are captured even if no rule receives them.
+    pub capture: bool,
 }
 
 impl InterfaceOptions {

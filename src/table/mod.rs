@@ -2,6 +2,7 @@
 //! memberships of hosts.
 
 pub mod active_ingress;
+pub mod dropped_flows;
 pub mod fib;
 mod fib_builder;
 mod fib_diff;

@@ -38,9 +38,6 @@ impl Rib {
         if rule.source.net().addr().is_ipv4() != rule.group.net().addr().is_ipv4() {
             return Err(RibError::MixedFamily(rule.source, rule.group));
         }
-        if rule.group.is_link_local() && !rule.link_local {
-            return Err(RibError::LinkLocal(rule.group));
-        }
         let mut to = rule.to.clone();
         let existing = self.find(&rule.from, rule.source, rule.group);
         if let Some(at) = existing {
@@ -180,6 +177,7 @@ impl Rib {
         let proxies = active.into_iter().chain(inactive);
         proxies.for_each(|proxy| builder.add_proxy(proxy));
         builder.add_router_discovery();
+        builder.add_captures();
         builder.build(generation)
     }
 }
@@ -261,6 +259,7 @@ mod tests {
             ttl_threshold: TtlThreshold::new(ttl),
             mrdisc: None,
             disabled: false,
+            capture: false,
         };
         let rib = Rib {
             rules: vec![],
@@ -286,6 +285,24 @@ mod tests {
     }
 
     #[test]
+    fn capture_option_makes_an_ingress_without_routes() {
+        let links: Links = [link(1, "eth0"), link(2, "eth1")].into_iter().collect();
+        let rib = Rib {
+            interfaces: vec![InterfaceOptions {
+                name: "eth1".parse().unwrap(),
+                ttl_threshold: None,
+                mrdisc: None,
+                disabled: false,
+                capture: true,
+            }],
+            ..Rib::default()
+        };
+        let fib = rib.build_fib(&links, 1);
+        let captured: Vec<_> = fib.ingresses.keys().map(|index| index.get()).collect();
+        assert_eq!(captured, [2]);
+    }
+
+    #[test]
     fn add_extends_same_route_and_refuses_ambiguous_ones() {
         let mut rib = Rib::default();
         rib.add(rule("eth0", "225.1.2.3", &["eth1"])).unwrap();
@@ -297,10 +314,6 @@ mod tests {
         assert!(matches!(
             refused(&mut rib, rule("eth*", "225.1.2.3", &["br0"])),
             RibError::Ambiguous(_)
-        ));
-        assert!(matches!(
-            refused(&mut rib, rule("eth0", "224.0.0.0/24", &["eth1"])),
-            RibError::LinkLocal(_)
         ));
         assert_eq!(rib.rules.len(), 1);
     }

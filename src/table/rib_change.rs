@@ -11,8 +11,9 @@ pub enum RibChange {
     AddRoute {
         /// The route.
         rule: Box<RouteRule>,
-        /// Whether the route may have no egresses. Such a route drops the packets it matches.
-        allow_no_egress: bool,
+        /// Whether the route may forward nothing, because it has no egresses or its groups are
+        /// link-local. Such a route drops the packets it matches.
+        allow_no_effect: bool,
     },
     /// Removes the egresses of the rule from the route with the same ingress, source and group;
     /// without egresses, removes the route.
@@ -41,10 +42,13 @@ impl RibChange {
         Ok(match self {
             Self::AddRoute {
                 rule,
-                allow_no_egress,
+                allow_no_effect,
             } => {
-                if rule.to.is_empty() && !allow_no_egress {
+                if rule.to.is_empty() && !allow_no_effect {
                     return Err(RibError::NoEgress);
+                }
+                if rule.group.is_link_local() && !rule.link_local && !allow_no_effect {
+                    return Err(RibError::LinkLocal(rule.group));
                 }
                 let to = names(&rule);
                 let name = rib.add(*rule)?;

@@ -17,6 +17,7 @@ async fn every_egress_gets_and_counts_packets() {
         ttl_threshold: TtlThreshold::new(8),
         mrdisc: None,
         disabled: false,
+        capture: false,
     };
     let rules = vec![rule("in", &["out", "far"], TtlPolicy::Decrement)];
     let links = [link(1, "in"), link(2, "out"), link(3, "far")];

@@ -27,7 +27,7 @@ use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName, TakeoverRole};
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::table::Ingress;
-use crate::table::flows::Flows;
+use crate::table::flows::{EndedFlows, Flows};
 
 /// Interval at which kernel drops are read and idle flows end.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -128,6 +128,9 @@ impl Interface {
             return;
         }
         let switched = self.switch.run(fib, ingress, batch, self.context.now_ms());
+        if self.switch.flows.take_looked_up() {
+            self.context.flow_changes.notify_one();
+        }
         self.pass_messages(switched.messages);
         let counts = &switched.counts;
         self.counters.received_packets.inc_by(counts.packets);
@@ -228,6 +231,14 @@ impl Interface {
     fn expire_flows(&mut self) {
         let now = self.context.now_ms();
         self.switch.flows.expire(now, self.context.flow_idle_ms());
+        let expired = self.switch.flows.dropped.take_ttl_expired();
+        let warnings = &self.context.ttl_warnings;
+        warnings.log(
+            &self.context.snapshot.load().fib,
+            self.index,
+            &self.name,
+            &expired,
+        );
         self.update_flow_metrics();
     }
 
@@ -236,6 +247,11 @@ impl Interface {
         let catalog = &self.context.catalog;
         for end in FlowEnd::ALL {
             catalog.count_ended_flows(self.name.as_str(), end, ended.count(end));
+        }
+        let evicted = self.switch.flows.dropped.take_evicted();
+        catalog.count_evicted_dropped_flows(self.name.as_str(), evicted);
+        if ended != EndedFlows::default() {
+            self.context.flow_changes.notify_one();
         }
         catalog.flows.set(self.context.flows.live() as i64);
     }
@@ -381,8 +397,13 @@ impl Handler<QueryFlows> for Interface {
     fn handle(&mut self, query: QueryFlows, _: &mut Self::Context) -> FlowPage {
         self.update_name(&self.context.snapshot.load_full());
         let flows = &self.switch.flows;
+        let with_dropped = query.dropped && query.position == 0;
+        let dropped = flows.dropped.iter();
+        let dropped = dropped.filter(|(key, _)| with_dropped && query.filter.matches(key));
+        let dropped = dropped.map(|(key, flow)| (*key, *flow)).collect();
         let (flows, next) = flows.page(query.position, FLOWS_PER_QUERY, &query.filter);
         FlowPage {
+            dropped,
             index: self.index,
             interface: self.name.clone(),
             flows,

@@ -59,6 +59,7 @@ fn fib_with(
         ttl_threshold: TtlThreshold::new(8),
         mrdisc: None,
         disabled: false,
+        capture: false,
     }];
     let rib = Rib {
         rules,

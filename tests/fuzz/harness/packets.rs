@@ -289,6 +289,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             ttl_threshold: TtlThreshold::new(8),
             mrdisc: None,
             disabled: false,
+            capture: false,
         }],
         ..Rib::default()
     }

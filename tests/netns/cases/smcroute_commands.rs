@@ -4,23 +4,25 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::time::Duration;
 
 use super::cases;
 use crate::lab::smcroute::{BOTH, Daemon, Implementation, star_per_implementation, text};
-use crate::lab::{BINARY, Lab, Star, TIMEOUT, eventually};
+use crate::lab::{BINARY, Injector, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 
 cases!("smcroute_commands":
     #[Program("smcrouted", "smcroute")] tables_match_for_every_client_and_daemon,
     #[Program("smcrouted", "smcroute")] commands_return_matching_exit_codes,
     #[Program("smcrouted", "smcroute")] flags_are_accepted_after_the_command,
     #[Program("smcrouted", "smcroute")] output_matches_for_empty_and_disabled_configurations,
+    #[Program("smcrouted", "smcroute")] dropped_flows_are_listed_like_smcroute,
+    pending_rules_are_listed_and_become_active,
     malformed_ipc_messages_change_nothing,
 );
 
 /// Commands with different exit codes: Debian's code, mcastor's code, and the reason.
 const DIFFERENCES: &[(&str, i32, i32, &str)] = &[
     ("join in 1.2.3.4", 0, 1, "not a multicast group"),
-    ("add in 224.0.0.5 out1", 0, 1, "neither forwards it"),
     ("foo", 0, 1, "Debian's shows routes for any unknown word"),
 ];
 
@@ -167,6 +169,10 @@ fn commands_return_matching_exit_codes(lab: &Lab) {
         "flush now",
         "join in 1.2.3.4",
         "add in 224.0.0.5 out1",
+        "add in ff01::114 out1",
+        "add lo 225.2.2.10 out1",
+        "add in 225.2.2.11 lo out1",
+        "join in ff2e::/64",
         "add in 10.0.0.1 225.9.9.1",
         "foo",
         "kill it now",
@@ -317,7 +323,7 @@ fn output_matches_for_empty_and_disabled_configurations(lab: &Lab) {
                 })
             };
             if conf.is_empty() {
-                for words in ["show", "-t show", "show groups", "show pending"] {
+                for words in ["show", "-t show", "show groups"] {
                     let words: Vec<&str> = words.split(' ').collect();
                     assert_eq!(
                         text(&daemon.run_client(Implementation::Mcastor, &words)),
@@ -332,6 +338,91 @@ fn output_matches_for_empty_and_disabled_configurations(lab: &Lab) {
             assert_eq!(ours, theirs, "with {conf:?}");
         }
     }
+}
+
+/// Returns the rows of the tables of `show -d`, sorted.
+fn detailed_rows(daemon: &Daemon) -> Vec<String> {
+    let shown = text(&daemon.smcroutectl(&["-t", "-d", "show"]));
+    let mut rows: Vec<String> = shown.lines().map(|l| l.trim_end().to_string()).collect();
+    rows.sort();
+    rows
+}
+
+/// A stream arrives on an egress, another one has no route, and a third arrives with TTL 1.
+fn dropped_flows_are_listed_like_smcroute(lab: &Lab) {
+    let conf = "phyint in enable\nphyint out1 enable\nmroute from in group 225.1.2.0/24 to out1\n\
+                mroute from in group ff2e::42 to out1\n\
+                mroute from in source 10.0.0.10 group 225.1.3.1 to out1\n";
+    let packet = |source: &str, to: &str, ttl: u8| Udp::new(source, to, "dropped").ttl(ttl).frame();
+    let [ours, theirs] = star_per_implementation(lab, 1).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, conf, &[]);
+        let (inject, back) = (
+            Injector::new(&star.src, "eth0"),
+            Injector::new(&star.rcv, "eth1"),
+        );
+        for _ in 0..3 {
+            back.send(&packet("10.0.1.10:9", "225.1.2.1:5000", 2));
+            back.send(&packet("[fd00:1::10]:9", "[ff2e::42]:5000", 2));
+            inject.send(&packet("10.0.0.10:9", "225.9.9.9:5000", 9));
+            inject.send(&packet("10.0.0.10:9", "225.1.2.2:5000", 1));
+            inject.send(&packet("10.0.0.10:9", "225.1.3.1:5000", 1));
+            // The kernel queues only a few packets of a flow without a route.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let is_of_test = |row: &&String| row.contains("(10.0.") || row.contains("fd00:1::10");
+        let rows = || -> Vec<String> {
+            let all = detailed_rows(&daemon);
+            all.iter().filter(is_of_test).cloned().collect()
+        };
+        let counted = |rows: &[String]| rows.iter().filter(|r| r.contains("          3 ")).count();
+        let complete = wait_until(TIMEOUT, || counted(&rows()) == 5);
+        let listed = rows();
+        assert!(complete, "{implementation:?}: {listed:#?}");
+        if implementation == Implementation::Mcastor {
+            eventually("one warning for each route", 2, || {
+                let printed = daemon.program.stderr();
+                printed.matches("arrive on in with TTL 1").count()
+            });
+            assert_eq!(daemon.smcroutectl(&["flush"]).status.code(), Some(0));
+            assert_eq!(rows().len(), 2, "{:#?}", rows());
+        }
+        listed
+    });
+    assert_eq!(ours, theirs);
+}
+
+/// The expected lines are those of smcroute 2.6, which Debian does not have.
+fn pending_rules_are_listed_and_become_active(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let conf = "mroute from in group 225.1.2.3 to out2\nmroute from wg0 group 225.7.8.9 to out1\n\
+                mgroup from wg0 source 10.0.0.5 group 232.4.5.6\n";
+    let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, conf, &[]);
+    let show = |words: &[&str]| text(&daemon.smcroutectl(words));
+    assert_eq!(
+        show(&["-p", "show", "pending"]).trim_end(),
+        "PENDING ROUTES AND GROUPS\n\
+         mroute  from in group 225.1.2.3 to out2\n\
+         mroute  from wg0 group 225.7.8.9 to out1\n\
+         mgroup  from wg0 source 10.0.0.5 group 232.4.5.6"
+    );
+    assert_eq!(show(&["-t", "show", "groups"]).trim_end(), "");
+    star.add_egress(2);
+    star.rtr.ip("link add wg0 type veth peer name wg1");
+    eventually(
+        "nothing is pending",
+        "No pending routes or groups",
+        || match show(&["-p", "show", "pending"]).trim_end() {
+            "No pending routes or groups" => "No pending routes or groups",
+            _ => "",
+        },
+    );
+    let groups = show(&["-t", "show", "groups"]);
+    assert!(groups.contains("(10.0.0.5, 232.4.5.6)"), "{groups}");
+    let routes = show(&["-t", "show"]);
+    assert!(
+        routes.contains("wg0    out1") || routes.contains("wg0   out1"),
+        "{routes}"
+    );
 }
 
 fn malformed_ipc_messages_change_nothing(lab: &Lab) {

@@ -15,6 +15,7 @@ cases!("smcroute_files":
     failed_reload_keeps_the_routes,
     #[Program("smcrouted", "smcroute")] route_without_egress_blocks_matching_packets,
     #[Program("smcrouted", "smcroute")] last_phyint_line_replaces_earlier_ones,
+    #[Program("smcrouted", "smcroute")] unusual_lines_have_the_meaning_of_smcroute,
 );
 
 fn include_skips_only_unreadable_files(lab: &Lab) {
@@ -113,6 +114,55 @@ fn route_without_egress_blocks_matching_packets(lab: &Lab) {
         ours.0.contains(without_egress) && theirs.0.contains(without_egress),
         "{ours:?}"
     );
+}
+
+/// Keywords in unusual order, words without a meaning, names that no interface can have.
+fn unusual_lines_have_the_meaning_of_smcroute(lab: &Lab) {
+    let lines = [
+        "phyint out1 flat enable ttl-threshold 0",
+        "phyint out2 enable ttl-threshold many",
+        "phyint lo enable",
+        "mroute group 225.2.0.1 from in source 10.0.0.10 to out1",
+        "mroute from in group 225.2.0.2 to out1 source 10.0.0.99",
+        "mroute to out1 from in group 225.2.0.3",
+        "mroute from in to out1 group 225.2.0.4",
+        "mroute from nix from in group 225.2.0.5 to out2",
+        "mroute from in group 225.9.9.9 group 225.2.0.6 to out1",
+        "mroute from in group 225.2.0.7 to out1 to out2",
+        "mroute from in group 225.2.0.8 to an-interface-name-too-long out2",
+        "mroute from in group 225.2.0.9 to out1, out2",
+        "mroute from in group 225.2.0.10 to lo out1",
+        "mroute from lo group 225.2.0.11 to out1",
+        "mroute from in group 225.2.0.12 enable to out1",
+        "mgroup group 225.3.0.1 from in",
+        "mgroup from in group 225.3.0.2 to out1 source 10.0.0.10",
+        "mgroup from lo group 225.3.0.3",
+        "ssmgroup from in source 10.0.0.10 group 232.3.0.4",
+    ];
+    let conf = format!("{}\n{ROUTE_TO_ALL}", lines.join("\n"));
+    let packets: Vec<Udp> = (1..=12)
+        .map(|n| {
+            Udp::new(
+                "10.0.0.10:9",
+                &format!("225.2.0.{n}:5000"),
+                format!("packet {n}"),
+            )
+        })
+        .collect();
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let daemon = Daemon::start(lab, &star.rtr, implementation, &conf, &[]);
+        let groups = text(&daemon.smcroutectl(&["-t", "show", "groups"]));
+        send_and_collect(&star, 3, &packets);
+        let arrived = send_and_collect(&star, 3, &packets);
+        let routes = text(&daemon.smcroutectl(&["-t", "show"]));
+        let mut rows: Vec<&str> = routes.lines().filter(|r| r.starts_with("(*")).collect();
+        rows.sort_unstable();
+        (groups, rows.join("\n"), arrived)
+    });
+    assert_eq!(ours.0, theirs.0);
+    assert_eq!(ours.1, theirs.1);
+    assert_eq!(ours.2, theirs.2);
+    assert_eq!(ours.2.len(), 3 + 10, "{:?}", ours.2);
 }
 
 fn last_phyint_line_replaces_earlier_ones(lab: &Lab) {

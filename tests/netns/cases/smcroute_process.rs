@@ -13,6 +13,8 @@ use crate::lab::{BINARY, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 cases!("smcroute_process":
     #[Program("smcrouted", "smcroute")] flags_return_matching_exit_codes,
     #[Program("smcrouted", "smcroute")] script_calls_match_smcroute,
+    script_does_not_wake_up_an_idle_daemon,
+    #[Program("smcrouted", "smcroute")] old_program_name_controls_the_daemon,
     invalid_line_is_logged_and_skipped,
     forwarding_continues_after_dropping_privileges,
     user_owned_symlinks_are_not_followed,
@@ -91,6 +93,9 @@ fn flags_return_matching_exit_codes(lab: &Lab) {
         "-F BAD -l INFO",
         "-F BAD -l Debug",
         "-F BAD -l NOTICE",
+        "-N -I name -D 3 -v",
+        "-I",
+        "-D",
     ];
     for flag in flags {
         let mut words: Vec<&str> = flag.split(' ').collect();
@@ -110,17 +115,22 @@ fn flags_return_matching_exit_codes(lab: &Lab) {
     }
 }
 
+/// Writes an executable shell script.
+fn write_script(path: &std::path::Path, line: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, format!("#!/bin/sh\n{line}\n")).expect("writing");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("chmod");
+}
+
 fn script_calls_match_smcroute(lab: &Lab) {
     let conf = format!("{ROUTE_TO_ALL}mroute from in source 10.0.0.10 group 225.1.2.4 to out1\n");
     let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
-        use std::os::unix::fs::PermissionsExt;
         let (script, log) = (lab.file("script"), lab.file("calls"));
-        let body = format!(
-            "#!/bin/sh\necho \"$# $1 ${{source:-none}} ${{group:-none}}\" >> {}\n",
+        let line = format!(
+            "echo \"$# $1 ${{source:-none}} ${{group:-none}}\" >> {}",
             log.display()
         );
-        std::fs::write(&script, body).expect("writing");
-        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("chmod");
+        write_script(&script, &line);
         let mut daemon = Daemon::start(
             lab,
             &star.rtr,
@@ -142,6 +152,118 @@ fn script_calls_match_smcroute(lab: &Lab) {
         ours,
         "1 install 10.0.0.10 225.255.0.1\n1 reload none none\n"
     );
+}
+
+/// Returns how often the threads of a process have slept.
+fn sleeps(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks");
+    let of_task = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    tasks.flatten().map(of_task).sum()
+}
+
+/// Compares a daemon with a script to one without. The script is called as soon as a flow starts.
+fn script_does_not_wake_up_an_idle_daemon(lab: &Lab) {
+    let (script, log) = (lab.file("script"), lab.file("calls"));
+    write_script(&script, &format!("echo $1 >> {}", log.display()));
+    let calls = || {
+        std::fs::read_to_string(&log)
+            .unwrap_or_default()
+            .lines()
+            .count()
+    };
+    let flags = ["-e", script.to_str().expect("UTF-8")];
+    let [with, without] = [("script", &flags[..]), ("none", &[])].map(|(tag, flags)| {
+        let star = Star::tagged(lab, 3, tag);
+        star.rtr.disable_ipv6();
+        let daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, ROUTE_TO_ALL, flags);
+        std::thread::sleep(Duration::from_secs(1));
+        let before = sleeps(daemon.program.pid());
+        std::thread::sleep(Duration::from_secs(3));
+        let after = sleeps(daemon.program.pid());
+        if !flags.is_empty() {
+            assert_eq!(calls(), 0);
+            send_and_collect(&star, 3, &[]);
+            eventually("the script is called", 1, calls);
+            assert_eq!(daemon.smcroutectl(&["flush"]).status.code(), Some(0));
+            eventually("the end of the flow is known", true, || {
+                send_and_collect(&star, 3, &[]);
+                calls() >= 2
+            });
+        }
+        after - before
+    });
+    println!("sleeps in 3 s: {with} with a script, {without} without");
+    assert!(
+        with <= without + 15,
+        "{with} with a script, {without} without"
+    );
+}
+
+/// `smcroute` was daemon and client in one before 2.0.
+fn old_program_name_controls_the_daemon(lab: &Lab) {
+    let links = lab.file("links");
+    std::fs::create_dir(&links).expect("a folder");
+    let [ours, theirs] = star_per_implementation(lab, 3).map(|(implementation, star)| {
+        let (conf, socket) = (lab.file("conf"), lab.file("sock"));
+        let pid = lab.file("pid");
+        let _ = std::fs::remove_file(&socket);
+        std::fs::write(&conf, ROUTE_TO_ALL).expect("writing");
+        let path = |p: &std::path::Path| p.display().to_string();
+        let (conf, socket, pid) = (path(&conf), path(&socket), path(&pid));
+        let program = match implementation {
+            Implementation::Mcastor => {
+                let link = links.join("smcroute");
+                std::os::unix::fs::symlink(BINARY, &link).expect("a link");
+                path(&link)
+            }
+            Implementation::Smcroute => "/usr/sbin/smcroute".into(),
+        };
+        let args = ["-d", "-n", "-f", &conf, "-u", &socket, "-P", &pid];
+        let mut daemon = star.rtr.spawn(lab, &program, &args);
+        assert!(wait_until(TIMEOUT, || std::path::Path::new(&pid).exists()));
+        let run = |words: &str| {
+            let words: Vec<&str> = words.split(' ').collect();
+            let args = [&words[..1], &["-u", &socket], &words[1..]].concat();
+            star.rtr.output(&program, &args).status.code()
+        };
+        let codes = [
+            run("-a in 10.0.0.10 225.1.2.3 out1 out2"),
+            run("-a in 10.0.0.10 225.1.2.4 out1"),
+            run("-r in 10.0.0.10 225.1.2.4"),
+            run("-j in 225.1.2.3"),
+            run("-j in 1.2"),
+            run("-h"),
+            run("-x"),
+        ];
+        let shown = run_client(
+            &star.rtr,
+            Implementation::Smcroute,
+            std::path::Path::new(&socket),
+            &["-t", "show"],
+            "",
+        );
+        let packet = Udp::new("10.0.0.10:9", "225.1.2.3:5000", "packet");
+        let arrived = send_and_collect(&star, 3, &[packet]);
+        assert_eq!(star.rtr.output(&program, &["-v"]).status.code(), Some(0));
+        let kill = run_client(
+            &star.rtr,
+            implementation,
+            std::path::Path::new(&socket),
+            &["kill"],
+            "",
+        );
+        assert_eq!(kill.status.code(), Some(0));
+        eventually("the daemon exits", true, || daemon.exit_status().is_some());
+        (codes, text(&shown), arrived)
+    });
+    assert_eq!(ours, theirs);
+    assert_eq!(ours.2.len(), 3 + 2);
 }
 
 fn invalid_line_is_logged_and_skipped(lab: &Lab) {
@@ -440,6 +562,15 @@ fn run_check_and_convert_accept_smcroute_files(lab: &Lab) {
     let path = |p: &std::path::Path| p.display().to_string();
     let checked = run(&["check", &path(&good)]);
     assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    let printed = text(&checked);
+    assert!(
+        printed.contains("note: ") && printed.contains("iptables"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("rp_filter") && printed.contains("ip mroute"),
+        "{printed}"
+    );
     let checked = run(&["check", &path(&bad)]);
     assert_eq!(checked.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&checked.stderr).into_owned();
@@ -454,6 +585,8 @@ fn run_check_and_convert_accept_smcroute_files(lab: &Lab) {
     eventually("the line is logged", true, || {
         program.stderr().contains("line 2: mroute: no group")
     });
+    let printed = program.stderr();
+    assert_eq!(printed.matches("rp_filter").count(), 1, "{printed}");
     eventually("the router answers", true, || {
         run(&["show", "routes", "--socket", &socket])
             .status

@@ -1,7 +1,7 @@
 //! TTL and hop limit: policies and thresholds.
 
 use super::{cases, route, star_v4, star_v6};
-use crate::lab::{Capture, Injector, Lab, Router, Star, Udp};
+use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, eventually};
 
 cases!("ttl":
     ttl_is_decremented_v4,
@@ -10,7 +10,64 @@ cases!("ttl":
     keep_and_set_policies_v6,
     ttl_must_exceed_the_threshold,
     only_configured_thresholds_apply_to_keep_and_set,
+    expired_ttl_is_logged_once_for_each_route,
 );
+
+/// Streams of two routes arrive with TTL 1, one of them only after packets with a higher TTL. A
+/// third route sets the TTL.
+fn expired_ttl_is_logged_once_for_each_route(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let settings = route("first", "in", "", "225.1.2.0/24", &["out1"], "")
+        + &route("second", "in", "", "225.1.3.1", &["out1"], "")
+        + &route(
+            "third",
+            "in",
+            "",
+            "225.1.4.1",
+            &["out1"],
+            "ttl = { set = 8 }\n",
+        );
+    let router = Router::start(lab, &star.rtr, &settings);
+    let inject = Injector::new(&star.src, "eth0");
+    let send = |group: &str, ttl: u8| {
+        inject.send(
+            &Udp::new("10.0.0.10:9", &format!("{group}:5000"), "x")
+                .ttl(ttl)
+                .frame(),
+        );
+    };
+    for n in 1..=20 {
+        send(&format!("225.1.2.{n}"), 1);
+        send("225.1.4.1", 1);
+    }
+    send("225.1.3.1", 5);
+    send("225.1.3.1", 1);
+    router.expect_dropped("ttl_expired", "in", 21);
+    let lines = |route: &str| {
+        let log = router.program.stderr();
+        let lines = log.lines().filter(|l| l.contains("with TTL 1"));
+        lines
+            .filter(|l| l.contains(route) && l.contains("ttl = { set = N }"))
+            .count()
+    };
+    eventually("one line for each route", (1, 1), || {
+        (lines("first"), lines("second"))
+    });
+    // Flows are examined once a second.
+    send("225.1.2.99", 1);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!((lines("first"), lines("second"), lines("third")), (1, 1, 0));
+    let shown = router.run("show flows --dropped");
+    assert!(
+        shown.contains("225.1.2.99") && shown.contains("(dropped)"),
+        "{shown}"
+    );
+    assert!(!router.run("show flows").contains("225.1.2.99"));
+    let flows = router
+        .get("/api/v1/flows?dropped=true&group=225.1.2.99")
+        .expect("an answer");
+    assert!(flows.body.contains("\"dropped\":true"), "{}", flows.body);
+}
 
 /// Sends one packet for each TTL in `sent` and checks the TTLs of the packets that leave `iface`.
 fn assert_ttls(star: &Star, iface: &str, group: &str, sent: &[u8], expected: &[u8]) {
