@@ -81,6 +81,7 @@
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl`
 //!   are in [`cli`].
+//! - [`igmpproxy`] converts the configuration file of igmpproxy to settings.
 //! - [`probe`], [`traffic`] and [`demo`] generate and check test streams. The router does not use
 //!   them.
 //!
@@ -110,6 +111,7 @@ pub mod demo;
 pub mod docker;
 pub mod forward;
 pub mod frontend;
+pub mod igmpproxy;
 pub mod membership;
 pub mod metrics;
 pub mod mnat;

@@ -48,7 +48,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mnat", &["model"]),
     // File format, tables and protocol of smcroute.
     ("smcroute", &["model", "api"]),
-    ("settings", &["model", "mnat::config", "smcroute::conf"]),
+    // File format of igmpproxy, for its conversion.
+    ("igmpproxy", &["model", "smcroute::toml_text"]),
+    (
+        "settings",
+        &["model", "mnat::config", "smcroute::conf", "igmpproxy::conf"],
+    ),
     (
         "actors",
         &[
@@ -95,8 +100,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "model", "api", "app", "frontend", "demo", "settings", "probe", "traffic", "sys",
-            "smcroute", "mnat",
+            "model",
+            "api",
+            "app",
+            "frontend",
+            "demo",
+            "settings",
+            "probe",
+            "traffic",
+            "sys",
+            "smcroute",
+            "igmpproxy",
+            "mnat",
         ],
     ),
     ("main", &["cli"]),

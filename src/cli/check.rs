@@ -132,6 +132,8 @@ mod tests {
         let env = [
             ("MCASTOR__PROXY__0__UPSTREAM", "eth0"),
             ("MCASTOR__PROXY__0__DOWNSTREAM", "br-*"),
+            ("MCASTOR__PROXY__0__UPWARD", "false"),
+            ("MCASTOR__PROXY__1__UPWARD", "false"),
             ("MCASTOR__PROXY__1__UPSTREAM", "eth1"),
             ("MCASTOR__PROXY__1__DOWNSTREAM", "eth2"),
         ];

@@ -1,23 +1,118 @@
-//! `mcastor convert FILE`: prints an `smcroute.conf` as TOML.
+//! `mcastor convert FILE`: prints an `smcroute.conf` or an `igmpproxy.conf` as TOML.
 
-use std::io::Write;
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::exit::UNUSABLE;
-use crate::settings::read_smcroute;
+use ipnet::Ipv4Net;
+
+use super::exit::{UNUSABLE, unusable};
+use crate::igmpproxy;
+use crate::settings::{MAX_FILE, read_smcroute};
 use crate::smcroute::convert::convert;
 
-/// Prints the TOML settings equivalent to an `smcroute.conf`. Invalid lines become comments and are
-/// reported on standard error; the exit code is then [`UNUSABLE`].
-pub fn run(file: &Path, strict: bool) -> ExitCode {
+/// The programs whose configuration can be converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ConfFormat {
+    /// smcroute.conf
+    Smcroute,
+    /// igmpproxy.conf
+    Igmpproxy,
+}
+
+/// Prints the TOML settings equivalent to a file. Invalid lines and what has no counterpart are
+/// reported on standard error; the exit code is [`UNUSABLE`] if lines are invalid.
+pub fn run(format: Option<ConfFormat>, file: &Path, strict: bool) -> ExitCode {
+    let format = format.unwrap_or_else(|| match read_text(file) {
+        Ok(text) if igmpproxy::conf::is_igmpproxy_format(&text) => ConfFormat::Igmpproxy,
+        _ => ConfFormat::Smcroute,
+    });
+    match format {
+        ConfFormat::Smcroute => convert_smcroute(file, strict),
+        ConfFormat::Igmpproxy => convert_igmpproxy(file),
+    }
+}
+
+fn convert_smcroute(file: &Path, strict: bool) -> ExitCode {
     let conf = read_smcroute(file, strict);
     // Ignores a closed standard output.
-    let _ = std::io::stdout().write_all(convert(&conf).as_bytes());
+    let _ = io::stdout().write_all(convert(&conf).as_bytes());
     let messages = conf.faults.iter().chain(&conf.notes);
     messages.for_each(|message| eprintln!("{message}"));
     match conf.faults.len() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(UNUSABLE),
+    }
+}
+
+fn convert_igmpproxy(file: &Path) -> ExitCode {
+    let name = file.display();
+    let text = match read_text(file) {
+        Ok(text) => text,
+        Err(e) => return unusable(&format!("{name}: {e}")),
+    };
+    let conversion = igmpproxy::conf::parse(&text)
+        .map_err(|e| format!("{name} {e}"))
+        .and_then(|conf| {
+            let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+            let subnets = |interface: &str| connected_subnets(&routes, interface);
+            let converted = igmpproxy::convert::convert(&conf, subnets);
+            converted.map_err(|e| format!("{name}: {e}"))
+        });
+    match conversion {
+        Ok(conversion) => {
+            // Ignores a closed standard output.
+            let _ = io::stdout().write_all(conversion.toml.as_bytes());
+            let notes = conversion.notes.iter();
+            notes.for_each(|note| eprintln!("{name}: note: {note}"));
+            ExitCode::SUCCESS
+        }
+        Err(e) => unusable(&e),
+    }
+}
+
+fn read_text(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(file)?;
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Returns the subnets of an interface: the routes without a gateway in the text of
+/// `/proc/net/route`, whose numbers are in hexadecimal and in network byte order.
+fn connected_subnets(routes: &str, interface: &str) -> Vec<Ipv4Net> {
+    let address = |text: &str| {
+        let number = u32::from_str_radix(text, 16).ok()?;
+        Some(Ipv4Addr::from(number.to_ne_bytes()))
+    };
+    let subnet = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [name, destination, gateway, _, _, _, _, mask, ..] = fields[..] else {
+            return None;
+        };
+        if name != interface || !address(gateway)?.is_unspecified() {
+            return None;
+        }
+        let net = Ipv4Net::with_netmask(address(destination)?, address(mask)?).ok()?;
+        (net.prefix_len() > 0 && !net.addr().is_multicast()).then_some(net)
+    };
+    routes.lines().filter_map(subnet).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn connected_subnets_are_routes_without_gateway() {
+        let routes = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+            eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+            eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+            eth0\t000000E0\t00000000\t0001\t0\t0\t0\t000000F0\t0\t0\t0\n\
+            eth1\t0000A8C0\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
+        let nets = connected_subnets(routes, "eth0");
+        assert_eq!(nets, ["192.0.2.0/24".parse().unwrap()]);
     }
 }

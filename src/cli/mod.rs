@@ -68,14 +68,19 @@ enum Command {
         Example: mcastor schema > /etc/mcastor.schema.json"
     )]
     Schema,
-    /// Convert an smcroute.conf to TOML settings; comments are kept
+    /// Convert an smcroute.conf or an igmpproxy.conf to TOML settings
     #[command(
-        after_help = "An invalid line becomes a comment, and is reported on standard error.\n\
-        Example: mcastor convert /etc/smcroute.conf > /etc/mcastor.toml\n\
+        after_help = "Comments of an smcroute.conf are kept. An invalid line becomes a comment, and is reported\n\
+        on standard error. So is what has no counterpart.\n\
+        Examples:\n  mcastor convert /etc/smcroute.conf > /etc/mcastor.toml\n  \
+        mcastor convert --from igmpproxy /etc/igmpproxy.conf > /etc/mcastor.toml\n\
         Exit codes: 0 success, 2 the file has invalid lines."
     )]
     Convert {
-        /// The smcroute.conf to convert
+        /// The program whose file is converted [default: as the file looks]
+        #[arg(long, value_name = "PROGRAM")]
+        from: Option<convert::ConfFormat>,
+        /// The file to convert
         file: PathBuf,
         /// Reject lines with options that smcroute does not support
         #[arg(long)]
@@ -192,7 +197,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Check { file, json } => check::run(&file, json),
         Command::Schema => print(schema::text().as_bytes()),
-        Command::Convert { file, strict } => convert::run(&file, strict),
+        Command::Convert { from, file, strict } => convert::run(from, &file, strict),
         Command::Smcrouted(args) => smcrouted::run(args),
         Command::Smcroutectl(args) => smcroutectl::run(args),
         Command::Show(args) => show::run(&args),

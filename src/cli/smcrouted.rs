@@ -299,6 +299,9 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
 }
 
 fn check(file: &Path, strict: bool) -> ExitCode {
+    if let Err(report) = Settings::load_smcroute(file, strict, environment()) {
+        return fail(EX_CONFIG, &report);
+    }
     let conf = read_smcroute(file, strict);
     conf.notes.iter().for_each(|note| eprintln!("{note}"));
     if !conf.routes.is_empty() {

@@ -80,6 +80,7 @@ impl DropReason {
                 | Self::NotWanted
                 | Self::TtlExpired
                 | Self::NoEgress
+                | Self::LinkLocalSource
         )
     }
 }

@@ -47,6 +47,9 @@ impl Serialize for TtlPolicy {
 pub struct TtlThreshold(u8);
 
 impl TtlThreshold {
+    /// The lowest threshold.
+    pub const MIN: Self = Self(1);
+
     /// Returns the threshold; `None` for zero.
     pub fn new(ttl: u8) -> Option<Self> {
         (ttl > 0).then_some(Self(ttl))

@@ -42,6 +42,7 @@ mod validated;
 mod words;
 
 use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 pub use file::MAX_FILE;
@@ -54,7 +55,7 @@ pub use validated::{
     LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings,
 };
 
-use crate::model::{JoinPolicy, RouteRule};
+use crate::model::{Group, JoinPolicy, ProxyRule, RouteRule};
 use locate::Sources;
 use raw::RawSettings;
 
@@ -88,7 +89,9 @@ impl Settings {
         let routes = self.routes.iter();
         let routes = routes.filter(|route| !is_joined_on_demand(route));
         let joins = routes.filter_map(note_on_join);
-        self.doubtful.iter().cloned().chain(joins).collect()
+        let upward = self.proxies.iter().filter_map(note_on_upward);
+        let doubtful = self.doubtful.iter().cloned();
+        doubtful.chain(joins).chain(upward).collect()
     }
 
     /// Reads `file`, if there is one, merges the variables of `env` that start with [`PREFIX`],
@@ -100,6 +103,10 @@ impl Settings {
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Settings, SettingsReport> {
+        if let Some(file) = file {
+            smcroute::refuse_igmpproxy_conf(file)
+                .map_err(|problem| SettingsReport::new(vec![*problem]))?;
+        }
         if let Some(file) = file
             && smcroute::is_smcroute_conf(file)
         {
@@ -121,12 +128,14 @@ impl Settings {
     /// that smcroute ignores.
     ///
     /// # Errors
-    /// Problems of the environment only.
+    /// Problems of the environment, or `file` is an `igmpproxy.conf`.
     pub fn load_smcroute(
         file: &Path,
         strict: bool,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Settings, SettingsReport> {
+        smcroute::refuse_igmpproxy_conf(file)
+            .map_err(|problem| SettingsReport::new(vec![*problem]))?;
         let settings = Self::from_sources(Sources::default(), env)?;
         Ok(smcroute::add(settings, &smcroute::read(file, strict)))
     }
@@ -150,6 +159,28 @@ impl Settings {
             Err(SettingsReport::new(problems))
         }
     }
+}
+
+/// The groups of SSDP that leave a site: IPv4, and IPv6 with site scope.
+const SSDP_GROUPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)),
+    IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xc)),
+];
+
+/// Returns a note on a proxy that forwards the hosts' discovery messages to its upstream interface.
+fn note_on_upward(proxy: &ProxyRule) -> Option<String> {
+    let groups = SSDP_GROUPS.into_iter().flat_map(Group::new);
+    let sent: Vec<String> = groups
+        .filter(|group| proxy.upward && proxy.accepts_group(*group))
+        .map(|group| group.to_string())
+        .collect();
+    let upstream = proxy.upstream.first().filter(|_| !sent.is_empty())?;
+    Some(format!(
+        "proxy \"{}\": what hosts send to groups, such as SSDP ({}), also leaves {upstream}; upward = \
+         false keeps it downstream, deny_groups = {sent:?} keeps SSDP there and removes this note",
+        proxy.name,
+        sent.join(", ")
+    ))
 }
 
 /// Returns why a route with `join = "auto"` does not join its groups.
@@ -250,6 +281,24 @@ mod tests {
         assert_eq!(proxy.timers, QuerierTimers::default());
         assert_eq!(proxy.limits, MembershipLimits::default());
         assert_eq!(proxy.version, Versions::default());
+    }
+
+    #[test]
+    fn proxy_that_sends_ssdp_upstream_is_noted() {
+        let notes = |extra: &str| {
+            let text =
+                format!("[[proxy]]\nupstream = [\"eth0\"]\ndownstream = [\"eth1\"]\n{extra}");
+            load_text(text, vec![]).unwrap().notes()
+        };
+        let note = &notes("")[0];
+        let expected = "deny_groups = [\"239.255.255.250\", \"ff05::c\"]";
+        assert!(
+            note.contains("leaves eth0") && note.contains(expected),
+            "{note}"
+        );
+        assert_eq!(notes(expected), [""; 0]);
+        assert_eq!(notes("upward = false"), [""; 0]);
+        assert_eq!(notes("groups = [\"232.0.0.0/8\"]"), [""; 0]);
     }
 
     const EXAMPLE: &str = include_str!("../../conf/mcastor.toml");

@@ -5,7 +5,10 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::file::MAX_FILE;
+use super::key_path::KeyPath;
+use super::report::{Problem, SourceLocation};
 use super::validated::{InterfaceSettings, Settings};
+use crate::igmpproxy::conf as igmpproxy;
 use crate::smcroute::conf::{self, Conf};
 
 /// Whether `file` is an `smcroute.conf`: its name does not end in `.toml`, and its contents read as
@@ -15,6 +18,27 @@ pub(super) fn is_smcroute_conf(file: &Path) -> bool {
         return false;
     }
     read_file(file).is_ok_and(|bytes| conf::is_smcroute_format(&String::from_utf8_lossy(&bytes)))
+}
+
+/// Refuses an `igmpproxy.conf`, in which the parser for `smcroute.conf` would find no routes.
+pub(super) fn refuse_igmpproxy_conf(file: &Path) -> Result<(), Box<Problem>> {
+    let is_igmpproxy = read_file(file)
+        .is_ok_and(|bytes| igmpproxy::is_igmpproxy_format(&String::from_utf8_lossy(&bytes)));
+    if !is_igmpproxy {
+        return Ok(());
+    }
+    let name = file.display().to_string();
+    let help = format!(
+        "Convert it: mcastor convert --from igmpproxy {name} > mcastor.toml. It tells what has no \
+         counterpart."
+    );
+    Err(Box::new(Problem::new(
+        SourceLocation::UnreadableFile { file: name },
+        &KeyPath::default(),
+        "the configuration of igmpproxy",
+        "TOML settings or an smcroute.conf",
+        help,
+    )))
 }
 
 fn read_file(file: &Path) -> io::Result<Vec<u8>> {

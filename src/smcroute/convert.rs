@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::conf::{Conf, ConfLine};
 use super::line::Directive;
 use super::phyint::SmcrouteInterface;
+use super::toml_text::{comment, list, quoted};
 use crate::model::{JoinRule, RouteRule, TtlPolicy};
 
 /// Converts `conf` to TOML settings with the same effect. Keeps comments. Interface options, routes
@@ -50,29 +51,6 @@ fn convert_line(out: &mut String, conf: &Conf, at: usize, line: &ConfLine) {
         out.push_str(&table);
         out.push('\n');
     }
-}
-
-/// Writes a comment. Replaces characters that TOML does not allow in comments.
-fn comment(out: &mut String, text: &str) {
-    let allowed = |c: char| {
-        if c.is_control() && c != '\t' {
-            '\u{fffd}'
-        } else {
-            c
-        }
-    };
-    out.push('#');
-    out.extend(text.chars().map(allowed));
-    out.push('\n');
-}
-
-fn quoted(text: &dyn ToString) -> String {
-    toml_edit::Value::from(text.to_string()).to_string()
-}
-
-fn list<T: ToString>(items: &[T]) -> String {
-    let items: Vec<String> = items.iter().map(|i| quoted(i)).collect();
-    format!("[{}]", items.join(", "))
 }
 
 fn interface(interface: &SmcrouteInterface) -> String {

@@ -12,4 +12,5 @@ pub mod convert;
 pub mod line;
 pub mod phyint;
 pub mod show;
+pub mod toml_text;
 pub mod wire;

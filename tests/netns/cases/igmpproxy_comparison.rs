@@ -1,13 +1,14 @@
 //! The same scenarios with `mcastor` and with Debian's igmpproxy, which uses the kernel's multicast
 //! routing. docs/proxy.md has a table of the results; each run prints its figures.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::cases;
 use crate::lab::proxy::{member, members, proxy};
 use crate::lab::{
-    Capture, GroupMember, Injector, Lab, Ns, Program, Router, Star, TIMEOUT, Udp, UdpRx,
-    eventually, wait_until,
+    BINARY, Capture, GroupMember, Injector, IpPacket, Lab, Ns, Program, Router, Star, TIMEOUT, Udp,
+    UdpRx, eventually, wait_until,
 };
 
 cases!("igmpproxy_comparison":
@@ -17,6 +18,8 @@ cases!("igmpproxy_comparison":
     #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] joins_200_groups_upstream,
     #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] recreated_downstream_link_is_served,
     #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] cpu_time_per_packet,
+    #[Program("igmpproxy", "igmpproxy")] #[KernelMroute] converted_file_forwards_the_same_streams,
+    igmpproxy_conf_is_refused_with_the_remedy,
 );
 
 /// A running proxy of either implementation.
@@ -63,10 +66,15 @@ impl Proxy {
 
 /// Starts igmpproxy with `in` as upstream and both egresses as downstreams.
 fn igmpproxy(lab: &Lab, ns: &Ns) -> Program {
-    let conf = lab.file("igmpproxy.conf");
     let text = "phyint in upstream ratelimit 0 threshold 1\n altnet 10.0.0.0/8\n\
                 phyint out1 downstream ratelimit 0 threshold 1\n\
                 phyint out2 downstream ratelimit 0 threshold 1\nphyint lo disabled\n";
+    start_igmpproxy(lab, ns, text)
+}
+
+/// Starts igmpproxy and waits until it has `out2`.
+fn start_igmpproxy(lab: &Lab, ns: &Ns, text: &str) -> Program {
+    let conf = lab.file("igmpproxy.conf");
     std::fs::write(&conf, text).expect("settings");
     ns.sysctl("net/ipv4/ip_forward", "1");
     let program = ns.spawn(lab, "igmpproxy", &["-n", &conf.display().to_string()]);
@@ -75,6 +83,127 @@ fn igmpproxy(lab: &Lab, ns: &Ns) -> Program {
         vifs.is_ok_and(|v| v.contains("out2"))
     });
     program
+}
+
+/// Altnets and whitelists with host bits, a TTL threshold, and a disabled interface with a member.
+const CONVERTED: &str = "quickleave\nphyint in upstream ratelimit 0 threshold 1\n\
+    \taltnet 10.7.7.1/16\nphyint out1 downstream ratelimit 900 threshold 1\n\
+    \twhitelist 225.1.2.3/16 whitelist 225.9.9.9\n\
+    phyint out2 downstream threshold 8 whitelist 224.0.0.0/4\nphyint out3 disabled\n";
+
+/// The same file, the same members and the same streams; the same packets arrive.
+fn converted_file_forwards_the_same_streams(lab: &Lab) {
+    let groups = ["225.1.0.1", "225.9.9.9", "225.2.0.1"];
+    let sources = ["10.0.0.10", "10.7.1.2", "172.16.0.1"];
+    let expected: BTreeSet<String> = ["10.0.0.10", "10.7.1.2"]
+        .into_iter()
+        .flat_map(|source| {
+            let to_out1 = ["225.1.0.1", "225.9.9.9"].map(|g| format!("eth1 {source} {g}"));
+            let to_out2 = groups.map(|g| format!("eth2 {source} {g}"));
+            let of_ttl = |ttl: u8| move |row: String| format!("{row} {ttl}");
+            let low = to_out1.clone().map(of_ttl(4));
+            let high = to_out1.into_iter().chain(to_out2).map(of_ttl(19));
+            low.into_iter().chain(high).collect::<Vec<_>>()
+        })
+        .collect();
+    let [ours, theirs] = ["mcastor", "igmpproxy"].map(|name| {
+        let star = Star::v4(lab, 3);
+        let conf = lab.file(&format!("{name}.conf"));
+        std::fs::write(&conf, CONVERTED).expect("settings");
+        let path = conf.display().to_string();
+        let (mut router, mut program) = (None, None);
+        if name == "mcastor" {
+            let output = star
+                .rtr
+                .output(BINARY, &["convert", "--from", "igmpproxy", &path]);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                notes.contains("ratelimit 900 of out1 is dropped"),
+                "{notes}"
+            );
+            // Queries of the other program are not faster; the members report at once.
+            let toml = String::from_utf8_lossy(&output.stdout).into_owned();
+            router = Some(Router::start(lab, &star.rtr, &toml));
+        } else {
+            program = Some(start_igmpproxy(lab, &star.rtr, CONVERTED));
+        }
+        let captures = [1, 2, 3].map(|n| Capture::new(&star.rcv, &format!("eth{n}")));
+        let _members: Vec<UdpRx> = (1..=3)
+            .flat_map(|n| {
+                let iface = format!("eth{n}");
+                let ns = &star.rcv;
+                groups.map(|group| UdpRx::join(ns, &iface, &format!("{group}:5000")))
+            })
+            .collect();
+        let inject = Injector::new(&star.src, "eth0");
+        let mut arrived = BTreeSet::new();
+        let mut send_round = || {
+            for (source, group) in sources.iter().flat_map(|s| groups.map(|g| (s, g))) {
+                for ttl in [5, 20] {
+                    let from = format!("{source}:9");
+                    let packet = Udp::new(&from, &format!("{group}:5000"), "x").ttl(ttl);
+                    inject.send(&packet.frame());
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+            for (n, capture) in captures.iter().enumerate() {
+                let frames = capture.frames();
+                let seen = frames.iter().filter(|f| !f.outgoing);
+                let seen = seen.filter_map(|f| IpPacket::parse(&f.bytes));
+                for s in seen.filter(|s| s.protocol == 17) {
+                    arrived.insert(format!("eth{} {} {} {}", n + 1, s.src, s.dst, s.ttl));
+                }
+            }
+            arrived.clone()
+        };
+        let complete = wait_until(TIMEOUT, || send_round().is_superset(&expected));
+        // Streams that must not cross get more chances to.
+        let all = (0..10).map(|_| send_round()).last().unwrap_or_default();
+        assert!(complete, "{name}: {:?}", expected.difference(&all));
+        drop((router, program));
+        all
+    });
+    assert_eq!(theirs, expected, "igmpproxy");
+    assert_eq!(ours, expected, "mcastor");
+}
+
+fn igmpproxy_conf_is_refused_with_the_remedy(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let conf = lab.file("igmpproxy.conf");
+    std::fs::write(&conf, CONVERTED).expect("settings");
+    let path = conf.display().to_string();
+    for (words, code) in [
+        (&["check"][..], 2),
+        (&["run", "--config"], 2),
+        (&["smcrouted", "-F"], 78),
+        (&["smcrouted", "-n", "-u", "/nonexistent/sock", "-f"], 78),
+    ] {
+        let args = [words, &[&path]].concat();
+        let output = star.rtr.output(BINARY, &args);
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {printed}");
+        assert!(
+            printed.contains("the configuration of igmpproxy"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("mcastor convert --from igmpproxy"),
+            "{printed}"
+        );
+    }
+    // Without --from, the file is recognized.
+    let output = star.rtr.output(BINARY, &["convert", &path]);
+    let toml = lab.file("made.toml");
+    std::fs::write(&toml, &output.stdout).expect("settings");
+    let checked = star
+        .rtr
+        .output(BINARY, &["check", &toml.display().to_string()]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert!(
+        String::from_utf8_lossy(&checked.stdout).contains("2 proxies"),
+        "{checked:?}"
+    );
 }
 
 fn frame(source: &str, group: &str) -> Vec<u8> {
