@@ -128,7 +128,7 @@ fn converted_toml_has_the_same_rules_and_comments() {
     assert_eq!(settings.skipped, [""; 0]);
     assert_eq!(
         settings.doubtful.len(),
-        1 + 4 + 1,
+        3 + 1,
         "{:?}",
         settings.doubtful
     );

@@ -77,7 +77,7 @@ impl DropReason {
             self,
             Self::NoRoute
                 | Self::SourceExcepted
-                | Self::NotWanted
+                | Self::SourceNotJoined
                 | Self::TtlExpired
                 | Self::NoEgress
                 | Self::LinkLocalSource
