@@ -126,12 +126,7 @@ fn converted_toml_has_the_same_rules_and_comments() {
     std::fs::write(&path, EVERYTHING.replace("more/*.conf", &include)).unwrap();
     let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
     assert_eq!(settings.skipped, [""; 0]);
-    assert_eq!(
-        settings.doubtful.len(),
-        3 + 1,
-        "{:?}",
-        settings.doubtful
-    );
+    assert_eq!(settings.doubtful.len(), 3 + 1, "{:?}", settings.doubtful);
     assert_eq!(settings.routes.len(), 9);
     for (n, route) in settings.routes[4..7].iter().enumerate() {
         assert_eq!(route.to, [], "{route:?}");

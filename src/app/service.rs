@@ -87,15 +87,17 @@ fn run_for_each(path: &PathBuf, events: &Receiver<ScriptEvent>) {
 /// after an interface reported that one started or ended.
 async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent>) {
     let mut known = HashSet::new();
+    let mut searched = Instant::now();
     loop {
         context.flow_changes.notified().await;
         let started = Instant::now();
         let flows = query::show(&context, ShowQuery::Flows(FlowQuery::default())).await;
         let routes = query::show(&context, ShowQuery::Routes).await;
         if let (Ok(ShowReply::Flows(flows)), Ok(ShowReply::Routes(routes))) = (flows, routes) {
-            for event in new_flows(&mut known, flows, &routes) {
+            for event in new_flows(&mut known, flows, &routes, searched.elapsed()) {
                 enqueue(&events, event);
             }
+            searched = Instant::now();
         }
         // With many flows a search takes long. The pause limits its share of the CPU time.
         sleep(SEARCH_INTERVAL.max(started.elapsed() * 10)).await;
@@ -105,11 +107,13 @@ async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent
 /// Ingress interface, source and group of a flow.
 type FlowId = (String, String, String);
 
-/// Returns the events of the `flows` that are not in `known`, and updates `known`.
+/// Returns the events of the `flows` that are not in `known`, or that ended and started again within
+/// `since`, the time since `known` was updated. Updates `known`.
 fn new_flows(
     known: &mut HashSet<FlowId>,
     flows: Vec<FlowView>,
     routes: &[RouteView],
+    since: Duration,
 ) -> Vec<ScriptEvent> {
     let is_of_wildcard_route = |flow: &FlowView| {
         let name = flow.route.as_ref();
@@ -127,7 +131,8 @@ fn new_flows(
     known.retain(|id| active.contains(id));
     let mut events = Vec::new();
     for (id, flow) in flows {
-        if is_of_wildcard_route(&flow) && known.insert(id) {
+        let is_restarted = Duration::from_millis(flow.age_ms + 1) < since;
+        if is_of_wildcard_route(&flow) && (is_restarted | known.insert(id)) {
             events.push(ScriptEvent::Install {
                 source: flow.source,
                 group: flow.group,
@@ -183,7 +188,7 @@ mod tests {
     fn flow(source: &str, route: Option<&str>) -> FlowView {
         serde_json::from_value(json!({
             "iif": "eth0", "source": source, "group": "225.1.2.3", "route": route, "oifs": [],
-            "packets": 1, "bytes": 1, "age_ms": 0, "idle_ms": 0
+            "packets": 1, "bytes": 1, "age_ms": 500, "idle_ms": 0
         }))
         .unwrap()
     }
@@ -200,8 +205,15 @@ mod tests {
         };
         let routes = [route("any", "*"), route("one", "10.0.0.2")];
         let mut known = HashSet::new();
-        let mut count_new = |flows| new_flows(&mut known, flows, &routes).len();
+        let since = Duration::from_millis(500);
+        let mut count_new = |flows| new_flows(&mut known, flows, &routes, since).len();
         assert_eq!(count_new(vec![flow("10.0.0.1", Some("any"))]), 1);
+        assert_eq!(count_new(vec![flow("10.0.0.1", Some("any"))]), 0);
+        let restarted = FlowView {
+            age_ms: 300,
+            ..flow("10.0.0.1", Some("any"))
+        };
+        assert_eq!(count_new(vec![restarted]), 1);
         assert_eq!(count_new(vec![flow("10.0.0.1", None)]), 0);
         assert_eq!(
             count_new(vec![

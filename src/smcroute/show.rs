@@ -172,15 +172,27 @@ impl RouteSnapshot {
                 let oifs = oifs.filter(|name| egresses.contains(name) && (*name != iif || returns));
                 // The number of received packets is that of the egress with the most packets.
                 // Routes for several sources or groups show no counters; their flows do.
+                // A flow also counts packets that are dropped for their TTL.
                 let own = route.paths.iter().filter(|p| is_single && p.iif == iif);
-                let most = own.max_by_key(|p| p.packets);
+                let own = own.map(|p| (p.packets, p.bytes));
+                let is_own = |f: &&FlowView| {
+                    is_single
+                        && f.iif == iif
+                        && (&f.source, &f.group) == (&route.source, &route.group)
+                };
+                let flows = self
+                    .flows
+                    .iter()
+                    .filter(is_own)
+                    .map(|f| (f.packets, f.bytes));
+                let most = own.chain(flows).max();
                 rows.push(Row {
                     source: route.source.clone(),
                     group: route.group.clone(),
                     iif: iif.to_string(),
                     oifs: oifs.map(String::from).collect(),
-                    packets: most.map_or(0, |p| p.packets),
-                    bytes: most.map_or(0, |p| p.bytes),
+                    packets: most.map_or(0, |(packets, _)| packets),
+                    bytes: most.map_or(0, |(_, bytes)| bytes),
                 });
             }
         }

@@ -237,7 +237,7 @@ fn old_program_name_controls_the_daemon(lab: &Lab) {
             run("-a in 10.0.0.10 225.1.2.4 out1"),
             run("-r in 10.0.0.10 225.1.2.4"),
             run("-j in 225.1.2.3"),
-            run("-j in 1.2"),
+            run("-j in 225.1.2.3"),
             run("-h"),
             run("-x"),
         ];
