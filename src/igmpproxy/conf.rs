@@ -39,6 +39,8 @@ pub struct ProxyInterface {
     pub altnets: Vec<Ipv4Net>,
     /// The groups that may be joined; empty for all.
     pub whitelist: Vec<Ipv4Net>,
+    /// The groups that may not be joined. Newer releases than 0.3 have it.
+    pub blacklist: Vec<Ipv4Net>,
 }
 
 /// The content of an `igmpproxy.conf`.
@@ -129,6 +131,7 @@ pub fn parse(text: &str) -> Result<ProxyConf, ProxyConfError> {
                     threshold: TtlThreshold::MIN,
                     altnets: Vec::new(),
                     whitelist: Vec::new(),
+                    blacklist: Vec::new(),
                 };
                 while let Some((line, word)) = words.next_if(|(_, word)| is_option(word)) {
                     let mut value = || {
@@ -151,16 +154,26 @@ pub fn parse(text: &str) -> Result<ProxyConf, ProxyConfError> {
                             interface.threshold = threshold.ok_or_else(|| error(line, invalid))?;
                         }
                         list => {
-                            let net = parse_network(value()?).map_err(|e| error(line, e))?;
+                            let text = value()?;
+                            let net = parse_network(text).map_err(|e| error(line, e))?;
+                            if list != "altnet" && net.trunc() != net {
+                                let note = format!(
+                                    "{list} {text} is read as {}; igmpproxy 0.3 matches no group \
+                                     with it",
+                                    net.trunc()
+                                );
+                                conf.notes.push((line, note));
+                            }
                             let nets = match list {
                                 "altnet" => &mut interface.altnets,
+                                "blacklist" => &mut interface.blacklist,
                                 _ => &mut interface.whitelist,
                             };
                             if nets.len() >= MAX_NETWORKS {
                                 let cause = format!("more than {MAX_NETWORKS} networks");
                                 return Err(error(line, cause));
                             }
-                            nets.push(net);
+                            nets.push(net.trunc());
                         }
                     }
                 }
@@ -181,11 +194,12 @@ fn is_option(word: &str) -> bool {
         "threshold",
         "altnet",
         "whitelist",
+        "blacklist",
     ]
     .contains(&word)
 }
 
-/// Parses a network. Clears the bits beyond the prefix, which igmpproxy accepts.
+/// Parses a network. Bits beyond the prefix may be set.
 fn parse_network(text: &str) -> Result<Ipv4Net, String> {
     let (address, len) = text.split_once('/').unwrap_or((text, "32"));
     let address: Ipv4Addr = address
@@ -193,8 +207,7 @@ fn parse_network(text: &str) -> Result<Ipv4Net, String> {
         .map_err(|_| format!("{text} is not an IPv4 network"))?;
     let len = len.parse().ok();
     let net = len.and_then(|len| Ipv4Net::new(address, len).ok());
-    net.map(|net| net.trunc())
-        .ok_or_else(|| format!("{text}: the prefix length must be 0 to 32"))
+    net.ok_or_else(|| format!("{text}: the prefix length must be 0 to 32"))
 }
 
 #[cfg(test)]

@@ -109,9 +109,14 @@ pub fn convert(
         sources.write(&mut out);
         comment(
             &mut out,
-            " igmpproxy handles IPv4 only. Delete this line to forward IPv6 too.",
+            " igmpproxy handles IPv4 only. Delete ff00::/8 to forward IPv6 too.",
         );
-        out.push_str("deny_groups = [\"ff00::/8\"]\n");
+        let denied = part.iter().chain(&upstreams).flat_map(|i| &i.blacklist);
+        let denied = denied.filter(|net| ALL_GROUPS.contains(*net));
+        let denied: Vec<String> = std::iter::once("ff00::/8".to_string())
+            .chain(denied.map(ToString::to_string))
+            .collect();
+        let _ = writeln!(out, "deny_groups = {}", list(&denied));
         if part.iter().any(|i| !i.altnets.is_empty()) {
             comment(
                 &mut out,
@@ -277,7 +282,7 @@ mod tests {
             "quickleave\nphyint eth0 upstream ratelimit 0 threshold 1 altnet 10.1.2.3/8\n\
              whitelist 239.0.0.0/8\n\
              phyint eth1 downstream ratelimit 500 threshold 3 whitelist 239.1.2.3/24\n\
-             phyint eth2 downstream whitelist 224.0.0.0/4\naltnet 10.9.0.0/16\n\
+             phyint eth2 downstream whitelist 224.0.0.0/4\naltnet 10.9.0.0/16 blacklist 239.255.255.250\n\
              phyint eth3 disabled\nphyint eth0:1 disabled\nphyint lo disabled\n",
         );
         let expected = r#"# Converted from igmpproxy.conf.
@@ -293,7 +298,7 @@ fast_leave = true
 groups = ["239.1.2.0/24"]
 # altnet, and the subnet of the upstream interface
 sources = ["10.0.0.0/8", "192.0.2.0/24"]
-# igmpproxy handles IPv4 only. Delete this line to forward IPv6 too.
+# igmpproxy handles IPv4 only. Delete ff00::/8 to forward IPv6 too.
 deny_groups = ["ff00::/8"]
 
 [[proxy]]
@@ -307,8 +312,8 @@ fast_leave = true
 groups = ["239.0.0.0/8"]
 # altnet, and the subnet of the upstream interface
 sources = ["10.0.0.0/8", "192.0.2.0/24"]
-# igmpproxy handles IPv4 only. Delete this line to forward IPv6 too.
-deny_groups = ["ff00::/8"]
+# igmpproxy handles IPv4 only. Delete ff00::/8 to forward IPv6 too.
+deny_groups = ["ff00::/8", "239.255.255.250/32"]
 # altnet: hosts may be outside the subnet of the interface.
 header_checks = "lenient"
 
@@ -322,7 +327,11 @@ enabled = false
 "#;
         assert_eq!(conversion.toml, expected);
         let notes = conversion.notes.join("\n");
-        assert_eq!(conversion.notes.len(), 2, "{notes}");
+        assert_eq!(conversion.notes.len(), 3, "{notes}");
+        assert!(
+            notes.contains("239.1.2.3/24 is read as 239.1.2.0/24"),
+            "{notes}"
+        );
         assert!(
             notes.contains("ratelimit 500 of eth1 is dropped"),
             "{notes}"

@@ -29,13 +29,13 @@ pub(super) fn refuse_igmpproxy_conf(file: &Path) -> Result<(), Box<Problem>> {
     }
     let name = file.display().to_string();
     let help = format!(
-        "Convert it: mcastor convert --from igmpproxy {name} > mcastor.toml. It tells what has no \
+        "mcastor convert --from igmpproxy {name} > mcastor.toml. It also tells what has no \
          counterpart."
     );
     Err(Box::new(Problem::new(
         SourceLocation::UnreadableFile { file: name },
         &KeyPath::default(),
-        "the configuration of igmpproxy",
+        "the configuration of igmpproxy, which `mcastor convert --from igmpproxy` converts",
         "TOML settings or an smcroute.conf",
         help,
     )))

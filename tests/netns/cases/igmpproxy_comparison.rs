@@ -85,10 +85,10 @@ fn start_igmpproxy(lab: &Lab, ns: &Ns, text: &str) -> Program {
     program
 }
 
-/// Altnets and whitelists with host bits, a TTL threshold, and a disabled interface with a member.
+/// An altnet with host bits, whitelists, a TTL threshold, and a disabled interface with a member.
 const CONVERTED: &str = "quickleave\nphyint in upstream ratelimit 0 threshold 1\n\
     \taltnet 10.7.7.1/16\nphyint out1 downstream ratelimit 900 threshold 1\n\
-    \twhitelist 225.1.2.3/16 whitelist 225.9.9.9\n\
+    \twhitelist 225.1.0.0/16 whitelist 225.9.9.9\n\
     phyint out2 downstream threshold 8 whitelist 224.0.0.0/4\nphyint out3 disabled\n";
 
 /// The same file, the same members and the same streams; the same packets arrive.

@@ -36,13 +36,13 @@ fn expired_ttl_is_logged_once_for_each_route(lab: &Lab) {
                 .frame(),
         );
     };
-    for n in 1..=20 {
+    for n in 1..=10 {
         send(&format!("225.1.2.{n}"), 1);
         send("225.1.4.1", 1);
     }
     send("225.1.3.1", 5);
     send("225.1.3.1", 1);
-    router.expect_dropped("ttl_expired", "in", 21);
+    router.expect_dropped("ttl_expired", "in", 11);
     let lines = |route: &str| {
         let log = router.program.stderr();
         let lines = log.lines().filter(|l| l.contains("with TTL 1"));
