@@ -8,6 +8,9 @@ use super::conf::{InterfaceRole, ProxyConf, ProxyInterface};
 use crate::model::IfPattern;
 use crate::smcroute::toml_text::{comment, list, quoted};
 
+/// Largest number of upstream or downstream names of a proxy.
+const MAX_NAMES: usize = 64;
+
 /// Largest number of proxies that share an upstream interface.
 const MAX_PROXIES: usize = crate::model::MAX_PROXIES;
 
@@ -47,6 +50,8 @@ pub fn convert(
         }
         // Aliases such as eth0:1 have no colon in their interface's name.
         match name.parse::<IfPattern>() {
+            // igmpproxy ignores the loopback interface, and all entries of a name but the first.
+            Ok(_) if name == "lo" || usable.iter().any(|i| i.name == *name) => {}
             Ok(pattern) if !pattern.is_pattern() && !name.contains(':') => usable.push(interface),
             _ => notes.push(format!(
                 "line {line}: {name} is dropped: it is not the name of an interface; all addresses \
@@ -58,6 +63,9 @@ pub fn convert(
     let upstreams: Vec<&ProxyInterface> = with_role(InterfaceRole::Upstream).collect();
     if upstreams.is_empty() {
         return Err("no phyint is upstream".into());
+    }
+    if upstreams.len() > MAX_NAMES {
+        return Err(format!("more than {MAX_NAMES} interfaces are upstream"));
     }
     let downstreams: Vec<&ProxyInterface> = with_role(InterfaceRole::Downstream).collect();
     if downstreams.is_empty() && !conf.defaultdown {
@@ -75,7 +83,13 @@ pub fn convert(
                  them are also forwarded to members behind the others"
                     .into(),
             );
-            vec![downstreams.clone()]
+            let parts = downstreams.chunks(MAX_NAMES - 1);
+            let parts: Vec<Vec<&ProxyInterface>> = parts.map(<[_]>::to_vec).collect();
+            match conf.defaultdown {
+                // The pattern matches the others.
+                true => vec![parts.into_iter().next().unwrap_or_default()],
+                false => parts,
+            }
         }
     };
     for part in &parts {
@@ -126,7 +140,7 @@ pub fn convert(
         }
     }
     for interface in &usable {
-        let is_disabled = interface.role == InterfaceRole::Disabled && interface.name != "lo";
+        let is_disabled = interface.role == InterfaceRole::Disabled;
         let has_threshold = interface.threshold.get() > 1 && !is_disabled;
         if !is_disabled && !has_threshold {
             continue;
