@@ -3,19 +3,37 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Lines of one kind within [`WINDOW`], at most.
+/// Default number of lines of one kind within [`WINDOW`].
 const MAX_LINES: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// The lines of one kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LogLimit {
+    /// Lines within [`WINDOW`], at most.
+    max_lines: u32,
     since: Option<Instant>,
     logged: u32,
     suppressed: u64,
 }
 
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::new(MAX_LINES)
+    }
+}
+
 impl LogLimit {
+    /// Returns a limit of `max_lines` a minute.
+    pub fn new(max_lines: u32) -> Self {
+        Self {
+            max_lines,
+            since: None,
+            logged: 0,
+            suppressed: 0,
+        }
+    }
+
     /// Returns whether a line may be logged now. The returned value is appended to the line: the
     /// number of lines that were suppressed before.
     pub fn permit(&mut self, now: Instant) -> Option<SuppressedLines> {
@@ -23,7 +41,7 @@ impl LogLimit {
         if open.is_none() {
             (self.since, self.logged) = (Some(now), 0);
         }
-        if self.logged == MAX_LINES {
+        if self.logged == self.max_lines {
             self.suppressed += 1;
             return None;
         }

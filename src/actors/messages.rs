@@ -31,6 +31,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -132,8 +133,10 @@ pub struct ServedInterface {
     pub name: IfName,
     /// Size of the largest IP packet in bytes.
     pub mtu: u32,
-    /// Addresses with prefix lengths.
-    pub addresses: Vec<IpNet>,
+    /// Addresses of this host.
+    pub addresses: Vec<IpAddr>,
+    /// The subnets, and the peers of a point-to-point link.
+    pub on_link: Vec<IpNet>,
     /// The proxy that has it as a downstream interface.
     pub proxy: Option<Arc<ProxyRule>>,
     /// Interval of multicast router advertisements (RFC 4286); `None` sends none.

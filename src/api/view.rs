@@ -94,6 +94,10 @@ pub struct InterfaceView {
     /// Names of the proxies that have it as an upstream interface.
     #[serde(default)]
     pub upstream_of: Vec<String>,
+    /// IGMP and MLD messages and records that were refused on it, by reason. Reasons without any are
+    /// omitted.
+    #[serde(default)]
+    pub refused_messages: BTreeMap<String, u64>,
     /// The queriers on it, if it is a downstream interface of a proxy.
     #[serde(default)]
     pub queriers: Vec<QuerierView>,

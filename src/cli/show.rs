@@ -1,5 +1,6 @@
 //! `mcastor show`: the state of the running router as tables or JSON.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -413,6 +414,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         "RECEIVED",
         "SENT",
         "DROPPED",
+        "REFUSED",
     ];
     let mut table = new_table(&header, &[0, 3, 7, 8]);
     for i in interfaces {
@@ -427,11 +429,15 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             (false, true) => "out",
             (false, false) => "-",
         };
-        let mut dropped: Vec<String> = i
-            .dropped_packets
-            .iter()
-            .map(|(reason, n)| format!("{reason} {n}"))
-            .collect();
+        let counts = |by_reason: &BTreeMap<String, u64>| -> Vec<String> {
+            let counts = by_reason.iter();
+            counts.map(|(reason, n)| format!("{reason} {n}")).collect()
+        };
+        let or_none = |texts: Vec<String>| match texts.is_empty() {
+            true => "-".into(),
+            false => texts.join(", "),
+        };
+        let mut dropped = counts(&i.dropped_packets);
         if i.socket_dropped_packets > 0 {
             dropped.push(format!("socket {}", i.socket_dropped_packets));
         }
@@ -445,11 +451,8 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             querier_column(i),
             i.received_packets.to_string(),
             i.transmitted_packets.to_string(),
-            if dropped.is_empty() {
-                "-".into()
-            } else {
-                dropped.join(", ")
-            },
+            or_none(dropped),
+            or_none(counts(&i.refused_messages)),
         ]);
     }
     table

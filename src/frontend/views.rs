@@ -221,6 +221,7 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
         socket_dropped_packets: count(|c| c.socket_dropped.get()),
         downstream_of: downstream.map(|d| d.proxy.name.to_string()),
         upstream_of: upstream_of.collect(),
+        refused_messages: catalog.membership.rejected(link.name.as_str()),
         queriers: Vec::new(),
     }
 }

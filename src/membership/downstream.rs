@@ -63,7 +63,7 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// Starts without members. With an address, and a policy other than `off`, the first general
+    /// Starts without members. With an address (0.0.0.0 for IGMP on a link without one), and a policy other than `off`, the first general
     /// query is due immediately: see [`poll_timeout`](Self::poll_timeout).
     pub fn new(now: Instant, config: DownstreamConfig, own_address: Option<IpAddr>) -> Self {
         let rule = &config.rule;
@@ -208,7 +208,7 @@ impl Downstream {
         destination: IpAddr,
         query: &Query,
     ) -> Result<(), MembershipRefusal> {
-        if Some(sender) == self.election.own_address() {
+        if Some(sender) == self.election.own_address() && !sender.is_unspecified() {
             return Err(MembershipRefusal::OwnAddress);
         }
         let to_all_hosts = destination == self.config.protocol.general_query_destination();
@@ -353,12 +353,19 @@ impl Downstream {
             (0..state.take_refused_sources()).for_each(|_| refuse(MembershipRefusal::SourceLimit));
             if fast_leave {
                 let expires = now + timers.group_membership_interval();
+                let is_only_reporter = state.is_only_reporter(now, record.sender);
                 if !state.track_sender(record, &named, is_new, free_entries, expires) {
                     refuse(MembershipRefusal::HostLimit);
                 }
                 let is_complete = all_members_known && state.tracks_every_member(now);
                 if mode == Generation::Three && is_complete {
                     required = state.end_unrequested(required, context.max_sources);
+                }
+                let is_leave = record_type == ChangeToInclude && named.is_empty();
+                if mode == Generation::Two && is_leave && is_only_reporter && all_members_known {
+                    // Another member may have suppressed its reports. The query that follows
+                    // makes it report again.
+                    state.clear();
                 }
             }
             if is_querier {
@@ -417,8 +424,8 @@ impl Downstream {
     // Configuration.
 
     /// Sets the address that queries are sent from. A change restarts the election and the
-    /// startup queries. Without an address no queries are sent. MLD requires a link-local
-    /// address; any other counts as none.
+    /// startup queries. Without an address no queries are sent. IGMP queries may be sent from
+    /// 0.0.0.0. MLD requires a link-local address; any other counts as none.
     pub fn set_own_address(&mut self, now: Instant, own_address: Option<IpAddr>) {
         self.election
             .set_own_address(now, usable_address(own_address));
@@ -506,7 +513,7 @@ impl Downstream {
 /// Returns the address if queries can be sent from it. MLD requires a link-local address.
 fn usable_address(own_address: Option<IpAddr>) -> Option<IpAddr> {
     own_address.filter(|a| match a {
-        IpAddr::V4(a) => !a.is_unspecified(),
+        IpAddr::V4(_) => true,
         IpAddr::V6(a) => a.is_unicast_link_local(),
     })
 }

@@ -149,7 +149,9 @@ impl QuerierElection {
     /// Handles a general query from another router. Returns true if its sender would win the
     /// election, but the policy `on` ignores it.
     pub fn handle_general_query(&mut self, now: Instant, from: IpAddr, query: &Query) -> bool {
-        let is_lower = self.own_address.is_none_or(|own| from < own);
+        // A router at 0.0.0.0 wins no election: its queries count for no other router either.
+        let loses_to = |own: IpAddr| own.is_unspecified() || from < own;
+        let is_lower = self.own_address.is_none_or(loses_to);
         match self.policy {
             QuerierPolicy::On if self.own_address.is_some() => return is_lower,
             QuerierPolicy::Auto if !is_lower => return false,

@@ -180,11 +180,15 @@ impl GroupState {
         if tracking_starts && !is_new {
             tracker.mark_incomplete(expires);
         }
-        // Hosts of older generations suppress their reports when they receive the report of
-        // another host. Hosts without an address cannot be distinguished.
-        if record.generation < Generation::Three || record.sender.is_unspecified() {
+        // Hosts without an address cannot be distinguished, and IGMPv1 hosts leave silently.
+        if record.generation == Generation::One || record.sender.is_unspecified() {
             tracker.mark_incomplete(expires);
             return true;
+        }
+        // Hosts of the second generation suppress their reports when they receive the report of
+        // another host.
+        if record.generation == Generation::Two {
+            tracker.mark_suppressible(expires);
         }
         let max_entries = tracker.entries().saturating_add(free_entries);
         let is_tracked = tracker.apply(
@@ -208,6 +212,14 @@ impl GroupState {
     /// Returns true if every member is tracked.
     pub(super) fn tracks_every_member(&self, now: Instant) -> bool {
         self.tracker.as_ref().is_some_and(|t| t.is_complete(now))
+    }
+
+    /// Returns true if `host` is a known member, and no other host has reported that it is one.
+    /// Members that suppressed their reports are not known.
+    pub(super) fn is_only_reporter(&self, now: Instant, host: IpAddr) -> bool {
+        self.tracker
+            .as_ref()
+            .is_some_and(|t| t.is_only_reporter(now, host))
     }
 
     /// Ends the group membership and the sources in `required` that no tracked host requests,

@@ -40,6 +40,9 @@ pub(super) struct HostTracker {
     source_use: BTreeMap<Source, SourceUse>,
     /// Until this time, hosts that are not tracked may be members.
     incomplete_until: Option<Instant>,
+    /// Until this time, members may have suppressed their reports, as IGMPv2 and MLDv1 hosts do
+    /// (RFC 2236 section 3).
+    suppressible_until: Option<Instant>,
     /// Number of hosts plus number of their sources.
     entries: usize,
 }
@@ -61,9 +64,22 @@ impl HostTracker {
         self.incomplete_until = self.incomplete_until.max(Some(until));
     }
 
+    /// Notes that members may have suppressed their reports until `until`.
+    pub(super) fn mark_suppressible(&mut self, until: Instant) {
+        self.suppressible_until = self.suppressible_until.max(Some(until));
+    }
+
     /// Returns true if every member is tracked.
     pub(super) fn is_complete(&self, now: Instant) -> bool {
-        self.incomplete_until.is_none_or(|at| at <= now)
+        let is_over = |until: Option<Instant>| until.is_none_or(|at| at <= now);
+        is_over(self.incomplete_until) && is_over(self.suppressible_until)
+    }
+
+    /// Returns true if `host` is tracked, no other host is, and no report came from a host that
+    /// cannot be tracked.
+    pub(super) fn is_only_reporter(&self, now: Instant, host: IpAddr) -> bool {
+        let all_tracked = self.incomplete_until.is_none_or(|at| at <= now);
+        all_tracked && self.hosts.len() == 1 && self.hosts.contains_key(&host)
     }
 
     /// Returns true if any host is in EXCLUDE mode.

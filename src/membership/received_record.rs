@@ -41,7 +41,7 @@ impl ReceivedRecord<'_> {
             Err(MembershipRefusal::LinkLocalGroup)
         } else if !config.rule.accepts_group(group) {
             Err(MembershipRefusal::GroupDenied)
-        } else if group.is_source_specific() && is_any_source {
+        } else if group.is_source_specific() && is_any_source && !config.rule.any_source_in_ssm {
             Err(MembershipRefusal::AnySourceInSsm)
         } else {
             Ok(())

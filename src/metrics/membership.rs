@@ -1,6 +1,6 @@
 //! Metrics of IGMP, MLD and multicast router discovery.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use prometheus::{IntCounterVec, IntGaugeVec, Registry};
 
@@ -116,6 +116,25 @@ impl MembershipFamilies {
         self.refused
             .with_label_values(&[iface, reason])
             .inc_by(count);
+    }
+
+    /// Returns the number of rejected messages and records of an interface, by reason.
+    pub fn rejected(&self, iface: &str) -> BTreeMap<String, u64> {
+        use prometheus::core::Collector;
+        let mut by_reason = BTreeMap::new();
+        for metric in self.refused.collect().iter().flat_map(|f| f.get_metric()) {
+            let label = |name: &str| {
+                let labels = metric.get_label().iter();
+                labels.clone().find(|l| l.name() == name).map(|l| l.value())
+            };
+            let count = metric.get_counter().get_value() as u64;
+            if let Some(reason) = label("reason").filter(|_| label("iface") == Some(iface))
+                && count > 0
+            {
+                by_reason.insert(reason.to_string(), count);
+            }
+        }
+        by_reason
     }
 
     /// Sets the gauges of an interface.

@@ -1,6 +1,7 @@
 //! The current network interfaces, as reported by netlink.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -87,11 +88,21 @@ pub struct Aliases {
     pub by_name: BTreeMap<IfName, BTreeSet<IfPattern>>,
 }
 
+/// An address of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LinkAddress {
+    /// The address of this host.
+    pub address: IpAddr,
+    /// The addresses that are on the link: the subnet of the address, or the peer of a
+    /// point-to-point link.
+    pub on_link: IpNet,
+}
+
 /// All network interfaces and their addresses, by index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
     links: BTreeMap<InterfaceId, Link>,
-    addresses: BTreeMap<InterfaceId, Vec<IpNet>>,
+    addresses: BTreeMap<InterfaceId, Vec<LinkAddress>>,
 }
 
 impl Links {
@@ -115,9 +126,8 @@ impl Links {
         self.links.remove(&index).is_some()
     }
 
-    /// Adds an address with its prefix length. The kernel's primary address must be added first.
-    /// Returns whether it is new.
-    pub fn insert_address(&mut self, index: InterfaceId, address: IpNet) -> bool {
+    /// Adds an address. The kernel's primary address must be added first. Returns whether it is new.
+    pub fn insert_address(&mut self, index: InterfaceId, address: LinkAddress) -> bool {
         let addresses = self.addresses.entry(index).or_default();
         let new = !addresses.contains(&address);
         if new {
@@ -127,7 +137,7 @@ impl Links {
     }
 
     /// Removes an address. Returns whether it existed.
-    pub fn remove_address(&mut self, index: InterfaceId, address: IpNet) -> bool {
+    pub fn remove_address(&mut self, index: InterfaceId, address: LinkAddress) -> bool {
         let Some(addresses) = self.addresses.get_mut(&index) else {
             return false;
         };
@@ -136,8 +146,8 @@ impl Links {
         addresses.len() != before
     }
 
-    /// Returns the addresses of an interface with their prefix lengths.
-    pub fn addresses(&self, index: InterfaceId) -> &[IpNet] {
+    /// Returns the addresses of an interface.
+    pub fn addresses(&self, index: InterfaceId) -> &[LinkAddress] {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
     }
 

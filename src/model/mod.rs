@@ -20,7 +20,7 @@ pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix,
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
-pub use links::{Aliases, Link, Links};
+pub use links::{Aliases, Link, LinkAddress, Links};
 pub use mac_address::MacAddress;
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,

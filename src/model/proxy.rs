@@ -30,9 +30,12 @@ pub enum QuerierPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeaderChecks {
-    /// Requires TTL or hop limit 1, the router alert option, a source on the link, and a valid
-    /// checksum.
+    /// Requires TTL or hop limit 1, a source on the link, a valid checksum and, for MLD, the Router
+    /// Alert option. Messages from other links fail these checks. IGMP hosts without Router Alert
+    /// exist, and FRR and the Linux kernel accept their reports.
     #[default]
+    Standard,
+    /// Also requires the Router Alert option of IGMPv2 and IGMPv3 messages (RFC 9776 section 4).
     Strict,
     /// Requires a valid checksum.
     Lenient,
@@ -138,7 +141,7 @@ pub struct ProxyRule {
     pub sources: Vec<SourcePrefix>,
     /// Sources that the proxy does not accept, even if `sources` contains them.
     pub deny_sources: Vec<SourcePrefix>,
-    /// Whether a leave takes effect without a query if all hosts of the group are tracked.
+    /// Whether a leave takes effect at once if no other host of the group is known.
     pub fast_leave: bool,
     /// The TTL of forwarded packets.
     pub ttl: TtlPolicy,
@@ -148,6 +151,8 @@ pub struct ProxyRule {
     pub fragment: FragmentPolicy,
     /// How strictly the headers of reports are checked.
     pub header_checks: HeaderChecks,
+    /// Whether reports that request every source of a source-specific group are accepted.
+    pub any_source_in_ssm: bool,
     /// Timers and counts of the querier.
     pub timers: QuerierTimers,
     /// Limits of the membership state.
@@ -177,6 +182,7 @@ impl ProxyRule {
             link_local_sources: false,
             fragment: FragmentPolicy::default(),
             header_checks: HeaderChecks::default(),
+            any_source_in_ssm: false,
             timers: QuerierTimers::default(),
             limits: MembershipLimits::default(),
             takeover: DEFAULT_TAKEOVER,

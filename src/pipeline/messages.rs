@@ -1,11 +1,20 @@
 //! Captured IGMP, MLD and router discovery messages, on their way to the actor that processes them.
 
+/// A captured message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CapturedMessage<'a> {
+    /// The IP packet.
+    pub bytes: &'a [u8],
+    /// Whether this host sent it.
+    pub outgoing: bool,
+}
+
 /// A list of IP packets in one buffer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Messages {
     bytes: Vec<u8>,
-    /// The offset of the end of each packet.
-    ends: Vec<u32>,
+    /// The offset of the end of each packet, and whether this host sent it.
+    ends: Vec<(u32, bool)>,
 }
 
 impl Messages {
@@ -20,15 +29,19 @@ impl Messages {
     }
 
     /// Iterates over the packets, in the order in which they were added.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(&0).chain(&self.ends);
+    pub fn iter(&self) -> impl Iterator<Item = CapturedMessage<'_>> {
+        let ends = self.ends.iter().map(|(end, _)| *end);
+        let starts = std::iter::once(0).chain(ends);
         let ranges = starts.zip(&self.ends);
-        ranges.map(|(start, end)| &self.bytes[*start as usize..*end as usize])
+        ranges.map(|(start, (end, outgoing))| CapturedMessage {
+            bytes: &self.bytes[start as usize..*end as usize],
+            outgoing: *outgoing,
+        })
     }
 
     /// Appends a packet.
-    pub(super) fn push(&mut self, packet: &[u8]) {
-        self.bytes.extend_from_slice(packet);
-        self.ends.push(self.bytes.len() as u32);
+    pub(super) fn push(&mut self, message: CapturedMessage<'_>) {
+        self.bytes.extend_from_slice(message.bytes);
+        self.ends.push((self.bytes.len() as u32, message.outgoing));
     }
 }

@@ -21,7 +21,7 @@ pub use crate::sys::packet::OutPacket;
 pub use batch::{Batch, Packet};
 pub use counts::SwitchCounts;
 pub use egress::{EgressQueue, Progress};
-pub use messages::Messages;
+pub use messages::{CapturedMessage, Messages};
 pub use ports::{PacketSink, PacketSource};
 pub use shared_batch::{SharedBatch, Slot};
 pub use switch::Switch;

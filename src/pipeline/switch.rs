@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::counts::SwitchCounts;
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
-use super::{Batch, Messages, Packet, SharedBatch, Slot};
+use super::{Batch, CapturedMessage, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
@@ -588,7 +588,10 @@ fn copy_message(batch: &Batch, packet: &Packet, messages: &mut Messages) {
     let start = packet.start as usize;
     let bytes = &batch.bytes()[start..start + packet.len as usize];
     if let Ok((_, tags)) = vlan::skip_tags(packet.ethertype, bytes) {
-        messages.push(&bytes[tags..]);
+        messages.push(CapturedMessage {
+            bytes: &bytes[tags..],
+            outgoing: packet.outgoing,
+        });
     }
 }
 

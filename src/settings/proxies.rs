@@ -66,6 +66,7 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
     ];
     let querier = checker.word(&path.key("querier"), raw.querier, &policies);
     let checks = [
+        ("standard", HeaderChecks::Standard),
         ("strict", HeaderChecks::Strict),
         ("lenient", HeaderChecks::Lenient),
     ];
@@ -85,6 +86,7 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
         fast_leave: flag(raw.fast_leave, "fast_leave"),
         link_local_sources: flag(raw.link_local_sources, "link_local_sources"),
         fragment,
+        any_source_in_ssm: flag(raw.any_source_in_ssm, "any_source_in_ssm"),
         querier,
         version,
         groups,

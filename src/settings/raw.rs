@@ -206,8 +206,8 @@ raw_tables! {
         /// Sources that are not proxied, even where `sources` permits them.
         deny_sources: Strings, default_described("`[]`"), range("addresses or prefixes"),
             example("[\"10.0.0.7\"]");
-        /// Ends a stream at the leave of its last member, without a query, where all members
-        /// are tracked.
+        /// Ends a stream at the leave of its last member, without waiting for the answer to a
+        /// query.
         fast_leave: Boolean, default_boolean(false);
         /// The TTL of forwarded packets, as in a route.
         ttl: TtlPolicy, default_string("decrement"), words(&["decrement", "keep"]),
@@ -217,9 +217,14 @@ raw_tables! {
         /// Which packets that are larger than the MTU of the egress are fragmented, as in a
         /// route.
         fragment: String, default_string("auto"), words(&["auto", "always"]);
-        /// "strict" accepts only reports with TTL 1, router alert and a source on the link, as
-        /// the RFCs require; "lenient" accepts reports that lack these.
-        header_checks: String, default_string("strict"), words(&["strict", "lenient"]);
+        /// "standard" accepts only reports with TTL 1 and a source on the link, and with router
+        /// alert for MLD; "strict" requires router alert for IGMP too, as the RFCs do; "lenient"
+        /// accepts reports that lack these.
+        header_checks: String, default_string("standard"),
+            words(&["standard", "strict", "lenient"]);
+        /// Accepts reports that request every source of a group in the source-specific range
+        /// (232.0.0.0/8, ff3x::/32), which RFC 4604 tells routers to ignore.
+        any_source_in_ssm: Boolean, default_boolean(false);
         /// How long the active ingress of an (S,G) must be silent before another one takes over.
         takeover: String, default_string("500ms"), durations_ms(10, 3_600_000);
         timers: Table(RawProxyTimers), default_described("the defaults of its keys"),

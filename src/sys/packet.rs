@@ -21,6 +21,8 @@ pub struct Frame {
     pub vlan: Option<u16>,
     /// The work that the sender left to the device, such as checksum and segmentation.
     pub offload: Offload,
+    /// True if this host sent the frame (`PACKET_OUTGOING`).
+    pub outgoing: bool,
     /// True if the buffer was too small for the frame.
     pub truncated: bool,
     /// The station that sent the frame; `None` if this host sent it, or the link has no addresses.
@@ -29,7 +31,7 @@ pub struct Frame {
 
 /// Returns the station that sent a frame with this packet socket address.
 pub(super) fn sender(address: &libc::sockaddr_ll) -> Option<MacAddress> {
-    if address.sll_pkttype == libc::PACKET_OUTGOING {
+    if is_outgoing(address) {
         return None;
     }
     let len = usize::from(address.sll_halen);
@@ -85,6 +87,11 @@ impl<'a> OutPacket<'a> {
             segments: None,
         }
     }
+}
+
+/// Returns whether an address from the kernel belongs to a frame that this host sent.
+pub(super) fn is_outgoing(address: &libc::sockaddr_ll) -> bool {
+    address.sll_pkttype == libc::PACKET_OUTGOING
 }
 
 /// Opens a packet socket that receives nothing until it is bound to a protocol.

@@ -183,6 +183,7 @@ impl PacketReceiver {
             vlan: tagged.then(|| vlan_id(auxdata.vlan_tci)),
             offload: Offload::from_vnet_header(vnet, link_len),
             sender: sender(&self.names[n]),
+            outgoing: packet::is_outgoing(&self.names[n]),
             truncated: self.messages[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
         })
     }

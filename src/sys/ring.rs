@@ -288,6 +288,7 @@ impl RingBlock {
             vlan: tagged.then(|| vlan_id(h.hv1.tp_vlan_tci as u16)),
             offload: Offload::from_vnet_header(vnet, link_len as u16),
             sender: sender(&address),
+            outgoing: packet::is_outgoing(&address),
             truncated: h.tp_snaplen < h.tp_len,
         };
         Some((frame, h.tp_next_offset as usize))

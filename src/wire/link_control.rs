@@ -36,10 +36,11 @@ const TTL: u8 = 1;
 /// The requirements on the IP header of a link control message.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderPolicy<'a> {
-    /// Whether the RFC requirements on TTL, Router Alert and source address are enforced.
+    /// Which requirements on TTL, Router Alert and source address are enforced.
     pub headers: HeaderChecks,
-    /// The subnets of the interface. Strict checks require IPv4 sources to be in one of them. IPv6
-    /// sources are not compared: they must be link-local.
+    /// The subnets of the interface. IPv4 sources must be in one of them. Without an IPv4 subnet,
+    /// nothing tells which sources are on the link, and all are accepted. IPv6 sources are not
+    /// compared: they must be link-local.
     pub on_link: &'a [IpNet],
 }
 
@@ -192,8 +193,8 @@ pub fn decapsulate<'a>(
     if kind == mld::QUERY && source.is_ipv6() && !is_link_local(source) {
         return Err(RejectReason::NotLinkLocal);
     }
-    if policy.headers == HeaderChecks::Strict {
-        check_strictly(&header, message, alert, policy.on_link)?;
+    if policy.headers != HeaderChecks::Lenient {
+        check_header(&header, message, alert, policy)?;
     }
     Ok(ControlPayload {
         source,
@@ -202,19 +203,24 @@ pub fn decapsulate<'a>(
     })
 }
 
-/// Applies the checks of [`HeaderChecks::Strict`]: TTL, Router Alert and source address.
-fn check_strictly(
+/// Applies the checks that [`HeaderChecks::Lenient`] omits: TTL, Router Alert and source address.
+fn check_header(
     header: &IpHeader,
     message: &[u8],
     alert: RouterAlert,
-    on_link: &[IpNet],
+    policy: &HeaderPolicy<'_>,
 ) -> Result<(), RejectReason> {
     if header.ttl != TTL {
         return Err(RejectReason::Ttl);
     }
     // RFC 1112 does not define the Router Alert option.
-    let is_igmpv1 = header.source.is_ipv4() && super::igmp::is_version_1(message);
-    if alert != RouterAlert::Present && !is_igmpv1 {
+    let needs_alert = match header.source {
+        IpAddr::V4(_) => {
+            policy.headers == HeaderChecks::Strict && !super::igmp::is_version_1(message)
+        }
+        IpAddr::V6(_) => true,
+    };
+    if alert != RouterAlert::Present && needs_alert {
         return Err(RejectReason::NoRouterAlert);
     }
     let source = header.source;
@@ -228,7 +234,9 @@ fn check_strictly(
         };
     }
     // Hosts that have no address yet send from 0.0.0.0 (RFC 9776 section 4.2).
-    if source.is_unspecified() || on_link.iter().any(|net| net.contains(&source)) {
+    let mut subnets = policy.on_link.iter().filter(|net| net.addr().is_ipv4());
+    let has_no_subnet = subnets.clone().next().is_none();
+    if source.is_unspecified() || has_no_subnet || subnets.any(|net| net.contains(&source)) {
         Ok(())
     } else {
         Err(RejectReason::OffLink)

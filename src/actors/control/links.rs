@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 use crate::actors::messages::{AnnounceLinks, LinksChanged};
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::{IfPattern, InterfaceId, Link, Links, MacAddress};
+use crate::model::{IfPattern, InterfaceId, Link, LinkAddress, Links, MacAddress};
 
 /// Interval at which everything is read again. It is also read again when the kernel reports that
 /// it dropped notifications because the socket buffer was full.
@@ -348,7 +348,7 @@ fn vlan_of(info: &LinkInfo) -> Option<u16> {
 
 /// Returns an address that packets can be sent from: one for which duplicate address detection
 /// (RFC 4862 section 5.4) has neither failed nor is in progress.
-fn usable_address(message: &AddressMessage) -> Option<(InterfaceId, IpNet)> {
+fn usable_address(message: &AddressMessage) -> Option<(InterfaceId, LinkAddress)> {
     let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
     let optimistic = AddressHeaderFlags::Optimistic;
     let flags = message.header.flags;
@@ -360,8 +360,9 @@ fn usable_address(message: &AddressMessage) -> Option<(InterfaceId, IpNet)> {
     }
 }
 
-fn address_of(message: &AddressMessage) -> Option<(InterfaceId, IpNet)> {
-    // On a point-to-point link, `Address` is the address of the peer and `Local` the own one.
+fn address_of(message: &AddressMessage) -> Option<(InterfaceId, LinkAddress)> {
+    // On a point-to-point link, `Address` is the address of the peer, to which the prefix length
+    // belongs, and `Local` the own one. Elsewhere they are equal, or there is only one of them.
     let local = message.attributes.iter().find_map(|a| match a {
         AddressAttribute::Local(local) => Some(*local),
         _ => None,
@@ -370,6 +371,10 @@ fn address_of(message: &AddressMessage) -> Option<(InterfaceId, IpNet)> {
         AddressAttribute::Address(address) => Some(*address),
         _ => None,
     });
-    let address = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    let on_link = IpNet::new(address.or(local)?, message.header.prefix_len).ok()?;
+    let address = LinkAddress {
+        address: local.or(address)?,
+        on_link,
+    };
     Some((InterfaceId::new(message.header.index)?, address))
 }

@@ -336,3 +336,28 @@ fn new_own_address_restarts_queries() {
     ];
     assert_eq!(link.take_events(), events);
 }
+
+// Links without an IPv4 address.
+
+#[test]
+fn router_without_address_queries_until_any_other_does() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("0.0.0.0"));
+    link.advance_to(200.0);
+    assert_eq!(link.take_general_query_times().len(), 3);
+    assert_eq!(link.take_events(), [changed(Some("0.0.0.0"), true)]);
+    // A bridge that queries from 0.0.0.0 is no other querier.
+    let refused = link.receive_query("0.0.0.0", &link.general_query());
+    assert_eq!(refused, Err(MembershipRefusal::QueryUnspecified));
+    assert_eq!(link.take_events(), []);
+    // Any other address wins the election.
+    let query = link.general_query();
+    link.receive_query("223.255.255.254", &query).unwrap();
+    assert_eq!(
+        link.take_events(),
+        [changed(Some("223.255.255.254"), false)]
+    );
+    link.advance_to(400.0);
+    assert_eq!(link.take_general_query_times().len(), 0);
+    link.advance_to(460.0);
+    assert_eq!(link.take_events(), [changed(Some("0.0.0.0"), true)]);
+}

@@ -4,6 +4,7 @@
 use super::virtual_link::{VirtualLink, rule};
 use crate::membership::Protocol;
 use crate::model::QuerierPolicy;
+use crate::wire::membership_message::{Generation, MembershipMessage};
 
 #[test]
 fn leave_queries_group_before_expiry() {
@@ -423,6 +424,59 @@ fn leave_is_queried_if_a_host_is_untracked() {
         .unwrap();
     link.advance_to(10.0).receive(1, "TO_IN");
     assert_eq!(link.take_specific_queries(), "10 Q(G)");
+    assert_eq!(link.state(), "EXCLUDE 2");
+}
+
+#[test]
+fn leave_of_the_only_second_generation_reporter_ends_the_group() {
+    for protocol in Protocol::ALL {
+        let mut rule = rule();
+        rule.fast_leave = true;
+        let own = match protocol {
+            Protocol::Igmp => "10.0.0.1",
+            Protocol::Mld => "fe80::1",
+        };
+        let mut link = VirtualLink::with_protocol(protocol, rule, Some(own));
+        link.advance_to(20.0).receive(1, "v2").receive(2, "v2");
+        assert_eq!(link.take_changes(), ["exclude"]);
+        link.receive(1, "leave");
+        assert_eq!(link.take_specific_queries(), "20 Q(G)");
+        assert_eq!(link.take_changes(), [""; 0]);
+        link.receive(2, "v2");
+        // A leave of a host that is not known is queried.
+        link.advance_to(25.0).receive(3, "leave");
+        assert_eq!(link.take_specific_queries(), "21 S Q(G), 25 Q(G)");
+        link.receive(2, "v2").advance_to(30.0).receive(2, "leave");
+        assert_eq!(link.take_changes(), ["none"]);
+        assert_eq!(link.state(), "gone");
+        // A member that suppressed its reports answers this query.
+        assert_eq!(link.take_specific_queries(), "26 S Q(G), 30 Q(G)");
+        link.receive(4, "v2");
+        assert_eq!(link.take_changes(), ["exclude"]);
+    }
+}
+
+#[test]
+fn second_generation_leave_is_queried_while_members_may_be_unknown() {
+    // The hosts may not have answered the first query yet.
+    let mut link = link_with_fast_leave();
+    link.receive(1, "v2").advance_to(9.0).receive(1, "leave");
+    assert_eq!(link.take_specific_queries(), "9 Q(G)");
+    // A host without an address cannot be distinguished from others.
+    let mut link = link_with_fast_leave();
+    link.advance_to(20.0).receive(1, "v2");
+    let (now, to, group) = (link.now, link.group.addr(), link.group);
+    let generation = Generation::Two;
+    let report = MembershipMessage::Report { generation, group };
+    let unspecified = [0, 0, 0, 0].into();
+    link.machine
+        .handle_message(now, unspecified, to, &report)
+        .unwrap();
+    link.receive(1, "leave");
+    assert_eq!(link.state(), "EXCLUDE 2");
+    // Without the setting, nothing changes.
+    let mut link = VirtualLink::new(rule());
+    link.advance_to(20.0).receive(1, "v2").receive(1, "leave");
     assert_eq!(link.state(), "EXCLUDE 2");
 }
 

@@ -45,6 +45,10 @@ fn lenient(bytes: &[u8]) -> Result<MembershipPacket, RejectReason> {
     parse_with(bytes, HeaderChecks::Lenient)
 }
 
+fn standard(bytes: &[u8]) -> Result<MembershipPacket, RejectReason> {
+    parse_with(bytes, HeaderChecks::Standard)
+}
+
 /// Parses a valid packet with strict checks.
 pub fn parsed(hex: &str) -> MembershipPacket {
     strict(&bytes(hex)).unwrap()
@@ -114,6 +118,45 @@ fn with_bytes(hex: &str, at: usize, new: &[u8]) -> Vec<u8> {
 /// Reports of IGMPv3 and MLDv2 from the Linux kernel.
 const V4: &str = "46c00028000040000102f9e60a09000ae0000016940400002200f6f90000000104000000e1010203";
 const V6: &str = "6000000000240001fe8000000000000058427efffedabc39ff0200000000000000000000000000163a000502000001008f005d770000000104000000ff3e0000000000000000000080000001";
+
+#[test]
+fn standard_checks_require_router_alert_for_mld_only() {
+    let no_alert = [
+        (with_bytes(V4, 20, &[1; 4]), Ok(())),
+        (with_bytes(V6, 45, &[1]), Err(RejectReason::NoRouterAlert)),
+    ];
+    for (packet, expected) in no_alert {
+        assert_eq!(standard(&packet).map(drop), expected);
+        assert_eq!(strict(&packet).map(drop), Err(RejectReason::NoRouterAlert));
+    }
+    for (packet, reason) in [
+        (with_bytes(V4, 8, &[2]), RejectReason::Ttl),
+        (with_bytes(V4, 12, &[192, 0, 2, 1]), RejectReason::OffLink),
+        (with_bytes(V6, 8, &[0; 16]), RejectReason::NotLinkLocal),
+    ] {
+        assert_eq!(standard(&packet).map(drop), Err(reason));
+    }
+}
+
+#[test]
+fn any_source_is_on_a_link_without_ipv4_subnet() {
+    let headers = HeaderChecks::Strict;
+    let v6_only = ["fe80::1/64".parse().unwrap()];
+    for on_link in [&[][..], &v6_only] {
+        let policy = HeaderPolicy { headers, on_link };
+        assert!(parse(&bytes(V4), &policy).is_ok());
+        let other = with_bytes(V4, 12, &[192, 0, 2, 1]);
+        assert!(parse(&other, &policy).is_ok());
+        let invalid = with_bytes(V4, 12, &[127, 0, 0, 1]);
+        assert_eq!(parse(&invalid, &policy), Err(RejectReason::BadSource));
+    }
+    // A point-to-point link has one address.
+    let on_link = &["10.9.0.10/32".parse().unwrap()];
+    let policy = HeaderPolicy { headers, on_link };
+    assert!(parse(&bytes(V4), &policy).is_ok());
+    let other = with_bytes(V4, 12, &[10, 9, 0, 11]);
+    assert_eq!(parse(&other, &policy), Err(RejectReason::OffLink));
+}
 
 #[test]
 fn headers_are_checked_when_strict() {

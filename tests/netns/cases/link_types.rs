@@ -2,13 +2,21 @@
 //! that send packets back, small MTUs, and link-local sources.
 
 use super::{cases, route, star_v4};
-use crate::lab::proxy::{TIMERS, members, proxy};
+use crate::lab::proxy::{
+    TIMERS, checksummed, igmp_frame, joined, member, members, proxy, querier, report,
+};
 use crate::lab::smcroute::{BOTH, Daemon};
+use crate::lab::tun::Tun;
 use crate::lab::{
     Capture, Injector, IpPacket, Lab, LinkEnd, Ns, Router, Star, Udp, UdpRx, connect, eventually,
+    switch,
 };
 
 cases!("link_types":
+    point_to_point_peer_is_on_the_link,
+    #[LinkKind("bridge")] bridge_without_address_serves_its_members,
+    #[LinkKind("bridge")] link_without_address_serves_members_behind_a_bridge,
+    #[LinkKind("bridge")] local_programs_are_no_members_downstream,
     #[LinkKind("bridge")] pattern_excludes_ports_of_a_bridge,
     #[LinkKind("bridge")] port_is_excluded_when_it_is_added_later,
     #[LinkKind("vrf")] interface_in_a_vrf_is_matched_by_patterns,
@@ -293,4 +301,151 @@ fn df_packets_are_fragmented_only_on_request(lab: &Lab) {
     }
     router.expect_routed("r", "out1", 40);
     router.expect_dropped("too_big", "out1", 20);
+}
+
+/// Returns the number of refused messages of an interface, as `show interfaces` has it.
+fn refused(router: &Router, interface: &str, reason: &str) -> u64 {
+    let interfaces = router.control().show("interfaces");
+    let row = interfaces.iter().find(|i| i["name"] == interface);
+    row.and_then(|i| i["refused_messages"][reason].as_u64())
+        .unwrap_or(0)
+}
+
+fn point_to_point_peer_is_on_the_link(lab: &Lab) {
+    let star = Star::v4(lab, 0);
+    let tun = Tun::new(&star.rtr, "ppp0");
+    star.rtr
+        .ip_batch("address add 10.64.0.1 peer 10.64.0.2/32 dev ppp0\nlink set ppp0 up\n");
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["ppp*"], ""));
+    // An IGMPv2 report and an IGMPv3 report, without the Ethernet header of 14 bytes.
+    let v2 = checksummed(&[0x16, 0, 0, 0, 225, 1, 2, 3]);
+    let send = |source: [u8; 4], group: [u8; 4], body: &[u8]| {
+        tun.write(&igmp_frame(source, group, body, 1, true)[14..]);
+    };
+    send([10, 64, 0, 2], [225, 1, 2, 3], &v2);
+    eventually("the peer is a member", true, || {
+        member(&router, "ppp0", GROUP).is_some()
+    });
+    send([10, 64, 0, 2], [224, 0, 0, 22], &report([225, 1, 2, 4]));
+    eventually("two groups", 2, || members(&router).len());
+    send([10, 64, 0, 3], [224, 0, 0, 22], &report([225, 1, 2, 5]));
+    eventually("another source is off the link", 1, || {
+        refused(&router, "ppp0", "off_link")
+    });
+    assert_eq!(
+        querier(&router, "ppp0", "igmp"),
+        (Some("10.64.0.1".into()), true)
+    );
+    let tx = Injector::new(&star.src, "eth0");
+    for n in 0..20u32 {
+        tx.send(&Udp::new("10.0.0.10:9", DST, n.to_be_bytes()).frame());
+    }
+    eventually("the stream", 20, || {
+        let packets = tun.read().into_iter();
+        packets
+            .filter(|p| p.get(16..20) == Some(&[225, 1, 2, 3]) && p[9] == 17)
+            .count()
+    });
+}
+
+/// Checks that a host stays a member for longer than the membership interval of 4.3 s, and receives
+/// the stream. The host drops packets from sources to which it has no route, so it would drop
+/// queries from another address of the router.
+fn assert_served_without_address(star: &Star, router: &Router, host: &Ns, downstream: &str) {
+    for interface in ["all", "eth0"] {
+        host.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "1");
+    }
+    host.ip("route add 10.0.0.10/32 dev eth0");
+    let rx = UdpRx::join(host, "eth0", DST);
+    eventually("a member", true, || {
+        member(router, downstream, GROUP).is_some()
+    });
+    assert_eq!(
+        querier(router, downstream, "igmp"),
+        (Some("0.0.0.0".into()), true)
+    );
+    eventually("joined upstream", 1, || joined(router, "in").len());
+    let queries = || {
+        let labels = [
+            ("iface", downstream),
+            ("direction", "transmitted"),
+            ("type", "general_query"),
+        ];
+        router.metric("mcastor_igmp_messages_total", &labels)
+    };
+    let before = queries();
+    eventually("four more queries", true, || queries() >= before + 4.0);
+    let tx = Injector::new(&star.src, "eth0");
+    for n in 0..50u32 {
+        tx.send(&Udp::new("10.0.0.10:9", DST, n.to_be_bytes()).frame());
+    }
+    rx.expect(50);
+    drop(rx);
+    eventually("the member leaves", 0, || members(router).len());
+}
+
+fn bridge_without_address_serves_its_members(lab: &Lab) {
+    let star = Star::v4(lab, 0);
+    let host = lab.ns("host");
+    host.disable_ipv6();
+    star.rtr
+        .ip_batch("link add br0 type bridge mcast_snooping 1\nlink set br0 up\n");
+    connect(
+        LinkEnd::new(&star.rtr, "p0", &[]),
+        LinkEnd::new(&host, "eth0", &["172.20.0.2/24"]),
+    );
+    star.rtr.ip("link set p0 master br0");
+    star.rtr.wait_until_up("br0");
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["br0"], ""));
+    assert_served_without_address(&star, &router, &host, "br0");
+    // With an address, the subnet decides again.
+    star.rtr.ip("address add 172.20.0.1/24 dev br0");
+    eventually("an address", (Some("172.20.0.1".into()), true), || {
+        querier(&router, "br0", "igmp")
+    });
+    let all = [224, 0, 0, 22];
+    let off_link = igmp_frame([192, 0, 2, 9], all, &report([225, 1, 2, 3]), 1, true);
+    Injector::new(&host, "eth0").send(&off_link);
+    eventually("off the link", 1, || refused(&router, "br0", "off_link"));
+}
+
+fn link_without_address_serves_members_behind_a_bridge(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    star.rtr.ip("address del 10.0.1.1/24 dev out1");
+    let hosts = switch(lab, &star, "mcast_snooping 1", &["h1"]);
+    hosts[0].ip("route del default via 10.0.1.1");
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    assert_served_without_address(&star, &router, &hosts[0], "out1");
+}
+
+fn local_programs_are_no_members_downstream(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    star.rtr
+        .ip_batch("link add br0 type bridge\naddress add 10.0.2.1/24 dev br0\nlink set br0 up\n");
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1", "br0"], ""));
+    let _programs = ["out1", "br0"].map(|interface| UdpRx::join(&star.rtr, interface, DST));
+    for interface in ["out1", "br0"] {
+        eventually("the report is refused", true, || {
+            refused(&router, interface, "own_host") > 0
+        });
+    }
+    let host = UdpRx::join(&star.rcv, "eth1", "225.1.2.4:5000");
+    eventually("the host is a member", 1, || members(&router).len());
+    assert_eq!(joined(&router, "in"), ["225.1.2.4 exclude []"]);
+    let log = router.program.stderr();
+    let line = log
+        .lines()
+        .find(|l| l.contains("own_host") && l.contains("out1:"));
+    let line = line.unwrap_or_else(|| panic!("no line: {log}"));
+    for part in ["WARN", "10.0.1.1", "upstream interface"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    // On the upstream interface the kernel delivers the stream to local programs.
+    let local = UdpRx::join(&star.rtr, "in", "225.1.2.4:5000");
+    let tx = Injector::new(&star.src, "eth0");
+    for n in 0..20u32 {
+        tx.send(&Udp::new("10.0.0.10:9", "225.1.2.4:5000", n.to_be_bytes()).frame());
+    }
+    local.expect(20);
+    host.expect(20);
 }

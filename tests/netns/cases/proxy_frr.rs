@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cases;
-use crate::lab::proxy::{joined, member, members, proxy, querier};
+use crate::lab::proxy::{igmp_frame, joined, member, members, proxy, querier, report};
 use crate::lab::{
     Capture, Frr, GroupMember, Injector, Lab, LinkEnd, Router, Star, Udp, UdpRx, connect,
     eventually, switch,
@@ -13,6 +13,7 @@ cases!("proxy_frr":
     #[Program("vtysh", "frr")] #[LinkKind("bridge")] pimd_with_higher_address_loses_querier_election,
     #[Program("vtysh", "frr")] #[LinkKind("bridge")] pimd_with_lower_address_wins_querier_election,
     #[Program("vtysh", "frr")] #[LinkKind("bridge")] group_query_from_pimd_lowers_member_timers,
+    #[Program("vtysh", "frr")] reports_are_accepted_as_by_pimd,
     #[Program("vtysh", "frr")] upstream_joins_appear_in_pimd_tables,
     #[Program("vtysh", "frr")] igmpv2_pimd_upstream_is_answered_in_igmpv2,
     #[Program("vtysh", "frr")] #[KernelMroute] stream_forwarded_by_pimd_reaches_the_receiver,
@@ -253,4 +254,44 @@ fn stream_forwarded_by_pimd_reaches_the_receiver(lab: &Lab) {
     let last = wire.to("232.1.2.3").pop().expect("a packet");
     assert_eq!((last.ttl, last.src.to_string().as_str()), (7, "10.8.0.10"));
     drop(router);
+}
+
+/// Returns which reports a router accepts: without Router Alert, with TTL 2, from another subnet,
+/// and a correct one.
+fn accepted_reports(inject: &Injector, knows: impl Fn(&str) -> bool) -> [bool; 4] {
+    let all = [224, 0, 0, 22];
+    let host = [10, 0, 1, 10];
+    for (n, source, ttl, alert) in [
+        (1, host, 1, false),
+        (2, host, 2, true),
+        (3, [192, 0, 2, 1], 1, true),
+        (4, host, 1, true),
+    ] {
+        inject.send(&igmp_frame(
+            source,
+            all,
+            &report([225, 9, 0, n]),
+            ttl,
+            alert,
+        ));
+    }
+    eventually("the last report is processed", true, || knows("225.9.0.4"));
+    [1, 2, 3, 4].map(|n| knows(&format!("225.9.0.{n}")))
+}
+
+/// Reports without Router Alert are accepted, as pimd accepts them. Those that may come from another
+/// link are refused, whatever pimd does.
+fn reports_are_accepted_as_by_pimd(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let inject = Injector::new(&star.rcv, "eth1");
+    let frr = pimd(lab, &star.rtr, "out1", "");
+    let pimd = accepted_reports(&inject, |group| {
+        frr.show("show ip igmp groups").contains(group)
+    });
+    drop(frr);
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    let ours = accepted_reports(&inject, |group| member(&router, "out1", group).is_some());
+    println!("no router alert, TTL 2, off-link, correct: pimd {pimd:?}, mcastor {ours:?}");
+    assert!(pimd[0] && pimd[3], "{pimd:?}");
+    assert_eq!(ours, [true, false, false, true]);
 }

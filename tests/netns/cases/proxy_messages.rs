@@ -1,14 +1,19 @@
 //! Proxies and hand-written messages: querier election, refused reports, and router discovery.
 
+use std::time::{Duration, Instant};
+
 use super::cases;
 use crate::lab::proxy::{
-    checksummed, igmp_frame, known_groups, member, members, proxy, querier, refused, report,
+    checksummed, igmp_frame, joined, known_groups, member, members, proxy, querier, refused, report,
 };
-use crate::lab::{Capture, Injector, Lab, Router, Star, UdpRx, eventually};
+use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, bridge, eventually, switch};
 
 cases!("proxy_messages":
     querier_election_lowest_address_wins,
     header_checks_refuse_or_accept_invalid_reports,
+    refused_reports_are_logged_and_shown,
+    any_source_joins_of_ssm_groups_need_the_setting,
+    #[LinkKind("bridge")] fast_leave_ends_streams_of_igmpv2_hosts,
     group_limits_and_lists_refuse_reports,
     mrdisc_announces_the_router_v4_and_v6,
 );
@@ -79,56 +84,25 @@ fn querier_election_lowest_address_wins(lab: &Lab) {
 }
 
 fn header_checks_refuse_or_accept_invalid_reports(lab: &Lab) {
-    for lenient in [false, true] {
+    for checks in ["standard", "strict", "lenient"] {
         let star = Star::v4(lab, 1);
-        let extra = if lenient {
-            "header_checks = \"lenient\"\n"
-        } else {
-            ""
-        };
-        let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], extra));
+        let extra = format!("header_checks = {checks:?}\n");
+        let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], &extra));
         let tx = Injector::new(&star.rcv, "eth1");
-        let all = [224, 0, 0, 22];
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &report([225, 0, 0, 1]),
-            2,
-            true,
-        ));
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &report([225, 0, 0, 2]),
-            1,
-            false,
-        ));
-        tx.send(&igmp_frame(
-            [192, 0, 2, 1],
-            all,
-            &report([225, 0, 0, 3]),
-            1,
-            true,
-        ));
+        let send = |source: [u8; 4], body: &[u8], ttl: u8, alert: bool| {
+            tx.send(&igmp_frame(source, [224, 0, 0, 22], body, ttl, alert));
+        };
+        let host = [10, 0, 1, 10];
+        send(host, &report([225, 0, 0, 1]), 2, true);
+        send(host, &report([225, 0, 0, 2]), 1, false);
+        send([192, 0, 2, 1], &report([225, 0, 0, 3]), 1, true);
         let mut broken = report([225, 0, 0, 4]);
         broken[2] ^= 1;
-        tx.send(&igmp_frame([10, 0, 1, 10], all, &broken, 1, true));
+        send(host, &broken, 1, true);
         let mut wrong_count = report([225, 0, 0, 5]);
         wrong_count[7] = 2;
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &checksummed(&wrong_count),
-            1,
-            true,
-        ));
-        tx.send(&igmp_frame(
-            [10, 0, 1, 10],
-            all,
-            &report([225, 0, 0, 6]),
-            1,
-            true,
-        ));
+        send(host, &checksummed(&wrong_count), 1, true);
+        send(host, &report([225, 0, 0, 6]), 1, true);
         let refused = |reason: &str| refused(&router, reason);
         eventually("the last report is processed", true, || {
             member(&router, "out1", "225.0.0.6").is_some()
@@ -138,17 +112,147 @@ fn header_checks_refuse_or_accept_invalid_reports(lab: &Lab) {
             (refused("bad_checksum"), refused("lying_count")),
             (1.0, 1.0)
         );
-        let strict = [
-            refused("ttl"),
-            refused("no_router_alert"),
-            refused("off_link"),
-        ];
-        if lenient {
-            assert_eq!((strict, groups), ([0.0; 3], 4));
-        } else {
-            assert_eq!((strict, groups), ([1.0; 3], 1));
+        let by_header = ["ttl", "no_router_alert", "off_link"].map(refused);
+        let expected = match checks {
+            "standard" => ([1.0, 0.0, 1.0], 2),
+            "strict" => ([1.0; 3], 1),
+            _ => ([0.0; 3], 4),
+        };
+        assert_eq!((by_header, groups), expected, "{checks}");
+    }
+}
+
+/// Each refusal leaves a line that names interface, sender, reason and remedy, and a count in `show
+/// interfaces`. A flood leaves one line a minute for each reason.
+fn refused_reports_are_logged_and_shown(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let extra = "header_checks = \"strict\"\nlimits = { groups = 5 }\n\
+                 deny_groups = [\"239.255.255.250\"]\n";
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], extra));
+    let tx = Injector::new(&star.rcv, "eth1");
+    let send = |source: [u8; 4], group: [u8; 4], alert: bool| {
+        tx.send(&igmp_frame(
+            source,
+            [224, 0, 0, 22],
+            &report(group),
+            1,
+            alert,
+        ));
+    };
+    let host = [10, 0, 1, 10];
+    (0..50).for_each(|_| send(host, [225, 0, 0, 1], false));
+    (0..50).for_each(|_| send([192, 0, 2, 1], [225, 0, 0, 1], true));
+    (0..50).for_each(|_| send(host, [232, 0, 0, 1], true));
+    (0..50).for_each(|_| send(host, [239, 255, 255, 250], true));
+    (1..=8).for_each(|n| send(host, [225, 0, 0, n], true));
+    let expected = [
+        ("no_router_alert", 50),
+        ("off_link", 50),
+        ("any_source_in_ssm", 50),
+        ("group_denied", 50),
+        ("group_limit", 3),
+    ];
+    let shown = |reason: &str| {
+        let interfaces = router.control().show("interfaces");
+        let out = interfaces.iter().find(|i| i["name"] == "out1");
+        out.and_then(|i| i["refused_messages"][reason].as_u64())
+    };
+    for (reason, n) in expected {
+        eventually(reason, Some(n), || shown(reason));
+    }
+    assert!(router.run("show interfaces").contains("no_router_alert 50"));
+    let log = router.program.stderr();
+    let lines = |reason: &str| -> Vec<&str> {
+        let has_reason = |line: &&str| line.contains(&format!("reason=\"{reason}\""));
+        log.lines().filter(has_reason).collect()
+    };
+    for (reason, sender, remedy) in [
+        ("no_router_alert", "10.0.1.10", "header_checks"),
+        ("off_link", "192.0.2.1", "subnet"),
+        ("any_source_in_ssm", "10.0.1.10", "any_source_in_ssm = true"),
+        ("group_limit", "10.0.1.10", "limits.groups"),
+    ] {
+        let lines = lines(reason);
+        assert_eq!(lines.len(), 1, "{reason}: {log}");
+        for part in ["WARN", "out1", sender, remedy] {
+            assert!(lines[0].contains(part), "{part}: {}", lines[0]);
         }
     }
+    // What the settings deny is no surprise.
+    assert_eq!(lines("group_denied").len(), 0, "{log}");
+}
+
+fn any_source_joins_of_ssm_groups_need_the_setting(lab: &Lab) {
+    for accepted in [false, true] {
+        let star = Star::v4(lab, 1);
+        let extra = format!("any_source_in_ssm = {accepted}\n");
+        let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], &extra));
+        let rx = UdpRx::join(&star.rcv, "eth1", "232.1.2.3:5000");
+        if !accepted {
+            eventually("refused", true, || {
+                refused(&router, "any_source_in_ssm") > 0.0
+            });
+            assert_eq!(members(&router).len(), 0);
+            continue;
+        }
+        let expected = vec!["232.1.2.3 exclude []".to_string()];
+        eventually("joined upstream", expected, || joined(&router, "in"));
+        let tx = Injector::new(&star.src, "eth0");
+        for n in 0..20u32 {
+            tx.send(&Udp::new("10.0.0.10:9", "232.1.2.3:5000", n.to_be_bytes()).frame());
+        }
+        rx.expect(20);
+    }
+}
+
+/// With `fast_leave`, the leave of the only IGMPv2 host ends the stream before the host would have
+/// had to answer a query, and the leave of one of two hosts does not.
+fn fast_leave_ends_streams_of_igmpv2_hosts(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let hosts = switch(lab, &star, "mcast_snooping 1", &["one", "two"]);
+    for host in &hosts {
+        host.sysctl("net/ipv4/conf/eth0/force_igmp_version", "2");
+    }
+    // A query would be answered within 20 s.
+    let toml = "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
+                fast_leave = true\n[proxy.timers]\nquery_interval = \"30s\"\n\
+                query_response_interval = \"1s\"\nlast_member_query_interval = \"20s\"\n";
+    let router = Router::start(lab, &star.rtr, toml);
+    let started = Instant::now();
+    // From then on the bridge passes reports to the router only. An IGMPv2 host that receives the
+    // report of another host sends no leave.
+    eventually("a router port", true, || {
+        bridge(&star.rcv, "-d mdb show dev br0").contains("router ports on br0: eth1")
+    });
+    let rx: Vec<UdpRx> = hosts
+        .iter()
+        .map(|host| UdpRx::join(host, "eth0", "225.1.2.3:5000"))
+        .collect();
+    let reporters = || {
+        let row = member(&router, "out1", "225.1.2.3")?;
+        row["reporters"].as_array().map(Vec::len)
+    };
+    eventually("both are known", Some(2), reporters);
+    // All hosts have had the time to answer the first query.
+    let learned = Duration::from_millis(1500);
+    std::thread::sleep(learned.saturating_sub(started.elapsed()));
+    let [one, two] = <[UdpRx; 2]>::try_from(rx).unwrap_or_else(|_| panic!("two receivers"));
+    drop(one);
+    eventually("one is left", Some(1), reporters);
+    let tx = Injector::new(&star.src, "eth0");
+    for n in 0..20u32 {
+        tx.send(&Udp::new("10.0.0.10:9", "225.1.2.3:5000", n.to_be_bytes()).frame());
+    }
+    two.expect(20);
+    drop(two);
+    let left = Instant::now();
+    eventually("no member", 0, || members(&router).len());
+    assert!(
+        left.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        left.elapsed()
+    );
+    eventually("left upstream", 0, || joined(&router, "in").len());
 }
 
 fn group_limits_and_lists_refuse_reports(lab: &Lab) {

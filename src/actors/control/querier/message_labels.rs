@@ -25,6 +25,22 @@ pub(super) fn remove_leaves(message: &mut MembershipMessage) -> bool {
     }
 }
 
+/// Returns whether a message is a report or a leave.
+pub(super) fn is_report(message: &MembershipMessage) -> bool {
+    !matches!(message, MembershipMessage::Query(_))
+}
+
+/// Returns whether every group in a report or leave has link-local scope.
+pub(super) fn requests_only_link_local_groups(message: &MembershipMessage) -> bool {
+    match message {
+        MembershipMessage::Query(_) => false,
+        MembershipMessage::Report { group, .. } | MembershipMessage::Leave { group } => {
+            group.is_link_local()
+        }
+        MembershipMessage::Records(records) => records.iter().all(|r| r.group.is_link_local()),
+    }
+}
+
 /// The `type` and `version` labels of a message.
 pub(super) type MessageLabels = (&'static str, &'static str);
 

@@ -8,6 +8,7 @@
 //! ([`QuerierStarted`]) until every host has had the time to answer ([`LearningComplete`]).
 
 mod message_labels;
+mod refusal_log;
 mod service;
 
 use std::collections::BTreeMap;
@@ -170,8 +171,8 @@ impl Handler<MembershipMessages> for Querier {
         let Some(service) = self.services.get_mut(&message.index) else {
             return;
         };
-        for packet in message.messages.iter() {
-            service.handle_message(now, packet, &self.context);
+        for captured in message.messages.iter() {
+            service.handle_message(now, captured, &self.context);
         }
         self.flush(message.index);
         self.set_timer(ctx);

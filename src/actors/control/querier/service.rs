@@ -1,14 +1,16 @@
 //! One interface that the querier actor serves: the protocol machines, the rate limit of reports,
 //! and the transmission of queries and advertisements.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
 use super::message_labels::{
-    MessageLabels, discovery_labels, log_event, membership_labels, remove_leaves,
+    MessageLabels, discovery_labels, is_report, log_event, membership_labels, remove_leaves,
+    requests_only_link_local_groups,
 };
+use super::refusal_log::{RefusalLog, RefusalReason};
 use crate::actors::log_limit::LogLimit;
 use crate::actors::messages::{MemberGroup, ServedInterface};
 use crate::actors::shared::RouterContext;
@@ -19,11 +21,11 @@ use crate::membership::{
 };
 use crate::metrics::membership::{Direction, MembershipState};
 use crate::model::{Group, HeaderChecks, InterfaceId, QuerierPolicy, SourceFilter};
-use crate::pipeline::{OutPacket, PacketSink};
+use crate::pipeline::{CapturedMessage, OutPacket, PacketSink};
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::HeaderPolicy;
 use crate::wire::membership_message::MembershipMessage;
-use crate::wire::{membership, mrdisc};
+use crate::wire::{RejectReason, membership, mrdisc};
 
 /// One protocol on the interface.
 struct Family {
@@ -44,6 +46,7 @@ pub struct Service {
     /// Whether the consequences of being the querier have been logged.
     querier_explained: bool,
     log_limit: LogLimit,
+    refusal_log: RefusalLog,
 }
 
 impl Service {
@@ -70,10 +73,12 @@ impl Service {
             report_all: false,
             querier_explained: false,
             log_limit: LogLimit::default(),
+            refusal_log: RefusalLog::default(),
             served: ServedInterface {
                 proxy: None,
                 mrdisc: None,
                 addresses: Vec::new(),
+                on_link: Vec::new(),
                 ..served.clone()
             },
         };
@@ -104,16 +109,17 @@ impl Service {
         let mut stopped = Vec::new();
         for family in &mut self.families {
             let own = own_address(family.protocol, &served);
+            let query_source = query_source(family.protocol, &served);
             match (&mut family.machine, &served.proxy) {
                 (Some(machine), Some(proxy)) => {
                     if machine.config().rule != *proxy {
                         machine.reconfigure(now, proxy.clone());
                     }
-                    machine.set_own_address(now, own);
+                    machine.set_own_address(now, query_source);
                 }
                 (none, Some(proxy)) => {
                     let config = DownstreamConfig::new(family.protocol, proxy.clone());
-                    *none = Some(Downstream::new(now, config, own));
+                    *none = Some(Downstream::new(now, config, query_source));
                 }
                 (machine, None) => {
                     // The interface is not downstream of a proxy any more; its members are
@@ -144,7 +150,7 @@ impl Service {
     /// Returns how long it takes after the start until all hosts have been queried and have had the
     /// time to answer.
     pub fn learning_time(&self) -> Duration {
-        let can_query = |f: &Family| own_address(f.protocol, &self.served).is_some();
+        let can_query = |f: &Family| query_source(f.protocol, &self.served).is_some();
         let learning_time = |f: &Family| {
             let machine = f.machine.as_ref()?;
             // Without an address, the link usually has no hosts of this IP version.
@@ -187,25 +193,28 @@ impl Service {
     }
 
     /// Handles a captured message.
-    pub fn handle_message(&mut self, now: Instant, packet: &[u8], context: &RouterContext) {
-        let refused = |reason| {
-            let metrics = &context.catalog.membership;
-            metrics.count_rejected(self.served.name.as_str(), reason, 1);
-        };
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        captured: CapturedMessage<'_>,
+        context: &RouterContext,
+    ) {
+        let packet = captured.bytes;
         let datagram = match IpHeader::parse(packet) {
             Ok(datagram) => datagram,
-            Err(e) => return refused(crate::wire::RejectReason::from(e).label()),
+            Err(e) => return self.reject(now, None, RejectReason::from(e).into(), context),
         };
-        let v4 = datagram.source.is_ipv4();
+        let source = datagram.source;
+        let v4 = source.is_ipv4();
         let proxy = self.served.proxy.as_ref();
         let checks = HeaderPolicy {
-            headers: proxy.map_or(HeaderChecks::Strict, |p| p.header_checks),
-            on_link: &self.served.addresses,
+            headers: proxy.map_or(HeaderChecks::default(), |p| p.header_checks),
+            on_link: &self.served.on_link,
         };
         let family = &mut self.families[usize::from(!v4)];
         if mrdisc::is_message(&datagram, packet) {
             match mrdisc::parse(packet, &checks) {
-                Err(reason) => refused(reason.label()),
+                Err(reason) => self.reject(now, Some(source), reason.into(), context),
                 Ok(received) => {
                     count(
                         context,
@@ -226,12 +235,14 @@ impl Service {
         let Some(machine) = &mut family.machine else {
             return;
         };
-        if self.rate_limiter.admit(now, datagram.source).is_err() {
-            return machine.handle_missed_report(now);
+        if let Err(reason) = self.rate_limiter.admit(now, source) {
+            machine.handle_missed_report(now);
+            // The rate limiter counts it.
+            return self.log_refusal(now, Some(source), reason.into());
         }
         let mut received = match membership::parse(packet, &checks) {
             Ok(received) => received,
-            Err(reason) => return refused(reason.label()),
+            Err(reason) => return self.reject(now, Some(source), reason.into(), context),
         };
         let labels = membership_labels(&received.message, family.protocol);
         count(
@@ -241,13 +252,23 @@ impl Service {
             Direction::Received,
             labels,
         );
+        if captured.outgoing && is_report(&received.message) {
+            // Frames that are sent on an interface do not return to this host, so it cannot be a
+            // member there. The kernel itself reports link-local groups.
+            let reason = match requests_only_link_local_groups(&received.message) {
+                true => MembershipRefusal::LinkLocalGroup,
+                false => MembershipRefusal::OwnHost,
+            };
+            return self.reject(now, Some(source), reason.into(), context);
+        }
         let sender = self.rate_limiter.sender_status(now, received.source);
         if sender == SenderStatus::Unknown
             && self.rate_limiter.is_flooded(now)
             && !remove_leaves(&mut received.message)
         {
             machine.handle_missed_report(now);
-            return refused(MembershipRefusal::UnknownSenderRate.label());
+            let reason = MembershipRefusal::UnknownSenderRate.into();
+            return self.reject(now, Some(source), reason, context);
         }
         let (from, to) = (received.source, received.destination);
         let result = machine.handle_message_from(now, sender, from, to, &received.message);
@@ -256,22 +277,34 @@ impl Service {
             MembershipMessage::Query(_) => machine.querier(now).address == Some(from),
             _ => true,
         };
-        match result {
-            // Hosts also report link-local groups, which are refused. IPv6 hosts report them in the
-            // same message as other groups.
-            Ok(()) | Err(MembershipRefusal::LinkLocalGroup) if is_known_sender => {
-                let until = now + machine.timers().group_membership_interval();
-                self.rate_limiter
-                    .handle_accepted_report(now, received.source, until);
-            }
-            Ok(()) => {}
-            Err(reason) => debug!(
-                "{}: from {}: {}",
-                self.served.name,
-                received.source,
-                reason.meaning()
-            ),
+        // Hosts also report link-local groups, which are refused. IPv6 hosts report them in the
+        // same message as other groups.
+        if matches!(result, Ok(()) | Err(MembershipRefusal::LinkLocalGroup)) && is_known_sender {
+            let until = now + machine.timers().group_membership_interval();
+            self.rate_limiter
+                .handle_accepted_report(now, received.source, until);
         }
+        // The machine counts its refusals.
+        if let Err(reason) = result {
+            self.log_refusal(now, Some(from), reason.into());
+        }
+    }
+
+    /// Counts and logs a message that is not processed.
+    fn reject(
+        &mut self,
+        now: Instant,
+        sender: Option<IpAddr>,
+        reason: RefusalReason,
+        context: &RouterContext,
+    ) {
+        let metrics = &context.catalog.membership;
+        metrics.count_rejected(self.served.name.as_str(), reason.label(), 1);
+        self.log_refusal(now, sender, reason);
+    }
+
+    fn log_refusal(&mut self, now: Instant, sender: Option<IpAddr>, reason: RefusalReason) {
+        self.refusal_log.log(now, &self.served.name, sender, reason);
     }
 }
 
@@ -283,7 +316,7 @@ impl Service {
         let mut packets = Vec::new();
         let name = self.served.name.clone();
         for family in &mut self.families {
-            let own = own_address(family.protocol, &self.served);
+            let own = query_source(family.protocol, &self.served);
             let Some(machine) = &mut family.machine else {
                 continue;
             };
@@ -459,15 +492,25 @@ fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// Returns the source address of queries: the first IPv4 address, or the link-local IPv6 address
-/// (RFC 9777 section 5.1.14).
+/// Returns the source address of queries: [`own_address`], or 0.0.0.0 for IGMP on an interface
+/// without an IPv4 address.
+///
+/// The address of another interface would be an alternative. Hosts with `rp_filter` drop such
+/// queries if they have no route to it, as on an isolated network. They accept 0.0.0.0, and so do
+/// bridges.
+fn query_source(protocol: Protocol, served: &ServedInterface) -> Option<IpAddr> {
+    let unspecified = (protocol == Protocol::Igmp).then_some(Ipv4Addr::UNSPECIFIED.into());
+    own_address(protocol, served).or(unspecified)
+}
+
+/// Returns the first IPv4 address, or the link-local IPv6 address (RFC 9777 section 5.1.14).
 fn own_address(protocol: Protocol, served: &ServedInterface) -> Option<IpAddr> {
     let usable = |addr: &IpAddr| match (protocol, addr) {
         (Protocol::Igmp, IpAddr::V4(_)) => true,
         (Protocol::Mld, IpAddr::V6(addr)) => addr.is_unicast_link_local(),
         _ => false,
     };
-    served.addresses.iter().map(|net| net.addr()).find(usable)
+    served.addresses.iter().copied().find(usable)
 }
 
 fn count(

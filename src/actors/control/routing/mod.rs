@@ -214,10 +214,12 @@ impl Routing {
             .filter(|link| link.up)
             .filter_map(|link| {
                 let downstream = self.fib.downstreams.iter().find(|d| d.index == link.index);
+                let addresses = links.addresses(link.index);
                 let served = ServedInterface {
                     name: link.name.clone(),
                     mtu: link.mtu,
-                    addresses: links.addresses(link.index).to_vec(),
+                    addresses: addresses.iter().map(|a| a.address).collect(),
+                    on_link: addresses.iter().map(|a| a.on_link).collect(),
                     proxy: downstream.map(|d| d.proxy.clone()),
                     mrdisc: self.rib.options(link).and_then(|o| o.mrdisc),
                     plane: link.plane,

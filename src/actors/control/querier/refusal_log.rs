@@ -1,0 +1,176 @@
+//! Log lines about refused IGMP and MLD messages: what was refused, from whom, why, and what to do.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use tracing::{debug, warn};
+
+use crate::actors::log_limit::LogLimit;
+use crate::membership::MembershipRefusal;
+use crate::model::IfName;
+use crate::wire::RejectReason;
+
+/// Lines about one reason in a minute.
+const LINES: u32 = 1;
+
+/// Why a message was refused: its parser rejected it, or the membership state refused it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RefusalReason {
+    Rejected(RejectReason),
+    Refused(MembershipRefusal),
+}
+
+impl From<RejectReason> for RefusalReason {
+    fn from(reason: RejectReason) -> Self {
+        Self::Rejected(reason)
+    }
+}
+
+impl From<MembershipRefusal> for RefusalReason {
+    fn from(reason: MembershipRefusal) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+impl RefusalReason {
+    /// Returns the label of the metric.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Rejected(reason) => reason.label(),
+            Self::Refused(reason) => reason.label(),
+        }
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Rejected(reason) => reason.meaning(),
+            Self::Refused(reason) => reason.meaning(),
+        }
+    }
+
+    /// Returns what an operator can do. None for refusals that need no action: those that the
+    /// settings request, and messages that are never for a proxy.
+    fn remedy(self) -> Option<&'static str> {
+        use MembershipRefusal as Refused;
+        use RejectReason as Rejected;
+        match self {
+            Self::Rejected(reason) => match reason {
+                Rejected::UnknownType => None,
+                Rejected::Truncated
+                | Rejected::Malformed
+                | Rejected::Fragment
+                | Rejected::Checksum
+                | Rejected::BadSource
+                | Rejected::BadDestination
+                | Rejected::QueryLength
+                | Rejected::LyingCount
+                | Rejected::NotAGroup
+                | Rejected::NotASource => {
+                    Some("Look at the packets of this sender with tcpdump, and repair it")
+                }
+                Rejected::Ttl => Some(
+                    "A router may have forwarded it. If the host sends such messages itself, \
+                     header_checks = \"lenient\" in the proxy accepts them",
+                ),
+                Rejected::NoRouterAlert => Some(
+                    "header_checks = \"standard\" in the proxy accepts it for IGMP, \
+                     \"lenient\" also for MLD",
+                ),
+                Rejected::OffLink => Some(
+                    "Give this interface an address in the subnet of its hosts, or set \
+                     header_checks = \"lenient\" in the proxy",
+                ),
+                Rejected::NotLinkLocal => Some(
+                    "Enable IPv6 link-local addresses on the host, or set \
+                     header_checks = \"lenient\" in the proxy",
+                ),
+            },
+            Self::Refused(reason) => match reason {
+                Refused::GroupDenied
+                | Refused::SourceDenied
+                | Refused::LinkLocalGroup
+                | Refused::QueryUnspecified => None,
+                Refused::MemberRate | Refused::UnknownSenderRate => Some(
+                    "If these hosts are legitimate, raise limits.reports_per_second of the proxy",
+                ),
+                Refused::GroupLimit => Some(
+                    "`mcastor show groups` lists the groups. If they are legitimate, raise \
+                     limits.groups of the proxy",
+                ),
+                Refused::SourceLimit => Some("Raise limits.sources_per_group of the proxy"),
+                Refused::HostLimit => {
+                    Some("Leaves of this group are queried, as without fast_leave")
+                }
+                Refused::AnySourceInSsm => {
+                    Some("Join with a source, or set any_source_in_ssm = true in the proxy")
+                }
+                Refused::OwnHost => {
+                    Some("Programs on this machine join on the upstream interface instead")
+                }
+                Refused::NotLinkLocalSender => {
+                    Some("Enable IPv6 link-local addresses on the sender")
+                }
+                Refused::OtherFamily | Refused::QueryDestination => {
+                    Some("Look at the packets of this sender with tcpdump, and repair it")
+                }
+                Refused::OwnAddress => Some("Give each router on the link its own address"),
+            },
+        }
+    }
+}
+
+/// The lines about the refusals of one interface: one a minute for each reason.
+#[derive(Debug, Default)]
+pub(super) struct RefusalLog {
+    limits: BTreeMap<&'static str, LogLimit>,
+}
+
+impl RefusalLog {
+    /// Logs a refusal, within the limit.
+    pub(super) fn log(
+        &mut self,
+        now: Instant,
+        interface: &IfName,
+        sender: Option<IpAddr>,
+        reason: RefusalReason,
+    ) {
+        let label = reason.label();
+        let sender = sender.map_or_else(|| "an unreadable sender".into(), |a| a.to_string());
+        let Some(remedy) = reason.remedy() else {
+            return debug!(
+                reason = label,
+                "{interface}: from {sender}: {}",
+                reason.meaning()
+            );
+        };
+        let limit = self.limits.entry(label);
+        let limit = limit.or_insert_with(|| LogLimit::new(LINES));
+        if let Some(suppressed) = limit.permit(now) {
+            warn!(
+                reason = label,
+                "{interface}: refused a membership message from {sender}: {} {remedy}{suppressed}",
+                reason.meaning()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_with_a_line_names_a_remedy() {
+        let rejected = RejectReason::ALL.iter().map(|r| RefusalReason::from(*r));
+        let refused = MembershipRefusal::ALL
+            .iter()
+            .map(|r| RefusalReason::from(*r));
+        for reason in rejected.chain(refused) {
+            let remedy = reason.remedy().unwrap_or("A sentence");
+            let is_sentence =
+                remedy.starts_with(|c: char| c.is_uppercase() || c == '`' || c == 'h');
+            assert!(is_sentence && !remedy.ends_with('.'), "{remedy}");
+        }
+    }
+}
