@@ -1,8 +1,10 @@
 //! State that all actors share.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -69,6 +71,8 @@ pub struct RouterContext {
     pub ttl_warnings: TtlWarnings,
     /// Notified when a flow starts, ends, or is looked up again. For one waiting task.
     pub flow_changes: Notify,
+    /// Senders whose address belongs to the subnet of another interface.
+    pub foreign_sources: ForeignSourceTable,
     /// The receivers of messages.
     pub directory: Directory,
     /// The settings of multicast NAT in force.
@@ -110,6 +114,7 @@ impl RouterContext {
             streams: Arc::default(),
             ttl_warnings: TtlWarnings::default(),
             flow_changes: Notify::new(),
+            foreign_sources: ForeignSourceTable::default(),
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
             engine_socket: engine,
@@ -168,5 +173,26 @@ impl Health {
 
     pub(super) fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
+    }
+}
+
+/// For each egress interface, the first sender whose address is in a subnet of that interface,
+/// although its packets arrive on another one.
+#[derive(Default)]
+pub struct ForeignSourceTable(Mutex<BTreeMap<InterfaceId, (IfName, IpAddr)>>);
+
+impl ForeignSourceTable {
+    /// Adds a sender that sends from `ingress`. Returns false if the egress has one already.
+    pub fn insert(&self, egress: InterfaceId, ingress: IfName, source: IpAddr) -> bool {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !table.contains_key(&egress);
+        table.entry(egress).or_insert((ingress, source));
+        is_new
+    }
+
+    /// Returns the sender of an egress, and the interface that it sends from.
+    pub fn get(&self, egress: InterfaceId) -> Option<(IfName, IpAddr)> {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(&egress).cloned()
     }
 }

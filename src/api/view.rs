@@ -98,6 +98,10 @@ pub struct InterfaceView {
     /// omitted.
     #[serde(default)]
     pub refused_messages: BTreeMap<String, u64>,
+    /// Why receivers behind it may drop what is sent there: its subnet is also that of an ingress
+    /// interface, or of a sender elsewhere.
+    #[serde(default)]
+    pub subnet_conflicts: Vec<String>,
     /// The queriers on it, if it is a downstream interface of a proxy.
     #[serde(default)]
     pub queriers: Vec<QuerierView>,

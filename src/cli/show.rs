@@ -167,7 +167,14 @@ pub fn run(args: &ShowArgs) -> ExitCode {
     }
     match reply {
         ShowReply::Routes(routes) => println!("{}", routes_table(&routes)),
-        ShowReply::Interfaces(interfaces) => println!("{}", interfaces_table(&interfaces)),
+        ShowReply::Interfaces(interfaces) => {
+            println!("{}", interfaces_table(&interfaces));
+            for interface in &interfaces {
+                for conflict in &interface.subnet_conflicts {
+                    println!("{}: {conflict}", interface.name);
+                }
+            }
+        }
         ShowReply::Flows(flows) => println!("{}", flows_table(&flows)),
         ShowReply::Groups(groups) => println!("{}", groups_table(&groups)),
         ShowReply::Pending(pending) => println!("{}", pending_table(&pending)),

@@ -75,6 +75,11 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
                 let index = InterfaceId::new(interface.index);
                 let queriers = index.and_then(|index| queriers.get(&index));
                 interface.queriers = queriers.map(|q| views::queriers(q)).unwrap_or_default();
+                let foreign = index.and_then(|index| context.foreign_sources.get(index));
+                let foreign = foreign.map(|(ingress, source)| {
+                    format!("{source}, an address of this subnet, sends from {ingress}")
+                });
+                interface.subnet_conflicts.extend(foreign);
             }
             ShowReply::Interfaces(interfaces)
         }

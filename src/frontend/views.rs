@@ -222,6 +222,12 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
         downstream_of: downstream.map(|d| d.proxy.name.to_string()),
         upstream_of: upstream_of.collect(),
         refused_messages: catalog.membership.rejected(link.name.as_str()),
+        subnet_conflicts: fib
+            .subnet_conflicts
+            .iter()
+            .filter(|conflict| conflict.egress == link.name)
+            .map(ToString::to_string)
+            .collect(),
         queriers: Vec::new(),
     }
 }

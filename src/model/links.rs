@@ -199,6 +199,15 @@ impl Links {
         self.iter().filter(|l| l.matches(pattern))
     }
 
+    /// Returns the links that a pattern fits but does not select, because they must be named, if it
+    /// selects no other link.
+    pub fn unselected<'a>(&'a self, pattern: &'a IfPattern) -> Vec<&'a Link> {
+        match self.matching(pattern).next() {
+            Some(_) => Vec::new(),
+            None => self.iter().filter(|l| l.is_named(pattern)).collect(),
+        }
+    }
+
     /// Returns the links that match any of `patterns`, without duplicates, in the order of the
     /// patterns.
     pub fn matching_any(&self, patterns: &[IfPattern]) -> Vec<&Link> {

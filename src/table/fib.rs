@@ -4,15 +4,18 @@
 //! The routing actor builds a new table for each change, and all interface actors share it. Two
 //! tables between which only memberships changed share everything except the OIF table.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use ipnet::IpNet;
 
 use super::active_ingress::IngressSelection;
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::lookup::PrefixTable;
 use super::oif_table::OifTable;
+use super::subnet_conflict::SubnetConflict;
 use crate::model::{
     FragmentPolicy, IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix,
     TranslationRule, TtlPolicy, TtlThreshold,
@@ -36,6 +39,8 @@ pub struct Fib {
     /// Proxies that are inactive on an interface, because the interface already has
     /// [`MAX_PROXIES`](crate::model::MAX_PROXIES) others.
     pub skipped_proxies: Arc<Vec<(RouteName, IfName)>>,
+    /// Ingress and egress interfaces of a route or proxy with a common subnet.
+    pub subnet_conflicts: Arc<BTreeSet<SubnetConflict>>,
     /// The downstream interfaces with members, per group and source.
     pub oif_table: OifTable,
 }
@@ -148,6 +153,8 @@ pub struct Egress {
     pub running: bool,
     /// The plane that serves it; `None` for the default plane.
     pub plane: Option<PlaneName>,
+    /// Its subnets.
+    pub subnets: Vec<IpNet>,
 }
 
 /// A path through the router: route, ingress and egress.

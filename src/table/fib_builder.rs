@@ -1,6 +1,6 @@
 //! Builds a forwarding table from rules and links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ahash::{AHashMap, AHashSet};
@@ -9,6 +9,7 @@ use super::active_ingress::{IngressDomain, IngressSelection};
 use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::interface_options::InterfaceOptions;
+use super::subnet_conflict::{SubnetConflict, common_subnet, subnets};
 use crate::model::{
     FragmentPolicy, IfName, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteName, RouteRule,
 };
@@ -24,6 +25,9 @@ pub(super) struct FibBuilder<'a> {
     paths: Vec<Path>,
     downstreams: Vec<DownstreamInterface>,
     skipped_proxies: Vec<(RouteName, IfName)>,
+    subnet_conflicts: BTreeSet<SubnetConflict>,
+    /// Pairs of an ingress and an egress whose subnets were compared.
+    compared: AHashSet<(InterfaceId, InterfaceId)>,
     /// The ingress and the egress of each path of which one ingress is active at a time.
     edges: Vec<(InterfaceId, InterfaceId)>,
     /// Egresses on which other forwarders are looked for.
@@ -50,6 +54,8 @@ impl<'a> FibBuilder<'a> {
             paths: Vec::new(),
             downstreams: Vec::new(),
             skipped_proxies: Vec::new(),
+            subnet_conflicts: BTreeSet::new(),
+            compared: AHashSet::new(),
             edges: Vec::new(),
             watched: AHashSet::new(),
         }
@@ -66,6 +72,7 @@ impl<'a> FibBuilder<'a> {
             paths: Arc::new(self.paths),
             downstreams: Arc::new(self.downstreams),
             skipped_proxies: Arc::new(self.skipped_proxies),
+            subnet_conflicts: Arc::new(self.subnet_conflicts),
             oif_table: Default::default(),
         }
     }
@@ -211,7 +218,7 @@ impl<'a> FibBuilder<'a> {
         iif: &Link,
         oif: &Link,
     ) -> PathId {
-        let egresses = &mut self.egresses;
+        let (egresses, links) = (&mut self.egresses, self.links);
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
             egresses.push(Egress {
                 index: oif.index,
@@ -219,9 +226,11 @@ impl<'a> FibBuilder<'a> {
                 mtu: oif.mtu,
                 running: oif.up && oif.carrier,
                 plane: oif.plane,
+                subnets: subnets(links.addresses(oif.index)).collect(),
             });
             egresses.len() as EgressId - 1
         });
+        self.compare_subnets(iif, oif);
         let options = InterfaceOptions::of_link(self.options, oif);
         self.paths.push(Path {
             route: route.clone(),
@@ -254,7 +263,7 @@ impl<'a> FibBuilder<'a> {
             let running: Box<[_]> = ingresses.iter().copied().filter(is_running).collect();
             let subnets = running.iter().flat_map(|interface| {
                 let addresses = self.links.addresses(*interface).iter();
-                addresses.map(|address| (*interface, address.trunc()))
+                addresses.map(|address| (*interface, address.on_link.trunc()))
             });
             let domain = Arc::new(IngressDomain {
                 id,
@@ -269,6 +278,20 @@ impl<'a> FibBuilder<'a> {
                 };
                 self.ingress(interface).selection = Some(selection);
             }
+        }
+    }
+
+    fn compare_subnets(&mut self, iif: &Link, oif: &Link) {
+        if iif.index == oif.index || !self.compared.insert((iif.index, oif.index)) {
+            return;
+        }
+        let addresses = |link: &Link| self.links.addresses(link.index);
+        if let Some(subnet) = common_subnet(addresses(iif), addresses(oif)) {
+            self.subnet_conflicts.insert(SubnetConflict {
+                egress: oif.name.clone(),
+                ingress: iif.name.clone(),
+                subnet,
+            });
         }
     }
 

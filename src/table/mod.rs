@@ -25,6 +25,7 @@ mod route_conflicts;
 mod slot_table;
 mod stream_key;
 pub mod stream_state;
+pub mod subnet_conflict;
 pub mod translated_joins;
 
 pub use active_ingress::{Admission, IngressDomain, IngressSelection, PacketOrigin};
@@ -40,3 +41,4 @@ pub use rib::Rib;
 pub use rib_error::RibError;
 pub use stream_key::StreamKey;
 pub use stream_state::StreamState;
+pub use subnet_conflict::SubnetConflict;

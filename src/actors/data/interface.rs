@@ -16,6 +16,7 @@ use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
 use tracing::{debug, warn};
 
+use super::foreign_sources::ForeignSources;
 use crate::actors::messages::{
     CaptureOpened, FLOWS_PER_QUERY, FlowPage, FlushFlows, MAX_WAITING_BATCHES, MembershipMessages,
     MessagesLost, QueryFlows, Transmit,
@@ -63,6 +64,7 @@ pub struct Interface {
     /// Number of batches received.
     batches: u64,
     warned_of_drops: bool,
+    foreign_sources: ForeignSources,
     /// Time of the last [`MessagesLost`].
     loss_reported: Option<Instant>,
     /// Time at which kernel drops were read.
@@ -98,6 +100,7 @@ impl Interface {
             generation: 0,
             batches: 0,
             warned_of_drops: false,
+            foreign_sources: ForeignSources::default(),
             loss_reported: None,
             drops_read: Instant::now(),
         }
@@ -297,8 +300,12 @@ impl Actor for Interface {
                     in_a_row: 0,
                 });
                 ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
-                    actor.update_name(&actor.context.snapshot.load_full());
+                    let snapshot = actor.context.snapshot.load_full();
+                    actor.update_name(&snapshot);
                     actor.read_kernel_drops();
+                    let (context, interface) = (&actor.context, (actor.index, &actor.name));
+                    let flows = &actor.switch.flows;
+                    (actor.foreign_sources).examine(context, &snapshot, interface, flows);
                     actor.expire_flows();
                 });
                 self.capture = Some(capture);

@@ -454,6 +454,7 @@ fn table_with_paths() -> (Fib, Ingress) {
         mtu: 1500,
         running,
         plane: None,
+        subnets: Vec::new(),
     };
     let path = |egress, threshold: Option<u8>| crate::table::Path {
         route: RouteName::new("225.0.0.0/8"),

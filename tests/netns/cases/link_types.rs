@@ -25,6 +25,8 @@ cases!("link_types":
     #[Program("smcrouted", "smcroute")] packets_return_to_an_ingress_named_as_egress,
     link_local_sources_are_dropped_without_the_setting,
     df_packets_are_fragmented_only_on_request,
+    same_subnet_on_both_sides_is_reported_once,
+    source_of_the_egress_subnet_is_reported_once,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -105,6 +107,14 @@ fn pattern_excludes_ports_of_a_bridge(lab: &Lab) {
         .collect();
     assert_eq!(ingresses, ["eth0"]);
     assert_no_copies(&lan, &router);
+    // A pattern that fits only ports is pending, and the log says why.
+    router.write_settings(&route("r", "et?1", "", GROUP, &["eth0"], ""));
+    router.control().expect_ok(&serde_json::json!("reload"));
+    eventually("the log names the port", true, || {
+        let log = router.program.stderr();
+        log.lines()
+            .any(|l| l.contains("et?1 fits only") && l.contains("eth1"))
+    });
     // A port is an ingress if the route names it.
     let toml = route("r", "eth1", "", GROUP, &["eth0"], "");
     router.write_settings(&toml);
@@ -448,4 +458,59 @@ fn local_programs_are_no_members_downstream(lab: &Lab) {
     }
     local.expect(20);
     host.expect(20);
+}
+
+/// Returns the lines about a subnet in `show interfaces`, and those of the log.
+fn subnet_conflicts(router: &Router, interface: &str) -> (Vec<String>, usize) {
+    let interfaces = router.control().show("interfaces");
+    let row = interfaces.iter().find(|i| i["name"] == interface);
+    let lines = row.and_then(|row| row["subnet_conflicts"].as_array());
+    let lines = lines.into_iter().flatten().filter_map(|l| l.as_str());
+    let log = router.program.stderr();
+    let warned = log.lines().filter(|l| l.contains("another subnet"));
+    (lines.map(String::from).collect(), warned.count())
+}
+
+fn same_subnet_on_both_sides_is_reported_once(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    for interface in ["in", "out1"] {
+        let line = format!("address add 172.17.0.1/16 dev {interface}");
+        star.rtr.ip(&line);
+    }
+    let toml = route("r", "in", "", GROUP, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &toml);
+    let line = "172.17.0.0/16 is also a subnet of in".to_string();
+    eventually("reported", (vec![line.clone()], 1), || {
+        subnet_conflicts(&router, "out1")
+    });
+    assert!(router.run("show interfaces").contains(&line));
+    assert_eq!(subnet_conflicts(&router, "out2").0, [""; 0]);
+    router.control().expect_ok(&serde_json::json!("reload"));
+    star.rtr.ip("link set out2 down");
+    assert_eq!(subnet_conflicts(&router, "out1"), (vec![line], 1));
+    star.rtr.ip("address del 172.17.0.1/16 dev in");
+    eventually("no conflict", 0, || {
+        subnet_conflicts(&router, "out1").0.len()
+    });
+}
+
+/// As for a stream from a container of another Docker host with the same subnet.
+fn source_of_the_egress_subnet_is_reported_once(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
+    let tx = Injector::new(&star.src, "eth0");
+    tx.send(&Udp::new("10.0.0.10:9", DST, "x").frame());
+    router.expect_routed("r", "out1", 1);
+    for n in 0..20u32 {
+        tx.send(&Udp::new("10.0.1.77:9", DST, n.to_be_bytes()).frame());
+    }
+    router.expect_routed("r", "out1", 21);
+    let line = "10.0.1.77, an address of this subnet, sends from in";
+    eventually("reported", (vec![line.to_string()], 1), || {
+        subnet_conflicts(&router, "out1")
+    });
+    // The next second's check reports nothing new.
+    tx.send(&Udp::new("10.0.1.78:9", DST, "x").frame());
+    router.expect_routed("r", "out1", 22);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(subnet_conflicts(&router, "out1").1, 1);
 }

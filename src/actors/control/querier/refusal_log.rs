@@ -64,7 +64,7 @@ impl RefusalReason {
                 | Rejected::BadSource
                 | Rejected::BadDestination
                 | Rejected::QueryLength
-                | Rejected::LyingCount
+                | Rejected::CountMismatch
                 | Rejected::NotAGroup
                 | Rejected::NotASource => {
                     Some("Look at the packets of this sender with tcpdump, and repair it")

@@ -27,7 +27,7 @@ use crate::model::{
 };
 use crate::table::joins;
 use crate::table::mnat_routes::keep_mnat_routes;
-use crate::table::{Fib, MembershipDatabase, Rib, RibError};
+use crate::table::{Fib, MembershipDatabase, Rib, RibError, SubnetConflict};
 
 use demand::Demand;
 use pace::SnapshotPacer;
@@ -57,6 +57,10 @@ pub struct Routing {
     /// Memberships that joins and routes require, and the links they were computed for.
     fixed: joins::DesiredMemberships,
     up: Links,
+    /// The patterns that fit only ports, of which the log has warned.
+    warned_patterns: BTreeSet<IfPattern>,
+    /// The subnet conflicts that the log has warned of.
+    warned_conflicts: BTreeSet<SubnetConflict>,
     /// The streams of the last message to the MNAT actor.
     reported_to_mnat: Option<BTreeSet<Channel>>,
 }
@@ -82,6 +86,8 @@ impl Routing {
             demand: Demand::default(),
             fixed: joins::DesiredMemberships::new(),
             up: Links::default(),
+            warned_patterns: BTreeSet::new(),
+            warned_conflicts: BTreeSet::new(),
             reported_to_mnat: None,
         }
     }
@@ -118,6 +124,34 @@ impl Routing {
                 );
             }
         }
+        // Options of interfaces also apply to ports.
+        let is_option = |p: &IfPattern| self.rib.interfaces.iter().any(|o| o.name == *p);
+        let patterns = self.rib.patterns();
+        for pattern in patterns.filter(|p| p.is_pattern() && !is_option(p)) {
+            let unselected = links.unselected(pattern);
+            if !unselected.is_empty() && self.warned_patterns.insert(pattern.clone()) {
+                let names: Vec<_> = unselected.iter().map(|l| l.name.as_str()).collect();
+                warn!(
+                    "{pattern} fits only interfaces that patterns do not select, ports of a bridge \
+                     or bond or the loopback interface: {}. Write their names, or use container:, \
+                     network: or label:",
+                    names.join(", ")
+                );
+            }
+        }
+        for conflict in fib.subnet_conflicts.iter() {
+            if self.warned_conflicts.insert(conflict.clone()) {
+                warn!(
+                    "{}: {conflict}; receivers may drop packets from there, because the source is \
+                     their own address or belongs to another interface. Give one of the networks \
+                     another subnet, or translate the source with rewrite",
+                    conflict.egress
+                );
+            }
+        }
+        // An interface that is gone and returns is reported again.
+        self.warned_conflicts
+            .retain(|conflict| fib.subnet_conflicts.contains(conflict));
         self.fib = fib.clone();
         let catalog = &self.context.catalog;
         catalog.routes.set(self.rib.rules.len() as i64);
