@@ -316,7 +316,8 @@ fn extensions_beyond_smcroute_work(lab: &Lab) {
         &["--strict", "-F", &path],
     );
     assert_eq!(strict.status.code(), Some(78));
-    assert_eq!(String::from_utf8_lossy(&strict.stderr).lines().count(), 2);
+    let printed = String::from_utf8_lossy(&strict.stderr).into_owned();
+    assert_eq!(printed.matches(" line ").count(), 2, "{printed}");
     assert_eq!(
         smcrouted(&star.rtr, Implementation::Mcastor, &["-F", &path])
             .status
