@@ -3,7 +3,7 @@
 PREFIX  ?= /usr/local
 # Programs that the tests use besides Rust: senders, receivers, peers and validators.
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
-           smcroute util-linux frr igmpproxy docker.io docker-compose prometheus \
+           smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
            python3-jsonschema python3-yaml
 
 .PHONY: build dist demo test soak bench bench-membership micro check compiler packages image image-aarch64 test-image \

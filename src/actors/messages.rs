@@ -42,7 +42,7 @@ use ipnet::IpNet;
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
 use crate::model::{
-    Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
+    Aliases, Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
 };
 use crate::pipeline::{Messages, SharedBatch, Slot};
 use crate::table::RibError;
@@ -303,6 +303,8 @@ pub struct RoutingTables {
     pub links: Arc<Links>,
     /// The forwarding table that was published last.
     pub fib: Arc<Fib>,
+    /// The names of the container engine.
+    pub aliases: Arc<Aliases>,
 }
 
 /// Frontend to joins: the memberships of this host.

@@ -214,6 +214,9 @@ pub struct PendingView {
     pub name: String,
     /// Names and patterns that match no interface now.
     pub waiting_for: Vec<String>,
+    /// What the container engine knows of these names: a reason, or a similar name.
+    #[serde(default)]
+    pub hints: Vec<String>,
     /// `settings` or `command`.
     pub origin: String,
 }

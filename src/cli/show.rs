@@ -284,13 +284,14 @@ fn group_state(group: &GroupView) -> String {
 }
 
 fn pending_table(pending: &[PendingView]) -> Table {
-    let mut table = new_table(&["KIND", "NAME", "WAITS FOR", "ORIGIN"], &[]);
+    let mut table = new_table(&["KIND", "NAME", "WAITS FOR", "ORIGIN", "HINT"], &[]);
     for p in pending {
         table.add_row([
             p.kind.clone(),
             p.name.clone(),
             p.waiting_for.join(" "),
             p.origin.clone(),
+            p.hints.join("\n"),
         ]);
     }
     table

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::model::{Aliases, IfName, IfPattern, InterfaceId};
+use crate::model::{Aliases, IfName, IfPattern, InterfaceId, NoInterface};
+
+/// The driver of networks with a bridge on the host.
+pub(super) const BRIDGE_DRIVER: &str = "bridge";
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,16 +48,30 @@ impl fmt::Display for MacAddr {
 pub struct EngineNetwork {
     /// The network ID of the engine.
     pub id: String,
-    /// The user-visible name.
-    pub name: String,
-    /// The bridge of the network; `None` for networks of other drivers.
+    /// The user-visible names. The default network of Podman has two.
+    pub names: Vec<String>,
+    /// The driver, such as `bridge` or `overlay`.
+    pub driver: String,
+    /// The bridge of the network; `None` for networks of other drivers, or if it is not known.
     pub bridge: Option<IfName>,
+}
+
+impl EngineNetwork {
+    /// Returns whether `id` is the network in an [`Endpoint`]. Podman gives a name there.
+    fn is(&self, id: &str) -> bool {
+        self.id == id || self.names.iter().any(|name| name == id)
+    }
+
+    /// Returns whether the driver creates a bridge on the host.
+    fn has_bridge(&self) -> bool {
+        self.driver == BRIDGE_DRIVER
+    }
 }
 
 /// The attachment of a container to a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// [`EngineNetwork::id`].
+    /// [`EngineNetwork::id`], or one of its names.
     pub network: String,
     /// The MAC address of the container's interface.
     pub mac: MacAddr,
@@ -79,6 +96,8 @@ pub struct EngineState {
     pub networks: Vec<EngineNetwork>,
     /// Its running containers.
     pub containers: Vec<Container>,
+    /// Whether the engine runs without root and keeps its interfaces in another network namespace.
+    pub is_rootless: bool,
 }
 
 /// A veth pair whose other end is in another network namespace.
@@ -92,24 +111,32 @@ pub struct VethPeer {
     pub mac: MacAddr,
 }
 
+/// The interfaces of this host that interface aliases can refer to.
+#[derive(Debug, Default)]
+pub struct HostInterfaces {
+    /// The index of each interface name.
+    pub indexes: BTreeMap<IfName, InterfaceId>,
+    /// All veth pairs into other namespaces.
+    pub veths: Vec<VethPeer>,
+    /// True if the kernel refused to return the other ends because CAP_NET_ADMIN is missing.
+    pub is_refused: bool,
+}
+
 impl EngineState {
     /// Returns the aliases of interfaces, and true if some endpoint has no veth pair yet (the
-    /// engine may still be creating it). `bridge_index` returns the interface index of a bridge.
-    pub fn aliases(
-        &self,
-        peers: &[VethPeer],
-        bridge_index: impl Fn(&IfName) -> Option<InterfaceId>,
-    ) -> (Aliases, bool) {
+    /// engine may still be creating it).
+    pub fn aliases(&self, host: &HostInterfaces) -> (Aliases, bool) {
         let mut aliases = Aliases::default();
         let mut is_incomplete = false;
-        let bridge = |id: &str| {
-            let network = self.networks.iter().find(|n| n.id == id);
-            network.and_then(|n| n.bridge.as_ref())
-        };
         for network in &self.networks {
+            let names = || network.names.iter().filter_map(|n| alias("network:", n));
             if let Some(bridge) = &network.bridge {
                 let entry = aliases.by_name.entry(bridge.clone()).or_default();
-                entry.extend(alias("network:", &network.name));
+                entry.extend(names());
+            }
+            if let Some(reason) = self.missing_bridge(network, host) {
+                let reasons = names().map(|name| (name, reason.clone()));
+                aliases.without_interface.extend(reasons);
             }
         }
         for container in &self.containers {
@@ -121,12 +148,13 @@ impl EngineState {
             let all: Vec<IfPattern> = names.chain(labels).collect();
             for endpoint in &container.endpoints {
                 // A network without a bridge has no veth pairs.
-                let Some(bridge) = bridge(&endpoint.network) else {
+                let Some(bridge) = self.network(endpoint).and_then(|n| n.bridge.as_ref()) else {
                     continue;
                 };
                 // Endpoints of two networks may have the same MAC address.
-                let bridge = bridge_index(bridge);
-                let found = peers
+                let bridge = host.indexes.get(bridge).copied();
+                let found = host
+                    .veths
                     .iter()
                     .find(|peer| peer.mac == endpoint.mac && peer.bridge == bridge);
                 match found {
@@ -137,8 +165,52 @@ impl EngineState {
                     None => is_incomplete = true,
                 }
             }
+            if let Some(reason) = self.missing_veth(container, host) {
+                let reasons = all.into_iter().map(|name| (name, reason.clone()));
+                aliases.without_interface.extend(reasons);
+            }
         }
         (aliases, is_incomplete)
+    }
+
+    fn network(&self, endpoint: &Endpoint) -> Option<&EngineNetwork> {
+        self.networks.iter().find(|n| n.is(&endpoint.network))
+    }
+
+    /// Returns why a network has no interface; `None` if it has one or if the reason is not known.
+    fn missing_bridge(
+        &self,
+        network: &EngineNetwork,
+        host: &HostInterfaces,
+    ) -> Option<NoInterface> {
+        if !network.has_bridge() {
+            return Some(NoInterface::Driver(network.driver.clone()));
+        }
+        let bridge = network.bridge.as_ref()?;
+        if host.indexes.contains_key(bridge) {
+            return None;
+        }
+        Some(match self.is_rootless {
+            true => NoInterface::Rootless,
+            false => NoInterface::NoBridge(bridge.clone()),
+        })
+    }
+
+    /// Returns why a container has no interface. A veth pair that the engine may still be creating
+    /// is no reason.
+    fn missing_veth(&self, container: &Container, host: &HostInterfaces) -> Option<NoInterface> {
+        let networks = container.endpoints.iter().map(|e| self.network(e));
+        let networks: Vec<Option<&EngineNetwork>> = networks.collect();
+        let Some(first) = networks.first() else {
+            return Some(NoInterface::NoNetwork);
+        };
+        if networks.iter().all(|n| n.is_some_and(|n| !n.has_bridge())) {
+            return first.map(|n| NoInterface::ContainerDriver(n.driver.clone()));
+        }
+        if self.is_rootless {
+            return Some(NoInterface::Rootless);
+        }
+        host.is_refused.then_some(NoInterface::NoCapability)
     }
 }
 
@@ -162,7 +234,8 @@ mod tests {
     fn network(id: &str, bridge: Option<&str>) -> EngineNetwork {
         EngineNetwork {
             id: id.into(),
-            name: format!("net-{id}"),
+            names: vec![format!("net-{id}")],
+            driver: bridge.map_or("macvlan", |_| "bridge").into(),
             bridge: bridge.map(|b| b.parse().unwrap()),
         }
     }
@@ -194,12 +267,29 @@ mod tests {
             .collect()
     }
 
-    fn bridges(name: &IfName) -> Option<InterfaceId> {
-        match name.as_str() {
-            "br-a" => Some(index(10)),
-            "br-b" => Some(index(11)),
-            _ => None,
+    /// Returns the bridges `br-a` and `br-b`, and a veth pair for each index of a host end, index
+    /// of a bridge and MAC address.
+    fn host(veths: &[(u32, u32, u8)]) -> HostInterfaces {
+        let bridges = [("br-a", 10), ("br-b", 11)];
+        let bridges = bridges.map(|(name, n)| (name.parse().unwrap(), index(n)));
+        let veths = veths.iter().map(|(n, bridge, last)| VethPeer {
+            index: index(*n),
+            bridge: InterfaceId::new(*bridge),
+            mac: mac(*last),
+        });
+        HostInterfaces {
+            indexes: bridges.into(),
+            veths: veths.collect(),
+            is_refused: false,
         }
+    }
+
+    fn reasons(engine: &EngineState, host: &HostInterfaces) -> Vec<String> {
+        let (aliases, _) = engine.aliases(host);
+        let reasons = aliases.without_interface.iter();
+        reasons
+            .map(|(name, reason)| format!("{name}: {reason}"))
+            .collect()
     }
 
     #[test]
@@ -216,14 +306,10 @@ mod tests {
                 container("two", &[("a", 2)]),
                 container("shared", &[]),
             ],
+            is_rootless: false,
         };
-        let peer = |n: u32, bridge: u32, last: u8| VethPeer {
-            index: index(n),
-            bridge: InterfaceId::new(bridge),
-            mac: mac(last),
-        };
-        let peers = [peer(20, 10, 1), peer(21, 11, 1), peer(22, 10, 2)];
-        let (aliases, is_incomplete) = engine.aliases(&peers, bridges);
+        let peers = [(20, 10, 1), (21, 11, 1), (22, 10, 2)];
+        let (aliases, is_incomplete) = engine.aliases(&host(&peers));
         assert!(!is_incomplete);
         assert_eq!(
             to_lines(&aliases),
@@ -235,9 +321,70 @@ mod tests {
                 "22 container:two label:role=cam",
             ]
         );
-        let (aliases, is_incomplete) = engine.aliases(&peers[..1], bridges);
+        let (aliases, is_incomplete) = engine.aliases(&host(&peers[..1]));
         assert!(is_incomplete, "veth pairs are missing");
         assert_eq!(aliases.by_index.len(), 1);
+    }
+
+    #[test]
+    fn podman_endpoint_refers_to_its_network_by_name() {
+        let mut default = network("b", Some("br-b"));
+        default.names.push("podman".into());
+        let engine = EngineState {
+            networks: vec![network("a", Some("br-a")), default],
+            containers: vec![
+                container("one", &[("net-a", 1)]),
+                container("two", &[("podman", 1)]),
+            ],
+            is_rootless: false,
+        };
+        let (aliases, is_incomplete) = engine.aliases(&host(&[(20, 10, 1), (21, 11, 1)]));
+        assert!(!is_incomplete);
+        assert_eq!(
+            to_lines(&aliases),
+            [
+                "br-a network:net-a",
+                "br-b network:net-b network:podman",
+                "20 container:one label:role=cam",
+                "21 container:two label:role=cam",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_without_interface_have_a_reason() {
+        let mut engine = EngineState {
+            networks: vec![
+                network("a", Some("br-a")),
+                network("gone", Some("br-gone")),
+                network("m", None),
+            ],
+            containers: vec![container("one", &[("m", 1)]), container("two", &[("a", 2)])],
+            is_rootless: false,
+        };
+        engine.containers[0].labels.clear();
+        engine.containers[1].labels.clear();
+        let mut host = host(&[]);
+        let macvlan = [
+            "container:one: a network with the driver macvlan has no veth pair here; its \
+             containers receive from the LAN directly",
+            "network:net-m: a network with the driver macvlan has no bridge here; its containers \
+             receive from the LAN directly",
+        ];
+        let no_bridge = "network:net-gone: its bridge br-gone does not exist here; Podman creates \
+                         the bridge with the first container";
+        assert_eq!(reasons(&engine, &host), [macvlan[0], no_bridge, macvlan[1]]);
+        host.is_refused = true;
+        let no_capability = "container:two: CAP_NET_ADMIN is missing; network: needs none";
+        assert!(reasons(&engine, &host).contains(&no_capability.to_string()));
+        engine.is_rootless = true;
+        host.indexes.clear();
+        let rootless = reasons(&engine, &host);
+        let rootless = rootless.iter().filter(|r| r.contains("rootless"));
+        assert_eq!(rootless.count(), 3);
+        engine.containers[0].endpoints.clear();
+        let shared = &reasons(&engine, &host)[0];
+        assert!(shared.contains("no network of its own"), "{shared}");
     }
 
     #[test]

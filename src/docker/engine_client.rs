@@ -1,19 +1,24 @@
-//! A read-only client for the socket of a Docker Engine.
+//! A read-only client for the socket of a Docker Engine, or of another engine with its API.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, Network as NetworkReply};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptions, ListNetworksOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::{Stream, StreamExt};
 
-use super::aliases::{Container, Endpoint, EngineNetwork, EngineState};
+use super::aliases::{BRIDGE_DRIVER, Container, Endpoint, EngineNetwork, EngineState};
+use super::podman::{self, PodmanError, PodmanNetwork};
 
 /// Timeout of a request to the engine, in seconds.
 const TIMEOUT_SECS: u64 = 10;
 /// The network option of Docker that sets the name of a bridge.
 const BRIDGE_NAME_OPTION: &str = "com.docker.network.bridge.name";
+/// The component in the version of an engine that is Podman.
+const PODMAN_COMPONENT: &str = "Podman Engine";
+/// The security option of an engine that runs without root.
+const ROOTLESS_OPTION: &str = "name=rootless";
 /// Number of hexadecimal digits of a network ID in the default name of its bridge.
 const BRIDGE_ID_DIGITS: usize = 12;
 
@@ -23,6 +28,9 @@ pub enum EngineError {
     /// The socket cannot be reached, or the reply is not that of an engine.
     #[error("{}", with_causes(.0))]
     Docker(#[from] bollard::errors::Error),
+    /// Podman's own API fails.
+    #[error("{0}")]
+    Podman(#[from] PodmanError),
     /// The event stream ended.
     #[error("the engine closed the event stream")]
     EventsEnded,
@@ -43,25 +51,61 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// A connection to an engine.
-pub struct EngineClient(Docker);
+pub struct EngineClient {
+    docker: Docker,
+    path: String,
+    is_podman: bool,
+    is_rootless: bool,
+}
 
 impl EngineClient {
     /// Connects to the socket at `path` and agrees on a version of the API.
     pub async fn connect(path: &str) -> Result<Self, EngineError> {
         let docker = Docker::connect_with_socket(path, TIMEOUT_SECS, API_DEFAULT_VERSION)?;
-        Ok(Self(docker.negotiate_version().await?))
+        let docker = docker.negotiate_version().await?;
+        let components = docker.version().await?.components.unwrap_or_default();
+        let podman = components.into_iter().find(|c| c.name == PODMAN_COMPONENT);
+        if let Some(podman) = &podman {
+            check_podman_version(&podman.version)?;
+        }
+        // The information of an engine has many fields, and only a hint depends on it. An engine
+        // that answers in another form is taken for one with root.
+        let options = docker.info().await.ok().and_then(|i| i.security_options);
+        let is_rootless = |option: &String| option.starts_with(ROOTLESS_OPTION);
+        Ok(Self {
+            docker,
+            path: path.into(),
+            is_podman: podman.is_some(),
+            is_rootless: options.iter().flatten().any(is_rootless),
+        })
+    }
+
+    /// Returns the name of the engine.
+    pub fn engine_name(&self) -> &'static str {
+        if self.is_podman { "Podman" } else { "Docker" }
     }
 
     /// Reads the networks and the running containers.
     pub async fn read(&self) -> Result<EngineState, EngineError> {
-        let networks = self.0.list_networks(None::<ListNetworksOptions>).await?;
-        let containers = self
-            .0
-            .list_containers(None::<ListContainersOptions>)
-            .await?;
+        let networks = self.docker.list_networks(None::<ListNetworksOptions>);
+        let networks = networks.await?.into_iter();
+        let networks = if self.is_podman {
+            let limit = Duration::from_secs(TIMEOUT_SECS);
+            let details = podman::read_networks(&self.path, limit).await?;
+            let network = |reply| podman_network_of(reply, &details);
+            networks.filter_map(network).collect()
+        } else {
+            networks.filter_map(docker_network_of).collect()
+        };
+        let containers = self.docker.list_containers(None::<ListContainersOptions>);
         Ok(EngineState {
-            networks: networks.into_iter().filter_map(network_of).collect(),
-            containers: containers.into_iter().filter_map(container_of).collect(),
+            networks,
+            containers: containers
+                .await?
+                .into_iter()
+                .filter_map(container_of)
+                .collect(),
+            is_rootless: self.is_rootless,
         })
     }
 
@@ -82,6 +126,9 @@ impl EngineClient {
             "destroy",
             "connect",
             "disconnect",
+            // Podman's names of `die` and `destroy` in a filter.
+            "died",
+            "remove",
         ];
         let filters = HashMap::from([
             ("type".to_string(), kinds),
@@ -91,21 +138,53 @@ impl EngineClient {
             .since(&now.saturating_sub(1).to_string())
             .filters(&filters)
             .build();
-        let events = self.0.events(Some(options));
+        let events = self.docker.events(Some(options));
         events.map(|event| event.map(drop).map_err(EngineError::from))
     }
 }
 
-fn network_of(reply: NetworkReply) -> Option<EngineNetwork> {
+/// Fails if Podman is too old.
+fn check_podman_version(version: &str) -> Result<(), PodmanError> {
+    let major = version
+        .split('.')
+        .next()
+        .and_then(|n| n.parse::<u32>().ok());
+    // An unknown form of the version is no reason to refuse.
+    match major {
+        Some(major) if major < podman::FIRST_VERSION => Err(PodmanError::Version(version.into())),
+        _ => Ok(()),
+    }
+}
+
+fn docker_network_of(reply: NetworkReply) -> Option<EngineNetwork> {
     let id = reply.id?;
+    let driver = reply.driver.unwrap_or_default();
     let configured = reply.options.and_then(|mut o| o.remove(BRIDGE_NAME_OPTION));
-    let bridge = (reply.driver.as_deref() == Some("bridge")).then(|| {
+    let bridge = (driver == BRIDGE_DRIVER).then(|| {
         let digits = id.get(..BRIDGE_ID_DIGITS).unwrap_or(&id);
         configured.unwrap_or_else(|| format!("br-{digits}"))
     });
     Some(EngineNetwork {
-        name: reply.name?,
+        names: vec![reply.name?],
+        driver,
         bridge: bridge.and_then(|name| name.parse().ok()),
+        id,
+    })
+}
+
+/// Adds the name and the bridge that Podman's own API has.
+fn podman_network_of(reply: NetworkReply, details: &[PodmanNetwork]) -> Option<EngineNetwork> {
+    let id = reply.id?;
+    let driver = reply.driver.unwrap_or_default();
+    let own = details.iter().find(|n| n.id == id);
+    let bridge = own.and_then(|n| n.network_interface.as_ref());
+    let bridge = bridge.filter(|_| driver == BRIDGE_DRIVER);
+    let mut names = vec![reply.name?];
+    names.extend(own.map(|n| n.name.clone()).filter(|n| !names.contains(n)));
+    Some(EngineNetwork {
+        names,
+        bridge: bridge.and_then(|name| name.parse().ok()),
+        driver,
         id,
     })
 }

@@ -5,12 +5,17 @@
 //! - `container:NAME` is the host end of each veth pair that leads into the container.
 //! - `label:KEY=VALUE` is the same for each container with the label.
 //!
-//! [`engine_client`] queries the engine over its socket. [`veth_peers`] queries the kernel for the
+//! [`engine_client`] queries the engine over its socket, and [`podman`] what only Podman's own API
+//! has. [`veth_peers`] queries the kernel for the
 //! other ends of veth pairs. [`aliases`] combines both and does no I/O.
 
 pub mod aliases;
 pub mod engine_client;
+pub mod podman;
 pub mod veth_peers;
 
-pub use aliases::{Container, Endpoint, EngineNetwork, EngineState, MacAddr, VethPeer};
+pub use aliases::{
+    Container, Endpoint, EngineNetwork, EngineState, HostInterfaces, MacAddr, VethPeer,
+};
 pub use engine_client::{EngineClient, EngineError};
+pub use podman::PodmanError;

@@ -4,13 +4,11 @@
 //! that namespace. Root of this host has it for every container that does not use a user namespace
 //! of its own. The query needs no access to processes or files of the container.
 
-use std::collections::BTreeMap;
-
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::aliases::{MacAddr, VethPeer};
+use super::aliases::{HostInterfaces, MacAddr, VethPeer};
 use crate::model::{IfName, InterfaceId};
 
 /// The host end of a veth pair whose other end is in another network namespace.
@@ -23,39 +21,28 @@ struct HostVeth {
     peer_index: u32,
 }
 
-/// The interfaces of this host that interface aliases can refer to.
-#[derive(Debug, Default)]
-pub struct VethPeers {
-    /// The index of each interface name.
-    pub indexes: BTreeMap<IfName, InterfaceId>,
-    /// All veth pairs into other namespaces.
-    pub veths: Vec<VethPeer>,
-    /// True if the kernel refused to return the other ends because CAP_NET_ADMIN is missing.
-    pub refused: bool,
-}
-
 /// Queries the kernel. Skips a veth pair that disappears during the query.
-pub async fn read(handle: &Handle) -> Result<VethPeers, rtnetlink::Error> {
+pub async fn read(handle: &Handle) -> Result<HostInterfaces, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
-    let mut peers = VethPeers {
+    let mut host = HostInterfaces {
         indexes: links.iter().filter_map(name_of).collect(),
-        ..VethPeers::default()
+        ..HostInterfaces::default()
     };
     for veth in links.iter().filter_map(host_veth) {
         match peer_mac(handle, &veth).await {
-            Ok(Some(mac)) => peers.veths.push(VethPeer {
+            Ok(Some(mac)) => host.veths.push(VethPeer {
                 index: veth.index,
                 bridge: veth.bridge,
                 mac,
             }),
             Err(e) if is_refused(&e) => {
-                peers.refused = true;
+                host.is_refused = true;
                 break;
             }
             Ok(None) | Err(_) => {}
         }
     }
-    Ok(peers)
+    Ok(host)
 }
 
 fn is_refused(error: &rtnetlink::Error) -> bool {

@@ -18,7 +18,9 @@ fn texts<T: ToString>(items: &[T]) -> Vec<String> {
 
 /// Renders every route and every proxy, with its present paths.
 pub fn routes(tables: &RoutingTables, catalog: &Catalog) -> Vec<RouteView> {
-    let RoutingTables { rib, links, fib } = tables;
+    let RoutingTables {
+        rib, links, fib, ..
+    } = tables;
     let links = &rib.usable(links);
     let view = |rule: &RouteRule| RouteView {
         name: rule.name.to_string(),
@@ -104,40 +106,55 @@ fn waiting_for<'a>(wanted: impl Iterator<Item = &'a IfPattern>, links: &Links) -
 
 /// Renders every rule and join with a name or pattern that matches no link, and every proxy beyond
 /// the limit of proxies per interface.
-pub fn pending(RoutingTables { rib, links, fib }: &RoutingTables) -> Vec<PendingView> {
-    let routes = rib.rules.iter().map(|rule| PendingView {
-        kind: "route".into(),
-        name: rule.name.to_string(),
-        waiting_for: waiting_for(rule.interface_patterns(), links),
-        origin: rule.origin.to_string(),
+pub fn pending(tables: &RoutingTables) -> Vec<PendingView> {
+    let rib = &tables.rib;
+    let routes = rib.rules.iter().filter_map(|rule| {
+        let name = rule.name.to_string();
+        let origin = rule.origin.to_string();
+        waiting(tables, "route", name, origin, rule.interface_patterns())
     });
-    let joins = rib.joins.iter().map(|join| PendingView {
-        kind: "join".into(),
-        name: join.to_string(),
-        waiting_for: waiting_for(std::iter::once(&join.interface), links),
-        origin: join.origin.to_string(),
+    let joins = rib.joins.iter().filter_map(|join| {
+        let origin = join.origin.to_string();
+        let patterns = std::iter::once(&join.interface);
+        waiting(tables, "join", join.to_string(), origin, patterns)
     });
-    let proxies = rib.proxies.iter().map(|proxy| PendingView {
-        kind: "proxy".into(),
-        name: proxy.name.to_string(),
-        waiting_for: waiting_for(proxy.upstream.iter().chain(&proxy.downstream), links),
-        origin: "settings".into(),
+    let proxies = rib.proxies.iter().filter_map(|proxy| {
+        let patterns = proxy.upstream.iter().chain(&proxy.downstream);
+        let name = proxy.name.to_string();
+        waiting(tables, "proxy", name, "settings".into(), patterns)
     });
-    let left_out = fib
+    let left_out = tables
+        .fib
         .skipped_proxies
         .iter()
         .map(|(proxy, iface)| PendingView {
             kind: "proxy".into(),
             name: proxy.to_string(),
             waiting_for: vec![format!("fewer than {MAX_PROXIES} other proxies of {iface}")],
+            hints: Vec::new(),
             origin: "settings".into(),
         });
-    routes
-        .chain(joins)
-        .chain(proxies)
-        .chain(left_out)
-        .filter(|p| !p.waiting_for.is_empty())
-        .collect()
+    routes.chain(joins).chain(proxies).chain(left_out).collect()
+}
+
+/// Renders a rule with a name or pattern that matches no link.
+fn waiting<'a>(
+    tables: &RoutingTables,
+    kind: &str,
+    name: String,
+    origin: String,
+    patterns: impl Iterator<Item = &'a IfPattern>,
+) -> Option<PendingView> {
+    let unmatched = |p: &&IfPattern| tables.links.matching(p).next().is_none();
+    let unmatched: Vec<&IfPattern> = patterns.filter(unmatched).collect();
+    let hint = |p: &&IfPattern| Some(format!("{p}: {}", tables.aliases.hint(p)?));
+    (!unmatched.is_empty()).then(|| PendingView {
+        kind: kind.into(),
+        name,
+        waiting_for: unmatched.iter().map(ToString::to_string).collect(),
+        hints: unmatched.iter().filter_map(hint).collect(),
+        origin,
+    })
 }
 
 /// Renders every link with its counters. `fib` is the forwarding table in force.

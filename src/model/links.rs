@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
+use super::{Aliases, IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -77,15 +77,6 @@ impl Link {
             pattern.matches(&self.name)
         }
     }
-}
-
-/// Aliases of links, from other programs than the kernel.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Aliases {
-    /// Aliases of links with a known index.
-    pub by_index: BTreeMap<InterfaceId, BTreeSet<IfPattern>>,
-    /// Aliases of links with a known name.
-    pub by_name: BTreeMap<IfName, BTreeSet<IfPattern>>,
 }
 
 /// An address of a link.

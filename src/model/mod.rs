@@ -4,6 +4,7 @@
 //! Constructors validate their arguments. Nothing here does I/O or reads a clock.
 
 pub mod addr;
+pub mod aliases;
 pub mod filter;
 pub mod flow_end;
 pub mod link;
@@ -17,10 +18,11 @@ pub mod translation_conflicts;
 pub mod ttl;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
+pub use aliases::{Aliases, NoInterface, WaitingHint};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
-pub use links::{Aliases, Link, LinkAddress, Links};
+pub use links::{Link, LinkAddress, Links};
 pub use mac_address::MacAddress;
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,

@@ -150,20 +150,19 @@ async fn try_listen(
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let _connection = AbortOnDrop(tokio::spawn(connection));
     let mut changes = pin!(client.changes());
-    info!("docker: following {socket}");
+    info!("docker: following {} at {socket}", client.engine_name());
     context.catalog.engine_connected.set(1);
     let mut refused = false;
     let mut rereads = REREAD_AFTER_CHANGE.iter();
     loop {
         let engine = client.read().await?;
-        let peers = veth_peers::read(&handle).await?;
-        if peers.refused && !std::mem::replace(&mut refused, true) {
+        let host = veth_peers::read(&handle).await?;
+        if host.is_refused && !std::mem::replace(&mut refused, true) {
             warn!(
                 "docker: CAP_NET_ADMIN is missing: container: and label: wait; network: needs none"
             );
         }
-        let index = |name: &_| peers.indexes.get(name).copied();
-        let (names, incomplete) = engine.aliases(&peers.veths, index);
+        let (names, incomplete) = engine.aliases(&host);
         set_aliases(context, names);
         *last_logged = None;
         let wait = match rereads.next() {

@@ -15,6 +15,8 @@ cases!("docker":
     #[Docker] names_resolve_as_containers_and_networks_change,
     #[Docker] stream_survives_receiver_network_and_engine_restarts,
     #[Docker] names_wait_until_the_engine_starts,
+    #[Docker] misspelt_name_is_answered_with_a_similar_one,
+    #[Docker] overlay_network_names_the_gateway_bridge,
 );
 
 /// A host with an engine, and a LAN with one other host.
@@ -30,6 +32,11 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) fn new(lab: &Lab) -> Self {
+        Self::with_engine(lab, Docker::start)
+    }
+
+    /// Creates a site with the engine that `start` starts.
+    pub(super) fn with_engine(lab: &Lab, start: fn(&Lab, &Ns) -> Docker) -> Self {
         let (lan, host) = (lab.ns("lan"), lab.ns("host"));
         connect(
             LinkEnd::new(&host, "lan0", &["10.0.0.1/24", "fd00::1/64"]),
@@ -37,11 +44,11 @@ impl Site {
         );
         host.ip("route add default via 10.0.0.10");
         lan.ip("route add default dev eth0");
-        let docker = Docker::start(lab, &host);
+        let docker = start(lab, &host);
         Self { lan, host, docker }
     }
 
-    /// Creates a site with an isolated network for IPv4 and IPv6: 172.30.0.0/24 and fd01::/64.
+    /// Creates a site with an isolated network for IPv4 and IPv6: 172.30.0.0/24 and fd30::/64.
     pub(super) fn bridged(lab: &Lab) -> Self {
         let site = Self::new(lab);
         site.network("bridged", 30);
@@ -70,7 +77,7 @@ impl Site {
 }
 
 /// Returns the settings of a proxy that also forwards packets sent with a TTL of 1.
-fn proxy(downstream: &str) -> String {
+pub(super) fn proxy(downstream: &str) -> String {
     format!(
         "[[proxy]]\nname = \"p\"\ndownstream = [\"{downstream}\"]\nttl = {{ set = 16 }}\n\
          [proxy.timers]\nquery_interval = \"2s\"\nquery_response_interval = \"300ms\"\n\
@@ -291,7 +298,7 @@ pub(super) fn waiting(router: &Router) -> Vec<String> {
 
 /// Sends until the receiver gets a packet, then checks that each packet arrives once.
 #[track_caller]
-fn assert_reachable(site: &Site, inside: &Ns, iface: &str) {
+pub(super) fn assert_reachable(site: &Site, inside: &Ns, iface: &str) {
     let rx = UdpRx::join(inside, iface, "225.1.2.3:5000");
     let tx = UdpTx::new(&site.lan, "eth0", "225.1.2.3:5000");
     eventually("a packet arrives", true, || {
@@ -450,5 +457,73 @@ fn names_wait_until_the_engine_starts(lab: &Lab) {
     });
     assert_reachable(&site, &site.docker.namespace_of(lab, "app"), "eth0");
     router.expect_metric("mcastor_docker_connected", &[], 1);
+    router.stop();
+}
+
+/// Returns the hints of `show pending`.
+pub(super) fn hints(router: &Router) -> Vec<String> {
+    let pending = router.control().show("pending");
+    let hints = pending.iter().flat_map(|p| p["hints"].as_array());
+    let hints = hints.flatten().filter_map(|h| h.as_str().map(String::from));
+    hints.collect()
+}
+
+/// A name that no interface has is answered with the nearest name of the engine, in `show pending`
+/// and once in the log.
+fn misspelt_name_is_answered_with_a_similar_one(lab: &Lab) {
+    let site = Site::new(lab);
+    site.network("cameras", 30);
+    site.docker.run_idle("home-web-1", "--network cameras");
+    let to = ["network:camras", "container:web", "container:other"];
+    let router = site.router(lab, &to_names(&to));
+    let expected = [
+        "network:camras: did you mean network:cameras?",
+        "container:web: did you mean container:home-web-1?",
+    ];
+    eventually("hints", expected.map(String::from).to_vec(), || {
+        hints(&router)
+    });
+    // Changes of rules and containers do not repeat the lines.
+    for n in 0..3 {
+        site.docker.run_idle(&format!("x{n}"), "--network cameras");
+    }
+    router.run("add lan0 225.1.2.4 container:x2");
+    eventually("the last container is found", 3, || waiting(&router).len());
+    let log = router.program.stderr();
+    for (name, similar) in [
+        ("network:camras", "network:cameras"),
+        ("container:web", "container:home-web-1"),
+    ] {
+        let line = format!("{name} matches no interface: did you mean {similar}?");
+        assert_eq!(log.matches(&line).count(), 1, "{log}");
+    }
+    router.stop();
+}
+
+/// The bridge of an overlay network is in a hidden namespace. `network:docker_gwbridge`, of which
+/// each container of an overlay network is also a port, works.
+fn overlay_network_names_the_gateway_bridge(lab: &Lab) {
+    let site = Site::new(lab);
+    let docker = &site.docker;
+    docker.run("swarm init --advertise-addr 10.0.0.1 --listen-addr 10.0.0.1:2377");
+    docker.run("network create --driver overlay --attachable cams");
+    docker.run_idle("app", "--network cams");
+    let to = ["network:cams", "container:app", "network:docker_gwbridge"];
+    let router = site.router(lab, &to_names(&to));
+    eventually("only the gateway bridge is found", 2, || {
+        waiting(&router).len()
+    });
+    let hints = hints(&router);
+    assert_eq!(hints.len(), 2, "{hints:?}");
+    for (hint, name) in hints.iter().zip(to) {
+        let rest = hint.strip_prefix(&format!("{name}: ")).unwrap_or_default();
+        assert!(rest.contains("overlay"), "{hints:?}");
+        assert!(rest.contains("network:docker_gwbridge"), "{hints:?}");
+        let line = format!("{name} matches no interface: {rest}");
+        assert!(router.program.stderr().contains(&line), "{line}");
+    }
+    // The second interface of the container is a port of the gateway bridge.
+    let app = docker.namespace_of(lab, "app");
+    assert_reachable(&site, &app, "eth1");
     router.stop();
 }

@@ -28,6 +28,7 @@ mod mnat_reload;
 mod operation;
 mod packets;
 mod panics;
+mod podman;
 mod prometheus;
 mod proxy;
 mod proxy_bridges;
@@ -84,6 +85,7 @@ pub fn all() -> Vec<Case> {
         prometheus::cases(),
         docker::cases(),
         docker_faults::cases(),
+        podman::cases(),
         compose::cases(),
         containers_soak::cases(),
         proxy::cases(),

@@ -1,4 +1,4 @@
-//! A Docker Engine for one test. It runs in a namespace of the test and keeps its data in a
+//! A Docker Engine or Podman for one test. It runs in a namespace of the test and keeps its data in a
 //! temporary folder. It needs no registry: its only image is empty, and the binary under test and
 //! its shared libraries are mounted as volumes.
 
@@ -21,8 +21,18 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// The empty image.
 const IMAGE: &str = "empty";
 
-/// A Docker Engine. Dropping it stops the engine and removes its containers.
+/// The program of an engine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Docker,
+    /// Without limits on control groups and with the storage driver `vfs`, so that it runs on any
+    /// machine. Its containers survive it.
+    Podman,
+}
+
+/// A Docker Engine or Podman. Dropping it stops the engine and removes its containers.
 pub struct Docker {
+    kind: Kind,
     ns: Ns,
     folder: PathBuf,
     engine: Option<Program>,
@@ -32,15 +42,27 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Starts an engine and waits until it responds.
+    /// Starts a Docker Engine and waits until it responds.
     #[track_caller]
     pub fn start(lab: &Lab, ns: &Ns) -> Self {
+        Self::start_kind(lab, ns, Kind::Docker)
+    }
+
+    /// Starts the service of Podman and waits until it responds. Commands are those of `podman`.
+    #[track_caller]
+    pub fn start_podman(lab: &Lab, ns: &Ns) -> Self {
+        Self::start_kind(lab, ns, Kind::Podman)
+    }
+
+    #[track_caller]
+    fn start_kind(lab: &Lab, ns: &Ns, kind: Kind) -> Self {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = PathBuf::from(format!("{FOLDER}{}-{n}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder for the engine");
         let failure_log = lab.file("containers");
         lab.log("containers", &failure_log);
         let mut docker = Self {
+            kind,
             failure_log,
             ns: ns.clone(),
             folder,
@@ -56,7 +78,21 @@ impl Docker {
     /// Starts the engine. Can be called again after [`Self::stop_engine`].
     #[track_caller]
     pub fn start_engine(&mut self, lab: &Lab) {
-        let path = |name: &str| self.folder.join(name).display().to_string();
+        let command = match self.kind {
+            Kind::Docker => self.dockerd(),
+            Kind::Podman => self.podman_service(),
+        };
+        self.engine = Some(Program::start(lab, command));
+        let up = wait_until(TIMEOUT, || self.try_run("version").status.success());
+        assert!(up, "the engine does not respond");
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn dockerd(&self) -> Command {
+        let path = |name: &str| self.path(name);
         // A killed engine leaves its pid file behind.
         let _ = std::fs::remove_file(self.folder.join("pid"));
         let mut command = self.ns.command("dockerd");
@@ -68,9 +104,37 @@ impl Docker {
         if self.live_restore {
             command.arg("--live-restore");
         }
-        self.engine = Some(Program::start(lab, command));
-        let up = wait_until(TIMEOUT, || self.try_run("version").status.success());
-        assert!(up, "the engine does not respond");
+        command
+    }
+
+    /// Returns the command of the service. All its folders outside of its own one are in a mount
+    /// namespace that ends with the last process in it.
+    fn podman_service(&self) -> Command {
+        let path = |name: &str| self.path(name);
+        let config = path("containers.conf");
+        let text = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
+             [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
+             tmp_dir = {:?}\nstatic_dir = {:?}\nvolume_path = {:?}\n\
+             [network]\nnetwork_config_dir = {:?}\n",
+            path("tmp"),
+            path("static"),
+            path("volumes"),
+            path("networks")
+        );
+        std::fs::write(&config, text).expect("the configuration of podman");
+        let _ = std::fs::remove_file(self.socket());
+        let script = "mkdir -p /var/lib/cni /run/netns; mount -t tmpfs tmpfs /var/lib/cni; \
+                      mount -t tmpfs tmpfs /run/netns; exec podman \"$@\"";
+        let mut command = self.ns.command("unshare");
+        command
+            .args(["--mount", "sh", "-c", script, "podman"])
+            .args(["--root", &path("data"), "--runroot", &path("run")])
+            .args(["--storage-driver", "vfs", "--log-level", "warn"])
+            .args(["system", "service", "--time", "0", &self.host()])
+            .env("CONTAINERS_CONF", config)
+            .env("PATH", path_with_sbin());
+        command
     }
 
     /// Lets containers survive the engine, from its next start on.
@@ -82,6 +146,11 @@ impl Docker {
     #[track_caller]
     pub fn stop_engine(&mut self) {
         if let Some(mut engine) = self.engine.take() {
+            // The service of Podman waits for its connections to end, and that for events does not.
+            if self.kind == Kind::Podman {
+                engine.stop(libc::SIGKILL, TIMEOUT);
+                return;
+            }
             let status = engine.stop(libc::SIGTERM, TIMEOUT);
             assert!(status.success(), "the engine: {status}");
         }
@@ -101,12 +170,12 @@ impl Docker {
         format!("[docker]\nsocket = \"{}\"\n", self.socket())
     }
 
-    /// Runs `docker <words>`, which must succeed, and returns its trimmed standard output.
+    /// Runs `docker <words>` or `podman <words>`, which must succeed, and returns its trimmed standard output.
     #[track_caller]
     pub fn run(&self, words: &str) -> String {
         let out = self.try_run(words);
         let stderr = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "docker {words}: {stderr}");
+        assert!(out.status.success(), "{words}: {stderr}");
         String::from_utf8_lossy(&out.stdout).trim().to_owned()
     }
 
@@ -115,17 +184,26 @@ impl Docker {
         self.command()
             .args(words.split_whitespace())
             .output()
-            .unwrap_or_else(|e| panic!("docker: {e}"))
+            .unwrap_or_else(|e| panic!("{words}: {e}"))
     }
 
-    /// Returns a `docker` command without arguments.
+    /// Returns a `docker` or `podman` command without arguments.
     pub fn command(&self) -> Command {
-        let mut command = Command::new("docker");
-        command
-            .env("DOCKER_HOST", self.host())
-            .env("DOCKER_CONFIG", &self.folder)
-            .env("PATH", path_with_sbin())
-            .stdin(Stdio::null());
+        let mut command = match self.kind {
+            Kind::Docker => {
+                let mut docker = Command::new("docker");
+                docker
+                    .env("DOCKER_HOST", self.host())
+                    .env("DOCKER_CONFIG", &self.folder);
+                docker
+            }
+            Kind::Podman => {
+                let mut podman = Command::new("podman");
+                podman.args(["--url", &self.host()]);
+                podman
+            }
+        };
+        command.env("PATH", path_with_sbin()).stdin(Stdio::null());
         command
     }
 
@@ -201,6 +279,10 @@ impl Docker {
     /// Returns the bridge interface of a network.
     #[track_caller]
     pub fn bridge(&self, network: &str) -> String {
+        if self.kind == Kind::Podman {
+            let format = "{{.NetworkInterface}}";
+            return self.run(&format!("network inspect --format {format} {network}"));
+        }
         let id = self.run(&format!("network inspect --format {{{{.Id}}}} {network}"));
         format!("br-{}", &id[..12])
     }
@@ -213,14 +295,14 @@ impl Docker {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("docker import");
+            .expect("import of the image");
         // A tar archive without files is 1024 zero bytes.
         let mut stdin = child.stdin.take().expect("piped");
-        std::io::Write::write_all(&mut stdin, &[0; 1024]).expect("docker import");
+        std::io::Write::write_all(&mut stdin, &[0; 1024]).expect("import of the image");
         drop(stdin);
-        let out = child.wait_with_output().expect("docker import");
+        let out = child.wait_with_output().expect("import of the image");
         let stderr = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "docker import: {stderr}");
+        assert!(out.status.success(), "import: {stderr}");
     }
 }
 
@@ -242,7 +324,11 @@ impl Drop for Docker {
             self.try_run(&format!("rm --force {all}"));
         }
         if let Some(mut engine) = self.engine.take() {
-            engine.stop(libc::SIGTERM, TIMEOUT);
+            let signal = match self.kind {
+                Kind::Docker => libc::SIGTERM,
+                Kind::Podman => libc::SIGKILL,
+            };
+            engine.stop(signal, TIMEOUT);
         }
         clear(&self.folder);
     }

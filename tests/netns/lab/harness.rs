@@ -38,6 +38,8 @@ pub enum Need {
     LinkKind(&'static str),
     /// A Docker Engine and its client.
     Docker,
+    /// Podman and a runtime for its containers.
+    Podman,
     /// A module for /usr/bin/python3, and the Debian package that has it.
     Python(&'static str, &'static str),
     /// scapy for /usr/bin/python3.
@@ -215,6 +217,9 @@ fn missing_need(need: Need) -> Option<String> {
             .iter()
             .any(|program| !on_path(program))
             .then(|| "dockerd (apt-get install docker.io)".into()),
+        Need::Podman if !on_path("podman") => Some("podman (apt-get install podman)".into()),
+        Need::Podman => (!on_path("runc") && !on_path("crun"))
+            .then(|| "runc or crun (apt-get install runc)".into()),
         Need::Python(module, package) => {
             let out = Command::new("/usr/bin/python3")
                 .args(["-c", &format!("import {module}")])

@@ -4,6 +4,7 @@ mod demand;
 mod membership_handlers;
 mod mnat_handlers;
 mod pace;
+mod waiting_names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -31,6 +32,7 @@ use crate::table::{Fib, MembershipDatabase, Rib, RibError, SubnetConflict};
 
 use demand::Demand;
 use pace::SnapshotPacer;
+use waiting_names::WaitingNames;
 
 /// Limit of the mailbox.
 const MAILBOX: usize = 256;
@@ -63,6 +65,7 @@ pub struct Routing {
     warned_conflicts: BTreeSet<SubnetConflict>,
     /// The streams of the last message to the MNAT actor.
     reported_to_mnat: Option<BTreeSet<Channel>>,
+    waiting_names: WaitingNames,
 }
 
 impl Routing {
@@ -89,6 +92,7 @@ impl Routing {
             warned_patterns: BTreeSet::new(),
             warned_conflicts: BTreeSet::new(),
             reported_to_mnat: None,
+            waiting_names: WaitingNames::default(),
         }
     }
 
@@ -107,6 +111,9 @@ impl Routing {
         let Some(links) = &self.links else {
             return;
         };
+        let aliases = self.context.aliases.load_full();
+        self.waiting_names
+            .update(&self.rib, links, &aliases, Instant::now());
         self.generation += 1;
         let mut fib = self.rib.build_fib(&self.rib.usable(links), self.generation);
         self.membership_database().rebuild(&mut fib);
@@ -462,6 +469,7 @@ impl Handler<QueryRouting> for Routing {
             rib: self.rib.clone(),
             links: self.links.clone().unwrap_or_default(),
             fib: self.fib.clone(),
+            aliases: self.context.aliases.load_full(),
         }
     }
 }
