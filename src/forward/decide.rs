@@ -9,8 +9,7 @@ use crate::model::addr::{is_link_local_group, is_link_local_source};
 use crate::model::{Group, InterfaceId, MacAddress, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::{
-    Admission, Entry, EntryId, Fib, Ingress, PacketOrigin, PathId, ProxyIngress, StreamKey,
-    StreamState, Turn,
+    Admission, Entry, EntryId, Fib, Ingress, PathId, ProxyIngress, StreamKey, StreamState, Turn,
 };
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::is_link_control;
@@ -220,7 +219,6 @@ fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Ver
     };
     Verdicts {
         stream: Some(arrival.streams.ingresses.key(&selection.domain, key)),
-        source_link: selection.domain.link_of(key.0, selection.interface),
         ..verdicts
     }
 }
@@ -385,10 +383,6 @@ fn permit(
 
 /// Decides whether the ingress is the active one of the stream for these entries.
 fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T) -> Admission {
-    const ALWAYS: Admission = Admission::Active {
-        takeover: false,
-        contested: false,
-    };
     let Arrival {
         fib,
         ingress,
@@ -397,7 +391,7 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
         ..
     } = arrival;
     let (Some(selection), Some(stream)) = (&ingress.selection, verdicts.stream) else {
-        return ALWAYS;
+        return Admission::FIRST;
     };
     let mut shortest = None;
     let mut decrements = false;
@@ -408,16 +402,13 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
         }
     }
     let Some(takeover_ms) = shortest else {
-        return ALWAYS;
+        return Admission::FIRST;
     };
-    let origin = PacketOrigin {
-        source_link: verdicts.source_link,
-        ttl: if decrements { ttl } else { 0 },
-    };
+    let ttl = if decrements { ttl } else { 0 };
     let ingresses = &streams.ingresses;
     match T::READ_ONLY {
-        true => ingresses.would_admit(selection, stream, origin, takeover_ms, now_ms),
-        false => ingresses.admit(selection, stream, origin, takeover_ms, now_ms),
+        true => ingresses.would_admit(selection, stream, ttl, takeover_ms, now_ms),
+        false => ingresses.admit(selection, stream, ttl, takeover_ms, now_ms),
     }
 }
 

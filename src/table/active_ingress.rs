@@ -5,12 +5,11 @@
 //! active ingress, as in the kernel's multicast routing. Packets that arrive on the others are
 //! dropped. This is also what prevents packet storms between parallel routers.
 //!
-//! The first interface on which an (S,G) arrives becomes its active ingress, unless the source is a
-//! host on the link of another one, which is expected to deliver the stream. It is replaced:
+//! The first interface on which an (S,G) arrives becomes its active ingress. It is replaced:
 //! - after it has been silent for the takeover time;
 //! - without delay if it is not running any more;
-//! - without delay by an interface that is closer to the source: one whose subnet contains the
-//!   source, or one on which packets arrive with a higher TTL, and so over fewer hops. This corrects a first
+//! - without delay by an interface on which packets arrive with a higher TTL, and so over fewer
+//!   hops. This corrects a first
 //!   choice that fell on the copies of another router.
 //!
 //! Interfaces that routes and proxies connect, directly or through others, form an
@@ -20,12 +19,10 @@
 //! table has slots, a packet may be forwarded twice. Two actors that receive the first packets of a
 //! stream at the same time may both forward one.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ahash::RandomState;
-use ipnet::IpNet;
 
 use super::flow::FlowKey;
 use super::slot_table::{SlotTable, age_ms, stamp};
@@ -39,7 +36,7 @@ const BUCKETS: usize = 1 << 13;
 const MAX_SILENCE_MS: u64 = 60_000;
 
 const INTERFACE_SHIFT: u32 = 32;
-const RANK_SHIFT: u32 = 23;
+const TTL_SHIFT: u32 = 23;
 
 /// Interfaces that routes and proxies connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,21 +45,9 @@ pub struct IngressDomain {
     pub id: InterfaceId,
     /// Its ingresses that are up and have a carrier.
     pub running: Box<[InterfaceId]>,
-    /// The subnets of these ingresses.
-    pub subnets: Box<[(InterfaceId, IpNet)]>,
-}
-
-impl IngressDomain {
-    /// Returns the running ingress on whose link the source is; `preferred` if several are.
-    pub fn link_of(&self, source: IpAddr, preferred: InterfaceId) -> Option<InterfaceId> {
-        let subnets = self.subnets.iter().filter(|(_, net)| net.contains(&source));
-        let mut links = subnets.map(|(interface, _)| *interface);
-        let first = links.next()?;
-        match first == preferred || links.any(|link| link == preferred) {
-            true => Some(preferred),
-            false => Some(first),
-        }
-    }
+    /// Whether an ingress is also an egress of another one, so that what this router sends there
+    /// may return through other routers.
+    pub is_two_way: bool,
 }
 
 /// How an ingress takes part in the selection.
@@ -74,47 +59,6 @@ pub struct IngressSelection {
     pub address: Option<MacAddress>,
     /// The domain that it belongs to.
     pub domain: Arc<IngressDomain>,
-}
-
-/// How close to the source a packet arrived. An ingress replaces one of lower rank without delay.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    /// Whether the source is within a subnet of the ingress.
-    on_link: bool,
-    /// As [`PacketOrigin::ttl`].
-    ttl: u8,
-}
-
-/// Where a packet comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PacketOrigin {
-    /// The ingress on whose link the source is, if there is one.
-    pub source_link: Option<InterfaceId>,
-    /// The TTL or hop limit with which the packet arrived. 0 if forwarding does not decrement it:
-    /// copies that routers made do not have a lower one then.
-    pub ttl: u8,
-}
-
-impl PacketOrigin {
-    fn rank(self, ingress: InterfaceId) -> Rank {
-        Rank {
-            on_link: self.source_link == Some(ingress),
-            ttl: self.ttl,
-        }
-    }
-}
-
-impl Rank {
-    fn to_bits(self) -> u64 {
-        (u64::from(self.on_link) << 8 | u64::from(self.ttl)) << RANK_SHIFT
-    }
-
-    fn from_state(state: u64) -> Self {
-        Self {
-            on_link: state >> (RANK_SHIFT + 8) & 1 == 1,
-            ttl: (state >> RANK_SHIFT) as u8,
-        }
-    }
 }
 
 /// Whether a packet may be forwarded from the ingress on which it arrived.
@@ -131,11 +75,19 @@ pub enum Admission {
     Standby,
 }
 
+impl Admission {
+    /// The admission of a packet whose ingress is active, without a takeover or another station.
+    pub const FIRST: Self = Self::Active {
+        takeover: false,
+        contested: false,
+    };
+}
+
 /// The active ingresses of all streams. Allocates 1.5 MiB for the first stream.
 pub struct ActiveIngresses {
     seed: RandomState,
-    /// State: the ID of the active ingress (32 bits), its rank (9 bits), and the time of its last
-    /// packet. Extra: the time at which another station was last seen to send the stream, plus
+    /// State: the ID of the active ingress (32 bits), the highest TTL of its packets, and the time
+    /// of the last one. Extra: the time at which another station was last seen to send the stream, plus
     /// one; 0 for never.
     slots: SlotTable,
 }
@@ -149,38 +101,31 @@ impl Default for ActiveIngresses {
     }
 }
 
-fn pack_state(interface: InterfaceId, rank: Rank, now_ms: u64) -> u64 {
-    u64::from(interface.get()) << INTERFACE_SHIFT | rank.to_bits() | stamp(now_ms)
+fn pack_state(interface: InterfaceId, ttl: u8, now_ms: u64) -> u64 {
+    u64::from(interface.get()) << INTERFACE_SHIFT | u64::from(ttl) << TTL_SHIFT | stamp(now_ms)
+}
+
+fn ttl_of(state: u64) -> u8 {
+    (state >> TTL_SHIFT) as u8
 }
 
 fn interface_of(state: u64) -> Option<InterfaceId> {
     InterfaceId::new((state >> INTERFACE_SHIFT) as u32)
 }
 
-/// Returns whether a packet of `rank` that arrives on the ingress of `selection` makes it the
+/// Returns whether a packet with this TTL that arrives on the ingress of `selection` makes it the
 /// active one, in place of that in `state`.
 fn may_replace(
     selection: &IngressSelection,
-    rank: Rank,
+    ttl: u8,
     takeover_ms: u64,
     state: u64,
     now_ms: u64,
 ) -> bool {
     let is_running = |active| selection.domain.running.contains(&active);
     age_ms(state, now_ms) >= takeover_ms
-        || rank > Rank::from_state(state)
+        || ttl > ttl_of(state)
         || !interface_of(state).is_some_and(is_running)
-}
-
-/// Returns the admission of the first packet of a stream, of which `first` is the active ingress.
-fn first_admission(interface: InterfaceId, first: InterfaceId) -> Admission {
-    match interface == first {
-        true => Admission::Active {
-            takeover: false,
-            contested: false,
-        },
-        false => Admission::Standby,
-    }
 }
 
 impl ActiveIngresses {
@@ -190,29 +135,29 @@ impl ActiveIngresses {
     }
 
     /// Decides whether a packet is forwarded from the ingress of `selection`, which becomes or
-    /// stays the active ingress of the stream then. `now_ms` is a monotonic time in milliseconds.
+    /// stays the active ingress of the stream then. `ttl` is the TTL or hop limit with which the packet
+    /// arrived; 0 if forwarding does not decrement it, because copies that routers made do not have a
+    /// lower one then. `now_ms` is a monotonic time in milliseconds.
     pub fn admit(
         &self,
         selection: &IngressSelection,
         stream: StreamKey,
-        origin: PacketOrigin,
+        ttl: u8,
         takeover_ms: u64,
         now_ms: u64,
     ) -> Admission {
         let interface = selection.interface;
-        let rank = origin.rank(interface);
         let Some(slot) = self.slots.find(stream.get()) else {
-            let first = origin.source_link.unwrap_or(interface);
-            let state = pack_state(first, origin.rank(first), now_ms);
+            let state = pack_state(interface, ttl, now_ms);
             self.slots.insert(stream.get(), state, 0, now_ms);
-            return first_admission(interface, first);
+            return Admission::FIRST;
         };
         let state = slot.state.load(Ordering::Relaxed);
         let is_active = interface_of(state) == Some(interface);
         let new = match is_active {
-            true => pack_state(interface, rank.max(Rank::from_state(state)), now_ms),
-            false if may_replace(selection, rank, takeover_ms, state, now_ms) => {
-                pack_state(interface, rank, now_ms)
+            true => pack_state(interface, ttl.max(ttl_of(state)), now_ms),
+            false if may_replace(selection, ttl, takeover_ms, state, now_ms) => {
+                pack_state(interface, ttl, now_ms)
             }
             false => return Admission::Standby,
         };
@@ -237,18 +182,16 @@ impl ActiveIngresses {
         &self,
         selection: &IngressSelection,
         stream: StreamKey,
-        origin: PacketOrigin,
+        ttl: u8,
         takeover_ms: u64,
         now_ms: u64,
     ) -> Admission {
-        let rank = origin.rank(selection.interface);
         let Some(slot) = self.slots.find(stream.get()) else {
-            let first = origin.source_link.unwrap_or(selection.interface);
-            return first_admission(selection.interface, first);
+            return Admission::FIRST;
         };
         let state = slot.state.load(Ordering::Relaxed);
         let is_active = interface_of(state) == Some(selection.interface);
-        if !is_active && !may_replace(selection, rank, takeover_ms, state, now_ms) {
+        if !is_active && !may_replace(selection, ttl, takeover_ms, state, now_ms) {
             return Admission::Standby;
         }
         let seen = slot.extra.load(Ordering::Relaxed);
@@ -288,7 +231,7 @@ mod tests {
             domain: Arc::new(IngressDomain {
                 id: id(1),
                 running: running.iter().map(|n| id(*n)).collect(),
-                subnets: [].into(),
+                is_two_way: false,
             }),
         }
     }
@@ -298,24 +241,18 @@ mod tests {
     struct Pair(ActiveIngresses);
 
     impl Pair {
-        fn admits_from(
-            &self,
-            source: u8,
-            interface: u32,
-            origin: PacketOrigin,
-            now_ms: u64,
-        ) -> bool {
+        fn admits_ttl(&self, source: u8, interface: u32, ttl: u8, now_ms: u64) -> bool {
             let selection = selection(interface, &[1, 2]);
             let stream = ([10, 0, 0, source].into(), [225, 1, 2, 3].into());
             let key = self.0.key(&selection.domain, stream);
-            let would = self.0.would_admit(&selection, key, origin, 1000, now_ms);
-            let admission = self.0.admit(&selection, key, origin, 1000, now_ms);
+            let would = self.0.would_admit(&selection, key, ttl, 1000, now_ms);
+            let admission = self.0.admit(&selection, key, ttl, 1000, now_ms);
             assert_eq!(would, admission);
             admission != Admission::Standby
         }
 
         fn admits(&self, source: u8, interface: u32, now_ms: u64) -> bool {
-            self.admits_from(source, interface, PacketOrigin::default(), now_ms)
+            self.admits_ttl(source, interface, 0, now_ms)
         }
     }
 
@@ -337,52 +274,16 @@ mod tests {
     }
 
     #[test]
-    fn higher_rank_takes_over_without_delay() {
+    fn higher_ttl_takes_over_without_delay() {
         let pair = Pair::default();
-        let from = |source_link: Option<u32>, ttl| PacketOrigin {
-            source_link: source_link.map(id),
-            ttl,
-        };
-        assert!(pair.admits_from(1, 1, from(None, 8), 0));
+        assert!(pair.admits_ttl(1, 1, 8, 0));
         // The copies of another router have a lower TTL than the original.
-        assert!(pair.admits_from(1, 2, from(None, 9), 1));
-        assert!(!pair.admits_from(1, 1, from(None, 8), 1));
+        assert!(pair.admits_ttl(1, 2, 9, 1));
+        assert!(!pair.admits_ttl(1, 1, 8, 1));
         // The highest TTL counts, also if other packets of the stream have lower ones.
-        assert!(pair.admits_from(1, 2, from(None, 3), 2));
-        assert!(!pair.admits_from(1, 1, from(None, 9), 2));
-        // A source on the link counts more than the TTL.
-        assert!(pair.admits_from(1, 1, from(Some(1), 2), 3));
-        assert!(!pair.admits_from(1, 2, from(Some(1), 255), 3));
-        assert!(pair.admits_from(1, 2, from(Some(1), 1), 1003));
-    }
-
-    #[test]
-    fn link_of_the_source_is_expected_to_deliver() {
-        let pair = Pair::default();
-        let origin = PacketOrigin {
-            source_link: Some(id(1)),
-            ttl: 8,
-        };
-        // The copy of another router is processed before the original.
-        assert!(!pair.admits_from(1, 2, origin, 0));
-        assert!(pair.admits_from(1, 1, origin, 1));
-        assert!(!pair.admits_from(2, 2, origin, 0));
-        assert!(pair.admits_from(2, 2, origin, 1000));
-    }
-
-    #[test]
-    fn source_on_several_links_is_on_the_preferred_one() {
-        let net = |n: u32, net: &str| (id(n), net.parse().unwrap());
-        let domain = IngressDomain {
-            id: id(1),
-            running: [id(1), id(2)].into(),
-            subnets: [net(1, "10.0.0.0/8"), net(2, "10.0.2.0/24")].into(),
-        };
-        let link_of = |source: [u8; 4], preferred| domain.link_of(source.into(), id(preferred));
-        assert_eq!(link_of([10, 0, 2, 1], 2), Some(id(2)));
-        assert_eq!(link_of([10, 0, 2, 1], 1), Some(id(1)));
-        assert_eq!(link_of([10, 0, 3, 1], 2), Some(id(1)));
-        assert_eq!(link_of([192, 0, 2, 1], 2), None);
+        assert!(pair.admits_ttl(1, 2, 3, 2));
+        assert!(!pair.admits_ttl(1, 1, 9, 2));
+        assert!(pair.admits_ttl(1, 1, 1, 1002));
     }
 
     #[test]
@@ -392,7 +293,7 @@ mod tests {
         let key = ingresses.key(&selection(1, &[]).domain, stream);
         let admit = |interface, running: &[u32], now_ms| {
             let selection = selection(interface, running);
-            ingresses.admit(&selection, key, PacketOrigin::default(), 1000, now_ms)
+            ingresses.admit(&selection, key, 0, 1000, now_ms)
         };
         let active = |takeover| Admission::Active {
             takeover,
@@ -413,11 +314,10 @@ mod tests {
             &selection.domain,
             ([10, 0, 0, 1].into(), [225, 1, 2, 3].into()),
         );
-        let contested =
-            |now_ms| match ingresses.admit(&selection, key, PacketOrigin::default(), 500, now_ms) {
-                Admission::Active { contested, .. } => contested,
-                Admission::Standby => panic!("the only ingress is on standby"),
-            };
+        let contested = |now_ms| match ingresses.admit(&selection, key, 0, 500, now_ms) {
+            Admission::Active { contested, .. } => contested,
+            Admission::Standby => panic!("the only ingress is on standby"),
+        };
         assert!(!contested(0));
         ingresses.mark_contested(key, 0);
         assert!(contested(1));
@@ -433,7 +333,7 @@ mod tests {
             let now_ms = round * 2000;
             let admit = |interface, now_ms| {
                 let selection = selection(interface, &[1, 2, 3]);
-                ingresses.admit(&selection, key, PacketOrigin::default(), 1000, now_ms)
+                ingresses.admit(&selection, key, 0, 1000, now_ms)
             };
             admit(3, now_ms);
             let takeovers = std::thread::scope(|s| {

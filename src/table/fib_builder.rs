@@ -261,14 +261,14 @@ impl<'a> FibBuilder<'a> {
             let is_running =
                 |id: &InterfaceId| self.links.get(*id).is_some_and(|l| l.up && l.carrier);
             let running: Box<[_]> = ingresses.iter().copied().filter(is_running).collect();
-            let subnets = running.iter().flat_map(|interface| {
-                let addresses = self.links.addresses(*interface).iter();
-                addresses.map(|address| (*interface, address.on_link.trunc()))
-            });
+            let is_return = |(from, to): &(InterfaceId, InterfaceId)| {
+                let is_ingress = self.ingresses.get(to).is_some_and(|i| !i.watch_only);
+                from != to && ingresses.contains(from) && is_ingress
+            };
             let domain = Arc::new(IngressDomain {
                 id,
-                subnets: subnets.collect(),
                 running,
+                is_two_way: self.edges.iter().any(is_return),
             });
             for interface in ingresses {
                 let selection = IngressSelection {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use super::EntryId;
 use super::oif_sets::OifSetId;
 use super::stream_key::StreamKey;
-use crate::model::InterfaceId;
 
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
@@ -22,8 +21,6 @@ pub struct Verdicts {
     pub source_oifs: OifSetId,
     /// The key of the stream, if it is forwarded from one ingress at a time.
     pub stream: Option<StreamKey>,
-    /// The ingress on whose link the source is, if `stream` is set and there is one.
-    pub source_link: Option<InterfaceId>,
 }
 
 /// One flow.

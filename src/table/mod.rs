@@ -28,7 +28,7 @@ pub mod stream_state;
 pub mod subnet_conflict;
 pub mod translated_joins;
 
-pub use active_ingress::{Admission, IngressDomain, IngressSelection, PacketOrigin};
+pub use active_ingress::{Admission, IngressDomain, IngressSelection};
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_diff::FibDiff;
 pub use ids::{DownstreamId, EgressId, EntryId, PathId};

@@ -216,7 +216,7 @@ mod tests {
             let domain = IngressDomain {
                 id: egress,
                 running: [].into(),
-                subnets: [].into(),
+                is_two_way: false,
             };
             let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
             Self {

@@ -144,8 +144,25 @@ impl Supervisor {
         }
     }
 
+    /// Returns the worker of the other ingresses of a domain in which packets may return. One thread
+    /// reads them in the order of arrival: the original before the copy of another router.
+    fn worker_of_domain(&self, index: InterfaceId) -> Option<WorkerId> {
+        let domain = |index: &InterfaceId| {
+            let selection = self.fib.ingresses.get(index)?.selection.as_ref()?;
+            selection.domain.is_two_way.then_some(selection.domain.id)
+        };
+        let id = domain(&index)?;
+        let mut others = self.interfaces.iter();
+        others
+            .find(|(other, _)| domain(other) == Some(id))
+            .map(|(_, captured)| captured.worker)
+    }
+
     fn start_interface(&mut self, index: InterfaceId, name: &IfName, ctx: &mut Context<Self>) {
-        let worker = self.least_busy_worker();
+        let worker = match self.worker_of_domain(index) {
+            Some(worker) => worker,
+            None => self.least_busy_worker(),
+        };
         let context = self.config.context.clone();
         let death_guard = Self::death_guard(ctx, ActorRole::Interface(index, name.clone()));
         let own_name = name.clone();

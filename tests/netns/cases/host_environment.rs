@@ -179,6 +179,9 @@ fn tunnel_without_ethernet_header_works(lab: &Lab) {
     tun.write(&six[14..]);
     rx.expect_texts(&["from the tunnel"]);
     rx6.expect_texts(&["from the tunnel"]);
+    // Other sources, because each (S,G) is forwarded from one ingress.
+    let four = Udp::new("10.0.0.11:9", "225.1.2.3:5000", "to the tunnel").frame();
+    let six = Udp::new("[fd00:0::11]:9", "[ff3e::1:2]:5000", "to the tunnel").frame();
     let inject = Injector::new(&star.src, "eth0");
     inject.send(&four);
     inject.send(&six);

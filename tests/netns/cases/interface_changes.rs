@@ -365,7 +365,8 @@ fn patterns_match_interfaces_added_later(lab: &Lab) {
     });
     let back = Capture::new(&star.src, "eth0");
     let own = Capture::new(&star.rcv, "eth7");
-    Injector::new(&star.rcv, "eth7").send(&frame);
+    let other = Udp::new("10.0.7.10:9", DST, "x").frame();
+    Injector::new(&star.rcv, "eth7").send(&other);
     back.expect(GROUP, 1);
     router.expect_metric("mcastor_route_packets_total", &[("iif", "in7")], 7);
     assert!(own.to(GROUP).is_empty());

@@ -145,10 +145,6 @@ fn command_changes_last_until_reload(lab: &Lab) {
     for (words, reason) in [
         ("remove in 225.9.9.9", "no route"),
         ("remove in 10.0.0.0/24 225.2.2.2 out9", "out9"),
-        (
-            "add in 225.1.2.3 in",
-            "in is the interface where the packets arrive",
-        ),
         ("add in 224.0.0.5 out1", "link-local"),
         ("add in fd00::1 225.1.1.1 out1", "different IP versions"),
         ("join in 225.3.3.3", "already joined"),
