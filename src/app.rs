@@ -34,7 +34,7 @@ use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
 use crate::sys;
-use crate::table::{InterfaceOptions, Rib};
+use crate::table::{InterfaceOptions, ReportOptions, Rib};
 
 /// The environment variable that permits clients of the control socket to make actors panic, if it
 /// is 1. For tests.
@@ -428,6 +428,11 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 name: i.name.clone(),
                 ttl_threshold: i.ttl_threshold,
                 mrdisc: i.mrdisc.then_some(settings.mrdisc.interval),
+                reports: ReportOptions {
+                    igmp_version: i.igmp_version,
+                    mld_version: i.mld_version,
+                    refresh: i.refresh,
+                },
                 disabled: !i.enabled,
                 capture: i.capture,
             })

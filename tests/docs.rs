@@ -93,7 +93,6 @@ fn catalogue_text() -> String {
         InterfaceId::new(1).unwrap(),
         "eth0".parse().unwrap(),
     ));
-    catalog.count_widened_filter("eth0");
     for protocol in Protocol::ALL {
         let membership = &catalog.membership;
         membership.count_message("eth0", protocol, Direction::Received, "report", "2");

@@ -9,6 +9,7 @@
 //!                                         | | |           |
 //!   joins  <--- SetJoins, UpdateJoins ----| | |           |-- Transmit ----> forwarder
 //!          ---- Republish ----------------->| |           |
+//!          <--- HostMessages, HostMessagesLost ---|-|-----|
 //!                                           | |           |-- MembershipMessages, MessagesLost --|
 //!   querier <-- ServeInterfaces ------------| |                                                |
 //!           --- QuerierStarted, MembershipChanged, LearningComplete --> routing     querier <--|
@@ -24,10 +25,10 @@
 //!     supervisor Shutdown, RestartChild, PanicIn
 //! ```
 //!
-//! Each message type has one receiver. Except for [`Transmit`] and [`MembershipMessages`], messages
-//! are as rare as changes of the configuration, the interfaces and the memberships, so they are
-//! sent with `do_send` past the mailbox limit: a lost one would leave two actors with different
-//! views.
+//! Each message type has one receiver. Except for [`Transmit`], [`MembershipMessages`] and
+//! [`HostMessages`], messages are as rare as changes of the configuration, the interfaces and the
+//! memberships, so they are sent with `do_send` past the mailbox limit: a lost one would leave two
+//! actors with different views.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -50,7 +51,7 @@ use crate::table::dropped_flows::DroppedFlow;
 use crate::table::flows::{FlowFilter, FlowKey, FlowRecord};
 use crate::table::joins::DesiredMemberships;
 use crate::table::rib_change::RibChange;
-use crate::table::{EgressId, Fib, Rib};
+use crate::table::{EgressId, Fib, ReportOptions, Rib};
 
 /// Routing to supervisor: a snapshot to forward by.
 #[derive(Message)]
@@ -110,14 +111,33 @@ pub struct AliasesChanged;
 #[rtype(result = "()")]
 pub struct Republish;
 
+/// An interface on which this host may join groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoiningInterface {
+    /// Current name.
+    pub name: IfName,
+    /// Size of the largest IP packet in bytes.
+    pub mtu: u32,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// Addresses with prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// Whether the querier actor also receives, and counts, the messages that arrive here.
+    pub serves_members: bool,
+    /// How this host reports its memberships.
+    pub reports: ReportOptions,
+    /// The plane that serves it; `None` for the default plane.
+    pub plane: Option<PlaneName>,
+}
+
 /// Routing to joins: all memberships of this host.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SetJoins {
     /// The memberships.
     pub joins: DesiredMemberships,
-    /// Names of the links that are up.
-    pub names: AHashMap<InterfaceId, IfName>,
+    /// The links that are up and on which rules may join groups.
+    pub interfaces: BTreeMap<InterfaceId, JoiningInterface>,
 }
 
 /// Routing to joins: memberships that changed on the links of the last [`SetJoins`]. A filter
@@ -163,6 +183,25 @@ pub struct MembershipMessages {
     pub index: InterfaceId,
     /// The messages.
     pub messages: Messages,
+}
+
+/// Interface to joins: captured IGMP and MLD messages of an interface on which this host may join
+/// groups.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct HostMessages {
+    /// The interface that received them.
+    pub index: InterfaceId,
+    /// The messages.
+    pub messages: Messages,
+}
+
+/// Interface to joins: messages were lost, or may have been. A query may be among them.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct HostMessagesLost {
+    /// The interface.
+    pub index: InterfaceId,
 }
 
 /// Interface to querier: membership messages were lost, or may have been. A report may be among
@@ -323,10 +362,10 @@ pub struct HostGroup {
     pub group: Group,
     /// The requested sources.
     pub filter: SourceFilter,
-    /// Why the kernel refuses the membership.
+    /// Why it is not reported, or why routers may ignore the reports.
     pub error: Option<String>,
-    /// Whether the kernel joined every source, because its source lists are limited.
-    pub is_widened: bool,
+    /// The version of the reports.
+    pub version: Option<&'static str>,
 }
 
 /// Frontend to querier: the groups with members.

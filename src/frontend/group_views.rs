@@ -85,7 +85,6 @@ fn host_view(host: &HostGroup, joined_for: Vec<String>) -> GroupView {
         forwarded,
         expires_ms: None,
     };
-    let widened = || "joined for every source, because the kernel limits source lists".to_string();
     let name = host.interface.as_ref();
     GroupView {
         interface: name.map_or_else(|| host.index.to_string(), ToString::to_string),
@@ -94,12 +93,12 @@ fn host_view(host: &HostGroup, joined_for: Vec<String>) -> GroupView {
         mode: mode(&host.filter).into(),
         sources: sources.iter().map(source).collect(),
         expires_ms: None,
-        version: None,
+        version: host.version.map(Into::into),
         reporters: Vec::new(),
         last_reporter: None,
         original: Vec::new(),
         joined_for,
-        error: host.error.clone().or_else(|| host.is_widened.then(widened)),
+        error: host.error.clone(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::random::RandomDelays;
+
 /// Number of initial advertisements (section 3.1, MAX_INITIAL_ADVERTISEMENTS).
 const INITIAL_ADVERTISEMENTS: u8 = 3;
 /// Maximum time between initial advertisements (MAX_INITIAL_ADVERT_INTERVAL).
@@ -18,7 +20,7 @@ pub struct Advertiser {
     initial_left: u8,
     next: Instant,
     due: bool,
-    random_state: u64,
+    random: RandomDelays,
 }
 
 impl Advertiser {
@@ -31,16 +33,16 @@ impl Advertiser {
             initial_left: INITIAL_ADVERTISEMENTS,
             next: now,
             due: false,
-            random_state: seed | 1,
+            random: RandomDelays::new(seed),
         };
         // A random delay of the first advertisement separates routers that start together.
-        advertiser.next = now + advertiser.random_part(INITIAL_INTERVAL / 20);
+        advertiser.next = now + advertiser.random.part(INITIAL_INTERVAL / 20);
         advertiser
     }
 
     /// Handles a solicitation (section 3.2): an advertisement is due within the response delay.
     pub fn handle_solicitation(&mut self, now: Instant) {
-        let answer_due = now + self.random_part(RESPONSE_DELAY);
+        let answer_due = now + self.random.part(RESPONSE_DELAY);
         self.next = self.next.min(answer_due);
     }
 
@@ -56,7 +58,7 @@ impl Advertiser {
         }
         self.due = true;
         let jitter = self.interval.mul_f64(JITTER);
-        let mut interval = self.interval - jitter + self.random_part(jitter * 2);
+        let mut interval = self.interval - jitter + self.random.part(jitter * 2);
         if self.initial_left > 0 {
             self.initial_left -= 1;
         }
@@ -74,14 +76,6 @@ impl Advertiser {
     /// Returns the advertised interval (section 3.2.2) in seconds.
     pub fn interval_seconds(&self) -> u8 {
         self.interval.as_secs().clamp(4, 180) as u8
-    }
-
-    /// Returns a uniformly distributed part of `max` (xorshift64).
-    fn random_part(&mut self, max: Duration) -> Duration {
-        self.random_state ^= self.random_state << 13;
-        self.random_state ^= self.random_state >> 7;
-        self.random_state ^= self.random_state << 17;
-        max.mul_f64((self.random_state >> 11) as f64 / (1u64 << 53) as f64)
     }
 }
 

@@ -99,7 +99,6 @@ pub struct Catalog {
     socket_dropped: IntCounterVec,
     actor_restarts: IntCounterVec,
     joined_groups: IntGaugeVec,
-    filters_widened: IntCounterVec,
     translations: IntCounterVec,
     takeovers: IntCounterVec,
     flow_ends: IntCounterVec,
@@ -250,11 +249,6 @@ impl Catalog {
             "Groups joined as a host",
             &["iface"],
         )?;
-        let filters_widened = make.counters(
-            "mcastor_upstream_filters_widened_total",
-            "Source filters longer than the kernel sends for a host; all sources are joined instead",
-            &["iface"],
-        )?;
         let flow_ends = make.counters(
             "mcastor_flow_ends_total",
             "Flows that ended: idle, evicted by another flow, or flushed",
@@ -329,7 +323,6 @@ impl Catalog {
             socket_dropped,
             actor_restarts,
             joined_groups,
-            filters_widened,
             flow_ends,
             dropped_flows_evicted,
             translations,
@@ -428,11 +421,6 @@ impl Catalog {
             .set(groups as i64);
     }
 
-    /// Counts a source filter that was widened on an interface.
-    pub fn count_widened_filter(&self, name: &str) {
-        self.filters_widened.with_label_values(&[name]).inc();
-    }
-
     /// Removes the number of joined groups of an interface that is gone.
     pub fn remove_joined_groups(&self, name: &str) {
         // Fails if the series does not exist, which is fine.
@@ -458,7 +446,6 @@ impl Catalog {
                 &self.transmitted_packets,
                 &self.transmitted_bytes,
                 &self.socket_dropped,
-                &self.filters_widened,
                 &self.dropped_flows_evicted,
             ] {
                 // Fails if the series does not exist, which is fine.

@@ -164,7 +164,7 @@ impl Switch {
                 }
                 Err(NotData::Membership) => {
                     counts.membership += 1;
-                    if ingress.receives_membership {
+                    if ingress.receives_membership || ingress.answers_queries {
                         copy_message(&batch, packet, &mut out.messages);
                     }
                 }

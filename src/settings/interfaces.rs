@@ -40,6 +40,15 @@ pub(super) fn check_interfaces(
             checker.refuse_related(&name_path, texts, (first, "the first"));
         }
         first_path.entry(name.clone()).or_insert(name_path);
+        let versions = raw.version.map(|table| table.0).unwrap_or_default();
+        let mut version = |key: &str, number| {
+            let help = "Omit the key to use the version of the querier.";
+            let version = checker.integer(&path.key("version").key(key), number, help);
+            version.map(|version| version as u8)
+        };
+        let igmp_version = version("igmp", versions.igmp);
+        let mld_version = version("mld", versions.mld);
+        let refresh = checker.duration(&path.key("refresh"), raw.refresh);
         let flag = |value: Option<bool>, name| value.unwrap_or(default_boolean(&path.key(name)));
         interfaces.push(InterfaceSettings {
             name,
@@ -47,6 +56,9 @@ pub(super) fn check_interfaces(
             enabled: flag(raw.enabled, "enabled"),
             mrdisc: flag(raw.mrdisc, "mrdisc"),
             capture: flag(raw.capture, "capture"),
+            igmp_version,
+            mld_version,
+            refresh,
         });
     }
     interfaces

@@ -89,6 +89,21 @@ raw_tables! {
         /// Captures packets on the interface even if no route or proxy takes them, so that
         /// `show flows --dropped` lists the streams that arrive there.
         capture: Boolean, default_boolean(false);
+        version: Table(RawHostVersions), default_described("the versions of the querier"),
+            example("{ igmp = 2 }");
+        /// Reports the groups that are joined on the interface at this interval, for networks
+        /// that never query but expect reports.
+        refresh: String, durations_ms(1000, 3_600_000), example("\"60s\"");
+    }
+
+    /// The versions with which groups are joined on the interface, whatever the querier uses.
+    struct RawHostVersions {
+        /// The version of IGMP.
+        igmp: Integer, default_described("the version of the querier"), integers(1, 3),
+            example("2");
+        /// The version of MLD.
+        mld: Integer, default_described("the version of the querier"), integers(1, 2),
+            example("1");
     }
 
     /// A route: packets that arrive on one interface leave on others.

@@ -80,6 +80,9 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
         enabled: !i.disabled,
         mrdisc: i.mrdisc,
         capture: i.capture,
+        igmp_version: None,
+        mld_version: None,
+        refresh: None,
     });
     settings.interfaces.extend(options);
     let routes = conf.routes.iter().map(|(_, rule)| rule.clone());

@@ -119,6 +119,14 @@ pub struct InterfaceSettings {
     pub mrdisc: bool,
     /// Whether to capture packets even if no route or proxy receives from the interface.
     pub capture: bool,
+    /// The version of IGMP with which groups are joined, 1 to 3; `None` for the version of the
+    /// querier.
+    pub igmp_version: Option<u8>,
+    /// The version of MLD with which groups are joined, 1 or 2; `None` for the version of the
+    /// querier.
+    pub mld_version: Option<u8>,
+    /// Interval at which joined groups are reported without a query; `None` for never.
+    pub refresh: Option<Duration>,
 }
 
 /// Multicast router discovery (RFC 4286).

@@ -7,17 +7,24 @@
 //!
 //! The kernel reports the union of the filters of all sockets (RFC 9776 section 3.2). So an INCLUDE
 //! list may be spread over several sockets. An EXCLUDE list may not: it must be the filter of one
-//! socket, which the kernel limits in length. A longer list is widened to an empty one, so that the
-//! host receives the group from all sources.
+//! socket, which the kernel limits in length. A group with a longer list is not joined in the
+//! kernel.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::IpAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::group_filter::exclude;
 use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
+
+/// Default of `net.ipv4.igmp_max_msf`. A longer list is not tried: the kernel would report the group
+/// for all sources before it refuses the list.
+const MAX_EXCLUDED_IPV4: usize = 10;
+/// Default of `net.ipv6.mld_max_msf`.
+const MAX_EXCLUDED_IPV6: usize = 64;
 
 /// A group, and the source of a source-specific membership.
 pub type HostMembership = (Group, Option<Source>);
@@ -42,8 +49,6 @@ pub struct HostMemberships {
     sources: HashMap<Group, BTreeSet<Source>>,
     /// Per group that is joined for any source, the excluded sources; no entry if there are none.
     excluded: HashMap<Group, BTreeSet<Source>>,
-    /// Groups whose EXCLUDE list exceeds the limit of the kernel.
-    widened: HashSet<Group>,
 }
 
 impl HostMemberships {
@@ -55,19 +60,19 @@ impl HostMemberships {
             held: HashMap::new(),
             sources: HashMap::new(),
             excluded: HashMap::new(),
-            widened: HashSet::new(),
         }
     }
 
     /// Replaces the filter of a group by `filter`. During the change, the kernel always has at
     /// least the sources that both the old and the new filter permit. Retries joins that failed
-    /// before.
+    /// before. Returns whether the kernel has exactly this filter: if the EXCLUDE list is longer
+    /// than its limit, the group is left.
     ///
     /// # Errors
     /// The error of the kernel for a new socket: `ENODEV` if the interface is gone or does not
     /// support the IP version, `EMFILE` if the process has too many open files. After an error, the
     /// joins that succeeded remain, and memberships of the old filter that are wider remain too.
-    pub fn set(&mut self, group: Group, filter: &SourceFilter) -> io::Result<()> {
+    pub fn set(&mut self, group: Group, filter: &SourceFilter) -> io::Result<bool> {
         match filter {
             SourceFilter::Include(sources) => {
                 let mut joined = Ok(());
@@ -76,12 +81,24 @@ impl HostMemberships {
                 }
                 joined?;
                 self.leave_sources(group, |source| !sources.contains(source))?;
-                self.leave((group, None))
+                self.leave((group, None))?;
+                Ok(true)
             }
             SourceFilter::Exclude(sources) => {
-                self.join((group, None))?;
-                self.exclude(group, sources)?;
-                self.leave_sources(group, |_| true)
+                let limit = match group.addr() {
+                    IpAddr::V4(_) => MAX_EXCLUDED_IPV4,
+                    IpAddr::V6(_) => MAX_EXCLUDED_IPV6,
+                };
+                let mut is_exact = sources.len() <= limit;
+                if is_exact {
+                    self.join((group, None))?;
+                    is_exact = self.exclude(group, sources)?;
+                }
+                if !is_exact {
+                    self.leave((group, None))?;
+                }
+                self.leave_sources(group, |_| true)?;
+                Ok(is_exact)
             }
         }
     }
@@ -91,40 +108,27 @@ impl HostMemberships {
         self.held.contains_key(&membership)
     }
 
-    /// Returns true if the EXCLUDE list of the group exceeds the limit of the kernel, so that the
-    /// host receives the group from all sources.
-    pub fn is_widened(&self, group: Group) -> bool {
-        self.widened.contains(&group)
-    }
-
-    fn exclude(&mut self, group: Group, sources: &BTreeSet<Source>) -> io::Result<()> {
+    /// Sets the EXCLUDE list of a joined group. Returns false if it is longer than the kernel
+    /// allows.
+    fn exclude(&mut self, group: Group, sources: &BTreeSet<Source>) -> io::Result<bool> {
         let current = self.excluded.get(&group);
-        if current.map_or(sources.is_empty(), |current| current == sources)
-            && !self.is_widened(group)
-        {
-            return Ok(());
+        if current.map_or(sources.is_empty(), |current| current == sources) {
+            return Ok(true);
         }
         let socket = self.held.get(&(group, None)).copied();
         let Some(Some(pooled)) = socket.map(|slot| &self.sockets[slot]) else {
-            return Ok(());
+            return Ok(true);
         };
-        let excluded = match exclude(&pooled.socket, self.interface, group, sources.iter()) {
-            Ok(()) => {
-                self.widened.remove(&group);
-                sources
-            }
-            Err(e) if is_full(&e) => {
-                exclude(&pooled.socket, self.interface, group, [].iter())?;
-                self.widened.insert(group);
-                &BTreeSet::new()
-            }
+        match exclude(&pooled.socket, self.interface, group, sources.iter()) {
+            Ok(()) => {}
+            Err(e) if is_full(&e) => return Ok(false),
             Err(e) => return Err(e),
-        };
-        match excluded.is_empty() {
+        }
+        match sources.is_empty() {
             true => self.excluded.remove(&group),
-            false => self.excluded.insert(group, excluded.clone()),
+            false => self.excluded.insert(group, sources.clone()),
         };
-        Ok(())
+        Ok(true)
     }
 
     /// Leaves those source-specific memberships of a group for which `predicate` is true.
@@ -228,7 +232,6 @@ impl HostMemberships {
         match source {
             None => {
                 self.excluded.remove(&group);
-                self.widened.remove(&group);
             }
             Some(source) => {
                 if let Some(sources) = self.sources.get_mut(&group) {

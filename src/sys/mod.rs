@@ -9,6 +9,7 @@ pub mod burst_limit;
 pub mod capabilities;
 pub mod fanout;
 pub mod filter;
+pub mod forced_versions;
 pub mod group_filter;
 pub mod ifaddr;
 pub mod limits;

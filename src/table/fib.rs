@@ -62,9 +62,11 @@ pub struct Ingress {
     /// VLANs for which a VLAN interface exists on this interface. Their frames are also captured
     /// here, but belong to the VLAN interface.
     pub vlans_with_own_interface: Vec<u16>,
-    /// Whether membership messages and router solicitations are processed: a proxy uses the
-    /// interface, or this router announces itself there.
+    /// Whether reports and router solicitations of hosts are processed: the interface is downstream
+    /// of a proxy, or this router announces itself there.
     pub receives_membership: bool,
+    /// Whether queries are answered: a rule may join groups on the interface.
+    pub answers_queries: bool,
     /// The proxies that use the interface, at most [`MAX_PROXIES`](crate::model::MAX_PROXIES).
     pub proxies: Vec<ProxyIngress>,
     /// How the active ingress of a stream is selected; `None` if it can only be this one.

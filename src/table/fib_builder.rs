@@ -10,8 +10,10 @@ use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIn
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::interface_options::InterfaceOptions;
 use super::subnet_conflict::{SubnetConflict, common_subnet, subnets};
+use crate::model::rule::JoinPolicy;
 use crate::model::{
-    FragmentPolicy, IfName, InterfaceId, Link, Links, MAX_PROXIES, ProxyRule, RouteName, RouteRule,
+    FragmentPolicy, IfName, InterfaceId, JoinRule, Link, Links, MAX_PROXIES, ProxyRule, RouteName,
+    RouteRule,
 };
 
 /// A forwarding table under construction, for the given links.
@@ -80,6 +82,7 @@ impl<'a> FibBuilder<'a> {
     pub(super) fn add_route(&mut self, rule: &RouteRule) {
         let links = self.links;
         for iif in rule.ingresses(links) {
+            self.ingress(iif.index).answers_queries |= rule.join != JoinPolicy::Never;
             let oifs = rule.egresses(iif.index, links);
             let rule_of_path = (&rule.name, rule.fragment);
             let paths = oifs.iter().map(|oif| self.add_path(rule_of_path, iif, oif));
@@ -109,6 +112,13 @@ impl<'a> FibBuilder<'a> {
             });
             let entries = &mut self.ingress(iif.index).entries;
             entries.insert(rule.group, rule.source, entry);
+        }
+    }
+
+    /// Answers queries on the links where groups are joined.
+    pub(super) fn add_join(&mut self, rule: &JoinRule) {
+        for link in self.links.matching(&rule.interface) {
+            self.ingress(link.index).answers_queries = true;
         }
     }
 
@@ -161,9 +171,11 @@ impl<'a> FibBuilder<'a> {
             first_downstream,
         };
         for iif in &upstreams {
+            self.ingress(iif.index).answers_queries = true;
             self.add_proxy_ingress(&interfaces, iif, None);
         }
         for iif in &interfaces.downstreams {
+            self.ingress(iif.index).receives_membership = true;
             self.add_proxy_ingress(&interfaces, iif, upstream_egress.copied());
         }
     }
@@ -198,7 +210,6 @@ impl<'a> FibBuilder<'a> {
             paths: upstream_path.into_iter().collect(),
         });
         let ingress = self.ingress(iif.index);
-        ingress.receives_membership = true;
         if ingress.proxies.len() >= MAX_PROXIES {
             let skipped = (proxy.name.clone(), iif.name.clone());
             self.skipped_proxies.push(skipped);

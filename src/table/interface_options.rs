@@ -4,6 +4,17 @@ use std::time::Duration;
 
 use crate::model::{IfPattern, Link, TtlThreshold};
 
+/// How this host reports its memberships on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReportOptions {
+    /// The version of IGMP, 1 to 3; `None` for the version of the querier.
+    pub igmp_version: Option<u8>,
+    /// The version of MLD, 1 or 2; `None` for the version of the querier.
+    pub mld_version: Option<u8>,
+    /// Interval of unsolicited reports, for links without queries; `None` for none.
+    pub refresh: Option<Duration>,
+}
+
 /// Options of the interfaces that match a name or pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceOptions {
@@ -13,6 +24,8 @@ pub struct InterfaceOptions {
     pub ttl_threshold: Option<TtlThreshold>,
     /// Interval of multicast router advertisements; `None` if none are sent.
     pub mrdisc: Option<Duration>,
+    /// How this host reports its memberships.
+    pub reports: ReportOptions,
     /// Whether the interface is excluded from all rules.
     pub disabled: bool,
     /// Whether packets are captured even if no rule receives them.

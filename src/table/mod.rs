@@ -32,7 +32,7 @@ pub use active_ingress::{Admission, IngressDomain, IngressSelection};
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_diff::FibDiff;
 pub use ids::{DownstreamId, EgressId, EntryId, PathId};
-pub use interface_options::InterfaceOptions;
+pub use interface_options::{InterfaceOptions, ReportOptions};
 pub use joins::Join;
 pub use membership_database::MembershipDatabase;
 pub use oif_table::OifTable;

@@ -176,6 +176,7 @@ impl Rib {
         let (active, inactive): (Vec<_>, Vec<_>) = self.proxies.iter().partition(has_downstream);
         let proxies = active.into_iter().chain(inactive);
         proxies.for_each(|proxy| builder.add_proxy(proxy));
+        self.joins.iter().for_each(|join| builder.add_join(join));
         builder.add_router_discovery();
         builder.add_captures();
         builder.build(generation)
@@ -190,6 +191,7 @@ fn is_same_join(a: &JoinRule, b: &JoinRule) -> bool {
 mod tests {
     use super::*;
     use crate::model::{InterfaceId, RouteName, TtlThreshold};
+    use crate::table::ReportOptions;
 
     fn link(index: u32, name: &str) -> Link {
         Link::new(InterfaceId::new(index).unwrap(), name.parse().unwrap())
@@ -258,6 +260,7 @@ mod tests {
             name: name.parse().unwrap(),
             ttl_threshold: TtlThreshold::new(ttl),
             mrdisc: None,
+            reports: ReportOptions::default(),
             disabled: false,
             capture: false,
         };

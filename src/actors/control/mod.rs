@@ -2,5 +2,7 @@
 
 pub mod joins;
 pub mod links;
+mod message_labels;
+mod message_sender;
 pub mod querier;
 pub mod routing;

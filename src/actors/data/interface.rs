@@ -18,8 +18,8 @@ use tracing::{debug, warn};
 
 use super::foreign_sources::ForeignSources;
 use crate::actors::messages::{
-    CaptureOpened, FLOWS_PER_QUERY, FlowPage, FlushFlows, MAX_WAITING_BATCHES, MembershipMessages,
-    MessagesLost, QueryFlows, Transmit,
+    CaptureOpened, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
+    MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, QueryFlows, Transmit,
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
@@ -134,7 +134,7 @@ impl Interface {
         if self.switch.flows.take_looked_up() {
             self.context.flow_changes.notify_one();
         }
-        self.pass_messages(switched.messages);
+        self.pass_messages(switched.messages, ingress);
         let counts = &switched.counts;
         self.counters.received_packets.inc_by(counts.packets);
         self.counters.received_bytes.inc_by(counts.bytes);
@@ -200,8 +200,8 @@ impl Interface {
         }
     }
 
-    /// Passes membership messages to the querier.
-    fn pass_messages(&mut self, messages: Messages) {
+    /// Passes membership messages to the querier and to the host side.
+    fn pass_messages(&mut self, messages: Messages, ingress: &Ingress) {
         if messages.is_empty() {
             return;
         }
@@ -212,8 +212,15 @@ impl Interface {
         }
         let count = messages.len() as u64;
         let (index, name) = (self.index, self.name.as_str());
-        let message = MembershipMessages { index, messages };
-        if !self.context.directory.try_send(message) {
+        let directory = &self.context.directory;
+        let is_taken_by_host = !ingress.answers_queries
+            || directory.try_send(HostMessages {
+                index,
+                messages: messages.clone(),
+            });
+        let is_taken_by_querier = !ingress.receives_membership
+            || directory.try_send(MembershipMessages { index, messages });
+        if !is_taken_by_host || !is_taken_by_querier {
             let metrics = &self.context.catalog.membership;
             metrics.count_rejected(name, "busy", count);
             self.report_loss();
@@ -227,8 +234,9 @@ impl Interface {
         }
         self.loss_reported = Some(Instant::now());
         // Past the mailbox limit: a few per second, and none may be refused.
-        let lost = MessagesLost { index: self.index };
-        self.context.directory.do_send(lost);
+        let index = self.index;
+        self.context.directory.do_send(MessagesLost { index });
+        self.context.directory.do_send(HostMessagesLost { index });
     }
 
     fn expire_flows(&mut self) {

@@ -58,6 +58,7 @@ fn fib_with(
         name: "out3".parse().unwrap(),
         ttl_threshold: TtlThreshold::new(8),
         mrdisc: None,
+        reports: Default::default(),
         disabled: false,
         capture: false,
     }];

@@ -14,6 +14,7 @@ mod flow_limits;
 mod gso;
 mod harness;
 mod host_environment;
+mod host_reports;
 mod hostile;
 mod igmpproxy_comparison;
 mod interface_changes;
@@ -100,6 +101,7 @@ pub fn all() -> Vec<Case> {
         interface_changes::cases(),
         joins::cases(),
         redundancy::cases(),
+        host_reports::cases(),
         reload::cases(),
         loops::cases(),
         link_types::cases(),

@@ -7,7 +7,7 @@
 //! A restarted actor knows no members and queries them. Routing keeps the former memberships
 //! ([`QuerierStarted`]) until every host has had the time to answer ([`LearningComplete`]).
 
-mod message_labels;
+mod event_log;
 mod refusal_log;
 mod service;
 

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::message_labels::{
-    MessageLabels, discovery_labels, is_report, log_event, membership_labels, remove_leaves,
-    requests_only_link_local_groups,
-};
+use super::event_log::{is_report, log_event, remove_leaves, requests_only_link_local_groups};
 use super::refusal_log::{RefusalLog, RefusalReason};
+use crate::actors::control::message_labels::{MessageLabels, discovery_labels, membership_labels};
+use crate::actors::control::message_sender::MessageSender;
 use crate::actors::log_limit::LogLimit;
 use crate::actors::messages::{MemberGroup, ServedInterface};
 use crate::actors::shared::RouterContext;
@@ -21,7 +20,7 @@ use crate::membership::{
 };
 use crate::metrics::membership::{Direction, MembershipState};
 use crate::model::{Group, HeaderChecks, InterfaceId, QuerierPolicy, SourceFilter};
-use crate::pipeline::{CapturedMessage, OutPacket, PacketSink};
+use crate::pipeline::CapturedMessage;
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::HeaderPolicy;
 use crate::wire::membership_message::MembershipMessage;
@@ -36,11 +35,10 @@ struct Family {
 
 /// The service of one interface.
 pub struct Service {
-    index: InterfaceId,
     served: ServedInterface,
     families: [Family; 2],
     rate_limiter: ReportRateLimiter,
-    sink: Option<Box<dyn PacketSink>>,
+    sender: MessageSender,
     /// Whether the next [`Service::flush`] returns every group and not only changes.
     report_all: bool,
     /// Whether the consequences of being the querier have been logged.
@@ -62,14 +60,13 @@ impl Service {
             .as_ref()
             .map_or(0, |p| p.limits.reports_per_second);
         let mut service = Self {
-            index,
             families: Protocol::ALL.map(|protocol| Family {
                 protocol,
                 machine: None,
                 advertiser: None,
             }),
             rate_limiter: ReportRateLimiter::new(now, limit, seed()),
-            sink: None,
+            sender: MessageSender::new(index),
             report_all: false,
             querier_explained: false,
             log_limit: LogLimit::default(),
@@ -436,18 +433,8 @@ impl Service {
         protocol: Protocol,
         labels: MessageLabels,
     ) {
-        let sink = match &mut self.sink {
-            Some(sink) => sink,
-            none => match context
-                .planes
-                .serving(self.served.plane)
-                .and_then(|plane| plane.transmit(self.index))
-            {
-                Ok(opened) => none.insert(opened),
-                Err(e) => return warn!("{}: cannot send: {e}", self.served.name),
-            },
-        };
-        match sink.send(&mut std::iter::once(OutPacket::plain(packet))) {
+        let packets = std::iter::once(packet);
+        match self.sender.send(self.served.plane, packets, context) {
             Ok(_) => count(
                 context,
                 &self.served,
@@ -455,11 +442,8 @@ impl Service {
                 Direction::Transmitted,
                 labels,
             ),
-            Err(e) => {
-                // Queries are repeated. The link may be going down.
-                debug!("{}: cannot send: {e}", self.served.name);
-                self.sink = None;
-            }
+            // Queries are repeated. The link may be going down.
+            Err(e) => debug!("{}: cannot send: {e}", self.served.name),
         }
     }
 

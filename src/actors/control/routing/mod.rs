@@ -15,10 +15,10 @@ use ahash::{AHashMap, AHashSet};
 use tracing::{debug, info, warn};
 
 use crate::actors::messages::{
-    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, LearningComplete, LinksChanged,
-    MembersChanged, MembershipChanged, MnatRoutesChanged, Publish, QuerierStarted, QueryRouting,
-    ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused, RoutingTables,
-    ServeInterfaces, ServedInterface, SetJoins, UpdateJoins,
+    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, JoiningInterface, LearningComplete,
+    LinksChanged, MembersChanged, MembershipChanged, MnatRoutesChanged, Publish, QuerierStarted,
+    QueryRouting, ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused,
+    RoutingTables, ServeInterfaces, ServedInterface, SetJoins, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -221,9 +221,25 @@ impl Routing {
         };
         let fixed = joins::desired_memberships(rules, [], &up);
         let requested = requested.iter().map(|(origin, groups)| (*origin, groups));
+        let interfaces = up.iter().filter_map(|link| {
+            let ingress = self.fib.ingresses.get(&link.index)?;
+            let interface = JoiningInterface {
+                name: link.name.clone(),
+                mtu: link.mtu,
+                carrier: link.carrier,
+                addresses: links.addresses(link.index).to_vec(),
+                serves_members: ingress.receives_membership,
+                reports: self
+                    .rib
+                    .options(link)
+                    .map_or_else(Default::default, |o| o.reports),
+                plane: link.plane,
+            };
+            ingress.answers_queries.then_some((link.index, interface))
+        });
         let message = SetJoins {
             joins: joins::desired_memberships(rules, requested, &up),
-            names: up.iter().map(|l| (l.index, l.name.clone())).collect(),
+            interfaces: interfaces.collect(),
         };
         self.fixed = fixed;
         self.up = up;

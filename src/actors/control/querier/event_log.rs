@@ -1,12 +1,10 @@
-//! Metric labels of membership messages, log lines of membership events, and the removal of leaves
-//! from reports.
+//! Log lines of membership events, and the removal of leaves from reports.
 
 use tracing::{info, warn};
 
 use crate::actors::log_limit::SuppressedLines;
 use crate::membership::{MembershipEvent, Protocol};
-use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
-use crate::wire::mrdisc;
+use crate::wire::membership_message::{MembershipMessage, RecordType};
 
 /// Removes the parts of a message that end memberships. Returns false if nothing remains.
 pub(super) fn remove_leaves(message: &mut MembershipMessage) -> bool {
@@ -39,37 +37,6 @@ pub(super) fn requests_only_link_local_groups(message: &MembershipMessage) -> bo
         }
         MembershipMessage::Records(records) => records.iter().all(|r| r.group.is_link_local()),
     }
-}
-
-/// The `type` and `version` labels of a message.
-pub(super) type MessageLabels = (&'static str, &'static str);
-
-/// Returns the labels of an IGMP or MLD message.
-pub(super) fn membership_labels(message: &MembershipMessage, protocol: Protocol) -> MessageLabels {
-    match message {
-        MembershipMessage::Query(query) => (query_type(query), protocol.version(query.generation)),
-        MembershipMessage::Report { generation, .. } => ("report", protocol.version(*generation)),
-        MembershipMessage::Leave { .. } => ("leave", protocol.version(Generation::Two)),
-        MembershipMessage::Records(_) => ("report", protocol.version(Generation::Three)),
-    }
-}
-
-fn query_type(query: &Query) -> &'static str {
-    match (query.group, query.sources.is_empty()) {
-        (None, _) => "general_query",
-        (Some(_), true) => "group_query",
-        (Some(_), false) => "source_query",
-    }
-}
-
-/// Returns the labels of a multicast router discovery message.
-pub(super) fn discovery_labels(message: &mrdisc::RouterDiscoveryMessage) -> MessageLabels {
-    let name = match message {
-        mrdisc::RouterDiscoveryMessage::Advertisement { .. } => "advertisement",
-        mrdisc::RouterDiscoveryMessage::Solicitation => "solicitation",
-        mrdisc::RouterDiscoveryMessage::Termination => "termination",
-    };
-    (name, "1")
 }
 
 /// Logs an event. `explained` is set when the consequences of being the querier are logged.
