@@ -16,6 +16,7 @@ async fn every_egress_gets_and_counts_packets() {
         name: "far".parse().unwrap(),
         ttl_threshold: TtlThreshold::new(8),
         mrdisc: None,
+        reports: Default::default(),
         disabled: false,
         capture: false,
     };

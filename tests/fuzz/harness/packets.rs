@@ -288,6 +288,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             name: "usual".parse().unwrap(),
             ttl_threshold: TtlThreshold::new(8),
             mrdisc: None,
+            reports: Default::default(),
             disabled: false,
             capture: false,
         }],

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mcastor::model::Source;
+use mcastor::model::{IfIndex, Source, SourceFilter};
+use mcastor::sys::memberships::HostMemberships;
 use mcastor::wire::membership;
 use mcastor::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
@@ -26,6 +27,7 @@ use crate::lab::{
 cases!("scale":
     report_to_first_packet_latency_meets_goal,
     ten_thousand_groups_are_served,
+    joined_groups_compared_with_kernel_joins,
     soak_of_forged_reports_v4,
     soak_of_forged_reports_v6,
     soak_of_forged_queries_and_leaves,
@@ -244,6 +246,86 @@ fn ten_thousand_groups_are_served(lab: &Lab) {
     // The kernel needs a while to leave 100,000 sources.
     assert!(wait_until(patience, || joined() == 0.0), "{}", joined());
     check_goal(p99, &runs);
+}
+
+/// Returns the number of open files of a process.
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Returns the memory that the kernel uses for its own objects, in bytes.
+fn kernel_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("Slab:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// 10,240 groups of 10 sources, joined by mcastor and by the kernel alone, on as many sockets as it
+/// requires.
+fn joined_groups_compared_with_kernel_joins(lab: &Lab) {
+    const PREFIXES: [&str; 3] = ["232.1.0.0/20", "232.1.16.0/20", "232.1.32.0/21"];
+    const GROUPS: u32 = 10_240;
+    let star = Star::v4(lab, 1);
+    let mib = |bytes: u64| bytes as f64 / 1048576.0;
+    let sources: Vec<Source> = (1..=10).map(|n| source([10, 9, 0, n])).collect();
+    let join = |prefix: &str, source: &Source| {
+        format!("[[join]]\ninterface = \"in\"\nsource = \"{source}\"\ngroup = \"{prefix}\"\n")
+    };
+    let all = PREFIXES
+        .iter()
+        .flat_map(|prefix| sources.iter().map(move |s| join(prefix, s)));
+    let all: String = all.collect();
+    let router = Router::start(lab, &star.rtr, "");
+    let pid = router.program.pid();
+    let wire = Capture::new(&star.src, "eth0");
+    let (rss, files) = (router.program.rss(), open_files(pid));
+    router.write_settings(&all);
+    let start = Instant::now();
+    router.run("reload");
+    let joined = || router.metric("mcastor_joined_groups", &[("iface", "in")]);
+    eventually("every source", f64::from(GROUPS) * 10.0, joined);
+    let time = start.elapsed();
+    let reported = || {
+        let records = super::joins::records(&wire).into_iter();
+        let complete = records.filter(|(kind, _, list)| *kind == 5 && list.len() == 10);
+        complete
+            .map(|(_, group, _)| group)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len()
+    };
+    eventually("every group on the wire", GROUPS as usize, reported);
+    // The kernel joins some groups too.
+    wait_until(Duration::from_secs(3), || false);
+    let (rss, files) = (router.program.rss() - rss, open_files(pid) - files);
+    println!(
+        "{GROUPS} groups of 10 sources: reported after {time:?}, {files} more open files, {:.1} MiB \
+         more resident memory",
+        mib(rss)
+    );
+    assert!(files < 80, "{files} more open files");
+    router.stop();
+    let index = IfIndex::new(star.rcv.index("eth1")).expect("an index");
+    let mut held = HostMemberships::new(index);
+    let filter = SourceFilter::Include(sources.iter().copied().collect());
+    let own = std::process::id();
+    let (slab, files) = (kernel_memory(), open_files(own));
+    let start = Instant::now();
+    star.rcv.enter(|| {
+        for n in 0..GROUPS {
+            let group = group(Ipv4Addr::from(0xe801_0000 + n));
+            held.set(group, &filter).expect("a join");
+        }
+    });
+    println!(
+        "the same in the kernel: {:?}, {} sockets, {:.1} MiB of kernel memory",
+        start.elapsed(),
+        open_files(own) - files,
+        mib(kernel_memory().saturating_sub(slab))
+    );
+    let start = Instant::now();
+    drop(held);
+    println!("left by the kernel after {:?}", start.elapsed());
 }
 
 fn soak_of_forged_reports_v4(lab: &Lab) {
