@@ -297,6 +297,7 @@ mod tests {
                 mrdisc: None,
                 disabled: false,
                 capture: true,
+                reports: ReportOptions::default(),
             }],
             ..Rib::default()
         };
