@@ -255,7 +255,7 @@ impl Handler<HostMessages> for Joins {
             return;
         };
         for packet in message.messages.iter() {
-            service.handle_message(now, packet, &self.context);
+            service.handle_message(now, packet.bytes, &self.context);
         }
         service.flush(now, &self.context);
         self.set_timer(ctx);
