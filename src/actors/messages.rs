@@ -120,8 +120,8 @@ pub struct JoiningInterface {
     pub mtu: u32,
     /// Whether it has a carrier.
     pub carrier: bool,
-    /// Addresses with prefix lengths.
-    pub addresses: Vec<IpNet>,
+    /// The addresses of this host.
+    pub addresses: Vec<IpAddr>,
     /// Whether the querier actor also receives, and counts, the messages that arrive here.
     pub serves_members: bool,
     /// How this host reports its memberships.

@@ -164,7 +164,7 @@ impl HostService {
         let checks = HeaderPolicy {
             // Queriers with an address outside the subnets of this host are common.
             headers: HeaderChecks::Lenient,
-            on_link: &self.interface.addresses,
+            on_link: &[],
         };
         let received = match membership::parse(packet, &checks) {
             Ok(received) => received,
@@ -411,7 +411,7 @@ fn host_config(
 /// Returns the addresses of this machine of one IP version. The first is the source of reports, if
 /// reports may leave from it.
 fn own_addresses(protocol: Protocol, interface: &JoiningInterface) -> Vec<IpAddr> {
-    let addresses = interface.addresses.iter().map(|net| net.addr());
+    let addresses = interface.addresses.iter().copied();
     let mut addresses: Vec<IpAddr> = addresses.filter(|a| protocol.is_family_of(*a)).collect();
     addresses.sort_by_key(|addr| !is_source_address(addr));
     addresses

@@ -227,7 +227,11 @@ impl Routing {
                 name: link.name.clone(),
                 mtu: link.mtu,
                 carrier: link.carrier,
-                addresses: links.addresses(link.index).to_vec(),
+                addresses: links
+                    .addresses(link.index)
+                    .iter()
+                    .map(|a| a.address)
+                    .collect(),
                 serves_members: ingress.receives_membership,
                 reports: self
                     .rib
