@@ -37,9 +37,14 @@ pub(super) fn without_stamp(state: u64) -> u64 {
 }
 
 /// Returns the time since the last use of a state in milliseconds. It is too small if that is
-/// more than two hours ago.
+/// more than an hour ago.
 pub(super) fn age_ms(state: u64, now_ms: u64) -> u64 {
-    now_ms.wrapping_sub(state) & TIME_MASK
+    let age_ms = now_ms.wrapping_sub(state) & TIME_MASK;
+    // Threads read the clock at different moments: a state may be newer than `now_ms`.
+    match age_ms <= TIME_MASK / 2 {
+        true => age_ms,
+        false => 0,
+    }
 }
 
 /// The table. Its memory is allocated for the first stream.
@@ -115,6 +120,7 @@ mod tests {
     fn age_is_correct_across_clock_wrap() {
         let late = TIME_MASK - 10;
         assert_eq!(age_ms(stamp(late), late + 100), 100);
+        assert_eq!(age_ms(stamp(100), 99), 0);
         assert_eq!(age_ms(0xff << TIME_BITS | stamp(5), 7), 2);
         assert_eq!(without_stamp(0xff << TIME_BITS | 5), 0xff << TIME_BITS);
     }
