@@ -43,10 +43,10 @@ impl WaitingNames {
                 Some(old) if !is_changed => old.clone(),
                 _ => aliases.hint(name).map(|hint| hint.to_string()),
             };
-            if let Some(text) = hint.as_ref().filter(|_| old.as_ref() != Some(&hint)) {
-                if let Some(suppressed) = self.log_limit.permit(now) {
-                    warn!("{name} matches no interface: {text}{suppressed}");
-                }
+            if let Some(text) = hint.as_ref().filter(|_| old.as_ref() != Some(&hint))
+                && let Some(suppressed) = self.log_limit.permit(now)
+            {
+                warn!("{name} matches no interface: {text}{suppressed}");
             }
             self.hints.insert(name.clone(), hint);
         }
