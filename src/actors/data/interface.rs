@@ -317,7 +317,11 @@ impl Actor for Interface {
                     actor.expire_flows();
                 });
                 self.capture = Some(capture);
-                debug!("{}: capturing", self.death_guard.role());
+                let activity = match self.watch_only {
+                    true => "watching for other forwarders",
+                    false => "capturing",
+                };
+                debug!("{}: {activity}", self.death_guard.role());
                 Ok(())
             }
             Err(e) => {

@@ -110,8 +110,9 @@ fn idle_flows_expire_and_busy_flows_remain(lab: &Lab) {
 /// Packets of one source arrive alternately on two interfaces, ten at a time.
 fn source_moving_to_another_ingress_is_forwarded(lab: &Lab) {
     let star = Star::v4(lab, 2);
-    let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
-        + &route("moved", "out2", "", "225.1.2.3", &["out1"], "");
+    let extra = "ingress = \"all\"\n";
+    let toml = route("r", "in", "", "225.1.2.3", &["out1"], extra)
+        + &route("moved", "out2", "", "225.1.2.3", &["out1"], extra);
     let router = Router::start(lab, &star.rtr, &toml);
     let capture = Capture::new(&star.rcv, "eth1");
     let injectors = [

@@ -41,6 +41,8 @@ impl Ring {
                 LinkEnd::new(&two, "vc", &[]),
             ),
         ]);
+        // The active ingress alone would end the loop.
+        let extra = &format!("ingress = \"all\"\n{extra}");
         let toml = route("enters", "in", "", GROUP, &["va"], extra)
             + &route("returns", "vd", "", GROUP, &["va"], extra);
         let one_router = Router::start(lab, &star.rtr, &toml);
