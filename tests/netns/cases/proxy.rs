@@ -6,7 +6,7 @@ use super::{cases, route};
 use crate::lab::proxy::{join_source, joined, member, members, proxy};
 use crate::lab::{
     Capture, Injector, Lab, Ns, NumberedStream, Router, Star, TIMEOUT, Udp, UdpRx, UdpTx,
-    connect_to_bridge, eventually, sequence_number,
+    connect_to_bridge, eventually, sequence_number, wait_until,
 };
 
 cases!("proxy":
@@ -426,7 +426,8 @@ fn snooping_bridge_delivers_only_to_members(lab: &Lab) {
         let before = groups.map(|g| floods.to(g).len());
         send(0);
         probes += 1;
-        std::thread::sleep(Duration::from_millis(20));
+        // The bridge sends its copies at the same time.
+        wait_until(TIMEOUT, || listening.iter().all(|rx| rx.count() >= probes));
         groups.map(|g| floods.to(g).len()) == before
     });
     let other = Capture::new(&hosts[1], "eth0");
