@@ -211,7 +211,6 @@ mod tests {
             ("container:cam-1", "container:cam-2"),
             ("network:lan", "network:wan"),
             ("network:recorders", "network:cameras"),
-            ("network:_cameras", "network:cameras"),
             ("network:cameras", "network:camra*"),
             ("network:eth0", "eth1"),
             ("network:cameras", "container:camera"),
