@@ -168,8 +168,8 @@ pub fn rule(from: &str, to: &[&str], ttl: TtlPolicy) -> RouteRule {
     let group = "225.0.0.0/8".parse().unwrap();
     let to = to.iter().map(|t| t.parse().unwrap()).collect();
     RouteRule {
-        // The simulated plane has one capture for each interface.
-        redundant: false,
+        // The tests send one stream on several interfaces.
+        takeover: None,
         name: RouteName::new("all"),
         ttl,
         ..RouteRule::new(from.parse().unwrap(), group, to)
