@@ -9,7 +9,8 @@ use crate::model::addr::{is_link_local_group, is_link_local_source};
 use crate::model::{Group, InterfaceId, MacAddress, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::{
-    Admission, Entry, EntryId, Fib, Ingress, PathId, ProxyIngress, StreamKey, StreamState, Turn,
+    Admission, Entry, EntryId, Fib, Ingress, PathId, ProxyIngress, StreamArrival, StreamKey,
+    StreamState, YieldDecision,
 };
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::is_link_control;
@@ -64,18 +65,20 @@ impl<'f> Decision<'f> {
     }
 
     /// Returns whether this router forwards the packet to `egress`, or another one does.
-    pub fn turn(
+    pub fn yield_decision(
         &self,
         entry: &Entry,
         egress: InterfaceId,
         streams: &StreamState,
         now_ms: u64,
-    ) -> Turn {
+    ) -> YieldDecision {
         match (self.contested, entry.takeover_ms) {
             (Some(stream), Some(takeover_ms)) if entry.yields => {
-                streams.forwarders.turn(stream, egress, takeover_ms, now_ms)
+                streams
+                    .forwarders
+                    .decide(stream, egress, takeover_ms, now_ms)
             }
-            _ => Turn::FORWARD,
+            _ => YieldDecision::FORWARD,
         }
     }
 
@@ -219,6 +222,7 @@ fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Ver
     };
     Verdicts {
         stream: Some(arrival.streams.ingresses.key(&selection.domain, key)),
+        outranks: selection.outranks(key.0),
         ..verdicts
     }
 }
@@ -404,11 +408,15 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
     let Some(takeover_ms) = shortest else {
         return Admission::FIRST;
     };
-    let ttl = if decrements { ttl } else { 0 };
+    let packet = StreamArrival {
+        ttl: if decrements { ttl } else { 0 },
+        outranks: verdicts.outranks,
+        takeover_ms,
+    };
     let ingresses = &streams.ingresses;
     match T::READ_ONLY {
-        true => ingresses.would_admit(selection, stream, ttl, takeover_ms, now_ms),
-        false => ingresses.admit(selection, stream, ttl, takeover_ms, now_ms),
+        true => ingresses.would_admit(selection, stream, packet, now_ms),
+        false => ingresses.admit(selection, stream, packet, now_ms),
     }
 }
 

@@ -71,7 +71,7 @@ pub fn convert(
     if downstreams.is_empty() && !conf.defaultdown {
         return Err("no phyint is downstream".into());
     }
-    let sources = Sources::of(&upstreams, &subnets, &mut notes);
+    let sources = Sources::of_upstreams(&upstreams, &subnets, &mut notes);
     // igmpproxy forwards nothing between downstream interfaces, and neither do separate proxies. A
     // pattern must not overlap with another proxy.
     let is_separate = !conf.defaultdown && downstreams.len() <= MAX_PROXIES;
@@ -165,7 +165,7 @@ struct Sources {
 impl Sources {
     /// igmpproxy accepts the subnets of the upstream interfaces and their altnets. Without an
     /// altnet, all sources are accepted here, because the subnet may change.
-    fn of(
+    fn of_upstreams(
         upstreams: &[&ProxyInterface],
         subnets: &impl Fn(&str) -> Vec<Ipv4Net>,
         notes: &mut Vec<String>,

@@ -160,6 +160,8 @@ pub struct ProxyRule {
     /// Time without packets on the active ingress of an (S,G) after which another ingress becomes
     /// active.
     pub takeover: Duration,
+    /// Whether packets are withheld from an interface to which another forwarder sends them.
+    pub redundant: bool,
 }
 
 impl ProxyRule {
@@ -186,6 +188,7 @@ impl ProxyRule {
             timers: QuerierTimers::default(),
             limits: MembershipLimits::default(),
             takeover: DEFAULT_TAKEOVER,
+            redundant: true,
         }
     }
 

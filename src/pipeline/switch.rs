@@ -19,7 +19,7 @@ use crate::forward::{
 };
 use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
-use crate::table::{EgressId, Fib, Ingress, StreamState, Turn};
+use crate::table::{EgressId, Fib, Ingress, StreamState, YieldDecision};
 use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
 
@@ -298,12 +298,17 @@ impl Switch {
                 let egress = &fib.egresses[path.egress as usize];
                 let mut checked = egress_check(path, egress, decision.datagram.ttl);
                 if checked.is_ok() {
-                    match decision.turn(variant.entry, egress.index, &self.streams, now_ms) {
-                        Turn::Forward { takeover: false } => {}
-                        Turn::Forward { takeover: true } => {
+                    match decision.yield_decision(
+                        variant.entry,
+                        egress.index,
+                        &self.streams,
+                        now_ms,
+                    ) {
+                        YieldDecision::Forward { takeover: false } => {}
+                        YieldDecision::Forward { takeover: true } => {
                             out.counts.egress_takeovers.push(path.egress);
                         }
-                        Turn::Yield(_) => checked = Err(DropReason::OtherForwarder),
+                        YieldDecision::Yield(_) => checked = Err(DropReason::OtherForwarder),
                     }
                 }
                 if let Err(reason) = checked {

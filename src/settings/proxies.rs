@@ -98,6 +98,9 @@ fn check_proxy(checker: &mut Checker<'_>, path: &KeyPath, raw: RawProxy) -> Opti
         timers,
         limits,
         takeover,
+        redundant: raw
+            .redundant
+            .unwrap_or(default_boolean(&path.key("redundant"))),
         ..proxy
     })
 }

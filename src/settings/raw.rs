@@ -154,7 +154,8 @@ raw_tables! {
         ingress: String, default_string("one"), words(&["one", "all"]);
         /// How long the active ingress of an (S,G) must be silent before another one takes over.
         takeover: String, default_string("500ms"), durations_ms(10, 3_600_000);
-        /// Withholds an (S,G) from an egress while another router sends it there.
+        /// Withholds an (S,G) from an egress while another router sends it there. false where hosts
+        /// on the link are not trusted: their copies would stop the stream for the others.
         redundant: Boolean, default_boolean(true);
         rewrite: Table(RawTranslation), range("at least one of its three keys"),
             example("{ group = \"239.1.1.1\" }");
@@ -242,6 +243,9 @@ raw_tables! {
         any_source_in_ssm: Boolean, default_boolean(false);
         /// How long the active ingress of an (S,G) must be silent before another one takes over.
         takeover: String, default_string("500ms"), durations_ms(10, 3_600_000);
+        /// Withholds an (S,G) from an interface while another router sends it there. false where
+        /// hosts on the link are not trusted: their copies would stop the stream for the others.
+        redundant: Boolean, default_boolean(true);
         timers: Table(RawProxyTimers), default_described("the defaults of its keys"),
             example("{ query_interval = \"60s\" }");
         limits: Table(RawProxyLimits), default_described("the defaults of its keys"),

@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_refused_and_the_ingress_may_be_an_egress() {
+    fn loopback_is_refused_but_not_a_named_ingress() {
         let conf = read_all(
             &[(
                 "a",

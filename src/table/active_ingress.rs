@@ -19,13 +19,15 @@
 //! table has slots, a packet may be forwarded twice. Two actors that receive the first packets of a
 //! stream at the same time may both forward one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ahash::RandomState;
+use ipnet::IpNet;
 
 use super::flow::FlowKey;
-use super::slot_table::{SlotTable, age_ms, stamp};
+use super::slot_table::{SlotTable, StreamSlot, age_ms, stamp};
 use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
@@ -57,8 +59,34 @@ pub struct IngressSelection {
     pub interface: InterfaceId,
     /// Its link-layer address.
     pub address: Option<MacAddress>,
+    /// On a downstream interface of a proxy, its subnets. Hosts there could take a stream away from
+    /// its upstream interface by packets with a higher TTL, so only sources of the subnets outrank
+    /// another ingress. `None` on other interfaces.
+    pub host_subnets: Option<Box<[IpNet]>>,
     /// The domain that it belongs to.
     pub domain: Arc<IngressDomain>,
+}
+
+impl IngressSelection {
+    /// Returns whether packets of a source that arrive with a higher TTL than on the active ingress
+    /// replace it.
+    pub fn outranks(&self, source: IpAddr) -> bool {
+        let is_host = |subnets: &[IpNet]| subnets.iter().any(|net| net.contains(&source));
+        self.host_subnets.as_deref().is_none_or(is_host)
+    }
+}
+
+/// A packet of a stream, for the selection of the active ingress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamArrival {
+    /// The TTL or hop limit with which it arrived. 0 if forwarding does not decrement it, because
+    /// copies that routers made do not have a lower one then.
+    pub ttl: u8,
+    /// Whether a TTL that is higher than on the active ingress replaces it.
+    pub outranks: bool,
+    /// Time without packets on the active ingress after which this one replaces it, in
+    /// milliseconds.
+    pub takeover_ms: u64,
 }
 
 /// Whether a packet may be forwarded from the ingress on which it arrived.
@@ -113,19 +141,29 @@ fn interface_of(state: u64) -> Option<InterfaceId> {
     InterfaceId::new((state >> INTERFACE_SHIFT) as u32)
 }
 
-/// Returns whether a packet with this TTL that arrives on the ingress of `selection` makes it the
-/// active one, in place of that in `state`.
-fn may_replace(
-    selection: &IngressSelection,
-    ttl: u8,
-    takeover_ms: u64,
+/// Returns the admission of a packet that arrives on the ingress of `selection`, for a stream in
+/// this state.
+fn assess(
+    slot: &StreamSlot,
     state: u64,
+    selection: &IngressSelection,
+    arrival: StreamArrival,
     now_ms: u64,
-) -> bool {
+) -> Admission {
+    let active = interface_of(state);
+    let is_active = active == Some(selection.interface);
     let is_running = |active| selection.domain.running.contains(&active);
-    age_ms(state, now_ms) >= takeover_ms
-        || ttl > ttl_of(state)
-        || !interface_of(state).is_some_and(is_running)
+    let may_replace = age_ms(state, now_ms) >= arrival.takeover_ms
+        || arrival.outranks && arrival.ttl > ttl_of(state)
+        || !active.is_some_and(is_running);
+    if !is_active && !may_replace {
+        return Admission::Standby;
+    }
+    let seen = slot.extra.load(Ordering::Relaxed);
+    Admission::Active {
+        takeover: !is_active,
+        contested: seen != 0 && now_ms.saturating_sub(seen - 1) < MAX_SILENCE_MS,
+    }
 }
 
 impl ActiveIngresses {
@@ -135,45 +173,33 @@ impl ActiveIngresses {
     }
 
     /// Decides whether a packet is forwarded from the ingress of `selection`, which becomes or
-    /// stays the active ingress of the stream then. `ttl` is the TTL or hop limit with which the packet
-    /// arrived; 0 if forwarding does not decrement it, because copies that routers made do not have a
-    /// lower one then. `now_ms` is a monotonic time in milliseconds.
+    /// stays the active ingress of the stream then. `now_ms` is a monotonic time in milliseconds.
     pub fn admit(
         &self,
         selection: &IngressSelection,
         stream: StreamKey,
-        ttl: u8,
-        takeover_ms: u64,
+        arrival: StreamArrival,
         now_ms: u64,
     ) -> Admission {
         let interface = selection.interface;
         let Some(slot) = self.slots.find(stream.get()) else {
-            let state = pack_state(interface, ttl, now_ms);
+            let state = pack_state(interface, arrival.ttl, now_ms);
             self.slots.insert(stream.get(), state, 0, now_ms);
             return Admission::FIRST;
         };
         let state = slot.state.load(Ordering::Relaxed);
-        let is_active = interface_of(state) == Some(interface);
-        let new = match is_active {
-            true => pack_state(interface, ttl.max(ttl_of(state)), now_ms),
-            false if may_replace(selection, ttl, takeover_ms, state, now_ms) => {
-                pack_state(interface, ttl, now_ms)
-            }
-            false => return Admission::Standby,
+        let admission = assess(slot, state, selection, arrival, now_ms);
+        let ttl = match admission {
+            Admission::Standby => return Admission::Standby,
+            Admission::Active { takeover: true, .. } => arrival.ttl,
+            Admission::Active { .. } => arrival.ttl.max(ttl_of(state)),
         };
-        let (order, seen) = (Ordering::Relaxed, slot.extra.load(Ordering::Relaxed));
+        let (new, order) = (pack_state(interface, ttl, now_ms), Ordering::Relaxed);
         // If two ingresses try to become active at the same time, one of them succeeds.
-        if state != new
-            && slot
-                .state
-                .compare_exchange(state, new, order, order)
-                .is_err()
-        {
-            return Admission::Standby;
-        }
-        Admission::Active {
-            takeover: !is_active,
-            contested: seen != 0 && now_ms.saturating_sub(seen - 1) < MAX_SILENCE_MS,
+        let exchanged = slot.state.compare_exchange(state, new, order, order);
+        match state == new || exchanged.is_ok() {
+            true => admission,
+            false => Admission::Standby,
         }
     }
 
@@ -182,23 +208,14 @@ impl ActiveIngresses {
         &self,
         selection: &IngressSelection,
         stream: StreamKey,
-        ttl: u8,
-        takeover_ms: u64,
+        arrival: StreamArrival,
         now_ms: u64,
     ) -> Admission {
         let Some(slot) = self.slots.find(stream.get()) else {
             return Admission::FIRST;
         };
         let state = slot.state.load(Ordering::Relaxed);
-        let is_active = interface_of(state) == Some(selection.interface);
-        if !is_active && !may_replace(selection, ttl, takeover_ms, state, now_ms) {
-            return Admission::Standby;
-        }
-        let seen = slot.extra.load(Ordering::Relaxed);
-        Admission::Active {
-            takeover: !is_active,
-            contested: seen != 0 && now_ms.saturating_sub(seen - 1) < MAX_SILENCE_MS,
-        }
+        assess(slot, state, selection, arrival, now_ms)
     }
 
     /// Returns the active ingress of a stream that had a packet in the last minute.
@@ -228,11 +245,20 @@ mod tests {
         IngressSelection {
             interface: id(interface),
             address: None,
+            host_subnets: None,
             domain: Arc::new(IngressDomain {
                 id: id(1),
                 running: running.iter().map(|n| id(*n)).collect(),
                 is_two_way: false,
             }),
+        }
+    }
+
+    fn arrival(ttl: u8) -> StreamArrival {
+        StreamArrival {
+            ttl,
+            outranks: true,
+            takeover_ms: 1000,
         }
     }
 
@@ -245,8 +271,8 @@ mod tests {
             let selection = selection(interface, &[1, 2]);
             let stream = ([10, 0, 0, source].into(), [225, 1, 2, 3].into());
             let key = self.0.key(&selection.domain, stream);
-            let would = self.0.would_admit(&selection, key, ttl, 1000, now_ms);
-            let admission = self.0.admit(&selection, key, ttl, 1000, now_ms);
+            let would = self.0.would_admit(&selection, key, arrival(ttl), now_ms);
+            let admission = self.0.admit(&selection, key, arrival(ttl), now_ms);
             assert_eq!(would, admission);
             admission != Admission::Standby
         }
@@ -287,13 +313,38 @@ mod tests {
     }
 
     #[test]
+    fn only_hosts_of_a_downstream_subnet_outrank_the_active_ingress() {
+        let downstream = IngressSelection {
+            host_subnets: Some(["10.0.9.0/24".parse().unwrap()].into()),
+            ..selection(2, &[1, 2])
+        };
+        assert!(downstream.outranks([10, 0, 9, 7].into()));
+        assert!(!downstream.outranks([192, 0, 2, 1].into()));
+        assert!(selection(1, &[1, 2]).outranks([192, 0, 2, 1].into()));
+        let ingresses = ActiveIngresses::default();
+        let stream = ([192, 0, 2, 1].into(), [225, 1, 2, 3].into());
+        let key = ingresses.key(&downstream.domain, stream);
+        ingresses.admit(&selection(1, &[1, 2]), key, arrival(8), 0);
+        let forged = StreamArrival {
+            outranks: false,
+            ..arrival(255)
+        };
+        assert_eq!(
+            ingresses.admit(&downstream, key, forged, 1),
+            Admission::Standby
+        );
+        let host = ingresses.admit(&downstream, key, arrival(255), 1);
+        assert_ne!(host, Admission::Standby);
+    }
+
+    #[test]
     fn takeovers_and_stopped_ingresses_are_recognised() {
         let ingresses = ActiveIngresses::default();
         let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
         let key = ingresses.key(&selection(1, &[]).domain, stream);
         let admit = |interface, running: &[u32], now_ms| {
             let selection = selection(interface, running);
-            ingresses.admit(&selection, key, 0, 1000, now_ms)
+            ingresses.admit(&selection, key, arrival(0), now_ms)
         };
         let active = |takeover| Admission::Active {
             takeover,
@@ -314,7 +365,7 @@ mod tests {
             &selection.domain,
             ([10, 0, 0, 1].into(), [225, 1, 2, 3].into()),
         );
-        let contested = |now_ms| match ingresses.admit(&selection, key, 0, 500, now_ms) {
+        let contested = |now_ms| match ingresses.admit(&selection, key, arrival(0), now_ms) {
             Admission::Active { contested, .. } => contested,
             Admission::Standby => panic!("the only ingress is on standby"),
         };
@@ -333,7 +384,7 @@ mod tests {
             let now_ms = round * 2000;
             let admit = |interface, now_ms| {
                 let selection = selection(interface, &[1, 2, 3]);
-                ingresses.admit(&selection, key, 0, 1000, now_ms)
+                ingresses.admit(&selection, key, arrival(0), now_ms)
             };
             admit(3, now_ms);
             let takeovers = std::thread::scope(|s| {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ahash::{AHashMap, AHashSet};
+use ipnet::IpNet;
 
 use super::active_ingress::{IngressDomain, IngressSelection};
 use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
@@ -206,7 +207,7 @@ impl<'a> FibBuilder<'a> {
             loop_guard: proxy.ttl.allows_endless_loop(),
             translation: None,
             takeover_ms: Some(proxy.takeover.as_millis() as u64),
-            yields: true,
+            yields: proxy.redundant,
             paths: upstream_path.into_iter().collect(),
         });
         let ingress = self.ingress(iif.index);
@@ -262,6 +263,8 @@ impl<'a> FibBuilder<'a> {
                 self.ingress(*egress).watch_only = true;
             }
         }
+        // Interfaces from which routes and proxies forward.
+        let sources: AHashSet<InterfaceId> = self.edges.iter().map(|(from, _)| *from).collect();
         for (id, members) in connected_interfaces(&self.edges) {
             let is_watched = members.iter().any(|member| watched.contains(member));
             let mut ingresses = members;
@@ -271,10 +274,10 @@ impl<'a> FibBuilder<'a> {
             }
             let is_running =
                 |id: &InterfaceId| self.links.get(*id).is_some_and(|l| l.up && l.carrier);
-            let running: Box<[_]> = ingresses.iter().copied().filter(is_running).collect();
+            let forwards = |id: &InterfaceId| sources.contains(id) && is_running(id);
+            let running = ingresses.iter().copied().filter(forwards).collect();
             let is_return = |(from, to): &(InterfaceId, InterfaceId)| {
-                let is_ingress = self.ingresses.get(to).is_some_and(|i| !i.watch_only);
-                from != to && ingresses.contains(from) && is_ingress
+                from != to && ingresses.contains(from) && sources.contains(to)
             };
             let domain = Arc::new(IngressDomain {
                 id,
@@ -285,11 +288,19 @@ impl<'a> FibBuilder<'a> {
                 let selection = IngressSelection {
                     interface,
                     address: self.links.get(interface).and_then(|link| link.address),
+                    host_subnets: self.host_subnets(interface),
                     domain: domain.clone(),
                 };
                 self.ingress(interface).selection = Some(selection);
             }
         }
+    }
+
+    /// Returns the subnets of a downstream interface of a proxy; `None` for other interfaces.
+    fn host_subnets(&self, interface: InterfaceId) -> Option<Box<[IpNet]>> {
+        let is_downstream = self.downstreams.iter().any(|d| d.index == interface);
+        let addresses = self.links.addresses(interface).iter();
+        is_downstream.then(|| addresses.map(|a| a.on_link.trunc()).collect())
     }
 
     fn compare_subnets(&mut self, iif: &Link, oif: &Link) {

@@ -21,6 +21,8 @@ pub struct Verdicts {
     pub source_oifs: OifSetId,
     /// The key of the stream, if it is forwarded from one ingress at a time.
     pub stream: Option<StreamKey>,
+    /// Whether a higher TTL makes this ingress the active one.
+    pub outranks: bool,
 }
 
 /// One flow.

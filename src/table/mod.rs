@@ -28,7 +28,7 @@ pub mod stream_state;
 pub mod subnet_conflict;
 pub mod translated_joins;
 
-pub use active_ingress::{Admission, IngressDomain, IngressSelection};
+pub use active_ingress::{Admission, IngressDomain, IngressSelection, StreamArrival};
 pub use fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 pub use fib_diff::FibDiff;
 pub use ids::{DownstreamId, EgressId, EntryId, PathId};
@@ -36,7 +36,7 @@ pub use interface_options::{InterfaceOptions, ReportOptions};
 pub use joins::Join;
 pub use membership_database::MembershipDatabase;
 pub use oif_table::OifTable;
-pub use other_forwarders::Turn;
+pub use other_forwarders::YieldDecision;
 pub use rib::Rib;
 pub use rib_error::RibError;
 pub use stream_key::StreamKey;

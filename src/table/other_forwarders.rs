@@ -2,8 +2,9 @@
 //!
 //! This needs no protocol. A router that forwards (S,G) to a link and sees (S,G) arrive on this
 //! link from another station yields: it withholds its own packets for the link. Between two routers
-//! with this rule, the one with the lower MAC address goes on. A station that does not stop within
-//! a second does not know the rule, and the router yields to it whatever its address.
+//! with this rule, the one with the lower MAC address continues to forward. A station that does not
+//! stop within a second does not follow the rule. The router yields to it, also if its address is
+//! higher.
 //!
 //! A router that yields continues to forward when it has not seen packets of the other station for
 //! the takeover time. If the stream itself is slower than that, it withholds one packet and
@@ -56,7 +57,7 @@ const FIRST_MASK: u64 = 0x7f_ffff << FIRST_SHIFT;
 
 /// Whether this router forwards a packet to a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum YieldDecision {
     /// It does.
     Forward {
         /// Whether it had yielded until now.
@@ -66,7 +67,7 @@ pub enum Turn {
     Yield(Option<MacAddress>),
 }
 
-impl Turn {
+impl YieldDecision {
     /// This router forwards the packet, as before.
     pub const FORWARD: Self = Self::Forward { takeover: false };
 }
@@ -140,15 +141,15 @@ impl OtherForwarders {
     }
 
     /// Decides whether this router forwards a packet of a stream to `egress`.
-    pub fn turn(
+    pub fn decide(
         &self,
         stream: StreamKey,
         egress: InterfaceId,
         takeover_ms: u64,
         now_ms: u64,
-    ) -> Turn {
+    ) -> YieldDecision {
         let Some(slot) = self.slots.find(slot_key(stream, egress)) else {
-            return Turn::FORWARD;
+            return YieldDecision::FORWARD;
         };
         let state = slot.state.load(Ordering::Relaxed);
         if state & YIELDS == 0 {
@@ -158,18 +159,18 @@ impl OtherForwarders {
                 let order = Ordering::Relaxed;
                 let _ = slot.state.compare_exchange(state, next, order, order);
             }
-            return Turn::FORWARD;
+            return YieldDecision::FORWARD;
         }
         if yield_lasts(state, takeover_ms, now_ms) {
             if age_ms(state, now_ms) >= COPY_DELAY_MS {
                 slot.state.fetch_or(WITHHELD, Ordering::Relaxed);
             }
-            return Turn::Yield(MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)));
+            return YieldDecision::Yield(MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)));
         }
         let next = state & !(YIELDS | WITHHELD | PACKETS_MASK);
         let order = Ordering::Relaxed;
         let ended = slot.state.compare_exchange(state, next, order, order);
-        Turn::Forward {
+        YieldDecision::Forward {
             takeover: ended.is_ok(),
         }
     }
@@ -189,7 +190,7 @@ impl OtherForwarders {
     }
 }
 
-/// Returns whether a router that yields has to go on yielding.
+/// Returns whether a router that yields continues to yield.
 fn yield_lasts(state: u64, takeover_ms: u64, now_ms: u64) -> bool {
     let silent_ms = age_ms(state, now_ms);
     silent_ms < takeover_ms || silent_ms < MAX_SILENCE_MS && state & WITHHELD == 0
@@ -204,13 +205,13 @@ mod tests {
     const OWN: MacAddress = MacAddress([2, 0, 0, 0, 0, 5]);
     const HIGH: MacAddress = MacAddress([2, 0, 0, 0, 0, 9]);
 
-    struct Link {
+    struct EgressLink {
         forwarders: OtherForwarders,
         stream: StreamKey,
         egress: InterfaceId,
     }
 
-    impl Link {
+    impl EgressLink {
         fn new() -> Self {
             let egress = InterfaceId::new(3).unwrap();
             let domain = IngressDomain {
@@ -235,15 +236,15 @@ mod tests {
         fn forwards(&self, now_ms: u64) -> bool {
             let (forwarders, stream, egress) = (&self.forwarders, self.stream, self.egress);
             let yields = forwarders.yields_to(stream, egress, 500, now_ms).is_some();
-            let turn = forwarders.turn(stream, egress, 500, now_ms);
-            assert_eq!(yields, matches!(turn, Turn::Yield(_)));
+            let decision = forwarders.decide(stream, egress, 500, now_ms);
+            assert_eq!(yields, matches!(decision, YieldDecision::Yield(_)));
             !yields
         }
     }
 
     #[test]
-    fn station_with_lower_address_takes_precedence_until_it_is_silent() {
-        let link = Link::new();
+    fn lower_address_takes_precedence_until_silent() {
+        let link = EgressLink::new();
         assert!(link.forwards(0));
         link.see(LOW, 1);
         for now_ms in [1, 200, 500] {
@@ -256,8 +257,8 @@ mod tests {
     }
 
     #[test]
-    fn station_with_higher_address_is_expected_to_yield() {
-        let link = Link::new();
+    fn higher_address_is_expected_to_yield() {
+        let link = EgressLink::new();
         link.see(HIGH, 1);
         assert!(link.forwards(2));
         // A few packets that were on their way, or a single one much later.
@@ -268,7 +269,7 @@ mod tests {
 
     #[test]
     fn router_yields_to_a_station_that_does_not_stop() {
-        let link = Link::new();
+        let link = EgressLink::new();
         for now_ms in (0..1000).step_by(10) {
             link.see(HIGH, now_ms);
             assert!(link.forwards(now_ms));
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn station_that_paused_has_to_persist_again() {
-        let link = Link::new();
+        let link = EgressLink::new();
         for now_ms in 0..100 {
             link.see(HIGH, now_ms);
             assert!(link.forwards(now_ms));
@@ -300,7 +301,7 @@ mod tests {
 
     #[test]
     fn slow_stream_loses_one_packet_at_a_takeover() {
-        let link = Link::new();
+        let link = EgressLink::new();
         // One packet every ten seconds, copied by the other station a moment later.
         assert!(link.forwards(0));
         link.see(LOW, 1);
@@ -316,7 +317,7 @@ mod tests {
 
     #[test]
     fn yield_does_not_outlast_a_minute_of_silence() {
-        let link = Link::new();
+        let link = EgressLink::new();
         link.see(LOW, 0);
         assert!(link.forwards(MAX_SILENCE_MS));
     }

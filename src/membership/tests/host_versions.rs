@@ -89,7 +89,7 @@ fn newer_version_returns_when_the_older_querier_is_gone() {
     host.take();
     host.advance(0.2);
     assert_eq!(host.machine.generation(), Three);
-    // The sources are known to nobody: they are reported.
+    // No router knows the sources yet, so they are reported.
     host.advance(10.0);
     assert_eq!(host.take(), ["IS_IN 1 a"]);
 }

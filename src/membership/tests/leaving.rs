@@ -428,7 +428,7 @@ fn leave_is_queried_if_a_host_is_untracked() {
 }
 
 #[test]
-fn leave_of_the_only_second_generation_reporter_ends_the_group() {
+fn leave_of_only_igmpv2_reporter_ends_group() {
     for protocol in Protocol::ALL {
         let mut rule = rule();
         rule.fast_leave = true;
@@ -457,7 +457,7 @@ fn leave_of_the_only_second_generation_reporter_ends_the_group() {
 }
 
 #[test]
-fn second_generation_leave_is_queried_while_members_may_be_unknown() {
+fn igmpv2_leave_is_queried_while_members_may_be_unknown() {
     // The hosts may not have answered the first query yet.
     let mut link = link_with_fast_leave();
     link.receive(1, "v2").advance_to(9.0).receive(1, "leave");

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use super::joins::{derived_filters, kernel, records};
 use super::{cases, route};
 use crate::lab::proxy::{checksummed, igmp_frame, joined, proxy};
+use crate::lab::switch::{upstream_switch, wait_until_snooping};
 use crate::lab::{
-    Capture, Frr, GroupMember, Injector, IpPacket, Lab, LinkEnd, Ns, NumberedStream, Router, Star,
-    Udp, bridge, connect_all, eventually, missing, received_in_order, wait_until,
+    Capture, Frr, GroupMember, Injector, IpPacket, Lab, Ns, NumberedStream, Router, Star, bridge,
+    eventually, missing, received_in_order, wait_until,
 };
 use mcastor::model::{Source, SourceFilter};
 
@@ -29,31 +30,6 @@ cases!("host_reports":
 
 const GROUP: &str = "225.1.2.3";
 
-/// Inserts a namespace with a snooping bridge between `src` and `in` of the router. `options` are
-/// those of `ip link set br0 type bridge`.
-fn snooping_switch(lab: &Lab, star: &Star, options: &str) -> Ns {
-    let sw = lab.ns("sw");
-    star.rtr.ip("link del in");
-    connect_all(&[
-        (
-            LinkEnd::new(&sw, "p0", &[]),
-            LinkEnd::new(&star.src, "eth0", &["10.0.0.10/24"]),
-        ),
-        (
-            LinkEnd::new(&sw, "p1", &[]),
-            LinkEnd::new(&star.rtr, "in", &["10.0.0.1/24"]),
-        ),
-    ]);
-    sw.ip_batch(&format!(
-        "link add br0 type bridge\n\
-         link set br0 type bridge mcast_snooping 1 mcast_igmp_version 3 mcast_mld_version 2 {options}\n\
-         link set p0 master br0\nlink set p1 master br0\n\
-         address add 10.0.0.200/24 dev br0\nlink set br0 up\n\
-         link set br0 type bridge mcast_querier 1\n"
-    ));
-    sw
-}
-
 fn iptables(ns: &Ns, rules: &[&str]) {
     for rule in rules {
         let words: Vec<&str> = rule.split_whitespace().collect();
@@ -68,7 +44,7 @@ fn stream_outlives_input_drop_behind_a_snooping_switch(lab: &Lab) {
     let options = "mcast_query_interval 300 mcast_membership_interval 700 \
                    mcast_startup_query_interval 200 mcast_query_use_ifaddr 1 \
                    mcast_query_response_interval 100 mcast_last_member_interval 100";
-    let sw = snooping_switch(lab, &star, options);
+    let sw = upstream_switch(lab, &star, options);
     iptables(&star.rtr, &["-A INPUT -i lo -j ACCEPT", "-P INPUT DROP"]);
     let router = Router::start(lab, &star.rtr, &route("r", "in", "", GROUP, &["out1"], ""));
     eventually("the switch knows the member", true, || {
@@ -77,13 +53,7 @@ fn stream_outlives_input_drop_behind_a_snooping_switch(lab: &Lab) {
     // The switch considers its own querier valid only after a while, and floods until then.
     let at_in = Capture::new(&star.rtr, "in");
     let inject = Injector::new(&star.src, "eth0");
-    eventually("the switch snoops", true, || {
-        let other = "225.9.9.9";
-        let before = at_in.to(other).len();
-        inject.send(&Udp::new("10.0.0.10:9", &format!("{other}:5000"), "x").frame());
-        std::thread::sleep(Duration::from_millis(20));
-        at_in.to(other).len() == before
-    });
+    wait_until_snooping(&inject, &at_in, &["225.9.9.9"]);
     let wire = Capture::new(&star.rcv, "eth1");
     let flow = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 100);
     wait_until(Duration::from_secs(18), || false);
@@ -130,7 +100,7 @@ fn switch_keeps_the_exact_filter(lab: &Lab) {
     star.rcv.sysctl("net/ipv4/igmp_max_msf", "64");
     let options = "mcast_query_interval 100 mcast_query_response_interval 50 \
                    mcast_startup_query_interval 50 mcast_membership_interval 300";
-    let sw = snooping_switch(lab, &star, options);
+    let sw = upstream_switch(lab, &star, options);
     let wire = Capture::new(&sw, "p1");
     let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
     let v4 = |range: std::ops::Range<u32>| -> Vec<String> {

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::{cases, route};
 use crate::lab::proxy::{members, proxy};
-use crate::lab::{
-    Capture, Injector, Lab, LinkEnd, Ns, Router, Star, Udp, UdpRx, connect_all, eventually,
-};
+use crate::lab::switch::{upstream_switch, wait_until_snooping};
+use crate::lab::{Capture, Injector, Lab, Ns, Router, Star, Udp, UdpRx, eventually};
 use mcastor::model::{Group, IfIndex, Source, SourceFilter};
 use mcastor::sys::memberships::HostMemberships;
 
@@ -243,26 +242,8 @@ fn joins_2048_groups_of_each_family_on_few_sockets(lab: &Lab) {
 /// Connects `src` and `in` of the router by a bridge with snooping and a querier.
 fn join_makes_a_snooping_switch_deliver(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let sw = lab.ns("sw");
-    star.rtr.ip("link del in");
-    connect_all(&[
-        (
-            LinkEnd::new(&sw, "p0", &[]),
-            LinkEnd::new(&star.src, "eth0", &["10.0.0.10/24"]),
-        ),
-        (
-            LinkEnd::new(&sw, "p1", &[]),
-            LinkEnd::new(&star.rtr, "in", &["10.0.0.1/24"]),
-        ),
-    ]);
-    sw.ip_batch(
-        "link add br0 type bridge\n\
-         link set br0 type bridge mcast_snooping 1 mcast_igmp_version 3 \
-         mcast_query_response_interval 10 mcast_startup_query_interval 20\n\
-         link set p0 master br0\nlink set p1 master br0\n\
-         link set br0 up\n\
-         link set br0 type bridge mcast_querier 1\n",
-    );
+    let options = "mcast_query_response_interval 10 mcast_startup_query_interval 20";
+    let sw = upstream_switch(lab, &star, options);
     let groups = ["225.1.2.3", "232.1.2.3"];
     let toml = |joins: &str| {
         route("any", "in", "", groups[0], &["out1"], joins)
@@ -277,15 +258,7 @@ fn join_makes_a_snooping_switch_deliver(lab: &Lab) {
         }
     };
     let at_in = Capture::new(&star.rtr, "in");
-    // The switch floods until it considers its querier valid; then it forwards only to members.
-    let mut n = 0;
-    eventually("the switch snoops", true, || {
-        let before = groups.map(|g| at_in.to(g).len());
-        (0..5).for_each(|_| send(n));
-        n += 1;
-        std::thread::sleep(Duration::from_millis(20));
-        groups.map(|g| at_in.to(g).len()) == before
-    });
+    wait_until_snooping(&inject, &at_in, &groups);
     (0..50).for_each(send);
     let before = groups.map(|g| at_in.to(g).len());
     router.write_settings(&toml(""));

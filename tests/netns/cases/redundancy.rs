@@ -1,6 +1,7 @@
 //! Several forwarders between two links, and streams that arrive on several interfaces.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{cases, route};
 use crate::lab::numbered_stream::{NumberedStream, sequence_number};
@@ -24,6 +25,7 @@ cases!("redundancy":
     one_of_two_uplinks_is_active,
     ingress_all_forwards_both_copies,
     uplink_without_carrier_is_replaced_at_once,
+    forged_high_ttl_of_a_host_stops_no_stream,
     standby_and_yield_are_shown,
 );
 
@@ -31,8 +33,8 @@ const GROUP: &str = "239.1.1.1";
 const SRC: &str = "10.0.0.100:9";
 const DST: &str = "239.1.1.1:5000";
 
-/// On a busy machine, a router may not read a link for longer than the default takeover time.
-const PATIENT: &str = "takeover = \"5s\"\n";
+/// A takeover time that is longer than any pause in which a busy machine does not run a router.
+const LONG_TAKEOVER: &str = "takeover = \"5s\"\n";
 
 /// Returns routes in both directions.
 fn two_way(extra: &str) -> String {
@@ -88,33 +90,38 @@ fn wait_for_last(capture: &Capture, sent: u32) {
     });
 }
 
+/// Starts a router in each namespace of the network.
+fn start_all(lab: &Lab, net: &ParallelRouters, toml: &str) -> Vec<Router> {
+    let start = |ns| Router::start(lab, ns, toml);
+    net.routers.iter().map(start).collect()
+}
+
+/// Sends two packets of a new stream with TTL 9. Checks that within half a second, both arrive on
+/// LAN B, at most one copy for each router, and at most `returned` packets return to LAN A.
+fn send_two_packets(net: &ParallelRouters, returned: usize) {
+    let (a, b) = (
+        Capture::new(&net.src, "eth0"),
+        Capture::new(&net.rcv, "eth0"),
+    );
+    let sender = Injector::new(&net.src, "eth0");
+    for n in 0..2u32 {
+        let packet = Udp::new(SRC, DST, n.to_be_bytes()).ttl(9).id(n as u16);
+        sender.send(&packet.frame());
+    }
+    eventually("both packets arrive", true, || copies(&b).len() == 2);
+    let most = net.routers.len();
+    let exceeded = wait_until(Duration::from_millis(500), || {
+        copies(&b).values().any(|copies| *copies > most) || a.to(GROUP).len() > returned
+    });
+    let (copies, back) = (copies(&b), a.to(GROUP).len());
+    assert!(!exceeded, "copies: {copies:?}, returned to LAN A: {back}");
+}
+
 fn first_packets_cross_parallel_routers_once_each(lab: &Lab) {
     for count in [2, 3] {
         let net = ParallelRouters::tagged(lab, count, "", &count.to_string());
-        let routers: Vec<_> = net
-            .routers
-            .iter()
-            .map(|r| Router::start(lab, r, &two_way(PATIENT)))
-            .collect();
-        let (a, b) = (
-            Capture::new(&net.src, "eth0"),
-            Capture::new(&net.rcv, "eth0"),
-        );
-        let sender = Injector::new(&net.src, "eth0");
-        for n in 0..2u32 {
-            sender.send(
-                &Udp::new(SRC, DST, n.to_be_bytes())
-                    .ttl(9)
-                    .id(n as u16)
-                    .frame(),
-            );
-        }
-        // A marker whose stream nothing else uses: what was on its way has arrived before.
-        wait_for_last(&b, 2);
-        assert!(!wait_until(std::time::Duration::from_millis(500), || {
-            copies(&b).values().any(|c| *c > count) || !a.to(GROUP).is_empty()
-        }));
-        drop(routers);
+        let _routers = start_all(lab, &net, &two_way(LONG_TAKEOVER));
+        send_two_packets(&net, 0);
     }
 }
 
@@ -126,26 +133,10 @@ fn smcroute_files_of_parallel_routers_cause_no_storm(lab: &Lab) {
         (Implementation::Smcroute, "s"),
     ] {
         let net = ParallelRouters::tagged(lab, 3, "", tag);
-        let start = |r| Daemon::start(lab, r, implementation, conf, &[]);
-        let daemons: Vec<_> = net.routers.iter().map(start).collect();
-        let (a, b) = (
-            Capture::new(&net.src, "eth0"),
-            Capture::new(&net.rcv, "eth0"),
-        );
-        let sender = Injector::new(&net.src, "eth0");
-        for n in 0..2u32 {
-            sender.send(
-                &Udp::new(SRC, DST, n.to_be_bytes())
-                    .ttl(9)
-                    .id(n as u16)
-                    .frame(),
-            );
-        }
-        eventually("both packets arrive", true, || copies(&b).len() == 2);
-        assert!(!wait_until(std::time::Duration::from_millis(500), || {
-            b.to(GROUP).len() > 6 || a.to(GROUP).len() > 2
-        }));
-        drop(daemons);
+        let start = |ns| Daemon::start(lab, ns, implementation, conf, &[]);
+        let _daemons: Vec<_> = net.routers.iter().map(start).collect();
+        // smcroute returns two packets in this network.
+        send_two_packets(&net, 2);
     }
 }
 
@@ -182,25 +173,21 @@ fn deliver_one_copy(lab: &Lab, net: &ParallelRouters, toml: &str, first: usize) 
 fn routes_in_both_directions_deliver_one_copy(lab: &Lab) {
     for first in [0, 1] {
         let net = ParallelRouters::tagged(lab, 2, "", &first.to_string());
-        deliver_one_copy(lab, &net, &two_way(PATIENT), first);
+        deliver_one_copy(lab, &net, &two_way(LONG_TAKEOVER), first);
     }
 }
 
 fn one_way_routes_deliver_one_copy(lab: &Lab) {
     for first in [0, 1] {
         let net = ParallelRouters::tagged(lab, 2, "", &first.to_string());
-        deliver_one_copy(lab, &net, &one_way(PATIENT), first);
+        deliver_one_copy(lab, &net, &one_way(LONG_TAKEOVER), first);
     }
 }
 
 /// Starts two proxies with one member on LAN B.
 fn start_proxies(lab: &Lab, net: &ParallelRouters, extra: &str) -> (Vec<Router>, UdpRx) {
-    let toml = proxy(&["lan0"], &["lan1"], PATIENT) + extra;
-    let routers: Vec<_> = net
-        .routers
-        .iter()
-        .map(|r| Router::start(lab, r, &toml))
-        .collect();
+    let toml = proxy(&["lan0"], &["lan1"], LONG_TAKEOVER) + extra;
+    let routers = start_all(lab, net, &toml);
     let receiver = UdpRx::join(&net.rcv, "eth0", DST);
     for router in &routers {
         eventually("the member is known", true, || {
@@ -258,7 +245,7 @@ fn router_yields_to_a_forwarder_without_the_rule(lab: &Lab) {
         let conf = "mroute from lan0 group 239.1.1.1 to lan1\n";
         let theirs = &net.routers[1 - ours];
         let _daemon = Daemon::start(lab, theirs, Implementation::Smcroute, conf, &[]);
-        let router = Router::start(lab, &net.routers[ours], &one_way(PATIENT));
+        let router = Router::start(lab, &net.routers[ours], &one_way(LONG_TAKEOVER));
         let b = Capture::new(&net.rcv, "eth0");
         let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 500);
         eventually("the router yields", true, || {
@@ -276,8 +263,7 @@ fn router_yields_to_a_forwarder_without_the_rule(lab: &Lab) {
 fn failover_takes_less_than_two_seconds(lab: &Lab) {
     for (toml, tag) in [(one_way(""), "one"), (two_way(""), "two")] {
         let net = ParallelRouters::tagged(lab, 2, "", tag);
-        let start = |r| Router::start(lab, r, &toml);
-        let mut routers: Vec<_> = net.routers.iter().map(start).collect();
+        let mut routers = start_all(lab, &net, &toml);
         let b = Capture::new(&net.rcv, "eth0");
         // An unoptimised router on a busy machine does not forward more.
         let rate = std::env::var("MCASTOR_FAILOVER_RATE").ok();
@@ -299,11 +285,7 @@ fn failover_takes_less_than_two_seconds(lab: &Lab) {
 
 fn slow_stream_is_delivered_once(lab: &Lab) {
     let net = ParallelRouters::new(lab, 2, "");
-    let _routers: Vec<_> = net
-        .routers
-        .iter()
-        .map(|r| Router::start(lab, r, &one_way("")))
-        .collect();
+    let _routers = start_all(lab, &net, &one_way(""));
     let b = Capture::new(&net.rcv, "eth0");
     // Longer than the takeover time between two packets.
     let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 1);
@@ -345,12 +327,11 @@ fn one_of_two_uplinks_is_active(lab: &Lab) {
     assert_one_copy(&wire, 0..50);
     // The first uplink is silent now.
     let mut n = 50;
-    while wire.to(GROUP).len() == 50 {
+    eventually("the second uplink takes over", true, || {
         two.send(&frame(n, 1000 + n as u16));
         n += 1;
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        assert!(n < 1000, "the second uplink does not take over");
-    }
+        wire.to(GROUP).len() > 50
+    });
     let labels = [("role", "ingress"), ("iface", "out2")];
     router.expect_metric("mcastor_takeovers_total", &labels, 1);
 }
@@ -398,11 +379,7 @@ fn uplink_without_carrier_is_replaced_at_once(lab: &Lab) {
 
 fn standby_and_yield_are_shown(lab: &Lab) {
     let net = ParallelRouters::new(lab, 2, "");
-    let routers: Vec<_> = net
-        .routers
-        .iter()
-        .map(|r| Router::start(lab, r, &two_way(PATIENT)))
-        .collect();
+    let routers = start_all(lab, &net, &two_way(LONG_TAKEOVER));
     let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 100);
     let flow = |router: &Router| {
         let flows = router.control().show("flows");
@@ -428,4 +405,31 @@ fn standby_and_yield_are_shown(lab: &Lab) {
             .is_none_or(|y| y.is_empty())
     );
     drop(stream);
+}
+
+fn forged_high_ttl_of_a_host_stops_no_stream(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 1, "");
+    let settings = format!("{LONG_TAKEOVER}redundant = false\n");
+    let router = Router::start(
+        lab,
+        &net.routers[0],
+        &proxy(&["lan0"], &["lan1"], &settings),
+    );
+    let receiver = UdpRx::join(&net.rcv, "eth0", DST);
+    eventually("the group is joined", 1, || joined(&router, "lan0").len());
+    let member = Capture::new(&net.rcv, "eth0");
+    let host = Injector::new(&net.rcv, "eth0");
+    let sender = Injector::new(&net.src, "eth0");
+    // The source is on neither link. The host uses its address, with the highest TTL.
+    for n in 0..50u32 {
+        let packet = |ttl| Udp::new(REMOTE, DST, n.to_be_bytes()).ttl(ttl).id(n as u16);
+        sender.send(&packet(9).frame());
+        eventually("the packet arrives", true, || {
+            copies(&member).contains_key(&n)
+        });
+        host.send(&packet(255).frame());
+    }
+    router.expect_dropped("standby", "lan1", 50);
+    router.expect_dropped("standby", "lan0", 0);
+    receiver.expect(50);
 }
