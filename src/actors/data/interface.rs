@@ -14,7 +14,7 @@ use actix::prelude::*;
 use ahash::AHashMap;
 use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::foreign_sources::ForeignSources;
 use crate::actors::messages::{
@@ -317,11 +317,6 @@ impl Actor for Interface {
                     actor.expire_flows();
                 });
                 self.capture = Some(capture);
-                let activity = match self.watch_only {
-                    true => "watching for other forwarders",
-                    false => "capturing",
-                };
-                debug!("{}: {activity}", self.death_guard.role());
                 Ok(())
             }
             Err(e) => {

@@ -446,7 +446,10 @@ impl Handler<CaptureOpened> for Supervisor {
         match message.result {
             Ok(()) => {
                 captured.open = true;
-                info!("{}: capturing", captured.name);
+                match captured.watch_only {
+                    true => info!("{}: watching for other forwarders", captured.name),
+                    false => info!("{}: capturing", captured.name),
+                }
             }
             Err(e) => {
                 let remedy = match e.kind() {

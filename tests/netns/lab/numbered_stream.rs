@@ -27,6 +27,7 @@ impl NumberedStream {
         let (src, dst) = (src.to_owned(), dst.to_owned());
         let (stopped, count) = (stop.clone(), sent.clone());
         let thread = std::thread::spawn(move || {
+            stay_on_one_core();
             let started = Instant::now();
             while !stopped.load(Ordering::Acquire) {
                 let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as u32;
@@ -68,6 +69,15 @@ impl NumberedStream {
         }
         self.sent()
     }
+}
+
+/// Keeps the calling thread on the core that it runs on. A veth device queues packets for each core,
+/// so a sender that moves to another core may reorder them.
+fn stay_on_one_core() {
+    let core = nix::sched::sched_getcpu().expect("the current core");
+    let mut cores = nix::sched::CpuSet::new();
+    cores.set(core).expect("a core of the set");
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores).expect("stay on a core");
 }
 
 impl Drop for NumberedStream {
