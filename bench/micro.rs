@@ -54,6 +54,12 @@ fn packet(i: usize, payload: usize) -> Vec<u8> {
 /// Returns a FIB with `rules` rules from `in` to `egresses` interfaces. The rules are (S,G) if
 /// `pairs` is true, otherwise (*,G).
 fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
+    let (rib, links) = rib(rules, pairs, egresses);
+    rib.build_fib(&links, 1)
+}
+
+/// Returns the rules and the links of [`fib`].
+fn rib(rules: usize, pairs: bool, egresses: usize) -> (Rib, Links) {
     let link = |index, name: String| {
         Link::new(
             InterfaceId::new(index).expect("not zero"),
@@ -75,12 +81,12 @@ fn fib(rules: usize, pairs: bool, egresses: usize) -> Fib {
             ..RouteRule::new("in".parse().expect("a name"), group, to.collect())
         }
     });
-    Rib {
+    let rib = Rib {
         rules: rules.collect(),
         interfaces: vec![],
         ..Rib::default()
-    }
-    .build_fib(&links, 1)
+    };
+    (rib, links)
 }
 
 fn ingress(fib: &Fib) -> &mcastor::table::Ingress {
@@ -135,6 +141,41 @@ fn bench_decide(c: &mut Criterion) {
                 i = (i + 1) % many.len();
                 decide(arrival, &mut known, black_box(&many[i])).map(ttl)
             });
+        });
+    }
+    g.finish();
+}
+
+/// Measures the addition and removal of one route: from the command to the FIB that forwards
+/// accordingly, compared with a FIB that is built from all rules.
+fn bench_route_changes(c: &mut Criterion) {
+    let mut g = c.benchmark_group("one route");
+    for rules in [10, 10_000, 100_000] {
+        let (mut current, links) = rib(rules, true, 1);
+        let mut builder = current.fib_builder(&links);
+        let mut fib = builder.build(1);
+        let (one_more, _) = rib(rules + 1, true, 1);
+        let added = &one_more.rules[rules];
+        g.bench_function(
+            BenchmarkId::new("add, publish, remove, publish", rules),
+            |b| {
+                b.iter(|| {
+                    // Routing changes a copy, so that a refused change has no effect.
+                    let mut next = current.clone();
+                    let change = next.add(added.clone()).expect("a new route");
+                    assert!(builder.apply(&change));
+                    current = next;
+                    fib = builder.build(fib.generation + 1);
+                    let mut next = current.clone();
+                    let change = next.remove(&added.from, added.source, added.group, &[]);
+                    assert!(builder.apply(&change.expect("the route exists")));
+                    current = next;
+                    fib = builder.build(fib.generation + 1);
+                });
+            },
+        );
+        g.bench_function(BenchmarkId::new("build from all rules", rules), |b| {
+            b.iter(|| current.build_fib(&links, 1));
         });
     }
     g.finish();
@@ -290,6 +331,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1_000))
         .sample_size(20);
-    targets = bench_memberships, bench_decide, bench_packet_functions, bench_switch
+    targets = bench_route_changes, bench_memberships, bench_decide, bench_packet_functions, bench_switch
 }
 criterion_main!(benches);

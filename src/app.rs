@@ -418,7 +418,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
     let mut proxies = std::mem::take(&mut settings.proxies);
     proxies.extend(mnat.and_then(member_proxy));
     Rib {
-        rules: std::mem::take(&mut settings.routes),
+        rules: std::mem::take(&mut settings.routes).into(),
         joins: std::mem::take(&mut settings.joins),
         proxies,
         interfaces: settings

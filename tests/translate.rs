@@ -57,7 +57,7 @@ fn fib(from: &(String, String), to: &(String, String), port: Option<u16>, mtu: u
     let translation = TranslationRule::new((rule.source, rule.group), translated, port, false);
     rule.translation = Some(translation.unwrap());
     let rib = Rib {
-        rules: vec![rule],
+        rules: vec![rule].into(),
         ..Rib::default()
     };
     rib.build_fib(&links, 1)

@@ -59,7 +59,7 @@ use crate::table::{EgressId, Fib, ReportOptions, Rib};
 pub struct Publish {
     /// The forwarding table.
     pub fib: Arc<Fib>,
-    /// Names of its ingress interfaces; `None` if only memberships changed.
+    /// Names of its ingress interfaces; `None` if the interfaces are those of the former table.
     pub names: Option<AHashMap<InterfaceId, IfName>>,
 }
 

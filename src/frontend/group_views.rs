@@ -8,6 +8,7 @@ use crate::actors::messages::{HostGroup, MemberGroup};
 use crate::api::view::{GroupSourceView, GroupView};
 use crate::membership::SourceStatus;
 use crate::model::{Group, IfName, RouteRule, Source, SourceFilter};
+use crate::table::RouteRules;
 use crate::table::translated_joins::{original_membership, translated_part, translates_to};
 
 /// Streams that a route translates for the members of a group.
@@ -23,11 +24,7 @@ struct TranslatedJoin<'a> {
 }
 
 /// Renders the groups: first those that this host joined, then those with members.
-pub fn groups(
-    joined: &[HostGroup],
-    members: &[MemberGroup],
-    rules: &[RouteRule],
-) -> Vec<GroupView> {
+pub fn groups(joined: &[HostGroup], members: &[MemberGroup], rules: &RouteRules) -> Vec<GroupView> {
     let translations: Vec<Vec<TranslatedJoin<'_>>> = members
         .iter()
         .map(|member| translated_joins(member, rules))
@@ -54,10 +51,7 @@ pub fn groups(
     host_views.chain(member_views).collect()
 }
 
-fn translated_joins<'a>(
-    member: &'a MemberGroup,
-    rules: &'a [RouteRule],
-) -> Vec<TranslatedJoin<'a>> {
+fn translated_joins<'a>(member: &'a MemberGroup, rules: &'a RouteRules) -> Vec<TranslatedJoin<'a>> {
     let (group, filter) = (member.status.group, &member.status.filter);
     let rules = rules
         .iter()

@@ -123,7 +123,11 @@ where
     async move { answer.await.map_err(|_| QueryError::NoAnswer(actor)) }
 }
 
-async fn routing_tables(context: &RouterContext) -> Result<RoutingTables, QueryError> {
+/// Returns the rules and the interfaces.
+///
+/// # Errors
+/// Routing does not answer.
+pub async fn routing_tables(context: &RouterContext) -> Result<RoutingTables, QueryError> {
     ask(context, "routing", QueryRouting).await
 }
 

@@ -18,9 +18,9 @@ use super::query::{self, QueryError};
 use super::socket_server::{self, ClientState};
 use super::unix_socket::ListeningSocket;
 use crate::actors::RouterContext;
-use crate::api::view::InterfaceView;
+use crate::actors::messages::RoutingTables;
 use crate::api::{FlowQuery, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
-use crate::model::{GroupPrefix, IfName, IfPattern, Source, SourcePrefix};
+use crate::model::{GroupPrefix, IfPattern, Source, SourcePrefix};
 use crate::smcroute::line::{self, pattern};
 use crate::smcroute::show::{self, RouteSnapshot, ShowFormat, ShowKind};
 use crate::smcroute::wire::{MAX_COMMAND_LEN, SmcrouteCommand, SmcrouteWireError, Verb, length};
@@ -177,17 +177,31 @@ fn addresses<'a>(
     Ok((source, group, left))
 }
 
-/// Returns the interfaces that match a name or pattern.
-async fn matching_interfaces(
-    context: &RouterContext,
-    name: &IfPattern,
-) -> Result<Vec<InterfaceView>, String> {
-    let interfaces = query::show(context, ShowQuery::Interfaces).await;
-    let ShowReply::Interfaces(interfaces) = interfaces.map_err(|e| e.to_string())? else {
-        return Ok(Vec::new());
-    };
-    let fits = |i: &InterfaceView| i.name.parse::<IfName>().is_ok_and(|n| name.matches(&n));
-    Ok(interfaces.into_iter().filter(fits).collect())
+/// The interfaces that a name or pattern matches.
+#[derive(PartialEq, Eq)]
+enum Matched {
+    /// None.
+    Nothing,
+    /// Only disabled ones.
+    Disabled,
+    /// At least one that rules may use.
+    Usable,
+}
+
+fn matched(RoutingTables { rib, links, .. }: &RoutingTables, name: &IfPattern) -> Matched {
+    let mut matched = Matched::Nothing;
+    for link in links.iter().filter(|link| name.matches(&link.name)) {
+        if !rib.options(link).is_some_and(|o| o.disabled) {
+            return Matched::Usable;
+        }
+        matched = Matched::Disabled;
+    }
+    matched
+}
+
+async fn routing_tables(context: &RouterContext) -> Result<RoutingTables, String> {
+    let tables = query::routing_tables(context).await;
+    tables.map_err(|e| e.to_string())
 }
 
 fn not_known(iif: &str) -> String {
@@ -206,11 +220,7 @@ async fn add(context: &RouterContext, words: &[String]) -> Result<String, String
     if iif == line::LOOPBACK {
         return Err(not_known(iif));
     }
-    if !matching_interfaces(context, &from)
-        .await?
-        .iter()
-        .any(|i| !i.disabled)
-    {
+    if matched(&routing_tables(context).await?, &from) != Matched::Usable {
         return Err(not_known(iif));
     }
     let mut to = Vec::new();
@@ -246,19 +256,11 @@ async fn remove(context: &RouterContext, words: &[String]) -> Result<String, Str
     let from = pattern(iif).map_err(|e| format!("mroute: {e}"))?;
     let (source, group, oifs) = addresses("mroute", rest)?;
     // A route of the file can be removed while it waits for an interface.
-    let interfaces = matching_interfaces(context, &from).await?;
-    if !interfaces.is_empty() && interfaces.iter().all(|i| i.disabled) {
+    let tables = routing_tables(context).await?;
+    if matched(&tables, &from) == Matched::Disabled {
         return Err(not_known(iif));
     }
-    let routes = query::show(context, ShowQuery::Routes).await;
-    let ShowReply::Routes(routes) = routes.map_err(|e| e.to_string())? else {
-        return Ok(String::new());
-    };
-    let key = (from.to_string(), source.to_string(), group.to_string());
-    let Some(route) = routes
-        .iter()
-        .find(|r| (&r.from, &r.source, &r.group) == (&key.0, &key.1, &key.2))
-    else {
+    let Some(route) = tables.rib.rules.find(&from, source, group) else {
         return Err(format!(
             "mroute: no route from {iif} for ({source}, {group})"
         ));
@@ -267,11 +269,10 @@ async fn remove(context: &RouterContext, words: &[String]) -> Result<String, Str
     for oif in oifs {
         // Names that the route does not send to are skipped.
         if let Ok(oif) = pattern(oif)
-            && let oif = oif.to_string()
             && route.to.contains(&oif)
-            && !to.contains(&oif)
+            && !to.contains(&oif.to_string())
         {
-            to.push(oif);
+            to.push(oif.to_string());
         }
     }
     if to.is_empty() && !oifs.is_empty() {
@@ -279,9 +280,9 @@ async fn remove(context: &RouterContext, words: &[String]) -> Result<String, Str
     }
     let change = RuleChange::Remove(RouteSpec {
         rewrite: None,
-        from: key.0,
+        from: from.to_string(),
         source: Some(source.net().to_string()),
-        group: key.2,
+        group: group.to_string(),
         to,
         join: None,
         stop: false,
@@ -314,7 +315,7 @@ async fn membership(
     if join {
         notes.iter().for_each(|note| warn!("{note}"));
     }
-    if join && matching_interfaces(context, &interface).await?.is_empty() {
+    if join && matched(&routing_tables(context).await?, &interface) == Matched::Nothing {
         return Err(format!("unknown interface {iif}"));
     }
     let mut sources: Vec<Option<Source>> = line::members(source, group)?

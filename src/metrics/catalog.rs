@@ -13,7 +13,7 @@ use super::families::Families;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
 use crate::forward::DropReason;
-use crate::model::{FlowEnd, Link, RouteName, TakeoverRole, TranslationKind};
+use crate::model::{FlowEnd, IfName, Link, RouteName, TakeoverRole, TranslationKind};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -67,13 +67,25 @@ impl<K: Clone + Eq + std::hash::Hash> SeriesKeys<K> {
         }
     }
 
+    /// Marks `key` as in use again, if it was retired.
+    fn revive(&mut self, key: K) {
+        if let Some(at) = self.retired.iter().position(|k| *k == key) {
+            self.retired.remove(at);
+            self.live.insert(key);
+        }
+    }
+
     /// Retires the keys in use for which `is_live` is false.
     fn retire(&mut self, is_live: impl Fn(&K) -> bool) -> RetiredKeys<K> {
-        let newly_retired: Vec<K> = self.live.iter().filter(|k| !is_live(k)).cloned().collect();
-        for key in &newly_retired {
-            self.live.remove(key);
-            self.retired.push_back(key.clone());
-        }
+        let dead: Vec<K> = self.live.iter().filter(|k| !is_live(k)).cloned().collect();
+        self.retire_keys(dead)
+    }
+
+    /// Retires those of the keys that are in use.
+    fn retire_keys(&mut self, keys: Vec<K>) -> RetiredKeys<K> {
+        let mut newly_retired = keys;
+        newly_retired.retain(|key| self.live.remove(key));
+        self.retired.extend(newly_retired.iter().cloned());
         let excess = self.retired.len().saturating_sub(MAX_RETIRED);
         RetiredKeys {
             newly_retired,
@@ -475,7 +487,27 @@ impl Catalog {
             .collect();
         let mut known = self.known();
         let retired = known.paths.retire(|path| live.contains(path));
-        for key in &retired.expired {
+        self.remove_expired_paths(&mut known, &retired.expired);
+    }
+
+    /// Retires the removed paths, and keeps the series of added ones: (route, IIF, OIF) triples.
+    /// Works like [`Catalog::retire_paths`] if no other paths changed.
+    pub fn update_paths(
+        &self,
+        removed: &AHashSet<(RouteName, IfName, IfName)>,
+        added: &AHashSet<(RouteName, IfName, IfName)>,
+    ) {
+        let key = |(route, iif, oif): &(RouteName, IfName, IfName)| -> PathKey {
+            (route.clone(), iif.as_str().into(), oif.as_str().into())
+        };
+        let mut known = self.known();
+        added.iter().for_each(|path| known.paths.revive(key(path)));
+        let retired = known.paths.retire_keys(removed.iter().map(key).collect());
+        self.remove_expired_paths(&mut known, &retired.expired);
+    }
+
+    fn remove_expired_paths(&self, known: &mut KnownSeries, expired: &[PathKey]) {
+        for key in expired {
             let (route, iif, oif) = key;
             for plane in known.planes.remove(key).unwrap_or_default() {
                 let labels = [route.as_str(), iif, oif, &plane];
@@ -582,7 +614,17 @@ mod tests {
             catalog.interface(&name).received_packets.inc();
             catalog.path(&route, "eth0", &name, "packet");
             catalog.retire_interfaces(&none);
-            catalog.retire_paths(std::iter::empty());
+            match i % 2 {
+                0 => catalog.retire_paths(std::iter::empty()),
+                _ => {
+                    let iface = |name: &str| name.parse::<IfName>().unwrap();
+                    let path = (route.clone(), iface("eth0"), iface(&name));
+                    let (paths, none) = (AHashSet::from_iter([path]), AHashSet::new());
+                    catalog.update_paths(&paths, &none);
+                    catalog.update_paths(&none, &paths);
+                    catalog.update_paths(&paths, &none);
+                }
+            }
         }
         let text = String::from_utf8(catalog.text().unwrap()).unwrap();
         let count = |family: &str| text.lines().filter(|l| l.starts_with(family)).count();

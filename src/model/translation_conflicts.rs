@@ -1,6 +1,7 @@
 //! Conflicts between routes with translations and other routes: two streams that would leave as the
 //! same stream, and packets that would return to the route that translated them.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 
 use ipnet::IpNet;
@@ -14,7 +15,11 @@ const MAX_SEARCH_STEPS: usize = 10_000;
 /// Returns the streams that leave both routes on a common egress interface although they arrived
 /// as different streams; `None` if there are none or neither route changes streams. `rules` are all
 /// routes: streams that a more specific route matches do not count.
-pub fn merged_streams(a: &RouteRule, b: &RouteRule, rules: &[RouteRule]) -> Option<StreamSet> {
+pub fn merged_streams<R: Borrow<RouteRule>>(
+    a: &RouteRule,
+    b: &RouteRule,
+    rules: &[R],
+) -> Option<StreamSet> {
     if !(a.changes_streams() || b.changes_streams()) {
         return None;
     }
@@ -53,9 +58,10 @@ pub fn all_merged_streams(rules: &[RouteRule]) -> Vec<(usize, usize, StreamSet)>
 }
 
 /// Returns whether a more specific route with the same ingress interfaces matches all of `set`.
-fn is_overridden(rule: &RouteRule, set: StreamSet, rules: &[RouteRule]) -> bool {
+fn is_overridden<R: Borrow<RouteRule>>(rule: &RouteRule, set: StreamSet, rules: &[R]) -> bool {
     let specificity = |r: &RouteRule| (r.group.net().prefix_len(), r.source.net().prefix_len());
     rules.iter().any(|other| {
+        let other: &RouteRule = other.borrow();
         other.from == rule.from
             && specificity(other) > specificity(rule)
             && other.except_sources.is_empty()
@@ -65,16 +71,18 @@ fn is_overridden(rule: &RouteRule, set: StreamSet, rules: &[RouteRule]) -> bool 
 
 /// Returns the positions of the routes over which packets of `rules[start]` return to it, beginning
 /// with `start`; `None` if the route does not change streams or its packets do not return.
-pub fn translation_loop(rules: &[RouteRule], start: usize) -> Option<Vec<usize>> {
-    let first = rules.get(start).filter(|r| r.changes_streams())?;
+pub fn translation_loop<R: Borrow<RouteRule>>(rules: &[R], start: usize) -> Option<Vec<usize>> {
+    let rule_at = |at: usize| -> Option<&RouteRule> { rules.get(at).map(Borrow::borrow) };
+    let first = rule_at(start).filter(|r| r.changes_streams())?;
     let set = first.outgoing_streams(first.matched_streams())?;
     let mut visited: HashSet<(usize, StreamSet)> = HashSet::new();
     let mut pending = vec![(vec![start], set)];
     while let Some((route_path, set)) = pending.pop() {
-        let Some(last) = route_path.last().and_then(|at| rules.get(*at)) else {
+        let Some(last) = route_path.last().and_then(|at| rule_at(*at)) else {
             continue;
         };
         for (at, next) in rules.iter().enumerate() {
+            let next: &RouteRule = next.borrow();
             if !last.to.iter().any(|to| to.intersects(&next.from)) {
                 continue;
             }

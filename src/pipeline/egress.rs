@@ -9,7 +9,7 @@ use crate::forward::DropReason;
 use crate::forward::fragment::{clear_dont_fragment, fragment};
 use crate::forward::segment::segment;
 use crate::model::FragmentPolicy;
-use crate::table::{Path, PathId};
+use crate::table::{Path, PathId, SharedVec};
 use crate::wire::ip::IpHeader;
 use crate::wire::offload::GsoLayout;
 
@@ -100,7 +100,7 @@ pub struct EgressQueue {
     next: usize,
     mtu: usize,
     /// The paths that the slots refer to.
-    paths: Arc<Vec<Path>>,
+    paths: SharedVec<Path>,
     /// A packet with DF that is fragmented.
     cleared: Vec<u8>,
     /// The identification of the next such packet.
@@ -119,7 +119,7 @@ impl EgressQueue {
         batch: Arc<SharedBatch>,
         slots: Vec<Slot>,
         mtu: usize,
-        paths: &Arc<Vec<Path>>,
+        paths: &SharedVec<Path>,
         sent: &mut SendCounts,
     ) {
         debug_assert!(self.is_empty());
@@ -404,7 +404,7 @@ mod tests {
             ..RouteRule::new(from, group, vec!["out".parse().unwrap()])
         };
         let rib = Rib {
-            rules: vec![rule],
+            rules: vec![rule].into(),
             ..Rib::default()
         };
         rib.build_fib(&links, 1)

@@ -53,7 +53,7 @@ pub struct IngressDomain {
 }
 
 /// How an ingress takes part in the selection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngressSelection {
     /// The ingress.
     pub interface: InterfaceId,

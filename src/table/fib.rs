@@ -2,7 +2,8 @@
 //! and their paths.
 //!
 //! The routing actor builds a new table for each change, and all interface actors share it. Two
-//! tables between which only memberships changed share everything except the OIF table.
+//! tables between which only memberships changed share everything except the OIF table. Two tables
+//! between which a command changed a route share most of their entries and paths.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use super::active_ingress::IngressSelection;
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::lookup::PrefixTable;
 use super::oif_table::OifTable;
+use super::shared_vec::SharedVec;
 use super::subnet_conflict::SubnetConflict;
 use crate::model::{
     FragmentPolicy, IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix,
@@ -27,13 +29,15 @@ pub struct Fib {
     /// Incremented with every table.
     pub generation: u64,
     /// The interfaces on which packets arrive.
-    pub ingresses: Arc<AHashMap<InterfaceId, Ingress>>,
-    /// One entry for each route and each proxy on each of its ingresses.
-    pub entries: Arc<Vec<Entry>>,
+    pub ingresses: Arc<AHashMap<InterfaceId, Arc<Ingress>>>,
+    /// One entry for each route and each proxy on each of its ingresses. Entries that no ingress
+    /// refers to are unused.
+    pub entries: SharedVec<Entry>,
     /// The interfaces on which packets leave.
     pub egresses: Arc<Vec<Egress>>,
     /// All (route or proxy, IIF, OIF) triples that packets can take. Packets are counted per path.
-    pub paths: Arc<Vec<Path>>,
+    /// Paths that no entry refers to are unused.
+    pub paths: SharedVec<Path>,
     /// The downstream interfaces of proxies. Those of one proxy are adjacent.
     pub downstreams: Arc<Vec<DownstreamInterface>>,
     /// Proxies that are inactive on an interface, because the interface already has
@@ -46,7 +50,7 @@ pub struct Fib {
 }
 
 /// A downstream interface of a proxy.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DownstreamInterface {
     /// Its identity.
     pub index: InterfaceId,
@@ -55,7 +59,7 @@ pub struct DownstreamInterface {
 }
 
 /// An interface on which packets arrive.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Ingress {
     /// The static routes for packets that arrive here.
     pub entries: PrefixTable<EntryId>,
@@ -79,7 +83,7 @@ pub struct Ingress {
 }
 
 /// A proxy on one of its interfaces, for packets that arrive there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ProxyIngress {
     /// The entry of the proxy. Its paths are those that do not depend on memberships: from a
     /// downstream interface to the upstream interface.

@@ -1,5 +1,6 @@
 //! Builds a forwarding table from rules and links.
 
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -10,6 +11,8 @@ use super::active_ingress::{IngressDomain, IngressSelection};
 use super::fib::{DownstreamInterface, Egress, Entry, Fib, Ingress, Path, ProxyIngress};
 use super::ids::{DownstreamId, EgressId, EntryId, PathId};
 use super::interface_options::InterfaceOptions;
+use super::route_rules::RouteChange;
+use super::shared_vec::SharedVec;
 use super::subnet_conflict::{SubnetConflict, common_subnet, subnets};
 use crate::model::rule::JoinPolicy;
 use crate::model::{
@@ -17,24 +20,37 @@ use crate::model::{
     RouteRule,
 };
 
-/// A forwarding table under construction, for the given links.
-pub(super) struct FibBuilder<'a> {
-    options: &'a [InterfaceOptions],
-    links: &'a Links,
+/// A forwarding table under construction, for the given links. It can be changed after a table was
+/// built. The next table shares most of its parts with the former one, so the cost of a change
+/// depends little on the number of routes.
+pub struct FibBuilder {
+    options: Vec<InterfaceOptions>,
+    links: Arc<Links>,
     egress_ids: AHashMap<InterfaceId, EgressId>,
-    ingresses: AHashMap<InterfaceId, Ingress>,
-    entries: Vec<Entry>,
-    egresses: Vec<Egress>,
-    paths: Vec<Path>,
-    downstreams: Vec<DownstreamInterface>,
-    skipped_proxies: Vec<(RouteName, IfName)>,
-    subnet_conflicts: BTreeSet<SubnetConflict>,
-    /// Pairs of an ingress and an egress whose subnets were compared.
-    compared: AHashSet<(InterfaceId, InterfaceId)>,
-    /// The ingress and the egress of each path of which one ingress is active at a time.
-    edges: Vec<(InterfaceId, InterfaceId)>,
-    /// Egresses on which other forwarders are looked for.
-    watched: AHashSet<InterfaceId>,
+    ingresses: Arc<AHashMap<InterfaceId, Arc<Ingress>>>,
+    entries: SharedVec<Entry>,
+    unused_entries: Vec<EntryId>,
+    egresses: Arc<Vec<Egress>>,
+    /// Number of paths to each egress.
+    path_counts: Vec<usize>,
+    paths: SharedVec<Path>,
+    unused_paths: Vec<PathId>,
+    downstreams: Arc<Vec<DownstreamInterface>>,
+    skipped_proxies: Arc<Vec<(RouteName, IfName)>>,
+    subnet_conflicts: Arc<BTreeSet<SubnetConflict>>,
+    /// Pairs of an ingress and an egress whose subnets were compared, with the number of their
+    /// paths.
+    compared: BTreeMap<(InterfaceId, InterfaceId), usize>,
+    /// Links where queries are answered, with the number of rules that require it.
+    answering: BTreeMap<InterfaceId, usize>,
+    /// The ingress and the egress of each path of which one ingress is active at a time, with the
+    /// number of such paths.
+    edges: BTreeMap<(InterfaceId, InterfaceId), usize>,
+    /// Egresses on which other forwarders are looked for, with the number of paths that need it.
+    watched: BTreeMap<InterfaceId, usize>,
+    /// Whether the interfaces of `edges`, of `watched` or of `ingresses` changed since the
+    /// selections were computed.
+    connections_changed: bool,
 }
 
 /// The interfaces of one proxy, and what all of its ingresses share.
@@ -45,60 +61,77 @@ struct ProxyInterfaces<'a> {
     first_downstream: DownstreamId,
 }
 
-impl<'a> FibBuilder<'a> {
-    pub(super) fn new(options: &'a [InterfaceOptions], links: &'a Links) -> Self {
+impl FibBuilder {
+    /// Returns a builder without rules.
+    pub fn new(options: &[InterfaceOptions], links: &Links) -> Self {
         Self {
-            options,
-            links,
+            options: options.to_vec(),
+            links: Arc::new(links.clone()),
             egress_ids: AHashMap::new(),
-            ingresses: AHashMap::new(),
-            entries: Vec::new(),
-            egresses: Vec::new(),
-            paths: Vec::new(),
-            downstreams: Vec::new(),
-            skipped_proxies: Vec::new(),
-            subnet_conflicts: BTreeSet::new(),
-            compared: AHashSet::new(),
-            edges: Vec::new(),
-            watched: AHashSet::new(),
+            ingresses: Arc::default(),
+            entries: SharedVec::default(),
+            unused_entries: Vec::new(),
+            egresses: Arc::default(),
+            path_counts: Vec::new(),
+            paths: SharedVec::default(),
+            unused_paths: Vec::new(),
+            downstreams: Arc::default(),
+            skipped_proxies: Arc::default(),
+            subnet_conflicts: Arc::default(),
+            compared: BTreeMap::new(),
+            answering: BTreeMap::new(),
+            edges: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            connections_changed: true,
         }
     }
 
     /// Returns the forwarding table, with an empty OIF table.
-    pub(super) fn build(mut self, generation: u64) -> Fib {
-        self.add_selections();
+    pub fn build(&mut self, generation: u64) -> Fib {
+        if std::mem::take(&mut self.connections_changed) {
+            self.update_selections();
+            self.connections_changed = false;
+        }
         Fib {
             generation,
-            ingresses: Arc::new(self.ingresses),
-            entries: Arc::new(self.entries),
-            egresses: Arc::new(self.egresses),
-            paths: Arc::new(self.paths),
-            downstreams: Arc::new(self.downstreams),
-            skipped_proxies: Arc::new(self.skipped_proxies),
-            subnet_conflicts: Arc::new(self.subnet_conflicts),
+            ingresses: self.ingresses.clone(),
+            entries: self.entries.clone(),
+            egresses: self.egresses.clone(),
+            paths: self.paths.clone(),
+            downstreams: self.downstreams.clone(),
+            skipped_proxies: self.skipped_proxies.clone(),
+            subnet_conflicts: self.subnet_conflicts.clone(),
             oif_table: Default::default(),
         }
     }
 
-    pub(super) fn add_route(&mut self, rule: &RouteRule) {
-        let links = self.links;
-        for iif in rule.ingresses(links) {
-            self.ingress(iif.index).answers_queries |= rule.join != JoinPolicy::Never;
-            let oifs = rule.egresses(iif.index, links);
+    /// Applies a change of a route. Returns whether the next table equals one that is built from
+    /// all rules. If not, the builder is useless.
+    pub fn apply(&mut self, change: &RouteChange) -> bool {
+        if let Some(before) = change.before()
+            && !self.remove_route(before)
+        {
+            return false;
+        }
+        if let Some(after) = change.after() {
+            self.add_route(after);
+        }
+        // An egress without paths keeps its number, which a table built from all rules lacks.
+        !self.path_counts.contains(&0)
+    }
+
+    /// Adds a route. It replaces a route with the same streams on its ingresses.
+    pub fn add_route(&mut self, rule: &RouteRule) {
+        let links = self.links.clone();
+        for iif in rule.ingresses(&links) {
+            if rule.join != JoinPolicy::Never {
+                self.count_answering(iif.index, true);
+            }
+            let oifs = rule.egresses(iif.index, &links);
             let rule_of_path = (&rule.name, rule.fragment);
             let paths = oifs.iter().map(|oif| self.add_path(rule_of_path, iif, oif));
             let paths = paths.collect();
-            // A translated packet belongs to another stream, which other forwarders do not send.
-            let yields = rule.redundant && rule.takeover.is_some() && rule.translation.is_none();
-            if rule.takeover.is_some() {
-                self.edges
-                    .extend(oifs.iter().map(|oif| (iif.index, oif.index)));
-            }
-            if yields {
-                let is_named = |oif: &&&Link| rule.names_egress(oif);
-                self.watched
-                    .extend(oifs.iter().filter(is_named).map(|oif| oif.index));
-            }
+            self.count_connections(rule, iif, &oifs, true);
             let entry = self.add_entry(Entry {
                 route: rule.name.clone(),
                 except_sources: rule.except_sources.clone(),
@@ -108,7 +141,7 @@ impl<'a> FibBuilder<'a> {
                 loop_guard: rule.loop_guard,
                 translation: rule.translation,
                 takeover_ms: rule.takeover.map(|time| time.as_millis() as u64),
-                yields,
+                yields: yields(rule),
                 paths,
             });
             let entries = &mut self.ingress(iif.index).entries;
@@ -116,36 +149,145 @@ impl<'a> FibBuilder<'a> {
         }
     }
 
-    /// Answers queries on the links where groups are joined.
-    pub(super) fn add_join(&mut self, rule: &JoinRule) {
-        for link in self.links.matching(&rule.interface) {
-            self.ingress(link.index).answers_queries = true;
+    /// Returns the route, ingress and egress of each path of a route.
+    pub fn path_names(&self, rule: &RouteRule) -> Vec<(RouteName, IfName, IfName)> {
+        let mut paths = Vec::new();
+        for iif in rule.ingresses(&self.links) {
+            let oifs = rule.egresses(iif.index, &self.links).into_iter();
+            let path = |oif: &Link| (rule.name.clone(), iif.name.clone(), oif.name.clone());
+            paths.extend(oifs.map(path));
+        }
+        paths
+    }
+
+    /// Removes a route. Returns false if another route replaced it on one of its ingresses.
+    fn remove_route(&mut self, rule: &RouteRule) -> bool {
+        let links = self.links.clone();
+        for iif in rule.ingresses(&links) {
+            let entries = &mut self.edit_ingress(iif.index).entries;
+            let Some(id) = entries.remove(rule.group, rule.source) else {
+                return false;
+            };
+            let entry = &self.entries[id as usize];
+            if entry.route != rule.name {
+                return false;
+            }
+            for path in &entry.paths {
+                let egress = self.paths[*path as usize].egress;
+                self.path_counts[egress as usize] -= 1;
+                self.unused_paths.push(*path);
+            }
+            self.unused_entries.push(id);
+            let oifs = rule.egresses(iif.index, &links);
+            oifs.iter()
+                .for_each(|oif| self.count_compared(iif, oif, false));
+            self.count_connections(rule, iif, &oifs, false);
+            if rule.join != JoinPolicy::Never {
+                self.count_answering(iif.index, false);
+            }
+            self.remove_unused_ingress(iif);
+        }
+        true
+    }
+
+    /// Removes an ingress without routes, proxies and other uses.
+    fn remove_unused_ingress(&mut self, link: &Link) {
+        let options = InterfaceOptions::of_link(&self.options, link);
+        let is_unused = self.ingresses.get(&link.index).is_some_and(|ingress| {
+            ingress.entries.is_empty()
+                && ingress.proxies.is_empty()
+                && !(ingress.receives_membership || ingress.answers_queries || ingress.watch_only)
+                && !options.is_some_and(|o| o.capture)
+        });
+        if is_unused {
+            Arc::make_mut(&mut self.ingresses).remove(&link.index);
+            self.connections_changed = true;
         }
     }
 
-    /// Receives router solicitations on the links where this router announces itself.
-    pub(super) fn add_router_discovery(&mut self) {
-        let options = self.options;
-        let announces = |link: &&Link| {
-            InterfaceOptions::of_link(options, link).is_some_and(|o| o.mrdisc.is_some())
-        };
-        for link in self.links.iter().filter(announces) {
-            self.ingress(link.index).receives_membership = true;
+    /// Counts a rule more or less that joins groups on an interface.
+    fn count_answering(&mut self, interface: InterfaceId, added: bool) {
+        if count(&mut self.answering, interface, added) {
+            self.ingress(interface).answers_queries = added;
+        }
+    }
+
+    /// Counts a path more or less between two links, and compares their subnets.
+    fn count_compared(&mut self, iif: &Link, oif: &Link, added: bool) {
+        if iif.index == oif.index || !count(&mut self.compared, (iif.index, oif.index), added) {
+            return;
+        }
+        let addresses = |link: &Link| self.links.addresses(link.index);
+        if let Some(subnet) = common_subnet(addresses(iif), addresses(oif)) {
+            let conflict = SubnetConflict {
+                egress: oif.name.clone(),
+                ingress: iif.name.clone(),
+                subnet,
+            };
+            let conflicts = Arc::make_mut(&mut self.subnet_conflicts);
+            match added {
+                true => conflicts.insert(conflict),
+                false => conflicts.remove(&conflict),
+            };
+        }
+    }
+
+    /// Answers queries on the links where groups are joined.
+    pub fn add_join(&mut self, rule: &JoinRule) {
+        let links = self.links.clone();
+        for link in links.matching(&rule.interface) {
+            self.count_answering(link.index, true);
+        }
+    }
+
+    /// Removes a join.
+    pub fn remove_join(&mut self, rule: &JoinRule) {
+        let links = self.links.clone();
+        for link in links.matching(&rule.interface) {
+            self.count_answering(link.index, false);
+            self.remove_unused_ingress(link);
         }
     }
 
     /// Captures packets on the links whose options require it, without a route.
-    pub(super) fn add_captures(&mut self) {
-        let options = self.options;
-        let captures =
-            |link: &&Link| InterfaceOptions::of_link(options, link).is_some_and(|o| o.capture);
-        for link in self.links.iter().filter(captures) {
-            self.ingress(link.index);
+    pub fn add_captures(&mut self) {
+        let links = self.links.clone();
+        for link in links.iter() {
+            let options = InterfaceOptions::of_link(&self.options, link);
+            if options.is_some_and(|o| o.capture) {
+                self.ingress(link.index);
+            }
         }
     }
 
-    pub(super) fn add_proxy(&mut self, proxy: &ProxyRule) {
-        let links = self.links;
+    /// Counts the connections of a route from one ingress as added or removed.
+    fn count_connections(&mut self, rule: &RouteRule, iif: &Link, oifs: &[&Link], added: bool) {
+        if rule.takeover.is_some() {
+            let edges = oifs.iter().map(|oif| (iif.index, oif.index));
+            edges.for_each(|edge| self.connections_changed |= count(&mut self.edges, edge, added));
+        }
+        if yields(rule) {
+            let named = oifs.iter().filter(|oif| rule.names_egress(oif));
+            named.for_each(|oif| {
+                self.connections_changed |= count(&mut self.watched, oif.index, added);
+            });
+        }
+    }
+
+    /// Receives router solicitations on the links where this router announces itself.
+    pub fn add_router_discovery(&mut self) {
+        let links = self.links.clone();
+        for link in links.iter() {
+            let options = InterfaceOptions::of_link(&self.options, link);
+            if options.is_some_and(|o| o.mrdisc.is_some()) {
+                self.ingress(link.index).receives_membership = true;
+            }
+        }
+    }
+
+    /// Adds a proxy.
+    pub fn add_proxy(&mut self, proxy: &ProxyRule) {
+        let links = self.links.clone();
         let upstreams = links.matching_any(&proxy.upstream);
         let mut downstreams = links.matching_any(&proxy.downstream);
         downstreams.retain(|link| {
@@ -157,11 +299,11 @@ impl<'a> FibBuilder<'a> {
         });
         let proxy = Arc::new(proxy.clone());
         let first_downstream = self.downstreams.len() as DownstreamId;
-        self.downstreams
-            .extend(downstreams.iter().map(|link| DownstreamInterface {
-                index: link.index,
-                proxy: proxy.clone(),
-            }));
+        let all_downstreams = Arc::make_mut(&mut self.downstreams);
+        all_downstreams.extend(downstreams.iter().map(|link| DownstreamInterface {
+            index: link.index,
+            proxy: proxy.clone(),
+        }));
         // If no upstream is running, packets take the path to the first, which counts them as
         // dropped.
         let running = upstreams.iter().find(|l| l.up && l.carrier);
@@ -172,7 +314,7 @@ impl<'a> FibBuilder<'a> {
             first_downstream,
         };
         for iif in &upstreams {
-            self.ingress(iif.index).answers_queries = true;
+            self.count_answering(iif.index, true);
             self.add_proxy_ingress(&interfaces, iif, None);
         }
         for iif in &interfaces.downstreams {
@@ -196,8 +338,9 @@ impl<'a> FibBuilder<'a> {
         });
         let downstream_paths = downstream_paths.collect();
         let egresses = interfaces.downstreams.iter().chain(&upstream_egress);
-        self.edges
-            .extend(egresses.map(|oif| (iif.index, oif.index)));
+        for edge in egresses.map(|oif| (iif.index, oif.index)) {
+            self.connections_changed |= count(&mut self.edges, edge, true);
+        }
         let entry = self.add_entry(Entry {
             route: proxy.name.clone(),
             except_sources: Vec::new(),
@@ -213,7 +356,7 @@ impl<'a> FibBuilder<'a> {
         let ingress = self.ingress(iif.index);
         if ingress.proxies.len() >= MAX_PROXIES {
             let skipped = (proxy.name.clone(), iif.name.clone());
-            self.skipped_proxies.push(skipped);
+            Arc::make_mut(&mut self.skipped_proxies).push(skipped);
             return;
         }
         ingress.proxies.push(ProxyIngress {
@@ -230,9 +373,10 @@ impl<'a> FibBuilder<'a> {
         iif: &Link,
         oif: &Link,
     ) -> PathId {
-        let (egresses, links) = (&mut self.egresses, self.links);
+        let (egresses, path_counts, links) =
+            (&mut self.egresses, &mut self.path_counts, &self.links);
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
-            egresses.push(Egress {
+            Arc::make_mut(egresses).push(Egress {
                 index: oif.index,
                 name: oif.name.clone(),
                 mtu: oif.mtu,
@@ -240,33 +384,63 @@ impl<'a> FibBuilder<'a> {
                 plane: oif.plane,
                 subnets: subnets(links.addresses(oif.index)).collect(),
             });
+            path_counts.push(0);
             egresses.len() as EgressId - 1
         });
-        self.compare_subnets(iif, oif);
-        let options = InterfaceOptions::of_link(self.options, oif);
-        self.paths.push(Path {
+        self.path_counts[egress as usize] += 1;
+        self.count_compared(iif, oif, true);
+        let options = InterfaceOptions::of_link(&self.options, oif);
+        let path = Path {
             route: route.clone(),
             iif: iif.name.clone(),
             egress,
             threshold: options.and_then(|options| options.ttl_threshold),
             fragment,
-        });
-        self.paths.len() as PathId - 1
+        };
+        insert(&mut self.paths, &mut self.unused_paths, path)
     }
 
-    /// Divides the interfaces into domains, and adds to each ingress how the active ingress of a
-    /// stream is selected. Adds the watched egresses that are not ingresses yet.
-    fn add_selections(&mut self) {
-        let watched = std::mem::take(&mut self.watched);
+    fn add_entry(&mut self, entry: Entry) -> EntryId {
+        insert(&mut self.entries, &mut self.unused_entries, entry)
+    }
+
+    /// Divides the interfaces into domains, and sets for each ingress how the active ingress of a
+    /// stream is selected. Adds the watched egresses that are not ingresses, and removes those that
+    /// are not watched any more.
+    fn update_selections(&mut self) {
+        let watched: Vec<InterfaceId> = self.watched.keys().copied().collect();
         for egress in &watched {
             if !self.ingresses.contains_key(egress) {
-                self.ingress(*egress).watch_only = true;
+                self.edit_ingress(*egress).watch_only = true;
             }
         }
+        let is_watched = |id: &InterfaceId| self.watched.contains_key(id);
+        let is_unused = |(id, i): &(&InterfaceId, &Arc<Ingress>)| i.watch_only && !is_watched(id);
+        if self.ingresses.iter().any(|ingress| is_unused(&ingress)) {
+            Arc::make_mut(&mut self.ingresses).retain(|id, i| !is_unused(&(id, &*i)));
+        }
+        let mut selections = self.selections();
+        let changed: Vec<_> = self
+            .ingresses
+            .iter()
+            .map(|(id, ingress)| (*id, ingress, selections.remove(id)))
+            .filter(|(_, ingress, selection)| ingress.selection != *selection)
+            .map(|(id, _, selection)| (id, selection))
+            .collect();
+        for (id, selection) in changed {
+            self.edit_ingress(id).selection = selection;
+        }
+    }
+
+    /// Returns how the active ingress of a stream is selected, for each ingress of a domain with
+    /// several or with a watched interface.
+    fn selections(&self) -> AHashMap<InterfaceId, IngressSelection> {
+        let mut selections = AHashMap::new();
+        let edges: Vec<_> = self.edges.keys().copied().collect();
         // Interfaces from which routes and proxies forward.
-        let sources: AHashSet<InterfaceId> = self.edges.iter().map(|(from, _)| *from).collect();
-        for (id, members) in connected_interfaces(&self.edges) {
-            let is_watched = members.iter().any(|member| watched.contains(member));
+        let sources: AHashSet<InterfaceId> = edges.iter().map(|(from, _)| *from).collect();
+        for (id, members) in connected_interfaces(&edges) {
+            let is_watched = members.iter().any(|m| self.watched.contains_key(m));
             let mut ingresses = members;
             ingresses.retain(|member| self.ingresses.contains_key(member));
             if ingresses.len() < 2 && !is_watched {
@@ -282,18 +456,19 @@ impl<'a> FibBuilder<'a> {
             let domain = Arc::new(IngressDomain {
                 id,
                 running,
-                is_two_way: self.edges.iter().any(is_return),
+                is_two_way: edges.iter().any(is_return),
             });
-            for interface in ingresses {
+            selections.extend(ingresses.into_iter().map(|interface| {
                 let selection = IngressSelection {
                     interface,
                     address: self.links.get(interface).and_then(|link| link.address),
                     host_subnets: self.host_subnets(interface),
                     domain: domain.clone(),
                 };
-                self.ingress(interface).selection = Some(selection);
-            }
+                (interface, selection)
+            }));
         }
+        selections
     }
 
     /// Returns the subnets of a downstream interface of a proxy; `None` for other interfaces.
@@ -303,32 +478,70 @@ impl<'a> FibBuilder<'a> {
         is_downstream.then(|| addresses.map(|a| a.on_link.trunc()).collect())
     }
 
-    fn compare_subnets(&mut self, iif: &Link, oif: &Link) {
-        if iif.index == oif.index || !self.compared.insert((iif.index, oif.index)) {
-            return;
-        }
-        let addresses = |link: &Link| self.links.addresses(link.index);
-        if let Some(subnet) = common_subnet(addresses(iif), addresses(oif)) {
-            self.subnet_conflicts.insert(SubnetConflict {
-                egress: oif.name.clone(),
-                ingress: iif.name.clone(),
-                subnet,
-            });
-        }
-    }
-
-    fn add_entry(&mut self, entry: Entry) -> EntryId {
-        self.entries.push(entry);
-        self.entries.len() as EntryId - 1
-    }
-
+    /// Returns an ingress from which packets are forwarded. Adds it if necessary.
     fn ingress(&mut self, iif: InterfaceId) -> &mut Ingress {
-        let links = self.links;
-        self.ingresses.entry(iif).or_insert_with(|| Ingress {
-            vlans_with_own_interface: links.vlan_ids_of(iif).collect(),
-            plane: links.get(iif).and_then(|link| link.plane),
-            ..Ingress::default()
-        })
+        let is_new = self.ingresses.get(&iif).is_none_or(|i| i.watch_only);
+        self.connections_changed |= is_new;
+        let ingress = self.edit_ingress(iif);
+        ingress.watch_only = false;
+        ingress
+    }
+
+    /// Returns an interface on which packets arrive. Adds it if necessary.
+    fn edit_ingress(&mut self, iif: InterfaceId) -> &mut Ingress {
+        let links = &self.links;
+        let ingresses = Arc::make_mut(&mut self.ingresses);
+        let ingress = ingresses.entry(iif).or_insert_with(|| {
+            Arc::new(Ingress {
+                vlans_with_own_interface: links.vlan_ids_of(iif).collect(),
+                plane: links.get(iif).and_then(|link| link.plane),
+                ..Ingress::default()
+            })
+        });
+        Arc::make_mut(ingress)
+    }
+}
+
+/// Returns whether packets of a route are withheld from egresses to which another forwarder sends
+/// them. A translated packet belongs to another stream, which other forwarders do not send.
+fn yields(rule: &RouteRule) -> bool {
+    rule.redundant && rule.takeover.is_some() && rule.translation.is_none()
+}
+
+/// Stores a value under an unused number. Returns the number.
+fn insert<T: Clone>(values: &mut SharedVec<T>, unused: &mut Vec<u32>, value: T) -> u32 {
+    match unused.pop() {
+        Some(id) => {
+            values.set(id as usize, value);
+            id
+        }
+        None => {
+            values.push(value);
+            values.len() as u32 - 1
+        }
+    }
+}
+
+/// Counts one use of a key more or less. Returns whether the key is new or gone.
+fn count<K: Ord>(uses: &mut BTreeMap<K, usize>, key: K, added: bool) -> bool {
+    match uses.entry(key) {
+        Occupied(mut uses) if added => {
+            *uses.get_mut() += 1;
+            false
+        }
+        Occupied(mut uses) => {
+            *uses.get_mut() -= 1;
+            let is_gone = *uses.get() == 0;
+            if is_gone {
+                uses.remove();
+            }
+            is_gone
+        }
+        Vacant(entry) if added => {
+            entry.insert(1);
+            true
+        }
+        Vacant(_) => false,
     }
 }
 
@@ -361,7 +574,194 @@ fn connected_interfaces(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::super::rib::Rib;
+    use super::super::rib_change::{ChangedRule, RibChange};
     use super::*;
+    use crate::model::{IfPattern, TtlThreshold};
+
+    const LINKS: [&str; 5] = ["eth0", "eth1", "br0", "br1", "tap0"];
+    const PATTERNS: [&str; 8] = ["eth0", "eth1", "br0", "br1", "tap0", "eth*", "br*", "gone"];
+
+    fn links() -> Links {
+        let index = |n| InterfaceId::new(n).unwrap();
+        let link = |(n, name): (u32, &&str)| Link::new(index(n), name.parse().unwrap());
+        let mut links: Links = (1..).zip(&LINKS).map(link).collect();
+        links.insert_address(index(1), "10.0.0.1/24".parse().unwrap());
+        links
+    }
+
+    fn patterns(numbers: &[usize]) -> Vec<IfPattern> {
+        let pattern = |n: &usize| PATTERNS[*n].parse().unwrap();
+        numbers.iter().map(pattern).collect()
+    }
+
+    /// Describes what a table forwards, without the numbers of entries, paths and egresses.
+    fn description(fib: &Fib) -> BTreeSet<String> {
+        let path = |id: &PathId| {
+            let path = &fib.paths[*id as usize];
+            let egress = &fib.egresses[path.egress as usize];
+            let (threshold, fragment) = (path.threshold, path.fragment);
+            format!(
+                "{} {} {egress:?} {threshold:?} {fragment:?}",
+                path.route, path.iif
+            )
+        };
+        let entry = |id: EntryId| {
+            let entry = &fib.entries[id as usize];
+            let paths: Vec<String> = entry.paths.iter().map(path).collect();
+            let without_paths = Entry {
+                paths: Vec::new(),
+                ..entry.clone()
+            };
+            format!("{without_paths:?} {paths:?}")
+        };
+        let mut lines = BTreeSet::new();
+        for (id, ingress) in fib.ingresses.iter() {
+            let keys = (0..4).map(|n| format!("225.0.0.{n}/32"));
+            for group in keys.chain(["225.0.0.0/30".into()]) {
+                let group = group.parse().unwrap();
+                for source in ["0.0.0.0/0", "10.0.0.9/32"] {
+                    let found = ingress.entries.get(group, source.parse().unwrap());
+                    let found = found.map(|id| entry(*id));
+                    lines.insert(format!("{id} {source} {group}: {found:?}"));
+                }
+            }
+            for proxy in &ingress.proxies {
+                let paths = proxy.downstream_paths.iter().flatten().map(path);
+                let paths: Vec<String> = paths.collect();
+                lines.insert(format!("{id} {} {paths:?}", entry(proxy.entry)));
+            }
+            let (entries, messages) = (ingress.entries.len(), ingress.receives_membership);
+            let (selection, watch_only) = (&ingress.selection, ingress.watch_only);
+            lines.insert(format!(
+                "{id} {entries} {messages} {} {watch_only} {selection:?}",
+                ingress.answers_queries
+            ));
+        }
+        let egresses = fib.egresses.iter().map(|egress| format!("{egress:?}"));
+        lines.extend(egresses);
+        lines.insert(format!("{:?} {:?}", fib.downstreams, fib.skipped_proxies));
+        lines.insert(format!("{:?}", fib.subnet_conflicts));
+        lines
+    }
+
+    fn rule() -> impl Strategy<Value = RouteRule> {
+        let to = prop::collection::vec(0usize..PATTERNS.len(), 0..4);
+        let options = (any::<bool>(), any::<bool>(), any::<bool>());
+        (0usize..PATTERNS.len(), 0u8..5, any::<bool>(), to, options).prop_map(
+            |(from, group, any_source, to, (redundant, selective, loop_guard))| {
+                let group = match group {
+                    4 => "225.0.0.0/30".into(),
+                    n => format!("225.0.0.{n}/32"),
+                };
+                let from = patterns(&[from]).remove(0);
+                let rule = RouteRule::new(from, group.parse().unwrap(), patterns(&to));
+                let source = match any_source {
+                    true => "0.0.0.0/0",
+                    false => "10.0.0.9/32",
+                };
+                let source = source.parse().unwrap();
+                RouteRule {
+                    name: RouteName::default_for(&rule.from, source, rule.group),
+                    source,
+                    redundant,
+                    takeover: rule.takeover.filter(|_| selective),
+                    loop_guard,
+                    ..rule
+                }
+            },
+        )
+    }
+
+    proptest! {
+        /// A change either yields the table that is built from all rules, or says that it does not.
+        #[test]
+        fn changed_table_equals_one_built_from_all_rules(
+            first in prop::collection::vec(rule(), 0..6),
+            steps in prop::collection::vec((0u8..3, rule()), 1..30),
+            proxied in any::<bool>(),
+        ) {
+            let links = links();
+            let mut proxy = ProxyRule::new(patterns(&[0]), patterns(&[2, 4]));
+            proxy.name = RouteName::new("proxy");
+            let options = InterfaceOptions {
+                name: "br*".parse().unwrap(),
+                ttl_threshold: TtlThreshold::new(3),
+                mrdisc: None,
+                disabled: false,
+                capture: false,
+                reports: Default::default(),
+            };
+            let mut rib = Rib {
+                interfaces: vec![options],
+                proxies: Vec::from_iter(proxied.then_some(proxy)),
+                ..Rib::default()
+            };
+            first.into_iter().for_each(|rule| {
+                let _ = rib.add(rule);
+            });
+            let mut builder = rib.fib_builder(&links);
+            let mut former = builder.build(0);
+            let mut applied = 0;
+            for (generation, (operation, mut rule)) in (1..).zip(steps) {
+                if operation == 2 {
+                    rule.to.clear();
+                }
+                let change = match operation {
+                    0 => RibChange::AddRoute { rule: Box::new(rule), allow_no_egress: true },
+                    _ => RibChange::RemoveRoute(Box::new(rule)),
+                };
+                let Ok((ChangedRule::Route(change), _)) = change.apply(&mut rib) else {
+                    continue;
+                };
+                let before = description(&former);
+                if builder.apply(&change) {
+                    applied += 1;
+                } else {
+                    builder = rib.fib_builder(&links);
+                }
+                let built = builder.build(generation);
+                let expected = description(&rib.build_fib(&links, generation));
+                prop_assert_eq!(description(&built), expected);
+                // The former table is in force until the next one is.
+                prop_assert_eq!(description(&former), before);
+                former = built;
+            }
+            prop_assert!(applied <= 30);
+        }
+    }
+
+    #[test]
+    fn added_route_shares_most_entries_and_reuses_unused_ones() {
+        let rule = |n: u32| {
+            let group = format!("225.1.{}.{}", n / 256, n % 256).parse().unwrap();
+            RouteRule::new("eth0".parse().unwrap(), group, patterns(&[1]))
+        };
+        let mut rib = Rib {
+            rules: (0..10_000).map(rule).collect(),
+            ..Rib::default()
+        };
+        let mut builder = rib.fib_builder(&links());
+        let old = builder.build(1);
+        let added = rib.add(rule(10_000)).unwrap();
+        assert!(builder.apply(&added));
+        let new = builder.build(2);
+        assert!(new.entries.unshared(&old.entries).count() <= 64);
+        assert!(new.paths.unshared(&old.paths).count() <= 64);
+        for n in 0..100 {
+            let (from, rule) = ("eth0".parse().unwrap(), rule(n));
+            let removed = rib.remove(&from, rule.source, rule.group, &[]).unwrap();
+            assert!(builder.apply(&removed));
+            assert!(builder.apply(&rib.add(rule).unwrap()));
+        }
+        let last = builder.build(3);
+        assert_eq!(last.entries.len(), 10_001);
+        assert_eq!(last.paths.len(), 10_001);
+    }
 
     #[test]
     fn connected_interfaces_share_the_lowest_id() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Fib;
+use super::{Fib, Ingress};
 use crate::model::InterfaceId;
 
 /// A change of the forwarding table.
@@ -19,7 +19,20 @@ impl FibDiff {
     pub fn routes_changed(&self) -> bool {
         // Tables between which only memberships changed share everything else.
         !Arc::ptr_eq(&self.old.ingresses, &self.new.ingresses)
-            || !Arc::ptr_eq(&self.old.paths, &self.new.paths)
+            || !self.old.paths.ptr_eq(&self.new.paths)
+    }
+
+    /// Returns whether packets arrive or leave on other interfaces than before, or whether an
+    /// interface is served in another way.
+    pub fn interfaces_changed(&self) -> bool {
+        let service = |i: &Ingress| (i.watch_only, i.answers_queries, i.receives_membership);
+        let is_same = |(index, new): (&InterfaceId, &Arc<Ingress>)| {
+            let old = self.old.ingresses.get(index);
+            old.is_some_and(|old| service(old) == service(new) && old.plane == new.plane)
+        };
+        let same_ingresses = self.old.ingresses.len() == self.new.ingresses.len()
+            && self.new.ingresses.iter().all(is_same);
+        !(same_ingresses && Arc::ptr_eq(&self.old.egresses, &self.new.egresses))
     }
 
     /// Returns the ingress interfaces that the new table does not have any more.
@@ -31,13 +44,12 @@ impl FibDiff {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Ingress;
     use super::*;
 
     fn fib(ingresses: &[u32]) -> Arc<Fib> {
         let indexes = ingresses.iter().filter_map(|n| InterfaceId::new(*n));
         Arc::new(Fib {
-            ingresses: Arc::new(indexes.map(|n| (n, Ingress::default())).collect()),
+            ingresses: Arc::new(indexes.map(|n| (n, Arc::default())).collect()),
             ..Fib::default()
         })
     }
@@ -50,7 +62,7 @@ mod tests {
             ..Fib::clone(&old)
         });
         let diff = FibDiff { old, new };
-        assert!(!diff.routes_changed());
+        assert!(!diff.routes_changed() && !diff.interfaces_changed());
         assert_eq!(diff.removed_ingresses().count(), 0);
     }
 
@@ -60,7 +72,7 @@ mod tests {
             old: fib(&[1, 2]),
             new: fib(&[2, 3]),
         };
-        assert!(diff.routes_changed());
+        assert!(diff.routes_changed() && diff.interfaces_changed());
         assert_eq!(
             diff.removed_ingresses().collect::<Vec<_>>(),
             [InterfaceId::new(1).unwrap()]

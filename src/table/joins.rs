@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use super::route_rules::RouteRules;
 use super::translated_joins::joins_on_demand;
 use crate::model::rule::JoinPolicy;
 use crate::model::{Group, InterfaceId, JoinRule, Links, ProxyRule, RouteRule, SourceFilter};
@@ -35,7 +36,7 @@ pub struct JoiningRules<'a> {
     /// Joins.
     pub joins: &'a [JoinRule],
     /// Routes, which join the groups that they match.
-    pub routes: &'a [RouteRule],
+    pub routes: &'a RouteRules,
     /// Proxies. Routes that translate towards their downstream interfaces join on demand.
     pub proxies: &'a [ProxyRule],
 }
@@ -88,10 +89,7 @@ pub fn desired_memberships<'a>(
         .collect();
     let mut desired = DesiredMemberships::new();
     let mut add_rule = |rule: &JoinRule| {
-        let filter = match rule.source {
-            Some(source) => SourceFilter::Include(BTreeSet::from([source])),
-            None => SourceFilter::any(),
-        };
+        let filter = filter_of(rule);
         for link in links.matching(&rule.interface) {
             let interface = link.index;
             for group in rule.groups() {
@@ -137,6 +135,37 @@ pub fn desired_memberships_of_group<'a>(
         }
     }
     desired
+}
+
+/// Returns the filter that joins and routes request for one membership, without requests of
+/// members. An empty filter means that none of them requests it.
+pub fn fixed_filter(rules: JoiningRules<'_>, join: Join, links: &Links) -> SourceFilter {
+    let Some(link) = links.get(join.interface) else {
+        return SourceFilter::none();
+    };
+    let is_requested = |rule: &JoinRule| {
+        rule.group.net().contains(&join.group.addr())
+            && link.matches(&rule.interface)
+            && rule.groups().any(|group| group == join.group)
+    };
+    let routes = rules.routes.iter().filter(|route| {
+        route.group.net().contains(&join.group.addr())
+            && !joins_on_demand(route, rules.proxies, links)
+    });
+    let of_routes = routes.filter_map(RouteRule::implied_join);
+    let of_joins = rules.joins.iter().filter(|rule| is_requested(rule));
+    let filters = of_joins
+        .map(filter_of)
+        .chain(of_routes.filter(is_requested).map(|rule| filter_of(&rule)));
+    filters.fold(SourceFilter::none(), |union, filter| union.union(&filter))
+}
+
+/// Returns the filter that a join requests.
+pub fn filter_of(rule: &JoinRule) -> SourceFilter {
+    match rule.source {
+        Some(source) => SourceFilter::Include(BTreeSet::from([source])),
+        None => SourceFilter::any(),
+    }
 }
 
 fn add(desired: &mut DesiredMemberships, join: Join, filter: &SourceFilter) {
@@ -189,16 +218,17 @@ mod tests {
         }
     }
 
-    fn only(joins: &[JoinRule]) -> JoiningRules<'_> {
+    fn only<'a>(joins: &'a [JoinRule], routes: &'a RouteRules) -> JoiningRules<'a> {
         JoiningRules {
             joins,
-            routes: &[],
+            routes,
             proxies: &[],
         }
     }
 
     fn texts(rules: &[JoinRule]) -> Vec<String> {
-        desired_memberships(only(rules), [], &links())
+        let routes = RouteRules::default();
+        desired_memberships(only(rules, &routes), [], &links())
             .iter()
             .map(|(j, filter)| format!("{} {j} {filter}", j.interface))
             .collect()
@@ -215,6 +245,37 @@ mod tests {
                 "2 225.1.2.1 exclude {}"
             ]
         );
+    }
+
+    #[test]
+    fn fixed_filter_equals_the_desired_membership_without_members() {
+        let links = links();
+        let joins = [
+            rule("eth0", Some("10.0.0.1"), "225.1.2.3"),
+            rule("eth*", None, "225.1.2.4/30"),
+        ];
+        let route = |from: &str, group: &str, source: &str| RouteRule {
+            source: source.parse().unwrap(),
+            ..RouteRule::new(from.parse().unwrap(), group.parse().unwrap(), Vec::new())
+        };
+        let routes = vec![
+            route("eth0", "225.1.2.3", "10.0.0.2"),
+            route("eth1", "225.1.2.9", "0.0.0.0/0"),
+            route("eth1", "225.1.3.0/24", "0.0.0.0/0"),
+        ];
+        let routes = RouteRules::from(routes);
+        let rules = only(&joins, &routes);
+        let all = desired_memberships(rules, [], &links);
+        let groups = (0..12).map(|n| format!("225.1.2.{n}").parse::<Group>().unwrap());
+        for group in groups.chain(["225.1.3.1".parse().unwrap()]) {
+            for link in links.iter() {
+                let interface = link.index;
+                let join = Join { interface, group };
+                let expected = all.get(&join).cloned().unwrap_or_default();
+                assert_eq!(fixed_filter(rules, join, &links), expected, "{join}");
+            }
+        }
+        assert_eq!(all.len(), 10);
     }
 
     #[test]
@@ -250,8 +311,9 @@ mod tests {
             rule("eth0", Some("10.0.0.1"), "225.1.2.3"),
             rule("eth1", Some("10.0.0.2"), "225.1.2.4"),
         ];
+        let routes = RouteRules::default();
         let all = desired_memberships(
-            only(&rules),
+            only(&rules, &routes),
             [(JoinOrigin::Proxy(&proxy), &requested)],
             &links(),
         );
@@ -271,7 +333,7 @@ mod tests {
         );
         // The memberships of one group are the same, except that groups to leave have an empty
         // filter.
-        let fixed = desired_memberships(only(&rules), [], &links());
+        let fixed = desired_memberships(only(&rules, &routes), [], &links());
         for (group, filter) in &requested {
             let one = desired_memberships_of_group(
                 *group,

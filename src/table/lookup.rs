@@ -57,6 +57,38 @@ impl<V> PrefixTable<V> {
         old
     }
 
+    /// Returns the value with exactly these prefixes.
+    pub fn get(&self, group: GroupPrefix, source: SourcePrefix) -> Option<&V> {
+        let lens = (group.net().prefix_len(), source.net().prefix_len());
+        match (group.net().addr(), source.net().addr()) {
+            (IpAddr::V4(g), IpAddr::V4(s)) => {
+                let level = &self.v4[level_of(&self.v4, lens).ok()?];
+                level.entries.get(&(g.to_bits(), s.to_bits()))
+            }
+            (IpAddr::V6(g), IpAddr::V6(s)) => {
+                let level = &self.v6[level_of(&self.v6, lens).ok()?];
+                level.entries.get(&(g.to_bits(), s.to_bits()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Removes and returns the value with exactly these prefixes.
+    pub fn remove(&mut self, group: GroupPrefix, source: SourcePrefix) -> Option<V> {
+        let lens = (group.net().prefix_len(), source.net().prefix_len());
+        let removed = match (group.net().addr(), source.net().addr()) {
+            (IpAddr::V4(g), IpAddr::V4(s)) => {
+                remove_at(&mut self.v4, lens, (g.to_bits(), s.to_bits()))
+            }
+            (IpAddr::V6(g), IpAddr::V6(s)) => {
+                remove_at(&mut self.v6, lens, (g.to_bits(), s.to_bits()))
+            }
+            _ => None,
+        };
+        self.len -= usize::from(removed.is_some());
+        removed
+    }
+
     /// Returns the number of values.
     pub fn len(&self) -> usize {
         self.len
@@ -91,6 +123,26 @@ fn mask_v6(len: u8) -> u128 {
     u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
 }
 
+/// Returns the position of the level with these prefix lengths, or where to insert it. Levels are
+/// sorted from the longest prefixes to the shortest.
+fn level_of<A, V>(levels: &[Level<A, V>], lens: (u8, u8)) -> Result<usize, usize> {
+    levels.binary_search_by(|l| lens.cmp(&(l.group_len, l.source_len)))
+}
+
+fn remove_at<A: Eq + std::hash::Hash, V>(
+    levels: &mut Vec<Level<A, V>>,
+    lens: (u8, u8),
+    key: (A, A),
+) -> Option<V> {
+    let at = level_of(levels, lens).ok()?;
+    let removed = levels[at].entries.remove(&key);
+    // A search visits every level.
+    if levels[at].entries.is_empty() {
+        levels.remove(at);
+    }
+    removed
+}
+
 fn insert_at<A: Copy + Eq + std::hash::Hash, V>(
     levels: &mut Vec<Level<A, V>>,
     (group_len, source_len): (u8, u8),
@@ -98,9 +150,7 @@ fn insert_at<A: Copy + Eq + std::hash::Hash, V>(
     key: (A, A),
     value: V,
 ) -> Option<V> {
-    // Sorted from the longest prefixes to the shortest.
-    let at = levels.binary_search_by(|l| (group_len, source_len).cmp(&(l.group_len, l.source_len)));
-    let at = at.unwrap_or_else(|at| {
+    let at = level_of(levels, (group_len, source_len)).unwrap_or_else(|at| {
         levels.insert(
             at,
             Level {
@@ -171,6 +221,21 @@ mod tests {
         let t = table(&[("225.1.2.3", "0.0.0.0/0"), ("224.0.0.0/4", "0.0.0.0/0")]);
         let (s, g) = ("10.0.0.1".parse().unwrap(), "225.1.2.3".parse().unwrap());
         assert_eq!(t.find(s, g, |v| *v != 0), Some(&1));
+    }
+
+    #[test]
+    fn removed_value_is_not_found() {
+        let all = [("225.1.2.3", "10.0.0.1"), ("225.1.2.3", "0.0.0.0/0")];
+        let mut t = table(&all);
+        let keys = all.map(|(g, s)| (g.parse().unwrap(), s.parse().unwrap()));
+        let (s, g) = ("10.0.0.1".parse().unwrap(), "225.1.2.3".parse().unwrap());
+        for (n, (group, source)) in keys.into_iter().enumerate() {
+            assert_eq!(t.find(s, g, |_| true), Some(&n));
+            assert_eq!(t.get(group, source), Some(&n));
+            assert_eq!(t.remove(group, source), Some(n));
+            assert_eq!((t.get(group, source), t.len()), (None, 1 - n));
+        }
+        assert!(t.v4.is_empty());
     }
 
     proptest! {

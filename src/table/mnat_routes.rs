@@ -1,7 +1,7 @@
 //! Routes of MNAT mappings. They exist beside the routes of operators (settings and commands),
 //! which take precedence: an MNAT route that conflicts with one of them is refused.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::rib::Rib;
 use super::route_conflicts::{refuse_loops, refuse_merges};
@@ -55,7 +55,9 @@ pub fn update_mnat_routes(rib: &mut Rib, changes: Vec<MnatRouteChange>) -> Vec<R
                 remove_joins(rib, rule.group);
                 rib.joins.extend(join);
                 match positions.get(&key) {
-                    Some(at) => rib.rules[*at] = *rule,
+                    Some(at) => {
+                        rib.rules.set(*at, *rule);
+                    }
                     None => {
                         positions.insert(key, rib.rules.len());
                         rib.rules.push(*rule);
@@ -74,17 +76,16 @@ pub fn update_mnat_routes(rib: &mut Rib, changes: Vec<MnatRouteChange>) -> Vec<R
             }
         }
     }
-    // From the end, so that the positions of earlier routes stay valid.
-    removed.sort_unstable();
-    for at in removed.into_iter().rev() {
-        rib.rules.remove(at);
+    if !removed.is_empty() {
+        let removed: HashSet<usize> = removed.into_iter().collect();
+        rib.rules.retain(|at, _| !removed.contains(&at));
     }
     refused
 }
 
 /// Removes all MNAT routes and applies the changes. Returns the refused routes.
 pub fn replace_mnat_routes(rib: &mut Rib, changes: Vec<MnatRouteChange>) -> Vec<RefusedMnatRoute> {
-    rib.rules.retain(|rule| !is_mnat_route(rule));
+    rib.rules.retain(|_, rule| !is_mnat_route(rule));
     rib.joins.retain(|join| join.origin != Origin::Mnat);
     update_mnat_routes(rib, changes)
 }
@@ -193,7 +194,7 @@ mod tests {
         let (a, b) = (("10.0.0.1", "232.1.1.1"), ("10.0.0.2", "232.1.1.2"));
         let out = ("10.9.9.9", "239.1.1.1");
         let mut rib = Rib {
-            rules: vec![translating(a, out, Origin::Settings)],
+            rules: vec![translating(a, out, Origin::Settings)].into(),
             ..Rib::default()
         };
         let install =
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn change_affects_only_its_own_mnat_route() {
         let mut rib = Rib {
-            rules: vec![rule("10.0.0.1", "232.1.1.1", Origin::Settings)],
+            rules: vec![rule("10.0.0.1", "232.1.1.1", Origin::Settings)].into(),
             ..Rib::default()
         };
         let refused = update_mnat_routes(
@@ -265,7 +266,7 @@ mod tests {
             &mut rib,
             vec![MnatRouteChange::Install(Box::new(other), None)],
         );
-        let changed = before.iter().zip(&rib.rules).filter(|(a, b)| a != b);
+        let changed = before.iter().zip(rib.rules.iter()).filter(|(a, b)| a != b);
         assert_eq!(changed.count(), 1);
         update_mnat_routes(&mut rib, vec![withdraw(Some("10.0.0.2"), "232.1.1.1")]);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1", "10.0.0.3 232.1.1.1"]);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::ids::DownstreamId;
+use super::shared_vec::SharedVec;
 
 /// Position of a set in [`OifSets`].
 pub type OifSetId = u32;
@@ -13,36 +14,26 @@ pub type OifSetId = u32;
 /// The empty set, which always exists.
 pub const EMPTY_SET: OifSetId = 0;
 
-/// Sets in one chunk. A change copies one chunk and the list of chunks, instead of all sets.
-const CHUNK: usize = 256;
-
 /// Downstream interfaces in rising order.
 type OifSet = Arc<[DownstreamId]>;
 
 /// Sets of downstream interfaces by number. A clone shares them.
 #[derive(Debug, Clone, Default)]
-pub struct OifSets(Vec<Arc<Vec<OifSet>>>);
+pub struct OifSets(SharedVec<OifSet>);
 
 impl OifSets {
     /// Returns the downstream interfaces of a set; an empty slice for an unknown number.
     #[inline]
     pub fn get(&self, id: OifSetId) -> &[DownstreamId] {
-        let chunk = self.0.get(id as usize / CHUNK);
-        chunk
-            .and_then(|chunk| chunk.get(id as usize % CHUNK))
-            .map_or(&[], |set| set)
+        self.0.get(id as usize).map_or(&[], |set| set)
     }
 
     /// Stores a set under a number that is in use or the next unused one.
     fn store(&mut self, id: OifSetId, set: OifSet) {
-        let (chunk, offset) = (id as usize / CHUNK, id as usize % CHUNK);
-        if chunk == self.0.len() {
-            self.0.push(Arc::default());
-        }
-        let chunk = Arc::make_mut(&mut self.0[chunk]);
-        match chunk.get_mut(offset) {
-            Some(slot) => *slot = set,
-            None => chunk.push(set),
+        let position = id as usize;
+        match position == self.0.len() {
+            true => self.0.push(set),
+            false => self.0.set(position, set),
         }
     }
 }

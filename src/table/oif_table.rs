@@ -3,13 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ahash::{AHashMap, RandomState};
-
 use super::ids::DownstreamId;
 use super::oif_sets::{OifSetId, OifSets};
-
-/// Number of maps over which the groups are spread. A change copies one of the maps.
-const SHARDS: usize = 256;
+use super::shared_map::SharedMap;
 
 /// The downstream interfaces with members of a group, and with members that request one source of
 /// it.
@@ -41,32 +37,15 @@ impl GroupInterest {
     }
 }
 
-type Shard = AHashMap<IpAddr, Arc<GroupInterest>>;
-
 /// For each group, the downstream interfaces that have members of it. The data path reads it; only
 /// [`MembershipDatabase`](super::MembershipDatabase) changes it. A clone shares everything.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct OifTable {
-    seed: RandomState,
-    shards: Arc<Vec<Arc<Shard>>>,
+    groups: SharedMap<IpAddr, Arc<GroupInterest>>,
     sets: OifSets,
 }
 
-impl Default for OifTable {
-    fn default() -> Self {
-        Self {
-            seed: RandomState::new(),
-            shards: Arc::new(vec![Arc::default(); SHARDS]),
-            sets: OifSets::default(),
-        }
-    }
-}
-
 impl OifTable {
-    fn shard(&self, group: &IpAddr) -> usize {
-        self.seed.hash_one(group) as usize % SHARDS
-    }
-
     /// Returns the interfaces with members for packets from `source` to `group`; `None` if the
     /// group has no members.
     pub fn find(&self, source: IpAddr, group: IpAddr) -> Option<GroupOifs> {
@@ -86,8 +65,7 @@ impl OifTable {
     }
 
     pub(super) fn interest(&self, group: IpAddr) -> Option<&GroupInterest> {
-        let shard = &self.shards[self.shard(&group)];
-        shard.get(&group).map(Arc::as_ref)
+        self.groups.get(&group).map(Arc::as_ref)
     }
 
     /// Replaces the interest in a group; `None` removes it. Returns the previous interest.
@@ -96,12 +74,7 @@ impl OifTable {
         group: IpAddr,
         interest: Option<GroupInterest>,
     ) -> Option<Arc<GroupInterest>> {
-        let shard = self.shard(&group);
-        let shard = Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard]);
-        match interest {
-            Some(interest) => shard.insert(group, Arc::new(interest)),
-            None => shard.remove(&group),
-        }
+        self.groups.replace(group, interest.map(Arc::new))
     }
 
     /// Replaces the sets that the groups refer to.

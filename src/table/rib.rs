@@ -1,7 +1,8 @@
 //! The routing information base: the configured rules, and the forwarding table built from them.
 //!
 //! Routing owns it. Settings fill it at the start and at each reload; commands change it. After
-//! each change of rules or links, [`Rib::build_fib`] builds the next forwarding table.
+//! each change of links, or of many rules, [`Rib::fib_builder`] builds the next forwarding table.
+//! After a change of one route, [`FibBuilder::apply`] changes the former one.
 
 use std::collections::HashSet;
 
@@ -10,16 +11,17 @@ use super::fib_builder::FibBuilder;
 use super::interface_options::InterfaceOptions;
 use super::rib_error::RibError;
 use super::route_conflicts::{refuse_conflicts, refuse_uncovered_merge};
+use super::route_rules::{RouteChange, RouteRules};
 use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
 use crate::model::{
-    GroupPrefix, IfPattern, JoinRule, Link, Links, ProxyRule, RouteName, RouteRule, SourcePrefix,
+    GroupPrefix, IfPattern, JoinRule, Link, Links, ProxyRule, RouteRule, SourcePrefix,
 };
 
 /// All rules and interface options.
 #[derive(Debug, Clone, Default)]
 pub struct Rib {
     /// The routes, in the configured order.
-    pub rules: Vec<RouteRule>,
+    pub rules: RouteRules,
     /// The interface options. See [`InterfaceOptions::of_link`] for those of one link.
     pub interfaces: Vec<InterfaceOptions>,
     /// Groups to join as a host, in addition to those that routes join.
@@ -30,48 +32,60 @@ pub struct Rib {
 
 impl Rib {
     /// Adds a route, or its egresses to the route with the same interface, source and group.
-    /// Returns the name of the route.
     ///
     /// # Errors
     /// The route is invalid or conflicts with another route. The rules are unchanged then.
-    pub fn add(&mut self, rule: RouteRule) -> Result<RouteName, RibError> {
+    pub fn add(&mut self, rule: RouteRule) -> Result<RouteChange, RibError> {
         if rule.source.net().addr().is_ipv4() != rule.group.net().addr().is_ipv4() {
             return Err(RibError::MixedFamily(rule.source, rule.group));
         }
         let mut to = rule.to.clone();
-        let existing = self.find(&rule.from, rule.source, rule.group);
-        if let Some(at) = existing {
-            to.splice(0..0, self.rules[at].to.iter().cloned());
-        } else if let Some(other) = self.rules.iter().find(|r| r.is_ambiguous_with(&rule)) {
-            return Err(RibError::Ambiguous(other.name.clone()));
+        let existing = self.rules.find(&rule.from, rule.source, rule.group);
+        if let Some(existing) = existing {
+            to.splice(0..0, existing.to.iter().cloned());
+        } else {
+            let mut others = self.rules.with_streams(rule.source, rule.group);
+            if let Some(other) = others.find(|r| r.is_ambiguous_with(&rule)) {
+                return Err(RibError::Ambiguous(other.name.clone()));
+            }
         }
         let mut seen = HashSet::new();
         to.retain(|t| seen.insert(t.clone()));
         if to.len() > MAX_EGRESSES {
             return Err(RibError::TooManyEgresses);
         }
-        if let Some(at) = existing
+        if let Some(existing) = existing
             && rule.translation.is_some()
-            && self.rules[at].translation != rule.translation
+            && existing.translation != rule.translation
         {
-            return Err(RibError::OtherTranslation(self.rules[at].name.clone()));
+            return Err(RibError::OtherTranslation(existing.name.clone()));
         }
-        let at = existing.unwrap_or(self.rules.len());
-        let mut rules = self.rules.clone();
-        match existing {
-            Some(at) => rules[at].to = to,
-            None => rules.push(RouteRule { to, ..rule }),
+        let position = existing.and_then(|existing| self.rules.position(existing));
+        let rule = match existing {
+            Some(existing) => RouteRule {
+                to,
+                ..RouteRule::clone(existing)
+            },
+            None => RouteRule { to, ..rule },
+        };
+        // Routes conflict only because of a translation.
+        if self.rules.has_translation() || rule.translation.is_some() {
+            let mut all: Vec<&RouteRule> = self.rules.iter().collect();
+            let at = position.unwrap_or(all.len());
+            match all.get_mut(at) {
+                Some(replaced) => *replaced = &rule,
+                None => all.push(&rule),
+            }
+            refuse_conflicts(&all, &self.proxies, at)?;
         }
-        refuse_conflicts(&rules, &self.proxies, at)?;
-        self.rules = rules;
-        Ok(self.rules[at].name.clone())
+        let replaced = position.and_then(|position| self.rules.set(position, rule.clone()));
+        Ok(replaced.unwrap_or_else(|| self.rules.push(rule)))
     }
 
     /// Checks that the route with the interface, source and group of `rule` has the translation of
     /// `rule`, if `rule` has one. Succeeds if there is no such route.
     pub fn check_translation_matches(&self, rule: &RouteRule) -> Result<(), RibError> {
-        let at = self.find(&rule.from, rule.source, rule.group);
-        match at.map(|at| &self.rules[at]) {
+        match self.rules.find(&rule.from, rule.source, rule.group) {
             Some(other) if rule.translation.is_some() && other.translation != rule.translation => {
                 Err(RibError::TranslationMismatch(other.name.clone()))
             }
@@ -80,7 +94,7 @@ impl Rib {
     }
 
     /// Removes egresses of a route, or the route if `to` is empty. A route that loses its last
-    /// egress remains: it drops the packets that it matches. Returns the name of the route.
+    /// egress remains: it drops the packets that it matches.
     ///
     /// # Errors
     /// There is no such route or egress, or other routes would conflict without the route. The
@@ -91,33 +105,30 @@ impl Rib {
         source: SourcePrefix,
         group: GroupPrefix,
         to: &[IfPattern],
-    ) -> Result<RouteName, RibError> {
-        let Some(at) = self.find(from, source, group) else {
-            return Err(RibError::NoSuchRoute {
-                from: from.clone(),
-                source_prefix: source,
-                group,
-            });
+    ) -> Result<RouteChange, RibError> {
+        let no_such_route = || RibError::NoSuchRoute {
+            from: from.clone(),
+            source_prefix: source,
+            group,
         };
+        let found = self.rules.find(from, source, group);
+        let found = found.ok_or_else(no_such_route)?;
+        let position = self.rules.position(found).ok_or_else(no_such_route)?;
         if to.is_empty() {
-            let mut rules = self.rules.clone();
-            let removed = rules.remove(at);
-            refuse_uncovered_merge(&rules, &removed)?;
-            self.rules = rules;
-            return Ok(removed.name);
+            if self.rules.has_translation() {
+                let others = self.rules.iter().enumerate();
+                let others = others.filter(|(other, _)| *other != position);
+                let others: Vec<&RouteRule> = others.map(|(_, rule)| rule).collect();
+                refuse_uncovered_merge(&others, found)?;
+            }
+            return self.rules.remove(position).ok_or_else(no_such_route);
         }
-        let rule = &mut self.rules[at];
-        if let Some(unknown) = to.iter().find(|t| !rule.to.contains(t)) {
+        if let Some(unknown) = to.iter().find(|t| !found.to.contains(t)) {
             return Err(RibError::NoSuchEgress(unknown.clone()));
         }
+        let mut rule = RouteRule::clone(found);
         rule.to.retain(|t| !to.contains(t));
-        Ok(rule.name.clone())
-    }
-
-    fn find(&self, from: &IfPattern, source: SourcePrefix, group: GroupPrefix) -> Option<usize> {
-        self.rules
-            .iter()
-            .position(|r| r.from == *from && r.source == source && r.group == group)
+        self.rules.set(position, rule).ok_or_else(no_such_route)
     }
 
     /// Adds a join.
@@ -168,6 +179,11 @@ impl Rib {
     /// Builds the forwarding table for `links`. The OIF table is empty;
     /// [`MembershipDatabase::rebuild`](super::MembershipDatabase::rebuild) fills it.
     pub fn build_fib(&self, links: &Links, generation: u64) -> Fib {
+        self.fib_builder(links).build(generation)
+    }
+
+    /// Returns a builder with all rules, for `links`.
+    pub fn fib_builder(&self, links: &Links) -> FibBuilder {
         let mut builder = FibBuilder::new(&self.interfaces, links);
         self.rules.iter().for_each(|rule| builder.add_route(rule));
         // Proxies without a downstream interface forward nothing. They come last, so that they do
@@ -179,7 +195,7 @@ impl Rib {
         self.joins.iter().for_each(|join| builder.add_join(join));
         builder.add_router_discovery();
         builder.add_captures();
-        builder.build(generation)
+        builder
     }
 }
 
@@ -211,7 +227,7 @@ mod tests {
             .into_iter()
             .collect();
         let rib = Rib {
-            rules: vec![rule("br-*", "225.1.2.3", &["br-*", "eth0", "eth*", "gone"])],
+            rules: vec![rule("br-*", "225.1.2.3", &["br-*", "eth0", "eth*", "gone"])].into(),
             ..Rib::default()
         };
         let fib = rib.build_fib(&links, 1);
@@ -265,7 +281,7 @@ mod tests {
             capture: false,
         };
         let rib = Rib {
-            rules: vec![],
+            rules: vec![].into(),
             interfaces: vec![option("eth*", 8), option("eth0", 3)],
             ..Rib::default()
         };
@@ -279,7 +295,7 @@ mod tests {
     fn route_without_egress_has_an_entry() {
         let links: Links = [link(1, "eth0")].into_iter().collect();
         let rib = Rib {
-            rules: vec![rule("eth0", "225.1.2.3", &["eth1"])],
+            rules: vec![rule("eth0", "225.1.2.3", &["eth1"])].into(),
             ..Rib::default()
         };
         let fib = rib.build_fib(&links, 1);

@@ -2,6 +2,7 @@
 
 use super::rib::Rib;
 use super::rib_error::RibError;
+use super::route_rules::RouteChange;
 use crate::model::{JoinRule, RouteRule};
 
 /// A change of one rule.
@@ -24,17 +25,28 @@ pub enum RibChange {
     Leave(JoinRule),
 }
 
+/// A rule that a change affected.
+#[derive(Debug, Clone)]
+pub enum ChangedRule {
+    /// A route, before and after the change.
+    Route(RouteChange),
+    /// A join that was added.
+    Joined(JoinRule),
+    /// A join that was removed.
+    Left(JoinRule),
+}
+
 impl RibChange {
     /// Returns whether the change removes egresses or a route, so that other routes may fit.
     pub fn removes_egresses(&self) -> bool {
         matches!(self, Self::RemoveRoute(_))
     }
 
-    /// Applies the change. Returns a sentence that says what changed.
+    /// Applies the change. Returns the changed rule, and a sentence that says what changed.
     ///
     /// # Errors
     /// The rules do not permit the change; they are unchanged then.
-    pub fn apply(self, rib: &mut Rib) -> Result<String, RibError> {
+    pub fn apply(self, rib: &mut Rib) -> Result<(ChangedRule, String), RibError> {
         let names = |rule: &RouteRule| {
             let to = rule.to.iter().map(ToString::to_string);
             to.collect::<Vec<_>>().join(" ")
@@ -51,28 +63,33 @@ impl RibChange {
                     return Err(RibError::LinkLocal(rule.group));
                 }
                 let to = names(&rule);
-                let name = rib.add(*rule)?;
-                match to.is_empty() {
+                let change = rib.add(*rule)?;
+                let name = change.name();
+                let text = match to.is_empty() {
                     true => format!("added {name}, which drops the packets that it matches"),
                     false => format!("added {name} to {to}"),
-                }
+                };
+                (ChangedRule::Route(change), text)
             }
             Self::RemoveRoute(rule) => {
                 rib.check_translation_matches(&rule)?;
-                let name = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
-                match rule.to.is_empty() {
+                let change = rib.remove(&rule.from, rule.source, rule.group, &rule.to)?;
+                let name = change.name();
+                let text = match rule.to.is_empty() {
                     true => format!("removed {name}"),
                     false => format!("removed {} from {name}", names(&rule)),
-                }
+                };
+                (ChangedRule::Route(change), text)
             }
             Self::Join(join) => {
-                let text = join.to_string();
-                rib.join(join)?;
-                format!("joined {text}")
+                rib.join(join.clone())?;
+                let text = format!("joined {join}");
+                (ChangedRule::Joined(join), text)
             }
             Self::Leave(join) => {
                 rib.leave(&join)?;
-                format!("left {join}")
+                let text = format!("left {join}");
+                (ChangedRule::Left(join), text)
             }
         })
     }

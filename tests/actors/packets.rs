@@ -4,11 +4,14 @@ use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
+use futures_util::future::join_all;
+use mcastor::actors::messages::{ApplyChange, Barrier};
 use mcastor::forward::DropReason;
-use mcastor::model::{TtlPolicy, TtlThreshold};
+use mcastor::model::{JoinPolicy, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::table::InterfaceOptions;
+use mcastor::table::rib_change::RibChange;
 
-use super::router::{Router, index, link, numbers, packet, rule};
+use super::router::{PATIENCE, Router, index, link, numbers, packet, rule};
 
 #[actix::test]
 async fn every_egress_gets_and_counts_packets() {
@@ -215,4 +218,33 @@ async fn bursts_on_many_interfaces_lose_nothing() {
     r.stop().await;
     assert_eq!(r.all_dropped("out"), 0);
     assert_eq!(r.transmitted("out"), 5000);
+}
+
+#[actix::test]
+async fn waiting_changes_share_one_publication() {
+    let links = [link(1, "in"), link(2, "out")];
+    let rules = vec![rule("in", &["out"], TtlPolicy::Decrement)];
+    let r = Router::start(rules, vec![], &links).await;
+    let before = r.context.snapshot.load().fib.generation;
+    let add = |n: u8| {
+        let group = format!("226.0.0.{n}").parse().unwrap();
+        let to = vec!["out".parse().unwrap()];
+        ApplyChange(RibChange::AddRoute {
+            rule: Box::new(RouteRule {
+                join: JoinPolicy::Never,
+                ..RouteRule::new("in".parse().unwrap(), group, to)
+            }),
+            allow_no_egress: false,
+        })
+    };
+    let directory = &r.context.directory;
+    let answers: Vec<_> = (0..100).map(|n| directory.ask(add(n), PATIENCE)).collect();
+    for answer in join_all(answers).await {
+        answer.unwrap().unwrap();
+    }
+    directory.ask(Barrier, PATIENCE).await.unwrap();
+    let fib = r.context.snapshot.load().fib.clone();
+    assert_eq!(fib.generation, before + 1);
+    assert_eq!(fib.ingresses[&index(1)].entries.len(), 101);
+    r.stop().await;
 }

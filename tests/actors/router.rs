@@ -39,7 +39,7 @@ impl Router {
         let plane = Faulty::default();
         let (sim, faults) = (plane.sim.clone(), plane.faults.clone());
         let rib = Rib {
-            rules,
+            rules: rules.into(),
             interfaces: options,
             ..Rib::default()
         };

@@ -36,7 +36,7 @@ fn fib(bed: &Bed, generation: u64, change: impl FnOnce(&mut RouteRule)) -> Arc<F
     };
     change(&mut rule);
     let rib = Rib {
-        rules: vec![rule],
+        rules: vec![rule].into(),
         ..Rib::default()
     };
     Arc::new(rib.build_fib(&links, generation))

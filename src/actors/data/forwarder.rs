@@ -114,6 +114,22 @@ impl Forwarder {
         progress
     }
 
+    /// Forgets the counters of the paths that are not those of the `old` forwarding table. While
+    /// only memberships or single routes change, tables share almost all of their paths.
+    fn forget_changed_paths(&mut self, old: &Fib) {
+        let new = &self.fib;
+        if !Arc::ptr_eq(&new.egresses, &old.egresses) {
+            // A path refers to its egress by number.
+            self.paths.clear();
+        }
+        self.paths.resize_with(new.paths.len(), || None);
+        for position in new.paths.unshared(&old.paths) {
+            if new.paths.get(position) != old.paths.get(position) {
+                self.paths[position] = None;
+            }
+        }
+    }
+
     /// Moves the counts into the metrics.
     fn update_counters(&mut self) {
         let SendCounts {
@@ -231,18 +247,13 @@ impl Handler<Transmit> for Forwarder {
             self.open();
         }
         if !Arc::ptr_eq(&self.fib, &message.fib) {
-            let same_paths = Arc::ptr_eq(&self.fib.paths, &message.fib.paths);
-            self.fib = message.fib;
+            let old = std::mem::replace(&mut self.fib, message.fib);
             let name = &self.fib.egresses[message.egress as usize].name;
             if *name != self.name {
                 self.name = name.clone();
                 self.counters = self.context.catalog.interface(name.as_str());
             }
-            // Forwarding tables share their paths while only memberships change.
-            if !same_paths {
-                self.paths.clear();
-                self.paths.resize_with(self.fib.paths.len(), || None);
-            }
+            self.forget_changed_paths(&old);
         }
         self.waiting = Some(message.waiting);
         let egress = &self.fib.egresses[message.egress as usize];

@@ -124,7 +124,8 @@ impl Interface {
         }
         let fib = &snapshot.fib;
         let no_routes = Ingress::default();
-        let ingress = fib.ingresses.get(&self.index).unwrap_or(&no_routes);
+        let ingress = fib.ingresses.get(&self.index);
+        let ingress = ingress.map_or(&no_routes, Arc::as_ref);
         if self.watch_only {
             self.switch
                 .observe(fib, ingress, &batch, self.context.now_ms());

@@ -216,7 +216,7 @@ impl Supervisor {
         let names = &self.names;
         let unused = self.interfaces.extract_if(|index, captured| {
             let ingress = fib.ingresses.get(index);
-            let is_same = |i: &Ingress| i.watch_only == captured.watch_only;
+            let is_same = |i: &Arc<Ingress>| i.watch_only == captured.watch_only;
             !names.contains_key(index) || !ingress.is_none_or(is_same)
         });
         let unused_interfaces: Vec<CapturedInterface> =
@@ -289,8 +289,8 @@ impl Supervisor {
         }));
     }
 
-    /// Puts a forwarding table in force between which and the former one only memberships changed.
-    /// Everything else is shared with the former snapshot.
+    /// Puts a forwarding table in force that uses the same interfaces as the former one. Everything
+    /// else is shared with the former snapshot.
     fn store_fib(&self) {
         let former = self.config.context.snapshot.load();
         self.config.context.snapshot.store(Arc::new(Snapshot {

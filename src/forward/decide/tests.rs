@@ -288,7 +288,7 @@ mod memberships {
             rules in rules(),
             changes in proptest::collection::vec((2usize..7, 0u8..4, proptest::option::weighted(0.9, filter())), 1..40),
         ) {
-            let rib = Rib { rules: rules.clone(), proxies: proxies(), ..Rib::default() };
+            let rib = Rib { rules: rules.clone().into(), proxies: proxies(), ..Rib::default() };
             let mut database = MembershipDatabase::default();
             let mut fib = rib.build_fib(&links(), 1);
             database.rebuild(&mut fib);
@@ -400,7 +400,7 @@ mod memberships {
         assert!(database.update(&fib, 2).is_none());
         database.set(index(2), group(1), SourceFilter::any());
         let next = database.update(&fib, 2).unwrap();
-        assert!(std::sync::Arc::ptr_eq(&fib.paths, &next.paths));
+        assert!(fib.paths.ptr_eq(&next.paths));
         assert_eq!(next.generation, 2);
         database.set(index(2), group(1), SourceFilter::any());
         assert!(database.update(&next, 3).is_none());
@@ -465,7 +465,7 @@ fn table_with_paths() -> (Fib, Ingress) {
     };
     fib.egresses = vec![egress(1, true), egress(2, false)].into();
     fib.paths = vec![path(0, Some(9)), path(1, None)].into();
-    let mut entries = fib.entries.to_vec();
+    let mut entries: Vec<Entry> = fib.entries.iter().cloned().collect();
     entries[0].paths = vec![0, 1];
     fib.entries = entries.into();
     (fib, ingress)
@@ -508,7 +508,7 @@ fn trace_names_matched_route_and_refused_paths() {
 fn link_local_sources_reach_link_local_groups_only() {
     let mut table = table(&[("224.0.0.0/4", ANY, TtlPolicy::Decrement, &[])]);
     let entry = |table: &mut (Fib, Ingress), link_local, link_local_sources| {
-        let mut entries = table.0.entries.to_vec();
+        let mut entries: Vec<Entry> = table.0.entries.iter().cloned().collect();
         (entries[0].link_local, entries[0].link_local_sources) = (link_local, link_local_sources);
         table.0.entries = entries.into();
     };

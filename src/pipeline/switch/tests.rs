@@ -63,7 +63,7 @@ fn fib_with(
         capture: false,
     }];
     let rib = Rib {
-        rules,
+        rules: rules.into(),
         interfaces,
         proxies,
         ..Rib::default()

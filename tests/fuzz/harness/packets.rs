@@ -283,7 +283,8 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
                 TtlPolicy::Decrement,
             ),
             rule("ff3e::/32", None, &["gone"], TtlPolicy::Keep),
-        ],
+        ]
+        .into(),
         interfaces: vec![InterfaceOptions {
             name: "usual".parse().unwrap(),
             ttl_threshold: TtlThreshold::new(8),

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::{cases, route};
 use crate::lab::control::Control;
 use crate::lab::{
-    BINARY, Capture, Lab, NumberedStream, Router, Star, eventually, received_in_order,
+    BINARY, Capture, Injector, Lab, NumberedStream, Router, Star, Udp, eventually,
+    received_in_order,
 };
 
 cases!("control":
@@ -14,6 +15,7 @@ cases!("control":
     misbehaving_clients_do_not_block_others,
     stop_command_ends_within_a_second,
     missing_privileges_are_named,
+    answered_adds_are_in_force_and_lose_no_packet,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -187,4 +189,41 @@ fn missing_privileges_are_named(lab: &Lab) {
     // Without settings the socket is in /run, which belongs to root.
     let raw = ["--inh-caps=+net_raw", "--ambient-caps=+net_raw"];
     refused(&raw, "run", "the folder must exist and be writable");
+}
+
+/// Adds 1,000 routes, and sends one packet on each as soon as its command is answered.
+fn answered_adds_are_in_force_and_lose_no_packet(lab: &Lab) {
+    const ADDS: usize = 1000;
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &r());
+    let capture = Capture::new(&star.rcv, "eth1");
+    let inject = Injector::new(&star.src, "eth0");
+    let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 2000);
+    stream.wait_for_more(100);
+    let group = |n: usize| format!("225.7.{}.{}", n / 250, n % 250 + 1);
+    let change = |verb: &str, n: usize, to: &[&str]| {
+        let route = serde_json::json!({ "from": "in", "group": group(n), "to": to });
+        serde_json::json!({ "change": { verb: route } })
+    };
+    let mut control = router.control();
+    let started = Instant::now();
+    for n in 0..ADDS {
+        control.expect_ok(&change("add", n, &["out1"]));
+        let to = format!("{}:5000", group(n));
+        inject.send(&Udp::new("10.0.0.10:9", &to, "first").frame());
+    }
+    println!("{ADDS} adds: {:?}", started.elapsed());
+    assert_eq!(control.show("routes").len(), ADDS + 1);
+    let started = Instant::now();
+    for n in 0..ADDS {
+        capture.expect(&group(n), 1);
+        control.expect_ok(&change("remove", n, &[]));
+    }
+    println!("{ADDS} removals: {:?}", started.elapsed());
+    assert_eq!(control.show("routes").len(), 1);
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    received_in_order(&capture, GROUP);
+    router.expect_routed("r", "out1", sent.into());
+    router.expect_metric("mcastor_actor_restarts_total", &[], 0);
 }

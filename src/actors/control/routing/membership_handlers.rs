@@ -1,7 +1,5 @@
 //! Messages of the querier to routing, and the barrier that waits until they are in force.
 
-use std::time::Instant;
-
 use actix::prelude::*;
 
 use super::Routing;
@@ -35,13 +33,15 @@ impl Handler<Barrier> for Routing {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, _: Barrier, _: &mut Self::Context) -> Self::Result {
-        let publish_at = if self.pacer.is_scheduled {
-            self.pacer.next
-        } else {
-            Instant::now()
+        self.publish_changes();
+        let publish_at = self.pacer.is_scheduled.then_some(self.pacer.next);
+        let paced = async move {
+            // A wait for the present would last until the next tick of the timer.
+            if let Some(publish_at) = publish_at {
+                tokio::time::sleep_until(publish_at.into()).await;
+            }
         };
-        let paced = tokio::time::sleep_until(publish_at.into()).into_actor(self);
-        Box::pin(paced.then(|(), actor, _| {
+        Box::pin(paced.into_actor(self).then(|(), actor, _| {
             if actor.pacer.is_scheduled {
                 actor.publish_memberships();
             }

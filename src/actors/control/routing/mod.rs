@@ -1,5 +1,6 @@
 //! Owns the rules and publishes the forwarding table. The data path never waits for it.
 
+mod changes;
 mod demand;
 mod membership_handlers;
 mod mnat_handlers;
@@ -28,7 +29,8 @@ use crate::model::{
 };
 use crate::table::joins;
 use crate::table::mnat_routes::keep_mnat_routes;
-use crate::table::{Fib, MembershipDatabase, Rib, RibError, SubnetConflict};
+use crate::table::rib_change::ChangedRule;
+use crate::table::{Fib, FibBuilder, MembershipDatabase, Rib, SubnetConflict};
 
 use demand::Demand;
 use pace::SnapshotPacer;
@@ -49,6 +51,10 @@ pub struct Routing {
     generation: u64,
     /// The forwarding table that was published last.
     fib: Arc<Fib>,
+    /// The builder of that table; `None` before the first.
+    builder: Option<FibBuilder>,
+    /// Changes of rules that are not published yet.
+    unpublished: Vec<ChangedRule>,
     /// The interfaces in the last message to the querier; `None` before the first message.
     served: Option<BTreeMap<InterfaceId, ServedInterface>>,
     /// Memberships from before a restart of the querier that have not been reported since.
@@ -83,6 +89,8 @@ impl Routing {
             links: None,
             generation,
             fib: Arc::default(),
+            builder: None,
+            unpublished: Vec::new(),
             served: None,
             stale: AHashSet::new(),
             pacer: SnapshotPacer::new(Instant::now()),
@@ -102,7 +110,10 @@ impl Routing {
         database.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Publishes a forwarding table that is built from all rules.
     fn publish(&mut self) {
+        self.unpublished.clear();
+        self.builder = None;
         let has_engine_names = self.rib.patterns().any(IfPattern::is_engine_name);
         let engine_wanted = &self.context.engine_wanted;
         engine_wanted.send_if_modified(|wanted| {
@@ -115,7 +126,8 @@ impl Routing {
         self.waiting_names
             .update(&self.rib, links, &aliases, Instant::now());
         self.generation += 1;
-        let mut fib = self.rib.build_fib(&self.rib.usable(links), self.generation);
+        let mut builder = self.rib.fib_builder(&self.rib.usable(links));
+        let mut fib = builder.build(self.generation);
         self.membership_database().rebuild(&mut fib);
         let fib = Arc::new(fib);
         for (proxy, iface) in fib.skipped_proxies.iter() {
@@ -131,20 +143,8 @@ impl Routing {
                 );
             }
         }
-        // Options of interfaces also apply to ports.
-        let is_option = |p: &IfPattern| self.rib.interfaces.iter().any(|o| o.name == *p);
-        let patterns = self.rib.patterns();
-        for pattern in patterns.filter(|p| p.is_pattern() && !is_option(p)) {
-            let unselected = links.unselected(pattern);
-            if !unselected.is_empty() && self.warned_patterns.insert(pattern.clone()) {
-                let names: Vec<_> = unselected.iter().map(|l| l.name.as_str()).collect();
-                warn!(
-                    "{pattern} fits only interfaces that patterns do not select, ports of a bridge \
-                     or bond or the loopback interface: {}. Write their names, or use container:, \
-                     network: or label:",
-                    names.join(", ")
-                );
-            }
+        for pattern in self.rib.patterns() {
+            warn_of_unselected(pattern, (&self.rib, links), &mut self.warned_patterns);
         }
         for conflict in fib.subnet_conflicts.iter() {
             if self.warned_conflicts.insert(conflict.clone()) {
@@ -160,14 +160,9 @@ impl Routing {
         self.warned_conflicts
             .retain(|conflict| fib.subnet_conflicts.contains(conflict));
         self.fib = fib.clone();
+        self.builder = Some(builder);
         let catalog = &self.context.catalog;
         catalog.routes.set(self.rib.rules.len() as i64);
-        let mut used = AHashSet::new();
-        for link in links.iter().filter(|link| fib.uses(link.index)) {
-            catalog.set_link(link);
-            used.insert(link.name.as_str());
-        }
-        catalog.retire_interfaces(&used);
         catalog.retire_paths(fib.paths.iter().map(|path| {
             let oif = &fib.egresses[path.egress as usize].name;
             (&path.route, path.iif.as_str(), oif.as_str())
@@ -178,18 +173,30 @@ impl Routing {
             egresses = fib.egresses.len(),
             "publishing"
         );
-        let ingresses = links
-            .iter()
-            .filter(|link| fib.ingresses.contains_key(&link.index))
-            .map(|link| (link.index, link.name.clone()))
-            .collect::<AHashMap<_, _>>();
+        let names = self.update_interface_metrics(&fib);
         self.update_querier();
         self.set_joins();
         self.report_members_to_mnat();
         self.context.directory.do_send(Publish {
             fib,
-            names: Some(ingresses),
+            names: Some(names),
         });
+    }
+
+    /// Updates the metrics of the interfaces that `fib` uses. Returns the names of its ingresses.
+    fn update_interface_metrics(&self, fib: &Fib) -> AHashMap<InterfaceId, IfName> {
+        let links = || self.links.iter().flat_map(|links| links.iter());
+        let catalog = &self.context.catalog;
+        let mut used = AHashSet::new();
+        for link in links().filter(|link| fib.uses(link.index)) {
+            catalog.set_link(link);
+            used.insert(link.name.as_str());
+        }
+        catalog.retire_interfaces(&used);
+        links()
+            .filter(|link| fib.ingresses.contains_key(&link.index))
+            .map(|link| (link.index, link.name.clone()))
+            .collect()
     }
 
     /// Sends all memberships of this host to the joins actor.
@@ -348,18 +355,18 @@ impl Routing {
     fn update_joins(&mut self) {
         let mut changes = joins::DesiredMemberships::new();
         for group in self.demand.take_changed() {
-            let requested = self.demand.requested_of_group(&self.rib, group);
-            let requested = requested.iter().map(|(origin, filter)| (*origin, filter));
-            changes.extend(joins::desired_memberships_of_group(
-                group,
-                &self.fixed,
-                requested,
-                &self.up,
-            ));
+            changes.extend(self.memberships_of_group(group));
         }
         if !changes.is_empty() {
             self.context.directory.do_send(UpdateJoins(changes));
         }
+    }
+
+    /// Returns the memberships of a group on the interfaces where members may request it.
+    fn memberships_of_group(&self, group: Group) -> joins::DesiredMemberships {
+        let requested = self.demand.requested_of_group(&self.rib, group);
+        let requested = requested.iter().map(|(origin, filter)| (*origin, filter));
+        joins::desired_memberships_of_group(group, &self.fixed, requested, &self.up)
     }
 
     fn set_demand(&mut self, index: InterfaceId, group: Group, filter: &SourceFilter) {
@@ -413,6 +420,29 @@ impl Routing {
 
     fn link(&self, name: &IfName) -> Option<&Link> {
         self.links.as_ref()?.iter().find(|l| l.name == *name)
+    }
+}
+
+/// Warns once of a pattern that fits only interfaces that patterns do not select.
+fn warn_of_unselected(
+    pattern: &IfPattern,
+    (rib, links): (&Rib, &Links),
+    warned: &mut BTreeSet<IfPattern>,
+) {
+    // Options of interfaces also apply to ports.
+    let is_option = || rib.interfaces.iter().any(|o| o.name == *pattern);
+    if !pattern.is_pattern() || is_option() {
+        return;
+    }
+    let unselected = links.unselected(pattern);
+    if !unselected.is_empty() && warned.insert(pattern.clone()) {
+        let names: Vec<_> = unselected.iter().map(|l| l.name.as_str()).collect();
+        warn!(
+            "{pattern} fits only interfaces that patterns do not select, ports of a bridge or bond \
+             or the loopback interface: {}. Write their names, or use container:, network: or \
+             label:",
+            names.join(", ")
+        );
     }
 }
 
@@ -503,21 +533,5 @@ impl Handler<ReplaceRules> for Routing {
         self.report_refused(false, refused);
         self.commit(rib);
         self.retry_refused();
-    }
-}
-
-impl Handler<ApplyChange> for Routing {
-    type Result = Result<String, RibError>;
-
-    fn handle(&mut self, ApplyChange(change): ApplyChange, _: &mut Self::Context) -> Self::Result {
-        let mut rib = Rib::clone(&self.rib);
-        let frees_addresses = change.removes_egresses();
-        let description = change.apply(&mut rib)?;
-        if frees_addresses {
-            self.retry_refused();
-        }
-        self.commit(rib);
-        info!("by command: {description}");
-        Ok(description)
     }
 }
