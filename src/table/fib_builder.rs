@@ -581,7 +581,7 @@ mod tests {
     use super::super::rib::Rib;
     use super::super::rib_change::{ChangedRule, RibChange};
     use super::*;
-    use crate::model::{IfPattern, TtlThreshold};
+    use crate::model::{IfPattern, LinkAddress, TtlThreshold};
 
     const LINKS: [&str; 5] = ["eth0", "eth1", "br0", "br1", "tap0"];
     const PATTERNS: [&str; 8] = ["eth0", "eth1", "br0", "br1", "tap0", "eth*", "br*", "gone"];
@@ -590,7 +590,12 @@ mod tests {
         let index = |n| InterfaceId::new(n).unwrap();
         let link = |(n, name): (u32, &&str)| Link::new(index(n), name.parse().unwrap());
         let mut links: Links = (1..).zip(&LINKS).map(link).collect();
-        links.insert_address(index(1), "10.0.0.1/24".parse().unwrap());
+        let on_link: IpNet = "10.0.0.1/24".parse().unwrap();
+        let address = LinkAddress {
+            address: on_link.addr(),
+            on_link,
+        };
+        links.insert_address(index(1), address);
         links
     }
 
@@ -712,7 +717,7 @@ mod tests {
                     rule.to.clear();
                 }
                 let change = match operation {
-                    0 => RibChange::AddRoute { rule: Box::new(rule), allow_no_egress: true },
+                    0 => RibChange::AddRoute { rule: Box::new(rule), allow_no_effect: true },
                     _ => RibChange::RemoveRoute(Box::new(rule)),
                 };
                 let Ok((ChangedRule::Route(change), _)) = change.apply(&mut rib) else {

@@ -18,7 +18,7 @@ pub struct RouteRules {
 }
 
 /// A change of one route.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RouteChange {
     /// A new route, after all others.
     Added(Arc<RouteRule>),

@@ -234,7 +234,7 @@ async fn waiting_changes_share_one_publication() {
                 join: JoinPolicy::Never,
                 ..RouteRule::new("in".parse().unwrap(), group, to)
             }),
-            allow_no_egress: false,
+            allow_no_effect: false,
         })
     };
     let directory = &r.context.directory;

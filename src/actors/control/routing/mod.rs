@@ -29,9 +29,9 @@ use crate::model::{
 };
 use crate::table::joins;
 use crate::table::mnat_routes::keep_mnat_routes;
-use crate::table::rib_change::ChangedRule;
-use crate::table::{Fib, FibBuilder, MembershipDatabase, Rib, SubnetConflict};
+use crate::table::{Fib, FibBuilder, FibDiff, MembershipDatabase, Rib, RibError, SubnetConflict};
 
+use changes::RuleChanges;
 use demand::Demand;
 use pace::SnapshotPacer;
 use waiting_names::WaitingNames;
@@ -54,7 +54,7 @@ pub struct Routing {
     /// The builder of that table; `None` before the first.
     builder: Option<FibBuilder>,
     /// Changes of rules that are not published yet.
-    unpublished: Vec<ChangedRule>,
+    unpublished: RuleChanges,
     /// The interfaces in the last message to the querier; `None` before the first message.
     served: Option<BTreeMap<InterfaceId, ServedInterface>>,
     /// Memberships from before a restart of the querier that have not been reported since.
@@ -90,7 +90,7 @@ impl Routing {
             generation,
             fib: Arc::default(),
             builder: None,
-            unpublished: Vec::new(),
+            unpublished: RuleChanges::default(),
             served: None,
             stale: AHashSet::new(),
             pacer: SnapshotPacer::new(Instant::now()),
@@ -181,6 +181,71 @@ impl Routing {
             fib,
             names: Some(names),
         });
+    }
+
+    /// Publishes the changes of rules that are not published yet.
+    fn publish_changes(&mut self) {
+        let changes = std::mem::take(&mut self.unpublished);
+        if !changes.is_empty() && !self.publish_changed_rules(&changes) {
+            self.publish();
+        }
+    }
+
+    /// Publishes changes of single rules. Returns false, without a publication, if they affect
+    /// other rules, so that everything must be computed anew.
+    fn publish_changed_rules(&mut self, changes: &RuleChanges) -> bool {
+        let (Some(builder), Some(links)) = (self.builder.as_mut(), &self.links) else {
+            return false;
+        };
+        if changes.affect_others(&self.rib) {
+            return false;
+        }
+        let Some(paths) = changes.apply(builder) else {
+            return false;
+        };
+        let mut fib = builder.build(self.generation + 1);
+        fib.oif_table = self.fib.oif_table.clone();
+        let diff = FibDiff {
+            old: self.fib.clone(),
+            new: Arc::new(fib),
+        };
+        if diff.interfaces_changed() || diff.old.subnet_conflicts != diff.new.subnet_conflicts {
+            return false;
+        }
+        for pattern in changes.interface_patterns() {
+            warn_of_unselected(pattern, (&self.rib, links), &mut self.warned_patterns);
+        }
+        if diff.routes_changed() {
+            self.generation += 1;
+            self.fib = diff.new.clone();
+            self.context.catalog.routes.set(self.rib.rules.len() as i64);
+            self.context
+                .catalog
+                .update_paths(&paths.removed, &paths.added);
+            self.context.directory.do_send(Publish {
+                fib: diff.new,
+                names: None,
+            });
+        }
+        self.update_fixed_joins(changes);
+        true
+    }
+
+    /// Sends the memberships that changed with rules to the joins actor.
+    fn update_fixed_joins(&mut self, changes: &RuleChanges) {
+        let rules = joins::JoiningRules {
+            joins: &self.rib.joins,
+            routes: &self.rib.rules,
+            proxies: &self.rib.proxies,
+        };
+        let mut memberships = changes.update_memberships(rules, &mut self.fixed, &self.up);
+        let groups: BTreeSet<_> = memberships.keys().map(|join| join.group).collect();
+        for group in groups {
+            memberships.extend(self.memberships_of_group(group));
+        }
+        if !memberships.is_empty() {
+            self.context.directory.do_send(UpdateJoins(memberships));
+        }
     }
 
     /// Updates the metrics of the interfaces that `fib` uses. Returns the names of its ingresses.
@@ -521,6 +586,33 @@ impl Handler<QueryRouting> for Routing {
             fib: self.fib.clone(),
             aliases: self.context.aliases.load_full(),
         }
+    }
+}
+
+impl Handler<ApplyChange> for Routing {
+    type Result = Result<String, RibError>;
+
+    fn handle(
+        &mut self,
+        ApplyChange(change): ApplyChange,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
+        let mut rib = Rib::clone(&self.rib);
+        let frees_addresses = change.removes_egresses();
+        let (changed, description) = change.apply(&mut rib)?;
+        if frees_addresses {
+            self.retry_refused();
+        }
+        self.rib = Arc::new(rib);
+        self.context.rib.store(self.rib.clone());
+        if self.unpublished.is_empty() {
+            // The context polls this after the messages that wait in the mailbox.
+            let publication = async {}.into_actor(self);
+            ctx.spawn(publication.map(|(), actor, _| actor.publish_changes()));
+        }
+        self.unpublished.push(changed);
+        info!("by command: {description}");
+        Ok(description)
     }
 }
 
