@@ -44,7 +44,8 @@ soak: packages dist
 bench: packages
 	cargo bench --locked --bench forwarding -- $(if $(QUICK),--quick)
 
-# IGMP and MLD proxying: time from a report to the first packet, and 10,000 groups of 10 sources.
+# Time from a report to the first packet, 10,000 groups of 10 sources, joins upstream, and commands
+# beside smcroute.
 bench-membership: packages dist
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- scale:: --skip soak --nocapture --test-threads 1

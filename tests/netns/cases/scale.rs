@@ -1,4 +1,4 @@
-//! Proxies under load: many groups, many reports, and forged messages. Every data packet meanwhile
+//! Load: many groups, many reports, forged messages, and many commands. Every data packet meanwhile
 //! is counted.
 //!
 //! `MCASTOR_SOAK_SECONDS=30 cargo test --test netns -- soak` runs the long form. `make
@@ -15,13 +15,14 @@ use mcastor::sys::memberships::HostMemberships;
 use mcastor::wire::membership;
 use mcastor::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
-use super::cases;
+use super::{cases, route};
 use crate::lab::flood::{Flood, forged_messages, frames, group, record, source};
 use crate::lab::frame::{Ipv4, ipv4};
 use crate::lab::proxy::{known_groups, member, members, proxy, refused};
+use crate::lab::smcroute::{Daemon, run_client, star_per_implementation, text};
 use crate::lab::{
-    Capture, Injector, Lab, Ns, NumberedStream, Router, Star, TIMEOUT, UdpRx, eventually, switch,
-    wait_until,
+    Capture, Injector, Lab, Ns, NumberedStream, Router, Star, TIMEOUT, UdpRx, eventually, measures,
+    received_in_order, switch, wait_until,
 };
 
 cases!("scale":
@@ -33,13 +34,9 @@ cases!("scale":
     soak_of_forged_queries_and_leaves,
     soak_of_forged_leaves,
     reports_of_64_kb_are_accepted_unfragmented,
+    #[Program("smcrouted", "smcroute")] batch_of_adds_takes_about_as_long_as_smcroute,
+    add_among_ten_thousand_routes_is_fast,
 );
-
-/// Returns whether the goals themselves are checked instead of their order of magnitude. Otherwise
-/// other tests run in parallel, and the build is not optimized.
-fn measures() -> bool {
-    std::env::var_os("MCASTOR_BINARY").is_some()
-}
 
 fn soak_time() -> Duration {
     let seconds = std::env::var("MCASTOR_SOAK_SECONDS").ok();
@@ -689,4 +686,77 @@ fn reports_of_64_kb_are_accepted_unfragmented(lab: &Lab) {
     assert!((3072..=4096).contains(&groups), "{groups}");
     assert_eq!(refused(&router, "group_limit"), 8181.0 - groups as f64);
     assert_eq!(router.program.exit_status(), None);
+}
+
+/// Returns the `n`th group of many.
+fn nth_group(n: usize) -> String {
+    format!("225.7.{}.{}", n / 250, n % 250 + 1)
+}
+
+/// A stream that runs meanwhile loses no packet.
+fn batch_of_adds_takes_about_as_long_as_smcroute(lab: &Lab) {
+    let sizes: &[usize] = match measures() {
+        true => &[500, 1000, 2000, 4000],
+        false => &[500],
+    };
+    for &size in sizes {
+        let lines = (0..size).map(|n| format!("add in {} out1\n", nth_group(n)));
+        let input: String = lines.collect();
+        let times = star_per_implementation(lab, 1).map(|(implementation, star)| {
+            let conf = "mroute from in group 225.1.2.3 to out1\n";
+            let daemon = Daemon::start(lab, &star.rtr, implementation, conf, &[]);
+            let capture = Capture::new(&star.rcv, "eth1");
+            let dst = "225.1.2.3:5000";
+            let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", dst, 1000);
+            stream.wait_for_more(50);
+            let started = Instant::now();
+            let output = run_client(&star.rtr, implementation, &daemon.socket, &["-b"], &input);
+            let time = started.elapsed();
+            assert!(output.status.success(), "{output:?}");
+            stream.wait_for_more(50);
+            let sent = stream.finish();
+            capture.expect("225.1.2.3", sent as usize);
+            received_in_order(&capture, "225.1.2.3");
+            let shown = daemon.run_client(implementation, &["-p", "show"]);
+            let routes = text(&shown).matches("225.7.").count();
+            assert_eq!(routes, size, "{implementation:?}");
+            time
+        });
+        println!(
+            "{size} adds in a batch: mcastor {:?}, smcroute {:?}",
+            times[0], times[1]
+        );
+        let limit = match measures() {
+            true => Duration::from_secs(1),
+            false => Duration::from_secs(10),
+        };
+        assert!(times[0] < limit, "{:?}", times[0]);
+    }
+}
+
+fn add_among_ten_thousand_routes_is_fast(lab: &Lab) {
+    const ADDS: usize = 21;
+    let star = Star::v4(lab, 1);
+    let group = |n: usize| format!("225.{}.{}.1", n / 250 + 1, n % 250);
+    let routes: String = (0..10_000)
+        .map(|n| route(&format!("r{n}"), "in", "", &group(n), &["out1"], ""))
+        .collect();
+    let router = Router::start(lab, &star.rtr, &routes);
+    let mut control = router.control();
+    let mut times: Vec<Duration> = (10_000..10_000 + ADDS)
+        .map(|n| {
+            let route = serde_json::json!({ "from": "in", "group": group(n), "to": ["out1"] });
+            let started = Instant::now();
+            control.expect_ok(&serde_json::json!({ "change": { "add": route } }));
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    let (median, max) = (times[ADDS / 2], times[ADDS - 1]);
+    println!("one add among 10,000 routes: median {median:?}, maximum {max:?}");
+    let limit = match measures() {
+        true => Duration::from_millis(2),
+        false => Duration::from_millis(100),
+    };
+    assert!(median < limit, "{times:?}");
 }

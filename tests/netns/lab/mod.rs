@@ -38,7 +38,7 @@ pub use numbered_stream::{
 pub use packet::{Capture, Injector};
 pub use program::Program;
 pub use random::Random;
-pub use router::{BINARY, Router};
+pub use router::{BINARY, Router, binary, measures};
 pub use star::{Star, macvlan};
 pub use switch::{bridge, connect_to_bridge, switch};
 pub use udp::{UdpRx, UdpTx};

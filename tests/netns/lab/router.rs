@@ -14,6 +14,20 @@ use super::{TIMEOUT, eventually, wait_until};
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_mcastor");
 
+/// The environment variable with the path of another binary to test.
+const OTHER_BINARY: &str = "MCASTOR_BINARY";
+
+/// Returns the binary to test.
+pub fn binary() -> String {
+    std::env::var(OTHER_BINARY).unwrap_or_else(|_| BINARY.to_owned())
+}
+
+/// Returns whether the goals themselves are checked instead of their order of magnitude. Otherwise
+/// other tests run in parallel, and the build is not optimized.
+pub fn measures() -> bool {
+    std::env::var_os(OTHER_BINARY).is_some()
+}
+
 /// `mcastor run` in a namespace. Dropping it stops the process.
 pub struct Router {
     ns: Ns,
@@ -92,14 +106,13 @@ impl Router {
         self.get("/readyz").is_ok_and(|answer| answer.status == 200)
     }
 
-    /// Starts the router without waiting. `MCASTOR_BINARY` names another binary to test.
+    /// Starts the router without waiting.
     pub fn launch(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
         let socket = lab.file("mcastor.sock");
         let config = lab.file("mcastor.toml");
         write_settings(&config, &socket, toml);
         lab.log("settings", &config);
-        let other_binary = std::env::var("MCASTOR_BINARY");
-        let mut command = ns.command(other_binary.as_deref().unwrap_or(BINARY));
+        let mut command = ns.command(&binary());
         command
             .args(["run", "--config"])
             .arg(&config)

@@ -9,7 +9,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use super::{
-    BINARY, Capture, Injector, IpPacket, Lab, Ns, Program, Star, TIMEOUT, Udp, wait_until,
+    BINARY, Capture, Injector, IpPacket, Lab, Ns, Program, Star, TIMEOUT, Udp, binary, wait_until,
 };
 
 /// The implementation that a test runs.
@@ -65,7 +65,7 @@ impl Daemon {
             .set_read_timeout(Some(TIMEOUT))
             .expect("a timeout");
         let mut command = match implementation {
-            Implementation::Mcastor => ns.command(BINARY),
+            Implementation::Mcastor => ns.command(&binary()),
             Implementation::Smcroute => ns.command("/usr/sbin/smcrouted"),
         };
         if implementation == Implementation::Mcastor {
@@ -129,7 +129,7 @@ pub fn run_client(
 ) -> Output {
     use std::io::Write;
     let mut command = match client {
-        Implementation::Mcastor => ns.command(BINARY),
+        Implementation::Mcastor => ns.command(&binary()),
         Implementation::Smcroute => ns.command("/usr/sbin/smcroutectl"),
     };
     if client == Implementation::Mcastor {
