@@ -34,7 +34,7 @@ cases!("scale":
     soak_of_forged_queries_and_leaves,
     soak_of_forged_leaves,
     reports_of_64_kb_are_accepted_unfragmented,
-    #[Program("smcrouted", "smcroute")] batch_of_adds_takes_about_as_long_as_smcroute,
+    #[Program("smcrouted", "smcroute")] batch_of_adds_is_compared_with_smcroute,
     add_among_ten_thousand_routes_is_fast,
 );
 
@@ -694,7 +694,7 @@ fn nth_group(n: usize) -> String {
 }
 
 /// A stream that runs meanwhile loses no packet.
-fn batch_of_adds_takes_about_as_long_as_smcroute(lab: &Lab) {
+fn batch_of_adds_is_compared_with_smcroute(lab: &Lab) {
     let sizes: &[usize] = match measures() {
         true => &[500, 1000, 2000, 4000],
         false => &[500],
