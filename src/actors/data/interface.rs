@@ -53,6 +53,8 @@ pub struct Interface {
     plane: Option<PlaneName>,
     /// Whether the actor only recognises other forwarders.
     watch_only: bool,
+    /// The former actor of the interface, which may still have a capture.
+    former: Option<Addr<Interface>>,
     counters: InterfaceCounters,
     capture: Option<Rc<RefCell<Box<dyn PacketSource>>>>,
     switch: Switch,
@@ -72,7 +74,9 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Returns an interface actor that opens its capture when it starts, on its worker thread.
+    /// Returns an interface actor that opens its capture when it starts, on its worker thread. If
+    /// there was a `former` actor of the interface, the new one captures what that one does not, and
+    /// forwards it after that one has ended, so that no packet is duplicated or reordered.
     pub fn new(
         context: Arc<RouterContext>,
         death_guard: DeathGuard,
@@ -80,6 +84,7 @@ impl Interface {
         (index, name): (InterfaceId, &IfName),
         plane: Option<PlaneName>,
         watch_only: bool,
+        former: Option<Addr<Interface>>,
     ) -> Self {
         let counters = context.catalog.interface(name.as_str());
         let flows = Flows::new(context.flows.clone());
@@ -92,6 +97,7 @@ impl Interface {
             name: name.clone(),
             plane,
             watch_only,
+            former,
             counters,
             capture: None,
             switch,
@@ -104,6 +110,48 @@ impl Interface {
             loss_reported: None,
             drops_read: Instant::now(),
         }
+    }
+
+    /// Opens the capture and reports the result. Returns false, and ends the actor, if it fails.
+    fn open(&mut self, ctx: &mut Context<Self>) -> bool {
+        let plane = self.context.planes.serving(self.plane);
+        let opened = plane.and_then(|plane| match self.watch_only {
+            true => plane.watch(self.index),
+            false => plane.capture(self.index),
+        });
+        let result = opened.map(|capture| {
+            self.capture = Some(Rc::new(RefCell::new(capture)));
+        });
+        if result.is_err() {
+            self.death_guard.disarm();
+            ctx.stop();
+        }
+        let is_open = result.is_ok();
+        self.context.directory.do_send(CaptureOpened {
+            index: self.index,
+            result,
+        });
+        is_open
+    }
+
+    /// Starts to forward what the capture receives.
+    fn read(&mut self, ctx: &mut Context<Self>) {
+        let Some(capture) = self.capture.clone() else {
+            return;
+        };
+        ctx.add_stream(Batches {
+            capture,
+            in_a_row: 0,
+        });
+        ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
+            let snapshot = actor.context.snapshot.load_full();
+            actor.update_name(&snapshot);
+            actor.read_kernel_drops();
+            let (context, interface) = (&actor.context, (actor.index, &actor.name));
+            let flows = &actor.switch.flows;
+            (actor.foreign_sources).examine(context, &snapshot, interface, flows);
+            actor.expire_flows();
+        });
     }
 
     /// Counts under the name that the interface has in the snapshot.
@@ -297,39 +345,23 @@ impl Actor for Interface {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let plane = self.context.planes.serving(self.plane);
-        let result = match plane.and_then(|plane| match self.watch_only {
-            true => plane.watch(self.index),
-            false => plane.capture(self.index),
-        }) {
-            Ok(capture) => {
-                let capture = Rc::new(RefCell::new(capture));
-                ctx.add_stream(Batches {
-                    capture: capture.clone(),
-                    in_a_row: 0,
-                });
-                ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
-                    let snapshot = actor.context.snapshot.load_full();
-                    actor.update_name(&snapshot);
-                    actor.read_kernel_drops();
-                    let (context, interface) = (&actor.context, (actor.index, &actor.name));
-                    let flows = &actor.switch.flows;
-                    (actor.foreign_sources).examine(context, &snapshot, interface, flows);
-                    actor.expire_flows();
-                });
-                self.capture = Some(capture);
-                Ok(())
+        let Some(former) = self.former.take() else {
+            if self.open(ctx) {
+                self.read(ctx);
             }
-            Err(e) => {
-                self.death_guard.disarm();
-                ctx.stop();
-                Err(e)
-            }
+            return;
         };
-        self.context.directory.do_send(CaptureOpened {
-            index: self.index,
-            result,
+        let closed = former.send(CloseCapture).into_actor(self);
+        let opened = closed.map(|_, actor, ctx| actor.open(ctx));
+        let ended = opened.then(move |is_open, actor, _| {
+            let ended = former.send(Stop).into_actor(actor);
+            ended.map(move |_, actor, ctx| {
+                if is_open {
+                    actor.read(ctx);
+                }
+            })
         });
+        ctx.wait(ended);
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -353,6 +385,21 @@ impl StreamHandler<io::Result<Batch>> for Interface {
 }
 
 panics_on_demand!(Interface);
+
+/// Ends the capture of new packets. Those that were captured before are still forwarded.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct CloseCapture;
+
+impl Handler<CloseCapture> for Interface {
+    type Result = ();
+
+    fn handle(&mut self, _: CloseCapture, _: &mut Self::Context) {
+        if let Some(capture) = &self.capture {
+            capture.borrow_mut().shut();
+        }
+    }
+}
 
 impl Handler<Stop> for Interface {
     type Result = ResponseActFuture<Self, ()>;

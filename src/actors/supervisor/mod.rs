@@ -76,6 +76,8 @@ pub struct Supervisor {
     children: AHashMap<&'static str, ChildHandle>,
     workers: Vec<Arbiter>,
     interfaces: AHashMap<InterfaceId, CapturedInterface>,
+    /// Actors that were told to stop, and may still have a capture.
+    stopping: AHashMap<InterfaceId, Addr<Interface>>,
     forwarders: Vec<AHashMap<InterfaceId, Addr<Forwarder>>>,
     /// Names of the egresses at the start of their forwarders.
     egress_names: AHashMap<InterfaceId, IfName>,
@@ -102,6 +104,7 @@ impl Supervisor {
             children: AHashMap::new(),
             workers: Vec::new(),
             interfaces: AHashMap::new(),
+            stopping: AHashMap::new(),
             forwarders: Vec::new(),
             egress_names: AHashMap::new(),
             fib: Arc::default(),
@@ -166,6 +169,7 @@ impl Supervisor {
         let context = self.config.context.clone();
         let death_guard = Self::death_guard(ctx, ActorRole::Interface(index, name.clone()));
         let own_name = name.clone();
+        let former = self.stopping.remove(&index);
         let ingress = self.fib.ingresses.get(&index);
         let plane = ingress.and_then(|i| i.plane);
         let watch_only = ingress.is_some_and(|i| i.watch_only);
@@ -177,6 +181,7 @@ impl Supervisor {
                 (index, &own_name),
                 plane,
                 watch_only,
+                former,
             )
         });
         let captured = CapturedInterface {
@@ -219,8 +224,11 @@ impl Supervisor {
             let is_same = |i: &Arc<Ingress>| i.watch_only == captured.watch_only;
             !names.contains_key(index) || !ingress.is_none_or(is_same)
         });
-        let unused_interfaces: Vec<CapturedInterface> =
-            unused.map(|(_, captured)| captured).collect();
+        let unused_interfaces: Vec<_> = unused
+            .map(|(index, captured)| (index, captured.address))
+            .collect();
+        self.stopping.retain(|_, former| former.connected());
+        self.stopping.extend(unused_interfaces.iter().cloned());
         // A renamed interface keeps its actors, which find its name in the snapshot. Replacing
         // them would lose or duplicate packets.
         for (index, captured) in &mut self.interfaces {
@@ -259,8 +267,8 @@ impl Supervisor {
             }
         }
         self.store_snapshot();
-        for captured in unused_interfaces {
-            captured.address.do_send(Stop);
+        for (_, address) in unused_interfaces {
+            address.do_send(Stop);
         }
         for forwarder in unused_forwarders {
             forwarder.do_send(Stop);
