@@ -1,4 +1,4 @@
-//! Warnings for routes whose packets arrive with a TTL that does not permit to forward them.
+//! Warnings for routes whose packets arrive with a TTL that is too low to forward them.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -23,8 +23,8 @@ struct WarnedRoutes {
 }
 
 impl TtlWarnings {
-    /// Logs one line for each route that was not named before and loses packets of `flows` to
-    /// their TTL. The flows arrive on the interface with this index and name.
+    /// Logs one line for each route that drops packets of `flows` for their TTL, unless a line has
+    /// named the route before. The flows arrive on the interface with this index and name.
     pub fn log(&self, fib: &Fib, index: InterfaceId, name: &IfName, flows: &[FlowKey]) {
         if flows.is_empty() {
             return;

@@ -94,8 +94,8 @@ pub struct InterfaceView {
     /// Names of the proxies that have it as an upstream interface.
     #[serde(default)]
     pub upstream_of: Vec<String>,
-    /// IGMP and MLD messages and records that were refused on it, by reason. Reasons without any are
-    /// omitted.
+    /// IGMP and MLD messages and records that were refused on it, by reason. Reasons without any
+    /// are omitted.
     #[serde(default)]
     pub refused_messages: BTreeMap<String, u64>,
     /// Why receivers behind it may drop what is sent there: its subnet is also that of an ingress

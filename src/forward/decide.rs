@@ -140,7 +140,7 @@ fn outgoing_ttl(policy: TtlPolicy, arrived: u8) -> Option<u8> {
     }
 }
 
-/// The state of the router that a decision depends on.
+/// What the decision for a packet depends on besides its bytes.
 #[derive(Clone, Copy)]
 pub struct Arrival<'f, 's> {
     /// The forwarding table.
@@ -193,8 +193,8 @@ pub fn decide<'f>(
     Ok(permitted.decision(arrival, datagram))
 }
 
-/// Notes a packet that is not forwarded. It shows that its sender is another forwarder, if this
-/// router forwards the stream from another interface.
+/// Notes a packet that is not forwarded. If this router forwards the stream from another interface,
+/// the sender of the packet is another forwarder.
 pub fn observe(arrival: Arrival<'_, '_>, key: FlowKey) {
     if let Some(selection) = &arrival.ingress.selection
         && arrival.sender.is_some()
@@ -215,7 +215,8 @@ fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>) {
     }
 }
 
-/// Adds what the selection of the active ingress needs.
+/// Adds what the selection of the active ingress needs: the key of the stream, and whether its
+/// packets outrank those of the active ingress.
 fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Verdicts {
     let Some(selection) = &arrival.ingress.selection else {
         return verdicts;
@@ -227,7 +228,8 @@ fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Ver
     }
 }
 
-/// Counts a packet among the dropped flows, if a change of routes or of its TTL would forward it.
+/// Counts a packet among the dropped flows, if it would be forwarded with other routes or with a
+/// higher TTL.
 fn count_dropped(flows: &mut Flows, key: FlowKey, reason: DropReason, len: u64, now_ms: u64) {
     if reason.concerns_routes() && !is_link_local_group(key.1) {
         let ttl_expired = reason == DropReason::TtlExpired;
@@ -300,7 +302,7 @@ fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<(), NotData> {
     Ok(())
 }
 
-/// What forwards a packet.
+/// The route and the proxies that forward a packet, and the state of its stream.
 #[derive(Clone, Copy)]
 struct Permitted {
     verdicts: Verdicts,

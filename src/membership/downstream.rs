@@ -63,8 +63,9 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// Starts without members. With an address (0.0.0.0 for IGMP on a link without one), and a policy other than `off`, the first general
-    /// query is due immediately: see [`poll_timeout`](Self::poll_timeout).
+    /// Starts without members. With an address (0.0.0.0 for IGMP on a link without one), and a
+    /// policy other than `off`, the first general query is due immediately: see
+    /// [`poll_timeout`](Self::poll_timeout).
     pub fn new(now: Instant, config: DownstreamConfig, own_address: Option<IpAddr>) -> Self {
         let rule = &config.rule;
         let own_address = usable_address(own_address);

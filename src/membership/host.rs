@@ -56,9 +56,10 @@ pub struct MessageAddresses {
 pub struct HostConfig {
     /// IGMP or MLD.
     pub protocol: Protocol,
-    /// The version to use, whatever the querier uses; None for the version of the querier.
+    /// The version to use, whatever the querier uses; `None` for the version of the querier.
     pub generation: Option<Generation>,
-    /// Interval of unsolicited reports of all groups, for links without queries; None for none.
+    /// Interval of unsolicited reports of all groups, for links without queries. `None`: they are
+    /// not sent.
     pub refresh: Option<Duration>,
 }
 
@@ -273,7 +274,7 @@ impl Host {
         Ok(())
     }
 
-    /// Handles the loss of messages: a query may be among them, so that all groups are reported.
+    /// Handles the loss of messages: a query may be among them, so all groups are reported.
     pub fn handle_message_loss(&mut self, now: Instant) {
         self.schedule_general_answer(now, self.timers.query_response_interval());
     }
@@ -422,7 +423,8 @@ impl Host {
 
     /// Schedules reports of all groups within `response_time`, unless they are due earlier.
     fn schedule_general_answer(&mut self, now: Instant, response_time: Duration) {
-        // Older versions delay the report of each group, the third delays the report of all.
+        // Older versions delay the report of each group separately. Version 3 delays one report of
+        // all groups.
         let delay = match self.is_older() {
             true => Duration::ZERO,
             false => self.random.part(response_time),
@@ -444,9 +446,9 @@ impl Host {
         if filter.is_none() {
             return;
         }
-        let wanted = query.sources.iter().filter(|s| filter.accepts(**s));
-        let wanted: BTreeSet<Source> = wanted.copied().collect();
-        if !query.sources.is_empty() && wanted.is_empty() && !self.is_older() {
+        let accepted = query.sources.iter().filter(|s| filter.accepts(**s));
+        let accepted: BTreeSet<Source> = accepted.copied().collect();
+        if !query.sources.is_empty() && accepted.is_empty() && !self.is_older() {
             return;
         }
         let delay = self.random.part(query.max_response_time);
@@ -458,13 +460,13 @@ impl Host {
         let is_whole = query.sources.is_empty()
             || self.is_older()
             || (is_pending && !self.queried.contains_key(&group))
-            || self.queried_count + wanted.len() > MAX_QUERIED_SOURCES;
+            || self.queried_count + accepted.len() > MAX_QUERIED_SOURCES;
         if is_whole {
             self.forget_queried(group);
         } else {
             let queried = self.queried.entry(group).or_default();
             self.queried_count -= queried.len();
-            queried.extend(wanted);
+            queried.extend(accepted);
             self.queried_count += queried.len();
         }
         self.answers.lower(group, at);
@@ -479,7 +481,7 @@ impl Host {
     }
 
     /// Reports a group at once if another program of this machine sent a report that contradicts
-    /// its state. Routers and switches see one host.
+    /// its state, because routers and switches see both as one host.
     fn correct(
         &mut self,
         now: Instant,

@@ -1,5 +1,5 @@
-//! Tests of [`Downstream`](super::Downstream) and [`Host`](super::Host) against the tables and rules
-//! of RFC 9776 and RFC 9777.
+//! Tests of [`Downstream`](super::Downstream) and [`Host`](super::Host) against the tables and
+//! rules of RFC 9776 and RFC 9777.
 //!
 //! Source `a` is 10.9.0.1 or 2001:db8::a:1, source `b` is the next address, and so on. The group
 //! is `G`. With the default timers, the group membership interval is 270 s and the last member

@@ -117,7 +117,8 @@ impl Links {
         self.links.remove(&index).is_some()
     }
 
-    /// Adds an address. The kernel's primary address must be added first. Returns whether it is new.
+    /// Adds an address. The kernel's primary address must be added first. Returns whether it is
+    /// new.
     pub fn insert_address(&mut self, index: InterfaceId, address: LinkAddress) -> bool {
         let addresses = self.addresses.entry(index).or_default();
         let new = !addresses.contains(&address);

@@ -191,8 +191,8 @@ impl Switch {
         }
     }
 
-    /// Recognises other forwarders by the packets of a batch that arrived on a link of which
-    /// `ingress` is [watched only](Ingress::watch_only). Neither counts nor forwards them.
+    /// Recognises other forwarders by the packets of a batch that arrived on `ingress`, which is
+    /// [watched only](Ingress::watch_only). Neither counts nor forwards the packets.
     pub fn observe(&self, fib: &Fib, ingress: &Ingress, batch: &Batch, now_ms: u64) {
         for packet in &batch.packets {
             let start = packet.start as usize;
@@ -278,8 +278,8 @@ impl Switch {
             for id in variant.paths() {
                 let path = &fib.paths[id as usize];
                 let position = &mut self.egresses[path.egress as usize];
-                let again = is_union && rule.is_none();
-                if again
+                let may_repeat = is_union && rule.is_none();
+                if may_repeat
                     && std::mem::replace(&mut position.packet_number, self.packet_number)
                         == self.packet_number
                 {
@@ -369,8 +369,7 @@ impl Switch {
     }
 
     /// Translates the packets of the first variant. If `guarded`, skips those that the loop guard
-    /// recognised. Returns the number of translated datagrams; their ranges are in
-    /// `translated`.
+    /// recognised. Returns the number of translated datagrams; their ranges are in `translated`.
     fn translate(
         &mut self,
         rule: &TranslationRule,

@@ -513,36 +513,36 @@ mod tests {
     }
 
     proptest! {
-    /// Compares the window with a set of all sequence numbers.
-            #[test]
-    fn counts_agree_with_a_full_set(seqs in prop::collection::vec(0u64..300, 1..400)) {
-                let mut known = std::collections::BTreeSet::new();
-                let (mut duplicates, mut reordered) = (0, 0);
-                for &seq in &seqs {
-                    if known.last().is_some_and(|&last| seq < last) && !known.contains(&seq) {
-                        reordered += 1;
-                    }
-                    if !known.insert(seq) {
-                        duplicates += 1;
-                    }
+        /// Compares the window with a set of all sequence numbers.
+        #[test]
+        fn counts_agree_with_a_full_set(seqs in prop::collection::vec(0u64..300, 1..400)) {
+            let mut known = std::collections::BTreeSet::new();
+            let (mut duplicates, mut reordered) = (0, 0);
+            for &seq in &seqs {
+                if known.last().is_some_and(|&last| seq < last) && !known.contains(&seq) {
+                    reordered += 1;
                 }
-                let span = known.last().unwrap() - known.first().unwrap() + 1;
-                let report = report_of(seqs, None);
-                prop_assert_eq!(report.received, known.len() as u64);
-                prop_assert_eq!(report.lost, span - known.len() as u64);
-                prop_assert_eq!(report.duplicates, duplicates);
-                prop_assert_eq!(report.reordered, reordered);
+                if !known.insert(seq) {
+                    duplicates += 1;
+                }
             }
-
-            #[test]
-    fn arbitrary_bytes_do_not_panic(data in prop::collection::vec(any::<u8>(), 0..200)) {
-                let mut stats = ReceiverStats::default();
-                stats.add(&datagram(&data));
-                let mut ours = packet(0, None);
-                let at = data.len().min(ours.len() - 5);
-                ours[5..5 + at].copy_from_slice(&data[..at]);
-                stats.add(&datagram(&ours));
-                stats.report();
-            }
+            let span = known.last().unwrap() - known.first().unwrap() + 1;
+            let report = report_of(seqs, None);
+            prop_assert_eq!(report.received, known.len() as u64);
+            prop_assert_eq!(report.lost, span - known.len() as u64);
+            prop_assert_eq!(report.duplicates, duplicates);
+            prop_assert_eq!(report.reordered, reordered);
         }
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic(data in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut stats = ReceiverStats::default();
+            stats.add(&datagram(&data));
+            let mut ours = packet(0, None);
+            let at = data.len().min(ours.len() - 5);
+            ours[5..5 + at].copy_from_slice(&data[..at]);
+            stats.add(&datagram(&ours));
+            stats.report();
+        }
+    }
 }

@@ -225,7 +225,8 @@ struct Keywords<'a> {
     except: Option<&'a str>,
 }
 
-/// Parses keywords in any order. The last of two equal ones applies. As in smcroute, all words after
+/// Parses keywords in any order. The last of two equal ones applies. As in smcroute, all words
+/// after
 /// `to` are interface names, except our additions `ttl` and `except`.
 fn parse_keywords<'a>(
     directive: &str,

@@ -20,8 +20,8 @@ use super::group_filter::exclude;
 use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
 
-/// Default of `net.ipv4.igmp_max_msf`. A longer list is not tried: the kernel would report the group
-/// for all sources before it refuses the list.
+/// Default of `net.ipv4.igmp_max_msf`. A longer list is not tried: the kernel would report the
+/// group for all sources before it refuses the list.
 const MAX_EXCLUDED_IPV4: usize = 10;
 /// Default of `net.ipv6.mld_max_msf`.
 const MAX_EXCLUDED_IPV6: usize = 64;

@@ -9,8 +9,7 @@
 //! - after it has been silent for the takeover time;
 //! - without delay if it is not running any more;
 //! - without delay by an interface on which packets arrive with a higher TTL, and so over fewer
-//!   hops. This corrects a first
-//!   choice that fell on the copies of another router.
+//!   hops. This corrects a first choice that fell on the copies of another router.
 //!
 //! Interfaces that routes and proxies connect, directly or through others, form an
 //! [`IngressDomain`]. An (S,G) has one active ingress in each domain.
@@ -79,10 +78,10 @@ impl IngressSelection {
 /// A packet of a stream, for the selection of the active ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamArrival {
-    /// The TTL or hop limit with which it arrived. 0 if forwarding does not decrement it, because
-    /// copies that routers made do not have a lower one then.
+    /// The TTL or hop limit with which it arrived. 0 if forwarding does not decrement it: then the
+    /// copies that routers make do not have a lower one.
     pub ttl: u8,
-    /// Whether a TTL that is higher than on the active ingress replaces it.
+    /// Whether a higher TTL than on the active ingress makes this ingress the active one.
     pub outranks: bool,
     /// Time without packets on the active ingress after which this one replaces it, in
     /// milliseconds.
@@ -115,8 +114,8 @@ impl Admission {
 pub struct ActiveIngresses {
     seed: RandomState,
     /// State: the ID of the active ingress (32 bits), the highest TTL of its packets, and the time
-    /// of the last one. Extra: the time at which another station was last seen to send the stream, plus
-    /// one; 0 for never.
+    /// of the last one. Extra: the time at which another station was last seen to send the stream,
+    /// plus one; 0 for never.
     slots: SlotTable,
 }
 

@@ -43,8 +43,8 @@ pub struct FibBuilder {
     compared: BTreeMap<(InterfaceId, InterfaceId), usize>,
     /// Links where queries are answered, with the number of rules that require it.
     answering: BTreeMap<InterfaceId, usize>,
-    /// The ingress and the egress of each path of which one ingress is active at a time, with the
-    /// number of such paths.
+    /// The ingress and the egress of each path whose streams are forwarded from one active ingress
+    /// only, with the number of such paths.
     edges: BTreeMap<(InterfaceId, InterfaceId), usize>,
     /// Egresses on which other forwarders are looked for, with the number of paths that need it.
     watched: BTreeMap<InterfaceId, usize>,
@@ -106,7 +106,7 @@ impl FibBuilder {
     }
 
     /// Applies a change of a route. Returns whether the next table equals one that is built from
-    /// all rules. If not, the builder is useless.
+    /// all rules. If not, the caller must discard the builder.
     pub fn apply(&mut self, change: &RouteChange) -> bool {
         if let Some(before) = change.before()
             && !self.remove_route(before)
@@ -205,14 +205,15 @@ impl FibBuilder {
         }
     }
 
-    /// Counts a rule more or less that joins groups on an interface.
+    /// Counts a rule that joins groups on an interface as added or removed.
     fn count_answering(&mut self, interface: InterfaceId, added: bool) {
         if count(&mut self.answering, interface, added) {
             self.ingress(interface).answers_queries = added;
         }
     }
 
-    /// Counts a path more or less between two links, and compares their subnets.
+    /// Counts a path between two links as added or removed. Compares the subnets of the links with
+    /// the first path, and removes their conflict with the last.
     fn count_compared(&mut self, iif: &Link, oif: &Link, added: bool) {
         if iif.index == oif.index || !count(&mut self.compared, (iif.index, oif.index), added) {
             return;
@@ -232,7 +233,7 @@ impl FibBuilder {
         }
     }
 
-    /// Answers queries on the links where groups are joined.
+    /// Adds a join: queries are answered on the links that it matches.
     pub fn add_join(&mut self, rule: &JoinRule) {
         let links = self.links.clone();
         for link in links.matching(&rule.interface) {
@@ -249,7 +250,7 @@ impl FibBuilder {
         }
     }
 
-    /// Captures packets on the links whose options require it, without a route.
+    /// Captures packets on the links whose options require it, even without a route.
     pub fn add_captures(&mut self) {
         let links = self.links.clone();
         for link in links.iter() {
@@ -432,8 +433,8 @@ impl FibBuilder {
         }
     }
 
-    /// Returns how the active ingress of a stream is selected, for each ingress of a domain with
-    /// several or with a watched interface.
+    /// Returns how the active ingress of a stream is selected, for each ingress of a domain that
+    /// has several ingresses or a watched interface.
     fn selections(&self) -> AHashMap<InterfaceId, IngressSelection> {
         let mut selections = AHashMap::new();
         let edges: Vec<_> = self.edges.keys().copied().collect();
@@ -522,7 +523,7 @@ fn insert<T: Clone>(values: &mut SharedVec<T>, unused: &mut Vec<u32>, value: T) 
     }
 }
 
-/// Counts one use of a key more or less. Returns whether the key is new or gone.
+/// Counts one use of a key as added or removed. Returns whether it was the first or the last use.
 fn count<K: Ord>(uses: &mut BTreeMap<K, usize>, key: K, added: bool) -> bool {
     match uses.entry(key) {
         Occupied(mut uses) if added => {
@@ -545,11 +546,11 @@ fn count<K: Ord>(uses: &mut BTreeMap<K, usize>, key: K, added: bool) -> bool {
     }
 }
 
-/// Returns the interfaces of each connected part of a graph, by their lowest ID.
+/// Returns the interfaces of each connected component of a graph, by their lowest ID.
 fn connected_interfaces(
     edges: &[(InterfaceId, InterfaceId)],
 ) -> BTreeMap<InterfaceId, Vec<InterfaceId>> {
-    // Each interface points to one with a lower ID in the same part, the lowest to itself.
+    // Each interface points to one with a lower ID in the same component, the lowest to itself.
     let mut lower: BTreeMap<InterfaceId, InterfaceId> = BTreeMap::new();
     fn lowest(lower: &mut BTreeMap<InterfaceId, InterfaceId>, of: InterfaceId) -> InterfaceId {
         let mut lowest = of;
@@ -564,12 +565,12 @@ fn connected_interfaces(
         lower.insert(a.max(b), a.min(b));
     }
     let interfaces: Vec<InterfaceId> = lower.keys().copied().collect();
-    let mut parts: BTreeMap<InterfaceId, Vec<InterfaceId>> = BTreeMap::new();
+    let mut components: BTreeMap<InterfaceId, Vec<InterfaceId>> = BTreeMap::new();
     for interface in interfaces {
         let id = lowest(&mut lower, interface);
-        parts.entry(id).or_default().push(interface);
+        components.entry(id).or_default().push(interface);
     }
-    parts
+    components
 }
 
 #[cfg(test)]
@@ -683,7 +684,7 @@ mod tests {
     }
 
     proptest! {
-        /// A change either yields the table that is built from all rules, or says that it does not.
+        /// If `apply` returns true, the next table equals one that is built from all rules.
         #[test]
         fn changed_table_equals_one_built_from_all_rules(
             first in prop::collection::vec(rule(), 0..6),
@@ -772,9 +773,9 @@ mod tests {
     fn connected_interfaces_share_the_lowest_id() {
         let id = |n| InterfaceId::new(n).unwrap();
         let edges = [(9, 4), (7, 2), (4, 7), (5, 6), (8, 8)].map(|(a, b)| (id(a), id(b)));
-        let parts = connected_interfaces(&edges);
+        let components = connected_interfaces(&edges);
         let expected = [(2, vec![2, 4, 7, 9]), (5, vec![5, 6]), (8, vec![8])];
-        let expected = expected.map(|(n, part)| (id(n), part.into_iter().map(id).collect()));
-        assert_eq!(parts, BTreeMap::from(expected));
+        let expected = expected.map(|(n, ids)| (id(n), ids.into_iter().map(id).collect()));
+        assert_eq!(components, BTreeMap::from(expected));
     }
 }

@@ -22,8 +22,8 @@ struct Slot<F> {
     in_use: bool,
 }
 
-/// A map from [`FlowKey`] to the data of a flow that knows the flow that was used least recently. Every
-/// operation but [`FlowStore::clear`] takes constant time.
+/// A map from [`FlowKey`] to the data of a flow. It knows the flow that was used least recently.
+/// Every operation but [`FlowStore::clear`] takes constant time.
 pub(super) struct FlowStore<F> {
     positions: AHashMap<FlowKey, u32>,
     slots: Vec<Slot<F>>,

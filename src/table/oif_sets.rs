@@ -74,7 +74,7 @@ impl OifSetInterner {
         id
     }
 
-    /// Counts one use less of a set.
+    /// Counts one use of a set as removed.
     pub fn release(&mut self, id: OifSetId) {
         if id == EMPTY_SET {
             return;

@@ -3,12 +3,12 @@
 //! This needs no protocol. A router that forwards (S,G) to a link and sees (S,G) arrive on this
 //! link from another station yields: it withholds its own packets for the link. Between two routers
 //! with this rule, the one with the lower MAC address continues to forward. A station that does not
-//! stop within a second does not follow the rule. The router yields to it, also if its address is
+//! stop within a second does not follow the rule. The router yields to it, even if its address is
 //! higher.
 //!
-//! A router that yields continues to forward when it has not seen packets of the other station for
-//! the takeover time. If the stream itself is slower than that, it withholds one packet and
-//! continues with the next if the other station did not send the first.
+//! A router that yields forwards again when it has not seen packets of the other station for the
+//! takeover time. If the packets of the stream are further apart than that, the router withholds
+//! one more packet. It forwards the next one if the other station did not send the withheld one.
 //!
 //! RFC 4605 section 4.2 lets only the elected querier forward, which fails where a switch is the
 //! querier.
@@ -28,15 +28,15 @@ const MAX_SILENCE_MS: u64 = 60_000;
 /// Time after which a station that still sends does not know the rule, in milliseconds.
 const PERSISTENCE_MS: u64 = 1000;
 
-/// Smallest number of packets that such a station has sent.
+/// Smallest number of packets by which such a station is recognised.
 const PERSISTENT_PACKETS: u64 = 3;
 
-/// A packet that arrives this long after the last one of the other station, in milliseconds, is not
-/// the one that this station has sent already.
+/// If the last packet of the other station is older than this, in milliseconds, it is not a copy of
+/// the packet that this router is about to forward.
 const COPY_DELAY_MS: u64 = 100;
 
-/// Longest pause of a station that persists while this router forwards many packets, in
-/// milliseconds.
+/// Longest pause, in milliseconds, after which a station still counts as one that persists, while
+/// this router forwards [`MAX_OWN_PACKETS`].
 const MAX_GAP_MS: u64 = 200;
 
 /// This router withholds its packets.
@@ -58,12 +58,13 @@ const FIRST_MASK: u64 = 0x7f_ffff << FIRST_SHIFT;
 /// Whether this router forwards a packet to a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum YieldDecision {
-    /// It does.
+    /// This router forwards the packet.
     Forward {
-        /// Whether it had yielded until now.
+        /// Whether this router had yielded until now.
         takeover: bool,
     },
-    /// It withholds the packet, because this station sends the stream to the link.
+    /// This router withholds the packet, because the station with this address sends the stream to
+    /// the link.
     Yield(Option<MacAddress>),
 }
 

@@ -7,8 +7,8 @@ use super::shared_map::SharedMap;
 use super::shared_vec::SharedVec;
 use crate::model::{GroupPrefix, IfPattern, RouteName, RouteRule, SourcePrefix};
 
-/// The routes, in the configured order. A clone shares everything. The cost of an addition does not
-/// depend on their number.
+/// The routes, in the configured order. A clone shares everything. The cost of an addition depends
+/// little on their number.
 #[derive(Debug, Clone, Default)]
 pub struct RouteRules {
     rules: SharedVec<Arc<RouteRule>>,
@@ -114,7 +114,7 @@ impl RouteRules {
         self.by_streams.get(&(source, group)).into_iter().flatten()
     }
 
-    /// Returns the position of a route of these.
+    /// Returns the position of `rule`; `None` if it is not one of these routes.
     pub fn position(&self, rule: &Arc<RouteRule>) -> Option<usize> {
         self.rules.iter().position(|other| Arc::ptr_eq(other, rule))
     }
@@ -127,7 +127,7 @@ impl RouteRules {
         RouteChange::Added(rule)
     }
 
-    /// Puts a route in the place of another. Returns `None` if there is no such place.
+    /// Replaces the route at a position. Returns `None` if there is no route there.
     pub fn set(&mut self, position: usize, rule: RouteRule) -> Option<RouteChange> {
         let before = self.rules.get(position)?.clone();
         let after = Arc::new(rule);
@@ -137,7 +137,7 @@ impl RouteRules {
         Some(RouteChange::Replaced { before, after })
     }
 
-    /// Removes a route. Returns `None` if there is no such route.
+    /// Removes the route at a position. Returns `None` if there is no route there.
     pub fn remove(&mut self, position: usize) -> Option<RouteChange> {
         let removed = self.rules.get(position)?.clone();
         self.remove_from_index(&removed);
@@ -145,7 +145,7 @@ impl RouteRules {
         Some(RouteChange::Removed(removed))
     }
 
-    /// Removes all routes for which `keeps` returns false. It gets the position and the route.
+    /// Removes all routes for which `keeps`, called with the position and the route, returns false.
     pub fn retain(&mut self, mut keeps: impl FnMut(usize, &RouteRule) -> bool) {
         let mut kept = Vec::with_capacity(self.len());
         let mut removed = Vec::new();

@@ -3,7 +3,8 @@
 use std::ops::Index;
 use std::sync::Arc;
 
-/// Elements in one chunk. A change copies one chunk and the list of chunks, instead of all elements.
+/// Elements in one chunk. A change copies one chunk and the list of chunks, instead of all
+/// elements.
 const CHUNK: usize = 64;
 
 /// A vector of shared chunks. A clone shares all of them; a change copies the chunk of the changed
@@ -55,7 +56,7 @@ impl<T> SharedVec<T> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 
-    /// Returns whether both are clones of each other that did not change since.
+    /// Returns whether one is a clone of the other, and neither changed since.
     pub fn ptr_eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.chunks, &other.chunks)
     }

@@ -147,8 +147,8 @@ impl Supervisor {
         }
     }
 
-    /// Returns the worker of the other ingresses of a domain in which packets may return. One thread
-    /// reads them in the order of arrival: the original before the copy of another router.
+    /// Returns the worker of the other ingresses of a domain in which packets may return. One
+    /// thread reads them in the order of arrival: the original before the copy of another router.
     fn worker_of_domain(&self, index: InterfaceId) -> Option<WorkerId> {
         let domain = |index: &InterfaceId| {
             let selection = self.fib.ingresses.get(index)?.selection.as_ref()?;

@@ -14,7 +14,7 @@ use crate::sys::transmit::{Transmitter, WritableSocket};
 /// A packet socket that sends.
 pub(super) struct SocketTransmit {
     socket: Transmitter,
-    /// Watched while the socket is full, and not longer.
+    /// The registration with the runtime; exists only while the socket is full.
     waiting: Option<AsyncFd<WritableSocket>>,
 }
 

@@ -21,13 +21,13 @@ cases!("control":
 
 const GROUP: &str = "225.1.2.3";
 
-fn r() -> String {
+fn one_route() -> String {
     route("r", "in", "", GROUP, &["out1"], "")
 }
 
 fn second_daemon_refuses_a_socket_in_use(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let mut first = Router::start(lab, &star.rtr, &r());
+    let mut first = Router::start(lab, &star.rtr, &one_route());
     let path = first.socket.display().to_string();
     let env = [
         ("MCASTOR__CONTROL__SOCKET", path.as_str()),
@@ -87,7 +87,7 @@ fn unusable_socket_paths_are_rejected(lab: &Lab) {
 
 fn misbehaving_clients_do_not_block_others(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let router = Router::start(lab, &star.rtr, &r());
+    let router = Router::start(lab, &star.rtr, &one_route());
     let capture = Capture::new(&star.rcv, "eth1");
     let traffic = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 500);
     let query = || {
@@ -145,14 +145,14 @@ fn misbehaving_clients_do_not_block_others(lab: &Lab) {
 fn stop_command_ends_within_a_second(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let stopped = || {
-        let mut router = Router::start(lab, &star.rtr, &r());
+        let mut router = Router::start(lab, &star.rtr, &one_route());
         let started = Instant::now();
         router.run("stop");
         assert_eq!(router.program.wait().code(), Some(0));
         assert!(!router.socket.exists());
         started.elapsed()
     };
-    // A busy machine may delay one of them.
+    // On a busy machine, some of the five may take longer.
     let best = (0..5).map(|_| stopped()).min();
     assert!(best < Some(Duration::from_secs(1)), "{best:?}");
 }
@@ -169,7 +169,7 @@ fn missing_privileges_are_named(lab: &Lab) {
     std::fs::copy(BINARY, &program).expect("a copy");
     let socket = dir.path().join("mcastor.sock").display().to_string();
     let env = [("MCASTOR__CONTROL__SOCKET", socket.as_str())];
-    let _router = Router::launch(lab, &star.rtr, &r(), &env);
+    let _router = Router::launch(lab, &star.rtr, &one_route(), &env);
     eventually("the router responds", true, || {
         Control::new(std::path::Path::new(&socket)).is_ok()
     });
@@ -196,7 +196,7 @@ fn missing_privileges_are_named(lab: &Lab) {
 fn answered_adds_are_in_force_and_lose_no_packet(lab: &Lab) {
     const ADDS: usize = 1000;
     let star = Star::v4(lab, 1);
-    let router = Router::start(lab, &star.rtr, &r());
+    let router = Router::start(lab, &star.rtr, &one_route());
     let capture = Capture::new(&star.rcv, "eth1");
     let inject = Injector::new(&star.src, "eth0");
     let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 2000);

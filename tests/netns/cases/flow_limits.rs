@@ -121,7 +121,7 @@ fn source_moving_to_another_ingress_is_forwarded(lab: &Lab) {
     ];
     for n in 0..100u32 {
         injectors[n as usize / 10 % 2].send(&Udp::new("10.0.0.10:9", DST, n.to_be_bytes()).frame());
-        // The two interfaces do not keep the order between each other.
+        // Packets that arrive on two interfaces are not ordered relative to each other.
         capture.expect("225.1.2.3", n as usize + 1);
     }
     router.expect_routed("r", "out1", 50);

@@ -136,7 +136,7 @@ fn switch_keeps_the_exact_filter(lab: &Lab) {
             && kernel.contains("225.1.1.1")
             && !kernel.iter().any(|g| g.contains("225.1.1.2"))
     });
-    // Some query rounds later. Every report on the way has the exact filter.
+    // During some query rounds, every report has the exact filter.
     let before = records(&wire).len();
     wait_until(Duration::from_secs(4), || false);
     check("after query rounds");
@@ -183,7 +183,8 @@ fn messages(capture: &Capture) -> BTreeSet<(String, Vec<u8>)> {
 /// messages: joins, answers to queries of each kind, and leaves.
 fn messages_equal_those_of_a_kernel_host(lab: &Lab) {
     let star = Star::dual(lab, 1);
-    // The kernel of the router must not report beside mcastor: a configured version leaves it out.
+    // The kernel of the router must not report beside mcastor. Where a version is configured,
+    // mcastor joins nothing in the kernel.
     let versions = "version = { igmp = 3, mld = 2 }\n";
     let router = Router::start(
         lab,
@@ -478,7 +479,7 @@ fn configured_version_is_used_without_kernel_joins(lab: &Lab) {
     let routes = route("r", "in", "", GROUP, &["out1"], "")
         + &route("r6", "in", "", "ff0e::1:2", &["out1"], "");
     let router = Router::start(lab, &star.rtr, &format!("{version}{routes}"));
-    eventually("reported in the version", true, || {
+    eventually("reported in IGMPv2 and MLDv1", true, || {
         wire.to(GROUP).iter().any(|p| p.body()[0] == 0x16)
             && wire.to("ff0e::1:2").iter().any(|p| p.body()[8] == 131)
     });
@@ -505,7 +506,7 @@ fn forced_version_of_the_kernel_is_used(lab: &Lab) {
     let routes = route("r", "in", "", GROUP, &["out1"], "")
         + &route("r6", "in", "", "ff0e::1:2", &["out1"], "");
     let router = Router::start(lab, &star.rtr, &routes);
-    eventually("reported in the version", true, || {
+    eventually("reported in IGMPv2 and MLDv1", true, || {
         wire.to(GROUP).iter().any(|p| p.body()[0] == 0x16)
             && wire.to("ff0e::1:2").iter().any(|p| p.body()[8] == 131)
     });
@@ -515,8 +516,8 @@ fn forced_version_of_the_kernel_is_used(lab: &Lab) {
     assert_eq!(about_groups, 0, "reported in version 3");
 }
 
-/// A group that only mcastor holds, because of its long list: a program that joins and leaves it
-/// does not end it.
+/// The source list of the group is too long for the kernel, so only mcastor holds the group. A
+/// program that joins and leaves the group does not end its stream.
 fn leave_of_another_program_is_corrected(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rcv.sysctl("net/ipv4/igmp_max_msf", "64");

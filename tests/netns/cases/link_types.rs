@@ -206,7 +206,7 @@ fn pattern_in_downstream_excludes_loopback(lab: &Lab) {
     assert!(text.contains("loopback"), "{text}");
 }
 
-/// The same test runs on smcroute.
+/// Runs with mcastor and with smcroute.
 fn packets_return_to_an_ingress_named_as_egress(lab: &Lab) {
     for implementation in BOTH {
         let star = Star::tagged(lab, 1, &format!("{implementation:?}"));
@@ -266,7 +266,7 @@ fn link_local_sources_are_dropped_without_the_setting(lab: &Lab) {
     send();
     routed([10, 10, 20, 20]);
     router.expect_dropped("link_local_source", "in", 20);
-    // No host may have these addresses at all.
+    // These addresses are invalid as a source on any link.
     for source in ["0.1.2.3:9", "240.0.0.1:9"] {
         tx.send(&Udp::new(source, DST, "x").frame());
     }
@@ -502,7 +502,6 @@ fn same_subnet_on_both_sides_is_reported_once(lab: &Lab) {
 fn source_of_the_egress_subnet_is_reported_once(lab: &Lab) {
     let (star, router) = star_v4(lab, 1);
     let tx = Injector::new(&star.src, "eth0");
-    // While the stream is new, it is expected from the link of its source.
     let send_until_routed = |source: &str| {
         let routed = || router.metric("mcastor_route_packets_total", &[("route", "r")]);
         let before = routed();
@@ -517,7 +516,7 @@ fn source_of_the_egress_subnet_is_reported_once(lab: &Lab) {
     eventually("reported", (vec![line.to_string()], 1), || {
         subnet_conflicts(&router, "out1")
     });
-    // The next second's check reports nothing new.
+    // The subnets are checked once a second. The next check reports nothing new.
     send_until_routed("10.0.1.78:9");
     let again = wait_until(Duration::from_millis(2500), || {
         subnet_conflicts(&router, "out1").1 != 1

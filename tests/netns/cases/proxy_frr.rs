@@ -279,8 +279,8 @@ fn accepted_reports(inject: &Injector, knows: impl Fn(&str) -> bool) -> [bool; 4
     [1, 2, 3, 4].map(|n| knows(&format!("225.9.0.{n}")))
 }
 
-/// Reports without Router Alert are accepted, as pimd accepts them. Those that may come from another
-/// link are refused, whatever pimd does.
+/// Reports without Router Alert are accepted, as pimd accepts them. Those that may come from
+/// another link are refused, whatever pimd does.
 fn reports_are_accepted_as_by_pimd(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let inject = Injector::new(&star.rcv, "eth1");

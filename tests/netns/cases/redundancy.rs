@@ -56,7 +56,7 @@ fn copies(capture: &Capture) -> BTreeMap<u32, usize> {
     copies
 }
 
-/// Panics unless each number in `range` arrived exactly once.
+/// Checks that each number in `range` arrived exactly once.
 #[track_caller]
 fn assert_one_copy(capture: &Capture, range: std::ops::Range<u32>) {
     let copies = copies(capture);
@@ -140,8 +140,8 @@ fn smcroute_files_of_parallel_routers_cause_no_storm(lab: &Lab) {
     }
 }
 
-/// Starts the second router while the stream of the first runs, and checks that each packet arrives
-/// once from a second later on, and none returns to LAN A.
+/// Starts the second router while the first forwards a stream. Checks that from a second later on,
+/// each packet arrives once, and none returns to LAN A.
 fn deliver_one_copy(lab: &Lab, net: &ParallelRouters, toml: &str, first: usize) {
     let second = 1 - first;
     let one = Router::start(lab, &net.routers[first], toml);
@@ -216,8 +216,8 @@ fn parallel_proxies_deliver_one_copy(lab: &Lab) {
 }
 
 fn one_copy_behind_snooping_bridges(lab: &Lab) {
-    // The bridges are the queriers, because their addresses are the lowest: 0.0.0.0 queries only
-    // until a router does, so they get an address.
+    // The bridges get an address, the lowest one, and so are the queriers: a bridge that queries
+    // from 0.0.0.0 stops when a router queries.
     let bridge = "mcast_snooping 1 mcast_querier 1 mcast_query_use_ifaddr 1 \
                   mcast_startup_query_interval 100 mcast_query_interval 500 \
                   mcast_query_response_interval 100 mcast_membership_interval 1500";
@@ -265,7 +265,7 @@ fn failover_takes_less_than_two_seconds(lab: &Lab) {
         let net = ParallelRouters::tagged(lab, 2, "", tag);
         let mut routers = start_all(lab, &net, &toml);
         let b = Capture::new(&net.rcv, "eth0");
-        // An unoptimised router on a busy machine does not forward more.
+        // An unoptimised build on a busy machine does not forward a higher rate.
         let rate = std::env::var("MCASTOR_FAILOVER_RATE").ok();
         let rate = rate.map_or(1000, |rate| rate.parse().expect("packets per second"));
         let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, rate);
@@ -292,7 +292,8 @@ fn slow_stream_is_delivered_once(lab: &Lab) {
     stream.wait_for_more(6);
     let sent = stream.finish();
     wait_for_last(&b, sent);
-    // A copy that is read before the original shows nothing yet.
+    // The first packets may arrive twice: a copy that a router reads before the original does not
+    // yet reveal the other forwarder.
     assert_one_copy(&b, 2..sent);
 }
 

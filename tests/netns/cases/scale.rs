@@ -1,5 +1,5 @@
-//! Load: many groups, many reports, forged messages, and many commands. Every data packet meanwhile
-//! is counted.
+//! Load: many groups, many reports, forged messages, and many commands. The tests count the data
+//! packets that arrive meanwhile.
 //!
 //! `MCASTOR_SOAK_SECONDS=30 cargo test --test netns -- soak` runs the long form. `make
 //! bench-membership` runs these tests with the release build, prints the figures and checks them
@@ -142,7 +142,8 @@ fn ten_thousand_groups_are_served(lab: &Lab) {
     let timers = "limits = { groups = 20000 }\n";
     let toml = proxy(&["in"], &["out1"], timers).replace(
         "query_interval = \"2s\"\nquery_response_interval = \"300ms\"",
-        // An unoptimized build beside other tests answers later than members last by default.
+        // With the default timers, memberships would expire before an unoptimized build beside
+        // other tests processes the answers.
         "query_interval = \"5s\"\nquery_response_interval = \"2s\"\nrobustness = 5",
     );
     let router = Router::start(lab, &star.rtr, &toml);
@@ -261,7 +262,7 @@ fn kernel_memory() -> u64 {
 /// 10,240 groups of 10 sources, joined by mcastor and by the kernel alone, on as many sockets as it
 /// requires.
 fn joined_groups_compared_with_kernel_joins(lab: &Lab) {
-    // An unoptimised build on a busy machine reads fewer groups in time.
+    // An unoptimised build on a busy machine cannot process all groups within the timeout.
     let (prefixes, groups) = match measures() {
         true => (["232.1.0.0/20", "232.1.16.0/20", "232.1.32.0/21"], 10_240),
         false => (["232.1.0.0/24", "232.1.1.0/24", "232.1.2.0/25"], 640),
@@ -340,8 +341,8 @@ fn forged_reports(lab: &Lab, v6: bool) {
     let star = Star::dual(lab, 1);
     // All forged addresses are on the link's subnet.
     star.rtr.ip("address add 10.64.0.1/10 dev out1");
-    // An unoptimized build cannot process that many beside other tests: it gets a tenth of the
-    // limits.
+    // An unoptimized build beside other tests cannot process that many reports, so it gets a lower
+    // rate and a tenth of the limits.
     let (rate, limits) = match measures() {
         true => (100_000, ""),
         false => (
@@ -425,8 +426,8 @@ fn forged_reports(lab: &Lab, v6: bool) {
     let rss = router.program.rss();
     println!(
         "{sent} reports at {rate:.0}/s: {sent_data} + {second} packets, none lost; second group \
-         after {joined_after:?}; {:.1} MiB, {:.1} MiB more later, {:.1} MiB once it was shown; busy {}, stranger_rate {}, \
-         group_limit {}, source_limit {}, groups {}",
+         after {joined_after:?}; {:.1} MiB, {:.1} MiB more later, {:.1} MiB at the end; busy {}, \
+         stranger_rate {}, group_limit {}, source_limit {}, groups {}",
         settled as f64 / 1048576.0,
         grown as f64 / 1048576.0,
         rss as f64 / 1048576.0,
@@ -693,7 +694,7 @@ fn nth_group(n: usize) -> String {
     format!("225.7.{}.{}", n / 250, n % 250 + 1)
 }
 
-/// A stream that runs meanwhile loses no packet.
+/// Also checks that a stream that runs during the commands loses no packet.
 fn batch_of_adds_is_compared_with_smcroute(lab: &Lab) {
     let sizes: &[usize] = match measures() {
         true => &[500, 1000, 2000, 4000],

@@ -320,7 +320,8 @@ fn rewrite_is_shown_and_counted(lab: &Lab) {
 fn conflicting_add_command_is_refused(lab: &Lab) {
     let star = Star::dual(lab, 1);
     let router = Router::start(lab, &star.rtr, &PAIRS[0].route(&["out1"]));
-    // The added route would match the stream that the first route's packets become.
+    // The translated packets of the first route and the packets of the added one would be the same
+    // stream.
     let add = router.try_run("add in 10.0.1.77 239.1.1.1 out1");
     assert_eq!(add.status.code(), Some(1));
     let printed = String::from_utf8_lossy(&add.stderr);

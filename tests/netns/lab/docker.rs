@@ -1,5 +1,5 @@
-//! A Docker Engine or Podman for one test. It runs in a namespace of the test and keeps its data in a
-//! temporary folder. It needs no registry: its only image is empty, and the binary under test and
+//! A Docker Engine or Podman for one test. It runs in a namespace of the test and keeps its data in
+//! a temporary folder. It needs no registry: its only image is empty, and the binary under test and
 //! its shared libraries are mounted as volumes.
 
 use std::fmt::Write as _;
@@ -170,7 +170,8 @@ impl Docker {
         format!("[docker]\nsocket = \"{}\"\n", self.socket())
     }
 
-    /// Runs `docker <words>` or `podman <words>`, which must succeed, and returns its trimmed standard output.
+    /// Runs `docker <words>` or `podman <words>`, which must succeed, and returns its trimmed
+    /// standard output.
     #[track_caller]
     pub fn run(&self, words: &str) -> String {
         let out = self.try_run(words);

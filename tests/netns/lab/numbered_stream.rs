@@ -71,8 +71,8 @@ impl NumberedStream {
     }
 }
 
-/// Keeps the calling thread on the core that it runs on. A veth device queues packets for each core,
-/// so a sender that moves to another core may reorder them.
+/// Keeps the calling thread on the core that it runs on. A veth device queues packets for each
+/// core, so a sender that moves to another core may reorder them.
 fn stay_on_one_core() {
     let core = nix::sched::sched_getcpu().expect("the current core");
     let mut cores = nix::sched::CpuSet::new();

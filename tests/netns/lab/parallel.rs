@@ -5,8 +5,8 @@
 //!                                   ---- lan0 r2 lan1 ----
 //! ```
 //!
-//! LAN A is 10.0.0.0/24 and LAN B is 10.0.1.0/24, IPv4 only. Router N has host address N, sender and
-//! receiver have host address 100. The link-layer addresses of the routers are in the order of
+//! LAN A is 10.0.0.0/24 and LAN B is 10.0.1.0/24, IPv4 only. Router N has host address N, sender
+//! and receiver have host address 100. The link-layer addresses of the routers are in the order of
 //! their numbers.
 
 use super::link::{LinkEnd, connect_all};

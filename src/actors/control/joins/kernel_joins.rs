@@ -1,8 +1,9 @@
 //! The memberships that the kernel holds beside the host side of this program.
 //!
-//! They are visible in `ip maddr`, and let other programs of this machine receive the groups without
-//! a join of their own. The kernel reports them too. So it holds only filters that it can represent
-//! exactly, and none where a version is configured that the kernel does not know of.
+//! They are visible in `ip maddr`, and let other programs of this machine receive the groups
+//! without a join of their own. The kernel reports them too. So it holds only filters that it can
+//! represent exactly, and none where a version is configured, because the kernel would report in
+//! another version.
 
 use std::collections::BTreeSet;
 

@@ -23,7 +23,7 @@ use crate::table::Join;
 use crate::table::joins::DesiredMemberships;
 use service::HostService;
 
-/// Interval at which memberships are tried again that the kernel refused.
+/// Interval at which memberships that the kernel refused are tried again.
 const KERNEL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After this time, a series of changes in the kernel pauses, because other actors share the

@@ -65,7 +65,7 @@ impl RuleChanges {
     }
 
     /// Applies the changes to the builder of the forwarding table. Returns `None` if they affect
-    /// other rules. The builder is useless then.
+    /// other rules; the caller must then discard the builder.
     pub(super) fn apply(&self, builder: &mut FibBuilder) -> Option<ChangedPaths> {
         let mut paths = ChangedPaths::default();
         for change in &self.0 {

@@ -62,10 +62,11 @@ pub struct Routing {
     pacer: SnapshotPacer,
     /// The memberships to join upstream for members.
     demand: Demand,
-    /// Memberships that joins and routes require, and the links they were computed for.
+    /// Memberships that joins and routes require on the links in `up`.
     fixed: joins::DesiredMemberships,
+    /// The usable links that are up.
     up: Links,
-    /// The patterns that fit only ports, of which the log has warned.
+    /// The patterns that match only ports or the loopback interface, of which the log has warned.
     warned_patterns: BTreeSet<IfPattern>,
     /// The subnet conflicts that the log has warned of.
     warned_conflicts: BTreeSet<SubnetConflict>,
@@ -156,7 +157,7 @@ impl Routing {
                 );
             }
         }
-        // An interface that is gone and returns is reported again.
+        // A conflict that is gone and returns is logged again.
         self.warned_conflicts
             .retain(|conflict| fib.subnet_conflicts.contains(conflict));
         self.fib = fib.clone();
@@ -488,7 +489,7 @@ impl Routing {
     }
 }
 
-/// Warns once of a pattern that fits only interfaces that patterns do not select.
+/// Warns once of a pattern that matches only names of interfaces that patterns never select.
 fn warn_of_unselected(
     pattern: &IfPattern,
     (rib, links): (&Rib, &Links),
