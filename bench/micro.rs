@@ -290,7 +290,7 @@ fn bench_packet_functions(c: &mut Criterion) {
         b.iter(|| {
             n = n.wrapping_add(1);
             p[28..32].copy_from_slice(&n.to_ne_bytes());
-            guard.recognises(black_box(&p), u64::from(n >> 10))
+            guard.recognises(7, black_box(&p), u64::from(n >> 10))
         })
     });
 }

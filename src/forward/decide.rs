@@ -13,7 +13,7 @@ use crate::table::{
     StreamState, YieldDecision,
 };
 use crate::wire::ip::IpHeader;
-use crate::wire::link_control::is_link_control;
+use crate::wire::link_control::{self, PacketClass};
 
 /// The decision to forward a packet.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +168,7 @@ pub fn decide<'f>(
 ) -> Result<Decision<'f>, NotData> {
     let Arrival { fib, ingress, .. } = arrival;
     let datagram = IpHeader::parse(bytes)?;
-    classify(&datagram, bytes)?;
+    let class = classify(&datagram, bytes)?;
     let key = (datagram.source, datagram.destination);
     let len = datagram.packet_len as u64;
     let cached = flows.touch(&key, fib.generation, len, arrival.now_ms);
@@ -183,6 +183,7 @@ pub fn decide<'f>(
             }
         },
     };
+    may_leave_link(class)?;
     let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|reason| {
         count_dropped(flows, key, *reason, len, arrival.now_ms);
         observe_stream(arrival, matched.stream);
@@ -245,9 +246,10 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
     let parsed = IpHeader::parse(bytes);
     let header = parsed.as_ref().ok().copied();
     let decided = parsed.map_err(NotData::from).and_then(|datagram| {
-        classify(&datagram, bytes)?;
+        let class = classify(&datagram, bytes)?;
         let key = (datagram.source, datagram.destination);
         let matched = look_up_traced(fib, ingress, key, &mut recorder)?;
+        may_leave_link(class)?;
         let matched = add_stream(arrival, matched, key);
         let permitted = permit(arrival, matched, datagram.ttl, &mut recorder)?;
         Ok(permitted.decision(arrival, datagram))
@@ -286,20 +288,30 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
     }
 }
 
-/// Checks that a packet is multicast data with a valid source.
-fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<(), NotData> {
+/// Checks that a packet is multicast with a valid source, and not a link control message.
+fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<PacketClass, NotData> {
     if !datagram.destination.is_multicast() {
         return Err(DropReason::NotMulticast.into());
     }
     // Checked before the source, because hosts without an address send reports from the
     // unspecified address.
-    if is_link_control(datagram, bytes) {
+    let class = link_control::classify(datagram, bytes)?;
+    if class == PacketClass::LinkControl {
         return Err(NotData::Membership);
     }
     if !datagram.source_is_valid() {
         return Err(DropReason::BadSource.into());
     }
-    Ok(())
+    Ok(class)
+}
+
+/// Checks that a packet for which there is a route may leave its link. Flows do not store this,
+/// because it depends on the protocol.
+fn may_leave_link(class: PacketClass) -> Result<(), DropReason> {
+    match class {
+        PacketClass::LinkOnly => Err(DropReason::LinkOnly),
+        PacketClass::LinkControl | PacketClass::Data => Ok(()),
+    }
 }
 
 /// The route and the proxies that forward a packet, and the state of its stream.

@@ -1,9 +1,11 @@
 //! Fingerprints of recently forwarded packets, for routes whose TTL policy does not end a loop.
 //!
 //! A packet that returns differs from the packet that left only in the TTL and the IPv4 header
-//! checksum. The fingerprint covers everything else: addresses, identification, fragment offset,
-//! protocol, and all bytes after the header. A packet is a returned packet if a packet with the
-//! same fingerprint was forwarded on any interface less than [`WINDOW_MS`] ago.
+//! checksum. The fingerprint covers everything else, and the egresses. A packet is a returned packet
+//! if a packet with the same fingerprint was forwarded less than [`WINDOW_MS`] ago: an identical
+//! packet, to the same interfaces. So who copies a packet to a link from which it is forwarded
+//! elsewhere does not stop the original, and a packet that is dropped was already sent to the
+//! receivers.
 //!
 //! The table is a hash table of fixed size with four slots per bucket; a new fingerprint replaces
 //! the oldest one in its bucket. All workers share the table without locks. Two workers that
@@ -44,11 +46,11 @@ impl Default for LoopGuard {
 }
 
 impl LoopGuard {
-    /// Returns whether an identical packet was forwarded within the last [`WINDOW_MS`]. If not,
-    /// stores the fingerprint. `packet` is the packet as it is sent; `now_ms` is the time in
-    /// milliseconds of a monotonic clock.
-    pub fn recognises(&self, packet: &[u8], now_ms: u64) -> bool {
-        let fingerprint = self.fingerprint(packet);
+    /// Returns whether an identical packet was forwarded to the same egresses within the last
+    /// [`WINDOW_MS`]. If not, stores the fingerprint. `egresses` is a hash of the egresses; `packet`
+    /// is the packet as it is sent; `now_ms` is the time in milliseconds of a monotonic clock.
+    pub fn recognises(&self, egresses: u64, packet: &[u8], now_ms: u64) -> bool {
+        let fingerprint = self.fingerprint(egresses, packet);
         let bucket = (fingerprint as usize % BUCKETS) * WAYS;
         let tag = fingerprint & !TIME_MASK;
         // Zero is an empty slot.
@@ -75,16 +77,17 @@ impl LoopGuard {
         false
     }
 
-    fn fingerprint(&self, packet: &[u8]) -> u64 {
+    fn fingerprint(&self, egresses: u64, packet: &[u8]) -> u64 {
         let mut hasher = self.seed.build_hasher();
+        hasher.write_u64(egresses);
         match packet.first().map(|b| b >> 4) {
             Some(4) if packet.len() >= IPV4_MIN_HEADER_LEN => {
-                hasher.write(&packet[2..8]);
+                hasher.write(&packet[..8]);
                 hasher.write_u8(packet[9]);
                 hasher.write(&packet[12..]);
             }
             Some(6) if packet.len() >= IPV6_HEADER_LEN => {
-                hasher.write(&packet[4..7]);
+                hasher.write(&packet[..7]);
                 hasher.write(&packet[8..]);
             }
             _ => hasher.write(packet),
@@ -112,38 +115,63 @@ mod tests {
         p
     }
 
+    fn recognises(guard: &LoopGuard, packet: &[u8], now_ms: u64) -> bool {
+        guard.recognises(1, packet, now_ms)
+    }
+
     #[test]
     fn packet_with_another_ttl_is_recognised() {
         let guard = LoopGuard::default();
         let mut p = packet(7, b"hello");
-        assert!(!guard.recognises(&p, 1000));
+        assert!(!recognises(&guard, &p, 1000));
         set_ttl(&mut p, 3);
-        assert!(guard.recognises(&p, 1001));
-        assert!(guard.recognises(&p, 1000 + WINDOW_MS - 1));
-        assert!(!guard.recognises(&p, 1000 + WINDOW_MS));
+        assert!(recognises(&guard, &p, 1001));
+        assert!(recognises(&guard, &p, 1000 + WINDOW_MS - 1));
+        assert!(!recognises(&guard, &p, 1000 + WINDOW_MS));
         let mut v6 = vec![0u8; 48];
         v6[0] = 0x60;
         v6[7] = 8;
-        assert!(!guard.recognises(&v6, 1000));
+        assert!(!recognises(&guard, &v6, 1000));
         v6[7] = 7;
-        assert!(guard.recognises(&v6, 1001));
+        assert!(recognises(&guard, &v6, 1001));
+    }
+
+    /// Every bit of the header except TTL and IPv4 header checksum distinguishes packets.
+    #[test]
+    fn packet_that_differs_elsewhere_is_new() {
+        let mut v6 = vec![0u8; 48];
+        v6[0] = 0x60;
+        for (packet, ignored) in [(packet(7, b"hello"), &[8, 10, 11][..]), (v6, &[7])] {
+            for at in 1..packet.len() {
+                let guard = LoopGuard::default();
+                let mut other = packet.clone();
+                other[at] ^= 1;
+                assert!(!recognises(&guard, &packet, 1000));
+                let is_same = recognises(&guard, &other, 1000);
+                assert_eq!(is_same, ignored.contains(&at), "byte {at}");
+            }
+            let guard = LoopGuard::default();
+            assert!(!recognises(&guard, &packet, 1000));
+            assert!(!recognises(&guard, &[&packet[..], b"!"].concat(), 1000));
+        }
     }
 
     #[test]
-    fn packet_that_differs_elsewhere_is_new() {
+    fn same_packet_to_other_egresses_is_new() {
         let guard = LoopGuard::default();
-        assert!(!guard.recognises(&packet(7, b"hello"), 1000));
-        assert!(!guard.recognises(&packet(8, b"hello"), 1000));
-        assert!(!guard.recognises(&packet(7, b"hellp"), 1000));
-        assert!(!guard.recognises(&packet(7, b"hello!"), 1000));
+        let p = packet(7, b"hello");
+        assert!(!guard.recognises(1, &p, 1000));
+        assert!(!guard.recognises(2, &p, 1001));
+        assert!(guard.recognises(1, &p, 1002));
+        assert!(guard.recognises(2, &p, 1002));
     }
 
     #[test]
     fn clock_wrap_is_tolerated() {
         let guard = LoopGuard::default();
         let p = packet(7, b"hello");
-        assert!(!guard.recognises(&p, TIME_MASK));
-        assert!(guard.recognises(&p, TIME_MASK + 10));
+        assert!(!recognises(&guard, &p, TIME_MASK));
+        assert!(recognises(&guard, &p, TIME_MASK + 10));
     }
 
     proptest! {
@@ -151,7 +179,7 @@ mod tests {
         fn distinct_packets_are_not_recognised(ids in proptest::collection::hash_set(any::<u16>(), 0..2000)) {
             let guard = LoopGuard::default();
             for id in ids {
-                prop_assert!(!guard.recognises(&packet(id, b"x"), 5));
+                prop_assert!(!recognises(&guard, &packet(id, b"x"), 5));
             }
         }
     }

@@ -28,6 +28,9 @@ reason_enum! {
     /// Its source is link-local and its group has a wider scope (RFC 4291 section 2.5.6, RFC 3927
     /// section 7), and its route or proxy does not have `link_local_sources = true`.
     LinkLocalSource = "link_local_source",
+    /// It is a message of IPv6 neighbour discovery, ICMP router discovery or VRRP, which must not
+    /// leave its link.
+    LinkOnly = "link_only",
     /// Its route has no egress: none of the interfaces in `to` exists now.
     NoEgress = "no_egress",
     /// It is shorter than its headers say, or the capture buffer was too small.

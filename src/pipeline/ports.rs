@@ -15,6 +15,12 @@ pub trait PacketSource {
     /// capture did not read them in time.
     fn take_dropped(&mut self) -> u64;
 
+    /// Returns the number of packets since the last call that the kernel dropped because it could
+    /// not describe their offload.
+    fn take_unknown_offload(&mut self) -> u64 {
+        0
+    }
+
     /// Stops the capture of new packets. Packets that arrived earlier are still returned by
     /// [`PacketSource::poll_batch`], all of them within some milliseconds.
     fn shut(&mut self);

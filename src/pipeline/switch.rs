@@ -65,6 +65,15 @@ pub struct Switch {
     translator: Translator,
 }
 
+/// Returns a hash of the egresses of a packet. It does not depend on their order.
+fn hash_of_egresses(fib: &Fib, decision: &Decision<'_>) -> u64 {
+    let paths = decision.variants().flat_map(|variant| variant.paths());
+    let egresses = paths.filter_map(|id| fib.egress_of(id));
+    // An odd factor distributes the bits of small numbers (Fibonacci hashing).
+    let hash = |index: u32| u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    egresses.fold(0, |sum, egress| sum.wrapping_add(hash(egress.index.get())))
+}
+
 /// The position of an egress in the result of the current batch.
 #[derive(Debug, Clone, Copy, Default)]
 struct EgressPosition {
@@ -255,7 +264,8 @@ impl Switch {
             let key = VariantKey::of(&variant);
             let guarded = variant.entry.loop_guard;
             if guarded && self.looped.is_empty() {
-                self.check_loop_guard(batch, &out.side_buffer, in_side_buffer, now_ms);
+                let egresses = hash_of_egresses(fib, decision);
+                self.check_loop_guard(egresses, batch, &out.side_buffer, in_side_buffer, now_ms);
             }
             let stopped = |at: usize, looped: &[bool]| guarded && looped[at];
             let rule = variant.entry.translation.as_ref();
@@ -417,6 +427,7 @@ impl Switch {
     /// they differ only in TTL, which the loop guard ignores.
     fn check_loop_guard(
         &mut self,
+        egresses: u64,
         batch: &Batch,
         side_buffer: &[u8],
         in_side_buffer: bool,
@@ -430,7 +441,7 @@ impl Switch {
         let guard = &self.guard;
         self.looped.extend(self.ranges.iter().map(|(start, len)| {
             let packet = &memory[*start as usize..][..*len as usize];
-            guard.recognises(packet, now_ms)
+            guard.recognises(egresses, packet, now_ms)
         }));
     }
 

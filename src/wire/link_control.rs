@@ -9,13 +9,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::ip::{IPV6_HEADER_LEN, IpHeader};
-use super::{RejectReason, checksum, icmpv6, mld};
+use super::{RejectReason, WireError, checksum, extension_headers, icmpv6, mld};
 use crate::model::HeaderChecks;
 
 /// IP protocol number of IGMP.
 pub const IGMP: u8 = 2;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
+const ICMP: u8 = 1;
+const UDP: u8 = 17;
+const VRRP: u8 = 112;
+/// ICMP types of router discovery (RFC 1256 section 3).
+const ICMP_ROUTER_ADVERTISEMENT: u8 = 9;
+const ICMP_ROUTER_SOLICITATION: u8 = 10;
 const HOP_BY_HOP: u8 = 0;
 
 /// Length of the IPv4 header that [`encapsulate_v4`] writes: 20 bytes and a Router Alert option.
@@ -117,15 +123,52 @@ fn find_router_alert(mut options: &[u8], alert: &[u8; 4]) -> RouterAlert {
     RouterAlert::Absent
 }
 
-/// Returns true if the packet `bytes` with the given header carries a link control message.
+/// What a packet carries, as far as it decides whether a router may forward it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacketClass {
+    /// A link control message.
+    LinkControl,
+    /// Another message that must not leave its link: IPv6 neighbour discovery (RFC 4861 section
+    /// 4.1 to 4.5, RFC 3122), ICMP router discovery (RFC 1256) or VRRP (RFC 9568). Receivers trust
+    /// its hop limit of 255, which a forwarder that keeps or sets the TTL would preserve.
+    LinkOnly,
+    /// Anything else.
+    Data,
+}
+
+/// Returns the class of the packet `bytes` with the given header.
 ///
-/// In IPv4 this includes every packet of protocol 2: mtrace and old routing protocols, too, are
-/// exchanged between neighbours only.
-pub fn is_link_control(header: &IpHeader, bytes: &[u8]) -> bool {
-    if header.source.is_ipv4() {
-        return header.protocol == IGMP;
-    }
-    message_type(header, bytes).is_some_and(|kind| mld::is_type(kind) || icmpv6::is_mrd_type(kind))
+/// In IPv4 every packet of protocol 2 is a link control message: mtrace and old routing protocols,
+/// too, are exchanged between neighbours only. In IPv6 a message is recognised behind any extension
+/// headers.
+///
+/// # Errors
+/// The extension headers are malformed.
+pub fn classify(header: &IpHeader, bytes: &[u8]) -> Result<PacketClass, WireError> {
+    let is_v4 = header.source.is_ipv4();
+    let icmp_type = match header.protocol {
+        UDP => None,
+        VRRP => return Ok(PacketClass::LinkOnly),
+        IGMP if is_v4 => return Ok(PacketClass::LinkControl),
+        ICMP if is_v4 && !is_later_fragment(bytes) => bytes.get(header.header_len).copied(),
+        _ if is_v4 => None,
+        _ => extension_headers::icmpv6_type(header, bytes)?,
+    };
+    Ok(match icmp_type {
+        Some(ICMP_ROUTER_ADVERTISEMENT | ICMP_ROUTER_SOLICITATION) if is_v4 => {
+            PacketClass::LinkOnly
+        }
+        Some(kind) if !is_v4 && icmpv6::is_neighbor_discovery(kind) => PacketClass::LinkOnly,
+        Some(kind) if !is_v4 && (mld::is_type(kind) || icmpv6::is_mrd_type(kind)) => {
+            PacketClass::LinkControl
+        }
+        _ => PacketClass::Data,
+    })
+}
+
+/// Returns whether an IPv4 packet is a fragment other than the first.
+fn is_later_fragment(bytes: &[u8]) -> bool {
+    matches!(bytes, [_, _, _, _, _, _, high, low, ..] if (high & 0x1f, *low) != (0, 0))
 }
 
 /// Returns the type of the IGMP or ICMPv6 message in a packet, or `None` if it contains none.
@@ -320,6 +363,31 @@ mod tests {
     use super::*;
     use crate::wire::ip::tests::{V4, V6, bytes};
 
+    fn class(hex: &str) -> PacketClass {
+        let bytes = bytes(hex);
+        classify(&IpHeader::parse(&bytes).unwrap(), &bytes).unwrap()
+    }
+
+    #[test]
+    fn messages_of_one_link_are_recognised() {
+        // From 2001:db8::1 to ff3e::225:1: `ICMPv6ND_RA()` and `ICMPv6EchoRequest()`; from 10.0.0.1
+        // to 225.1.2.3: `VRRP(vrid=1, addrlist=["10.0.0.9"])` and `ICMP(type=9)`; by scapy.
+        let advertisement = "6000000000103aff20010db8000000000000000000000001ff3e000000000000000000000225000186004386000807080000000000000000";
+        let echo = "6000000000083a0120010db8000000000000000000000001ff3e00000000000000000000022500018000509e00000000";
+        let vrrp =
+            "4500002800010000ff70ce5f0a000001e101020321016401000170f30a0000090000000000000000";
+        let router_discovery = "4500001c000100000101ccdb0a000001e10102030900f6ff00000000";
+        assert_eq!(class(advertisement), PacketClass::LinkOnly);
+        assert_eq!(class(echo), PacketClass::Data);
+        assert_eq!(class(vrrp), PacketClass::LinkOnly);
+        assert_eq!(class(router_discovery), PacketClass::LinkOnly);
+        // The same bytes in a fragment other than the first are data.
+        let later = router_discovery
+            .replace("0001000001", "0001000101")
+            .replace("ccdb", "ccda");
+        assert_eq!(class(&later), PacketClass::Data);
+    }
+
     #[test]
     fn link_control_messages_are_distinguished_from_data() {
         // `IP(src="10.0.0.1", dst="224.0.0.22", ttl=1, proto=2)/b"\x22\0\0\0\0\0\0\0"` and
@@ -327,14 +395,9 @@ mod tests {
         // RouterAlert())/ICMPv6MLReport2()`, built by scapy.
         let igmp = "4500001c000100000102cfc80a000001e00000162200000000000000";
         let mld = "6000000000100001fe800000000000000000000000000001ff0200000000000000000000000000163a000502000001008f00732200000000";
-        let is_control = |hex: &str| {
-            let bytes = bytes(hex);
-            let header = IpHeader::parse(&bytes).unwrap();
-            is_link_control(&header, &bytes)
-        };
-        assert!(is_control(igmp));
-        assert!(is_control(mld));
-        assert!(!is_control(V4));
-        assert!(!is_control(V6));
+        assert_eq!(class(igmp), PacketClass::LinkControl);
+        assert_eq!(class(mld), PacketClass::LinkControl);
+        assert_eq!(class(V4), PacketClass::Data);
+        assert_eq!(class(V6), PacketClass::Data);
     }
 }

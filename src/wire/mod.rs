@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod error;
+pub(crate) mod extension_headers;
 pub mod floating_point;
 pub mod icmpv6;
 pub mod igmp;

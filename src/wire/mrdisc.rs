@@ -211,7 +211,10 @@ mod tests {
             assert_eq!(parsed.destination.to_string(), *destination);
             let header = IpHeader::parse(&packet).unwrap();
             assert!(is_message(&header, &packet));
-            assert!(link_control::is_link_control(&header, &packet));
+            assert_eq!(
+                link_control::classify(&header, &packet),
+                Ok(link_control::PacketClass::LinkControl)
+            );
             let built = build(message, parsed.source);
             // The builder sets Don't Fragment; scapy does not.
             let from = if parsed.source.is_ipv4() { 12 } else { 0 };

@@ -322,8 +322,15 @@ impl Interface {
             return;
         };
         let dropped = capture.borrow_mut().take_dropped();
+        let unknown_offload = capture.borrow_mut().take_unknown_offload();
         // Packets that are only observed are not lost.
-        if dropped == 0 || self.watch_only {
+        if self.watch_only {
+            return;
+        }
+        self.counters.received_packets.inc_by(unknown_offload);
+        let unknown = self.counters.dropped(DropReason::GsoUnknown);
+        unknown.inc_by(unknown_offload);
+        if dropped == 0 {
             return;
         }
         self.report_loss();

@@ -34,7 +34,7 @@ use crate::sys::poll::watch;
 use crate::sys::receive::PacketReceiver;
 use crate::sys::ring::CaptureRing;
 
-/// Consecutive socket errors to tolerate. Each read of the socket clears one error.
+/// Largest number of errors in one turn. Each read of the socket clears one error.
 const MAX_ERRORS: usize = 16;
 
 /// How long to wait before the next mode change after the kernel refused one.
@@ -62,6 +62,8 @@ pub struct SocketCapture {
     refused: Option<Instant>,
     /// Packets dropped by rings that were released.
     dropped: u64,
+    /// Packets that the kernel could not describe.
+    unknown_offload: u64,
     frames: Vec<Frame>,
 }
 
@@ -72,6 +74,37 @@ enum ModeChange {
     Requested(JoinHandle<io::Result<Option<CaptureRing>>>),
     /// New packets go to the other socket; the rest of the old socket is being read.
     Draining,
+}
+
+/// The result of one read of the plain socket.
+enum SocketRead {
+    Packets(Batch),
+    /// No packets wait.
+    Empty,
+    /// There were only errors, and more may wait.
+    Interrupted,
+}
+
+/// What an error of a read concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ErrorScope {
+    /// One packet, which the kernel dropped because it cannot describe its offload
+    /// (`virtio_net_hdr_from_skb` of Linux).
+    Packet,
+    /// The state of the link, such as `ENETDOWN`, or of the machine, such as a shortage of memory.
+    /// The socket reports it once. Netlink reports links that are removed.
+    State,
+    /// The socket, which is useless.
+    Socket,
+}
+
+fn scope_of(error: &io::Error) -> ErrorScope {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => ErrorScope::Packet,
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EOPNOTSUPP | libc::ENOSYS)
+        | None => ErrorScope::Socket,
+        Some(_) => ErrorScope::State,
+    }
 }
 
 impl SocketCapture {
@@ -96,6 +129,7 @@ impl SocketCapture {
             shut: false,
             refused: None,
             dropped: 0,
+            unknown_offload: 0,
             frames: Vec::new(),
         };
         let modes = match scope {
@@ -217,36 +251,36 @@ impl SocketCapture {
     }
 
     /// Reads the plain socket without waiting for a readiness event.
-    fn read_socket(&mut self) -> io::Result<Option<Batch>> {
+    fn read_socket(&mut self) -> io::Result<SocketRead> {
         self.frames.clear();
-        let mut errors = 0;
-        loop {
+        for _ in 0..MAX_ERRORS {
             match self.socket.get_mut().receive(&mut self.frames) {
                 Ok(buffer) => {
                     let packets = self.frames.clone();
-                    return Ok(Some(Batch::from_buffer(buffer, packets)));
+                    return Ok(SocketRead::Packets(Batch::from_buffer(buffer, packets)));
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // The link went down, or the kernel cannot describe one packet. The socket reports
-                // such an error once; later packets can be read. Netlink reports links that are
-                // removed.
-                Err(_) if errors < MAX_ERRORS => errors += 1,
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(SocketRead::Empty),
+                Err(e) => match scope_of(&e) {
+                    ErrorScope::Packet => self.unknown_offload += 1,
+                    ErrorScope::State => {}
+                    ErrorScope::Socket => return Err(e),
+                },
             }
         }
+        Ok(SocketRead::Interrupted)
     }
 
     fn poll_socket(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>> {
         loop {
             drop(ready!(self.socket.poll_read_ready_mut(cx))?);
-            if let Some(batch) = self.read_socket()? {
-                return Poll::Ready(Ok(batch));
+            match self.read_socket()? {
+                SocketRead::Packets(batch) => return Poll::Ready(Ok(batch)),
+                SocketRead::Empty => {}
+                SocketRead::Interrupted => return poll_again(cx),
             }
-            // Yield to the other tasks of this thread before the next poll.
             if self.mode == Mode::Latency && !self.shut && self.busy_poll.poll_again(Instant::now())
             {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return poll_again(cx);
             }
             let mut guard = ready!(self.socket.poll_read_ready_mut(cx))?;
             guard.clear_ready_matching(Ready::READABLE | Ready::ERROR | Ready::READ_CLOSED);
@@ -278,7 +312,11 @@ impl SocketCapture {
     /// itself, because a readiness event may still be on its way.
     fn poll_remaining(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Batch>>> {
         if self.mode == Mode::Latency {
-            return Poll::Ready(self.read_socket());
+            return match self.read_socket()? {
+                SocketRead::Packets(batch) => Poll::Ready(Ok(Some(batch))),
+                SocketRead::Empty => Poll::Ready(Ok(None)),
+                SocketRead::Interrupted => poll_again(cx),
+            };
         }
         match self.poll_ring(cx) {
             Poll::Ready(batch) => Poll::Ready(batch.map(Some)),
@@ -347,6 +385,10 @@ impl PacketSource for SocketCapture {
         gone + socket.unwrap_or_default() + ring.and_then(Result::ok).unwrap_or_default()
     }
 
+    fn take_unknown_offload(&mut self) -> u64 {
+        std::mem::take(&mut self.unknown_offload)
+    }
+
     fn shut(&mut self) {
         self.shut = true;
         let socket = self.socket.get_ref().shut();
@@ -361,6 +403,12 @@ impl PacketSource for SocketCapture {
     }
 }
 
+/// Lets the other tasks of this thread run before the next poll.
+fn poll_again<T>(cx: &Context<'_>) -> Poll<T> {
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
 fn opposite(mode: Mode) -> Mode {
     match mode {
         Mode::Latency => Mode::Throughput,
@@ -373,5 +421,20 @@ fn fanout_position(mode: Mode) -> u32 {
     match mode {
         Mode::Latency => 0,
         Mode::Throughput => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_packets_and_links_do_not_end_the_capture() {
+        let scope = |errno| scope_of(&io::Error::from_raw_os_error(errno));
+        assert_eq!(scope(libc::EINVAL), ErrorScope::Packet);
+        for errno in [libc::ENETDOWN, libc::ENODEV, libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(scope(errno), ErrorScope::State);
+        }
+        assert_eq!(scope(libc::EBADF), ErrorScope::Socket);
     }
 }

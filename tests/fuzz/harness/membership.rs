@@ -12,7 +12,7 @@ use mcastor::membership::{
 use mcastor::model::{Group, HeaderChecks, InterfaceId, Links, ProxyRule, SourceFilter};
 use mcastor::table::{Fib, MembershipDatabase, Rib};
 use mcastor::wire::ip::IpHeader;
-use mcastor::wire::link_control::HeaderPolicy;
+use mcastor::wire::link_control::{self, HeaderPolicy, PacketClass};
 use mcastor::wire::membership_message::MembershipMessage;
 use mcastor::wire::{RejectReason, membership, mrdisc};
 
@@ -41,8 +41,9 @@ pub fn membership(data: &[u8]) -> bool {
     );
     if parsed.is_ok() || discovery.is_ok() {
         let datagram = IpHeader::parse(data).expect("an accepted message is in a valid packet");
-        assert!(
-            mcastor::wire::link_control::is_link_control(&datagram, data),
+        assert_eq!(
+            link_control::classify(&datagram, data),
+            Ok(PacketClass::LinkControl),
             "the message would be forwarded as data"
         );
         assert_eq!(mrdisc::is_message(&datagram, data), discovery.is_ok());
