@@ -5,11 +5,17 @@
 
 use super::{cases, route};
 use crate::lab::frame::{self, Ipv4, fix_ipv4_checksum};
-use crate::lab::{Capture, Injector, Lab, Random, Router, Star, Udp, eventually};
+use crate::lab::tun::Tun;
+use crate::lab::{
+    Capture, Injector, Lab, NumberedStream, Random, Router, Star, Udp, eventually,
+    received_in_order,
+};
 
 cases!("hostile":
     malformed_packets_are_counted_by_reason,
     invalid_sources_are_dropped_as_bad_source,
+    messages_of_one_link_are_not_forwarded,
+    unknown_offload_of_a_tap_stops_no_stream,
     soak_of_malformed_frames,
 );
 
@@ -202,6 +208,90 @@ fn invalid_sources_are_dropped_as_bad_source(lab: &Lab) {
             ("multicast, IPv6", v6("ff3e::1"), BAD),
         ],
     );
+}
+
+/// Returns the Ethernet frame of an IP packet in hexadecimal, to 225.1.2.3 or ff3e::225:1.
+fn frame_of(hex: &str) -> Vec<u8> {
+    let bytes = (0..hex.len()).step_by(2);
+    let packet: Vec<u8> = bytes
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal"))
+        .collect();
+    let group = match packet[0] >> 4 {
+        4 => GROUP,
+        _ => "ff3e::225:1",
+    };
+    frame::ethernet(group.parse().expect("a group"), &packet)
+}
+
+/// Neighbour discovery, router discovery and VRRP, and MLD reports behind extension headers, from
+/// sources that are valid beyond the link to groups that are routed with `ttl = "keep"`. Built by
+/// scapy; the tests of src/wire name the calls.
+fn messages_of_one_link_are_not_forwarded(lab: &Lab) {
+    const LINK_ONLY: [&str; 3] = [
+        "6000000000103aff20010db8000000000000000000000001ff3e000000000000000000000225000186004386000807080000000000000000",
+        "4500002800010000ff70ce5f0a000001e101020321016401000170f30a0000090000000000000000",
+        "4500001c000100000101ccdb0a000001e10102030900f6ff00000000",
+    ];
+    const REPORTS: [&str; 5] = [
+        "6000000000103c0120010db8000000000000000000000001ff3e00000000000000000000022500013a000104000000008f00419e00000000",
+        "600000000018000120010db8000000000000000000000001ff3e00000000000000000000022500013c000502000001003a000104000000008f00419e00000000",
+        "6000000000202b0120010db8000000000000000000000001ff3e00000000000000000000022500013a0200000000000020010db80000000000000000000000028f00419e00000000",
+        "6000000000102c0120010db8000000000000000000000001ff3e00000000000000000000022500013a000000000000078f00419e00000000",
+        "600000000020330120010db8000000000000000000000001ff3e00000000000000000000022500013a04000000000001000000010000000000000000000000008f00419e00000000",
+    ];
+    const ECHO: &str = "6000000000083a0120010db8000000000000000000000001ff3e00000000000000000000022500018000509e00000000";
+    let star = Star::v4(lab, 1);
+    let keep = "ttl = \"keep\"\nlink_local = true\n";
+    let toml = route("r", "in", "", GROUP, &["out1"], keep)
+        + &route("r6", "in", "", "ff00::/8", &["out1"], keep);
+    let router = Router::start(lab, &star.rtr, &toml);
+    let inject = Injector::new(&star.src, "eth0");
+    let capture = Capture::new(&star.rcv, "eth1");
+    let messages = "mcastor_interface_membership_messages_total";
+    let before = router.metric(messages, &[("iface", "in")]) as u64;
+    for packet in LINK_ONLY.iter().chain(&REPORTS) {
+        inject.send(&frame_of(packet));
+    }
+    inject.send(&frame_of(ECHO));
+    capture.expect("ff3e::225:1", 1);
+    router.expect_dropped("link_only", "in", LINK_ONLY.len() as u64);
+    let reports = REPORTS.len() as u64;
+    router.expect_metric(messages, &[("iface", "in")], before + reports);
+    assert!(capture.to(GROUP).is_empty());
+}
+
+/// A guest sends packets that its tap device describes as UFO, which the kernel cannot describe to
+/// a packet socket. Another port of the bridge sends a stream meanwhile.
+fn unknown_offload_of_a_tap_stops_no_stream(lab: &Lab) {
+    const ATTACKS: u64 = 200;
+    let star = Star::v4(lab, 1);
+    star.rtr.ip_batch(
+        "link add br0 type bridge mcast_snooping 0\nlink set in master br0\nlink set br0 up\n",
+    );
+    let tap = Tun::tap_with_offload(&star.rtr, "tap0");
+    star.rtr.ip("link set tap0 master br0 up");
+    let router = Router::start(lab, &star.rtr, &route("r", "br0", "", GROUP, &["out1"], ""));
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 2000);
+    stream.wait_for_more(100);
+    // struct virtio_net_hdr: the checksum is to be completed, GSO type UFO, 42 bytes of headers,
+    // segments of 1,400 bytes.
+    let mut attack = vec![1, 3, 42, 0];
+    attack.extend(1400u16.to_le_bytes());
+    attack.extend([34, 0, 6, 0]);
+    attack.extend(Udp::new("10.0.0.66:9", "225.9.9.9:5000", [0x55; 3000]).frame());
+    for _ in 0..ATTACKS {
+        tap.write(&attack);
+        stream.wait_for_more(1);
+    }
+    assert!(router.is_ready());
+    router.expect_dropped("gso_unknown", "br0", ATTACKS);
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    received_in_order(&capture, GROUP);
+    router.expect_routed("r", "out1", sent.into());
+    router.expect_metric("mcastor_actor_restarts_total", &[], 0);
+    router.expect_metric("mcastor_socket_dropped_packets_total", &[], 0);
 }
 
 fn seeds() -> Vec<Vec<u8>> {

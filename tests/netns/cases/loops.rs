@@ -13,6 +13,7 @@ cases!("loops":
     ring_without_loop_guard_loops,
     ttl_decrement_ends_a_loop,
     identical_packets_pass_after_a_pause,
+    copies_on_another_route_stop_no_packet,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -133,4 +134,26 @@ fn identical_packets_pass_after_a_pause(lab: &Lab) {
     (0..3).for_each(|_| inject.send(&heartbeat));
     router.expect_dropped("loop", "in", 2);
     capture.expect(GROUP, 5);
+}
+
+/// A station on a second link sends the packets of a sender before the sender does.
+fn copies_on_another_route_stop_no_packet(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let extra = "ttl = \"keep\"\ningress = \"all\"\n";
+    let toml = route("r", "in", "", GROUP, &["out1"], extra)
+        + &route("other", "out2", "", GROUP, &["in"], extra);
+    let router = Router::start(lab, &star.rtr, &toml);
+    let capture = Capture::new(&star.rcv, "eth1");
+    let (sender, station) = (
+        Injector::new(&star.src, "eth0"),
+        Injector::new(&star.rcv, "eth2"),
+    );
+    for n in 1..=8u16 {
+        let heartbeat = Udp::new("10.0.0.10:9", DST, "alive").id(n).frame();
+        station.send(&heartbeat);
+        router.expect_routed("other", "in", n.into());
+        sender.send(&heartbeat);
+        capture.expect(GROUP, n.into());
+    }
+    router.expect_metric("mcastor_dropped_packets_total", &[("reason", "loop")], 0);
 }

@@ -1,4 +1,4 @@
-//! A tun interface whose far end is the test.
+//! A tun or tap interface whose far end is the test.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::ns::Ns;
 
-/// A tun interface that exists for as long as this value.
+/// A tun or tap interface that exists for as long as this value.
 pub struct Tun {
     file: File,
     got: RefCell<Vec<Vec<u8>>>,
@@ -18,6 +18,16 @@ impl Tun {
     /// Creates the interface `name` in `ns`.
     #[track_caller]
     pub fn new(ns: &Ns, name: &str) -> Self {
+        Self::open(ns, name, libc::IFF_TUN)
+    }
+
+    /// Creates the tap interface `name`, whose frames start with a `struct virtio_net_hdr`.
+    #[track_caller]
+    pub fn tap_with_offload(ns: &Ns, name: &str) -> Self {
+        Self::open(ns, name, libc::IFF_TAP | libc::IFF_VNET_HDR)
+    }
+
+    fn open(ns: &Ns, name: &str, flags: i32) -> Self {
         let file = ns.enter(|| {
             let mut options = std::fs::OpenOptions::new();
             let file = options
@@ -31,7 +41,7 @@ impl Tun {
             for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
                 *to = from as libc::c_char;
             }
-            request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+            request.ifr_ifru.ifru_flags = (flags | libc::IFF_NO_PI) as i16;
             // SAFETY: TUNSETIFF takes a pointer to an ifreq.
             let rc =
                 unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
@@ -44,7 +54,7 @@ impl Tun {
         }
     }
 
-    /// Lets an IP packet arrive on the interface.
+    /// Lets an IP packet, or the frame of a tap interface, arrive on the interface.
     #[track_caller]
     pub fn write(&self, packet: &[u8]) {
         (&self.file)
