@@ -1,8 +1,8 @@
 //! The chain of IPv6 extension headers (RFC 8200 section 4), as far as a router reads it.
 
 use super::WireError;
+use super::icmpv6::PROTOCOL as ICMPV6;
 use super::ip::{IPV6_HEADER_LEN, IpHeader};
-use super::link_control::ICMPV6;
 
 /// Maximum number of extension headers that are read. RFC 8200 section 4.1 lists seven.
 const MAX_HEADERS: usize = 8;

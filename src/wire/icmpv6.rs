@@ -1,6 +1,9 @@
 //! ICMPv6 message types of multicast router discovery (RFC 4286 section 7) and of neighbour
 //! discovery (RFC 4861 section 4, RFC 3122 section 2, RFC 3971 section 6.4).
 
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL: u8 = 58;
+
 /// Type of a Multicast Router Advertisement.
 pub const MRD_ADVERTISEMENT: u8 = 151;
 /// Type of a Multicast Router Solicitation.

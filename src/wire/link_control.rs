@@ -15,7 +15,7 @@ use crate::model::HeaderChecks;
 /// IP protocol number of IGMP.
 pub const IGMP: u8 = 2;
 /// IP protocol number of ICMPv6.
-pub const ICMPV6: u8 = 58;
+pub const ICMPV6: u8 = icmpv6::PROTOCOL;
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const VRRP: u8 = 112;
