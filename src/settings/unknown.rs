@@ -63,6 +63,38 @@ pub(super) fn unknown_variable(variable: &EnvVariable, help: String) -> Problem 
     )
 }
 
+/// Returns whether a variable names no key and looks like one that Kubernetes sets in every
+/// container for a Service, such as `MCASTOR__X_SERVICE_HOST` for a Service `mcastor--x`.
+pub(super) fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
+    let Some(rest) = name.strip_prefix(PREFIX) else {
+        return false;
+    };
+    if path_of_variable(rest).is_ok() {
+        return false;
+    }
+    let is_url = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    let is_number = |text: &str| text.parse::<u16>().is_ok();
+    // NAME_PORT_80_TCP_ADDR, of any port and protocol.
+    let is_part_of_port = |part: &str| {
+        let port = rest
+            .strip_suffix(part)
+            .and_then(|rest| rest.rsplit_once("_PORT_"));
+        port.and_then(|(_, port)| port.split_once('_'))
+            .is_some_and(|(number, protocol)| {
+                is_number(number) && matches!(protocol, "TCP" | "UDP" | "SCTP")
+            })
+    };
+    rest.ends_with("_SERVICE_HOST") && value.parse::<std::net::IpAddr>().is_ok()
+        || rest.contains("_SERVICE_PORT") && is_number(value)
+        || rest.ends_with("_PORT") && is_url
+        || is_part_of_port("") && is_url
+        || ["_PROTO", "_PORT", "_ADDR"]
+            .into_iter()
+            .any(is_part_of_port)
+}
+
 /// Converts the name of a variable after [`PREFIX`], such as `ROUTE__0__GROUP`, to a path.
 ///
 /// # Errors
@@ -129,6 +161,40 @@ fn variable_help(path: &KeyPath, name: &str) -> String {
         None => {
             let names: Vec<_> = known().map(variable).collect();
             format!("Valid here: {}.", names.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_kubernetes_services_are_recognised() {
+        // Set by Kubernetes 1.31 for a Service `mcastor--x` with the ports http 80/TCP and 5000/UDP.
+        for (name, value) in [
+            ("X_SERVICE_HOST", "10.96.0.7"),
+            ("X_SERVICE_PORT", "80"),
+            ("X_SERVICE_PORT_HTTP", "80"),
+            ("X_PORT", "tcp://10.96.0.7:80"),
+            ("X_PORT_80_TCP", "tcp://10.96.0.7:80"),
+            ("X_PORT_80_TCP_PROTO", "tcp"),
+            ("X_PORT_80_TCP_PORT", "80"),
+            ("X_PORT_80_TCP_ADDR", "10.96.0.7"),
+            ("X_PORT_5000_UDP_ADDR", "10.96.0.7"),
+        ] {
+            let name = format!("{PREFIX}{name}");
+            assert!(is_set_by_kubernetes(&name, value), "{name}");
+        }
+        // Typing errors are still reported, and keys are still read.
+        for (name, value) in [
+            ("HTTP_LISTEN", "127.0.0.1:80"),
+            ("HTTP_PORT", "80"),
+            ("HTTP__LISTEN", "127.0.0.1:80"),
+            ("ROUTE__0__REWRITE__PORT", "80"),
+        ] {
+            let name = format!("{PREFIX}{name}");
+            assert!(!is_set_by_kubernetes(&name, value), "{name}");
         }
     }
 }

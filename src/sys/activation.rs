@@ -1,7 +1,7 @@
 //! Socket activation: listening sockets passed by the service manager (`sd_listen_fds(3)`).
 
 use std::net::TcpListener;
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, IntoRawFd};
 
 /// The first passed descriptor (`SD_LISTEN_FDS_START`).
 const LISTEN_FDS_START: i32 = 3;
@@ -31,6 +31,12 @@ pub fn http_listener() -> Option<TcpListener> {
     // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it
     // to this process, and nothing else in the process owns it.
     let listener = unsafe { TcpListener::from_raw_fd(fd) };
-    // Only an IP socket has such an address. Ignore any other descriptor.
-    listener.local_addr().is_ok().then_some(listener)
+    // Only an IP socket has such an address. Any other descriptor stays open for its owner.
+    match listener.local_addr() {
+        Ok(_) => Some(listener),
+        Err(_) => {
+            let _ = listener.into_raw_fd();
+            None
+        }
+    }
 }

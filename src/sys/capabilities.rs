@@ -5,6 +5,7 @@
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::prctl::set_no_new_privs;
 
 /// The capabilities that forwarding needs for its whole lifetime, because interfaces may appear at
 /// any time.
@@ -45,9 +46,18 @@ pub fn raise_effective() -> Result<HeldCapabilities, CapsError> {
     })
 }
 
-/// Drops all capabilities that forwarding does not need. Returns the number of dropped
-/// capabilities.
+/// Drops all capabilities that forwarding does not need, for this process and all programs that it
+/// starts: a program that root starts would otherwise regain the capabilities of the bounding set.
+/// No program that it starts can gain privileges by its file (`no_new_privs`). Returns the number of
+/// dropped capabilities.
 pub fn drop_unneeded() -> Result<usize, CapsError> {
+    // Without CAP_SETPCAP the bounding set cannot change. no_new_privs does not cover it: it has no
+    // effect on what root gains.
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
+        caps::clear(None, CapSet::Bounding)?;
+    }
+    caps::clear(None, CapSet::Ambient)?;
+    set_no_new_privs().map_err(|e| CapsError::from(e.to_string()))?;
     let permitted = caps::read(None, CapSet::Permitted)?;
     let ours = kept(&permitted);
     // Effective must shrink before permitted, because it must stay a subset of it.

@@ -13,6 +13,7 @@ use crate::lab::{BINARY, Lab, Star, TIMEOUT, Udp, eventually, wait_until};
 cases!("smcroute_process":
     #[Program("smcrouted", "smcroute")] flags_return_matching_exit_codes,
     #[Program("smcrouted", "smcroute")] script_calls_match_smcroute,
+    script_runs_without_capabilities,
     script_does_not_wake_up_an_idle_daemon,
     #[Program("smcrouted", "smcroute")] old_program_name_controls_the_daemon,
     invalid_line_is_logged_and_skipped,
@@ -152,6 +153,27 @@ fn script_calls_match_smcroute(lab: &Lab) {
         ours,
         "1 install 10.0.0.10 225.255.0.1\n1 reload none none\n"
     );
+}
+
+/// The daemon runs as root. Without measures, a program that it starts has all capabilities again.
+fn script_runs_without_capabilities(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let (script, log) = (lab.file("script"), lab.file("privileges"));
+    let fields = "^(CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs)";
+    let line = format!("grep -E '{fields}' /proc/self/status >> {}", log.display());
+    write_script(&script, &line);
+    let script = script.to_str().expect("UTF-8");
+    let mut daemon = Daemon::start(lab, &star.rtr, Implementation::Mcastor, "", &["-e", script]);
+    daemon.program.signal(libc::SIGHUP);
+    let privileges = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let words = text.split_whitespace().map(String::from);
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let none = "0000000000000000";
+    let expected =
+        format!("CapPrm: {none} CapEff: {none} CapBnd: {none} CapAmb: {none} NoNewPrivs: 1");
+    eventually("the script ran", expected, privileges);
 }
 
 /// Returns how often the threads of a process have slept.
