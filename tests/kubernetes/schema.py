@@ -58,7 +58,7 @@ CONTAINER = record(
 )
 POD = record(
     ["containers"],
-    hostNetwork=BOOLEAN, automountServiceAccountToken=BOOLEAN, terminationGracePeriodSeconds=INTEGER,
+    hostNetwork=BOOLEAN, enableServiceLinks=BOOLEAN, automountServiceAccountToken=BOOLEAN, terminationGracePeriodSeconds=INTEGER,
     dnsPolicy=one_of("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
     nodeSelector=MAP,
     tolerations=some(record(
