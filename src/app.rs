@@ -9,6 +9,7 @@ use service::{Script, ScriptEvent};
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -375,13 +376,17 @@ fn log_skipped_lines(settings: &Settings) {
         .for_each(|line| error!("smcroute.conf: {line}"));
 }
 
-/// A file with the id of this process. Dropping it removes the file.
-struct PidFile(PathBuf);
+/// A file with the id of this process. Dropping it removes the file, unless another process has
+/// replaced it.
+struct PidFile {
+    path: PathBuf,
+    inode: u64,
+}
 
 impl PidFile {
     fn write(path: PathBuf) -> Result<Self, AppError> {
-        match std::fs::write(&path, format!("{}\n", std::process::id())) {
-            Ok(()) => Ok(Self(path)),
+        match sys::files::replace(&path, &format!("{}\n", std::process::id()), None) {
+            Ok(inode) => Ok(Self { path, inode }),
             Err(cause) => Err(AppError::PidFile { path, cause }),
         }
     }
@@ -389,8 +394,10 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // The file may have been removed already.
-        let _ = std::fs::remove_file(&self.0);
+        let is_ours = |found: std::fs::Metadata| found.ino() == self.inode;
+        if std::fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -64,18 +64,17 @@ impl ListeningSocket {
                 return Err(BindError::Taken(path.to_path_buf()));
             }
         }
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let listener = private_listener(&temporary).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let renamed = fs::symlink_metadata(&temporary)
-            .map(|metadata| metadata.ino())
-            .and_then(|inode| fs::rename(&temporary, path).map(|()| inode));
-        let inode = renamed.map_err(|e| {
-            let _ = fs::remove_file(&temporary);
-            refused(e)
-        })?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        // A random name: one that a killed process left behind does not matter.
+        let temporary = tempfile::Builder::new()
+            .prefix(".mcastor-")
+            .make_in(folder.unwrap_or(Path::new(".")), private_listener)
+            .map_err(refused)?;
+        temporary.as_file().set_nonblocking(true).map_err(refused)?;
+        let inode = fs::symlink_metadata(temporary.path())
+            .map_err(refused)?
+            .ino();
+        let listener = temporary.persist(path).map_err(|e| refused(e.error))?;
         Ok(Self {
             listener,
             path: path.to_path_buf(),
@@ -117,6 +116,22 @@ impl Drop for ListeningSocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In a container, each start has the process ID 1.
+    #[test]
+    fn files_of_a_killed_start_do_not_prevent_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let left = folder.path().join(format!("socket.{}", std::process::id()));
+        fs::write(&left, "").unwrap();
+        let _killed = private_listener(&folder.path().join(".mcastor-1")).unwrap();
+        let socket = ListeningSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).is_ok());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        drop(socket);
+        assert!(!path.exists());
+    }
 
     #[test]
     fn socket_is_private_before_it_has_a_name() {

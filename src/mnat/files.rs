@@ -6,8 +6,8 @@
 //! A missing or empty file takes effect only after [`EMPTY_SETTLE_TIME`], because another program
 //! may be about to write it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -125,32 +125,10 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file atomically: writes a temporary file in the same directory, then renames it.
-/// Creates the directory if it is missing. Writes in place if the rename fails, as it does if the
-/// file is a mount point.
-///
-/// # Errors
-/// Returns the error of the system call that failed.
-pub fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    if let Some(directory) = path.parent() {
-        // Ignores a failure here: the write below then fails as well and returns the reason.
-        let _ = fs::create_dir_all(directory);
-    }
-    let renamed = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    let Err(error) = renamed else { return Ok(()) };
-    // Ignores a failure here: the temporary file may not exist.
-    let _ = fs::remove_file(&temporary);
-    match OpenOptions::new().write(true).truncate(true).open(path) {
-        Ok(mut file) => file.write_all(text.as_bytes()),
-        Err(_) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn bytes(content: Option<FileContent>) -> String {
@@ -202,19 +180,5 @@ mod tests {
             watch.poll(Instant::now()),
             Some(FileContent::Unreadable(_))
         ));
-    }
-
-    #[test]
-    fn write_replaces_the_file_and_leaves_no_temporary() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.sgs");
-        write(&path, "one\n").unwrap();
-        let first = fs::metadata(&path).unwrap().ino();
-        write(&path, "two\n").unwrap();
-        assert_ne!(fs::metadata(&path).unwrap().ino(), first);
-        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        write(&directory.path().join("new/a.sgs"), "x").unwrap();
-        assert!(write(&path.join("a.sgs"), "x").is_err());
     }
 }

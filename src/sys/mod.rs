@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod burst_limit;
 pub mod capabilities;
 pub mod fanout;
+pub mod files;
 pub mod filter;
 pub mod forced_versions;
 pub mod group_filter;

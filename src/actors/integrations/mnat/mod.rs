@@ -26,13 +26,14 @@ use crate::actors::mnat_route::MnatRoute;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::mnat::client::{MnatClient, MnatClientError};
-use crate::mnat::files::{self, FileContent, FileWatch};
+use crate::mnat::files::{FileContent, FileWatch};
 use crate::mnat::protocol::Op;
 use crate::mnat::{
     Channel, Config, Machine, MappingChange, MappingReport, MappingStatus, MnatEvent, MnatRole,
     RoutePlan, RouteStep, joinfile,
 };
 use crate::model::RouteName;
+use crate::sys::files::replace_or_overwrite;
 
 /// Interval at which timers and files are checked.
 const TICK: Duration = Duration::from_millis(100);
@@ -251,7 +252,7 @@ impl Mnat {
             return;
         };
         let text = joinfile::render(self.machine.assigned());
-        let written = files::write(path, &text);
+        let written = replace_or_overwrite(path, &text);
         match &written {
             Ok(()) if self.write_failed => {
                 info!("mnat: the joinfile {} is written again", path.display())

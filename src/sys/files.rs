@@ -1,0 +1,176 @@
+//! Files that this program writes. Each is written whole or not at all.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::Path;
+
+use nix::fcntl::posix_fallocate;
+use nix::unistd::{Gid, Uid};
+use tempfile::NamedTempFile;
+
+/// Mode of the files, less the umask.
+const MODE: u32 = 0o644;
+
+/// The start of the names of temporary files. The rest is random.
+const TEMPORARY: &str = ".mcastor-";
+
+/// Returns the folder of a path.
+fn folder(path: &Path) -> &Path {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+/// Replaces a file by one with this text, and returns its inode. Writes a new file with a random
+/// name in the same folder, and renames it when it is on the disk. So a link in the place of the
+/// file is replaced and not followed, and the former file stays if anything fails. The new file
+/// belongs to `owner`, or else to this process.
+///
+/// # Errors
+/// The error of the system call that failed.
+pub fn replace(path: &Path, text: &str, owner: Option<(Uid, Gid)>) -> io::Result<u64> {
+    let file = create(path, owner)?;
+    finish(file, path, text)
+}
+
+fn create(path: &Path, owner: Option<(Uid, Gid)>) -> io::Result<NamedTempFile> {
+    let file = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .permissions(Permissions::from_mode(MODE))
+        .tempfile_in(folder(path))?;
+    if let Some((uid, gid)) = owner {
+        fchown(file.as_file(), Some(uid.as_raw()), Some(gid.as_raw()))?;
+    }
+    Ok(file)
+}
+
+fn finish(mut file: NamedTempFile, path: &Path, text: &str) -> io::Result<u64> {
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    let inode = file.as_file().metadata()?.ino();
+    file.persist(path)?;
+    Ok(inode)
+}
+
+/// As [`replace`], and writes in place where a file cannot be replaced: where it is a mount point,
+/// or where no file can be created in its folder. Creates the folder if it is missing.
+///
+/// # Errors
+/// The error of the system call that failed.
+pub fn replace_or_overwrite(path: &Path, text: &str) -> io::Result<()> {
+    // Ignores a failure here: the file cannot be created then, which returns the reason.
+    let _ = std::fs::create_dir_all(folder(path));
+    let replaced = create(path, None).map(|file| finish(file, path, text));
+    match replaced {
+        Ok(Ok(_)) => Ok(()),
+        // The folder does not permit new files.
+        Err(cause) => overwrite(path, text).map_err(|_| cause),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::ResourceBusy => overwrite(path, text),
+        Ok(Err(e)) => Err(e),
+    }
+}
+
+/// Writes an existing regular file in place. Reserves the space first, so that a full disk leaves
+/// the former text.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let former = metadata.len();
+    reserve(&file, former, text.len() as u64)?;
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)?;
+    file.sync_all()
+}
+
+fn reserve(file: &File, former: u64, len: u64) -> io::Result<()> {
+    if len <= former {
+        return Ok(());
+    }
+    posix_fallocate(file, 0, len as i64).map_err(|e| {
+        // The text is unchanged, but may have got zeros behind it.
+        let _ = file.set_len(former);
+        e.into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let name = |e: io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = entries.map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn file_is_replaced_and_links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let inode = replace(&at("file"), "one\n", None).unwrap();
+        assert_eq!(fs::read_to_string(at("file")).unwrap(), "one\n");
+        assert_eq!(fs::metadata(at("file")).unwrap().ino(), inode);
+        fs::write(at("other"), "unchanged").unwrap();
+        symlink(at("other"), at("link")).unwrap();
+        replace(&at("link"), "two\n", None).unwrap();
+        assert_eq!(fs::read_to_string(at("other")).unwrap(), "unchanged");
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_file());
+        fs::hard_link(at("other"), at("second")).unwrap();
+        replace(&at("second"), "three\n", None).unwrap();
+        assert_eq!(fs::read_to_string(at("other")).unwrap(), "unchanged");
+        assert_eq!(names(folder.path()), ["file", "link", "other", "second"]);
+    }
+
+    #[test]
+    fn missing_folder_is_created() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/file");
+        replace_or_overwrite(&path, "one").unwrap();
+        replace_or_overwrite(&path, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert!(replace_or_overwrite(&path.join("file"), "x").is_err());
+    }
+
+    #[test]
+    fn failed_write_keeps_the_former_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "former").unwrap();
+        // /dev/full answers every write with ENOSPC.
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let temporary = tempfile::Builder::new().tempfile_in(folder.path()).unwrap();
+        let (_, temporary_path) = temporary.into_parts();
+        let file = NamedTempFile::from_parts(full, temporary_path);
+        let error = finish(file, &path, "text").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "former");
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn overwriting_keeps_the_inode_and_follows_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "a long former text").unwrap();
+        let inode = fs::metadata(at("file")).unwrap().ino();
+        for text in ["short", "a text that is longer than the former one"] {
+            overwrite(&at("file"), text).unwrap();
+            assert_eq!(fs::read_to_string(at("file")).unwrap(), text);
+        }
+        assert_eq!(fs::metadata(at("file")).unwrap().ino(), inode);
+        symlink(at("file"), at("link")).unwrap();
+        assert!(overwrite(&at("link"), "other").is_err());
+        assert!(overwrite(folder.path(), "other").is_err());
+    }
+}
