@@ -3,9 +3,8 @@
 //! A packet that returns differs from the packet that left only in the TTL and the IPv4 header
 //! checksum. The fingerprint covers everything else, and the egresses. A packet is a returned packet
 //! if a packet with the same fingerprint was forwarded less than [`WINDOW_MS`] ago: an identical
-//! packet, to the same interfaces. So who copies a packet to a link from which it is forwarded
-//! elsewhere does not stop the original, and a packet that is dropped was already sent to the
-//! receivers.
+//! packet, to the same interfaces. So every dropped packet was already sent to its receivers, and a
+//! copy that another route forwards elsewhere does not stop the original.
 //!
 //! The table is a hash table of fixed size with four slots per bucket; a new fingerprint replaces
 //! the oldest one in its bucket. All workers share the table without locks. Two workers that

@@ -48,7 +48,8 @@ reason_enum! {
     Loop = "loop",
     /// It is larger than the MTU of the egress and may not be fragmented.
     TooBig = "too_big",
-    /// It is a GSO packet of a kind that cannot be segmented here.
+    /// It is a GSO packet of a kind that cannot be segmented here, or that the kernel cannot
+    /// describe.
     GsoUnknown = "gso_unknown",
     /// Its checksum was left to hardware, at an offset outside the packet.
     ChecksumUnknown = "checksum_unknown",

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
     use crate::wire::ip::tests::{V6, bytes};
 
-    fn of(hex: &str) -> Result<Option<u8>, WireError> {
+    fn icmpv6_type_of(hex: &str) -> Result<Option<u8>, WireError> {
         let bytes = bytes(hex);
         icmpv6_type(&IpHeader::parse(&bytes).unwrap(), &bytes)
     }
@@ -87,10 +87,10 @@ mod tests {
     #[test]
     fn message_is_found_behind_extension_headers() {
         for report in REPORTS {
-            assert_eq!(of(report), Ok(Some(143)), "{report}");
+            assert_eq!(icmpv6_type_of(report), Ok(Some(143)), "{report}");
         }
-        assert_eq!(of(LATER_FRAGMENT), Ok(None));
-        assert_eq!(of(V6), Ok(None));
+        assert_eq!(icmpv6_type_of(LATER_FRAGMENT), Ok(None));
+        assert_eq!(icmpv6_type_of(V6), Ok(None));
     }
 
     #[test]

@@ -129,8 +129,9 @@ pub enum PacketClass {
     /// A link control message.
     LinkControl,
     /// Another message that must not leave its link: IPv6 neighbour discovery (RFC 4861 section
-    /// 4.1 to 4.5, RFC 3122), ICMP router discovery (RFC 1256) or VRRP (RFC 9568). Receivers trust
-    /// its hop limit of 255, which a forwarder that keeps or sets the TTL would preserve.
+    /// 4.1 to 4.5, RFC 3122), ICMP router discovery (RFC 1256) or VRRP (RFC 9568). Receivers of most
+    /// of them take a hop limit of 255 as the proof that the sender is on the link. A route that
+    /// keeps or sets the TTL would make this proof worthless.
     LinkOnly,
     /// Anything else.
     Data,
