@@ -216,8 +216,8 @@ fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>) {
     }
 }
 
-/// Adds what the selection of the active ingress needs: the key of the stream, and whether its
-/// packets outrank those of the active ingress.
+/// Adds what the selection of the active ingress needs: the key of the stream, whether its packets
+/// outrank those of the active ingress, and the link of its source.
 fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Verdicts {
     let Some(selection) = &arrival.ingress.selection else {
         return verdicts;
@@ -225,6 +225,7 @@ fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Ver
     Verdicts {
         stream: Some(arrival.streams.ingresses.key(&selection.domain, key)),
         outranks: selection.outranks(key.0),
+        source_link: selection.source_link(key.0),
         ..verdicts
     }
 }
@@ -290,14 +291,15 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
 
 /// Checks that a packet is multicast with a valid source, and not a link control message.
 fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<PacketClass, NotData> {
-    if !datagram.destination.is_multicast() {
-        return Err(DropReason::NotMulticast.into());
-    }
     // Checked before the source, because hosts without an address send reports from the
-    // unspecified address.
+    // unspecified address, and before the destination, because queries may be sent to an address of
+    // this host.
     let class = link_control::classify(datagram, bytes)?;
     if class == PacketClass::LinkControl {
         return Err(NotData::Membership);
+    }
+    if !datagram.destination.is_multicast() {
+        return Err(DropReason::NotMulticast.into());
     }
     if !datagram.source_is_valid() {
         return Err(DropReason::BadSource.into());
@@ -405,8 +407,8 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
         fib,
         ingress,
         streams,
+        sender,
         now_ms,
-        ..
     } = arrival;
     let (Some(selection), Some(stream)) = (&ingress.selection, verdicts.stream) else {
         return Admission::FIRST;
@@ -425,6 +427,7 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
     let packet = StreamArrival {
         ttl: if decrements { ttl } else { 0 },
         outranks: verdicts.outranks,
+        source_link: verdicts.source_link.filter(|_| sender.is_some()),
         takeover_ms,
     };
     let ingresses = &streams.ingresses;

@@ -2,6 +2,7 @@
 //!
 //! The filter accepts the frames that a multicast router needs:
 //! - IP frames with a multicast destination address, or that the link layer received as multicast;
+//! - IGMP messages and MLD queries that are sent to an address of this host;
 //! - VLAN-in-VLAN frames, which are parsed after the capture.
 //!
 //! It rejects frames for other hosts and frames that this instance sent itself. The latter are
@@ -45,7 +46,8 @@ enum Op {
 /// Returns the filter for an instance that sets `mark` on the packets it sends.
 pub fn multicast(mark: u32) -> Vec<sock_filter> {
     let byte = BPF_B;
-    let (outgoing, other_host, multicast, loopback) = (
+    let (host, outgoing, other_host, multicast, loopback) = (
+        u32::from(libc::PACKET_HOST),
         u32::from(libc::PACKET_OUTGOING),
         u32::from(libc::PACKET_OTHERHOST),
         u32::from(libc::PACKET_MULTICAST),
@@ -65,7 +67,7 @@ pub fn multicast(mark: u32) -> Vec<sock_filter> {
         Op::Load(BPF_H, SKF_AD_OFF + SKF_AD_PROTOCOL),
         Op::Equal(ETHERTYPE_VLAN.into(), Target::Accept, Target::Next),
         Op::Equal(ETHERTYPE_SERVICE_VLAN.into(), Target::Accept, Target::Next),
-        Op::Equal(ETHERTYPE_IPV4.into(), Target::Skip(5), Target::Next),
+        Op::Equal(ETHERTYPE_IPV4.into(), Target::Skip(13), Target::Next),
         Op::Equal(ETHERTYPE_IPV6.into(), Target::Next, Target::Drop),
         // Link-layer multicast passes even if the packet is too short for a destination address, so
         // that it is counted.
@@ -73,13 +75,28 @@ pub fn multicast(mark: u32) -> Vec<sock_filter> {
         Op::Equal(multicast, Target::Accept, Target::Next),
         // IPv6 destination in ff00::/8.
         Op::Load(byte, SKF_NET_OFF + 24),
-        Op::Equal(0xff, Target::Accept, Target::Drop),
+        Op::Equal(0xff, Target::Accept, Target::Next),
+        // A hop-by-hop options header of eight bytes, then an MLD query.
+        Op::Load(byte, SKF_NET_OFF + 6),
+        Op::Equal(0, Target::Next, Target::Drop),
+        Op::Load(byte, SKF_NET_OFF + 40),
+        Op::Equal(58, Target::Next, Target::Drop),
+        Op::Load(byte, SKF_NET_OFF + 41),
+        Op::Equal(0, Target::Next, Target::Drop),
+        Op::Load(byte, SKF_NET_OFF + 48),
+        Op::Equal(130, Target::Skip(7), Target::Drop),
         Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
         Op::Equal(multicast, Target::Accept, Target::Next),
         // IPv4 destination in 224.0.0.0/4.
         Op::Load(byte, SKF_NET_OFF + 16),
         Op::And(0xf0),
-        Op::Equal(0xe0, Target::Accept, Target::Drop),
+        Op::Equal(0xe0, Target::Accept, Target::Next),
+        // IGMP.
+        Op::Load(byte, SKF_NET_OFF + 9),
+        Op::Equal(2, Target::Next, Target::Drop),
+        // To this host.
+        Op::Load(byte, SKF_AD_OFF + SKF_AD_PKTTYPE),
+        Op::Equal(host, Target::Accept, Target::Drop),
     ])
 }
 
@@ -204,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn own_outgoing_frames_and_unicast_are_rejected() {
+    fn own_outgoing_frames_and_unicast_data_are_rejected() {
         const MARK: u32 = 0x6d63_0001;
         let program = multicast(MARK);
         let mut v4 = [0u8; 20];
@@ -213,6 +230,12 @@ mod tests {
         v6[24] = 0xff;
         let (host, multicast, other, out) = (0, 2, 3, 4);
         let unicast = [0u8; 40];
+        let mut igmp = [0u8; 24];
+        igmp[9] = 2;
+        let mut mld = [0u8; 72];
+        (mld[40], mld[48]) = (58, 130);
+        let mut report = mld;
+        report[48] = 143;
         for (kind, mark, protocol, packet, passes) in [
             (multicast, 0, 0x0800, &v4[..], true),
             (host, 0, 0x0800, &v4[..], true),
@@ -228,6 +251,11 @@ mod tests {
             (host, 0, 0x86dd, &unicast[..], false),
             (multicast, 0, 0x0800, &[0x45][..], true),
             (host, 0, 0x0800, &[0x45][..], false),
+            (host, 0, 0x0800, &igmp[..], true),
+            (out, 0, 0x0800, &igmp[..], false),
+            (host, 0, 0x86dd, &mld[..], true),
+            (out, 0, 0x86dd, &mld[..], false),
+            (host, 0, 0x86dd, &report[..], false),
             (multicast, 0, 0x0806, &unicast[..], false),
             (multicast, 0, 0x8100, &unicast[..], true),
         ] {

@@ -11,6 +11,11 @@
 //! - without delay by an interface on which packets arrive with a higher TTL, and so over fewer
 //!   hops. This corrects a first choice that fell on the copies of another router.
 //!
+//! If the source is in the subnet of another ingress, a packet is probably a copy that another
+//! router forwarded from there. On a busy machine it may be read before the original. So a router
+//! that could forward it back withholds it until the other ingress had [`HOLD_MS`] for the
+//! original.
+//!
 //! Interfaces that routes and proxies connect, directly or through others, form an
 //! [`IngressDomain`]. An (S,G) has one active ingress in each domain.
 //!
@@ -20,7 +25,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::RandomState;
 use ipnet::IpNet;
@@ -36,7 +41,13 @@ const BUCKETS: usize = 1 << 13;
 /// Time without packets after which a stream has no active ingress any more, in milliseconds.
 const MAX_SILENCE_MS: u64 = 60_000;
 
+/// Time that the ingress to which the source is attached has for the original of a packet, in
+/// milliseconds. It exceeds the time for which a busy machine leaves a thread waiting.
+const HOLD_MS: u64 = 100;
+
 const INTERFACE_SHIFT: u32 = 32;
+/// A copy was withheld since the last packet on the active ingress, to which the source is attached.
+const HELD: u64 = 1 << 31;
 const TTL_SHIFT: u32 = 23;
 
 /// Interfaces that routes and proxies connect.
@@ -49,6 +60,8 @@ pub struct IngressDomain {
     /// Whether an ingress is also an egress of another one, so that what this router sends there
     /// may return through other routers.
     pub is_two_way: bool,
+    /// The subnets of the running ingresses, if it is two-way.
+    pub subnets: Box<[(InterfaceId, IpNet)]>,
 }
 
 /// How an ingress takes part in the selection.
@@ -73,6 +86,17 @@ impl IngressSelection {
         let is_host = |subnets: &[IpNet]| subnets.iter().any(|net| net.contains(&source));
         self.host_subnets.as_deref().is_none_or(is_host)
     }
+
+    /// Returns the other ingress of a two-way domain to which a source is attached: it has a subnet
+    /// with the source, and this ingress has none.
+    pub fn source_link(&self, source: IpAddr) -> Option<InterfaceId> {
+        let mut links = (self.domain.subnets.iter())
+            .filter(|(_, subnet)| subnet.contains(&source))
+            .map(|(link, _)| *link);
+        let first = links.next()?;
+        let is_here = first == self.interface || links.any(|link| link == self.interface);
+        (!is_here).then_some(first)
+    }
 }
 
 /// A packet of a stream, for the selection of the active ingress.
@@ -83,6 +107,8 @@ pub struct StreamArrival {
     pub ttl: u8,
     /// Whether a higher TTL than on the active ingress makes this ingress the active one.
     pub outranks: bool,
+    /// The other ingress to which the source is attached, if the packet was sent by a station.
+    pub source_link: Option<InterfaceId>,
     /// Time without packets on the active ingress after which this one replaces it, in
     /// milliseconds.
     pub takeover_ms: u64,
@@ -141,28 +167,62 @@ fn interface_of(state: u64) -> Option<InterfaceId> {
 }
 
 /// Returns the admission of a packet that arrives on the ingress of `selection`, for a stream in
-/// this state.
+/// this state, and the next state. A new stream has state 0. `contested_ms` is the time at which
+/// another station was last seen, plus one.
 fn assess(
-    slot: &StreamSlot,
-    state: u64,
+    (state, contested_ms): (u64, u64),
     selection: &IngressSelection,
     arrival: StreamArrival,
     now_ms: u64,
-) -> Admission {
+) -> (Admission, u64) {
     let active = interface_of(state);
     let is_active = active == Some(selection.interface);
-    let is_running = |active| selection.domain.running.contains(&active);
-    let may_replace = age_ms(state, now_ms) >= arrival.takeover_ms
-        || arrival.outranks && arrival.ttl > ttl_of(state)
-        || !active.is_some_and(is_running);
-    if !is_active && !may_replace {
-        return Admission::Standby;
+    let is_running = active.is_some_and(|active| selection.domain.running.contains(&active));
+    let silent_ms = age_ms(state, now_ms);
+    if !is_active {
+        if let Some(link) = arrival.source_link {
+            if active.is_none() || active == Some(link) && state & HELD == 0 {
+                let state = active.map(|_| state);
+                return (Admission::Standby, hold(state, link, arrival, now_ms));
+            }
+        }
+        let outranks = arrival.outranks && arrival.source_link.is_none();
+        let may_replace = silent_ms >= arrival.takeover_ms
+            || outranks && arrival.ttl > ttl_of(state)
+            || !is_running;
+        if !may_replace {
+            return (Admission::Standby, state);
+        }
     }
-    let seen = slot.extra.load(Ordering::Relaxed);
-    Admission::Active {
-        takeover: !is_active,
-        contested: seen != 0 && now_ms.saturating_sub(seen - 1) < MAX_SILENCE_MS,
+    let admission = Admission::Active {
+        takeover: !is_active && active.is_some(),
+        contested: contested_ms != 0 && now_ms.saturating_sub(contested_ms - 1) < MAX_SILENCE_MS,
+    };
+    let ttl = match is_active {
+        true => arrival.ttl.max(ttl_of(state)),
+        false => arrival.ttl,
+    };
+    (admission, pack_state(selection.interface, ttl, now_ms))
+}
+
+/// Returns the state of a stream of which a packet is withheld on an ingress, while its source is
+/// attached to `link`, which is active or has had no packet yet. It lets another ingress take over
+/// after [`HOLD_MS`] or when the takeover time is over, whichever is later.
+fn hold(state: Option<u64>, link: InterfaceId, arrival: StreamArrival, now_ms: u64) -> u64 {
+    let silent_ms = state.map_or(u64::MAX, |state| age_ms(state, now_ms));
+    if let Some(state) = state.filter(|_| silent_ms < HOLD_MS) {
+        return state;
     }
+    let takeover_ms = arrival.takeover_ms;
+    let remaining_ms = takeover_ms.saturating_sub(silent_ms).max(HOLD_MS);
+    let passed_ms = takeover_ms.saturating_sub(remaining_ms);
+    let ttl = state.map_or(0, ttl_of);
+    pack_state(link, ttl, now_ms.wrapping_sub(passed_ms)) | HELD
+}
+
+fn load(slot: &StreamSlot) -> (u64, u64) {
+    let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+    (load(&slot.state), load(&slot.extra))
 }
 
 impl ActiveIngresses {
@@ -180,23 +240,17 @@ impl ActiveIngresses {
         arrival: StreamArrival,
         now_ms: u64,
     ) -> Admission {
-        let interface = selection.interface;
         let Some(slot) = self.slots.find(stream.get()) else {
-            let state = pack_state(interface, arrival.ttl, now_ms);
+            let (admission, state) = assess((0, 0), selection, arrival, now_ms);
             self.slots.insert(stream.get(), state, 0, now_ms);
-            return Admission::FIRST;
+            return admission;
         };
-        let state = slot.state.load(Ordering::Relaxed);
-        let admission = assess(slot, state, selection, arrival, now_ms);
-        let ttl = match admission {
-            Admission::Standby => return Admission::Standby,
-            Admission::Active { takeover: true, .. } => arrival.ttl,
-            Admission::Active { .. } => arrival.ttl.max(ttl_of(state)),
-        };
-        let (new, order) = (pack_state(interface, ttl, now_ms), Ordering::Relaxed);
+        let (state, contested_ms) = load(slot);
+        let (admission, new) = assess((state, contested_ms), selection, arrival, now_ms);
         // If two ingresses try to become active at the same time, one of them succeeds.
-        let exchanged = slot.state.compare_exchange(state, new, order, order);
-        match state == new || exchanged.is_ok() {
+        let order = Ordering::Relaxed;
+        let exchanged = || slot.state.compare_exchange(state, new, order, order);
+        match state == new || exchanged().is_ok() {
             true => admission,
             false => Admission::Standby,
         }
@@ -210,11 +264,8 @@ impl ActiveIngresses {
         arrival: StreamArrival,
         now_ms: u64,
     ) -> Admission {
-        let Some(slot) = self.slots.find(stream.get()) else {
-            return Admission::FIRST;
-        };
-        let state = slot.state.load(Ordering::Relaxed);
-        assess(slot, state, selection, arrival, now_ms)
+        let state = self.slots.find(stream.get()).map_or((0, 0), load);
+        assess(state, selection, arrival, now_ms).0
     }
 
     /// Returns the active ingress of a stream that had a packet in the last minute.
@@ -249,6 +300,7 @@ mod tests {
                 id: id(1),
                 running: running.iter().map(|n| id(*n)).collect(),
                 is_two_way: false,
+                subnets: [].into(),
             }),
         }
     }
@@ -257,6 +309,7 @@ mod tests {
         StreamArrival {
             ttl,
             outranks: true,
+            source_link: None,
             takeover_ms: 1000,
         }
     }
@@ -334,6 +387,78 @@ mod tests {
         );
         let host = ingresses.admit(&downstream, key, arrival(255), 1);
         assert_ne!(host, Admission::Standby);
+    }
+
+    /// A copy of a packet that arrives on interface 2, with a source in the subnet of interface 1.
+    fn copy(ingresses: &ActiveIngresses, key: StreamKey, now_ms: u64) -> bool {
+        let copy = StreamArrival {
+            source_link: Some(id(1)),
+            ..arrival(8)
+        };
+        let selection = selection(2, &[1, 2]);
+        let would = ingresses.would_admit(&selection, key, copy, now_ms);
+        let admission = ingresses.admit(&selection, key, copy, now_ms);
+        assert_eq!(would, admission);
+        admission != Admission::Standby
+    }
+
+    #[test]
+    fn copies_of_an_attached_source_wait_for_the_original() {
+        let ingresses = ActiveIngresses::default();
+        let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
+        let original = selection(1, &[1, 2]);
+        let key = ingresses.key(&original.domain, stream);
+        let original = |now_ms| ingresses.admit(&original, key, arrival(9), now_ms);
+        let copy = |now_ms| copy(&ingresses, key, now_ms);
+        for now_ms in [0, 0, 99] {
+            assert!(!copy(now_ms));
+        }
+        assert_eq!(original(99), Admission::FIRST);
+        // After a pause, the next copies are withheld too.
+        for now_ms in [5000, 5000, 5099] {
+            assert!(!copy(now_ms), "{now_ms}");
+        }
+        assert_eq!(original(5099), Admission::FIRST);
+        // The takeover time of a stream without pauses is not extended.
+        for now_ms in (5100..6099).step_by(10) {
+            assert!(!copy(now_ms), "{now_ms}");
+        }
+        assert!(copy(6099));
+    }
+
+    #[test]
+    fn source_that_sends_on_another_link_is_forwarded_after_the_hold() {
+        let ingresses = ActiveIngresses::default();
+        let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
+        let key = ingresses.key(&selection(2, &[1, 2]).domain, stream);
+        assert!(!copy(&ingresses, key, 0));
+        for now_ms in [100, 101, 90_000] {
+            assert!(copy(&ingresses, key, now_ms));
+        }
+    }
+
+    #[test]
+    fn source_is_attached_to_the_ingress_with_its_subnet() {
+        let subnets = |subnets: &[(u32, &str)]| {
+            let subnets = subnets
+                .iter()
+                .map(|(n, net)| (id(*n), net.parse().unwrap()));
+            let domain = IngressDomain {
+                subnets: subnets.collect(),
+                ..(*selection(2, &[1, 2]).domain).clone()
+            };
+            IngressSelection {
+                domain: Arc::new(domain),
+                ..selection(2, &[])
+            }
+        };
+        let source = [10, 0, 0, 1].into();
+        let link = subnets(&[(1, "10.0.0.0/24"), (2, "10.0.1.0/24")]).source_link(source);
+        assert_eq!(link, Some(id(1)));
+        let here = subnets(&[(1, "10.0.0.0/24"), (2, "10.0.0.0/24")]).source_link(source);
+        assert_eq!(here, None);
+        let far = subnets(&[(1, "10.9.0.0/24")]).source_link(source);
+        assert_eq!(far, None);
     }
 
     #[test]

@@ -450,14 +450,20 @@ impl FibBuilder {
             let is_running =
                 |id: &InterfaceId| self.links.get(*id).is_some_and(|l| l.up && l.carrier);
             let forwards = |id: &InterfaceId| sources.contains(id) && is_running(id);
-            let running = ingresses.iter().copied().filter(forwards).collect();
             let is_return = |(from, to): &(InterfaceId, InterfaceId)| {
                 from != to && ingresses.contains(from) && sources.contains(to)
             };
+            let running: Box<[InterfaceId]> = ingresses.iter().copied().filter(forwards).collect();
+            let is_two_way = edges.iter().any(is_return);
+            let subnets = |id: InterfaceId| self.subnets(id).map(move |net| (id, net));
             let domain = Arc::new(IngressDomain {
                 id,
+                subnets: match is_two_way {
+                    true => running.iter().copied().flat_map(subnets).collect(),
+                    false => Box::default(),
+                },
                 running,
-                is_two_way: edges.iter().any(is_return),
+                is_two_way,
             });
             selections.extend(ingresses.into_iter().map(|interface| {
                 let selection = IngressSelection {
@@ -475,8 +481,12 @@ impl FibBuilder {
     /// Returns the subnets of a downstream interface of a proxy; `None` for other interfaces.
     fn host_subnets(&self, interface: InterfaceId) -> Option<Box<[IpNet]>> {
         let is_downstream = self.downstreams.iter().any(|d| d.index == interface);
+        is_downstream.then(|| self.subnets(interface).collect())
+    }
+
+    fn subnets(&self, interface: InterfaceId) -> impl Iterator<Item = IpNet> {
         let addresses = self.links.addresses(interface).iter();
-        is_downstream.then(|| addresses.map(|a| a.on_link.trunc()).collect())
+        addresses.map(|address| address.on_link.trunc())
     }
 
     /// Returns an ingress from which packets are forwarded. Adds it if necessary.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::EntryId;
 use super::oif_sets::OifSetId;
 use super::stream_key::StreamKey;
+use crate::model::InterfaceId;
 
 /// Source and group of a flow.
 pub type FlowKey = (IpAddr, IpAddr);
@@ -23,6 +24,8 @@ pub struct Verdicts {
     pub stream: Option<StreamKey>,
     /// Whether a higher TTL makes this ingress the active one.
     pub outranks: bool,
+    /// The other ingress to which the source is attached.
+    pub source_link: Option<InterfaceId>,
 }
 
 /// One flow.

@@ -219,6 +219,7 @@ mod tests {
                 id: egress,
                 running: [].into(),
                 is_two_way: false,
+                subnets: [].into(),
             };
             let stream = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
             Self {

@@ -1,10 +1,12 @@
 //! Reports of joined groups: answers to queries, versions, refreshes, and changes of the link.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use super::joins::{derived_filters, kernel, records};
 use super::{cases, route};
+use crate::lab::frame::{ethernet, transport_sum};
 use crate::lab::proxy::{checksummed, igmp_frame, joined, proxy};
 use crate::lab::switch::{upstream_switch, wait_until_snooping};
 use crate::lab::{
@@ -26,6 +28,7 @@ cases!("host_reports":
     forced_version_of_the_kernel_is_used,
     leave_of_another_program_is_corrected,
     only_queried_sources_are_reported,
+    queries_to_the_address_of_the_host_are_answered,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -298,6 +301,61 @@ fn only_queried_sources_are_reported(lab: &Lab) {
     let query = checksummed(&own);
     inject.send(&igmp_frame([10, 0, 0, 10], [232, 1, 2, 3], &query, 1, true));
     eventually("answered", true, || answers(1, &["10.0.0.10"]) > before);
+}
+
+/// RFC 9776 section 4.1.12. The kernel holds no joins, so it answers nothing.
+fn queries_to_the_address_of_the_host_are_answered(lab: &Lab) {
+    let star = Star::dual(lab, 1);
+    let wire = Capture::new(&star.src, "eth0");
+    let version = "[[interface]]\nname = \"in\"\nversion = { igmp = 2, mld = 1 }\n";
+    let routes = route("r", "in", "", GROUP, &["out1"], "")
+        + &route("r6", "in", "", "ff0e::1:2", &["out1"], "");
+    let _router = Router::start(lab, &star.rtr, &format!("{version}{routes}"));
+    let reports = |group: &str, at: usize, kind: u8| {
+        let reports = wire.to(group);
+        reports.iter().filter(|p| p.body()[at] == kind).count()
+    };
+    eventually("both groups are reported twice", true, || {
+        reports(GROUP, 0, 0x16) >= 2 && reports("ff0e::1:2", 8, 131) >= 2
+    });
+    let (v4, v6) = (reports(GROUP, 0, 0x16), reports("ff0e::1:2", 8, 131));
+    let unicast = |mut frame: Vec<u8>| {
+        frame[..6].copy_from_slice(&star.rtr.mac("in"));
+        frame
+    };
+    let inject = Injector::new(&star.src, "eth0");
+    let igmp = checksummed(&[0x11, 5, 0, 0, 0, 0, 0, 0]);
+    inject.send(&unicast(igmp_frame(
+        [10, 0, 0, 10],
+        [10, 0, 0, 1],
+        &igmp,
+        1,
+        true,
+    )));
+    eventually("the IGMP query is answered", v4 + 1, || {
+        reports(GROUP, 0, 0x16)
+    });
+    let mld = mld_query("fe80::a", "fd00::1", 500);
+    inject.send(&unicast(mld));
+    eventually("the MLD query is answered", v6 + 1, || {
+        reports("ff0e::1:2", 8, 131)
+    });
+}
+
+/// Returns the frame of a general MLDv1 query. The response time is in milliseconds.
+fn mld_query(src: &str, dst: &str, response_time: u16) -> Vec<u8> {
+    let (src, dst): (Ipv6Addr, Ipv6Addr) = (src.parse().unwrap(), dst.parse().unwrap());
+    let mut message = vec![130, 0, 0, 0];
+    message.extend(response_time.to_be_bytes());
+    message.extend([0; 18]);
+    let sum = transport_sum(src.into(), dst.into(), 58, &message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut ip = vec![0x60, 0, 0, 0, 0, 8 + message.len() as u8, 0, 1];
+    ip.extend(src.octets());
+    ip.extend(dst.octets());
+    ip.extend([58, 0, 5, 2, 0, 0, 1, 0]);
+    ip.extend(message);
+    ethernet(dst.into(), &ip)
 }
 
 /// A bridge as querier of IGMPv2 and MLDv1, then of the newest versions.

@@ -12,6 +12,7 @@ use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, eventually, w
 
 cases!("redundancy":
     first_packets_cross_parallel_routers_once_each,
+    copy_that_is_read_before_the_original_is_not_returned,
     #[Program("smcrouted", "smcroute")]
     smcroute_files_of_parallel_routers_cause_no_storm,
     routes_in_both_directions_deliver_one_copy,
@@ -123,6 +124,29 @@ fn first_packets_cross_parallel_routers_once_each(lab: &Lab) {
         let _routers = start_all(lab, &net, &two_way(LONG_TAKEOVER));
         send_two_packets(&net, 0);
     }
+}
+
+fn copy_that_is_read_before_the_original_is_not_returned(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 1, "");
+    let router = Router::start(lab, &net.routers[0], &two_way(LONG_TAKEOVER));
+    let a = Capture::new(&net.src, "eth0");
+    // As another router would forward it: with a TTL of 8, and a higher address than this router.
+    let copy = |n: u32| {
+        let packet = Udp::new(SRC, DST, n.to_be_bytes()).ttl(8).id(n as u16);
+        let mut frame = packet.frame();
+        frame[6] |= 0xf0;
+        frame
+    };
+    let other = Injector::new(&net.rcv, "eth0");
+    other.send(&copy(0));
+    router.expect_dropped("standby", "lan1", 1);
+    let original = Udp::new(SRC, DST, 0u32.to_be_bytes()).ttl(9);
+    Injector::new(&net.src, "eth0").send(&original.frame());
+    router.expect_routed("ab", "lan1", 1);
+    other.send(&copy(1));
+    router.expect_dropped("standby", "lan1", 2);
+    router.expect_routed("ba", "lan0", 0);
+    assert_eq!(a.to(GROUP).len(), 0, "packets return to LAN A");
 }
 
 fn smcroute_files_of_parallel_routers_cause_no_storm(lab: &Lab) {
