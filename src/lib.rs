@@ -51,7 +51,7 @@
 //!  host                       IGMP or MLD, captured like any packet
 //!     |                       pipeline::switch -> Messages
 //!     v                       actors::data::interface sends MembershipMessages
-//!  actors::control::querier   wire::membership -> membership::Downstream, per interface
+//!  actors::control::membership  wire::membership -> membership::Downstream, per interface
 //!     |                       and protocol -> queries to the hosts
 //!     v
 //!  actors::control::routing   table::MembershipDatabase -> Fib

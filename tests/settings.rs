@@ -670,7 +670,7 @@ fn ten_thousand_routes_are_checked_quickly() {
         let took = start.elapsed();
         assert_eq!(settings.routes.len(), 10_000);
         println!("10,000 routes: {took:?}");
-        // The limit allows for an unoptimized build on a busy machine; a quadratic check takes
+        // The limit allows for an unoptimised build on a busy machine; a quadratic check takes
         // minutes.
         assert!(took < Duration::from_secs(5), "{took:?}");
     }

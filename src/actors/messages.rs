@@ -12,7 +12,7 @@
 //!          <--- HostMessages, HostMessagesLost ---|-|-----|
 //!                                           | |           |-- MembershipMessages, MessagesLost --|
 //!   querier <-- ServeInterfaces ------------| |                                                |
-//!           --- QuerierStarted, MembershipChanged, LearningComplete --> routing     querier <--|
+//!           --- MembershipStarted, MembershipChanged, LearningComplete --> routing     querier <--|
 //!                                             |
 //!   mnat ------ MnatRoutesChanged, ReportMembers
 //!        <----- MembersChanged, RoutesRefused, RetryRefused --- routing
@@ -122,7 +122,7 @@ pub struct JoiningInterface {
     pub carrier: bool,
     /// The addresses of this host.
     pub addresses: Vec<IpAddr>,
-    /// Whether the querier actor also receives, and counts, the messages that arrive here.
+    /// Whether the membership actor also receives, and counts, the messages that arrive here.
     pub serves_members: bool,
     /// How this host reports its memberships.
     pub reports: ReportOptions,
@@ -146,7 +146,7 @@ pub struct SetJoins {
 #[rtype(result = "()")]
 pub struct UpdateJoins(pub DesiredMemberships);
 
-/// An interface on which the querier actor serves members or announces the router.
+/// An interface on which the membership actor serves members or announces the router.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServedInterface {
     /// Current name.
@@ -213,7 +213,7 @@ pub struct MessagesLost {
     pub index: InterfaceId,
 }
 
-/// Querier to routing: memberships behind an interface changed.
+/// Membership to routing: memberships behind an interface changed.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct MembershipChanged {
@@ -223,12 +223,12 @@ pub struct MembershipChanged {
     pub changes: Vec<(Group, SourceFilter)>,
 }
 
-/// Querier to routing: the querier actor was started and knows no members.
+/// Membership to routing: the membership actor was started and knows no members.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct QuerierStarted;
+pub struct MembershipStarted;
 
-/// Querier to routing: since [`QuerierStarted`], every host has been queried and has had the time
+/// Membership to routing: since [`MembershipStarted`], every host has been queried and has had the time
 /// to answer.
 #[derive(Message)]
 #[rtype(result = "()")]

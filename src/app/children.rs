@@ -13,7 +13,7 @@ use crate::actors::child::ShutdownPhase::{AfterForwarding, BeforeForwarding, Wit
 use crate::actors::child::{ChildSpec, ChildStart};
 use crate::actors::control::joins::Joins;
 use crate::actors::control::links::{LinkSource, LinksWatch};
-use crate::actors::control::querier::Querier;
+use crate::actors::control::membership::Membership;
 use crate::actors::control::routing::Routing;
 use crate::actors::integrations::docker::DockerWatch;
 use crate::actors::integrations::mnat::{self, Mnat};
@@ -25,7 +25,7 @@ use crate::frontend::http::HttpServerActor;
 pub fn children(http: Option<TcpListener>, links: LinkSource) -> Vec<ChildSpec> {
     vec![
         ChildSpec::new("joins", Always, AfterForwarding, |s| Some(Joins::new(s.context(), s.death_guard()))),
-        ChildSpec::new("membership", Always, AfterForwarding, |s| Some(Querier::new(s.context(), s.death_guard()))),
+        ChildSpec::new("membership", Always, AfterForwarding, |s| Some(Membership::new(s.context(), s.death_guard()))),
         ChildSpec::new("routing", AtMost(3), AfterForwarding, |s| Some(Routing::new(s.context(), s.death_guard()))),
         ChildSpec::new("links", Always, AfterForwarding, move |s| Some(LinksWatch::new(s.context(), s.death_guard(), links.clone()))),
         ChildSpec::new("metrics", Always, WithProcess, move |s| http_server(s, &http)),

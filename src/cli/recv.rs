@@ -30,7 +30,7 @@ Examples:
     mcastor recv --interface eth1 --group ff3e::8000:1 --flows 4 --idle 2 --json
 
 Latency is measured with the clocks of both hosts: it is exact on one host, and otherwise as exact
-as the clocks are synchronized.
+as the clocks are synchronised.
 
 Exit code: 0 every flow arrived completely, 1 packets were lost, duplicated, late or damaged, or a
 flow had no packets, 2 invalid arguments or a socket error.")]

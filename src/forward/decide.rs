@@ -411,7 +411,7 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
         now_ms,
     } = arrival;
     let (Some(selection), Some(stream)) = (&ingress.selection, verdicts.stream) else {
-        return Admission::FIRST;
+        return Admission::ACTIVE;
     };
     let mut shortest = None;
     let mut decrements = false;
@@ -422,7 +422,7 @@ fn admit<T: Tracer>(arrival: Arrival<'_, '_>, verdicts: Verdicts, ttl: u8, _: &T
         }
     }
     let Some(takeover_ms) = shortest else {
-        return Admission::FIRST;
+        return Admission::ACTIVE;
     };
     let packet = StreamArrival {
         ttl: if decrements { ttl } else { 0 },

@@ -1,6 +1,6 @@
 //! Requests to the MNAT server and its responses: paths, bodies and faults. No I/O.
 //!
-//! The format follows the observed behavior of the prototype's server. It differs from RFC 7951:
+//! The format follows the observed behaviour of the prototype's server. It differs from RFC 7951:
 //! requests send a list entry as a single object, and responses return it in a list.
 
 use std::fmt;

@@ -98,7 +98,7 @@ impl SequenceWindow {
 }
 
 /// Latency in microseconds, from the sender's timestamp to the kernel's receive timestamp. It is
-/// exact on one host; between hosts it is as exact as their clocks are synchronized, and negative
+/// exact on one host; between hosts it is as exact as their clocks are synchronised, and negative
 /// if the sender's clock is ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Latency {

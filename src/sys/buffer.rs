@@ -110,7 +110,7 @@ impl Buffer {
 
     /// Returns the whole buffer.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `self` owns the mapping. It is readable, initialized by the kernel, and lives as
+        // SAFETY: `self` owns the mapping. It is readable, initialised by the kernel, and lives as
         // long as `self`. Without a mapping the length is zero.
         unsafe { std::slice::from_raw_parts(self.base(), self.len()) }
     }

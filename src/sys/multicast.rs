@@ -402,7 +402,7 @@ impl<'a> ControlMessages<'a> {
     fn new(words: &'a [u64; CONTROL_WORDS], len: usize) -> Self {
         let bytes = words.as_ptr().cast::<u8>();
         let len = len.min(size_of_val(words));
-        // SAFETY: `words` is initialized, at least `len` bytes long, and borrowed for `'a`.
+        // SAFETY: `words` is initialised, at least `len` bytes long, and borrowed for `'a`.
         Self(unsafe { std::slice::from_raw_parts(bytes, len) })
     }
 }

@@ -87,7 +87,7 @@ unsafe impl Send for Transmitter {}
 impl Transmitter {
     /// Opens the socket.
     ///
-    /// All packets carry `mark`, by which captures of this instance recognize them. `qdisc_bypass`
+    /// All packets carry `mark`, by which captures of this instance recognise them. `qdisc_bypass`
     /// skips the queueing discipline of the device (`PACKET_QDISC_BYPASS`): faster, but invisible
     /// to tcpdump.
     pub fn open(index: IfIndex, mark: u32, qdisc_bypass: bool) -> io::Result<Self> {

@@ -130,7 +130,7 @@ pub enum Admission {
 
 impl Admission {
     /// The admission of a packet whose ingress is active, without a takeover or another station.
-    pub const FIRST: Self = Self::Active {
+    pub const ACTIVE: Self = Self::Active {
         takeover: false,
         contested: false,
     };
@@ -413,12 +413,12 @@ mod tests {
         for now_ms in [0, 0, 99] {
             assert!(!copy(now_ms));
         }
-        assert_eq!(original(99), Admission::FIRST);
+        assert_eq!(original(99), Admission::ACTIVE);
         // After a pause, the next copies are withheld too.
         for now_ms in [5000, 5000, 5099] {
             assert!(!copy(now_ms), "{now_ms}");
         }
-        assert_eq!(original(5099), Admission::FIRST);
+        assert_eq!(original(5099), Admission::ACTIVE);
         // The takeover time of a stream without pauses is not extended.
         for now_ms in (5100..6099).step_by(10) {
             assert!(!copy(now_ms), "{now_ms}");

@@ -2,7 +2,7 @@
 
 pub mod joins;
 pub mod links;
+pub mod membership;
 mod message_labels;
 mod message_sender;
-pub mod querier;
 pub mod routing;

@@ -204,7 +204,7 @@ fn bridge_network_receives_and_sends(lab: &Lab) {
 /// for every container.
 #[track_caller]
 fn assert_unchanged(before: &str, after: &str) {
-    let normalized = |text: &str| -> Vec<String> {
+    let normalised = |text: &str| -> Vec<String> {
         let mut lines: Vec<String> = text
             .lines()
             .map(|line| match line.find(".veth") {
@@ -219,7 +219,7 @@ fn assert_unchanged(before: &str, after: &str) {
         lines.dedup();
         lines
     };
-    let (before, after) = (normalized(before), normalized(after));
+    let (before, after) = (normalised(before), normalised(after));
     let changed: Vec<&String> = before
         .iter()
         .filter(|l| !after.contains(l))

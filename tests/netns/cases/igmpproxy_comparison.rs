@@ -192,7 +192,7 @@ fn igmpproxy_conf_is_refused_with_the_remedy(lab: &Lab) {
             "{printed}"
         );
     }
-    // Without --from, the file is recognized.
+    // Without --from, the file is recognised.
     let output = star.rtr.output(BINARY, &["convert", &path]);
     let toml = lab.file("made.toml");
     std::fs::write(&toml, &output.stdout).expect("settings");

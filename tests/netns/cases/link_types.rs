@@ -109,13 +109,13 @@ fn pattern_excludes_ports_of_a_bridge(lab: &Lab) {
         .collect();
     assert_eq!(ingresses, ["eth0"]);
     assert_no_copies(&lan, &router);
-    // A pattern that fits only ports is pending, and the log says why.
+    // A pattern that matches only ports is pending, and the log says why.
     router.write_settings(&route("r", "et?1", "", GROUP, &["eth0"], ""));
     router.control().expect_ok(&serde_json::json!("reload"));
     eventually("the log names the port", true, || {
         let log = router.program.stderr();
         log.lines()
-            .any(|l| l.contains("et?1 fits only") && l.contains("eth1"))
+            .any(|l| l.contains("et?1 matches only") && l.contains("eth1"))
     });
     // A port is an ingress if the route names it.
     let toml = route("r", "eth1", "", GROUP, &["eth0"], "");

@@ -16,7 +16,7 @@ cases!("routes":
     fan_out_to_64_egresses,
     interface_patterns_exclude_the_ingress,
     two_routes_share_one_ingress,
-    missing_egress_is_dropped_as_no_egress,
+    packets_without_an_egress_are_counted,
 );
 
 fn exact_source_and_group_match_v4(lab: &Lab) {
@@ -323,7 +323,7 @@ fn two_routes_share_one_ingress(lab: &Lab) {
     assert!(capture.to("225.1.2.3").is_empty());
 }
 
-fn missing_egress_is_dropped_as_no_egress(lab: &Lab) {
+fn packets_without_an_egress_are_counted(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("waits", "in", "", "225.1.2.3", &["later0", "later*"], "")
         + &route("works", "in", "", "225.1.2.4", &["out1", "later1"], "");

@@ -142,7 +142,7 @@ fn ten_thousand_groups_are_served(lab: &Lab) {
     let timers = "limits = { groups = 20000 }\n";
     let toml = proxy(&["in"], &["out1"], timers).replace(
         "query_interval = \"2s\"\nquery_response_interval = \"300ms\"",
-        // With the default timers, memberships would expire before an unoptimized build beside
+        // With the default timers, memberships would expire before an unoptimised build beside
         // other tests processes the answers.
         "query_interval = \"5s\"\nquery_response_interval = \"2s\"\nrobustness = 5",
     );
@@ -341,7 +341,7 @@ fn forged_reports(lab: &Lab, v6: bool) {
     let star = Star::dual(lab, 1);
     // All forged addresses are on the link's subnet.
     star.rtr.ip("address add 10.64.0.1/10 dev out1");
-    // An unoptimized build beside other tests cannot process that many reports, so it gets a lower
+    // An unoptimised build beside other tests cannot process that many reports, so it gets a lower
     // rate and a tenth of the limits.
     let (rate, limits) = match measures() {
         true => (100_000, ""),

@@ -23,7 +23,7 @@ pub fn binary() -> String {
 }
 
 /// Returns whether the goals themselves are checked instead of their order of magnitude. Otherwise
-/// other tests run in parallel, and the build is not optimized.
+/// other tests run in parallel, and the build is not optimised.
 pub fn measures() -> bool {
     std::env::var_os(OTHER_BINARY).is_some()
 }

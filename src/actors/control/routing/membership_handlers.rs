@@ -4,7 +4,7 @@ use actix::prelude::*;
 
 use super::Routing;
 use crate::actors::messages::{
-    Barrier, LearningComplete, MembershipChanged, Publish, QuerierStarted,
+    Barrier, LearningComplete, MembershipChanged, MembershipStarted, Publish,
 };
 use crate::model::SourceFilter;
 
@@ -62,10 +62,10 @@ impl Handler<Barrier> for Routing {
     }
 }
 
-impl Handler<QuerierStarted> for Routing {
+impl Handler<MembershipStarted> for Routing {
     type Result = ();
 
-    fn handle(&mut self, _: QuerierStarted, _: &mut Self::Context) {
+    fn handle(&mut self, _: MembershipStarted, _: &mut Self::Context) {
         let stale = self
             .membership_database()
             .memberships()

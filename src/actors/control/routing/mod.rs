@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::actors::messages::{
     AliasesChanged, AnnounceLinks, ApplyChange, Barrier, JoiningInterface, LearningComplete,
-    LinksChanged, MembersChanged, MembershipChanged, MnatRoutesChanged, Publish, QuerierStarted,
+    LinksChanged, MembersChanged, MembershipChanged, MembershipStarted, MnatRoutesChanged, Publish,
     QueryRouting, ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused,
     RoutingTables, ServeInterfaces, ServedInterface, SetJoins, UpdateJoins,
 };
@@ -504,7 +504,7 @@ fn warn_of_unselected(
     if !unselected.is_empty() && warned.insert(pattern.clone()) {
         let names: Vec<_> = unselected.iter().map(|l| l.name.as_str()).collect();
         warn!(
-            "{pattern} fits only interfaces that patterns do not select, ports of a bridge or bond \
+            "{pattern} matches only interfaces that patterns do not select, ports of a bridge or bond \
              or the loopback interface: {}. Write their names, or use container:, network: or \
              label:",
             names.join(", ")
@@ -528,7 +528,7 @@ impl Actor for Routing {
             .receives::<LinksChanged>()
             .receives::<AliasesChanged>()
             .receives::<Republish>()
-            .receives::<QuerierStarted>()
+            .receives::<MembershipStarted>()
             .receives::<MembershipChanged>()
             .receives::<LearningComplete>()
             .receives::<MnatRoutesChanged>()

@@ -5,7 +5,7 @@
 //! messages ([`MembershipMessages`]). Changes go to routing ([`MembershipChanged`]).
 //!
 //! A restarted actor knows no members and queries them. Routing keeps the former memberships
-//! ([`QuerierStarted`]) until every host has had the time to answer ([`LearningComplete`]).
+//! ([`MembershipStarted`]) until every host has had the time to answer ([`LearningComplete`]).
 
 mod event_log;
 mod refusal_log;
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use crate::actors::messages::{
-    LearningComplete, MemberGroup, MembershipChanged, MembershipMessages, MessagesLost,
-    QuerierStarted, QueryMembers, QueryQueriers, Republish, ServeInterfaces,
+    LearningComplete, MemberGroup, MembershipChanged, MembershipMessages, MembershipStarted,
+    MessagesLost, QueryMembers, QueryQueriers, Republish, ServeInterfaces,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -30,7 +30,7 @@ use service::Service;
 const MAILBOX: usize = 256;
 
 /// The actor.
-pub struct Querier {
+pub struct Membership {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
     services: BTreeMap<InterfaceId, Service>,
@@ -39,7 +39,7 @@ pub struct Querier {
     learning_timer: Option<SpawnHandle>,
 }
 
-impl Querier {
+impl Membership {
     /// Returns an actor that serves no interface.
     pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl Querier {
     }
 }
 
-impl Actor for Querier {
+impl Actor for Membership {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
@@ -120,12 +120,12 @@ impl Actor for Querier {
             .receives::<MessagesLost>()
             .receives::<QueryMembers>()
             .receives::<QueryQueriers>();
-        directory.do_send(QuerierStarted);
+        directory.do_send(MembershipStarted);
         directory.do_send(Republish);
     }
 }
 
-impl Handler<ServeInterfaces> for Querier {
+impl Handler<ServeInterfaces> for Membership {
     type Result = ();
 
     fn handle(&mut self, message: ServeInterfaces, ctx: &mut Self::Context) {
@@ -163,7 +163,7 @@ impl Handler<ServeInterfaces> for Querier {
     }
 }
 
-impl Handler<MembershipMessages> for Querier {
+impl Handler<MembershipMessages> for Membership {
     type Result = ();
 
     fn handle(&mut self, message: MembershipMessages, ctx: &mut Self::Context) {
@@ -179,7 +179,7 @@ impl Handler<MembershipMessages> for Querier {
     }
 }
 
-impl Handler<MessagesLost> for Querier {
+impl Handler<MessagesLost> for Membership {
     type Result = ();
 
     fn handle(&mut self, message: MessagesLost, _: &mut Self::Context) {
@@ -189,7 +189,7 @@ impl Handler<MessagesLost> for Querier {
     }
 }
 
-impl Handler<QueryMembers> for Querier {
+impl Handler<QueryMembers> for Membership {
     type Result = Vec<MemberGroup>;
 
     fn handle(&mut self, _: QueryMembers, _: &mut Self::Context) -> Self::Result {
@@ -199,7 +199,7 @@ impl Handler<QueryMembers> for Querier {
     }
 }
 
-impl Handler<QueryQueriers> for Querier {
+impl Handler<QueryQueriers> for Membership {
     type Result = MessageResult<QueryQueriers>;
 
     fn handle(&mut self, _: QueryQueriers, _: &mut Self::Context) -> Self::Result {
@@ -210,9 +210,9 @@ impl Handler<QueryQueriers> for Querier {
     }
 }
 
-panics_on_demand!(Querier);
+panics_on_demand!(Membership);
 
-impl Handler<Stop> for Querier {
+impl Handler<Stop> for Membership {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {

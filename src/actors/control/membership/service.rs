@@ -1,4 +1,4 @@
-//! One interface that the querier actor serves: the protocol machines, the rate limit of reports,
+//! One interface that the membership actor serves: the protocol machines, the rate limit of reports,
 //! and the transmission of queries and advertisements.
 
 use std::net::{IpAddr, Ipv4Addr};
