@@ -1,11 +1,14 @@
 //! Actors of which there is one: how the supervisor builds, restarts and stops them.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use actix::prelude::*;
 
+use super::confined_thread;
 use super::shared::RouterContext;
 use super::supervision::{ActorDied, ActorRole, DeathGuard, PanicNow, Stop};
+use crate::sys::confinement::FileAccess;
 
 /// The reaction of the supervisor to the death of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +79,8 @@ pub struct ChildSpec {
 type Start = dyn Fn(&ChildStart) -> Option<ChildHandle>;
 
 impl ChildSpec {
-    /// Describes a child. `build` returns `None` if the settings do not need the actor.
+    /// Describes a child on the main thread, which it shares with the supervisor, the control socket
+    /// and the handling of signals. `build` returns `None` if the settings do not need the actor.
     pub fn new<A>(
         role: &'static str,
         restart: RestartPolicy,
@@ -86,23 +90,56 @@ impl ChildSpec {
     where
         A: Actor<Context = Context<A>> + Handler<Stop> + Handler<PanicNow>,
     {
+        let start = move |start: &ChildStart| Some(handle(build(start)?.start()));
         Self {
             role,
             restart,
             shutdown,
-            start: Box::new(move |start| {
-                let address = build(start)?.start();
-                Some(ChildHandle {
-                    stop: address.clone().recipient(),
-                    panic: address.recipient(),
-                })
-            }),
+            start: Box::new(start),
+        }
+    }
+
+    /// Describes a child on a thread of its own: one whose work strangers can increase. Otherwise
+    /// as [`ChildSpec::new`]. The thread can open only these files, and start no program.
+    pub fn on_own_thread<A>(
+        role: &'static str,
+        files: FileAccess,
+        restart: RestartPolicy,
+        shutdown: ShutdownPhase,
+        build: impl Fn(&ChildStart) -> Option<A> + 'static,
+    ) -> Self
+    where
+        A: Actor<Context = Context<A>> + Handler<Stop> + Handler<PanicNow> + Send,
+    {
+        let thread = OnceCell::new();
+        let start = move |start: &ChildStart| {
+            let actor = build(start)?;
+            let thread = thread
+                .get_or_init(|| confined_thread::start(files))
+                .handle();
+            Some(handle(A::start_in_arbiter(&thread, move |_| actor)))
+        };
+        Self {
+            role,
+            restart,
+            shutdown,
+            start: Box::new(start),
         }
     }
 
     /// Starts the actor. Returns `None` if the settings do not need it.
     pub fn start(&self, start: &ChildStart) -> Option<ChildHandle> {
         (self.start)(start)
+    }
+}
+
+fn handle<A>(address: Addr<A>) -> ChildHandle
+where
+    A: Actor<Context = Context<A>> + Handler<Stop> + Handler<PanicNow>,
+{
+    ChildHandle {
+        stop: address.clone().recipient(),
+        panic: address.recipient(),
     }
 }
 

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`supervisor`] | starts, restarts and stops all others; publishes the snapshot |
 //! | [`data`] | `interface` captures and switches, `forwarder` transmits; on worker threads |
-//! | [`control`] | `links`, `routing`, `joins`, `querier` (label `membership`) |
+//! | [`control`] | `links`, `routing`, `joins`, `membership` |
 //! | [`integrations`] | `docker`, `mnat` |
 //! | `frontend::http` | the HTTP server (label `metrics`) |
 //!
@@ -17,6 +17,7 @@
 //! which builds interface and forwarder actors.
 
 pub mod child;
+mod confined_thread;
 pub mod control;
 pub mod data;
 pub mod directory;

@@ -19,18 +19,19 @@ use crate::actors::integrations::docker::DockerWatch;
 use crate::actors::integrations::mnat::{self, Mnat};
 use crate::actors::supervision::ActorRole;
 use crate::frontend::http::HttpServerActor;
+use crate::sys::confinement::FileAccess::{self, ReadProc};
 
 /// Returns the registry. `http` is the listener of the HTTP server, if it is enabled.
 #[rustfmt::skip]
 pub fn children(http: Option<TcpListener>, links: LinkSource) -> Vec<ChildSpec> {
     vec![
-        ChildSpec::new("joins", Always, AfterForwarding, |s| Some(Joins::new(s.context(), s.death_guard()))),
-        ChildSpec::new("membership", Always, AfterForwarding, |s| Some(Membership::new(s.context(), s.death_guard()))),
-        ChildSpec::new("routing", AtMost(3), AfterForwarding, |s| Some(Routing::new(s.context(), s.death_guard()))),
+        ChildSpec::on_own_thread("joins", ReadProc, Always, AfterForwarding, |s| Some(Joins::new(s.context(), s.death_guard()))),
+        ChildSpec::on_own_thread("membership", FileAccess::None, Always, AfterForwarding, |s| Some(Membership::new(s.context(), s.death_guard()))),
+        ChildSpec::on_own_thread("routing", FileAccess::None, AtMost(3), AfterForwarding, |s| Some(Routing::new(s.context(), s.death_guard()))),
         ChildSpec::new("links", Always, AfterForwarding, move |s| Some(LinksWatch::new(s.context(), s.death_guard(), links.clone()))),
         ChildSpec::new("metrics", Always, WithProcess, move |s| http_server(s, &http)),
         ChildSpec::new(mnat::ACTOR_NAME, Always, BeforeForwarding, Mnat::from_settings),
-        ChildSpec::new("docker", Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
+        ChildSpec::on_own_thread("docker", FileAccess::None, Always, WithProcess, |s| Some(DockerWatch::new(s.context(), s.death_guard()))),
     ]
 }
 

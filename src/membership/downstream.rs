@@ -19,6 +19,7 @@ use super::quota::SenderStatus;
 use super::received_record::ReceivedRecord;
 use super::refusal::{MembershipRefusal, RefusalCounts};
 use super::status::{GroupStatus, QuerierStatus};
+use super::work::Work;
 
 /// Minimum capacity of the queue of outgoing queries.
 const MIN_QUERY_CAPACITY: usize = 1024;
@@ -287,6 +288,26 @@ impl Downstream {
                 }
             }
         }
+    }
+
+    /// Returns the work that [`Downstream::handle_message`] would do for a message.
+    pub fn work(&self, message: &MembershipMessage) -> Work {
+        let of = |group: Group, named: usize| {
+            let known = self.groups.get(group).map_or(0, |g| g.source_count());
+            (Work::RECORD as usize + named + known) as u32
+        };
+        Work(match message {
+            MembershipMessage::Query(query) => {
+                (query.group).map_or(Work::RECORD, |group| of(group, query.sources.len()))
+            }
+            MembershipMessage::Report { group, .. } | MembershipMessage::Leave { group } => {
+                of(*group, 0)
+            }
+            MembershipMessage::Records(records) => {
+                let work = records.iter().map(|r| of(r.group, r.sources.len()));
+                work.fold(0, u32::saturating_add)
+            }
+        })
     }
 
     /// Handles one record (section 6.4). Calls `refuse` with the reason of each refusal.

@@ -43,6 +43,7 @@ mod quota;
 mod random;
 mod received_record;
 mod specific_queries;
+mod work;
 
 pub use config::{DownstreamConfig, Protocol};
 pub use downstream::{Downstream, OutgoingQuery};
@@ -54,6 +55,7 @@ pub use rate_limiter::ReportRateLimiter;
 pub use refusal::MembershipRefusal;
 pub use status::{GroupStatus, QuerierStatus, SourceStatus};
 pub use union::MembershipUnion;
+pub use work::Work;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,9 @@
 //! Rate limit on received reports. A flood from unknown or spoofed addresses must not prevent
 //! members from refreshing their memberships.
 //!
+//! The limit counts work: a report with many records, or about groups with many sources, takes the
+//! tokens of several reports. One token is taken before a report is parsed, the others after that.
+//!
 //! Half of the rate is reserved for known members, half for unknown senders. An address becomes a
 //! known member when two of its reports have been accepted, because random spoofed addresses
 //! rarely repeat.
@@ -18,6 +21,7 @@ use lru::LruCache;
 
 use super::quota::SenderStatus;
 use super::refusal::{MembershipRefusal, RefusalCounts};
+use super::work::Work;
 
 /// Maximum number of known members. Further senders stay unknown.
 const MAX_MEMBERS: usize = 4096;
@@ -49,13 +53,13 @@ impl Tokens {
         self.refilled_at = self.refilled_at.max(now);
     }
 
-    /// Removes one token. Returns false if none is left.
-    fn take(&mut self) -> bool {
-        let has_token = self.left >= 1.0;
-        if has_token {
-            self.left -= 1.0;
+    /// Removes `count` tokens. Returns false if fewer are left.
+    fn take(&mut self, count: f64) -> bool {
+        let has_tokens = self.left >= count;
+        if has_tokens {
+            self.left -= count;
         }
-        has_token
+        has_tokens
     }
 }
 
@@ -77,18 +81,22 @@ impl ClassLimiter {
         Self { rate, pool }
     }
 
-    /// Admits a report while more than half of the pool is left. Otherwise admits it if
-    /// `sender_tokens` allows: each of `shares` senders has an equal part of half the rate.
-    fn admit(&mut self, now: Instant, sender_tokens: &mut Tokens, shares: usize) -> bool {
+    /// Takes `count` tokens of the pool while more than half of it is left; it may owe tokens after
+    /// that. Otherwise takes them if `sender_tokens` allows: each of `shares` senders has an equal
+    /// part of half the rate.
+    fn take(
+        &mut self,
+        now: Instant,
+        sender_tokens: &mut Tokens,
+        shares: usize,
+        count: f64,
+    ) -> bool {
         self.pool.refill(now, self.rate, self.rate);
         let share = self.rate / 2.0 / shares as f64;
         sender_tokens.refill(now, share, share.max(1.0));
-        if self.pool.left > self.rate / 2.0 {
-            return self.pool.take();
-        }
-        let admitted = sender_tokens.take();
+        let admitted = self.pool.left > self.rate / 2.0 || sender_tokens.take(count);
         if admitted {
-            self.pool.left = (self.pool.left - 1.0).max(0.0);
+            self.pool.left -= count;
         }
         admitted
     }
@@ -146,6 +154,26 @@ impl ReportRateLimiter {
     /// [`MembershipRefusal::MemberRate`] for a known member, and
     /// [`MembershipRefusal::UnknownSenderRate`] for an unknown sender.
     pub fn admit(&mut self, now: Instant, sender: IpAddr) -> Result<(), MembershipRefusal> {
+        self.take(now, sender, 1.0)
+    }
+
+    /// Charges the work of a parsed report beyond the token that [`ReportRateLimiter::admit`] took.
+    ///
+    /// # Errors
+    /// As [`ReportRateLimiter::admit`].
+    pub fn charge(
+        &mut self,
+        now: Instant,
+        sender: IpAddr,
+        work: Work,
+    ) -> Result<(), MembershipRefusal> {
+        match work.tokens() - 1.0 {
+            more if more > 0.0 => self.take(now, sender, more),
+            _ => Ok(()),
+        }
+    }
+
+    fn take(&mut self, now: Instant, sender: IpAddr, count: f64) -> Result<(), MembershipRefusal> {
         let shares = self.known_members.len().max(16);
         let member = self
             .known_members
@@ -153,7 +181,7 @@ impl ReportRateLimiter {
             .filter(|m| m.expires > now);
         let (admitted, reason) = match member {
             Some(member) => {
-                let admitted = self.members.admit(now, &mut member.tokens, shares);
+                let admitted = self.members.take(now, &mut member.tokens, shares, count);
                 (admitted, MembershipRefusal::MemberRate)
             }
             None => {
@@ -161,9 +189,9 @@ impl ReportRateLimiter {
                     now.saturating_duration_since(self.start).as_secs() / REHASH_INTERVAL.as_secs();
                 let bucket = self.hasher.hash_one((sender, round)) as usize % self.buckets.len();
                 let shares = self.buckets.len();
-                let admitted = self
-                    .unknown_senders
-                    .admit(now, &mut self.buckets[bucket], shares);
+                let admitted =
+                    self.unknown_senders
+                        .take(now, &mut self.buckets[bucket], shares, count);
                 (admitted, MembershipRefusal::UnknownSenderRate)
             }
         };
@@ -314,6 +342,36 @@ mod tests {
             }
         }
         assert!(admitted >= 18, "{admitted} of 20");
+    }
+
+    /// 1,400 reports per second, each with 183 records about groups with 256 sources.
+    #[test]
+    fn large_reports_take_the_tokens_of_several() {
+        const LARGE: Work = Work(183 * (Work::RECORD + 256));
+        for is_member in [false, true] {
+            let t0 = Instant::now();
+            let mut limiter = ReportRateLimiter::new(t0, 10_000, 7);
+            if is_member {
+                add_members(&mut limiter, t0, 3);
+            }
+            let mut processed = 0u64;
+            for n in 0..14_000u64 {
+                let now = t0 + Duration::from_micros(n * 714);
+                let admitted = limiter.admit(now, host(1)).is_ok();
+                if admitted && limiter.charge(now, host(1), LARGE).is_ok() {
+                    processed += u64::from(LARGE.0);
+                }
+                // Small reports of other hosts are not affected.
+                if n % 1000 == 0 {
+                    assert_eq!(limiter.admit(now, host(2)), Ok(()), "{n}");
+                    assert_eq!(limiter.charge(now, host(2), Work(16)), Ok(()), "{n}");
+                }
+            }
+            // Half of the rate for ten seconds, plus the initial tokens and one report.
+            let most = (11 * 5000 * u64::from(Work::TOKEN)) + u64::from(LARGE.0);
+            assert!(processed <= most, "{processed} of {most}");
+            assert!(processed >= most / 4, "{processed} of {most}");
+        }
     }
 
     #[test]

@@ -28,19 +28,26 @@ impl Messages {
         self.ends.is_empty()
     }
 
-    /// Iterates over the packets, in the order in which they were added.
-    pub fn iter(&self) -> impl Iterator<Item = CapturedMessage<'_>> {
-        let ends = self.ends.iter().map(|(end, _)| *end);
-        let starts = std::iter::once(0).chain(ends);
-        let ranges = starts.zip(&self.ends);
-        ranges.map(|(start, (end, outgoing))| CapturedMessage {
-            bytes: &self.bytes[start as usize..*end as usize],
-            outgoing: *outgoing,
+    /// Returns the packet that was added at this position.
+    pub fn get(&self, at: usize) -> Option<CapturedMessage<'_>> {
+        let (end, outgoing) = *self.ends.get(at)?;
+        let start = match at {
+            0 => 0,
+            _ => self.ends.get(at - 1)?.0,
+        };
+        Some(CapturedMessage {
+            bytes: self.bytes.get(start as usize..end as usize)?,
+            outgoing,
         })
     }
 
+    /// Iterates over the packets, in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = CapturedMessage<'_>> {
+        (0..self.ends.len()).filter_map(|at| self.get(at))
+    }
+
     /// Appends a packet.
-    pub(super) fn push(&mut self, message: CapturedMessage<'_>) {
+    pub(crate) fn push(&mut self, message: CapturedMessage<'_>) {
         self.bytes.extend_from_slice(message.bytes);
         self.ends.push((self.bytes.len() as u32, message.outgoing));
     }

@@ -7,7 +7,7 @@ use super::Batch;
 use crate::sys::packet::OutPacket;
 
 /// A source of packets that arrive on one interface.
-pub trait PacketSource {
+pub trait PacketSource: Send {
     /// Returns the next batch. An error ends the capture: the interface is gone.
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>>;
 
@@ -30,7 +30,7 @@ pub trait PacketSource {
 }
 
 /// A sink for packets that leave one interface.
-pub trait PacketSink {
+pub trait PacketSink: Send {
     /// Sends IP packets in order and returns how many were sent, at least one. An error
     /// refers to the first packet. `WouldBlock` loses nothing: the caller tries again after
     /// [`PacketSink::poll_writable`].

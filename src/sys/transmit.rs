@@ -463,6 +463,11 @@ fn log_gso_unavailable(index: IfIndex, e: &io::Error) {
     });
 }
 
+/// Opens what sockets share on this thread. Without it, the first socket that needs it does so.
+pub fn prepare_thread() {
+    backlog_dropped();
+}
+
 fn backlog_dropped() -> Option<u64> {
     SOFTNET_STAT.with_borrow_mut(|slot| {
         let stat = slot.get_or_insert_with(|| SoftnetStat::open().ok());

@@ -4,5 +4,6 @@ pub mod joins;
 pub mod links;
 pub mod membership;
 mod message_labels;
+mod message_queue;
 mod message_sender;
 pub mod routing;

@@ -18,6 +18,7 @@ use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfName, InterfaceId, PlaneName};
 use crate::pipeline::egress::{SendCounts, TooBigPacket};
 use crate::pipeline::{EgressQueue, PacketSink, Progress};
+use crate::planes::off_thread::{self, DroppedOffThread};
 use crate::table::Fib;
 
 /// Limit of the mailbox: far above what the interfaces of one worker send under
@@ -41,7 +42,7 @@ pub struct Forwarder {
     name: IfName,
     plane: Option<PlaneName>,
     counters: InterfaceCounters,
-    sink: Option<Box<dyn PacketSink>>,
+    sink: Option<DroppedOffThread<Box<dyn PacketSink>>>,
     /// Time of the last attempt to open the sink.
     open_attempt: Option<Instant>,
     queue: EgressQueue,
@@ -83,19 +84,23 @@ impl Forwarder {
         }
     }
 
-    fn open(&mut self) {
-        if self
-            .open_attempt
-            .is_some_and(|at| at.elapsed() < REOPEN_INTERVAL)
-        {
-            return;
-        }
+    /// Returns whether an attempt to open the sink is due.
+    fn open_is_due(&self) -> bool {
+        let is_recent = |at: Instant| at.elapsed() < REOPEN_INTERVAL;
+        self.sink.is_none() && !self.open_attempt.is_some_and(is_recent)
+    }
+
+    /// Opens the sink. The mailbox must wait in the meantime.
+    fn open(&mut self) -> impl ActorFuture<Self, Output = ()> + use<> {
         self.open_attempt = Some(Instant::now());
-        let plane = self.context.planes.serving(self.plane);
-        match plane.and_then(|plane| plane.transmit(self.index)) {
-            Ok(sink) => self.sink = Some(sink),
-            Err(e) => warn!("{}: cannot send: {e}", self.death_guard.role()),
-        }
+        let (context, plane, index) = (self.context.clone(), self.plane, self.index);
+        let sink = off_thread::run(move || context.planes.serving(plane)?.transmit(index));
+        sink.into_actor(self).map(|sink, actor, _| {
+            match sink.and_then(|sink| sink) {
+                Ok(sink) => actor.sink = Some(DroppedOffThread::new(sink)),
+                Err(e) => warn!("{}: cannot send: {e}", actor.death_guard.role()),
+            };
+        })
     }
 
     /// Transmits what is in the queue, as far as the kernel accepts it.
@@ -230,7 +235,7 @@ impl Actor for Forwarder {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        self.open();
+        ctx.wait(self.open());
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -243,9 +248,6 @@ impl Handler<Transmit> for Forwarder {
     type Result = ();
 
     fn handle(&mut self, message: Transmit, ctx: &mut Self::Context) {
-        if self.sink.is_none() {
-            self.open();
-        }
         if !Arc::ptr_eq(&self.fib, &message.fib) {
             let old = std::mem::replace(&mut self.fib, message.fib);
             let name = &self.fib.egresses[message.egress as usize].name;
@@ -265,7 +267,9 @@ impl Handler<Transmit> for Forwarder {
             &self.fib.paths,
             &mut self.sent,
         );
-        if self.drive() == Progress::Blocked {
+        if self.open_is_due() {
+            ctx.wait(self.open().then(|(), _, _| Writable));
+        } else if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }
     }

@@ -27,6 +27,7 @@ use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName, TakeoverRole};
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
+use crate::planes::off_thread::{self, DroppedOffThread};
 use crate::table::Ingress;
 use crate::table::flows::{EndedFlows, Flows};
 
@@ -43,6 +44,8 @@ const QUIET: Duration = Duration::from_millis(5);
 /// Longest time in which a closed capture is emptied.
 const MAX_DRAIN: Duration = Duration::from_millis(200);
 
+type Capture = Rc<RefCell<DroppedOffThread<Box<dyn PacketSource>>>>;
+
 /// The actor.
 pub struct Interface {
     context: Arc<RouterContext>,
@@ -56,7 +59,7 @@ pub struct Interface {
     /// The former actor of the interface, which may still have a capture.
     former: Option<Addr<Interface>>,
     counters: InterfaceCounters,
-    capture: Option<Rc<RefCell<Box<dyn PacketSource>>>>,
+    capture: Option<Capture>,
     switch: Switch,
     /// By egress: one reference here, and one for each batch that waits for it.
     waiting: AHashMap<InterfaceId, Arc<()>>,
@@ -112,14 +115,28 @@ impl Interface {
         }
     }
 
-    /// Opens the capture and reports the result. Returns false, and ends the actor, if it fails.
-    fn open(&mut self, ctx: &mut Context<Self>) -> bool {
-        let plane = self.context.planes.serving(self.plane);
-        let opened = plane.and_then(|plane| match self.watch_only {
-            true => plane.watch(self.index),
-            false => plane.capture(self.index),
+    /// Opens the capture and reports the result. Resolves to false, and ends the actor, if it fails.
+    fn open(&self) -> impl ActorFuture<Self, Output = bool> + use<> {
+        let (context, plane, index) = (self.context.clone(), self.plane, self.index);
+        let watch_only = self.watch_only;
+        let opened = off_thread::run(move || {
+            let plane = context.planes.serving(plane)?;
+            match watch_only {
+                true => plane.watch(index),
+                false => plane.capture(index),
+            }
         });
+        let opened = opened.into_actor(self);
+        opened.map(|opened, actor, ctx| actor.handle_opened(opened.and_then(|o| o), ctx))
+    }
+
+    fn handle_opened(
+        &mut self,
+        opened: io::Result<Box<dyn PacketSource>>,
+        ctx: &mut Context<Self>,
+    ) -> bool {
         let result = opened.map(|capture| {
+            let capture = DroppedOffThread::new(capture);
             self.capture = Some(Rc::new(RefCell::new(capture)));
         });
         if result.is_err() {
@@ -353,13 +370,15 @@ impl Actor for Interface {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let Some(former) = self.former.take() else {
-            if self.open(ctx) {
-                self.read(ctx);
-            }
-            return;
+            let opened = self.open().map(|is_open, actor, ctx| {
+                if is_open {
+                    actor.read(ctx);
+                }
+            });
+            return ctx.wait(opened);
         };
         let closed = former.send(CloseCapture).into_actor(self);
-        let opened = closed.map(|_, actor, ctx| actor.open(ctx));
+        let opened = closed.then(|_, actor, _| actor.open());
         let ended = opened.then(move |is_open, actor, _| {
             let ended = former.send(Stop).into_actor(actor);
             ended.map(move |_, actor, ctx| {
@@ -496,7 +515,7 @@ const SMALL_BATCH: usize = 8;
 
 /// The batches of a capture. The first error ends the actor that reads it.
 struct Batches {
-    capture: Rc<RefCell<Box<dyn PacketSource>>>,
+    capture: Capture,
     in_a_row: usize,
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use super::child::{ChildHandle, ChildSpec, ChildStart, RestartPolicy};
+use super::confined_thread;
 use super::data::forwarder::Forwarder;
 use super::data::interface::Interface;
 use super::messages::{CaptureOpened, Publish};
@@ -27,6 +28,7 @@ use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::model::{IfName, InterfaceId};
 use crate::planes::PlaneCounters;
+use crate::sys::confinement::FileAccess;
 use crate::table::{Fib, FibDiff, Ingress};
 
 /// First wait before a dead actor is restarted. It doubles with every further death within
@@ -140,7 +142,7 @@ impl Supervisor {
         match least {
             Some(worker) if busy[worker] == 0 || busy.len() >= self.config.workers.max(1) => worker,
             _ => {
-                self.workers.push(Arbiter::new());
+                self.workers.push(confined_thread::start(FileAccess::None));
                 self.forwarders.push(AHashMap::new());
                 self.workers.len() - 1
             }

@@ -28,6 +28,7 @@ use super::options::{Modes, PacketPlane};
 use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use crate::model::IfIndex;
 use crate::pipeline::{Batch, Packet, PacketSource};
+use crate::planes::off_thread::DroppedOffThread;
 use crate::sys::fanout::{FanoutGroupId, FanoutMember};
 use crate::sys::packet::{CaptureScope, Frame};
 use crate::sys::poll::watch;
@@ -238,8 +239,7 @@ impl SocketCapture {
         if let Some(ring) = self.ring.take() {
             let ring = ring.into_inner();
             self.dropped += ring.take_dropped().unwrap_or_default();
-            // Closing the socket waits in the kernel.
-            drop(spawn_blocking(move || drop(ring)));
+            drop(DroppedOffThread::new(ring));
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::lab::harness::Case;
 use crate::lab::{Lab, Router, Star};
 
+mod attacks;
 mod checksums;
 mod compose;
 mod containers_soak;
@@ -69,6 +70,7 @@ use cases;
 /// Returns the cases of all files.
 pub fn all() -> Vec<Case> {
     [
+        attacks::cases(),
         harness::cases(),
         routes::cases(),
         smcroute_forwarding::cases(),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
+use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
     HostGroup, HostMessages, HostMessagesLost, QueryHostGroups, Republish, SetJoins, UpdateJoins,
 };
@@ -26,8 +27,7 @@ use service::HostService;
 /// Interval at which memberships that the kernel refused are tried again.
 const KERNEL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After this time, a series of changes in the kernel pauses, because other actors share the
-/// thread.
+/// After this time, a series of changes in the kernel pauses, so that queries are answered.
 const TIME_SLICE: Duration = Duration::from_millis(2);
 /// Length of the pause.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -41,6 +41,9 @@ pub struct Joins {
     death_guard: DeathGuard,
     desired: DesiredMemberships,
     services: BTreeMap<InterfaceId, HostService>,
+    messages: MessageQueue,
+    /// Whether the next turn of messages is scheduled.
+    is_turn_scheduled: bool,
     timer: Option<(Instant, SpawnHandle)>,
     /// Changes to apply to the kernel: whether it leaves, and the membership. Joins come before
     /// leaves.
@@ -57,6 +60,8 @@ impl Joins {
             death_guard,
             desired: BTreeMap::new(),
             services: BTreeMap::new(),
+            messages: MessageQueue::default(),
+            is_turn_scheduled: false,
             timer: None,
             pending_in_kernel: BTreeSet::new(),
             is_scheduled: false,
@@ -114,6 +119,32 @@ impl Joins {
             service.flush(now, &self.context);
         }
         self.set_timer(ctx);
+    }
+
+    /// Processes waiting messages for the time of a turn. Schedules the next turn if some are left.
+    fn run_turn(&mut self, ctx: &mut Context<Self>) {
+        let until = Instant::now() + TURN;
+        let (services, context) = (&mut self.services, &self.context);
+        let served = self
+            .messages
+            .run_turn(until, Instant::now, |now, index, message| {
+                if let Some(service) = services.get_mut(&index) {
+                    service.handle_message(now, message.bytes, context);
+                }
+            });
+        let now = Instant::now();
+        for index in served {
+            if let Some(service) = self.services.get_mut(&index) {
+                service.flush(now, &self.context);
+            }
+        }
+        self.set_timer(ctx);
+        self.is_turn_scheduled = !self.messages.is_empty();
+        if self.is_turn_scheduled {
+            // Timers expire only when the thread returns to its runtime.
+            let next = tokio::task::yield_now().into_actor(self);
+            ctx.spawn(next.map(|(), actor, ctx| actor.run_turn(ctx)));
+        }
     }
 
     /// Sets the timer to the next deadline of all interfaces.
@@ -254,11 +285,13 @@ impl Handler<HostMessages> for Joins {
         let Some(service) = self.services.get_mut(&message.index) else {
             return;
         };
-        for packet in message.messages.iter() {
-            service.handle_message(now, packet.bytes, &self.context);
+        let count = message.messages.len() as u64;
+        if !self.messages.push(message.index, message.messages) {
+            service.handle_overflow(now, count, &self.context);
         }
-        service.flush(now, &self.context);
-        self.set_timer(ctx);
+        if !self.is_turn_scheduled {
+            self.run_turn(ctx);
+        }
     }
 }
 

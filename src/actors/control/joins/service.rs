@@ -187,6 +187,15 @@ impl HostService {
         }
     }
 
+    /// Handles and counts messages that were lost because too many wait.
+    pub(super) fn handle_overflow(&mut self, now: Instant, count: u64, context: &RouterContext) {
+        if !self.interface.serves_members {
+            let metrics = &context.catalog.membership;
+            metrics.count_rejected(self.interface.name.as_str(), "busy", count);
+        }
+        self.handle_message_loss(now);
+    }
+
     /// Handles the loss of captured messages.
     pub(super) fn handle_message_loss(&mut self, now: Instant) {
         for host in &mut self.hosts {

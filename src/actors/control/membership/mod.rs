@@ -4,6 +4,8 @@
 //! Routing sends the interfaces to serve ([`ServeInterfaces`]). Interface actors send captured
 //! messages ([`MembershipMessages`]). Changes go to routing ([`MembershipChanged`]).
 //!
+//! Messages wait in a queue for each interface and are processed in turns ([`MessageQueue`]).
+//!
 //! A restarted actor knows no members and queries them. Routing keeps the former memberships
 //! ([`MembershipStarted`]) until every host has had the time to answer ([`LearningComplete`]).
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
+use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
     LearningComplete, MemberGroup, MembershipChanged, MembershipMessages, MembershipStarted,
     MessagesLost, QueryMembers, QueryQueriers, Republish, ServeInterfaces,
@@ -34,6 +37,9 @@ pub struct Membership {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
     services: BTreeMap<InterfaceId, Service>,
+    messages: MessageQueue,
+    /// Whether the next turn is scheduled.
+    is_scheduled: bool,
     timer: Option<(Instant, SpawnHandle)>,
     /// Sends [`LearningComplete`].
     learning_timer: Option<SpawnHandle>,
@@ -46,6 +52,8 @@ impl Membership {
             context,
             death_guard,
             services: BTreeMap::new(),
+            messages: MessageQueue::default(),
+            is_scheduled: false,
             timer: None,
             learning_timer: None,
         }
@@ -67,6 +75,27 @@ impl Membership {
         let all: Vec<InterfaceId> = self.services.keys().copied().collect();
         all.into_iter().for_each(|index| self.flush(index));
         self.set_timer(ctx);
+    }
+
+    /// Processes waiting messages for the time of a turn. Schedules the next turn if some are left.
+    fn run_turn(&mut self, ctx: &mut Context<Self>) {
+        let until = Instant::now() + TURN;
+        let (services, context) = (&mut self.services, &self.context);
+        let served = self
+            .messages
+            .run_turn(until, Instant::now, |now, index, message| {
+                if let Some(service) = services.get_mut(&index) {
+                    service.handle_message(now, message, context);
+                }
+            });
+        served.into_iter().for_each(|index| self.flush(index));
+        self.set_timer(ctx);
+        self.is_scheduled = !self.messages.is_empty();
+        if self.is_scheduled {
+            // Timers expire only when the thread returns to its runtime.
+            let next = tokio::task::yield_now().into_actor(self);
+            ctx.spawn(next.map(|(), actor, ctx| actor.run_turn(ctx)));
+        }
     }
 
     /// Sets the timer to the next deadline of all interfaces.
@@ -171,11 +200,13 @@ impl Handler<MembershipMessages> for Membership {
         let Some(service) = self.services.get_mut(&message.index) else {
             return;
         };
-        for captured in message.messages.iter() {
-            service.handle_message(now, captured, &self.context);
+        let count = message.messages.len() as u64;
+        if !self.messages.push(message.index, message.messages) {
+            service.handle_overflow(now, count, &self.context);
         }
-        self.flush(message.index);
-        self.set_timer(ctx);
+        if !self.is_scheduled {
+            self.run_turn(ctx);
+        }
     }
 }
 

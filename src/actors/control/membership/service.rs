@@ -171,6 +171,13 @@ impl Service {
             .min()
     }
 
+    /// Handles and counts messages that were lost because too many wait.
+    pub fn handle_overflow(&mut self, now: Instant, count: u64, context: &RouterContext) {
+        let metrics = &context.catalog.membership;
+        metrics.count_rejected(self.served.name.as_str(), "busy", count);
+        self.handle_message_loss(now);
+    }
+
     /// Handles the loss of captured messages.
     pub fn handle_message_loss(&mut self, now: Instant) {
         let machines = self.families.iter_mut().filter_map(|f| f.machine.as_mut());
@@ -257,6 +264,11 @@ impl Service {
                 false => MembershipRefusal::OwnHost,
             };
             return self.reject(now, Some(source), reason.into(), context);
+        }
+        let work = machine.work(&received.message);
+        if let Err(reason) = self.rate_limiter.charge(now, source, work) {
+            machine.handle_missed_report(now);
+            return self.log_refusal(now, Some(source), reason.into());
         }
         let sender = self.rate_limiter.sender_status(now, received.source);
         if sender == SenderStatus::Unknown

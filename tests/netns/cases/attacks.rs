@@ -1,0 +1,237 @@
+//! Attacks by hosts and clients, while a counted stream, joins of other hosts and health probes run
+//! beside them.
+//!
+//! Each test prints what it measured. Run it with a release build in `MCASTOR_BINARY` to measure;
+//! the bounds of the tests allow for a busy machine and a build that is not optimised.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::joins::records;
+use super::{cases, route};
+use crate::lab::proxy::{checksummed, igmp_frame, proxy, report};
+use crate::lab::{
+    Capture, Injector, Lab, NumberedStream, Router, Star, Udp, eventually, missing,
+    received_in_order, wait_until,
+};
+
+cases!("attacks":
+    heavy_reports_delay_nothing_on_other_interfaces,
+    vanishing_egresses_cost_no_packet,
+    questions_about_flows_cost_no_packet,
+);
+
+const GROUP: &str = "239.9.9.9";
+
+/// An IGMPv3 report with these records: type, group, sources.
+fn v3_report(records: &[(u8, [u8; 4], Vec<[u8; 4]>)]) -> Vec<u8> {
+    let mut body = vec![0x22, 0, 0, 0, 0, 0];
+    body.extend((records.len() as u16).to_be_bytes());
+    for (kind, group, sources) in records {
+        body.extend([*kind, 0]);
+        body.extend((sources.len() as u16).to_be_bytes());
+        body.extend(group);
+        body.extend(sources.concat());
+    }
+    checksummed(&body)
+}
+
+/// Prints the median, the 99th percentile and the maximum. Returns the maximum.
+fn print_latencies(what: &str, mut latencies: Vec<Duration>) -> Duration {
+    latencies.sort_unstable();
+    let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
+    let max = at(1.0);
+    println!(
+        "{what}: {} times, median {:?}, p99 {:?}, maximum {max:?}",
+        latencies.len(),
+        at(0.5),
+        at(0.99)
+    );
+    max
+}
+
+/// A host sends 2,400 reports a second, each with 183 TO_IN {} records about groups that have 256
+/// sources. Each record causes a query about the 256 sources.
+fn heavy_reports_delay_nothing_on_other_interfaces(lab: &Lab) {
+    const ALLOW: u8 = 5;
+    const TO_IN: u8 = 3;
+    let star = Star::v4(lab, 2);
+    let upstream = Capture::new(&star.src, "eth0");
+    let delivered = Capture::new(&star.rcv, "eth2");
+    let downstream = Capture::new(&star.rcv, "eth2");
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1", "out2"], ""));
+    let (attacker, member) = (
+        Injector::new(&star.rcv, "eth1"),
+        Injector::new(&star.rcv, "eth2"),
+    );
+    let from_attacker = |body: &[u8]| igmp_frame([10, 0, 1, 66], [224, 0, 0, 22], body, 1, true);
+    let from_member = |body: &[u8]| igmp_frame([10, 0, 2, 10], [224, 0, 0, 22], body, 1, true);
+    let joined = |wire: &Capture, group: [u8; 4]| {
+        let group = group.map(|byte| byte.to_string()).join(".");
+        records(wire).iter().any(|record| record.1 == group)
+    };
+    let source = |n: u16| [10, 7, (n >> 8) as u8, n as u8];
+    let groups: Vec<[u8; 4]> = (1..=64).map(|n| [239, 1, 1, n]).collect();
+    let create_groups = || {
+        for group in &groups {
+            let sources = (0..256).map(source).collect();
+            attacker.send(&from_attacker(&v3_report(&[(ALLOW, *group, sources)])));
+        }
+    };
+    create_groups();
+    eventually("the groups of the attacker are joined", true, || {
+        groups.iter().all(|group| joined(&upstream, *group))
+    });
+    member.send(&from_member(&report([239, 9, 9, 9])));
+    eventually("the stream is joined", true, || {
+        joined(&upstream, [239, 9, 9, 9])
+    });
+    drop(upstream);
+    let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "239.9.9.9:5000", 2000);
+    stream.wait_for_more(100);
+
+    let records = (0..183).map(|n| (TO_IN, groups[n % groups.len()], Vec::new()));
+    let attack = from_attacker(&v3_report(&records.collect::<Vec<_>>()));
+    let (stopped, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let is_query = |packet: &crate::lab::IpPacket| packet.protocol == 2 && packet.body()[0] == 0x11;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = Instant::now();
+            while !stopped.load(Ordering::Relaxed) && sent.load(Ordering::Relaxed) < 60_000 {
+                let due = (start.elapsed().as_secs_f64() * 2400.0) as u64;
+                while sent.load(Ordering::Relaxed) < due {
+                    attacker.send(&attack);
+                    // The sources end a second after the query if no host reports them.
+                    if sent.fetch_add(1, Ordering::Relaxed) % 1200 == 0 {
+                        create_groups();
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        eventually("the attack runs", true, || {
+            sent.load(Ordering::Relaxed) > 2400
+        });
+        let (mut joins, mut probes) = (Vec::new(), Vec::new());
+        for n in 1..=100 {
+            // A new capture for each join: the attacker causes many reports upstream.
+            let wire = Capture::new(&star.src, "eth0");
+            let start = Instant::now();
+            let group = [239, 2, 2, n];
+            // The router of this test forgets what is not reported for some seconds.
+            member.send(&from_member(&report([239, 9, 9, 9])));
+            member.send(&from_member(&report(group)));
+            assert!(
+                wait_until(Duration::from_secs(10), || joined(&wire, group)),
+                "join {n} has no effect"
+            );
+            joins.push(start.elapsed());
+            let start = Instant::now();
+            let health = router.get("/healthz").expect("an answer");
+            probes.push(start.elapsed());
+            assert_eq!(health.status, 200, "{}", health.body);
+            let answered = router.try_run("show interfaces").status.success();
+            assert!(answered, "the control socket answers");
+        }
+        let join = print_latencies("joins on another interface", joins);
+        let probe = print_latencies("/healthz", probes);
+        assert!(join < Duration::from_secs(2), "{join:?}");
+        assert!(probe < Duration::from_secs(2), "{probe:?}");
+        assert!(downstream.to("224.0.0.1").iter().any(is_query), "no query");
+        assert_none_lost(stream, &delivered);
+        let refused = router.metric("mcastor_membership_refused_total", &[("iface", "out1")]);
+        let start = Instant::now();
+        router.stop();
+        let stop = start.elapsed();
+        println!(
+            "{} reports, {refused} refused; stopped in {stop:?}",
+            sent.load(Ordering::Relaxed)
+        );
+        stopped.store(true, Ordering::Relaxed);
+        assert!(stop < Duration::from_secs(5), "{stop:?}");
+        assert!(refused > 1000.0, "{refused}");
+    });
+}
+
+/// Starts a counted stream from `in` to `out1`, and captures it.
+fn counted_stream(star: &Star) -> (NumberedStream, Capture) {
+    let delivered = Capture::new(&star.rcv, "eth1");
+    let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "239.9.9.9:5000", 2000);
+    stream.wait_for_more(100);
+    (stream, delivered)
+}
+
+/// Ends the stream. Each of its packets must have arrived once, in order.
+#[track_caller]
+fn assert_none_lost(stream: NumberedStream, delivered: &Capture) {
+    let sent = stream.finish();
+    eventually("the last packet arrives", true, || {
+        received_in_order(delivered, GROUP).last() == Some(&(sent - 1))
+    });
+    let lost = missing(sent, &received_in_order(delivered, GROUP));
+    assert_eq!(lost.len(), 0, "lost of {sent}");
+}
+
+/// Closing the sockets of an egress takes the kernel 16 ms.
+fn vanishing_egresses_cost_no_packet(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml = route("r", "in", "", GROUP, &["out1"], "")
+        + &route("churn", "in", "", "239.8.0.0/16", &["v*"], "");
+    let router = Router::start(lab, &star.rtr, &toml);
+    let (stream, delivered) = counted_stream(&star);
+    let lines = |line: &dyn Fn(u32) -> String| (0..100).map(line).collect::<String>();
+    for _ in 0..3 {
+        star.rtr.ip_batch(&lines(&|n| {
+            format!("link add v{n} up type veth peer name w{n} up\n")
+        }));
+        eventually("the egresses are up", 100.0, || {
+            let metrics = router.metrics();
+            let up = metrics.matching("mcastor_interface_up", &[]);
+            up.filter(|up| up.labels["iface"].starts_with('v') && up.value == 1.0)
+                .count() as f64
+        });
+        star.rtr.ip_batch(&lines(&|n| format!("link del v{n}\n")));
+    }
+    stream.wait_for_more(500);
+    assert_none_lost(stream, &delivered);
+}
+
+/// Eight clients ask for 20,000 flows as fast as they can.
+fn questions_about_flows_cost_no_packet(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml = route("r", "in", "", "239.0.0.0/8", &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &toml);
+    let inject = Injector::new(&star.src, "eth0");
+    for n in 0..20_000u32 {
+        let source = format!("10.8.{}.{}:9", n >> 8 & 0xff, n & 0xff);
+        let group = format!("239.8.{}.1:5000", n >> 16);
+        inject.send(&Udp::new(&source, &group, [0; 8]).frame());
+        if n % 500 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    eventually("the flows exist", true, || {
+        router.metric("mcastor_flows", &[]) >= 19_000.0
+    });
+    let (stream, delivered) = counted_stream(&star);
+    let answers: usize = std::thread::scope(|scope| {
+        let ask = || {
+            let until = Instant::now() + Duration::from_secs(3);
+            let mut answers = 0;
+            while Instant::now() < until {
+                let answer = router.get("/api/v1/flows").expect("an answer");
+                answers += usize::from(answer.status == 200);
+            }
+            answers
+        };
+        let askers: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        askers
+            .into_iter()
+            .map(|a| a.join().expect("an asker"))
+            .sum()
+    });
+    println!("{answers} answers");
+    assert!(answers > 0);
+    stream.wait_for_more(100);
+    assert_none_lost(stream, &delivered);
+}
