@@ -7,6 +7,7 @@ pub mod service;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
 
+use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use nix::fcntl::Flock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -70,7 +72,7 @@ pub enum AppError {
     Signals(io::Error),
     /// The pid file cannot be written.
     #[error(
-        "cannot write the pid file {path}: {cause}; the folder must exist and be writable (--pid-file)"
+        "cannot write the pid file {path}: {cause}; --pid-file sets another path, in a folder that exists and is writable"
     )]
     PidFile {
         /// The pid file.
@@ -380,13 +382,13 @@ fn log_skipped_lines(settings: &Settings) {
 /// replaced it.
 struct PidFile {
     path: PathBuf,
-    inode: u64,
+    file: Flock<File>,
 }
 
 impl PidFile {
     fn write(path: PathBuf) -> Result<Self, AppError> {
-        match sys::files::replace(&path, &format!("{}\n", std::process::id()), None) {
-            Ok(inode) => Ok(Self { path, inode }),
+        match sys::files::replace_locked(&path, &format!("{}\n", std::process::id())) {
+            Ok(file) => Ok(Self { path, file }),
             Err(cause) => Err(AppError::PidFile { path, cause }),
         }
     }
@@ -394,8 +396,9 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let is_ours = |found: std::fs::Metadata| found.ino() == self.inode;
-        if std::fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+        if let (Ok(found), Ok(ours)) = (std::fs::symlink_metadata(&self.path), self.file.metadata())
+            && (found.dev(), found.ino()) == (ours.dev(), ours.ino())
+        {
             let _ = std::fs::remove_file(&self.path);
         }
     }

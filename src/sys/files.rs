@@ -1,11 +1,12 @@
 //! Files that this program writes. Each is written whole or not at all.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
-use nix::fcntl::posix_fallocate;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, posix_fallocate};
 use nix::unistd::{Gid, Uid};
 use tempfile::NamedTempFile;
 
@@ -15,22 +16,57 @@ const MODE: u32 = 0o644;
 /// The start of the names of temporary files. The rest is random.
 const TEMPORARY: &str = ".mcastor-";
 
+/// Largest number of bytes of a locked file that are shown.
+const MAX_OWNER: u64 = 32;
+
 /// Returns the folder of a path.
 fn folder(path: &Path) -> &Path {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
 }
 
-/// Replaces a file by one with this text, and returns its inode. Writes a new file with a random
+/// Replaces a file by one with this text. Writes a new file with a random
 /// name in the same folder, and renames it when it is on the disk. So a link in the place of the
 /// file is replaced and not followed, and the former file stays if anything fails. The new file
 /// belongs to `owner`, or else to this process.
 ///
 /// # Errors
 /// The error of the system call that failed.
-pub fn replace(path: &Path, text: &str, owner: Option<(Uid, Gid)>) -> io::Result<u64> {
+pub fn replace(path: &Path, text: &str, owner: Option<(Uid, Gid)>) -> io::Result<()> {
     let file = create(path, owner)?;
     finish(file, path, text)
+}
+
+/// As [`replace`], and returns the file, locked for its owner: as long as it is open, no other
+/// process replaces it by this function. `text` names the owner.
+///
+/// # Errors
+/// `ResourceBusy` if the former file is locked; it names the owner. The error of the system call
+/// that failed otherwise.
+pub fn replace_locked(path: &Path, text: &str) -> io::Result<Flock<File>> {
+    let no_link = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let former = OpenOptions::new()
+        .read(true)
+        .custom_flags(no_link)
+        .open(path);
+    if let Ok(former) = former
+        && let Err((former, Errno::EWOULDBLOCK)) = try_lock(former)
+    {
+        let mut owner = String::new();
+        let _ = former.take(MAX_OWNER).read_to_string(&mut owner);
+        let owner = owner.trim().escape_debug();
+        let busy = format!("process {owner} uses it");
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
+    }
+    let file = create(path, None)?;
+    // The lock belongs to the open file, whatever its name.
+    let lock = try_lock(file.as_file().try_clone()?).map_err(|(_, e)| e)?;
+    finish(file, path, text)?;
+    Ok(lock)
+}
+
+fn try_lock(file: File) -> Result<Flock<File>, (File, Errno)> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
 }
 
 fn create(path: &Path, owner: Option<(Uid, Gid)>) -> io::Result<NamedTempFile> {
@@ -44,12 +80,11 @@ fn create(path: &Path, owner: Option<(Uid, Gid)>) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
-fn finish(mut file: NamedTempFile, path: &Path, text: &str) -> io::Result<u64> {
+fn finish(mut file: NamedTempFile, path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
-    let inode = file.as_file().metadata()?.ino();
     file.persist(path)?;
-    Ok(inode)
+    Ok(())
 }
 
 /// As [`replace`], and writes in place where a file cannot be replaced: where it is a mount point,
@@ -102,9 +137,23 @@ fn reserve(file: &File, former: u64, len: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn locked_file_is_replaced_when_its_owner_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        let first = replace_locked(&path, "7\n").unwrap();
+        let refused = replace_locked(&path, "8\n").unwrap_err();
+        assert_eq!(refused.to_string(), "process 7 uses it");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "7\n");
+        drop(first);
+        let _second = replace_locked(&path, "8\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "8\n");
+        assert_eq!(names(folder.path()), ["pid"]);
+    }
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
@@ -118,9 +167,8 @@ mod tests {
     fn file_is_replaced_and_links_are_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let inode = replace(&at("file"), "one\n", None).unwrap();
+        replace(&at("file"), "one\n", None).unwrap();
         assert_eq!(fs::read_to_string(at("file")).unwrap(), "one\n");
-        assert_eq!(fs::metadata(at("file")).unwrap().ino(), inode);
         fs::write(at("other"), "unchanged").unwrap();
         symlink(at("other"), at("link")).unwrap();
         replace(&at("link"), "two\n", None).unwrap();

@@ -1,20 +1,76 @@
-//! Resource limits of the process.
+//! Resource limits of the process: open files.
+//!
+//! Strangers can make this process open descriptors: by joins, and by interfaces that appear. The
+//! last quarter, at most [`RESERVE`], is left to the control socket, to HTTP and to files. The
+//! kernel always hands out the lowest free number, so a new descriptor in the last quarter means
+//! that all below it are in use.
 
-/// Raises the soft limit of open files to the hard limit; ignores a failure.
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::LazyLock;
+
+/// Largest number of descriptors that are reserved.
+const RESERVE: u64 = 64;
+
+/// First descriptor of the reserve.
+static FIRST_RESERVED: LazyLock<RawFd> = LazyLock::new(|| {
+    let limit = open_file_limit().map_or(u64::MAX, |limit| limit.rlim_cur);
+    first_reserved(limit)
+});
+
+fn first_reserved(limit: u64) -> RawFd {
+    RawFd::try_from(limit - (limit / 4).min(RESERVE)).unwrap_or(RawFd::MAX)
+}
+
+/// Returns the number of descriptors that the process may use.
+pub fn max_open_files() -> usize {
+    let limit = open_file_limit().map_or(u64::MAX, |limit| limit.rlim_cur);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// Passes on a new descriptor that a stranger may have caused.
 ///
-/// Each capture, each egress and each membership socket uses a descriptor. The usual soft limit of
-/// 1,024 exists for programs that use `select(2)`.
-pub fn raise_open_file_limit() {
+/// # Errors
+/// `EMFILE` if it is in the reserve. The descriptor is closed.
+pub fn outside_reserve<T: AsRawFd>(descriptor: T) -> io::Result<T> {
+    match descriptor.as_raw_fd() < *FIRST_RESERVED {
+        true => Ok(descriptor),
+        false => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+    }
+}
+
+fn open_file_limit() -> Option<libc::rlimit> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` outlives both calls. The first writes one `rlimit` to it, the second reads
-    // it.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
+    // SAFETY: `limit` outlives the call, which writes one `rlimit` to it.
+    let done = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    (done == 0).then_some(limit)
+}
+
+/// Raises the soft limit of open files to the hard limit; ignores a failure. Must be called before
+/// the first descriptor is checked by [`outside_reserve`].
+///
+/// Each capture, each egress and each membership socket uses a descriptor. The usual soft limit of
+/// 1,024 exists for programs that use `select(2)`.
+pub fn raise_open_file_limit() {
+    if let Some(mut limit) = open_file_limit() {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: `limit` outlives the call, which reads one `rlimit` from it.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_quarter_is_reserved_up_to_64() {
+        assert_eq!(first_reserved(64), 48);
+        assert_eq!(first_reserved(1024), 960);
+        assert_eq!(first_reserved(1 << 20), (1 << 20) - 64);
+        assert_eq!(first_reserved(u64::MAX), RawFd::MAX);
     }
 }

@@ -60,7 +60,7 @@ impl UserIdentity {
     /// # Errors
     /// The error of the system call.
     pub fn write_owned_file(&self, path: &Path, text: &str) -> io::Result<()> {
-        super::files::replace(path, text, Some((self.uid, self.gid))).map(drop)
+        super::files::replace(path, text, Some((self.uid, self.gid)))
     }
 
     /// Makes this user the owner of a Unix socket. Does not follow a link.

