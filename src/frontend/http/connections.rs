@@ -20,8 +20,8 @@ struct OpenConnections {
     open: VecDeque<(u64, CancellationToken)>,
 }
 
-/// An admitted connection; dropping it makes room for another one.
-pub struct Admission {
+/// The slot of an open connection; dropping it makes room for another one.
+pub struct ConnectionSlot {
     id: u64,
     evicted: CancellationToken,
     connections: Connections,
@@ -29,7 +29,7 @@ pub struct Admission {
 
 impl Connections {
     /// Admits a connection. The second value tells whether the oldest one was evicted for it.
-    pub fn admit(&self) -> (Admission, bool) {
+    pub fn admit(&self) -> (ConnectionSlot, bool) {
         let mut connections = self.0.borrow_mut();
         let oldest = match connections.open.len() < MAX_CONNECTIONS {
             true => None,
@@ -42,23 +42,23 @@ impl Connections {
         let (id, evicted) = (connections.next_id, CancellationToken::new());
         connections.next_id += 1;
         connections.open.push_back((id, evicted.clone()));
-        let admission = Admission {
+        let slot = ConnectionSlot {
             id,
             evicted,
             connections: self.clone(),
         };
-        (admission, is_full)
+        (slot, is_full)
     }
 }
 
-impl Admission {
+impl ConnectionSlot {
     /// Waits until a newer connection replaces this one.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
 }
 
-impl Drop for Admission {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let open = &mut self.connections.0.borrow_mut().open;
         if let Ok(position) = open.binary_search_by_key(&self.id, |(id, _)| *id) {
@@ -80,7 +80,7 @@ mod tests {
         drop(open.remove(7));
         assert!(!connections.admit().1, "a free slot");
         let (_newest, is_full) = admit(0);
-        assert!(!is_full, "the admission before was dropped");
+        assert!(!is_full, "the slot before was dropped");
         let (_next, is_full) = admit(0);
         assert!(is_full);
         assert!(open[0].0.evicted.is_cancelled());

@@ -19,6 +19,7 @@ mod request_stream;
 pub use actor::HttpServerActor;
 pub use listener::HttpListener;
 
+use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,7 +155,7 @@ where
     let connections = Connections::default();
     apply_fn_factory(http, move |stream: S, http| {
         limit_buffers(&stream);
-        let (admission, is_full) = connections.admit();
+        let (slot, is_full) = connections.admit();
         if is_full {
             refusals.report(
                 HttpRefusal::Evicted,
@@ -181,7 +182,7 @@ where
                     );
                     Ok(())
                 }),
-                () = admission.evicted() => Ok(()),
+                () = slot.evicted() => Ok(()),
             }
         }
     })
@@ -238,11 +239,16 @@ async fn metrics(site: Data<Site>) -> HttpResponse {
 
 async fn rendered_metrics(site: &Site) -> Result<HttpResponse, Busy> {
     let turn = site.answers.metrics_turn().await?;
-    Ok(match site.context.catalog.text() {
-        Ok(text) => HttpResponse::Ok()
+    let context = site.context.clone();
+    let failed =
+        |e: &dyn Display| HttpResponse::InternalServerError().body(format!("metrics: {e}\n"));
+    // On another thread, so that probes do not wait.
+    Ok(match web::block(move || context.catalog.text()).await {
+        Ok(Ok(text)) => HttpResponse::Ok()
             .content_type("text/plain; version=0.0.4; charset=utf-8")
             .body(turn.body(text).await?),
-        Err(e) => HttpResponse::InternalServerError().body(format!("metrics: {e}\n")),
+        Ok(Err(e)) => failed(&e),
+        Err(e) => failed(&e),
     })
 }
 
@@ -291,7 +297,7 @@ async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, B
     let turn = site.answers.api_turn().await?;
     let encoded = match query::show(&site.context, query).await {
         Ok(reply @ ShowReply::Flows(_)) => background::run(move || encode(&reply)).await,
-        Ok(reply) => Some(encode(&reply)),
+        Ok(reply) => web::block(move || encode(&reply)).await.ok(),
         Err(e) => return Ok(unavailable(&e.to_string())),
     };
     Ok(match encoded {
