@@ -9,7 +9,7 @@ use service::{Script, ScriptEvent};
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,15 +28,17 @@ use crate::actors::messages::{Barrier, PanicIn, ReplaceRules, Shutdown};
 use crate::actors::shared::ProcessRequest;
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::frontend;
-use crate::frontend::unix_socket::{BindError, ListeningSocket};
+use crate::frontend::http::{HttpConfig, HttpListener};
+use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, HTTP_SETTING, ListeningSocket};
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::Planes;
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
-use crate::settings::{LimitSettings, PlaneKind, Settings, SettingsReport};
+use crate::settings::{HttpAddress, LimitSettings, PlaneKind, Settings, SettingsReport};
 use crate::sys;
+use crate::sys::activation::PassedListener;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
 
 /// The environment variable that permits clients of the control socket to make actors panic, if it
@@ -139,7 +141,7 @@ pub fn run(options: Options) -> Result<(), AppError> {
 }
 
 /// Starts the actors and serves signals and requests to the process until one of them stops it.
-async fn run_actors(options: Options, activated: Option<TcpListener>) -> Result<(), AppError> {
+async fn run_actors(options: Options, activated: Option<PassedListener>) -> Result<(), AppError> {
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
     let mut active_settings = options.settings;
@@ -171,7 +173,10 @@ async fn run_actors(options: Options, activated: Option<TcpListener>) -> Result<
     log_skipped_lines(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
-        Clients::Control => Some(ListeningSocket::bind(&settings.control.socket)?),
+        Clients::Control => Some(ListeningSocket::bind(
+            &settings.control.socket,
+            CONTROL_SETTING,
+        )?),
     };
     let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
         Err(AppError::PidFile { path, cause }) if control.is_none() => {
@@ -183,7 +188,16 @@ async fn run_actors(options: Options, activated: Option<TcpListener>) -> Result<
         }
         written => written?,
     };
-    let http = activated.or_else(|| settings.http.listen.and_then(listen_http));
+    let (listener, _http_socket) = match activated {
+        Some(PassedListener::Tcp(listener)) => (Some(HttpListener::Tcp(listener)), None),
+        Some(PassedListener::Unix(listener)) => (Some(HttpListener::Unix(listener)), None),
+        None => listen_http(settings.http.listen.as_ref()),
+    };
+    let http = listener.map(|listener| HttpConfig {
+        listener,
+        hosts: settings.http.hosts.clone(),
+        api: settings.http.api,
+    });
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     // Every file and socket that needs more privileges is open. The threads start below; each
@@ -404,17 +418,28 @@ impl Drop for PidFile {
     }
 }
 
-/// Opens the listener of the HTTP server. A port that is in use is only logged, because the router
-/// must forward without HTTP.
-fn listen_http(address: SocketAddr) -> Option<TcpListener> {
-    match TcpListener::bind(address) {
-        Ok(listener) => Some(listener),
-        Err(e) => {
-            warn!(
-                "http: cannot listen on {address}: {e}; HTTP and its metrics are not available, forwarding continues"
-            );
-            None
-        }
+/// Opens the listener of the HTTP server. Dropping the second value removes the file of a UNIX
+/// socket. A port that is in use is only logged, because the router must forward without HTTP.
+fn listen_http(address: Option<&HttpAddress>) -> (Option<HttpListener>, Option<ListeningSocket>) {
+    let unavailable = |cause: &dyn std::fmt::Display| {
+        warn!(
+            "http: cannot listen: {cause}; HTTP and its metrics are not available, forwarding continues"
+        );
+        (None, None)
+    };
+    match address {
+        None => (None, None),
+        Some(HttpAddress::Tcp(address)) => match TcpListener::bind(address) {
+            Ok(listener) => (Some(HttpListener::Tcp(listener)), None),
+            Err(e) => unavailable(&format_args!("{address}: {e}")),
+        },
+        Some(HttpAddress::Unix(path)) => match ListeningSocket::bind(path, HTTP_SETTING) {
+            Ok(socket) => match socket.std_listener() {
+                Ok(listener) => (Some(HttpListener::Unix(listener)), Some(socket)),
+                Err(e) => unavailable(&e),
+            },
+            Err(e) => unavailable(&e),
+        },
     }
 }
 

@@ -11,6 +11,7 @@ use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
 use mcastor::metrics::Catalog;
+use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
 use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TakeoverRole, TranslationKind};
 use mcastor::settings::Settings;
@@ -258,6 +259,13 @@ fn flow_end_reasons_table_matches_the_code() {
     let text = read("docs/metrics.md");
     let labels = FlowEnd::ALL.map(FlowEnd::label);
     assert_eq!(first_column(&text, "## Flows"), labels);
+}
+
+#[test]
+fn http_refusals_table_matches_the_code() {
+    let text = read("docs/metrics.md");
+    let labels = HttpRefusal::ALL.map(HttpRefusal::label);
+    assert_eq!(first_column(&text, "## HTTP"), labels);
 }
 
 /// `busy` is counted by the interface actor and has no variant in either enum.

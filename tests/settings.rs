@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mcastor::model::{RouteRule, TtlPolicy};
 use mcastor::settings::{
-    self, LogFormat, MAX_FILE, MAX_PROBLEMS, PlaneKind, Settings, SettingsReport,
+    self, HttpAddress, LogFormat, MAX_FILE, MAX_PROBLEMS, PlaneKind, Settings, SettingsReport,
 };
 
 fn root() -> PathBuf {
@@ -344,7 +344,7 @@ fn empty_file_gives_the_defaults() {
     let settings = Settings::default();
     assert_eq!(
         settings.http.listen,
-        Some("127.0.0.1:9464".parse().unwrap())
+        Some(HttpAddress::Tcp("127.0.0.1:9464".parse().unwrap()))
     );
     assert_eq!(settings.control.socket, Path::new("/run/mcastor.sock"));
     assert_eq!(settings.plane.kind, PlaneKind::Auto);
@@ -451,7 +451,7 @@ fn environment_overrides_the_file_and_extends_lists() {
         ],
     )
     .unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(settings.http.listen, Some(listen));
+    assert_eq!(settings.http.listen, Some(HttpAddress::Tcp(listen)));
     assert_eq!(settings.routes.len(), 2);
     assert_eq!(settings.routes[0].ttl, TtlPolicy::Set(9));
     assert_eq!(settings.routes[0].to[0].as_str(), "eth1");

@@ -4,8 +4,6 @@
 //! add its messages to `actors::messages`. The row names its label in metrics, its restart policy,
 //! when it is stopped, and how to build it. Children start in the order of the rows.
 
-use std::net::TcpListener;
-
 use tracing::warn;
 
 use crate::actors::child::RestartPolicy::{Always, AtMost};
@@ -18,12 +16,12 @@ use crate::actors::control::routing::Routing;
 use crate::actors::integrations::docker::DockerWatch;
 use crate::actors::integrations::mnat::{self, Mnat};
 use crate::actors::supervision::ActorRole;
-use crate::frontend::http::HttpServerActor;
+use crate::frontend::http::{HttpConfig, HttpServerActor};
 use crate::sys::confinement::FileAccess::{self, ReadProc};
 
-/// Returns the registry. `http` is the listener of the HTTP server, if it is enabled.
+/// Returns the registry. `http` configures the HTTP server, if it is enabled.
 #[rustfmt::skip]
-pub fn children(http: Option<TcpListener>, links: LinkSource) -> Vec<ChildSpec> {
+pub fn children(http: Option<HttpConfig>, links: LinkSource) -> Vec<ChildSpec> {
     vec![
         ChildSpec::on_own_thread("joins", ReadProc, Always, AfterForwarding, |s| Some(Joins::new(s.context(), s.death_guard()))),
         ChildSpec::on_own_thread("membership", FileAccess::None, Always, AfterForwarding, |s| Some(Membership::new(s.context(), s.death_guard()))),
@@ -45,11 +43,11 @@ pub fn roles() -> Vec<&'static str> {
 }
 
 /// Returns a new instance of the HTTP server, if it is enabled.
-fn http_server(start: &ChildStart, http: &Option<TcpListener>) -> Option<HttpServerActor> {
+fn http_server(start: &ChildStart, http: &Option<HttpConfig>) -> Option<HttpServerActor> {
     match http.as_ref()?.try_clone() {
-        Ok(listener) => {
+        Ok(config) => {
             let (context, death_guard) = (start.context(), start.death_guard());
-            Some(HttpServerActor::new(context, death_guard, listener))
+            Some(HttpServerActor::new(context, death_guard, config))
         }
         Err(e) => {
             warn!("http: cannot serve: {e}; forwarding continues");

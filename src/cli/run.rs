@@ -60,10 +60,16 @@ pub fn run(args: RunArgs) -> ExitCode {
     }
 }
 
+/// Returns the log directives for `level`, without the messages of actix-http: it logs an error for
+/// each malformed request, so that any client could flood the log. `level` may name it to see them.
+pub(super) fn log_directives(level: &str) -> String {
+    format!("actix_http=off,{level}")
+}
+
 /// Starts logging to standard error. `RUST_LOG` overrides the log level of the settings.
 pub(super) fn start_log(settings: &LogSettings) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&settings.level));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(log_directives(&settings.level)));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -12,9 +12,10 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::FAILED;
+use super::run::log_directives;
 use crate::app::{self, AppError, Clients, Load, OnStarted, Options};
-use crate::frontend::unix_socket::{BindError, ListeningSocket};
-use crate::settings::{Settings, environment, read_smcroute};
+use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, ListeningSocket};
+use crate::settings::{HttpAddress, Settings, environment, read_smcroute};
 use crate::smcroute::conf::KERNEL_NOTE;
 use crate::sys::privileges::{self, DaemonStart, UserIdentity};
 
@@ -151,7 +152,7 @@ impl DaemonArgs {
         };
         Box::new(move || {
             let mut settings = Settings::load_smcroute(&file, strict, environment())?;
-            settings.http.listen = http;
+            settings.http.listen = http.map(HttpAddress::Tcp);
             settings.limits.flow_idle = idle;
             settings.mrdisc.interval = mrdisc;
             Ok(settings)
@@ -249,7 +250,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
     let load = args.load();
     let settings = load().map_err(|report| fail(EX_CONFIG, &report))?;
     let socket = args.socket();
-    let bound = match ListeningSocket::bind(&socket) {
+    let bound = match ListeningSocket::bind(&socket, CONTROL_SETTING) {
         Ok(bound) => Some(bound),
         Err(e @ BindError::Refused { .. }) => {
             warn!("{e}; continuing without the socket for smcroutectl");
@@ -257,7 +258,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
         }
         Err(e) => {
             let code = match &e {
-                BindError::Taken(_) => EX_UNAVAILABLE,
+                BindError::Taken { .. } => EX_UNAVAILABLE,
                 _ => FAILED,
             };
             tracing::error!("{e}");
@@ -328,7 +329,8 @@ fn start_log(args: &DaemonArgs) {
         "notice" => "warn,mcastor::app=info,mcastor::cli=info",
         other => other.strip_suffix("ing").unwrap_or(other),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log_directives(level)));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)

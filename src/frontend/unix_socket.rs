@@ -17,26 +17,39 @@ use socket2::{Domain, SockAddr, Type};
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Another daemon answers on the socket.
-    #[error(
-        "another mcastor answers on {0}; stop it, or set another path ([control] socket, or smcrouted -u)"
-    )]
-    Taken(PathBuf),
+    #[error("another mcastor answers on {path}; stop it, or set another path ({setting})")]
+    Taken {
+        /// The path.
+        path: PathBuf,
+        /// The setting that has the path.
+        setting: &'static str,
+    },
     /// The path exists and is not a socket.
-    #[error(
-        "{0} exists and is not a socket; remove it, or set another path ([control] socket, or smcrouted -u)"
-    )]
-    NotASocket(PathBuf),
+    #[error("{path} exists and is not a socket; remove it, or set another path ({setting})")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+        /// The setting that has the path.
+        setting: &'static str,
+    },
     /// The kernel refused.
     #[error(
-        "cannot create the control socket {path}: {cause}; the folder must exist and be writable ([control] socket, or smcrouted -u)"
+        "cannot create the socket {path}: {cause}; the folder must exist and be writable ({setting})"
     )]
     Refused {
         /// The path.
         path: PathBuf,
+        /// The setting that has the path.
+        setting: &'static str,
         /// The error of the kernel.
         cause: io::Error,
     },
 }
+
+/// The settings that have the path of the socket for commands.
+pub const CONTROL_SETTING: &str = "[control] socket, or smcrouted -u";
+/// The setting that has the path of the HTTP socket.
+pub const HTTP_SETTING: &str = "[http] listen";
 
 /// A bound socket; dropping it removes its file.
 pub struct ListeningSocket {
@@ -46,22 +59,25 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Creates the socket, readable and writable only by its owner.
+    /// Creates the socket, readable and writable only by its owner. Errors name `setting`.
     ///
     /// # Errors
     /// Another daemon answers on the socket, or the kernel refuses.
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
+    pub fn bind(path: &Path, setting: &'static str) -> Result<Self, BindError> {
         use std::os::unix::fs::FileTypeExt;
         let refused = |cause| BindError::Refused {
             path: path.to_path_buf(),
+            setting,
             cause,
         };
         if let Ok(existing) = fs::symlink_metadata(path) {
             if !existing.file_type().is_socket() {
-                return Err(BindError::NotASocket(path.to_path_buf()));
+                let path = path.to_path_buf();
+                return Err(BindError::NotASocket { path, setting });
             }
             if UnixStream::connect(path).is_ok() {
-                return Err(BindError::Taken(path.to_path_buf()));
+                let path = path.to_path_buf();
+                return Err(BindError::Taken { path, setting });
             }
         }
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
@@ -87,7 +103,15 @@ impl ListeningSocket {
     /// # Errors
     /// The runtime cannot register the descriptor.
     pub fn listener(&self) -> io::Result<tokio::net::UnixListener> {
-        tokio::net::UnixListener::from_std(self.listener.try_clone()?)
+        tokio::net::UnixListener::from_std(self.std_listener()?)
+    }
+
+    /// Returns another handle of the socket.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn std_listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
     }
 }
 
@@ -125,7 +149,7 @@ mod tests {
         let left = folder.path().join(format!("socket.{}", std::process::id()));
         fs::write(&left, "").unwrap();
         let _killed = private_listener(&folder.path().join(".mcastor-1")).unwrap();
-        let socket = ListeningSocket::bind(&path).unwrap();
+        let socket = ListeningSocket::bind(&path, CONTROL_SETTING).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(UnixStream::connect(&path).is_ok());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);

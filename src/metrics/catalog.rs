@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use super::families::Families;
+use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
 use crate::forward::DropReason;
@@ -131,6 +132,8 @@ pub struct Catalog {
     pub forward_latency: Histogram,
     /// Number of routes in force.
     pub routes: IntGauge,
+    /// Metrics of the HTTP server.
+    pub http: HttpFamilies,
     /// Metrics of IGMP and MLD.
     pub membership: MembershipFamilies,
     /// Metrics of multicast NAT.
@@ -316,10 +319,12 @@ impl Catalog {
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let http = HttpFamilies::new(&registry)?;
         let membership = MembershipFamilies::new(&registry)?;
         let mnat = MnatFamilies::new(&registry)?;
         Ok(Self {
             registry,
+            http,
             membership,
             mnat,
             route_packets,

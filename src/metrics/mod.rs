@@ -3,6 +3,7 @@
 
 pub mod catalog;
 mod families;
+pub mod http;
 pub mod membership;
 pub mod mnat;
 

@@ -304,15 +304,33 @@ impl<'a> Checker<'a> {
         let Some(text) = text else {
             return default.into();
         };
-        let quoted = format!("{text:?}");
-        if !Path::new(&text).is_absolute() {
+        self.path_of_socket(path, "", &text, default)
+    }
+
+    /// Checks the path of a UNIX socket in the address of the HTTP server.
+    pub fn http_socket_path(&mut self, path: &KeyPath, text: &str) -> PathBuf {
+        self.path_of_socket(path, "unix:", text, "/run/mcastor/http.sock")
+    }
+
+    /// Checks the path `text`, which follows `prefix` in the value at `path`.
+    fn path_of_socket(
+        &mut self,
+        path: &KeyPath,
+        prefix: &str,
+        text: &str,
+        example: &str,
+    ) -> PathBuf {
+        let name = path.last_key();
+        let quoted = format!("{:?}", format!("{prefix}{text}"));
+        if !Path::new(text).is_absolute() {
             let help = format!(
-                "The daemon has no working directory of its own: socket = \"/run/{}\".",
+                "The daemon has no working directory of its own: {name} = \"{prefix}/run/{}\".",
                 text.trim_start_matches("./")
             );
             self.refuse(path, quoted, "an absolute path", help);
         } else if text.ends_with('/') || text.contains('\0') {
-            let help = format!("Give the path of the socket itself: socket = {default:?}.");
+            let help =
+                format!("Give the path of the socket itself: {name} = \"{prefix}{example}\".");
             self.refuse(path, quoted, "the path of a file", help);
         } else if text.len() > SOCKET_PATH_MAX {
             let found = format!("a path of {} bytes", text.len());

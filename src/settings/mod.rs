@@ -51,8 +51,8 @@ pub use report::{MAX_PROBLEMS, Problem, SettingsReport};
 pub use smcroute::read as read_smcroute;
 pub use unknown::PREFIX;
 pub use validated::{
-    ControlSettings, DockerSettings, HttpSettings, InterfaceSettings, LimitSettings, LogFormat,
-    LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings,
+    ControlSettings, DockerSettings, HttpAddress, HttpSettings, InterfaceSettings, LimitSettings,
+    LogFormat, LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings,
 };
 
 use crate::model::{Group, JoinPolicy, ProxyRule, RouteRule};
@@ -91,7 +91,8 @@ impl Settings {
         let joins = routes.filter_map(note_on_join);
         let upward = self.proxies.iter().filter_map(note_on_upward);
         let doubtful = self.doubtful.iter().cloned();
-        doubtful.chain(joins).chain(upward).collect()
+        let http = note_on_api(&self.http);
+        doubtful.chain(http).chain(joins).chain(upward).collect()
     }
 
     /// Reads `file`, if there is one, merges the variables of `env` that start with [`PREFIX`],
@@ -166,6 +167,24 @@ const SSDP_GROUPS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)),
     IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xc)),
 ];
+
+/// Returns a note on an API that other machines can read, unless the settings ask for it.
+fn note_on_api(http: &HttpSettings) -> Option<String> {
+    match http.listen {
+        Some(HttpAddress::Tcp(address))
+            if http.api && http.api_is_default && !address.ip().is_loopback() =>
+        {
+            Some(format!(
+                "http: every machine that reaches {address} can read routes, groups and flows from \
+                 /api/v1; api = false in [http] keeps only metrics and probes, listen = \
+                 \"127.0.0.1:{}\" or \"unix:/run/mcastor/http.sock\" restricts access to this \
+                 machine, api = true removes this note",
+                address.port()
+            ))
+        }
+        _ => None,
+    }
+}
 
 /// Returns a note on a proxy that forwards the hosts' discovery messages to its upstream interface.
 fn note_on_upward(proxy: &ProxyRule) -> Option<String> {
@@ -282,6 +301,38 @@ mod tests {
         assert_eq!(proxy.timers, QuerierTimers::default());
         assert_eq!(proxy.limits, MembershipLimits::default());
         assert_eq!(proxy.version, Versions::default());
+    }
+
+    #[test]
+    fn api_that_other_machines_can_read_is_noted() {
+        let notes = |text: &str| {
+            load_text(format!("[http]\n{text}"), vec![])
+                .unwrap()
+                .notes()
+        };
+        let note = &notes("listen = \"0.0.0.0:80\"")[0];
+        assert!(
+            note.contains("api = false") && note.contains("127.0.0.1:80"),
+            "{note}"
+        );
+        for quiet in [
+            "",
+            "listen = \"0.0.0.0:80\"\napi = true",
+            "listen = \"[::]:80\"\napi = false",
+            "listen = \"[::1]:80\"",
+            "listen = \"unix:/run/http.sock\"",
+            "listen = \"off\"",
+        ] {
+            assert_eq!(notes(quiet), [""; 0], "{quiet}");
+        }
+    }
+
+    #[test]
+    fn http_hosts_are_compared_in_lower_case() {
+        let text = "[http]\nhosts = [\"A.Example.NET.\", \"b_1.lan\"]\n";
+        let http = load_text(text.into(), vec![]).unwrap().http;
+        assert_eq!(http.hosts, ["a.example.net", "b_1.lan"]);
+        assert!(http.api);
     }
 
     #[test]

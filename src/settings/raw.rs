@@ -31,9 +31,16 @@ raw_tables! {
 
     /// The HTTP listener.
     struct RawHttp {
-        /// The address that serves /metrics, /healthz, /readyz and /api/v1.
-        /// "off" disables the listener.
-        listen: String, default_string("127.0.0.1:9464"), range("address and port, or `\"off\"`");
+        /// The address that serves /metrics, /healthz, /readyz and /api/v1, or a UNIX socket such
+        /// as "unix:/run/mcastor/http.sock". "off" disables the listener.
+        listen: String, default_string("127.0.0.1:9464"),
+            range("address and port, `\"unix:PATH\"`, or `\"off\"`");
+        /// Names under which the address is reached, besides IP addresses, localhost, the name of
+        /// the machine and names without a dot. Requests for other hosts are refused.
+        hosts: Strings, default_described("`[]`"), range("host names without port"),
+            example("[\"mcastor.example.net\"]");
+        /// false turns /api/v1 off.
+        api: Boolean, default_boolean(true);
     }
 
     /// The control socket.

@@ -11,27 +11,71 @@ use super::checker::{Checker, default_boolean, default_string};
 use super::key_path::KeyPath;
 use super::raw::{RawControl, RawDocker, RawHttp, RawLimits, RawLog, RawMrdisc, RawPlane};
 use super::validated::{
-    ControlSettings, DockerSettings, HttpSettings, LimitSettings, LogFormat, LogSettings,
-    MrdiscSettings, PlaneKind, PlaneSettings,
+    ControlSettings, DockerSettings, HttpAddress, HttpSettings, LimitSettings, LogFormat,
+    LogSettings, MrdiscSettings, PlaneKind, PlaneSettings,
 };
 use super::words::{did_you_mean, quoted_list};
 
 pub(super) fn check_http(checker: &mut Checker<'_>, raw: RawHttp) -> HttpSettings {
-    let path = KeyPath::root("http").key("listen");
-    let text = raw.listen.unwrap_or_else(|| default_string(&path).into());
+    let path = KeyPath::root("http");
+    let names = raw.hosts.unwrap_or_default().into_iter().enumerate();
+    let names = names.filter_map(|(n, name)| Some((path.key("hosts").index(n), name?)));
+    HttpSettings {
+        listen: check_listen(checker, &path.key("listen"), raw.listen),
+        hosts: names
+            .filter_map(|(path, name)| check_host_name(checker, &path, &name))
+            .collect(),
+        api: raw.api.unwrap_or(default_boolean(&path.key("api"))),
+        api_is_default: raw.api.is_none(),
+    }
+}
+
+fn check_listen(
+    checker: &mut Checker<'_>,
+    path: &KeyPath,
+    text: Option<String>,
+) -> Option<HttpAddress> {
+    let text = text.unwrap_or_else(|| default_string(path).into());
     if text == "off" {
-        return HttpSettings { listen: None };
+        return None;
+    }
+    if let Some(socket) = text.strip_prefix("unix:") {
+        return Some(HttpAddress::Unix(checker.http_socket_path(path, socket)));
     }
     let listen = text.parse::<SocketAddr>().ok();
     if listen.is_none() {
         let help = listen_help(&text);
-        let expected = "an address and port, or \"off\"";
-        checker.refuse(&path, format!("{text:?}"), expected, help);
+        let expected = "an address and port, \"unix:PATH\", or \"off\"";
+        checker.refuse(path, format!("{text:?}"), expected, help);
     }
-    HttpSettings { listen }
+    listen.map(HttpAddress::Tcp)
+}
+
+/// Checks a name that a client may write in `Host`.
+fn check_host_name(checker: &mut Checker<'_>, path: &KeyPath, text: &str) -> Option<String> {
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let is_label = |label: &str| {
+        let is_valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=63).contains(&label.len()) && label.chars().all(is_valid)
+    };
+    if name.len() <= 253 && name.split('.').all(is_label) {
+        return Some(name);
+    }
+    let without_scheme = name.split_once("://").map_or(&*name, |(_, rest)| rest);
+    let host = without_scheme.split(['/', ':']).next().unwrap_or_default();
+    let help = match host.split('.').all(is_label) {
+        true => format!("Give the name alone: {host:?}."),
+        false if host.contains('*') => "Patterns are not supported. List each name.".into(),
+        false => "For example: hosts = [\"mcastor.example.net\"].".into(),
+    };
+    checker.refuse(path, format!("{text:?}"), "a host name", help);
+    None
 }
 
 fn listen_help(text: &str) -> String {
+    if text.starts_with('/') {
+        return format!("For a UNIX socket: \"unix:{text}\".");
+    }
     let port = text.strip_prefix(':').unwrap_or(text);
     let port = port.strip_prefix("*:").unwrap_or(port);
     if port.parse::<u16>().is_ok() {

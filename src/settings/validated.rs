@@ -48,7 +48,22 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpSettings {
     /// The address; `None` for `"off"`.
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<HttpAddress>,
+    /// Host names that requests may use besides the built-in ones: lower case, without a final dot.
+    pub hosts: Vec<String>,
+    /// Whether to serve `/api/v1`.
+    pub api: bool,
+    /// Whether the settings do not mention `api`.
+    pub api_is_default: bool,
+}
+
+/// Where the HTTP server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpAddress {
+    /// An IP address and port.
+    Tcp(SocketAddr),
+    /// A UNIX socket: an absolute path of at most 107 bytes.
+    Unix(PathBuf),
 }
 
 /// The control socket.

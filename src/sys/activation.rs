@@ -1,15 +1,26 @@
 //! Socket activation: listening sockets passed by the service manager (`sd_listen_fds(3)`).
 
 use std::net::TcpListener;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use socket2::{Domain, Socket};
 
 /// The first passed descriptor (`SD_LISTEN_FDS_START`).
 const LISTEN_FDS_START: i32 = 3;
 
-/// Returns the passed TCP listener named `http`, or the only passed socket.
+/// A passed listening socket.
+pub enum PassedListener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A UNIX socket.
+    Unix(UnixListener),
+}
+
+/// Returns the passed listener named `http`, or the only passed socket.
 ///
 /// Call once, before any other descriptor is opened.
-pub fn http_listener() -> Option<TcpListener> {
+pub fn http_listener() -> Option<PassedListener> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
     if number("LISTEN_PID")? != std::process::id() as i32 {
         return None;
@@ -30,12 +41,13 @@ pub fn http_listener() -> Option<TcpListener> {
     }
     // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it
     // to this process, and nothing else in the process owns it.
-    let listener = unsafe { TcpListener::from_raw_fd(fd) };
-    // Only an IP socket has such an address. Any other descriptor stays open for its owner.
-    match listener.local_addr() {
-        Ok(_) => Some(listener),
-        Err(_) => {
-            let _ = listener.into_raw_fd();
+    let socket = unsafe { Socket::from_raw_fd(fd) };
+    match socket.local_addr().map(|address| address.domain()) {
+        Ok(Domain::IPV4 | Domain::IPV6) => Some(PassedListener::Tcp(socket.into())),
+        Ok(Domain::UNIX) => Some(PassedListener::Unix(OwnedFd::from(socket).into())),
+        // Any other descriptor stays open for its owner.
+        _ => {
+            let _ = socket.into_raw_fd();
             None
         }
     }

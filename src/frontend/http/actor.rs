@@ -1,6 +1,5 @@
 //! The actor that owns the HTTP server. Its label is `metrics`.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use actix::prelude::*;
 use actix_web::dev::ServerHandle;
 use tracing::{info, warn};
 
+use super::HttpConfig;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 
@@ -18,21 +18,17 @@ const BACKLOG_INTERVAL: Duration = Duration::from_secs(1);
 pub struct HttpServerActor {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
-    listener: Option<TcpListener>,
+    config: Option<HttpConfig>,
     server: Option<ServerHandle>,
 }
 
 impl HttpServerActor {
-    /// Returns an actor that serves on a bound listener.
-    pub fn new(
-        context: Arc<RouterContext>,
-        death_guard: DeathGuard,
-        listener: TcpListener,
-    ) -> Self {
+    /// Returns an actor that serves on the listener of `config`.
+    pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard, config: HttpConfig) -> Self {
         Self {
             context,
             death_guard,
-            listener: Some(listener),
+            config: Some(config),
             server: None,
         }
     }
@@ -42,7 +38,7 @@ impl Actor for HttpServerActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let Some(listener) = self.listener.take() else {
+        let Some(config) = self.config.take() else {
             return;
         };
         let update = |context: &RouterContext| {
@@ -53,12 +49,10 @@ impl Actor for HttpServerActor {
         };
         update(&self.context);
         ctx.run_interval(BACKLOG_INTERVAL, move |actor, _| update(&actor.context));
-        let address = listener.local_addr();
-        match super::serve(self.context.clone(), listener) {
+        let address = config.listener.to_string();
+        match super::serve(self.context.clone(), config) {
             Ok(server) => {
-                if let Ok(address) = address {
-                    info!("http: serving on http://{address}/metrics");
-                }
+                info!("http: serving on {address}");
                 self.server = Some(server.handle());
                 ctx.spawn(server.into_actor(self).map(|ended, _, ctx| {
                     if let Err(e) = ended {

@@ -1,65 +1,260 @@
 //! HTTP, read-only: `/metrics`, `/healthz`, `/readyz`, and `/api/v1` with the data of
 //! `mcastor show`.
+//!
+//! Clients may be hostile. Each of them costs a bounded amount of memory:
+//!
+//! ```text
+//! listener -> connections: the oldest gives way -> request_stream: one request, write timeout
+//!     -> host: names of this machine -> answers: turns to render, memory of unread answers
+//! ```
 
 mod actor;
+mod answers;
+mod connections;
+mod host;
+mod listener;
+mod refusals;
+mod request_stream;
 
 pub use actor::HttpServerActor;
+pub use listener::HttpListener;
 
+use std::fmt::Display;
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::Server;
-use actix_web::http::header::ContentType;
+use actix_http::{HttpService, KeepAlive};
+use actix_rt::net::ActixStream;
+use actix_service::{ServiceFactory, ServiceFactoryExt, apply_fn_factory, map_config};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Server, ServiceRequest, ServiceResponse};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ContentType, HOST};
+use actix_web::middleware::{Next, from_fn};
 use actix_web::web::{self, Data};
-use actix_web::{App, HttpResponse, HttpServer};
+use actix_web::{App, HttpResponse};
 use serde_json::json;
+use socket2::SockRef;
+use tokio::time::timeout;
+use tracing::debug;
 
 use super::{background, query};
 use crate::actors::RouterContext;
 use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
+use crate::metrics::http::HttpRefusal;
+use answers::{AnswerLimits, Busy};
+use connections::{Connections, MAX_CONNECTIONS};
+use host::AllowedHosts;
+use refusals::Refusals;
+use request_stream::RequestStream;
 
-/// Limit of concurrent connections. More wait in the queue of the listener.
-const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, however slowly its client reads.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest answer in the buffer of actix-http, in bytes, before it is written to the socket.
+const WRITE_BUFFER: usize = 16 << 10;
+/// Size of the kernel's send and receive buffers of a connection, in bytes. The kernel doubles it.
+const SOCKET_BUFFER: usize = 64 << 10;
 
-/// Starts the server.
-fn serve(context: Arc<RouterContext>, listener: TcpListener) -> io::Result<Server> {
-    let context = Data::from(context);
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(context.clone())
-            .route("/metrics", web::get().to(metrics))
-            .route("/healthz", web::get().to(healthz))
-            .route("/readyz", web::get().to(readyz))
-            .route("/api/v1/flows", web::get().to(flows))
-            .route("/api/v1/{query}", web::get().to(show))
-            .default_service(web::to(not_found))
-    })
-    .workers(1)
-    .max_connections(MAX_CONNECTIONS)
-    .client_request_timeout(REQUEST_TIMEOUT)
-    .disable_signals()
-    .shutdown_timeout(0)
-    .listen(listener)?
-    .run();
-    Ok(server)
+/// The configuration of the server.
+#[derive(Debug)]
+pub struct HttpConfig {
+    /// The listening socket.
+    pub listener: HttpListener,
+    /// Host names under which the server is reached, besides the built-in ones.
+    pub hosts: Vec<String>,
+    /// Whether to serve `/api/v1`.
+    pub api: bool,
 }
 
-async fn metrics(context: Data<RouterContext>) -> HttpResponse {
-    match context.catalog.text() {
-        Ok(text) => HttpResponse::Ok()
-            .content_type("text/plain; version=0.0.4; charset=utf-8")
-            .body(text),
-        Err(e) => HttpResponse::InternalServerError().body(format!("metrics: {e}\n")),
+impl HttpConfig {
+    /// Returns the same configuration with another handle of the socket.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            listener: self.listener.try_clone()?,
+            hosts: self.hosts.clone(),
+            api: self.api,
+        })
     }
 }
 
+/// What the handlers share.
+struct Site {
+    context: Arc<RouterContext>,
+    refusals: Refusals,
+    /// `None` accepts any host: only programs of this machine reach a UNIX socket.
+    hosts: Option<AllowedHosts>,
+    answers: AnswerLimits,
+    api: bool,
+}
+
+/// Starts the server.
+fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> {
+    let refusals = Refusals::new(context.clone());
+    let site = Data::new(Site {
+        context,
+        hosts: match config.listener {
+            HttpListener::Tcp(_) => Some(AllowedHosts::new(&config.hosts)),
+            HttpListener::Unix(_) => None,
+        },
+        answers: AnswerLimits::new(refusals.clone()),
+        refusals,
+        api: config.api,
+    });
+    let server = Server::build()
+        .workers(1)
+        // More connections than the limit exist for a moment, while the oldest are closed.
+        .max_concurrent_connections(2 * MAX_CONNECTIONS)
+        .disable_signals()
+        .shutdown_timeout(0);
+    let server = match config.listener {
+        HttpListener::Tcp(listener) => {
+            server.listen("http", listener, move || connection_service(site.clone()))
+        }
+        HttpListener::Unix(listener) => {
+            server.listen_uds("http", listener, move || connection_service(site.clone()))
+        }
+    };
+    Ok(server?.run())
+}
+
+/// Returns the service that serves accepted connections.
+fn connection_service<S>(
+    site: Data<Site>,
+) -> impl ServiceFactory<S, Config = (), Response = (), Error = (), InitError = ()>
+where
+    S: ActixStream + std::os::fd::AsFd + 'static,
+{
+    let refusals = site.refusals.clone();
+    let app = App::new()
+        .app_data(site.clone())
+        .wrap(from_fn(check_host))
+        .route("/metrics", web::get().to(metrics))
+        .route("/healthz", web::get().to(healthz))
+        .route("/readyz", web::get().to(readyz))
+        .configure(|app| {
+            if site.api {
+                app.route("/api/v1/flows", web::get().to(flows))
+                    .route("/api/v1/{query}", web::get().to(show));
+            } else {
+                app.route("/api/{path:.*}", web::to(api_is_off));
+            }
+        })
+        .default_service(web::to(not_found));
+    let http = HttpService::build()
+        .keep_alive(KeepAlive::Disabled)
+        .client_request_timeout(REQUEST_TIMEOUT)
+        .h1_write_buffer_size(WRITE_BUFFER)
+        .h1(map_config(app, |()| AppConfig::default()))
+        .map_err(|e| debug!("http: a connection ended: {e}"));
+    let connections = Connections::default();
+    apply_fn_factory(http, move |stream: S, http| {
+        limit_buffers(&stream);
+        let (slot, is_full) = connections.admit();
+        if is_full {
+            refusals.report(
+                HttpRefusal::Evicted,
+                format_args!(
+                    "closed the oldest of {MAX_CONNECTIONS} connections in favour of a new one; \
+                     look for clients that hang, or restrict access with [http] listen or a \
+                     firewall"
+                ),
+            );
+        }
+        let stream = RequestStream::new(stream, refusals.clone());
+        let served = actix_service::Service::call(http, (stream, None));
+        let refusals = refusals.clone();
+        async move {
+            tokio::select! {
+                served = timeout(CONNECTION_TIMEOUT, served) => served.unwrap_or_else(|_| {
+                    refusals.report(
+                        HttpRefusal::WriteTimeout,
+                        format_args!(
+                            "closed a connection that lasted {} s; look for a client that reads \
+                             too slowly",
+                            CONNECTION_TIMEOUT.as_secs()
+                        ),
+                    );
+                    Ok(())
+                }),
+                () = slot.evicted() => Ok(()),
+            }
+        }
+    })
+}
+
+/// Keeps the kernel from buffering more for a client that does not read, or sends too much.
+fn limit_buffers(stream: &impl std::os::fd::AsFd) {
+    let socket = SockRef::from(stream);
+    let limited = socket.set_send_buffer_size(SOCKET_BUFFER);
+    if let Err(e) = limited.and_then(|()| socket.set_recv_buffer_size(SOCKET_BUFFER)) {
+        debug!("http: cannot limit the buffers of a connection: {e}");
+    }
+}
+
+/// Refuses requests for another host.
+async fn check_host(
+    site: Data<Site>,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> actix_web::Result<ServiceResponse> {
+    let foreign = site.hosts.as_ref().and_then(|allowed| {
+        let headers = request.headers().get_all(HOST);
+        let headers = headers.map(|host| String::from_utf8_lossy(host.as_bytes()));
+        // A request line with a whole URL overrides the header.
+        let in_url = request.uri().host().map(Into::into);
+        headers.chain(in_url).find(|host| !allowed.allows(host))
+    });
+    let Some(foreign) = foreign else {
+        return Ok(next.call(request).await?.map_into_boxed_body());
+    };
+    let name: String = foreign.chars().take(100).collect();
+    site.refusals.report(
+        HttpRefusal::Host,
+        format_args!(
+            "refused a request for the host {name:?}, which may be a web page that attacks this \
+             router (DNS rebinding); if it is a name of this machine, add it to hosts in [http]"
+        ),
+    );
+    let response = HttpResponse::build(StatusCode::MISDIRECTED_REQUEST)
+        .content_type(ContentType::plaintext())
+        .body(format!(
+            "this server does not answer for the host {name:?}; if it is a name of this machine, \
+             add it to the settings: [http] hosts = [\"NAME\"]\n"
+        ));
+    Ok(request.into_response(response))
+}
+
+async fn metrics(site: Data<Site>) -> HttpResponse {
+    match rendered_metrics(&site).await {
+        Ok(response) => response,
+        Err(busy) => HttpResponse::ServiceUnavailable().body(format!("{busy}\n")),
+    }
+}
+
+async fn rendered_metrics(site: &Site) -> Result<HttpResponse, Busy> {
+    let turn = site.answers.metrics_turn().await?;
+    let context = site.context.clone();
+    let failed =
+        |e: &dyn Display| HttpResponse::InternalServerError().body(format!("metrics: {e}\n"));
+    // On another thread, so that probes do not wait.
+    Ok(match web::block(move || context.catalog.text()).await {
+        Ok(Ok(text)) => HttpResponse::Ok()
+            .content_type("text/plain; version=0.0.4; charset=utf-8")
+            .body(turn.body(text).await?),
+        Ok(Err(e)) => failed(&e),
+        Err(e) => failed(&e),
+    })
+}
+
 /// 200 while routing answers.
-async fn healthz(context: Data<RouterContext>) -> HttpResponse {
-    match query::show(&context, ShowQuery::Pending).await {
+async fn healthz(site: Data<Site>) -> HttpResponse {
+    match query::show(&site.context, ShowQuery::Pending).await {
         Ok(_) => HttpResponse::Ok().json(json!({ "status": "ok" })),
         Err(e) => HttpResponse::ServiceUnavailable().json(json!({
             "status": "failing",
@@ -69,8 +264,8 @@ async fn healthz(context: Data<RouterContext>) -> HttpResponse {
 }
 
 /// 200 once every ingress interface that exists is being captured.
-async fn readyz(context: Data<RouterContext>) -> HttpResponse {
-    if context.health.is_ready() {
+async fn readyz(site: Data<Site>) -> HttpResponse {
+    if site.context.health.is_ready() {
         HttpResponse::Ok().json(json!({ "status": "ready" }))
     } else {
         HttpResponse::ServiceUnavailable().json(json!({
@@ -80,56 +275,65 @@ async fn readyz(context: Data<RouterContext>) -> HttpResponse {
     }
 }
 
-async fn flows(context: Data<RouterContext>, arguments: web::Query<FlowQuery>) -> HttpResponse {
-    reply(&context, ShowQuery::Flows(arguments.into_inner())).await
+async fn flows(site: Data<Site>, arguments: web::Query<FlowQuery>) -> HttpResponse {
+    reply(&site, ShowQuery::Flows(arguments.into_inner())).await
 }
 
-async fn show(context: Data<RouterContext>, name: web::Path<String>) -> HttpResponse {
+async fn show(site: Data<Site>, name: web::Path<String>) -> HttpResponse {
     match ShowQuery::all().into_iter().find(|q| q.name() == *name) {
-        Some(query) => reply(&context, query).await,
-        None => not_found().await,
+        Some(query) => reply(&site, query).await,
+        None => not_found(site).await,
     }
 }
 
-async fn reply(context: &RouterContext, query: ShowQuery) -> HttpResponse {
-    match query::show(context, query).await {
-        Ok(reply @ ShowReply::Flows(_)) => match background::run(move || encode(&reply)).await {
-            Some(Ok(body)) => HttpResponse::Ok()
-                .content_type(ContentType::json())
-                .body(body),
-            _ => not_encoded(),
-        },
-        Ok(reply) => match encode(&reply) {
-            Ok(body) => HttpResponse::Ok()
-                .content_type(ContentType::json())
-                .body(body),
-            Err(_) => not_encoded(),
-        },
-        Err(e) => HttpResponse::ServiceUnavailable().json(json!({
+async fn reply(site: &Site, query: ShowQuery) -> HttpResponse {
+    match rendered_reply(site, query).await {
+        Ok(response) => response,
+        Err(busy) => unavailable(&busy.to_string()),
+    }
+}
+
+async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, Busy> {
+    let turn = site.answers.api_turn().await?;
+    let encoded = match query::show(&site.context, query).await {
+        Ok(reply @ ShowReply::Flows(_)) => background::run(move || encode(&reply)).await,
+        Ok(reply) => web::block(move || encode(&reply)).await.ok(),
+        Err(e) => return Ok(unavailable(&e.to_string())),
+    };
+    Ok(match encoded {
+        Some(Ok(text)) => HttpResponse::Ok()
+            .content_type(ContentType::json())
+            .body(turn.body(text).await?),
+        _ => HttpResponse::InternalServerError().json(json!({
             "version": api::VERSION,
-            "error": e.to_string(),
+            "error": "the reply could not be encoded; the log says why at level debug",
         })),
-    }
+    })
 }
 
-fn not_encoded() -> HttpResponse {
-    HttpResponse::InternalServerError().json(json!({
-        "version": api::VERSION,
-        "error": "the reply could not be encoded; the log says why at level debug",
-    }))
+fn unavailable(error: &str) -> HttpResponse {
+    HttpResponse::ServiceUnavailable().json(json!({ "version": api::VERSION, "error": error }))
 }
 
 fn encode(reply: &ShowReply) -> serde_json::Result<String> {
     serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))
 }
 
-async fn not_found() -> HttpResponse {
+async fn api_is_off() -> HttpResponse {
+    HttpResponse::NotFound().json(json!({
+        "version": api::VERSION,
+        "error": "the API is turned off by api = false in [http] of the settings",
+    }))
+}
+
+async fn not_found(site: Data<Site>) -> HttpResponse {
+    let api = match site.api {
+        true => ShowQuery::all()
+            .map(|s| format!(" /api/v1/{}", s.name()))
+            .concat(),
+        false => String::new(),
+    };
     HttpResponse::NotFound()
         .content_type(ContentType::plaintext())
-        .body(format!(
-            "there are /metrics /healthz /readyz and {}\n",
-            ShowQuery::all()
-                .map(|s| format!("/api/v1/{}", s.name()))
-                .join(" ")
-        ))
+        .body(format!("there are /metrics /healthz /readyz{api}\n"))
 }

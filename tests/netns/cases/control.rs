@@ -65,10 +65,7 @@ fn unusable_socket_paths_are_rejected(lab: &Lab) {
     for (path, reason) in [
         (file.display().to_string(), "is not a socket"),
         ("/nowhere/at/all.sock".into(), "the folder must exist"),
-        (
-            "/proc/mcastor.sock".into(),
-            "cannot create the control socket",
-        ),
+        ("/proc/mcastor.sock".into(), "cannot create the socket"),
     ] {
         let env = [("MCASTOR__CONTROL__SOCKET", path.as_str())];
         let mut router = Router::launch(lab, &star.rtr, "", &env);

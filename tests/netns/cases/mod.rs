@@ -17,6 +17,7 @@ mod harness;
 mod host_environment;
 mod host_reports;
 mod hostile;
+mod http;
 mod igmpproxy_comparison;
 mod interface_changes;
 mod joins;
@@ -99,6 +100,7 @@ pub fn all() -> Vec<Case> {
         proxy_messages::cases(),
         igmpproxy_comparison::cases(),
         hostile::cases(),
+        http::cases(),
         traffic_tools::cases(),
         interface_changes::cases(),
         joins::cases(),

@@ -109,6 +109,21 @@ impl Program {
             .unwrap_or(0);
         pages * 4096
     }
+
+    /// Makes [`Self::peak_rss`] start again from the current resident memory.
+    pub fn reset_peak_rss(&self) {
+        let path = format!("/proc/{}/clear_refs", self.child.id());
+        std::fs::write(path, "5").expect("clear_refs");
+    }
+
+    /// Returns the largest resident memory so far, in bytes.
+    pub fn peak_rss(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|l| l.trim().strip_suffix(" kB"));
+        kib.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
 }
 
 impl Drop for Program {

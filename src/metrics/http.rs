@@ -1,0 +1,72 @@
+//! Metrics of the HTTP server.
+
+use prometheus::{IntCounterVec, Registry};
+
+use super::families::Families;
+
+/// Why the HTTP server refused a request or closed a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpRefusal {
+    /// The host of the request is not a name of this machine.
+    Host,
+    /// Other answers were being rendered, or had not been read, for too long.
+    Busy,
+    /// A newer connection replaced the oldest one.
+    Evicted,
+    /// The client did not read its answer.
+    WriteTimeout,
+    /// The client sent more than one request on its connection.
+    Pipelined,
+    /// The request line and the headers were too long.
+    LongHead,
+}
+
+impl HttpRefusal {
+    /// All reasons.
+    pub const ALL: [Self; 6] = [
+        Self::Host,
+        Self::Busy,
+        Self::Evicted,
+        Self::WriteTimeout,
+        Self::Pipelined,
+        Self::LongHead,
+    ];
+
+    /// Returns the value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Busy => "busy",
+            Self::Evicted => "evicted",
+            Self::WriteTimeout => "write_timeout",
+            Self::Pipelined => "pipelined",
+            Self::LongHead => "long_head",
+        }
+    }
+}
+
+/// The metric families of the HTTP server. Clones share them.
+#[derive(Clone)]
+pub struct HttpFamilies {
+    refused: IntCounterVec,
+}
+
+impl HttpFamilies {
+    /// Registers the families.
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let refused = Families(registry).counters(
+            "mcastor_http_refused_total",
+            "HTTP requests that were refused, and connections that were closed early",
+            &["reason"],
+        )?;
+        for reason in HttpRefusal::ALL {
+            refused.with_label_values(&[reason.label()]);
+        }
+        Ok(Self { refused })
+    }
+
+    /// Counts a refusal.
+    pub fn count_refusal(&self, reason: HttpRefusal) {
+        self.refused.with_label_values(&[reason.label()]).inc();
+    }
+}
