@@ -14,16 +14,21 @@ pub(super) fn start(files: FileAccess) -> Arbiter {
     let thread = Arbiter::new();
     thread.spawn_fn(move || {
         transmit::prepare_thread();
-        let confined = confine_thread(files);
-        static LOGGED: Once = Once::new();
-        LOGGED.call_once(|| match confined {
-            Ok(true) => debug!("threads that process packets are confined by Landlock and seccomp"),
-            Ok(false) => debug!("threads that process packets are confined by seccomp alone"),
-            Err(e) => warn!(
-                "threads that process packets are not confined: {e}; everything works, without \
-                 this second line of defence. A container needs no option for it; Linux 5.13 has it"
-            ),
-        });
+        confine(files);
     });
     thread
+}
+
+/// Confines the calling thread as far as the kernel supports this. Logs the result once.
+pub(crate) fn confine(files: FileAccess) {
+    let confined = confine_thread(files);
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| match confined {
+        Ok(true) => debug!("threads that process packets are confined by Landlock and seccomp"),
+        Ok(false) => debug!("threads that process packets are confined by seccomp alone"),
+        Err(e) => warn!(
+            "threads that process packets are not confined: {e}; everything works, without this \
+             second line of defence. A container needs no option for it; Linux 5.13 has it"
+        ),
+    });
 }

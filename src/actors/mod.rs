@@ -17,7 +17,7 @@
 //! which builds interface and forwarder actors.
 
 pub mod child;
-mod confined_thread;
+pub(crate) mod confined_thread;
 pub mod control;
 pub mod data;
 pub mod directory;

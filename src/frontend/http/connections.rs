@@ -6,15 +6,22 @@ use std::rc::Rc;
 
 use tokio_util::sync::CancellationToken;
 
-/// Limit of concurrent connections. A further connection replaces the oldest one.
-pub const MAX_CONNECTIONS: usize = 256;
+use crate::sys::limits::max_open_files;
+
+/// Largest limit of concurrent connections.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Returns the limit of concurrent connections: a quarter of the files that the process may open.
+pub fn max_connections() -> usize {
+    (max_open_files() / 4).clamp(4, MAX_CONNECTIONS)
+}
 
 /// The open connections of the server, oldest first. Clones share them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Connections(Rc<RefCell<OpenConnections>>);
 
-#[derive(Default)]
 struct OpenConnections {
+    limit: usize,
     next_id: u64,
     /// Ids in ascending order.
     open: VecDeque<(u64, CancellationToken)>,
@@ -28,10 +35,19 @@ pub struct ConnectionSlot {
 }
 
 impl Connections {
+    /// Creates an empty set. A connection beyond `limit` replaces the oldest one.
+    pub fn new(limit: usize) -> Self {
+        Self(Rc::new(RefCell::new(OpenConnections {
+            limit,
+            next_id: 0,
+            open: VecDeque::new(),
+        })))
+    }
+
     /// Admits a connection. The second value tells whether the oldest one was evicted for it.
     pub fn admit(&self) -> (ConnectionSlot, bool) {
         let mut connections = self.0.borrow_mut();
-        let oldest = match connections.open.len() < MAX_CONNECTIONS {
+        let oldest = match connections.open.len() < connections.limit {
             true => None,
             false => connections.open.pop_front(),
         };
@@ -73,7 +89,7 @@ mod tests {
 
     #[test]
     fn newest_connection_replaces_the_oldest() {
-        let connections = Connections::default();
+        let connections = Connections::new(MAX_CONNECTIONS);
         let admit = |_| connections.admit();
         let mut open: VecDeque<_> = (0..MAX_CONNECTIONS).map(admit).collect();
         assert!(open.iter().all(|(_, is_full)| !is_full));

@@ -40,11 +40,12 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{background, query};
-use crate::actors::RouterContext;
+use crate::actors::{RouterContext, confined_thread};
 use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
 use crate::metrics::http::HttpRefusal;
+use crate::sys::confinement::FileAccess;
 use answers::{AnswerLimits, Busy};
-use connections::{Connections, MAX_CONNECTIONS};
+use connections::{Connections, max_connections};
 use host::AllowedHosts;
 use refusals::Refusals;
 use request_stream::RequestStream;
@@ -109,7 +110,7 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
     let server = Server::build()
         .workers(1)
         // More connections than the limit exist for a moment, while the oldest are closed.
-        .max_concurrent_connections(2 * MAX_CONNECTIONS)
+        .max_concurrent_connections(2 * max_connections())
         .disable_signals()
         .shutdown_timeout(0);
     let server = match config.listener {
@@ -123,13 +124,14 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
     Ok(server?.run())
 }
 
-/// Returns the service that serves accepted connections.
+/// Returns the service that serves accepted connections, and confines the thread that calls this.
 fn connection_service<S>(
     site: Data<Site>,
 ) -> impl ServiceFactory<S, Config = (), Response = (), Error = (), InitError = ()>
 where
     S: ActixStream + std::os::fd::AsFd + 'static,
 {
+    confined_thread::confine(FileAccess::None);
     let refusals = site.refusals.clone();
     let app = App::new()
         .app_data(site.clone())
@@ -152,7 +154,8 @@ where
         .h1_write_buffer_size(WRITE_BUFFER)
         .h1(map_config(app, |()| AppConfig::default()))
         .map_err(|e| debug!("http: a connection ended: {e}"));
-    let connections = Connections::default();
+    let limit = max_connections();
+    let connections = Connections::new(limit);
     apply_fn_factory(http, move |stream: S, http| {
         limit_buffers(&stream);
         let (slot, is_full) = connections.admit();
@@ -160,7 +163,7 @@ where
             refusals.report(
                 HttpRefusal::Evicted,
                 format_args!(
-                    "closed the oldest of {MAX_CONNECTIONS} connections in favour of a new one; \
+                    "closed the oldest of {limit} connections in favour of a new one; \
                      look for clients that hang, or restrict access with [http] listen or a \
                      firewall"
                 ),
