@@ -13,7 +13,7 @@
 //!
 //! If the source is in the subnet of another ingress, a packet is probably a copy that another
 //! router forwarded from there. On a busy machine it may be read before the original. So a router
-//! that could forward it back withholds it until the other ingress had [`HOLD_MS`] for the
+//! that could forward it back withholds it until the other ingress had `HOLD_MS` for the
 //! original.
 //!
 //! Interfaces that routes and proxies connect, directly or through others, form an
