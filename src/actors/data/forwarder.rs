@@ -18,7 +18,7 @@ use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfName, InterfaceId, PlaneName};
 use crate::pipeline::egress::{SendCounts, TooBigPacket};
 use crate::pipeline::{EgressQueue, PacketSink, Progress};
-use crate::planes::off_thread::{self, DroppedOffThread};
+use crate::planes::off_thread::DroppedOffThread;
 use crate::table::Fib;
 
 /// Limit of the mailbox: far above what the interfaces of one worker send under
@@ -84,23 +84,19 @@ impl Forwarder {
         }
     }
 
-    /// Returns whether an attempt to open the sink is due.
-    fn open_is_due(&self) -> bool {
+    /// Opens the sink, unless this was tried a moment ago. It takes some microseconds, and happens on
+    /// this thread so that no packet has to wait for it.
+    fn open(&mut self) {
         let is_recent = |at: Instant| at.elapsed() < REOPEN_INTERVAL;
-        self.sink.is_none() && !self.open_attempt.is_some_and(is_recent)
-    }
-
-    /// Opens the sink. The mailbox must wait in the meantime.
-    fn open(&mut self) -> impl ActorFuture<Self, Output = ()> + use<> {
+        if self.open_attempt.is_some_and(is_recent) {
+            return;
+        }
         self.open_attempt = Some(Instant::now());
-        let (context, plane, index) = (self.context.clone(), self.plane, self.index);
-        let sink = off_thread::run(move || context.planes.serving(plane)?.transmit(index));
-        sink.into_actor(self).map(|sink, actor, _| {
-            match sink.and_then(|sink| sink) {
-                Ok(sink) => actor.sink = Some(DroppedOffThread::new(sink)),
-                Err(e) => warn!("{}: cannot send: {e}", actor.death_guard.role()),
-            };
-        })
+        let plane = self.context.planes.serving(self.plane);
+        match plane.and_then(|plane| plane.transmit(self.index)) {
+            Ok(sink) => self.sink = Some(DroppedOffThread::new(sink)),
+            Err(e) => warn!("{}: cannot send: {e}", self.death_guard.role()),
+        }
     }
 
     /// Transmits what is in the queue, as far as the kernel accepts it.
@@ -235,7 +231,7 @@ impl Actor for Forwarder {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        ctx.wait(self.open());
+        self.open();
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -267,9 +263,10 @@ impl Handler<Transmit> for Forwarder {
             &self.fib.paths,
             &mut self.sent,
         );
-        if self.open_is_due() {
-            ctx.wait(self.open().then(|(), _, _| Writable));
-        } else if self.drive() == Progress::Blocked {
+        if self.sink.is_none() {
+            self.open();
+        }
+        if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
         }
     }
