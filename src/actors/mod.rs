@@ -21,7 +21,7 @@ pub mod control;
 pub mod data;
 pub mod directory;
 pub mod integrations;
-mod log_limit;
+pub mod log_limit;
 pub mod messages;
 mod mnat_route;
 pub mod shared;

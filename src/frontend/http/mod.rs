@@ -5,6 +5,7 @@ mod actor;
 
 pub use actor::HttpServerActor;
 
+use std::borrow::Cow;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use serde_json::json;
 use super::{background, query};
 use crate::actors::RouterContext;
 use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
+use crate::model::escape::{EscapeStyle, escape};
 
 /// Limit of concurrent connections. More wait in the queue of the listener.
 const MAX_CONNECTIONS: usize = 64;
@@ -119,8 +121,13 @@ fn not_encoded() -> HttpResponse {
     }))
 }
 
+/// Encodes a reply as JSON that a terminal can show, for instance by curl.
 fn encode(reply: &ShowReply) -> serde_json::Result<String> {
-    serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))
+    let text = serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))?;
+    Ok(match escape(&text, EscapeStyle::Json) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(escaped) => escaped,
+    })
 }
 
 async fn not_found() -> HttpResponse {
@@ -132,4 +139,18 @@ async fn not_found() -> HttpResponse {
                 .map(|s| format!("/api/v1/{}", s.name()))
                 .join(" ")
         ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reply_is_json_without_bidirectional_controls() {
+        let text = "a\u{202e}b";
+        let body = encode(&ShowReply::Done(text.into())).unwrap();
+        assert!(body.is_ascii(), "{body}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert!(body["show"].to_string().contains(text));
+    }
 }
