@@ -112,6 +112,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "smcroute",
             "igmpproxy",
             "mnat",
+            "actors::log_limit",
         ],
     ),
     ("main", &["cli"]),

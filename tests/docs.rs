@@ -44,7 +44,11 @@ fn files(folder: &str, endings: &[&str]) -> Vec<PathBuf> {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let mut all = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
+    let mut all = vec![
+        root().join("README.md"),
+        root().join("ARCHITECTURE.md"),
+        root().join("SECURITY.md"),
+    ];
     all.extend(files("docs", &["md"]));
     all.push(root().join("bench/results/membership.md"));
     all

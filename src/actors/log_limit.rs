@@ -54,6 +54,13 @@ impl LogLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SuppressedLines(u64);
 
+impl SuppressedLines {
+    /// Returns the number.
+    pub fn count(self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Display for SuppressedLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::exit::{fail, unusable};
+use super::output::print_line;
 use super::show::default_socket;
 use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
 use crate::frontend::control::{Command, client};
+use crate::model::escape::{EscapeStyle, escape};
 use crate::model::{GroupPrefix, IfPattern};
 
 /// The control socket argument of the commands that talk to a running router.
@@ -157,7 +159,7 @@ pub fn simple(args: &SocketArgs, command: Command) -> ExitCode {
 fn send_command(socket: &Path, command: Command) -> ExitCode {
     match client::send(socket, command) {
         Ok(ShowReply::Done(done)) => {
-            println!("{done}");
+            print_line(&escape(&done, EscapeStyle::Lines));
             ExitCode::SUCCESS
         }
         Ok(_) => fail(&"unexpected reply from the running mcastor; do both have the same version?"),

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::exit::print_error;
 use crate::settings::{Settings, environment};
 
 /// The exit code for refused settings.
@@ -20,7 +21,7 @@ pub fn run(file: &Path, json: bool) -> ExitCode {
     let (text, code) = match (&settings, json) {
         (Ok(settings), json) if !settings.skipped.is_empty() => {
             if !json {
-                settings.skipped.iter().for_each(|line| eprintln!("{line}"));
+                settings.skipped.iter().for_each(|line| print_error(line));
             }
             let problems = serde_json::json!({ "ok": false, "problems": settings.skipped });
             let text = if json {

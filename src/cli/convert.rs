@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use ipnet::Ipv4Net;
 
-use super::exit::{UNUSABLE, unusable};
+use super::exit::{UNUSABLE, print_error, unusable};
 use crate::igmpproxy;
 use crate::settings::{MAX_FILE, read_smcroute};
 use crate::smcroute::convert::convert;
@@ -39,7 +39,7 @@ fn convert_smcroute(file: &Path, strict: bool) -> ExitCode {
     // Ignores a closed standard output.
     let _ = io::stdout().write_all(convert(&conf).as_bytes());
     let messages = conf.faults.iter().chain(&conf.notes);
-    messages.for_each(|message| eprintln!("{message}"));
+    messages.for_each(|message| print_error(message));
     match conf.faults.len() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(UNUSABLE),
@@ -65,7 +65,7 @@ fn convert_igmpproxy(file: &Path) -> ExitCode {
             // Ignores a closed standard output.
             let _ = io::stdout().write_all(conversion.toml.as_bytes());
             let notes = conversion.notes.iter();
-            notes.for_each(|note| eprintln!("{name}: note: {note}"));
+            notes.for_each(|note| print_error(&format_args!("{name}: note: {note}")));
             ExitCode::SUCCESS
         }
         Err(e) => unusable(&e),

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::model::escape::{EscapeStyle, escape};
 use crate::probe::StreamError;
 
 /// Exit code of an error at run time.
@@ -9,20 +10,26 @@ pub const FAILED: u8 = 1;
 /// Exit code of invalid settings or arguments.
 pub const UNUSABLE: u8 = 2;
 
+/// Prints a message and a newline on standard error, with escapes in place of the control characters
+/// of other programs and files.
+pub fn print_error(message: &dyn std::fmt::Display) {
+    eprintln!("{}", escape(&message.to_string(), EscapeStyle::Lines));
+}
+
 /// Prints what is wrong with the arguments or settings; returns the exit code [`UNUSABLE`].
 pub fn unusable(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("mcastor: {why}");
+    print_error(&format_args!("mcastor: {why}"));
     ExitCode::from(UNUSABLE)
 }
 
 /// Prints why the command failed; returns the exit code [`FAILED`].
 pub fn fail(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("mcastor: {why}");
+    print_error(&format_args!("mcastor: {why}"));
     ExitCode::from(FAILED)
 }
 
 /// Prints why `mcastor COMMAND` has no stream; returns the exit code [`UNUSABLE`].
 pub fn stream_failed(command: &str, error: &StreamError) -> ExitCode {
-    eprintln!("mcastor {command}: {error}");
+    print_error(&format_args!("mcastor {command}: {error}"));
     ExitCode::from(UNUSABLE)
 }

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod demo;
 pub mod exit;
 pub mod health;
+mod log;
 pub mod mnat;
 pub mod output;
 pub mod recv;

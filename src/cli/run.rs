@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{UNUSABLE, fail};
+use super::log::RouterLog;
 use crate::app::{self, Clients, Options};
+use crate::model::escape::EscapeStyle;
 use crate::settings::{LogFormat, LogSettings, Settings, environment};
 
 /// Arguments of `mcastor run`.
@@ -72,10 +74,11 @@ pub(super) fn start_log(settings: &LogSettings) {
         .unwrap_or_else(|_| EnvFilter::new(log_directives(&settings.level)));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_ansi(false)
         .with_target(false);
+    let writer = |style| RouterLog::new(std::io::stderr, style);
     match settings.format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_writer(writer(EscapeStyle::Text)).init(),
+        LogFormat::Json => log.json().with_writer(writer(EscapeStyle::Json)).init(),
     }
 }

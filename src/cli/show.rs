@@ -7,11 +7,13 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::exit::{fail, unusable};
+use super::output::print_line;
 use crate::api::{
     FlowOrder, FlowQuery, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView,
     RouteView, ShowQuery, ShowReply,
 };
 use crate::frontend::control::{Command, client};
+use crate::model::escape::{EscapeStyle, escape};
 use crate::model::{Group, IfName, Source};
 
 /// Default path of the control socket.
@@ -158,30 +160,41 @@ pub fn run(args: &ShowArgs) -> ExitCode {
         Ok(reply) => reply,
         Err(e) => return fail(&e),
     };
-    if args.json {
-        match json(&reply) {
-            Ok(json) => println!("{json}"),
-            Err(e) => return fail(&e),
-        }
-        return ExitCode::SUCCESS;
-    }
-    match reply {
-        ShowReply::Routes(routes) => println!("{}", routes_table(&routes)),
-        ShowReply::Interfaces(interfaces) => {
-            println!("{}", interfaces_table(&interfaces));
-            for interface in &interfaces {
-                for conflict in &interface.subnet_conflicts {
-                    println!("{}: {conflict}", interface.name);
-                }
-            }
-        }
-        ShowReply::Flows(flows) => println!("{}", flows_table(&flows)),
-        ShowReply::Groups(groups) => println!("{}", groups_table(&groups)),
-        ShowReply::Pending(pending) => println!("{}", pending_table(&pending)),
-        ShowReply::Mnat(ends) => println!("{}", mnat_table(&ends)),
-        ShowReply::Done(done) => println!("{done}"),
+    match printed(&reply, args.json) {
+        Ok(text) => print_line(&text),
+        Err(e) => return fail(&e),
     }
     ExitCode::SUCCESS
+}
+
+/// Formats a reply as a table or as JSON. Escapes control characters.
+fn printed(reply: &ShowReply, as_json: bool) -> serde_json::Result<String> {
+    let (text, style) = match as_json {
+        true => (json(reply)?, EscapeStyle::Json),
+        false => (text(reply), EscapeStyle::Lines),
+    };
+    Ok(escape(&text, style).into_owned())
+}
+
+/// Formats a reply for a terminal, without escapes.
+fn text(reply: &ShowReply) -> String {
+    match reply {
+        ShowReply::Routes(routes) => routes_table(routes).to_string(),
+        ShowReply::Interfaces(interfaces) => {
+            let mut text = interfaces_table(interfaces).to_string();
+            for interface in interfaces {
+                for conflict in &interface.subnet_conflicts {
+                    text += &format!("\n{}: {conflict}", interface.name);
+                }
+            }
+            text
+        }
+        ShowReply::Flows(flows) => flows_table(flows).to_string(),
+        ShowReply::Groups(groups) => groups_table(groups).to_string(),
+        ShowReply::Pending(pending) => pending_table(pending).to_string(),
+        ShowReply::Mnat(ends) => mnat_table(ends).to_string(),
+        ShowReply::Done(done) => done.clone(),
+    }
 }
 
 fn json(reply: &ShowReply) -> serde_json::Result<String> {
@@ -478,6 +491,27 @@ mod tests {
         let matches = command.try_get_matches_from(words);
         let args = matches.and_then(|matches| ShowArgs::from_arg_matches(&matches));
         args.map_err(|e| e.to_string())?.query()
+    }
+
+    /// An MNAT server chooses parts of its error text, a container engine those of a hint.
+    #[test]
+    fn text_and_json_of_other_programs_are_escaped() {
+        let hostile = "a\u{1b}[2J\u{202e}b";
+        let reply = ShowReply::Mnat(vec![MnatView {
+            role: "egress".into(),
+            server: "10.0.0.1:443".into(),
+            up: true,
+            error: Some(hostile.into()),
+            upstream: "eth0".into(),
+            downstream: "eth1".into(),
+            mappings: Vec::new(),
+        }]);
+        let text = printed(&reply, false).unwrap();
+        assert!(text.contains("a\\u{1b}[2J\\u{202e}b"), "{text}");
+        let json = printed(&reply, true).unwrap();
+        assert!(json.is_ascii() && json.contains("\\u202e"), "{json}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json[0]["error"], hostile);
     }
 
     #[test]

@@ -11,10 +11,12 @@ use syslog_tracing::{Facility, Options as SyslogOptions, Syslog};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::exit::FAILED;
+use super::exit::{FAILED, print_error};
+use super::log::RouterLog;
 use super::run::log_directives;
 use crate::app::{self, AppError, Clients, Load, OnStarted, Options};
 use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, ListeningSocket};
+use crate::model::escape::EscapeStyle;
 use crate::settings::{HttpAddress, Settings, environment, read_smcroute};
 use crate::smcroute::conf::KERNEL_NOTE;
 use crate::sys::privileges::{self, DaemonStart, UserIdentity};
@@ -304,11 +306,11 @@ fn check(file: &Path, strict: bool) -> ExitCode {
         return fail(EX_CONFIG, &report);
     }
     let conf = read_smcroute(file, strict);
-    conf.notes.iter().for_each(|note| eprintln!("{note}"));
+    conf.notes.iter().for_each(|note| print_error(note));
     if !conf.routes.is_empty() {
         eprintln!("note: {KERNEL_NOTE}");
     }
-    conf.faults.iter().for_each(|fault| eprintln!("{fault}"));
+    conf.faults.iter().for_each(|fault| print_error(fault));
     match conf.faults.len() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::from(EX_CONFIG),
@@ -316,7 +318,7 @@ fn check(file: &Path, strict: bool) -> ExitCode {
 }
 
 fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("smcrouted: {why}");
+    print_error(&format_args!("smcrouted: {why}"));
     ExitCode::from(code)
 }
 
@@ -343,9 +345,12 @@ fn start_log(args: &DaemonArgs) {
         Some(syslog) => log
             .with_level(false)
             .without_time()
-            .with_writer(syslog)
+            .with_writer(RouterLog::new(syslog, EscapeStyle::Text))
             .init(),
-        None => log.with_writer(std::io::stderr).init(),
+        None => {
+            let writer = RouterLog::new(std::io::stderr, EscapeStyle::Text);
+            log.with_writer(writer).init();
+        }
     }
     if args.no_vifs {
         warn!("-N: no effect, because no virtual interfaces (VIFs) are created");

@@ -10,6 +10,7 @@ use futures_util::{Stream, StreamExt};
 
 use super::aliases::{BRIDGE_DRIVER, Container, Endpoint, EngineNetwork, EngineState};
 use super::podman::{self, PodmanError, PodmanNetwork};
+use crate::model::escape::quote;
 
 /// Timeout of a request to the engine, in seconds.
 const TIMEOUT_SECS: u64 = 10;
@@ -37,6 +38,7 @@ pub enum EngineError {
 }
 
 /// Returns the message of an error and of its causes. The libraries report causes separately.
+/// A part of the message may be a text of the engine.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -47,7 +49,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         }
         next = cause.source();
     }
-    text
+    quote(&text)
 }
 
 /// A connection to an engine.
@@ -151,7 +153,7 @@ fn check_podman_version(version: &str) -> Result<(), PodmanError> {
         .and_then(|n| n.parse::<u32>().ok());
     // An unknown form of the version is no reason to refuse.
     match major {
-        Some(major) if major < podman::FIRST_VERSION => Err(PodmanError::Version(version.into())),
+        Some(major) if major < podman::FIRST_VERSION => Err(PodmanError::Version(quote(version))),
         _ => Ok(()),
     }
 }
@@ -166,7 +168,7 @@ fn docker_network_of(reply: NetworkReply) -> Option<EngineNetwork> {
     });
     Some(EngineNetwork {
         names: vec![reply.name?],
-        driver,
+        driver: quote(&driver),
         bridge: bridge.and_then(|name| name.parse().ok()),
         id,
     })
@@ -184,7 +186,7 @@ fn podman_network_of(reply: NetworkReply, details: &[PodmanNetwork]) -> Option<E
     Some(EngineNetwork {
         names,
         bridge: bridge.and_then(|name| name.parse().ok()),
-        driver,
+        driver: quote(&driver),
         id,
     })
 }

@@ -221,6 +221,47 @@ mod tests {
         );
     }
 
+    /// RFC 791 section 3.1: no packet is longer than 65,535 bytes after reassembly.
+    #[test]
+    fn ipv4_fragment_beyond_the_maximum_length_is_malformed() {
+        // 8,091 units of eight bytes, 20 bytes of header and 787 bytes of body: 65,535 bytes.
+        let offset = 8091;
+        let longest = packet(&[], 787, offset);
+        let fragments = fragments_of(&longest, 500).unwrap();
+        assert_eq!(fragments.len(), 2);
+        let mut out = vec![7];
+        for (body, offset) in [(788, offset), (787, offset + 1), (788, OFFSET_MASK)] {
+            let beyond = packet(&[], body, offset | MORE_FRAGMENTS);
+            let result = fragment(&beyond, 500, &mut out, |_| panic!("a fragment"));
+            assert_eq!(result, Err(DropReason::Malformed), "{body} at {offset}");
+        }
+        assert_eq!(out, [7]);
+    }
+
+    /// RFC 8200 section 4.5: likewise, for the payload of an IPv6 packet.
+    #[test]
+    fn ipv6_fragment_beyond_the_maximum_length_is_malformed() {
+        let v6 = |body: usize, offset: u16| {
+            let mut packet = vec![0u8; 48 + body];
+            packet[0] = 0x60;
+            packet[6] = 44;
+            packet[42..44].copy_from_slice(&(offset * 8).to_be_bytes());
+            packet
+        };
+        let mut out = Vec::new();
+        let mut count = 0;
+        // 8,091 units of eight bytes and 807 bytes of body: 65,535 bytes.
+        fragment_v6(&v6(807, 8091), 500, 1, &mut out, |_| count += 1).unwrap();
+        assert_eq!(count, 2);
+        out.clear();
+        for (body, offset) in [(808, 8091), (807, 8092), (808, OFFSET_MASK)] {
+            let beyond = v6(body, offset);
+            let result = fragment_v6(&beyond, 500, 1, &mut out, |_| panic!("a fragment"));
+            assert_eq!(result, Err(DropReason::Malformed), "{body} at {offset}");
+        }
+        assert!(out.is_empty());
+    }
+
     #[test]
     fn later_fragments_carry_only_copied_options() {
         // Router alert (148) is copied, record route (7) is not.

@@ -20,6 +20,7 @@ use super::unix_socket::ListeningSocket;
 use crate::actors::RouterContext;
 use crate::actors::messages::RoutingTables;
 use crate::api::{FlowQuery, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
+use crate::model::escape::{EscapeStyle, escape};
 use crate::model::{GroupPrefix, IfPattern, Source, SourcePrefix};
 use crate::smcroute::line::{self, pattern};
 use crate::smcroute::show::{self, RouteSnapshot, ShowFormat, ShowKind};
@@ -47,18 +48,24 @@ async fn serve_client(
 ) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
-        let (answer, last) = match next_command(&mut stream, &mut buffer).await? {
+        let (answer, last, style) = match next_command(&mut stream, &mut buffer).await? {
             None => return Ok(()),
             Some(Ok(command)) => {
                 let answer = client.answer(answer(&context, &command)).await;
-                (answer, buffer.is_empty())
+                let style = match command.verb {
+                    Verb::ShowJson => EscapeStyle::Json,
+                    _ => EscapeStyle::Lines,
+                };
+                (answer, buffer.is_empty(), style)
             }
             Some(Err(e)) => {
                 warn!("smcroute socket: {e}");
-                (Err(e.to_string()), true)
+                (Err(e.to_string()), true, EscapeStyle::Lines)
             }
         };
-        let mut bytes = answer.unwrap_or_else(|e| e).into_bytes();
+        // smcroutectl prints the answer as it is.
+        let answer = answer.unwrap_or_else(|e| e);
+        let mut bytes = escape(&answer, style).into_owned().into_bytes();
         bytes.push(0);
         timeout(CLIENT_TIMEOUT, stream.write_all(&bytes)).await??;
         if last {

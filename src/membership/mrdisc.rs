@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::random::RandomDelays;
+use super::refusal::MembershipRefusal;
 
 /// Number of initial advertisements (section 3.1, MAX_INITIAL_ADVERTISEMENTS).
 const INITIAL_ADVERTISEMENTS: u8 = 3;
@@ -10,6 +11,11 @@ const INITIAL_ADVERTISEMENTS: u8 = 3;
 const INITIAL_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum delay of the answer to a solicitation (MAX_RESPONSE_DELAY).
 const RESPONSE_DELAY: Duration = Duration::from_secs(2);
+/// Maximum number of messages per second that are processed or sent on an interface (section 3.1.6,
+/// MaxMessageRate).
+const MAX_MESSAGE_RATE: u32 = 10;
+/// Minimum time between two advertisements.
+const MIN_GAP: Duration = Duration::from_millis(1000 / MAX_MESSAGE_RATE as u64);
 /// Maximum deviation from the interval, as a fraction of it (AdvertisementJitter).
 const JITTER: f64 = 0.025;
 
@@ -19,7 +25,13 @@ pub struct Advertiser {
     interval: Duration,
     initial_left: u8,
     next: Instant,
+    /// Whether the advertisement at `next` answers a solicitation.
+    answers: bool,
+    /// When the last advertisement became due.
+    last: Option<Instant>,
     due: bool,
+    /// Start of the current second of received solicitations, and their number.
+    solicited: Option<(Instant, u32)>,
     random: RandomDelays,
 }
 
@@ -32,7 +44,10 @@ impl Advertiser {
             interval,
             initial_left: INITIAL_ADVERTISEMENTS,
             next: now,
+            answers: false,
+            last: None,
             due: false,
+            solicited: None,
             random: RandomDelays::new(seed),
         };
         // A random delay of the first advertisement separates routers that start together.
@@ -40,10 +55,31 @@ impl Advertiser {
         advertiser
     }
 
-    /// Handles a solicitation (section 3.2): an advertisement is due within the response delay.
-    pub fn handle_solicitation(&mut self, now: Instant) {
-        let answer_due = now + self.random.part(RESPONSE_DELAY);
-        self.next = self.next.min(answer_due);
+    /// Handles a solicitation (sections 3.2 and 4): an advertisement is due within the response delay.
+    /// It answers all solicitations that arrive before it is sent.
+    ///
+    /// # Errors
+    /// More solicitations than MaxMessageRate arrived within a second. This one has no effect.
+    pub fn handle_solicitation(&mut self, now: Instant) -> Result<(), MembershipRefusal> {
+        let second = self.solicited.filter(|(start, _)| {
+            let elapsed = now.saturating_duration_since(*start);
+            elapsed < Duration::from_secs(1)
+        });
+        let (start, count) = second.unwrap_or((now, 0));
+        if count == MAX_MESSAGE_RATE {
+            return Err(MembershipRefusal::SolicitationRate);
+        }
+        self.solicited = Some((start, count + 1));
+        // A new random delay for each solicitation would move the answer of a flood to its start.
+        if !self.answers {
+            let mut answer_due = now + self.random.part(RESPONSE_DELAY);
+            if let Some(last) = self.last {
+                answer_due = answer_due.max(last + MIN_GAP);
+            }
+            self.next = self.next.min(answer_due);
+            self.answers = true;
+        }
+        Ok(())
     }
 
     /// Returns the time at which [`handle_timeout`](Self::handle_timeout) must be called.
@@ -57,6 +93,8 @@ impl Advertiser {
             return;
         }
         self.due = true;
+        self.answers = false;
+        self.last = Some(now);
         let jitter = self.interval.mul_f64(JITTER);
         let mut interval = self.interval - jitter + self.random.part(jitter * 2);
         if self.initial_left > 0 {
@@ -123,13 +161,89 @@ mod tests {
         advertisement_times(&mut advertiser, start, Duration::from_secs(30));
         let now = start + Duration::from_secs(31);
         let regular = advertiser.poll_timeout();
-        advertiser.handle_solicitation(now);
+        advertiser.handle_solicitation(now).unwrap();
         assert!(advertiser.poll_timeout() <= now + RESPONSE_DELAY);
         assert!(advertiser.poll_timeout() < regular);
         // A second solicitation does not delay the answer.
         let soon = advertiser.poll_timeout();
-        advertiser.handle_solicitation(now + Duration::from_millis(1));
-        assert!(advertiser.poll_timeout() <= soon);
+        let second = now + Duration::from_millis(1);
+        advertiser.handle_solicitation(second).unwrap();
+        assert_eq!(advertiser.poll_timeout(), soon);
+    }
+
+    /// RFC 4286 section 3.2: the delay is random, so that the routers of a link do not answer together.
+    #[test]
+    fn answers_have_random_delays_over_two_seconds() {
+        let start = Instant::now();
+        let delay = |seed| {
+            let mut advertiser = Advertiser::new(start, INTERVAL, seed);
+            advertisement_times(&mut advertiser, start, Duration::from_secs(30));
+            let now = start + Duration::from_secs(31);
+            advertiser.handle_solicitation(now).unwrap();
+            (advertiser.poll_timeout() - now).as_secs_f64()
+        };
+        let delays: Vec<f64> = (0..100).map(delay).collect();
+        let mean = delays.iter().sum::<f64>() / delays.len() as f64;
+        assert!((0.7..1.3).contains(&mean), "{mean}");
+        assert!(delays.iter().any(|d| *d < 0.4), "{delays:?}");
+        assert!(delays.iter().any(|d| *d > 1.6), "{delays:?}");
+    }
+
+    /// 1,000 solicitations a second for a minute cause about one advertisement a second, and all but
+    /// ten solicitations a second are refused.
+    #[test]
+    fn flood_of_solicitations_is_limited() {
+        let start = Instant::now();
+        let mut advertiser = Advertiser::new(start, INTERVAL, 7);
+        let (mut sent, mut refused) = (Vec::new(), 0);
+        for ms in 0..60_000 {
+            let now = start + Duration::from_millis(ms);
+            if let Err(reason) = advertiser.handle_solicitation(now) {
+                assert_eq!(reason, MembershipRefusal::SolicitationRate);
+                refused += 1;
+            }
+            advertiser.handle_timeout(now);
+            if advertiser.poll_advertisement() {
+                sent.push(now);
+            }
+        }
+        assert_eq!(refused, 60_000 - 60 * 10);
+        assert!((30..=90).contains(&sent.len()), "{}", sent.len());
+        for pair in sent.windows(2) {
+            let gap = pair[1] - pair[0];
+            assert!(gap >= Duration::from_millis(100), "{gap:?}");
+            assert!(gap <= RESPONSE_DELAY + Duration::from_secs(1), "{gap:?}");
+        }
+    }
+
+    #[test]
+    fn ten_solicitations_are_accepted_each_second() {
+        let start = Instant::now();
+        let mut advertiser = Advertiser::new(start, INTERVAL, 5);
+        for second in 0..3 {
+            let at = |ms: u64| start + Duration::from_millis(second * 1000 + ms);
+            for ms in 0..10 {
+                assert_eq!(advertiser.handle_solicitation(at(ms)), Ok(()));
+            }
+            let refused = Err(MembershipRefusal::SolicitationRate);
+            assert_eq!(advertiser.handle_solicitation(at(10)), refused);
+            assert_eq!(advertiser.handle_solicitation(at(999)), refused);
+        }
+    }
+
+    #[test]
+    fn one_answer_follows_many_solicitations() {
+        let start = Instant::now();
+        let mut advertiser = Advertiser::new(start, INTERVAL, 9);
+        advertisement_times(&mut advertiser, start, Duration::from_secs(30));
+        let now = start + Duration::from_secs(31);
+        for ms in 0..10 {
+            let at = now + Duration::from_millis(ms);
+            advertiser.handle_solicitation(at).unwrap();
+        }
+        let until = Duration::from_secs(31) + RESPONSE_DELAY;
+        let times = advertisement_times(&mut advertiser, start, until);
+        assert_eq!(times.len(), 1, "{times:?}");
     }
 
     #[test]

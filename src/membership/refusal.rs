@@ -10,6 +10,8 @@ reason_enum! {
     MemberRate = "member_rate",
     /// The report rate limit is exceeded, and the sender is not known as a member.
     UnknownSenderRate = "stranger_rate",
+    /// More router solicitations arrive per second than RFC 4286 section 3.1.6 allows.
+    SolicitationRate = "solicitation_rate",
     /// The interface has as many groups as the limit allows, and this is another group.
     GroupLimit = "group_limit",
     /// The group has as many sources as the limit allows, and this is another source.

@@ -29,6 +29,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Number of consecutive refusals after which a new id is requested. The server may have bound the
 /// old one to another client certificate.
 const MAX_REFUSALS: u32 = 3;
+/// Maximum number of unusable mappings that an event describes.
+const MAX_EXAMPLES: usize = 5;
 /// Time until (*,G) joins are sent again to a server that refused them.
 const ASM_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -51,8 +53,13 @@ pub enum MnatEvent {
         /// The previous failure had another kind or reason.
         is_new: bool,
     },
-    /// A mapping in a response cannot be used. The text names the mapping and the reason.
-    InvalidMapping(String),
+    /// Mappings in a response cannot be used, or could be used in the response before.
+    InvalidMappings {
+        /// The number of such mappings.
+        count: usize,
+        /// Some of them, each with the reason.
+        examples: Vec<String>,
+    },
     /// The number of joins that are not sent to the server, because one request cannot hold them.
     /// They are the last ones in the order of [`Channel`].
     JoinsLeftOut(usize),
@@ -455,16 +462,18 @@ impl Machine {
             settled,
             complete: problems.is_empty(),
         };
-        for problem in &problems {
-            if !self.problems.contains(problem) {
-                self.events
-                    .push_back(MnatEvent::InvalidMapping(problem.clone()));
-            }
+        let problems: BTreeSet<String> = problems.into_iter().collect();
+        let (changes, unusable) = self.mappings.compare(now, mappings, context);
+        let new = problems.difference(&self.problems);
+        let new: Vec<&String> = new.chain(&unusable).collect();
+        if !new.is_empty() {
+            let examples = new.iter().take(MAX_EXAMPLES);
+            self.events.push_back(MnatEvent::InvalidMappings {
+                count: new.len(),
+                examples: examples.map(ToString::to_string).collect(),
+            });
         }
-        self.problems = problems.into_iter().collect();
-        let (changes, problems) = self.mappings.compare(now, mappings, context);
-        self.events
-            .extend(problems.into_iter().map(MnatEvent::InvalidMapping));
+        self.problems = problems;
         self.report_changes(changes);
         self.events.push_back(MnatEvent::Polled { settled });
     }

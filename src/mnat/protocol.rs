@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::channel::Channel;
 use super::config::MnatRole;
+use crate::model::escape::quote;
 
 /// Path of the API on the server.
 pub const ROOT: &str = "/mnat-ds";
@@ -25,8 +26,6 @@ const JOIN_REQUEST_OVERHEAD: usize = 1024;
 pub const MAX_MAPPINGS: usize = 65_536;
 /// Maximum length of a watcher id, in bytes.
 const MAX_ID_LEN: usize = 128;
-/// Maximum length of server text in our error texts, in characters.
-const MAX_QUOTE_LEN: usize = 200;
 
 /// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -406,17 +405,6 @@ fn error_message(body: &[u8]) -> Option<String> {
     message.or_else(|| text("error-tag")).map(quote)
 }
 
-/// Makes text from the server safe for the log: one line without control characters, at most
-/// [`MAX_QUOTE_LEN`] characters.
-fn quote(text: &str) -> String {
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let mut quoted: String = text.chars().take(MAX_QUOTE_LEN).map(printable).collect();
-    if text.chars().nth(MAX_QUOTE_LEN).is_some() {
-        quoted.push('…');
-    }
-    quoted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -522,7 +510,7 @@ mod tests {
                 Op::Join,
                 400,
                 r#"{"ietf-restconf:errors": {"error": [{"error-message": "bad\nsource"}]}}"#,
-                "answers 400: bad source",
+                "answers 400: bad\\nsource",
             ),
         ] {
             let fault = parse_response(op, status, text.as_bytes())

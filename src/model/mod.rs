@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod aliases;
+pub mod escape;
 pub mod filter;
 pub mod flow_end;
 pub mod link;

@@ -19,6 +19,7 @@ mod request_stream;
 pub use actor::HttpServerActor;
 pub use listener::HttpListener;
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use super::{background, query};
 use crate::actors::{RouterContext, confined_thread};
 use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
 use crate::metrics::http::HttpRefusal;
+use crate::model::escape::{EscapeStyle, escape};
 use crate::sys::confinement::FileAccess;
 use answers::{AnswerLimits, Busy};
 use connections::{Connections, max_connections};
@@ -318,8 +320,13 @@ fn unavailable(error: &str) -> HttpResponse {
     HttpResponse::ServiceUnavailable().json(json!({ "version": api::VERSION, "error": error }))
 }
 
+/// Encodes a reply as JSON that a terminal can show, for instance by curl.
 fn encode(reply: &ShowReply) -> serde_json::Result<String> {
-    serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))
+    let text = serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))?;
+    Ok(match escape(&text, EscapeStyle::Json) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(escaped) => escaped,
+    })
 }
 
 async fn api_is_off() -> HttpResponse {
@@ -339,4 +346,18 @@ async fn not_found(site: Data<Site>) -> HttpResponse {
     HttpResponse::NotFound()
         .content_type(ContentType::plaintext())
         .body(format!("there are /metrics /healthz /readyz{api}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reply_is_json_without_bidirectional_controls() {
+        let text = "a\u{202e}b";
+        let body = encode(&ShowReply::Done(text.into())).unwrap();
+        assert!(body.is_ascii(), "{body}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert!(body["show"].to_string().contains(text));
+    }
 }

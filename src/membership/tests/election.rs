@@ -123,6 +123,26 @@ fn querier_election_lowest_address_wins() {
     assert_eq!(link.take_events(), [changed(Some("10.0.0.5"), true)]);
 }
 
+/// RFC 9776 section 4.1.5: the S flag suppresses neither the election nor the values of the querier.
+#[test]
+fn general_query_with_s_flag_takes_part_in_election() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.5"));
+    link.advance_to(1.0).take_events();
+    let mut query = link.general_query();
+    query.suppress = true;
+    query.robustness = 3;
+    link.receive_query("10.0.0.3", &query).unwrap();
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.3"), false)]);
+    assert_eq!(link.machine.timers().robustness(), 3);
+    // Such a query also restarts the other querier present timer, 3 x 125 s + 10 s / 2.
+    link.advance_to(300.0);
+    link.receive_query("10.0.0.3", &query).unwrap();
+    link.advance_to(679.0);
+    assert_eq!(link.take_events(), []);
+    link.advance_to(680.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.5"), true)]);
+}
+
 #[test]
 fn querier_election_compares_addresses_numerically() {
     let mut link = link_with_policy(QuerierPolicy::Auto, Some("9.255.255.255"));

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::virtual_link::{VirtualLink, rule};
-use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol, SenderStatus};
+use crate::membership::{
+    Downstream, DownstreamConfig, MembershipRefusal, Protocol, ReportRateLimiter, SenderStatus,
+};
 use crate::model::{Group, HeaderChecks, ProxyRule, Source};
 use crate::wire::membership_message::{
     Generation, GroupRecord, MembershipMessage, Query, RecordType,
@@ -267,6 +269,26 @@ fn ssm_groups_ignore_older_versions_and_exclude() {
         link.receive(1, "TO_IN");
         assert_eq!(link.advance_to(10.0).state(), "gone");
     }
+}
+
+/// Several hosts may use it, so a member behind it cannot be told from others.
+#[test]
+fn unspecified_address_is_never_a_known_member() {
+    let now = Instant::now();
+    let mut limiter = ReportRateLimiter::new(now, 1000, 7);
+    for address in ["0.0.0.0", "::", "10.0.0.1"] {
+        let address: IpAddr = address.parse().unwrap();
+        for _ in 0..4 {
+            let expires = now + Duration::from_secs(270);
+            limiter.handle_accepted_report(now, address, expires);
+        }
+        let expected = match address.is_unspecified() {
+            true => SenderStatus::Unknown,
+            false => SenderStatus::Member { known_members: 1 },
+        };
+        assert_eq!(limiter.sender_status(now, address), expected, "{address}");
+    }
+    assert_eq!(limiter.member_count(), 1);
 }
 
 #[test]

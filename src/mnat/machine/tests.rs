@@ -320,7 +320,7 @@ fn invalid_responses_keep_the_mapping() {
     let invalid = test
         .events
         .iter()
-        .filter(|e| matches!(e, MnatEvent::InvalidMapping(_)));
+        .filter(|e| matches!(e, MnatEvent::InvalidMappings { count: 1, .. }));
     assert_eq!(invalid.count(), 2);
     // The server forgot the session. The next session assigns another local channel.
     test.start_session("B");
@@ -329,6 +329,36 @@ fn invalid_responses_keep_the_mapping() {
         panic!();
     };
     assert_eq!((old, new), (local(1), local(2)));
+}
+
+/// As many invalid mappings as a response can have, and more, cause one event with a few examples.
+#[test]
+fn invalid_mappings_cause_one_event() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
+    let invalid = |n: usize| {
+        let mut invalid = entry(global(1), Some(local(1)));
+        invalid["global-subscription"]["group"] = json!(format!("nonsense\u{202e}{n}"));
+        invalid
+    };
+    let entries: Vec<Value> = (0..65_546).map(invalid).collect();
+    for _ in 0..2 {
+        test.poll(&entries);
+    }
+    let counts = test.events.iter().filter_map(|e| match e {
+        MnatEvent::InvalidMappings { count, examples } => Some((*count, examples)),
+        _ => None,
+    });
+    let [(count, examples)] = counts.collect::<Vec<_>>()[..] else {
+        panic!("{} events", test.events.len());
+    };
+    // 65,536 are read. One problem is that there are more.
+    assert_eq!((count, examples.len()), (65_537, 5));
+    let escaped = |example: &String| example.contains("nonsense\\u{202e}");
+    assert!(
+        examples.iter().filter(|e| escaped(e)).count() >= 4,
+        "{examples:?}"
+    );
 }
 
 #[test]

@@ -94,6 +94,10 @@ impl RefusalReason {
                 Refused::MemberRate | Refused::UnknownSenderRate => Some(
                     "If these hosts are legitimate, raise limits.reports_per_second of the proxy",
                 ),
+                Refused::SolicitationRate => Some(
+                    "Usually one solicitation of each switch is enough. Look at the packets of this \
+                     sender with tcpdump, and repair it",
+                ),
                 Refused::GroupLimit => Some(
                     "`mcastor show groups` lists the groups. If they are legitimate, raise \
                      limits.groups of the proxy",

@@ -229,8 +229,9 @@ impl Service {
                     );
                     if let (mrdisc::RouterDiscoveryMessage::Solicitation, Some(advertiser)) =
                         (received.message, &mut family.advertiser)
+                        && let Err(reason) = advertiser.handle_solicitation(now)
                     {
-                        advertiser.handle_solicitation(now);
+                        self.reject(now, Some(source), reason.into(), context);
                     }
                 }
             }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tracing::{debug, info, warn};
 
+use self::events::summary;
 use crate::actors::child::ChildStart;
 use crate::actors::messages::{
     ConfigureMnat, MembersChanged, MnatRoutesChanged, MnatStatus, QueryMnat, ReportMembers,
@@ -33,6 +34,7 @@ use crate::mnat::{
     RoutePlan, RouteStep, joinfile,
 };
 use crate::model::RouteName;
+use crate::model::escape::quote;
 use crate::sys::files::replace_or_overwrite;
 
 /// Interval at which timers and files are checked.
@@ -143,7 +145,7 @@ impl Mnat {
         }
         let outcome = outcome.as_ref();
         let response = outcome.map(|(status, body)| (*status, body.as_slice()));
-        let response = response.map_err(ToString::to_string);
+        let response = response.map_err(|e| quote(&e.to_string()));
         self.machine.handle_outcome(Instant::now(), response);
     }
 
@@ -169,18 +171,21 @@ impl Mnat {
             }
         };
         let file = joinfile::parse(&bytes);
-        for (line, fault) in &file.faults {
-            warn!("mnat: {path}:{line}: {fault}; the line is skipped");
+        if file.fault_count > 0 {
+            let faults = file.faults.iter();
+            let faults =
+                faults.map(|(line, fault)| format!("line {line}: {}", quote(&fault.to_string())));
+            let faults = summary(file.fault_count, faults);
+            warn!("mnat: {path}: invalid lines are skipped: {faults}");
         }
-        let more = file.fault_count - file.faults.len();
-        if more > 0 {
-            warn!("mnat: {path}: {more} more lines are skipped");
-        }
-        for channel in file.joins.difference(&self.from_file) {
-            debug!("mnat: {channel}: joined by {path}");
-        }
-        for channel in self.from_file.difference(&file.joins) {
-            debug!("mnat: {channel}: left by {path}");
+        for (channels, verb) in [
+            (file.joins.difference(&self.from_file), "joined"),
+            (self.from_file.difference(&file.joins), "left"),
+        ] {
+            let count = channels.clone().count();
+            if count > 0 {
+                debug!("mnat: {path}: {verb} {}", summary(count, channels));
+            }
         }
         self.from_file = file.joins;
         self.update_joins(now);
@@ -466,12 +471,15 @@ impl Handler<RoutesRefused> for Mnat {
         if message.complete {
             former = std::mem::take(&mut self.refused);
         }
-        for (name, why) in message.refused {
-            if former.get(&name) != Some(&why) {
-                warn!("mnat: route \"{name}\" is refused: {why}");
-            }
-            self.refused.insert(name, why);
+        let refused = message.refused.iter();
+        let new = refused.filter(|(name, why)| former.get(name) != Some(why));
+        let new: Vec<String> = new
+            .map(|(name, why)| format!("\"{name}\": {why}"))
+            .collect();
+        if !new.is_empty() {
+            warn!("mnat: routes are refused: {}", summary(new.len(), &new));
         }
+        self.refused.extend(message.refused);
         // Reasons of removed mappings are forgotten.
         if !self.refused.is_empty() {
             let routes = self.plan.routes().map(|r| MnatRoute::from(r).name());
