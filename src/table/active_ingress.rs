@@ -180,11 +180,11 @@ fn assess(
     let is_running = active.is_some_and(|active| selection.domain.running.contains(&active));
     let silent_ms = age_ms(state, now_ms);
     if !is_active {
-        if let Some(link) = arrival.source_link {
-            if active.is_none() || active == Some(link) && state & HELD == 0 {
-                let state = active.map(|_| state);
-                return (Admission::Standby, hold(state, link, arrival, now_ms));
-            }
+        if let Some(link) = arrival.source_link
+            && (active.is_none() || active == Some(link) && state & HELD == 0)
+        {
+            let state = active.map(|_| state);
+            return (Admission::Standby, hold(state, link, arrival, now_ms));
         }
         let outranks = arrival.outranks && arrival.source_link.is_none();
         let may_replace = silent_ms >= arrival.takeover_ms
