@@ -113,13 +113,12 @@ fn finish(line: &[u8], style: EscapeStyle, suppressed: Option<SuppressedLines>) 
     let mut line = escape(text, style).into_owned();
     match suppressed {
         None => {}
-        Some(lines) if style == EscapeStyle::Json => {
-            // The formatter wrote an object.
-            if line.pop() == Some('}') {
-                line += &format!(",\"suppressed_lines\":{}}}", lines.count());
-            }
+        Some(lines) if style == EscapeStyle::Text => line += &lines.to_string(),
+        // The formatter wrote an object.
+        Some(lines) => {
+            let object = line.strip_suffix('}').unwrap_or(&line);
+            line = format!("{object},\"suppressed_lines\":{}}}", lines.count());
         }
-        Some(lines) => line += &lines.to_string(),
     }
     line + end
 }

@@ -141,6 +141,7 @@ mod tests {
 
     #[test]
     fn initial_advertisements_precede_periodic_ones() {
+        let mut gaps = Vec::new();
         for seed in 0..50 {
             let start = Instant::now();
             let mut advertiser = Advertiser::new(start, INTERVAL, seed);
@@ -150,7 +151,21 @@ mod tests {
             for pair in times[2..].windows(2) {
                 let gap = pair[1] - pair[0];
                 assert!((19.5..=20.5).contains(&gap), "{gap}");
+                gaps.push(gap);
             }
+        }
+        // The jitter uses its whole range.
+        assert!(gaps.iter().any(|gap| *gap < 19.6));
+        assert!(gaps.iter().any(|gap| *gap > 20.4));
+    }
+
+    /// RFC 4286 section 3.1.1: 4 to 180 seconds.
+    #[test]
+    fn advertised_interval_is_within_its_range() {
+        for (configured, advertised) in [(1, 4), (4, 4), (20, 20), (180, 180), (1000, 180)] {
+            let interval = Duration::from_secs(configured);
+            let advertiser = Advertiser::new(Instant::now(), interval, 1);
+            assert_eq!(advertiser.interval_seconds(), advertised);
         }
     }
 
@@ -193,27 +208,45 @@ mod tests {
     /// ten solicitations a second are refused.
     #[test]
     fn flood_of_solicitations_is_limited() {
+        // The delays of several seeds are needed to reach the minimum gap.
+        for seed in 0..10 {
+            let start = Instant::now();
+            let mut advertiser = Advertiser::new(start, INTERVAL, seed);
+            let (mut sent, mut refused) = (Vec::new(), 0);
+            for ms in 0..60_000 {
+                let now = start + Duration::from_millis(ms);
+                if let Err(reason) = advertiser.handle_solicitation(now) {
+                    assert_eq!(reason, MembershipRefusal::SolicitationRate);
+                    refused += 1;
+                }
+                advertiser.handle_timeout(now);
+                if advertiser.poll_advertisement() {
+                    sent.push(now);
+                }
+            }
+            assert_eq!(refused, 60_000 - 60 * 10);
+            assert!((30..=90).contains(&sent.len()), "{}", sent.len());
+            for pair in sent.windows(2) {
+                let gap = pair[1] - pair[0];
+                assert!(gap >= Duration::from_millis(100), "{gap:?}");
+                assert!(gap <= RESPONSE_DELAY + Duration::from_secs(1), "{gap:?}");
+            }
+        }
+    }
+
+    /// MaxMessageRate also limits what is sent.
+    #[test]
+    fn answer_is_sent_100_ms_after_the_last_advertisement() {
         let start = Instant::now();
-        let mut advertiser = Advertiser::new(start, INTERVAL, 7);
-        let (mut sent, mut refused) = (Vec::new(), 0);
-        for ms in 0..60_000 {
-            let now = start + Duration::from_millis(ms);
-            if let Err(reason) = advertiser.handle_solicitation(now) {
-                assert_eq!(reason, MembershipRefusal::SolicitationRate);
-                refused += 1;
-            }
-            advertiser.handle_timeout(now);
-            if advertiser.poll_advertisement() {
-                sent.push(now);
-            }
-        }
-        assert_eq!(refused, 60_000 - 60 * 10);
-        assert!((30..=90).contains(&sent.len()), "{}", sent.len());
-        for pair in sent.windows(2) {
-            let gap = pair[1] - pair[0];
-            assert!(gap >= Duration::from_millis(100), "{gap:?}");
-            assert!(gap <= RESPONSE_DELAY + Duration::from_secs(1), "{gap:?}");
-        }
+        let gaps = (0..100).map(|seed| {
+            let mut advertiser = Advertiser::new(start, INTERVAL, seed);
+            advertisement_times(&mut advertiser, start, Duration::from_secs(30));
+            let sent = advertiser.poll_timeout();
+            advertiser.handle_timeout(sent);
+            advertiser.handle_solicitation(sent).unwrap();
+            advertiser.poll_timeout() - sent
+        });
+        assert_eq!(gaps.min(), Some(Duration::from_millis(100)));
     }
 
     #[test]
