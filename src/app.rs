@@ -197,6 +197,7 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
         listener,
         hosts: settings.http.hosts.clone(),
         api: settings.http.api,
+        max_connections: sys::limits::max_open_files() / 4,
     });
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;

@@ -19,8 +19,13 @@ pub(super) fn start(files: FileAccess) -> Arbiter {
     thread
 }
 
+/// Confines the calling thread, which needs no file, as far as the kernel supports this.
+pub(crate) fn confine_without_files() {
+    confine(FileAccess::None);
+}
+
 /// Confines the calling thread as far as the kernel supports this. Logs the result once.
-pub(crate) fn confine(files: FileAccess) {
+fn confine(files: FileAccess) {
     let confined = confine_thread(files);
     static LOGGED: Once = Once::new();
     LOGGED.call_once(|| match confined {

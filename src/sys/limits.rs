@@ -1,8 +1,8 @@
 //! Resource limits of the process: open files.
 //!
 //! Strangers can make this process open descriptors: by joins, and by interfaces that appear. The
-//! last quarter, at most [`RESERVE`], is left to the control socket, to HTTP and to files. The
-//! kernel always hands out the lowest free number, so a new descriptor in the last quarter means
+//! last eighth, at most `RESERVE`, is left to the control socket, to HTTP and to files. The
+//! kernel always hands out the lowest free number, so a new descriptor in the reserve means
 //! that all below it are in use.
 
 use std::io;
@@ -19,7 +19,7 @@ static FIRST_RESERVED: LazyLock<RawFd> = LazyLock::new(|| {
 });
 
 fn first_reserved(limit: u64) -> RawFd {
-    RawFd::try_from(limit - (limit / 4).min(RESERVE)).unwrap_or(RawFd::MAX)
+    RawFd::try_from(limit - (limit / 8).min(RESERVE)).unwrap_or(RawFd::MAX)
 }
 
 /// Returns the number of descriptors that the process may use.
@@ -67,8 +67,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_quarter_is_reserved_up_to_64() {
-        assert_eq!(first_reserved(64), 48);
+    fn last_eighth_is_reserved_up_to_64() {
+        assert_eq!(first_reserved(64), 56);
         assert_eq!(first_reserved(1024), 960);
         assert_eq!(first_reserved(1 << 20), (1 << 20) - 64);
         assert_eq!(first_reserved(u64::MAX), RawFd::MAX);

@@ -20,6 +20,7 @@ pub mod memberships;
 pub mod memory;
 pub mod multicast;
 pub mod netns;
+pub mod off_thread;
 pub mod packet;
 pub mod poll;
 pub mod privileges;

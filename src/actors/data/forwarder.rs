@@ -18,7 +18,7 @@ use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfName, InterfaceId, PlaneName};
 use crate::pipeline::egress::{SendCounts, TooBigPacket};
 use crate::pipeline::{EgressQueue, PacketSink, Progress};
-use crate::planes::off_thread::DroppedOffThread;
+use crate::sys::off_thread::DroppedOffThread;
 use crate::table::Fib;
 
 /// Limit of the mailbox: far above what the interfaces of one worker send under

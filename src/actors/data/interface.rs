@@ -27,7 +27,7 @@ use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName, TakeoverRole};
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
-use crate::planes::off_thread::{self, DroppedOffThread};
+use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::Ingress;
 use crate::table::flows::{EndedFlows, Flows};
 

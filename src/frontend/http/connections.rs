@@ -6,15 +6,8 @@ use std::rc::Rc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::sys::limits::max_open_files;
-
 /// Largest limit of concurrent connections.
-const MAX_CONNECTIONS: usize = 256;
-
-/// Returns the limit of concurrent connections: a quarter of the files that the process may open.
-pub fn max_connections() -> usize {
-    (max_open_files() / 4).clamp(4, MAX_CONNECTIONS)
-}
+pub const MAX_CONNECTIONS: usize = 256;
 
 /// The open connections of the server, oldest first. Clones share them.
 #[derive(Clone)]

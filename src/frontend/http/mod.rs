@@ -45,9 +45,8 @@ use crate::actors::{RouterContext, confined_thread};
 use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
 use crate::metrics::http::HttpRefusal;
 use crate::model::escape::{EscapeStyle, escape};
-use crate::sys::confinement::FileAccess;
 use answers::{AnswerLimits, Busy};
-use connections::{Connections, max_connections};
+use connections::{Connections, MAX_CONNECTIONS};
 use host::AllowedHosts;
 use refusals::Refusals;
 use request_stream::RequestStream;
@@ -70,6 +69,8 @@ pub struct HttpConfig {
     pub hosts: Vec<String>,
     /// Whether to serve `/api/v1`.
     pub api: bool,
+    /// How many connections the limit of open files permits.
+    pub max_connections: usize,
 }
 
 impl HttpConfig {
@@ -82,6 +83,7 @@ impl HttpConfig {
             listener: self.listener.try_clone()?,
             hosts: self.hosts.clone(),
             api: self.api,
+            max_connections: self.max_connections,
         })
     }
 }
@@ -94,11 +96,13 @@ struct Site {
     hosts: Option<AllowedHosts>,
     answers: AnswerLimits,
     api: bool,
+    max_connections: usize,
 }
 
 /// Starts the server.
 fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> {
     let refusals = Refusals::new(context.clone());
+    let limit = config.max_connections.clamp(4, MAX_CONNECTIONS);
     let site = Data::new(Site {
         context,
         hosts: match config.listener {
@@ -108,11 +112,12 @@ fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> 
         answers: AnswerLimits::new(refusals.clone()),
         refusals,
         api: config.api,
+        max_connections: limit,
     });
     let server = Server::build()
         .workers(1)
         // More connections than the limit exist for a moment, while the oldest are closed.
-        .max_concurrent_connections(2 * max_connections())
+        .max_concurrent_connections(2 * limit)
         .disable_signals()
         .shutdown_timeout(0);
     let server = match config.listener {
@@ -133,7 +138,7 @@ fn connection_service<S>(
 where
     S: ActixStream + std::os::fd::AsFd + 'static,
 {
-    confined_thread::confine(FileAccess::None);
+    confined_thread::confine_without_files();
     let refusals = site.refusals.clone();
     let app = App::new()
         .app_data(site.clone())
@@ -156,7 +161,7 @@ where
         .h1_write_buffer_size(WRITE_BUFFER)
         .h1(map_config(app, |()| AppConfig::default()))
         .map_err(|e| debug!("http: a connection ended: {e}"));
-    let limit = max_connections();
+    let limit = site.max_connections;
     let connections = Connections::new(limit);
     apply_fn_factory(http, move |stream: S, http| {
         limit_buffers(&stream);

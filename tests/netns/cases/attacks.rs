@@ -28,8 +28,11 @@ cases!("attacks":
 
 const GROUP: &str = "239.9.9.9";
 
-/// An IGMPv3 report with these records: type, group, sources.
-fn v3_report(records: &[(u8, [u8; 4], Vec<[u8; 4]>)]) -> Vec<u8> {
+/// A record of an IGMPv3 report: type, group, sources.
+type Record = (u8, [u8; 4], Vec<[u8; 4]>);
+
+/// An IGMPv3 report with these records.
+fn v3_report(records: &[Record]) -> Vec<u8> {
     let mut body = vec![0x22, 0, 0, 0, 0, 0];
     body.extend((records.len() as u16).to_be_bytes());
     for (kind, group, sources) in records {
@@ -118,11 +121,13 @@ fn heavy_reports_delay_nothing_on_other_interfaces(lab: &Lab) {
             sent.load(Ordering::Relaxed) > 2400
         });
         let (mut joins, mut probes) = (Vec::new(), Vec::new());
-        for n in 1..=100 {
+        for n in 1..=50 {
             // A new capture for each join: the attacker causes many reports upstream.
             let wire = Capture::new(&star.src, "eth0");
             let start = Instant::now();
             let group = [239, 2, 2, n];
+            // On a busy machine this takes longer than a membership lasts.
+            member.send(&from_member(&report([239, 9, 9, 9])));
             member.send(&from_member(&report(group)));
             assert!(
                 wait_until(Duration::from_secs(10), || joined(&wire, group)),
@@ -230,9 +235,9 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
         let ask = || {
             // The clients are on other machines: here they only use idle cores.
             run_when_idle().expect("a low priority");
-            let until = Instant::now() + Duration::from_secs(3);
-            let mut answers = 0;
-            while Instant::now() < until {
+            let (start, mut answers) = (Instant::now(), 0);
+            let seconds = |n| start.elapsed() >= Duration::from_secs(n);
+            while !seconds(3) || answers == 0 && !seconds(60) {
                 // A client may give up, because it gets no core for long.
                 let answer = router.get("/api/v1/flows");
                 answers += usize::from(answer.is_ok_and(|answer| answer.status == 200));
@@ -261,7 +266,7 @@ fn joins_leave_descriptors_for_control_and_http(lab: &Lab) {
             .status();
         assert!(lowered.expect("prlimit").success());
         let upstream = Capture::new(&star.src, "eth0");
-        let interfaces: Vec<String> = (0..limit / 16).map(|n| format!("up{n}")).collect();
+        let interfaces: Vec<String> = (0..(limit - 64) / 16).map(|n| format!("up{n}")).collect();
         let link = |name: &String| {
             format!(
                 "link add {name} type veth peer name {name}p\nlink set {name}p up\nlink set {name} up\n"

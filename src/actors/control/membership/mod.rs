@@ -4,7 +4,7 @@
 //! Routing sends the interfaces to serve ([`ServeInterfaces`]). Interface actors send captured
 //! messages ([`MembershipMessages`]). Changes go to routing ([`MembershipChanged`]).
 //!
-//! Messages wait in a queue for each interface and are processed in turns ([`MessageQueue`]).
+//! Messages wait in a queue for each interface and are processed in turns.
 //!
 //! A restarted actor knows no members and queries them. Routing keeps the former memberships
 //! ([`MembershipStarted`]) until every host has had the time to answer ([`LearningComplete`]).

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -68,12 +69,12 @@ pub fn run<T: Send + 'static>(
 }
 
 /// A value that is dropped on another thread.
-pub struct DroppedOffThread<T: Send + 'static>(Option<T>);
+pub struct DroppedOffThread<T: Send + 'static>(ManuallyDrop<T>);
 
 impl<T: Send + 'static> DroppedOffThread<T> {
     /// Takes over a value.
     pub fn new(value: T) -> Self {
-        Self(Some(value))
+        Self(ManuallyDrop::new(value))
     }
 }
 
@@ -81,21 +82,22 @@ impl<T: Send + 'static> Deref for DroppedOffThread<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.as_ref().expect("present until it is dropped")
+        &self.0
     }
 }
 
 impl<T: Send + 'static> DerefMut for DroppedOffThread<T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.as_mut().expect("present until it is dropped")
+        &mut self.0
     }
 }
 
 impl<T: Send + 'static> Drop for DroppedOffThread<T> {
     fn drop(&mut self) {
-        if let Some(value) = self.0.take() {
-            submit(Box::new(move || drop(value)));
-        }
+        // SAFETY: the value is taken once, because `drop` is called once and nothing uses it
+        // afterwards.
+        let value = unsafe { ManuallyDrop::take(&mut self.0) };
+        submit(Box::new(move || drop(value)));
     }
 }
 
