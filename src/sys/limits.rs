@@ -1,25 +1,35 @@
 //! Resource limits of the process: open files.
 //!
 //! Strangers can make this process open descriptors: by joins, and by interfaces that appear. The
-//! last eighth, at most `RESERVE`, is left to the control socket, to HTTP and to files. The
-//! kernel always hands out the lowest free number, so a new descriptor in the reserve means
+//! last eighth, at most 64, is left to the control socket, to HTTP and to files. Memberships of the
+//! kernel, without which everything works, also leave half of the limit, at most 256, to the sockets
+//! for packets. The kernel always hands out the lowest free number, so a new descriptor in the reserve means
 //! that all below it are in use.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::LazyLock;
 
-/// Largest number of descriptors that are reserved.
-const RESERVE: u64 = 64;
+/// What a descriptor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DescriptorUse {
+    /// Capture or send packets.
+    Packets,
+    /// Hold memberships in the kernel.
+    KernelMemberships,
+}
 
-/// First descriptor of the reserve.
-static FIRST_RESERVED: LazyLock<RawFd> = LazyLock::new(|| {
-    let limit = open_file_limit().map_or(u64::MAX, |limit| limit.rlim_cur);
-    first_reserved(limit)
-});
+/// The limit at the first use.
+static LIMIT: LazyLock<u64> =
+    LazyLock::new(|| open_file_limit().map_or(u64::MAX, |limit| limit.rlim_cur));
 
-fn first_reserved(limit: u64) -> RawFd {
-    RawFd::try_from(limit - (limit / 8).min(RESERVE)).unwrap_or(RawFd::MAX)
+/// Returns the first descriptor that is reserved for others.
+fn first_reserved(limit: u64, usage: DescriptorUse) -> RawFd {
+    let reserve = match usage {
+        DescriptorUse::Packets => (limit / 8).min(64),
+        DescriptorUse::KernelMemberships => (limit / 2).min(256),
+    };
+    RawFd::try_from(limit - reserve).unwrap_or(RawFd::MAX)
 }
 
 /// Returns the number of descriptors that the process may use.
@@ -32,8 +42,8 @@ pub fn max_open_files() -> usize {
 ///
 /// # Errors
 /// `EMFILE` if it is in the reserve. The descriptor is closed.
-pub fn outside_reserve<T: AsRawFd>(descriptor: T) -> io::Result<T> {
-    match descriptor.as_raw_fd() < *FIRST_RESERVED {
+pub fn outside_reserve<T: AsRawFd>(descriptor: T, usage: DescriptorUse) -> io::Result<T> {
+    match descriptor.as_raw_fd() < first_reserved(*LIMIT, usage) {
         true => Ok(descriptor),
         false => Err(io::Error::from_raw_os_error(libc::EMFILE)),
     }
@@ -67,10 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_eighth_is_reserved_up_to_64() {
-        assert_eq!(first_reserved(64), 56);
-        assert_eq!(first_reserved(1024), 960);
-        assert_eq!(first_reserved(1 << 20), (1 << 20) - 64);
-        assert_eq!(first_reserved(u64::MAX), RawFd::MAX);
+    fn part_of_the_limit_is_reserved() {
+        let packets = |limit| first_reserved(limit, DescriptorUse::Packets);
+        assert_eq!([64, 1024, 1 << 20].map(packets), [56, 960, (1 << 20) - 64]);
+        assert_eq!(packets(u64::MAX), RawFd::MAX);
+        let memberships = |limit| first_reserved(limit, DescriptorUse::KernelMemberships);
+        assert_eq!([64, 1024].map(memberships), [32, 768]);
     }
 }

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::group_filter::exclude;
-use super::limits::outside_reserve;
+use super::limits::{DescriptorUse, outside_reserve};
 use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
 
@@ -187,7 +187,7 @@ impl HostMemberships {
         }
         let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-        let socket = outside_reserve(socket)?;
+        let socket = outside_reserve(socket, DescriptorUse::KernelMemberships)?;
         join(&socket, self.interface, group, source)?;
         let pooled = Some(PooledSocket {
             socket,

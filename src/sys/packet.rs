@@ -1,6 +1,6 @@
 //! Packet sockets (`packet(7)`): the types and functions that capture and transmit share.
 
-use super::limits::outside_reserve;
+use super::limits::{DescriptorUse, outside_reserve};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -104,7 +104,8 @@ pub(super) fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel created this descriptor above, and nothing else owns it.
-    outside_reserve(unsafe { OwnedFd::from_raw_fd(fd) })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    outside_reserve(fd, DescriptorUse::Packets)
 }
 
 /// Sets a socket option. `T` is the C struct or integer type of the option.
