@@ -37,7 +37,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use ahash::AHashMap;
 use ipnet::IpNet;
 
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
@@ -59,8 +58,8 @@ use crate::table::{EgressId, Fib, ReportOptions, Rib};
 pub struct Publish {
     /// The forwarding table.
     pub fib: Arc<Fib>,
-    /// Names of its ingress interfaces; `None` if the interfaces are those of the former table.
-    pub names: Option<AHashMap<InterfaceId, IfName>>,
+    /// The links that it was built for; `None` if the interfaces are those of the former table.
+    pub links: Option<Arc<Links>>,
 }
 
 /// Interface to supervisor: whether the capture could be opened.

@@ -66,6 +66,27 @@ mod tests {
         assert_eq!(compute(&bytes), !0xddf2);
     }
 
+    /// RFC 1071 section 4.1: an odd last byte is the high half of a word.
+    #[test]
+    fn odd_last_byte_is_padded_with_zero() {
+        let sum = add(0x1234, &[0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07]);
+        let padded = [0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x00];
+        assert_eq!(fold(sum), fold(add(0x1234, &padded)));
+        assert_eq!(fold(add(0x1234, &[0x07])), 0x1934);
+    }
+
+    #[test]
+    fn pseudo_header_contains_all_fields() {
+        let sum = |s: &str, d: &str| {
+            let (source, destination) = (s.parse().unwrap(), d.parse().unwrap());
+            fold(pseudo_header(source, destination, 17, 0x0100))
+        };
+        let expected = 0x0a00 + 0x0001 + 0xe101 + 0x0203 + 0x0111;
+        assert_eq!(sum("10.0.0.1", "225.1.2.3"), expected);
+        let expected = fold(0xfe80 + 0x0001 + 0xff02 + 0x0002 + 0x0111);
+        assert_eq!(sum("fe80::1", "ff02::2"), expected);
+    }
+
     #[test]
     fn rfc_1624_section_4_example() {
         // Equation 2 yields 0xffff here; equation 3 yields the correct 0x0000.

@@ -106,7 +106,6 @@ fn query(code: u8, group: &[u8; 4], rest: &[u8]) -> Result<Query, RejectReason> 
     };
     let count = u16::from_be_bytes([*high, *low]);
     Ok(Query {
-        generation: Generation::Three,
         group,
         max_response_time: from_tenths(floating_point::decode_8(code)),
         sources: records::queried_sources(&mut fields, count, group)?,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
@@ -26,7 +26,7 @@ use super::data::interface::Interface;
 use super::messages::{CaptureOpened, Publish};
 use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
-use crate::model::{IfName, InterfaceId};
+use crate::model::{IfName, InterfaceId, Links};
 use crate::planes::PlaneCounters;
 use crate::sys::confinement::FileAccess;
 use crate::table::{Fib, FibDiff, Ingress};
@@ -299,6 +299,17 @@ impl Supervisor {
         }));
     }
 
+    /// Updates the metrics of the interfaces that the table uses.
+    fn update_interface_metrics(&self, links: &Links) {
+        let catalog = &self.config.context.catalog;
+        let mut used = AHashSet::new();
+        for link in links.iter().filter(|link| self.fib.uses(link.index)) {
+            catalog.set_link(link);
+            used.insert(link.name.as_str());
+        }
+        catalog.retire_interfaces(&used);
+    }
+
     /// Puts a forwarding table in force that uses the same interfaces as the former one. Everything
     /// else is shared with the former snapshot.
     fn store_fib(&self) {
@@ -435,11 +446,18 @@ impl Handler<Publish> for Supervisor {
         let old = std::mem::replace(&mut self.fib, message.fib);
         let new = self.fib.clone();
         self.sync_planes(&FibDiff { old, new });
-        match message.names {
-            Some(names) => {
-                self.names = names;
+        match message.links {
+            Some(links) => {
+                let ingresses = links
+                    .iter()
+                    .filter(|link| self.fib.ingresses.contains_key(&link.index));
+                self.names = ingresses
+                    .map(|link| (link.index, link.name.clone()))
+                    .collect();
                 self.published = true;
                 self.reconcile(ctx);
+                // Now that they are in force.
+                self.update_interface_metrics(&links);
             }
             None => self.store_fib(),
         }

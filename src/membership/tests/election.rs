@@ -172,6 +172,93 @@ fn next_lowest_querier_replaces_expired_querier() {
     assert_eq!(link.take_general_query_times(), [455.0]);
 }
 
+/// Of several routers besides the querier, the lowest one takes over, as long as it sends queries.
+#[test]
+fn lowest_other_router_is_next() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.9"));
+    let query = link.general_query();
+    for (seconds, from) in [
+        (0.0, "10.0.0.1"),
+        (10.0, "10.0.0.3"),
+        (20.0, "10.0.0.2"),
+        (30.0, "10.0.0.4"),
+        // Restarts its timer.
+        (100.0, "10.0.0.2"),
+    ] {
+        link.advance_to(seconds);
+        link.receive_query(from, &query).unwrap();
+    }
+    link.take_events();
+    link.advance_to(255.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.2"), false)]);
+    let expires_in = link.machine.querier(link.now).expires_in;
+    assert_eq!(expires_in, Some(100 * SECOND));
+}
+
+#[test]
+fn next_querier_that_fell_silent_is_replaced_by_a_higher_one() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.9"));
+    let query = link.general_query();
+    for (seconds, from) in [
+        (0.0, "10.0.0.1"),
+        (1.0, "10.0.0.2"),
+        (200.0, "10.0.0.1"),
+        (260.0, "10.0.0.4"),
+    ] {
+        link.advance_to(seconds);
+        link.receive_query(from, &query).unwrap();
+    }
+    link.take_events();
+    link.advance_to(455.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.4"), false)]);
+}
+
+#[test]
+fn former_querier_takes_over_from_a_lower_one_that_fell_silent() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.9"));
+    let mut query = link.general_query();
+    link.receive_query("10.0.0.4", &query).unwrap();
+    link.advance_to(10.0);
+    // The timer of the lower router is 2 x 20 s + 10 s / 2.
+    query.interval = Some(20 * SECOND);
+    link.receive_query("10.0.0.2", &query).unwrap();
+    link.take_events();
+    link.advance_to(55.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.4"), false)]);
+    let expires_in = link.machine.querier(link.now).expires_in;
+    assert_eq!(expires_in, Some(200 * SECOND));
+}
+
+#[test]
+fn routers_that_fall_silent_together_are_replaced_by_this_one() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.9"));
+    let query = link.general_query();
+    link.receive_query("10.0.0.1", &query).unwrap();
+    link.receive_query("10.0.0.2", &query).unwrap();
+    link.take_events();
+    link.advance_to(255.0);
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.9"), true)]);
+}
+
+#[test]
+fn expired_querier_leaves_none_without_own_address() {
+    let mut link = link_with_policy(QuerierPolicy::Auto, None);
+    let query = link.general_query();
+    link.receive_query("10.0.0.1", &query).unwrap();
+    link.take_events();
+    link.advance_to(300.0);
+    assert_eq!(link.take_events(), [changed(None, false)]);
+    assert!(!link.machine.querier(link.now).is_us);
+}
+
+#[test]
+fn querier_on_without_address_elects_another_router() {
+    let mut link = link_with_policy(QuerierPolicy::On, None);
+    let query = link.general_query();
+    link.receive_query("10.0.0.3", &query).unwrap();
+    assert_eq!(link.take_events(), [changed(Some("10.0.0.3"), false)]);
+}
+
 #[test]
 fn invalid_queries_do_not_affect_election() {
     let mut link = link_with_policy(QuerierPolicy::Auto, Some("10.0.0.5"));
@@ -262,6 +349,21 @@ fn querier_off_sends_nothing_and_adopts_foreign_values() {
     query.robustness = 4;
     let _ = link.receive_query("0.0.0.0", &query);
     assert_eq!(link.machine.timers().robustness(), 4);
+}
+
+/// A bridge without an address changes the timers only while there is no querier.
+#[test]
+fn query_without_address_does_not_replace_values_of_the_querier() {
+    let mut link = link_with_policy(QuerierPolicy::Off, Some("10.0.0.1"));
+    let mut query = link.general_query();
+    query.robustness = 3;
+    link.receive_query("10.0.0.9", &query).unwrap();
+    query.robustness = 4;
+    let _ = link.receive_query("0.0.0.0", &query);
+    assert_eq!(link.machine.timers().robustness(), 3);
+    let mut link = link_with_policy(QuerierPolicy::Auto, None);
+    let _ = link.receive_query("0.0.0.0", &query);
+    assert_eq!(link.machine.timers().robustness(), 2);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use crate::lab::frame::{ethernet, transport_sum};
 use crate::lab::proxy::{checksummed, igmp_frame, joined, proxy};
 use crate::lab::switch::{upstream_switch, wait_until_snooping};
 use crate::lab::{
-    Capture, Frr, GroupMember, Injector, IpPacket, Lab, Ns, NumberedStream, Router, Star, bridge,
-    eventually, missing, received_in_order, wait_until,
+    Capture, Frr, GroupMember, Injector, IpPacket, Lab, Ns, NumberedStream, Router, Star, TIMEOUT,
+    bridge, eventually, missing, received_in_order, wait_until,
 };
 use mcastor::model::{Source, SourceFilter};
 
@@ -223,7 +223,11 @@ fn messages_equal_those_of_a_kernel_host(lab: &Lab) {
         let compare = |step: &str, count: usize| {
             let name = format!("{group} {step}");
             eventually(&name, true, || about(group, &theirs).len() >= count);
-            eventually(&name, about(group, &theirs), || about(group, &ours));
+            // Either of them may be the later one.
+            wait_until(Duration::from_secs(10), || {
+                about(group, &ours) == about(group, &theirs)
+            });
+            assert_eq!(about(group, &ours), about(group, &theirs), "{name}");
         };
         let member = match sources {
             [] => GroupMember::any_source(&star.rcv, "eth1", group),

@@ -48,7 +48,7 @@ impl Handler<Barrier> for Routing {
             // The supervisor handles messages in order, so it answers after all earlier ones.
             let republish = actor.links.is_some().then(|| Publish {
                 fib: actor.fib.clone(),
-                names: None,
+                links: None,
             });
             let supervisor = actor.context.directory.receiver::<Publish>();
             let published = async move {

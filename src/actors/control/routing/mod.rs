@@ -12,7 +12,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use actix::prelude::*;
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashSet;
 use tracing::{debug, info, warn};
 
 use crate::actors::messages::{
@@ -174,13 +174,12 @@ impl Routing {
             egresses = fib.egresses.len(),
             "publishing"
         );
-        let names = self.update_interface_metrics(&fib);
         self.update_querier();
         self.set_joins();
         self.report_members_to_mnat();
         self.context.directory.do_send(Publish {
             fib,
-            names: Some(names),
+            links: self.links.clone(),
         });
     }
 
@@ -225,7 +224,7 @@ impl Routing {
                 .update_paths(&paths.removed, &paths.added);
             self.context.directory.do_send(Publish {
                 fib: diff.new,
-                names: None,
+                links: None,
             });
         }
         self.update_fixed_joins(changes);
@@ -247,22 +246,6 @@ impl Routing {
         if !memberships.is_empty() {
             self.context.directory.do_send(UpdateJoins(memberships));
         }
-    }
-
-    /// Updates the metrics of the interfaces that `fib` uses. Returns the names of its ingresses.
-    fn update_interface_metrics(&self, fib: &Fib) -> AHashMap<InterfaceId, IfName> {
-        let links = || self.links.iter().flat_map(|links| links.iter());
-        let catalog = &self.context.catalog;
-        let mut used = AHashSet::new();
-        for link in links().filter(|link| fib.uses(link.index)) {
-            catalog.set_link(link);
-            used.insert(link.name.as_str());
-        }
-        catalog.retire_interfaces(&used);
-        links()
-            .filter(|link| fib.ingresses.contains_key(&link.index))
-            .map(|link| (link.index, link.name.clone()))
-            .collect()
     }
 
     /// Sends all memberships of this host to the joins actor.
@@ -408,7 +391,7 @@ impl Routing {
             self.fib = Arc::new(fib);
             self.context.directory.do_send(Publish {
                 fib: self.fib.clone(),
-                names: None,
+                links: None,
             });
         }
         self.update_joins();
