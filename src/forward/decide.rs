@@ -74,9 +74,10 @@ impl<'f> Decision<'f> {
     ) -> YieldDecision {
         match (self.contested, entry.takeover_ms) {
             (Some(stream), Some(takeover_ms)) if entry.yields => {
+                let bytes = self.datagram.packet_len as u64;
                 streams
                     .forwarders
-                    .decide(stream, egress, takeover_ms, now_ms)
+                    .decide(stream, egress, bytes, takeover_ms, now_ms)
             }
             _ => YieldDecision::FORWARD,
         }
@@ -178,7 +179,7 @@ pub fn decide<'f>(
             Ok(verdicts) => add_stream(arrival, verdicts, key),
             Err(reason) => {
                 count_dropped(flows, key, reason, len, arrival.now_ms);
-                observe(arrival, key);
+                observe(arrival, key, len);
                 return Err(reason.into());
             }
         },
@@ -186,7 +187,7 @@ pub fn decide<'f>(
     may_leave_link(class)?;
     let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|reason| {
         count_dropped(flows, key, *reason, len, arrival.now_ms);
-        observe_stream(arrival, matched.stream);
+        observe_stream(arrival, matched.stream, len);
     })?;
     if cached.is_none() {
         flows.note(key, matched, fib.generation, len, arrival.now_ms);
@@ -194,25 +195,25 @@ pub fn decide<'f>(
     Ok(permitted.decision(arrival, datagram))
 }
 
-/// Notes a packet that is not forwarded. If this router forwards the stream from another interface,
+/// Notes a packet of `bytes` bytes that is not forwarded. If this router forwards the stream from another interface,
 /// the sender of the packet is another forwarder.
-pub fn observe(arrival: Arrival<'_, '_>, key: FlowKey) {
+pub fn observe(arrival: Arrival<'_, '_>, key: FlowKey, bytes: u64) {
     if let Some(selection) = &arrival.ingress.selection
         && arrival.sender.is_some()
     {
         let stream = arrival.streams.ingresses.key(&selection.domain, key);
-        observe_stream(arrival, Some(stream));
+        observe_stream(arrival, Some(stream), bytes);
     }
 }
 
-fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>) {
+fn observe_stream(arrival: Arrival<'_, '_>, stream: Option<StreamKey>, bytes: u64) {
     if let (Some(selection), Some(stream), Some(sender)) =
         (&arrival.ingress.selection, stream, arrival.sender)
     {
         let Arrival {
             streams, now_ms, ..
         } = arrival;
-        streams.note_arrival(selection, stream, sender, now_ms);
+        streams.note_arrival(selection, stream, (sender, bytes), now_ms);
     }
 }
 

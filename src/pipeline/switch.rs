@@ -228,7 +228,11 @@ impl Switch {
                 sender: packet.sender,
                 now_ms,
             };
-            observe(arrival, (header.source, header.destination));
+            observe(
+                arrival,
+                (header.source, header.destination),
+                header.packet_len as u64,
+            );
         }
     }
 

@@ -242,7 +242,7 @@ impl ActiveIngresses {
     ) -> Admission {
         let Some(slot) = self.slots.find(stream.get()) else {
             let (admission, state) = assess((0, 0), selection, arrival, now_ms);
-            self.slots.insert(stream.get(), state, 0, now_ms);
+            self.slots.insert(stream.get(), state, (0, 0), now_ms);
             return admission;
         };
         let (state, contested_ms) = load(slot);

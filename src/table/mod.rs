@@ -9,6 +9,7 @@ mod fib_diff;
 mod flow;
 mod flow_store;
 pub mod flows;
+mod forwarder_share;
 pub mod ids;
 mod interface_options;
 pub mod joins;

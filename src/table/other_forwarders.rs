@@ -10,12 +10,17 @@
 //! takeover time. If the packets of the stream are further apart than that, the router withholds
 //! one more packet. It forwards the next one if the other station did not send the withheld one.
 //!
+//! A station that sends less than half of what this router would send gets no stream: it is not a
+//! router that replaces this one, but one that loses packets, or a host that forges them. Without
+//! this rule, a packet every half second would be enough to withhold a stream from a link.
+//!
 //! RFC 4605 section 4.2 lets only the elected querier forward, which fails where a switch is the
 //! querier.
 
 use std::sync::atomic::Ordering;
 
-use super::slot_table::{SlotTable, age_ms, stamp, without_stamp};
+use super::forwarder_share::ForwarderShare;
+use super::slot_table::{SlotTable, StreamSlot, age_ms, stamp, without_stamp};
 use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
@@ -73,10 +78,10 @@ impl YieldDecision {
     pub const FORWARD: Self = Self::Forward { takeover: false };
 }
 
-/// The other forwarders of all streams, by egress. Allocates 0.8 MiB for the first one.
+/// The other forwarders of all streams, by egress. Allocates 1 MiB for the first one.
 pub struct OtherForwarders {
     /// State: flags, numbers of packets, the time of the first and of the last packet seen.
-    /// Extra: the address of the station.
+    /// Extra: the address of the station. Share: how much of the stream it sends.
     slots: SlotTable,
 }
 
@@ -99,31 +104,36 @@ fn first_packet(now_ms: u64) -> u64 {
 }
 
 impl OtherForwarders {
-    /// Notes a packet of a stream that arrived on an egress link from `other`. `own` is the address
-    /// of this router there.
+    /// Notes a packet of `bytes` bytes of a stream that arrived on an egress link from `other`.
+    /// `own` is the address of this router there.
     pub(super) fn note(
         &self,
         stream: StreamKey,
         egress: InterfaceId,
         own: Option<MacAddress>,
-        other: MacAddress,
+        (other, bytes): (MacAddress, u64),
         now_ms: u64,
     ) {
+        let key = slot_key(stream, egress);
+        let slot = self.slots.find(key);
+        let share = slot.map(|slot| change_share(slot, |share| share.with_other(bytes, now_ms)));
+        let is_incomplete = share.is_some_and(ForwarderShare::is_incomplete);
         let has_precedence = own.is_some_and(|own| other < own);
         let yields = |state: u64| {
             let first_ms = (state & FIRST_MASK) >> FIRST_SHIFT;
             let persists = (state & PACKETS_MASK) >> PACKETS_SHIFT >= PERSISTENT_PACKETS
                 && age_ms(first_ms, now_ms) >= PERSISTENCE_MS;
-            has_precedence || persists || state & YIELDS != 0
+            !is_incomplete && (has_precedence || persists || state & YIELDS != 0)
         };
         let finish = |state: u64| {
             let flag = if yields(state) { YIELDS } else { 0 };
             without_stamp(state) & !(YIELDS | WITHHELD | OWN_MASK) | flag | stamp(now_ms)
         };
-        let key = slot_key(stream, egress);
-        let Some(slot) = self.slots.find(key) else {
+        let Some(slot) = slot else {
             let state = finish(first_packet(now_ms));
-            self.slots.insert(key, state, other.to_u64(), now_ms);
+            let share = ForwarderShare::new(now_ms).word();
+            self.slots
+                .insert(key, state, (other.to_u64(), share), now_ms);
             return;
         };
         let state = slot.state.load(Ordering::Relaxed);
@@ -141,17 +151,19 @@ impl OtherForwarders {
         slot.state.store(finish(next), Ordering::Relaxed);
     }
 
-    /// Decides whether this router forwards a packet of a stream to `egress`.
+    /// Decides whether this router forwards a packet of `bytes` bytes of a stream to `egress`.
     pub fn decide(
         &self,
         stream: StreamKey,
         egress: InterfaceId,
+        bytes: u64,
         takeover_ms: u64,
         now_ms: u64,
     ) -> YieldDecision {
         let Some(slot) = self.slots.find(slot_key(stream, egress)) else {
             return YieldDecision::FORWARD;
         };
+        let share = change_share(slot, |share| share.with_own(bytes, now_ms));
         let state = slot.state.load(Ordering::Relaxed);
         if state & YIELDS == 0 {
             if (state & OWN_MASK) >> OWN_SHIFT < MAX_OWN_PACKETS {
@@ -162,7 +174,7 @@ impl OtherForwarders {
             }
             return YieldDecision::FORWARD;
         }
-        if yield_lasts(state, takeover_ms, now_ms) {
+        if !share.is_incomplete() && yield_lasts(state, takeover_ms, now_ms) {
             if age_ms(state, now_ms) >= COPY_DELAY_MS {
                 slot.state.fetch_or(WITHHELD, Ordering::Relaxed);
             }
@@ -188,6 +200,25 @@ impl OtherForwarders {
         let state = slot.state.load(Ordering::Relaxed);
         let yields = state & YIELDS != 0 && yield_lasts(state, takeover_ms, now_ms);
         yields.then(|| MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)))?
+    }
+}
+
+/// Changes how much of its stream the other station sends, and returns the result.
+fn change_share(
+    slot: &StreamSlot,
+    change: impl Fn(ForwarderShare) -> ForwarderShare,
+) -> ForwarderShare {
+    let order = Ordering::Relaxed;
+    let mut former = slot.share.load(order);
+    loop {
+        let next = change(ForwarderShare::from_word(former));
+        match slot
+            .share
+            .compare_exchange_weak(former, next.word(), order, order)
+        {
+            Ok(_) => return next,
+            Err(changed) => former = changed,
+        }
     }
 }
 
@@ -232,15 +263,17 @@ mod tests {
         fn see(&self, other: MacAddress, now_ms: u64) {
             let (stream, egress) = (self.stream, self.egress);
             self.forwarders
-                .note(stream, egress, Some(OWN), other, now_ms);
+                .note(stream, egress, Some(OWN), (other, 200), now_ms);
         }
 
         fn forwards(&self, now_ms: u64) -> bool {
             let (forwarders, stream, egress) = (&self.forwarders, self.stream, self.egress);
             let yields = forwarders.yields_to(stream, egress, 500, now_ms).is_some();
-            let decision = forwarders.decide(stream, egress, 500, now_ms);
-            assert_eq!(yields, matches!(decision, YieldDecision::Yield(_)));
-            !yields
+            let decision = forwarders.decide(stream, egress, 200, 500, now_ms);
+            let withheld = matches!(decision, YieldDecision::Yield(_));
+            // The comparison of shares may end a yield.
+            assert!(yields || !withheld);
+            !withheld
         }
     }
 
@@ -315,6 +348,42 @@ mod tests {
         assert!(!link.forwards(40_000));
         assert!(link.forwards(50_000));
         assert!(link.forwards(60_000));
+    }
+
+    /// A host that forges a packet every 100 ms withholds the stream for a second, once.
+    #[test]
+    fn station_that_sends_few_packets_gets_no_stream() {
+        let link = EgressLink::new();
+        let mut withheld = 0;
+        for now_ms in 0..60_000 {
+            if now_ms % 100 == 0 {
+                link.see(LOW, now_ms);
+            }
+            withheld += u32::from(!link.forwards(now_ms));
+        }
+        assert!((900..=1001).contains(&withheld), "{withheld}");
+        // It pauses for longer than the state of a station lasts, and forges again.
+        (60_000..150_000).for_each(|now_ms| assert!(link.forwards(now_ms)));
+        link.see(LOW, 150_000);
+        assert!(link.forwards(150_001));
+    }
+
+    #[test]
+    fn station_that_begins_to_send_everything_gets_the_stream() {
+        let link = EgressLink::new();
+        for now_ms in 0..3000 {
+            if now_ms % 100 == 0 {
+                link.see(LOW, now_ms);
+            }
+            link.forwards(now_ms);
+        }
+        assert!(link.forwards(3000));
+        for now_ms in 3001..5100 {
+            link.see(LOW, now_ms);
+            link.forwards(now_ms);
+        }
+        link.see(LOW, 5100);
+        assert!(!link.forwards(5101));
     }
 
     #[test]

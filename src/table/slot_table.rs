@@ -23,6 +23,8 @@ pub(super) struct StreamSlot {
     pub(super) state: AtomicU64,
     /// More state.
     pub(super) extra: AtomicU64,
+    /// State that changes independently of the rest.
+    pub(super) share: AtomicU64,
 }
 
 /// Returns the bits of a state for a time of last use. `now_ms` is a monotonic time in
@@ -74,7 +76,7 @@ impl SlotTable {
     }
 
     /// Gives a stream without a slot the least recently used one, with this state.
-    pub(super) fn insert(&self, key: u64, state: u64, extra: u64, now_ms: u64) {
+    pub(super) fn insert(&self, key: u64, state: u64, (extra, share): (u64, u64), now_ms: u64) {
         let new = || {
             (0..WAYS * self.buckets)
                 .map(|_| StreamSlot::default())
@@ -87,6 +89,7 @@ impl SlotTable {
         };
         if let Some(slot) = slots.iter().max_by_key(age) {
             slot.extra.store(extra, Ordering::Relaxed);
+            slot.share.store(share, Ordering::Relaxed);
             slot.state.store(state, Ordering::Relaxed);
             slot.key.store(key, Ordering::Relaxed);
         }
@@ -101,14 +104,14 @@ mod tests {
     fn least_recently_used_slot_is_replaced() {
         let table = SlotTable::new(1);
         for key in 1..=8 {
-            table.insert(key, stamp(100 + key), key, 100 + key);
+            table.insert(key, stamp(100 + key), (key, 0), 100 + key);
         }
         table
             .find(1)
             .unwrap()
             .state
             .store(stamp(200), Ordering::Relaxed);
-        table.insert(9, stamp(201), 9, 201);
+        table.insert(9, stamp(201), (9, 0), 201);
         assert!(table.find(2).is_none());
         for key in [1, 3, 4, 5, 6, 7, 8, 9] {
             let slot = table.find(key).unwrap();

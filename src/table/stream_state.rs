@@ -15,14 +15,14 @@ pub struct StreamState {
 }
 
 impl StreamState {
-    /// Notes a packet that arrived from `sender` on the link of `selection`. If another ingress is
+    /// Notes a packet of `bytes` bytes that arrived from `sender` on the link of `selection`. If another ingress is
     /// the active one of the stream, the sender is another forwarder on that link, or the source
     /// itself.
     pub fn note_arrival(
         &self,
         selection: &IngressSelection,
         stream: StreamKey,
-        sender: MacAddress,
+        (sender, bytes): (MacAddress, u64),
         now_ms: u64,
     ) {
         // Some links return frames to their sender.
@@ -35,7 +35,8 @@ impl StreamState {
             return;
         }
         let own = selection.address;
-        self.forwarders.note(stream, link, own, sender, now_ms);
+        self.forwarders
+            .note(stream, link, own, (sender, bytes), now_ms);
         self.ingresses.mark_contested(stream, now_ms);
     }
 }

@@ -224,9 +224,7 @@ fn messages_equal_those_of_a_kernel_host(lab: &Lab) {
             let name = format!("{group} {step}");
             eventually(&name, true, || about(group, &theirs).len() >= count);
             // Either of them may be the later one.
-            wait_until(TIMEOUT, || {
-                about(group, &ours) == about(group, &theirs)
-            });
+            wait_until(TIMEOUT, || about(group, &ours) == about(group, &theirs));
             assert_eq!(about(group, &ours), about(group, &theirs), "{name}");
         };
         let member = match sources {

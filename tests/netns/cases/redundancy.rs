@@ -27,6 +27,7 @@ cases!("redundancy":
     ingress_all_forwards_both_copies,
     uplink_without_carrier_is_replaced_at_once,
     forged_high_ttl_of_a_host_stops_no_stream,
+    forged_packets_of_a_host_withhold_no_stream,
     standby_and_yield_are_shown,
 );
 
@@ -432,6 +433,39 @@ fn standby_and_yield_are_shown(lab: &Lab) {
             .is_none_or(|y| y.is_empty())
     );
     drop(stream);
+}
+
+/// A host on the egress link sends a few packets of the stream, with a lower address than the router.
+fn forged_packets_of_a_host_withhold_no_stream(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 1, "");
+    let router = Router::start(lab, &net.routers[0], &one_way(LONG_TAKEOVER));
+    let member = Capture::new(&net.rcv, "eth0");
+    let host = Injector::new(&net.rcv, "eth0");
+    let stream = NumberedStream::start(&net.src, "eth0", SRC, DST, 500);
+    stream.wait_for_more(100);
+    let forged = Udp::new(SRC, DST, u32::MAX.to_be_bytes()).ttl(9).frame();
+    let labels = [("reason", "other_forwarder"), ("iface", "lan1")];
+    let withheld = || router.metric("mcastor_dropped_packets_total", &labels) as u64;
+    let takeovers = || router.metric("mcastor_takeovers_total", &[("role", "egress")]) as u64;
+    let forge_until = |name: &str, condition: &dyn Fn() -> bool| {
+        eventually(name, true, || {
+            host.send(&forged);
+            condition()
+        });
+    };
+    forge_until("the router yields", &|| withheld() > 0);
+    forge_until("the router takes over", &|| takeovers() > 0);
+    let lost = withheld();
+    let last = stream.sent() + 1500;
+    forge_until("1,500 more packets", &|| stream.sent() >= last);
+    let sent = stream.finish();
+    wait_for_last(&member, sent);
+    assert_eq!((withheld(), takeovers()), (lost, 1));
+    // A second is 500 packets.
+    assert!(lost < 1500, "{lost} packets withheld");
+    let arrived = copies(&member);
+    let missing = (0..sent).filter(|n| !arrived.contains_key(n)).count();
+    assert_eq!(missing as u64, lost);
 }
 
 fn forged_high_ttl_of_a_host_stops_no_stream(lab: &Lab) {
