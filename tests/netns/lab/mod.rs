@@ -4,6 +4,7 @@ pub mod control;
 pub mod docker;
 pub mod flood;
 pub mod frame;
+pub mod frame_generator;
 pub mod frr;
 pub mod group_member;
 pub mod harness;

@@ -62,6 +62,11 @@ impl Tun {
             .expect("writing to the tunnel");
     }
 
+    /// As [`Self::write`]; returns false if the kernel refuses the frame.
+    pub fn try_write(&self, frame: &[u8]) -> bool {
+        (&self.file).write_all(frame).is_ok()
+    }
+
     /// Returns the IP packets sent on the interface so far.
     pub fn read(&self) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; 65_536];
