@@ -233,8 +233,10 @@ impl RingBlock {
         self.map.base.wrapping_add(self.index * self.map.block_len)
     }
 
-    /// Appends the frames of the block to `frames` in order of arrival.
-    pub fn frames(&self, frames: &mut Vec<Frame>) {
+    /// Appends the frames of the block to `frames` in order of arrival. Returns the number of places
+    /// without a frame: the kernel reserved them for packets whose offload it cannot describe, and
+    /// counted these packets as dropped.
+    pub fn frames(&self, frames: &mut Vec<Frame>) -> u64 {
         let desc = self.base().cast::<tpacket_block_desc>();
         // SAFETY: the descriptor is at the start of the block, inside the mapping, and the kernel
         // does not write to a lent block.
@@ -244,18 +246,24 @@ impl RingBlock {
         };
         frames.reserve(count as usize);
         let mut offset = first;
+        let mut empty = 0;
         for _ in 0..count {
             let Some((frame, next_offset)) = self.frame(offset) else {
                 break;
             };
-            frames.push(frame);
+            match frame {
+                Some(frame) => frames.push(frame),
+                None => empty += 1,
+            }
             offset += next_offset;
         }
+        empty
     }
 
-    /// Reads the frame header at offset `at`. Also returns the distance to the next header. `None`
-    /// if the header lies outside the block, which the kernel never does.
-    fn frame(&self, at: usize) -> Option<(Frame, usize)> {
+    /// Reads the frame header at offset `at`. Also returns the distance to the next header. The
+    /// frame is `None` if the place contains no packet, but the rest of a former one. The result is
+    /// `None` if the header lies outside the block, which the kernel never does.
+    fn frame(&self, at: usize) -> Option<(Option<Frame>, usize)> {
         let header_len = size_of::<tpacket3_hdr>() + size_of::<libc::sockaddr_ll>();
         let bytes = self.bytes();
         let header = bytes.get(at..at + header_len)?;
@@ -269,6 +277,9 @@ impl RingBlock {
                 address.cast::<libc::sockaddr_ll>().read_unaligned(),
             )
         };
+        if h.tp_status & libc::TP_STATUS_USER == 0 {
+            return Some((None, h.tp_next_offset as usize));
+        }
         let (mac, net) = (usize::from(h.tp_mac), usize::from(h.tp_net));
         let link_len = net.checked_sub(mac)?;
         let start = at + net;
@@ -291,7 +302,7 @@ impl RingBlock {
             outgoing: packet::is_outgoing(&address),
             truncated: h.tp_snaplen < h.tp_len,
         };
-        Some((frame, h.tp_next_offset as usize))
+        Some((Some(frame), h.tp_next_offset as usize))
     }
 }
 

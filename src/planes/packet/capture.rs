@@ -26,6 +26,7 @@ use tracing::debug;
 
 use super::options::{Modes, PacketPlane};
 use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
+use super::ring_drops::RingDrops;
 use crate::model::IfIndex;
 use crate::pipeline::{Batch, Packet, PacketSource};
 use crate::sys::fanout::{FanoutGroupId, FanoutMember};
@@ -61,8 +62,8 @@ pub struct SocketCapture {
     shut: bool,
     /// When the kernel last refused a mode change.
     refused: Option<Instant>,
-    /// Packets dropped by rings that were released.
-    dropped: u64,
+    /// Packets dropped by rings.
+    ring_drops: RingDrops,
     /// Packets that the kernel could not describe.
     unknown_offload: u64,
     frames: Vec<Frame>,
@@ -129,7 +130,7 @@ impl SocketCapture {
             clock: None,
             shut: false,
             refused: None,
-            dropped: 0,
+            ring_drops: RingDrops::default(),
             unknown_offload: 0,
             frames: Vec::new(),
         };
@@ -238,7 +239,7 @@ impl SocketCapture {
         self.clock = None;
         if let Some(ring) = self.ring.take() {
             let ring = ring.into_inner();
-            self.dropped += ring.take_dropped().unwrap_or_default();
+            self.ring_drops.recent += ring.take_dropped().unwrap_or_default();
             drop(DroppedOffThread::new(ring));
         }
     }
@@ -294,7 +295,7 @@ impl SocketCapture {
         loop {
             if let Some(block) = ring.get_mut().next_block() {
                 self.frames.clear();
-                block.frames(&mut self.frames);
+                self.ring_drops.empty += block.frames(&mut self.frames);
                 let packets = self.frames.clone();
                 return Poll::Ready(Ok(Batch::from_block(block, packets)));
             }
@@ -381,8 +382,10 @@ impl PacketSource for SocketCapture {
     fn take_dropped(&mut self) -> u64 {
         let ring = self.ring.as_ref().map(|r| r.get_ref().take_dropped());
         let socket = self.socket.get_ref().take_dropped();
-        let gone = std::mem::take(&mut self.dropped);
-        gone + socket.unwrap_or_default() + ring.and_then(Result::ok).unwrap_or_default()
+        self.ring_drops.recent += ring.and_then(Result::ok).unwrap_or_default();
+        let (lost, unknown_offload) = self.ring_drops.take(self.shut);
+        self.unknown_offload += unknown_offload;
+        lost + socket.unwrap_or_default()
     }
 
     fn take_unknown_offload(&mut self) -> u64 {

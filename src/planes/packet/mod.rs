@@ -3,6 +3,7 @@
 pub mod capture;
 mod options;
 pub mod rate;
+mod ring_drops;
 mod transmit;
 
 use std::io;

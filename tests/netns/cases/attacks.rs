@@ -153,9 +153,11 @@ fn heavy_reports_delay_nothing_on_other_interfaces(lab: &Lab) {
         assert!(join < limit, "{join:?}");
         assert!(probe < limit, "{probe:?}");
         let queries = Capture::new(&star.rcv, "eth2");
-        let leave = (TO_IN, [239, 2, 2, 50], Vec::new());
-        member.send(&from_member(&v3_report(&[leave])));
+        let leave = from_member(&v3_report(&[(TO_IN, [239, 2, 2, 50], Vec::new())]));
         eventually("the leave is queried", true, || {
+            // On a busy machine the membership may have ended, or the leave may have been lost.
+            member.send(&from_member(&report([239, 2, 2, 50])));
+            member.send(&leave);
             queries.to("239.2.2.50").iter().any(is_query)
         });
         let refused = router.metric("mcastor_membership_refused_total", &[("iface", "out1")]);

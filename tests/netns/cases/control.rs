@@ -106,7 +106,7 @@ fn misbehaving_clients_do_not_block_others(lab: &Lab) {
     }
     let took = query();
     println!("answered in {took:?} with 200 other clients connected");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
     drop(idle);
     let mut client = router.control();
     client.send(&[b'x'; 70_000]).expect("sending");

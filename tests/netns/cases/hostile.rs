@@ -3,7 +3,10 @@
 //! `MCASTOR_SOAK_FRAMES=10000000 cargo test --test netns soak_of_malformed_frames` runs the long
 //! form.
 
+use std::sync::atomic::Ordering;
+
 use super::{cases, route};
+use crate::lab::flood::Flood;
 use crate::lab::frame::{self, fix_ipv4_checksum};
 use crate::lab::frame_generator::FrameGenerator;
 use crate::lab::metrics::Metrics;
@@ -19,6 +22,7 @@ cases!("hostile":
     invalid_sources_are_dropped_as_bad_source,
     messages_of_one_link_are_not_forwarded,
     unknown_offload_of_a_tap_stops_no_stream,
+    unknown_offload_is_counted_at_high_rates,
     soak_of_malformed_frames,
 );
 
@@ -280,12 +284,7 @@ fn unknown_offload_of_a_tap_stops_no_stream(lab: &Lab) {
     let capture = Capture::new(&star.rcv, "eth1");
     let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 2000);
     stream.wait_for_more(100);
-    // struct virtio_net_hdr: the checksum is to be completed, GSO type UFO, 42 bytes of headers,
-    // segments of 1,400 bytes.
-    let mut attack = vec![1, 3, 42, 0];
-    attack.extend(1400u16.to_le_bytes());
-    attack.extend([34, 0, 6, 0]);
-    attack.extend(Udp::new("10.0.0.66:9", "225.9.9.9:5000", [0x55; 3000]).frame());
+    let attack = ufo_frame();
     for _ in 0..ATTACKS {
         tap.write(&attack);
         stream.wait_for_more(1);
@@ -298,6 +297,55 @@ fn unknown_offload_of_a_tap_stops_no_stream(lab: &Lab) {
     router.expect_routed("r", "out1", sent.into());
     router.expect_metric("mcastor_actor_restarts_total", &[], 0);
     router.expect_metric("mcastor_socket_dropped_packets_total", &[], 0);
+}
+
+/// Returns a frame that a tap describes as UFO.
+fn ufo_frame() -> Vec<u8> {
+    // struct virtio_net_hdr: the checksum is to be completed, GSO type UFO, 42 bytes of headers,
+    // segments of 1,400 bytes.
+    let mut frame = vec![1, 3, 42, 0];
+    frame.extend(1400u16.to_le_bytes());
+    frame.extend([34, 0, 6, 0]);
+    frame.extend(Udp::new("10.0.0.66:9", "225.9.9.9:5000", [0x55; 3000]).frame());
+    frame
+}
+
+/// The same while packets are captured in blocks, where the kernel leaves places without a frame.
+fn unknown_offload_is_counted_at_high_rates(lab: &Lab) {
+    const ATTACKS: u64 = 200;
+    let star = Star::v4(lab, 1);
+    star.rtr.ip_batch(
+        "link add br0 type bridge mcast_snooping 0\nlink set in master br0\nlink set br0 up\n",
+    );
+    let tap = Tun::tap_with_offload(&star.rtr, "tap0");
+    star.rtr.ip("link set tap0 master br0 up");
+    // The kernel of the router joins nothing, so it sends no reports, which would be counted too.
+    let silent = "[[interface]]\nname = \"br0\"\nversion = { igmp = 3, mld = 2 }\n";
+    let log = "[log]\nlevel = \"debug\"\n";
+    let toml = route("r", "br0", "", GROUP, &["out1"], "") + silent + log;
+    let router = Router::start(lab, &star.rtr, &toml);
+    let capture = Capture::new(&star.rcv, "eth1");
+    let unrouted = Udp::new("10.0.0.10:9", "225.8.8.8:5000", [0x55; 64]).frame();
+    let flood = Flood::start(&star.src, "eth0", vec![unrouted], 45_000);
+    eventually("packets are captured in blocks", true, || {
+        router.program.stderr().contains("throughput mode")
+    });
+    for _ in 0..ATTACKS {
+        tap.write(&ufo_frame());
+    }
+    let sent = flood.sent.clone();
+    drop(flood);
+    let sent = sent.load(Ordering::Acquire) + ATTACKS;
+    eventually("each frame is counted", sent, || {
+        Counts::of(&router).arrived("br0")
+    });
+    router.expect_dropped("gso_unknown", "br0", ATTACKS);
+    let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 2000);
+    stream.wait_for_more(200);
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    assert!(router.is_ready());
+    router.expect_metric("mcastor_actor_restarts_total", &[], 0);
 }
 
 /// What the router counted since its start.
