@@ -19,7 +19,7 @@ use super::{cases, route};
 use crate::lab::flood::{Flood, forged_messages, frames, group, record, source};
 use crate::lab::frame::{Ipv4, ipv4};
 use crate::lab::proxy::{known_groups, member, members, proxy, refused};
-use crate::lab::smcroute::{Daemon, run_client, star_per_implementation, text};
+use crate::lab::smcroute::{Daemon, Implementation, run_client, star_per_implementation, text};
 use crate::lab::{
     Capture, Injector, Lab, Ns, NumberedStream, Router, Star, TIMEOUT, UdpRx, eventually, measures,
     received_in_order, switch, wait_until,
