@@ -2,7 +2,7 @@
 //! passing packets to an actor.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mcastor::forward::finish::finish_packet;
@@ -14,6 +14,7 @@ use mcastor::model::{
     SourcePrefix,
 };
 use mcastor::pipeline::{Batch, Packet, Switch};
+use mcastor::sys::confinement::{FileAccess, confine_thread};
 use mcastor::table::flows::{FlowBudget, Flows};
 use mcastor::table::{Fib, MembershipDatabase, Rib, StreamState};
 use mcastor::wire::checksum;
@@ -325,12 +326,35 @@ fn bench_switch(c: &mut Criterion) {
     g.finish();
 }
 
+/// What confinement adds to each system call of a thread.
+fn bench_confinement(c: &mut Criterion) {
+    for confined in [false, true] {
+        let thread = if confined { "confined" } else { "free" };
+        c.bench_function(&format!("system call/{thread}"), |b| {
+            b.iter_custom(|calls| {
+                let thread = std::thread::spawn(move || {
+                    if confined {
+                        confine_thread(FileAccess::None).expect("confinement");
+                    }
+                    let start = Instant::now();
+                    for _ in 0..calls {
+                        black_box(std::os::unix::process::parent_id());
+                    }
+                    start.elapsed()
+                });
+                thread.join().expect("a time")
+            });
+        });
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(1_000))
         .sample_size(20);
-    targets = bench_route_changes, bench_memberships, bench_decide, bench_packet_functions, bench_switch
+    targets = bench_route_changes, bench_memberships, bench_decide, bench_packet_functions, bench_switch,
+        bench_confinement
 }
 criterion_main!(benches);
