@@ -1,6 +1,7 @@
 //! The data formats of queries and changes. HTTP, the control socket and `mcastor show` use the
 //! same data. docs/control.md describes version 1 for users.
 
+pub mod explain;
 mod show_query;
 pub mod view;
 
@@ -8,6 +9,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
+pub use explain::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedRule};
 pub use show_query::{FlowOrder, FlowQuery, ShowQuery};
 pub use view::{
     FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView, PendingView,
@@ -34,6 +36,8 @@ pub enum ShowReply {
     Pending(Vec<PendingView>),
     /// Reply to [`ShowQuery::Mnat`]: one element, or none without `[mnat]`.
     Mnat(Vec<MnatView>),
+    /// Reply to an [`ExplainQuery`].
+    Explain(Box<ExplainView>),
     /// Reply to a change: a sentence that describes its effect.
     Done(String),
 }

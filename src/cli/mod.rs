@@ -5,6 +5,7 @@ pub mod check;
 pub mod convert;
 pub mod demo;
 pub mod exit;
+mod explain;
 pub mod health;
 mod log;
 pub mod mnat;
@@ -93,6 +94,8 @@ enum Command {
     Smcroutectl(smcroutectl::ClientArgs),
     /// Show routes, interfaces, flows or groups of the running mcastor
     Show(show::ShowArgs),
+    /// Explain what the running mcastor does with a packet, and why
+    Explain(explain::ExplainArgs),
     /// Add a route, or egress interfaces to a route, until the next reload
     #[command(after_help = "Example: mcastor add eth0 225.1.2.3 eth1 eth2")]
     Add(change::RouteArgs),
@@ -202,6 +205,7 @@ pub fn main() -> ExitCode {
         Command::Smcrouted(args) => smcrouted::run(args),
         Command::Smcroutectl(args) => smcroutectl::run(args),
         Command::Show(args) => show::run(&args),
+        Command::Explain(args) => explain::run(args),
         Command::Add(args) => change::add(args),
         Command::Remove(args) => change::remove(args),
         Command::Join(args) => change::join(args),

@@ -194,6 +194,7 @@ fn text(reply: &ShowReply) -> String {
         ShowReply::Pending(pending) => pending_table(pending).to_string(),
         ShowReply::Mnat(ends) => mnat_table(ends).to_string(),
         ShowReply::Done(done) => done.clone(),
+        ShowReply::Explain(_) => String::new(),
     }
 }
 
@@ -206,10 +207,12 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
         ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),
+        ShowReply::Explain(view) => serde_json::to_string_pretty(view),
     }
 }
 
-fn flows_table(flows: &[FlowView]) -> Table {
+/// Returns the table of flows.
+pub(super) fn flows_table(flows: &[FlowView]) -> Table {
     let header = [
         "IIF", "(S, G)", "OIFS", "PACKETS", "BYTES", "AGE", "IDLE", "ROUTE",
     ];
@@ -239,7 +242,8 @@ fn flows_table(flows: &[FlowView]) -> Table {
     table
 }
 
-fn groups_table(groups: &[GroupView]) -> Table {
+/// Returns the table of groups.
+pub(super) fn groups_table(groups: &[GroupView]) -> Table {
     let header = [
         "INTERFACE",
         "ROLE",

@@ -15,7 +15,7 @@ use crate::actors::messages::{
     QueryRouting, RoutingTables,
 };
 use crate::actors::shared::ProcessRequest;
-use crate::api::{JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
+use crate::api::{GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
 use crate::model::{
     AddrError, GroupPrefix, IfPattern, InterfaceId, JoinPolicy, JoinRule, LinkError, Origin,
     RouteName, RouteRule, Source, SourcePrefix, TranslationError, TranslationRule,
@@ -87,13 +87,7 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let tables = routing_tables(context).await?;
             ShowReply::Pending(views::pending(&tables))
         }
-        ShowQuery::Groups => {
-            let joined = ask(context, "joins", QueryHostGroups).await?;
-            let members = ask(context, "membership", QueryMembers).await?;
-            wait_until_in_force(context).await?;
-            let rules = &context.rib.load().rules;
-            ShowReply::Groups(group_views::groups(&joined, &members, rules))
-        }
+        ShowQuery::Groups => ShowReply::Groups(groups(context).await?),
         ShowQuery::Mnat => match context.directory.receiver::<QueryMnat>() {
             Some(mnat) => {
                 let status = mnat.send(QueryMnat).timeout(PATIENCE).await;
@@ -108,6 +102,18 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             ShowReply::Flows(flows.map_err(|_| QueryError::NoAnswer("an interface"))?)
         }
     })
+}
+
+/// Returns the groups that hosts and this host have joined.
+///
+/// # Errors
+/// An actor does not answer.
+pub async fn groups(context: &RouterContext) -> Result<Vec<GroupView>, QueryError> {
+    let joined = ask(context, "joins", QueryHostGroups).await?;
+    let members = ask(context, "membership", QueryMembers).await?;
+    wait_until_in_force(context).await?;
+    let rules = &context.rib.load().rules;
+    Ok(group_views::groups(&joined, &members, rules))
 }
 
 fn ask<M>(

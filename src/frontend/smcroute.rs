@@ -150,7 +150,10 @@ async fn show_tables(
             ShowReply::Interfaces(interfaces) => snapshot.interfaces = interfaces,
             ShowReply::Flows(flows) => snapshot.flows = flows,
             ShowReply::Groups(groups) => snapshot.groups = groups,
-            ShowReply::Pending(_) | ShowReply::Mnat(_) | ShowReply::Done(_) => {}
+            ShowReply::Pending(_)
+            | ShowReply::Mnat(_)
+            | ShowReply::Explain(_)
+            | ShowReply::Done(_) => {}
         }
     }
     Ok(show::show(&snapshot, kind, format))

@@ -71,7 +71,8 @@ fn proxy(proxy: &ProxyRule, links: &Links, fib: &Fib, catalog: &Catalog) -> Rout
     }
 }
 
-fn rewrite(rewrite: &TranslationRule) -> RewriteView {
+/// Renders a translation.
+pub fn rewrite(rewrite: &TranslationRule) -> RewriteView {
     let (source, group) = rewrite.replacements();
     RewriteView {
         source: source.map(|s| s.to_string()),

@@ -16,7 +16,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{self, RuleChange, ShowQuery, ShowReply};
+use crate::api::{self, ExplainQuery, RuleChange, ShowQuery, ShowReply};
 
 /// Size of the longest request in bytes, without the line feed.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -53,6 +53,8 @@ impl Request {
 pub enum Command {
     /// Show data.
     Show(ShowQuery),
+    /// Explain what happens to a packet.
+    Explain(ExplainQuery),
     /// Change the rules until the next reload.
     Change(RuleChange),
     /// End all flows.

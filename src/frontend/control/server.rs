@@ -15,6 +15,7 @@ use super::{Command, MAX_REQUEST, Outcome, Request, Response};
 use crate::actors::RouterContext;
 use crate::api::{self, ShowReply};
 use crate::frontend::background;
+use crate::frontend::explain;
 use crate::frontend::query::{self, QueryError};
 use crate::frontend::socket_server::{self, ClientState};
 use crate::frontend::unix_socket::ListeningSocket;
@@ -82,6 +83,10 @@ async fn answer(line: &str, context: &RouterContext) -> Outcome {
     let done = |done: Result<String, QueryError>| done.map(ShowReply::Done);
     let outcome = match request.command {
         Command::Show(query) => query::show(context, query).await,
+        Command::Explain(packet) => {
+            let view = explain::explain(context, packet).await;
+            view.map(|view| ShowReply::Explain(Box::new(view)))
+        }
         Command::Change(change) => done(query::change(context, change).await),
         Command::Flush => done(query::flush(context).await),
         Command::Reload => done(query::reload(context).await),

@@ -291,6 +291,8 @@ fn interface_moved_into_a_container_receives(lab: &Lab) {
     assert!(out.status.success(), "{printed}");
     let inside = site.docker.namespace_of(lab, "app");
     inside.wait_until_up("lan0");
+    // The carrier of the other end returns later.
+    site.lan.wait_until_up("eth0");
     let rx = UdpRx::join(&inside, "lan0", "225.1.2.3:5000");
     UdpTx::new(&site.lan, "eth0", "225.1.2.3:5000").send("in");
     rx.expect_texts(&["in"]);

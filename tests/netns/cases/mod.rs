@@ -10,6 +10,7 @@ mod containers_soak;
 mod control;
 mod docker;
 mod docker_faults;
+mod explain;
 mod external_programs;
 mod flow_limits;
 mod gso;
@@ -85,6 +86,7 @@ pub fn all() -> Vec<Case> {
         host_environment::cases(),
         metrics::cases(),
         operation::cases(),
+        explain::cases(),
         external_programs::cases(),
         prometheus::cases(),
         docker::cases(),

@@ -1,0 +1,116 @@
+//! What happens to a packet, and why.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{FlowView, GroupView, RewriteView};
+
+/// A packet to explain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainQuery {
+    /// The interface on which it arrives; `None` for each interface that receives packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iif: Option<String>,
+    /// Its source.
+    pub source: IpAddr,
+    /// Its group.
+    pub group: IpAddr,
+    /// Its UDP destination port.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Its size in bytes, from the IP header on, without offload.
+    #[serde(default = "default_size")]
+    pub size: u16,
+    /// The TTL or hop limit with which it arrives.
+    #[serde(default = "default_ttl")]
+    pub ttl: u8,
+}
+
+/// The port of a packet of which it is not given.
+pub fn default_port() -> u16 {
+    5000
+}
+
+/// The size of a packet of which it is not given: seven packets of an MPEG transport stream.
+pub fn default_size() -> u16 {
+    1344
+}
+
+/// The TTL of a packet of which it is not given, so that it does not expire here.
+pub fn default_ttl() -> u8 {
+    64
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainView {
+    /// The packet.
+    pub packet: ExplainQuery,
+    /// What happens where it arrives.
+    pub interfaces: Vec<ExplainedIngress>,
+    /// The memberships of its group: those of hosts, and those that this host has joined.
+    pub groups: Vec<GroupView>,
+    /// Packets of the same source and group that arrived, forwarded or not.
+    pub seen: Vec<FlowView>,
+}
+
+/// What happens to a packet that arrives on one interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedIngress {
+    /// The interface.
+    pub iif: String,
+    /// Whether at least one egress gets the packet.
+    pub forwarded: bool,
+    /// Why no route or proxy forwards it: a reason of `mcastor_dropped_packets_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What this reason means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<String>,
+    /// The routes and proxies that match the packet or refuse it, in the order of the decision.
+    pub rules: Vec<ExplainedRule>,
+    /// The interfaces on which it would leave.
+    pub egresses: Vec<ExplainedEgress>,
+}
+
+/// A route or proxy in a decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedRule {
+    /// Its name.
+    pub name: String,
+    /// `matched`, `refused` or `excepted`.
+    pub result: String,
+    /// Why it refuses the packet: a reason of `mcastor_dropped_packets_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What this reason means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<String>,
+}
+
+/// An egress in a decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedEgress {
+    /// The interface.
+    pub oif: String,
+    /// The route or proxy.
+    pub rule: String,
+    /// Why the packet does not leave: a reason of `mcastor_dropped_packets_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What this reason means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<String>,
+    /// The TTL with which it leaves.
+    pub ttl: u8,
+    /// The translation of the route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<RewriteView>,
+    /// Largest IP packet of the interface, in bytes.
+    pub mtu: u32,
+    /// The number of packets that leave: more than one if it must be fragmented. Zero if it does not
+    /// leave. A translation may change it.
+    pub packets: usize,
+}

@@ -1,0 +1,222 @@
+//! `mcastor explain`: what happens to a packet, and why.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use super::change::SocketArgs;
+use super::exit::{fail, unusable};
+use super::output::print_line;
+use super::show::{flows_table, groups_table};
+use crate::api::explain::{default_port, default_size, default_ttl};
+use crate::api::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ShowReply};
+use crate::frontend::control::{Command, client};
+use crate::model::IfName;
+use crate::model::escape::{EscapeStyle, escape};
+
+/// Exit code if no interface forwards the packet.
+const NOT_FORWARDED: u8 = 3;
+
+/// Arguments of `mcastor explain`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The running mcastor decides as for a packet that arrives, without any change of its state.
+
+Examples:
+  Does a stream reach the receivers, and on which interfaces?
+    mcastor explain 10.0.0.10 239.1.2.3
+
+  The same for a packet that arrives on eth0 with TTL 1:
+    mcastor explain --iif eth0 --ttl 1 10.0.0.10 239.1.2.3:5000
+
+Exit codes: 0 forwarded, 1 failure, 2 invalid arguments, 3 not forwarded.")]
+pub struct ExplainArgs {
+    /// Source of the packet
+    source: IpAddr,
+    /// Group, and the UDP port if it matters
+    #[arg(value_name = "GROUP[:PORT]")]
+    group: GroupAndPort,
+    /// Interface on which the packet arrives [default: each that receives packets]
+    #[arg(long, value_name = "NAME")]
+    iif: Option<IfName>,
+    /// Size of the packet in bytes, with its IP header
+    #[arg(long, value_name = "BYTES", default_value_t = default_size())]
+    size: u16,
+    /// TTL or hop limit with which it arrives
+    #[arg(long, default_value_t = default_ttl())]
+    ttl: u8,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// A group with or without a port: `239.1.2.3`, `239.1.2.3:5000`, `ff3e::1`, `[ff3e::1]:5000`.
+#[derive(Debug, Clone, Copy)]
+struct GroupAndPort {
+    group: IpAddr,
+    port: u16,
+}
+
+impl FromStr for GroupAndPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = default_port();
+        let alone = text.parse().map(|group| Self { group, port });
+        let both = || {
+            text.parse().map(|address: SocketAddr| Self {
+                group: address.ip(),
+                port: address.port(),
+            })
+        };
+        alone.or_else(|_| both()).map_err(|_| {
+            "not a group; write 239.1.2.3, 239.1.2.3:5000, ff3e::1 or [ff3e::1]:5000".into()
+        })
+    }
+}
+
+/// Asks the running router, and prints the answer.
+pub fn run(args: ExplainArgs) -> ExitCode {
+    let query = ExplainQuery {
+        iif: args.iif.map(|iif| iif.to_string()),
+        source: args.source,
+        group: args.group.group,
+        port: args.group.port,
+        size: args.size,
+        ttl: args.ttl,
+    };
+    if query.source.is_ipv4() != query.group.is_ipv4() {
+        return unusable(&"source and group have different IP versions");
+    }
+    let view = match client::send(&args.socket.socket, Command::Explain(query)) {
+        Ok(ShowReply::Explain(view)) => view,
+        Ok(_) => return fail(&"the running mcastor answered something else"),
+        Err(e) => return fail(&e),
+    };
+    let (text, style) = match args.json {
+        true => match serde_json::to_string_pretty(&view) {
+            Ok(text) => (text, EscapeStyle::Json),
+            Err(e) => return fail(&e),
+        },
+        false => (text(&view), EscapeStyle::Lines),
+    };
+    print_line(&escape(&text, style));
+    match view.interfaces.iter().any(|ingress| ingress.forwarded) {
+        true => ExitCode::SUCCESS,
+        false => NOT_FORWARDED.into(),
+    }
+}
+
+fn text(view: &ExplainView) -> String {
+    let packet = &view.packet;
+    let mut text = format!(
+        "{} to {}, {} bytes, TTL {}\n",
+        packet.source,
+        SocketAddr::new(packet.group, packet.port),
+        packet.size,
+        packet.ttl
+    );
+    if view.interfaces.is_empty() {
+        text += "\nNo interface receives packets: there is no route or proxy, or all of them wait\n\
+                 for interfaces; see `mcastor show pending`.\n";
+    }
+    for ingress in &view.interfaces {
+        text += "\n";
+        text += &ingress_text(ingress);
+    }
+    text += "\n";
+    text += &match view.groups.is_empty() {
+        true => "No host has joined the group here, and mcastor has not joined it.\n".to_owned(),
+        false => format!("{}\n\n", groups_table(&view.groups)),
+    };
+    text += &match view.seen.is_empty() {
+        true => format!(
+            "No packet from {} to {} was seen.",
+            packet.source, packet.group
+        ),
+        false => flows_table(&view.seen).to_string(),
+    };
+    text
+}
+
+fn ingress_text(ingress: &ExplainedIngress) -> String {
+    let result = match (&ingress.reason, ingress.forwarded) {
+        (Some(reason), _) => format!("dropped as {reason}"),
+        (None, true) => "forwarded".into(),
+        (None, false) => "dropped at each egress".into(),
+    };
+    let mut text = format!("{}: {result}\n", ingress.iif);
+    text += &meaning(&ingress.meaning);
+    for rule in &ingress.rules {
+        text += &match &rule.reason {
+            Some(reason) => format!("  {} {} it as {reason}\n", rule.name, verb(&rule.result)),
+            None => format!("  {} matches it\n", rule.name),
+        };
+        // The reason of the packet is that of its last rule.
+        if rule.meaning != ingress.meaning {
+            text += &meaning(&rule.meaning);
+        }
+    }
+    for egress in &ingress.egresses {
+        text += &egress_text(egress);
+    }
+    text
+}
+
+fn verb(result: &str) -> &'static str {
+    match result {
+        "excepted" => "excepts",
+        _ => "refuses",
+    }
+}
+
+fn egress_text(egress: &ExplainedEgress) -> String {
+    let mut text = format!("  -> {}: ", egress.oif);
+    if let Some(reason) = &egress.reason {
+        return text + &format!("dropped as {reason}\n") + &meaning(&egress.meaning);
+    }
+    text += &format!("leaves with TTL {}", egress.ttl);
+    if egress.packets > 1 {
+        text += &format!(
+            " in {} fragments, for an MTU of {}",
+            egress.packets, egress.mtu
+        );
+    }
+    if let Some(rewrite) = &egress.rewrite {
+        let parts = [
+            rewrite
+                .source
+                .as_ref()
+                .map(|source| format!("source {source}")),
+            rewrite.group.as_ref().map(|group| format!("group {group}")),
+            rewrite.port.map(|port| format!("port {port}")),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        text += &format!(", translated to {}", parts.join(", "));
+    }
+    text + "\n"
+}
+
+/// Returns the meaning of a reason in lines of at most 80 columns.
+fn meaning(meaning: &Option<String>) -> String {
+    let mut text = String::new();
+    let mut width = 0;
+    for word in meaning
+        .iter()
+        .flat_map(|meaning| meaning.split_whitespace())
+    {
+        if width == 0 || width + 1 + word.len() > 80 {
+            text += if width == 0 { "     " } else { "\n     " };
+            width = 5;
+        }
+        text += " ";
+        text += word;
+        width += 1 + word.len();
+    }
+    if width > 0 {
+        text += "\n";
+    }
+    text
+}

@@ -1,0 +1,225 @@
+//! `explain`: what happens to a packet, and why.
+//!
+//! The decision comes from [`resolve`], which runs the code of the data path. So the explanation
+//! cannot differ from what happens.
+
+use std::net::IpAddr;
+
+use etherparse::PacketBuilder;
+
+use super::{flow_views, query, views};
+use crate::actors::RouterContext;
+use crate::actors::shared::Snapshot;
+use crate::api::{
+    ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedRule, FlowOrder,
+    FlowQuery,
+};
+use crate::forward::fragment::{clear_dont_fragment, fragment};
+use crate::forward::{Arrival, DropReason, NotData, Trace, TraceStep, resolve};
+use crate::model::IfName;
+use crate::table::{Entry, EntryId, Fib, Ingress, StreamState};
+use query::QueryError;
+
+/// Length of an IPv4 and of an IPv6 header, each with that of UDP.
+const HEADERS: [u16; 2] = [28, 48];
+
+/// Returns what happens to a packet.
+///
+/// # Errors
+/// The query has no valid packet or interface, or an actor does not answer.
+pub async fn explain(
+    context: &RouterContext,
+    packet: ExplainQuery,
+) -> Result<ExplainView, QueryError> {
+    let bytes = udp_packet(&packet).map_err(QueryError::Refused)?;
+    let groups = query::groups(context).await?;
+    let same_group = |group: &crate::api::GroupView| group.group == packet.group.to_string();
+    let flows = FlowQuery {
+        limit: None,
+        order: FlowOrder::Recent,
+        iif: packet.iif.clone(),
+        source: Some(packet.source),
+        group: Some(packet.group),
+        dropped: true,
+    };
+    let seen = flow_views::flows(context, flows).await;
+    let snapshot = context.snapshot.load_full();
+    let interfaces = explained_ingresses(
+        &snapshot,
+        &context.streams,
+        context.now_ms(),
+        &packet,
+        &bytes,
+    );
+    Ok(ExplainView {
+        interfaces: interfaces.map_err(QueryError::Refused)?,
+        groups: groups.into_iter().filter(same_group).collect(),
+        seen: seen.map_err(|_| QueryError::NoAnswer("an interface"))?,
+        packet,
+    })
+}
+
+/// Builds the packet, without DF.
+fn udp_packet(packet: &ExplainQuery) -> Result<Vec<u8>, String> {
+    let (builder, headers) = match (packet.source, packet.group) {
+        (IpAddr::V4(source), IpAddr::V4(group)) => (
+            PacketBuilder::ipv4(source.octets(), group.octets(), packet.ttl),
+            HEADERS[0],
+        ),
+        (IpAddr::V6(source), IpAddr::V6(group)) => (
+            PacketBuilder::ipv6(source.octets(), group.octets(), packet.ttl),
+            HEADERS[1],
+        ),
+        (source, group) => {
+            return Err(format!("{source} and {group} have different IP versions"));
+        }
+    };
+    if !packet.group.is_multicast() {
+        return Err(format!(
+            "{} is not a multicast group; groups are 224.0.0.0/4 and ff00::/8",
+            packet.group
+        ));
+    }
+    let Some(payload) = packet.size.checked_sub(headers) else {
+        return Err(format!("a UDP packet has at least {headers} bytes here"));
+    };
+    let mut bytes = Vec::with_capacity(packet.size.into());
+    let payload = vec![0; payload.into()];
+    builder
+        .udp(packet.port, packet.port)
+        .write(&mut bytes, &payload)
+        .map_err(|e| format!("not a packet: {e}"))?;
+    // Most senders of UDP permit routers to fragment.
+    clear_dont_fragment(&mut bytes, 1);
+    Ok(bytes)
+}
+
+fn explained_ingresses(
+    snapshot: &Snapshot,
+    streams: &StreamState,
+    now_ms: u64,
+    packet: &ExplainQuery,
+    bytes: &[u8],
+) -> Result<Vec<ExplainedIngress>, String> {
+    let fib = &*snapshot.fib;
+    let mut ingresses: Vec<(&IfName, &Ingress)> = fib
+        .ingresses
+        .iter()
+        .filter(|(_, ingress)| !ingress.watch_only)
+        .filter_map(|(index, ingress)| Some((snapshot.names.get(index)?, &**ingress)))
+        .collect();
+    ingresses.sort_by_key(|(name, _)| *name);
+    if let Some(iif) = &packet.iif {
+        let all: Vec<&str> = ingresses.iter().map(|(name, _)| name.as_str()).collect();
+        let all = match all.is_empty() {
+            true => "none".to_owned(),
+            false => all.join(", "),
+        };
+        ingresses.retain(|(name, _)| name.as_str() == iif);
+        if ingresses.is_empty() {
+            return Err(format!(
+                "no packets are received on {iif}: it is not present, or no route or proxy has it \
+                 in `from`, `upstream` or `downstream`; interfaces that receive: {all}"
+            ));
+        }
+    }
+    let explained = ingresses.into_iter().map(|(name, ingress)| {
+        let arrival = Arrival {
+            fib,
+            ingress,
+            streams,
+            sender: None,
+            now_ms,
+        };
+        explained_ingress(fib, name, &resolve(arrival, bytes), bytes)
+    });
+    Ok(explained.collect())
+}
+
+fn explained_ingress(fib: &Fib, name: &IfName, trace: &Trace, bytes: &[u8]) -> ExplainedIngress {
+    let mut rules = Vec::new();
+    let mut egresses = Vec::new();
+    let mut matched: Vec<&Entry> = Vec::new();
+    for step in &trace.steps {
+        match *step {
+            TraceStep::SourceExcepted { entry } => {
+                rules.extend(rule(
+                    fib,
+                    entry,
+                    "excepted",
+                    Some(DropReason::SourceExcepted),
+                ));
+            }
+            TraceStep::RouteMatched { entry } | TraceStep::ProxyMatched { entry } => {
+                rules.extend(rule(fib, entry, "matched", None));
+                matched.extend(fib.entries.get(entry as usize));
+            }
+            TraceStep::ProxyRefused { entry, reason }
+            | TraceStep::EntryRejected { entry, reason } => {
+                rules.extend(rule(fib, entry, "refused", Some(reason)));
+            }
+            TraceStep::PathChecked { path, ttl, result } => {
+                let (Some(path), Some(egress)) =
+                    (fib.paths.get(path as usize), fib.egress_of(path))
+                else {
+                    continue;
+                };
+                let entry = matched.iter().find(|entry| entry.route == path.route);
+                let translation = entry.and_then(|entry| entry.translation.as_ref());
+                let result = result.and_then(|()| match translation {
+                    Some(_) => Ok(1),
+                    None => packets_on_link(bytes, egress.mtu),
+                });
+                egresses.push(ExplainedEgress {
+                    oif: egress.name.to_string(),
+                    rule: path.route.to_string(),
+                    reason: result.err().map(|reason| reason.label().into()),
+                    meaning: result.err().map(|reason| reason.meaning().into()),
+                    ttl,
+                    rewrite: translation.map(views::rewrite),
+                    mtu: egress.mtu,
+                    packets: result.unwrap_or(0),
+                });
+            }
+        }
+    }
+    let reason = match trace.outcome {
+        Ok(()) => None,
+        Err(NotData::Dropped(reason)) => Some(reason),
+        Err(NotData::Membership) => Some(DropReason::LinkOnly),
+    };
+    ExplainedIngress {
+        iif: name.to_string(),
+        forwarded: egresses.iter().any(|egress| egress.reason.is_none()),
+        reason: reason.map(|reason| reason.label().into()),
+        meaning: reason.map(|reason| reason.meaning().into()),
+        rules,
+        egresses,
+    }
+}
+
+fn rule(
+    fib: &Fib,
+    entry: EntryId,
+    result: &str,
+    reason: Option<DropReason>,
+) -> Option<ExplainedRule> {
+    let entry = fib.entries.get(entry as usize)?;
+    Some(ExplainedRule {
+        name: entry.route.to_string(),
+        result: result.into(),
+        reason: reason.map(|reason| reason.label().into()),
+        meaning: reason.map(|reason| reason.meaning().into()),
+    })
+}
+
+/// Returns the number of packets that leave on a link for one that is not translated.
+fn packets_on_link(bytes: &[u8], mtu: u32) -> Result<usize, DropReason> {
+    let mtu = mtu as usize;
+    if bytes.len() <= mtu {
+        return Ok(1);
+    }
+    let mut packets = 0;
+    fragment(bytes, mtu, &mut Vec::new(), |_| packets += 1)?;
+    Ok(packets)
+}
