@@ -153,6 +153,13 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
     let mnat_override = options.mnat.as_ref();
     let mnat = mnat_override.or(active_settings.mnat.as_ref()).cloned();
     let rib = take_rib(&mut active_settings, mnat.as_ref());
+    let is_empty = rib.rules.is_empty() && rib.proxies.is_empty() && rib.joins.is_empty();
+    if is_empty && mnat.is_none() && matches!(options.clients, Clients::Control) {
+        warn!(
+            "nothing is configured: without [[route]], [[proxy]] or [[join]] no packet is \
+             forwarded; write them into the settings file and reload, or use `mcastor add`"
+        );
+    }
     let settings = &active_settings;
     let plane = match settings.plane.kind {
         PlaneKind::Auto | PlaneKind::Packet => PacketPlane {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{UNUSABLE, fail};
@@ -38,6 +39,7 @@ pub struct RunArgs {
 /// Runs `mcastor run` until a signal or an error stops it.
 pub fn run(args: RunArgs) -> ExitCode {
     let config = args.config;
+    let config_path = config.clone();
     let load = move || Settings::load(config.as_deref(), environment()).map_err(Box::new);
     let settings = match load() {
         Ok(settings) => settings,
@@ -47,6 +49,11 @@ pub fn run(args: RunArgs) -> ExitCode {
         }
     };
     start_log(&settings.log);
+    let source = config_path.map_or_else(
+        || "settings from the environment".to_owned(),
+        |path| path.display().to_string(),
+    );
+    info!("mcastor v{}, {source}", env!("CARGO_PKG_VERSION"));
     let options = Options {
         settings,
         load: Box::new(load),
@@ -63,9 +70,10 @@ pub fn run(args: RunArgs) -> ExitCode {
 }
 
 /// Returns the log directives for `level`, without the messages of actix-http: it logs an error for
-/// each malformed request, so that any client could flood the log. `level` may name it to see them.
+/// each malformed request, so that any client could flood the log. Of actix-server, only warnings
+/// concern users. `level` may name both to see them.
 pub(super) fn log_directives(level: &str) -> String {
-    format!("actix_http=off,{level}")
+    format!("actix_http=off,actix_server=warn,{level}")
 }
 
 /// Starts logging to standard error. `RUST_LOG` overrides the log level of the settings.

@@ -1,6 +1,7 @@
 //! Queries and changes, passed to the actors. Plain data from the actors is rendered here.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use actix::Message;
@@ -48,6 +49,11 @@ enum ChangeError {
     /// A text is not an interface name or pattern.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// An address stands where an interface belongs.
+    #[error(
+        "{0} is an address, where an interface belongs; the order is IIF [SOURCE] GROUP OIF..."
+    )]
+    AddressAsInterface(IpAddr),
     /// The translation is not possible.
     #[error(transparent)]
     Translation(#[from] TranslationError),
@@ -237,15 +243,23 @@ fn parse(change: &RuleChange) -> Result<RibChange, ChangeError> {
     })
 }
 
+/// Parses the name of an interface, which may have the form of an address in the kernel only.
+fn interface(text: &str) -> Result<IfPattern, ChangeError> {
+    match text.parse() {
+        Ok(address) => Err(ChangeError::AddressAsInterface(address)),
+        Err(_) => Ok(text.parse()?),
+    }
+}
+
 fn route_rule(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
-    let from: IfPattern = spec.from.parse()?;
+    let from = interface(&spec.from)?;
     let group: GroupPrefix = spec.group.parse()?;
     let source = match &spec.source {
         Some(source) => source.parse()?,
         None => SourcePrefix::any_for(group),
     };
-    let to = spec.to.iter().map(|t| t.parse());
-    let to = to.collect::<Result<_, LinkError>>()?;
+    let to = spec.to.iter().map(|t| interface(t));
+    let to = to.collect::<Result<_, _>>()?;
     let rewrite = spec.rewrite.as_ref().map(|rewrite| {
         let to_source = rewrite.source.as_ref().map(|s| s.parse()).transpose()?;
         let to_group = rewrite.group.as_ref().map(|g| g.parse()).transpose()?;
@@ -270,7 +284,7 @@ fn route_rule(spec: &RouteSpec) -> Result<RouteRule, ChangeError> {
 fn join_rule(spec: &JoinSpec) -> Result<JoinRule, ChangeError> {
     let source = spec.source.as_ref().map(|s| s.parse::<Source>());
     Ok(JoinRule {
-        interface: spec.interface.parse()?,
+        interface: interface(&spec.interface)?,
         source: source.transpose()?,
         group: spec.group.parse()?,
         origin: Origin::Command,

@@ -109,3 +109,15 @@ impl DownstreamConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_those_of_the_protocols() {
+        let all = [Generation::One, Generation::Two, Generation::Three];
+        assert_eq!(all.map(|g| Protocol::Igmp.version(g)), ["1", "2", "3"]);
+        assert_eq!(all.map(|g| Protocol::Mld.version(g)), ["1", "1", "2"]);
+    }
+}

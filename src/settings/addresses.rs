@@ -59,8 +59,8 @@ pub(super) fn parse_source(
         },
         Err(AddrError::HostBits { given }) if given.addr().is_multicast() => multicast(given),
         Err(AddrError::NotUnicast(net)) => multicast(net),
-        Err(_) if text.trim() == "*" => (
-            "\"*\"".into(),
+        Err(_) if matches!(text.trim(), "*" | "any") => (
+            format!("{text:?}"),
             "For any source, omit the key `source`.".to_string(),
         ),
         Err(other) => address_problem(text, &other),
@@ -99,6 +99,12 @@ fn address_problem(text: &str, error: &AddrError) -> (String, String) {
             (Ok(_), _) => "The prefix length is a number: 225.1.2.0/24.".into(),
             _ => "Write an address as 225.1.2.3 or ff3e::1, a prefix as 225.1.2.0/24.".into(),
         },
+        None if matches!(text.trim(), "*" | "any") => {
+            "For all groups, write 224.0.0.0/4 or ff00::/8.".into()
+        }
+        None if text.parse::<std::net::SocketAddr>().is_ok() => {
+            "Write the address without the port: packets of all ports are taken.".into()
+        }
         None if text.contains('*') => "Write a range as a prefix: 225.1.2.0/24.".into(),
         None if text.contains('-') => "Write a range as prefixes: 225.1.2.0/24.".into(),
         None => "Write an address as 225.1.2.3 or ff3e::1. Names are not resolved.".into(),

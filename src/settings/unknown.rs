@@ -31,6 +31,10 @@ pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
     let name = path.last_key();
     let all = quoted_list(known());
     let help = match (nearest(name, known()), table_with_key(name)) {
+        _ if key_of_other_program(name).is_some() => {
+            let key = key_of_other_program(name).unwrap_or_default();
+            format!("Did you mean {key}? Valid here: {all}.")
+        }
         (Some(near), _) => format!("Did you mean `{near}`? Valid here: {all}."),
         (None, Some(table)) => format!("`{name}` belongs to {table}. Valid here: {all}."),
         (None, None) => format!("Valid here: {all}."),
@@ -42,6 +46,20 @@ pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
     };
     let found = format!("the unknown key `{name}`");
     Problem::new(sources.key(path), path, found, expected, help)
+}
+
+/// Returns what replaces a word of smcroute.conf or igmpproxy.conf.
+fn key_of_other_program(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "quickleave" => "`fast_leave`",
+        "altnet" => "`sources`",
+        "whitelist" => "`groups`",
+        "mgroup" | "ssmgroup" => "`[[join]]`",
+        "mroute" => "`[[route]]`",
+        "phyint" => "`[[interface]]`",
+        "threshold" | "ttl-threshold" => "`ttl_threshold` of `[[interface]]`",
+        _ => return None,
+    })
 }
 
 /// Returns the header of a top-level table that has a key of this name.

@@ -69,3 +69,29 @@ impl FlowFilter {
         self.source.is_none_or(|s| s == *source) && self.group.is_none_or(|g| g == *group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filter_compares_the_given_addresses() {
+        let (source, group): FlowKey = ([10, 0, 0, 1].into(), [225, 1, 2, 3].into());
+        let other: IpAddr = [10, 0, 0, 2].into();
+        for (filter, matches) in [
+            ((None, None), true),
+            ((Some(source), None), true),
+            ((None, Some(group)), true),
+            ((Some(source), Some(group)), true),
+            ((Some(other), Some(group)), false),
+            ((Some(source), Some(other)), false),
+            ((None, Some(source)), false),
+        ] {
+            let filter = FlowFilter {
+                source: filter.0,
+                group: filter.1,
+            };
+            assert_eq!(filter.matches(&(source, group)), matches, "{filter:?}");
+        }
+    }
+}

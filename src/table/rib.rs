@@ -206,7 +206,7 @@ fn is_same_join(a: &JoinRule, b: &JoinRule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{InterfaceId, RouteName, TtlThreshold};
+    use crate::model::{InterfaceId, JoinRule, LinkAddress, Origin, RouteName, TtlThreshold};
     use crate::table::ReportOptions;
 
     fn link(index: u32, name: &str) -> Link {
@@ -443,5 +443,35 @@ mod tests {
         let skipped = rib.build_fib(&links, 2).skipped_proxies;
         let skipped: Vec<_> = skipped.iter().map(|(p, i)| format!("{p} {i}")).collect();
         assert_eq!(skipped, ["p64 up0", "p65 up0"]);
+    }
+
+    #[test]
+    fn joins_answer_queries_and_egresses_have_subnets() {
+        let mut links: Links = [link(1, "eth0"), link(2, "eth1")].into_iter().collect();
+        let address = LinkAddress {
+            address: [10, 0, 1, 1].into(),
+            on_link: "10.0.1.1/24".parse().unwrap(),
+        };
+        links.insert_address(InterfaceId::new(2).unwrap(), address);
+        let join = JoinRule {
+            interface: "eth1".parse().unwrap(),
+            source: None,
+            group: "225.1.2.3".parse().unwrap(),
+            origin: Origin::Settings,
+        };
+        let mut rib = Rib {
+            rules: vec![rule("eth0", "225.1.2.3", &["eth1"])].into(),
+            ..Rib::default()
+        };
+        let answers = |rib: &Rib| {
+            let fib = rib.build_fib(&links, 1);
+            let ingress = fib.ingresses.get(&InterfaceId::new(2).unwrap());
+            let subnets = fib.egresses[0].subnets.clone();
+            assert_eq!(subnets, ["10.0.1.0/24".parse().unwrap()]);
+            ingress.is_some_and(|ingress| ingress.answers_queries)
+        };
+        assert!(!answers(&rib));
+        rib.joins.push(join);
+        assert!(answers(&rib));
     }
 }

@@ -2,6 +2,7 @@
 
 mod changes;
 mod demand;
+mod link_log;
 mod membership_handlers;
 mod mnat_handlers;
 mod pace;
@@ -33,6 +34,7 @@ use crate::table::{Fib, FibBuilder, FibDiff, MembershipDatabase, Rib, RibError, 
 
 use changes::RuleChanges;
 use demand::Demand;
+use link_log::LinkLog;
 use pace::SnapshotPacer;
 use waiting_names::WaitingNames;
 
@@ -73,6 +75,7 @@ pub struct Routing {
     /// The streams of the last message to the MNAT actor.
     reported_to_mnat: Option<BTreeSet<Channel>>,
     waiting_names: WaitingNames,
+    link_log: LinkLog,
 }
 
 impl Routing {
@@ -102,6 +105,7 @@ impl Routing {
             warned_conflicts: BTreeSet::new(),
             reported_to_mnat: None,
             waiting_names: WaitingNames::default(),
+            link_log: LinkLog::default(),
         }
     }
 
@@ -160,6 +164,7 @@ impl Routing {
         // A conflict that is gone and returns is logged again.
         self.warned_conflicts
             .retain(|conflict| fib.subnet_conflicts.contains(conflict));
+        self.link_log.update(&fib, links, Instant::now());
         self.fib = fib.clone();
         self.builder = Some(builder);
         let catalog = &self.context.catalog;

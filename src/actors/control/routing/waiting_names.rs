@@ -1,14 +1,19 @@
-//! Logs what is known of names of a container engine that match no interface.
+//! Logs names of interfaces, and of a container engine, that match no interface, with what is known
+//! of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::warn;
+use ahash::AHashSet;
+use tracing::{info, warn};
 
 use crate::actors::log_limit::LogLimit;
 use crate::model::{Aliases, IfPattern, Links};
 use crate::table::Rib;
+
+/// Interfaces named in one line.
+const MAX_NAMES: usize = 8;
 
 /// The names that wait, and the hint for each that was logged last.
 #[derive(Default)]
@@ -29,8 +34,9 @@ impl WaitingNames {
         aliases: &Arc<Aliases>,
         now: Instant,
     ) {
-        let engine_names = rib.patterns().filter(|p| p.is_engine_name());
-        let waiting = engine_names.filter(|p| links.matching(p).next().is_none());
+        let mut seen = AHashSet::new();
+        let names = rib.patterns().filter(|p| seen.insert(*p));
+        let waiting = names.filter(|p| links.matching(p).next().is_none());
         let mut former = std::mem::take(&mut self.hints);
         let is_changed = !Arc::ptr_eq(&self.aliases, aliases);
         self.aliases = aliases.clone();
@@ -41,14 +47,32 @@ impl WaitingNames {
             let old = former.remove(name);
             let hint = match &old {
                 Some(old) if !is_changed => old.clone(),
+                Some(old) if !name.is_engine_name() => old.clone(),
+                _ if !name.is_engine_name() => Some(present(links)),
                 _ => aliases.hint(name).map(|hint| hint.to_string()),
             };
             if let Some(text) = hint.as_ref().filter(|_| old.as_ref() != Some(&hint))
                 && let Some(suppressed) = self.log_limit.permit(now)
             {
-                warn!("{name} matches no interface: {text}{suppressed}");
+                match name.is_engine_name() {
+                    true => warn!("{name} matches no interface: {text}{suppressed}"),
+                    false => info!("waiting for interface {name} ({text}){suppressed}"),
+                }
             }
             self.hints.insert(name.clone(), hint);
         }
+    }
+}
+
+/// Lists the interfaces that exist.
+fn present(links: &Links) -> String {
+    let mut names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+    names.sort_unstable();
+    let more = names.len().saturating_sub(MAX_NAMES);
+    names.truncate(MAX_NAMES);
+    let names = names.join(", ");
+    match more {
+        0 => format!("present: {names}"),
+        more => format!("present: {names} and {more} more"),
     }
 }
