@@ -358,4 +358,14 @@ mod tests {
             ["1 225.1.2.3 include {10.0.0.1}", "2 225.1.2.3 include {}"]
         );
     }
+
+    #[test]
+    fn route_without_joins_joins_for_no_translated_stream() {
+        let group = "225.1.2.3".parse().unwrap();
+        let to = vec!["eth1".parse().unwrap()];
+        let mut rule = RouteRule::new("eth0".parse().unwrap(), group, to);
+        assert_eq!(JoinOrigin::Route(&rule).interfaces(&links()).len(), 1);
+        rule.join = JoinPolicy::Never;
+        assert_eq!(JoinOrigin::Route(&rule).interfaces(&links()), []);
+    }
 }
