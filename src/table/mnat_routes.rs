@@ -279,4 +279,23 @@ mod tests {
         update_mnat_routes(&mut rib, vec![withdraw(None, "232.1.1.1")]);
         assert_eq!(names(&rib), ["10.0.0.1 232.1.1.1"]);
     }
+
+    #[test]
+    fn only_mnat_joins_of_the_group_are_removed() {
+        let join = |group: &str, origin| JoinRule {
+            interface: "eth0".parse().unwrap(),
+            source: None,
+            group: group.parse().unwrap(),
+            origin,
+        };
+        let kept = [
+            join("225.1.2.3", Origin::Settings),
+            join("225.1.2.4", Origin::Mnat),
+        ];
+        let mut rib = Rib::default();
+        rib.joins.push(join("225.1.2.3", Origin::Mnat));
+        rib.joins.extend(kept.clone());
+        remove_joins(&mut rib, "225.1.2.3".parse().unwrap());
+        assert_eq!(rib.joins, kept);
+    }
 }

@@ -335,6 +335,14 @@ mod tests {
     }
 
     #[test]
+    fn station_that_was_silent_has_to_persist_again() {
+        let link = EgressLink::new();
+        (0..3).for_each(|now_ms| link.see(HIGH, now_ms));
+        link.see(HIGH, 2 + MAX_SILENCE_MS);
+        assert!(link.forwards(3 + MAX_SILENCE_MS));
+    }
+
+    #[test]
     fn slow_stream_loses_one_packet_at_a_takeover() {
         let link = EgressLink::new();
         // One packet every ten seconds, copied by the other station a moment later.
