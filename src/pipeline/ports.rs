@@ -12,7 +12,7 @@ pub trait PacketSource: Send {
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Batch>>;
 
     /// Returns the number of packets that the kernel dropped since the last call because the
-    /// capture did not read them in time.
+    /// capture did not read them in time. Drops may be returned one call late.
     fn take_dropped(&mut self) -> u64;
 
     /// Returns the number of packets since the last call that the kernel dropped because it could

@@ -99,7 +99,8 @@ async fn unread_packets_are_counted_as_dropped(bed: Bed) -> Outcome {
     let mut transmit = bed.plane.transmit(bed.near)?;
     let sent: Vec<_> = (0..200).map(|n| packet(n, 200)).collect();
     send_all(transmit.as_mut(), &sent).await?;
-    let dropped = capture.take_dropped();
+    // They may be returned one call late.
+    let dropped = capture.take_dropped() + capture.take_dropped();
     assert!(dropped > 0, "nothing was dropped");
     let kept = sent.len() - dropped as usize;
     // The first packets were kept, complete and in order.

@@ -69,7 +69,9 @@ async fn dropped_blocks_return_to_the_kernel() -> Outcome {
         // No block is free: the kernel drops and counts the packets, and held blocks do not change.
         let lost: Vec<_> = (0..20).map(|n| packet(900 + n, 100)).collect();
         send_all(transmit.as_mut(), &lost).await?;
-        assert_eq!(capture.take_dropped(), 20);
+        // The first call may return them one call late.
+        let dropped = capture.take_dropped() + capture.take_dropped();
+        assert_eq!(dropped, 20);
         let polled = poll_fn(|cx| std::task::Poll::Ready(capture.poll_batch(cx))).await;
         assert!(polled.is_pending(), "a held block was returned again");
         for (batch, packets) in held.iter().zip(&before) {
