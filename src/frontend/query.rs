@@ -243,7 +243,7 @@ fn parse(change: &RuleChange) -> Result<RibChange, ChangeError> {
     })
 }
 
-/// Parses the name of an interface, which may have the form of an address in the kernel only.
+/// Parses the name or pattern of an interface. An address stands in the wrong place.
 fn interface(text: &str) -> Result<IfPattern, ChangeError> {
     match text.parse() {
         Ok(address) => Err(ChangeError::AddressAsInterface(address)),

@@ -30,12 +30,10 @@ pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
     let known = || keys.iter().map(|key| key.name);
     let name = path.last_key();
     let all = quoted_list(known());
-    let help = match (nearest(name, known()), table_with_key(name)) {
-        _ if key_of_other_program(name).is_some() => {
-            let key = key_of_other_program(name).unwrap_or_default();
-            format!("Did you mean {key}? Valid here: {all}.")
-        }
-        (Some(near), _) => format!("Did you mean `{near}`? Valid here: {all}."),
+    let near = key_of_other_program(name).map(String::from);
+    let near = near.or_else(|| nearest(name, known()).map(|near| format!("`{near}`")));
+    let help = match (near, table_with_key(name)) {
+        (Some(near), _) => format!("Did you mean {near}? Valid here: {all}."),
         (None, Some(table)) => format!("`{name}` belongs to {table}. Valid here: {all}."),
         (None, None) => format!("Valid here: {all}."),
     };

@@ -270,16 +270,22 @@ fn messages_of_one_link_are_not_forwarded(lab: &Lab) {
     assert!(capture.to(GROUP).is_empty());
 }
 
-/// A guest sends packets that its tap device describes as UFO, which the kernel cannot describe to
-/// a packet socket. Another port of the bridge sends a stream meanwhile.
-fn unknown_offload_of_a_tap_stops_no_stream(lab: &Lab) {
-    const ATTACKS: u64 = 200;
-    let star = Star::v4(lab, 1);
+/// Makes `in` and a new tap ports of the bridge `br0`, and returns the tap.
+fn bridge_with_tap(star: &Star) -> Tun {
     star.rtr.ip_batch(
         "link add br0 type bridge mcast_snooping 0\nlink set in master br0\nlink set br0 up\n",
     );
     let tap = Tun::tap_with_offload(&star.rtr, "tap0");
     star.rtr.ip("link set tap0 master br0 up");
+    tap
+}
+
+/// A guest sends packets that its tap device describes as UFO, which the kernel cannot describe to
+/// a packet socket. Another port of the bridge sends a stream meanwhile.
+fn unknown_offload_of_a_tap_stops_no_stream(lab: &Lab) {
+    const ATTACKS: u64 = 200;
+    let star = Star::v4(lab, 1);
+    let tap = bridge_with_tap(&star);
     let router = Router::start(lab, &star.rtr, &route("r", "br0", "", GROUP, &["out1"], ""));
     let capture = Capture::new(&star.rcv, "eth1");
     let stream = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 2000);
@@ -314,11 +320,7 @@ fn ufo_frame() -> Vec<u8> {
 fn unknown_offload_is_counted_at_high_rates(lab: &Lab) {
     const ATTACKS: u64 = 200;
     let star = Star::v4(lab, 1);
-    star.rtr.ip_batch(
-        "link add br0 type bridge mcast_snooping 0\nlink set in master br0\nlink set br0 up\n",
-    );
-    let tap = Tun::tap_with_offload(&star.rtr, "tap0");
-    star.rtr.ip("link set tap0 master br0 up");
+    let tap = bridge_with_tap(&star);
     // The kernel of the router joins nothing, so it sends no reports, which would be counted too.
     let silent = "[[interface]]\nname = \"br0\"\nversion = { igmp = 3, mld = 2 }\n";
     let log = "[log]\nlevel = \"debug\"\n";
