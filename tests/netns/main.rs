@@ -16,7 +16,7 @@ mod lab;
 use std::process::ExitCode;
 
 /// Tests wait more than they compute, so more of them run in parallel than there are cores.
-const THREADS: usize = 4;
+const THREADS: usize = 3;
 
 fn main() -> ExitCode {
     if let Ok(name) = std::env::var(lab::harness::CASE) {

@@ -217,7 +217,7 @@ fn vanishing_egresses_cost_no_packet(lab: &Lab) {
     assert_none_lost(stream, &delivered);
 }
 
-/// Eight clients ask for up to 20,000 flows as fast as they can.
+/// Eight clients ask for up to 20,000 flows as fast as they can, and then one more asks once.
 fn questions_about_flows_cost_no_packet(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "", "239.0.0.0/8", &["out1"], "");
@@ -241,8 +241,7 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
             // The clients are on other machines: here they only use idle cores.
             run_when_idle().expect("a low priority");
             let (start, mut answers) = (Instant::now(), 0);
-            let seconds = |n| start.elapsed() >= Duration::from_secs(n);
-            while !seconds(3) || answers == 0 && !seconds(60) {
+            while start.elapsed() < Duration::from_secs(3) {
                 // A client may give up, because it gets no core for long.
                 let answer = router.get("/api/v1/flows");
                 answers += usize::from(answer.is_ok_and(|answer| answer.status == 200));
@@ -256,7 +255,10 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
             .sum()
     });
     println!("{answers} answers");
-    assert!(answers > 0);
+    // Where no core was idle, this is the first answer.
+    eventually("an answer", Some(200), || {
+        router.get("/api/v1/flows").ok().map(|answer| answer.status)
+    });
     stream.wait_for_more(100);
     assert_none_lost(stream, &delivered);
 }

@@ -99,7 +99,7 @@ impl Example {
         Self { site }
     }
 
-    /// Waits until the instance in `ns` has a member of `group`.
+    /// Waits until the instance in `ns` has a member of `group` and has joined it upstream.
     fn wait_for_member(&self, ns: &Ns, group: &str) {
         eventually("a member", true, || {
             let address = "127.0.0.1:9464".parse().expect("an address");
@@ -108,8 +108,9 @@ impl Example {
                 let all: serde_json::Value = serde_json::from_str(&a.body).ok()?;
                 all["show"]["groups"].as_array().cloned()
             });
-            let is_member = |g: &serde_json::Value| g["role"] == "router" && g["group"] == group;
-            groups.unwrap_or_default().iter().any(is_member)
+            let groups = groups.unwrap_or_default();
+            let has = |role| groups.iter().any(|g| g["role"] == role && g["group"] == group);
+            has("router") && has("host")
         });
     }
 
