@@ -109,7 +109,11 @@ impl Example {
                 all["show"]["groups"].as_array().cloned()
             });
             let groups = groups.unwrap_or_default();
-            let has = |role| groups.iter().any(|g| g["role"] == role && g["group"] == group);
+            let has = |role| {
+                groups
+                    .iter()
+                    .any(|g| g["role"] == role && g["group"] == group)
+            };
             has("router") && has("host")
         });
     }
