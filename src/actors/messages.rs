@@ -39,6 +39,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ipnet::IpNet;
 
+use crate::forward::drop_history::Dropped;
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
 use crate::model::{
@@ -46,8 +47,7 @@ use crate::model::{
 };
 use crate::pipeline::{Messages, SharedBatch, Slot};
 use crate::table::RibError;
-use crate::table::dropped_flows::DroppedFlow;
-use crate::table::flows::{FlowFilter, FlowKey, FlowRecord};
+use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
 use crate::table::rib_change::RibChange;
 use crate::table::{EgressId, Fib, ReportOptions, Rib};
@@ -418,8 +418,6 @@ pub struct QueryFlows {
     pub position: usize,
     /// The flows to return.
     pub filter: FlowFilter,
-    /// Whether the first page also has the dropped flows, of which there are few.
-    pub dropped: bool,
 }
 
 /// The answer to [`QueryFlows`]: plain data, which the frontend renders.
@@ -431,10 +429,25 @@ pub struct FlowPage {
     pub interface: IfName,
     /// The flows.
     pub flows: Vec<FlowRecord>,
-    /// The dropped flows.
-    pub dropped: Vec<(FlowKey, DroppedFlow)>,
     /// Position of the next page; `None` after the last flow.
     pub next: Option<usize>,
+}
+
+/// Frontend to interface or forwarder: what was dropped there, at most
+/// [`MAX_DROP_KEYS`](crate::forward::drop_history::MAX_DROP_KEYS) records.
+#[derive(Message)]
+#[rtype(result = "DropPage")]
+pub struct QueryDrops;
+
+/// The answer to [`QueryDrops`]: plain data, which the frontend renders.
+#[derive(MessageResponse)]
+pub struct DropPage {
+    /// The ingress for an interface actor, the egress for a forwarder.
+    pub interface: IfName,
+    /// When the flows of the interface were last flushed, in milliseconds of the monotonic clock.
+    pub flushed_ms: u64,
+    /// What was dropped.
+    pub drops: Vec<Dropped>,
 }
 
 /// Frontend to interface: ends all flows. Answers with their number.

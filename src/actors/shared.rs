@@ -13,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
-use super::messages::{FlushFlows, QueryFlows, Transmit};
+use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub fib: Arc<Fib>,
     /// The forwarders of each worker thread, by egress interface.
     pub forwarders: Arc<Vec<AHashMap<InterfaceId, Recipient<Transmit>>>>,
+    /// The same forwarders, as frontends address them.
+    pub egress_drops: Arc<Vec<Recipient<QueryDrops>>>,
     /// Names of the ingress interfaces.
     pub names: AHashMap<InterfaceId, IfName>,
     /// The interface actors.
@@ -43,6 +45,8 @@ pub struct InterfaceHandle {
     pub index: InterfaceId,
     /// Receives queries for flows.
     pub flows: Recipient<QueryFlows>,
+    /// Receives queries for dropped packets.
+    pub drops: Recipient<QueryDrops>,
     /// Receives the command that ends all flows.
     pub flush: Recipient<FlushFlows>,
 }

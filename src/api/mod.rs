@@ -10,10 +10,10 @@ use std::num::NonZeroU16;
 use serde::{Deserialize, Serialize};
 
 pub use explain::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedRule};
-pub use show_query::{FlowOrder, FlowQuery, ShowQuery};
+pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 pub use view::{
-    FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView, PendingView,
-    QuerierView, RewriteView, RouteView,
+    DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,
+    PendingView, QuerierView, RewriteView, RouteView,
 };
 
 /// Version of the formats. Within a version, fields can be added, but existing fields do not
@@ -36,6 +36,8 @@ pub enum ShowReply {
     Pending(Vec<PendingView>),
     /// Reply to [`ShowQuery::Mnat`]: one element, or none without `[mnat]`.
     Mnat(Vec<MnatView>),
+    /// Reply to [`ShowQuery::Drops`].
+    Drops(Vec<DropView>),
     /// Reply to an [`ExplainQuery`].
     Explain(Box<ExplainView>),
     /// Reply to a change: a sentence that describes its effect.

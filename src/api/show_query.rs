@@ -25,6 +25,26 @@ pub enum ShowQuery {
     Pending,
     /// The end of multicast NAT and its mappings.
     Mnat,
+    /// The streams with the most dropped packets.
+    Drops(DropQuery),
+}
+
+/// The arguments of [`ShowQuery::Drops`]. By default, all drops that are known are shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DropQuery {
+    /// Largest number of rows. `None` means no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Only drops on this interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iif: Option<String>,
+    /// Only drops from this source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Only drops to this group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<IpAddr>,
 }
 
 /// The arguments of [`ShowQuery::Flows`]. By default, all flows are shown.
@@ -75,6 +95,7 @@ enum QueryName {
     Groups,
     Pending,
     Mnat,
+    Drops,
 }
 
 impl From<QueryName> for ShowQuery {
@@ -86,13 +107,14 @@ impl From<QueryName> for ShowQuery {
             QueryName::Groups => Self::Groups,
             QueryName::Pending => Self::Pending,
             QueryName::Mnat => Self::Mnat,
+            QueryName::Drops => Self::Drops(DropQuery::default()),
         }
     }
 }
 
 impl ShowQuery {
     /// Returns all queries, with default arguments.
-    pub fn all() -> [Self; 6] {
+    pub fn all() -> [Self; 7] {
         [
             Self::Routes,
             Self::Interfaces,
@@ -100,6 +122,7 @@ impl ShowQuery {
             Self::Groups,
             Self::Pending,
             Self::Mnat,
+            Self::Drops(DropQuery::default()),
         ]
     }
 
@@ -112,6 +135,7 @@ impl ShowQuery {
             Self::Groups => "groups",
             Self::Pending => "pending",
             Self::Mnat => "mnat",
+            Self::Drops(_) => "drops",
         }
     }
 }
@@ -120,6 +144,11 @@ impl Serialize for ShowQuery {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Flows(query) if *query != FlowQuery::default() => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry(self.name(), query)?;
+                map.end()
+            }
+            Self::Drops(query) if *query != DropQuery::default() => {
                 let mut map = serializer.serialize_map(Some(1))?;
                 map.serialize_entry(self.name(), query)?;
                 map.end()
@@ -154,6 +183,7 @@ impl<'de> Visitor<'de> for QueryVisitor {
         };
         let query = match name {
             QueryName::Flows => ShowQuery::Flows(map.next_value()?),
+            QueryName::Drops => ShowQuery::Drops(map.next_value()?),
             other => {
                 // These queries have no arguments, so the object must be empty.
                 let NoArguments {} = map.next_value()?;

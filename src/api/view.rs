@@ -142,6 +142,42 @@ pub struct FlowView {
     pub dropped: bool,
 }
 
+/// Dropped packets of one source and group, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropView {
+    /// The interface that the packets arrived on, or that they should have left on, as in the
+    /// `iface` label of metrics.
+    pub interface: String,
+    /// Why they were dropped, as in the `reason` label of metrics.
+    pub reason: String,
+    /// Source address. `None` if the packets were too short to have one.
+    pub source: Option<String>,
+    /// Destination address, likewise.
+    pub group: Option<String>,
+    /// Packets dropped in the last 50 to 60 seconds.
+    pub last_minute: u64,
+    /// Packets dropped since they are counted.
+    pub packets: u64,
+    /// How many more may have been dropped before: the place in the list was another's.
+    pub missed_at_most: u64,
+    /// IP bytes of `packets`.
+    pub bytes: u64,
+    /// Milliseconds since they are counted.
+    pub age_ms: u64,
+    /// Milliseconds since the last of them.
+    pub idle_ms: u64,
+    /// TTL or hop limit of the last packet, as it arrived or would have left.
+    pub ttl: Option<u8>,
+    /// Length of the last packet in bytes.
+    pub size: Option<u32>,
+    /// UDP destination port of the last packet.
+    pub port: Option<u16>,
+    /// What the reason means.
+    pub meaning: String,
+    /// What can be done.
+    pub remedy: String,
+}
+
 /// Returns what routers without a selection of the active ingress report.
 fn always() -> bool {
     true

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::change::SocketArgs;
 use super::exit::{fail, unusable};
-use super::output::print_line;
+use super::output::{paragraph, print_line};
 use super::show::{flows_table, groups_table};
 use crate::api::explain::{default_port, default_size, default_ttl};
 use crate::api::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ShowReply};
@@ -199,24 +199,10 @@ fn egress_text(egress: &ExplainedEgress) -> String {
     text + "\n"
 }
 
-/// Returns the meaning of a reason in lines of at most 80 columns.
+/// Returns the meaning of a reason as a paragraph.
 fn meaning(meaning: &Option<String>) -> String {
-    let mut text = String::new();
-    let mut width = 0;
-    for word in meaning
-        .iter()
-        .flat_map(|meaning| meaning.split_whitespace())
-    {
-        if width == 0 || width + 1 + word.len() > 80 {
-            text += if width == 0 { "     " } else { "\n     " };
-            width = 5;
-        }
-        text += " ";
-        text += word;
-        width += 1 + word.len();
-    }
-    if width > 0 {
-        text += "\n";
-    }
-    text
+    meaning
+        .as_deref()
+        .map(|meaning| paragraph(meaning, 6))
+        .unwrap_or_default()
 }

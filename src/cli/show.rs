@@ -1,16 +1,18 @@
 //! `mcastor show`: the state of the running router as tables or JSON.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use terminal_size::{Width, terminal_size_of};
 
 use super::exit::{fail, unusable};
-use super::output::print_line;
+use super::output::{paragraph, print_line};
 use crate::api::{
-    FlowOrder, FlowQuery, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView,
-    RouteView, ShowQuery, ShowReply,
+    DropQuery, DropView, FlowOrder, FlowQuery, FlowView, GroupView, InterfaceView, MnatView,
+    PendingView, QuerierView, RouteView, ShowQuery, ShowReply,
 };
 use crate::frontend::control::{Command, client};
 use crate::model::escape::{EscapeStyle, escape};
@@ -39,7 +41,10 @@ Examples:
     mcastor show interfaces --json | jq '.[] | select(.ingress)'
 
   The ten flows with the most packets:
-    mcastor show flows --order packets --limit 10")]
+    mcastor show flows --order packets --limit 10
+
+  What is being dropped, why, and what can be done:
+    mcastor show drops")]
 pub struct ShowArgs {
     /// The table to show
     pub table: ShowTable,
@@ -59,6 +64,7 @@ impl ShowArgs {
         let query = ShowQuery::from(self.table);
         match (query, self.flows.first_given()) {
             (ShowQuery::Flows(_), _) => Ok(ShowQuery::Flows(self.flows.query())),
+            (ShowQuery::Drops(_), _) => self.flows.drop_query(),
             (query, Some(flag)) => Err(format!(
                 "`show {}` does not accept {flag}; it is an argument of `show flows`",
                 query.name()
@@ -68,26 +74,26 @@ impl ShowArgs {
     }
 }
 
-/// The arguments of `mcastor show flows`.
+/// The arguments of `mcastor show flows` and `mcastor show drops`.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Options of `show flows`")]
+#[command(next_help_heading = "Options of `show flows` and `show drops`")]
 struct FlowArgs {
-    /// Show at most N flows
+    /// Show at most N flows (default: all) or drops (default: 20)
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Sort the flows; --limit selects the first ones. Default: recent
+    /// Only flows: sort them; --limit selects the first ones. Default: recent
     #[arg(long, value_name = "ORDER")]
     order: Option<FlowOrder>,
-    /// Show only flows that arrive on this interface
+    /// Show only flows that arrive on this interface, or drops there
     #[arg(long, value_name = "NAME")]
     iif: Option<IfName>,
-    /// Show only flows from this source
+    /// Show only flows or drops from this source
     #[arg(long, value_name = "ADDRESS")]
     source: Option<Source>,
-    /// Show only flows to this group
+    /// Show only flows or drops to this group
     #[arg(long, value_name = "ADDRESS")]
     group: Option<Group>,
-    /// Show also flows that are dropped: no route or member takes them, or their TTL is too low
+    /// Only flows: show also flows that are dropped: no route or member takes them, or their TTL is too low
     #[arg(long)]
     dropped: bool,
 }
@@ -105,6 +111,25 @@ impl FlowArgs {
         }
     }
 
+    /// Returns the query for drops with these arguments.
+    fn drop_query(&self) -> Result<ShowQuery, String> {
+        let only_flows = [
+            (self.order.is_some(), "--order"),
+            (self.dropped, "--dropped"),
+        ];
+        if let Some((_, flag)) = only_flows.iter().find(|(given, _)| *given) {
+            return Err(format!(
+                "`show drops` does not accept {flag}; it is an argument of `show flows`"
+            ));
+        }
+        Ok(ShowQuery::Drops(DropQuery {
+            limit: Some(self.limit.unwrap_or(DROPS)),
+            iif: self.iif.as_ref().map(ToString::to_string),
+            source: self.source.map(|source| source.addr()),
+            group: self.group.map(|group| group.addr()),
+        }))
+    }
+
     /// Returns the flag of the first argument that was given.
     fn first_given(&self) -> Option<&'static str> {
         [
@@ -119,6 +144,9 @@ impl FlowArgs {
         .find_map(|(given, flag)| given.then_some(flag))
     }
 }
+
+/// Default number of rows of `show drops`.
+const DROPS: usize = 20;
 
 /// The tables of `mcastor show`.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -135,6 +163,8 @@ pub enum ShowTable {
     Pending,
     /// MNAT mappings, and streams that wait for a mapping
     Mnat,
+    /// The streams with the most dropped packets, why they are dropped, and what can be done
+    Drops,
 }
 
 impl From<ShowTable> for ShowQuery {
@@ -146,6 +176,7 @@ impl From<ShowTable> for ShowQuery {
             ShowTable::Groups => Self::Groups,
             ShowTable::Pending => Self::Pending,
             ShowTable::Mnat => Self::Mnat,
+            ShowTable::Drops => Self::Drops(DropQuery::default()),
         }
     }
 }
@@ -193,6 +224,7 @@ fn text(reply: &ShowReply) -> String {
         ShowReply::Groups(groups) => groups_table(groups).to_string(),
         ShowReply::Pending(pending) => pending_table(pending).to_string(),
         ShowReply::Mnat(ends) => mnat_table(ends).to_string(),
+        ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Done(done) => done.clone(),
         ShowReply::Explain(_) => String::new(),
     }
@@ -206,6 +238,7 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Groups(groups) => serde_json::to_string_pretty(groups),
         ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
         ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
+        ShowReply::Drops(drops) => serde_json::to_string_pretty(drops),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),
         ShowReply::Explain(view) => serde_json::to_string_pretty(view),
     }
@@ -240,6 +273,70 @@ pub(super) fn flows_table(flows: &[FlowView]) -> Table {
         ]);
     }
     table
+}
+
+/// Returns the table of drops, and below it each reason with its remedy.
+fn drops_text(drops: &[DropView]) -> String {
+    if drops.is_empty() {
+        return "No packet was dropped.".into();
+    }
+    let header = [
+        "LAST MINUTE",
+        "TOTAL",
+        "INTERFACE",
+        "REASON",
+        "(S, G)",
+        "LAST PACKET",
+    ];
+    let mut table = new_table(&header, &[0, 1]);
+    let mut reasons: Vec<&DropView> = Vec::new();
+    for drop in drops {
+        let flow = match (&drop.source, &drop.group) {
+            (Some(source), Some(group)) => format!("({source}, {group})"),
+            _ => "-".into(),
+        };
+        let total = match drop.missed_at_most {
+            0 => drop.packets.to_string(),
+            _ => format!("{}+", drop.packets),
+        };
+        table.add_row([
+            drop.last_minute.to_string(),
+            total,
+            drop.interface.clone(),
+            drop.reason.clone(),
+            flow,
+            last_packet(drop),
+        ]);
+        if !reasons.iter().any(|known| known.reason == drop.reason) {
+            reasons.push(drop);
+        }
+    }
+    let mut text = format!("{table}\n");
+    if drops.iter().any(|drop| drop.missed_at_most > 0) {
+        text += "\n";
+        text += &paragraph(
+            "+: more may have been dropped before, while others had the place.",
+            0,
+        );
+    }
+    for drop in reasons {
+        text += &format!("\n{}:\n", drop.reason);
+        text += &paragraph(&drop.meaning, 2);
+        text += &paragraph(&format!("To do: {}", drop.remedy), 2);
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// Returns the LAST PACKET column, such as `2.1 s ago, TTL 1, 128 bytes, port 5000`.
+fn last_packet(drop: &DropView) -> String {
+    let parts = [
+        Some(format!("{:.1} s ago", drop.idle_ms as f64 / 1000.0)),
+        drop.ttl.map(|ttl| format!("TTL {ttl}")),
+        drop.size.map(|size| format!("{size} bytes")),
+        drop.port.map(|port| format!("port {port}")),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the table of groups.
@@ -345,10 +442,15 @@ fn mnat_table(ends: &[MnatView]) -> Table {
     table
 }
 
-/// Creates a table. The columns with an index in `numbers` are right-aligned.
+/// Creates a table. The columns with an index in `numbers` are right-aligned. On a terminal, the table
+/// is as wide as the terminal at most: long cells are wrapped.
 fn new_table(header: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
+    if let Some((Width(columns), _)) = terminal_size_of(io::stdout()) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(columns);
+    }
     for column in numbers {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -398,10 +500,10 @@ fn routes_table(routes: &[RouteView]) -> Table {
     table
 }
 
-/// Returns the QUERIER column. `US` marks this router.
+/// Returns the QUERIER column. `self` marks this router.
 fn querier_column(interface: &InterfaceView) -> String {
     let describe = |q: &QuerierView| match &q.address {
-        Some(address) if q.us => format!("{} US {address}", q.protocol),
+        Some(address) if q.us => format!("{} self {address}", q.protocol),
         Some(address) => format!("{} {address}", q.protocol),
         None => format!("{} none", q.protocol),
     };

@@ -178,15 +178,13 @@ pub fn decide<'f>(
         None => match look_up(fib, ingress, key) {
             Ok(verdicts) => add_stream(arrival, verdicts, key),
             Err(reason) => {
-                count_dropped(flows, key, reason, len, arrival.now_ms);
                 observe(arrival, key, len);
                 return Err(reason.into());
             }
         },
     };
     may_leave_link(class)?;
-    let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|reason| {
-        count_dropped(flows, key, *reason, len, arrival.now_ms);
+    let permitted = permit(arrival, matched, datagram.ttl, &mut NoTrace).inspect_err(|_| {
         observe_stream(arrival, matched.stream, len);
     })?;
     if cached.is_none() {
@@ -228,15 +226,6 @@ fn add_stream(arrival: Arrival<'_, '_>, verdicts: Verdicts, key: FlowKey) -> Ver
         outranks: selection.outranks(key.0),
         source_link: selection.source_link(key.0),
         ..verdicts
-    }
-}
-
-/// Counts a packet among the dropped flows, if it would be forwarded with other routes or with a
-/// higher TTL.
-fn count_dropped(flows: &mut Flows, key: FlowKey, reason: DropReason, len: u64, now_ms: u64) {
-    if reason.concerns_routes() && !is_link_local_group(key.1) {
-        let ttl_expired = reason == DropReason::TtlExpired;
-        flows.dropped.count(key, ttl_expired, len, now_ms);
     }
 }
 

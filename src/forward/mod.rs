@@ -2,6 +2,7 @@
 //! and segmentation.
 
 pub mod decide;
+pub mod drop_history;
 mod egress_check;
 pub mod finish;
 pub mod fragment;
@@ -14,6 +15,7 @@ pub mod translate;
 mod upper;
 
 pub use decide::{Arrival, Decision, Variant, decide, entry_paths, look_up, observe, resolve};
+pub use drop_history::{DropHistory, DropKey};
 pub use egress_check::egress_check;
 pub use loop_guard::LoopGuard;
 pub use not_data::NotData;

@@ -74,6 +74,96 @@ reason_enum! {
 }
 
 impl DropReason {
+    /// Returns what a user can do, as docs/metrics.md says it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::NoRoute => {
+                "Often nothing: the capture takes all multicast, including groups that are not \
+                 routed here (mDNS, SSDP). Otherwise compare group and source with `mcastor \
+                 show routes`."
+            }
+            Self::SourceExcepted => "Nothing, if that sender is excluded on purpose.",
+            Self::SourceNotJoined => {
+                "Nothing. If a receiver misses it, `mcastor show groups` lists the sources that \
+                 the receiver joined."
+            }
+            Self::Standby => {
+                "Nothing, if the interfaces are redundant: this one takes over when the other \
+                 has been silent for `takeover`. If the copies are all wanted, set `ingress = \
+                 \"all\"` in the route. See redundancy.md."
+            }
+            Self::OtherForwarder => {
+                "Nothing: the hosts receive the packets of the other forwarder. `show flows` \
+                 names its address. `redundant = false` in the route forwards in any case."
+            }
+            Self::TtlExpired => {
+                "Raise the TTL at the sender. If you cannot: `ttl = { set = 8 }` or `ttl = \
+                 \"keep\"` in the route. Make sure first that there is no loop."
+            }
+            Self::TtlThreshold => {
+                "Nothing, or lower `ttl_threshold`, or raise the TTL at the sender."
+            }
+            Self::LinkLocal => "Nothing, or `link_local = true` in a route for that group.",
+            Self::LinkLocalSource => {
+                "Give the sender an address that is valid beyond its link. If you cannot: \
+                 `link_local_sources = true` in the route or proxy. Receivers with `rp_filter` \
+                 may still refuse the source."
+            }
+            Self::LinkOnly => {
+                "Nothing. If it comes from an unknown sender, look for an attack on the hosts \
+                 behind the route."
+            }
+            Self::NoEgress => {
+                "`mcastor show pending`. Forwarding starts when the interface appears."
+            }
+            Self::Truncated => {
+                "Check the sender, or the tunnel it uses. Capture a few packets with tcpdump."
+            }
+            Self::Malformed => {
+                "As for `truncated`. At an egress: a fragment that would end beyond the largest \
+                 IP packet; treat it as hostile."
+            }
+            Self::BadChecksum => "Look for a faulty device or cable on that link.",
+            Self::BadSource => {
+                "A few are normal: IPv6 hosts send duplicate address detection from `::`. \
+                 Otherwise give the sender an address."
+            }
+            Self::NotMulticast => "Find the sender of unicast IP packets in multicast frames.",
+            Self::Loop => {
+                "Find the second path between the two networks and close it, or narrow the \
+                 route with `source`. If a sender deliberately sends identical packets within \
+                 half a second: `loop_guard = false`."
+            }
+            Self::TooBig => {
+                "It is IPv6, or IPv4 with DF. Send smaller packets, raise the MTU of the \
+                 egress, or set `fragment = \"always\"` in the route (IPv4). The log names the \
+                 route and the size."
+            }
+            Self::GsoUnknown => {
+                "Disable segmentation offload at the sender: `ethtool -K DEV \
+                 tx-udp-segmentation off gso off`."
+            }
+            Self::ChecksumUnknown => "`ethtool -K DEV tx off` at the sender, and please report it.",
+            Self::TranslateProtocol => {
+                "UDP, ICMP echo, GRE and IP in IP can be translated. For other protocols use a \
+                 route without `rewrite`."
+            }
+            Self::TranslateFragment => "Send smaller packets, or UDP with a checksum.",
+            Self::TranslateOption => "Nothing: such packets should not be sent.",
+            Self::VlanElsewhere => "Nothing. Route from the VLAN interface.",
+            Self::EgressDown => {
+                "`ip link`; `mcastor show interfaces`. An egress that is down or has no carrier \
+                 drops all its packets."
+            }
+            Self::EgressBusy => {
+                "The link is slower than the stream. Raise `txqueuelen` if only bursts are \
+                 lost."
+            }
+            Self::QueueFull => "As for `egress_busy`, or there is too little CPU.",
+            Self::SendFailed => "Read the log: one line a minute for each egress and reason.",
+        }
+    }
+
     /// Returns whether the flow as a whole is not forwarded, because of the routes, the members or
     /// its TTL.
     pub fn concerns_routes(self) -> bool {

@@ -9,15 +9,15 @@ use std::time::Duration;
 use actix::MailboxError;
 use futures_util::future::join_all;
 
-use super::background;
+use super::{background, drop_views};
 use crate::actors::directory::NoReceiver;
-use crate::actors::messages::{FlowPage, QueryFlows};
+use crate::actors::messages::{DropPage, FlowPage, QueryFlows};
 use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{entry_paths, look_up};
+use crate::model::addr::is_link_local_group;
 use crate::model::{IfName, InterfaceId};
 use crate::table::StreamState;
-use crate::table::dropped_flows::DroppedFlow;
 use crate::table::flows::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 
 /// How long an interface actor may take to return a page.
@@ -29,6 +29,7 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An interface actor does not answer: the list would be incomplete.
 pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<FlowView>, NoReceiver> {
     let snapshot = context.snapshot.load_full();
+    let now_ms = context.now_ms();
     let filter = FlowFilter {
         source: query.source,
         group: query.group,
@@ -39,13 +40,21 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
         iif.is_none_or(|iif| name.is_some_and(|name| name.as_str() == iif))
     };
     let interfaces = snapshot.interfaces.iter().filter(is_selected);
-    let pages = join_all(interfaces.map(|handle| read_all(handle, filter, query.dropped))).await;
+    let pages = join_all(interfaces.clone().map(|handle| read_all(handle, filter))).await;
     let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let now_ms = context.now_ms();
+    let mut dropped = Vec::new();
+    if query.dropped {
+        let idle_ms = context.flow_idle_ms();
+        for handle in interfaces {
+            if let Some(page) = drop_views::read(&handle.drops).await? {
+                dropped.push((handle.index, dropped_flows(&page, filter, idle_ms, now_ms)));
+            }
+        }
+    }
     let streams = context.streams.clone();
     let rendered = background::run(move || {
         let pages = pages.into_iter().flatten().collect();
-        render(&snapshot, &streams, pages, &query, now_ms)
+        render(&snapshot, &streams, pages, dropped, &query, now_ms)
     });
     rendered.await.ok_or(NoReceiver)
 }
@@ -54,16 +63,11 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
 async fn read_all(
     handle: &InterfaceHandle,
     filter: FlowFilter,
-    dropped: bool,
 ) -> Result<Vec<FlowPage>, NoReceiver> {
     let mut pages = Vec::new();
     let mut next = Some(0);
     while let Some(position) = next {
-        let query = QueryFlows {
-            position,
-            filter,
-            dropped,
-        };
+        let query = QueryFlows { position, filter };
         match handle.flows.send(query).timeout(PAGE_TIMEOUT).await {
             Ok(page) => {
                 next = page.next;
@@ -80,6 +84,7 @@ fn render(
     snapshot: &Arc<Snapshot>,
     streams: &StreamState,
     pages: Vec<FlowPage>,
+    dropped: Vec<(InterfaceId, Vec<FlowRecord>)>,
     query: &FlowQuery,
     now_ms: u64,
 ) -> Vec<FlowView> {
@@ -89,8 +94,9 @@ fn render(
         names.entry(page.index).or_insert(page.interface);
         let index = page.index;
         flows.extend(page.flows.into_iter().map(|flow| (index, false, flow)));
-        let dropped = page.dropped.into_iter().map(dropped_record);
-        flows.extend(dropped.map(|flow| (index, true, flow)));
+    }
+    for (index, records) in dropped {
+        flows.extend(records.into_iter().map(|flow| (index, true, flow)));
     }
     match query.order {
         FlowOrder::Recent => flows.sort_by_key(|(_, _, f)| Reverse(f.flow.seen_ms)),
@@ -109,19 +115,43 @@ fn render(
     flows.into_iter().map(view).collect()
 }
 
-/// Returns a record with the counters of a dropped flow.
-fn dropped_record((key, dropped): (FlowKey, DroppedFlow)) -> FlowRecord {
-    FlowRecord {
-        key,
-        flow: Flow {
+/// Returns the flows whose packets would be forwarded with other routes, other members or a higher
+/// TTL, and had a packet in the last `idle_ms`.
+fn dropped_flows(
+    page: &DropPage,
+    filter: FlowFilter,
+    idle_ms: u64,
+    now_ms: u64,
+) -> Vec<FlowRecord> {
+    let mut flows: HashMap<FlowKey, Flow> = HashMap::new();
+    for dropped in &page.drops {
+        let record = &dropped.value;
+        let Some(key) = dropped.key.flow else {
+            continue;
+        };
+        let is_shown = dropped.key.reason.concerns_routes()
+            && !is_link_local_group(key.1)
+            && filter.matches(&key)
+            && record.seen_ms >= page.flushed_ms
+            && now_ms.saturating_sub(record.seen_ms) < idle_ms;
+        if !is_shown {
+            continue;
+        }
+        let flow = flows.entry(key).or_insert(Flow {
             verdicts: Verdicts::default(),
             generation: 0,
-            packets: dropped.packets,
-            bytes: dropped.bytes,
-            began_ms: dropped.began_ms,
-            seen_ms: dropped.seen_ms,
-        },
+            packets: 0,
+            bytes: 0,
+            began_ms: record.began_ms,
+            seen_ms: record.seen_ms,
+        });
+        flow.packets += dropped.count;
+        flow.bytes += record.bytes;
+        flow.began_ms = flow.began_ms.min(record.began_ms);
+        flow.seen_ms = flow.seen_ms.max(record.seen_ms);
     }
+    let record = |(key, flow)| FlowRecord { key, flow };
+    flows.into_iter().map(record).collect()
 }
 
 /// Renders a flow with the route that forwards it in this snapshot.

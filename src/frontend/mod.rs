@@ -3,6 +3,7 @@
 
 mod background;
 pub mod control;
+mod drop_views;
 pub mod explain;
 pub mod flow_views;
 pub mod group_views;

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::{flow_views, group_views, views};
+use super::{drop_views, flow_views, group_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
     ApplyChange, Barrier, FlushFlows, QueryHostGroups, QueryMembers, QueryMnat, QueryQueriers,
@@ -103,6 +103,10 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             }
             None => ShowReply::Mnat(Vec::new()),
         },
+        ShowQuery::Drops(query) => {
+            let drops = drop_views::drops(context, query).await;
+            ShowReply::Drops(drops.map_err(|_| QueryError::NoAnswer("an interface"))?)
+        }
         ShowQuery::Flows(query) => {
             let flows = flow_views::flows(context, query).await;
             ShowReply::Flows(flows.map_err(|_| QueryError::NoAnswer("an interface"))?)

@@ -271,7 +271,7 @@ impl Catalog {
         )?;
         let dropped_flows_evicted = make.counters(
             "mcastor_dropped_flows_evicted_total",
-            "Flows of dropped packets that are no longer listed, because newer ones replaced them",
+            "Streams of dropped packets that `show drops` no longer lists, because others replaced them",
             &["iface"],
         )?;
         let translations = make.counters(

@@ -11,6 +11,7 @@ use crate::forward::segment::segment;
 use crate::model::FragmentPolicy;
 use crate::table::{Path, PathId, SharedVec};
 use crate::wire::ip::IpHeader;
+use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::GsoLayout;
 
 /// The state of a queue after [`EgressQueue::drive`].
@@ -32,10 +33,25 @@ pub struct SendCounts {
     pub received_ns: Vec<u64>,
     /// Packets dropped, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
+    /// What is known of the dropped packets.
+    pub drops: Vec<SendDrop>,
     /// The last error (errno) of the kernel for a dropped packet.
     pub error: Option<(DropReason, i32)>,
     /// The last packet that was dropped as [`DropReason::TooBig`] because it may not be fragmented.
     pub too_big: Option<TooBigPacket>,
+}
+
+/// Packets that were dropped together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendDrop {
+    /// Why they were dropped.
+    pub reason: DropReason,
+    /// One of them, if it has an IP header.
+    pub packet: Option<IpSummary>,
+    /// Number of packets.
+    pub packets: u64,
+    /// Their length together, in bytes.
+    pub bytes: u64,
 }
 
 /// A packet that is larger than the MTU and may not be fragmented.
@@ -55,6 +71,7 @@ impl Default for SendCounts {
             paths: Vec::new(),
             received_ns: Vec::new(),
             dropped: [0; DropReason::COUNT],
+            drops: Vec::new(),
             error: None,
             too_big: None,
         }
@@ -74,11 +91,24 @@ impl SendCounts {
         self.received_ns.extend(times);
     }
 
+    /// Counts dropped packets. `bytes` are those of the first, `counted` the packets and bytes on
+    /// the wire.
+    fn drop(&mut self, reason: DropReason, bytes: &[u8], (packets, len): (u64, u64)) {
+        self.dropped[reason as usize] += packets;
+        self.drops.push(SendDrop {
+            reason,
+            packet: IpSummary::read(bytes),
+            packets,
+            bytes: len,
+        });
+    }
+
     /// Resets all counts. Keeps the allocated memory.
     pub fn clear(&mut self) {
         self.paths.clear();
         self.received_ns.clear();
         self.dropped.fill(0);
+        self.drops.clear();
         self.error = None;
         self.too_big = None;
     }
@@ -168,7 +198,7 @@ impl EgressQueue {
             }
             let fragmented = fragment(packet, mtu, parts, |r| packets.push(part(r)));
             if let Err(reason) = fragmented {
-                sent.dropped[reason as usize] += 1;
+                sent.drop(reason, packet, (1, packet.len() as u64));
                 if reason == DropReason::TooBig {
                     sent.too_big = Some(TooBigPacket {
                         path: slot.path,
@@ -193,7 +223,7 @@ impl EgressQueue {
             Ok(()) => self.scratch[..end]
                 .chunks(segments.longest(packet.len()))
                 .for_each(each),
-            Err(reason) => sent.dropped[reason as usize] += slot.packets(),
+            Err(reason) => sent.drop(reason, packet, (slot.packets(), slot.bytes())),
         }
     }
 
@@ -241,7 +271,8 @@ impl EgressQueue {
                 // The packet was neither accepted nor refused. Drops it, because retries might
                 // never end.
                 Ok(0) => {
-                    sent.dropped[DropReason::SendFailed as usize] += on_wire(&left[0], slots).0;
+                    let bytes = outgoing(&left[0]).bytes;
+                    sent.drop(DropReason::SendFailed, bytes, on_wire(&left[0], slots));
                     self.next += 1;
                     continue;
                 }
@@ -256,7 +287,7 @@ impl EgressQueue {
                         continue;
                     }
                     let reason = reason_of(&e);
-                    sent.dropped[reason as usize] += on_wire(&left[0], slots).0;
+                    sent.drop(reason, outgoing(&left[0]).bytes, on_wire(&left[0], slots));
                     sent.error = Some((reason, e.raw_os_error().unwrap_or_default()));
                     self.next += 1;
                     continue;
@@ -275,11 +306,13 @@ impl EgressQueue {
 
     /// Counts all remaining packets as dropped.
     pub fn abandon(&mut self, reason: DropReason, sent: &mut SendCounts) {
-        let left = self.packets[self.next..].iter();
-        let left = left.map(|part| on_wire(part, &self.slots).0);
-        sent.dropped[reason as usize] += left.sum::<u64>();
+        if let Some(batch) = self.batch.take() {
+            for part in &self.packets[self.next..] {
+                let packet = outgoing(part, &self.slots, &self.parts, &batch);
+                sent.drop(reason, packet.bytes, on_wire(part, &self.slots));
+            }
+        }
         self.next = self.packets.len();
-        self.batch = None;
     }
 }
 

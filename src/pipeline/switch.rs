@@ -15,11 +15,13 @@ use super::{Batch, CapturedMessage, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::finish_packet;
 use crate::forward::segment::{gso_layout, prepare_for_kernel_gso, segment};
 use crate::forward::{
-    Arrival, Decision, DropReason, LoopGuard, NotData, Variant, decide, egress_check, observe,
+    Arrival, Decision, DropHistory, DropReason, LoopGuard, NotData, Variant, decide, egress_check,
+    observe,
 };
 use crate::model::TranslationRule;
 use crate::table::flows::{FlowBudget, Flows};
 use crate::table::{EgressId, Fib, Ingress, StreamState, YieldDecision};
+use crate::wire::ip_summary::IpSummary;
 use crate::wire::offload::{GsoLayout, Offload};
 use crate::wire::{ip, vlan};
 
@@ -39,6 +41,8 @@ pub struct Switched {
 pub struct Switch {
     /// The flows of the interface.
     pub flows: Flows,
+    /// What was dropped before it was handed to an egress.
+    pub drops: DropHistory,
     guard: Arc<LoopGuard>,
     streams: Arc<StreamState>,
     /// Indexed by egress id.
@@ -125,6 +129,7 @@ impl Switch {
     pub fn new(flows: Flows, guard: Arc<LoopGuard>, streams: Arc<StreamState>) -> Self {
         Self {
             flows,
+            drops: DropHistory::default(),
             guard,
             streams,
             egresses: Vec::new(),
@@ -182,6 +187,13 @@ impl Switch {
                     counts.packets += packets;
                     counts.bytes += bytes;
                     counts.dropped[reason as usize] += packets;
+                    let summary = summary(&batch, packet);
+                    let bytes = match (packets, summary) {
+                        (1, Some(summary)) => summary.len.into(),
+                        _ => bytes,
+                    };
+                    self.drops
+                        .count(reason, None, summary, (packets, bytes), now_ms);
                 }
             }
         }
@@ -327,6 +339,11 @@ impl Switch {
                 }
                 if let Err(reason) = checked {
                     out.counts.count_refused(path.egress, reason, count);
+                    let summary = decided_summary(decision, batch, packet, datagrams_each);
+                    let counted = (count, count * u64::from(summary.len));
+                    let egress = Some(egress.index);
+                    self.drops
+                        .count(reason, egress, Some(summary), counted, now_ms);
                     continue;
                 }
                 let egresses = &mut out.egresses;
@@ -377,7 +394,12 @@ impl Switch {
         for (at, forwarded) in self.forwarded.iter().enumerate() {
             if !forwarded {
                 let error = self.translation_errors.get(at).copied().flatten();
-                out.counts.dropped[error.unwrap_or(DropReason::Loop) as usize] += datagrams_each;
+                let reason = error.unwrap_or(DropReason::Loop);
+                out.counts.dropped[reason as usize] += datagrams_each;
+                let summary = decided_summary(decision, batch, packet, datagrams_each);
+                let counted = (datagrams_each, datagrams_each * u64::from(summary.len));
+                self.drops
+                    .count(reason, None, Some(summary), counted, now_ms);
             }
         }
     }
@@ -600,6 +622,36 @@ fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
         ))
     };
     gso().unwrap_or((1, packet.len.into()))
+}
+
+/// Returns what is known of a packet that was dropped.
+fn summary(batch: &Batch, packet: &Packet) -> Option<IpSummary> {
+    let bytes = batch.bytes().get(packet.start as usize..)?;
+    let bytes = bytes.get(..packet.len as usize)?;
+    let (_, tags) = vlan::skip_tags(packet.ethertype, bytes).ok()?;
+    IpSummary::read(&bytes[tags..])
+}
+
+/// Returns what is known of a packet, one of `datagrams` in a GSO packet, that was dropped after the
+/// decision. It may have been translated in place.
+fn decided_summary(
+    decision: &Decision<'_>,
+    batch: &Batch,
+    packet: &Packet,
+    datagrams: u64,
+) -> IpSummary {
+    let datagram = &decision.datagram;
+    let is_original =
+        |s: &IpSummary| (s.source, s.destination) == (datagram.source, datagram.destination);
+    IpSummary {
+        source: datagram.source,
+        destination: datagram.destination,
+        ttl: datagram.ttl,
+        len: (datagram.packet_len as u64 / datagrams.max(1)) as u32,
+        port: summary(batch, packet)
+            .filter(is_original)
+            .and_then(|s| s.port),
+    }
 }
 
 /// Copies an IGMP, MLD or router discovery message out of the batch.

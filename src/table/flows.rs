@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::dropped_flows::DroppedFlows;
 pub use super::flow::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 use super::flow_store::FlowStore;
 use crate::model::FlowEnd;
@@ -82,8 +81,6 @@ pub struct Flows {
     budget: Arc<FlowBudget>,
     ended: EndedFlows,
     looked_up: bool,
-    /// The flows that are not forwarded.
-    pub dropped: DroppedFlows,
 }
 
 impl Flows {
@@ -94,7 +91,6 @@ impl Flows {
             budget,
             ended: EndedFlows::default(),
             looked_up: false,
-            dropped: DroppedFlows::default(),
         }
     }
 
@@ -177,7 +173,6 @@ impl Flows {
 
     /// Ends the flows without a packet for `idle_ms`.
     pub fn expire(&mut self, now_ms: u64, idle_ms: u64) {
-        self.dropped.expire(now_ms, idle_ms);
         while let Some(flow) = self.flows.oldest() {
             if now_ms.saturating_sub(flow.seen_ms) < idle_ms {
                 return;
@@ -190,7 +185,6 @@ impl Flows {
 
     /// Ends all flows. Returns their number.
     pub fn flush(&mut self) -> u64 {
-        self.dropped.clear();
         let flushed = self.release();
         self.ended.add(FlowEnd::Flushed, flushed);
         flushed

@@ -2,7 +2,6 @@
 //! memberships of hosts.
 
 pub mod active_ingress;
-pub mod dropped_flows;
 pub mod fib;
 pub mod fib_builder;
 mod fib_diff;
@@ -30,6 +29,7 @@ mod slot_table;
 mod stream_key;
 pub mod stream_state;
 pub mod subnet_conflict;
+pub mod top_counts;
 pub mod translated_joins;
 
 pub use active_ingress::{Admission, IngressDomain, IngressSelection, StreamArrival};

@@ -10,6 +10,7 @@ pub mod floating_point;
 pub mod icmpv6;
 pub mod igmp;
 pub mod ip;
+pub mod ip_summary;
 pub mod link_control;
 pub mod membership;
 pub mod membership_message;

@@ -10,10 +10,10 @@ use actix::fut::ActorFuture;
 use actix::prelude::*;
 use tracing::warn;
 
-use crate::actors::messages::Transmit;
+use crate::actors::messages::{DropPage, QueryDrops, Transmit};
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::forward::DropReason;
+use crate::forward::{DropHistory, DropReason};
 use crate::metrics::{InterfaceCounters, PathCounters};
 use crate::model::{IfName, InterfaceId, PlaneName};
 use crate::pipeline::egress::{SendCounts, TooBigPacket};
@@ -49,6 +49,7 @@ pub struct Forwarder {
     /// [`Transmit::waiting`] of the batch in the queue.
     waiting: Option<Arc<()>>,
     sent: SendCounts,
+    drops: DropHistory,
     /// Counters of the paths of `fib`.
     paths: Vec<Option<PathCounters>>,
     fib: Arc<Fib>,
@@ -78,6 +79,7 @@ impl Forwarder {
             queue: EgressQueue::default(),
             waiting: None,
             sent: SendCounts::default(),
+            drops: DropHistory::default(),
             paths: Vec::new(),
             fib: Arc::default(),
             last_logged: [None; DropReason::COUNT],
@@ -137,6 +139,7 @@ impl Forwarder {
             paths,
             received_ns,
             dropped,
+            drops,
             error,
             too_big,
         } = &self.sent;
@@ -169,6 +172,15 @@ impl Forwarder {
             latency.flush();
         }
         self.counters.add_dropped(dropped);
+        if !drops.is_empty() {
+            let now_ms = self.context.now_ms();
+            for drop in drops {
+                let counted = (drop.packets, drop.bytes);
+                let egress = Some(self.index);
+                self.drops
+                    .count(drop.reason, egress, drop.packet, counted, now_ms);
+            }
+        }
         let (error, too_big) = (*error, *too_big);
         if let Some((reason, errno)) = error {
             self.log_error(reason, errno);
@@ -268,6 +280,18 @@ impl Handler<Transmit> for Forwarder {
         }
         if self.drive() == Progress::Blocked {
             ctx.wait(Writable);
+        }
+    }
+}
+
+impl Handler<QueryDrops> for Forwarder {
+    type Result = DropPage;
+
+    fn handle(&mut self, _: QueryDrops, _: &mut Self::Context) -> DropPage {
+        DropPage {
+            interface: self.name.clone(),
+            flushed_ms: 0,
+            drops: self.drops.iter().copied().collect(),
         }
     }
 }

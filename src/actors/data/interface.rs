@@ -18,8 +18,8 @@ use tracing::warn;
 
 use super::foreign_sources::ForeignSources;
 use crate::actors::messages::{
-    CaptureOpened, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
-    MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, QueryFlows, Transmit,
+    CaptureOpened, DropPage, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
+    MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, QueryDrops, QueryFlows, Transmit,
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
@@ -30,6 +30,7 @@ use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::Ingress;
 use crate::table::flows::{EndedFlows, Flows};
+use crate::wire::ip_summary::IpSummary;
 
 /// Interval at which kernel drops are read and idle flows end.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,6 +71,8 @@ pub struct Interface {
     batches: u64,
     warned_of_drops: bool,
     foreign_sources: ForeignSources,
+    /// When the flows were last flushed, by the clock of the flows.
+    flushed_ms: u64,
     /// Time of the last [`MessagesLost`].
     loss_reported: Option<Instant>,
     /// Time at which kernel drops were read.
@@ -110,6 +113,7 @@ impl Interface {
             batches: 0,
             warned_of_drops: false,
             foreign_sources: ForeignSources::default(),
+            flushed_ms: 0,
             loss_reported: None,
             drops_read: Instant::now(),
         }
@@ -223,7 +227,7 @@ impl Interface {
             // An egress may have another name now.
             self.egress_counters.clear();
         }
-        let mut count_dropped = |egress: u32, reason: DropReason, packets: u64| {
+        let mut count_refused = |egress: u32, reason: DropReason, packets: u64| {
             let egress = &fib.egresses[egress as usize];
             let counters = self.egress_counters.entry(egress.index);
             let new = || self.context.catalog.interface(egress.name.as_str());
@@ -231,7 +235,7 @@ impl Interface {
             counters.dropped(reason).inc_by(packets);
         };
         for (egress, reason, packets) in &counts.refused {
-            count_dropped(*egress, *reason, *packets);
+            count_refused(*egress, *reason, *packets);
         }
         let forwarders = snapshot.forwarders.get(self.worker);
         if self.generation != fib.generation {
@@ -239,16 +243,26 @@ impl Interface {
             let exists = |index: &InterfaceId| forwarders.is_some_and(|f| f.contains_key(index));
             self.waiting.retain(|index, _| exists(index));
         }
+        let (drops, shared) = (&mut self.switch.drops, &switched.shared);
+        let mut count_dropped = |egress: u32, reason: DropReason, slots: &[Slot]| {
+            let index = fib.egresses[egress as usize].index;
+            let now_ms = self.context.now_ms();
+            for slot in slots {
+                let packet = IpSummary::read(shared.packet(slot));
+                let counted = (slot.packets(), slot.bytes());
+                drops.count(reason, Some(index), packet, counted, now_ms);
+            }
+            count_refused(egress, reason, slots.iter().map(Slot::packets).sum());
+        };
         for (egress, slots) in switched.egresses {
             let index = fib.egresses[egress as usize].index;
-            let packets = slots.iter().map(Slot::packets).sum();
             let Some(forwarder) = forwarders.and_then(|f| f.get(&index)) else {
-                count_dropped(egress, DropReason::EgressDown, packets);
+                count_dropped(egress, DropReason::EgressDown, &slots);
                 continue;
             };
             let waiting = self.waiting.entry(index).or_default();
             if Arc::strong_count(waiting) > MAX_WAITING_BATCHES {
-                count_dropped(egress, DropReason::QueueFull, packets);
+                count_dropped(egress, DropReason::QueueFull, &slots);
                 continue;
             }
             let sent = forwarder.try_send(Transmit {
@@ -260,8 +274,12 @@ impl Interface {
             });
             match sent {
                 Ok(()) => {}
-                Err(SendError::Full(_)) => count_dropped(egress, DropReason::QueueFull, packets),
-                Err(SendError::Closed(_)) => count_dropped(egress, DropReason::EgressDown, packets),
+                Err(SendError::Full(lost)) => {
+                    count_dropped(egress, DropReason::QueueFull, &lost.slots);
+                }
+                Err(SendError::Closed(lost)) => {
+                    count_dropped(egress, DropReason::EgressDown, &lost.slots);
+                }
             }
         }
     }
@@ -308,7 +326,7 @@ impl Interface {
     fn expire_flows(&mut self) {
         let now = self.context.now_ms();
         self.switch.flows.expire(now, self.context.flow_idle_ms());
-        let expired = self.switch.flows.dropped.take_ttl_expired();
+        let expired = self.switch.drops.take_ttl_expired();
         let warnings = &self.context.ttl_warnings;
         warnings.log(
             &self.context.snapshot.load().fib,
@@ -325,7 +343,7 @@ impl Interface {
         for end in FlowEnd::ALL {
             catalog.count_ended_flows(self.name.as_str(), end, ended.count(end));
         }
-        let evicted = self.switch.flows.dropped.take_evicted();
+        let evicted = self.switch.drops.take_evicted();
         catalog.count_evicted_dropped_flows(self.name.as_str(), evicted);
         if ended != EndedFlows::default() {
             self.context.flow_changes.notify_one();
@@ -485,17 +503,25 @@ impl Handler<QueryFlows> for Interface {
     fn handle(&mut self, query: QueryFlows, _: &mut Self::Context) -> FlowPage {
         self.update_name(&self.context.snapshot.load_full());
         let flows = &self.switch.flows;
-        let with_dropped = query.dropped && query.position == 0;
-        let dropped = flows.dropped.iter();
-        let dropped = dropped.filter(|(key, _)| with_dropped && query.filter.matches(key));
-        let dropped = dropped.map(|(key, flow)| (*key, *flow)).collect();
         let (flows, next) = flows.page(query.position, FLOWS_PER_QUERY, &query.filter);
         FlowPage {
-            dropped,
             index: self.index,
             interface: self.name.clone(),
             flows,
             next,
+        }
+    }
+}
+
+impl Handler<QueryDrops> for Interface {
+    type Result = DropPage;
+
+    fn handle(&mut self, _: QueryDrops, _: &mut Self::Context) -> DropPage {
+        self.update_name(&self.context.snapshot.load_full());
+        DropPage {
+            interface: self.name.clone(),
+            flushed_ms: self.flushed_ms,
+            drops: self.switch.drops.iter().copied().collect(),
         }
     }
 }
@@ -505,6 +531,7 @@ impl Handler<FlushFlows> for Interface {
 
     fn handle(&mut self, _: FlushFlows, _: &mut Self::Context) -> u64 {
         let flushed = self.switch.flows.flush();
+        self.flushed_ms = self.context.now_ms();
         self.update_flow_metrics();
         flushed
     }

@@ -289,11 +289,14 @@ impl Supervisor {
         let handle = |(index, captured): (&InterfaceId, &CapturedInterface)| InterfaceHandle {
             index: *index,
             flows: captured.address.clone().recipient(),
+            drops: captured.address.clone().recipient(),
             flush: captured.address.clone().recipient(),
         };
+        let addresses = self.forwarders.iter().flat_map(|all| all.values());
         self.config.context.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
             forwarders: Arc::new(self.forwarders.iter().map(recipients).collect()),
+            egress_drops: Arc::new(addresses.map(|f| f.clone().recipient()).collect()),
             names: self.names.clone(),
             interfaces: Arc::new(self.interfaces.iter().map(handle).collect()),
         }));
@@ -317,6 +320,7 @@ impl Supervisor {
         self.config.context.snapshot.store(Arc::new(Snapshot {
             fib: self.fib.clone(),
             forwarders: former.forwarders.clone(),
+            egress_drops: former.egress_drops.clone(),
             names: former.names.clone(),
             interfaces: former.interfaces.clone(),
         }));

@@ -58,7 +58,7 @@ async fn serve_client(
 /// background.
 async fn encode(outcome: Outcome) -> io::Result<Vec<u8>> {
     match outcome {
-        Outcome::Result(ShowReply::Flows(_)) => {
+        Outcome::Result(ShowReply::Flows(_) | ShowReply::Drops(_)) => {
             let encoded = background::run(|| encode_now(outcome)).await;
             encoded.unwrap_or_else(|| Err(io::Error::other("the reply could not be encoded")))
         }

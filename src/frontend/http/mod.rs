@@ -42,7 +42,7 @@ use tracing::debug;
 
 use super::{background, query};
 use crate::actors::{RouterContext, confined_thread};
-use crate::api::{self, FlowQuery, ShowQuery, ShowReply};
+use crate::api::{self, DropQuery, FlowQuery, ShowQuery, ShowReply};
 use crate::metrics::http::HttpRefusal;
 use crate::model::escape::{EscapeStyle, escape};
 use answers::{AnswerLimits, Busy};
@@ -149,6 +149,7 @@ where
         .configure(|app| {
             if site.api {
                 app.route("/api/v1/flows", web::get().to(flows))
+                    .route("/api/v1/drops", web::get().to(drops))
                     .route("/api/v1/{query}", web::get().to(show));
             } else {
                 app.route("/api/{path:.*}", web::to(api_is_off));
@@ -289,6 +290,10 @@ async fn flows(site: Data<Site>, arguments: web::Query<FlowQuery>) -> HttpRespon
     reply(&site, ShowQuery::Flows(arguments.into_inner())).await
 }
 
+async fn drops(site: Data<Site>, arguments: web::Query<DropQuery>) -> HttpResponse {
+    reply(&site, ShowQuery::Drops(arguments.into_inner())).await
+}
+
 async fn show(site: Data<Site>, name: web::Path<String>) -> HttpResponse {
     match ShowQuery::all().into_iter().find(|q| q.name() == *name) {
         Some(query) => reply(&site, query).await,
@@ -306,7 +311,9 @@ async fn reply(site: &Site, query: ShowQuery) -> HttpResponse {
 async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, Busy> {
     let turn = site.answers.api_turn().await?;
     let encoded = match query::show(&site.context, query).await {
-        Ok(reply @ ShowReply::Flows(_)) => background::run(move || encode(&reply)).await,
+        Ok(reply @ (ShowReply::Flows(_) | ShowReply::Drops(_))) => {
+            background::run(move || encode(&reply)).await
+        }
         Ok(reply) => web::block(move || encode(&reply)).await.ok(),
         Err(e) => return Ok(unavailable(&e.to_string())),
     };

@@ -10,6 +10,7 @@ mod containers_soak;
 mod control;
 mod docker;
 mod docker_faults;
+mod drops;
 mod explain;
 mod external_programs;
 mod flow_limits;
@@ -86,6 +87,7 @@ pub fn all() -> Vec<Case> {
         host_environment::cases(),
         metrics::cases(),
         operation::cases(),
+        drops::cases(),
         explain::cases(),
         external_programs::cases(),
         prometheus::cases(),
