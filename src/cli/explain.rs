@@ -8,6 +8,7 @@ use super::change::SocketArgs;
 use super::exit::{fail, unusable};
 use super::output::{paragraph, print_line};
 use super::show::{flows_table, groups_table};
+use super::table::table_text;
 use crate::api::explain::{default_port, default_size, default_ttl};
 use crate::api::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ShowReply};
 use crate::frontend::control::{Command, client};
@@ -129,14 +130,14 @@ fn text(view: &ExplainView) -> String {
     text += "\n";
     text += &match view.groups.is_empty() {
         true => "No host has joined the group here, and mcastor has not joined it.\n".to_owned(),
-        false => format!("{}\n\n", groups_table(&view.groups)),
+        false => table_text(groups_table(&view.groups)) + "\n\n",
     };
     text += &match view.seen.is_empty() {
         true => format!(
             "No packet from {} to {} was seen.",
             packet.source, packet.group
         ),
-        false => flows_table(&view.seen).to_string(),
+        false => table_text(flows_table(&view.seen)),
     };
     text
 }

@@ -19,6 +19,7 @@ pub mod signals;
 pub mod smcroute;
 pub mod smcroutectl;
 pub mod smcrouted;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,15 +1,19 @@
 //! `mcastor show`: the state of the running router as tables or JSON.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use terminal_size::{Width, terminal_size_of};
+use comfy_table::Table;
+use ipnet::IpNet;
 
 use super::exit::{fail, unusable};
 use super::output::{paragraph, print_line};
+use super::table::{new_table, table_text};
 use crate::api::{
     DropQuery, DropView, FlowOrder, FlowQuery, FlowView, GroupView, InterfaceView, MnatView,
     PendingView, QuerierView, RouteView, ShowQuery, ShowReply,
@@ -44,7 +48,10 @@ Examples:
     mcastor show flows --order packets --limit 10
 
   What is being dropped, why, and what can be done:
-    mcastor show drops")]
+    mcastor show drops
+
+  The routes, again every second:
+    mcastor show routes --watch 1")]
 pub struct ShowArgs {
     /// The table to show
     pub table: ShowTable,
@@ -53,6 +60,10 @@ pub struct ShowArgs {
     /// Print JSON, in the format of /api/v1 over HTTP
     #[arg(long)]
     pub json: bool,
+    /// Print the table again every SECONDS (default: 2), until Ctrl-C
+    #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u16).range(1..=3600))]
+    watch: Option<u16>,
     /// Control socket of the running mcastor
     #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     pub socket: PathBuf,
@@ -187,15 +198,40 @@ pub fn run(args: &ShowArgs) -> ExitCode {
         Ok(query) => query,
         Err(e) => return unusable(&e),
     };
-    let reply = match client::send(&args.socket, Command::Show(query)) {
-        Ok(reply) => reply,
+    let answer = || -> Result<String, Box<dyn Error>> {
+        let reply = client::send(&args.socket, Command::Show(query.clone()))?;
+        Ok(printed(&reply, args.json)?)
+    };
+    let first = match answer() {
+        Ok(text) => text,
         Err(e) => return fail(&e),
     };
-    match printed(&reply, args.json) {
-        Ok(text) => print_line(&text),
-        Err(e) => return fail(&e),
+    match args.watch {
+        None => print_line(&first),
+        Some(seconds) => watch(first, Duration::from_secs(seconds.into()), || {
+            // mcastor may be restarted in the meantime.
+            answer().unwrap_or_else(|e| escape(&e.to_string(), EscapeStyle::Lines).into_owned())
+        }),
     }
     ExitCode::SUCCESS
+}
+
+/// Prints a text again and again, until standard output is closed. A terminal shows only the last
+/// one.
+fn watch(mut text: String, interval: Duration, next: impl Fn() -> String) {
+    let mut out = io::stdout();
+    // Clears the screen (ECMA-48, ED and CUP).
+    let (begin, end) = match out.is_terminal() {
+        true => ("\x1b[H\x1b[2J", "\n"),
+        false => ("", "\n\n"),
+    };
+    while write!(out, "{begin}{text}{end}")
+        .and_then(|()| out.flush())
+        .is_ok()
+    {
+        std::thread::sleep(interval);
+        text = next();
+    }
 }
 
 /// Formats a reply as a table or as JSON. Escapes control characters.
@@ -210,9 +246,9 @@ fn printed(reply: &ShowReply, as_json: bool) -> serde_json::Result<String> {
 /// Formats a reply for a terminal, without escapes.
 fn text(reply: &ShowReply) -> String {
     match reply {
-        ShowReply::Routes(routes) => routes_table(routes).to_string(),
+        ShowReply::Routes(routes) => table_text(routes_table(routes)),
         ShowReply::Interfaces(interfaces) => {
-            let mut text = interfaces_table(interfaces).to_string();
+            let mut text = table_text(interfaces_table(interfaces));
             for interface in interfaces {
                 for conflict in &interface.subnet_conflicts {
                     text += &format!("\n{}: {conflict}", interface.name);
@@ -220,10 +256,10 @@ fn text(reply: &ShowReply) -> String {
             }
             text
         }
-        ShowReply::Flows(flows) => flows_table(flows).to_string(),
-        ShowReply::Groups(groups) => groups_table(groups).to_string(),
-        ShowReply::Pending(pending) => pending_table(pending).to_string(),
-        ShowReply::Mnat(ends) => mnat_table(ends).to_string(),
+        ShowReply::Flows(flows) => table_text(flows_table(flows)),
+        ShowReply::Groups(groups) => table_text(groups_table(groups)),
+        ShowReply::Pending(pending) => table_text(pending_table(pending)),
+        ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
         ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Done(done) => done.clone(),
         ShowReply::Explain(_) => String::new(),
@@ -311,7 +347,7 @@ fn drops_text(drops: &[DropView]) -> String {
             reasons.push(drop);
         }
     }
-    let mut text = format!("{table}\n");
+    let mut text = table_text(table) + "\n";
     if drops.iter().any(|drop| drop.missed_at_most > 0) {
         text += "\n";
         text += &paragraph(
@@ -355,6 +391,9 @@ pub(super) fn groups_table(groups: &[GroupView]) -> Table {
     let mut table = new_table(&header, &[5]);
     let seconds = |ms: Option<u64>| ms.map(|ms| format!("{:.1} s", ms as f64 / 1000.0));
     let or_none = |text: String| if text.is_empty() { "-".into() } else { text };
+    // Groups that differ in nothing else share a row.
+    let mut rows: Vec<([String; 8], Vec<&str>)> = Vec::new();
+    let mut positions: HashMap<[String; 8], usize> = HashMap::new();
     for group in groups {
         let sources = group.sources.iter().map(|s| {
             // In exclude mode, the sources that are not forwarded are the exceptions.
@@ -368,19 +407,45 @@ pub(super) fn groups_table(groups: &[GroupView]) -> Table {
         } else {
             group.reporters.clone()
         };
-        table.add_row([
+        let other_columns = [
             group.interface.clone(),
             group.role.clone(),
-            group.group.clone(),
             group.mode.clone(),
             or_none(sources.collect::<Vec<_>>().join(" ")),
             seconds(group.expires_ms).unwrap_or_else(|| "-".into()),
             group.version.clone().unwrap_or_else(|| "-".into()),
             or_none(reporters.join(" ")),
             group_state(group),
-        ]);
+        ];
+        let position = *positions.entry(other_columns.clone()).or_insert_with(|| {
+            rows.push((other_columns, Vec::new()));
+            rows.len() - 1
+        });
+        rows[position].1.push(group.group.as_str());
+    }
+    for ([interface, role, rest @ ..], groups) in rows {
+        for group in prefixes(&groups) {
+            let row = [interface.clone(), role.clone(), group];
+            table.add_row(row.iter().chain(&rest));
+        }
     }
     table
+}
+
+/// Returns the fewest prefixes that are exactly these addresses, such as those of a joined prefix. A
+/// single address has no prefix length.
+fn prefixes(addresses: &[&str]) -> Vec<String> {
+    let nets = addresses
+        .iter()
+        .map(|text| text.parse::<IpAddr>().map(IpNet::from));
+    let Ok(nets) = nets.collect::<Result<Vec<_>, _>>() else {
+        return addresses.iter().map(ToString::to_string).collect();
+    };
+    let name = |net: IpNet| match net.prefix_len() == net.max_prefix_len() {
+        true => net.addr().to_string(),
+        false => net.to_string(),
+    };
+    IpNet::aggregate(&nets).into_iter().map(name).collect()
 }
 
 /// Returns the STATE column: `joined` or the error, then the streams of its translation.
@@ -437,23 +502,6 @@ fn mnat_table(ends: &[MnatView]) -> Table {
                 state,
                 server.clone(),
             ]);
-        }
-    }
-    table
-}
-
-/// Creates a table. The columns with an index in `numbers` are right-aligned. On a terminal, the table
-/// is as wide as the terminal at most: long cells are wrapped.
-fn new_table(header: &[&str], numbers: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    if let Some((Width(columns), _)) = terminal_size_of(io::stdout()) {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(columns);
-    }
-    for column in numbers {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table
@@ -618,6 +666,38 @@ mod tests {
         assert!(json.is_ascii() && json.contains("\\u202e"), "{json}");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json[0]["error"], hostile);
+    }
+
+    #[test]
+    fn groups_of_a_joined_prefix_share_a_row() {
+        let group = |group: String, role: &str| GroupView {
+            interface: "eth0".into(),
+            role: role.into(),
+            group,
+            mode: "exclude".into(),
+            sources: Vec::new(),
+            expires_ms: None,
+            version: None,
+            reporters: Vec::new(),
+            last_reporter: None,
+            original: Vec::new(),
+            joined_for: Vec::new(),
+            error: None,
+        };
+        let mut groups: Vec<_> = (0..256)
+            .map(|n| group(format!("239.1.2.{n}"), "host"))
+            .collect();
+        groups.push(group("239.1.2.7".into(), "router"));
+        groups.push(group("239.1.3.9".into(), "host"));
+        let text = groups_table(&groups).to_string();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        for row in [
+            "host    239.1.2.0/24",
+            "host    239.1.3.9 ",
+            "router  239.1.2.7 ",
+        ] {
+            assert!(text.contains(row), "{text}");
+        }
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! Tables that fit the terminal.
+
+use std::io;
+
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use terminal_size::terminal_size_of;
+
+/// Creates a table. The columns with an index in `numbers` are right-aligned.
+pub fn new_table(header: &[&str], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Formats a table. On a terminal that is too narrow, columns without content are left out, and long
+/// cells are wrapped between words. In a file or a pipe, each row is one line.
+pub fn table_text(table: Table) -> String {
+    let terminal = terminal_size_of(io::stdout());
+    formatted(table, terminal.map(|(columns, _)| columns.0))
+}
+
+fn formatted(mut table: Table, columns: Option<u16>) -> String {
+    let text = table.to_string();
+    let Some(columns) = columns else {
+        return text;
+    };
+    let is_too_wide = |line: &str| line.chars().count() > usize::from(columns);
+    if !text.lines().any(is_too_wide) {
+        return text;
+    }
+    let constraints: Vec<_> = (0..table.column_count())
+        .map(|index| constraint(&table, index))
+        .collect();
+    table.set_constraints(constraints);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(columns);
+    table.to_string()
+}
+
+/// Hides a column without content. Others are as wide as their longest word.
+fn constraint(table: &Table, index: usize) -> ColumnConstraint {
+    let cells = table.column_cells_with_header_iter(index).flatten();
+    let all: Vec<String> = cells.map(comfy_table::Cell::content).collect();
+    let is_empty = |text: &String| matches!(text.as_str(), "" | "-");
+    if all.len() > 1 && all[1..].iter().all(is_empty) {
+        return ColumnConstraint::Hidden;
+    }
+    let words = all.iter().flat_map(|text| text.split_whitespace());
+    let longest = words.map(|word| word.chars().count()).max().unwrap_or(0);
+    // The width of a column contains a space on each side.
+    let width = u16::try_from(longest + 2).unwrap_or(u16::MAX);
+    ColumnConstraint::LowerBoundary(Width::Fixed(width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let mut table = new_table(&["NAME", "HINT", "DROPPED", "SENT"], &[3]);
+        table.add_row(["eth0", "-", "no_route 31, ttl_expired 20", "7"]);
+        table.add_row(["eth1", "-", "-", "1234"]);
+        table
+    }
+
+    #[test]
+    fn wide_terminals_and_pipes_get_one_line_for_each_row() {
+        for columns in [None, Some(60)] {
+            let text = formatted(table(), columns);
+            assert_eq!(text.lines().count(), 3, "{text}");
+            assert!(
+                text.contains(" eth0  -     no_route 31, ttl_expired 20     7"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn narrow_terminals_get_wrapped_cells_without_empty_columns() {
+        let text = formatted(table(), Some(36));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.iter().all(|line| line.len() <= 36), "{text}");
+        assert!(
+            !text.contains("HINT") && text.contains("no_route 31,"),
+            "{text}"
+        );
+        assert_eq!(lines.len(), 4, "{text}");
+    }
+
+    #[test]
+    fn words_are_never_broken() {
+        let text = formatted(table(), Some(10));
+        for word in ["ttl_expired", "DROPPED", "1234"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}
