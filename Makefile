@@ -54,6 +54,7 @@ third-party:
 soak: packages dist
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
+	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what
 	MCASTOR_SOAK_CHANGES=50000 \
 	MCASTOR_SOAK_CONTAINERS=50 MCASTOR_SOAK_SECONDS=120 \
 	  cargo test --locked --test netns -- soak --skip scale:: --skip hostile:: --nocapture

@@ -19,13 +19,14 @@
 //!
 //!   frontend and app:
 //!     routing    ApplyChange, ReplaceRules, Barrier, QueryRouting
-//!     joins      QueryHostGroups          querier    QueryMembers, QueryQueriers
+//!     joins      QueryHostGroups          querier    QueryMembers, QueryQueriers, QueryRefused
 //!     mnat       QueryMnat, ConfigureMnat
-//!     interface  QueryFlows, FlushFlows
+//!     interface  QueryFlows, QueryDrops, FlushFlows
+//!     forwarder  QueryDrops
 //!     supervisor Shutdown, RestartChild, PanicIn
 //! ```
 //!
-//! Each message type has one receiver. Except for [`Transmit`], [`MembershipMessages`] and
+//! Except for [`QueryDrops`], each message type has one receiver. Except for [`Transmit`], [`MembershipMessages`] and
 //! [`HostMessages`], messages are as rare as changes of the configuration, the interfaces and the
 //! memberships, so they are sent with `do_send` past the mailbox limit: a lost one would leave two
 //! actors with different views.
@@ -387,6 +388,33 @@ pub struct MemberGroup {
 #[derive(Message)]
 #[rtype(result = "BTreeMap<InterfaceId, Vec<(Protocol, QuerierStatus)>>")]
 pub struct QueryQueriers;
+
+/// Frontend to querier: what was refused of messages that name a group.
+#[derive(Message)]
+#[rtype(result = "Vec<RefusedMessages>")]
+pub struct QueryRefused {
+    /// The group.
+    pub group: Group,
+}
+
+/// Refused messages that name the same group, for one reason, on one interface.
+#[derive(Debug, Clone)]
+pub struct RefusedMessages {
+    /// The interface.
+    pub interface: IfName,
+    /// The label of the reason.
+    pub reason: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// What can be done; `None` if nothing needs to be done.
+    pub remedy: Option<&'static str>,
+    /// Number of messages.
+    pub messages: u64,
+    /// The sender of the last one, if it has a valid address.
+    pub last_sender: Option<IpAddr>,
+    /// How long ago the last one was.
+    pub last: Duration,
+}
 
 /// Frontend to MNAT: its state.
 #[derive(Message)]

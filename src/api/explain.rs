@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FlowView, GroupView, RewriteView};
+use super::{DropView, FlowView, GroupView, QuerierView, RewriteView};
 
 /// A packet to explain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,46 @@ pub struct ExplainView {
     pub interfaces: Vec<ExplainedIngress>,
     /// The memberships of its group: those of hosts, and those that this host has joined.
     pub groups: Vec<GroupView>,
+    /// The queriers of the interfaces on which hosts can join the group.
+    #[serde(default)]
+    pub queriers: Vec<ExplainedQuerier>,
+    /// Reports and leaves for the group that were refused.
+    #[serde(default)]
+    pub refused: Vec<RefusedView>,
     /// Packets of the same source and group that arrived, forwarded or not.
     pub seen: Vec<FlowView>,
+    /// Packets of the same source and group that were dropped.
+    #[serde(default)]
+    pub drops: Vec<DropView>,
+}
+
+/// The querier of an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedQuerier {
+    /// The interface.
+    pub interface: String,
+    /// Its querier.
+    #[serde(flatten)]
+    pub querier: QuerierView,
+}
+
+/// Refused reports and leaves that name a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedView {
+    /// The interface.
+    pub interface: String,
+    /// A reason of `mcastor_membership_refused_total`.
+    pub reason: String,
+    /// What the reason means.
+    pub meaning: String,
+    /// What can be done; `None` if nothing needs to be done.
+    pub remedy: Option<String>,
+    /// Number of messages.
+    pub messages: u64,
+    /// The sender of the last one.
+    pub last_sender: Option<String>,
+    /// Milliseconds since the last one.
+    pub idle_ms: u64,
 }
 
 /// What happens to a packet that arrives on one interface.
@@ -63,6 +101,12 @@ pub struct ExplainedIngress {
     pub iif: String,
     /// Whether at least one egress gets the packet.
     pub forwarded: bool,
+    /// The way in which packets are received and sent: the `plane` label of metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plane: Option<String>,
+    /// The interface from which source and group are forwarded now, if they can arrive on several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_ingress: Option<String>,
     /// Why no route or proxy forwards it: a reason of `mcastor_dropped_packets_total`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -88,6 +132,12 @@ pub struct ExplainedRule {
     /// What this reason means.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meaning: Option<String>,
+    /// Its TTL policy: `decrement`, `keep` or `set N`.
+    #[serde(default)]
+    pub ttl: String,
+    /// Whether it drops packets that return within half a second, which is not part of the answer.
+    #[serde(default)]
+    pub loop_guard: bool,
 }
 
 /// An egress in a decision.

@@ -9,7 +9,10 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-pub use explain::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedRule};
+pub use explain::{
+    ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedQuerier, ExplainedRule,
+    RefusedView,
+};
 pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 pub use view::{
     DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,

@@ -1,22 +1,32 @@
 //! `mcastor explain`: what happens to a packet, and why.
 
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::builder::PossibleValuesParser;
+
 use super::change::SocketArgs;
 use super::exit::{fail, unusable};
 use super::output::{paragraph, print_line};
-use super::show::{flows_table, groups_table};
+use super::show_tables::{drops_table, flows_table, groups_table};
 use super::table::table_text;
 use crate::api::explain::{default_port, default_size, default_ttl};
-use crate::api::{ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ShowReply};
+use crate::api::{
+    DropQuery, DropView, ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress,
+    ExplainedQuerier, ShowQuery, ShowReply,
+};
+use crate::forward::DropReason;
 use crate::frontend::control::{Command, client};
 use crate::model::IfName;
 use crate::model::escape::{EscapeStyle, escape};
 
 /// Exit code if no interface forwards the packet.
 const NOT_FORWARDED: u8 = 3;
+
+/// Smallest packet that can be explained: IPv6 and UDP headers.
+const MIN_SIZE: u16 = 48;
 
 /// Arguments of `mcastor explain`.
 #[derive(Debug, clap::Args)]
@@ -30,13 +40,22 @@ Examples:
   The same for a packet that arrives on eth0 with TTL 1:
     mcastor explain --iif eth0 --ttl 1 10.0.0.10 239.1.2.3:5000
 
+  Why was the last packet dropped, and the last one without a route?
+    mcastor explain --last
+    mcastor explain --last no_route
+
 Exit codes: 0 forwarded, 1 failure, 2 invalid arguments, 3 not forwarded.")]
 pub struct ExplainArgs {
     /// Source of the packet
-    source: IpAddr,
+    #[arg(required_unless_present = "last")]
+    source: Option<IpAddr>,
     /// Group, and the UDP port if it matters
-    #[arg(value_name = "GROUP[:PORT]")]
-    group: GroupAndPort,
+    #[arg(value_name = "GROUP[:PORT]", required_unless_present = "last")]
+    group: Option<GroupAndPort>,
+    /// Explain the last packet that was dropped, for any reason or for this one
+    #[arg(long, value_name = "REASON", num_args = 0..=1, conflicts_with_all = ["source", "iif", "size", "ttl"],
+          value_parser = PossibleValuesParser::new(DropReason::ALL.iter().map(|r| r.label())))]
+    last: Option<Option<String>>,
     /// Interface on which the packet arrives [default: each that receives packets]
     #[arg(long, value_name = "NAME")]
     iif: Option<IfName>,
@@ -80,13 +99,19 @@ impl FromStr for GroupAndPort {
 
 /// Asks the running router, and prints the answer.
 pub fn run(args: ExplainArgs) -> ExitCode {
-    let query = ExplainQuery {
-        iif: args.iif.map(|iif| iif.to_string()),
-        source: args.source,
-        group: args.group.group,
-        port: args.group.port,
-        size: args.size,
-        ttl: args.ttl,
+    let query = match (args.source, args.group) {
+        (Some(source), Some(GroupAndPort { group, port })) => ExplainQuery {
+            iif: args.iif.map(|iif| iif.to_string()),
+            source,
+            group,
+            port,
+            size: args.size,
+            ttl: args.ttl,
+        },
+        _ => match last_dropped(&args.socket, args.last.flatten().as_deref()) {
+            Ok(query) => query,
+            Err(e) => return fail(&e),
+        },
     };
     if query.source.is_ipv4() != query.group.is_ipv4() {
         return unusable(&"source and group have different IP versions");
@@ -108,6 +133,34 @@ pub fn run(args: ExplainArgs) -> ExitCode {
         true => ExitCode::SUCCESS,
         false => NOT_FORWARDED.into(),
     }
+}
+
+/// Returns the last packet that was dropped, for `reason` if there is one.
+fn last_dropped(socket: &SocketArgs, reason: Option<&str>) -> Result<ExplainQuery, Box<dyn Error>> {
+    let query = Command::Show(ShowQuery::Drops(DropQuery::default()));
+    let ShowReply::Drops(mut drops) = client::send(&socket.socket, query)? else {
+        return Err("the running mcastor answered something else".into());
+    };
+    drops.retain(|drop| reason.is_none_or(|reason| drop.reason == reason));
+    drops.sort_by_key(|drop| drop.idle_ms);
+    let packet = drops.iter().find_map(packet_of);
+    packet.ok_or_else(|| match reason {
+        Some(reason) => format!("no packet with an address was dropped as {reason}").into(),
+        None => "no packet with an address was dropped".into(),
+    })
+}
+
+/// Returns the last packet of a drop, if it has the addresses of a multicast packet.
+fn packet_of(drop: &DropView) -> Option<ExplainQuery> {
+    let group: IpAddr = drop.group.as_ref()?.parse().ok()?;
+    Some(ExplainQuery {
+        iif: None,
+        source: drop.source.as_ref()?.parse().ok()?,
+        group: Some(group).filter(IpAddr::is_multicast)?,
+        port: drop.port.unwrap_or_else(default_port),
+        size: u16::try_from(drop.size?).ok()?.max(MIN_SIZE),
+        ttl: drop.ttl?,
+    })
 }
 
 fn text(view: &ExplainView) -> String {
@@ -132,13 +185,55 @@ fn text(view: &ExplainView) -> String {
         true => "No host has joined the group here, and mcastor has not joined it.\n".to_owned(),
         false => table_text(groups_table(&view.groups)) + "\n\n",
     };
-    text += &match view.seen.is_empty() {
-        true => format!(
+    text += &joins_text(view);
+    if view.seen.is_empty() && view.drops.is_empty() {
+        text += &format!(
             "No packet from {} to {} was seen.",
             packet.source, packet.group
-        ),
-        false => table_text(flows_table(&view.seen)),
-    };
+        );
+    }
+    if !view.seen.is_empty() {
+        text += &table_text(flows_table(&view.seen));
+    }
+    if !view.drops.is_empty() {
+        text += if view.seen.is_empty() { "" } else { "\n\n" };
+        text += &table_text(drops_table(&view.drops));
+    }
+    text
+}
+
+/// Returns the queriers, and the refused reports.
+fn joins_text(view: &ExplainView) -> String {
+    let mut text = String::new();
+    for ExplainedQuerier { interface, querier } in &view.queriers {
+        text += &match &querier.address {
+            Some(address) if querier.us => {
+                format!("The querier on {interface} is this router, {address}.\n")
+            }
+            Some(address) => format!("The querier on {interface} is {address}.\n"),
+            None => format!("There is no querier on {interface}.\n"),
+        };
+    }
+    for refused in &view.refused {
+        let sender = refused.last_sender.as_deref();
+        text += &paragraph(
+            &format!(
+                "{}: reports that name the group were refused as {}: {}, the last {:.1} s ago \
+                 from {}. {} {}",
+                refused.interface,
+                refused.reason,
+                refused.messages,
+                refused.idle_ms as f64 / 1000.0,
+                sender.unwrap_or("an unreadable sender"),
+                refused.meaning,
+                refused.remedy.as_deref().unwrap_or_default(),
+            ),
+            0,
+        );
+    }
+    if !text.is_empty() {
+        text += "\n";
+    }
     text
 }
 
@@ -150,10 +245,27 @@ fn ingress_text(ingress: &ExplainedIngress) -> String {
     };
     let mut text = format!("{}: {result}\n", ingress.iif);
     text += &meaning(&ingress.meaning);
+    if let Some(active) = ingress
+        .active_ingress
+        .as_ref()
+        .filter(|a| **a != ingress.iif)
+    {
+        text += &format!("  {active} is the active ingress of this source and group\n");
+    }
     for rule in &ingress.rules {
         text += &match &rule.reason {
             Some(reason) => format!("  {} {} it as {reason}\n", rule.name, verb(&rule.result)),
-            None => format!("  {} matches it\n", rule.name),
+            None => {
+                let guard = match rule.loop_guard {
+                    true => "; a packet that returns within half a second is dropped as loop",
+                    false => "",
+                };
+                let policy = match rule.ttl.as_str() {
+                    "" => String::new(),
+                    ttl => format!(" (TTL: {ttl})"),
+                };
+                format!("  {} matches it{policy}{guard}\n", rule.name)
+            }
         };
         // The reason of the packet is that of its last rule.
         if rule.meaning != ingress.meaning {

@@ -15,6 +15,7 @@ pub mod run;
 pub mod schema;
 pub mod send;
 pub mod show;
+mod show_tables;
 pub mod signals;
 pub mod smcroute;
 pub mod smcroutectl;

@@ -83,6 +83,12 @@ impl<'f> Decision<'f> {
         }
     }
 
+    /// Returns whether an egress gets the packet only once, from the first variant with this egress.
+    /// A translated packet belongs to another stream, and is sent in any case.
+    pub fn reaches_once(&self, entry: &Entry) -> bool {
+        self.is_union() && entry.translation.is_none()
+    }
+
     /// Returns whether there is more than one variant.
     pub fn is_union(&self) -> bool {
         let Verdicts { entry, proxies, .. } = self.verdicts;
@@ -246,11 +252,18 @@ pub fn resolve(arrival: Arrival<'_, '_>, bytes: &[u8]) -> Trace {
         Ok(permitted.decision(arrival, datagram))
     });
     let outcome = decided.map(|decision| {
+        let mut reached = Vec::new();
         for variant in decision.variants() {
             for id in variant.paths() {
                 let Some(path) = fib.paths.get(id as usize) else {
                     continue;
                 };
+                if decision.reaches_once(variant.entry) {
+                    if reached.contains(&path.egress) {
+                        continue;
+                    }
+                    reached.push(path.egress);
+                }
                 let Some(egress) = fib.egress_of(id) else {
                     continue;
                 };

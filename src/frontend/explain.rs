@@ -7,17 +7,19 @@ use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
 
-use super::{flow_views, query, views};
+use super::{drop_views, flow_views, query, views};
 use crate::actors::RouterContext;
+use crate::actors::messages::{QueryQueriers, QueryRefused, RefusedMessages};
 use crate::actors::shared::Snapshot;
 use crate::api::{
-    ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedRule, FlowOrder,
-    FlowQuery,
+    DropQuery, ExplainQuery, ExplainView, ExplainedEgress, ExplainedIngress, ExplainedQuerier,
+    ExplainedRule, FlowOrder, FlowQuery, RefusedView,
 };
 use crate::forward::fragment::{clear_dont_fragment, fragment};
 use crate::forward::{Arrival, DropReason, NotData, Trace, TraceStep, resolve};
-use crate::model::IfName;
-use crate::table::{Entry, EntryId, Fib, Ingress, StreamState};
+use crate::membership::Protocol;
+use crate::model::{Group, IfName, InterfaceId};
+use crate::table::{Entry, EntryId, Fib, Ingress};
 use query::QueryError;
 
 /// Length of an IPv4 and of an IPv6 header, each with that of UDP.
@@ -40,23 +42,72 @@ pub async fn explain(
         iif: packet.iif.clone(),
         source: Some(packet.source),
         group: Some(packet.group),
-        dropped: true,
+        dropped: false,
     };
     let seen = flow_views::flows(context, flows).await;
+    let drops = DropQuery {
+        source: Some(packet.source),
+        group: Some(packet.group),
+        ..DropQuery::default()
+    };
+    let drops = drop_views::drops(context, drops).await;
     let snapshot = context.snapshot.load_full();
-    let interfaces = explained_ingresses(
-        &snapshot,
-        &context.streams,
-        context.now_ms(),
-        &packet,
-        &bytes,
-    );
+    let interfaces = explained_ingresses(context, &snapshot, &packet, &bytes);
     Ok(ExplainView {
         interfaces: interfaces.map_err(QueryError::Refused)?,
         groups: groups.into_iter().filter(same_group).collect(),
+        queriers: queriers(context, packet.group).await?,
+        refused: refused(context, packet.group).await?,
         seen: seen.map_err(|_| QueryError::NoAnswer("an interface"))?,
+        drops: drops.map_err(|_| QueryError::NoAnswer("an interface"))?,
         packet,
     })
+}
+
+/// Returns the queriers of the protocol with which hosts join the group.
+async fn queriers(
+    context: &RouterContext,
+    group: IpAddr,
+) -> Result<Vec<ExplainedQuerier>, QueryError> {
+    let all = query::ask(context, "membership", QueryQueriers).await?;
+    let protocol = match group.is_ipv4() {
+        true => Protocol::Igmp,
+        false => Protocol::Mld,
+    };
+    let snapshot = context.snapshot.load_full();
+    let names = |index: &InterfaceId| snapshot.names.get(index).map(ToString::to_string);
+    let mut queriers = Vec::new();
+    for (index, of_interface) in &all {
+        let of_protocol = of_interface.iter().filter(|(of, _)| *of == protocol);
+        let of_protocol: Vec<_> = of_protocol.copied().collect();
+        queriers.extend(
+            views::queriers(&of_protocol)
+                .into_iter()
+                .filter_map(|querier| {
+                    let interface = names(index)?;
+                    Some(ExplainedQuerier { interface, querier })
+                }),
+        );
+    }
+    Ok(queriers)
+}
+
+/// Returns the refused reports and leaves for the group.
+async fn refused(context: &RouterContext, group: IpAddr) -> Result<Vec<RefusedView>, QueryError> {
+    let Ok(group) = Group::new(group) else {
+        return Ok(Vec::new());
+    };
+    let refused = query::ask(context, "membership", QueryRefused { group }).await?;
+    let view = |refused: RefusedMessages| RefusedView {
+        interface: refused.interface.to_string(),
+        reason: refused.reason.into(),
+        meaning: refused.meaning.into(),
+        remedy: refused.remedy.map(Into::into),
+        messages: refused.messages,
+        last_sender: refused.last_sender.map(|sender| sender.to_string()),
+        idle_ms: u64::try_from(refused.last.as_millis()).unwrap_or(u64::MAX),
+    };
+    Ok(refused.into_iter().map(view).collect())
 }
 
 /// Builds the packet, without DF.
@@ -95,13 +146,13 @@ fn udp_packet(packet: &ExplainQuery) -> Result<Vec<u8>, String> {
 }
 
 fn explained_ingresses(
+    context: &RouterContext,
     snapshot: &Snapshot,
-    streams: &StreamState,
-    now_ms: u64,
     packet: &ExplainQuery,
     bytes: &[u8],
 ) -> Result<Vec<ExplainedIngress>, String> {
     let fib = &*snapshot.fib;
+    let (streams, now_ms) = (&context.streams, context.now_ms());
     let mut ingresses: Vec<(&IfName, &Ingress)> = fib
         .ingresses
         .iter()
@@ -131,7 +182,19 @@ fn explained_ingresses(
             sender: None,
             now_ms,
         };
-        explained_ingress(fib, name, &resolve(arrival, bytes), bytes)
+        let selection = ingress.selection.as_ref();
+        let active = selection.and_then(|selection| {
+            let key = (packet.source, packet.group);
+            let stream = streams.ingresses.key(&selection.domain, key);
+            streams.ingresses.active(stream, now_ms)
+        });
+        let active = active.and_then(|active| snapshot.names.get(&active));
+        let plane = context.planes.serving(ingress.plane).ok();
+        ExplainedIngress {
+            plane: plane.map(|plane| plane.name().into()),
+            active_ingress: active.map(ToString::to_string),
+            ..explained_ingress(fib, name, &resolve(arrival, bytes), bytes)
+        }
     });
     Ok(explained.collect())
 }
@@ -190,6 +253,8 @@ fn explained_ingress(fib: &Fib, name: &IfName, trace: &Trace, bytes: &[u8]) -> E
     };
     ExplainedIngress {
         iif: name.to_string(),
+        plane: None,
+        active_ingress: None,
         forwarded: egresses.iter().any(|egress| egress.reason.is_none()),
         reason: reason.map(|reason| reason.label().into()),
         meaning: reason.map(|reason| reason.meaning().into()),
@@ -210,6 +275,8 @@ fn rule(
         result: result.into(),
         reason: reason.map(|reason| reason.label().into()),
         meaning: reason.map(|reason| reason.meaning().into()),
+        ttl: entry.ttl.to_string(),
+        loop_guard: entry.loop_guard,
     })
 }
 

@@ -118,7 +118,7 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
 ///
 /// # Errors
 /// An actor does not answer.
-pub async fn groups(context: &RouterContext) -> Result<Vec<GroupView>, QueryError> {
+pub(super) async fn groups(context: &RouterContext) -> Result<Vec<GroupView>, QueryError> {
     let joined = ask(context, "joins", QueryHostGroups).await?;
     let members = ask(context, "membership", QueryMembers).await?;
     wait_until_in_force(context).await?;
@@ -126,7 +126,7 @@ pub async fn groups(context: &RouterContext) -> Result<Vec<GroupView>, QueryErro
     Ok(group_views::groups(&joined, &members, rules))
 }
 
-fn ask<M>(
+pub(super) fn ask<M>(
     context: &RouterContext,
     actor: &'static str,
     message: M,

@@ -304,8 +304,7 @@ impl Switch {
             for id in variant.paths() {
                 let path = &fib.paths[id as usize];
                 let position = &mut self.egresses[path.egress as usize];
-                let may_repeat = is_union && rule.is_none();
-                if may_repeat
+                if decision.reaches_once(variant.entry)
                     && std::mem::replace(&mut position.packet_number, self.packet_number)
                         == self.packet_number
                 {

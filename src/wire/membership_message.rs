@@ -93,6 +93,19 @@ pub enum MembershipMessage {
     Records(Vec<GroupRecord>),
 }
 
+impl MembershipMessage {
+    /// Iterates over the groups that the message names.
+    pub fn groups(&self) -> impl Iterator<Item = Group> {
+        let (one, records): (Option<Group>, &[GroupRecord]) = match self {
+            Self::Query(query) => (query.group, &[]),
+            Self::Report { group, .. } | Self::Leave { group } => (Some(*group), &[]),
+            Self::Records(records) => (None, records),
+        };
+        one.into_iter()
+            .chain(records.iter().map(|record| record.group))
+    }
+}
+
 impl fmt::Display for RecordType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

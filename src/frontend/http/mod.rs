@@ -40,9 +40,10 @@ use socket2::SockRef;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::query::QueryError;
 use super::{background, query};
 use crate::actors::{RouterContext, confined_thread};
-use crate::api::{self, DropQuery, FlowQuery, ShowQuery, ShowReply};
+use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply};
 use crate::metrics::http::HttpRefusal;
 use crate::model::escape::{EscapeStyle, escape};
 use answers::{AnswerLimits, Busy};
@@ -150,6 +151,7 @@ where
             if site.api {
                 app.route("/api/v1/flows", web::get().to(flows))
                     .route("/api/v1/drops", web::get().to(drops))
+                    .route("/api/v1/explain", web::get().to(explain))
                     .route("/api/v1/{query}", web::get().to(show));
             } else {
                 app.route("/api/{path:.*}", web::to(api_is_off));
@@ -292,6 +294,29 @@ async fn flows(site: Data<Site>, arguments: web::Query<FlowQuery>) -> HttpRespon
 
 async fn drops(site: Data<Site>, arguments: web::Query<DropQuery>) -> HttpResponse {
     reply(&site, ShowQuery::Drops(arguments.into_inner())).await
+}
+
+async fn explain(site: Data<Site>, packet: web::Query<ExplainQuery>) -> HttpResponse {
+    let busy = |busy: Busy| unavailable(&busy.to_string());
+    let turn = match site.answers.api_turn().await {
+        Ok(turn) => turn,
+        Err(e) => return busy(e),
+    };
+    let explained = super::explain::explain(&site.context, packet.into_inner()).await;
+    let answer = match explained {
+        Ok(view) => json!({ "version": api::VERSION, "explain": view }),
+        Err(e @ QueryError::NoAnswer(_)) => return unavailable(&e.to_string()),
+        Err(e @ QueryError::Refused(_)) => {
+            return HttpResponse::BadRequest()
+                .json(json!({ "version": api::VERSION, "error": e.to_string() }));
+        }
+    };
+    match turn.body(answer.to_string()).await {
+        Ok(body) => HttpResponse::Ok()
+            .content_type(ContentType::json())
+            .body(body),
+        Err(e) => busy(e),
+    }
 }
 
 async fn show(site: Data<Site>, name: web::Path<String>) -> HttpResponse {

@@ -9,6 +9,8 @@ use crate::lab::{Capture, GroupMember, Injector, Lab, Router, Star, Udp, eventua
 cases!("explain":
     explanation_is_what_happens,
     members_and_seen_packets_are_listed,
+    refused_reports_and_queriers_are_listed,
+    last_dropped_packet_is_explained,
     errors_name_the_remedy,
 );
 
@@ -166,6 +168,105 @@ fn members_and_seen_packets_are_listed(lab: &Lab) {
     );
     let printed = router.run(&format!("explain {words}"));
     assert!(printed.contains("-> out1: leaves with TTL 63"), "{printed}");
+}
+
+fn refused_reports_and_queriers_are_listed(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let extra = "deny_groups = [\"239.7.0.0/16\"]\n";
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], extra));
+    let _denied = GroupMember::any_source(&star.rcv, "eth1", "239.7.1.1");
+    let words = "--iif in 10.0.0.10 239.7.1.1";
+    let refused = || {
+        explain(&router, words).0["refused"]
+            .as_array()
+            .expect("a list")
+            .clone()
+    };
+    eventually("the refusal", false, || refused().is_empty());
+    let refused = &refused()[0];
+    assert_eq!(
+        (&refused["interface"], &refused["reason"]),
+        (&"out1".into(), &"group_denied".into())
+    );
+    assert_eq!(refused["last_sender"], "10.0.1.10");
+    let (answer, code) = explain(&router, words);
+    assert_eq!(code, Some(3));
+    let querier = &answer["queriers"][0];
+    assert_eq!(
+        (&querier["interface"], &querier["us"]),
+        (&"out1".into(), &true.into())
+    );
+    let printed = router.try_run(&format!("explain {words}"));
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    for expected in [
+        "The querier on out1 is this router, 10.0.1.1.",
+        "refused as group_denied",
+    ] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    assert!(printed.lines().all(|line| line.len() <= 80), "{printed}");
+    // Another group has none.
+    let (answer, _) = explain(&router, "--iif in 10.0.0.10 239.8.1.1");
+    assert_eq!(answer["refused"], Value::Array(Vec::new()));
+}
+
+fn last_dropped_packet_is_explained(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(
+        lab,
+        &star.rtr,
+        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
+    );
+    let inject = Injector::new(&star.src, "eth0");
+    let send = |group: &str, ttl: u8| {
+        inject.send(
+            &Udp::new("10.0.0.10:9", &format!("{group}:5004"), [0; 72])
+                .ttl(ttl)
+                .frame(),
+        );
+    };
+    let drops = |reason: &str, count: usize| {
+        let labels = [("iface", "in"), ("reason", reason)];
+        router.expect_metric("mcastor_dropped_packets_total", &labels, count as u64);
+    };
+    send("225.1.2.3", 1);
+    drops("ttl_expired", 1);
+    send("239.9.9.9", 7);
+    let is_explained = || explain(&router, "--last no_route").0["packet"]["group"] == "239.9.9.9";
+    eventually("the last packet", true, is_explained);
+    let (answer, code) = explain(&router, "--last ttl_expired");
+    assert_eq!(code, Some(3));
+    let packet = serde_json::json!({
+        "source": "10.0.0.10", "group": "225.1.2.3", "port": 5004, "size": 100, "ttl": 1
+    });
+    assert_eq!(answer["packet"], packet);
+    assert_eq!(answer["interfaces"][0]["reason"], "ttl_expired");
+    assert_eq!(answer["drops"][0]["packets"], 1);
+
+    let path = "/api/v1/explain?source=10.0.0.10&group=225.1.2.3&ttl=1&size=100&port=5004";
+    let over_http = router.get(path).expect("an answer");
+    let over_http: Value = serde_json::from_str(&over_http.body).expect("JSON");
+    assert_eq!(over_http["explain"]["interfaces"], answer["interfaces"]);
+    for (arguments, expected) in [
+        ("source=10.0.0.10&group=10.0.0.9", "not a multicast group"),
+        (
+            "source=10.0.0.10&group=225.1.2.3&iif=eth9",
+            "interfaces that receive: in",
+        ),
+        ("source=10.0.0.10", "missing field"),
+    ] {
+        let refused = router
+            .get(&format!("/api/v1/explain?{arguments}"))
+            .expect("an answer");
+        assert_eq!(refused.status, 400, "{}", refused.body);
+        assert!(refused.body.contains(expected), "{}", refused.body);
+    }
+    let none = router.try_run("explain --last too_big");
+    let printed = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(
+        printed.contains("no packet with an address was dropped as too_big"),
+        "{printed}"
+    );
 }
 
 fn errors_name_the_remedy(lab: &Lab) {

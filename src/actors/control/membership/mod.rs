@@ -22,7 +22,7 @@ use actix::prelude::*;
 use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
     LearningComplete, MemberGroup, MembershipChanged, MembershipMessages, MembershipStarted,
-    MessagesLost, QueryMembers, QueryQueriers, Republish, ServeInterfaces,
+    MessagesLost, QueryMembers, QueryQueriers, QueryRefused, Republish, ServeInterfaces,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -148,7 +148,8 @@ impl Actor for Membership {
             .receives::<MembershipMessages>()
             .receives::<MessagesLost>()
             .receives::<QueryMembers>()
-            .receives::<QueryQueriers>();
+            .receives::<QueryQueriers>()
+            .receives::<QueryRefused>();
         directory.do_send(MembershipStarted);
         directory.do_send(Republish);
     }
@@ -238,6 +239,17 @@ impl Handler<QueryQueriers> for Membership {
         let services = self.services.iter();
         let queriers = services.map(|(index, service)| (*index, service.queriers(now)));
         MessageResult(queriers.collect())
+    }
+}
+
+impl Handler<QueryRefused> for Membership {
+    type Result = MessageResult<QueryRefused>;
+
+    fn handle(&mut self, query: QueryRefused, _: &mut Self::Context) -> Self::Result {
+        let now = Instant::now();
+        let services = self.services.values();
+        let refused = services.flat_map(|service| service.refused(now, query.group));
+        MessageResult(refused.collect())
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Instant;
 use tracing::{debug, warn};
 
 use crate::actors::log_limit::LogLimit;
+use crate::actors::messages::RefusedMessages;
 use crate::membership::MembershipRefusal;
-use crate::model::IfName;
+use crate::model::{Group, IfName};
+use crate::table::top_counts::TopCounts;
 use crate::wire::RejectReason;
 
 /// Lines about one reason in a minute.
@@ -124,21 +126,76 @@ impl RefusalReason {
     }
 }
 
-/// The lines about the refusals of one interface: one a minute for each reason.
-#[derive(Debug, Default)]
+/// Largest number of groups and reasons whose refusals are counted.
+const MAX_GROUPS: usize = 256;
+
+/// Groups of one message that are counted.
+const GROUPS_OF_MESSAGE: usize = 16;
+
+/// The last refusal of a group for a reason.
+#[derive(Debug, Clone, Copy)]
+struct LastRefusal {
+    reason: RefusalReason,
+    sender: Option<IpAddr>,
+    at: Instant,
+}
+
+/// The refusals of one interface: a line a minute for each reason, and counts by group.
 pub(super) struct RefusalLog {
     limits: BTreeMap<&'static str, LogLimit>,
+    groups: TopCounts<(Group, &'static str), Option<LastRefusal>>,
+}
+
+impl Default for RefusalLog {
+    fn default() -> Self {
+        Self {
+            limits: BTreeMap::new(),
+            groups: TopCounts::new(MAX_GROUPS),
+        }
+    }
 }
 
 impl RefusalLog {
-    /// Logs a refusal, within the limit.
+    /// Returns what was refused of messages that name `group`.
+    pub(super) fn refused(
+        &self,
+        now: Instant,
+        interface: &IfName,
+        group: Group,
+    ) -> Vec<RefusedMessages> {
+        let of_group = self.groups.iter().filter(|counted| counted.key.0 == group);
+        let refused = of_group.filter_map(|counted| {
+            let last = counted.value?;
+            Some(RefusedMessages {
+                interface: interface.clone(),
+                reason: last.reason.label(),
+                meaning: last.reason.meaning(),
+                remedy: last.reason.remedy(),
+                messages: counted.count,
+                last_sender: last.sender,
+                last: now.saturating_duration_since(last.at),
+            })
+        });
+        refused.collect()
+    }
+
+    /// Counts a refusal of a message that names `groups`, and logs it, within the limit.
     pub(super) fn log(
         &mut self,
         now: Instant,
         interface: &IfName,
         sender: Option<IpAddr>,
+        groups: impl Iterator<Item = Group>,
         reason: RefusalReason,
     ) {
+        for group in groups.take(GROUPS_OF_MESSAGE) {
+            let last = LastRefusal {
+                reason,
+                sender,
+                at: now,
+            };
+            *self.groups.add((group, reason.label()), 1).0 = Some(last);
+        }
         let label = reason.label();
         let sender = sender.map_or_else(|| "an unreadable sender".into(), |a| a.to_string());
         let Some(remedy) = reason.remedy() else {
@@ -163,6 +220,26 @@ impl RefusalLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_group() {
+        let mut log = RefusalLog::default();
+        let (now, name) = (Instant::now(), "eth1".parse().unwrap());
+        let group = |n: u8| -> Group { format!("239.1.1.{n}").parse().unwrap() };
+        let sender = Some([10, 0, 1, 7].into());
+        let reason = MembershipRefusal::GroupDenied;
+        for n in [1, 1, 2] {
+            log.log(now, &name, sender, [group(n)].into_iter(), reason.into());
+        }
+        let refused = log.refused(now, &name, group(1));
+        assert_eq!(refused.len(), 1);
+        assert_eq!((refused[0].messages, refused[0].last_sender), (2, sender));
+        assert_eq!(
+            (refused[0].reason, refused[0].remedy),
+            ("group_denied", None)
+        );
+        assert!(log.refused(now, &name, group(3)).is_empty());
+    }
 
     #[test]
     fn every_refusal_with_a_line_names_a_remedy() {

@@ -11,7 +11,7 @@ use super::refusal_log::{RefusalLog, RefusalReason};
 use crate::actors::control::message_labels::{MessageLabels, discovery_labels, membership_labels};
 use crate::actors::control::message_sender::MessageSender;
 use crate::actors::log_limit::LogLimit;
-use crate::actors::messages::{MemberGroup, ServedInterface};
+use crate::actors::messages::{MemberGroup, RefusedMessages, ServedInterface};
 use crate::actors::shared::RouterContext;
 use crate::membership::mrdisc::Advertiser;
 use crate::membership::{
@@ -206,7 +206,7 @@ impl Service {
         let packet = captured.bytes;
         let datagram = match IpHeader::parse(packet) {
             Ok(datagram) => datagram,
-            Err(e) => return self.reject(now, None, RejectReason::from(e).into(), context),
+            Err(e) => return self.reject(now, None, None, RejectReason::from(e).into(), context),
         };
         let source = datagram.source;
         let v4 = source.is_ipv4();
@@ -218,7 +218,7 @@ impl Service {
         let family = &mut self.families[usize::from(!v4)];
         if mrdisc::is_message(&datagram, packet) {
             match mrdisc::parse(packet, &checks) {
-                Err(reason) => self.reject(now, Some(source), reason.into(), context),
+                Err(reason) => self.reject(now, Some(source), None, reason.into(), context),
                 Ok(received) => {
                     count(
                         context,
@@ -231,7 +231,7 @@ impl Service {
                         (received.message, &mut family.advertiser)
                         && let Err(reason) = advertiser.handle_solicitation(now)
                     {
-                        self.reject(now, Some(source), reason.into(), context);
+                        self.reject(now, Some(source), None, reason.into(), context);
                     }
                 }
             }
@@ -243,11 +243,11 @@ impl Service {
         if let Err(reason) = self.rate_limiter.admit(now, source) {
             machine.handle_missed_report(now);
             // The rate limiter counts it.
-            return self.log_refusal(now, Some(source), reason.into());
+            return self.log_refusal(now, Some(source), None, reason.into());
         }
         let mut received = match membership::parse(packet, &checks) {
             Ok(received) => received,
-            Err(reason) => return self.reject(now, Some(source), reason.into(), context),
+            Err(reason) => return self.reject(now, Some(source), None, reason.into(), context),
         };
         let labels = membership_labels(&received.message, family.protocol);
         count(
@@ -264,12 +264,18 @@ impl Service {
                 true => MembershipRefusal::LinkLocalGroup,
                 false => MembershipRefusal::OwnHost,
             };
-            return self.reject(now, Some(source), reason.into(), context);
+            return self.reject(
+                now,
+                Some(source),
+                Some(&received.message),
+                reason.into(),
+                context,
+            );
         }
         let work = machine.work(&received.message);
         if let Err(reason) = self.rate_limiter.charge(now, source, work) {
             machine.handle_missed_report(now);
-            return self.log_refusal(now, Some(source), reason.into());
+            return self.log_refusal(now, Some(source), Some(&received.message), reason.into());
         }
         let sender = self.rate_limiter.sender_status(now, received.source);
         if sender == SenderStatus::Unknown
@@ -278,7 +284,7 @@ impl Service {
         {
             machine.handle_missed_report(now);
             let reason = MembershipRefusal::UnknownSenderRate.into();
-            return self.reject(now, Some(source), reason, context);
+            return self.reject(now, Some(source), Some(&received.message), reason, context);
         }
         let (from, to) = (received.source, received.destination);
         let result = machine.handle_message_from(now, sender, from, to, &received.message);
@@ -296,7 +302,7 @@ impl Service {
         }
         // The machine counts its refusals.
         if let Err(reason) = result {
-            self.log_refusal(now, Some(from), reason.into());
+            self.log_refusal(now, Some(from), Some(&received.message), reason.into());
         }
     }
 
@@ -305,16 +311,25 @@ impl Service {
         &mut self,
         now: Instant,
         sender: Option<IpAddr>,
+        message: Option<&MembershipMessage>,
         reason: RefusalReason,
         context: &RouterContext,
     ) {
         let metrics = &context.catalog.membership;
         metrics.count_rejected(self.served.name.as_str(), reason.label(), 1);
-        self.log_refusal(now, sender, reason);
+        self.log_refusal(now, sender, message, reason);
     }
 
-    fn log_refusal(&mut self, now: Instant, sender: Option<IpAddr>, reason: RefusalReason) {
-        self.refusal_log.log(now, &self.served.name, sender, reason);
+    fn log_refusal(
+        &mut self,
+        now: Instant,
+        sender: Option<IpAddr>,
+        message: Option<&MembershipMessage>,
+        reason: RefusalReason,
+    ) {
+        let groups = message.into_iter().flat_map(MembershipMessage::groups);
+        let name = &self.served.name;
+        self.refusal_log.log(now, name, sender, groups, reason);
     }
 }
 
@@ -472,6 +487,11 @@ impl Service {
             })
         });
         groups.collect()
+    }
+
+    /// Returns what was refused of messages that name `group`.
+    pub fn refused(&self, now: Instant, group: Group) -> Vec<RefusedMessages> {
+        self.refusal_log.refused(now, &self.served.name, group)
     }
 
     /// Returns the querier for each protocol with a machine.

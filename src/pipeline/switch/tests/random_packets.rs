@@ -1,6 +1,7 @@
-//! Property test of the switch with random packets and rules.
+//! Property tests of the switch with random packets and rules.
 
 use super::*;
+use crate::forward::{TraceStep, resolve};
 use proptest::prelude::*;
 
 fn any_packet() -> impl Strategy<Value = (Vec<u8>, Packet)> {
@@ -118,5 +119,152 @@ proptest! {
             on_slots += on_wire(list);
         }
         prop_assert_eq!(on_slots, slots);
+    }
+}
+
+/// Tables that [`explanation_is_what_the_switch_does`] tries, with 100 packets each. `make soak` sets
+/// another number.
+fn tables() -> u32 {
+    let named = std::env::var("MCASTOR_EXPLAINED_TABLES");
+    named.ok().and_then(|n| n.parse().ok()).unwrap_or(200)
+}
+
+fn any_explained_packet() -> impl Strategy<Value = Vec<u8>> {
+    let groups = prop_oneof![
+        4 => Just(GROUP),
+        2 => Just([225, 1, 9, 9]),
+        1 => Just([225, 9, 9, 9]),
+        1 => Just([230, 1, 1, 1]),
+        1 => Just([224, 0, 0, 251]),
+        1 => Just([10, 0, 0, 9]),
+    ];
+    let sources = prop_oneof![
+        4 => Just([10, 0, 0, 1]),
+        2 => Just([10, 0, 0, 7]),
+        1 => Just([127, 0, 0, 1]),
+        1 => Just([169, 254, 1, 1]),
+    ];
+    let ttl = prop_oneof![0u8..4, 6u8..12, any::<u8>()];
+    let v4 = (groups, sources, ttl, 0usize..40).prop_map(|(group, source, ttl, body)| {
+        let mut packet = packet(group, ttl, body);
+        packet[12..16].copy_from_slice(&source);
+        refresh_ipv4_checksum(&mut packet);
+        packet
+    });
+    prop_oneof![
+        12 => v4,
+        2 => any::<u8>().prop_map(packet_v6),
+        1 => proptest::collection::vec(any::<u8>(), 0..80),
+    ]
+}
+
+/// Rules of which some except a source or translate the group.
+fn any_explained_rules() -> impl Strategy<Value = Vec<RouteRule>> {
+    let extras = (
+        proptest::bool::weighted(0.2),
+        proptest::bool::weighted(0.2),
+        any::<bool>(),
+    );
+    let of_each = proptest::collection::vec(extras, 5);
+    (any_rules(), of_each).prop_map(|(rules, extras)| {
+        let extend = |(mut rule, (excepts, translates, link_local)): (RouteRule, _)| {
+            if excepts {
+                rule.except_sources = vec!["10.0.0.7".parse().unwrap()];
+            }
+            if translates && rule.group == "225.1.0.0/16".parse().unwrap() {
+                let group = Some("226.1.0.0/16".parse().unwrap());
+                let matched = (rule.source, rule.group);
+                let translation = TranslationRule::new(matched, (None, group), None, false);
+                rule.translation = translation.ok();
+            }
+            rule.link_local = link_local;
+            rule
+        };
+        rules.into_iter().zip(extras).map(extend).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: tables(), ..ProptestConfig::default() })]
+
+    /// The egresses, their TTLs and the reasons of an explanation are those of the switch.
+    #[test]
+    fn explanation_is_what_the_switch_does(
+        rules in any_explained_rules(),
+        proxy_ttl in any_ttl(),
+        members in proptest::sample::subsequence(vec![2, 3, 4], 0..=3),
+        packets in proptest::collection::vec(any_explained_packet(), 100),
+    ) {
+        let members: Vec<_> = members.iter().map(|i| (*i, GROUP, SourceFilter::any())).collect();
+        let fib = fib_with(rules, vec![proxy(&[IIF], proxy_ttl)], &members);
+        let ingress = &fib.ingresses[&InterfaceId::new(1).unwrap()];
+        let mut switch = Switch::default();
+        for (number, mut packet) in packets.into_iter().enumerate() {
+            // Equal packets are loops.
+            match packet.first().map(|b| b >> 4) {
+                Some(4) if packet.len() >= 28 => {
+                    packet[5] = number as u8;
+                    refresh_ipv4_checksum(&mut packet);
+                }
+                Some(6) => *packet.last_mut().unwrap() = number as u8,
+                _ => {}
+            }
+            let arrival = Arrival {
+                fib: &fib,
+                ingress,
+                streams: &StreamState::default(),
+                sender: None,
+                now_ms: 0,
+            };
+            let ethertype = match packet.first().map(|b| b >> 4) {
+                Some(6) => vlan::ETHERTYPE_IPV6,
+                _ => vlan::ETHERTYPE_IPV4,
+            };
+            let trace = resolve(arrival, &packet);
+            let meta = Packet { ethertype, ..Packet::default() };
+            let switched = switch.run(&fib, ingress, batch(&[(packet.clone(), meta)]), 0);
+            let mut explained: Vec<(EgressId, Result<u8, DropReason>)> = trace
+                .steps
+                .iter()
+                .filter_map(|step| match *step {
+                    TraceStep::PathChecked { path, ttl, result } => {
+                        Some((fib.paths[path as usize].egress, result.map(|()| ttl)))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let ttl = |slot: &Slot| IpHeader::parse(switched.shared.packet(slot)).unwrap().ttl;
+            let mut done: Vec<(EgressId, Result<u8, DropReason>)> = switched
+                .egresses
+                .iter()
+                .flat_map(|(egress, slots)| slots.iter().map(|slot| (*egress, Ok(ttl(slot)))))
+                .collect();
+            for (egress, reason, packets) in &switched.counts.refused {
+                done.extend((0..*packets).map(|_| (*egress, Err(*reason))));
+            }
+            let order = |(egress, result): &(EgressId, Result<u8, DropReason>)| {
+                (*egress, result.map_err(|reason| reason as u8))
+            };
+            explained.sort_by_key(order);
+            done.sort_by_key(order);
+            let dropped = DropReason::ALL.iter().find(|r| switched.counts.dropped[**r as usize] > 0);
+            match trace.outcome {
+                Err(NotData::Membership) => prop_assert_eq!(switched.counts.membership, 1),
+                Err(NotData::Dropped(reason)) if ethertype == vlan::ETHERTYPE_IPV4
+                    && packet.first().is_none_or(|b| b >> 4 != 4) =>
+                {
+                    // Neither IPv4 nor IPv6: the switch has the ethertype, an explanation has not.
+                    prop_assert!(dropped.is_some(), "{:?}", reason);
+                }
+                Err(NotData::Dropped(reason)) => prop_assert_eq!(dropped, Some(&reason)),
+                // A translation can fail for what is in the packet.
+                Ok(()) if dropped.is_some() => {
+                    let reason = dropped.unwrap();
+                    let is_translation = reason.label().starts_with("translate_");
+                    prop_assert!(is_translation, "{reason:?} {trace:?}");
+                }
+                Ok(()) => prop_assert_eq!(explained, done),
+            }
+        }
     }
 }
