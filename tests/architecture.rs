@@ -101,6 +101,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "model",
+            // The names of drop reasons are arguments.
+            "forward::reason",
             "api",
             "app",
             "frontend",
