@@ -109,6 +109,7 @@ pub mod app;
 pub mod cli;
 pub mod demo;
 pub mod docker;
+pub mod doctor;
 pub mod forward;
 pub mod frontend;
 pub mod igmpproxy;

@@ -93,6 +93,11 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mnat",
         ],
     ),
+    // Findings from facts about the host and the running router.
+    (
+        "doctor",
+        &["model", "wire::reason_enum", "api", "sys::capabilities"],
+    ),
     ("probe", &["model"]),
     // Sockets of the test streams.
     ("traffic", &["model", "probe", "sys"]),
@@ -105,6 +110,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "forward::reason",
             "api",
             "app",
+            "doctor",
             "frontend",
             "demo",
             "settings",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use mcastor::api::ShowQuery;
 use mcastor::app::children;
+use mcastor::doctor::Cause;
 use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
@@ -249,6 +250,25 @@ fn drop_reasons_table_matches_the_code() {
     assert_eq!(labels.len(), known.len());
     for label in labels {
         assert!(known.contains(&label), "there is no drop reason {label}");
+    }
+}
+
+#[test]
+fn findings_and_drop_reasons_have_an_anchor() {
+    let text = read("docs/troubleshooting.md");
+    for problem in Cause::ALL {
+        let heading = format!("### {}\n\n", problem.label());
+        let section = text.split(&heading).nth(1).unwrap_or_default();
+        let meaning: Vec<&str> = problem.meaning().split_whitespace().collect();
+        let words: Vec<&str> = section.split_whitespace().take(meaning.len()).collect();
+        assert_eq!(words, meaning, "{}", problem.label());
+    }
+    for reason in DropReason::ALL {
+        let anchor = format!("<a id=\"{}\"></a>", reason.label());
+        assert!(
+            text.contains(&anchor),
+            "docs/troubleshooting.md lacks {anchor}"
+        );
     }
 }
 

@@ -4,6 +4,7 @@ pub mod change;
 pub mod check;
 pub mod convert;
 pub mod demo;
+mod doctor;
 pub mod exit;
 mod explain;
 pub mod health;
@@ -98,6 +99,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Explain what the running mcastor does with a packet, and why
     Explain(explain::ExplainArgs),
+    /// Find out why multicast does not arrive
+    Doctor(doctor::DoctorArgs),
     /// Add a route, or egress interfaces to a route, until the next reload
     #[command(after_help = "Example: mcastor add eth0 225.1.2.3 eth1 eth2")]
     Add(change::RouteArgs),
@@ -208,6 +211,7 @@ pub fn main() -> ExitCode {
         Command::Smcroutectl(args) => smcroutectl::run(args),
         Command::Show(args) => show::run(&args),
         Command::Explain(args) => explain::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Add(args) => change::add(args),
         Command::Remove(args) => change::remove(args),
         Command::Join(args) => change::join(args),

@@ -4,15 +4,15 @@
 use tokio::sync::oneshot;
 use tracing::debug;
 
-use crate::sys::thread_priority::run_when_idle;
+use crate::sys::thread_priority::run_in_background;
 
-/// Runs `work` on a thread that uses a core only when no other thread needs it. Returns `None` if
+/// Runs `work` on a thread that gives way to other threads. Returns `None` if
 /// the thread cannot be started or panics. The number of threads is limited by that of clients.
 pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, result) = oneshot::channel();
     let thread = std::thread::Builder::new().name("mcastor-render".into());
     let started = thread.spawn(move || {
-        if let Err(e) = run_when_idle() {
+        if let Err(e) = run_in_background() {
             debug!("cannot lower the priority of a thread: {e}");
         }
         // The client may have left.

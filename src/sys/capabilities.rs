@@ -46,6 +46,15 @@ pub fn raise_effective() -> Result<HeldCapabilities, CapsError> {
     })
 }
 
+/// Returns the needed capabilities that this process may use.
+pub fn held() -> HeldCapabilities {
+    let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    HeldCapabilities {
+        net_raw: permitted.contains(&Capability::CAP_NET_RAW),
+        net_admin: permitted.contains(&Capability::CAP_NET_ADMIN),
+    }
+}
+
 /// Drops all capabilities that forwarding does not need, for this process and all programs that it
 /// starts: a program that root starts would otherwise regain the capabilities of the bounding set.
 /// No program that it starts can gain privileges by its file (`no_new_privs`). Returns the number of

@@ -10,6 +10,7 @@ mod containers_soak;
 mod control;
 mod docker;
 mod docker_faults;
+mod doctor;
 mod drops;
 mod explain;
 mod external_programs;
@@ -87,6 +88,7 @@ pub fn all() -> Vec<Case> {
         host_environment::cases(),
         metrics::cases(),
         operation::cases(),
+        doctor::cases(),
         drops::cases(),
         explain::cases(),
         external_programs::cases(),

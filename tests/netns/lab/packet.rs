@@ -123,13 +123,19 @@ impl Capture {
         }
     }
 
-    /// Returns every frame captured so far.
-    pub fn frames(&self) -> Vec<Frame> {
+    /// Reads what was captured so far. A long test calls this now and then, because the kernel drops
+    /// frames when the buffer of the socket is full.
+    pub fn collect(&self) {
         let mut frames = self.frames.borrow_mut();
         while let Some(frame) = self.next() {
             frames.push(frame);
         }
-        frames.clone()
+    }
+
+    /// Returns every frame captured so far.
+    pub fn frames(&self) -> Vec<Frame> {
+        self.collect();
+        self.frames.borrow().clone()
     }
 
     /// Returns the frames since the last call of this or [`Self::frames`] and discards them.
@@ -161,14 +167,14 @@ impl Capture {
     }
 
     fn next(&self) -> Option<Frame> {
-        let mut bytes = vec![0u8; 70_000];
+        let mut buffer = [0u8; 70_000];
         let mut control = [0u64; 16];
         // SAFETY: all-zero is valid for both.
         let (mut addr, mut msg): (libc::sockaddr_ll, libc::msghdr) =
             unsafe { (zeroed(), zeroed()) };
         let mut iov = libc::iovec {
-            iov_base: bytes.as_mut_ptr().cast(),
-            iov_len: bytes.len(),
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
         };
         msg.msg_name = (&raw mut addr).cast();
         msg.msg_namelen = size_of::<libc::sockaddr_ll>() as u32;
@@ -178,9 +184,9 @@ impl Capture {
         msg.msg_controllen = size_of_val(&control);
         // SAFETY: every pointer in `msg` is to a live buffer of the length given.
         let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut msg, libc::MSG_DONTWAIT) };
-        bytes.truncate(usize::try_from(n).ok()?);
+        let received = &buffer[..usize::try_from(n).ok()?];
         let mut frame = Frame {
-            bytes,
+            bytes: received.to_vec(),
             outgoing: addr.sll_pkttype == libc::PACKET_OUTGOING,
             vlan: None,
             csum_not_ready: false,

@@ -133,6 +133,11 @@ impl Router {
         }
     }
 
+    /// The path of its control socket.
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
     /// The path of its pid file.
     pub fn pid_file(&self) -> PathBuf {
         self.socket.with_extension("pid")

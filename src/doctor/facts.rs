@@ -1,0 +1,104 @@
+//! What is known of a host and of the mcastor that runs on it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::firewall::FirewallRule;
+use crate::api::{DropView, GroupView, InterfaceView, PendingView, RouteView};
+
+/// What [`examine`](super::examine()) examines.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The host: one network namespace.
+    pub host: HostFacts,
+    /// The running mcastor, if one answers.
+    pub router: Option<RouterFacts>,
+    /// The interface that the user asks about.
+    pub interface: Option<String>,
+    /// The group that the user asks about.
+    pub group: Option<IpAddr>,
+}
+
+/// What is known of the network namespace.
+#[derive(Debug, Clone, Default)]
+pub struct HostFacts {
+    /// Its interfaces.
+    pub interfaces: Vec<InterfaceFacts>,
+    /// Its IPv4 and IPv6 routes: prefix, interface and metric.
+    pub routes: Vec<(IpNet, String, u32)>,
+    /// `net.ipv4.igmp_max_memberships`.
+    pub max_memberships: Option<usize>,
+    /// Whether bridged packets pass the rules of iptables
+    /// (`net.bridge.bridge-nf-call-iptables`).
+    pub bridge_nf: bool,
+    /// The rules of the firewall that matter.
+    pub firewall: Vec<FirewallRule>,
+    /// Whether another program uses the multicast routing of the kernel.
+    pub kernel_multicast_routing: bool,
+    /// Packets that the kernel dropped while they waited for a core, during the examination.
+    pub backlog_drops: u64,
+    /// Whether this process has CAP_NET_RAW and CAP_NET_ADMIN.
+    pub capabilities: (bool, bool),
+    /// Why no packet socket can be opened although CAP_NET_RAW is present.
+    pub packet_socket_error: Option<String>,
+    /// Release of the kernel, such as `6.1.0-13-amd64`.
+    pub kernel: String,
+    /// The socket of a container engine that exists, and why it cannot be used.
+    pub engine_socket_error: Option<(String, String)>,
+    /// What could not be examined, and why.
+    pub not_examined: Vec<String>,
+}
+
+/// What is known of an interface.
+#[derive(Debug, Clone, Default)]
+pub struct InterfaceFacts {
+    /// Its name.
+    pub name: String,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// Whether it is a loopback interface.
+    pub loopback: bool,
+    /// Whether it has the flag `MULTICAST`.
+    pub multicast: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses with their prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// `rp_filter` of IPv4 as it is in force: 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
+    /// The groups that programs of the host, or the kernel, have joined on it.
+    pub groups: Vec<IpAddr>,
+    /// What is known of it as a bridge.
+    pub bridge: Option<BridgeFacts>,
+    /// The name of the bridge or bond that it is a port of.
+    pub master: Option<String>,
+}
+
+/// What is known of a bridge.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BridgeFacts {
+    /// Whether it forwards a group only to ports with members.
+    pub snooping: bool,
+    /// Whether it sends queries itself.
+    pub querier: bool,
+    /// Whether it knows another querier.
+    pub other_querier: bool,
+}
+
+/// What the running mcastor says.
+#[derive(Debug, Clone, Default)]
+pub struct RouterFacts {
+    /// Its interfaces.
+    pub interfaces: Vec<InterfaceView>,
+    /// Its routes.
+    pub routes: Vec<RouteView>,
+    /// Its groups.
+    pub groups: Vec<GroupView>,
+    /// What waits for an interface.
+    pub pending: Vec<PendingView>,
+    /// What it dropped.
+    pub drops: Vec<DropView>,
+}

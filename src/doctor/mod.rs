@@ -1,0 +1,15 @@
+//! `mcastor doctor`: finds out why multicast does not arrive.
+//!
+//! [`Facts`] say what is known of the host and of the running mcastor. [`host`] reads those of the
+//! host. [`examine`] turns facts into [`Finding`]s, without any I/O. [`firewall`] reads lists of
+//! rules.
+
+pub mod examine;
+pub mod facts;
+pub mod finding;
+pub mod firewall;
+pub mod host;
+
+pub use examine::examine;
+pub use facts::{Facts, HostFacts, InterfaceFacts, RouterFacts};
+pub use finding::{Cause, Certainty, Finding};

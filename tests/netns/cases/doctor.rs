@@ -1,0 +1,275 @@
+//! `mcastor doctor`: each cause is created, and found; a healthy host has no finding.
+
+use std::process::Output;
+
+use serde_json::Value;
+
+use super::{cases, route};
+use crate::lab::proxy::{known_groups, proxy};
+use crate::lab::{BINARY, GroupMember, Injector, Lab, Ns, Router, Star, Udp, eventually};
+
+cases!("doctor":
+    healthy_hosts_have_no_finding,
+    #[LinkKind("bridge")] #[Iptables] causes_on_a_host_are_found,
+    causes_at_the_router_are_found,
+    users_without_capabilities_are_told_what_is_missing,
+);
+
+fn try_doctor(ns: &Ns, words: &str) -> Output {
+    let mut arguments = vec!["doctor"];
+    arguments.extend(words.split_whitespace());
+    ns.output(BINARY, &arguments)
+}
+
+/// Returns the labels of what is found.
+fn doctor(ns: &Ns, words: &str) -> Vec<String> {
+    let out = try_doctor(ns, &format!("--json {words}"));
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let findings = answer["findings"].as_array().expect("a list");
+    let expected = if findings.is_empty() { 0 } else { 3 };
+    assert_eq!(out.status.code(), Some(expected), "{text}");
+    let label = |finding: &Value| finding["problem"].as_str().expect("a label").to_owned();
+    // The machine may be busy, and may have an engine.
+    let machine = ["backlog-drops", "engine-socket", "old-kernel"];
+    let labels = findings.iter().map(label);
+    labels
+        .filter(|label| !machine.contains(&label.as_str()))
+        .collect()
+}
+
+/// Creates a cause, finds it, and removes it.
+#[track_caller]
+fn assert_found(ns: &Ns, words: &str, label: &str, create: impl FnOnce(), remove: impl FnOnce()) {
+    assert_eq!(doctor(ns, words), Vec::<String>::new(), "before {label}");
+    create();
+    assert_eq!(doctor(ns, words), [label]);
+    remove();
+    assert_eq!(doctor(ns, words), Vec::<String>::new(), "after {label}");
+}
+
+fn socket(router: &Router) -> String {
+    format!("--socket {}", router.socket().display())
+}
+
+fn healthy_hosts_have_no_finding(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    let _member = GroupMember::any_source(&star.rcv, "eth1", "239.1.2.3");
+    eventually("the member", 1, || known_groups(&router));
+    let inject = Injector::new(&star.src, "eth0");
+    (0..20).for_each(|_| inject.send(&Udp::new("10.0.0.10:9", "239.1.2.3:5000", "x").frame()));
+    router.expect_routed("p", "out1", 20);
+    for (ns, words) in [
+        (&star.src, "--interface eth0".to_owned()),
+        (&star.rcv, "--interface eth1 --group 239.1.2.3".to_owned()),
+        (&star.rtr, socket(&router)),
+        (&star.rtr, format!("--group 239.1.2.3 {}", socket(&router))),
+    ] {
+        assert_eq!(doctor(ns, &words), Vec::<String>::new(), "{words}");
+    }
+    let printed = try_doctor(&star.rtr, &socket(&router));
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(printed.starts_with("Nothing was found.\n"), "{printed}");
+    assert!(printed.contains("and the running mcastor"), "{printed}");
+}
+
+fn causes_on_a_host_are_found(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let host = &star.rcv;
+    let run = |program: &str, words: &str| {
+        let arguments: Vec<&str> = words.split_whitespace().collect();
+        let out = host.output(program, &arguments);
+        assert!(
+            out.status.success(),
+            "{words}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+    };
+    let ip = |words: &str| host.ip(words);
+    let iptables = |words: &str| run("iptables", words);
+    let _member = GroupMember::any_source(host, "eth1", "239.1.2.3");
+
+    let words = "--interface eth1";
+    assert_found(
+        host,
+        words,
+        "interface-down",
+        || ip("link set eth1 down"),
+        || {
+            ip("link set eth1 up");
+            host.wait_until_up("eth1");
+            host.ip_batch("route add default via 10.0.1.1\nroute add 224.0.0.0/4 dev eth1\n");
+        },
+    );
+    assert_found(
+        host,
+        words,
+        "no-carrier",
+        || {
+            star.rtr.ip("link set out1 down");
+            eventually("no carrier", true, || doctor(host, words) == ["no-carrier"]);
+        },
+        || {
+            star.rtr.ip("link set out1 up");
+            host.wait_until_up("eth1");
+        },
+    );
+    assert_found(
+        host,
+        words,
+        "no-multicast-flag",
+        || ip("link set eth1 multicast off"),
+        || ip("link set eth1 multicast on"),
+    );
+    assert_found(
+        host,
+        words,
+        "multicast-route",
+        || {
+            host.ip_batch(
+                "link add other type veth peer name peer\nlink set peer up\nlink set other up\nroute add 239.0.0.0/8 dev other\n",
+            )
+        },
+        || ip("link del other"),
+    );
+    assert_found(
+        host,
+        "--group 239.1.2.3",
+        "firewall-drops-igmp",
+        || iptables("-A INPUT -p igmp -j DROP"),
+        || iptables("-D INPUT -p igmp -j DROP"),
+    );
+    assert_found(
+        host,
+        "",
+        "firewall-drops-multicast",
+        || iptables("-A INPUT -d 224.0.0.0/4 -j DROP"),
+        || iptables("-D INPUT -d 224.0.0.0/4 -j DROP"),
+    );
+    assert_found(
+        host,
+        "",
+        "snooping-without-querier",
+        || {
+            host.ip_batch("link add br0 type bridge\nlink set br0 up\nlink add p type veth peer name q\nlink set p master br0\nlink set p up\n")
+        },
+        || ip("link set br0 type bridge mcast_querier 1"),
+    );
+    assert_found(
+        host,
+        "",
+        "querier-without-snooping",
+        || ip("link set br0 type bridge mcast_snooping 0"),
+        || ip("link del br0"),
+    );
+    assert_found(
+        host,
+        "",
+        "max-memberships",
+        || host.sysctl("net/ipv4/igmp_max_memberships", "1"),
+        || host.sysctl("net/ipv4/igmp_max_memberships", "20"),
+    );
+    let default = host.try_ip("route show default").unwrap_or_default();
+    let via = default
+        .split_whitespace()
+        .nth(2)
+        .expect("a default route")
+        .to_owned();
+    assert_found(
+        host,
+        "",
+        "reverse-path-filter",
+        || {
+            host.sysctl("net/ipv4/conf/eth1/rp_filter", "1");
+            ip("route del default");
+        },
+        || ip(&format!("route add default via {via}")),
+    );
+    assert_eq!(doctor(host, "--interface eth7"), ["interface-missing"]);
+    assert_eq!(doctor(host, "--group 239.7.7.7"), ["no-report"]);
+    let printed = try_doctor(host, "--interface eth7");
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(
+        printed.contains("1. interface-missing (certain)"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("Not examined: the running mcastor"),
+        "{printed}"
+    );
+    assert!(printed.lines().all(|line| line.len() <= 80), "{printed}");
+}
+
+fn causes_at_the_router_are_found(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, "");
+    let words = socket(&router);
+    assert_eq!(doctor(&star.rtr, &words), ["nothing-configured"]);
+    router.run("add in 225.1.2.3 out1");
+    let send = |group: &str, ttl: u8| {
+        let inject = Injector::new(&star.src, "eth0");
+        inject.send(
+            &Udp::new("10.0.0.10:9", &format!("{group}:5000"), "x")
+                .ttl(ttl)
+                .frame(),
+        );
+    };
+    let rtr = &star.rtr;
+    assert_found(
+        rtr,
+        &words,
+        "interface-pending",
+        || _ = router.run("add in 225.7.7.7 eth7"),
+        || _ = router.run("remove in 225.7.7.7"),
+    );
+    assert_found(
+        rtr,
+        &words,
+        "mtu-mismatch",
+        || rtr.ip("link set out1 mtu 1400"),
+        || rtr.ip("link set out1 mtu 1500"),
+    );
+    assert_found(
+        rtr,
+        &words,
+        "same-subnet",
+        || rtr.ip("addr add 10.0.0.77/24 dev out1"),
+        || rtr.ip("addr del 10.0.0.77/24 dev out1"),
+    );
+    // Not routed on purpose, unless somebody asks.
+    send("239.9.9.9", 64);
+    router.expect_dropped("no_route", "in", 1);
+    assert_eq!(doctor(rtr, &words), Vec::<String>::new());
+    let asked = doctor(rtr, &format!("--group 239.9.9.9 {words}"));
+    assert_eq!(asked, ["no-report", "packets-dropped"]);
+    send("225.1.2.3", 1);
+    router.expect_dropped("ttl_expired", "in", 1);
+    assert_eq!(doctor(rtr, &words), ["packets-dropped"]);
+    let printed = try_doctor(rtr, &words);
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(printed.contains("Raise the TTL at the sender"), "{printed}");
+}
+
+fn users_without_capabilities_are_told_what_is_missing(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let nobody = |keep: &str| {
+        let caps = format!("--bounding-set=-all{keep} --inh-caps=-all");
+        let mut arguments = vec!["--reuid=65534", "--clear-groups"];
+        arguments.extend(caps.split_whitespace());
+        arguments.extend([BINARY, "doctor", "--json"]);
+        let out = star.src.output("setpriv", &arguments);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert_eq!(out.status.code(), Some(3), "{text}");
+        text
+    };
+    let found = nobody("");
+    assert!(
+        found.contains("\"missing-capability\"") && found.contains("no CAP_NET_RAW"),
+        "{found}"
+    );
+    let row = route("r", "in", "", "225.1.2.3", &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &row);
+    // A router that runs as root has what it needs.
+    assert_eq!(doctor(&star.rtr, &socket(&router)), Vec::<String>::new());
+}
