@@ -19,7 +19,7 @@ use actix::prelude::*;
 use nix::fcntl::Flock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
@@ -212,7 +212,7 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
     // inherits the capabilities of this one.
     match sys::capabilities::drop_unneeded() {
         Ok(0) => {}
-        Ok(dropped) => info!("dropped {dropped} capabilities that are no longer needed"),
+        Ok(dropped) => debug!("dropped {dropped} capabilities that are no longer needed"),
         Err(e) => warn!("cannot drop capabilities: {e}"),
     }
     context.mnat.store(mnat.map(Arc::new));

@@ -2,19 +2,20 @@
 
 use std::net::IpAddr;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::exit::stream_failed;
 use super::output::print_line;
 use super::signals::stop_on_signals;
-use crate::probe::Latency;
+use crate::probe::{Latency, Payload, ProbeDatagram, ReceiverStats};
 use crate::traffic::{ReceiveEvent, ReceiveOptions, ReceiveReport, receive_with};
 
 /// Receive test streams of `mcastor send`; report loss, duplicates, reordering and latency
 ///
 /// Joins the groups and prints "joined GROUP on INTERFACE" to standard error when packets can
-/// arrive. Stops when --count, --seconds or --idle is reached, or on Ctrl-C. Without --count, it
+/// arrive. Says what the first packet is, and every five seconds how many have arrived. Stops when --count, --seconds or --idle is reached, or on Ctrl-C. Without --count, it
 /// also stops when every flow is complete, if the sender ran with --count. Prints the report in all
 /// cases.
 #[derive(Debug, Clone, clap::Args)]
@@ -44,14 +45,21 @@ pub struct RecvArgs {
 
 /// Runs `mcastor recv`.
 pub fn run(args: RecvArgs) -> ExitCode {
-    let mut on_event = |event: ReceiveEvent<'_>| {
-        if let ReceiveEvent::Joined(group) = event {
+    let mut progress = ProgressLines::default();
+    let mut on_event = |event: ReceiveEvent<'_>| match event {
+        ReceiveEvent::Joined(group) => {
             let verb = if args.options.no_join {
                 "listening to"
             } else {
                 "joined"
             };
             eprintln!("{verb} {group} on {}", args.options.stream.interface);
+        }
+        ReceiveEvent::First(datagram) => eprintln!("{}", first_packet(datagram)),
+        ReceiveEvent::Progress(stats) => {
+            if let Some(line) = progress.line(Instant::now(), stats, &args.options) {
+                eprintln!("{line}");
+            }
         }
     };
     let report =
@@ -66,6 +74,58 @@ pub fn run(args: RecvArgs) -> ExitCode {
         print_line(&report_text(&report));
     }
     ExitCode::from(u8::from(!report.ok))
+}
+
+/// Interval of the lines about progress.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// Describes the first packet.
+fn first_packet(datagram: &ProbeDatagram<'_>) -> String {
+    let ttl = datagram.ttl.map(|ttl| format!(", TTL {ttl}"));
+    let delay = Payload::parse(datagram.data).ok().map(|payload| {
+        let ns = datagram.received_ns as f64 - payload.sent_ns as f64;
+        format!(", {:.1} ms after it was sent", ns / 1e6)
+    });
+    format!(
+        "first packet: to {} from {}{}, {} bytes of payload{}",
+        datagram.group,
+        datagram.source,
+        ttl.unwrap_or_default(),
+        datagram.data.len(),
+        delay.unwrap_or_else(|| ", not a test packet".into())
+    )
+}
+
+/// The lines about progress, one every [`PROGRESS`].
+#[derive(Default)]
+struct ProgressLines {
+    last: Option<(Instant, u64)>,
+}
+
+impl ProgressLines {
+    fn line(
+        &mut self,
+        now: Instant,
+        stats: &ReceiverStats,
+        options: &ReceiveOptions,
+    ) -> Option<String> {
+        let received = stats.datagrams();
+        let (at, before) = *self.last.get_or_insert((now, 0));
+        let seconds = (now - at).as_secs_f64();
+        if now - at < PROGRESS {
+            return None;
+        }
+        self.last = Some((now, received));
+        let (interface, group) = (&options.stream.interface, options.stream.group);
+        Some(match received - before {
+            0 if received == 0 => format!(
+                "no packet for {seconds:.0} s; `mcastor doctor --interface {interface} --group \
+                 {group}` looks for the cause"
+            ),
+            0 => format!("{received} packets, none in the last {seconds:.0} s"),
+            new => format!("{received} packets, {:.0} a second", new as f64 / seconds),
+        })
+    }
 }
 
 /// Formats the report as a table and summary lines.

@@ -10,7 +10,8 @@ use super::exit::{UNUSABLE, fail};
 use super::log::RouterLog;
 use crate::app::{self, Clients, Options};
 use crate::model::escape::EscapeStyle;
-use crate::settings::{LogFormat, LogSettings, Settings, environment};
+use crate::settings::{LogFormat, LogSettings, PlaneKind, Settings, environment};
+use crate::sys::capabilities::kept_names;
 
 /// Arguments of `mcastor run`.
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,14 @@ pub fn run(args: RunArgs) -> ExitCode {
         || "settings from the environment".to_owned(),
         |path| path.display().to_string(),
     );
-    info!("mcastor v{}, {source}", env!("CARGO_PKG_VERSION"));
+    info!(
+        "mcastor v{}, {source}, plane {}, {}",
+        env!("CARGO_PKG_VERSION"),
+        match settings.plane.kind {
+            PlaneKind::Auto | PlaneKind::Packet => "packet",
+        },
+        kept_names()
+    );
     let options = Options {
         settings,
         load: Box::new(load),

@@ -107,6 +107,7 @@ impl DemoFlow {
             ..StreamOptions::new(end_interface()?, self.group)
         });
         receive_with(&options, stop, &mut |event| match event {
+            ReceiveEvent::First(_) => {}
             ReceiveEvent::Joined(_) => state.joined.store(true, Ordering::Relaxed),
             ReceiveEvent::Progress(stats) => {
                 let snapshot = ReceiverSnapshot::new(stats, self.group);

@@ -288,6 +288,7 @@ struct StreamKey {
 /// Statistics of all streams that a receiver gets, in bounded memory.
 #[derive(Debug, Default)]
 pub struct ReceiverStats {
+    datagrams: u64,
     streams: HashMap<StreamKey, StreamStats>,
     foreign: u64,
     untracked: u64,
@@ -296,6 +297,7 @@ pub struct ReceiverStats {
 impl ReceiverStats {
     /// Counts one datagram, whether it is a test packet or not.
     pub fn add(&mut self, datagram: &ProbeDatagram<'_>) {
+        self.datagrams += 1;
         let Ok(payload) = Payload::parse(datagram.data) else {
             self.foreign += 1;
             return;
@@ -314,6 +316,11 @@ impl ReceiverStats {
         } else {
             self.untracked += 1;
         }
+    }
+
+    /// Returns the number of datagrams of any kind.
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams
     }
 
     /// Returns the number of datagrams that are not test packets.

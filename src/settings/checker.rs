@@ -10,7 +10,8 @@ use super::declaration::{DefaultValue, KeyDeclaration, KeyType};
 use super::key_path::KeyPath;
 use super::locate::Sources;
 use super::raw::{RawTtlPolicy, TTL_FORMS, find_key};
-use super::report::Problem;
+use super::report::{Problem, SourceLocation};
+use super::unknown::variable_of;
 use super::words::{did_you_mean, quoted_choice};
 use crate::model::{IfPattern, LinkError, RouteName, TtlPolicy};
 
@@ -87,7 +88,13 @@ impl<'a> Checker<'a> {
                 _ => format!("a key `{name}` in [{}]", table.last_key()),
             };
             let example = declaration(&path).map_or_else(String::new, KeyDeclaration::example_toml);
-            let help = format!("For example: {name} = {example}.");
+            let help = match self.sources.key(table) {
+                SourceLocation::Variable { .. } => {
+                    let plain: String = example.chars().filter(|c| !"[]\"".contains(*c)).collect();
+                    format!("For example: {}={plain}.", variable_of(&path))
+                }
+                _ => format!("For example: {name} = {example}."),
+            };
             self.refuse(table, format!("no `{name}`"), expected, help);
         }
         value

@@ -12,7 +12,9 @@ use super::report::{Problem, SourceLocation};
 use super::tree::{
     file_to_json, file_to_map, text_to_value, unknown_tables, value_at, value_to_json,
 };
-use super::unknown::{PREFIX, path_of_variable, unknown_key, unknown_variable};
+use super::unknown::{
+    PREFIX, path_of_variable, unknown_key, unknown_variable, with_two_underscores,
+};
 
 /// One layer of settings, which [`Config`] puts over the layers before it.
 #[derive(Debug, Clone)]
@@ -41,6 +43,10 @@ pub(super) fn merge(
     }
     for (name, value) in env {
         let Some(rest) = name.strip_prefix(PREFIX) else {
+            if let Some(meant) = with_two_underscores(&name) {
+                let help = format!("Two underscores separate the parts: {meant}.");
+                problems.push(unknown_variable(&EnvVariable { name, value }, help));
+            }
             continue;
         };
         match path_of_variable(rest) {

@@ -221,12 +221,13 @@ fn note_on_join(route: &RouteRule) -> Option<String> {
     })
 }
 
-/// Returns the environment variables of this process that start with [`PREFIX`], without those that
-/// Kubernetes sets for a Service. Bytes that are not UTF-8 become U+FFFD, the replacement character.
+/// Returns the environment variables of this process that start with [`PREFIX`], or would with two
+/// underscores, without those that Kubernetes sets for a Service. Bytes that are not UTF-8 become U+FFFD, the replacement character.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_string_lossy().into_owned();
-        name.starts_with(PREFIX)
+        let is_meant = || unknown::with_two_underscores(&name).is_some();
+        (name.starts_with(PREFIX) || is_meant())
             .then(|| (name, value.to_string_lossy().into_owned()))
     });
     variables.filter(|(name, value)| !unknown::is_set_by_kubernetes(name, value))

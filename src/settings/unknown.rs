@@ -111,6 +111,30 @@ pub(super) fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
             .any(is_part_of_port)
 }
 
+/// Returns the variable that was probably meant by one with single underscores, such as
+/// `MCASTOR__ROUTE__0__FROM` for `MCASTOR_ROUTE_0_FROM`. Without it, the variable would have no effect
+/// and no message.
+pub(super) fn with_two_underscores(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("MCASTOR_")?;
+    let words: Vec<&str> = rest.split('_').filter(|word| !word.is_empty()).collect();
+    if rest.starts_with('_') || !(2..=MAX_WORDS).contains(&words.len()) {
+        return None;
+    }
+    // Each gap is one underscore or two. A variable of the settings has at least one gap of two.
+    (1u32..1 << (words.len() - 1)).find_map(|gaps| {
+        let mut candidate = words[0].to_owned();
+        for (gap, word) in words[1..].iter().enumerate() {
+            candidate += if gaps >> gap & 1 == 1 { "__" } else { "_" };
+            candidate += word;
+        }
+        path_of_variable(&candidate).ok()?;
+        Some(format!("{PREFIX}{candidate}"))
+    })
+}
+
+/// Most words of a variable that [`with_two_underscores`] examines.
+const MAX_WORDS: usize = 9;
+
 /// Converts the name of a variable after [`PREFIX`], such as `ROUTE__0__GROUP`, to a path.
 ///
 /// # Errors
@@ -134,6 +158,16 @@ pub(super) fn path_of_variable(name: &str) -> Result<KeyPath, String> {
     Ok(path)
 }
 
+/// Returns the variable of a key, such as `MCASTOR__ROUTE__0__FROM`.
+pub(super) fn variable_of(path: &KeyPath) -> String {
+    let segment = |segment: &PathSegment| match segment {
+        PathSegment::Key(name) => name.to_uppercase(),
+        PathSegment::Index(index) => index.to_string(),
+    };
+    let segments: Vec<String> = path.0.iter().map(segment).collect();
+    format!("{PREFIX}{}", segments.join("__"))
+}
+
 /// Returns the help text for a variable whose name is wrong at the end of `path`.
 fn variable_help(path: &KeyPath, name: &str) -> String {
     let upper = name.to_ascii_uppercase();
@@ -141,13 +175,10 @@ fn variable_help(path: &KeyPath, name: &str) -> String {
         return format!("Write the variable in capitals: {PREFIX}{upper}.");
     }
     let parent = path.parent();
-    let start = parent
-        .0
-        .iter()
-        .fold(PREFIX.to_string(), |start, segment| match segment {
-            PathSegment::Key(name) => format!("{start}{}__", name.to_uppercase()),
-            PathSegment::Index(index) => format!("{start}{index}__"),
-        });
+    let start = match parent.0.is_empty() {
+        true => PREFIX.to_owned(),
+        false => format!("{}__", variable_of(&parent)),
+    };
     let Some((key_type, _)) = find_key(&parent) else {
         return String::new();
     };
@@ -184,6 +215,26 @@ fn variable_help(path: &KeyPath, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn single_underscores_are_recognised() {
+        for (name, meant) in [
+            ("MCASTOR_ROUTE_0_FROM", Some("MCASTOR__ROUTE__0__FROM")),
+            ("MCASTOR_LOG_LEVEL", Some("MCASTOR__LOG__LEVEL")),
+            (
+                "MCASTOR_ROUTE_0_LINK_LOCAL_SOURCES",
+                Some("MCASTOR__ROUTE__0__LINK_LOCAL_SOURCES"),
+            ),
+            ("MCASTOR_TEST_PANIC", None),
+            ("MCASTOR__ROUTE__0__FROM", None),
+            // Kubernetes sets these for the Service `mcastor-http`.
+            ("MCASTOR_HTTP_SERVICE_HOST", None),
+            ("MCASTOR_HTTP_PORT", None),
+            ("MCASTOR_HTTP_PORT_80_TCP", None),
+        ] {
+            assert_eq!(with_two_underscores(name).as_deref(), meant, "{name}");
+        }
+    }
 
     #[test]
     fn variables_of_kubernetes_services_are_recognised() {

@@ -46,6 +46,17 @@ pub fn raise_effective() -> Result<HeldCapabilities, CapsError> {
     })
 }
 
+/// Returns the names of the capabilities that [`drop_unneeded`] keeps, separated by commas.
+pub fn kept_names() -> String {
+    let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let mut names: Vec<String> = kept(&permitted).iter().map(ToString::to_string).collect();
+    names.sort_unstable();
+    match names.is_empty() {
+        true => "no capabilities".into(),
+        false => names.join(", "),
+    }
+}
+
 /// Returns the needed capabilities that this process may use.
 pub fn held() -> HeldCapabilities {
     let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();

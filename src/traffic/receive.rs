@@ -73,6 +73,8 @@ fn receiver_help(arg: Arg) -> Arg {
 pub enum ReceiveEvent<'a> {
     /// The group is joined; with `no_join`, its socket is open.
     Joined(Group),
+    /// The first packet of all.
+    First(&'a ProbeDatagram<'a>),
     /// The statistics so far; at most fifty times a second.
     Progress(&'a ReceiverStats),
 }
@@ -247,6 +249,7 @@ pub fn receive_with(
                 groups[at],
                 interface.index,
                 &mut stats,
+                on_event,
             )
             .map_err(system_error("receive"))?;
         }
@@ -304,6 +307,7 @@ fn drain(
     group: Group,
     index: IfIndex,
     stats: &mut ReceiverStats,
+    on_event: &mut dyn FnMut(ReceiveEvent<'_>),
 ) -> io::Result<usize> {
     let mut got = 0;
     for _ in 0..8 {
@@ -321,13 +325,17 @@ fn drain(
                 continue;
             }
             got += 1;
-            stats.add(&ProbeDatagram {
+            let datagram = ProbeDatagram {
                 group: group.addr(),
                 source: from.ip(),
                 ttl: datagram.ttl,
                 received_ns: datagram.received_ns.unwrap_or_else(now_ns),
                 data: datagram.data,
-            });
+            };
+            if stats.datagrams() == 0 {
+                on_event(ReceiveEvent::First(&datagram));
+            }
+            stats.add(&datagram);
         }
         if n < BATCH {
             break;

@@ -171,6 +171,12 @@ fn bridge_network_example(lab: &Lab) {
     let docker = &example.site.docker;
     let groups = docker.run("exec t_mcastor_1 /usr/bin/mcastor show groups");
     assert!(groups.contains(GROUP), "{groups}");
+    // It has the HEALTHCHECK of the image, and no router.
+    let health = docker.run("exec t_listener_1 /usr/bin/mcastor health");
+    assert!(
+        health.contains("this container runs `mcastor recv`"),
+        "{health}"
+    );
     example.assert_delivered(lab, GROUP);
     example.assert_delivered_to_lan(lab, "cameras", GROUP, "172.");
 }

@@ -54,13 +54,31 @@ impl WaitingNames {
             if let Some(text) = hint.as_ref().filter(|_| old.as_ref() != Some(&hint))
                 && let Some(suppressed) = self.log_limit.permit(now)
             {
+                let owner = owner(rib, name);
                 match name.is_engine_name() {
-                    true => warn!("{name} matches no interface: {text}{suppressed}"),
-                    false => info!("waiting for interface {name} ({text}){suppressed}"),
+                    true => warn!("{owner}{name} matches no interface: {text}{suppressed}"),
+                    false => info!("{owner}waiting for interface {name} ({text}){suppressed}"),
                 }
             }
             self.hints.insert(name.clone(), hint);
         }
+    }
+}
+
+/// Names the first route, proxy or join with a name, such as `route "cameras": `.
+fn owner(rib: &Rib, name: &IfPattern) -> String {
+    let mut rules = rib.rules.iter();
+    if let Some(rule) = rules.find(|rule| rule.from == *name || rule.to.contains(name)) {
+        return format!("route \"{}\": ", rule.name);
+    }
+    let mut proxies = rib.proxies.iter();
+    let has = |all: &[IfPattern]| all.contains(name);
+    if let Some(proxy) = proxies.find(|proxy| has(&proxy.upstream) || has(&proxy.downstream)) {
+        return format!("proxy \"{}\": ", proxy.name);
+    }
+    match rib.joins.iter().find(|join| join.interface == *name) {
+        Some(join) => format!("join of {}: ", join.group),
+        None => String::new(),
     }
 }
 
