@@ -323,6 +323,38 @@ fn bench_switch(c: &mut Criterion) {
             )
         });
     }
+    // What no route takes: packets of one stream, and packets that each have a new source.
+    for (name, step) in [("one stream", 0), ("new sources", PACKETS)] {
+        let fib = fib(10, true, 1);
+        let ingress = ingress(&fib);
+        let mut switch = Switch::default();
+        let mut first = 0;
+        g.throughput(Throughput::Elements(PACKETS as u64));
+        g.bench_function(BenchmarkId::new("64 packets, dropped", name), |b| {
+            b.iter_batched(
+                || {
+                    first += step;
+                    let (mut bytes, mut packets) = (Vec::new(), Vec::new());
+                    for i in 0..PACKETS {
+                        let mut p = packet(20, PAYLOAD);
+                        let from = source(first + i * usize::from(step > 0));
+                        p[12..16].copy_from_slice(&from.octets());
+                        refresh_ipv4_checksum(&mut p);
+                        packets.push(Packet {
+                            start: bytes.len() as u32,
+                            len: p.len() as u32,
+                            ethertype: 0x0800,
+                            ..Packet::default()
+                        });
+                        bytes.extend(p);
+                    }
+                    Batch::from_bytes(bytes, packets)
+                },
+                |batch| switch.run(&fib, ingress, batch, 1).counts.packets,
+                BatchSize::LargeInput,
+            )
+        });
+    }
     g.finish();
 }
 

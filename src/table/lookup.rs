@@ -217,6 +217,26 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_prefixes_match_their_length() {
+        let t = table(&[
+            ("ff00::/8", "::/0"),
+            ("ff3e::/32", "::/0"),
+            ("ff3e::/32", "2001:db8::/32"),
+            ("ff3e::8000:1", "::/0"),
+        ]);
+        let find = |s: &str, g: &str| {
+            t.find(s.parse().unwrap(), g.parse().unwrap(), |_| true)
+                .copied()
+        };
+        assert_eq!(find("2001:db8:1:2::3", "ff3e::8000:1"), Some(3));
+        assert_eq!(find("2001:db8:1:2::3", "ff3e:0:1:2::8000:7"), Some(2));
+        assert_eq!(find("2001:db9:1:2::3", "ff3e:0:1:2::8000:7"), Some(1));
+        assert_eq!(find("2001:db8:1:2::3", "ff3e:1::8000:1"), Some(0));
+        assert_eq!(find("2001:db8:1:2::3", "ffff:1:2:3::4"), Some(0));
+        assert_eq!(find("2001:db8::1", "fe00::1"), None);
+    }
+
+    #[test]
     fn rejected_value_is_followed_by_the_next_shorter() {
         let t = table(&[("225.1.2.3", "0.0.0.0/0"), ("224.0.0.0/4", "0.0.0.0/0")]);
         let (s, g) = ("10.0.0.1".parse().unwrap(), "225.1.2.3".parse().unwrap());
