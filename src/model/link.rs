@@ -210,6 +210,14 @@ impl IfPattern {
         ENGINE_NAMES.iter().any(|kind| self.0.starts_with(kind))
     }
 
+    /// Returns whether this is an alias that leads through the container end of a veth pair, which
+    /// the kernel shows only with CAP_NET_ADMIN.
+    pub fn names_a_container(&self) -> bool {
+        ["container:", "label:"]
+            .iter()
+            .any(|kind| self.0.starts_with(kind))
+    }
+
     /// Returns whether `alias` is this text or matches the pattern.
     pub fn matches_alias(&self, alias: &IfPattern) -> bool {
         glob_matches(self.0.as_bytes(), alias.0.as_bytes())

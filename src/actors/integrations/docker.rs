@@ -18,7 +18,7 @@ use crate::actors::messages::AliasesChanged;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::docker::{EngineClient, EngineError, veth_peers};
-use crate::model::Aliases;
+use crate::model::{Aliases, IfPattern};
 
 /// Interval of attempts to connect to the engine.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -88,9 +88,20 @@ impl FollowError {
                 "in a container mount it: -v {0}:{0}:ro; elsewhere set [docker] socket",
                 socket.display()
             ),
+            Self::Engine(_) if is_denied(socket) => {
+                "run as root, or in the group of the socket (docker run --group-add, \
+                 SupplementaryGroups=)"
+                    .into()
+            }
             Self::Engine(_) => "trying again".into(),
         }
     }
+}
+
+/// Returns whether this process may not use the socket.
+fn is_denied(socket: &Path) -> bool {
+    let connected = std::os::unix::net::UnixStream::connect(socket);
+    connected.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// Follows the engine while a rule contains one of its names; reconnects after errors. Never
@@ -152,16 +163,20 @@ async fn try_listen(
     let mut changes = pin!(client.changes());
     info!("docker: following {} at {socket}", client.engine_name());
     context.catalog.engine_connected.set(1);
-    let mut refused = false;
+    let (mut refused, mut warned) = (false, false);
     let mut rereads = REREAD_AFTER_CHANGE.iter();
     loop {
         let engine = client.read().await?;
         let host = veth_peers::read(&handle).await?;
-        if host.is_refused && !std::mem::replace(&mut refused, true) {
+        refused |= host.is_refused;
+        let rib = context.rib.load();
+        if refused && !warned && rib.patterns().any(IfPattern::names_a_container) {
+            warned = true;
             warn!(
                 "docker: CAP_NET_ADMIN is missing: container: and label: wait; network: needs none"
             );
         }
+        drop(rib);
         let (names, incomplete) = engine.aliases(&host);
         set_aliases(context, names);
         *last_logged = None;

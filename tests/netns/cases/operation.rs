@@ -4,9 +4,12 @@ use std::net::TcpListener;
 
 use super::{cases, route};
 use crate::lab::router::BINARY;
-use crate::lab::{Injector, Lab, Program, Router, Star, TIMEOUT, Udp, UdpRx, UdpTx, wait_until};
+use crate::lab::{
+    Injector, Lab, Program, Router, Star, TIMEOUT, Udp, UdpRx, UdpTx, eventually, wait_until,
+};
 
 cases!("operation":
+    denied_engine_socket_is_explained,
     busy_http_port_logs_a_warning,
     invalid_settings_exit_2_with_location,
     valid_settings_pass_check,
@@ -412,4 +415,31 @@ fn invalid_arguments_exit_2(lab: &Lab) {
             "{args:?}: {printed}"
         );
     }
+}
+
+/// The socket of a container engine belongs to another user.
+fn denied_engine_socket_is_explained(lab: &Lab) {
+    use std::os::unix::fs::PermissionsExt;
+
+    let star = Star::v4(lab, 1);
+    let socket = lab.file("engine.sock");
+    let _engine = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    std::os::unix::fs::chown(&socket, Some(65534), Some(65534)).expect("an owner");
+    let toml = route("r", "network:cameras", "", "225.1.2.3", &["out1"], "")
+        + &format!("[docker]\nsocket = \"{}\"\n", socket.display());
+    // It keeps no capability that overrides permissions.
+    let router = Router::start(lab, &star.rtr, &toml);
+    let lines = || -> Vec<String> {
+        let text = router.program.stderr();
+        let of_engine = text.lines().filter(|line| line.contains(" docker: "));
+        of_engine.map(str::to_owned).collect()
+    };
+    eventually("a line", 1, || lines().len());
+    let line = &lines()[0];
+    assert!(
+        line.contains("run as root, or in the group of the socket"),
+        "{line}"
+    );
+    assert_eq!(line.matches("engine.sock").count(), 1, "{line}");
 }
