@@ -96,7 +96,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Findings from facts about the host and the running router.
     (
         "doctor",
-        &["model", "wire::reason_enum", "api", "sys::capabilities"],
+        &[
+            "model",
+            "wire::reason_enum",
+            "api",
+            "sys::burst_limit",
+            "sys::capabilities",
+        ],
     ),
     ("probe", &["model"]),
     // Sockets of the test streams.

@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
-use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A query for one kind of data.
@@ -144,14 +143,10 @@ impl Serialize for ShowQuery {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Flows(query) if *query != FlowQuery::default() => {
-                let mut map = serializer.serialize_map(Some(1))?;
-                map.serialize_entry(self.name(), query)?;
-                map.end()
+                serializer.collect_map([(self.name(), query)])
             }
             Self::Drops(query) if *query != DropQuery::default() => {
-                let mut map = serializer.serialize_map(Some(1))?;
-                map.serialize_entry(self.name(), query)?;
-                map.end()
+                serializer.collect_map([(self.name(), query)])
             }
             _ => serializer.serialize_str(self.name()),
         }

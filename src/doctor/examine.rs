@@ -270,7 +270,7 @@ fn reports(facts: &Facts, out: &mut Vec<Finding>) {
         out.push(Finding::new(
             Cause::NoReport,
             Likely,
-            format!("nobody has joined {group} on an interface of this host, or behind mcastor"),
+            format!("no program of this host, and no host behind mcastor, has joined {group}"),
             "start the receiver, and look for its report with tcpdump: `tcpdump -ni IF igmp or icmp6`",
         ));
     }

@@ -22,6 +22,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::facts::{BridgeFacts, HostFacts, InterfaceFacts};
 use super::firewall;
+use crate::sys::burst_limit::SoftnetStat;
 use crate::sys::capabilities;
 
 /// How long drops of the kernel are watched.
@@ -251,9 +252,8 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// Returns how many packets the kernel dropped since its boot, because the queue of a core was full.
 fn backlog_drops() -> u64 {
-    let text = fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
-    let dropped = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
-    text.lines().filter_map(dropped).sum()
+    let dropped = SoftnetStat::open().and_then(|mut stat| stat.dropped());
+    dropped.unwrap_or_default()
 }
 
 fn engine_socket_error() -> Option<(String, String)> {

@@ -70,7 +70,7 @@ fn links() {
         |f| f.host.interfaces[0].multicast = false,
         &[Cause::NoMulticastFlag],
     );
-    // Nobody receives on eth1.
+    // No program receives on eth1.
     check(|f| f.host.interfaces[1].carrier = false, &[]);
 }
 

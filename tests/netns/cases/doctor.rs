@@ -253,7 +253,7 @@ fn causes_at_the_router_are_found(lab: &Lab) {
 
 fn users_without_capabilities_are_told_what_is_missing(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let nobody = |keep: &str| {
+    let doctor_as_user = |keep: &str| {
         let caps = format!("--bounding-set=-all{keep} --inh-caps=-all");
         let mut arguments = vec!["--reuid=65534", "--clear-groups"];
         arguments.extend(caps.split_whitespace());
@@ -263,7 +263,7 @@ fn users_without_capabilities_are_told_what_is_missing(lab: &Lab) {
         assert_eq!(out.status.code(), Some(3), "{text}");
         text
     };
-    let found = nobody("");
+    let found = doctor_as_user("");
     assert!(
         found.contains("\"missing-capability\"") && found.contains("no CAP_NET_RAW"),
         "{found}"
