@@ -102,6 +102,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "api",
             "sys::burst_limit",
             "sys::capabilities",
+            // The active probe is a test stream.
+            "probe::error",
+            "sys::netns",
+            "traffic",
         ],
     ),
     ("probe", &["model"]),

@@ -22,6 +22,7 @@ pub mod control;
 pub mod data;
 pub mod directory;
 pub mod integrations;
+pub mod live_trace;
 pub mod log_limit;
 pub mod messages;
 mod mnat_route;

@@ -13,6 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
+use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
 use crate::forward::LoopGuard;
@@ -73,6 +74,8 @@ pub struct RouterContext {
     pub streams: Arc<StreamState>,
     /// The routes of which a warning said that packets arrive with too low a TTL.
     pub ttl_warnings: TtlWarnings,
+    /// The trace of live packets, if a client requests one.
+    pub live_trace: LiveTrace,
     /// Notified when a flow starts, ends, or is looked up again. For one waiting task.
     pub flow_changes: Notify,
     /// Senders whose address belongs to the subnet of another interface.
@@ -117,6 +120,7 @@ impl RouterContext {
             loop_guard: Arc::default(),
             streams: Arc::default(),
             ttl_warnings: TtlWarnings::default(),
+            live_trace: LiveTrace::default(),
             flow_changes: Notify::new(),
             foreign_sources: ForeignSourceTable::default(),
             directory: Directory::default(),

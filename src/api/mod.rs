@@ -3,6 +3,7 @@
 
 pub mod explain;
 mod show_query;
+pub mod trace;
 pub mod view;
 
 use std::num::NonZeroU16;
@@ -14,6 +15,7 @@ pub use explain::{
     RefusedView,
 };
 pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
+pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
 pub use view::{
     DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,
     PendingView, QuerierView, RewriteView, RouteView,
@@ -43,6 +45,8 @@ pub enum ShowReply {
     Drops(Vec<DropView>),
     /// Reply to an [`ExplainQuery`].
     Explain(Box<ExplainView>),
+    /// Reply to a [`TraceQuery`].
+    Trace(TraceView),
     /// Reply to a change: a sentence that describes its effect.
     Done(String),
 }

@@ -1,5 +1,7 @@
 //! `mcastor doctor`: finds out why multicast does not arrive.
 
+use std::error::Error;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -8,6 +10,7 @@ use super::change::SocketArgs;
 use super::exit::fail;
 use super::output::{paragraph, print_line};
 use crate::api::{DropQuery, ShowQuery, ShowReply};
+use crate::doctor::probe::{self, ProbeEnd, ProbeReport, probe_group};
 use crate::doctor::{Certainty, Facts, Finding, RouterFacts, examine, host};
 use crate::frontend::control::client::ClientError;
 use crate::frontend::control::{Command, client};
@@ -21,7 +24,7 @@ const FOUND: u8 = 3;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 It reads the interfaces, routes and firewall of this network namespace, and asks the running mcastor
-if there is one. It changes nothing. Run it where the receiver runs, where mcastor runs and where the
+if there is one. It changes nothing, and sends nothing without --probe. Run it where the receiver runs, where mcastor runs and where the
 sender runs: each sees other causes. docs/troubleshooting.md explains each finding.
 
 Examples:
@@ -30,6 +33,9 @@ Examples:
 
   Why does this group not arrive on eth0?
     mcastor doctor --interface eth0 --group 239.1.2.3
+
+  Do packets of one container arrive in another?
+    mcastor doctor --probe container:camera container:viewer
 
   In the network namespace of a container:
     nsenter --net --target \"$(docker inspect -f '{{.State.Pid}}' NAME)\" mcastor doctor
@@ -42,6 +48,10 @@ pub struct DoctorArgs {
     /// Examine only this group
     #[arg(long, value_name = "ADDRESS")]
     group: Option<Group>,
+    /// Send a test stream from one interface to another, in --group or a random one. An end is eth0,
+    /// container:NAME, container:NAME/eth0, netns:NAME/eth0 or pid:NUMBER/eth0
+    #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
+    probe: Option<Vec<ProbeEnd>>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,20 +82,70 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
         interface: args.interface.as_ref().map(ToString::to_string),
         group: args.group.map(|group| group.addr()),
     };
-    let findings = examine(&facts);
+    let probed = match args.probe.as_deref() {
+        Some([from, to]) => match probed(args, from, to) {
+            Ok(report) => Some(report),
+            Err(e) => return fail(&e),
+        },
+        _ => None,
+    };
+    let mut findings: Vec<Finding> = probed.iter().filter_map(probe::finding).collect();
+    findings.extend(examine(&facts));
     let not_examined = &facts.host.not_examined;
     let (text, style) = match args.json {
         true => (
-            json!({ "findings": findings, "not_examined": not_examined }).to_string(),
+            json!({ "findings": findings, "not_examined": not_examined, "probe": probed })
+                .to_string(),
             EscapeStyle::Json,
         ),
-        false => (text(&facts, &findings), EscapeStyle::Lines),
+        false => (
+            probed.as_ref().map(probe_text).unwrap_or_default() + &text(&facts, &findings),
+            EscapeStyle::Lines,
+        ),
     };
     print_line(&escape(&text, style));
     match findings.is_empty() {
         true => ExitCode::SUCCESS,
         false => FOUND.into(),
     }
+}
+
+fn probed(
+    args: &DoctorArgs,
+    from: &ProbeEnd,
+    to: &ProbeEnd,
+) -> Result<ProbeReport, Box<dyn Error>> {
+    let random = RandomState::new().build_hasher().finish();
+    let group = args.group.or_else(|| probe_group(random));
+    let group = group.ok_or("no group for the probe")?;
+    Ok(probe::run(from, to, group)?)
+}
+
+fn probe_text(probe: &ProbeReport) -> String {
+    let ProbeReport {
+        from, to, group, ..
+    } = probe;
+    let mut text = format!(
+        "Probe: {} of {} packets to {group} from {from} arrived at {to}",
+        probe.received, probe.sent
+    );
+    if let Some(ttl) = probe.ttl_received {
+        text += &format!(", with TTL {} -> {ttl}", probe.ttl_sent);
+    }
+    if let Some(source) = probe.source {
+        text += &format!(", from {source}");
+    }
+    text += ".";
+    if probe.received > 0 && probe.before_first > 0 {
+        text += &format!(
+            " The first {} were sent before the join was in force.",
+            probe.before_first
+        );
+    }
+    if probe.duplicates > 0 {
+        text += &format!(" {} arrived more than once.", probe.duplicates);
+    }
+    paragraph(&text, 0) + "\n"
 }
 
 /// Asks the running mcastor.
@@ -107,6 +167,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
             ShowReply::Flows(_)
             | ShowReply::Mnat(_)
             | ShowReply::Explain(_)
+            | ShowReply::Trace(_)
             | ShowReply::Done(_) => {}
         }
     }

@@ -3,12 +3,12 @@
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use clap::builder::PossibleValuesParser;
 
 use super::change::SocketArgs;
 use super::exit::{fail, unusable};
+use super::group_and_port::GroupAndPort;
 use super::output::{paragraph, print_line};
 use super::show_tables::{drops_table, flows_table, groups_table};
 use super::table::table_text;
@@ -72,31 +72,6 @@ pub struct ExplainArgs {
     socket: SocketArgs,
 }
 
-/// A group with or without a port: `239.1.2.3`, `239.1.2.3:5000`, `ff3e::1`, `[ff3e::1]:5000`.
-#[derive(Debug, Clone, Copy)]
-struct GroupAndPort {
-    group: IpAddr,
-    port: u16,
-}
-
-impl FromStr for GroupAndPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = default_port();
-        let alone = text.parse().map(|group| Self { group, port });
-        let both = || {
-            text.parse().map(|address: SocketAddr| Self {
-                group: address.ip(),
-                port: address.port(),
-            })
-        };
-        alone.or_else(|_| both()).map_err(|_| {
-            "not a group; write 239.1.2.3, 239.1.2.3:5000, ff3e::1 or [ff3e::1]:5000".into()
-        })
-    }
-}
-
 /// Asks the running router, and prints the answer.
 pub fn run(args: ExplainArgs) -> ExitCode {
     let query = match (args.source, args.group) {
@@ -104,7 +79,7 @@ pub fn run(args: ExplainArgs) -> ExitCode {
             iif: args.iif.map(|iif| iif.to_string()),
             source,
             group,
-            port,
+            port: port.unwrap_or_else(default_port),
             size: args.size,
             ttl: args.ttl,
         },

@@ -7,10 +7,12 @@ pub mod demo;
 mod doctor;
 pub mod exit;
 mod explain;
+mod group_and_port;
 pub mod health;
 mod log;
 pub mod mnat;
 pub mod output;
+mod pcapng;
 pub mod recv;
 pub mod run;
 pub mod schema;
@@ -22,6 +24,7 @@ pub mod smcroute;
 pub mod smcroutectl;
 pub mod smcrouted;
 mod table;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,6 +102,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Explain what the running mcastor does with a packet, and why
     Explain(explain::ExplainArgs),
+    /// Follow live packets of a group through the running mcastor
+    Trace(trace::TraceArgs),
     /// Find out why multicast does not arrive
     Doctor(doctor::DoctorArgs),
     /// Add a route, or egress interfaces to a route, until the next reload
@@ -211,6 +216,7 @@ pub fn main() -> ExitCode {
         Command::Smcroutectl(args) => smcroutectl::run(args),
         Command::Show(args) => show::run(&args),
         Command::Explain(args) => explain::run(args),
+        Command::Trace(args) => trace::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Add(args) => change::add(args),
         Command::Remove(args) => change::remove(args),

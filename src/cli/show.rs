@@ -246,6 +246,7 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Drops(drops) => serde_json::to_string_pretty(drops),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),
         ShowReply::Explain(view) => serde_json::to_string_pretty(view),
+        ShowReply::Trace(view) => serde_json::to_string_pretty(view),
     }
 }
 

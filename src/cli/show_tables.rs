@@ -32,7 +32,7 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
         ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Done(done) => done.clone(),
-        ShowReply::Explain(_) => String::new(),
+        ShowReply::Explain(_) | ShowReply::Trace(_) => String::new(),
     }
 }
 

@@ -73,6 +73,8 @@ reason_enum! {
     NoPacketSocket = "no-packet-socket",
     /// The kernel is too old for a feature.
     OldKernel = "old-kernel",
+    /// Packets of the probe did not arrive.
+    ProbeLost = "probe-lost",
 }
 
 /// A problem that was found.

@@ -58,8 +58,9 @@ pub async fn read() -> io::Result<HostFacts> {
         let opened = Socket::new(Domain::PACKET, Type::DGRAM, None);
         facts.packet_socket_error = opened.err().map(|e| format!("a packet socket: {e}"));
     }
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    facts.kernel = release.trim().into();
+    let system = nix::sys::utsname::uname().ok();
+    let release = system.as_ref().and_then(|system| system.release().to_str());
+    facts.kernel = release.unwrap_or_default().into();
     facts.engine_socket_error = engine_socket_error();
     tokio::time::sleep(WATCH).await;
     facts.backlog_drops = backlog_drops().saturating_sub(before);

@@ -9,6 +9,7 @@ pub mod facts;
 pub mod finding;
 pub mod firewall;
 pub mod host;
+pub mod probe;
 
 pub use examine::examine;
 pub use facts::{Facts, HostFacts, InterfaceFacts, RouterFacts};

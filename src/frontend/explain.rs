@@ -161,18 +161,8 @@ fn explained_ingresses(
         .collect();
     ingresses.sort_by_key(|(name, _)| *name);
     if let Some(iif) = &packet.iif {
-        let all: Vec<&str> = ingresses.iter().map(|(name, _)| name.as_str()).collect();
-        let all = match all.is_empty() {
-            true => "none".to_owned(),
-            false => all.join(", "),
-        };
-        ingresses.retain(|(name, _)| name.as_str() == iif);
-        if ingresses.is_empty() {
-            return Err(format!(
-                "no packets are received on {iif}: it is not present, or no route or proxy has it \
-                 in `from`, `upstream` or `downstream`; interfaces that receive: {all}"
-            ));
-        }
+        let index = ingress_named(snapshot, iif)?;
+        ingresses.retain(|(name, _)| snapshot.names.get(&index) == Some(*name));
     }
     let explained = ingresses.into_iter().map(|(name, ingress)| {
         let arrival = Arrival {
@@ -197,6 +187,31 @@ fn explained_ingresses(
         }
     });
     Ok(explained.collect())
+}
+
+/// Returns the interface `name`, on which packets are received.
+///
+/// # Errors
+/// No packets are received on it. The text says where they are.
+pub(super) fn ingress_named(snapshot: &Snapshot, name: &str) -> Result<InterfaceId, String> {
+    let ingresses = snapshot.fib.ingresses.iter();
+    let receive = ingresses.filter(|(_, ingress)| !ingress.watch_only);
+    let mut names: Vec<(&str, InterfaceId)> = receive
+        .filter_map(|(index, _)| Some((snapshot.names.get(index)?.as_str(), *index)))
+        .collect();
+    names.sort_unstable();
+    let found = names.iter().find(|(of, _)| *of == name);
+    found.map(|(_, index)| *index).ok_or_else(|| {
+        let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+        let all = match all.is_empty() {
+            true => "none".to_owned(),
+            false => all.join(", "),
+        };
+        format!(
+            "no packets are received on {name}: it is not present, or no route or proxy has it in \
+             `from`, `upstream` or `downstream`; interfaces that receive: {all}"
+        )
+    })
 }
 
 fn explained_ingress(fib: &Fib, name: &IfName, trace: &Trace, bytes: &[u8]) -> ExplainedIngress {
@@ -281,7 +296,7 @@ fn rule(
 }
 
 /// Returns the number of packets that leave on a link for one that is not translated.
-fn packets_on_link(bytes: &[u8], mtu: u32) -> Result<usize, DropReason> {
+pub(super) fn packets_on_link(bytes: &[u8], mtu: u32) -> Result<usize, DropReason> {
     let mtu = mtu as usize;
     if bytes.len() <= mtu {
         return Ok(1);

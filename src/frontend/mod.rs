@@ -11,5 +11,6 @@ pub mod http;
 pub mod query;
 pub mod smcroute;
 pub mod socket_server;
+mod trace;
 pub mod unix_socket;
 pub mod views;

@@ -154,6 +154,7 @@ async fn show_tables(
             | ShowReply::Mnat(_)
             | ShowReply::Drops(_)
             | ShowReply::Explain(_)
+            | ShowReply::Trace(_)
             | ShowReply::Done(_) => {}
         }
     }

@@ -12,6 +12,7 @@ pub mod batch;
 pub mod counts;
 pub mod egress;
 pub mod messages;
+pub mod packet_trace;
 pub mod ports;
 pub mod shared_batch;
 pub mod switch;

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::counts::SwitchCounts;
+use super::packet_trace::{NoPacketTrace, PacketTrace};
 use super::translate::{Translator, UntranslatedPacket, uses_side_buffer};
 use super::{Batch, CapturedMessage, Messages, Packet, SharedBatch, Slot};
 use crate::forward::finish::finish_packet;
@@ -104,6 +105,15 @@ impl VariantKey {
     }
 }
 
+/// A packet that is forwarded, and by what.
+#[derive(Clone, Copy)]
+struct Decided<'a, 'f> {
+    fib: &'a Fib,
+    decision: &'a Decision<'f>,
+    packet: &'a Packet,
+    now_ms: u64,
+}
+
 /// The result under construction.
 #[derive(Default)]
 struct Output {
@@ -147,7 +157,19 @@ impl Switch {
 
     /// Switches every packet of a batch that arrived on `ingress`. `now_ms` is a monotonic clock in
     /// milliseconds.
-    pub fn run(&mut self, fib: &Fib, ingress: &Ingress, mut batch: Batch, now_ms: u64) -> Switched {
+    pub fn run(&mut self, fib: &Fib, ingress: &Ingress, batch: Batch, now_ms: u64) -> Switched {
+        self.run_traced(fib, ingress, batch, now_ms, &mut NoPacketTrace)
+    }
+
+    /// Like [`run`](Self::run), and reports to `trace` what happens to each packet.
+    pub fn run_traced(
+        &mut self,
+        fib: &Fib,
+        ingress: &Ingress,
+        mut batch: Batch,
+        now_ms: u64,
+        trace: &mut impl PacketTrace,
+    ) -> Switched {
         self.egresses.clear();
         self.egresses
             .resize(fib.egresses.len(), EgressPosition::default());
@@ -159,6 +181,7 @@ impl Switch {
         };
         for packet in &packets {
             self.ranges.clear();
+            trace.begin(&batch, packet);
             let decided = self.decide(fib, ingress, &mut batch, packet, now_ms);
             let recorded = decided.and_then(|(decision, start)| {
                 self.record_ranges(&mut batch, packet, &decision, start, &mut out.side_buffer)?;
@@ -174,15 +197,24 @@ impl Switch {
                     counts.packets += self.ranges.len() as u64 * self.datagrams_each();
                     counts.takeovers += u64::from(decision.takeover);
                     counts.bytes += self.ranges.iter().map(bytes).sum::<u64>();
-                    self.distribute(fib, &decision, &mut batch, packet, now_ms, &mut out);
+                    let decided = Decided {
+                        fib,
+                        decision: &decision,
+                        packet,
+                        now_ms,
+                    };
+                    self.distribute(decided, &mut batch, &mut out, trace);
+                    trace.end(Ok(()));
                 }
                 Err(NotData::Membership) => {
+                    trace.end(Err(NotData::Membership));
                     counts.membership += 1;
                     if ingress.receives_membership || ingress.answers_queries {
                         copy_message(&batch, packet, &mut out.messages);
                     }
                 }
                 Err(NotData::Dropped(reason)) => {
+                    trace.end(Err(reason.into()));
                     let (packets, bytes) = on_wire(&batch, packet);
                     counts.packets += packets;
                     counts.bytes += bytes;
@@ -254,13 +286,17 @@ impl Switch {
     /// as dropped: the loop guard recognised it, or its translation failed.
     fn distribute(
         &mut self,
-        fib: &Fib,
-        decision: &Decision<'_>,
+        decided: Decided<'_, '_>,
         batch: &mut Batch,
-        packet: &Packet,
-        now_ms: u64,
         out: &mut Output,
+        trace: &mut impl PacketTrace,
     ) {
+        let Decided {
+            fib,
+            decision,
+            packet,
+            now_ms,
+        } = decided;
         let ranges = self.ranges.len();
         let (datagrams_each, segments) = (
             self.datagrams_each(),
@@ -336,6 +372,14 @@ impl Switch {
                         YieldDecision::Yield(_) => checked = Err(DropReason::OtherForwarder),
                     }
                 }
+                trace.path(id, variant.ttl, checked, || {
+                    let in_side_buffer = in_side_buffer || uses_side_buffer(rule?, is_union);
+                    let memory = match in_side_buffer {
+                        true => &out.side_buffer[..],
+                        false => batch.bytes(),
+                    };
+                    IpSummary::read(memory.get(self.translated.first()?.0 as usize..)?)
+                });
                 if let Err(reason) = checked {
                     out.counts.count_refused(path.egress, reason, count);
                     let summary = decided_summary(decision, batch, packet, datagrams_each);
@@ -394,6 +438,7 @@ impl Switch {
             if !forwarded {
                 let error = self.translation_errors.get(at).copied().flatten();
                 let reason = error.unwrap_or(DropReason::Loop);
+                trace.dropped(reason);
                 out.counts.dropped[reason as usize] += datagrams_each;
                 let summary = decided_summary(decision, batch, packet, datagrams_each);
                 let counted = (datagrams_each, datagrams_each * u64::from(summary.len));

@@ -1,10 +1,11 @@
-//! Unnamed network namespaces, and the privileges to create them.
+//! Network namespaces, and the privileges to create them.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-/// An unnamed network namespace. The kernel removes it when this value is dropped and no thread,
+/// A network namespace. The kernel removes an unnamed one when this value is dropped and no thread,
 /// process, socket or other file descriptor refers to it, so nothing remains even if the program is
 /// killed.
 #[derive(Debug)]
@@ -26,6 +27,11 @@ impl NetNs {
         });
         let file = made.map_err(|_| io::Error::other("the thread of a namespace panicked"))??;
         Ok(Self(file.into()))
+    }
+
+    /// Opens the namespace behind a file such as `/run/netns/NAME` or `/proc/PID/ns/net`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(File::open(path)?.into()))
     }
 
     /// Moves the calling thread, and no other, into the namespace.

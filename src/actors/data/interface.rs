@@ -26,6 +26,7 @@ use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName, TakeoverRole};
+use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::Ingress;
@@ -200,7 +201,14 @@ impl Interface {
                 .observe(fib, ingress, &batch, self.context.now_ms());
             return;
         }
-        let switched = self.switch.run(fib, ingress, batch, self.context.now_ms());
+        let now_ms = self.context.now_ms();
+        let switched = match self.context.live_trace.active(now_ms) {
+            None => self.switch.run(fib, ingress, batch, now_ms),
+            Some(trace) => {
+                let mut recorder = TraceRecorder::new(&trace, self.index, fib);
+                (self.switch).run_traced(fib, ingress, batch, now_ms, &mut recorder)
+            }
+        };
         if self.switch.flows.take_looked_up() {
             self.context.flow_changes.notify_one();
         }

@@ -16,7 +16,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{self, ExplainQuery, RuleChange, ShowQuery, ShowReply};
+use crate::api::{self, ExplainQuery, RuleChange, ShowQuery, ShowReply, TraceQuery};
 
 /// Size of the longest request in bytes, without the line feed.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -55,6 +55,8 @@ pub enum Command {
     Show(ShowQuery),
     /// Explain what happens to a packet.
     Explain(ExplainQuery),
+    /// Record live packets and the decision for each.
+    Trace(TraceQuery),
     /// Change the rules until the next reload.
     Change(RuleChange),
     /// End all flows.

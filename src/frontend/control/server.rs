@@ -18,6 +18,7 @@ use crate::frontend::background;
 use crate::frontend::explain;
 use crate::frontend::query::{self, QueryError};
 use crate::frontend::socket_server::{self, ClientState};
+use crate::frontend::trace;
 use crate::frontend::unix_socket::ListeningSocket;
 
 /// How long a client may send nothing, or read nothing of its answer.
@@ -54,11 +55,11 @@ async fn serve_client(
     }
 }
 
-/// Encodes a response. A list of flows can have many megabytes, so it is encoded in the
-/// background.
+/// Encodes a response. A list of flows or a trace can have many megabytes, so it is
+/// encoded in the background.
 async fn encode(outcome: Outcome) -> io::Result<Vec<u8>> {
     match outcome {
-        Outcome::Result(ShowReply::Flows(_) | ShowReply::Drops(_)) => {
+        Outcome::Result(ShowReply::Flows(_) | ShowReply::Drops(_) | ShowReply::Trace(_)) => {
             let encoded = background::run(|| encode_now(outcome)).await;
             encoded.unwrap_or_else(|| Err(io::Error::other("the reply could not be encoded")))
         }
@@ -87,6 +88,7 @@ async fn answer(line: &str, context: &RouterContext) -> Outcome {
             let view = explain::explain(context, packet).await;
             view.map(|view| ShowReply::Explain(Box::new(view)))
         }
+        Command::Trace(query) => trace::trace(context, &query).map(ShowReply::Trace),
         Command::Change(change) => done(query::change(context, change).await),
         Command::Flush => done(query::flush(context).await),
         Command::Reload => done(query::reload(context).await),

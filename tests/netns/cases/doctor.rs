@@ -4,15 +4,26 @@ use std::process::Output;
 
 use serde_json::Value;
 
+use super::docker::Site;
 use super::{cases, route};
+use crate::lab::parallel::ParallelRouters;
 use crate::lab::proxy::{known_groups, proxy};
-use crate::lab::{BINARY, GroupMember, Injector, Lab, Ns, Router, Star, Udp, eventually};
+use crate::lab::router::KernelRouter;
+use crate::lab::{
+    BINARY, GroupMember, Injector, Lab, Ns, NumberedStream, Router, Star, Udp, eventually,
+};
 
 cases!("doctor":
     healthy_hosts_have_no_finding,
     #[LinkKind("bridge")] #[Iptables] causes_on_a_host_are_found,
     causes_at_the_router_are_found,
     users_without_capabilities_are_told_what_is_missing,
+    #[Iptables] #[Program("smcrouted", "smcroute")] #[LinkKind("bridge")] other_programs_and_rules_are_found,
+    #[LinkKind("bridge")] other_forwarder_on_the_link_is_found,
+    packets_that_a_stopped_process_loses_are_found,
+    sandboxes_without_packet_sockets_and_old_kernels_are_found,
+    probe_proves_the_path,
+    #[Docker] probe_reaches_containers,
 );
 
 fn try_doctor(ns: &Ns, words: &str) -> Output {
@@ -272,4 +283,173 @@ fn users_without_capabilities_are_told_what_is_missing(lab: &Lab) {
     let router = Router::start(lab, &star.rtr, &row);
     // A router that runs as root has what it needs.
     assert_eq!(doctor(&star.rtr, &socket(&router)), Vec::<String>::new());
+}
+
+fn run(ns: &Ns, program: &str, words: &str) {
+    let arguments: Vec<&str> = words.split_whitespace().collect();
+    let out = ns.output(program, &arguments);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{program} {words}: {error}");
+}
+
+fn other_programs_and_rules_are_found(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let rtr = &star.rtr;
+    let router = Router::start(lab, rtr, &route("r", "in", "", "225.1.2.3", &["out1"], ""));
+    let words = socket(&router);
+    let iptables = |words: &str| run(rtr, "iptables", words);
+    assert_found(
+        rtr,
+        &words,
+        "ttl-rule",
+        || iptables("-t mangle -A PREROUTING -d 225.0.0.0/8 -j TTL --ttl-set 16"),
+        || iptables("-t mangle -D PREROUTING -d 225.0.0.0/8 -j TTL --ttl-set 16"),
+    );
+    rtr.ip_batch(
+        "link add br0 type bridge mcast_querier 1\nlink set br0 up\n\
+         link add p type veth peer name q\nlink set p master br0\nlink set p up\n",
+    );
+    rtr.sysctl("net/bridge/bridge-nf-call-iptables", "1");
+    assert_found(
+        rtr,
+        &words,
+        "bridge-netfilter",
+        || iptables("-P FORWARD DROP"),
+        || iptables("-P FORWARD ACCEPT"),
+    );
+    let mut kernel = None;
+    let conf = "phyint in enable ttl-threshold 1\nphyint out1 enable ttl-threshold 1\n\
+                mroute from in group 225.9.9.9 source 10.0.0.10 to out1\n";
+    assert_eq!(doctor(rtr, &words), Vec::<String>::new());
+    kernel.replace(KernelRouter::start(lab, rtr, conf));
+    assert_eq!(doctor(rtr, &words), ["other-router"]);
+    drop(kernel.take());
+    eventually("no other router", Vec::<String>::new(), || {
+        doctor(rtr, &words)
+    });
+}
+
+fn other_forwarder_on_the_link_is_found(lab: &Lab) {
+    let net = ParallelRouters::new(lab, 2, "mcast_snooping 0");
+    let start = |n: usize| {
+        let row = route("r", "lan0", "", "225.1.2.3", &["lan1"], "");
+        Router::start(lab, &net.routers[n], &row)
+    };
+    let routers = [start(0), start(1)];
+    for (ns, router) in net.routers.iter().zip(&routers) {
+        assert_eq!(doctor(ns, &socket(router)), Vec::<String>::new());
+    }
+    let to = "225.1.2.3:5000";
+    let stream = NumberedStream::start(&net.src, "eth0", "10.0.0.100:9", to, 100);
+    // The one with the higher address yields, and says to whom.
+    eventually("the other forwarder", true, || {
+        let findings =
+            (net.routers.iter().zip(&routers)).flat_map(|(ns, router)| doctor(ns, &socket(router)));
+        findings
+            .into_iter()
+            .any(|label| label == "duplicate-forwarder")
+    });
+    stream.finish();
+}
+
+/// A process that gets no CPU time loses what its socket cannot hold.
+fn packets_that_a_stopped_process_loses_are_found(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let row = route("r", "in", "", "225.1.2.3", &["out1"], "");
+    let mut router = Router::start(lab, &star.rtr, &row);
+    let words = socket(&router);
+    assert_eq!(doctor(&star.rtr, &words), Vec::<String>::new());
+    router.program.signal(libc::SIGSTOP);
+    let inject = Injector::new(&star.src, "eth0");
+    let frame = Udp::new("10.0.0.10:9", "225.1.2.3:5000", [0; 1400]).frame();
+    (0..30_000).for_each(|_| inject.send(&frame));
+    router.program.signal(libc::SIGCONT);
+    eventually("the loss is found", true, || {
+        doctor(&star.rtr, &words).contains(&"capture-drops".to_owned())
+    });
+}
+
+fn sandboxes_without_packet_sockets_and_old_kernels_are_found(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let found = |program: &str, arguments: &[&str]| {
+        let out = star.src.output(program, arguments);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert_eq!(out.status.code(), Some(3), "{text}");
+        text
+    };
+    // Like RestrictAddressFamilies= without AF_PACKET: a filter that answers EPERM.
+    let sandbox = format!(
+        "{}/tests/netns/lab/no_packet_socket.py",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let text = found("/usr/bin/python3", &[&sandbox, BINARY, "doctor", "--json"]);
+    assert!(text.contains("\"no-packet-socket\""), "{text}");
+    // The personality of the process makes the kernel report a release of Linux 2.6.
+    let text = found("setarch", &["--uname-2.6", BINARY, "doctor", "--json"]);
+    assert!(text.contains("\"old-kernel\""), "{text}");
+    // A socket of another user, as /var/run/docker.sock is for users outside its group.
+    let script = "mount -t tmpfs none /run && mkdir /run/podman && \
+                  python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"/run/podman/podman.sock\")' && \
+                  chmod 600 /run/podman/podman.sock && \
+                  exec setpriv --reuid=65534 --clear-groups \"$0\" doctor --json";
+    let text = found("unshare", &["--mount", "sh", "-c", script, BINARY]);
+    assert!(text.contains("\"engine-socket\""), "{text}");
+}
+
+fn probe_proves_the_path(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    let [from, to] = [(&star.src, "eth0"), (&star.rcv, "eth1")]
+        .map(|(ns, interface)| format!("netns:{}/{interface}", ns.name()));
+    let probe = |words: &str| {
+        let words = format!("--json --probe {from} {to} {words} {}", socket(&router));
+        let out = try_doctor(&star.rtr, &words);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        (answer, out.status.code())
+    };
+    let (answer, code) = probe("");
+    assert_eq!(code, Some(0), "{answer}");
+    let report = &answer["probe"];
+    let number = |key: &str| report[key].as_u64().expect("a number");
+    assert_eq!((number("sent"), number("lost")), (100, 0), "{report}");
+    assert_eq!(number("received") + number("before_first"), 100, "{report}");
+    assert_eq!((number("ttl_sent"), number("ttl_received")), (16, 15));
+    assert_eq!(report["source"], "10.0.0.10");
+    router.expect_routed("p", "out1", number("received"));
+
+    run(&star.rtr, "ip", "link set out1 down");
+    let (answer, code) = probe("--group 239.7.7.7");
+    assert_eq!(code, Some(3), "{answer}");
+    assert_eq!(answer["findings"][0]["problem"], "probe-lost");
+    assert_eq!(answer["probe"]["received"], 0);
+    let missing = try_doctor(&star.rtr, &format!("--probe {from} netns:none/eth0"));
+    let error = String::from_utf8_lossy(&missing.stderr);
+    assert!(
+        error.contains("the network namespace of netns:none/eth0"),
+        "{error}"
+    );
+}
+
+fn probe_reaches_containers(lab: &Lab) {
+    let site = Site::bridged(lab);
+    site.docker.run_idle("camera", "--network bridged");
+    site.docker.run_idle("viewer", "--network bridged");
+    let docker = site.docker.command();
+    let mut doctor = site.host.command(BINARY);
+    let environment = docker
+        .get_envs()
+        .filter_map(|(key, value)| Some((key, value?)));
+    doctor.envs(environment).args(["doctor", "--json"]);
+    doctor.args(["--probe", "container:camera", "container:viewer"]);
+    let out = doctor.output().expect("the doctor");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let report = &answer["probe"];
+    assert_eq!(
+        (&report["sent"], &report["lost"]),
+        (&100.into(), &0.into()),
+        "{report}"
+    );
+    assert_ne!(report["received"], 0, "{report}");
 }

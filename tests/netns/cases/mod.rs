@@ -49,6 +49,7 @@ mod smcroute_commands;
 mod smcroute_files;
 mod smcroute_forwarding;
 mod smcroute_process;
+mod trace;
 mod traffic_tools;
 mod translate;
 mod translated_joins;
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         drops::cases(),
         explain::cases(),
+        trace::cases(),
         external_programs::cases(),
         prometheus::cases(),
         docker::cases(),
