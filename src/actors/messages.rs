@@ -11,25 +11,25 @@
 //!          ---- Republish ----------------->| |           |
 //!          <--- HostMessages, HostMessagesLost ---|-|-----|
 //!                                           | |           |-- MembershipMessages, MessagesLost --|
-//!   querier <-- ServeInterfaces ------------| |                                                |
-//!           --- MembershipStarted, MembershipChanged, LearningComplete --> routing     querier <--|
+//!   membership <-- ServeInterfaces ---------| |                                                |
+//!              -- MembershipStarted, MembershipChanged, LearningComplete -> routing membership <--|
 //!                                             |
 //!   mnat ------ MnatRoutesChanged, ReportMembers
 //!        <----- MembersChanged, RoutesRefused, RetryRefused --- routing
 //!
 //!   frontend and app:
 //!     routing    ApplyChange, ReplaceRules, Barrier, QueryRouting
-//!     joins      QueryHostGroups          querier    QueryMembers, QueryQueriers, QueryRefused
+//!     joins      QueryHostGroups          membership QueryMembers, QueryQueriers, QueryRefused
 //!     mnat       QueryMnat, ConfigureMnat
 //!     interface  QueryFlows, QueryDrops, FlushFlows
 //!     forwarder  QueryDrops
 //!     supervisor Shutdown, RestartChild, PanicIn
 //! ```
 //!
-//! Except for [`QueryDrops`], each message type has one receiver. Except for [`Transmit`], [`MembershipMessages`] and
-//! [`HostMessages`], messages are as rare as changes of the configuration, the interfaces and the
-//! memberships, so they are sent with `do_send` past the mailbox limit: a lost one would leave two
-//! actors with different views.
+//! Except for [`QueryDrops`], each message type has one receiver. Except for [`Transmit`],
+//! [`MembershipMessages`] and [`HostMessages`], messages are as rare as changes of the
+//! configuration, the interfaces and the memberships. So they are sent with `do_send`, which
+//! ignores the mailbox limit: a lost one would leave two actors with different views.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -165,7 +165,7 @@ pub struct ServedInterface {
     pub plane: Option<PlaneName>,
 }
 
-/// Routing to querier: all interfaces to serve. They exist and are up.
+/// Routing to membership: all interfaces to serve. They exist and are up.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ServeInterfaces {
@@ -175,7 +175,7 @@ pub struct ServeInterfaces {
     pub all: bool,
 }
 
-/// Interface to querier: captured IGMP, MLD and multicast router discovery messages.
+/// Interface to membership: captured IGMP, MLD and multicast router discovery messages.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct MembershipMessages {
@@ -204,7 +204,7 @@ pub struct HostMessagesLost {
     pub index: InterfaceId,
 }
 
-/// Interface to querier: membership messages were lost, or may have been. A report may be among
+/// Interface to membership: membership messages were lost, or may have been. A report may be among
 /// them.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -228,8 +228,8 @@ pub struct MembershipChanged {
 #[rtype(result = "()")]
 pub struct MembershipStarted;
 
-/// Membership to routing: since [`MembershipStarted`], every host has been queried and has had the time
-/// to answer.
+/// Membership to routing: since [`MembershipStarted`], every host has been queried and has had the
+/// time to answer.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct LearningComplete;
@@ -368,7 +368,7 @@ pub struct HostGroup {
     pub version: Option<&'static str>,
 }
 
-/// Frontend to querier: the groups with members.
+/// Frontend to membership: the groups with members.
 #[derive(Message)]
 #[rtype(result = "Vec<MemberGroup>")]
 pub struct QueryMembers;
@@ -384,12 +384,12 @@ pub struct MemberGroup {
     pub status: GroupStatus,
 }
 
-/// Frontend to querier: the querier of each downstream interface and protocol.
+/// Frontend to membership: the querier of each downstream interface and protocol.
 #[derive(Message)]
 #[rtype(result = "BTreeMap<InterfaceId, Vec<(Protocol, QuerierStatus)>>")]
 pub struct QueryQueriers;
 
-/// Frontend to querier: what was refused of messages that name a group.
+/// Frontend to membership: the refused messages that name a group.
 #[derive(Message)]
 #[rtype(result = "Vec<RefusedMessages>")]
 pub struct QueryRefused {

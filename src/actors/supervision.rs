@@ -79,7 +79,7 @@ impl DeathGuard {
         &self.role
     }
 
-    /// Makes the end of the actor a regular one.
+    /// Disarms the guard, so that the end of the actor is not reported as its death.
     pub fn disarm(&mut self) {
         self.armed = false;
     }
@@ -88,7 +88,7 @@ impl DeathGuard {
 impl Drop for DeathGuard {
     fn drop(&mut self) {
         if self.armed {
-            // Past the mailbox limit: at most one message for each start of an actor.
+            // `do_send` ignores the mailbox limit. Each actor sends at most one message.
             self.supervisor.do_send(ActorDied(self.role.clone()));
         }
     }

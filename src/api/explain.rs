@@ -28,17 +28,17 @@ pub struct ExplainQuery {
     pub ttl: u8,
 }
 
-/// The port of a packet of which it is not given.
+/// The port of a packet if the query has none.
 pub fn default_port() -> u16 {
     5000
 }
 
-/// The size of a packet of which it is not given: seven packets of an MPEG transport stream.
+/// The size of a packet if the query has none: seven packets of an MPEG transport stream.
 pub fn default_size() -> u16 {
     1344
 }
 
-/// The TTL of a packet of which it is not given, so that it does not expire here.
+/// The TTL of a packet if the query has none. With it, the packet does not expire here.
 pub fn default_ttl() -> u8 {
     64
 }

@@ -152,13 +152,13 @@ pub struct DropView {
     pub reason: String,
     /// Source address. `None` if the packets were too short to have one.
     pub source: Option<String>,
-    /// Destination address, likewise.
+    /// Destination address. `None` if the packets were too short to have one.
     pub group: Option<String>,
     /// Packets dropped in the last 50 to 60 seconds.
     pub last_minute: u64,
     /// Packets dropped since they are counted.
     pub packets: u64,
-    /// How many more may have been dropped before: the place in the list was another's.
+    /// How many more may have been dropped before, while another stream had the place in the list.
     pub missed_at_most: u64,
     /// IP bytes of `packets`.
     pub bytes: u64,

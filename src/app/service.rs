@@ -108,8 +108,7 @@ async fn watch_flows(context: Arc<RouterContext>, events: SyncSender<ScriptEvent
 type FlowId = (String, String, String);
 
 /// Returns the events of the `flows` that are not in `known`, or that ended and started again
-/// within
-/// `since`, the time since `known` was updated. Updates `known`.
+/// within `since`, the time since `known` was updated. Updates `known`.
 fn new_flows(
     known: &mut HashSet<FlowId>,
     flows: Vec<FlowView>,

@@ -28,7 +28,8 @@ pub fn fail(why: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-/// Prints why `mcastor COMMAND` has no stream; returns the exit code [`UNUSABLE`].
+/// Prints why `mcastor COMMAND` cannot send or receive its stream; returns the exit code
+/// [`UNUSABLE`].
 pub fn stream_failed(command: &str, error: &StreamError) -> ExitCode {
     print_error(&format_args!("mcastor {command}: {error}"));
     ExitCode::from(UNUSABLE)

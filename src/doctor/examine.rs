@@ -287,7 +287,8 @@ fn route_to(host: &HostFacts, address: IpAddr) -> Option<&str> {
     best.map(|(_, interface, _)| interface.as_str())
 }
 
-/// Packets of which sources a host drops: those it would reach over another interface, or not at all.
+/// Finds interfaces whose `rp_filter` drops packets: those from sources that the host would reach
+/// over another interface, or not at all.
 fn reverse_path(facts: &Facts, out: &mut Vec<Finding>) {
     let host = &facts.host;
     for interface in relevant(facts).into_iter().filter(|i| i.rp_filter == 1) {
@@ -313,7 +314,7 @@ fn reverse_path(facts: &Facts, out: &mut Vec<Finding>) {
     }
 }
 
-/// What programs that name no interface use.
+/// Reports that programs which name no interface use another interface than the examined one.
 fn multicast_route(facts: &Facts, out: &mut Vec<Finding>) {
     let Some(name) = &facts.interface else {
         return;

@@ -1,4 +1,4 @@
-//! What is known of a host and of the mcastor that runs on it.
+//! Facts about a host and about the mcastor that runs on it.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::firewall::FirewallRule;
 use crate::api::{DropView, GroupView, InterfaceView, PendingView, RouteView};
 
-/// What [`examine`](super::examine()) examines.
+/// The input of [`examine`](super::examine()).
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// The host: one network namespace.
@@ -20,7 +20,7 @@ pub struct Facts {
     pub group: Option<IpAddr>,
 }
 
-/// What is known of the network namespace.
+/// Facts about the network namespace.
 #[derive(Debug, Clone, Default)]
 pub struct HostFacts {
     /// Its interfaces.
@@ -50,7 +50,7 @@ pub struct HostFacts {
     pub not_examined: Vec<String>,
 }
 
-/// What is known of an interface.
+/// Facts about an interface.
 #[derive(Debug, Clone, Default)]
 pub struct InterfaceFacts {
     /// Its name.
@@ -71,13 +71,13 @@ pub struct InterfaceFacts {
     pub rp_filter: u8,
     /// The groups that programs of the host, or the kernel, have joined on it.
     pub groups: Vec<IpAddr>,
-    /// What is known of it as a bridge.
+    /// Facts about the bridge, if the interface is one.
     pub bridge: Option<BridgeFacts>,
     /// The name of the bridge or bond that it is a port of.
     pub master: Option<String>,
 }
 
-/// What is known of a bridge.
+/// Facts about a bridge.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BridgeFacts {
     /// Whether it forwards a group only to ports with members.
@@ -88,7 +88,7 @@ pub struct BridgeFacts {
     pub other_querier: bool,
 }
 
-/// What the running mcastor says.
+/// The answers of the running mcastor.
 #[derive(Debug, Clone, Default)]
 pub struct RouterFacts {
     /// Its interfaces.

@@ -1,8 +1,7 @@
 //! `mcastor doctor`: finds out why multicast does not arrive.
 //!
-//! [`Facts`] say what is known of the host and of the running mcastor. [`host`] reads those of the
-//! host. [`examine()`] turns facts into [`Finding`]s, without any I/O. [`firewall`] reads lists of
-//! rules.
+//! [`Facts`] describe the host and the running mcastor. [`host`] reads the facts about the host.
+//! [`examine()`] turns facts into [`Finding`]s, without any I/O. [`firewall`] reads lists of rules.
 
 pub mod examine;
 pub mod facts;

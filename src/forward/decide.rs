@@ -147,7 +147,7 @@ fn outgoing_ttl(policy: TtlPolicy, arrived: u8) -> Option<u8> {
     }
 }
 
-/// What the decision for a packet depends on besides its bytes.
+/// The inputs of the decision for a packet, besides its bytes.
 #[derive(Clone, Copy)]
 pub struct Arrival<'f, 's> {
     /// The forwarding table.
@@ -199,8 +199,8 @@ pub fn decide<'f>(
     Ok(permitted.decision(arrival, datagram))
 }
 
-/// Notes a packet of `bytes` bytes that is not forwarded. If this router forwards the stream from another interface,
-/// the sender of the packet is another forwarder.
+/// Notes a packet of `bytes` bytes that is not forwarded. If this router forwards the stream from
+/// another interface, the sender of the packet is another forwarder.
 pub fn observe(arrival: Arrival<'_, '_>, key: FlowKey, bytes: u64) {
     if let Some(selection) = &arrival.ingress.selection
         && arrival.sender.is_some()

@@ -1,5 +1,5 @@
-//! What was dropped: the streams with the most dropped packets, by reason and egress, in bounded
-//! memory, with the last packet of each.
+//! The history of drops: the streams with the most dropped packets, by reason and egress, in
+//! bounded memory, with the last packet of each.
 
 use crate::model::InterfaceId;
 use crate::table::flows::FlowKey;
@@ -17,7 +17,7 @@ const MAX_TTL_EXPIRED: usize = 16;
 /// Length of one of the periods of [`LastMinute`] in milliseconds.
 const PERIOD_MS: u64 = 10_000;
 
-/// What dropped packets have in common.
+/// The properties by which dropped packets are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DropKey {
     /// Source and group, if the packets have them.
@@ -53,7 +53,7 @@ pub type Dropped = TopCount<DropKey, DropRecord>;
 pub struct LastMinute {
     /// The number of the current period.
     period: u64,
-    /// By period, modulo 6.
+    /// The packets of each period. The index is the number of the period modulo 6.
     packets: [u32; 6],
 }
 

@@ -80,7 +80,7 @@ fn write_driver_remedy(f: &mut fmt::Formatter<'_>, driver: &str) -> fmt::Result 
     }
 }
 
-/// What is known of a name that matches no interface.
+/// A hint about why a name matches no interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WaitingHint<'a> {
     /// The engine knows the name.
@@ -99,7 +99,7 @@ impl fmt::Display for WaitingHint<'_> {
 }
 
 impl Aliases {
-    /// Returns what is known of a name or pattern that matches no interface.
+    /// Returns a hint about why a name or pattern matches no interface; `None` without one.
     pub fn hint(&self, name: &IfPattern) -> Option<WaitingHint<'_>> {
         if !name.is_engine_name() {
             return None;

@@ -33,7 +33,7 @@ pub struct SendCounts {
     pub received_ns: Vec<u64>,
     /// Packets dropped, by [`DropReason`].
     pub dropped: [u64; DropReason::COUNT],
-    /// What is known of the dropped packets.
+    /// The dropped packets.
     pub drops: Vec<SendDrop>,
     /// The last error (errno) of the kernel for a dropped packet.
     pub error: Option<(DropReason, i32)>,

@@ -668,7 +668,7 @@ fn on_wire(batch: &Batch, packet: &Packet) -> (u64, u64) {
     gso().unwrap_or((1, packet.len.into()))
 }
 
-/// Returns what is known of a packet that was dropped.
+/// Returns the summary of a dropped packet.
 fn summary(batch: &Batch, packet: &Packet) -> Option<IpSummary> {
     let bytes = batch.bytes().get(packet.start as usize..)?;
     let bytes = bytes.get(..packet.len as usize)?;
@@ -676,8 +676,8 @@ fn summary(batch: &Batch, packet: &Packet) -> Option<IpSummary> {
     IpSummary::read(&bytes[tags..])
 }
 
-/// Returns what is known of a packet, one of `datagrams` in a GSO packet, that was dropped after the
-/// decision. It may have been translated in place.
+/// Returns the summary of a packet that was dropped after the decision. The packet is one of
+/// `datagrams` in a GSO packet, and may have been translated in place.
 fn decided_summary(
     decision: &Decision<'_>,
     batch: &Batch,

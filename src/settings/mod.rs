@@ -221,8 +221,9 @@ fn note_on_join(route: &RouteRule) -> Option<String> {
     })
 }
 
-/// Returns the environment variables of this process that start with [`PREFIX`], or would with two
-/// underscores, without those that Kubernetes sets for a Service. Bytes that are not UTF-8 become U+FFFD, the replacement character.
+/// Returns the environment variables of this process that start with [`PREFIX`], or would start
+/// with it if their underscores were doubled. Omits variables that Kubernetes sets for a Service.
+/// Bytes that are not UTF-8 become U+FFFD, the replacement character.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_string_lossy().into_owned();

@@ -2,9 +2,9 @@
 //!
 //! Strangers can make this process open descriptors: by joins, and by interfaces that appear. The
 //! last eighth, at most 64, is left to the control socket, to HTTP and to files. Memberships of the
-//! kernel, without which everything works, also leave half of the limit, at most 256, to the sockets
-//! for packets. The kernel always hands out the lowest free number, so a new descriptor in the reserve means
-//! that all below it are in use.
+//! kernel leave more free, half of the limit and at most 256, so that the sockets for packets have
+//! room: everything works without these memberships. The kernel always hands out the lowest free
+//! number, so a new descriptor in the reserve means that all below it are in use.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -261,8 +261,8 @@ impl RingBlock {
     }
 
     /// Reads the frame header at offset `at`. Also returns the distance to the next header. The
-    /// frame is `None` if the place contains no packet, but the rest of a former one. The result is
-    /// `None` if the header lies outside the block, which the kernel never does.
+    /// frame is `None` if the place contains no packet, but the remains of an earlier one. The
+    /// result is `None` if the header lies outside the block, which the kernel never does.
     fn frame(&self, at: usize) -> Option<(Option<Frame>, usize)> {
         let header_len = size_of::<tpacket3_hdr>() + size_of::<libc::sockaddr_ll>();
         let bytes = self.bytes();

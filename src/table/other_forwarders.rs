@@ -10,9 +10,9 @@
 //! takeover time. If the packets of the stream are further apart than that, the router withholds
 //! one more packet. It forwards the next one if the other station did not send the withheld one.
 //!
-//! A station that sends less than half of what this router would send gets no stream: it is not a
-//! router that replaces this one, but one that loses packets, or a host that forges them. Without
-//! this rule, a packet every half second would be enough to withhold a stream from a link.
+//! The router does not yield to a station that sends less than half of what the router would send:
+//! such a station is a router that loses packets, or a host that forges them. Without this rule, a
+//! packet every half second would be enough to withhold a stream from a link.
 //!
 //! RFC 4605 section 4.2 lets only the elected querier forward, which fails where a switch is the
 //! querier.
@@ -24,7 +24,7 @@ use super::slot_table::{SlotTable, StreamSlot, age_ms, stamp, without_stamp};
 use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
-/// Buckets of eight streams.
+/// Number of buckets, each of eight streams.
 const BUCKETS: usize = 1 << 12;
 
 /// Time without packets of another station after which it is forgotten, in milliseconds.

@@ -15,9 +15,9 @@ pub struct StreamState {
 }
 
 impl StreamState {
-    /// Notes a packet of `bytes` bytes that arrived from `sender` on the link of `selection`. If another ingress is
-    /// the active one of the stream, the sender is another forwarder on that link, or the source
-    /// itself.
+    /// Notes a packet of `bytes` bytes that arrived from `sender` on the link of `selection`. If
+    /// the stream has another active ingress, the sender is another forwarder on that link, or the
+    /// source itself.
     pub fn note_arrival(
         &self,
         selection: &IngressSelection,

@@ -15,9 +15,9 @@ use ahash::AHashMap;
 pub struct TopCount<K, V> {
     /// The key.
     pub key: K,
-    /// What was counted for the key since it has this counter.
+    /// The count of the key since it has this counter.
     pub count: u64,
-    /// What may have been counted for the key before, at most.
+    /// The largest count that the key may have had before.
     pub missed_at_most: u64,
     /// Further data of the key.
     pub value: V,

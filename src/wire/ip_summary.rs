@@ -1,4 +1,4 @@
-//! What a person wants to know of an IP packet that was dropped.
+//! The summary of a dropped IP packet that is shown to users.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -123,7 +123,7 @@ fn find_router_alert(mut options: &[u8], alert: &[u8; 4]) -> RouterAlert {
     RouterAlert::Absent
 }
 
-/// What a packet carries, as far as it decides whether a router may forward it.
+/// The class of a packet, which decides whether a router may forward it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketClass {
     /// A link control message.

@@ -37,7 +37,7 @@ use crate::wire::ip_summary::IpSummary;
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shortest interval at which kernel drops are read while hosts report, and at which losses are
-/// reported to the querier.
+/// reported to the membership and joins actors.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A closed capture is empty when it returns no packet for this time.
@@ -81,9 +81,11 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Returns an interface actor that opens its capture when it starts, on its worker thread. If
-    /// there was a `former` actor of the interface, the new one captures what that one does not, and
-    /// forwards it after that one has ended, so that no packet is duplicated or reordered.
+    /// Returns an interface actor that opens its capture when it starts, on its worker thread.
+    ///
+    /// A `former` actor of the interface closes its capture before the new one opens. The new actor
+    /// forwards packets only after the former one has forwarded the rest of its own and has ended.
+    /// So no packet is duplicated or reordered.
     pub fn new(
         context: Arc<RouterContext>,
         death_guard: DeathGuard,
@@ -292,7 +294,7 @@ impl Interface {
         }
     }
 
-    /// Passes membership messages to the querier and to the host side.
+    /// Passes membership messages to the membership actor and to the joins actor.
     fn pass_messages(&mut self, messages: Messages, ingress: &Ingress) {
         if messages.is_empty() {
             return;
@@ -325,7 +327,8 @@ impl Interface {
             return;
         }
         self.loss_reported = Some(Instant::now());
-        // Past the mailbox limit: a few per second, and none may be refused.
+        // `do_send` ignores the mailbox limit. No report of a loss may be refused, and there are
+        // only a few per second.
         let index = self.index;
         self.context.directory.do_send(MessagesLost { index });
         self.context.directory.do_send(HostMessagesLost { index });

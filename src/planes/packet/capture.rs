@@ -87,7 +87,7 @@ enum SocketRead {
     Interrupted,
 }
 
-/// What an error of a read concerns.
+/// The part of the system that an error of a read concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ErrorScope {
     /// One packet, which the kernel dropped because it cannot describe its offload

@@ -187,7 +187,7 @@ impl HostService {
         }
     }
 
-    /// Handles and counts messages that were lost because too many wait.
+    /// Counts `count` messages that were lost because the queue was full, and handles their loss.
     pub(super) fn handle_overflow(&mut self, now: Instant, count: u64, context: &RouterContext) {
         if !self.interface.serves_members {
             let metrics = &context.catalog.membership;

@@ -171,7 +171,7 @@ impl Service {
             .min()
     }
 
-    /// Handles and counts messages that were lost because too many wait.
+    /// Counts `count` messages that were lost because the queue was full, and handles their loss.
     pub fn handle_overflow(&mut self, now: Instant, count: u64, context: &RouterContext) {
         let metrics = &context.catalog.membership;
         metrics.count_rejected(self.served.name.as_str(), "busy", count);
@@ -489,7 +489,7 @@ impl Service {
         groups.collect()
     }
 
-    /// Returns what was refused of messages that name `group`.
+    /// Returns the refused messages that name `group`.
     pub fn refused(&self, now: Instant, group: Group) -> Vec<RefusedMessages> {
         self.refusal_log.refused(now, &self.served.name, group)
     }

@@ -1,4 +1,5 @@
-//! Messages of the querier to routing, and the barrier that waits until they are in force.
+//! Messages of the membership actor to routing, and the barrier that waits until the changes are in
+//! force.
 
 use actix::prelude::*;
 
@@ -17,7 +18,7 @@ impl Handler<MembershipChanged> for Routing {
             self.stale.remove(&(index, *group));
         }
         let served = self.served.as_ref().and_then(|served| served.get(&index));
-        // The querier sent this before it received the current list of interfaces.
+        // The membership actor sent this before it received the current list of interfaces.
         if served.is_none_or(|served| served.proxy.is_none()) {
             return;
         }
@@ -36,7 +37,7 @@ impl Handler<Barrier> for Routing {
         self.publish_changes();
         let publish_at = self.pacer.is_scheduled.then_some(self.pacer.next);
         let paced = async move {
-            // A wait for the present would last until the next tick of the timer.
+            // A sleep until a time that has passed still lasts until the next tick of the timer.
             if let Some(publish_at) = publish_at {
                 tokio::time::sleep_until(publish_at.into()).await;
             }

@@ -57,9 +57,9 @@ pub struct Routing {
     builder: Option<FibBuilder>,
     /// Changes of rules that are not published yet.
     unpublished: RuleChanges,
-    /// The interfaces in the last message to the querier; `None` before the first message.
+    /// The interfaces in the last message to the membership actor; `None` before the first one.
     served: Option<BTreeMap<InterfaceId, ServedInterface>>,
-    /// Memberships from before a restart of the querier that have not been reported since.
+    /// Memberships from before a restart of the membership actor that have not been reported since.
     stale: AHashSet<(InterfaceId, Group)>,
     pacer: SnapshotPacer,
     /// The memberships to join upstream for members.
@@ -326,7 +326,7 @@ impl Routing {
         self.publish();
     }
 
-    /// Sends the interfaces to serve to the querier, if they changed.
+    /// Sends the interfaces to serve to the membership actor, if they changed.
     fn update_querier(&mut self) {
         let Some(links) = &self.links else { return };
         let interfaces: BTreeMap<InterfaceId, ServedInterface> = self

@@ -1,5 +1,5 @@
-//! Logs names of interfaces, and of a container engine, that match no interface, with what is known
-//! of them.
+//! Logs the names in rules that match no interface, each with a hint: names of interfaces, and
+//! names of a container engine.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::actors::log_limit::LogLimit;
 use crate::model::{Aliases, IfPattern, Links};
 use crate::table::Rib;
 
-/// Interfaces named in one line.
+/// Maximum number of interfaces that one log line names.
 const MAX_NAMES: usize = 8;
 
-/// The names that wait, and the hint for each that was logged last.
+/// The names that match no interface, each with its last hint.
 #[derive(Default)]
 pub(super) struct WaitingNames {
     hints: BTreeMap<IfPattern, Option<String>>,
@@ -25,8 +25,8 @@ pub(super) struct WaitingNames {
 }
 
 impl WaitingNames {
-    /// Logs each new hint once. Computes hints only for new names, and for all after a change of
-    /// `aliases`, because this is called for every change of rules and links.
+    /// Logs each new hint once. Computes hints only for new names, and after a change of `aliases`
+    /// for all names of the engine, because this is called for every change of rules and links.
     pub(super) fn update(
         &mut self,
         rib: &Rib,
@@ -65,7 +65,8 @@ impl WaitingNames {
     }
 }
 
-/// Names the first route, proxy or join with a name, such as `route "cameras": `.
+/// Returns the beginning of a log line about `name`: the first route, proxy or join that contains
+/// it, such as `route "cameras": `.
 fn owner(rib: &Rib, name: &IfPattern) -> String {
     let mut rules = rib.rules.iter();
     if let Some(rule) = rules.find(|rule| rule.from == *name || rule.to.contains(name)) {
