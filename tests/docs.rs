@@ -297,7 +297,7 @@ fn http_refusals_table_matches_the_code() {
     assert_eq!(first_column(&text, "## HTTP"), labels);
 }
 
-/// `busy` is counted by the interface actor and has no variant in either enum.
+/// `busy` is counted by the actors and has no variant in either enum.
 #[test]
 fn refusal_reasons_table_matches_the_code() {
     let text = read("docs/proxy.md");

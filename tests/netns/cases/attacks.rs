@@ -128,7 +128,7 @@ fn heavy_reports_delay_nothing_on_other_interfaces(lab: &Lab) {
             let wire = Capture::new(&star.src, "eth0");
             let start = Instant::now();
             let group = [239, 2, 2, n];
-            // On a busy machine this takes longer than a membership lasts.
+            // On a busy machine, the fifty rounds take longer than a membership lasts.
             member.send(&from_member(&report([239, 9, 9, 9])));
             member.send(&from_member(&report(group)));
             assert!(
@@ -218,7 +218,7 @@ fn vanishing_egresses_cost_no_packet(lab: &Lab) {
     assert_none_lost(stream, &delivered);
 }
 
-/// Eight clients ask for up to 20,000 flows as fast as they can, and then one more asks once.
+/// Eight clients query up to 20,000 flows as fast as they can. Then another client queries once.
 fn questions_about_flows_cost_no_packet(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "", "239.0.0.0/8", &["out1"], "");
@@ -239,11 +239,11 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
     let (stream, delivered) = counted_stream(&star);
     let answers: usize = std::thread::scope(|scope| {
         let ask = || {
-            // The clients are on other machines: here they give way to the router.
+            // Real clients run on other machines. Here they must not take cores from the router.
             run_in_background().expect("a low priority");
             let (start, mut answers) = (Instant::now(), 0);
             while start.elapsed() < Duration::from_secs(3) {
-                // A client may give up, because it gets no core for long.
+                // A request may time out, because its thread gets no core for a long time.
                 let answer = router.get("/api/v1/flows");
                 answers += usize::from(answer.is_ok_and(|answer| answer.status == 200));
             }
@@ -256,7 +256,7 @@ fn questions_about_flows_cost_no_packet(lab: &Lab) {
             .sum()
     });
     println!("{answers} answers");
-    // On a busy machine, this is the first answer.
+    // On a busy machine, no earlier request may have been answered.
     eventually("an answer", Some(200), || {
         router.get("/api/v1/flows").ok().map(|answer| answer.status)
     });

@@ -115,7 +115,7 @@ fn drops_are_listed_by_stream_reason_and_interface(lab: &Lab) {
     assert!(refused.contains("does not accept --order"), "{refused}");
 }
 
-/// A stranger who sends from ever new sources takes the places of small streams only.
+/// A host that forges many sources replaces only streams with few packets in the list.
 fn flood_of_sources_hides_no_stream(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
