@@ -39,8 +39,8 @@ pub fn run(args: HealthArgs) -> ExitCode {
     }
 }
 
-/// Returns the subcommand of a command line (its words end with a zero byte), if it is one of mcastor
-/// that runs no router.
+/// Returns the subcommand of a command line, whose words end with a zero byte, if it is a
+/// subcommand of mcastor that runs no router.
 fn other_subcommand(command_line: &[u8]) -> Option<&'static str> {
     let mut words = command_line.split(|byte| *byte == 0);
     let program = words.next()?.rsplit(|byte| *byte == b'/').next()?;

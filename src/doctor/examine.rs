@@ -13,7 +13,7 @@ use Certainty::{Certain, Likely, Possible};
 /// The first release of the kernel with all that mcastor uses (docs/requirements.md).
 const KERNEL: (u32, u32) = (5, 17);
 
-/// Returns what explains that multicast does not arrive, the most certain first.
+/// Returns the likely causes of multicast that does not arrive, the most certain first.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let out = &mut findings;

@@ -238,7 +238,8 @@ mod tests {
         assert_eq!(out, [7]);
     }
 
-    /// RFC 8200 section 4.5: likewise, for the payload of an IPv6 packet.
+    /// RFC 8200 section 4.5: no payload of an IPv6 packet is longer than 65,535 bytes after
+    /// reassembly.
     #[test]
     fn ipv6_fragment_beyond_the_maximum_length_is_malformed() {
         let v6 = |body: usize, offset: u16| {

@@ -6,8 +6,8 @@ use tracing::debug;
 
 use crate::sys::thread_priority::run_in_background;
 
-/// Runs `work` on a thread that gives way to other threads. Returns `None` if
-/// the thread cannot be started or panics. The number of threads is limited by that of clients.
+/// Runs `work` on a thread that gives way to other threads. Returns `None` if the thread cannot be
+/// started or panics. The limit of clients also limits the number of these threads.
 pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, result) = oneshot::channel();
     let thread = std::thread::Builder::new().name("mcastor-render".into());

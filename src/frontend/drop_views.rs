@@ -21,8 +21,8 @@ use crate::table::flows::FlowKey;
 /// How long an actor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Returns the drops that match a query, those with the most packets in the last minute first. What
-/// an interface or egress that is removed in the meantime has dropped is not among them.
+/// Returns the drops that match a query, those with the most packets in the last minute first. The
+/// drops of an interface or egress that is removed in the meantime are missing.
 ///
 /// # Errors
 /// An actor does not answer: the list would be incomplete.

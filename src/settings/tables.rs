@@ -149,8 +149,8 @@ pub(super) fn check_log(checker: &mut Checker<'_>, raw: RawLog) -> LogSettings {
 
 /// Whether the text is a level or a list of filter directives.
 ///
-/// A single word that is not a level would parse as the name of a module that alone is logged. It
-/// is most likely a misspelt level and is not accepted.
+/// A single word that is not a level would parse as the name of a module, and only this module
+/// would be logged. The word is most likely a misspelt level and is not accepted.
 fn is_filter(text: &str) -> bool {
     let is_word = !text.contains(['=', ',', '[', ':']);
     if is_word {

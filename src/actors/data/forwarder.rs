@@ -117,8 +117,8 @@ impl Forwarder {
         progress
     }
 
-    /// Forgets the counters of the paths that are not those of the `old` forwarding table. While
-    /// only memberships or single routes change, tables share almost all of their paths.
+    /// Forgets the counters of the paths that differ from those of the `old` forwarding table. If
+    /// only memberships or single routes change, the tables share almost all of their paths.
     fn forget_changed_paths(&mut self, old: &Fib) {
         let new = &self.fib;
         if !Arc::ptr_eq(&new.egresses, &old.egresses) {
