@@ -178,7 +178,7 @@ fn refused_reports_are_logged_and_shown(lab: &Lab) {
             assert!(lines[0].contains(part), "{part}: {}", lines[0]);
         }
     }
-    // Refusals that the settings request are not logged.
+    // Refusals that the settings request are logged at level debug only.
     assert_eq!(lines("group_denied").len(), 0, "{log}");
 }
 
