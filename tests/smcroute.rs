@@ -90,7 +90,7 @@ fn invalid_bytes_and_unreadable_files_are_reported() {
     assert!(faults(&directory.path().join("none"))[0].ends_with("does not exist"));
 }
 
-const EVERYTHING: &str = "\
+const ALL_DIRECTIVES: &str = "\
 # The cameras of hall 3
 phyint eth1 enable ttl-threshold 3 # to the office
 phyint eth+ mrdisc
@@ -123,7 +123,7 @@ fn converted_toml_has_the_same_rules_and_comments() {
         std::fs::write(directory.path().join("more").join(name), line).unwrap();
     }
     let path = directory.path().join("smcroute.conf");
-    std::fs::write(&path, EVERYTHING.replace("more/*.conf", &include)).unwrap();
+    std::fs::write(&path, ALL_DIRECTIVES.replace("more/*.conf", &include)).unwrap();
     let settings = Settings::load(Some(&path), std::iter::empty()).unwrap();
     assert_eq!(settings.skipped, [""; 0]);
     assert_eq!(settings.doubtful.len(), 3 + 1, "{:?}", settings.doubtful);

@@ -32,7 +32,7 @@ fn confine(files: FileAccess) {
         Ok(true) => debug!("threads that process packets are confined by Landlock and seccomp"),
         Ok(false) => debug!("threads that process packets are confined by seccomp alone"),
         Err(e) => warn!(
-            "threads that process packets are not confined: {e}; everything works, without this \
+            "threads that process packets are not confined: {e}; forwarding works, without this \
              second line of defence. A container needs no option for it; Linux 5.13 has it"
         ),
     });

@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::exit::{fail, unusable};
+use super::exit::{fail, usage_error};
 use super::output::print_line;
 use super::show::default_socket;
 use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
@@ -110,7 +110,7 @@ pub fn remove(args: RouteArgs) -> ExitCode {
 fn route(args: RouteArgs, change: fn(RouteSpec) -> RuleChange) -> ExitCode {
     let (source, group, to) = match split_addresses(&args.rest) {
         Ok(addresses) => addresses,
-        Err(e) => return unusable(&e),
+        Err(e) => return usage_error(&e),
     };
     let spec = RouteSpec {
         rewrite: args.rewrite(),
@@ -137,10 +137,10 @@ pub fn leave(args: JoinArgs) -> ExitCode {
 fn membership(args: JoinArgs, change: fn(JoinSpec) -> RuleChange) -> ExitCode {
     let (source, group, left) = match split_addresses(&args.rest) {
         Ok(addresses) => addresses,
-        Err(e) => return unusable(&e),
+        Err(e) => return usage_error(&e),
     };
     if let Some(extra) = left.first() {
-        return unusable(&format!("unexpected argument {extra} after the group"));
+        return usage_error(&format!("unexpected argument {extra} after the group"));
     }
     let spec = JoinSpec {
         interface: args.interface.to_string(),
@@ -151,7 +151,7 @@ fn membership(args: JoinArgs, change: fn(JoinSpec) -> RuleChange) -> ExitCode {
 }
 
 /// Runs `mcastor flush`, `reload` or `stop`.
-pub fn simple(args: &SocketArgs, command: Command) -> ExitCode {
+pub fn run_without_arguments(args: &SocketArgs, command: Command) -> ExitCode {
     send_command(&args.socket, command)
 }
 

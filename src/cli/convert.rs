@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use ipnet::Ipv4Net;
 
-use super::exit::{UNUSABLE, print_error, unusable};
+use super::exit::{UNUSABLE, print_error, usage_error};
 use crate::igmpproxy;
 use crate::settings::{MAX_FILE, read_smcroute};
 use crate::smcroute::convert::convert;
@@ -50,7 +50,7 @@ fn convert_igmpproxy(file: &Path) -> ExitCode {
     let name = file.display();
     let text = match read_text(file) {
         Ok(text) => text,
-        Err(e) => return unusable(&format!("{name}: {e}")),
+        Err(e) => return usage_error(&format!("{name}: {e}")),
     };
     let conversion = igmpproxy::conf::parse(&text)
         .map_err(|e| format!("{name} {e}"))
@@ -68,7 +68,7 @@ fn convert_igmpproxy(file: &Path) -> ExitCode {
             notes.for_each(|note| print_error(&format_args!("{name}: note: {note}")));
             ExitCode::SUCCESS
         }
-        Err(e) => unusable(&e),
+        Err(e) => usage_error(&e),
     }
 }
 

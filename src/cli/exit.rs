@@ -17,7 +17,7 @@ pub fn print_error(message: &dyn std::fmt::Display) {
 }
 
 /// Prints what is wrong with the arguments or settings; returns the exit code [`UNUSABLE`].
-pub fn unusable(why: &dyn std::fmt::Display) -> ExitCode {
+pub fn usage_error(why: &dyn std::fmt::Display) -> ExitCode {
     print_error(&format_args!("mcastor: {why}"));
     ExitCode::from(UNUSABLE)
 }

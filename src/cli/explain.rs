@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 
 use super::change::SocketArgs;
-use super::exit::{fail, unusable};
+use super::exit::{fail, usage_error};
 use super::group_and_port::GroupAndPort;
 use super::output::{paragraph, print_line};
 use super::show_tables::{drops_table, flows_table, groups_table};
@@ -89,7 +89,7 @@ pub fn run(args: ExplainArgs) -> ExitCode {
         },
     };
     if query.source.is_ipv4() != query.group.is_ipv4() {
-        return unusable(&"source and group have different IP versions");
+        return usage_error(&"source and group have different IP versions");
     }
     let view = match client::send(&args.socket.socket, Command::Explain(query)) {
         Ok(ShowReply::Explain(view)) => view,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::exit::{UNUSABLE, fail, unusable};
+use super::exit::{UNUSABLE, fail, usage_error};
 use super::run::start_log;
 use crate::app::{self, Clients, Options};
 use crate::mnat::Target;
@@ -92,10 +92,10 @@ pub fn egress(args: EgressArgs) -> ExitCode {
     let joins = JoinSources::named(args.joins.iter().map(String::as_str));
     match joins {
         Ok(joins) if !joins.members && args.joinfile.is_none() => {
-            unusable(&"--joins joinfile requires --joinfile FILE")
+            usage_error(&"--joins joinfile requires --joinfile FILE")
         }
         Ok(joins) => run(MnatRole::Egress, args.end, args.joinfile, joins),
-        Err(word) => unusable(&format!(
+        Err(word) => usage_error(&format!(
             "--joins {word}: expected members, joinfile or both"
         )),
     }
@@ -108,7 +108,7 @@ fn run(
     joins: JoinSources,
 ) -> ExitCode {
     if end.upstream_interface == end.downstream_interface {
-        return unusable(&"--upstream-interface and --downstream-interface must differ");
+        return usage_error(&"--upstream-interface and --downstream-interface must differ");
     }
     let settings = match Settings::load(None, environment()) {
         Ok(settings) => settings,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::exit::{fail, unusable};
+use super::exit::{fail, usage_error};
 use super::output::print_line;
 use super::show_tables::text;
 use crate::api::{DropQuery, FlowOrder, FlowQuery, ShowQuery, ShowReply};
@@ -188,7 +188,7 @@ impl From<ShowTable> for ShowQuery {
 pub fn run(args: &ShowArgs) -> ExitCode {
     let query = match args.query() {
         Ok(query) => query,
-        Err(e) => return unusable(&e),
+        Err(e) => return usage_error(&e),
     };
     let answer = || -> Result<String, Box<dyn Error>> {
         let reply = client::send(&args.socket, Command::Show(query.clone()))?;

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::change::SocketArgs;
-use super::exit::{fail, print_error, unusable};
+use super::exit::{fail, print_error, usage_error};
 use super::group_and_port::GroupAndPort;
 use super::output::{paragraph, print_line};
 use super::pcapng::{PcapPacket, PcapngWriter};
@@ -126,7 +126,7 @@ pub fn run(args: &TraceArgs) -> ExitCode {
         .source
         .is_some_and(|source| source.is_ipv4() != group_is_v4)
     {
-        return unusable(&"source and group have different IP versions");
+        return usage_error(&"source and group have different IP versions");
     }
     match follow(args) {
         Ok(0) => NO_PACKET.into(),

@@ -304,7 +304,7 @@ fn classify(datagram: &IpHeader, bytes: &[u8]) -> Result<PacketClass, NotData> {
     if !datagram.destination.is_multicast() {
         return Err(DropReason::NotMulticast.into());
     }
-    if !datagram.source_is_valid() {
+    if !datagram.has_valid_source() {
         return Err(DropReason::BadSource.into());
     }
     Ok(class)

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_do_not_displace_a_stream_with_many_packets() {
+    fn new_sources_do_not_displace_large_streams() {
         let mut history = DropHistory::default();
         for n in 0..50_000 {
             history.count(DropReason::NoRoute, None, packet(1_000 + n), (1, 100), 0);

@@ -190,7 +190,7 @@ fn new_addresses(
         ..*datagram
     };
     // A prefix rule may produce an invalid source: 64:ff9b::e101:203 becomes 225.1.2.3.
-    if !new.source_is_valid() {
+    if !new.has_valid_source() {
         return Err(DropReason::BadSource);
     }
     Ok((source, destination))

@@ -291,7 +291,7 @@ impl Downstream {
     }
 
     /// Returns the work that [`Downstream::handle_message`] would do for a message.
-    pub fn work(&self, message: &MembershipMessage) -> Work {
+    pub fn work_of(&self, message: &MembershipMessage) -> Work {
         let of = |group: Group, named: usize| {
             let known = self.groups.get(group).map_or(0, |g| g.source_count());
             (Work::RECORD as usize + named + known) as u32

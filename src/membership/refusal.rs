@@ -20,7 +20,7 @@ reason_enum! {
     HostLimit = "host_limit",
     /// The group is source-specific, but the message requests all sources (RFC 4604).
     AnySourceInSsm = "any_source_in_ssm",
-    /// The report was sent by this host, to which nothing that is sent on the interface returns.
+    /// This host sent the report. Packets that it sends on the interface do not return to it.
     OwnHost = "own_host",
     /// The access lists of the proxy deny the group.
     GroupDenied = "group_denied",

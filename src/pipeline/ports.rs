@@ -23,7 +23,7 @@ pub trait PacketSource: Send {
 
     /// Stops the capture of new packets. Packets that arrived earlier are still returned by
     /// [`PacketSource::poll_batch`], all of them within some milliseconds.
-    fn shut(&mut self);
+    fn stop_capture(&mut self);
 
     /// Returns the name of the present capture mode, for `mcastor show`.
     fn mode(&self) -> &'static str;

@@ -295,7 +295,7 @@ impl PacketSource for SimPort {
             .with(self.interface, |w| std::mem::take(&mut w.dropped))
     }
 
-    fn shut(&mut self) {
+    fn stop_capture(&mut self) {
         self.plane.with(self.interface, |w| w.shut = true);
     }
 

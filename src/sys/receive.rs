@@ -224,7 +224,7 @@ impl PacketReceiver {
     }
 
     /// Stops the capture. Packets that already wait can still be received.
-    pub fn shut(&self) -> io::Result<()> {
+    pub fn stop_capture(&self) -> io::Result<()> {
         filter::attach(&self.fd, &filter::drop_all())
     }
 

@@ -168,7 +168,7 @@ impl CaptureRing {
     }
 
     /// Stops the capture. Packets that are already in the ring can still be received.
-    pub fn shut(&self) -> io::Result<()> {
+    pub fn stop_capture(&self) -> io::Result<()> {
         filter::attach(&self.fd, &filter::drop_all())
     }
 

@@ -102,7 +102,7 @@ impl IpHeader {
     /// Returns false for source addresses that no packet may have: multicast, unspecified, loopback
     /// (RFC 1812 section 5.3.7, RFC 4291 section 2.7), 0.0.0.0/8 and 240.0.0.0/4 (RFC 6890 section
     /// 2.2.2), which includes the broadcast address.
-    pub fn source_is_valid(&self) -> bool {
+    pub fn has_valid_source(&self) -> bool {
         let a = self.source;
         let reserved = matches!(a, IpAddr::V4(v4) if matches!(v4.octets()[0], 0 | 240..));
         !(a.is_multicast() || a.is_unspecified() || a.is_loopback() || reserved)
@@ -189,7 +189,7 @@ pub(super) mod tests {
         ] {
             let source = source.parse().unwrap();
             let header = IpHeader { source, ..header };
-            assert_eq!(header.source_is_valid(), is_valid, "{source}");
+            assert_eq!(header.has_valid_source(), is_valid, "{source}");
         }
     }
 

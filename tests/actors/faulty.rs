@@ -84,8 +84,8 @@ impl PacketSource for FaultyCapture {
         self.0.take_dropped()
     }
 
-    fn shut(&mut self) {
-        self.0.shut();
+    fn stop_capture(&mut self) {
+        self.0.stop_capture();
     }
 
     fn mode(&self) -> &'static str {

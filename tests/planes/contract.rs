@@ -178,7 +178,7 @@ async fn closed_capture_returns_only_earlier_packets(bed: Bed) -> Outcome {
     let mut transmit = bed.plane.transmit(bed.near)?;
     let before: Vec<_> = (0..100).map(|n| packet(n, 100)).collect();
     send_all(transmit.as_mut(), &before).await?;
-    capture.shut();
+    capture.stop_capture();
     let after: Vec<_> = (0..100).map(|n| packet(1000 + n, 100)).collect();
     send_all(transmit.as_mut(), &after).await?;
     check_equal(&receive(capture.as_mut(), before.len()).await?, &before)?;

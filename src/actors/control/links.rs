@@ -283,7 +283,7 @@ fn log_default_route(old: &Links, new: &Links) {
         true => {}
         false if new.is_empty() => info!("no interface has the default route any more"),
         false => info!(
-            "the default route is on {}: upstream of each [[proxy]] that names none",
+            "the default route is on {}; it is the upstream interface of each [[proxy]] without `upstream`",
             new.join(", ")
         ),
     }

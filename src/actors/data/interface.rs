@@ -159,7 +159,7 @@ impl Interface {
     }
 
     /// Starts to forward what the capture receives.
-    fn read(&mut self, ctx: &mut Context<Self>) {
+    fn start_forwarding(&mut self, ctx: &mut Context<Self>) {
         let Some(capture) = self.capture.clone() else {
             return;
         };
@@ -312,9 +312,9 @@ impl Interface {
                 index,
                 messages: messages.clone(),
             });
-        let is_taken_by_querier = !ingress.receives_membership
+        let is_taken_by_membership = !ingress.receives_membership
             || directory.try_send(MembershipMessages { index, messages });
-        if !is_taken_by_host || !is_taken_by_querier {
+        if !is_taken_by_host || !is_taken_by_membership {
             let metrics = &self.context.catalog.membership;
             metrics.count_rejected(name, "busy", count);
             self.report_loss();
@@ -401,7 +401,7 @@ impl Actor for Interface {
         let Some(former) = self.former.take() else {
             let opened = self.open().map(|is_open, actor, ctx| {
                 if is_open {
-                    actor.read(ctx);
+                    actor.start_forwarding(ctx);
                 }
             });
             return ctx.wait(opened);
@@ -412,7 +412,7 @@ impl Actor for Interface {
             let ended = former.send(Stop).into_actor(actor);
             ended.map(move |_, actor, ctx| {
                 if is_open {
-                    actor.read(ctx);
+                    actor.start_forwarding(ctx);
                 }
             })
         });
@@ -451,7 +451,7 @@ impl Handler<CloseCapture> for Interface {
 
     fn handle(&mut self, _: CloseCapture, _: &mut Self::Context) {
         if let Some(capture) = &self.capture {
-            capture.borrow_mut().shut();
+            capture.borrow_mut().stop_capture();
         }
     }
 }
@@ -462,7 +462,7 @@ impl Handler<Stop> for Interface {
     fn handle(&mut self, _: Stop, _: &mut Self::Context) -> Self::Result {
         self.death_guard.disarm();
         if let Some(capture) = &self.capture {
-            capture.borrow_mut().shut();
+            capture.borrow_mut().stop_capture();
         }
         Box::pin(Drain {
             batches: self.batches,

@@ -85,7 +85,7 @@ impl FollowError {
         match self {
             Self::Links(_) | Self::Netlink(_) => "trying again".into(),
             Self::Engine(_) if !socket.exists() => format!(
-                "in a container mount it: -v {0}:{0}:ro; elsewhere set [docker] socket",
+                "in a container, mount the socket: -v {0}:{0}:ro; elsewhere set [docker] socket",
                 socket.display()
             ),
             Self::Engine(_) if is_denied(socket) => {
@@ -128,7 +128,7 @@ async fn follow(context: Arc<RouterContext>) {
                 // The names stay: an engine may restart and leave its containers running. If it
                 // stops them, their interfaces disappear.
                 let line = format!(
-                    "docker: {}: {error}; names of containers wait; {}",
+                    "docker: {}: {error}; names of containers are not resolved until the engine answers; {}",
                     socket.display(),
                     error.remedy(&socket)
                 );
@@ -173,7 +173,7 @@ async fn try_listen(
         if refused && !warned && rib.patterns().any(IfPattern::names_a_container) {
             warned = true;
             warn!(
-                "docker: CAP_NET_ADMIN is missing: container: and label: wait; network: needs none"
+                "docker: CAP_NET_ADMIN is missing: names with container: or label: are not resolved; names with network: do not need it"
             );
         }
         drop(rib);

@@ -152,7 +152,9 @@ impl SocketCapture {
                     capture.group = Some(group);
                     capture.rate_monitor = Some(RateMonitor::new(thresholds));
                 }
-                Err(e) => debug!("index {index}: no group of sockets ({e}): no ring either"),
+                Err(e) => debug!(
+                    "index {index}: cannot create a fanout group ({e}); the ring is not used"
+                ),
             },
         }
         Ok(capture)
@@ -196,7 +198,7 @@ impl SocketCapture {
                 self.change = ModeChange::Draining;
                 if let Some(ring) = ring {
                     if self.shut {
-                        ring.shut()?;
+                        ring.stop_capture()?;
                     }
                     self.ring = Some(watch(ring, Interest::READABLE)?);
                     let period = self.rate_monitor.as_ref().map(RateMonitor::interval);
@@ -392,10 +394,13 @@ impl PacketSource for SocketCapture {
         std::mem::take(&mut self.unknown_offload)
     }
 
-    fn shut(&mut self) {
+    fn stop_capture(&mut self) {
         self.shut = true;
-        let socket = self.socket.get_ref().shut();
-        let ring = self.ring.as_ref().map_or(Ok(()), |r| r.get_ref().shut());
+        let socket = self.socket.get_ref().stop_capture();
+        let ring = self
+            .ring
+            .as_ref()
+            .map_or(Ok(()), |r| r.get_ref().stop_capture());
         if let Err(e) = socket.and(ring) {
             debug!("index {}: cannot shut the capture: {e}", self.index);
         }

@@ -133,7 +133,7 @@ pub fn decision(data: &[u8]) -> bool {
                 d.datagram.packet_len <= data.len()
                     && d.datagram.header_len <= d.datagram.packet_len
             );
-            assert!(d.datagram.destination.is_multicast() && d.datagram.source_is_valid());
+            assert!(d.datagram.destination.is_multicast() && d.datagram.has_valid_source());
             assert_eq!(
                 d.datagram.source.is_ipv4(),
                 d.datagram.destination.is_ipv4()
@@ -158,7 +158,7 @@ pub fn translate(data: &[u8]) -> bool {
     let Ok(datagram) = IpHeader::parse(&packet) else {
         return false;
     };
-    if !datagram.destination.is_multicast() || !datagram.source_is_valid() {
+    if !datagram.destination.is_multicast() || !datagram.has_valid_source() {
         return false;
     }
     packet.truncate(datagram.packet_len);

@@ -19,9 +19,9 @@ use crate::lab::{
 };
 
 cases!("attacks":
-    heavy_reports_delay_nothing_on_other_interfaces,
-    vanishing_egresses_cost_no_packet,
-    questions_about_flows_cost_no_packet,
+    report_flood_does_not_delay_other_interfaces,
+    removed_egresses_lose_no_packet,
+    flow_queries_lose_no_packet,
     #[Program("prlimit", "util-linux")]
     joins_leave_descriptors_for_control_and_http,
 );
@@ -60,7 +60,7 @@ fn print_latencies(what: &str, mut latencies: Vec<Duration>) -> Duration {
 
 /// A host sends 2,400 reports a second, each with 183 TO_IN {} records about groups that have 256
 /// sources. Each record causes a query about the 256 sources.
-fn heavy_reports_delay_nothing_on_other_interfaces(lab: &Lab) {
+fn report_flood_does_not_delay_other_interfaces(lab: &Lab) {
     const ALLOW: u8 = 5;
     const TO_IN: u8 = 3;
     let star = Star::v4(lab, 2);
@@ -195,7 +195,7 @@ fn assert_none_lost(stream: NumberedStream, delivered: &Capture) {
 }
 
 /// Closing the sockets of an egress takes the kernel 16 ms.
-fn vanishing_egresses_cost_no_packet(lab: &Lab) {
+fn removed_egresses_lose_no_packet(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "", GROUP, &["out1"], "")
         + &route("churn", "in", "", "239.8.0.0/16", &["v*"], "");
@@ -219,7 +219,7 @@ fn vanishing_egresses_cost_no_packet(lab: &Lab) {
 }
 
 /// Eight clients query up to 20,000 flows as fast as they can. Then another client queries once.
-fn questions_about_flows_cost_no_packet(lab: &Lab) {
+fn flow_queries_lose_no_packet(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let toml = route("r", "in", "", "239.0.0.0/8", &["out1"], "");
     let router = Router::start(lab, &star.rtr, &toml);

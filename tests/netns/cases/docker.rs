@@ -425,7 +425,10 @@ fn stream_survives_receiver_network_and_engine_restarts(lab: &Lab) {
     });
     assert_reachable(&site, &site.docker.namespace_of(lab, "permanent"), "eth0");
     let log = router.program.stderr();
-    assert!(log.contains("names of containers wait"), "{log}");
+    assert!(
+        log.contains("names of containers are not resolved until the engine answers"),
+        "{log}"
+    );
     router.stop();
 }
 
@@ -436,7 +439,7 @@ fn names_wait_until_the_engine_starts(lab: &Lab) {
     let router = site.router(lab, &to_names(&["container:app", "container:unknown"]));
     eventually("the missing engine is logged", true, || {
         let log = router.program.stderr();
-        log.contains("names of containers wait")
+        log.contains("names of containers are not resolved until the engine answers")
             && log.contains("docker.sock") | log.contains("/sock")
     });
     assert_eq!(waiting(&router), ["container:app", "container:unknown"]);
@@ -446,7 +449,7 @@ fn names_wait_until_the_engine_starts(lab: &Lab) {
         router
             .program
             .stderr()
-            .matches("names of containers wait")
+            .matches("names of containers are not resolved until the engine answers")
             .count()
     };
     assert_eq!(logged(), 1, "{}", router.program.stderr());

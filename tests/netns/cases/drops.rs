@@ -9,7 +9,7 @@ use crate::lab::{Injector, Lab, Router, Star, Udp, eventually};
 
 cases!("drops":
     drops_are_listed_by_stream_reason_and_interface,
-    flood_of_sources_hides_no_stream,
+    source_flood_keeps_large_streams_listed,
 );
 
 fn drops(router: &Router, words: &str) -> Vec<Value> {
@@ -116,7 +116,7 @@ fn drops_are_listed_by_stream_reason_and_interface(lab: &Lab) {
 }
 
 /// A host that forges many sources replaces only streams with few packets in the list.
-fn flood_of_sources_hides_no_stream(lab: &Lab) {
+fn source_flood_keeps_large_streams_listed(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let router = Router::start(
         lab,

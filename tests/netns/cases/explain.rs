@@ -7,7 +7,7 @@ use crate::lab::proxy::{joined, known_groups, proxy};
 use crate::lab::{Capture, GroupMember, Injector, Lab, Router, Star, Udp, eventually};
 
 cases!("explain":
-    explanation_is_what_happens,
+    explanation_matches_forwarding,
     members_and_seen_packets_are_listed,
     refused_reports_and_queriers_are_listed,
     last_dropped_packet_is_explained,
@@ -26,7 +26,7 @@ fn explain(router: &Router, words: &str) -> (Value, Option<i32>) {
 
 /// Packets that routes with different rules forward, refuse and fragment. For each, the egresses
 /// and the reasons of the explanation are those of the captures and counters.
-fn explanation_is_what_happens(lab: &Lab) {
+fn explanation_matches_forwarding(lab: &Lab) {
     let star = Star::v4(lab, 3);
     star.rtr.ip("link set out2 mtu 600");
     let toml = [

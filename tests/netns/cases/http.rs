@@ -14,9 +14,9 @@ use crate::lab::{
 };
 
 cases!("http":
-    unread_pipelined_requests_harm_nobody,
+    unread_pipelined_requests_do_not_affect_others,
     idle_connections_give_way_to_new_ones,
-    answer_that_is_not_read_is_given_up,
+    unread_answer_times_out,
     only_the_first_request_of_a_connection_is_answered,
     foreign_host_is_refused,
     api_can_be_turned_off,
@@ -97,7 +97,7 @@ fn start_with_large_metrics(lab: &Lab) -> (Star, Router) {
 
 /// Clients send many requests for large answers and read nothing. Memory stays bounded, probes are
 /// answered, a stream loses nothing, and other clients still get their metrics afterwards.
-fn unread_pipelined_requests_harm_nobody(lab: &Lab) {
+fn unread_pipelined_requests_do_not_affect_others(lab: &Lab) {
     const CONNECTIONS: usize = 64;
     let (star, router) = start_with_large_metrics(lab);
     let capture = Capture::new(&star.rcv, "eth1");
@@ -167,7 +167,7 @@ fn idle_connections_give_way_to_new_ones(lab: &Lab) {
 }
 
 /// A slow reader holds no memory of the server for longer than the timeout.
-fn answer_that_is_not_read_is_given_up(lab: &Lab) {
+fn unread_answer_times_out(lab: &Lab) {
     let (star, router) = start_with_large_metrics(lab);
     let whole = router.get("/metrics").expect("metrics").body.len();
     let request = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -12,7 +12,7 @@ use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, eventually, w
 
 cases!("redundancy":
     first_packets_cross_parallel_routers_once_each,
-    copy_that_is_read_before_the_original_is_not_returned,
+    copy_before_original_is_not_sent_back,
     #[Program("smcrouted", "smcroute")]
     smcroute_files_of_parallel_routers_cause_no_storm,
     routes_in_both_directions_deliver_one_copy,
@@ -127,7 +127,7 @@ fn first_packets_cross_parallel_routers_once_each(lab: &Lab) {
     }
 }
 
-fn copy_that_is_read_before_the_original_is_not_returned(lab: &Lab) {
+fn copy_before_original_is_not_sent_back(lab: &Lab) {
     let net = ParallelRouters::new(lab, 1, "");
     let router = Router::start(lab, &net.routers[0], &two_way(LONG_TAKEOVER));
     let a = Capture::new(&net.src, "eth0");

@@ -52,8 +52,8 @@ pub(super) fn log_event(
             *explained = true;
             info!(
                 "{name}: this router is the {protocol} querier now. Bridges and switches with snooping \
-                 stop flooding when they receive queries: receivers that never report get nothing \
-                 any more. querier = \"off\" only listens"
+                 stop flooding groups when they receive queries: receivers that send no reports get them no \
+                 longer. querier = \"off\" only listens"
             );
         }
         MembershipEvent::QuerierChanged { is_us: true, .. } => {

@@ -27,7 +27,7 @@ use crate::actors::messages::{
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::model::InterfaceId;
-use service::Service;
+use service::DownstreamService;
 
 /// Limit of the mailbox, in batches of messages.
 const MAILBOX: usize = 256;
@@ -36,7 +36,7 @@ const MAILBOX: usize = 256;
 pub struct Membership {
     context: Arc<RouterContext>,
     death_guard: DeathGuard,
-    services: BTreeMap<InterfaceId, Service>,
+    services: BTreeMap<InterfaceId, DownstreamService>,
     messages: MessageQueue,
     /// Whether the next turn is scheduled.
     is_scheduled: bool,
@@ -100,7 +100,10 @@ impl Membership {
 
     /// Sets the timer to the next deadline of all interfaces.
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let next = self.services.values().filter_map(Service::poll_timeout);
+        let next = self
+            .services
+            .values()
+            .filter_map(DownstreamService::poll_timeout);
         let next = next.min();
         match (next, &self.timer) {
             (Some(next), Some((at, _))) if *at <= next && *at > Instant::now() => {}
@@ -127,7 +130,11 @@ impl Membership {
 
     /// Schedules [`LearningComplete`].
     fn schedule_learning_complete(&mut self, ctx: &mut Context<Self>) {
-        let longest = self.services.values().map(Service::learning_time).max();
+        let longest = self
+            .services
+            .values()
+            .map(DownstreamService::learning_time)
+            .max();
         let wait = longest.unwrap_or_default() + Duration::from_secs(1);
         self.learning_timer = Some(ctx.run_later(wait, |actor, _| {
             actor.learning_timer = None;
@@ -169,14 +176,14 @@ impl Handler<ServeInterfaces> for Membership {
             .collect();
         for index in removed {
             if let Some(mut service) = self.services.remove(&index) {
-                service.end(&self.context);
+                service.stop(&self.context);
             }
         }
         for (index, served) in message.interfaces {
             match self.services.get_mut(&index) {
                 Some(service) => service.update(now, served, &self.context),
                 None => {
-                    let service = Service::new(now, index, served, &self.context);
+                    let service = DownstreamService::new(now, index, served, &self.context);
                     self.services.insert(index, service);
                 }
             }
@@ -260,7 +267,7 @@ impl Handler<Stop> for Membership {
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         for service in self.services.values_mut() {
-            service.end(&self.context);
+            service.stop(&self.context);
         }
         self.services.clear();
         self.death_guard.disarm();

@@ -69,7 +69,7 @@ impl RefusalReason {
                 | Rejected::CountMismatch
                 | Rejected::NotAGroup
                 | Rejected::NotASource => {
-                    Some("Look at the packets of this sender with tcpdump, and repair it")
+                    Some("Look at the packets of this sender with tcpdump, and fix the sender")
                 }
                 Rejected::Ttl => Some(
                     "A router may have forwarded it. If the host sends such messages itself, \
@@ -98,7 +98,7 @@ impl RefusalReason {
                 ),
                 Refused::SolicitationRate => Some(
                     "Usually one solicitation of each switch is enough. Look at the packets of this \
-                     sender with tcpdump, and repair it",
+                     sender with tcpdump, and fix the sender",
                 ),
                 Refused::GroupLimit => Some(
                     "`mcastor show groups` lists the groups. If they are legitimate, raise \
@@ -112,13 +112,13 @@ impl RefusalReason {
                     Some("Join with a source, or set any_source_in_ssm = true in the proxy")
                 }
                 Refused::OwnHost => {
-                    Some("Programs on this machine join on the upstream interface instead")
+                    Some("Let programs on this machine join on the upstream interface")
                 }
                 Refused::NotLinkLocalSender => {
                     Some("Enable IPv6 link-local addresses on the sender")
                 }
                 Refused::OtherFamily | Refused::QueryDestination => {
-                    Some("Look at the packets of this sender with tcpdump, and repair it")
+                    Some("Look at the packets of this sender with tcpdump, and fix the sender")
                 }
                 Refused::OwnAddress => Some("Give each router on the link its own address"),
             },

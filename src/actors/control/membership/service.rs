@@ -34,12 +34,12 @@ struct Family {
 }
 
 /// The service of one interface.
-pub struct Service {
+pub struct DownstreamService {
     served: ServedInterface,
     families: [Family; 2],
     rate_limiter: ReportRateLimiter,
     sender: MessageSender,
-    /// Whether the next [`Service::flush`] returns every group and not only changes.
+    /// Whether the next [`DownstreamService::flush`] returns every group and not only changes.
     report_all: bool,
     /// Whether the consequences of being the querier have been logged.
     querier_explained: bool,
@@ -47,7 +47,7 @@ pub struct Service {
     refusal_log: RefusalLog,
 }
 
-impl Service {
+impl DownstreamService {
     /// Starts the service. Queries and advertisements are due at once.
     pub fn new(
         now: Instant,
@@ -139,7 +139,7 @@ impl Service {
         self.served = served;
     }
 
-    /// Makes the next [`Service::flush`] return every group.
+    /// Makes the next [`DownstreamService::flush`] return every group.
     pub fn report_all(&mut self) {
         self.report_all = true;
     }
@@ -161,7 +161,7 @@ impl Service {
             .unwrap_or_default()
     }
 
-    /// Returns the time at which [`Service::handle_timeout`] must be called.
+    /// Returns the time at which [`DownstreamService::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let machines = self.families.iter().filter_map(|f| f.machine.as_ref());
         let machines = machines.filter_map(Downstream::poll_timeout);
@@ -184,7 +184,7 @@ impl Service {
         machines.for_each(|machine| machine.handle_message_loss(now));
     }
 
-    /// Handles expired timers. [`Service::flush`] transmits what they cause.
+    /// Handles expired timers. [`DownstreamService::flush`] transmits what they cause.
     pub fn handle_timeout(&mut self, now: Instant) {
         for family in &mut self.families {
             if let Some(machine) = &mut family.machine {
@@ -272,7 +272,7 @@ impl Service {
                 context,
             );
         }
-        let work = machine.work(&received.message);
+        let work = machine.work_of(&received.message);
         if let Err(reason) = self.rate_limiter.charge(now, source, work) {
             machine.handle_missed_report(now);
             return self.log_refusal(now, Some(source), Some(&received.message), reason.into());
@@ -333,7 +333,7 @@ impl Service {
     }
 }
 
-impl Service {
+impl DownstreamService {
     /// Transmits pending messages, updates metrics, logs events. Returns the groups whose filters
     /// changed.
     pub fn flush(&mut self, context: &RouterContext) -> Vec<(Group, SourceFilter)> {
@@ -432,7 +432,7 @@ impl Service {
     }
 
     /// Ends the service. Sends a termination message to switches (RFC 4286 section 3.3).
-    pub fn end(&mut self, context: &RouterContext) {
+    pub fn stop(&mut self, context: &RouterContext) {
         for at in 0..self.families.len() {
             let family = &mut self.families[at];
             if family.advertiser.take().is_some() {

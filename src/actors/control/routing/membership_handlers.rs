@@ -74,7 +74,7 @@ impl Handler<MembershipStarted> for Routing {
             .collect();
         self.stale = stale;
         self.served = None;
-        self.update_querier();
+        self.update_served_interfaces();
     }
 }
 

@@ -179,7 +179,7 @@ impl Routing {
             egresses = fib.egresses.len(),
             "publishing"
         );
-        self.update_querier();
+        self.update_served_interfaces();
         self.set_joins();
         self.report_members_to_mnat();
         self.context.directory.do_send(Publish {
@@ -327,7 +327,7 @@ impl Routing {
     }
 
     /// Sends the interfaces to serve to the membership actor, if they changed.
-    fn update_querier(&mut self) {
+    fn update_served_interfaces(&mut self) {
         let Some(links) = &self.links else { return };
         let interfaces: BTreeMap<InterfaceId, ServedInterface> = self
             .rib

@@ -260,7 +260,7 @@ impl Mnat {
         let written = replace_or_overwrite(path, &text);
         match &written {
             Ok(()) if self.write_failed => {
-                info!("mnat: the joinfile {} is written again", path.display())
+                info!("mnat: the joinfile {} can be written again", path.display())
             }
             Err(e) if !self.write_failed => {
                 let path = path.display();
