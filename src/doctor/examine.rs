@@ -369,7 +369,15 @@ fn firewall(facts: &Facts, out: &mut Vec<Finding>) {
                 Likely,
                 "sysctl -w net.bridge.bridge-nf-call-iptables=0, or accept multicast in FORWARD",
             ),
-            RuleEffect::ChangesTtl | RuleEffect::DropsForwarded => continue,
+            RuleEffect::IsolatesNetwork if facts.host.bridge_nf => (
+                Cause::InternalNetwork,
+                Possible,
+                "use a network without `internal: true`, or let mcastor forward between the \
+                 containers: conf/compose/internal.yml",
+            ),
+            RuleEffect::ChangesTtl | RuleEffect::DropsForwarded | RuleEffect::IsolatesNetwork => {
+                continue;
+            }
         };
         out.push(Finding::new(problem, certainty, rule.text.clone(), remedy));
     }

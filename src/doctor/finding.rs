@@ -47,6 +47,8 @@ reason_enum! {
     TtlRule = "ttl-rule",
     /// Bridged packets pass the rules of iptables.
     BridgeNetfilter = "bridge-netfilter",
+    /// A network of a container engine is internal: its firewall rule drops multicast packets.
+    InternalNetwork = "internal-network",
     /// A bridge delivers groups only to ports with members, and no querier keeps these alive.
     SnoopingWithoutQuerier = "snooping-without-querier",
     /// A bridge sends queries, but delivers all groups to all ports.

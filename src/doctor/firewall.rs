@@ -12,6 +12,9 @@ pub enum RuleEffect {
     ChangesTtl,
     /// Drops packets that are forwarded and that no rule accepts.
     DropsForwarded,
+    /// Keeps the packets of an internal network of a container engine inside its subnet. A group is
+    /// not in the subnet.
+    IsolatesNetwork,
 }
 
 /// A rule that matters.
@@ -61,11 +64,27 @@ pub fn iptables(saved: &str) -> Vec<FirewallRule> {
             add(RuleEffect::DropsMulticast, line);
         }
     }
+    // Docker accepts what stays on a bridge: -i docker0 -o docker0.
+    let stays_on_bridge = |line: &str| {
+        let word_after = |flag: &str| {
+            let mut words = line.split_whitespace().skip_while(|word| *word != flag);
+            words.nth(1)
+        };
+        word_after("-i").is_some() && word_after("-i") == word_after("-o")
+    };
+    let accepts_on_bridge = lines
+        .iter()
+        .any(|line| target(line, &["ACCEPT"]) && stays_on_bridge(line));
     for line in &lines {
+        let isolates =
+            line.starts_with("-A DOCKER-ISOLATION") || line.starts_with("-A DOCKER-INTERNAL");
+        if isolates && line.contains("! -d ") && target(line, &["DROP"]) {
+            add(RuleEffect::IsolatesNetwork, line);
+        }
         if line.starts_with(":INPUT DROP") && !accepts_igmp {
             add(RuleEffect::DropsIgmp, line);
         }
-        if line.starts_with(":FORWARD DROP") {
+        if line.starts_with(":FORWARD DROP") && !accepts_on_bridge {
             add(RuleEffect::DropsForwarded, line);
         }
         if target(line, &["TTL", "HL"]) {
@@ -141,6 +160,16 @@ mod tests {
             (":INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]", vec![]),
             (":INPUT DROP [3:120]", vec![RuleEffect::DropsIgmp]),
             (":INPUT DROP [3:120]\n-A INPUT -p igmp -j ACCEPT", vec![]),
+            (":FORWARD DROP [0:0]", vec![RuleEffect::DropsForwarded]),
+            (
+                ":FORWARD DROP [0:0]\n-A FORWARD -i docker0 -o docker0 -j ACCEPT",
+                vec![],
+            ),
+            (
+                "-A DOCKER-ISOLATION-STAGE-1 ! -s 172.30.0.0/24 -o br-1 -j DROP\n\
+                 -A DOCKER-ISOLATION-STAGE-1 ! -d 172.30.0.0/24 -i br-1 -j DROP",
+                vec![RuleEffect::IsolatesNetwork],
+            ),
             (
                 ":INPUT DROP [3:120]\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT",
                 vec![RuleEffect::DropsIgmp],

@@ -431,25 +431,47 @@ fn probe_proves_the_path(lab: &Lab) {
     );
 }
 
+/// The rule of an internal network drops what one container sends to the other.
 fn probe_reaches_containers(lab: &Lab) {
     let site = Site::bridged(lab);
-    site.docker.run_idle("camera", "--network bridged");
-    site.docker.run_idle("viewer", "--network bridged");
-    let docker = site.docker.command();
-    let mut doctor = site.host.command(BINARY);
-    let environment = docker
-        .get_envs()
-        .filter_map(|(key, value)| Some((key, value?)));
-    doctor.envs(environment).args(["doctor", "--json"]);
-    doctor.args(["--probe", "container:camera", "container:viewer"]);
-    let out = doctor.output().expect("the doctor");
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
-    let report = &answer["probe"];
+    let docker = &site.docker;
+    docker.run("network create --subnet 172.31.0.0/24 plain");
+    for (network, names) in [
+        ("plain", ["camera", "viewer"]),
+        ("bridged", ["inner-camera", "inner-viewer"]),
+    ] {
+        names.map(|name| docker.run_idle(name, &format!("--network {network}")));
+    }
+    let probe = |from: &str, to: &str| {
+        let docker = docker.command();
+        let mut doctor = site.host.command(BINARY);
+        doctor.envs(
+            docker
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        doctor.args(["doctor", "--json", "--probe"]);
+        doctor.args([format!("container:{from}"), format!("container:{to}/eth0")]);
+        let out = doctor.output().expect("the doctor");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let answer: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        let findings = answer["findings"].as_array().expect("a list");
+        let labels: Vec<_> = (findings.iter())
+            .map(|finding| finding["problem"].as_str().expect("a label").to_owned())
+            .collect();
+        (answer["probe"].clone(), labels)
+    };
+    let (report, labels) = probe("camera", "viewer");
     assert_eq!(
         (&report["sent"], &report["lost"]),
         (&100.into(), &0.into()),
         "{report}"
     );
     assert_ne!(report["received"], 0, "{report}");
+    assert!(!labels.contains(&"probe-lost".to_owned()), "{labels:?}");
+    let (report, labels) = probe("inner-camera", "inner-viewer");
+    assert_eq!(report["received"], 0, "{report}");
+    for label in ["probe-lost", "internal-network"] {
+        assert!(labels.contains(&label.to_owned()), "{labels:?}");
+    }
 }
