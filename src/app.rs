@@ -238,6 +238,7 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
             script.notify(event);
         }
     };
+    actix::spawn(service::watch_usage(context.clone()));
     actix::spawn(service::notify_service_manager(
         context.clone(),
         options.on_started,

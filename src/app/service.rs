@@ -15,6 +15,7 @@ use crate::actors::RouterContext;
 use crate::api::view::{FlowView, RouteView};
 use crate::api::{FlowQuery, ShowQuery, ShowReply};
 use crate::frontend::query;
+use crate::sys::process_usage;
 
 /// Called once when the router captures packets on all its interfaces, or ten seconds after the
 /// start.
@@ -41,6 +42,24 @@ pub struct Script(SyncSender<ScriptEvent>);
 const MAX_QUEUED_EVENTS: usize = 1024;
 /// Shortest pause between two searches for new flows.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Interval at which the metrics of the process are set: shorter than the usual scrape interval.
+const USAGE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Sets the metrics of the process, until aborted. The threads of HTTP may open no files, so they
+/// cannot read them when they answer.
+pub async fn watch_usage(context: Arc<RouterContext>) {
+    loop {
+        match process_usage::read() {
+            Ok(usage) => context.catalog.set_process_usage(&usage),
+            Err(e) => {
+                debug!("no metrics of the process: {e}");
+                return;
+            }
+        }
+        sleep(USAGE_INTERVAL).await;
+    }
+}
 
 impl Script {
     /// Starts the thread that runs the script at `path`, and the search for new flows.

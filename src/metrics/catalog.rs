@@ -13,8 +13,9 @@ use super::families::Families;
 use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
+use super::process::ProcessFamilies;
 use crate::forward::DropReason;
-use crate::model::{FlowEnd, IfName, Link, RouteName, TakeoverRole, TranslationKind};
+use crate::model::{FlowEnd, IfName, Link, ProcessUsage, RouteName, TakeoverRole, TranslationKind};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [
@@ -138,6 +139,7 @@ pub struct Catalog {
     pub membership: MembershipFamilies,
     /// Metrics of multicast NAT.
     pub mnat: MnatFamilies,
+    process: ProcessFamilies,
 }
 
 /// The counters of one path.
@@ -315,18 +317,22 @@ impl Catalog {
         let routes = make.gauge("mcastor_routes", "Routes in force")?;
         let build = make.gauges(
             "mcastor_build_info",
-            "Always 1; the label has the version of the program",
-            &["version"],
+            "Always 1; the labels have the version of the program and the revision of its source",
+            &["version", "revision"],
         )?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let revision = option_env!("MCASTOR_REVISION").unwrap_or("unknown");
+        let version = env!("CARGO_PKG_VERSION");
+        build.with_label_values(&[version, revision]).set(1);
         let http = HttpFamilies::new(&registry)?;
         let membership = MembershipFamilies::new(&registry)?;
         let mnat = MnatFamilies::new(&registry)?;
+        let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
             registry,
             http,
             membership,
             mnat,
+            process,
             route_packets,
             route_bytes,
             dropped,
@@ -544,6 +550,11 @@ impl Catalog {
     pub fn count_evicted_dropped_flows(&self, name: &str, flows: u64) {
         let evicted = self.dropped_flows_evicted.with_label_values(&[name]);
         evicted.inc_by(flows);
+    }
+
+    /// Sets the metrics of the process.
+    pub fn set_process_usage(&self, usage: &ProcessUsage) {
+        self.process.set(usage);
     }
 
     /// Adds counts of translated packets, indexed by [`TranslationKind`].

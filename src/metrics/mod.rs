@@ -6,5 +6,6 @@ mod families;
 pub mod http;
 pub mod membership;
 pub mod mnat;
+mod process;
 
 pub use catalog::{Catalog, InterfaceCounters, PathCounters};

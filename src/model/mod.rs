@@ -11,6 +11,7 @@ pub mod flow_end;
 pub mod link;
 pub mod links;
 pub mod mac_address;
+pub mod process_usage;
 pub mod proxy;
 pub mod rule;
 pub mod takeover_role;
@@ -25,6 +26,7 @@ pub use flow_end::FlowEnd;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Link, LinkAddress, Links};
 pub use mac_address::MacAddress;
+pub use process_usage::ProcessUsage;
 pub use proxy::{
     HeaderChecks, MAX_PROXIES, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, Versions,
 };

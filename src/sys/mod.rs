@@ -24,6 +24,7 @@ pub mod off_thread;
 pub mod packet;
 pub mod poll;
 pub mod privileges;
+pub mod process_usage;
 pub mod receive;
 pub mod ring;
 pub mod spawn;

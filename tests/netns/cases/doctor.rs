@@ -440,7 +440,9 @@ fn probe_reaches_containers(lab: &Lab) {
         ("plain", ["camera", "viewer"]),
         ("bridged", ["inner-camera", "inner-viewer"]),
     ] {
-        names.map(|name| docker.run_idle(name, &format!("--network {network}")));
+        for name in names {
+            docker.run_idle(name, &format!("--network {network}"));
+        }
     }
     let probe = |from: &str, to: &str| {
         let docker = docker.command();

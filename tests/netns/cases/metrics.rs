@@ -106,7 +106,11 @@ fn metric_names_types_and_labels_are_valid(lab: &Lab) {
             "counter",
             &["iface"],
         ),
-        ("mcastor_build_info", "gauge", &["version"]),
+        ("mcastor_build_info", "gauge", &["version", "revision"]),
+        ("process_cpu_seconds_total", "counter", &[]),
+        ("process_start_time_seconds", "gauge", &[]),
+        ("process_resident_memory_bytes", "gauge", &[]),
+        ("process_open_fds", "gauge", &[]),
         ("mcastor_forward_latency_seconds", "histogram", &[]),
     ] {
         assert_eq!(
@@ -134,6 +138,12 @@ fn metric_names_types_and_labels_are_valid(lab: &Lab) {
             &[("version", env!("CARGO_PKG_VERSION"))]
         ),
         1.0
+    );
+    let statm = router.program.rss() as f64;
+    let resident = metrics.sum("process_resident_memory_bytes", &[]);
+    assert!(
+        (0.5..2.0).contains(&(resident / statm)),
+        "{resident} {statm}"
     );
     assert!(
         metrics
