@@ -83,6 +83,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mnat",
             "smcroute",
             "actors",
+            "pipeline::packet_trace",
             "sys::thread_priority",
         ],
     ),

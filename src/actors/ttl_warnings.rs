@@ -49,6 +49,9 @@ impl TtlWarnings {
                 };
                 let (source, group) = key;
                 warn!(
+                    route = %entry.route,
+                    interface = %name,
+                    group = %group,
                     "route \"{}\": packets of ({source}, {group}) arrive on {name} with TTL 1 and \
                      are dropped as ttl_expired. iptables and nftables rules that raise the TTL have \
                      no effect on them. Set ttl = {{ set = N }} in the route or proxy, \"ttl set N\" \

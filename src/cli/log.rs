@@ -3,13 +3,17 @@
 //! limited.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::callsite::Identifier;
+use tracing::field::{Field, Visit};
 use tracing::{Level, Metadata};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 
 use crate::actors::log_limit::{LogLimit, SuppressedLines};
 use crate::model::escape::{EscapeStyle, escape};
@@ -20,6 +24,44 @@ const MAX_LINES: u32 = 100;
 const MAX_DEBUG_LINES: u32 = 1000;
 /// Lines of one statement of a library in a minute. Libraries log each invalid request of a client.
 const MAX_LIBRARY_LINES: u32 = 10;
+
+/// Fields that JSON lines have for programs. The text of a line names them already.
+const JSON_FIELDS: [&str; 3] = ["interface", "route", "group"];
+
+/// Formats the message and the fields of a line of text, without [`JSON_FIELDS`].
+pub(super) struct TextFields;
+
+impl<'w> FormatFields<'w> for TextFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visitor = TextVisitor {
+            writer,
+            is_first: true,
+            result: Ok(()),
+        };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+struct TextVisitor<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl Visit for TextVisitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if self.result.is_err() || JSON_FIELDS.contains(&field.name()) {
+            return;
+        }
+        let space = if self.is_first { "" } else { " " };
+        self.is_first = false;
+        self.result = match field.name() {
+            "message" => write!(self.writer, "{space}{value:?}"),
+            name => write!(self.writer, "{space}{name}={value:?}"),
+        };
+    }
+}
 
 /// Makes writers that escape control characters and omit lines above the limits. The formatter must
 /// not use ANSI colours.
@@ -156,6 +198,7 @@ mod tests {
         let [text, json] = collected.clone();
         let writer = move || text.clone();
         let log = tracing_subscriber::fmt().with_ansi(false).without_time();
+        let log = log.fmt_fields(TextFields);
         let log = log.with_writer(RouterLog::new(writer, EscapeStyle::Text));
         tracing::subscriber::with_default(log.finish(), &run);
         let writer = move || json.clone();
@@ -176,6 +219,16 @@ mod tests {
         }
         let json: serde_json::Value = serde_json::from_str(&logs[1]).unwrap();
         assert_eq!(json["fields"]["message"], message);
+    }
+
+    #[test]
+    fn names_are_fields_of_json_and_not_repeated_in_text() {
+        let [text, json] =
+            logged(|| tracing::info!(interface = "eth0", routes = 3, "eth0: {}", "up"));
+        assert!(text.ends_with(": eth0: up routes=3\n"), "{text:?}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["fields"]["interface"], "eth0");
+        assert_eq!(json["fields"]["message"], "eth0: up");
     }
 
     #[test]

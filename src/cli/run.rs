@@ -7,7 +7,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{UNUSABLE, fail};
-use super::log::RouterLog;
+use super::log::{RouterLog, TextFields};
 use crate::app::{self, Clients, Options};
 use crate::model::escape::EscapeStyle;
 use crate::settings::{LogFormat, LogSettings, PlaneKind, Settings, environment};
@@ -94,7 +94,10 @@ pub(super) fn start_log(settings: &LogSettings) {
         .with_target(false);
     let writer = |style| RouterLog::new(std::io::stderr, style);
     match settings.format {
-        LogFormat::Text => log.with_writer(writer(EscapeStyle::Text)).init(),
+        LogFormat::Text => {
+            let log = log.fmt_fields(TextFields);
+            log.with_writer(writer(EscapeStyle::Text)).init();
+        }
         LogFormat::Json => log.json().with_writer(writer(EscapeStyle::Json)).init(),
     }
 }

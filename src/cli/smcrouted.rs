@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{FAILED, print_error};
-use super::log::RouterLog;
+use super::log::{RouterLog, TextFields};
 use super::run::log_directives;
 use crate::app::{self, AppError, Clients, Load, OnStarted, Options};
 use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, ListeningSocket};
@@ -336,7 +336,8 @@ fn start_log(args: &DaemonArgs) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .with_target(false);
+        .with_target(false)
+        .fmt_fields(TextFields);
     let syslog = (args.syslog || !args.foreground)
         .then(|| CString::new(args.name.clone()).ok())
         .flatten()

@@ -13,6 +13,10 @@ use Certainty::{Certain, Likely, Possible};
 /// The first release of the kernel with all that mcastor uses (docs/requirements.md).
 const KERNEL: (u32, u32) = (5, 17);
 
+/// Smallest step of the clock that is reported, in milliseconds. A time service that slews the clock
+/// changes it by less than a tenth of that during an examination.
+const CLOCK_STEP_MS: i64 = 20;
+
 /// Returns the likely causes of multicast that does not arrive, the most certain first.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -496,6 +500,18 @@ fn programs(facts: &Facts, out: &mut Vec<Finding>) {
             Likely,
             format!("{} packets while this command ran", host.backlog_drops),
             "sysctl -w net.core.netdev_max_backlog=10000, or spread the load over more cores",
+        ));
+    }
+    if host.clock_step_ms.abs() >= CLOCK_STEP_MS {
+        out.push(Finding::new(
+            Cause::ClockStep,
+            Possible,
+            format!(
+                "the clock was set by {} ms during the examination",
+                host.clock_step_ms
+            ),
+            "let one time service set the clock; latencies that `mcastor recv` and \
+             mcastor_forward_latency_seconds show are wrong until then",
         ));
     }
     if let Some((socket, error)) = &host.engine_socket_error {

@@ -38,6 +38,8 @@ pub struct HostFacts {
     pub kernel_multicast_routing: bool,
     /// Packets that the kernel dropped while they waited for a core, during the examination.
     pub backlog_drops: u64,
+    /// By how many milliseconds the clock was set forward during the examination; negative if back.
+    pub clock_step_ms: i64,
     /// Whether this process has CAP_NET_RAW and CAP_NET_ADMIN.
     pub capabilities: (bool, bool),
     /// Why no packet socket can be opened although CAP_NET_RAW is present.

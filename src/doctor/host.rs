@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -39,6 +39,7 @@ const ENGINE_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.s
 pub async fn read() -> io::Result<HostFacts> {
     let mut facts = HostFacts::default();
     let before = backlog_drops();
+    let clocks = (SystemTime::now(), Instant::now());
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let driver = tokio::spawn(connection);
     let links = read_links(&handle, &mut facts)
@@ -64,7 +65,18 @@ pub async fn read() -> io::Result<HostFacts> {
     facts.engine_socket_error = engine_socket_error();
     tokio::time::sleep(WATCH).await;
     facts.backlog_drops = backlog_drops().saturating_sub(before);
+    facts.clock_step_ms = clock_step_ms(clocks);
     Ok(facts)
+}
+
+/// Returns by how many milliseconds the clock was set forward since `from`.
+fn clock_step_ms((system, monotonic): (SystemTime, Instant)) -> i64 {
+    let passed = monotonic.elapsed();
+    let step = match SystemTime::now().duration_since(system) {
+        Ok(shown) => shown.as_millis() as i128 - passed.as_millis() as i128,
+        Err(back) => -((back.duration() + passed).as_millis() as i128),
+    };
+    i64::try_from(step).unwrap_or_default()
 }
 
 fn number<T: std::str::FromStr>(path: impl AsRef<Path>) -> Option<T> {

@@ -1,7 +1,7 @@
 //! The counters of the switch for one batch.
 
 use crate::forward::DropReason;
-use crate::model::TranslationKind;
+use crate::model::{MacAddress, TranslationKind};
 use crate::table::EgressId;
 
 /// The number of packets of a batch with each outcome.
@@ -17,6 +17,8 @@ pub struct SwitchCounts {
     pub membership: u64,
     /// Packets that [`egress_check`](crate::forward::egress_check) refused, by egress and reason.
     pub refused: Vec<(EgressId, DropReason, u64)>,
+    /// The first packet that another forwarder sends to an egress too: the egress, and the station.
+    pub yielded: Option<(EgressId, Option<MacAddress>)>,
     /// Number of streams of which the ingress became the active one in place of another.
     pub takeovers: u64,
     /// Egresses to which this router forwards a stream in place of another router: one for each
@@ -34,6 +36,7 @@ impl Default for SwitchCounts {
             dropped: [0; DropReason::COUNT],
             membership: 0,
             refused: Vec::new(),
+            yielded: None,
             takeovers: 0,
             egress_takeovers: Vec::new(),
             translated: [0; TranslationKind::ALL.len()],

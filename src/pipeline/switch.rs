@@ -369,7 +369,10 @@ impl Switch {
                         YieldDecision::Forward { takeover: true } => {
                             out.counts.egress_takeovers.push(path.egress);
                         }
-                        YieldDecision::Yield(_) => checked = Err(DropReason::OtherForwarder),
+                        YieldDecision::Yield(station) => {
+                            out.counts.yielded.get_or_insert((path.egress, station));
+                            checked = Err(DropReason::OtherForwarder);
+                        }
                     }
                 }
                 trace.path(id, variant.ttl, checked, || {

@@ -39,6 +39,7 @@ impl ForeignSources {
             let source = record.key.0;
             if context.foreign_sources.insert(egress, name.clone(), source) {
                 warn!(
+                    interface = %egress_name,
                     "{egress_name}: {source} sends from {name}, but its address is in the subnet \
                      of {egress_name}; receivers may drop its packets. Give one of the networks \
                      another subnet, or translate the source with rewrite"

@@ -220,6 +220,8 @@ impl Forwarder {
         };
         warn!(
             reason = DropReason::TooBig.label(),
+            interface = %name,
+            route = %route,
             "{name}: packets of route \"{route}\" are dropped: {len} bytes are more than the MTU \
              of {mtu}, and {remedy}"
         );
@@ -231,6 +233,7 @@ impl Forwarder {
             let error = std::io::Error::from_raw_os_error(errno);
             warn!(
                 reason = reason.label(),
+                interface = %self.name,
                 "{}: packets dropped: {error}",
                 self.death_guard.role()
             );

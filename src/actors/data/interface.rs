@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use actix::fut::ActorFuture;
 use actix::prelude::*;
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
 use tracing::warn;
@@ -25,7 +25,7 @@ use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::DropReason;
 use crate::metrics::InterfaceCounters;
-use crate::model::{FlowEnd, IfName, InterfaceId, PlaneName, TakeoverRole};
+use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::sys::off_thread::{self, DroppedOffThread};
@@ -71,6 +71,8 @@ pub struct Interface {
     /// Number of batches received.
     batches: u64,
     warned_of_drops: bool,
+    /// The egresses of which a warning named another forwarder.
+    warned_of_forwarders: AHashSet<InterfaceId>,
     foreign_sources: ForeignSources,
     /// When the flows were last flushed, by the clock of the flows.
     flushed_ms: u64,
@@ -115,6 +117,7 @@ impl Interface {
             generation: 0,
             batches: 0,
             warned_of_drops: false,
+            warned_of_forwarders: AHashSet::new(),
             foreign_sources: ForeignSources::default(),
             flushed_ms: 0,
             loss_reported: None,
@@ -233,6 +236,10 @@ impl Interface {
                 .catalog
                 .count_takeovers(name, TakeoverRole::Egress, 1);
         }
+        if let Some((egress, station)) = counts.yielded {
+            let egress = &fib.egresses[egress as usize];
+            self.warn_of_other_forwarder(egress.index, &egress.name, station);
+        }
         if self.generation != fib.generation {
             // An egress may have another name now.
             self.egress_counters.clear();
@@ -292,6 +299,25 @@ impl Interface {
                 }
             }
         }
+    }
+
+    /// Logs once for each egress that another forwarder sends the same streams to it.
+    fn warn_of_other_forwarder(
+        &mut self,
+        egress: InterfaceId,
+        name: &IfName,
+        station: Option<MacAddress>,
+    ) {
+        if !self.warned_of_forwarders.insert(egress) {
+            return;
+        }
+        let station = station.map_or_else(|| "another station".into(), |s| s.to_string());
+        warn!(
+            interface = %name,
+            "{name}: {station} also forwards streams to this link, and takes precedence: packets are \
+             withheld there and counted as other_forwarder, and this router takes over when it stops. \
+             If this is not intended, stop one of the two; `mcastor show flows` lists the streams"
+        );
     }
 
     /// Passes membership messages to the membership actor and to the joins actor.
@@ -385,6 +411,7 @@ impl Interface {
             self.warned_of_drops = true;
             warn!(
                 packets = dropped,
+                interface = %self.name,
                 "{}: the kernel dropped packets because this process read them too slowly; give it \
                  more CPU, or spread the streams over more interfaces. Logged once; see \
                  mcastor_socket_dropped_packets_total",
@@ -432,7 +459,7 @@ impl StreamHandler<io::Result<Batch>> for Interface {
             Ok(batch) => self.forward(batch),
             Err(e) => {
                 // The death guard stays armed, so that the supervisor opens the capture again.
-                warn!("{}: capture failed: {e}", self.death_guard.role());
+                warn!(interface = %self.name, "{}: capture failed: {e}", self.death_guard.role());
                 ctx.terminate();
             }
         }

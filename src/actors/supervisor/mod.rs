@@ -479,8 +479,10 @@ impl Handler<CaptureOpened> for Supervisor {
             Ok(()) => {
                 captured.open = true;
                 match captured.watch_only {
-                    true => info!("{}: watching for other forwarders", captured.name),
-                    false => info!("{}: capturing", captured.name),
+                    true => {
+                        info!(interface = %captured.name, "{}: watching for other forwarders", captured.name)
+                    }
+                    false => info!(interface = %captured.name, "{}: capturing", captured.name),
                 }
             }
             Err(e) => {
@@ -489,6 +491,7 @@ impl Handler<CaptureOpened> for Supervisor {
                     _ => "",
                 };
                 warn!(
+                    interface = %captured.name,
                     "{}: cannot capture: {e}{remedy}; trying again",
                     captured.name
                 );

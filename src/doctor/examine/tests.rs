@@ -162,6 +162,8 @@ fn host_and_process() {
         &[Cause::MaxMemberships],
     );
     check(|f| f.host.backlog_drops = 3, &[Cause::BacklogDrops]);
+    check(|f| f.host.clock_step_ms = 19, &[]);
+    check(|f| f.host.clock_step_ms = -3_600_000, &[Cause::ClockStep]);
     check(
         |f| f.host.capabilities = (false, false),
         &[Cause::MissingCapability],

@@ -350,6 +350,10 @@ fn other_forwarder_on_the_link_is_found(lab: &Lab) {
             .any(|label| label == "duplicate-forwarder")
     });
     stream.finish();
+    let warnings = routers.iter().map(|router| router.program.stderr());
+    let warned =
+        warnings.filter(|log| log.matches("also forwards streams to this link").count() == 1);
+    assert_eq!(warned.count(), 1);
 }
 
 /// A process that gets no CPU time loses what its socket cannot hold.

@@ -10,6 +10,7 @@ use crate::lab::{
 
 cases!("operation":
     denied_engine_socket_is_explained,
+    json_log_has_names_as_fields,
     busy_http_port_logs_a_warning,
     invalid_settings_exit_2_with_location,
     valid_settings_pass_check,
@@ -28,6 +29,38 @@ cases!("operation":
 
 fn r() -> String {
     route("r", "in", "", "225.1.2.3", &["out1"], "")
+}
+
+/// Names of interfaces and routes are fields of JSON lines, for queries of a log store.
+fn json_log_has_names_as_fields(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let waiting = route("later", "in", "", "225.7.7.7", &["eth7"], "");
+    let router = Router::start(
+        lab,
+        &star.rtr,
+        &(r() + &waiting + "[log]\nformat = \"json\"\n"),
+    );
+    star.rcv.ip("link set eth1 down");
+    let fields = |text: &str, interface: &str| {
+        let log = router.program.stderr();
+        let lines = log.lines().map(|line| {
+            let parsed: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
+            parsed["fields"].clone()
+        });
+        let mut matching = lines.filter(|fields| {
+            fields["message"]
+                .as_str()
+                .is_some_and(|message| message.contains(text))
+        });
+        matching.any(|fields| fields["interface"] == interface)
+    };
+    for (text, interface) in [
+        ("in: capturing", "in"),
+        ("waiting for interface eth7", "eth7"),
+        ("no carrier", "out1"),
+    ] {
+        eventually(text, true, || fields(text, interface));
+    }
 }
 
 fn busy_http_port_logs_a_warning(lab: &Lab) {

@@ -287,7 +287,10 @@ impl HostService {
                     });
                     self.waiting.extend(reports);
                 }
-                Err(e) => warn!("{}: cannot build a report: {e}", self.interface.name),
+                Err(e) => {
+                    let name = &self.interface.name;
+                    warn!(interface = %name, "{name}: cannot build a report: {e}");
+                }
             }
         }
     }
@@ -317,7 +320,7 @@ impl HostService {
                     if self.error.take().is_some()
                         && let Some(suppressed) = self.log_limit.permit(now)
                     {
-                        info!("{name}: groups are reported again{suppressed}");
+                        info!(interface = %name, "{name}: groups are reported again{suppressed}");
                     }
                 }
                 Err(e) if is_full(&e) => {
@@ -340,7 +343,7 @@ impl HostService {
         if self.error.replace(text).is_none()
             && let Some(suppressed) = self.log_limit.permit(now)
         {
-            warn!("{name}: cannot report groups: {error}; trying again every second{suppressed}");
+            warn!(interface = %name, "{name}: cannot report groups: {error}; trying again every second{suppressed}");
         }
     }
 
@@ -363,7 +366,7 @@ impl HostService {
                         _ => ", which has no source filters",
                     };
                     info!(
-                        "{name}: the {protocol} querier {querier} uses version {version}{loss}; \
+                        interface = %name, "{name}: the {protocol} querier {querier} uses version {version}{loss}; \
                          groups are reported in this version{suppressed}"
                     );
                 }
@@ -371,12 +374,12 @@ impl HostService {
                     generation,
                     querier: None,
                 } => info!(
-                    "{name}: the {protocol} querier of an older version is gone; groups are \
+                    interface = %name, "{name}: the {protocol} querier of an older version is gone; groups are \
                      reported in version {}{suppressed}",
                     protocol.version(generation)
                 ),
                 HostEvent::NoQuerier => info!(
-                    "{name}: groups are joined, but no {protocol} querier sends queries. If the \
+                    interface = %name, "{name}: groups are joined, but no {protocol} querier sends queries. If the \
                      streams end, the network expects reports without queries: refresh = \"60s\" in \
                      an [[interface]] sends them{suppressed}"
                 ),

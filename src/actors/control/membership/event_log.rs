@@ -51,29 +51,31 @@ pub(super) fn log_event(
         MembershipEvent::QuerierChanged { is_us: true, .. } if !*explained => {
             *explained = true;
             info!(
-                "{name}: this router is the {protocol} querier now. Bridges and switches with snooping \
+                interface = %name, "{name}: this router is the {protocol} querier now. Bridges and switches with snooping \
                  stop flooding groups when they receive queries: receivers that send no reports get them no \
                  longer. querier = \"off\" only listens"
             );
         }
         MembershipEvent::QuerierChanged { is_us: true, .. } => {
-            info!("{name}: this router is the {protocol} querier{suppressed}")
+            info!(interface = %name, "{name}: this router is the {protocol} querier{suppressed}")
         }
         MembershipEvent::QuerierChanged {
             address: Some(address),
             ..
-        } => warn!("{name}: {address} is the {protocol} querier now{suppressed}"),
+        } => {
+            warn!(interface = %name, "{name}: {address} is the {protocol} querier now{suppressed}")
+        }
         MembershipEvent::QuerierChanged { address: None, .. } => {
             warn!(
-                "{name}: the {protocol} querier is gone, and no other one sends queries{suppressed}"
+                interface = %name, "{name}: the {protocol} querier is gone, and no other one sends queries{suppressed}"
             );
         }
         MembershipEvent::NoQuerier => warn!(
-            "{name}: no {protocol} querier sends queries on this link, and querier = \"off\" does not \
+            interface = %name, "{name}: no {protocol} querier sends queries on this link, and querier = \"off\" does not \
              either: memberships will expire"
         ),
         MembershipEvent::CompetingQuerier { address } => warn!(
-            "{name}: {address} is a second {protocol} querier with a lower address; querier = \"on\" \
+            interface = %name, "{name}: {address} is a second {protocol} querier with a lower address; querier = \"on\" \
              continues to send queries"
         ),
         MembershipEvent::VersionMismatch {
@@ -81,7 +83,7 @@ pub(super) fn log_event(
             received,
             configured,
         } => warn!(
-            "{name}: the {protocol} querier {address} uses version {}, this router uses {}; all \
+            interface = %name, "{name}: the {protocol} querier {address} uses version {}, this router uses {}; all \
              routers of a link must use the same version (version = {{ … }})",
             protocol.version(received),
             protocol.version(configured)

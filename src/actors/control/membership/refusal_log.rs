@@ -201,6 +201,7 @@ impl RefusalLog {
         let Some(remedy) = reason.remedy() else {
             return debug!(
                 reason = label,
+                interface = %interface,
                 "{interface}: from {sender}: {}",
                 reason.meaning()
             );
@@ -210,6 +211,7 @@ impl RefusalLog {
         if let Some(suppressed) = limit.permit(now) {
             warn!(
                 reason = label,
+                interface = %interface,
                 "{interface}: refused a membership message from {sender}: {} {remedy}{suppressed}",
                 reason.meaning()
             );

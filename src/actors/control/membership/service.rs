@@ -353,7 +353,7 @@ impl DownstreamService {
                         let labels = membership_labels(&message, family.protocol);
                         packets.extend(built.into_iter().map(|p| (family.protocol, labels, p)));
                     }
-                    Err(e) => warn!("{name}: cannot build a query: {e}"),
+                    Err(e) => warn!(interface = %name, "{name}: cannot build a query: {e}"),
                 }
             }
             while let Some(change) = machine.poll_change() {

@@ -58,7 +58,7 @@ impl LinkLog {
             .collect();
         for (name, text) in self.changes(&used, &new) {
             if let Some(suppressed) = self.limit.permit(now) {
-                info!("{name}: {text}{suppressed}");
+                info!(interface = %name, "{name}: {text}{suppressed}");
             }
         }
         self.links = Some(new);

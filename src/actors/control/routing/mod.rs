@@ -142,6 +142,8 @@ impl Routing {
                 .contains(&(proxy.clone(), iface.clone()))
             {
                 warn!(
+                    interface = %iface,
+                    route = %proxy,
                     "proxy {proxy}: packets that arrive on {iface} are not forwarded, because \
                      {MAX_PROXIES} proxies use the interface already; list several downstream \
                      interfaces in one proxy"
@@ -154,6 +156,7 @@ impl Routing {
         for conflict in fib.subnet_conflicts.iter() {
             if self.warned_conflicts.insert(conflict.clone()) {
                 warn!(
+                    interface = %conflict.egress,
                     "{}: {conflict}; receivers may drop packets from there, because the source is \
                      their own address or belongs to another interface. Give one of the networks \
                      another subnet, or translate the source with rewrite",

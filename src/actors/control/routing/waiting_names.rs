@@ -56,8 +56,12 @@ impl WaitingNames {
             {
                 let owner = owner(rib, name);
                 match name.is_engine_name() {
-                    true => warn!("{owner}{name} matches no interface: {text}{suppressed}"),
-                    false => info!("{owner}waiting for interface {name} ({text}){suppressed}"),
+                    true => {
+                        warn!(interface = %name, "{owner}{name} matches no interface: {text}{suppressed}")
+                    }
+                    false => {
+                        info!(interface = %name, "{owner}waiting for interface {name} ({text}){suppressed}")
+                    }
                 }
             }
             self.hints.insert(name.clone(), hint);

@@ -225,7 +225,7 @@ impl Mnat {
                 local,
                 waited,
             } => {
-                info!("mnat: {global} is mapped to {local}");
+                info!(group = %global.group(), "mnat: {global} is mapped to {local}");
                 if let Some(waited) = waited {
                     self.context
                         .catalog
@@ -235,12 +235,12 @@ impl Mnat {
             }
             MappingChange::Remove { global, local, why } => {
                 info!(
-                    "mnat: {global} is no longer mapped to {local}: {}",
+                    group = %global.group(), "mnat: {global} is no longer mapped to {local}: {}",
                     why.description()
                 );
             }
             MappingChange::Swap { global, old, new } => {
-                info!("mnat: {global} is mapped to {new} instead of {old}");
+                info!(group = %global.group(), "mnat: {global} is mapped to {new} instead of {old}");
             }
         }
         self.plan.apply(now, change);
