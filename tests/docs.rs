@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use mcastor::api::ShowQuery;
 use mcastor::app::children;
 use mcastor::doctor::Cause;
+use mcastor::doctor::examine::NORMAL_REASONS;
 use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
@@ -481,21 +482,286 @@ fn commands_in_documents_parse() {
     assert!(seen > 4, "only {seen} commands were found");
 }
 
+/// Metrics of the process, with the names that Prometheus' own client libraries use.
+const PROCESS_METRICS: [&str; 7] = [
+    "process_cpu_seconds_total",
+    "process_max_fds",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_threads",
+    "process_virtual_memory_bytes",
+];
+
+const DASHBOARD: &str = "dashboards/mcastor.json";
+
+fn dashboard() -> serde_json::Value {
+    serde_json::from_str(&read(DASHBOARD)).unwrap()
+}
+
+/// Returns the elements of a JSON array, or none if `value` is not an array.
+fn elements(value: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// Returns the rows and panels of a dashboard, including the panels of collapsed rows.
+fn rows_and_panels(board: &serde_json::Value) -> Vec<&serde_json::Value> {
+    elements(&board["panels"])
+        .flat_map(|panel| std::iter::once(panel).chain(elements(&panel["panels"])))
+        .collect()
+}
+
+/// Returns the panels of a dashboard without rows.
+fn panels(board: &serde_json::Value) -> Vec<&serde_json::Value> {
+    let mut panels = rows_and_panels(board);
+    panels.retain(|panel| panel["type"] != "row");
+    panels
+}
+
+/// Returns the queries of a panel.
+fn queries(panel: &serde_json::Value) -> Vec<&str> {
+    let targets = elements(&panel["targets"]);
+    targets.map(|t| t["expr"].as_str().unwrap()).collect()
+}
+
+/// Returns the `process_...` words of a query.
+fn process_words(query: &str) -> impl Iterator<Item = &str> {
+    query
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|w| w.starts_with("process_"))
+}
+
+/// Returns the ranges of a query, such as `5m` of `rate(x[5m])`.
+fn ranges(query: &str) -> impl Iterator<Item = &str> {
+    let after_bracket = query.split('[').skip(1);
+    after_bracket.map(|rest| rest.split(']').next().unwrap())
+}
+
+/// Returns the minutes of a range.
+fn minutes(range: &str) -> u64 {
+    let (number, unit) = range.split_at(range.len() - 1);
+    let unit = match unit {
+        "m" => 1,
+        "h" => 60,
+        "d" => 24 * 60,
+        _ => panic!("{range}: unknown unit"),
+    };
+    unit * number.parse::<u64>().expect(range)
+}
+
 #[test]
 fn dashboard_panels_query_metrics() {
-    for path in files("dashboards", &["json"]) {
-        let text = read(&path);
-        let board: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let panels = board["panels"].as_array().unwrap();
-        assert!(!panels.is_empty());
-        for panel in panels.iter().filter(|p| p["type"] != "row") {
-            let targets = panel["targets"].as_array().unwrap();
-            assert!(!targets.is_empty(), "{}", panel["title"]);
-            for target in targets {
-                let expr = target["expr"].as_str().unwrap();
-                assert!(!metric_words(expr).is_empty(), "{expr}");
+    let board = dashboard();
+    let panels = panels(&board);
+    assert!(panels.len() > 20, "{} panels", panels.len());
+    for panel in panels {
+        let queries = queries(panel);
+        assert!(!queries.is_empty(), "{}", panel["title"]);
+        for query in queries {
+            let process: Vec<&str> = process_words(query).collect();
+            let unknown = process.iter().find(|w| !PROCESS_METRICS.contains(w));
+            assert_eq!(unknown, None, "{query}");
+            let of_prometheus = query.contains("ALERTS{");
+            let named = !metric_words(query).is_empty() || !process.is_empty() || of_prometheus;
+            assert!(named, "{query}");
+            // Grafana derives $__rate_interval from the scrape interval.
+            for range in ranges(query).filter(|r| *r != "$__rate_interval") {
+                assert!(minutes(range) >= 5, "{query}");
             }
         }
+    }
+}
+
+/// A query selects by job and instance, and by interface and route if its metric has the label.
+#[test]
+fn dashboard_queries_use_the_variables() {
+    let board = dashboard();
+    let catalogue = catalogue();
+    for query in panels(&board).into_iter().flat_map(queries) {
+        let metrics = metric_words(query);
+        if metrics.is_empty() && process_words(query).next().is_none() {
+            continue;
+        }
+        let mut selectors = vec!["job", "instance"];
+        for name in &metrics {
+            let family = name.strip_suffix("_bucket").unwrap_or(name);
+            let labels = &catalogue[family].labels;
+            selectors.extend(["iface", "route"].iter().filter(|l| labels.contains(**l)));
+        }
+        for label in selectors {
+            let selector = format!("{label}=~\"${label}\"");
+            assert!(query.contains(&selector), "{query} lacks {selector}");
+        }
+    }
+    let variables: Vec<&str> = elements(&board["templating"]["list"])
+        .map(|v| v["name"].as_str().unwrap())
+        .collect();
+    let expected = ["datasource", "job", "instance", "iface", "route", "docs"];
+    assert_eq!(variables, expected);
+    for variable in elements(&board["templating"]["list"]).filter(|v| v["type"] == "query") {
+        for property in ["multi", "includeAll"] {
+            assert_eq!(variable[property], true, "{}: {property}", variable["name"]);
+        }
+    }
+}
+
+#[test]
+fn dashboard_panels_have_ids_and_units() {
+    let board = dashboard();
+    let mut ids = BTreeSet::new();
+    for panel in rows_and_panels(&board) {
+        assert!(ids.insert(panel["id"].as_u64()), "id of {}", panel["title"]);
+    }
+    for panel in panels(&board) {
+        let unit = panel["fieldConfig"]["defaults"]["unit"].as_str();
+        assert!(unit.is_some_and(|u| !u.is_empty()), "{}", panel["title"]);
+    }
+    let rows: Vec<bool> = elements(&board["panels"])
+        .filter(|panel| panel["type"] == "row")
+        .map(|row| row["collapsed"].as_bool().unwrap())
+        .collect();
+    assert!(rows.len() > 3, "{} rows", rows.len());
+    assert!(!rows[0], "the overview is collapsed");
+    assert!(rows[1..].iter().all(|collapsed| *collapsed), "{rows:?}");
+}
+
+/// States are drawn as a timeline with names, and a limit does not flatten the curve beside it.
+#[test]
+fn dashboard_states_and_limits_are_readable() {
+    let board = dashboard();
+    let panels = panels(&board);
+    let panel = |metric: &str| {
+        let found = panels.iter().find(|p| {
+            let queries = queries(p);
+            queries.iter().any(|q| metric_words(q).contains(metric))
+        });
+        *found.unwrap_or_else(|| panic!("no panel shows {metric}"))
+    };
+    for metric in [
+        "mcastor_interface_up",
+        "mcastor_querier",
+        "mcastor_docker_connected",
+        "mcastor_mnat_server_up",
+    ] {
+        let panel = panel(metric);
+        assert_eq!(panel["type"], "state-timeline", "{metric}");
+        let names = &panel["fieldConfig"]["defaults"]["mappings"][0]["options"];
+        for value in ["0", "1"] {
+            assert!(names[value]["text"].is_string(), "{metric}: {value}");
+        }
+    }
+    let flows = &panel("mcastor_flow_limit")["fieldConfig"]["overrides"][0];
+    assert_eq!(flows["properties"][0]["id"], "custom.axisPlacement");
+    assert_eq!(flows["properties"][0]["value"], "right");
+}
+
+#[test]
+fn dashboard_annotates_restarts_and_refused_reloads() {
+    let board = dashboard();
+    let annotations: Vec<&str> = elements(&board["annotations"]["list"])
+        .filter_map(|a| a["expr"].as_str())
+        .collect();
+    for metric in [
+        "process_start_time_seconds",
+        "mcastor_config_last_reload_successful",
+    ] {
+        let annotated = annotations.iter().any(|expr| expr.contains(metric));
+        assert!(annotated, "no annotation of {metric}");
+    }
+    let mut documents = 0;
+    for link in elements(&board["links"]) {
+        let url = link["url"].as_str().unwrap();
+        if let Some(file) = url.strip_prefix("${docs}/") {
+            documents += 1;
+            assert!(root().join("docs").join(file).exists(), "{url}");
+        }
+    }
+    assert_eq!(documents, 2);
+}
+
+/// An alerting rule.
+struct Alert<'t> {
+    name: &'t str,
+    expression: &'t str,
+    /// What follows `for: `.
+    rest: &'t str,
+}
+
+/// Returns the rules of dashboards/alerts.yml.
+fn alerts(text: &str) -> Vec<Alert<'_>> {
+    let rules = text.split("- alert: ").skip(1);
+    rules
+        .map(|rule| {
+            let (name, rule) = rule.split_once('\n').unwrap();
+            let (_, rule) = rule.split_once(" expr: ").expect(name);
+            let Some((expression, rest)) = rule.split_once(" for: ") else {
+                panic!("{name} has no `for`");
+            };
+            Alert {
+                name,
+                expression,
+                rest,
+            }
+        })
+        .collect()
+}
+
+/// Prometheus may scrape once a minute, so a window of less than five minutes has too few samples.
+#[test]
+fn alerts_have_long_windows_severity_and_runbook() {
+    let text = read("dashboards/alerts.yml");
+    let alerts = alerts(&text);
+    assert!(alerts.len() > 8, "{} alerts", alerts.len());
+    let sections = anchors(&read("docs/troubleshooting.md"));
+    let metrics = read("docs/metrics.md");
+    for Alert {
+        name,
+        expression,
+        rest,
+    } in &alerts
+    {
+        assert!(minutes(rest.lines().next().unwrap()) > 0, "{name}");
+        for range in ranges(expression) {
+            assert!(minutes(range) >= 5, "{name}: {range}");
+        }
+        let value = |key: &str| {
+            let values: Vec<&str> = rest
+                .lines()
+                .filter_map(|l| l.trim().strip_prefix(key)?.strip_prefix(": "))
+                .collect();
+            assert_eq!(values.len(), 1, "{key} of {name}");
+            values[0]
+        };
+        let severity = value("severity");
+        assert!(["warning", "critical"].contains(&severity), "{name}");
+        let row = format!("| {name} | {severity} |");
+        assert!(metrics.contains(&row), "docs/metrics.md lacks a row {row}");
+        let base = "'{{ or $externalLabels.runbook_base \"docs\" }}/troubleshooting.md#";
+        let url = value("runbook_url");
+        let anchor = url.strip_prefix(base).and_then(|a| a.strip_suffix('\''));
+        match anchor.expect(name) {
+            // findings_and_drop_reasons_have_an_anchor covers all reasons.
+            "{{ $labels.reason }}" => assert!(expression.contains("reason"), "{name}"),
+            anchor => assert!(sections.contains(anchor), "{name}: no section {anchor}"),
+        }
+    }
+    let rows = metrics.lines().filter(|l| l.starts_with("| Mcastor"));
+    assert_eq!(rows.count(), alerts.len(), "alerts in docs/metrics.md");
+}
+
+/// `mcastor doctor`, the alerts and the dashboard agree on what is part of normal operation.
+#[test]
+fn alerts_and_dashboard_exclude_normal_drop_reasons() {
+    let selector = format!("reason!~\"{}\"", NORMAL_REASONS.join("|"));
+    for file in ["dashboards/alerts.yml", DASHBOARD] {
+        // JSON escapes quotation marks.
+        let text = read(file).replace('\\', "");
+        assert!(text.contains(&selector), "{file} lacks {selector}");
+        assert_eq!(text.matches("reason!~").count(), 1, "{file}");
+    }
+    for reason in NORMAL_REASONS {
+        let known = DropReason::ALL.iter().any(|r| r.label() == reason);
+        assert!(known, "{reason} is not a drop reason");
     }
 }
 

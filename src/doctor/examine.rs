@@ -115,8 +115,8 @@ fn links(facts: &Facts, out: &mut Vec<Finding>) {
     }
 }
 
-/// Drop reasons that are part of normal operation.
-const NORMAL_REASONS: [&str; 12] = [
+/// Drop reasons that are part of normal operation. The alerts and the dashboard exclude them too.
+pub const NORMAL_REASONS: [&str; 12] = [
     "no_route",
     "source_excepted",
     "not_wanted",
