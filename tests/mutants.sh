@@ -37,6 +37,9 @@ for name in $modules; do
   echo "pub mod $name;" >>"$folder/src/lib.rs"
 done
 cp -r proptest-regressions "$folder/"
+# The vectors of the translation.
+mkdir -p "$folder/tests"
+cp -r tests/vectors "$folder/tests/"
 cp Cargo.lock "$folder/"
 cp tests/mutants.toml "$folder/.cargo/"
 

@@ -238,6 +238,48 @@ mod tests {
         assert_eq!(out, [7]);
     }
 
+    #[test]
+    fn df_is_cleared_of_whole_packets_with_df_only() {
+        let mut with_df = packet(&[], 100, DONT_FRAGMENT);
+        assert!(clear_dont_fragment(&mut with_df, 0x1234));
+        let mut expected = packet(&[], 100, 0);
+        expected[4..6].copy_from_slice(&[0x12, 0x34]);
+        refresh_ipv4_checksum(&mut expected);
+        assert_eq!(with_df, expected);
+        for flags in [0, DONT_FRAGMENT | MORE_FRAGMENTS, DONT_FRAGMENT | 5] {
+            let mut other = packet(&[], 100, flags);
+            let before = other.clone();
+            assert!(!clear_dont_fragment(&mut other, 1));
+            assert_eq!(other, before);
+        }
+    }
+
+    /// RFC 8200 section 4.5: offsets count eight bytes, and each but the last has the M flag.
+    #[test]
+    fn ipv6_fragments_contain_the_whole_body() {
+        let body: Vec<u8> = (0..250).collect();
+        let mut whole = vec![0u8; 40];
+        (whole[0], whole[6], whole[7]) = (0x60, 17, 9);
+        whole[4..6].copy_from_slice(&250u16.to_be_bytes());
+        whole.extend(&body);
+        let (mut out, mut ranges) = (Vec::new(), Vec::new());
+        fragment_v6(&whole, 150, 0x0102_0304, &mut out, |r| ranges.push(r)).unwrap();
+        let mut reassembled = Vec::new();
+        for (n, range) in ranges.iter().enumerate() {
+            let fragment = &out[range.clone()];
+            assert!(fragment.len() <= 150);
+            let length = u16::from_be_bytes([fragment[4], fragment[5]]);
+            assert_eq!(usize::from(length), fragment.len() - 40);
+            assert_eq!((fragment[6], fragment[40], fragment[7]), (44, 17, 9));
+            assert_eq!(fragment[44..48], [1, 2, 3, 4]);
+            let field = u16::from_be_bytes([fragment[42], fragment[43]]);
+            assert_eq!(usize::from(field & !7), reassembled.len());
+            assert_eq!(field & 7, u16::from(n + 1 < ranges.len()));
+            reassembled.extend_from_slice(&fragment[48..]);
+        }
+        assert_eq!((reassembled, ranges.len()), (body, 3));
+    }
+
     /// RFC 8200 section 4.5: no payload of an IPv6 packet is longer than 65,535 bytes after
     /// reassembly.
     #[test]

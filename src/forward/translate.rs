@@ -393,3 +393,6 @@ fn six_to_four(
         change,
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -214,6 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn unfinished_source_routes_are_found_behind_other_options() {
+        for (options, expected) in [
+            (&[][..], false),
+            (&[131, 7, 4, 1, 2, 3, 4], true),
+            (&[137, 7, 7, 1, 2, 3, 4], true),
+            // The packet has passed all routers.
+            (&[137, 7, 8, 1, 2, 3, 4], false),
+            (&[1, 7, 4, 5, 6, 131, 7, 4], true),
+            (&[0, 131, 7, 4], false),
+            // Nothing behind an invalid length is read.
+            (&[7, 0, 131, 7, 4], false),
+            (&[7, 1, 131, 7, 4], false),
+            (&[7, 9, 131, 7, 4], false),
+        ] {
+            assert_eq!(has_source_route(options), expected, "{options:?}");
+        }
+    }
+
+    #[test]
     fn fragmented_extension_headers_are_not_translated() {
         for next in [
             protocol::HOP_BY_HOP,

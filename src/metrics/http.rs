@@ -13,6 +13,8 @@ pub enum HttpRefusal {
     Busy,
     /// A newer connection replaced the oldest one.
     Evicted,
+    /// The client did not send its request in time.
+    RequestTimeout,
     /// The client did not read its answer.
     WriteTimeout,
     /// The client sent more than one request on its connection.
@@ -23,10 +25,11 @@ pub enum HttpRefusal {
 
 impl HttpRefusal {
     /// All reasons.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Host,
         Self::Busy,
         Self::Evicted,
+        Self::RequestTimeout,
         Self::WriteTimeout,
         Self::Pipelined,
         Self::LongHead,
@@ -38,6 +41,7 @@ impl HttpRefusal {
             Self::Host => "host",
             Self::Busy => "busy",
             Self::Evicted => "evicted",
+            Self::RequestTimeout => "request_timeout",
             Self::WriteTimeout => "write_timeout",
             Self::Pipelined => "pipelined",
             Self::LongHead => "long_head",

@@ -9,6 +9,7 @@ use actix_rt::net::{ActixStream, Ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::REQUEST_TIMEOUT;
 use super::refusals::Refusals;
 use crate::metrics::http::HttpRefusal;
 
@@ -35,6 +36,8 @@ pub struct RequestStream<S> {
     head_bytes: usize,
     /// Whether the client sent more than the first head.
     is_pipelined: bool,
+    /// Whether the client did not send its request in time.
+    is_late: bool,
     /// Runs while the client does not read.
     write_timeout: Option<Pin<Box<Sleep>>>,
     linger: Option<Linger>,
@@ -55,6 +58,7 @@ impl<S> RequestStream<S> {
             head: HeadScanner::default(),
             head_bytes: 0,
             is_pipelined: false,
+            is_late: false,
             write_timeout: None,
             linger: None,
             refusals,
@@ -67,6 +71,20 @@ impl<S> RequestStream<S> {
                 HttpRefusal::Pipelined,
                 "a client sent more than one request, or a body; only the first request of a \
                  connection is answered: open a connection for each",
+            );
+        }
+    }
+
+    /// Counts an answer of actix-http to a request that did not arrive in time.
+    fn report_late(&mut self, answer: &[u8]) {
+        let is_late = !self.head.is_complete && answer.starts_with(b"HTTP/1.1 408");
+        if is_late && !std::mem::replace(&mut self.is_late, true) {
+            self.refusals.report(
+                HttpRefusal::RequestTimeout,
+                format_args!(
+                    "closed the connection of a client that did not send its request within {} s",
+                    REQUEST_TIMEOUT.as_secs()
+                ),
             );
         }
     }
@@ -128,6 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for RequestStream<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.report_late(buf);
         match Pin::new(&mut self.io).poll_write(cx, buf) {
             Poll::Ready(written) => {
                 self.write_timeout = None;

@@ -16,6 +16,7 @@ use crate::lab::{
 cases!("http":
     unread_pipelined_requests_do_not_affect_others,
     idle_connections_give_way_to_new_ones,
+    late_request_is_counted,
     unread_answer_times_out,
     only_the_first_request_of_a_connection_is_answered,
     foreign_host_is_refused,
@@ -164,6 +165,16 @@ fn idle_connections_give_way_to_new_ones(lab: &Lab) {
     let mut answer = String::new();
     newest.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+/// A client that sends half a request is answered with 408, and counted.
+fn late_request_is_counted(lab: &Lab) {
+    let (star, router) = star_v4(lab, 1);
+    let mut late = connect(&star.rtr, 1, "GET /metrics HTTP/1.1\r\nHost: router\r\n");
+    router.expect_metric(REFUSED, &[("reason", "request_timeout")], 1);
+    let mut answer = String::new();
+    late[0].read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 /// A slow reader holds no memory of the server for longer than the timeout.
