@@ -189,3 +189,56 @@ impl HostTracker {
         Some(removed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn sources(numbers: &[u8]) -> BTreeSet<Source> {
+        let source = |n: &u8| Source::new(IpAddr::from([10, 0, 0, *n])).unwrap();
+        numbers.iter().map(source).collect()
+    }
+
+    fn host(number: u8) -> IpAddr {
+        [10, 9, 9, number].into()
+    }
+
+    #[test]
+    fn excluded_source_is_requested_while_a_host_does_not_exclude_it() {
+        let expires = Instant::now() + Duration::from_secs(60);
+        let mut tracker = HostTracker::default();
+        let mut apply = |number, kind, list: &[u8]| {
+            assert!(tracker.apply(host(number), kind, &sources(list), expires, 100));
+            let [first, second] = [1, 2].map(|n| sources(&[n]).pop_first().unwrap());
+            (tracker.is_requested(&first), tracker.is_requested(&second))
+        };
+        for number in 1..=3 {
+            let requested = apply(number, RecordType::ModeIsExclude, &[1]);
+            assert_eq!(requested, (false, true));
+        }
+        // Two of three hosts change to EXCLUDE {2}: both sources have hosts that accept them.
+        assert_eq!(apply(1, RecordType::ModeIsExclude, &[2]), (true, true));
+        assert_eq!(apply(2, RecordType::ModeIsExclude, &[2]), (true, true));
+        assert_eq!(apply(3, RecordType::ModeIsExclude, &[2]), (true, false));
+        // All leave.
+        for number in 1..=3 {
+            apply(number, RecordType::ChangeToInclude, &[]);
+        }
+        assert_eq!(apply(4, RecordType::ModeIsInclude, &[2]), (false, true));
+        assert_eq!(tracker.entries(), 2);
+    }
+
+    #[test]
+    fn entries_are_limited_exactly() {
+        let expires = Instant::now() + Duration::from_secs(60);
+        let mut tracker = HostTracker::default();
+        let kind = RecordType::ModeIsInclude;
+        assert!(tracker.apply(host(1), kind, &sources(&[1, 2]), expires, 5));
+        assert!(tracker.apply(host(2), kind, &sources(&[3]), expires, 5));
+        assert_eq!(tracker.entries(), 5);
+        assert!(!tracker.apply(host(3), kind, &sources(&[4]), expires, 5));
+        assert_eq!((tracker.entries(), tracker.hosts().count()), (5, 2));
+    }
+}

@@ -665,6 +665,54 @@ mod tests {
         lines
     }
 
+    #[test]
+    fn paths_of_patterns_have_the_names_of_links() {
+        let rule = RouteRule {
+            name: RouteName::new("r"),
+            ..RouteRule::new(
+                "eth*".parse().unwrap(),
+                "225.0.0.1/32".parse().unwrap(),
+                patterns(&[2, 6, 7]),
+            )
+        };
+        let builder = FibBuilder::new(&[], &links());
+        let names: Vec<String> = (builder.path_names(&rule).iter())
+            .map(|(route, iif, oif)| format!("{route} {iif} {oif}"))
+            .collect();
+        assert_eq!(
+            names,
+            ["r eth0 br0", "r eth0 br1", "r eth1 br0", "r eth1 br1"]
+        );
+    }
+
+    /// Streams have an active ingress only where they can arrive on several.
+    #[test]
+    fn several_ingresses_of_an_egress_select_an_active_one() {
+        let selections = |from: &str, takeover: bool| {
+            let mut rule = RouteRule::new(
+                from.parse().unwrap(),
+                "225.0.0.1/32".parse().unwrap(),
+                patterns(&[2]),
+            );
+            rule.redundant = false;
+            if !takeover {
+                rule.takeover = None;
+            }
+            let rib = Rib {
+                rules: vec![rule].into(),
+                ..Rib::default()
+            };
+            let fib = rib.build_fib(&links(), 1);
+            let ingresses = fib.ingresses.values();
+            ingresses
+                .filter(|ingress| ingress.selection.is_some())
+                .count()
+        };
+        assert_eq!(selections("eth*", true), 2);
+        assert_eq!(selections("eth*", false), 0);
+        assert_eq!(selections("eth0", true), 0);
+    }
+
     fn rule() -> impl Strategy<Value = RouteRule> {
         let to = prop::collection::vec(0usize..PATTERNS.len(), 0..4);
         let options = (any::<bool>(), any::<bool>(), any::<bool>());

@@ -292,6 +292,19 @@ mod tests {
     }
 
     #[test]
+    fn takeover_is_reported_once() {
+        let link = EgressLink::new();
+        assert!(link.forwards(0));
+        link.see(LOW, 1);
+        assert!(!link.forwards(500));
+        let decide = |now_ms| (link.forwarders).decide(link.stream, link.egress, 200, 500, now_ms);
+        assert_eq!(decide(501), YieldDecision::Forward { takeover: true });
+        for now_ms in [502, 503, 700] {
+            assert_eq!(decide(now_ms), YieldDecision::FORWARD);
+        }
+    }
+
+    #[test]
     fn higher_address_is_expected_to_yield() {
         let link = EgressLink::new();
         link.see(HIGH, 1);

@@ -208,6 +208,7 @@ mod tests {
     use super::*;
     use crate::model::{InterfaceId, JoinRule, LinkAddress, Origin, RouteName, TtlThreshold};
     use crate::table::ReportOptions;
+    use crate::table::rib_change::RibChange;
 
     fn link(index: u32, name: &str) -> Link {
         Link::new(InterfaceId::new(index).unwrap(), name.parse().unwrap())
@@ -248,6 +249,45 @@ mod tests {
         ];
         assert_eq!(paths, expected.map(|(i, o)| (i.into(), o.into())));
         assert_eq!(fib.egresses.len(), 3);
+    }
+
+    #[test]
+    fn joins_have_a_largest_prefix() {
+        let join = |group: &str| JoinRule {
+            interface: "eth0".parse().unwrap(),
+            source: None,
+            group: group.parse().unwrap(),
+            origin: Origin::Command,
+        };
+        let mut rib = Rib::default();
+        assert_eq!(rib.join(join("239.1.0.0/20")), Ok(()));
+        assert_eq!(rib.join(join("239.9.9.9")), Ok(()));
+        let refused = rib.join(join("239.2.0.0/19"));
+        assert_eq!(
+            refused,
+            Err(RibError::TooManyGroups("239.2.0.0/19".parse().unwrap()))
+        );
+    }
+
+    /// Only a route that drops packets on purpose may match link-local groups without
+    /// `link_local = true`.
+    #[test]
+    fn link_local_groups_need_permission() {
+        let add = |group: &str, link_local: bool, allow_no_effect: bool| {
+            let rule = RouteRule {
+                link_local,
+                ..rule("eth0", group, &["eth1"])
+            };
+            let change = RibChange::AddRoute {
+                rule: Box::new(rule),
+                allow_no_effect,
+            };
+            change.apply(&mut Rib::default()).is_ok()
+        };
+        assert!(!add("224.0.0.5", false, false));
+        assert!(add("224.0.0.5", true, false));
+        assert!(add("224.0.0.5", false, true));
+        assert!(add("225.0.0.5", false, false));
     }
 
     #[test]

@@ -222,6 +222,14 @@ mod tests {
         RouteRule::new(pattern(format!("in{from}")), group, to)
     }
 
+    #[test]
+    fn emptiness_follows_the_number_of_routes() {
+        let mut rules = RouteRules::default();
+        assert!(rules.is_empty());
+        rules.push(rule(1, 1, 1));
+        assert!(!rules.is_empty());
+    }
+
     proptest! {
         #[test]
         fn index_equals_a_search_in_all_routes(

@@ -17,3 +17,15 @@ pub const PROTOCOL: u8 = 17;
 pub fn checksum_field(computed: u16) -> u16 {
     if computed == 0 { 0xffff } else { computed }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn computed_zero_is_sent_as_all_ones() {
+        assert_eq!(checksum_field(0), 0xffff);
+        assert_eq!(checksum_field(0xffff), 0xffff);
+        assert_eq!(checksum_field(0x1234), 0x1234);
+    }
+}
