@@ -7,11 +7,11 @@ pub mod service;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +36,9 @@ use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::Planes;
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
-use crate::settings::{HttpAddress, LimitSettings, PlaneKind, Settings, SettingsReport};
+use crate::settings::{
+    DEFAULT_SOCKET, HttpAddress, LimitSettings, PlaneKind, Settings, SettingsReport,
+};
 use crate::sys;
 use crate::sys::activation::PassedListener;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
@@ -180,10 +182,13 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
     log_skipped_lines(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
-        Clients::Control => Some(ListeningSocket::bind(
-            &settings.control.socket,
-            CONTROL_SETTING,
-        )?),
+        Clients::Control => {
+            let socket = &settings.control.socket;
+            if socket == Path::new(DEFAULT_SOCKET) {
+                create_socket_folder(socket);
+            }
+            Some(ListeningSocket::bind(socket, CONTROL_SETTING)?)
+        }
     };
     let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
         Err(AppError::PidFile { path, cause }) if control.is_none() => {
@@ -334,10 +339,23 @@ impl Signals {
     }
 }
 
-/// Loads the settings again and applies them. Invalid settings change nothing.
+/// Loads the settings again and applies them. Invalid settings change nothing. systemd is notified of
+/// the start and of the result.
 ///
 /// Returns a summary of the result, or the reason for which the active settings stay.
 async fn reload(
+    load: &Load,
+    active_settings: &mut Settings,
+    mnat_override: Option<&Config>,
+    actors: (&RouterContext, &Addr<Supervisor>),
+) -> Result<String, String> {
+    service::notify_reloading();
+    let outcome = apply_loaded(load, active_settings, mnat_override, actors).await;
+    service::notify_reloaded(&outcome);
+    outcome
+}
+
+async fn apply_loaded(
     load: &Load,
     active_settings: &mut Settings,
     mnat_override: Option<&Config>,
@@ -424,6 +442,15 @@ impl Drop for PidFile {
         {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Creates the folder of the default control socket, if it is missing. The service manager or the
+/// container image creates it otherwise.
+fn create_socket_folder(socket: &Path) {
+    if let Some(folder) = socket.parent() {
+        // Ignores a failure: creating the socket reports it.
+        let _ = DirBuilder::new().mode(0o755).create(folder);
     }
 }
 

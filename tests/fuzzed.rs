@@ -308,7 +308,7 @@ fn control() {
 fn settings() {
     let real: [&str; 5] = [
         "[[route]]\nfrom = \"a\"\nsource = \"10.0.0.1\"\ngroup = \"225.1.2.3\"\nto = [\"b\"]\nrewrite = { source = \"fd00::1\", group = \"ff3e::1\", port = 5001 }\n[[route]]\nfrom = \"b\"\ngroup = \"225.0.0.0/8\"\nto = [\"a\"]\nrewrite = { group = \"239.0.0.0/8\" }\n",
-        "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor.sock\"\n[plane]\nkind = \"auto\"\n",
+        "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor/mcastor.sock\"\n[plane]\nkind = \"auto\"\n",
         "[[interface]]\nname = \"eth1\"\nttl_threshold = 3\n[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.0/24\"\nto = [\"eth1\", \"veth*\"]\nttl = { set = 8 }\n",
         "[[route]]\nname = \"a\"\nfrom = \"br-*\"\nsource = \"192.168.1.0/24\"\nexcept_sources = [\"192.168.1.7\"]\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\nttl = \"keep\"\n",
         "[[route]]\nfrom = \"a\"\ngroup = \"ff3e::1\"\nto = [\"b\"]\n[[route]]\nfrom = \"b\"\ngroup = \"ff3e::1\"\nto = [\"a\"]\nlink_local = true\n",

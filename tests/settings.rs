@@ -128,6 +128,19 @@ fn every_example_loads() {
     }
 }
 
+/// The file that packages install forwards nothing. Its examples are valid without the leading `#`.
+#[test]
+fn installed_file_and_its_examples_load() {
+    let file = root().join("conf/systemd/mcastor.toml");
+    let settings = load_env(Some(&file), &[]).unwrap();
+    assert!(settings.routes.is_empty() && settings.proxies.is_empty());
+    let text = fs::read_to_string(&file).unwrap();
+    let lines = text.lines().filter_map(|line| line.strip_prefix('#'));
+    let examples: Vec<&str> = lines.filter(|l| !l.starts_with([' ', ':'])).collect();
+    let settings = load_text(&examples.join("\n"), &[]).unwrap();
+    assert_eq!((settings.routes.len(), settings.proxies.len()), (1, 1));
+}
+
 #[test]
 fn every_good_file_loads() {
     let files = files("tests/settings/good");
@@ -346,7 +359,10 @@ fn empty_file_gives_the_defaults() {
         settings.http.listen,
         Some(HttpAddress::Tcp("127.0.0.1:9464".parse().unwrap()))
     );
-    assert_eq!(settings.control.socket, Path::new("/run/mcastor.sock"));
+    assert_eq!(
+        settings.control.socket,
+        Path::new("/run/mcastor/mcastor.sock")
+    );
     assert_eq!(settings.plane.kind, PlaneKind::Auto);
     assert_eq!(
         (settings.log.level.as_str(), settings.log.format),

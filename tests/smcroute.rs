@@ -210,7 +210,7 @@ fn toml_is_read_under_any_file_name() {
 
 #[test]
 fn unit_is_sandboxed_and_accepts_smcroute_options() {
-    let unit = include_str!("../conf/mcastor-smcroute.service");
+    let unit = include_str!("../conf/systemd/mcastor-smcroute.service");
     let value = |key: &str| {
         let line = unit
             .lines()

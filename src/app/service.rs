@@ -171,7 +171,7 @@ pub async fn notify_service_manager(context: Arc<RouterContext>, on_started: Opt
     while !context.health.is_ready() && started.elapsed() < START_TIMEOUT {
         sleep(Duration::from_millis(20)).await;
     }
-    notify(NotifyState::Ready);
+    notify(&[NotifyState::Ready]);
     if let Some(on_started) = on_started {
         on_started();
     }
@@ -180,7 +180,7 @@ pub async fn notify_service_manager(context: Arc<RouterContext>, on_started: Opt
     };
     loop {
         if query::show(&context, ShowQuery::Pending).await.is_ok() {
-            notify(NotifyState::Watchdog);
+            notify(&[NotifyState::Watchdog]);
         }
         sleep(watchdog_timeout / 3).await;
     }
@@ -188,12 +188,31 @@ pub async fn notify_service_manager(context: Arc<RouterContext>, on_started: Opt
 
 /// Reports the start of the shutdown to systemd.
 pub fn notify_stopping() {
-    notify(NotifyState::Stopping);
+    notify(&[NotifyState::Stopping]);
 }
 
-fn notify(state: NotifyState<'_>) {
+/// Reports the start of a reload to systemd. Units with `Type=notify-reload` need the time of it.
+pub fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(time) => notify(&[NotifyState::Reloading, time]),
+        Err(e) => debug!("no monotonic clock: {e}"),
+    }
+}
+
+/// Reports the end of a reload to systemd, and its result for `systemctl status`.
+pub fn notify_reloaded(outcome: &Result<String, String>) {
+    let status = match outcome {
+        Ok(done) => done.clone(),
+        Err(reason) => format!("reload refused: {reason}"),
+    };
+    // Further lines would be further notifications.
+    let status = status.lines().next().unwrap_or_default();
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
     // Fails if systemd did not start this process.
-    if let Err(e) = sd_notify::notify(&[state]) {
+    if let Err(e) = sd_notify::notify(states) {
         debug!("systemd: {e}");
     }
 }

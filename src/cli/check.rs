@@ -1,4 +1,4 @@
-//! `mcastor check FILE`: checks settings.
+//! `mcastor check [FILE]`: checks settings.
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -10,6 +10,7 @@ mod explain;
 mod group_and_port;
 pub mod health;
 mod log;
+pub mod man;
 pub mod mnat;
 pub mod output;
 mod pcapng;
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::frontend::control::Command as Request;
-use exit::fail;
+use crate::settings::DEFAULT_FILE;
 use output::print;
 
 /// A multicast router in user space.
@@ -44,7 +45,7 @@ use output::print;
     name = "mcastor",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 success, 1 failure, 2 invalid arguments or settings.\n\
+    after_help = "Exit codes: 0 success, 1 failure, 2 invalid arguments or settings.\n\n\
         To try it without changes to this machine's network: mcastor demo"
 )]
 struct Arguments {
@@ -59,11 +60,12 @@ enum Command {
     /// Check whether a settings file is valid
     #[command(
         after_help = "MCASTOR__… environment variables override the file, as for `mcastor run`.\n\
-        Example: mcastor check /etc/mcastor/mcastor.toml\n\
+        Examples:\n  mcastor check\n  mcastor check cameras.toml\n\
         Exit codes: 0 valid, 2 invalid."
     )]
     Check {
         /// Settings file (TOML or smcroute.conf)
+        #[arg(default_value = DEFAULT_FILE)]
         file: PathBuf,
         /// Print the result as one JSON object
         #[arg(long)]
@@ -73,15 +75,15 @@ enum Command {
     #[command(
         after_help = "Editors use it to complete and check keys. Refer to it in the first line of a settings file:\n  \
         #:schema ./mcastor.schema.json\n\
-        Example: mcastor schema > /etc/mcastor.schema.json"
+        Example: mcastor schema > /etc/mcastor/mcastor.schema.json"
     )]
     Schema,
     /// Convert an smcroute.conf or an igmpproxy.conf to TOML settings
     #[command(
         after_help = "Comments of an smcroute.conf are kept. An invalid line becomes a comment, and is reported\n\
         on standard error. So is what has no counterpart.\n\
-        Examples:\n  mcastor convert /etc/smcroute.conf > /etc/mcastor.toml\n  \
-        mcastor convert --from igmpproxy /etc/igmpproxy.conf > /etc/mcastor.toml\n\
+        Examples:\n  mcastor convert /etc/smcroute.conf > /etc/mcastor/mcastor.toml\n  \
+        mcastor convert --from igmpproxy /etc/igmpproxy.conf > /etc/mcastor/mcastor.toml\n\
         Exit codes: 0 success, 2 the file has invalid lines."
     )]
     Convert {
@@ -151,13 +153,18 @@ enum Command {
     },
     /// Print a manual page in roff format
     #[command(
-        after_help = "Examples:\n  mcastor man > /usr/local/share/man/man1/mcastor.1\n  \
-        mcastor man smcrouted > /usr/local/share/man/man8/smcrouted.8"
+        after_help = "Examples:\n  mcastor man run | man -l -\n  mcastor man mcastor.toml\n  \
+        mcastor man smcrouted > /usr/local/share/man/man8/smcrouted.8\n  \
+        mcastor man --directory /usr/local/share/man"
     )]
     Man {
-        /// The program
-        #[arg(value_enum, default_value_t = ProgramName::Mcastor)]
-        program: ProgramName,
+        /// A command, mcastor.toml, smcrouted or smcroutectl
+        #[arg(default_value = "mcastor")]
+        page: String,
+        /// Write the pages of mcastor, all its commands and mcastor.toml to man1 and man5 in this
+        /// directory
+        #[arg(long, value_name = "DIR", conflicts_with = "page")]
+        directory: Option<PathBuf>,
     },
 }
 
@@ -237,20 +244,6 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut command, name, &mut text);
             print(&text)
         }
-        Command::Man { program } => man(program),
-    }
-}
-
-fn man(program: ProgramName) -> ExitCode {
-    let page = clap_mangen::Man::new(program.command().0);
-    let page = match program {
-        ProgramName::Mcastor => page,
-        // Section 8, like the pages of smcroute.
-        ProgramName::Smcrouted | ProgramName::Smcroutectl => page.section("8"),
-    };
-    let mut text = Vec::new();
-    match page.render(&mut text) {
-        Ok(()) => print(&text),
-        Err(e) => fail(&e),
+        Command::Man { page, directory } => man::run(command(), &page, directory.as_deref()),
     }
 }

@@ -1,6 +1,7 @@
 //! `mcastor run`: the router.
 
-use std::path::PathBuf;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use tracing::info;
@@ -10,17 +11,20 @@ use super::exit::{UNUSABLE, fail};
 use super::log::{RouterLog, TextFields};
 use crate::app::{self, Clients, Options};
 use crate::model::escape::EscapeStyle;
-use crate::settings::{LogFormat, LogSettings, PlaneKind, Settings, environment};
+use crate::settings::{DEFAULT_FILE, LogFormat, LogSettings, PlaneKind, Settings, environment};
 use crate::sys::capabilities::kept_names;
 
 /// Arguments of `mcastor run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  With a settings file:
-    mcastor run --config /etc/mcastor/mcastor.toml
+  With /etc/mcastor/mcastor.toml, if it exists, and the environment variables:
+    mcastor run
 
-  Without a file, with environment variables only:
+  With another settings file:
+    mcastor run --config cameras.toml
+
+  With environment variables only:
     MCASTOR__ROUTE__0__FROM=eth0 MCASTOR__ROUTE__0__GROUP=225.1.2.3 \\
     MCASTOR__ROUTE__0__TO=eth1 mcastor run
 
@@ -29,7 +33,8 @@ SIGHUP reloads the settings. SIGTERM and SIGINT stop the router.
 It needs CAP_NET_RAW, which root has. It does not need kernel multicast routing, iptables rules
 or changes of rp_filter.")]
 pub struct RunArgs {
-    /// Settings file (TOML or smcroute.conf). Without it, only MCASTOR__… variables are used
+    /// Settings file (TOML or smcroute.conf) [default: /etc/mcastor/mcastor.toml, if it exists].
+    /// MCASTOR__… environment variables override it
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Write the process id to this file; it is removed on exit
@@ -39,9 +44,12 @@ pub struct RunArgs {
 
 /// Runs `mcastor run` until a signal or an error stops it.
 pub fn run(args: RunArgs) -> ExitCode {
-    let config = args.config;
-    let config_path = config.clone();
-    let load = move || Settings::load(config.as_deref(), environment()).map_err(Box::new);
+    let file = SettingsFile::new(args.config);
+    let source = file.present().map_or_else(
+        || format!("settings from the environment, without {DEFAULT_FILE}"),
+        |path| path.display().to_string(),
+    );
+    let load = move || Settings::load(file.present(), environment()).map_err(Box::new);
     let settings = match load() {
         Ok(settings) => settings,
         Err(report) => {
@@ -50,10 +58,6 @@ pub fn run(args: RunArgs) -> ExitCode {
         }
     };
     start_log(&settings.log);
-    let source = config_path.map_or_else(
-        || "settings from the environment".to_owned(),
-        |path| path.display().to_string(),
-    );
     info!(
         "mcastor v{}, {source}, plane {}, {}",
         env!("CARGO_PKG_VERSION"),
@@ -74,6 +78,34 @@ pub fn run(args: RunArgs) -> ExitCode {
     match app::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
+    }
+}
+
+/// The settings file of a router process.
+struct SettingsFile {
+    path: PathBuf,
+    /// Whether a missing file is an error.
+    is_required: Cell<bool>,
+}
+
+impl SettingsFile {
+    /// Returns the file of `--config`, or else the default file, which may be missing.
+    fn new(named: Option<PathBuf>) -> Self {
+        Self {
+            is_required: Cell::new(named.is_some()),
+            path: named.unwrap_or_else(|| DEFAULT_FILE.into()),
+        }
+    }
+
+    /// Returns the path, or `None` for a default file that was missing each time. A file that was
+    /// once there is required: without it, a reload would end all its routes.
+    fn present(&self) -> Option<&Path> {
+        // A file that cannot be examined is loaded, so that the error is reported.
+        if self.is_required.get() || self.path.try_exists().unwrap_or(true) {
+            self.is_required.set(true);
+            return Some(&self.path);
+        }
+        None
     }
 }
 
@@ -99,5 +131,26 @@ pub(super) fn start_log(settings: &LogSettings) {
             log.with_writer(writer(EscapeStyle::Text)).init();
         }
         LogFormat::Json => log.json().with_writer(writer(EscapeStyle::Json)).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_file_may_be_missing_until_it_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mcastor.toml");
+        let file = SettingsFile {
+            path: path.clone(),
+            is_required: Cell::new(false),
+        };
+        assert_eq!(file.present(), None);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(file.present(), Some(&*path));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.present(), Some(&*path));
+        assert!(SettingsFile::new(Some(path)).present().is_some());
     }
 }

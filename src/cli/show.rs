@@ -13,9 +13,8 @@ use crate::api::{DropQuery, FlowOrder, FlowQuery, ShowQuery, ShowReply};
 use crate::frontend::control::{Command, client};
 use crate::model::escape::{EscapeStyle, escape};
 use crate::model::{Group, IfName, Source};
+use crate::settings::DEFAULT_SOCKET;
 
-/// Default path of the control socket.
-pub const DEFAULT_SOCKET: &str = "/run/mcastor.sock";
 /// The environment variable of the settings key `control.socket`.
 const SOCKET_VARIABLE: &str = "MCASTOR__CONTROL__SOCKET";
 

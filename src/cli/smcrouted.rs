@@ -40,7 +40,7 @@ const EX_CONFIG: u8 = 78;
     disable_help_flag = true,
     args_override_self = true,
     max_term_width = 100,
-    after_help = "Example: smcrouted -n -f /etc/smcroute.conf\n\
+    after_help = "Example: smcrouted -n -f /etc/smcroute.conf\n\n\
         SIGHUP reloads the file. SIGTERM and SIGINT stop the daemon.\n\
         Exit codes: 0 success, 64 invalid flags, 69 another daemon uses the socket,\n\
         77 missing privileges, 78 invalid file."

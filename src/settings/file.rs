@@ -11,6 +11,9 @@ use super::key_path::KeyPath;
 use super::locate::{FileText, LineStarts, location_in};
 use super::report::{NamedText, Problem, SourceLocation};
 
+/// The settings file of `mcastor run` and `mcastor check`, unless they name another one.
+pub const DEFAULT_FILE: &str = "/etc/mcastor/mcastor.toml";
+
 /// The largest settings file, in bytes. 100,000 routes take 10 MiB. While a file is loaded, it
 /// takes about fifty times its size in memory.
 pub const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -48,7 +51,7 @@ pub(super) fn read(file: &Path) -> Result<FileText, Box<Problem>> {
         return Err(problem(
             "a directory".into(),
             "a settings file",
-            "Name the file itself, such as /etc/mcastor.toml.",
+            "Name the file itself, such as /etc/mcastor/mcastor.toml.",
         ));
     }
     let mut bytes = Vec::new();

@@ -25,6 +25,7 @@ mod interfaces;
 mod joins;
 mod key_path;
 mod locate;
+mod manual;
 mod merge;
 mod mnat;
 mod proxies;
@@ -45,7 +46,9 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-pub use file::MAX_FILE;
+pub use file::{DEFAULT_FILE, MAX_FILE};
+pub use manual::manual_page;
+pub use raw::DEFAULT_SOCKET;
 pub use reference::{example_file, json_schema, key_table};
 pub use report::{MAX_PROBLEMS, Problem, SettingsReport};
 pub use smcroute::read as read_smcroute;

@@ -12,6 +12,9 @@ use super::declaration::{KeyDeclaration, KeyType, TableDeclaration, declare, raw
 use super::key_path::{KeyPath, PathSegment};
 use crate::model::rule::MAX_JOINED_GROUPS;
 
+/// The control socket, unless the settings name another one.
+pub const DEFAULT_SOCKET: &str = "/run/mcastor/mcastor.sock";
+
 raw_tables! {
     /// Every key of the settings, with its meaning.
     struct RawSettings {
@@ -46,7 +49,7 @@ raw_tables! {
     /// The control socket.
     struct RawControl {
         /// The UNIX socket that `mcastor show`, `add`, `reload` and other commands connect to.
-        socket: String, default_string("/run/mcastor.sock"), absolute_path(),
+        socket: String, default_string(DEFAULT_SOCKET), absolute_path(),
             range("absolute path, at most 107 bytes");
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{cases, route, star_v4, star_v6};
-use crate::lab::router::KernelRouter;
+use crate::lab::router::{BINARY, KernelRouter};
 use crate::lab::{
     Capture, Injector, Lab, Ns, Program, Router, Star, TIMEOUT, UdpRx, UdpTx, eventually, pcap,
     wait_until,
@@ -17,6 +17,7 @@ cases!("external_programs":
     #[Program("tcpdump", "tcpdump")] qdisc_bypass_hides_forwarded_packets_from_tcpdump,
     #[Program("tcpdump", "tcpdump")] #[Scapy] tcpdump_captures_match_on_both_sides,
     #[Scapy] scapy_finds_packets_unchanged,
+    #[Program("mandoc", "mandoc")] manual_pages_have_no_warning_of_mandoc,
     #[Program("smcrouted", "smcroute")] #[KernelMroute] #[Scapy] scapy_check_passes_for_kernel_routing,
 );
 
@@ -300,4 +301,22 @@ fn scapy_check_passes_for_kernel_routing(lab: &Lab) {
          mroute from in source fd00:0::10 group ff3e::1:2 to out1\n",
     );
     assert_unchanged_by_forwarding(lab, &star, &sent);
+}
+
+fn manual_pages_have_no_warning_of_mandoc(lab: &Lab) {
+    let (ns, folder) = (lab.ns("a"), lab.file("man"));
+    let path = folder.display().to_string();
+    let written = ns.output(BINARY, &["man", "--directory", &path]);
+    assert!(written.status.success(), "{written:?}");
+    let mut pages = Vec::new();
+    for section in ["man1", "man5"] {
+        let files = std::fs::read_dir(folder.join(section)).expect("a section");
+        pages.extend(files.map(|file| file.expect("a page").path().display().to_string()));
+    }
+    assert!(pages.len() > 20, "{pages:?}");
+    let mut args = vec!["-T", "lint", "-W", "warning"];
+    args.extend(pages.iter().map(String::as_str));
+    let lint = ns.output("mandoc", &args);
+    let printed = String::from_utf8_lossy(&lint.stdout).into_owned();
+    assert!(lint.status.success() && printed.is_empty(), "{printed}");
 }

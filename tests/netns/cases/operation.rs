@@ -239,7 +239,7 @@ fn invalid_settings_exit_2_with_location(lab: &Lab) {
 fn valid_settings_pass_check(lab: &Lab) {
     let ns = lab.ns("a");
     let path = lab.file("good.toml");
-    let toml = "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor.sock\"\n\
+    let toml = "[http]\nlisten = \"127.0.0.1:9464\"\n[control]\nsocket = \"/run/mcastor/mcastor.sock\"\n\
                 [plane]\nkind = \"auto\"\n[[interface]]\nname = \"eth1\"\nttl_threshold = 3\n\
                 [[route]]\nname = \"cameras\"\nfrom = \"eth0\"\nsource = \"192.168.1.0/24\"\n\
                 group = \"225.1.2.0/24\"\nto = [\"eth1\", \"veth*\"]\nttl = \"decrement\"\n";
@@ -436,7 +436,7 @@ fn invalid_arguments_exit_2(lab: &Lab) {
     for args in [
         &["run", "--no-such"][..],
         &["no-such"],
-        &["check"],
+        &["check", "a.toml", "b.toml"],
         &["show", "nothing"],
         &["run", "--config"],
     ] {
