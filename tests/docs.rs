@@ -50,6 +50,7 @@ fn documents() -> Vec<PathBuf> {
         root().join("README.md"),
         root().join("ARCHITECTURE.md"),
         root().join("SECURITY.md"),
+        root().join("CONTRIBUTING.md"),
     ];
     all.extend(files("docs", &["md"]));
     all.push(root().join("bench/results/membership.md"));
