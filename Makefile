@@ -4,18 +4,46 @@ PREFIX  ?= /usr/local
 # Programs that the tests use besides Rust: senders, receivers, peers and validators.
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
-           python3-jsonschema python3-yaml
+           python3-jsonschema python3-yaml mandoc
 
-.PHONY: build dist demo test soak bench bench-membership micro check supply-chain third-party mutants compiler packages \
-        image image-aarch64 test-image install install-smcroute clean
+.PHONY: build dist dist-binary deb demo test soak bench bench-membership micro check supply-chain \
+        third-party mutants compiler packages cross image test-image test-package test-helm \
+        install install-files install-smcroute clean
 
 # Optimised, without LTO.
 build:
 	cargo build --release --locked
 
 # What is installed: with LTO and without symbols, which takes longer.
-dist: compiler
+dist-binary: compiler
 	cargo build --profile dist --locked
+
+# What is released: target/dist-packages has a tarball for each of these targets, with one static
+# binary, manual pages, completions, unit and settings; a bill of materials, and SHA256SUMS. Runs
+# each binary, those of another architecture under qemu-user.
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+dist: compiler cross
+	image/dist.sh $(TARGETS)
+
+# The Debian packages of these targets, with the same binaries.
+deb: dist
+	image/deb.sh $(TARGETS)
+
+# What cross-building needs besides Rust.
+cross:
+ifneq ($(filter aarch64%,$(TARGETS)),)
+	@$(MAKE) --no-print-directory packages PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static"
+endif
+
+# Installs the Debian package in a fresh Debian 12, boots it with systemd in namespaces of its own,
+# forwards a packet, reloads, stops and purges. Needs root.
+test-package: deb
+	@$(MAKE) --no-print-directory packages PACKAGES="debootstrap systemd-container iproute2 util-linux"
+	tests/package.sh target/dist-packages/mcastor_*_amd64.deb
+
+# Renders conf/helm with Helm, as a library from PyPI (75 MB), and checks the manifests.
+test-helm: packages
+	tests/kubernetes/helm.sh
 
 demo: compiler build
 	target/release/mcastor demo
@@ -51,7 +79,7 @@ third-party:
 # Sends ten million generated frames to the capture path, changes routes 50,000 times, lets 50
 # containers join and leave at random for two minutes, and sends 100,000 membership reports a
 # second from unknown hosts for 30 s.
-soak: packages dist
+soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
 	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what
@@ -68,7 +96,7 @@ bench: packages
 
 # Time from a report to the first packet, 10,000 groups of 10 sources, joins upstream, and commands
 # beside smcroute.
-bench-membership: packages dist
+bench-membership: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- scale:: --skip soak --nocapture --test-threads 1
 
@@ -86,22 +114,21 @@ packages:
 # What is shipped with each binary.
 NOTICES = LICENSE-APACHE LICENSE-MIT THIRD-PARTY.md
 
-# A container image with one static binary on an empty base image. Needs docker and python3.
-IMAGE   ?= mcastor
-TARGET  ?= x86_64-unknown-linux-gnu
-VERSION  = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# Container images with one static binary on an empty base image: mcastor, the two ends of MNAT, and
+# mcastor:debug with a shell. Needs docker, or ENGINE=podman. For example
+# PLATFORMS=linux/amd64,linux/arm64 builds tags such as mcastor:0.1.0-arm64 too: docs/install.md.
+IMAGE     ?= mcastor
+PLATFORMS ?= linux/amd64
+TARGET     = x86_64-unknown-linux-gnu
 
-image: compiler target/image/mcastor.tar
-	docker build --quiet --build-arg VERSION=$(VERSION) --tag $(IMAGE):$(VERSION) --tag $(IMAGE):latest target/image
-	for end in mnat-ingress mnat-egress; do \
-	  docker build --quiet --build-arg VERSION=$(VERSION) --target $$end \
-	    --tag $(IMAGE)-$$end:$(VERSION) --tag $(IMAGE)-$$end:latest target/image || exit 1; \
-	done
+image: compiler
+	$(if $(findstring arm64,$(PLATFORMS)),@$(MAKE) --no-print-directory cross)
+	@$(MAKE) --no-print-directory packages PACKAGES=busybox-static
+	image/image.sh $(IMAGE) $(PLATFORMS)
 
 # Links glibc statically. The explicit target keeps these flags out of the other build folders.
 target/image/mcastor.tar: $(shell find src image -type f) Cargo.toml Cargo.lock $(NOTICES)
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile dist --locked --bin mcastor \
-	    --target $(TARGET)
+	image/build.sh $(TARGET)
 	mkdir -p target/image
 	cp image/Dockerfile target/image/
 	python3 image/archive.py $@ target/$(TARGET)/dist/mcastor
@@ -111,20 +138,32 @@ test-image: packages target/image/mcastor.tar
 	MCASTOR_IMAGE_BINARY=$(CURDIR)/target/$(TARGET)/dist/mcastor \
 	    cargo test --locked --test netns -- compose
 
-# Not tested so far. Needs a Rust target and a cross compiler:
-#   rustup target add aarch64-unknown-linux-gnu; apt-get install gcc-aarch64-linux-gnu
-image-aarch64:
-	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-	$(MAKE) target/image/mcastor.tar TARGET=aarch64-unknown-linux-gnu
-	docker build --quiet --platform linux/arm64 --build-arg VERSION=$(VERSION) \
-	    --tag $(IMAGE):$(VERSION)-arm64 target/image
+# Installs below PREFIX, and the settings in SYSCONFDIR unless they exist.
+SYSCONFDIR ?= /etc
+install: dist-binary
+	@$(MAKE) --no-print-directory install-files
 
-install: dist
-	install -D -m 755 target/dist/mcastor $(DESTDIR)$(PREFIX)/bin/mcastor
-	install -D -m 644 --target-directory=$(DESTDIR)$(PREFIX)/share/doc/mcastor $(NOTICES)
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	target/dist/mcastor man > $(DESTDIR)$(PREFIX)/share/man/man1/mcastor.1
-	target/dist/mcastor completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/mcastor
+# BINARY is installed. RUN starts it here; it prints the manual pages and completions.
+BINARY ?= target/dist/mcastor
+RUN    ?= $(BINARY)
+SHARE   = $(DESTDIR)$(PREFIX)/share
+UNITS   = $(DESTDIR)$(PREFIX)/lib/systemd/system
+install-files:
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/mcastor
+	install -D -m 644 --target-directory=$(SHARE)/doc/mcastor $(NOTICES)
+	install -D -m 644 conf/mcastor.schema.json $(SHARE)/mcastor/mcastor.schema.json
+	install -d $(SHARE)/doc/mcastor/examples $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+	  $(SHARE)/fish/vendor_completions.d $(UNITS) $(DESTDIR)$(SYSCONFDIR)/mcastor
+	for file in conf/*.toml; do \
+	  sed '1s|\./|$(PREFIX)/share/mcastor/|' $$file > $(SHARE)/doc/mcastor/examples/$${file##*/} || exit 1; \
+	done
+	$(RUN) man --directory $(SHARE)/man
+	$(RUN) completions bash > $(SHARE)/bash-completion/completions/mcastor
+	$(RUN) completions zsh > $(SHARE)/zsh/site-functions/_mcastor
+	$(RUN) completions fish > $(SHARE)/fish/vendor_completions.d/mcastor.fish
+	sed 's|/usr/bin|$(PREFIX)/bin|' conf/systemd/mcastor.service > $(UNITS)/mcastor.service
+	[ -e $(DESTDIR)$(SYSCONFDIR)/mcastor/mcastor.toml ] || sed '1s|/usr|$(PREFIX)|' \
+	  conf/systemd/mcastor.toml > $(DESTDIR)$(SYSCONFDIR)/mcastor/mcastor.toml
 
 # Also installs mcastor as smcrouted, smcroutectl and smcroute, the program of old scripts, with a
 # unit. /usr/local/sbin is before /usr/sbin on PATH, so these links hide an installed smcroute until
@@ -140,7 +179,7 @@ install-smcroute: install
 	  target/dist/mcastor completions bash $$name \
 	    > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$name || exit 1; \
 	done
-	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' conf/mcastor-smcroute.service \
+	sed 's|/usr/local/sbin|$(PREFIX)/sbin|' conf/systemd/mcastor-smcroute.service \
 	  > $(DESTDIR)$(PREFIX)/lib/systemd/system/mcastor-smcroute.service
 
 clean:

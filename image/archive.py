@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Packs the binary for image/Dockerfile: archive.py OUT BINARY [LIBRARY...]
+Packs busybox with links for its programs, for the image with a shell: archive.py --shell OUT BUSYBOX
 
 The binary may have CAP_NET_RAW and CAP_NET_ADMIN. They are permitted and not effective: where a
 container is given only one of the two, the kernel would refuse to start a file that has both
@@ -8,6 +9,7 @@ the notices of third parties are packed too.
 """
 
 import struct
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -38,8 +40,25 @@ def add_file(archive, name, path, xattrs=None, mode=0o755):
         archive.addfile(member, content)
 
 
-def main():
-    out, binary, *libraries = sys.argv[1:]
+def pack_shell(out, busybox):
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
+        for folder in ["bin", "tmp"]:
+            add_folder(archive, folder, 0o1777 if folder == "tmp" else 0o755)
+        add_file(archive, "bin/busybox", busybox)
+        programs = subprocess.check_output([busybox, "--list"], text=True).split()
+        for program in programs:
+            if program != "busybox":
+                link = tarfile.TarInfo(f"bin/{program}")
+                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+                archive.addfile(link)
+        notice = Path("/usr/share/doc/busybox-static/copyright")
+        if notice.exists():
+            for folder in ["usr", "usr/share", "usr/share/doc", "usr/share/doc/busybox"]:
+                add_folder(archive, folder)
+            add_file(archive, "usr/share/doc/busybox/copyright", notice, mode=0o644)
+
+
+def pack_router(out, binary, *libraries):
     with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
         for folder in ["etc", "etc/mcastor", "usr", "usr/bin", "run"]:
             add_folder(archive, folder)
@@ -57,6 +76,13 @@ def main():
             add_file(archive, f"usr/share/doc/mcastor/{notice}", ROOT / notice, mode=0o644)
         for library in libraries:
             add_file(archive, library.lstrip("/"), library)
+
+
+def main():
+    if sys.argv[1] == "--shell":
+        pack_shell(*sys.argv[2:])
+    else:
+        pack_router(*sys.argv[1:])
 
 
 main()
