@@ -13,6 +13,7 @@ cases!("reload":
     invalid_settings_file_changes_nothing,
     command_changes_last_until_reload,
     reload_reports_settings_that_need_a_restart,
+    systemd_is_notified_of_start_and_result,
     command_changes_keep_other_routes,
     soak_of_changes_keeps_memory_flat,
 );
@@ -262,4 +263,35 @@ fn soak_of_changes_keeps_memory_flat(lab: &Lab) {
             "memory grew from {from} to {to} bytes"
         );
     }
+}
+
+/// Units with `Type=notify-reload` need the messages of a reload in this form (sd_notify(3)).
+fn systemd_is_notified_of_start_and_result(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let socket = lab.file("notify");
+    let notifications = std::os::unix::net::UnixDatagram::bind(&socket).expect("a socket");
+    let timeout = Some(std::time::Duration::from_secs(10));
+    notifications.set_read_timeout(timeout).expect("a timeout");
+    let next = || {
+        let mut buffer = [0; 4096];
+        let len = notifications.recv(&mut buffer).expect("a notification");
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    let path = socket.display().to_string();
+    let env = [("NOTIFY_SOCKET", path.as_str())];
+    let mut router = Router::start_with(lab, &star.rtr, &steady(), &env);
+    assert_eq!(next().trim(), "READY=1");
+    router.run("reload");
+    let time = next();
+    let time = time.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+    assert!(time.is_some_and(|t| t.trim().parse::<u64>().is_ok()));
+    assert_eq!(next().trim(), "READY=1\nSTATUS=reloaded, routes: 1");
+    router.write_settings(&route("steady", "in", "", "10.0.0.1", &["out1"], ""));
+    router.program.signal(libc::SIGHUP);
+    assert!(next().starts_with("RELOADING=1\n"));
+    let status = next();
+    assert!(
+        status.starts_with("READY=1\nSTATUS=reload refused: the settings are invalid"),
+        "{status}"
+    );
 }
