@@ -15,15 +15,15 @@ IFS=', ' read -r -a platforms <<< "${*:2}"
 own=linux/$(dpkg --print-architecture 2>/dev/null || echo amd64)
 [ "${#platforms[@]}" -gt 1 ] || own=${platforms[0]}
 
-# build FOLDER PLATFORM STAGE TAG...
+# build FOLDER PLATFORM OPTION...
 build() {
-  local folder=$1 platform=$2 stage=$3 tags=()
-  for tag in "${@:4}"; do tags+=(--tag "$tag"); done
+  local options=(--quiet --platform "$2" --build-arg "VERSION=$version" "${@:3}")
   # The format of OCI has no health check.
-  [ "$engine" != podman ] || tags+=(--format docker)
-  "$engine" build --quiet --platform "$platform" --build-arg "VERSION=$version" --target "$stage" \
-    "${tags[@]}" "$folder"
+  [ "$engine" != podman ] || options+=(--format docker)
+  "$engine" build "${options[@]}" "$1"
 }
+# tagged NAME: a --tag for each of the tags
+tagged() { local tag; for tag in "${tags[@]}"; do echo "--tag $1:$tag"; done; }
 
 for platform in "${platforms[@]}"; do
   case $platform in
@@ -42,14 +42,18 @@ for platform in "${platforms[@]}"; do
   tags=("$version-$arch")
   [ "$platform" != "$own" ] || tags=("$version" latest)
   [ "${#platforms[@]}" -eq 1 ] || [ "$platform" != "$own" ] || tags+=("$version-$arch")
-  build "$folder" "$platform" mcastor "${tags[@]/#/$image:}"
+  # shellcheck disable=SC2046
+  build "$folder" "$platform" --target mcastor $(tagged "$image")
   for end in mnat-ingress mnat-egress; do
-    build "$folder" "$platform" "$end" "${tags[@]/#/$image-$end:}"
+    # shellcheck disable=SC2046
+    build "$folder" "$platform" --target "$end" $(tagged "$image-$end")
   done
   # The busybox of this machine runs only on its own architecture.
   if [ "$platform" = "linux/$(dpkg --print-architecture 2>/dev/null)" ]; then
     python3 image/archive.py --shell "$folder/debug.tar" /bin/busybox
-    build "$folder" "$platform" debug "$image:debug" "$image:$version-debug"
+    cp image/debug.Dockerfile "$folder/"
+    build "$folder" "$platform" --file "$folder/debug.Dockerfile" --build-arg "BASE=$image:${tags[0]}" \
+      --tag "$image:debug" --tag "$image:$version-debug"
   else
     echo "$platform: no $image:debug, which is built on that architecture only"
   fi
