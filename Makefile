@@ -37,8 +37,9 @@ endif
 
 # Installs the Debian package in a fresh Debian 12, boots it with systemd in namespaces of its own,
 # forwards a packet, reloads, stops and purges. Needs root.
-test-package: deb
-	@$(MAKE) --no-print-directory packages PACKAGES="debootstrap systemd-container iproute2 util-linux"
+test-package:
+	@$(MAKE) --no-print-directory deb TARGETS=x86_64-unknown-linux-gnu
+	@$(MAKE) --no-print-directory packages PACKAGES="debootstrap util-linux"
 	tests/package.sh target/dist-packages/mcastor_*_amd64.deb
 
 # Renders conf/helm with Helm, as a library from PyPI (75 MB), and checks the manifests.

@@ -15,7 +15,7 @@ work=$(mktemp --directory /tmp/mcastor-package.XXXXXX)
 root=$work/root
 base=$PWD/target/package-test/$suite.tar
 passed=0 failed=0 skipped=0
-init= cgroup=
+init='' cgroup=''
 
 cleanup() {
   # Ends the init that this script started; its processes end with it.
@@ -109,7 +109,7 @@ EOF
 sh "$work/boot" "$root" "$cgroup" > "$work/console" 2>&1 < /dev/null &
 launcher=$!
 # The init of the new namespaces is the child of unshare, which took the place of the launcher.
-find_init() { init=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null | tr -d ' ') && [ -n "$init" ]; }
+find_init() { init=$(tr -d ' ' < "/proc/$launcher/task/$launcher/children" 2>/dev/null) && [ -n "$init" ]; }
 inside() { nsenter --target "$init" --mount --uts --ipc --net --pid --cgroup --root --wd -- "$@"; }
 is_booted() { case $(inside systemctl is-system-running 2>/dev/null) in running | degraded) ;; *) false ;; esac; }
 if ! await find_init || ! await is_booted; then
