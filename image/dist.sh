@@ -41,6 +41,7 @@ for target in "$@"; do
     > "target/package/$target/$name/lib/systemd/system/mcastor.service"
   sed '1s|/usr|/usr/local|' conf/systemd/mcastor.toml \
     > "target/package/$target/$name/etc/mcastor/mcastor.toml"
+  sed --in-place '1s|/share|/usr/local/share|' "target/package/$target/$name"/share/doc/mcastor/examples/*.toml
   tar --create --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner \
     --directory "target/package/$target" "$name" | gzip --no-name -9 > "$out/$name.tar.gz"
 
