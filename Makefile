@@ -10,6 +10,10 @@ PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-sc
         third-party mutants compiler packages cross image test-image test-package test-helm \
         install install-files install-smcroute clean
 
+# The label `revision` of mcastor_build_info.
+dist dist-binary image deb: export MCASTOR_REVISION := \
+  $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+
 # Optimised, without LTO.
 build:
 	cargo build --release --locked
@@ -77,10 +81,12 @@ mutants: compiler
 third-party:
 	tests/third-party.py
 
-# Sends ten million generated frames to the capture path, changes routes 50,000 times, lets 50
-# containers join and leave at random for two minutes, and sends 100,000 membership reports a
-# second from unknown hosts for 30 s.
+# Runs the attacks at full size, sends ten million generated frames to the capture path, changes
+# routes 50,000 times, lets 50 containers join and leave at random for two minutes, and sends 100,000
+# membership reports a second from unknown hosts for 30 s.
 soak: packages dist-binary
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
+	  cargo test --locked --test netns -- attacks:: --nocapture --test-threads 1
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
 	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use roff::{Roff, bold, roman};
 
-use super::exit::{fail, unusable};
+use super::exit::{fail, usage_error};
 use super::output::print;
 use super::smcroutectl::ClientArgs;
 use super::smcrouted::DaemonArgs;
@@ -94,7 +94,7 @@ pub fn run(command: clap::Command, page: &str, folder: Option<&Path>) -> ExitCod
         None => {
             let names: Vec<&str> = pages.iter().map(|p| p.name.as_str()).collect();
             let names = names.join(", ");
-            unusable(&format_args!(
+            usage_error(&format_args!(
                 "there is no manual page {page}; there are: {names}"
             ))
         }
