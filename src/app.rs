@@ -13,7 +13,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix::prelude::*;
 use nix::fcntl::Flock;
@@ -179,6 +179,7 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
         settings.docker.socket.clone(),
     );
     set_limits(&context, &settings.limits);
+    note_load_time(&context);
     log_skipped_lines(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
@@ -406,9 +407,17 @@ async fn apply_loaded(
     }
     info!("{done}");
     successful.set(1);
+    note_load_time(context);
     *active_settings = settings;
     sys::memory::release_freed();
     Ok(done)
+}
+
+/// Sets the time of the last load of the settings that worked.
+fn note_load_time(context: &RouterContext) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs());
+    context.catalog.last_reload_success_time.set(seconds as i64);
 }
 
 /// Logs the invalid lines of smcroute.conf, which were skipped.

@@ -502,6 +502,17 @@ fn programs(facts: &Facts, out: &mut Vec<Finding>) {
             "sysctl -w net.core.netdev_max_backlog=10000, or spread the load over more cores",
         ));
     }
+    if host.checksum_errors > 0 {
+        out.push(Finding::new(
+            Cause::ChecksumErrors,
+            Possible,
+            format!(
+                "{} UDP packets since this network namespace exists",
+                host.checksum_errors
+            ),
+            "turn checksum offload off where the packets come from: ethtool -K INTERFACE tx off",
+        ));
+    }
     if host.clock_step_ms.abs() >= CLOCK_STEP_MS {
         out.push(Finding::new(
             Cause::ClockStep,

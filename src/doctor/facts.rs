@@ -38,6 +38,9 @@ pub struct HostFacts {
     pub kernel_multicast_routing: bool,
     /// Packets that the kernel dropped while they waited for a core, during the examination.
     pub backlog_drops: u64,
+    /// UDP packets that the kernel dropped since the namespace exists, because their checksum was
+    /// wrong.
+    pub checksum_errors: u64,
     /// By how many milliseconds the clock was set forward during the examination; negative if back.
     pub clock_step_ms: i64,
     /// Whether this process has CAP_NET_RAW and CAP_NET_ADMIN.

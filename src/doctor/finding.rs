@@ -75,6 +75,8 @@ reason_enum! {
     NoPacketSocket = "no-packet-socket",
     /// The kernel is too old for a feature.
     OldKernel = "old-kernel",
+    /// The kernel drops UDP packets whose checksum is wrong.
+    ChecksumErrors = "checksum-errors",
     /// The clock was set while this command ran.
     ClockStep = "clock-step",
     /// Packets of the probe did not arrive.

@@ -49,6 +49,7 @@ pub async fn read() -> io::Result<HostFacts> {
     let names = links?;
     read_groups(&mut facts, &names);
     read_firewall(&mut facts);
+    facts.checksum_errors = checksum_errors();
     facts.max_memberships = number("/proc/sys/net/ipv4/igmp_max_memberships");
     facts.bridge_nf = number("/proc/sys/net/bridge/bridge-nf-call-iptables") == Some(1);
     let interfaces_of_kernel = fs::read_to_string("/proc/net/ip_mr_vif").unwrap_or_default();
@@ -67,6 +68,27 @@ pub async fn read() -> io::Result<HostFacts> {
     facts.backlog_drops = backlog_drops().saturating_sub(before);
     facts.clock_step_ms = clock_step_ms(clocks);
     Ok(facts)
+}
+
+/// Returns the UDP packets that were dropped for their checksum, over IPv4 and IPv6.
+fn checksum_errors() -> u64 {
+    const FIELD: &str = "InCsumErrors";
+    // Two lines of the same length: names and values.
+    let snmp = fs::read_to_string("/proc/net/snmp").unwrap_or_default();
+    let mut udp = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let names = udp.next().unwrap_or_default().split_whitespace();
+    let values = udp.next().unwrap_or_default().split_whitespace();
+    let v4 = names.zip(values).find(|(name, _)| *name == FIELD);
+    // A name and a value a line.
+    let snmp6 = fs::read_to_string("/proc/net/snmp6").unwrap_or_default();
+    let mut pairs = snmp6
+        .lines()
+        .filter_map(|line| line.split_once(char::is_whitespace));
+    let v6 = pairs.find(|(name, _)| *name == "Udp6InCsumErrors");
+    let values = [v4, v6].into_iter().flatten();
+    values
+        .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
+        .sum()
 }
 
 /// Returns by how many milliseconds the clock was set forward since `from`.

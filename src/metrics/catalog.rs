@@ -126,8 +126,12 @@ pub struct Catalog {
     backlog_dropped: IntCounter,
     /// 1 if the last load of the settings succeeded.
     pub last_reload_successful: IntGauge,
+    /// When the settings were last loaded, in seconds since 1970.
+    pub last_reload_success_time: IntGauge,
     /// 1 while the container engine answers.
     pub engine_connected: IntGauge,
+    /// 1 while a name needs the container engine.
+    pub engine_needed: IntGauge,
     /// Time from the kernel's receive timestamp to the return of the send call, for each packet
     /// sent.
     pub forward_latency: Histogram,
@@ -302,9 +306,17 @@ impl Catalog {
             "1 if the last load of the settings worked",
         )?;
         last_reload_successful.set(1);
+        let last_reload_success_time = make.gauge(
+            "mcastor_config_last_reload_success_timestamp_seconds",
+            "Time of the last load of the settings that worked, in seconds since 1970",
+        )?;
         let engine_connected = make.gauge(
             "mcastor_docker_connected",
             "1 while the container engine answers; 0 also if no name needs it",
+        )?;
+        let engine_needed = make.gauge(
+            "mcastor_docker_needed",
+            "1 while a route, join or proxy has a name of the container engine",
         )?;
         let forward_latency = Histogram::with_opts(
             HistogramOpts::new(
@@ -355,7 +367,9 @@ impl Catalog {
             flow_limit,
             backlog_dropped,
             last_reload_successful,
+            last_reload_success_time,
             engine_connected,
+            engine_needed,
             forward_latency,
             routes,
         })
@@ -615,7 +629,11 @@ mod tests {
             .collect();
         assert!(types.len() >= 12, "{types:?}");
         for (name, kind) in types {
-            assert!(name.starts_with("mcastor_"), "{name}");
+            let prefixes = ["mcastor_", "process_"];
+            assert!(
+                prefixes.iter().any(|prefix| name.starts_with(prefix)),
+                "{name}"
+            );
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
         }
     }

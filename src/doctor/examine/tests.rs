@@ -162,6 +162,7 @@ fn host_and_process() {
         &[Cause::MaxMemberships],
     );
     check(|f| f.host.backlog_drops = 3, &[Cause::BacklogDrops]);
+    check(|f| f.host.checksum_errors = 1, &[Cause::ChecksumErrors]);
     check(|f| f.host.clock_step_ms = 19, &[]);
     check(|f| f.host.clock_step_ms = -3_600_000, &[Cause::ClockStep]);
     check(

@@ -10,7 +10,7 @@ use crate::lab::parallel::ParallelRouters;
 use crate::lab::proxy::{known_groups, proxy};
 use crate::lab::router::KernelRouter;
 use crate::lab::{
-    BINARY, GroupMember, Injector, Lab, Ns, NumberedStream, Router, Star, Udp, eventually,
+    BINARY, GroupMember, Injector, Lab, Ns, NumberedStream, Router, Star, Udp, UdpRx, eventually,
 };
 
 cases!("doctor":
@@ -21,6 +21,7 @@ cases!("doctor":
     #[Iptables] #[Program("smcrouted", "smcroute")] #[LinkKind("bridge")] other_programs_and_rules_are_found,
     #[LinkKind("bridge")] other_forwarder_on_the_link_is_found,
     packets_that_a_stopped_process_loses_are_found,
+    wrong_checksums_are_found,
     sandboxes_without_packet_sockets_and_old_kernels_are_found,
     probe_proves_the_path,
     #[Docker] probe_reaches_containers,
@@ -371,6 +372,26 @@ fn packets_that_a_stopped_process_loses_are_found(lab: &Lab) {
     eventually("the loss is found", true, || {
         doctor(&star.rtr, &words).contains(&"capture-drops".to_owned())
     });
+}
+
+fn wrong_checksums_are_found(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &proxy(&["in"], &["out1"], ""));
+    let receiver = UdpRx::join(&star.rcv, "eth1", "239.1.2.3:5000");
+    eventually("the member", 1, || known_groups(&router));
+    let inject = Injector::new(&star.src, "eth0");
+    let mut frame = Udp::new("10.0.0.10:9", "239.1.2.3:5000", "x").frame();
+    inject.send(&frame);
+    receiver.expect(1);
+    assert_eq!(doctor(&star.rcv, "--interface eth1"), Vec::<String>::new());
+    // The UDP checksum, behind Ethernet and IPv4.
+    frame[14 + 20 + 6] ^= 1;
+    inject.send(&frame);
+    eventually(
+        "the drop is found",
+        vec!["checksum-errors".to_owned()],
+        || doctor(&star.rcv, "--interface eth1"),
+    );
 }
 
 fn sandboxes_without_packet_sockets_and_old_kernels_are_found(lab: &Lab) {

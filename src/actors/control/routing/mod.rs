@@ -120,6 +120,8 @@ impl Routing {
         self.unpublished.clear();
         self.builder = None;
         let has_engine_names = self.rib.patterns().any(IfPattern::is_engine_name);
+        let needed = &self.context.catalog.engine_needed;
+        needed.set(has_engine_names.into());
         let engine_wanted = &self.context.engine_wanted;
         engine_wanted.send_if_modified(|wanted| {
             std::mem::replace(wanted, has_engine_names) != has_engine_names
