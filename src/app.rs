@@ -366,7 +366,7 @@ async fn apply_loaded(
     let refused = |why: &dyn std::fmt::Display| {
         successful.set(0);
         let message = format!("the settings are invalid, the active settings are unchanged: {why}");
-        error!("reload: {message}");
+        error!("reload: {message}; `mcastor check FILE` shows how to fix them");
         message
     };
     let mut settings = load().map_err(|report| refused(&report))?;
@@ -468,7 +468,8 @@ fn create_socket_folder(socket: &Path) {
 fn listen_http(address: Option<&HttpAddress>) -> (Option<HttpListener>, Option<ListeningSocket>) {
     let unavailable = |cause: &dyn std::fmt::Display| {
         warn!(
-            "http: cannot listen: {cause}; HTTP and its metrics are not available, forwarding continues"
+            "http: cannot listen: {cause}; HTTP and its metrics are not available, \
+             forwarding continues; [http] listen sets another address, or \"off\""
         );
         (None, None)
     };

@@ -35,7 +35,8 @@ pub fn run(file: &Path, json: bool) -> ExitCode {
         (Ok(settings), true) => (json_summary(settings), 0),
         (Err(report), true) => (format!("{}\n", report.json()), EXIT_BAD_SETTINGS),
         (Err(report), false) => {
-            eprint!("{}", report.pretty());
+            // So is a closed standard error.
+            let _ = write!(io::stderr(), "{}", report.pretty());
             (String::new(), EXIT_BAD_SETTINGS)
         }
     };

@@ -1,5 +1,6 @@
 //! Exit codes, and the error lines that go with them.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::model::escape::{EscapeStyle, escape};
@@ -13,7 +14,9 @@ pub const UNUSABLE: u8 = 2;
 /// Prints a message and a newline on standard error, with escapes in place of the control characters
 /// of other programs and files.
 pub fn print_error(message: &dyn std::fmt::Display) {
-    eprintln!("{}", escape(&message.to_string(), EscapeStyle::Lines));
+    let line = escape(&message.to_string(), EscapeStyle::Lines).into_owned() + "\n";
+    // A closed standard error must not change the exit code.
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Prints what is wrong with the arguments or settings; returns the exit code [`UNUSABLE`].

@@ -89,7 +89,10 @@ pub fn run(args: ExplainArgs) -> ExitCode {
         },
     };
     if query.source.is_ipv4() != query.group.is_ipv4() {
-        return usage_error(&"source and group have different IP versions");
+        return usage_error(&format!(
+            "source {} and group {} have different IP versions",
+            query.source, query.group
+        ));
     }
     let view = match client::send(&args.socket.socket, Command::Explain(query)) {
         Ok(ShowReply::Explain(view)) => view,

@@ -195,6 +195,11 @@ fn report_text(report: &ReceiveReport) -> String {
         if report.silent.len() > shown.len() {
             text += &format!(" and {} more", report.silent.len() - shown.len());
         }
+        text += &format!(
+            "; beside recv, `mcastor doctor --interface {} --group {}` may find the cause",
+            report.interface,
+            shown.first().map_or("239.1.2.3", String::as_str)
+        );
     }
     text
 }

@@ -151,18 +151,25 @@ fn follow(args: &TraceArgs) -> Result<u64, Box<dyn Error>> {
         end: false,
     };
     let stop = stop_on_signals()?;
-    let mut missed = request(&args.socket, &query)?.missed;
-    let pcap = args.pcap.as_ref().map(|path| -> io::Result<_> {
-        let file: Box<dyn Write> = match to_stdout {
-            true => Box::new(io::stdout()),
-            false => Box::new(File::create(path)?),
+    let pcap = args.pcap.as_ref().map(|path| {
+        let open = || -> io::Result<_> {
+            let file: Box<dyn Write> = match to_stdout {
+                true => Box::new(io::stdout()),
+                false => Box::new(File::create(path)?),
+            };
+            PcapngWriter::new(file)
         };
-        PcapngWriter::new(file)
+        open().map_err(|e| {
+            let path = path.display();
+            format!("cannot write {path} (--pcap): {e}; the folder must exist and be writable")
+        })
     });
+    let pcap = pcap.transpose()?;
+    let mut missed = request(&args.socket, &query)?.missed;
     let mut output = TraceOutput {
         json: args.json,
         quiet: to_stdout,
-        pcap: pcap.transpose()?,
+        pcap,
         first_ns: None,
         packets: 0,
         outcomes: BTreeMap::new(),

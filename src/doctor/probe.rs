@@ -131,7 +131,7 @@ pub enum ProbeError {
     },
     /// Neither Docker nor Podman knows the container.
     #[error(
-        "no running container {0}: neither `docker inspect` nor `podman inspect` knows its process"
+        "no running container {0}: neither `docker inspect` nor `podman inspect` found it; check that the engine runs, and the name with `docker ps` or `podman ps`"
     )]
     NoContainer(String),
     /// The stream failed at one end.
@@ -150,6 +150,7 @@ pub enum ProbeError {
 fn privilege(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; run as root",
+        io::ErrorKind::NotFound => "; `ip netns` lists the names, `ps` the processes",
         _ => "",
     }
 }

@@ -174,13 +174,48 @@ pub fn join_rules(context: &RouterContext) -> Vec<JoinRule> {
 /// # Errors
 /// The change is not permitted, or routing does not answer.
 pub async fn change(context: &RouterContext, change: RuleChange) -> Result<String, QueryError> {
+    let added: Vec<IfPattern> = added_interfaces(&change)
+        .filter_map(|i| i.parse().ok())
+        .collect();
     let change = parse(&change).map_err(|e| QueryError::Refused(e.to_string()))?;
     let description = ask(context, "routing", ApplyChange(change))
         .await?
         .map_err(|e| QueryError::Refused(e.to_string()))?;
     wait_until_in_force(context).await?;
     wait_until_captured(context).await;
-    Ok(description)
+    let waiting = match added.is_empty() {
+        true => String::new(),
+        false => waiting_text(&routing_tables(context).await?, &added),
+    };
+    Ok(description + &waiting)
+}
+
+/// Returns the names and patterns that a change adds.
+fn added_interfaces(change: &RuleChange) -> impl Iterator<Item = &str> {
+    let (first, others) = match change {
+        RuleChange::Add(spec) => (Some(&spec.from), &spec.to[..]),
+        RuleChange::Join(spec) => (Some(&spec.interface), &[][..]),
+        RuleChange::Remove(_) | RuleChange::Leave(_) => (None, &[][..]),
+    };
+    first.into_iter().chain(others).map(String::as_str)
+}
+
+/// Says which of the names match no interface now.
+fn waiting_text(tables: &RoutingTables, names: &[IfPattern]) -> String {
+    let links = &tables.links;
+    let unmatched = names
+        .iter()
+        .filter(|name| links.matching(name).next().is_none());
+    unmatched
+        .map(|name| {
+            let hint = match (tables.aliases.hint(name), links.similar(name)) {
+                (Some(hint), _) => format!(" ({hint})"),
+                (None, Some(similar)) => format!(" (did you mean {similar}?)"),
+                (None, None) => String::new(),
+            };
+            format!("; waiting for {name}, which does not exist now{hint}")
+        })
+        .collect()
 }
 
 /// Ends all flows. Returns a sentence with their number.

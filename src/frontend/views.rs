@@ -148,7 +148,11 @@ fn waiting<'a>(
 ) -> Option<PendingView> {
     let unmatched = |p: &&IfPattern| tables.links.matching(p).next().is_none();
     let unmatched: Vec<&IfPattern> = patterns.filter(unmatched).collect();
-    let hint = |p: &&IfPattern| Some(format!("{p}: {}", tables.aliases.hint(p)?));
+    let hint = |p: &&IfPattern| {
+        let of_engine = tables.aliases.hint(p).map(|hint| hint.to_string());
+        let similar = || Some(format!("did you mean {}?", tables.links.similar(p)?));
+        Some(format!("{p}: {}", of_engine.or_else(similar)?))
+    };
     (!unmatched.is_empty()).then(|| PendingView {
         kind: kind.into(),
         name,

@@ -191,6 +191,23 @@ impl Links {
         self.iter().filter(|l| l.matches(pattern))
     }
 
+    /// Returns the link whose name is most likely meant by the name of a link that does not exist:
+    /// one with a typing error in its letters. Another number is another link.
+    pub fn similar(&self, wanted: &IfPattern) -> Option<&IfName> {
+        if !wanted.is_single() || wanted.is_engine_name() {
+            return None;
+        }
+        let wanted = wanted.as_str();
+        let letters = |name: &str| name.replace(|c: char| c.is_ascii_digit(), "");
+        let rated = self.iter().filter_map(|link| {
+            let name = link.name.as_str();
+            let difference = strsim::osa_distance(wanted, name);
+            let is_typing_error = difference <= name.len() / 3 && letters(wanted) != letters(name);
+            is_typing_error.then_some((difference, &link.name))
+        });
+        rated.min().map(|(_, name)| name)
+    }
+
     /// Returns the links that a pattern fits but does not select, because they must be named, if it
     /// selects no other link.
     pub fn unselected<'a>(&'a self, pattern: &'a IfPattern) -> Vec<&'a Link> {

@@ -55,6 +55,10 @@ pub(super) fn parse_source(
                     format!("The group is {group}. Write one route for each IP version."),
                 )
             }
+            _ if source.net().addr().is_unspecified() && !source.is_any() => (
+                format!("{text:?}, which no sender has"),
+                "For any source, omit the key `source`.".to_string(),
+            ),
             _ => return Some(source),
         },
         Err(AddrError::HostBits { given }) if given.addr().is_multicast() => multicast(given),

@@ -83,11 +83,18 @@ fn wrong_type(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
             format!("Add the address: listen = \"127.0.0.1:{port}\".")
         }
         (KeyType::Strings, Some(Json::String(one))) => {
-            format!("Put it in brackets: {name} = [{one:?}].")
+            let items: Vec<String> = (one.split([',', ' ']))
+                .filter(|item| !item.is_empty())
+                .map(|item| format!("{item:?}"))
+                .collect();
+            format!("Write a list: {name} = [{}].", items.join(", "))
         }
         (KeyType::String, _) if is_entry => format!("For example: {name} = {example}."),
         (KeyType::String, Some(Json::Array(list))) if list.len() == 1 => {
             format!("Remove the brackets: {name} = {}.", list[0])
+        }
+        (KeyType::String, Some(Json::Array(_))) if name == "group" => {
+            "Give one group or one prefix, or write one route for each group.".to_string()
         }
         (KeyType::String, Some(Json::Array(_))) if name == "from" => {
             "Give one name, or a pattern such as \"br-*\", or write one route for each interface."

@@ -146,7 +146,9 @@ pub(super) fn syntax(message: &str, source: Option<&str>) -> (String, String, St
         "key with no value" => texts(
             "a key without a value".into(),
             expected,
-            "Write each setting in a line of the form key = value.".into(),
+            "Write each setting in a line of the form key = value. A file in the format of smcroute \
+             has a name that does not end in .toml; `mcastor convert` turns it into TOML."
+                .into(),
         ),
         _ => {
             let found = match source {

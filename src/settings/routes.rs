@@ -179,8 +179,12 @@ fn check_join_policy(
     match raw {
         RawJoinPolicy::Word(word) if word == "auto" => Some(JoinPolicy::Auto),
         RawJoinPolicy::Word(word) => {
-            let help = "\"auto\" joins single groups, true also joins each group of a prefix, \
-                        false joins none.";
+            let help = match word.as_str() {
+                "true" | "false" => format!("Remove the quotes: join = {word}."),
+                _ => "\"auto\" joins single groups, true also joins each group of a prefix, false \
+                      joins none."
+                    .into(),
+            };
             checker.refuse(path, format!("{word:?}"), JOIN_FORMS, help);
             None
         }

@@ -38,7 +38,8 @@ pub struct SendOptions {
     pub size: u16,
     /// TTL or hop limit. Each router decrements it, so packets with TTL 1, the default of many
     /// programs, do not pass a router
-    #[arg(long, value_name = "N", default_value_t = 16, display_order = 62)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..),
+        display_order = 62)]
     pub ttl: u8,
     /// DSCP, 0 to 63
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..64),

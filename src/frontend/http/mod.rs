@@ -50,10 +50,8 @@ use answers::{AnswerLimits, Busy};
 use connections::{Connections, MAX_CONNECTIONS};
 use host::AllowedHosts;
 use refusals::Refusals;
-use request_stream::RequestStream;
+use request_stream::{REQUEST_TIMEOUT, RequestStream};
 
-/// How long a client may take to send its request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, however slowly its client reads.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer in the buffer of actix-http, in bytes, before it is written to the socket.

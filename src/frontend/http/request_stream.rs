@@ -9,10 +9,11 @@ use actix_rt::net::{ActixStream, Ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::REQUEST_TIMEOUT;
 use super::refusals::Refusals;
 use crate::metrics::http::HttpRefusal;
 
+/// How long a client may take to send its request.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest size of the request line and the headers, in bytes.
 const MAX_HEAD: usize = 16 << 10;
 /// How long a client may leave its answer unread.

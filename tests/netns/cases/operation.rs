@@ -11,6 +11,7 @@ use crate::lab::{
 cases!("operation":
     denied_engine_socket_is_explained,
     json_log_has_names_as_fields,
+    misspelt_interface_is_answered_with_a_similar_one,
     busy_http_port_logs_a_warning,
     invalid_settings_exit_2_with_location,
     valid_settings_pass_check,
@@ -29,6 +30,45 @@ cases!("operation":
 
 fn r() -> String {
     route("r", "in", "", "225.1.2.3", &["out1"], "")
+}
+
+/// An interface may appear later, so a missing one is no error. But nothing waits silently.
+fn misspelt_interface_is_answered_with_a_similar_one(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let router = Router::start(lab, &star.rtr, &r());
+    let hint = "outt1, which does not exist now (did you mean out1?)";
+    let added = router.run("add in 225.9.9.9 outt1");
+    assert!(added.contains(hint), "{added}");
+    let joined = router.run("join outt1 225.9.9.8");
+    assert!(joined.contains(hint), "{joined}");
+    // Another number is another interface.
+    let other = router.run("add in 225.9.9.7 out7");
+    assert!(
+        other.ends_with("; waiting for out7, which does not exist now\n"),
+        "{other}"
+    );
+    let pending = router.run("show pending");
+    assert!(pending.contains("did you mean out1?"), "{pending}");
+    let log = router.program.stderr();
+    assert!(
+        log.contains("waiting for interface outt1, which does not exist"),
+        "{log}"
+    );
+    assert!(
+        log.contains("waiting for interface out7 (present: "),
+        "{log}"
+    );
+    let refused = router.try_run("trace --pcap /nowhere/t.pcapng 225.1.2.3");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        error.contains("cannot write /nowhere/t.pcapng (--pcap)"),
+        "{error}"
+    );
+    // No trace is left behind.
+    assert_eq!(
+        router.try_run("trace --seconds 1 225.1.2.3").status.code(),
+        Some(3)
+    );
 }
 
 /// Names of interfaces and routes are fields of JSON lines, for queries of a log store.

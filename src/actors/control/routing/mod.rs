@@ -222,6 +222,13 @@ impl Routing {
         if diff.interfaces_changed() || diff.old.subnet_conflicts != diff.new.subnet_conflicts {
             return false;
         }
+        let patterns = changes.interface_patterns();
+        let mut patterns = patterns.iter();
+        if patterns.any(|pattern| links.matching(pattern).next().is_none()) {
+            let aliases = self.context.aliases.load_full();
+            self.waiting_names
+                .update(&self.rib, links, &aliases, Instant::now());
+        }
         for pattern in changes.interface_patterns() {
             warn_of_unselected(pattern, (&self.rib, links), &mut self.warned_patterns);
         }

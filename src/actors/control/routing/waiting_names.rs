@@ -55,7 +55,15 @@ impl WaitingNames {
                 && let Some(suppressed) = self.log_limit.permit(now)
             {
                 let owner = owner(rib, name);
+                let similar = links.similar(name);
                 match name.is_engine_name() {
+                    _ if let Some(similar) = similar => {
+                        warn!(
+                            interface = %name,
+                            "{owner}waiting for interface {name}, which does not exist; did you mean \
+                             {similar}? ({text}){suppressed}"
+                        )
+                    }
                     true => {
                         warn!(interface = %name, "{owner}{name} matches no interface: {text}{suppressed}")
                     }
