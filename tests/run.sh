@@ -22,7 +22,7 @@ awk -v status="$status" '
   END {
     print ""
     printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
-    if (alone > 0) printf "of these, %d failed beside others and passed alone, see above\n", alone
+    if (alone > 0) printf "of the failed ones, %d passed when they ran again alone\n", alone
     if (passed == 0) { print "no test ran" > "/dev/stderr"; exit 1 }
   }' "$log" || status=1
 exit "$status"
