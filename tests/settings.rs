@@ -691,3 +691,14 @@ fn ten_thousand_routes_are_checked_quickly() {
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
 }
+
+#[test]
+fn address_as_an_interface_is_noted() {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let text = "[[route]]\nfrom = \"10.1.0.1\"\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\n";
+    std::fs::write(file.path(), text).unwrap();
+    let settings = Settings::load(Some(file.path()), std::iter::empty()).unwrap();
+    let notes = settings.notes();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("10.1.0.1 is an address"), "{notes:?}");
+}

@@ -225,12 +225,6 @@ impl<'a> Checker<'a> {
             Ok(pattern) if !pattern.is_alias() && text.contains(',') => {
                 (format!("{text:?}"), list.to_string())
             }
-            Ok(_) if text.parse::<std::net::IpAddr>().is_ok() => (
-                format!("{text:?}, which is an address"),
-                "`ip -br address` lists the interface of each address. The address of a sender \
-                 belongs in `source`."
-                    .into(),
-            ),
             Ok(pattern) => return Some(pattern),
             Err(LinkError::Empty) => ("an empty string".to_string(), String::new()),
             Err(LinkError::TooLong(_)) => (

@@ -95,7 +95,9 @@ impl Settings {
         let upward = self.proxies.iter().filter_map(note_on_upward);
         let doubtful = self.doubtful.iter().cloned();
         let http = note_on_api(&self.http);
-        doubtful.chain(http).chain(joins).chain(upward).collect()
+        let addresses = self.routes.iter().filter_map(note_on_addresses);
+        let notes = doubtful.chain(http).chain(addresses);
+        notes.chain(joins).chain(upward).collect()
     }
 
     /// Reads `file`, if there is one, merges the variables of `env` that start with [`PREFIX`],
@@ -187,6 +189,18 @@ fn note_on_api(http: &HttpSettings) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Returns a note on a route that has an address where the name of an interface belongs. The kernel
+/// permits such names, so it is no error.
+fn note_on_addresses(route: &RouteRule) -> Option<String> {
+    let mut names = std::iter::once(&route.from).chain(&route.to);
+    let address = names.find(|name| name.as_str().parse::<IpAddr>().is_ok())?;
+    Some(format!(
+        "route \"{}\": {address} is an address, where the name of an interface belongs; `ip -br \
+         address` lists the interface of each address",
+        route.name
+    ))
 }
 
 /// Returns a note on a proxy that forwards the hosts' discovery messages to its upstream interface.
