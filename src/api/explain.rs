@@ -99,6 +99,9 @@ pub struct RefusedView {
 pub struct ExplainedIngress {
     /// The interface.
     pub iif: String,
+    /// Whether the interface is down or has no carrier, so that no packet arrives on it now.
+    #[serde(default)]
+    pub is_down: bool,
     /// Whether at least one egress gets the packet.
     pub forwarded: bool,
     /// The way in which packets are received and sent: the `plane` label of metrics.

@@ -223,6 +223,9 @@ fn ingress_text(ingress: &ExplainedIngress) -> String {
     };
     let mut text = format!("{}: {result}\n", ingress.iif);
     text += &meaning(&ingress.meaning);
+    if ingress.is_down {
+        text += "  It is down or has no carrier: no packet arrives on it now.\n";
+    }
     if let Some(active) = ingress
         .active_ingress
         .as_ref()

@@ -502,6 +502,14 @@ fn programs(facts: &Facts, out: &mut Vec<Finding>) {
             "sysctl -w net.core.netdev_max_backlog=10000, or spread the load over more cores",
         ));
     }
+    if let [first, second, ..] = host.forwarders[..] {
+        out.push(Finding::new(
+            Cause::DuplicateForwarder,
+            Possible,
+            format!("the processes {first} and {second} forward packets in this network namespace"),
+            "if both have a route for the same stream, each packet is sent twice: stop one of them",
+        ));
+    }
     if host.checksum_errors > 0 {
         out.push(Finding::new(
             Cause::ChecksumErrors,

@@ -38,6 +38,8 @@ pub struct HostFacts {
     pub kernel_multicast_routing: bool,
     /// Packets that the kernel dropped while they waited for a core, during the examination.
     pub backlog_drops: u64,
+    /// The processes of mcastor and of smcrouted that forward packets in this namespace.
+    pub forwarders: Vec<i32>,
     /// UDP packets that the kernel dropped since the namespace exists, because their checksum was
     /// wrong.
     pub checksum_errors: u64,

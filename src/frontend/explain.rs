@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
 
+use super::ingress_names::ingress_named;
 use super::{drop_views, flow_views, query, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{QueryQueriers, QueryRefused, RefusedMessages};
@@ -53,8 +54,14 @@ pub async fn explain(
     let drops = drop_views::drops(context, drops).await;
     let snapshot = context.snapshot.load_full();
     let interfaces = explained_ingresses(context, &snapshot, &packet, &bytes);
+    let mut interfaces = interfaces.map_err(QueryError::Refused)?;
+    let links = query::routing_tables(context).await?.links;
+    for ingress in &mut interfaces {
+        let link = links.by_name(&ingress.iif);
+        ingress.is_down = link.is_none_or(|link| !link.up || !link.carrier);
+    }
     Ok(ExplainView {
-        interfaces: interfaces.map_err(QueryError::Refused)?,
+        interfaces,
         groups: groups.into_iter().filter(same_group).collect(),
         queriers: queriers(context, packet.group).await?,
         refused: refused(context, packet.group).await?,
@@ -189,31 +196,6 @@ fn explained_ingresses(
     Ok(explained.collect())
 }
 
-/// Returns the interface `name`, on which packets are received.
-///
-/// # Errors
-/// No packets are received on it. The text says where they are.
-pub(super) fn ingress_named(snapshot: &Snapshot, name: &str) -> Result<InterfaceId, String> {
-    let ingresses = snapshot.fib.ingresses.iter();
-    let receive = ingresses.filter(|(_, ingress)| !ingress.watch_only);
-    let mut names: Vec<(&str, InterfaceId)> = receive
-        .filter_map(|(index, _)| Some((snapshot.names.get(index)?.as_str(), *index)))
-        .collect();
-    names.sort_unstable();
-    let found = names.iter().find(|(of, _)| *of == name);
-    found.map(|(_, index)| *index).ok_or_else(|| {
-        let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
-        let all = match all.is_empty() {
-            true => "none".to_owned(),
-            false => all.join(", "),
-        };
-        format!(
-            "no packets are received on {name}: it is not present, or no route or proxy has it in \
-             `from`, `upstream` or `downstream`; interfaces that receive: {all}"
-        )
-    })
-}
-
 fn explained_ingress(fib: &Fib, name: &IfName, trace: &Trace, bytes: &[u8]) -> ExplainedIngress {
     let mut rules = Vec::new();
     let mut egresses = Vec::new();
@@ -268,6 +250,7 @@ fn explained_ingress(fib: &Fib, name: &IfName, trace: &Trace, bytes: &[u8]) -> E
     };
     ExplainedIngress {
         iif: name.to_string(),
+        is_down: false,
         plane: None,
         active_ingress: None,
         forwarded: egresses.iter().any(|egress| egress.reason.is_none()),

@@ -8,6 +8,7 @@ pub mod explain;
 pub mod flow_views;
 pub mod group_views;
 pub mod http;
+mod ingress_names;
 pub mod query;
 pub mod smcroute;
 pub mod socket_server;

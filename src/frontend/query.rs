@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::ingress_names::ingress_named;
 use super::{drop_views, flow_views, group_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
@@ -108,6 +109,10 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             ShowReply::Drops(drops.map_err(|_| QueryError::NoAnswer("an interface"))?)
         }
         ShowQuery::Flows(query) => {
+            if let Some(iif) = &query.iif {
+                let snapshot = context.snapshot.load_full();
+                ingress_named(&snapshot, iif).map_err(QueryError::Refused)?;
+            }
             let flows = flow_views::flows(context, query).await;
             ShowReply::Flows(flows.map_err(|_| QueryError::NoAnswer("an interface"))?)
         }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::explain::{ingress_named, packets_on_link};
+use super::explain::packets_on_link;
+use super::ingress_names::ingress_named;
 use super::query::QueryError;
 use crate::actors::RouterContext;
 use crate::actors::live_trace::TraceBusy;

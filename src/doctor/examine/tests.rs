@@ -162,6 +162,11 @@ fn host_and_process() {
         &[Cause::MaxMemberships],
     );
     check(|f| f.host.backlog_drops = 3, &[Cause::BacklogDrops]);
+    check(|f| f.host.forwarders = vec![7], &[]);
+    check(
+        |f| f.host.forwarders = vec![7, 9],
+        &[Cause::DuplicateForwarder],
+    );
     check(|f| f.host.checksum_errors = 1, &[Cause::ChecksumErrors]);
     check(|f| f.host.clock_step_ms = 19, &[]);
     check(|f| f.host.clock_step_ms = -3_600_000, &[Cause::ClockStep]);

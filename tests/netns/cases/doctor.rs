@@ -342,6 +342,13 @@ fn other_forwarder_on_the_link_is_found(lab: &Lab) {
     }
     let to = "225.1.2.3:5000";
     let stream = NumberedStream::start(&net.src, "eth0", "10.0.0.100:9", to, 100);
+    let second = Router::launch(lab, &net.routers[0], "[http]\nlisten = \"off\"\n", &[]);
+    eventually(
+        "two processes",
+        vec!["duplicate-forwarder".to_owned()],
+        || doctor(&net.routers[0], &socket(&routers[0])),
+    );
+    second.stop();
     // The one with the higher address yields, and says to whom.
     eventually("the other forwarder", true, || {
         let findings =

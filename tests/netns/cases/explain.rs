@@ -8,6 +8,7 @@ use crate::lab::{Capture, GroupMember, Injector, Lab, Router, Star, Udp, eventua
 
 cases!("explain":
     explanation_matches_forwarding,
+    ingress_that_is_down_is_named,
     members_and_seen_packets_are_listed,
     refused_reports_and_queriers_are_listed,
     last_dropped_packet_is_explained,
@@ -22,6 +23,26 @@ fn explain(router: &Router, words: &str) -> (Value, Option<i32>) {
         answer.unwrap_or_else(|e| panic!("{e}: {stderr}")),
         out.status.code(),
     )
+}
+
+/// A decision about an interface that is down says that no packet arrives there.
+fn ingress_that_is_down_is_named(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(
+        lab,
+        &star.rtr,
+        &route("r", "in", "", "225.1.2.3", &["out1"], ""),
+    );
+    let is_down = || explain(&router, "10.0.0.10 225.1.2.3").0["interfaces"][0]["is_down"].clone();
+    assert_eq!(is_down(), false);
+    star.src.ip("link set eth0 down");
+    eventually("the interface is down", Value::from(true), is_down);
+    let printed = router.try_run("explain 10.0.0.10 225.1.2.3").stdout;
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    assert!(printed.contains("no packet arrives on it now"), "{printed}");
+    let refused = router.try_run("show flows --iif nope").stderr;
+    let refused = String::from_utf8_lossy(&refused).into_owned();
+    assert!(refused.contains("interfaces that receive: in"), "{refused}");
 }
 
 /// Packets that routes with different rules forward, refuse and fragment. For each, the egresses
