@@ -4,8 +4,14 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use actix::prelude::*;
+use mcastor::actors::child::{ChildSpec, RestartPolicy, ShutdownPhase};
+use mcastor::actors::messages::PanicIn;
+use mcastor::actors::supervision::{DeathGuard, PanicNow, Stop};
+use mcastor::actors::supervisor::{Supervisor, SupervisorConfig};
 use mcastor::forward::DropReason;
 use mcastor::model::TtlPolicy;
+use mcastor::sys::confinement::FileAccess;
 
 use super::router::{Router, index, link, numbers, packet, rule};
 
@@ -119,4 +125,73 @@ async fn refused_capture_is_retried_once() {
     r.until("all packets are sent", |r| r.transmitted("out") == 10)
         .await;
     r.stop().await;
+}
+
+/// An actor that takes longer to end than the supervisor waits before it restarts an actor.
+struct SlowToDie {
+    // Dropped first: it reports the death.
+    _death_guard: DeathGuard,
+    _end: SlowEnd,
+}
+
+struct SlowEnd;
+
+impl Drop for SlowEnd {
+    fn drop(&mut self) {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+impl Actor for SlowToDie {
+    type Context = Context<Self>;
+}
+
+impl Handler<Stop> for SlowToDie {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+impl Handler<PanicNow> for SlowToDie {
+    type Result = ();
+
+    fn handle(&mut self, _: PanicNow, _: &mut Self::Context) {
+        panic!("panic requested by a test");
+    }
+}
+
+/// On a busy machine, the thread of an actor that panics may get no CPU time between the report of
+/// its death and its end.
+#[actix::test]
+async fn actor_that_ends_slowly_is_restarted() {
+    let router = Router::start(Vec::new(), Vec::new(), &[]).await;
+    let slow = ChildSpec::on_own_thread(
+        "slow",
+        FileAccess::None,
+        RestartPolicy::Always,
+        ShutdownPhase::WithProcess,
+        |start| {
+            Some(SlowToDie {
+                _death_guard: start.death_guard(),
+                _end: SlowEnd,
+            })
+        },
+    );
+    let supervisor = Supervisor::new(SupervisorConfig {
+        context: router.context.clone(),
+        children: vec![slow],
+        failed: router.failed.clone(),
+        workers: 1,
+    })
+    .start();
+    let panicked = supervisor.send(PanicIn("slow".into())).await.unwrap();
+    assert!(panicked.is_ok(), "{panicked:?}");
+    router
+        .until("the actor is restarted", |r| {
+            r.text()
+                .contains("mcastor_actor_restarts_total{actor=\"slow\"} 1")
+        })
+        .await;
 }

@@ -36,6 +36,10 @@ use crate::table::{Fib, FibDiff, Ingress};
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Longest wait before a dead actor is restarted.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Time between two looks at a dead actor that still accepts messages.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Number of these looks: ten seconds.
+const LOOKS: u32 = 100;
 /// How long a death counts.
 const DEATH_WINDOW: Duration = Duration::from_secs(60);
 /// Interval at which the counters of planes are read.
@@ -340,27 +344,54 @@ impl Supervisor {
         self.config.context.health.set_ready(ready);
     }
 
-    fn restart(&mut self, role: &ActorRole, ctx: &mut Context<Self>) {
+    /// Returns whether an actor with this role accepts messages.
+    fn is_connected(&self, role: &ActorRole) -> bool {
         match role {
             ActorRole::Child(child) => {
-                // A command may have restarted it while this restart waited.
-                if self.children.get(child).is_some_and(ChildHandle::is_alive) {
-                    return;
-                }
-                self.start_child(child, ctx);
+                let child = self.children.get(child);
+                child.is_some_and(ChildHandle::is_alive)
             }
+            ActorRole::Interface(index, _) => {
+                let captured = self.interfaces.get(index);
+                captured.is_some_and(|captured| captured.address.connected())
+            }
+            ActorRole::Forwarder(worker, index, _) => {
+                let forwarder = self.forwarders[*worker].get(index);
+                forwarder.is_some_and(|forwarder| forwarder.connected())
+            }
+        }
+    }
+
+    /// Restarts an actor that died, after `wait`.
+    ///
+    /// An actor reports its death before it stops to accept messages, and its thread may get no CPU
+    /// time in between. A command, or the return of a link, may also have replaced it. So an actor
+    /// that is connected is looked at `looks` more times, and then taken for a replacement: a second
+    /// capture would duplicate every packet.
+    fn restart_later(
+        &mut self,
+        role: ActorRole,
+        wait: Duration,
+        looks: u32,
+        ctx: &mut Context<Self>,
+    ) {
+        ctx.run_later(wait, move |supervisor, ctx| {
+            if !supervisor.is_connected(&role) {
+                supervisor.restart(&role, ctx);
+            } else if looks > 0 {
+                supervisor.restart_later(role, LOOK_INTERVAL, looks - 1, ctx);
+            }
+        });
+    }
+
+    fn restart(&mut self, role: &ActorRole, ctx: &mut Context<Self>) {
+        match role {
+            ActorRole::Child(child) => self.start_child(child, ctx),
             ActorRole::Interface(index, _) => {
                 // The interface may have been renamed since the actor died.
                 let Some(name) = self.names.get(index).cloned() else {
                     return;
                 };
-                if let Some(captured) = self.interfaces.get(index)
-                    && captured.address.connected()
-                {
-                    // The link returned in the meantime and is captured already. A second
-                    // capture would duplicate every packet.
-                    return;
-                }
                 self.interfaces.remove(index);
                 self.start_interface(*index, &name, ctx);
                 // The new actor may be on another worker, which has no forwarders yet.
@@ -370,10 +401,6 @@ impl Supervisor {
                 let Some(name) = self.egress_names.get(index).cloned() else {
                     return;
                 };
-                let current = self.forwarders[*worker].get(index);
-                if current.is_some_and(|forwarder| forwarder.connected()) {
-                    return;
-                }
                 self.start_forwarder(*worker, *index, &name, ctx);
                 self.store_snapshot();
             }
@@ -496,9 +523,7 @@ impl Handler<CaptureOpened> for Supervisor {
                     captured.name
                 );
                 let role = ActorRole::Interface(message.index, captured.name.clone());
-                ctx.run_later(MAX_BACKOFF, move |supervisor, ctx| {
-                    supervisor.restart(&role, ctx);
-                });
+                self.restart_later(role, MAX_BACKOFF, LOOKS, ctx);
             }
         }
         self.update_health();
@@ -538,9 +563,7 @@ impl Handler<ActorDied> for Supervisor {
             captured.open = false;
         }
         self.update_health();
-        ctx.run_later(backoff, move |supervisor, ctx| {
-            supervisor.restart(&role, ctx);
-        });
+        self.restart_later(role, backoff, LOOKS, ctx);
     }
 }
 
