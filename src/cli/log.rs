@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_fields_of_json_and_not_repeated_in_text() {
+    fn json_fields_are_not_repeated_in_text() {
         let [text, json] =
             logged(|| tracing::info!(interface = "eth0", routes = 3, "eth0: {}", "up"));
         assert!(text.ends_with(": eth0: up routes=3\n"), "{text:?}");

@@ -182,7 +182,7 @@ pub struct ProbeReport {
     pub source: Option<IpAddr>,
 }
 
-/// Returns a group that probably nobody else uses, in the organisation-local scope (RFC 2365 section
+/// Returns a group that is unlikely to be in use, in the organisation-local scope (RFC 2365 section
 /// 6.2).
 pub fn probe_group(random: u64) -> Option<Group> {
     let [low, middle, high, ..] = random.to_le_bytes();

@@ -213,11 +213,8 @@ fn waiting_text(tables: &RoutingTables, names: &[IfPattern]) -> String {
         .filter(|name| links.matching(name).next().is_none());
     unmatched
         .map(|name| {
-            let hint = match (tables.aliases.hint(name), links.similar(name)) {
-                (Some(hint), _) => format!(" ({hint})"),
-                (None, Some(similar)) => format!(" (did you mean {similar}?)"),
-                (None, None) => String::new(),
-            };
+            let hint = views::name_hint(tables, name).map(|hint| format!(" ({hint})"));
+            let hint = hint.unwrap_or_default();
             format!("; waiting for {name}, which does not exist now{hint}")
         })
         .collect()

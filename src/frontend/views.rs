@@ -138,6 +138,13 @@ pub fn pending(tables: &RoutingTables) -> Vec<PendingView> {
     routes.chain(joins).chain(proxies).chain(left_out).collect()
 }
 
+/// Returns a hint about why a name matches no link.
+pub fn name_hint(tables: &RoutingTables, name: &IfPattern) -> Option<String> {
+    let of_engine = tables.aliases.hint(name).map(|hint| hint.to_string());
+    let similar = || Some(format!("did you mean {}?", tables.links.similar(name)?));
+    of_engine.or_else(similar)
+}
+
 /// Renders a rule with a name or pattern that matches no link.
 fn waiting<'a>(
     tables: &RoutingTables,
@@ -148,11 +155,7 @@ fn waiting<'a>(
 ) -> Option<PendingView> {
     let unmatched = |p: &&IfPattern| tables.links.matching(p).next().is_none();
     let unmatched: Vec<&IfPattern> = patterns.filter(unmatched).collect();
-    let hint = |p: &&IfPattern| {
-        let of_engine = tables.aliases.hint(p).map(|hint| hint.to_string());
-        let similar = || Some(format!("did you mean {}?", tables.links.similar(p)?));
-        Some(format!("{p}: {}", of_engine.or_else(similar)?))
-    };
+    let hint = |p: &&IfPattern| Some(format!("{p}: {}", name_hint(tables, p)?));
     (!unmatched.is_empty()).then(|| PendingView {
         kind: kind.into(),
         name,

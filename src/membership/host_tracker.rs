@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn excluded_source_is_requested_while_a_host_does_not_exclude_it() {
+    fn source_is_requested_until_every_host_excludes_it() {
         let expires = Instant::now() + Duration::from_secs(60);
         let mut tracker = HostTracker::default();
         let mut apply = |number, kind, list: &[u8]| {

@@ -295,26 +295,22 @@ async fn drops(site: Data<Site>, arguments: web::Query<DropQuery>) -> HttpRespon
 }
 
 async fn explain(site: Data<Site>, packet: web::Query<ExplainQuery>) -> HttpResponse {
-    let busy = |busy: Busy| unavailable(&busy.to_string());
-    let turn = match site.answers.api_turn().await {
-        Ok(turn) => turn,
-        Err(e) => return busy(e),
-    };
-    let explained = super::explain::explain(&site.context, packet.into_inner()).await;
-    let answer = match explained {
-        Ok(view) => json!({ "version": api::VERSION, "explain": view }),
-        Err(e @ QueryError::NoAnswer(_)) => return unavailable(&e.to_string()),
-        Err(e @ QueryError::Refused(_)) => {
-            return HttpResponse::BadRequest()
-                .json(json!({ "version": api::VERSION, "error": e.to_string() }));
-        }
-    };
-    match turn.body(answer.to_string()).await {
-        Ok(body) => HttpResponse::Ok()
-            .content_type(ContentType::json())
-            .body(body),
-        Err(e) => busy(e),
+    match rendered_explanation(&site, packet.into_inner()).await {
+        Ok(response) => response,
+        Err(busy) => unavailable(&busy.to_string()),
     }
+}
+
+async fn rendered_explanation(site: &Site, packet: ExplainQuery) -> Result<HttpResponse, Busy> {
+    let turn = site.answers.api_turn().await?;
+    let view = match super::explain::explain(&site.context, packet).await {
+        Ok(view) => view,
+        Err(e) => return Ok(failed(&e)),
+    };
+    let answer = json!({ "version": api::VERSION, "explain": view });
+    Ok(HttpResponse::Ok()
+        .content_type(ContentType::json())
+        .body(turn.body(escaped(answer.to_string())).await?))
 }
 
 async fn show(site: Data<Site>, name: web::Path<String>) -> HttpResponse {
@@ -338,7 +334,7 @@ async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, B
             background::run(move || encode(&reply)).await
         }
         Ok(reply) => web::block(move || encode(&reply)).await.ok(),
-        Err(e) => return Ok(unavailable(&e.to_string())),
+        Err(e) => return Ok(failed(&e)),
     };
     Ok(match encoded {
         Some(Ok(text)) => HttpResponse::Ok()
@@ -355,13 +351,26 @@ fn unavailable(error: &str) -> HttpResponse {
     HttpResponse::ServiceUnavailable().json(json!({ "version": api::VERSION, "error": error }))
 }
 
-/// Encodes a reply as JSON that a terminal can show, for instance by curl.
+fn failed(error: &QueryError) -> HttpResponse {
+    match error {
+        QueryError::NoAnswer(_) => unavailable(&error.to_string()),
+        QueryError::Refused(why) => {
+            HttpResponse::BadRequest().json(json!({ "version": api::VERSION, "error": why }))
+        }
+    }
+}
+
 fn encode(reply: &ShowReply) -> serde_json::Result<String> {
     let text = serde_json::to_string(&json!({ "version": api::VERSION, "show": reply }))?;
-    Ok(match escape(&text, EscapeStyle::Json) {
-        Cow::Borrowed(_) => text,
+    Ok(escaped(text))
+}
+
+/// Returns JSON that a terminal can show, for instance by curl.
+fn escaped(json: String) -> String {
+    match escape(&json, EscapeStyle::Json) {
+        Cow::Borrowed(_) => json,
         Cow::Owned(escaped) => escaped,
-    })
+    }
 }
 
 async fn api_is_off() -> HttpResponse {
@@ -373,9 +382,12 @@ async fn api_is_off() -> HttpResponse {
 
 async fn not_found(site: Data<Site>) -> HttpResponse {
     let api = match site.api {
-        true => ShowQuery::all()
-            .map(|s| format!(" /api/v1/{}", s.name()))
-            .concat(),
+        true => {
+            ShowQuery::all()
+                .map(|s| format!(" /api/v1/{}", s.name()))
+                .concat()
+                + " /api/v1/explain"
+        }
         false => String::new(),
     };
     HttpResponse::NotFound()

@@ -43,6 +43,14 @@ fn ingress_that_is_down_is_named(lab: &Lab) {
     let refused = router.try_run("show flows --iif nope").stderr;
     let refused = String::from_utf8_lossy(&refused).into_owned();
     assert!(refused.contains("interfaces that receive: in"), "{refused}");
+    let refused = router.get("/api/v1/flows?iif=nope").expect("an answer");
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    let unknown = router.get("/api/v1/nope").expect("an answer");
+    assert!(
+        unknown.body.contains(" /api/v1/explain"),
+        "{}",
+        unknown.body
+    );
 }
 
 /// Packets that routes with different rules forward, refuse and fragment. For each, the egresses
