@@ -34,6 +34,7 @@ use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::planes::Planes;
+use crate::planes::ebpf::EbpfPlane;
 use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{
@@ -163,17 +164,9 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
         );
     }
     let settings = &active_settings;
-    let plane = match settings.plane.kind {
-        PlaneKind::Auto | PlaneKind::Packet => PacketPlane {
-            qdisc_bypass: settings.plane.qdisc_bypass,
-            modes: capture_modes(),
-            busy_poll: settings.plane.busy_poll,
-            ..PacketPlane::new(instance_mark())
-        },
-    };
     let (context, mut requests) = RouterContext::new(
         Catalog::new()?,
-        Planes::new(Box::new(plane), Vec::new()),
+        planes(settings),
         rib,
         settings.limits.flows,
         settings.docker.socket.clone(),
@@ -534,6 +527,27 @@ fn member_proxy(mnat: &Config) -> Option<ProxyRule> {
 
 /// Largest number of groups with members at an MNAT egress, per IP version.
 const MAX_MNAT_GROUPS: usize = 16_384;
+
+/// Returns the planes for these settings.
+fn planes(settings: &Settings) -> Planes {
+    let packet = PacketPlane {
+        qdisc_bypass: settings.plane.qdisc_bypass,
+        modes: capture_modes(),
+        busy_poll: settings.plane.busy_poll,
+        ..PacketPlane::new(instance_mark())
+    };
+    if settings.plane.kind == PlaneKind::Ebpf {
+        let flows = u32::try_from(settings.limits.flows).unwrap_or(u32::MAX);
+        match EbpfPlane::load(packet, instance_mark(), flows) {
+            Ok(plane) => return Planes::new(Box::new(plane), Vec::new()),
+            Err(e) => warn!(
+                "plane.kind = \"ebpf\": {e}. Continuing with packet sockets, which forward the same \
+                 packets"
+            ),
+        }
+    }
+    Planes::new(Box::new(packet), Vec::new())
+}
 
 /// Returns a random number other than zero, the mark of the packets that this instance sends. Other
 /// instances on this machine are unlikely to have the same.

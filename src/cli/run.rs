@@ -63,6 +63,7 @@ pub fn run(args: RunArgs) -> ExitCode {
         env!("CARGO_PKG_VERSION"),
         match settings.plane.kind {
             PlaneKind::Auto | PlaneKind::Packet => "packet",
+            PlaneKind::Ebpf => "ebpf",
         },
         kept_names()
     );

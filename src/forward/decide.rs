@@ -199,6 +199,49 @@ pub fn decide<'f>(
     Ok(permitted.decision(arrival, datagram))
 }
 
+/// What happens to a flow whose packets a plane forwards by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OffloadedFlow {
+    /// The plane may continue.
+    Continues,
+    /// Its packets must be examined: another forwarder sends the stream too, or another ingress is
+    /// active.
+    Contested,
+    /// The flow has ended.
+    Ended,
+}
+
+/// Notes packets that a plane forwarded by itself: `counted` packets and bytes since the last call.
+/// They keep the ingress active for the stream.
+pub fn note_offloaded(
+    arrival: Arrival<'_, '_>,
+    flows: &mut Flows,
+    key: FlowKey,
+    counted: (u64, u64),
+) -> OffloadedFlow {
+    let Arrival { fib, ingress, .. } = arrival;
+    let Some((mut verdicts, generation)) = flows.add_forwarded(&key, counted, arrival.now_ms)
+    else {
+        return OffloadedFlow::Ended;
+    };
+    if generation != fib.generation {
+        let Ok(new) = look_up(fib, ingress, key) else {
+            // The plane has stopped already.
+            return OffloadedFlow::Continues;
+        };
+        verdicts = add_stream(arrival, new, key);
+        flows.set_verdicts(&key, verdicts, fib.generation);
+    }
+    // Its TTL is unknown. It only matters if the stream may arrive on several ingresses, and then
+    // no plane forwards it by itself.
+    match admit(arrival, verdicts, 0, &NoTrace) {
+        Admission::Active {
+            contested: false, ..
+        } => OffloadedFlow::Continues,
+        Admission::Active { .. } | Admission::Standby => OffloadedFlow::Contested,
+    }
+}
+
 /// Notes a packet of `bytes` bytes that is not forwarded. If this router forwards the stream from
 /// another interface, the sender of the packet is another forwarder.
 pub fn observe(arrival: Arrival<'_, '_>, key: FlowKey, bytes: u64) {

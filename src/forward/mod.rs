@@ -14,7 +14,10 @@ mod trace;
 pub mod translate;
 mod upper;
 
-pub use decide::{Arrival, Decision, Variant, decide, entry_paths, look_up, observe, resolve};
+pub use decide::{
+    Arrival, Decision, OffloadedFlow, Variant, decide, entry_paths, look_up, note_offloaded,
+    observe, resolve,
+};
 pub use drop_history::{DropHistory, DropKey};
 pub use egress_check::egress_check;
 pub use loop_guard::LoopGuard;

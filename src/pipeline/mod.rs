@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod counts;
 pub mod egress;
+pub mod hand_over;
 pub mod messages;
 pub mod packet_trace;
 pub mod ports;

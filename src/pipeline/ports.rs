@@ -4,6 +4,7 @@ use std::io;
 use std::task::{Context, Poll};
 
 use super::Batch;
+use super::hand_over::HandOver;
 use crate::sys::packet::OutPacket;
 
 /// A source of packets that arrive on one interface.
@@ -19,6 +20,12 @@ pub trait PacketSource: Send {
     /// not describe their offload.
     fn take_unknown_offload(&mut self) -> u64 {
         0
+    }
+
+    /// Returns the hand-over of flows to the kernel; `None` if the plane forwards nothing by itself
+    /// on this interface.
+    fn hand_over(&mut self) -> Option<&mut dyn HandOver> {
+        None
     }
 
     /// Stops the capture of new packets. Packets that arrived earlier are still returned by

@@ -6,6 +6,7 @@
 //! [`Plane::sync`], and what it forwards is read by [`Plane::take_counters`]. Packets that it does
 //! not forward arrive through its captures.
 
+pub mod ebpf;
 pub mod packet;
 pub mod sim;
 

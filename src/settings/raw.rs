@@ -63,8 +63,9 @@ raw_tables! {
 
     /// How packets are captured and sent.
     struct RawPlane {
-        /// "packet" uses packet sockets; "auto" uses the best plane of this machine.
-        kind: String, default_string("auto"), words(&["auto", "packet"]);
+        /// "packet" uses packet sockets. "ebpf" also forwards in the kernel, by BPF programs. "auto"
+        /// uses packet sockets.
+        kind: String, default_string("auto"), words(&["auto", "packet", "ebpf"]);
         /// Sends past the queueing discipline. Tcpdump does not see the packets then.
         qdisc_bypass: Boolean, default_boolean(false);
         /// For how many microseconds after a packet the thread polls for the next one before

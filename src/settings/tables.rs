@@ -118,7 +118,11 @@ pub(super) fn check_docker(checker: &mut Checker<'_>, raw: RawDocker) -> DockerS
 
 pub(super) fn check_plane(checker: &mut Checker<'_>, raw: RawPlane) -> PlaneSettings {
     let path = KeyPath::root("plane");
-    let kinds = [("auto", PlaneKind::Auto), ("packet", PlaneKind::Packet)];
+    let kinds = [
+        ("auto", PlaneKind::Auto),
+        ("packet", PlaneKind::Packet),
+        ("ebpf", PlaneKind::Ebpf),
+    ];
     let bypass = path.key("qdisc_bypass");
     let poll = path.key("busy_poll");
     let help = "For this long after a packet, the thread polls for the next one. 0 disables it.";

@@ -100,6 +100,8 @@ pub enum PlaneKind {
     Auto,
     /// Packet sockets.
     Packet,
+    /// BPF programs in the kernel, and packet sockets for what these leave.
+    Ebpf,
 }
 
 /// The log.

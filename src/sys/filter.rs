@@ -14,7 +14,7 @@
 //! filter rejects all outgoing frames, and incoming frames with the mark.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
@@ -22,7 +22,8 @@ use libc::{
     sock_filter,
 };
 
-use super::packet::set_option;
+use super::offload::CaptureProgram;
+use super::packet::{set_option, set_option_int};
 use crate::wire::vlan::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN};
 
 /// The target of a jump.
@@ -43,8 +44,33 @@ enum Op {
     Equal(u32, Target, Target),
 }
 
+/// What a capture socket accepts.
+#[derive(Debug, Clone)]
+pub enum CaptureFilter {
+    /// What a multicast router needs, except what the instance sent that sets this mark.
+    Multicast {
+        /// The mark.
+        own_mark: u32,
+    },
+    /// The same, except packets that the kernel forwards by itself.
+    Offload(CaptureProgram),
+}
+
+impl CaptureFilter {
+    /// Sets the filter of a socket. Replaces an existing filter atomically.
+    pub(super) fn attach(&self, fd: &OwnedFd) -> io::Result<()> {
+        match self {
+            Self::Multicast { own_mark } => attach(fd, &multicast(*own_mark)),
+            Self::Offload(program) => {
+                let program = program.descriptor().as_raw_fd();
+                set_option_int(fd, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+            }
+        }
+    }
+}
+
 /// Returns the filter for an instance that sets `mark` on the packets it sends.
-pub fn multicast(mark: u32) -> Vec<sock_filter> {
+fn multicast(mark: u32) -> Vec<sock_filter> {
     let byte = BPF_B;
     let (host, outgoing, other_host, multicast, loopback) = (
         u32::from(libc::PACKET_HOST),

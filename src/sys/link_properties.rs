@@ -21,6 +21,8 @@ pub struct LinkProperties {
     /// network cards, veths, bridges, bonds and taps. It is not certain for VLAN interfaces, which
     /// may need space for a tag, and for interfaces on top of others, which depend on those.
     pub plain_ethernet: bool,
+    /// The link belongs to another one, such as a bridge or a bond, which receives its frames.
+    pub has_master: bool,
 }
 
 const HEADER: usize = 16;
@@ -28,8 +30,11 @@ const LINK_MESSAGE: usize = 16;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const REQUEST: u16 = 1;
+const IFLA_LINK: u16 = 5;
 const IFLA_QDISC: u16 = 6;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 
 /// Link kinds that are plain Ethernet if the hardware type is Ethernet. A link without a kind is a
@@ -51,6 +56,44 @@ pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
     parse(&reply[..len]).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
+/// Returns whether other links are on top of an interface, such as macvlans and VLAN interfaces.
+pub fn carries_links(index: IfIndex) -> io::Result<bool> {
+    const DUMP: u16 = 0x300;
+    const DONE: u16 = 3;
+    let domain = Domain::from(libc::AF_NETLINK);
+    let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
+    let mut request = [0u8; HEADER + LINK_MESSAGE];
+    request[0..4].copy_from_slice(&((HEADER + LINK_MESSAGE) as u32).to_ne_bytes());
+    request[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
+    request[6..8].copy_from_slice(&(REQUEST | DUMP).to_ne_bytes());
+    socket.write_all(&request)?;
+    let mut reply = vec![0u8; 64 << 10];
+    let lower = index.get().to_ne_bytes();
+    let mut carries = false;
+    loop {
+        let len = socket.read(&mut reply)?;
+        let mut messages = &reply[..len];
+        while let Some(len) = messages
+            .first_chunk()
+            .map(|l| u32::from_ne_bytes(*l) as usize)
+        {
+            let message = messages.get(..len).filter(|m| m.len() >= HEADER);
+            let message = message.ok_or(io::ErrorKind::InvalidData)?;
+            match read_u16(message, 4) {
+                Some(RTM_NEWLINK) => {
+                    let attributes = message.get(HEADER + LINK_MESSAGE..).unwrap_or_default();
+                    // A link whose lower link is in another namespace has that namespace's index.
+                    carries |= attribute(attributes, IFLA_LINK) == Some(&lower)
+                        && attribute(attributes, IFLA_LINK_NETNSID).is_none();
+                }
+                Some(DONE) => return Ok(carries),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+            messages = messages.get(len.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
 fn parse(reply: &[u8]) -> Option<LinkProperties> {
     if read_u16(reply, 4)? != RTM_NEWLINK {
         return None;
@@ -67,6 +110,7 @@ fn parse(reply: &[u8]) -> Option<LinkProperties> {
     };
     Some(LinkProperties {
         plain_ethernet: plain && read_u16(reply, HEADER + 2)? == libc::ARPHRD_ETHER,
+        has_master: attribute(attributes, IFLA_MASTER).is_some(),
         veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),
         qdisc_pending: discipline.is_none_or(|d| d == b"noop\0"),

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::group_filter::exclude;
+use super::host_groups::set_own;
 use super::limits::{DescriptorUse, outside_reserve};
 use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
@@ -74,6 +75,21 @@ impl HostMemberships {
     /// support the IP version, `EMFILE` if the process has too many open files. After an error, the
     /// joins that succeeded remain, and memberships of the old filter that are wider remain too.
     pub fn set(&mut self, group: Group, filter: &SourceFilter) -> io::Result<bool> {
+        let is_exact = self.set_filter(group, filter);
+        self.publish(group);
+        is_exact
+    }
+
+    /// Publishes how many sockets have joined a group.
+    fn publish(&self, group: Group) {
+        let sources = self.sources.get(&group).into_iter().flatten();
+        let memberships = sources.map(|s| Some(*s)).chain([None]);
+        let slots = memberships.filter_map(|source| self.held.get(&(group, source)));
+        let sockets: BTreeSet<usize> = slots.copied().collect();
+        set_own(self.interface, group.addr(), sockets.len() as u32);
+    }
+
+    fn set_filter(&mut self, group: Group, filter: &SourceFilter) -> io::Result<bool> {
         match filter {
             SourceFilter::Include(sources) => {
                 let mut joined = Ok(());
@@ -255,6 +271,14 @@ impl HostMemberships {
             return Ok(());
         }
         leave(&pooled.socket, self.interface, group, source)
+    }
+}
+
+impl Drop for HostMemberships {
+    fn drop(&mut self) {
+        for (group, _) in self.held.keys() {
+            set_own(self.interface, group.addr(), 0);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::buffer::{Buffer, BufferPool, PACKETS, SMALL_LEN};
 use super::fanout::FanoutMember;
+use super::filter::CaptureFilter;
 use super::packet::{
     CaptureScope, Frame, bind, join_all_multicast, sender, set_option_int, set_scope, socket,
 };
@@ -59,13 +60,13 @@ pub struct PacketReceiver {
 unsafe impl Send for PacketReceiver {}
 
 impl PacketReceiver {
-    /// Captures IP multicast in `scope` on an interface, except outgoing packets that carry `mark`.
+    /// Captures what `filter` accepts in `scope` on an interface.
     ///
     /// While the socket is open, the interface receives all multicast (`PACKET_MR_ALLMULTI`).
     /// `buffer_bytes` is the size of the kernel's receive buffer, including its bookkeeping.
     pub fn open(
         index: IfIndex,
-        mark: u32,
+        filter: &CaptureFilter,
         buffer_bytes: u32,
         scope: CaptureScope,
     ) -> io::Result<Self> {
@@ -78,7 +79,7 @@ impl PacketReceiver {
         let half = (buffer_bytes / 2).min(i32::MAX as u32) as i32;
         set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, half)
             .or_else(|_| set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, half))?;
-        filter::attach(&fd, &filter::multicast(mark))?;
+        filter.attach(&fd)?;
         set_scope(&fd, scope)?;
         join_all_multicast(&fd, index)?;
         bind(&fd, index, libc::ETH_P_ALL as u16)?;

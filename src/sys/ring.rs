@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use libc::{tpacket_block_desc, tpacket_req3, tpacket3_hdr};
 
 use super::fanout::{FanoutGroupId, FanoutMember};
+use super::filter::CaptureFilter;
 use super::packet::{Frame, bind, sender, set_option, set_option_int, socket};
 use super::{filter, packet};
 use crate::model::IfIndex;
@@ -100,10 +101,10 @@ pub struct CaptureRing {
 
 impl CaptureRing {
     /// Opens a ring that joins `group` and receives only packets for which the group selects it.
-    /// Captures IP multicast, incoming and outgoing, except outgoing packets that carry `mark`.
+    /// Captures what `filter` accepts, incoming and outgoing.
     pub fn open(
         index: IfIndex,
-        mark: u32,
+        filter: &CaptureFilter,
         size: RingSize,
         group: FanoutGroupId,
     ) -> io::Result<Self> {
@@ -128,7 +129,7 @@ impl CaptureRing {
         bind(&fd, index, libc::ETH_P_ALL as u16)?;
         let fd = Arc::new(fd);
         FanoutMember::new(fd.clone()).join(group)?;
-        filter::attach(&fd, &filter::multicast(mark))?;
+        filter.attach(&fd)?;
         Ok(Self { fd, map, next: 0 })
     }
 

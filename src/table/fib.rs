@@ -19,7 +19,7 @@ use super::oif_table::OifTable;
 use super::shared_vec::SharedVec;
 use super::subnet_conflict::SubnetConflict;
 use crate::model::{
-    FragmentPolicy, IfName, InterfaceId, PlaneName, ProxyRule, RouteName, SourcePrefix,
+    FragmentPolicy, IfName, InterfaceId, MacAddress, PlaneName, ProxyRule, RouteName, SourcePrefix,
     TranslationRule, TtlPolicy, TtlThreshold,
 };
 
@@ -161,6 +161,8 @@ pub struct Egress {
     pub plane: Option<PlaneName>,
     /// Its subnets.
     pub subnets: Vec<IpNet>,
+    /// Its link-layer address.
+    pub address: Option<MacAddress>,
 }
 
 /// A path through the router: route, ingress and egress.

@@ -384,6 +384,7 @@ impl FibBuilder {
                 running: oif.up && oif.carrier,
                 plane: oif.plane,
                 subnets: subnets(links.addresses(oif.index)).collect(),
+                address: oif.address,
             });
             path_counts.push(0);
             egresses.len() as EgressId - 1

@@ -95,22 +95,23 @@ impl<F> FlowStore<F> {
         Some(&slot.flow)
     }
 
-    /// Removes the least recently used flow. Returns whether there was one.
-    pub(super) fn remove_oldest(&mut self) -> bool {
+    /// Removes the least recently used flow and returns its key; `None` if there was none.
+    pub(super) fn remove_oldest(&mut self) -> Option<FlowKey> {
         if self.oldest == NONE {
-            return false;
+            return None;
         }
         let position = self.oldest;
         self.unlink(position);
         let slot = &mut self.slots[position as usize];
         slot.in_use = false;
-        self.positions.remove(&slot.key);
+        let key = slot.key;
+        self.positions.remove(&key);
         self.free.push(position);
         if self.positions.is_empty() {
             // Releases the memory of a flood of flows that has ended.
             self.clear();
         }
-        true
+        Some(key)
     }
 
     /// Removes all flows and releases their memory.
@@ -208,7 +209,7 @@ mod tests {
                         prop_assert_eq!(found, model.get(&key(id)).copied());
                     }
                     _ => {
-                        prop_assert_eq!(store.remove_oldest(), model.pop_lru().is_some());
+                        prop_assert_eq!(store.remove_oldest(), model.pop_lru().map(|(key, _)| key));
                     }
                 }
                 let expected: Vec<_> = model.iter().rev().map(|(k, n)| (*k, *n)).collect();
@@ -226,7 +227,7 @@ mod tests {
             store.insert(key(n), flow(0));
         });
         // Flows 0 to 9 leave, and others take their positions.
-        (0..10).for_each(|_| assert!(store.remove_oldest()));
+        (0..10).for_each(|_| assert!(store.remove_oldest().is_some()));
         let mut seen = Vec::new();
         let mut position = Some(0);
         let mut more = 200..;

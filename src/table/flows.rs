@@ -81,6 +81,17 @@ pub struct Flows {
     budget: Arc<FlowBudget>,
     ended: EndedFlows,
     looked_up: bool,
+    /// `None`: changes are not recorded.
+    changes: Option<FlowChanges>,
+}
+
+/// Changes of flows, for a plane that forwards flows by itself.
+#[derive(Debug, Default)]
+pub struct FlowChanges {
+    /// Flows that started, or were looked up in another forwarding table.
+    pub looked_up: Vec<FlowKey>,
+    /// Flows that ended.
+    pub ended: Vec<FlowKey>,
 }
 
 impl Flows {
@@ -91,7 +102,43 @@ impl Flows {
             budget,
             ended: EndedFlows::default(),
             looked_up: false,
+            changes: None,
         }
+    }
+
+    /// Records changes from now on.
+    pub fn record_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// Returns the recorded changes since the last call.
+    pub fn take_changes(&mut self) -> FlowChanges {
+        self.changes
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Replaces the verdicts of a flow.
+    pub fn set_verdicts(&mut self, key: &FlowKey, verdicts: Verdicts, generation: u64) {
+        if let Some(flow) = self.flows.get_mut(key) {
+            (flow.verdicts, flow.generation) = (verdicts, generation);
+        }
+    }
+
+    /// Counts packets that the plane forwarded by itself. Returns the verdicts of the flow and the
+    /// generation of their forwarding table; `None` if the flow has ended.
+    pub fn add_forwarded(
+        &mut self,
+        key: &FlowKey,
+        (packets, bytes): (u64, u64),
+        now_ms: u64,
+    ) -> Option<(Verdicts, u64)> {
+        let flow = self.flows.get_mut(key)?;
+        flow.packets += packets;
+        flow.bytes += bytes;
+        flow.seen_ms = now_ms;
+        Some((flow.verdicts, flow.generation))
     }
 
     /// Counts a packet of `bytes`. Returns the verdicts of its flow if they are of the forwarding
@@ -124,6 +171,9 @@ impl Flows {
         now_ms: u64,
     ) {
         self.looked_up = true;
+        if let Some(changes) = &mut self.changes {
+            changes.looked_up.push(key);
+        }
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.verdicts = verdicts;
             flow.generation = generation;
@@ -162,7 +212,7 @@ impl Flows {
             if self.budget.acquire(spare) {
                 return true;
             }
-            if !self.flows.remove_oldest() {
+            if !self.remove_oldest() {
                 return false;
             }
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
@@ -177,7 +227,7 @@ impl Flows {
             if now_ms.saturating_sub(flow.seen_ms) < idle_ms {
                 return;
             }
-            self.flows.remove_oldest();
+            self.remove_oldest();
             self.budget.live.fetch_sub(1, Ordering::Relaxed);
             self.ended.add(FlowEnd::Idle, 1);
         }
@@ -224,8 +274,22 @@ impl Flows {
         self.flows.page(0, usize::MAX).0
     }
 
+    /// Removes the flow that has been idle longest. Returns whether there was one.
+    fn remove_oldest(&mut self) -> bool {
+        let removed = self.flows.remove_oldest();
+        if let (Some(changes), Some(key)) = (&mut self.changes, removed) {
+            changes.ended.push(key);
+        }
+        removed.is_some()
+    }
+
     fn release(&mut self) -> u64 {
         let n = self.flows.len();
+        if let Some(changes) = &mut self.changes {
+            changes
+                .ended
+                .extend(self.flows.page(0, usize::MAX).0.map(|(key, _)| *key));
+        }
         self.flows.clear();
         self.budget.live.fetch_sub(n, Ordering::Relaxed);
         n as u64

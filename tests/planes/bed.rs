@@ -11,6 +11,7 @@ use libtest_mimic::Failed;
 use mcastor::model::{IfIndex, InterfaceId};
 use mcastor::pipeline::{Batch, OutPacket, PacketSink, PacketSource};
 use mcastor::planes::Plane;
+use mcastor::planes::ebpf::EbpfPlane;
 use mcastor::planes::packet::rate::{Mode, Thresholds};
 use mcastor::planes::packet::{Modes, PacketPlane};
 use mcastor::planes::sim::SimPlane;
@@ -63,6 +64,11 @@ pub fn frequent_mode_changes(keep: Duration) -> PacketPlane {
         }),
         ..default_plane()
     }
+}
+
+/// Returns whether the programs of the eBPF plane can be loaded here.
+pub fn can_load_programs() -> bool {
+    EbpfPlane::load(default_plane(), MARK, 16).is_ok()
 }
 
 pub fn index(n: u32) -> InterfaceId {
@@ -125,6 +131,13 @@ impl Bed {
             missing: index(1_000_000),
             kind: Kind::Veth { near, far },
         })
+    }
+
+    /// A veth pair of the eBPF plane. It gets no forwarding table, so it forwards nothing by itself.
+    pub fn ebpf() -> Result<Self, Failed> {
+        let mut bed = Self::veth(fixed(Mode::Latency))?;
+        bed.plane = Box::new(EbpfPlane::load(bed.packet, MARK, 16).map_err(|e| e.to_string())?);
+        Ok(bed)
     }
 
     /// Makes the receive buffer small, for captures that are opened afterwards.

@@ -47,6 +47,10 @@ fn main() -> ExitCode {
             packet.len() + MODES.len() * contract.len()
         );
     }
+    let has_ebpf = inside && bed::can_load_programs();
+    if inside && !has_ebpf {
+        println!("eBPF plane: tests skipped: the kernel denies its programs here");
+    }
     let mut trials = Vec::new();
     for (name, test) in forwarding::SIM_TESTS {
         let sim = move || run(test(Bed::sim()));
@@ -60,6 +64,11 @@ fn main() -> ExitCode {
             let packet = move || run(test(Bed::veth(fixed(mode))?));
             let name = format!("packet::{}::{name}", mode.label());
             trials.push(Trial::test(name, packet).with_ignored_flag(!inside));
+        }
+        if name != "unread_packets_are_counted_as_dropped" {
+            let ebpf = move || run(test(Bed::ebpf()?));
+            let ebpf = Trial::test(format!("ebpf::{name}"), ebpf);
+            trials.push(ebpf.with_ignored_flag(!has_ebpf));
         }
     }
     for (name, test) in packet {

@@ -23,9 +23,10 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
-use crate::forward::DropReason;
+use crate::forward::{Arrival, DropReason, OffloadedFlow, note_offloaded};
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
+use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::sys::off_thread::{self, DroppedOffThread};
@@ -35,6 +36,12 @@ use crate::wire::ip_summary::IpSummary;
 
 /// Interval at which kernel drops are read and idle flows end.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval at which the flows that the plane forwards by itself are counted.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Interval at which this actor looks for a moment to hand flows over.
+const HAND_OVER_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Shortest interval at which kernel drops are read while hosts report, and at which losses are
 /// reported to the membership and joins actors.
@@ -80,6 +87,8 @@ pub struct Interface {
     loss_reported: Option<Instant>,
     /// Time at which kernel drops were read.
     drops_read: Instant,
+    /// Whether the next step of handing flows over is scheduled.
+    hands_over: bool,
 }
 
 impl Interface {
@@ -122,6 +131,7 @@ impl Interface {
             flushed_ms: 0,
             loss_reported: None,
             drops_read: Instant::now(),
+            hands_over: false,
         }
     }
 
@@ -167,9 +177,17 @@ impl Interface {
             return;
         };
         ctx.add_stream(Batches {
-            capture,
+            capture: capture.clone(),
             in_a_row: 0,
         });
+        let hands_over = capture.borrow_mut().hand_over().is_some();
+        if hands_over && !self.watch_only {
+            self.switch.flows.record_changes();
+            ctx.run_interval(REPORT_INTERVAL, |actor, ctx| {
+                actor.note_offloaded();
+                actor.offer_flows(ctx);
+            });
+        }
         ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
             let snapshot = actor.context.snapshot.load_full();
             actor.update_name(&snapshot);
@@ -179,6 +197,91 @@ impl Interface {
             (actor.foreign_sources).examine(context, &snapshot, interface, flows);
             actor.expire_flows();
         });
+    }
+
+    /// Offers changed flows to the plane, if it forwards by itself.
+    fn offer_flows(&mut self, ctx: &mut Context<Self>) {
+        let Some(capture) = &self.capture else {
+            return;
+        };
+        let mut capture = capture.borrow_mut();
+        let Some(hand_over) = capture.hand_over() else {
+            return;
+        };
+        let changes = self.switch.flows.take_changes();
+        changes
+            .ended
+            .iter()
+            .for_each(|flow| hand_over.release(flow));
+        if !changes.looked_up.is_empty() {
+            hand_over.offer(changes.looked_up);
+        }
+        if !self.hands_over && hand_over.is_pending() {
+            self.hands_over = true;
+            ctx.run_later(HAND_OVER_INTERVAL, Self::hand_over);
+        }
+    }
+
+    /// Hands flows over to the plane if this is a moment at which all their packets are sent.
+    fn hand_over(&mut self, ctx: &mut Context<Self>) {
+        self.hands_over = false;
+        let Some(shared) = self.capture.clone() else {
+            return;
+        };
+        let mut capture = shared.borrow_mut();
+        let Some(hand_over) = capture.hand_over() else {
+            return;
+        };
+        if !hand_over.is_pending() {
+            return;
+        }
+        match hand_over.read_rest() {
+            Ok(Rest::Packets(batch)) => {
+                drop(capture);
+                self.forward(batch);
+            }
+            Ok(Rest::Empty) => {
+                if self.waiting.values().all(|w| Arc::strong_count(w) == 1) {
+                    hand_over.advance(Instant::now());
+                }
+            }
+            // The stream of batches reports an error again.
+            Ok(Rest::Unknown) | Err(_) => {}
+        }
+        self.hands_over = true;
+        ctx.run_later(HAND_OVER_INTERVAL, Self::hand_over);
+    }
+
+    /// Adds what the plane forwarded by itself to the flows.
+    fn note_offloaded(&mut self) {
+        let Some(capture) = &self.capture else {
+            return;
+        };
+        let mut capture = capture.borrow_mut();
+        let Some(hand_over) = capture.hand_over() else {
+            return;
+        };
+        let mut forwarded = Vec::new();
+        hand_over.report(&mut forwarded);
+        let snapshot = self.context.snapshot.load_full();
+        let Some(ingress) = snapshot.fib.ingresses.get(&self.index) else {
+            return;
+        };
+        let arrival = Arrival {
+            fib: &snapshot.fib,
+            ingress,
+            streams: &self.context.streams,
+            sender: None,
+            now_ms: self.context.now_ms(),
+        };
+        for report in forwarded {
+            let counted = (report.packets, report.bytes);
+            match note_offloaded(arrival, &mut self.switch.flows, report.flow, counted) {
+                OffloadedFlow::Continues => {}
+                OffloadedFlow::Contested => hand_over.withdraw(&report.flow),
+                OffloadedFlow::Ended => hand_over.release(&report.flow),
+            }
+        }
     }
 
     /// Counts under the name that the interface has in the snapshot.
@@ -456,7 +559,10 @@ impl Actor for Interface {
 impl StreamHandler<io::Result<Batch>> for Interface {
     fn handle(&mut self, batch: io::Result<Batch>, ctx: &mut Self::Context) {
         match batch {
-            Ok(batch) => self.forward(batch),
+            Ok(batch) => {
+                self.forward(batch);
+                self.offer_flows(ctx);
+            }
             Err(e) => {
                 // The death guard stays armed, so that the supervisor opens the capture again.
                 warn!(interface = %self.name, "{}: capture failed: {e}", self.death_guard.role());

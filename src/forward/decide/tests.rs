@@ -455,6 +455,7 @@ fn table_with_paths() -> (Fib, Ingress) {
         running,
         plane: None,
         subnets: Vec::new(),
+        address: None,
     };
     let path = |egress, threshold: Option<u8>| crate::table::Path {
         route: RouteName::new("225.0.0.0/8"),

@@ -28,8 +28,10 @@ use super::options::{Modes, PacketPlane};
 use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use super::ring_drops::RingDrops;
 use crate::model::IfIndex;
+use crate::pipeline::hand_over::Rest;
 use crate::pipeline::{Batch, Packet, PacketSource};
 use crate::sys::fanout::{FanoutGroupId, FanoutMember};
+use crate::sys::filter::CaptureFilter;
 use crate::sys::off_thread::DroppedOffThread;
 use crate::sys::packet::{CaptureScope, Frame};
 use crate::sys::poll::watch;
@@ -67,6 +69,8 @@ pub struct SocketCapture {
     /// Packets that the kernel could not describe.
     unknown_offload: u64,
     frames: Vec<Frame>,
+    filter: CaptureFilter,
+    holds_latency: bool,
 }
 
 /// The state of a mode change.
@@ -113,8 +117,13 @@ impl SocketCapture {
     /// Starts to capture: in [`Mode::Latency`], unless the options fix the other mode. A capture
     /// of incoming frames only stays in this mode, because the kernel ignores the scope of sockets
     /// in a fanout group.
-    pub fn open(plane: PacketPlane, index: IfIndex, scope: CaptureScope) -> io::Result<Self> {
-        let socket = PacketReceiver::open(index, plane.mark, plane.receive_buffer, scope)?;
+    pub fn open(
+        plane: PacketPlane,
+        index: IfIndex,
+        scope: CaptureScope,
+        filter: CaptureFilter,
+    ) -> io::Result<Self> {
+        let socket = PacketReceiver::open(index, &filter, plane.receive_buffer, scope)?;
         let member = socket.member();
         let mut capture = Self {
             plane,
@@ -133,6 +142,8 @@ impl SocketCapture {
             ring_drops: RingDrops::default(),
             unknown_offload: 0,
             frames: Vec::new(),
+            filter: filter.clone(),
+            holds_latency: false,
         };
         let modes = match scope {
             CaptureScope::All => plane.modes,
@@ -142,7 +153,7 @@ impl SocketCapture {
             Modes::Fixed(Mode::Latency) => {}
             Modes::Fixed(Mode::Throughput) => {
                 let group = capture.member.create_group()?;
-                let ring = CaptureRing::open(index, plane.mark, plane.ring, group)?;
+                let ring = CaptureRing::open(index, &filter, plane.ring, group)?;
                 capture.member.choose(fanout_position(Mode::Throughput))?;
                 capture.ring = Some(watch(ring, Interest::READABLE)?);
                 capture.mode = Mode::Throughput;
@@ -170,10 +181,11 @@ impl SocketCapture {
         }
         let to = opposite(self.mode);
         let (plane, index, member) = (self.plane, self.index, self.member.clone());
+        let filter = self.filter.clone();
         let open = to == Mode::Throughput && self.ring.is_none();
         self.change = ModeChange::Requested(spawn_blocking(move || {
             let ring = match open {
-                true => Some(CaptureRing::open(index, plane.mark, plane.ring, group)?),
+                true => Some(CaptureRing::open(index, &filter, plane.ring, group)?),
                 false => None,
             };
             member.choose(fanout_position(to))?;
@@ -330,6 +342,31 @@ impl SocketCapture {
         }
     }
 
+    /// Reads what waits, without waiting for more. Cannot tell whether the capture is empty except
+    /// in the latency mode.
+    pub fn read_rest(&mut self) -> io::Result<Rest> {
+        if self.mode != Mode::Latency || !matches!(self.change, ModeChange::None) {
+            return Ok(Rest::Unknown);
+        }
+        Ok(match self.read_socket()? {
+            SocketRead::Packets(batch) => {
+                self.measure(&batch);
+                Rest::Packets(batch)
+            }
+            SocketRead::Empty => Rest::Empty,
+            SocketRead::Interrupted => Rest::Unknown,
+        })
+    }
+
+    /// Keeps the latency mode, or returns to it, as long as `hold` is set.
+    pub fn hold_latency_mode(&mut self, hold: bool) {
+        self.holds_latency = hold;
+        let free = matches!(self.change, ModeChange::None) && !self.shut;
+        if hold && free && self.mode == Mode::Throughput {
+            self.request_other_mode();
+        }
+    }
+
     /// Measures the packet rate, and starts a change to the throughput mode if the rate is high.
     fn measure(&mut self, batch: &Batch) {
         let Some(last) = batch.packets.last() else {
@@ -348,7 +385,7 @@ impl SocketCapture {
         let count = batch.packets.iter().map(Packet::packets).sum();
         let fast = rate_monitor.record(count, last.received_ns);
         let free = matches!(self.change, ModeChange::None) && !self.shut;
-        if fast && free && self.mode == Mode::Latency {
+        if fast && free && self.mode == Mode::Latency && !self.holds_latency {
             self.request_other_mode();
         }
     }

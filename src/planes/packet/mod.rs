@@ -24,12 +24,18 @@ impl Plane for PacketPlane {
     }
 
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
-        let capture = SocketCapture::open(*self, ifindex(interface)?, CaptureScope::All)?;
+        let capture =
+            SocketCapture::open(*self, ifindex(interface)?, CaptureScope::All, self.filter())?;
         Ok(Box::new(capture))
     }
 
     fn watch(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
-        let capture = SocketCapture::open(*self, ifindex(interface)?, CaptureScope::Incoming)?;
+        let capture = SocketCapture::open(
+            *self,
+            ifindex(interface)?,
+            CaptureScope::Incoming,
+            self.filter(),
+        )?;
         Ok(Box::new(capture))
     }
 
@@ -46,7 +52,7 @@ impl Plane for PacketPlane {
 }
 
 /// Returns the ifindex of an interface.
-fn ifindex(interface: InterfaceId) -> io::Result<IfIndex> {
+pub(super) fn ifindex(interface: InterfaceId) -> io::Result<IfIndex> {
     let not_a_link = || io::Error::other(format!("interface {interface} is not a kernel link"));
     interface.ifindex().ok_or_else(not_a_link)
 }

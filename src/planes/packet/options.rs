@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::rate::{Mode, Thresholds};
+use crate::sys::filter::CaptureFilter;
 use crate::sys::ring::RingSize;
 
 /// The packet plane, described by its options: the plane itself holds no state.
@@ -44,6 +45,13 @@ impl PacketPlane {
             ring: RingSize::default(),
             modes: Modes::Adaptive(Thresholds::default()),
             busy_poll: Duration::ZERO,
+        }
+    }
+
+    /// Returns the filter of its captures.
+    pub fn filter(&self) -> CaptureFilter {
+        CaptureFilter::Multicast {
+            own_mark: self.mark,
         }
     }
 }

@@ -1,0 +1,113 @@
+//! The eBPF plane: the kernel forwards, and the packet plane does what the kernel leaves.
+//!
+//! A program at tc ingress rewrites and copies the packets of known flows to their egresses. All
+//! other packets arrive through the captures of the packet plane: first packets of flows, packets
+//! that some egress does not get, and flows that the kernel declines ([`Declined`]).
+//!
+//! [`crate::sys::offload`] has the programs; [`plan`](self::plan) decides which flows they get;
+//! [`OffloadedFlows`] owns their tables; [`capture`] hands flows over without losing, duplicating or
+//! reordering packets.
+
+mod actions;
+pub mod capture;
+mod host;
+pub mod offload;
+pub mod plan;
+
+use std::io;
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::packet::capture::SocketCapture;
+use super::packet::{PacketPlane, ifindex};
+use super::{Plane, PlaneCounters};
+use crate::model::InterfaceId;
+use crate::pipeline::{PacketSink, PacketSource};
+use crate::sys::filter::CaptureFilter;
+use crate::sys::offload::{OffloadError, OffloadProgram, TableSizes};
+use crate::sys::packet::CaptureScope;
+use crate::table::FibDiff;
+use capture::OffloadCapture;
+
+pub use offload::OffloadedFlows;
+pub use plan::Declined;
+
+/// Largest number of different actions.
+const MAX_ACTIONS: u32 = 4096;
+
+/// The plane.
+pub struct EbpfPlane {
+    packet: PacketPlane,
+    offload: Arc<OffloadedFlows>,
+}
+
+impl EbpfPlane {
+    /// Loads the programs, for at most `flows` flows. `magic` is a random number.
+    ///
+    /// # Errors
+    /// The kernel denies the programs, or lacks something.
+    pub fn load(packet: PacketPlane, magic: u32, flows: u32) -> Result<Self, OffloadError> {
+        let sizes = TableSizes {
+            flows: flows.max(1),
+            actions: MAX_ACTIONS,
+        };
+        let program = OffloadProgram::load(packet.mark, magic, sizes)?;
+        let filter = CaptureFilter::Offload(program.capture().clone());
+        let offload = OffloadedFlows::start(program, filter)?;
+        Ok(Self { packet, offload })
+    }
+
+    /// Returns the flows in the kernel.
+    pub fn offload(&self) -> &Arc<OffloadedFlows> {
+        &self.offload
+    }
+}
+
+impl Plane for EbpfPlane {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn sync(&self, diff: &FibDiff) -> io::Result<()> {
+        self.offload.sync(diff);
+        Ok(())
+    }
+
+    fn take_counters(&self) -> PlaneCounters {
+        self.offload.take_counters()
+    }
+
+    fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
+        let index = ifindex(interface)?;
+        if !self.offload.serves(interface) {
+            return self.packet.capture(interface);
+        }
+        // The filter needs the program: attach it first.
+        match self.offload.open_port(interface, index) {
+            Ok(port) => {
+                let filter = self.offload.filter().clone();
+                let socket = SocketCapture::open(self.packet, index, CaptureScope::All, filter);
+                let offload = self.offload.clone();
+                let capture = OffloadCapture::new(offload, port, socket);
+                Ok(Box::new(capture?))
+            }
+            Err(e) => {
+                debug!("index {index}: the kernel does not forward from here: {e}");
+                self.packet.capture(interface)
+            }
+        }
+    }
+
+    fn watch(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
+        self.packet.watch(interface)
+    }
+
+    fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>> {
+        self.packet.transmit(interface)
+    }
+
+    fn backlog_dropped(&self) -> Option<u64> {
+        self.packet.backlog_dropped()
+    }
+}

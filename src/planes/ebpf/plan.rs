@@ -1,0 +1,178 @@
+//! Which flows the kernel forwards, and how. Pure.
+//!
+//! The kernel forwards a flow whole or not at all. A [`Plan`] says how; a [`Declined`] says why the
+//! packet plane keeps it.
+
+use std::net::IpAddr;
+
+use crate::forward::{egress_check, entry_paths, look_up};
+use crate::model::{IfName, InterfaceId, RouteName, TtlPolicy};
+use crate::sys::offload::{KernelAction, KernelEgress, MAX_EGRESSES};
+use crate::table::Fib;
+use crate::table::flows::FlowKey;
+
+/// Why the packet plane forwards a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Declined {
+    /// No route and no proxy forwards it.
+    #[error("no route forwards it")]
+    NoRoute,
+    /// Several routes or proxies forward it, each in its own way.
+    #[error("several routes or proxies forward it")]
+    SeveralRoutes,
+    /// The route translates.
+    #[error("its route translates addresses")]
+    Translation,
+    /// The route has a loop guard.
+    #[error("its route has a loop guard")]
+    LoopGuard,
+    /// It may arrive on several interfaces, of which one is active.
+    #[error("it may arrive on another interface too, and one of them is active")]
+    SeveralIngresses,
+    /// Another forwarder sends it to one of the egress links.
+    #[error("another forwarder sends it to an egress link")]
+    OtherForwarder,
+    /// An egress is down, or has no carrier.
+    #[error("an egress is down")]
+    EgressDown,
+    /// An egress is no plain Ethernet link.
+    #[error("an egress is no plain Ethernet link")]
+    EgressKind,
+    /// The ingress is no plain Ethernet link, or has not got the program.
+    #[error("its ingress is no plain Ethernet link")]
+    IngressKind,
+    /// More egresses than the program serves.
+    #[error("it has more than {MAX_EGRESSES} egresses")]
+    TooManyEgresses,
+    /// A table in the kernel is full.
+    #[error("a table in the kernel is full")]
+    TableFull,
+}
+
+/// A path of a plan, by names: identifiers change with the forwarding table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PlannedPath {
+    /// The route or proxy.
+    pub route: RouteName,
+    /// The ingress.
+    pub iif: IfName,
+    /// The egress.
+    pub oif: IfName,
+}
+
+/// What is done with the packets of a flow, and how they are counted. Flows may share it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PlannedAction {
+    /// What the kernel does.
+    pub action: KernelAction,
+    /// For each egress, the path.
+    pub paths: Vec<PlannedPath>,
+}
+
+/// How the kernel forwards a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What it does.
+    pub action: PlannedAction,
+    /// Packets with a TTL or hop limit of at most this are left to the packet plane, which drops
+    /// some or all copies.
+    pub min_ttl: u8,
+    /// Longer IP packets are left to the packet plane, which fragments or drops them.
+    pub max_len: u16,
+}
+
+/// What the plan depends on besides the forwarding table.
+pub trait LinkFacts {
+    /// Returns whether frames of an interface start with an Ethernet header that the IP header
+    /// follows.
+    fn is_plain_ethernet(&self, interface: InterfaceId) -> bool;
+
+    /// Returns whether a program of this host listens to a group on an interface, or whether the
+    /// frames of the interface also go elsewhere, such as to a bridge.
+    fn host_wants(&self, interface: InterfaceId, group: IpAddr) -> bool;
+}
+
+/// Plans how the kernel forwards a flow that arrives on `ingress`.
+///
+/// # Errors
+/// The packet plane forwards it, for this reason.
+pub fn plan(
+    fib: &Fib,
+    ingress: InterfaceId,
+    key: FlowKey,
+    links: &dyn LinkFacts,
+) -> Result<Plan, Declined> {
+    let arrival = fib.ingresses.get(&ingress).ok_or(Declined::NoRoute)?;
+    if !links.is_plain_ethernet(ingress) {
+        return Err(Declined::IngressKind);
+    }
+    let verdicts = look_up(fib, arrival, key).map_err(|_| Declined::NoRoute)?;
+    let mut entries = entry_paths(fib, arrival, verdicts);
+    let (entry, paths) = entries.next().ok_or(Declined::NoRoute)?;
+    if entries.next().is_some() {
+        return Err(Declined::SeveralRoutes);
+    }
+    if entry.translation.is_some() {
+        return Err(Declined::Translation);
+    }
+    if entry.loop_guard {
+        return Err(Declined::LoopGuard);
+    }
+    if let Some(selection) = &arrival.selection
+        && entry.takeover_ms.is_some()
+        && selection.domain.running.iter().any(|id| *id != ingress)
+    {
+        return Err(Declined::SeveralIngresses);
+    }
+    let mut plan = Plan {
+        action: PlannedAction {
+            action: KernelAction {
+                egresses: Vec::new(),
+                keep_original: links.host_wants(ingress, key.1),
+                decrement: entry.ttl == TtlPolicy::Decrement,
+                set_ttl: match entry.ttl {
+                    TtlPolicy::Set(ttl) => Some(ttl),
+                    TtlPolicy::Keep | TtlPolicy::Decrement => None,
+                },
+            },
+            paths: Vec::new(),
+        },
+        min_ttl: match entry.ttl {
+            TtlPolicy::Decrement => 1,
+            TtlPolicy::Keep | TtlPolicy::Set(_) => 0,
+        },
+        max_len: u16::MAX,
+    };
+    for id in paths {
+        let path = fib.paths.get(id as usize).ok_or(Declined::NoRoute)?;
+        let egress = fib.egress_of(id).ok_or(Declined::NoRoute)?;
+        // With the highest TTL only a fault of the egress remains; the threshold is checked by the
+        // program.
+        if egress_check(path, egress, u8::MAX).is_err() {
+            return Err(Declined::EgressDown);
+        }
+        let threshold = path.threshold.map_or(0, |t| t.get());
+        plan.min_ttl = plan.min_ttl.max(threshold);
+        plan.max_len = plan
+            .max_len
+            .min(u16::try_from(egress.mtu).unwrap_or(u16::MAX));
+        let kernel_egress = egress.index.ifindex().zip(egress.address);
+        let Some((index, address)) =
+            kernel_egress.filter(|_| links.is_plain_ethernet(egress.index))
+        else {
+            return Err(Declined::EgressKind);
+        };
+        let action = &mut plan.action;
+        (action.action.egresses).push(KernelEgress { index, address });
+        action.paths.push(PlannedPath {
+            route: path.route.clone(),
+            iif: path.iif.clone(),
+            oif: egress.name.clone(),
+        });
+    }
+    match plan.action.paths.len() {
+        0 => Err(Declined::NoRoute),
+        1..=MAX_EGRESSES => Ok(plan),
+        _ => Err(Declined::TooManyEgresses),
+    }
+}

@@ -1,0 +1,443 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
+ *
+ * Forwards multicast in the kernel: the offload of the eBPF plane.
+ *
+ * `capture` is the filter of the capture socket, which the kernel runs before tc. It looks the flow
+ * of a packet up and decides who forwards the packet: this program, or the process. It writes the
+ * decision into the control block of the packet, and `forward`, at tc ingress, obeys. So each packet
+ * is forwarded exactly once, whatever changes meanwhile.
+ *
+ * The process writes the tables through shared memory: see maps.rs, which has the same layouts.
+ *
+ * `make offload-program` compiles this file. forward.o is checked in, because a build must not need
+ * clang; a test compares the two.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* Number of interfaces with a program; the process does not use more. */
+#define MAX_PORTS 256
+/* Egresses of a flow. */
+#define MAX_EGRESSES 64
+/* Sizes that the process replaces when it loads the program. */
+#define FLOWS 65536
+#define ACTIONS 4096
+
+/* The mark of the packets that this instance sends, and a number that only this instance knows. */
+const volatile __u32 own_mark;
+const volatile __u32 own_magic;
+
+/* Who forwards the packets of a flow. */
+enum state {
+	/* The process. */
+	CAPTURED = 0,
+	/* The process, until it has sent all packets that it captured; then the kernel. */
+	ARMED = 1,
+	/* The kernel. */
+	OFFLOADED = 2,
+};
+
+/* 40 bytes. IPv4 addresses are in the first word, and the others are zero. */
+struct flow_key {
+	__u32 ifindex;
+	__u32 version;
+	__be32 source[4];
+	__be32 group[4];
+};
+
+/* 64 bytes: one cache line. */
+struct flow {
+	/* Written by the process. Bits 0 to 7: the state. 8 to 15: packets with a TTL of at most this
+	 * are left to the process. 16 to 31: so are longer IP packets. 32 to 47: the port. 48 to 63:
+	 * the action. */
+	__u64 control;
+	/* Packets captured, counted before they are in the queue of the socket. */
+	__u64 seen;
+	/* The same, counted when they are in the queue. */
+	__u64 queued;
+	/* How many of `seen` the process has sent. Written by the process. */
+	__u64 sent;
+	/* Packets and IP bytes that the kernel forwarded; a GSO packet counts as its segments. */
+	__u64 packets;
+	__u64 bytes;
+	/* Packets that were to be forwarded, but could not be rewritten or copied. */
+	__u64 failed;
+	__u64 unused;
+};
+
+struct egress {
+	__u32 ifindex;
+	/* The link-layer address of the interface. */
+	__u8 mac[ETH_ALEN];
+	__u8 unused[6];
+};
+
+/* What is done with the packets of flows. Written by the process. */
+struct action {
+	/* Number of egresses. */
+	__u32 egresses;
+	/* Whether the packet also continues to the host. */
+	__u8 keep_original;
+	/* Subtracted from the TTL, unless `set_ttl` is set. */
+	__u8 decrement;
+	/* The TTL of the packets that leave; 0: as it arrived, less `decrement`. */
+	__u8 set_ttl;
+	__u8 unused[9];
+	struct egress egress[MAX_EGRESSES];
+};
+
+/* Per interface: whether the programs work together, and packets that were lost because they did
+ * not. One for each CPU. */
+struct port {
+	__u64 pending;
+	__u64 lost;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FLOWS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, __u32);
+} flow_index SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOWS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ACTIONS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct action);
+} actions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32);
+	__type(value, struct port);
+} ports SEC(".maps");
+
+/* Words of the control block. */
+enum {
+	/* The magic number and the interface. Without them there is no decision. */
+	CB_MAGIC = 0,
+	/* Whether the kernel forwards the packet. */
+	CB_OFFLOADED = 1,
+	CB_FLOW = 2,
+};
+
+#define STATE(control) ((__u8)(control))
+#define MIN_TTL(control) ((__u8)((control) >> 8))
+#define MAX_LEN(control) ((__u16)((control) >> 16))
+#define PORT(control) ((__u16)((control) >> 32))
+#define ACTION(control) ((__u16)((control) >> 48))
+
+#define ACCEPT 0xffffffff
+#define DROP 0
+
+/* What the filter needs of the IP header. */
+struct header {
+	/* Whether the kernel can forward such a packet. */
+	__u32 is_plain;
+	__u32 len;
+	__u32 header_len;
+	__u32 ttl;
+};
+
+static __always_inline __u32 accept_link_multicast(struct __sk_buff *skb)
+{
+	return skb->pkt_type == PACKET_MULTICAST ? ACCEPT : DROP;
+}
+
+/* Decides about a packet to a multicast group. */
+static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
+				    const struct header *ip)
+{
+	__u32 *index = bpf_map_lookup_elem(&flow_index, key);
+	if (!index)
+		return ACCEPT;
+	__u32 id = *index;
+	struct flow *flow = bpf_map_lookup_elem(&flows, &id);
+	if (!flow)
+		return ACCEPT;
+	__u64 control = *(volatile __u64 *)&flow->control;
+	__u32 port_id = PORT(control);
+	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
+	if (!port)
+		return ACCEPT;
+
+	skb->cb[CB_MAGIC] = own_magic ^ skb->ifindex;
+	skb->cb[CB_FLOW] = id;
+
+	__u64 segments = 1, len = ip->len, longest = ip->len;
+	if (skb->gso_size) {
+		segments = skb->gso_segs;
+		len += (segments - 1) * (ip->header_len + 8);
+		longest = skb->gso_size + ip->header_len + 8;
+	}
+	__u8 state = STATE(control);
+	if (state != CAPTURED && ip->is_plain && segments && skb->pkt_type != PACKET_OUTGOING &&
+	    !skb->vlan_present && ip->ttl > MIN_TTL(control) && longest <= MAX_LEN(control) &&
+	    (state == OFFLOADED ||
+	     *(volatile __u64 *)&flow->seen == *(volatile __u64 *)&flow->sent)) {
+		if (!port->pending) {
+			port->pending = 1;
+			__sync_fetch_and_add(&flow->packets, segments);
+			__sync_fetch_and_add(&flow->bytes, len);
+			skb->cb[CB_OFFLOADED] = 1;
+			return DROP;
+		}
+		/* `forward` did not run for the packet before: it is not attached any more. */
+		if (port->pending == 1) {
+			port->pending = 2;
+			port->lost++;
+		}
+	}
+	__sync_fetch_and_add(&flow->seen, 1);
+	return ACCEPT;
+}
+
+static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
+{
+	struct iphdr ip;
+	if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))
+		return accept_link_multicast(skb);
+	if ((ip.daddr & bpf_htonl(0xf0000000)) != bpf_htonl(0xe0000000)) {
+		if (skb->pkt_type == PACKET_MULTICAST)
+			return ACCEPT;
+		/* IGMP messages to this host. */
+		return ip.protocol == IPPROTO_IGMP && skb->pkt_type == PACKET_HOST ? ACCEPT : DROP;
+	}
+	struct flow_key key = {
+		.ifindex = skb->ifindex,
+		.version = 4,
+		.source = { ip.saddr },
+		.group = { ip.daddr },
+	};
+	struct header header = {
+		.len = bpf_ntohs(ip.tot_len),
+		.header_len = sizeof(ip),
+		.ttl = ip.ttl,
+	};
+	const __u16 *words = (const __u16 *)&ip;
+	__u32 sum = 0;
+#pragma unroll
+	for (int i = 0; i < sizeof(ip) / 2; i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	header.is_plain = ip.version == 4 && ip.ihl == 5 && ip.protocol == IPPROTO_UDP &&
+			  !(ip.frag_off & bpf_htons(0x3fff)) && sum == 0xffff &&
+			  header.len >= sizeof(ip) && header.len + ETH_HLEN <= skb->len;
+	return decide(skb, &key, &header);
+}
+
+static __always_inline __u32 capture_ipv6(struct __sk_buff *skb)
+{
+	struct ipv6hdr ip;
+	if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))
+		return accept_link_multicast(skb);
+	if (ip.daddr.s6_addr[0] != 0xff) {
+		/* A hop-by-hop options header of eight bytes, then an MLD query. */
+		__u8 after[9];
+		if (skb->pkt_type == PACKET_MULTICAST)
+			return ACCEPT;
+		if (ip.nexthdr != 0 ||
+		    bpf_skb_load_bytes_relative(skb, sizeof(ip), after, sizeof(after),
+						BPF_HDR_START_NET))
+			return DROP;
+		return after[0] == IPPROTO_ICMPV6 && after[1] == 0 && after[8] == 130 ? ACCEPT : DROP;
+	}
+	struct flow_key key = {
+		.ifindex = skb->ifindex,
+		.version = 6,
+	};
+	__builtin_memcpy(key.source, &ip.saddr, sizeof(key.source));
+	__builtin_memcpy(key.group, &ip.daddr, sizeof(key.group));
+	struct header header = {
+		.len = bpf_ntohs(ip.payload_len) + sizeof(ip),
+		.header_len = sizeof(ip),
+		.ttl = ip.hop_limit,
+	};
+	header.is_plain = ip.version == 6 && ip.nexthdr == IPPROTO_UDP && ip.payload_len &&
+			  header.len + ETH_HLEN <= skb->len;
+	return decide(skb, &key, &header);
+}
+
+/* The rules of `sys/filter.rs`, without those for the loopback interface. */
+SEC("socket")
+int capture(struct __sk_buff *skb)
+{
+	if (skb->pkt_type == PACKET_OTHERHOST)
+		return DROP;
+	if (skb->pkt_type == PACKET_OUTGOING && skb->mark == own_mark)
+		return DROP;
+	switch (skb->protocol) {
+	case bpf_htons(ETH_P_IP):
+		return capture_ipv4(skb);
+	case bpf_htons(ETH_P_IPV6):
+		return capture_ipv6(skb);
+	case bpf_htons(ETH_P_8021Q):
+	case bpf_htons(ETH_P_8021AD):
+		return ACCEPT;
+	}
+	return DROP;
+}
+
+/* Sets the TTL or hop limit of the packet. Returns false if its header is not in memory. */
+static __always_inline int set_ttl(struct __sk_buff *skb, __u8 ttl)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_HLEN;
+		if ((void *)(ip + 1) > end)
+			return 0;
+		/* RFC 1624. The TTL is the first byte of its 16-bit word. */
+		__u16 before = bpf_htons(ip->ttl << 8), after = bpf_htons(ttl << 8);
+		__u32 sum = (__u16)~ip->check + (__u16)~before + after;
+		sum = (sum & 0xffff) + (sum >> 16);
+		sum = (sum & 0xffff) + (sum >> 16);
+		ip->check = ~sum;
+		ip->ttl = ttl;
+		return 1;
+	}
+	struct ipv6hdr *ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > end)
+		return 0;
+	ip->hop_limit = ttl;
+	return 1;
+}
+
+/* Writes the link-layer addresses. */
+static __always_inline int set_addresses(struct __sk_buff *skb, const __u8 *to, const __u8 *from)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethhdr *header = data;
+	if ((void *)(header + 1) > end)
+		return 0;
+	__builtin_memcpy(header->h_dest, to, ETH_ALEN);
+	__builtin_memcpy(header->h_source, from, ETH_ALEN);
+	return 1;
+}
+
+/* Writes the link-layer address of the group to `to`, and that of the packet's TTL to `ttl`. */
+static __always_inline int read_packet(struct __sk_buff *skb, __u8 *to, __u8 *ttl)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_HLEN;
+		if ((void *)(ip + 1) > end)
+			return 0;
+		/* RFC 1112 section 6.4. */
+		__u32 group = bpf_ntohl(ip->daddr);
+		to[0] = 1;
+		to[1] = 0;
+		to[2] = 0x5e;
+		to[3] = (group >> 16) & 0x7f;
+		to[4] = group >> 8;
+		to[5] = group;
+		*ttl = ip->ttl;
+		return 1;
+	}
+	struct ipv6hdr *ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > end)
+		return 0;
+	/* RFC 2464 section 7. */
+	to[0] = 0x33;
+	to[1] = 0x33;
+	__builtin_memcpy(to + 2, &ip->daddr.s6_addr[12], 4);
+	*ttl = ip->hop_limit;
+	return 1;
+}
+
+static __always_inline int forward_copies(struct __sk_buff *skb, struct flow *flow)
+{
+	__u32 action_id = ACTION(*(volatile __u64 *)&flow->control);
+	struct action *action = bpf_map_lookup_elem(&actions, &action_id);
+	if (!action)
+		goto failed;
+	__u32 headers = ETH_HLEN + (skb->protocol == bpf_htons(ETH_P_IP) ? 20 : 40);
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data + headers > end && bpf_skb_pull_data(skb, headers))
+		goto failed;
+
+	__u8 to[ETH_ALEN], arrived_ttl;
+	if (!read_packet(skb, to, &arrived_ttl))
+		goto failed;
+	__u8 original[2 * ETH_ALEN];
+	__u8 keep = action->keep_original;
+	__u32 arrived_mark = skb->mark;
+	if (keep && bpf_skb_load_bytes(skb, 0, original, sizeof(original)))
+		goto failed;
+
+	__u8 ttl = action->set_ttl ?: arrived_ttl - action->decrement;
+	if (ttl != arrived_ttl && !set_ttl(skb, ttl))
+		goto failed;
+	skb->mark = own_mark;
+
+	__u32 egresses = action->egresses;
+	for (__u32 i = 0; i < MAX_EGRESSES; i++) {
+		if (i >= egresses)
+			break;
+		struct egress *egress = &action->egress[i];
+		if (!set_addresses(skb, to, egress->mac)) {
+			__sync_fetch_and_add(&flow->failed, 1);
+			continue;
+		}
+		if (i + 1 == egresses && !keep)
+			return bpf_redirect(egress->ifindex, 0);
+		if (bpf_clone_redirect(skb, egress->ifindex, 0) < 0)
+			__sync_fetch_and_add(&flow->failed, 1);
+	}
+	if (!keep)
+		return TC_ACT_SHOT;
+	skb->mark = arrived_mark;
+	if (ttl != arrived_ttl)
+		set_ttl(skb, arrived_ttl);
+	set_addresses(skb, original, original + ETH_ALEN);
+	return TC_ACT_UNSPEC;
+
+failed:
+	__sync_fetch_and_add(&flow->failed, 1);
+	return TC_ACT_SHOT;
+}
+
+SEC("classifier")
+int forward(struct __sk_buff *skb)
+{
+	if (skb->cb[CB_MAGIC] != (own_magic ^ skb->ifindex))
+		return TC_ACT_UNSPEC;
+	skb->cb[CB_MAGIC] = 0;
+	__u32 id = skb->cb[CB_FLOW];
+	struct flow *flow = bpf_map_lookup_elem(&flows, &id);
+	if (!flow)
+		return TC_ACT_UNSPEC;
+	__u32 port_id = PORT(*(volatile __u64 *)&flow->control);
+	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
+	if (port)
+		port->pending = 0;
+	if (!skb->cb[CB_OFFLOADED]) {
+		__sync_fetch_and_add(&flow->queued, 1);
+		return TC_ACT_UNSPEC;
+	}
+	return forward_copies(skb, flow);
+}
+
+/* The helpers need a licence that the kernel counts as compatible with the GPL. It applies to this
+ * program only. */
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,351 @@
+//! The programs of the eBPF plane in the kernel: loading, attaching, and their table of flows.
+//!
+//! `forward.c` says what they do. Its object file is part of this program, because a build must not
+//! need clang.
+
+mod tables;
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use crate::model::IfIndex;
+
+pub use tables::{
+    ActionSlot, FlowControl, FlowSlot, HandOverState, KernelAction, KernelEgress, KernelFlowKey,
+    KernelFlowRecord, KernelTables, MAX_EGRESSES, MAX_PORTS, PortSlot,
+};
+
+/// The programs, compiled.
+const OBJECT: &[u8] = aya::include_bytes_aligned!("forward.o");
+
+/// Why the programs cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OffloadError {
+    /// The kernel denies it.
+    #[error(
+        "the kernel denies BPF programs: they need the capabilities CAP_BPF, CAP_PERFMON and \
+         CAP_NET_ADMIN ({0})"
+    )]
+    Denied(io::Error),
+    /// The kernel has no BPF, or lacks something that the programs need.
+    #[error("the kernel lacks what the programs need: {0}")]
+    Unsupported(String),
+    /// Another error.
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
+
+impl OffloadError {
+    fn from_io(error: io::Error, context: impl FnOnce(&io::Error) -> String) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Denied(error),
+            _ => Self::Unsupported(context(&error)),
+        }
+    }
+
+    fn from_program(error: ProgramError) -> Self {
+        match error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => {
+                let log = verifier_log.to_string();
+                let reason = last_reason(&log).to_owned();
+                // Without CAP_PERFMON the verifier prohibits usual arithmetic, with EACCES.
+                let is_denied = reason.contains("prohibited for !root") || log.trim().is_empty();
+                match io_error.raw_os_error() {
+                    Some(libc::EPERM) => Self::Denied(io_error),
+                    Some(libc::EACCES) if is_denied => Self::Denied(io_error),
+                    _ => Self::Unsupported(format!("{io_error}; its verifier says: {reason}")),
+                }
+            }
+            ProgramError::SyscallError(e) => {
+                let call = e.call;
+                Self::from_io(e.io_error, |e| format!("{call}: {e}"))
+            }
+            other => Self::Unsupported(other.to_string()),
+        }
+    }
+
+    fn from_map(error: MapError) -> Self {
+        match error {
+            MapError::CreateError { name, io_error } => {
+                Self::from_io(io_error, |e| format!("cannot create the table {name}: {e}"))
+            }
+            MapError::SyscallError(e) => {
+                let call = e.call;
+                Self::from_io(e.io_error, |e| format!("{call}: {e}"))
+            }
+            other => Self::Unsupported(other.to_string()),
+        }
+    }
+}
+
+impl From<EbpfError> for OffloadError {
+    fn from(error: EbpfError) -> Self {
+        match error {
+            EbpfError::MapError(e) => Self::from_map(e),
+            EbpfError::ProgramError(e) => Self::from_program(e),
+            other => Self::Unsupported(other.to_string()),
+        }
+    }
+}
+
+/// Returns the line of a verifier log that says why: the last one that is no statistic.
+fn last_reason(log: &str) -> &str {
+    let lines = log.lines().map(str::trim);
+    let mut reasons = lines.filter(|l| !l.is_empty() && !l.starts_with("processed "));
+    reasons.next_back().unwrap_or("nothing")
+}
+
+/// How many flows and actions the tables hold.
+#[derive(Debug, Clone, Copy)]
+pub struct TableSizes {
+    /// Flows.
+    pub flows: u32,
+    /// Actions, at most 65,536.
+    pub actions: u32,
+}
+
+/// The program that decides, as filter of a capture socket.
+#[derive(Debug, Clone)]
+pub struct CaptureProgram(Arc<OwnedFd>);
+
+impl CaptureProgram {
+    pub(super) fn descriptor(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
+/// The program that forwards, on one interface. Dropping it leaves the program attached;
+/// [`OffloadProgram::detach`] removes it.
+#[derive(Debug)]
+pub struct Attachment {
+    link: SchedClassifierLinkId,
+    interface: String,
+}
+
+impl Attachment {
+    /// Returns the name that the interface had then.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+}
+
+/// The state of an interface in the programs: `struct port`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct PortRecord {
+    pending: u64,
+    lost: u64,
+}
+
+// SAFETY: integers without padding, so every byte is initialised and every value is valid.
+unsafe impl aya::Pod for PortRecord {}
+
+/// The loaded programs. Dropping this removes them and their tables from the kernel, as soon as no
+/// capture socket uses them.
+pub struct OffloadProgram {
+    ebpf: Ebpf,
+    capture: CaptureProgram,
+    flow_index: HashMap<MapData, KernelFlowKey, FlowSlot>,
+    ports: PerCpuArray<MapData, PortRecord>,
+    tables: Arc<KernelTables>,
+    /// Cores that the kernel may use, which need not be running.
+    cores: usize,
+}
+
+impl OffloadProgram {
+    /// Loads the programs. They recognise packets that this instance sent by `mark`, and decisions
+    /// of this instance by `magic`.
+    ///
+    /// # Errors
+    /// The kernel denies it, or lacks something.
+    pub fn load(mark: u32, magic: u32, sizes: TableSizes) -> Result<Self, OffloadError> {
+        let mut ebpf = EbpfLoader::new()
+            .override_global("own_mark", &mark, true)
+            .override_global("own_magic", &magic, true)
+            .map_max_entries("flow_index", sizes.flows)
+            .map_max_entries("flows", sizes.flows)
+            .map_max_entries("actions", sizes.actions)
+            .load(OBJECT)?;
+        let program: &mut SocketFilter = program(&mut ebpf, "capture")?;
+        program.load().map_err(OffloadError::from_program)?;
+        let descriptor = program.fd().map_err(OffloadError::from_program)?;
+        let capture = CaptureProgram(Arc::new(descriptor.as_fd().try_clone_to_owned()?));
+        let classifier: &mut SchedClassifier = self::program(&mut ebpf, "forward")?;
+        classifier.load().map_err(OffloadError::from_program)?;
+        let flow_index = HashMap::try_from(map(&mut ebpf, "flow_index")?);
+        let ports = PerCpuArray::try_from(map(&mut ebpf, "ports")?);
+        let array = |map| match map {
+            Map::Array(data) => Ok(data),
+            _ => Err(OffloadError::Unsupported("a table has another type".into())),
+        };
+        let flows = array(map(&mut ebpf, "flows")?)?;
+        let actions = array(map(&mut ebpf, "actions")?)?;
+        let tables = KernelTables::new(
+            (flows.fd().as_fd(), sizes.flows as usize),
+            (actions.fd().as_fd(), sizes.actions as usize),
+        )?;
+        Ok(Self {
+            ebpf,
+            capture,
+            flow_index: flow_index.map_err(OffloadError::from_map)?,
+            ports: ports.map_err(OffloadError::from_map)?,
+            tables: Arc::new(tables),
+            // Now, because confined threads may not open the file.
+            cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
+        })
+    }
+
+    /// Returns the filter for capture sockets.
+    pub fn capture(&self) -> &CaptureProgram {
+        &self.capture
+    }
+
+    /// Returns the tables of flows and actions.
+    pub fn tables(&self) -> &Arc<KernelTables> {
+        &self.tables
+    }
+
+    /// Attaches the program that forwards to the ingress of an interface, before the programs of
+    /// others: by tcx (Linux 6.6), otherwise by a clsact queueing discipline.
+    ///
+    /// # Errors
+    /// The interface does not exist, or the kernel refuses.
+    pub fn attach(&mut self, index: IfIndex) -> Result<Attachment, OffloadError> {
+        let name = name_of(index)?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let attached = program.attach_with_options(&name, TcAttachType::Ingress, order);
+        let attached = match attached {
+            Err(ProgramError::SyscallError(e))
+                if e.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                // Fails if it exists.
+                let _ = qdisc_add_clsact(&name);
+                let options = NlOptions {
+                    priority: 1,
+                    ..NlOptions::default()
+                };
+                let options = TcAttachOptions::Netlink(options);
+                program.attach_with_options(&name, TcAttachType::Ingress, options)
+            }
+            other => other,
+        };
+        Ok(Attachment {
+            link: attached.map_err(OffloadError::from_program)?,
+            interface: name,
+        })
+    }
+
+    /// Removes the program from an interface.
+    pub fn detach(&mut self, attachment: Attachment) {
+        if let Ok(program) = program::<SchedClassifier>(&mut self.ebpf, "forward") {
+            // Fails if the interface is gone.
+            let _ = program.detach(attachment.link);
+        }
+    }
+
+    /// Lets flows use the position of an interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn reset_port(&mut self, port: PortSlot) -> Result<(), OffloadError> {
+        let values = PerCpuValues::try_from(vec![PortRecord::default(); self.cores])?;
+        let set = self.ports.set(port.into(), values, 0);
+        set.map_err(OffloadError::from_map)
+    }
+
+    /// Returns the packets that were lost on an interface because the program that forwards was
+    /// not attached any more, and lets flows use it again.
+    pub fn take_lost(&mut self, port: PortSlot) -> u64 {
+        let records = self.ports.get(&port.into(), 0);
+        let lost = records.map_or(0, |records| records.iter().map(|r| r.lost).sum());
+        if lost > 0 {
+            // Otherwise the packets stay with this process.
+            let _ = self.reset_port(port);
+        }
+        lost
+    }
+
+    /// Lets the programs use a record for a flow.
+    ///
+    /// # Errors
+    /// The table is full, or there is no memory.
+    pub fn insert(&mut self, key: &KernelFlowKey, slot: FlowSlot) -> Result<(), OffloadError> {
+        let inserted = self.flow_index.insert(key, slot, 0);
+        inserted.map_err(OffloadError::from_map)
+    }
+
+    /// Removes a flow. Its record may be used again after [`wait_for_programs`].
+    pub fn remove(&mut self, key: &KernelFlowKey) {
+        // Fails if it is not there.
+        let _ = self.flow_index.remove(key);
+    }
+}
+
+fn program<'e, P>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P, OffloadError>
+where
+    &'e mut P: TryFrom<&'e mut aya::programs::Program, Error = ProgramError>,
+{
+    let missing = || OffloadError::Unsupported(format!("there is no program {name}"));
+    let program = ebpf.program_mut(name).ok_or_else(missing)?;
+    program.try_into().map_err(OffloadError::from_program)
+}
+
+fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map, OffloadError> {
+    let missing = || OffloadError::Unsupported(format!("there is no table {name}"));
+    ebpf.take_map(name).ok_or_else(missing)
+}
+
+/// Returns the name of an interface of the network namespace of this thread.
+fn name_of(index: IfIndex) -> io::Result<String> {
+    let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the length that the call requires.
+    let found = unsafe { libc::if_indextoname(index.get(), name.as_mut_ptr()) };
+    if found.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has written a name with its NUL.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    let name = name.to_str().map_err(io::Error::other)?;
+    Ok(name.into())
+}
+
+/// Waits until each run of the programs has ended that began before this call. A run that begins
+/// later sees all earlier changes of the tables. Takes 5 to 50 ms.
+pub fn wait_for_programs() {
+    /// Waits for an RCU grace period of the kernel (membarrier(2)).
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes no pointers.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if done < 0 {
+        // Kernels with cores without a timer tick refuse (EINVAL). A run takes microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_line_of_the_verifier_is_the_reason() {
+        let log = "0: (bf) r6 = r1\nR5 pointer arithmetic on pkt prohibited for !root\n\
+                   processed 56 insns (limit 1000000)\n\n";
+        assert_eq!(
+            last_reason(log),
+            "R5 pointer arithmetic on pkt prohibited for !root"
+        );
+        assert_eq!(last_reason(""), "nothing");
+    }
+}
