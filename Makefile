@@ -4,11 +4,11 @@ PREFIX  ?= /usr/local
 # Programs that the tests use besides Rust: senders, receivers, peers and validators.
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
-           python3-jsonschema python3-yaml mandoc
+           python3-jsonschema python3-yaml mandoc clang-14 llvm-14 libbpf-dev bpftool
 
 .PHONY: build dist dist-binary deb demo test soak bench bench-membership micro check supply-chain \
         third-party mutants compiler packages cross image test-image test-package test-helm \
-        install install-files install-smcroute clean
+        install install-files install-smcroute offload-program clean
 
 # The label `revision` of mcastor_build_info.
 dist dist-binary image deb: export MCASTOR_REVISION := \
@@ -49,6 +49,11 @@ test-package:
 # Renders conf/helm with Helm, as a library from PyPI (75 MB), and checks the manifests.
 test-helm: packages
 	tests/kubernetes/helm.sh
+
+# Compiles the BPF programs of the eBPF plane. The result is checked in, because a build must not need
+# clang; a test compares the two.
+offload-program: packages
+	src/sys/offload/build.sh src/sys/offload/forward.o
 
 demo: compiler build
 	target/release/mcastor demo

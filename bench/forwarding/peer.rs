@@ -26,6 +26,8 @@ pub enum Peer {
     Kernel,
     /// `mcastor run` with its defaults.
     Mcastor,
+    /// `mcastor run` with `plane.kind = "ebpf"`.
+    McastorEbpf,
     /// `mcastor run` with `plane.qdisc_bypass = true`.
     McastorBypass,
     /// `mcastor run` with `plane.busy_poll = 0`.
@@ -39,6 +41,7 @@ impl Peer {
             Self::Alone => "sender alone",
             Self::Kernel => "ip_mroute",
             Self::Mcastor => "mcastor",
+            Self::McastorEbpf => "mcastor, ebpf",
             Self::McastorBypass => "mcastor, qdisc_bypass",
             Self::McastorNoBusyPoll => "mcastor, busy_poll = 0",
         }
@@ -122,6 +125,10 @@ fn mcastor_settings(
     peer: Peer,
 ) -> String {
     let bypass = peer == Peer::McastorBypass;
+    let kind_of_plane = match peer {
+        Peer::McastorEbpf => "ebpf",
+        _ => "packet",
+    };
     let busy_poll = match peer {
         Peer::McastorNoBusyPoll => "plane.busy_poll = 0\n",
         _ => "",
@@ -132,7 +139,8 @@ fn mcastor_settings(
     let to = to.join(", ");
     let socket = dir.join("control.sock");
     let mut text = format!(
-        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.qdisc_bypass = {bypass}\n{busy_poll}\
+        "http.listen = \"off\"\ncontrol.socket = \"{}\"\nplane.qdisc_bypass = {bypass}\n\
+         plane.kind = \"{kind_of_plane}\"\n{busy_poll}\
          limits.flows = 200000\nlog.level = \"warn\"\n",
         socket.display()
     );
@@ -227,7 +235,7 @@ pub fn start_with(
             command.arg("-P").arg(file("smcroute.pid"));
             command.arg("-u").arg(file("smcroute.sock"));
         }
-        Peer::Mcastor | Peer::McastorBypass | Peer::McastorNoBusyPoll => {
+        Peer::Mcastor | Peer::McastorEbpf | Peer::McastorBypass | Peer::McastorNoBusyPoll => {
             let text = mcastor_settings(dir.path(), egresses, rules, kind, peer);
             fs::write(file("mcastor.toml"), text)?;
             command.arg(env!("CARGO_BIN_EXE_mcastor"));

@@ -38,14 +38,15 @@ pub struct Plan {
     pub rest: bool,
 }
 
-const KERNEL_AND_MCASTOR: &[Peer] = &[Peer::Alone, Peer::Kernel, Peer::Mcastor];
+const KERNEL_AND_MCASTOR: &[Peer] = &[Peer::Alone, Peer::Kernel, Peer::Mcastor, Peer::McastorEbpf];
 const ALL_PEERS: &[Peer] = &[
     Peer::Alone,
     Peer::Kernel,
     Peer::Mcastor,
+    Peer::McastorEbpf,
     Peer::McastorBypass,
 ];
-const MCASTOR_ONLY: &[Peer] = &[Peer::Alone, Peer::Mcastor];
+const MCASTOR_ONLY: &[Peer] = &[Peer::Alone, Peer::Mcastor, Peer::McastorEbpf];
 
 /// The base scenario: 200 bytes, one egress, ten rules, ten flows.
 const BASE: Scenario = Scenario {

@@ -213,7 +213,12 @@ impl Bench {
         let lab = Lab::new(1)?;
         lab.offload(true)?;
         for _ in 0..self.plan.rounds {
-            for peer in [Peer::Kernel, Peer::Mcastor, Peer::McastorNoBusyPoll] {
+            for peer in [
+                Peer::Kernel,
+                Peer::Mcastor,
+                Peer::McastorEbpf,
+                Peer::McastorNoBusyPoll,
+            ] {
                 let base = Stream {
                     kind: SenderKind::UdpOffload,
                     size: 200,

@@ -57,7 +57,7 @@ pub struct RouterContext {
     /// All metrics.
     pub catalog: Catalog,
     /// The planes that capture, forward and transmit packets.
-    pub planes: Planes,
+    pub planes: Arc<Planes>,
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
     /// The rules in force, with which a restarted routing actor continues.
@@ -111,7 +111,7 @@ impl RouterContext {
         catalog.flow_limit.set(flows as i64);
         let context = Arc::new(Self {
             catalog,
-            planes,
+            planes: Arc::new(planes),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),

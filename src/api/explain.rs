@@ -107,6 +107,9 @@ pub struct ExplainedIngress {
     /// The way in which packets are received and sent: the `plane` label of metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plane: Option<String>,
+    /// Why such packets are not forwarded in the kernel, if the settings ask for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declined: Option<String>,
     /// The interface from which source and group are forwarded now, if they can arrive on several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_ingress: Option<String>,

@@ -137,6 +137,12 @@ pub struct FlowView {
     pub age_ms: u64,
     /// Milliseconds since its last packet.
     pub idle_ms: u64,
+    /// Who forwards its packets: the `plane` label of metrics.
+    #[serde(default)]
+    pub plane: String,
+    /// Why its packets are not forwarded in the kernel, if the settings ask for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declined: Option<String>,
     /// Whether the numbers are those of dropped packets. Such flows are only returned on request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dropped: bool,

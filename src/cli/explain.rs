@@ -233,6 +233,15 @@ fn ingress_text(ingress: &ExplainedIngress) -> String {
     {
         text += &format!("  {active} is the active ingress of this source and group\n");
     }
+    if ingress.plane.as_deref() == Some("ebpf") {
+        text += "  the kernel forwards the flow now (plane ebpf)\n";
+    }
+    if let Some(why) = ingress.declined.as_ref().filter(|_| ingress.forwarded) {
+        text += &paragraph(
+            &format!("this process forwards it, not the kernel: {why}"),
+            2,
+        );
+    }
     for rule in &ingress.rules {
         text += &match &rule.reason {
             Some(reason) => format!("  {} {} it as {reason}\n", rule.name, verb(&rule.result)),

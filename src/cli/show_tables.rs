@@ -38,16 +38,20 @@ pub(super) fn text(reply: &ShowReply) -> String {
 
 /// Returns the table of flows.
 pub(super) fn flows_table(flows: &[FlowView]) -> Table {
-    let header = [
+    let mut header = vec![
         "IIF", "(S, G)", "OIFS", "PACKETS", "BYTES", "AGE", "IDLE", "ROUTE",
     ];
+    let has_planes = flows.iter().any(|flow| flow.plane == "ebpf");
+    if has_planes {
+        header.push("PLANE");
+    }
     let mut table = new_table(&header, &[3, 4, 5, 6]);
     for flow in flows {
         let oif = |name: &String| match flow.yields.get(name) {
             Some(station) => format!("{name} (sent by {station})"),
             None => name.clone(),
         };
-        table.add_row([
+        let mut row = vec![
             match flow.active {
                 true => flow.iif.clone(),
                 false => format!("{} (standby)", flow.iif),
@@ -62,7 +66,11 @@ pub(super) fn flows_table(flows: &[FlowView]) -> Table {
             format!("{} s", flow.age_ms / 1000),
             format!("{:.1} s", flow.idle_ms as f64 / 1000.0),
             flow.route.clone().unwrap_or_else(|| "-".into()),
-        ]);
+        ];
+        if has_planes {
+            row.push(flow.plane.clone());
+        }
+        table.add_row(row);
     }
     table
 }

@@ -160,18 +160,18 @@ fn explained_ingresses(
 ) -> Result<Vec<ExplainedIngress>, String> {
     let fib = &*snapshot.fib;
     let (streams, now_ms) = (&context.streams, context.now_ms());
-    let mut ingresses: Vec<(&IfName, &Ingress)> = fib
+    let mut ingresses: Vec<(&IfName, InterfaceId, &Ingress)> = fib
         .ingresses
         .iter()
         .filter(|(_, ingress)| !ingress.watch_only)
-        .filter_map(|(index, ingress)| Some((snapshot.names.get(index)?, &**ingress)))
+        .filter_map(|(index, ingress)| Some((snapshot.names.get(index)?, *index, &**ingress)))
         .collect();
-    ingresses.sort_by_key(|(name, _)| *name);
+    ingresses.sort_by_key(|(name, ..)| *name);
     if let Some(iif) = &packet.iif {
         let index = ingress_named(snapshot, iif)?;
-        ingresses.retain(|(name, _)| snapshot.names.get(&index) == Some(*name));
+        ingresses.retain(|(_, id, _)| *id == index);
     }
-    let explained = ingresses.into_iter().map(|(name, ingress)| {
+    let explained = ingresses.into_iter().map(|(name, id, ingress)| {
         let arrival = Arrival {
             fib,
             ingress,
@@ -187,8 +187,11 @@ fn explained_ingresses(
         });
         let active = active.and_then(|active| snapshot.names.get(&active));
         let plane = context.planes.serving(ingress.plane).ok();
+        let key = (packet.source, packet.group);
+        let forwarding = plane.map(|plane| plane.flow_forwarding(id, key));
         ExplainedIngress {
-            plane: plane.map(|plane| plane.name().into()),
+            plane: forwarding.as_ref().map(|f| f.plane.into()),
+            declined: forwarding.and_then(|f| f.declined),
             active_ingress: active.map(ToString::to_string),
             ..explained_ingress(fib, name, &resolve(arrival, bytes), bytes)
         }
@@ -252,6 +255,7 @@ fn explained_ingress(fib: &Fib, name: &IfName, trace: &Trace, bytes: &[u8]) -> E
         iif: name.to_string(),
         is_down: false,
         plane: None,
+        declined: None,
         active_ingress: None,
         forwarded: egresses.iter().any(|egress| egress.reason.is_none()),
         reason: reason.map(|reason| reason.label().into()),

@@ -17,6 +17,7 @@ use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{entry_paths, look_up};
 use crate::model::addr::is_link_local_group;
 use crate::model::{IfName, InterfaceId};
+use crate::planes::Planes;
 use crate::table::StreamState;
 use crate::table::flows::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 
@@ -51,10 +52,17 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
             }
         }
     }
-    let streams = context.streams.clone();
+    let (streams, planes) = (context.streams.clone(), context.planes.clone());
     let rendered = background::run(move || {
         let pages = pages.into_iter().flatten().collect();
-        render(&snapshot, &streams, pages, dropped, &query, now_ms)
+        render(
+            &snapshot,
+            (&streams, &planes),
+            pages,
+            dropped,
+            &query,
+            now_ms,
+        )
     });
     rendered.await.ok_or(NoReceiver)
 }
@@ -82,7 +90,7 @@ async fn read_all(
 
 fn render(
     snapshot: &Arc<Snapshot>,
-    streams: &StreamState,
+    (streams, planes): (&StreamState, &Planes),
     pages: Vec<FlowPage>,
     dropped: Vec<(InterfaceId, Vec<FlowRecord>)>,
     query: &FlowQuery,
@@ -109,7 +117,7 @@ fn render(
         let name = names.get(&index).map_or("", IfName::as_str);
         FlowView {
             dropped,
-            ..flow(snapshot, streams, (index, name), &record, now_ms)
+            ..flow(snapshot, (streams, planes), (index, name), &record, now_ms)
         }
     };
     flows.into_iter().map(view).collect()
@@ -157,7 +165,7 @@ fn dropped_flows(
 /// Renders a flow with the route that forwards it in this snapshot.
 fn flow(
     snapshot: &Snapshot,
-    streams: &StreamState,
+    (streams, planes): (&StreamState, &Planes),
     (index, iif): (InterfaceId, &str),
     FlowRecord { key, flow }: &FlowRecord,
     now_ms: u64,
@@ -192,7 +200,11 @@ fn flow(
             }
         }
     }
+    let plane = planes.serving(ingress.and_then(|i| i.plane)).ok();
+    let forwarding = plane.map(|plane| plane.flow_forwarding(index, *key));
     FlowView {
+        plane: forwarding.as_ref().map_or("", |f| f.plane).into(),
+        declined: forwarding.and_then(|f| f.declined),
         iif: iif.into(),
         source: key.0.to_string(),
         group: key.1.to_string(),

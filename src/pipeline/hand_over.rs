@@ -60,6 +60,9 @@ pub trait HandOver {
     /// Reports what the plane forwarded since the last call: appends to `forwarded`.
     fn report(&mut self, forwarded: &mut Vec<ForwardedByPlane>);
 
+    /// Takes all flows back, and hands no more over, as long as `paused` is set.
+    fn set_paused(&mut self, paused: bool);
+
     /// Takes a flow back: this process forwards its next packets.
     fn withdraw(&mut self, flow: &FlowKey);
 

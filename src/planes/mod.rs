@@ -16,11 +16,18 @@ use crate::forward::DropReason;
 use crate::model::{IfName, InterfaceId, PlaneName, RouteName};
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::table::FibDiff;
+use crate::table::flows::FlowKey;
 
 /// A way to receive, forward and send packets.
 pub trait Plane: Send + Sync + 'static {
     /// Returns the `plane` label of metrics. Interfaces name their plane by it.
     fn name(&self) -> &'static str;
+
+    /// Returns the `plane` label of packets that leave through [`Plane::transmit`]. It differs from
+    /// the name if the plane also forwards by itself.
+    fn transmit_label(&self) -> &'static str {
+        self.name()
+    }
 
     /// Applies a change of the forwarding table. It is called before the interface actors use the
     /// new table. A plane that forwards nothing by itself has nothing to do.
@@ -31,6 +38,15 @@ pub trait Plane: Send + Sync + 'static {
     fn sync(&self, diff: &FibDiff) -> io::Result<()> {
         let _ = diff;
         Ok(())
+    }
+
+    /// Returns who forwards the packets of a flow that arrives on an interface.
+    fn flow_forwarding(&self, ingress: InterfaceId, flow: FlowKey) -> FlowForwarding {
+        let _ = (ingress, flow);
+        FlowForwarding {
+            plane: self.name(),
+            declined: None,
+        }
     }
 
     /// Returns what the plane has forwarded and dropped by itself since the last call.
@@ -65,6 +81,15 @@ pub trait Plane: Send + Sync + 'static {
     fn backlog_dropped(&self) -> Option<u64> {
         None
     }
+}
+
+/// Who forwards the packets of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowForwarding {
+    /// The `plane` label of their metrics.
+    pub plane: &'static str,
+    /// Why the plane of the interface does not forward them by itself.
+    pub declined: Option<String>,
 }
 
 /// Packets that a plane forwarded and dropped by itself.

@@ -71,6 +71,12 @@ fn main() -> ExitCode {
             trials.push(ebpf.with_ignored_flag(!has_ebpf));
         }
     }
+    let has_clang = Command::new("clang-14").arg("--version").output().is_ok();
+    if !has_clang {
+        println!("object_is_that_of_its_source skipped: there is no clang-14 (`make packages`)");
+    }
+    let object = Trial::test("ebpf::object_is_that_of_its_source", object_of_source);
+    trials.push(object.with_ignored_flag(!has_clang));
     for (name, test) in packet {
         let standalone = move || run(test());
         trials.push(Trial::test(format!("packet::{name}"), standalone).with_ignored_flag(!inside));
@@ -106,6 +112,22 @@ type BedTest = fn(Bed) -> Test;
 /// A test that creates its own test bed.
 type StandaloneTest = fn() -> Test;
 type Test = std::pin::Pin<Box<dyn Future<Output = Outcome>>>;
+
+/// The checked-in object file is what the compiler makes of the source.
+fn object_of_source() -> Outcome {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sys/offload");
+    let built = tempfile::NamedTempFile::new()?;
+    let script = format!("{folder}/build.sh");
+    let status = Command::new(script).arg(built.path()).status()?;
+    if !status.success() {
+        return Err("the programs do not compile".into());
+    }
+    let checked_in = std::fs::read(format!("{folder}/forward.o"))?;
+    match std::fs::read(built.path())? == checked_in {
+        true => Ok(()),
+        false => Err("forward.o is out of date: run `make offload-program`".into()),
+    }
+}
 
 fn run(test: Test) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()

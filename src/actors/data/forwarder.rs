@@ -151,7 +151,7 @@ impl Forwarder {
                 let path = &self.fib.paths[*id as usize];
                 let oif = &self.fib.egresses[path.egress as usize].name;
                 let plane = self.context.planes.serving(self.plane);
-                let plane = plane.map_or("none", |plane| plane.name());
+                let plane = plane.map_or("none", |plane| plane.transmit_label());
                 let catalog = &self.context.catalog;
                 catalog.path(&path.route, path.iif.as_str(), oif.as_str(), plane)
             });

@@ -261,6 +261,9 @@ impl Interface {
         let Some(hand_over) = capture.hand_over() else {
             return;
         };
+        // A trace records what the switch sees.
+        let now_ms = self.context.now_ms();
+        hand_over.set_paused(self.context.live_trace.active(now_ms).is_some());
         let mut forwarded = Vec::new();
         hand_over.report(&mut forwarded);
         let snapshot = self.context.snapshot.load_full();
@@ -272,7 +275,7 @@ impl Interface {
             ingress,
             streams: &self.context.streams,
             sender: None,
-            now_ms: self.context.now_ms(),
+            now_ms,
         };
         for report in forwarded {
             let counted = (report.packets, report.bytes);

@@ -53,6 +53,8 @@ pub struct OffloadCapture {
     ended: Vec<FlowKey>,
     /// Until when offered flows may be prepared.
     expected_until: Option<Instant>,
+    /// Whether this process forwards everything.
+    paused: bool,
 }
 
 struct PreparedFlow {
@@ -97,6 +99,7 @@ impl OffloadCapture {
             offers: Vec::new(),
             ended: Vec::new(),
             expected_until: None,
+            paused: false,
         })
     }
 
@@ -140,7 +143,7 @@ impl OffloadCapture {
         let Some(known) = self.flows.get(&flow) else {
             return;
         };
-        if self.waiting.iter().all(|w| w.slot != known.slot) {
+        if !self.paused && self.waiting.iter().all(|w| w.slot != known.slot) {
             self.waiting.push(Waiting {
                 flow,
                 slot: known.slot,
@@ -297,6 +300,25 @@ impl HandOver for OffloadCapture {
             .map(|(_, flow)| flow)
             .collect();
         due.into_iter().for_each(|flow| self.wait_for(flow, now));
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        if self.paused == paused {
+            return;
+        }
+        self.paused = paused;
+        let flows: Vec<FlowKey> = self.flows.keys().copied().collect();
+        match paused {
+            true => {
+                self.waiting.clear();
+                self.retries.clear();
+                flows.iter().for_each(|flow| self.withdraw(flow));
+            }
+            false => {
+                let now = Instant::now();
+                flows.into_iter().for_each(|flow| self.wait_for(flow, now));
+            }
+        }
     }
 
     fn withdraw(&mut self, flow: &FlowKey) {

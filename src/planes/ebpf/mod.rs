@@ -21,13 +21,14 @@ use tracing::debug;
 
 use super::packet::capture::SocketCapture;
 use super::packet::{PacketPlane, ifindex};
-use super::{Plane, PlaneCounters};
+use super::{FlowForwarding, Plane, PlaneCounters};
 use crate::model::InterfaceId;
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::sys::filter::CaptureFilter;
 use crate::sys::offload::{OffloadError, OffloadProgram, TableSizes};
 use crate::sys::packet::CaptureScope;
 use crate::table::FibDiff;
+use crate::table::flows::FlowKey;
 use capture::OffloadCapture;
 
 pub use offload::OffloadedFlows;
@@ -69,9 +70,26 @@ impl Plane for EbpfPlane {
         "ebpf"
     }
 
+    fn transmit_label(&self) -> &'static str {
+        self.packet.name()
+    }
+
     fn sync(&self, diff: &FibDiff) -> io::Result<()> {
         self.offload.sync(diff);
         Ok(())
+    }
+
+    fn flow_forwarding(&self, ingress: InterfaceId, flow: FlowKey) -> FlowForwarding {
+        match self.offload.flow_forwarding(ingress, flow) {
+            Ok(true) => FlowForwarding {
+                plane: self.name(),
+                declined: None,
+            },
+            other => FlowForwarding {
+                plane: self.packet.name(),
+                declined: other.err().map(|declined| declined.to_string()),
+            },
+        }
     }
 
     fn take_counters(&self) -> PlaneCounters {

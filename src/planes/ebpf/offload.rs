@@ -242,13 +242,21 @@ impl OffloadedFlows {
         }
     }
 
-    /// Returns why the packet plane would forward a flow; `None` if the kernel may.
-    pub fn declined(&self, ingress: InterfaceId, key: FlowKey) -> Option<Declined> {
+    /// Returns whether the kernel forwards the packets of a flow now.
+    ///
+    /// # Errors
+    /// It never does, for this reason.
+    pub fn flow_forwarding(&self, ingress: InterfaceId, key: FlowKey) -> Result<bool, Declined> {
         let state = self.shared.lock();
-        match state.port_of(ingress) {
-            None => Some(Declined::IngressKind),
-            Some(_) => plan(&state.fib, ingress, key, &state.host).err(),
-        }
+        let port = state.port_of(ingress).ok_or(Declined::IngressKind)?;
+        plan(&state.fib, ingress, key, &state.host)?;
+        let known = state.flows.get(&(port, key));
+        let record = known.and_then(|flow| self.tables.flow(flow.slot));
+        Ok(record.is_some_and(|record| match record.control().state {
+            HandOverState::Captured => false,
+            HandOverState::Armed => record.seen() == record.sent(),
+            HandOverState::Offloaded => true,
+        }))
     }
 }
 
