@@ -12,6 +12,7 @@ mod docker;
 mod docker_faults;
 mod doctor;
 mod drops;
+mod ebpf;
 mod explain;
 mod external_programs;
 mod flow_limits;
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Case> {
         operation::cases(),
         doctor::cases(),
         drops::cases(),
+        ebpf::cases(),
         explain::cases(),
         trace::cases(),
         external_programs::cases(),

@@ -48,6 +48,8 @@ pub enum Need {
     Iptables,
     /// The `demo` command in this build.
     Demo,
+    /// A kernel that takes the programs of the eBPF plane.
+    BpfPrograms,
     /// IPv4 and IPv6 multicast routing in the kernel, for the tests of the harness itself.
     KernelMroute,
 }
@@ -229,6 +231,11 @@ fn missing_need(need: Need) -> Option<String> {
         Need::Demo => {
             let out = Command::new(BINARY).args(["demo", "--help"]).output();
             (!out.is_ok_and(|o| o.status.success())).then(|| "`mcastor demo`".into())
+        }
+        Need::BpfPrograms => {
+            let packet = mcastor::planes::packet::PacketPlane::new(1);
+            let plane = mcastor::planes::ebpf::EbpfPlane::load(packet, 1, 16);
+            plane.err().map(|e| format!("BPF programs: {e}"))
         }
         Need::KernelMroute => {
             let lab = Lab::new("probe");

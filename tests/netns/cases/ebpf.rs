@@ -1,0 +1,361 @@
+//! The eBPF plane: the kernel forwards known flows.
+
+use std::time::Duration;
+
+use super::{cases, route};
+use crate::lab::numbered_stream::{NumberedStream, missing, received_in_order};
+use crate::lab::{
+    BINARY, Capture, Injector, Lab, Router, Star, Udp, UdpRx, eventually, wait_until,
+};
+
+cases!("ebpf":
+    #[BpfPrograms] stream_is_handed_over_exactly_v4,
+    #[BpfPrograms] stream_is_handed_over_exactly_v6,
+    #[BpfPrograms] changes_lose_duplicate_and_reorder_nothing,
+    #[BpfPrograms] listener_on_the_router_hears_an_offloaded_stream,
+    #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
+    #[Program("bpftool", "bpftool")] #[BpfPrograms] removed_program_loses_one_packet_and_returns,
+    #[Program("bpftool", "bpftool")] #[BpfPrograms] clean_stop_removes_everything,
+    #[BpfPrograms] declined_flow_has_a_reason,
+    refused_programs_leave_the_packet_plane,
+);
+
+/// The TTL of numbered streams.
+const TTL: u8 = 16;
+
+const GROUP: &str = "225.1.2.3";
+
+fn settings(routes: &str) -> String {
+    format!("[plane]\nkind = \"ebpf\"\n{routes}")
+}
+
+fn by_plane(router: &Router, plane: &str, oif: &str) -> u64 {
+    router.metric(
+        "mcastor_route_packets_total",
+        &[("plane", plane), ("oif", oif)],
+    ) as u64
+}
+
+/// Waits until the kernel forwards the packets that leave on an egress.
+#[track_caller]
+fn wait_until_offloaded(router: &Router, oif: &str) {
+    let before = by_plane(router, "ebpf", oif);
+    let offloaded = wait_until(crate::lab::TIMEOUT, || {
+        by_plane(router, "ebpf", oif) > before + 20
+    });
+    assert!(offloaded, "{}", router.run("show flows"));
+}
+
+/// Sends a stream until the kernel has forwarded a part of it, and compares each packet and each
+/// counter.
+fn check_stream(lab: &Lab, star: &Star, (source, group): (&str, &str)) {
+    let routes = route("r", "in", "", group, &["out1", "out2"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let captures = ["eth1", "eth2"].map(|eth| Capture::new(&star.rcv, eth));
+    let address = |ip: &str, port: u16| match ip.contains(':') {
+        true => format!("[{ip}]:{port}"),
+        false => format!("{ip}:{port}"),
+    };
+    let stream = NumberedStream::start(
+        &star.src,
+        "eth0",
+        &address(source, 4000),
+        &address(group, 5000),
+        2000,
+    );
+    wait_until_offloaded(&router, "out1");
+    stream.wait_for_more(500);
+    let explained = router.run(&format!("explain {source} {}", address(group, 5000)));
+    assert!(
+        explained.contains("the kernel forwards the flow now"),
+        "{explained}"
+    );
+    let flows = router.run("show flows");
+    assert!(flows.contains("ebpf"), "{flows}");
+    let sent = stream.finish();
+    for (capture, oif) in captures.iter().zip(["out1", "out2"]) {
+        let got = capture.expect(group, sent as usize);
+        assert!(got.iter().all(|packet| packet.ttl == TTL - 1), "TTL");
+        assert_eq!(received_in_order(capture, group).len(), sent as usize);
+        router.expect_routed("r", oif, sent.into());
+        let (ebpf, packet) = (
+            by_plane(&router, "ebpf", oif),
+            by_plane(&router, "packet", oif),
+        );
+        assert_eq!(ebpf + packet, u64::from(sent));
+        assert!(ebpf > 500 && packet > 0, "{ebpf} {packet}");
+    }
+    let flow_packets = || router.control().show("flows")[0]["packets"].as_u64();
+    eventually(
+        "the packets of the flow",
+        Some(u64::from(sent)),
+        flow_packets,
+    );
+}
+
+fn stream_is_handed_over_exactly_v4(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    check_stream(lab, &star, ("10.0.0.10", GROUP));
+}
+
+fn stream_is_handed_over_exactly_v6(lab: &Lab) {
+    let star = Star::dual(lab, 2);
+    check_stream(lab, &star, ("fd00::10", "ff3e::1:2"));
+}
+
+/// While a stream runs, flows are taken back, an egress comes and goes, and the settings are loaded
+/// again.
+fn changes_lose_duplicate_and_reorder_nothing(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let with = |egresses: &[&str]| settings(&route("r", "in", "", GROUP, egresses, ""));
+    let router = Router::start(lab, &star.rtr, &with(&["out1"]));
+    let (capture, other) = (
+        Capture::new(&star.rcv, "eth1"),
+        Capture::new(&star.rcv, "eth2"),
+    );
+    let stream = NumberedStream::start(
+        &star.src,
+        "eth0",
+        "10.0.0.10:4000",
+        &format!("{GROUP}:5000"),
+        5000,
+    );
+    wait_until_offloaded(&router, "out1");
+    for n in 0..20 {
+        match n % 3 {
+            0 => {
+                router.run("flush");
+            }
+            1 => {
+                router.write_settings(&with(&["out1", "out2"]));
+                router.run("reload");
+            }
+            _ => {
+                router.write_settings(&with(&["out1"]));
+                router.run("reload");
+            }
+        }
+        wait_until_offloaded(&router, "out1");
+        capture.collect();
+        other.collect();
+    }
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    let got = received_in_order(&capture, GROUP);
+    assert!(missing(sent, &got).is_empty(), "{:?}", missing(sent, &got));
+    router.expect_routed("r", "out1", sent.into());
+    let there = received_in_order(&other, GROUP);
+    assert!(there.len() > 100, "{}", there.len());
+    router.expect_routed("r", "out2", there.len() as u64);
+    // Both sides were used after each change.
+    assert!(by_plane(&router, "packet", "out1") >= 20);
+}
+
+/// A program that joins on the router while the kernel forwards the stream hears it, and so do the
+/// receivers.
+fn listener_on_the_router_hears_an_offloaded_stream(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = NumberedStream::start(
+        &star.src,
+        "eth0",
+        "10.0.0.10:4000",
+        &format!("{GROUP}:5000"),
+        1000,
+    );
+    wait_until_offloaded(&router, "out1");
+    let local = UdpRx::join(&star.rtr, "in", &format!("{GROUP}:5000"));
+    let heard = wait_until(crate::lab::TIMEOUT, || local.count() > 200);
+    assert!(heard, "{}", local.count());
+    wait_until_offloaded(&router, "out1");
+    drop(local);
+    wait_until_offloaded(&router, "out1");
+    let sent = stream.finish();
+    let got = capture.expect(GROUP, sent as usize);
+    // The original is unchanged, and so are its copies.
+    assert!(got.iter().all(|packet| packet.ttl == TTL - 1), "TTL");
+    received_in_order(&capture, GROUP);
+}
+
+/// Packets with a low TTL are left to the process, which counts why they are dropped.
+fn packets_that_some_egress_does_not_get_are_counted(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let routes = route("r", "in", "", GROUP, &["out1", "out2"], "");
+    let threshold = "[[interface]]\nname = \"out2\"\nttl_threshold = 16\n";
+    let router = Router::start(lab, &star.rtr, &settings(&(routes + threshold)));
+    let captures = ["eth1", "eth2"].map(|eth| Capture::new(&star.rcv, eth));
+    let inject = Injector::new(&star.src, "eth0");
+    let send = |ttl: u8, count: u64| {
+        for _ in 0..count {
+            let packet = Udp::new("10.0.0.10:9", &format!("{GROUP}:5000"), "x");
+            inject.send(&packet.ttl(ttl).frame());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    send(32, 300);
+    let offloaded = wait_until(crate::lab::TIMEOUT, || {
+        by_plane(&router, "ebpf", "out2") > 0
+    });
+    assert!(offloaded, "the stream stays with the process");
+    send(16, 20);
+    send(1, 7);
+    send(32, 10);
+    captures[0].expect(GROUP, 330);
+    captures[1].expect(GROUP, 310);
+    router.expect_routed("r", "out1", 330);
+    router.expect_routed("r", "out2", 310);
+    router.expect_dropped("ttl_threshold", "out2", 20);
+    router.expect_dropped("ttl_expired", "in", 7);
+}
+
+/// Somebody removes the program from the interface: the process forwards, one packet is lost on
+/// each core and counted, and the program is attached again.
+fn removed_program_loses_one_packet_and_returns(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = NumberedStream::start(
+        &star.src,
+        "eth0",
+        "10.0.0.10:4000",
+        &format!("{GROUP}:5000"),
+        1000,
+    );
+    wait_until_offloaded(&router, "out1");
+    let [id] = &attached_links(&router)[..] else {
+        panic!("{:?}", attached_links(&router));
+    };
+    let detached = star.rtr.output("bpftool", &["link", "detach", "id", id]);
+    assert!(detached.status.success(), "{detached:?}");
+    stream.wait_for_more(2000);
+    wait_until_offloaded(&router, "out1");
+    let sent = stream.finish();
+    let lost = router.metric(
+        "mcastor_dropped_packets_total",
+        &[("reason", "send_failed"), ("iface", "in")],
+    ) as u32;
+    assert!((1..=4).contains(&lost), "{lost} lost");
+    capture.expect(GROUP, (sent - lost) as usize);
+    let got = received_in_order(&capture, GROUP);
+    assert_eq!(missing(sent, &got).len(), lost as usize);
+    let log = router.program.stderr();
+    assert_eq!(
+        log.matches("was removed from this interface").count(),
+        1,
+        "{log}"
+    );
+}
+
+fn clean_stop_removes_everything(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let pid = router.program.pid();
+    let descriptors = || {
+        let folder = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        let links = folder.into_iter().flatten().flatten();
+        let targets = links.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets
+            .filter(|t| t.to_string_lossy().contains("bpf"))
+            .count()
+    };
+    let before = descriptors();
+    assert!(before >= 5, "{before} descriptors");
+    for n in 0..50 {
+        router.run(&format!("add in 226.0.0.{n} out1"));
+        router.run(&format!("remove in 226.0.0.{n} out1"));
+    }
+    assert_eq!(descriptors(), before, "after changes");
+    let links = attached_links(&router);
+    assert_eq!(links.len(), 1);
+    router.stop();
+    let is_left = || {
+        let output = star.rtr.output("bpftool", &["--json", "link", "show"]);
+        let left: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let left = left.as_array().expect("links");
+        left.iter().any(|link| link["id"].to_string() == links[0])
+    };
+    eventually("the link is left", false, is_left);
+}
+
+/// Returns the numbers of the BPF links of a router.
+fn attached_links(router: &Router) -> Vec<String> {
+    let folder = format!("/proc/{}/fdinfo", router.program.pid());
+    let files = std::fs::read_dir(folder).expect("descriptors").flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let link = |text: String| {
+        let mut lines = text.lines().filter_map(|l| l.strip_prefix("link_id:"));
+        Some(lines.next()?.trim().to_owned())
+    };
+    texts.filter_map(link).collect()
+}
+
+fn declined_flow_has_a_reason(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route(
+        "r",
+        "in",
+        "10.0.0.10",
+        GROUP,
+        &["out1"],
+        "loop_guard = true\n",
+    );
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = NumberedStream::start(
+        &star.src,
+        "eth0",
+        "10.0.0.10:4000",
+        &format!("{GROUP}:5000"),
+        1000,
+    );
+    stream.wait_for_more(500);
+    let explained = router.run(&format!("explain 10.0.0.10 {GROUP}:5000"));
+    assert!(
+        explained.contains("its route has a loop guard"),
+        "{explained}"
+    );
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    assert_eq!(by_plane(&router, "ebpf", "out1"), 0);
+    router.expect_routed("r", "out1", sent.into());
+}
+
+/// Without the capabilities, packet sockets forward, and the log says so once.
+fn refused_programs_leave_the_packet_plane(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let config = lab.file("mcastor.toml");
+    let socket = lab.file("mcastor.sock");
+    let control = format!("[control]\nsocket = \"{}\"\n", socket.display());
+    std::fs::write(&config, settings(&routes) + &control).expect("settings");
+    let words = [
+        "--bounding-set=-bpf,-perfmon,-sys_admin",
+        BINARY,
+        "run",
+        "--config",
+        config.to_str().expect("a path"),
+    ];
+    let router = star.rtr.spawn(lab, "setpriv", &words);
+    let capturing = || router.stderr().contains("in: capturing");
+    assert!(
+        wait_until(crate::lab::TIMEOUT, capturing),
+        "{}",
+        router.stderr()
+    );
+    let capture = Capture::new(&star.rcv, "eth1");
+    let inject = Injector::new(&star.src, "eth0");
+    inject.send(&Udp::new("10.0.0.10:9", &format!("{GROUP}:5000"), "x").frame());
+    capture.expect(GROUP, 1);
+    let log = router.stderr();
+    assert_eq!(
+        log.matches("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")
+            .count(),
+        1,
+        "{log}"
+    );
+    assert!(log.contains("Continuing with packet sockets"), "{log}");
+}
