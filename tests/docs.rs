@@ -1,11 +1,14 @@
 //! Tests of the documents against the program: settings load, commands parse, links resolve, and
-//! the lists of metrics, labels and drop reasons are complete.
+//! the lists of metrics, labels and drop reasons are complete. The OpenAPI document is up to date;
+//! `MCASTOR_BLESS=1 cargo test --test docs` writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use mcastor::api::ShowQuery;
+use mcastor::api::openapi::api_paths;
 use mcastor::app::children;
 use mcastor::doctor::Cause;
 use mcastor::doctor::examine::NORMAL_REASONS;
@@ -312,17 +315,41 @@ fn refusal_reasons_table_matches_the_code() {
 }
 
 #[test]
-fn show_tables_list_every_show_command() {
+fn protocol_table_lists_every_show_command() {
     let text = read("docs/control.md");
     for show in ShowQuery::all() {
         let name = show.name();
-        for row in [
-            format!("| `{{\"show\":\"{name}\"}}` | `{{\"{name}\":[...]}}` |"),
-            format!("| `/api/v1/{name}` | 200, "),
-        ] {
-            assert!(text.contains(&row), "docs/control.md lacks a row {row}");
-        }
+        let row = format!("| `{{\"show\":\"{name}\"}}` | `{{\"{name}\":[...]}}` |");
+        assert!(text.contains(&row), "docs/control.md lacks a row {row}");
     }
+}
+
+#[test]
+fn http_table_lists_every_api_path() {
+    let text = read("docs/control.md");
+    for path in api_paths() {
+        let row = format!("| `{path}` | 200, ");
+        assert!(text.contains(&row), "docs/control.md lacks a row {row}");
+    }
+}
+
+/// The committed document is the output of `mcastor schema --openapi`.
+#[test]
+fn openapi_document_is_generated() {
+    let output = Command::new(env!("CARGO_BIN_EXE_mcastor"))
+        .args(["schema", "--openapi"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let file = "docs/openapi.json";
+    if std::env::var_os("MCASTOR_BLESS").is_some() {
+        fs::write(root().join(file), &text).unwrap();
+    }
+    assert!(
+        fs::read_to_string(root().join(file)).unwrap_or_default() == text,
+        "{file} is out of date; update it: MCASTOR_BLESS=1 cargo test --test docs"
+    );
 }
 
 /// Returns the messages of the protocol examples after an arrow, `->` or `<-`.

@@ -2,6 +2,7 @@
 //! same data. docs/control.md describes version 1 for users.
 
 pub mod explain;
+pub mod openapi;
 mod show_query;
 pub mod trace;
 pub mod view;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::{IntoParams, ToSchema};
 
 /// A query for one kind of data.
 ///
@@ -29,10 +30,11 @@ pub enum ShowQuery {
 }
 
 /// The arguments of [`ShowQuery::Drops`]. By default, all drops that are known are shown.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct DropQuery {
-    /// Largest number of rows. `None` means no limit.
+    /// Largest number of rows. No limit by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Only drops on this interface.
@@ -40,17 +42,20 @@ pub struct DropQuery {
     pub iif: Option<String>,
     /// Only drops from this source.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
     pub source: Option<IpAddr>,
     /// Only drops to this group.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
     pub group: Option<IpAddr>,
 }
 
 /// The arguments of [`ShowQuery::Flows`]. By default, all flows are shown.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct FlowQuery {
-    /// Largest number of flows. `None` means no limit.
+    /// Largest number of flows. No limit by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// The order, which decides which flows a limit selects.
@@ -60,9 +65,11 @@ pub struct FlowQuery {
     pub iif: Option<String>,
     /// Only flows from this source.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
     pub source: Option<IpAddr>,
     /// Only flows to this group.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
     pub group: Option<IpAddr>,
     /// Also the flows whose packets are dropped by routes, members or TTL.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -70,7 +77,9 @@ pub struct FlowQuery {
 }
 
 /// The order of flows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlowOrder {
     /// The flow with the latest packet first.

@@ -1,11 +1,13 @@
 //! The records of query replies. They contain only text and numbers, because they are data formats.
+//! Their comments are the descriptions in the OpenAPI document.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A route, or the rule of a proxy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RouteView {
     /// Name of the route, as in the `route` label of metrics.
     pub name: String,
@@ -27,6 +29,7 @@ pub struct RouteView {
     pub link_local: bool,
     /// Translation of the packets.
     #[serde(default)]
+    #[schema(required)]
     pub rewrite: Option<RewriteView>,
     /// The present paths: pairs of ingress and egress interfaces.
     pub paths: Vec<PathView>,
@@ -35,18 +38,21 @@ pub struct RouteView {
 }
 
 /// The translation of a route. Fields that are not translated are null.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RewriteView {
     /// Source or prefix.
+    #[schema(required)]
     pub source: Option<String>,
     /// Group or prefix.
+    #[schema(required)]
     pub group: Option<String>,
     /// UDP destination port.
+    #[schema(required)]
     pub port: Option<u16>,
 }
 
 /// A path through the router: an ingress and an egress interface of a route.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PathView {
     /// Name of the ingress interface.
     pub iif: String,
@@ -59,7 +65,7 @@ pub struct PathView {
 }
 
 /// An interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceView {
     /// Interface index in the kernel.
     pub index: u32,
@@ -73,12 +79,14 @@ pub struct InterfaceView {
     pub mtu: u32,
     /// Whether the settings exclude it from all routes.
     #[serde(default)]
+    #[schema(required)]
     pub disabled: bool,
     /// Whether packets are captured on it.
     pub ingress: bool,
     /// Whether routes send packets on it.
     pub egress: bool,
     /// Packets are sent on it only if they arrived with a TTL above this value.
+    #[schema(required)]
     pub ttl_threshold: Option<u8>,
     /// Multicast packets received.
     pub received_packets: u64,
@@ -90,25 +98,30 @@ pub struct InterfaceView {
     pub socket_dropped_packets: u64,
     /// Name of the proxy that has it as a downstream interface.
     #[serde(default)]
+    #[schema(required)]
     pub downstream_of: Option<String>,
     /// Names of the proxies that have it as an upstream interface.
     #[serde(default)]
+    #[schema(required)]
     pub upstream_of: Vec<String>,
     /// IGMP and MLD messages and records that were refused on it, by reason. Reasons without any
     /// are omitted.
     #[serde(default)]
+    #[schema(required)]
     pub refused_messages: BTreeMap<String, u64>,
     /// Why receivers behind it may drop what is sent there: its subnet is also that of an ingress
     /// interface, or of a sender elsewhere.
     #[serde(default)]
+    #[schema(required)]
     pub subnet_conflicts: Vec<String>,
     /// The queriers on it, if it is a downstream interface of a proxy.
     #[serde(default)]
+    #[schema(required)]
     pub queriers: Vec<QuerierView>,
 }
 
 /// A flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FlowView {
     /// Name of the ingress interface.
     pub iif: String,
@@ -116,18 +129,21 @@ pub struct FlowView {
     pub source: String,
     /// Group address.
     pub group: String,
-    /// The route that forwards it. `None` if routes or interfaces have changed since its last
+    /// The route that forwards it. Null if routes or interfaces have changed since its last
     /// packet.
+    #[schema(required)]
     pub route: Option<String>,
     /// Names of the egress interfaces; empty in the same case.
     pub oifs: Vec<String>,
     /// Whether its ingress is the active one of source and group. Packets that arrive elsewhere are
     /// dropped.
     #[serde(default = "always")]
+    #[schema(required)]
     pub active: bool,
     /// Egress interfaces from which packets are withheld, because another forwarder sends them
     /// there, and its link-layer address.
     #[serde(default)]
+    #[schema(required)]
     pub yields: BTreeMap<String, String>,
     /// Packets received.
     pub packets: u64,
@@ -139,9 +155,11 @@ pub struct FlowView {
     pub idle_ms: u64,
     /// Who forwards its packets: the `plane` label of metrics.
     #[serde(default)]
+    #[schema(required)]
     pub plane: String,
     /// Why its packets are not forwarded in the kernel, if the settings ask for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String)]
     pub declined: Option<String>,
     /// Whether the numbers are those of dropped packets. Such flows are only returned on request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -149,16 +167,18 @@ pub struct FlowView {
 }
 
 /// Dropped packets of one source and group, for one reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DropView {
     /// The interface that the packets arrived on, or that they should have left on, as in the
     /// `iface` label of metrics.
     pub interface: String,
     /// Why they were dropped, as in the `reason` label of metrics.
     pub reason: String,
-    /// Source address. `None` if the packets were too short to have one.
+    /// Source address. Null if the packets were too short to have one.
+    #[schema(required)]
     pub source: Option<String>,
-    /// Destination address. `None` if the packets were too short to have one.
+    /// Destination address. Null if the packets were too short to have one.
+    #[schema(required)]
     pub group: Option<String>,
     /// Packets dropped in the last 50 to 60 seconds.
     pub last_minute: u64,
@@ -173,10 +193,13 @@ pub struct DropView {
     /// Milliseconds since the last of them.
     pub idle_ms: u64,
     /// TTL or hop limit of the last packet, as it arrived or would have left.
+    #[schema(required)]
     pub ttl: Option<u8>,
     /// Length of the last packet in bytes.
+    #[schema(required)]
     pub size: Option<u32>,
     /// UDP destination port of the last packet.
+    #[schema(required)]
     pub port: Option<u16>,
     /// What the reason means.
     pub meaning: String,
@@ -190,7 +213,7 @@ fn always() -> bool {
 }
 
 /// A group that this machine joined as a host, or that has members behind a downstream interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GroupView {
     /// Interface name.
     pub interface: String,
@@ -203,52 +226,61 @@ pub struct GroupView {
     /// The known sources.
     pub sources: Vec<GroupSourceView>,
     /// Milliseconds until exclude mode ends if no host sends a report.
+    #[schema(required)]
     pub expires_ms: Option<u64>,
     /// The oldest protocol version among the hosts.
+    #[schema(required)]
     pub version: Option<String>,
     /// The members, if they are tracked (`fast_leave`).
     pub reporters: Vec<String>,
     /// The host that sent the last report.
+    #[schema(required)]
     pub last_reporter: Option<String>,
     /// For role `router`: the streams that routes translate to this group, and the interfaces on
     /// which they are joined, such as `(10.0.0.10, 225.1.2.3) from eth0`.
     #[serde(default)]
+    #[schema(required)]
     pub original: Vec<String>,
     /// For role `host`: the streams to which routes translate this group for members, and the
     /// interfaces of these members, such as `(10.9.1.2, 239.1.1.1) to br0`.
     #[serde(default, rename = "for")]
+    #[schema(required)]
     pub joined_for: Vec<String>,
     /// A problem: the kernel refuses the join, which is retried every second, or the kernel joins
     /// more sources than requested.
+    #[schema(required)]
     pub error: Option<String>,
 }
 
 /// A source of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GroupSourceView {
     /// Source address.
     pub source: String,
     /// Whether packets of the source are forwarded.
     pub forwarded: bool,
     /// Milliseconds until the source expires if no host sends a report.
+    #[schema(required)]
     pub expires_ms: Option<u64>,
 }
 
 /// The querier of an interface for one protocol.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QuerierView {
     /// `igmp` or `mld`.
     pub protocol: String,
-    /// Address of the querier; `None` while there is none.
+    /// Address of the querier; null while there is none.
+    #[schema(required)]
     pub address: Option<String>,
     /// Whether this router is the querier.
     pub us: bool,
     /// Milliseconds until the querier expires if it sends no query.
+    #[schema(required)]
     pub expires_ms: Option<u64>,
 }
 
 /// A route, join or proxy that waits for an interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PendingView {
     /// `route`, `join` or `proxy`.
     pub kind: String,
@@ -258,13 +290,14 @@ pub struct PendingView {
     pub waiting_for: Vec<String>,
     /// What the container engine knows of these names: a reason, or a similar name.
     #[serde(default)]
+    #[schema(required)]
     pub hints: Vec<String>,
     /// `settings` or `command`.
     pub origin: String,
 }
 
 /// One end of multicast NAT.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MnatView {
     /// `ingress` or `egress`.
     pub role: String,
@@ -273,6 +306,7 @@ pub struct MnatView {
     /// Whether the server answers.
     pub up: bool,
     /// The last error; cleared by the next success.
+    #[schema(required)]
     pub error: Option<String>,
     /// Name of the upstream interface.
     pub upstream: String,
@@ -283,19 +317,23 @@ pub struct MnatView {
 }
 
 /// A global stream and the local stream that it is mapped to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MappingView {
-    /// Global source; `None` means any source.
+    /// Global source; null means any source.
+    #[schema(required)]
     pub source: Option<String>,
     /// Global group.
     pub group: String,
-    /// Local source; `None` if there is no mapping, or the mapping is for any source.
+    /// Local source; null if there is no mapping, or the mapping is for any source.
+    #[schema(required)]
     pub local_source: Option<String>,
-    /// Local group; `None` if there is no mapping.
+    /// Local group; null if there is no mapping.
+    #[schema(required)]
     pub local_group: Option<String>,
     /// `assigned`, `held` (the server does not answer, or has forgotten the mapping), `unassigned`
     /// or `conflict`.
     pub state: String,
     /// Why the mapping of the server cannot be used, or what it conflicts with.
+    #[schema(required)]
     pub error: Option<String>,
 }

@@ -71,13 +71,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the JSON schema of the settings file
+    /// Print the JSON schema of the settings file, or the OpenAPI document of the HTTP API
     #[command(
-        after_help = "Editors use it to complete and check keys. Refer to it in the first line of a settings file:\n  \
+        after_help = "Editors use the schema to complete and check keys. Refer to it in the first line of a settings file:\n  \
         #:schema ./mcastor.schema.json\n\
-        Example: mcastor schema > /etc/mcastor/mcastor.schema.json"
+        Examples:\n  mcastor schema > /etc/mcastor/mcastor.schema.json\n  \
+        mcastor schema --openapi > openapi.json"
     )]
-    Schema,
+    Schema {
+        /// Print the OpenAPI document of /api/v1
+        #[arg(long)]
+        openapi: bool,
+    },
     /// Convert an smcroute.conf or an igmpproxy.conf to TOML settings
     #[command(
         after_help = "Comments of an smcroute.conf are kept. An invalid line becomes a comment, and is reported\n\
@@ -217,7 +222,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
         Command::Check { file, json } => check::run(&file, json),
-        Command::Schema => print(schema::text().as_bytes()),
+        Command::Schema { openapi } => schema::run(openapi),
         Command::Convert { from, file, strict } => convert::run(from, &file, strict),
         Command::Smcrouted(args) => smcrouted::run(args),
         Command::Smcroutectl(args) => smcroutectl::run(args),

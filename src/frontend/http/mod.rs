@@ -1,5 +1,5 @@
 //! HTTP, read-only: `/metrics`, `/healthz`, `/readyz`, and `/api/v1` with the data of
-//! `mcastor show`.
+//! `mcastor show` and `mcastor explain`.
 //!
 //! Clients may be hostile. Each of them costs a bounded amount of memory:
 //!
@@ -30,11 +30,12 @@ use actix_rt::net::ActixStream;
 use actix_service::{ServiceFactory, ServiceFactoryExt, apply_fn_factory, map_config};
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, Server, ServiceRequest, ServiceResponse};
+use actix_web::error::{InternalError, QueryPayloadError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ContentType, HOST};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::web::{self, Data};
-use actix_web::{App, HttpResponse};
+use actix_web::{App, HttpRequest, HttpResponse};
 use serde_json::json;
 use socket2::SockRef;
 use tokio::time::timeout;
@@ -43,6 +44,7 @@ use tracing::debug;
 use super::query::QueryError;
 use super::{background, query};
 use crate::actors::{RouterContext, confined_thread};
+use crate::api::openapi::{OPENAPI_PATH, api_paths, openapi_text};
 use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply};
 use crate::metrics::http::HttpRefusal;
 use crate::model::escape::{EscapeStyle, escape};
@@ -141,6 +143,7 @@ where
     let refusals = site.refusals.clone();
     let app = App::new()
         .app_data(site.clone())
+        .app_data(web::QueryConfig::default().error_handler(invalid_parameters))
         .wrap(from_fn(check_host))
         .route("/metrics", web::get().to(metrics))
         .route("/healthz", web::get().to(healthz))
@@ -150,6 +153,7 @@ where
                 app.route("/api/v1/flows", web::get().to(flows))
                     .route("/api/v1/drops", web::get().to(drops))
                     .route("/api/v1/explain", web::get().to(explain))
+                    .route(OPENAPI_PATH, web::get().to(openapi))
                     .route("/api/v1/{query}", web::get().to(show));
             } else {
                 app.route("/api/{path:.*}", web::to(api_is_off));
@@ -313,6 +317,23 @@ async fn rendered_explanation(site: &Site, packet: ExplainQuery) -> Result<HttpR
         .body(turn.body(escaped(answer.to_string())).await?))
 }
 
+async fn openapi(site: Data<Site>) -> HttpResponse {
+    match rendered_openapi(&site).await {
+        Ok(response) => response,
+        Err(busy) => unavailable(&busy.to_string()),
+    }
+}
+
+async fn rendered_openapi(site: &Site) -> Result<HttpResponse, Busy> {
+    let turn = site.answers.api_turn().await?;
+    Ok(match web::block(openapi_text).await {
+        Ok(Ok(text)) => HttpResponse::Ok()
+            .content_type(ContentType::json())
+            .body(turn.body(text).await?),
+        _ => not_encoded(),
+    })
+}
+
 async fn show(site: Data<Site>, name: web::Path<String>) -> HttpResponse {
     match ShowQuery::all().into_iter().find(|q| q.name() == *name) {
         Some(query) => reply(&site, query).await,
@@ -340,24 +361,44 @@ async fn rendered_reply(site: &Site, query: ShowQuery) -> Result<HttpResponse, B
         Some(Ok(text)) => HttpResponse::Ok()
             .content_type(ContentType::json())
             .body(turn.body(text).await?),
-        _ => HttpResponse::InternalServerError().json(json!({
-            "version": api::VERSION,
-            "error": "the reply could not be encoded; the log says why at level debug",
-        })),
+        _ => not_encoded(),
     })
 }
 
+/// Returns an answer of the API that says what is wrong.
+fn error_answer(status: StatusCode, error: &str) -> HttpResponse {
+    let answer = json!({ "version": api::VERSION, "error": error });
+    HttpResponse::build(status)
+        .content_type(ContentType::json())
+        .body(escaped(answer.to_string()))
+}
+
 fn unavailable(error: &str) -> HttpResponse {
-    HttpResponse::ServiceUnavailable().json(json!({ "version": api::VERSION, "error": error }))
+    error_answer(StatusCode::SERVICE_UNAVAILABLE, error)
+}
+
+fn not_encoded() -> HttpResponse {
+    error_answer(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the reply could not be encoded; the log says why at level debug",
+    )
 }
 
 fn failed(error: &QueryError) -> HttpResponse {
     match error {
         QueryError::NoAnswer(_) => unavailable(&error.to_string()),
-        QueryError::Refused(why) => {
-            HttpResponse::BadRequest().json(json!({ "version": api::VERSION, "error": why }))
-        }
+        QueryError::Refused(why) => error_answer(StatusCode::BAD_REQUEST, why),
     }
+}
+
+/// Answers a request with missing, unknown or invalid query parameters.
+fn invalid_parameters(error: QueryPayloadError, _: &HttpRequest) -> actix_web::Error {
+    let why = match &error {
+        QueryPayloadError::Deserialize(why) => why.to_string(),
+        _ => error.to_string(),
+    };
+    let answer = error_answer(StatusCode::BAD_REQUEST, &why);
+    InternalError::from_response(error, answer).into()
 }
 
 fn encode(reply: &ShowReply) -> serde_json::Result<String> {
@@ -374,20 +415,15 @@ fn escaped(json: String) -> String {
 }
 
 async fn api_is_off() -> HttpResponse {
-    HttpResponse::NotFound().json(json!({
-        "version": api::VERSION,
-        "error": "the API is turned off by api = false in [http] of the settings",
-    }))
+    error_answer(
+        StatusCode::NOT_FOUND,
+        "the API is turned off by api = false in [http] of the settings",
+    )
 }
 
 async fn not_found(site: Data<Site>) -> HttpResponse {
     let api = match site.api {
-        true => {
-            ShowQuery::all()
-                .map(|s| format!(" /api/v1/{}", s.name()))
-                .concat()
-                + " /api/v1/explain"
-        }
+        true => " ".to_string() + &api_paths().join(" "),
         false => String::new(),
     };
     HttpResponse::NotFound()
