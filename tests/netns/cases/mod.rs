@@ -32,6 +32,7 @@ mod metrics;
 mod mnat;
 mod mnat_flags;
 mod mnat_reload;
+mod openapi;
 mod operation;
 mod packets;
 mod panics;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<Case> {
         ttl::cases(),
         host_environment::cases(),
         metrics::cases(),
+        openapi::cases(),
         operation::cases(),
         doctor::cases(),
         drops::cases(),
