@@ -1,6 +1,6 @@
 //! The OpenAPI document of `/api/v1`.
 //!
-//! The schemas are derived from the types of this module, and their descriptions from the comments
+//! The schemas are derived from the types of `api`, and their descriptions from the comments
 //! of these types. A field that every answer has is marked as `required`: otherwise utoipa takes
 //! fields with a default, and fields that can be null, for optional ones.
 

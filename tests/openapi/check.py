@@ -91,9 +91,12 @@ def check_answer(document, answer):
     strict = document.strict(content["schema"])
     jsonschema.Draft202012Validator.check_schema(strict)
     problems = list(jsonschema.Draft202012Validator(strict).iter_errors(value))
+    # An undeclared property is reported for each object around it too: only the innermost counts.
+    depth = max((len(problem.absolute_path) for problem in problems), default=0)
     for problem in problems:
-        best = jsonschema.exceptions.best_match([problem])
-        yield f"{best.json_path}: {best.message}"
+        if len(problem.absolute_path) == depth:
+            best = jsonschema.exceptions.best_match([problem])
+            yield f"{best.json_path}: {best.message}"
     if not problems:
         document.record(content["schema"], value)
 

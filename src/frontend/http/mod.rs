@@ -443,4 +443,16 @@ mod tests {
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert!(body["show"].to_string().contains(text));
     }
+
+    /// The answers with 500 and 503, which the test of the OpenAPI document cannot cause.
+    #[test]
+    fn error_answers_have_version_and_error() {
+        for response in [unavailable("a\u{202e}b"), not_encoded()] {
+            let body = response.into_body().try_into_bytes().unwrap();
+            assert!(body.is_ascii(), "{body:?}");
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let keys: Vec<_> = body.as_object().unwrap().keys().collect();
+            assert_eq!(keys, ["error", "version"]);
+        }
+    }
 }
