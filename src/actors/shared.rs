@@ -19,9 +19,9 @@ use super::ttl_warnings::TtlWarnings;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
-use crate::model::{Aliases, IfName, InterfaceId};
-use crate::planes::Planes;
-use crate::table::flows::FlowBudget;
+use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
+use crate::planes::{FlowForwarding, Planes};
+use crate::table::flows::{FlowBudget, FlowKey};
 use crate::table::{Fib, MembershipDatabase, Rib, StreamState};
 
 /// The state that interface actors forward by. It is replaced as a whole.
@@ -140,6 +140,11 @@ impl RouterContext {
         self.started.elapsed().as_millis() as u64
     }
 
+    /// Returns what says which plane forwards a flow.
+    pub fn flow_planes(&self) -> FlowPlanes {
+        FlowPlanes(self.planes.clone())
+    }
+
     /// Sets the limit of flows, and how long a flow lasts after its last packet.
     pub fn set_flow_limits(&self, flows: usize, idle: Duration) {
         self.flows.set_limit(flows);
@@ -151,6 +156,22 @@ impl RouterContext {
     /// Returns how long a flow lasts after its last packet, in milliseconds.
     pub fn flow_idle_ms(&self) -> u64 {
         self.flow_idle_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// Says which plane forwards a flow.
+pub struct FlowPlanes(Arc<Planes>);
+
+impl FlowPlanes {
+    /// Returns who forwards the packets of a flow that arrives on an interface of this plane.
+    pub fn forwarding(
+        &self,
+        plane: Option<PlaneName>,
+        ingress: InterfaceId,
+        flow: FlowKey,
+    ) -> Option<FlowForwarding> {
+        let plane = self.0.serving(plane).ok()?;
+        Some(plane.flow_forwarding(ingress, flow))
     }
 }
 

@@ -186,9 +186,8 @@ fn explained_ingresses(
             streams.ingresses.active(stream, now_ms)
         });
         let active = active.and_then(|active| snapshot.names.get(&active));
-        let plane = context.planes.serving(ingress.plane).ok();
         let key = (packet.source, packet.group);
-        let forwarding = plane.map(|plane| plane.flow_forwarding(id, key));
+        let forwarding = context.flow_planes().forwarding(ingress.plane, id, key);
         ExplainedIngress {
             plane: forwarding.as_ref().map(|f| f.plane.into()),
             declined: forwarding.and_then(|f| f.declined),

@@ -12,12 +12,11 @@ use futures_util::future::join_all;
 use super::{background, drop_views};
 use crate::actors::directory::NoReceiver;
 use crate::actors::messages::{DropPage, FlowPage, QueryFlows};
-use crate::actors::shared::{InterfaceHandle, RouterContext, Snapshot};
+use crate::actors::shared::{FlowPlanes, InterfaceHandle, RouterContext, Snapshot};
 use crate::api::{FlowOrder, FlowQuery, FlowView};
 use crate::forward::{entry_paths, look_up};
 use crate::model::addr::is_link_local_group;
 use crate::model::{IfName, InterfaceId};
-use crate::planes::Planes;
 use crate::table::StreamState;
 use crate::table::flows::{Flow, FlowFilter, FlowKey, FlowRecord, Verdicts};
 
@@ -52,7 +51,7 @@ pub async fn flows(context: &RouterContext, query: FlowQuery) -> Result<Vec<Flow
             }
         }
     }
-    let (streams, planes) = (context.streams.clone(), context.planes.clone());
+    let (streams, planes) = (context.streams.clone(), context.flow_planes());
     let rendered = background::run(move || {
         let pages = pages.into_iter().flatten().collect();
         render(
@@ -90,7 +89,7 @@ async fn read_all(
 
 fn render(
     snapshot: &Arc<Snapshot>,
-    (streams, planes): (&StreamState, &Planes),
+    (streams, planes): (&StreamState, &FlowPlanes),
     pages: Vec<FlowPage>,
     dropped: Vec<(InterfaceId, Vec<FlowRecord>)>,
     query: &FlowQuery,
@@ -165,7 +164,7 @@ fn dropped_flows(
 /// Renders a flow with the route that forwards it in this snapshot.
 fn flow(
     snapshot: &Snapshot,
-    (streams, planes): (&StreamState, &Planes),
+    (streams, planes): (&StreamState, &FlowPlanes),
     (index, iif): (InterfaceId, &str),
     FlowRecord { key, flow }: &FlowRecord,
     now_ms: u64,
@@ -200,8 +199,7 @@ fn flow(
             }
         }
     }
-    let plane = planes.serving(ingress.and_then(|i| i.plane)).ok();
-    let forwarding = plane.map(|plane| plane.flow_forwarding(index, *key));
+    let forwarding = planes.forwarding(ingress.and_then(|i| i.plane), index, *key);
     FlowView {
         plane: forwarding.as_ref().map_or("", |f| f.plane).into(),
         declined: forwarding.and_then(|f| f.declined),

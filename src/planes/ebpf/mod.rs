@@ -4,7 +4,7 @@
 //! other packets arrive through the captures of the packet plane: first packets of flows, packets
 //! that some egress does not get, and flows that the kernel declines ([`Declined`]).
 //!
-//! [`crate::sys::offload`] has the programs; [`plan`](self::plan) decides which flows they get;
+//! [`crate::sys::offload`] has the programs; [`plan`] decides which flows they get;
 //! [`OffloadedFlows`] owns their tables; [`capture`] hands flows over without losing, duplicating or
 //! reordering packets.
 

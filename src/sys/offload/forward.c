@@ -181,6 +181,15 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 	if (!port)
 		return ACCEPT;
 
+	if (port->pending) {
+		/* `forward` did not run for a packet before: it is not attached any more. Until the
+		 * process attaches it again, nothing is counted that `forward` would count too. */
+		if (port->pending == 1) {
+			port->pending = 2;
+			port->lost++;
+		}
+		return ACCEPT;
+	}
 	skb->cb[CB_MAGIC] = own_magic ^ skb->ifindex;
 	skb->cb[CB_FLOW] = id;
 
@@ -195,18 +204,11 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 	    !skb->vlan_present && ip->ttl > MIN_TTL(control) && longest <= MAX_LEN(control) &&
 	    (state == OFFLOADED ||
 	     *(volatile __u64 *)&flow->seen == *(volatile __u64 *)&flow->sent)) {
-		if (!port->pending) {
-			port->pending = 1;
-			__sync_fetch_and_add(&flow->packets, segments);
-			__sync_fetch_and_add(&flow->bytes, len);
-			skb->cb[CB_OFFLOADED] = 1;
-			return DROP;
-		}
-		/* `forward` did not run for the packet before: it is not attached any more. */
-		if (port->pending == 1) {
-			port->pending = 2;
-			port->lost++;
-		}
+		port->pending = 1;
+		__sync_fetch_and_add(&flow->packets, segments);
+		__sync_fetch_and_add(&flow->bytes, len);
+		skb->cb[CB_OFFLOADED] = 1;
+		return DROP;
 	}
 	__sync_fetch_and_add(&flow->seen, 1);
 	return ACCEPT;

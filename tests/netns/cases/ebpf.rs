@@ -271,12 +271,13 @@ fn clean_stop_removes_everything(lab: &Lab) {
     assert_eq!(descriptors(), before, "after changes");
     let links = attached_links(&router);
     assert_eq!(links.len(), 1);
+    let id: u64 = links[0].parse().expect("a number");
     router.stop();
     let is_left = || {
         let output = star.rtr.output("bpftool", &["--json", "link", "show"]);
         let left: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let left = left.as_array().expect("links");
-        left.iter().any(|link| link["id"].to_string() == links[0])
+        left.iter().any(|link| link["id"].as_u64() == Some(id))
     };
     eventually("the link is left", false, is_left);
 }
