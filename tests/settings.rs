@@ -267,18 +267,13 @@ fn known_keys() -> BTreeSet<String> {
             .unwrap_or_else(|| panic!("{report}"))
             .to_string();
         let (_, list) = help.split_once("Valid here: ").unwrap();
-        list.split('`')
-            .skip(1)
-            .step_by(2)
-            .map(String::from)
-            .collect()
+        let keys = list.trim_end_matches('.').split(", ");
+        keys.map(|key| key.trim_matches('`').to_string()).collect()
     };
-    for table in known_at("zzzzzzzzzzzz = 1") {
-        let brackets = match LISTS.contains(&table.as_str()) {
-            true => format!("[[{table}]]"),
-            false => format!("[{table}]"),
-        };
-        for key in known_at(&format!("{brackets}\nzzzzzzzzzzzz = 1")) {
+    for header in known_at("zzzzzzzzzzzz = 1") {
+        let table = header.trim_matches(['[', ']']);
+        assert_eq!(header.starts_with("[["), LISTS.contains(&table), "{header}");
+        for key in known_at(&format!("{header}\nzzzzzzzzzzzz = 1")) {
             keys.insert(format!("{table}.{key}"));
         }
     }
@@ -503,6 +498,24 @@ fn problems_of_the_environment_name_the_variable() {
             "capitals: MCASTOR__HTTP__LISTEN",
         ),
         (
+            "mcastor__http__listen",
+            "off",
+            "unknown variable",
+            "capitals: MCASTOR__HTTP__LISTEN",
+        ),
+        (
+            "mcastor__http__liste",
+            "off",
+            "unknown variable",
+            "Did you mean MCASTOR__HTTP__LISTEN?",
+        ),
+        (
+            "mcastor_http_listen",
+            "off",
+            "unknown variable",
+            "Two underscores separate the parts: MCASTOR__HTTP__LISTEN.",
+        ),
+        (
             "MCASTOR__ROUTE__GROUP",
             "225.1.2.3",
             "unknown variable",
@@ -518,7 +531,7 @@ fn problems_of_the_environment_name_the_variable() {
             "MCASTOR__PLANE__QDISC_BYPASS",
             "yes",
             "found the string \"yes\", expected true or false",
-            "qdisc_bypass",
+            "MCASTOR__PLANE__QDISC_BYPASS=false",
         ),
         ("MCASTOR__HTTP", "off", "found the string \"off\"", "[http]"),
         ("MCASTOR__", "x", "unknown variable", "MCASTOR__HTTP"),
@@ -528,6 +541,18 @@ fn problems_of_the_environment_name_the_variable() {
         assert_eq!(variable, name);
         assert!(text.contains(expected), "{name}: {text}");
         assert!(actual_help.contains(help), "{name}: {actual_help}");
+    }
+}
+
+#[test]
+fn help_on_a_variable_has_the_form_of_variables() {
+    for (name, value, help) in [
+        ("TTL", "5", "For this TTL: MCASTOR__ROUTE__0__TTL__SET=5."),
+        ("TTL", "five", "For a TTL of 8: MCASTOR__ROUTE__0__TTL__SET=8."),
+    ] {
+        let name = format!("MCASTOR__ROUTE__0__{name}");
+        let report = load_text(ROUTE, &[(&name, value)]).unwrap_err();
+        assert_eq!(report.problems()[0].help_text(), help, "{report}");
     }
 }
 
@@ -689,6 +714,22 @@ fn ten_thousand_routes_are_checked_quickly() {
         // The limit allows for an unoptimised build on a busy machine; a quadratic check takes
         // minutes.
         assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
+
+/// Such a route is valid: it serves stations that do not receive each other directly.
+#[test]
+fn route_back_to_its_ingress_is_noted() {
+    let route = |to: &str| {
+        format!("[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [{to}]\n")
+    };
+    let notes = load_text(&route("\"eth1\", \"eth0\""), &[]).unwrap().notes();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("eth0 is in `from` and in `to`"), "{notes:?}");
+    assert!(notes[0].contains("remove eth0 from `to`"), "{notes:?}");
+    // A packet does not return where a pattern in `to` matches its ingress.
+    for to in ["\"eth1\"", "\"eth*\""] {
+        assert!(load_text(&route(to), &[]).unwrap().notes().is_empty(), "{to}");
     }
 }
 

@@ -174,6 +174,52 @@ fn strict_accepts_routes_without_egress() {
 }
 
 #[test]
+fn egress_without_to_is_noted_with_the_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.conf");
+    std::fs::write(&path, "mroute from eth0 group 225.1.2.3 eth1\n").unwrap();
+    let conf = read_smcroute(&path, false);
+    let notes: Vec<String> = conf.notes.iter().map(ToString::to_string).collect();
+    let remedy = "line 1: mroute: no egress interface; matching packets are dropped; write \"to\" \
+                  before \"eth1\"";
+    assert!(notes.iter().any(|note| note.ends_with(remedy)), "{notes:?}");
+}
+
+/// One message names the mistake, instead of one for each line.
+#[test]
+fn toml_is_refused_by_smcrouted_and_convert() {
+    use std::process::Command;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("st.conf");
+    for text in [
+        "# cameras\n\n[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [\"eth1\"]\n",
+        "http.listen = \"off\"\n",
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let report = Settings::load_smcroute(&path, false, std::iter::empty()).unwrap_err();
+        assert_eq!(report.problems().len(), 1, "{report}");
+        let path = path.display().to_string();
+        let expected = format!(
+            "{path}: found TOML settings, which `mcastor run --config {path}` reads without \
+             conversion, expected an smcroute.conf"
+        );
+        assert_eq!(report.to_string(), expected);
+        for (words, code) in [(&["smcrouted", "-F"][..], 78), (&["convert"], 2)] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_mcastor"));
+            let output = command.args(words).arg(&path).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(stderr.trim_end().ends_with(&expected), "{words:?}: {stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            assert_eq!((output.stdout.len(), output.status.code()), (0, Some(code)));
+        }
+    }
+    // A line without a directive of smcroute is still reported by itself.
+    std::fs::write(&path, "routes eth0 = eth1\n").unwrap();
+    assert_eq!(read_smcroute(&path, false).faults.len(), 1);
+    assert!(Settings::load_smcroute(&path, false, std::iter::empty()).is_ok());
+}
+
+#[test]
 fn closed_stdout_does_not_panic() {
     use std::process::{Command, Stdio};
     for words in [

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 
 use super::exit::{UNUSABLE, print_error, usage_error};
 use crate::igmpproxy;
-use crate::settings::{MAX_FILE, read_smcroute};
+use crate::settings::{MAX_FILE, Settings, read_smcroute};
 use crate::smcroute::convert::convert;
 
 /// The programs whose configuration can be converted.
@@ -35,6 +35,10 @@ pub fn run(format: Option<ConfFormat>, file: &Path, strict: bool) -> ExitCode {
 }
 
 fn convert_smcroute(file: &Path, strict: bool) -> ExitCode {
+    // The environment does not take part in a conversion.
+    if let Err(report) = Settings::load_smcroute(file, strict, std::iter::empty()) {
+        return usage_error(&report);
+    }
     let conf = read_smcroute(file, strict);
     // Ignores a closed standard output.
     let _ = io::stdout().write_all(convert(&conf).as_bytes());

@@ -11,7 +11,7 @@ use super::key_path::KeyPath;
 use super::locate::Sources;
 use super::raw::{RawTtlPolicy, TTL_FORMS, find_key};
 use super::report::{Problem, SourceLocation};
-use super::unknown::variable_of;
+use super::unknown::variable_assignment;
 use super::words::{did_you_mean, quoted_choice};
 use crate::model::{IfPattern, LinkError, RouteName, TtlPolicy};
 
@@ -89,12 +89,10 @@ impl<'a> Checker<'a> {
             };
             let example = declaration(&path).map_or_else(String::new, KeyDeclaration::example_toml);
             let help = match self.sources.key(table) {
-                SourceLocation::Variable { .. } => {
-                    let plain: String = example.chars().filter(|c| !"[]\"".contains(*c)).collect();
-                    format!("For example: {}={plain}.", variable_of(&path))
-                }
-                _ => format!("For example: {name} = {example}."),
+                SourceLocation::Variable { .. } => variable_assignment(&path, &example),
+                _ => format!("{name} = {example}"),
             };
+            let help = format!("For example: {help}.");
             self.refuse(table, format!("no `{name}`"), expected, help);
         }
         value
@@ -360,13 +358,13 @@ impl<'a> Checker<'a> {
             Some(RawTtlPolicy::Word(word)) if word == "keep" => Some(TtlPolicy::Keep),
             Some(RawTtlPolicy::Word(word)) => {
                 let help = did_you_mean(&word, ["decrement", "keep"])
-                    .unwrap_or_else(|| "For a TTL of 8: ttl = { set = 8 }.".into());
+                    .unwrap_or_else(|| format!("For a TTL of 8: {}.", self.set_ttl(path, 8)));
                 self.refuse(path, format!("{word:?}"), TTL_FORMS, help);
                 None
             }
             Some(RawTtlPolicy::Number(number)) => {
                 let ttl = number.clamp(1, 255);
-                let help = format!("For this TTL: ttl = {{ set = {ttl} }}.");
+                let help = format!("For this TTL: {}.", self.set_ttl(path, ttl));
                 self.refuse(path, format!("the number {number}"), TTL_FORMS, help);
                 None
             }
@@ -376,6 +374,18 @@ impl<'a> Checker<'a> {
                 let ttl = self.ttl(&path.key("set"), number, zero_help)?;
                 Some(TtlPolicy::Set(ttl))
             }
+        }
+    }
+}
+
+impl Checker<'_> {
+    /// Returns how to set this TTL, in the form of the source that has the value at `path`.
+    fn set_ttl(&self, path: &KeyPath, ttl: i64) -> String {
+        match self.sources.value(path) {
+            SourceLocation::Variable { .. } => {
+                variable_assignment(&path.key("set"), &ttl.to_string())
+            }
+            _ => format!("ttl = {{ set = {ttl} }}"),
         }
     }
 }

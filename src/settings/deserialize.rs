@@ -9,9 +9,9 @@ use super::declaration::KeyType;
 use super::key_path::{KeyPath, PathSegment};
 use super::locate::Sources;
 use super::raw::{JOIN_FORMS, RawSettings, TTL_FORMS, find_key};
-use super::report::{MAX_PROBLEMS, Problem};
+use super::report::{MAX_PROBLEMS, Problem, SourceLocation};
 use super::tree::value_at_mut;
-use super::unknown::{probable_key, unknown_key};
+use super::unknown::{probable_key, unknown_key, variable_assignment};
 
 /// Reads the tree. Returns the settings and the paths of refused values.
 ///
@@ -78,6 +78,13 @@ fn wrong_type(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
         KeyType::Tables(_) if !is_entry => "an array of tables",
         KeyType::Table(_) | KeyType::Tables(_) => "a single table",
     };
+    // The help has the form of the source: a line of the file, or a variable.
+    let location = sources.value(path);
+    let assign = |toml: &str| match location {
+        SourceLocation::Variable { .. } if is_entry => variable_assignment(&path.parent(), toml),
+        SourceLocation::Variable { .. } => variable_assignment(path, toml),
+        _ => format!("{name} = {toml}"),
+    };
     let help = match (key_type, value) {
         (KeyType::String, Some(Json::Number(port))) if name == "listen" => {
             format!("Add the address: listen = \"127.0.0.1:{port}\".")
@@ -87,11 +94,11 @@ fn wrong_type(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
                 .filter(|item| !item.is_empty())
                 .map(|item| format!("{item:?}"))
                 .collect();
-            format!("Write a list: {name} = [{}].", items.join(", "))
+            format!("Write a list: {}.", assign(&format!("[{}]", items.join(", "))))
         }
-        (KeyType::String, _) if is_entry => format!("For example: {name} = {example}."),
+        (KeyType::String, _) if is_entry => format!("For example: {}.", assign(&example)),
         (KeyType::String, Some(Json::Array(list))) if list.len() == 1 => {
-            format!("Remove the brackets: {name} = {}.", list[0])
+            format!("Remove the brackets: {}.", assign(&list[0].to_string()))
         }
         (KeyType::String, Some(Json::Array(_))) if name == "group" => {
             "Give one group or one prefix, or write one route for each group.".to_string()
@@ -116,9 +123,9 @@ fn wrong_type(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
                 key.header()
             )
         }),
-        _ => format!("For example: {name} = {example}."),
+        _ => format!("For example: {}.", assign(&example)),
     };
-    Problem::new(sources.value(path), path, describe(value), expected, help)
+    Problem::new(location, path, describe(value), expected, help)
 }
 
 fn describe(value: Option<&Json>) -> String {

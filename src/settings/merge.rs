@@ -13,7 +13,7 @@ use super::tree::{
     file_to_json, file_to_map, text_to_value, unknown_tables, value_at, value_to_json,
 };
 use super::unknown::{
-    PREFIX, path_of_variable, unknown_key, unknown_variable, with_two_underscores,
+    PREFIX, help_for_other_prefix, path_of_variable, unknown_key, unknown_variable,
 };
 
 /// One layer of settings, which [`Config`] puts over the layers before it.
@@ -43,8 +43,7 @@ pub(super) fn merge(
     }
     for (name, value) in env {
         let Some(rest) = name.strip_prefix(PREFIX) else {
-            if let Some(meant) = with_two_underscores(&name) {
-                let help = format!("Two underscores separate the parts: {meant}.");
+            if let Some(help) = help_for_other_prefix(&name) {
                 problems.push(unknown_variable(&EnvVariable { name, value }, help));
             }
             continue;

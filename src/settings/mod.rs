@@ -96,7 +96,8 @@ impl Settings {
         let doubtful = self.doubtful.iter().cloned();
         let http = note_on_api(&self.http);
         let addresses = self.routes.iter().filter_map(note_on_addresses);
-        let notes = doubtful.chain(http).chain(addresses);
+        let returns = self.routes.iter().filter_map(note_on_return);
+        let notes = doubtful.chain(http).chain(addresses).chain(returns);
         notes.chain(joins).chain(upward).collect()
     }
 
@@ -134,13 +135,14 @@ impl Settings {
     /// that smcroute ignores.
     ///
     /// # Errors
-    /// Problems of the environment, or `file` is an `igmpproxy.conf`.
+    /// Problems of the environment, or `file` is an `igmpproxy.conf` or TOML.
     pub fn load_smcroute(
         file: &Path,
         strict: bool,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Settings, SettingsReport> {
         smcroute::refuse_igmpproxy_conf(file)
+            .and_then(|()| smcroute::refuse_toml(file))
             .map_err(|problem| SettingsReport::new(vec![*problem]))?;
         let settings = Self::from_sources(Sources::default(), env)?;
         Ok(smcroute::add(settings, &smcroute::read(file, strict)))
@@ -203,6 +205,20 @@ fn note_on_addresses(route: &RouteRule) -> Option<String> {
     ))
 }
 
+/// Returns a note on a route that sends packets back to the interface on which they arrive.
+fn note_on_return(route: &RouteRule) -> Option<String> {
+    let from = &route.from;
+    let returns = !from.is_pattern() && route.to.contains(from);
+    returns.then(|| {
+        format!(
+            "route \"{}\": {from} is in `from` and in `to`, so each packet also leaves on the \
+             interface on which it arrived; remove {from} from `to`, unless stations on {from} do \
+             not receive each other directly",
+            route.name
+        )
+    })
+}
+
 /// Returns a note on a proxy that forwards the hosts' discovery messages to its upstream interface.
 fn note_on_upward(proxy: &ProxyRule) -> Option<String> {
     let groups = SSDP_GROUPS.into_iter().flat_map(Group::new);
@@ -239,12 +255,12 @@ fn note_on_join(route: &RouteRule) -> Option<String> {
 }
 
 /// Returns the environment variables of this process that start with [`PREFIX`], or would start
-/// with it if their underscores were doubled. Omits variables that Kubernetes sets for a Service.
+/// with it in capitals or if their underscores were doubled. Omits variables that Kubernetes sets for a Service.
 /// Bytes that are not UTF-8 become U+FFFD, the replacement character.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_string_lossy().into_owned();
-        let is_meant = || unknown::with_two_underscores(&name).is_some();
+        let is_meant = || unknown::help_for_other_prefix(&name).is_some();
         (name.starts_with(PREFIX) || is_meant())
             .then(|| (name, value.to_string_lossy().into_owned()))
     });

@@ -41,6 +41,23 @@ pub(super) fn refuse_igmpproxy_conf(file: &Path) -> Result<(), Box<Problem>> {
     )))
 }
 
+/// Refuses TOML settings, of which the parser for `smcroute.conf` would refuse each line.
+pub(super) fn refuse_toml(file: &Path) -> Result<(), Box<Problem>> {
+    let is_toml = read_file(file)
+        .is_ok_and(|bytes| conf::is_toml_format(&String::from_utf8_lossy(&bytes)));
+    if !is_toml {
+        return Ok(());
+    }
+    let name = file.display().to_string();
+    Err(Box::new(Problem::new(
+        SourceLocation::UnreadableFile { file: name.clone() },
+        &KeyPath::default(),
+        format!("TOML settings, which `mcastor run --config {name}` reads without conversion"),
+        "an smcroute.conf",
+        "",
+    )))
+}
+
 fn read_file(file: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(file)?

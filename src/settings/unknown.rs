@@ -1,11 +1,11 @@
 //! Problems with keys and variables that the settings do not have, with hints.
 
-use super::declaration::KeyType;
+use super::declaration::{KeyDeclaration, KeyType};
 use super::key_path::{KeyPath, PathSegment};
 use super::locate::{EnvVariable, LabelTarget, Sources};
 use super::raw::{RawSettings, find_key};
 use super::report::Problem;
-use super::words::{nearest, quoted_list};
+use super::words::nearest;
 
 /// The prefix of every environment variable of the settings.
 pub const PREFIX: &str = "MCASTOR__";
@@ -29,9 +29,16 @@ pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
     });
     let known = || keys.iter().map(|key| key.name);
     let name = path.last_key();
-    let all = quoted_list(known());
-    let near = key_of_other_program(name).map(String::from);
-    let near = near.or_else(|| nearest(name, known()).map(|near| format!("`{near}`")));
+    // A message names a top-level table by its header. The header says how to write the table.
+    let written = |key: &str| match find_key(&parent.key(key)) {
+        Some((_, Some(declared))) if parent.0.is_empty() => declared.header(),
+        _ => format!("`{key}`"),
+    };
+    let all: Vec<String> = known().map(written).collect();
+    let all = all.join(", ");
+    let near = key_of_other_program(&parent, name);
+    let near = near.or_else(|| key_of_subtable(&parent, keys, name));
+    let near = near.or_else(|| nearest(name, known()).map(written));
     let help = match (near, table_with_key(name)) {
         (Some(near), _) => format!("Did you mean {near}? Valid here: {all}."),
         (None, Some(table)) => format!("`{name}` belongs to {table}. Valid here: {all}."),
@@ -46,18 +53,42 @@ pub(super) fn unknown_key(sources: &Sources, path: &KeyPath) -> Problem {
     Problem::new(sources.key(path), path, found, expected, help)
 }
 
-/// Returns what replaces a word of smcroute.conf or igmpproxy.conf.
-fn key_of_other_program(name: &str) -> Option<&'static str> {
+/// Returns what replaces a word of smcroute.conf or igmpproxy.conf in the table at `parent`.
+fn key_of_other_program(parent: &KeyPath, name: &str) -> Option<String> {
+    // The tables of these keys stand at the top level.
+    let header = |header: &str| match parent.0.is_empty() {
+        true => header.to_string(),
+        false => format!("a table {header} of its own"),
+    };
+    let has_key = |key: &str| find_key(&parent.key(key)).is_some();
     Some(match name {
-        "quickleave" => "`fast_leave`",
-        "altnet" => "`sources`",
-        "whitelist" => "`groups`",
-        "mgroup" | "ssmgroup" => "`[[join]]`",
-        "mroute" => "`[[route]]`",
-        "phyint" => "`[[interface]]`",
-        "threshold" | "ttl-threshold" => "`ttl_threshold` of `[[interface]]`",
+        "quickleave" => "`fast_leave`".into(),
+        "altnet" => "`sources`".into(),
+        "whitelist" => "`groups`".into(),
+        "mgroup" | "ssmgroup" if !parent.0.is_empty() && has_key("group") => {
+            format!("`group`, or {}", header("[[join]]"))
+        }
+        "mgroup" | "ssmgroup" => header("[[join]]"),
+        "mroute" => header("[[route]]"),
+        "phyint" => header("[[interface]]"),
+        "threshold" | "ttl-threshold" if has_key("ttl_threshold") => "`ttl_threshold`".into(),
+        "threshold" | "ttl-threshold" => "`ttl_threshold` of [[interface]]".into(),
         _ => return None,
     })
+}
+
+/// Returns the key of this name in a table inside the table at `parent`, such as
+/// `` `timers.query_interval` `` for `query_interval` in `[[proxy]]`.
+fn key_of_subtable(parent: &KeyPath, keys: &[KeyDeclaration], name: &str) -> Option<String> {
+    // At the top level, the header of the table is named.
+    if parent.0.is_empty() {
+        return None;
+    }
+    let table = keys.iter().find(|table| {
+        let mut keys = table.key_type.keys().iter();
+        keys.any(|key| key.name == name)
+    })?;
+    Some(format!("`{}.{name}`", table.name))
 }
 
 /// Returns the header of a top-level table that has a key of this name.
@@ -111,10 +142,23 @@ pub(super) fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
             .any(is_part_of_port)
 }
 
+/// Returns the help text for a variable that probably means one of the settings and does not start
+/// with [`PREFIX`]. Without it, the variable would have no effect and no message.
+pub(super) fn help_for_other_prefix(name: &str) -> Option<String> {
+    let upper = name.to_ascii_uppercase();
+    if let Some(meant) = with_two_underscores(&upper) {
+        return Some(format!("Two underscores separate the parts: {meant}."));
+    }
+    let rest = upper.strip_prefix(PREFIX).filter(|_| upper != name)?;
+    Some(match path_of_variable(rest) {
+        Ok(_) => format!("Write the variable in capitals: {upper}."),
+        Err(help) => help,
+    })
+}
+
 /// Returns the variable that was probably meant by one with single underscores, such as
-/// `MCASTOR__ROUTE__0__FROM` for `MCASTOR_ROUTE_0_FROM`. Without it, the variable would have no effect
-/// and no message.
-pub(super) fn with_two_underscores(name: &str) -> Option<String> {
+/// `MCASTOR__ROUTE__0__FROM` for `MCASTOR_ROUTE_0_FROM`.
+fn with_two_underscores(name: &str) -> Option<String> {
     let rest = name.strip_prefix("MCASTOR_")?;
     let words: Vec<&str> = rest.split('_').filter(|word| !word.is_empty()).collect();
     if rest.starts_with('_') || !(2..=MAX_WORDS).contains(&words.len()) {
@@ -166,6 +210,13 @@ pub(super) fn variable_of(path: &KeyPath) -> String {
     };
     let segments: Vec<String> = path.0.iter().map(segment).collect();
     format!("{PREFIX}{}", segments.join("__"))
+}
+
+/// Returns the assignment of a TOML value to the variable of a key, such as
+/// `MCASTOR__ROUTE__0__FROM=eth0`. A variable needs neither quotes nor the brackets of a list.
+pub(super) fn variable_assignment(path: &KeyPath, toml: &str) -> String {
+    let plain: String = toml.chars().filter(|c| !"[]\"".contains(*c)).collect();
+    format!("{}={plain}", variable_of(path))
 }
 
 /// Returns the help text for a variable whose name is wrong at the end of `path`.

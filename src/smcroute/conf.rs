@@ -139,6 +139,20 @@ pub fn is_smcroute_format(text: &str) -> bool {
     })
 }
 
+/// Returns true if `text` looks like TOML and has no directive of `smcroute.conf`: its first line
+/// with content is a header or an assignment.
+pub fn is_toml_format(text: &str) -> bool {
+    let lines = text.lines().map(|line| line.split('#').next());
+    let mut lines = lines.flatten().map(str::trim);
+    let first = lines.find(|line| !line.is_empty()).unwrap_or_default();
+    let is_header = first.starts_with('[') && first.ends_with(']');
+    let is_assignment = first.split_once('=').is_some_and(|(key, _)| {
+        let key = key.trim();
+        !key.is_empty() && !key.contains(char::is_whitespace)
+    });
+    (is_header || is_assignment) && !is_smcroute_format(text)
+}
+
 struct Reader<'a> {
     conf: Conf,
     strict: bool,

@@ -145,8 +145,11 @@ pub fn read(line: &str, strict: bool) -> Result<ParsedLine, String> {
     if let Some(Directive::Mroute(mroute)) = &parsed.directive
         && mroute.to.is_empty()
     {
-        let note = "mroute: no egress interface; matching packets are dropped";
-        parsed.notes.push(note.into());
+        let mut note = "mroute: no egress interface; matching packets are dropped".to_string();
+        if let Some(word) = parsed.ignored.first() {
+            note += &format!("; write \"to\" before \"{word}\"");
+        }
+        parsed.notes.push(note);
     }
     Ok(parsed)
 }
