@@ -208,7 +208,10 @@ fn toml_is_refused_by_smcrouted_and_convert() {
             let mut command = Command::new(env!("CARGO_BIN_EXE_mcastor"));
             let output = command.args(words).arg(&path).output().unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr);
-            assert!(stderr.trim_end().ends_with(&expected), "{words:?}: {stderr}");
+            assert!(
+                stderr.trim_end().ends_with(&expected),
+                "{words:?}: {stderr}"
+            );
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
             assert_eq!((output.stdout.len(), output.status.code()), (0, Some(code)));
         }
@@ -217,6 +220,28 @@ fn toml_is_refused_by_smcrouted_and_convert() {
     std::fs::write(&path, "routes eth0 = eth1\n").unwrap();
     assert_eq!(read_smcroute(&path, false).faults.len(), 1);
     assert!(Settings::load_smcroute(&path, false, std::iter::empty()).is_ok());
+}
+
+#[test]
+fn client_without_daemon_says_how_to_start_one() {
+    use std::process::Command;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("none.sock");
+    for words in [
+        &["smcroutectl", "show"][..],
+        &["smcroute", "-j", "eth0", "225.1.2.3"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mcastor"));
+        let output = command.args(words).arg("-u").arg(&socket).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let failed = format!(
+            "Failed connecting to daemon at {}: No such file",
+            socket.display()
+        );
+        assert!(stderr.contains(&failed), "{stderr}");
+        assert!(stderr.contains("is smcrouted running"), "{stderr}");
+        assert_eq!(output.status.code(), Some(1));
+    }
 }
 
 #[test]

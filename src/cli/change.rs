@@ -10,7 +10,7 @@ use super::show::default_socket;
 use crate::api::{JoinSpec, RewriteSpec, RouteSpec, RuleChange, ShowReply};
 use crate::frontend::control::{Command, client};
 use crate::model::escape::{EscapeStyle, escape};
-use crate::model::{GroupPrefix, IfPattern};
+use crate::model::{AddrError, GroupPrefix, IfPattern, LinkError};
 
 /// The control socket argument of the commands that talk to a running router.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub struct SocketArgs {
 #[derive(Debug, clap::Args)]
 pub struct RouteArgs {
     /// Interface that packets arrive on: a name or a pattern
-    #[arg(value_name = "IIF")]
+    #[arg(value_name = "IIF", value_parser = ingress_of_route)]
     pub from: IfPattern,
     /// [SOURCE[/LEN]] GROUP[/LEN] [OIF...]: the source (any if omitted), the group, and the
     /// interfaces that packets leave on
@@ -64,7 +64,7 @@ impl RouteArgs {
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
     /// Interface to join on: a name or a pattern
-    #[arg(value_name = "IIF")]
+    #[arg(value_name = "IIF", value_parser = interface_of_join)]
     pub interface: IfPattern,
     /// `[SOURCE] GROUP[/LEN]`
     #[arg(
@@ -78,6 +78,25 @@ pub struct JoinArgs {
     socket: SocketArgs,
 }
 
+fn ingress_of_route(text: &str) -> Result<IfPattern, String> {
+    interface_before(text, "IIF [SOURCE] GROUP [OIF]...")
+}
+
+fn interface_of_join(text: &str) -> Result<IfPattern, String> {
+    interface_before(text, "IIF [SOURCE] GROUP")
+}
+
+/// Parses the name or pattern of an interface, the first argument of `order`. Refuses an address,
+/// which the kernel would accept as a name.
+fn interface_before(text: &str, order: &str) -> Result<IfPattern, String> {
+    match text.parse::<GroupPrefix>() {
+        Err(AddrError::NotAnAddress(_)) => text.parse().map_err(|e: LinkError| e.to_string()),
+        _ => Err(format!(
+            "an address, where an interface belongs; the order is {order}"
+        )),
+    }
+}
+
 /// The arguments after the interface: source, group, and the remaining words.
 type Addresses = (Option<String>, String, Vec<String>);
 
@@ -88,6 +107,13 @@ fn split_addresses(rest: &[String]) -> Result<Addresses, String> {
         (Ok(_), [group, oifs @ ..]) => Ok((None, group.clone(), oifs.to_vec())),
         (Err(_), [source, group, oifs @ ..]) if group.parse::<GroupPrefix>().is_ok() => {
             Ok((Some(source.clone()), group.clone(), oifs.to_vec()))
+        }
+        // The words after an address are not examined further.
+        (Err(e @ AddrError::WithPort(_)), _) => Err(e.to_string()),
+        (Err(AddrError::NotMulticast(_)), [_, group, ..])
+            if let Err(e @ AddrError::WithPort(_)) = group.parse::<GroupPrefix>() =>
+        {
+            Err(e.to_string())
         }
         (Err(e), _) => Err(format!(
             "{e}; expected an optional source and a group after the interface, such as \
@@ -196,5 +222,36 @@ mod tests {
         );
         assert!(split_words("10.0.0.1 eth1").is_err());
         assert!(split_words("10.0.0.1").is_err());
+    }
+
+    #[test]
+    fn address_with_port_is_refused_with_the_address_to_write() {
+        for words in ["225.1.2.3:5000 eth1", "10.0.0.1 225.1.2.3:5000 eth1"] {
+            let error = split_words(words).unwrap_err();
+            assert!(
+                error.contains("write the address without it, 225.1.2.3"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn address_in_place_of_an_interface_is_refused_with_the_order() {
+        for text in [
+            "225.1.2.3",
+            "10.0.0.1",
+            "225.1.2.0/24",
+            "225.1.2.3:5000",
+            "ff3e::1",
+        ] {
+            let error = interface_of_join(text).unwrap_err();
+            assert!(
+                error.ends_with("the order is IIF [SOURCE] GROUP"),
+                "{error}"
+            );
+        }
+        for text in ["eth0", "br-*", "network:cameras"] {
+            assert!(ingress_of_route(text).is_ok(), "{text}");
+        }
     }
 }

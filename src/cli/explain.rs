@@ -47,7 +47,7 @@ Examples:
 Exit codes: 0 forwarded, 1 failure, 2 invalid arguments, 3 not forwarded.")]
 pub struct ExplainArgs {
     /// Source of the packet
-    #[arg(required_unless_present = "last")]
+    #[arg(required_unless_present = "last", value_parser = packet_source)]
     source: Option<IpAddr>,
     /// Group, and the UDP port if it matters
     #[arg(value_name = "GROUP[:PORT]", required_unless_present = "last")]
@@ -70,6 +70,19 @@ pub struct ExplainArgs {
     json: bool,
     #[command(flatten)]
     socket: SocketArgs,
+}
+
+/// Parses the source of a packet. Names the order if a group stands in its place.
+fn packet_source(text: &str) -> Result<IpAddr, String> {
+    let order = "the order is SOURCE GROUP[:PORT]";
+    match text.parse::<GroupAndPort>() {
+        Ok(GroupAndPort { group, .. }) if group.is_multicast() => Err(format!(
+            "a multicast group, where the source belongs; {order}"
+        )),
+        _ => text.parse().map_err(|_| {
+            format!("not an address; the source is the address of the sender, and {order}")
+        }),
+    }
 }
 
 /// Asks the running router, and prints the answer.

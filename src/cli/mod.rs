@@ -26,7 +26,9 @@ pub mod smcroutectl;
 pub mod smcrouted;
 mod table;
 mod trace;
+mod usage;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -219,7 +221,11 @@ pub fn main() -> ExitCode {
         Some("smcroute") => return smcroute::from_arguments(arguments),
         _ => {}
     }
-    match Arguments::parse().command {
+    let words: Vec<OsString> = first.into_iter().chain(arguments).collect();
+    let all = std::iter::once("mcastor".into()).chain(words.iter().cloned());
+    let parsed = Arguments::try_parse_from(all);
+    let parsed = parsed.unwrap_or_else(|error| usage::with_tip(error, &words).exit());
+    match parsed.command {
         Command::Run(args) => run::run(args),
         Command::Check { file, json } => check::run(&file, json),
         Command::Schema { openapi } => schema::run(openapi),

@@ -9,7 +9,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::exit::stream_failed;
 use super::output::print_line;
 use super::signals::stop_on_signals;
+use crate::model::{Group, IfName};
 use crate::probe::{Latency, Payload, ProbeDatagram, ReceiverStats};
+use crate::sys;
 use crate::traffic::{ReceiveEvent, ReceiveOptions, ReceiveReport, receive_with};
 
 /// Receive test streams of `mcastor send`; report loss, duplicates, reordering and latency
@@ -53,7 +55,11 @@ pub fn run(args: RecvArgs) -> ExitCode {
             } else {
                 "joined"
             };
-            eprintln!("{verb} {group} on {}", args.options.stream.interface);
+            let interface = &args.options.stream.interface;
+            eprintln!("{verb} {group} on {interface}");
+            if let Some(note) = note_on_address(interface, group) {
+                eprintln!("{note}");
+            }
         }
         ReceiveEvent::First(datagram) => eprintln!("{}", first_packet(datagram)),
         ReceiveEvent::Progress(stats) => {
@@ -74,6 +80,26 @@ pub fn run(args: RecvArgs) -> ExitCode {
         print_line(&report_text(&report));
     }
     ExitCode::from(u8::from(!report.ok))
+}
+
+/// Returns a note on an interface without an IPv4 address, where strict reverse path filtering
+/// drops the packets of every sender that the kernel would not reach over this interface.
+fn note_on_address(interface: &IfName, group: Group) -> Option<String> {
+    let interfaces = sys::ifaddr::interfaces().ok()?;
+    let found = interfaces.iter().find(|other| other.name == *interface)?;
+    let filter = |name: &str| -> Option<u8> {
+        let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    let is_strict = filter("all").max(filter(interface.as_str())) == Some(1);
+    let has_address = found.addrs.iter().any(IpAddr::is_ipv4);
+    (group.addr().is_ipv4() && is_strict && !has_address).then(|| {
+        format!(
+            "note: {interface} has no IPv4 address and its rp_filter is 1, so the kernel drops \
+             packets of senders to which it has no route over {interface}; add an address of their \
+             subnet with `ip addr add ADDRESS/LENGTH dev {interface}`"
+        )
+    })
 }
 
 /// Interval of the lines about progress.

@@ -195,8 +195,17 @@ fn request(args: &ClientArgs, command: &SmcrouteCommand) -> Result<String, Strin
     let path = args.socket.clone().unwrap_or_else(named);
     let bytes = command.encode().map_err(|e| e.to_string())?;
     let shown = path.display();
-    let mut stream = UnixStream::connect(&path)
-        .map_err(|e| format!("Failed connecting to daemon at {shown}: {e}"))?;
+    let mut stream = UnixStream::connect(&path).map_err(|e| {
+        // The first part is the text of smcroutectl, which scripts may expect.
+        let remedy = match e.kind() {
+            io::ErrorKind::PermissionDenied => "run as root, or as the user of smcrouted",
+            _ => {
+                "is smcrouted running, and does it use this socket (-i, -u)? `mcastor smcrouted` \
+                     starts it; `mcastor add` and `mcastor show` are for `mcastor run`"
+            }
+        };
+        format!("Failed connecting to daemon at {shown}: {e}; {remedy}")
+    })?;
     let mut reply = Vec::new();
     stream
         .set_read_timeout(Some(TIMEOUT))

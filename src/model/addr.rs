@@ -1,7 +1,7 @@
 //! Multicast groups, unicast sources, and prefixes of both.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -13,6 +13,12 @@ pub enum AddrError {
     /// Neither an address nor a prefix.
     #[error("`{0}` is not an IP address or a prefix such as 225.1.2.0/24")]
     NotAnAddress(String),
+    /// An address with a port.
+    #[error(
+        "`{0}` has a port; write the address without it, {ip}: packets of all ports are taken",
+        ip = .0.ip()
+    )]
+    WithPort(SocketAddr),
     /// A group outside 224.0.0.0/4 and ff00::/8.
     #[error("{0} is not a multicast group (224.0.0.0/4 or ff00::/8)")]
     NotMulticast(IpNet),
@@ -197,7 +203,10 @@ fn parse_prefix(s: &str) -> Result<IpNet, AddrError> {
     } else {
         text.parse::<IpAddr>().ok().map(IpNet::from)
     };
-    let net = net.ok_or_else(|| AddrError::NotAnAddress(s.into()))?;
+    let net = net.ok_or_else(|| match text.parse() {
+        Ok(address) => AddrError::WithPort(address),
+        Err(_) => AddrError::NotAnAddress(s.into()),
+    })?;
     if net.trunc() != net {
         return Err(AddrError::HostBits { given: net });
     }

@@ -91,6 +91,13 @@ fn address_problem(text: &str, error: &AddrError) -> (String, String) {
         let found = format!("{given}, with bits set beyond its prefix length");
         return (found, help);
     }
+    if let AddrError::WithPort(address) = error {
+        let help = format!(
+            "Write {} without the port: packets of all ports are taken.",
+            address.ip()
+        );
+        return (format!("{text:?}"), help);
+    }
     let help = match text.split_once('/') {
         Some((addr, length)) => match (addr.trim().parse::<std::net::IpAddr>(), length) {
             (Ok(addr), length) if length.parse::<u32>().is_ok() => {
@@ -105,9 +112,6 @@ fn address_problem(text: &str, error: &AddrError) -> (String, String) {
         },
         None if matches!(text.trim(), "*" | "any") => {
             "For all groups, write 224.0.0.0/4 or ff00::/8.".into()
-        }
-        None if text.parse::<std::net::SocketAddr>().is_ok() => {
-            "Write the address without the port: packets of all ports are taken.".into()
         }
         None if text.contains('*') => "Write a range as a prefix: 225.1.2.0/24.".into(),
         None if text.contains('-') => "Write a range as prefixes: 225.1.2.0/24.".into(),

@@ -94,7 +94,10 @@ fn wrong_type(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
                 .filter(|item| !item.is_empty())
                 .map(|item| format!("{item:?}"))
                 .collect();
-            format!("Write a list: {}.", assign(&format!("[{}]", items.join(", "))))
+            format!(
+                "Write a list: {}.",
+                assign(&format!("[{}]", items.join(", ")))
+            )
         }
         (KeyType::String, _) if is_entry => format!("For example: {}.", assign(&example)),
         (KeyType::String, Some(Json::Array(list))) if list.len() == 1 => {

@@ -43,8 +43,8 @@ pub(super) fn refuse_igmpproxy_conf(file: &Path) -> Result<(), Box<Problem>> {
 
 /// Refuses TOML settings, of which the parser for `smcroute.conf` would refuse each line.
 pub(super) fn refuse_toml(file: &Path) -> Result<(), Box<Problem>> {
-    let is_toml = read_file(file)
-        .is_ok_and(|bytes| conf::is_toml_format(&String::from_utf8_lossy(&bytes)));
+    let is_toml =
+        read_file(file).is_ok_and(|bytes| conf::is_toml_format(&String::from_utf8_lossy(&bytes)));
     if !is_toml {
         return Ok(());
     }

@@ -124,7 +124,11 @@ impl Rib {
             return self.rules.remove(position).ok_or_else(no_such_route);
         }
         if let Some(unknown) = to.iter().find(|t| !found.to.contains(t)) {
-            return Err(RibError::NoSuchEgress(unknown.clone()));
+            return Err(RibError::NoSuchEgress {
+                route: found.name.clone(),
+                egress: unknown.clone(),
+                to: found.to.clone(),
+            });
         }
         let mut rule = RouteRule::clone(found);
         rule.to.retain(|t| !to.contains(t));
@@ -152,8 +156,26 @@ impl Rib {
     /// Removes a join.
     pub fn leave(&mut self, join: &JoinRule) -> Result<(), RibError> {
         let at = self.joins.iter().position(|j| is_same_join(j, join));
-        self.joins.remove(at.ok_or(RibError::NotJoined)?);
+        let Some(at) = at else {
+            return Err(self.not_joined(join));
+        };
+        self.joins.remove(at);
         Ok(())
+    }
+
+    /// Returns why a command cannot undo a join: a route joins the group, or nothing does.
+    fn not_joined(&self, join: &JoinRule) -> RibError {
+        let is_same_group = |implied: &JoinRule| {
+            (implied.source, implied.group) == (join.source, join.group)
+                && implied.interface.intersects(&join.interface)
+        };
+        let mut routes = self.rules.iter();
+        let route = routes.find(|rule| rule.implied_join().as_ref().is_some_and(is_same_group));
+        let join = Box::new(join.clone());
+        match route {
+            Some(route) => RibError::JoinedByRoute(join, route.name.clone()),
+            None => RibError::NotJoined(join),
+        }
     }
 
     /// Returns all names and patterns of interfaces in the rules and options.
@@ -415,6 +437,32 @@ mod tests {
     }
 
     #[test]
+    fn refused_commands_name_the_route_and_what_it_has() {
+        let mut rib = Rib::default();
+        rib.add(rule("eth0", "225.1.2.3", &["eth1", "eth2"]))
+            .unwrap();
+        let r = rib.rules[0].clone();
+        let unknown = ["eth7".parse().unwrap()];
+        let error = rib.remove(&r.from, r.source, r.group, &unknown);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "route \"eth0\" does not send to eth7; it sends to eth1 eth2"
+        );
+        let mut join = r.implied_join().unwrap();
+        assert_eq!(
+            rib.leave(&join).unwrap_err().to_string(),
+            "eth0 (*, 225.1.2.3) is joined by route \"eth0\"; remove the route, or \
+             set join = false in it"
+        );
+        join.interface = "eth1".parse().unwrap();
+        assert_eq!(
+            rib.leave(&join).unwrap_err().to_string(),
+            "eth1 (*, 225.1.2.3) is not joined by [[join]] or `mcastor join`; `mcastor show groups` \
+             lists the joined groups"
+        );
+    }
+
+    #[test]
     fn remove_without_egresses_removes_the_route() {
         let mut rib = Rib::default();
         rib.add(rule("eth0", "225.1.2.3", &["eth1", "eth2"]))
@@ -424,7 +472,11 @@ mod tests {
         rib.remove(&from, r.source, r.group, &to("eth1")).unwrap();
         assert_eq!(
             rib.remove(&from, r.source, r.group, &to("eth1")),
-            Err(RibError::NoSuchEgress("eth1".parse().unwrap()))
+            Err(RibError::NoSuchEgress {
+                route: r.name.clone(),
+                egress: "eth1".parse().unwrap(),
+                to: to("eth2"),
+            })
         );
         rib.remove(&from, r.source, r.group, &to("eth2")).unwrap();
         assert_eq!(rib.rules.len(), 1);

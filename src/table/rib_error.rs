@@ -1,7 +1,7 @@
 //! Why a change of the rules is refused.
 
 use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
-use crate::model::{GroupPrefix, IfPattern, RouteName, SourcePrefix, StreamSet};
+use crate::model::{GroupPrefix, IfPattern, JoinRule, RouteName, SourcePrefix, StreamSet};
 
 /// The reason why a change of the rules is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,8 +27,15 @@ pub enum RibError {
     #[error("name at least one interface to send to")]
     NoEgress,
     /// The route does not send to the interface that is to be removed from it.
-    #[error("the route does not send to {0}")]
-    NoSuchEgress(IfPattern),
+    #[error("route \"{route}\" does not send to {egress}; it sends to {}", names(.to))]
+    NoSuchEgress {
+        /// The route.
+        route: RouteName,
+        /// The interface to which it does not send.
+        egress: IfPattern,
+        /// The interfaces to which it sends.
+        to: Vec<IfPattern>,
+    },
     /// The route has more than [`MAX_EGRESSES`] egresses.
     #[error("a route sends to at most {MAX_EGRESSES} names and patterns")]
     TooManyEgresses,
@@ -68,10 +75,25 @@ pub enum RibError {
     AlreadyJoined,
     /// There is no such join that a command could remove.
     #[error(
-        "not joined by [[join]] or `mcastor join`; `mcastor show groups` lists the joined groups"
+        "{0} is not joined by [[join]] or `mcastor join`; `mcastor show groups` lists the joined groups"
     )]
-    NotJoined,
+    NotJoined(Box<JoinRule>),
+    /// A route joins the group, so that a command cannot leave it.
+    #[error("{0} is joined by route \"{1}\"; remove the route, or set join = false in it")]
+    JoinedByRoute(Box<JoinRule>, RouteName),
     /// The join has more than [`MAX_JOINED_GROUPS`] groups.
     #[error("{0} has more than the {MAX_JOINED_GROUPS} groups that one join may name")]
     TooManyGroups(GroupPrefix),
+}
+
+/// Lists interfaces for a message.
+fn names(interfaces: &[IfPattern]) -> String {
+    match interfaces {
+        [] => "no interface".into(),
+        all => all
+            .iter()
+            .map(IfPattern::as_str)
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
 }

@@ -17,6 +17,7 @@ cases!("control":
     stop_command_ends_within_a_second,
     missing_privileges_are_named,
     answered_adds_are_in_force_and_lose_no_packet,
+    refused_commands_name_cause_and_remedy,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -237,4 +238,44 @@ fn answered_adds_are_in_force_and_lose_no_packet(lab: &Lab) {
     received_in_order(&capture, GROUP);
     router.expect_routed("r", "out1", sent.into());
     router.expect_metric("mcastor_actor_restarts_total", &[], 0);
+}
+
+fn refused_commands_name_cause_and_remedy(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &one_route());
+    for (words, message) in [
+        (
+            "leave in 225.1.2.3",
+            "in (*, 225.1.2.3) is joined by route \"r\"; remove the route, or set join = false in it",
+        ),
+        (
+            "leave in 225.7.7.7",
+            "in (*, 225.7.7.7) is not joined by [[join]] or `mcastor join`; `mcastor show groups`",
+        ),
+        (
+            "remove in 225.1.2.3 eth7",
+            "route \"r\" does not send to eth7; it sends to out1",
+        ),
+        (
+            "add in 225.9.9.8:5000 out1",
+            "`225.9.9.8:5000` has a port; write the address without it, 225.9.9.8",
+        ),
+        (
+            "join 225.1.2.3",
+            "an address, where an interface belongs; the order is IIF [SOURCE] GROUP",
+        ),
+        (
+            "explain 225.1.2.3 10.1.0.2",
+            "a multicast group, where the source belongs; the order is SOURCE GROUP[:PORT]",
+        ),
+        (
+            "explain 225.1.2.3",
+            "a multicast group, where the source belongs; the order is SOURCE GROUP[:PORT]",
+        ),
+    ] {
+        let out = router.try_run(words);
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success(), "{words}");
+        assert!(stderr.contains(message), "{words}: {stderr}");
+    }
 }

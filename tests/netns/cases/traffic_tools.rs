@@ -9,6 +9,7 @@ cases!("traffic_tools":
     send_reaches_recv_through_router_v6,
     gso_send_reaches_recv_through_router,
     recv_reports_loss,
+    recv_notes_an_interface_without_address,
     #[Demo] demo_exits_cleanly_and_removes_its_namespaces,
     #[Demo] interrupted_demo_removes_its_namespaces,
     rate_changes_keep_count_and_order,
@@ -82,6 +83,32 @@ fn gso_send_reaches_recv_through_router(lab: &Lab) {
         "{report}"
     );
     router.expect_routed("r", "out1", 640);
+}
+
+fn recv_notes_an_interface_without_address(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let ns = &star.rcv;
+    ns.ip("link add bare type veth peer name other");
+    ns.ip("link set other up");
+    ns.ip("link set bare up");
+    for (interface, filter, is_noted) in [
+        ("bare", "1", true),
+        ("bare", "0", false),
+        ("eth1", "1", false),
+    ] {
+        ns.sysctl("net.ipv4.conf.all.rp_filter", "0");
+        ns.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), filter);
+        let words = format!("recv --interface {interface} --group 225.1.2.3 --seconds 0.1");
+        let out = ns.output(BINARY, &words.split(' ').collect::<Vec<_>>());
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        let note =
+            "note: bare has no IPv4 address and its rp_filter is 1, so the kernel drops packets";
+        assert_eq!(
+            stderr.contains(note),
+            is_noted,
+            "{interface} {filter}: {stderr}"
+        );
+    }
 }
 
 fn recv_reports_loss(lab: &Lab) {
