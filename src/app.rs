@@ -205,6 +205,7 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
         api: settings.http.api,
         max_connections: sys::limits::max_open_files() / 4,
     });
+    warn_about_other_routers();
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     // Every file and socket that needs more privileges is open. The threads start below; each
@@ -302,6 +303,19 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
     }
     System::current().stop();
     result.map(drop)
+}
+
+/// Warns if another mcastor forwards packets in this network namespace. The control socket refuses
+/// a second one only if both have the same path.
+fn warn_about_other_routers() {
+    let others = sys::router_processes::others_in_this_namespace();
+    if let [first, ..] = others[..] {
+        warn!(
+            "another mcastor (process {first}) forwards packets in this network namespace: if both \
+             have a route for the same stream, each packet is sent twice; stop one of them, or give \
+             them different routes"
+        );
+    }
 }
 
 /// The name of the signal that reloads the settings.

@@ -106,6 +106,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             // The active probe is a test stream.
             "probe::error",
             "sys::netns",
+            "sys::router_processes",
             "traffic",
         ],
     ),

@@ -23,13 +23,10 @@ use socket2::{Domain, Socket, Type};
 use super::facts::{BridgeFacts, HostFacts, InterfaceFacts};
 use super::firewall;
 use crate::sys::burst_limit::SoftnetStat;
-use crate::sys::capabilities;
+use crate::sys::{capabilities, router_processes};
 
 /// How long drops of the kernel are watched.
 const WATCH: Duration = Duration::from_millis(200);
-
-/// The commands that forward packets.
-const ROUTERS: [&str; 4] = ["run", "smcrouted", "mnat-ingress", "mnat-egress"];
 
 /// Sockets of container engines.
 const ENGINE_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
@@ -53,7 +50,7 @@ pub async fn read() -> io::Result<HostFacts> {
     read_groups(&mut facts, &names);
     read_firewall(&mut facts);
     facts.checksum_errors = checksum_errors();
-    facts.forwarders = forwarders();
+    facts.forwarders = router_processes::in_this_namespace();
     facts.max_memberships = number("/proc/sys/net/ipv4/igmp_max_memberships");
     facts.bridge_nf = number("/proc/sys/net/bridge/bridge-nf-call-iptables") == Some(1);
     let interfaces_of_kernel = fs::read_to_string("/proc/net/ip_mr_vif").unwrap_or_default();
@@ -72,33 +69,6 @@ pub async fn read() -> io::Result<HostFacts> {
     facts.backlog_drops = backlog_drops().saturating_sub(before);
     facts.clock_step_ms = clock_step_ms(clocks);
     Ok(facts)
-}
-
-/// Returns the processes of this network namespace that run mcastor as a router.
-fn forwarders() -> Vec<i32> {
-    let namespace_of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
-    let own = namespace_of("self");
-    let processes = procfs::process::all_processes().into_iter().flatten();
-    let is_forwarder = |process: &procfs::process::Process| {
-        let program = process.exe().unwrap_or_default();
-        let arguments = process.cmdline().unwrap_or_default();
-        let mut arguments = arguments.iter().map(String::as_str);
-        let called = arguments.next().unwrap_or_default();
-        let command = arguments.next().unwrap_or_default();
-        program.ends_with("mcastor")
-            && (called.ends_with("smcrouted") || ROUTERS.contains(&command))
-    };
-    let in_namespace = |process: &procfs::process::Process| {
-        let namespace = namespace_of(&process.pid().to_string());
-        namespace.is_some() && namespace == own
-    };
-    let mut found: Vec<i32> = processes
-        .filter_map(Result::ok)
-        .filter(|process| is_forwarder(process) && in_namespace(process))
-        .map(|process| process.pid())
-        .collect();
-    found.sort_unstable();
-    found
 }
 
 /// Returns the UDP packets that were dropped for their checksum, over IPv4 and IPv6.

@@ -29,6 +29,7 @@ pub mod privileges;
 pub mod process_usage;
 pub mod receive;
 pub mod ring;
+pub mod router_processes;
 pub mod spawn;
 pub mod thread_priority;
 pub mod transmit;
