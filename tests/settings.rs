@@ -548,7 +548,11 @@ fn problems_of_the_environment_name_the_variable() {
 fn help_on_a_variable_has_the_form_of_variables() {
     for (name, value, help) in [
         ("TTL", "5", "For this TTL: MCASTOR__ROUTE__0__TTL__SET=5."),
-        ("TTL", "five", "For a TTL of 8: MCASTOR__ROUTE__0__TTL__SET=8."),
+        (
+            "TTL",
+            "five",
+            "For a TTL of 8: MCASTOR__ROUTE__0__TTL__SET=8.",
+        ),
     ] {
         let name = format!("MCASTOR__ROUTE__0__{name}");
         let report = load_text(ROUTE, &[(&name, value)]).unwrap_err();
@@ -720,16 +724,23 @@ fn ten_thousand_routes_are_checked_quickly() {
 /// Such a route is valid: it serves stations that do not receive each other directly.
 #[test]
 fn route_back_to_its_ingress_is_noted() {
-    let route = |to: &str| {
-        format!("[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [{to}]\n")
-    };
-    let notes = load_text(&route("\"eth1\", \"eth0\""), &[]).unwrap().notes();
+    let route =
+        |to: &str| format!("[[route]]\nfrom = \"eth0\"\ngroup = \"225.1.2.3\"\nto = [{to}]\n");
+    let notes = load_text(&route("\"eth1\", \"eth0\""), &[])
+        .unwrap()
+        .notes();
     assert_eq!(notes.len(), 1, "{notes:?}");
-    assert!(notes[0].contains("eth0 is in `from` and in `to`"), "{notes:?}");
+    assert!(
+        notes[0].contains("eth0 is in `from` and in `to`"),
+        "{notes:?}"
+    );
     assert!(notes[0].contains("remove eth0 from `to`"), "{notes:?}");
     // A packet does not return where a pattern in `to` matches its ingress.
     for to in ["\"eth1\"", "\"eth*\""] {
-        assert!(load_text(&route(to), &[]).unwrap().notes().is_empty(), "{to}");
+        assert!(
+            load_text(&route(to), &[]).unwrap().notes().is_empty(),
+            "{to}"
+        );
     }
 }
 

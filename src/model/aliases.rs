@@ -20,6 +20,9 @@ pub struct Aliases {
     pub by_name: BTreeMap<IfName, BTreeSet<IfPattern>>,
     /// Names that the container engine knows and that have no interface here.
     pub without_interface: BTreeMap<IfPattern, NoInterface>,
+    /// Why the container engine does not answer, and the remedy; `None` while it answers or no
+    /// rule needs it.
+    pub engine_error: Option<String>,
 }
 
 /// Why a name of the container engine has no interface in this network namespace.
@@ -87,6 +90,10 @@ pub enum WaitingHint<'a> {
     Known(&'a NoInterface),
     /// The engine knows a similar name.
     Similar(&'a IfPattern),
+    /// The engine does not answer, for this reason.
+    NoEngine(&'a str),
+    /// The name is that of the default route, which does not exist.
+    NoDefaultRoute,
 }
 
 impl fmt::Display for WaitingHint<'_> {
@@ -94,6 +101,11 @@ impl fmt::Display for WaitingHint<'_> {
         match self {
             Self::Known(reason) => reason.fmt(f),
             Self::Similar(name) => write!(f, "did you mean {name}?"),
+            Self::NoEngine(reason) => write!(f, "the container engine does not answer: {reason}"),
+            Self::NoDefaultRoute => f.write_str(
+                "there is no default route; set `upstream` in the proxy to name an interface, or add \
+                 a default route",
+            ),
         }
     }
 }
@@ -101,8 +113,15 @@ impl fmt::Display for WaitingHint<'_> {
 impl Aliases {
     /// Returns a hint about why a name or pattern matches no interface; `None` without one.
     pub fn hint(&self, name: &IfPattern) -> Option<WaitingHint<'_>> {
+        if name.is_default_route() {
+            return Some(WaitingHint::NoDefaultRoute);
+        }
         if !name.is_engine_name() {
             return None;
+        }
+        // What the engine knew before may no longer be true.
+        if let Some(reason) = &self.engine_error {
+            return Some(WaitingHint::NoEngine(reason));
         }
         let mut known = self.without_interface.iter();
         if let Some((_, reason)) = known.find(|(alias, _)| name.matches_alias(alias)) {
@@ -217,6 +236,24 @@ mod tests {
         ] {
             assert_eq!(hint(&[existing], wanted), None, "{wanted}");
         }
+    }
+
+    #[test]
+    fn missing_engine_and_default_route_have_a_hint() {
+        let aliases = Aliases {
+            engine_error: Some("/run/e.sock: not found; start it".into()),
+            ..Aliases::default()
+        };
+        let hint = |text: &str| aliases.hint(&name(text)).map(|hint| hint.to_string());
+        let no_engine = "the container engine does not answer: /run/e.sock: not found; start it";
+        assert_eq!(hint("network:cameras").as_deref(), Some(no_engine));
+        assert_eq!(hint("container:cam*").as_deref(), Some(no_engine));
+        assert_eq!(hint("eth0"), None);
+        let no_route = hint("route:default").unwrap();
+        assert!(
+            no_route.starts_with("there is no default route; set `upstream`"),
+            "{no_route}"
+        );
     }
 
     #[test]

@@ -199,6 +199,11 @@ impl IfPattern {
         Self(DEFAULT_ROUTE.into())
     }
 
+    /// Returns whether this is [`IfPattern::default_route`].
+    pub fn is_default_route(&self) -> bool {
+        *self.0 == *DEFAULT_ROUTE
+    }
+
     /// Returns whether this is an alias, which the kernel does not know.
     pub fn is_alias(&self) -> bool {
         // The kernel does not allow a colon in a name.

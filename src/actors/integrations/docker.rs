@@ -93,7 +93,7 @@ impl FollowError {
                  SupplementaryGroups=)"
                     .into()
             }
-            Self::Engine(_) => "trying again".into(),
+            Self::Engine(_) => "check that the engine runs; trying again".into(),
         }
     }
 }
@@ -137,6 +137,16 @@ async fn follow(context: Arc<RouterContext>) {
                     warn!("{line}");
                 }
                 last_logged = Some(line);
+                // The names stay, see above.
+                let names = Aliases {
+                    engine_error: Some(format!(
+                        "{}: {error}; {}",
+                        socket.display(),
+                        error.remedy(&socket)
+                    )),
+                    ..Aliases::clone(&context.aliases.load())
+                };
+                set_aliases(&context, names);
                 sleep(RETRY_INTERVAL).await;
             }
             None => set_aliases(&context, Aliases::default()),

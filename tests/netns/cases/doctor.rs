@@ -17,6 +17,7 @@ cases!("doctor":
     healthy_hosts_have_no_finding,
     #[LinkKind("bridge")] #[Iptables] causes_on_a_host_are_found,
     causes_at_the_router_are_found,
+    missing_engine_and_default_route_are_named,
     users_without_capabilities_are_told_what_is_missing,
     #[Iptables] #[Program("smcrouted", "smcroute")] #[LinkKind("bridge")] other_programs_and_rules_are_found,
     #[LinkKind("bridge")] other_forwarder_on_the_link_is_found,
@@ -330,6 +331,35 @@ fn other_programs_and_rules_are_found(lab: &Lab) {
     });
 }
 
+/// Names of an engine and of the default route are not searched with `ip link`.
+fn missing_engine_and_default_route_are_named(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml = route("r", "in", "", "225.1.2.3", &["network:cameras"], "")
+        + "[[proxy]]\ndownstream = [\"out1\"]\n[docker]\nsocket = \"/run/no-engine.sock\"\n";
+    let router = Router::start(lab, &star.rtr, &toml);
+    let engine = "network:cameras: the container engine does not answer: /run/no-engine.sock: ";
+    let engine_remedy = "mount the socket: -v /run/no-engine.sock:/run/no-engine.sock:ro";
+    let default_route = "route:default: there is no default route; set `upstream` in the proxy";
+    let is_named = |text: &str| {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        [engine, engine_remedy, default_route]
+            .iter()
+            .all(|part| text.contains(part))
+    };
+    eventually("hints", true, || {
+        let pending = router.control().show("pending");
+        is_named(&serde_json::Value::from(pending).to_string())
+    });
+    let words = format!("--json {}", socket(&router));
+    let found = try_doctor(&star.rtr, &words).stdout;
+    let found = String::from_utf8_lossy(&found);
+    assert!(is_named(&found), "{found}");
+    assert!(!found.contains("check the name"), "{found}");
+    let log = router.program.stderr();
+    let waiting = "waiting for interface route:default (there is no default route; set `upstream`";
+    assert!(log.contains(waiting), "{log}");
+}
+
 fn other_forwarder_on_the_link_is_found(lab: &Lab) {
     let net = ParallelRouters::new(lab, 2, "mcast_snooping 0");
     let start = |n: usize| {
@@ -348,6 +378,14 @@ fn other_forwarder_on_the_link_is_found(lab: &Lab) {
         vec!["duplicate-forwarder".to_owned()],
         || doctor(&net.routers[0], &socket(&routers[0])),
     );
+    let warning = format!(
+        "another mcastor (process {}) forwards packets in this network namespace",
+        routers[0].program.pid()
+    );
+    let log = second.program.stderr();
+    assert_eq!(log.matches(&warning).count(), 1, "{log}");
+    let log = routers[0].program.stderr();
+    assert!(!log.contains("another mcastor"), "{log}");
     second.stop();
     // The one with the higher address yields, and says to whom.
     eventually("the other forwarder", true, || {

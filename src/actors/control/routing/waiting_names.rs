@@ -48,6 +48,10 @@ impl WaitingNames {
             let hint = match &old {
                 Some(old) if !is_changed => old.clone(),
                 Some(old) if !name.is_engine_name() => old.clone(),
+                _ if name.is_default_route() => {
+                    let hint = aliases.hint(name).map(|hint| format!("{hint}; "));
+                    Some(hint.unwrap_or_default() + &present(links))
+                }
                 _ if !name.is_engine_name() => Some(present(links)),
                 _ => aliases.hint(name).map(|hint| hint.to_string()),
             };
