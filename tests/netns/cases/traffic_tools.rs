@@ -96,8 +96,8 @@ fn recv_notes_an_interface_without_address(lab: &Lab) {
         ("bare", "0", false),
         ("eth1", "1", false),
     ] {
-        ns.sysctl("net.ipv4.conf.all.rp_filter", "0");
-        ns.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), filter);
+        ns.sysctl("net/ipv4/conf/all/rp_filter", "0");
+        ns.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), filter);
         let words = format!("recv --interface {interface} --group 225.1.2.3 --seconds 0.1");
         let out = ns.output(BINARY, &words.split(' ').collect::<Vec<_>>());
         let stderr = String::from_utf8_lossy(&out.stderr);
