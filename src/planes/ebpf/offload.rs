@@ -507,7 +507,7 @@ impl State {
             let Some(port) = &mut self.ports[at] else {
                 continue;
             };
-            let lost = self.program.take_lost(at as PortSlot);
+            let lost = self.program.lost(at as PortSlot);
             if lost == 0 {
                 continue;
             }
@@ -527,9 +527,13 @@ impl State {
             if let Some(attachment) = port.attachment.take() {
                 self.program.detach(attachment);
             }
+            // Flows use the program again when it is attached.
             match self.program.attach(port.index) {
                 Ok(attachment) => port.attachment = Some(attachment),
                 Err(e) => debug!("{}: cannot attach the program: {e}", port.name),
+            }
+            if let Err(e) = self.program.reset_port(at as PortSlot) {
+                debug!("{}: cannot reset its counts: {e}", port.name);
             }
         }
     }

@@ -266,15 +266,11 @@ impl OffloadProgram {
     }
 
     /// Returns the packets that were lost on an interface because the program that forwards was
-    /// not attached any more, and lets flows use it again.
-    pub fn take_lost(&mut self, port: PortSlot) -> u64 {
+    /// not attached any more. Its packets are left to this process until
+    /// [`OffloadProgram::reset_port`].
+    pub fn lost(&self, port: PortSlot) -> u64 {
         let records = self.ports.get(&port.into(), 0);
-        let lost = records.map_or(0, |records| records.iter().map(|r| r.lost).sum());
-        if lost > 0 {
-            // Otherwise the packets stay with this process.
-            let _ = self.reset_port(port);
-        }
-        lost
+        records.map_or(0, |records| records.iter().map(|r| r.lost).sum())
     }
 
     /// Lets the programs use a record for a flow.
