@@ -199,6 +199,18 @@ pub fn decide<'f>(
     Ok(permitted.decision(arrival, datagram))
 }
 
+/// Returns whether a plane may forward the packets of a flow by itself: no other forwarder sends the
+/// stream, and its ingress is active.
+pub fn may_offload(arrival: Arrival<'_, '_>, flows: &Flows, key: &FlowKey) -> bool {
+    let flow = flows.get(key);
+    let current = flow.filter(|flow| flow.generation == arrival.fib.generation);
+    current.is_some_and(|flow| {
+        // A recorder makes it read-only.
+        let admission = admit(arrival, flow.verdicts, 0, &Recorder::default());
+        matches!(admission, Admission::Active { contested, .. } if !contested)
+    })
+}
+
 /// What happens to a flow whose packets a plane forwards by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffloadedFlow {

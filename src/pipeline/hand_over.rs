@@ -54,8 +54,9 @@ pub trait HandOver {
     /// The capture has failed.
     fn read_rest(&mut self) -> io::Result<Rest>;
 
-    /// Hands flows over, after [`Rest::Empty`], while no forwarder has packets of the interface.
-    fn advance(&mut self, now: Instant);
+    /// Hands flows over for which `may_go` is true, after [`Rest::Empty`], while no forwarder has
+    /// packets of the interface.
+    fn advance(&mut self, now: Instant, may_go: &dyn Fn(&FlowKey) -> bool);
 
     /// Reports what the plane forwarded since the last call: appends to `forwarded`.
     fn report(&mut self, forwarded: &mut Vec<ForwardedByPlane>);

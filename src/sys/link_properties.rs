@@ -34,6 +34,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_QDISC: u16 = 6;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_STATS64: u16 = 23;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 
@@ -43,6 +44,11 @@ const PLAIN_KINDS: [&str; 6] = ["veth", "bridge", "dummy", "tun", "bond", "team"
 
 /// Queries the properties of an interface.
 pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
+    parse(&query(index)?).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Returns the answer of the kernel about an interface.
+fn query(index: IfIndex) -> io::Result<Vec<u8>> {
     let domain = Domain::from(libc::AF_NETLINK);
     let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     let mut request = [0u8; HEADER + LINK_MESSAGE];
@@ -53,7 +59,23 @@ pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
     socket.write_all(&request)?;
     let mut reply = vec![0u8; 32 << 10];
     let len = socket.read(&mut reply)?;
-    parse(&reply[..len]).ok_or_else(|| io::ErrorKind::NotFound.into())
+    reply.truncate(len);
+    match read_u16(&reply, 4) {
+        Some(RTM_NEWLINK) => Ok(reply),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// Returns the number of packets that an interface dropped instead of sending them.
+pub fn dropped_instead_of_sent(index: IfIndex) -> io::Result<u64> {
+    /// Offset of `tx_dropped` in `struct rtnl_link_stats64` (`linux/if_link.h`).
+    const TX_DROPPED: usize = 7 * 8;
+    let reply = query(index)?;
+    let attributes = reply.get(HEADER + LINK_MESSAGE..).unwrap_or_default();
+    let dropped = attribute(attributes, IFLA_STATS64)
+        .and_then(|stats| stats.get(TX_DROPPED..)?.first_chunk())
+        .map(|word| u64::from_ne_bytes(*word));
+    dropped.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Returns whether other links are on top of an interface, such as macvlans and VLAN interfaces.

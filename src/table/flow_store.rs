@@ -65,6 +65,12 @@ impl<F> FlowStore<F> {
         Some(&mut self.slots[position as usize].flow)
     }
 
+    /// Returns the flow, and leaves the order of use as it is.
+    pub(super) fn peek(&self, key: &FlowKey) -> Option<&F> {
+        let position = *self.positions.get(key)?;
+        Some(&self.slots[position as usize].flow)
+    }
+
     /// Adds a flow that is not in the store, as the most recently used one. Returns it.
     pub(super) fn insert(&mut self, key: FlowKey, flow: F) -> &mut F {
         let slot = Slot {

@@ -119,6 +119,11 @@ impl Flows {
             .unwrap_or_default()
     }
 
+    /// Returns a flow.
+    pub fn get(&self, key: &FlowKey) -> Option<&Flow> {
+        self.flows.peek(key)
+    }
+
     /// Replaces the verdicts of a flow.
     pub fn set_verdicts(&mut self, key: &FlowKey, verdicts: Verdicts, generation: u64) {
         if let Some(flow) = self.flows.get_mut(key) {

@@ -23,15 +23,15 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
-use crate::forward::{Arrival, DropReason, OffloadedFlow, note_offloaded};
+use crate::forward::{Arrival, DropReason, OffloadedFlow, may_offload, note_offloaded};
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
 use crate::sys::off_thread::{self, DroppedOffThread};
-use crate::table::Ingress;
 use crate::table::flows::{EndedFlows, Flows};
+use crate::table::{Fib, Ingress};
 use crate::wire::ip_summary::IpSummary;
 
 /// Interval at which kernel drops are read and idle flows end.
@@ -235,21 +235,38 @@ impl Interface {
         if !hand_over.is_pending() {
             return;
         }
-        match hand_over.read_rest() {
-            Ok(Rest::Packets(batch)) => {
+        // More packets would only fill the mailboxes of the forwarders.
+        let is_all_sent = self.waiting.values().all(|w| Arc::strong_count(w) == 1);
+        match is_all_sent.then(|| hand_over.read_rest()) {
+            Some(Ok(Rest::Packets(batch))) => {
                 drop(capture);
                 self.forward(batch);
             }
-            Ok(Rest::Empty) => {
-                if self.waiting.values().all(|w| Arc::strong_count(w) == 1) {
-                    hand_over.advance(Instant::now());
+            Some(Ok(Rest::Empty)) => {
+                let snapshot = self.context.snapshot.load_full();
+                let fib = &snapshot.fib;
+                if let Some(ingress) = fib.ingresses.get(&self.index) {
+                    let arrival = self.arrival_of_plane(fib, ingress);
+                    let flows = &self.switch.flows;
+                    hand_over.advance(Instant::now(), &|flow| may_offload(arrival, flows, flow));
                 }
             }
             // The stream of batches reports an error again.
-            Ok(Rest::Unknown) | Err(_) => {}
+            None | Some(Ok(Rest::Unknown) | Err(_)) => {}
         }
         self.hands_over = true;
         ctx.run_later(HAND_OVER_INTERVAL, Self::hand_over);
+    }
+
+    /// Returns the arrival of packets that the plane forwards by itself.
+    fn arrival_of_plane<'f>(&'f self, fib: &'f Fib, ingress: &'f Ingress) -> Arrival<'f, 'f> {
+        Arrival {
+            fib,
+            ingress,
+            streams: &self.context.streams,
+            sender: None,
+            now_ms: self.context.now_ms(),
+        }
     }
 
     /// Adds what the plane forwarded by itself to the flows.

@@ -477,6 +477,8 @@ impl Handler<Publish> for Supervisor {
         let old = std::mem::replace(&mut self.fib, message.fib);
         let new = self.fib.clone();
         self.sync_planes(&FibDiff { old, new });
+        // What they counted under the former names.
+        count_planes(&self.config.context);
         match message.links {
             Some(links) => {
                 let ingresses = links

@@ -2,13 +2,24 @@
 
 use ahash::AHashMap;
 
-use super::plan::PlannedAction;
+use super::plan::{PlannedAction, PlannedPath};
+use crate::model::IfIndex;
 use crate::sys::offload::{ActionSlot, KernelAction};
 
-/// The actions in use. Pure: the caller writes them.
+struct UsedAction {
+    slot: ActionSlot,
+    flows: usize,
+    /// For each egress, the refused copies that were counted.
+    counted: Vec<(u64, u64)>,
+}
+
+/// Copies that an egress refused: because it was down or gone, and for another reason.
+pub(super) type Refused = (u64, u64);
+
+/// The actions in use. Pure: the caller reads and writes the table.
 pub(super) struct ActionTable {
     capacity: usize,
-    used: AHashMap<PlannedAction, (ActionSlot, usize)>,
+    used: AHashMap<PlannedAction, UsedAction>,
     free: Vec<ActionSlot>,
     next: usize,
     /// Actions that no flow uses any more, but which the kernel may still read.
@@ -34,9 +45,9 @@ impl ActionTable {
         action: &PlannedAction,
         write: impl FnOnce(ActionSlot, &KernelAction),
     ) -> Option<ActionSlot> {
-        if let Some((slot, flows)) = self.used.get_mut(action) {
-            *flows += 1;
-            return Some(*slot);
+        if let Some(used) = self.used.get_mut(action) {
+            used.flows += 1;
+            return Some(used.slot);
         }
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -47,18 +58,49 @@ impl ActionTable {
             None => return None,
         };
         write(slot, &action.action);
-        self.used.insert(action.clone(), (slot, 1));
+        let new = UsedAction {
+            slot,
+            flows: 1,
+            counted: vec![(0, 0); action.paths.len()],
+        };
+        self.used.insert(action.clone(), new);
         Some(slot)
+    }
+
+    /// Passes each path with the copies that its egress refused since the last call to `count`.
+    /// `read` returns all that egress number N of an action refused.
+    pub(super) fn count_refused(
+        &mut self,
+        read: impl Fn(ActionSlot, usize) -> Refused,
+        mut count: impl FnMut(&PlannedPath, Refused),
+    ) {
+        for (action, used) in &mut self.used {
+            for (at, (path, counted)) in action.paths.iter().zip(&mut used.counted).enumerate() {
+                let now = read(used.slot, at);
+                let new = (now.0 - counted.0, now.1 - counted.1);
+                *counted = now;
+                if new != (0, 0) {
+                    count(path, new);
+                }
+            }
+        }
+    }
+
+    /// Returns the interfaces that get the last copy of packets: what they refuse is not counted in
+    /// the table.
+    pub(super) fn last_egresses(&self) -> impl Iterator<Item = (IfIndex, &PlannedPath)> {
+        let actions = self.used.keys().filter(|a| !a.action.keep_original);
+        actions.filter_map(|a| Some((a.action.egresses.last()?.index, a.paths.last()?)))
     }
 
     /// Notes that one flow less has an action.
     pub(super) fn release(&mut self, action: &PlannedAction) {
-        let Some((slot, flows)) = self.used.get_mut(action) else {
+        let Some(used) = self.used.get_mut(action) else {
             return;
         };
-        *flows -= 1;
-        if *flows == 0 {
-            self.retired.push(*slot);
+        used.flows -= 1;
+        if used.flows == 0 {
+            self.retired.push(used.slot);
             self.used.remove(action);
         }
     }

@@ -214,7 +214,7 @@ impl HandOver for OffloadCapture {
         self.socket.read_rest()
     }
 
-    fn advance(&mut self, now: Instant) {
+    fn advance(&mut self, now: Instant, may_go: &dyn Fn(&FlowKey) -> bool) {
         let tables = self.offload.tables().clone();
         let mut failed = Vec::new();
         let flows = &mut self.flows;
@@ -226,6 +226,10 @@ impl HandOver for OffloadCapture {
             let is_settled = seen == waiting.queued;
             let (forwarded, ..) = record.forwarded();
             match (record.control().state, waiting.armed) {
+                (HandOverState::Captured, None) if !may_go(&waiting.flow) => {
+                    failed.push(waiting.flow);
+                    return false;
+                }
                 (HandOverState::Captured, None) if is_settled => {
                     record.set_sent(seen);
                     record.update(|control| {

@@ -23,6 +23,7 @@ use crate::forward::DropReason;
 use crate::model::{IfIndex, IfName, InterfaceId};
 use crate::planes::{PathCount, PlaneCounters, ReceivedCount};
 use crate::sys::filter::CaptureFilter;
+use crate::sys::link_properties::dropped_instead_of_sent;
 use crate::sys::offload::{
     Attachment, FlowControl, FlowSlot, HandOverState, KernelFlowKey, KernelTables, MAX_PORTS,
     OffloadError, OffloadProgram, PortSlot, wait_for_programs,
@@ -90,6 +91,8 @@ struct State {
     counts: Counts,
     /// When the thread last looked at the host.
     looked: Instant,
+    /// By interface that gets last copies: the packets that it had dropped instead of sending them.
+    dropped_instead_of_sent: AHashMap<IfIndex, u64>,
 }
 
 /// An interface with a capture that hands flows over.
@@ -114,6 +117,8 @@ struct KernelFlow {
 #[derive(Default)]
 struct Counts {
     paths: AHashMap<PlannedPath, (u64, u64)>,
+    /// Packets that are in the counts of a path, but were not sent.
+    unsent: AHashMap<PlannedPath, u64>,
     received: AHashMap<IfName, (u64, u64)>,
     dropped: AHashMap<(IfName, DropReason), u64>,
 }
@@ -138,6 +143,7 @@ impl OffloadedFlows {
             retired: Vec::new(),
             counts: Counts::default(),
             looked: Instant::now(),
+            dropped_instead_of_sent: AHashMap::new(),
         };
         let shared = Arc::new(Shared(Mutex::new(state)));
         let (requests, received) = sync_channel(MAX_REQUESTS);
@@ -210,7 +216,11 @@ impl OffloadedFlows {
     pub fn sync(&self, diff: &FibDiff) {
         let mut state = self.shared.lock();
         state.fib = diff.new.clone();
-        state.host.forget_links();
+        if diff.interfaces_changed() {
+            state.host.forget_links();
+            state.count_flows();
+            state.count_dropped_by_links();
+        }
         state.plan_again();
     }
 
@@ -218,7 +228,10 @@ impl OffloadedFlows {
     pub fn take_counters(&self) -> PlaneCounters {
         let mut state = self.shared.lock();
         state.count_flows();
+        state.counts.take_back_unsent();
+        let unsent = std::mem::take(&mut state.counts.unsent);
         let counts = std::mem::take(&mut state.counts);
+        state.counts.unsent = unsent;
         PlaneCounters {
             paths: (counts.paths.into_iter())
                 .map(|(path, (packets, bytes))| PathCount {
@@ -282,6 +295,7 @@ fn serve(shared: &Weak<Shared>, requests: &Receiver<OffloadRequest>) {
         if state.looked.elapsed() >= LOOK_INTERVAL {
             state.looked = Instant::now();
             state.check_ports();
+            state.count_dropped_by_links();
             state.host.look();
             state.plan_again();
         }
@@ -487,6 +501,45 @@ impl State {
         for flow in self.flows.values_mut() {
             self.counts.add(&tables, flow);
         }
+        let counts = &mut self.counts;
+        self.actions.count_refused(
+            |slot, at| tables.refused(slot, at),
+            |path, (down, failed)| {
+                counts.add_unsent(path, DropReason::EgressDown, down);
+                counts.add_unsent(path, DropReason::SendFailed, failed);
+            },
+        );
+    }
+
+    /// Reads how many packets the interfaces dropped that get last copies, whose result is not
+    /// known. Counts those of interfaces that are down.
+    fn count_dropped_by_links(&mut self) {
+        let egresses = &self.fib.egresses;
+        let is_down = |index: IfIndex| {
+            let mut known = egresses.iter().filter(|e| e.index.ifindex() == Some(index));
+            known.next().is_none_or(|egress| !egress.running)
+        };
+        let mut seen = AHashMap::new();
+        let mut dropped = Vec::new();
+        for (index, path) in self.actions.last_egresses() {
+            if seen.contains_key(&index) {
+                continue;
+            }
+            let Ok(now) = dropped_instead_of_sent(index) else {
+                continue;
+            };
+            seen.insert(index, now);
+            let before = self.dropped_instead_of_sent.get(&index).copied();
+            let new = now - before.unwrap_or(now).min(now);
+            if new > 0 && is_down(index) {
+                dropped.push((path.clone(), new));
+            }
+        }
+        self.dropped_instead_of_sent = seen;
+        for (path, packets) in dropped {
+            self.counts
+                .add_unsent(&path, DropReason::EgressDown, packets);
+        }
     }
 
     fn close_port(&mut self, slot: PortSlot) {
@@ -549,7 +602,7 @@ impl Counts {
         let (packets, bytes) = (now.0 - flow.counted.0, now.1 - flow.counted.1);
         let failed = now.2 - flow.counted.2;
         flow.counted = now;
-        if packets == 0 && failed == 0 {
+        if packets == 0 {
             return;
         }
         let paths = &flow.plan.action.paths;
@@ -563,10 +616,40 @@ impl Counts {
             received.0 += packets;
             received.1 += bytes;
             if failed > 0 {
-                let key = (path.oif.clone(), DropReason::SendFailed);
+                let key = (path.iif.clone(), DropReason::SendFailed);
                 *self.dropped.entry(key).or_default() += failed;
             }
         }
+        if failed > 0 {
+            for path in paths {
+                *self.unsent.entry(path.clone()).or_default() += failed;
+            }
+        }
+    }
+
+    /// Counts packets of a path as dropped by its egress.
+    fn add_unsent(&mut self, path: &PlannedPath, reason: DropReason, packets: u64) {
+        if packets > 0 {
+            *self.unsent.entry(path.clone()).or_default() += packets;
+            *(self.dropped.entry((path.oif.clone(), reason))).or_default() += packets;
+        }
+    }
+
+    /// Takes the packets that were not sent out of the counts of their paths. What exceeds these
+    /// counts is left for the next time.
+    fn take_back_unsent(&mut self) {
+        self.unsent.retain(|path, unsent| {
+            let Some(counted) = self.paths.get_mut(path) else {
+                return *unsent > 0;
+            };
+            let packets = (*unsent).min(counted.0);
+            if packets > 0 {
+                counted.1 -= counted.1 / counted.0 * packets;
+                counted.0 -= packets;
+            }
+            *unsent -= packets;
+            *unsent > 0
+        });
     }
 }
 

@@ -12,6 +12,7 @@
  * `make offload-program` compiles this file. forward.o is checked in, because a build must not need
  * clang; a test compares the two.
  */
+#include <linux/errno.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -68,7 +69,7 @@ struct flow {
 	/* Packets and IP bytes that the kernel forwarded; a GSO packet counts as its segments. */
 	__u64 packets;
 	__u64 bytes;
-	/* Packets that were to be forwarded, but could not be rewritten or copied. */
+	/* Packets of these that could not be rewritten, and were sent on no path. */
 	__u64 failed;
 	__u64 unused;
 };
@@ -78,6 +79,10 @@ struct egress {
 	/* The link-layer address of the interface. */
 	__u8 mac[ETH_ALEN];
 	__u8 unused[6];
+	/* Copies that the interface refused because it was down or gone, and for another reason. The
+	 * last copy of a packet is not among them: its result is not known here. */
+	__u64 down;
+	__u64 failed;
 };
 
 /* What is done with the packets of flows. Written by the process. */
@@ -398,13 +403,16 @@ static __always_inline int forward_copies(struct __sk_buff *skb, struct flow *fl
 			break;
 		struct egress *egress = &action->egress[i];
 		if (!set_addresses(skb, to, egress->mac)) {
-			__sync_fetch_and_add(&flow->failed, 1);
+			__sync_fetch_and_add(&egress->failed, 1);
 			continue;
 		}
 		if (i + 1 == egresses && !keep)
 			return bpf_redirect(egress->ifindex, 0);
-		if (bpf_clone_redirect(skb, egress->ifindex, 0) < 0)
-			__sync_fetch_and_add(&flow->failed, 1);
+		long result = bpf_clone_redirect(skb, egress->ifindex, 0);
+		if (result == -ENETDOWN || result == -ENODEV || result == -ENXIO || result == -EINVAL)
+			__sync_fetch_and_add(&egress->down, 1);
+		else if (result < 0)
+			__sync_fetch_and_add(&egress->failed, 1);
 	}
 	if (!keep)
 		return TC_ACT_SHOT;

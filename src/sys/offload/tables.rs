@@ -175,7 +175,8 @@ impl KernelFlowRecord {
         self.sent.store(sent, Ordering::Release);
     }
 
-    /// Returns packets and IP bytes that the kernel forwarded, and the copies that failed.
+    /// Returns packets and IP bytes that the kernel forwarded, and how many of the packets could not
+    /// be rewritten, and were sent on no path.
     pub fn forwarded(&self) -> (u64, u64, u64) {
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         // In this order, so that no packet has more failed copies than it has copies.
@@ -199,6 +200,8 @@ struct EgressRecord {
     ifindex: u32,
     mac: [u8; 6],
     unused: [u8; 6],
+    down: u64,
+    failed: u64,
 }
 
 /// What is done with the packets of a flow: `struct action`.
@@ -312,6 +315,28 @@ impl KernelTables {
         self.actions.len
     }
 
+    /// Returns how many copies egress number `at` of an action refused since the action was written:
+    /// because it was down or gone, and for another reason. The last copies of packets are not
+    /// among them.
+    pub fn refused(&self, slot: ActionSlot, at: usize) -> (u64, u64) {
+        let Some(record) = self.actions.element(slot.into()) else {
+            return (0, 0);
+        };
+        if at >= MAX_EGRESSES {
+            return (0, 0);
+        }
+        // SAFETY: the element and its egress are inside the mapping. The two words are aligned, and
+        // only the kernel changes them while the action is in use, so they are read as atomics.
+        unsafe {
+            let egress = &raw mut (*record).egress[at];
+            let load = |word| AtomicU64::from_ptr(word).load(Ordering::Relaxed);
+            (
+                load(&raw mut (*egress).down),
+                load(&raw mut (*egress).failed),
+            )
+        }
+    }
+
     /// Writes an action that no flow refers to. One thread at a time may call this for a position.
     /// A flow with the action must be written afterwards.
     pub fn write_action(&self, slot: ActionSlot, action: &KernelAction) {
@@ -322,6 +347,8 @@ impl KernelTables {
             ifindex: 0,
             mac: [0; 6],
             unused: [0; 6],
+            down: 0,
+            failed: 0,
         };
         let mut egress = [none; MAX_EGRESSES];
         for (record, egress) in egress.iter_mut().zip(&action.egresses) {
@@ -350,8 +377,8 @@ mod tests {
     fn layouts_are_those_of_the_program() {
         assert_eq!(size_of::<KernelFlowKey>(), 40);
         assert_eq!(size_of::<KernelFlowRecord>(), 64);
-        assert_eq!(size_of::<EgressRecord>(), 16);
-        assert_eq!(size_of::<ActionRecord>(), 16 + 16 * MAX_EGRESSES);
+        assert_eq!(size_of::<EgressRecord>(), 32);
+        assert_eq!(size_of::<ActionRecord>(), 16 + 32 * MAX_EGRESSES);
     }
 
     #[test]
