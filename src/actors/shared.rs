@@ -20,7 +20,7 @@ use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
-use crate::planes::{FlowForwarding, Planes};
+use crate::planes::{FlowForwarding, PlaneCounters, Planes};
 use crate::table::flows::{FlowBudget, FlowKey};
 use crate::table::{Fib, MembershipDatabase, Rib, StreamState};
 
@@ -138,6 +138,36 @@ impl RouterContext {
     /// Returns the milliseconds since the start: the clock of flows and of the loop guard.
     pub fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    /// Adds what planes have forwarded by themselves to the metrics.
+    pub fn count_planes(&self) {
+        let catalog = &self.catalog;
+        for plane in self.planes.all() {
+            let PlaneCounters {
+                paths,
+                received,
+                dropped,
+            } = plane.take_counters();
+            for path in paths {
+                let (iif, oif) = (path.iif.as_str(), path.oif.as_str());
+                let counters = catalog.path(&path.route, iif, oif, plane.name());
+                counters.packets.inc_by(path.packets);
+                counters.bytes.inc_by(path.bytes);
+                let counters = catalog.interface(oif);
+                counters.transmitted_packets.inc_by(path.packets);
+                counters.transmitted_bytes.inc_by(path.bytes);
+            }
+            for received in received {
+                let counters = catalog.interface(received.iif.as_str());
+                counters.received_packets.inc_by(received.packets);
+                counters.received_bytes.inc_by(received.bytes);
+            }
+            for (interface, reason, packets) in dropped {
+                let counters = catalog.interface(interface.as_str());
+                counters.dropped(reason).inc_by(packets);
+            }
+        }
     }
 
     /// Returns what says which plane forwards a flow.

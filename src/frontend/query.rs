@@ -65,6 +65,7 @@ enum ChangeError {
 /// # Errors
 /// An actor does not answer.
 pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply, QueryError> {
+    context.count_planes();
     let catalog = &context.catalog;
     Ok(match query {
         ShowQuery::Routes => {

@@ -3,7 +3,7 @@
 use actix::prelude::*;
 use futures_util::future::join_all;
 
-use super::{Supervisor, count_planes};
+use super::Supervisor;
 use crate::actors::child::ShutdownPhase;
 use crate::actors::messages::{PanicIn, RestartChild, Shutdown};
 use crate::actors::supervision::{ActorRole, PanicNow, Stop};
@@ -41,7 +41,7 @@ impl Handler<Shutdown> for Supervisor {
             }
             join_all(interfaces.iter().map(|i| i.send(Stop))).await;
             join_all(forwarders.iter().map(|f| f.send(Stop))).await;
-            count_planes(&context);
+            context.count_planes();
             for child in after {
                 let _ = child.send(Stop).await;
             }

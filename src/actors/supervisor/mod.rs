@@ -27,7 +27,6 @@ use super::messages::{CaptureOpened, Publish};
 use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::model::{IfName, InterfaceId, Links};
-use crate::planes::PlaneCounters;
 use crate::sys::confinement::FileAccess;
 use crate::table::{Fib, FibDiff, Ingress};
 
@@ -418,43 +417,13 @@ impl Supervisor {
     }
 }
 
-/// Adds what planes forwarded by themselves to the metrics.
-fn count_planes(context: &RouterContext) {
-    let catalog = &context.catalog;
-    for plane in context.planes.all() {
-        let PlaneCounters {
-            paths,
-            received,
-            dropped,
-        } = plane.take_counters();
-        for path in paths {
-            let (iif, oif) = (path.iif.as_str(), path.oif.as_str());
-            let counters = catalog.path(&path.route, iif, oif, plane.name());
-            counters.packets.inc_by(path.packets);
-            counters.bytes.inc_by(path.bytes);
-            let counters = catalog.interface(oif);
-            counters.transmitted_packets.inc_by(path.packets);
-            counters.transmitted_bytes.inc_by(path.bytes);
-        }
-        for received in received {
-            let counters = catalog.interface(received.iif.as_str());
-            counters.received_packets.inc_by(received.packets);
-            counters.received_bytes.inc_by(received.bytes);
-        }
-        for (interface, reason, packets) in dropped {
-            let counters = catalog.interface(interface.as_str());
-            counters.dropped(reason).inc_by(packets);
-        }
-    }
-}
-
 impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         ctx.run_interval(PLANE_COUNTER_INTERVAL, |supervisor, _| {
-            count_planes(&supervisor.config.context);
+            supervisor.config.context.count_planes();
         });
         let directory = &self.config.context.directory;
         directory
@@ -473,12 +442,12 @@ impl Handler<Publish> for Supervisor {
 
     fn handle(&mut self, message: Publish, ctx: &mut Self::Context) {
         // Before paths of the former table are no longer counted.
-        count_planes(&self.config.context);
+        self.config.context.count_planes();
         let old = std::mem::replace(&mut self.fib, message.fib);
         let new = self.fib.clone();
         self.sync_planes(&FibDiff { old, new });
         // What they counted under the former names.
-        count_planes(&self.config.context);
+        self.config.context.count_planes();
         match message.links {
             Some(links) => {
                 let ingresses = links

@@ -258,7 +258,11 @@ async fn rendered_metrics(site: &Site) -> Result<HttpResponse, Busy> {
     let failed =
         |e: &dyn Display| HttpResponse::InternalServerError().body(format!("metrics: {e}\n"));
     // On another thread, so that probes do not wait.
-    Ok(match web::block(move || context.catalog.text()).await {
+    let read = move || {
+        context.count_planes();
+        context.catalog.text()
+    };
+    Ok(match web::block(read).await {
         Ok(Ok(text)) => HttpResponse::Ok()
             .content_type("text/plain; version=0.0.4; charset=utf-8")
             .body(turn.body(text).await?),

@@ -26,7 +26,7 @@ use crate::table::flows::FlowKey;
 const MAX_PREPARATION: Duration = Duration::from_millis(200);
 
 /// How long a flow waits for a moment at which this process has sent all its packets.
-const MAX_WAIT: Duration = Duration::from_millis(200);
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// An armed flow without packets for this time needs no more attention: its next packet finds the
 /// counts equal.
@@ -251,6 +251,7 @@ impl HandOver for OffloadCapture {
                         if is_taken || now - since > QUIET {
                             if let Some(flow) = flows.get_mut(&waiting.flow) {
                                 flow.captured = seen;
+                                flow.retry = FIRST_RETRY;
                             }
                             return false;
                         }

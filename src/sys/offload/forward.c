@@ -409,9 +409,11 @@ static __always_inline int forward_copies(struct __sk_buff *skb, struct flow *fl
 		if (i + 1 == egresses && !keep)
 			return bpf_redirect(egress->ifindex, 0);
 		long result = bpf_clone_redirect(skb, egress->ifindex, 0);
-		if (result == -ENETDOWN || result == -ENODEV || result == -ENXIO || result == -EINVAL)
+		/* The queueing discipline of a device that is down answers NET_XMIT_CN, which is 2. */
+		if (result == -ENETDOWN || result == -ENODEV || result == -ENXIO ||
+		    result == -EINVAL || result == 2)
 			__sync_fetch_and_add(&egress->down, 1);
-		else if (result < 0)
+		else if (result)
 			__sync_fetch_and_add(&egress->failed, 1);
 	}
 	if (!keep)
