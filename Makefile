@@ -6,7 +6,7 @@ PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-sc
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
            python3-jsonschema python3-yaml mandoc clang-14 llvm-14 libbpf-dev bpftool
 
-.PHONY: build dist dist-binary deb demo test soak bench bench-membership micro check supply-chain \
+.PHONY: build dist dist-binary deb demo test test-ebpf soak bench bench-membership micro check supply-chain \
         third-party mutants compiler packages cross image test-image test-package test-helm \
         install install-files install-smcroute offload-program clean
 
@@ -100,6 +100,10 @@ soak: packages dist-binary
 	  cargo test --locked --test netns -- soak --skip scale:: --skip hostile:: --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_SECONDS=30 \
 	  cargo test --locked --test netns -- scale::soak --nocapture --test-threads 1
+
+# Runs the tests in network namespaces with the eBPF plane. Some of them expect the packet plane.
+test-ebpf: packages
+	MCASTOR__PLANE__KIND=ebpf cargo test --locked --test netns
 
 # Compares mcastor with multicast routing in the kernel, in network namespaces. Takes 20 minutes,
 # with QUICK=1 two. Needs root. Writes bench/results.

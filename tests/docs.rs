@@ -220,7 +220,7 @@ fn values_of_fixed_labels_are_complete() {
         ("family", &families[..]),
         ("protocol", &protocols[..]),
         ("direction", &directions[..]),
-        ("plane", &["packet"][..]),
+        ("plane", &["packet", "ebpf"][..]),
     ] {
         let start = format!("| `{label}` |");
         let row = labels.lines().find_map(|l| l.strip_prefix(&start));

@@ -63,8 +63,8 @@ raw_tables! {
 
     /// How packets are captured and sent.
     struct RawPlane {
-        /// "packet" uses packet sockets. "ebpf" also forwards in the kernel, by BPF programs. "auto"
-        /// uses packet sockets.
+        /// "packet" uses packet sockets. "ebpf" also forwards in the kernel, by BPF programs, which
+        /// need CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: see docs/ebpf.md. "auto" uses packet sockets.
         kind: String, default_string("auto"), words(&["auto", "packet", "ebpf"]);
         /// Sends past the queueing discipline. Tcpdump does not see the packets then.
         qdisc_bypass: Boolean, default_boolean(false);
