@@ -176,3 +176,6 @@ pub fn plan(
         _ => Err(Declined::TooManyEgresses),
     }
 }
+
+#[cfg(test)]
+mod tests;
