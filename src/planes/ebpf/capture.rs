@@ -32,6 +32,20 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 /// counts equal.
 const QUIET: Duration = Duration::from_millis(20);
 
+/// Most flows that are handed over at a time: each is looked at every millisecond.
+const MAX_WAITING: usize = 256;
+
+/// How long a flow waits for its turn.
+const TURN: Duration = Duration::from_millis(50);
+
+/// Most prepared flows that are taken at a time, and most flows that are reported at a time, so that
+/// packets do not wait.
+const PAGE: usize = 8192;
+
+/// How long the capture stays in the latency mode for a hand-over, and when it may do so again.
+const MAX_HOLD: Duration = Duration::from_millis(500);
+const HOLD_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How long a flow that was not handed over stays with this process, at first and at most.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(64);
@@ -44,6 +58,9 @@ pub struct OffloadCapture {
     prepared: Receiver<Prepared>,
     /// The prepared flows.
     flows: AHashMap<FlowKey, PreparedFlow>,
+    /// The keys of these flows, and the first that is reported next.
+    keys: Vec<FlowKey>,
+    next_report: usize,
     /// The flows that are being handed over.
     waiting: Vec<Waiting>,
     /// The flows that are tried again later, and when.
@@ -55,10 +72,15 @@ pub struct OffloadCapture {
     expected_until: Option<Instant>,
     /// Whether this process forwards everything.
     paused: bool,
+    /// Since when the latency mode is held, and when it may be held again.
+    held_since: Option<Instant>,
+    hold_after: Instant,
 }
 
 struct PreparedFlow {
     slot: FlowSlot,
+    /// Its position in the list of keys.
+    position: usize,
     /// What was reported.
     packets: u64,
     bytes: u64,
@@ -94,12 +116,16 @@ impl OffloadCapture {
             port,
             prepared,
             flows: AHashMap::new(),
+            keys: Vec::new(),
+            next_report: 0,
             waiting: Vec::new(),
             retries: Vec::new(),
             offers: Vec::new(),
             ended: Vec::new(),
             expected_until: None,
             paused: false,
+            held_since: None,
+            hold_after: Instant::now(),
         })
     }
 
@@ -126,15 +152,22 @@ impl OffloadCapture {
 
     /// Takes the flows that were prepared since the last call.
     fn take_prepared(&mut self, now: Instant) {
-        while let Ok((flow, slot)) = self.prepared.try_recv() {
-            let new = || PreparedFlow {
-                slot,
-                packets: 0,
-                bytes: 0,
-                captured: 0,
-                retry: FIRST_RETRY,
+        for _ in 0..PAGE {
+            let Ok((flow, slot)) = self.prepared.try_recv() else {
+                return;
             };
-            self.flows.entry(flow).or_insert_with(new);
+            let keys = &mut self.keys;
+            self.flows.entry(flow).or_insert_with(|| {
+                keys.push(flow);
+                PreparedFlow {
+                    slot,
+                    position: keys.len() - 1,
+                    packets: 0,
+                    bytes: 0,
+                    captured: 0,
+                    retry: FIRST_RETRY,
+                }
+            });
             self.wait_for(flow, now);
         }
     }
@@ -143,6 +176,10 @@ impl OffloadCapture {
         let Some(known) = self.flows.get(&flow) else {
             return;
         };
+        if self.waiting.len() >= MAX_WAITING {
+            self.retries.push((now + TURN, flow));
+            return;
+        }
         if !self.paused && self.waiting.iter().all(|w| w.slot != known.slot) {
             self.waiting.push(Waiting {
                 flow,
@@ -152,6 +189,21 @@ impl OffloadCapture {
                 until: now + MAX_WAIT,
             });
         }
+    }
+
+    /// Holds the latency mode while flows wait, but not for long: at high rates the other mode loses
+    /// less.
+    fn hold_latency_mode(&mut self, is_pending: bool, now: Instant) {
+        self.held_since = match self.held_since {
+            _ if !is_pending => None,
+            None if now >= self.hold_after => Some(now),
+            Some(since) if now - since > MAX_HOLD => {
+                self.hold_after = now + HOLD_INTERVAL;
+                None
+            }
+            held_since => held_since,
+        };
+        self.socket.hold_latency_mode(self.held_since.is_some());
     }
 
     fn retry_later(&mut self, flow: FlowKey, now: Instant) {
@@ -202,7 +254,7 @@ impl HandOver for OffloadCapture {
             self.expected_until = None;
         }
         let is_pending = !self.waiting.is_empty() || self.expected_until.is_some();
-        self.socket.hold_latency_mode(is_pending);
+        self.hold_latency_mode(is_pending, now);
         is_pending
     }
 
@@ -278,7 +330,13 @@ impl HandOver for OffloadCapture {
         let now = Instant::now();
         let tables = self.offload.tables().clone();
         let mut mixed = Vec::new();
-        for (key, flow) in &mut self.flows {
+        let begin = self.next_report.min(self.keys.len());
+        let end = (begin + PAGE).min(self.keys.len());
+        self.next_report = if end < self.keys.len() { end } else { 0 };
+        for key in &self.keys[begin..end] {
+            let Some(flow) = self.flows.get_mut(key) else {
+                continue;
+            };
             let Some(record) = tables.flow(flow.slot) else {
                 continue;
             };
@@ -334,10 +392,16 @@ impl HandOver for OffloadCapture {
     }
 
     fn release(&mut self, flow: &FlowKey) {
-        if self.flows.remove(flow).is_some() {
-            self.withdraw(flow);
+        self.withdraw(flow);
+        if let Some(removed) = self.flows.remove(flow) {
+            self.keys.swap_remove(removed.position);
+            if let Some(moved) = self.keys.get(removed.position)
+                && let Some(moved) = self.flows.get_mut(moved)
+            {
+                moved.position = removed.position;
+            }
+            // Its entry in `retries` has no effect any more.
             self.waiting.retain(|w| w.flow != *flow);
-            self.retries.retain(|(_, f)| f != flow);
             self.ended.push(*flow);
             self.send_requests();
         }

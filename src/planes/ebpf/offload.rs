@@ -221,7 +221,10 @@ impl OffloadedFlows {
             state.count_flows();
             state.count_dropped_by_links();
         }
-        state.plan_again();
+        match diff.routes_changed() {
+            true => state.plan_again(),
+            false => state.plan_members(diff),
+        }
     }
 
     /// Returns what was forwarded since the last call.
@@ -455,6 +458,27 @@ impl State {
             match plan(&self.fib, owner.interface, *flow, &self.host) {
                 Ok(plan) if plan == known.plan => {}
                 new => changed.push(((*port, *flow), new)),
+            }
+        }
+        for (key, new) in changed {
+            self.change_plan(key, new);
+        }
+    }
+
+    /// Changes the flows to a forwarding table in which only memberships differ.
+    fn plan_members(&mut self, diff: &FibDiff) {
+        let mut changed = Vec::new();
+        for (port, flow) in self.flows.keys() {
+            let members = |fib: &Fib| {
+                let found = fib.oif_table.find(flow.0, flow.1);
+                found.map(|found| fib.oif_table.set(found.source_oifs).to_vec())
+            };
+            if members(&diff.old) == members(&diff.new) {
+                continue;
+            }
+            if let Some(Some(owner)) = self.ports.get(usize::from(*port)) {
+                let new = plan(&self.fib, owner.interface, *flow, &self.host);
+                changed.push(((*port, *flow), new));
             }
         }
         for (key, new) in changed {
