@@ -2,9 +2,9 @@
 """Packs the binary for image/Dockerfile: archive.py OUT BINARY [LIBRARY...]
 Packs busybox with links for its programs, for the image with a shell: archive.py --shell OUT BUSYBOX
 
-The binary may have CAP_NET_RAW and CAP_NET_ADMIN. They are permitted and not effective: where a
-container is given only one of the two, the kernel would refuse to start a file that has both
-effective. Libraries are for binaries that are not static; they keep their paths. The licences and
+The binary may have CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON. They are permitted and not
+effective: where a container is given only some of them, the kernel would refuse to start a file that
+has all effective. Libraries are for binaries that are not static; they keep their paths. The licences and
 the notices of third parties are packed too.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTICES = ["LICENSE-APACHE", "LICENSE-MIT", "THIRD-PARTY.md"]
-NET_ADMIN, NET_RAW = 12, 13
+NET_ADMIN, NET_RAW, PERFMON, BPF = 12, 13, 38, 39
 # struct vfs_cap_data, revision 2 (linux/capability.h): permitted and inheritable, low and high.
 REVISION = 0x02000000
-PERMITTED = 1 << NET_ADMIN | 1 << NET_RAW
-CAPABILITIES = struct.pack("<5I", REVISION, PERMITTED, 0, 0, 0)
+PERMITTED = 1 << NET_ADMIN | 1 << NET_RAW | 1 << PERFMON | 1 << BPF
+CAPABILITIES = struct.pack("<5I", REVISION, PERMITTED & 0xFFFFFFFF, 0, PERMITTED >> 32, 0)
 
 
 def add_folder(archive, name, mode=0o755):
@@ -68,7 +68,9 @@ def pack_router(out, binary, *libraries):
         for folder in ["var", "var/run"]:
             add_folder(archive, folder)
         add_folder(archive, "var/run/mnat", 0o1777)
-        xattrs = {"SCHILY.xattr.security.capability": CAPABILITIES.decode("ascii")}
+        # tarfile writes surrogates as the bytes that they stand for.
+        capabilities = CAPABILITIES.decode("utf-8", "surrogateescape")
+        xattrs = {"SCHILY.xattr.security.capability": capabilities}
         add_file(archive, "usr/bin/mcastor", binary, xattrs)
         for folder in ["usr/share", "usr/share/doc", "usr/share/doc/mcastor"]:
             add_folder(archive, folder)
