@@ -98,6 +98,7 @@ def main():
             name="other",
             image={"tag": "1.2.3", "pullPolicy": "Always"},
             port=9999,
+            capabilities=["NET_RAW", "NET_ADMIN", "BPF", "PERFMON"],
             daemonset={"nodeSelector": {"disk": "ssd"}, "tolerations": []},
             sidecar={"enabled": True, "networks": ""},
             podMonitor=on,
@@ -107,6 +108,7 @@ def main():
         assert render(chart, daemonset=off) == []
 
         expect_refused(chart, "port", port=0)
+        expect_refused(chart, "capabilities", capabilities=["NET_ADMIN"])
         expect_refused(chart, "pullPolicy", image={"pullPolicy": "Sometimes"})
         expect_refused(chart, "daemonsets", daemonsets={})
         expect_refused(chart, "interval", podMonitor={"interval": "often"})

@@ -30,7 +30,7 @@ securityContext:
   allowPrivilegeEscalation: true
   capabilities:
     drop: [ALL]
-    add: [NET_RAW]
+    add: {{ toJson .root.Values.capabilities }}
   seccompProfile: { type: RuntimeDefault }
 livenessProbe:
   httpGet: { path: /healthz, port: metrics }
