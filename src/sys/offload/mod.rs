@@ -99,10 +99,14 @@ impl From<EbpfError> for OffloadError {
     }
 }
 
+/// The beginnings of the lines with which a verifier log ends after the reason.
+const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+
 /// Returns the line of a verifier log that says why: the last one that is no statistic.
 fn last_reason(log: &str) -> &str {
+    let is_statistic = |line: &str| STATISTICS.iter().any(|start| line.starts_with(start));
     let lines = log.lines().map(str::trim);
-    let mut reasons = lines.filter(|l| !l.is_empty() && !l.starts_with("processed "));
+    let mut reasons = lines.filter(|l| !l.is_empty() && !is_statistic(l));
     reasons.next_back().unwrap_or("nothing")
 }
 
@@ -337,6 +341,7 @@ mod tests {
     #[test]
     fn last_line_of_the_verifier_is_the_reason() {
         let log = "0: (bf) r6 = r1\nR5 pointer arithmetic on pkt prohibited for !root\n\
+                   verification time 108 usec\nstack depth 24\n\
                    processed 56 insns (limit 1000000)\n\n";
         assert_eq!(
             last_reason(log),
