@@ -325,8 +325,12 @@ fn image_runs_unprivileged_and_names_missing_capabilities(lab: &Lab) {
         ))
     };
     // Docker before 23.0 does not know BPF.
-    let knows_bpf = docker.try_run("create --cap-add BPF mcastor").status.success();
-    // NET_ADMIN is bit 12, NET_RAW 13, PERFMON 38, BPF 39. The process must have exactly what the container has.
+    let knows_bpf = docker
+        .try_run("create --cap-add BPF mcastor")
+        .status
+        .success();
+    // NET_ADMIN is bit 12, NET_RAW 13, PERFMON 38, BPF 39. The process must have exactly what the
+    // container has.
     for (name, options, capabilities) in [
         ("raw", "--cap-add NET_RAW", "0000000000002000"),
         (
