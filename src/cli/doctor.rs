@@ -24,8 +24,9 @@ const FOUND: u8 = 3;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 It reads the interfaces, routes and firewall of this network namespace, and asks the running mcastor
-if there is one. It changes nothing, and sends nothing without --probe. Run it where the receiver runs, where mcastor runs and where the
-sender runs: each sees other causes. docs/troubleshooting.md explains each finding.
+if there is one. It changes nothing, and sends nothing without --probe. Run it where the receiver
+runs, where mcastor runs and where the sender runs: each sees other causes. docs/troubleshooting.md
+explains each finding.
 
 Examples:
   Why does multicast not arrive here?

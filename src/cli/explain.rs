@@ -235,7 +235,7 @@ fn ingress_text(ingress: &ExplainedIngress) -> String {
         (None, false) => "dropped at each egress".into(),
     };
     let mut text = format!("{}: {result}\n", ingress.iif);
-    text += &meaning(&ingress.meaning);
+    text += &meaning(&ingress.meaning, 2);
     if ingress.is_down {
         text += "  It is down or has no carrier: no packet arrives on it now.\n";
     }
@@ -272,7 +272,7 @@ fn ingress_text(ingress: &ExplainedIngress) -> String {
         };
         // The reason of the packet is that of its last rule.
         if rule.meaning != ingress.meaning {
-            text += &meaning(&rule.meaning);
+            text += &meaning(&rule.meaning, 4);
         }
     }
     for egress in &ingress.egresses {
@@ -291,7 +291,7 @@ fn verb(result: &str) -> &'static str {
 fn egress_text(egress: &ExplainedEgress) -> String {
     let mut text = format!("  -> {}: ", egress.oif);
     if let Some(reason) = &egress.reason {
-        return text + &format!("dropped as {reason}\n") + &meaning(&egress.meaning);
+        return text + &format!("dropped as {reason}\n") + &meaning(&egress.meaning, 6);
     }
     text += &format!("leaves with TTL {}", egress.ttl);
     if egress.packets > 1 {
@@ -315,10 +315,10 @@ fn egress_text(egress: &ExplainedEgress) -> String {
     text + "\n"
 }
 
-/// Returns the meaning of a reason as a paragraph.
-fn meaning(meaning: &Option<String>) -> String {
+/// Returns the meaning of a reason as a paragraph, indented below the line with the reason.
+fn meaning(meaning: &Option<String>, indent: usize) -> String {
     meaning
         .as_deref()
-        .map(|meaning| paragraph(meaning, 6))
+        .map(|meaning| paragraph(meaning, indent))
         .unwrap_or_default()
 }

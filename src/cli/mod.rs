@@ -9,6 +9,7 @@ pub mod exit;
 mod explain;
 mod group_and_port;
 pub mod health;
+mod help;
 mod log;
 pub mod man;
 pub mod mnat;
@@ -32,7 +33,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::frontend::control::Command as Request;
 use crate::settings::DEFAULT_FILE;
@@ -87,8 +88,8 @@ enum Command {
     },
     /// Convert an smcroute.conf or an igmpproxy.conf to TOML settings
     #[command(
-        after_help = "Comments of an smcroute.conf are kept. An invalid line becomes a comment, and is reported\n\
-        on standard error. So is what has no counterpart.\n\
+        after_help = "Comments of an smcroute.conf are kept. An invalid line becomes a comment, and is \
+        reported on standard error. So is what has no counterpart.\n\
         Examples:\n  mcastor convert /etc/smcroute.conf > /etc/mcastor/mcastor.toml\n  \
         mcastor convert --from igmpproxy /etc/igmpproxy.conf > /etc/mcastor/mcastor.toml\n\
         Exit codes: 0 success, 2 the file has invalid lines."
@@ -190,7 +191,7 @@ impl ProgramName {
     /// Returns the command-line definition and the program name.
     fn command(self) -> (clap::Command, &'static str) {
         match self {
-            Self::Mcastor => (Arguments::command(), "mcastor"),
+            Self::Mcastor => (command(), "mcastor"),
             Self::Smcrouted => (smcrouted::DaemonArgs::command(), "smcrouted"),
             Self::Smcroutectl => (smcroutectl::ClientArgs::command(), "smcroutectl"),
         }
@@ -199,7 +200,7 @@ impl ProgramName {
 
 /// Returns the command-line definition, to parse arguments without running a command.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    Arguments::command().mut_subcommands(help::with_filled_paragraphs)
 }
 
 /// Parses the arguments and runs the command. The program name selects mcastor, smcrouted,
@@ -223,7 +224,8 @@ pub fn main() -> ExitCode {
     }
     let words: Vec<OsString> = first.into_iter().chain(arguments).collect();
     let all = std::iter::once("mcastor".into()).chain(words.iter().cloned());
-    let parsed = Arguments::try_parse_from(all);
+    let matches = command().try_get_matches_from(all);
+    let parsed = matches.and_then(|matches| Arguments::from_arg_matches(&matches));
     let parsed = parsed.unwrap_or_else(|error| usage::with_tip(error, &words).exit());
     match parsed.command {
         Command::Run(args) => run::run(args),

@@ -7,7 +7,7 @@ use comfy_table::Table;
 use ipnet::IpNet;
 
 use super::output::paragraph;
-use super::table::{new_table, table_text};
+use super::table::{NO_BREAK, new_table, table_text};
 use crate::api::{
     DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
     ShowReply,
@@ -63,8 +63,8 @@ pub(super) fn flows_table(flows: &[FlowView]) -> Table {
             },
             flow.packets.to_string(),
             flow.bytes.to_string(),
-            format!("{} s", flow.age_ms / 1000),
-            format!("{:.1} s", flow.idle_ms as f64 / 1000.0),
+            format!("{}{NO_BREAK}s", flow.age_ms / 1000),
+            seconds(flow.idle_ms),
             flow.route.clone().unwrap_or_else(|| "-".into()),
         ];
         if has_planes {
@@ -133,13 +133,18 @@ pub(super) fn drops_table(drops: &[DropView]) -> Table {
     table
 }
 
+/// Returns a duration such as `2.1 s`.
+fn seconds(ms: u64) -> String {
+    format!("{:.1}{NO_BREAK}s", ms as f64 / 1000.0)
+}
+
 /// Returns the LAST PACKET column, such as `2.1 s ago, TTL 1, 128 bytes, port 5000`.
 fn last_packet(drop: &DropView) -> String {
     let parts = [
-        Some(format!("{:.1} s ago", drop.idle_ms as f64 / 1000.0)),
-        drop.ttl.map(|ttl| format!("TTL {ttl}")),
-        drop.size.map(|size| format!("{size} bytes")),
-        drop.port.map(|port| format!("port {port}")),
+        Some(format!("{}{NO_BREAK}ago", seconds(drop.idle_ms))),
+        drop.ttl.map(|ttl| format!("TTL{NO_BREAK}{ttl}")),
+        drop.size.map(|size| format!("{size}{NO_BREAK}bytes")),
+        drop.port.map(|port| format!("port{NO_BREAK}{port}")),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -158,7 +163,7 @@ pub(super) fn groups_table(groups: &[GroupView]) -> Table {
         "STATE",
     ];
     let mut table = new_table(&header, &[5]);
-    let seconds = |ms: Option<u64>| ms.map(|ms| format!("{:.1} s", ms as f64 / 1000.0));
+    let seconds = |ms: Option<u64>| ms.map(seconds);
     let or_none = |text: String| if text.is_empty() { "-".into() } else { text };
     // Groups that differ in nothing else share a row.
     let mut rows: Vec<([String; 8], Vec<&str>)> = Vec::new();

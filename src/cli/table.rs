@@ -5,6 +5,12 @@ use std::io;
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use terminal_size::terminal_size_of;
 
+/// A space at which no cell is wrapped, as in `0.5 s`. It is printed as a space.
+pub const NO_BREAK: &str = "\u{a0}";
+
+/// Columns that are left out first on a terminal that is too narrow.
+const DISPENSABLE: [&str; 3] = ["BYTES", "AGE", "ORIGIN"];
+
 /// Creates a table. The columns with an index in `numbers` are right-aligned.
 pub fn new_table(header: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
@@ -18,13 +24,18 @@ pub fn new_table(header: &[&str], numbers: &[usize]) -> Table {
 }
 
 /// Formats a table. On a terminal that is too narrow, columns without content are left out, and long
-/// cells are wrapped between words. In a file or a pipe, each row is one line.
+/// cells are wrapped between words. If that does not suffice, dispensable columns are left out too. In
+/// a file or a pipe, each row is one line.
 pub fn table_text(table: Table) -> String {
     let terminal = terminal_size_of(io::stdout());
     formatted(table, terminal.map(|(columns, _)| columns.0))
 }
 
-fn formatted(mut table: Table, columns: Option<u16>) -> String {
+fn formatted(table: Table, columns: Option<u16>) -> String {
+    fitted(table, columns).replace(NO_BREAK, " ")
+}
+
+fn fitted(mut table: Table, columns: Option<u16>) -> String {
     let text = table.to_string();
     let Some(columns) = columns else {
         return text;
@@ -33,8 +44,24 @@ fn formatted(mut table: Table, columns: Option<u16>) -> String {
     if !text.lines().any(is_too_wide) {
         return text;
     }
-    let constraints: Vec<_> = (0..table.column_count())
-        .map(|index| constraint(&table, index))
+    let mut widths: Vec<Option<u16>> = (0..table.column_count())
+        .map(|index| smallest_width(&table, index))
+        .collect();
+    for title in DISPENSABLE {
+        let total: u32 = widths.iter().flatten().copied().map(u32::from).sum();
+        if total <= u32::from(columns) {
+            break;
+        }
+        let column = (0..widths.len()).find(|index| title_of(&table, *index) == title);
+        if let Some(column) = column {
+            widths[column] = None;
+        }
+    }
+    let constraints: Vec<_> = (widths.into_iter())
+        .map(|width| match width {
+            Some(width) => ColumnConstraint::LowerBoundary(Width::Fixed(width)),
+            None => ColumnConstraint::Hidden,
+        })
         .collect();
     table.set_constraints(constraints);
     table.set_content_arrangement(ContentArrangement::Dynamic);
@@ -42,19 +69,24 @@ fn formatted(mut table: Table, columns: Option<u16>) -> String {
     table.to_string()
 }
 
-/// Hides a column without content. Others are as wide as their longest word.
-fn constraint(table: &Table, index: usize) -> ColumnConstraint {
+fn title_of(table: &Table, index: usize) -> String {
+    let mut cells = table.column_cells_with_header_iter(index).flatten();
+    let title = cells.next().map(comfy_table::Cell::content);
+    title.unwrap_or_default()
+}
+
+/// Returns the width of the longest word of a column, with a space on each side, or `None` for a
+/// column without content.
+fn smallest_width(table: &Table, index: usize) -> Option<u16> {
     let cells = table.column_cells_with_header_iter(index).flatten();
     let all: Vec<String> = cells.map(comfy_table::Cell::content).collect();
     let is_empty = |text: &String| matches!(text.as_str(), "" | "-");
     if all.len() > 1 && all[1..].iter().all(is_empty) {
-        return ColumnConstraint::Hidden;
+        return None;
     }
-    let words = all.iter().flat_map(|text| text.split_whitespace());
+    let words = all.iter().flat_map(|text| text.split([' ', '\n']));
     let longest = words.map(|word| word.chars().count()).max().unwrap_or(0);
-    // The width of a column contains a space on each side.
-    let width = u16::try_from(longest + 2).unwrap_or(u16::MAX);
-    ColumnConstraint::LowerBoundary(Width::Fixed(width))
+    Some(u16::try_from(longest + 2).unwrap_or(u16::MAX))
 }
 
 #[cfg(test)]
@@ -98,5 +130,19 @@ mod tests {
         for word in ["ttl_expired", "DROPPED", "1234"] {
             assert!(text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn narrow_terminals_hide_dispensable_columns_and_keep_units() {
+        let mut table = new_table(&["ROUTE", "BYTES", "AGE", "IDLE"], &[1, 2, 3]);
+        let age = format!("316{NO_BREAK}s");
+        let idle = format!("0.1{NO_BREAK}s");
+        table.add_row(["cameras", "7551132", &age, &idle]);
+        let full = formatted(table.clone(), Some(80));
+        assert!(full.contains(" cameras  7551132  316 s  0.1 s"), "{full}");
+        let narrow = formatted(table.clone(), Some(25));
+        assert!(narrow.contains(" cameras  316 s  0.1 s"), "{narrow}");
+        let narrower = formatted(table, Some(16));
+        assert!(narrower.contains(" cameras  0.1 s"), "{narrower}");
     }
 }
