@@ -9,7 +9,7 @@ use terminal_size::terminal_size_of;
 pub const NO_BREAK: &str = "\u{a0}";
 
 /// Columns that are left out first on a terminal that is too narrow.
-const DISPENSABLE: [&str; 3] = ["BYTES", "AGE", "ORIGIN"];
+const DISPENSABLE: [&str; 4] = ["BYTES", "AGE", "ORIGIN", "IDLE"];
 
 /// Creates a table. The columns with an index in `numbers` are right-aligned.
 pub fn new_table(header: &[&str], numbers: &[usize]) -> Table {
@@ -142,7 +142,8 @@ mod tests {
         assert!(full.contains(" cameras  7551132  316 s  0.1 s"), "{full}");
         let narrow = formatted(table.clone(), Some(25));
         assert!(narrow.contains(" cameras  316 s  0.1 s"), "{narrow}");
-        let narrower = formatted(table, Some(16));
+        let narrower = formatted(table.clone(), Some(16));
         assert!(narrower.contains(" cameras  0.1 s"), "{narrower}");
+        assert!(!formatted(table, Some(12)).contains("IDLE"));
     }
 }
