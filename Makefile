@@ -86,12 +86,15 @@ mutants: compiler
 third-party:
 	tests/third-party.py
 
-# Runs the attacks at full size, sends ten million generated frames to the capture path, changes
-# routes 50,000 times, lets 50 containers join and leave at random for two minutes, and sends 100,000
-# membership reports a second from unknown hosts for 30 s.
+# Runs the attacks at full size, hands a flow over to the kernel and back a thousand times, sends ten
+# million generated frames to the capture path, changes routes 50,000 times, lets 50 containers join
+# and leave at random for two minutes, and sends 100,000 membership reports a second from unknown
+# hosts for 30 s.
 soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- attacks:: --nocapture --test-threads 1
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_HAND_OVERS=1000 \
+	  cargo test --locked --test netns -- ebpf::changes --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
 	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what
