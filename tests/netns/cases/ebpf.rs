@@ -146,7 +146,15 @@ fn changes_lose_duplicate_and_reorder_nothing(lab: &Lab) {
     router.expect_routed("r", "out1", sent.into());
     let there = received_in_order(&other, GROUP);
     assert!(there.len() > 100, "{}", there.len());
-    router.expect_routed("r", "out2", there.len() as u64);
+    // A packet between the two programs at the moment of a change is counted by the former list of
+    // egresses, or by the new one.
+    let counted = by_plane(&router, "ebpf", "out2") + by_plane(&router, "packet", "out2");
+    let difference = counted.abs_diff(there.len() as u64);
+    assert!(
+        difference <= u64::from(changes()),
+        "{counted} of {}",
+        there.len()
+    );
     // Each flush gives the flow to the process.
     let by_process = by_plane(&router, "packet", "out1");
     assert!(by_process >= u64::from(changes() / 3), "{by_process}");
