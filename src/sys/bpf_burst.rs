@@ -18,9 +18,10 @@
 //!   both ends.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::shared_mapping::SharedMapping;
 use crate::model::IfIndex;
 
 /// Largest number of packets per burst. `super::burst_limit` reduces it if kernel queues overflow.
@@ -125,11 +126,8 @@ pub struct BurstProgram {
     program: OwnedFd,
     /// Never read; the program keeps the map alive, too.
     _map: OwnedFd,
-    base: *mut u8,
+    memory: SharedMapping,
 }
-
-// SAFETY: only this value owns and accesses the mapping.
-unsafe impl Send for BurstProgram {}
 
 impl BurstProgram {
     /// Loads the program. Requires CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, and Linux 5.12 for
@@ -164,24 +162,11 @@ impl BurstProgram {
                 log_buf: 0,
             },
         )?;
-        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                MAX_PACKETS * SLOT_LEN,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let memory = SharedMapping::new(map.as_fd(), MAX_PACKETS * SLOT_LEN)?;
         Ok(Self {
             program,
             _map: map,
-            base: base.cast(),
+            memory,
         })
     }
 
@@ -193,7 +178,9 @@ impl BurstProgram {
             return false;
         }
         // SAFETY: slot `n` lies inside the mapping, and `&mut self` excludes a concurrent run.
-        let slot = unsafe { std::slice::from_raw_parts_mut(self.base.add(n * SLOT_LEN), SLOT_LEN) };
+        let slot = unsafe {
+            std::slice::from_raw_parts_mut(self.memory.base().add(n * SLOT_LEN), SLOT_LEN)
+        };
         slot[..4].copy_from_slice(&(len as u32).to_ne_bytes());
         slot[4..FRAME_OFFSET].copy_from_slice(&NOT_REACHED.to_ne_bytes());
         slot[FRAME_OFFSET..FRAME_OFFSET + ETHERNET_HEADER_LEN].copy_from_slice(header);
@@ -205,7 +192,7 @@ impl BurstProgram {
     fn result(&self, n: usize) -> u32 {
         // SAFETY: the word lies inside the mapping and is aligned. The kernel writes it, so it is
         // read as an atomic.
-        unsafe { AtomicU32::from_ptr(self.base.add(n * SLOT_LEN + 4).cast()) }
+        unsafe { AtomicU32::from_ptr(self.memory.base().add(n * SLOT_LEN + 4).cast()) }
             .load(Ordering::Acquire)
     }
 
@@ -218,11 +205,11 @@ impl BurstProgram {
         context[CONTEXT_IFINDEX] = index.get();
         context[CONTEXT_CB] = count as u32;
         // SAFETY: this is the first word of the mapping, and `put` wrote it.
-        let first_len = unsafe { self.base.cast::<u32>().read() };
+        let first_len = unsafe { self.memory.base().cast::<u32>().read() };
         let mut run = TestRun {
             prog_fd: self.program.as_raw_fd() as u32,
             data_size_in: first_len.clamp(MIN_FRAME_LEN as u32, MAX_FRAME_LEN as u32),
-            data_in: self.base.wrapping_add(FRAME_OFFSET) as u64,
+            data_in: self.memory.base().wrapping_add(FRAME_OFFSET) as u64,
             repeat: 1,
             ctx_size_in: size_of_val(&context) as u32,
             ctx_in: context.as_ptr() as u64,
@@ -250,13 +237,6 @@ impl BurstProgram {
                 _ => BurstOutcome::QueueVerdict { sent, code },
             }),
         }
-    }
-}
-
-impl Drop for BurstProgram {
-    fn drop(&mut self) {
-        // SAFETY: address and length are those of `mmap`, and the owner is dropped.
-        unsafe { libc::munmap(self.base.cast(), MAX_PACKETS * SLOT_LEN) };
     }
 }
 

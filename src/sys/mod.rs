@@ -30,6 +30,7 @@ pub mod process_usage;
 pub mod receive;
 pub mod ring;
 pub mod router_processes;
+mod shared_mapping;
 pub mod spawn;
 pub mod thread_priority;
 pub mod transmit;

@@ -6,7 +6,7 @@
 //! clears the status and thereby returns the block to the kernel.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -15,6 +15,7 @@ use libc::{tpacket_block_desc, tpacket_req3, tpacket3_hdr};
 use super::fanout::{FanoutGroupId, FanoutMember};
 use super::filter::CaptureFilter;
 use super::packet::{Frame, bind, sender, set_option, set_option_int, socket};
+use super::shared_mapping::SharedMapping;
 use super::{filter, packet};
 use crate::model::IfIndex;
 use crate::wire::offload::{Offload, VNET_HEADER_LEN};
@@ -46,8 +47,7 @@ impl Default for RingSize {
 }
 
 struct RingMapping {
-    base: *mut u8,
-    len: usize,
+    memory: SharedMapping,
     block_len: usize,
     /// Per block, whether a [`RingBlock`] for it exists. The status word alone cannot distinguish a
     /// block that is still held from one that the kernel handed over again.
@@ -64,7 +64,8 @@ unsafe impl Sync for RingMapping {}
 impl RingMapping {
     fn status(&self, block: usize) -> &AtomicU32 {
         let desc = self
-            .base
+            .memory
+            .base()
             .wrapping_add(block * self.block_len)
             .cast::<tpacket_block_desc>();
         // SAFETY: `block` is below the number of blocks, so the descriptor is inside the mapping
@@ -76,19 +77,12 @@ impl RingMapping {
     /// The number of packets in a block so far.
     fn packet_count(&self, block: usize) -> &AtomicU32 {
         let desc = self
-            .base
+            .memory
+            .base()
             .wrapping_add(block * self.block_len)
             .cast::<tpacket_block_desc>();
         // SAFETY: as for `status`.
         unsafe { AtomicU32::from_ptr(&raw mut (*desc).hdr.bh1.num_pkts) }
-    }
-}
-
-impl Drop for RingMapping {
-    fn drop(&mut self) {
-        // SAFETY: address and length are those of `mmap`. No `RingBlock` exists any more, because
-        // each holds an `Arc` of this mapping.
-        unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
 
@@ -187,23 +181,8 @@ impl AsRawFd for CaptureRing {
 
 fn map_ring(fd: &OwnedFd, size: RingSize) -> io::Result<RingMapping> {
     let len = size.block as usize * size.blocks as usize;
-    // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            fd.as_raw_fd(),
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
     Ok(RingMapping {
-        base: base.cast(),
-        len,
+        memory: SharedMapping::new(fd.as_fd(), len)?,
         block_len: size.block as usize,
         lent: (0..size.blocks).map(|_| AtomicBool::new(false)).collect(),
     })
@@ -231,7 +210,10 @@ impl RingBlock {
     }
 
     fn base(&self) -> *mut u8 {
-        self.map.base.wrapping_add(self.index * self.map.block_len)
+        self.map
+            .memory
+            .base()
+            .wrapping_add(self.index * self.map.block_len)
     }
 
     /// Appends the frames of the block to `frames` in order of arrival. Returns the number of places

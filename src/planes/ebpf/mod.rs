@@ -85,9 +85,13 @@ impl Plane for EbpfPlane {
                 plane: self.name(),
                 declined: None,
             },
-            other => FlowForwarding {
+            Ok(false) => FlowForwarding {
                 plane: self.packet.name(),
-                declined: other.err().map(|declined| declined.to_string()),
+                declined: Some("it is not handed over to the kernel yet".into()),
+            },
+            Err(declined) => FlowForwarding {
+                plane: self.packet.name(),
+                declined: Some(declined.to_string()),
             },
         }
     }

@@ -124,10 +124,10 @@ struct Counts {
 }
 
 impl OffloadedFlows {
-    /// Loads the programs, and starts the thread.
+    /// Starts the thread that prepares flows for the loaded programs. `filter` is for the captures.
     ///
     /// # Errors
-    /// The kernel denies the programs, or lacks something.
+    /// The thread cannot be started.
     pub fn start(program: OffloadProgram, filter: CaptureFilter) -> io::Result<Arc<Self>> {
         let tables = program.tables().clone();
         let actions = ActionTable::new(tables.action_capacity());

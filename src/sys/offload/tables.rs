@@ -4,9 +4,10 @@
 use std::io;
 use std::marker::PhantomData;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::shared_mapping::SharedMapping;
 use crate::model::{IfIndex, MacAddress};
 
 /// Number of interfaces that may have the program.
@@ -229,52 +230,26 @@ pub struct KernelAction {
     pub set_ttl: Option<u8>,
 }
 
-/// An array map in the memory of this process.
+/// An array map in the memory of this process. A [`KernelFlowRecord`] consists of atomics; action
+/// records are written by [`KernelTables::write_action`] only, which says when.
 struct MappedArray<T> {
-    base: *mut T,
+    memory: SharedMapping,
     len: usize,
-    kind: PhantomData<T>,
+    kind: PhantomData<fn() -> T>,
 }
-
-// SAFETY: a mapping belongs to no thread. `tables::KernelFlowRecord` consists of atomics. Action records
-// are written by `KernelTables::write_action` only, which says when.
-unsafe impl<T> Send for MappedArray<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for MappedArray<T> {}
 
 impl<T> MappedArray<T> {
     /// Maps an array map with `len` elements of the size of `T`.
     fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len * size_of::<T>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
         Ok(Self {
-            base: base.cast(),
+            memory: SharedMapping::new(map, len * size_of::<T>())?,
             len,
             kind: PhantomData,
         })
     }
 
     fn element(&self, at: usize) -> Option<*mut T> {
-        (at < self.len).then(|| self.base.wrapping_add(at))
-    }
-}
-
-impl<T> Drop for MappedArray<T> {
-    fn drop(&mut self) {
-        // SAFETY: address and length are those of `mmap`. References to elements borrow `self`.
-        unsafe { libc::munmap(self.base.cast(), self.len * size_of::<T>()) };
+        (at < self.len).then(|| self.memory.base().cast::<T>().wrapping_add(at))
     }
 }
 

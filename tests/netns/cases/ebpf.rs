@@ -1,7 +1,5 @@
 //! The eBPF plane: the kernel forwards known flows.
 
-use std::time::Duration;
-
 use super::{cases, route};
 use crate::lab::numbered_stream::{NumberedStream, missing, received_in_order};
 use crate::lab::{
@@ -12,7 +10,7 @@ cases!("ebpf":
     #[BpfPrograms] stream_is_handed_over_exactly_v4,
     #[BpfPrograms] stream_is_handed_over_exactly_v6,
     #[BpfPrograms] changes_lose_duplicate_and_reorder_nothing,
-    #[BpfPrograms] listener_on_the_router_hears_an_offloaded_stream,
+    #[BpfPrograms] listener_on_the_router_receives_an_offloaded_stream,
     #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] removed_program_loses_one_packet_and_returns,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] clean_stop_removes_everything,
@@ -27,6 +25,12 @@ const GROUP: &str = "225.1.2.3";
 
 fn settings(routes: &str) -> String {
     format!("[plane]\nkind = \"ebpf\"\n{routes}")
+}
+
+/// Starts a stream to [`GROUP`].
+fn stream(star: &Star, per_second: u32) -> NumberedStream {
+    let group = format!("{GROUP}:5000");
+    NumberedStream::start(&star.src, "eth0", "10.0.0.10:4000", &group, per_second)
 }
 
 fn by_plane(router: &Router, plane: &str, oif: &str) -> u64 {
@@ -113,13 +117,7 @@ fn changes_lose_duplicate_and_reorder_nothing(lab: &Lab) {
         Capture::new(&star.rcv, "eth1"),
         Capture::new(&star.rcv, "eth2"),
     );
-    let stream = NumberedStream::start(
-        &star.src,
-        "eth0",
-        "10.0.0.10:4000",
-        &format!("{GROUP}:5000"),
-        5000,
-    );
+    let stream = stream(&star, 5000);
     wait_until_offloaded(&router, "out1");
     for n in 0..changes() {
         match n % 3 {
@@ -168,18 +166,12 @@ fn changes() -> u32 {
 
 /// A program that joins on the router while the kernel forwards the stream hears it, and so do the
 /// receivers.
-fn listener_on_the_router_hears_an_offloaded_stream(lab: &Lab) {
+fn listener_on_the_router_receives_an_offloaded_stream(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
     let router = Router::start(lab, &star.rtr, &settings(&routes));
     let capture = Capture::new(&star.rcv, "eth1");
-    let stream = NumberedStream::start(
-        &star.src,
-        "eth0",
-        "10.0.0.10:4000",
-        &format!("{GROUP}:5000"),
-        1000,
-    );
+    let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
     let local = UdpRx::join(&star.rtr, "in", &format!("{GROUP}:5000"));
     let heard = wait_until(crate::lab::TIMEOUT, || local.count() > 200);
@@ -206,21 +198,22 @@ fn packets_that_some_egress_does_not_get_are_counted(lab: &Lab) {
         for _ in 0..count {
             let packet = Udp::new("10.0.0.10:9", &format!("{GROUP}:5000"), "x");
             inject.send(&packet.ttl(ttl).frame());
-            std::thread::sleep(Duration::from_millis(1));
         }
     };
-    send(32, 300);
+    let mut sent = 0;
     let offloaded = wait_until(crate::lab::TIMEOUT, || {
+        send(32, 10);
+        sent += 10;
         by_plane(&router, "ebpf", "out2") > 0
     });
     assert!(offloaded, "the stream stays with the process");
     send(16, 20);
     send(1, 7);
     send(32, 10);
-    captures[0].expect(GROUP, 330);
-    captures[1].expect(GROUP, 310);
-    router.expect_routed("r", "out1", 330);
-    router.expect_routed("r", "out2", 310);
+    captures[0].expect(GROUP, sent + 30);
+    captures[1].expect(GROUP, sent + 10);
+    router.expect_routed("r", "out1", sent as u64 + 30);
+    router.expect_routed("r", "out2", sent as u64 + 10);
     router.expect_dropped("ttl_threshold", "out2", 20);
     router.expect_dropped("ttl_expired", "in", 7);
 }
@@ -232,13 +225,7 @@ fn removed_program_loses_one_packet_and_returns(lab: &Lab) {
     let routes = route("r", "in", "", GROUP, &["out1"], "");
     let router = Router::start(lab, &star.rtr, &settings(&routes));
     let capture = Capture::new(&star.rcv, "eth1");
-    let stream = NumberedStream::start(
-        &star.src,
-        "eth0",
-        "10.0.0.10:4000",
-        &format!("{GROUP}:5000"),
-        1000,
-    );
+    let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
     let [id] = &attached_links(&router)[..] else {
         panic!("{:?}", attached_links(&router));
@@ -321,13 +308,7 @@ fn declined_flow_has_a_reason(lab: &Lab) {
     );
     let router = Router::start(lab, &star.rtr, &settings(&routes));
     let capture = Capture::new(&star.rcv, "eth1");
-    let stream = NumberedStream::start(
-        &star.src,
-        "eth0",
-        "10.0.0.10:4000",
-        &format!("{GROUP}:5000"),
-        1000,
-    );
+    let stream = stream(&star, 1000);
     stream.wait_for_more(500);
     let explained = router.run(&format!("explain 10.0.0.10 {GROUP}:5000"));
     assert!(
