@@ -147,6 +147,7 @@ impl RouterContext {
             let PlaneCounters {
                 paths,
                 received,
+                translated,
                 dropped,
             } = plane.take_counters();
             for path in paths {
@@ -163,6 +164,7 @@ impl RouterContext {
                 counters.received_packets.inc_by(received.packets);
                 counters.received_bytes.inc_by(received.bytes);
             }
+            catalog.add_translated(&translated);
             for (interface, reason, packets) in dropped {
                 let counters = catalog.interface(interface.as_str());
                 counters.dropped(reason).inc_by(packets);

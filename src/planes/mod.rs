@@ -13,7 +13,7 @@ pub mod sim;
 use std::io;
 
 use crate::forward::DropReason;
-use crate::model::{IfName, InterfaceId, PlaneName, RouteName};
+use crate::model::{IfName, InterfaceId, PlaneName, RouteName, TranslationKind};
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::table::FibDiff;
 use crate::table::flows::FlowKey;
@@ -99,6 +99,8 @@ pub struct PlaneCounters {
     pub paths: Vec<PathCount>,
     /// Packets received, by ingress interface.
     pub received: Vec<ReceivedCount>,
+    /// Packets translated, by kind.
+    pub translated: [u64; TranslationKind::ALL.len()],
     /// Packets dropped: the interface, the reason, and the number.
     pub dropped: Vec<(IfName, DropReason, u64)>,
 }

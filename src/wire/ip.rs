@@ -99,14 +99,18 @@ impl IpHeader {
         })
     }
 
-    /// Returns false for source addresses that no packet may have: multicast, unspecified, loopback
-    /// (RFC 1812 section 5.3.7, RFC 4291 section 2.7), 0.0.0.0/8 and 240.0.0.0/4 (RFC 6890 section
-    /// 2.2.2), which includes the broadcast address.
+    /// Returns [`is_valid_source`] of the source.
     pub fn has_valid_source(&self) -> bool {
-        let a = self.source;
-        let reserved = matches!(a, IpAddr::V4(v4) if matches!(v4.octets()[0], 0 | 240..));
-        !(a.is_multicast() || a.is_unspecified() || a.is_loopback() || reserved)
+        is_valid_source(self.source)
     }
+}
+
+/// Returns false for source addresses that no packet may have: multicast, unspecified, loopback
+/// (RFC 1812 section 5.3.7, RFC 4291 section 2.7), 0.0.0.0/8 and 240.0.0.0/4 (RFC 6890 section
+/// 2.2.2), which includes the broadcast address.
+pub fn is_valid_source(source: IpAddr) -> bool {
+    let reserved = matches!(source, IpAddr::V4(v4) if matches!(v4.octets()[0], 0 | 240..));
+    !(source.is_multicast() || source.is_unspecified() || source.is_loopback() || reserved)
 }
 
 /// Sets the TTL or hop limit in the header at the start of `packet`. Updates the IPv4 header

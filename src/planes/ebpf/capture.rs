@@ -7,6 +7,7 @@
 //! The programs take over with the first packet that finds both equal. So no packet of the kernel
 //! overtakes one of this process.
 
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -15,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 
-use super::offload::{OffloadRequest, OffloadedFlows, OpenPort, Prepared};
+use super::offload::{FlowAnswer, FlowRequest, OffloadedFlows, OpenPort};
 use crate::pipeline::hand_over::{ForwardedByPlane, HandOver, Rest};
 use crate::pipeline::{Batch, PacketSource};
 use crate::planes::packet::capture::SocketCapture;
-use crate::sys::offload::{FlowControl, FlowSlot, HandOverState, PortSlot};
+use crate::sys::offload::{FlowSlot, ForwardedByKernel, HandOverState, PortSlot};
 use crate::table::flows::FlowKey;
 
 /// How long the thread of the plane may need to prepare flows.
@@ -55,7 +56,7 @@ pub struct OffloadCapture {
     socket: SocketCapture,
     offload: Arc<OffloadedFlows>,
     port: PortSlot,
-    prepared: Receiver<Prepared>,
+    answers: Receiver<FlowAnswer>,
     /// The prepared flows.
     flows: AHashMap<FlowKey, PreparedFlow>,
     /// The keys of these flows, and the first that is reported next.
@@ -66,8 +67,9 @@ pub struct OffloadCapture {
     /// The flows that are tried again later, and when.
     retries: Vec<(Instant, FlowKey)>,
     /// Requests that the thread of the plane had no space for.
-    offers: Vec<FlowKey>,
-    ended: Vec<FlowKey>,
+    requests: Vec<FlowRequest>,
+    /// Flows whose release was not answered yet, and how often they were released.
+    releasing: AHashMap<FlowKey, u32>,
     /// Until when offered flows may be prepared.
     expected_until: Option<Instant>,
     /// Whether this process forwards everything.
@@ -81,9 +83,7 @@ struct PreparedFlow {
     slot: FlowSlot,
     /// Its position in the list of keys.
     position: usize,
-    /// What was reported.
-    packets: u64,
-    bytes: u64,
+    reported: ForwardedByKernel,
     /// Packets captured when the kernel took over.
     captured: u64,
     retry: Duration,
@@ -106,7 +106,7 @@ impl OffloadCapture {
     /// The socket could not be opened.
     pub(super) fn new(
         offload: Arc<OffloadedFlows>,
-        (port, prepared): OpenPort,
+        (port, answers): OpenPort,
         socket: io::Result<SocketCapture>,
     ) -> io::Result<Self> {
         let socket = socket.inspect_err(|_| offload.close_port(port))?;
@@ -114,14 +114,14 @@ impl OffloadCapture {
             socket,
             offload,
             port,
-            prepared,
+            answers,
             flows: AHashMap::new(),
             keys: Vec::new(),
             next_report: 0,
             waiting: Vec::new(),
             retries: Vec::new(),
-            offers: Vec::new(),
-            ended: Vec::new(),
+            requests: Vec::new(),
+            releasing: AHashMap::new(),
             expected_until: None,
             paused: false,
             held_since: None,
@@ -131,45 +131,54 @@ impl OffloadCapture {
 
     /// Sends the requests that had no space.
     fn send_requests(&mut self) {
-        if !self.offers.is_empty() {
-            let offers = std::mem::take(&mut self.offers);
-            match self
-                .offload
-                .request(offers, |flows| OffloadRequest::Offer(self.port, flows))
-            {
-                Ok(()) => self.expected_until = Some(Instant::now() + MAX_PREPARATION),
-                Err(kept) => self.offers = kept,
-            }
+        if self.requests.is_empty() {
+            return;
         }
-        if !self.ended.is_empty() {
-            let ended = std::mem::take(&mut self.ended);
-            let request = |flows| OffloadRequest::Release(self.port, flows);
-            if let Err(kept) = self.offload.request(ended, request) {
-                self.ended = kept;
+        let requests = std::mem::take(&mut self.requests);
+        let is_offer = |request: &FlowRequest| matches!(request, FlowRequest::Offer(_));
+        let offers = requests.iter().any(is_offer);
+        match self.offload.request(self.port, requests) {
+            Ok(()) if offers => self.expected_until = Some(Instant::now() + MAX_PREPARATION),
+            Ok(()) => {}
+            Err(kept) => self.requests = kept,
+        }
+    }
+
+    /// Takes the answers that arrived since the last call.
+    fn take_answers(&mut self, now: Instant) {
+        for _ in 0..PAGE {
+            match self.answers.try_recv() {
+                Ok(FlowAnswer::Prepared(flow, slot)) => self.prepared(flow, slot, now),
+                Ok(FlowAnswer::Released(flow)) => {
+                    if let Entry::Occupied(mut releasing) = self.releasing.entry(flow) {
+                        *releasing.get_mut() -= 1;
+                        if *releasing.get() == 0 {
+                            releasing.remove();
+                        }
+                    }
+                }
+                Err(_) => return,
             }
         }
     }
 
-    /// Takes the flows that were prepared since the last call.
-    fn take_prepared(&mut self, now: Instant) {
-        for _ in 0..PAGE {
-            let Ok((flow, slot)) = self.prepared.try_recv() else {
-                return;
-            };
-            let keys = &mut self.keys;
-            self.flows.entry(flow).or_insert_with(|| {
-                keys.push(flow);
-                PreparedFlow {
-                    slot,
-                    position: keys.len() - 1,
-                    packets: 0,
-                    bytes: 0,
-                    captured: 0,
-                    retry: FIRST_RETRY,
-                }
-            });
-            self.wait_for(flow, now);
+    /// Notes that a flow may be handed over.
+    fn prepared(&mut self, flow: FlowKey, slot: FlowSlot, now: Instant) {
+        if self.releasing.contains_key(&flow) {
+            return;
         }
+        let keys = &mut self.keys;
+        self.flows.entry(flow).or_insert_with(|| {
+            keys.push(flow);
+            PreparedFlow {
+                slot,
+                position: keys.len() - 1,
+                reported: ForwardedByKernel::default(),
+                captured: 0,
+                retry: FIRST_RETRY,
+            }
+        });
+        self.wait_for(flow, now);
     }
 
     fn wait_for(&mut self, flow: FlowKey, now: Instant) {
@@ -242,14 +251,14 @@ impl PacketSource for OffloadCapture {
 
 impl HandOver for OffloadCapture {
     fn offer(&mut self, flows: Vec<FlowKey>) {
-        self.offers.extend(flows);
+        (self.requests).extend(flows.into_iter().map(FlowRequest::Offer));
         self.send_requests();
     }
 
     fn is_pending(&mut self) -> bool {
         let now = Instant::now();
         self.send_requests();
-        self.take_prepared(now);
+        self.take_answers(now);
         if self.expected_until.is_some_and(|until| until <= now) {
             self.expected_until = None;
         }
@@ -276,7 +285,7 @@ impl HandOver for OffloadCapture {
             };
             let seen = record.seen();
             let is_settled = seen == waiting.queued;
-            let (forwarded, ..) = record.forwarded();
+            let forwarded = record.forwarded().packets;
             match (record.control().state, waiting.armed) {
                 (HandOverState::Captured, None) if !may_go(&waiting.flow) => {
                     failed.push(waiting.flow);
@@ -284,21 +293,14 @@ impl HandOver for OffloadCapture {
                 }
                 (HandOverState::Captured, None) if is_settled => {
                     record.set_sent(seen);
-                    record.update(|control| {
-                        let state = HandOverState::Armed;
-                        Some(FlowControl { state, ..control })
-                    });
+                    record.arm();
                     waiting.armed = Some((forwarded, now));
                 }
                 (HandOverState::Armed, Some((before, since))) => {
                     if seen == record.sent() {
                         let is_taken = forwarded > before;
                         if is_taken {
-                            record.update(|control| {
-                                let is_armed = control.state == HandOverState::Armed;
-                                let state = HandOverState::Offloaded;
-                                is_armed.then_some(FlowControl { state, ..control })
-                            });
+                            record.confirm();
                         }
                         if is_taken || now - since > QUIET {
                             if let Some(flow) = flows.get_mut(&waiting.flow) {
@@ -313,8 +315,11 @@ impl HandOver for OffloadCapture {
                     }
                 }
                 (HandOverState::Captured, None) => {}
-                // Withdrawn by a change of the forwarding table.
-                _ => return false,
+                // Withdrawn meanwhile.
+                (HandOverState::Captured, Some(_)) => waiting.armed = None,
+                // The plane says when it may be handed over again.
+                (HandOverState::Kept, _) => return false,
+                (HandOverState::Armed | HandOverState::Offloaded, _) => return false,
             }
             if now >= waiting.until {
                 record.withdraw();
@@ -340,14 +345,14 @@ impl HandOver for OffloadCapture {
             let Some(record) = tables.flow(flow.slot) else {
                 continue;
             };
-            let (packets, bytes, _) = record.forwarded();
-            if packets != flow.packets {
+            let now = record.forwarded();
+            if now != flow.reported {
                 forwarded.push(ForwardedByPlane {
                     flow: *key,
-                    packets: packets - flow.packets,
-                    bytes: bytes - flow.bytes,
+                    packets: now.packets - flow.reported.packets,
+                    bytes: now.bytes - flow.reported.bytes,
                 });
-                (flow.packets, flow.bytes) = (packets, bytes);
+                flow.reported = now;
             }
             // Some packets of the flow are left to this process: a flow is forwarded as a whole.
             if record.control().state == HandOverState::Offloaded && record.seen() != flow.captured
@@ -402,9 +407,9 @@ impl HandOver for OffloadCapture {
             }
             // Its entry in `retries` has no effect any more.
             self.waiting.retain(|w| w.flow != *flow);
-            self.ended.push(*flow);
-            self.send_requests();
         }
+        *self.releasing.entry(*flow).or_default() += 1;
+        self.requests.push(FlowRequest::Release(*flow));
     }
 }
 

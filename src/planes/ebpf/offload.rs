@@ -16,17 +16,17 @@ use std::time::{Duration, Instant};
 use ahash::AHashMap;
 use tracing::{debug, warn};
 
-use super::actions::ActionTable;
+use super::actions::{ActionTable, NotSent, RetiredAction};
 use super::host::OffloadHost;
 use super::plan::{Declined, Plan, PlannedPath, plan};
 use crate::forward::DropReason;
-use crate::model::{IfIndex, IfName, InterfaceId};
+use crate::model::{IfIndex, IfName, InterfaceId, TranslationKind};
 use crate::planes::{PathCount, PlaneCounters, ReceivedCount};
 use crate::sys::filter::CaptureFilter;
 use crate::sys::link_properties::dropped_instead_of_sent;
 use crate::sys::offload::{
-    Attachment, FlowControl, FlowSlot, HandOverState, KernelFlowKey, KernelTables, MAX_PORTS,
-    OffloadError, OffloadProgram, PortSlot, wait_for_programs,
+    Attachment, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelFlowKey,
+    KernelTables, MAX_PORTS, OffloadError, OffloadProgram, PortSlot, wait_for_programs,
 };
 use crate::table::flows::FlowKey;
 use crate::table::{Fib, FibDiff};
@@ -35,14 +35,15 @@ use crate::table::{Fib, FibDiff};
 const MAX_REQUESTS: usize = 256;
 
 /// How often the thread looks at the host: its listeners, and whether programs are attached.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How old the known listeners may be when flows are offered.
+const OFFER_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A request of an interface actor.
 pub(super) enum OffloadRequest {
-    /// Prepare these flows.
-    Offer(PortSlot, Vec<FlowKey>),
-    /// These flows have ended.
-    Release(PortSlot, Vec<FlowKey>),
+    /// Changes of flows, in this order.
+    Flows(PortSlot, Vec<FlowRequest>),
     /// An interface is captured.
     OpenPort(
         InterfaceId,
@@ -51,13 +52,28 @@ pub(super) enum OffloadRequest {
     ),
     /// It is not captured any more.
     ClosePort(PortSlot),
+    /// Flows have a former plan.
+    Settle,
 }
 
-/// An interface with the program: its position, and what receives its prepared flows.
-pub(super) type OpenPort = (PortSlot, Receiver<Prepared>);
+/// A request of an interface actor about a flow.
+pub(super) enum FlowRequest {
+    /// Prepare it.
+    Offer(FlowKey),
+    /// It has ended.
+    Release(FlowKey),
+}
 
-/// A flow that is prepared: the kernel counts its packets.
-pub(super) type Prepared = (FlowKey, FlowSlot);
+/// An interface with the program: its position, and what receives the answers about its flows.
+pub(super) type OpenPort = (PortSlot, Receiver<FlowAnswer>);
+
+/// An answer to the interface actor.
+pub(super) enum FlowAnswer {
+    /// A flow may be handed over: the kernel counts its packets here.
+    Prepared(FlowKey, FlowSlot),
+    /// A flow was released. Answers about it that arrived before are void.
+    Released(FlowKey),
+}
 
 /// The flows that the kernel forwards.
 pub struct OffloadedFlows {
@@ -86,11 +102,16 @@ struct State {
     /// Records that no flow uses, and the first that never was in use.
     free: Vec<FlowSlot>,
     next: FlowSlot,
-    /// Records whose flow was removed, but which the kernel may still use.
-    retired: Vec<FlowSlot>,
+    /// Flows that were removed, but whose records the kernel may still use.
+    retired: Vec<KernelFlow>,
+    /// Flows with a former plan.
+    unsettled: Vec<(PortSlot, FlowKey)>,
+    /// Flows that may be handed over now.
+    fresh: Vec<(PortSlot, FlowKey, FlowSlot)>,
     counts: Counts,
-    /// When the thread last looked at the host.
+    /// When the thread last looked at the host, and at everything.
     looked: Instant,
+    checked: Instant,
     /// By interface that gets last copies: the packets that it had dropped instead of sending them.
     dropped_instead_of_sent: AHashMap<IfIndex, u64>,
 }
@@ -101,7 +122,7 @@ struct Port {
     index: IfIndex,
     name: IfName,
     attachment: Option<Attachment>,
-    prepared: Sender<Prepared>,
+    answers: Sender<FlowAnswer>,
     warned: bool,
 }
 
@@ -109,8 +130,32 @@ struct KernelFlow {
     slot: FlowSlot,
     key: KernelFlowKey,
     plan: Plan,
-    /// Packets and bytes that are in the counts.
-    counted: (u64, u64, u64),
+    epoch: Epoch,
+    /// The plan of the other epoch, as long as packets may be on their way with it.
+    former: Option<Plan>,
+    /// Whether there is a newer plan than `plan`, which has to wait until `former` is gone. The
+    /// process forwards the flow as long.
+    is_outdated: bool,
+    /// What is in the counts, by epoch.
+    counted: [ForwardedByKernel; 2],
+}
+
+/// What packets may be on their way with, though nothing refers to it any more.
+struct Used {
+    flows: Vec<KernelFlow>,
+    unsettled: Vec<(PortSlot, FlowKey)>,
+    actions: Vec<RetiredAction>,
+    /// Flows whose packets the kernel counts when the programs have ended that did not know them.
+    fresh: Vec<(PortSlot, FlowKey, FlowSlot)>,
+}
+
+impl Used {
+    fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+            && self.unsettled.is_empty()
+            && self.actions.is_empty()
+            && self.fresh.is_empty()
+    }
 }
 
 /// What was counted since the counters were last taken.
@@ -120,6 +165,7 @@ struct Counts {
     /// Packets that are in the counts of a path, but were not sent.
     unsent: AHashMap<PlannedPath, u64>,
     received: AHashMap<IfName, (u64, u64)>,
+    translated: [u64; TranslationKind::ALL.len()],
     dropped: AHashMap<(IfName, DropReason), u64>,
 }
 
@@ -141,8 +187,11 @@ impl OffloadedFlows {
             free: Vec::new(),
             next: 0,
             retired: Vec::new(),
+            unsettled: Vec::new(),
+            fresh: Vec::new(),
             counts: Counts::default(),
             looked: Instant::now(),
+            checked: Instant::now(),
             dropped_instead_of_sent: AHashMap::new(),
         };
         let shared = Arc::new(Shared(Mutex::new(state)));
@@ -174,19 +223,17 @@ impl OffloadedFlows {
         &self.tables
     }
 
-    /// Sends a request for flows without waiting. Returns the flows if the thread has too many
-    /// requests.
+    /// Sends requests for flows without waiting. Returns them if the thread has too many requests.
     pub(super) fn request(
         &self,
-        flows: Vec<FlowKey>,
-        request: impl FnOnce(Vec<FlowKey>) -> OffloadRequest,
-    ) -> Result<(), Vec<FlowKey>> {
-        let sent = self.requests.try_send(request(flows));
+        port: PortSlot,
+        flows: Vec<FlowRequest>,
+    ) -> Result<(), Vec<FlowRequest>> {
+        let sent = self.requests.try_send(OffloadRequest::Flows(port, flows));
         sent.map_err(|error| match error {
-            TrySendError::Full(request) | TrySendError::Disconnected(request) => match request {
-                OffloadRequest::Offer(_, flows) | OffloadRequest::Release(_, flows) => flows,
-                OffloadRequest::OpenPort(..) | OffloadRequest::ClosePort(_) => Vec::new(),
-            },
+            TrySendError::Full(OffloadRequest::Flows(_, flows))
+            | TrySendError::Disconnected(OffloadRequest::Flows(_, flows)) => flows,
+            _ => Vec::new(),
         })
     }
 
@@ -225,6 +272,10 @@ impl OffloadedFlows {
             true => state.plan_again(),
             false => state.plan_members(diff),
         }
+        if !state.unsettled.is_empty() || !state.fresh.is_empty() {
+            // If there are too many requests, the thread does this after those.
+            let _ = self.requests.try_send(OffloadRequest::Settle);
+        }
     }
 
     /// Returns what was forwarded since the last call.
@@ -252,6 +303,7 @@ impl OffloadedFlows {
                     bytes,
                 })
                 .collect(),
+            translated: counts.translated,
             dropped: (counts.dropped.into_iter())
                 .map(|((name, reason), packets)| (name, reason, packets))
                 .collect(),
@@ -269,7 +321,7 @@ impl OffloadedFlows {
         let known = state.flows.get(&(port, key));
         let record = known.and_then(|flow| self.tables.flow(flow.slot));
         Ok(record.is_some_and(|record| match record.control().state {
-            HandOverState::Captured => false,
+            HandOverState::Captured | HandOverState::Kept => false,
             HandOverState::Armed => record.seen() == record.sent(),
             HandOverState::Offloaded => true,
         }))
@@ -279,43 +331,41 @@ impl OffloadedFlows {
 /// Serves requests until the plane is dropped.
 fn serve(shared: &Weak<Shared>, requests: &Receiver<OffloadRequest>) {
     loop {
-        let first = requests.recv_timeout(LOOK_INTERVAL);
+        let first = requests.recv_timeout(CHECK_INTERVAL);
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        let mut fresh = Vec::new();
         let mut state = shared.lock();
         match first {
             Ok(first) => {
                 let more = std::iter::once(first).chain(requests.try_iter());
                 for request in more.take(MAX_REQUESTS) {
-                    state.handle(request, &mut fresh);
+                    state.handle(request);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        if state.looked.elapsed() >= LOOK_INTERVAL {
-            state.looked = Instant::now();
+        if state.checked.elapsed() >= CHECK_INTERVAL {
+            state.checked = Instant::now();
             state.check_ports();
             state.count_dropped_by_links();
-            state.host.look();
+            state.look_at_host(CHECK_INTERVAL);
             state.plan_again();
         }
-        let retired = std::mem::take(&mut state.retired);
-        let actions = state.actions.take_retired();
+        let used = state.take_used();
         drop(state);
-        if fresh.is_empty() && retired.is_empty() && actions.is_empty() {
+        if used.is_empty() {
             continue;
         }
         wait_for_programs();
         let mut state = shared.lock();
-        state.free.extend(retired);
-        state.actions.free(actions);
-        for (port, prepared) in fresh {
-            if let Some(Some(port)) = state.ports.get(usize::from(port)) {
-                // Fails if the capture was closed.
-                let _ = port.prepared.send(prepared);
+        let fresh = state.settle(used);
+        for (port, flow, slot) in fresh {
+            // It may have been released meanwhile.
+            let known = state.flows.get(&(port, flow));
+            if known.is_some_and(|known| known.slot == slot) {
+                state.answer(port, FlowAnswer::Prepared(flow, slot));
             }
         }
     }
@@ -327,19 +377,22 @@ impl State {
         self.ports.iter().position(is_it).map(|at| at as PortSlot)
     }
 
-    fn handle(&mut self, request: OffloadRequest, fresh: &mut Vec<(PortSlot, Prepared)>) {
+    fn handle(&mut self, request: OffloadRequest) {
         match request {
-            OffloadRequest::Offer(port, flows) => {
-                for flow in flows {
-                    match self.prepare(port, flow) {
-                        Ok(slot) => fresh.push((port, (flow, slot))),
-                        Err(declined) => debug!("{} > {}: {declined}", flow.0, flow.1),
+            OffloadRequest::Flows(port, flows) => {
+                // A program that joined before a flow began must not miss a packet.
+                self.look_at_host(OFFER_LOOK_INTERVAL);
+                for request in flows {
+                    match request {
+                        FlowRequest::Offer(flow) => match self.prepare(port, flow) {
+                            Ok(slot) => self.fresh.push((port, flow, slot)),
+                            Err(declined) => debug!("{} > {}: {declined}", flow.0, flow.1),
+                        },
+                        FlowRequest::Release(flow) => {
+                            self.remove_flow(port, flow);
+                            self.answer(port, FlowAnswer::Released(flow));
+                        }
                     }
-                }
-            }
-            OffloadRequest::Release(port, flows) => {
-                for flow in flows {
-                    self.remove_flow(port, flow);
                 }
             }
             OffloadRequest::OpenPort(interface, index, answer) => {
@@ -347,6 +400,15 @@ impl State {
                 let _ = answer.send(self.open_port(interface, index));
             }
             OffloadRequest::ClosePort(port) => self.close_port(port),
+            // As after each request.
+            OffloadRequest::Settle => {}
+        }
+    }
+
+    fn answer(&self, port: PortSlot, answer: FlowAnswer) {
+        if let Some(Some(port)) = self.ports.get(usize::from(port)) {
+            // Fails if the capture was closed.
+            let _ = port.answers.send(answer);
         }
     }
 
@@ -366,16 +428,25 @@ impl State {
         self.program.reset_port(slot as PortSlot)?;
         let attachment = self.program.attach(index)?;
         let name = attachment.interface().parse();
-        let (prepared, receiver) = channel();
+        let (answers, receiver) = channel();
         self.ports[slot] = Some(Port {
             interface,
             index,
             name: name.map_err(io::Error::other)?,
             attachment: Some(attachment),
-            prepared,
+            answers,
             warned: false,
         });
         Ok((slot as PortSlot, receiver))
+    }
+
+    /// Looks which groups the programs of this host listen to, unless that is known since less than
+    /// `max_age`.
+    fn look_at_host(&mut self, max_age: Duration) {
+        if self.looked.elapsed() >= max_age {
+            self.looked = Instant::now();
+            self.host.look();
+        }
     }
 
     /// Lets the kernel count the packets of a flow, which this process still forwards.
@@ -398,8 +469,13 @@ impl State {
             self.actions.release(&plan.action);
             return Err(Declined::TableFull);
         };
+        let epoch = Epoch::default();
+        if let Some(rewrite) = &plan.rewrite {
+            tables.write_rewrite(slot, epoch, rewrite);
+        }
         let control = FlowControl {
             state: HandOverState::Captured,
+            epoch,
             min_ttl: plan.min_ttl,
             max_len: plan.max_len,
             port,
@@ -414,12 +490,14 @@ impl State {
             self.free.push(slot);
             return Err(Declined::TableFull);
         }
-        let counted = (0, 0, 0);
         let new = KernelFlow {
             slot,
             key,
             plan,
-            counted,
+            epoch,
+            former: None,
+            is_outdated: false,
+            counted: Default::default(),
         };
         self.flows.insert((port, flow), new);
         Ok(slot)
@@ -436,16 +514,59 @@ impl State {
 
     fn remove_flow(&mut self, port: PortSlot, flow: FlowKey) {
         let tables = self.program.tables().clone();
-        let Some(mut removed) = self.flows.remove(&(port, flow)) else {
+        let Some(removed) = self.flows.remove(&(port, flow)) else {
             return;
         };
         if let Some(record) = tables.flow(removed.slot) {
             record.withdraw();
         }
         self.program.remove(&removed.key);
-        self.counts.add(&tables, &mut removed);
         self.actions.release(&removed.plan.action);
-        self.retired.push(removed.slot);
+        self.retired.push(removed);
+    }
+
+    /// Takes what packets may be on their way with. When the programs have ended, it is passed to
+    /// [`State::settle`].
+    fn take_used(&mut self) -> Used {
+        Used {
+            flows: std::mem::take(&mut self.retired),
+            unsettled: std::mem::take(&mut self.unsettled),
+            actions: self.actions.take_retired(),
+            fresh: std::mem::take(&mut self.fresh),
+        }
+    }
+
+    /// Counts what the kernel did until the end with former plans, actions and flows, and lets their
+    /// places be used again. Changes the flows that had to wait for this. Returns the flows that
+    /// may be handed over now.
+    fn settle(&mut self, used: Used) -> Vec<(PortSlot, FlowKey, FlowSlot)> {
+        let tables = self.program.tables().clone();
+        for mut flow in used.flows {
+            self.counts.add(&tables, &mut flow);
+            self.free.push(flow.slot);
+        }
+        let counts = &mut self.counts;
+        (self.actions).free(used.actions, &*tables, |not_sent| {
+            counts.add_not_sent(not_sent)
+        });
+        for key in used.unsettled {
+            let Some(flow) = self.flows.get_mut(&key) else {
+                continue;
+            };
+            self.counts.add(&tables, flow);
+            flow.former = None;
+            if !std::mem::take(&mut flow.is_outdated) {
+                continue;
+            }
+            let Some(Some(owner)) = self.ports.get(usize::from(key.0)) else {
+                continue;
+            };
+            let new = plan(&self.fib, owner.interface, key.1, &self.host);
+            self.change_plan(key, new);
+        }
+        let mut fresh = used.fresh;
+        fresh.append(&mut self.fresh);
+        fresh
     }
 
     /// Changes the flows to the forwarding table and to what is known of the host.
@@ -456,7 +577,7 @@ impl State {
                 continue;
             };
             match plan(&self.fib, owner.interface, *flow, &self.host) {
-                Ok(plan) if plan == known.plan => {}
+                Ok(plan) if plan == known.plan && !known.is_outdated => {}
                 new => changed.push(((*port, *flow), new)),
             }
         }
@@ -495,29 +616,47 @@ impl State {
             return;
         };
         let new = match new {
-            Ok(new) if new == flow.plan => return,
-            Ok(new) => new,
+            Ok(new) if new == flow.plan && !flow.is_outdated => {
+                if record.allow() {
+                    self.fresh.push((key.0, key.1, flow.slot));
+                }
+                return;
+            }
+            Ok(new) if flow.former.is_none() => new,
+            Ok(_) => {
+                record.keep();
+                flow.is_outdated = true;
+                return;
+            }
             Err(_) => {
-                record.withdraw();
+                record.keep();
                 return;
             }
         };
         let write = |slot, action: &_| tables.write_action(slot, action);
         let Some(action) = self.actions.acquire(&new.action, write) else {
-            record.withdraw();
+            record.keep();
             return;
         };
-        self.counts.add(&tables, flow);
-        record.update(|control| {
-            Some(FlowControl {
-                min_ttl: new.min_ttl,
-                max_len: new.max_len,
-                action,
-                ..control
-            })
+        let epoch = flow.epoch.other();
+        if let Some(rewrite) = &new.rewrite {
+            tables.write_rewrite(flow.slot, epoch, rewrite);
+        }
+        record.update(|control| FlowControl {
+            epoch,
+            min_ttl: new.min_ttl,
+            max_len: new.max_len,
+            action,
+            ..control
         });
+        if record.allow() {
+            self.fresh.push((key.0, key.1, flow.slot));
+        }
+        flow.epoch = epoch;
         let old = std::mem::replace(&mut flow.plan, new);
         self.actions.release(&old.action);
+        flow.former = Some(old);
+        self.unsettled.push(key);
     }
 
     fn count_flows(&mut self) {
@@ -526,13 +665,7 @@ impl State {
             self.counts.add(&tables, flow);
         }
         let counts = &mut self.counts;
-        self.actions.count_refused(
-            |slot, at| tables.refused(slot, at),
-            |path, (down, failed)| {
-                counts.add_unsent(path, DropReason::EgressDown, down);
-                counts.add_unsent(path, DropReason::SendFailed, failed);
-            },
-        );
+        (self.actions).count_not_sent(&*tables, |not_sent| counts.add_not_sent(not_sent));
     }
 
     /// Reads how many packets the interfaces dropped that get last copies, whose result is not
@@ -622,14 +755,25 @@ impl Counts {
         let Some(record) = tables.flow(flow.slot) else {
             return;
         };
-        let now = record.forwarded();
-        let (packets, bytes) = (now.0 - flow.counted.0, now.1 - flow.counted.1);
-        let failed = now.2 - flow.counted.2;
-        flow.counted = now;
-        if packets == 0 {
-            return;
+        let plans = [
+            (flow.epoch, Some(&flow.plan)),
+            (flow.epoch.other(), flow.former.as_ref()),
+        ];
+        for (epoch, plan) in plans {
+            let Some(plan) = plan else {
+                continue;
+            };
+            let now = record.forwarded_in(epoch);
+            let counted = std::mem::replace(&mut flow.counted[epoch as usize], now);
+            let packets = now.packets - counted.packets;
+            if packets > 0 {
+                self.add_forwarded(plan, packets, now.bytes - counted.bytes);
+            }
         }
-        let paths = &flow.plan.action.paths;
+    }
+
+    fn add_forwarded(&mut self, plan: &Plan, packets: u64, bytes: u64) {
+        let paths = &plan.action.paths;
         for path in paths {
             let counted = self.paths.entry(path.clone()).or_default();
             counted.0 += packets;
@@ -639,14 +783,31 @@ impl Counts {
             let received = self.received.entry(path.iif.clone()).or_default();
             received.0 += packets;
             received.1 += bytes;
-            if failed > 0 {
-                let key = (path.iif.clone(), DropReason::SendFailed);
-                *self.dropped.entry(key).or_default() += failed;
-            }
         }
-        if failed > 0 {
-            for path in paths {
-                *self.unsent.entry(path.clone()).or_default() += failed;
+        if let Some(rewrite) = &plan.rewrite {
+            let kind = match rewrite.from.1 {
+                IpAddr::V4(_) => TranslationKind::FourToFour,
+                IpAddr::V6(_) => TranslationKind::SixToSix,
+            };
+            self.translated[kind as usize] += packets;
+        }
+    }
+
+    /// Counts what the kernel did not send of what is in the counts of paths.
+    fn add_not_sent(&mut self, not_sent: NotSent<'_>) {
+        match not_sent {
+            NotSent::Failed(paths, packets) => {
+                if let Some(path) = paths.first() {
+                    let key = (path.iif.clone(), DropReason::SendFailed);
+                    *self.dropped.entry(key).or_default() += packets;
+                }
+                for path in paths {
+                    *self.unsent.entry(path.clone()).or_default() += packets;
+                }
+            }
+            NotSent::Refused(path, (down, failed)) => {
+                self.add_unsent(path, DropReason::EgressDown, down);
+                self.add_unsent(path, DropReason::SendFailed, failed);
             }
         }
     }

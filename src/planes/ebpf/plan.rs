@@ -6,10 +6,11 @@
 use std::net::IpAddr;
 
 use crate::forward::{egress_check, entry_paths, look_up};
-use crate::model::{IfName, InterfaceId, RouteName, TtlPolicy};
-use crate::sys::offload::{KernelAction, KernelEgress, MAX_EGRESSES};
+use crate::model::{IfName, InterfaceId, RouteName, TranslationRule, TtlPolicy};
+use crate::sys::offload::{KernelAction, KernelEgress, KernelRewrite, MAX_EGRESSES};
 use crate::table::Fib;
 use crate::table::flows::FlowKey;
+use crate::wire::ip::is_valid_source;
 
 /// Why the packet plane forwards a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -20,9 +21,12 @@ pub enum Declined {
     /// Several routes or proxies forward it, each in its own way.
     #[error("several routes or proxies forward it")]
     SeveralRoutes,
-    /// The route translates.
-    #[error("its route translates addresses")]
-    Translation,
+    /// The route translates between IPv4 and IPv6.
+    #[error("its route translates between IPv4 and IPv6")]
+    OtherIpVersion,
+    /// The route replaces the source by one that no packet may have.
+    #[error("its route replaces the source by an invalid one")]
+    InvalidSource,
     /// The route has a loop guard.
     #[error("its route has a loop guard")]
     LoopGuard,
@@ -74,6 +78,8 @@ pub struct PlannedAction {
 pub struct Plan {
     /// What it does.
     pub action: PlannedAction,
+    /// The addresses that the packets get.
+    pub rewrite: Option<KernelRewrite>,
     /// Packets with a TTL or hop limit of at most this are left to the packet plane, which drops
     /// some or all copies.
     pub min_ttl: u8,
@@ -90,6 +96,22 @@ pub trait LinkFacts {
     /// Returns whether a program of this host listens to a group on an interface, or whether the
     /// frames of the interface also go elsewhere, such as to a bridge.
     fn host_wants(&self, interface: InterfaceId, group: IpAddr) -> bool;
+}
+
+/// Returns the addresses that a translation gives to a flow.
+fn rewrite_of(rule: &TranslationRule, from: FlowKey) -> Result<KernelRewrite, Declined> {
+    if !rule.kind().keeps_ip_version() {
+        return Err(Declined::OtherIpVersion);
+    }
+    let to = rule.addresses(from.0, from.1);
+    if !is_valid_source(to.0) {
+        return Err(Declined::InvalidSource);
+    }
+    Ok(KernelRewrite {
+        from,
+        to,
+        port: rule.port(),
+    })
 }
 
 /// Plans how the kernel forwards a flow that arrives on `ingress`.
@@ -112,9 +134,8 @@ pub fn plan(
     if entries.next().is_some() {
         return Err(Declined::SeveralRoutes);
     }
-    if entry.translation.is_some() {
-        return Err(Declined::Translation);
-    }
+    let rewrite = entry.translation.map(|rule| rewrite_of(&rule, key));
+    let rewrite = rewrite.transpose()?;
     if entry.loop_guard {
         return Err(Declined::LoopGuard);
     }
@@ -134,9 +155,11 @@ pub fn plan(
                     TtlPolicy::Set(ttl) => Some(ttl),
                     TtlPolicy::Keep | TtlPolicy::Decrement => None,
                 },
+                rewrites: rewrite.is_some(),
             },
             paths: Vec::new(),
         },
+        rewrite,
         min_ttl: match entry.ttl {
             TtlPolicy::Decrement => 1,
             TtlPolicy::Keep | TtlPolicy::Set(_) => 0,

@@ -20,6 +20,7 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
+#include <linux/udp.h>
 
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -44,6 +45,8 @@ enum state {
 	ARMED = 1,
 	/* The kernel. */
 	OFFLOADED = 2,
+	/* The process, which must not hand it over. */
+	KEPT = 3,
 };
 
 /* 40 bytes. IPv4 addresses are in the first word, and the others are zero. */
@@ -56,9 +59,9 @@ struct flow_key {
 
 /* 64 bytes: one cache line. */
 struct flow {
-	/* Written by the process. Bits 0 to 7: the state. 8 to 15: packets with a TTL of at most this
-	 * are left to the process. 16 to 31: so are longer IP packets. 32 to 47: the port. 48 to 63:
-	 * the action. */
+	/* Written by the process. Bits 0 and 1: the state. 2: the epoch, which changes with the action.
+	 * 8 to 15: packets with a TTL of at most this are left to the process. 16 to 31: so are longer
+	 * IP packets. 32 to 45: the port. 48 to 63: the action. */
 	__u64 control;
 	/* Packets captured, counted before they are in the queue of the socket. */
 	__u64 seen;
@@ -66,12 +69,24 @@ struct flow {
 	__u64 queued;
 	/* How many of `seen` the process has sent. Written by the process. */
 	__u64 sent;
-	/* Packets and IP bytes that the kernel forwarded; a GSO packet counts as its segments. */
-	__u64 packets;
-	__u64 bytes;
-	/* Packets of these that could not be rewritten, and were sent on no path. */
-	__u64 failed;
-	__u64 unused;
+	/* Packets and IP bytes that the kernel forwarded, by epoch; a GSO packet counts as its
+	 * segments. A packet is counted where its action was chosen, so the counts of an epoch are
+	 * those of its action. */
+	struct {
+		__u64 packets;
+		__u64 bytes;
+	} forwarded[2];
+};
+
+/* 40 bytes. The addresses that the packets of a flow get, and the UDP destination port if it is not
+ * zero. `change` is the change of their checksum: the sum of the new addresses less that of the
+ * old ones. Written by the process. */
+struct rewrite {
+	__be32 source[4];
+	__be32 group[4];
+	__u32 change;
+	__be16 port;
+	__u16 unused;
 };
 
 struct egress {
@@ -95,7 +110,10 @@ struct action {
 	__u8 decrement;
 	/* The TTL of the packets that leave; 0: as it arrived, less `decrement`. */
 	__u8 set_ttl;
-	__u8 unused[9];
+	/* Whether each flow has addresses of its own in `rewrites`. */
+	__u8 rewrites;
+	/* Packets that could not be changed, and were sent on no path. */
+	__u64 failed;
 	struct egress egress[MAX_EGRESSES];
 };
 
@@ -122,6 +140,15 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+/* Two for each flow: one for each epoch. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * FLOWS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct rewrite);
+} rewrites SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, ACTIONS);
@@ -141,15 +168,24 @@ struct {
 enum {
 	/* The magic number and the interface. Without them there is no decision. */
 	CB_MAGIC = 0,
-	/* Whether the kernel forwards the packet. */
-	CB_OFFLOADED = 1,
+	/* Bits 0 to 15: the action. 16 to 29: the port. 30: the epoch. 31: whether the kernel forwards
+	 * the packet. */
+	CB_DECISION = 1,
 	CB_FLOW = 2,
 };
 
-#define STATE(control) ((__u8)(control))
+#define DECISION_OFFLOADED (1U << 31)
+#define DECISION(control) \
+	(ACTION(control) | (__u32)PORT(control) << 16 | EPOCH(control) << 30)
+#define DECISION_ACTION(decision) ((decision) & 0xffff)
+#define DECISION_PORT(decision) ((decision) >> 16 & 0x3fff)
+#define DECISION_EPOCH(decision) ((decision) >> 30 & 1)
+
+#define STATE(control) ((control) & 3)
+#define EPOCH(control) ((__u32)(control) >> 2 & 1)
 #define MIN_TTL(control) ((__u8)((control) >> 8))
 #define MAX_LEN(control) ((__u16)((control) >> 16))
-#define PORT(control) ((__u16)((control) >> 32))
+#define PORT(control) ((__u32)((control) >> 32) & 0x3fff)
 #define ACTION(control) ((__u16)((control) >> 48))
 
 #define ACCEPT 0xffffffff
@@ -196,6 +232,7 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 		return ACCEPT;
 	}
 	skb->cb[CB_MAGIC] = own_magic ^ skb->ifindex;
+	skb->cb[CB_DECISION] = DECISION(control);
 	skb->cb[CB_FLOW] = id;
 
 	__u64 segments = 1, len = ip->len, longest = ip->len;
@@ -205,18 +242,27 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 		longest = skb->gso_size + ip->header_len + 8;
 	}
 	__u8 state = STATE(control);
-	if (state != CAPTURED && ip->is_plain && segments && skb->pkt_type != PACKET_OUTGOING &&
+	if ((state == ARMED || state == OFFLOADED) && ip->is_plain && segments && skb->pkt_type != PACKET_OUTGOING &&
 	    !skb->vlan_present && ip->ttl > MIN_TTL(control) && longest <= MAX_LEN(control) &&
 	    (state == OFFLOADED ||
 	     *(volatile __u64 *)&flow->seen == *(volatile __u64 *)&flow->sent)) {
 		port->pending = 1;
-		__sync_fetch_and_add(&flow->packets, segments);
-		__sync_fetch_and_add(&flow->bytes, len);
-		skb->cb[CB_OFFLOADED] = 1;
+		__u32 epoch = EPOCH(control);
+		__sync_fetch_and_add(&flow->forwarded[epoch].packets, segments);
+		__sync_fetch_and_add(&flow->forwarded[epoch].bytes, len);
+		skb->cb[CB_DECISION] = DECISION(control) | DECISION_OFFLOADED;
 		return DROP;
 	}
 	__sync_fetch_and_add(&flow->seen, 1);
 	return ACCEPT;
+}
+
+/* Returns a one's complement sum of 16-bit words. */
+static __always_inline __u16 fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
 }
 
 static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
@@ -246,11 +292,10 @@ static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
 #pragma unroll
 	for (int i = 0; i < sizeof(ip) / 2; i++)
 		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
 	header.is_plain = ip.version == 4 && ip.ihl == 5 && ip.protocol == IPPROTO_UDP &&
-			  !(ip.frag_off & bpf_htons(0x3fff)) && sum == 0xffff &&
-			  header.len >= sizeof(ip) && header.len + ETH_HLEN <= skb->len;
+			  !(ip.frag_off & bpf_htons(0x3fff)) && fold(sum) == 0xffff &&
+			  header.len >= sizeof(ip) + sizeof(struct udphdr) &&
+			  header.len + ETH_HLEN <= skb->len;
 	return decide(skb, &key, &header);
 }
 
@@ -281,7 +326,8 @@ static __always_inline __u32 capture_ipv6(struct __sk_buff *skb)
 		.header_len = sizeof(ip),
 		.ttl = ip.hop_limit,
 	};
-	header.is_plain = ip.version == 6 && ip.nexthdr == IPPROTO_UDP && ip.payload_len &&
+	header.is_plain = ip.version == 6 && ip.nexthdr == IPPROTO_UDP &&
+			  header.len >= sizeof(ip) + sizeof(struct udphdr) &&
 			  header.len + ETH_HLEN <= skb->len;
 	return decide(skb, &key, &header);
 }
@@ -316,18 +362,87 @@ static __always_inline int set_ttl(struct __sk_buff *skb, __u8 ttl)
 			return 0;
 		/* RFC 1624. The TTL is the first byte of its 16-bit word. */
 		__u16 before = bpf_htons(ip->ttl << 8), after = bpf_htons(ttl << 8);
-		__u32 sum = (__u16)~ip->check + (__u16)~before + after;
-		sum = (sum & 0xffff) + (sum >> 16);
-		sum = (sum & 0xffff) + (sum >> 16);
-		ip->check = ~sum;
+		ip->check = ~fold((__u16)~ip->check + (__u16)~before + after);
 		ip->ttl = ttl;
 		return 1;
 	}
 	struct ipv6hdr *ip = data + ETH_HLEN;
 	if ((void *)(ip + 1) > end)
 		return 0;
+	/* No checksum of IPv6 makes up for the change. A sum of the whole packet, which some network
+	 * cards give, must change too. The hop limit is the second byte of its word. */
+	bpf_csum_update(skb, fold((__u16)~bpf_htons(ip->hop_limit) + bpf_htons(ttl)));
 	ip->hop_limit = ttl;
 	return 1;
+}
+
+/* Where the UDP header starts. */
+static __always_inline __u32 udp_at(struct __sk_buff *skb)
+{
+	return ETH_HLEN + (skb->protocol == bpf_htons(ETH_P_IP) ? sizeof(struct iphdr)
+								: sizeof(struct ipv6hdr));
+}
+
+/* Copies the addresses and the UDP destination port of the packet to `rewrite`. Returns false if
+ * its headers are not in memory. */
+static __always_inline int read_stream(struct __sk_buff *skb, struct rewrite *rewrite)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct udphdr *udp;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_HLEN;
+		udp = (void *)(ip + 1);
+		if ((void *)(udp + 1) > end)
+			return 0;
+		rewrite->source[0] = ip->saddr;
+		rewrite->group[0] = ip->daddr;
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+		udp = (void *)(ip + 1);
+		if ((void *)(udp + 1) > end)
+			return 0;
+		__builtin_memcpy(rewrite->source, &ip->saddr, sizeof(rewrite->source));
+		__builtin_memcpy(rewrite->group, &ip->daddr, sizeof(rewrite->group));
+	}
+	rewrite->port = udp->dest;
+	return 1;
+}
+
+/* Writes addresses and port, and updates the checksums (RFC 1624); also a checksum that the network
+ * card will complete. A UDP checksum of zero means that there is none. Returns false if that is not
+ * possible. */
+static __always_inline int write_stream(struct __sk_buff *skb, const struct rewrite *rewrite)
+{
+	__u32 at = udp_at(skb), check = at + __builtin_offsetof(struct udphdr, check);
+	__u32 change = rewrite->change;
+	if (bpf_l4_csum_replace(skb, check, 0, change, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0))
+		return 0;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct udphdr *udp;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + ETH_HLEN;
+		udp = (void *)(ip + 1);
+		if ((void *)(udp + 1) > end)
+			return 0;
+		ip->check = ~fold((__u16)~ip->check + change);
+		ip->saddr = rewrite->source[0];
+		ip->daddr = rewrite->group[0];
+	} else {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+		udp = (void *)(ip + 1);
+		if ((void *)(udp + 1) > end)
+			return 0;
+		/* The change of the UDP checksum makes up for that of the addresses: so a sum of the
+		 * whole packet stays the same, but the helper has changed it. */
+		bpf_csum_update(skb, change);
+		__builtin_memcpy(&ip->saddr, rewrite->source, sizeof(ip->saddr));
+		__builtin_memcpy(&ip->daddr, rewrite->group, sizeof(ip->daddr));
+	}
+	__be16 before = udp->dest, port = rewrite->port;
+	if (!port || port == before)
+		return 1;
+	udp->dest = port;
+	return !bpf_l4_csum_replace(skb, check, before, port, BPF_F_MARK_MANGLED_0 | sizeof(port));
 }
 
 /* Writes the link-layer addresses. */
@@ -372,26 +487,39 @@ static __always_inline int read_packet(struct __sk_buff *skb, __u8 *to, __u8 *tt
 	return 1;
 }
 
-static __always_inline int forward_copies(struct __sk_buff *skb, struct flow *flow)
+static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision)
 {
-	__u32 action_id = ACTION(*(volatile __u64 *)&flow->control);
+	__u32 action_id = DECISION_ACTION(decision);
 	struct action *action = bpf_map_lookup_elem(&actions, &action_id);
+	/* The process writes no other numbers. */
 	if (!action)
-		goto failed;
-	__u32 headers = ETH_HLEN + (skb->protocol == bpf_htons(ETH_P_IP) ? 20 : 40);
+		return TC_ACT_SHOT;
+	__u32 headers = udp_at(skb) + sizeof(struct udphdr);
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	if (data + headers > end && bpf_skb_pull_data(skb, headers))
 		goto failed;
 
+	__u8 keep = action->keep_original, is_rewritten = action->rewrites;
+	__u32 arrived_mark = skb->mark;
+	__u8 arrived_addresses[2 * ETH_ALEN];
+	if (keep && bpf_skb_load_bytes(skb, 0, arrived_addresses, sizeof(arrived_addresses)))
+		goto failed;
+	struct rewrite arrived = {};
+	if (is_rewritten) {
+		__u32 rewrite_id = 2 * skb->cb[CB_FLOW] + DECISION_EPOCH(decision);
+		struct rewrite *rewrite = bpf_map_lookup_elem(&rewrites, &rewrite_id);
+		if (!rewrite)
+			goto failed;
+		if (keep && !read_stream(skb, &arrived))
+			goto failed;
+		arrived.change = (__u16)~fold(rewrite->change);
+		if (!write_stream(skb, rewrite))
+			goto failed;
+	}
+
 	__u8 to[ETH_ALEN], arrived_ttl;
 	if (!read_packet(skb, to, &arrived_ttl))
 		goto failed;
-	__u8 original[2 * ETH_ALEN];
-	__u8 keep = action->keep_original;
-	__u32 arrived_mark = skb->mark;
-	if (keep && bpf_skb_load_bytes(skb, 0, original, sizeof(original)))
-		goto failed;
-
 	__u8 ttl = action->set_ttl ?: arrived_ttl - action->decrement;
 	if (ttl != arrived_ttl && !set_ttl(skb, ttl))
 		goto failed;
@@ -421,11 +549,13 @@ static __always_inline int forward_copies(struct __sk_buff *skb, struct flow *fl
 	skb->mark = arrived_mark;
 	if (ttl != arrived_ttl)
 		set_ttl(skb, arrived_ttl);
-	set_addresses(skb, original, original + ETH_ALEN);
+	if (is_rewritten)
+		write_stream(skb, &arrived);
+	set_addresses(skb, arrived_addresses, arrived_addresses + ETH_ALEN);
 	return TC_ACT_UNSPEC;
 
 failed:
-	__sync_fetch_and_add(&flow->failed, 1);
+	__sync_fetch_and_add(&action->failed, 1);
 	return TC_ACT_SHOT;
 }
 
@@ -435,19 +565,18 @@ int forward(struct __sk_buff *skb)
 	if (skb->cb[CB_MAGIC] != (own_magic ^ skb->ifindex))
 		return TC_ACT_UNSPEC;
 	skb->cb[CB_MAGIC] = 0;
-	__u32 id = skb->cb[CB_FLOW];
-	struct flow *flow = bpf_map_lookup_elem(&flows, &id);
-	if (!flow)
-		return TC_ACT_UNSPEC;
-	__u32 port_id = PORT(*(volatile __u64 *)&flow->control);
+	__u32 decision = skb->cb[CB_DECISION];
+	__u32 port_id = DECISION_PORT(decision);
 	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
 	if (port)
 		port->pending = 0;
-	if (!skb->cb[CB_OFFLOADED]) {
+	if (decision & DECISION_OFFLOADED)
+		return forward_copies(skb, decision);
+	__u32 id = skb->cb[CB_FLOW];
+	struct flow *flow = bpf_map_lookup_elem(&flows, &id);
+	if (flow)
 		__sync_fetch_and_add(&flow->queued, 1);
-		return TC_ACT_UNSPEC;
-	}
-	return forward_copies(skb, flow);
+	return TC_ACT_UNSPEC;
 }
 
 /* The helpers need a licence that the kernel counts as compatible with the GPL. It applies to this

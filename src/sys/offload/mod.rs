@@ -19,8 +19,9 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use crate::model::IfIndex;
 
 pub use tables::{
-    ActionSlot, FlowControl, FlowSlot, HandOverState, KernelAction, KernelEgress, KernelFlowKey,
-    KernelFlowRecord, KernelTables, MAX_EGRESSES, MAX_PORTS, PortSlot,
+    ActionSlot, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelAction,
+    KernelEgress, KernelFlowKey, KernelFlowRecord, KernelRewrite, KernelTables, MAX_EGRESSES,
+    MAX_PORTS, PortSlot,
 };
 
 /// The programs, compiled.
@@ -119,6 +120,13 @@ pub struct TableSizes {
     pub actions: u32,
 }
 
+impl TableSizes {
+    /// Returns the number of rewrites: two for each flow, one for each [`Epoch`].
+    fn rewrites(self) -> u32 {
+        self.flows.saturating_mul(2)
+    }
+}
+
 /// The program that decides, as filter of a capture socket.
 #[derive(Debug, Clone)]
 pub struct CaptureProgram(Arc<OwnedFd>);
@@ -179,6 +187,7 @@ impl OffloadProgram {
             .override_global("own_magic", &magic, true)
             .map_max_entries("flow_index", sizes.flows)
             .map_max_entries("flows", sizes.flows)
+            .map_max_entries("rewrites", sizes.rewrites())
             .map_max_entries("actions", sizes.actions)
             .load(OBJECT)?;
         let program: &mut SocketFilter = program(&mut ebpf, "capture")?;
@@ -194,10 +203,13 @@ impl OffloadProgram {
             _ => Err(OffloadError::Unsupported("a table has another type".into())),
         };
         let flows = array(map(&mut ebpf, "flows")?)?;
+        let rewrites = array(map(&mut ebpf, "rewrites")?)?;
         let actions = array(map(&mut ebpf, "actions")?)?;
         let tables = KernelTables::new(
-            (flows.fd().as_fd(), sizes.flows as usize),
-            (actions.fd().as_fd(), sizes.actions as usize),
+            flows.fd().as_fd(),
+            rewrites.fd().as_fd(),
+            actions.fd().as_fd(),
+            sizes,
         )?;
         Ok(Self {
             ebpf,

@@ -4,10 +4,12 @@
 use std::io;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::shared_mapping::SharedMapping;
+use super::TableSizes;
 use crate::model::{IfIndex, MacAddress};
 
 /// Number of interfaces that may have the program.
@@ -21,6 +23,26 @@ pub type FlowSlot = u32;
 pub type ActionSlot = u16;
 /// The position of an interface in its table.
 pub type PortSlot = u16;
+
+/// Which of the two counters and rewrites of a flow its action has. It changes with the action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Epoch {
+    /// The first.
+    #[default]
+    Even,
+    /// The second.
+    Odd,
+}
+
+impl Epoch {
+    /// Returns the other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Even => Self::Odd,
+            Self::Odd => Self::Even,
+        }
+    }
+}
 
 /// The key of a flow: `struct flow_key`.
 #[repr(C)]
@@ -38,19 +60,11 @@ unsafe impl aya::Pod for KernelFlowKey {}
 impl KernelFlowKey {
     /// Returns the key of an (S,G) on an ingress. Source and group have the same IP version.
     pub fn new(ingress: IfIndex, source: IpAddr, group: IpAddr) -> Self {
-        let bytes = |address: IpAddr| {
-            let mut bytes = [0; 16];
-            match address {
-                IpAddr::V4(a) => bytes[..4].copy_from_slice(&a.octets()),
-                IpAddr::V6(a) => bytes = a.octets(),
-            }
-            bytes
-        };
         Self {
             ifindex: ingress.get(),
             version: if group.is_ipv4() { 4 } else { 6 },
-            source: bytes(source),
-            group: bytes(group),
+            source: address_bytes(source),
+            group: address_bytes(group),
         }
     }
 }
@@ -65,6 +79,8 @@ pub enum HandOverState {
     Armed = 1,
     /// The kernel.
     Offloaded = 2,
+    /// This process, which must not hand it over: its action is not the right one.
+    Kept = 3,
 }
 
 /// How the kernel treats the packets of a flow: `control` of `struct flow`.
@@ -76,6 +92,8 @@ pub struct FlowControl {
     pub min_ttl: u8,
     /// Longer IP packets are left to this process.
     pub max_len: u16,
+    /// The counter and the rewrite of the action.
+    pub epoch: Epoch,
     /// The ingress.
     pub port: PortSlot,
     /// What is done with them.
@@ -85,6 +103,7 @@ pub struct FlowControl {
 impl FlowControl {
     fn word(self) -> u64 {
         self.state as u64
+            | (self.epoch as u64) << 2
             | u64::from(self.min_ttl) << 8
             | u64::from(self.max_len) << 16
             | u64::from(self.port) << 32
@@ -93,14 +112,19 @@ impl FlowControl {
 
     fn from_word(word: u64) -> Self {
         Self {
-            state: match word as u8 {
+            state: match word as u8 & 3 {
                 0 => HandOverState::Captured,
                 1 => HandOverState::Armed,
-                _ => HandOverState::Offloaded,
+                2 => HandOverState::Offloaded,
+                _ => HandOverState::Kept,
+            },
+            epoch: match word >> 2 & 1 {
+                0 => Epoch::Even,
+                _ => Epoch::Odd,
             },
             min_ttl: (word >> 8) as u8,
             max_len: (word >> 16) as u16,
-            port: (word >> 32) as u16,
+            port: (word >> 32) as u16 & 0x3fff,
             action: (word >> 48) as u16,
         }
     }
@@ -113,10 +137,22 @@ pub struct KernelFlowRecord {
     seen: AtomicU64,
     queued: AtomicU64,
     sent: AtomicU64,
+    forwarded: [ForwardedRecord; 2],
+}
+
+#[repr(C)]
+struct ForwardedRecord {
     packets: AtomicU64,
     bytes: AtomicU64,
-    failed: AtomicU64,
-    unused: AtomicU64,
+}
+
+/// What the kernel forwarded of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ForwardedByKernel {
+    /// Packets; a GSO packet counts as its segments.
+    pub packets: u64,
+    /// IP bytes.
+    pub bytes: u64,
 }
 
 impl KernelFlowRecord {
@@ -127,32 +163,67 @@ impl KernelFlowRecord {
 
     /// Prepares an unused record. Its action must be written before.
     pub fn start(&self, control: FlowControl) {
+        let forwarded = self.forwarded.iter().flat_map(|f| [&f.packets, &f.bytes]);
         let counts = [&self.seen, &self.queued, &self.sent];
-        for count in counts
-            .into_iter()
-            .chain([&self.packets, &self.bytes, &self.failed])
-        {
+        for count in counts.into_iter().chain(forwarded) {
             count.store(0, Ordering::Relaxed);
         }
         self.control.store(control.word(), Ordering::Release);
     }
 
-    /// Changes how its packets are treated. `None` changes nothing.
-    pub fn update(&self, change: impl Fn(FlowControl) -> Option<FlowControl>) -> FlowControl {
-        let word = |word| change(FlowControl::from_word(word)).map(FlowControl::word);
+    /// Changes how its packets are treated. Returns how they were treated before.
+    pub fn update(&self, change: impl Fn(FlowControl) -> FlowControl) -> FlowControl {
+        let word = |word| Some(change(FlowControl::from_word(word)).word());
         let order = (Ordering::AcqRel, Ordering::Acquire);
         let (Ok(before) | Err(before)) = self.control.fetch_update(order.0, order.1, word);
         FlowControl::from_word(before)
     }
 
     /// Leaves the next packets to this process.
-    pub fn withdraw(&self) -> FlowControl {
-        self.update(|control| {
-            Some(FlowControl {
-                state: HandOverState::Captured,
-                ..control
-            })
+    pub fn withdraw(&self) {
+        self.change_state(|state| match state {
+            HandOverState::Kept => HandOverState::Kept,
+            _ => HandOverState::Captured,
+        });
+    }
+
+    /// Leaves the next packets to this process, which must not hand the flow over.
+    pub fn keep(&self) {
+        self.change_state(|_| HandOverState::Kept);
+    }
+
+    /// Lets this process hand the flow over. Returns whether it was not allowed before.
+    pub fn allow(&self) -> bool {
+        let before = self.change_state(|state| match state {
+            HandOverState::Kept => HandOverState::Captured,
+            other => other,
+        });
+        before == HandOverState::Kept
+    }
+
+    /// Hands the flow over as soon as this process has sent what it captured.
+    pub fn arm(&self) {
+        self.change_state(|state| match state {
+            HandOverState::Captured => HandOverState::Armed,
+            other => other,
+        });
+    }
+
+    /// Notes that the kernel has taken an armed flow.
+    pub fn confirm(&self) {
+        self.change_state(|state| match state {
+            HandOverState::Armed => HandOverState::Offloaded,
+            other => other,
+        });
+    }
+
+    /// Changes the state. Returns the one before.
+    fn change_state(&self, change: impl Fn(HandOverState) -> HandOverState) -> HandOverState {
+        self.update(|control| FlowControl {
+            state: change(control.state),
+            ..control
         })
+        .state
     }
 
     /// Returns the packets that were captured. Each is counted before it is in the queue of the
@@ -176,13 +247,25 @@ impl KernelFlowRecord {
         self.sent.store(sent, Ordering::Release);
     }
 
-    /// Returns packets and IP bytes that the kernel forwarded, and how many of the packets could not
-    /// be rewritten, and were sent on no path.
-    pub fn forwarded(&self) -> (u64, u64, u64) {
-        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        // In this order, so that no packet has more failed copies than it has copies.
-        let failed = load(&self.failed);
-        (load(&self.packets), load(&self.bytes), failed)
+    /// Returns what the kernel forwarded in an epoch.
+    pub fn forwarded_in(&self, epoch: Epoch) -> ForwardedByKernel {
+        let counted = &self.forwarded[epoch as usize];
+        ForwardedByKernel {
+            packets: counted.packets.load(Ordering::Relaxed),
+            bytes: counted.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns what the kernel forwarded.
+    pub fn forwarded(&self) -> ForwardedByKernel {
+        let (even, odd) = (
+            self.forwarded_in(Epoch::Even),
+            self.forwarded_in(Epoch::Odd),
+        );
+        ForwardedByKernel {
+            packets: even.packets + odd.packets,
+            bytes: even.bytes + odd.bytes,
+        }
     }
 }
 
@@ -213,7 +296,8 @@ struct ActionRecord {
     keep_original: u8,
     decrement: u8,
     set_ttl: u8,
-    unused: [u8; 9],
+    rewrites: u8,
+    failed: u64,
     egress: [EgressRecord; MAX_EGRESSES],
 }
 
@@ -228,6 +312,66 @@ pub struct KernelAction {
     pub decrement: bool,
     /// The TTL that they leave with; `None` if it depends on the one with which they arrived.
     pub set_ttl: Option<u8>,
+    /// Whether they get the addresses of the [`KernelRewrite`] of their flow.
+    pub rewrites: bool,
+}
+
+/// The addresses and the port that the packets of a flow get, within their IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KernelRewrite {
+    /// Source and group with which they arrive.
+    pub from: (IpAddr, IpAddr),
+    /// Source and group with which they leave.
+    pub to: (IpAddr, IpAddr),
+    /// The UDP destination port with which they leave; `None`: as they arrived.
+    pub port: Option<NonZeroU16>,
+}
+
+/// `struct rewrite`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RewriteRecord {
+    source: [u8; 16],
+    group: [u8; 16],
+    /// In the byte order of this machine, of words as they are in memory.
+    change: u32,
+    port: [u8; 2],
+    unused: u16,
+}
+
+impl RewriteRecord {
+    fn new(rewrite: &KernelRewrite) -> Self {
+        let (source, group) = (address_bytes(rewrite.to.0), address_bytes(rewrite.to.1));
+        let sum = |addresses: [[u8; 16]; 2]| {
+            let words = addresses.as_flattened().chunks_exact(2);
+            words
+                .map(|w| u32::from(u16::from_ne_bytes([w[0], w[1]])))
+                .sum::<u32>()
+        };
+        let fold = |sum: u32| {
+            let sum = (sum & 0xffff) + (sum >> 16);
+            (sum & 0xffff) + (sum >> 16)
+        };
+        let before = [address_bytes(rewrite.from.0), address_bytes(rewrite.from.1)];
+        let less = !(fold(sum(before)) as u16);
+        Self {
+            source,
+            group,
+            change: fold(sum([source, group]) + u32::from(less)),
+            port: rewrite.port.map_or([0; 2], |port| port.get().to_be_bytes()),
+            unused: 0,
+        }
+    }
+}
+
+/// Returns the bytes of an address in the tables: those of IPv4 are followed by zeros.
+fn address_bytes(address: IpAddr) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    match address {
+        IpAddr::V4(a) => bytes[..4].copy_from_slice(&a.octets()),
+        IpAddr::V6(a) => bytes = a.octets(),
+    }
+    bytes
 }
 
 /// An array map in the memory of this process. A [`KernelFlowRecord`] consists of atomics; action
@@ -256,18 +400,22 @@ impl<T> MappedArray<T> {
 /// The flows and actions of the offload program.
 pub struct KernelTables {
     flows: MappedArray<KernelFlowRecord>,
+    rewrites: MappedArray<RewriteRecord>,
     actions: MappedArray<ActionRecord>,
 }
 
 impl KernelTables {
-    /// Maps the two array maps, which have these numbers of elements.
+    /// Maps the array maps, which have the numbers of elements for these sizes.
     pub(super) fn new(
-        (flows, flow_count): (BorrowedFd<'_>, usize),
-        (actions, action_count): (BorrowedFd<'_>, usize),
+        flows: BorrowedFd<'_>,
+        rewrites: BorrowedFd<'_>,
+        actions: BorrowedFd<'_>,
+        sizes: TableSizes,
     ) -> io::Result<Self> {
         Ok(Self {
-            flows: MappedArray::new(flows, flow_count)?,
-            actions: MappedArray::new(actions, action_count)?,
+            flows: MappedArray::new(flows, sizes.flows as usize)?,
+            rewrites: MappedArray::new(rewrites, sizes.rewrites() as usize)?,
+            actions: MappedArray::new(actions, sizes.actions as usize)?,
         })
     }
 
@@ -312,6 +460,29 @@ impl KernelTables {
         }
     }
 
+    /// Returns how many packets with an action could not be changed, and were sent on no path, since
+    /// the action was written.
+    pub fn failed(&self, slot: ActionSlot) -> u64 {
+        let Some(record) = self.actions.element(slot.into()) else {
+            return 0;
+        };
+        // SAFETY: the element is inside the mapping. The word is aligned, and only the kernel
+        // changes it while the action is in use, so it is read as an atomic.
+        unsafe { AtomicU64::from_ptr(&raw mut (*record).failed).load(Ordering::Relaxed) }
+    }
+
+    /// Writes the rewrite of a flow for an epoch in which the kernel does not use it. One thread at
+    /// a time may call this for a flow. The flow must be written afterwards.
+    pub fn write_rewrite(&self, slot: FlowSlot, epoch: Epoch, rewrite: &KernelRewrite) {
+        let Some(record) = self.rewrites.element(2 * slot as usize + epoch as usize) else {
+            return;
+        };
+        let new = RewriteRecord::new(rewrite);
+        // SAFETY: the element is inside the mapping and aligned. No reference to it exists, and the
+        // kernel does not read it, because no flow refers to it.
+        unsafe { record.write_volatile(new) };
+    }
+
     /// Writes an action that no flow refers to. One thread at a time may call this for a position.
     /// A flow with the action must be written afterwards.
     pub fn write_action(&self, slot: ActionSlot, action: &KernelAction) {
@@ -335,7 +506,8 @@ impl KernelTables {
             keep_original: action.keep_original.into(),
             decrement: action.decrement.into(),
             set_ttl: action.set_ttl.unwrap_or(0),
-            unused: [0; 9],
+            rewrites: action.rewrites.into(),
+            failed: 0,
             egress,
         };
         // SAFETY: the element is inside the mapping and aligned. No reference to it exists, and the
@@ -352,6 +524,7 @@ mod tests {
     fn layouts_are_those_of_the_program() {
         assert_eq!(size_of::<KernelFlowKey>(), 40);
         assert_eq!(size_of::<KernelFlowRecord>(), 64);
+        assert_eq!(size_of::<RewriteRecord>(), 40);
         assert_eq!(size_of::<EgressRecord>(), 32);
         assert_eq!(size_of::<ActionRecord>(), 16 + 32 * MAX_EGRESSES);
     }
@@ -362,9 +535,11 @@ mod tests {
             HandOverState::Captured,
             HandOverState::Armed,
             HandOverState::Offloaded,
+            HandOverState::Kept,
         ] {
             let control = FlowControl {
                 state,
+                epoch: Epoch::Odd,
                 min_ttl: 0xfe,
                 max_len: 1500,
                 port: 255,
@@ -376,5 +551,27 @@ mod tests {
         assert_eq!((control.action, control.port), (0x0102, 3));
         assert_eq!((control.max_len, control.min_ttl), (1500, 10));
         assert_eq!(control.state, HandOverState::Offloaded);
+    }
+
+    #[test]
+    fn change_of_a_checksum_is_that_of_the_addresses() {
+        let rewrite = KernelRewrite {
+            from: ([10, 0, 0, 1].into(), [225, 1, 2, 3].into()),
+            to: ([10, 0, 0, 2].into(), [226, 1, 2, 3].into()),
+            port: NonZeroU16::new(0x1234),
+        };
+        let record = RewriteRecord::new(&rewrite);
+        // 1 more in the fourth octet of the source, 1 more in the first octet of the group.
+        assert_eq!(record.change, u32::from(0x0101_u16.to_be()));
+        assert_eq!(record.port, [0x12, 0x34]);
+        let back = KernelRewrite {
+            from: rewrite.to,
+            to: rewrite.from,
+            ..rewrite
+        };
+        assert_eq!(
+            RewriteRecord::new(&back).change,
+            u32::from(!0x0101_u16.to_be())
+        );
     }
 }

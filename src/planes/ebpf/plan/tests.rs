@@ -190,6 +190,19 @@ fn reasons_for_declining_are_found() {
     assert_eq!(plan_of(&|_| {}, &up, Some(3)), Err(Declined::EgressKind));
     let guard = |rule: &mut RouteRule| rule.loop_guard = true;
     assert_eq!(plan_of(&guard, &up, None), Err(Declined::LoopGuard));
+    let translate = |rule: &mut RouteRule, source: &str, group: &str| {
+        rule.source = "10.0.0.1".parse().unwrap();
+        let to = (Some(source.parse().unwrap()), Some(group.parse().unwrap()));
+        let translation = TranslationRule::new((rule.source, rule.group), to, None, false);
+        rule.translation = Some(translation.unwrap());
+    };
+    let same_version = |rule: &mut RouteRule| translate(rule, "10.0.0.2", "226.1.2.3");
+    assert_eq!(plan_of(&same_version, &up, None), Ok(2));
+    let other_version = |rule: &mut RouteRule| translate(rule, "fd00::2", "ff3e::1");
+    assert_eq!(
+        plan_of(&other_version, &up, None),
+        Err(Declined::OtherIpVersion)
+    );
     let other = |rule: &mut RouteRule| rule.group = "226.0.0.0/8".parse().unwrap();
     assert_eq!(plan_of(&other, &up, None), Err(Declined::NoRoute));
 }
