@@ -552,7 +552,12 @@ fn planes(settings: &Settings) -> Planes {
     };
     if settings.plane.kind == PlaneKind::Ebpf {
         let flows = u32::try_from(settings.limits.flows).unwrap_or(u32::MAX);
-        match EbpfPlane::load(packet, instance_mark(), flows) {
+        match EbpfPlane::load(
+            packet,
+            instance_mark(),
+            flows,
+            settings.plane.unknown_packets,
+        ) {
             Ok(plane) => return Planes::new(Box::new(plane), Vec::new()),
             Err(e) => warn!(
                 "plane.kind = \"ebpf\": {e}. Continuing with packet sockets, which forward the same \

@@ -10,6 +10,9 @@ reason_enum! {
     /// No route of the interface it arrived on takes its source and group, and no host joined the
     /// group.
     NoRoute = "no_route",
+    /// Too many packets of new flows, or of flows that no route takes, arrived on the interface
+    /// within a second.
+    UnknownFlood = "unknown_flood",
     /// Only routes that exclude its source with `except_sources`, or proxies that exclude it, would
     /// have taken it.
     SourceExcepted = "source_excepted",
@@ -81,6 +84,10 @@ impl DropReason {
                 "Often nothing: the capture takes all multicast, including groups that are not \
                  routed here (mDNS, SSDP). Otherwise compare group and source with `mcastor \
                  show routes`."
+            }
+            Self::UnknownFlood => {
+                "Look for the sender with tcpdump. If the streams are wanted, raise \
+                 `plane.unknown_packets`; see ebpf.md."
             }
             Self::SourceExcepted => "Nothing, if that sender is excluded on purpose.",
             Self::SourceNotJoined => {

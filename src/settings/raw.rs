@@ -72,6 +72,10 @@ raw_tables! {
         /// it sleeps. Applies at 7,500 to 30,000 packets per second; there it saves 20 us of
         /// latency and uses up to a whole core. 0 disables it.
         busy_poll: Integer, default_integer(200), integers(0, 1000), unit("microseconds");
+        /// With "ebpf": how many packets per second of flows that are new, or that no route takes,
+        /// an interface passes to the process, on each core. More are dropped as unknown_flood.
+        /// IGMP and MLD always pass. 0: no limit.
+        unknown_packets: Integer, default_integer(200000), integers(0, 1000000000);
     }
 
     /// The log.

@@ -127,7 +127,11 @@ pub(super) fn check_plane(checker: &mut Checker<'_>, raw: RawPlane) -> PlaneSett
     let poll = path.key("busy_poll");
     let help = "For this long after a packet, the thread polls for the next one. 0 disables it.";
     let poll_us = checker.integer_or_default(&poll, raw.busy_poll, help);
+    let help = "More packets of unknown flows are dropped in the kernel. 0: no limit.";
+    let unknown = path.key("unknown_packets");
+    let unknown = checker.integer_or_default(&unknown, raw.unknown_packets, help);
     PlaneSettings {
+        unknown_packets: unknown.unsigned_abs(),
         kind: checker.word(&path.key("kind"), raw.kind, &kinds),
         qdisc_bypass: raw.qdisc_bypass.unwrap_or(default_boolean(&bypass)),
         busy_poll: Duration::from_micros(poll_us.unsigned_abs()),

@@ -90,6 +90,9 @@ pub struct PlaneSettings {
     /// How long after a packet to poll for the next one before the thread sleeps: 0 to 1,000
     /// microseconds; 0 disables polling.
     pub busy_poll: Duration,
+    /// Packets a second of unknown flows that an interface captures on each core, where the plane
+    /// limits them; 0: all.
+    pub unknown_packets: u64,
 }
 
 /// The planes that can be selected.

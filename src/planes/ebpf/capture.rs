@@ -47,9 +47,13 @@ const PAGE: usize = 8192;
 const MAX_HOLD: Duration = Duration::from_millis(500);
 const HOLD_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a flow that was not handed over stays with this process, at first and at most.
+/// How long a flow that was not handed over stays with this process, at first.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const MAX_RETRY: Duration = Duration::from_secs(64);
+
+/// The same, at most: if this process did not send its packets in time, and if the flow has packets
+/// that the kernel does not forward.
+const MAX_RETRY_WHEN_BUSY: Duration = Duration::from_secs(4);
+const MAX_RETRY_WHEN_MIXED: Duration = Duration::from_secs(64);
 
 /// The capture.
 pub struct OffloadCapture {
@@ -215,10 +219,10 @@ impl OffloadCapture {
         self.socket.hold_latency_mode(self.held_since.is_some());
     }
 
-    fn retry_later(&mut self, flow: FlowKey, now: Instant) {
+    fn retry_later(&mut self, flow: FlowKey, now: Instant, longest: Duration) {
         if let Some(known) = self.flows.get_mut(&flow) {
-            self.retries.push((now + known.retry, flow));
-            known.retry = (known.retry * 2).min(MAX_RETRY);
+            self.retries.push((now + known.retry.min(longest), flow));
+            known.retry = (known.retry * 2).min(longest);
         }
     }
 }
@@ -328,7 +332,7 @@ impl HandOver for OffloadCapture {
             }
             true
         });
-        failed.into_iter().for_each(|f| self.retry_later(f, now));
+        (failed.into_iter()).for_each(|f| self.retry_later(f, now, MAX_RETRY_WHEN_BUSY));
     }
 
     fn report(&mut self, forwarded: &mut Vec<ForwardedByPlane>) {
@@ -361,7 +365,7 @@ impl HandOver for OffloadCapture {
                 mixed.push(*key);
             }
         }
-        mixed.into_iter().for_each(|f| self.retry_later(f, now));
+        (mixed.into_iter()).for_each(|f| self.retry_later(f, now, MAX_RETRY_WHEN_MIXED));
         let due: Vec<FlowKey> = self
             .retries
             .extract_if(.., |(at, _)| *at <= now)

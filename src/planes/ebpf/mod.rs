@@ -44,16 +44,22 @@ pub struct EbpfPlane {
 }
 
 impl EbpfPlane {
-    /// Loads the programs, for at most `flows` flows. `magic` is a random number.
+    /// Loads the programs, for at most `flows` flows. `magic` is a random number. Each interface
+    /// captures at most `unknown_packets` packets a second of unknown flows on each core; 0: all.
     ///
     /// # Errors
     /// The kernel denies the programs, or lacks something.
-    pub fn load(packet: PacketPlane, magic: u32, flows: u32) -> Result<Self, OffloadError> {
+    pub fn load(
+        packet: PacketPlane,
+        magic: u32,
+        flows: u32,
+        unknown_packets: u64,
+    ) -> Result<Self, OffloadError> {
         let sizes = TableSizes {
             flows: flows.max(1),
             actions: MAX_ACTIONS,
         };
-        let program = OffloadProgram::load(packet.mark, magic, sizes)?;
+        let program = OffloadProgram::load(packet.mark, magic, unknown_packets, sizes)?;
         let filter = CaptureFilter::Offload(program.capture().clone());
         let offload = OffloadedFlows::start(program, filter)?;
         Ok(Self { packet, offload })

@@ -124,12 +124,15 @@ struct Port {
     attachment: Option<Attachment>,
     answers: Sender<FlowAnswer>,
     warned: bool,
+    /// Packets of unknown flows that were dropped and counted.
+    unknown: u64,
 }
 
 struct KernelFlow {
     slot: FlowSlot,
     key: KernelFlowKey,
-    plan: Plan,
+    /// `None`: the kernel has never forwarded it. It only knows the flow.
+    plan: Option<Plan>,
     epoch: Epoch,
     /// The plan of the other epoch, as long as packets may be on their way with it.
     former: Option<Plan>,
@@ -426,6 +429,7 @@ impl State {
             self.close_port(former);
         }
         self.program.reset_port(slot as PortSlot)?;
+        self.program.limit_unknown(index)?;
         let attachment = self.program.attach(index)?;
         let name = attachment.interface().parse();
         let (answers, receiver) = channel();
@@ -436,6 +440,7 @@ impl State {
             attachment: Some(attachment),
             answers,
             warned: false,
+            unknown: 0,
         });
         Ok((slot as PortSlot, receiver))
     }
@@ -453,48 +458,46 @@ impl State {
     fn prepare(&mut self, port: PortSlot, flow: FlowKey) -> Result<FlowSlot, Declined> {
         let owner = self.ports.get(usize::from(port)).and_then(Option::as_ref);
         let owner = owner.ok_or(Declined::IngressKind)?;
-        let plan = plan(&self.fib, owner.interface, flow, &self.host)?;
-        if self.flows.contains_key(&(port, flow)) {
-            self.change_plan((port, flow), Ok(plan));
-            let known = self.flows.get(&(port, flow));
-            return known.map(|f| f.slot).ok_or(Declined::TableFull);
-        }
-        let key = KernelFlowKey::new(owner.index, flow.0, flow.1);
-        let tables = self.program.tables().clone();
-        let action = (self.actions).acquire(&plan.action, |slot, action| {
-            tables.write_action(slot, action);
-        });
-        let action = action.ok_or(Declined::TableFull)?;
-        let Some(slot) = self.take_slot() else {
-            self.actions.release(&plan.action);
-            return Err(Declined::TableFull);
+        let plan = plan(&self.fib, owner.interface, flow, &self.host);
+        let declined = plan.as_ref().err().copied();
+        let slot = match self.flows.get(&(port, flow)) {
+            Some(known) => known.slot,
+            None => self.add_flow(port, owner.index, flow)?,
         };
-        let epoch = Epoch::default();
-        if let Some(rewrite) = &plan.rewrite {
-            tables.write_rewrite(slot, epoch, rewrite);
-        }
+        self.change_plan((port, flow), plan);
+        declined.map_or(Ok(slot), Err)
+    }
+
+    /// Makes a flow known to the kernel, which leaves its packets to this process.
+    fn add_flow(
+        &mut self,
+        port: PortSlot,
+        ingress: IfIndex,
+        flow: FlowKey,
+    ) -> Result<FlowSlot, Declined> {
+        let key = KernelFlowKey::new(ingress, flow.0, flow.1);
+        let slot = self.take_slot().ok_or(Declined::TableFull)?;
         let control = FlowControl {
-            state: HandOverState::Captured,
-            epoch,
-            min_ttl: plan.min_ttl,
-            max_len: plan.max_len,
+            state: HandOverState::Kept,
+            epoch: Epoch::default(),
+            min_ttl: 0,
+            max_len: 0,
             port,
-            action,
+            action: 0,
         };
-        if let Some(record) = tables.flow(slot) {
+        if let Some(record) = self.program.tables().flow(slot) {
             record.start(control);
         }
         if let Err(e) = self.program.insert(&key, slot) {
             debug!("cannot add a flow: {e}");
-            self.actions.release(&plan.action);
             self.free.push(slot);
             return Err(Declined::TableFull);
         }
         let new = KernelFlow {
             slot,
             key,
-            plan,
-            epoch,
+            plan: None,
+            epoch: control.epoch,
             former: None,
             is_outdated: false,
             counted: Default::default(),
@@ -521,7 +524,9 @@ impl State {
             record.withdraw();
         }
         self.program.remove(&removed.key);
-        self.actions.release(&removed.plan.action);
+        if let Some(plan) = &removed.plan {
+            self.actions.release(&plan.action);
+        }
         self.retired.push(removed);
     }
 
@@ -577,7 +582,8 @@ impl State {
                 continue;
             };
             match plan(&self.fib, owner.interface, *flow, &self.host) {
-                Ok(plan) if plan == known.plan && !known.is_outdated => {}
+                Ok(plan) if Some(&plan) == known.plan.as_ref() && !known.is_outdated => {}
+                Err(_) if known.plan.is_none() => {}
                 new => changed.push(((*port, *flow), new)),
             }
         }
@@ -616,7 +622,7 @@ impl State {
             return;
         };
         let new = match new {
-            Ok(new) if new == flow.plan && !flow.is_outdated => {
+            Ok(new) if Some(&new) == flow.plan.as_ref() && !flow.is_outdated => {
                 if record.allow() {
                     self.fresh.push((key.0, key.1, flow.slot));
                 }
@@ -653,10 +659,11 @@ impl State {
             self.fresh.push((key.0, key.1, flow.slot));
         }
         flow.epoch = epoch;
-        let old = std::mem::replace(&mut flow.plan, new);
-        self.actions.release(&old.action);
-        flow.former = Some(old);
-        self.unsettled.push(key);
+        if let Some(old) = flow.plan.replace(new) {
+            self.actions.release(&old.action);
+            flow.former = Some(old);
+            self.unsettled.push(key);
+        }
     }
 
     fn count_flows(&mut self) {
@@ -705,15 +712,35 @@ impl State {
         for flow in flows {
             self.remove_flow(slot, flow);
         }
+        self.count_unknown(slot.into());
         let port = self.ports.get_mut(usize::from(slot)).and_then(Option::take);
-        if let Some(attachment) = port.and_then(|port| port.attachment) {
+        let Some(port) = port else {
+            return;
+        };
+        self.program.stop_limiting_unknown(port.index);
+        if let Some(attachment) = port.attachment {
             self.program.detach(attachment);
+        }
+    }
+
+    /// Counts the packets of unknown flows that an interface had too many of.
+    fn count_unknown(&mut self, slot: usize) {
+        if let Some(Some(port)) = self.ports.get_mut(slot) {
+            let dropped = self.program.dropped_unknown(port.index);
+            let new = dropped - std::mem::replace(&mut port.unknown, dropped).min(dropped);
+            if new > 0 {
+                let key = (port.name.clone(), DropReason::UnknownFlood);
+                *self.counts.dropped.entry(key).or_default() += new;
+                let received = self.counts.received.entry(port.name.clone()).or_default();
+                received.0 += new;
+            }
         }
     }
 
     /// Attaches programs again that somebody else removed, and counts the packets that were lost.
     fn check_ports(&mut self) {
         for at in 0..self.ports.len() {
+            self.count_unknown(at);
             let Some(port) = &mut self.ports[at] else {
                 continue;
             };
@@ -737,6 +764,18 @@ impl State {
             if let Some(attachment) = port.attachment.take() {
                 self.program.detach(attachment);
             }
+            // What the process has captured meanwhile must leave first.
+            let tables = self.program.tables().clone();
+            for ((_, key), flow) in self
+                .flows
+                .iter()
+                .filter(|((p, _), _)| usize::from(*p) == at)
+            {
+                if let Some(record) = tables.flow(flow.slot) {
+                    record.withdraw();
+                }
+                self.fresh.push((at as PortSlot, *key, flow.slot));
+            }
             // Flows use the program again when it is attached.
             match self.program.attach(port.index) {
                 Ok(attachment) => port.attachment = Some(attachment),
@@ -756,7 +795,7 @@ impl Counts {
             return;
         };
         let plans = [
-            (flow.epoch, Some(&flow.plan)),
+            (flow.epoch, flow.plan.as_ref()),
             (flow.epoch.other(), flow.former.as_ref()),
         ];
         for (epoch, plan) in plans {

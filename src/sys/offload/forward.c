@@ -36,6 +36,11 @@
 /* The mark of the packets that this instance sends, and a number that only this instance knows. */
 const volatile __u32 own_mark;
 const volatile __u32 own_magic;
+/* Packets of unknown flows that an interface passes to the process in a window of time, on each
+ * core. */
+const volatile __u64 unknown_limit;
+/* The window is 2^27 ns, which are 134 ms. */
+#define UNKNOWN_WINDOW_BITS 27
 
 /* Who forwards the packets of a flow. */
 enum state {
@@ -164,6 +169,21 @@ struct {
 	__type(value, struct port);
 } ports SEC(".maps");
 
+/* Packets of flows that the process has not prepared, by interface and CPU: the window of time, how
+ * many arrived in it, and how many were not passed to the process since the interface was added. */
+struct unknown {
+	__u64 window;
+	__u64 packets;
+	__u64 dropped;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_PORTS);
+	__type(key, __u32);
+	__type(value, struct unknown);
+} unknown_packets SEC(".maps");
+
 /* Words of the control block. */
 enum {
 	/* The magic number and the interface. Without them there is no decision. */
@@ -205,13 +225,33 @@ static __always_inline __u32 accept_link_multicast(struct __sk_buff *skb)
 	return skb->pkt_type == PACKET_MULTICAST ? ACCEPT : DROP;
 }
 
+/* Passes a packet of an unknown flow to the process, unless there are too many. */
+static __always_inline __u32 accept_unknown(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct unknown *unknown = bpf_map_lookup_elem(&unknown_packets, &ifindex);
+	if (!unknown)
+		return ACCEPT;
+	__u64 packets = skb->gso_size ? skb->gso_segs : 1;
+	__u64 window = bpf_ktime_get_ns() >> UNKNOWN_WINDOW_BITS;
+	if (unknown->window != window) {
+		unknown->window = window;
+		unknown->packets = 0;
+	}
+	unknown->packets += packets;
+	if (unknown->packets <= unknown_limit)
+		return ACCEPT;
+	unknown->dropped += packets;
+	return DROP;
+}
+
 /* Decides about a packet to a multicast group. */
 static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 				    const struct header *ip)
 {
 	__u32 *index = bpf_map_lookup_elem(&flow_index, key);
 	if (!index)
-		return ACCEPT;
+		return accept_unknown(skb);
 	__u32 id = *index;
 	struct flow *flow = bpf_map_lookup_elem(&flows, &id);
 	if (!flow)
@@ -276,6 +316,8 @@ static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
 		/* IGMP messages to this host. */
 		return ip.protocol == IPPROTO_IGMP && skb->pkt_type == PACKET_HOST ? ACCEPT : DROP;
 	}
+	if (ip.protocol == IPPROTO_IGMP)
+		return ACCEPT;
 	struct flow_key key = {
 		.ifindex = skb->ifindex,
 		.version = 4,
@@ -315,6 +357,9 @@ static __always_inline __u32 capture_ipv6(struct __sk_buff *skb)
 			return DROP;
 		return after[0] == IPPROTO_ICMPV6 && after[1] == 0 && after[8] == 130 ? ACCEPT : DROP;
 	}
+	/* MLD messages have a hop-by-hop options header. */
+	if (ip.nexthdr == 0)
+		return ACCEPT;
 	struct flow_key key = {
 		.ifindex = skb->ifindex,
 		.version = 6,

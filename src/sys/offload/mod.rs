@@ -9,8 +9,9 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
@@ -163,6 +164,21 @@ struct PortRecord {
 // SAFETY: integers without padding, so every byte is initialised and every value is valid.
 unsafe impl aya::Pod for PortRecord {}
 
+/// Packets of unknown flows on an interface: `struct unknown`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct UnknownRecord {
+    window: u64,
+    packets: u64,
+    dropped: u64,
+}
+
+// SAFETY: integers without padding, so every byte is initialised and every value is valid.
+unsafe impl aya::Pod for UnknownRecord {}
+
+/// The window of time in which packets of unknown flows are counted.
+const UNKNOWN_WINDOW: Duration = Duration::from_nanos(1 << 27);
+
 /// The loaded programs. Dropping this removes them and their tables from the kernel, as soon as no
 /// capture socket uses them.
 pub struct OffloadProgram {
@@ -170,6 +186,7 @@ pub struct OffloadProgram {
     capture: CaptureProgram,
     flow_index: HashMap<MapData, KernelFlowKey, FlowSlot>,
     ports: PerCpuArray<MapData, PortRecord>,
+    unknown: PerCpuHashMap<MapData, u32, UnknownRecord>,
     tables: Arc<KernelTables>,
     /// Cores that the kernel may use, which need not be running.
     cores: usize,
@@ -177,14 +194,25 @@ pub struct OffloadProgram {
 
 impl OffloadProgram {
     /// Loads the programs. They recognise packets that this instance sent by `mark`, and decisions
-    /// of this instance by `magic`.
+    /// of this instance by `magic`. They pass `unknown_packets` packets a second of unknown flows
+    /// to the capture, for each interface and core; 0: all.
     ///
     /// # Errors
     /// The kernel denies it, or lacks something.
-    pub fn load(mark: u32, magic: u32, sizes: TableSizes) -> Result<Self, OffloadError> {
+    pub fn load(
+        mark: u32,
+        magic: u32,
+        unknown_packets: u64,
+        sizes: TableSizes,
+    ) -> Result<Self, OffloadError> {
+        let unknown_limit = match unknown_packets {
+            0 => u64::MAX,
+            limit => limit.saturating_mul(UNKNOWN_WINDOW.as_millis() as u64) / 1000,
+        };
         let mut ebpf = EbpfLoader::new()
             .override_global("own_mark", &mark, true)
             .override_global("own_magic", &magic, true)
+            .override_global("unknown_limit", &unknown_limit, true)
             .map_max_entries("flow_index", sizes.flows)
             .map_max_entries("flows", sizes.flows)
             .map_max_entries("rewrites", sizes.rewrites())
@@ -198,6 +226,7 @@ impl OffloadProgram {
         classifier.load().map_err(OffloadError::from_program)?;
         let flow_index = HashMap::try_from(map(&mut ebpf, "flow_index")?);
         let ports = PerCpuArray::try_from(map(&mut ebpf, "ports")?);
+        let unknown = PerCpuHashMap::try_from(map(&mut ebpf, "unknown_packets")?);
         let array = |map| match map {
             Map::Array(data) => Ok(data),
             _ => Err(OffloadError::Unsupported("a table has another type".into())),
@@ -216,6 +245,7 @@ impl OffloadProgram {
             capture,
             flow_index: flow_index.map_err(OffloadError::from_map)?,
             ports: ports.map_err(OffloadError::from_map)?,
+            unknown: unknown.map_err(OffloadError::from_map)?,
             tables: Arc::new(tables),
             // Now, because confined threads may not open the file.
             cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
@@ -269,6 +299,29 @@ impl OffloadProgram {
             // Fails if the interface is gone.
             let _ = program.detach(attachment.link);
         }
+    }
+
+    /// Limits the packets of unknown flows that arrive on an interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn limit_unknown(&mut self, index: IfIndex) -> Result<(), OffloadError> {
+        let values = PerCpuValues::try_from(vec![UnknownRecord::default(); self.cores])?;
+        let inserted = self.unknown.insert(index.get(), values, 0);
+        inserted.map_err(OffloadError::from_map)
+    }
+
+    /// Ends [`OffloadProgram::limit_unknown`].
+    pub fn stop_limiting_unknown(&mut self, index: IfIndex) {
+        // Fails if it is not there.
+        let _ = self.unknown.remove(&index.get());
+    }
+
+    /// Returns the packets of unknown flows that were not passed to the capture since
+    /// [`OffloadProgram::limit_unknown`].
+    pub fn dropped_unknown(&self, index: IfIndex) -> u64 {
+        let records = self.unknown.get(&index.get(), 0);
+        records.map_or(0, |records| records.iter().map(|r| r.dropped).sum())
     }
 
     /// Lets flows use the position of an interface.
@@ -342,7 +395,7 @@ pub fn wait_for_programs() {
     let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if done < 0 {
         // Kernels with cores without a timer tick refuse (EINVAL). A run takes microseconds.
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -15,6 +15,7 @@ cases!("ebpf":
     #[BpfPrograms] changes_lose_duplicate_and_reorder_nothing,
     #[BpfPrograms] listener_on_the_router_receives_an_offloaded_stream,
     #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
+    #[BpfPrograms] flood_of_unknown_groups_is_limited_and_counted,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] removed_program_loses_one_packet_and_returns,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] clean_stop_removes_everything,
     #[BpfPrograms] declined_flow_has_a_reason,
@@ -46,8 +47,15 @@ fn by_plane(router: &Router, plane: &str, oif: &str) -> u64 {
 /// Waits until the kernel forwards the packets that leave on an egress.
 #[track_caller]
 fn wait_until_offloaded(router: &Router, oif: &str) {
+    wait_and_collect(router, oif, &[]);
+}
+
+/// The same; reads captures meanwhile, so that they do not overflow.
+#[track_caller]
+fn wait_and_collect(router: &Router, oif: &str, captures: &[&Capture]) {
     let before = by_plane(router, "ebpf", oif);
     let offloaded = wait_until(crate::lab::TIMEOUT, || {
+        captures.iter().for_each(|capture| capture.collect());
         by_plane(router, "ebpf", oif) > before + 20
     });
     let explained = || router.run(&format!("explain 10.0.0.10 {GROUP}:5000"));
@@ -231,9 +239,7 @@ fn changes_lose_duplicate_and_reorder_nothing(lab: &Lab) {
                 router.run("reload");
             }
         }
-        wait_until_offloaded(&router, "out1");
-        capture.collect();
-        other.collect();
+        wait_and_collect(&router, "out1", &[&capture, &other]);
     }
     let sent = stream.finish();
     capture.expect(GROUP, sent as usize);
@@ -306,6 +312,46 @@ fn packets_that_some_egress_does_not_get_are_counted(lab: &Lab) {
     router.expect_routed("r", "out2", sent as u64 + 10);
     router.expect_dropped("ttl_threshold", "out2", 20);
     router.expect_dropped("ttl_expired", "in", 7);
+}
+
+/// A flood to a group without a route is dropped in the kernel above a limit. A routed flow that the
+/// kernel does not forward, and reports, pass.
+fn flood_of_unknown_groups_is_limited_and_counted(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route(
+        "r",
+        "in",
+        "10.0.0.10",
+        GROUP,
+        &["out1"],
+        "loop_guard = true\n",
+    );
+    let plane = "[plane]\nkind = \"ebpf\"\nunknown_packets = 1000\n";
+    let router = Router::start(lab, &star.rtr, &format!("{plane}{routes}"));
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = stream(&star, 1000);
+    stream.wait_for_more(500);
+    let flood = Injector::new(&star.src, "eth0");
+    let frame = Udp::new("10.0.0.10:9", "225.9.9.9:5000", "x").frame();
+    (0..20_000).for_each(|_| flood.send(&frame));
+    let member = UdpRx::join(&star.src, "eth0", "225.7.7.7:5000");
+    stream.wait_for_more(500);
+    let sent = stream.finish();
+    let dropped = |reason: &str| {
+        let labels = [("reason", reason), ("iface", "in")];
+        router.metric("mcastor_dropped_packets_total", &labels) as u64
+    };
+    eventually("packets of the flood", 20_000, || {
+        dropped("no_route") + dropped("unknown_flood")
+    });
+    assert!(dropped("unknown_flood") > 10_000, "{}", dropped("no_route"));
+    capture.expect(GROUP, sent as usize);
+    router.expect_routed("r", "out1", sent.into());
+    let reports = [("type", "report"), ("direction", "received")];
+    eventually("the report", true, || {
+        router.metric("mcastor_igmp_messages_total", &reports) > 0.0
+    });
+    drop(member);
 }
 
 /// Somebody removes the program from the interface: the process forwards, one packet is lost on

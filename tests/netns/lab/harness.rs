@@ -234,7 +234,7 @@ fn missing_need(need: Need) -> Option<String> {
         }
         Need::BpfPrograms => {
             let packet = mcastor::planes::packet::PacketPlane::new(1);
-            let plane = mcastor::planes::ebpf::EbpfPlane::load(packet, 1, 16);
+            let plane = mcastor::planes::ebpf::EbpfPlane::load(packet, 1, 16, 0);
             plane.err().map(|e| format!("BPF programs: {e}"))
         }
         Need::KernelMroute => {
