@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use mcastor::sys::netns::NetNs;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, new_connection};
 
 use crate::Outcome;
+use crate::sender::SenderKind;
 
 /// The interface of the source and of every receiver.
 pub const END: &str = "eth0";
@@ -22,6 +23,10 @@ pub const IN: &str = "in";
 /// The address of the source. The source addresses of raw packets are in the same network.
 pub const SOURCE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const SOURCE_PREFIX: u8 = 15;
+/// The address of the router on the link of the source.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// The port that all packets are sent to.
+const PORT: u16 = 5000;
 
 /// The router's interface towards receiver `i`.
 pub fn out(i: usize) -> String {
@@ -107,7 +112,7 @@ impl Lab {
             }
             Ok(())
         })?;
-        let mut router = vec![(IN.to_owned(), Ipv4Addr::new(198, 18, 0, 1), SOURCE_PREFIX)];
+        let mut router = vec![(IN.to_owned(), ROUTER, SOURCE_PREFIX)];
         set_up(&lab.source, &[(END.to_owned(), SOURCE, SOURCE_PREFIX)])?;
         for (i, receiver) in lab.receivers.iter().enumerate() {
             let host = |host| Ipv4Addr::new(10, 1, i as u8, host);
@@ -126,6 +131,20 @@ impl Lab {
         let all = self.source.run(interfaces)??;
         let found = all.iter().find(|i| i.name.as_str() == END);
         Ok(found.ok_or("the source has no interface")?.index)
+    }
+
+    /// Lets a program on the router join the groups of the flows. It reads nothing, so the kernel
+    /// drops the packets when its buffer is full. It leaves the groups when the socket is dropped.
+    pub fn listen(&self, kind: SenderKind, flows: usize) -> Outcome<UdpSocket> {
+        let socket = self.router.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
+            for flow in 0..flows {
+                let (_, group) = kind.flow(flow);
+                socket.join_multicast_v4(&group, &ROUTER)?;
+            }
+            io::Result::Ok(socket)
+        });
+        Ok(socket??)
     }
 
     /// Turns the transmit offloads of the source's interface on or off.

@@ -84,8 +84,10 @@ fn profile_scenario(target: &str) -> Outcome<()> {
         .ok_or("usage: --profile=SCENARIO@RATE")?;
     let plan = plan::plan(false, Some(id));
     let scenario = plan
-        .scenarios
-        .first()
+        .groups
+        .iter()
+        .flatten()
+        .next()
         .ok_or("unknown scenario; see bench/forwarding/plan.rs")?;
     run::run_for_profiler(scenario, rate.parse()?)
 }

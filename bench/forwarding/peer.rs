@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -15,6 +16,7 @@ use crate::Outcome;
 use crate::lab::{self, Lab};
 use crate::meter;
 use crate::sender::{self, NICE, ROUTER_CORE, SenderKind, Stream};
+use crate::show_flows;
 
 /// A compared router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -79,6 +81,16 @@ impl RunningRouter {
     /// Returns the path of the control socket of mcastor.
     pub fn control_socket(&self) -> std::path::PathBuf {
         self.dir.path().join("control.sock")
+    }
+
+    /// Returns the number of flows that the kernel forwards.
+    fn offloaded_flows(&self) -> Outcome<usize> {
+        const FORWARDED: &[u8] = b"\"plane\":\"ebpf\"";
+        let mut stream = UnixStream::connect(self.control_socket())?;
+        let mut reply = Vec::new();
+        show_flows::request(&mut stream, &mut reply)?;
+        let windows = reply.windows(FORWARDED.len());
+        Ok(windows.filter(|w| *w == FORWARDED).count())
     }
 
     /// Returns the output of `mcastor show interfaces`, which shows where packets were dropped.
@@ -322,4 +334,27 @@ pub fn wait_ready(lab: &Lab, running: &mut RunningRouter, stream: Stream) -> Out
     }
     lab.wait_until_quiet()?;
     Ok(())
+}
+
+/// How often the packets of all flows are sent without a flow that the kernel takes over.
+const ROUNDS_WITHOUT_HAND_OVER: usize = 20;
+
+/// Sends a packet of each flow again and again, until the kernel forwards all flows or takes over no
+/// more of them. Returns the number of flows that it forwards.
+pub fn wait_offloaded(lab: &Lab, running: &RunningRouter, stream: Stream) -> Outcome<usize> {
+    let never = AtomicBool::new(false);
+    let each = Stream {
+        rate: Some((stream.flows as f64 * 50.0).min(50_000.0)),
+        seconds: (stream.flows as f64 / 50_000.0).max(0.04),
+        ..stream
+    };
+    let (mut most, mut rounds) = (0, 0);
+    while most < stream.flows && rounds < ROUNDS_WITHOUT_HAND_OVER {
+        sender::run(lab, each, &never)?;
+        let now = running.offloaded_flows()?;
+        rounds = if now > most { 0 } else { rounds + 1 };
+        most = most.max(now);
+    }
+    lab.wait_until_quiet()?;
+    Ok(most)
 }

@@ -16,12 +16,18 @@ pub struct Scenario {
     pub kind: SenderKind,
     pub rules: Rules,
     pub flows: usize,
+    /// Whether a program on the router has joined the groups, so that the original of each packet
+    /// stays with the host.
+    pub listener: bool,
+    /// The ID of the scenario that this one is compared with. Each round measures both.
+    pub base: Option<&'static str>,
     pub peers: &'static [Peer],
 }
 
 /// The scenarios and durations of a bench run.
 pub struct Plan {
-    pub scenarios: Vec<Scenario>,
+    /// The scenarios. Each round measures all scenarios of a group, one after the other.
+    pub groups: Vec<Vec<Scenario>>,
     /// Number of rounds. Each round measures every peer once.
     pub rounds: usize,
     /// Duration of one measurement in seconds.
@@ -57,6 +63,8 @@ const BASE: Scenario = Scenario {
     kind: SenderKind::Raw,
     rules: Rules::Pairs(10),
     flows: 10,
+    listener: false,
+    base: None,
     peers: ALL_PEERS,
 };
 
@@ -84,6 +92,15 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 title: "16 egresses",
                 egresses: 16,
                 ..BASE
+            },
+        ),
+        (
+            false,
+            Scenario {
+                id: "listener-1",
+                title: "1 egress, and a program on the router has joined the groups",
+                listener: true,
+                ..without_bypass.clone()
             },
         ),
         (
@@ -147,6 +164,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "rules-10k",
                 title: "10,000 (S,G) rules, 10 flows",
                 rules: Rules::Pairs(10_000),
+                base: Some(BASE.id),
                 ..without_bypass.clone()
             },
         ),
@@ -166,6 +184,7 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "translation",
                 title: "10 rules that translate source, group and port, 10 flows",
                 rules: Rules::Translated(10),
+                base: Some(BASE.id),
                 peers: MCASTOR_ONLY,
                 ..without_bypass.clone()
             },
@@ -176,6 +195,17 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 id: "prefixes-10k",
                 title: "10,000 (*,G/28) rules, 10 flows",
                 rules: Rules::ManyPrefixes(10_000),
+                ..without_bypass.clone()
+            },
+        ),
+        (
+            false,
+            Scenario {
+                id: "flows-1",
+                title: "1 flow under 10 (*,G/16) rules",
+                rules: Rules::Prefixes,
+                flows: 1,
+                peers: MCASTOR_ONLY,
                 ..without_bypass.clone()
             },
         ),
@@ -196,22 +226,27 @@ pub fn plan(quick: bool, only: Option<&str>) -> Plan {
                 title: "100,000 flows under 10 (*,G/16) rules",
                 rules: Rules::Prefixes,
                 flows: 100_000,
+                base: Some("flows-1"),
                 peers: MCASTOR_ONLY,
                 ..without_bypass
             },
         ),
     ];
     let is_selected = |id: &str| only.is_none_or(|o| o.split(',').any(|o| o == id));
-    let scenarios = all
-        .into_iter()
-        .filter(|(in_quick, s)| match only {
-            Some(_) => is_selected(s.id),
-            None => *in_quick || !quick,
-        })
-        .map(|(_, s)| s)
-        .collect();
+    let scenarios = all.into_iter().filter(|(in_quick, s)| match only {
+        Some(_) => is_selected(s.id),
+        None => *in_quick || !quick,
+    });
+    let mut groups: Vec<Vec<Scenario>> = Vec::new();
+    for (_, scenario) in scenarios {
+        let is_base = |s: &Scenario| Some(s.id) == scenario.base;
+        match groups.iter_mut().find(|group| group.iter().any(is_base)) {
+            Some(group) => group.push(scenario),
+            None => groups.push(vec![scenario]),
+        }
+    }
     Plan {
-        scenarios,
+        groups,
         rounds: if quick { 3 } else { 5 },
         window: if quick { 0.6 } else { 0.8 },
         rates: &[100_000.0, 300_000.0],

@@ -74,11 +74,7 @@ pub fn goals(results: &Results) -> Vec<Goal> {
         min: s.min * 100.0,
         max: s.max * 100.0,
     };
-    let over_base_scenario = |id: &str| {
-        let cpu = |id| results.series(id, Peer::Mcastor, "cpu_ns@300k");
-        let pairs = cpu(id).iter().zip(cpu("egress-1"));
-        Spread::of(&pairs.map(|(own, base)| own / base).collect::<Vec<_>>())
-    };
+    let over_base = |id: &str, peer| results.ratio_to_base(id, peer, "cpu_ns@300k");
     let goal = |name, unit, is_minimum, bound, digits, measured| Goal {
         name,
         unit,
@@ -90,6 +86,16 @@ pub fn goals(results: &Results) -> Vec<Goal> {
     let relative = |name, id, series, is_minimum, bound| {
         let measured = results.ratio(id, Peer::Mcastor, series);
         goal(name, "x", is_minimum, bound, 2, measured)
+    };
+    let ebpf = |name, id, series, is_minimum, bound| {
+        let measured = results.ratio(id, Peer::McastorEbpf, series);
+        goal(name, "x", is_minimum, bound, 2, measured)
+    };
+    let ebpf_over_base =
+        |name, id, bound| goal(name, "x", false, bound, 2, over_base(id, Peer::McastorEbpf));
+    let ebpf_latency = |name, rate| {
+        let measured = results.latency_ratio(rate, Peer::McastorEbpf, "p50_us");
+        goal(name, "x", false, 1.0, 2, measured)
     };
     vec![
         relative(
@@ -158,7 +164,7 @@ pub fn goals(results: &Results) -> Vec<Goal> {
             false,
             1.2,
             2,
-            over_base_scenario("rules-10k"),
+            over_base("rules-10k", Peer::Mcastor),
         ),
         goal(
             "CPU per packet, translated relative to not translated",
@@ -166,7 +172,7 @@ pub fn goals(results: &Results) -> Vec<Goal> {
             false,
             1.15,
             2,
-            over_base_scenario("translation"),
+            over_base("translation", Peer::Mcastor),
         ),
         goal(
             "resident memory, 10 routes on 3 interfaces",
@@ -199,6 +205,60 @@ pub fn goals(results: &Results) -> Vec<Goal> {
             300.0,
             0,
             footprint("start_ms"),
+        ),
+        ebpf(
+            "ebpf: CPU per packet at 300k/s, 1 egress",
+            "egress-1",
+            "cpu_ns@300k",
+            false,
+            0.45,
+        ),
+        ebpf(
+            "ebpf: CPU per packet at 300k/s, 1 egress, original kept for the host",
+            "listener-1",
+            "cpu_ns@300k",
+            false,
+            0.75,
+        ),
+        ebpf(
+            "ebpf: CPU per packet at 100k/s, 4 egresses",
+            "egress-4",
+            "cpu_ns@100k",
+            false,
+            0.45,
+        ),
+        ebpf(
+            "ebpf: CPU per packet at 100k/s, 16 egresses",
+            "egress-16",
+            "cpu_ns@100k",
+            false,
+            0.55,
+        ),
+        ebpf_over_base(
+            "ebpf: CPU per packet, translated relative to not translated",
+            "translation",
+            1.2,
+        ),
+        ebpf(
+            "ebpf: maximum rate, 1 egress",
+            "egress-1",
+            "max_pps",
+            true,
+            1.8,
+        ),
+        ebpf(
+            "ebpf: maximum rate, 4 egresses",
+            "egress-4",
+            "max_pps",
+            true,
+            2.0,
+        ),
+        ebpf_latency("ebpf: p50 at 1k/s", 1_000),
+        ebpf_latency("ebpf: p50 at 10k/s", 10_000),
+        ebpf_over_base(
+            "ebpf: CPU per packet, 100,000 flows relative to 1 flow",
+            "flows-100k",
+            1.6,
         ),
     ]
 }
@@ -436,11 +496,21 @@ fn markdown(results: &Results, machine: &Machine, quick: bool, name: &str) -> St
             {
                 maximum += ", all sent packets";
             }
+            // A flow that the kernel declines is forwarded by the process.
+            let offloaded = values("offloaded_flows");
+            let name = match median(offloaded) {
+                share if share < 0.995 => format!(
+                    "{}, which takes {:.0} % of the flows",
+                    peer.name(),
+                    share * 100.0
+                ),
+                _ => peer.name().to_owned(),
+            };
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 scenario.title,
-                peer.name(),
+                name,
                 cell(values("cpu_ns@100k"), 1.0, 0),
                 ratio("cpu_ns@100k"),
                 cell(values("cpu_ns@300k"), 1.0, 0),

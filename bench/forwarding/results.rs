@@ -45,6 +45,26 @@ impl Results {
             .map_or(&[], Vec::as_slice)
     }
 
+    /// Returns the spread of the ratios of a scenario to its base, which are computed within each
+    /// round.
+    pub fn ratio_to_base(&self, id: &str, peer: Peer, name: &str) -> Option<Spread> {
+        let (scenario, _) = self.scenarios.iter().find(|(s, _)| s.id == id)?;
+        let own = self.series(id, peer, name);
+        let base = self.series(scenario.base?, peer, name);
+        let ratios: Vec<f64> = own.iter().zip(base).map(|(o, b)| o / b).collect();
+        Spread::of(&ratios)
+    }
+
+    /// Returns the spread of the latency ratios of `peer` to the kernel, which are computed within
+    /// each round.
+    pub fn latency_ratio(&self, rate: u64, peer: Peer, name: &str) -> Option<Spread> {
+        let peers = self.latency.get(&rate)?;
+        let own = peers.get(&peer)?.get(name)?;
+        let kernel = peers.get(&Peer::Kernel)?.get(name)?;
+        let ratios: Vec<f64> = own.iter().zip(kernel).map(|(o, k)| o / k).collect();
+        Spread::of(&ratios)
+    }
+
     /// Returns the spread of the ratios of `peer` to the kernel, which are computed within each
     /// round.
     pub fn ratio(&self, id: &str, peer: Peer, name: &str) -> Option<Spread> {

@@ -63,13 +63,8 @@ impl Bench {
     /// Measures all scenarios and the other parts. A part that fails is listed in the results.
     pub fn run_all(&mut self) -> Outcome<()> {
         let started = Instant::now();
-        for scenario in self.plan.scenarios.clone() {
-            let (id, title) = (scenario.id, scenario.title);
-            if let Err(e) = self.run_scenario(scenario) {
-                self.check_not_stopped()?;
-                println!("  not measured: {e}");
-                self.results.failed.push((id, title, e.to_string()));
-            }
+        for group in self.plan.groups.clone() {
+            self.run_group(group)?;
         }
         type Measure = fn(&mut Bench) -> Outcome<()>;
         let rest: [(_, _, Measure); 4] = [
@@ -114,97 +109,118 @@ impl Bench {
         }
     }
 
-    fn run_scenario(&mut self, scenario: Scenario) -> Outcome<()> {
-        println!("{}", scenario.title);
-        let lab = Lab::new(scenario.egresses)?;
-        lab.offload(scenario.kind != SenderKind::Udp)?;
-        let mut figures = Figures::new();
+    /// Measures scenarios in turn. A scenario that fails is listed in the results.
+    fn run_group(&mut self, group: Vec<Scenario>) -> Outcome<()> {
+        let mut measured = Vec::new();
+        for scenario in group {
+            println!("{}", scenario.title);
+            let lab = Lab::new(scenario.egresses)?;
+            lab.offload(scenario.kind != SenderKind::Udp)?;
+            let listener = match scenario.listener {
+                true => Some(lab.listen(scenario.kind, scenario.flows)?),
+                false => None,
+            };
+            measured.push((scenario, lab, Figures::new(), listener));
+        }
         for _ in 0..self.plan.rounds {
-            let mut alone: BTreeMap<u64, RateResult> = BTreeMap::new();
-            for &peer in scenario.peers {
-                self.check_not_stopped()?;
-                let own = figures.entry(peer).or_default();
-                let mut note = |name: String, value: f64| own.entry(name).or_default().push(value);
-                let (rules, flows) = (scenario.rules, scenario.flows);
-                let mut running = peer::start(&lab, peer, rules, scenario.kind, flows)?;
-                let stream = Stream {
-                    kind: scenario.kind,
-                    size: scenario.size,
-                    flows,
-                    rate: None,
-                    seconds: self.plan.window,
-                };
-                peer::wait_ready(&lab, &mut running, stream)
-                    .map_err(|e| format!("{}, {}: {e}", scenario.title, peer.name()))?;
-                let meter = Meter::new(running.pid())?;
-                for &rate in self.plan.rates {
-                    let stream = Stream {
-                        rate: Some(rate),
-                        ..stream
-                    };
-                    let result = send_at_rate(&lab, &meter, stream, &self.stop)?;
-                    let key = rate as u64 / 1000;
-                    note(format!("sent_pps@{key}k"), result.rate);
-                    let foreign = (result.system - result.threads) / result.seconds / 1e9;
-                    self.results.foreign.push(foreign.max(0.0));
-                    let stolen = result.stolen / result.seconds / 1e9;
-                    self.results.stolen.push(stolen);
-                    if peer == Peer::Alone {
-                        alone.insert(key, result);
-                        continue;
+            let mut kept = Vec::new();
+            for (scenario, lab, mut figures, listener) in measured {
+                match self.run_round(&scenario, &lab, &mut figures) {
+                    Ok(()) => kept.push((scenario, lab, figures, listener)),
+                    Err(e) => {
+                        self.check_not_stopped()?;
+                        let (id, title) = (scenario.id, scenario.title);
+                        println!("  not measured: {title}: {e}");
+                        self.results.failed.push((id, title, e.to_string()));
                     }
-                    note(
-                        format!("loss@{key}k"),
-                        (1.0 - result.arrived / result.sent as f64).max(0.0),
-                    );
-                    let Some(base) = alone.get(&key) else {
-                        continue;
-                    };
-                    let base_foreign = (base.system - base.threads) / base.seconds / 1e9;
-                    let noisy = foreign.max(base_foreign) > MAX_FOREIGN_CORES;
-                    self.results.by_threads += usize::from(noisy);
-                    // The cost of the sender is proportional to the sent packets. The rest is the
-                    // cost of the packets that arrived.
-                    let per_packet = |own: f64, alone: f64| {
-                        let alone = alone / base.sent.max(1) as f64;
-                        (own - alone * result.sent as f64) / result.arrived.max(1.0)
-                    };
-                    let machine = per_packet(result.system, base.system);
-                    let threads = per_packet(result.threads, base.threads);
-                    note(format!("cpu_machine_ns@{key}k"), machine);
-                    note(format!("cpu_threads_ns@{key}k"), threads);
-                    note(
-                        format!("cpu_ns@{key}k"),
-                        if noisy { threads } else { machine },
-                    );
-                }
-                if peer == Peer::Alone {
-                    continue;
-                }
-                let before = lab.datagrams(stream.size)?;
-                let sent = sender::run(&lab, stream, &self.stop)?;
-                let after = lab.datagrams(stream.size)?;
-                let arrived = mean_difference(&after, &before);
-                note("max_pps".into(), arrived / sent.seconds);
-                note("max_sent_pps".into(), sent.packets as f64 / sent.seconds);
-                if let Some(pid) = running.pid() {
-                    note("resident_mib".into(), meter::resident_mib(pid));
                 }
             }
+            measured = kept;
         }
-        for (peer, figures) in figures.iter().filter(|(p, _)| **p != Peer::Alone) {
-            let of = |name: &str| median(figures.get(name).map_or(&[][..], Vec::as_slice));
-            println!(
-                "  {:<22} cpu {:>6.0} / {:>6.0} ns per packet at 100k / 300k, loss {:.4} / {:.4} %, max {:>9.0}/s",
-                peer.name(),
-                of("cpu_ns@100k"),
-                of("cpu_ns@300k"),
-                of("loss@100k") * 100.0,
-                of("loss@300k") * 100.0,
-                of("max_pps"),
-            );
+        for (scenario, _, figures, _) in measured {
+            print_figures(&scenario, &figures);
+            self.results.scenarios.push((scenario, figures));
         }
-        self.results.scenarios.push((scenario, figures));
+        Ok(())
+    }
+
+    /// Measures each peer of a scenario once.
+    fn run_round(&mut self, scenario: &Scenario, lab: &Lab, figures: &mut Figures) -> Outcome<()> {
+        let mut alone: BTreeMap<u64, RateResult> = BTreeMap::new();
+        for &peer in scenario.peers {
+            self.check_not_stopped()?;
+            let own = figures.entry(peer).or_default();
+            let mut note = |name: String, value: f64| own.entry(name).or_default().push(value);
+            let (rules, flows) = (scenario.rules, scenario.flows);
+            let mut running = peer::start(lab, peer, rules, scenario.kind, flows)?;
+            let stream = Stream {
+                kind: scenario.kind,
+                size: scenario.size,
+                flows,
+                rate: None,
+                seconds: self.plan.window,
+            };
+            peer::wait_ready(lab, &mut running, stream)
+                .map_err(|e| format!("{}, {}: {e}", scenario.title, peer.name()))?;
+            if peer == Peer::McastorEbpf {
+                let offloaded = peer::wait_offloaded(lab, &running, stream)?;
+                note("offloaded_flows".into(), offloaded as f64 / flows as f64);
+            }
+            let meter = Meter::new(running.pid())?;
+            for &rate in self.plan.rates {
+                let stream = Stream {
+                    rate: Some(rate),
+                    ..stream
+                };
+                let result = send_at_rate(lab, &meter, stream, &self.stop)?;
+                let key = rate as u64 / 1000;
+                note(format!("sent_pps@{key}k"), result.rate);
+                let foreign = (result.system - result.threads) / result.seconds / 1e9;
+                self.results.foreign.push(foreign.max(0.0));
+                let stolen = result.stolen / result.seconds / 1e9;
+                self.results.stolen.push(stolen);
+                if peer == Peer::Alone {
+                    alone.insert(key, result);
+                    continue;
+                }
+                note(
+                    format!("loss@{key}k"),
+                    (1.0 - result.arrived / result.sent as f64).max(0.0),
+                );
+                let Some(base) = alone.get(&key) else {
+                    continue;
+                };
+                let base_foreign = (base.system - base.threads) / base.seconds / 1e9;
+                let noisy = foreign.max(base_foreign) > MAX_FOREIGN_CORES;
+                self.results.by_threads += usize::from(noisy);
+                // The cost of the sender is proportional to the sent packets. The rest is the
+                // cost of the packets that arrived.
+                let per_packet = |own: f64, alone: f64| {
+                    let alone = alone / base.sent.max(1) as f64;
+                    (own - alone * result.sent as f64) / result.arrived.max(1.0)
+                };
+                let machine = per_packet(result.system, base.system);
+                let threads = per_packet(result.threads, base.threads);
+                note(format!("cpu_machine_ns@{key}k"), machine);
+                note(format!("cpu_threads_ns@{key}k"), threads);
+                note(
+                    format!("cpu_ns@{key}k"),
+                    if noisy { threads } else { machine },
+                );
+            }
+            if peer == Peer::Alone {
+                continue;
+            }
+            let before = lab.datagrams(stream.size)?;
+            let sent = sender::run(lab, stream, &self.stop)?;
+            let after = lab.datagrams(stream.size)?;
+            let arrived = mean_difference(&after, &before);
+            note("max_pps".into(), arrived / sent.seconds);
+            note("max_sent_pps".into(), sent.packets as f64 / sent.seconds);
+            if let Some(pid) = running.pid() {
+                note("resident_mib".into(), meter::resident_mib(pid));
+            }
+        }
         Ok(())
     }
 
@@ -228,6 +244,9 @@ impl Bench {
                 };
                 let mut running = peer::start(&lab, peer, Rules::Pairs(10), base.kind, 10)?;
                 peer::wait_ready(&lab, &mut running, base)?;
+                if peer == Peer::McastorEbpf {
+                    peer::wait_offloaded(&lab, &running, base)?;
+                }
                 for &rate in self.plan.latency_rates {
                     self.check_not_stopped()?;
                     let stream = Stream {
@@ -343,6 +362,23 @@ impl Bench {
             );
         }
         Ok(())
+    }
+}
+
+/// Prints the medians of a scenario.
+fn print_figures(scenario: &Scenario, figures: &Figures) {
+    println!("{}", scenario.title);
+    for (peer, figures) in figures.iter().filter(|(p, _)| **p != Peer::Alone) {
+        let of = |name: &str| median(figures.get(name).map_or(&[][..], Vec::as_slice));
+        println!(
+            "  {:<22} cpu {:>6.0} / {:>6.0} ns per packet at 100k / 300k, loss {:.4} / {:.4} %, max {:>9.0}/s",
+            peer.name(),
+            of("cpu_ns@100k"),
+            of("cpu_ns@300k"),
+            of("loss@100k") * 100.0,
+            of("loss@300k") * 100.0,
+            of("max_pps"),
+        );
     }
 }
 

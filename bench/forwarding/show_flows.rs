@@ -78,13 +78,10 @@ pub fn measure(shown: bool, stop: &AtomicBool) -> Outcome<Vec<(&'static str, f64
 fn request_flows(socket: &Path, requests: &AtomicU64, ended: &AtomicBool) -> Outcome<()> {
     sender::pin(SENDER_CORE)?;
     let mut stream = UnixStream::connect(socket)?;
-    let mut replies = BufReader::new(stream.try_clone()?);
     let mut reply = Vec::new();
     while !ended.load(Ordering::Relaxed) {
         let started = Instant::now();
-        stream.write_all(b"{\"version\":1,\"command\":{\"show\":\"flows\"}}\n")?;
-        reply.clear();
-        replies.read_until(b'\n', &mut reply)?;
+        request(&mut stream, &mut reply)?;
         let flows = reply.windows(6).filter(|w| w == b"\"iif\":").count();
         if flows < FLOWS {
             return Err(format!("a reply has only {flows} flows").into());
@@ -92,5 +89,13 @@ fn request_flows(socket: &Path, requests: &AtomicU64, ended: &AtomicBool) -> Out
         requests.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(Duration::from_secs(1).saturating_sub(started.elapsed()));
     }
+    Ok(())
+}
+
+/// Requests all flows once. Replaces the content of `reply`.
+pub fn request(stream: &mut UnixStream, reply: &mut Vec<u8>) -> std::io::Result<()> {
+    stream.write_all(b"{\"version\":1,\"command\":{\"show\":\"flows\"}}\n")?;
+    reply.clear();
+    BufReader::new(stream).read_until(b'\n', reply)?;
     Ok(())
 }
