@@ -86,15 +86,20 @@ mutants: compiler
 third-party:
 	tests/third-party.py
 
-# Runs the attacks at full size, hands a flow over to the kernel and back a thousand times, sends ten
-# million generated frames to the capture path, changes routes 50,000 times, lets 50 containers join
-# and leave at random for two minutes, and sends 100,000 membership reports a second from unknown
-# hosts for 30 s.
+# Runs the attacks at full size, changes a flow that the kernel forwards a thousand times in each way,
+# at 100,000 packets a second, changes its routes 10,000 times, sends 100,000 random packets through
+# both planes, sends ten million generated frames to the capture path, changes routes 50,000 times,
+# lets 50 containers join and leave at random for two minutes, and sends 100,000 membership reports a
+# second from unknown hosts for 30 s.
 soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- attacks:: --nocapture --test-threads 1
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_HAND_OVERS=1000 \
-	  cargo test --locked --test netns -- ebpf::changes --nocapture
+	  cargo test --locked --test netns -- ebpf::changes --nocapture --test-threads 1
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_ROUTE_CHANGES=10000 \
+	  cargo test --locked --test netns -- ebpf::route_changes --nocapture
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_PACKETS=100000 \
+	  cargo test --locked --test netns -- planes_compared --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
 	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what

@@ -120,17 +120,21 @@ pub enum Clients {
 /// A function that loads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
 
-/// The environment variable that fixes the capture mode to `latency` or `throughput`. For
-/// measurements.
+/// The environment variable that fixes the capture mode to `latency` or `throughput`. With
+/// `prefer-throughput`, the latency mode serves only to hand flows over. For measurements and tests.
 const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
 
 fn capture_modes() -> Modes {
     let fixed = std::env::var(FIXED_CAPTURE).ok();
     let is_fixed = |mode: &Mode| fixed.as_deref() == Some(mode.label());
-    match [Mode::Latency, Mode::Throughput].into_iter().find(is_fixed) {
-        Some(mode) => Modes::Fixed(mode),
-        None => Modes::Adaptive(Thresholds::default()),
+    if let Some(mode) = [Mode::Latency, Mode::Throughput].into_iter().find(is_fixed) {
+        return Modes::Fixed(mode);
     }
+    let mut thresholds = Thresholds::default();
+    if fixed.as_deref() == Some("prefer-throughput") {
+        (thresholds.up, thresholds.down) = (0, 0);
+    }
+    Modes::Adaptive(thresholds)
 }
 
 /// Runs the router until SIGTERM, SIGINT or a stop command.

@@ -1,7 +1,10 @@
 //! The eBPF plane: the kernel forwards known flows.
 
+use serde_json::json;
+
 use super::{cases, route};
-use crate::lab::numbered_stream::{NumberedStream, missing, received_in_order};
+use crate::lab::flood::Flood;
+use crate::lab::numbered_stream::{NumberedReceiver, NumberedStream, missing, received_in_order};
 use crate::lab::{
     BINARY, Capture, Injector, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually, wait_until,
 };
@@ -12,7 +15,13 @@ cases!("ebpf":
     #[BpfPrograms] rewritten_stream_is_handed_over_exactly_v4,
     #[BpfPrograms] rewritten_stream_is_handed_over_exactly_v6,
     #[BpfPrograms] listener_on_the_router_receives_the_original_of_a_rewritten_stream,
-    #[BpfPrograms] changes_lose_duplicate_and_reorder_nothing,
+    #[BpfPrograms] changes_of_all_kinds_are_counted_exactly,
+    #[BpfPrograms] changes_by_flush_lose_nothing,
+    #[BpfPrograms] changes_of_egresses_lose_nothing,
+    #[BpfPrograms] changes_of_ttl_by_reload_lose_nothing,
+    #[BpfPrograms] changes_of_translation_lose_nothing,
+    #[BpfPrograms] changes_of_offload_by_loop_guard_lose_nothing,
+    #[BpfPrograms] route_changes_keep_nothing_in_the_kernel,
     #[BpfPrograms] listener_on_the_router_receives_an_offloaded_stream,
     #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
     #[BpfPrograms] flood_of_unknown_groups_is_limited_and_counted,
@@ -215,7 +224,7 @@ fn listener_on_the_router_receives_the_original_of_a_rewritten_stream(lab: &Lab)
 
 /// While a stream runs, flows are taken back, an egress comes and goes, and the settings are loaded
 /// again.
-fn changes_lose_duplicate_and_reorder_nothing(lab: &Lab) {
+fn changes_of_all_kinds_are_counted_exactly(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let with = |egresses: &[&str]| settings(&route("r", "in", "", GROUP, egresses, ""));
     let router = Router::start(lab, &star.rtr, &with(&["out1"]));
@@ -258,6 +267,246 @@ fn changes_lose_duplicate_and_reorder_nothing(lab: &Lab) {
 fn changes() -> u32 {
     let named = std::env::var("MCASTOR_SOAK_HAND_OVERS").ok();
     named.map_or(20, |n| n.parse().expect("a number"))
+}
+
+/// How the flow of a stream changes while it is forwarded.
+#[derive(Clone, Copy, PartialEq)]
+enum Change {
+    /// `flush` takes it back.
+    Flush,
+    /// An egress comes and goes.
+    Egresses,
+    /// The TTL policy changes.
+    Ttl,
+    /// The route translates, or does not.
+    Translation,
+    /// The route gets a loop guard, so that the kernel declines the flow, and loses it again.
+    LoopGuard,
+}
+
+impl Change {
+    /// Applies the change number `n`: odd ones undo even ones.
+    fn apply(self, router: &Router, n: u32) {
+        if self == Self::Flush {
+            router.run("flush");
+            return;
+        }
+        let is_changed = n.is_multiple_of(2);
+        let mut egresses = vec!["out1"];
+        let mut more = "loop_guard = false\n".to_owned();
+        match self {
+            Self::Egresses if is_changed => egresses.push("out2"),
+            Self::Ttl if is_changed => more += "ttl = \"keep\"\n",
+            Self::Translation if is_changed => more += "rewrite = { port = 7000 }\n",
+            Self::LoopGuard if is_changed => more = "loop_guard = true\n".to_owned(),
+            _ => {}
+        }
+        let log = "[log]\nlevel = \"debug\"\n";
+        let routes = route("r", "in", "", GROUP, &egresses, &more);
+        router.write_settings(&settings(&(routes + log)));
+        router.run("reload");
+    }
+
+    /// Waits until the stream is forwarded after the change number `n`: by the kernel, unless it
+    /// declines the flow.
+    fn wait_until_applied(self, router: &Router, stream: &NumberedStream, n: u32) {
+        let may_be_declined = matches!(self, Self::Translation | Self::LoopGuard);
+        if may_be_declined && n.is_multiple_of(2) {
+            stream.wait_for_more(50);
+        } else {
+            wait_until_offloaded(router, "out1");
+        }
+    }
+}
+
+/// Changes the flow of a stream again and again, in both modes of capture. Each packet must leave
+/// once, and in order.
+fn check_changes(lab: &Lab, change: Change) {
+    let soak = std::env::var("MCASTOR_SOAK_HAND_OVERS").ok();
+    let (changes, rate) = match soak.map(|n| n.parse().expect("a number")) {
+        Some(changes) => (changes, 100_000),
+        None => (10, 5_000),
+    };
+    for blocks in [false, true] {
+        check_changes_in(lab, change, blocks, changes, rate);
+    }
+}
+
+fn check_changes_in(lab: &Lab, change: Change, blocks: bool, changes: u32, rate: u32) {
+    let mode = if blocks { "blocks" } else { "single packets" };
+    let star = Star::v4_tagged(lab, 2, if blocks { "b" } else { "s" });
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let log = "[log]\nlevel = \"debug\"\n";
+    let capture = if blocks {
+        "prefer-throughput"
+    } else {
+        "latency"
+    };
+    let toml = settings(&(routes + log));
+    let environment = [("MCASTOR_TEST_CAPTURE", capture)];
+    let router = Router::start_with(lab, &star.rtr, &toml, &environment);
+    // Without these packets, nothing is captured while the kernel forwards the stream.
+    let unrouted = Udp::new("10.0.0.10:9", "225.8.8.8:5000", [0x55; 64]).frame();
+    let unrouted = Flood::start(&star.src, "eth0", vec![unrouted], 1000);
+    let is_in_mode = || {
+        let log = router.program.stderr();
+        let modes = ["latency mode", "throughput mode"].map(|mode| log.rfind(mode));
+        (modes[1] > modes[0]) == blocks
+    };
+    let receivers = ["eth1", "eth2"].map(|eth| NumberedReceiver::start(&star.rcv, eth, GROUP));
+    let dropped_before = backlog_dropped();
+    let stream = stream(&star, rate);
+    wait_until_offloaded(&router, "out1");
+    for n in 0..changes {
+        eventually("packets are captured in the mode", true, is_in_mode);
+        change.apply(&router, n);
+        change.wait_until_applied(&router, &stream, n);
+    }
+    let sent = stream.finish();
+    drop(unrouted);
+    // What was lost and counted: by the router and its socket, by the receiver, and by the kernel,
+    // for all programs of the machine.
+    let counted = || {
+        let socket = router.metric("mcastor_socket_dropped_packets_total", &[]) as u64;
+        let dropped = router.metric("mcastor_dropped_packets_total", &[("iface", "out1")]) as u64;
+        socket + dropped + receivers[0].lost() + backlog_dropped() - dropped_before
+    };
+    wait_until(crate::lab::TIMEOUT, || {
+        receivers[0].received() + counted() >= u64::from(sent)
+    });
+    let counted = counted();
+    let by_process = by_plane(&router, "packet", "out1");
+    let [received, other] = receivers.map(NumberedReceiver::finish);
+    let lost = u64::from(sent) - received.numbers;
+    println!(
+        "{changes} changes, {mode}, {rate}/s: of {sent} packets {lost} lost, {} doubled, {} late; \
+         {by_process} forwarded by the process",
+        received.doubled, received.late
+    );
+    assert!(lost <= counted, "{mode}: {lost} lost, {counted} counted");
+    assert_eq!((received.doubled, received.late), (0, 0), "{mode}");
+    assert_eq!((other.doubled, other.late), (0, 0), "{mode}, out2");
+    match change {
+        Change::Egresses => assert!(other.numbers > 100, "{}", other.numbers),
+        // Each of these gives the flow to the process.
+        Change::Flush => assert!(by_process >= u64::from(changes), "{by_process}"),
+        Change::LoopGuard => assert!(by_process >= u64::from(changes / 2) * 50, "{by_process}"),
+        Change::Ttl | Change::Translation => {}
+    }
+}
+
+/// Returns the packets that the kernel dropped on this machine because the queue of a core was full.
+fn backlog_dropped() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").expect("softnet_stat");
+    let dropped = |line: &str| u64::from_str_radix(line.split(' ').nth(1)?, 16).ok();
+    text.lines().filter_map(dropped).sum()
+}
+
+fn changes_by_flush_lose_nothing(lab: &Lab) {
+    check_changes(lab, Change::Flush);
+}
+
+fn changes_of_egresses_lose_nothing(lab: &Lab) {
+    check_changes(lab, Change::Egresses);
+}
+
+fn changes_of_ttl_by_reload_lose_nothing(lab: &Lab) {
+    check_changes(lab, Change::Ttl);
+}
+
+fn changes_of_translation_lose_nothing(lab: &Lab) {
+    check_changes(lab, Change::Translation);
+}
+
+fn changes_of_offload_by_loop_guard_lose_nothing(lab: &Lab) {
+    check_changes(lab, Change::LoopGuard);
+}
+
+/// The programs, maps and links of a router, and the memory of its maps in bytes.
+#[derive(Debug)]
+struct KernelObjects {
+    programs: usize,
+    maps: usize,
+    links: usize,
+    map_bytes: u64,
+}
+
+impl KernelObjects {
+    fn of(router: &Router) -> Self {
+        let folder = format!("/proc/{}/fdinfo", router.program.pid());
+        let files = std::fs::read_dir(folder).expect("descriptors").flatten();
+        let texts: Vec<String> = files
+            .filter_map(|file| std::fs::read_to_string(file.path()).ok())
+            .collect();
+        let count = |key: &str| texts.iter().filter(|text| text.contains(key)).count();
+        let of_map = |line: &str| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok();
+        let bytes = texts
+            .iter()
+            .filter(|text| text.contains("map_id:"))
+            .flat_map(|text| text.lines().filter_map(of_map));
+        Self {
+            programs: count("\nprog_type:"),
+            maps: count("\nmap_id:"),
+            links: count("\nlink_id:"),
+            map_bytes: bytes.sum(),
+        }
+    }
+}
+
+/// Routes come and go while their groups receive packets: programs, maps, links and memory do not
+/// grow. `make soak` changes more often.
+fn route_changes_keep_nothing_in_the_kernel(lab: &Lab) {
+    const GROUPS: u32 = 50;
+    let named = std::env::var("MCASTOR_SOAK_ROUTE_CHANGES").ok();
+    let changes: u32 = named.map_or(500, |n| n.parse().expect("a number"));
+    let star = Star::v4(lab, 2);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let inject = Injector::new(&star.src, "eth0");
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    let mut before = KernelObjects::of(&router);
+    assert!(
+        before.programs >= 1 && before.maps >= 4 && before.links == 1,
+        "{before:?}"
+    );
+    let mut control = router.control();
+    let mut resident = 0;
+    for n in 0..changes / 2 {
+        let group = format!("226.0.0.{}", n % GROUPS);
+        let to = if n.is_multiple_of(2) {
+            vec!["out1"]
+        } else {
+            vec!["out1", "out2"]
+        };
+        let route = json!({ "from": "in", "group": group, "to": to });
+        control.expect_ok(&json!({ "change": { "add": route } }));
+        for _ in 0..3 {
+            let packet = Udp::new("10.0.0.10:9", &format!("{group}:5000"), "x");
+            inject.send(&packet.frame());
+        }
+        if n.is_multiple_of(50) {
+            wait_until_offloaded(&router, "out1");
+        }
+        control.expect_ok(
+            &json!({ "change": { "remove": { "from": "in", "group": group, "to": [] } } }),
+        );
+        // The first changes fill tables and buffers: flows stay in them until they are idle.
+        if n == 2 * GROUPS {
+            before = KernelObjects::of(&router);
+            resident = router.program.rss();
+        }
+    }
+    stream.finish();
+    let after = KernelObjects::of(&router);
+    let objects = |of: &KernelObjects| (of.programs, of.maps, of.links);
+    assert_eq!(objects(&after), objects(&before), "after {changes} changes");
+    // An entry of a hash table has less than 64 bytes. One that each change leaves would be more.
+    let map_bytes = before.map_bytes + u64::from(GROUPS) * 64;
+    assert!(after.map_bytes <= map_bytes, "{before:?} {after:?}");
+    let grown = router.program.rss().saturating_sub(resident);
+    println!("{changes} changes of routes: {after:?}, {grown} bytes more of memory");
+    assert!(grown < 4 << 20, "memory grew by {grown} bytes");
 }
 
 /// A program that joins on the router while the kernel forwards the stream hears it, and so do the

@@ -36,6 +36,7 @@ mod openapi;
 mod operation;
 mod packets;
 mod panics;
+mod planes_compared;
 mod podman;
 mod prometheus;
 mod proxy;
@@ -95,6 +96,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         drops::cases(),
         ebpf::cases(),
+        planes_compared::cases(),
         explain::cases(),
         trace::cases(),
         external_programs::cases(),

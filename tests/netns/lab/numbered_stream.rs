@@ -1,14 +1,17 @@
 //! A stream of numbered packets at a constant rate, and checks of the numbers that arrived.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::frame::Udp;
+use super::frame::{IpPacket, Udp, fix_ipv4_checksum, transport_sum};
 use super::ns::Ns;
-use super::packet::{Capture, Injector};
+use super::packet::{Capture, Injector, packet_socket};
 
 /// A sender in its own thread. Each payload is a sequence number in four bytes, starting at 0.
 pub struct NumberedStream {
@@ -28,13 +31,13 @@ impl NumberedStream {
         let (stopped, count) = (stop.clone(), sent.clone());
         let thread = std::thread::spawn(move || {
             stay_on_one_core();
+            let mut frame = NumberedFrame::new(&src, &dst);
             let started = Instant::now();
             while !stopped.load(Ordering::Acquire) {
                 let due = (started.elapsed().as_secs_f64() * f64::from(per_second)) as u32;
                 let mut n = count.load(Ordering::Acquire);
                 while n < due && !stopped.load(Ordering::Acquire) {
-                    let frame = Udp::new(&src, &dst, n.to_be_bytes()).id(n as u16).frame();
-                    let _ = inject.try_send(&frame);
+                    let _ = inject.try_send(frame.with(n));
                     n += 1;
                     count.store(n, Ordering::Release);
                 }
@@ -71,9 +74,152 @@ impl NumberedStream {
     }
 }
 
+/// The frame of a stream, whose number is replaced for each packet: building a frame takes longer
+/// than sending it.
+struct NumberedFrame {
+    bytes: Vec<u8>,
+    source: IpAddr,
+    group: IpAddr,
+    transport: usize,
+}
+
+impl NumberedFrame {
+    fn new(src: &str, dst: &str) -> Self {
+        let bytes = Udp::new(src, dst, [0; 4]).frame();
+        let packet = IpPacket::parse(&bytes).expect("a packet");
+        Self {
+            source: packet.src,
+            group: packet.dst,
+            transport: 14 + packet.header,
+            bytes,
+        }
+    }
+
+    /// Returns the frame with this sequence number, which is its identification too.
+    fn with(&mut self, number: u32) -> &[u8] {
+        if self.group.is_ipv4() {
+            self.bytes[18..20].copy_from_slice(&(number as u16).to_be_bytes());
+            fix_ipv4_checksum(&mut self.bytes[14..]);
+        }
+        let udp = &mut self.bytes[self.transport..];
+        udp[8..12].copy_from_slice(&number.to_be_bytes());
+        udp[6..8].fill(0);
+        let sum = match transport_sum(self.source, self.group, 17, udp) {
+            0 => 0xffff,
+            sum => sum,
+        };
+        udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        &self.bytes
+    }
+}
+
+/// What a [`NumberedReceiver`] received.
+#[derive(Debug, Default)]
+pub struct NumberedCounts {
+    /// Different sequence numbers.
+    pub numbers: u64,
+    /// Packets whose number had arrived before.
+    pub doubled: u64,
+    /// Packets that came after one with a higher number.
+    pub late: u64,
+}
+
+/// A thread that checks the numbers of a stream while it runs, at rates at which a
+/// [`Capture`] would need too much memory.
+pub struct NumberedReceiver {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    socket: Arc<OwnedFd>,
+    lost: Cell<u64>,
+    thread: JoinHandle<NumberedCounts>,
+}
+
+impl NumberedReceiver {
+    /// Starts to receive IPv4 packets to `group` on `iface`.
+    pub fn start(ns: &Ns, iface: &str, group: &str) -> Self {
+        let socket = Arc::new(packet_socket(ns, iface, libc::ETH_P_IP as u16));
+        let group: Ipv4Addr = group.parse().expect("a group");
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(AtomicU64::new(0));
+        let (stopped, count, fd) = (stop.clone(), received.clone(), socket.clone());
+        let thread = std::thread::spawn(move || {
+            let mut counts = NumberedCounts::default();
+            let mut seen: Vec<bool> = Vec::new();
+            let mut buffer = [0; 128];
+            loop {
+                // SAFETY: pointer and length are those of `buffer`.
+                let n = unsafe {
+                    let (at, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+                    libc::recv(fd.as_raw_fd(), at, len, libc::MSG_DONTWAIT)
+                };
+                if n < 0 {
+                    if stopped.load(Ordering::Acquire) {
+                        return counts;
+                    }
+                    std::thread::sleep(Duration::from_micros(500));
+                    continue;
+                }
+                if n < 46 || buffer[30..34] != group.octets() {
+                    continue;
+                }
+                let number = sequence_number(&buffer[42..]) as usize;
+                if seen.get(number) == Some(&true) {
+                    counts.doubled += 1;
+                    continue;
+                }
+                counts.late += u64::from(number < seen.len());
+                if number >= seen.len() {
+                    seen.resize(number + 1, false);
+                }
+                seen[number] = true;
+                counts.numbers += 1;
+                count.store(counts.numbers, Ordering::Release);
+            }
+        });
+        Self {
+            stop,
+            received,
+            socket,
+            lost: Cell::new(0),
+            thread,
+        }
+    }
+
+    /// Returns the number of different packets so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
+    }
+
+    /// Returns the number of packets that this receiver itself has lost.
+    pub fn lost(&self) -> u64 {
+        let mut statistics = [0u32; 2];
+        let mut len = size_of_val(&statistics) as u32;
+        // SAFETY: `statistics` has the size of tpacket_stats, and `len` is its length.
+        let rc = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                statistics.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(rc, 0, "PACKET_STATISTICS");
+        // Reading resets the counter.
+        self.lost.set(self.lost.get() + u64::from(statistics[1]));
+        self.lost.get()
+    }
+
+    /// Stops when nothing waits any more.
+    pub fn finish(self) -> NumberedCounts {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().expect("the receiver")
+    }
+}
+
 /// Keeps the calling thread on the core that it runs on. A veth device queues packets for each
 /// core, so a sender that moves to another core may reorder them.
-fn stay_on_one_core() {
+pub fn stay_on_one_core() {
     let core = nix::sched::sched_getcpu().expect("the current core");
     let mut cores = nix::sched::CpuSet::new();
     cores.set(core).expect("a core of the set");

@@ -9,7 +9,8 @@ use super::frame::IpPacket;
 use super::ns::Ns;
 use super::{TIMEOUT, wait_until};
 
-fn packet_socket(ns: &Ns, iface: &str, protocol: u16) -> OwnedFd {
+/// Opens a packet socket on `iface`. With a protocol it receives, else it only sends.
+pub fn packet_socket(ns: &Ns, iface: &str, protocol: u16) -> OwnedFd {
     let index = ns.index(iface);
     ns.enter(|| {
         // SAFETY: plain socket call; the result is checked before it is owned.

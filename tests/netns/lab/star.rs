@@ -38,6 +38,11 @@ impl Star {
         Self::new(lab, egresses, true, tag)
     }
 
+    /// As [`Self::tagged`], with IPv4 only.
+    pub fn v4_tagged(lab: &Lab, egresses: usize, tag: &str) -> Self {
+        Self::new(lab, egresses, false, tag)
+    }
+
     fn new(lab: &Lab, egresses: usize, v6: bool, tag: &str) -> Self {
         let star = Self {
             src: lab.ns(&format!("src{tag}")),

@@ -74,6 +74,12 @@ impl UdpTx {
         set(&self.socket, level, name, value);
     }
 
+    /// Sets the source port of the following IPv4 datagrams.
+    pub fn bind(&self, port: u16) {
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        self.socket.bind(&address.into()).expect("bind");
+    }
+
     /// Sends one datagram.
     #[track_caller]
     pub fn send(&self, payload: impl AsRef<[u8]>) {
