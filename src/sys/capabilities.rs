@@ -66,6 +66,12 @@ pub fn held() -> HeldCapabilities {
     }
 }
 
+/// Returns whether this process may load any BPF program.
+pub fn may_load_bpf() -> bool {
+    let effective = caps::read(None, CapSet::Effective).unwrap_or_default();
+    effective.contains(&Capability::CAP_BPF) || effective.contains(&Capability::CAP_SYS_ADMIN)
+}
+
 /// Drops all capabilities that forwarding does not need, for this process and all programs that it
 /// starts: a program that root starts would otherwise regain the capabilities of the bounding set.
 /// No program that it starts can gain privileges by its file (`no_new_privs`). Returns the number of

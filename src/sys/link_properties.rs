@@ -1,9 +1,8 @@
 //! A synchronous query of the properties of one interface (`rtnetlink(7)`).
 
-use std::io::{self, Read, Write};
+use std::io;
 
-use socket2::{Domain, Protocol, Socket, Type};
-
+use super::netlink::{self, attribute, read_u16};
 use crate::model::IfIndex;
 
 /// The properties of an interface that determine how packets are sent on it.
@@ -25,11 +24,9 @@ pub struct LinkProperties {
     pub has_master: bool,
 }
 
-const HEADER: usize = 16;
+/// Length of `struct ifinfomsg`.
 const LINK_MESSAGE: usize = 16;
-const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
-const REQUEST: u16 = 1;
 const IFLA_LINK: u16 = 5;
 const IFLA_QDISC: u16 = 6;
 const IFLA_MASTER: u16 = 10;
@@ -49,21 +46,10 @@ pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
 
 /// Returns the answer of the kernel about an interface.
 fn query(index: IfIndex) -> io::Result<Vec<u8>> {
-    let domain = Domain::from(libc::AF_NETLINK);
-    let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
-    let mut request = [0u8; HEADER + LINK_MESSAGE];
-    request[0..4].copy_from_slice(&((HEADER + LINK_MESSAGE) as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
-    request[6..8].copy_from_slice(&REQUEST.to_ne_bytes());
-    request[HEADER + 4..HEADER + 8].copy_from_slice(&index.get().to_ne_bytes());
-    socket.write_all(&request)?;
-    let mut reply = vec![0u8; 32 << 10];
-    let len = socket.read(&mut reply)?;
-    reply.truncate(len);
-    match read_u16(&reply, 4) {
-        Some(RTM_NEWLINK) => Ok(reply),
-        _ => Err(io::ErrorKind::NotFound.into()),
-    }
+    let mut request = [0u8; LINK_MESSAGE];
+    request[4..8].copy_from_slice(&index.get().to_ne_bytes());
+    let mut answers = netlink::request(RTM_GETLINK, 0, &request)?;
+    answers.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Returns the number of packets that an interface dropped instead of sending them.
@@ -71,7 +57,7 @@ pub fn dropped_instead_of_sent(index: IfIndex) -> io::Result<u64> {
     /// Offset of `tx_dropped` in `struct rtnl_link_stats64` (`linux/if_link.h`).
     const TX_DROPPED: usize = 7 * 8;
     let reply = query(index)?;
-    let attributes = reply.get(HEADER + LINK_MESSAGE..).unwrap_or_default();
+    let attributes = reply.get(LINK_MESSAGE..).unwrap_or_default();
     let dropped = attribute(attributes, IFLA_STATS64)
         .and_then(|stats| stats.get(TX_DROPPED..)?.first_chunk())
         .map(|word| u64::from_ne_bytes(*word));
@@ -80,48 +66,19 @@ pub fn dropped_instead_of_sent(index: IfIndex) -> io::Result<u64> {
 
 /// Returns whether other links are on top of an interface, such as macvlans and VLAN interfaces.
 pub fn carries_links(index: IfIndex) -> io::Result<bool> {
-    const DUMP: u16 = 0x300;
-    const DONE: u16 = 3;
-    let domain = Domain::from(libc::AF_NETLINK);
-    let mut socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
-    let mut request = [0u8; HEADER + LINK_MESSAGE];
-    request[0..4].copy_from_slice(&((HEADER + LINK_MESSAGE) as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
-    request[6..8].copy_from_slice(&(REQUEST | DUMP).to_ne_bytes());
-    socket.write_all(&request)?;
-    let mut reply = vec![0u8; 64 << 10];
     let lower = index.get().to_ne_bytes();
-    let mut carries = false;
-    loop {
-        let len = socket.read(&mut reply)?;
-        let mut messages = &reply[..len];
-        while let Some(len) = messages
-            .first_chunk()
-            .map(|l| u32::from_ne_bytes(*l) as usize)
-        {
-            let message = messages.get(..len).filter(|m| m.len() >= HEADER);
-            let message = message.ok_or(io::ErrorKind::InvalidData)?;
-            match read_u16(message, 4) {
-                Some(RTM_NEWLINK) => {
-                    let attributes = message.get(HEADER + LINK_MESSAGE..).unwrap_or_default();
-                    // A link whose lower link is in another namespace has that namespace's index.
-                    carries |= attribute(attributes, IFLA_LINK) == Some(&lower)
-                        && attribute(attributes, IFLA_LINK_NETNSID).is_none();
-                }
-                Some(DONE) => return Ok(carries),
-                _ => return Err(io::ErrorKind::InvalidData.into()),
-            }
-            messages = messages.get(len.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
+    let links = netlink::request(RTM_GETLINK, netlink::DUMP, &[0; LINK_MESSAGE])?;
+    Ok(links.iter().any(|link| {
+        let attributes = link.get(LINK_MESSAGE..).unwrap_or_default();
+        // A link whose lower link is in another namespace has that namespace's index.
+        attribute(attributes, IFLA_LINK) == Some(&lower)
+            && attribute(attributes, IFLA_LINK_NETNSID).is_none()
+    }))
 }
 
 fn parse(reply: &[u8]) -> Option<LinkProperties> {
-    if read_u16(reply, 4)? != RTM_NEWLINK {
-        return None;
-    }
-    let flags = u32::from_ne_bytes(*reply.get(HEADER + 8..)?.first_chunk()?);
-    let attributes = reply.get(HEADER + LINK_MESSAGE..)?;
+    let flags = u32::from_ne_bytes(*reply.get(8..)?.first_chunk()?);
+    let attributes = reply.get(LINK_MESSAGE..)?;
     let info = attribute(attributes, IFLA_LINKINFO).unwrap_or_default();
     let discipline = attribute(attributes, IFLA_QDISC);
     let kind = attribute(info, IFLA_INFO_KIND);
@@ -131,30 +88,13 @@ fn parse(reply: &[u8]) -> Option<LinkProperties> {
         Some(kind) => PLAIN_KINDS.iter().any(|k| k.as_bytes() == kind),
     };
     Some(LinkProperties {
-        plain_ethernet: plain && read_u16(reply, HEADER + 2)? == libc::ARPHRD_ETHER,
+        plain_ethernet: plain && read_u16(reply, 2)? == libc::ARPHRD_ETHER,
         has_master: attribute(attributes, IFLA_MASTER).is_some(),
         veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),
         qdisc_pending: discipline.is_none_or(|d| d == b"noop\0"),
         up: flags & libc::IFF_UP as u32 != 0,
     })
-}
-
-fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-/// Returns the value of the first attribute of type `kind`.
-fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    const TYPE_MASK: u16 = 0x3fff;
-    loop {
-        let len = usize::from(read_u16(bytes, 0)?);
-        let value = bytes.get(4..len)?;
-        if read_u16(bytes, 2)? & TYPE_MASK == kind {
-            return Some(value);
-        }
-        bytes = bytes.get(len.next_multiple_of(4)..)?;
-    }
 }
 
 #[cfg(test)]
@@ -166,16 +106,5 @@ mod tests {
         let lo = link_properties(IfIndex::new(1).unwrap()).unwrap();
         assert!(!lo.veth && !lo.plain_ethernet);
         assert!(link_properties(IfIndex::new(i32::MAX as u32).unwrap()).is_err());
-    }
-
-    #[test]
-    fn attribute_search_stops_at_invalid_length() {
-        let bytes = [5, 0, 1, 0, 9, 0, 0, 0, 8, 0, 6, 0, b'n', b'o', b'q', 0];
-        assert_eq!(attribute(&bytes, 1), Some(&[9][..]));
-        assert_eq!(attribute(&bytes, 6), Some(&b"noq\0"[..]));
-        assert_eq!(attribute(&bytes, 7), None);
-        assert_eq!(attribute(&[200, 0, 6, 0, 1], 6), None);
-        assert_eq!(attribute(&[0, 0, 1, 0], 6), None);
-        assert_eq!(attribute(&[], 6), None);
     }
 }

@@ -20,6 +20,7 @@ pub mod link_properties;
 pub mod memberships;
 pub mod memory;
 pub mod multicast;
+mod netlink;
 pub mod netns;
 pub mod off_thread;
 pub mod offload;

@@ -3,6 +3,7 @@
 //! `forward.c` says what they do. Its object file is part of this program, because a build must not
 //! need clang.
 
+mod clsact;
 mod tables;
 
 use std::ffi::CStr;
@@ -13,11 +14,15 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use crate::model::IfIndex;
+use crate::sys::capabilities::may_load_bpf;
+use clsact::FilterHandle;
 
 pub use tables::{
     ActionSlot, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelAction,
@@ -73,6 +78,12 @@ impl OffloadError {
                 let call = e.call;
                 Self::from_io(e.io_error, |e| format!("{call}: {e}"))
             }
+            ProgramError::TcError(TcError::NetlinkError(e)) => match e.raw_os_error() {
+                Some(code) => Self::from_io(io::Error::from_raw_os_error(code), |io| {
+                    format!("cannot add a filter to the clsact queueing discipline: {io}; {e}")
+                }),
+                None => Self::Unsupported(e.to_string()),
+            },
             other => Self::Unsupported(other.to_string()),
         }
     }
@@ -144,6 +155,7 @@ impl CaptureProgram {
 pub struct Attachment {
     link: SchedClassifierLinkId,
     interface: String,
+    index: IfIndex,
 }
 
 impl Attachment {
@@ -190,6 +202,10 @@ pub struct OffloadProgram {
     tables: Arc<KernelTables>,
     /// Cores that the kernel may use, which need not be running.
     cores: usize,
+    /// The handle of the filters of this process, where tcx is missing.
+    handle: Option<FilterHandle>,
+    /// Interfaces to which this process added a clsact queueing discipline.
+    added_clsact: Vec<IfIndex>,
 }
 
 impl OffloadProgram {
@@ -200,6 +216,22 @@ impl OffloadProgram {
     /// # Errors
     /// The kernel denies it, or lacks something.
     pub fn load(
+        mark: u32,
+        magic: u32,
+        unknown_packets: u64,
+        sizes: TableSizes,
+    ) -> Result<Self, OffloadError> {
+        let loaded = Self::load_programs(mark, magic, unknown_packets, sizes);
+        loaded.map_err(|error| match error {
+            // A kernel that permits some programs to everybody refuses these with any error.
+            OffloadError::Unsupported(reason) if !may_load_bpf() => {
+                OffloadError::Denied(io::Error::other(reason))
+            }
+            other => other,
+        })
+    }
+
+    fn load_programs(
         mark: u32,
         magic: u32,
         unknown_packets: u64,
@@ -249,6 +281,8 @@ impl OffloadProgram {
             tables: Arc::new(tables),
             // Now, because confined threads may not open the file.
             cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
+            handle: None,
+            added_clsact: Vec::new(),
         })
     }
 
@@ -276,21 +310,43 @@ impl OffloadProgram {
             Err(ProgramError::SyscallError(e))
                 if e.io_error.raw_os_error() == Some(libc::EINVAL) =>
             {
-                // Fails if it exists.
-                let _ = qdisc_add_clsact(&name);
-                let options = NlOptions {
-                    priority: 1,
-                    ..NlOptions::default()
-                };
-                let options = TcAttachOptions::Netlink(options);
-                program.attach_with_options(&name, TcAttachType::Ingress, options)
+                self.attach_by_clsact(&name, index)?
             }
-            other => other,
+            other => other.map_err(OffloadError::from_program)?,
         };
         Ok(Attachment {
-            link: attached.map_err(OffloadError::from_program)?,
+            link: attached,
             interface: name,
+            index,
         })
+    }
+
+    /// Attaches the program as a filter of a clsact queueing discipline, which is added if there is
+    /// none.
+    fn attach_by_clsact(
+        &mut self,
+        name: &str,
+        index: IfIndex,
+    ) -> Result<SchedClassifierLinkId, OffloadError> {
+        let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
+        let handle = match &self.handle {
+            Some(handle) => handle.get(),
+            None => self.handle.insert(FilterHandle::claim()?).get(),
+        };
+        let tag = program.info().map_err(OffloadError::from_program)?.tag();
+        let added = qdisc_add_clsact(name).is_ok();
+        // Without an error, a killed process may have added the discipline.
+        let left = clsact::remove_filters_of_dead_processes(index, tag)?;
+        if (added || left) && !self.added_clsact.contains(&index) {
+            self.added_clsact.push(index);
+        }
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: clsact::PRIORITY,
+            handle: TcHandle::from(handle),
+            ..NlOptions::default()
+        });
+        let attached = program.attach_with_options(name, TcAttachType::Ingress, options);
+        attached.map_err(OffloadError::from_program)
     }
 
     /// Removes the program from an interface.
@@ -298,6 +354,11 @@ impl OffloadProgram {
         if let Ok(program) = program::<SchedClassifier>(&mut self.ebpf, "forward") {
             // Fails if the interface is gone.
             let _ = program.detach(attachment.link);
+        }
+        if let Some(at) = (self.added_clsact.iter()).position(|i| *i == attachment.index) {
+            self.added_clsact.swap_remove(at);
+            // Fails if the interface is gone.
+            let _ = clsact::remove_if_unused(attachment.index);
         }
     }
 
@@ -355,6 +416,21 @@ impl OffloadProgram {
     pub fn remove(&mut self, key: &KernelFlowKey) {
         // Fails if it is not there.
         let _ = self.flow_index.remove(key);
+    }
+}
+
+impl Drop for OffloadProgram {
+    fn drop(&mut self) {
+        if self.added_clsact.is_empty() {
+            return;
+        }
+        if let Ok(program) = program::<SchedClassifier>(&mut self.ebpf, "forward") {
+            // Fails if it is not loaded. Removes the filters.
+            let _ = program.unload();
+        }
+        for index in self.added_clsact.drain(..) {
+            let _ = clsact::remove_if_unused(index);
+        }
     }
 }
 
