@@ -5,8 +5,10 @@ PREFIX  ?= /usr/local
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
            python3-jsonschema python3-yaml mandoc clang-14 llvm-14 libbpf-dev bpftool
+# What tests in user-mode Linux need. Not every Debian has it.
+UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
 
-.PHONY: build dist dist-binary deb demo test test-ebpf soak bench bench-membership micro check supply-chain \
+.PHONY: build dist dist-binary deb demo test test-ebpf test-kernels soak bench bench-membership micro check supply-chain \
         third-party mutants compiler packages cross image test-image test-package test-helm \
         install install-files install-smcroute offload-program clean
 
@@ -60,6 +62,7 @@ demo: compiler build
 
 # Formatting, lints, documentation, dependencies and all tests. The last line is the number of tests.
 test: packages check supply-chain
+	-@$(MAKE) --no-print-directory packages PACKAGES="$(UML_PACKAGES)"
 	tests/run.sh
 
 check:
@@ -112,6 +115,13 @@ soak: packages dist-binary
 # Runs the tests in network namespaces with the eBPF plane. Some of them expect the packet plane.
 test-ebpf: packages
 	MCASTOR__PLANE__KIND=ebpf cargo test --locked --test netns
+
+# Runs tests inside the kernels of Debian 11, 12 and 13, the newest one, and user-mode Linux, without
+# KVM. Downloads 400 MB to target/kernels. Takes hours; KERNELS="6.1 uml" runs two of them.
+KERNELS ?= 5.10 6.1 6.12 newest uml
+test-kernels: packages
+	@$(MAKE) --no-print-directory packages PACKAGES="$(UML_PACKAGES) qemu-system-x86"
+	tests/kernels/run.py $(KERNELS)
 
 # Compares mcastor with multicast routing in the kernel, in network namespaces. Takes 20 minutes,
 # with QUICK=1 two. Needs root. Writes bench/results.

@@ -9,6 +9,7 @@ status=0
 run() { "$@" 2>&1 | tee -a "$log"; local code=${PIPESTATUS[0]}; [ "$code" = 0 ] || status=$code; }
 run cargo test --locked --all-targets --no-fail-fast
 run cargo test --locked --doc
+run tests/kernels/run.py --short
 
 awk -v status="$status" '
   /^test result: / {
@@ -18,6 +19,7 @@ awk -v status="$status" '
       if ($(i + 1) ~ /^ignored/) skipped += $i
     }
   }
+  /^kernels: / { passed += $2; failed += $4; skipped += $6 }
   /^failed beside others: / { alone += $4 }
   END {
     print ""

@@ -23,12 +23,12 @@ fn main() -> ExitCode {
         return lab::harness::run_here(cases::all(), &name);
     }
     let mut args = libtest_mimic::Arguments::from_args();
-    args.test_threads.get_or_insert(THREADS);
+    let parallel = *args.test_threads.get_or_insert(THREADS) > 1;
     if !args.list {
         lab::sweep();
         lab::docker::sweep();
     }
-    let trials = lab::harness::trials(cases::all(), !args.list);
+    let trials = lab::harness::trials(cases::all(), !args.list, parallel);
     let conclusion = libtest_mimic::run(&args, trials);
     lab::harness::print_passed_alone();
     conclusion.exit_code()

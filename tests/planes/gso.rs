@@ -24,6 +24,15 @@ pub const TESTS: &[NamedTest<StandaloneTest>] = tests![
     gso_is_unavailable_without_cap_net_raw,
 ];
 
+/// Returns whether packet sockets send and describe GSO packets of UDP: since Linux 6.2.
+pub fn is_supported() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(2))
+}
+
 const PAYLOAD: u16 = 500;
 
 type Packets = Vec<(Vec<u8>, Option<GsoLayout>)>;

@@ -39,12 +39,12 @@ fn main() -> ExitCode {
         return code;
     }
     let contract = [contract::TESTS, forwarding::TESTS].concat();
-    let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS, gso::TESTS].concat();
+    let packet = [sockets::TESTS, bursts::TESTS, modes::TESTS].concat();
     if !inside {
         println!(
             "packet plane: {} tests skipped: cannot create a network namespace (needs root, or \
              unprivileged user namespaces)",
-            packet.len() + MODES.len() * contract.len()
+            packet.len() + gso::TESTS.len() + MODES.len() * contract.len()
         );
     }
     let has_ebpf = inside && bed::can_load_programs();
@@ -77,9 +77,15 @@ fn main() -> ExitCode {
     }
     let object = Trial::test("ebpf::object_is_that_of_its_source", object_of_source);
     trials.push(object.with_ignored_flag(!has_clang));
-    for (name, test) in packet {
+    let has_gso = gso::is_supported();
+    if inside && !has_gso {
+        println!("GSO packets: tests skipped: packet sockets have them since Linux 6.2");
+    }
+    let packet = packet.iter().map(|test| (test, inside));
+    let gso = gso::TESTS.iter().map(|test| (test, inside && has_gso));
+    for (&(name, test), can_run) in packet.chain(gso) {
         let standalone = move || run(test());
-        trials.push(Trial::test(format!("packet::{name}"), standalone).with_ignored_flag(!inside));
+        trials.push(Trial::test(format!("packet::{name}"), standalone).with_ignored_flag(!can_run));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -27,6 +27,9 @@ cases!("ebpf":
     #[BpfPrograms] flood_of_unknown_groups_is_limited_and_counted,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] removed_program_loses_one_packet_and_returns,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] clean_stop_removes_everything,
+    #[BpfPrograms] #[Clsact] filters_of_others_are_kept,
+    #[BpfPrograms] programs_of_a_killed_process_are_removed,
+    #[BpfPrograms] gso_packets_of_an_offloaded_flow_are_forwarded,
     #[BpfPrograms] declined_flow_has_a_reason,
     refused_programs_leave_the_packet_plane,
 );
@@ -612,10 +615,15 @@ fn removed_program_loses_one_packet_and_returns(lab: &Lab) {
     let capture = Capture::new(&star.rcv, "eth1");
     let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
-    let [id] = &attached_links(&router)[..] else {
-        panic!("{:?}", attached_links(&router));
+    let detached = match &attached_links(&router)[..] {
+        [id] => star.rtr.output("bpftool", &["link", "detach", "id", id]),
+        // The kernel has no tcx.
+        _ => {
+            assert_eq!(filters(&star), 1);
+            let words = ["filter", "del", "dev", "in", "ingress"];
+            star.rtr.output("tc", &words)
+        }
     };
-    let detached = star.rtr.output("bpftool", &["link", "detach", "id", id]);
     assert!(detached.status.success(), "{detached:?}");
     stream.wait_for_more(2000);
     wait_until_offloaded(&router, "out1");
@@ -657,9 +665,13 @@ fn clean_stop_removes_everything(lab: &Lab) {
     }
     assert_eq!(descriptors(), before, "after changes");
     let links = attached_links(&router);
-    assert_eq!(links.len(), 1);
-    let id: u64 = links[0].parse().expect("a number");
+    assert_eq!(links.len() + filters(&star), 1);
     router.stop();
+    assert!(!has_clsact(&star), "the queueing discipline is left");
+    let Some(id) = links.first().map(|id| id.parse::<u64>()) else {
+        return;
+    };
+    let id = id.expect("a number");
     let is_left = || {
         let output = star.rtr.output("bpftool", &["--json", "link", "show"]);
         let left: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -667,6 +679,63 @@ fn clean_stop_removes_everything(lab: &Lab) {
         left.iter().any(|link| link["id"].as_u64() == Some(id))
     };
     eventually("the link is left", false, is_left);
+}
+
+/// Another program has a filter on the clsact queueing discipline that the router shares with it.
+fn filters_of_others_are_kept(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let tc = |words: &str| {
+        let words: Vec<_> = words.split(' ').collect();
+        let done = star.rtr.output("tc", &words);
+        done.status.success()
+    };
+    // Exists already if the router has added it.
+    tc("qdisc add dev in clsact");
+    let other = "filter add dev in egress prio 7 protocol ip u32 match u32 0 0 action ok";
+    assert!(tc(other), "tc {other}");
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    stream.finish();
+    router.stop();
+    assert_eq!(filters(&star), 0);
+    let left = star
+        .rtr
+        .output("tc", &["filter", "show", "dev", "in", "egress"]);
+    let left = String::from_utf8_lossy(&left.stdout).into_owned();
+    assert!(left.contains("u32"), "{left}");
+}
+
+/// A killed process cannot remove its filter. The next process does.
+fn programs_of_a_killed_process_are_removed(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let mut killed = Router::start(lab, &star.rtr, &settings(&routes));
+    let before = attached_links(&killed).len() + filters(&star);
+    assert_eq!(before, 1);
+    killed.program.stop(libc::SIGKILL, crate::lab::TIMEOUT);
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    assert_eq!(attached_links(&router).len() + filters(&star), 1);
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    stream.finish();
+    router.stop();
+    assert_eq!(filters(&star), 0);
+    assert!(!has_clsact(&star), "the queueing discipline is left");
+}
+
+/// Returns the number of filters of routers on the ingress, where the kernel has no tcx.
+fn filters(star: &Star) -> usize {
+    let words = ["filter", "show", "dev", "in", "ingress"];
+    let shown = star.rtr.output("tc", &words);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    shown.matches("direct-action").count()
+}
+
+fn has_clsact(star: &Star) -> bool {
+    let shown = star.rtr.output("tc", &["qdisc", "show", "dev", "in"]);
+    String::from_utf8_lossy(&shown.stdout).contains("clsact")
 }
 
 /// Returns the numbers of the BPF links of a router.
@@ -679,6 +748,26 @@ fn attached_links(router: &Router) -> Vec<String> {
         Some(lines.next()?.trim().to_owned())
     };
     texts.filter_map(link).collect()
+}
+
+/// Also on kernels that cannot describe such packets to the process.
+fn gso_packets_of_an_offloaded_flow_are_forwarded(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    let sent = stream.finish();
+    let group = format!("{GROUP}:5000");
+    let rx = UdpRx::join(&star.rcv, "eth1", &group);
+    let tx = UdpTx::new(&star.src, "eth0", &group);
+    tx.set(libc::SOL_UDP, libc::UDP_SEGMENT, 100);
+    let packet: Vec<u8> = (0..450).map(|n| n as u8).collect();
+    for _ in 0..10 {
+        tx.send(&packet);
+    }
+    assert_eq!(rx.expect(50).concat(), packet.repeat(10));
+    router.expect_routed("r", "out1", u64::from(sent) + 50);
 }
 
 fn declined_flow_has_a_reason(lab: &Lab) {

@@ -2,25 +2,27 @@
 //! packet, receivers get the datagrams that were sent.
 
 use super::{cases, route};
+use crate::lab::harness::describes_udp_gso;
 use crate::lab::tun::Tun;
 use crate::lab::{Capture, IpPacket, Lab, Ns, Router, Star, UdpRx, UdpTx, eventually};
 
 cases!("gso":
-    #[Program("ethtool", "ethtool")] gso_packets_of_1_to_64_segments_v4,
-    #[Program("ethtool", "ethtool")] gso_packets_of_1_to_64_segments_v6,
-    segments_above_egress_mtu_are_fragmented,
-    segments_with_df_above_mtu_are_dropped,
-    bridge_egress_receives_gso_packets_unsegmented,
-    #[LinkKind("vlan")] vlan_egress_receives_segments,
-    tunnel_egress_receives_segments,
-    qdisc_bypass_segments_gso_packets,
-    #[Program("ethtool", "ethtool")] device_gso_limits_are_respected,
-    #[Program("ethtool", "ethtool")] rewritten_gso_packets_have_valid_checksums_4to4,
-    #[Program("ethtool", "ethtool")] rewritten_gso_packets_have_valid_checksums_6to6,
-    ttl_threshold_drops_count_every_segment,
-    loop_guard_segments_gso_packets,
-    full_device_queue_counts_every_segment,
-    plain_and_gso_packets_keep_their_order,
+    #[UdpGso] #[Program("ethtool", "ethtool")] gso_packets_of_1_to_64_segments_v4,
+    #[UdpGso] #[Program("ethtool", "ethtool")] gso_packets_of_1_to_64_segments_v6,
+    #[UdpGso] segments_above_egress_mtu_are_fragmented,
+    #[UdpGso] segments_with_df_above_mtu_are_dropped,
+    #[UdpGso] bridge_egress_receives_gso_packets_unsegmented,
+    #[UdpGso] #[LinkKind("vlan")] vlan_egress_receives_segments,
+    #[UdpGso] tunnel_egress_receives_segments,
+    #[UdpGso] qdisc_bypass_segments_gso_packets,
+    #[UdpGso] #[Program("ethtool", "ethtool")] device_gso_limits_are_respected,
+    #[UdpGso] #[Program("ethtool", "ethtool")] rewritten_gso_packets_have_valid_checksums_4to4,
+    #[UdpGso] #[Program("ethtool", "ethtool")] rewritten_gso_packets_have_valid_checksums_6to6,
+    #[UdpGso] ttl_threshold_drops_count_every_segment,
+    #[UdpGso] loop_guard_segments_gso_packets,
+    #[UdpGso] full_device_queue_counts_every_segment,
+    #[UdpGso] plain_and_gso_packets_keep_their_order,
+    gso_packets_are_forwarded_or_counted,
 );
 
 const GROUP_V4: (&str, &str) = ("225.1.2.3", "225.1.2.3:5000");
@@ -466,4 +468,26 @@ fn plain_and_gso_packets_keep_their_order(lab: &Lab) {
         "datagrams differ or are out of order"
     );
     router.expect_routed("r", "out1", sent.len() as u64);
+}
+
+/// Before Linux 6.2, the kernel does not describe GSO packets of UDP to packet sockets. They are
+/// dropped and counted.
+fn gso_packets_are_forwarded_or_counted(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let rules = route("r", "in", "", GROUP_V4.0, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &rules);
+    let (plain, gso) = (
+        UdpTx::new(&star.src, "eth0", GROUP_V4.1),
+        sender(&star, GROUP_V4.1, 100),
+    );
+    for _ in 0..10 {
+        plain.send(b"plain");
+        gso.send(body(1, 500));
+    }
+    let (datagrams, dropped) = match describes_udp_gso() {
+        true => (60, 0),
+        false => (10, 10),
+    };
+    router.expect_routed("r", "out1", datagrams);
+    router.expect_dropped("gso_unknown", "in", dropped);
 }

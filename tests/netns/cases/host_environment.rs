@@ -207,8 +207,10 @@ fn vlan_tagged_packet_is_forwarded_once(lab: &Lab) {
     let star = Star::v4(lab, 1);
     star.rtr
         .ip_batch("link add in.7 link in type vlan id 7\nlink set in.7 up\n");
-    let toml = route("parent", "in", "", "225.1.2.3", &["out1"], "")
-        + &route("tagged", "in.7", "", "225.1.2.3", &["out1"], "");
+    // Else only one of the two would be the active ingress of the stream.
+    let all = "ingress = \"all\"\n";
+    let toml = route("parent", "in", "", "225.1.2.3", &["out1"], all)
+        + &route("tagged", "in.7", "", "225.1.2.3", &["out1"], all);
     let router = Router::start(lab, &star.rtr, &toml);
     let capture = Capture::new(&star.rcv, "eth1");
     let inject = Injector::new(&star.src, "eth0");

@@ -50,13 +50,18 @@ pub enum Need {
     Demo,
     /// A kernel that takes the programs of the eBPF plane.
     BpfPrograms,
+    /// A kernel that describes GSO packets of UDP to packet sockets.
+    UdpGso,
+    /// The clsact queueing discipline, and a filter for it.
+    Clsact,
     /// IPv4 and IPv6 multicast routing in the kernel, for the tests of the harness itself.
     KernelMroute,
 }
 
 /// Returns a trial for each case. Cases that cannot run here are ignored; the kind of the trial
-/// names the missing requirement. `probe` is false where only names are listed.
-pub fn trials(cases: Vec<Case>, probe: bool) -> Vec<Trial> {
+/// names the missing requirement. `probe` is false where only names are listed. `parallel` tells
+/// whether cases run beside others.
+pub fn trials(cases: Vec<Case>, probe: bool, parallel: bool) -> Vec<Trial> {
     let mut probed: Vec<(Need, Option<String>)> = Vec::new();
     let no_root = missing_root();
     cases
@@ -71,7 +76,11 @@ pub fn trials(cases: Vec<Case>, probe: bool) -> Vec<Trial> {
                 missing = missing.or_else(|| result.and_then(|(_, m)| m.clone()));
             }
             let name = case.name;
-            let trial = Trial::test(name, move || run(name)).with_ignored_flag(missing.is_some());
+            let run = move || match parallel {
+                true => run_beside_others(name),
+                false => run_in_process(name).map_err(Failed::from),
+            };
+            let trial = Trial::test(name, run).with_ignored_flag(missing.is_some());
             match missing {
                 Some(reason) => trial.with_kind(format!("needs {reason}")),
                 None => trial,
@@ -88,7 +97,7 @@ static PASSED_ALONE: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 /// Runs a case in parallel with others. A case that fails is run again alone, and fails in any case.
 /// The second run tells whether it depends on the load of the machine: the last line of the run
 /// counts such cases.
-fn run(name: &'static str) -> Result<(), Failed> {
+fn run_beside_others(name: &'static str) -> Result<(), Failed> {
     let concurrent = CONCURRENT.read().unwrap_or_else(PoisonError::into_inner);
     let first = run_in_process(name);
     drop(concurrent);
@@ -237,6 +246,20 @@ fn missing_need(need: Need) -> Option<String> {
             let plane = mcastor::planes::ebpf::EbpfPlane::load(packet, 1, 16, 0);
             plane.err().map(|e| format!("BPF programs: {e}"))
         }
+        Need::UdpGso => (!describes_udp_gso()).then(|| "Linux 6.2 for GSO packets of UDP".into()),
+        Need::Clsact => {
+            let lab = Lab::new("probe");
+            let ns = lab.ns("a");
+            let under = ns.try_ip("link add u0 type veth peer name u1").is_ok();
+            let tc = |words: &str| {
+                let words: Vec<_> = words.split(' ').collect();
+                ns.output("tc", &words).status.success()
+            };
+            let works = under
+                && tc("qdisc add dev u0 clsact")
+                && tc("filter add dev u0 egress prio 7 protocol ip u32 match u32 0 0 action ok");
+            (!works).then(|| "clsact and u32 in the kernel".into())
+        }
         Need::KernelMroute => {
             let lab = Lab::new("probe");
             let found = lab.ns("a").enter(|| {
@@ -247,6 +270,17 @@ fn missing_need(need: Need) -> Option<String> {
             (!found).then(|| "multicast routing in the kernel".into())
         }
     }
+}
+
+/// Returns whether the kernel describes GSO packets of UDP to packet sockets: Linux 6.2 and newer.
+pub fn describes_udp_gso() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+    let version: (u32, u32) = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
+    version >= (6, 2)
 }
 
 fn on_path(name: &str) -> bool {

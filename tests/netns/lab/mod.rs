@@ -60,8 +60,15 @@ pub fn wait_until(timeout: Duration, mut cond: impl FnMut() -> bool) -> bool {
         if Instant::now() >= end {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5) * slowness());
     }
+}
+
+/// Returns how much slower than usual the machine is. tests/kernels sets it for its guests: streams
+/// and polling at the usual rate would leave no time for the router.
+pub fn slowness() -> u32 {
+    let set = std::env::var("MCASTOR_SLOWNESS").ok();
+    set.map_or(1, |n| n.parse().expect("a number"))
 }
 
 /// Polls `read` until it returns `expected`. After [`TIMEOUT`], panics with the last value;

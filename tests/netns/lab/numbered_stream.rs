@@ -22,8 +22,9 @@ pub struct NumberedStream {
 
 impl NumberedStream {
     /// Sends from `src` to `dst` (address:port) out of `iface`, `per_second` packets per second.
-    /// Packets that the interface refuses count as sent.
+    /// Packets that the interface refuses count as sent. The rate is lower on a slow machine.
     pub fn start(ns: &Ns, iface: &str, src: &str, dst: &str, per_second: u32) -> Self {
+        let per_second = per_second / super::slowness();
         let inject = Injector::new(ns, iface);
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU32::new(0));
