@@ -8,7 +8,7 @@ PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-sc
 # What tests in user-mode Linux need. Not every Debian has it.
 UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
 
-.PHONY: build dist dist-binary deb demo test test-ebpf test-kernels soak bench bench-membership micro check supply-chain \
+.PHONY: build dist dist-binary deb demo test test-packet test-kernels soak bench bench-membership micro check supply-chain \
         third-party mutants compiler packages cross image test-image test-package test-helm \
         install install-files install-smcroute offload-program clean
 
@@ -112,9 +112,10 @@ soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_SECONDS=30 \
 	  cargo test --locked --test netns -- scale::soak --nocapture --test-threads 1
 
-# Runs the tests in network namespaces with the eBPF plane. Some of them expect the packet plane.
-test-ebpf: packages
-	MCASTOR__PLANE__KIND=ebpf cargo test --locked --test netns
+# Runs the tests in network namespaces with the packet plane. By default they use the eBPF plane where
+# the kernel permits it.
+test-packet: packages
+	MCASTOR__PLANE__KIND=packet cargo test --locked --test netns
 
 # Runs tests inside the kernels of Debian 11, 12 and 13, the newest one, and user-mode Linux, without
 # KVM. Downloads 400 MB to target/kernels. Takes hours; KERNELS="6.1 uml" runs two of them.

@@ -2,8 +2,10 @@
 //! down.
 
 pub mod children;
+mod plane;
 pub mod service;
 
+use plane::ChosenPlane;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
 
@@ -33,13 +35,8 @@ use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, HTTP_SETTING, Lis
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
-use crate::planes::Planes;
-use crate::planes::ebpf::EbpfPlane;
-use crate::planes::packet::rate::{Mode, Thresholds};
-use crate::planes::packet::{Modes, PacketPlane};
-use crate::settings::{
-    DEFAULT_SOCKET, HttpAddress, LimitSettings, PlaneKind, Settings, SettingsReport,
-};
+use crate::planes::packet::PacketPlane;
+use crate::settings::{DEFAULT_SOCKET, HttpAddress, LimitSettings, Settings, SettingsReport};
 use crate::sys;
 use crate::sys::activation::PassedListener;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
@@ -92,6 +89,8 @@ pub enum AppError {
 
 /// The configuration of a router process.
 pub struct Options {
+    /// The program and its settings file, for the first line of the log.
+    pub title: String,
     /// The initial settings.
     pub settings: Settings,
     /// Loads the settings at each reload.
@@ -120,35 +119,26 @@ pub enum Clients {
 /// A function that loads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
 
-/// The environment variable that fixes the capture mode to `latency` or `throughput`. With
-/// `prefer-throughput`, the latency mode serves only to hand flows over. For measurements and tests.
-const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
-
-fn capture_modes() -> Modes {
-    let fixed = std::env::var(FIXED_CAPTURE).ok();
-    let is_fixed = |mode: &Mode| fixed.as_deref() == Some(mode.label());
-    if let Some(mode) = [Mode::Latency, Mode::Throughput].into_iter().find(is_fixed) {
-        return Modes::Fixed(mode);
-    }
-    let mut thresholds = Thresholds::default();
-    if fixed.as_deref() == Some("prefer-throughput") {
-        (thresholds.up, thresholds.down) = (0, 0);
-    }
-    Modes::Adaptive(thresholds)
-}
-
 /// Runs the router until SIGTERM, SIGINT or a stop command.
 pub fn run(options: Options) -> Result<(), AppError> {
     let activated = sys::activation::http_listener();
     // Ignores a failure: the privileged call that follows reports it.
     let _ = sys::capabilities::raise_effective();
-    sys::packet::probe().map_err(AppError::NoPacketSockets)?;
     sys::limits::raise_open_file_limit();
-    System::new().block_on(run_actors(options, activated))
+    let plane = ChosenPlane::choose(&options.settings);
+    let capabilities = sys::capabilities::kept_names();
+    info!("{}, plane {}, {capabilities}", options.title, plane.name());
+    sys::packet::probe().map_err(AppError::NoPacketSockets)?;
+    plane.log_reason();
+    System::new().block_on(run_actors(options, activated, plane))
 }
 
 /// Starts the actors and serves signals and requests to the process until one of them stops it.
-async fn run_actors(options: Options, activated: Option<PassedListener>) -> Result<(), AppError> {
+async fn run_actors(
+    options: Options,
+    activated: Option<PassedListener>,
+    plane: ChosenPlane,
+) -> Result<(), AppError> {
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
     let mut active_settings = options.settings;
@@ -168,15 +158,6 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
         );
     }
     let settings = &active_settings;
-    let (context, mut requests) = RouterContext::new(
-        Catalog::new()?,
-        planes(settings),
-        rib,
-        settings.limits.flows,
-        settings.docker.socket.clone(),
-    );
-    set_limits(&context, &settings.limits);
-    note_load_time(&context);
     log_skipped_lines(settings);
     let control = match options.clients {
         Clients::Smcroute(_) => None,
@@ -219,6 +200,15 @@ async fn run_actors(options: Options, activated: Option<PassedListener>) -> Resu
         Ok(dropped) => debug!("dropped {dropped} capabilities that are no longer needed"),
         Err(e) => warn!("cannot drop capabilities: {e}"),
     }
+    let (context, mut requests) = RouterContext::new(
+        Catalog::new()?,
+        plane.start(),
+        rib,
+        settings.limits.flows,
+        settings.docker.socket.clone(),
+    );
+    set_limits(&context, &settings.limits);
+    note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
     let supervisor = Supervisor::new(SupervisorConfig {
         context: context.clone(),
@@ -527,6 +517,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 },
                 disabled: !i.enabled,
                 capture: i.capture,
+                plane: i.packet_plane.then_some(PacketPlane::NAME),
             })
             .collect(),
     }
@@ -545,37 +536,3 @@ fn member_proxy(mnat: &Config) -> Option<ProxyRule> {
 
 /// Largest number of groups with members at an MNAT egress, per IP version.
 const MAX_MNAT_GROUPS: usize = 16_384;
-
-/// Returns the planes for these settings.
-fn planes(settings: &Settings) -> Planes {
-    let packet = PacketPlane {
-        qdisc_bypass: settings.plane.qdisc_bypass,
-        modes: capture_modes(),
-        busy_poll: settings.plane.busy_poll,
-        ..PacketPlane::new(instance_mark())
-    };
-    if settings.plane.kind == PlaneKind::Ebpf {
-        let flows = u32::try_from(settings.limits.flows).unwrap_or(u32::MAX);
-        match EbpfPlane::load(
-            packet,
-            instance_mark(),
-            flows,
-            settings.plane.unknown_packets,
-        ) {
-            Ok(plane) => return Planes::new(Box::new(plane), Vec::new()),
-            Err(e) => warn!(
-                "plane.kind = \"ebpf\": {e}. Continuing with packet sockets, which forward the same \
-                 packets"
-            ),
-        }
-    }
-    Planes::new(Box::new(packet), Vec::new())
-}
-
-/// Returns a random number other than zero, the mark of the packets that this instance sends. Other
-/// instances on this machine are unlikely to have the same.
-fn instance_mark() -> u32 {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    // RandomState has a random seed.
-    (RandomState::new().build_hasher().finish() as u32).max(1)
-}

@@ -103,6 +103,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "api",
             "sys::burst_limit",
             "sys::capabilities",
+            "sys::kernel_release",
+            "sys::offload",
             // The active probe is a test stream.
             "probe::error",
             "sys::netns",

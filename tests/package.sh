@@ -236,8 +236,7 @@ equal "packets with them" 20 "$(forwarded 225.1.2.5)"
 equal "capabilities with them: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF" 0000008000003000 "$(capabilities)"
 check "the additions of docs/install.md for forwarding in the kernel" drop_in \
   "AmbientCapabilities=CAP_NET_ADMIN CAP_BPF CAP_PERFMON" \
-  "CapabilityBoundingSet=CAP_NET_ADMIN CAP_BPF CAP_PERFMON" "SystemCallFilter=bpf" \
-  'Environment=MCASTOR__PLANE__KIND=ebpf'
+  "CapabilityBoundingSet=CAP_NET_ADMIN CAP_BPF CAP_PERFMON" "SystemCallFilter=bpf"
 equal "packets with them" 20 "$(forwarded 225.1.2.5)"
 is_in_kernel() { inside mcastor show flows --json | grep -q '"plane": "ebpf"'; }
 check "the kernel forwards the flow" is_in_kernel

@@ -202,8 +202,7 @@ impl FlowPlanes {
         ingress: InterfaceId,
         flow: FlowKey,
     ) -> Option<FlowForwarding> {
-        let plane = self.0.serving(plane).ok()?;
-        Some(plane.flow_forwarding(ingress, flow))
+        self.0.flow_forwarding(plane, ingress, flow)
     }
 }
 

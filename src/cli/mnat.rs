@@ -126,7 +126,9 @@ fn run(
         key: None,
         only_if_present: true,
     };
+    let version = env!("CARGO_PKG_VERSION");
     let options = Options {
+        title: format!("mcastor v{version} as mnat-{}", role.label()),
         settings,
         load: Box::new(|| Settings::load(None, environment()).map_err(Box::new)),
         pid_file: None,

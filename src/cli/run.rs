@@ -4,15 +4,13 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{UNUSABLE, fail};
 use super::log::{RouterLog, TextFields};
 use crate::app::{self, Clients, Options};
 use crate::model::escape::EscapeStyle;
-use crate::settings::{DEFAULT_FILE, LogFormat, LogSettings, PlaneKind, Settings, environment};
-use crate::sys::capabilities::kept_names;
+use crate::settings::{DEFAULT_FILE, LogFormat, LogSettings, Settings, environment};
 
 /// Arguments of `mcastor run`.
 #[derive(Debug, clap::Args)]
@@ -58,16 +56,8 @@ pub fn run(args: RunArgs) -> ExitCode {
         }
     };
     start_log(&settings.log);
-    info!(
-        "mcastor v{}, {source}, plane {}, {}",
-        env!("CARGO_PKG_VERSION"),
-        match settings.plane.kind {
-            PlaneKind::Auto | PlaneKind::Packet => "packet",
-            PlaneKind::Ebpf => "ebpf",
-        },
-        kept_names()
-    );
     let options = Options {
+        title: format!("mcastor v{}, {source}", env!("CARGO_PKG_VERSION")),
         settings,
         load: Box::new(load),
         pid_file: args.pid_file,

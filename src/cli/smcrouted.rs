@@ -267,7 +267,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
             return Err(fail(code, &e));
         }
     };
-    info!(
+    let title = format!(
         "mcastor v{} as smcrouted, {}, {}",
         env!("CARGO_PKG_VERSION"),
         args.file().display(),
@@ -291,6 +291,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
             .map_err(|e| fail(EX_NOPERM, &format!("-p: {e}")))?;
     }
     Ok(Options {
+        title,
         settings,
         load,
         pid_file,

@@ -8,6 +8,7 @@ use super::facts::{Facts, HostFacts, InterfaceFacts, RouterFacts};
 use super::finding::{Cause, Certainty, Finding};
 use super::firewall::RuleEffect;
 use crate::model::addr::is_link_local_group;
+use crate::sys::kernel_release::version;
 use Certainty::{Certain, Likely, Possible};
 
 /// The first release of the kernel with all that mcastor uses (docs/requirements.md).
@@ -575,10 +576,16 @@ fn this_process(facts: &Facts, out: &mut Vec<Finding>) {
              the container",
         ));
     }
-    let mut numbers = host.kernel.split(['.', '-']).map(str::parse::<u32>);
-    if let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next())
-        && (major, minor) < KERNEL
-    {
+    // Without CAP_NET_RAW mcastor does not start at all.
+    if let Some((reason, remedy)) = host.kernel_forwarding_error.as_ref().filter(|_| net_raw) {
+        out.push(Finding::new(
+            Cause::PacketPlane,
+            Possible,
+            reason.clone(),
+            *remedy,
+        ));
+    }
+    if version(&host.kernel).is_some_and(|version| version < KERNEL) {
         out.push(Finding::new(
             Cause::OldKernel,
             Possible,

@@ -49,6 +49,8 @@ pub struct HostFacts {
     pub capabilities: (bool, bool),
     /// Why no packet socket can be opened although CAP_NET_RAW is present.
     pub packet_socket_error: Option<String>,
+    /// Why this process cannot load the programs that forward in the kernel, and what to do.
+    pub kernel_forwarding_error: Option<(String, &'static str)>,
     /// Release of the kernel, such as `6.1.0-13-amd64`.
     pub kernel: String,
     /// The socket of a container engine that exists, and why it cannot be used.

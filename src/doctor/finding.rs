@@ -71,6 +71,9 @@ reason_enum! {
     BacklogDrops = "backlog-drops",
     /// This process lacks a capability that mcastor needs.
     MissingCapability = "missing-capability",
+    /// A mcastor that this user starts cannot forward in the kernel. It forwards with packet
+    /// sockets, which takes more CPU.
+    PacketPlane = "packet-plane",
     /// Packet sockets are not permitted here.
     NoPacketSocket = "no-packet-socket",
     /// The kernel is too old for a feature.

@@ -23,7 +23,8 @@ use socket2::{Domain, Socket, Type};
 use super::facts::{BridgeFacts, HostFacts, InterfaceFacts};
 use super::firewall;
 use crate::sys::burst_limit::SoftnetStat;
-use crate::sys::{capabilities, router_processes};
+use crate::sys::offload::OffloadProgram;
+use crate::sys::{capabilities, kernel_release, router_processes};
 
 /// How long drops of the kernel are watched.
 const WATCH: Duration = Duration::from_millis(200);
@@ -57,13 +58,15 @@ pub async fn read() -> io::Result<HostFacts> {
     facts.kernel_multicast_routing = interfaces_of_kernel.lines().count() > 1;
     let held = capabilities::held();
     facts.capabilities = (held.net_raw, held.net_admin);
+    // Ignores a failure: the programs are denied then.
+    let _ = capabilities::raise_effective();
+    let refused = OffloadProgram::probe().err();
+    facts.kernel_forwarding_error = refused.map(|e| (e.to_string(), e.remedy()));
     if held.net_raw {
         let opened = Socket::new(Domain::PACKET, Type::DGRAM, None);
         facts.packet_socket_error = opened.err().map(|e| format!("a packet socket: {e}"));
     }
-    let system = nix::sys::utsname::uname().ok();
-    let release = system.as_ref().and_then(|system| system.release().to_str());
-    facts.kernel = release.unwrap_or_default().into();
+    facts.kernel = kernel_release::release();
     facts.engine_socket_error = engine_socket_error();
     tokio::time::sleep(WATCH).await;
     facts.backlog_drops = backlog_drops().saturating_sub(before);

@@ -49,6 +49,8 @@ pub(super) fn check_interfaces(
         let igmp_version = version("igmp", versions.igmp);
         let mld_version = version("mld", versions.mld);
         let refresh = checker.duration(&path.key("refresh"), raw.refresh);
+        let planes = [("auto", false), ("packet", true)];
+        let packet_plane = checker.word(&path.key("plane"), raw.plane, &planes);
         let flag = |value: Option<bool>, name| value.unwrap_or(default_boolean(&path.key(name)));
         interfaces.push(InterfaceSettings {
             name,
@@ -56,6 +58,7 @@ pub(super) fn check_interfaces(
             enabled: flag(raw.enabled, "enabled"),
             mrdisc: flag(raw.mrdisc, "mrdisc"),
             capture: flag(raw.capture, "capture"),
+            packet_plane,
             igmp_version,
             mld_version,
             refresh,

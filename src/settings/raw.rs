@@ -64,13 +64,14 @@ raw_tables! {
     /// How packets are captured and sent.
     struct RawPlane {
         /// "packet" uses packet sockets. "ebpf" also forwards in the kernel, by BPF programs, which
-        /// need CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: see docs/ebpf.md. "auto" uses packet sockets.
+        /// need CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: see docs/ebpf.md. "auto" is "ebpf" where the
+        /// kernel takes the programs, else "packet". The log says which, and why.
         kind: String, default_string("auto"), words(&["auto", "packet", "ebpf"]);
         /// Sends past the queueing discipline. Tcpdump does not see the packets then.
         qdisc_bypass: Boolean, default_boolean(false);
         /// For how many microseconds after a packet the thread polls for the next one before
-        /// it sleeps. Applies at 7,500 to 30,000 packets per second; there it saves 20 us of
-        /// latency and uses up to a whole core. 0 disables it.
+        /// it sleeps. Applies at 7,500 to 30,000 packets per second that the kernel does not forward;
+        /// there it saves 20 us of latency and uses up to a whole core. 0 disables it.
         busy_poll: Integer, default_integer(200), integers(0, 1000), unit("microseconds");
         /// With "ebpf": how many packets per second of flows that are new, or that no route takes,
         /// an interface passes to the process, on each core. More are dropped as unknown_flood.
@@ -104,6 +105,9 @@ raw_tables! {
         /// Captures packets on the interface even if no route or proxy takes them, so that
         /// `show flows --dropped` lists the streams that arrive there.
         capture: Boolean, default_boolean(false);
+        /// "packet" keeps what arrives on the interface, and flows that leave on it, from being
+        /// forwarded in the kernel. "auto" leaves the choice to `plane.kind`.
+        plane: String, default_string("auto"), words(&["auto", "packet"]);
         version: Table(RawHostVersions), default_described("the versions of the querier"),
             example("{ igmp = 2 }");
         /// Reports the groups that are joined on the interface at this interval, for networks

@@ -97,6 +97,7 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
         enabled: !i.disabled,
         mrdisc: i.mrdisc,
         capture: i.capture,
+        packet_plane: false,
         igmp_version: None,
         mld_version: None,
         refresh: None,

@@ -139,6 +139,8 @@ pub struct InterfaceSettings {
     pub mrdisc: bool,
     /// Whether to capture packets even if no route or proxy receives from the interface.
     pub capture: bool,
+    /// Whether packets of the interface are never forwarded in the kernel.
+    pub packet_plane: bool,
     /// The version of IGMP with which groups are joined, 1 to 3; `None` for the version of the
     /// querier.
     pub igmp_version: Option<u8>,

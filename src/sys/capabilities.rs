@@ -72,6 +72,18 @@ pub fn may_load_bpf() -> bool {
     effective.contains(&Capability::CAP_BPF) || effective.contains(&Capability::CAP_SYS_ADMIN)
 }
 
+/// Returns the names of the capabilities that BPF programs need and this thread cannot use.
+pub(super) fn missing_for_bpf() -> Vec<&'static str> {
+    let effective = caps::read(None, CapSet::Effective).unwrap_or_default();
+    let needed = [
+        (Capability::CAP_BPF, "CAP_BPF"),
+        (Capability::CAP_PERFMON, "CAP_PERFMON"),
+        (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+    ];
+    let missing = needed.iter().filter(|(c, _)| !effective.contains(c));
+    missing.map(|(_, name)| *name).collect()
+}
+
 /// Drops all capabilities that forwarding does not need, for this process and all programs that it
 /// starts: a program that root starts would otherwise regain the capabilities of the bounding set.
 /// No program that it starts can gain privileges by its file (`no_new_privs`). Returns the number of

@@ -1,4 +1,4 @@
-//! Resource limits of the process: open files.
+//! Resource limits of the process: open files and locked memory.
 //!
 //! Strangers can make this process open descriptors: by joins, and by interfaces that appear. The
 //! last eighth, at most 64, is left to the control socket, to HTTP and to files. Memberships of the
@@ -9,6 +9,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::LazyLock;
+
+use super::kernel_release;
 
 /// What a descriptor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,45 @@ pub fn raise_open_file_limit() {
         // SAFETY: `limit` outlives the call, which reads one `rlimit` from it.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
     }
+}
+
+/// The first release of Linux that does not count BPF tables as locked memory of the process.
+const UNCOUNTED_TABLES: (u32, u32) = (5, 11);
+
+/// Raises the limit of locked memory so that BPF tables of this size can be created, on kernels
+/// that count them.
+///
+/// # Errors
+/// The limit, if the tables exceed it and it cannot be raised.
+pub(super) fn permit_locked_tables(bytes: u64) -> Result<(), u64> {
+    let version = kernel_release::version(&kernel_release::release());
+    if version.is_none_or(|version| version >= UNCOUNTED_TABLES) {
+        return Ok(());
+    }
+    raise_locked_memory_limit(bytes)
+}
+
+fn raise_locked_memory_limit(bytes: u64) -> Result<(), u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` outlives the call, which writes one `rlimit` to it.
+    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } != 0 || limit.rlim_cur >= bytes
+    {
+        return Ok(());
+    }
+    let soft = limit.rlim_cur;
+    // Only CAP_SYS_RESOURCE may raise the hard limit.
+    for hard in [limit.rlim_max.max(bytes), limit.rlim_max] {
+        (limit.rlim_cur, limit.rlim_max) = (hard.min(bytes), hard);
+        // SAFETY: `limit` outlives the call, which reads one `rlimit` from it.
+        let is_set = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) } == 0;
+        if is_set && limit.rlim_cur >= bytes {
+            return Ok(());
+        }
+    }
+    Err(soft.max(limit.rlim_cur))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod forced_versions;
 pub mod group_filter;
 pub mod host_groups;
 pub mod ifaddr;
+pub mod kernel_release;
 pub mod limits;
 pub mod link_properties;
 pub mod memberships;

@@ -341,6 +341,7 @@ mod tests {
             reports: ReportOptions::default(),
             disabled: false,
             capture: false,
+            plane: None,
         };
         let rib = Rib {
             rules: vec![].into(),
@@ -375,6 +376,7 @@ mod tests {
                 mrdisc: None,
                 disabled: false,
                 capture: true,
+                plane: None,
                 reports: ReportOptions::default(),
             }],
             ..Rib::default()

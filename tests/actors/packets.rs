@@ -22,6 +22,7 @@ async fn every_egress_gets_and_counts_packets() {
         reports: Default::default(),
         disabled: false,
         capture: false,
+        plane: None,
     };
     let rules = vec![rule("in", &["out", "far"], TtlPolicy::Decrement)];
     let links = [link(1, "in"), link(2, "out"), link(3, "far")];

@@ -68,7 +68,7 @@ pub fn frequent_mode_changes(keep: Duration) -> PacketPlane {
 
 /// Returns whether the programs of the eBPF plane can be loaded here.
 pub fn can_load_programs() -> bool {
-    EbpfPlane::load(default_plane(), MARK, 16, 0).is_ok()
+    EbpfPlane::load_program(&default_plane(), MARK, 16, 0).is_ok()
 }
 
 pub fn index(n: u32) -> InterfaceId {
@@ -136,7 +136,9 @@ impl Bed {
     /// A veth pair of the eBPF plane. It gets no forwarding table, so it forwards nothing by itself.
     pub fn ebpf() -> Result<Self, Failed> {
         let mut bed = Self::veth(fixed(Mode::Latency))?;
-        bed.plane = Box::new(EbpfPlane::load(bed.packet, MARK, 16, 0).map_err(|e| e.to_string())?);
+        let program =
+            EbpfPlane::load_program(&bed.packet, MARK, 16, 0).map_err(|e| e.to_string())?;
+        bed.plane = Box::new(EbpfPlane::start(bed.packet, program)?);
         Ok(bed)
     }
 

@@ -75,6 +75,18 @@ fn links() {
 }
 
 #[test]
+fn refused_programs_are_reported_where_packet_sockets_work() {
+    let refused = |f: &mut Facts| {
+        f.host.kernel_forwarding_error = Some(("they need CAP_BPF".into(), "add it"));
+    };
+    check(refused, &[Cause::PacketPlane]);
+    check(
+        |f| (refused(f), f.host.capabilities = (false, false)).1,
+        &[Cause::MissingCapability],
+    );
+}
+
+#[test]
 fn reverse_path_filter_matters_without_a_route_to_the_source() {
     check(|f| f.host.interfaces[0].rp_filter = 1, &[]);
     let other = |f: &mut Facts| {

@@ -61,6 +61,7 @@ fn fib_with(
         reports: Default::default(),
         disabled: false,
         capture: false,
+        plane: None,
     }];
     let rib = Rib {
         rules: rules.into(),

@@ -44,22 +44,33 @@ pub struct EbpfPlane {
 }
 
 impl EbpfPlane {
+    /// Its name.
+    pub const NAME: &'static str = "ebpf";
+
     /// Loads the programs, for at most `flows` flows. `magic` is a random number. Each interface
     /// captures at most `unknown_packets` packets a second of unknown flows on each core; 0: all.
     ///
     /// # Errors
     /// The kernel denies the programs, or lacks something.
-    pub fn load(
-        packet: PacketPlane,
+    pub fn load_program(
+        packet: &PacketPlane,
         magic: u32,
         flows: u32,
         unknown_packets: u64,
-    ) -> Result<Self, OffloadError> {
+    ) -> Result<OffloadProgram, OffloadError> {
         let sizes = TableSizes {
             flows: flows.max(1),
             actions: MAX_ACTIONS,
         };
-        let program = OffloadProgram::load(packet.mark, magic, unknown_packets, sizes)?;
+        OffloadProgram::load(packet.mark, magic, unknown_packets, sizes)
+    }
+
+    /// Returns the plane for the loaded programs. Starts its thread, which inherits the capabilities
+    /// of the calling one.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(packet: PacketPlane, program: OffloadProgram) -> io::Result<Self> {
         let filter = CaptureFilter::Offload(program.capture().clone());
         let offload = OffloadedFlows::start(program, filter)?;
         Ok(Self { packet, offload })
@@ -73,7 +84,7 @@ impl EbpfPlane {
 
 impl Plane for EbpfPlane {
     fn name(&self) -> &'static str {
-        "ebpf"
+        Self::NAME
     }
 
     fn transmit_label(&self) -> &'static str {

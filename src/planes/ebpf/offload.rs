@@ -319,8 +319,9 @@ impl OffloadedFlows {
     /// It never does, for this reason.
     pub fn flow_forwarding(&self, ingress: InterfaceId, key: FlowKey) -> Result<bool, Declined> {
         let state = self.shared.lock();
-        let port = state.port_of(ingress).ok_or(Declined::IngressKind)?;
+        // First, because it has the more exact reason.
         plan(&state.fib, ingress, key, &state.host)?;
+        let port = state.port_of(ingress).ok_or(Declined::IngressKind)?;
         let known = state.flows.get(&(port, key));
         let record = known.and_then(|flow| self.tables.flow(flow.slot));
         Ok(record.is_some_and(|record| match record.control().state {

@@ -48,6 +48,12 @@ pub enum Declined {
     /// More egresses than the program serves.
     #[error("it has more than {MAX_EGRESSES} egresses")]
     TooManyEgresses,
+    /// The settings keep its ingress on the packet plane.
+    #[error("its ingress has plane = \"packet\" in the settings")]
+    IngressSetting,
+    /// The settings keep an egress on the packet plane.
+    #[error("an egress has plane = \"packet\" in the settings")]
+    EgressSetting,
     /// A table in the kernel is full.
     #[error("a table in the kernel is full")]
     TableFull,
@@ -125,6 +131,9 @@ pub fn plan(
     links: &dyn LinkFacts,
 ) -> Result<Plan, Declined> {
     let arrival = fib.ingresses.get(&ingress).ok_or(Declined::NoRoute)?;
+    if arrival.plane.is_some() {
+        return Err(Declined::IngressSetting);
+    }
     if !links.is_plain_ethernet(ingress) {
         return Err(Declined::IngressKind);
     }
@@ -169,6 +178,9 @@ pub fn plan(
     for id in paths {
         let path = fib.paths.get(id as usize).ok_or(Declined::NoRoute)?;
         let egress = fib.egress_of(id).ok_or(Declined::NoRoute)?;
+        if egress.plane.is_some() {
+            return Err(Declined::EgressSetting);
+        }
         // With the highest TTL only a fault of the egress remains; the threshold is checked by the
         // program.
         if egress_check(path, egress, u8::MAX).is_err() {

@@ -20,7 +20,7 @@ pub use options::{Modes, PacketPlane};
 
 impl Plane for PacketPlane {
     fn name(&self) -> &'static str {
-        "packet"
+        Self::NAME.as_str()
     }
 
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {

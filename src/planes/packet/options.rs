@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::rate::{Mode, Thresholds};
+use crate::model::PlaneName;
 use crate::sys::filter::CaptureFilter;
 use crate::sys::ring::RingSize;
 
@@ -36,6 +37,9 @@ pub enum Modes {
 }
 
 impl PacketPlane {
+    /// Its name.
+    pub const NAME: PlaneName = PlaneName::new("packet");
+
     /// Returns the plane with the default options and this mark.
     pub fn new(mark: u32) -> Self {
         Self {

@@ -20,10 +20,12 @@ use aya::programs::tc::{
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::{capabilities, limits};
 use crate::model::IfIndex;
 use crate::sys::capabilities::may_load_bpf;
 use clsact::FilterHandle;
 
+use tables::{ACTION_BYTES, REWRITE_BYTES};
 pub use tables::{
     ActionSlot, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelAction,
     KernelEgress, KernelFlowKey, KernelFlowRecord, KernelRewrite, KernelTables, MAX_EGRESSES,
@@ -36,12 +38,22 @@ const OBJECT: &[u8] = aya::include_bytes_aligned!("forward.o");
 /// Why the programs cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OffloadError {
-    /// The kernel denies it.
+    /// The process lacks these capabilities.
+    #[error("BPF programs need {}, which this process lacks", enumeration(.0))]
+    MissingCapabilities(Vec<&'static str>),
+    /// The kernel denies it although the process has the capabilities.
     #[error(
-        "the kernel denies BPF programs: they need the capabilities CAP_BPF, CAP_PERFMON and \
-         CAP_NET_ADMIN ({0})"
+        "the kernel denies BPF programs in spite of CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: {0}"
     )]
     Denied(io::Error),
+    /// The tables are larger than the limit of locked memory.
+    #[error("the tables take {needed} bytes of locked memory, and RLIMIT_MEMLOCK is {limit}")]
+    LockedMemory {
+        /// Bytes that the tables take.
+        needed: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// The kernel has no BPF, or lacks something that the programs need.
     #[error("the kernel lacks what the programs need: {0}")]
     Unsupported(String),
@@ -50,10 +62,45 @@ pub enum OffloadError {
     Other(#[from] io::Error),
 }
 
+/// Returns a list as in a sentence: "a, b and c".
+fn enumeration(names: &[&str]) -> String {
+    match names {
+        [others @ .., last] if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
 impl OffloadError {
+    /// Returns what the user can do.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::MissingCapabilities(_) => {
+                "give mcastor these capabilities, as in docs/install.md#forwarding-in-the-kernel"
+            }
+            Self::Denied(_) => {
+                "permit the system call bpf in the seccomp profile or in SystemCallFilter=, outside \
+                 of user namespaces; see docs/install.md#forwarding-in-the-kernel"
+            }
+            Self::LockedMemory { .. } => {
+                "raise the limit (ulimit -l, LimitMEMLOCK=), or lower limits.flows"
+            }
+            Self::Unsupported(_) | Self::Other(_) => {
+                "use a newer kernel: docs/ebpf.md has the tested ones"
+            }
+        }
+    }
+
+    /// Returns why the kernel does not permit something.
+    fn denied(error: io::Error) -> Self {
+        match capabilities::missing_for_bpf() {
+            missing if missing.is_empty() => Self::Denied(error),
+            missing => Self::MissingCapabilities(missing),
+        }
+    }
+
     fn from_io(error: io::Error, context: impl FnOnce(&io::Error) -> String) -> Self {
         match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => Self::Denied(error),
+            Some(libc::EPERM | libc::EACCES) => Self::denied(error),
             _ => Self::Unsupported(context(&error)),
         }
     }
@@ -69,8 +116,8 @@ impl OffloadError {
                 // Without CAP_PERFMON the verifier prohibits usual arithmetic, with EACCES.
                 let is_denied = reason.contains("prohibited for !root") || log.trim().is_empty();
                 match io_error.raw_os_error() {
-                    Some(libc::EPERM) => Self::Denied(io_error),
-                    Some(libc::EACCES) if is_denied => Self::Denied(io_error),
+                    Some(libc::EPERM) => Self::denied(io_error),
+                    Some(libc::EACCES) if is_denied => Self::denied(io_error),
                     _ => Self::Unsupported(format!("{io_error}; its verifier says: {reason}")),
                 }
             }
@@ -136,6 +183,25 @@ impl TableSizes {
     /// Returns the number of rewrites: two for each flow, one for each [`Epoch`].
     fn rewrites(self) -> u32 {
         self.flows.saturating_mul(2)
+    }
+
+    /// Returns the memory of full tables in the kernel, in bytes. Without flows they take two
+    /// thirds of it or more.
+    pub fn bytes(self) -> u64 {
+        // The kernel needs this much for an entry of a hash table besides key and value, and for
+        // each of its buckets.
+        const HASH_ENTRY: usize = 48;
+        const BUCKET: u64 = 16;
+        const VALUE: usize = size_of::<FlowSlot>().next_multiple_of(8);
+        let flows = u64::from(self.flows);
+        let entry = HASH_ENTRY
+            + size_of::<KernelFlowKey>()
+            + VALUE
+            + size_of::<KernelFlowRecord>()
+            + 2 * REWRITE_BYTES;
+        flows * entry as u64
+            + flows.next_power_of_two() * BUCKET
+            + u64::from(self.actions) * ACTION_BYTES as u64
     }
 }
 
@@ -221,11 +287,14 @@ impl OffloadProgram {
         unknown_packets: u64,
         sizes: TableSizes,
     ) -> Result<Self, OffloadError> {
+        let needed = sizes.bytes();
+        limits::permit_locked_tables(needed)
+            .map_err(|limit| OffloadError::LockedMemory { needed, limit })?;
         let loaded = Self::load_programs(mark, magic, unknown_packets, sizes);
         loaded.map_err(|error| match error {
             // A kernel that permits some programs to everybody refuses these with any error.
             OffloadError::Unsupported(reason) if !may_load_bpf() => {
-                OffloadError::Denied(io::Error::other(reason))
+                OffloadError::denied(io::Error::other(reason))
             }
             other => other,
         })
@@ -284,6 +353,22 @@ impl OffloadProgram {
             handle: None,
             added_clsact: Vec::new(),
         })
+    }
+
+    /// Loads the programs with small tables, and removes them.
+    ///
+    /// # Errors
+    /// As [`OffloadProgram::load`].
+    pub fn probe() -> Result<(), OffloadError> {
+        let (flows, actions) = (1, 1);
+        Self::load(1, 1, 0, TableSizes { flows, actions }).map(drop)
+    }
+
+    /// Returns the memory of its full tables in the kernel, in bytes.
+    pub fn table_bytes(&self) -> u64 {
+        let flows = self.tables.flow_capacity() as u32;
+        let actions = self.tables.action_capacity() as u32;
+        TableSizes { flows, actions }.bytes()
     }
 
     /// Returns the filter for capture sockets.
@@ -478,6 +563,28 @@ pub fn wait_for_programs() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_capabilities_are_enumerated() {
+        for (names, expected) in [
+            (&["CAP_BPF"][..], "need CAP_BPF, which"),
+            (
+                &["CAP_BPF", "CAP_PERFMON"],
+                "need CAP_BPF and CAP_PERFMON, which",
+            ),
+            (&["a", "b", "c"], "need a, b and c, which"),
+        ] {
+            let text = OffloadError::MissingCapabilities(names.to_vec()).to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn full_tables_have_a_size() {
+        let (flows, actions) = (65_536, 4096);
+        let mib = TableSizes { flows, actions }.bytes() >> 20;
+        assert_eq!(mib, 19);
+    }
 
     #[test]
     fn last_line_of_the_verifier_is_the_reason() {

@@ -301,6 +301,11 @@ struct ActionRecord {
     egress: [EgressRecord; MAX_EGRESSES],
 }
 
+/// Size of an action in its table.
+pub(super) const ACTION_BYTES: usize = size_of::<ActionRecord>();
+/// Size of a rewrite in its table.
+pub(super) const REWRITE_BYTES: usize = size_of::<RewriteRecord>();
+
 /// What is done with the packets of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KernelAction {

@@ -292,6 +292,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             reports: Default::default(),
             disabled: false,
             capture: false,
+            plane: None,
         }],
         ..Rib::default()
     }

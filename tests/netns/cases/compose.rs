@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::cases;
 use super::docker::Site;
@@ -11,6 +12,8 @@ use crate::lab::{BINARY, Docker, Lab, Ns, UdpRx, UdpTx, eventually, http};
 
 cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] bridge_network_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] #[BpfPrograms]
+    kernel_forwarding_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] ipv6_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] internal_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")]
@@ -74,6 +77,12 @@ fn build_image(lab: &Lab, docker: &Docker) {
     }
 }
 
+/// Returns whether the engine has the capabilities BPF and PERFMON. Docker before 23.0 does not.
+fn knows_bpf(docker: &Docker) -> bool {
+    let created = docker.try_run("create --cap-add BPF mcastor");
+    created.status.success()
+}
+
 /// A running example.
 struct Example {
     site: Site,
@@ -83,10 +92,18 @@ impl Example {
     fn up(lab: &Lab, file: &str, env: &[(&str, &str)]) -> Self {
         let site = Site::new(lab);
         build_image(lab, &site.docker);
+        let mut example = in_repository("conf/compose").join(file);
+        if !knows_bpf(&site.docker) {
+            // The former name of both capabilities.
+            let text = std::fs::read_to_string(&example).expect("the example");
+            example = lab.file(file);
+            let text = text.replace("BPF, PERFMON", "SYS_ADMIN");
+            std::fs::write(&example, text).expect("a copy");
+        }
         let mut command = Command::new("docker-compose");
         let out = command
             .args(["--project-name", "t", "--file"])
-            .arg(in_repository("conf/compose").join(file))
+            .arg(example)
             .args(["up", "--detach"])
             .env("DOCKER_HOST", format!("unix://{}", site.docker.socket()))
             .env("DOCKER_SOCKET", site.docker.socket())
@@ -118,9 +135,24 @@ impl Example {
         });
     }
 
+    /// Waits until the names of all routes are resolved.
+    fn wait_until_nothing_is_pending(&self) {
+        eventually("nothing is pending", Some(0), || {
+            let address = "127.0.0.1:9464".parse().expect("an address");
+            let pending = http::get(&self.site.host, address, "/api/v1/pending").ok()?;
+            let all: serde_json::Value = serde_json::from_str(&pending.body).ok()?;
+            Some(all["show"]["pending"].as_array()?.len())
+        });
+    }
+
     /// Sends from the LAN with TTL 1.
     fn send_from_lan(&self, lab: &Lab, group: &str) {
-        let words = format!("send --interface eth0 --group {group} --ttl 1 --count 100 --rate 500");
+        self.send_from_lan_with(lab, group, 1);
+    }
+
+    fn send_from_lan_with(&self, lab: &Lab, group: &str, ttl: u8) {
+        let words =
+            format!("send --interface eth0 --group {group} --ttl {ttl} --count 100 --rate 500");
         let mut sender = self.site.on_lan(lab, &words);
         assert!(sender.wait().success(), "{}", sender.stderr());
     }
@@ -181,6 +213,32 @@ fn bridge_network_example(lab: &Lab) {
     example.assert_delivered_to_lan(lab, "cameras", GROUP, "172.");
 }
 
+fn kernel_forwarding_example(lab: &Lab) {
+    let example = Example::up(lab, "kernel.yml", &[]);
+    let host = &example.site.host;
+    example.wait_until_nothing_is_pending();
+    let logs = example.site.docker.logs("t_mcastor_1");
+    assert!(logs.contains(", plane ebpf, "), "{logs}");
+    example.send_from_lan_with(lab, GROUP, 8);
+    example.assert_listener_succeeds("10.0.0.10");
+    let docker = &example.site.docker;
+    docker.run(&format!(
+        "run --detach --name more --network fast mcastor recv --interface eth0 --group {GROUP} \
+         --count 100000"
+    ));
+    docker.wait_for_log("more", "joined");
+    let address = "127.0.0.1:9464".parse().expect("an address");
+    let in_kernel = crate::lab::wait_until(Duration::from_secs(20), || {
+        example.send_from_lan_with(lab, GROUP, 8);
+        let metrics = http::get(host, address, "/metrics").map(|answer| answer.body);
+        let metrics = metrics.unwrap_or_default();
+        let mut lines = metrics.lines();
+        lines.any(|l| l.starts_with("mcastor_route_packets_total") && l.contains("\"ebpf\""))
+    });
+    let explain = format!("exec t_mcastor_1 /usr/bin/mcastor explain 10.0.0.10 {GROUP}:5000");
+    assert!(in_kernel, "{}", docker.run(&explain));
+}
+
 fn ipv6_network_example(lab: &Lab) {
     let group = "ff0e::8000:123";
     let example = Example::up(lab, "ipv6.yml", &[]);
@@ -200,13 +258,7 @@ fn internal_network_example(lab: &Lab) {
 /// The host's kernel has `rp_filter` on, so the source address must be rewritten.
 fn internal_network_with_strict_rp_filter_example(lab: &Lab) {
     let example = Example::up(lab, "internal-rewrite.yml", &[("LAN", "10.0.0.0/24")]);
-    let host = &example.site.host;
-    eventually("nothing is pending", Some(0), || {
-        let address = "127.0.0.1:9464".parse().expect("an address");
-        let pending = http::get(host, address, "/api/v1/pending").ok()?;
-        let all: serde_json::Value = serde_json::from_str(&pending.body).ok()?;
-        Some(all["show"]["pending"].as_array()?.len())
-    });
+    example.wait_until_nothing_is_pending();
     example.send_from_lan(lab, GROUP);
     example.assert_listener_succeeds("172.27.77.10");
     example.assert_delivered_to_lan(lab, "strict", GROUP, "172.27.0.");
@@ -324,11 +376,7 @@ fn image_runs_unprivileged_and_names_missing_capabilities(lab: &Lab) {
              --env MCASTOR__ROUTE__0__TO=eth1 mcastor"
         ))
     };
-    // Docker before 23.0 does not know BPF.
-    let knows_bpf = docker
-        .try_run("create --cap-add BPF mcastor")
-        .status
-        .success();
+    let knows_bpf = knows_bpf(docker);
     // NET_ADMIN is bit 12, NET_RAW 13, PERFMON 38, BPF 39. The process must have exactly what the
     // container has.
     for (name, options, capabilities) in [
@@ -378,7 +426,7 @@ fn image_runs_unprivileged_and_names_missing_capabilities(lab: &Lab) {
         let logs = docker.logs(name);
         assert!(logs.contains("CAP_NET_RAW"), "{logs}");
     }
-    let limit = std::time::Duration::from_secs(40);
+    let limit = Duration::from_secs(40);
     let healthy = crate::lab::wait_until(limit, || {
         docker.run("inspect --format {{.State.Health.Status}} raw") == "healthy"
     });

@@ -43,8 +43,13 @@ fn doctor(ns: &Ns, words: &str) -> Vec<String> {
     let expected = if findings.is_empty() { 0 } else { 3 };
     assert_eq!(out.status.code(), Some(expected), "{text}");
     let label = |finding: &Value| finding["problem"].as_str().expect("a label").to_owned();
-    // The machine may be busy, and may have an engine.
-    let machine = ["backlog-drops", "engine-socket", "old-kernel"];
+    // The machine may be busy, may have an engine, and may not take BPF programs.
+    let machine = [
+        "backlog-drops",
+        "engine-socket",
+        "old-kernel",
+        "packet-plane",
+    ];
     let labels = findings.iter().map(label);
     labels
         .filter(|label| !machine.contains(&label.as_str()))
@@ -279,6 +284,19 @@ fn users_without_capabilities_are_told_what_is_missing(lab: &Lab) {
     let found = doctor_as_user("");
     assert!(
         found.contains("\"missing-capability\"") && found.contains("no CAP_NET_RAW"),
+        "{found}"
+    );
+    assert!(!found.contains("packet-plane"), "{found}");
+    let lacking = [
+        "--bounding-set=-bpf,-perfmon,-sys_admin",
+        BINARY,
+        "doctor",
+        "--json",
+    ];
+    let out = star.src.output("setpriv", &lacking);
+    let found = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        found.contains("\"packet-plane\"") && found.contains("need CAP_BPF and CAP_PERFMON,"),
         "{found}"
     );
     let row = route("r", "in", "", "225.1.2.3", &["out1"], "");

@@ -31,7 +31,11 @@ cases!("ebpf":
     #[BpfPrograms] programs_of_a_killed_process_are_removed,
     #[BpfPrograms] gso_packets_of_an_offloaded_flow_are_forwarded,
     #[BpfPrograms] declined_flow_has_a_reason,
-    refused_programs_leave_the_packet_plane,
+    #[BpfPrograms] plane_of_an_interface_keeps_its_flows_after_a_reload,
+    #[BpfPrograms] stream_in_the_kernel_is_not_polled_for,
+    #[BpfPrograms] auto_chooses_the_kernel_and_names_its_memory,
+    #[Program("setpriv", "util-linux")] missing_capabilities_leave_the_packet_plane,
+    #[Program("prlimit", "util-linux")] auto_needs_open_files,
 );
 
 /// The TTL of numbered streams.
@@ -795,38 +799,177 @@ fn declined_flow_has_a_reason(lab: &Lab) {
     router.expect_routed("r", "out1", sent.into());
 }
 
-/// Without the capabilities, packet sockets forward, and the log says so once.
-fn refused_programs_leave_the_packet_plane(lab: &Lab) {
+/// `plane = "packet"` of an egress, and then of the ingress, takes a flow from the kernel and keeps
+/// it, without a loss.
+fn plane_of_an_interface_keeps_its_flows_after_a_reload(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = settings(&route("r", "in", "", GROUP, &["out1"], ""));
+    let router = Router::start(lab, &star.rtr, &routes);
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = stream(&star, 1000);
+    for (interface, reason) in [
+        ("out*", "an egress has plane = \"packet\" in the settings"),
+        ("in", "its ingress has plane = \"packet\" in the settings"),
+    ] {
+        wait_until_offloaded(&router, "out1");
+        let option = format!("[[interface]]\nname = \"{interface}\"\nplane = \"packet\"\n");
+        router.write_settings(&(routes.clone() + &option));
+        router.run("reload");
+        let words = format!("explain 10.0.0.10 {GROUP}:5000");
+        eventually("the reason", true, || {
+            // Without its line breaks.
+            let explained = router.run(&words);
+            let explained: Vec<&str> = explained.split_whitespace().collect();
+            explained.join(" ").contains(reason)
+        });
+        let kept = by_plane(&router, "ebpf", "out1");
+        stream.wait_for_more(2500);
+        assert_eq!(by_plane(&router, "ebpf", "out1"), kept, "{interface}");
+        router.write_settings(&routes);
+        router.run("reload");
+    }
+    wait_until_offloaded(&router, "out1");
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    received_in_order(&capture, GROUP);
+    router.expect_routed("r", "out1", sent.into());
+}
+
+/// At this rate the packet plane polls, which takes most of a core.
+fn stream_in_the_kernel_is_not_polled_for(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let config = lab.file("mcastor.toml");
-    let socket = lab.file("mcastor.sock");
-    let control = format!("[control]\nsocket = \"{}\"\n", socket.display());
-    std::fs::write(&config, settings(&routes) + &control).expect("settings");
-    let words = [
-        "--bounding-set=-bpf,-perfmon,-sys_admin",
-        BINARY,
-        "run",
-        "--config",
-        config.to_str().expect("a path"),
-    ];
-    let router = star.rtr.spawn(lab, "setpriv", &words);
-    let capturing = || router.stderr().contains("in: capturing");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let stream = stream(&star, 10_000);
+    wait_until_offloaded(&router, "out1");
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", router.program.pid()));
+        let stat = stat.expect("the process");
+        // Behind the name: utime and stime are the fields 14 and 15 of the line.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
+        let times = fields.skip(12).take(2).map(|n| n.parse::<u64>());
+        times.map(|n| n.expect("a number")).sum::<u64>()
+    };
+    let before = ticks();
+    let begin = std::time::Instant::now();
+    stream.wait_for_more(20_000);
+    // A tick is 10 ms.
+    let (used, passed) = (ticks() - before, begin.elapsed().as_millis() as u64 / 10);
+    stream.finish();
+    assert!(used * 5 < passed, "{used} of {passed} ticks");
+}
+
+/// Without `plane.kind`, the kernel forwards. The first line of the log has the plane, the second
+/// the memory of the tables, which is that of the kernel. No thread keeps other capabilities.
+fn auto_chooses_the_kernel_and_names_its_memory(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start_with(lab, &star.rtr, &routes, &[("MCASTOR__PLANE__KIND", "auto")]);
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    stream.finish();
+    let log = router.program.stderr();
+    let mut lines = log.lines();
+    let (first, second) = (lines.next(), lines.next());
     assert!(
-        wait_until(crate::lab::TIMEOUT, capturing),
-        "{}",
-        router.stderr()
-    );
-    let capture = Capture::new(&star.rcv, "eth1");
-    let inject = Injector::new(&star.src, "eth0");
-    inject.send(&Udp::new("10.0.0.10:9", &format!("{GROUP}:5000"), "x").frame());
-    capture.expect(GROUP, 1);
-    let log = router.stderr();
-    assert_eq!(
-        log.matches("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")
-            .count(),
-        1,
+        first.is_some_and(|l| l.contains(", plane ebpf, CAP_BPF, ")),
         "{log}"
     );
-    assert!(log.contains("Continuing with packet sockets"), "{log}");
+    let said = second.and_then(|line| {
+        assert!(line.contains("INFO"), "{log}");
+        let (_, number) = line.split_once("plane ebpf: ")?.1.split_once("up to ")?;
+        number.split(' ').next()?.parse::<u64>().ok()
+    });
+    let said = said.unwrap_or_else(|| panic!("{log}")) << 20;
+    let pid = router.program.pid();
+    let entries = |folder: &str| {
+        let folder = std::fs::read_dir(format!("/proc/{pid}/{folder}")).expect("a folder");
+        folder.flatten().map(|entry| entry.path())
+    };
+    // The tables of flows and actions are mapped; the index of the flows has a descriptor.
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let mapped = maps.lines().filter(|line| line.ends_with("bpf-map"));
+    let mapped = mapped.filter_map(|line| {
+        let (begin, end) = line.split(' ').next()?.split_once('-')?;
+        let address = |text| u64::from_str_radix(text, 16).ok();
+        Some(address(end)? - address(begin)?)
+    });
+    let described = entries("fdinfo").filter_map(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        let mut lines = text.lines().filter(|_| text.contains("map_type:"));
+        let bytes = lines.find_map(|l| l.strip_prefix("memlock:"))?;
+        bytes.trim().parse::<u64>().ok()
+    });
+    let tables = mapped.sum::<u64>() + described.sum::<u64>();
+    assert!(
+        tables <= said && tables * 2 > said,
+        "{tables} of {said} bytes"
+    );
+    for task in entries("task") {
+        let status = std::fs::read_to_string(task.join("status")).expect("a status");
+        let set = |line: &str| line.strip_prefix("CapEff:").map(|s| s.trim().to_owned());
+        let set = status.lines().find_map(set).expect("a set");
+        let set = u64::from_str_radix(&set, 16).expect("a number");
+        // NET_ADMIN is 12, NET_RAW 13, PERFMON 38, BPF 39.
+        assert_eq!(set & !(0b11 << 38 | 0b11 << 12), 0, "{status}");
+    }
+}
+
+/// Without the capabilities, packet sockets forward, and the log says so once: as a warning only
+/// where the settings demand the kernel.
+fn missing_capabilities_leave_the_packet_plane(lab: &Lab) {
+    for (kind, level) in [("auto", "INFO"), ("ebpf", "WARN")] {
+        let star = Star::tagged(lab, 1, kind);
+        let routes = route("r", "in", "", GROUP, &["out1"], "");
+        let config = lab.file(&format!("{kind}.toml"));
+        let socket = lab.file(&format!("{kind}.sock"));
+        let control = format!("[control]\nsocket = \"{}\"\n", socket.display());
+        let plane = format!("[plane]\nkind = \"{kind}\"\n");
+        std::fs::write(&config, plane + &routes + &control).expect("settings");
+        let words = [
+            "--bounding-set=-bpf,-perfmon,-sys_admin",
+            BINARY,
+            "run",
+            "--config",
+            config.to_str().expect("a path"),
+        ];
+        let router = star.rtr.spawn(lab, "setpriv", &words);
+        let capturing = || router.stderr().contains("in: capturing");
+        assert!(
+            wait_until(crate::lab::TIMEOUT, capturing),
+            "{}",
+            router.stderr()
+        );
+        let capture = Capture::new(&star.rcv, "eth1");
+        let inject = Injector::new(&star.src, "eth0");
+        inject.send(&Udp::new("10.0.0.10:9", &format!("{GROUP}:5000"), "x").frame());
+        capture.expect(GROUP, 1);
+        let log = router.stderr();
+        let reason = "BPF programs need CAP_BPF and CAP_PERFMON, which this process lacks";
+        let mut lines = log.lines();
+        assert!(
+            lines.next().is_some_and(|l| l.contains(", plane packet, ")),
+            "{log}"
+        );
+        let said: Vec<&str> = lines.filter(|line| line.contains(reason)).collect();
+        assert!(said.len() == 1 && said[0].contains(level), "{log}");
+        assert!(said[0].contains("docs/install.md"), "{log}");
+    }
+}
+
+/// With few open files, they are left to interfaces and to clients.
+fn auto_needs_open_files(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let own = std::process::id();
+    let lowered = std::process::Command::new("prlimit")
+        .args([format!("--pid={own}"), "--nofile=128:128".into()])
+        .status();
+    assert!(lowered.expect("prlimit").success());
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start_with(lab, &star.rtr, &routes, &[("MCASTOR__PLANE__KIND", "auto")]);
+    let log = router.program.stderr();
+    assert!(
+        log.contains("plane packet: the limit of open files is 128"),
+        "{log}"
+    );
 }

@@ -1,6 +1,6 @@
 //! Counters that match the packets on the wire exactly.
 
-use super::{cases, route, star_v4};
+use super::{PACKET_PLANE, cases, route, star_v4};
 use crate::lab::{Capture, Injector, IpPacket, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually};
 
 cases!("metrics":
@@ -44,12 +44,7 @@ fn packet_and_byte_counters_are_exact(lab: &Lab) {
         ("r", "out2", bytes(&captures[1], "225.1.2.3")),
         ("r6", "out2", bytes(&captures[1], "ff3e::1:2")),
     ] {
-        let labels = [
-            ("route", name),
-            ("iif", "in"),
-            ("oif", oif),
-            ("plane", "packet"),
-        ];
+        let labels = [("route", name), ("iif", "in"), ("oif", oif)];
         assert_eq!(
             metrics.sum("mcastor_route_packets_total", &labels),
             500.0,
@@ -170,7 +165,9 @@ fn metric_names_types_and_labels_are_valid(lab: &Lab) {
 }
 
 fn latency_histogram_counts_every_packet(lab: &Lab) {
-    let (star, router) = star_v4(lab, 1);
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", "225.1.2.3", &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &(String::from(PACKET_PLANE) + &routes));
     let tx = UdpTx::new(&star.src, "eth0", "225.1.2.3:5000");
     (0..200).for_each(|_| tx.send("x"));
     router.expect_routed("r", "out1", 200);

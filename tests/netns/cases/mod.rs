@@ -151,6 +151,9 @@ fn route(name: &str, from: &str, source: &str, group: &str, to: &[&str], extra: 
     )
 }
 
+/// Settings for tests of what only the process does: the capture modes, and the latency histogram.
+const PACKET_PLANE: &str = "[plane]\nkind = \"packet\"\n";
+
 /// Creates a star with IPv4 and starts its router. Route `r` forwards 225.1.2.3 from `in` to every
 /// egress.
 fn star_v4(lab: &Lab, egresses: usize) -> (Star, Router) {

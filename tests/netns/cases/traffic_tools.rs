@@ -1,6 +1,6 @@
 //! `mcastor send`, `recv` and `demo` from the command line.
 
-use super::{cases, route, star_v4};
+use super::{PACKET_PLANE, cases, route, star_v4};
 use crate::lab::router::BINARY;
 use crate::lab::{Injector, Lab, Program, Router, Star, TIMEOUT, Udp, UdpRx, wait_until};
 
@@ -211,7 +211,8 @@ fn rate_changes_keep_count_and_order(lab: &Lab) {
         lab,
         &star.rtr,
         // No join: its reports would be among the dropped packets.
-        &route("r", "in", "", "225.1.2.3", &["out1"], "join = false\n"),
+        &(String::from(PACKET_PLANE)
+            + &route("r", "in", "", "225.1.2.3", &["out1"], "join = false\n")),
     );
     let rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     let inject = Injector::new(&star.src, "eth0");

@@ -242,9 +242,8 @@ fn missing_need(need: Need) -> Option<String> {
             (!out.is_ok_and(|o| o.status.success())).then(|| "`mcastor demo`".into())
         }
         Need::BpfPrograms => {
-            let packet = mcastor::planes::packet::PacketPlane::new(1);
-            let plane = mcastor::planes::ebpf::EbpfPlane::load(packet, 1, 16, 0);
-            plane.err().map(|e| format!("BPF programs: {e}"))
+            let probed = mcastor::sys::offload::OffloadProgram::probe();
+            probed.err().map(|e| format!("BPF programs: {e}"))
         }
         Need::UdpGso => (!describes_udp_gso()).then(|| "Linux 6.2 for GSO packets of UDP".into()),
         Need::Clsact => {

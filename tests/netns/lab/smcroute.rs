@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     BINARY, Capture, Injector, IpPacket, Lab, Ns, Program, Star, TIMEOUT, Udp, binary, wait_until,
@@ -26,6 +26,9 @@ pub const BOTH: [Implementation; 2] = [Implementation::Mcastor, Implementation::
 
 /// The route of the end marker that [`send_and_collect`] sends last.
 pub const ROUTE_TO_ALL: &str = "mroute from in group 225.255.0.1 to out1 out2 out3\n";
+
+/// How long nothing arrives once all packets have.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// A running daemon.
 pub struct Daemon {
@@ -181,8 +184,8 @@ pub fn star_per_implementation(lab: &Lab, egresses: usize) -> [(Implementation, 
     })
 }
 
-/// Sends `packets` and then an end marker to all egresses. Returns the packets that arrived up to
-/// the marker, and the marker itself.
+/// Sends `packets` and then an end marker to all egresses. Returns the packets that arrived, and the
+/// marker.
 pub fn send_and_collect(star: &Star, egresses: usize, packets: &[Udp]) -> ArrivedPackets {
     let captures: Vec<Capture> = (1..=egresses)
         .map(|n| Capture::new(&star.rcv, &format!("eth{n}")))
@@ -197,17 +200,24 @@ pub fn send_and_collect(star: &Star, egresses: usize, packets: &[Udp]) -> Arrive
     inject.send(&last.frame());
     let mut arrived = ArrivedPackets::new();
     for (n, capture) in captures.iter().enumerate() {
-        let mut seen = Vec::new();
-        let complete = wait_until(TIMEOUT, || {
+        let mut seen: Vec<IpPacket> = Vec::new();
+        let mut collect = || {
+            let before = seen.len();
             let frames = capture.frames();
-            seen.extend(
-                frames
-                    .iter()
-                    .filter(|f| !f.outgoing)
-                    .filter_map(|f| IpPacket::parse(&f.bytes)),
-            );
-            seen.iter().any(|s| s.dst.to_string() == "225.255.0.1")
-        });
+            let incoming = frames.iter().filter(|f| !f.outgoing);
+            seen = incoming.filter_map(|f| IpPacket::parse(&f.bytes)).collect();
+            let is_last = |s: &IpPacket| s.dst.to_string() == "225.255.0.1";
+            (seen.iter().any(is_last), seen.len() > before)
+        };
+        let complete = wait_until(TIMEOUT, || collect().0);
+        // The last packet is of another flow, so it may overtake some.
+        let mut quiet = Instant::now();
+        while quiet.elapsed() < QUIET {
+            if collect().1 {
+                quiet = Instant::now();
+            }
+            std::thread::sleep(QUIET / 10);
+        }
         assert!(complete, "the last packet did not reach eth{}", n + 1);
         let own = seen
             .iter()

@@ -109,6 +109,7 @@ proptest! {
             reports: ReportOptions::default(),
             disabled: false,
             capture: false,
+            plane: None,
         });
         let rib = Rib {
             rules: rules.into(),

@@ -1,0 +1,139 @@
+//! The choice of the plane at the start.
+
+use tracing::{info, warn};
+
+use crate::planes::Planes;
+use crate::planes::ebpf::EbpfPlane;
+use crate::planes::packet::rate::{Mode, Thresholds};
+use crate::planes::packet::{Modes, PacketPlane};
+use crate::settings::{PlaneKind, Settings};
+use crate::sys::limits;
+use crate::sys::offload::OffloadProgram;
+
+/// The smallest limit of open files with which `auto` chooses the eBPF plane. The plane needs a
+/// dozen of them, and one more for each ingress.
+const MIN_OPEN_FILES: usize = 256;
+
+/// The environment variable that fixes the capture mode to `latency` or `throughput`. With
+/// `prefer-throughput`, the latency mode serves only to hand flows over. For measurements and tests.
+const FIXED_CAPTURE: &str = "MCASTOR_TEST_CAPTURE";
+
+fn capture_modes() -> Modes {
+    let fixed = std::env::var(FIXED_CAPTURE).ok();
+    let is_fixed = |mode: &Mode| fixed.as_deref() == Some(mode.label());
+    if let Some(mode) = [Mode::Latency, Mode::Throughput].into_iter().find(is_fixed) {
+        return Modes::Fixed(mode);
+    }
+    let mut thresholds = Thresholds::default();
+    if fixed.as_deref() == Some("prefer-throughput") {
+        (thresholds.up, thresholds.down) = (0, 0);
+    }
+    Modes::Adaptive(thresholds)
+}
+
+/// The plane for the settings and this machine.
+pub(super) struct ChosenPlane {
+    packet: PacketPlane,
+    /// The programs of the eBPF plane, or why the packet plane serves all interfaces.
+    program: Result<OffloadProgram, Refusal>,
+}
+
+/// Why the eBPF plane is not used.
+enum Refusal {
+    /// The settings select the packet plane.
+    Settings,
+    /// It cannot be used, for this reason. The second text is the remedy.
+    Unusable(PlaneKind, String, &'static str),
+}
+
+impl ChosenPlane {
+    /// Chooses the plane by trying to load the programs of the eBPF plane.
+    pub(super) fn choose(settings: &Settings) -> Self {
+        let packet = PacketPlane {
+            qdisc_bypass: settings.plane.qdisc_bypass,
+            modes: capture_modes(),
+            busy_poll: settings.plane.busy_poll,
+            ..PacketPlane::new(instance_mark())
+        };
+        let program = match settings.plane.kind {
+            PlaneKind::Packet => Err(Refusal::Settings),
+            kind => load_program(&packet, kind, settings),
+        };
+        Self { packet, program }
+    }
+
+    /// Returns the name of the plane.
+    pub(super) fn name(&self) -> &'static str {
+        match self.program {
+            Ok(_) => EbpfPlane::NAME,
+            Err(_) => PacketPlane::NAME.as_str(),
+        }
+    }
+
+    /// Logs why it was chosen, unless the settings select it.
+    pub(super) fn log_reason(&self) {
+        match &self.program {
+            Ok(program) => info!(
+                "plane ebpf: the kernel forwards known flows; its tables take up to {} MiB \
+                 (limits.flows)",
+                program.table_bytes().div_ceil(1 << 20)
+            ),
+            Err(Refusal::Unusable(PlaneKind::Ebpf, reason, remedy)) => warn!(
+                "plane packet, although plane.kind = \"ebpf\": {reason}. Packet sockets forward \
+                 the same packets. For the kernel to forward them, {remedy}"
+            ),
+            Err(Refusal::Unusable(_, reason, remedy)) => {
+                info!("plane packet: {reason}. For the kernel to forward, {remedy}");
+            }
+            Err(Refusal::Settings) => {}
+        }
+    }
+
+    /// Starts the plane. Its thread inherits the capabilities of the calling one.
+    pub(super) fn start(self) -> Planes {
+        let packet = Box::new(self.packet);
+        let Ok(program) = self.program else {
+            return Planes::new(packet, Vec::new());
+        };
+        match EbpfPlane::start(self.packet, program) {
+            Ok(ebpf) => Planes::new(Box::new(ebpf), vec![packet]),
+            Err(e) => {
+                warn!("plane packet: the thread of the eBPF plane cannot be started: {e}");
+                Planes::new(packet, Vec::new())
+            }
+        }
+    }
+}
+
+fn load_program(
+    packet: &PacketPlane,
+    kind: PlaneKind,
+    settings: &Settings,
+) -> Result<OffloadProgram, Refusal> {
+    if kind == PlaneKind::Auto {
+        let open_files = limits::max_open_files();
+        if open_files < MIN_OPEN_FILES {
+            let reason = format!("the limit of open files is {open_files}, below {MIN_OPEN_FILES}");
+            let remedy = "raise it (ulimit -n, LimitNOFILE=), or set plane.kind = \"ebpf\"";
+            return Err(Refusal::Unusable(kind, reason, remedy));
+        }
+        // The kernel would send through the queueing discipline.
+        if settings.plane.qdisc_bypass {
+            let reason = "only packet sockets can do what plane.qdisc_bypass = true demands".into();
+            let remedy = "remove that key, or set plane.kind = \"ebpf\"";
+            return Err(Refusal::Unusable(kind, reason, remedy));
+        }
+    }
+    let flows = u32::try_from(settings.limits.flows).unwrap_or(u32::MAX);
+    let unknown_packets = settings.plane.unknown_packets;
+    EbpfPlane::load_program(packet, instance_mark(), flows, unknown_packets)
+        .map_err(|e| Refusal::Unusable(kind, e.to_string(), e.remedy()))
+}
+
+/// Returns a random number other than zero, the mark of the packets that this instance sends. Other
+/// instances on this machine are unlikely to have the same.
+fn instance_mark() -> u32 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    // RandomState has a random seed.
+    (RandomState::new().build_hasher().finish() as u32).max(1)
+}
