@@ -42,6 +42,13 @@ fn manifests_and_embedded_settings_are_valid(lab: &Lab) {
     let files: Vec<&Path> = files.iter().map(|f| f.as_path()).collect();
     let settings = check(&files).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(settings.len(), 2);
+    // The capabilities for forwarding in the kernel.
+    let good = std::fs::read_to_string(manifest("daemonset.yml")).expect("the manifest");
+    let more = good.replace("add: [NET_RAW]", "add: [NET_RAW, NET_ADMIN, BPF, PERFMON]");
+    assert_ne!(more, good);
+    let file = lab.file("more.yml");
+    std::fs::write(&file, more).expect("writing a manifest");
+    check(&[&file]).unwrap_or_else(|e| panic!("{e}"));
     for text in settings {
         let file = lab.file("mcastor.toml");
         std::fs::write(&file, text).expect("writing settings");
