@@ -35,7 +35,6 @@ use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, HTTP_SETTING, Lis
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
-use crate::planes::packet::PacketPlane;
 use crate::settings::{DEFAULT_SOCKET, HttpAddress, LimitSettings, Settings, SettingsReport};
 use crate::sys;
 use crate::sys::activation::PassedListener;
@@ -517,7 +516,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 },
                 disabled: !i.enabled,
                 capture: i.capture,
-                plane: i.packet_plane.then_some(PacketPlane::NAME),
+                packet_plane: i.packet_plane,
             })
             .collect(),
     }

@@ -202,7 +202,8 @@ impl FlowPlanes {
         ingress: InterfaceId,
         flow: FlowKey,
     ) -> Option<FlowForwarding> {
-        self.0.flow_forwarding(plane, ingress, flow)
+        let plane = self.0.serving(plane).ok()?;
+        Some(plane.flow_forwarding(ingress, flow))
     }
 }
 

@@ -66,7 +66,7 @@ impl ChosenPlane {
     pub(super) fn name(&self) -> &'static str {
         match self.program {
             Ok(_) => EbpfPlane::NAME,
-            Err(_) => PacketPlane::NAME.as_str(),
+            Err(_) => PacketPlane::NAME,
         }
     }
 
@@ -96,7 +96,7 @@ impl ChosenPlane {
             return Planes::new(packet, Vec::new());
         };
         match EbpfPlane::start(self.packet, program) {
-            Ok(ebpf) => Planes::new(Box::new(ebpf), vec![packet]),
+            Ok(ebpf) => Planes::new(Box::new(ebpf), Vec::new()),
             Err(e) => {
                 warn!("plane packet: the thread of the eBPF plane cannot be started: {e}");
                 Planes::new(packet, Vec::new())

@@ -102,9 +102,9 @@ impl SettingsFile {
 
 /// Returns the log directives for `level`, without the messages of actix-http: it logs an error for
 /// each malformed request, so that any client could flood the log. Of actix-server, only warnings
-/// concern users. `level` may name both to see them.
+/// concern users; aya describes its work at the level debug. `level` may name them to see them.
 pub(super) fn log_directives(level: &str) -> String {
-    format!("actix_http=off,actix_server=warn,{level}")
+    format!("actix_http=off,actix_server=warn,aya=warn,aya_obj=warn,{level}")
 }
 
 /// Starts logging to standard error. `RUST_LOG` overrides the log level of the settings.

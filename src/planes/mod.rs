@@ -150,23 +150,6 @@ impl Planes {
             .map(AsRef::as_ref)
     }
 
-    /// Returns who forwards the packets of a flow that arrives on an interface of the named plane;
-    /// `None` if there is no such plane.
-    pub fn flow_forwarding(
-        &self,
-        plane: Option<PlaneName>,
-        ingress: InterfaceId,
-        flow: FlowKey,
-    ) -> Option<FlowForwarding> {
-        let serving = self.serving(plane).ok()?;
-        let mut forwarding = serving.flow_forwarding(ingress, flow);
-        if plane.is_some() {
-            // Why the default plane does not serve the interface.
-            forwarding.declined = self.default.flow_forwarding(ingress, flow).declined;
-        }
-        Some(forwarding)
-    }
-
     /// Returns the plane with this name; without a name, the default plane.
     ///
     /// # Errors

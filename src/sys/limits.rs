@@ -100,22 +100,41 @@ fn raise_locked_memory_limit(bytes: u64) -> Result<(), u64> {
     {
         return Ok(());
     }
-    let soft = limit.rlim_cur;
-    // Only CAP_SYS_RESOURCE may raise the hard limit.
-    for hard in [limit.rlim_max.max(bytes), limit.rlim_max] {
-        (limit.rlim_cur, limit.rlim_max) = (hard.min(bytes), hard);
+    // The limit is for all processes of the user. Only CAP_SYS_RESOURCE may exceed the hard limit.
+    let hard = limit.rlim_max;
+    for maximum in [libc::RLIM_INFINITY, hard] {
+        (limit.rlim_cur, limit.rlim_max) = (maximum, maximum);
         // SAFETY: `limit` outlives the call, which reads one `rlimit` from it.
         let is_set = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) } == 0;
-        if is_set && limit.rlim_cur >= bytes {
+        if is_set && maximum >= bytes {
             return Ok(());
         }
     }
-    Err(soft.max(limit.rlim_cur))
+    Err(hard)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limit_of_locked_memory_is_raised_or_named() {
+        let limit = || {
+            let mut limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: `limit` outlives the call, which writes one `rlimit` to it.
+            unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+            limit
+        };
+        let before = limit();
+        let wanted = before.rlim_cur.saturating_add(4096);
+        match raise_locked_memory_limit(wanted) {
+            Ok(()) => assert!(limit().rlim_cur >= wanted),
+            Err(hard) => assert!(hard < wanted && hard == before.rlim_max),
+        }
+    }
 
     #[test]
     fn part_of_the_limit_is_reserved() {

@@ -80,6 +80,8 @@ pub struct Ingress {
     pub watch_only: bool,
     /// The plane that serves the interface; `None` for the default plane.
     pub plane: Option<PlaneName>,
+    /// Whether the plane may not forward by itself what arrives on the interface.
+    pub packet_plane: bool,
 }
 
 /// A proxy on one of its interfaces, for packets that arrive there.
@@ -159,6 +161,8 @@ pub struct Egress {
     pub running: bool,
     /// The plane that serves it; `None` for the default plane.
     pub plane: Option<PlaneName>,
+    /// Whether a plane may not forward by itself what leaves on the interface.
+    pub packet_plane: bool,
     /// Its subnets.
     pub subnets: Vec<IpNet>,
     /// Its link-layer address.

@@ -16,8 +16,8 @@ use super::shared_vec::SharedVec;
 use super::subnet_conflict::{SubnetConflict, common_subnet, subnets};
 use crate::model::rule::JoinPolicy;
 use crate::model::{
-    FragmentPolicy, IfName, InterfaceId, JoinRule, Link, Links, MAX_PROXIES, PlaneName, ProxyRule,
-    RouteName, RouteRule,
+    FragmentPolicy, IfName, InterfaceId, JoinRule, Link, Links, MAX_PROXIES, ProxyRule, RouteName,
+    RouteRule,
 };
 
 /// A forwarding table under construction, for the given links. It can be changed after a table was
@@ -376,7 +376,7 @@ impl FibBuilder {
     ) -> PathId {
         let options = InterfaceOptions::of_link(&self.options, oif);
         let threshold = options.and_then(|options| options.ttl_threshold);
-        let plane = plane(oif, options);
+        let packet_plane = options.is_some_and(|options| options.packet_plane);
         let (egresses, path_counts, links) =
             (&mut self.egresses, &mut self.path_counts, &self.links);
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
@@ -385,7 +385,8 @@ impl FibBuilder {
                 name: oif.name.clone(),
                 mtu: oif.mtu,
                 running: oif.up && oif.carrier,
-                plane,
+                plane: oif.plane,
+                packet_plane,
                 subnets: subnets(links.addresses(oif.index)).collect(),
                 address: oif.address,
             });
@@ -504,23 +505,20 @@ impl FibBuilder {
     /// Returns an interface on which packets arrive. Adds it if necessary.
     fn edit_ingress(&mut self, iif: InterfaceId) -> &mut Ingress {
         let (links, options) = (&self.links, &self.options);
+        let link = links.get(iif);
         let ingresses = Arc::make_mut(&mut self.ingresses);
         let ingress = ingresses.entry(iif).or_insert_with(|| {
             Arc::new(Ingress {
                 vlans_with_own_interface: links.vlan_ids_of(iif).collect(),
-                plane: (links.get(iif))
-                    .and_then(|link| plane(link, InterfaceOptions::of_link(options, link))),
+                plane: link.and_then(|link| link.plane),
+                packet_plane: link
+                    .and_then(|link| InterfaceOptions::of_link(options, link))
+                    .is_some_and(|options| options.packet_plane),
                 ..Ingress::default()
             })
         });
         Arc::make_mut(ingress)
     }
-}
-
-/// Returns the plane that serves a link; `None` for the default plane.
-fn plane(link: &Link, options: Option<&InterfaceOptions>) -> Option<PlaneName> {
-    // A link of another plane exists on that plane only.
-    link.plane.or_else(|| options.and_then(|o| o.plane))
 }
 
 /// Returns whether packets of a route are withheld from egresses to which another forwarder sends
@@ -768,7 +766,7 @@ mod tests {
                 mrdisc: None,
                 disabled: false,
                 capture: false,
-                plane: None,
+                packet_plane: false,
                 reports: Default::default(),
             };
             let mut rib = Rib {

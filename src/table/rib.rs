@@ -341,7 +341,7 @@ mod tests {
             reports: ReportOptions::default(),
             disabled: false,
             capture: false,
-            plane: None,
+            packet_plane: false,
         };
         let rib = Rib {
             rules: vec![].into(),
@@ -376,7 +376,7 @@ mod tests {
                 mrdisc: None,
                 disabled: false,
                 capture: true,
-                plane: None,
+                packet_plane: false,
                 reports: ReportOptions::default(),
             }],
             ..Rib::default()

@@ -22,7 +22,7 @@ async fn every_egress_gets_and_counts_packets() {
         reports: Default::default(),
         disabled: false,
         capture: false,
-        plane: None,
+        packet_plane: false,
     };
     let rules = vec![rule("in", &["out", "far"], TtlPolicy::Decrement)];
     let links = [link(1, "in"), link(2, "out"), link(3, "far")];

@@ -26,7 +26,7 @@ use super::data::interface::Interface;
 use super::messages::{CaptureOpened, Publish};
 use super::shared::{InterfaceHandle, RouterContext, Snapshot};
 use super::supervision::{ActorDied, ActorRole, DeathGuard, Stop, WorkerId, panics_on_demand};
-use crate::model::{IfName, InterfaceId, Links, PlaneName};
+use crate::model::{IfName, InterfaceId, Links};
 use crate::sys::confinement::FileAccess;
 use crate::table::{Fib, FibDiff, Ingress};
 
@@ -65,7 +65,6 @@ struct CapturedInterface {
     address: Addr<Interface>,
     /// Whether the actor only recognises other forwarders.
     watch_only: bool,
-    plane: Option<PlaneName>,
     open: bool,
 }
 
@@ -195,7 +194,6 @@ impl Supervisor {
             name: name.clone(),
             address,
             watch_only,
-            plane,
             open: false,
         };
         self.interfaces.insert(index, captured);
@@ -228,8 +226,7 @@ impl Supervisor {
         let names = &self.names;
         let unused = self.interfaces.extract_if(|index, captured| {
             let ingress = fib.ingresses.get(index);
-            let is_same =
-                |i: &Arc<Ingress>| (i.watch_only, i.plane) == (captured.watch_only, captured.plane);
+            let is_same = |i: &Arc<Ingress>| i.watch_only == captured.watch_only;
             !names.contains_key(index) || !ingress.is_none_or(is_same)
         });
         let unused_interfaces: Vec<_> = unused

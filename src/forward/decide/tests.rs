@@ -454,6 +454,7 @@ fn table_with_paths() -> (Fib, Ingress) {
         mtu: 1500,
         running,
         plane: None,
+        packet_plane: false,
         subnets: Vec::new(),
         address: None,
     };

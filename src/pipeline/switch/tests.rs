@@ -61,7 +61,7 @@ fn fib_with(
         reports: Default::default(),
         disabled: false,
         capture: false,
-        plane: None,
+        packet_plane: false,
     }];
     let rib = Rib {
         rules: rules.into(),

@@ -131,7 +131,7 @@ pub fn plan(
     links: &dyn LinkFacts,
 ) -> Result<Plan, Declined> {
     let arrival = fib.ingresses.get(&ingress).ok_or(Declined::NoRoute)?;
-    if arrival.plane.is_some() {
+    if arrival.packet_plane {
         return Err(Declined::IngressSetting);
     }
     if !links.is_plain_ethernet(ingress) {
@@ -178,7 +178,7 @@ pub fn plan(
     for id in paths {
         let path = fib.paths.get(id as usize).ok_or(Declined::NoRoute)?;
         let egress = fib.egress_of(id).ok_or(Declined::NoRoute)?;
-        if egress.plane.is_some() {
+        if egress.packet_plane {
             return Err(Declined::EgressSetting);
         }
         // With the highest TTL only a fault of the egress remains; the threshold is checked by the

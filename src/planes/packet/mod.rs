@@ -20,7 +20,7 @@ pub use options::{Modes, PacketPlane};
 
 impl Plane for PacketPlane {
     fn name(&self) -> &'static str {
-        Self::NAME.as_str()
+        Self::NAME
     }
 
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::rate::{Mode, Thresholds};
-use crate::model::PlaneName;
 use crate::sys::filter::CaptureFilter;
 use crate::sys::ring::RingSize;
 
@@ -38,7 +37,7 @@ pub enum Modes {
 
 impl PacketPlane {
     /// Its name.
-    pub const NAME: PlaneName = PlaneName::new("packet");
+    pub const NAME: &'static str = "packet";
 
     /// Returns the plane with the default options and this mark.
     pub fn new(mark: u32) -> Self {

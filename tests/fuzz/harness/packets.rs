@@ -292,7 +292,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             reports: Default::default(),
             disabled: false,
             capture: false,
-            plane: None,
+            packet_plane: false,
         }],
         ..Rib::default()
     }

@@ -109,7 +109,7 @@ proptest! {
             reports: ReportOptions::default(),
             disabled: false,
             capture: false,
-            plane: None,
+            packet_plane: false,
         });
         let rib = Rib {
             rules: rules.into(),
