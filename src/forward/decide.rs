@@ -9,8 +9,8 @@ use crate::model::addr::{is_link_local_group, is_link_local_source};
 use crate::model::{Group, InterfaceId, MacAddress, Source, TtlPolicy};
 use crate::table::flows::{FlowKey, Flows, Verdicts};
 use crate::table::{
-    Admission, Entry, EntryId, Fib, Ingress, PathId, ProxyIngress, StreamArrival, StreamKey,
-    StreamState, YieldDecision,
+    Admission, Entry, EntryId, Fib, Ingress, IngressSelection, PathId, ProxyIngress, StreamArrival,
+    StreamKey, StreamState, YieldDecision,
 };
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::{self, PacketClass};
@@ -207,8 +207,63 @@ pub fn may_offload(arrival: Arrival<'_, '_>, flows: &Flows, key: &FlowKey) -> bo
     current.is_some_and(|flow| {
         // A recorder makes it read-only.
         let admission = admit(arrival, flow.verdicts, 0, &Recorder::default());
-        matches!(admission, Admission::Active { contested, .. } if !contested)
+        permits_offload(arrival, flow.verdicts, admission)
     })
+}
+
+/// Returns whether a plane may forward packets with this admission, and takes or renews the lease.
+fn permits_offload(arrival: Arrival<'_, '_>, verdicts: Verdicts, admission: Admission) -> bool {
+    let is_permitted = match admission {
+        Admission::Active { contested, .. } => !contested || !may_yield(arrival, verdicts),
+        Admission::Standby => false,
+    };
+    is_permitted && lease(arrival, verdicts)
+}
+
+/// Returns whether packets leave on a link of the domain of the ingress: another forwarder can send
+/// the stream to it.
+fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
+    let Arrival { fib, ingress, .. } = arrival;
+    let Some(selection) = &ingress.selection else {
+        return false;
+    };
+    let mut paths = entry_paths(fib, ingress, verdicts).flat_map(|(_, paths)| paths);
+    paths.any(|path| {
+        let egress = fib.egress_of(path);
+        egress.is_some_and(|egress| selection.domain.running.contains(&egress.index))
+    })
+}
+
+/// Takes or renews the lease of a stream that may arrive on several ingresses. Returns whether its
+/// packets may be forwarded without a look at each.
+fn lease(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
+    match selected(arrival, verdicts) {
+        Some((selection, stream)) => {
+            let ingresses = &arrival.streams.ingresses;
+            ingresses.lease(selection, stream, arrival.now_ms)
+        }
+        None => true,
+    }
+}
+
+/// Gives the lease of a stream back, whose packets are examined from now on.
+pub fn end_offload(arrival: Arrival<'_, '_>, flows: &Flows, key: &FlowKey) {
+    let verdicts = flows.get(key).map(|flow| flow.verdicts);
+    if let Some((selection, stream)) = verdicts.and_then(|v| selected(arrival, v)) {
+        arrival.streams.ingresses.give_back(selection, stream);
+    }
+}
+
+/// Returns the selection that decides whether the ingress is the active one of the stream, if its
+/// entries forward from one ingress only.
+fn selected<'f>(
+    arrival: Arrival<'f, '_>,
+    verdicts: Verdicts,
+) -> Option<(&'f IngressSelection, StreamKey)> {
+    let Arrival { fib, ingress, .. } = arrival;
+    let selection = ingress.selection.as_ref().zip(verdicts.stream)?;
+    let mut entries = entries(fib, ingress, verdicts);
+    (entries.any(|(entry, _)| entry.takeover_ms.is_some())).then_some(selection)
 }
 
 /// What happens to a flow whose packets a plane forwards by itself.
@@ -217,7 +272,7 @@ pub enum OffloadedFlow {
     /// The plane may continue.
     Continues,
     /// Its packets must be examined: another forwarder sends the stream too, or another ingress is
-    /// active.
+    /// active or would replace this one. The caller stops the plane, and calls [`end_offload`].
     Contested,
     /// The flow has ended.
     Ended,
@@ -244,13 +299,15 @@ pub fn note_offloaded(
         verdicts = add_stream(arrival, new, key);
         flows.set_verdicts(&key, verdicts, fib.generation);
     }
-    // Its TTL is unknown. It only matters if the stream may arrive on several ingresses, and then
-    // no plane forwards it by itself.
-    match admit(arrival, verdicts, 0, &NoTrace) {
-        Admission::Active {
-            contested: false, ..
-        } => OffloadedFlow::Continues,
-        Admission::Active { .. } | Admission::Standby => OffloadedFlow::Contested,
+    // The TTL of its packets is unknown: that of earlier ones remains in force.
+    let admission = match counted {
+        // No packet keeps the ingress active.
+        (0, _) => admit(arrival, verdicts, 0, &Recorder::default()),
+        _ => admit(arrival, verdicts, 0, &NoTrace),
+    };
+    match permits_offload(arrival, verdicts, admission) {
+        true => OffloadedFlow::Continues,
+        false => OffloadedFlow::Contested,
     }
 }
 

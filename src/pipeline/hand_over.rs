@@ -37,6 +37,8 @@ pub struct ForwardedByPlane {
     pub packets: u64,
     /// Their IP bytes.
     pub bytes: u64,
+    /// Whether the plane forwards its packets still.
+    pub continues: bool,
 }
 
 /// The hand-over of the flows of one interface.
@@ -58,7 +60,8 @@ pub trait HandOver {
     /// packets of the interface.
     fn advance(&mut self, now: Instant, may_go: &dyn Fn(&FlowKey) -> bool);
 
-    /// Reports what the plane forwarded since the last call: appends to `forwarded`.
+    /// Reports the flows that the plane forwards, or has forwarded since the last call: appends to
+    /// `forwarded`. If there are many, it reports some of them at a time.
     fn report(&mut self, forwarded: &mut Vec<ForwardedByPlane>);
 
     /// Takes all flows back, and hands no more over, as long as `paused` is set.

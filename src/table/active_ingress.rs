@@ -19,6 +19,10 @@
 //! Interfaces that routes and proxies connect, directly or through others, form an
 //! [`IngressDomain`]. An (S,G) has one active ingress in each domain.
 //!
+//! While a plane forwards a stream by itself, this process does not see its packets. So the active
+//! ingress then has a lease, which it renews: until it gives the lease back, no other ingress may
+//! forward the stream. An ingress that would replace it asks for that.
+//!
 //! The interface actors share the selection without locks. If more streams are active than the
 //! table has slots, a packet may be forwarded twice. Two actors that receive the first packets of a
 //! stream at the same time may both forward one.
@@ -45,10 +49,15 @@ const MAX_SILENCE_MS: u64 = 60_000;
 /// milliseconds. It exceeds the time for which a busy machine leaves a thread waiting.
 const HOLD_MS: u64 = 100;
 
+/// Time after which a lease ends that is not renewed, in milliseconds.
+const LEASE_MS: u64 = 3000;
+
 const INTERFACE_SHIFT: u32 = 32;
 /// A copy was withheld since the last packet on the active ingress, to which the source is attached.
 const HELD: u64 = 1 << 31;
 const TTL_SHIFT: u32 = 23;
+/// Another ingress asks for the lease.
+const WANTED: u64 = 1 << 31;
 
 /// Interfaces that routes and proxies connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +150,8 @@ pub struct ActiveIngresses {
     seed: RandomState,
     /// State: the ID of the active ingress (32 bits), the highest TTL of its packets, and the time
     /// of the last one. Extra: the time at which another station was last seen to send the stream,
-    /// plus one; 0 for never.
+    /// plus one; 0 for never. Share: the ID of the ingress with the lease (32 bits), whether another
+    /// one asks for it, and the time at which it was last renewed; 0 for none.
     slots: SlotTable,
 }
 
@@ -225,6 +235,15 @@ fn load(slot: &StreamSlot) -> (u64, u64) {
     (load(&slot.state), load(&slot.extra))
 }
 
+/// Returns whether a running ingress other than that of `selection` has the lease of a stream.
+fn leased_to_another(slot: &StreamSlot, selection: &IngressSelection, now_ms: u64) -> bool {
+    let lease = slot.share.load(Ordering::SeqCst);
+    let holder = interface_of(lease).filter(|holder| *holder != selection.interface);
+    holder.is_some_and(|holder| {
+        age_ms(lease, now_ms) < LEASE_MS && selection.domain.running.contains(&holder)
+    })
+}
+
 impl ActiveIngresses {
     /// Returns the key of a stream in a domain.
     pub fn key(&self, domain: &IngressDomain, stream: FlowKey) -> StreamKey {
@@ -247,12 +266,66 @@ impl ActiveIngresses {
         };
         let (state, contested_ms) = load(slot);
         let (admission, new) = assess((state, contested_ms), selection, arrival, now_ms);
+        if admission != Admission::Standby && leased_to_another(slot, selection, now_ms) {
+            slot.share.fetch_or(WANTED, Ordering::SeqCst);
+            return Admission::Standby;
+        }
         // If two ingresses try to become active at the same time, one of them succeeds.
-        let order = Ordering::Relaxed;
-        let exchanged = || slot.state.compare_exchange(state, new, order, order);
-        match state == new || exchanged().is_ok() {
-            true => admission,
-            false => Admission::Standby,
+        let order = Ordering::SeqCst;
+        let exchanged = || {
+            slot.state
+                .compare_exchange(state, new, order, Ordering::Relaxed)
+        };
+        if state != new && exchanged().is_err() {
+            return Admission::Standby;
+        }
+        // A lease may have been given at the same time: see `lease`.
+        let is_new = interface_of(state) != Some(selection.interface);
+        match is_new && leased_to_another(slot, selection, now_ms) {
+            true => Admission::Standby,
+            false => admission,
+        }
+    }
+
+    /// Gives the lease of a stream to its active ingress, or renews it. Returns whether the ingress
+    /// has it: not if it is not the active one, or if another ingress asks for the lease. A plane
+    /// may forward the stream by itself only with the lease, and stops before it is given back.
+    pub fn lease(&self, selection: &IngressSelection, stream: StreamKey, now_ms: u64) -> bool {
+        let Some(slot) = self.slots.find(stream.get()) else {
+            return false;
+        };
+        let is_active = || {
+            let state = slot.state.load(Ordering::SeqCst);
+            interface_of(state) == Some(selection.interface)
+        };
+        let before = slot.share.load(Ordering::SeqCst);
+        let is_own = interface_of(before) == Some(selection.interface);
+        if !is_active()
+            || is_own && before & WANTED != 0
+            || leased_to_another(slot, selection, now_ms)
+        {
+            return false;
+        }
+        let new = u64::from(selection.interface.get()) << INTERFACE_SHIFT | stamp(now_ms);
+        let order = Ordering::SeqCst;
+        if (slot.share.compare_exchange(before, new, order, order)).is_err() {
+            return false;
+        }
+        // Another ingress becomes active before it looks for a lease, and this one looks for the
+        // active ingress after it has the lease: so they do not both forward.
+        if !is_active() {
+            self.give_back(selection, stream);
+            return false;
+        }
+        true
+    }
+
+    /// Gives the lease of a stream back, if the ingress has it.
+    pub fn give_back(&self, selection: &IngressSelection, stream: StreamKey) {
+        if let Some(slot) = self.slots.find(stream.get())
+            && interface_of(slot.share.load(Ordering::SeqCst)) == Some(selection.interface)
+        {
+            slot.share.store(0, Ordering::SeqCst);
         }
     }
 
@@ -264,8 +337,11 @@ impl ActiveIngresses {
         arrival: StreamArrival,
         now_ms: u64,
     ) -> Admission {
-        let state = self.slots.find(stream.get()).map_or((0, 0), load);
-        assess(state, selection, arrival, now_ms).0
+        let slot = self.slots.find(stream.get());
+        if slot.is_some_and(|slot| leased_to_another(slot, selection, now_ms)) {
+            return Admission::Standby;
+        }
+        assess(slot.map_or((0, 0), load), selection, arrival, now_ms).0
     }
 
     /// Returns the active ingress of a stream that had a packet in the last minute.

@@ -139,6 +139,10 @@ impl Flows {
         (packets, bytes): (u64, u64),
         now_ms: u64,
     ) -> Option<(Verdicts, u64)> {
+        if packets == 0 {
+            let flow = self.flows.peek(key)?;
+            return Some((flow.verdicts, flow.generation));
+        }
         let flow = self.flows.get_mut(key)?;
         flow.packets += packets;
         flow.bytes += bytes;

@@ -23,7 +23,9 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
-use crate::forward::{Arrival, DropReason, OffloadedFlow, may_offload, note_offloaded};
+use crate::forward::{
+    Arrival, DropReason, OffloadedFlow, end_offload, may_offload, note_offloaded,
+};
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
@@ -295,11 +297,20 @@ impl Interface {
             now_ms,
         };
         for report in forwarded {
+            let (flow, flows) = (&report.flow, &mut self.switch.flows);
+            // Nothing to note, and no other ingress that could want it.
+            if report.packets == 0 && ingress.selection.is_none() {
+                continue;
+            }
             let counted = (report.packets, report.bytes);
-            match note_offloaded(arrival, &mut self.switch.flows, report.flow, counted) {
-                OffloadedFlow::Continues => {}
-                OffloadedFlow::Contested => hand_over.withdraw(&report.flow),
-                OffloadedFlow::Ended => hand_over.release(&report.flow),
+            match note_offloaded(arrival, flows, *flow, counted) {
+                OffloadedFlow::Continues if report.continues => {}
+                OffloadedFlow::Continues => end_offload(arrival, flows, flow),
+                OffloadedFlow::Contested => {
+                    hand_over.withdraw(flow);
+                    end_offload(arrival, flows, flow);
+                }
+                OffloadedFlow::Ended => hand_over.release(flow),
             }
         }
     }

@@ -88,6 +88,8 @@ struct PreparedFlow {
     /// Its position in the list of keys.
     position: usize,
     reported: ForwardedByKernel,
+    /// Whether the last report said that the kernel forwards it.
+    continued: bool,
     /// Packets captured when the kernel took over.
     captured: u64,
     retry: Duration,
@@ -178,6 +180,7 @@ impl OffloadCapture {
                 slot,
                 position: keys.len() - 1,
                 reported: ForwardedByKernel::default(),
+                continued: false,
                 captured: 0,
                 retry: FIRST_RETRY,
             }
@@ -349,18 +352,20 @@ impl HandOver for OffloadCapture {
             let Some(record) = tables.flow(flow.slot) else {
                 continue;
             };
+            let state = record.control().state;
+            let continues = matches!(state, HandOverState::Armed | HandOverState::Offloaded);
             let now = record.forwarded();
-            if now != flow.reported {
+            if now != flow.reported || continues || flow.continued {
                 forwarded.push(ForwardedByPlane {
                     flow: *key,
                     packets: now.packets - flow.reported.packets,
                     bytes: now.bytes - flow.reported.bytes,
+                    continues,
                 });
-                flow.reported = now;
+                (flow.reported, flow.continued) = (now, continues);
             }
             // Some packets of the flow are left to this process: a flow is forwarded as a whole.
-            if record.control().state == HandOverState::Offloaded && record.seen() != flow.captured
-            {
+            if state == HandOverState::Offloaded && record.seen() != flow.captured {
                 record.withdraw();
                 mixed.push(*key);
             }

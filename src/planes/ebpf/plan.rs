@@ -30,9 +30,6 @@ pub enum Declined {
     /// The route has a loop guard.
     #[error("its route has a loop guard")]
     LoopGuard,
-    /// It may arrive on several interfaces, of which one is active.
-    #[error("it may arrive on another interface too, and one of them is active")]
-    SeveralIngresses,
     /// Another forwarder sends it to one of the egress links.
     #[error("another forwarder sends it to an egress link")]
     OtherForwarder,
@@ -147,12 +144,6 @@ pub fn plan(
     let rewrite = rewrite.transpose()?;
     if entry.loop_guard {
         return Err(Declined::LoopGuard);
-    }
-    if let Some(selection) = &arrival.selection
-        && entry.takeover_ms.is_some()
-        && selection.domain.running.iter().any(|id| *id != ingress)
-    {
-        return Err(Declined::SeveralIngresses);
     }
     let mut plan = Plan {
         action: PlannedAction {

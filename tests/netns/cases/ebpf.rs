@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{cases, route};
 use crate::lab::flood::Flood;
 use crate::lab::numbered_stream::{NumberedReceiver, NumberedStream, missing, received_in_order};
+use crate::lab::proxy::{member, proxy};
 use crate::lab::{
     BINARY, Capture, Injector, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually, wait_until,
 };
@@ -24,6 +25,9 @@ cases!("ebpf":
     #[BpfPrograms] route_changes_keep_nothing_in_the_kernel,
     #[BpfPrograms] listener_on_the_router_receives_an_offloaded_stream,
     #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
+    #[BpfPrograms] stream_of_a_proxy_is_offloaded,
+    #[BpfPrograms] standby_takes_over_from_the_kernel,
+    #[BpfPrograms] higher_ttl_takes_over_from_the_kernel,
     #[BpfPrograms] flood_of_unknown_groups_is_limited_and_counted,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] removed_program_loses_one_packet_and_returns,
     #[Program("bpftool", "bpftool")] #[BpfPrograms] clean_stop_removes_everything,
@@ -568,6 +572,125 @@ fn packets_that_some_egress_does_not_get_are_counted(lab: &Lab) {
     router.expect_routed("r", "out2", sent as u64 + 10);
     router.expect_dropped("ttl_threshold", "out2", 20);
     router.expect_dropped("ttl_expired", "in", 7);
+}
+
+/// The downstream interface of a proxy is an ingress too, so the stream could arrive there.
+fn stream_of_a_proxy_is_offloaded(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let router = Router::start(lab, &star.rtr, &settings(&proxy(&["in"], &["out1"], "")));
+    let receiver = UdpRx::join(&star.rcv, "eth1", &format!("{GROUP}:5000"));
+    eventually("a member", true, || {
+        member(&router, "out1", GROUP).is_some()
+    });
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    stream.wait_for_more(500);
+    let sent = stream.finish();
+    router.expect_routed("p", "out1", sent.into());
+    assert_eq!(receiver.expect(sent as usize).len(), sent as usize);
+}
+
+/// Two uplinks with the stream of a source that is on neither link. The kernel forwards that of the
+/// first.
+struct TwoUplinks {
+    star: Star,
+    router: Router,
+    first: NumberedStream,
+}
+
+impl TwoUplinks {
+    fn start(lab: &Lab, takeover: &str) -> Self {
+        let star = Star::v4(lab, 2);
+        let extra = format!("takeover = \"{takeover}\"\n");
+        let toml = route("a", "in", "", GROUP, &["out1"], &extra)
+            + &route("b", "out2", "", GROUP, &["out1"], &extra);
+        let router = Router::start(lab, &star.rtr, &settings(&toml));
+        let first = NumberedStream::start(&star.src, "eth0", REMOTE, &at_group(), 1000);
+        wait_until_offloaded(&router, "out1");
+        Self {
+            star,
+            router,
+            first,
+        }
+    }
+
+    fn standby(&self) -> u64 {
+        let labels = [("reason", "standby"), ("iface", "out2")];
+        let name = "mcastor_dropped_packets_total";
+        self.router.metric(name, &labels) as u64
+    }
+}
+
+const REMOTE: &str = "192.0.2.7:9";
+
+fn at_group() -> String {
+    format!("{GROUP}:5000")
+}
+
+/// While the first uplink is forwarded by the kernel, all packets of the second are dropped. When it
+/// is silent, the second takes over, and the kernel forwards that one.
+fn standby_takes_over_from_the_kernel(lab: &Lab) {
+    let net = TwoUplinks::start(lab, "200ms");
+    let wire = Capture::new(&net.star.rcv, "eth1");
+    let second = NumberedStream::start(&net.star.rcv, "eth2", REMOTE, &at_group(), 1000);
+    let before = by_plane(&net.router, "ebpf", "out1");
+    eventually("packets on standby", true, || net.standby() > 1000);
+    // The kernel went on.
+    assert!(by_plane(&net.router, "ebpf", "out1") > before + 500);
+    let wire_before = wire.to(GROUP).len();
+    let TwoUplinks {
+        star,
+        router,
+        first,
+    } = net;
+    let sent_before = first.sent();
+    let sent = first.finish();
+    // One copy of each packet.
+    assert!(wire_before as u32 <= sent_before, "{wire_before}");
+    let labels = [("role", "ingress"), ("iface", "out2")];
+    eventually("takeovers", 1.0, || {
+        router.metric("mcastor_takeovers_total", &labels)
+    });
+    let by_kernel = || {
+        let labels = [("plane", "ebpf"), ("iif", "out2")];
+        router.metric("mcastor_route_packets_total", &labels) > 100.0
+    };
+    eventually("the kernel forwards the second", true, by_kernel);
+    let sent_second = second.finish();
+    // Each packet is forwarded from one uplink or dropped.
+    let dropped = || {
+        let labels = [("reason", "standby"), ("iface", "out2")];
+        router.metric("mcastor_dropped_packets_total", &labels) as u64
+    };
+    let routed = |route: &str| {
+        let labels = [("route", route), ("oif", "out1")];
+        router.metric("mcastor_route_packets_total", &labels) as u64
+    };
+    eventually("packets of the first", u64::from(sent), || routed("a"));
+    let all = u64::from(sent_second);
+    eventually("packets of the second", all, || routed("b") + dropped());
+    drop(star);
+}
+
+/// Packets with a higher TTL come from nearer to the source: their uplink takes over.
+fn higher_ttl_takes_over_from_the_kernel(lab: &Lab) {
+    let net = TwoUplinks::start(lab, "1h");
+    let second = Injector::new(&net.star.rcv, "eth2");
+    let labels = [("role", "ingress"), ("iface", "out2")];
+    let mut n = 0u32;
+    eventually("takeovers", true, || {
+        let frame = Udp::new(REMOTE, &at_group(), n.to_be_bytes());
+        second.send(&frame.ttl(TTL + 1).frame());
+        n += 1;
+        net.router.metric("mcastor_takeovers_total", &labels) > 0.0
+    });
+    // The kernel does not forward the first one any more.
+    let standby = [("reason", "standby"), ("iface", "in")];
+    eventually("the first is on standby", true, || {
+        let name = "mcastor_dropped_packets_total";
+        net.router.metric(name, &standby) > 100.0
+    });
+    net.first.finish();
 }
 
 /// A flood to a group without a route is dropped in the kernel above a limit. A routed flow that the
