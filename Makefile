@@ -115,7 +115,7 @@ soak: packages dist-binary
 # Runs the tests in network namespaces with the packet plane. By default they use the eBPF plane where
 # the kernel permits it.
 test-packet: packages
-	MCASTOR__PLANE__KIND=packet cargo test --locked --test netns
+	MCASTOR_TEST_PLANE=packet cargo test --locked --test netns
 
 # Runs tests inside the kernels of Debian 11, 12 and 13, the newest one, and user-mode Linux, without
 # KVM. Downloads 400 MB to target/kernels. Takes hours; KERNELS="6.1 uml" runs two of them.

@@ -22,6 +22,13 @@ pub fn binary() -> String {
     std::env::var(OTHER_BINARY).unwrap_or_else(|_| BINARY.to_owned())
 }
 
+/// Returns the environment of a router whose settings say nothing of the plane. `make test-packet`
+/// selects the packet plane for all such routers.
+pub fn plane_variable() -> Option<(&'static str, String)> {
+    let kind = std::env::var("MCASTOR_TEST_PLANE").ok()?;
+    Some(("MCASTOR__PLANE__KIND", kind))
+}
+
 /// Returns whether the goals themselves are checked instead of their order of magnitude. Otherwise
 /// other tests run in parallel, and the build is not optimised.
 pub fn measures() -> bool {
@@ -118,6 +125,7 @@ impl Router {
             .arg(&config)
             .arg("--pid-file")
             .arg(socket.with_extension("pid"))
+            .envs(plane_variable().filter(|_| !toml.contains("[plane]")))
             .envs(env.iter().copied());
         let program = Program::start(lab, command);
         let http = "127.0.0.1:9464".parse().expect("an address");

@@ -73,6 +73,7 @@ impl Daemon {
         };
         if implementation == Implementation::Mcastor {
             command.arg("smcrouted").env("NOTIFY_SOCKET", &ready);
+            command.envs(super::router::plane_variable());
         }
         command
             .arg("-n")
