@@ -25,7 +25,7 @@ cases!("planes_compared":
 const EGRESSES: usize = 64;
 
 /// Packets that are sent with one table before it changes.
-const PACKETS_PER_TABLE: u64 = 500;
+const PACKETS_PER_TABLE: u64 = 1000;
 
 /// Packets between two comparisons. So few that neither router drops any because it is busy.
 const BURST: u64 = 125;
@@ -730,7 +730,7 @@ fn random_tables_and_packets_leave_alike(lab: &Lab) {
             .ok()
             .map(|n| n.parse().expect("a number"))
     };
-    let packets: u64 = number("MCASTOR_SOAK_PACKETS").unwrap_or(5_000);
+    let packets: u64 = number("MCASTOR_SOAK_PACKETS").unwrap_or(8_000);
     let seed: u64 = number("MCASTOR_SEED").unwrap_or(1);
     eprintln!("MCASTOR_SEED={seed}");
     stay_on_one_core();
@@ -765,14 +765,14 @@ fn random_tables_and_packets_leave_alike(lab: &Lab) {
                 comparison.send(&arrival);
             }
         };
-        send(&mut comparison, &mut generator, PACKETS_PER_TABLE / 10);
+        send(&mut comparison, &mut generator, PACKETS_PER_TABLE / 20);
         comparison.wait_for_hand_over(&mut generator, &flows);
         send(&mut comparison, &mut generator, PACKETS_PER_TABLE / 2);
         // No packet is on its way while the table changes: which table it meets would be chance.
         comparison.compare();
         generator.change(&mut routes);
         reload(&mut comparison, &routes);
-        send(&mut comparison, &mut generator, PACKETS_PER_TABLE * 4 / 10);
+        send(&mut comparison, &mut generator, PACKETS_PER_TABLE * 9 / 20);
         comparison.compare();
     }
     let (kernel, process) = ["ebpf", "packet"]
