@@ -20,6 +20,9 @@ pub struct LinkProperties {
     /// network cards, veths, bridges, bonds and taps. It is not certain for VLAN interfaces, which
     /// may need space for a tag, and for interfaces on top of others, which depend on those.
     pub plain_ethernet: bool,
+    /// Frames that the kernel passes to the interface, and receives from it, have an Ethernet
+    /// header that the network header follows. This also holds for VLAN interfaces and macvlans.
+    pub ethernet_header: bool,
     /// The link belongs to another one, such as a bridge or a bond, which receives its frames.
     pub has_master: bool,
 }
@@ -38,6 +41,9 @@ const IFLA_INFO_KIND: u16 = 1;
 /// Link kinds that are plain Ethernet if the hardware type is Ethernet. A link without a kind is a
 /// network card.
 const PLAIN_KINDS: [&str; 6] = ["veth", "bridge", "dummy", "tun", "bond", "team"];
+
+/// Kinds of links on top of another one that pass Ethernet frames as a plain one does.
+const UPPER_KINDS: [&str; 2] = ["vlan", "macvlan"];
 
 /// Queries the properties of an interface.
 pub fn link_properties(index: IfIndex) -> io::Result<LinkProperties> {
@@ -83,12 +89,13 @@ fn parse(reply: &[u8]) -> Option<LinkProperties> {
     let discipline = attribute(attributes, IFLA_QDISC);
     let kind = attribute(info, IFLA_INFO_KIND);
     let kind = kind.map(|k| k.strip_suffix(b"\0").unwrap_or(k));
-    let plain = match kind {
-        None => true,
-        Some(kind) => PLAIN_KINDS.iter().any(|k| k.as_bytes() == kind),
-    };
+    let is_kind =
+        |kinds: &[&str]| kind.is_some_and(|kind| kinds.iter().any(|k| k.as_bytes() == kind));
+    let is_ethernet = read_u16(reply, 2)? == libc::ARPHRD_ETHER;
+    let plain_ethernet = is_ethernet && (kind.is_none() || is_kind(&PLAIN_KINDS));
     Some(LinkProperties {
-        plain_ethernet: plain && read_u16(reply, 2)? == libc::ARPHRD_ETHER,
+        plain_ethernet,
+        ethernet_header: plain_ethernet || is_ethernet && is_kind(&UPPER_KINDS),
         has_master: attribute(attributes, IFLA_MASTER).is_some(),
         veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),

@@ -14,7 +14,8 @@ use crate::sys::link_properties::{carries_links, link_properties};
 #[derive(Default)]
 pub(super) struct OffloadHost {
     groups: HostGroups,
-    /// Whether a link is plain Ethernet, and whether its frames also go to another link.
+    /// Whether the frames of a link have an Ethernet header, and whether they also go to another
+    /// link.
     links: RefCell<AHashMap<InterfaceId, (bool, bool)>>,
 }
 
@@ -43,7 +44,7 @@ impl OffloadHost {
             };
             link_properties(index).map_or((false, true), |link| {
                 let feeds_another = link.has_master || carries_links(index).unwrap_or(true);
-                (link.plain_ethernet, feeds_another)
+                (link.ethernet_header, feeds_another)
             })
         };
         *(self.links.borrow_mut())

@@ -7,7 +7,8 @@ use crate::lab::flood::Flood;
 use crate::lab::numbered_stream::{NumberedReceiver, NumberedStream, missing, received_in_order};
 use crate::lab::proxy::{member, proxy};
 use crate::lab::{
-    BINARY, Capture, Injector, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually, wait_until,
+    BINARY, Capture, Injector, Lab, Router, Star, Udp, UdpRx, UdpTx, eventually, macvlan,
+    wait_until,
 };
 
 cases!("ebpf":
@@ -25,6 +26,8 @@ cases!("ebpf":
     #[BpfPrograms] route_changes_keep_nothing_in_the_kernel,
     #[BpfPrograms] listener_on_the_router_receives_an_offloaded_stream,
     #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
+    #[BpfPrograms] #[LinkKind("macvlan")] macvlans_are_offloaded,
+    #[BpfPrograms] #[LinkKind("vlan")] vlan_interfaces_are_offloaded,
     #[BpfPrograms] stream_of_a_proxy_is_offloaded,
     #[BpfPrograms] standby_takes_over_from_the_kernel,
     #[BpfPrograms] higher_ttl_takes_over_from_the_kernel,
@@ -572,6 +575,43 @@ fn packets_that_some_egress_does_not_get_are_counted(lab: &Lab) {
     router.expect_routed("r", "out2", sent as u64 + 10);
     router.expect_dropped("ttl_threshold", "out2", 20);
     router.expect_dropped("ttl_expired", "in", 7);
+}
+
+/// Forwards a stream from `in0` to `out0`, which are on top of `in` and `out1`. It is sent on
+/// `sender` and received on `receiver`.
+fn check_upper_links(lab: &Lab, star: &Star, sender: &str, receiver: &str) {
+    let routes = route("r", "in0", "", GROUP, &["out0"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&routes));
+    let capture = Capture::new(&star.rcv, receiver);
+    let group = at_group();
+    let stream = NumberedStream::start(&star.src, sender, "10.0.0.10:4000", &group, 1000);
+    wait_until_offloaded(&router, "out0");
+    stream.wait_for_more(500);
+    let sent = stream.finish();
+    capture.expect(GROUP, sent as usize);
+    assert_eq!(received_in_order(&capture, GROUP).len(), sent as usize);
+    router.expect_routed("r", "out0", sent.into());
+}
+
+fn macvlans_are_offloaded(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    macvlan(&star.rtr, "in0", "in");
+    macvlan(&star.rtr, "out0", "out1");
+    check_upper_links(lab, &star, "eth0", "eth1");
+}
+
+fn vlan_interfaces_are_offloaded(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    for (ns, under, name) in [
+        (&star.src, "eth0", "v0"),
+        (&star.rtr, "in", "in0"),
+        (&star.rtr, "out1", "out0"),
+        (&star.rcv, "eth1", "v1"),
+    ] {
+        ns.ip(&format!("link add {name} link {under} type vlan id 5"));
+        ns.ip(&format!("link set {name} up"));
+    }
+    check_upper_links(lab, &star, "v0", "v1");
 }
 
 /// The downstream interface of a proxy is an ingress too, so the stream could arrive there.
