@@ -516,7 +516,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 },
                 disabled: !i.enabled,
                 capture: i.capture,
-                packet_plane: i.packet_plane,
+                kernel_forwarding: i.kernel_forwarding,
             })
             .collect(),
     }

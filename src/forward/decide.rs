@@ -220,17 +220,17 @@ fn permits_offload(arrival: Arrival<'_, '_>, verdicts: Verdicts, admission: Admi
     is_permitted && lease(arrival, verdicts)
 }
 
-/// Returns whether packets leave on a link of the domain of the ingress: another forwarder can send
-/// the stream to it.
+/// Returns whether another forwarder sends the stream to a link on which its packets leave.
 fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
     let Arrival { fib, ingress, .. } = arrival;
-    let Some(selection) = &ingress.selection else {
+    let Some(stream) = verdicts.stream else {
         return false;
     };
+    let forwarders = &arrival.streams.forwarders;
     let mut paths = entry_paths(fib, ingress, verdicts).flat_map(|(_, paths)| paths);
     paths.any(|path| {
-        let egress = fib.egress_of(path);
-        egress.is_some_and(|egress| selection.domain.running.contains(&egress.index))
+        let egress = fib.egress_of(path).map(|egress| egress.index);
+        egress.is_some_and(|egress| forwarders.has_sender(stream, egress, arrival.now_ms))
     })
 }
 

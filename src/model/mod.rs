@@ -8,6 +8,7 @@ pub mod aliases;
 pub mod escape;
 pub mod filter;
 pub mod flow_end;
+pub mod kernel_forwarding;
 pub mod link;
 pub mod links;
 pub mod mac_address;
@@ -23,6 +24,7 @@ pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix,
 pub use aliases::{Aliases, NoInterface, WaitingHint};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
+pub use kernel_forwarding::KernelForwarding;
 pub use link::{IfIndex, IfName, IfPattern, InterfaceId, LinkError, PlaneName};
 pub use links::{Link, LinkAddress, Links};
 pub use mac_address::MacAddress;

@@ -6,7 +6,7 @@ use super::checker::{Checker, default_boolean};
 use super::key_path::KeyPath;
 use super::raw::RawInterface;
 use super::validated::InterfaceSettings;
-use crate::model::{IfPattern, TtlThreshold};
+use crate::model::{IfPattern, KernelForwarding, TtlThreshold};
 
 /// Checks all interfaces. Returns those that could be built; problems go to `checker`.
 pub(super) fn check_interfaces(
@@ -49,8 +49,12 @@ pub(super) fn check_interfaces(
         let igmp_version = version("igmp", versions.igmp);
         let mld_version = version("mld", versions.mld);
         let refresh = checker.duration(&path.key("refresh"), raw.refresh);
-        let planes = [("auto", false), ("packet", true)];
-        let packet_plane = checker.word(&path.key("plane"), raw.plane, &planes);
+        let planes = [
+            ("auto", KernelForwarding::Auto),
+            ("packet", KernelForwarding::Never),
+            ("peer", KernelForwarding::ToPeer),
+        ];
+        let kernel_forwarding = checker.word(&path.key("plane"), raw.plane, &planes);
         let flag = |value: Option<bool>, name| value.unwrap_or(default_boolean(&path.key(name)));
         interfaces.push(InterfaceSettings {
             name,
@@ -58,7 +62,7 @@ pub(super) fn check_interfaces(
             enabled: flag(raw.enabled, "enabled"),
             mrdisc: flag(raw.mrdisc, "mrdisc"),
             capture: flag(raw.capture, "capture"),
-            packet_plane,
+            kernel_forwarding,
             igmp_version,
             mld_version,
             refresh,

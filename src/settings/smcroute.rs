@@ -1,5 +1,6 @@
 //! Settings from an `smcroute.conf`.
 
+use crate::model::KernelForwarding;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -97,7 +98,7 @@ pub(super) fn add(mut settings: Settings, conf: &Conf) -> Settings {
         enabled: !i.disabled,
         mrdisc: i.mrdisc,
         capture: i.capture,
-        packet_plane: false,
+        kernel_forwarding: KernelForwarding::Auto,
         igmp_version: None,
         mld_version: None,
         refresh: None,

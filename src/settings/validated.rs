@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{IfPattern, JoinRule, ProxyRule, RouteRule, TtlThreshold};
+use crate::model::{IfPattern, JoinRule, KernelForwarding, ProxyRule, RouteRule, TtlThreshold};
 
 /// The settings. The default is the meaning of an empty file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,8 +139,8 @@ pub struct InterfaceSettings {
     pub mrdisc: bool,
     /// Whether to capture packets even if no route or proxy receives from the interface.
     pub capture: bool,
-    /// Whether packets of the interface are never forwarded in the kernel.
-    pub packet_plane: bool,
+    /// Whether the kernel forwards packets of the interface.
+    pub kernel_forwarding: KernelForwarding,
     /// The version of IGMP with which groups are joined, 1 to 3; `None` for the version of the
     /// querier.
     pub igmp_version: Option<u8>,

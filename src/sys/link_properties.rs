@@ -23,6 +23,8 @@ pub struct LinkProperties {
     /// Frames that the kernel passes to the interface, and receives from it, have an Ethernet
     /// header that the network header follows. This also holds for VLAN interfaces and macvlans.
     pub ethernet_header: bool,
+    /// The link below, or the other end, is in another network namespace.
+    pub peer_elsewhere: bool,
     /// The link belongs to another one, such as a bridge or a bond, which receives its frames.
     pub has_master: bool,
 }
@@ -97,6 +99,7 @@ fn parse(reply: &[u8]) -> Option<LinkProperties> {
         plain_ethernet,
         ethernet_header: plain_ethernet || is_ethernet && is_kind(&UPPER_KINDS),
         has_master: attribute(attributes, IFLA_MASTER).is_some(),
+        peer_elsewhere: attribute(attributes, IFLA_LINK_NETNSID).is_some(),
         veth: kind == Some(b"veth"),
         queueless: discipline == Some(b"noqueue\0"),
         qdisc_pending: discipline.is_none_or(|d| d == b"noop\0"),

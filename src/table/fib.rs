@@ -19,8 +19,8 @@ use super::oif_table::OifTable;
 use super::shared_vec::SharedVec;
 use super::subnet_conflict::SubnetConflict;
 use crate::model::{
-    FragmentPolicy, IfName, InterfaceId, MacAddress, PlaneName, ProxyRule, RouteName, SourcePrefix,
-    TranslationRule, TtlPolicy, TtlThreshold,
+    FragmentPolicy, IfName, InterfaceId, KernelForwarding, MacAddress, PlaneName, ProxyRule,
+    RouteName, SourcePrefix, TranslationRule, TtlPolicy, TtlThreshold,
 };
 
 /// All that the data path needs for its decisions. A clone shares everything but the generation.
@@ -80,8 +80,8 @@ pub struct Ingress {
     pub watch_only: bool,
     /// The plane that serves the interface; `None` for the default plane.
     pub plane: Option<PlaneName>,
-    /// Whether the plane may not forward by itself what arrives on the interface.
-    pub packet_plane: bool,
+    /// Whether the kernel forwards what arrives on the interface.
+    pub kernel_forwarding: KernelForwarding,
 }
 
 /// A proxy on one of its interfaces, for packets that arrive there.
@@ -161,8 +161,8 @@ pub struct Egress {
     pub running: bool,
     /// The plane that serves it; `None` for the default plane.
     pub plane: Option<PlaneName>,
-    /// Whether a plane may not forward by itself what leaves on the interface.
-    pub packet_plane: bool,
+    /// Whether the kernel forwards what leaves on the interface.
+    pub kernel_forwarding: KernelForwarding,
     /// Its subnets.
     pub subnets: Vec<IpNet>,
     /// Its link-layer address.

@@ -376,7 +376,7 @@ impl FibBuilder {
     ) -> PathId {
         let options = InterfaceOptions::of_link(&self.options, oif);
         let threshold = options.and_then(|options| options.ttl_threshold);
-        let packet_plane = options.is_some_and(|options| options.packet_plane);
+        let kernel_forwarding = options.map(|options| options.kernel_forwarding);
         let (egresses, path_counts, links) =
             (&mut self.egresses, &mut self.path_counts, &self.links);
         let egress = *self.egress_ids.entry(oif.index).or_insert_with(|| {
@@ -386,7 +386,7 @@ impl FibBuilder {
                 mtu: oif.mtu,
                 running: oif.up && oif.carrier,
                 plane: oif.plane,
-                packet_plane,
+                kernel_forwarding: kernel_forwarding.unwrap_or_default(),
                 subnets: subnets(links.addresses(oif.index)).collect(),
                 address: oif.address,
             });
@@ -511,9 +511,10 @@ impl FibBuilder {
             Arc::new(Ingress {
                 vlans_with_own_interface: links.vlan_ids_of(iif).collect(),
                 plane: link.and_then(|link| link.plane),
-                packet_plane: link
+                kernel_forwarding: link
                     .and_then(|link| InterfaceOptions::of_link(options, link))
-                    .is_some_and(|options| options.packet_plane),
+                    .map(|options| options.kernel_forwarding)
+                    .unwrap_or_default(),
                 ..Ingress::default()
             })
         });
@@ -766,7 +767,7 @@ mod tests {
                 mrdisc: None,
                 disabled: false,
                 capture: false,
-                packet_plane: false,
+                kernel_forwarding: Default::default(),
                 reports: Default::default(),
             };
             let mut rib = Rib {

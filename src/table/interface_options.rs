@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{IfPattern, Link, TtlThreshold};
+use crate::model::{IfPattern, KernelForwarding, Link, TtlThreshold};
 
 /// How this host reports its memberships on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,8 +30,8 @@ pub struct InterfaceOptions {
     pub disabled: bool,
     /// Whether packets are captured even if no rule receives them.
     pub capture: bool,
-    /// Whether a plane may not forward by itself what arrives or leaves on the interface.
-    pub packet_plane: bool,
+    /// Whether the kernel forwards what arrives or leaves on the interface.
+    pub kernel_forwarding: KernelForwarding,
 }
 
 impl InterfaceOptions {

@@ -201,6 +201,13 @@ impl OtherForwarders {
         let yields = state & YIELDS != 0 && yield_lasts(state, takeover_ms, now_ms);
         yields.then(|| MacAddress::from_u64(slot.extra.load(Ordering::Relaxed)))?
     }
+
+    /// Returns whether another station has sent the stream to the link within a minute.
+    pub fn has_sender(&self, stream: StreamKey, link: InterfaceId, now_ms: u64) -> bool {
+        let slot = self.slots.find(slot_key(stream, link));
+        let state = slot.map(|slot| slot.state.load(Ordering::Relaxed));
+        state.is_some_and(|state| age_ms(state, now_ms) < MAX_SILENCE_MS)
+    }
 }
 
 /// Changes how much of its stream the other station sends, and returns the result.
@@ -289,6 +296,18 @@ mod tests {
         assert!(link.forwards(502));
         link.see(LOW, 503);
         assert!(!link.forwards(504));
+        let other = InterfaceId::new(4).unwrap();
+        for (egress, expected) in [(link.egress, true), (other, false)] {
+            assert_eq!(
+                link.forwarders.has_sender(link.stream, egress, 504),
+                expected
+            );
+        }
+        assert!(
+            !link
+                .forwarders
+                .has_sender(link.stream, link.egress, 503 + MAX_SILENCE_MS)
+        );
     }
 
     #[test]

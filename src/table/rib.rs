@@ -341,7 +341,7 @@ mod tests {
             reports: ReportOptions::default(),
             disabled: false,
             capture: false,
-            packet_plane: false,
+            kernel_forwarding: Default::default(),
         };
         let rib = Rib {
             rules: vec![].into(),
@@ -376,7 +376,7 @@ mod tests {
                 mrdisc: None,
                 disabled: false,
                 capture: true,
-                packet_plane: false,
+                kernel_forwarding: Default::default(),
                 reports: ReportOptions::default(),
             }],
             ..Rib::default()

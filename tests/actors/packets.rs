@@ -7,7 +7,7 @@ use std::task::Poll;
 use futures_util::future::join_all;
 use mcastor::actors::messages::{ApplyChange, Barrier};
 use mcastor::forward::DropReason;
-use mcastor::model::{JoinPolicy, RouteRule, TtlPolicy, TtlThreshold};
+use mcastor::model::{JoinPolicy, KernelForwarding, RouteRule, TtlPolicy, TtlThreshold};
 use mcastor::table::InterfaceOptions;
 use mcastor::table::rib_change::RibChange;
 
@@ -22,7 +22,7 @@ async fn every_egress_gets_and_counts_packets() {
         reports: Default::default(),
         disabled: false,
         capture: false,
-        packet_plane: false,
+        kernel_forwarding: KernelForwarding::Auto,
     };
     let rules = vec![rule("in", &["out", "far"], TtlPolicy::Decrement)];
     let links = [link(1, "in"), link(2, "out"), link(3, "far")];

@@ -1,6 +1,7 @@
 //! Tests of the forwarding decision.
 
 use super::*;
+use crate::model::KernelForwarding;
 use crate::model::RouteName;
 use crate::table::flows::FlowBudget;
 use crate::wire::ip::refresh_ipv4_checksum;
@@ -454,7 +455,7 @@ fn table_with_paths() -> (Fib, Ingress) {
         mtu: 1500,
         running,
         plane: None,
-        packet_plane: false,
+        kernel_forwarding: KernelForwarding::Auto,
         subnets: Vec::new(),
         address: None,
     };

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::{
-    Group, InterfaceId, Link, Links, ProxyRule, RouteName, RouteRule, SourceFilter, TtlPolicy,
-    TtlThreshold,
+    Group, InterfaceId, KernelForwarding, Link, Links, ProxyRule, RouteName, RouteRule,
+    SourceFilter, TtlPolicy, TtlThreshold,
 };
 use crate::table::{InterfaceOptions, MembershipDatabase, Rib};
 use crate::wire::ip::{IpHeader, refresh_ipv4_checksum};
@@ -61,7 +61,7 @@ fn fib_with(
         reports: Default::default(),
         disabled: false,
         capture: false,
-        packet_plane: false,
+        kernel_forwarding: KernelForwarding::Auto,
     }];
     let rib = Rib {
         rules: rules.into(),

@@ -4,7 +4,7 @@
 //! packet is in the queue of the socket, `queued` when it is there. If the socket was empty after
 //! `queued` was read, and `seen` has the same value still, then this process has read every packet
 //! that was counted. If the forwarders are done too, it has sent them all: `sent` becomes `seen`.
-//! The programs take over with the first packet that finds both equal. So no packet of the kernel
+//! The programs take each packet that finds both equal. So no packet of the kernel
 //! overtakes one of this process.
 
 use std::collections::hash_map::Entry;
@@ -29,7 +29,7 @@ const MAX_PREPARATION: Duration = Duration::from_millis(200);
 /// How long a flow waits for a moment at which this process has sent all its packets.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// An armed flow without packets for this time needs no more attention: its next packet finds the
+/// An offered flow without packets for this time needs no more attention: its next packet finds the
 /// counts equal.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -90,8 +90,8 @@ struct PreparedFlow {
     reported: ForwardedByKernel,
     /// Whether the last report said that the kernel forwards it.
     continued: bool,
-    /// Packets captured when the kernel took over.
-    captured: u64,
+    /// When the kernel took over; `None` while that is not sure.
+    handed_over: Option<Instant>,
     retry: Duration,
 }
 
@@ -100,8 +100,8 @@ struct Waiting {
     slot: FlowSlot,
     /// `queued` before the socket was last read.
     queued: u64,
-    /// What the kernel had forwarded when it was armed, and when that was.
-    armed: Option<(u64, Instant)>,
+    /// What the kernel had forwarded when the flow was offered to it, and when that was.
+    offered: Option<(u64, Instant)>,
     until: Instant,
 }
 
@@ -181,7 +181,7 @@ impl OffloadCapture {
                 position: keys.len() - 1,
                 reported: ForwardedByKernel::default(),
                 continued: false,
-                captured: 0,
+                handed_over: None,
                 retry: FIRST_RETRY,
             }
         });
@@ -189,7 +189,7 @@ impl OffloadCapture {
     }
 
     fn wait_for(&mut self, flow: FlowKey, now: Instant) {
-        let Some(known) = self.flows.get(&flow) else {
+        let Some(known) = self.flows.get_mut(&flow) else {
             return;
         };
         if self.waiting.len() >= MAX_WAITING {
@@ -197,11 +197,12 @@ impl OffloadCapture {
             return;
         }
         if !self.paused && self.waiting.iter().all(|w| w.slot != known.slot) {
+            known.handed_over = None;
             self.waiting.push(Waiting {
                 flow,
                 slot: known.slot,
                 queued: 0,
-                armed: None,
+                offered: None,
                 until: now + MAX_WAIT,
             });
         }
@@ -293,40 +294,35 @@ impl HandOver for OffloadCapture {
             let seen = record.seen();
             let is_settled = seen == waiting.queued;
             let forwarded = record.forwarded().packets;
-            match (record.control().state, waiting.armed) {
+            match (record.control().state, waiting.offered) {
                 (HandOverState::Captured, None) if !may_go(&waiting.flow) => {
                     failed.push(waiting.flow);
                     return false;
                 }
                 (HandOverState::Captured, None) if is_settled => {
                     record.set_sent(seen);
-                    record.arm();
-                    waiting.armed = Some((forwarded, now));
+                    record.hand_over();
+                    waiting.offered = Some((forwarded, now));
                 }
-                (HandOverState::Armed, Some((before, since))) => {
+                (HandOverState::Offloaded, Some((before, since))) => {
                     if seen == record.sent() {
-                        let is_taken = forwarded > before;
-                        if is_taken {
-                            record.confirm();
-                        }
-                        if is_taken || now - since > QUIET {
+                        if forwarded > before || now - since > QUIET {
                             if let Some(flow) = flows.get_mut(&waiting.flow) {
-                                flow.captured = seen;
-                                flow.retry = FIRST_RETRY;
+                                flow.handed_over = Some(now);
                             }
                             return false;
                         }
                     } else if is_settled {
                         record.set_sent(seen);
-                        waiting.armed = Some((forwarded, now));
+                        waiting.offered = Some((forwarded, now));
                     }
                 }
                 (HandOverState::Captured, None) => {}
                 // Withdrawn meanwhile.
-                (HandOverState::Captured, Some(_)) => waiting.armed = None,
+                (HandOverState::Captured, Some(_)) => waiting.offered = None,
                 // The plane says when it may be handed over again.
                 (HandOverState::Kept, _) => return false,
-                (HandOverState::Armed | HandOverState::Offloaded, _) => return false,
+                (HandOverState::Offloaded, None) => return false,
             }
             if now >= waiting.until {
                 record.withdraw();
@@ -353,20 +349,26 @@ impl HandOver for OffloadCapture {
                 continue;
             };
             let state = record.control().state;
-            let continues = matches!(state, HandOverState::Armed | HandOverState::Offloaded);
-            let now = record.forwarded();
-            if now != flow.reported || continues || flow.continued {
+            let continues = state == HandOverState::Offloaded;
+            let total = record.forwarded();
+            if total != flow.reported || continues || flow.continued {
                 forwarded.push(ForwardedByPlane {
                     flow: *key,
-                    packets: now.packets - flow.reported.packets,
-                    bytes: now.bytes - flow.reported.bytes,
+                    packets: total.packets - flow.reported.packets,
+                    bytes: total.bytes - flow.reported.bytes,
                     continues,
                 });
-                (flow.reported, flow.continued) = (now, continues);
+                (flow.reported, flow.continued) = (total, continues);
             }
-            // Some packets of the flow are left to this process: a flow is forwarded as a whole.
-            if state == HandOverState::Offloaded && record.seen() != flow.captured {
+            // The kernel has left a packet to this process, and so all that followed.
+            if continues
+                && record.seen() != record.sent()
+                && let Some(since) = flow.handed_over.take()
+            {
                 record.withdraw();
+                if now - since > 2 * flow.retry {
+                    flow.retry = FIRST_RETRY;
+                }
                 mixed.push(*key);
             }
         }

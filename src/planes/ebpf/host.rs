@@ -14,9 +14,26 @@ use crate::sys::link_properties::{carries_links, link_properties};
 #[derive(Default)]
 pub(super) struct OffloadHost {
     groups: HostGroups,
-    /// Whether the frames of a link have an Ethernet header, and whether they also go to another
-    /// link.
-    links: RefCell<AHashMap<InterfaceId, (bool, bool)>>,
+    links: RefCell<AHashMap<InterfaceId, LinkFact>>,
+}
+
+/// What is known of a link.
+#[derive(Clone, Copy)]
+struct LinkFact {
+    /// Its frames have an Ethernet header.
+    ethernet_header: bool,
+    /// Its frames also go to another link.
+    feeds_another: bool,
+    /// It is a veth, and the other end is in another network namespace.
+    peer_elsewhere: bool,
+}
+
+impl LinkFact {
+    const UNKNOWN: Self = Self {
+        ethernet_header: false,
+        feeds_another: true,
+        peer_elsewhere: false,
+    };
 }
 
 impl OffloadHost {
@@ -37,14 +54,15 @@ impl OffloadHost {
         self.links.borrow_mut().clear();
     }
 
-    fn link(&self, interface: InterfaceId) -> (bool, bool) {
+    fn link(&self, interface: InterfaceId) -> LinkFact {
         let ask = || {
             let Some(index) = interface.ifindex() else {
-                return (false, true);
+                return LinkFact::UNKNOWN;
             };
-            link_properties(index).map_or((false, true), |link| {
-                let feeds_another = link.has_master || carries_links(index).unwrap_or(true);
-                (link.ethernet_header, feeds_another)
+            link_properties(index).map_or(LinkFact::UNKNOWN, |link| LinkFact {
+                ethernet_header: link.ethernet_header,
+                feeds_another: link.has_master || carries_links(index).unwrap_or(true),
+                peer_elsewhere: link.veth && link.peer_elsewhere,
             })
         };
         *(self.links.borrow_mut())
@@ -55,12 +73,19 @@ impl OffloadHost {
     /// Returns whether frames of an interface start with an Ethernet header that the IP header
     /// follows.
     pub(super) fn is_plain_ethernet(&self, interface: InterfaceId) -> bool {
-        self.link(interface).0
+        self.link(interface).ethernet_header
+    }
+
+    /// Returns whether an interface is one end of a veth pair, and the other end is in another
+    /// network namespace.
+    pub(super) fn has_peer_elsewhere(&self, interface: InterfaceId) -> bool {
+        self.link(interface).peer_elsewhere
     }
 
     /// Returns whether the host needs the packets to a group that arrive on an interface.
     pub(super) fn host_wants(&self, interface: InterfaceId, group: IpAddr) -> bool {
         let index = interface.ifindex();
-        self.link(interface).1 || index.is_none_or(|index| self.groups.wants(index, group))
+        self.link(interface).feeds_another
+            || index.is_none_or(|index| self.groups.wants(index, group))
     }
 }

@@ -326,8 +326,7 @@ impl OffloadedFlows {
         let record = known.and_then(|flow| self.tables.flow(flow.slot));
         Ok(record.is_some_and(|record| match record.control().state {
             HandOverState::Captured | HandOverState::Kept => false,
-            HandOverState::Armed => record.seen() == record.sent(),
-            HandOverState::Offloaded => true,
+            HandOverState::Offloaded => record.seen() == record.sent(),
         }))
     }
 }
@@ -881,6 +880,10 @@ impl Counts {
 impl super::plan::LinkFacts for OffloadHost {
     fn is_plain_ethernet(&self, interface: InterfaceId) -> bool {
         self.is_plain_ethernet(interface)
+    }
+
+    fn has_peer_elsewhere(&self, interface: InterfaceId) -> bool {
+        self.has_peer_elsewhere(interface)
     }
 
     fn host_wants(&self, interface: InterfaceId, group: IpAddr) -> bool {

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::forward::{egress_check, entry_paths, look_up};
-use crate::model::{IfName, InterfaceId, RouteName, TranslationRule, TtlPolicy};
+use crate::model::{IfName, InterfaceId, KernelForwarding, RouteName, TranslationRule, TtlPolicy};
 use crate::sys::offload::{KernelAction, KernelEgress, KernelRewrite, MAX_EGRESSES};
 use crate::table::Fib;
 use crate::table::flows::FlowKey;
@@ -96,6 +96,10 @@ pub trait LinkFacts {
     /// follows.
     fn is_plain_ethernet(&self, interface: InterfaceId) -> bool;
 
+    /// Returns whether an interface is one end of a veth pair, and the other end is in another
+    /// network namespace.
+    fn has_peer_elsewhere(&self, interface: InterfaceId) -> bool;
+
     /// Returns whether a program of this host listens to a group on an interface, or whether the
     /// frames of the interface also go elsewhere, such as to a bridge.
     fn host_wants(&self, interface: InterfaceId, group: IpAddr) -> bool;
@@ -128,7 +132,7 @@ pub fn plan(
     links: &dyn LinkFacts,
 ) -> Result<Plan, Declined> {
     let arrival = fib.ingresses.get(&ingress).ok_or(Declined::NoRoute)?;
-    if arrival.packet_plane {
+    if arrival.kernel_forwarding == KernelForwarding::Never {
         return Err(Declined::IngressSetting);
     }
     if !links.is_plain_ethernet(ingress) {
@@ -169,7 +173,7 @@ pub fn plan(
     for id in paths {
         let path = fib.paths.get(id as usize).ok_or(Declined::NoRoute)?;
         let egress = fib.egress_of(id).ok_or(Declined::NoRoute)?;
-        if egress.packet_plane {
+        if egress.kernel_forwarding == KernelForwarding::Never {
             return Err(Declined::EgressSetting);
         }
         // With the highest TTL only a fault of the egress remains; the threshold is checked by the
@@ -188,13 +192,23 @@ pub fn plan(
         else {
             return Err(Declined::EgressKind);
         };
+        let to_peer = egress.kernel_forwarding == KernelForwarding::ToPeer
+            && links.has_peer_elsewhere(egress.index);
         let action = &mut plan.action;
-        (action.action.egresses).push(KernelEgress { index, address });
-        action.paths.push(PlannedPath {
+        // The program sends the last copy only to the peer.
+        let at = if to_peer { action.paths.len() } else { 0 };
+        let kernel_egress = KernelEgress {
+            index,
+            address,
+            to_peer,
+        };
+        action.action.egresses.insert(at, kernel_egress);
+        let planned = PlannedPath {
             route: path.route.clone(),
             iif: path.iif.clone(),
             oif: egress.name.clone(),
-        });
+        };
+        action.paths.insert(at, planned);
     }
     match plan.action.paths.len() {
         0 => Err(Declined::NoRoute),

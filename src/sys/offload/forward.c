@@ -46,12 +46,11 @@ const volatile __u64 unknown_limit;
 enum state {
 	/* The process. */
 	CAPTURED = 0,
-	/* The process, until it has sent all packets that it captured; then the kernel. */
-	ARMED = 1,
-	/* The kernel. */
-	OFFLOADED = 2,
+	/* The kernel, if the process has sent all packets that it captured. Otherwise the process: so
+	 * no packet overtakes another one, also if the kernel leaves some of them to the process. */
+	OFFLOADED = 1,
 	/* The process, which must not hand it over. */
-	KEPT = 3,
+	KEPT = 2,
 };
 
 /* 40 bytes. IPv4 addresses are in the first word, and the others are zero. */
@@ -98,7 +97,9 @@ struct egress {
 	__u32 ifindex;
 	/* The link-layer address of the interface. */
 	__u8 mac[ETH_ALEN];
-	__u8 unused[6];
+	/* Whether the last copy goes directly to the other end of a veth. */
+	__u8 to_peer;
+	__u8 unused[5];
 	/* Copies that the interface refused because it was down or gone, and for another reason. The
 	 * last copy of a packet is not among them: its result is not known here. */
 	__u64 down;
@@ -282,10 +283,9 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 		longest = skb->gso_size + ip->header_len + 8;
 	}
 	__u8 state = STATE(control);
-	if ((state == ARMED || state == OFFLOADED) && ip->is_plain && segments && skb->pkt_type != PACKET_OUTGOING &&
+	if (state == OFFLOADED && ip->is_plain && segments && skb->pkt_type != PACKET_OUTGOING &&
 	    !skb->vlan_present && ip->ttl > MIN_TTL(control) && longest <= MAX_LEN(control) &&
-	    (state == OFFLOADED ||
-	     *(volatile __u64 *)&flow->seen == *(volatile __u64 *)&flow->sent)) {
+	    *(volatile __u64 *)&flow->seen == *(volatile __u64 *)&flow->sent) {
 		port->pending = 1;
 		__u32 epoch = EPOCH(control);
 		__sync_fetch_and_add(&flow->forwarded[epoch].packets, segments);
@@ -303,6 +303,13 @@ static __always_inline __u16 fold(__u32 sum)
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return sum;
+}
+
+/* Returns whether the frame holds the IP packet, and nothing else but the padding of a short frame. */
+static __always_inline int fills_frame(struct __sk_buff *skb, __u32 packet_len)
+{
+	__u32 len = packet_len + ETH_HLEN;
+	return skb->len == len || (skb->len > len && skb->len <= ETH_ZLEN);
 }
 
 static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
@@ -337,7 +344,7 @@ static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
 	header.is_plain = ip.version == 4 && ip.ihl == 5 && ip.protocol == IPPROTO_UDP &&
 			  !(ip.frag_off & bpf_htons(0x3fff)) && fold(sum) == 0xffff &&
 			  header.len >= sizeof(ip) + sizeof(struct udphdr) &&
-			  header.len + ETH_HLEN <= skb->len;
+			  fills_frame(skb, header.len);
 	return decide(skb, &key, &header);
 }
 
@@ -373,7 +380,7 @@ static __always_inline __u32 capture_ipv6(struct __sk_buff *skb)
 	};
 	header.is_plain = ip.version == 6 && ip.nexthdr == IPPROTO_UDP &&
 			  header.len >= sizeof(ip) + sizeof(struct udphdr) &&
-			  header.len + ETH_HLEN <= skb->len;
+			  fills_frame(skb, header.len);
 	return decide(skb, &key, &header);
 }
 
@@ -580,7 +587,8 @@ static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision)
 			continue;
 		}
 		if (i + 1 == egresses && !keep)
-			return bpf_redirect(egress->ifindex, 0);
+			return egress->to_peer ? bpf_redirect_peer(egress->ifindex, 0)
+					       : bpf_redirect(egress->ifindex, 0);
 		long result = bpf_clone_redirect(skb, egress->ifindex, 0);
 		/* The queueing discipline of a device that is down answers NET_XMIT_CN, which is 2. */
 		if (result == -ENETDOWN || result == -ENODEV || result == -ENXIO ||

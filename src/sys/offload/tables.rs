@@ -75,12 +75,10 @@ impl KernelFlowKey {
 pub enum HandOverState {
     /// This process.
     Captured = 0,
-    /// This process, until it has sent all packets that it captured; then the kernel.
-    Armed = 1,
-    /// The kernel.
-    Offloaded = 2,
+    /// The kernel, if this process has sent all packets that it captured; otherwise this process.
+    Offloaded = 1,
     /// This process, which must not hand it over: its action is not the right one.
-    Kept = 3,
+    Kept = 2,
 }
 
 /// How the kernel treats the packets of a flow: `control` of `struct flow`.
@@ -114,8 +112,7 @@ impl FlowControl {
         Self {
             state: match word as u8 & 3 {
                 0 => HandOverState::Captured,
-                1 => HandOverState::Armed,
-                2 => HandOverState::Offloaded,
+                1 => HandOverState::Offloaded,
                 _ => HandOverState::Kept,
             },
             epoch: match word >> 2 & 1 {
@@ -201,18 +198,11 @@ impl KernelFlowRecord {
         before == HandOverState::Kept
     }
 
-    /// Hands the flow over as soon as this process has sent what it captured.
-    pub fn arm(&self) {
+    /// Hands the flow over: the kernel forwards its packets while [`KernelFlowRecord::sent`] is
+    /// [`KernelFlowRecord::seen`].
+    pub fn hand_over(&self) {
         self.change_state(|state| match state {
-            HandOverState::Captured => HandOverState::Armed,
-            other => other,
-        });
-    }
-
-    /// Notes that the kernel has taken an armed flow.
-    pub fn confirm(&self) {
-        self.change_state(|state| match state {
-            HandOverState::Armed => HandOverState::Offloaded,
+            HandOverState::Captured => HandOverState::Offloaded,
             other => other,
         });
     }
@@ -276,6 +266,9 @@ pub struct KernelEgress {
     pub index: IfIndex,
     /// Its link-layer address.
     pub address: MacAddress,
+    /// Whether the last copy of a packet goes directly to the other end of a veth, which must be in
+    /// another network namespace.
+    pub to_peer: bool,
 }
 
 #[repr(C)]
@@ -283,7 +276,8 @@ pub struct KernelEgress {
 struct EgressRecord {
     ifindex: u32,
     mac: [u8; 6],
-    unused: [u8; 6],
+    to_peer: u8,
+    unused: [u8; 5],
     down: u64,
     failed: u64,
 }
@@ -497,7 +491,8 @@ impl KernelTables {
         let none = EgressRecord {
             ifindex: 0,
             mac: [0; 6],
-            unused: [0; 6],
+            to_peer: 0,
+            unused: [0; 5],
             down: 0,
             failed: 0,
         };
@@ -505,6 +500,7 @@ impl KernelTables {
         for (record, egress) in egress.iter_mut().zip(&action.egresses) {
             record.ifindex = egress.index.get();
             record.mac = egress.address.0;
+            record.to_peer = egress.to_peer.into();
         }
         let new = ActionRecord {
             egresses: action.egresses.len().min(MAX_EGRESSES) as u32,
@@ -538,7 +534,6 @@ mod tests {
     fn control_word_keeps_all_fields() {
         for state in [
             HandOverState::Captured,
-            HandOverState::Armed,
             HandOverState::Offloaded,
             HandOverState::Kept,
         ] {

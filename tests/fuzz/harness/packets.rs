@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use mcastor::forward::translate::{Identifications, translate_in_place, translate_version};
 use mcastor::forward::{self, Decision, DropReason, NotData, decide};
 use mcastor::model::{
-    InterfaceId, Links, RouteName, RouteRule, TranslationRule, TtlPolicy, TtlThreshold,
+    InterfaceId, KernelForwarding, Links, RouteName, RouteRule, TranslationRule, TtlPolicy,
+    TtlThreshold,
 };
 use mcastor::pipeline::egress::SendCounts;
 use mcastor::pipeline::{
@@ -292,7 +293,7 @@ static FIB: LazyLock<Fib> = LazyLock::new(|| {
             reports: Default::default(),
             disabled: false,
             capture: false,
-            packet_plane: false,
+            kernel_forwarding: KernelForwarding::Auto,
         }],
         ..Rib::default()
     }

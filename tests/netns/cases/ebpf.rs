@@ -26,6 +26,7 @@ cases!("ebpf":
     #[BpfPrograms] route_changes_keep_nothing_in_the_kernel,
     #[BpfPrograms] listener_on_the_router_receives_an_offloaded_stream,
     #[BpfPrograms] packets_that_some_egress_does_not_get_are_counted,
+    #[BpfPrograms] packets_go_directly_to_the_peer_of_a_veth,
     #[BpfPrograms] #[LinkKind("macvlan")] macvlans_are_offloaded,
     #[BpfPrograms] #[LinkKind("vlan")] vlan_interfaces_are_offloaded,
     #[BpfPrograms] stream_of_a_proxy_is_offloaded,
@@ -575,6 +576,30 @@ fn packets_that_some_egress_does_not_get_are_counted(lab: &Lab) {
     router.expect_routed("r", "out2", sent as u64 + 10);
     router.expect_dropped("ttl_threshold", "out2", 20);
     router.expect_dropped("ttl_expired", "in", 7);
+}
+
+/// With `plane = "peer"`, packets skip this end of a veth, on which tcpdump sees nothing then. The
+/// other egress gets its copy as usual.
+fn packets_go_directly_to_the_peer_of_a_veth(lab: &Lab) {
+    let star = Star::v4(lab, 2);
+    let routes = route("r", "in", "", GROUP, &["out1", "out2"], "");
+    let peer = "[[interface]]\nname = \"out1\"\nplane = \"peer\"\n";
+    let router = Router::start(lab, &star.rtr, &settings(&(routes + peer)));
+    let captures = ["eth1", "eth2"].map(|eth| Capture::new(&star.rcv, eth));
+    let receiver = UdpRx::join(&star.rcv, "eth1", &at_group());
+    let stream = stream(&star, 1000);
+    wait_until_offloaded(&router, "out1");
+    let near = Capture::new(&star.rtr, "out1");
+    stream.wait_for_more(500);
+    let sent = stream.finish();
+    for (capture, oif) in captures.iter().zip(["out1", "out2"]) {
+        let got = capture.expect(GROUP, sent as usize);
+        assert!(got.iter().all(|packet| packet.ttl == TTL - 1), "TTL");
+        assert_eq!(received_in_order(capture, GROUP).len(), sent as usize);
+        router.expect_routed("r", oif, sent.into());
+    }
+    assert_eq!(receiver.expect(sent as usize).len(), sent as usize);
+    assert!(near.to(GROUP).len() < 100, "{}", near.to(GROUP).len());
 }
 
 /// Forwards a stream from `in0` to `out0`, which are on top of `in` and `out1`. It is sent on

@@ -675,10 +675,8 @@ fn assert_alike(egress: usize, packet: &Received, ebpf: &Received) {
         if packet == ebpf {
             continue;
         }
-        // The process sends the packets that the kernel leaves to it later than the kernel sends
-        // those that follow.
-        let may_overtake = key.is_none_or(|(_, group)| !is_steady(group));
-        if may_overtake && is_merged(&packet, &ebpf) {
+        // Packets without a flow have no order.
+        if key.is_none() && is_merged(&packet, &ebpf) {
             continue;
         }
         // The frames from the first that differs to the last one.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::forward::{Arrival, DropReason, TraceStep, resolve};
-use crate::model::{Link, Links, RouteRule, TtlThreshold};
+use crate::model::{KernelForwarding, Link, Links, RouteRule, TtlThreshold};
 use crate::table::{InterfaceOptions, ReportOptions, Rib, StreamState};
 use crate::wire::ip::refresh_ipv4_checksum;
 
@@ -20,6 +20,10 @@ struct Facts {
 impl LinkFacts for Facts {
     fn is_plain_ethernet(&self, interface: InterfaceId) -> bool {
         Some(interface.get()) != self.tunnel
+    }
+
+    fn has_peer_elsewhere(&self, _: InterfaceId) -> bool {
+        false
     }
 
     fn host_wants(&self, _: InterfaceId, _: IpAddr) -> bool {
@@ -109,7 +113,7 @@ proptest! {
             reports: ReportOptions::default(),
             disabled: false,
             capture: false,
-            packet_plane: false,
+            kernel_forwarding: KernelForwarding::Auto,
         });
         let rib = Rib {
             rules: rules.into(),
