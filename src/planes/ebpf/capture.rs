@@ -31,10 +31,10 @@ const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// An offered flow without packets for this time needs no more attention: its next packet finds the
 /// counts equal.
-const QUIET: Duration = Duration::from_millis(20);
+const QUIET: Duration = Duration::from_millis(2);
 
 /// Most flows that are handed over at a time: each is looked at every millisecond.
-const MAX_WAITING: usize = 256;
+const MAX_WAITING: usize = 1024;
 
 /// How long a flow waits for its turn.
 const TURN: Duration = Duration::from_millis(50);
