@@ -7,6 +7,7 @@
 //! The programs take each packet that finds both equal. So no packet of the kernel
 //! overtakes one of this process.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use super::offload::{FlowAnswer, FlowRequest, OffloadedFlows, OpenPort};
 use crate::pipeline::hand_over::{ForwardedByPlane, HandOver, Rest};
 use crate::pipeline::{Batch, PacketSource};
 use crate::planes::packet::capture::SocketCapture;
-use crate::sys::offload::{FlowSlot, ForwardedByKernel, HandOverState, PortSlot};
+use crate::sys::offload::{FlowSlot, ForwardedByKernel, HandOverState, KernelFlowRecord, PortSlot};
 use crate::table::flows::FlowKey;
 
 /// How long the thread of the plane may need to prepare flows.
@@ -35,9 +36,6 @@ const QUIET: Duration = Duration::from_millis(2);
 
 /// Most flows that are handed over at a time: each is looked at every millisecond.
 const MAX_WAITING: usize = 1024;
-
-/// How long a flow waits for its turn.
-const TURN: Duration = Duration::from_millis(50);
 
 /// Most prepared flows that are taken at a time, and most flows that are reported at a time, so that
 /// packets do not wait.
@@ -66,8 +64,9 @@ pub struct OffloadCapture {
     /// The keys of these flows, and the first that is reported next.
     keys: Vec<FlowKey>,
     next_report: usize,
-    /// The flows that are being handed over.
+    /// The flows that are being handed over, and those whose turn comes later.
     waiting: Vec<Waiting>,
+    queue: VecDeque<FlowKey>,
     /// The flows that are tried again later, and when.
     retries: Vec<(Instant, FlowKey)>,
     /// Requests that the thread of the plane had no space for.
@@ -90,6 +89,8 @@ struct PreparedFlow {
     reported: ForwardedByKernel,
     /// Whether the last report said that the kernel forwards it.
     continued: bool,
+    /// Whether it is being handed over, or waits for its turn.
+    waits: bool,
     /// When the kernel took over; `None` while that is not sure.
     handed_over: Option<Instant>,
     retry: Duration,
@@ -103,6 +104,56 @@ struct Waiting {
     /// What the kernel had forwarded when the flow was offered to it, and when that was.
     offered: Option<(u64, Instant)>,
     until: Instant,
+}
+
+/// What became of a hand-over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It takes longer.
+    Waits,
+    /// The kernel forwards the flow.
+    Succeeds,
+    /// It is tried again later.
+    Fails,
+    /// The plane says when it may be tried again.
+    Ends,
+}
+
+impl Waiting {
+    /// Advances a hand-over at a moment at which the capture is empty and everything is sent.
+    fn advance(
+        &mut self,
+        record: &KernelFlowRecord,
+        now: Instant,
+        may_go: &dyn Fn(&FlowKey) -> bool,
+    ) -> Step {
+        let seen = record.seen();
+        let is_settled = seen == self.queued;
+        let forwarded = record.forwarded().packets;
+        match (record.control().state, self.offered) {
+            (HandOverState::Captured, None) if !may_go(&self.flow) => return Step::Fails,
+            (HandOverState::Captured, None) if is_settled => {
+                record.set_sent(seen);
+                record.hand_over();
+                self.offered = Some((forwarded, now));
+            }
+            (HandOverState::Captured, None) => {}
+            // Withdrawn meanwhile.
+            (HandOverState::Captured, Some(_)) => self.offered = None,
+            (HandOverState::Offloaded, Some((before, since))) if seen == record.sent() => {
+                if forwarded > before || now - since > QUIET {
+                    return Step::Succeeds;
+                }
+            }
+            (HandOverState::Offloaded, Some(_)) if is_settled => {
+                record.set_sent(seen);
+                self.offered = Some((forwarded, now));
+            }
+            (HandOverState::Offloaded, Some(_)) => {}
+            (HandOverState::Kept, _) | (HandOverState::Offloaded, None) => return Step::Ends,
+        }
+        Step::Waits
+    }
 }
 
 impl OffloadCapture {
@@ -125,6 +176,7 @@ impl OffloadCapture {
             keys: Vec::new(),
             next_report: 0,
             waiting: Vec::new(),
+            queue: VecDeque::new(),
             retries: Vec::new(),
             requests: Vec::new(),
             releasing: AHashMap::new(),
@@ -151,10 +203,10 @@ impl OffloadCapture {
     }
 
     /// Takes the answers that arrived since the last call.
-    fn take_answers(&mut self, now: Instant) {
+    fn take_answers(&mut self) {
         for _ in 0..PAGE {
             match self.answers.try_recv() {
-                Ok(FlowAnswer::Prepared(flow, slot)) => self.prepared(flow, slot, now),
+                Ok(FlowAnswer::Prepared(flow, slot)) => self.prepared(flow, slot),
                 Ok(FlowAnswer::Released(flow)) => {
                     if let Entry::Occupied(mut releasing) = self.releasing.entry(flow) {
                         *releasing.get_mut() -= 1;
@@ -169,7 +221,7 @@ impl OffloadCapture {
     }
 
     /// Notes that a flow may be handed over.
-    fn prepared(&mut self, flow: FlowKey, slot: FlowSlot, now: Instant) {
+    fn prepared(&mut self, flow: FlowKey, slot: FlowSlot) {
         if self.releasing.contains_key(&flow) {
             return;
         }
@@ -181,30 +233,41 @@ impl OffloadCapture {
                 position: keys.len() - 1,
                 reported: ForwardedByKernel::default(),
                 continued: false,
+                waits: false,
                 handed_over: None,
                 retry: FIRST_RETRY,
             }
         });
-        self.wait_for(flow, now);
+        self.wait_for(flow);
     }
 
-    fn wait_for(&mut self, flow: FlowKey, now: Instant) {
-        let Some(known) = self.flows.get_mut(&flow) else {
-            return;
-        };
-        if self.waiting.len() >= MAX_WAITING {
-            self.retries.push((now + TURN, flow));
-            return;
-        }
-        if !self.paused && self.waiting.iter().all(|w| w.slot != known.slot) {
+    /// Lets a flow wait for its hand-over.
+    fn wait_for(&mut self, flow: FlowKey) {
+        if let Some(known) = self.flows.get_mut(&flow)
+            && !known.waits
+            && !self.paused
+        {
+            known.waits = true;
             known.handed_over = None;
-            self.waiting.push(Waiting {
-                flow,
-                slot: known.slot,
-                queued: 0,
-                offered: None,
-                until: now + MAX_WAIT,
-            });
+            self.queue.push_back(flow);
+        }
+    }
+
+    /// Begins to hand over flows whose turn it is.
+    fn take_turns(&mut self, now: Instant) {
+        while self.waiting.len() < MAX_WAITING
+            && let Some(flow) = self.queue.pop_front()
+        {
+            // It may have ended meanwhile.
+            if let Some(known) = self.flows.get(&flow) {
+                self.waiting.push(Waiting {
+                    flow,
+                    slot: known.slot,
+                    queued: 0,
+                    offered: None,
+                    until: now + MAX_WAIT,
+                });
+            }
         }
     }
 
@@ -225,6 +288,7 @@ impl OffloadCapture {
 
     fn retry_later(&mut self, flow: FlowKey, now: Instant, longest: Duration) {
         if let Some(known) = self.flows.get_mut(&flow) {
+            known.waits = false;
             self.retries.push((now + known.retry.min(longest), flow));
             known.retry = (known.retry * 2).min(longest);
         }
@@ -266,7 +330,8 @@ impl HandOver for OffloadCapture {
     fn is_pending(&mut self) -> bool {
         let now = Instant::now();
         self.send_requests();
-        self.take_answers(now);
+        self.take_answers();
+        self.take_turns(now);
         if self.expected_until.is_some_and(|until| until <= now) {
             self.expected_until = None;
         }
@@ -288,48 +353,24 @@ impl HandOver for OffloadCapture {
         let mut failed = Vec::new();
         let flows = &mut self.flows;
         self.waiting.retain_mut(|waiting| {
-            let Some(record) = tables.flow(waiting.slot) else {
-                return false;
+            let record = tables.flow(waiting.slot);
+            let step = record.map_or(Step::Ends, |record| waiting.advance(record, now, may_go));
+            let step = match step {
+                Step::Waits if now >= waiting.until => Step::Fails,
+                step => step,
             };
-            let seen = record.seen();
-            let is_settled = seen == waiting.queued;
-            let forwarded = record.forwarded().packets;
-            match (record.control().state, waiting.offered) {
-                (HandOverState::Captured, None) if !may_go(&waiting.flow) => {
-                    failed.push(waiting.flow);
-                    return false;
-                }
-                (HandOverState::Captured, None) if is_settled => {
-                    record.set_sent(seen);
-                    record.hand_over();
-                    waiting.offered = Some((forwarded, now));
-                }
-                (HandOverState::Offloaded, Some((before, since))) => {
-                    if seen == record.sent() {
-                        if forwarded > before || now - since > QUIET {
-                            if let Some(flow) = flows.get_mut(&waiting.flow) {
-                                flow.handed_over = Some(now);
-                            }
-                            return false;
-                        }
-                    } else if is_settled {
-                        record.set_sent(seen);
-                        waiting.offered = Some((forwarded, now));
-                    }
-                }
-                (HandOverState::Captured, None) => {}
-                // Withdrawn meanwhile.
-                (HandOverState::Captured, Some(_)) => waiting.offered = None,
-                // The plane says when it may be handed over again.
-                (HandOverState::Kept, _) => return false,
-                (HandOverState::Offloaded, None) => return false,
+            if step == Step::Waits {
+                return true;
             }
-            if now >= waiting.until {
-                record.withdraw();
+            if let Some(flow) = flows.get_mut(&waiting.flow) {
+                flow.waits = false;
+                flow.handed_over = (step == Step::Succeeds).then_some(now);
+            }
+            if step == Step::Fails {
+                record.inspect(|record| record.withdraw());
                 failed.push(waiting.flow);
-                return false;
             }
-            true
+            false
         });
         (failed.into_iter()).for_each(|f| self.retry_later(f, now, MAX_RETRY_WHEN_BUSY));
     }
@@ -378,7 +419,7 @@ impl HandOver for OffloadCapture {
             .extract_if(.., |(at, _)| *at <= now)
             .map(|(_, flow)| flow)
             .collect();
-        due.into_iter().for_each(|flow| self.wait_for(flow, now));
+        due.into_iter().for_each(|flow| self.wait_for(flow));
     }
 
     fn set_paused(&mut self, paused: bool) {
@@ -390,12 +431,13 @@ impl HandOver for OffloadCapture {
         match paused {
             true => {
                 self.waiting.clear();
+                self.queue.clear();
                 self.retries.clear();
+                self.flows.values_mut().for_each(|flow| flow.waits = false);
                 flows.iter().for_each(|flow| self.withdraw(flow));
             }
             false => {
-                let now = Instant::now();
-                flows.into_iter().for_each(|flow| self.wait_for(flow, now));
+                flows.into_iter().for_each(|flow| self.wait_for(flow));
             }
         }
     }
