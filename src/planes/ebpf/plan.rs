@@ -196,7 +196,9 @@ pub fn plan(
             && links.has_peer_elsewhere(egress.index);
         let action = &mut plan.action;
         // The program sends the last copy only to the peer.
-        let at = if to_peer { action.paths.len() } else { 0 };
+        let first_peer = action.action.egresses.iter().position(|e| e.to_peer);
+        let at = first_peer.filter(|_| !to_peer);
+        let at = at.unwrap_or(action.paths.len());
         let kernel_egress = KernelEgress {
             index,
             address,

@@ -25,11 +25,10 @@ use crate::model::IfIndex;
 use crate::sys::capabilities::may_load_bpf;
 use clsact::FilterHandle;
 
-use tables::{ACTION_BYTES, REWRITE_BYTES};
 pub use tables::{
     ActionSlot, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelAction,
     KernelEgress, KernelFlowKey, KernelFlowRecord, KernelRewrite, KernelTables, MAX_EGRESSES,
-    MAX_PORTS, PortSlot,
+    MAX_PORTS, PortSlot, TableSizes,
 };
 
 /// The programs, compiled.
@@ -168,41 +167,6 @@ fn last_reason(log: &str) -> &str {
     let lines = log.lines().map(str::trim);
     let mut reasons = lines.filter(|l| !l.is_empty() && !is_statistic(l));
     reasons.next_back().unwrap_or("nothing")
-}
-
-/// How many flows and actions the tables hold.
-#[derive(Debug, Clone, Copy)]
-pub struct TableSizes {
-    /// Flows.
-    pub flows: u32,
-    /// Actions, at most 65,536.
-    pub actions: u32,
-}
-
-impl TableSizes {
-    /// Returns the number of rewrites: two for each flow, one for each [`Epoch`].
-    fn rewrites(self) -> u32 {
-        self.flows.saturating_mul(2)
-    }
-
-    /// Returns the memory of full tables in the kernel, in bytes. Without flows they take two
-    /// thirds of it or more.
-    pub fn bytes(self) -> u64 {
-        // The kernel needs this much for an entry of a hash table besides key and value, and for
-        // each of its buckets.
-        const HASH_ENTRY: usize = 48;
-        const BUCKET: u64 = 16;
-        const VALUE: usize = size_of::<FlowSlot>().next_multiple_of(8);
-        let flows = u64::from(self.flows);
-        let entry = HASH_ENTRY
-            + size_of::<KernelFlowKey>()
-            + VALUE
-            + size_of::<KernelFlowRecord>()
-            + 2 * REWRITE_BYTES;
-        flows * entry as u64
-            + flows.next_power_of_two() * BUCKET
-            + u64::from(self.actions) * ACTION_BYTES as u64
-    }
 }
 
 /// The program that decides, as filter of a capture socket.
@@ -583,7 +547,7 @@ mod tests {
     fn full_tables_have_a_size() {
         let (flows, actions) = (65_536, 4096);
         let mib = TableSizes { flows, actions }.bytes() >> 20;
-        assert_eq!(mib, 19);
+        assert_eq!(mib, 24);
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::shared_mapping::SharedMapping;
-use super::TableSizes;
 use crate::model::{IfIndex, MacAddress};
 
 /// Number of interfaces that may have the program.
@@ -41,6 +40,41 @@ impl Epoch {
             Self::Even => Self::Odd,
             Self::Odd => Self::Even,
         }
+    }
+}
+
+/// How many flows and actions the tables hold.
+#[derive(Debug, Clone, Copy)]
+pub struct TableSizes {
+    /// Flows.
+    pub flows: u32,
+    /// Actions, at most 65,536.
+    pub actions: u32,
+}
+
+impl TableSizes {
+    /// Returns the number of rewrites: two for each flow, one for each [`Epoch`].
+    pub(super) fn rewrites(self) -> u32 {
+        self.flows.saturating_mul(2)
+    }
+
+    /// Returns the memory of full tables in the kernel, in bytes. Without flows they take two
+    /// thirds of it or more.
+    pub fn bytes(self) -> u64 {
+        // The kernel needs this much for an entry of a hash table besides key and value, and for
+        // each of its buckets.
+        const HASH_ENTRY: usize = 48;
+        const BUCKET: u64 = 16;
+        const VALUE: usize = size_of::<FlowSlot>().next_multiple_of(8);
+        let flows = u64::from(self.flows);
+        let entry = HASH_ENTRY
+            + size_of::<KernelFlowKey>()
+            + VALUE
+            + size_of::<KernelFlowRecord>()
+            + 2 * size_of::<RewriteRecord>();
+        flows * entry as u64
+            + flows.next_power_of_two() * BUCKET
+            + u64::from(self.actions) * size_of::<ActionRecord>() as u64
     }
 }
 
@@ -295,11 +329,6 @@ struct ActionRecord {
     egress: [EgressRecord; MAX_EGRESSES],
 }
 
-/// Size of an action in its table.
-pub(super) const ACTION_BYTES: usize = size_of::<ActionRecord>();
-/// Size of a rewrite in its table.
-pub(super) const REWRITE_BYTES: usize = size_of::<RewriteRecord>();
-
 /// What is done with the packets of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KernelAction {
@@ -547,7 +576,7 @@ mod tests {
             };
             assert_eq!(FlowControl::from_word(control.word()), control);
         }
-        let control = FlowControl::from_word(0x0102_0003_05dc_0a02);
+        let control = FlowControl::from_word(0x0102_0003_05dc_0a01);
         assert_eq!((control.action, control.port), (0x0102, 3));
         assert_eq!((control.max_len, control.min_ttl), (1500, 10));
         assert_eq!(control.state, HandOverState::Offloaded);

@@ -403,15 +403,22 @@ fn image_runs_unprivileged_and_names_missing_capabilities(lab: &Lab) {
         run(name, options);
         docker.wait_for_log(name, "eth0: capturing");
         let pid = docker.run(&format!("inspect --format {{{{.State.Pid}}}} {name}"));
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
         let user = if name == "root" { "0" } else { "65532" };
-        assert!(status.contains(&format!("Uid:\t{user}\t")), "{status}");
-        for set in ["CapEff", "CapPrm"] {
-            assert!(
-                status.contains(&format!("{set}:\t{capabilities}")),
-                "{name}: {status}"
-            );
-        }
+        let expected = [
+            format!("Uid:\t{user}\t"),
+            format!("CapEff:\t{capabilities}"),
+            format!("CapPrm:\t{capabilities}"),
+        ];
+        eventually(
+            &format!("user and capabilities of {name}"),
+            Vec::new(),
+            || {
+                let status =
+                    std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+                let is_missing = |line: &&String| !status.contains(line.as_str());
+                expected.iter().filter(is_missing).cloned().collect()
+            },
+        );
     }
     for (name, options) in [
         ("none", ""),
