@@ -40,7 +40,7 @@ PLANE_TESTS = ["packet::", "ebpf::"]
 PLANE_SKIPPED = ["closed_capture_returns", "unread_packets_are_counted", "bridge_with_many_ports"]
 # Tests of VLANs, and of what differs before Linux 6.6.
 SHORT_TESTS = ["packets::vlan", "gso::vlan", "host_environment::vlan", "host_environment::macvlan",
-               "gso::gso_packets_are", "ebpf::clean_stop", "ebpf::programs_of_a_killed", "ebpf::gso",
+               "gso::gso_packets_are", "ebpf::programs_of_a_killed", "ebpf::gso",
                "ebpf::vlan", "ebpf::macvlan"]
 
 # Drivers that a guest needs before it has the file system of the host.
