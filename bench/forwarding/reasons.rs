@@ -35,6 +35,11 @@ const REASONS: &[(&str, &str)] = &[
          the sender",
     ),
     (
+        "ebpf: maximum rate, 1 egress",
+        "the core of the sender forwards too, and sending takes most of its time; the two programs \
+         take 3 %, the packet socket with its filter 4 %",
+    ),
+    (
         "p50 at 10k/s",
         "the machine is slow (compare the p50 of ip_mroute below with 4.7 us in latency.md), or \
          other processes use the core: busy polling then pauses, and each packet has to wake a \

@@ -66,13 +66,8 @@ pub fn held() -> HeldCapabilities {
     }
 }
 
-/// Returns whether this process may load any BPF program.
-pub fn may_load_bpf() -> bool {
-    let effective = caps::read(None, CapSet::Effective).unwrap_or_default();
-    effective.contains(&Capability::CAP_BPF) || effective.contains(&Capability::CAP_SYS_ADMIN)
-}
-
 /// Returns the names of the capabilities that BPF programs need and this thread cannot use.
+/// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON (capabilities(7)).
 pub(super) fn missing_for_bpf() -> Vec<&'static str> {
     let effective = caps::read(None, CapSet::Effective).unwrap_or_default();
     let needed = [
@@ -80,7 +75,9 @@ pub(super) fn missing_for_bpf() -> Vec<&'static str> {
         (Capability::CAP_PERFMON, "CAP_PERFMON"),
         (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN"),
     ];
-    let missing = needed.iter().filter(|(c, _)| !effective.contains(c));
+    let is_admin = effective.contains(&Capability::CAP_SYS_ADMIN);
+    let is_included = |c: &Capability| is_admin && *c != Capability::CAP_NET_ADMIN;
+    let missing = (needed.iter()).filter(|(c, _)| !effective.contains(c) && !is_included(c));
     missing.map(|(_, name)| *name).collect()
 }
 

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sent_is_counted_once_and_until_the_action_is_free() {
+    fn unsent_packets_are_counted_until_action_is_free() {
         let mut table = ActionTable::new(1);
         table.acquire(&action(1), |_, _| {});
         let mut counted = Vec::new();

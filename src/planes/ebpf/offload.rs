@@ -727,7 +727,18 @@ impl State {
     fn count_unknown(&mut self, slot: usize) {
         if let Some(Some(port)) = self.ports.get_mut(slot) {
             let dropped = self.program.dropped_unknown(port.index);
-            let new = dropped - std::mem::replace(&mut port.unknown, dropped).min(dropped);
+            let before = std::mem::replace(&mut port.unknown, dropped).min(dropped);
+            let new = dropped - before;
+            if new > 0 && before == 0 {
+                let name = &port.name;
+                warn!(
+                    packets = new,
+                    interface = %name,
+                    "{name}: too many packets of new flows, or of flows that no route takes; more \
+                     than plane.unknown_packets a second are dropped and counted as unknown_flood. \
+                     Logged once"
+                );
+            }
             if new > 0 {
                 let key = (port.name.clone(), DropReason::UnknownFlood);
                 *self.counts.dropped.entry(key).or_default() += new;

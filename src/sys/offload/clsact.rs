@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_control_message_is_laid_out_as_in_the_kernel() {
+    fn tc_message_has_the_layout_of_the_kernel() {
         let message = TrafficControl {
             index: 1,
             handle: 2,

@@ -7,7 +7,7 @@
  * decision into the control block of the packet, and `forward`, at tc ingress, obeys. So each packet
  * is forwarded exactly once, whatever changes meanwhile.
  *
- * The process writes the tables through shared memory: see maps.rs, which has the same layouts.
+ * The process writes the tables through shared memory: see tables.rs, which has the same layouts.
  *
  * `make offload-program` compiles this file. forward.o is checked in, because a build must not need
  * clang; a test compares the two.

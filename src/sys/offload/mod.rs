@@ -22,7 +22,6 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::{capabilities, limits};
 use crate::model::IfIndex;
-use crate::sys::capabilities::may_load_bpf;
 use clsact::FilterHandle;
 
 pub use tables::{
@@ -257,7 +256,7 @@ impl OffloadProgram {
         let loaded = Self::load_programs(mark, magic, unknown_packets, sizes);
         loaded.map_err(|error| match error {
             // A kernel that permits some programs to everybody refuses these with any error.
-            OffloadError::Unsupported(reason) if !may_load_bpf() => {
+            OffloadError::Unsupported(reason) if !capabilities::missing_for_bpf().is_empty() => {
                 OffloadError::denied(io::Error::other(reason))
             }
             other => other,

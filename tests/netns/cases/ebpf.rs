@@ -16,7 +16,7 @@ cases!("ebpf":
     #[BpfPrograms] stream_is_handed_over_exactly_v6,
     #[BpfPrograms] rewritten_stream_is_handed_over_exactly_v4,
     #[BpfPrograms] rewritten_stream_is_handed_over_exactly_v6,
-    #[BpfPrograms] listener_on_the_router_receives_the_original_of_a_rewritten_stream,
+    #[BpfPrograms] router_listener_receives_the_stream_before_rewriting,
     #[BpfPrograms] changes_of_all_kinds_are_counted_exactly,
     #[BpfPrograms] changes_by_flush_lose_nothing,
     #[BpfPrograms] changes_of_egresses_lose_nothing,
@@ -39,7 +39,7 @@ cases!("ebpf":
     #[BpfPrograms] programs_of_a_killed_process_are_removed,
     #[BpfPrograms] gso_packets_of_an_offloaded_flow_are_forwarded,
     #[BpfPrograms] declined_flow_has_a_reason,
-    #[BpfPrograms] plane_of_an_interface_keeps_its_flows_after_a_reload,
+    #[BpfPrograms] packet_plane_of_an_interface_applies_on_reload,
     #[BpfPrograms] stream_in_the_kernel_is_not_polled_for,
     #[BpfPrograms] auto_chooses_the_kernel_and_names_its_memory,
     #[Program("setpriv", "util-linux")] missing_capabilities_leave_the_packet_plane,
@@ -53,6 +53,12 @@ const GROUP: &str = "225.1.2.3";
 
 fn settings(routes: &str) -> String {
     format!("[plane]\nkind = \"ebpf\"\n{routes}")
+}
+
+/// A route whose flows the kernel does not forward.
+fn declined_route() -> String {
+    let guard = "loop_guard = true\n";
+    route("r", "in", "10.0.0.10", GROUP, &["out1"], guard)
 }
 
 /// Starts a stream to [`GROUP`].
@@ -208,7 +214,7 @@ fn rewritten_stream_is_handed_over_exactly_v6(lab: &Lab) {
     check_rewritten(lab, "6to6", from, ["fd00:1::77", "ff3e::9:9"]);
 }
 
-fn listener_on_the_router_receives_the_original_of_a_rewritten_stream(lab: &Lab) {
+fn router_listener_receives_the_stream_before_rewriting(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let to = ["10.0.1.77", "239.1.1.1"];
     let routes = rewriting_route(["10.0.0.10", GROUP], to, &["out1", "out2"]);
@@ -447,7 +453,7 @@ struct KernelObjects {
 }
 
 impl KernelObjects {
-    fn of(router: &Router) -> Self {
+    fn held_by(router: &Router) -> Self {
         let folder = format!("/proc/{}/fdinfo", router.program.pid());
         let files = std::fs::read_dir(folder).expect("descriptors").flatten();
         let texts: Vec<String> = files
@@ -480,7 +486,7 @@ fn route_changes_keep_nothing_in_the_kernel(lab: &Lab) {
     let inject = Injector::new(&star.src, "eth0");
     let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
-    let mut before = KernelObjects::of(&router);
+    let mut before = KernelObjects::held_by(&router);
     assert!(
         before.programs >= 1 && before.maps >= 4 && before.links == 1,
         "{before:?}"
@@ -508,12 +514,12 @@ fn route_changes_keep_nothing_in_the_kernel(lab: &Lab) {
         );
         // The first changes fill tables and buffers: flows stay in them until they are idle.
         if n == 2 * GROUPS {
-            before = KernelObjects::of(&router);
+            before = KernelObjects::held_by(&router);
             resident = router.program.rss();
         }
     }
     stream.finish();
-    let after = KernelObjects::of(&router);
+    let after = KernelObjects::held_by(&router);
     let objects = |of: &KernelObjects| (of.programs, of.maps, of.links);
     assert_eq!(objects(&after), objects(&before), "after {changes} changes");
     // An entry of a hash table has less than 64 bytes. One that each change leaves would be more.
@@ -762,14 +768,7 @@ fn higher_ttl_takes_over_from_the_kernel(lab: &Lab) {
 /// kernel does not forward, and reports, pass.
 fn flood_of_unknown_groups_is_limited_and_counted(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let routes = route(
-        "r",
-        "in",
-        "10.0.0.10",
-        GROUP,
-        &["out1"],
-        "loop_guard = true\n",
-    );
+    let routes = declined_route();
     let plane = "[plane]\nkind = \"ebpf\"\nunknown_packets = 1000\n";
     let router = Router::start(lab, &star.rtr, &format!("{plane}{routes}"));
     let capture = Capture::new(&star.rcv, "eth1");
@@ -789,6 +788,12 @@ fn flood_of_unknown_groups_is_limited_and_counted(lab: &Lab) {
         dropped("no_route") + dropped("unknown_flood")
     });
     assert!(dropped("unknown_flood") > 10_000, "{}", dropped("no_route"));
+    let log = router.program.stderr();
+    assert_eq!(
+        log.matches("too many packets of new flows").count(),
+        1,
+        "{log}"
+    );
     capture.expect(GROUP, sent as usize);
     router.expect_routed("r", "out1", sent.into());
     let reports = [("type", "report"), ("direction", "received")];
@@ -964,14 +969,7 @@ fn gso_packets_of_an_offloaded_flow_are_forwarded(lab: &Lab) {
 
 fn declined_flow_has_a_reason(lab: &Lab) {
     let star = Star::v4(lab, 1);
-    let routes = route(
-        "r",
-        "in",
-        "10.0.0.10",
-        GROUP,
-        &["out1"],
-        "loop_guard = true\n",
-    );
+    let routes = declined_route();
     let router = Router::start(lab, &star.rtr, &settings(&routes));
     let capture = Capture::new(&star.rcv, "eth1");
     let stream = stream(&star, 1000);
@@ -989,7 +987,7 @@ fn declined_flow_has_a_reason(lab: &Lab) {
 
 /// `plane = "packet"` of an egress, and then of the ingress, takes a flow from the kernel and keeps
 /// it, without a loss.
-fn plane_of_an_interface_keeps_its_flows_after_a_reload(lab: &Lab) {
+fn packet_plane_of_an_interface_applies_on_reload(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let routes = settings(&route("r", "in", "", GROUP, &["out1"], ""));
     let router = Router::start(lab, &star.rtr, &routes);
