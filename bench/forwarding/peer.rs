@@ -30,6 +30,8 @@ pub enum Peer {
     Mcastor,
     /// `mcastor run` with `plane.kind = "ebpf"`.
     McastorEbpf,
+    /// The same, and `plane = "peer"` for each egress.
+    McastorRedirect,
     /// `mcastor run` with `plane.qdisc_bypass = true`.
     McastorBypass,
     /// `mcastor run` with `plane.busy_poll = 0`.
@@ -44,9 +46,15 @@ impl Peer {
             Self::Kernel => "ip_mroute",
             Self::Mcastor => "mcastor",
             Self::McastorEbpf => "mcastor, ebpf",
+            Self::McastorRedirect => "mcastor, ebpf to the peer",
             Self::McastorBypass => "mcastor, qdisc_bypass",
             Self::McastorNoBusyPoll => "mcastor, busy_poll = 0",
         }
+    }
+
+    /// Whether the kernel forwards with the BPF programs.
+    pub fn uses_ebpf(self) -> bool {
+        matches!(self, Self::McastorEbpf | Self::McastorRedirect)
     }
 }
 
@@ -137,10 +145,7 @@ fn mcastor_settings(
     peer: Peer,
 ) -> String {
     let bypass = peer == Peer::McastorBypass;
-    let kind_of_plane = match peer {
-        Peer::McastorEbpf => "ebpf",
-        _ => "packet",
-    };
+    let kind_of_plane = if peer.uses_ebpf() { "ebpf" } else { "packet" };
     let busy_poll = match peer {
         Peer::McastorNoBusyPoll => "plane.busy_poll = 0\n",
         _ => "",
@@ -156,6 +161,12 @@ fn mcastor_settings(
          limits.flows = 200000\nlog.level = \"warn\"\n",
         socket.display()
     );
+    if peer == Peer::McastorRedirect {
+        for i in 0..egresses {
+            let name = lab::out(i);
+            let _ = writeln!(text, "[[interface]]\nname = \"{name}\"\nplane = \"peer\"");
+        }
+    }
     let mut route = |source: Option<String>, group: String, more: &str| {
         let source = source.map_or(String::new(), |s| format!("source = \"{s}\"\n"));
         // smcrouted does not join the groups of its routes either.
@@ -247,7 +258,11 @@ pub fn start_with(
             command.arg("-P").arg(file("smcroute.pid"));
             command.arg("-u").arg(file("smcroute.sock"));
         }
-        Peer::Mcastor | Peer::McastorEbpf | Peer::McastorBypass | Peer::McastorNoBusyPoll => {
+        Peer::Mcastor
+        | Peer::McastorEbpf
+        | Peer::McastorRedirect
+        | Peer::McastorBypass
+        | Peer::McastorNoBusyPoll => {
             let text = mcastor_settings(dir.path(), egresses, rules, kind, peer);
             fs::write(file("mcastor.toml"), text)?;
             command.arg(env!("CARGO_BIN_EXE_mcastor"));

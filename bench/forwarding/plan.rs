@@ -50,6 +50,7 @@ const ALL_PEERS: &[Peer] = &[
     Peer::Kernel,
     Peer::Mcastor,
     Peer::McastorEbpf,
+    Peer::McastorRedirect,
     Peer::McastorBypass,
 ];
 const MCASTOR_ONLY: &[Peer] = &[Peer::Alone, Peer::Mcastor, Peer::McastorEbpf];

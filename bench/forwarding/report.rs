@@ -253,6 +253,14 @@ pub fn goals(results: &Results) -> Vec<Goal> {
             true,
             2.0,
         ),
+        goal(
+            "ebpf: CPU per packet at 300k/s, 1 egress, to the peer of a veth",
+            "x",
+            false,
+            0.25,
+            2,
+            results.ratio("egress-1", Peer::McastorRedirect, "cpu_ns@300k"),
+        ),
         ebpf_latency("ebpf: p50 at 1k/s", 1_000),
         ebpf_latency("ebpf: p50 at 10k/s", 10_000),
         ebpf_over_base(

@@ -162,7 +162,7 @@ impl Bench {
             };
             peer::wait_ready(lab, &mut running, stream)
                 .map_err(|e| format!("{}, {}: {e}", scenario.title, peer.name()))?;
-            if peer == Peer::McastorEbpf {
+            if peer.uses_ebpf() {
                 let offloaded = peer::wait_offloaded(lab, &running, stream)?;
                 note("offloaded_flows".into(), offloaded as f64 / flows as f64);
             }

@@ -539,6 +539,11 @@ fn listener_on_the_router_receives_an_offloaded_stream(lab: &Lab) {
     let capture = Capture::new(&star.rcv, "eth1");
     let stream = stream(&star, 1000);
     wait_until_offloaded(&router, "out1");
+    // As tcpdump on the router.
+    let near = Capture::new(&star.rtr, "in");
+    let seen = || near.frames().iter().filter(|f| !f.outgoing).count();
+    let is_seen = wait_until(crate::lab::TIMEOUT, || seen() > 200);
+    assert!(is_seen, "{}", seen());
     let local = UdpRx::join(&star.rtr, "in", &format!("{GROUP}:5000"));
     let heard = wait_until(crate::lab::TIMEOUT, || local.count() > 200);
     assert!(heard, "{}", local.count());
