@@ -124,7 +124,11 @@ pub fn run(options: Options) -> Result<(), AppError> {
     // Ignores a failure: the privileged call that follows reports it.
     let _ = sys::capabilities::raise_effective();
     sys::limits::raise_open_file_limit();
-    let plane = ChosenPlane::choose(&options.settings);
+    let socket = match &options.clients {
+        Clients::Smcroute(Some(socket)) => socket.path(),
+        Clients::Control | Clients::Smcroute(None) => &options.settings.control.socket,
+    };
+    let plane = ChosenPlane::choose(&options.settings, socket);
     let capabilities = sys::capabilities::kept_names();
     info!("{}, plane {}, {capabilities}", options.title, plane.name());
     sys::packet::probe().map_err(AppError::NoPacketSockets)?;
@@ -236,6 +240,7 @@ async fn run_actors(
         context.clone(),
         options.on_started,
     ));
+    let mut keep_forwarding = false;
     let result = loop {
         let reason = tokio::select! {
             reason = signals.next() => reason,
@@ -261,7 +266,10 @@ async fn run_actors(
                     let _ = answer.send(outcome);
                     continue;
                 }
-                ProcessRequest::Stop => "stop command",
+                ProcessRequest::Stop(keep) => {
+                    keep_forwarding = keep;
+                    "stop command"
+                }
             },
             () = failed.cancelled() => break Err(AppError::ActorsDied),
         };
@@ -288,11 +296,18 @@ async fn run_actors(
     control.abort();
     // The server removes the socket file when it is dropped.
     let _ = control.await;
+    if keep_forwarding {
+        // Before the captures end: they would take back what they handed over.
+        context.planes.all().for_each(|plane| plane.stop(true));
+    }
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, supervisor.send(Shutdown))
         .await
         .is_err()
     {
         warn!("shutdown took too long: packets that were queued for a busy egress are lost");
+    }
+    if !keep_forwarding {
+        context.planes.all().for_each(|plane| plane.stop(false));
     }
     System::current().stop();
     result.map(drop)

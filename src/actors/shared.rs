@@ -216,8 +216,8 @@ pub enum ProcessRequest {
     Reload(oneshot::Sender<Result<String, String>>),
     /// Make an actor panic, if the process was started for such tests.
     Panic(String, oneshot::Sender<Result<String, String>>),
-    /// End the process.
-    Stop,
+    /// End the process. If the flag is set, what can forward without the process continues.
+    Stop(bool),
 }
 
 /// The state that `/readyz` reports.

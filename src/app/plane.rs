@@ -1,5 +1,9 @@
 //! The choice of the plane at the start.
 
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
 use tracing::{info, warn};
 
 use crate::planes::Planes;
@@ -8,7 +12,8 @@ use crate::planes::packet::rate::{Mode, Thresholds};
 use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{PlaneKind, Settings};
 use crate::sys::limits;
-use crate::sys::offload::OffloadProgram;
+use crate::sys::offload::pins::{PinError, PinFolder};
+use crate::sys::offload::{OffloadProgram, ProgramOptions};
 
 /// The smallest limit of open files with which `auto` chooses the eBPF plane. The plane needs a
 /// dozen of them, and one more for each ingress.
@@ -36,6 +41,9 @@ pub(super) struct ChosenPlane {
     packet: PacketPlane,
     /// The programs of the eBPF plane, or why the packet plane serves all interfaces.
     program: Result<OffloadProgram, Refusal>,
+    /// Where the programs outlive the process, or why they do not; `None`: by the settings.
+    pins: Option<Result<PinFolder, PinError>>,
+    orphan_after: Duration,
 }
 
 /// Why the eBPF plane is not used.
@@ -47,8 +55,13 @@ enum Refusal {
 }
 
 impl ChosenPlane {
-    /// Chooses the plane by trying to load the programs of the eBPF plane.
-    pub(super) fn choose(settings: &Settings) -> Self {
+    /// Chooses the plane by trying to load the programs of the eBPF plane. `socket` is the one on
+    /// which this instance serves commands.
+    pub(super) fn choose(settings: &Settings, socket: &Path) -> Self {
+        let bpffs = settings.plane.bpffs.as_ref();
+        // If another process of this instance lives, this one ends when it binds the socket.
+        let pins = bpffs.filter(|_| UnixStream::connect(socket).is_err());
+        let pins = pins.map(|root| PinFolder::open(root, socket));
         let packet = PacketPlane {
             qdisc_bypass: settings.plane.qdisc_bypass,
             modes: capture_modes(),
@@ -57,9 +70,17 @@ impl ChosenPlane {
         };
         let program = match settings.plane.kind {
             PlaneKind::Packet => Err(Refusal::Settings),
-            kind => load_program(&packet, kind, settings),
+            kind => {
+                let folder = pins.as_ref().and_then(|pins| pins.as_ref().ok());
+                load_program(&packet, kind, settings, folder)
+            }
         };
-        Self { packet, program }
+        Self {
+            packet,
+            program,
+            pins,
+            orphan_after: settings.plane.orphan_after,
+        }
     }
 
     /// Returns the name of the plane.
@@ -73,11 +94,14 @@ impl ChosenPlane {
     /// Logs why it was chosen, unless the settings select it.
     pub(super) fn log_reason(&self) {
         match &self.program {
-            Ok(program) => info!(
-                "plane ebpf: the kernel forwards known flows; its tables take up to {} MiB \
-                 (limits.flows)",
-                program.table_bytes().div_ceil(1 << 20)
-            ),
+            Ok(program) => {
+                info!(
+                    "plane ebpf: the kernel forwards known flows; its tables take up to {} MiB \
+                     (limits.flows)",
+                    program.table_bytes().div_ceil(1 << 20)
+                );
+                self.log_persistence(program);
+            }
             Err(Refusal::Unusable(PlaneKind::Ebpf, reason, remedy)) => warn!(
                 "plane packet, although plane.kind = \"ebpf\": {reason}. Packet sockets forward \
                  the same packets. For the kernel to forward them, {remedy}"
@@ -89,10 +113,37 @@ impl ChosenPlane {
         }
     }
 
+    /// Logs what happens if this process ends unexpectedly.
+    fn log_persistence(&self, program: &OffloadProgram) {
+        match &self.pins {
+            Some(Ok(_)) => info!(
+                "if mcastor ends unexpectedly, the kernel forwards on for {} (plane.orphan_after)",
+                humantime::format_duration(self.orphan_after)
+            ),
+            Some(Err(e)) => info!(
+                "if mcastor ends unexpectedly, the kernel stops to forward: {e} (plane.bpffs). \
+                 Mount one there: docs/ebpf.md#without-the-process"
+            ),
+            None => {}
+        }
+        if program.has_other_layout() {
+            warn!(
+                "another version of mcastor left tables in the kernel that this one cannot read: \
+                 its flows start anew, which can lose some packets"
+            );
+        }
+    }
+
     /// Starts the plane. Its thread inherits the capabilities of the calling one.
     pub(super) fn start(self) -> Planes {
         let packet = Box::new(self.packet);
         let Ok(program) = self.program else {
+            // What an earlier process left would forward beside this one.
+            if let Some(Ok(folder)) = self.pins
+                && let Err(e) = folder.remove()
+            {
+                warn!("{}: cannot remove it: {e}", folder.path().display());
+            }
             return Planes::new(packet, Vec::new());
         };
         match EbpfPlane::start(self.packet, program) {
@@ -109,6 +160,7 @@ fn load_program(
     packet: &PacketPlane,
     kind: PlaneKind,
     settings: &Settings,
+    pins: Option<&PinFolder>,
 ) -> Result<OffloadProgram, Refusal> {
     if kind == PlaneKind::Auto {
         let open_files = limits::max_open_files();
@@ -125,9 +177,15 @@ fn load_program(
         }
     }
     let flows = u32::try_from(settings.limits.flows).unwrap_or(u32::MAX);
-    let unknown_packets = settings.plane.unknown_packets;
-    EbpfPlane::load_program(packet, instance_mark(), flows, unknown_packets)
-        .map_err(|e| Refusal::Unusable(kind, e.to_string(), e.remedy()))
+    let options = ProgramOptions {
+        mark: packet.mark,
+        magic: instance_mark(),
+        unknown_packets: settings.plane.unknown_packets,
+        sizes: EbpfPlane::table_sizes(flows),
+        pins: pins.cloned(),
+        orphan_after: settings.plane.orphan_after,
+    };
+    OffloadProgram::load(&options).map_err(|e| Refusal::Unusable(kind, e.to_string(), e.remedy()))
 }
 
 /// Returns a random number other than zero, the mark of the packets that this instance sends. Other

@@ -181,6 +181,26 @@ pub fn run_without_arguments(args: &SocketArgs, command: Command) -> ExitCode {
     send_command(&args.socket, command)
 }
 
+/// Arguments of `stop`.
+#[derive(Debug, clap::Args)]
+pub struct StopArgs {
+    /// Let the kernel forward the flows that it forwards already, for at most plane.orphan_after.
+    /// The next mcastor continues with them. For an upgrade
+    #[arg(long)]
+    pub keep_forwarding: bool,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// `mcastor stop`.
+pub fn stop(args: &StopArgs) -> ExitCode {
+    let command = match args.keep_forwarding {
+        true => Command::StopKeepForwarding,
+        false => Command::Stop,
+    };
+    send_command(&args.socket.socket, command)
+}
+
 /// Sends `command` to the router and prints the result.
 fn send_command(socket: &Path, command: Command) -> ExitCode {
     match client::send(socket, command) {

@@ -2,6 +2,7 @@
 
 pub mod change;
 pub mod check;
+mod cleanup;
 pub mod convert;
 pub mod demo;
 mod doctor;
@@ -139,8 +140,9 @@ enum Command {
     #[command(after_help = "Example: mcastor reload")]
     Reload(change::SocketArgs),
     /// Stop the running mcastor
-    #[command(after_help = "Example: mcastor stop")]
-    Stop(change::SocketArgs),
+    #[command(after_help = "Examples:\n  mcastor stop\n  mcastor stop --keep-forwarding")]
+    Stop(change::StopArgs),
+    Cleanup(cleanup::CleanupArgs),
     /// Run the ingress of multicast NAT, the end near the senders
     MnatIngress(mnat::IngressArgs),
     /// Run the egress of multicast NAT, the end near the receivers
@@ -244,7 +246,8 @@ pub fn main() -> ExitCode {
         Command::Leave(args) => change::leave(args),
         Command::Flush(args) => change::run_without_arguments(&args, Request::Flush),
         Command::Reload(args) => change::run_without_arguments(&args, Request::Reload),
-        Command::Stop(args) => change::run_without_arguments(&args, Request::Stop),
+        Command::Stop(args) => change::stop(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
         Command::MnatIngress(args) => mnat::ingress(args),
         Command::MnatEgress(args) => mnat::egress(args),
         Command::Health(args) => health::run(args),

@@ -299,15 +299,42 @@ pub fn note_offloaded(
         verdicts = add_stream(arrival, new, key);
         flows.set_verdicts(&key, verdicts, fib.generation);
     }
+    continue_offload(arrival, verdicts, counted.0 > 0)
+}
+
+/// Returns whether the plane may forward the flow further. Packets keep the ingress active.
+fn continue_offload(
+    arrival: Arrival<'_, '_>,
+    verdicts: Verdicts,
+    has_packets: bool,
+) -> OffloadedFlow {
     // The TTL of its packets is unknown: that of earlier ones remains in force.
-    let admission = match counted {
-        // No packet keeps the ingress active.
-        (0, _) => admit(arrival, verdicts, 0, &Recorder::default()),
-        _ => admit(arrival, verdicts, 0, &NoTrace),
+    let admission = match has_packets {
+        true => admit(arrival, verdicts, 0, &NoTrace),
+        false => admit(arrival, verdicts, 0, &Recorder::default()),
     };
     match permits_offload(arrival, verdicts, admission) {
         true => OffloadedFlow::Continues,
         false => OffloadedFlow::Contested,
+    }
+}
+
+/// Adds a flow that a plane has forwarded since before this process started: `counted` packets and
+/// bytes.
+pub fn adopt_offloaded(
+    arrival: Arrival<'_, '_>,
+    flows: &mut Flows,
+    key: FlowKey,
+    counted: (u64, u64),
+) -> OffloadedFlow {
+    let Ok(new) = look_up(arrival.fib, arrival.ingress, key) else {
+        return OffloadedFlow::Ended;
+    };
+    let verdicts = add_stream(arrival, new, key);
+    let generation = arrival.fib.generation;
+    match flows.adopt(key, verdicts, generation, counted, arrival.now_ms) {
+        true => continue_offload(arrival, verdicts, true),
+        false => OffloadedFlow::Ended,
     }
 }
 

@@ -15,8 +15,8 @@ pub mod translate;
 mod upper;
 
 pub use decide::{
-    Arrival, Decision, OffloadedFlow, Variant, decide, end_offload, entry_paths, look_up,
-    may_offload, note_offloaded, observe, resolve,
+    Arrival, Decision, OffloadedFlow, Variant, adopt_offloaded, decide, end_offload, entry_paths,
+    look_up, may_offload, note_offloaded, observe, resolve,
 };
 pub use drop_history::{DropHistory, DropKey};
 pub use egress_check::egress_check;

@@ -249,12 +249,13 @@ pub async fn panic(context: &RouterContext, actor: String) -> Result<String, Que
     request(context, |answer| ProcessRequest::Panic(actor, answer)).await
 }
 
-/// Ends the process.
+/// Ends the process. With `keep_forwarding`, what can forward without the process continues.
 ///
 /// # Errors
 /// The process does not answer.
-pub async fn stop(context: &RouterContext) -> Result<String, QueryError> {
-    let sent = context.requests.send(ProcessRequest::Stop).await;
+pub async fn stop(context: &RouterContext, keep_forwarding: bool) -> Result<String, QueryError> {
+    let request = ProcessRequest::Stop(keep_forwarding);
+    let sent = context.requests.send(request).await;
     sent.map(|()| "stopping".into())
         .map_err(|_| QueryError::NoAnswer("the process"))
 }

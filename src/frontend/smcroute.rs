@@ -115,7 +115,7 @@ async fn answer(context: &RouterContext, command: &SmcrouteCommand) -> Result<St
         Verb::Leave => membership(context, words, false).await,
         Verb::Flush => without_output(query::flush(context).await),
         Verb::Reload => without_output(query::reload(context).await),
-        Verb::Kill => without_output(query::stop(context).await),
+        Verb::Kill => without_output(query::stop(context, false).await),
         Verb::Show => show_tables(context, words, ShowFormat::Plain).await,
         Verb::ShowDetail => show_tables(context, words, ShowFormat::Detail).await,
         Verb::ShowJson => show_tables(context, words, ShowFormat::Json).await,

@@ -59,6 +59,11 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
+    /// Returns its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Creates the socket, readable and writable only by its owner. Errors name `setting`.
     ///
     /// # Errors

@@ -37,6 +37,8 @@ pub struct ForwardedByPlane {
     pub packets: u64,
     /// Their IP bytes.
     pub bytes: u64,
+    /// Whether the plane has forwarded it since before this process started.
+    pub is_new: bool,
     /// Whether the plane forwards its packets still.
     pub continues: bool,
 }

@@ -75,6 +75,16 @@ pub trait Plane: Send + Sync + 'static {
     /// The interface does not exist, or the kernel refuses.
     fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>>;
 
+    /// Called when all interfaces are captured. What an earlier process left in the kernel, and this
+    /// one has not taken over, has to end.
+    fn end_start(&self) {}
+
+    /// Called before the process ends. A plane that forwards by itself ends that, or continues
+    /// without the process if `keep_forwarding` is set and it can.
+    fn stop(&self, keep_forwarding: bool) {
+        let _ = keep_forwarding;
+    }
+
     /// Returns the number of packets that this machine dropped since it started because the
     /// receive queue of a core was full (`softnet_stat`). The number covers all programs; copies
     /// that a bridge makes of our packets are among them. `None` where no source has the number.

@@ -303,6 +303,28 @@ impl<'a> Checker<'a> {
         patterns
     }
 
+    /// Checks the path of a folder, or "off", which is `None`.
+    pub fn folder_or_off(&mut self, path: &KeyPath, text: Option<String>) -> Option<PathBuf> {
+        let text = text.unwrap_or_else(|| default_string(path).into());
+        if text == "off" {
+            return None;
+        }
+        if !Path::new(&text).is_absolute() || text.contains('\0') {
+            let help = format!(
+                "For example: {} = \"{}\".",
+                path.last_key(),
+                default_string(path)
+            );
+            self.refuse(
+                path,
+                format!("{text:?}"),
+                "an absolute path, or \"off\"",
+                help,
+            );
+        }
+        Some(text.into())
+    }
+
     /// Checks the path of a UNIX socket.
     pub fn socket_path(&mut self, path: &KeyPath, text: Option<String>) -> PathBuf {
         let default = default_string(path);

@@ -48,7 +48,7 @@ use std::path::Path;
 
 pub use file::{DEFAULT_FILE, MAX_FILE};
 pub use manual::manual_page;
-pub use raw::DEFAULT_SOCKET;
+pub use raw::{DEFAULT_BPFFS, DEFAULT_SOCKET};
 pub use reference::{example_file, json_schema, key_table};
 pub use report::{MAX_PROBLEMS, Problem, SettingsReport};
 pub use smcroute::read as read_smcroute;

@@ -15,6 +15,9 @@ use crate::model::rule::MAX_JOINED_GROUPS;
 /// The control socket, unless the settings name another one.
 pub const DEFAULT_SOCKET: &str = "/run/mcastor/mcastor.sock";
 
+/// The default of `plane.bpffs`.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/mcastor";
+
 raw_tables! {
     /// Every key of the settings, with its meaning.
     struct RawSettings {
@@ -77,6 +80,13 @@ raw_tables! {
         /// an interface passes to the process, on each core. More are dropped as unknown_flood.
         /// IGMP and MLD always pass. 0: no limit.
         unknown_packets: Integer, default_integer(200000), integers(0, 1000000000);
+        /// With "ebpf": a folder of a BPF file system, in which programs and tables are kept, so
+        /// that the kernel forwards on if mcastor ends unexpectedly, and the next mcastor continues
+        /// with them. "off": the kernel stops to forward when mcastor ends.
+        bpffs: String, default_string(DEFAULT_BPFFS),
+            range("absolute path, or `\"off\"`");
+        /// How long the kernel forwards without mcastor.
+        orphan_after: String, default_string("10m"), durations_ms(1000, 86_400_000);
     }
 
     /// The log.

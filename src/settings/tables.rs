@@ -130,7 +130,12 @@ pub(super) fn check_plane(checker: &mut Checker<'_>, raw: RawPlane) -> PlaneSett
     let help = "More packets of unknown flows are dropped in the kernel. 0: no limit.";
     let unknown = path.key("unknown_packets");
     let unknown = checker.integer_or_default(&unknown, raw.unknown_packets, help);
+    let bpffs = path.key("bpffs");
+    let bpffs = checker.folder_or_off(&bpffs, raw.bpffs);
+    let orphan_after = checker.duration_or_default(&path.key("orphan_after"), raw.orphan_after);
     PlaneSettings {
+        bpffs,
+        orphan_after,
         unknown_packets: unknown.unsigned_abs(),
         kind: checker.word(&path.key("kind"), raw.kind, &kinds),
         qdisc_bypass: raw.qdisc_bypass.unwrap_or(default_boolean(&bypass)),

@@ -93,6 +93,10 @@ pub struct PlaneSettings {
     /// Packets a second of unknown flows that an interface captures on each core, where the plane
     /// limits them; 0: all.
     pub unknown_packets: u64,
+    /// A folder of a BPF file system for what outlives the process; `None`: nothing does.
+    pub bpffs: Option<PathBuf>,
+    /// How long the kernel forwards without the process, 1 second to 24 hours.
+    pub orphan_after: Duration,
 }
 
 /// The planes that can be selected.

@@ -207,6 +207,35 @@ impl Flows {
         );
     }
 
+    /// Adds a flow that the plane has forwarded since before this process started. Returns whether
+    /// there was space for it.
+    pub fn adopt(
+        &mut self,
+        key: FlowKey,
+        verdicts: Verdicts,
+        generation: u64,
+        (packets, bytes): (u64, u64),
+        now_ms: u64,
+    ) -> bool {
+        if self.flows.peek(&key).is_some() {
+            return true;
+        }
+        if !self.reserve_flow() {
+            return false;
+        }
+        self.looked_up = true;
+        let flow = Flow {
+            verdicts,
+            generation,
+            packets,
+            bytes,
+            began_ms: now_ms,
+            seen_ms: now_ms,
+        };
+        self.flows.insert(key, flow);
+        true
+    }
+
     /// Counts a new flow; evicts older flows if the limit is reached.
     fn reserve_flow(&mut self) -> bool {
         if self.flows.is_empty() {

@@ -15,6 +15,7 @@ use mcastor::planes::ebpf::EbpfPlane;
 use mcastor::planes::packet::rate::{Mode, Thresholds};
 use mcastor::planes::packet::{Modes, PacketPlane};
 use mcastor::planes::sim::SimPlane;
+use mcastor::sys::offload::{OffloadError, OffloadProgram, ProgramOptions};
 use mcastor::sys::ring::RingSize;
 
 /// Timeout of operations that must succeed.
@@ -66,9 +67,20 @@ pub fn frequent_mode_changes(keep: Duration) -> PacketPlane {
     }
 }
 
+fn load_programs() -> Result<OffloadProgram, OffloadError> {
+    OffloadProgram::load(&ProgramOptions {
+        mark: MARK,
+        magic: MARK,
+        unknown_packets: 0,
+        sizes: EbpfPlane::table_sizes(16),
+        pins: None,
+        orphan_after: Duration::ZERO,
+    })
+}
+
 /// Returns whether the programs of the eBPF plane can be loaded here.
 pub fn can_load_programs() -> bool {
-    EbpfPlane::load_program(&default_plane(), MARK, 16, 0).is_ok()
+    load_programs().is_ok()
 }
 
 pub fn index(n: u32) -> InterfaceId {
@@ -136,8 +148,7 @@ impl Bed {
     /// A veth pair of the eBPF plane. It gets no forwarding table, so it forwards nothing by itself.
     pub fn ebpf() -> Result<Self, Failed> {
         let mut bed = Self::veth(fixed(Mode::Latency))?;
-        let program =
-            EbpfPlane::load_program(&bed.packet, MARK, 16, 0).map_err(|e| e.to_string())?;
+        let program = load_programs().map_err(|e| e.to_string())?;
         bed.plane = Box::new(EbpfPlane::start(bed.packet, program)?);
         Ok(bed)
     }

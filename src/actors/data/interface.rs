@@ -24,7 +24,7 @@ use crate::actors::messages::{
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
 use crate::forward::{
-    Arrival, DropReason, OffloadedFlow, end_offload, may_offload, note_offloaded,
+    Arrival, DropReason, OffloadedFlow, adopt_offloaded, end_offload, may_offload, note_offloaded,
 };
 use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
@@ -299,11 +299,15 @@ impl Interface {
         for report in forwarded {
             let (flow, flows) = (&report.flow, &mut self.switch.flows);
             // Nothing to note, and no other ingress that could want it.
-            if report.packets == 0 && ingress.selection.is_none() {
+            if report.packets == 0 && ingress.selection.is_none() && !report.is_new {
                 continue;
             }
             let counted = (report.packets, report.bytes);
-            match note_offloaded(arrival, flows, *flow, counted) {
+            let noted = match report.is_new {
+                true => adopt_offloaded(arrival, flows, *flow, counted),
+                false => note_offloaded(arrival, flows, *flow, counted),
+            };
+            match noted {
                 OffloadedFlow::Continues if report.continues => {}
                 OffloadedFlow::Continues => end_offload(arrival, flows, flow),
                 OffloadedFlow::Contested => {

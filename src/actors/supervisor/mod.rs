@@ -90,6 +90,8 @@ pub struct Supervisor {
     names: AHashMap<InterfaceId, IfName>,
     deaths: AHashMap<ActorRole, DeathHistory>,
     published: bool,
+    /// Whether all interfaces have been captured at some time.
+    has_been_ready: bool,
     /// Dropped with the supervisor: without it nothing is restarted, so the process ends.
     failed: Option<DropGuard>,
 }
@@ -116,6 +118,7 @@ impl Supervisor {
             names: AHashMap::new(),
             deaths: AHashMap::new(),
             published: false,
+            has_been_ready: false,
         }
     }
 
@@ -338,8 +341,12 @@ impl Supervisor {
         }
     }
 
-    fn update_health(&self) {
+    fn update_health(&mut self) {
         let ready = self.published && self.interfaces.values().all(|c| c.open);
+        if ready && !std::mem::replace(&mut self.has_been_ready, true) {
+            let planes = self.config.context.planes.all();
+            planes.for_each(|plane| plane.end_start());
+        }
         self.config.context.health.set_ready(ready);
     }
 

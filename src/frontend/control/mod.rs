@@ -67,6 +67,8 @@ pub enum Command {
     Panic(String),
     /// End the process.
     Stop,
+    /// End the process, but let the kernel forward the flows that it forwards already.
+    StopKeepForwarding,
 }
 
 /// The response to a request.

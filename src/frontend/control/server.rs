@@ -93,7 +93,8 @@ async fn answer(line: &str, context: &RouterContext) -> Outcome {
         Command::Flush => done(query::flush(context).await),
         Command::Reload => done(query::reload(context).await),
         Command::Panic(actor) => done(query::panic(context, actor).await),
-        Command::Stop => done(query::stop(context).await),
+        Command::Stop => done(query::stop(context, false).await),
+        Command::StopKeepForwarding => done(query::stop(context, true).await),
     };
     match outcome {
         Ok(reply) => Outcome::Result(reply),

@@ -87,6 +87,8 @@ struct PreparedFlow {
     /// Its position in the list of keys.
     position: usize,
     reported: ForwardedByKernel,
+    /// What was forwarded of it when an earlier process ended, until that is reported.
+    adopted: Option<ForwardedByKernel>,
     /// Whether the last report said that the kernel forwards it.
     continued: bool,
     /// Whether it is being handed over, or waits for its turn.
@@ -207,6 +209,7 @@ impl OffloadCapture {
         for _ in 0..PAGE {
             match self.answers.try_recv() {
                 Ok(FlowAnswer::Prepared(flow, slot)) => self.prepared(flow, slot),
+                Ok(FlowAnswer::Adopted(flow, slot, before)) => self.adopted(flow, slot, before),
                 Ok(FlowAnswer::Released(flow)) => {
                     if let Entry::Occupied(mut releasing) = self.releasing.entry(flow) {
                         *releasing.get_mut() -= 1;
@@ -225,6 +228,18 @@ impl OffloadCapture {
         if self.releasing.contains_key(&flow) {
             return;
         }
+        self.add(flow, slot);
+        self.wait_for(flow);
+    }
+
+    /// Notes that the kernel forwards a flow that an earlier process handed over.
+    fn adopted(&mut self, flow: FlowKey, slot: FlowSlot, before: ForwardedByKernel) {
+        let new = self.add(flow, slot);
+        new.adopted = Some(before);
+        new.handed_over = Some(Instant::now());
+    }
+
+    fn add(&mut self, flow: FlowKey, slot: FlowSlot) -> &mut PreparedFlow {
         let keys = &mut self.keys;
         self.flows.entry(flow).or_insert_with(|| {
             keys.push(flow);
@@ -232,13 +247,13 @@ impl OffloadCapture {
                 slot,
                 position: keys.len() - 1,
                 reported: ForwardedByKernel::default(),
+                adopted: None,
                 continued: false,
                 waits: false,
                 handed_over: None,
                 retry: FIRST_RETRY,
             }
-        });
-        self.wait_for(flow);
+        })
     }
 
     /// Lets a flow wait for its hand-over.
@@ -393,10 +408,13 @@ impl HandOver for OffloadCapture {
             let continues = state == HandOverState::Offloaded;
             let total = record.forwarded();
             if total != flow.reported || continues || flow.continued {
+                let adopted = flow.adopted.take();
+                let before = adopted.unwrap_or_default();
                 forwarded.push(ForwardedByPlane {
                     flow: *key,
-                    packets: total.packets - flow.reported.packets,
-                    bytes: total.bytes - flow.reported.bytes,
+                    packets: before.packets + total.packets - flow.reported.packets,
+                    bytes: before.bytes + total.bytes - flow.reported.bytes,
+                    is_new: adopted.is_some(),
                     continues,
                 });
                 (flow.reported, flow.continued) = (total, continues);

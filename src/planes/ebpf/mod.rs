@@ -25,7 +25,7 @@ use super::{FlowForwarding, Plane, PlaneCounters};
 use crate::model::InterfaceId;
 use crate::pipeline::{PacketSink, PacketSource};
 use crate::sys::filter::CaptureFilter;
-use crate::sys::offload::{OffloadError, OffloadProgram, TableSizes};
+use crate::sys::offload::{OffloadProgram, TableSizes};
 use crate::sys::packet::CaptureScope;
 use crate::table::FibDiff;
 use crate::table::flows::FlowKey;
@@ -47,22 +47,12 @@ impl EbpfPlane {
     /// Its name.
     pub const NAME: &'static str = "ebpf";
 
-    /// Loads the programs, for at most `flows` flows. `magic` is a random number. Each interface
-    /// captures at most `unknown_packets` packets a second of unknown flows on each core; 0: all.
-    ///
-    /// # Errors
-    /// The kernel denies the programs, or lacks something.
-    pub fn load_program(
-        packet: &PacketPlane,
-        magic: u32,
-        flows: u32,
-        unknown_packets: u64,
-    ) -> Result<OffloadProgram, OffloadError> {
-        let sizes = TableSizes {
+    /// Returns the sizes of the tables for at most `flows` flows.
+    pub fn table_sizes(flows: u32) -> TableSizes {
+        TableSizes {
             flows: flows.max(1),
             actions: MAX_ACTIONS,
-        };
-        OffloadProgram::load(packet.mark, magic, unknown_packets, sizes)
+        }
     }
 
     /// Returns the plane for the loaded programs. Starts its thread, which inherits the capabilities
@@ -70,7 +60,8 @@ impl EbpfPlane {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(packet: PacketPlane, program: OffloadProgram) -> io::Result<Self> {
+    pub fn start(mut packet: PacketPlane, program: OffloadProgram) -> io::Result<Self> {
+        packet.mark = program.mark();
         let filter = CaptureFilter::Offload(program.capture().clone());
         let offload = OffloadedFlows::start(program, filter)?;
         Ok(Self { packet, offload })
@@ -120,6 +111,7 @@ impl Plane for EbpfPlane {
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
         let index = ifindex(interface)?;
         if !self.offload.serves(interface) {
+            self.offload.remove_earlier_from(index);
             return self.packet.capture(interface);
         }
         // The filter needs the program: attach it first.
@@ -144,6 +136,14 @@ impl Plane for EbpfPlane {
 
     fn transmit(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSink>> {
         self.packet.transmit(interface)
+    }
+
+    fn end_start(&self) {
+        self.offload.remove_earlier();
+    }
+
+    fn stop(&self, keep_forwarding: bool) {
+        self.offload.stop(keep_forwarding);
     }
 
     fn backlog_dropped(&self) -> Option<u64> {

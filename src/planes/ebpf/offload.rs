@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::actions::{ActionTable, NotSent, RetiredAction};
 use super::host::OffloadHost;
@@ -71,6 +71,8 @@ pub(super) type OpenPort = (PortSlot, Receiver<FlowAnswer>);
 pub(super) enum FlowAnswer {
     /// A flow may be handed over: the kernel counts its packets here.
     Prepared(FlowKey, FlowSlot),
+    /// The kernel forwards a flow that an earlier process handed over, and had forwarded this much.
+    Adopted(FlowKey, FlowSlot, ForwardedByKernel),
     /// A flow was released. Answers about it that arrived before are void.
     Released(FlowKey),
 }
@@ -94,6 +96,8 @@ impl Shared {
 
 struct State {
     program: OffloadProgram,
+    /// Whether the programs continue to forward without this process.
+    leaves_programs: bool,
     fib: Arc<Fib>,
     host: OffloadHost,
     ports: Vec<Option<Port>>,
@@ -182,6 +186,7 @@ impl OffloadedFlows {
         let actions = ActionTable::new(tables.action_capacity());
         let state = State {
             program,
+            leaves_programs: false,
             fib: Arc::default(),
             host: OffloadHost::look_first(),
             ports: (0..MAX_PORTS).map(|_| None).collect(),
@@ -281,6 +286,26 @@ impl OffloadedFlows {
         }
     }
 
+    /// Removes what an earlier process left on an interface.
+    pub(super) fn remove_earlier_from(&self, index: IfIndex) {
+        self.shared.lock().program.remove_earlier_from(index);
+    }
+
+    /// Removes what an earlier process left on interfaces that are not captured.
+    pub(super) fn remove_earlier(&self) {
+        self.shared.lock().program.remove_earlier();
+    }
+
+    /// Ends the work of the plane before the process ends. Leaves the programs in the kernel, or
+    /// removes them.
+    pub(super) fn stop(&self, leave_programs: bool) {
+        let mut state = self.shared.lock();
+        match leave_programs && state.program.is_pinned() {
+            true => state.leave_programs(),
+            false => state.remove_programs(),
+        }
+    }
+
     /// Returns what was forwarded since the last call.
     pub fn take_counters(&self) -> PlaneCounters {
         let mut state = self.shared.lock();
@@ -339,6 +364,7 @@ fn serve(shared: &Weak<Shared>, requests: &Receiver<OffloadRequest>) {
             return;
         };
         let mut state = shared.lock();
+        state.program.set_alive();
         match first {
             Ok(first) => {
                 let more = std::iter::once(first).chain(requests.try_iter());
@@ -374,6 +400,14 @@ fn serve(shared: &Weak<Shared>, requests: &Receiver<OffloadRequest>) {
     }
 }
 
+impl Drop for State {
+    fn drop(&mut self) {
+        if !self.leaves_programs {
+            self.remove_programs();
+        }
+    }
+}
+
 impl State {
     fn port_of(&self, interface: InterfaceId) -> Option<PortSlot> {
         let is_it = |port: &Option<Port>| port.as_ref().is_some_and(|p| p.interface == interface);
@@ -381,6 +415,9 @@ impl State {
     }
 
     fn handle(&mut self, request: OffloadRequest) {
+        if self.leaves_programs {
+            return;
+        }
         match request {
             OffloadRequest::Flows(port, flows) => {
                 // A program that joined before a flow began must not miss a packet.
@@ -430,19 +467,102 @@ impl State {
         }
         self.program.reset_port(slot as PortSlot)?;
         self.program.limit_unknown(index)?;
-        let attachment = self.program.attach(index)?;
-        let name = attachment.interface().parse();
+        let gone_for = self.program.gone_for();
+        let adopted = self.adopt_flows(slot as PortSlot, interface, index);
+        let attached = self.program.attach(index);
+        let attachment = match attached {
+            Ok(attachment) => attachment,
+            Err(e) => {
+                let flows = adopted.iter().map(|(flow, ..)| *flow);
+                flows.for_each(|flow| self.remove_flow(slot as PortSlot, flow));
+                return Err(e);
+            }
+        };
+        let name: IfName = attachment.interface().parse().map_err(io::Error::other)?;
+        if let Some(gone_for) = gone_for.filter(|_| !adopted.is_empty()) {
+            info!(
+                interface = %name,
+                flows = adopted.len(),
+                "{name}: the kernel has forwarded {} flows since the last process ended, {:.1} s \
+                 ago, and continues",
+                adopted.len(),
+                gone_for.as_secs_f64()
+            );
+        }
         let (answers, receiver) = channel();
+        for (flow, slot, forwarded) in adopted {
+            // Received when the capture is open.
+            let _ = answers.send(FlowAnswer::Adopted(flow, slot, forwarded));
+        }
         self.ports[slot] = Some(Port {
             interface,
             index,
-            name: name.map_err(io::Error::other)?,
+            name,
             attachment: Some(attachment),
             answers,
             warned: false,
             unknown: 0,
         });
         Ok((slot as PortSlot, receiver))
+    }
+
+    /// Adds the flows that an earlier process handed over on an interface, as this process would
+    /// forward them. The kernel forwards them by the tables of this process as soon as its program
+    /// is attached. Flows that the kernel would not forward any more are left out.
+    fn adopt_flows(
+        &mut self,
+        port: PortSlot,
+        interface: InterfaceId,
+        index: IfIndex,
+    ) -> Vec<(FlowKey, FlowSlot, ForwardedByKernel)> {
+        let earlier = self.program.earlier_flows(index);
+        if earlier.is_empty() {
+            return Vec::new();
+        }
+        self.look_at_host(OFFER_LOOK_INTERVAL);
+        let tables = self.program.tables().clone();
+        let waiting = self.fresh.len();
+        let mut adopted = Vec::new();
+        for flow in earlier {
+            let key = flow.key.addresses();
+            let Ok(plan) = plan(&self.fib, interface, key, &self.host) else {
+                continue;
+            };
+            let Ok(slot) = self.add_flow(port, index, key) else {
+                break;
+            };
+            self.change_plan((port, key), Ok(plan));
+            if let Some(record) = tables.flow(slot) {
+                record.hand_over();
+            }
+            adopted.push((key, slot, flow.forwarded));
+        }
+        // They need no hand-over.
+        self.fresh.truncate(waiting);
+        adopted
+    }
+
+    /// Leaves the programs in the kernel, where they continue to forward.
+    fn leave_programs(&mut self) {
+        // From now on, captures that end change nothing.
+        self.leaves_programs = true;
+        self.program.leave();
+        for port in self.ports.iter_mut().flatten() {
+            port.attachment
+                .take()
+                .into_iter()
+                .for_each(Attachment::leave);
+        }
+    }
+
+    /// Removes the programs from the kernel.
+    fn remove_programs(&mut self) {
+        for port in self.ports.iter_mut().flatten() {
+            if let Some(attachment) = port.attachment.take() {
+                self.program.detach(attachment);
+            }
+        }
+        self.program.unpin();
     }
 
     /// Looks which groups the programs of this host listen to, unless that is known since less than

@@ -1,8 +1,8 @@
 //! Filters of the clsact queueing discipline, which carry the program where tcx is missing (before
 //! Linux 6.6).
 //!
-//! Unlike a tcx link, a filter outlives its process. The next process removes filters whose process
-//! is dead. Each process has a random handle for its filters, and a socket of this name that lives
+//! Unlike a tcx link, a filter outlives its process. The next process takes over the filters of a
+//! dead process, if their tables are pinned ([`super::pins`]), and otherwise removes them. Each process has a random handle for its filters, and a socket of this name that lives
 //! as long as the process.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -86,6 +86,12 @@ impl FilterHandle {
         }
     }
 
+    /// Takes the handle of a process that has died; `None` if it lives.
+    pub fn take_over(handle: u32) -> Option<Self> {
+        let _name = bind(handle).ok()?;
+        Some(Self { handle, _name })
+    }
+
     pub fn get(&self) -> u32 {
         self.handle
     }
@@ -117,6 +123,19 @@ pub fn remove_filters_of_dead_processes(index: IfIndex, tag: u64) -> io::Result<
         }
     }
     Ok(removed)
+}
+
+/// Removes a filter, and the queueing discipline if nobody else has filters there.
+pub fn remove_filter(index: IfIndex, handle: u32) -> io::Result<()> {
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    let filter = TrafficControl {
+        index: index.get(),
+        handle,
+        parent: INGRESS,
+        info: u32::from(PRIORITY) << 16 | u32::from(protocol),
+    };
+    netlink::request(RTM_DELTFILTER, 0, &filter.to_bytes())?;
+    remove_if_unused(index)
 }
 
 /// Removes the clsact queueing discipline of an interface, unless somebody has filters there.

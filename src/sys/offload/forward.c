@@ -7,6 +7,9 @@
  * decision into the control block of the packet, and `forward`, at tc ingress, obeys. So each packet
  * is forwarded exactly once, whatever changes meanwhile.
  *
+ * When the process has died, there is no capture socket and no decision. `forward` then decides by
+ * itself, until the process has been gone for too long.
+ *
  * The process writes the tables through shared memory: see tables.rs, which has the same layouts.
  *
  * `make offload-program` compiles this file. forward.o is checked in, because a build must not need
@@ -123,12 +126,45 @@ struct action {
 	struct egress egress[MAX_EGRESSES];
 };
 
+/* What `capture` did with the last packet of a known flow. `forward` sets it back. */
+enum pending {
+	/* `forward` has seen the packet. If there is a new one, `capture` did not run for it: no capture
+	 * is open. */
+	NOTHING = 0,
+	/* It was left to the kernel. */
+	LEFT_TO_KERNEL = 1,
+	/* `forward` did not run for such a packet: it is not attached any more. */
+	REMOVED = 2,
+	/* It was captured. */
+	LEFT_TO_PROCESS = 3,
+};
+
 /* Per interface: whether the programs work together, and packets that were lost because they did
  * not. One for each CPU. */
 struct port {
 	__u64 pending;
 	__u64 lost;
 };
+
+/* What the process says about itself. */
+struct instance {
+	/* The layout of these tables. */
+	__u32 layout;
+	/* `own_mark`. */
+	__u32 mark;
+	/* When it was last alive, and how long the kernel forwards without it, in nanoseconds of the
+	 * boot clock. */
+	__u64 alive;
+	__u64 orphan_after;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct instance);
+} instance SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -246,6 +282,37 @@ static __always_inline __u32 accept_unknown(struct __sk_buff *skb)
 	return DROP;
 }
 
+/* Returns the packets and IP bytes that a packet counts as: a GSO packet as its segments. Returns the
+ * longest of them. */
+static __always_inline __u32 measure(struct __sk_buff *skb, const struct header *ip,
+				     __u64 *packets, __u64 *bytes)
+{
+	*packets = 1;
+	*bytes = ip->len;
+	if (!skb->gso_size)
+		return ip->len;
+	*packets = skb->gso_segs;
+	*bytes += (*packets - 1) * (ip->header_len + 8);
+	return skb->gso_size + ip->header_len + 8;
+}
+
+/* Returns whether the kernel can forward a packet of the flow, as far as the packet matters. */
+static __always_inline int fits(struct __sk_buff *skb, const struct header *ip, __u64 control,
+				__u64 packets, __u32 longest)
+{
+	return STATE(control) == OFFLOADED && ip->is_plain && packets &&
+	       skb->pkt_type != PACKET_OUTGOING && !skb->vlan_present &&
+	       ip->ttl > MIN_TTL(control) && longest <= MAX_LEN(control);
+}
+
+static __always_inline void count_forwarded(struct flow *flow, __u64 control, __u64 packets,
+					    __u64 bytes)
+{
+	__u32 epoch = EPOCH(control);
+	__sync_fetch_and_add(&flow->forwarded[epoch].packets, packets);
+	__sync_fetch_and_add(&flow->forwarded[epoch].bytes, bytes);
+}
+
 /* Decides about a packet to a multicast group. */
 static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 				    const struct header *ip)
@@ -263,11 +330,12 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 	if (!port)
 		return ACCEPT;
 
-	if (port->pending) {
-		/* `forward` did not run for a packet before: it is not attached any more. Until the
-		 * process attaches it again, nothing is counted that `forward` would count too. */
-		if (port->pending == 1) {
-			port->pending = 2;
+	__u64 pending = port->pending;
+	if (pending == LEFT_TO_KERNEL || pending == REMOVED) {
+		/* Until the process attaches `forward` again, nothing is counted that `forward` would
+		 * count too. */
+		if (pending == LEFT_TO_KERNEL) {
+			port->pending = REMOVED;
 			port->lost++;
 		}
 		return ACCEPT;
@@ -276,23 +344,17 @@ static __always_inline __u32 decide(struct __sk_buff *skb, struct flow_key *key,
 	skb->cb[CB_DECISION] = DECISION(control);
 	skb->cb[CB_FLOW] = id;
 
-	__u64 segments = 1, len = ip->len, longest = ip->len;
-	if (skb->gso_size) {
-		segments = skb->gso_segs;
-		len += (segments - 1) * (ip->header_len + 8);
-		longest = skb->gso_size + ip->header_len + 8;
-	}
-	__u8 state = STATE(control);
-	if (state == OFFLOADED && ip->is_plain && segments && skb->pkt_type != PACKET_OUTGOING &&
-	    !skb->vlan_present && ip->ttl > MIN_TTL(control) && longest <= MAX_LEN(control) &&
+	__u64 packets, bytes;
+	__u32 longest = measure(skb, ip, &packets, &bytes);
+	if (fits(skb, ip, control, packets, longest) &&
 	    *(volatile __u64 *)&flow->seen == *(volatile __u64 *)&flow->sent) {
-		port->pending = 1;
-		__u32 epoch = EPOCH(control);
-		__sync_fetch_and_add(&flow->forwarded[epoch].packets, segments);
-		__sync_fetch_and_add(&flow->forwarded[epoch].bytes, len);
+		port->pending = LEFT_TO_KERNEL;
+		count_forwarded(flow, control, packets, bytes);
 		skb->cb[CB_DECISION] = DECISION(control) | DECISION_OFFLOADED;
 		return DROP;
 	}
+	if (skb->pkt_type != PACKET_OUTGOING)
+		port->pending = LEFT_TO_PROCESS;
 	__sync_fetch_and_add(&flow->seen, 1);
 	return ACCEPT;
 }
@@ -312,6 +374,44 @@ static __always_inline int fills_frame(struct __sk_buff *skb, __u32 packet_len)
 	return skb->len == len || (skb->len > len && skb->len <= ETH_ZLEN);
 }
 
+/* Reads the flow of an IPv4 packet, and what else the decision needs. */
+static __always_inline void read_ipv4(struct __sk_buff *skb, const struct iphdr *ip,
+				      struct flow_key *key, struct header *header)
+{
+	key->ifindex = skb->ifindex;
+	key->version = 4;
+	key->source[0] = ip->saddr;
+	key->group[0] = ip->daddr;
+	header->len = bpf_ntohs(ip->tot_len);
+	header->header_len = sizeof(*ip);
+	header->ttl = ip->ttl;
+	const __u16 *words = (const __u16 *)ip;
+	__u32 sum = 0;
+#pragma unroll
+	for (int i = 0; i < sizeof(*ip) / 2; i++)
+		sum += words[i];
+	header->is_plain = ip->version == 4 && ip->ihl == 5 && ip->protocol == IPPROTO_UDP &&
+			   !(ip->frag_off & bpf_htons(0x3fff)) && fold(sum) == 0xffff &&
+			   header->len >= sizeof(*ip) + sizeof(struct udphdr) &&
+			   fills_frame(skb, header->len);
+}
+
+/* Reads the flow of an IPv6 packet, and what else the decision needs. */
+static __always_inline void read_ipv6(struct __sk_buff *skb, const struct ipv6hdr *ip,
+				      struct flow_key *key, struct header *header)
+{
+	key->ifindex = skb->ifindex;
+	key->version = 6;
+	__builtin_memcpy(key->source, &ip->saddr, sizeof(key->source));
+	__builtin_memcpy(key->group, &ip->daddr, sizeof(key->group));
+	header->len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	header->header_len = sizeof(*ip);
+	header->ttl = ip->hop_limit;
+	header->is_plain = ip->version == 6 && ip->nexthdr == IPPROTO_UDP &&
+			   header->len >= sizeof(*ip) + sizeof(struct udphdr) &&
+			   fills_frame(skb, header->len);
+}
+
 static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
 {
 	struct iphdr ip;
@@ -325,26 +425,9 @@ static __always_inline __u32 capture_ipv4(struct __sk_buff *skb)
 	}
 	if (ip.protocol == IPPROTO_IGMP)
 		return ACCEPT;
-	struct flow_key key = {
-		.ifindex = skb->ifindex,
-		.version = 4,
-		.source = { ip.saddr },
-		.group = { ip.daddr },
-	};
-	struct header header = {
-		.len = bpf_ntohs(ip.tot_len),
-		.header_len = sizeof(ip),
-		.ttl = ip.ttl,
-	};
-	const __u16 *words = (const __u16 *)&ip;
-	__u32 sum = 0;
-#pragma unroll
-	for (int i = 0; i < sizeof(ip) / 2; i++)
-		sum += words[i];
-	header.is_plain = ip.version == 4 && ip.ihl == 5 && ip.protocol == IPPROTO_UDP &&
-			  !(ip.frag_off & bpf_htons(0x3fff)) && fold(sum) == 0xffff &&
-			  header.len >= sizeof(ip) + sizeof(struct udphdr) &&
-			  fills_frame(skb, header.len);
+	struct flow_key key = {};
+	struct header header = {};
+	read_ipv4(skb, &ip, &key, &header);
 	return decide(skb, &key, &header);
 }
 
@@ -367,20 +450,9 @@ static __always_inline __u32 capture_ipv6(struct __sk_buff *skb)
 	/* MLD messages have a hop-by-hop options header. */
 	if (ip.nexthdr == 0)
 		return ACCEPT;
-	struct flow_key key = {
-		.ifindex = skb->ifindex,
-		.version = 6,
-	};
-	__builtin_memcpy(key.source, &ip.saddr, sizeof(key.source));
-	__builtin_memcpy(key.group, &ip.daddr, sizeof(key.group));
-	struct header header = {
-		.len = bpf_ntohs(ip.payload_len) + sizeof(ip),
-		.header_len = sizeof(ip),
-		.ttl = ip.hop_limit,
-	};
-	header.is_plain = ip.version == 6 && ip.nexthdr == IPPROTO_UDP &&
-			  header.len >= sizeof(ip) + sizeof(struct udphdr) &&
-			  fills_frame(skb, header.len);
+	struct flow_key key = {};
+	struct header header = {};
+	read_ipv6(skb, &ip, &key, &header);
 	return decide(skb, &key, &header);
 }
 
@@ -539,7 +611,7 @@ static __always_inline int read_packet(struct __sk_buff *skb, __u8 *to, __u8 *tt
 	return 1;
 }
 
-static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision)
+static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision, __u32 flow_id)
 {
 	__u32 action_id = DECISION_ACTION(decision);
 	struct action *action = bpf_map_lookup_elem(&actions, &action_id);
@@ -558,7 +630,7 @@ static __always_inline int forward_copies(struct __sk_buff *skb, __u32 decision)
 		goto failed;
 	struct rewrite arrived = {};
 	if (is_rewritten) {
-		__u32 rewrite_id = 2 * skb->cb[CB_FLOW] + DECISION_EPOCH(decision);
+		__u32 rewrite_id = 2 * flow_id + DECISION_EPOCH(decision);
 		struct rewrite *rewrite = bpf_map_lookup_elem(&rewrites, &rewrite_id);
 		if (!rewrite)
 			goto failed;
@@ -612,20 +684,86 @@ failed:
 	return TC_ACT_SHOT;
 }
 
+/* Returns whether the process has been alive lately. */
+static __always_inline int may_forward_alone(void)
+{
+	__u32 first = 0;
+	struct instance *known = bpf_map_lookup_elem(&instance, &first);
+	return known && bpf_ktime_get_boot_ns() - known->alive < known->orphan_after;
+}
+
+/* Decides about a packet without a decision: no capture is open, or another program has overwritten
+ * the control block. `flow_id` becomes the flow. Returns the decision; 0 if the packet is not
+ * forwarded here. */
+static __always_inline __u32 decide_alone(struct __sk_buff *skb, __u32 *flow_id)
+{
+	struct flow_key key = {};
+	struct header header = {};
+	/* Not what the host itself sends, which the kernel shows here as received (PACKET_LOOPBACK). */
+	if (skb->pkt_type != PACKET_MULTICAST)
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr ip;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+			return 0;
+		read_ipv4(skb, &ip, &key, &header);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr ip;
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+			return 0;
+		read_ipv6(skb, &ip, &key, &header);
+	} else {
+		return 0;
+	}
+	__u32 *index = bpf_map_lookup_elem(&flow_index, &key);
+	if (!index)
+		return 0;
+	*flow_id = *index;
+	struct flow *flow = bpf_map_lookup_elem(&flows, index);
+	if (!flow)
+		return 0;
+	__u64 control = *(volatile __u64 *)&flow->control;
+	__u32 port_id = PORT(control);
+	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
+	if (!port)
+		return 0;
+	switch (port->pending) {
+	case LEFT_TO_KERNEL:
+		port->pending = NOTHING;
+		return DECISION(control) | DECISION_OFFLOADED;
+	case LEFT_TO_PROCESS:
+		port->pending = NOTHING;
+		__sync_fetch_and_add(&flow->queued, 1);
+		return 0;
+	case REMOVED:
+		return 0;
+	}
+	__u64 packets, bytes;
+	__u32 longest = measure(skb, &header, &packets, &bytes);
+	/* What the process had not sent when it died is lost: do not wait for it. */
+	if (!fits(skb, &header, control, packets, longest) || !may_forward_alone())
+		return 0;
+	count_forwarded(flow, control, packets, bytes);
+	return DECISION(control) | DECISION_OFFLOADED;
+}
+
 SEC("classifier")
 int forward(struct __sk_buff *skb)
 {
-	if (skb->cb[CB_MAGIC] != (own_magic ^ skb->ifindex))
-		return TC_ACT_UNSPEC;
+	__u32 decision, id = 0;
+	if (skb->cb[CB_MAGIC] != (own_magic ^ skb->ifindex)) {
+		decision = decide_alone(skb, &id);
+		return decision ? forward_copies(skb, decision, id) : TC_ACT_UNSPEC;
+	}
 	skb->cb[CB_MAGIC] = 0;
-	__u32 decision = skb->cb[CB_DECISION];
+	decision = skb->cb[CB_DECISION];
+	id = skb->cb[CB_FLOW];
 	__u32 port_id = DECISION_PORT(decision);
 	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
 	if (port)
-		port->pending = 0;
+		port->pending = NOTHING;
 	if (decision & DECISION_OFFLOADED)
-		return forward_copies(skb, decision);
-	__u32 id = skb->cb[CB_FLOW];
+		return forward_copies(skb, decision, id);
 	struct flow *flow = bpf_map_lookup_elem(&flows, &id);
 	if (flow)
 		__sync_fetch_and_add(&flow->queued, 1);

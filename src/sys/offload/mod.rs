@@ -4,30 +4,40 @@
 //! need clang.
 
 mod clsact;
+mod earlier;
+pub mod pins;
 mod tables;
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::links::LinkOrder;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
-    NlOptions, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+    NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
+    qdisc_add_clsact,
 };
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::{capabilities, limits};
 use crate::model::IfIndex;
+use crate::sys::clock;
 use clsact::FilterHandle;
+use earlier::Earlier;
+use pins::{PinFolder, PinGeneration, PinnedProgram};
+use tables::InstanceTable;
 
+pub use earlier::EarlierFlow;
 pub use tables::{
     ActionSlot, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelAction,
-    KernelEgress, KernelFlowKey, KernelFlowRecord, KernelRewrite, KernelTables, MAX_EGRESSES,
-    MAX_PORTS, PortSlot, TableSizes,
+    KernelEgress, KernelFlowKey, KernelFlowRecord, KernelRewrite, KernelTables, LAYOUT,
+    MAX_EGRESSES, MAX_PORTS, PortSlot, TableSizes,
 };
 
 /// The programs, compiled.
@@ -178,13 +188,19 @@ impl CaptureProgram {
     }
 }
 
-/// The program that forwards, on one interface. Dropping it leaves the program attached;
-/// [`OffloadProgram::detach`] removes it.
-#[derive(Debug)]
+/// The program that forwards, on one interface. Dropping it removes the program, unless it is
+/// pinned; [`OffloadProgram::detach`] removes it in both cases.
 pub struct Attachment {
-    link: SchedClassifierLinkId,
+    program: AttachedProgram,
     interface: String,
     index: IfIndex,
+}
+
+/// What keeps a program on an interface.
+enum AttachedProgram {
+    Link(SchedClassifierLink),
+    Pinned(PinnedLink),
+    Filter(SchedClassifierLink, u32),
 }
 
 impl Attachment {
@@ -192,6 +208,34 @@ impl Attachment {
     pub fn interface(&self) -> &str {
         &self.interface
     }
+
+    /// Leaves the program on the interface, if it can stay there without this process.
+    pub fn leave(self) {
+        match self.program {
+            AttachedProgram::Link(_) | AttachedProgram::Pinned(_) => {}
+            // Dropping it would remove the filter.
+            AttachedProgram::Filter(link, _) => std::mem::forget(link),
+        }
+    }
+}
+
+/// How the programs are loaded.
+#[derive(Debug, Clone)]
+pub struct ProgramOptions {
+    /// The mark by which they recognise packets that this instance sent, unless an earlier process
+    /// of this instance left another one.
+    pub mark: u32,
+    /// A number that only the programs of this process know.
+    pub magic: u32,
+    /// Packets a second of unknown flows that they pass to the capture, for each interface and
+    /// core; 0: all.
+    pub unknown_packets: u64,
+    /// The sizes of their tables.
+    pub sizes: TableSizes,
+    /// Where they are pinned, so that they outlive the process; `None`: they end with it.
+    pub pins: Option<PinFolder>,
+    /// How long they forward without a process, if they are pinned.
+    pub orphan_after: Duration,
 }
 
 /// The state of an interface in the programs: `struct port`.
@@ -231,6 +275,12 @@ pub struct OffloadProgram {
     tables: Arc<KernelTables>,
     /// Cores that the kernel may use, which need not be running.
     cores: usize,
+    instance: InstanceTable,
+    mark: u32,
+    /// Where the programs and tables are pinned.
+    pins: Option<PinGeneration>,
+    /// What earlier processes left and this one has not taken over yet.
+    earlier: Earlier,
     /// The handle of the filters of this process, where tcx is missing.
     handle: Option<FilterHandle>,
     /// Interfaces to which this process added a clsact queueing discipline.
@@ -238,22 +288,16 @@ pub struct OffloadProgram {
 }
 
 impl OffloadProgram {
-    /// Loads the programs. They recognise packets that this instance sent by `mark`, and decisions
-    /// of this instance by `magic`. They pass `unknown_packets` packets a second of unknown flows
-    /// to the capture, for each interface and core; 0: all.
+    /// Loads the programs, and opens what an earlier process left. That continues to forward until
+    /// [`OffloadProgram::attach`] replaces it.
     ///
     /// # Errors
     /// The kernel denies it, or lacks something.
-    pub fn load(
-        mark: u32,
-        magic: u32,
-        unknown_packets: u64,
-        sizes: TableSizes,
-    ) -> Result<Self, OffloadError> {
-        let needed = sizes.bytes();
+    pub fn load(options: &ProgramOptions) -> Result<Self, OffloadError> {
+        let needed = options.sizes.bytes();
         limits::permit_locked_tables(needed)
             .map_err(|limit| OffloadError::LockedMemory { needed, limit })?;
-        let loaded = Self::load_programs(mark, magic, unknown_packets, sizes);
+        let loaded = Self::load_programs(options);
         loaded.map_err(|error| match error {
             // A kernel that permits some programs to everybody refuses these with any error.
             OffloadError::Unsupported(reason) if !capabilities::missing_for_bpf().is_empty() => {
@@ -263,19 +307,19 @@ impl OffloadProgram {
         })
     }
 
-    fn load_programs(
-        mark: u32,
-        magic: u32,
-        unknown_packets: u64,
-        sizes: TableSizes,
-    ) -> Result<Self, OffloadError> {
-        let unknown_limit = match unknown_packets {
+    fn load_programs(options: &ProgramOptions) -> Result<Self, OffloadError> {
+        let earlier = options.pins.as_ref().map(Earlier::open);
+        let earlier = earlier.unwrap_or_default();
+        // The captures see the packets that the earlier programs still send.
+        let mark = earlier.mark().unwrap_or(options.mark);
+        let sizes = options.sizes;
+        let unknown_limit = match options.unknown_packets {
             0 => u64::MAX,
             limit => limit.saturating_mul(UNKNOWN_WINDOW.as_millis() as u64) / 1000,
         };
         let mut ebpf = EbpfLoader::new()
             .override_global("own_mark", &mark, true)
-            .override_global("own_magic", &magic, true)
+            .override_global("own_magic", &options.magic, true)
             .override_global("unknown_limit", &unknown_limit, true)
             .map_max_entries("flow_index", sizes.flows)
             .map_max_entries("flows", sizes.flows)
@@ -288,6 +332,10 @@ impl OffloadProgram {
         let capture = CaptureProgram(Arc::new(descriptor.as_fd().try_clone_to_owned()?));
         let classifier: &mut SchedClassifier = self::program(&mut ebpf, "forward")?;
         classifier.load().map_err(OffloadError::from_program)?;
+        let pins = match &options.pins {
+            Some(folder) => Some(pin_tables(&ebpf, folder)?),
+            None => None,
+        };
         let flow_index = HashMap::try_from(map(&mut ebpf, "flow_index")?);
         let ports = PerCpuArray::try_from(map(&mut ebpf, "ports")?);
         let unknown = PerCpuHashMap::try_from(map(&mut ebpf, "unknown_packets")?);
@@ -295,6 +343,11 @@ impl OffloadProgram {
             Map::Array(data) => Ok(data),
             _ => Err(OffloadError::Unsupported("a table has another type".into())),
         };
+        let instance = InstanceTable::new(array(map(&mut ebpf, "instance")?)?.fd().as_fd())?;
+        // Programs that nobody could take over or find must not stay.
+        let orphan_after = options.pins.as_ref().map(|_| options.orphan_after);
+        instance.write(mark, orphan_after.unwrap_or_default());
+        instance.set_alive(clock::since_boot());
         let flows = array(map(&mut ebpf, "flows")?)?;
         let rewrites = array(map(&mut ebpf, "rewrites")?)?;
         let actions = array(map(&mut ebpf, "actions")?)?;
@@ -313,6 +366,10 @@ impl OffloadProgram {
             tables: Arc::new(tables),
             // Now, because confined threads may not open the file.
             cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
+            instance,
+            mark,
+            pins,
+            earlier,
             handle: None,
             added_clsact: Vec::new(),
         })
@@ -324,7 +381,58 @@ impl OffloadProgram {
     /// As [`OffloadProgram::load`].
     pub fn probe() -> Result<(), OffloadError> {
         let (flows, actions) = (1, 1);
-        Self::load(1, 1, 0, TableSizes { flows, actions }).map(drop)
+        Self::load(&ProgramOptions {
+            mark: 1,
+            magic: 1,
+            unknown_packets: 0,
+            sizes: TableSizes { flows, actions },
+            pins: None,
+            orphan_after: Duration::ZERO,
+        })
+        .map(drop)
+    }
+
+    /// Returns the mark of the packets that this instance sends.
+    pub fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    /// Returns whether the programs outlive this process.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Says that this process lives, so that its programs continue to forward if it dies.
+    pub fn set_alive(&self) {
+        self.instance.set_alive(clock::since_boot());
+    }
+
+    /// Returns how long ago the last process of this instance was alive, if it left something that
+    /// this process has not taken over yet.
+    pub fn gone_for(&self) -> Option<Duration> {
+        Some(clock::since_boot().saturating_sub(self.earlier.alive()?))
+    }
+
+    /// Returns whether an earlier process left tables of another layout. Its flows are forwarded
+    /// until [`OffloadProgram::attach`], and start anew then.
+    pub fn has_other_layout(&self) -> bool {
+        self.earlier.has_other_layout()
+    }
+
+    /// Returns the flows that an earlier process handed over on an interface, and that the kernel
+    /// forwards until [`OffloadProgram::attach`].
+    pub fn earlier_flows(&self, index: IfIndex) -> Vec<EarlierFlow> {
+        self.earlier.flows(index)
+    }
+
+    /// Removes what an earlier process left on an interface.
+    pub fn remove_earlier_from(&self, index: IfIndex) {
+        self.earlier.remove_program(index);
+    }
+
+    /// Removes what earlier processes left, except what this one has taken over.
+    pub fn remove_earlier(&mut self) {
+        self.earlier.remove();
     }
 
     /// Returns the memory of its full tables in the kernel, in bytes.
@@ -345,28 +453,123 @@ impl OffloadProgram {
     }
 
     /// Attaches the program that forwards to the ingress of an interface, before the programs of
-    /// others: by tcx (Linux 6.6), otherwise by a clsact queueing discipline.
+    /// others: by tcx (Linux 6.6), otherwise by a clsact queueing discipline. If an earlier process
+    /// left its program there, this one takes its place: each packet meets one of the two.
     ///
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
     pub fn attach(&mut self, index: IfIndex) -> Result<Attachment, OffloadError> {
         let name = name_of(index)?;
-        let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let attached = program.attach_with_options(&name, TcAttachType::Ingress, order);
-        let attached = match attached {
-            Err(ProgramError::SyscallError(e))
-                if e.io_error.raw_os_error() == Some(libc::EINVAL) =>
-            {
-                self.attach_by_clsact(&name, index)?
-            }
-            other => other.map_err(OffloadError::from_program)?,
+        let (program, former_pin) = match self.replace_earlier(&name, index) {
+            Some((program, pin)) => (program, Some(pin)),
+            None => (self.attach_new(&name, index)?, None),
         };
+        let program = self.pin(index, program)?;
+        // Later than the new one: the program stays if this process is killed in between.
+        if let Some(path) = former_pin {
+            let _ = std::fs::remove_file(path);
+        }
         Ok(Attachment {
-            link: attached,
+            program,
             interface: name,
             index,
         })
+    }
+
+    fn attach_new(&mut self, name: &str, index: IfIndex) -> Result<AttachedProgram, OffloadError> {
+        let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let attached = program.attach_with_options(name, TcAttachType::Ingress, order);
+        match attached {
+            Err(ProgramError::SyscallError(e))
+                if e.io_error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                self.attach_by_clsact(name, index)
+            }
+            other => {
+                let id = other.map_err(OffloadError::from_program)?;
+                let link = program.take_link(id).map_err(OffloadError::from_program)?;
+                Ok(AttachedProgram::Link(link))
+            }
+        }
+    }
+
+    /// Puts the program in the place of the one that an earlier process left on an interface.
+    /// Returns what keeps it there now, and where that was pinned; `None` if there is none. One that
+    /// cannot be replaced is removed.
+    fn replace_earlier(
+        &mut self,
+        name: &str,
+        index: IfIndex,
+    ) -> Option<(AttachedProgram, PathBuf)> {
+        let (generation, kind) = self.earlier.program(index)?;
+        let path = generation.program(index, kind);
+        let link = match kind {
+            PinnedProgram::Link => {
+                let link = PinnedLink::from_pin(&path).map(FdLink::from);
+                link.ok()
+                    .and_then(|link| SchedClassifierLink::try_from(link).ok())
+            }
+            PinnedProgram::Filter(handle) => {
+                if self.handle.is_none() {
+                    self.handle = FilterHandle::take_over(handle);
+                }
+                let owned = self.handle.as_ref().is_some_and(|own| own.get() == handle);
+                let (ingress, handle) = (TcAttachType::Ingress, TcHandle::from(handle));
+                let link =
+                    SchedClassifierLink::attached(name, ingress, clsact::PRIORITY, handle, None);
+                link.ok().filter(|_| owned)
+            }
+        };
+        let program = program::<SchedClassifier>(&mut self.ebpf, "forward").ok();
+        let replaced = link.zip(program).and_then(|(link, program)| {
+            let id = program.attach_to_link(link).ok()?;
+            program.take_link(id).ok()
+        });
+        let Some(link) = replaced else {
+            self.earlier.remove_program(index);
+            return None;
+        };
+        let program = match kind {
+            PinnedProgram::Link => AttachedProgram::Link(link),
+            PinnedProgram::Filter(handle) => {
+                self.added_clsact.push(index);
+                AttachedProgram::Filter(link, handle)
+            }
+        };
+        Some((program, path))
+    }
+
+    /// Pins what keeps the program on an interface. If that fails, removes the program.
+    fn pin(
+        &mut self,
+        index: IfIndex,
+        program: AttachedProgram,
+    ) -> Result<AttachedProgram, OffloadError> {
+        let Some(pins) = &self.pins else {
+            return Ok(program);
+        };
+        let failed = |path: &Path, e: &dyn std::error::Error| {
+            io::Error::other(format!("cannot pin {}: {e}", path.display()))
+        };
+        match program {
+            AttachedProgram::Link(link) => {
+                let path = pins.program(index, PinnedProgram::Link);
+                // That of an interface with this index that is gone.
+                let _ = std::fs::remove_file(&path);
+                let link = FdLink::try_from(link).map_err(|e| failed(&path, &e))?;
+                let pinned = link.pin(&path).map_err(|e| failed(&path, &e))?;
+                Ok(AttachedProgram::Pinned(pinned))
+            }
+            AttachedProgram::Filter(link, handle) => {
+                let path = pins.program(index, PinnedProgram::Filter(handle));
+                let _ = std::fs::remove_file(&path);
+                let program: &mut SchedClassifier = self::program(&mut self.ebpf, "forward")?;
+                program.pin(&path).map_err(|e| failed(&path, &e))?;
+                Ok(AttachedProgram::Filter(link, handle))
+            }
+            pinned => Ok(pinned),
+        }
     }
 
     /// Attaches the program as a filter of a clsact queueing discipline, which is added if there is
@@ -375,7 +578,7 @@ impl OffloadProgram {
         &mut self,
         name: &str,
         index: IfIndex,
-    ) -> Result<SchedClassifierLinkId, OffloadError> {
+    ) -> Result<AttachedProgram, OffloadError> {
         let program: &mut SchedClassifier = program(&mut self.ebpf, "forward")?;
         let handle = match &self.handle {
             Some(handle) => handle.get(),
@@ -394,14 +597,24 @@ impl OffloadProgram {
             ..NlOptions::default()
         });
         let attached = program.attach_with_options(name, TcAttachType::Ingress, options);
-        attached.map_err(OffloadError::from_program)
+        let link = attached.and_then(|id: SchedClassifierLinkId| program.take_link(id));
+        let link = link.map_err(OffloadError::from_program)?;
+        Ok(AttachedProgram::Filter(link, handle))
     }
 
     /// Removes the program from an interface.
     pub fn detach(&mut self, attachment: Attachment) {
-        if let Ok(program) = program::<SchedClassifier>(&mut self.ebpf, "forward") {
-            // Fails if the interface is gone.
-            let _ = program.detach(attachment.link);
+        match attachment.program {
+            AttachedProgram::Link(link) => drop(link),
+            // Fails if somebody else removed it.
+            AttachedProgram::Pinned(link) => drop(link.unpin()),
+            AttachedProgram::Filter(link, handle) => {
+                drop(link);
+                if let Some(pins) = &self.pins {
+                    let kind = PinnedProgram::Filter(handle);
+                    let _ = std::fs::remove_file(pins.program(attachment.index, kind));
+                }
+            }
         }
         if let Some(at) = (self.added_clsact.iter()).position(|i| *i == attachment.index) {
             self.added_clsact.swap_remove(at);
@@ -469,17 +682,48 @@ impl OffloadProgram {
 
 impl Drop for OffloadProgram {
     fn drop(&mut self) {
-        if self.added_clsact.is_empty() {
-            return;
-        }
-        if let Ok(program) = program::<SchedClassifier>(&mut self.ebpf, "forward") {
-            // Fails if it is not loaded. Removes the filters.
-            let _ = program.unload();
-        }
-        for index in self.added_clsact.drain(..) {
-            let _ = clsact::remove_if_unused(index);
+        // It was loaded, and nothing was done with it.
+        if let Some(pins) = self.pins.take() {
+            pins.remove();
         }
     }
+}
+
+impl OffloadProgram {
+    /// Leaves what is pinned, so that the next process finds it.
+    pub fn leave(&mut self) {
+        self.set_alive();
+        self.pins = None;
+    }
+
+    /// Removes what is pinned. The programs end with this process, or when they are detached.
+    pub fn unpin(&mut self) {
+        self.earlier.remove();
+        if let Some(pins) = self.pins.take() {
+            pins.remove();
+        }
+    }
+}
+
+/// Returns when the process of an instance was last alive, by the boot clock; `None` if nothing
+/// readable is left of it.
+pub fn last_alive(folder: &PinFolder) -> Option<Duration> {
+    Earlier::open(folder).alive()
+}
+
+/// Pins the tables in a new generation of a folder.
+fn pin_tables(ebpf: &Ebpf, folder: &PinFolder) -> Result<PinGeneration, OffloadError> {
+    let pins = folder.add_generation().map_err(io::Error::other)?;
+    for name in ["instance", "flow_index", "flows", "rewrites", "actions"] {
+        let table = ebpf.map(name).ok_or_else(|| missing_table(name))?;
+        let pinned = table.pin(pins.table(name));
+        pinned.map_err(|e| io::Error::other(format!("cannot pin the table {name}: {e}")))?;
+    }
+    Ok(pins)
+}
+
+fn missing_table(name: &str) -> OffloadError {
+    OffloadError::Unsupported(format!("there is no table {name}"))
 }
 
 fn program<'e, P>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut P, OffloadError>
@@ -492,8 +736,7 @@ where
 }
 
 fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map, OffloadError> {
-    let missing = || OffloadError::Unsupported(format!("there is no table {name}"));
-    ebpf.take_map(name).ok_or_else(missing)
+    ebpf.take_map(name).ok_or_else(|| missing_table(name))
 }
 
 /// Returns the name of an interface of the network namespace of this thread.

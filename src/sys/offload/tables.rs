@@ -6,7 +6,8 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::super::shared_mapping::SharedMapping;
 use crate::model::{IfIndex, MacAddress};
@@ -15,6 +16,9 @@ use crate::model::{IfIndex, MacAddress};
 pub const MAX_PORTS: usize = 256;
 /// Largest number of egresses of a flow.
 pub const MAX_EGRESSES: usize = 64;
+
+/// The version of the layouts of the tables. It changes with them.
+pub const LAYOUT: u32 = 1;
 
 /// The position of a flow in its table.
 pub type FlowSlot = u32;
@@ -100,6 +104,77 @@ impl KernelFlowKey {
             source: address_bytes(source),
             group: address_bytes(group),
         }
+    }
+
+    /// Returns the ingress; `None` in a damaged table.
+    pub fn ingress(&self) -> Option<IfIndex> {
+        IfIndex::new(self.ifindex)
+    }
+
+    /// Returns source and group.
+    pub fn addresses(&self) -> (IpAddr, IpAddr) {
+        let address = |bytes: [u8; 16]| match (self.version, bytes) {
+            (4, [a, b, c, d, ..]) => IpAddr::from([a, b, c, d]),
+            _ => bytes.into(),
+        };
+        (address(self.source), address(self.group))
+    }
+}
+
+/// What a process says about itself in the tables: `struct instance`. In each layout it begins with
+/// the layout and the mark.
+#[repr(C)]
+pub(super) struct InstanceRecord {
+    layout: AtomicU32,
+    mark: AtomicU32,
+    alive: AtomicU64,
+    orphan_after: AtomicU64,
+}
+
+/// The table with the only [`InstanceRecord`].
+pub(super) struct InstanceTable(MappedArray<InstanceRecord>);
+
+impl InstanceTable {
+    /// Maps the table.
+    pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self(MappedArray::new(map, 1)?))
+    }
+
+    fn record(&self) -> &InstanceRecord {
+        // SAFETY: the mapping has one element, lives as long as `self`, and starts at a page. All
+        // fields are atomics, for which all values are valid. A map is as long as its pages, so this
+        // holds also if another version of this program has made it with a shorter record.
+        unsafe { &*self.0.memory.base().cast::<InstanceRecord>() }
+    }
+
+    /// Writes who this process is, and how long the kernel forwards without it.
+    pub(super) fn write(&self, mark: u32, orphan_after: Duration) {
+        let record = self.record();
+        record.mark.store(mark, Ordering::Relaxed);
+        let orphan_after = u64::try_from(orphan_after.as_nanos()).unwrap_or(u64::MAX);
+        record.orphan_after.store(orphan_after, Ordering::Relaxed);
+        record.layout.store(LAYOUT, Ordering::Release);
+    }
+
+    /// Returns the layout of the tables beside it.
+    pub(super) fn layout(&self) -> u32 {
+        self.record().layout.load(Ordering::Acquire)
+    }
+
+    /// Returns the mark of the process that wrote it.
+    pub(super) fn mark(&self) -> u32 {
+        self.record().mark.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the process was last alive, by the boot clock.
+    pub(super) fn alive(&self) -> Duration {
+        Duration::from_nanos(self.record().alive.load(Ordering::Relaxed))
+    }
+
+    /// Writes when this process was last alive, by the boot clock.
+    pub(super) fn set_alive(&self, at: Duration) {
+        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        self.record().alive.store(at, Ordering::Relaxed);
     }
 }
 
@@ -404,7 +479,7 @@ fn address_bytes(address: IpAddr) -> [u8; 16] {
 
 /// An array map in the memory of this process. A [`KernelFlowRecord`] consists of atomics; action
 /// records are written by [`KernelTables::write_action`] only, which says when.
-struct MappedArray<T> {
+pub(super) struct MappedArray<T> {
     memory: SharedMapping,
     len: usize,
     kind: PhantomData<fn() -> T>,
@@ -557,6 +632,19 @@ mod tests {
         assert_eq!(size_of::<RewriteRecord>(), 40);
         assert_eq!(size_of::<EgressRecord>(), 32);
         assert_eq!(size_of::<ActionRecord>(), 16 + 32 * MAX_EGRESSES);
+        assert_eq!(size_of::<InstanceRecord>(), 24);
+        assert_eq!(std::mem::offset_of!(InstanceRecord, alive), 8);
+    }
+
+    #[test]
+    fn key_of_a_flow_has_its_addresses() {
+        let ingress = IfIndex::new(7).unwrap();
+        for (source, group) in [("10.1.2.3", "225.1.2.3"), ("2001:db8::1", "ff3e::1")] {
+            let addresses = (source.parse().unwrap(), group.parse().unwrap());
+            let key = KernelFlowKey::new(ingress, addresses.0, addresses.1);
+            assert_eq!(key.ingress(), Some(ingress));
+            assert_eq!(key.addresses(), addresses);
+        }
     }
 
     #[test]

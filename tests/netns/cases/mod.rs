@@ -13,6 +13,7 @@ mod docker_faults;
 mod doctor;
 mod drops;
 mod ebpf;
+mod ebpf_restart;
 mod explain;
 mod external_programs;
 mod flow_limits;
@@ -96,6 +97,7 @@ pub fn all() -> Vec<Case> {
         doctor::cases(),
         drops::cases(),
         ebpf::cases(),
+        ebpf_restart::cases(),
         planes_compared::cases(),
         explain::cases(),
         trace::cases(),

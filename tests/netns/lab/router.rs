@@ -62,6 +62,25 @@ impl Drop for Router {
     }
 }
 
+/// Returns the command of a router with these files.
+fn command(
+    ns: &Ns,
+    config: &Path,
+    socket: &Path,
+    toml: &str,
+    env: &[(&str, &str)],
+) -> std::process::Command {
+    let mut command = ns.command(&binary());
+    command
+        .args(["run", "--config"])
+        .arg(config)
+        .arg("--pid-file")
+        .arg(socket.with_extension("pid"))
+        .envs(plane_variable().filter(|_| !toml.contains("[plane]")))
+        .envs(env.iter().copied());
+    command
+}
+
 impl Router {
     /// Starts the router with the settings `toml` and waits until it is ready. The addresses of the
     /// HTTP server and the control socket are added to the settings.
@@ -83,13 +102,19 @@ impl Router {
             .expect("an address");
         let mut router = Self::launch(lab, ns, toml, env);
         router.http = http;
+        router.wait_until_ready();
+        router
+    }
+
+    #[track_caller]
+    fn wait_until_ready(&mut self) {
         let mut last = String::new();
         let ready = wait_until(TIMEOUT, || {
-            if let Some(status) = router.program.exit_status() {
+            if let Some(status) = self.program.exit_status() {
                 last = format!("the process exited: {status}");
                 return true;
             }
-            match router.get("/readyz") {
+            match self.get("/readyz") {
                 Ok(answer) if answer.status == 200 => {
                     last.clear();
                     true
@@ -105,7 +130,26 @@ impl Router {
             }
         });
         assert!(ready && last.is_empty(), "mcastor run is not ready: {last}");
-        router
+    }
+
+    /// Kills the process.
+    pub fn kill(&mut self) {
+        self.program.stop(libc::SIGKILL, TIMEOUT);
+    }
+
+    /// Starts the process again after its end, with the same files, without waiting.
+    pub fn launch_again(&mut self, lab: &Lab) {
+        let no_environment: [(&str, &str); 0] = [];
+        let toml = std::fs::read_to_string(&self.config).expect("settings");
+        let command = command(&self.ns, &self.config, &self.socket, &toml, &no_environment);
+        self.program = Program::start(lab, command);
+    }
+
+    /// Starts the process again after its end, with the same files, and waits until it is ready.
+    #[track_caller]
+    pub fn start_again(&mut self, lab: &Lab) {
+        self.launch_again(lab);
+        self.wait_until_ready();
     }
 
     /// Returns whether `/readyz` answers 200.
@@ -119,15 +163,7 @@ impl Router {
         let config = lab.file("mcastor.toml");
         write_settings(&config, &socket, toml);
         lab.log("settings", &config);
-        let mut command = ns.command(&binary());
-        command
-            .args(["run", "--config"])
-            .arg(&config)
-            .arg("--pid-file")
-            .arg(socket.with_extension("pid"))
-            .envs(plane_variable().filter(|_| !toml.contains("[plane]")))
-            .envs(env.iter().copied());
-        let program = Program::start(lab, command);
+        let program = Program::start(lab, command(ns, &config, &socket, toml, env));
         let http = "127.0.0.1:9464".parse().expect("an address");
         let failure_log = lab.file("metrics");
         lab.log("metrics", &failure_log);

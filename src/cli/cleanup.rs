@@ -1,0 +1,64 @@
+//! `mcastor cleanup`: removes what processes that ended left in the kernel.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::exit::fail;
+use super::output::print_line;
+use crate::settings::DEFAULT_BPFFS;
+use crate::sys::clock;
+use crate::sys::offload::last_alive;
+use crate::sys::offload::pins::PinFolder;
+
+/// Arguments of `mcastor cleanup`.
+///
+/// Remove what an mcastor that ended left in the kernel
+///
+/// If mcastor ends unexpectedly, or by `mcastor stop --keep-forwarding`, BPF programs continue to
+/// forward, until the next mcastor takes over or plane.orphan_after has passed. This removes them at
+/// once, and the tables that they use. What a running mcastor uses stays.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example: mcastor cleanup
+
+Exit codes: 0 nothing is left, 1 something is left or cannot be removed.")]
+pub struct CleanupArgs {
+    /// The folder that plane.bpffs in the settings names
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_BPFFS)]
+    bpffs: PathBuf,
+}
+
+/// A process that was alive this short ago is alive: it says so once a second.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// Runs `mcastor cleanup`.
+pub fn run(args: &CleanupArgs) -> ExitCode {
+    let folders = match PinFolder::all(&args.bpffs) {
+        Ok(folders) => folders,
+        Err(e) => return fail(&format!("cannot read {}: {e}", args.bpffs.display())),
+    };
+    if folders.is_empty() {
+        print_line("nothing to remove");
+    }
+    let mut result = ExitCode::SUCCESS;
+    for folder in folders {
+        let path = folder.path().display();
+        let age = last_alive(&folder).map(|at| clock::since_boot().saturating_sub(at));
+        if age.is_some_and(|age| age < ALIVE) {
+            print_line(&format!("{path}: in use by a running mcastor"));
+            continue;
+        }
+        if folder.has_filters() && !folder.is_of_this_namespace() {
+            result = fail(&format!(
+                "{path}: its filters are in another network namespace: run `mcastor cleanup` there"
+            ));
+            continue;
+        }
+        match folder.remove() {
+            Ok(()) => print_line(&format!("{path}: removed")),
+            Err(e) => result = fail(&format!("{path}: cannot be removed: {e}")),
+        }
+    }
+    result
+}
