@@ -1,6 +1,5 @@
 # Runs tests in a guest, as its first program: sourced by a job script that sets $kernel, the folder
-# with the modules, and $folder, the working directory, and defines run_tests.
-export PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+# with the modules, $folder, the working directory, and PATH and HOME, and defines run_tests.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
