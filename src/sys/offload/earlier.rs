@@ -57,7 +57,7 @@ impl Earlier {
 
     /// Returns the mark of the packets that they send.
     pub(super) fn mark(&self) -> Option<u32> {
-        Some(self.0.last()?.mark)
+        Some(self.0.last()?.mark).filter(|mark| *mark != 0)
     }
 
     /// Returns when the last of them was last alive, by the boot clock.
@@ -82,15 +82,17 @@ impl Earlier {
         found.next()
     }
 
+    /// Returns the tables and flows of an interface, by the last process that had it.
+    fn table(&self, index: IfIndex) -> Option<(&KernelTables, &[(KernelFlowKey, FlowSlot)])> {
+        let (generation, _) = self.program(index)?;
+        let process = self.0.iter().find(|p| p.generation == *generation)?;
+        let tables = process.tables.as_ref()?;
+        Some((&tables.tables, tables.flows.get(&index)?))
+    }
+
     /// Returns the flows that the kernel forwards from an interface.
     pub(super) fn flows(&self, index: IfIndex) -> Vec<EarlierFlow> {
-        let Some((generation, _)) = self.program(index) else {
-            return Vec::new();
-        };
-        let process = self.0.iter().find(|p| p.generation == *generation);
-        let tables = process.and_then(|process| process.tables.as_ref());
-        let known = tables.and_then(|tables| Some((&tables.tables, tables.flows.get(&index)?)));
-        let Some((tables, flows)) = known else {
+        let Some((tables, flows)) = self.table(index) else {
             return Vec::new();
         };
         let flow = |(key, slot): &(KernelFlowKey, FlowSlot)| {
@@ -106,6 +108,11 @@ impl Earlier {
 
     /// Removes the programs from an interface.
     pub(super) fn remove_program(&self, index: IfIndex) {
+        // At once: the kernel removes a program some time later.
+        if let Some((tables, flows)) = self.table(index) {
+            let records = flows.iter().filter_map(|(_, slot)| tables.flow(*slot));
+            records.for_each(|record| record.withdraw());
+        }
         while let Some((generation, kind)) = self.program(index) {
             generation.remove_program(index, kind);
             if self.program(index) == Some((generation, kind)) {
@@ -116,6 +123,12 @@ impl Earlier {
 
     /// Removes everything.
     pub(super) fn remove(&mut self) {
+        for process in &self.0 {
+            let programs = process.generation.programs();
+            programs
+                .iter()
+                .for_each(|(index, _)| self.remove_program(*index));
+        }
         for process in self.0.drain(..) {
             process.generation.remove();
         }

@@ -16,6 +16,8 @@ cases!("ebpf_restart":
     #[BpfPrograms] stop_can_keep_forwarding,
     #[BpfPrograms] flows_continue_with_other_table_sizes,
     #[BpfPrograms] log_says_what_outlives_the_process,
+    #[Program("bpftool", "bpftool")] #[BpfPrograms] tables_of_another_version_are_replaced,
+    #[BpfPrograms] second_process_is_refused,
 );
 
 const GROUP: &str = "225.1.2.3";
@@ -360,4 +362,64 @@ fn log_says_what_outlives_the_process(lab: &Lab) {
     );
     assert!(!other.exists(), "a folder was made");
     router.stop();
+}
+
+/// Tables of another version cannot be read: the flows start anew, and no packet is doubled.
+fn tables_of_another_version_are_replaced(lab: &Lab) {
+    let bpffs = BpfFs::mount(lab);
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
+    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
+    wait_until_offloaded(&router, "out1");
+    router.kill();
+    let pinned = bpffs.pinned();
+    let instance = pinned.iter().find(|path| path.ends_with("/instance"));
+    let instance = instance.expect("the table of the instance");
+    let zeros = ["0"; 23];
+    let key = [
+        "map", "update", "pinned", instance, "key", "0", "0", "0", "0", "value", "99",
+    ];
+    let out = star.rtr.output("bpftool", &[&key[..], &zeros].concat());
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    router.start_again(lab);
+    let log = router.program.stderr();
+    let said = "another version of mcastor left tables in the kernel that this one cannot read";
+    assert!(log.contains(said), "{log}");
+    wait_until_offloaded(&router, "out1");
+    stream.go_on(500);
+    let sent = stream.stream.finish();
+    let got = received_in_order(&stream.capture, GROUP);
+    // Those that arrive after the program was replaced and before the capture is open.
+    let lost = missing(sent, &got).len();
+    assert!(lost < 500, "{lost} of {sent}");
+    router.stop();
+    assert_eq!(bpffs.pinned(), Vec::<String>::new());
+}
+
+/// A process with the same control socket does not touch what the first one uses.
+fn second_process_is_refused(lab: &Lab) {
+    let bpffs = BpfFs::mount(lab);
+    let star = Star::v4(lab, 1);
+    let routes = route("r", "in", "", GROUP, &["out1"], "");
+    let router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
+    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
+    wait_until_offloaded(&router, "out1");
+    let before = bpffs.pinned();
+    let config = router.config.display().to_string();
+    let second = star
+        .rtr
+        .output(crate::lab::BINARY, &["run", "--config", &config]);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(
+        !second.status.success() && said.contains("another mcastor answers on"),
+        "{said}"
+    );
+    assert_eq!(bpffs.pinned(), before);
+    stream.go_on(500);
+    stream.expect_all();
 }
