@@ -13,7 +13,7 @@ use crate::planes::packet::{Modes, PacketPlane};
 use crate::settings::{PlaneKind, Settings};
 use crate::sys::limits;
 use crate::sys::offload::pins::{PinError, PinFolder};
-use crate::sys::offload::{OffloadProgram, ProgramOptions};
+use crate::sys::offload::{OffloadProgram, ProgramOptions, remove_left};
 
 /// The smallest limit of open files with which `auto` chooses the eBPF plane. The plane needs a
 /// dozen of them, and one more for each ingress.
@@ -140,7 +140,7 @@ impl ChosenPlane {
         let Ok(program) = self.program else {
             // What an earlier process left would forward beside this one.
             if let Some(Ok(folder)) = self.pins
-                && let Err(e) = folder.remove()
+                && let Err(e) = remove_left(&folder)
             {
                 warn!("{}: cannot remove it: {e}", folder.path().display());
             }

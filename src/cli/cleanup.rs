@@ -8,8 +8,8 @@ use super::exit::fail;
 use super::output::print_line;
 use crate::settings::DEFAULT_BPFFS;
 use crate::sys::clock;
-use crate::sys::offload::last_alive;
 use crate::sys::offload::pins::PinFolder;
+use crate::sys::offload::{last_alive, remove_left};
 
 /// Arguments of `mcastor cleanup`.
 ///
@@ -55,7 +55,7 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
             ));
             continue;
         }
-        match folder.remove() {
+        match remove_left(&folder) {
             Ok(()) => print_line(&format!("{path}: removed")),
             Err(e) => result = fail(&format!("{path}: cannot be removed: {e}")),
         }

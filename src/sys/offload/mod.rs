@@ -705,6 +705,15 @@ impl OffloadProgram {
     }
 }
 
+/// Removes what the processes of an instance left. They forward nothing any more when this returns.
+///
+/// # Errors
+/// The folder cannot be removed.
+pub fn remove_left(folder: &PinFolder) -> io::Result<()> {
+    Earlier::open(folder).remove();
+    folder.remove()
+}
+
 /// Returns when the process of an instance was last alive, by the boot clock; `None` if nothing
 /// readable is left of it.
 pub fn last_alive(folder: &PinFolder) -> Option<Duration> {

@@ -128,7 +128,7 @@ impl PinFolder {
     ///
     /// # Errors
     /// The kernel refuses. The rest is removed.
-    pub fn remove(&self) -> io::Result<()> {
+    pub(super) fn remove(&self) -> io::Result<()> {
         for generation in self.generations() {
             generation.remove();
         }

@@ -376,11 +376,17 @@ fn tables_of_another_version_are_replaced(lab: &Lab) {
     let pinned = bpffs.pinned();
     let instance = pinned.iter().find(|path| path.ends_with("/instance"));
     let instance = instance.expect("the table of the instance");
-    let zeros = ["0"; 23];
-    let key = [
-        "map", "update", "pinned", instance, "key", "0", "0", "0", "0", "value", "99",
+    // Layout 99, mark 7, never expired.
+    let value = [
+        ["99", "0", "0", "0", "7", "0", "0", "0"],
+        ["0"; 8],
+        ["255"; 8],
+    ]
+    .concat();
+    let update = [
+        "map", "update", "pinned", instance, "key", "0", "0", "0", "0", "value",
     ];
-    let out = star.rtr.output("bpftool", &[&key[..], &zeros].concat());
+    let out = star.rtr.output("bpftool", &[&update[..], &value].concat());
     assert!(
         out.status.success(),
         "{}",
