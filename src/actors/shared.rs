@@ -118,7 +118,7 @@ impl RouterContext {
             flow_idle_ms: AtomicU64::new(60_000),
             membership_database: Mutex::default(),
             loop_guard: Arc::default(),
-            streams: Arc::default(),
+            streams: Arc::new(StreamState::for_streams(flows)),
             ttl_warnings: TtlWarnings::default(),
             live_trace: LiveTrace::default(),
             flow_changes: Notify::new(),

@@ -238,6 +238,7 @@ fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
 /// packets may be forwarded without a look at each.
 fn lease(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
     match selected(arrival, verdicts) {
+        Some((selection, _)) if selection.is_alone() => true,
         Some((selection, stream)) => {
             let ingresses = &arrival.streams.ingresses;
             ingresses.lease(selection, stream, arrival.now_ms)

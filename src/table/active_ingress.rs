@@ -39,8 +39,9 @@ use super::slot_table::{SlotTable, StreamSlot, age_ms, stamp};
 use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
-/// Buckets of eight streams.
-const BUCKETS: usize = 1 << 13;
+/// The smallest and the largest number of buckets, of eight streams each: 2 MiB and 64 MiB.
+const MIN_BUCKETS: usize = 1 << 13;
+const MAX_BUCKETS: usize = 1 << 18;
 
 /// Time without packets after which a stream has no active ingress any more, in milliseconds.
 const MAX_SILENCE_MS: u64 = 60_000;
@@ -89,6 +90,11 @@ pub struct IngressSelection {
 }
 
 impl IngressSelection {
+    /// Returns whether no other ingress of the domain could forward a stream.
+    pub fn is_alone(&self) -> bool {
+        *self.domain.running == [self.interface]
+    }
+
     /// Returns whether packets of a source that arrive with a higher TTL than on the active ingress
     /// replace it.
     pub fn outranks(&self, source: IpAddr) -> bool {
@@ -145,7 +151,7 @@ impl Admission {
     };
 }
 
-/// The active ingresses of all streams. Allocates 1.5 MiB for the first stream.
+/// The active ingresses of all streams. Allocates its table for the first stream: 2 MiB at least.
 pub struct ActiveIngresses {
     seed: RandomState,
     /// State: the ID of the active ingress (32 bits), the highest TTL of its packets, and the time
@@ -157,10 +163,7 @@ pub struct ActiveIngresses {
 
 impl Default for ActiveIngresses {
     fn default() -> Self {
-        Self {
-            seed: RandomState::new(),
-            slots: SlotTable::new(BUCKETS),
-        }
+        Self::for_streams(0)
     }
 }
 
@@ -245,6 +248,16 @@ fn leased_to_another(slot: &StreamSlot, selection: &IngressSelection, now_ms: u6
 }
 
 impl ActiveIngresses {
+    /// Returns a table for this number of streams, at least 65,536 and at most two million. It is
+    /// twice as large, because keys are not spread evenly over the buckets.
+    pub fn for_streams(streams: usize) -> Self {
+        let buckets = (streams.min(MAX_BUCKETS * 8) / 4).next_power_of_two();
+        Self {
+            seed: RandomState::new(),
+            slots: SlotTable::new(buckets.clamp(MIN_BUCKETS, MAX_BUCKETS)),
+        }
+    }
+
     /// Returns the key of a stream in a domain.
     pub fn key(&self, domain: &IngressDomain, stream: FlowKey) -> StreamKey {
         StreamKey::from_hash(self.seed.hash_one((domain.id, stream)))

@@ -15,6 +15,14 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// Returns the state for this number of streams.
+    pub fn for_streams(streams: usize) -> Self {
+        Self {
+            ingresses: ActiveIngresses::for_streams(streams),
+            forwarders: OtherForwarders::default(),
+        }
+    }
+
     /// Notes a packet of `bytes` bytes that arrived from `sender` on the link of `selection`. If
     /// the stream has another active ingress, the sender is another forwarder on that link, or the
     /// source itself.

@@ -296,10 +296,11 @@ impl Interface {
             sender: None,
             now_ms,
         };
+        let is_alone = ingress.selection.as_ref().is_none_or(|s| s.is_alone());
         for report in forwarded {
             let (flow, flows) = (&report.flow, &mut self.switch.flows);
             // Nothing to note, and no other ingress that could want it.
-            if report.packets == 0 && ingress.selection.is_none() && !report.is_new {
+            if report.packets == 0 && is_alone && !report.is_new {
                 continue;
             }
             let counted = (report.packets, report.bytes);
