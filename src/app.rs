@@ -4,6 +4,7 @@
 pub mod children;
 mod plane;
 pub mod service;
+mod state;
 
 use plane::ChosenPlane;
 pub use service::OnStarted;
@@ -35,7 +36,10 @@ use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, HTTP_SETTING, Lis
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
-use crate::settings::{DEFAULT_SOCKET, HttpAddress, LimitSettings, Settings, SettingsReport};
+use crate::settings::{
+    DEFAULT_SOCKET, HttpAddress, LimitSettings, Settings, SettingsReport, StateSettings,
+};
+use crate::store::StateFolderError;
 use crate::sys;
 use crate::sys::activation::PassedListener;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
@@ -81,6 +85,9 @@ pub enum AppError {
         /// The error of the kernel.
         cause: io::Error,
     },
+    /// Another process uses the folder of the state.
+    #[error("state: {0}")]
+    StateInUse(#[from] StateFolderError),
     /// An indispensable actor has reached its limit of restarts.
     #[error("an actor failed repeatedly; the log has its name and the cause")]
     ActorsDied,
@@ -172,6 +179,14 @@ async fn run_actors(
             Some(ListeningSocket::bind(socket, CONTROL_SETTING)?)
         }
     };
+    let state = match (settings.state.folder(&settings.control.socket), &control) {
+        // Sockets of smcrouted do not name an instance. Its settings have no proxies.
+        (_, None) if settings.state == StateSettings::BesideControlSocket => None,
+        (folder, _) => folder
+            .map(|folder| state::open(&folder))
+            .transpose()?
+            .flatten(),
+    };
     let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
         Err(AppError::PidFile { path, cause }) if control.is_none() => {
             let path = path.display();
@@ -203,10 +218,13 @@ async fn run_actors(
         Ok(dropped) => debug!("dropped {dropped} capabilities that are no longer needed"),
         Err(e) => warn!("cannot drop capabilities: {e}"),
     }
+    let catalog = Catalog::new()?;
+    let store = state::start(state, &catalog);
     let (context, mut requests) = RouterContext::new(
-        Catalog::new()?,
+        catalog,
         plane.start(),
         rib,
+        store.clone(),
         settings.limits.flows,
         settings.docker.socket.clone(),
     );
@@ -309,6 +327,7 @@ async fn run_actors(
     if !keep_forwarding {
         context.planes.all().for_each(|plane| plane.stop(false));
     }
+    store.finish();
     System::current().stop();
     result.map(drop)
 }
@@ -409,6 +428,7 @@ async fn apply_loaded(
     let need_restart = [
         ("http", old.http != new.http),
         ("control", old.control != new.control),
+        ("state", old.state != new.state),
         ("docker", old.docker != new.docker),
         ("plane", old.plane != new.plane),
         ("log", old.log != new.log),

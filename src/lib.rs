@@ -122,6 +122,7 @@ pub mod planes;
 pub mod probe;
 pub mod settings;
 pub mod smcroute;
+pub mod store;
 pub mod sys;
 pub mod table;
 pub mod traffic;

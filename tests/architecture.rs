@@ -50,6 +50,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("smcroute", &["model", "api"]),
     // File format of igmpproxy, for its conversion.
     ("igmpproxy", &["model", "smcroute::toml_text"]),
+    // State that outlives the process.
+    ("store", &["model", "membership", "mnat", "sys"]),
     (
         "settings",
         &["model", "mnat::config", "smcroute::conf", "igmpproxy::conf"],
@@ -68,6 +70,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "metrics",
             "mnat",
             "docker",
+            "store",
         ],
     ),
     // The control socket, HTTP and the smcroute socket: queries and changes for the actors.
@@ -91,7 +94,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "app",
         &[
             "model", "table", "planes", "sys", "metrics", "settings", "actors", "frontend", "api",
-            "mnat",
+            "mnat", "store",
         ],
     ),
     // Findings from facts about the host and the running router.

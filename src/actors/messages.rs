@@ -19,7 +19,8 @@
 //!
 //!   frontend and app:
 //!     routing    ApplyChange, ReplaceRules, Barrier, QueryRouting
-//!     joins      QueryHostGroups          membership QueryMembers, QueryQueriers, QueryRefused
+//!     joins      QueryHostGroups, KeepMemberships
+//!     membership QueryMembers, QueryQueriers, QueryRefused
 //!     mnat       QueryMnat, ConfigureMnat
 //!     interface  QueryFlows, QueryDrops, FlushFlows
 //!     forwarder  QueryDrops
@@ -203,6 +204,12 @@ pub struct HostMessagesLost {
     /// The interface.
     pub index: InterfaceId,
 }
+
+/// App to joins, before [`Shutdown`]: another process continues the memberships of this host, so
+/// they end without a leave.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct KeepMemberships;
 
 /// Interface to membership: membership messages were lost, or may have been. A report may be among
 /// them.

@@ -21,6 +21,7 @@ use crate::metrics::Catalog;
 use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
 use crate::planes::{FlowForwarding, PlaneCounters, Planes};
+use crate::store::Store;
 use crate::table::flows::{FlowBudget, FlowKey};
 use crate::table::{Fib, MembershipDatabase, Rib, StreamState};
 
@@ -68,6 +69,8 @@ pub struct RouterContext {
     /// Members of proxies as routing knows them. They outlive the routing actor, so that
     /// streams continue after its death.
     pub membership_database: Mutex<MembershipDatabase>,
+    /// What was learned before this process started, or before an actor was rebuilt.
+    pub store: Store,
     /// Packets that were forwarded in the last moments.
     pub loop_guard: Arc<LoopGuard>,
     /// The active ingress of each stream, and other forwarders.
@@ -98,12 +101,13 @@ pub struct RouterContext {
 }
 
 impl RouterContext {
-    /// Returns a context with these rules and a limit of `flows`, and the receiver of requests
-    /// to the process. `engine` is the socket of the container engine.
+    /// Returns a context with these rules, what is in `store`, and a limit of `flows`, and the
+    /// receiver of requests to the process. `engine` is the socket of the container engine.
     pub fn new(
         catalog: Catalog,
         planes: Planes,
         rib: Rib,
+        store: Store,
         flows: usize,
         engine: PathBuf,
     ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
@@ -117,6 +121,7 @@ impl RouterContext {
             flows: FlowBudget::new(flows),
             flow_idle_ms: AtomicU64::new(60_000),
             membership_database: Mutex::default(),
+            store,
             loop_guard: Arc::default(),
             streams: Arc::new(StreamState::for_streams(flows)),
             ttl_warnings: TtlWarnings::default(),

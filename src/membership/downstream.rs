@@ -5,19 +5,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::{Group, HeaderChecks, ProxyRule, SourceFilter};
+use crate::model::{ClockReading, Group, HeaderChecks, ProxyRule, Source, SourceFilter};
 use crate::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
 
 use super::config::DownstreamConfig;
 use super::effective_timers::EffectiveTimers;
 use super::election::QuerierElection;
 use super::event::{EventQueue, MembershipEvent};
+use super::group::GroupState;
 use super::group_filter::RecordContext;
 use super::group_table::GroupTable;
 use super::query_builder::QueryBuilder;
-use super::quota::SenderStatus;
+use super::quota::{QuotaSlot, SenderStatus};
 use super::received_record::ReceivedRecord;
 use super::refusal::{MembershipRefusal, RefusalCounts};
+use super::saved::{SavedDownstream, SavedGroup};
 use super::status::{GroupStatus, QuerierStatus};
 use super::work::Work;
 
@@ -81,20 +83,89 @@ impl Downstream {
             members_unknown_until: now,
             refusals: RefusalCounts::default(),
         };
-        downstream.members_unknown_until = now + downstream.learning_time();
+        downstream.members_unknown_until = now + downstream.learning_time(now);
         downstream.report_querier();
         downstream
     }
 
+    /// As [`new`](Self::new), and continues saved state as far as the configuration still permits
+    /// it. Timers continue with what is left of them; expired ones have ended.
+    pub fn restored(
+        clock: &ClockReading,
+        config: DownstreamConfig,
+        own_address: Option<IpAddr>,
+        saved: &SavedDownstream,
+    ) -> Self {
+        let mut downstream = Self::new(clock.now, config, own_address);
+        // Another version is announced by startup queries.
+        if generation_number(downstream.config.generation()) == saved.generation {
+            downstream.election.restore(clock, &saved.querier);
+        }
+        downstream.events = EventQueue::default();
+        downstream.report_querier();
+        for group in &saved.groups {
+            downstream.restore_group(clock, group);
+        }
+        downstream.members_unknown_until = clock.now + downstream.learning_time(clock.now);
+        downstream
+    }
+
+    fn restore_group(&mut self, clock: &ClockReading, saved: &SavedGroup) {
+        let record_type = match saved.group_timer {
+            Some(_) => RecordType::ModeIsExclude,
+            None => RecordType::ModeIsInclude,
+        };
+        let sources: Vec<Source> = saved.sources.iter().map(|(source, _)| *source).collect();
+        let record = ReceivedRecord {
+            sender: saved.last_reporter,
+            sender_status: SenderStatus::Unknown,
+            generation: Generation::Three,
+            group: saved.group,
+            record_type,
+            sources: &sources,
+        };
+        let limits = &self.config.rule.limits;
+        let is_new = self.groups.get(saved.group).is_none();
+        if !is_new
+            || self.groups.len() >= limits.groups
+            || record.check_group(&self.config).is_err()
+        {
+            return;
+        }
+        let sources = record.accepted_sources(&self.config, &mut |_| {});
+        let free = (self.config.max_sources()).saturating_sub(self.groups.source_count());
+        if sources.len() > limits.sources_per_group.min(free) {
+            return;
+        }
+        let slot = saved.slot_of.map_or(QuotaSlot::Common, QuotaSlot::Reserved);
+        self.groups.insert(saved.group, saved.last_reporter, slot);
+        let timers = *self.election.timers();
+        let context = (clock, &timers, self.election.is_us());
+        let restore = |state: &mut GroupState| state.restore(saved, &sources, context);
+        self.groups.update(saved.group, restore);
+    }
+
     // Getters.
 
-    /// Returns the time after the start until every host has been queried and has had the time
-    /// to answer. This router sends a query immediately; another querier may take longer.
-    pub fn learning_time(&self) -> Duration {
+    /// Returns the time until every host has been queried and has had the time to answer: a query
+    /// of this router is due at a known time; another querier may take longer.
+    pub fn learning_time(&self, now: Instant) -> Duration {
         let timers = self.election.timers();
-        match self.election.is_us() {
-            true => timers.query_response_interval(),
-            false => timers.group_membership_interval(),
+        match self.election.time_to_query(now) {
+            Some(time) => time + timers.query_response_interval(),
+            None => timers.group_membership_interval(),
+        }
+    }
+
+    /// Returns querier and memberships as data.
+    pub fn saved(&self, clock: &ClockReading) -> SavedDownstream {
+        let groups = self.groups.iter();
+        SavedDownstream {
+            generation: generation_number(self.config.generation()),
+            querier: self.election.saved(clock),
+            groups: groups
+                .map(|(group, state)| state.saved(clock, group))
+                .collect(),
         }
     }
 
@@ -538,6 +609,15 @@ fn usable_address(own_address: Option<IpAddr>) -> Option<IpAddr> {
         IpAddr::V4(_) => true,
         IpAddr::V6(a) => a.is_unicast_link_local(),
     })
+}
+
+/// Returns the number of a generation in saved state.
+fn generation_number(generation: Generation) -> u8 {
+    match generation {
+        Generation::One => 1,
+        Generation::Two => 2,
+        Generation::Three => 3,
+    }
 }
 
 #[cfg(test)]

@@ -54,11 +54,16 @@ impl EffectiveTimers {
     /// of a query, where they are not zero (sections 4.1.6 and 4.1.7). The interval is bounded
     /// by a multiple of the configured one: a single forged query could otherwise stop every
     /// other router from sending queries for days.
-    pub fn adopted(mut self, query: &Query) -> Self {
-        if query.robustness > 0 {
-            self.robustness = query.robustness;
+    pub fn adopted(self, query: &Query) -> Self {
+        self.adopted_values(query.robustness, query.interval)
+    }
+
+    /// As [`adopted`](Self::adopted), with the values alone.
+    pub(super) fn adopted_values(mut self, robustness: u8, interval: Option<Duration>) -> Self {
+        if robustness > 0 {
+            self.robustness = robustness;
         }
-        if let Some(interval) = query.interval.filter(|i| !i.is_zero()) {
+        if let Some(interval) = interval.filter(|i| !i.is_zero()) {
             let max = (self.query_interval * MAX_ADOPTED_MULTIPLE).max(ALWAYS_ADOPTED);
             self.query_interval = interval.min(max).min(MAX_INTERVAL);
         }

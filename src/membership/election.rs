@@ -9,12 +9,13 @@
 //! ```
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::model::{QuerierPolicy, QuerierTimers};
+use crate::model::{ClockReading, QuerierPolicy, QuerierTimers};
 use crate::wire::membership_message::Query;
 
 use super::effective_timers::EffectiveTimers;
+use super::saved::SavedQuerier;
 use super::status::QuerierStatus;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,111 @@ impl QuerierElection {
         };
         election.restart(now);
         election
+    }
+
+    /// Returns the state as data.
+    pub(super) fn saved(&self, clock: &ClockReading) -> SavedQuerier {
+        let to_boot = |at| clock.to_boot(at);
+        match (&self.state, self.own_address) {
+            (QuerierState::NoQuerier, _) | (QuerierState::ThisRouter { .. }, None) => {
+                SavedQuerier::NoQuerier
+            }
+            (
+                QuerierState::ThisRouter {
+                    next_query,
+                    startup_queries_left,
+                },
+                Some(address),
+            ) => SavedQuerier::ThisRouter {
+                address,
+                next_query: to_boot(*next_query),
+                startup_queries_left: *startup_queries_left,
+            },
+            (
+                QuerierState::OtherRouter {
+                    address,
+                    expires,
+                    next_best,
+                },
+                _,
+            ) => SavedQuerier::OtherRouter {
+                address: *address,
+                expires: to_boot(*expires),
+                next_best: next_best.map(|(address, expires)| (address, to_boot(expires))),
+                robustness: self.effective.robustness(),
+                query_interval_ms: self.effective.query_interval().as_millis() as u64,
+            },
+        }
+    }
+
+    /// Continues saved state, if the policy and the address of this router still permit it. As the
+    /// querier, this router sends its next query when it was due; if that time has passed, it
+    /// starts anew.
+    pub(super) fn restore(&mut self, clock: &ClockReading, saved: &SavedQuerier) {
+        match *saved {
+            SavedQuerier::NoQuerier => {}
+            SavedQuerier::ThisRouter {
+                address,
+                next_query,
+                startup_queries_left,
+            } => {
+                let longest = self.effective.query_interval();
+                let next_query = clock.running_timer(next_query, longest);
+                if let Some(next_query) = next_query
+                    && self.is_us()
+                    && self.own_address == Some(address)
+                {
+                    let most = self.effective.startup_query_count();
+                    self.state = QuerierState::ThisRouter {
+                        next_query,
+                        startup_queries_left: startup_queries_left.min(most),
+                    };
+                }
+            }
+            SavedQuerier::OtherRouter {
+                address,
+                expires,
+                next_best,
+                robustness,
+                query_interval_ms,
+            } => {
+                let loses_to = |own: IpAddr| own.is_unspecified() || address < own;
+                let is_lower = self.own_address.is_none_or(loses_to);
+                let may_be_elected = match self.policy {
+                    QuerierPolicy::On => self.own_address.is_none(),
+                    QuerierPolicy::Auto => is_lower,
+                    QuerierPolicy::Off => self.own_address != Some(address),
+                };
+                let interval = Some(Duration::from_millis(query_interval_ms));
+                let adopted = self.configured.adopted_values(robustness, interval);
+                let longest = adopted.other_querier_present_interval();
+                let Some(expires) = clock.running_timer(expires, longest) else {
+                    return;
+                };
+                if may_be_elected && !address.is_unspecified() {
+                    let running = |(address, expires)| {
+                        Some((address, clock.running_timer(expires, longest)?))
+                    };
+                    self.no_querier_at = None;
+                    self.effective = adopted;
+                    self.state = QuerierState::OtherRouter {
+                        address,
+                        expires,
+                        next_best: next_best.and_then(running),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Returns the time until the next general query of this router. None if it is not the querier.
+    pub(super) fn time_to_query(&self, now: Instant) -> Option<Duration> {
+        match self.state {
+            QuerierState::ThisRouter { next_query, .. } => {
+                Some(next_query.saturating_duration_since(now))
+            }
+            QuerierState::NoQuerier | QuerierState::OtherRouter { .. } => None,
+        }
     }
 
     /// Returns the timers and counters in effect.

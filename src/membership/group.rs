@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::model::{Group, Source, SourceFilter};
+use crate::model::{BootTime, ClockReading, Group, Source, SourceFilter};
 use crate::wire::membership_message::{Generation, Query, RecordType};
 
+use super::effective_timers::EffectiveTimers;
 use super::group_filter::{GroupFilter, RecordContext, RequiredQueries};
 use super::host_tracker::HostTracker;
 use super::query_builder::QueryBuilder;
 use super::quota::QuotaSlot;
 use super::received_record::ReceivedRecord;
+use super::saved::SavedGroup;
 use super::specific_queries::SpecificQueries;
 use super::status::{GroupStatus, SourceStatus};
 
@@ -42,6 +44,48 @@ impl GroupState {
             last_reporter: reporter,
             slot,
             tracker: None,
+        }
+    }
+
+    /// Returns this group, whose address is `group`, as data. Tracked hosts are not part of it.
+    pub(super) fn saved(&self, clock: &ClockReading, group: Group) -> SavedGroup {
+        let to_boot = |at: Option<Instant>| at.map(|at| clock.to_boot(at));
+        let sources = self.filter.sources();
+        let older_hosts = [self.first_generation_until, self.second_generation_until];
+        SavedGroup {
+            group,
+            group_timer: to_boot(self.filter.group_timer()),
+            sources: sources.map(|(s, timer)| (s, to_boot(timer))).collect(),
+            older_hosts_until: older_hosts.map(|until| to_boot(until.filter(|at| *at > clock.now))),
+            last_reporter: self.last_reporter,
+            slot_of: match self.slot {
+                QuotaSlot::Common => None,
+                QuotaSlot::Reserved(host) => Some(host),
+            },
+            queries: self.queries.saved(clock),
+        }
+    }
+
+    /// Sets the filter to the saved timers of `sources` that still run, and the compatibility mode.
+    /// If this router is the querier, continues its specific queries.
+    pub(super) fn restore(
+        &mut self,
+        saved: &SavedGroup,
+        sources: &BTreeSet<Source>,
+        (clock, timers, is_querier): (&ClockReading, &EffectiveTimers, bool),
+    ) {
+        let longest = timers.group_membership_interval();
+        let running = |at: Option<BootTime>| clock.running_timer(at?, longest);
+        let accepted = saved.sources.iter().filter(|(s, _)| sources.contains(s));
+        let accepted = accepted.map(|(source, timer)| (*source, running(*timer)));
+        self.filter = GroupFilter::with_timers(running(saved.group_timer), accepted);
+        let longest = timers.older_host_present_interval();
+        let older_hosts = saved.older_hosts_until;
+        let older_hosts = older_hosts.map(|until| clock.running_timer(until?, longest));
+        [self.first_generation_until, self.second_generation_until] = older_hosts;
+        if let Some(queries) = saved.queries.as_ref().filter(|_| is_querier) {
+            self.queries = SpecificQueries::restored(queries, clock, timers);
+            self.queries.cancel_ended_sources(&self.filter);
         }
     }
 

@@ -82,6 +82,29 @@ pub(super) struct GroupFilter {
 }
 
 impl GroupFilter {
+    /// Returns a filter with these timers. A source without a timer is not forwarded in EXCLUDE
+    /// mode, and is omitted in INCLUDE mode.
+    pub(super) fn with_timers(
+        group_timer: Option<Instant>,
+        sources: impl IntoIterator<Item = (Source, Option<Instant>)>,
+    ) -> Self {
+        let record = |timer| SourceRecord {
+            timer,
+            ..SourceRecord::default()
+        };
+        let is_kept = |timer: Option<Instant>| group_timer.is_some() || timer.is_some();
+        let sources = sources.into_iter().filter(|(_, timer)| is_kept(*timer));
+        let sources: BTreeMap<_, _> = sources.map(|(s, timer)| (s, record(timer))).collect();
+        let timers = sources.values().filter_map(|s| s.timer).chain(group_timer);
+        Self {
+            group_timer,
+            next_expiry: timers.min(),
+            sources,
+            previous: Some(SourceFilter::none()),
+            ..Self::default()
+        }
+    }
+
     /// Returns true if no host is a member.
     pub(super) fn is_empty(&self) -> bool {
         self.group_timer.is_none() && self.sources.is_empty()

@@ -28,6 +28,7 @@ pub mod host_event;
 pub mod mrdisc;
 pub mod rate_limiter;
 pub mod refusal;
+pub mod saved;
 pub mod status;
 pub mod union;
 
@@ -53,6 +54,7 @@ pub use host_event::HostEvent;
 pub use quota::SenderStatus;
 pub use rate_limiter::ReportRateLimiter;
 pub use refusal::MembershipRefusal;
+pub use saved::{SavedDownstream, SavedInterface};
 pub use status::{GroupStatus, QuerierStatus, SourceStatus};
 pub use union::MembershipUnion;
 pub use work::Work;

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::model::{Group, Source};
+use crate::model::{ClockReading, Group, Source};
 use crate::wire::membership_message::Query;
 
+use super::effective_timers::EffectiveTimers;
 use super::group_filter::{GroupFilter, RequiredQueries};
 use super::query_builder::QueryBuilder;
+use super::saved::SavedQueries;
 
 /// The specific queries of one group that are still to be sent.
 #[derive(Debug, Default)]
@@ -24,6 +26,36 @@ pub(super) struct SpecificQueries {
 }
 
 impl SpecificQueries {
+    /// Returns the queries that are still to be sent. None if there are none.
+    pub(super) fn saved(&self, clock: &ClockReading) -> Option<SavedQueries> {
+        self.next_due()?;
+        let group = self.group_due.map(|at| clock.to_boot(at));
+        let sources = self.source_queries_left.iter();
+        Some(SavedQueries {
+            group: group.map(|at| (self.group_queries_left, at)),
+            sources: sources.map(|(source, left)| (*source, *left)).collect(),
+            sources_due: self.sources_due.map(|at| clock.to_boot(at)),
+        })
+    }
+
+    /// Returns saved queries, as far as `timers` permit them.
+    pub(super) fn restored(
+        saved: &SavedQueries,
+        clock: &ClockReading,
+        timers: &EffectiveTimers,
+    ) -> Self {
+        let count = timers.last_member_query_count();
+        let latest = clock.now + timers.last_member_query_interval();
+        let due = |at| clock.to_instant(at).clamp(clock.now, latest);
+        let sources = saved.sources.iter();
+        Self {
+            group_queries_left: saved.group.map_or(0, |(left, _)| left.min(count)),
+            group_due: saved.group.map(|(_, at)| due(at)),
+            source_queries_left: sources.map(|(s, left)| (*s, (*left).min(count))).collect(),
+            sources_due: saved.sources_due.map(due),
+        }
+    }
+
     /// Starts the required queries: lowers the timers of `filter`, and appends the queries that
     /// are sent immediately to `out`.
     pub(super) fn start(

@@ -17,4 +17,5 @@ mod host_of_downstream;
 mod host_versions;
 mod leaving;
 mod limits;
+mod restart;
 mod tables;

@@ -117,6 +117,7 @@ pub struct Catalog {
     takeovers: IntCounterVec,
     flow_ends: IntCounterVec,
     dropped_flows_evicted: IntCounterVec,
+    state_writes: IntCounterVec,
     known: Arc<Mutex<KnownSeries>>,
     /// Flows being forwarded.
     pub flows: IntGauge,
@@ -294,6 +295,11 @@ impl Catalog {
              router no longer serves",
             &["role", "iface"],
         )?;
+        let state_writes = make.counters(
+            "mcastor_state_writes_total",
+            "Writes of the state that outlives the process",
+            &["result"],
+        )?;
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
         let flow_limit = make.gauge("mcastor_flow_limit", "Limit of the number of flows")?;
         let backlog_dropped = make.counter(
@@ -370,9 +376,16 @@ impl Catalog {
             last_reload_success_time,
             engine_connected,
             engine_needed,
+            state_writes,
             forward_latency,
             routes,
         })
+    }
+
+    /// Counts a write of the state that outlives the process.
+    pub fn count_state_write(&self, is_written: bool) {
+        let result = if is_written { "ok" } else { "error" };
+        self.state_writes.with_label_values(&[result]).inc();
     }
 
     /// Sets the number of packets dropped from full queues since the boot of the machine.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::{AddrError, Group, Source};
 
 /// The reason why two addresses do not form a channel.
@@ -24,7 +26,8 @@ pub enum ChannelError {
 
 /// An (S,G), or a (*,G) if it has no source. Source and group have the same IP version. The group
 /// is not link-local.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "(Option<Source>, Group)", try_from = "(Option<Source>, Group)")]
 pub struct Channel {
     source: Option<Source>,
     group: Group,
@@ -73,6 +76,19 @@ impl Channel {
     /// Returns true for IPv4 and false for IPv6.
     pub fn is_ipv4(self) -> bool {
         self.group.addr().is_ipv4()
+    }
+}
+
+impl From<Channel> for (Option<Source>, Group) {
+    fn from(channel: Channel) -> Self {
+        (channel.source, channel.group)
+    }
+}
+
+impl TryFrom<(Option<Source>, Group)> for Channel {
+    type Error = ChannelError;
+    fn try_from((source, group): (Option<Source>, Group)) -> Result<Self, ChannelError> {
+        Self::new(source, group)
     }
 }
 

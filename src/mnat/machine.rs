@@ -13,15 +13,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::model::ClockReading;
+
 use super::channel::Channel;
 use super::config::MnatRole;
 use super::mappings::{MappingChange, MappingReport, Mappings, PollContext};
 use super::protocol::{self, Mapping, MnatRequest, Op, ProtocolFault, ServerResponse};
+use super::saved::{SavedMnat, SavedWatcher};
 
 /// Interval between requests for the mappings.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Refresh interval of the watcher id until the server names one.
 const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(20);
+/// Limits of a restored refresh interval: those of the protocol.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_REFRESH_INTERVAL: Duration = Duration::from_secs(86_400);
 /// Delay after the first failure. Each further failure doubles it.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// Maximum delay after a failure.
@@ -157,6 +163,58 @@ impl Machine {
             problems: BTreeSet::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Returns session, joins and mappings as data. `server` is that of the session.
+    pub fn saved(&self, clock: &ClockReading, server: (String, u16)) -> SavedMnat {
+        let refresh_interval_ms = self.refresh_interval.as_millis() as u64;
+        let watcher = match &self.session {
+            Session::NoId | Session::Unregistered(_) => None,
+            Session::Registered(id) => Some(SavedWatcher {
+                id: id.clone(),
+                refresh_interval_ms,
+            }),
+        };
+        SavedMnat {
+            role: self.role.label().to_owned(),
+            server,
+            watcher,
+            mappings: self.mappings.saved(clock),
+            joins: self.mappings.joins().collect(),
+        }
+    }
+
+    /// Continues saved state: the session, if it was one with `server`, and the mappings that have
+    /// not expired since. The server corrects them. State of the other role is ignored.
+    ///
+    /// An egress must set its joins before it sends a request.
+    pub fn restore(&mut self, clock: &ClockReading, saved: &SavedMnat, server: &(String, u16)) {
+        if saved.role != self.role.label() {
+            return;
+        }
+        let watcher = saved.watcher.as_ref().filter(|_| saved.server == *server);
+        if let Some(SavedWatcher {
+            id,
+            refresh_interval_ms,
+        }) = watcher
+            && (1..=protocol::MAX_ID_LEN).contains(&id.len())
+        {
+            let interval = Duration::from_millis(*refresh_interval_ms);
+            self.refresh_interval = interval.clamp(MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL);
+            self.session = Session::Registered(id.clone());
+            self.dirty = self.role == MnatRole::Egress;
+            self.first_poll = Some(clock.now);
+        } else {
+            // The mappings are those of an earlier session.
+            self.session_number += 1;
+        }
+        // A restored session is the first one.
+        let session = 0;
+        let lifetime = self.mapping_lifetime();
+        let restored = self
+            .mappings
+            .restore(clock, &saved.mappings, lifetime, session);
+        self.report_changes(restored);
     }
 
     /// Returns the role.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::config::MnatRole;
 use super::protocol::{AssignmentState, Mapping, MnatRequest};
+use super::saved::SavedMapping;
+use crate::model::ClockReading;
 
 /// A change of a mapping in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +155,55 @@ impl Mappings {
             entries: BTreeMap::new(),
             oldest: None,
         }
+    }
+
+    /// Returns the mappings in use as data.
+    pub fn saved(&self, clock: &ClockReading) -> Vec<SavedMapping> {
+        let saved = |(global, entry): (&Channel, &Entry)| {
+            Some(SavedMapping {
+                global: *global,
+                local: entry.local?,
+                confirmed: clock.to_boot(entry.confirmed),
+            })
+        };
+        self.entries.iter().filter_map(saved).collect()
+    }
+
+    /// Takes saved mappings of a session into use, unless they have expired after `lifetime`. A
+    /// local channel belongs to one global channel.
+    pub fn restore(
+        &mut self,
+        clock: &ClockReading,
+        saved: &[SavedMapping],
+        lifetime: Duration,
+        session: u64,
+    ) -> Vec<MappingChange> {
+        let mut changes = Vec::new();
+        let mut taken = BTreeSet::new();
+        for mapping in saved {
+            let SavedMapping { global, local, .. } = *mapping;
+            let confirmed = clock.to_instant(mapping.confirmed).min(clock.now);
+            let is_expired = clock.now >= confirmed + lifetime;
+            if is_expired || !taken.insert(local) {
+                continue;
+            }
+            let entry = Entry {
+                local: Some(local),
+                confirmed,
+                current: false,
+                session,
+                why: None,
+                conflict: false,
+            };
+            self.entries.insert(global, entry);
+            changes.push(MappingChange::Add {
+                global,
+                local,
+                waited: None,
+            });
+        }
+        self.update_oldest();
+        changes
     }
 
     /// Returns the channels that an egress requests, at most as many as fit into one request.

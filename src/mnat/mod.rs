@@ -22,6 +22,7 @@ pub mod machine;
 pub mod mappings;
 pub mod plan;
 pub mod protocol;
+pub mod saved;
 
 pub use channel::{Channel, ChannelError};
 pub use config::{Config, MnatRole, Target};
@@ -29,3 +30,4 @@ pub use machine::{Machine, MnatEvent};
 pub use mappings::{MappingChange, MappingEnd, MappingReport, MappingStatus};
 pub use plan::{RoutePlan, RouteStep};
 pub use protocol::{AssignmentState, Mapping};
+pub use saved::SavedMnat;

@@ -25,7 +25,7 @@ const JOIN_REQUEST_OVERHEAD: usize = 1024;
 /// Maximum number of mappings read from a response. Further mappings are ignored.
 pub const MAX_MAPPINGS: usize = 65_536;
 /// Maximum length of a watcher id, in bytes.
-const MAX_ID_LEN: usize = 128;
+pub(super) const MAX_ID_LEN: usize = 128;
 
 /// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

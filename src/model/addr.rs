@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Why a text or an address is not a valid group, source or prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +42,8 @@ pub enum AddrError {
 }
 
 /// A multicast group: 224.0.0.0/4 (RFC 1112 section 4) or ff00::/8 (RFC 4291 section 2.7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "IpAddr")]
 pub struct Group(IpAddr);
 
 impl Group {
@@ -118,6 +119,19 @@ pub fn group_mac_address(group: IpAddr) -> [u8; 6] {
     }
 }
 
+impl TryFrom<IpAddr> for Group {
+    type Error = AddrError;
+    fn try_from(addr: IpAddr) -> Result<Self, AddrError> {
+        Self::new(addr)
+    }
+}
+
+impl Serialize for Group {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
 impl fmt::Display for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -136,7 +150,8 @@ impl FromStr for Group {
 }
 
 /// The address of a sender: any address that is not multicast.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "IpAddr")]
 pub struct Source(IpAddr);
 
 impl Source {
@@ -155,6 +170,13 @@ impl Source {
     /// Returns the address.
     pub fn addr(self) -> IpAddr {
         self.0
+    }
+}
+
+impl TryFrom<IpAddr> for Source {
+    type Error = AddrError;
+    fn try_from(addr: IpAddr) -> Result<Self, AddrError> {
+        Self::new(addr)
     }
 }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Length of the longest interface name in bytes: `IFNAMSIZ` without the terminating NUL.
 pub const IFNAME_MAX: usize = 15;
@@ -126,7 +126,8 @@ impl fmt::Display for PlaneName {
 }
 
 /// The name of one interface, such as `eth0` or `br-0123456789ab`. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct IfName(Arc<str>);
 
 impl IfName {
@@ -156,6 +157,13 @@ impl FromStr for IfName {
     type Err = LinkError;
     fn from_str(s: &str) -> Result<Self, LinkError> {
         Ok(Self(check_name(s)?.into()))
+    }
+}
+
+impl TryFrom<String> for IfName {
+    type Error = LinkError;
+    fn try_from(name: String) -> Result<Self, LinkError> {
+        name.parse()
     }
 }
 

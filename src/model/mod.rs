@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod aliases;
+pub mod boot_time;
 pub mod escape;
 pub mod filter;
 pub mod flow_end;
@@ -22,6 +23,7 @@ pub mod ttl;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
 pub use aliases::{Aliases, NoInterface, WaitingHint};
+pub use boot_time::{BootTime, ClockReading};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
 pub use kernel_forwarding::KernelForwarding;

@@ -28,7 +28,7 @@ pub fn manual_page(date: &str, source: &str) -> String {
              Each key that is not required has a default, so an empty file is valid: it forwards \
              nothing. A file with a problem is refused as a whole.",
             "`mcastor check` checks the file. `systemctl reload mcastor` or `mcastor reload` puts \
-             changes in force; changes of http, control, docker, plane and log need a restart.",
+             changes in force; changes of http, control, state, docker, plane and log need a restart.",
             "A table with two pairs of brackets, such as [[route]], can be repeated. The name of an \
              interface may be a pattern with * and ?.",
         ],

@@ -55,7 +55,7 @@ pub use smcroute::read as read_smcroute;
 pub use unknown::PREFIX;
 pub use validated::{
     ControlSettings, DockerSettings, HttpAddress, HttpSettings, InterfaceSettings, LimitSettings,
-    LogFormat, LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings,
+    LogFormat, LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, Settings, StateSettings,
 };
 
 use crate::model::{Group, JoinPolicy, ProxyRule, RouteRule};

@@ -23,6 +23,7 @@ raw_tables! {
     struct RawSettings {
         http: Table(RawHttp);
         control: Table(RawControl);
+        state: Table(RawState);
         docker: Table(RawDocker);
         plane: Table(RawPlane);
         log: Table(RawLog);
@@ -54,6 +55,14 @@ raw_tables! {
         /// The UNIX socket that `mcastor show`, `add`, `reload` and other commands connect to.
         socket: String, default_string(DEFAULT_SOCKET), absolute_path(),
             range("absolute path, at most 107 bytes");
+    }
+
+    /// What was learned and outlives the process: memberships, queriers, MNAT mappings. See
+    /// docs/restart.md.
+    struct RawState {
+        /// The folder of the state. It is for one process alone. "off" keeps no state.
+        dir: String, default_described("`state` beside the control socket"),
+            range("absolute path, or `\"off\"`"), example("\"/run/mcastor/state\"");
     }
 
     /// The Docker Engine that resolves the names "container:NAME", "network:NAME" and

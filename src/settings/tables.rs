@@ -1,7 +1,8 @@
-//! Checks of the tables that occur once: `[http]`, `[control]`, `[docker]`, `[plane]`, `[log]`,
+//! Checks of the tables that occur once: `[http]`, `[control]`, `[state]`, `[docker]`, `[plane]`, `[log]`,
 //! `[mrdisc]` and `[limits]`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -9,10 +10,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::checker::{Checker, default_boolean, default_string};
 use super::key_path::KeyPath;
-use super::raw::{RawControl, RawDocker, RawHttp, RawLimits, RawLog, RawMrdisc, RawPlane};
+use super::raw::{
+    RawControl, RawDocker, RawHttp, RawLimits, RawLog, RawMrdisc, RawPlane, RawState,
+};
 use super::validated::{
     ControlSettings, DockerSettings, HttpAddress, HttpSettings, LimitSettings, LogFormat,
-    LogSettings, MrdiscSettings, PlaneKind, PlaneSettings,
+    LogSettings, MrdiscSettings, PlaneKind, PlaneSettings, StateSettings,
 };
 use super::words::{did_you_mean, quoted_list};
 
@@ -106,6 +109,24 @@ pub(super) fn check_control(checker: &mut Checker<'_>, raw: RawControl) -> Contr
     let path = KeyPath::root("control").key("socket");
     ControlSettings {
         socket: checker.socket_path(&path, raw.socket),
+    }
+}
+
+pub(super) fn check_state(checker: &mut Checker<'_>, raw: RawState) -> StateSettings {
+    let path = KeyPath::root("state").key("dir");
+    match raw.dir.as_deref() {
+        None => StateSettings::BesideControlSocket,
+        Some("off") => StateSettings::Off,
+        Some(dir) => {
+            let is_valid = Path::new(dir).is_absolute() && !dir.contains('\0');
+            if !is_valid || Path::new(dir).parent().is_none() {
+                let help = "The daemon has no working directory of its own: dir = \
+                            \"/var/lib/mcastor\", for example.";
+                let expected = "an absolute path of a folder, or \"off\"";
+                checker.refuse(&path, format!("{dir:?}"), expected, help);
+            }
+            StateSettings::Folder(dir.into())
+        }
     }
 }
 

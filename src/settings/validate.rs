@@ -15,6 +15,7 @@ use super::route_translation::refuse_proxy_cycles;
 use super::routes::check_routes;
 use super::tables::{
     check_control, check_docker, check_http, check_limits, check_log, check_mrdisc, check_plane,
+    check_state,
 };
 use super::validated::Settings;
 
@@ -31,6 +32,7 @@ pub(super) fn validate(
     let settings = Settings {
         http: check_http(&mut checker, table(raw.http)),
         control: check_control(&mut checker, table(raw.control)),
+        state: check_state(&mut checker, table(raw.state)),
         docker: check_docker(&mut checker, table(raw.docker)),
         plane: check_plane(&mut checker, table(raw.plane)),
         log: check_log(&mut checker, table(raw.log)),

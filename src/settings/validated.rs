@@ -1,9 +1,10 @@
 //! The validated settings, as the rest of the program uses them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::raw::DEFAULT_SOCKET;
 use crate::model::{IfPattern, JoinRule, KernelForwarding, ProxyRule, RouteRule, TtlThreshold};
 
 /// The settings. The default is the meaning of an empty file.
@@ -13,6 +14,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// `[control]`
     pub control: ControlSettings,
+    /// `[state]`
+    pub state: StateSettings,
     /// `[docker]`
     pub docker: DockerSettings,
     /// `[plane]`
@@ -71,6 +74,37 @@ pub enum HttpAddress {
 pub struct ControlSettings {
     /// An absolute path of at most 107 bytes, the limit of a UNIX socket address.
     pub socket: PathBuf,
+}
+
+/// Where state that outlives the process is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum StateSettings {
+    /// In the folder that belongs to the control socket.
+    #[default]
+    BesideControlSocket,
+    /// In this folder: an absolute path.
+    Folder(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+impl StateSettings {
+    /// Returns the folder; None if no state is kept. Beside the socket `mcastor.sock` it is `state`,
+    /// beside a socket `NAME.sock` it is `NAME.state`, so that each instance has its own.
+    pub fn folder(&self, control_socket: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Folder(folder) => Some(folder.clone()),
+            Self::Off => None,
+            Self::BesideControlSocket => {
+                let default_name = Path::new(DEFAULT_SOCKET).file_name();
+                let is_default_name = control_socket.file_name() == default_name;
+                Some(match is_default_name {
+                    true => control_socket.with_file_name("state"),
+                    false => control_socket.with_extension("state"),
+                })
+            }
+        }
+    }
 }
 
 /// The Docker Engine that resolves the names of containers and networks.

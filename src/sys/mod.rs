@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod activation;
+pub mod boot_clock;
 mod bpf_burst;
 pub mod buffer;
 pub mod burst_limit;

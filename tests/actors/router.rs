@@ -14,6 +14,7 @@ use mcastor::metrics::Catalog;
 use mcastor::model::{InterfaceId, Link, Links, RouteName, RouteRule, TtlPolicy};
 use mcastor::planes::Planes;
 use mcastor::planes::sim::SimPlane;
+use mcastor::store::Store;
 use mcastor::table::{InterfaceOptions, Rib};
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +48,7 @@ impl Router {
             Catalog::new().unwrap(),
             Planes::new(Box::new(plane), Vec::new()),
             rib,
+            Store::in_memory(),
             1000,
             "/nowhere/docker.sock".into(),
         );

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::membership::{
     Downstream, DownstreamConfig, MembershipEvent, MembershipRefusal, Protocol,
 };
-use crate::model::{Group, ProxyRule, Source};
+use crate::model::{BootTime, ClockReading, Group, ProxyRule, Source};
 use crate::wire::membership_message::{
     Generation, GroupRecord, MembershipMessage, Query, RecordType,
 };
@@ -113,6 +113,24 @@ impl VirtualLink {
             self.drain();
         }
         self.now = until;
+        self
+    }
+
+    /// Ends the process of the router and starts another one after `seconds`, with these settings
+    /// and address. The state takes the way through a file.
+    pub fn restart(&mut self, seconds: f64, rule: ProxyRule, own: Option<&str>) -> &mut Self {
+        let clock = |link: &Self| ClockReading {
+            now: link.now,
+            boot: BootTime::from_ms(1_000_000 + (link.seconds() * 1000.0) as u64),
+        };
+        let saved = self.machine.saved(&clock(self));
+        let text = serde_json::to_string(&saved).unwrap();
+        let saved = serde_json::from_str(&text).unwrap();
+        self.now += Duration::from_secs_f64(seconds);
+        let config = DownstreamConfig::new(self.protocol(), Arc::new(rule));
+        let own = own.map(|a| a.parse().unwrap());
+        self.machine = Downstream::restored(&clock(self), config, own, &saved);
+        self.drain();
         self
     }
 

@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::super::mappings::{MappingEnd, MappingStatus};
 use super::super::protocol::MAX_REQUEST_LEN;
 use super::*;
+use crate::model::BootTime;
 
 const SECOND: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(300);
@@ -617,4 +618,101 @@ fn joins_beyond_request_size_are_left_out_and_counted() {
     assert_eq!(test.machine.counts(), [0, 0, joined, 0]);
     test.set_joins(&many[..10_000]);
     assert_eq!(test.machine.counts(), [0, 0, 10_000, 0]);
+}
+
+impl TestMachine {
+    /// Ends the process and starts another one after `seconds`.
+    fn restart(&mut self, role: MnatRole, seconds: u32, server: &str) {
+        let clock = |now: Instant, ms: u32| ClockReading {
+            now,
+            boot: BootTime::from_ms(500_000 + u64::from(ms)),
+        };
+        let host = |name: &str| (name.to_string(), 443);
+        let saved = self.machine.saved(&clock(self.now, 0), host("a"));
+        let text = serde_json::to_string(&saved).unwrap();
+        let saved: SavedMnat = serde_json::from_str(&text).unwrap();
+        self.now += SECOND * seconds;
+        self.machine = Machine::new(role, GRACE, self.now, 7);
+        let clock = clock(self.now, seconds * 1000);
+        self.machine.restore(&clock, &saved, &host(server));
+        let joins: Vec<_> = saved.joins.clone();
+        self.set_joins(&joins);
+    }
+}
+
+/// Returns an egress with one mapping, and the change that its restoration reports.
+fn mapped_egress() -> (TestMachine, MappingChange) {
+    let mut egress = TestMachine::new(MnatRole::Egress);
+    egress.set_joins(&[global(0)]);
+    egress.start_session("A");
+    egress.poll(&[entry(global(0), Some(local(0)))]);
+    assert_eq!(egress.take_changes().len(), 1);
+    let restored = MappingChange::Add {
+        global: global(0),
+        local: local(0),
+        waited: None,
+    };
+    (egress, restored)
+}
+
+#[test]
+fn watcher_id_and_mappings_continue_after_a_restart() {
+    let (mut egress, restored) = mapped_egress();
+    egress.restart(MnatRole::Egress, 2, "a");
+    assert_eq!(egress.take_changes(), [restored]);
+    assert!(!egress.machine.is_up());
+    // No new id is requested; the joins are sent before the mappings are polled.
+    let join = egress.expect(Op::Join, Ok((204, "")));
+    assert!(
+        String::from_utf8(join.body.unwrap())
+            .unwrap()
+            .contains("23.0.0.1")
+    );
+    egress.poll(&[entry(global(0), Some(local(1)))]);
+    let changes = egress.take_changes();
+    assert!(matches!(changes[..], [MappingChange::Swap { new, .. }] if new == local(1)));
+}
+
+#[test]
+fn restored_mapping_ends_when_the_server_no_longer_assigns_it() {
+    let (mut egress, _) = mapped_egress();
+    egress.restart(MnatRole::Egress, 2, "a");
+    egress.take_changes();
+    egress.expect(Op::Join, Ok((204, "")));
+    egress.poll(&[entry(global(0), None)]);
+    assert_eq!(
+        egress.take_removals(),
+        [(global(0), MappingEnd::Unassigned)]
+    );
+}
+
+#[test]
+fn unknown_restored_watcher_id_is_replaced_without_a_delay() {
+    let (mut egress, _) = mapped_egress();
+    egress.restart(MnatRole::Egress, 2, "a");
+    let restarted = egress.now;
+    egress.take_changes();
+    egress.expect(Op::Join, Ok((404, "")));
+    egress.start_session("B");
+    assert_eq!(egress.now, restarted);
+    assert_eq!(egress.take_changes(), []);
+}
+
+#[test]
+fn mappings_that_expired_meanwhile_are_not_restored() {
+    let (mut egress, _) = mapped_egress();
+    egress.restart(MnatRole::Egress, 301, "a");
+    assert_eq!(egress.take_changes(), []);
+}
+
+#[test]
+fn other_server_gets_a_new_session_and_other_role_nothing() {
+    let (mut egress, restored) = mapped_egress();
+    egress.restart(MnatRole::Egress, 2, "b");
+    assert_eq!(egress.take_changes(), [restored]);
+    egress.start_session("B");
+    let (mut egress, _) = mapped_egress();
+    egress.restart(MnatRole::Ingress, 2, "a");
+    assert_eq!(egress.take_changes(), []);
+    egress.start_session("B");
 }

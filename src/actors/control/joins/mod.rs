@@ -15,7 +15,8 @@ use actix::prelude::*;
 
 use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
-    HostGroup, HostMessages, HostMessagesLost, QueryHostGroups, Republish, SetJoins, UpdateJoins,
+    HostGroup, HostMessages, HostMessagesLost, KeepMemberships, QueryHostGroups, Republish,
+    SetJoins, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -50,6 +51,8 @@ pub struct Joins {
     pending_in_kernel: BTreeSet<(bool, Join)>,
     /// Whether the next time slice is scheduled.
     is_scheduled: bool,
+    /// Whether the memberships end without a leave.
+    keeps_memberships: bool,
 }
 
 impl Joins {
@@ -65,6 +68,7 @@ impl Joins {
             timer: None,
             pending_in_kernel: BTreeSet::new(),
             is_scheduled: false,
+            keeps_memberships: false,
         }
     }
 
@@ -189,6 +193,7 @@ impl Actor for Joins {
             .receives::<UpdateJoins>()
             .receives::<HostMessages>()
             .receives::<HostMessagesLost>()
+            .receives::<KeepMemberships>()
             .receives::<QueryHostGroups>();
         directory.do_send(Republish);
         ctx.run_interval(KERNEL_RETRY_INTERVAL, |actor, ctx| {
@@ -326,6 +331,14 @@ impl Handler<QueryHostGroups> for Joins {
     }
 }
 
+impl Handler<KeepMemberships> for Joins {
+    type Result = ();
+
+    fn handle(&mut self, _: KeepMemberships, _: &mut Self::Context) {
+        self.keeps_memberships = true;
+    }
+}
+
 panics_on_demand!(Joins);
 
 impl Handler<Stop> for Joins {
@@ -333,8 +346,10 @@ impl Handler<Stop> for Joins {
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
         let now = Instant::now();
-        for service in self.services.values_mut() {
-            service.end(now, &self.context);
+        if !self.keeps_memberships {
+            for service in self.services.values_mut() {
+                service.end(now, &self.context);
+            }
         }
         self.services.clear();
         self.death_guard.disarm();

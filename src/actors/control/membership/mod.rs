@@ -6,14 +6,15 @@
 //!
 //! Messages wait in a queue for each interface and are processed in turns.
 //!
-//! A restarted actor knows no members and queries them. Routing keeps the former memberships
-//! ([`MembershipStarted`]) until every host has had the time to answer ([`LearningComplete`]).
+//! A new actor continues the state of the former one, of this process or of the one before, from the
+//! [`Store`](crate::store::Store). Routing keeps the former memberships ([`MembershipStarted`]) until
+//! every host has had the time to answer a query ([`LearningComplete`]).
 
 mod event_log;
 mod refusal_log;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,11 +27,21 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::InterfaceId;
+use crate::model::{IfName, InterfaceId};
+use crate::sys::boot_clock;
 use service::DownstreamService;
 
 /// Limit of the mailbox, in batches of messages.
 const MAILBOX: usize = 256;
+
+/// Interfaces that are served within this time after the start continue stored state. Names of
+/// container engines are known a moment after the start.
+const RESTORATION_TIME: Duration = Duration::from_secs(10);
+
+/// The pause after an update of the store is this multiple of the time that it took.
+const SAVE_PAUSE_FACTOR: u32 = 50;
+/// Shortest pause after an update of the store.
+const MIN_SAVE_PAUSE: Duration = Duration::from_millis(500);
 
 /// The actor.
 pub struct Membership {
@@ -43,6 +54,13 @@ pub struct Membership {
     timer: Option<(Instant, SpawnHandle)>,
     /// Sends [`LearningComplete`].
     learning_timer: Option<SpawnHandle>,
+    /// Whether an interface that is served now continues stored state.
+    is_restoring: bool,
+    /// The interfaces whose state is not in the store yet.
+    unsaved: BTreeSet<InterfaceId>,
+    /// Earliest time of the next update of the store.
+    next_save: Instant,
+    is_save_scheduled: bool,
 }
 
 impl Membership {
@@ -56,11 +74,59 @@ impl Membership {
             is_scheduled: false,
             timer: None,
             learning_timer: None,
+            is_restoring: true,
+            unsaved: BTreeSet::new(),
+            next_save: Instant::now(),
+            is_save_scheduled: false,
         }
     }
 
+    /// Notes that an interface changed, and updates the store at once or as soon as its pace
+    /// permits.
+    fn schedule_save(&mut self, index: InterfaceId, ctx: &mut Context<Self>) {
+        self.unsaved.insert(index);
+        if self.is_save_scheduled {
+            return;
+        }
+        let wait = self.next_save.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return self.save();
+        }
+        self.is_save_scheduled = true;
+        ctx.run_later(wait, |actor, _| {
+            actor.is_save_scheduled = false;
+            actor.save();
+        });
+    }
+
+    /// Updates the store. The writer thread writes it.
+    fn save(&mut self) {
+        let started = Instant::now();
+        let Ok(clock) = boot_clock::read() else {
+            return;
+        };
+        for index in std::mem::take(&mut self.unsaved) {
+            if let Some(service) = self.services.get(&index) {
+                let store = &self.context.store;
+                store.set_interface(service.name(), service.saved(&clock));
+            }
+        }
+        let now = Instant::now();
+        let pause = (now - started) * SAVE_PAUSE_FACTOR;
+        self.next_save = now + pause.max(MIN_SAVE_PAUSE);
+    }
+
+    /// Ends the restoration: interfaces that are served later start with nothing.
+    fn end_restoration(&mut self) {
+        self.is_restoring = false;
+        let names: BTreeSet<IfName> = self.services.values().map(|s| s.name().clone()).collect();
+        self.context
+            .store
+            .retain_interfaces(|name| names.contains(name));
+    }
+
     /// Transmits pending messages of one interface and reports its changes.
-    fn flush(&mut self, index: InterfaceId) {
+    fn flush(&mut self, index: InterfaceId, ctx: &mut Context<Self>) {
         let Some(service) = self.services.get_mut(&index) else {
             return;
         };
@@ -69,11 +135,12 @@ impl Membership {
             let message = MembershipChanged { index, changes };
             self.context.directory.do_send(message);
         }
+        self.schedule_save(index, ctx);
     }
 
     fn flush_all(&mut self, ctx: &mut Context<Self>) {
         let all: Vec<InterfaceId> = self.services.keys().copied().collect();
-        all.into_iter().for_each(|index| self.flush(index));
+        all.into_iter().for_each(|index| self.flush(index, ctx));
         self.set_timer(ctx);
     }
 
@@ -88,7 +155,7 @@ impl Membership {
                     service.handle_message(now, message, context);
                 }
             });
-        served.into_iter().for_each(|index| self.flush(index));
+        served.into_iter().for_each(|index| self.flush(index, ctx));
         self.set_timer(ctx);
         self.is_scheduled = !self.messages.is_empty();
         if self.is_scheduled {
@@ -130,11 +197,9 @@ impl Membership {
 
     /// Schedules [`LearningComplete`].
     fn schedule_learning_complete(&mut self, ctx: &mut Context<Self>) {
-        let longest = self
-            .services
-            .values()
-            .map(DownstreamService::learning_time)
-            .max();
+        let now = Instant::now();
+        let services = self.services.values();
+        let longest = services.map(|service| service.learning_time(now)).max();
         let wait = longest.unwrap_or_default() + Duration::from_secs(1);
         self.learning_timer = Some(ctx.run_later(wait, |actor, _| {
             actor.learning_timer = None;
@@ -159,6 +224,7 @@ impl Actor for Membership {
             .receives::<QueryRefused>();
         directory.do_send(MembershipStarted);
         directory.do_send(Republish);
+        ctx.run_later(RESTORATION_TIME, |actor, _| actor.end_restoration());
     }
 }
 
@@ -177,13 +243,21 @@ impl Handler<ServeInterfaces> for Membership {
         for index in removed {
             if let Some(mut service) = self.services.remove(&index) {
                 service.stop(&self.context);
+                self.context.store.set_interface(service.name(), None);
             }
         }
         for (index, served) in message.interfaces {
             match self.services.get_mut(&index) {
-                Some(service) => service.update(now, served, &self.context),
+                Some(service) => {
+                    if *service.name() != served.name {
+                        self.context.store.set_interface(service.name(), None);
+                    }
+                    service.update(now, served, &self.context);
+                }
                 None => {
-                    let service = DownstreamService::new(now, index, served, &self.context);
+                    let saved = self.context.store.interface(&served.name);
+                    let saved = saved.filter(|_| self.is_restoring);
+                    let service = DownstreamService::new(now, index, served, saved, &self.context);
                     self.services.insert(index, service);
                 }
             }
@@ -266,6 +340,8 @@ impl Handler<Stop> for Membership {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        self.unsaved = self.services.keys().copied().collect();
+        self.save();
         for service in self.services.values_mut() {
             service.stop(&self.context);
         }

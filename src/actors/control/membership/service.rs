@@ -2,6 +2,7 @@
 //! and the transmission of queries and advertisements.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
@@ -16,11 +17,14 @@ use crate::actors::shared::RouterContext;
 use crate::membership::mrdisc::Advertiser;
 use crate::membership::{
     Downstream, DownstreamConfig, MembershipEvent, MembershipRefusal, Protocol, QuerierStatus,
-    ReportRateLimiter, SenderStatus,
+    ReportRateLimiter, SavedInterface, SenderStatus,
 };
 use crate::metrics::membership::{Direction, MembershipState};
-use crate::model::{Group, HeaderChecks, InterfaceId, QuerierPolicy, SourceFilter};
+use crate::model::{
+    ClockReading, Group, HeaderChecks, IfName, InterfaceId, QuerierPolicy, SourceFilter,
+};
 use crate::pipeline::CapturedMessage;
+use crate::sys::boot_clock;
 use crate::wire::ip::IpHeader;
 use crate::wire::link_control::HeaderPolicy;
 use crate::wire::membership_message::MembershipMessage;
@@ -45,14 +49,18 @@ pub struct DownstreamService {
     querier_explained: bool,
     log_limit: LogLimit,
     refusal_log: RefusalLog,
+    /// The state to continue, while the service starts.
+    saved: Option<Arc<SavedInterface>>,
 }
 
 impl DownstreamService {
-    /// Starts the service. Queries and advertisements are due at once.
+    /// Starts the service. Continues `saved` state; without it, queries are due at once.
+    /// Advertisements are due at once.
     pub fn new(
         now: Instant,
         index: InterfaceId,
         served: ServedInterface,
+        saved: Option<Arc<SavedInterface>>,
         context: &RouterContext,
     ) -> Self {
         let limit = served
@@ -71,6 +79,7 @@ impl DownstreamService {
             querier_explained: false,
             log_limit: LogLimit::default(),
             refusal_log: RefusalLog::default(),
+            saved,
             served: ServedInterface {
                 proxy: None,
                 mrdisc: None,
@@ -80,7 +89,21 @@ impl DownstreamService {
             },
         };
         service.update(now, served, context);
+        service.saved = None;
         service
+    }
+
+    /// Returns the name of the interface.
+    pub fn name(&self) -> &IfName {
+        &self.served.name
+    }
+
+    /// Returns querier and memberships as data. None if no proxy serves the interface.
+    pub fn saved(&self, clock: &ClockReading) -> Option<SavedInterface> {
+        let saved = |family: &Family| family.machine.as_ref().map(|m| m.saved(clock));
+        let [igmp, mld] = [&self.families[0], &self.families[1]].map(saved);
+        let is_served = igmp.is_some() || mld.is_some();
+        is_served.then_some(SavedInterface { igmp, mld })
     }
 
     /// Applies new properties of the interface.
@@ -116,7 +139,16 @@ impl DownstreamService {
                 }
                 (none, Some(proxy)) => {
                     let config = DownstreamConfig::new(family.protocol, proxy.clone());
-                    *none = Some(Downstream::new(now, config, query_source));
+                    let saved = self
+                        .saved
+                        .as_ref()
+                        .and_then(|s| s.protocol(family.protocol));
+                    *none = Some(match saved.zip(boot_clock::read().ok()) {
+                        Some((saved, clock)) => {
+                            Downstream::restored(&clock, config, query_source, saved)
+                        }
+                        None => Downstream::new(now, config, query_source),
+                    });
                 }
                 (machine, None) => {
                     // The interface is not downstream of a proxy any more; its members are
@@ -144,15 +176,14 @@ impl DownstreamService {
         self.report_all = true;
     }
 
-    /// Returns how long it takes after the start until all hosts have been queried and have had the
-    /// time to answer.
-    pub fn learning_time(&self) -> Duration {
+    /// Returns how long it takes until all hosts have been queried and have had the time to answer.
+    pub fn learning_time(&self, now: Instant) -> Duration {
         let can_query = |f: &Family| query_source(f.protocol, &self.served).is_some();
         let learning_time = |f: &Family| {
             let machine = f.machine.as_ref()?;
             // Without an address, the link usually has no hosts of this IP version.
             let counts = can_query(f) || machine.config().rule.querier == QuerierPolicy::Off;
-            counts.then(|| machine.learning_time())
+            counts.then(|| machine.learning_time(now))
         };
         self.families
             .iter()

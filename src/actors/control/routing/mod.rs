@@ -59,7 +59,10 @@ pub struct Routing {
     unpublished: RuleChanges,
     /// The interfaces in the last message to the membership actor; `None` before the first one.
     served: Option<BTreeMap<InterfaceId, ServedInterface>>,
-    /// Memberships from before a restart of the membership actor that have not been reported since.
+    /// Whether the stored memberships have been looked at.
+    is_restored: bool,
+    /// Memberships from before a restart, of the process or of the membership actor, that have not
+    /// been reported since.
     stale: AHashSet<(InterfaceId, Group)>,
     pacer: SnapshotPacer,
     /// The memberships to join upstream for members.
@@ -96,6 +99,7 @@ impl Routing {
             builder: None,
             unpublished: RuleChanges::default(),
             served: None,
+            is_restored: false,
             stale: AHashSet::new(),
             pacer: SnapshotPacer::new(Instant::now()),
             demand: Demand::default(),
@@ -126,15 +130,17 @@ impl Routing {
         engine_wanted.send_if_modified(|wanted| {
             std::mem::replace(wanted, has_engine_names) != has_engine_names
         });
-        let Some(links) = &self.links else {
+        let Some(links) = self.links.clone() else {
             return;
         };
+        let links = &links;
         let aliases = self.context.aliases.load_full();
         self.waiting_names
             .update(&self.rib, links, &aliases, Instant::now());
         self.generation += 1;
         let mut builder = self.rib.fib_builder(&self.rib.usable(links));
         let mut fib = builder.build(self.generation);
+        self.restore_memberships(&fib);
         self.membership_database().rebuild(&mut fib);
         let fib = Arc::new(fib);
         for (proxy, iface) in fib.skipped_proxies.iter() {

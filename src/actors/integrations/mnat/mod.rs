@@ -35,6 +35,7 @@ use crate::mnat::{
 };
 use crate::model::RouteName;
 use crate::model::escape::quote;
+use crate::sys::boot_clock;
 use crate::sys::files::replace_or_overwrite;
 
 /// Interval at which timers and files are checked.
@@ -75,7 +76,7 @@ impl Mnat {
     fn new(context: Arc<RouterContext>, death_guard: DeathGuard, config: Arc<Config>) -> Self {
         // Processes that start together have different seeds, so that they do not retry together.
         let seed = u64::from(std::process::id()) << 32 | context.now_ms();
-        Self {
+        let mut actor = Self {
             machine: Machine::new(config.role, config.grace, Instant::now(), seed),
             plan: RoutePlan::new(config.role),
             client: Some(MnatClient::new(config.target.clone())),
@@ -90,6 +91,32 @@ impl Mnat {
             context,
             death_guard,
             config,
+        };
+        actor.restore();
+        actor
+    }
+
+    /// Continues the state of the former actor, of this process or of the one before. Its joins stay
+    /// until routing and the joinfile name the present ones.
+    fn restore(&mut self) {
+        let saved = self.context.store.mnat();
+        let Some((saved, clock)) = saved.zip(boot_clock::read().ok()) else {
+            return;
+        };
+        self.machine.restore(&clock, &saved, &server(&self.config));
+        let joins = saved.joins.iter().copied().collect();
+        match self.config.joins.members {
+            true => self.from_members = joins,
+            false => self.from_file = joins,
+        }
+        self.update_joins(clock.now);
+    }
+
+    /// Updates the store.
+    fn save(&self) {
+        if let Ok(clock) = boot_clock::read() {
+            let saved = self.machine.saved(&clock, server(&self.config));
+            self.context.store.set_mnat(Some(saved));
         }
     }
 
@@ -215,6 +242,7 @@ impl Mnat {
         }
         if changed {
             self.update_metrics();
+            self.save();
         }
     }
 
@@ -383,6 +411,7 @@ impl Mnat {
         info!("mnat: removed from the settings; removing its routes");
         let remove_all = MnatRoutesChanged::remove_all(&self.config);
         self.context.directory.do_send(remove_all);
+        self.context.store.set_mnat(None);
         let metrics = &self.context.catalog.mnat;
         metrics.set_server_up(false);
         for status in MappingStatus::ALL {
@@ -412,6 +441,11 @@ impl Mnat {
         }
         all
     }
+}
+
+/// Returns host and port of the server.
+fn server(config: &Config) -> (String, u16) {
+    (config.target.host.clone(), config.target.port)
 }
 
 /// Returns the watch of the joinfile that an egress reads.

@@ -1,0 +1,93 @@
+//! Opens the store of what was learned before this process started.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::metrics::Catalog;
+use crate::store::{Records, StateFolder, StateFolderError, Store};
+use crate::sys::boot_clock;
+
+/// If the former process ended longer ago, hosts may have joined unnoticed, and this router starts
+/// with startup queries.
+const MAX_UNQUERIED_GAP: Duration = Duration::from_secs(5);
+
+/// A locked folder, and the records of the former process.
+pub(super) struct OpenState {
+    folder: StateFolder,
+    records: Records,
+}
+
+/// Locks the folder and reads the state of the former process. None, after a warning, if the folder
+/// cannot be used: the router forwards without it.
+///
+/// # Errors
+/// Another process uses the folder.
+pub(super) fn open(path: &Path) -> Result<Option<OpenState>, StateFolderError> {
+    let folder = match StateFolder::open(path) {
+        Ok(folder) => folder,
+        Err(e @ StateFolderError::InUse { .. }) => return Err(e),
+        Err(e) => {
+            warn!(
+                "state: {e}; what is learned is not kept: after a restart hosts must report their \
+                 groups again. Make the folder writable for this user, or set dir in [state] to \
+                 another one, or to \"off\""
+            );
+            return Ok(None);
+        }
+    };
+    let records = load(&folder);
+    Ok(Some(OpenState { folder, records }))
+}
+
+/// Reads the records of the former process. None of them, after a line in the log, if they cannot be
+/// used.
+fn load(folder: &StateFolder) -> Records {
+    let clock = match boot_clock::read() {
+        Ok(clock) => clock,
+        Err(e) => {
+            warn!("state: cannot read the boot clock: {e}; nothing is restored");
+            return Records::default();
+        }
+    };
+    let loaded = match folder.load(&clock) {
+        Ok(Some(loaded)) => loaded,
+        Ok(None) => return Records::default(),
+        Err(e) => {
+            let file = folder.state_file();
+            warn!(
+                "state: {} is not used: {e}; starting with nothing",
+                file.display()
+            );
+            return Records::default();
+        }
+    };
+    let mut records = loaded.state.records;
+    let gap = clock.boot.since(loaded.alive_at);
+    if gap > MAX_UNQUERIED_GAP {
+        records.forget_own_queries();
+    }
+    info!(
+        "state: of a process that ended at most {:.1} s ago: groups of members: {}, interfaces: {}, \
+         MNAT mappings: {}",
+        gap.as_secs_f64(),
+        records.group_count(),
+        records.interfaces.len(),
+        records.mnat.as_ref().map_or(0, |mnat| mnat.mappings.len())
+    );
+    records
+}
+
+/// Starts the store, which writes changes to the folder.
+pub(super) fn start(state: Option<OpenState>, catalog: &Catalog) -> Store {
+    let Some(OpenState { folder, records }) = state else {
+        return Store::in_memory();
+    };
+    let catalog = catalog.clone();
+    let observer = Box::new(move |is_written| catalog.count_state_write(is_written));
+    Store::start(folder, records, observer).unwrap_or_else(|e| {
+        warn!("state: cannot start the thread that writes it: {e}; it is not kept");
+        Store::in_memory()
+    })
+}

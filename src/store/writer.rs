@@ -1,0 +1,324 @@
+//! The latest records, and the thread that writes them.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::codec::{StoredState, encode};
+use super::folder::StateFolder;
+use super::records::Records;
+use crate::membership::SavedInterface;
+use crate::mnat::SavedMnat;
+use crate::model::IfName;
+use crate::sys::boot_clock;
+
+/// Least time between two writes. Also the interval of the signs of life.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After a failed write, the next one is tried after this time.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest wait for the last write at the end of the process.
+const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Called with the result of each write.
+pub type WriteObserver = Box<dyn Fn(bool) + Send>;
+
+/// The state that outlives the process. Actors replace records, and the writer thread writes them.
+/// Clones share the state.
+#[derive(Clone, Default)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    latest: Mutex<Latest>,
+    /// Notified of changes.
+    changed: Condvar,
+    /// Notified when the writer thread ends.
+    finished: Condvar,
+}
+
+#[derive(Default)]
+struct Latest {
+    records: Records,
+    /// Whether records changed since they were last taken for a write.
+    is_changed: bool,
+    /// Whether the process ends.
+    is_ending: bool,
+    is_writer_running: bool,
+}
+
+impl Store {
+    /// Returns a store without a file. Its records last as long as the process.
+    pub fn in_memory() -> Self {
+        Self::default()
+    }
+
+    /// Returns a store with `records`, and starts the thread that writes changes to `folder`.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(
+        folder: StateFolder,
+        records: Records,
+        observer: WriteObserver,
+    ) -> io::Result<Self> {
+        let store = Self::default();
+        let mut latest = store.shared.lock();
+        latest.records = records;
+        latest.is_writer_running = true;
+        drop(latest);
+        let writer = Writer {
+            folder,
+            shared: store.shared.clone(),
+            observer,
+            has_failed: false,
+        };
+        let thread = std::thread::Builder::new().name("mcastor-state".into());
+        thread.spawn(move || writer.run())?;
+        Ok(store)
+    }
+
+    /// Returns the record of an interface.
+    pub fn interface(&self, name: &IfName) -> Option<Arc<SavedInterface>> {
+        self.shared.lock().records.interfaces.get(name).cloned()
+    }
+
+    /// Replaces or removes the record of an interface.
+    pub fn set_interface(&self, name: &IfName, saved: Option<SavedInterface>) {
+        self.shared.change(|records| match saved {
+            Some(saved) => {
+                let former = records.interfaces.get(name);
+                let is_new = former.is_none_or(|former| **former != saved);
+                if is_new {
+                    records.interfaces.insert(name.clone(), Arc::new(saved));
+                }
+                is_new
+            }
+            None => records.interfaces.remove(name).is_some(),
+        });
+    }
+
+    /// Removes the records of the interfaces for which `keep` is false.
+    pub fn retain_interfaces(&self, keep: impl Fn(&IfName) -> bool) {
+        self.shared.change(|records| {
+            let before = records.interfaces.len();
+            records.interfaces.retain(|name, _| keep(name));
+            records.interfaces.len() != before
+        });
+    }
+
+    /// Returns the record of multicast NAT.
+    pub fn mnat(&self) -> Option<Arc<SavedMnat>> {
+        self.shared.lock().records.mnat.clone()
+    }
+
+    /// Replaces or removes the record of multicast NAT.
+    pub fn set_mnat(&self, saved: Option<SavedMnat>) {
+        self.shared.change(|records| {
+            let is_new = records.mnat.as_deref() != saved.as_ref();
+            if is_new {
+                records.mnat = saved.map(Arc::new);
+            }
+            is_new
+        });
+    }
+
+    /// Writes the last changes and ends the writer thread. Waits for at most half a second.
+    pub fn finish(&self) {
+        let mut latest = self.shared.lock();
+        latest.is_ending = true;
+        self.shared.changed.notify_all();
+        let finished = &self.shared.finished;
+        let is_running = |latest: &mut Latest| latest.is_writer_running;
+        // Ignores a timeout: the file then keeps its former content.
+        let _ = finished.wait_timeout_while(latest, FINISH_TIMEOUT, is_running);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Records) -> bool) {
+        let mut latest = self.lock();
+        if change(&mut latest.records) {
+            latest.is_changed = true;
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// The writer thread.
+struct Writer {
+    folder: StateFolder,
+    shared: Arc<Shared>,
+    observer: WriteObserver,
+    /// Whether the last write failed.
+    has_failed: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut next_write = Instant::now();
+        loop {
+            self.note_alive();
+            let latest = self.shared.lock();
+            let until_next = next_write.saturating_duration_since(Instant::now());
+            let is_idle = |latest: &mut Latest| {
+                let is_due = latest.is_changed && Instant::now() >= next_write;
+                !is_due && !latest.is_ending
+            };
+            let wait = match latest.is_changed && !until_next.is_zero() {
+                true => until_next.min(WRITE_INTERVAL),
+                false => WRITE_INTERVAL,
+            };
+            let woken = self
+                .shared
+                .changed
+                .wait_timeout_while(latest, wait, is_idle);
+            let (mut latest, _) = woken.unwrap_or_else(PoisonError::into_inner);
+            let is_ending = latest.is_ending;
+            let is_due = latest.is_changed && (is_ending || Instant::now() >= next_write);
+            let records = is_due.then(|| {
+                latest.is_changed = false;
+                latest.records.clone()
+            });
+            drop(latest);
+            if let Some(records) = records {
+                next_write = Instant::now() + self.write(records);
+            }
+            if is_ending {
+                break;
+            }
+        }
+        self.shared.lock().is_writer_running = false;
+        self.shared.finished.notify_all();
+    }
+
+    fn note_alive(&self) {
+        if let Ok(clock) = boot_clock::read() {
+            // Ignores a failure: the next process then relies on the time of the last write.
+            let _ = self.folder.note_alive(clock.boot);
+        }
+    }
+
+    /// Writes the records. Returns the time until the next write.
+    fn write(&mut self, records: Records) -> Duration {
+        let written = boot_clock::read().and_then(|clock| {
+            let state = StoredState {
+                boot_id: self.folder.boot_id().to_owned(),
+                written_at: clock.boot,
+                records,
+            };
+            let bytes = encode(&state).map_err(io::Error::other)?;
+            self.folder.write(&bytes)
+        });
+        (self.observer)(written.is_ok());
+        let path = self.folder.state_file();
+        let path = path.display();
+        match written {
+            Ok(()) => {
+                if std::mem::take(&mut self.has_failed) {
+                    info!("state: {path} can be written again");
+                }
+                WRITE_INTERVAL
+            }
+            Err(e) => {
+                if !std::mem::replace(&mut self.has_failed, true) {
+                    warn!(
+                        "state: cannot write {path}: {e}; forwarding continues, but after a restart \
+                         hosts must report their groups again. Free space, or set dir in [state] \
+                         to another folder; trying again every {} s",
+                        RETRY_INTERVAL.as_secs()
+                    );
+                }
+                self.shared.lock().is_changed = true;
+                RETRY_INTERVAL
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    fn name(n: usize) -> IfName {
+        format!("eth{n}").parse().unwrap()
+    }
+
+    fn start(folder: &Path) -> (Store, Arc<[AtomicU32; 2]>) {
+        let writes: Arc<[AtomicU32; 2]> = Arc::default();
+        let counts = writes.clone();
+        let observer = Box::new(move |ok| {
+            counts[usize::from(ok)].fetch_add(1, Ordering::SeqCst);
+        });
+        let folder = StateFolder::open(folder).unwrap();
+        let store = Store::start(folder, Records::default(), observer).unwrap();
+        (store, writes)
+    }
+
+    fn stored(folder: &Path) -> Records {
+        let clock = boot_clock::read().unwrap();
+        let folder = StateFolder::open(folder).unwrap();
+        folder.load(&clock).unwrap().unwrap().state.records
+    }
+
+    #[test]
+    fn changes_are_written_once_a_second_and_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let started = Instant::now();
+        let (store, writes) = start(folder.path());
+        let mut changes = 0;
+        while writes[1].load(Ordering::SeqCst) < 2 {
+            store.set_interface(&name(changes), Some(SavedInterface::default()));
+            changes += 1;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(started.elapsed() >= WRITE_INTERVAL);
+        store.set_interface(&name(changes), Some(SavedInterface::default()));
+        store.finish();
+        assert_eq!(writes[1].load(Ordering::SeqCst), 3);
+        assert_eq!(stored(folder.path()).interfaces.len(), changes + 1);
+    }
+
+    #[test]
+    fn unchanged_records_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writes) = start(folder.path());
+        store.set_interface(&name(0), Some(SavedInterface::default()));
+        while writes[1].load(Ordering::SeqCst) < 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        store.set_interface(&name(0), Some(SavedInterface::default()));
+        store.set_interface(&name(1), None);
+        store.set_mnat(None);
+        store.finish();
+        assert_eq!(writes[1].load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn failed_write_keeps_the_former_state() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("state");
+        let (store, writes) = start(&folder);
+        // No file can be created in a folder that has been removed.
+        std::fs::rename(&folder, parent.path().join("moved")).unwrap();
+        store.set_interface(&name(0), Some(SavedInterface::default()));
+        while writes[0].load(Ordering::SeqCst) < 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        store.finish();
+        assert_eq!(writes[1].load(Ordering::SeqCst), 0);
+        assert!(store.interface(&name(0)).is_some());
+    }
+}
