@@ -78,6 +78,7 @@
 //! - [`mnat`] holds the protocol of the multicast NAT server and the meaning of its mappings. It is
 //!   free of I/O except for `client` and `files`. [`actors::integrations::mnat`] drives it and
 //!   passes its routes to routing.
+//! - [`store`] keeps what the membership and mnat actors learned, for the next process.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl`
 //!   are in [`cli`].

@@ -300,6 +300,9 @@ impl Catalog {
             "Writes of the state that outlives the process",
             &["result"],
         )?;
+        for result in ["ok", "error"] {
+            state_writes.with_label_values(&[result]);
+        }
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
         let flow_limit = make.gauge("mcastor_flow_limit", "Limit of the number of flows")?;
         let backlog_dropped = make.counter(

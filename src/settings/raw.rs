@@ -58,9 +58,10 @@ raw_tables! {
     }
 
     /// What was learned and outlives the process: memberships, queriers, MNAT mappings. See
-    /// docs/restart.md.
+    /// docs/redundancy.md.
     struct RawState {
-        /// The folder of the state. It is for one process alone. "off" keeps no state.
+        /// The folder of the state, for one process alone. "off" keeps no state. Beside the control
+        /// socket mcastor.sock it is "state", beside a socket NAME.sock it is "NAME.state".
         dir: String, default_described("`state` beside the control socket"),
             range("absolute path, or `\"off\"`"), example("\"/run/mcastor/state\"");
     }

@@ -121,7 +121,7 @@ pub(super) fn check_state(checker: &mut Checker<'_>, raw: RawState) -> StateSett
             let is_valid = Path::new(dir).is_absolute() && !dir.contains('\0');
             if !is_valid || Path::new(dir).parent().is_none() {
                 let help = "The daemon has no working directory of its own: dir = \
-                            \"/var/lib/mcastor\", for example.";
+                            \"/run/mcastor/state\", for example.";
                 let expected = "an absolute path of a folder, or \"off\"";
                 checker.refuse(&path, format!("{dir:?}"), expected, help);
             }

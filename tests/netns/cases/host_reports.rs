@@ -33,7 +33,7 @@ cases!("host_reports":
 
 const GROUP: &str = "225.1.2.3";
 
-fn iptables(ns: &Ns, rules: &[&str]) {
+pub(super) fn iptables(ns: &Ns, rules: &[&str]) {
     for rule in rules {
         let words: Vec<&str> = rule.split_whitespace().collect();
         let out = ns.output("iptables", &words);

@@ -47,6 +47,7 @@ mod proxy_hosts;
 mod proxy_messages;
 mod redundancy;
 mod reload;
+mod restart;
 mod routes;
 mod scale;
 mod smcroute_commands;
@@ -123,6 +124,7 @@ pub fn all() -> Vec<Case> {
         redundancy::cases(),
         host_reports::cases(),
         reload::cases(),
+        restart::cases(),
         loops::cases(),
         link_types::cases(),
         kubernetes::cases(),

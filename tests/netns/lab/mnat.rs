@@ -83,6 +83,11 @@ impl ServerState {
         self.locals.insert(key(joined), local);
     }
 
+    /// Returns the number of watcher ids that were given out.
+    pub fn watcher_count(&self) -> usize {
+        self.watchers.len()
+    }
+
     /// Assigns another local group to every stream.
     pub fn reassign(&mut self) {
         let all = self.watchers.values().flatten();

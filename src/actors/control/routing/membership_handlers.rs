@@ -1,8 +1,6 @@
 //! Messages of the membership actor to routing, and the barrier that waits until the changes are in
 //! force.
 
-use std::sync::PoisonError;
-
 use actix::prelude::*;
 
 use super::Routing;
@@ -10,35 +8,6 @@ use crate::actors::messages::{
     Barrier, LearningComplete, MembershipChanged, MembershipStarted, Publish,
 };
 use crate::model::SourceFilter;
-use crate::sys::boot_clock;
-use crate::table::Fib;
-
-impl Routing {
-    /// With the first forwarding table after the start of the process, continues the stored
-    /// memberships of the downstream interfaces, before the membership actor reports them.
-    pub(super) fn restore_memberships(&mut self, fib: &Fib) {
-        let Some(links) = self.links.as_ref().filter(|_| !self.is_restored) else {
-            return;
-        };
-        self.is_restored = true;
-        let database = self.context.membership_database.lock();
-        let mut database = database.unwrap_or_else(PoisonError::into_inner);
-        let Some(clock) = boot_clock::read().ok().filter(|_| database.is_empty()) else {
-            return;
-        };
-        for downstream in fib.downstreams.iter() {
-            let link = links.get(downstream.index).filter(|link| link.up);
-            let saved = link.and_then(|link| self.context.store.interface(&link.name));
-            for group in saved.iter().flat_map(|saved| saved.groups()) {
-                let filter = group.source_filter(&clock);
-                if !filter.is_none() {
-                    database.set(downstream.index, group.group, filter);
-                    self.stale.insert((downstream.index, group.group));
-                }
-            }
-        }
-    }
-}
 
 impl Handler<MembershipChanged> for Routing {
     type Result = ();

@@ -6,6 +6,7 @@ mod link_log;
 mod membership_handlers;
 mod mnat_handlers;
 mod pace;
+mod stored_members;
 mod waiting_names;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,7 @@ use changes::RuleChanges;
 use demand::Demand;
 use link_log::LinkLog;
 use pace::SnapshotPacer;
+use stored_members::stored_memberships;
 use waiting_names::WaitingNames;
 
 /// Limit of the mailbox.
@@ -140,7 +142,7 @@ impl Routing {
         self.generation += 1;
         let mut builder = self.rib.fib_builder(&self.rib.usable(links));
         let mut fib = builder.build(self.generation);
-        self.restore_memberships(&fib);
+        self.restore_memberships(links, &fib);
         self.membership_database().rebuild(&mut fib);
         let fib = Arc::new(fib);
         for (proxy, iface) in fib.skipped_proxies.iter() {
@@ -197,6 +199,19 @@ impl Routing {
             fib,
             links: self.links.clone(),
         });
+    }
+
+    /// With the first forwarding table after the start of the process, continues the stored
+    /// memberships, before the membership actor reports them.
+    fn restore_memberships(&mut self, links: &Links, fib: &Fib) {
+        if std::mem::replace(&mut self.is_restored, true) || !self.membership_database().is_empty()
+        {
+            return;
+        }
+        for (index, group, filter) in stored_memberships(&self.context.store, links, fib) {
+            self.membership_database().set(index, group, filter);
+            self.stale.insert((index, group));
+        }
     }
 
     /// Publishes the changes of rules that are not published yet.
