@@ -119,6 +119,12 @@ pub struct SavedInterface {
 }
 
 impl SavedInterface {
+    /// See [`SavedDownstream::forget_own_queries`].
+    pub fn forget_own_queries(&mut self) {
+        let protocols = self.igmp.iter_mut().chain(&mut self.mld);
+        protocols.for_each(SavedDownstream::forget_own_queries);
+    }
+
     /// Returns the state of one protocol.
     pub fn protocol(&self, protocol: Protocol) -> Option<&SavedDownstream> {
         match protocol {

@@ -23,9 +23,7 @@ impl Records {
     /// Forgets that this router was the querier of any link.
     pub fn forget_own_queries(&mut self) {
         for interface in self.interfaces.values_mut() {
-            let interface = Arc::make_mut(interface);
-            let protocols = interface.igmp.iter_mut().chain(&mut interface.mld);
-            protocols.for_each(|downstream| downstream.forget_own_queries());
+            Arc::make_mut(interface).forget_own_queries();
         }
     }
 

@@ -17,6 +17,9 @@ use crate::sys::boot_clock;
 /// Least time between two writes. Also the interval of the signs of life.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The pause after a write is at least this multiple of the time that it took.
+const PAUSE_FACTOR: u32 = 50;
+
 /// After a failed write, the next one is tried after this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,8 @@ struct Latest {
     /// Whether the process ends.
     is_ending: bool,
     is_writer_running: bool,
+    /// Whether a membership actor has started in this process.
+    has_served_members: bool,
 }
 
 impl Store {
@@ -81,6 +86,11 @@ impl Store {
         let thread = std::thread::Builder::new().name("mcastor-state".into());
         thread.spawn(move || writer.run())?;
         Ok(store)
+    }
+
+    /// Notes the start of a membership actor. Returns true for the first one of this process.
+    pub fn start_membership(&self) -> bool {
+        !std::mem::replace(&mut self.shared.lock().has_served_members, true)
     }
 
     /// Returns the record of an interface.
@@ -210,6 +220,7 @@ impl Writer {
 
     /// Writes the records. Returns the time until the next write.
     fn write(&mut self, records: Records) -> Duration {
+        let started = Instant::now();
         let written = boot_clock::read().and_then(|clock| {
             let state = StoredState {
                 boot_id: self.folder.boot_id().to_owned(),
@@ -227,7 +238,7 @@ impl Writer {
                 if std::mem::take(&mut self.has_failed) {
                     info!("state: {path} can be written again");
                 }
-                WRITE_INTERVAL
+                WRITE_INTERVAL.max(started.elapsed() * PAUSE_FACTOR)
             }
             Err(e) => {
                 if !std::mem::replace(&mut self.has_failed, true) {

@@ -45,12 +45,16 @@ pub fn replace(path: &Path, text: &str, owner: Option<(Uid, Gid)>) -> io::Result
     finish(file, path, text.as_bytes())
 }
 
-/// As [`replace`], with a file that only this process's user may read.
+/// As [`replace`], with a file that only this process's user may read, and that is not needed after
+/// the end of the machine: it is not forced to the disk.
 ///
 /// # Errors
 /// The error of the system call that failed.
 pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    finish(create(path, None, PRIVATE_MODE)?, path, bytes)
+    let mut file = create(path, None, PRIVATE_MODE)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// Creates a folder that only this process's user may enter, with its parents, or takes an existing

@@ -295,8 +295,11 @@ fn settings_and_links_that_changed_meanwhile_are_respected(lab: &Lab) {
 
 const GROUP_1: &str = "225.1.2.1";
 
+/// A change of the bytes of a file.
+type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// Changes the content of the file with the state.
-fn damage(folder: &Path, change: impl Fn(&mut Vec<u8>)) {
+fn damage(folder: &Path, change: Change<'_>) {
     let file = state_file(folder);
     let mut bytes = fs::read(&file).expect("the file");
     change(&mut bytes);
@@ -319,8 +322,8 @@ fn unusable_state_files_are_refused(lab: &Lab) {
             .replacen(from, to, 1)
             .into_bytes();
     };
-    let truncated: &dyn Fn(&mut Vec<u8>) = &|bytes| bytes.truncate(bytes.len() / 2);
-    let cases: [(&dyn Fn(&mut Vec<u8>), &str); 5] = [
+    let truncated: Change<'_> = &|bytes| bytes.truncate(bytes.len() / 2);
+    let cases: [(Change<'_>, &str); 5] = [
         (truncated, "it is damaged: its length is wrong"),
         (
             &|b| replace(b, GROUP, "225.1.2.9"),

@@ -27,6 +27,7 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
+use crate::membership::SavedInterface;
 use crate::model::{IfName, InterfaceId};
 use crate::sys::boot_clock;
 use service::DownstreamService;
@@ -56,6 +57,8 @@ pub struct Membership {
     learning_timer: Option<SpawnHandle>,
     /// Whether an interface that is served now continues stored state.
     is_restoring: bool,
+    /// Whether this actor replaces one that died in this process.
+    is_rebuilt: bool,
     /// The interfaces whose state is not in the store yet.
     unsaved: BTreeSet<InterfaceId>,
     /// Earliest time of the next update of the store.
@@ -67,6 +70,7 @@ impl Membership {
     /// Returns an actor that serves no interface.
     pub fn new(context: Arc<RouterContext>, death_guard: DeathGuard) -> Self {
         Self {
+            is_rebuilt: !context.store.start_membership(),
             context,
             death_guard,
             services: BTreeMap::new(),
@@ -114,6 +118,16 @@ impl Membership {
         let now = Instant::now();
         let pause = (now - started) * SAVE_PAUSE_FACTOR;
         self.next_save = now + pause.max(MIN_SAVE_PAUSE);
+    }
+
+    /// Returns the stored state with which an interface starts. After a panic, the hosts are also
+    /// queried at once, because reports may have been lost.
+    fn saved(&self, name: &IfName) -> Option<Arc<SavedInterface>> {
+        let mut saved = self.context.store.interface(name);
+        if let Some(saved) = saved.as_mut().filter(|_| self.is_rebuilt) {
+            Arc::make_mut(saved).forget_own_queries();
+        }
+        saved.filter(|_| self.is_restoring)
     }
 
     /// Ends the restoration: interfaces that are served later start with nothing.
@@ -255,8 +269,7 @@ impl Handler<ServeInterfaces> for Membership {
                     service.update(now, served, &self.context);
                 }
                 None => {
-                    let saved = self.context.store.interface(&served.name);
-                    let saved = saved.filter(|_| self.is_restoring);
+                    let saved = self.saved(&served.name);
                     let service = DownstreamService::new(now, index, served, saved, &self.context);
                     self.services.insert(index, service);
                 }
