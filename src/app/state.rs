@@ -69,8 +69,8 @@ fn load(folder: &StateFolder) -> Records {
         records.forget_own_queries();
     }
     info!(
-        "state: of a process that ended at most {:.1} s ago: groups of members: {}, interfaces: {}, \
-         MNAT mappings: {}",
+        "state: continuing that of a process that ended at most {:.1} s ago; groups of members: {}, \
+         interfaces: {}, MNAT mappings: {}",
         gap.as_secs_f64(),
         records.group_count(),
         records.interfaces.len(),

@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use mcastor::actors::messages::{HostGroup, PanicIn, QueryHostGroups, ReplaceRules};
+use mcastor::actors::messages::{
+    HostGroup, KeepMemberships, PanicIn, QueryHostGroups, ReplaceRules,
+};
 use mcastor::api::{ShowQuery, ShowReply};
 use mcastor::frontend::query;
 use mcastor::model::{HeaderChecks, Link, ProxyRule, RouteName};
 use mcastor::table::Rib;
+use mcastor::wire::link_control::HeaderPolicy;
+use mcastor::wire::membership;
 use mcastor::wire::membership_message::{GroupRecord, MembershipMessage, RecordType};
 
 use super::router::{PATIENCE, Router, index, link, packet};
@@ -238,7 +242,7 @@ async fn members_survive_actor_restarts() {
             break;
         }
     }
-    // A restarted membership actor has no members, but forwarding to the members continues.
+    // A restarted membership actor continues with the members of the store.
     let panics = r.supervisor.send(PanicIn("membership".into())).await;
     panics.unwrap().unwrap();
     r.until("the actor is restarted", |r| r.restarts("membership") == 1)
@@ -253,4 +257,53 @@ async fn members_survive_actor_restarts() {
     .await;
     assert_eq!(r.member_interfaces("225.1.2.3"), [3]);
     r.stop().await;
+}
+
+/// Returns the record types about a group in reports of the router on `in1`.
+fn reported(r: &Router, group: &str) -> Vec<RecordType> {
+    let sent = r.sim.take_sent(index(FIRST_INDEX + 1));
+    let policy = HeaderPolicy {
+        headers: HeaderChecks::Lenient,
+        on_link: &[],
+    };
+    let received = sent.iter().flat_map(|p| membership::parse(p, &policy));
+    let records = received.flat_map(|received| match received.message {
+        MembershipMessage::Records(records) => records,
+        _ => Vec::new(),
+    });
+    let records = records.filter(|record| record.group.to_string() == group);
+    records.map(|record| record.kind).collect()
+}
+
+/// The next process continues the memberships, unless the router stops for good.
+#[actix::test]
+async fn kept_memberships_end_without_a_leave() {
+    for keeps in [false, true] {
+        let proxies = vec![proxy("one", "in1", &["out1"])];
+        let r = Router::with_proxies(proxies, &links()).await;
+        let join = report("225.1.2.3", RecordType::ChangeToExclude);
+        r.sim.arrive(index(FIRST_INDEX + 3), &[&join]);
+        r.until_joined(&["in1 225.1.2.3"]).await;
+        assert!(reported(&r, "225.1.2.3").contains(&RecordType::ChangeToExclude));
+        if keeps {
+            assert!(r.context.directory.do_send(KeepMemberships));
+        }
+        r.stop().await;
+        let leaves = reported(&r, "225.1.2.3").contains(&RecordType::ChangeToInclude);
+        assert_eq!(leaves, !keeps);
+    }
+}
+
+#[actix::test]
+async fn members_are_in_the_store_after_a_stop() {
+    let proxies = || vec![proxy("one", "in1", &["out1"])];
+    let r = Router::with_proxies(proxies(), &links()).await;
+    let join = report("225.1.2.3", RecordType::ChangeToExclude);
+    r.sim.arrive(index(FIRST_INDEX + 3), &[&join]);
+    r.until_joined(&["in1 225.1.2.3"]).await;
+    r.stop().await;
+    let stored = r.context.store.interface(&"out1".parse().unwrap());
+    let groups: Vec<_> = stored.iter().flat_map(|s| s.groups()).collect();
+    assert_eq!(groups.len(), 1);
+    assert_eq!(groups[0].group.to_string(), "225.1.2.3");
 }
