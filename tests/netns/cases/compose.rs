@@ -203,6 +203,10 @@ fn bridge_network_example(lab: &Lab) {
     let docker = &example.site.docker;
     let groups = docker.run("exec t_mcastor_1 /usr/bin/mcastor show groups");
     assert!(groups.contains(GROUP), "{groups}");
+    // The volume keeps the state over a restart of the container.
+    docker.run("restart --time 0 t_mcastor_1");
+    docker.wait_for_log("t_mcastor_1", "ago; groups of members: ");
+    example.wait_for_member(&example.site.host, GROUP);
     // It has the HEALTHCHECK of the image, and no router.
     let health = docker.run("exec t_listener_1 /usr/bin/mcastor health");
     assert!(
