@@ -1,15 +1,16 @@
 //! All metrics of the program. docs/metrics.md describes them for users.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ahash::{AHashMap, AHashSet};
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     TextEncoder,
 };
+use serde::{Deserialize, Serialize};
 
-use super::families::Families;
+use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
 use super::mnat::MnatFamilies;
@@ -24,6 +25,9 @@ const LATENCY_BUCKETS: [f64; 14] = [
 
 /// Largest number of retired interfaces, and of retired paths, whose series are kept.
 pub const MAX_RETIRED: usize = 256;
+
+/// The counter of packets that were dropped from full queues.
+const BACKLOG_DROPPED: &str = "mcastor_backlog_dropped_packets_total";
 
 /// Route, IIF, OIF.
 type PathKey = (RouteName, Box<str>, Box<str>);
@@ -99,7 +103,7 @@ impl<K: Clone + Eq + std::hash::Hash> SeriesKeys<K> {
 /// The metrics registry and its families. Clones share them.
 #[derive(Clone)]
 pub struct Catalog {
-    registry: Registry,
+    registry: MetricsRegistry,
     route_packets: IntCounterVec,
     route_bytes: IntCounterVec,
     dropped: IntCounterVec,
@@ -145,6 +149,14 @@ pub struct Catalog {
     /// Metrics of multicast NAT.
     pub mnat: MnatFamilies,
     process: ProcessFamilies,
+}
+
+/// The value of a counter, for another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterValue {
+    family: String,
+    labels: BTreeMap<String, String>,
+    value: u64,
 }
 
 /// The counters of one path.
@@ -203,7 +215,7 @@ impl Catalog {
     /// Creates and registers all families. An error means that a name in this file is invalid or
     /// used twice; the tests exclude that.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
+        let registry = MetricsRegistry::default();
         let make = Families(&registry);
         let path = ["route", "iif", "oif", "plane"];
         let route_packets = make.counters(
@@ -306,7 +318,7 @@ impl Catalog {
         let flows = make.gauge("mcastor_flows", "Flows being forwarded")?;
         let flow_limit = make.gauge("mcastor_flow_limit", "Limit of the number of flows")?;
         let backlog_dropped = make.counter(
-            "mcastor_backlog_dropped_packets_total",
+            BACKLOG_DROPPED,
             "Packets of any program that the kernel dropped on this machine because the receive \
              queue of a core was full",
         )?;
@@ -608,6 +620,54 @@ impl Catalog {
         self.actor_restarts.with_label_values(&[actor]).inc();
     }
 
+    /// Returns all counters that are not zero, except that of [`Catalog::set_backlog_dropped`], which
+    /// is the number of the kernel.
+    pub fn counter_values(&self) -> Vec<CounterValue> {
+        let counters: HashSet<String> = self.registry.counter_names().into_iter().collect();
+        let families = self.registry.gather();
+        let families = families
+            .iter()
+            .filter(|family| counters.contains(family.name()) && family.name() != BACKLOG_DROPPED);
+        let values = families.flat_map(|family| {
+            family.get_metric().iter().map(|metric| CounterValue {
+                family: family.name().to_owned(),
+                labels: (metric.get_label().iter())
+                    .map(|label| (label.name().to_owned(), label.value().to_owned()))
+                    .collect(),
+                value: metric.get_counter().get_value() as u64,
+            })
+        });
+        values.filter(|counter| counter.value > 0).collect()
+    }
+
+    /// Adds the counters of another process. Ignores those that this version does not have.
+    pub fn add_counter_values(&self, values: &[CounterValue]) {
+        for CounterValue {
+            family,
+            labels,
+            value,
+        } in values
+        {
+            let label = |name: &str| labels.get(name).map(String::as_str);
+            // Their series end when they have been retired for long.
+            match (label("route"), label("iif"), label("oif"), label("plane")) {
+                (Some(route), Some(iif), Some(oif), Some(plane)) => {
+                    self.path(&RouteName::new(route), iif, oif, plane);
+                }
+                _ => {
+                    if let Some(name) = label("iface") {
+                        self.known().interfaces.insert(name.into());
+                    }
+                }
+            }
+            let labels: HashMap<&str, &str> = labels
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect();
+            self.registry.add_to_counter(family, &labels, *value);
+        }
+    }
+
     /// Returns all metrics in the Prometheus text format.
     pub fn text(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
@@ -710,6 +770,33 @@ mod tests {
             catalog.retire_interfaces(&none);
         }
         assert!(ends().is_empty());
+    }
+
+    #[test]
+    fn counters_of_another_process_are_added_once() {
+        let old = Catalog::new().unwrap();
+        let route = RouteName::new("r");
+        old.path(&route, "eth0", "eth1", "packet").packets.inc_by(7);
+        old.interface("eth0")
+            .dropped(DropReason::QueueFull)
+            .inc_by(2);
+        old.set_backlog_dropped(9);
+        let new = Catalog::new().unwrap();
+        new.set_backlog_dropped(9);
+        new.path(&route, "eth0", "eth1", "packet").packets.inc_by(3);
+        let values = serde_json::to_string(&old.counter_values()).unwrap();
+        new.add_counter_values(&serde_json::from_str::<Vec<CounterValue>>(&values).unwrap());
+        assert_eq!(new.path_totals(&route, "eth0", "eth1").packets, 10);
+        let dropped = new.interface("eth0");
+        assert_eq!(dropped.dropped(DropReason::QueueFull).get(), 2);
+        assert_eq!(new.backlog_dropped.get(), 9);
+        let unknown = CounterValue {
+            family: "mcastor_unknown_total".into(),
+            ..new.counter_values()[0].clone()
+        };
+        let before = new.text().unwrap();
+        new.add_counter_values(&[unknown]);
+        assert_eq!(new.text().unwrap(), before);
     }
 
     #[test]

@@ -1,10 +1,66 @@
 //! Creation and registration of metric families.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+/// The registry of all families, and the families of counters by name. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct MetricsRegistry {
+    registry: Registry,
+    counters: Arc<Mutex<HashMap<String, CounterFamily>>>,
+}
+
+#[derive(Clone)]
+enum CounterFamily {
+    Labelled(IntCounterVec),
+    Single(IntCounter),
+}
+
+impl MetricsRegistry {
+    /// Registers a family.
+    pub fn register(&self, family: Box<dyn Collector>) -> prometheus::Result<()> {
+        self.registry.register(family)
+    }
+
+    /// Returns all metrics.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+
+    /// Adds to the counter of this family with these labels. Ignores a family or labels that do not
+    /// exist.
+    pub fn add_to_counter(&self, family: &str, labels: &HashMap<&str, &str>, value: u64) {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        match counters.get(family) {
+            Some(CounterFamily::Labelled(family)) => {
+                if let Ok(counter) = family.get_metric_with(labels) {
+                    counter.inc_by(value);
+                }
+            }
+            Some(CounterFamily::Single(counter)) => counter.inc_by(value),
+            None => {}
+        }
+    }
+
+    /// Returns the names of the families of counters.
+    pub fn counter_names(&self) -> Vec<String> {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.keys().cloned().collect()
+    }
+
+    fn note_counters(&self, name: &str, family: CounterFamily) {
+        let counters = self.counters.lock();
+        let mut counters = counters.unwrap_or_else(PoisonError::into_inner);
+        counters.insert(name.to_owned(), family);
+    }
+}
+
 /// Creates metric families in a registry.
-pub(super) struct Families<'a>(pub &'a Registry);
+pub(super) struct Families<'a>(pub &'a MetricsRegistry);
 
 impl Families<'_> {
     /// Registers a family and returns it.
@@ -20,7 +76,10 @@ impl Families<'_> {
         help: &str,
         labels: &[&str],
     ) -> prometheus::Result<IntCounterVec> {
-        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+        let family = self.register(IntCounterVec::new(Opts::new(name, help), labels)?)?;
+        let noted = CounterFamily::Labelled(family.clone());
+        self.0.note_counters(name, noted);
+        Ok(family)
     }
 
     /// Registers gauges with labels.
@@ -35,7 +94,10 @@ impl Families<'_> {
 
     /// Registers a counter without labels.
     pub fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        self.register(IntCounter::new(name, help)?)
+        let counter = self.register(IntCounter::new(name, help)?)?;
+        let noted = CounterFamily::Single(counter.clone());
+        self.0.note_counters(name, noted);
+        Ok(counter)
     }
 
     /// Registers a gauge without labels.

@@ -1,8 +1,8 @@
 //! Metrics of the HTTP server.
 
-use prometheus::{IntCounterVec, Registry};
+use prometheus::IntCounterVec;
 
-use super::families::Families;
+use super::families::{Families, MetricsRegistry};
 
 /// Why the HTTP server refused a request or closed a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct HttpFamilies {
 
 impl HttpFamilies {
     /// Registers the families.
-    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &MetricsRegistry) -> prometheus::Result<Self> {
         let refused = Families(registry).counters(
             "mcastor_http_refused_total",
             "HTTP requests that were refused, and connections that were closed early",

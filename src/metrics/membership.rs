@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use prometheus::{IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{IntCounterVec, IntGaugeVec};
 
-use super::families::Families;
+use super::families::{Families, MetricsRegistry};
 use crate::membership::Protocol;
 
 /// Direction of a message.
@@ -50,7 +50,7 @@ pub struct MembershipFamilies {
 
 impl MembershipFamilies {
     /// Registers the families.
-    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &MetricsRegistry) -> prometheus::Result<Self> {
         let make = Families(registry);
         let message_labels = ["iface", "direction", "type", "version"];
         let interface_labels = ["iface", "protocol"];
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn removed_interface_has_no_series() {
-        let registry = Registry::new();
+        let registry = MetricsRegistry::default();
         let families = MembershipFamilies::new(&registry).unwrap();
         for iface in ["eth0", "eth1"] {
             families.count_message(iface, Protocol::Mld, Direction::Received, "report", "2");

@@ -1,8 +1,8 @@
 //! Metrics of multicast NAT. Without `[mnat]` in the settings, none of them is exposed.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec};
 
-use super::families::Families;
+use super::families::{Families, MetricsRegistry};
 
 /// Upper bounds of the buckets for the time from join to mapping, in seconds.
 const JOIN_BUCKETS: [f64; 12] = [
@@ -21,7 +21,7 @@ pub struct MnatFamilies {
 
 impl MnatFamilies {
     /// Registers the families.
-    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &MetricsRegistry) -> prometheus::Result<Self> {
         let make = Families(registry);
         let join_seconds = HistogramOpts::new(
             "mcastor_mnat_join_seconds",

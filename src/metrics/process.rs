@@ -1,8 +1,8 @@
 //! Metrics of the process, with the names that all Prometheus clients use.
 
-use prometheus::{Counter, Gauge, IntGauge, Opts, Registry};
+use prometheus::{Counter, Gauge, IntGauge, Opts};
 
-use super::families::Families;
+use super::families::{Families, MetricsRegistry};
 use crate::model::ProcessUsage;
 
 /// The metric families of the process. Clones share them.
@@ -19,7 +19,7 @@ pub struct ProcessFamilies {
 
 impl ProcessFamilies {
     /// Registers the families.
-    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn new(registry: &MetricsRegistry) -> prometheus::Result<Self> {
         let make = Families(registry);
         Ok(Self {
             cpu_seconds: make.register(Counter::with_opts(Opts::new(
