@@ -2,19 +2,24 @@
 //! down.
 
 pub mod children;
+mod listeners;
 mod plane;
 pub mod service;
 mod state;
+pub mod upgrade;
 
-use plane::ChosenPlane;
+use listeners::{control_place, open_control, open_http};
+use plane::{ChosenPlane, instance_mark};
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
+use upgrade::{Inheritance, Outgoing, Predecessor};
 
-use std::fs::{DirBuilder, File};
+use std::cell::RefCell;
+use std::fs::File;
 use std::io;
-use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,20 +33,19 @@ use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
 use crate::actors::integrations::mnat::reconfigure;
 use crate::actors::messages::{Barrier, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::ProcessRequest;
+use crate::actors::shared::{ProcessRequest, UpgradeReport};
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::frontend;
-use crate::frontend::http::{HttpConfig, HttpListener};
-use crate::frontend::unix_socket::{BindError, CONTROL_SETTING, HTTP_SETTING, ListeningSocket};
+use crate::frontend::http::HttpConfig;
+use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
 use crate::model::{IfPattern, ProxyRule, RouteName};
-use crate::settings::{
-    DEFAULT_SOCKET, HttpAddress, LimitSettings, Settings, SettingsReport, StateSettings,
-};
+use crate::settings::{LimitSettings, Settings, SettingsReport, StateSettings};
 use crate::store::StateFolderError;
 use crate::sys;
 use crate::sys::activation::PassedListener;
+use crate::sys::upgrade_launcher::UpgradeLauncher;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
 
 /// The environment variable that permits clients of the control socket to make actors panic, if it
@@ -57,6 +61,9 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait until the actors have stopped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// How long a replaced process exists to finish the answers to its clients.
+const REPLACED_LINGER: Duration = Duration::from_millis(100);
 
 /// An error that prevents the start of the router or stops it.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +95,9 @@ pub enum AppError {
     /// Another process uses the folder of the state.
     #[error("state: {0}")]
     StateInUse(#[from] StateFolderError),
+    /// This process was started to replace another one, and cannot.
+    #[error("cannot replace the running process: {0}")]
+    Upgrade(io::Error),
     /// An indispensable actor has reached its limit of restarts.
     #[error("an actor failed repeatedly; the log has its name and the cause")]
     ActorsDied,
@@ -111,6 +121,8 @@ pub struct Options {
     pub on_started: Option<OnStarted>,
     /// The script of `smcrouted -e`: run when routes have been applied, and when a flow starts.
     pub script: Option<PathBuf>,
+    /// The running process that this one replaces.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// The socket on which clients are served.
@@ -126,8 +138,23 @@ pub enum Clients {
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
 
 /// Runs the router until SIGTERM, SIGINT or a stop command.
-pub fn run(options: Options) -> Result<(), AppError> {
-    let activated = sys::activation::http_listener();
+pub fn run(mut options: Options) -> Result<(), AppError> {
+    let Some(predecessor) = options.predecessor.take() else {
+        return start(options, None);
+    };
+    let connection = predecessor.clone_handle();
+    let inherited = predecessor.inherit().map_err(AppError::Upgrade);
+    let result = inherited.and_then(|inherited| start(options, Some(inherited)));
+    // The running process goes on, unless this one has replaced it.
+    result.inspect_err(|e| connection.refuse(e))
+}
+
+/// Prepares the process, and runs the actors. `inherited` is what another process hands over.
+fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppError> {
+    let activated = match inherited {
+        Some(_) => None,
+        None => sys::activation::http_listener(),
+    };
     // Ignores a failure: the privileged call that follows reports it.
     let _ = sys::capabilities::raise_effective();
     sys::limits::raise_open_file_limit();
@@ -135,19 +162,31 @@ pub fn run(options: Options) -> Result<(), AppError> {
         Clients::Smcroute(Some(socket)) => socket.path(),
         Clients::Control | Clients::Smcroute(None) => &options.settings.control.socket,
     };
-    let plane = ChosenPlane::choose(&options.settings, socket);
+    let former_mark = inherited.as_ref().map(Inheritance::mark);
+    let plane = ChosenPlane::choose(&options.settings, socket, former_mark);
+    let mark = plane.mark();
     let capabilities = sys::capabilities::kept_names();
     info!("{}, plane {}, {capabilities}", options.title, plane.name());
     sys::packet::probe().map_err(AppError::NoPacketSockets)?;
     plane.log_reason();
-    System::new().block_on(run_actors(options, activated, plane))
+    let launcher = UpgradeLauncher::start();
+    let upgrades = Upgrades { launcher, mark };
+    System::new().block_on(run_actors(options, activated, inherited, plane, upgrades))
+}
+
+/// What starts the process that replaces this one.
+struct Upgrades {
+    launcher: io::Result<UpgradeLauncher>,
+    mark: u32,
 }
 
 /// Starts the actors and serves signals and requests to the process until one of them stops it.
 async fn run_actors(
     options: Options,
     activated: Option<PassedListener>,
+    mut inherited: Option<Inheritance>,
     plane: ChosenPlane,
+    upgrades: Upgrades,
 ) -> Result<(), AppError> {
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
@@ -172,13 +211,11 @@ async fn run_actors(
     let control = match options.clients {
         Clients::Smcroute(_) => None,
         Clients::Control => {
-            let socket = &settings.control.socket;
-            if socket == Path::new(DEFAULT_SOCKET) {
-                create_socket_folder(socket);
-            }
-            Some(ListeningSocket::bind(socket, CONTROL_SETTING)?)
+            let passed = inherited.as_mut().and_then(|i| i.control.take());
+            Some(open_control(&settings.control.socket, passed)?)
         }
     };
+    let takes_over = inherited.is_some();
     let state = match (settings.state.folder(&settings.control.socket), &control) {
         // Sockets of smcrouted do not name an instance. Its settings have no proxies.
         (_, None) if settings.state == StateSettings::BesideControlSocket => None,
@@ -187,28 +224,41 @@ async fn run_actors(
             .transpose()?
             .flatten(),
     };
-    let _pid_file = match options.pid_file.map(PidFile::write).transpose() {
-        Err(AppError::PidFile { path, cause }) if control.is_none() => {
+    let pid_file = options.pid_file.as_ref();
+    // The running process has its own one until it is replaced.
+    let write_pid_file = |path: PathBuf| PidFile::write(path, takes_over);
+    let mut _pid_file = match pid_file
+        .filter(|_| !takes_over)
+        .cloned()
+        .map(write_pid_file)
+    {
+        Some(Err(AppError::PidFile { path, cause })) if control.is_none() => {
             let path = path.display();
             warn!(
                 "cannot write the pid file {path}: {cause}; continuing without it (-P sets another path)"
             );
             None
         }
-        written => written?,
+        written => written.transpose()?,
     };
-    let (listener, _http_socket) = match activated {
-        Some(PassedListener::Tcp(listener)) => (Some(HttpListener::Tcp(listener)), None),
-        Some(PassedListener::Unix(listener)) => (Some(HttpListener::Unix(listener)), None),
-        None => listen_http(settings.http.listen.as_ref()),
-    };
-    let http = listener.map(|listener| HttpConfig {
+    let passed = inherited.as_mut().and_then(|i| i.http.take());
+    let http_socket = open_http(settings.http.listen.as_ref(), activated, passed);
+    let listener = http_socket
+        .as_ref()
+        .map(|socket| socket.listener.try_clone());
+    let http = listener.transpose().unwrap_or_else(|e| {
+        warn!("http: cannot serve: {e}; forwarding continues");
+        None
+    });
+    let http = http.map(|listener| HttpConfig {
         listener,
         hosts: settings.http.hosts.clone(),
         api: settings.http.api,
         max_connections: sys::limits::max_open_files() / 4,
     });
-    warn_about_other_routers();
+    if !takes_over {
+        warn_about_other_routers();
+    }
     let failed = CancellationToken::new();
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     // Every file and socket that needs more privileges is open. The threads start below; each
@@ -231,6 +281,7 @@ async fn run_actors(
     set_limits(&context, &settings.limits);
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
+    let take_over = inherited.map(|inherited| inherited.prepare(&context));
     let supervisor = Supervisor::new(SupervisorConfig {
         context: context.clone(),
         children: children::children(http, LinkSource::Netlink),
@@ -238,15 +289,38 @@ async fn run_actors(
         workers: std::thread::available_parallelism().map_or(1, Into::into),
     })
     .start();
-    let control = match (control, options.clients) {
-        (Some(control), _) => {
-            actix::spawn(frontend::control::server::serve(control, context.clone()))
+    if let Some(take_over) = &take_over {
+        take_over
+            .forward(&context, &supervisor)
+            .await
+            .map_err(AppError::Upgrade)?;
+        _pid_file = pid_file.cloned().map(write_pid_file).transpose()?;
+    }
+    let serve_control = || match control.as_ref().map(ListeningSocket::try_clone) {
+        Some(Ok(socket)) => {
+            let served = frontend::control::server::serve(socket, context.clone());
+            Some(actix::spawn(served))
         }
-        (None, Clients::Smcroute(Some(socket))) => {
-            actix::spawn(frontend::smcroute::serve(socket, context.clone()))
+        Some(Err(e)) => {
+            error!("control: cannot listen: {e}");
+            None
         }
-        (None, _) => actix::spawn(async {}),
+        None => None,
     };
+    let control_task = RefCell::new(match options.clients {
+        Clients::Control => serve_control(),
+        Clients::Smcroute(Some(socket)) => {
+            let served = frontend::smcroute::serve(socket, context.clone());
+            Some(actix::spawn(served))
+        }
+        Clients::Smcroute(None) => None,
+    });
+    if let Some(take_over) = take_over {
+        take_over
+            .finish(context.clone(), &supervisor)
+            .await
+            .map_err(AppError::Upgrade)?;
+    }
     let script = options.script.map(|path| Script::start(path, &context));
     let notify_script = |event| {
         if let Some(script) = &script {
@@ -259,6 +333,37 @@ async fn run_actors(
         options.on_started,
     ));
     let mut keep_forwarding = false;
+    let upgrade = async |program: Option<PathBuf>, settings: &Settings| {
+        let Some(control) = &control else {
+            return Err("only `mcastor run` can be replaced".to_owned());
+        };
+        let descriptor = control.std_listener().map(OwnedFd::from);
+        let control_place = control_place(&settings.control.socket, control);
+        let http = http_socket
+            .as_ref()
+            .map(|socket| Ok::<_, io::Error>((socket.place.clone(), socket.descriptor()?)));
+        let outgoing = Outgoing {
+            context: &context,
+            supervisor: &supervisor,
+            launcher: upgrades.launcher.as_ref().map_err(ToString::to_string)?,
+            mark: upgrades.mark,
+            control: (control_place, descriptor.map_err(|e| e.to_string())?),
+            http: http.transpose().map_err(|e| e.to_string())?,
+            stop_control: &|| {
+                if let Some(task) = control_task.take() {
+                    task.abort();
+                }
+            },
+        };
+        let outcome = outgoing.run(program).await;
+        if let Err(e) = &outcome {
+            error!("upgrade: {e}");
+            if control_task.borrow().is_none() {
+                control_task.replace(serve_control());
+            }
+        }
+        outcome
+    };
     let result = loop {
         let reason = tokio::select! {
             reason = signals.next() => reason,
@@ -284,6 +389,15 @@ async fn run_actors(
                     let _ = answer.send(outcome);
                     continue;
                 }
+                ProcessRequest::Upgrade(program, answer) => {
+                    let outcome = upgrade(program, &active_settings).await;
+                    let replaced = outcome.as_ref().map(|report| report.new_pid).ok();
+                    let _ = answer.send(outcome);
+                    if let Some(pid) = replaced {
+                        end_replaced(pid).await;
+                    }
+                    continue;
+                }
                 ProcessRequest::Stop(keep) => {
                     keep_forwarding = keep;
                     "stop command"
@@ -291,6 +405,12 @@ async fn run_actors(
             },
             () = failed.cancelled() => break Err(AppError::ActorsDied),
         };
+        if reason == UPGRADE {
+            if let Ok(UpgradeReport { new_pid, .. }) = upgrade(None, &active_settings).await {
+                end_replaced(new_pid).await;
+            }
+            continue;
+        }
         if reason != RELOAD {
             break Ok(reason);
         }
@@ -311,9 +431,12 @@ async fn run_actors(
         Err(e) => error!("{e}"),
     }
     service::notify_stopping();
-    control.abort();
-    // The server removes the socket file when it is dropped.
-    let _ = control.await;
+    if let Some(task) = control_task.take() {
+        task.abort();
+        let _ = task.await;
+    }
+    // Removes the file.
+    drop(control);
     if keep_forwarding {
         // Before the captures end: they would take back what they handed over.
         context.planes.all().for_each(|plane| plane.stop(true));
@@ -332,6 +455,14 @@ async fn run_actors(
     result.map(drop)
 }
 
+/// Ends this process after another one has replaced it. Nothing is cleaned up: the other process uses
+/// the files, and the groups must not be left.
+async fn end_replaced(pid: u32) {
+    service::notify_replaced(pid);
+    tokio::time::sleep(REPLACED_LINGER).await;
+    std::process::exit(0);
+}
+
 /// Warns if another mcastor forwards packets in this network namespace. The control socket refuses
 /// a second one only if both have the same path.
 fn warn_about_other_routers() {
@@ -348,11 +479,15 @@ fn warn_about_other_routers() {
 /// The name of the signal that reloads the settings.
 const RELOAD: &str = "SIGHUP";
 
+/// The name of the signal that lets a new process take over.
+const UPGRADE: &str = "SIGUSR2";
+
 /// The signals that this process handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: Signal,
 }
 
 impl Signals {
@@ -361,6 +496,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -370,6 +506,7 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => RELOAD,
+            _ = self.user.recv() => UPGRADE,
         }
     }
 }
@@ -471,8 +608,14 @@ struct PidFile {
 }
 
 impl PidFile {
-    fn write(path: PathBuf) -> Result<Self, AppError> {
-        match sys::files::replace_locked(&path, &format!("{}\n", std::process::id())) {
+    /// Writes the file. `takes_over` says that this process replaces the one that has written it.
+    fn write(path: PathBuf, takes_over: bool) -> Result<Self, AppError> {
+        let text = format!("{}\n", std::process::id());
+        let written = match takes_over {
+            true => sys::files::take_over_locked(&path, &text),
+            false => sys::files::replace_locked(&path, &text),
+        };
+        match written {
             Ok(file) => Ok(Self { path, file }),
             Err(cause) => Err(AppError::PidFile { path, cause }),
         }
@@ -486,41 +629,6 @@ impl Drop for PidFile {
         {
             let _ = std::fs::remove_file(&self.path);
         }
-    }
-}
-
-/// Creates the folder of the default control socket, if it is missing. The service manager or the
-/// container image creates it otherwise.
-fn create_socket_folder(socket: &Path) {
-    if let Some(folder) = socket.parent() {
-        // Ignores a failure: creating the socket reports it.
-        let _ = DirBuilder::new().mode(0o755).create(folder);
-    }
-}
-
-/// Opens the listener of the HTTP server. Dropping the second value removes the file of a UNIX
-/// socket. A port that is in use is only logged, because the router must forward without HTTP.
-fn listen_http(address: Option<&HttpAddress>) -> (Option<HttpListener>, Option<ListeningSocket>) {
-    let unavailable = |cause: &dyn std::fmt::Display| {
-        warn!(
-            "http: cannot listen: {cause}; HTTP and its metrics are not available, \
-             forwarding continues; [http] listen sets another address, or \"off\""
-        );
-        (None, None)
-    };
-    match address {
-        None => (None, None),
-        Some(HttpAddress::Tcp(address)) => match TcpListener::bind(address) {
-            Ok(listener) => (Some(HttpListener::Tcp(listener)), None),
-            Err(e) => unavailable(&format_args!("{address}: {e}")),
-        },
-        Some(HttpAddress::Unix(path)) => match ListeningSocket::bind(path, HTTP_SETTING) {
-            Ok(socket) => match socket.std_listener() {
-                Ok(listener) => (Some(HttpListener::Unix(listener)), Some(socket)),
-                Err(e) => unavailable(&e),
-            },
-            Err(e) => unavailable(&e),
-        },
     }
 }
 

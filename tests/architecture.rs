@@ -93,8 +93,19 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "model", "table", "planes", "sys", "metrics", "settings", "actors", "frontend", "api",
-            "mnat", "store",
+            "model",
+            "table",
+            // Captures that another process continues.
+            "pipeline::capture_handle",
+            "planes",
+            "sys",
+            "metrics",
+            "settings",
+            "actors",
+            "frontend",
+            "api",
+            "mnat",
+            "store",
         ],
     ),
     // Findings from facts about the host and the running router.

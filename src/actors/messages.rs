@@ -24,7 +24,10 @@
 //!     mnat       QueryMnat, ConfigureMnat
 //!     interface  QueryFlows, QueryDrops, FlushFlows
 //!     forwarder  QueryDrops
-//!     supervisor Shutdown, RestartChild, PanicIn
+//!     supervisor Shutdown, RestartChild, PanicIn, ShareCaptures, PauseForwarding,
+//!                ResumeForwarding
+//!     supervisor to interface: ShareCapture, PauseCapture, ResumeCapture
+//!     joins      QueryJoinsApplied          metrics  SetAccepting
 //! ```
 //!
 //! Except for [`QueryDrops`], each message type has one receiver. Except for [`Transmit`],
@@ -47,7 +50,7 @@ use crate::mnat::{Channel, Config, MappingReport, RouteStep};
 use crate::model::{
     Aliases, Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
 };
-use crate::pipeline::{Messages, SharedBatch, Slot};
+use crate::pipeline::{CaptureHandle, CapturePosition, Messages, SharedBatch, Slot};
 use crate::table::RibError;
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
@@ -85,6 +88,56 @@ pub struct Shutdown;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct RestartChild(pub &'static str);
+
+/// App to the HTTP server: whether it accepts connections. Those that it has accepted continue.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SetAccepting(pub bool);
+
+/// App to supervisor: returns the open captures for another process, and keeps their modes until
+/// [`ResumeForwarding`]. The error names an interface whose capture cannot be passed on.
+#[derive(Message)]
+#[rtype(result = "Result<Vec<(InterfaceId, CaptureHandle)>, String>")]
+pub struct ShareCaptures;
+
+/// Supervisor to interface: returns the open capture for another process. `None` if the actor only
+/// recognises other forwarders.
+#[derive(Message)]
+#[rtype(result = "io::Result<Option<CaptureHandle>>")]
+pub struct ShareCapture;
+
+/// App to supervisor: stops to read all captures. The answer comes when every packet that was read
+/// is sent or counted: where another process continues.
+#[derive(Message)]
+#[rtype(result = "Vec<(InterfaceId, CapturePosition)>")]
+pub struct PauseForwarding;
+
+/// Supervisor to interface: stops to read the capture. The answer comes when every packet that was
+/// read is sent or counted.
+#[derive(Message)]
+#[rtype(result = "Option<CapturePosition>")]
+pub struct PauseCapture;
+
+/// App to supervisor: ends [`PauseForwarding`] and [`ShareCaptures`]. This process forwards again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ResumeForwarding {
+    /// Whether another process may have read the captures, so that they are opened again.
+    pub reopen: bool,
+}
+
+/// Supervisor to interface: ends [`PauseCapture`] and [`ShareCapture`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ResumeCapture {
+    /// Whether another process may have read the capture, so that it is opened again.
+    pub reopen: bool,
+}
+
+/// App to joins: whether the kernel has all memberships that were requested so far.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct QueryJoinsApplied;
 
 /// App to supervisor, in tests: makes the actor with this `actor` label panic. If several have
 /// the label, the one of the interface with the lowest index panics.

@@ -21,6 +21,7 @@ pub(crate) mod confined_thread;
 pub mod control;
 pub mod data;
 pub mod directory;
+pub mod forwarding_gate;
 pub mod integrations;
 pub mod live_trace;
 pub mod log_limit;

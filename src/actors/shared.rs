@@ -13,6 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
+use super::forwarding_gate::ForwardingGate;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
@@ -97,6 +98,8 @@ pub struct RouterContext {
     pub requests: mpsc::Sender<ProcessRequest>,
     /// The state that probes report.
     pub health: Health,
+    /// Holds back the data path while another process still forwards.
+    pub gate: ForwardingGate,
     started: Instant,
 }
 
@@ -135,6 +138,7 @@ impl RouterContext {
             aliases: ArcSwap::default(),
             requests,
             health: Health::default(),
+            gate: ForwardingGate::default(),
             started: Instant::now(),
         });
         (context, receiver)
@@ -219,10 +223,35 @@ const MAX_WAITING_REQUESTS: usize = 16;
 pub enum ProcessRequest {
     /// Read the settings again.
     Reload(oneshot::Sender<Result<String, String>>),
+    /// Let a new process take over: the program at this path, or else the one that this process
+    /// was started from.
+    Upgrade(
+        Option<PathBuf>,
+        oneshot::Sender<Result<UpgradeReport, String>>,
+    ),
     /// Make an actor panic, if the process was started for such tests.
     Panic(String, oneshot::Sender<Result<String, String>>),
     /// End the process. If the flag is set, what can forward without the process continues.
     Stop(bool),
+}
+
+/// How a new process took over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpgradeReport {
+    /// Version of the former process.
+    pub old_version: String,
+    /// Version of the new process.
+    pub new_version: String,
+    /// ID of the former process.
+    pub old_pid: u32,
+    /// ID of the new process.
+    pub new_pid: u32,
+    /// Milliseconds from the request to the end of the hand-over.
+    pub took_ms: u64,
+    /// Microseconds in which no process read packets. They waited in the capture sockets.
+    pub pause_us: u64,
+    /// Packets that waited in that time.
+    pub waiting_packets: u64,
 }
 
 /// The state that `/readyz` reports.

@@ -5,6 +5,7 @@ pub mod explain;
 pub mod openapi;
 mod show_query;
 pub mod trace;
+mod upgrade;
 pub mod view;
 
 use std::num::NonZeroU16;
@@ -17,6 +18,7 @@ pub use explain::{
 };
 pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
+pub use upgrade::{UpgradeQuery, UpgradeView};
 pub use view::{
     DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,
     PendingView, QuerierView, RewriteView, RouteView,
@@ -48,6 +50,8 @@ pub enum ShowReply {
     Explain(Box<ExplainView>),
     /// Reply to a [`TraceQuery`].
     Trace(TraceView),
+    /// Reply to an [`UpgradeQuery`].
+    Upgraded(UpgradeView),
     /// Reply to a change: a sentence that describes its effect.
     Done(String),
 }

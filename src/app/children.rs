@@ -24,7 +24,7 @@ use crate::sys::confinement::FileAccess::{self, ReadProc};
 pub fn children(http: Option<HttpConfig>, links: LinkSource) -> Vec<ChildSpec> {
     vec![
         ChildSpec::on_own_thread("joins", ReadProc, Always, AfterForwarding, |s| Some(Joins::new(s.context(), s.death_guard()))),
-        ChildSpec::on_own_thread("membership", FileAccess::None, Always, AfterForwarding, |s| Some(Membership::new(s.context(), s.death_guard()))),
+        ChildSpec::on_own_thread("membership", FileAccess::None, Always, AfterForwarding, membership),
         ChildSpec::on_own_thread("routing", FileAccess::None, AtMost(3), AfterForwarding, |s| Some(Routing::new(s.context(), s.death_guard()))),
         ChildSpec::new("links", Always, AfterForwarding, move |s| Some(LinksWatch::new(s.context(), s.death_guard(), links.clone()))),
         ChildSpec::new("metrics", Always, WithProcess, move |s| http_server(s, &http)),
@@ -42,8 +42,20 @@ pub fn roles() -> Vec<&'static str> {
         .collect()
 }
 
-/// Returns a new instance of the HTTP server, if it is enabled.
+/// Returns a new membership actor. It queries the hosts at its start, so it needs their answers: a
+/// process that replaces another one starts it later.
+fn membership(start: &ChildStart) -> Option<Membership> {
+    let context = start.context();
+    let receives = context.gate.is_open();
+    receives.then(|| Membership::new(context, start.death_guard()))
+}
+
+/// Returns a new instance of the HTTP server, if it is enabled. A process that replaces another one
+/// serves clients later.
 fn http_server(start: &ChildStart, http: &Option<HttpConfig>) -> Option<HttpServerActor> {
+    if !start.context().gate.is_open() {
+        return None;
+    }
     match http.as_ref()?.try_clone() {
         Ok(config) => {
             let (context, death_guard) = (start.context(), start.death_guard());

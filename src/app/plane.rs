@@ -56,17 +56,20 @@ enum Refusal {
 
 impl ChosenPlane {
     /// Chooses the plane by trying to load the programs of the eBPF plane. `socket` is the one on
-    /// which this instance serves commands.
-    pub(super) fn choose(settings: &Settings, socket: &Path) -> Self {
+    /// which this instance serves commands; `former_mark` is the mark of the packets that the running
+    /// process of this instance sends, if this one replaces it.
+    pub(super) fn choose(settings: &Settings, socket: &Path, former_mark: Option<u32>) -> Self {
+        let mark = former_mark.unwrap_or_else(instance_mark);
         let bpffs = settings.plane.bpffs.as_ref();
         // If another process of this instance lives, this one ends when it binds the socket.
-        let pins = bpffs.filter(|_| UnixStream::connect(socket).is_err());
+        let is_alone = || former_mark.is_some() || UnixStream::connect(socket).is_err();
+        let pins = bpffs.filter(|_| is_alone());
         let pins = pins.map(|root| PinFolder::open(root, socket));
         let packet = PacketPlane {
             qdisc_bypass: settings.plane.qdisc_bypass,
             modes: capture_modes(),
             busy_poll: settings.plane.busy_poll,
-            ..PacketPlane::new(instance_mark())
+            ..PacketPlane::new(mark)
         };
         let program = match settings.plane.kind {
             PlaneKind::Packet => Err(Refusal::Settings),
@@ -80,6 +83,14 @@ impl ChosenPlane {
             program,
             pins,
             orphan_after: settings.plane.orphan_after,
+        }
+    }
+
+    /// Returns the mark of the packets that this process sends.
+    pub(super) fn mark(&self) -> u32 {
+        match &self.program {
+            Ok(program) => program.mark(),
+            Err(_) => self.packet.mark,
         }
     }
 
@@ -190,7 +201,7 @@ fn load_program(
 
 /// Returns a random number other than zero, the mark of the packets that this instance sends. Other
 /// instances on this machine are unlikely to have the same.
-fn instance_mark() -> u32 {
+pub(super) fn instance_mark() -> u32 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     // RandomState has a random seed.
     (RandomState::new().build_hasher().finish() as u32).max(1)

@@ -186,6 +186,11 @@ pub async fn notify_service_manager(context: Arc<RouterContext>, on_started: Opt
     }
 }
 
+/// Reports to systemd which process replaces this one.
+pub fn notify_replaced(pid: u32) {
+    notify(&[NotifyState::MainPid(pid)]);
+}
+
 /// Reports the start of the shutdown to systemd.
 pub fn notify_stopping() {
     notify(&[NotifyState::Stopping]);

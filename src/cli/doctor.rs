@@ -169,6 +169,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
             | ShowReply::Mnat(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)
+            | ShowReply::Upgraded(_)
             | ShowReply::Done(_) => {}
         }
     }

@@ -135,6 +135,7 @@ fn run(
         clients: Clients::Control,
         on_started: None,
         script: None,
+        predecessor: None,
         mnat: Some(Config {
             role,
             target,

@@ -28,6 +28,7 @@ pub mod smcroutectl;
 pub mod smcrouted;
 mod table;
 mod trace;
+pub mod upgrade;
 mod usage;
 
 use std::ffi::OsString;
@@ -139,6 +140,8 @@ enum Command {
     /// Reload the settings; this ends changes made with add, remove, join and leave
     #[command(after_help = "Example: mcastor reload")]
     Reload(change::SocketArgs),
+    /// Replace the running mcastor by a new process, without the loss of a packet
+    Upgrade(upgrade::UpgradeArgs),
     /// Stop the running mcastor
     #[command(after_help = "Examples:\n  mcastor stop\n  mcastor stop --keep-forwarding")]
     Stop(change::StopArgs),
@@ -246,6 +249,7 @@ pub fn main() -> ExitCode {
         Command::Leave(args) => change::leave(args),
         Command::Flush(args) => change::run_without_arguments(&args, Request::Flush),
         Command::Reload(args) => change::run_without_arguments(&args, Request::Reload),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Stop(args) => change::stop(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::MnatIngress(args) => mnat::ingress(args),

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::exit::{UNUSABLE, fail};
 use super::log::{RouterLog, TextFields};
+use crate::app::upgrade::Predecessor;
 use crate::app::{self, Clients, Options};
 use crate::model::escape::EscapeStyle;
 use crate::settings::{DEFAULT_FILE, LogFormat, LogSettings, Settings, environment};
@@ -26,7 +27,8 @@ Examples:
     MCASTOR__ROUTE__0__FROM=eth0 MCASTOR__ROUTE__0__GROUP=225.1.2.3 \\
     MCASTOR__ROUTE__0__TO=eth1 mcastor run
 
-SIGHUP reloads the settings. SIGTERM and SIGINT stop the router.
+SIGHUP reloads the settings. SIGTERM and SIGINT stop the router. SIGUSR2 replaces the process by
+a new one, as `mcastor upgrade` does.
 
 It needs CAP_NET_RAW, which root has. It does not need kernel multicast routing, iptables rules
 or changes of rp_filter.")]
@@ -47,10 +49,17 @@ pub fn run(args: RunArgs) -> ExitCode {
         || format!("settings from the environment, without {DEFAULT_FILE}"),
         |path| path.display().to_string(),
     );
+    let predecessor = match Predecessor::connect() {
+        Ok(predecessor) => predecessor,
+        Err(e) => return fail(&e),
+    };
     let load = move || Settings::load(file.present(), environment()).map_err(Box::new);
     let settings = match load() {
         Ok(settings) => settings,
         Err(report) => {
+            if let Some(predecessor) = predecessor {
+                predecessor.refuse(&format_args!("the settings are invalid: {report}"));
+            }
             eprintln!("{}", report.pretty());
             return ExitCode::from(UNUSABLE);
         }
@@ -65,6 +74,7 @@ pub fn run(args: RunArgs) -> ExitCode {
         clients: Clients::Control,
         on_started: None,
         script: None,
+        predecessor,
     };
     match app::run(options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -243,6 +243,7 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
         ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
         ShowReply::Drops(drops) => serde_json::to_string_pretty(drops),
+        ShowReply::Upgraded(view) => serde_json::to_string_pretty(view),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),
         ShowReply::Explain(view) => serde_json::to_string_pretty(view),
         ShowReply::Trace(view) => serde_json::to_string_pretty(view),

@@ -31,6 +31,7 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Pending(pending) => table_text(pending_table(pending)),
         ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
         ShowReply::Drops(drops) => drops_text(drops),
+        ShowReply::Upgraded(view) => view.to_string(),
         ShowReply::Done(done) => done.clone(),
         ShowReply::Explain(_) | ShowReply::Trace(_) => String::new(),
     }

@@ -299,6 +299,7 @@ fn prepare(args: &DaemonArgs, identity: Option<&UserIdentity>) -> Result<Options
         clients: Clients::Smcroute(bound),
         on_started: None,
         script: args.script.clone(),
+        predecessor: None,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use actix::Message;
@@ -17,7 +18,9 @@ use crate::actors::messages::{
     QueryRouting, RoutingTables,
 };
 use crate::actors::shared::ProcessRequest;
-use crate::api::{GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply};
+use crate::api::{
+    GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply, UpgradeQuery, UpgradeView,
+};
 use crate::model::{
     AddrError, GroupPrefix, IfPattern, InterfaceId, JoinPolicy, JoinRule, LinkError, Origin,
     RouteName, RouteRule, Source, SourcePrefix, TranslationError, TranslationRule,
@@ -26,6 +29,9 @@ use crate::table::rib_change::RibChange;
 
 /// How long an actor may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the process may take to let another one take over.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(18);
 
 /// How long a change waits until the interfaces that it needs are captured.
 const CAPTURE_PATIENCE: Duration = Duration::from_millis(500);
@@ -241,6 +247,28 @@ pub async fn reload(context: &RouterContext) -> Result<String, QueryError> {
     request(context, ProcessRequest::Reload).await
 }
 
+/// Lets a new process take over.
+///
+/// # Errors
+/// The new process cannot take over. This one forwards on.
+pub async fn upgrade(
+    context: &RouterContext,
+    query: UpgradeQuery,
+) -> Result<UpgradeView, QueryError> {
+    let program = query.binary.map(PathBuf::from);
+    let request = |answer| ProcessRequest::Upgrade(program, answer);
+    let report = request_within(context, UPGRADE_PATIENCE, request).await?;
+    Ok(UpgradeView {
+        old_version: report.old_version,
+        new_version: report.new_version,
+        old_pid: report.old_pid,
+        new_pid: report.new_pid,
+        took_ms: report.took_ms,
+        pause_us: report.pause_us,
+        waiting_packets: report.waiting_packets,
+    })
+}
+
 /// Makes an actor panic, if the process permits it.
 ///
 /// # Errors
@@ -264,11 +292,19 @@ async fn request(
     context: &RouterContext,
     request: impl FnOnce(oneshot::Sender<Result<String, String>>) -> ProcessRequest,
 ) -> Result<String, QueryError> {
+    request_within(context, PATIENCE, request).await
+}
+
+async fn request_within<T>(
+    context: &RouterContext,
+    patience: Duration,
+    request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> ProcessRequest,
+) -> Result<T, QueryError> {
     let no_answer = || QueryError::NoAnswer("the process");
     let (sender, answer) = oneshot::channel();
     let sent = context.requests.send(request(sender)).await;
     sent.map_err(|_| no_answer())?;
-    match timeout(PATIENCE, answer).await {
+    match timeout(patience, answer).await {
         Ok(Ok(outcome)) => outcome.map_err(QueryError::Refused),
         _ => Err(no_answer()),
     }

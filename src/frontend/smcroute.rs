@@ -155,6 +155,7 @@ async fn show_tables(
             | ShowReply::Drops(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)
+            | ShowReply::Upgraded(_)
             | ShowReply::Done(_) => {}
         }
     }

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use socket2::{Domain, SockAddr, Type};
 
@@ -51,9 +52,14 @@ pub const CONTROL_SETTING: &str = "[control] socket, or smcrouted -u";
 /// The setting that has the path of the HTTP socket.
 pub const HTTP_SETTING: &str = "[http] listen";
 
-/// A bound socket; dropping it removes its file.
+/// A bound socket. Dropping the last handle removes its file.
 pub struct ListeningSocket {
     listener: UnixListener,
+    file: Arc<SocketFile>,
+}
+
+/// The file of a bound socket; dropping it removes the file, if it is still the same one.
+struct SocketFile {
     path: PathBuf,
     inode: u64,
 }
@@ -96,11 +102,35 @@ impl ListeningSocket {
             .map_err(refused)?
             .ino();
         let listener = temporary.persist(path).map_err(|e| refused(e.error))?;
+        let path = path.to_path_buf();
         Ok(Self {
             listener,
-            path: path.to_path_buf(),
-            inode,
+            file: Arc::new(SocketFile { path, inode }),
         })
+    }
+
+    /// Returns a socket that another process has bound to this path. `inode` is that of its file.
+    pub fn from_listener(listener: UnixListener, path: PathBuf, inode: u64) -> Self {
+        Self {
+            listener,
+            file: Arc::new(SocketFile { path, inode }),
+        }
+    }
+
+    /// Returns another handle of the socket.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            listener: self.listener.try_clone()?,
+            file: self.file.clone(),
+        })
+    }
+
+    /// Returns the inode of the file.
+    pub fn inode(&self) -> u64 {
+        self.file.inode
     }
 
     /// Returns a listener of the async runtime.
@@ -134,7 +164,7 @@ fn private_listener(path: &Path) -> io::Result<UnixListener> {
     Ok(OwnedFd::from(socket).into())
 }
 
-impl Drop for ListeningSocket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);

@@ -9,6 +9,7 @@
 //! ([`crate::planes`]).
 
 pub mod batch;
+pub mod capture_handle;
 pub mod counts;
 pub mod egress;
 pub mod hand_over;
@@ -21,6 +22,7 @@ mod translate;
 
 pub use crate::sys::packet::OutPacket;
 pub use batch::{Batch, Packet};
+pub use capture_handle::{CaptureHandle, CapturePosition, RingHandle};
 pub use counts::SwitchCounts;
 pub use egress::{EgressQueue, Progress};
 pub use messages::{CapturedMessage, Messages};

@@ -3,8 +3,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use super::Batch;
 use super::hand_over::HandOver;
+use super::{Batch, CaptureHandle, CapturePosition};
 use crate::sys::packet::OutPacket;
 
 /// A source of packets that arrive on one interface.
@@ -34,6 +34,34 @@ pub trait PacketSource: Send {
 
     /// Returns the name of the present capture mode, for `mcastor show`.
     fn mode(&self) -> &'static str;
+
+    /// Returns the open sockets, with which another process can continue the capture. The capture
+    /// mode does not change from then on. `None` while it is changing: poll, and call again.
+    ///
+    /// # Errors
+    /// The plane cannot pass captures on.
+    fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Ends [`PacketSource::share`]: this process continues alone.
+    fn end_sharing(&mut self) {}
+
+    /// Returns where another process continues the shared capture. `None` while this process still
+    /// holds packets in the memory of the capture.
+    fn position(&mut self) -> Option<CapturePosition> {
+        None
+    }
+
+    /// Continues a capture of another process, which has stopped to read it at this position. No
+    /// batch may be read before.
+    ///
+    /// # Errors
+    /// The kernel refuses the filter of this process.
+    fn continue_at(&mut self, position: CapturePosition) -> io::Result<()> {
+        let _ = position;
+        Ok(())
+    }
 }
 
 /// A sink for packets that leave one interface.

@@ -14,7 +14,7 @@ use std::io;
 
 use crate::forward::DropReason;
 use crate::model::{IfName, InterfaceId, PlaneName, RouteName, TranslationKind};
-use crate::pipeline::{PacketSink, PacketSource};
+use crate::pipeline::{CaptureHandle, PacketSink, PacketSource};
 use crate::table::FibDiff;
 use crate::table::flows::FlowKey;
 
@@ -59,6 +59,20 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The interface does not exist, or the kernel refuses.
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>>;
+
+    /// Prepares to continue a capture of another process. It is read after
+    /// [`PacketSource::continue_at`]. Called inside the runtime that will poll it.
+    ///
+    /// # Errors
+    /// As [`Plane::capture`], or the plane cannot continue captures.
+    fn adopt(
+        &self,
+        interface: InterfaceId,
+        handle: CaptureHandle,
+    ) -> io::Result<Box<dyn PacketSource>> {
+        let _ = (interface, handle);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Starts to capture the incoming packets of an interface. A plane may use this to make sending
     /// cheaper on an interface that is no ingress.

@@ -17,6 +17,21 @@ pub enum PassedListener {
     Unix(UnixListener),
 }
 
+impl PassedListener {
+    /// Returns the listener of a listening socket.
+    ///
+    /// # Errors
+    /// Returns any other descriptor.
+    pub fn new(socket: OwnedFd) -> Result<Self, OwnedFd> {
+        let socket = Socket::from(socket);
+        match socket.local_addr().map(|address| address.domain()) {
+            Ok(Domain::IPV4 | Domain::IPV6) => Ok(Self::Tcp(socket.into())),
+            Ok(Domain::UNIX) => Ok(Self::Unix(OwnedFd::from(socket).into())),
+            _ => Err(socket.into()),
+        }
+    }
+}
+
 /// Returns the passed listener named `http`, or the only passed socket.
 ///
 /// Call once, before any other descriptor is opened.
@@ -41,14 +56,9 @@ pub fn http_listener() -> Option<PassedListener> {
     }
     // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it
     // to this process, and nothing else in the process owns it.
-    let socket = unsafe { Socket::from_raw_fd(fd) };
-    match socket.local_addr().map(|address| address.domain()) {
-        Ok(Domain::IPV4 | Domain::IPV6) => Some(PassedListener::Tcp(socket.into())),
-        Ok(Domain::UNIX) => Some(PassedListener::Unix(OwnedFd::from(socket).into())),
-        // Any other descriptor stays open for its owner.
-        _ => {
-            let _ = socket.into_raw_fd();
-            None
-        }
-    }
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Any other descriptor stays open for its owner.
+    PassedListener::new(socket)
+        .map_err(|other| other.into_raw_fd())
+        .ok()
 }

@@ -102,6 +102,29 @@ pub fn drop_unneeded() -> Result<usize, CapsError> {
     Ok(permitted.len() - ours.len())
 }
 
+/// Drops all capabilities that forwarding does not need, for the calling thread, and lets the
+/// programs that this thread starts inherit the others. For the thread that starts a new version of
+/// this program.
+pub(super) fn keep_for_programs() -> Result<(), CapsError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let ours = kept(&permitted);
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
+        for other in caps::read(None, CapSet::Bounding)?.difference(&ours) {
+            caps::drop(None, CapSet::Bounding, *other)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient)?;
+    set_no_new_privs().map_err(|e| CapsError::from(e.to_string()))?;
+    caps::set(None, CapSet::Effective, &ours)?;
+    caps::set(None, CapSet::Inheritable, &ours)?;
+    caps::set(None, CapSet::Permitted, &ours)?;
+    // Root has them without this; a user who got them from the service manager has not.
+    for capability in ours {
+        caps::raise(None, CapSet::Ambient, capability)?;
+    }
+    Ok(())
+}
+
 fn kept(all: &CapsHashSet) -> CapsHashSet {
     let kept = CapsHashSet::from(KEPT);
     all.intersection(&kept).copied().collect()

@@ -17,7 +17,27 @@ pub struct FanoutMember(Arc<OwnedFd>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FanoutGroupId(u16);
 
+impl FanoutGroupId {
+    /// Returns the ID with this number, which another process has received from the kernel.
+    pub fn from_number(number: u16) -> Self {
+        Self(number)
+    }
+
+    /// Returns the number.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
 impl FanoutMember {
+    /// Returns another descriptor of the socket, for another process.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
         Self(fd)
     }

@@ -163,6 +163,14 @@ pub fn replace_locked(path: &Path, text: &str) -> io::Result<Flock<File>> {
         let busy = format!("process {owner} uses it");
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
     }
+    take_over_locked(path, text)
+}
+
+/// As [`replace_locked`], for the successor of the process that has locked the former file.
+///
+/// # Errors
+/// The error of the system call that failed.
+pub fn take_over_locked(path: &Path, text: &str) -> io::Result<Flock<File>> {
     let file = create(path, None, MODE)?;
     // The lock belongs to the open file, whatever its name.
     let lock = try_lock(file.as_file().try_clone()?).map_err(|(_, e)| e)?;

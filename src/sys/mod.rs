@@ -38,3 +38,5 @@ mod shared_mapping;
 pub mod spawn;
 pub mod thread_priority;
 pub mod transmit;
+pub mod upgrade_launcher;
+pub mod upgrade_socket;

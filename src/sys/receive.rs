@@ -83,13 +83,19 @@ impl PacketReceiver {
         set_scope(&fd, scope)?;
         join_all_multicast(&fd, index)?;
         bind(&fd, index, libc::ETH_P_ALL as u16)?;
+        Ok(Self::from_socket(fd))
+    }
+
+    /// Continues the capture of a socket that [`PacketReceiver::open`] has opened in another
+    /// process.
+    pub fn from_socket(fd: OwnedFd) -> Self {
         // SAFETY: these C structs consist of integers and pointers, for which zeros are valid.
         let (message, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         let iovec = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         };
-        Ok(Self {
+        Self {
             fd: Arc::new(fd),
             pool: BufferPool::default(),
             spare: None,
@@ -98,7 +104,7 @@ impl PacketReceiver {
             iovecs: Box::new([[iovec; 2]; PACKETS]),
             names: Box::new([name; PACKETS]),
             controls: Box::new([ControlBuffer([0; 128]); PACKETS]),
-        })
+        }
     }
 
     /// Receives the waiting packets, at most one buffer of them, and appends their frames in order
@@ -222,6 +228,14 @@ impl PacketReceiver {
     /// receive buffer was full.
     pub fn take_dropped(&self) -> io::Result<u64> {
         packet::take_dropped(&self.fd)
+    }
+
+    /// Replaces the filter.
+    ///
+    /// # Errors
+    /// The kernel refuses the filter.
+    pub fn set_filter(&self, filter: &CaptureFilter) -> io::Result<()> {
+        filter.attach(&self.fd)
     }
 
     /// Stops the capture. Packets that already wait can still be received.

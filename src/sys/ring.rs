@@ -91,6 +91,7 @@ pub struct CaptureRing {
     fd: Arc<OwnedFd>,
     map: Arc<RingMapping>,
     next: usize,
+    size: RingSize,
 }
 
 impl CaptureRing {
@@ -124,7 +125,59 @@ impl CaptureRing {
         let fd = Arc::new(fd);
         FanoutMember::new(fd.clone()).join(group)?;
         filter.attach(&fd)?;
-        Ok(Self { fd, map, next: 0 })
+        Ok(Self {
+            fd,
+            map,
+            next: 0,
+            size,
+        })
+    }
+
+    /// Continues the capture of a ring of this size that another process has opened.
+    /// [`CaptureRing::continue_at`] must follow before a block is read.
+    ///
+    /// # Errors
+    /// The ring cannot be mapped.
+    pub fn from_socket(fd: OwnedFd, size: RingSize) -> io::Result<Self> {
+        let map = Arc::new(map_ring(&fd, size)?);
+        Ok(Self {
+            fd: Arc::new(fd),
+            map,
+            next: 0,
+            size,
+        })
+    }
+
+    /// Returns another descriptor of the socket, for another process.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    /// Returns the size.
+    pub fn size(&self) -> RingSize {
+        self.size
+    }
+
+    /// Returns the block that is read next; `None` while this process still holds earlier ones.
+    pub fn position(&self) -> Option<u32> {
+        let is_held = |lent: &AtomicBool| lent.load(Ordering::Acquire);
+        (!self.map.lent.iter().any(is_held)).then_some(self.next as u32)
+    }
+
+    /// Reads this block next: the [`CaptureRing::position`] of another process.
+    pub fn continue_at(&mut self, position: u32) {
+        self.next = position as usize % self.map.lent.len().max(1);
+    }
+
+    /// Replaces the filter.
+    ///
+    /// # Errors
+    /// The kernel refuses the filter.
+    pub fn set_filter(&self, filter: &CaptureFilter) -> io::Result<()> {
+        filter.attach(&self.fd)
     }
 
     /// Returns the next block if the kernel handed it over.

@@ -1,12 +1,12 @@
 //! Captures packets on one interface, switches them, and passes batches to the forwarders of its
 //! worker thread.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as Task, Poll, ready};
+use std::task::{Context as Task, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use actix::fut::ActorFuture;
@@ -19,7 +19,8 @@ use tracing::warn;
 use super::foreign_sources::ForeignSources;
 use crate::actors::messages::{
     CaptureOpened, DropPage, FLOWS_PER_QUERY, FlowPage, FlushFlows, HostMessages, HostMessagesLost,
-    MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, QueryDrops, QueryFlows, Transmit,
+    MAX_WAITING_BATCHES, MembershipMessages, MessagesLost, PauseCapture, QueryDrops, QueryFlows,
+    ResumeCapture, ShareCapture, Transmit,
 };
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::actors::supervision::{DeathGuard, Stop, WorkerId, panics_on_demand};
@@ -30,7 +31,9 @@ use crate::metrics::InterfaceCounters;
 use crate::model::{FlowEnd, IfName, InterfaceId, MacAddress, PlaneName, TakeoverRole};
 use crate::pipeline::hand_over::Rest;
 use crate::pipeline::packet_trace::TraceRecorder;
-use crate::pipeline::{Batch, Messages, PacketSource, Slot, Switch};
+use crate::pipeline::{
+    Batch, CaptureHandle, CapturePosition, Messages, PacketSource, Slot, Switch,
+};
 use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::flows::{EndedFlows, Flows};
 use crate::table::{Fib, Ingress};
@@ -48,6 +51,9 @@ const HAND_OVER_INTERVAL: Duration = Duration::from_millis(1);
 /// Shortest interval at which kernel drops are read while hosts report, and at which losses are
 /// reported to the membership and joins actors.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Interval at which this actor looks whether its capture can be passed to another process.
+const PASS_ON_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A closed capture is empty when it returns no packet for this time.
 const QUIET: Duration = Duration::from_millis(5);
@@ -91,6 +97,26 @@ pub struct Interface {
     drops_read: Instant,
     /// Whether the next step of handing flows over is scheduled.
     hands_over: bool,
+    reading: Rc<Reading>,
+    /// Whether packets may still arrive that waited for the gate.
+    counts_waiting: bool,
+}
+
+/// Whether the capture is read.
+#[derive(Default)]
+struct Reading {
+    paused: Cell<bool>,
+    /// Wakes the stream of batches.
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Reading {
+    fn set_paused(&self, paused: bool) {
+        self.paused.set(paused);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 impl Interface {
@@ -134,6 +160,8 @@ impl Interface {
             loss_reported: None,
             drops_read: Instant::now(),
             hands_over: false,
+            reading: Rc::default(),
+            counts_waiting: false,
         }
     }
 
@@ -141,11 +169,16 @@ impl Interface {
     fn open(&self) -> impl ActorFuture<Self, Output = bool> + use<> {
         let (context, plane, index) = (self.context.clone(), self.plane, self.index);
         let watch_only = self.watch_only;
+        let inherited = match watch_only {
+            true => None,
+            false => context.gate.take_capture(index),
+        };
         let opened = off_thread::run(move || {
             let plane = context.planes.serving(plane)?;
-            match watch_only {
-                true => plane.watch(index),
-                false => plane.capture(index),
+            match inherited {
+                Some(handle) => plane.adopt(index, handle),
+                None if watch_only => plane.watch(index),
+                None => plane.capture(index),
             }
         });
         let opened = opened.into_actor(self);
@@ -173,6 +206,55 @@ impl Interface {
         is_open
     }
 
+    /// Opens the capture in a process that replaces another one, and starts to forward when that one
+    /// has sent its last packet. A capture that the other process did not have is opened then.
+    fn start_behind_gate(&mut self, ctx: &mut Context<Self>) {
+        let gate = &self.context.gate;
+        let opened = gate.opened().into_actor(self);
+        let index = self.index;
+        if self.watch_only || !gate.has_capture(index) {
+            gate.set_prepared(index);
+            let opened = opened.then(|(), actor, _| actor.open());
+            return ctx.wait(opened.map(|is_open, actor, ctx| {
+                if is_open {
+                    actor.start_forwarding(ctx);
+                }
+            }));
+        }
+        let adopted = self.open().then(move |is_open, actor, _| {
+            let gate = &actor.context.gate;
+            match is_open {
+                true => gate.set_prepared(index),
+                false => gate.fail(format!("{}: cannot continue its capture", actor.name)),
+            }
+            opened
+        });
+        ctx.wait(adopted.map(move |(), actor, ctx| {
+            let Some(capture) = &actor.capture else {
+                return;
+            };
+            let position = actor.context.gate.position(index);
+            let continued = capture.borrow_mut().continue_at(position);
+            if let Err(e) = continued {
+                warn!(interface = %actor.name, "{}: cannot continue its capture: {e}", actor.name);
+                return ctx.terminate();
+            }
+            actor.counts_waiting = true;
+            actor.start_forwarding(ctx);
+        }));
+    }
+
+    /// Returns whether the forwarders have sent all packets of this actor.
+    fn is_all_sent(&self) -> bool {
+        self.waiting.values().all(|w| Arc::strong_count(w) == 1)
+    }
+
+    /// Returns whether the plane must not forward by itself.
+    fn holds_flows(&self) -> bool {
+        let is_traced = self.context.live_trace.active(self.context.now_ms());
+        is_traced.is_some() || self.reading.paused.get() || self.context.gate.has_predecessor()
+    }
+
     /// Starts to forward what the capture receives.
     fn start_forwarding(&mut self, ctx: &mut Context<Self>) {
         let Some(capture) = self.capture.clone() else {
@@ -181,6 +263,7 @@ impl Interface {
         ctx.add_stream(Batches {
             capture: capture.clone(),
             in_a_row: 0,
+            reading: self.reading.clone(),
         });
         let hands_over = capture.borrow_mut().hand_over().is_some();
         if hands_over && !self.watch_only {
@@ -193,7 +276,10 @@ impl Interface {
         ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
             let snapshot = actor.context.snapshot.load_full();
             actor.update_name(&snapshot);
-            actor.read_kernel_drops();
+            // Another process may read them already.
+            if !actor.reading.paused.get() {
+                actor.read_kernel_drops();
+            }
             let (context, interface) = (&actor.context, (actor.index, &actor.name));
             let flows = &actor.switch.flows;
             (actor.foreign_sources).examine(context, &snapshot, interface, flows);
@@ -234,11 +320,11 @@ impl Interface {
         let Some(hand_over) = capture.hand_over() else {
             return;
         };
-        if !hand_over.is_pending() {
+        if self.reading.paused.get() || !hand_over.is_pending() {
             return;
         }
         // More packets would only fill the mailboxes of the forwarders.
-        let is_all_sent = self.waiting.values().all(|w| Arc::strong_count(w) == 1);
+        let is_all_sent = self.is_all_sent();
         match is_all_sent.then(|| hand_over.read_rest()) {
             Some(Ok(Rest::Packets(batch))) => {
                 drop(capture);
@@ -282,7 +368,7 @@ impl Interface {
         };
         // A trace records what the switch sees.
         let now_ms = self.context.now_ms();
-        hand_over.set_paused(self.context.live_trace.active(now_ms).is_some());
+        hand_over.set_paused(self.holds_flows());
         let mut forwarded = Vec::new();
         hand_over.report(&mut forwarded);
         let snapshot = self.context.snapshot.load_full();
@@ -332,6 +418,10 @@ impl Interface {
 
     fn forward(&mut self, batch: Batch) {
         self.batches += 1;
+        if self.counts_waiting {
+            let received = batch.packets.iter().map(|packet| packet.received_ns);
+            self.counts_waiting = self.context.gate.count_waiting(received);
+        }
         let snapshot = self.context.snapshot.load_full();
         if self.generation != snapshot.fib.generation {
             self.update_name(&snapshot);
@@ -565,6 +655,9 @@ impl Actor for Interface {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let Some(former) = self.former.take() else {
+            if !self.context.gate.is_open() {
+                return self.start_behind_gate(ctx);
+            }
             let opened = self.open().map(|is_open, actor, ctx| {
                 if is_open {
                     actor.start_forwarding(ctx);
@@ -622,6 +715,98 @@ impl Handler<CloseCapture> for Interface {
         if let Some(capture) = &self.capture {
             capture.borrow_mut().stop_capture();
         }
+    }
+}
+
+impl Handler<ShareCapture> for Interface {
+    type Result = ResponseActFuture<Self, io::Result<Option<CaptureHandle>>>;
+
+    fn handle(&mut self, _: ShareCapture, _: &mut Self::Context) -> Self::Result {
+        Box::pin(Share(Box::pin(sleep(Duration::ZERO))))
+    }
+}
+
+/// Waits until the capture has no change of its mode in progress, and returns its sockets.
+struct Share(Pin<Box<Sleep>>);
+
+impl ActorFuture<Interface> for Share {
+    type Output = io::Result<Option<CaptureHandle>>;
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        actor: &mut Interface,
+        _: &mut Context<Interface>,
+        task: &mut Task<'_>,
+    ) -> Poll<Self::Output> {
+        let Some(capture) = actor.capture.as_ref().filter(|_| !actor.watch_only) else {
+            return Poll::Ready(Ok(None));
+        };
+        loop {
+            if let Some(shared) = capture.borrow_mut().share().transpose() {
+                return Poll::Ready(shared.map(Some));
+            }
+            ready!(self.0.as_mut().poll(task));
+            self.0.set(sleep(PASS_ON_INTERVAL));
+        }
+    }
+}
+
+impl Handler<PauseCapture> for Interface {
+    type Result = ResponseActFuture<Self, Option<CapturePosition>>;
+
+    fn handle(&mut self, _: PauseCapture, _: &mut Self::Context) -> Self::Result {
+        self.reading.set_paused(true);
+        if let Some(capture) = &self.capture
+            && let Some(hand_over) = capture.borrow_mut().hand_over()
+        {
+            hand_over.set_paused(true);
+        }
+        Box::pin(Pause(Box::pin(sleep(Duration::ZERO))))
+    }
+}
+
+/// Waits until every packet that was read is sent, and returns where another process continues.
+struct Pause(Pin<Box<Sleep>>);
+
+impl ActorFuture<Interface> for Pause {
+    type Output = Option<CapturePosition>;
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        actor: &mut Interface,
+        _: &mut Context<Interface>,
+        task: &mut Task<'_>,
+    ) -> Poll<Self::Output> {
+        loop {
+            let Some(capture) = &actor.capture else {
+                return Poll::Ready(None);
+            };
+            if actor.watch_only {
+                return Poll::Ready(None);
+            }
+            let position = capture.borrow_mut().position();
+            if actor.is_all_sent() && position.is_some() {
+                actor.read_kernel_drops();
+                return Poll::Ready(position);
+            }
+            ready!(self.0.as_mut().poll(task));
+            self.0.set(sleep(PASS_ON_INTERVAL));
+        }
+    }
+}
+
+impl Handler<ResumeCapture> for Interface {
+    type Result = ();
+
+    fn handle(&mut self, message: ResumeCapture, ctx: &mut Self::Context) {
+        if message.reopen && !self.watch_only {
+            // The death guard stays armed, so that the supervisor opens the capture again.
+            return ctx.terminate();
+        }
+        if let Some(capture) = &self.capture {
+            capture.borrow_mut().end_sharing();
+        }
+        self.reading.set_paused(false);
     }
 }
 
@@ -724,12 +909,17 @@ const SMALL_BATCH: usize = 8;
 struct Batches {
     capture: Capture,
     in_a_row: usize,
+    reading: Rc<Reading>,
 }
 
 impl Stream for Batches {
     type Item = io::Result<Batch>;
 
     fn poll_next(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
+        if self.reading.paused.get() {
+            *self.reading.waker.borrow_mut() = Some(task.waker().clone());
+            return Poll::Pending;
+        }
         // The forwarders share this thread and must run before too many batches wait.
         if self.in_a_row >= MAX_WAITING_BATCHES / 2 {
             self.in_a_row = 0;

@@ -5,8 +5,13 @@ use futures_util::future::join_all;
 
 use super::Supervisor;
 use crate::actors::child::ShutdownPhase;
-use crate::actors::messages::{PanicIn, RestartChild, Shutdown};
+use crate::actors::messages::{
+    PanicIn, PauseCapture, PauseForwarding, RestartChild, ResumeCapture, ResumeForwarding,
+    ShareCapture, ShareCaptures, Shutdown,
+};
 use crate::actors::supervision::{ActorRole, PanicNow, Stop};
+use crate::model::InterfaceId;
+use crate::pipeline::{CaptureHandle, CapturePosition};
 
 impl Handler<Shutdown> for Supervisor {
     type Result = ResponseFuture<()>;
@@ -54,6 +59,64 @@ impl Handler<RestartChild> for Supervisor {
 
     fn handle(&mut self, RestartChild(role): RestartChild, ctx: &mut Self::Context) {
         self.start_child(role, ctx);
+    }
+}
+
+impl Handler<ShareCaptures> for Supervisor {
+    type Result = ResponseFuture<Result<Vec<(InterfaceId, CaptureHandle)>, String>>;
+
+    fn handle(&mut self, _: ShareCaptures, _: &mut Self::Context) -> Self::Result {
+        let captured = self.interfaces.iter();
+        let shared = captured.map(|(index, captured)| {
+            let (index, name) = (*index, captured.name.clone());
+            let shared = captured.address.send(ShareCapture);
+            async move {
+                let shared = shared.await.map_err(|e| format!("{name}: {e}"))?;
+                match shared {
+                    Ok(handle) => Ok(handle.map(|handle| (index, handle))),
+                    Err(e) => Err(format!("{name}: its capture cannot be passed on: {e}")),
+                }
+            }
+        });
+        let shared = join_all(shared);
+        Box::pin(async move {
+            shared
+                .await
+                .into_iter()
+                .filter_map(Result::transpose)
+                .collect()
+        })
+    }
+}
+
+impl Handler<PauseForwarding> for Supervisor {
+    type Result = ResponseFuture<Vec<(InterfaceId, CapturePosition)>>;
+
+    fn handle(&mut self, _: PauseForwarding, _: &mut Self::Context) -> Self::Result {
+        let captured = self.interfaces.iter();
+        let paused = captured.map(|(index, captured)| {
+            let index = *index;
+            let position = captured.address.send(PauseCapture);
+            async move { Some((index, position.await.ok()??)) }
+        });
+        let paused = join_all(paused);
+        let context = self.config.context.clone();
+        Box::pin(async move {
+            let positions = paused.await.into_iter().flatten().collect();
+            context.count_planes();
+            positions
+        })
+    }
+}
+
+impl Handler<ResumeForwarding> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: ResumeForwarding, _: &mut Self::Context) {
+        let reopen = message.reopen;
+        for captured in self.interfaces.values() {
+            captured.address.do_send(ResumeCapture { reopen });
+        }
     }
 }
 

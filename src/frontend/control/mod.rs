@@ -16,7 +16,7 @@ pub mod server;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{self, ExplainQuery, RuleChange, ShowQuery, ShowReply, TraceQuery};
+use crate::api::{self, ExplainQuery, RuleChange, ShowQuery, ShowReply, TraceQuery, UpgradeQuery};
 
 /// Size of the longest request in bytes, without the line feed.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -63,6 +63,8 @@ pub enum Command {
     Flush,
     /// Read the settings again.
     Reload,
+    /// Let a new process take over.
+    Upgrade(UpgradeQuery),
     /// Make an actor panic; refused unless the process was started for such tests.
     Panic(String),
     /// End the process.

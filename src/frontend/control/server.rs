@@ -92,6 +92,9 @@ async fn answer(line: &str, context: &RouterContext) -> Outcome {
         Command::Change(change) => done(query::change(context, change).await),
         Command::Flush => done(query::flush(context).await),
         Command::Reload => done(query::reload(context).await),
+        Command::Upgrade(query) => query::upgrade(context, query)
+            .await
+            .map(ShowReply::Upgraded),
         Command::Panic(actor) => done(query::panic(context, actor).await),
         Command::Stop => done(query::stop(context, false).await),
         Command::StopKeepForwarding => done(query::stop(context, true).await),

@@ -8,6 +8,7 @@ use actix_web::dev::ServerHandle;
 use tracing::{info, warn};
 
 use super::HttpConfig;
+use crate::actors::messages::SetAccepting;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 
@@ -41,6 +42,8 @@ impl Actor for HttpServerActor {
         let Some(config) = self.config.take() else {
             return;
         };
+        let directory = &self.context.directory;
+        directory.register(ctx.address()).receives::<SetAccepting>();
         let update = |context: &RouterContext| {
             let mut planes = context.planes.all();
             if let Some(dropped) = planes.find_map(|plane| plane.backlog_dropped()) {
@@ -63,6 +66,25 @@ impl Actor for HttpServerActor {
             }
             Err(e) => warn!("http: cannot serve: {e}; forwarding continues"),
         }
+    }
+}
+
+impl Handler<SetAccepting> for HttpServerActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(
+        &mut self,
+        SetAccepting(accepting): SetAccepting,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        let server = self.server.clone();
+        Box::pin(async move {
+            match server {
+                Some(server) if accepting => server.resume().await,
+                Some(server) => server.pause().await,
+                None => {}
+            }
+        })
     }
 }
 

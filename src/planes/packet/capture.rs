@@ -12,6 +12,9 @@
 //!
 //! So a mode change loses, duplicates and reorders nothing. An interface that never had a high rate
 //! has no ring, and a ring that was not needed for a minute is released.
+//!
+//! Another process can continue a capture: it gets the sockets, in which the packets wait, and reads
+//! on where this process has stopped. The fanout group needs no change for that.
 
 use std::io;
 use std::pin::Pin;
@@ -29,7 +32,7 @@ use super::rate::{BusyPoll, Mode, ModeAdvice, RateMonitor};
 use super::ring_drops::RingDrops;
 use crate::model::IfIndex;
 use crate::pipeline::hand_over::Rest;
-use crate::pipeline::{Batch, Packet, PacketSource};
+use crate::pipeline::{Batch, CaptureHandle, CapturePosition, Packet, PacketSource, RingHandle};
 use crate::sys::fanout::{FanoutGroupId, FanoutMember};
 use crate::sys::filter::CaptureFilter;
 use crate::sys::off_thread::DroppedOffThread;
@@ -71,6 +74,8 @@ pub struct SocketCapture {
     frames: Vec<Frame>,
     filter: CaptureFilter,
     holds_latency: bool,
+    /// Whether another process has the sockets, so that the mode must not change.
+    is_shared: bool,
 }
 
 /// The state of a mode change.
@@ -124,27 +129,7 @@ impl SocketCapture {
         filter: CaptureFilter,
     ) -> io::Result<Self> {
         let socket = PacketReceiver::open(index, &filter, plane.receive_buffer, scope)?;
-        let member = socket.member();
-        let mut capture = Self {
-            plane,
-            index,
-            socket: watch(socket, Interest::READABLE)?,
-            member,
-            group: None,
-            ring: None,
-            mode: Mode::Latency,
-            change: ModeChange::None,
-            rate_monitor: None,
-            busy_poll: BusyPoll::new(plane.busy_poll),
-            clock: None,
-            shut: false,
-            refused: None,
-            ring_drops: RingDrops::default(),
-            unknown_offload: 0,
-            frames: Vec::new(),
-            filter: filter.clone(),
-            holds_latency: false,
-        };
+        let mut capture = Self::new(plane, index, socket, filter.clone())?;
         let modes = match scope {
             CaptureScope::All => plane.modes,
             CaptureScope::Incoming => Modes::Fixed(Mode::Latency),
@@ -171,9 +156,78 @@ impl SocketCapture {
         Ok(capture)
     }
 
+    /// Continues the capture of another process, in the same mode. The filter of this process
+    /// applies from [`PacketSource::continue_at`] on.
+    ///
+    /// # Errors
+    /// The ring cannot be mapped, or the runtime cannot register the sockets.
+    pub fn adopt(
+        plane: PacketPlane,
+        index: IfIndex,
+        handle: CaptureHandle,
+        filter: CaptureFilter,
+    ) -> io::Result<Self> {
+        let socket = PacketReceiver::from_socket(handle.socket);
+        let mut capture = Self::new(plane, index, socket, filter)?;
+        capture.group = handle.group;
+        if let (Modes::Adaptive(thresholds), Some(_)) = (plane.modes, handle.group) {
+            capture.rate_monitor = Some(RateMonitor::new(thresholds));
+        }
+        if let Some(ring) = handle.ring {
+            capture.set_ring(CaptureRing::from_socket(ring.socket, ring.size)?)?;
+        }
+        if handle.is_ring_in_use {
+            capture.mode = Mode::Throughput;
+        }
+        Ok(capture)
+    }
+
+    /// Returns a capture of an open socket in the latency mode, without a fanout group.
+    fn new(
+        plane: PacketPlane,
+        index: IfIndex,
+        socket: PacketReceiver,
+        filter: CaptureFilter,
+    ) -> io::Result<Self> {
+        let member = socket.member();
+        Ok(Self {
+            plane,
+            index,
+            socket: watch(socket, Interest::READABLE)?,
+            member,
+            group: None,
+            ring: None,
+            mode: Mode::Latency,
+            change: ModeChange::None,
+            rate_monitor: None,
+            busy_poll: BusyPoll::new(plane.busy_poll),
+            clock: None,
+            shut: false,
+            refused: None,
+            ring_drops: RingDrops::default(),
+            unknown_offload: 0,
+            frames: Vec::new(),
+            filter,
+            holds_latency: false,
+            is_shared: false,
+        })
+    }
+
+    /// Adds the ring of a capture whose mode can change.
+    fn set_ring(&mut self, ring: CaptureRing) -> io::Result<()> {
+        self.ring = Some(watch(ring, Interest::READABLE)?);
+        let period = self.rate_monitor.as_ref().map(RateMonitor::interval);
+        self.clock = period.map(|period| {
+            let mut clock = interval(period);
+            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            clock
+        });
+        Ok(())
+    }
+
     /// Starts a change to the other mode.
     fn request_other_mode(&mut self) {
-        let Some(group) = self.group else {
+        let Some(group) = self.group.filter(|_| !self.is_shared) else {
             return;
         };
         if self.refused.is_some_and(|at| at.elapsed() < RETRY_AFTER) {
@@ -212,13 +266,7 @@ impl SocketCapture {
                     if self.shut {
                         ring.stop_capture()?;
                     }
-                    self.ring = Some(watch(ring, Interest::READABLE)?);
-                    let period = self.rate_monitor.as_ref().map(RateMonitor::interval);
-                    self.clock = period.map(|period| {
-                        let mut clock = interval(period);
-                        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                        clock
-                    });
+                    self.set_ring(ring)?;
                 }
             }
             // Most likely there is no memory for a ring. The capture continues in the old mode and
@@ -237,7 +285,7 @@ impl SocketCapture {
             return;
         };
         while clock.poll_tick(cx).is_ready() {
-            if self.shut || !matches!(self.change, ModeChange::None) {
+            if self.shut || self.is_shared || !matches!(self.change, ModeChange::None) {
                 continue;
             }
             match rate_monitor.check(self.mode, Instant::now()) {
@@ -422,7 +470,8 @@ impl PacketSource for SocketCapture {
         let ring = self.ring.as_ref().map(|r| r.get_ref().take_dropped());
         let socket = self.socket.get_ref().take_dropped();
         self.ring_drops.recent += ring.and_then(Result::ok).unwrap_or_default();
-        let (lost, unknown_offload) = self.ring_drops.take(self.shut);
+        let is_last = self.shut || self.is_shared;
+        let (lost, unknown_offload) = self.ring_drops.take(is_last);
         self.unknown_offload += unknown_offload;
         lost + socket.unwrap_or_default()
     }
@@ -445,6 +494,45 @@ impl PacketSource for SocketCapture {
 
     fn mode(&self) -> &'static str {
         self.mode.label()
+    }
+
+    fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
+        self.is_shared = true;
+        if !matches!(self.change, ModeChange::None) {
+            return Ok(None);
+        }
+        let ring = self.ring.as_ref().map(|ring| {
+            let ring = ring.get_ref();
+            let socket = ring.descriptor()?;
+            let size = ring.size();
+            Ok::<_, io::Error>(RingHandle { socket, size })
+        });
+        Ok(Some(CaptureHandle {
+            socket: self.member.descriptor()?,
+            group: self.group,
+            ring: ring.transpose()?,
+            is_ring_in_use: self.mode == Mode::Throughput,
+        }))
+    }
+
+    fn end_sharing(&mut self) {
+        self.is_shared = false;
+    }
+
+    fn position(&mut self) -> Option<CapturePosition> {
+        match &self.ring {
+            Some(ring) => ring.get_ref().position().map(CapturePosition),
+            None => Some(CapturePosition::default()),
+        }
+    }
+
+    fn continue_at(&mut self, CapturePosition(block): CapturePosition) -> io::Result<()> {
+        self.socket.get_ref().set_filter(&self.filter)?;
+        if let Some(ring) = &mut self.ring {
+            ring.get_ref().set_filter(&self.filter)?;
+            ring.get_mut().continue_at(block);
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::io;
 
 use super::Plane;
 use crate::model::{IfIndex, InterfaceId};
-use crate::pipeline::{PacketSink, PacketSource};
+use crate::pipeline::{CaptureHandle, PacketSink, PacketSource};
 use crate::sys::burst_limit::SoftnetStat;
 use crate::sys::packet::CaptureScope;
 use capture::SocketCapture;
@@ -26,6 +26,15 @@ impl Plane for PacketPlane {
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
         let capture =
             SocketCapture::open(*self, ifindex(interface)?, CaptureScope::All, self.filter())?;
+        Ok(Box::new(capture))
+    }
+
+    fn adopt(
+        &self,
+        interface: InterfaceId,
+        handle: CaptureHandle,
+    ) -> io::Result<Box<dyn PacketSource>> {
+        let capture = SocketCapture::adopt(*self, ifindex(interface)?, handle, self.filter())?;
         Ok(Box::new(capture))
     }
 

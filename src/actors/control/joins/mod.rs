@@ -15,7 +15,8 @@ use actix::prelude::*;
 
 use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
-    HostGroup, HostMessages, HostMessagesLost, KeepMemberships, QueryHostGroups, Republish,
+    HostGroup, HostMessages, HostMessagesLost, KeepMemberships, QueryHostGroups, QueryJoinsApplied,
+    Republish,
     SetJoins, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
@@ -194,7 +195,8 @@ impl Actor for Joins {
             .receives::<HostMessages>()
             .receives::<HostMessagesLost>()
             .receives::<KeepMemberships>()
-            .receives::<QueryHostGroups>();
+            .receives::<QueryHostGroups>()
+            .receives::<QueryJoinsApplied>();
         directory.do_send(Republish);
         ctx.run_interval(KERNEL_RETRY_INTERVAL, |actor, ctx| {
             let failed = actor.services.iter().flat_map(|(index, service)| {
@@ -336,6 +338,14 @@ impl Handler<KeepMemberships> for Joins {
 
     fn handle(&mut self, _: KeepMemberships, _: &mut Self::Context) {
         self.keeps_memberships = true;
+    }
+}
+
+impl Handler<QueryJoinsApplied> for Joins {
+    type Result = bool;
+
+    fn handle(&mut self, _: QueryJoinsApplied, _: &mut Self::Context) -> bool {
+        self.pending_in_kernel.is_empty()
     }
 }
 
