@@ -59,6 +59,7 @@ mod traffic_tools;
 mod translate;
 mod translated_joins;
 mod ttl;
+mod upgrade;
 
 /// Declares the functions of a module as cases named `module::function`.
 macro_rules! cases {
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Case> {
         gso::cases(),
         checksums::cases(),
         ttl::cases(),
+        upgrade::cases(),
         host_environment::cases(),
         metrics::cases(),
         openapi::cases(),

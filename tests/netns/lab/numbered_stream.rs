@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -136,10 +136,14 @@ pub struct NumberedReceiver {
 }
 
 impl NumberedReceiver {
-    /// Starts to receive IPv4 packets to `group` on `iface`.
+    /// Starts to receive packets to `group` on `iface`.
     pub fn start(ns: &Ns, iface: &str, group: &str) -> Self {
-        let socket = Arc::new(packet_socket(ns, iface, libc::ETH_P_IP as u16));
-        let group: Ipv4Addr = group.parse().expect("a group");
+        // The protocol, the offset of the group in the frame, and that of the payload.
+        let (protocol, group, at, payload) = match group.parse().expect("a group") {
+            IpAddr::V4(group) => (libc::ETH_P_IP, group.octets().to_vec(), 30, 42),
+            IpAddr::V6(group) => (libc::ETH_P_IPV6, group.octets().to_vec(), 38, 62),
+        };
+        let socket = Arc::new(packet_socket(ns, iface, protocol as u16));
         let stop = Arc::new(AtomicBool::new(false));
         let received = Arc::new(AtomicU64::new(0));
         let (stopped, count, fd) = (stop.clone(), received.clone(), socket.clone());
@@ -160,10 +164,11 @@ impl NumberedReceiver {
                     std::thread::sleep(Duration::from_micros(500));
                     continue;
                 }
-                if n < 46 || buffer[30..34] != group.octets() {
+                let is_shorter = (n as usize) < payload + 4;
+                if is_shorter || buffer[at..at + group.len()] != group[..] {
                     continue;
                 }
-                let number = sequence_number(&buffer[42..]) as usize;
+                let number = sequence_number(&buffer[payload..]) as usize;
                 if seen.get(number) == Some(&true) {
                     counts.doubled += 1;
                     continue;
