@@ -169,7 +169,11 @@ fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppErro
     info!("{}, plane {}, {capabilities}", options.title, plane.name());
     sys::packet::probe().map_err(AppError::NoPacketSockets)?;
     plane.log_reason();
-    let launcher = UpgradeLauncher::start();
+    // The thread keeps capabilities, so it exists only where it may be needed.
+    let launcher = match options.clients {
+        Clients::Control => UpgradeLauncher::start(),
+        Clients::Smcroute(_) => Err(io::ErrorKind::Unsupported.into()),
+    };
     let upgrades = Upgrades { launcher, mark };
     System::new().block_on(run_actors(options, activated, inherited, plane, upgrades))
 }

@@ -123,9 +123,11 @@ impl ForwardingGate {
         }
     }
 
-    /// Notes why this process cannot take over.
+    /// Notes why this process cannot take over. Does nothing if the gate is open.
     pub(super) fn fail(&self, failure: String) {
-        self.state().failure.get_or_insert(failure);
+        if !self.is_open() {
+            self.state().failure.get_or_insert(failure);
+        }
     }
 
     /// Returns whether the former process still exists.

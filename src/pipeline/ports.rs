@@ -41,7 +41,8 @@ pub trait PacketSource: Send {
     /// # Errors
     /// The plane cannot pass captures on.
     fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
-        Err(io::ErrorKind::Unsupported.into())
+        let reason = "its plane cannot pass captures to another process";
+        Err(io::Error::new(io::ErrorKind::Unsupported, reason))
     }
 
     /// Ends [`PacketSource::share`]: this process continues alone.

@@ -71,7 +71,8 @@ pub trait Plane: Send + Sync + 'static {
         handle: CaptureHandle,
     ) -> io::Result<Box<dyn PacketSource>> {
         let _ = (interface, handle);
-        Err(io::ErrorKind::Unsupported.into())
+        let reason = "its plane cannot continue a capture of another process";
+        Err(io::Error::new(io::ErrorKind::Unsupported, reason))
     }
 
     /// Starts to capture the incoming packets of an interface. A plane may use this to make sending

@@ -84,6 +84,23 @@ pub fn predecessor() -> Option<io::Result<UpgradeSocket>> {
     Some(UpgradeSocket::from_stdin())
 }
 
+/// Processes 1 of containers that end with their first child.
+const CONTAINER_INITS: [&str; 5] = [
+    "docker-init",
+    "podman-init",
+    "tini",
+    "catatonit",
+    "dumb-init",
+];
+
+/// Returns whether a container ends with this process: it is process 1, or the child of a process 1
+/// that ends with it.
+pub fn ends_container() -> bool {
+    let init = fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    std::process::id() == 1
+        || (std::os::unix::process::parent_id() == 1 && CONTAINER_INITS.contains(&init.trim()))
+}
+
 fn launch_all(jobs: &Receiver<LaunchJob>) {
     if let Err(e) = capabilities::keep_for_programs() {
         debug!("a new process may lack capabilities: {e}");

@@ -194,7 +194,10 @@ impl Interface {
             let capture = DroppedOffThread::new(capture);
             self.capture = Some(Rc::new(RefCell::new(capture)));
         });
-        if result.is_err() {
+        if let Err(e) = &result {
+            // A process that is replaced goes on then.
+            let failure = format!("{}: cannot continue its capture: {e}", self.name);
+            self.context.gate.fail(failure);
             self.death_guard.disarm();
             ctx.stop();
         }
@@ -222,10 +225,8 @@ impl Interface {
             }));
         }
         let adopted = self.open().then(move |is_open, actor, _| {
-            let gate = &actor.context.gate;
-            match is_open {
-                true => gate.set_prepared(index),
-                false => gate.fail(format!("{}: cannot continue its capture", actor.name)),
+            if is_open {
+                actor.context.gate.set_prepared(index);
             }
             opened
         });

@@ -74,7 +74,9 @@ impl Handler<ShareCaptures> for Supervisor {
                 let shared = shared.await.map_err(|e| format!("{name}: {e}"))?;
                 match shared {
                     Ok(handle) => Ok(handle.map(|handle| (index, handle))),
-                    Err(e) => Err(format!("{name}: its capture cannot be passed on: {e}")),
+                    Err(e) => Err(format!(
+                        "{name}: {e}; `[plane] kind = \"packet\"` can, or restart instead"
+                    )),
                 }
             }
         });

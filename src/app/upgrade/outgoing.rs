@@ -21,7 +21,7 @@ use crate::actors::messages::{PauseForwarding, ResumeForwarding, SetAccepting, S
 use crate::actors::shared::UpgradeReport;
 use crate::actors::supervisor::Supervisor;
 use crate::app::listeners::PassedSocket;
-use crate::sys::upgrade_launcher::UpgradeLauncher;
+use crate::sys::upgrade_launcher::{self, UpgradeLauncher};
 
 /// How long the new process may need until it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,12 +66,8 @@ impl Outgoing<'_> {
         program: Option<PathBuf>,
     ) -> Result<UpgradeReport, String> {
         let started = Instant::now();
-        if std::process::id() == 1 {
-            return Err(
-                "this is process 1 of a container, which ends with it; replace the \
-                        container instead"
-                    .into(),
-            );
+        if upgrade_launcher::ends_container() {
+            return Err("the container ends with this process; replace the container".into());
         }
         if self.context.mnat.load().is_some() {
             return Err("an end of multicast NAT cannot hand its mappings over; restart it".into());
