@@ -8,7 +8,7 @@ pub mod service;
 mod state;
 pub mod upgrade;
 
-use listeners::{control_place, open_control, open_http};
+use listeners::{control_place, open_control, open_http, remove_former};
 use plane::{ChosenPlane, instance_mark};
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
@@ -212,11 +212,15 @@ async fn run_actors(
     }
     let settings = &active_settings;
     log_skipped_lines(settings);
+    let (mut former_control, mut former_http) = match &mut inherited {
+        Some(inherited) => (inherited.control.take(), inherited.http.take()),
+        None => (None, None),
+    };
     let control = match options.clients {
         Clients::Smcroute(_) => None,
         Clients::Control => {
-            let passed = inherited.as_mut().and_then(|i| i.control.take());
-            Some(open_control(&settings.control.socket, passed)?)
+            let path = &settings.control.socket;
+            Some(open_control(path, &mut former_control)?)
         }
     };
     let takes_over = inherited.is_some();
@@ -245,8 +249,8 @@ async fn run_actors(
         }
         written => written.transpose()?,
     };
-    let passed = inherited.as_mut().and_then(|i| i.http.take());
-    let http_socket = open_http(settings.http.listen.as_ref(), activated, passed);
+    let address = settings.http.listen.as_ref();
+    let http_socket = open_http(address, activated, &mut former_http);
     let listener = http_socket
         .as_ref()
         .map(|socket| socket.listener.try_clone());
@@ -298,7 +302,16 @@ async fn run_actors(
             .forward(&context, &supervisor)
             .await
             .map_err(AppError::Upgrade)?;
-        _pid_file = pid_file.cloned().map(write_pid_file).transpose()?;
+        // No other process forwards from here on, so this one does not end for an error.
+        _pid_file = match pid_file.cloned().map(write_pid_file).transpose() {
+            Ok(written) => written,
+            Err(e) => {
+                warn!("{e}; continuing without it");
+                None
+            }
+        };
+        remove_former(former_control);
+        remove_former(former_http);
     }
     let serve_control = || match control.as_ref().map(ListeningSocket::try_clone) {
         Some(Ok(socket)) => {
@@ -320,10 +333,7 @@ async fn run_actors(
         Clients::Smcroute(None) => None,
     });
     if let Some(take_over) = take_over {
-        take_over
-            .finish(context.clone(), &supervisor)
-            .await
-            .map_err(AppError::Upgrade)?;
+        take_over.finish(context.clone(), &supervisor).await;
     }
     let script = options.script.map(|path| Script::start(path, &context));
     let notify_script = |event| {

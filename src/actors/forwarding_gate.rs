@@ -97,10 +97,10 @@ impl ForwardingGate {
         self.state().captures.contains_key(&index)
     }
 
-    /// Returns where the former process has stopped to read an interface.
-    pub(super) fn position(&self, index: InterfaceId) -> CapturePosition {
-        let position = self.state().positions.get(&index).copied();
-        position.unwrap_or_default()
+    /// Returns where the former process has stopped to read an interface; `None` if its capture had
+    /// failed.
+    pub(super) fn position(&self, index: InterfaceId) -> Option<CapturePosition> {
+        self.state().positions.get(&index).copied()
     }
 
     /// Notes that the actor of an interface waits for the gate.
@@ -179,8 +179,8 @@ mod tests {
         assert_eq!(gate.are_prepared([index(1)].into_iter()), Ok(true));
         gate.open([(index(1), CapturePosition(7))].into_iter().collect());
         opened.await;
-        assert_eq!(gate.position(index(1)), CapturePosition(7));
-        assert_eq!(gate.position(index(2)), CapturePosition(0));
+        assert_eq!(gate.position(index(1)), Some(CapturePosition(7)));
+        assert_eq!(gate.position(index(2)), None);
         assert!(gate.count_waiting([1, 2].into_iter()));
         assert!(!gate.count_waiting([3, u64::MAX].into_iter()));
         assert_eq!(gate.waiting_packets(), 3);

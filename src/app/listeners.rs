@@ -39,18 +39,32 @@ pub(super) struct HttpSocket {
 /// Opens the control socket, or continues the one that another process has at the same path.
 pub(super) fn open_control(
     path: &Path,
-    passed: Option<PassedSocket>,
+    passed: &mut Option<PassedSocket>,
 ) -> Result<ListeningSocket, BindError> {
-    if let Some((place, socket)) = passed
-        && let (Some(inode), true) = (place.inode, *place.address == *path.to_string_lossy())
-    {
-        let listener = socket.into();
-        return Ok(ListeningSocket::from_listener(listener, path.into(), inode));
+    let is_same = |(place, _): &mut PassedSocket| *place.address == *path.to_string_lossy();
+    if let Some(passed) = passed.take_if(is_same).and_then(unix_socket) {
+        return Ok(passed);
     }
     if path == Path::new(DEFAULT_SOCKET) {
         create_socket_folder(path);
     }
     ListeningSocket::bind(path, CONTROL_SETTING)
+}
+
+/// Returns a UNIX socket with its file; `None` for another socket.
+fn unix_socket((place, socket): PassedSocket) -> Option<ListeningSocket> {
+    let inode = place.inode?;
+    let listener = socket.into();
+    Some(ListeningSocket::from_listener(
+        listener,
+        place.address.into(),
+        inode,
+    ))
+}
+
+/// Removes the file of a socket that another process had, and this one does not continue.
+pub(super) fn remove_former(passed: Option<PassedSocket>) {
+    drop(passed.and_then(unix_socket));
 }
 
 /// Returns where the control socket listens.
@@ -76,7 +90,7 @@ fn create_socket_folder(socket: &Path) {
 pub(super) fn open_http(
     address: Option<&HttpAddress>,
     activated: Option<PassedListener>,
-    passed: Option<PassedSocket>,
+    passed: &mut Option<PassedSocket>,
 ) -> Option<HttpSocket> {
     if let Some(activated) = activated {
         let place = ListeningPlace {
@@ -90,9 +104,10 @@ pub(super) fn open_http(
         });
     }
     let configured = address.map(describe);
-    if let Some((place, socket)) = passed
-        && (place.address == ACTIVATED || Some(&place.address) == configured.as_ref())
-    {
+    let is_same = |(place, _): &mut PassedSocket| {
+        place.address == ACTIVATED || Some(&place.address) == configured.as_ref()
+    };
+    if let Some((place, socket)) = passed.take_if(is_same) {
         return continue_http(address, place, socket);
     }
     let address = address?;

@@ -234,10 +234,13 @@ impl Interface {
             let Some(capture) = &actor.capture else {
                 return;
             };
-            let position = actor.context.gate.position(index);
-            let continued = capture.borrow_mut().continue_at(position);
+            let continued = match actor.context.gate.position(index) {
+                Some(position) => capture.borrow_mut().continue_at(position),
+                None => Err(io::Error::other("the former process had lost it")),
+            };
             if let Err(e) = continued {
                 warn!(interface = %actor.name, "{}: cannot continue its capture: {e}", actor.name);
+                // The death guard stays armed, so that the supervisor opens another one.
                 return ctx.terminate();
             }
             actor.counts_waiting = true;

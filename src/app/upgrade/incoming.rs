@@ -145,7 +145,8 @@ impl TakeOver {
             other => return Err(unexpected(&other)),
         };
         context.gate.open(go.positions().collect());
-        self.connection.send(&FromIncoming::Forwarding, &[])?;
+        // Fails if it has ended. This process continues then.
+        let _ = self.connection.send(&FromIncoming::Forwarding, &[]);
         if go.learned != self.offer.learned {
             self.offer.learned.update(&go.learned, context);
             context.directory.do_send(Republish);
@@ -154,27 +155,31 @@ impl TakeOver {
         Ok(())
     }
 
-    /// Continues the counters of the former process, and reports to it that it may end.
+    /// Continues the counters of the former process, and reports to it that it may end. If that one
+    /// has ended, this one continues without its counters.
     pub(in crate::app) async fn finish(
         self,
         context: Arc<RouterContext>,
         supervisor: &Addr<Supervisor>,
-    ) -> io::Result<()> {
+    ) {
         let until = Instant::now() + STEP_TIMEOUT;
-        match ended_is_error(self.connection.next(until).await?)? {
-            FromOutgoing::Counters(counters) => context.catalog.add_counter_values(&counters),
-            other => return Err(unexpected(&other)),
+        let counters = self.connection.next(until).await;
+        match counters.and_then(ended_is_error) {
+            Ok(FromOutgoing::Counters(counters)) => context.catalog.add_counter_values(&counters),
+            Ok(other) => warn!("counters start at zero: {}", unexpected(&other)),
+            Err(e) => warn!("counters start at zero: {e}"),
         }
         supervisor.do_send(RestartChild("metrics"));
         sleep(COUNT_TIME).await;
         let waiting_packets = context.gate.waiting_packets();
-        let took_over = FromIncoming::TookOver { waiting_packets };
-        self.connection.send(&took_over, &[])?;
         info!(
             "replaced v{}: {waiting_packets} packets had waited",
             self.offer.version
         );
         let connection = self.connection;
+        let took_over = FromIncoming::TookOver { waiting_packets };
+        // Fails if it has ended, which the thread below notices too.
+        let _ = connection.send(&took_over, &[]);
         let thread = std::thread::Builder::new().name("mcastor-upgrade".into());
         let watch = thread.spawn(move || {
             connection.wait_for_end();
@@ -183,7 +188,6 @@ impl TakeOver {
         if let Err(e) = watch {
             warn!("cannot wait for the end of the former process: {e}");
         }
-        Ok(())
     }
 }
 
