@@ -90,7 +90,8 @@ third-party:
 	tests/third-party.py
 
 # Runs the attacks at full size, changes a flow that the kernel forwards a thousand times in each way,
-# at 100,000 packets a second, changes its routes 10,000 times, sends 100,000 random packets through
+# at 100,000 packets a second, changes its routes 10,000 times, replaces the process 100 times in each
+# capture mode at 100,000 packets a second, sends 100,000 random packets through
 # both planes, sends ten million generated frames to the capture path, changes routes 50,000 times,
 # lets 50 containers join and leave at random for two minutes, and sends 100,000 membership reports a
 # second from unknown hosts for 30 s.
@@ -101,6 +102,8 @@ soak: packages dist-binary
 	  cargo test --locked --test netns -- ebpf::changes --nocapture --test-threads 1
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_ROUTE_CHANGES=10000 \
 	  cargo test --locked --test netns -- ebpf::route_changes --nocapture
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_UPGRADES=100 \
+	  cargo test --locked --test netns -- upgrade::upgrades --nocapture --test-threads 1
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_PACKETS=100000 \
 	  cargo test --locked --test netns -- planes_compared --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
