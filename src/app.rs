@@ -45,6 +45,7 @@ use crate::settings::{LimitSettings, Settings, SettingsReport, StateSettings};
 use crate::store::StateFolderError;
 use crate::sys;
 use crate::sys::activation::PassedListener;
+use crate::sys::off_thread::DroppedOffThread;
 use crate::sys::upgrade_launcher::UpgradeLauncher;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
 
@@ -167,31 +168,48 @@ fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppErro
     let mark = plane.mark();
     let capabilities = sys::capabilities::kept_names();
     info!("{}, plane {}, {capabilities}", options.title, plane.name());
-    sys::packet::probe().map_err(AppError::NoPacketSockets)?;
+    let probe = sys::packet::probe().map_err(AppError::NoPacketSockets)?;
     plane.log_reason();
     // The thread keeps capabilities, so it exists only where it may be needed.
     let launcher = match options.clients {
         Clients::Control => UpgradeLauncher::start(),
         Clients::Smcroute(_) => Err(io::ErrorKind::Unsupported.into()),
     };
-    let upgrades = Upgrades { launcher, mark };
-    System::new().block_on(run_actors(options, activated, inherited, plane, upgrades))
+    let prepared = Prepared {
+        activated,
+        inherited,
+        plane,
+        launcher,
+        mark,
+        probe,
+    };
+    System::new().block_on(run_actors(options, prepared))
 }
 
-/// What starts the process that replaces this one.
-struct Upgrades {
+/// What was opened with all capabilities.
+struct Prepared {
+    activated: Option<PassedListener>,
+    /// What another process hands over.
+    inherited: Option<Inheritance>,
+    plane: ChosenPlane,
+    /// Starts the process that replaces this one.
     launcher: io::Result<UpgradeLauncher>,
+    /// The mark of sent packets.
     mark: u32,
+    /// A socket that is not needed any more.
+    probe: OwnedFd,
 }
 
 /// Starts the actors and serves signals and requests to the process until one of them stops it.
-async fn run_actors(
-    options: Options,
-    activated: Option<PassedListener>,
-    mut inherited: Option<Inheritance>,
-    plane: ChosenPlane,
-    upgrades: Upgrades,
-) -> Result<(), AppError> {
+async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError> {
+    let Prepared {
+        activated,
+        mut inherited,
+        plane,
+        launcher,
+        mark,
+        probe,
+    } = prepared;
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
     let mut active_settings = options.settings;
@@ -278,6 +296,7 @@ async fn run_actors(
     }
     let catalog = Catalog::new()?;
     let store = state::start(state, &catalog);
+    drop(DroppedOffThread::new(probe));
     let (context, mut requests) = RouterContext::new(
         catalog,
         plane.start(),
@@ -359,8 +378,8 @@ async fn run_actors(
         let outgoing = Outgoing {
             context: &context,
             supervisor: &supervisor,
-            launcher: upgrades.launcher.as_ref().map_err(ToString::to_string)?,
-            mark: upgrades.mark,
+            launcher: launcher.as_ref().map_err(ToString::to_string)?,
+            mark,
             control: (control_place, descriptor.map_err(|e| e.to_string())?),
             http: http.transpose().map_err(|e| e.to_string())?,
             stop_control: &|| {

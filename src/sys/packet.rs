@@ -198,9 +198,10 @@ pub(super) fn bind(fd: &OwnedFd, index: IfIndex, protocol: u16) -> io::Result<()
     Ok(())
 }
 
-/// Checks that this process may open packet sockets (`CAP_NET_RAW`).
-pub fn probe() -> io::Result<()> {
-    socket(libc::SOCK_DGRAM).map(drop)
+/// Checks that this process may open packet sockets (`CAP_NET_RAW`). Returns the socket, because the
+/// kernel takes at least 16 ms to close it: drop it on another thread.
+pub fn probe() -> io::Result<OwnedFd> {
+    socket(libc::SOCK_DGRAM)
 }
 
 #[cfg(test)]
