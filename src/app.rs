@@ -9,7 +9,7 @@ mod state;
 pub mod upgrade;
 
 use listeners::{control_place, open_control, open_http, remove_former};
-use plane::{ChosenPlane, instance_mark};
+use plane::ChosenPlane;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
 use upgrade::{Inheritance, Outgoing, Predecessor};
@@ -242,13 +242,15 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         }
     };
     let takes_over = inherited.is_some();
-    let state = match (settings.state.folder(&settings.control.socket), &control) {
+    let state_folder = match (settings.state.folder(&settings.control.socket), &control) {
         // Sockets of smcrouted do not name an instance. Its settings have no proxies.
         (_, None) if settings.state == StateSettings::BesideControlSocket => None,
-        (folder, _) => folder
-            .map(|folder| state::open(&folder))
-            .transpose()?
-            .flatten(),
+        (folder, _) => folder,
+    };
+    // The running process has it locked until it is replaced.
+    let state = match &state_folder {
+        Some(folder) if !takes_over => state::open(folder)?,
+        _ => None,
     };
     let pid_file = options.pid_file.as_ref();
     // The running process has its own one until it is replaced.
@@ -352,7 +354,15 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         Clients::Smcroute(None) => None,
     });
     if let Some(take_over) = take_over {
-        take_over.finish(context.clone(), &supervisor).await;
+        let (store, catalog) = (context.store.clone(), context.catalog.clone());
+        let on_end = move || {
+            if let Some(folder) = state_folder {
+                state::continue_in(&folder, &store, &catalog);
+            }
+        };
+        take_over.finish(context.clone(), &supervisor, on_end).await;
+        // Former flows are with the processes since the gate has opened.
+        context.planes.all().for_each(|plane| plane.end_start());
     }
     let script = options.script.map(|path| Script::start(path, &context));
     let notify_script = |event| {

@@ -201,7 +201,7 @@ fn load_program(
 
 /// Returns a random number other than zero, the mark of the packets that this instance sends. Other
 /// instances on this machine are unlikely to have the same.
-pub(super) fn instance_mark() -> u32 {
+fn instance_mark() -> u32 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     // RandomState has a random seed.
     (RandomState::new().build_hasher().finish() as u32).max(1)

@@ -84,10 +84,24 @@ pub(super) fn start(state: Option<OpenState>, catalog: &Catalog) -> Store {
     let Some(OpenState { folder, records }) = state else {
         return Store::in_memory();
     };
+    let store = Store::with_records(records);
+    write_to(folder, &store, catalog);
+    store
+}
+
+/// Writes the records of a process that has replaced another one to the folder, which that one has
+/// released.
+pub(super) fn continue_in(path: &Path, store: &Store, catalog: &Catalog) {
+    match StateFolder::open(path) {
+        Ok(folder) => write_to(folder, store, catalog),
+        Err(e) => warn!("state: {e}; what is learned is not kept from now on"),
+    }
+}
+
+fn write_to(folder: StateFolder, store: &Store, catalog: &Catalog) {
     let catalog = catalog.clone();
     let observer = Box::new(move |is_written| catalog.count_state_write(is_written));
-    Store::start(folder, records, observer).unwrap_or_else(|e| {
+    if let Err(e) = store.write_to(folder, observer) {
         warn!("state: cannot start the thread that writes it: {e}; it is not kept");
-        Store::in_memory()
-    })
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::exit::fail;
 use super::output::print_line;
 use crate::settings::DEFAULT_BPFFS;
-use crate::sys::clock;
+use crate::sys::boot_clock::since_boot;
 use crate::sys::offload::pins::PinFolder;
 use crate::sys::offload::{last_alive, remove_left};
 
@@ -44,7 +44,7 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
     let mut result = ExitCode::SUCCESS;
     for folder in folders {
         let path = folder.path().display();
-        let age = last_alive(&folder).map(|at| clock::since_boot().saturating_sub(at));
+        let age = last_alive(&folder).map(|at| since_boot().saturating_sub(at));
         if age.is_some_and(|age| age < ALIVE) {
             print_line(&format!("{path}: in use by a running mcastor"));
             continue;

@@ -67,7 +67,7 @@ struct SocketFile {
 impl ListeningSocket {
     /// Returns its path.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     /// Creates the socket, readable and writable only by its owner. Errors name `setting`.

@@ -63,29 +63,44 @@ impl Store {
         Self::default()
     }
 
-    /// Returns a store with `records`, and starts the thread that writes changes to `folder`.
+    /// Returns a store with `records` and without a file.
+    pub fn with_records(records: Records) -> Self {
+        let store = Self::default();
+        store.shared.lock().records = records;
+        store
+    }
+
+    /// Starts the thread that writes changes to `folder`. Called once.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(
-        folder: StateFolder,
-        records: Records,
-        observer: WriteObserver,
-    ) -> io::Result<Self> {
-        let store = Self::default();
-        let mut latest = store.shared.lock();
-        latest.records = records;
-        latest.is_writer_running = true;
-        drop(latest);
+    pub fn write_to(&self, folder: StateFolder, observer: WriteObserver) -> io::Result<()> {
         let writer = Writer {
             folder,
-            shared: store.shared.clone(),
+            shared: self.shared.clone(),
             observer,
             has_failed: false,
         };
+        self.shared.lock().is_writer_running = true;
         let thread = std::thread::Builder::new().name("mcastor-state".into());
-        thread.spawn(move || writer.run())?;
-        Ok(store)
+        let started = thread.spawn(move || writer.run());
+        started.map(drop).inspect_err(|_| {
+            self.shared.lock().is_writer_running = false;
+        })
+    }
+
+    /// Returns all records.
+    pub fn records(&self) -> Records {
+        self.shared.lock().records.clone()
+    }
+
+    /// Replaces all records.
+    pub fn replace(&self, new: Records) {
+        self.shared.change(|records| {
+            let is_new = *records != new;
+            *records = new;
+            is_new
+        });
     }
 
     /// Notes the start of a membership actor. Returns true for the first one of this process.
@@ -274,7 +289,8 @@ mod tests {
             counts[usize::from(ok)].fetch_add(1, Ordering::SeqCst);
         });
         let folder = StateFolder::open(folder).unwrap();
-        let store = Store::start(folder, Records::default(), observer).unwrap();
+        let store = Store::in_memory();
+        store.write_to(folder, observer).unwrap();
         (store, writes)
     }
 

@@ -19,6 +19,11 @@ pub fn read() -> io::Result<ClockReading> {
     })
 }
 
+/// Returns the time since the boot of the machine; zero if the kernel has no boot clock.
+pub fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
 /// Returns the random number that the kernel gives to each boot.
 ///
 /// # Errors

@@ -8,7 +8,6 @@ mod bpf_burst;
 pub mod buffer;
 pub mod burst_limit;
 pub mod capabilities;
-pub mod clock;
 pub mod confinement;
 pub mod fanout;
 pub mod files;

@@ -343,7 +343,8 @@ impl Supervisor {
 
     fn update_health(&mut self) {
         let ready = self.published && self.interfaces.values().all(|c| c.open);
-        if ready && !std::mem::replace(&mut self.has_been_ready, true) {
+        let is_alone = !self.config.context.gate.has_predecessor();
+        if ready && is_alone && !std::mem::replace(&mut self.has_been_ready, true) {
             let planes = self.config.context.planes.all();
             planes.for_each(|plane| plane.end_start());
         }

@@ -156,11 +156,12 @@ impl TakeOver {
     }
 
     /// Continues the counters of the former process, and reports to it that it may end. If that one
-    /// has ended, this one continues without its counters.
+    /// has ended, this one continues without its counters. `on_end` is called when it has ended.
     pub(in crate::app) async fn finish(
         self,
         context: Arc<RouterContext>,
         supervisor: &Addr<Supervisor>,
+        on_end: impl FnOnce() + Send + 'static,
     ) {
         let until = Instant::now() + STEP_TIMEOUT;
         let counters = self.connection.next(until).await;
@@ -184,6 +185,7 @@ impl TakeOver {
         let watch = thread.spawn(move || {
             connection.wait_for_end();
             context.gate.end_predecessor();
+            on_end();
         });
         if let Err(e) = watch {
             warn!("cannot wait for the end of the former process: {e}");

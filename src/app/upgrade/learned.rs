@@ -8,12 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::actors::RouterContext;
 use crate::model::{Group, InterfaceId, Source, SourceFilter};
+use crate::store::Records;
 
-/// The memberships of hosts behind proxies. The membership actor of the new process queries the
-/// hosts, and routing keeps these memberships until every host has had time to answer.
+/// The memberships of hosts behind proxies, as routing has them, and the records of the store. The
+/// membership actor of the new process continues with those when it starts, which is after the
+/// hand-over.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LearnedState {
     memberships: BTreeSet<LearnedMembership>,
+    /// What the store has: timers, queriers, and the mappings of multicast NAT.
+    #[serde(default)]
+    records: Records,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,11 +49,13 @@ impl LearnedState {
         });
         Self {
             memberships: memberships.collect(),
+            records: context.store.records(),
         }
     }
 
     /// Adds the memberships to those of this process. They take effect with the next snapshot.
     pub(super) fn restore(&self, context: &RouterContext) {
+        context.store.replace(self.records.clone());
         let database = context.membership_database.lock();
         let mut database = database.unwrap_or_else(PoisonError::into_inner);
         for membership in &self.memberships {

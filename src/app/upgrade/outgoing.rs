@@ -163,6 +163,7 @@ impl Outgoing<'_> {
             .directory
             .ask(SetAccepting(false), STEP_TIMEOUT);
         let _ = accepting.await;
+        self.context.count_planes();
         let counters = self.context.catalog.counter_values();
         send(connection, &FromOutgoing::Counters(counters))?;
         let waiting_packets = match next(connection, Instant::now() + STEP_TIMEOUT).await? {

@@ -19,7 +19,7 @@ use ahash::AHashMap;
 
 use super::offload::{FlowAnswer, FlowRequest, OffloadedFlows, OpenPort};
 use crate::pipeline::hand_over::{ForwardedByPlane, HandOver, Rest};
-use crate::pipeline::{Batch, PacketSource};
+use crate::pipeline::{Batch, CaptureHandle, CapturePosition, PacketSource};
 use crate::planes::packet::capture::SocketCapture;
 use crate::sys::offload::{FlowSlot, ForwardedByKernel, HandOverState, KernelFlowRecord, PortSlot};
 use crate::table::flows::FlowKey;
@@ -333,6 +333,18 @@ impl PacketSource for OffloadCapture {
 
     fn mode(&self) -> &'static str {
         self.socket.mode()
+    }
+
+    fn share(&mut self) -> io::Result<Option<CaptureHandle>> {
+        self.socket.share()
+    }
+
+    fn end_sharing(&mut self) {
+        self.socket.end_sharing();
+    }
+
+    fn position(&mut self) -> Option<CapturePosition> {
+        self.socket.position()
     }
 }
 

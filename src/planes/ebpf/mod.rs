@@ -10,6 +10,7 @@
 
 mod actions;
 pub mod capture;
+mod continued;
 mod host;
 pub mod offload;
 pub mod plan;
@@ -23,13 +24,14 @@ use super::packet::capture::SocketCapture;
 use super::packet::{PacketPlane, ifindex};
 use super::{FlowForwarding, Plane, PlaneCounters};
 use crate::model::InterfaceId;
-use crate::pipeline::{PacketSink, PacketSource};
+use crate::pipeline::{CaptureHandle, PacketSink, PacketSource};
 use crate::sys::filter::CaptureFilter;
 use crate::sys::offload::{OffloadProgram, TableSizes};
 use crate::sys::packet::CaptureScope;
 use crate::table::FibDiff;
 use crate::table::flows::FlowKey;
 use capture::OffloadCapture;
+use continued::ContinuedCapture;
 
 pub use offload::OffloadedFlows;
 pub use plan::Declined;
@@ -128,6 +130,25 @@ impl Plane for EbpfPlane {
                 self.packet.capture(interface)
             }
         }
+    }
+
+    fn adopt(
+        &self,
+        interface: InterfaceId,
+        handle: CaptureHandle,
+    ) -> io::Result<Box<dyn PacketSource>> {
+        if !self.offload.serves(interface) {
+            return self.packet.adopt(interface, handle);
+        }
+        let index = ifindex(interface)?;
+        let filter = self.offload.filter().clone();
+        let socket = SocketCapture::adopt(self.packet, index, handle, filter)?;
+        let offload = self.offload.clone();
+        Ok(Box::new(ContinuedCapture::new(
+            offload,
+            (interface, index),
+            socket,
+        )))
     }
 
     fn watch(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {

@@ -27,7 +27,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::{capabilities, limits};
 use crate::model::IfIndex;
-use crate::sys::clock;
+use crate::sys::boot_clock::since_boot;
 use clsact::FilterHandle;
 use earlier::Earlier;
 use pins::{PinFolder, PinGeneration, PinnedProgram};
@@ -347,7 +347,7 @@ impl OffloadProgram {
         // Programs that nobody could take over or find must not stay.
         let orphan_after = options.pins.as_ref().map(|_| options.orphan_after);
         instance.write(mark, orphan_after.unwrap_or_default());
-        instance.set_alive(clock::since_boot());
+        instance.set_alive(since_boot());
         let flows = array(map(&mut ebpf, "flows")?)?;
         let rewrites = array(map(&mut ebpf, "rewrites")?)?;
         let actions = array(map(&mut ebpf, "actions")?)?;
@@ -404,13 +404,13 @@ impl OffloadProgram {
 
     /// Says that this process lives, so that its programs continue to forward if it dies.
     pub fn set_alive(&self) {
-        self.instance.set_alive(clock::since_boot());
+        self.instance.set_alive(since_boot());
     }
 
     /// Returns how long ago the last process of this instance was alive, if it left something that
     /// this process has not taken over yet.
     pub fn gone_for(&self) -> Option<Duration> {
-        Some(clock::since_boot().saturating_sub(self.earlier.alive()?))
+        Some(since_boot().saturating_sub(self.earlier.alive()?))
     }
 
     /// Returns whether an earlier process left tables of another layout. Its flows are forwarded

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::joins::records;
 use super::{PACKET_PLANE, cases, route};
+use crate::lab::bpffs::BpfFs;
 use crate::lab::numbered_stream::NumberedReceiver;
 use crate::lab::proxy::{joined, member, proxy};
 use crate::lab::switch::upstream_switch;
@@ -21,6 +22,7 @@ cases!("upgrade":
     upgrades_lose_nothing_v4_while_modes_change,
     upgrades_lose_nothing_v6,
     upgrades_lose_nothing_rewritten,
+    #[BpfPrograms] upgrades_of_the_kernel_plane_lose_nothing,
     failed_upgrades_lose_nothing,
     #[LinkKind("bridge")] members_and_upstream_switch_notice_no_upgrade,
     clients_of_both_processes_are_answered,
@@ -105,16 +107,16 @@ fn v4() -> Forwarded {
 }
 
 fn upgrades_lose_nothing_v4_in_latency_mode(lab: &Lab) {
-    upgrades_lose_nothing(lab, &v4(), Some("latency"));
+    upgrades_lose_nothing(lab, &v4(), PACKET_PLANE, Some("latency"));
 }
 
 fn upgrades_lose_nothing_v4_in_throughput_mode(lab: &Lab) {
-    upgrades_lose_nothing(lab, &v4(), Some("throughput"));
+    upgrades_lose_nothing(lab, &v4(), PACKET_PLANE, Some("throughput"));
 }
 
 /// The fanout group of the former processes serves the next ones.
 fn upgrades_lose_nothing_v4_while_modes_change(lab: &Lab) {
-    upgrades_lose_nothing(lab, &v4(), Some("prefer-throughput"));
+    upgrades_lose_nothing(lab, &v4(), PACKET_PLANE, Some("prefer-throughput"));
 }
 
 fn upgrades_lose_nothing_v6(lab: &Lab) {
@@ -124,7 +126,7 @@ fn upgrades_lose_nothing_v6(lab: &Lab) {
         route: route("r", "in", "", "ff3e::1:2", &["out1"], ""),
         received: "ff3e::1:2",
     };
-    upgrades_lose_nothing(lab, &stream, None);
+    upgrades_lose_nothing(lab, &stream, PACKET_PLANE, None);
 }
 
 fn upgrades_lose_nothing_rewritten(lab: &Lab) {
@@ -134,17 +136,32 @@ fn upgrades_lose_nothing_rewritten(lab: &Lab) {
         received: "225.7.7.7",
         ..v4()
     };
-    upgrades_lose_nothing(lab, &stream, None);
+    upgrades_lose_nothing(lab, &stream, PACKET_PLANE, None);
+}
+
+/// The former process takes all flows back, and the next one hands them over again.
+fn upgrades_of_the_kernel_plane_lose_nothing(lab: &Lab) {
+    let bpffs = BpfFs::mount(lab);
+    let folder = bpffs.folder().display().to_string();
+    for (folder, capture) in [
+        (folder.as_str(), Some("latency")),
+        (folder.as_str(), Some("prefer-throughput")),
+        ("off", Some("latency")),
+    ] {
+        let plane = format!("[plane]\nkind = \"ebpf\"\nbpffs = \"{folder}\"\n");
+        upgrades_lose_nothing(lab, &v4(), &plane, capture);
+        assert!(bpffs.pinned().is_empty(), "{:?}", bpffs.pinned());
+    }
 }
 
 /// The last process has the counts of all.
-fn upgrades_lose_nothing(lab: &Lab, forwarded: &Forwarded, capture: Option<&str>) {
+fn upgrades_lose_nothing(lab: &Lab, forwarded: &Forwarded, plane: &str, capture: Option<&str>) {
     let (rate, upgrades) = size_of_test();
     let star = match forwarded.dst.starts_with('[') {
         true => Star::dual(lab, 1),
         false => Star::v4(lab, 1),
     };
-    let toml = PACKET_PLANE.to_owned() + &forwarded.route;
+    let toml = plane.to_owned() + &forwarded.route;
     let environment: Vec<_> = capture
         .map(|c| ("MCASTOR_TEST_CAPTURE", c))
         .into_iter()
@@ -156,6 +173,12 @@ fn upgrades_lose_nothing(lab: &Lab, forwarded: &Forwarded, capture: Option<&str>
     let (mut waited, mut longest_us) = (0, 0);
     for _ in 0..upgrades {
         stream.wait_for_more(rate / 20);
+        if plane != PACKET_PLANE {
+            let in_kernel = || router.metric("mcastor_route_packets_total", &[("plane", "ebpf")]);
+            let before = in_kernel();
+            let is_offloaded = wait_until(TIMEOUT, || in_kernel() > before + 20.0);
+            assert!(is_offloaded, "{}", router.run("show flows"));
+        }
         let report = replacement.upgrade();
         waited += report["waiting_packets"].as_u64().expect("a number");
         longest_us = longest_us.max(report["pause_us"].as_u64().expect("a number"));

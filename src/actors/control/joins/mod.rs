@@ -16,8 +16,7 @@ use actix::prelude::*;
 use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
     HostGroup, HostMessages, HostMessagesLost, KeepMemberships, QueryHostGroups, QueryJoinsApplied,
-    Republish,
-    SetJoins, UpdateJoins,
+    Republish, SetJoins, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
