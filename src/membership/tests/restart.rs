@@ -71,6 +71,18 @@ fn missed_query_is_followed_by_startup_queries() {
 }
 
 #[test]
+fn long_absence_is_followed_by_startup_queries() {
+    let mut link = VirtualLink::new(rule());
+    link.receive(1, "IS_EX")
+        .advance_to(100.0)
+        .take_general_query_times();
+    link.restart_with(6.0, rule(), OWN, |saved| saved.forget_own_queries());
+    assert_eq!(link.state(), "EXCLUDE 164");
+    link.advance_to(150.0);
+    assert_eq!(link.take_general_query_times(), [106.0, 137.25]);
+}
+
+#[test]
 fn startup_queries_continue() {
     let mut link = VirtualLink::new(rule());
     link.advance_to(1.0).take_general_query_times();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::membership::{
-    Downstream, DownstreamConfig, MembershipEvent, MembershipRefusal, Protocol,
+    Downstream, DownstreamConfig, MembershipEvent, MembershipRefusal, Protocol, SavedDownstream,
 };
 use crate::model::{BootTime, ClockReading, Group, ProxyRule, Source};
 use crate::wire::membership_message::{
@@ -117,15 +117,28 @@ impl VirtualLink {
     }
 
     /// Ends the process of the router and starts another one after `seconds`, with these settings
-    /// and address. The state takes the way through a file.
+    /// and address.
     pub fn restart(&mut self, seconds: f64, rule: ProxyRule, own: Option<&str>) -> &mut Self {
+        self.restart_with(seconds, rule, own, |_| {})
+    }
+
+    /// As [`Self::restart`], with a change of the state in between. The state takes the way through a
+    /// file.
+    pub fn restart_with(
+        &mut self,
+        seconds: f64,
+        rule: ProxyRule,
+        own: Option<&str>,
+        change: impl Fn(&mut SavedDownstream),
+    ) -> &mut Self {
         let clock = |link: &Self| ClockReading {
             now: link.now,
             boot: BootTime::from_ms(1_000_000 + (link.seconds() * 1000.0) as u64),
         };
         let saved = self.machine.saved(&clock(self));
         let text = serde_json::to_string(&saved).unwrap();
-        let saved = serde_json::from_str(&text).unwrap();
+        let mut saved = serde_json::from_str(&text).unwrap();
+        change(&mut saved);
         self.now += Duration::from_secs_f64(seconds);
         let config = DownstreamConfig::new(self.protocol(), Arc::new(rule));
         let own = own.map(|a| a.parse().unwrap());

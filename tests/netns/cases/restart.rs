@@ -23,6 +23,7 @@ cases!("restart":
     #[Iptables] mld_members_continue_after_kill,
     timers_continue_and_expired_members_are_not_restored,
     other_querier_stays_elected_after_kill,
+    hosts_are_queried_after_a_long_absence,
     clean_stop_keeps_the_members,
     #[Iptables] settings_and_links_that_changed_meanwhile_are_respected,
     #[Iptables] unusable_state_files_are_refused,
@@ -229,6 +230,26 @@ fn other_querier_stays_elected_after_kill(lab: &Lab) {
     let router = Router::start(lab, &star.rtr, &toml);
     assert_eq!(querier(&router, "out1", "igmp"), other);
     assert_eq!(igmp_messages(&wire, &[QUERY]), 0, "it sent a query");
+}
+
+/// Hosts may have joined while no process was there.
+fn hosts_are_queried_after_a_long_absence(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let folder = lab.file("state");
+    let toml = settings(&folder, "out1", LONG_TIMERS);
+    let mut router = Router::start(lab, &star.rtr, &toml);
+    let _rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
+    wait_until_stored(&folder, GROUP);
+    kill(&mut router);
+    let wire = Capture::new(&star.rcv, "eth1");
+    let _second = UdpRx::join(&star.rcv, "eth1", "225.1.2.4:5000");
+    wait_until(Duration::from_secs(6), || false);
+    let router = Router::start(lab, &star.rtr, &toml);
+    assert!(member(&router, "out1", GROUP).is_some());
+    eventually("a query", true, || igmp_messages(&wire, &[QUERY]) > 0);
+    eventually("the new member", true, || {
+        member(&router, "out1", "225.1.2.4").is_some()
+    });
 }
 
 fn clean_stop_keeps_the_members(lab: &Lab) {
