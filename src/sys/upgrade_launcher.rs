@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::unistd::Uid;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::capabilities;
-use super::upgrade_socket::UpgradeSocket;
+use super::message_socket::MessageSocket;
 
 /// The environment variable of a process that replaces another one. Its value is the process ID of
 /// that one.
@@ -30,7 +30,7 @@ const PREDECESSOR: &str = "MCASTOR_PREDECESSOR";
 const NOT_INHERITED: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"];
 
 /// A started process, and the connection to it.
-pub type LaunchedProcess = (Child, UpgradeSocket);
+pub type LaunchedProcess = (Child, MessageSocket);
 
 struct LaunchJob {
     program: PathBuf,
@@ -79,9 +79,9 @@ impl UpgradeLauncher {
 }
 
 /// Returns the connection to the process that this one replaces, if there is one.
-pub fn predecessor() -> Option<io::Result<UpgradeSocket>> {
+pub fn predecessor() -> Option<io::Result<MessageSocket>> {
     std::env::var_os(PREDECESSOR)?;
-    Some(UpgradeSocket::from_stdin())
+    Some(MessageSocket::from_stdin())
 }
 
 /// Processes 1 of containers that end with their first child.
@@ -118,7 +118,6 @@ fn launch_all(jobs: &Receiver<LaunchJob>) {
 
 fn launch(program: &Path) -> io::Result<LaunchedProcess> {
     check_owner(program)?;
-    let (own, other) = UpgradeSocket::pair()?;
     let mut arguments = std::env::args_os();
     let called = arguments
         .next()
@@ -127,12 +126,11 @@ fn launch(program: &Path) -> io::Result<LaunchedProcess> {
     command
         .arg0(called)
         .args(arguments)
-        .env(PREDECESSOR, std::process::id().to_string())
-        .stdin(Stdio::from(other));
+        .env(PREDECESSOR, std::process::id().to_string());
     for variable in NOT_INHERITED {
         command.env_remove(variable);
     }
-    Ok((command.spawn()?, own))
+    MessageSocket::start(&mut command)
 }
 
 /// Refuses a program of another user, unless this process is root.

@@ -9,17 +9,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::spawn_blocking;
 
-use crate::sys::upgrade_socket::UpgradeSocket;
+use crate::sys::message_socket::MessageSocket;
 
 /// A message, and the descriptors that came with it. `None`: the other process has ended.
 pub(super) type Received<T> = Option<(T, Vec<OwnedFd>)>;
 
 /// One end. Clones share it.
 #[derive(Clone)]
-pub(super) struct Connection(Arc<UpgradeSocket>);
+pub(super) struct Connection(Arc<MessageSocket>);
 
 impl Connection {
-    pub(super) fn new(socket: UpgradeSocket) -> Self {
+    pub(super) fn new(socket: MessageSocket) -> Self {
         Self(Arc::new(socket))
     }
 

@@ -1,8 +1,9 @@
-//! The connection between a running router and the process that replaces it: messages with
-//! descriptors (`unix(7)`, `SCM_RIGHTS`).
+//! The connection between this process and one that it started: messages with descriptors
+//! (`unix(7)`, `SCM_RIGHTS`).
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
@@ -28,21 +29,36 @@ const LAST: u8 = 0;
 const MORE: u8 = 1;
 
 /// A message: its bytes, and the descriptors that came with it.
-pub type UpgradeMessage = (Vec<u8>, Vec<OwnedFd>);
+pub type ReceivedMessage = (Vec<u8>, Vec<OwnedFd>);
 
 /// One end of the connection.
 #[derive(Debug)]
-pub struct UpgradeSocket(OwnedFd);
+pub struct MessageSocket(OwnedFd);
 
-impl UpgradeSocket {
+impl AsFd for MessageSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl MessageSocket {
     /// Returns a connection: the own end, and the end for the other process.
     ///
     /// # Errors
     /// The process has too many open files.
-    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+    fn pair() -> io::Result<(Self, OwnedFd)> {
         let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
         let (own, other) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)?;
         Ok((Self(own), other))
+    }
+
+    /// Starts a program with the other end of a new connection as standard input.
+    ///
+    /// # Errors
+    /// The program cannot be started, or the process has too many open files.
+    pub(super) fn start(command: &mut Command) -> io::Result<(Child, Self)> {
+        let (own, other) = Self::pair()?;
+        Ok((command.stdin(Stdio::from(other)).spawn()?, own))
     }
 
     /// Returns the end that this process has as standard input, which is replaced by /dev/null.
@@ -91,7 +107,7 @@ impl UpgradeSocket {
     ///
     /// # Errors
     /// `TimedOut`; `InvalidData` if a message is larger than 256 MiB.
-    pub fn receive(&self, until: Instant) -> io::Result<Option<UpgradeMessage>> {
+    pub fn receive(&self, until: Instant) -> io::Result<Option<ReceivedMessage>> {
         let mut message = Vec::new();
         let mut buffer = vec![0; PIECE + 1];
         loop {
@@ -150,8 +166,8 @@ mod tests {
 
     #[test]
     fn messages_of_any_length_arrive_with_their_descriptors() {
-        let (own, other) = UpgradeSocket::pair().unwrap();
-        let other = UpgradeSocket(other);
+        let (own, other) = MessageSocket::pair().unwrap();
+        let other = MessageSocket(other);
         let file = File::open("/proc/self/comm").unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -172,7 +188,7 @@ mod tests {
 
     #[test]
     fn end_of_the_other_process_is_no_message() {
-        let (own, other) = UpgradeSocket::pair().unwrap();
+        let (own, other) = MessageSocket::pair().unwrap();
         let error = own.receive(Instant::now()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         drop(other);
