@@ -2,12 +2,14 @@
 //! down.
 
 pub mod children;
+mod kept_memberships;
 mod listeners;
 mod plane;
 pub mod service;
 mod state;
 pub mod upgrade;
 
+use kept_memberships::{end_former_when_joined, start_keeper};
 use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
 pub use service::OnStarted;
@@ -32,7 +34,7 @@ use tracing::{debug, error, info, warn};
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
 use crate::actors::integrations::mnat::reconfigure;
-use crate::actors::messages::{Barrier, PanicIn, ReplaceRules, Shutdown};
+use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
 use crate::actors::shared::{ProcessRequest, UpgradeReport};
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::frontend;
@@ -44,7 +46,8 @@ use crate::model::{IfPattern, ProxyRule, RouteName};
 use crate::settings::{LimitSettings, Settings, SettingsReport, StateSettings};
 use crate::store::StateFolderError;
 use crate::sys;
-use crate::sys::activation::PassedListener;
+use crate::sys::activation::PassedDescriptors;
+use crate::sys::membership_keeper::{MembershipKeeper, STORED_PREFIX};
 use crate::sys::off_thread::DroppedOffThread;
 use crate::sys::upgrade_launcher::UpgradeLauncher;
 use crate::table::{InterfaceOptions, ReportOptions, Rib};
@@ -152,9 +155,9 @@ pub fn run(mut options: Options) -> Result<(), AppError> {
 
 /// Prepares the process, and runs the actors. `inherited` is what another process hands over.
 fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppError> {
-    let activated = match inherited {
-        Some(_) => None,
-        None => sys::activation::http_listener(),
+    let passed = match inherited {
+        Some(_) => PassedDescriptors::default(),
+        None => PassedDescriptors::take(STORED_PREFIX),
     };
     // Ignores a failure: the privileged call that follows reports it.
     let _ = sys::capabilities::raise_effective();
@@ -176,7 +179,7 @@ fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppErro
         Clients::Smcroute(_) => Err(io::ErrorKind::Unsupported.into()),
     };
     let prepared = Prepared {
-        activated,
+        passed,
         inherited,
         plane,
         launcher,
@@ -188,7 +191,8 @@ fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppErro
 
 /// What was opened with all capabilities.
 struct Prepared {
-    activated: Option<PassedListener>,
+    /// What the service manager passed.
+    passed: PassedDescriptors,
     /// What another process hands over.
     inherited: Option<Inheritance>,
     plane: ChosenPlane,
@@ -203,7 +207,7 @@ struct Prepared {
 /// Starts the actors and serves signals and requests to the process until one of them stops it.
 async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError> {
     let Prepared {
-        activated,
+        passed,
         mut inherited,
         plane,
         launcher,
@@ -233,6 +237,10 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     let (mut former_control, mut former_http) = match &mut inherited {
         Some(inherited) => (inherited.control.take(), inherited.http.take()),
         None => (None, None),
+    };
+    let instance_socket = match &options.clients {
+        Clients::Control => Some(settings.control.socket.clone()),
+        Clients::Smcroute(socket) => socket.as_ref().map(|socket| socket.path().to_owned()),
     };
     let control = match options.clients {
         Clients::Smcroute(_) => None,
@@ -270,7 +278,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         written => written.transpose()?,
     };
     let address = settings.http.listen.as_ref();
-    let http_socket = open_http(address, activated, &mut former_http);
+    let http_socket = open_http(address, passed.http, &mut former_http);
     let listener = http_socket
         .as_ref()
         .map(|socket| socket.listener.try_clone());
@@ -296,6 +304,11 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         Ok(dropped) => debug!("dropped {dropped} capabilities that are no longer needed"),
         Err(e) => warn!("cannot drop capabilities: {e}"),
     }
+    // A child has no capabilities that were dropped.
+    let keeper = match &instance_socket {
+        Some(socket) => start_keeper(socket, settings.plane.orphan_after, passed.stored),
+        None => MembershipKeeper::default(),
+    };
     let catalog = Catalog::new()?;
     let store = state::start(state, &catalog);
     drop(DroppedOffThread::new(probe));
@@ -304,6 +317,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         plane.start(),
         rib,
         store.clone(),
+        keeper,
         settings.limits.flows,
         settings.docker.socket.clone(),
     );
@@ -355,10 +369,13 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     });
     if let Some(take_over) = take_over {
         let (store, catalog) = (context.store.clone(), context.catalog.clone());
+        let keeper = context.membership_keeper.clone();
         let on_end = move || {
             if let Some(folder) = state_folder {
                 state::continue_in(&folder, &store, &catalog);
             }
+            // If it could not end its keeper.
+            keeper.end_former();
         };
         take_over.finish(context.clone(), &supervisor, on_end).await;
         // Former flows are with the processes since the gate has opened.
@@ -375,6 +392,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         context.clone(),
         options.on_started,
     ));
+    if !takes_over {
+        actix::spawn(end_former_when_joined(context.clone()));
+    }
     let mut keep_forwarding = false;
     let upgrade = async |program: Option<PathBuf>, settings: &Settings| {
         let Some(control) = &control else {
@@ -437,7 +457,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
                     let replaced = outcome.as_ref().map(|report| report.new_pid).ok();
                     let _ = answer.send(outcome);
                     if let Some(pid) = replaced {
-                        end_replaced(pid).await;
+                        end_replaced(pid, &context).await;
                     }
                     continue;
                 }
@@ -450,7 +470,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         };
         if reason == UPGRADE {
             if let Ok(UpgradeReport { new_pid, .. }) = upgrade(None, &active_settings).await {
-                end_replaced(new_pid).await;
+                end_replaced(new_pid, &context).await;
             }
             continue;
         }
@@ -483,6 +503,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     if keep_forwarding {
         // Before the captures end: they would take back what they handed over.
         context.planes.all().for_each(|plane| plane.stop(true));
+        context.directory.do_send(KeepMemberships);
     }
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, supervisor.send(Shutdown))
         .await
@@ -492,6 +513,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     }
     if !keep_forwarding {
         context.planes.all().for_each(|plane| plane.stop(false));
+        context.membership_keeper.end();
     }
     store.finish();
     System::current().stop();
@@ -500,9 +522,11 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
 
 /// Ends this process after another one has replaced it. Nothing is cleaned up: the other process uses
 /// the files, and the groups must not be left.
-async fn end_replaced(pid: u32) {
+async fn end_replaced(pid: u32, context: &RouterContext) {
     service::notify_replaced(pid);
     tokio::time::sleep(REPLACED_LINGER).await;
+    // The other process has its own keeper.
+    context.membership_keeper.end();
     std::process::exit(0);
 }
 

@@ -259,7 +259,7 @@ pub struct HostMessagesLost {
 }
 
 /// App to joins, before [`Shutdown`]: another process continues the memberships of this host, so
-/// they end without a leave.
+/// they end without a leave, and the keeper holds the sockets until then.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct KeepMemberships;

@@ -23,6 +23,7 @@ use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
 use crate::planes::{FlowForwarding, PlaneCounters, Planes};
 use crate::store::Store;
+use crate::sys::membership_keeper::MembershipKeeper;
 use crate::table::flows::{FlowBudget, FlowKey};
 use crate::table::{Fib, MembershipDatabase, Rib, StreamState};
 
@@ -72,6 +73,8 @@ pub struct RouterContext {
     pub membership_database: Mutex<MembershipDatabase>,
     /// What was learned before this process started, or before an actor was rebuilt.
     pub store: Store,
+    /// Holds the sockets of this host's memberships if the process ends unexpectedly.
+    pub membership_keeper: MembershipKeeper,
     /// Packets that were forwarded in the last moments.
     pub loop_guard: Arc<LoopGuard>,
     /// The active ingress of each stream, and other forwarders.
@@ -111,6 +114,7 @@ impl RouterContext {
         planes: Planes,
         rib: Rib,
         store: Store,
+        membership_keeper: MembershipKeeper,
         flows: usize,
         engine: PathBuf,
     ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
@@ -125,6 +129,7 @@ impl RouterContext {
             flow_idle_ms: AtomicU64::new(60_000),
             membership_database: Mutex::default(),
             store,
+            membership_keeper,
             loop_guard: Arc::default(),
             streams: Arc::new(StreamState::for_streams(flows)),
             ttl_warnings: TtlWarnings::default(),

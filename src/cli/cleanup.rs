@@ -8,6 +8,7 @@ use super::exit::fail;
 use super::output::print_line;
 use crate::settings::DEFAULT_BPFFS;
 use crate::sys::boot_clock::since_boot;
+use crate::sys::membership_keeper::end_orphaned;
 use crate::sys::offload::pins::PinFolder;
 use crate::sys::offload::{last_alive, remove_left};
 
@@ -17,7 +18,8 @@ use crate::sys::offload::{last_alive, remove_left};
 ///
 /// If mcastor ends unexpectedly, or by `mcastor stop --keep-forwarding`, BPF programs continue to
 /// forward, until the next mcastor takes over or plane.orphan_after has passed. This removes them at
-/// once, and the tables that they use. What a running mcastor uses stays.
+/// once, and the tables that they use. It also leaves the groups that stayed joined upstream, in
+/// this network namespace. What a running mcastor uses stays.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example: mcastor cleanup
@@ -38,10 +40,17 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
         Ok(folders) => folders,
         Err(e) => return fail(&format!("cannot read {}: {e}", args.bpffs.display())),
     };
-    if folders.is_empty() {
+    let mut result = ExitCode::SUCCESS;
+    let keepers = end_orphaned(None).unwrap_or_else(|e| {
+        result = fail(&format!("cannot find memberships that are kept: {e}"));
+        0
+    });
+    if keepers > 0 {
+        print_line("memberships: left");
+    }
+    if folders.is_empty() && keepers == 0 {
         print_line("nothing to remove");
     }
-    let mut result = ExitCode::SUCCESS;
     for folder in folders {
         let path = folder.path().display();
         let age = last_alive(&folder).map(|at| since_boot().saturating_sub(at));

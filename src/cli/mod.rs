@@ -11,6 +11,7 @@ mod explain;
 mod group_and_port;
 pub mod health;
 mod help;
+mod keep_memberships;
 mod log;
 pub mod man;
 pub mod mnat;
@@ -225,6 +226,8 @@ pub fn main() -> ExitCode {
         Some("smcrouted") => return smcrouted::from_arguments(arguments),
         Some("smcroutectl") => return smcroutectl::from_arguments(arguments),
         Some("smcroute") => return smcroute::from_arguments(arguments),
+        // Not for users, and small: it does not build the command line.
+        Some(keep_memberships::COMMAND) => return keep_memberships::from_arguments(arguments),
         _ => {}
     }
     let words: Vec<OsString> = first.into_iter().chain(arguments).collect();

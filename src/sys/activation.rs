@@ -1,4 +1,5 @@
-//! Socket activation: listening sockets passed by the service manager (`sd_listen_fds(3)`).
+//! Descriptors passed by the service manager (`sd_listen_fds(3)`): listening sockets, and what an
+//! earlier process of the service stored.
 
 use std::net::TcpListener;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -8,6 +9,9 @@ use socket2::{Domain, Socket};
 
 /// The first passed descriptor (`SD_LISTEN_FDS_START`).
 const LISTEN_FDS_START: i32 = 3;
+
+/// Limit of the passed descriptors.
+const MAX_PASSED: i32 = 4096;
 
 /// A passed listening socket.
 pub enum PassedListener {
@@ -32,33 +36,57 @@ impl PassedListener {
     }
 }
 
-/// Returns the passed listener named `http`, or the only passed socket.
-///
-/// Call once, before any other descriptor is opened.
-pub fn http_listener() -> Option<PassedListener> {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
-    if number("LISTEN_PID")? != std::process::id() as i32 {
-        return None;
+/// What the service manager passed to this process.
+#[derive(Default)]
+pub struct PassedDescriptors {
+    /// The listener named `http`, or else the only one.
+    pub http: Option<PassedListener>,
+    /// The descriptors that an earlier process of this service stored, with their names.
+    pub stored: Vec<(String, OwnedFd)>,
+}
+
+impl PassedDescriptors {
+    /// Takes what was passed. The names of stored descriptors start with `stored_prefix`.
+    ///
+    /// Call once, before any other descriptor is opened.
+    pub fn take(stored_prefix: &str) -> Self {
+        let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
+        let mut passed = Self::default();
+        if number("LISTEN_PID") != Some(std::process::id() as i32) {
+            return passed;
+        }
+        let Some(count) = number("LISTEN_FDS").filter(|n| (1..=MAX_PASSED).contains(n)) else {
+            return passed;
+        };
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let names = names.split(':').chain(std::iter::repeat(""));
+        let (stored, others): (Vec<_>, Vec<_>) = (0..count)
+            .zip(names)
+            .partition(|(_, name)| name.starts_with(stored_prefix));
+        let own = |(position, name): (i32, &str)| {
+            let descriptor = take_descriptor(LISTEN_FDS_START + position)?;
+            Some((name.to_owned(), descriptor))
+        };
+        passed.stored = stored.into_iter().filter_map(own).collect();
+        let http = others.iter().find(|(_, name)| *name == "http");
+        let only = (others.len() == 1).then(|| &others[0]);
+        let http = http.or(only).copied().and_then(own);
+        // Any other descriptor stays open for its owner.
+        passed.http = http.and_then(|(_, socket)| {
+            let listener = PassedListener::new(socket);
+            listener.map_err(|other| other.into_raw_fd()).ok()
+        });
+        passed
     }
-    let count = number("LISTEN_FDS").filter(|n| (1..=64).contains(n))?;
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-    let position = names
-        .split(':')
-        .position(|n| n == "http")
-        .or((count == 1).then_some(0))? as i32;
-    if position >= count {
-        return None;
-    }
-    let fd = LISTEN_FDS_START + position;
+}
+
+/// Takes over a descriptor, if it is open.
+fn take_descriptor(fd: i32) -> Option<OwnedFd> {
     // SAFETY: `F_SETFD` takes no pointer. The call fails if `fd` is not open.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return None;
     }
     // SAFETY: the fcntl above proved that `fd` is open. The socket activation protocol assigns it
     // to this process, and nothing else in the process owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Any other descriptor stays open for its owner.
-    PassedListener::new(socket)
-        .map_err(|other| other.into_raw_fd())
-        .ok()
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -3,7 +3,8 @@
 //! The kernel lets an IPv4 socket join 20 groups (`net.ipv4.igmp_max_memberships`) and 10 sources
 //! per group (`net.ipv4.igmp_max_msf`). An IPv6 socket is limited by its option memory. A socket
 //! that refuses a join is full, and the next join opens another socket. The sockets are not bound
-//! to a port and receive nothing. Closing a socket leaves its groups.
+//! to a port and receive nothing. Closing a socket leaves its groups, unless a keeper
+//! ([`MembershipKeeper`]) has a duplicate.
 //!
 //! The kernel reports the union of the filters of all sockets (RFC 9776 section 3.2). So an INCLUDE
 //! list may be spread over several sockets. An EXCLUDE list may not: it must be the filter of one
@@ -19,6 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::group_filter::exclude;
 use super::host_groups::set_own;
 use super::limits::{DescriptorUse, outside_reserve};
+use super::membership_keeper::{KeptSocket, MembershipKeeper};
 use super::multicast::{join, leave};
 use crate::model::{Group, IfIndex, Source, SourceFilter};
 
@@ -38,12 +40,15 @@ struct PooledSocket {
     /// Number of memberships on the socket.
     held: usize,
     full: bool,
+    /// Dropped when the socket is closed.
+    _kept: KeptSocket,
 }
 
 /// The memberships of this host on one interface.
 #[derive(Debug)]
 pub struct HostMemberships {
     interface: IfIndex,
+    keeper: MembershipKeeper,
     sockets: Vec<Option<PooledSocket>>,
     /// Per membership, the index of its socket.
     held: HashMap<HostMembership, usize>,
@@ -54,10 +59,11 @@ pub struct HostMemberships {
 }
 
 impl HostMemberships {
-    /// Creates an empty set of memberships.
-    pub fn new(interface: IfIndex) -> Self {
+    /// Creates an empty set of memberships. `keeper` holds their sockets too.
+    pub fn new(interface: IfIndex, keeper: MembershipKeeper) -> Self {
         Self {
             interface,
+            keeper,
             sockets: Vec::new(),
             held: HashMap::new(),
             sources: HashMap::new(),
@@ -206,6 +212,7 @@ impl HostMemberships {
         let socket = outside_reserve(socket, DescriptorUse::KernelMemberships)?;
         join(&socket, self.interface, group, source)?;
         let pooled = Some(PooledSocket {
+            _kept: self.keeper.hold(&socket),
             socket,
             v4,
             held: 1,
@@ -266,7 +273,9 @@ impl HostMemberships {
         pooled.held -= 1;
         pooled.full = false;
         if pooled.held == 0 {
-            // Closing the socket leaves the group.
+            // The keeper closes its duplicate later. Closing the last one leaves the group too, so
+            // an error does not matter.
+            let _ = leave(&pooled.socket, self.interface, group, source);
             self.sockets[slot] = None;
             return Ok(());
         }

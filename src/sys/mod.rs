@@ -19,6 +19,7 @@ pub mod ifaddr;
 pub mod kernel_release;
 pub mod limits;
 pub mod link_properties;
+pub mod membership_keeper;
 pub mod memberships;
 pub mod memory;
 pub mod message_socket;

@@ -15,6 +15,7 @@ use mcastor::model::{InterfaceId, Link, Links, RouteName, RouteRule, TtlPolicy};
 use mcastor::planes::Planes;
 use mcastor::planes::sim::SimPlane;
 use mcastor::store::Store;
+use mcastor::sys::membership_keeper::MembershipKeeper;
 use mcastor::table::{InterfaceOptions, Rib};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,7 @@ impl Router {
             Planes::new(Box::new(plane), Vec::new()),
             rib,
             Store::in_memory(),
+            MembershipKeeper::default(),
             1000,
             "/nowhere/docker.sock".into(),
         );

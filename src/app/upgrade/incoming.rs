@@ -211,7 +211,8 @@ async fn wait_until_ready(context: &RouterContext) -> io::Result<()> {
     }
 }
 
-async fn joins_applied(context: &RouterContext) -> bool {
+/// Returns whether the kernel has all memberships of this host.
+pub(in crate::app) async fn joins_applied(context: &RouterContext) -> bool {
     let applied = context.directory.ask(QueryJoinsApplied, STEP_TIMEOUT).await;
     applied == Ok(true)
 }

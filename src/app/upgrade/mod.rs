@@ -29,6 +29,6 @@ mod learned;
 mod messages;
 mod outgoing;
 
-pub(super) use incoming::Inheritance;
 pub use incoming::Predecessor;
+pub(super) use incoming::{Inheritance, joins_applied};
 pub(super) use outgoing::Outgoing;

@@ -29,6 +29,7 @@ mod joins;
 mod kubernetes;
 mod link_types;
 mod loops;
+mod membership_keeper;
 mod metrics;
 mod mnat;
 mod mnat_flags;
@@ -127,6 +128,7 @@ pub fn all() -> Vec<Case> {
         host_reports::cases(),
         reload::cases(),
         restart::cases(),
+        membership_keeper::cases(),
         loops::cases(),
         link_types::cases(),
         kubernetes::cases(),

@@ -273,9 +273,15 @@ fn systemd_is_notified_of_start_and_result(lab: &Lab) {
     let timeout = Some(std::time::Duration::from_secs(10));
     notifications.set_read_timeout(timeout).expect("a timeout");
     let next = || {
-        let mut buffer = [0; 4096];
-        let len = notifications.recv(&mut buffer).expect("a notification");
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
+        loop {
+            let mut buffer = [0; 4096];
+            let len = notifications.recv(&mut buffer).expect("a notification");
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            // Of memberships that are kept.
+            if !text.starts_with("FDSTORE") {
+                return text;
+            }
+        }
     };
     let path = socket.display().to_string();
     let env = [("NOTIFY_SOCKET", path.as_str())];

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mcastor::model::{IfIndex, Source, SourceFilter};
+use mcastor::sys::membership_keeper::MembershipKeeper;
 use mcastor::sys::memberships::HostMemberships;
 use mcastor::wire::membership;
 use mcastor::wire::membership_message::{Generation, MembershipMessage, Query, RecordType};
@@ -307,7 +308,7 @@ fn joined_groups_compared_with_kernel_joins(lab: &Lab) {
     assert!(files < 80, "{files} more open files");
     router.stop();
     let index = IfIndex::new(star.rcv.index("eth1")).expect("an index");
-    let mut held = HostMemberships::new(index);
+    let mut held = HostMemberships::new(index, MembershipKeeper::default());
     let filter = SourceFilter::Include(sources.iter().copied().collect());
     let own = std::process::id();
     let (slab, files) = (kernel_memory(), open_files(own));

@@ -5,6 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use mcastor::model::{IfIndex, SourceFilter};
+use mcastor::sys::membership_keeper::MembershipKeeper;
 use mcastor::sys::memberships::HostMemberships;
 use serde_json::Value;
 
@@ -39,7 +40,7 @@ struct Host<'a> {
 impl<'a> Host<'a> {
     fn new(ns: &'a Ns, iface: &str) -> Self {
         let index = IfIndex::new(ns.index(iface)).expect("an index");
-        let held = HostMemberships::new(index);
+        let held = HostMemberships::new(index, MembershipKeeper::default());
         Self { ns, held }
     }
 

@@ -357,9 +357,15 @@ fn settings_and_pid_file_are_those_of_the_new_process(lab: &Lab) {
     let timeout = Some(Duration::from_secs(10));
     notifications.set_read_timeout(timeout).expect("a timeout");
     let next = || {
-        let mut buffer = [0; 4096];
-        let len = notifications.recv(&mut buffer).expect("a notification");
-        String::from_utf8_lossy(&buffer[..len]).trim().to_owned()
+        loop {
+            let mut buffer = [0; 4096];
+            let len = notifications.recv(&mut buffer).expect("a notification");
+            let text = String::from_utf8_lossy(&buffer[..len]).trim().to_owned();
+            // Of memberships that are kept.
+            if !text.starts_with("FDSTORE") {
+                return text;
+            }
+        }
     };
     let path = path.display().to_string();
     let toml = PACKET_PLANE.to_owned() + &v4().route;

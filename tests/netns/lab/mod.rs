@@ -10,6 +10,7 @@ pub mod frr;
 pub mod group_member;
 pub mod harness;
 pub mod http;
+pub mod keeper;
 pub mod link;
 pub mod metrics;
 pub mod mnat;

@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::keeper::end_keepers_in;
 use super::program::Program;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -119,6 +120,9 @@ impl Drop for Lab {
         if self.keep.get() {
             eprintln!("kept: {:?}", self.spaces.borrow());
             return;
+        }
+        for space in self.spaces.borrow().iter() {
+            end_keepers_in(&Path::new("/run/netns").join(space));
         }
         let batch: String = self
             .spaces

@@ -98,6 +98,8 @@ impl Daemon {
                     match notifications.recv(&mut text) {
                         Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                         Err(e) => panic!("not ready: {e}; {}", daemon.program.stderr()),
+                        // Of memberships that are kept.
+                        Ok(n) if text[..n].starts_with(b"FDSTORE") => {}
                         Ok(n) => break n,
                     }
                 };

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use tracing::debug;
 
 use crate::model::{Group, IfIndex, IfName, SourceFilter};
+use crate::sys::membership_keeper::MembershipKeeper;
 use crate::sys::memberships::HostMemberships;
 
 /// Limit of the memberships of one interface in the kernel. An IPv4 socket holds 20 of them.
@@ -23,10 +24,10 @@ pub(super) struct KernelJoins {
 }
 
 impl KernelJoins {
-    /// Creates an empty set.
-    pub(super) fn new(interface: IfIndex) -> Self {
+    /// Creates an empty set. `keeper` holds its sockets too.
+    pub(super) fn new(interface: IfIndex, keeper: MembershipKeeper) -> Self {
         Self {
-            held: HostMemberships::new(interface),
+            held: HostMemberships::new(interface, keeper),
             failed: BTreeSet::new(),
         }
     }

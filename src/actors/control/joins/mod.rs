@@ -246,7 +246,7 @@ impl Handler<SetJoins> for Joins {
                     }
                 }
                 None => {
-                    let service = HostService::new(now, index, interface);
+                    let service = HostService::new(now, index, interface, &self.context);
                     self.services.insert(index, service);
                 }
             }
@@ -337,6 +337,7 @@ impl Handler<KeepMemberships> for Joins {
 
     fn handle(&mut self, _: KeepMemberships, _: &mut Self::Context) {
         self.keeps_memberships = true;
+        self.context.membership_keeper.keep();
     }
 }
 

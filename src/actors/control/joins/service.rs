@@ -64,7 +64,14 @@ pub(super) struct HostService {
 
 impl HostService {
     /// Starts without groups.
-    pub(super) fn new(now: Instant, index: InterfaceId, interface: JoiningInterface) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        index: InterfaceId,
+        interface: JoiningInterface,
+        context: &RouterContext,
+    ) -> Self {
+        let keeper = &context.membership_keeper;
+        let in_kernel = |index| KernelJoins::new(index, keeper.clone());
         let forced = forced_versions(&interface.name);
         let hosts = Protocol::ALL.map(|protocol| {
             let config = host_config(protocol, &interface, forced);
@@ -78,7 +85,7 @@ impl HostService {
             send_at: None,
             retry_at: None,
             error: None,
-            kernel: index.ifindex().map(KernelJoins::new),
+            kernel: index.ifindex().map(in_kernel),
             log_limit: LogLimit::default(),
         }
     }
