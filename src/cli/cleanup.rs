@@ -41,7 +41,7 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
         Err(e) => return fail(&format!("cannot read {}: {e}", args.bpffs.display())),
     };
     let mut result = ExitCode::SUCCESS;
-    let keepers = end_orphaned(None).unwrap_or_else(|e| {
+    let keepers = end_orphaned(None, None).unwrap_or_else(|e| {
         result = fail(&format!("cannot find memberships that are kept: {e}"));
         0
     });

@@ -204,9 +204,11 @@ fn make_dir() -> io::Result<PathBuf> {
 /// Returns the settings file of the router.
 fn settings(http: SocketAddr, socket: &Path, flows: &[DemoFlow]) -> String {
     let socket = toml_edit::Value::from(socket.to_string_lossy().into_owned());
+    // If it is killed, what holds its memberships must not hold the namespaces for long.
     let mut text = format!(
         "# The router of `mcastor demo`.\n\
-         [http]\nlisten = \"{http}\"\n\n[control]\nsocket = {socket}\n"
+         [http]\nlisten = \"{http}\"\n\n[control]\nsocket = {socket}\n\n\
+         [plane]\norphan_after = \"1s\"\n"
     );
     for flow in flows {
         text += &format!(

@@ -249,6 +249,24 @@ impl HostMemberships {
         }
     }
 
+    /// Leaves all groups, and closes the sockets. An interface that is gone has no memberships, so
+    /// errors do not matter.
+    pub fn leave_all(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        let left: BTreeSet<(Group, usize)> =
+            held.iter().map(|((g, _), slot)| (*g, *slot)).collect();
+        for (group, slot) in left {
+            if let Some(pooled) = &self.sockets[slot] {
+                // Without a source, all sources of the socket are left.
+                let _ = leave(&pooled.socket, self.interface, group, None);
+            }
+            set_own(self.interface, group.addr(), 0);
+        }
+        self.sockets.clear();
+        self.sources.clear();
+        self.excluded.clear();
+    }
+
     /// Leaves the membership if it exists.
     fn leave(&mut self, (group, source): HostMembership) -> io::Result<()> {
         let Some(slot) = self.held.remove(&(group, source)) else {

@@ -16,6 +16,8 @@ use crate::sys::message_socket::MessageSocket;
 pub(super) struct ChildKeeper {
     /// The socket on which this instance serves commands.
     socket: PathBuf,
+    /// The name on which the child listens.
+    name: String,
     keep_for: Duration,
     process: Option<(Child, MessageSocket)>,
 }
@@ -23,6 +25,7 @@ pub(super) struct ChildKeeper {
 impl ChildKeeper {
     pub(super) fn new(socket: PathBuf, keep_for: Duration) -> Self {
         Self {
+            name: new_name(&socket),
             socket,
             keep_for,
             process: None,
@@ -35,7 +38,7 @@ impl ChildKeeper {
         command
             .arg0("mcastor")
             .arg(COMMAND)
-            .arg(new_name(&self.socket))
+            .arg(&self.name)
             .arg(self.keep_for.as_millis().to_string())
             .current_dir("/")
             .env_clear()
@@ -90,6 +93,6 @@ impl KeeperBackend for ChildKeeper {
     }
 
     fn end_former(&mut self) -> io::Result<()> {
-        end_orphaned(Some(&self.socket)).map(|_| ())
+        end_orphaned(Some(&self.socket), Some(&self.name)).map(|_| ())
     }
 }

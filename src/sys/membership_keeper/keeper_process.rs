@@ -1,7 +1,7 @@
 //! The process of the keeper: it holds sockets, and does nothing else.
 
 use std::collections::HashMap;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,13 @@ fn keep_orphaned(listener: &Socket, keep_for: Duration) -> io::Result<()> {
             continue;
         };
         let user = getsockopt(&peer, PeerCredentials)?.uid();
-        if user == 0 || user == Uid::effective().as_raw() {
+        peer.set_nonblocking(true)?;
+        // A process that has ended meanwhile holds no memberships. It may have waited from before
+        // the end of the owner.
+        let is_waiting = peer
+            .read(&mut [0])
+            .is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+        if is_waiting && (user == 0 || user == Uid::effective().as_raw()) {
             let _ = peer.write(&[1]);
             return Ok(());
         }

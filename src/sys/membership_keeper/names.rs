@@ -47,15 +47,16 @@ pub(super) fn address(name: &str) -> io::Result<SockAddr> {
 }
 
 /// Ends the keepers of this network namespace whose process has ended: those of one instance, or
-/// all. Returns how many there were.
+/// all. Skips the name `own`. Returns how many there were.
 ///
 /// # Errors
 /// The list of the kernel cannot be read.
-pub fn end_orphaned(socket: Option<&Path>) -> io::Result<usize> {
+pub fn end_orphaned(socket: Option<&Path>, own: Option<&str>) -> io::Result<usize> {
     let list = std::fs::read("/proc/thread-self/net/unix")?;
     let list = String::from_utf8_lossy(&list);
     let path = socket.map(path_part);
     let names = keepers(&list, path.as_deref()).into_iter();
+    let names = names.filter(|name| Some(*name) != own);
     Ok(names.take(MAX_KEEPERS).filter(|name| end(name)).count())
 }
 

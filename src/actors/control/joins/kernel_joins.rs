@@ -52,6 +52,11 @@ impl KernelJoins {
         }
     }
 
+    /// Leaves all groups at once, and not when the keeper has closed its duplicates.
+    pub(super) fn end(mut self) {
+        self.held.leave_all();
+    }
+
     /// Returns the groups that the kernel refused at the last attempt.
     pub(super) fn failed(&self) -> impl Iterator<Item = Group> + '_ {
         self.failed.iter().copied()

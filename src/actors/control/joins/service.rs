@@ -248,7 +248,9 @@ impl HostService {
                 break;
             }
         }
-        self.kernel = None;
+        if let Some(kernel) = self.kernel.take() {
+            kernel.end();
+        }
         let name = self.interface.name.as_str();
         context.catalog.remove_joined_groups(name);
     }
