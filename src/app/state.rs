@@ -1,7 +1,7 @@
 //! Opens the store of what was learned before this process started.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -12,6 +12,11 @@ use crate::sys::boot_clock;
 /// If the former process ended longer ago, hosts may have joined unnoticed, and this router starts
 /// with startup queries.
 const MAX_UNQUERIED_GAP: Duration = Duration::from_secs(5);
+
+/// How long the folder may stay locked after the end of the former process, and how often this one
+/// looks.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A locked folder, and the records of the former process.
 pub(super) struct OpenState {
@@ -92,9 +97,16 @@ pub(super) fn start(state: Option<OpenState>, catalog: &Catalog) -> Store {
 /// Writes the records of a process that has replaced another one to the folder, which that one has
 /// released.
 pub(super) fn continue_in(path: &Path, store: &Store, catalog: &Catalog) {
-    match StateFolder::open(path) {
-        Ok(folder) => write_to(folder, store, catalog),
-        Err(e) => warn!("state: {e}; what is learned is not kept from now on"),
+    let until = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        match StateFolder::open(path) {
+            Ok(folder) => return write_to(folder, store, catalog),
+            // The kernel releases it a moment after the connection.
+            Err(StateFolderError::InUse { .. }) if Instant::now() < until => {
+                std::thread::sleep(RELEASE_INTERVAL);
+            }
+            Err(e) => return warn!("state: {e}; what is learned is not kept from now on"),
+        }
     }
 }
 

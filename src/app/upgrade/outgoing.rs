@@ -69,9 +69,6 @@ impl Outgoing<'_> {
         if upgrade_launcher::ends_container() {
             return Err("the container ends with this process; replace the container".into());
         }
-        if self.context.mnat.load().is_some() {
-            return Err("an end of multicast NAT cannot hand its mappings over; restart it".into());
-        }
         let launched = self.launcher.launch(program).await;
         let (child, socket) = launched.map_err(|e| e.to_string())?;
         let mut child = child;
