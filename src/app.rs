@@ -247,6 +247,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         (_, None) if settings.state == StateSettings::BesideControlSocket => None,
         (folder, _) => folder,
     };
+    let has_state = state_folder.is_some();
     // The running process has it locked until it is replaced.
     let state = match &state_folder {
         Some(folder) if !takes_over => state::open(folder)?,
@@ -371,6 +372,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         }
     };
     actix::spawn(service::watch_usage(context.clone()));
+    if has_state {
+        actix::spawn(state::keep_counters(context.clone()));
+    }
     actix::spawn(service::notify_service_manager(
         context.clone(),
         options.on_started,
@@ -493,6 +497,8 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     if !keep_forwarding {
         context.planes.all().for_each(|plane| plane.stop(false));
     }
+    context.count_planes();
+    store.set_counters(context.catalog.counter_values());
     store.finish();
     System::current().stop();
     result.map(drop)

@@ -1,10 +1,12 @@
 //! Opens the store of what was learned before this process started.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::actors::RouterContext;
 use crate::metrics::Catalog;
 use crate::store::{Records, StateFolder, StateFolderError, Store};
 use crate::sys::boot_clock;
@@ -89,9 +91,44 @@ pub(super) fn start(state: Option<OpenState>, catalog: &Catalog) -> Store {
     let Some(OpenState { folder, records }) = state else {
         return Store::in_memory();
     };
+    catalog.add_counter_values(&records.counters);
     let store = Store::with_records(records);
     write_to(folder, &store, catalog);
     store
+}
+
+/// Time between two looks at the counters, and the least multiple of the time that a look takes.
+const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
+const COUNTER_PAUSE_FACTOR: u32 = 50;
+
+/// How long the counters may need to be written. They are written at most once a second.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Keeps the counters of metrics in the store, so that those of the next process go on.
+pub(super) async fn keep_counters(context: Arc<RouterContext>) {
+    loop {
+        let read = context.clone();
+        // On another thread: many series take long.
+        let kept = actix::spawn(actix_web::web::block(move || {
+            let started = Instant::now();
+            read.count_planes();
+            read.planes
+                .all()
+                .for_each(|plane| plane.begin_to_keep_counters());
+            read.store.set_counters(read.catalog.counter_values());
+            let took = started.elapsed();
+            if read.store.wait_until_written(WRITE_TIMEOUT) {
+                read.planes
+                    .all()
+                    .for_each(|plane| plane.counters_are_kept());
+            }
+            took
+        }));
+        // Fails if the process ends.
+        let took = kept.await.ok().and_then(Result::ok).unwrap_or_default();
+        let pause = took * COUNTER_PAUSE_FACTOR;
+        tokio::time::sleep(pause.max(COUNTER_INTERVAL)).await;
+    }
 }
 
 /// Writes the records of a process that has replaced another one to the folder, which that one has

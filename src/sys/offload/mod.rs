@@ -31,7 +31,7 @@ use crate::sys::boot_clock::since_boot;
 use clsact::FilterHandle;
 use earlier::Earlier;
 use pins::{PinFolder, PinGeneration, PinnedProgram};
-use tables::InstanceTable;
+use tables::{InstanceTable, TableMaps};
 
 pub use earlier::EarlierFlow;
 pub use tables::{
@@ -323,6 +323,7 @@ impl OffloadProgram {
             .override_global("unknown_limit", &unknown_limit, true)
             .map_max_entries("flow_index", sizes.flows)
             .map_max_entries("flows", sizes.flows)
+            .map_max_entries("counted", sizes.flows)
             .map_max_entries("rewrites", sizes.rewrites())
             .map_max_entries("actions", sizes.actions)
             .load(OBJECT)?;
@@ -351,12 +352,14 @@ impl OffloadProgram {
         let flows = array(map(&mut ebpf, "flows")?)?;
         let rewrites = array(map(&mut ebpf, "rewrites")?)?;
         let actions = array(map(&mut ebpf, "actions")?)?;
-        let tables = KernelTables::new(
-            flows.fd().as_fd(),
-            rewrites.fd().as_fd(),
-            actions.fd().as_fd(),
-            sizes,
-        )?;
+        let counted = array(map(&mut ebpf, "counted")?)?;
+        let maps = TableMaps {
+            flows: flows.fd().as_fd(),
+            counted: counted.fd().as_fd(),
+            rewrites: rewrites.fd().as_fd(),
+            actions: actions.fd().as_fd(),
+        };
+        let tables = KernelTables::new(maps, sizes)?;
         Ok(Self {
             ebpf,
             capture,
@@ -723,7 +726,14 @@ pub fn last_alive(folder: &PinFolder) -> Option<Duration> {
 /// Pins the tables in a new generation of a folder.
 fn pin_tables(ebpf: &Ebpf, folder: &PinFolder) -> Result<PinGeneration, OffloadError> {
     let pins = folder.add_generation().map_err(io::Error::other)?;
-    for name in ["instance", "flow_index", "flows", "rewrites", "actions"] {
+    for name in [
+        "instance",
+        "flow_index",
+        "flows",
+        "counted",
+        "rewrites",
+        "actions",
+    ] {
         let table = ebpf.map(name).ok_or_else(|| missing_table(name))?;
         let pinned = table.pin(pins.table(name));
         pinned.map_err(|e| io::Error::other(format!("cannot pin the table {name}: {e}")))?;
@@ -798,7 +808,7 @@ mod tests {
     fn full_tables_have_a_size() {
         let (flows, actions) = (65_536, 4096);
         let mib = TableSizes { flows, actions }.bytes() >> 20;
-        assert_eq!(mib, 24);
+        assert_eq!(mib, 26);
     }
 
     #[test]
