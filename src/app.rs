@@ -2,6 +2,7 @@
 //! down.
 
 pub mod children;
+mod gap;
 mod listeners;
 mod plane;
 pub mod service;
@@ -12,6 +13,7 @@ use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
+use state::OpenState;
 use upgrade::{Inheritance, Outgoing, Predecessor};
 
 use std::cell::RefCell;
@@ -160,8 +162,10 @@ fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppErro
     let _ = sys::capabilities::raise_effective();
     sys::limits::raise_open_file_limit();
     let socket = match &options.clients {
-        Clients::Smcroute(Some(socket)) => socket.path(),
-        Clients::Control | Clients::Smcroute(None) => &options.settings.control.socket,
+        Clients::Smcroute(Some(socket)) => (socket.path(), true),
+        Clients::Control | Clients::Smcroute(None) => {
+            (options.settings.control.socket.as_path(), false)
+        }
     };
     let former_mark = inherited.as_ref().map(Inheritance::mark);
     let plane = ChosenPlane::choose(&options.settings, socket, former_mark);
@@ -253,6 +257,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         Some(folder) if !takes_over => state::open(folder)?,
         _ => None,
     };
+    let gap = state.as_ref().and_then(OpenState::gap);
     let pid_file = options.pid_file.as_ref();
     // The running process has its own one until it is replaced.
     let write_pid_file = |path: PathBuf| PidFile::write(path, takes_over);
@@ -374,6 +379,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     actix::spawn(service::watch_usage(context.clone()));
     if has_state {
         actix::spawn(state::keep_counters(context.clone()));
+    }
+    if let Some(gap) = gap {
+        actix::spawn(gap::report(context.clone(), gap));
     }
     actix::spawn(service::notify_service_manager(
         context.clone(),
@@ -498,7 +506,8 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         context.planes.all().for_each(|plane| plane.stop(false));
     }
     context.count_planes();
-    store.set_counters(context.catalog.counter_values());
+    let received = gap::received_by_ingresses(&context);
+    store.set_counters(context.catalog.counter_values(), received);
     store.finish();
     System::current().stop();
     result.map(drop)

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::gap::{Gap, received_by_ingresses};
 use crate::actors::RouterContext;
 use crate::metrics::Catalog;
+use crate::model::BootTime;
 use crate::store::{Records, StateFolder, StateFolderError, Store};
 use crate::sys::boot_clock;
 
@@ -24,6 +26,18 @@ const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct OpenState {
     folder: StateFolder,
     records: Records,
+    /// When the former process was last alive.
+    alive_at: Option<BootTime>,
+}
+
+impl OpenState {
+    /// Returns what is known of the gap since the former process; `None` if there was none.
+    pub(super) fn gap(&self) -> Option<Gap> {
+        Some(Gap {
+            began: self.alive_at?,
+            received: self.records.received.clone(),
+        })
+    }
 }
 
 /// Locks the folder and reads the state of the former process. None, after a warning, if the folder
@@ -44,30 +58,34 @@ pub(super) fn open(path: &Path) -> Result<Option<OpenState>, StateFolderError> {
             return Ok(None);
         }
     };
-    let records = load(&folder);
-    Ok(Some(OpenState { folder, records }))
+    let (records, alive_at) = load(&folder).unzip();
+    Ok(Some(OpenState {
+        folder,
+        records: records.unwrap_or_default(),
+        alive_at,
+    }))
 }
 
-/// Reads the records of the former process. None of them, after a line in the log, if they cannot be
-/// used.
-fn load(folder: &StateFolder) -> Records {
+/// Reads the records of the former process, and when it was last alive. None of them, after a line in
+/// the log, if they cannot be used.
+fn load(folder: &StateFolder) -> Option<(Records, BootTime)> {
     let clock = match boot_clock::read() {
         Ok(clock) => clock,
         Err(e) => {
             warn!("state: cannot read the boot clock: {e}; nothing is restored");
-            return Records::default();
+            return None;
         }
     };
     let loaded = match folder.load(&clock) {
         Ok(Some(loaded)) => loaded,
-        Ok(None) => return Records::default(),
+        Ok(None) => return None,
         Err(e) => {
             let file = folder.state_file();
             warn!(
                 "state: {} is not used: {e}; starting with nothing",
                 file.display()
             );
-            return Records::default();
+            return None;
         }
     };
     let mut records = loaded.state.records;
@@ -83,12 +101,15 @@ fn load(folder: &StateFolder) -> Records {
         records.interfaces.len(),
         records.mnat.as_ref().map_or(0, |mnat| mnat.mappings.len())
     );
-    records
+    Some((records, loaded.alive_at))
 }
 
 /// Starts the store, which writes changes to the folder.
 pub(super) fn start(state: Option<OpenState>, catalog: &Catalog) -> Store {
-    let Some(OpenState { folder, records }) = state else {
+    let Some(OpenState {
+        folder, records, ..
+    }) = state
+    else {
         return Store::in_memory();
     };
     catalog.add_counter_values(&records.counters);
@@ -107,6 +128,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Keeps the counters of metrics in the store, so that those of the next process go on.
 pub(super) async fn keep_counters(context: Arc<RouterContext>) {
     loop {
+        if !context.store.has_file() {
+            tokio::time::sleep(COUNTER_INTERVAL).await;
+            continue;
+        }
         let read = context.clone();
         // On another thread: many series take long.
         let kept = actix::spawn(actix_web::web::block(move || {
@@ -115,7 +140,9 @@ pub(super) async fn keep_counters(context: Arc<RouterContext>) {
             read.planes
                 .all()
                 .for_each(|plane| plane.begin_to_keep_counters());
-            read.store.set_counters(read.catalog.counter_values());
+            let received = received_by_ingresses(&read);
+            let counters = read.catalog.counter_values();
+            read.store.set_counters(counters, received);
             let took = started.elapsed();
             if read.store.wait_until_written(WRITE_TIMEOUT) {
                 read.planes

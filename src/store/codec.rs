@@ -215,6 +215,7 @@ mod tests {
                 interfaces: [("eth1".parse().unwrap(), Arc::new(interface))].into(),
                 mnat: Some(Arc::new(mnat)),
                 counters: Arc::default(),
+                received: Arc::default(),
             },
         }
     }

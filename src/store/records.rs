@@ -21,6 +21,9 @@ pub struct Records {
     /// The counters of metrics.
     #[serde(default)]
     pub counters: Arc<Vec<CounterValue>>,
+    /// The packets that each ingress interface had received.
+    #[serde(default)]
+    pub received: Arc<BTreeMap<IfName, u64>>,
 }
 
 impl Records {

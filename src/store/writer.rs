@@ -1,5 +1,6 @@
 //! The latest records, and the thread that writes them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -159,15 +160,22 @@ impl Store {
         });
     }
 
-    /// Replaces the counters.
-    pub fn set_counters(&self, counters: Vec<CounterValue>) {
+    /// Replaces the counters, and the packets that each ingress interface had received.
+    pub fn set_counters(&self, counters: Vec<CounterValue>, received: BTreeMap<IfName, u64>) {
         self.shared.change(|records| {
+            // The interfaces also receive what is not counted: that alone needs no write.
             let is_new = *records.counters != counters;
             if is_new {
                 records.counters = Arc::new(counters);
             }
+            records.received = Arc::new(received);
             is_new
         });
+    }
+
+    /// Returns whether the records are written to a file.
+    pub fn has_file(&self) -> bool {
+        self.shared.lock().is_writer_running
     }
 
     /// Waits until all changes before this call are in the file. Returns false if that takes longer.

@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use aya::programs::links::LinkOrder;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
     qdisc_add_clsact,
 };
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use tracing::debug;
 
 use super::{capabilities, limits};
 use crate::model::IfIndex;
@@ -277,7 +277,8 @@ pub struct OffloadProgram {
     cores: usize,
     instance: InstanceTable,
     mark: u32,
-    /// Where the programs and tables are pinned.
+    /// The folder of this instance, and where the programs and tables of this process are pinned.
+    folder: Option<PinFolder>,
     pins: Option<PinGeneration>,
     /// What earlier processes left and this one has not taken over yet.
     earlier: Earlier,
@@ -371,6 +372,7 @@ impl OffloadProgram {
             cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
             instance,
             mark,
+            folder: options.pins.clone(),
             pins,
             earlier,
             handle: None,
@@ -689,6 +691,9 @@ impl Drop for OffloadProgram {
         if let Some(pins) = self.pins.take() {
             pins.remove();
         }
+        if let Some(folder) = &self.folder {
+            folder.remove_if_empty();
+        }
     }
 }
 
@@ -696,14 +701,17 @@ impl OffloadProgram {
     /// Leaves what is pinned, so that the next process finds it.
     pub fn leave(&mut self) {
         self.set_alive();
-        self.pins = None;
+        (self.pins, self.folder) = (None, None);
     }
 
     /// Removes what is pinned. The programs end with this process, or when they are detached.
     pub fn unpin(&mut self) {
         self.earlier.remove();
-        if let Some(pins) = self.pins.take() {
-            pins.remove();
+        self.pins = None;
+        if let Some(folder) = self.folder.take()
+            && let Err(e) = folder.remove()
+        {
+            debug!("cannot remove {}: {e}", folder.path().display());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{cases, route};
 use crate::lab::bpffs::BpfFs;
+use crate::lab::ns::BPFFS_VARIABLE;
 use crate::lab::numbered_stream::{NumberedStream, missing, received_in_order};
 use crate::lab::random::Random;
 use crate::lab::{Capture, Lab, Router, Star, TIMEOUT, wait_until};
@@ -335,6 +336,13 @@ fn stop_can_keep_forwarding(lab: &Lab) {
     let flows = router.control().show("flows");
     let packets = flows[0]["packets"].as_u64().unwrap_or_default();
     assert!(packets > 1000, "{flows:?}");
+    let says_gap = || {
+        router
+            .program
+            .stderr()
+            .contains("in: captured again after at most")
+    };
+    assert!(wait_until(TIMEOUT, says_gap), "{}", router.program.stderr());
     stream.expect_all();
     router.stop();
     assert_eq!(bpffs.pinned(), Vec::<String>::new());
@@ -438,9 +446,10 @@ fn second_process_is_refused(lab: &Lab) {
     wait_until_offloaded(&router, "out1");
     let before = bpffs.pinned();
     let config = router.config.display().to_string();
-    let second = star
-        .rtr
-        .output(crate::lab::BINARY, &["run", "--config", &config]);
+    let mut second = star.rtr.command(crate::lab::BINARY);
+    second.env_remove(BPFFS_VARIABLE);
+    let second = second.args(["run", "--config", &config]).output();
+    let second = second.expect("a process");
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(
         !second.status.success() && said.contains("another mcastor answers on"),
