@@ -34,9 +34,10 @@ use tracing::{debug, error, info, warn};
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
 use crate::actors::integrations::mnat::reconfigure;
-use crate::actors::messages::{Barrier, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::{ProcessRequest, UpgradeReport};
+use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
+use crate::actors::shared::ProcessRequest;
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
+use crate::api::UpgradeReport;
 use crate::frontend;
 use crate::frontend::http::HttpConfig;
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
@@ -495,6 +496,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     if keep_forwarding {
         // Before the captures end: they would take back what they handed over.
         context.planes.all().for_each(|plane| plane.stop(true));
+        // Without joins nobody receives it.
+        let kept = context.directory.ask(KeepMemberships, SHUTDOWN_TIMEOUT);
+        let _ = kept.await;
     }
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, supervisor.send(Shutdown))
         .await

@@ -59,6 +59,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "actors",
         &[
+            // The answer to a client that requests an upgrade passes through unchanged.
+            "api::upgrade",
             "model",
             "wire",
             "membership",

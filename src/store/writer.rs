@@ -54,8 +54,9 @@ struct Latest {
     records: Records,
     /// Whether records changed since they were last taken for a write.
     is_changed: bool,
-    /// The number of changes, and of those that are in the file.
+    /// Number of changes since the start.
     changes: u64,
+    /// How many of them are in the file.
     written_changes: u64,
     /// Whether the process ends.
     is_ending: bool,
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_written_once_a_second_and_at_the_end() {
+    fn changes_are_written_each_second_and_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let started = Instant::now();
         let (store, writes) = start(folder.path());

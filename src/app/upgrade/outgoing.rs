@@ -18,8 +18,8 @@ use super::messages::{
 };
 use crate::actors::RouterContext;
 use crate::actors::messages::{PauseForwarding, ResumeForwarding, SetAccepting, ShareCaptures};
-use crate::actors::shared::UpgradeReport;
 use crate::actors::supervisor::Supervisor;
+use crate::api::UpgradeReport;
 use crate::app::listeners::PassedSocket;
 use crate::sys::upgrade_launcher::{self, UpgradeLauncher};
 

@@ -566,13 +566,18 @@ impl State {
         self.look_at_host(OFFER_LOOK_INTERVAL);
         let tables = self.program.tables().clone();
         let waiting = self.fresh.len();
-        let mut adopted = Vec::new();
+        let (found, mut adopted) = (earlier.len(), Vec::new());
         for flow in earlier {
             let key = flow.key.addresses();
             let Ok(plan) = plan(&self.fib, interface, key, &self.host) else {
                 continue;
             };
             let Ok(slot) = self.add_flow(port, index, key) else {
+                warn!(
+                    "the table of this process is full (limits.flows): of {found} flows that the \
+                     kernel forwarded, {} continue, and the others start anew",
+                    adopted.len()
+                );
                 break;
             };
             self.change_plan((port, key), Ok(plan));

@@ -346,7 +346,7 @@ impl OffloadProgram {
             _ => Err(OffloadError::Unsupported("a table has another type".into())),
         };
         let instance = InstanceTable::new(array(map(&mut ebpf, "instance")?)?.fd().as_fd())?;
-        // Programs that nobody could take over or find must not stay.
+        // Without pins, the next process could not find the programs: they must not forward on.
         let orphan_after = options.pins.as_ref().map(|_| options.orphan_after);
         instance.write(mark, orphan_after.unwrap_or_default());
         instance.set_alive(since_boot());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::ebpf::wait_until_offloaded;
 use super::joins::records;
 use super::mnat::{MnatTopology, rewritten, wait_mapped};
 use super::{PACKET_PLANE, cases, route};
@@ -29,7 +30,7 @@ cases!("upgrade":
     ends_of_multicast_nat_are_replaced,
     #[LinkKind("bridge")] members_and_upstream_switch_notice_no_upgrade,
     clients_of_both_processes_are_answered,
-    settings_and_pid_file_are_those_of_the_new_process,
+    new_process_uses_changed_settings_and_owns_pid_file,
     #[Program("setpriv", "util-linux")] capabilities_of_a_user_are_passed_on,
 );
 
@@ -177,10 +178,7 @@ fn upgrades_lose_nothing(lab: &Lab, forwarded: &Forwarded, plane: &str, capture:
     for _ in 0..upgrades {
         stream.wait_for_more(rate / 20);
         if plane != PACKET_PLANE {
-            let in_kernel = || router.metric("mcastor_route_packets_total", &[("plane", "ebpf")]);
-            let before = in_kernel();
-            let is_offloaded = wait_until(TIMEOUT, || in_kernel() > before + 20.0);
-            assert!(is_offloaded, "{}", router.run("show flows"));
+            wait_until_offloaded(&router, "out1");
         }
         let report = replacement.upgrade();
         waited += report["waiting_packets"].as_u64().expect("a number");
@@ -400,7 +398,7 @@ fn clients_of_both_processes_are_answered(lab: &Lab) {
 }
 
 /// SIGUSR2 replaces the process too. systemd is notified of the new one.
-fn settings_and_pid_file_are_those_of_the_new_process(lab: &Lab) {
+fn new_process_uses_changed_settings_and_owns_pid_file(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let path = lab.file("notify");
     let notifications = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
@@ -513,7 +511,10 @@ fn capabilities_of_a_user_are_passed_on(lab: &Lab) {
     );
     std::os::unix::fs::chown(&program, Some(65534), None).expect("its owner");
     let refused = upgrade(json!({})).expect_err("a program of the user");
-    assert!(refused.contains("root must own the file"), "{refused}");
+    assert!(
+        refused.contains("the file must belong to root"),
+        "{refused}"
+    );
     control().expect("a socket").expect_ok(&json!("stop"));
     eventually("the end of the new process", false, || {
         std::path::Path::new(&format!("/proc/{pid}/exe")).exists()

@@ -51,6 +51,8 @@ pub struct Joins {
     pending_in_kernel: BTreeSet<(bool, Join)>,
     /// Whether the next time slice is scheduled.
     is_scheduled: bool,
+    /// Whether routing has sent all memberships once.
+    has_received_all: bool,
     /// Whether the memberships end without a leave.
     keeps_memberships: bool,
 }
@@ -68,6 +70,7 @@ impl Joins {
             timer: None,
             pending_in_kernel: BTreeSet::new(),
             is_scheduled: false,
+            has_received_all: false,
             keeps_memberships: false,
         }
     }
@@ -251,6 +254,7 @@ impl Handler<SetJoins> for Joins {
                 }
             }
         }
+        self.has_received_all = true;
         let old = std::mem::replace(&mut self.desired, joins);
         let changed = |(join, filter): &(&Join, &SourceFilter)| old.get(*join) != Some(*filter);
         let new = self.desired.iter().filter(changed).map(|(join, _)| *join);
@@ -344,7 +348,7 @@ impl Handler<QueryJoinsApplied> for Joins {
     type Result = bool;
 
     fn handle(&mut self, _: QueryJoinsApplied, _: &mut Self::Context) -> bool {
-        self.pending_in_kernel.is_empty()
+        self.has_received_all && self.pending_in_kernel.is_empty()
     }
 }
 
