@@ -2,6 +2,7 @@
 //! down.
 
 pub mod children;
+mod gap;
 mod kept_memberships;
 mod listeners;
 mod plane;
@@ -14,6 +15,7 @@ use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
+use state::OpenState;
 use upgrade::{Inheritance, Outgoing, Predecessor};
 
 use std::cell::RefCell;
@@ -35,8 +37,9 @@ use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
 use crate::actors::integrations::mnat::reconfigure;
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::{ProcessRequest, UpgradeReport};
+use crate::actors::shared::ProcessRequest;
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
+use crate::api::UpgradeReport;
 use crate::frontend;
 use crate::frontend::http::HttpConfig;
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
@@ -163,8 +166,10 @@ fn start(options: Options, inherited: Option<Inheritance>) -> Result<(), AppErro
     let _ = sys::capabilities::raise_effective();
     sys::limits::raise_open_file_limit();
     let socket = match &options.clients {
-        Clients::Smcroute(Some(socket)) => socket.path(),
-        Clients::Control | Clients::Smcroute(None) => &options.settings.control.socket,
+        Clients::Smcroute(Some(socket)) => (socket.path(), true),
+        Clients::Control | Clients::Smcroute(None) => {
+            (options.settings.control.socket.as_path(), false)
+        }
     };
     let former_mark = inherited.as_ref().map(Inheritance::mark);
     let plane = ChosenPlane::choose(&options.settings, socket, former_mark);
@@ -255,11 +260,13 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         (_, None) if settings.state == StateSettings::BesideControlSocket => None,
         (folder, _) => folder,
     };
+    let has_state = state_folder.is_some();
     // The running process has it locked until it is replaced.
     let state = match &state_folder {
         Some(folder) if !takes_over => state::open(folder)?,
         _ => None,
     };
+    let gap = state.as_ref().and_then(OpenState::gap);
     let pid_file = options.pid_file.as_ref();
     // The running process has its own one until it is replaced.
     let write_pid_file = |path: PathBuf| PidFile::write(path, takes_over);
@@ -388,6 +395,12 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         }
     };
     actix::spawn(service::watch_usage(context.clone()));
+    if has_state {
+        actix::spawn(state::keep_counters(context.clone()));
+    }
+    if let Some(gap) = gap {
+        actix::spawn(gap::report(context.clone(), gap));
+    }
     actix::spawn(service::notify_service_manager(
         context.clone(),
         options.on_started,
@@ -503,7 +516,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     if keep_forwarding {
         // Before the captures end: they would take back what they handed over.
         context.planes.all().for_each(|plane| plane.stop(true));
-        context.directory.do_send(KeepMemberships);
+        // Without joins nobody receives it.
+        let kept = context.directory.ask(KeepMemberships, SHUTDOWN_TIMEOUT);
+        let _ = kept.await;
     }
     if tokio::time::timeout(SHUTDOWN_TIMEOUT, supervisor.send(Shutdown))
         .await
@@ -515,6 +530,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         context.planes.all().for_each(|plane| plane.stop(false));
         context.membership_keeper.end();
     }
+    context.count_planes();
+    let received = gap::received_by_ingresses(&context);
+    store.set_counters(context.catalog.counter_values(), received);
     store.finish();
     System::current().stop();
     result.map(drop)

@@ -51,7 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // File format of igmpproxy, for its conversion.
     ("igmpproxy", &["model", "smcroute::toml_text"]),
     // State that outlives the process.
-    ("store", &["model", "membership", "mnat", "sys"]),
+    ("store", &["model", "membership", "metrics", "mnat", "sys"]),
     (
         "settings",
         &["model", "mnat::config", "smcroute::conf", "igmpproxy::conf"],
@@ -59,6 +59,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "actors",
         &[
+            // The answer to a client that requests an upgrade passes through unchanged.
+            "api::upgrade",
             "model",
             "wire",
             "membership",

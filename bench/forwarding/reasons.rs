@@ -40,6 +40,25 @@ const REASONS: &[(&str, &str)] = &[
          take 3 %, the packet socket with its filter 4 %",
     ),
     (
+        "ebpf: maximum rate, 4 egresses",
+        "as with one egress; each further copy is a clone of the packet, which takes most of the rest",
+    ),
+    (
+        "ebpf: CPU per packet at 100k/s, 4 egresses",
+        "three of the four copies are clones, as in ip_mroute; only the last one is redirected. The \
+         rounds differ by more than the distance to the goal",
+    ),
+    (
+        "ebpf: CPU per packet at 300k/s, 1 egress, to the peer of a veth",
+        "the redirect alone takes 0.14x; the filter of the capture socket, with the lookup and the \
+         counters, takes the rest",
+    ),
+    (
+        "ebpf: CPU per packet, 100,000 flows relative to 1 flow",
+        "a packet of one of many flows finds the buckets of the flow table, the record and the \
+         counters outside the caches of the processor; one flow is always in them",
+    ),
+    (
         "p50 at 10k/s",
         "the machine is slow (compare the p50 of ip_mroute below with 4.7 us in latency.md), or \
          other processes use the core: busy polling then pauses, and each packet has to wake a \

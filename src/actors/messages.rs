@@ -492,6 +492,8 @@ pub struct MnatStatus {
     pub error: Option<String>,
     /// The mapped and the requested streams.
     pub mappings: Vec<MappingReport>,
+    /// Whether routing has received the routes of the mappings.
+    pub are_routes_sent: bool,
 }
 
 /// Most flows that one [`QueryFlows`] examines. At about 30 ns for each, the data thread is

@@ -17,6 +17,7 @@ use super::forwarding_gate::ForwardingGate;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
+use crate::api::UpgradeReport;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
@@ -238,25 +239,6 @@ pub enum ProcessRequest {
     Panic(String, oneshot::Sender<Result<String, String>>),
     /// End the process. If the flag is set, what can forward without the process continues.
     Stop(bool),
-}
-
-/// How a new process took over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UpgradeReport {
-    /// Version of the former process.
-    pub old_version: String,
-    /// Version of the new process.
-    pub new_version: String,
-    /// ID of the former process.
-    pub old_pid: u32,
-    /// ID of the new process.
-    pub new_pid: u32,
-    /// Milliseconds from the request to the end of the hand-over.
-    pub took_ms: u64,
-    /// Microseconds in which no process read packets. They waited in the capture sockets.
-    pub pause_us: u64,
-    /// Packets that waited in that time.
-    pub waiting_packets: u64,
 }
 
 /// The state that `/readyz` reports.

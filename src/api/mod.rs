@@ -18,7 +18,7 @@ pub use explain::{
 };
 pub use show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
 pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
-pub use upgrade::{UpgradeQuery, UpgradeView};
+pub use upgrade::{UpgradeQuery, UpgradeReport};
 pub use view::{
     DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,
     PendingView, QuerierView, RewriteView, RouteView,
@@ -51,7 +51,7 @@ pub enum ShowReply {
     /// Reply to a [`TraceQuery`].
     Trace(TraceView),
     /// Reply to an [`UpgradeQuery`].
-    Upgraded(UpgradeView),
+    Upgraded(UpgradeReport),
     /// Reply to a change: a sentence that describes its effect.
     Done(String),
 }

@@ -15,7 +15,7 @@ pub struct UpgradeQuery {
 
 /// How a new process took over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UpgradeView {
+pub struct UpgradeReport {
     /// Version of the former process.
     pub old_version: String,
     /// Version of the new process.
@@ -33,7 +33,7 @@ pub struct UpgradeView {
 }
 
 /// A sentence for users.
-impl fmt::Display for UpgradeView {
+impl fmt::Display for UpgradeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             old_version,
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn result_names_both_processes_and_the_pause() {
-        let view = UpgradeView {
+        let report = UpgradeReport {
             old_version: "1.0.0".into(),
             new_version: "1.1.0".into(),
             old_pid: 7,
@@ -69,7 +69,7 @@ mod tests {
             waiting_packets: 245,
         };
         assert_eq!(
-            view.to_string(),
+            report.to_string(),
             "process 7 (v1.0.0) is replaced by process 9 (v1.1.0), in 130 ms; packets that waited \
              2.5 ms for it: 245"
         );

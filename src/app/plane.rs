@@ -56,13 +56,18 @@ enum Refusal {
 
 impl ChosenPlane {
     /// Chooses the plane by trying to load the programs of the eBPF plane. `socket` is the one on
-    /// which this instance serves commands; `former_mark` is the mark of the packets that the running
-    /// process of this instance sends, if this one replaces it.
-    pub(super) fn choose(settings: &Settings, socket: &Path, former_mark: Option<u32>) -> Self {
+    /// which this instance serves commands, and whether this process has it already; `former_mark` is
+    /// the mark of the packets that the running process of this instance sends, if this one replaces
+    /// it.
+    pub(super) fn choose(
+        settings: &Settings,
+        (socket, is_bound): (&Path, bool),
+        former_mark: Option<u32>,
+    ) -> Self {
         let mark = former_mark.unwrap_or_else(instance_mark);
         let bpffs = settings.plane.bpffs.as_ref();
         // If another process of this instance lives, this one ends when it binds the socket.
-        let is_alone = || former_mark.is_some() || UnixStream::connect(socket).is_err();
+        let is_alone = || is_bound || former_mark.is_some() || UnixStream::connect(socket).is_err();
         let pins = bpffs.filter(|_| is_alone());
         let pins = pins.map(|root| PinFolder::open(root, socket));
         let packet = PacketPlane {

@@ -19,7 +19,7 @@ use crate::actors::messages::{
 };
 use crate::actors::shared::ProcessRequest;
 use crate::api::{
-    GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply, UpgradeQuery, UpgradeView,
+    GroupView, JoinSpec, RouteSpec, RuleChange, ShowQuery, ShowReply, UpgradeQuery, UpgradeReport,
 };
 use crate::model::{
     AddrError, GroupPrefix, IfPattern, InterfaceId, JoinPolicy, JoinRule, LinkError, Origin,
@@ -254,19 +254,10 @@ pub async fn reload(context: &RouterContext) -> Result<String, QueryError> {
 pub async fn upgrade(
     context: &RouterContext,
     query: UpgradeQuery,
-) -> Result<UpgradeView, QueryError> {
+) -> Result<UpgradeReport, QueryError> {
     let program = query.binary.map(PathBuf::from);
     let request = |answer| ProcessRequest::Upgrade(program, answer);
-    let report = request_within(context, UPGRADE_PATIENCE, request).await?;
-    Ok(UpgradeView {
-        old_version: report.old_version,
-        new_version: report.new_version,
-        old_pid: report.old_pid,
-        new_pid: report.new_pid,
-        took_ms: report.took_ms,
-        pause_us: report.pause_us,
-        waiting_packets: report.waiting_packets,
-    })
+    request_within(context, UPGRADE_PATIENCE, request).await
 }
 
 /// Makes an actor panic, if the process permits it.

@@ -1,6 +1,6 @@
 //! All metrics of the program. docs/metrics.md describes them for users.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ahash::{AHashMap, AHashSet};
@@ -155,7 +155,8 @@ pub struct Catalog {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterValue {
     family: String,
-    labels: BTreeMap<String, String>,
+    /// Names and values. There may be many counters, and a map would take more memory.
+    labels: Vec<(Box<str>, Box<str>)>,
     value: u64,
 }
 
@@ -623,21 +624,27 @@ impl Catalog {
     /// Returns all counters that are not zero, except that of [`Catalog::set_backlog_dropped`], which
     /// is the number of the kernel.
     pub fn counter_values(&self) -> Vec<CounterValue> {
-        let counters: HashSet<String> = self.registry.counter_names().into_iter().collect();
-        let families = self.registry.gather();
-        let families = families
-            .iter()
-            .filter(|family| counters.contains(family.name()) && family.name() != BACKLOG_DROPPED);
-        let values = families.flat_map(|family| {
-            family.get_metric().iter().map(|metric| CounterValue {
-                family: family.name().to_owned(),
-                labels: (metric.get_label().iter())
-                    .map(|label| (label.name().to_owned(), label.value().to_owned()))
-                    .collect(),
-                value: metric.get_counter().get_value() as u64,
-            })
-        });
-        values.filter(|counter| counter.value > 0).collect()
+        let mut values = Vec::new();
+        // One family after the other: together they take much memory.
+        for collector in self.registry.counters() {
+            for family in collector.collect() {
+                if family.name() == BACKLOG_DROPPED {
+                    continue;
+                }
+                let metrics = family.get_metric().iter();
+                let used = metrics.filter(|metric| metric.get_counter().get_value() > 0.0);
+                values.extend(used.map(|metric| {
+                    CounterValue {
+                        family: family.name().to_owned(),
+                        labels: (metric.get_label().iter())
+                            .map(|label| (label.name().into(), label.value().into()))
+                            .collect(),
+                        value: metric.get_counter().get_value() as u64,
+                    }
+                }));
+            }
+        }
+        values
     }
 
     /// Adds the counters of another process. Ignores those that this version does not have.
@@ -648,7 +655,12 @@ impl Catalog {
             value,
         } in values
         {
-            let label = |name: &str| labels.get(name).map(String::as_str);
+            let label = |name: &str| {
+                let mut known = labels.iter();
+                known
+                    .find(|(known, _)| **known == *name)
+                    .map(|(_, value)| &**value)
+            };
             // Their series end when they have been retired for long.
             match (label("route"), label("iif"), label("oif"), label("plane")) {
                 (Some(route), Some(iif), Some(oif), Some(plane)) => {
@@ -662,7 +674,7 @@ impl Catalog {
             }
             let labels: HashMap<&str, &str> = labels
                 .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .map(|(name, value)| (&**name, &**value))
                 .collect();
             self.registry.add_to_counter(family, &labels, *value);
         }

@@ -1,6 +1,6 @@
 //! Creation and registration of metric families.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
@@ -11,7 +11,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 #[derive(Clone, Default)]
 pub(super) struct MetricsRegistry {
     registry: Registry,
-    counters: Arc<Mutex<HashMap<String, CounterFamily>>>,
+    counters: Arc<Mutex<BTreeMap<String, CounterFamily>>>,
 }
 
 #[derive(Clone)]
@@ -46,10 +46,16 @@ impl MetricsRegistry {
         }
     }
 
-    /// Returns the names of the families of counters.
-    pub fn counter_names(&self) -> Vec<String> {
+    /// Returns the families of counters.
+    pub fn counters(&self) -> Vec<Box<dyn Collector>> {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.keys().cloned().collect()
+        let collector = |family: &CounterFamily| -> Box<dyn Collector> {
+            match family {
+                CounterFamily::Labelled(family) => Box::new(family.clone()),
+                CounterFamily::Single(counter) => Box::new(counter.clone()),
+            }
+        };
+        counters.values().map(collector).collect()
     }
 
     fn note_counters(&self, name: &str, family: CounterFamily) {

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use crate::sys::fanout::FanoutGroupId;
 use crate::sys::ring::RingSize;
 
-/// The open sockets of a capture. Whoever holds a handle may continue the capture where the last
-/// reader stopped, because the queues of packets belong to the sockets.
+/// The open sockets of a capture. The packets wait in the sockets, so the owner of a handle can
+/// continue where the last reader stopped.
 #[derive(Debug)]
 pub struct CaptureHandle {
     /// The socket of the latency mode.

@@ -54,6 +54,14 @@ pub trait Plane: Send + Sync + 'static {
         PlaneCounters::default()
     }
 
+    /// Called when what [`Plane::take_counters`] returned until now is about to be stored for the next
+    /// process.
+    fn begin_to_keep_counters(&self) {}
+
+    /// Called when that is stored. If this process dies, the plane of the next one counts what was
+    /// forwarded since then.
+    fn counters_are_kept(&self) {}
+
     /// Starts to capture on an interface. Called inside the runtime that will poll it.
     ///
     /// # Errors

@@ -214,6 +214,8 @@ mod tests {
             records: Records {
                 interfaces: [("eth1".parse().unwrap(), Arc::new(interface))].into(),
                 mnat: Some(Arc::new(mnat)),
+                counters: Arc::default(),
+                received: Arc::default(),
             },
         }
     }

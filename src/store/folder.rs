@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn state_is_loaded_with_the_time_of_the_last_sign_of_life() {
+    fn loaded_state_says_when_the_former_process_was_alive() {
         let parent = tempfile::tempdir().unwrap();
         let folder = StateFolder::open(parent.path()).unwrap();
         let clock = boot_clock::read().unwrap();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::membership::SavedInterface;
+use crate::metrics::catalog::CounterValue;
 use crate::mnat::SavedMnat;
 use crate::model::IfName;
 
@@ -17,6 +18,12 @@ pub struct Records {
     pub interfaces: BTreeMap<IfName, Arc<SavedInterface>>,
     /// Multicast NAT.
     pub mnat: Option<Arc<SavedMnat>>,
+    /// The counters of metrics.
+    #[serde(default)]
+    pub counters: Arc<Vec<CounterValue>>,
+    /// The packets that each ingress interface had received.
+    #[serde(default)]
+    pub received: Arc<BTreeMap<IfName, u64>>,
 }
 
 impl Records {

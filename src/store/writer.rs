@@ -1,5 +1,6 @@
 //! The latest records, and the thread that writes them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use super::codec::{StoredState, encode};
 use super::folder::StateFolder;
 use super::records::Records;
 use crate::membership::SavedInterface;
+use crate::metrics::catalog::CounterValue;
 use crate::mnat::SavedMnat;
 use crate::model::IfName;
 use crate::sys::boot_clock;
@@ -43,6 +45,8 @@ struct Shared {
     changed: Condvar,
     /// Notified when the writer thread ends.
     finished: Condvar,
+    /// Notified of each successful write.
+    written: Condvar,
 }
 
 #[derive(Default)]
@@ -50,6 +54,10 @@ struct Latest {
     records: Records,
     /// Whether records changed since they were last taken for a write.
     is_changed: bool,
+    /// Number of changes since the start.
+    changes: u64,
+    /// How many of them are in the file.
+    written_changes: u64,
     /// Whether the process ends.
     is_ending: bool,
     is_writer_running: bool,
@@ -153,6 +161,35 @@ impl Store {
         });
     }
 
+    /// Replaces the counters, and the packets that each ingress interface had received.
+    pub fn set_counters(&self, counters: Vec<CounterValue>, received: BTreeMap<IfName, u64>) {
+        self.shared.change(|records| {
+            // The interfaces also receive what is not counted: that alone needs no write.
+            let is_new = *records.counters != counters;
+            if is_new {
+                records.counters = Arc::new(counters);
+            }
+            records.received = Arc::new(received);
+            is_new
+        });
+    }
+
+    /// Returns whether the records are written to a file.
+    pub fn has_file(&self) -> bool {
+        self.shared.lock().is_writer_running
+    }
+
+    /// Waits until all changes before this call are in the file. Returns false if that takes longer.
+    pub fn wait_until_written(&self, longest: Duration) -> bool {
+        let latest = self.shared.lock();
+        let goal = latest.changes;
+        let is_missing = |latest: &mut Latest| latest.written_changes < goal;
+        let written = &self.shared.written;
+        let waited = written.wait_timeout_while(latest, longest, is_missing);
+        let (_latest, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        !timeout.timed_out()
+    }
+
     /// Writes the last changes and ends the writer thread. Waits for at most half a second.
     pub fn finish(&self) {
         let mut latest = self.shared.lock();
@@ -174,6 +211,7 @@ impl Shared {
         let mut latest = self.lock();
         if change(&mut latest.records) {
             latest.is_changed = true;
+            latest.changes += 1;
             self.changed.notify_all();
         }
     }
@@ -212,11 +250,11 @@ impl Writer {
             let is_due = latest.is_changed && (is_ending || Instant::now() >= next_write);
             let records = is_due.then(|| {
                 latest.is_changed = false;
-                latest.records.clone()
+                (latest.records.clone(), latest.changes)
             });
             drop(latest);
-            if let Some(records) = records {
-                next_write = Instant::now() + self.write(records);
+            if let Some((records, changes)) = records {
+                next_write = Instant::now() + self.write(records, changes);
             }
             if is_ending {
                 break;
@@ -234,7 +272,7 @@ impl Writer {
     }
 
     /// Writes the records. Returns the time until the next write.
-    fn write(&mut self, records: Records) -> Duration {
+    fn write(&mut self, records: Records, changes: u64) -> Duration {
         let started = Instant::now();
         let written = boot_clock::read().and_then(|clock| {
             let state = StoredState {
@@ -250,6 +288,8 @@ impl Writer {
         let path = path.display();
         match written {
             Ok(()) => {
+                self.shared.lock().written_changes = changes;
+                self.shared.written.notify_all();
                 if std::mem::take(&mut self.has_failed) {
                     info!("state: {path} can be written again");
                 }
@@ -307,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_written_once_a_second_and_at_the_end() {
+    fn changes_are_written_each_second_and_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let started = Instant::now();
         let (store, writes) = start(folder.path());

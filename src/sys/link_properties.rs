@@ -62,14 +62,24 @@ fn query(index: IfIndex) -> io::Result<Vec<u8>> {
 
 /// Returns the number of packets that an interface dropped instead of sending them.
 pub fn dropped_instead_of_sent(index: IfIndex) -> io::Result<u64> {
-    /// Offset of `tx_dropped` in `struct rtnl_link_stats64` (`linux/if_link.h`).
-    const TX_DROPPED: usize = 7 * 8;
+    const TX_DROPPED: usize = 7;
+    statistic(index, TX_DROPPED)
+}
+
+/// Returns the number of packets that an interface has received.
+pub fn received_packets(index: IfIndex) -> io::Result<u64> {
+    const RX_PACKETS: usize = 0;
+    statistic(index, RX_PACKETS)
+}
+
+/// Returns the word at this position of `struct rtnl_link_stats64` (`linux/if_link.h`).
+fn statistic(index: IfIndex, position: usize) -> io::Result<u64> {
     let reply = query(index)?;
     let attributes = reply.get(LINK_MESSAGE..).unwrap_or_default();
-    let dropped = attribute(attributes, IFLA_STATS64)
-        .and_then(|stats| stats.get(TX_DROPPED..)?.first_chunk())
+    let value = attribute(attributes, IFLA_STATS64)
+        .and_then(|stats| stats.get(position * 8..)?.first_chunk())
         .map(|word| u64::from_ne_bytes(*word));
-    dropped.ok_or_else(|| io::ErrorKind::NotFound.into())
+    value.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Returns whether other links are on top of an interface, such as macvlans and VLAN interfaces.

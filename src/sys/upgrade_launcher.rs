@@ -138,8 +138,8 @@ fn check_owner(program: &Path) -> io::Result<()> {
     let file = fs::metadata(program)?;
     let is_writable_by_others = file.mode() & 0o022 != 0;
     if !Uid::effective().is_root() && (file.uid() != 0 || is_writable_by_others) {
-        let reason = "root must own the file, and nobody else may write to it, because the new \
-                      process inherits capabilities";
+        let reason = "the file must belong to root, and only root may be able to write to it, \
+                      because the new process inherits capabilities";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     }
     Ok(())

@@ -39,7 +39,8 @@ use super::slot_table::{SlotTable, StreamSlot, age_ms, stamp};
 use super::stream_key::StreamKey;
 use crate::model::{InterfaceId, MacAddress};
 
-/// The smallest and the largest number of buckets, of eight streams each: 2 MiB and 64 MiB.
+/// The smallest and the largest number of buckets, of eight streams each. Full, they take 2 MiB and
+/// 68 MiB.
 const MIN_BUCKETS: usize = 1 << 13;
 const MAX_BUCKETS: usize = 1 << 18;
 
@@ -151,7 +152,7 @@ impl Admission {
     };
 }
 
-/// The active ingresses of all streams. Allocates its table for the first stream: 2 MiB at least.
+/// The active ingresses of all streams. Allocates memory when streams begin.
 pub struct ActiveIngresses {
     seed: RandomState,
     /// State: the ID of the active ingress (32 bits), the highest TTL of its packets, and the time

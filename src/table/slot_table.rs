@@ -49,10 +49,14 @@ pub(super) fn age_ms(state: u64, now_ms: u64) -> u64 {
     }
 }
 
-/// The table. Its memory is allocated for the first stream.
+/// Slots of streams whose keys hash to the same value.
+type Bucket = [StreamSlot; WAYS];
+
+/// The table. Its memory is allocated for the first stream, and that of a bucket for the first stream
+/// in it.
 pub(super) struct SlotTable {
     buckets: usize,
-    slots: OnceLock<Box<[StreamSlot]>>,
+    slots: OnceLock<Box<[OnceLock<Box<Bucket>>]>>,
 }
 
 impl SlotTable {
@@ -64,25 +68,21 @@ impl SlotTable {
         }
     }
 
-    fn bucket(&self, key: u64) -> std::ops::Range<usize> {
-        let first = (key as usize % self.buckets) * WAYS;
-        first..first + WAYS
+    fn bucket(&self, key: u64) -> usize {
+        key as usize % self.buckets
     }
 
     /// Returns the slot of a stream. `key` is not zero.
     pub(super) fn find(&self, key: u64) -> Option<&StreamSlot> {
-        let slots = &self.slots.get()?[self.bucket(key)];
+        let slots = self.slots.get()?[self.bucket(key)].get()?;
         slots.iter().find(|s| s.key.load(Ordering::Relaxed) == key)
     }
 
     /// Gives a stream without a slot the least recently used one, with this state.
     pub(super) fn insert(&self, key: u64, state: u64, (extra, share): (u64, u64), now_ms: u64) {
-        let new = || {
-            (0..WAYS * self.buckets)
-                .map(|_| StreamSlot::default())
-                .collect()
-        };
+        let new = || (0..self.buckets).map(|_| OnceLock::new()).collect();
         let slots = &self.slots.get_or_init(new)[self.bucket(key)];
+        let slots = slots.get_or_init(Box::default);
         let age = |slot: &&StreamSlot| match slot.key.load(Ordering::Relaxed) {
             0 => u64::MAX,
             _ => age_ms(slot.state.load(Ordering::Relaxed), now_ms),

@@ -726,32 +726,67 @@ impl Handler<ShareCapture> for Interface {
     type Result = ResponseActFuture<Self, io::Result<Option<CaptureHandle>>>;
 
     fn handle(&mut self, _: ShareCapture, _: &mut Self::Context) -> Self::Result {
-        Box::pin(Share(Box::pin(sleep(Duration::ZERO))))
+        Box::pin(Repeat::new(Self::share_capture))
     }
 }
 
-/// Waits until the capture has no change of its mode in progress, and returns its sockets.
-struct Share(Pin<Box<Sleep>>);
+/// Calls a function of the actor again and again, until it returns something.
+struct Repeat<F> {
+    next: Pin<Box<Sleep>>,
+    function: F,
+}
 
-impl ActorFuture<Interface> for Share {
-    type Output = io::Result<Option<CaptureHandle>>;
+impl<T, F: FnMut(&mut Interface) -> Option<T> + Unpin> Repeat<F> {
+    fn new(function: F) -> Self {
+        Self {
+            next: Box::pin(sleep(Duration::ZERO)),
+            function,
+        }
+    }
+}
+
+impl<T, F: FnMut(&mut Interface) -> Option<T> + Unpin> ActorFuture<Interface> for Repeat<F> {
+    type Output = T;
 
     fn poll(
         mut self: Pin<&mut Self>,
         actor: &mut Interface,
         _: &mut Context<Interface>,
         task: &mut Task<'_>,
-    ) -> Poll<Self::Output> {
-        let Some(capture) = actor.capture.as_ref().filter(|_| !actor.watch_only) else {
-            return Poll::Ready(Ok(None));
-        };
+    ) -> Poll<T> {
         loop {
-            if let Some(shared) = capture.borrow_mut().share().transpose() {
-                return Poll::Ready(shared.map(Some));
+            if let Some(returned) = (self.function)(actor) {
+                return Poll::Ready(returned);
             }
-            ready!(self.0.as_mut().poll(task));
-            self.0.set(sleep(PASS_ON_INTERVAL));
+            ready!(self.next.as_mut().poll(task));
+            self.next.set(sleep(PASS_ON_INTERVAL));
         }
+    }
+}
+
+impl Interface {
+    /// Returns the sockets of the capture, if there is one to pass on. `None` while its mode changes.
+    fn share_capture(&mut self) -> Option<io::Result<Option<CaptureHandle>>> {
+        match self.capture.as_ref().filter(|_| !self.watch_only) {
+            Some(capture) => capture
+                .borrow_mut()
+                .share()
+                .transpose()
+                .map(|s| s.map(Some)),
+            None => Some(Ok(None)),
+        }
+    }
+
+    /// Returns where another process continues the capture, if there is one to pass on. `None` while
+    /// packets that were read are not sent.
+    fn pause_position(&mut self) -> Option<Option<CapturePosition>> {
+        let Some(capture) = self.capture.as_ref().filter(|_| !self.watch_only) else {
+            return Some(None);
+        };
+        let position = capture.borrow_mut().position();
+        let position = position.filter(|_| self.is_all_sent())?;
+        self.read_kernel_drops();
+        Some(Some(position))
     }
 }
 
@@ -765,37 +800,7 @@ impl Handler<PauseCapture> for Interface {
         {
             hand_over.set_paused(true);
         }
-        Box::pin(Pause(Box::pin(sleep(Duration::ZERO))))
-    }
-}
-
-/// Waits until every packet that was read is sent, and returns where another process continues.
-struct Pause(Pin<Box<Sleep>>);
-
-impl ActorFuture<Interface> for Pause {
-    type Output = Option<CapturePosition>;
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        actor: &mut Interface,
-        _: &mut Context<Interface>,
-        task: &mut Task<'_>,
-    ) -> Poll<Self::Output> {
-        loop {
-            let Some(capture) = &actor.capture else {
-                return Poll::Ready(None);
-            };
-            if actor.watch_only {
-                return Poll::Ready(None);
-            }
-            let position = capture.borrow_mut().position();
-            if actor.is_all_sent() && position.is_some() {
-                actor.read_kernel_drops();
-                return Poll::Ready(position);
-            }
-            ready!(self.0.as_mut().poll(task));
-            self.0.set(sleep(PASS_ON_INTERVAL));
-        }
+        Box::pin(Repeat::new(Self::pause_position))
     }
 }
 

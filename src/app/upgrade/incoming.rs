@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::connection::Connection;
 use super::messages::{FromIncoming, FromOutgoing, Offer, PROTOCOL};
 use crate::actors::RouterContext;
-use crate::actors::messages::{QueryJoinsApplied, Republish, RestartChild};
+use crate::actors::messages::{Barrier, QueryJoinsApplied, QueryMnat, Republish, RestartChild};
 use crate::actors::supervisor::Supervisor;
 use crate::app::listeners::PassedSocket;
 use crate::model::InterfaceId;
@@ -193,15 +193,19 @@ impl TakeOver {
     }
 }
 
-/// Waits until every interface actor waits for the gate, and the kernel has all memberships.
+/// Waits until every interface actor waits for the gate, the routes of multicast NAT are in force,
+/// and the kernel has all memberships.
 async fn wait_until_ready(context: &RouterContext) -> io::Result<()> {
     let until = Instant::now() + STEP_TIMEOUT;
     loop {
+        // Before the snapshot is read: these routes may need further interfaces.
+        let is_mapped = mappings_applied(context).await;
         let snapshot = context.snapshot.load_full();
         let interfaces = snapshot.interfaces.iter().map(|i| i.index);
         let is_published = snapshot.fib.generation > 0;
         let are_prepared = context.gate.are_prepared(interfaces);
-        if are_prepared.map_err(io::Error::other)? && is_published && joins_applied(context).await {
+        let is_prepared = are_prepared.map_err(io::Error::other)? && is_published;
+        if is_prepared && is_mapped && joins_applied(context).await {
             return Ok(());
         }
         if Instant::now() > until {
@@ -209,6 +213,18 @@ async fn wait_until_ready(context: &RouterContext) -> io::Result<()> {
         }
         sleep(READY_INTERVAL).await;
     }
+}
+
+/// Returns whether the routes of the former process's mappings are in force, if this process is an end
+/// of multicast NAT.
+async fn mappings_applied(context: &RouterContext) -> bool {
+    let directory = &context.directory;
+    if context.mnat.load().is_none() {
+        return true;
+    }
+    let status = directory.ask(QueryMnat, STEP_TIMEOUT).await;
+    status.is_ok_and(|status| status.are_routes_sent)
+        && directory.ask(Barrier, STEP_TIMEOUT).await.is_ok()
 }
 
 /// Returns whether the kernel has all memberships of this host.

@@ -18,8 +18,8 @@ use super::messages::{
 };
 use crate::actors::RouterContext;
 use crate::actors::messages::{PauseForwarding, ResumeForwarding, SetAccepting, ShareCaptures};
-use crate::actors::shared::UpgradeReport;
 use crate::actors::supervisor::Supervisor;
+use crate::api::UpgradeReport;
 use crate::app::listeners::PassedSocket;
 use crate::sys::upgrade_launcher::{self, UpgradeLauncher};
 
@@ -68,9 +68,6 @@ impl Outgoing<'_> {
         let started = Instant::now();
         if upgrade_launcher::ends_container() {
             return Err("the container ends with this process; replace the container".into());
-        }
-        if self.context.mnat.load().is_some() {
-            return Err("an end of multicast NAT cannot hand its mappings over; restart it".into());
         }
         let launched = self.launcher.launch(program).await;
         let (child, socket) = launched.map_err(|e| e.to_string())?;

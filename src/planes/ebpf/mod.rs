@@ -110,6 +110,14 @@ impl Plane for EbpfPlane {
         self.offload.take_counters()
     }
 
+    fn begin_to_keep_counters(&self) {
+        self.offload.begin_to_keep_counters();
+    }
+
+    fn counters_are_kept(&self) {
+        self.offload.counters_are_kept();
+    }
+
     fn capture(&self, interface: InterfaceId) -> io::Result<Box<dyn PacketSource>> {
         let index = ifindex(interface)?;
         if !self.offload.serves(interface) {

@@ -25,8 +25,9 @@ use crate::planes::{PathCount, PlaneCounters, ReceivedCount};
 use crate::sys::filter::CaptureFilter;
 use crate::sys::link_properties::dropped_instead_of_sent;
 use crate::sys::offload::{
-    Attachment, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState, KernelFlowKey,
-    KernelTables, MAX_PORTS, OffloadError, OffloadProgram, PortSlot, wait_for_programs,
+    Attachment, EarlierFlow, Epoch, FlowControl, FlowSlot, ForwardedByKernel, HandOverState,
+    KernelFlowKey, KernelTables, MAX_PORTS, OffloadError, OffloadProgram, PortSlot,
+    wait_for_programs,
 };
 use crate::table::flows::FlowKey;
 use crate::table::{Fib, FibDiff};
@@ -39,6 +40,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How old the known listeners may be when flows are offered.
 const OFFER_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Both epochs, in the order of arrays by epoch.
+const EPOCHS: [Epoch; 2] = [Epoch::Even, Epoch::Odd];
 
 /// A request of an interface actor.
 pub(super) enum OffloadRequest {
@@ -113,6 +117,10 @@ struct State {
     /// Flows that may be handed over now.
     fresh: Vec<(PortSlot, FlowKey, FlowSlot)>,
     counts: Counts,
+    /// Flows that an earlier process handed over, until its programs are removed.
+    adopted: Vec<((PortSlot, FlowKey), FlowSlot, EarlierFlow)>,
+    /// What is in the counts of flows that are about to be stored.
+    kept: Vec<((PortSlot, FlowKey), FlowSlot, [ForwardedByKernel; 2])>,
     /// When the thread last looked at the host, and at everything.
     looked: Instant,
     checked: Instant,
@@ -140,11 +148,11 @@ struct KernelFlow {
     epoch: Epoch,
     /// The plan of the other epoch, as long as packets may be on their way with it.
     former: Option<Plan>,
+    /// What is in the counts, by epoch.
+    counted: [ForwardedByKernel; 2],
     /// Whether there is a newer plan than `plan`, which has to wait until `former` is gone. The
     /// process forwards the flow as long.
     is_outdated: bool,
-    /// What is in the counts, by epoch.
-    counted: [ForwardedByKernel; 2],
 }
 
 /// What packets may be on their way with, though nothing refers to it any more.
@@ -198,6 +206,8 @@ impl OffloadedFlows {
             unsettled: Vec::new(),
             fresh: Vec::new(),
             counts: Counts::default(),
+            adopted: Vec::new(),
+            kept: Vec::new(),
             looked: Instant::now(),
             checked: Instant::now(),
             dropped_instead_of_sent: AHashMap::new(),
@@ -291,9 +301,18 @@ impl OffloadedFlows {
         self.shared.lock().program.remove_earlier_from(index);
     }
 
-    /// Removes what an earlier process left on interfaces that are not captured.
+    /// Removes what an earlier process left on interfaces that are not captured. Counts what its
+    /// programs forwarded while this process took their place.
     pub(super) fn remove_earlier(&self) {
-        self.shared.lock().program.remove_earlier();
+        let mut state = self.shared.lock();
+        for (key, slot, earlier) in std::mem::take(&mut state.adopted) {
+            let record = self.tables.flow(slot);
+            let known = state.flows.get(&key).filter(|flow| flow.slot == slot);
+            if let (Some(record), Some(_)) = (record, known) {
+                record.begin_with(earlier.forwarded_since());
+            }
+        }
+        state.program.remove_earlier();
     }
 
     /// Ends the work of the plane before the process ends. Leaves the programs in the kernel, or
@@ -303,6 +322,31 @@ impl OffloadedFlows {
         match leave_programs && state.program.is_pinned() {
             true => state.leave_programs(),
             false => state.remove_programs(),
+        }
+    }
+
+    /// Notes which counts are about to be stored for the next process.
+    pub(super) fn begin_to_keep_counters(&self) {
+        let mut state = self.shared.lock();
+        let is_new = |(_, flow): &(&_, &KernelFlow)| {
+            let kept = EPOCHS.map(|epoch| self.tables.counted(flow.slot, epoch));
+            kept != flow.counted
+        };
+        let flows = state.flows.iter().filter(is_new);
+        let kept = flows.map(|(key, flow)| (*key, flow.slot, flow.counted));
+        state.kept = kept.collect();
+    }
+
+    /// Notes that these counts are stored.
+    pub(super) fn counters_are_kept(&self) {
+        let mut state = self.shared.lock();
+        for (key, slot, counted) in std::mem::take(&mut state.kept) {
+            // It may have ended meanwhile.
+            if state.flows.get(&key).is_some_and(|flow| flow.slot == slot) {
+                for (epoch, counted) in EPOCHS.into_iter().zip(counted) {
+                    self.tables.set_counted(slot, epoch, counted);
+                }
+            }
         }
     }
 
@@ -522,20 +566,28 @@ impl State {
         self.look_at_host(OFFER_LOOK_INTERVAL);
         let tables = self.program.tables().clone();
         let waiting = self.fresh.len();
-        let mut adopted = Vec::new();
+        let (found, mut adopted) = (earlier.len(), Vec::new());
         for flow in earlier {
             let key = flow.key.addresses();
             let Ok(plan) = plan(&self.fib, interface, key, &self.host) else {
                 continue;
             };
             let Ok(slot) = self.add_flow(port, index, key) else {
+                warn!(
+                    "the table of this process is full (limits.flows): of {found} flows that the \
+                     kernel forwarded, {} continue, and the others start anew",
+                    adopted.len()
+                );
                 break;
             };
             self.change_plan((port, key), Ok(plan));
             if let Some(record) = tables.flow(slot) {
+                // Counted like what this process forwards, or by the next one if this one dies.
+                record.begin_with(flow.uncounted);
                 record.hand_over();
             }
-            adopted.push((key, slot, flow.forwarded));
+            adopted.push((key, slot, flow.counted));
+            self.adopted.push(((port, key), slot, flow));
         }
         // They need no hand-over.
         self.fresh.truncate(waiting);
@@ -607,6 +659,10 @@ impl State {
         };
         if let Some(record) = self.program.tables().flow(slot) {
             record.start(control);
+        }
+        for epoch in EPOCHS {
+            let none = ForwardedByKernel::default();
+            self.program.tables().set_counted(slot, epoch, none);
         }
         if let Err(e) = self.program.insert(&key, slot) {
             debug!("cannot add a flow: {e}");

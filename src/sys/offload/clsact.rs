@@ -125,7 +125,7 @@ pub fn remove_filters_of_dead_processes(index: IfIndex, tag: u64) -> io::Result<
     Ok(removed)
 }
 
-/// Removes a filter, and the queueing discipline if nobody else has filters there.
+/// Removes a filter. Then removes the queueing discipline, unless it has other filters.
 pub fn remove_filter(index: IfIndex, handle: u32) -> io::Result<()> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();
     let filter = TrafficControl {

@@ -3,23 +3,67 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use tracing::debug;
 
 use super::pins::{PinFolder, PinGeneration, PinnedProgram};
-use super::tables::{InstanceTable, LAYOUT};
-use super::{FlowSlot, ForwardedByKernel, HandOverState, KernelFlowKey, KernelTables, TableSizes};
+use super::tables::{InstanceTable, LAYOUT, TableMaps};
+use super::{
+    Epoch, FlowSlot, ForwardedByKernel, HandOverState, KernelFlowKey, KernelFlowRecord,
+    KernelTables, TableSizes,
+};
 use crate::model::IfIndex;
 
 /// A flow that an earlier process handed over to the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EarlierFlow {
     /// The flow.
     pub key: KernelFlowKey,
-    /// What the kernel forwarded of it since that process added it.
-    pub forwarded: ForwardedByKernel,
+    tables: Arc<KernelTables>,
+    slot: FlowSlot,
+    /// What the kernel forwarded of it, as far as it is in the counters that the process stored.
+    pub counted: ForwardedByKernel,
+    /// What it forwarded since then.
+    pub uncounted: ForwardedByKernel,
+}
+
+impl EarlierFlow {
+    fn read(key: KernelFlowKey, tables: &Arc<KernelTables>, slot: FlowSlot) -> Option<Self> {
+        let record = tables.flow(slot)?;
+        let uncounted = uncounted(record, tables, slot);
+        let forwarded = record.forwarded();
+        (record.control().state == HandOverState::Offloaded).then(|| Self {
+            key,
+            tables: tables.clone(),
+            slot,
+            counted: forwarded.less(uncounted),
+            uncounted,
+        })
+    }
+
+    /// Returns what the kernel forwarded of it by the tables of the earlier process since this was
+    /// read.
+    pub fn forwarded_since(&self) -> ForwardedByKernel {
+        let Some(record) = self.tables.flow(self.slot) else {
+            return ForwardedByKernel::default();
+        };
+        uncounted(record, &self.tables, self.slot).less(self.uncounted)
+    }
+}
+
+fn uncounted(
+    record: &KernelFlowRecord,
+    tables: &KernelTables,
+    slot: FlowSlot,
+) -> ForwardedByKernel {
+    let of_epoch = |epoch| record.forwarded_in(epoch).less(tables.counted(slot, epoch));
+    let (even, odd) = (of_epoch(Epoch::Even), of_epoch(Epoch::Odd));
+    ForwardedByKernel {
+        packets: even.packets + odd.packets,
+        bytes: even.bytes + odd.bytes,
+    }
 }
 
 /// What one earlier process left.
@@ -32,7 +76,7 @@ struct EarlierProcess {
 }
 
 struct EarlierTables {
-    tables: KernelTables,
+    tables: Arc<KernelTables>,
     /// By ingress.
     flows: BTreeMap<IfIndex, Vec<(KernelFlowKey, FlowSlot)>>,
 }
@@ -82,35 +126,29 @@ impl Earlier {
         found.next()
     }
 
-    /// Returns the tables and flows of an interface, by the last process that had it.
-    fn table(&self, index: IfIndex) -> Option<(&KernelTables, &[(KernelFlowKey, FlowSlot)])> {
+    /// Returns the tables of the last process that had a program on an interface.
+    fn tables(&self, index: IfIndex) -> Option<&EarlierTables> {
         let (generation, _) = self.program(index)?;
         let process = self.0.iter().find(|p| p.generation == *generation)?;
-        let tables = process.tables.as_ref()?;
-        Some((&tables.tables, tables.flows.get(&index)?))
+        process.tables.as_ref()
     }
 
     /// Returns the flows that the kernel forwards from an interface.
     pub(super) fn flows(&self, index: IfIndex) -> Vec<EarlierFlow> {
-        let Some((tables, flows)) = self.table(index) else {
+        let Some(earlier) = self.tables(index) else {
             return Vec::new();
         };
-        let flow = |(key, slot): &(KernelFlowKey, FlowSlot)| {
-            let record = tables.flow(*slot)?;
-            let is_offloaded = record.control().state == HandOverState::Offloaded;
-            is_offloaded.then(|| EarlierFlow {
-                key: *key,
-                forwarded: record.forwarded(),
-            })
-        };
-        flows.iter().filter_map(flow).collect()
+        let flows = earlier.flows.get(&index).into_iter().flatten();
+        let flow = |(key, slot): &_| EarlierFlow::read(*key, &earlier.tables, *slot);
+        flows.filter_map(flow).collect()
     }
 
     /// Removes the programs from an interface.
     pub(super) fn remove_program(&self, index: IfIndex) {
         // At once: the kernel removes a program some time later.
-        if let Some((tables, flows)) = self.table(index) {
-            let records = flows.iter().filter_map(|(_, slot)| tables.flow(*slot));
+        if let Some(earlier) = self.tables(index) {
+            let flows = earlier.flows.get(&index).into_iter().flatten();
+            let records = flows.filter_map(|(_, slot)| earlier.tables.flow(*slot));
             records.for_each(|record| record.withdraw());
         }
         while let Some((generation, kind)) = self.program(index) {
@@ -154,8 +192,8 @@ impl EarlierProcess {
             return Ok(process);
         }
         process.alive = instance.alive();
-        let (flows, rewrites, actions) =
-            (pinned("flows")?, pinned("rewrites")?, pinned("actions")?);
+        let (flows, counted) = (pinned("flows")?, pinned("counted")?);
+        let (rewrites, actions) = (pinned("rewrites")?, pinned("actions")?);
         let entries = |map: &MapData| {
             map.info()
                 .map(|i| i.max_entries())
@@ -165,13 +203,13 @@ impl EarlierProcess {
             flows: entries(&flows)?,
             actions: entries(&actions)?,
         };
-        let tables = KernelTables::new(
-            flows.fd().as_fd(),
-            rewrites.fd().as_fd(),
-            actions.fd().as_fd(),
-            sizes,
-        );
-        let tables = tables.map_err(failed)?;
+        let maps = TableMaps {
+            flows: flows.fd().as_fd(),
+            counted: counted.fd().as_fd(),
+            rewrites: rewrites.fd().as_fd(),
+            actions: actions.fd().as_fd(),
+        };
+        let tables = KernelTables::new(maps, sizes).map_err(failed)?;
         let index: Result<HashMap<_, KernelFlowKey, FlowSlot>, _> =
             Map::HashMap(pinned("flow_index")?).try_into();
         let index = index.map_err(|e| e.to_string())?;
@@ -181,6 +219,7 @@ impl EarlierProcess {
                 flows.entry(ingress).or_default().push((key, slot));
             }
         }
+        let tables = Arc::new(tables);
         process.tables = Some(EarlierTables { tables, flows });
         Ok(process)
     }

@@ -182,6 +182,21 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+/* What of `forwarded` of a flow is in the counters that the process has stored. For the next process;
+ * the programs do not use it. */
+struct counted {
+	__u64 packets[2];
+	__u64 bytes[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOWS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct counted);
+} counted SEC(".maps");
+
 /* Two for each flow: one for each epoch. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use aya::programs::links::LinkOrder;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
     qdisc_add_clsact,
 };
 use aya::programs::{ProgramError, SchedClassifier, SocketFilter, TcAttachType};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use tracing::debug;
 
 use super::{capabilities, limits};
 use crate::model::IfIndex;
@@ -31,7 +31,7 @@ use crate::sys::boot_clock::since_boot;
 use clsact::FilterHandle;
 use earlier::Earlier;
 use pins::{PinFolder, PinGeneration, PinnedProgram};
-use tables::InstanceTable;
+use tables::{InstanceTable, TableMaps};
 
 pub use earlier::EarlierFlow;
 pub use tables::{
@@ -277,7 +277,8 @@ pub struct OffloadProgram {
     cores: usize,
     instance: InstanceTable,
     mark: u32,
-    /// Where the programs and tables are pinned.
+    /// The folder of this instance, and where the programs and tables of this process are pinned.
+    folder: Option<PinFolder>,
     pins: Option<PinGeneration>,
     /// What earlier processes left and this one has not taken over yet.
     earlier: Earlier,
@@ -323,6 +324,7 @@ impl OffloadProgram {
             .override_global("unknown_limit", &unknown_limit, true)
             .map_max_entries("flow_index", sizes.flows)
             .map_max_entries("flows", sizes.flows)
+            .map_max_entries("counted", sizes.flows)
             .map_max_entries("rewrites", sizes.rewrites())
             .map_max_entries("actions", sizes.actions)
             .load(OBJECT)?;
@@ -344,19 +346,21 @@ impl OffloadProgram {
             _ => Err(OffloadError::Unsupported("a table has another type".into())),
         };
         let instance = InstanceTable::new(array(map(&mut ebpf, "instance")?)?.fd().as_fd())?;
-        // Programs that nobody could take over or find must not stay.
+        // Without pins, the next process could not find the programs: they must not forward on.
         let orphan_after = options.pins.as_ref().map(|_| options.orphan_after);
         instance.write(mark, orphan_after.unwrap_or_default());
         instance.set_alive(since_boot());
         let flows = array(map(&mut ebpf, "flows")?)?;
         let rewrites = array(map(&mut ebpf, "rewrites")?)?;
         let actions = array(map(&mut ebpf, "actions")?)?;
-        let tables = KernelTables::new(
-            flows.fd().as_fd(),
-            rewrites.fd().as_fd(),
-            actions.fd().as_fd(),
-            sizes,
-        )?;
+        let counted = array(map(&mut ebpf, "counted")?)?;
+        let maps = TableMaps {
+            flows: flows.fd().as_fd(),
+            counted: counted.fd().as_fd(),
+            rewrites: rewrites.fd().as_fd(),
+            actions: actions.fd().as_fd(),
+        };
+        let tables = KernelTables::new(maps, sizes)?;
         Ok(Self {
             ebpf,
             capture,
@@ -368,6 +372,7 @@ impl OffloadProgram {
             cores: aya::util::nr_cpus().map_err(|(_, e)| e)?,
             instance,
             mark,
+            folder: options.pins.clone(),
             pins,
             earlier,
             handle: None,
@@ -686,6 +691,9 @@ impl Drop for OffloadProgram {
         if let Some(pins) = self.pins.take() {
             pins.remove();
         }
+        if let Some(folder) = &self.folder {
+            folder.remove_if_empty();
+        }
     }
 }
 
@@ -693,14 +701,17 @@ impl OffloadProgram {
     /// Leaves what is pinned, so that the next process finds it.
     pub fn leave(&mut self) {
         self.set_alive();
-        self.pins = None;
+        (self.pins, self.folder) = (None, None);
     }
 
     /// Removes what is pinned. The programs end with this process, or when they are detached.
     pub fn unpin(&mut self) {
         self.earlier.remove();
-        if let Some(pins) = self.pins.take() {
-            pins.remove();
+        self.pins = None;
+        if let Some(folder) = self.folder.take()
+            && let Err(e) = folder.remove()
+        {
+            debug!("cannot remove {}: {e}", folder.path().display());
         }
     }
 }
@@ -723,7 +734,14 @@ pub fn last_alive(folder: &PinFolder) -> Option<Duration> {
 /// Pins the tables in a new generation of a folder.
 fn pin_tables(ebpf: &Ebpf, folder: &PinFolder) -> Result<PinGeneration, OffloadError> {
     let pins = folder.add_generation().map_err(io::Error::other)?;
-    for name in ["instance", "flow_index", "flows", "rewrites", "actions"] {
+    for name in [
+        "instance",
+        "flow_index",
+        "flows",
+        "counted",
+        "rewrites",
+        "actions",
+    ] {
         let table = ebpf.map(name).ok_or_else(|| missing_table(name))?;
         let pinned = table.pin(pins.table(name));
         pinned.map_err(|e| io::Error::other(format!("cannot pin the table {name}: {e}")))?;
@@ -798,7 +816,7 @@ mod tests {
     fn full_tables_have_a_size() {
         let (flows, actions) = (65_536, 4096);
         let mib = TableSizes { flows, actions }.bytes() >> 20;
-        assert_eq!(mib, 24);
+        assert_eq!(mib, 26);
     }
 
     #[test]

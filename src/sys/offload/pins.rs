@@ -132,7 +132,17 @@ impl PinFolder {
         for generation in self.generations() {
             generation.remove();
         }
-        fs::remove_dir(&self.path)
+        fs::remove_dir(&self.path)?;
+        self.remove_if_empty();
+        Ok(())
+    }
+
+    /// Removes the folder if nothing is in it, and the one that has those of all instances.
+    pub(super) fn remove_if_empty(&self) {
+        let _ = fs::remove_dir(&self.path);
+        if let Some(root) = self.path.parent() {
+            let _ = fs::remove_dir(root);
+        }
     }
 }
 

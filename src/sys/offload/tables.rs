@@ -75,6 +75,7 @@ impl TableSizes {
             + size_of::<KernelFlowKey>()
             + VALUE
             + size_of::<KernelFlowRecord>()
+            + size_of::<CountedRecord>()
             + 2 * size_of::<RewriteRecord>();
         flows * entry as u64
             + flows.next_power_of_two() * BUCKET
@@ -261,6 +262,16 @@ pub struct ForwardedByKernel {
     pub bytes: u64,
 }
 
+impl ForwardedByKernel {
+    /// Returns what was forwarded beyond `earlier`.
+    pub fn less(self, earlier: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_sub(earlier.packets),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+        }
+    }
+}
+
 impl KernelFlowRecord {
     /// Returns how its packets are treated.
     pub fn control(&self) -> FlowControl {
@@ -275,6 +286,15 @@ impl KernelFlowRecord {
             count.store(0, Ordering::Relaxed);
         }
         self.control.store(control.word(), Ordering::Release);
+    }
+
+    /// Adds what the kernel forwarded of the flow with other tables, to the present epoch.
+    pub fn begin_with(&self, forwarded: ForwardedByKernel) {
+        let counted = &self.forwarded[self.control().epoch as usize];
+        counted
+            .packets
+            .fetch_add(forwarded.packets, Ordering::Relaxed);
+        counted.bytes.fetch_add(forwarded.bytes, Ordering::Relaxed);
     }
 
     /// Changes how its packets are treated. Returns how they were treated before.
@@ -500,26 +520,66 @@ impl<T> MappedArray<T> {
     }
 }
 
+/// What of a flow is in the stored counters of a process, by epoch: `struct counted`.
+#[repr(C)]
+struct CountedRecord {
+    packets: [AtomicU64; 2],
+    bytes: [AtomicU64; 2],
+}
+
+/// The array maps of [`KernelTables`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableMaps<'fd> {
+    pub(super) flows: BorrowedFd<'fd>,
+    pub(super) counted: BorrowedFd<'fd>,
+    pub(super) rewrites: BorrowedFd<'fd>,
+    pub(super) actions: BorrowedFd<'fd>,
+}
+
 /// The flows and actions of the offload program.
 pub struct KernelTables {
     flows: MappedArray<KernelFlowRecord>,
+    counted: MappedArray<CountedRecord>,
     rewrites: MappedArray<RewriteRecord>,
     actions: MappedArray<ActionRecord>,
 }
 
 impl KernelTables {
     /// Maps the array maps, which have the numbers of elements for these sizes.
-    pub(super) fn new(
-        flows: BorrowedFd<'_>,
-        rewrites: BorrowedFd<'_>,
-        actions: BorrowedFd<'_>,
-        sizes: TableSizes,
-    ) -> io::Result<Self> {
+    pub(super) fn new(maps: TableMaps<'_>, sizes: TableSizes) -> io::Result<Self> {
         Ok(Self {
-            flows: MappedArray::new(flows, sizes.flows as usize)?,
-            rewrites: MappedArray::new(rewrites, sizes.rewrites() as usize)?,
-            actions: MappedArray::new(actions, sizes.actions as usize)?,
+            flows: MappedArray::new(maps.flows, sizes.flows as usize)?,
+            counted: MappedArray::new(maps.counted, sizes.flows as usize)?,
+            rewrites: MappedArray::new(maps.rewrites, sizes.rewrites() as usize)?,
+            actions: MappedArray::new(maps.actions, sizes.actions as usize)?,
         })
+    }
+
+    fn counted_record(&self, slot: FlowSlot) -> Option<&CountedRecord> {
+        let record = self.counted.element(slot as usize)?;
+        // SAFETY: the element is inside the mapping, which lives as long as `self`, and aligned. All
+        // fields are atomics, for which all values are valid.
+        Some(unsafe { &*record })
+    }
+
+    /// Returns what of a flow is in the stored counters of the process, of what was forwarded in an
+    /// epoch.
+    pub fn counted(&self, slot: FlowSlot, epoch: Epoch) -> ForwardedByKernel {
+        let Some(record) = self.counted_record(slot) else {
+            return ForwardedByKernel::default();
+        };
+        ForwardedByKernel {
+            packets: record.packets[epoch as usize].load(Ordering::Relaxed),
+            bytes: record.bytes[epoch as usize].load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sets what [`KernelTables::counted`] returns.
+    pub fn set_counted(&self, slot: FlowSlot, epoch: Epoch, counted: ForwardedByKernel) {
+        if let Some(record) = self.counted_record(slot) {
+            record.packets[epoch as usize].store(counted.packets, Ordering::Relaxed);
+            record.bytes[epoch as usize].store(counted.bytes, Ordering::Relaxed);
+        }
     }
 
     /// Returns a flow; `None` for a position outside the table.
@@ -629,6 +689,7 @@ mod tests {
     fn layouts_are_those_of_the_program() {
         assert_eq!(size_of::<KernelFlowKey>(), 40);
         assert_eq!(size_of::<KernelFlowRecord>(), 64);
+        assert_eq!(size_of::<CountedRecord>(), 32);
         assert_eq!(size_of::<RewriteRecord>(), 40);
         assert_eq!(size_of::<EgressRecord>(), 32);
         assert_eq!(size_of::<ActionRecord>(), 16 + 32 * MAX_EGRESSES);

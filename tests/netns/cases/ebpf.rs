@@ -76,7 +76,7 @@ fn by_plane(router: &Router, plane: &str, oif: &str) -> u64 {
 
 /// Waits until the kernel forwards the packets that leave on an egress.
 #[track_caller]
-fn wait_until_offloaded(router: &Router, oif: &str) {
+pub(super) fn wait_until_offloaded(router: &Router, oif: &str) {
     wait_and_collect(router, oif, &[]);
 }
 
@@ -614,7 +614,7 @@ fn packets_go_directly_to_the_peer_of_a_veth(lab: &Lab) {
     assert_eq!(receiver.expect(sent as usize).len(), sent as usize);
     let seen = |capture: &Capture| capture.frames().iter().filter(|f| f.outgoing).count();
     assert!(seen(&near) < 100, "{}", seen(&near));
-    assert!(seen(&other) > 500, "{}", seen(&other));
+    assert!(seen(&other) >= 500, "{}", seen(&other));
 }
 
 /// Forwards a stream from `in0` to `out0`, which are on top of `in` and `out1`. It is sent on

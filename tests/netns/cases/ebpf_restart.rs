@@ -1,14 +1,16 @@
 //! The eBPF plane without its process: what is pinned forwards on, and the next process continues.
 
+use super::ebpf::wait_until_offloaded;
 use super::{cases, route};
 use crate::lab::bpffs::BpfFs;
+use crate::lab::ns::BPFFS_VARIABLE;
 use crate::lab::numbered_stream::{NumberedStream, missing, received_in_order};
 use crate::lab::random::Random;
 use crate::lab::{Capture, Lab, Router, Star, TIMEOUT, wait_until};
 
 cases!("ebpf_restart":
     #[BpfPrograms] killed_process_loses_nothing,
-    #[BpfPrograms] changes_while_there_is_no_process_apply_at_the_start,
+    #[BpfPrograms] settings_changed_between_processes_apply_at_start,
     #[BpfPrograms] removed_routes_are_not_forwarded_after_the_start,
     #[BpfPrograms] packet_plane_replaces_what_is_pinned,
     #[BpfPrograms] interfaces_change_while_there_is_no_process,
@@ -26,16 +28,6 @@ fn settings(bpffs: &BpfFs, routes: &str) -> String {
     let bpffs = bpffs.folder();
     let bpffs = bpffs.display();
     format!("[plane]\nkind = \"ebpf\"\nbpffs = \"{bpffs}\"\norphan_after = \"60s\"\n{routes}")
-}
-
-/// Waits until the kernel forwards the packets that leave on an egress.
-#[track_caller]
-fn wait_until_offloaded(router: &Router, oif: &str) {
-    let labels = [("plane", "ebpf"), ("oif", oif)];
-    let forwarded = || router.metric("mcastor_route_packets_total", &labels);
-    let before = forwarded();
-    let is_offloaded = wait_until(TIMEOUT, || forwarded() > before + 20.0);
-    assert!(is_offloaded, "{}", router.run("show flows"));
 }
 
 /// A stream that the kernel forwards, and what arrives of it.
@@ -74,6 +66,15 @@ impl Stream {
     }
 }
 
+/// Starts a router with these settings, and a stream that the kernel then forwards.
+#[track_caller]
+fn start_offloaded(lab: &Lab, star: &Star, toml: &str) -> (Router, Stream) {
+    let router = Router::start(lab, &star.rtr, toml);
+    let stream = Stream::start(star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
+    wait_until_offloaded(&router, "out1");
+    (router, stream)
+}
+
 /// Returns how often the process is killed. `make soak` sets another number.
 fn restarts() -> u32 {
     let named = std::env::var("MCASTOR_SOAK_RESTARTS").ok();
@@ -104,6 +105,14 @@ fn killed_process_loses_nothing(lab: &Lab) {
         "{}",
         router.run("show flows")
     );
+    // What the process itself forwarded must be in the stored counters.
+    let stored = router.socket.with_extension("state").join("learned");
+    let is_stored = || {
+        let text = std::fs::read_to_string(&stored).unwrap_or_default();
+        text.matches("mcastor_route_packets_total").count() == 6
+    };
+    assert!(wait_until(TIMEOUT, is_stored), "{}", stored.display());
+    streams.iter().for_each(|stream| stream.go_on(rate));
     let mut random = Random::default();
     for _ in 0..restarts() {
         streams
@@ -129,19 +138,28 @@ fn killed_process_loses_nothing(lab: &Lab) {
     streams.iter().for_each(|stream| stream.go_on(500));
     let sent = streams.map(Stream::expect_all);
     assert!(sent.iter().all(|sent| *sent > 1000), "{sent:?}");
+    // Some packets may count twice: those since the last time at which the counters were stored, if
+    // the process was killed in the moment after that.
+    for (route, sent) in ["r", "r6", "rw"].into_iter().zip(sent) {
+        let labels = [("route", route), ("oif", "out1")];
+        let counted = router.metric("mcastor_route_packets_total", &labels) as u32;
+        let most = sent + sent / 50;
+        assert!(
+            (sent..=most).contains(&counted),
+            "{route}: {counted} of {sent}"
+        );
+    }
     router.stop();
     assert_eq!(bpffs.pinned(), Vec::<String>::new());
 }
 
 /// An egress and a TTL that were added while there was no process.
-fn changes_while_there_is_no_process_apply_at_the_start(lab: &Lab) {
+fn settings_changed_between_processes_apply_at_start(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 2);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
     let other = Capture::new(&star.rcv, "eth2");
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
     router.kill();
     let routes = route(
         "r",
@@ -169,9 +187,7 @@ fn removed_routes_are_not_forwarded_after_the_start(lab: &Lab) {
     for (tag, ingress) in [("a", "in"), ("b", "out1")] {
         let star = Star::tagged(lab, 1, tag);
         let routes = route("r", "in", "", GROUP, &["out1"], "");
-        let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
-        let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-        wait_until_offloaded(&router, "out1");
+        let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
         router.kill();
         let egress = if ingress == "in" { "out1" } else { "in" };
         let other = route("other", ingress, "", "225.9.9.9", &[egress], "");
@@ -192,9 +208,7 @@ fn packet_plane_replaces_what_is_pinned(lab: &Lab) {
     for (n, change) in ["kind = \"packet\"", "interface"].into_iter().enumerate() {
         let star = Star::tagged(lab, 1, &n.to_string());
         let mut routes = route("r", "in", "", GROUP, &["out1"], "");
-        let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
-        let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-        wait_until_offloaded(&router, "out1");
+        let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
         router.kill();
         if change == "interface" {
             routes += "[[interface]]\nname = \"in\"\nplane = \"packet\"\n";
@@ -227,9 +241,7 @@ fn interfaces_change_while_there_is_no_process(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in*", "", GROUP, &["out1"], "");
-    let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
     router.kill();
     star.rtr.ip("link set dev in down");
     star.rtr.ip("link set dev in name input");
@@ -256,9 +268,7 @@ fn process_that_does_not_return_is_missed(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
     let toml = settings(&bpffs, &routes).replace("\"60s\"", "\"4s\"");
-    let mut router = Router::start(lab, &star.rtr, &toml);
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (mut router, stream) = start_offloaded(lab, &star, &toml);
     let folder = bpffs.folder().display().to_string();
     let cleanup = || {
         let out = star
@@ -300,9 +310,7 @@ fn stop_can_keep_forwarding(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
     router.run("stop --keep-forwarding");
     router.program.wait();
     stream.go_on(500);
@@ -316,6 +324,13 @@ fn stop_can_keep_forwarding(lab: &Lab) {
     let flows = router.control().show("flows");
     let packets = flows[0]["packets"].as_u64().unwrap_or_default();
     assert!(packets > 1000, "{flows:?}");
+    let says_gap = || {
+        router
+            .program
+            .stderr()
+            .contains("in: captured again after at most")
+    };
+    assert!(wait_until(TIMEOUT, says_gap), "{}", router.program.stderr());
     stream.expect_all();
     router.stop();
     assert_eq!(bpffs.pinned(), Vec::<String>::new());
@@ -327,9 +342,7 @@ fn flows_continue_with_other_table_sizes(lab: &Lab) {
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
     let toml = settings(&bpffs, &routes);
-    let mut router = Router::start(lab, &star.rtr, &toml);
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (mut router, stream) = start_offloaded(lab, &star, &toml);
     for flows in [100, 200_000, 1000] {
         router.kill();
         router.write_settings(&format!("{toml}[limits]\nflows = {flows}\n"));
@@ -371,9 +384,7 @@ fn tables_of_another_version_are_replaced(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
     router.kill();
     let pinned = bpffs.pinned();
     let instance = pinned.iter().find(|path| path.ends_with("/instance"));
@@ -414,14 +425,13 @@ fn second_process_is_refused(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
-    let stream = Stream::start(&star, "10.0.0.10:4000", "225.1.2.3:5000", GROUP, 2000);
-    wait_until_offloaded(&router, "out1");
+    let (router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
     let before = bpffs.pinned();
     let config = router.config.display().to_string();
-    let second = star
-        .rtr
-        .output(crate::lab::BINARY, &["run", "--config", &config]);
+    let mut second = star.rtr.command(crate::lab::BINARY);
+    second.env_remove(BPFFS_VARIABLE);
+    let second = second.args(["run", "--config", &config]).output();
+    let second = second.expect("a process");
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(
         !second.status.success() && said.contains("another mcastor answers on"),

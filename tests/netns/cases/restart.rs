@@ -13,7 +13,7 @@ use crate::lab::mnat::ServerState;
 use crate::lab::proxy::{joined, member, members, querier};
 use crate::lab::switch::upstream_switch;
 use crate::lab::{
-    Capture, Injector, Lab, NumberedStream, Router, Star, TIMEOUT, Udp, UdpRx, bridge, eventually,
+    Capture, Injector, Lab, NumberedStream, Router, Star, Udp, UdpRx, bridge, eventually,
     received_in_order, wait_until,
 };
 
@@ -25,6 +25,7 @@ cases!("restart":
     other_querier_stays_elected_after_kill,
     hosts_are_queried_after_a_long_absence,
     clean_stop_keeps_the_members,
+    stop_that_keeps_forwarding_sends_no_leave,
     #[Iptables] settings_and_links_that_changed_meanwhile_are_respected,
     #[Iptables] unusable_state_files_are_refused,
     full_disk_is_reported_and_forwarding_continues,
@@ -59,10 +60,6 @@ fn wait_until_stored(folder: &Path, text: &str) {
     eventually(&format!("{text} is stored"), true, || {
         fs::read_to_string(state_file(folder)).is_ok_and(|t| t.contains(text))
     });
-}
-
-fn kill(router: &mut Router) {
-    router.program.stop(libc::SIGKILL, TIMEOUT);
 }
 
 /// Returns the IGMP messages of the types in `types` that this host received on an interface.
@@ -110,7 +107,7 @@ fn stream_continues_after_kill(lab: &Lab, interface: &str) -> Vec<(u8, String)> 
     let at_host = Capture::new(&star.rcv, "eth1");
     let flow = NumberedStream::start(&star.src, "eth0", "10.0.0.10:9", "225.1.2.3:5000", 100);
     eventually("the stream arrives", true, || rx.count() > 0);
-    kill(&mut router);
+    router.kill();
     let before = rx.count();
     router.start_again(lab);
     eventually("the stream arrives again", true, || {
@@ -154,7 +151,7 @@ fn mld_members_continue_after_kill(lab: &Lab) {
         let words: Vec<&str> = rule.split_whitespace().collect();
         assert!(star.rcv.output("ip6tables", &words).status.success());
     }
-    kill(&mut router);
+    router.kill();
     let router = Router::start(lab, &star.rtr, &toml);
     assert!(member(&router, "out1", "ff0e::8000:7").is_some());
     let inject = Injector::new(&star.src, "eth0");
@@ -187,7 +184,7 @@ fn timers_continue_and_expired_members_are_not_restored(lab: &Lab) {
     eventually("a member", 1, || members(&router).len());
     wait_until_stored(&folder, GROUP);
     wait_until(Duration::from_secs(2), || false);
-    kill(&mut router);
+    router.kill();
     let mut router = Router::start(lab, &star.rtr, &toml);
     let age = joined_at.elapsed().as_secs_f64();
     assert_eq!(members(&router).len(), 1);
@@ -201,7 +198,7 @@ fn timers_continue_and_expired_members_are_not_restored(lab: &Lab) {
         "ended after {ended:?}"
     );
     assert!(ended < Duration::from_secs(12), "ended after {ended:?}");
-    kill(&mut router);
+    router.kill();
     let router = Router::start(lab, &star.rtr, &toml);
     assert_eq!(members(&router).len(), 0);
     assert_eq!(joined(&router, "in"), [""; 0]);
@@ -224,10 +221,31 @@ fn other_querier_stays_elected_after_kill(lab: &Lab) {
     });
     wait_until_stored(&folder, "10.0.1.7");
     let wire = Capture::new(&star.rcv, "eth1");
-    kill(&mut router);
+    router.kill();
     let router = Router::start(lab, &star.rtr, &toml);
     assert_eq!(querier(&router, "out1", "igmp"), other);
     assert_eq!(igmp_messages(&wire, &[QUERY]), 0, "it sent a query");
+}
+
+/// The version of the upstream interface is set, so the kernel holds no membership of its own.
+fn stop_that_keeps_forwarding_sends_no_leave(lab: &Lab) {
+    for (command, expected) in [("stop --keep-forwarding", false), ("stop", true)] {
+        let star = Star::tagged(lab, 1, if expected { "a" } else { "b" });
+        let join = format!("[[join]]\ninterface = \"in\"\ngroup = \"{GROUP}\"\n");
+        let version = "[[interface]]\nname = \"in\"\nversion = { igmp = 3, mld = 2 }\n";
+        let wire = Capture::new(&star.src, "eth0");
+        let mut router = Router::start(lab, &star.rtr, &(join + version));
+        eventually("the group is reported", true, || {
+            records(&wire).iter().any(|(_, group, _)| group == GROUP)
+        });
+        router.run(command);
+        router.program.wait();
+        if expected {
+            eventually("a leave is sent", true, || !leaves(&wire).is_empty());
+        } else {
+            assert_eq!(leaves(&wire), []);
+        }
+    }
 }
 
 /// Hosts may have joined while no process was there.
@@ -238,7 +256,7 @@ fn hosts_are_queried_after_a_long_absence(lab: &Lab) {
     let mut router = Router::start(lab, &star.rtr, &toml);
     let _rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     wait_until_stored(&folder, GROUP);
-    kill(&mut router);
+    router.kill();
     let wire = Capture::new(&star.rcv, "eth1");
     let _second = UdpRx::join(&star.rcv, "eth1", "225.1.2.4:5000");
     wait_until(Duration::from_secs(6), || false);
@@ -288,7 +306,7 @@ fn settings_and_links_that_changed_meanwhile_are_respected(lab: &Lab) {
         wait_until_stored(&folder, &format!("225.1.2.{n}"));
         rx
     });
-    kill(&mut router);
+    router.kill();
     // Reports do not arrive, so that only restored members are known.
     iptables(&star.rcv, &["-A OUTPUT -p igmp -j DROP"]);
     // An interface that is gone, and one that has another name.
@@ -298,7 +316,7 @@ fn settings_and_links_that_changed_meanwhile_are_respected(lab: &Lab) {
     star.rtr.ip("link set outside up");
     let (mut router, groups) = restored_groups(lab, &star, &toml("out*"));
     assert_eq!(groups, ["225.1.2.1"]);
-    kill(&mut router);
+    router.kill();
     // An interface that is no longer downstream. Its state is dropped.
     let (mut router, groups) = restored_groups(lab, &star, &toml("outside"));
     assert_eq!(groups, [""; 0]);
@@ -308,7 +326,7 @@ fn settings_and_links_that_changed_meanwhile_are_respected(lab: &Lab) {
             .contains(GROUP_1)
     });
     assert!(is_dropped, "the state of out1 is still stored");
-    kill(&mut router);
+    router.kill();
     assert_eq!(restored_groups(lab, &star, &toml("out*")).1, [""; 0]);
 }
 
@@ -332,7 +350,7 @@ fn unusable_state_files_are_refused(lab: &Lab) {
     let mut router = Router::start(lab, &star.rtr, &toml);
     let _rx = UdpRx::join(&star.rcv, "eth1", "225.1.2.3:5000");
     wait_until_stored(&folder, GROUP);
-    kill(&mut router);
+    router.kill();
     let good = fs::read(state_file(&folder)).expect("the file");
     // Reports do not arrive, so that only restored members are known.
     iptables(&star.rcv, &["-A OUTPUT -p igmp -j DROP"]);
@@ -371,7 +389,7 @@ fn unusable_state_files_are_refused(lab: &Lab) {
             refusals[0]
         );
         assert_eq!(groups, [""; 0]);
-        kill(&mut router);
+        router.kill();
     }
     fs::write(state_file(&folder), &good).expect("writing");
     assert_eq!(restored_groups(lab, &star, &toml).1, [GROUP]);
@@ -450,7 +468,7 @@ fn second_daemon_with_the_same_folder_is_refused(lab: &Lab) {
     assert!(printed.contains("dir in [state]"), "{printed}");
     assert!(first.is_ready());
     // The lock ends with the process.
-    kill(&mut first);
+    first.kill();
     drop(Router::start(lab, &star.rtr, &toml));
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o777;
@@ -513,8 +531,8 @@ fn mnat_ends_continue_with_watcher_id_and_mappings(lab: &Lab) {
         .for_each(|folder| wait_until_stored(folder, "239.1.1.1"));
     let watchers = server_state.lock().unwrap().watcher_count();
     drop(server);
-    kill(&mut ing);
-    kill(&mut egr);
+    ing.kill();
+    egr.kill();
     let (ing, egr) = start();
     for router in [&ing, &egr] {
         let held = ("232.1.1.1".into(), "239.1.1.1".into(), "held".into());

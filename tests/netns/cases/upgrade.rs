@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::ebpf::wait_until_offloaded;
 use super::joins::records;
+use super::mnat::{MnatTopology, rewritten, wait_mapped};
 use super::{PACKET_PLANE, cases, route};
 use crate::lab::bpffs::BpfFs;
+use crate::lab::mnat::ServerState;
 use crate::lab::numbered_stream::NumberedReceiver;
 use crate::lab::proxy::{joined, member, proxy};
 use crate::lab::switch::upstream_switch;
@@ -24,9 +27,10 @@ cases!("upgrade":
     upgrades_lose_nothing_rewritten,
     #[BpfPrograms] upgrades_of_the_kernel_plane_lose_nothing,
     failed_upgrades_lose_nothing,
+    ends_of_multicast_nat_are_replaced,
     #[LinkKind("bridge")] members_and_upstream_switch_notice_no_upgrade,
     clients_of_both_processes_are_answered,
-    settings_and_pid_file_are_those_of_the_new_process,
+    new_process_uses_changed_settings_and_owns_pid_file,
     #[Program("setpriv", "util-linux")] capabilities_of_a_user_are_passed_on,
 );
 
@@ -174,10 +178,7 @@ fn upgrades_lose_nothing(lab: &Lab, forwarded: &Forwarded, plane: &str, capture:
     for _ in 0..upgrades {
         stream.wait_for_more(rate / 20);
         if plane != PACKET_PLANE {
-            let in_kernel = || router.metric("mcastor_route_packets_total", &[("plane", "ebpf")]);
-            let before = in_kernel();
-            let is_offloaded = wait_until(TIMEOUT, || in_kernel() > before + 20.0);
-            assert!(is_offloaded, "{}", router.run("show flows"));
+            wait_until_offloaded(&router, "out1");
         }
         let report = replacement.upgrade();
         waited += report["waiting_packets"].as_u64().expect("a number");
@@ -246,6 +247,53 @@ fn failed_upgrades_lose_nothing(lab: &Lab) {
     let got = receiver.finish();
     assert_eq!((got.numbers, got.doubled, got.late), (sent.into(), 0, 0));
     router.expect_routed("r", "out1", sent.into());
+}
+
+/// The mappings pass to the new process, which is the same watcher for the server.
+fn ends_of_multicast_nat_are_replaced(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let server_state = ServerState::starting_at(0);
+    let _server = topology.serve(&server_state);
+    let [egress_file, ingress_file] = ["egress-joins", "ingress-joins"].map(|n| lab.file(n));
+    std::fs::write(&egress_file, "10.0.0.10,232.1.1.1\n").expect("writing");
+    let ingress = topology.settings("ingress", "in", "mid", &ingress_file);
+    let egress = topology.settings("egress", "net0", "out", &egress_file);
+    let ing = Router::start(lab, &topology.ing, &(PACKET_PLANE.to_owned() + &ingress));
+    let egr = Router::start(lab, &topology.egr, &(PACKET_PLANE.to_owned() + &egress));
+    let mapping = [("232.1.1.1", "239.1.1.1")];
+    wait_mapped(&egr, &mapping);
+    wait_mapped(&ing, &mapping);
+    let routes = (rewritten(&ing), rewritten(&egr));
+    let watchers = server_state.lock().unwrap().watcher_count();
+    let receiver = NumberedReceiver::start(&topology.rcv, "eth1", "232.1.1.1");
+    let warm_up = NumberedStream::start(&topology.src, "eth0", SRC, "232.1.1.1:5000", 1000);
+    assert!(
+        wait_until(TIMEOUT, || receiver.received() > 100),
+        "nothing arrives"
+    );
+    warm_up.finish();
+    drop(receiver);
+    let receiver = NumberedReceiver::start(&topology.rcv, "eth1", "232.1.1.1");
+    let stream = NumberedStream::start(&topology.src, "eth0", SRC, "232.1.1.1:5000", 2000);
+    let mut ends = [Replacement::new(&ing), Replacement::new(&egr)];
+    for _ in 0..3 {
+        for end in &mut ends {
+            stream.wait_for_more(200);
+            end.upgrade();
+        }
+    }
+    stream.wait_for_more(500);
+    let sent = stream.finish();
+    wait_until(TIMEOUT, || receiver.received() >= sent.into());
+    let got = receiver.finish();
+    let result = (got.numbers, got.doubled, got.late);
+    assert_eq!(
+        result,
+        (sent.into(), 0, 0),
+        "arrived, doubled, late of {sent}"
+    );
+    assert_eq!((rewritten(&ing), rewritten(&egr)), routes);
+    assert_eq!(server_state.lock().unwrap().watcher_count(), watchers);
 }
 
 /// The host answers the queries of the new process, and receives the stream in the meantime. The
@@ -350,7 +398,7 @@ fn clients_of_both_processes_are_answered(lab: &Lab) {
 }
 
 /// SIGUSR2 replaces the process too. systemd is notified of the new one.
-fn settings_and_pid_file_are_those_of_the_new_process(lab: &Lab) {
+fn new_process_uses_changed_settings_and_owns_pid_file(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let path = lab.file("notify");
     let notifications = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
@@ -469,7 +517,10 @@ fn capabilities_of_a_user_are_passed_on(lab: &Lab) {
     );
     std::os::unix::fs::chown(&program, Some(65534), None).expect("its owner");
     let refused = upgrade(json!({})).expect_err("a program of the user");
-    assert!(refused.contains("root must own the file"), "{refused}");
+    assert!(
+        refused.contains("the file must belong to root"),
+        "{refused}"
+    );
     control().expect("a socket").expect_ok(&json!("stop"));
     eventually("the end of the new process", false, || {
         std::path::Path::new(&format!("/proc/{pid}/exe")).exists()

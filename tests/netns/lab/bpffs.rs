@@ -31,7 +31,7 @@ impl BpfFs {
         self.path.join("mcastor")
     }
 
-    /// Returns the names of what is pinned, with the folders below [`BpfFs::folder`].
+    /// Returns the paths of what is pinned, and of the folders.
     pub fn pinned(&self) -> Vec<String> {
         let mut found = Vec::new();
         list(&self.folder(), &mut found);
@@ -41,6 +41,10 @@ impl BpfFs {
 }
 
 fn list(folder: &Path, found: &mut Vec<String>) {
+    if !folder.exists() {
+        return;
+    }
+    found.push(folder.display().to_string());
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         match path.is_dir() {

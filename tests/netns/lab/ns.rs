@@ -27,6 +27,9 @@ pub struct Lab {
     keep: Cell<bool>,
 }
 
+/// The environment variable of `plane.bpffs`. It overrides the settings file.
+pub const BPFFS_VARIABLE: &str = "MCASTOR__PLANE__BPFFS";
+
 impl Lab {
     /// Creates a laboratory without namespaces. `test` becomes part of the name of its folder.
     pub fn new(test: &str) -> Self {
@@ -275,6 +278,8 @@ impl Ns {
         let file = self.file.clone();
         let mut command = Command::new(program);
         command.stdin(Stdio::null());
+        // Nothing is pinned in the BPF file system of the machine.
+        command.env(BPFFS_VARIABLE, "off");
         // SAFETY: between fork and exec only setns and prctl run, both async-signal-safe.
         unsafe {
             command.pre_exec(move || {

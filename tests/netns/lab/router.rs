@@ -7,7 +7,7 @@ use std::process::Output;
 use super::control::Control;
 use super::http::{self, Answer};
 use super::metrics::Metrics;
-use super::ns::{Lab, Ns};
+use super::ns::{BPFFS_VARIABLE, Lab, Ns};
 use super::program::Program;
 use super::{TIMEOUT, eventually, wait_until};
 
@@ -78,6 +78,9 @@ fn command(
         .arg(socket.with_extension("pid"))
         .envs(plane_variable().filter(|_| !toml.contains("[plane]")))
         .envs(env.iter().copied());
+    if toml.contains("bpffs = ") {
+        command.env_remove(BPFFS_VARIABLE);
+    }
     command
 }
 

@@ -65,6 +65,8 @@ pub struct Mnat {
     from_members: BTreeSet<Channel>,
     /// Whether routing has received all routes since the start of this actor.
     is_synchronised: bool,
+    /// Whether routing was not there to receive the last routes.
+    has_unsent: bool,
     write_failed: bool,
     /// Routes that routing refused, and the reasons.
     refused: HashMap<RouteName, String>,
@@ -85,6 +87,7 @@ impl Mnat {
             from_file: BTreeSet::new(),
             from_members: BTreeSet::new(),
             is_synchronised: false,
+            has_unsent: false,
             write_failed: false,
             refused: HashMap::new(),
             last_error: None,
@@ -133,7 +136,10 @@ impl Mnat {
         self.plan.handle_timeout(now);
         self.check_first_packets();
         self.handle_events(now);
-        self.send_steps();
+        match self.has_unsent {
+            true => self.send_all(false),
+            false => self.send_steps(),
+        }
         self.send_request(now, ctx);
     }
 
@@ -349,7 +355,8 @@ impl Mnat {
             replace_all,
             ..MnatRoutesChanged::remove_all(&self.config)
         };
-        if !self.context.directory.do_send(message) {
+        self.has_unsent = !self.context.directory.do_send(message);
+        if self.has_unsent {
             self.is_synchronised = false;
         }
     }
@@ -543,6 +550,7 @@ impl Handler<QueryMnat> for Mnat {
             is_up: self.machine.is_up(),
             error: self.last_error.clone(),
             mappings: self.mapping_reports(),
+            are_routes_sent: !self.has_unsent,
         }
     }
 }
