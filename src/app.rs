@@ -299,7 +299,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         api: settings.http.api,
         max_connections: sys::limits::max_open_files() / 4,
     });
-    if !takes_over {
+    if settings.plane.shared && !takes_over {
         warn_about_other_routers();
     }
     let failed = CancellationToken::new();
@@ -319,9 +319,13 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     let catalog = Catalog::new()?;
     let store = state::start(state, &catalog);
     drop(DroppedOffThread::new(probe));
+    let planes = match settings.plane.shared {
+        true => plane.start(),
+        false => plane.start().with_claims(),
+    };
     let (context, mut requests) = RouterContext::new(
         catalog,
-        plane.start(),
+        planes,
         rib,
         store.clone(),
         keeper,
@@ -548,8 +552,7 @@ async fn end_replaced(pid: u32, context: &RouterContext) {
     std::process::exit(0);
 }
 
-/// Warns if another mcastor forwards packets in this network namespace. The control socket refuses
-/// a second one only if both have the same path.
+/// Warns if another mcastor forwards packets in this network namespace, and may forward the same ones.
 fn warn_about_other_routers() {
     let others = sys::router_processes::others_in_this_namespace();
     if let [first, ..] = others[..] {

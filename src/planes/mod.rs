@@ -11,10 +11,12 @@ pub mod packet;
 pub mod sim;
 
 use std::io;
+use std::sync::Arc;
 
 use crate::forward::DropReason;
 use crate::model::{IfName, InterfaceId, PlaneName, RouteName, TranslationKind};
 use crate::pipeline::{CaptureHandle, PacketSink, PacketSource};
+use crate::sys::ingress_claims::{IngressClaim, IngressClaims};
 use crate::table::FibDiff;
 use crate::table::flows::FlowKey;
 
@@ -168,12 +170,43 @@ pub struct ReceivedCount {
 pub struct Planes {
     default: Box<dyn Plane>,
     others: Vec<Box<dyn Plane>>,
+    /// `None`: another process may take packets from the same interfaces.
+    claims: Option<IngressClaims>,
 }
 
 impl Planes {
     /// Returns a set of planes. `default` serves the interfaces that name no other plane.
     pub fn new(default: Box<dyn Plane>, others: Vec<Box<dyn Plane>>) -> Self {
-        Self { default, others }
+        Self {
+            default,
+            others,
+            claims: None,
+        }
+    }
+
+    /// Refuses interfaces of which another mcastor takes the packets.
+    pub fn with_claims(self) -> Self {
+        Self {
+            claims: Some(IngressClaims::default()),
+            ..self
+        }
+    }
+
+    /// Claims an ingress interface, before it is captured. `None` if no claim is needed, or the
+    /// process that this one replaces still has it: see [`Self::claim_if_free`].
+    ///
+    /// # Errors
+    /// `AddrInUse`: another mcastor takes the packets of this interface.
+    pub fn claim(&self, interface: InterfaceId) -> io::Result<Option<Arc<IngressClaim>>> {
+        match &self.claims {
+            Some(claims) => claims.take(interface),
+            None => Ok(None),
+        }
+    }
+
+    /// Claims an ingress interface if the process that had it has ended. Does not wait.
+    pub fn claim_if_free(&self, interface: InterfaceId) -> Option<Arc<IngressClaim>> {
+        self.claims.as_ref()?.take_if_free(interface)
     }
 
     /// Returns all planes, the default one first.

@@ -97,6 +97,10 @@ raw_tables! {
             range("absolute path, or `\"off\"`");
         /// How long the kernel forwards without mcastor.
         orphan_after: String, default_string("10m"), durations_ms(1000, 86_400_000);
+        /// Whether another mcastor in the same network namespace may take packets from the same
+        /// interfaces, to forward other streams. If both forward the same stream, each packet is
+        /// sent twice.
+        shared: Boolean, default_boolean(false);
     }
 
     /// The log.

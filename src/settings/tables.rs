@@ -154,7 +154,9 @@ pub(super) fn check_plane(checker: &mut Checker<'_>, raw: RawPlane) -> PlaneSett
     let bpffs = path.key("bpffs");
     let bpffs = checker.folder_or_off(&bpffs, raw.bpffs);
     let orphan_after = checker.duration_or_default(&path.key("orphan_after"), raw.orphan_after);
+    let shared = path.key("shared");
     PlaneSettings {
+        shared: raw.shared.unwrap_or(default_boolean(&shared)),
         bpffs,
         orphan_after,
         unknown_packets: unknown.unsigned_abs(),

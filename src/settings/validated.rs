@@ -131,6 +131,8 @@ pub struct PlaneSettings {
     pub bpffs: Option<PathBuf>,
     /// How long the kernel forwards without the process, 1 second to 24 hours.
     pub orphan_after: Duration,
+    /// Whether another process may take packets from the same interfaces.
+    pub shared: bool,
 }
 
 /// The planes that can be selected.

@@ -16,6 +16,7 @@ pub mod forced_versions;
 pub mod group_filter;
 pub mod host_groups;
 pub mod ifaddr;
+pub mod ingress_claims;
 pub mod kernel_release;
 pub mod limits;
 pub mod link_properties;

@@ -34,6 +34,7 @@ use crate::pipeline::packet_trace::TraceRecorder;
 use crate::pipeline::{
     Batch, CaptureHandle, CapturePosition, Messages, PacketSource, Slot, Switch,
 };
+use crate::sys::ingress_claims::IngressClaim;
 use crate::sys::off_thread::{self, DroppedOffThread};
 use crate::table::flows::{EndedFlows, Flows};
 use crate::table::{Fib, Ingress};
@@ -61,6 +62,9 @@ const QUIET: Duration = Duration::from_millis(5);
 /// Longest time in which a closed capture is emptied.
 const MAX_DRAIN: Duration = Duration::from_millis(200);
 
+/// A capture, and the claim of its interface.
+type Opened = (Box<dyn PacketSource>, Option<Arc<IngressClaim>>);
+
 type Capture = Rc<RefCell<DroppedOffThread<Box<dyn PacketSource>>>>;
 
 /// The actor.
@@ -77,6 +81,8 @@ pub struct Interface {
     former: Option<Addr<Interface>>,
     counters: InterfaceCounters,
     capture: Option<Capture>,
+    /// Of an ingress interface.
+    claim: Option<Arc<IngressClaim>>,
     switch: Switch,
     /// By egress: one reference here, and one for each batch that waits for it.
     waiting: AHashMap<InterfaceId, Arc<()>>,
@@ -148,6 +154,7 @@ impl Interface {
             former,
             counters,
             capture: None,
+            claim: None,
             switch,
             waiting: AHashMap::new(),
             egress_counters: AHashMap::new(),
@@ -175,22 +182,23 @@ impl Interface {
         };
         let opened = off_thread::run(move || {
             let plane = context.planes.serving(plane)?;
-            match inherited {
-                Some(handle) => plane.adopt(index, handle),
-                None if watch_only => plane.watch(index),
-                None => plane.capture(index),
+            if watch_only {
+                return Ok((plane.watch(index)?, None));
             }
+            let claim = context.planes.claim(index)?;
+            let capture = match inherited {
+                Some(handle) => plane.adopt(index, handle)?,
+                None => plane.capture(index)?,
+            };
+            Ok((capture, claim))
         });
         let opened = opened.into_actor(self);
         opened.map(|opened, actor, ctx| actor.handle_opened(opened.and_then(|o| o), ctx))
     }
 
-    fn handle_opened(
-        &mut self,
-        opened: io::Result<Box<dyn PacketSource>>,
-        ctx: &mut Context<Self>,
-    ) -> bool {
-        let result = opened.map(|capture| {
+    fn handle_opened(&mut self, opened: io::Result<Opened>, ctx: &mut Context<Self>) -> bool {
+        let result = opened.map(|(capture, claim)| {
+            self.claim = claim;
             let capture = DroppedOffThread::new(capture);
             self.capture = Some(Rc::new(RefCell::new(capture)));
         });
@@ -280,6 +288,9 @@ impl Interface {
         ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {
             let snapshot = actor.context.snapshot.load_full();
             actor.update_name(&snapshot);
+            if actor.claim.is_none() && !actor.watch_only {
+                actor.claim = actor.context.planes.claim_if_free(actor.index);
+            }
             // Another process may read them already.
             if !actor.reading.paused.get() {
                 actor.read_kernel_drops();

@@ -390,7 +390,12 @@ fn other_forwarder_on_the_link_is_found(lab: &Lab) {
     }
     let to = "225.1.2.3:5000";
     let stream = NumberedStream::start(&net.src, "eth0", "10.0.0.100:9", to, 100);
-    let second = Router::launch(lab, &net.routers[0], "[http]\nlisten = \"off\"\n", &[]);
+    let second = Router::launch(
+        lab,
+        &net.routers[0],
+        "[plane]\nshared = true\n[http]\nlisten = \"off\"\n",
+        &[],
+    );
     eventually(
         "two processes",
         vec!["duplicate-forwarder".to_owned()],

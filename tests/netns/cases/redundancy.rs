@@ -8,7 +8,9 @@ use crate::lab::numbered_stream::{NumberedStream, sequence_number};
 use crate::lab::parallel::ParallelRouters;
 use crate::lab::proxy::{joined, member, proxy};
 use crate::lab::smcroute::{Daemon, Implementation};
-use crate::lab::{Capture, Injector, Lab, Router, Star, Udp, UdpRx, eventually, wait_until};
+use crate::lab::{
+    Capture, Injector, Lab, Router, Star, TIMEOUT, Udp, UdpRx, eventually, wait_until,
+};
 
 cases!("redundancy":
     first_packets_cross_parallel_routers_once_each,
@@ -29,11 +31,19 @@ cases!("redundancy":
     forged_high_ttl_of_a_host_stops_no_stream,
     forged_packets_of_a_host_withhold_no_stream,
     standby_and_yield_are_shown,
+    second_process_gets_no_packets_of_the_first,
+    processes_can_share_an_interface,
 );
 
 const GROUP: &str = "239.1.1.1";
 const SRC: &str = "10.0.0.100:9";
 const DST: &str = "239.1.1.1:5000";
+
+/// A sender of [`Star`].
+const SRC_IN_STAR: &str = "10.0.0.10:4000";
+
+/// The HTTP server of a second process.
+const SECOND_HTTP: [(&str, &str); 1] = [("MCASTOR__HTTP__LISTEN", "127.0.0.1:9465")];
 
 /// A takeover time that is longer than any pause in which a busy machine does not run a router.
 const LONG_TAKEOVER: &str = "takeover = \"5s\"\n";
@@ -498,4 +508,57 @@ fn forged_high_ttl_of_a_host_stops_no_stream(lab: &Lab) {
     router.expect_dropped("standby", "lan1", 50);
     router.expect_dropped("standby", "lan0", 0);
     receiver.expect(50);
+}
+
+/// Two processes in one network namespace with a route for the same stream.
+fn second_process_gets_no_packets_of_the_first(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let toml = route("r", "in", "", GROUP, &["out1"], "");
+    let mut first = Router::start(lab, &star.rtr, &toml);
+    let second = Router::launch(lab, &star.rtr, &toml, &SECOND_HTTP);
+    let refused = format!(
+        "in: cannot capture: another mcastor (process {}) takes the packets of this interface",
+        first.program.pid()
+    );
+    let is_refused = || second.program.stderr().contains(&refused);
+    assert!(
+        wait_until(TIMEOUT, is_refused),
+        "{}",
+        second.program.stderr()
+    );
+    assert!(first.is_ready() && !second.is_ready());
+    let capture = Capture::new(&star.rcv, "eth1");
+    let stream = NumberedStream::start(&star.src, "eth0", SRC_IN_STAR, DST, 100);
+    stream.wait_for_more(50);
+    assert!(copies(&capture).values().all(|n| *n == 1));
+    first.kill();
+    assert!(
+        wait_until(TIMEOUT, || second.is_ready()),
+        "{}",
+        second.program.stderr()
+    );
+    let before = copies(&capture).len();
+    stream.wait_for_more(50);
+    let arrived = || copies(&capture).len() >= before + 20;
+    assert!(wait_until(TIMEOUT, arrived), "{before}");
+    stream.finish();
+    assert!(copies(&capture).values().all(|n| *n == 1));
+}
+
+fn processes_can_share_an_interface(lab: &Lab) {
+    let star = Star::v4(lab, 1);
+    let first = Router::start(lab, &star.rtr, &route("r", "in", "", GROUP, &["out1"], ""));
+    let other = route("other", "in", "", "239.1.1.2", &["out1"], "");
+    let second = "[plane]\nshared = true\n".to_owned() + &other;
+    let second = Router::start_with(lab, &star.rtr, &second, &SECOND_HTTP);
+    let capture = Capture::new(&star.rcv, "eth1");
+    let streams = [DST, "239.1.1.2:5000"]
+        .map(|to| NumberedStream::start(&star.src, "eth0", SRC_IN_STAR, to, 100));
+    let sent = streams.map(|stream| {
+        stream.wait_for_more(50);
+        stream.finish() as usize
+    });
+    capture.expect(GROUP, sent[0]);
+    capture.expect("239.1.1.2", sent[1]);
+    assert!(first.is_ready() && second.is_ready());
 }

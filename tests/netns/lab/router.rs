@@ -95,16 +95,7 @@ impl Router {
     /// As [`Self::start`], with environment variables.
     #[track_caller]
     pub fn start_with(lab: &Lab, ns: &Ns, toml: &str, env: &[(&str, &str)]) -> Self {
-        let http = env
-            .iter()
-            .find(|(k, _)| *k == "MCASTOR__HTTP__LISTEN")
-            .map(|(_, v)| *v);
-        let http: SocketAddr = http
-            .unwrap_or("127.0.0.1:9464")
-            .parse()
-            .expect("an address");
         let mut router = Self::launch(lab, ns, toml, env);
-        router.http = http;
         router.wait_until_ready();
         router
     }
@@ -167,7 +158,9 @@ impl Router {
         write_settings(&config, &socket, toml);
         lab.log("settings", &config);
         let program = Program::start(lab, command(ns, &config, &socket, toml, env));
-        let http = "127.0.0.1:9464".parse().expect("an address");
+        let http = env.iter().find(|(k, _)| *k == "MCASTOR__HTTP__LISTEN");
+        let http = http.map_or("127.0.0.1:9464", |(_, address)| *address);
+        let http = http.parse().expect("an address");
         let failure_log = lab.file("metrics");
         lab.log("metrics", &failure_log);
         Self {
