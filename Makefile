@@ -91,7 +91,8 @@ third-party:
 
 # Runs the attacks at full size, changes a flow that the kernel forwards a thousand times in each way,
 # at 100,000 packets a second, changes its routes 10,000 times, replaces the process 100 times in each
-# capture mode at 100,000 packets a second, sends 100,000 random packets through
+# capture mode at 100,000 packets a second, kills it 100 times as a router, a proxy and an end of
+# multicast NAT, restarts it 1,000 times, sends 100,000 random packets through
 # both planes, sends ten million generated frames to the capture path, changes routes 50,000 times,
 # lets 50 containers join and leave at random for two minutes, and sends 100,000 membership reports a
 # second from unknown hosts for 30 s.
@@ -104,6 +105,10 @@ soak: packages dist-binary
 	  cargo test --locked --test netns -- ebpf::route_changes --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_UPGRADES=100 \
 	  cargo test --locked --test netns -- upgrade::upgrades --nocapture --test-threads 1
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_RESTARTS=100 \
+	  cargo test --locked --test netns -- killed_ --nocapture --test-threads 1
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_RESTARTS=1000 \
+	  cargo test --locked --test netns -- restarts:: --skip killed_ --nocapture --test-threads 1
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_PACKETS=100000 \
 	  cargo test --locked --test netns -- planes_compared --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \

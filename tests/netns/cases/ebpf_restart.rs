@@ -24,7 +24,7 @@ cases!("ebpf_restart":
 
 const GROUP: &str = "225.1.2.3";
 
-fn settings(bpffs: &BpfFs, routes: &str) -> String {
+pub(super) fn bpffs_settings(bpffs: &BpfFs, routes: &str) -> String {
     let bpffs = bpffs.folder();
     let bpffs = bpffs.display();
     format!("[plane]\nkind = \"ebpf\"\nbpffs = \"{bpffs}\"\norphan_after = \"60s\"\n{routes}")
@@ -76,7 +76,7 @@ fn start_offloaded(lab: &Lab, star: &Star, toml: &str) -> (Router, Stream) {
 }
 
 /// Returns how often the process is killed. `make soak` sets another number.
-fn restarts() -> u32 {
+pub(super) fn restarts() -> u32 {
     let named = std::env::var("MCASTOR_SOAK_RESTARTS").ok();
     named.map_or(8, |n| n.parse().expect("a number"))
 }
@@ -90,7 +90,7 @@ fn killed_process_loses_nothing(lab: &Lab) {
     routes += &route("r6", "in", "", "ff3e::1:2", &["out1"], "");
     let rewrite = "rewrite = { group = \"239.9.9.9\" }\n";
     routes += &route("rw", "in", "10.0.0.10", "225.7.7.7", &["out1"], rewrite);
-    let mut router = Router::start(lab, &star.rtr, &settings(&bpffs, &routes));
+    let mut router = Router::start(lab, &star.rtr, &bpffs_settings(&bpffs, &routes));
     let rate = 4000 / crate::lab::slowness().min(4);
     let streams = [
         ("10.0.0.10:4000", "225.1.2.3:5000", GROUP),
@@ -159,7 +159,7 @@ fn settings_changed_between_processes_apply_at_start(lab: &Lab) {
     let star = Star::v4(lab, 2);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
     let other = Capture::new(&star.rcv, "eth2");
-    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+    let (mut router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
     router.kill();
     let routes = route(
         "r",
@@ -169,7 +169,7 @@ fn settings_changed_between_processes_apply_at_start(lab: &Lab) {
         &["out2", "out1"],
         "ttl = { set = 99 }\nloop_guard = false\n",
     );
-    router.write_settings(&settings(&bpffs, &routes));
+    router.write_settings(&bpffs_settings(&bpffs, &routes));
     stream.go_on(200);
     assert!(other.to(GROUP).is_empty(), "the old settings apply");
     router.start_again(lab);
@@ -187,11 +187,11 @@ fn removed_routes_are_not_forwarded_after_the_start(lab: &Lab) {
     for (tag, ingress) in [("a", "in"), ("b", "out1")] {
         let star = Star::tagged(lab, 1, tag);
         let routes = route("r", "in", "", GROUP, &["out1"], "");
-        let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+        let (mut router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
         router.kill();
         let egress = if ingress == "in" { "out1" } else { "in" };
         let other = route("other", ingress, "", "225.9.9.9", &[egress], "");
-        router.write_settings(&settings(&bpffs, &other));
+        router.write_settings(&bpffs_settings(&bpffs, &other));
         stream.go_on(200);
         router.start_again(lab);
         let after = Capture::new(&star.rcv, "eth1");
@@ -208,12 +208,12 @@ fn packet_plane_replaces_what_is_pinned(lab: &Lab) {
     for (n, change) in ["kind = \"packet\"", "interface"].into_iter().enumerate() {
         let star = Star::tagged(lab, 1, &n.to_string());
         let mut routes = route("r", "in", "", GROUP, &["out1"], "");
-        let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+        let (mut router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
         router.kill();
         if change == "interface" {
             routes += "[[interface]]\nname = \"in\"\nplane = \"packet\"\n";
         }
-        let new = settings(&bpffs, &routes).replace(
+        let new = bpffs_settings(&bpffs, &routes).replace(
             "kind = \"ebpf\"",
             match change {
                 "interface" => "kind = \"ebpf\"",
@@ -241,7 +241,7 @@ fn interfaces_change_while_there_is_no_process(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in*", "", GROUP, &["out1"], "");
-    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+    let (mut router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
     router.kill();
     star.rtr.ip("link set dev in down");
     star.rtr.ip("link set dev in name input");
@@ -267,7 +267,7 @@ fn process_that_does_not_return_is_missed(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let toml = settings(&bpffs, &routes).replace("\"60s\"", "\"4s\"");
+    let toml = bpffs_settings(&bpffs, &routes).replace("\"60s\"", "\"4s\"");
     let (mut router, stream) = start_offloaded(lab, &star, &toml);
     let folder = bpffs.folder().display().to_string();
     let cleanup = || {
@@ -310,7 +310,7 @@ fn stop_can_keep_forwarding(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+    let (mut router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
     router.run("stop --keep-forwarding");
     router.program.wait();
     stream.go_on(500);
@@ -341,7 +341,7 @@ fn flows_continue_with_other_table_sizes(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let toml = settings(&bpffs, &routes);
+    let toml = bpffs_settings(&bpffs, &routes);
     let (mut router, stream) = start_offloaded(lab, &star, &toml);
     for flows in [100, 200_000, 1000] {
         router.kill();
@@ -356,7 +356,7 @@ fn flows_continue_with_other_table_sizes(lab: &Lab) {
 fn log_says_what_outlives_the_process(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
-    let toml = settings(&bpffs, &route("r", "in", "", GROUP, &["out1"], ""));
+    let toml = bpffs_settings(&bpffs, &route("r", "in", "", GROUP, &["out1"], ""));
     let router = Router::start(lab, &star.rtr, &toml);
     let log = router.program.stderr();
     assert!(
@@ -384,7 +384,7 @@ fn tables_of_another_version_are_replaced(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let (mut router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+    let (mut router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
     router.kill();
     let pinned = bpffs.pinned();
     let instance = pinned.iter().find(|path| path.ends_with("/instance"));
@@ -425,7 +425,7 @@ fn second_process_is_refused(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let routes = route("r", "in", "", GROUP, &["out1"], "");
-    let (router, stream) = start_offloaded(lab, &star, &settings(&bpffs, &routes));
+    let (router, stream) = start_offloaded(lab, &star, &bpffs_settings(&bpffs, &routes));
     let before = bpffs.pinned();
     let config = router.config.display().to_string();
     let mut second = star.rtr.command(crate::lab::BINARY);

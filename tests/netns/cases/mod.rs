@@ -49,6 +49,7 @@ mod proxy_messages;
 mod redundancy;
 mod reload;
 mod restart;
+mod restarts;
 mod routes;
 mod scale;
 mod smcroute_commands;
@@ -128,6 +129,7 @@ pub fn all() -> Vec<Case> {
         host_reports::cases(),
         reload::cases(),
         restart::cases(),
+        restarts::cases(),
         membership_keeper::cases(),
         loops::cases(),
         link_types::cases(),

@@ -39,20 +39,20 @@ const DST: &str = "225.1.2.3:5000";
 const SRC: &str = "10.0.0.10:9";
 
 /// The process that replaced the router under test. Dropping it ends the process.
-struct Replacement<'r> {
+pub(super) struct Replacement<'r> {
     router: &'r Router,
-    pid: u64,
+    pub(super) pid: u64,
 }
 
 impl<'r> Replacement<'r> {
-    fn new(router: &'r Router) -> Self {
+    pub(super) fn new(router: &'r Router) -> Self {
         let pid = router.program.pid().into();
         Self { router, pid }
     }
 
     /// Lets a new process take over, and returns the report.
     #[track_caller]
-    fn upgrade(&mut self) -> Value {
+    pub(super) fn upgrade(&mut self) -> Value {
         let printed = self.router.run("upgrade --json");
         let report: Value = serde_json::from_str(&printed).expect("a report");
         assert_eq!(report["old_pid"], self.pid, "{printed}");
