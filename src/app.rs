@@ -35,6 +35,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
+use crate::actors::integrations::docker::read_names_first;
 use crate::actors::integrations::mnat::reconfigure;
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
 use crate::actors::shared::ProcessRequest;
@@ -336,6 +337,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
     let take_over = inherited.map(|inherited| inherited.prepare(&context));
+    read_names_first(&context).await;
     let supervisor = Supervisor::new(SupervisorConfig {
         context: context.clone(),
         children: children::children(http, LinkSource::Netlink),
@@ -492,6 +494,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
             continue;
         }
         if reason != RELOAD {
+            keep_forwarding |= reason == LEAVE;
             break Ok(reason);
         }
         if reload(
@@ -570,11 +573,15 @@ const RELOAD: &str = "SIGHUP";
 /// The name of the signal that lets a new process take over.
 const UPGRADE: &str = "SIGUSR2";
 
+/// The name of the signal that stops this process and lets the kernel forward on.
+const LEAVE: &str = "SIGQUIT";
+
 /// The signals that this process handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    quit: Signal,
     user: Signal,
 }
 
@@ -584,6 +591,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
             user: signal(SignalKind::user_defined2())?,
         })
     }
@@ -594,6 +602,7 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => RELOAD,
+            _ = self.quit.recv() => LEAVE,
             _ = self.user.recv() => UPGRADE,
         }
     }

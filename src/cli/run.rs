@@ -27,8 +27,8 @@ Examples:
     MCASTOR__ROUTE__0__FROM=eth0 MCASTOR__ROUTE__0__GROUP=225.1.2.3 \\
     MCASTOR__ROUTE__0__TO=eth1 mcastor run
 
-SIGHUP reloads the settings. SIGTERM and SIGINT stop the router. SIGUSR2 replaces the process by
-a new one, as `mcastor upgrade` does.
+SIGHUP reloads the settings. SIGTERM and SIGINT stop the router. SIGQUIT stops it as `mcastor stop
+--keep-forwarding` does. SIGUSR2 replaces the process by a new one, as `mcastor upgrade` does.
 
 It needs CAP_NET_RAW, which root has. It does not need kernel multicast routing, iptables rules
 or changes of rp_filter.")]

@@ -154,6 +154,28 @@ async fn follow(context: Arc<RouterContext>) {
     }
 }
 
+/// Longest wait for the engine at the start.
+const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Resolves the names before the first forwarding table is made, if a rule contains one, so that the
+/// flows that an earlier process left in the kernel have all their egresses. Waits at most a second:
+/// [`DockerWatch`] reports an engine that does not answer.
+pub async fn read_names_first(context: &RouterContext) {
+    if !context.rib.load().patterns().any(IfPattern::is_engine_name) {
+        return;
+    }
+    let read = async {
+        let client = EngineClient::connect(&context.engine_socket.display().to_string()).await?;
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let _connection = AbortOnDrop(tokio::spawn(connection));
+        let engine = client.read().await?;
+        Ok::<_, FollowError>(engine.aliases(&veth_peers::read(&handle).await?).0)
+    };
+    if let Ok(Ok(names)) = timeout(FIRST_READ_TIMEOUT, read).await {
+        context.aliases.store(Arc::new(names));
+    }
+}
+
 /// Follows the engine until an error.
 async fn listen(context: &RouterContext, last_logged: &mut Option<String>) -> FollowError {
     match try_listen(context, last_logged).await {

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use super::cases;
 use super::docker::Site;
+use crate::lab::bpffs::BpfFs;
 use crate::lab::mnat::{self, Ca, ServerState};
-use crate::lab::{BINARY, Docker, Lab, Ns, UdpRx, UdpTx, eventually, http};
+use crate::lab::{BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, eventually, http};
 
 cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] bridge_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[BpfPrograms]
     kernel_forwarding_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] #[BpfPrograms]
+    replaced_container_loses_nothing,
     #[Docker] #[Program("docker-compose", "docker-compose")] ipv6_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] internal_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")]
@@ -86,34 +89,43 @@ fn knows_bpf(docker: &Docker) -> bool {
 /// A running example.
 struct Example {
     site: Site,
+    file: PathBuf,
 }
 
 impl Example {
     fn up(lab: &Lab, file: &str, env: &[(&str, &str)]) -> Self {
+        Self::up_file(lab, in_repository("conf/compose").join(file), env)
+    }
+
+    fn up_file(lab: &Lab, mut file: PathBuf, env: &[(&str, &str)]) -> Self {
         let site = Site::new(lab);
         build_image(lab, &site.docker);
-        let mut example = in_repository("conf/compose").join(file);
         if !knows_bpf(&site.docker) {
             // The former name of both capabilities.
-            let text = std::fs::read_to_string(&example).expect("the example");
-            example = lab.file(file);
+            let text = std::fs::read_to_string(&file).expect("the example");
+            file = lab.file("example.yml");
             let text = text.replace("BPF, PERFMON", "SYS_ADMIN");
-            std::fs::write(&example, text).expect("a copy");
+            std::fs::write(&file, text).expect("a copy");
         }
-        let mut command = Command::new("docker-compose");
-        let out = command
+        let example = Self { site, file };
+        example.compose(&["up", "--detach"], env);
+        example.site.docker.wait_for_log("t_listener_1", "joined");
+        example
+    }
+
+    fn compose(&self, words: &[&str], env: &[(&str, &str)]) {
+        let socket = self.site.docker.socket();
+        let out = Command::new("docker-compose")
             .args(["--project-name", "t", "--file"])
-            .arg(example)
-            .args(["up", "--detach"])
-            .env("DOCKER_HOST", format!("unix://{}", site.docker.socket()))
-            .env("DOCKER_SOCKET", site.docker.socket())
+            .arg(&self.file)
+            .args(words)
+            .env("DOCKER_HOST", format!("unix://{socket}"))
+            .env("DOCKER_SOCKET", socket)
             .envs(env.iter().copied())
             .output()
             .expect("docker-compose");
         let printed = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.success(), "docker-compose: {printed}");
-        site.docker.wait_for_log("t_listener_1", "joined");
-        Self { site }
     }
 
     /// Waits until the instance in `ns` has a member of `group` and has joined it upstream.
@@ -241,6 +253,55 @@ fn kernel_forwarding_example(lab: &Lab) {
     });
     let explain = format!("exec t_mcastor_1 /usr/bin/mcastor explain 10.0.0.10 {GROUP}:5000");
     assert!(in_kernel, "{}", docker.run(&explain));
+}
+
+/// Another container takes the place of the router, under counted traffic.
+fn replaced_container_loses_nothing(lab: &Lab) {
+    let bpffs = BpfFs::mount(lab);
+    let text = std::fs::read_to_string(in_repository("conf/compose/kernel.yml"));
+    let mount = format!("- {}:/sys/fs/bpf", bpffs.mount_point().display());
+    let text = text
+        .expect("the example")
+        .replace("- /sys/fs/bpf:/sys/fs/bpf", &mount);
+    assert!(text.contains(&mount));
+    let file = lab.file("kernel.yml");
+    std::fs::write(&file, text).expect("a copy");
+    let example = Example::up_file(lab, file, &[]);
+    example.wait_until_nothing_is_pending();
+    let docker = &example.site.docker;
+    let receive = |name: &str, count: u32| {
+        docker.run(&format!(
+            "run --detach --name {name} --network fast mcastor recv --interface eth0 --group \
+             {GROUP} --count {count} --json"
+        ));
+        docker.wait_for_log(name, "joined");
+    };
+    receive("warm-up", 100_000);
+    let words = |count: u32| {
+        format!("send --interface eth0 --group {GROUP} --ttl 8 --count {count} --rate 200")
+    };
+    let mut warm_up = example.site.on_lan(lab, &words(10_000));
+    let shows_kernel = || {
+        let flows = "exec t_mcastor_1 /usr/bin/mcastor show flows";
+        docker.run(flows).contains("ebpf")
+    };
+    assert!(crate::lab::wait_until(TIMEOUT, shows_kernel));
+    warm_up.stop(libc::SIGTERM, TIMEOUT);
+    receive("counting", 2_000);
+    let mut sender = example.site.on_lan(lab, &words(2_000));
+    let before = docker.run("inspect --format {{.Id}} t_mcastor_1");
+    example.compose(
+        &["up", "--detach", "--force-recreate", "--no-deps", "mcastor"],
+        &[],
+    );
+    assert_ne!(docker.run("inspect --format {{.Id}} t_mcastor_1"), before);
+    assert!(sender.wait().success(), "{}", sender.stderr());
+    assert_eq!(docker.wait("counting"), 0, "{}", docker.logs("counting"));
+    let logs = docker.logs("t_mcastor_1");
+    assert!(
+        logs.contains("the kernel has forwarded 1 flows since"),
+        "{logs}"
+    );
 }
 
 fn ipv6_network_example(lab: &Lab) {

@@ -316,6 +316,10 @@ fn stop_can_keep_forwarding(lab: &Lab) {
     stream.go_on(500);
     router.start_again(lab);
     stream.go_on(500);
+    router.program.stop(libc::SIGQUIT, TIMEOUT);
+    stream.go_on(500);
+    router.start_again(lab);
+    stream.go_on(500);
     let log = router.program.stderr();
     assert!(
         log.contains("in: the kernel has forwarded 1 flows since"),

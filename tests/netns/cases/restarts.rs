@@ -78,7 +78,10 @@ fn killed_proxy_loses_nothing(lab: &Lab) {
     let bpffs = BpfFs::mount(lab);
     let star = Star::v4(lab, 1);
     let switch = upstream_switch(lab, &star, "mcast_last_member_interval 10");
-    let toml = bpffs_settings(&bpffs, &proxy(&["in"], &["out1"], ""));
+    // No query is due, whose answers a router would miss that is killed all the time.
+    let proxy = "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
+                 [proxy.timers]\nquery_interval = \"120s\"\nquery_response_interval = \"1s\"\n";
+    let toml = bpffs_settings(&bpffs, proxy);
     let mut router = Router::start(lab, &star.rtr, &toml);
     let _member = UdpRx::join(&star.rcv, "eth1", DST);
     let joins = vec![format!("{GROUP} exclude []")];

@@ -26,6 +26,11 @@ impl BpfFs {
         Self { path }
     }
 
+    /// Returns the path at which it is mounted.
+    pub fn mount_point(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns the path of a folder in it that does not exist.
     pub fn folder(&self) -> PathBuf {
         self.path.join("mcastor")
