@@ -28,7 +28,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
 use super::config::Target;
-use super::protocol::{CONTENT_TYPE, MAX_RESPONSE_LEN, MnatRequest};
+use super::messages::CONTENT_TYPE;
+use super::protocol::{MAX_RESPONSE_LEN, MnatRequest};
 
 /// Maximum duration of a request, including the time to connect.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -18,6 +18,7 @@ use crate::model::ClockReading;
 use super::channel::Channel;
 use super::config::MnatRole;
 use super::mappings::{MappingChange, MappingReport, Mappings, PollContext};
+use super::messages::MAX_ID_LEN;
 use super::protocol::{self, Mapping, MnatRequest, Op, ProtocolFault, ServerResponse};
 use super::saved::{SavedMnat, SavedWatcher};
 
@@ -197,7 +198,7 @@ impl Machine {
             id,
             refresh_interval_ms,
         }) = watcher
-            && (1..=protocol::MAX_ID_LEN).contains(&id.len())
+            && (1..=MAX_ID_LEN).contains(&id.len())
         {
             let interval = Duration::from_millis(*refresh_interval_ms);
             self.refresh_interval = interval.clamp(MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL);
