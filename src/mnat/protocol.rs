@@ -86,6 +86,17 @@ pub struct MnatRequest {
     pub path: String,
     /// The JSON body; `None` for a request without a body.
     pub body: Option<Vec<u8>>,
+    /// How the server may delay its response; `None` for a request that is answered at once.
+    pub wait: Option<WaitForChange>,
+}
+
+/// The permission to delay a response until something changes. Only servers that support it heed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitForChange {
+    /// The longest delay.
+    pub time: Duration,
+    /// The entity tag of the last response. `None` asks for a response at once.
+    pub known: Option<String>,
 }
 
 impl MnatRequest {
@@ -95,6 +106,7 @@ impl MnatRequest {
             method,
             path: resource.path(),
             body: body.map(|b| b.to_string().into_bytes()),
+            wait: None,
         }
     }
 
@@ -155,6 +167,12 @@ impl MnatRequest {
         Self::new(Op::Poll, "GET", &resource, None)
     }
 
+    /// Permits the server to wait for a change before it answers a request for the mappings.
+    pub fn waiting(self, time: Duration, known: Option<String>) -> Self {
+        let wait = Some(WaitForChange { time, known });
+        Self { wait, ..self }
+    }
+
     /// Returns a request that keeps an id valid.
     pub fn refresh(id: &str) -> Self {
         let input = RefreshInput { id: id.into() };
@@ -186,6 +204,8 @@ pub enum ServerResponse {
         /// Descriptions of the entries that were skipped.
         problems: Vec<String>,
     },
+    /// The mappings are those of the response before.
+    NotModified,
     /// The server does not know the watcher id any more.
     UnknownWatcher,
 }
@@ -230,6 +250,7 @@ pub fn parse_response(op: Op, status: u16, body: &[u8]) -> Result<ServerResponse
         // refresh fails in no other case.
         return match (op, status) {
             (Op::Refresh, 400 | 404 | 500) | (Op::Join, 404) => Ok(ServerResponse::UnknownWatcher),
+            (Op::Poll, 304) => Ok(ServerResponse::NotModified),
             _ => Err(ProtocolFault::Status {
                 status,
                 message: RestconfError::decode_text(body),

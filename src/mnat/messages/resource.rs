@@ -62,7 +62,8 @@ impl Resource {
             _ if path.starts_with("operations/") => return Some(Self::UnknownOperation),
             _ => {}
         }
-        let lists: [(&str, fn(Option<String>) -> Self); 3] = [
+        type List = fn(Option<String>) -> Resource;
+        let lists: [(&str, List); 3] = [
             (JOINED, Self::Joined),
             (WATCHING, Self::Watching),
             (ASSIGNED, Self::Assigned),
