@@ -295,7 +295,7 @@ impl Machine {
         if self.in_flight.is_some() {
             return None;
         }
-        let (at, op) = self.next_op()?;
+        let (at, op) = self.next_op(now)?;
         if now < at {
             return None;
         }
@@ -336,10 +336,11 @@ impl Machine {
         joins.filter(|c| c.source().is_none())
     }
 
-    /// Returns the kind of the next request, and when it is due.
-    fn next_op(&self) -> Option<(Instant, Op)> {
-        // If several requests are due at the same time, the first one is sent. Joins come first.
-        self.ops().min_by_key(|(at, _)| *at)
+    /// Returns the kind of the next request, and when it is due. If several are due, a poll comes last:
+    /// the server may delay its response. Joins come first.
+    fn next_op(&self, now: Instant) -> Option<(Instant, Op)> {
+        let order = |(at, op): &(Instant, Op)| (*at.max(&now), *op == Op::Poll, *at);
+        self.ops().min_by_key(order)
     }
 
     /// Returns the kinds of requests of the session, and when they are due.
@@ -367,7 +368,7 @@ impl Machine {
     /// Returns when [`Machine::poll_request`] or [`Machine::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let request = match self.in_flight {
-            None => self.next_op().map(|(at, _)| at),
+            None => self.ops().map(|(at, _)| at).min(),
             Some(_) => None,
         };
         let down = self.last_response.filter(|_| self.up);

@@ -862,3 +862,20 @@ fn first_mappings_after_all_egresses_returned_are_read_again() {
     assert!(asked_again);
     assert_eq!(test.machine.counts(), [0, 0, 0, 0]);
 }
+
+/// A join that failed is due later than the next poll. The poll must not be sent and interrupted again
+/// and again.
+#[test]
+fn request_that_interrupts_a_poll_is_sent_next() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.push("1", Some(&[entry(global(1), Some(local(1)))]));
+    test.set_joins(&[global(1), global(2)]);
+    test.expect(Op::Join, Err("refused"));
+    assert_eq!(test.next_request().op, Op::Poll);
+    test.now += POLL_INTERVAL;
+    assert!(test.machine.should_cancel(test.now));
+    test.machine.handle_cancelled();
+    assert_eq!(test.next_request().op, Op::Join);
+}

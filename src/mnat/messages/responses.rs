@@ -259,7 +259,9 @@ mod tests {
         let mapped = |id: u64| MappedChannel {
             id,
             global: Subscription::Channel(channel(Some("10.0.0.1"), "232.1.1.1")),
-            local: id.is_multiple_of(2).then(|| channel(Some("10.9.1.2"), "239.1.1.1")),
+            local: id
+                .is_multiple_of(2)
+                .then(|| channel(Some("10.9.1.2"), "239.1.1.1")),
         };
         let assigned = AssignedChannels {
             id: "A".into(),
