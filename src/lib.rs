@@ -117,6 +117,7 @@ pub mod igmpproxy;
 pub mod membership;
 pub mod metrics;
 pub mod mnat;
+pub mod mnat_server;
 pub mod model;
 pub mod pipeline;
 pub mod planes;

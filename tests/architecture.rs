@@ -110,6 +110,18 @@ const LAYERS: &[(&str, &[&str])] = &[
             "store",
         ],
     ),
+    // The server of multicast NAT, a process of its own.
+    (
+        "mnat_server",
+        &[
+            "model",
+            "sys",
+            "metrics",
+            "mnat",
+            "actors::log_limit",
+            "frontend::http",
+        ],
+    ),
     // Findings from facts about the host and the running router.
     (
         "doctor",
@@ -150,6 +162,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "smcroute",
             "igmpproxy",
             "mnat",
+            "mnat_server",
             "actors::log_limit",
         ],
     ),

@@ -15,6 +15,7 @@ mod keep_memberships;
 mod log;
 pub mod man;
 pub mod mnat;
+pub mod mnat_server;
 pub mod output;
 mod pcapng;
 pub mod recv;
@@ -151,6 +152,8 @@ enum Command {
     MnatIngress(mnat::IngressArgs),
     /// Run the egress of multicast NAT, the end near the receivers
     MnatEgress(mnat::EgressArgs),
+    /// Run the server of multicast NAT, which assigns the mappings
+    MnatServer(mnat_server::MnatServerArgs),
     /// Check that the running mcastor responds, for container health checks
     Health(health::HealthArgs),
     Send(send::SendArgs),
@@ -257,6 +260,7 @@ pub fn main() -> ExitCode {
         Command::Cleanup(args) => cleanup::run(&args),
         Command::MnatIngress(args) => mnat::ingress(args),
         Command::MnatEgress(args) => mnat::egress(args),
+        Command::MnatServer(args) => mnat_server::run(args),
         Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args),
         Command::Recv(args) => recv::run(args),

@@ -6,6 +6,8 @@ mod families;
 pub mod http;
 pub mod membership;
 pub mod mnat;
+pub mod mnat_server;
 mod process;
 
 pub use catalog::{Catalog, InterfaceCounters, PathCounters};
+pub use mnat_server::MnatServerCatalog;

@@ -28,7 +28,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
 use super::config::Target;
-use super::protocol::{CONTENT_TYPE, MAX_RESPONSE_LEN, MnatRequest};
+use super::messages::CONTENT_TYPE;
+use super::protocol::{MAX_RESPONSE_LEN, MnatRequest, WaitForChange};
 
 /// Maximum duration of a request, including the time to connect.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,6 +133,17 @@ struct Connection {
     stamps: Stamps,
 }
 
+/// The response to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MnatResponse {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The entity tag, if the server supports [`super::protocol::WaitForChange`].
+    pub entity_tag: Option<String>,
+}
+
 /// A client of the MNAT server.
 pub struct MnatClient {
     target: Target,
@@ -165,9 +177,23 @@ impl MnatClient {
     /// # Errors
     /// Returns the reason why there is no response. The next request then opens a new connection.
     pub async fn send(&mut self, request: &MnatRequest) -> Result<(u16, Vec<u8>), MnatClientError> {
-        let response = match timeout(self.timeout, self.exchange(request)).await {
+        let response = self.request(request).await?;
+        Ok((response.status, response.body))
+    }
+
+    /// Sends a request and waits for the response.
+    ///
+    /// # Errors
+    /// Returns the reason why there is no response. The next request then opens a new connection.
+    pub async fn request(
+        &mut self,
+        request: &MnatRequest,
+    ) -> Result<MnatResponse, MnatClientError> {
+        let delay = request.wait.as_ref().map(|wait| wait.time);
+        let limit = self.timeout + delay.unwrap_or_default();
+        let response = match timeout(limit, self.exchange(request)).await {
             Ok(response) => response,
-            Err(_) => Err(MnatClientError::Timeout(self.server.clone(), self.timeout)),
+            Err(_) => Err(MnatClientError::Timeout(self.server.clone(), limit)),
         };
         if response.is_err() {
             self.connection = None;
@@ -175,7 +201,7 @@ impl MnatClient {
         response
     }
 
-    async fn exchange(&mut self, request: &MnatRequest) -> Result<(u16, Vec<u8>), MnatClientError> {
+    async fn exchange(&mut self, request: &MnatRequest) -> Result<MnatResponse, MnatClientError> {
         let connection = match self.connection.take() {
             // A working connection is kept while the certificates on disk are incomplete.
             Some(c) if c.stamps == self.stamps() || self.tls_config().is_err() => c,
@@ -406,14 +432,21 @@ async fn send_request(
     server: &str,
     send: &mut SendRequest<Bytes>,
     request: &MnatRequest,
-) -> Result<(u16, Vec<u8>), MnatClientError> {
+) -> Result<MnatResponse, MnatClientError> {
     let dropped = |e: h2::Error| MnatClientError::Dropped(server.into(), e.to_string());
-    let head = http::Request::builder()
+    let mut head = http::Request::builder()
         .method(request.method)
         .uri(format!("https://{server}{}", request.path))
         .version(http::Version::HTTP_2)
         .header("content-type", CONTENT_TYPE)
-        .header("accept", CONTENT_TYPE)
+        .header("accept", CONTENT_TYPE);
+    if let Some(WaitForChange { time, known }) = &request.wait {
+        head = head.header("prefer", format!("wait={}", time.as_secs()));
+        if let Some(known) = known {
+            head = head.header("if-none-match", known);
+        }
+    }
+    let head = head
         .body(())
         .map_err(|e| MnatClientError::Request(server.into(), e.to_string()))?;
     let mut ready = send.clone().ready().await.map_err(dropped)?;
@@ -435,7 +468,14 @@ async fn send_request(
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok((head.status.as_u16(), bytes))
+    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+    // A server without this extension may send entity tags too.
+    let waits = text("preference-applied").is_some_and(|applied| applied.contains("wait"));
+    Ok(MnatResponse {
+        status: head.status.as_u16(),
+        entity_tag: text("etag").filter(|_| waits).map(String::from),
+        body: bytes,
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //!
 //! A session starts with a request for a watcher id and its registration. An egress sends all its
 //! joins after each change. Both roles request the mappings every [`POLL_INTERVAL`], and refresh
-//! the id in the interval that the server names. Failed requests are retried, with a separate delay
+//! the id in the interval that the server names. A server that supports it answers a request for the
+//! mappings when they change, and after [`POLL_INTERVAL`] otherwise. Failed requests are retried, with a separate delay
 //! for each kind of request. If the server does not know the id any more, a new session starts.
 //!
 //! Mappings outlive sessions. A mapping ends when a response no longer contains it and the server
@@ -18,11 +19,14 @@ use crate::model::ClockReading;
 use super::channel::Channel;
 use super::config::MnatRole;
 use super::mappings::{MappingChange, MappingReport, Mappings, PollContext};
+use super::messages::MAX_ID_LEN;
 use super::protocol::{self, Mapping, MnatRequest, Op, ProtocolFault, ServerResponse};
 use super::saved::{SavedMnat, SavedWatcher};
 
 /// Interval between requests for the mappings.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Shortest interval between requests for the mappings, if the server answers when something changes.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Refresh interval of the watcher id until the server names one.
 const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(20);
 /// Limits of a restored refresh interval: those of the protocol.
@@ -112,6 +116,16 @@ pub struct Machine {
     refresh_interval: Duration,
     refresh_at: Instant,
     poll_at: Instant,
+    /// The server answers polls when something changes.
+    has_push: bool,
+    /// The entity tag of the mappings in use, for the next poll.
+    entity_tag: Option<String>,
+    /// The request in flight names the mappings in use.
+    is_conditional: bool,
+    /// The joins changed since the poll in flight was sent.
+    is_poll_stale: bool,
+    /// The last mappings were complete: those that they lack have ended.
+    was_settled: bool,
     /// The joins changed since they were sent.
     dirty: bool,
     /// The joins were sent in this session.
@@ -151,6 +165,11 @@ impl Machine {
             refresh_interval: DEFAULT_REFRESH_INTERVAL,
             refresh_at: now,
             poll_at: now,
+            has_push: false,
+            entity_tag: None,
+            is_conditional: false,
+            is_poll_stale: false,
+            was_settled: false,
             dirty: false,
             joins_sent: false,
             asm_sent: false,
@@ -197,7 +216,7 @@ impl Machine {
             id,
             refresh_interval_ms,
         }) = watcher
-            && (1..=protocol::MAX_ID_LEN).contains(&id.len())
+            && (1..=MAX_ID_LEN).contains(&id.len())
         {
             let interval = Duration::from_millis(*refresh_interval_ms);
             self.refresh_interval = interval.clamp(MIN_REFRESH_INTERVAL, MAX_REFRESH_INTERVAL);
@@ -260,6 +279,8 @@ impl Machine {
         if let Some(changes) = changes {
             self.report_changes(changes);
             self.dirty = true;
+            self.entity_tag = None;
+            self.is_poll_stale = true;
         }
     }
 
@@ -274,7 +295,7 @@ impl Machine {
         if self.in_flight.is_some() {
             return None;
         }
-        let (at, op) = self.next_op()?;
+        let (at, op) = self.next_op(now)?;
         if now < at {
             return None;
         }
@@ -291,9 +312,21 @@ impl Machine {
                 request
             }
             (Session::Registered(id), Op::Refresh) => MnatRequest::refresh(id),
-            (Session::Registered(id), _) => MnatRequest::poll(id),
+            (Session::Registered(id), _) => {
+                // The server answers before the next refresh.
+                let until_refresh = self.refresh_at.saturating_duration_since(now);
+                let wait = until_refresh.clamp(Duration::from_secs(1), POLL_INTERVAL);
+                // The first response after the server knows all joins ends mappings, even if it is
+                // that of the poll before.
+                let known = self.entity_tag.clone();
+                let known = known.filter(|_| self.was_settled || !self.is_settled(now));
+                self.is_poll_stale = false;
+                MnatRequest::poll(id).waiting(wait, known)
+            }
         };
         self.in_flight = Some(request.op);
+        let known = request.wait.as_ref().and_then(|wait| wait.known.as_ref());
+        self.is_conditional = known.is_some();
         Some(request)
     }
 
@@ -303,34 +336,39 @@ impl Machine {
         joins.filter(|c| c.source().is_none())
     }
 
-    /// Returns the kind of the next request, and when it is due.
-    fn next_op(&self) -> Option<(Instant, Op)> {
+    /// Returns the kind of the next request, and when it is due. If several are due, a poll comes last:
+    /// the server may delay its response. Joins come first.
+    fn next_op(&self, now: Instant) -> Option<(Instant, Op)> {
+        let order = |(at, op): &(Instant, Op)| (*at.max(&now), *op == Op::Poll, *at);
+        self.ops().min_by_key(order)
+    }
+
+    /// Returns the kinds of requests of the session, and when they are due.
+    fn ops(&self) -> impl Iterator<Item = (Instant, Op)> {
         let delayed = |op: Op, at: Instant| {
             let earliest = self.not_before.get(op.label());
             (earliest.map_or(at, |e| at.max(*e)), op)
         };
         // A request that is due at once was due at creation. It thus precedes all others.
         let start = self.created;
-        match &self.session {
-            Session::NoId => Some(delayed(Op::NewWatcher, start)),
-            Session::Unregistered(_) => Some(delayed(Op::Register, start)),
+        let ops = match &self.session {
+            Session::NoId => [Some(delayed(Op::NewWatcher, start)), None, None, None],
+            Session::Unregistered(_) => [Some(delayed(Op::Register, start)), None, None, None],
             Session::Registered(_) => {
-                // If several requests are due at the same time, the first one is sent. Joins come
-                // first.
                 let join = self.dirty.then(|| delayed(Op::Join, start));
                 let asm = self.asm_refused_until.map(|at| delayed(Op::Join, at));
                 let refresh = Some(delayed(Op::Refresh, self.refresh_at));
                 let poll = Some(delayed(Op::Poll, self.poll_at));
-                let all = [join, asm, refresh, poll].into_iter().flatten();
-                all.min_by_key(|(at, _)| *at)
+                [join, asm, refresh, poll]
             }
-        }
+        };
+        ops.into_iter().flatten()
     }
 
     /// Returns when [`Machine::poll_request`] or [`Machine::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let request = match self.in_flight {
-            None => self.next_op().map(|(at, _)| at),
+            None => self.ops().map(|(at, _)| at).min(),
             Some(_) => None,
         };
         let down = self.last_response.filter(|_| self.up);
@@ -372,6 +410,27 @@ impl Machine {
             .map(|at| at + self.mapping_lifetime())
     }
 
+    /// Returns whether the poll in flight, which may take [`POLL_INTERVAL`], delays another request.
+    /// The caller then cancels it and calls [`Machine::handle_cancelled`].
+    pub fn should_cancel(&self, now: Instant) -> bool {
+        let is_due = |(at, op): (Instant, Op)| op != Op::Poll && at <= now;
+        self.in_flight == Some(Op::Poll) && self.has_push && self.ops().any(is_due)
+    }
+
+    /// Ends the request in flight without an outcome.
+    pub fn handle_cancelled(&mut self) {
+        self.in_flight = None;
+    }
+
+    /// Sets the entity tag of a response, before its outcome is handled. `None` if the server does not
+    /// answer polls when something changes.
+    pub fn set_entity_tag(&mut self, entity_tag: Option<String>) {
+        if self.in_flight == Some(Op::Poll) {
+            self.has_push = entity_tag.is_some();
+            self.entity_tag = entity_tag.filter(|_| !self.is_poll_stale);
+        }
+    }
+
     /// Handles the outcome of the request in flight: status and body of the response, or the reason
     /// why there is none.
     pub fn handle_outcome(&mut self, now: Instant, outcome: Result<(u16, &[u8]), String>) {
@@ -379,6 +438,11 @@ impl Machine {
             return;
         };
         let response = match outcome {
+            // Only a conditional request can be answered so.
+            Ok((304, _)) if !self.is_conditional => Err(ProtocolFault::Status {
+                status: 304,
+                message: None,
+            }),
             Ok((status, body)) => protocol::parse_response(op, status, body),
             Err(why) => return self.handle_failure(now, op, why),
         };
@@ -465,6 +529,8 @@ impl Machine {
         self.not_before.clear();
         self.refusals = 0;
         self.poll_at = now;
+        self.entity_tag = None;
+        self.was_settled = false;
         self.first_poll = None;
         self.joins_sent = false;
         self.asm_suspect = false;
@@ -480,8 +546,14 @@ impl Machine {
                 self.refresh_at = now + refresh;
             }
             (_, ServerResponse::Mappings { mappings, problems }) => {
-                self.poll_at = next_due(self.poll_at, POLL_INTERVAL, now);
+                self.schedule_poll(now);
                 self.handle_mappings(now, mappings, problems);
+            }
+            (_, ServerResponse::NotModified) => {
+                self.schedule_poll(now);
+                self.mappings.confirm(now);
+                let settled = self.is_settled(now);
+                self.events.push_back(MnatEvent::Polled { settled });
             }
             (Op::Register, _) => {
                 if let Session::Unregistered(id) = &self.session {
@@ -507,14 +579,32 @@ impl Machine {
         }
     }
 
+    /// Returns whether the server knows all joins in this session.
+    fn is_settled(&self, now: Instant) -> bool {
+        // After a restart, the server knows all joins only when every egress has sent its own.
+        match self.role {
+            MnatRole::Egress => self.joins_sent,
+            MnatRole::Ingress => {
+                let start = self.first_poll;
+                start.is_some_and(|start| now >= start + self.server_timeout())
+            }
+        }
+    }
+
+    /// Sets when the next poll is due, after a response to one.
+    fn schedule_poll(&mut self, now: Instant) {
+        self.poll_at = match self.has_push {
+            // The server delays its response.
+            true => now + MIN_POLL_INTERVAL,
+            false => next_due(self.poll_at, POLL_INTERVAL, now),
+        };
+    }
+
     /// Updates the mappings in use from the mappings of a response.
     fn handle_mappings(&mut self, now: Instant, mappings: Vec<Mapping>, problems: Vec<String>) {
-        let session_start = *self.first_poll.get_or_insert(now);
-        // After a restart, the server knows all joins only when every egress has sent its own.
-        let settled = match self.role {
-            MnatRole::Egress => self.joins_sent,
-            MnatRole::Ingress => now >= session_start + self.server_timeout(),
-        };
+        self.first_poll.get_or_insert(now);
+        let settled = self.is_settled(now);
+        self.was_settled = settled;
         let context = PollContext {
             session: self.session_number,
             settled,

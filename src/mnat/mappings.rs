@@ -279,6 +279,13 @@ impl Mappings {
         self.entries.values_mut().for_each(|e| e.current = false);
     }
 
+    /// Confirms the mappings of the last response again.
+    pub fn confirm(&mut self, now: Instant) {
+        let current = self.entries.values_mut().filter(|e| e.current);
+        current.for_each(|entry| entry.confirmed = now);
+        self.update_oldest();
+    }
+
     /// Updates the mappings in use from the `reported` mappings of a response. Returns the changes,
     /// and descriptions of the mappings that cannot be used.
     pub fn compare(

@@ -9,6 +9,7 @@
 //!                     outcome      MnatRequest ──▶ client ──▶ server
 //! ```
 //!
+//! [`messages`] has the format of all requests and responses; clients and server share it.
 //! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] do no I/O; they take the
 //! current time as an argument. [`client`] owns the connection to the server. [`files`] reads and
 //! writes joinfiles. The MNAT actor drives all of them.
@@ -20,6 +21,7 @@ pub mod files;
 pub mod joinfile;
 pub mod machine;
 pub mod mappings;
+pub mod messages;
 pub mod plan;
 pub mod protocol;
 pub mod saved;
@@ -28,6 +30,6 @@ pub use channel::{Channel, ChannelError};
 pub use config::{Config, MnatRole, Target};
 pub use machine::{Machine, MnatEvent};
 pub use mappings::{MappingChange, MappingEnd, MappingReport, MappingStatus};
+pub use messages::{AssignmentState, Mapping};
 pub use plan::{RoutePlan, RouteStep};
-pub use protocol::{AssignmentState, Mapping};
 pub use saved::SavedMnat;

@@ -1,21 +1,22 @@
-//! Requests to the MNAT server and its responses: paths, bodies and faults. No I/O.
+//! The requests of a client of the MNAT server, and what its responses mean. No I/O.
 //!
-//! The format follows the observed behaviour of the prototype's server. It differs from RFC 7951:
-//! requests send a list entry as a single object, and responses return it in a list.
+//! [`super::messages`] has the format of paths and bodies.
 
 use std::fmt;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde_json::Value;
 
 use super::channel::Channel;
 use super::config::MnatRole;
-use crate::model::escape::quote;
+use super::messages::{
+    AssignedChannels, JoinedSet, MAX_ID_LEN, MonitorSet, RefreshInput, Resource, RestconfError,
+    Subscription, WatcherGrant, joined_entry_len,
+};
 
-/// Path of the API on the server.
-pub const ROOT: &str = "/mnat-ds";
-/// Content type of requests (RFC 8040 section 5.2, RFC 7951).
-pub const CONTENT_TYPE: &str = "application/yang-data+json";
+pub use super::messages::{AssignmentState, Mapping};
+
 /// Maximum length of a response, in bytes: about 60,000 mappings.
 pub const MAX_RESPONSE_LEN: usize = 16 << 20;
 /// Maximum length of a request that the prototype's server accepts, in bytes: about 18,000 joins.
@@ -24,8 +25,6 @@ pub const MAX_REQUEST_LEN: usize = 1 << 20;
 const JOIN_REQUEST_OVERHEAD: usize = 1024;
 /// Maximum number of mappings read from a response. Further mappings are ignored.
 pub const MAX_MAPPINGS: usize = 65_536;
-/// Maximum length of a watcher id, in bytes.
-pub(super) const MAX_ID_LEN: usize = 128;
 
 /// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,44 +86,54 @@ pub struct MnatRequest {
     pub path: String,
     /// The JSON body; `None` for a request without a body.
     pub body: Option<Vec<u8>>,
+    /// How the server may delay its response; `None` for a request that is answered at once.
+    pub wait: Option<WaitForChange>,
+}
+
+/// The permission to delay a response until something changes. Only servers that support it heed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitForChange {
+    /// The longest delay.
+    pub time: Duration,
+    /// The entity tag of the last response. `None` asks for a response at once.
+    pub known: Option<String>,
 }
 
 impl MnatRequest {
-    fn new(op: Op, method: &'static str, path: String, body: Option<Value>) -> Self {
+    fn new(op: Op, method: &'static str, resource: &Resource, body: Option<Value>) -> Self {
         Self {
             op,
             method,
-            path: format!("{ROOT}{path}"),
+            path: resource.path(),
             body: body.map(|b| b.to_string().into_bytes()),
+            wait: None,
         }
     }
 
     /// Returns a request for a watcher id.
     pub fn new_watcher() -> Self {
-        let path = "/operations/ietf-mnat:get-new-watcher-id".into();
-        Self::new(Op::NewWatcher, "POST", path, None)
+        Self::new(Op::NewWatcher, "POST", &Resource::NewWatcher, None)
     }
 
     /// Returns a request that registers an id. It registers an egress without joins, and an ingress
     /// for all sources.
     pub fn register(role: MnatRole, id: &str) -> Self {
-        let (path, watcher) = match role {
-            MnatRole::Egress => (
-                "/data/ietf-mnat:egress-global-joined",
-                json!({ "id": id, "joined-sg": [] }),
-            ),
-            // Ids of monitors are single characters, because the prototype's server loses longer
-            // ones.
-            MnatRole::Ingress => (
-                "/data/ietf-mnat:ingress-watching",
-                json!({ "id": id, "monitor": [
-                    { "id": "0", "global-source-prefix": "0.0.0.0/0" },
-                    { "id": "1", "global-source-prefix": "::/0" },
-                ]}),
-            ),
+        let id = id.to_string();
+        let (resource, body) = match role {
+            MnatRole::Egress => {
+                let joined = Vec::new();
+                (Resource::Joined(None), JoinedSet { id, joined }.encode())
+            }
+            MnatRole::Ingress => {
+                let all = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+                let prefixes = all.into();
+                (
+                    Resource::Watching(None),
+                    MonitorSet { id, prefixes }.encode(),
+                )
+            }
         };
-        let body = json!({ "ietf-mnat:watcher": watcher });
-        Self::new(Op::Register, "POST", path.into(), Some(body))
+        Self::new(Op::Register, "POST", &resource, Some(body))
     }
 
     /// Returns how many of the first joins fit into one request.
@@ -132,9 +141,9 @@ impl MnatRequest {
         let mut left = MAX_REQUEST_LEN - JOIN_REQUEST_OVERHEAD;
         joins
             .enumerate()
-            .take_while(|join| {
+            .take_while(|(n, channel)| {
                 // Counts the comma after the entry.
-                let len = joined_entry(*join).to_string().len() + 1;
+                let len = joined_entry_len(*n, *channel) + 1;
                 let fits = len <= left;
                 left = left.saturating_sub(len);
                 fits
@@ -144,70 +153,36 @@ impl MnatRequest {
 
     /// Returns a request that replaces the joins of an egress.
     pub fn join(id: &str, joins: impl Iterator<Item = Channel>) -> Self {
-        let joined: Vec<Value> = joins.enumerate().map(joined_entry).collect();
-        let body = json!({ "ietf-mnat:watcher": { "id": id, "joined-sg": joined } });
-        let path = format!(
-            "/data/ietf-mnat:egress-global-joined/watcher={}",
-            path_key(id)
-        );
-        Self::new(Op::Join, "PUT", path, Some(body))
+        let resource = Resource::Joined(Some(id.into()));
+        let set = JoinedSet {
+            id: id.into(),
+            joined: joins.map(Subscription::Channel).collect(),
+        };
+        Self::new(Op::Join, "PUT", &resource, Some(set.encode()))
     }
 
     /// Returns a request for the mappings.
     pub fn poll(id: &str) -> Self {
-        let path = format!("/data/ietf-mnat:assigned-channels/watcher={}", path_key(id));
-        Self::new(Op::Poll, "GET", path, None)
+        let resource = Resource::Assigned(Some(id.into()));
+        Self::new(Op::Poll, "GET", &resource, None)
+    }
+
+    /// Permits the server to wait for a change before it answers a request for the mappings.
+    pub fn waiting(self, time: Duration, known: Option<String>) -> Self {
+        let wait = Some(WaitForChange { time, known });
+        Self { wait, ..self }
     }
 
     /// Returns a request that keeps an id valid.
     pub fn refresh(id: &str) -> Self {
-        let body = json!({ "ietf-mnat:input": { "ietf-mnat:watcher-id": id } });
-        let path = "/operations/ietf-mnat:refresh-watcher-id".into();
-        Self::new(Op::Refresh, "POST", path, Some(body))
+        let input = RefreshInput { id: id.into() };
+        Self::new(
+            Op::Refresh,
+            "POST",
+            &Resource::Refresh,
+            Some(input.encode()),
+        )
     }
-}
-
-fn joined_entry((n, channel): (usize, Channel)) -> Value {
-    let (n, group) = (n.to_string(), channel.group().to_string());
-    match channel.source() {
-        Some(source) => json!({ "id": n, "source": source, "group": group }),
-        None => json!({ "id": n, "asm-group": group }),
-    }
-}
-
-/// Formats an id as a key in a path. Escapes all but the unreserved characters (RFC 8040 section
-/// 3.5.3).
-fn path_key(id: &str) -> String {
-    let mut key = String::with_capacity(id.len());
-    for byte in id.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            key.push(byte.into());
-        } else {
-            key += &format!("%{byte:02X}");
-        }
-    }
-    key
-}
-
-/// The mapping state of a global channel in a response.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AssignmentState {
-    /// The local channel of the global channel. If it has no source, packets keep their source
-    /// address.
-    Assigned(Channel),
-    /// The global channel has no local channel now.
-    Unassigned,
-    /// The server assigned a local channel that cannot be used. The text is the reason.
-    Unusable(String),
-}
-
-/// A global channel and its mapping state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mapping {
-    /// The channel that senders and receivers use.
-    pub global: Channel,
-    /// The mapping state.
-    pub state: AssignmentState,
 }
 
 /// A parsed response of the server.
@@ -229,6 +204,8 @@ pub enum ServerResponse {
         /// Descriptions of the entries that were skipped.
         problems: Vec<String>,
     },
+    /// The mappings are those of the response before.
+    NotModified,
     /// The server does not know the watcher id any more.
     UnknownWatcher,
 }
@@ -273,9 +250,10 @@ pub fn parse_response(op: Op, status: u16, body: &[u8]) -> Result<ServerResponse
         // refresh fails in no other case.
         return match (op, status) {
             (Op::Refresh, 400 | 404 | 500) | (Op::Join, 404) => Ok(ServerResponse::UnknownWatcher),
+            (Op::Poll, 304) => Ok(ServerResponse::NotModified),
             _ => Err(ProtocolFault::Status {
                 status,
-                message: error_message(body),
+                message: RestconfError::decode_text(body),
             }),
         };
     }
@@ -290,47 +268,17 @@ fn parse_json(body: &[u8]) -> Result<Value, ProtocolFault> {
     serde_json::from_slice(body).map_err(|e| ProtocolFault::NotJson(e.to_string()))
 }
 
-/// Returns the member with this name, with or without the prefix of the YANG module.
-fn member<'v>(object: &'v Value, name: &str) -> Option<&'v Value> {
-    object
-        .get(name)
-        .or_else(|| object.get(format!("ietf-mnat:{name}").as_str()))
-}
-
 fn parse_watcher(body: &Value) -> Result<ServerResponse, ProtocolFault> {
-    let inner = member(body, "output").unwrap_or(body);
-    let find = |name| member(inner, name).or_else(|| member(body, name));
-    let id = find("watcher-id").and_then(Value::as_str);
-    let id = id.ok_or(ProtocolFault::MissingMember("a watcher-id"))?;
+    let WatcherGrant { id, refresh } =
+        WatcherGrant::decode(body).map_err(ProtocolFault::MissingMember)?;
     if id.is_empty() || id.len() > MAX_ID_LEN {
         return Err(ProtocolFault::InvalidId(id.len()));
     }
-    let refresh = find("refresh-period").and_then(integer);
-    let refresh = refresh.ok_or(ProtocolFault::MissingMember("a refresh-period"))?;
-    Ok(ServerResponse::Watcher {
-        id: id.into(),
-        refresh: Duration::from_secs(refresh.clamp(1, 86_400)),
-    })
-}
-
-/// Parses an unsigned integer. RFC 7951 section 6.1 encodes 64-bit integers as strings.
-fn integer(value: &Value) -> Option<u64> {
-    value
-        .as_u64()
-        .or_else(|| value.as_str().and_then(|s| s.parse().ok()))
+    Ok(ServerResponse::Watcher { id, refresh })
 }
 
 fn parse_mappings(body: &Value) -> Result<ServerResponse, ProtocolFault> {
-    let watcher = member(body, "watcher").ok_or(ProtocolFault::MissingMember("a watcher"))?;
-    let watcher = match watcher {
-        Value::Array(list) => list
-            .first()
-            .ok_or(ProtocolFault::MissingMember("a watcher"))?,
-        entry => entry,
-    };
-    let watcher = watcher
-        .as_object()
-        .ok_or(ProtocolFault::MissingMember("a watcher that is an object"))?;
+    let watcher = AssignedChannels::watcher(body).map_err(ProtocolFault::MissingMember)?;
     if watcher.is_empty() {
         return Ok(ServerResponse::UnknownWatcher);
     }
@@ -340,7 +288,7 @@ fn parse_mappings(body: &Value) -> Result<ServerResponse, ProtocolFault> {
     let mut mappings = Vec::with_capacity(list.len().min(MAX_MAPPINGS));
     let mut indexes = ahash::AHashMap::with_capacity(mappings.capacity());
     for entry in list.iter().take(MAX_MAPPINGS) {
-        match parse_mapping(entry) {
+        match AssignedChannels::decode_entry(entry) {
             Ok(mapping) => match indexes.get(&mapping.global) {
                 // Overlapping monitors return the same mapping several times.
                 Some(n) if mappings[*n] == mapping => {}
@@ -361,53 +309,10 @@ fn parse_mappings(body: &Value) -> Result<ServerResponse, ProtocolFault> {
     Ok(ServerResponse::Mappings { mappings, problems })
 }
 
-fn parse_mapping(entry: &Value) -> Result<Mapping, String> {
-    let global = entry
-        .get("global-subscription")
-        .ok_or("a mapping without a global-subscription")?;
-    let global = parse_channel(global).map_err(|e| format!("global-subscription: {e}"))?;
-    let state = entry.get("state").and_then(Value::as_str);
-    let state = state.map(|s| s.strip_prefix("ietf-mnat:").unwrap_or(s));
-    let state = match state {
-        Some("assigned-local-multicast") => match entry.get("local-mapping").map(parse_channel) {
-            Some(Ok(local)) => AssignmentState::Assigned(local),
-            Some(Err(e)) => AssignmentState::Unusable(format!("local-mapping: {e}")),
-            None => AssignmentState::Unusable("no local-mapping".into()),
-        },
-        // Includes states of later versions of the draft, which have no local mapping.
-        _ => AssignmentState::Unassigned,
-    };
-    Ok(Mapping { global, state })
-}
-
-fn parse_channel(value: &Value) -> Result<Channel, String> {
-    let text = |name| match value.get(name) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.as_str())),
-        Some(_) => Err(format!("{name} is not a string")),
-    };
-    let channel = match text("asm-group")? {
-        Some(group) => Channel::parse(None, group),
-        None => {
-            let source = text("source")?.ok_or("no source")?;
-            Channel::parse(Some(source), text("group")?.ok_or("no group")?)
-        }
-    };
-    channel.map_err(|e| quote(&e.to_string()))
-}
-
-/// Returns the text of an error body (RFC 8040 section 7.1).
-fn error_message(body: &[u8]) -> Option<String> {
-    let body: Map<String, Value> = serde_json::from_slice(body).ok()?;
-    let error = body.get("ietf-restconf:errors")?.get("error")?.get(0)?;
-    let text = |name| error.get(name).and_then(Value::as_str);
-    let message = text("error-message").or_else(|| text("error-app-tag"));
-    message.or_else(|| text("error-tag")).map(quote)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn body(request: &MnatRequest) -> Value {
         serde_json::from_slice(request.body.as_ref().unwrap()).unwrap()

@@ -413,6 +413,7 @@ fn recorded_responses_are_parsed_correctly() {
                     problems.is_empty() && mappings.len() == distinct.len()
                 }
                 (Op::Poll, Ok(ServerResponse::UnknownWatcher)) => good && mapped.is_none(),
+                (Op::Poll, Ok(ServerResponse::NotModified)) => *status == 304,
                 (Op::Poll, Err(_)) => !good,
                 (Op::NewWatcher, Ok(ServerResponse::Watcher { id, .. })) => {
                     value["watcher-id"] == **id

@@ -48,7 +48,10 @@ impl Ca {
     /// Returns a certificate for `names`. It has expired if `days` is negative.
     pub fn sign(&self, names: &[&str], days: i64) -> Identity {
         let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
+        let mut params = CertificateParams::new(names.clone()).unwrap();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, &names[0]);
         let year = 2024 + if days < 0 { -10 } else { 0 };
         params.not_before = rcgen::date_time_ymd(year, 1, 1);
         params.not_after = rcgen::date_time_ymd(if days < 0 { 2015 } else { 2100 }, 1, 1);

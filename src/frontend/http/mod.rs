@@ -15,51 +15,33 @@ mod host;
 mod listener;
 mod refusals;
 mod request_stream;
+mod server;
 
 pub use actor::HttpServerActor;
 pub use listener::HttpListener;
+pub use refusals::Refusals;
+pub use server::HttpServer;
 
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use actix_http::{HttpService, KeepAlive};
-use actix_rt::net::ActixStream;
-use actix_service::{ServiceFactory, ServiceFactoryExt, apply_fn_factory, map_config};
-use actix_web::body::MessageBody;
-use actix_web::dev::{AppConfig, Server, ServiceRequest, ServiceResponse};
+use actix_web::dev::Server;
 use actix_web::error::{InternalError, QueryPayloadError};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ContentType, HOST};
-use actix_web::middleware::{Next, from_fn};
+use actix_web::http::header::ContentType;
 use actix_web::web::{self, Data};
-use actix_web::{App, HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse};
 use serde_json::json;
-use socket2::SockRef;
-use tokio::time::timeout;
-use tracing::debug;
 
 use super::query::QueryError;
 use super::{background, query};
-use crate::actors::{RouterContext, confined_thread};
+use crate::actors::RouterContext;
 use crate::api::openapi::{OPENAPI_PATH, api_paths, openapi_text};
 use crate::api::{self, DropQuery, ExplainQuery, FlowQuery, ShowQuery, ShowReply};
-use crate::metrics::http::HttpRefusal;
 use crate::model::escape::{EscapeStyle, escape};
 use answers::{AnswerLimits, Busy};
-use connections::{Connections, MAX_CONNECTIONS};
-use host::AllowedHosts;
-use refusals::Refusals;
-use request_stream::{REQUEST_TIMEOUT, RequestStream};
-
-/// How long a connection may last, however slowly its client reads.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest answer in the buffer of actix-http, in bytes, before it is written to the socket.
-const WRITE_BUFFER: usize = 16 << 10;
-/// Size of the kernel's send and receive buffers of a connection, in bytes. The kernel doubles it.
-const SOCKET_BUFFER: usize = 64 << 10;
 
 /// The configuration of the server.
 #[derive(Debug)]
@@ -92,157 +74,41 @@ impl HttpConfig {
 /// What the handlers share.
 struct Site {
     context: Arc<RouterContext>,
-    refusals: Refusals,
-    /// `None` accepts any host: only programs of this machine reach a UNIX socket.
-    hosts: Option<AllowedHosts>,
     answers: AnswerLimits,
     api: bool,
-    max_connections: usize,
 }
 
 /// Starts the server.
 fn serve(context: Arc<RouterContext>, config: HttpConfig) -> io::Result<Server> {
-    let refusals = Refusals::new(context.clone());
-    let limit = config.max_connections.clamp(4, MAX_CONNECTIONS);
+    let refusals = Refusals::new(context.catalog.http.clone());
     let site = Data::new(Site {
         context,
-        hosts: match config.listener {
-            HttpListener::Tcp(_) => Some(AllowedHosts::new(&config.hosts)),
-            HttpListener::Unix(_) => None,
-        },
         answers: AnswerLimits::new(refusals.clone()),
-        refusals,
         api: config.api,
-        max_connections: limit,
     });
-    let server = Server::build()
-        .workers(1)
-        // More connections than the limit exist for a moment, while the oldest are closed.
-        .max_concurrent_connections(2 * limit)
-        .disable_signals()
-        .shutdown_timeout(0);
-    let server = match config.listener {
-        HttpListener::Tcp(listener) => {
-            server.listen("http", listener, move || connection_service(site.clone()))
-        }
-        HttpListener::Unix(listener) => {
-            server.listen_uds("http", listener, move || connection_service(site.clone()))
-        }
+    let server = HttpServer {
+        listener: config.listener,
+        hosts: config.hosts,
+        max_connections: config.max_connections,
+        refusals,
     };
-    Ok(server?.run())
-}
-
-/// Returns the service that serves accepted connections, and confines the thread that calls this.
-fn connection_service<S>(
-    site: Data<Site>,
-) -> impl ServiceFactory<S, Config = (), Response = (), Error = (), InitError = ()>
-where
-    S: ActixStream + std::os::fd::AsFd + 'static,
-{
-    confined_thread::confine_without_files();
-    let refusals = site.refusals.clone();
-    let app = App::new()
-        .app_data(site.clone())
-        .app_data(web::QueryConfig::default().error_handler(invalid_parameters))
-        .wrap(from_fn(check_host))
-        .route("/metrics", web::get().to(metrics))
-        .route("/healthz", web::get().to(healthz))
-        .route("/readyz", web::get().to(readyz))
-        .configure(|app| {
-            if site.api {
-                app.route("/api/v1/flows", web::get().to(flows))
-                    .route("/api/v1/drops", web::get().to(drops))
-                    .route("/api/v1/explain", web::get().to(explain))
-                    .route(OPENAPI_PATH, web::get().to(openapi))
-                    .route("/api/v1/{query}", web::get().to(show));
-            } else {
-                app.route("/api/{path:.*}", web::to(api_is_off));
-            }
-        })
-        .default_service(web::to(not_found));
-    let http = HttpService::build()
-        .keep_alive(KeepAlive::Disabled)
-        .client_request_timeout(REQUEST_TIMEOUT)
-        .h1_write_buffer_size(WRITE_BUFFER)
-        .h1(map_config(app, |()| AppConfig::default()))
-        .map_err(|e| debug!("http: a connection ended: {e}"));
-    let limit = site.max_connections;
-    let connections = Connections::new(limit);
-    apply_fn_factory(http, move |stream: S, http| {
-        limit_buffers(&stream);
-        let (slot, is_full) = connections.admit();
-        if is_full {
-            refusals.report(
-                HttpRefusal::Evicted,
-                format_args!(
-                    "closed the oldest of {limit} connections in favour of a new one; \
-                     look for clients that hang, or restrict access with [http] listen or a \
-                     firewall"
-                ),
-            );
-        }
-        let stream = RequestStream::new(stream, refusals.clone());
-        let served = actix_service::Service::call(http, (stream, None));
-        let refusals = refusals.clone();
-        async move {
-            tokio::select! {
-                served = timeout(CONNECTION_TIMEOUT, served) => served.unwrap_or_else(|_| {
-                    refusals.report(
-                        HttpRefusal::WriteTimeout,
-                        format_args!(
-                            "closed a connection that lasted {} s; look for a client that reads \
-                             too slowly",
-                            CONNECTION_TIMEOUT.as_secs()
-                        ),
-                    );
-                    Ok(())
-                }),
-                () = slot.evicted() => Ok(()),
-            }
+    server.start(move |app| {
+        app.app_data(site.clone())
+            .app_data(web::QueryConfig::default().error_handler(invalid_parameters))
+            .route("/metrics", web::get().to(metrics))
+            .route("/healthz", web::get().to(healthz))
+            .route("/readyz", web::get().to(readyz))
+            .default_service(web::to(not_found));
+        if site.api {
+            app.route("/api/v1/flows", web::get().to(flows))
+                .route("/api/v1/drops", web::get().to(drops))
+                .route("/api/v1/explain", web::get().to(explain))
+                .route(OPENAPI_PATH, web::get().to(openapi))
+                .route("/api/v1/{query}", web::get().to(show));
+        } else {
+            app.route("/api/{path:.*}", web::to(api_is_off));
         }
     })
-}
-
-/// Keeps the kernel from buffering more for a client that does not read, or sends too much.
-fn limit_buffers(stream: &impl std::os::fd::AsFd) {
-    let socket = SockRef::from(stream);
-    let limited = socket.set_send_buffer_size(SOCKET_BUFFER);
-    if let Err(e) = limited.and_then(|()| socket.set_recv_buffer_size(SOCKET_BUFFER)) {
-        debug!("http: cannot limit the buffers of a connection: {e}");
-    }
-}
-
-/// Refuses requests for another host.
-async fn check_host(
-    site: Data<Site>,
-    request: ServiceRequest,
-    next: Next<impl MessageBody + 'static>,
-) -> actix_web::Result<ServiceResponse> {
-    let foreign = site.hosts.as_ref().and_then(|allowed| {
-        let headers = request.headers().get_all(HOST);
-        let headers = headers.map(|host| String::from_utf8_lossy(host.as_bytes()));
-        // A request line with a whole URL overrides the header.
-        let in_url = request.uri().host().map(Into::into);
-        headers.chain(in_url).find(|host| !allowed.allows(host))
-    });
-    let Some(foreign) = foreign else {
-        return Ok(next.call(request).await?.map_into_boxed_body());
-    };
-    let name: String = foreign.chars().take(100).collect();
-    site.refusals.report(
-        HttpRefusal::Host,
-        format_args!(
-            "refused a request for the host {name:?}, which may be a web page that attacks this \
-             router (DNS rebinding); if it is a name of this machine, add it to hosts in [http]"
-        ),
-    );
-    let response = HttpResponse::build(StatusCode::MISDIRECTED_REQUEST)
-        .content_type(ContentType::plaintext())
-        .body(format!(
-            "this server does not answer for the host {name:?}; if it is a name of this machine, \
-             add it to the settings: [http] hosts = [\"NAME\"]\n"
-        ));
-    Ok(request.into_response(response))
 }
 
 async fn metrics(site: Data<Site>) -> HttpResponse {
@@ -438,6 +304,7 @@ async fn not_found(site: Data<Site>) -> HttpResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use actix_web::body::MessageBody;
 
     #[test]
     fn reply_is_json_without_bidirectional_controls() {

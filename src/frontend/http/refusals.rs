@@ -7,8 +7,7 @@ use std::time::Instant;
 use tracing::warn;
 
 use crate::actors::log_limit::LogLimit;
-use crate::actors::shared::RouterContext;
-use crate::metrics::http::HttpRefusal;
+use crate::metrics::http::{HttpFamilies, HttpRefusal};
 
 /// Log lines for each reason within a minute.
 const MAX_LINES: u32 = 1;
@@ -16,24 +15,24 @@ const MAX_LINES: u32 = 1;
 /// Counts refusals and logs them, with a limit for each reason. Clones share the limits.
 #[derive(Clone)]
 pub struct Refusals {
-    context: Arc<RouterContext>,
+    metrics: HttpFamilies,
     /// In the order of [`HttpRefusal::ALL`].
     log_limits: Arc<Mutex<Vec<LogLimit>>>,
 }
 
 impl Refusals {
     /// Returns a log without lines.
-    pub fn new(context: Arc<RouterContext>) -> Self {
+    pub fn new(metrics: HttpFamilies) -> Self {
         let limits = HttpRefusal::ALL.map(|_| LogLimit::new(MAX_LINES));
         Self {
-            context,
+            metrics,
             log_limits: Arc::new(Mutex::new(limits.into())),
         }
     }
 
     /// Counts a refusal and logs `message`, which says what happened and what to do.
     pub fn report(&self, reason: HttpRefusal, message: impl Display) {
-        self.context.catalog.http.count_refusal(reason);
+        self.metrics.count_refusal(reason);
         let mut limits = self
             .log_limits
             .lock()

@@ -720,3 +720,162 @@ fn other_role_restores_nothing() {
     assert_eq!(egress.take_changes(), []);
     egress.start_session("B");
 }
+
+impl TestMachine {
+    /// Answers the next request, which must be a poll, as a server that waits for changes. Returns
+    /// the request. `entries` are the mappings; `None` answers that nothing changed.
+    fn push(&mut self, tag: &str, entries: Option<&[Value]>) -> MnatRequest {
+        let request = self.next_request();
+        assert_eq!(request.op, Op::Poll);
+        self.answer_push(tag, entries);
+        request
+    }
+
+    fn answer_push(&mut self, tag: &str, entries: Option<&[Value]>) {
+        self.machine.set_entity_tag(Some(tag.into()));
+        match entries {
+            Some(entries) => {
+                let body = json!({ "ietf-mnat:watcher": [{ "id": "A", "mapped-sg": entries }] });
+                self.handle_outcome(Ok((200, &body.to_string())));
+            }
+            None => self.handle_outcome(Ok((304, ""))),
+        }
+    }
+}
+
+fn known(request: &MnatRequest) -> Option<&str> {
+    request.wait.as_ref()?.known.as_deref()
+}
+
+#[test]
+fn polls_wait_for_changes_where_the_server_supports_it() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    let first = test.push("1", Some(&[entry(global(1), None)]));
+    assert_eq!(known(&first), None);
+    let start = test.now;
+    let second = test.push("2", Some(&[entry(global(1), Some(local(1)))]));
+    assert_eq!(known(&second), Some("1"));
+    assert!(
+        test.now < start + SECOND,
+        "the server waits, not the client"
+    );
+    assert_eq!(test.take_changes().len(), 1);
+    // A server without support is polled in the usual interval.
+    test.poll(&[entry(global(1), Some(local(1)))]);
+    test.machine.set_entity_tag(None);
+    let start = test.now;
+    test.next_request();
+    test.machine.set_entity_tag(None);
+    test.handle_outcome(Ok((200, r#"{"ietf-mnat:watcher": [{"mapped-sg": []}]}"#)));
+    assert_eq!(test.next_request().op, Op::Poll);
+    assert!(test.now >= start + POLL_INTERVAL);
+}
+
+#[test]
+fn unchanged_mappings_are_confirmed() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.push("1", Some(&[entry(global(1), Some(local(1)))]));
+    let end = test.now + GRACE * 2;
+    while test.now < end {
+        let request = test.next_request();
+        match request.op {
+            Op::Poll => {
+                assert_eq!(known(&request), Some("1"));
+                test.now += POLL_INTERVAL;
+                test.answer_push("1", None);
+            }
+            _ => test.handle_outcome(Ok((204, ""))),
+        }
+    }
+    assert_eq!(test.take_changes().len(), 1);
+    assert_eq!(test.machine.counts(), [1, 0, 0, 0]);
+}
+
+#[test]
+fn changed_joins_interrupt_a_waiting_poll() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.push("1", Some(&[entry(global(1), Some(local(1)))]));
+    assert_eq!(test.next_request().op, Op::Poll);
+    assert!(!test.machine.should_cancel(test.now));
+    test.set_joins(&[global(1), global(2)]);
+    assert!(test.machine.should_cancel(test.now));
+    test.machine.handle_cancelled();
+    test.expect(Op::Join, Ok((204, "")));
+    // The mappings before the change of the joins do not count.
+    assert_eq!(known(&test.next_request()), None);
+}
+
+#[test]
+fn answer_to_a_poll_before_a_change_of_joins_is_not_kept() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    assert_eq!(test.next_request().op, Op::Poll);
+    // The join ends and starts again before the server learns of it.
+    test.set_joins(&[]);
+    test.set_joins(&[global(1)]);
+    test.answer_push("1", Some(&[entry(global(1), Some(local(1)))]));
+    test.expect(Op::Join, Ok((204, "")));
+    assert_eq!(known(&test.next_request()), None);
+}
+
+#[test]
+fn refresh_is_not_delayed_by_a_waiting_poll() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
+    test.push("1", Some(&[]));
+    let request = test.next_request();
+    let wait = request.wait.expect("a wait").time;
+    assert!(wait <= POLL_INTERVAL);
+    test.now += wait * 3;
+    assert!(test.machine.should_cancel(test.now));
+}
+
+#[test]
+fn first_mappings_after_all_egresses_returned_are_read_again() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    test.start_session("A");
+    test.push("1", Some(&[entry(global(1), Some(local(1)))]));
+    // The server forgets everything, and the egress does not return.
+    test.poll(&[]);
+    let mut asked_again = false;
+    for _ in 0..40 {
+        let request = test.next_request();
+        match request.op {
+            Op::Poll if known(&request).is_none() => {
+                asked_again = true;
+                test.answer_push("2", Some(&[]));
+            }
+            Op::Poll => {
+                test.now += POLL_INTERVAL;
+                test.answer_push("2", None);
+            }
+            _ => test.handle_outcome(Ok((204, ""))),
+        }
+    }
+    assert!(asked_again);
+    assert_eq!(test.machine.counts(), [0, 0, 0, 0]);
+}
+
+/// A join that failed is due later than the next poll. The poll must not be sent and interrupted again
+/// and again.
+#[test]
+fn request_that_interrupts_a_poll_is_sent_next() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.push("1", Some(&[entry(global(1), Some(local(1)))]));
+    test.set_joins(&[global(1), global(2)]);
+    test.expect(Op::Join, Err("refused"));
+    assert_eq!(test.next_request().op, Op::Poll);
+    test.now += POLL_INTERVAL;
+    assert!(test.machine.should_cancel(test.now));
+    test.machine.handle_cancelled();
+    assert_eq!(test.next_request().op, Op::Join);
+}

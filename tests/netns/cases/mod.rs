@@ -34,6 +34,7 @@ mod metrics;
 mod mnat;
 mod mnat_flags;
 mod mnat_reload;
+mod mnat_server;
 mod openapi;
 mod operation;
 mod packets;
@@ -142,6 +143,7 @@ pub fn all() -> Vec<Case> {
         mnat::cases(),
         mnat_flags::cases(),
         mnat_reload::cases(),
+        mnat_server::cases(),
     ]
     .into_iter()
     .flatten()

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::events::summary;
@@ -26,7 +27,7 @@ use crate::actors::messages::{
 use crate::actors::mnat_route::MnatRoute;
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::mnat::client::{MnatClient, MnatClientError};
+use crate::mnat::client::{MnatClient, MnatClientError, MnatResponse};
 use crate::mnat::files::{FileContent, FileWatch};
 use crate::mnat::protocol::Op;
 use crate::mnat::{
@@ -44,7 +45,7 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_CHECKED: usize = 256;
 /// HTTP statuses with a label value of their own in metrics. The server chooses the status, so the
 /// others share one value.
-const KNOWN_STATUSES: [u16; 10] = [200, 201, 204, 400, 401, 403, 404, 409, 500, 503];
+const KNOWN_STATUSES: [u16; 11] = [200, 201, 204, 304, 400, 401, 403, 404, 409, 500, 503];
 
 /// Limit of the mailbox.
 const MAILBOX: usize = 256;
@@ -58,6 +59,8 @@ pub struct Mnat {
     plan: RoutePlan,
     /// `None` while a request is in progress.
     client: Option<MnatClient>,
+    /// Cancels the request in progress.
+    cancel: CancellationToken,
     /// Number of the connection target. Responses of a former target are ignored.
     target_number: u64,
     file_watch: Option<FileWatch>,
@@ -82,6 +85,7 @@ impl Mnat {
             machine: Machine::new(config.role, config.grace, Instant::now(), seed),
             plan: RoutePlan::new(config.role),
             client: Some(MnatClient::new(config.target.clone())),
+            cancel: CancellationToken::new(),
             target_number: 0,
             file_watch: file_watch(&config),
             from_file: BTreeSet::new(),
@@ -145,6 +149,9 @@ impl Mnat {
 
     fn send_request(&mut self, now: Instant, ctx: &mut Context<Self>) {
         if self.client.is_none() {
+            if self.machine.should_cancel(now) {
+                self.cancel.cancel();
+            }
             return;
         }
         let Some(request) = self.machine.poll_request(now) else {
@@ -153,8 +160,13 @@ impl Mnat {
         let Some(mut client) = self.client.take() else {
             return;
         };
+        self.cancel = CancellationToken::new();
+        let cancel = self.cancel.clone();
         let response = async move {
-            let outcome = client.send(&request).await;
+            let outcome = tokio::select! {
+                outcome = client.request(&request) => Some(outcome),
+                () = cancel.cancelled() => None,
+            };
             (client, request.op, outcome)
         };
         let response = response.into_actor(self);
@@ -164,20 +176,28 @@ impl Mnat {
                 return;
             }
             actor.client = Some(client);
-            actor.handle_response(op, outcome);
+            match outcome {
+                Some(outcome) => actor.handle_response(op, outcome),
+                None => actor.machine.handle_cancelled(),
+            }
             actor.drive(ctx);
         }));
     }
 
-    fn handle_response(&mut self, op: Op, outcome: Result<(u16, Vec<u8>), MnatClientError>) {
+    fn handle_response(&mut self, op: Op, outcome: Result<MnatResponse, MnatClientError>) {
         let count = |code: &str| self.context.catalog.mnat.count_request(op.label(), code);
         match &outcome {
-            Ok((status, _)) if KNOWN_STATUSES.contains(status) => count(&status.to_string()),
+            Ok(response) if KNOWN_STATUSES.contains(&response.status) => {
+                count(&response.status.to_string());
+            }
             Ok(_) => count("other"),
             Err(e) => count(e.label()),
         }
+        if let Ok(response) = &outcome {
+            self.machine.set_entity_tag(response.entity_tag.clone());
+        }
         let outcome = outcome.as_ref();
-        let response = outcome.map(|(status, body)| (*status, body.as_slice()));
+        let response = outcome.map(|r| (r.status, r.body.as_slice()));
         let response = response.map_err(|e| quote(&e.to_string()));
         self.machine.handle_outcome(Instant::now(), response);
     }

@@ -1,0 +1,162 @@
+//! `mcastor mnat-server`: the server of multicast NAT.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::exit::{UNUSABLE, fail, print_error, usage_error};
+use super::output::print;
+use super::run::start_log;
+use crate::mnat_server::pool::Pool;
+use crate::mnat_server::service::{self, ServerOptions};
+use crate::mnat_server::tls::TlsFiles;
+use crate::settings::{Settings, environment};
+
+/// Default paths of the prototype's container.
+const CERT: &str = "/etc/mnat/server.crt";
+const KEY: &str = "/etc/mnat/server.key";
+const CLIENT_CA: &str = "/etc/mnat/clientca.pem";
+const POOL: &str = "/etc/mnat/pool.json";
+/// The variable with the path of the pool file, as in the prototype's container.
+const POOL_VARIABLE: &str = "MNAT_POOL";
+/// The pool of the prototype if there is no pool file.
+const DEFAULT_POOL: &str = r#"{"group-pool": {"ranges": [
+    {"group-range": "239.1.1.0/29", "source-range": "10.9.1.2"}]}}"#;
+
+/// Arguments of `mcastor mnat-server`.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  mcastor mnat-server --cert server.crt --key server.key --pool pool.json \\
+    --state /var/lib/mcastor/mnat-server
+  mcastor mnat-server check pool.json
+
+SIGTERM and SIGINT stop the server. Certificates are read again when they change. RUST_LOG or
+MCASTOR__LOG__LEVEL set the log level."
+)]
+pub struct MnatServerArgs {
+    #[command(subcommand)]
+    action: Option<MnatServerAction>,
+    /// Certificate of the server with its chain, PEM
+    #[arg(long, value_name = "FILE", default_value = CERT)]
+    cert: PathBuf,
+    /// Key of the certificate, PEM
+    #[arg(long, value_name = "FILE", default_value = KEY)]
+    key: PathBuf,
+    /// CA of client certificates, PEM. Clients are asked for a certificate, and watcher ids are bound
+    /// to it [default: /etc/mnat/clientca.pem, if it exists]
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// Refuse clients without a certificate
+    #[arg(long)]
+    require_client_cert: bool,
+    /// Pool of local groups and sources, JSON [default: $MNAT_POOL, or /etc/mnat/pool.json]
+    #[arg(long, value_name = "FILE")]
+    pool: Option<PathBuf>,
+    /// Address and port for clients; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:8443")]
+    listen: Vec<SocketAddr>,
+    /// Keep mappings and watchers in this folder, so that they survive a restart
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Address and port for /metrics and /healthz
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<SocketAddr>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum MnatServerAction {
+    /// Check whether a pool file is valid
+    #[command(
+        after_help = "Example: mcastor mnat-server check pool.json\nExit codes: 0 valid, 2 invalid."
+    )]
+    Check {
+        /// The pool file, JSON
+        #[arg(default_value = POOL)]
+        pool: PathBuf,
+    },
+}
+
+/// Runs `mcastor mnat-server`.
+pub fn run(args: MnatServerArgs) -> ExitCode {
+    if let Some(MnatServerAction::Check { pool }) = args.action {
+        return check(&pool);
+    }
+    let settings = match Settings::load(None, environment()) {
+        Ok(settings) => settings,
+        Err(report) => {
+            eprintln!("{}", report.pretty());
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    let named = args
+        .pool
+        .or_else(|| std::env::var_os(POOL_VARIABLE).map(PathBuf::from));
+    let file = named.or_else(|| Path::new(POOL).exists().then(|| POOL.into()));
+    let is_default = file.is_none();
+    let pool = match &file {
+        Some(file) => match read_pool(file) {
+            Ok(pool) => pool,
+            Err(code) => return code,
+        },
+        None => match Pool::parse(DEFAULT_POOL) {
+            Ok(pool) => pool,
+            Err(_) => return usage_error(&"there is no pool"),
+        },
+    };
+    let client_ca = args
+        .client_ca
+        .or_else(|| Path::new(CLIENT_CA).exists().then(|| CLIENT_CA.into()));
+    if args.require_client_cert && client_ca.is_none() {
+        return usage_error(&"--require-client-cert requires --client-ca FILE");
+    }
+    start_log(&settings.log);
+    if is_default {
+        tracing::warn!(
+            "mnat-server: there is no pool file; using the pool of the prototype, \
+             {}: set --pool FILE",
+            pool.fingerprint()
+        );
+    }
+    let options = ServerOptions {
+        tls: TlsFiles {
+            cert: args.cert,
+            key: args.key,
+            client_ca,
+            require_client_cert: args.require_client_cert,
+        },
+        pool,
+        listen: args.listen,
+        state: args.state,
+        http: args.http,
+    };
+    match service::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+/// Reads a pool file. Prints what is wrong with it.
+fn read_pool(file: &Path) -> Result<Pool, ExitCode> {
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|e| usage_error(&format!("cannot read {}: {e}", file.display())))?;
+    Pool::parse(&text).map_err(|faults| {
+        for fault in faults {
+            print_error(&format_args!("{}: {fault}", file.display()));
+        }
+        ExitCode::from(UNUSABLE)
+    })
+}
+
+fn check(file: &Path) -> ExitCode {
+    let pool = match read_pool(file) {
+        Ok(pool) => pool,
+        Err(code) => return code,
+    };
+    let ranges = pool.ranges().iter();
+    let lines = ranges.map(|range| format!("{range}: {} local (S,G)s\n", range.size()));
+    let lines: String = lines.collect();
+    print(format!("{}: valid\n{lines}", file.display()).as_bytes())
+}

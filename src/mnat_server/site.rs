@@ -1,0 +1,204 @@
+//! What all connections share: the machine, the queue of transactions, and the polls that wait.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::AHashMap;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::changes::Transaction;
+use super::machine::{Caller, ServerMachine, ServerOutput, ServerReply, ServerRequest};
+use super::store::MappingStore;
+use crate::actors::log_limit::LogLimit;
+use crate::metrics::MnatServerCatalog;
+use crate::mnat::messages::RestconfError;
+
+/// Pause between attempts to commit.
+const COMMIT_RETRY: Duration = Duration::from_secs(1);
+/// Longest time between two looks at the timers of the machine.
+const MAX_TICK: Duration = Duration::from_millis(500);
+/// Long bodies of requests that are read at the same time.
+const MAX_LONG_BODIES: usize = 32;
+
+/// The shared state of a server.
+pub struct ServerSite {
+    machine: RefCell<ServerMachine>,
+    queue: RefCell<Vec<Transaction>>,
+    queued: Notify,
+    /// The number of the last transaction that is committed.
+    committed: watch::Sender<u64>,
+    /// Whether the last commit succeeded.
+    is_store_up: watch::Sender<bool>,
+    /// The polls that wait, by watcher id.
+    waiting: RefCell<AHashMap<Arc<str>, Rc<Notify>>>,
+    /// A number of this process, because versions start again.
+    epoch: u64,
+    log_limit: RefCell<LogLimit>,
+    /// Permits to read a long body.
+    pub(super) long_bodies: Semaphore,
+    /// The metrics.
+    pub(super) metrics: MnatServerCatalog,
+}
+
+impl ServerSite {
+    /// Returns a site with this machine. `epoch` is a random number.
+    pub fn new(machine: ServerMachine, epoch: u64, metrics: MnatServerCatalog) -> Self {
+        metrics.set_pool_size(machine.counts().pool_size);
+        metrics.set_store_up(true);
+        let site = Self {
+            machine: RefCell::new(machine),
+            queue: RefCell::default(),
+            queued: Notify::new(),
+            committed: watch::Sender::new(0),
+            is_store_up: watch::Sender::new(true),
+            waiting: RefCell::default(),
+            epoch,
+            log_limit: RefCell::default(),
+            long_bodies: Semaphore::new(MAX_LONG_BODIES),
+            metrics,
+        };
+        site.handle_output();
+        site
+    }
+
+    /// Handles a request. Returns the reply, and the number of the transaction that must be committed
+    /// before it is sent.
+    pub fn handle(
+        &self,
+        request: ServerRequest,
+        caller: &Caller,
+    ) -> (Result<ServerReply, RestconfError>, u64) {
+        let handled = {
+            let mut machine = self.machine.borrow_mut();
+            let reply = machine.handle(request, caller, Instant::now());
+            let sequence = match &reply {
+                // Only what is in the answer must be committed.
+                Ok(ServerReply::Assigned(_, version)) => *version,
+                _ => machine.sequence(),
+            };
+            (reply, sequence)
+        };
+        self.handle_output();
+        handled
+    }
+
+    /// Returns the version of the mappings for a watcher; `None` if it is not known.
+    pub fn version(&self, id: &str, caller: &Caller) -> Option<u64> {
+        self.machine.borrow().version(id, caller)
+    }
+
+    /// Returns the entity tag of a version.
+    pub fn entity_tag(&self, version: u64) -> String {
+        format!("\"{:x}-{version}\"", self.epoch)
+    }
+
+    fn handle_output(&self) {
+        let now = Instant::now();
+        let mut machine = self.machine.borrow_mut();
+        let mut is_queued = false;
+        while let Some(output) = machine.poll_output(now) {
+            match output {
+                ServerOutput::Commit(transaction) => {
+                    self.queue.borrow_mut().push(transaction);
+                    is_queued = true;
+                }
+                ServerOutput::Changed(id) => {
+                    if let Some(waiting) = self.waiting.borrow().get(&id) {
+                        waiting.notify_waiters();
+                    }
+                }
+            }
+        }
+        if is_queued {
+            self.queued.notify_one();
+            let counts = machine.counts();
+            self.metrics
+                .set_streams(counts.assigned, counts.waiting, counts.held);
+            self.metrics.set_watchers(counts.watchers);
+        }
+    }
+
+    /// Waits until the mappings for a watcher change or it expires.
+    pub async fn changed(&self, id: &str) {
+        let id: Arc<str> = id.into();
+        let notify = self
+            .waiting
+            .borrow_mut()
+            .entry(id.clone())
+            .or_default()
+            .clone();
+        // Removes the entry with the last poll that waits, however this one ends.
+        struct Entry<'s>(&'s ServerSite, Arc<str>, Rc<Notify>);
+        impl Drop for Entry<'_> {
+            fn drop(&mut self) {
+                if Rc::strong_count(&self.2) <= 2 {
+                    self.0.waiting.borrow_mut().remove(&self.1);
+                }
+            }
+        }
+        let entry = Entry(self, id, notify);
+        entry.2.notified().await;
+    }
+
+    /// Waits until the transactions up to this one are committed.
+    pub async fn committed(&self, sequence: u64) {
+        let mut committed = self.committed.subscribe();
+        // Ends with an error only with the site.
+        let _ = committed.wait_for(|last| *last >= sequence).await;
+    }
+
+    /// Waits until the store works. Changes that it cannot commit must not pile up.
+    pub async fn store_up(&self) {
+        let mut up = self.is_store_up.subscribe();
+        let _ = up.wait_for(|up| *up).await;
+    }
+
+    /// Logs a warning that clients can cause, at most ten a minute.
+    pub fn warn(&self, message: std::fmt::Arguments<'_>) {
+        let permit = self.log_limit.borrow_mut().permit(Instant::now());
+        if let Some(suppressed) = permit {
+            warn!("mnat-server: {message}{suppressed}");
+        }
+    }
+
+    /// Commits transactions, until aborted.
+    pub async fn run_store(&self, mut store: impl MappingStore) {
+        loop {
+            let batch = std::mem::take(&mut *self.queue.borrow_mut());
+            let Some(last) = batch.last().map(|t| t.sequence) else {
+                self.queued.notified().await;
+                continue;
+            };
+            while let Err(e) = store.commit(&batch).await {
+                if self.is_store_up.send_replace(false) {
+                    warn!(
+                        "mnat-server: cannot write the state: {e}; trying again, and answering \
+                           only requests that change nothing"
+                    );
+                }
+                self.metrics.set_store_up(false);
+                sleep(COMMIT_RETRY).await;
+            }
+            if !self.is_store_up.send_replace(true) {
+                info!("mnat-server: the state can be written again");
+            }
+            self.metrics.set_store_up(true);
+            self.committed.send_replace(last);
+        }
+    }
+
+    /// Runs the timers of the machine, until aborted.
+    pub async fn run_timers(&self) {
+        loop {
+            let next = self.machine.borrow().poll_timeout();
+            let next = next.map_or(MAX_TICK, |at| at.saturating_duration_since(Instant::now()));
+            // A little late is better than several times.
+            sleep(next.min(MAX_TICK) + Duration::from_millis(1)).await;
+            self.handle_output();
+        }
+    }
+}
