@@ -90,7 +90,11 @@ pub fn wait_until_snooping(inject: &Injector, at: &Capture, groups: &[&str]) {
     const MARKER: &str = "224.0.0.99";
     let count = |group: &&str| at.to(group).len();
     let send = |group: &str| {
-        inject.send(&Udp::new("10.0.0.10:9", &format!("{group}:5000"), "x").frame());
+        let (from, to) = match group.contains(':') {
+            true => ("[fd00::10]:9", format!("[{group}]:5000")),
+            false => ("10.0.0.10:9", format!("{group}:5000")),
+        };
+        inject.send(&Udp::new(from, &to, "x").frame());
     };
     eventually("the switch snoops", true, || {
         let (before, marker) = (groups.iter().map(count).sum::<usize>(), count(&MARKER));
