@@ -8,16 +8,18 @@ use serde_json::{Value, json};
 
 use super::cases;
 use crate::lab::mnat::{self, Ca, Server, ServerState};
+use crate::lab::numbered_stream::NumberedReceiver;
 use crate::lab::proxy::{join_source, joined};
 use crate::lab::switch::wait_until_snooping;
 use crate::lab::{
-    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Router, Udp, connect_all, eventually,
-    missing, received_in_order, wait_until,
+    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Router, TIMEOUT, Udp, connect_all,
+    eventually, missing, received_in_order, wait_until,
 };
 
 cases!("mnat":
     streams_survive_remapping_and_server_outage,
     streams_survive_remapping_over_a_flooding_core,
+    twenty_mapping_changes_lose_no_packet,
     joined_hosts_receive_mapped_streams_v4_and_v6,
     joined_hosts_receive_streams_over_a_flooding_core,
     any_source_local_groups_carry_streams,
@@ -318,6 +320,92 @@ fn test_remapping_and_server_outage(lab: &Lab, core: Core) {
         "lost before the first restart: {before:?}"
     );
     drop((server, ingress, egress));
+}
+
+/// The mappings of five streams change four times: to other local groups, back to the former ones,
+/// while the server is away, and with a server that has lost its state. A longer test has
+/// MCASTOR_MNAT_ROUNDS rounds.
+fn twenty_mapping_changes_lose_no_packet(lab: &Lab) {
+    const STREAMS: usize = 5;
+    let rounds = std::env::var("MCASTOR_MNAT_ROUNDS").ok();
+    let rounds: usize = rounds.map_or(4, |n| n.parse().expect("a number"));
+    let groups: Vec<String> = (1..=STREAMS).map(|n| format!("232.1.1.{n}")).collect();
+    let topology = MnatTopology::new(lab);
+    let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
+    let joins = groups.iter().map(|group| format!("10.0.0.10,{group}\n"));
+    std::fs::write(&reads, joins.collect::<String>()).unwrap();
+    let mut server_state = ServerState::starting_at(0);
+    let mut server = Some(topology.serve(&server_state));
+    let egress = topology.egress(lab, &reads);
+    let ingress = topology.ingress(lab, &writes);
+    // Waits until both ends use the local groups of the server, and no other ones.
+    let wait_changed = |server_state: &Arc<Mutex<ServerState>>| {
+        let server_state = server_state.lock().unwrap();
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for group in &groups {
+            let local = format!("239.1.1.{}", server_state.local("10.0.0.10", group));
+            sent.push(format!("{group} -> {local}"));
+            received.push(format!("{local} -> {group}"));
+        }
+        drop(server_state);
+        received.sort();
+        for (router, want) in [(&ingress, sent), (&egress, received)] {
+            wait_rewritten(router, &want.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    };
+    eventually("every stream is requested", true, || {
+        mapped(&ingress).len() == STREAMS
+    });
+    wait_changed(&server_state);
+    let receivers: Vec<_> = groups
+        .iter()
+        .map(|group| NumberedReceiver::start(&topology.rcv, "eth1", group))
+        .collect();
+    let start = |group: &String| {
+        let to = format!("{group}:5000");
+        NumberedStream::start(&topology.src, "eth0", "10.0.0.10:9", &to, 200)
+    };
+    let senders: Vec<_> = groups.iter().map(start).collect();
+    let failed = |r: &Router| r.metric("mcastor_mnat_requests_total", &[("code", "connect")]);
+    for round in 0..rounds {
+        match round % 4 {
+            0 => server_state.lock().unwrap().reassign(),
+            1 => server_state.lock().unwrap().reassign_former(),
+            without => {
+                drop(server.take());
+                let before = [failed(&egress), failed(&ingress)];
+                let is_noticed = |(r, before)| failed(r) >= before + 4.0;
+                let gone = wait_until(LONG, || {
+                    [&egress, &ingress].into_iter().zip(before).all(is_noticed)
+                });
+                assert!(gone, "the ends query a server that is away");
+                if without == 2 {
+                    server_state.lock().unwrap().reassign();
+                } else {
+                    let next = 20 * (1 + (round / 4 % 2) as u8);
+                    server_state = ServerState::starting_at(100 + next);
+                }
+                server = Some(topology.serve(&server_state));
+                eventually("every stream is requested", true, || {
+                    server_state.lock().unwrap().assigned() == STREAMS
+                });
+            }
+        }
+        wait_changed(&server_state);
+        senders[0].wait_for_more(100);
+    }
+    let sent: Vec<u64> = senders.into_iter().map(|s| s.finish().into()).collect();
+    let complete = || receivers.iter().zip(&sent).all(|(r, n)| r.received() == *n);
+    wait_until(TIMEOUT, complete);
+    for (receiver, sent) in receivers.into_iter().zip(sent) {
+        let got = receiver.finish();
+        println!(
+            "{sent} sent, {} lost, {} doubled",
+            sent - got.numbers,
+            got.doubled
+        );
+        assert_eq!((got.numbers, got.doubled, got.late), (sent, 0, 0));
+    }
 }
 
 /// Joins one source of a group by MLDv2, for as long as the socket lives.
