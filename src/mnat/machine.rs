@@ -419,6 +419,12 @@ impl Machine {
         self.last_failure = None;
         self.not_before.remove(op.label());
         self.handle_contact(now);
+        if op == Op::Poll {
+            if self.last_poll.is_none_or(|last| now > last + OUTAGE) {
+                self.recovered_at = Some(now + RECOVERY_TIME);
+            }
+            self.last_poll = Some(now);
+        }
     }
 
     /// Marks the server as up.
@@ -527,10 +533,6 @@ impl Machine {
             MnatRole::Egress => self.joins_sent,
             MnatRole::Ingress => now >= session_start + self.server_timeout(),
         };
-        if self.last_poll.is_none_or(|last| now > last + OUTAGE) {
-            self.recovered_at = Some(now + RECOVERY_TIME);
-        }
-        self.last_poll = Some(now);
         let context = PollContext {
             session: self.session_number,
             settled,
