@@ -8,6 +8,7 @@ mod server;
 mod replay;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use mcastor::mnat::client::{MnatClient, MnatClientError};
 use mcastor::mnat::protocol::{MAX_RESPONSE_LEN, MnatRequest, Op};
 use mcastor::mnat::{Channel, Machine, MappingChange, MnatEvent, MnatRole};
 use serde_json::json;
-use server::{Ca, Files, ReceivedRequest, Reply, Server, Tls};
+use server::{Ca, CloseAt, ClosingServer, Files, ReceivedRequest, Reply, Server, Tls};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -27,9 +28,13 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn target(server: &Server, files: &Files) -> Target {
+    target_at(server.address, files)
+}
+
+fn target_at(address: SocketAddr, files: &Files) -> Target {
     Target {
         host: "localhost".into(),
-        port: server.address.port(),
+        port: address.port(),
         ca: Some(files.path("ca.pem")),
         cert: Some(files.path("client.pem")),
         key: None,
@@ -54,8 +59,18 @@ async fn request_watcher_id(client: &mut MnatClient) -> Result<(u16, Vec<u8>), M
     client.send(&MnatRequest::new_watcher()).await
 }
 
+/// Returns the text of an error. Texts name no web sites, such as the manual of rustls.
 fn error_text(result: Result<(u16, Vec<u8>), MnatClientError>) -> String {
-    result.expect_err("the request succeeded").to_string()
+    let text = result.expect_err("the request succeeded").to_string();
+    assert!(!text.contains("://"), "{text}");
+    text
+}
+
+/// Asserts that an error names the documentation, and contains `expected`.
+#[track_caller]
+fn assert_hint(why: &str, expected: &str) {
+    let documented = why.contains("see docs/mnat.md#certificates");
+    assert!(documented && why.contains(expected), "{why}");
 }
 
 #[test]
@@ -145,15 +160,12 @@ fn client_certificate_is_sent_and_reloaded_on_change() {
     block_on(async {
         let mut client = MnatClient::new(target(&server, &files));
         let why = error_text(request_watcher_id(&mut client).await);
-        assert!(
-            why.contains("rejects the connection")
-                && why.contains("may require a client certificate"),
-            "{why}"
-        );
+        assert!(why.contains("rejects the connection"), "{why}");
+        assert_hint(&why, "may require a client certificate");
         let path = files.put("client.pem", &untrusted.pem);
         let why = error_text(request_watcher_id(&mut client).await);
         let named = format!("may not accept the client certificate {}", path.display());
-        assert!(why.contains(&named), "{why}");
+        assert_hint(&why, &named);
         files.put("client.pem", &first.pem);
         request_watcher_id(&mut client).await.unwrap();
         request_watcher_id(&mut client).await.unwrap();
@@ -173,6 +185,86 @@ fn client_certificate_is_sent_and_reloaded_on_change() {
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 4);
     assert!(seen[0] == seen[1] && seen[1] == seen[2] && seen[2] != seen[3]);
+}
+
+/// The script of the prototype makes such certificates under OpenSSL 3.
+#[test]
+fn version_1_client_certificate_is_sent() {
+    let (ca, clients) = (Ca::new(), Ca::new());
+    let server = ClosingServer::start(ca.sign(&["localhost"], 0), CloseAt::Finished);
+    let identity = clients.sign_version_1("one");
+    let other = clients.sign_version_1("two");
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    let path = files.put("client.pem", &identity.pem);
+    let request = || {
+        let mut client = MnatClient::new(target_at(server.address, &files));
+        error_text(block_on(request_watcher_id(&mut client)))
+    };
+    assert_hint(&request(), "which has X.509 version 1");
+    let received = || server.received.lock().unwrap().clone();
+    assert_eq!(received(), [Some(identity.der().to_vec())]);
+    // The key belongs to another certificate.
+    let (cert, _) = identity.pem.split_once("-----BEGIN PRIVATE").unwrap();
+    let (_, key) = other.pem.split_once("-----BEGIN PRIVATE").unwrap();
+    files.put("client.pem", &format!("{cert}-----BEGIN PRIVATE{key}"));
+    let why = request();
+    let unusable = format!("the client certificate {} cannot be used", path.display());
+    assert!(why.contains(&unusable), "{why}");
+    assert_eq!(received().len(), 1);
+    // A server that refuses it, as rustls does.
+    files.put("client.pem", &identity.pem);
+    let tls = Tls {
+        clients: Some(clients),
+        ..tls(&ca)
+    };
+    let server = Server::local(tls, |_| watcher());
+    let mut client = MnatClient::new(target(&server, &files));
+    let why = error_text(block_on(request_watcher_id(&mut client)));
+    assert!(why.contains("rejects the connection"), "{why}");
+    assert_hint(
+        &why,
+        "which has X.509 version 1; make a version 3 certificate",
+    );
+}
+
+#[test]
+fn version_1_server_certificate_is_refused_with_its_reason() {
+    let ca = Ca::new();
+    let server = ClosingServer::start(ca.sign_version_1("localhost"), CloseAt::Finished);
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    let mut client = MnatClient::new(target_at(server.address, &files));
+    let why = error_text(block_on(request_watcher_id(&mut client)));
+    assert_hint(&why, "it has X.509 version 1, but TLS requires version 3");
+}
+
+/// The server closes TCP without an alert, as the prototype's does.
+#[test]
+fn closed_handshake_names_the_likely_cause() {
+    let ca = Ca::new();
+    let files = Files::new();
+    files.put("ca.pem", &ca.pem());
+    for at in [CloseAt::Start, CloseAt::ServerHello, CloseAt::Finished] {
+        let server = ClosingServer::start(ca.sign(&["localhost"], 0), at);
+        let request = || {
+            let mut client = MnatClient::new(target_at(server.address, &files));
+            let why = error_text(block_on(request_watcher_id(&mut client)));
+            let text = "closed the connection in the TLS handshake without a reason";
+            assert!(why.contains(text), "{at:?}: {why}");
+            why
+        };
+        let _ = std::fs::remove_file(files.path("client.pem"));
+        if at == CloseAt::Start {
+            let why = request();
+            assert!(why.contains("not be a TLS server"), "{why}");
+            continue;
+        }
+        assert_hint(&request(), "it may require a client certificate");
+        let path = files.put("client.pem", &Ca::new().sign(&["one"], 0).pem);
+        let refused = format!("may not accept the client certificate {}", path.display());
+        assert_hint(&request(), &refused);
+    }
 }
 
 #[test]
@@ -204,6 +296,7 @@ fn client_reconnects_after_every_kind_of_failure() {
         for label in expected {
             let error = request_watcher_id(&mut client).await.expect_err(label);
             assert_eq!(error.label(), label, "{error}");
+            assert!(!error.to_string().contains("://"), "{error}");
             assert_eq!(request_watcher_id(&mut client).await.unwrap().0, 200);
         }
         server.set_open(false);

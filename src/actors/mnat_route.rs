@@ -65,10 +65,11 @@ impl MnatRoute {
             origin: Origin::Mnat,
             source,
             translation,
-            join: if any {
-                JoinPolicy::Never
-            } else {
-                JoinPolicy::Auto
+            // A join on demand would wait for members downstream. A stream of a joinfile has none,
+            // and while a mapping changes, the demand is that of one of its two routes.
+            join: match any {
+                true => JoinPolicy::Never,
+                false => JoinPolicy::Always,
             },
             ..RouteRule::new(upstream.clone(), group, vec![downstream.clone()])
         };

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +26,11 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{self, AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio_rustls::rustls::{
+    self, AlertDescription, CertificateError, ClientConfig, InconsistentKeys, RootCertStore,
+};
+use tokio_util::io::InspectReader;
 
 use super::config::Target;
 use super::messages::CONTENT_TYPE;
@@ -44,6 +49,9 @@ const FLOW_CONTROL_WINDOW: u32 = 1 << 20;
 const SERVER_PREFACE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the client waits for the reason why a connection broke.
 const CLOSE_REASON_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The documentation of certificates, for messages.
+const CERTIFICATES: &str = "docs/mnat.md#certificates";
 
 /// The reason why a request got no response.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +97,14 @@ pub enum MnatClientError {
         server: String,
         /// The alert.
         alert: String,
+        /// The likely cause.
+        hint: String,
+    },
+    /// The server ended the connection in the TLS handshake without an alert.
+    #[error("{server} closed the connection in the TLS handshake without a reason; {hint}")]
+    ClosedInHandshake {
+        /// Host and port of the server.
+        server: String,
         /// The likely cause.
         hint: String,
     },
@@ -227,18 +243,39 @@ impl MnatClient {
         let Some((_, alert)) = why.split_once("received fatal alert: ") else {
             return MnatClientError::Dropped(server, why);
         };
-        let hint = match self.target.present(&self.target.cert) {
-            Some(cert) => format!(
-                "it may not accept the client certificate {}",
-                cert.display()
-            ),
-            None => "it may require a client certificate, and `cert` is not set".into(),
-        };
         MnatClientError::TlsAlert {
             server,
             alert: alert.into(),
+            hint: self.certificate_hint(),
+        }
+    }
+
+    /// Returns the error for a connection that the server closed in the TLS handshake.
+    fn closed_in_handshake(&self, has_answered: bool) -> MnatClientError {
+        let hint = match has_answered {
+            true => self.certificate_hint(),
+            false => "it may be starting, or not be a TLS server".into(),
+        };
+        MnatClientError::ClosedInHandshake {
+            server: self.server.clone(),
             hint,
         }
+    }
+
+    /// Returns why the server may reject the client, and what to do.
+    fn certificate_hint(&self) -> String {
+        let Some(path) = self.target.present(&self.target.cert) else {
+            return format!(
+                "it may require a client certificate, and `cert` is not set; see {CERTIFICATES}"
+            );
+        };
+        let chain = certificates(path).unwrap_or_default();
+        let version = match chain.first().is_some_and(is_version_1) {
+            true => ", which has X.509 version 1; make a version 3 certificate",
+            false => "",
+        };
+        let path = path.display();
+        format!("it may not accept the client certificate {path}{version}; see {CERTIFICATES}")
     }
 
     fn stamps(&self) -> Stamps {
@@ -280,10 +317,11 @@ impl MnatClient {
                     path: cert.into(),
                     why: e.to_string(),
                 };
-                let chain = certificates(cert)?;
-                config
-                    .with_client_auth_cert(chain, private_key)
-                    .map_err(unusable)?
+                let provider = config.crypto_provider().key_provider;
+                let private_key = provider.load_private_key(private_key).map_err(unusable)?;
+                let client = CertifiedKey::new(certificates(cert)?, private_key);
+                check_key(&client).map_err(unusable)?;
+                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(client)))
             }
             None => config.with_no_client_auth(),
         };
@@ -304,16 +342,24 @@ impl MnatClient {
         let tcp = tcp.map_err(connect_error)?;
         // Requests are small, and each one waits for its response.
         let _ = tcp.set_nodelay(true);
+        let has_answered = Arc::new(AtomicBool::new(false));
+        let answered = has_answered.clone();
+        let tcp = InspectReader::new(tcp, move |bytes| {
+            answered.fetch_or(!bytes.is_empty(), Ordering::Relaxed);
+        });
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp);
-        let tls = tls.await.map_err(|e| self.tls_error(&e))?;
+        let has_answered = || has_answered.load(Ordering::Relaxed);
+        let tls = tls.await.map_err(|e| self.tls_error(&e, has_answered()))?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(MnatClientError::NotHttp2(server.clone()));
         }
         // Waits for the first bytes of the server before it sends anything. They are the HTTP/2
         // settings, or a TLS alert. An alert would be lost after a write to the closed connection.
         let mut tls = BufReader::new(tls);
-        if let Ok(Err(e)) = timeout(SERVER_PREFACE_TIMEOUT, tls.fill_buf()).await {
-            return Err(self.tls_error(&e));
+        match timeout(SERVER_PREFACE_TIMEOUT, tls.fill_buf()).await {
+            Ok(Err(e)) => return Err(self.tls_error(&e, true)),
+            Ok(Ok([])) => return Err(self.closed_in_handshake(true)),
+            Ok(Ok(_)) | Err(_) => {}
         }
         let (send, connection) = h2::client::Builder::new()
             .enable_push(false)
@@ -321,10 +367,10 @@ impl MnatClient {
             .initial_connection_window_size(FLOW_CONTROL_WINDOW)
             .handshake(tls)
             .await
-            .map_err(|e| self.connection_error(server.clone(), e.to_string()))?;
+            .map_err(|e| self.connection_error(server.clone(), reason(&e)))?;
         let (end, ended) = oneshot::channel();
         tokio::spawn(async move {
-            let why = connection.await.err().map(|e| e.to_string());
+            let why = connection.await.err().map(|e| reason(&e));
             // Fails if the connection was dropped before; then the reason is not needed.
             let _ = end.send(why);
         });
@@ -335,7 +381,9 @@ impl MnatClient {
         })
     }
 
-    fn tls_error(&self, error: &io::Error) -> MnatClientError {
+    /// Returns the error for a failed TLS handshake. `has_answered` is whether the server has sent
+    /// anything.
+    fn tls_error(&self, error: &io::Error, has_answered: bool) -> MnatClientError {
         let server = self.server.clone();
         let inner = error.get_ref().and_then(|e| e.downcast_ref());
         match inner {
@@ -348,6 +396,7 @@ impl MnatClient {
             Some(rustls::Error::AlertReceived(_)) => {
                 self.connection_error(server, error.to_string())
             }
+            _ if is_close(error) => self.closed_in_handshake(has_answered),
             _ => MnatClientError::Tls(server, error.to_string()),
         }
     }
@@ -369,8 +418,72 @@ impl MnatClient {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "it is not valid yet; check the clock of this machine".into()
             }
+            other if other.to_string().contains("UnsupportedCertVersion") => {
+                format!("it has X.509 version 1, but TLS requires version 3; see {CERTIFICATES}")
+            }
             other => other.to_string(),
         }
+    }
+}
+
+/// Checks that certificate and key belong together.
+///
+/// rustls reads only certificates of version 3. It is the server that decides whether it accepts
+/// another one, so only the presence of the public key is checked there.
+fn check_key(client: &CertifiedKey) -> Result<(), rustls::Error> {
+    let certificate = client.end_entity_cert()?;
+    match client.keys_match() {
+        Err(rustls::Error::InvalidCertificate(_)) if is_version_1(certificate) => {
+            let public_key = client.key.public_key();
+            let has_key = public_key.is_none_or(|key| contains(certificate, &key));
+            match has_key {
+                true => Ok(()),
+                false => Err(InconsistentKeys::KeyMismatch.into()),
+            }
+        }
+        Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        other => other,
+    }
+}
+
+/// Returns whether a certificate has X.509 version 1: the first field of its TBSCertificate is the
+/// serial number and not `[0] version` (RFC 5280 section 4.1).
+fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
+    const SEQUENCE: u8 = 0x30;
+    const INTEGER: u8 = 0x02;
+    /// Returns the content of a DER sequence, and what follows it.
+    fn sequence(der: &[u8]) -> Option<&[u8]> {
+        let (&[tag, length], rest) = der.split_first_chunk()?;
+        let length_bytes = match length {
+            0..0x80 => 0,
+            _ => usize::from(length & 0x7f),
+        };
+        rest.get(length_bytes..).filter(|_| tag == SEQUENCE)
+    }
+    let first = sequence(certificate).and_then(sequence);
+    first.and_then(|tbs| tbs.first()) == Some(&INTEGER)
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes
+        .windows(part.len().max(1))
+        .any(|window| window == part)
+}
+
+/// Returns whether an error means that the server closed the connection.
+fn is_close(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}
+
+/// Returns why an HTTP/2 connection or request failed. The text of rustls for a connection that
+/// ends without close_notify is advice for programmers.
+fn reason(error: &h2::Error) -> String {
+    match error.get_io() {
+        Some(e) if e.kind() == io::ErrorKind::UnexpectedEof => "it closed TCP, but not TLS".into(),
+        _ => error.to_string(),
     }
 }
 
@@ -433,7 +546,7 @@ async fn send_request(
     send: &mut SendRequest<Bytes>,
     request: &MnatRequest,
 ) -> Result<MnatResponse, MnatClientError> {
-    let dropped = |e: h2::Error| MnatClientError::Dropped(server.into(), e.to_string());
+    let dropped = |e: h2::Error| MnatClientError::Dropped(server.into(), reason(&e));
     let mut head = http::Request::builder()
         .method(request.method)
         .uri(format!("https://{server}{}", request.path))

@@ -27,6 +27,12 @@ use super::saved::{SavedMnat, SavedWatcher};
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Shortest interval between requests for the mappings, if the server answers when something changes.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time between two answers to requests for the mappings after which the server was away. An ingress
+/// expects each egress to poll within this time.
+const OUTAGE: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
+/// Time within which every client has polled a server that answers again: one request that timed
+/// out (10 seconds), [`MAX_BACKOFF`], and the time of the requests for a new session.
+pub const RECOVERY_TIME: Duration = Duration::from_secs(25);
 /// Refresh interval of the watcher id until the server names one.
 const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(20);
 /// Limits of a restored refresh interval: those of the protocol.
@@ -138,6 +144,10 @@ pub struct Machine {
     asm_refused_until: Option<Instant>,
     /// Time of the first successful poll in this session.
     first_poll: Option<Instant>,
+    /// Time of the last successful poll.
+    last_poll: Option<Instant>,
+    /// End of the time in which other clients may not have polled yet after an outage.
+    recovered_at: Option<Instant>,
     /// Time of the last response.
     last_response: Option<Instant>,
     up: bool,
@@ -176,6 +186,8 @@ impl Machine {
             asm_suspect: false,
             asm_refused_until: None,
             first_poll: None,
+            last_poll: None,
+            recovered_at: None,
             last_response: None,
             up: false,
             mappings: Mappings::new(role),
@@ -471,6 +483,12 @@ impl Machine {
         self.last_failure = None;
         self.not_before.remove(op.label());
         self.handle_contact(now);
+        if op == Op::Poll {
+            if self.last_poll.is_none_or(|last| now > last + OUTAGE) {
+                self.recovered_at = Some(now + RECOVERY_TIME);
+            }
+            self.last_poll = Some(now);
+        }
     }
 
     /// Marks the server as up.
@@ -609,6 +627,7 @@ impl Machine {
             session: self.session_number,
             settled,
             complete: problems.is_empty(),
+            after_outage: self.recovered_at.is_some_and(|at| now < at),
         };
         let problems: BTreeSet<String> = problems.into_iter().collect();
         let (changes, unusable) = self.mappings.compare(now, mappings, context);

@@ -39,6 +39,8 @@ pub enum MappingChange {
         old: Channel,
         /// The local channel after the change.
         new: Channel,
+        /// The server was away before, so other clients may learn of the change later than usual.
+        after_outage: bool,
     },
 }
 
@@ -131,6 +133,8 @@ pub(super) struct PollContext {
     pub settled: bool,
     /// Every entry of the response could be read.
     pub complete: bool,
+    /// The server was away a short time ago.
+    pub after_outage: bool,
 }
 
 /// All channels that are requested or mapped.
@@ -324,6 +328,7 @@ impl Mappings {
             };
             match state {
                 AssignmentState::Assigned(local) => {
+                    let after_outage = context.after_outage || entry.session != context.session;
                     entry.current = true;
                     entry.confirmed = now;
                     entry.session = context.session;
@@ -334,6 +339,7 @@ impl Mappings {
                             global,
                             old,
                             new: local,
+                            after_outage,
                         }),
                         None => Some(MappingChange::Add {
                             global,

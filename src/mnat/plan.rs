@@ -7,23 +7,33 @@
 //! | egress | the local channel | the global channel |
 //!
 //! When a mapping changes, ingress and egress learn of it at different times, up to one poll
-//! interval apart. During this transition an egress receives both local channels until the new one
-//! delivers packets. An ingress keeps sending on the old local channel until every egress must have
-//! polled the new mapping. No packet is lost or delivered twice.
+//! interval apart. During this transition an egress receives the earlier local channels beside the
+//! new one, until the new one delivers packets. An ingress sends on each local channel only when
+//! every egress must have polled it. No packet is lost or delivered twice.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::config::MnatRole;
-use super::machine::POLL_INTERVAL;
+use super::machine::{POLL_INTERVAL, RECOVERY_TIME};
 use super::mappings::MappingChange;
 
 /// How long an ingress keeps sending on the old local channel after a swap: one poll interval, and
 /// the time for the response.
 pub const INGRESS_DELAY: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
+/// As [`INGRESS_DELAY`], after an outage of the server.
+pub const INGRESS_DELAY_AFTER_OUTAGE: Duration = RECOVERY_TIME;
 /// How long an egress receives the old local channel after a swap if the new one delivers nothing.
-pub const EGRESS_OVERLAP: Duration = Duration::from_secs(POLL_INTERVAL.as_secs() * 3);
+/// After an outage of the server, the ingress may learn of the swap 20 seconds later, and then
+/// waits. A server that reuses addresses after 60 seconds, and a poll of the egress before that,
+/// leave no more time.
+pub const EGRESS_OVERLAP: Duration = Duration::from_secs(50);
+/// How long an egress receives the old local channel after the new one has delivered a packet: the
+/// network may still carry packets of the old one.
+pub const LINGER: Duration = Duration::from_secs(1);
+/// Maximum number of local channels in a transition of one mapping.
+const MAX_PENDING: usize = 8;
 
 /// A change of the translating routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,12 +53,23 @@ pub enum RouteStep {
     },
 }
 
-/// A mapping that changed from one local channel to another, while the old one is still in use.
-#[derive(Debug, Clone, Copy)]
+/// A mapping with a local channel that is not in use yet, or still in use.
+#[derive(Debug, Default)]
 struct Transition {
-    old: Channel,
-    new: Channel,
-    until: Instant,
+    /// Of an egress, the earlier local channels, and when it stops receiving each of them. Of an
+    /// ingress, the later ones, and when it starts to send on each of them. Oldest first.
+    pending: VecDeque<(Channel, Instant)>,
+    /// Of an egress, the local channel whose first packet completes the transition.
+    awaited: Option<Awaited>,
+}
+
+/// A local channel from which no packet has arrived yet.
+#[derive(Debug, Clone, Copy)]
+struct Awaited {
+    local: Channel,
+    /// The packets that its route had forwarded at the first check. The route may have existed
+    /// before.
+    packets: Option<u64>,
 }
 
 /// The translating routes of all mappings, and the changes that are not applied yet.
@@ -57,6 +78,8 @@ pub struct RoutePlan {
     role: MnatRole,
     /// The channel that leaves, by the channel that arrives.
     routes: BTreeMap<Channel, Channel>,
+    /// Of an ingress, the global channel that uses a local channel or was assigned it last.
+    owners: BTreeMap<Channel, Channel>,
     /// Transitions that are not complete, by global channel.
     transitions: BTreeMap<Channel, Transition>,
     steps: VecDeque<RouteStep>,
@@ -68,6 +91,7 @@ impl RoutePlan {
         Self {
             role,
             routes: BTreeMap::new(),
+            owners: BTreeMap::new(),
             transitions: BTreeMap::new(),
             steps: VecDeque::new(),
         }
@@ -77,56 +101,119 @@ impl RoutePlan {
     pub fn apply(&mut self, now: Instant, change: &MappingChange) {
         match *change {
             MappingChange::Add { global, local, .. } => {
-                self.release_local(global, local);
-                self.complete_transition(global);
+                self.claim(global, local);
                 self.install(global, local);
             }
-            MappingChange::Remove { global, local, .. } => {
-                let transition = self.transitions.remove(&global);
-                let old = transition.map(|t| t.old);
-                for local in std::iter::once(local).chain(old) {
-                    self.withdraw(global, local);
+            MappingChange::Remove { global, local, .. } => self.remove(global, local),
+            MappingChange::Swap {
+                global,
+                old,
+                new,
+                after_outage,
+            } => match self.role {
+                MnatRole::Ingress => {
+                    let delay = match after_outage {
+                        true => INGRESS_DELAY_AFTER_OUTAGE,
+                        false => INGRESS_DELAY,
+                    };
+                    self.swap_sent(global, new, now + delay);
                 }
-            }
-            MappingChange::Swap { global, old, new } => {
-                self.release_local(global, new);
-                // An ingress that still sends on an older local channel keeps doing so, and then
-                // changes to the newest one.
-                let pending = self.transitions.get(&global).copied();
-                let (old, until) = match (self.role, pending) {
-                    (MnatRole::Ingress, Some(pending)) => (pending.old, pending.until),
-                    (MnatRole::Ingress, None) => (old, now + INGRESS_DELAY),
-                    (MnatRole::Egress, _) => {
-                        self.complete_transition(global);
-                        self.install(global, new);
-                        (old, now + EGRESS_OVERLAP)
-                    }
-                };
-                let transition = Transition { old, new, until };
-                self.transitions.insert(global, transition);
-            }
+                MnatRole::Egress => self.swap_received(global, (old, new), now + EGRESS_OVERLAP),
+            },
         }
     }
 
-    /// Completes the transitions of other mappings away from `local`, so that `global` can use it.
-    fn release_local(&mut self, global: Channel, local: Channel) {
-        let uses_local = |(other, t): (&Channel, &Transition)| {
-            (*other != global && t.old == local).then_some(*other)
-        };
-        let others: Vec<Channel> = self.transitions.iter().filter_map(uses_local).collect();
-        others
-            .into_iter()
-            .for_each(|other| self.complete_transition(other));
+    /// Makes an ingress send on `new` at the time `at`; at once if its present local channel was
+    /// assigned to another mapping.
+    fn swap_sent(&mut self, global: Channel, new: Channel, at: Instant) {
+        self.claim(global, new);
+        let transition = self.transitions.entry(global).or_default();
+        let previous = transition.pending.back().map(|(_, previous)| *previous);
+        let at = previous.map_or(at, |previous| at.max(previous));
+        transition.pending.push_back((new, at));
+        let is_full = transition.pending.len() > MAX_PENDING;
+        let current = self.routes.get(&global);
+        let is_taken = current.is_none_or(|local| self.owners.get(local) != Some(&global));
+        if is_full || is_taken {
+            self.complete_transition(global);
+        }
     }
 
-    /// Completes the transition of `global`, if there is one.
+    /// Makes an egress receive `new`, and `old` until `until` or until `new` delivers packets.
+    fn swap_received(&mut self, global: Channel, (old, new): (Channel, Channel), until: Instant) {
+        let is_received = self.routes.get(&new) == Some(&global);
+        self.install(global, new);
+        let transition = self.transitions.entry(global).or_default();
+        transition.pending.retain(|(local, _)| *local != new);
+        transition.pending.push_back((old, until));
+        // A packet of an earlier local channel does not show that the ingress knows of this change.
+        transition.awaited = (!is_received).then_some(Awaited {
+            local: new,
+            packets: None,
+        });
+        let oldest = match transition.pending.len() > MAX_PENDING {
+            true => transition.pending.pop_front(),
+            false => None,
+        };
+        if let Some((local, _)) = oldest {
+            self.withdraw(global, local);
+        }
+    }
+
+    /// Makes `global` the owner of a local channel of an ingress. A former owner that is leaving
+    /// the channel leaves it at once.
+    fn claim(&mut self, global: Channel, local: Channel) {
+        if self.role != MnatRole::Ingress {
+            return;
+        }
+        let former = self.owners.insert(local, global);
+        if let Some(former) = former.filter(|former| *former != global) {
+            self.complete_transition(former);
+        }
+    }
+
+    /// Removes `global` from the owners of a local channel.
+    fn release(&mut self, global: Channel, local: Channel) {
+        if self.owners.get(&local) == Some(&global) {
+            self.owners.remove(&local);
+        }
+    }
+
+    /// Completes the transition of an ingress, if there is one: sends on the latest local channel.
     fn complete_transition(&mut self, global: Channel) {
-        let Some(Transition { old, new, .. }) = self.transitions.remove(&global) else {
+        let Some(mut transition) = self.transitions.remove(&global) else {
             return;
         };
-        match self.role {
-            MnatRole::Ingress => self.install(global, new),
-            MnatRole::Egress => self.withdraw(global, old),
+        if let Some((newest, _)) = transition.pending.pop_back() {
+            for (skipped, _) in transition.pending {
+                self.release(global, skipped);
+            }
+            self.send_on(global, newest);
+        }
+    }
+
+    /// Makes an ingress send on a local channel instead of the present one.
+    fn send_on(&mut self, global: Channel, local: Channel) {
+        if let Some(former) = self.routes.get(&global).copied() {
+            let transition = self.transitions.get(&global);
+            let is_pending = transition.is_some_and(|t| t.pending.iter().any(|p| p.0 == former));
+            if !is_pending {
+                self.release(global, former);
+            }
+        }
+        self.owners.entry(local).or_insert(global);
+        self.install(global, local);
+    }
+
+    /// Removes the routes of a mapping to `local`, and its transition.
+    fn remove(&mut self, global: Channel, local: Channel) {
+        let pending = self.transitions.remove(&global).map(|t| t.pending);
+        let pending = pending.into_iter().flatten().map(|(pending, _)| pending);
+        let current = self.routes.get(&global).copied();
+        let ingress = self.role == MnatRole::Ingress;
+        for local in pending.chain([local]).chain(current.filter(|_| ingress)) {
+            self.release(global, local);
+            self.withdraw(global, local);
         }
     }
 
@@ -149,7 +236,7 @@ impl RoutePlan {
     fn withdraw(&mut self, global: Channel, local: Channel) {
         let (matched, rewritten) = self.route(global, local);
         let is_installed = match self.role {
-            // During a transition the route still leads to the old local channel.
+            // During a transition the route still leads to an earlier local channel.
             MnatRole::Ingress => self.routes.contains_key(&matched),
             // Another mapping may use the local channel by now.
             MnatRole::Egress => self.routes.get(&matched) == Some(&rewritten),
@@ -163,33 +250,61 @@ impl RoutePlan {
     /// Returns the routes of an egress whose first packet completes a transition: the channel that
     /// arrives and the channel that leaves.
     pub fn awaited_routes(&self) -> impl Iterator<Item = (Channel, Channel)> {
-        let egress = self.role == MnatRole::Egress;
-        let transitions = self.transitions.iter().filter(move |_| egress);
-        transitions.map(|(global, t)| (t.new, *global))
+        let awaited = |(global, t): (&Channel, &Transition)| Some((t.awaited?.local, *global));
+        self.transitions.iter().filter_map(awaited)
     }
 
-    /// Reports that the route for `matched` forwarded a packet. An egress then stops receiving the
-    /// old local channel.
-    pub fn packet_forwarded(&mut self, matched: Channel) {
-        let awaits = |(global, t): (&Channel, &Transition)| (t.new == matched).then_some(*global);
-        let done: Vec<Channel> = self.transitions.iter().filter_map(awaits).collect();
-        if self.role == MnatRole::Egress {
-            done.into_iter()
-                .for_each(|global| self.complete_transition(global));
+    /// Reports how many packets the route from `matched` to `rewritten` has forwarded. When the
+    /// number changes, an egress soon stops receiving the earlier local channels.
+    pub fn handle_packet_count(
+        &mut self,
+        now: Instant,
+        (matched, rewritten): (Channel, Channel),
+        packets: u64,
+    ) {
+        let Some(transition) = self.transitions.get_mut(&rewritten) else {
+            return;
+        };
+        match &mut transition.awaited {
+            Some(awaited) if awaited.local == matched => {
+                let before = *awaited.packets.get_or_insert(packets);
+                if before == packets {
+                    return;
+                }
+            }
+            _ => return,
+        }
+        transition.awaited = None;
+        for (_, until) in &mut transition.pending {
+            *until = (*until).min(now + LINGER);
         }
     }
 
     /// Returns when [`RoutePlan::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.transitions.values().map(|t| t.until).min()
+        let pending = self.transitions.values().flat_map(|t| &t.pending);
+        pending.map(|(_, at)| *at).min()
     }
 
-    /// Completes the transitions whose time is over.
+    /// Continues the transitions with pending local channels whose time has come.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let over = |(global, t): (&Channel, &Transition)| (now >= t.until).then_some(*global);
-        let over: Vec<Channel> = self.transitions.iter().filter_map(over).collect();
-        over.into_iter()
-            .for_each(|global| self.complete_transition(global));
+        let mut due = Vec::new();
+        self.transitions.retain(|global, transition| {
+            transition.pending.retain(|(local, at)| {
+                let is_due = now >= *at;
+                if is_due {
+                    due.push((*global, *local));
+                }
+                !is_due
+            });
+            !transition.pending.is_empty()
+        });
+        for (global, local) in due {
+            match self.role {
+                MnatRole::Ingress => self.send_on(global, local),
+                MnatRole::Egress => self.withdraw(global, local),
+            }
+        }
     }
 
     /// Returns the next change of the routes.
@@ -239,32 +354,85 @@ mod tests {
         RouteStep::Install { matched, rewritten }
     }
 
+    fn swap(old: Channel, new: Channel) -> MappingChange {
+        swap_of(globals()[0], old, new)
+    }
+
+    fn swap_of(global: Channel, old: Channel, new: Channel) -> MappingChange {
+        MappingChange::Swap {
+            global,
+            old,
+            new,
+            after_outage: false,
+        }
+    }
+
+    fn remove(global: Channel, local: Channel) -> MappingChange {
+        MappingChange::Remove {
+            global,
+            local,
+            why: MappingEnd::Unassigned,
+        }
+    }
+
+    fn withdraw(matched: Channel) -> RouteStep {
+        RouteStep::Withdraw { matched }
+    }
+
     #[test]
     fn egress_receives_both_until_new_channel_delivers() {
         let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
         let mut plan = RoutePlan::new(MnatRole::Egress);
         plan.apply(now, &add(g, a));
         assert_eq!(steps(&mut plan), [install(a, g)]);
-        let swap = |old, new| MappingChange::Swap {
-            global: g,
-            old,
-            new,
-        };
         plan.apply(now, &swap(a, b));
         assert_eq!(steps(&mut plan), [install(b, g)]);
-        assert_eq!(plan.routes().count(), 2);
-        plan.packet_forwarded(a);
-        assert_eq!(steps(&mut plan), []);
-        plan.packet_forwarded(b);
-        assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: a }]);
+        assert_eq!(plan.awaited_routes().collect::<Vec<_>>(), [(b, g)]);
+        // The route had the same name before, and has forwarded 7 packets then.
+        plan.handle_packet_count(now, (b, g), 7);
+        plan.handle_packet_count(now, (a, g), 8);
+        plan.handle_packet_count(now, (b, g), 7);
+        assert_eq!(plan.poll_timeout(), Some(now + EGRESS_OVERLAP));
+        plan.handle_packet_count(now, (b, g), 8);
+        assert_eq!(plan.awaited_routes().count(), 0);
+        plan.handle_timeout(now);
+        assert_eq!(
+            steps(&mut plan),
+            [],
+            "packets of the old channel may follow"
+        );
+        plan.handle_timeout(now + LINGER);
+        assert_eq!(steps(&mut plan), [withdraw(a)]);
         // A silent stream: the old channel is left after the overlap.
         plan.apply(now, &swap(b, c));
         plan.handle_timeout(now + EGRESS_OVERLAP - Duration::from_millis(1));
         assert_eq!(steps(&mut plan), [install(c, g)]);
-        assert_eq!(plan.poll_timeout(), Some(now + EGRESS_OVERLAP));
         plan.handle_timeout(now + EGRESS_OVERLAP);
-        assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: b }]);
+        assert_eq!(steps(&mut plan), [withdraw(b)]);
         assert_eq!(plan.poll_timeout(), None);
+    }
+
+    #[test]
+    fn egress_keeps_every_channel_that_the_ingress_may_use() {
+        let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
+        let mut plan = RoutePlan::new(MnatRole::Egress);
+        plan.apply(now, &add(g, a));
+        plan.apply(now, &swap(a, b));
+        plan.apply(now, &swap(b, c));
+        assert_eq!(plan.routes().count(), 3);
+        // Packets of `a` do not show that the ingress has learned of the change back.
+        plan.apply(now, &swap(c, a));
+        assert_eq!(plan.awaited_routes().count(), 0);
+        assert_eq!(plan.routes().count(), 3);
+        plan.handle_timeout(now + EGRESS_OVERLAP);
+        assert_eq!(plan.routes().collect::<Vec<_>>(), [(a, g)]);
+        let many = (0..2 * MAX_PENDING as u8).map(|n| channel("10.9.1.9", &format!("239.9.9.{n}")));
+        let mut former = a;
+        for next in many {
+            plan.apply(now, &swap(former, next));
+            former = next;
+        }
+        assert_eq!(plan.routes().count(), MAX_PENDING + 1);
     }
 
     #[test]
@@ -273,58 +441,74 @@ mod tests {
         let mut plan = RoutePlan::new(MnatRole::Ingress);
         plan.apply(now, &add(g, a));
         assert_eq!(steps(&mut plan), [install(g, a)]);
-        let swap = |old, new| MappingChange::Swap {
-            global: g,
-            old,
-            new,
-        };
         plan.apply(now, &swap(a, b));
-        plan.apply(now + INGRESS_DELAY / 2, &swap(b, c));
-        plan.packet_forwarded(c);
+        let later = now + INGRESS_DELAY / 2;
+        plan.apply(later, &swap(b, c));
+        plan.handle_timeout(later);
         assert_eq!(steps(&mut plan), []);
         plan.handle_timeout(now + INGRESS_DELAY);
+        assert_eq!(steps(&mut plan), [install(g, b)]);
+        plan.handle_timeout(later + INGRESS_DELAY);
         assert_eq!(steps(&mut plan), [install(g, c)]);
-        let remove = |local| MappingChange::Remove {
-            global: g,
-            local,
-            why: MappingEnd::Unassigned,
-        };
         plan.apply(now, &swap(c, a));
-        plan.apply(now, &remove(a));
-        assert_eq!(steps(&mut plan), [RouteStep::Withdraw { matched: g }]);
+        plan.apply(now, &remove(g, a));
+        assert_eq!(steps(&mut plan), [withdraw(g)]);
         plan.handle_timeout(now + INGRESS_DELAY * 4);
         assert_eq!(steps(&mut plan), []);
+        assert!(plan.owners.is_empty());
+    }
+
+    #[test]
+    fn ingress_waits_longer_after_an_outage() {
+        let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
+        let mut plan = RoutePlan::new(MnatRole::Ingress);
+        plan.apply(now, &add(g, a));
+        let after_outage = MappingChange::Swap {
+            global: g,
+            old: a,
+            new: b,
+            after_outage: true,
+        };
+        plan.apply(now, &after_outage);
+        assert_eq!(plan.poll_timeout(), Some(now + INGRESS_DELAY_AFTER_OUTAGE));
+        // A later change does not overtake.
+        plan.apply(now, &swap(b, c));
+        plan.handle_timeout(now + INGRESS_DELAY);
+        assert_eq!(steps(&mut plan), [install(g, a)]);
+        plan.handle_timeout(now + INGRESS_DELAY_AFTER_OUTAGE);
+        assert_eq!(plan.routes().collect::<Vec<_>>(), [(g, c)]);
     }
 
     #[test]
     fn reassigned_local_channel_is_left_at_once() {
-        let (now, [g, h], [a, b, _]) = (Instant::now(), globals(), locals());
-        let swap = MappingChange::Swap {
-            global: g,
-            old: a,
-            new: b,
-        };
+        let (now, [g, h], [a, b, c]) = (Instant::now(), globals(), locals());
         let mut egress = RoutePlan::new(MnatRole::Egress);
         egress.apply(now, &add(g, a));
-        egress.apply(now, &swap);
+        egress.apply(now, &swap(a, b));
         egress.apply(now, &add(h, a));
-        let expected = [
-            install(a, g),
-            install(b, g),
-            RouteStep::Withdraw { matched: a },
-            install(a, h),
-        ];
+        let expected = [install(a, g), install(b, g), install(a, h)];
         assert_eq!(steps(&mut egress), expected);
         egress.handle_timeout(now + EGRESS_OVERLAP);
         assert_eq!(steps(&mut egress), []);
+        // The server may list the other mapping first or last.
+        for changes in [[swap(a, b), add(h, a)], [add(h, a), swap(a, b)]] {
+            let mut ingress = RoutePlan::new(MnatRole::Ingress);
+            ingress.apply(now, &add(g, a));
+            changes.iter().for_each(|change| ingress.apply(now, change));
+            let routes: Vec<_> = ingress.routes().collect();
+            assert_eq!(routes, [(g, b), (h, a)]);
+        }
+        // Two mappings exchange their local channels, and one of them then gets another one.
         let mut ingress = RoutePlan::new(MnatRole::Ingress);
         ingress.apply(now, &add(g, a));
-        ingress.apply(now, &swap);
-        ingress.apply(now, &add(h, a));
-        assert_eq!(
-            steps(&mut ingress),
-            [install(g, a), install(g, b), install(h, a)]
-        );
+        ingress.apply(now, &add(h, b));
+        ingress.apply(now, &swap(a, b));
+        ingress.apply(now, &swap_of(h, b, a));
+        assert_eq!(ingress.routes().collect::<Vec<_>>(), [(g, b), (h, a)]);
+        ingress.apply(now, &swap_of(h, a, c));
+        assert_eq!(ingress.routes().collect::<Vec<_>>(), [(g, b), (h, a)]);
+        ingress.handle_timeout(now + INGRESS_DELAY);
+        assert_eq!(ingress.routes().collect::<Vec<_>>(), [(g, b), (h, c)]);
     }
 
     #[test]
@@ -332,19 +516,66 @@ mod tests {
         let (now, [g, _], [a, b, _]) = (Instant::now(), globals(), locals());
         let mut plan = RoutePlan::new(MnatRole::Egress);
         plan.apply(now, &add(g, a));
-        let swap = MappingChange::Swap {
-            global: g,
-            old: a,
-            new: b,
-        };
-        plan.apply(now, &swap);
-        let remove = MappingChange::Remove {
-            global: g,
-            local: b,
-            why: MappingEnd::NotRequested,
-        };
-        plan.apply(now, &remove);
+        plan.apply(now, &swap(a, b));
+        plan.apply(now, &remove(g, b));
         assert_eq!(plan.routes().count(), 0);
         assert_eq!(steps(&mut plan).len(), 4);
+    }
+
+    /// One ingress and two egresses poll at different times. The server changes the mapping at
+    /// random, to new local channels and back to former ones. Each mapping lasts for at least the
+    /// longest time between two polls.
+    #[test]
+    fn random_changes_lose_no_packet() {
+        let tick = Duration::from_millis(100);
+        let slowest = POLL_INTERVAL.as_millis() as u64 / 100 + 20;
+        let g = globals()[0];
+        let local = |n: u64| channel("10.9.1.2", &format!("239.1.2.{n}"));
+        for seed in 1..=60u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut random = move |below: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % below
+            };
+            let start = Instant::now();
+            let mut mapped = local(0);
+            let mut ends = [MnatRole::Ingress, MnatRole::Egress, MnatRole::Egress].map(|role| {
+                let mut plan = RoutePlan::new(role);
+                plan.apply(start, &add(g, mapped));
+                (plan, mapped, random(100), BTreeMap::new())
+            });
+            let mut next_change = slowest + random(100);
+            for n in 0..6000 {
+                let now = start + tick * n as u32;
+                if n == next_change {
+                    mapped = local(random(4));
+                    next_change = n + slowest + random(400);
+                }
+                for (plan, known, next_poll, _) in &mut ends {
+                    plan.handle_timeout(now);
+                    if n >= *next_poll {
+                        *next_poll = n + slowest - random(20);
+                        if *known != mapped {
+                            plan.apply(now, &swap_of(g, *known, mapped));
+                        }
+                        *known = mapped;
+                    }
+                }
+                let (ingress, egresses) = ends.split_first_mut().unwrap();
+                let sent = ingress.0.routes().next().unwrap().1;
+                for (plan, .., counts) in egresses {
+                    let received = plan.routes().find(|(matched, _)| *matched == sent);
+                    assert_eq!(received, Some((sent, g)), "seed {seed}, tick {n}");
+                    *counts.entry(sent).or_insert(0) += 1;
+                    let awaited: Vec<_> = plan.awaited_routes().collect();
+                    for route in awaited {
+                        let packets = counts.get(&route.0).copied().unwrap_or(0);
+                        plan.handle_packet_count(now, route, packets);
+                    }
+                }
+            }
+        }
     }
 }

@@ -8,13 +8,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SigningKey};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::crypto::ring::default_provider;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio_rustls::rustls::{
+    self, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, ServerConnection,
+    SignatureScheme,
+};
 
 /// A CA that signs certificates.
 pub struct Ca {
@@ -62,6 +68,185 @@ impl Ca {
             cert: cert.der().clone(),
             key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         }
+    }
+}
+
+impl Identity {
+    /// Returns the certificate in DER.
+    pub fn der(&self) -> &[u8] {
+        &self.cert
+    }
+}
+
+impl Ca {
+    /// As [`Ca::sign`], with X.509 version 1: without version and extensions.
+    pub fn sign_version_1(&self, name: &str) -> Identity {
+        const BIT_STRING: u8 = 0x03;
+        let identity = self.sign(&[name], 0);
+        let certificate = fields(&identity.cert);
+        let signed = fields(certificate[0]);
+        let [version, kept @ .., extensions] = &signed[..] else {
+            panic!("no certificate");
+        };
+        assert_eq!((version[0], extensions[0]), (0xa0, 0xa3));
+        let signed = element(SEQUENCE, &kept.concat());
+        let signature = self.issuer.key().sign(&signed).unwrap();
+        let signature = element(BIT_STRING, &[&[0], &signature[..]].concat());
+        let cert = element(
+            SEQUENCE,
+            &[&signed[..], certificate[1], &signature].concat(),
+        );
+        let (_, key) = identity.pem.split_once("-----BEGIN PRIVATE").unwrap();
+        let pem = pem::encode(&pem::Pem::new("CERTIFICATE", &cert[..]));
+        Identity {
+            pem: format!("{pem}-----BEGIN PRIVATE{key}"),
+            cert: cert.into(),
+            key: identity.key,
+        }
+    }
+}
+
+const SEQUENCE: u8 = 0x30;
+
+/// Returns a DER element.
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    assert!(length < 1 << 16);
+    let head = [tag, 0x82, (length >> 8) as u8, length as u8];
+    match length {
+        0..0x80 => [&[tag, length as u8], content].concat(),
+        0x80..0x100 => [&[tag, 0x81, length as u8], content].concat(),
+        _ => [&head, content].concat(),
+    }
+}
+
+/// Returns the elements of a DER sequence.
+fn fields(sequence: &[u8]) -> Vec<&[u8]> {
+    /// Returns the lengths of the head and of the content of the first element.
+    fn lengths(der: &[u8]) -> (usize, usize) {
+        match der[1] {
+            0x81 => (3, der[2].into()),
+            0x82 => (4, usize::from(der[2]) << 8 | usize::from(der[3])),
+            length => (2, length.into()),
+        }
+    }
+    let mut rest = &sequence[lengths(sequence).0..];
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        let (head, content) = lengths(rest);
+        let (first, others) = rest.split_at(head + content);
+        all.push(first);
+        rest = others;
+    }
+    all
+}
+
+/// Accepts any client certificate, also one that cannot be parsed, and none.
+#[derive(Debug)]
+struct AnyClient;
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let provider = default_provider();
+        provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// When a [`ClosingServer`] closes the connection, without an alert or close_notify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseAt {
+    /// Before it sends anything.
+    Start,
+    /// With its first messages, in TLS 1.2.
+    ServerHello,
+    /// After the handshake.
+    Finished,
+}
+
+/// A server that requests a client certificate and closes TCP in or after the handshake.
+pub struct ClosingServer {
+    pub address: SocketAddr,
+    /// The client certificates that it received, one for each handshake, in DER.
+    pub received: Arc<Mutex<Vec<Option<Vec<u8>>>>>,
+}
+
+impl ClosingServer {
+    /// Starts a server on a free port of 127.0.0.1. It ends with the test.
+    pub fn start(identity: Identity, at: CloseAt) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let provider = Arc::new(default_provider());
+        let key = provider.key_provider.load_private_key(identity.key);
+        let key = CertifiedKey::new(vec![identity.cert], key.unwrap());
+        let versions: &[_] = match at {
+            CloseAt::ServerHello => &[&rustls::version::TLS12],
+            _ => &[&rustls::version::TLS13],
+        };
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_client_cert_verifier(Arc::new(AnyClient))
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let config = Arc::new(config);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let seen = received.clone();
+        std::thread::spawn(move || {
+            for tcp in listener.incoming() {
+                let mut tcp = tcp.unwrap();
+                let mut tls = ServerConnection::new(config.clone()).unwrap();
+                tls.read_tls(&mut tcp).unwrap();
+                if at == CloseAt::Start {
+                    continue;
+                }
+                tls.process_new_packets().unwrap();
+                while tls.wants_write() {
+                    tls.write_tls(&mut tcp).unwrap();
+                }
+                if at == CloseAt::Finished && tls.complete_io(&mut tcp).is_ok() {
+                    let identity = tls.peer_certificates().and_then(|c| c.first());
+                    seen.lock().unwrap().push(identity.map(|c| c.to_vec()));
+                }
+            }
+        });
+        Self { address, received }
     }
 }
 

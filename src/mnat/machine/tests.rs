@@ -332,6 +332,50 @@ fn invalid_responses_keep_the_mapping() {
     assert_eq!((old, new), (local(1), local(2)));
 }
 
+#[test]
+fn changes_soon_after_an_outage_are_marked() {
+    let mut test = TestMachine::new(MnatRole::Ingress);
+    let mut mapped = 1;
+    test.start_session("A");
+    test.poll(&[entry(global(1), Some(local(mapped)))]);
+    test.take_changes();
+    let mut change_is_marked = |test: &mut TestMachine| {
+        mapped += 1;
+        test.poll(&[entry(global(1), Some(local(mapped)))]);
+        match test.take_changes()[..] {
+            [MappingChange::Swap { after_outage, .. }] => after_outage,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    // The other clients may have started at the same time.
+    assert!(change_is_marked(&mut test));
+    test.now += RECOVERY_TIME;
+    for _ in 0..4 {
+        change_is_marked(&mut test);
+    }
+    assert!(!change_is_marked(&mut test));
+    // The server is away for some seconds.
+    let end = test.now + POLL_INTERVAL + 5 * SECOND;
+    while test.now < end {
+        test.next_request();
+        test.handle_outcome(Err("refused"));
+    }
+    assert!(change_is_marked(&mut test));
+    assert!(change_is_marked(&mut test), "other clients may try later");
+    for _ in 0..3 {
+        change_is_marked(&mut test);
+    }
+    assert!(!change_is_marked(&mut test));
+    // The server forgot the session, and its clients register again.
+    while test.next_request().op != Op::Poll {
+        test.handle_outcome(Ok((204, "")));
+    }
+    test.handle_outcome(Ok((200, UNKNOWN_WATCHER)));
+    test.start_session("B");
+    assert!(change_is_marked(&mut test));
+    assert!(!change_is_marked(&mut test));
+}
+
 /// As many invalid mappings as a response can have, and more, cause one event with a few examples.
 #[test]
 fn invalid_mappings_cause_one_event() {

@@ -8,15 +8,20 @@ use serde_json::{Value, json};
 
 use super::cases;
 use crate::lab::mnat::{self, Ca, Server, ServerState};
-use crate::lab::proxy::join_source;
+use crate::lab::numbered_stream::NumberedReceiver;
+use crate::lab::proxy::{join_source, joined};
+use crate::lab::switch::wait_until_snooping;
 use crate::lab::{
-    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Router, Udp, connect_all, eventually,
-    missing, received_in_order, wait_until,
+    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Router, TIMEOUT, Udp, connect_all,
+    eventually, missing, received_in_order, wait_until,
 };
 
 cases!("mnat":
     streams_survive_remapping_and_server_outage,
+    streams_survive_remapping_over_a_flooding_core,
+    twenty_mapping_changes_lose_no_packet,
     joined_hosts_receive_mapped_streams_v4_and_v6,
+    joined_hosts_receive_streams_over_a_flooding_core,
     any_source_local_groups_carry_streams,
     joinfile_only_egress_sends_no_queries,
     conflicting_route_is_reported_until_removed,
@@ -25,9 +30,11 @@ cases!("mnat":
 /// Enough time for a poll of each end and for the delay between two mappings.
 pub(super) const LONG: Duration = Duration::from_secs(60);
 
-/// The path of a stream, with the server at the egress.
+/// The path of a stream, with the server at the egress. Both upstream links are switches.
 ///
-///     src eth0 ---- in  ing  mid ---- net0 egr  out ---- eth1 rcv
+/// ```text
+///     src eth0 ---- [br0] ---- in  ing  mid ---- [br1] ---- net0 egr  out ---- eth1 rcv
+/// ```
 pub(super) struct MnatTopology {
     pub(super) src: Ns,
     pub(super) ing: Ns,
@@ -37,10 +44,29 @@ pub(super) struct MnatTopology {
     pub(super) ca_file: PathBuf,
 }
 
+/// How the switches deliver multicast.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Core {
+    /// Only to ports with members, by IGMPv3 and MLDv2 snooping. The switches are the queriers.
+    Snooping,
+    /// To every port.
+    Flooding,
+}
+
+/// Options of a switch that snoops. It considers its querier valid after the query response
+/// interval, here one second.
+const SNOOPING: &str = "mcast_snooping 1 mcast_querier 1 mcast_igmp_version 3 mcast_mld_version 2 \
+                        mcast_query_interval 1000 mcast_query_response_interval 100";
+
 pub(super) const SERVER: &str = "10.9.0.2:8443";
 
 impl MnatTopology {
+    /// Creates a topology with switches that snoop, and waits until they do.
     pub(super) fn new(lab: &Lab) -> Self {
+        Self::with_core(lab, Core::Snooping)
+    }
+
+    pub(super) fn with_core(lab: &Lab, core: Core) -> Self {
         let topology = Self {
             src: lab.ns("src"),
             ing: lab.ns("ing"),
@@ -50,21 +76,50 @@ impl MnatTopology {
             ca_file: lab.file("ca.pem"),
         };
         std::fs::write(&topology.ca_file, topology.ca.pem()).unwrap();
+        let switches = lab.ns("sw");
         let (src, ing, egr, rcv) = (&topology.src, &topology.ing, &topology.egr, &topology.rcv);
+        let port = |name| LinkEnd::new(&switches, name, &[]);
         connect_all(&[
             (
-                LinkEnd::new(ing, "in", &["10.0.0.1/24", "fd00::1/64"]),
+                port("p0"),
                 LinkEnd::new(src, "eth0", &["10.0.0.10/24", "fd00::10/64"]),
             ),
             (
-                LinkEnd::new(egr, "net0", &["10.9.0.2/24", "fd09::2/64"]),
+                port("p1"),
+                LinkEnd::new(ing, "in", &["10.0.0.1/24", "fd00::1/64"]),
+            ),
+            (
+                port("p2"),
                 LinkEnd::new(ing, "mid", &["10.9.0.1/24", "fd09::1/64"]),
+            ),
+            (
+                port("p3"),
+                LinkEnd::new(egr, "net0", &["10.9.0.2/24", "fd09::2/64"]),
             ),
             (
                 LinkEnd::new(egr, "out", &["10.0.1.1/24", "fd00:1::1/64"]),
                 LinkEnd::new(rcv, "eth1", &["10.0.1.10/24", "fd00:1::10/64"]),
             ),
         ]);
+        let options = match core {
+            Core::Snooping => SNOOPING,
+            Core::Flooding => "mcast_snooping 0",
+        };
+        for (bridge, ports) in [("br0", ["p0", "p1"]), ("br1", ["p2", "p3"])] {
+            switches.ip_batch(&format!(
+                "link add {bridge} type bridge {options}\nlink set {} master {bridge}\n\
+                 link set {} master {bridge}\nlink set {bridge} up\n",
+                ports[0], ports[1]
+            ));
+        }
+        if core == Core::Snooping {
+            for ((from, iif), (to, oif)) in
+                [((src, "eth0"), (ing, "in")), ((ing, "mid"), (egr, "net0"))]
+            {
+                let (inject, behind) = (Injector::new(from, iif), Capture::new(to, oif));
+                wait_until_snooping(&inject, &behind, &["239.255.9.9", "ff0e::9:9"]);
+            }
+        }
         topology
     }
 
@@ -153,7 +208,15 @@ pub(super) fn wait_rewritten(router: &Router, want: &[&str]) {
 pub(super) const G: &str = "232.1.1.1";
 
 fn streams_survive_remapping_and_server_outage(lab: &Lab) {
-    let topology = MnatTopology::new(lab);
+    test_remapping_and_server_outage(lab, Core::Snooping);
+}
+
+fn streams_survive_remapping_over_a_flooding_core(lab: &Lab) {
+    test_remapping_and_server_outage(lab, Core::Flooding);
+}
+
+fn test_remapping_and_server_outage(lab: &Lab, core: Core) {
+    let topology = MnatTopology::with_core(lab, core);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
     std::fs::write(&reads, "10.0.0.10,232.1.1.1\n").unwrap();
     let server_state = ServerState::starting_at(0);
@@ -164,6 +227,16 @@ fn streams_survive_remapping_and_server_outage(lab: &Lab) {
     wait_mapped(&ingress, &[(G, "239.1.1.1")]);
     wait_rewritten(&ingress, &["232.1.1.1 -> 239.1.1.1"]);
     wait_rewritten(&egress, &["239.1.1.1 -> 232.1.1.1"]);
+    // The stream has no member downstream, and is joined at both ends.
+    let include = |text: &str| vec![text.to_owned()];
+    for (router, upstream, membership) in [
+        (&egress, "net0", "239.1.1.1 include [\"10.9.9.9\"]"),
+        (&ingress, "in", "232.1.1.1 include [\"10.0.0.10\"]"),
+    ] {
+        eventually("joined upstream", include(membership), || {
+            joined(router, upstream)
+        });
+    }
     eventually(
         "the ingress writes its joins",
         "10.0.0.10,232.1.1.1\n".to_string(),
@@ -249,6 +322,92 @@ fn streams_survive_remapping_and_server_outage(lab: &Lab) {
     drop((server, ingress, egress));
 }
 
+/// The mappings of five streams change four times: to other local groups, back to the former ones,
+/// while the server is away, and with a server that has lost its state. A longer test has
+/// MCASTOR_MNAT_ROUNDS rounds.
+fn twenty_mapping_changes_lose_no_packet(lab: &Lab) {
+    const STREAMS: usize = 5;
+    let rounds = std::env::var("MCASTOR_MNAT_ROUNDS").ok();
+    let rounds: usize = rounds.map_or(4, |n| n.parse().expect("a number"));
+    let groups: Vec<String> = (1..=STREAMS).map(|n| format!("232.1.1.{n}")).collect();
+    let topology = MnatTopology::new(lab);
+    let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));
+    let joins = groups.iter().map(|group| format!("10.0.0.10,{group}\n"));
+    std::fs::write(&reads, joins.collect::<String>()).unwrap();
+    let mut server_state = ServerState::starting_at(0);
+    let mut server = Some(topology.serve(&server_state));
+    let egress = topology.egress(lab, &reads);
+    let ingress = topology.ingress(lab, &writes);
+    // Waits until both ends use the local groups of the server, and no other ones.
+    let wait_changed = |server_state: &Arc<Mutex<ServerState>>| {
+        let server_state = server_state.lock().unwrap();
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for group in &groups {
+            let local = format!("239.1.1.{}", server_state.local("10.0.0.10", group));
+            sent.push(format!("{group} -> {local}"));
+            received.push(format!("{local} -> {group}"));
+        }
+        drop(server_state);
+        received.sort();
+        for (router, want) in [(&ingress, sent), (&egress, received)] {
+            wait_rewritten(router, &want.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    };
+    eventually("every stream is requested", true, || {
+        mapped(&ingress).len() == STREAMS
+    });
+    wait_changed(&server_state);
+    let receivers: Vec<_> = groups
+        .iter()
+        .map(|group| NumberedReceiver::start(&topology.rcv, "eth1", group))
+        .collect();
+    let start = |group: &String| {
+        let to = format!("{group}:5000");
+        NumberedStream::start(&topology.src, "eth0", "10.0.0.10:9", &to, 200)
+    };
+    let senders: Vec<_> = groups.iter().map(start).collect();
+    let failed = |r: &Router| r.metric("mcastor_mnat_requests_total", &[("code", "connect")]);
+    for round in 0..rounds {
+        match round % 4 {
+            0 => server_state.lock().unwrap().reassign(),
+            1 => server_state.lock().unwrap().reassign_former(),
+            without => {
+                drop(server.take());
+                let before = [failed(&egress), failed(&ingress)];
+                let is_noticed = |(r, before)| failed(r) >= before + 4.0;
+                let gone = wait_until(LONG, || {
+                    [&egress, &ingress].into_iter().zip(before).all(is_noticed)
+                });
+                assert!(gone, "the ends query a server that is away");
+                if without == 2 {
+                    server_state.lock().unwrap().reassign();
+                } else {
+                    let next = 20 * (1 + (round / 4 % 2) as u8);
+                    server_state = ServerState::starting_at(100 + next);
+                }
+                server = Some(topology.serve(&server_state));
+                eventually("every stream is requested", true, || {
+                    server_state.lock().unwrap().assigned() == STREAMS
+                });
+            }
+        }
+        wait_changed(&server_state);
+        senders[0].wait_for_more(100);
+    }
+    let sent: Vec<u64> = senders.into_iter().map(|s| s.finish().into()).collect();
+    let complete = || receivers.iter().zip(&sent).all(|(r, n)| r.received() == *n);
+    wait_until(TIMEOUT, complete);
+    for (receiver, sent) in receivers.into_iter().zip(sent) {
+        let got = receiver.finish();
+        println!(
+            "{sent} sent, {} lost, {} doubled",
+            sent - got.numbers,
+            got.doubled
+        );
+        assert_eq!((got.numbers, got.doubled, got.late), (sent, 0, 0));
+    }
+}
+
 /// Joins one source of a group by MLDv2, for as long as the socket lives.
 pub(super) fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
     const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
@@ -280,7 +439,15 @@ pub(super) fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) ->
 }
 
 fn joined_hosts_receive_mapped_streams_v4_and_v6(lab: &Lab) {
-    let topology = MnatTopology::new(lab);
+    test_joined_hosts(lab, Core::Snooping);
+}
+
+fn joined_hosts_receive_streams_over_a_flooding_core(lab: &Lab) {
+    test_joined_hosts(lab, Core::Flooding);
+}
+
+fn test_joined_hosts(lab: &Lab, core: Core) {
+    let topology = MnatTopology::with_core(lab, core);
     let server_state = ServerState::starting_at(0);
     let _server = topology.serve(&server_state);
     let (reads, writes) = (lab.file("egress.sgs"), lab.file("ingress.sgs"));

@@ -48,6 +48,8 @@ pub fn serve(
 pub struct ServerState {
     watchers: BTreeMap<String, Vec<Value>>,
     locals: BTreeMap<String, Value>,
+    /// The local groups before the last [`Self::reassign`].
+    former: BTreeMap<String, Value>,
     /// The last byte of the local group that was assigned last.
     pub next: u8,
     /// Whether local groups are assigned for any source.
@@ -90,9 +92,32 @@ impl ServerState {
 
     /// Assigns another local group to every stream.
     pub fn reassign(&mut self) {
+        self.former = self.locals.clone();
         let all = self.watchers.values().flatten();
         let all: BTreeMap<String, Value> = all.map(|j| (key(j), j.clone())).collect();
         all.values().for_each(|joined| self.assign(joined));
+    }
+
+    /// Assigns the local groups again that the streams had before the last [`Self::reassign`].
+    pub fn reassign_former(&mut self) {
+        std::mem::swap(&mut self.former, &mut self.locals);
+    }
+
+    /// Returns the number of streams that have a local group.
+    pub fn assigned(&self) -> usize {
+        self.locals.len()
+    }
+
+    /// Returns the last byte of the local group of a stream.
+    pub fn local(&self, source: &str, group: &str) -> u8 {
+        let local = &self.locals[&key(&json!({ "source": source, "group": group }))];
+        let group = local["group"].as_str().expect("a group");
+        group
+            .rsplit_once('.')
+            .expect("IPv4")
+            .1
+            .parse()
+            .expect("a byte")
     }
 }
 

@@ -138,7 +138,7 @@ impl Mnat {
         self.check_file(now);
         self.machine.handle_timeout(now);
         self.plan.handle_timeout(now);
-        self.check_first_packets();
+        self.check_first_packets(now);
         self.handle_events(now);
         match self.has_unsent {
             true => self.send_all(false),
@@ -293,7 +293,9 @@ impl Mnat {
                     why.description()
                 );
             }
-            MappingChange::Swap { global, old, new } => {
+            MappingChange::Swap {
+                global, old, new, ..
+            } => {
                 info!(group = %global.group(), "mnat: {global} is mapped to {new} instead of {old}");
             }
         }
@@ -326,16 +328,15 @@ impl Mnat {
     }
 
     /// Ends the use of an old mapping when the new one has forwarded its first packet.
-    fn check_first_packets(&mut self) {
+    fn check_first_packets(&mut self, now: Instant) {
         let awaited: Vec<_> = self.plan.awaited_routes().take(MAX_CHECKED).collect();
         for (matched, rewritten) in awaited {
             let name = MnatRoute { matched, rewritten }.name();
             let catalog = &self.context.catalog;
             let (iif, oif) = (&self.config.upstream, &self.config.downstream);
             let sent = catalog.path_totals(&name, iif.as_str(), oif.as_str());
-            if sent.packets > 0 {
-                self.plan.packet_forwarded(matched);
-            }
+            let stream = (matched, rewritten);
+            self.plan.handle_packet_count(now, stream, sent.packets);
         }
     }
 
