@@ -105,6 +105,7 @@
 //! - No input from a file, a socket or the network makes the process panic.
 
 pub mod actors;
+pub mod amt;
 pub mod api;
 pub mod app;
 pub mod cli;

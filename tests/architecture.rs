@@ -22,6 +22,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("wire", &["model"]),
     ("membership", &["model", "wire"]),
+    // Tunnels to and from networks without multicast.
+    ("amt", &["model", "wire", "membership"]),
     ("table", &["model"]),
     ("forward", &["model", "wire", "table"]),
     // System calls. The only module with unsafe code.
