@@ -2,7 +2,7 @@
 //!
 //! A *gateway* receives multicast through UDP tunnels to *relays*, which are multicast routers.
 //! Both sides are state machines without sockets and clocks: callers pass the time, random seeds,
-//! messages and answers of name servers, and collect outputs.
+//! messages and answers of name servers, and collect outputs. Only [`resolver`] has sockets.
 //!
 //! ```text
 //!  Gateway: one interface                          Relay: one interface
@@ -15,11 +15,13 @@
 //! ```
 
 pub mod candidate;
+pub mod driad;
 pub mod gateway;
 pub mod random;
 pub mod receivers;
 pub mod refusal;
 pub mod relay;
+pub mod resolver;
 
 mod discovery;
 mod lookups;
