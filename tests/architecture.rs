@@ -40,7 +40,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pipeline", &["model", "wire", "table", "forward", "sys"]),
     (
         "planes",
-        &["model", "wire", "table", "forward", "pipeline", "sys"],
+        &[
+            "model",
+            "wire",
+            "table",
+            "forward",
+            "pipeline",
+            "sys",
+            // The gateways to which a relay sends a packet.
+            "amt::receivers",
+        ],
     ),
     // Names that a container engine gives to interfaces.
     ("docker", &["model"]),
@@ -56,7 +65,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["model", "membership", "metrics", "mnat", "sys"]),
     (
         "settings",
-        &["model", "mnat::config", "smcroute::conf", "igmpproxy::conf"],
+        &[
+            "model",
+            "wire::amt::PORT",
+            "amt::candidate",
+            "amt::config",
+            "amt::relay::RelayConfig",
+            "mnat::config",
+            "smcroute::conf",
+            "igmpproxy::conf",
+        ],
     ),
     (
         "actors",
@@ -73,6 +91,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "planes",
             "metrics",
             "mnat",
+            "amt",
             "docker",
             "store",
         ],

@@ -15,6 +15,7 @@
 //! ```
 
 pub mod candidate;
+pub mod config;
 pub mod driad;
 pub mod gateway;
 pub mod random;

@@ -16,6 +16,7 @@ use super::response_mac::MacSecrets;
 use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol};
 use crate::model::{
     Group, HeaderChecks, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, SourceFilter,
+    TunnelEndpoint,
 };
 use crate::wire::amt::{AmtMessage, FlagLayout};
 use crate::wire::link_control::HeaderPolicy;
@@ -49,7 +50,7 @@ const RECENT_REQUESTS: usize = 4096;
 const QUERY_MTU: usize = 1280;
 
 /// Configuration of one [`Relay`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayConfig {
     /// The IPv4 and the IPv6 address in advertisements; `None`: the address that received the
     /// discovery.
@@ -106,8 +107,8 @@ impl RelayConfig {
 /// A message to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayMessage {
-    /// The receiver.
-    pub to: SocketAddr,
+    /// The receiver, and the address that it sent to.
+    pub to: TunnelEndpoint,
     /// The label of its type.
     pub label: &'static str,
     /// The payload of the datagram.
@@ -141,6 +142,8 @@ pub struct GatewayStatus {
 /// The tunnel to one gateway.
 #[derive(Debug)]
 struct GatewayTunnel {
+    /// The address of this host that the gateway sent its last update to.
+    local: IpAddr,
     /// IGMP and MLD. Boxed, because most gateways use one of them.
     downstreams: [Option<Box<Downstream>>; 2],
     since: Instant,
@@ -274,12 +277,12 @@ impl Relay {
                 nonce,
                 is_mld,
                 flags,
-            } => self.handle_request(now, from, (nonce, is_mld, flags))?,
+            } => self.handle_request(now, (from, to), (nonce, is_mld, flags))?,
             AmtMessage::MembershipUpdate { mac, nonce, packet } => {
                 if !self.secrets.is_valid(from, nonce, mac) {
                     return Err(AmtRefusal::WrongMac);
                 }
-                self.handle_update(now, from, packet)?;
+                self.handle_update(now, (from, to), packet)?;
             }
             AmtMessage::Teardown {
                 mac,
@@ -336,7 +339,10 @@ impl Relay {
             GroupChange {
                 group,
                 filter: union(members),
-                receivers: Arc::new(GroupReceivers::new(members)),
+                receivers: Arc::new(GroupReceivers::new(members, |gateway| {
+                    let tunnel = self.tunnels.get(gateway);
+                    tunnel.map_or(Ipv4Addr::UNSPECIFIED.into(), |tunnel| tunnel.local)
+                })),
             }
         });
         changes.collect()
@@ -369,14 +375,14 @@ impl Relay {
         if relay.is_unspecified() || relay.is_ipv4() != from.is_ipv4() {
             return Err(AmtRefusal::BadAddress);
         }
-        self.send(from, &AmtMessage::RelayAdvertisement { nonce, relay });
+        self.send((from, to), &AmtMessage::RelayAdvertisement { nonce, relay });
         Ok(())
     }
 
     fn handle_request(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        (from, to): (SocketAddr, IpAddr),
         (nonce, is_mld, flags): (u32, bool, FlagLayout),
     ) -> Result<(), AmtRefusal> {
         self.check_rate(now, from)?;
@@ -401,7 +407,7 @@ impl Relay {
         let has_gateway = flags == FlagLayout::Standard && !is_repeated;
         let is_full = self.tunnels.len() >= self.config.gateways;
         self.send(
-            from,
+            (from, to),
             &AmtMessage::MembershipQuery {
                 is_limit_reached: is_full && !self.tunnels.contains_key(&from),
                 mac: self.secrets.mac(from, nonce),
@@ -431,9 +437,9 @@ impl Relay {
         std::mem::replace(&mut self.recent_requests[position], tag) == tag
     }
 
-    fn send(&mut self, to: SocketAddr, message: &AmtMessage<'_>) {
+    fn send(&mut self, (remote, local): (SocketAddr, IpAddr), message: &AmtMessage<'_>) {
         self.messages.push_back(RelayMessage {
-            to,
+            to: TunnelEndpoint { remote, local },
             label: message.label(),
             message: message.to_bytes(),
         });
@@ -445,7 +451,7 @@ impl Relay {
     fn handle_update(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        (from, to): (SocketAddr, IpAddr),
         packet: &[u8],
     ) -> Result<(), AmtRefusal> {
         let policy = HeaderPolicy {
@@ -461,6 +467,7 @@ impl Relay {
                 return Err(AmtRefusal::GatewayLimit);
             }
             let tunnel = GatewayTunnel {
+                local: to,
                 downstreams: [None, None],
                 since: now,
                 updated: now,

@@ -79,7 +79,7 @@ impl Network {
             }
             self.relay.handle_timeout(self.now);
             while let Some(message) = self.relay.poll_message() {
-                self.send(false, message.to, message.message);
+                self.send(false, message.to.remote, message.message);
             }
             for change in self.relay.take_changes() {
                 let source = "203.0.113.1".parse().unwrap();

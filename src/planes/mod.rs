@@ -9,6 +9,7 @@
 pub mod ebpf;
 pub mod packet;
 pub mod sim;
+pub mod tunnel;
 
 use std::io;
 
@@ -174,6 +175,11 @@ impl Planes {
     /// Returns a set of planes. `default` serves the interfaces that name no other plane.
     pub fn new(default: Box<dyn Plane>, others: Vec<Box<dyn Plane>>) -> Self {
         Self { default, others }
+    }
+
+    /// Adds a plane for the interfaces that name it.
+    pub fn add(&mut self, plane: Box<dyn Plane>) {
+        self.others.push(plane);
     }
 
     /// Returns all planes, the default one first.

@@ -75,7 +75,7 @@ impl Lab {
         };
         self.hand(from, &request).unwrap();
         let sent = self.relay.poll_message().unwrap();
-        assert_eq!(sent.to, address(from));
+        assert_eq!(sent.to.remote, address(from));
         match AmtMessage::parse(&sent.message).unwrap() {
             AmtMessage::MembershipQuery {
                 mac,
@@ -189,7 +189,8 @@ fn update_adds_a_gateway_and_a_leave_removes_it_at_once() {
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].filter, include("203.0.113.1"));
     let receivers = changes[0].receivers.of("203.0.113.1".parse().unwrap());
-    assert_eq!(receivers.collect::<Vec<_>>(), [address(GATEWAY)]);
+    let receivers: Vec<_> = receivers.map(|r| (r.remote, r.local)).collect();
+    assert_eq!(receivers, [(address(GATEWAY), OWN.parse().unwrap())]);
     assert_eq!(lab.relay.gateway_count(), 1);
     let (mac, _) = lab.request(GATEWAY, 8);
     let leave = report(

@@ -250,7 +250,7 @@ fn streams_survive_remapping_and_server_outage(lab: &Lab) {
 }
 
 /// Joins one source of a group by MLDv2, for as long as the socket lives.
-fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
+pub(super) fn join_source_v6(ns: &Ns, iface: &str, source: &str, group: &str) -> socket2::Socket {
     const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
     let index = ns.index(iface);
     // struct group_source_req: the interface and two addresses of 128 bytes each.
