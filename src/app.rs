@@ -35,10 +35,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
+use crate::actors::integrations::amt;
 use crate::actors::integrations::docker::read_names_first;
 use crate::actors::integrations::mnat::reconfigure;
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::ProcessRequest;
+use crate::actors::shared::{AmtSettings, ProcessRequest};
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::api::UpgradeReport;
 use crate::frontend;
@@ -336,6 +337,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     set_limits(&context, &settings.limits);
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
+    amt::prepare(&context, amt_settings(settings));
     let take_over = inherited.map(|inherited| inherited.prepare(&context));
     read_names_first(&context).await;
     let supervisor = Supervisor::new(SupervisorConfig {
@@ -644,6 +646,11 @@ async fn apply_loaded(
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = mnat_override.or(settings.mnat.as_ref()).cloned();
     let replace = ReplaceRules(take_rib(&mut settings, mnat.as_ref()));
+    let amt_settings = amt_settings(&settings);
+    let has_amt_changed = **context.amt.load() != amt_settings;
+    if has_amt_changed {
+        amt::prepare(context, amt_settings);
+    }
     let directory = &context.directory;
     let applied = directory.ask(replace, RELOAD_TIMEOUT).await.is_ok()
         && directory.ask(Barrier, RELOAD_TIMEOUT).await.is_ok();
@@ -670,6 +677,9 @@ async fn apply_loaded(
     let changed: Vec<&str> = need_restart.iter().filter(|f| f.1).map(|f| f.0).collect();
     if !changed.is_empty() {
         done += &format!("; changes of {} need a restart", changed.join(", "));
+    }
+    if has_amt_changed {
+        amt::reconfigure(context, supervisor);
     }
     if mnat_override.is_none() && old.mnat != new.mnat {
         reconfigure(context, supervisor, mnat.map(Arc::new));
@@ -734,6 +744,24 @@ fn set_limits(context: &RouterContext, limits: &LimitSettings) {
     context.set_flow_limits(limits.flows, idle);
 }
 
+/// The configuration of the resolver of this host.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Returns the settings of AMT, with the name servers of this host.
+fn amt_settings(settings: &Settings) -> AmtSettings {
+    let config = settings.amt.clone();
+    let needs_resolver = config.gateways.iter().any(|g| g.needs_resolver());
+    // The actor reports that there are none.
+    let resolv_conf = match needs_resolver {
+        true => std::fs::read(RESOLV_CONF).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    AmtSettings {
+        config,
+        resolv_conf,
+    }
+}
+
 /// Moves the rules out of the settings, because there may be many and no other code needs them.
 fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
     let mut proxies = std::mem::take(&mut settings.proxies);
@@ -742,6 +770,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
         rules: std::mem::take(&mut settings.routes).into(),
         joins: std::mem::take(&mut settings.joins),
         proxies,
+        tunnels: amt::tunnel_interfaces(&settings.amt),
         interfaces: settings
             .interfaces
             .iter()

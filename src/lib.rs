@@ -63,7 +63,7 @@
 //! A module may use the modules to its left, and none to its right:
 //!
 //! ```text
-//! model -> wire -> membership | table -> forward -> pipeline -> planes -> actors -> frontend
+//! model -> wire -> membership -> amt | table -> forward -> pipeline -> planes -> actors -> frontend
 //!       -> app -> cli
 //! ```
 //!
@@ -78,6 +78,9 @@
 //! - [`mnat`] holds the protocol of the multicast NAT server and the meaning of its mappings. It is
 //!   free of I/O except for `client` and `files`. [`actors::integrations::mnat`] drives it and
 //!   passes its routes to routing.
+//! - [`amt`] holds gateways and relays of AMT as state machines. Their interfaces are no links of the
+//!   kernel: [`planes::tunnel`] receives and sends their packets, and [`actors::integrations::amt`]
+//!   drives them.
 //! - [`store`] keeps what the membership and mnat actors learned, for the next process.
 //! - [`smcroute`] implements the interfaces of smcroute: its configuration file, which [`settings`]
 //!   reads, its tables, and the messages of its socket. The commands `smcrouted` and `smcroutectl`
@@ -105,6 +108,7 @@
 //! - No input from a file, a socket or the network makes the process panic.
 
 pub mod actors;
+pub mod amt;
 pub mod api;
 pub mod app;
 pub mod cli;

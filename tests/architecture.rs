@@ -22,6 +22,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("wire", &["model"]),
     ("membership", &["model", "wire"]),
+    // Tunnels to and from networks without multicast.
+    ("amt", &["model", "wire", "membership"]),
     ("table", &["model"]),
     ("forward", &["model", "wire", "table"]),
     // System calls. The only module with unsafe code.
@@ -38,7 +40,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pipeline", &["model", "wire", "table", "forward", "sys"]),
     (
         "planes",
-        &["model", "wire", "table", "forward", "pipeline", "sys"],
+        &[
+            "model",
+            "wire",
+            "table",
+            "forward",
+            "pipeline",
+            "sys",
+            // The gateways to which a relay sends a packet.
+            "amt::receivers",
+        ],
     ),
     // Names that a container engine gives to interfaces.
     ("docker", &["model"]),
@@ -54,7 +65,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["model", "membership", "metrics", "mnat", "sys"]),
     (
         "settings",
-        &["model", "mnat::config", "smcroute::conf", "igmpproxy::conf"],
+        &[
+            "model",
+            "wire::amt::PORT",
+            "amt::candidate",
+            "amt::config",
+            "amt::relay::RelayConfig",
+            "mnat::config",
+            "smcroute::conf",
+            "igmpproxy::conf",
+        ],
     ),
     (
         "actors",
@@ -71,6 +91,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "planes",
             "metrics",
             "mnat",
+            "amt",
             "docker",
             "store",
         ],

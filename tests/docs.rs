@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mcastor::amt::AmtRefusal;
 use mcastor::api::ShowQuery;
 use mcastor::api::openapi::api_paths;
 use mcastor::app::children;
@@ -97,6 +98,14 @@ fn catalogue_text() -> String {
     catalog.mnat.set_server_up(true);
     catalog.mnat.observe_join_seconds(0.1);
     catalog.mnat.count_request("poll", "200");
+    catalog.amt.set_tunnels("eth0", "relay", "connected", 1);
+    catalog
+        .amt
+        .set_relay_state("eth0", "192.0.2.1:2268", Some(true));
+    catalog.amt.count_message("eth0", "query", "received");
+    catalog.amt.count_refused("eth0", "wrong_mac", 1);
+    catalog.amt.count_discovery("eth0", "driad", "found");
+    catalog.amt.add_copies("eth0", 1, 1, 1);
     catalog.count_ended_flows("eth0", FlowEnd::Idle, 1);
     catalog.count_evicted_dropped_flows("eth0", 1);
     catalog.count_takeovers("eth0", TakeoverRole::Ingress, 1);
@@ -220,7 +229,7 @@ fn values_of_fixed_labels_are_complete() {
         ("family", &families[..]),
         ("protocol", &protocols[..]),
         ("direction", &directions[..]),
-        ("plane", &["packet", "ebpf"][..]),
+        ("plane", &["packet", "ebpf", "amt"][..]),
     ] {
         let start = format!("| `{label}` |");
         let row = labels.lines().find_map(|l| l.strip_prefix(&start));
@@ -303,6 +312,17 @@ fn http_refusals_table_matches_the_code() {
 }
 
 /// `busy` is counted by the actors and has no variant in either enum.
+#[test]
+fn amt_refusals_table_matches_the_code() {
+    let text = read("docs/amt.md");
+    for reason in AmtRefusal::ALL {
+        let row = format!("| `{}` | {} |", reason.label(), reason.meaning());
+        assert!(text.contains(&row), "docs/amt.md lacks a row {row}");
+    }
+    let labels = first_column(&text, "## Refused messages");
+    assert_eq!(labels.len(), AmtRefusal::COUNT);
+}
+
 #[test]
 fn refusal_reasons_table_matches_the_code() {
     let text = read("docs/proxy.md");

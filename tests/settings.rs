@@ -291,12 +291,18 @@ fn known_keys() -> BTreeSet<String> {
 const LISTS: [&str; 4] = ["interface", "route", "join", "proxy"];
 
 /// Keys that contain a table themselves, and its header.
-const TABLES_IN_TABLES: [(&str, &str); 4] = [
+const TABLES_IN_TABLES: [(&str, &str); 7] = [
     ("interface.version", "[[interface]]\n[interface.version]"),
     ("proxy.version", "[[proxy]]\n[proxy.version]"),
     ("proxy.timers", "[[proxy]]\n[proxy.timers]"),
     ("proxy.limits", "[[proxy]]\n[proxy.limits]"),
+    ("amt.gateway", "[[amt.gateway]]"),
+    ("amt.relay", "[[amt.relay]]"),
+    ("amt.relay.limits", "[[amt.relay]]\n[amt.relay.limits]"),
 ];
+
+/// Tables inside a table that can be repeated.
+const LISTS_IN_TABLES: [&str; 2] = ["gateway", "relay"];
 
 #[test]
 fn reference_and_example_contain_every_key() {
@@ -312,7 +318,12 @@ fn reference_and_example_contain_every_key() {
         );
         let variable = match (LISTS.contains(&table), key.replace('.', "__")) {
             (true, key) => format!("`MCASTOR__{table}__0__{key}`"),
-            (false, key) => format!("`MCASTOR__{table}__{key}`"),
+            (false, key) => match key.split_once("__") {
+                Some((list, key)) if LISTS_IN_TABLES.contains(&list) => {
+                    format!("`MCASTOR__{table}__{list}__0__{key}`")
+                }
+                _ => format!("`MCASTOR__{table}__{key}`"),
+            },
         };
         assert!(
             reference.contains(&variable.to_uppercase()),

@@ -14,6 +14,10 @@
 //!   membership <-- ServeInterfaces ---------| |                                                |
 //!              -- MembershipStarted, MembershipChanged, LearningComplete -> routing membership <--|
 //!                                             |
+//!   amt <------ ServeTunnels --- routing      joins --- TunnelJoins ---> amt
+//!       ------- TunnelsStarted, MembershipChanged -> routing
+//!       ------- ReportTunnelJoins -----> joins
+//!
 //!   mnat ------ MnatRoutesChanged, ReportMembers
 //!        <----- MembersChanged, RoutesRefused, RetryRefused --- routing
 //!
@@ -22,6 +26,7 @@
 //!     joins      QueryHostGroups, KeepMemberships
 //!     membership QueryMembers, QueryQueriers, QueryRefused
 //!     mnat       QueryMnat, ConfigureMnat
+//!     amt        QueryTunnels, ConfigureTunnels
 //!     interface  QueryFlows, QueryDrops, FlushFlows
 //!     forwarder  QueryDrops
 //!     supervisor Shutdown, RestartChild, PanicIn, ShareCaptures, PauseForwarding,
@@ -44,6 +49,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ipnet::IpNet;
 
+use crate::amt::{GatewayStatus, TunnelStatus};
 use crate::forward::drop_history::Dropped;
 use crate::membership::{GroupStatus, Protocol, QuerierStatus};
 use crate::mnat::{Channel, Config, MappingReport, RouteStep};
@@ -273,7 +279,63 @@ pub struct MessagesLost {
     pub index: InterfaceId,
 }
 
-/// Membership to routing: memberships behind an interface changed.
+/// Routing to AMT: the proxies whose downstream interfaces are relays. The answer are
+/// [`MembershipChanged`] messages with all members.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ServeTunnels(pub BTreeMap<InterfaceId, Arc<ProxyRule>>);
+
+/// AMT to routing: the AMT actor was started and knows no members. Requests [`ServeTunnels`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TunnelsStarted;
+
+/// Joins to AMT: memberships of this host on a tunnel interface.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TunnelJoins {
+    /// The interface.
+    pub index: InterfaceId,
+    /// Whether all memberships are listed, so that others have ended.
+    pub is_complete: bool,
+    /// Filters by group. A filter that matches no source ends a membership.
+    pub filters: Vec<(Group, SourceFilter)>,
+}
+
+/// AMT to joins: send all [`TunnelJoins`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReportTunnelJoins;
+
+/// App to AMT: `RouterContext::amt` changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ConfigureTunnels;
+
+/// Frontend to AMT: the tunnels.
+#[derive(Message)]
+#[rtype(result = "Vec<TunnelReport>")]
+pub struct QueryTunnels;
+
+/// A tunnel.
+#[derive(Debug, Clone)]
+pub struct TunnelReport {
+    /// The tunnel interface.
+    pub interface: IfName,
+    /// The far end.
+    pub end: TunnelEnd,
+}
+
+/// The far end of a tunnel.
+#[derive(Debug, Clone)]
+pub enum TunnelEnd {
+    /// A relay, with the packets and bytes that it sent.
+    Relay(TunnelStatus, (u64, u64)),
+    /// A gateway.
+    Gateway(GatewayStatus),
+}
+
+/// Membership or AMT to routing: memberships behind an interface changed.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct MembershipChanged {

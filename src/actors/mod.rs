@@ -9,7 +9,7 @@
 //! | [`supervisor`] | starts, restarts and stops all others; publishes the snapshot |
 //! | [`data`] | `interface` captures and switches, `forwarder` transmits; on worker threads |
 //! | [`control`] | `links`, `routing`, `joins`, `membership` |
-//! | [`integrations`] | `docker`, `mnat` |
+//! | [`integrations`] | `amt`, `docker`, `mnat` |
 //! | `frontend::http` | the HTTP server (label `metrics`) |
 //!
 //! Actors know [`messages`], [`shared`] and each other's messages only: [`directory`] finds the

@@ -17,11 +17,13 @@ use super::forwarding_gate::ForwardingGate;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
+use crate::amt::config::AmtConfig;
 use crate::api::UpgradeReport;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
 use crate::model::{Aliases, IfName, InterfaceId, PlaneName};
+use crate::planes::tunnel::TunnelPlane;
 use crate::planes::{FlowForwarding, PlaneCounters, Planes};
 use crate::store::Store;
 use crate::sys::membership_keeper::MembershipKeeper;
@@ -62,6 +64,8 @@ pub struct RouterContext {
     pub catalog: Catalog,
     /// The planes that capture, forward and transmit packets.
     pub planes: Arc<Planes>,
+    /// The plane of tunnel interfaces. It is one of `planes`.
+    pub tunnels: TunnelPlane,
     /// The snapshot in force.
     pub snapshot: ArcSwap<Snapshot>,
     /// The rules in force, with which a restarted routing actor continues.
@@ -92,6 +96,8 @@ pub struct RouterContext {
     pub directory: Directory,
     /// The settings of multicast NAT in force.
     pub mnat: ArcSwapOption<mnat::Config>,
+    /// The settings of AMT in force.
+    pub amt: ArcSwap<AmtSettings>,
     /// The socket of the container engine.
     pub engine_socket: PathBuf,
     /// Whether any rule contains a name of the container engine.
@@ -112,7 +118,7 @@ impl RouterContext {
     /// receiver of requests to the process. `engine` is the socket of the container engine.
     pub fn new(
         catalog: Catalog,
-        planes: Planes,
+        mut planes: Planes,
         rib: Rib,
         store: Store,
         membership_keeper: MembershipKeeper,
@@ -121,9 +127,12 @@ impl RouterContext {
     ) -> (Arc<Self>, mpsc::Receiver<ProcessRequest>) {
         let (requests, receiver) = mpsc::channel(MAX_WAITING_REQUESTS);
         catalog.flow_limit.set(flows as i64);
+        let tunnels = TunnelPlane::default();
+        planes.add(Box::new(tunnels.clone()));
         let context = Arc::new(Self {
             catalog,
             planes: Arc::new(planes),
+            tunnels,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             rib: ArcSwap::from_pointee(rib),
             flows: FlowBudget::new(flows),
@@ -139,6 +148,7 @@ impl RouterContext {
             foreign_sources: ForeignSourceTable::default(),
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
+            amt: ArcSwap::default(),
             engine_socket: engine,
             engine_wanted: watch::Sender::new(false),
             aliases: ArcSwap::default(),
@@ -204,6 +214,15 @@ impl RouterContext {
     pub fn flow_idle_ms(&self) -> u64 {
         self.flow_idle_ms.load(Ordering::Relaxed)
     }
+}
+
+/// The settings of AMT, and the name servers for the lookup of relays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AmtSettings {
+    /// The tunnel interfaces.
+    pub config: AmtConfig,
+    /// The text of `/etc/resolv.conf`. The AMT actor can open no file.
+    pub resolv_conf: Vec<u8>,
 }
 
 /// Says which plane forwards a flow.

@@ -21,7 +21,7 @@ pub use trace::{TraceQuery, TraceView, TracedPacketView, TracedPathView};
 pub use upgrade::{UpgradeQuery, UpgradeReport};
 pub use view::{
     DropView, FlowView, GroupSourceView, GroupView, InterfaceView, MappingView, MnatView,
-    PendingView, QuerierView, RewriteView, RouteView,
+    PendingView, QuerierView, RewriteView, RouteView, TunnelView,
 };
 
 /// Version of the formats. Within a version, fields can be added, but existing fields do not
@@ -44,6 +44,8 @@ pub enum ShowReply {
     Pending(Vec<PendingView>),
     /// Reply to [`ShowQuery::Mnat`]: one element, or none without `[mnat]`.
     Mnat(Vec<MnatView>),
+    /// Reply to [`ShowQuery::Tunnels`].
+    Tunnels(Vec<TunnelView>),
     /// Reply to [`ShowQuery::Drops`].
     Drops(Vec<DropView>),
     /// Reply to an [`ExplainQuery`].

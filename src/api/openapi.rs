@@ -14,7 +14,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::explain::{ExplainQuery, ExplainView};
 use super::show_query::{DropQuery, FlowOrder, FlowQuery, ShowQuery};
-use super::view::{DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, RouteView};
+use super::view::{
+    DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, RouteView, TunnelView,
+};
 
 /// The path that serves the document.
 pub const OPENAPI_PATH: &str = "/api/v1/openapi.json";
@@ -146,6 +148,10 @@ fn show_operation(query: &ShowQuery, schemas: &mut Schemas) -> OperationBuilder 
         ShowQuery::Mnat => (
             "The role of this router in multicast NAT, and its mappings; empty without `[mnat]`",
             schemas.add::<MnatView>(),
+        ),
+        ShowQuery::Tunnels => (
+            "The tunnels of AMT; empty without `[amt]`",
+            schemas.add::<TunnelView>(),
         ),
         ShowQuery::Drops(_) => (
             "The streams with the most dropped packets",

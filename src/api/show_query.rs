@@ -25,6 +25,8 @@ pub enum ShowQuery {
     Pending,
     /// The end of multicast NAT and its mappings.
     Mnat,
+    /// The tunnels of AMT.
+    Tunnels,
     /// The streams with the most dropped packets.
     Drops(DropQuery),
 }
@@ -103,6 +105,7 @@ enum QueryName {
     Groups,
     Pending,
     Mnat,
+    Tunnels,
     Drops,
 }
 
@@ -115,6 +118,7 @@ impl From<QueryName> for ShowQuery {
             QueryName::Groups => Self::Groups,
             QueryName::Pending => Self::Pending,
             QueryName::Mnat => Self::Mnat,
+            QueryName::Tunnels => Self::Tunnels,
             QueryName::Drops => Self::Drops(DropQuery::default()),
         }
     }
@@ -122,7 +126,7 @@ impl From<QueryName> for ShowQuery {
 
 impl ShowQuery {
     /// Returns all queries, with default arguments.
-    pub fn all() -> [Self; 7] {
+    pub fn all() -> [Self; 8] {
         [
             Self::Routes,
             Self::Interfaces,
@@ -130,6 +134,7 @@ impl ShowQuery {
             Self::Groups,
             Self::Pending,
             Self::Mnat,
+            Self::Tunnels,
             Self::Drops(DropQuery::default()),
         ]
     }
@@ -143,6 +148,7 @@ impl ShowQuery {
             Self::Groups => "groups",
             Self::Pending => "pending",
             Self::Mnat => "mnat",
+            Self::Tunnels => "tunnels",
             Self::Drops(_) => "drops",
         }
     }

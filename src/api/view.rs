@@ -316,6 +316,40 @@ pub struct MnatView {
     pub mappings: Vec<MappingView>,
 }
 
+/// A tunnel of AMT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TunnelView {
+    /// The tunnel interface.
+    pub interface: String,
+    /// `gateway` if the far end is a relay, `relay` if it is a gateway.
+    pub role: String,
+    /// Address and port of the far end.
+    pub remote: String,
+    /// State for IGMP: `idle`, `requesting`, `connected`, `limit_reached` or `unresponsive`. Null
+    /// at a relay.
+    #[schema(required)]
+    pub igmp: Option<String>,
+    /// State for MLD. Null at a relay.
+    #[schema(required)]
+    pub mld: Option<String>,
+    /// Address and port of this gateway as the relay receives them; null if the relay does not
+    /// report them.
+    #[schema(required)]
+    pub outside: Option<String>,
+    /// The groups that a gateway joined; at a gateway, each source counts.
+    pub memberships: usize,
+    /// Packets that the relay sent; null at a relay.
+    #[schema(required)]
+    pub packets: Option<u64>,
+    /// IP bytes of these packets; null at a relay.
+    #[schema(required)]
+    pub bytes: Option<u64>,
+    /// Milliseconds since the last packet of the relay, or since the last report of the gateway;
+    /// null if there was none.
+    #[schema(required)]
+    pub idle_ms: Option<u64>,
+}
+
 /// A global stream and the local stream that it is mapped to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MappingView {

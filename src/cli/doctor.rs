@@ -167,6 +167,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
             ShowReply::Drops(drops) => facts.drops = drops,
             ShowReply::Flows(_)
             | ShowReply::Mnat(_)
+            | ShowReply::Tunnels(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)
             | ShowReply::Upgraded(_)

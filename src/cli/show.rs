@@ -165,6 +165,8 @@ pub enum ShowTable {
     Pending,
     /// MNAT mappings, and streams that wait for a mapping
     Mnat,
+    /// Tunnels to AMT relays and gateways
+    Tunnels,
     /// The streams with the most dropped packets, why they are dropped, and what can be done
     Drops,
 }
@@ -178,6 +180,7 @@ impl From<ShowTable> for ShowQuery {
             ShowTable::Groups => Self::Groups,
             ShowTable::Pending => Self::Pending,
             ShowTable::Mnat => Self::Mnat,
+            ShowTable::Tunnels => Self::Tunnels,
             ShowTable::Drops => Self::Drops(DropQuery::default()),
         }
     }
@@ -242,6 +245,7 @@ fn json(reply: &ShowReply) -> serde_json::Result<String> {
         ShowReply::Groups(groups) => serde_json::to_string_pretty(groups),
         ShowReply::Pending(pending) => serde_json::to_string_pretty(pending),
         ShowReply::Mnat(ends) => serde_json::to_string_pretty(ends),
+        ShowReply::Tunnels(tunnels) => serde_json::to_string_pretty(tunnels),
         ShowReply::Drops(drops) => serde_json::to_string_pretty(drops),
         ShowReply::Upgraded(view) => serde_json::to_string_pretty(view),
         ShowReply::Done(done) => serde_json::to_string_pretty(done),

@@ -10,7 +10,7 @@ use super::output::paragraph;
 use super::table::{NO_BREAK, new_table, table_text};
 use crate::api::{
     DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView, QuerierView, RouteView,
-    ShowReply,
+    ShowReply, TunnelView,
 };
 
 /// Formats a reply for a terminal, without escapes.
@@ -30,6 +30,7 @@ pub(super) fn text(reply: &ShowReply) -> String {
         ShowReply::Groups(groups) => table_text(groups_table(groups)),
         ShowReply::Pending(pending) => table_text(pending_table(pending)),
         ShowReply::Mnat(ends) => table_text(mnat_table(ends)),
+        ShowReply::Tunnels(tunnels) => table_text(tunnels_table(tunnels)),
         ShowReply::Drops(drops) => drops_text(drops),
         ShowReply::Upgraded(view) => view.to_string(),
         ShowReply::Done(done) => done.clone(),
@@ -278,6 +279,34 @@ fn mnat_table(ends: &[MnatView]) -> Table {
                 server.clone(),
             ]);
         }
+    }
+    table
+}
+
+fn tunnels_table(tunnels: &[TunnelView]) -> Table {
+    let header = [
+        "INTERFACE",
+        "FAR END",
+        "IGMP",
+        "MLD",
+        "GROUPS",
+        "PACKETS",
+        "IDLE",
+    ];
+    let mut table = new_table(&header, &[4, 5, 6]);
+    for tunnel in tunnels {
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        let packets = tunnel.packets.map(|packets| packets.to_string());
+        let idle = tunnel.idle_ms.map(seconds);
+        table.add_row([
+            tunnel.interface.clone(),
+            tunnel.remote.clone(),
+            text(&tunnel.igmp),
+            text(&tunnel.mld),
+            tunnel.memberships.to_string(),
+            text(&packets),
+            text(&idle),
+        ]);
     }
     table
 }

@@ -15,7 +15,7 @@ use super::{drop_views, flow_views, group_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
     ApplyChange, Barrier, FlushFlows, QueryHostGroups, QueryMembers, QueryMnat, QueryQueriers,
-    QueryRouting, RoutingTables,
+    QueryRouting, QueryTunnels, RoutingTables,
 };
 use crate::actors::shared::ProcessRequest;
 use crate::api::{
@@ -111,6 +111,13 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             }
             None => ShowReply::Mnat(Vec::new()),
         },
+        ShowQuery::Tunnels if context.amt.load().config.is_empty() => {
+            ShowReply::Tunnels(Vec::new())
+        }
+        ShowQuery::Tunnels => {
+            let tunnels = ask(context, "amt", QueryTunnels).await?;
+            ShowReply::Tunnels(tunnels.into_iter().map(views::tunnel).collect())
+        }
         ShowQuery::Drops(query) => {
             let drops = drop_views::drops(context, query).await;
             ShowReply::Drops(drops.map_err(|_| QueryError::NoAnswer("an interface"))?)

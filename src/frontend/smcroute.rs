@@ -152,6 +152,7 @@ async fn show_tables(
             ShowReply::Groups(groups) => snapshot.groups = groups,
             ShowReply::Pending(_)
             | ShowReply::Mnat(_)
+            | ShowReply::Tunnels(_)
             | ShowReply::Drops(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)

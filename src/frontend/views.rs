@@ -1,9 +1,11 @@
 //! Renders routes, interfaces, pending rules and MNAT mappings.
 
-use crate::actors::messages::{MnatStatus, RoutingTables};
+use std::time::Duration;
+
+use crate::actors::messages::{MnatStatus, RoutingTables, TunnelEnd, TunnelReport};
 use crate::api::view::{
     InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView, RewriteView,
-    RouteView,
+    RouteView, TunnelView,
 };
 use crate::forward::DropReason;
 use crate::membership::{Protocol, QuerierStatus};
@@ -203,6 +205,38 @@ pub fn mnat(status: MnatStatus) -> MnatView {
         upstream: config.upstream.to_string(),
         downstream: config.downstream.to_string(),
         mappings: mappings.collect(),
+    }
+}
+
+/// Renders a tunnel.
+pub fn tunnel(report: TunnelReport) -> TunnelView {
+    let ms = |duration: Duration| duration.as_millis() as u64;
+    let interface = report.interface.to_string();
+    match report.end {
+        TunnelEnd::Relay(status, (packets, bytes)) => TunnelView {
+            interface,
+            role: "gateway".into(),
+            remote: status.relay.to_string(),
+            igmp: Some(status.states[0].label().into()),
+            mld: Some(status.states[1].label().into()),
+            outside: status.gateway.map(|address| address.to_string()),
+            memberships: status.memberships,
+            packets: Some(packets),
+            bytes: Some(bytes),
+            idle_ms: status.silent_for.map(ms),
+        },
+        TunnelEnd::Gateway(status) => TunnelView {
+            interface,
+            role: "relay".into(),
+            remote: status.gateway.to_string(),
+            igmp: None,
+            mld: None,
+            outside: None,
+            memberships: status.groups,
+            packets: None,
+            bytes: None,
+            idle_ms: Some(ms(status.updated)),
+        },
     }
 }
 

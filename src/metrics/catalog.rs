@@ -10,6 +10,7 @@ use prometheus::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::amt::AmtFamilies;
 use super::families::{Families, MetricsRegistry};
 use super::http::HttpFamilies;
 use super::membership::MembershipFamilies;
@@ -148,6 +149,8 @@ pub struct Catalog {
     pub membership: MembershipFamilies,
     /// Metrics of multicast NAT.
     pub mnat: MnatFamilies,
+    /// Metrics of AMT.
+    pub amt: AmtFamilies,
     process: ProcessFamilies,
 }
 
@@ -360,12 +363,14 @@ impl Catalog {
         let http = HttpFamilies::new(&registry)?;
         let membership = MembershipFamilies::new(&registry)?;
         let mnat = MnatFamilies::new(&registry)?;
+        let amt = AmtFamilies::new(&registry)?;
         let process = ProcessFamilies::new(&registry)?;
         Ok(Self {
             registry,
             http,
             membership,
             mnat,
+            amt,
             process,
             route_packets,
             route_bytes,

@@ -1,6 +1,7 @@
 //! The metrics of the program. Counters are kept outside the actors, so that they survive the death
 //! of an actor.
 
+pub mod amt;
 pub mod catalog;
 mod families;
 pub mod http;

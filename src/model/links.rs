@@ -38,6 +38,9 @@ pub struct Link {
     /// kernel.
     #[serde(skip)]
     pub plane: Option<PlaneName>,
+    /// Whether packets only arrive on it, such as on the gateway of a tunnel.
+    #[serde(skip)]
+    pub receives_only: bool,
 }
 
 impl Link {
@@ -55,6 +58,7 @@ impl Link {
             loopback: false,
             known_as: BTreeSet::new(),
             plane: None,
+            receives_only: false,
         }
     }
 
@@ -62,9 +66,11 @@ impl Link {
     ///
     /// A port of a bridge, bond or team is selected by its exact name or an alias only. A pattern
     /// that fits the ports and the bridge would forward each packet several times. The same holds
-    /// for the loopback interface, where only local programs receive.
+    /// for the loopback interface, where only local programs receive, and for tunnels, which lead to
+    /// other networks.
     pub fn matches(&self, pattern: &IfPattern) -> bool {
-        let needs_name = self.is_port || self.loopback;
+        let is_tunnel = self.index.ifindex().is_none();
+        let needs_name = self.is_port || self.loopback || is_tunnel;
         let is_pattern = pattern.is_pattern() && !pattern.is_alias();
         !(needs_name && is_pattern) && self.is_named(pattern)
     }
@@ -236,6 +242,14 @@ impl Links {
         self.iter()
             .filter_map(|l| l.vlan)
             .filter_map(move |(of, id)| (of == parent).then_some(id))
+    }
+}
+
+impl Extend<Link> for Links {
+    fn extend<T: IntoIterator<Item = Link>>(&mut self, links: T) {
+        for link in links {
+            self.insert(link);
+        }
     }
 }
 

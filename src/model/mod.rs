@@ -20,6 +20,7 @@ pub mod takeover_role;
 pub mod translation;
 pub mod translation_conflicts;
 pub mod ttl;
+pub mod tunnel;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
 pub use aliases::{Aliases, NoInterface, WaitingHint};
@@ -40,3 +41,4 @@ pub use rule::{
 pub use takeover_role::TakeoverRole;
 pub use translation::{TranslationError, TranslationKind, TranslationRule};
 pub use ttl::{TtlPolicy, TtlThreshold};
+pub use tunnel::{TunnelEndpoint, TunnelInterface};

@@ -9,6 +9,7 @@
 pub mod ebpf;
 pub mod packet;
 pub mod sim;
+pub mod tunnel;
 
 use std::io;
 use std::sync::Arc;
@@ -207,6 +208,11 @@ impl Planes {
     /// Claims an ingress interface if the process that had it has ended. Does not wait.
     pub fn claim_if_free(&self, interface: InterfaceId) -> Option<Arc<IngressClaim>> {
         self.claims.as_ref()?.take_if_free(interface)
+    }
+
+    /// Adds a plane for the interfaces that name it.
+    pub fn add(&mut self, plane: Box<dyn Plane>) {
+        self.others.push(plane);
     }
 
     /// Returns all planes, the default one first.

@@ -14,6 +14,8 @@ pub(super) enum KeyType {
     Integer,
     /// A list of strings.
     Strings,
+    /// A list of strings, or one of them.
+    StringOrStrings,
     /// One of a few words, or a boolean.
     WordOrBoolean,
     /// One of a few words, or an inline table.
@@ -58,6 +60,8 @@ pub(super) enum DefaultValue {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KeyDeclaration {
     pub name: &'static str,
+    /// The table that contains this table; empty for a key and for a table at the top level.
+    pub parent: &'static str,
     pub key_type: KeyType,
     /// The meaning of the key, in lines; each starts with a space. Empty for a table, which has a
     /// text of its own.
@@ -89,6 +93,7 @@ pub(super) const fn declare(
 ) -> KeyDeclaration {
     KeyDeclaration {
         name,
+        parent: "",
         key_type,
         text,
         default: DefaultValue::Described("none"),
@@ -106,6 +111,12 @@ pub(super) const fn declare(
 impl KeyDeclaration {
     pub const fn required(mut self) -> Self {
         self.default = DefaultValue::Required;
+        self
+    }
+
+    /// Places a table inside another one.
+    pub const fn inside(mut self, parent: &'static str) -> Self {
+        self.parent = parent;
         self
     }
 
@@ -234,12 +245,27 @@ impl KeyDeclaration {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// Returns the header of this table: `[http]` or `[[route]]`.
+    /// Returns the header of this table: `[http]`, `[[route]]` or `[[amt.gateway]]`.
     pub fn header(&self) -> String {
+        let name = match self.parent {
+            "" => self.name.into(),
+            parent => format!("{parent}.{}", self.name),
+        };
         match self.key_type {
-            KeyType::Tables(_) => format!("[[{}]]", self.name),
-            _ => format!("[{}]", self.name),
+            KeyType::Tables(_) => format!("[[{name}]]"),
+            _ => format!("[{name}]"),
         }
+    }
+
+    /// Returns the header of a table inside this one: `[route.rewrite]`.
+    pub fn header_of_inner(&self, inner: &Self) -> String {
+        let outer = self.header();
+        format!("[{}.{}]", outer.trim_matches(['[', ']']), inner.name)
+    }
+
+    /// Returns whether this is a table, or an array of tables.
+    pub fn is_table(&self) -> bool {
+        matches!(self.key_type, KeyType::Table(_) | KeyType::Tables(_))
     }
 }
 
@@ -307,6 +333,7 @@ macro_rules! raw_tables {
     (@field Boolean) => { bool };
     (@field Integer) => { i64 };
     (@field Strings) => { Vec<Option<String>> };
+    (@field StringOrStrings) => { RawStrings };
     (@field JoinPolicy) => { RawJoinPolicy };
     (@field TtlPolicy) => { RawTtlPolicy };
     (@field Table($inner:ident)) => { RawTable<$inner> };

@@ -73,6 +73,7 @@ fn wrong_type(sources: &Sources, path: &KeyPath, value: Option<&Json>) -> Proble
         KeyType::Boolean => "true or false, without quotes",
         KeyType::Integer => "an integer, without quotes",
         KeyType::Strings => "a list of strings",
+        KeyType::StringOrStrings => "a string, or a list of strings",
         KeyType::WordOrTable(_) => TTL_FORMS,
         KeyType::WordOrBoolean => JOIN_FORMS,
         KeyType::Tables(_) if !is_entry => "an array of tables",

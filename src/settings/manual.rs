@@ -80,8 +80,8 @@ fn add_table(roff: &mut Roff, table: &KeyDeclaration, header: &str) {
     for line in table.text_lines() {
         roff.text(inlines(line));
     }
-    let is_table = |key: &&KeyDeclaration| matches!(key.key_type, KeyType::Table(_));
-    for key in table.key_type.keys().iter().filter(|key| !is_table(key)) {
+    let keys = || table.key_type.keys().iter();
+    for key in keys().filter(|key| !key.is_table()) {
         roff.control("TP", []);
         roff.text([bold(key.name)]);
         for line in key.text_lines() {
@@ -98,8 +98,12 @@ fn add_table(roff: &mut Roff, table: &KeyDeclaration, header: &str) {
         };
         roff.text(inlines(&format!("{default}.{range}")));
     }
-    for inner in table.key_type.keys().iter().filter(is_table) {
-        add_table(roff, inner, &format!("[{}.{}]", table.name, inner.name));
+    for inner in keys().filter(|key| key.is_table()) {
+        let header = match inner.key_type {
+            KeyType::Tables(_) => inner.header(),
+            _ => table.header_of_inner(inner),
+        };
+        add_table(roff, inner, &header);
     }
 }
 

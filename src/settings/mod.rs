@@ -17,6 +17,7 @@
 //! ```
 
 mod addresses;
+mod amt;
 mod checker;
 mod declaration;
 mod deserialize;

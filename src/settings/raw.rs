@@ -33,6 +33,7 @@ raw_tables! {
         proxy: Tables(RawProxy);
         mrdisc: Table(RawMrdisc);
         mnat: Table(RawMnat);
+        amt: Table(RawAmt);
         limits: Table(RawLimits);
     }
 
@@ -380,6 +381,65 @@ raw_tables! {
         grace: String, default_string("5m"), durations_ms(0, 30 * 86_400_000);
     }
 
+    /// Tunnels to and from networks without multicast (AMT, RFC 7450). See docs/amt.md.
+    struct RawAmt {
+        gateway: Tables(RawAmtGateway), inside("amt"), default_described("`[]`");
+        relay: Tables(RawAmtRelay), inside("amt"), default_described("`[]`");
+    }
+
+    /// An interface on which multicast arrives through tunnels to relays.
+    struct RawAmtGateway {
+        /// The name of the interface, for `from`, `upstream` and `interface` of other tables.
+        name: String, required(), range("interface name that the kernel does not use"),
+            example("\"internet\"");
+        /// Where relays are looked for, in this order: "driad" (AMTRELAY records of the source),
+        /// "dns-sd" (a service of the search domain), "anycast", a host name, or an address.
+        /// "auto" is "dns-sd", "anycast", "driad".
+        relay: StringOrStrings, required(), entries(1, 16),
+            range("`\"auto\"`, `\"driad\"`, `\"dns-sd\"`, `\"anycast\"`, a host name or an address, \
+                each with an optional port; or a list of them"),
+            example("\"driad\"");
+        /// The interface on which the tunnels leave.
+        interface: String, default_described("by the routes of the kernel"),
+            range("interface name"), example("\"eth0\"");
+        /// The IP versions of the streams. The tunnels may have either.
+        families: Strings, default_described("`[\"ipv4\", \"ipv6\"]`"), words(&["ipv4", "ipv6"]),
+            range("`\"ipv4\"`, `\"ipv6\"`, or both"), example("[\"ipv4\", \"ipv6\"]");
+    }
+
+    /// An interface on which multicast leaves through tunnels to gateways.
+    struct RawAmtRelay {
+        /// The name of the interface, for `to` and `downstream` of other tables.
+        name: String, required(), range("interface name that the kernel does not use"),
+            example("\"tunnels\"");
+        /// The addresses and ports on which gateways are served.
+        listen: Strings, default_described("`[\"0.0.0.0:2268\", \"[::]:2268\"]`"), entries(1, 16),
+            range("addresses and ports"), example("[\"0.0.0.0:2268\", \"[::]:2268\"]");
+        /// The addresses to which discovered gateways send their requests: at most one for each IP
+        /// version.
+        advertise: Strings, default_described("the address that was discovered"), entries(1, 2),
+            range("addresses of this host"), example("[\"192.0.2.1\"]");
+        /// The time after which gateways report their groups again.
+        query_interval: String, default_string("125s"), durations_ms(1000, 31_744_000);
+        /// The size of the largest packet inside a tunnel. Larger ones are fragmented or dropped,
+        /// as on other interfaces. Datagrams that exceed the MTU of the path are fragmented.
+        mtu: Integer, default_integer(1452), integers(576, 65_000), unit("bytes");
+        limits: Table(RawAmtLimits), default_described("the defaults of its keys"),
+            example("{ gateways = 10000 }");
+    }
+
+    /// Limits of a relay.
+    struct RawAmtLimits {
+        /// The number of gateways. Further ones are told to use another relay.
+        gateways: Integer, default_integer(10_000), integers(1, 1_000_000);
+        /// The number of groups of one gateway, for each IP version.
+        groups_per_gateway: Integer, default_integer(256), integers(1, 65_536);
+        /// The number of answers per second to a /24 or /48 of senders that have no tunnel yet.
+        answers_per_prefix: Integer, default_integer(100), integers(1, 1_000_000);
+        /// The number of answers per second to all senders that have no tunnel yet.
+        answers: Integer, default_integer(5_000), integers(1, 1_000_000);
+    }
+
     /// The number of flows, (S,G) pairs being forwarded, that are tracked.
     struct RawLimits {
         /// The number of flows of all interfaces together. At the limit, the flow of the same
@@ -415,7 +475,9 @@ pub(super) fn find_key(path: &KeyPath) -> Option<(KeyType, Option<&'static KeyDe
     for segment in &path.0 {
         match (segment, key_type) {
             (PathSegment::Index(_), KeyType::Tables(_)) if !inside_entry => inside_entry = true,
-            (PathSegment::Index(_), KeyType::Strings) => key_type = KeyType::String,
+            (PathSegment::Index(_), KeyType::Strings | KeyType::StringOrStrings) => {
+                key_type = KeyType::String;
+            }
             (PathSegment::Key(_), KeyType::Tables(_)) if !inside_entry => return None,
             (PathSegment::Key(name), _) => {
                 let key = key_type.keys().iter().find(|key| key.name == name)?;
@@ -427,6 +489,14 @@ pub(super) fn find_key(path: &KeyPath) -> Option<(KeyType, Option<&'static KeyDe
         }
     }
     Some((key_type, declaration))
+}
+
+/// A list of strings, or one of them.
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+pub(super) enum RawStrings {
+    One(String),
+    Many(Vec<Option<String>>),
 }
 
 /// `"auto"`, `true` or `false`.

@@ -67,13 +67,18 @@ fn add_rows(rows: &mut String, parent: &KeyDeclaration, path: &str, variable: &s
             (_, toml, _) => format!("`{}`", toml.unwrap_or_default()),
         };
         // The rows of the keys inside say more than the row of a table could.
-        if !matches!(key.key_type, KeyType::Table(_)) {
+        if !key.is_table() {
             let _ = writeln!(
                 rows,
                 "| `{path}{name}` | {} | {default} | {} | `{variable}{upper}` |",
                 type_name(&key.key_type),
                 key.range_markdown(),
             );
+            continue;
+        }
+        if let KeyType::Tables(_) = key.key_type {
+            let path = format!("{path}{name}.");
+            add_rows(rows, key, &path, &format!("{variable}{upper}__0__"));
             continue;
         }
         if !key.range_markdown().is_empty() {
@@ -94,6 +99,7 @@ fn type_name(key_type: &KeyType) -> &'static str {
         KeyType::Boolean => "boolean",
         KeyType::Integer => "integer",
         KeyType::Strings => "list of strings",
+        KeyType::StringOrStrings => "string or list",
         KeyType::WordOrBoolean => "string or boolean",
         KeyType::WordOrTable(_) => "string or table",
         KeyType::Table(_) => "table",
@@ -127,8 +133,7 @@ fn add_table(file: &mut String, table: &KeyDeclaration, header: String, disabled
     let mark = if disabled { "# " } else { "" };
     let _ = writeln!(file, "{mark}{header}");
     let keys = || table.key_type.keys().iter();
-    let is_table = |key: &&KeyDeclaration| matches!(key.key_type, KeyType::Table(_));
-    for key in keys().filter(|key| !is_table(key)) {
+    for key in keys().filter(|key| !key.is_table()) {
         add_comment(file, key.text_lines());
         let default = match (key.default, key.default_toml()) {
             (DefaultValue::Required, _) => "Required".to_string(),
@@ -143,15 +148,14 @@ fn add_table(file: &mut String, table: &KeyDeclaration, header: String, disabled
         add_comment(file, [facts.as_str()].into_iter());
         let _ = writeln!(file, "{mark}{} = {}", key.name, key.example_toml());
     }
-    for inner in keys().filter(is_table) {
+    for inner in keys().filter(|key| key.is_table()) {
         // A table that is absent by default would change what the other keys do.
-        let disabled = matches!(inner.default, DefaultValue::Described("none"));
-        add_table(
-            file,
-            inner,
-            format!("[{}.{}]", table.name, inner.name),
-            disabled,
-        );
+        let disabled = disabled || matches!(inner.default, DefaultValue::Described("none"));
+        let header = match inner.key_type {
+            KeyType::Tables(_) => inner.header(),
+            _ => table.header_of_inner(inner),
+        };
+        add_table(file, inner, header, disabled);
     }
 }
 
@@ -232,6 +236,10 @@ fn key_schema(key: &KeyDeclaration) -> Map<String, Json> {
                 schema.insert("maxItems".into(), highest.into());
             }
             schema
+        }
+        KeyType::StringOrStrings => {
+            let list = json!({ "type": "array", "items": string() });
+            object(json!({ "anyOf": [string(), list] }))
         }
         KeyType::WordOrBoolean => object(json!({ "anyOf": [string(), { "type": "boolean" }] })),
         KeyType::WordOrTable(table) => object(json!({ "anyOf": [string(), table_schema(table)] })),

@@ -140,8 +140,8 @@ pub(super) fn text_to_value(key_type: &KeyType, text: &str) -> Result<Value, Str
         KeyType::Boolean | KeyType::Integer | KeyType::WordOrBoolean => {
             Ok(toml().unwrap_or_else(|_| string(text)))
         }
-        KeyType::Strings if trimmed.starts_with('[') => toml(),
-        KeyType::Strings => {
+        KeyType::Strings | KeyType::StringOrStrings if trimmed.starts_with('[') => toml(),
+        KeyType::Strings | KeyType::StringOrStrings => {
             let entries = trimmed.split(',').map(str::trim).filter(|s| !s.is_empty());
             Ok(Value::new(None, entries.map(string).collect::<Vec<_>>()))
         }

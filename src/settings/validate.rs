@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::amt::check_amt;
 use super::checker::Checker;
 use super::interfaces::check_interfaces;
 use super::joins::check_joins;
@@ -42,6 +43,7 @@ pub(super) fn validate(
         proxies: check_proxies(&mut checker, tables(raw.proxy)),
         mrdisc: check_mrdisc(&mut checker, table(raw.mrdisc)),
         mnat: raw.mnat.and_then(|raw| check_mnat(&mut checker, raw.0)),
+        amt: check_amt(&mut checker, table(raw.amt)),
         limits: check_limits(&mut checker, table(raw.limits)),
         skipped: Vec::new(),
         doubtful: Vec::new(),

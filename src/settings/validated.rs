@@ -36,6 +36,8 @@ pub struct Settings {
     pub mrdisc: MrdiscSettings,
     /// `[mnat]`
     pub mnat: Option<crate::mnat::Config>,
+    /// `[amt]`
+    pub amt: crate::amt::config::AmtConfig,
     /// `[limits]`
     pub limits: LimitSettings,
     /// The wrong lines of an `smcroute.conf`, which are skipped: location and reason.

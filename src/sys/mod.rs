@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod burst_limit;
 pub mod capabilities;
 pub mod confinement;
+pub mod datagram;
 pub mod fanout;
 pub mod files;
 pub mod filter;

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::datagram::{DatagramReceiver, DatagramSocket};
 use super::receive::PacketReceiver;
 use super::ring::CaptureRing;
 use super::transmit::WritableSocket;
@@ -23,6 +25,11 @@ unsafe impl OwnsDescriptor for CaptureRing {}
 unsafe impl OwnsDescriptor for PacketReceiver {}
 // SAFETY: as for `CaptureRing`.
 unsafe impl OwnsDescriptor for WritableSocket {}
+
+// SAFETY: as for `CaptureRing`.
+unsafe impl OwnsDescriptor for DatagramReceiver {}
+// SAFETY: as for `CaptureRing`.
+unsafe impl OwnsDescriptor for Arc<DatagramSocket> {}
 
 /// Registers `inner` with the runtime of the current thread.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {

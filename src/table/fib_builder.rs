@@ -307,8 +307,9 @@ impl FibBuilder {
         }));
         // If no upstream is running, packets take the path to the first, which counts them as
         // dropped.
-        let running = upstreams.iter().find(|l| l.up && l.carrier);
-        let upstream_egress = running.or(upstreams.first()).filter(|_| proxy.upward);
+        let senders = || upstreams.iter().filter(|link| !link.receives_only);
+        let running = senders().find(|l| l.up && l.carrier);
+        let upstream_egress = running.or(senders().next()).filter(|_| proxy.upward);
         let interfaces = ProxyInterfaces {
             proxy: proxy.clone(),
             downstreams,

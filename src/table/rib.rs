@@ -15,6 +15,7 @@ use super::route_rules::{RouteChange, RouteRules};
 use crate::model::rule::{MAX_EGRESSES, MAX_JOINED_GROUPS};
 use crate::model::{
     GroupPrefix, IfPattern, JoinRule, Link, Links, ProxyRule, RouteRule, SourcePrefix,
+    TunnelInterface,
 };
 
 /// All rules and interface options.
@@ -28,6 +29,8 @@ pub struct Rib {
     pub joins: Vec<JoinRule>,
     /// The proxies. An interface is downstream of the first proxy that names it.
     pub proxies: Vec<ProxyRule>,
+    /// The interfaces that are no links of the kernel.
+    pub tunnels: Vec<TunnelInterface>,
 }
 
 impl Rib {

@@ -1,8 +1,10 @@
-//! Packet formats: parsing and building of IP, UDP, VLAN, IGMP, MLD and multicast router discovery.
+//! Packet formats: parsing and building of IP, UDP, VLAN, IGMP, MLD, multicast router discovery and
+//! AMT.
 //!
 //! Everything here is pure: functions take bytes and return values, or the reverse. The tests use
 //! packets that other implementations made.
 
+pub mod amt;
 pub mod checksum;
 pub mod error;
 pub(crate) mod extension_headers;

@@ -333,6 +333,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         loopback: flags.contains(LinkFlags::Loopback),
         known_as: BTreeSet::new(),
         plane: None,
+        receives_only: false,
     })
 }
 

@@ -776,9 +776,14 @@ impl<T, F: FnMut(&mut Interface) -> Option<T> + Unpin> ActorFuture<Interface> fo
 }
 
 impl Interface {
+    /// Returns whether another process can continue the capture. Tunnels begin anew there.
+    fn passes_capture_on(&self) -> bool {
+        !self.watch_only && self.index.ifindex().is_some()
+    }
+
     /// Returns the sockets of the capture, if there is one to pass on. `None` while its mode changes.
     fn share_capture(&mut self) -> Option<io::Result<Option<CaptureHandle>>> {
-        match self.capture.as_ref().filter(|_| !self.watch_only) {
+        match self.capture.as_ref().filter(|_| self.passes_capture_on()) {
             Some(capture) => capture
                 .borrow_mut()
                 .share()
@@ -791,7 +796,7 @@ impl Interface {
     /// Returns where another process continues the capture, if there is one to pass on. `None` while
     /// packets that were read are not sent.
     fn pause_position(&mut self) -> Option<Option<CapturePosition>> {
-        let Some(capture) = self.capture.as_ref().filter(|_| !self.watch_only) else {
+        let Some(capture) = self.capture.as_ref().filter(|_| self.passes_capture_on()) else {
             return Some(None);
         };
         let position = capture.borrow_mut().position();

@@ -1,4 +1,6 @@
-//! Actors that follow other programs: a container engine and an MNAT server.
+//! Actors that follow other programs: a container engine, an MNAT server, AMT
+//! relays and gateways.
 
+pub mod amt;
 pub mod docker;
 pub mod mnat;

@@ -3,6 +3,7 @@
 use crate::lab::harness::Case;
 use crate::lab::{Lab, Router, Star};
 
+mod amt;
 mod attacks;
 mod checksums;
 mod compose;
@@ -84,6 +85,7 @@ use cases;
 /// Returns the cases of all files.
 pub fn all() -> Vec<Case> {
     [
+        amt::cases(),
         attacks::cases(),
         harness::cases(),
         routes::cases(),

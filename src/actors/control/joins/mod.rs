@@ -15,12 +15,13 @@ use actix::prelude::*;
 
 use super::message_queue::{MessageQueue, TURN};
 use crate::actors::messages::{
-    HostGroup, HostMessages, HostMessagesLost, KeepMemberships, QueryHostGroups, QueryJoinsApplied,
-    Republish, SetJoins, UpdateJoins,
+    HostGroup, HostMessages, HostMessagesLost, JoiningInterface, KeepMemberships, QueryHostGroups,
+    QueryJoinsApplied, ReportTunnelJoins, Republish, SetJoins, TunnelJoins, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
-use crate::model::{InterfaceId, SourceFilter};
+use crate::model::{Group, IfName, InterfaceId, SourceFilter};
+use crate::planes::tunnel::TunnelPlane;
 use crate::table::Join;
 use crate::table::joins::DesiredMemberships;
 use service::HostService;
@@ -42,6 +43,8 @@ pub struct Joins {
     death_guard: DeathGuard,
     desired: DesiredMemberships,
     services: BTreeMap<InterfaceId, HostService>,
+    /// The tunnel interfaces. The AMT actor reports their memberships.
+    tunnels: BTreeMap<InterfaceId, IfName>,
     messages: MessageQueue,
     /// Whether the next turn of messages is scheduled.
     is_turn_scheduled: bool,
@@ -65,6 +68,7 @@ impl Joins {
             death_guard,
             desired: BTreeMap::new(),
             services: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
             messages: MessageQueue::default(),
             is_turn_scheduled: false,
             timer: None,
@@ -77,14 +81,41 @@ impl Joins {
 
     /// Applies changed memberships: to the host side at once, and to the kernel in time slices.
     fn apply(&mut self, now: Instant, joins: Vec<Join>, ctx: &mut Context<Self>) {
+        let mut of_tunnels: BTreeMap<InterfaceId, Vec<_>> = BTreeMap::new();
         for join in &joins {
+            let filter = self.desired.get(join).cloned().unwrap_or_default();
             if let Some(service) = self.services.get_mut(&join.interface) {
-                let filter = self.desired.get(join).cloned().unwrap_or_default();
                 service.set_filter(now, join.group, filter);
+            } else if self.tunnels.contains_key(&join.interface) {
+                let filters = of_tunnels.entry(join.interface).or_default();
+                filters.push((join.group, filter));
             }
+        }
+        for (index, filters) in of_tunnels {
+            self.send_to_tunnel(index, false, filters);
         }
         self.flush_all(now, ctx);
         self.apply_to_kernel(joins, ctx);
+    }
+
+    /// Sends memberships on a tunnel interface to the AMT actor.
+    fn send_to_tunnel(
+        &self,
+        index: InterfaceId,
+        is_complete: bool,
+        filters: Vec<(Group, SourceFilter)>,
+    ) {
+        let Some(name) = self.tunnels.get(&index) else {
+            return;
+        };
+        let count = self.joins_of(index).len();
+        let catalog = &self.context.catalog;
+        catalog.set_joined_groups(name.as_str(), count as u64);
+        self.context.directory.do_send(TunnelJoins {
+            index,
+            is_complete,
+            filters,
+        });
     }
 
     /// Applies memberships to the kernel, in time slices if there are many. Joins come before
@@ -198,6 +229,7 @@ impl Actor for Joins {
             .receives::<HostMessagesLost>()
             .receives::<KeepMemberships>()
             .receives::<QueryHostGroups>()
+            .receives::<ReportTunnelJoins>()
             .receives::<QueryJoinsApplied>();
         directory.do_send(Republish);
         ctx.run_interval(KERNEL_RETRY_INTERVAL, |actor, ctx| {
@@ -240,6 +272,11 @@ impl Handler<SetJoins> for Joins {
         self.desired.retain(|join, _| known(&join.interface));
         self.pending_in_kernel
             .retain(|(_, join)| known(&join.interface));
+        let is_tunnel = |interface: &JoiningInterface| interface.plane == Some(TunnelPlane::NAME);
+        let (tunnels, interfaces): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            interfaces.into_iter().partition(|(_, i)| is_tunnel(i));
+        let names = |(index, interface): (InterfaceId, JoiningInterface)| (index, interface.name);
+        self.tunnels = tunnels.into_iter().map(names).collect();
         let mut kernel_affected = Vec::new();
         for (index, interface) in interfaces {
             match self.services.get_mut(&index) {
@@ -271,7 +308,10 @@ impl Handler<UpdateJoins> for Joins {
     type Result = ();
 
     fn handle(&mut self, UpdateJoins(changes): UpdateJoins, ctx: &mut Self::Context) {
-        let known = |join: &Join| self.services.contains_key(&join.interface);
+        let known = |join: &Join| {
+            let index = &join.interface;
+            self.services.contains_key(index) || self.tunnels.contains_key(index)
+        };
         let changes = changes.into_iter().filter(|(join, _)| known(join));
         let mut changed = Vec::new();
         for (join, filter) in changes {
@@ -323,9 +363,10 @@ impl Handler<QueryHostGroups> for Joins {
         let group = |(join, filter): (&Join, &SourceFilter)| {
             let service = self.services.get(&join.interface);
             let (version, error) = service.map(|s| s.status(join.group)).unzip();
+            let tunnel = self.tunnels.get(&join.interface);
             HostGroup {
                 index: join.interface,
-                interface: service.map(|service| service.name().clone()),
+                interface: service.map(HostService::name).or(tunnel).cloned(),
                 group: join.group,
                 filter: filter.clone(),
                 error: error.flatten(),
@@ -333,6 +374,18 @@ impl Handler<QueryHostGroups> for Joins {
             }
         };
         self.desired.iter().map(group).collect()
+    }
+}
+
+impl Handler<ReportTunnelJoins> for Joins {
+    type Result = ();
+
+    fn handle(&mut self, _: ReportTunnelJoins, _: &mut Self::Context) {
+        for index in self.tunnels.keys() {
+            let of_tunnel = self.desired.iter().filter(|(j, _)| j.interface == *index);
+            let filters = of_tunnel.map(|(join, filter)| (join.group, filter.clone()));
+            self.send_to_tunnel(*index, true, filters.collect());
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use actix::prelude::*;
 
 use super::Routing;
 use crate::actors::messages::{
-    Barrier, LearningComplete, MembershipChanged, MembershipStarted, Publish,
+    Barrier, LearningComplete, MembershipChanged, MembershipStarted, Publish, TunnelsStarted,
 };
-use crate::model::SourceFilter;
+use crate::model::{Group, InterfaceId, SourceFilter};
 
 impl Handler<MembershipChanged> for Routing {
     type Result = ();
@@ -67,14 +67,37 @@ impl Handler<MembershipStarted> for Routing {
     type Result = ();
 
     fn handle(&mut self, _: MembershipStarted, _: &mut Self::Context) {
+        // The AMT actor knows the members behind tunnels.
         let stale = self
             .membership_database()
             .memberships()
+            .filter(|(index, ..)| index.ifindex().is_some())
             .map(|(i, g, _)| (i, g))
             .collect();
         self.stale = stale;
         self.served = None;
         self.update_served_interfaces();
+    }
+}
+
+impl Handler<TunnelsStarted> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: TunnelsStarted, ctx: &mut Self::Context) {
+        let of_tunnels = |(index, group, _): (InterfaceId, Group, _)| {
+            index.ifindex().is_none().then_some((index, group))
+        };
+        let lost: Vec<_> = {
+            let database = self.membership_database();
+            database.memberships().filter_map(of_tunnels).collect()
+        };
+        for (index, group) in lost {
+            self.set_demand(index, group, &SourceFilter::none());
+            self.membership_database()
+                .set(index, group, SourceFilter::none());
+        }
+        self.send_served_tunnels();
+        self.schedule_publish(ctx);
     }
 }
 

@@ -21,7 +21,8 @@ use crate::actors::messages::{
     AliasesChanged, AnnounceLinks, ApplyChange, Barrier, JoiningInterface, LearningComplete,
     LinksChanged, MembersChanged, MembershipChanged, MembershipStarted, MnatRoutesChanged, Publish,
     QueryRouting, ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused,
-    RoutingTables, ServeInterfaces, ServedInterface, SetJoins, UpdateJoins,
+    RoutingTables, ServeInterfaces, ServeTunnels, ServedInterface, SetJoins, TunnelsStarted,
+    UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -29,6 +30,7 @@ use crate::mnat::Channel;
 use crate::model::{
     Group, IfName, IfPattern, InterfaceId, Link, Links, MAX_PROXIES, RouteName, SourceFilter,
 };
+use crate::planes::tunnel::TunnelPlane;
 use crate::table::joins;
 use crate::table::mnat_routes::keep_mnat_routes;
 use crate::table::{Fib, FibBuilder, FibDiff, MembershipDatabase, Rib, RibError, SubnetConflict};
@@ -346,16 +348,34 @@ impl Routing {
 
     /// Applies the names of the container engine to the links, and publishes.
     fn apply_aliases(&mut self) {
-        let aliases = self.context.aliases.load();
-        let links = self.kernel_links.as_ref();
-        self.links = links.map(|links| Arc::new(links.with_aliases(&aliases)));
+        self.update_links();
         self.publish();
+    }
+
+    /// Makes the links of those of the kernel, the names of the container engine, and the tunnels.
+    fn update_links(&mut self) {
+        let aliases = self.context.aliases.load();
+        let Some(links) = &self.kernel_links else {
+            return;
+        };
+        let mut links = links.with_aliases(&aliases);
+        for tunnel in &self.rib.tunnels {
+            let id = self.context.tunnels.id(&tunnel.name);
+            links.extend(id.map(|id| Link {
+                mtu: tunnel.mtu,
+                plane: Some(TunnelPlane::NAME),
+                receives_only: tunnel.receives_only,
+                ..Link::new(id, tunnel.name.clone())
+            }));
+        }
+        self.links = Some(Arc::new(links));
     }
 
     /// Replaces the rules, and publishes.
     fn commit(&mut self, rib: Rib) {
         self.rib = Arc::new(rib);
         self.context.rib.store(self.rib.clone());
+        self.update_links();
         self.publish();
     }
 
@@ -395,9 +415,22 @@ impl Routing {
             removed.for_each(|index| database.remove_downstream(*index));
         }
         self.served = Some(interfaces.clone());
-        self.context
-            .directory
-            .do_send(ServeInterfaces { interfaces, all });
+        self.send_served_tunnels();
+        let interfaces = interfaces.into_iter();
+        let interfaces = interfaces.filter(|(_, s)| s.plane != Some(TunnelPlane::NAME));
+        self.context.directory.do_send(ServeInterfaces {
+            interfaces: interfaces.collect(),
+            all,
+        });
+    }
+
+    /// Sends the proxies whose downstream interfaces are tunnels to the AMT actor.
+    fn send_served_tunnels(&self) {
+        let served = self.served.iter().flatten();
+        let tunnels = served.filter(|(_, s)| s.plane == Some(TunnelPlane::NAME));
+        let tunnels = tunnels.filter_map(|(index, s)| Some((*index, s.proxy.clone()?)));
+        let message = ServeTunnels(tunnels.collect());
+        self.context.directory.do_send(message);
     }
 
     /// Publishes changed memberships, at once or as soon as the pace permits.
@@ -552,6 +585,7 @@ impl Actor for Routing {
             .receives::<MembershipStarted>()
             .receives::<MembershipChanged>()
             .receives::<LearningComplete>()
+            .receives::<TunnelsStarted>()
             .receives::<MnatRoutesChanged>()
             .receives::<ReportMembers>()
             .receives::<ReplaceRules>()

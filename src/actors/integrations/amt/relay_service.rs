@@ -1,0 +1,311 @@
+//! One relay interface: its machine, its sockets, and the gateways of the data path.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context as Task, Poll, ready};
+use std::time::{Duration, Instant};
+
+use ahash::AHashMap;
+use futures_util::Stream;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+
+use crate::actors::messages::{TunnelEnd, TunnelReport};
+use crate::actors::shared::RouterContext;
+use crate::amt::config::RelayInterface;
+use crate::amt::{AmtRandom, Relay};
+use crate::model::{Group, ProxyRule, SourceFilter};
+use crate::planes::tunnel::RelayPort;
+use crate::sys::buffer::Buffer;
+use crate::sys::datagram::{DatagramReceiver, DatagramSocket, TunnelDatagram};
+use crate::sys::poll::watch;
+
+/// The role label of metrics.
+const ROLE: &str = "relay";
+
+/// Shortest time between two publications of members. The cost of one depends on the number of
+/// gateways, so changes are collected.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(10);
+
+/// Datagrams that a relay received at once.
+pub(super) struct DatagramBatch {
+    buffer: Buffer,
+    datagrams: Vec<TunnelDatagram>,
+}
+
+/// A socket of a relay. Dropping it ends its stream.
+struct ListeningEnd {
+    address: SocketAddr,
+    socket: Arc<DatagramSocket>,
+    _receiving: DropGuard,
+}
+
+/// A relay interface.
+pub(super) struct RelayService {
+    settings: RelayInterface,
+    port: Arc<RelayPort>,
+    machine: Relay,
+    lists: ProxyRule,
+    ends: Vec<ListeningEnd>,
+    /// The last error of opening a socket.
+    error: Option<String>,
+    /// Earliest time of the next publication.
+    publish_at: Instant,
+    /// What was counted of [`RelayPort::traffic`]: copies, bytes, failures.
+    counted: (u64, u64, u64),
+}
+
+impl RelayService {
+    /// Creates a relay without gateways.
+    pub(super) fn new(
+        now: Instant,
+        settings: RelayInterface,
+        port: Arc<RelayPort>,
+        random: AmtRandom,
+    ) -> Self {
+        let lists = no_lists();
+        // A former actor may have left its gateways there.
+        port.set_receivers(AHashMap::new());
+        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let traffic = port.traffic();
+        let counted = (
+            load(&traffic.copies),
+            load(&traffic.bytes),
+            load(&traffic.failed),
+        );
+        Self {
+            machine: Relay::new(now, settings.relay.clone(), &lists, random),
+            settings,
+            port,
+            lists,
+            ends: Vec::new(),
+            error: None,
+            publish_at: now,
+            counted,
+        }
+    }
+
+    /// Applies new settings. Gateways stay.
+    pub(super) fn configure(&mut self, now: Instant, settings: RelayInterface) {
+        if settings == self.settings {
+            return;
+        }
+        self.ends
+            .retain(|end| settings.listen.contains(&end.address));
+        self.machine
+            .reconfigure(now, settings.relay.clone(), &self.lists);
+        self.settings = settings;
+        self.update_port();
+    }
+
+    /// Sets the proxy of the interface, whose access lists apply.
+    pub(super) fn set_lists(&mut self, now: Instant, proxy: Option<&ProxyRule>) {
+        let lists = proxy.cloned().unwrap_or_else(no_lists);
+        if lists != self.lists {
+            self.lists = lists;
+            let config = self.settings.relay.clone();
+            self.machine.reconfigure(now, config, &self.lists);
+        }
+    }
+
+    /// Returns all groups with members.
+    pub(super) fn all_groups(&self) -> Vec<(Group, SourceFilter)> {
+        self.machine.groups().collect()
+    }
+
+    /// Opens the sockets that are missing, and returns what they receive. Updates metrics.
+    pub(super) fn tick(
+        &mut self,
+        context: &RouterContext,
+    ) -> Vec<(DatagramStream, CancellationToken)> {
+        let metrics = &context.catalog.amt;
+        let name = self.settings.name.as_str();
+        let traffic = self.port.traffic();
+        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let now = (
+            load(&traffic.copies),
+            load(&traffic.bytes),
+            load(&traffic.failed),
+        );
+        let (copies, bytes, failed) = std::mem::replace(&mut self.counted, now);
+        metrics.add_copies(name, now.0 - copies, now.1 - bytes, now.2 - failed);
+        metrics.set_tunnels(name, ROLE, "connected", self.machine.gateway_count());
+        let missing = self.settings.listen.iter().copied();
+        let is_open = |address: &SocketAddr| self.ends.iter().any(|e| e.address == *address);
+        let missing: Vec<_> = missing.filter(|address| !is_open(address)).collect();
+        let mut streams = Vec::new();
+        for address in missing {
+            match self.open(address) {
+                Ok(opened) => streams.push(opened),
+                Err(e) => self.log_open_error(address, &e),
+            }
+        }
+        if !streams.is_empty() {
+            self.error = None;
+            self.update_port();
+        }
+        streams
+    }
+
+    fn open(&mut self, address: SocketAddr) -> io::Result<(DatagramStream, CancellationToken)> {
+        let socket = Arc::new(DatagramSocket::open(address, None)?);
+        let receiver = DatagramReceiver::new(socket.clone());
+        let receiver = watch(receiver, Interest::READABLE)?;
+        let token = CancellationToken::new();
+        self.ends.push(ListeningEnd {
+            address,
+            socket,
+            _receiving: token.clone().drop_guard(),
+        });
+        let name = &self.settings.name;
+        info!(interface = %name, "{name}: AMT gateways are served on {address}");
+        Ok((DatagramStream(receiver), token))
+    }
+
+    fn log_open_error(&mut self, address: SocketAddr, error: &io::Error) {
+        let name = &self.settings.name;
+        let text = format!("cannot serve gateways on {address}: {error}");
+        if self.error.as_ref() != Some(&text) {
+            warn!(interface = %name, "{name}: {text}; trying again");
+        }
+        self.error = Some(text);
+    }
+
+    fn update_port(&self) {
+        let sockets = self.ends.iter().map(|end| end.socket.clone());
+        self.port.set_sockets(sockets.collect());
+    }
+
+    /// Handles messages of gateways.
+    pub(super) fn handle_batch(
+        &mut self,
+        now: Instant,
+        batch: &DatagramBatch,
+        context: &RouterContext,
+    ) {
+        let metrics = &context.catalog.amt;
+        let name = self.settings.name.as_str();
+        for datagram in &batch.datagrams {
+            let range = datagram.start..datagram.start + datagram.len;
+            let Some(payload) = batch.buffer.bytes().get(range) else {
+                continue;
+            };
+            let (from, to) = (datagram.endpoint.remote, datagram.endpoint.local);
+            match self.machine.handle_message(now, from, to, payload) {
+                Ok(kind) => metrics.count_message(name, kind, "received"),
+                Err(refusal) => metrics.count_refused(name, refusal.label(), 1),
+            }
+        }
+    }
+
+    /// Handles an error of a socket: it is opened again.
+    pub(super) fn handle_socket_error(&mut self, error: &io::Error) {
+        let name = &self.settings.name;
+        warn!(interface = %name, "{name}: a socket for gateways failed: {error}; opening all again");
+        self.ends.clear();
+        self.update_port();
+    }
+
+    /// Handles expired timers, sends the messages that are due, and publishes members. Returns the
+    /// groups whose members changed.
+    pub(super) fn drive(
+        &mut self,
+        now: Instant,
+        context: &RouterContext,
+    ) -> Vec<(Group, SourceFilter)> {
+        self.machine.handle_timeout(now);
+        let name = self.settings.name.as_str();
+        while let Some(message) = self.machine.poll_message() {
+            let socket = self.port.socket_for(&message.to);
+            // A message that is lost is requested again.
+            if socket.is_some_and(|s| s.send(message.to, &message.message).is_ok()) {
+                let metrics = &context.catalog.amt;
+                metrics.count_message(name, message.label, "transmitted");
+            }
+        }
+        match now < self.publish_at {
+            true => Vec::new(),
+            false => self.publish(now),
+        }
+    }
+
+    /// Gives changed members to the data path. Returns the groups whose members changed.
+    pub(super) fn publish(&mut self, now: Instant) -> Vec<(Group, SourceFilter)> {
+        if !self.machine.has_changes() {
+            return Vec::new();
+        }
+        self.publish_at = now + PUBLISH_PAUSE;
+        let mut receivers = AHashMap::clone(&self.port.receivers());
+        let changes = self.machine.take_changes();
+        for change in &changes {
+            match change.receivers.is_empty() {
+                true => receivers.remove(&change.group.addr()),
+                false => receivers.insert(change.group.addr(), change.receivers.clone()),
+            };
+        }
+        self.port.set_receivers(receivers);
+        let changes = changes.into_iter();
+        changes
+            .map(|change| (change.group, change.filter))
+            .collect()
+    }
+
+    /// Returns the time at which [`RelayService::drive`] is due.
+    pub(super) fn poll_timeout(&self) -> Instant {
+        let next = self.machine.poll_timeout();
+        match self.machine.has_changes() {
+            true => next.min(self.publish_at),
+            false => next,
+        }
+    }
+
+    /// Ends all tunnels.
+    pub(super) fn end(self, context: &RouterContext) {
+        self.port.set_receivers(AHashMap::new());
+        self.port.set_sockets(Vec::new());
+        let metrics = &context.catalog.amt;
+        metrics.set_tunnels(self.settings.name.as_str(), ROLE, "connected", 0);
+    }
+
+    /// Returns the tunnels.
+    pub(super) fn reports(&self, now: Instant) -> Vec<TunnelReport> {
+        let report = |status| TunnelReport {
+            interface: self.settings.name.clone(),
+            end: TunnelEnd::Gateway(status),
+        };
+        self.machine.gateways(now).map(report).collect()
+    }
+}
+
+/// Returns a rule that permits every membership.
+fn no_lists() -> ProxyRule {
+    ProxyRule::new(Vec::new(), Vec::new())
+}
+
+/// The datagrams of a socket, in batches.
+pub(super) struct DatagramStream(AsyncFd<DatagramReceiver>);
+
+impl Stream for DatagramStream {
+    type Item = io::Result<DatagramBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready_mut(task))?;
+            let mut datagrams = Vec::new();
+            match guard.get_inner_mut().receive(&mut datagrams) {
+                Ok(buffer) => {
+                    let batch = DatagramBatch { buffer, datagrams };
+                    return Poll::Ready(Some(Ok(batch)));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                // Errors of single datagrams, such as those that ICMP reports.
+                Err(_) => {}
+            }
+        }
+    }
+}

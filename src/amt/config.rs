@@ -1,0 +1,58 @@
+//! The configured tunnel interfaces.
+
+use std::net::SocketAddr;
+
+use super::candidate::RelayWay;
+use super::relay::RelayConfig;
+use crate::model::IfName;
+
+/// `[amt]`: the tunnel interfaces. Names are unique.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AmtConfig {
+    /// Each `[[amt.gateway]]`.
+    pub gateways: Vec<GatewayInterface>,
+    /// Each `[[amt.relay]]`.
+    pub relays: Vec<RelayInterface>,
+}
+
+impl AmtConfig {
+    /// Returns whether there is no tunnel interface.
+    pub fn is_empty(&self) -> bool {
+        self.gateways.is_empty() && self.relays.is_empty()
+    }
+}
+
+/// `[[amt.gateway]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayInterface {
+    /// The name of the interface.
+    pub name: IfName,
+    /// Where relays are looked for, in this order.
+    pub ways: Vec<RelayWay>,
+    /// The interface on which the tunnels leave; `None`: the kernel chooses.
+    pub interface: Option<IfName>,
+    /// Whether IPv4 and IPv6 streams are requested.
+    pub families: [bool; 2],
+}
+
+impl GatewayInterface {
+    /// Returns whether name servers are needed.
+    pub fn needs_resolver(&self) -> bool {
+        let is_looked_up =
+            |way: &RelayWay| matches!(way, RelayWay::Host(..) | RelayWay::DnsSd | RelayWay::Driad);
+        self.ways.iter().any(is_looked_up)
+    }
+}
+
+/// `[[amt.relay]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayInterface {
+    /// The name of the interface.
+    pub name: IfName,
+    /// The addresses on which gateways are served.
+    pub listen: Vec<SocketAddr>,
+    /// Size of the largest packet inside a tunnel in bytes.
+    pub mtu: u32,
+    /// The configuration of the relay.
+    pub relay: RelayConfig,
+}

@@ -1,0 +1,594 @@
+//! A relay (RFC 7450 section 5.3): answers gateways, and knows which streams each of them
+//! receives.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+
+use super::prefix_limit::PrefixLimit;
+use super::random::AmtRandom;
+use super::receivers::GroupReceivers;
+use super::refusal::AmtRefusal;
+use super::response_mac::MacSecrets;
+use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol};
+use crate::model::{
+    Group, HeaderChecks, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers, SourceFilter,
+    TunnelEndpoint,
+};
+use crate::wire::amt::{AmtMessage, FlagLayout};
+use crate::wire::link_control::HeaderPolicy;
+use crate::wire::membership;
+use crate::wire::membership_message::{Generation, MembershipMessage, Query};
+
+/// Robustness variable of the queries.
+const ROBUSTNESS: u8 = 2;
+
+/// Maximum Response Time of the queries. A tunnel has one host, so there is nothing to spread.
+const RESPONSE_TIME: Duration = Duration::from_secs(1);
+
+/// Time until a leave ends a stream. Nobody else in the tunnel could contradict it.
+const LEAVE_TIME: Duration = Duration::from_millis(1);
+
+/// Shortest lifetime of a MAC secret.
+const MIN_SECRET_LIFETIME: Duration = Duration::from_secs(600);
+
+/// Tracked hosts of one tunnel: none, because it has one.
+const MAX_TRACKED: usize = 0;
+
+/// Source of IGMP queries if no IPv4 address is advertised: the IPv4 dummy address (RFC 7600).
+const DUMMY_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+/// Source of MLD queries, which must be link-local.
+const MLD_SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Number of Requests that are remembered, to recognise repeated ones.
+const RECENT_REQUESTS: usize = 4096;
+
+/// Size of a query packet: all of them fit.
+const QUERY_MTU: usize = 1280;
+
+/// Configuration of one [`Relay`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// The IPv4 and the IPv6 address in advertisements; `None`: the address that received the
+    /// discovery.
+    pub advertise: [Option<IpAddr>; 2],
+    /// Time between the Requests of a gateway.
+    pub query_interval: Duration,
+    /// Largest number of gateways.
+    pub gateways: usize,
+    /// Largest number of groups of one gateway and protocol.
+    pub groups_per_gateway: usize,
+    /// Largest number of answers per second to a /24 or /48 of senders without a tunnel.
+    pub answers_per_prefix: u32,
+    /// Largest number of answers per second to all senders without a tunnel.
+    pub answers: u32,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            advertise: [None; 2],
+            query_interval: Duration::from_secs(125),
+            gateways: 10_000,
+            groups_per_gateway: 256,
+            answers_per_prefix: 100,
+            answers: 5_000,
+        }
+    }
+}
+
+impl RelayConfig {
+    /// Returns the rule for the memberships of one tunnel. `lists` has the access lists.
+    fn rule(&self, lists: &ProxyRule) -> ProxyRule {
+        ProxyRule {
+            querier: QuerierPolicy::On,
+            header_checks: HeaderChecks::Lenient,
+            fast_leave: false,
+            timers: QuerierTimers {
+                robustness: ROBUSTNESS,
+                query_interval: self.query_interval,
+                query_response_interval: RESPONSE_TIME,
+                last_member_query_interval: LEAVE_TIME,
+                last_member_query_count: Some(1),
+                ..QuerierTimers::default()
+            },
+            limits: MembershipLimits {
+                groups: self.groups_per_gateway,
+                ..lists.limits
+            },
+            ..lists.clone()
+        }
+    }
+}
+
+/// A message to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayMessage {
+    /// The receiver, and the address that it sent to.
+    pub to: TunnelEndpoint,
+    /// The label of its type.
+    pub label: &'static str,
+    /// The payload of the datagram.
+    pub message: Vec<u8>,
+}
+
+/// A group whose members changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupChange {
+    /// The group.
+    pub group: Group,
+    /// The union of the filters of all gateways.
+    pub filter: SourceFilter,
+    /// The gateways.
+    pub receivers: Arc<GroupReceivers>,
+}
+
+/// A tunnel as users see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayStatus {
+    /// The address of the gateway.
+    pub gateway: SocketAddr,
+    /// Number of its groups.
+    pub groups: usize,
+    /// Time since the first update.
+    pub age: Duration,
+    /// Time since the last update.
+    pub updated: Duration,
+}
+
+/// The tunnel to one gateway.
+#[derive(Debug)]
+struct GatewayTunnel {
+    /// The address of this host that the gateway sent its last update to.
+    local: IpAddr,
+    /// IGMP and MLD. Boxed, because most gateways use one of them.
+    downstreams: [Option<Box<Downstream>>; 2],
+    since: Instant,
+    updated: Instant,
+    /// The deadline in [`Relay::deadlines`].
+    deadline: Option<Instant>,
+}
+
+impl GatewayTunnel {
+    fn group_count(&self) -> usize {
+        let downstreams = self.downstreams.iter().flatten();
+        downstreams.map(|downstream| downstream.group_count()).sum()
+    }
+}
+
+/// A relay.
+///
+/// `handle_*` take messages and expired timers. After each of them, call
+/// [`poll_message`](Self::poll_message) until it returns None, [`take_changes`](Self::take_changes)
+/// now and then, and [`handle_timeout`](Self::handle_timeout) at
+/// [`poll_timeout`](Self::poll_timeout).
+///
+/// Nothing is stored for a sender until an update proves that it receives what is sent to its
+/// address.
+#[derive(Debug)]
+pub struct Relay {
+    config: RelayConfig,
+    random: AmtRandom,
+    rule: Arc<ProxyRule>,
+    secrets: MacSecrets,
+    limit: PrefixLimit,
+    tunnels: BTreeMap<SocketAddr, GatewayTunnel>,
+    deadlines: BTreeSet<(Instant, SocketAddr)>,
+    members: BTreeMap<Group, BTreeMap<SocketAddr, SourceFilter>>,
+    changed: BTreeSet<Group>,
+    hasher: RandomState,
+    /// Hashes of recent Requests, by hash.
+    recent_requests: Vec<u32>,
+    messages: VecDeque<RelayMessage>,
+}
+
+impl Relay {
+    /// Creates a relay without gateways. `lists` has the access lists for memberships.
+    pub fn new(
+        now: Instant,
+        config: RelayConfig,
+        lists: &ProxyRule,
+        mut random: AmtRandom,
+    ) -> Self {
+        let lifetime = MIN_SECRET_LIFETIME.max(2 * config.query_interval);
+        let secrets = MacSecrets::new(now, lifetime, &mut random);
+        let (per_prefix, total) = (config.answers_per_prefix, config.answers);
+        let limit = PrefixLimit::new(now, per_prefix, total, random.nonce());
+        Self {
+            rule: Arc::new(config.rule(lists)),
+            config,
+            secrets,
+            limit,
+            tunnels: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            members: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            hasher: RandomState::with_seed(random.nonce() as usize),
+            recent_requests: vec![0; RECENT_REQUESTS],
+            messages: VecDeque::new(),
+            random,
+        }
+    }
+
+    // Getters.
+
+    /// Returns the number of gateways.
+    pub fn gateway_count(&self) -> usize {
+        self.tunnels.len()
+    }
+
+    /// Returns the gateways, by address.
+    pub fn gateways(&self, now: Instant) -> impl Iterator<Item = GatewayStatus> {
+        self.tunnels
+            .iter()
+            .map(move |(address, tunnel)| GatewayStatus {
+                gateway: *address,
+                groups: tunnel.group_count(),
+                age: now.duration_since(tunnel.since),
+                updated: now.duration_since(tunnel.updated),
+            })
+    }
+
+    /// Returns the groups with members, and the union of their filters.
+    pub fn groups(&self) -> impl Iterator<Item = (Group, SourceFilter)> {
+        self.members
+            .iter()
+            .map(|(group, members)| (*group, union(members)))
+    }
+
+    // Inputs.
+
+    /// Replaces configuration and access lists. Gateways stay; memberships that are not permitted
+    /// any more end.
+    pub fn reconfigure(&mut self, now: Instant, config: RelayConfig, lists: &ProxyRule) {
+        self.rule = Arc::new(config.rule(lists));
+        self.config = config;
+        let addresses: Vec<SocketAddr> = self.tunnels.keys().copied().collect();
+        for address in addresses {
+            let rule = &self.rule;
+            if let Some(tunnel) = self.tunnels.get_mut(&address) {
+                let downstreams = tunnel.downstreams.iter_mut().flatten();
+                downstreams.for_each(|d| d.reconfigure(now, rule.clone()));
+            }
+            self.update_tunnel(now, address);
+        }
+    }
+
+    /// Handles a message that `from` sent to the address `to` of this host. Returns the label of
+    /// its type.
+    ///
+    /// # Errors
+    /// The reason to refuse it, or a part of it.
+    pub fn handle_message(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        to: IpAddr,
+        bytes: &[u8],
+    ) -> Result<&'static str, AmtRefusal> {
+        self.secrets.handle_timeout(now, &mut self.random);
+        let message = AmtMessage::parse(bytes)?;
+        match message {
+            AmtMessage::RelayDiscovery { nonce } => self.advertise(now, from, to, nonce)?,
+            AmtMessage::Request {
+                nonce,
+                is_mld,
+                flags,
+            } => self.handle_request(now, (from, to), (nonce, is_mld, flags))?,
+            AmtMessage::MembershipUpdate { mac, nonce, packet } => {
+                if !self.secrets.is_valid(from, nonce, mac) {
+                    return Err(AmtRefusal::WrongMac);
+                }
+                self.handle_update(now, (from, to), packet)?;
+            }
+            AmtMessage::Teardown {
+                mac,
+                nonce,
+                gateway,
+            } => {
+                if !self.secrets.is_valid(gateway, nonce, mac) {
+                    return Err(AmtRefusal::WrongMac);
+                }
+                if !self.tunnels.contains_key(&gateway) {
+                    return Err(AmtRefusal::UnknownGateway);
+                }
+                self.remove_tunnel(gateway);
+            }
+            _ => return Err(AmtRefusal::UnexpectedType),
+        }
+        Ok(message.label())
+    }
+
+    /// Handles an address that packets cannot be sent to, because its host refuses them.
+    pub fn handle_unreachable(&mut self, gateway: SocketAddr) {
+        self.remove_tunnel(gateway);
+    }
+
+    /// Handles expired timers.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.secrets.handle_timeout(now, &mut self.random);
+        while let Some((at, address)) = self.deadlines.first().copied()
+            && at <= now
+        {
+            if let Some(tunnel) = self.tunnels.get_mut(&address) {
+                for downstream in tunnel.downstreams.iter_mut().flatten() {
+                    downstream.handle_timeout(now);
+                }
+            }
+            self.update_tunnel(now, address);
+        }
+    }
+
+    // Outputs.
+
+    /// Returns the next message.
+    pub fn poll_message(&mut self) -> Option<RelayMessage> {
+        self.messages.pop_front()
+    }
+
+    /// Returns the groups whose members changed since the last call. Each costs time in proportion
+    /// to its members, so many changes should be collected before.
+    pub fn take_changes(&mut self) -> Vec<GroupChange> {
+        let changed = std::mem::take(&mut self.changed);
+        let none = BTreeMap::new();
+        let changes = changed.into_iter().map(|group| {
+            let members = self.members.get(&group).unwrap_or(&none);
+            GroupChange {
+                group,
+                filter: union(members),
+                receivers: Arc::new(GroupReceivers::new(members, |gateway| {
+                    let tunnel = self.tunnels.get(gateway);
+                    tunnel.map_or(Ipv4Addr::UNSPECIFIED.into(), |tunnel| tunnel.local)
+                })),
+            }
+        });
+        changes.collect()
+    }
+
+    /// Returns whether [`take_changes`](Self::take_changes) would return something.
+    pub fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Returns the time at which [`handle_timeout`](Self::handle_timeout) is due.
+    pub fn poll_timeout(&self) -> Instant {
+        let next = self.deadlines.first().map(|(at, _)| *at);
+        let secret = self.secrets.changes_at();
+        next.map_or(secret, |at| at.min(secret))
+    }
+
+    // Answers.
+
+    fn advertise(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        to: IpAddr,
+        nonce: u32,
+    ) -> Result<(), AmtRefusal> {
+        self.check_rate(now, from)?;
+        let configured = self.config.advertise[usize::from(from.is_ipv6())];
+        let relay = configured.unwrap_or(to);
+        if relay.is_unspecified() || relay.is_ipv4() != from.is_ipv4() {
+            return Err(AmtRefusal::BadAddress);
+        }
+        self.send((from, to), &AmtMessage::RelayAdvertisement { nonce, relay });
+        Ok(())
+    }
+
+    fn handle_request(
+        &mut self,
+        now: Instant,
+        (from, to): (SocketAddr, IpAddr),
+        (nonce, is_mld, flags): (u32, bool, FlagLayout),
+    ) -> Result<(), AmtRefusal> {
+        self.check_rate(now, from)?;
+        let source: IpAddr = match (is_mld, self.config.advertise[0]) {
+            (true, _) => MLD_SOURCE.into(),
+            (false, address) => address.unwrap_or(DUMMY_SOURCE.into()),
+        };
+        let query = Query {
+            generation: Generation::Three,
+            group: None,
+            max_response_time: RESPONSE_TIME,
+            suppress: false,
+            robustness: ROBUSTNESS,
+            interval: Some(self.config.query_interval),
+            sources: Vec::new(),
+        };
+        let built = membership::build(&MembershipMessage::Query(query), source, QUERY_MTU);
+        let built = built.unwrap_or_default();
+        let packet = built.first().ok_or(AmtRefusal::BadQuery)?;
+        // The Linux driver drops queries with the G flag, and repeats its Request then.
+        let is_repeated = self.note_request(from, nonce, is_mld);
+        let has_gateway = flags == FlagLayout::Standard && !is_repeated;
+        let is_full = self.tunnels.len() >= self.config.gateways;
+        self.send(
+            (from, to),
+            &AmtMessage::MembershipQuery {
+                is_limit_reached: is_full && !self.tunnels.contains_key(&from),
+                mac: self.secrets.mac(from, nonce),
+                nonce,
+                packet,
+                gateway: has_gateway.then_some(from),
+                flags,
+            },
+        );
+        Ok(())
+    }
+
+    /// Limits the answers to senders without a tunnel, so that forged addresses cause little.
+    fn check_rate(&mut self, now: Instant, from: SocketAddr) -> Result<(), AmtRefusal> {
+        match self.tunnels.contains_key(&from) || self.limit.permits(now, from.ip()) {
+            true => Ok(()),
+            false => Err(AmtRefusal::RateLimit),
+        }
+    }
+
+    /// Returns whether the Request was received before, as far as that is remembered.
+    fn note_request(&mut self, from: SocketAddr, nonce: u32, is_mld: bool) -> bool {
+        let hash = self.hasher.hash_one((from, nonce, is_mld));
+        // Zero is an empty position.
+        let tag = (hash >> 32) as u32 | 1;
+        let position = hash as usize % RECENT_REQUESTS;
+        std::mem::replace(&mut self.recent_requests[position], tag) == tag
+    }
+
+    fn send(&mut self, (remote, local): (SocketAddr, IpAddr), message: &AmtMessage<'_>) {
+        self.messages.push_back(RelayMessage {
+            to: TunnelEndpoint { remote, local },
+            label: message.label(),
+            message: message.to_bytes(),
+        });
+    }
+
+    // Memberships.
+
+    /// Handles the report of a gateway whose address is verified.
+    fn handle_update(
+        &mut self,
+        now: Instant,
+        (from, to): (SocketAddr, IpAddr),
+        packet: &[u8],
+    ) -> Result<(), AmtRefusal> {
+        let policy = HeaderPolicy {
+            headers: HeaderChecks::Lenient,
+            on_link: &[],
+        };
+        let report = membership::parse(packet, &policy).map_err(|_| AmtRefusal::BadReport)?;
+        if !matches!(report.message, MembershipMessage::Records(_)) {
+            return Err(AmtRefusal::BadReport);
+        }
+        if !self.tunnels.contains_key(&from) {
+            if self.tunnels.len() >= self.config.gateways {
+                return Err(AmtRefusal::GatewayLimit);
+            }
+            let tunnel = GatewayTunnel {
+                local: to,
+                downstreams: [None, None],
+                since: now,
+                updated: now,
+                deadline: None,
+            };
+            self.tunnels.insert(from, tunnel);
+        }
+        let Some(tunnel) = self.tunnels.get_mut(&from) else {
+            return Err(AmtRefusal::UnknownGateway);
+        };
+        tunnel.updated = now;
+        let protocol = match report.source {
+            IpAddr::V4(_) => Protocol::Igmp,
+            IpAddr::V6(_) => Protocol::Mld,
+        };
+        let rule = &self.rule;
+        let downstream = tunnel.downstreams[protocol as usize].get_or_insert_with(|| {
+            let config = DownstreamConfig {
+                protocol,
+                rule: rule.clone(),
+                max_tracked_entries: MAX_TRACKED,
+            };
+            let own: IpAddr = match protocol {
+                Protocol::Igmp => DUMMY_SOURCE.into(),
+                Protocol::Mld => MLD_SOURCE.into(),
+            };
+            Box::new(Downstream::new(now, config, Some(own)))
+        });
+        let (source, destination) = (report.source, report.destination);
+        let handled = downstream.handle_message(now, source, destination, &report.message);
+        self.update_tunnel(now, from);
+        handled.map_err(refusal)
+    }
+
+    /// Takes over what changed in a tunnel. Removes it if it has no groups.
+    fn update_tunnel(&mut self, now: Instant, address: SocketAddr) {
+        let Some(tunnel) = self.tunnels.get_mut(&address) else {
+            return;
+        };
+        let mut next = None;
+        for downstream in tunnel.downstreams.iter_mut().flatten() {
+            // A tunnel is queried when its gateway sends a Request.
+            while downstream.poll_query().is_some() {}
+            while downstream.poll_event().is_some() {}
+            while let Some((group, filter)) = downstream.poll_change() {
+                self.changed.insert(group);
+                let members = self.members.entry(group).or_default();
+                match filter.is_none() {
+                    true => members.remove(&address),
+                    false => members.insert(address, filter),
+                };
+                if members.is_empty() {
+                    self.members.remove(&group);
+                }
+            }
+            next = next.into_iter().chain(downstream.poll_timeout()).min();
+        }
+        if tunnel.group_count() == 0 {
+            return self.remove_tunnel(address);
+        }
+        // A timer may expire at once; the next one is not earlier than the next millisecond.
+        let next = next.map(|at: Instant| at.max(now + Duration::from_millis(1)));
+        if let Some(old) = std::mem::replace(&mut tunnel.deadline, next) {
+            self.deadlines.remove(&(old, address));
+        }
+        self.deadlines.extend(next.map(|at| (at, address)));
+    }
+
+    fn remove_tunnel(&mut self, address: SocketAddr) {
+        let Some(tunnel) = self.tunnels.remove(&address) else {
+            return;
+        };
+        if let Some(old) = tunnel.deadline {
+            self.deadlines.remove(&(old, address));
+        }
+        for downstream in tunnel.downstreams.iter().flatten() {
+            for status in downstream.groups(tunnel.updated) {
+                let Some(members) = self.members.get_mut(&status.group) else {
+                    continue;
+                };
+                members.remove(&address);
+                self.changed.insert(status.group);
+                if members.is_empty() {
+                    self.members.remove(&status.group);
+                }
+            }
+        }
+    }
+}
+
+/// Returns the union of filters. Unlike a fold with [`SourceFilter::union`], it copies no set for
+/// each member.
+fn union(members: &BTreeMap<SocketAddr, SourceFilter>) -> SourceFilter {
+    let mut included = BTreeSet::new();
+    let mut excluded: Option<BTreeSet<_>> = None;
+    for filter in members.values() {
+        match (filter, &mut excluded) {
+            (SourceFilter::Include(sources), _) => included.extend(sources.iter().copied()),
+            (SourceFilter::Exclude(sources), None) => excluded = Some(sources.clone()),
+            (SourceFilter::Exclude(sources), Some(all)) => all.retain(|s| sources.contains(s)),
+        }
+    }
+    match excluded {
+        None => SourceFilter::Include(included),
+        Some(mut excluded) => {
+            excluded.retain(|source| !included.contains(source));
+            SourceFilter::Exclude(excluded)
+        }
+    }
+}
+
+fn refusal(reason: MembershipRefusal) -> AmtRefusal {
+    match reason {
+        MembershipRefusal::GroupLimit | MembershipRefusal::SourceLimit => AmtRefusal::GroupLimit,
+        MembershipRefusal::GroupDenied
+        | MembershipRefusal::SourceDenied
+        | MembershipRefusal::LinkLocalGroup
+        | MembershipRefusal::AnySourceInSsm => AmtRefusal::NotPermitted,
+        _ => AmtRefusal::BadReport,
+    }
+}
+
+#[cfg(test)]
+mod tests;

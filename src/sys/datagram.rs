@@ -1,0 +1,480 @@
+//! UDP sockets of tunnels: many datagrams with one system call, with the local address of each.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::buffer::{Buffer, BufferPool, PACKETS};
+use super::limits::{DescriptorUse, outside_reserve};
+use super::packet::set_option_int;
+use crate::model::TunnelEndpoint;
+
+/// Size of the receive and send buffers in bytes.
+const BUFFER_BYTES: usize = 4 << 20;
+
+/// Largest number of datagrams of one call of `sendmmsg`.
+const MAX_COPIES: usize = 128;
+
+/// Space for the control messages of a datagram.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct ControlBuffer([u8; 128]);
+
+/// An address of the kernel, for either IP version.
+#[repr(C)]
+#[derive(Clone, Copy)]
+union RawAddress {
+    any: libc::sockaddr,
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+/// A received datagram: a range of the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelDatagram {
+    /// Offset of the payload.
+    pub start: usize,
+    /// Length of the payload.
+    pub len: usize,
+    /// Time of reception by the kernel, in nanoseconds of `CLOCK_REALTIME`.
+    pub received_ns: u64,
+    /// The sender, and the address that it sent to.
+    pub endpoint: TunnelEndpoint,
+}
+
+/// A UDP socket of a tunnel.
+#[derive(Debug)]
+pub struct DatagramSocket {
+    fd: OwnedFd,
+    local: SocketAddr,
+}
+
+impl AsRawFd for DatagramSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl DatagramSocket {
+    /// Opens a socket. With an interface, datagrams leave and arrive there only.
+    ///
+    /// # Errors
+    /// The address is in use or not one of this host, the interface does not exist, or the kernel
+    /// refuses.
+    pub fn open(address: SocketAddr, interface: Option<&str>) -> io::Result<Self> {
+        let domain = Domain::for_address(address);
+        let kind = Type::DGRAM.nonblocking().cloexec();
+        let socket = Socket::new(domain, kind, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind_device(interface.map(str::as_bytes))?;
+        socket.bind(&address.into())?;
+        let local = UdpSocket::from(socket.try_clone()?).local_addr()?;
+        let fd = outside_reserve(OwnedFd::from(socket), DescriptorUse::Packets)?;
+        let half = (BUFFER_BYTES / 2) as i32;
+        for (forced, limited) in [
+            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+        ] {
+            set_option_int(&fd, libc::SOL_SOCKET, forced, half)
+                .or_else(|_| set_option_int(&fd, libc::SOL_SOCKET, limited, half))?;
+        }
+        set_option_int(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
+        set_option_int(&fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+        // Datagrams that exceed the path MTU are fragmented: the far end of a tunnel reassembles
+        // them, and nothing would lower the MTU inside.
+        match address {
+            SocketAddr::V4(_) => {
+                set_option_int(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                let discover = libc::IP_PMTUDISC_DONT;
+                set_option_int(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
+            }
+            SocketAddr::V6(_) => {
+                set_option_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                let discover = libc::IPV6_PMTUDISC_DONT;
+                set_option_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
+            }
+        }
+        // Ignores a failure: kernels before 5.0 deliver each datagram by itself.
+        let _ = set_option_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+        Ok(Self { fd, local })
+    }
+
+    /// Returns the address that the socket is bound to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    /// As [`CopySender::send`].
+    pub fn send(&self, to: TunnelEndpoint, payload: &[u8]) -> io::Result<()> {
+        CopySender::default()
+            .send(self, [&[], payload], &[to])
+            .map(drop)
+    }
+}
+
+/// Receives datagrams of a socket into pooled buffers.
+pub struct DatagramReceiver {
+    socket: Arc<DatagramSocket>,
+    pool: BufferPool,
+    spare: Option<Buffer>,
+    /// The number of lost datagrams as the kernel reported it last.
+    lost: u32,
+    /// Lost datagrams that were not returned yet.
+    lost_since: u64,
+    messages: Box<[libc::mmsghdr; PACKETS]>,
+    iovecs: Box<[[libc::iovec; 2]; PACKETS]>,
+    names: Box<[RawAddress; PACKETS]>,
+    controls: Box<[ControlBuffer; PACKETS]>,
+}
+
+// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `receive`, which
+// sets them before each system call.
+unsafe impl Send for DatagramReceiver {}
+
+impl AsRawFd for DatagramReceiver {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// What the control messages of a datagram say.
+#[derive(Default)]
+struct Controls {
+    received_ns: Option<u64>,
+    local: Option<IpAddr>,
+    /// Length of the datagrams that the kernel coalesced.
+    segment: Option<usize>,
+    lost: Option<u32>,
+}
+
+impl DatagramReceiver {
+    /// Creates a receiver. A socket has one at a time.
+    pub fn new(socket: Arc<DatagramSocket>) -> Self {
+        // SAFETY: these C structs and unions consist of integers and pointers, for which zeros are
+        // valid.
+        let (message, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        let iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Self {
+            socket,
+            pool: BufferPool::default(),
+            spare: None,
+            lost: 0,
+            lost_since: 0,
+            messages: Box::new([message; PACKETS]),
+            iovecs: Box::new([[iovec; 2]; PACKETS]),
+            names: Box::new([name; PACKETS]),
+            controls: Box::new([ControlBuffer([0; 128]); PACKETS]),
+        }
+    }
+
+    /// Receives the waiting datagrams, at most one buffer of them, and appends them in order of
+    /// arrival. Does not block.
+    ///
+    /// # Errors
+    /// `WouldBlock` if none waits, or an error of the kernel. ICMP errors are not reported.
+    pub fn receive(&mut self, datagrams: &mut Vec<TunnelDatagram>) -> io::Result<Buffer> {
+        let mut buffer = match self.spare.take() {
+            Some(buffer) => buffer,
+            None => self.pool.take()?,
+        };
+        let count = match self.receive_into(&mut buffer) {
+            Ok(count) => count,
+            Err(e) => {
+                self.spare = Some(buffer);
+                return Err(e);
+            }
+        };
+        for n in 0..count {
+            let header = &self.messages[n].msg_hdr;
+            let len = self.messages[n].msg_len as usize;
+            let is_truncated = header.msg_flags & libc::MSG_TRUNC != 0;
+            let controls = self.controls(n);
+            if let Some(lost) = controls.lost {
+                self.lost_since += u64::from(lost.wrapping_sub(self.lost));
+                self.lost = lost;
+            }
+            let Some(remote) = self.remote(n).filter(|_| !is_truncated && len > 0) else {
+                continue;
+            };
+            let start = buffer.make_contiguous(n, len);
+            let local = controls.local.unwrap_or(self.socket.local.ip());
+            let segment = controls.segment.filter(|s| *s > 0).unwrap_or(len);
+            let received_ns = controls.received_ns.unwrap_or_else(now);
+            for offset in (0..len).step_by(segment) {
+                datagrams.push(TunnelDatagram {
+                    start: start + offset,
+                    len: segment.min(len - offset),
+                    received_ns,
+                    endpoint: TunnelEndpoint { remote, local },
+                });
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// Returns the number of datagrams since the last call that the kernel dropped because the
+    /// receive buffer was full.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.lost_since)
+    }
+
+    fn receive_into(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
+        let base = buffer.bytes_mut().as_mut_ptr();
+        for n in 0..PACKETS {
+            let slots = Buffer::slots(n);
+            for (iovec, (start, len)) in self.iovecs[n].iter_mut().zip(slots) {
+                iovec.iov_base = base.wrapping_add(start).cast();
+                iovec.iov_len = len;
+            }
+            let header = &mut self.messages[n].msg_hdr;
+            header.msg_name = std::ptr::from_mut(&mut self.names[n]).cast();
+            header.msg_namelen = size_of::<RawAddress>() as libc::socklen_t;
+            header.msg_iov = self.iovecs[n].as_mut_ptr();
+            header.msg_iovlen = 2;
+            header.msg_control = self.controls[n].0.as_mut_ptr().cast();
+            header.msg_controllen = size_of::<ControlBuffer>() as _;
+            header.msg_flags = 0;
+        }
+        // SAFETY: each message points to iovecs, a name and a control buffer that live in `self`.
+        // The iovecs point to memory of `buffer`, inside it and without overlap (`Buffer::slots`).
+        // All of it outlives the call, and no other reference to it exists during the call.
+        let received = unsafe {
+            libc::recvmmsg(
+                self.socket.as_raw_fd(),
+                self.messages.as_mut_ptr(),
+                PACKETS as u32,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        if received < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(received as usize)
+    }
+
+    /// Returns the sender of datagram `n`.
+    fn remote(&self, n: usize) -> Option<SocketAddr> {
+        let name = &self.names[n];
+        // SAFETY: the kernel filled the address of the family that it names, and all its fields
+        // are integers, for which any bytes are valid.
+        unsafe {
+            match i32::from(name.any.sa_family) {
+                libc::AF_INET => {
+                    let addr = Ipv4Addr::from_bits(u32::from_be(name.v4.sin_addr.s_addr));
+                    let port = u16::from_be(name.v4.sin_port);
+                    Some(SocketAddrV4::new(addr, port).into())
+                }
+                libc::AF_INET6 => {
+                    let addr = Ipv6Addr::from(name.v6.sin6_addr.s6_addr);
+                    let port = u16::from_be(name.v6.sin6_port);
+                    // Only link-local addresses need the scope.
+                    let scope = match addr.is_unicast_link_local() {
+                        true => name.v6.sin6_scope_id,
+                        false => 0,
+                    };
+                    Some(SocketAddrV6::new(addr, port, 0, scope).into())
+                }
+                _ => None,
+            }
+        }
+    }
+
+    fn controls(&self, n: usize) -> Controls {
+        let header = &self.messages[n].msg_hdr;
+        let mut controls = Controls::default();
+        // SAFETY: the kernel filled `msg_control` up to `msg_controllen`, and the CMSG functions
+        // stay within that length. The length of each entry is checked before it is read, and all
+        // structs consist of integers, for which any bytes are valid.
+        unsafe {
+            let mut at = libc::CMSG_FIRSTHDR(header);
+            while let Some(entry) = at.as_ref() {
+                let data = libc::CMSG_DATA(entry);
+                let fits = |size: usize| entry.cmsg_len >= libc::CMSG_LEN(size as u32) as usize;
+                match (entry.cmsg_level, entry.cmsg_type) {
+                    (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS)
+                        if fits(size_of::<libc::timespec>()) =>
+                    {
+                        let t = data.cast::<libc::timespec>().read_unaligned();
+                        controls.received_ns =
+                            Some(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64);
+                    }
+                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if fits(size_of::<u32>()) => {
+                        controls.lost = Some(data.cast::<u32>().read_unaligned());
+                    }
+                    (libc::SOL_UDP, libc::UDP_GRO) if fits(size_of::<i32>()) => {
+                        let segment = data.cast::<i32>().read_unaligned();
+                        controls.segment = usize::try_from(segment).ok();
+                    }
+                    (libc::IPPROTO_IP, libc::IP_PKTINFO) if fits(size_of::<libc::in_pktinfo>()) => {
+                        let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                        let addr = u32::from_be(info.ipi_addr.s_addr);
+                        controls.local = Some(Ipv4Addr::from_bits(addr).into());
+                    }
+                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
+                        if fits(size_of::<libc::in6_pktinfo>()) =>
+                    {
+                        let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                        controls.local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    }
+                    _ => {}
+                }
+                at = libc::CMSG_NXTHDR(header, at);
+            }
+        }
+        controls
+    }
+}
+
+/// Sends one payload to many receivers.
+#[derive(Default)]
+pub struct CopySender {
+    messages: Vec<libc::mmsghdr>,
+    names: Vec<RawAddress>,
+    controls: Vec<ControlBuffer>,
+}
+
+// SAFETY: the pointers inside `messages` are only followed during `send`, which sets them before
+// each system call.
+unsafe impl Send for CopySender {}
+
+impl CopySender {
+    /// Sends the two parts of a payload, as one datagram, to the first receivers of a list. Returns
+    /// to how many, at least one. All must have the IP version of the socket.
+    ///
+    /// # Errors
+    /// The kernel refuses the first one. `WouldBlock`: the send buffer is full.
+    pub fn send(
+        &mut self,
+        socket: &DatagramSocket,
+        payload: [&[u8]; 2],
+        to: &[TunnelEndpoint],
+    ) -> io::Result<usize> {
+        let to = &to[..to.len().min(MAX_COPIES)];
+        let mut iovecs = payload.map(|part| libc::iovec {
+            iov_base: part.as_ptr().cast_mut().cast(),
+            iov_len: part.len(),
+        });
+        self.names.clear();
+        self.names
+            .extend(to.iter().map(|to| raw_address(to.remote)));
+        self.controls.clear();
+        self.controls.resize(to.len(), ControlBuffer([0; 128]));
+        self.messages.clear();
+        for (n, to) in to.iter().enumerate() {
+            // SAFETY: this C struct consists of integers and pointers, for which zeros are valid.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            let header = &mut message.msg_hdr;
+            header.msg_name = std::ptr::from_mut(&mut self.names[n]).cast();
+            header.msg_namelen = match to.remote {
+                SocketAddr::V4(_) => size_of::<libc::sockaddr_in>(),
+                SocketAddr::V6(_) => size_of::<libc::sockaddr_in6>(),
+            } as libc::socklen_t;
+            header.msg_iov = iovecs.as_mut_ptr();
+            header.msg_iovlen = iovecs.len() as _;
+            write_local(header, &mut self.controls[n], to.local);
+            self.messages.push(message);
+        }
+        // SAFETY: each message points to a name and a control buffer in `self` and to `iovecs`,
+        // which point to `payload`. All of it outlives the call, and the kernel only reads it.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                self.messages.as_mut_ptr(),
+                self.messages.len() as u32,
+                (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
+            )
+        };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(sent as usize)
+    }
+}
+
+/// Sets the source address of a message. Without one, the kernel chooses.
+fn write_local(header: &mut libc::msghdr, control: &mut ControlBuffer, local: IpAddr) {
+    if local.is_unspecified() {
+        return;
+    }
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = size_of::<ControlBuffer>() as _;
+    // SAFETY: `control` is aligned for a header and large enough for one with either struct, and
+    // `msg_controllen` says so. The CMSG functions return pointers into it.
+    unsafe {
+        let entry = libc::CMSG_FIRSTHDR(header);
+        let data = libc::CMSG_DATA(entry);
+        let len = match local {
+            IpAddr::V4(addr) => {
+                (*entry).cmsg_level = libc::IPPROTO_IP;
+                (*entry).cmsg_type = libc::IP_PKTINFO;
+                let info = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: libc::in_addr {
+                        s_addr: addr.to_bits().to_be(),
+                    },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
+                data.cast::<libc::in_pktinfo>().write_unaligned(info);
+                size_of::<libc::in_pktinfo>()
+            }
+            IpAddr::V6(addr) => {
+                (*entry).cmsg_level = libc::IPPROTO_IPV6;
+                (*entry).cmsg_type = libc::IPV6_PKTINFO;
+                let info = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: addr.octets(),
+                    },
+                    ipi6_ifindex: 0,
+                };
+                data.cast::<libc::in6_pktinfo>().write_unaligned(info);
+                size_of::<libc::in6_pktinfo>()
+            }
+        } as u32;
+        (*entry).cmsg_len = libc::CMSG_LEN(len) as _;
+        header.msg_controllen = libc::CMSG_SPACE(len) as _;
+    }
+}
+
+fn raw_address(address: SocketAddr) -> RawAddress {
+    match address {
+        SocketAddr::V4(address) => RawAddress {
+            v4: libc::sockaddr_in {
+                sin_family: libc::AF_INET as u16,
+                sin_port: address.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: address.ip().to_bits().to_be(),
+                },
+                sin_zero: [0; 8],
+            },
+        },
+        SocketAddr::V6(address) => RawAddress {
+            v6: libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as u16,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr {
+                    s6_addr: address.ip().octets(),
+                },
+                sin6_scope_id: address.scope_id(),
+            },
+        },
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos() as u64
+}

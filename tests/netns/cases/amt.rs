@@ -1,0 +1,250 @@
+//! AMT: sender, relay, a network without multicast, gateway and receiver.
+
+use serde_json::Value;
+
+use super::cases;
+use super::mnat::join_source_v6;
+use crate::lab::proxy::{TIMERS, join_source, joined};
+use crate::lab::{
+    Capture, Injector, IpPacket, Lab, LinkEnd, Ns, Router, Udp, connect_all, eventually,
+};
+
+cases!("amt":
+    streams_cross_a_network_without_multicast_v4,
+    streams_cross_a_network_without_multicast_v6,
+    static_route_joins_through_the_tunnel,
+    streams_move_to_another_relay_when_theirs_dies,
+    every_gateway_gets_a_copy_until_it_leaves,
+);
+
+/// The path of a stream. `core` forwards unicast only.
+///
+///     src eth0 ---- in  rel  wan0 ---- c0  core  c1 ---- wan0  gw  out ---- eth1 rcv
+pub(super) struct AmtTopology {
+    pub(super) src: Ns,
+    pub(super) rel: Ns,
+    pub(super) core: Ns,
+    pub(super) gw: Ns,
+    pub(super) rcv: Ns,
+}
+
+impl AmtTopology {
+    pub(super) fn new(lab: &Lab) -> Self {
+        let topology = Self {
+            src: lab.ns("src"),
+            rel: lab.ns("rel"),
+            core: lab.ns("core"),
+            gw: lab.ns("gw"),
+            rcv: lab.ns("rcv"),
+        };
+        let Self {
+            src,
+            rel,
+            core,
+            gw,
+            rcv,
+        } = &topology;
+        connect_all(&[
+            (
+                LinkEnd::new(rel, "in", &["10.0.0.1/24", "fd00::1/64"]),
+                LinkEnd::new(src, "eth0", &["10.0.0.10/24", "fd00::10/64"]),
+            ),
+            (
+                LinkEnd::new(rel, "wan0", &["10.1.0.1/24", "fd01::1/64"]),
+                LinkEnd::new(core, "c0", &["10.1.0.2/24", "fd01::2/64"]),
+            ),
+            (
+                LinkEnd::new(gw, "wan0", &["10.2.0.1/24", "fd02::1/64"]),
+                LinkEnd::new(core, "c1", &["10.2.0.2/24", "fd02::2/64"]),
+            ),
+            (
+                LinkEnd::new(gw, "out", &["10.3.0.1/24", "fd03::1/64"]),
+                LinkEnd::new(rcv, "eth1", &["10.3.0.10/24", "fd03::10/64"]),
+            ),
+        ]);
+        core.sysctl("net/ipv4/ip_forward", "1");
+        core.sysctl("net/ipv6/conf/all/forwarding", "1");
+        rel.ip("route add default via 10.1.0.2");
+        rel.ip("-6 route add default via fd01::2");
+        gw.ip("route add default via 10.2.0.2");
+        gw.ip("-6 route add default via fd02::2");
+        topology
+    }
+
+    pub(super) fn relay(&self, lab: &Lab) -> Router {
+        Router::start(lab, &self.rel, RELAY)
+    }
+
+    pub(super) fn gateway(&self, lab: &Lab, relay: &str) -> Router {
+        let toml = format!(
+            "[[amt.gateway]]\nname = \"internet\"\nrelay = {relay}\n\
+             [[proxy]]\nname = \"p\"\nupstream = [\"internet\"]\ndownstream = [\"out\"]\n{TIMERS}"
+        );
+        Router::start(lab, &self.gw, &toml)
+    }
+
+    /// Sends packets with the numbers `from` to `to` of an IPv4 and an IPv6 stream.
+    fn send(&self, from: u32, to: u32) {
+        let inject = Injector::new(&self.src, "eth0");
+        for n in from..to {
+            let payload = n.to_be_bytes();
+            inject.send(&Udp::new("10.0.0.10:9", "232.1.1.1:5000", payload).frame());
+            inject.send(&Udp::new("[fd00::10]:9", "[ff3e::8000:1]:5000", payload).frame());
+        }
+    }
+}
+
+const RELAY: &str = "[[amt.relay]]\nname = \"tunnels\"\nquery_interval = \"5s\"\n\
+    [[proxy]]\nname = \"r\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n";
+
+/// Returns the tunnels of an interface.
+fn tunnels(router: &Router, interface: &str) -> Vec<Value> {
+    let tunnels = router.control().show("tunnels");
+    let of_interface = |t: &Value| t["interface"] == interface;
+    tunnels.into_iter().filter(of_interface).collect()
+}
+
+/// Returns the number of groups that a relay's gateways joined.
+fn joined_groups(router: &Router) -> u64 {
+    let tunnels = tunnels(router, "tunnels");
+    let groups = tunnels.iter().filter_map(|t| t["memberships"].as_u64());
+    groups.sum()
+}
+
+fn assert_streams_cross(lab: &Lab, relay: &str) {
+    let topology = AmtTopology::new(lab);
+    let relay_router = topology.relay(lab);
+    let gateway = topology.gateway(lab, relay);
+    let four = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");
+    let six = join_source_v6(&topology.rcv, "eth1", "fd00::10", "ff3e::8000:1");
+    eventually("both groups at the relay", 2, || {
+        joined_groups(&relay_router)
+    });
+    // The joins go on to the upstream interface of the relay when its routes are in force.
+    eventually("joined upstream", 2, || joined(&relay_router, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    let core = Capture::new(&topology.core, "c0");
+    topology.send(0, 300);
+    for (group, source) in [("232.1.1.1", "10.0.0.10"), ("ff3e::8000:1", "fd00::10")] {
+        let seen = wire.expect(group, 300);
+        let source: std::net::IpAddr = source.parse().unwrap();
+        // Sent with a TTL of 16. The relay and the gateway are routers: each lowers it.
+        assert!(
+            seen.iter().all(|s| s.src == source && s.ttl == 14),
+            "{:?}",
+            seen[0]
+        );
+        assert!(core.to(group).is_empty());
+    }
+    relay_router.expect_routed("r", "tunnels", 600);
+    gateway.expect_routed("p", "out", 600);
+    let labels = [("iface", "tunnels")];
+    relay_router.expect_metric("mcastor_amt_copies_total", &labels, 600);
+    let tunnel = &tunnels(&gateway, "internet")[0];
+    assert_eq!(tunnel["packets"], 600, "{tunnel}");
+    assert_eq!(
+        (&tunnel["igmp"], &tunnel["mld"]),
+        (&"connected".into(), &"connected".into())
+    );
+    // The stream of a source that was not joined stays out.
+    let inject = Injector::new(&topology.src, "eth0");
+    inject.send(&Udp::new("10.0.0.11:9", "232.1.1.1:5000", "x").frame());
+    drop((four, six));
+    eventually("no group at the relay", 0, || joined_groups(&relay_router));
+    eventually("left upstream", 0, || joined(&relay_router, "in").len());
+    topology.send(300, 310);
+    relay_router.expect_dropped("no_route", "in", 20);
+    // Queries to the group are no packets of the stream.
+    let is_udp = |packet: &&IpPacket| packet.protocol == 17;
+    assert_eq!(wire.to("232.1.1.1").iter().filter(is_udp).count(), 300);
+}
+
+fn streams_cross_a_network_without_multicast_v4(lab: &Lab) {
+    assert_streams_cross(lab, "\"10.1.0.1\"");
+}
+
+fn streams_cross_a_network_without_multicast_v6(lab: &Lab) {
+    assert_streams_cross(lab, "\"fd01::1\"");
+}
+
+fn static_route_joins_through_the_tunnel(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let relay = topology.relay(lab);
+    let toml = "[[amt.gateway]]\nname = \"internet\"\nrelay = \"10.1.0.1\"\nfamilies = [\"ipv4\"]\n\
+        [[route]]\nname = \"one\"\nfrom = \"internet\"\nsource = \"10.0.0.10\"\ngroup = \"232.1.1.1\"\nto = [\"out\"]\n\
+        rewrite = { group = \"239.9.9.9\" }\n";
+    let gateway = Router::start(lab, &topology.gw, toml);
+    eventually("the group at the relay", 1, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    topology.send(0, 100);
+    wire.expect("239.9.9.9", 100);
+    gateway.expect_routed("one", "out", 100);
+    // A reload without the route leaves the group.
+    gateway.write_settings("[[amt.gateway]]\nname = \"internet\"\nrelay = \"10.1.0.1\"\n");
+    gateway.run("reload");
+    eventually("no group at the relay", 0, || joined_groups(&relay));
+}
+
+fn streams_move_to_another_relay_when_theirs_dies(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let second = lab.ns("rel2");
+    connect_all(&[
+        (
+            LinkEnd::new(&second, "wan0", &["10.4.0.1/24"]),
+            LinkEnd::new(&topology.core, "c2", &["10.4.0.2/24"]),
+        ),
+        (
+            LinkEnd::new(&second, "in", &["10.0.1.1/24"]),
+            LinkEnd::new(&topology.src, "eth1", &["10.0.1.10/24"]),
+        ),
+    ]);
+    second.ip("route add default via 10.4.0.2");
+    let mut first = topology.relay(lab);
+    let second = Router::start(lab, &second, RELAY);
+    let gateway = topology.gateway(lab, "[\"10.1.0.1\", \"10.4.0.1\"]");
+    let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");
+    eventually("the group at the first relay", 1, || {
+        joined(&first, "in").len()
+    });
+    let wire = Capture::new(&topology.rcv, "eth1");
+    topology.send(0, 50);
+    wire.expect("232.1.1.1", 50);
+    first.kill();
+    eventually("the group at the second relay", 1, || {
+        joined_groups(&second)
+    });
+    let inject = Injector::new(&topology.src, "eth1");
+    for n in 50..100u32 {
+        let payload = n.to_be_bytes();
+        inject.send(&Udp::new("10.0.0.10:9", "232.1.1.1:5000", payload).frame());
+    }
+    wire.expect("232.1.1.1", 100);
+    let labels = [("result", "unresponsive"), ("way", "address")];
+    gateway.expect_metric("mcastor_amt_discoveries_total", &labels, 1);
+}
+
+fn every_gateway_gets_a_copy_until_it_leaves(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let relay = topology.relay(lab);
+    let toml = |n: u32| {
+        let join = "[[join]]\ninterface = \"tun\"\nsource = \"10.0.0.10\"\ngroup = \"232.1.1.1\"\n";
+        format!(
+            "[http]\nlisten = \"127.0.0.1:{}\"\n[[amt.gateway]]\nname = \"tun\"\nrelay = \"10.1.0.1\"\n{join}",
+            9500 + n
+        )
+    };
+    let gateways: Vec<Router> = (0..3)
+        .map(|n| Router::launch(lab, &topology.gw, &toml(n), &[]))
+        .collect();
+    eventually("three gateways", 3, || tunnels(&relay, "tunnels").len());
+    eventually("joined upstream", 1, || joined(&relay, "in").len());
+    topology.send(0, 40);
+    let labels = [("iface", "tunnels")];
+    relay.expect_metric("mcastor_amt_copies_total", &labels, 120);
+    for gateway in gateways {
+        gateway.stop();
+    }
+    eventually("no gateway", 0, || tunnels(&relay, "tunnels").len());
+    topology.send(40, 50);
+    relay.expect_metric("mcastor_amt_copies_total", &labels, 120);
+}
