@@ -199,15 +199,16 @@ impl Planes {
     /// # Errors
     /// `AddrInUse`: another mcastor takes the packets of this interface.
     pub fn claim(&self, interface: InterfaceId) -> io::Result<Option<Arc<IngressClaim>>> {
-        match &self.claims {
-            Some(claims) => claims.take(interface),
-            None => Ok(None),
+        match (&self.claims, interface.ifindex()) {
+            (Some(claims), Some(index)) => claims.take(index),
+            // A tunnel belongs to its process.
+            _ => Ok(None),
         }
     }
 
     /// Claims an ingress interface if the process that had it has ended. Does not wait.
     pub fn claim_if_free(&self, interface: InterfaceId) -> Option<Arc<IngressClaim>> {
-        self.claims.as_ref()?.take_if_free(interface)
+        self.claims.as_ref()?.take_if_free(interface.ifindex()?)
     }
 
     /// Adds a plane for the interfaces that name it.

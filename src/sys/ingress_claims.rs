@@ -14,7 +14,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::model::InterfaceId;
+use crate::model::IfIndex;
 
 /// How long the former process may need to end, and how often this one looks.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const BACKLOG: i32 = 4096;
 
 /// The claims of this process.
 #[derive(Debug, Default)]
-pub struct IngressClaims(Mutex<HashMap<InterfaceId, Weak<IngressClaim>>>);
+pub struct IngressClaims(Mutex<HashMap<IfIndex, Weak<IngressClaim>>>);
 
 /// A claim. It ends with its last owner.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl IngressClaims {
     ///
     /// # Errors
     /// `AddrInUse`: another mcastor takes the packets of this interface.
-    pub fn take(&self, interface: InterfaceId) -> io::Result<Option<Arc<IngressClaim>>> {
+    pub fn take(&self, interface: IfIndex) -> io::Result<Option<Arc<IngressClaim>>> {
         let until = Instant::now() + END_TIMEOUT;
         let mut is_examined = false;
         loop {
@@ -55,11 +55,11 @@ impl IngressClaims {
     }
 
     /// Claims an interface if nobody has. Does not wait.
-    pub fn take_if_free(&self, interface: InterfaceId) -> Option<Arc<IngressClaim>> {
+    pub fn take_if_free(&self, interface: IfIndex) -> Option<Arc<IngressClaim>> {
         self.attempt(interface).ok()
     }
 
-    fn attempt(&self, interface: InterfaceId) -> io::Result<Arc<IngressClaim>> {
+    fn attempt(&self, interface: IfIndex) -> io::Result<Arc<IngressClaim>> {
         let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(claim) = claims.get(&interface).and_then(Weak::upgrade) {
             return Ok(claim);
@@ -72,7 +72,7 @@ impl IngressClaims {
 }
 
 /// Returns a socket that has the name of an interface.
-fn listen(interface: InterfaceId) -> io::Result<Socket> {
+fn listen(interface: IfIndex) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&address(interface)?)?;
     socket.listen(BACKLOG)?;
@@ -80,7 +80,7 @@ fn listen(interface: InterfaceId) -> io::Result<Socket> {
 }
 
 /// Returns the process that has claimed an interface; zero if it belongs to another PID namespace.
-fn holder(interface: InterfaceId) -> Option<u32> {
+fn holder(interface: IfIndex) -> Option<u32> {
     let connected = || -> io::Result<i32> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // Nobody accepts the connections, so that the queue may be full.
@@ -104,6 +104,6 @@ fn refusal(holder: Option<u32>) -> io::Error {
     io::Error::new(ErrorKind::AddrInUse, text)
 }
 
-fn address(interface: InterfaceId) -> io::Result<SockAddr> {
+fn address(interface: IfIndex) -> io::Result<SockAddr> {
     SockAddr::unix(format!("\0mcastor-ingress:{}", interface.get()))
 }

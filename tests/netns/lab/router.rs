@@ -160,7 +160,8 @@ impl Router {
         let program = Program::start(lab, command(ns, &config, &socket, toml, env));
         let http = env.iter().find(|(k, _)| *k == "MCASTOR__HTTP__LISTEN");
         let http = http.map_or("127.0.0.1:9464", |(_, address)| *address);
-        let http = http.parse().expect("an address");
+        // The router refuses an invalid one.
+        let http = http.parse().unwrap_or(([127, 0, 0, 1], 9464).into());
         let failure_log = lab.file("metrics");
         lab.log("metrics", &failure_log);
         Self {
