@@ -10,8 +10,8 @@
 //! ```
 //!
 //! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] do no I/O; they take the
-//! current time as an argument. [`client`] owns the connection to the server. [`files`] reads and
-//! writes joinfiles. The MNAT actor drives all of them.
+//! current time as an argument. [`client`] owns the connection to the server. [`files`] reads
+//! joinfiles. The MNAT actor drives all of them.
 
 pub mod channel;
 pub mod client;
