@@ -1,4 +1,4 @@
-//! Joinfiles on disk: detection of changes, and atomic writes.
+//! Joinfiles on disk: detection of changes.
 //!
 //! The watcher polls the metadata of a file a few times a second. Polling works on every file
 //! system. It detects writes in place, files that replace the old one, and directories that are

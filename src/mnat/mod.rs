@@ -11,8 +11,8 @@
 //!
 //! [`messages`] has the format of all requests and responses; clients and server share it.
 //! [`protocol`], [`machine`], [`mappings`], [`joinfile`] and [`plan`] do no I/O; they take the
-//! current time as an argument. [`client`] owns the connection to the server. [`files`] reads and
-//! writes joinfiles. The MNAT actor drives all of them.
+//! current time as an argument. [`client`] owns the connection to the server. [`files`] reads
+//! joinfiles. The MNAT actor drives all of them.
 
 pub mod channel;
 pub mod client;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, posix_fallocate};
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Uid};
 use tempfile::NamedTempFile;
 
@@ -26,6 +26,9 @@ const MAX_OWNER: u64 = 32;
 
 /// Largest number of bytes of a locked file that are read.
 const MAX_LOCK_TEXT: u64 = 64;
+
+/// Largest number of bytes of a file that is written in place. The rest is lost.
+const MAX_OVERWRITTEN: u64 = 16 << 20;
 
 /// Returns the folder of a path.
 fn folder(path: &Path) -> &Path {
@@ -201,50 +204,50 @@ fn finish(mut file: NamedTempFile, path: &Path, bytes: &[u8]) -> io::Result<()> 
 }
 
 /// As [`replace`], and writes in place where a file cannot be replaced: where it is a mount point,
-/// or where no file can be created in its folder. Creates the folder if it is missing.
+/// or where no file can be created in its folder. Creates the folder if it is missing. `steps` is
+/// that of [`overwrite`].
 ///
 /// # Errors
 /// The error of the system call that failed.
-pub fn replace_or_overwrite(path: &Path, text: &str) -> io::Result<()> {
+pub fn replace_or_overwrite(
+    path: &Path,
+    text: &str,
+    steps: impl FnOnce(&[u8]) -> Vec<Vec<u8>>,
+) -> io::Result<()> {
     // Ignores a failure here: the file cannot be created then, which returns the reason.
     let _ = std::fs::create_dir_all(folder(path));
     let replaced = create(path, None, MODE).map(|file| finish(file, path, text.as_bytes()));
     match replaced {
         Ok(Ok(_)) => Ok(()),
         // The folder does not permit new files.
-        Err(cause) => overwrite(path, text).map_err(|_| cause),
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ResourceBusy => overwrite(path, text),
+        Err(cause) => overwrite(path, steps).map_err(|_| cause),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::ResourceBusy => overwrite(path, steps),
         Ok(Err(e)) => Err(e),
     }
 }
 
-/// Writes an existing regular file in place. Reserves the space first, so that a full disk leaves
-/// the former text.
-fn overwrite(path: &Path, text: &str) -> io::Result<()> {
-    let file = OpenOptions::new()
+/// Writes an existing regular file in place. `steps` returns the contents that the file has one
+/// after another, for its former content. While a step is written, a reader may see any mixture of
+/// two successive contents.
+///
+/// # Errors
+/// The error of the system call that failed.
+pub fn overwrite(path: &Path, steps: impl FnOnce(&[u8]) -> Vec<Vec<u8>>) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .read(true)
         .write(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
+    if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let former = metadata.len();
-    reserve(&file, former, text.len() as u64)?;
-    file.write_all_at(text.as_bytes(), 0)?;
-    file.set_len(text.len() as u64)?;
-    file.sync_all()
-}
-
-fn reserve(file: &File, former: u64, len: u64) -> io::Result<()> {
-    if len <= former {
-        return Ok(());
+    let mut former = Vec::new();
+    (&mut file).take(MAX_OVERWRITTEN).read_to_end(&mut former)?;
+    for content in steps(&former) {
+        file.write_all_at(&content, 0)?;
+        file.set_len(content.len() as u64)?;
     }
-    posix_fallocate(file, 0, len as i64).map_err(|e| {
-        // The text is unchanged, but may have got zeros behind it.
-        let _ = file.set_len(former);
-        e.into()
-    })
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -333,10 +336,11 @@ mod tests {
     fn missing_folder_is_created() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/file");
-        replace_or_overwrite(&path, "one").unwrap();
-        replace_or_overwrite(&path, "two").unwrap();
+        let write = |path: &Path, text| replace_or_overwrite(path, text, |_| Vec::new());
+        write(&path, "one").unwrap();
+        write(&path, "two").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
-        assert!(replace_or_overwrite(&path.join("file"), "x").is_err());
+        assert!(write(&path.join("file"), "x").is_err());
     }
 
     #[test]
@@ -362,12 +366,17 @@ mod tests {
         fs::write(at("file"), "a long former text").unwrap();
         let inode = fs::metadata(at("file")).unwrap().ino();
         for text in ["short", "a text that is longer than the former one"] {
-            overwrite(&at("file"), text).unwrap();
+            let former = fs::read(at("file")).unwrap();
+            let steps = |found: &[u8]| {
+                assert_eq!(found, former);
+                vec![b"first".to_vec(), text.into()]
+            };
+            overwrite(&at("file"), steps).unwrap();
             assert_eq!(fs::read_to_string(at("file")).unwrap(), text);
         }
         assert_eq!(fs::metadata(at("file")).unwrap().ino(), inode);
         symlink(at("file"), at("link")).unwrap();
-        assert!(overwrite(&at("link"), "other").is_err());
-        assert!(overwrite(folder.path(), "other").is_err());
+        assert!(overwrite(&at("link"), |_| Vec::new()).is_err());
+        assert!(overwrite(folder.path(), |_| Vec::new()).is_err());
     }
 }

@@ -25,6 +25,7 @@ cases!("mnat":
     any_source_local_groups_carry_streams,
     joinfile_only_egress_sends_no_queries,
     conflicting_route_is_reported_until_removed,
+    joinfile_is_written_while_the_server_is_away,
 );
 
 /// Enough time for a poll of each end and for the delay between two mappings.
@@ -609,4 +610,31 @@ fn conflicting_route_is_reported_until_removed(lab: &Lab) {
     egress.run("remove net0 10.9.9.9 239.1.1.1");
     wait_rewritten(&egress, &["239.1.1.1 -> 232.1.1.1"]);
     conflict(0);
+}
+
+/// Readers take a joinfile that is not written for some minutes for that of a dead ingress.
+fn joinfile_is_written_while_the_server_is_away(lab: &Lab) {
+    let topology = MnatTopology::new(lab);
+    let server_state = ServerState::starting_at(0);
+    server_state.lock().unwrap().add_remote_join("10.0.0.10", G);
+    let server = topology.serve(&server_state);
+    let writes = lab.file("ingress.sgs");
+    let ingress = topology.ingress(lab, &writes);
+    wait_mapped(&ingress, &[(G, "239.1.1.1")]);
+    let content = || std::fs::read_to_string(&writes).unwrap_or_default();
+    eventually("the joinfile", "10.0.0.10,232.1.1.1\n".to_owned(), content);
+    drop(server);
+    let failed = || ingress.metric("mcastor_mnat_requests_total", &[("code", "connect")]);
+    assert!(wait_until(LONG, || failed() > 0.0), "no request failed");
+    let written = || {
+        std::fs::metadata(&writes)
+            .and_then(|m| m.modified())
+            .unwrap()
+    };
+    for _ in 0..2 {
+        let before = written();
+        assert!(wait_until(LONG, || written() > before), "not written again");
+        assert_eq!(content(), "10.0.0.10,232.1.1.1\n");
+    }
+    assert_eq!(mapped(&ingress).len(), 1);
 }

@@ -6,6 +6,7 @@
 //! clock, the connection and the files.
 
 mod events;
+mod joinfile_writer;
 mod reload;
 
 pub use reload::{ACTOR_NAME, reconfigure};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::events::summary;
+use self::joinfile_writer::write_joins;
 use crate::actors::child::ChildStart;
 use crate::actors::messages::{
     ConfigureMnat, MembersChanged, MnatRoutesChanged, MnatStatus, QueryMnat, ReportMembers,
@@ -29,6 +31,7 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::mnat::client::{MnatClient, MnatClientError, MnatResponse};
 use crate::mnat::files::{FileContent, FileWatch};
+use crate::mnat::machine::POLL_INTERVAL;
 use crate::mnat::protocol::Op;
 use crate::mnat::{
     Channel, Config, Machine, MappingChange, MappingReport, MappingStatus, MnatEvent, MnatRole,
@@ -37,8 +40,10 @@ use crate::mnat::{
 use crate::model::RouteName;
 use crate::model::escape::quote;
 use crate::sys::boot_clock;
-use crate::sys::files::replace_or_overwrite;
 
+/// Longest time between two writes of the joinfile. The ingress writes it after each poll, which
+/// takes less time.
+const JOINFILE_INTERVAL: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
 /// Interval at which timers and files are checked.
 const TICK: Duration = Duration::from_millis(100);
 /// Limit of the routes whose counters are checked for a first packet in one tick.
@@ -71,6 +76,10 @@ pub struct Mnat {
     /// Whether routing was not there to receive the last routes.
     has_unsent: bool,
     write_failed: bool,
+    /// The joinfile of an ingress was written.
+    is_joinfile_written: bool,
+    /// When the joinfile of an ingress is written next, if the server does not answer before.
+    joinfile_due: Instant,
     /// Routes that routing refused, and the reasons.
     refused: HashMap<RouteName, String>,
     last_error: Option<String>,
@@ -93,6 +102,8 @@ impl Mnat {
             is_synchronised: false,
             has_unsent: false,
             write_failed: false,
+            is_joinfile_written: false,
+            joinfile_due: Instant::now(),
             refused: HashMap::new(),
             last_error: None,
             context,
@@ -140,6 +151,11 @@ impl Mnat {
         self.plan.handle_timeout(now);
         self.check_first_packets(now);
         self.handle_events(now);
+        // Before the first answer, an empty list would stop the readers of the file.
+        let has_joins = self.machine.assigned().next().is_some();
+        if now >= self.joinfile_due && (has_joins || self.is_joinfile_written) {
+            self.write_joinfile(now);
+        }
         match self.has_unsent {
             true => self.send_all(false),
             false => self.send_steps(),
@@ -255,7 +271,7 @@ impl Mnat {
             changed = true;
             match event {
                 MnatEvent::Change(change) => self.handle_change(now, &change),
-                MnatEvent::Polled { settled } => self.handle_poll(settled),
+                MnatEvent::Polled { settled } => self.handle_poll(now, settled),
                 other => {
                     events::log_event(&self.config.target.host, self.config.grace, &other);
                     match other {
@@ -302,25 +318,33 @@ impl Mnat {
         self.plan.apply(now, change);
     }
 
-    fn handle_poll(&mut self, settled: bool) {
+    fn handle_poll(&mut self, now: Instant, settled: bool) {
         self.last_error = None;
         if settled && !self.is_synchronised {
             self.is_synchronised = true;
             self.send_all(true);
         }
+        self.write_joinfile(now);
+    }
+
+    /// Writes the joinfile of an ingress: the streams that it forwards, also those whose mappings
+    /// are held while the server is away.
+    fn write_joinfile(&mut self, now: Instant) {
+        self.joinfile_due = now + JOINFILE_INTERVAL;
         let is_ingress = self.config.role == MnatRole::Ingress;
         let Some(path) = self.config.joinfile.as_ref().filter(|_| is_ingress) else {
             return;
         };
-        let text = joinfile::render(self.machine.assigned());
-        let written = replace_or_overwrite(path, &text);
+        let joins: Vec<Channel> = self.machine.assigned().collect();
+        let written = write_joins(path, &joins);
+        self.is_joinfile_written = true;
         match &written {
             Ok(()) if self.write_failed => {
                 info!("mnat: the joinfile {} can be written again", path.display())
             }
             Err(e) if !self.write_failed => {
                 let path = path.display();
-                warn!("mnat: cannot write the joinfile {path}: {e}; trying again with each poll");
+                warn!("mnat: cannot write the joinfile {path}: {e}; trying again");
             }
             _ => {}
         }
