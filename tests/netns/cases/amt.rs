@@ -1,13 +1,14 @@
 //! AMT: sender, relay, a network without multicast, gateway and receiver.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cases;
 use super::mnat::join_source_v6;
 use crate::lab::dns::{DnsRecord, DnsServer};
 use crate::lab::proxy::{TIMERS, join_source, joined};
 use crate::lab::{
-    Capture, Injector, IpPacket, Lab, LinkEnd, Ns, Router, Udp, connect_all, eventually,
+    Capture, Injector, IpPacket, Lab, LinkEnd, Ns, NumberedStream, Router, Udp, connect_all,
+    eventually,
 };
 
 cases!("amt":
@@ -17,6 +18,7 @@ cases!("amt":
     streams_move_to_another_relay_when_theirs_dies,
     every_gateway_gets_a_copy_until_it_leaves,
     relays_are_found_by_the_source_of_a_stream,
+    streams_return_after_a_panic_and_an_upgrade,
 );
 
 /// The path of a stream. `core` forwards unicast only.
@@ -305,4 +307,31 @@ fn relays_are_found_by_the_source_of_a_stream(lab: &Lab) {
         gateway.metric("mcastor_amt_discoveries_total", &labels) >= 1.0
     });
     drop(dns);
+}
+
+fn streams_return_after_a_panic_and_an_upgrade(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let env = [("MCASTOR_TEST_PANIC", "1")];
+    let relay = Router::start_with(lab, &topology.rel, RELAY, &env);
+    let gateway = gateway_settings("\"10.1.0.1\"");
+    let gateway = Router::start_with(lab, &topology.gw, &gateway, &env);
+    let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");
+    eventually("joined upstream", 1, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    let sender = NumberedStream::start(&topology.src, "eth0", "10.0.0.10:9", "232.1.1.1:5000", 200);
+    let returns = |what: &str| {
+        let before = wire.to("232.1.1.1").len();
+        let arrived = || wire.to("232.1.1.1").len() > before + 100;
+        eventually(what, true, arrived);
+    };
+    returns("the stream");
+    for (router, name) in [(&gateway, "gateway"), (&relay, "relay")] {
+        router.control().expect_ok(&json!({ "panic": "amt" }));
+        router.expect_metric("mcastor_actor_restarts_total", &[("actor", "amt")], 1);
+        eventually("a tunnel", true, || joined_groups(&relay) > 0);
+        returns(&format!("the stream after a panic at the {name}"));
+    }
+    gateway.run("upgrade");
+    returns("the stream after an upgrade of the gateway");
+    drop(sender);
 }
