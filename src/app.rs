@@ -747,13 +747,19 @@ fn set_limits(context: &RouterContext, limits: &LimitSettings) {
 /// The configuration of the resolver of this host.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// The environment variable that names another file. For tests.
+const TEST_RESOLV_CONF: &str = "MCASTOR_TEST_RESOLV_CONF";
+
 /// Returns the settings of AMT, with the name servers of this host.
 fn amt_settings(settings: &Settings) -> AmtSettings {
     let config = settings.amt.clone();
     let needs_resolver = config.gateways.iter().any(|g| g.needs_resolver());
     // The actor reports that there are none.
     let resolv_conf = match needs_resolver {
-        true => std::fs::read(RESOLV_CONF).unwrap_or_default(),
+        true => {
+            let path = std::env::var_os(TEST_RESOLV_CONF).unwrap_or(RESOLV_CONF.into());
+            std::fs::read(path).unwrap_or_default()
+        }
         false => Vec::new(),
     };
     AmtSettings {

@@ -1,7 +1,7 @@
 //! The sending end of tunnels to gateways.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -42,6 +42,12 @@ impl RelayPort {
     /// Sets the sockets.
     pub fn set_sockets(&self, sockets: Vec<Arc<DatagramSocket>>) {
         self.sockets.store(Arc::new(sockets));
+    }
+
+    /// Returns the socket that is bound to an address.
+    pub fn socket_at(&self, address: SocketAddr) -> Option<Arc<DatagramSocket>> {
+        let sockets = self.sockets.load();
+        sockets.iter().find(|s| s.local_addr() == address).cloned()
     }
 
     /// Returns the socket from which a gateway expects packets: the one that is bound to its

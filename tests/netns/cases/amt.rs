@@ -1,12 +1,14 @@
 //! AMT: sender, relay, a network without multicast, gateway and receiver.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cases;
 use super::mnat::join_source_v6;
+use crate::lab::dns::{DnsRecord, DnsServer};
 use crate::lab::proxy::{TIMERS, join_source, joined};
 use crate::lab::{
-    Capture, Injector, IpPacket, Lab, LinkEnd, Ns, Router, Udp, connect_all, eventually,
+    Capture, Injector, IpPacket, Lab, LinkEnd, Ns, NumberedStream, Router, Udp, connect_all,
+    eventually,
 };
 
 cases!("amt":
@@ -15,6 +17,8 @@ cases!("amt":
     static_route_joins_through_the_tunnel,
     streams_move_to_another_relay_when_theirs_dies,
     every_gateway_gets_a_copy_until_it_leaves,
+    relays_are_found_by_the_source_of_a_stream,
+    streams_return_after_a_panic_and_an_upgrade,
 );
 
 /// The path of a stream. `core` forwards unicast only.
@@ -76,11 +80,7 @@ impl AmtTopology {
     }
 
     pub(super) fn gateway(&self, lab: &Lab, relay: &str) -> Router {
-        let toml = format!(
-            "[[amt.gateway]]\nname = \"internet\"\nrelay = {relay}\n\
-             [[proxy]]\nname = \"p\"\nupstream = [\"internet\"]\ndownstream = [\"out\"]\n{TIMERS}"
-        );
-        Router::start(lab, &self.gw, &toml)
+        Router::start(lab, &self.gw, &gateway_settings(relay))
     }
 
     /// Sends packets with the numbers `from` to `to` of an IPv4 and an IPv6 stream.
@@ -96,6 +96,13 @@ impl AmtTopology {
 
 const RELAY: &str = "[[amt.relay]]\nname = \"tunnels\"\nquery_interval = \"5s\"\n\
     [[proxy]]\nname = \"r\"\nupstream = [\"in\"]\ndownstream = [\"tunnels\"]\n";
+
+fn gateway_settings(relay: &str) -> String {
+    format!(
+        "[[amt.gateway]]\nname = \"internet\"\nrelay = {relay}\n\
+         [[proxy]]\nname = \"p\"\nupstream = [\"internet\"]\ndownstream = [\"out\"]\n{TIMERS}"
+    )
+}
 
 /// Returns the tunnels of an interface.
 fn tunnels(router: &Router, interface: &str) -> Vec<Value> {
@@ -247,4 +254,84 @@ fn every_gateway_gets_a_copy_until_it_leaves(lab: &Lab) {
     eventually("no gateway", 0, || tunnels(&relay, "tunnels").len());
     topology.send(40, 50);
     relay.expect_metric("mcastor_amt_copies_total", &labels, 120);
+}
+
+/// The first record of the IPv4 source names a relay that is not there. The second one is behind a
+/// CNAME and names a host.
+fn relays_are_found_by_the_source_of_a_stream(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let relay = topology.relay(lab);
+    let v4_name = "10.0.0.10.in-addr.arpa";
+    let v6_name = format!("0.1.{}d.f.ip6.arpa", "0.".repeat(28));
+    let mut host = vec![20, 3];
+    host.extend(b"\x05relay\x07example\x00");
+    let mut v6_relay = vec![10, 2];
+    v6_relay.extend("fd01::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    let amt = |data: Vec<u8>| DnsRecord::new(260, data);
+    let dns = DnsServer::start(
+        &topology.core,
+        "10.2.0.2:53",
+        vec![
+            (v4_name, DnsRecord::cname("amt.example")),
+            ("amt.example", amt(vec![10, 1, 10, 1, 0, 99])),
+            ("amt.example", amt(host)),
+            ("relay.example", DnsRecord::new(1, vec![10, 1, 0, 1])),
+            (&v6_name, amt(v6_relay)),
+        ],
+    );
+    let resolv_conf = lab.file("resolv.conf");
+    std::fs::write(&resolv_conf, "nameserver 10.2.0.2\n").unwrap();
+    let toml = gateway_settings("\"driad\"");
+    let env = [("MCASTOR_TEST_RESOLV_CONF", resolv_conf.to_str().unwrap())];
+    let gateway = Router::start_with(lab, &topology.gw, &toml, &env);
+    let _four = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");
+    let _six = join_source_v6(&topology.rcv, "eth1", "fd00::10", "ff3e::8000:1");
+    eventually("joined upstream", 2, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    topology.send(0, 50);
+    wire.expect("232.1.1.1", 50);
+    wire.expect("ff3e::8000:1", 50);
+    let mut relays: Vec<String> = tunnels(&gateway, "internet")
+        .iter()
+        .filter(|t| t["memberships"] == 1)
+        .filter_map(|t| t["remote"].as_str().map(String::from))
+        .collect();
+    relays.sort();
+    assert_eq!(relays, ["10.1.0.1:2268", "[fd01::1]:2268"]);
+    let labels = [("way", "driad"), ("result", "found")];
+    gateway.expect_metric("mcastor_amt_discoveries_total", &labels, 2);
+    // No relay for another source.
+    let _other = join_source(&topology.rcv, "eth1", "10.0.0.11", "232.1.1.2");
+    eventually("a lookup without a relay", true, || {
+        let labels = [("way", "driad"), ("result", "no_relay")];
+        gateway.metric("mcastor_amt_discoveries_total", &labels) >= 1.0
+    });
+    drop(dns);
+}
+
+fn streams_return_after_a_panic_and_an_upgrade(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let env = [("MCASTOR_TEST_PANIC", "1")];
+    let relay = Router::start_with(lab, &topology.rel, RELAY, &env);
+    let gateway = gateway_settings("\"10.1.0.1\"");
+    let gateway = Router::start_with(lab, &topology.gw, &gateway, &env);
+    let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.1");
+    eventually("joined upstream", 1, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    let sender = NumberedStream::start(&topology.src, "eth0", "10.0.0.10:9", "232.1.1.1:5000", 200);
+    let returns = |what: &str| {
+        let before = wire.to("232.1.1.1").len();
+        let arrived = || wire.to("232.1.1.1").len() > before + 100;
+        eventually(what, true, arrived);
+    };
+    returns("the stream");
+    for (router, name) in [(&gateway, "gateway"), (&relay, "relay")] {
+        router.control().expect_ok(&json!({ "panic": "amt" }));
+        router.expect_metric("mcastor_actor_restarts_total", &[("actor", "amt")], 1);
+        eventually("a tunnel", true, || joined_groups(&relay) > 0);
+        returns(&format!("the stream after a panic at the {name}"));
+    }
+    gateway.run("upgrade");
+    returns("the stream after an upgrade of the gateway");
+    drop(sender);
 }

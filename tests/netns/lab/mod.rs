@@ -2,6 +2,7 @@
 
 pub mod bpffs;
 pub mod control;
+pub mod dns;
 pub mod docker;
 pub mod flood;
 pub mod frame;

@@ -155,8 +155,8 @@ impl GatewayService {
 
     /// Opens sockets that are missing, notes traffic, and updates metrics.
     pub(super) fn tick(&mut self, now: Instant, context: &RouterContext) {
-        if self.port.sockets().is_none() {
-            self.open(now);
+        if self.machine.is_none() || self.port.sockets().is_none() {
+            self.open();
         }
         let (unknown, lost) = self.port.take_refused();
         let metrics = &context.catalog.amt;
@@ -199,8 +199,29 @@ impl GatewayService {
         }
     }
 
-    /// Opens the sockets, and starts the machine with the first ones.
-    fn open(&mut self, now: Instant) {
+    /// Opens the sockets, unless a former actor has opened them, and starts the machine with the
+    /// first ones.
+    fn open(&mut self) {
+        let sockets = match self.port.sockets() {
+            Some(sockets) => Some(sockets),
+            None => self.open_sockets(),
+        };
+        let (Some(sockets), Some(random)) = (sockets, self.random.take()) else {
+            return;
+        };
+        let config = GatewayConfig {
+            ways: self.settings.ways.clone(),
+            families: self.settings.families,
+            outer: [0, 1].map(|n: usize| sockets.sockets[n].is_some()),
+        };
+        let mut machine = Gateway::new(config, random);
+        for (group, filter) in &self.filters {
+            machine.set_filter(*group, filter.clone());
+        }
+        self.machine = Some(machine);
+    }
+
+    fn open_sockets(&mut self) -> Option<Arc<GatewaySockets>> {
         let interface = self.settings.interface.as_ref().map(|name| name.as_str());
         let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         let opened = any.map(|ip| DatagramSocket::open(SocketAddr::new(ip, 0), interface));
@@ -211,26 +232,13 @@ impl GatewayService {
                 warn!(interface = %name, "{name}: {text}; trying again");
             }
             self.error = Some(text);
-            return;
+            return None;
         }
         self.error = None;
         let sockets = opened.map(|socket| socket.ok().map(Arc::new));
-        let outer = [sockets[0].is_some(), sockets[1].is_some()];
-        self.port
-            .set_sockets(Some(Arc::new(GatewaySockets { sockets })));
-        if let Some(random) = self.random.take() {
-            let config = GatewayConfig {
-                ways: self.settings.ways.clone(),
-                families: self.settings.families,
-                outer,
-            };
-            let mut machine = Gateway::new(config, random);
-            for (group, filter) in &self.filters {
-                machine.set_filter(*group, filter.clone());
-            }
-            self.machine = Some(machine);
-        }
-        let _ = now;
+        let sockets = Arc::new(GatewaySockets { sockets });
+        self.port.set_sockets(Some(sockets.clone()));
+        Some(sockets)
     }
 
     /// Sends the messages that are due. Returns the lookups that are due.

@@ -91,8 +91,11 @@ impl Amt {
             let Some(id) = tunnels.id(&gateway.name) else {
                 continue;
             };
-            let kept = self.gateways.remove(&id);
-            let kept = kept.filter(|service| service.settings() == gateway);
+            let mut kept = self.gateways.remove(&id);
+            if let Some(former) = kept.as_mut().filter(|former| former.settings() != gateway) {
+                former.end(now, &self.context);
+                kept = None;
+            }
             let service = kept.unwrap_or_else(|| {
                 let port = tunnels.gateway(id);
                 let control = tokio_stream(port.connect());

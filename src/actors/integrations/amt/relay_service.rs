@@ -1,5 +1,6 @@
 //! One relay interface: its machine, its sockets, and the gateways of the data path.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -52,8 +53,8 @@ pub(super) struct RelayService {
     machine: Relay,
     lists: ProxyRule,
     ends: Vec<ListeningEnd>,
-    /// The last error of opening a socket.
-    error: Option<String>,
+    /// The last error of opening a socket, by address.
+    errors: BTreeMap<SocketAddr, String>,
     /// Earliest time of the next publication.
     publish_at: Instant,
     /// What was counted of [`RelayPort::traffic`]: copies, bytes, failures.
@@ -84,7 +85,7 @@ impl RelayService {
             port,
             lists,
             ends: Vec::new(),
-            error: None,
+            errors: BTreeMap::new(),
             publish_at: now,
             counted,
         }
@@ -146,14 +147,18 @@ impl RelayService {
             }
         }
         if !streams.is_empty() {
-            self.error = None;
             self.update_port();
         }
         streams
     }
 
     fn open(&mut self, address: SocketAddr) -> io::Result<(DatagramStream, CancellationToken)> {
-        let socket = Arc::new(DatagramSocket::open(address, None)?);
+        let socket = match self.port.socket_at(address) {
+            // A former actor has opened it.
+            Some(socket) => socket,
+            None => Arc::new(DatagramSocket::open(address, None)?),
+        };
+        self.errors.remove(&address);
         let receiver = DatagramReceiver::new(socket.clone());
         let receiver = watch(receiver, Interest::READABLE)?;
         let token = CancellationToken::new();
@@ -169,11 +174,11 @@ impl RelayService {
 
     fn log_open_error(&mut self, address: SocketAddr, error: &io::Error) {
         let name = &self.settings.name;
-        let text = format!("cannot serve gateways on {address}: {error}");
-        if self.error.as_ref() != Some(&text) {
-            warn!(interface = %name, "{name}: {text}; trying again");
+        let text = error.to_string();
+        if self.errors.get(&address) != Some(&text) {
+            warn!(interface = %name, "{name}: cannot serve gateways on {address}: {text}; trying again");
         }
-        self.error = Some(text);
+        self.errors.insert(address, text);
     }
 
     fn update_port(&self) {
