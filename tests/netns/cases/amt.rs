@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::cases;
 use super::mnat::join_source_v6;
+use super::upgrade::Replacement;
 use crate::lab::dns::{DnsRecord, DnsServer};
 use crate::lab::proxy::{TIMERS, join_source, joined};
 use crate::lab::{
@@ -331,7 +332,8 @@ fn streams_return_after_a_panic_and_an_upgrade(lab: &Lab) {
         eventually("a tunnel", true, || joined_groups(&relay) > 0);
         returns(&format!("the stream after a panic at the {name}"));
     }
-    gateway.run("upgrade");
+    let mut replacement = Replacement::new(&gateway);
+    replacement.upgrade();
     returns("the stream after an upgrade of the gateway");
     drop(sender);
 }

@@ -69,8 +69,8 @@ impl Answers {
 }
 
 /// Returns settings with which each field of the answers has a value: routes, one of which
-/// translates and one of which waits; a proxy with two upstream interfaces; and an end of multicast
-/// NAT whose server does not answer.
+/// translates and one of which waits; a proxy with two upstream interfaces; an end of multicast NAT
+/// whose server does not answer; and both ends of a tunnel.
 fn settings(lab: &Lab) -> String {
     let (ca, joins) = (lab.file("ca.pem"), lab.file("joins"));
     std::fs::write(&ca, Ca::new().pem()).expect("the CA");
@@ -92,6 +92,11 @@ fn settings(lab: &Lab) -> String {
             ca.display(),
             joins.display()
         ),
+        // The gateway of its own relay.
+        "[[amt.relay]]\nname = \"tunnels\"\nlisten = [\"10.0.0.1:2268\"]\n\
+         advertise = [\"10.0.0.1\"]\n[[amt.gateway]]\nname = \"tun\"\nrelay = \"10.0.0.1\"\n\
+         [[join]]\ninterface = \"tun\"\nsource = \"10.0.0.10\"\ngroup = \"232.9.9.9\"\n"
+            .into(),
     ]
     .concat()
 }
@@ -111,6 +116,10 @@ fn answers_match_the_document(lab: &Lab) {
         answer.expect("an answer").body.contains("group_denied")
     };
     eventually("the report is refused", true, refused);
+    eventually("both ends of a tunnel", 2, || {
+        let answer = router.get("/api/v1/tunnels").expect("an answer");
+        answer.body.matches("\"role\"").count()
+    });
     let send = |group: &str, ttl: u8| {
         let to = format!("{group}:5000");
         inject.send(&Udp::new("10.0.0.10:9", &to, "x").ttl(ttl).frame());
