@@ -155,8 +155,13 @@ fn killed_ends_of_multicast_nat_lose_nothing(lab: &Lab) {
     let stream = NumberedStream::start(&topology.src, "eth0", source, group, 2000);
     let mut random = Random::default();
     for _ in 0..restarts() {
-        kill_and_start(lab, &mut ing, &mut random);
-        kill_and_start(lab, &mut egr, &mut random);
+        for end in [&mut ing, &mut egr] {
+            end.kill();
+            std::thread::sleep(Duration::from_millis(random.below(300) as u64));
+            end.start_again(lab);
+            // While its routes are applied, the process itself forwards for a moment.
+            wait_until_in_kernel(&[end]);
+        }
     }
     for end in [&mut ing, &mut egr] {
         end.kill();
