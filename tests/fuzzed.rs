@@ -275,6 +275,39 @@ fn membership() {
     try_all(harness::membership, cases(), bad_message);
 }
 
+/// Returns the header of an AMT message, and a packet where the type has one.
+fn amt_message(random: &mut Random) -> Vec<u8> {
+    let kind = 1 + random.below(7) as u8;
+    let mut input = vec![random.next() as u8, kind, *random.one_of(&[0, 1, 2, 0x80])];
+    match kind {
+        4 | 5 => {
+            input.extend([0; 10]);
+            input.extend(message(random));
+            if random.below(4) == 0 {
+                input.extend([0; 18]);
+            }
+        }
+        6 => input.extend(packet(random)),
+        7 => input.extend([0; 28]),
+        _ => input.extend([0; 6]),
+    }
+    match (kind, random.below(2)) {
+        (2, 0) => input.extend([192, 0, 2, 1]),
+        (2, _) => input.extend([0x20; 16]),
+        _ => {}
+    }
+    if random.below(3) == 0 {
+        random.mutate(&mut input);
+    }
+    input
+}
+
+#[test]
+fn amt() {
+    // Each case builds a relay or a gateway.
+    try_all(harness::amt, cases() / 10, amt_message);
+}
+
 #[test]
 fn translate() {
     try_all(harness::translate, cases(), |random| {

@@ -2,12 +2,14 @@
 //! bounded number of generated inputs. Each function panics if an invariant is violated, and
 //! returns true if the code under test accepted the input.
 
+mod amt;
 mod membership;
 mod packets;
 mod texts;
 
 use mcastor::model::{InterfaceId, Link};
 
+pub use amt::amt;
 pub use membership::membership;
 pub use packets::{decision, switch, translate};
 pub use texts::{control, joins, mnat_answer, recv, settings, smcroute_conf, smcroute_wire};
