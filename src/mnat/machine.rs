@@ -27,7 +27,7 @@ pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// expects each egress to poll within this time.
 const OUTAGE: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
 /// Time within which every client has polled a server that answers again: one request that timed
-/// out (10 seconds), [`MAX_BACKOFF`], and the time of the requests for a new session.
+/// out (10 seconds), the longest pause between attempts, and the time of the requests for a new session.
 pub const RECOVERY_TIME: Duration = Duration::from_secs(25);
 /// Refresh interval of the watcher id until the server names one.
 const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_secs(20);
