@@ -37,7 +37,8 @@ fn main() -> ExitCode {
     let profile = arguments.iter().find_map(|a| a.strip_prefix("--profile="));
     let done = match profile {
         Some(target) => profile_scenario(target),
-        None if has("--modes") => sweep::sweep(),
+        None if has("--modes") => sweep::run(&sweep::MODES),
+        None if has("--low-rates") => sweep::run(&sweep::LOW_RATES),
         None => measure(has("--quick"), only),
     };
     match done {

@@ -38,6 +38,19 @@ pub fn process_ns(pid: u32) -> u64 {
     tasks.flatten().map(|t| schedstat(&path(t))).sum()
 }
 
+/// Returns how often the threads of a process have slept.
+pub fn wakeups(pid: u32) -> u64 {
+    const FIELD: &str = "voluntary_ctxt_switches:";
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let slept = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix(FIELD));
+        line?.trim().parse::<u64>().ok()
+    };
+    let tasks = tasks.into_iter().flatten().flatten();
+    tasks.filter_map(slept).sum()
+}
+
 /// Returns the resident memory of a process in MiB.
 pub fn resident_mib(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -72,6 +73,19 @@ pub enum Rules {
     Prefixes,
     /// This number of (*,G) rules with groups of /28.
     ManyPrefixes(usize),
+}
+
+/// The UDP port of translated flows.
+const TRANSLATED_PORT: u16 = 5001;
+
+impl Rules {
+    /// Returns the group as which flow 0 leaves, and its UDP port if that changes.
+    pub fn outgoing(self, kind: SenderKind) -> (Ipv4Addr, Option<u16>) {
+        match self {
+            Self::Translated(_) => (Ipv4Addr::new(239, 77, 0, 0), Some(TRANSLATED_PORT)),
+            _ => (kind.flow(0).1, None),
+        }
+    }
 }
 
 /// A running router. Dropping it stops the router.
@@ -180,7 +194,7 @@ fn mcastor_settings(
         Rules::Pairs(n) | Rules::Translated(n) => (0..n).for_each(|i| {
             let (source, group) = kind.flow(i);
             let [_, _, a, b] = (i as u32).to_be_bytes();
-            let (to, port) = (format!("77.{a}.{b}"), 5001);
+            let (to, port) = (format!("77.{a}.{b}"), TRANSLATED_PORT);
             let more = match rules {
                 Rules::Translated(_) => format!(
                     "rewrite = {{ source = \"10.{to}\", group = \"239.{to}\", port = {port} }}\n"

@@ -255,7 +255,7 @@ impl Bench {
                     };
                     let pid = running.pid().unwrap_or_default();
                     let before = (meter::process_ns(pid), Instant::now());
-                    let latency = measure_latency(&lab, stream, &self.stop)?;
+                    let latency = measure_latency(&lab, stream, Rules::Pairs(10), &self.stop)?;
                     let spent = meter::process_ns(pid).saturating_sub(before.0) as f64;
                     // The receiver waits for further packets before it ends, so the elapsed time is
                     // too long.
@@ -483,9 +483,10 @@ fn first_packet(lab: &Lab, peer: Peer, stream: Stream) -> Outcome<f64> {
 pub fn measure_latency(
     lab: &Lab,
     stream: Stream,
+    rules: Rules,
     stop: &AtomicBool,
 ) -> Outcome<[(&'static str, f64); 3]> {
-    let (_, group) = stream.kind.flow(0);
+    let (group, port) = rules.outgoing(stream.kind);
     let joined = AtomicBool::new(false);
     let report = std::thread::scope(|scope| -> Outcome<_> {
         let receiving = scope.spawn(|| -> Result<_, String> {
@@ -493,10 +494,11 @@ pub fn measure_latency(
             sender::pin(SENDER_CORE).map_err(|e| e.to_string())?;
             let group = Group::new(group.into()).map_err(|e| e.to_string())?;
             let interface = END.parse().map_err(|e| format!("{e}"))?;
-            let options = ReceiveOptions {
+            let mut options = ReceiveOptions {
                 idle: Some(2.0),
                 ..ReceiveOptions::new(StreamOptions::new(interface, group))
             };
+            options.stream.port = port.unwrap_or(options.stream.port);
             let mut on_event = |event: ReceiveEvent<'_>| {
                 if matches!(event, ReceiveEvent::Joined(_)) {
                     joined.store(true, Ordering::Relaxed);

@@ -54,7 +54,7 @@ pub fn measure(shown: bool, stop: &AtomicBool) -> Outcome<Vec<(&'static str, f64
             true => request_flows(&socket, &requests, &ended).map_err(|e| e.to_string()),
             false => Ok(()),
         });
-        let latency = measure_latency(&lab, probe, stop);
+        let latency = measure_latency(&lab, probe, Rules::Prefixes, stop);
         let sent = sending.join().map_err(|_| "the sender panicked")?;
         ended.store(true, Ordering::Relaxed);
         showing.join().map_err(|_| "the client panicked")??;
