@@ -95,7 +95,8 @@ third-party:
 # multicast NAT, restarts it 1,000 times, sends 100,000 random packets through
 # both planes, sends ten million generated frames to the capture path, changes routes 50,000 times,
 # lets 50 containers join and leave at random for two minutes, and sends 100,000 membership reports a
-# second from unknown hosts for 30 s.
+# second from unknown hosts for 30 s. Compares the MNAT server with a model in a million steps, kills
+# it 100 times under load, alone and between two ends, and serves 10,000 watchers.
 soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor \
 	  cargo test --locked --test netns -- attacks:: --nocapture --test-threads 1
@@ -114,6 +115,11 @@ soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
 	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what
+	MCASTOR_MODEL_STEPS=1000000 cargo test --release --locked --lib server_behaves_as -- --nocapture
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_KILLS=100 MCASTOR_MNAT_WATCHERS=10000 \
+	  cargo test --locked --test mnat_server -- under_load many_watchers --nocapture --test-threads 1
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_MNAT_KILLS=100 \
+	  cargo test --locked --test netns -- mnat_server::streams_survive --nocapture
 	MCASTOR_SOAK_CHANGES=50000 \
 	MCASTOR_SOAK_CONTAINERS=50 MCASTOR_SOAK_SECONDS=120 \
 	  cargo test --locked --test netns -- soak --skip scale:: --skip hostile:: --nocapture

@@ -64,10 +64,11 @@ def pack_router(out, binary, *libraries):
             add_folder(archive, folder)
         # The control socket, whoever runs it. A tmpfs mounted here takes this mode over.
         add_folder(archive, "run/mcastor", 0o1777)
-        # The joinfile of an MNAT ingress.
-        for folder in ["var", "var/run"]:
+        # The joinfile of an MNAT ingress, and certificates and state of an MNAT server.
+        for folder in ["var", "var/run", "var/lib"]:
             add_folder(archive, folder)
-        add_folder(archive, "var/run/mnat", 0o1777)
+        for folder in ["var/run/mnat", "var/lib/mnat", "etc/mnat"]:
+            add_folder(archive, folder, 0o1777)
         # tarfile writes surrogates as the bytes that they stand for.
         capabilities = CAPABILITIES.decode("utf-8", "surrogateescape")
         xattrs = {"SCHILY.xattr.security.capability": capabilities}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the container images: image.sh IMAGE PLATFORM[,PLATFORM...]
 #
-# One platform: IMAGE:VERSION and IMAGE:latest, IMAGE-mnat-ingress and IMAGE-mnat-egress with the same
-# tags, and IMAGE:debug. Several: each with the architecture behind the tag, IMAGE:VERSION-arm64, and
+# One platform: IMAGE:VERSION and IMAGE:latest, IMAGE-mnat-ingress, IMAGE-mnat-egress and
+# IMAGE-mnat-server with the same tags, and IMAGE:debug. Several: each with the architecture behind the tag, IMAGE:VERSION-arm64, and
 # the platform of this machine also without. Nothing runs in the build, so no emulator is needed.
 # ENGINE is docker (the default) or podman.
 set -euo pipefail
@@ -44,9 +44,9 @@ for platform in "${platforms[@]}"; do
   [ "${#platforms[@]}" -eq 1 ] || [ "$platform" != "$own" ] || tags+=("$version-$arch")
   # shellcheck disable=SC2046
   build "$folder" "$platform" --target mcastor $(tagged "$image")
-  for end in mnat-ingress mnat-egress; do
+  for part in mnat-ingress mnat-egress mnat-server; do
     # shellcheck disable=SC2046
-    build "$folder" "$platform" --target "$end" $(tagged "$image-$end")
+    build "$folder" "$platform" --target "$part" $(tagged "$image-$part")
   done
   # The busybox of this machine runs only on its own architecture.
   if [ "$platform" = "linux/$(dpkg --print-architecture 2>/dev/null)" ]; then

@@ -16,9 +16,9 @@ use mcastor::doctor::examine::NORMAL_REASONS;
 use mcastor::forward::DropReason;
 use mcastor::frontend::control::{Outcome, Request, Response};
 use mcastor::membership::{MembershipRefusal, Protocol};
-use mcastor::metrics::Catalog;
 use mcastor::metrics::http::HttpRefusal;
 use mcastor::metrics::membership::{Direction, MembershipState};
+use mcastor::metrics::{Catalog, MnatServerCatalog};
 use mcastor::model::{FlowEnd, InterfaceId, Link, RouteName, TakeoverRole, TranslationKind};
 use mcastor::settings::Settings;
 use mcastor::wire::RejectReason;
@@ -119,7 +119,10 @@ fn catalogue_text() -> String {
         membership.set_state("eth0", protocol, MembershipState::default());
         membership.count_rejected("eth0", "checksum", 1);
     }
-    String::from_utf8(catalog.text().unwrap()).unwrap()
+    let server = MnatServerCatalog::new().unwrap();
+    server.observe_request("poll", "200", 0.1);
+    let all = [catalog.text().unwrap(), server.text().unwrap()].concat();
+    String::from_utf8(all).unwrap()
 }
 
 /// Returns every metric family by its name.

@@ -57,7 +57,9 @@ impl Process {
     }
 
     fn run(files: Files, arguments: Vec<String>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mcastor"))
+        let binary = std::env::var("MCASTOR_BINARY");
+        let binary = binary.unwrap_or_else(|_| env!("CARGO_BIN_EXE_mcastor").into());
+        let mut child = Command::new(binary)
             .args(&arguments)
             .stderr(Stdio::piped())
             .spawn()
@@ -557,7 +559,7 @@ fn state_survives_a_kill() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("has the mappings of another pool"), "{text}");
+    assert!(text.contains("has mappings of another pool"), "{text}");
 }
 
 /// Kills the server at random under load. Nothing that it answered is forgotten, and no local channel
@@ -720,6 +722,61 @@ fn check_reports_faults_with_their_place() {
     std::io::stdout().flush().unwrap();
 }
 
+/// Server and client work with the certificates that the server makes.
+#[test]
+fn made_certificates_are_accepted() {
+    let files = Files::new();
+    let folder = files.path("").display().to_string();
+    let make = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_mcastor"))
+            .args(["mnat-server", "certs", "--directory", &folder, "localhost"])
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    assert_eq!(make().0, Some(0));
+    let (code, text) = make();
+    assert!(code == Some(0) && text.contains("already"), "{text}");
+    let pool = files.put("pool.json", POOL);
+    let path = |name: &str| files.path(name).display().to_string();
+    let arguments = [
+        [
+            "mnat-server",
+            "--listen",
+            "127.0.0.1:0",
+            "--require-client-cert",
+        ]
+        .map(String::from),
+        [
+            "--cert".into(),
+            path("server.crt"),
+            "--key".into(),
+            path("server.key"),
+        ],
+        [
+            "--pool".into(),
+            pool.display().to_string(),
+            "--client-ca".into(),
+            path("ca.pem"),
+        ],
+    ];
+    let server = Process::run(files, arguments.concat());
+    block_on(async {
+        let mut client = server.client_with(Some("client.pem"));
+        assert!(!client.watcher().await.is_empty());
+    });
+    let files = Files::new();
+    files.put("ca.key", "");
+    let output = Command::new(env!("CARGO_BIN_EXE_mcastor"))
+        .args(["mnat-server", "certs", "localhost", "--directory"])
+        .arg(files.path(""))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("ca.key exists"), "{text}");
+}
+
 #[test]
 fn metrics_and_health_are_served() {
     let server = Process::start(POOL, &["--http", "127.0.0.1:0"]);
@@ -765,4 +822,110 @@ fn metrics_and_health_are_served() {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(get("/healthz").contains("\"status\":\"ok\""));
+}
+
+/// Serves many watchers with a connection each. `MCASTOR_MNAT_WATCHERS` sets their number, and
+/// `MCASTOR_BINARY` another binary. Prints memory and the time of polls.
+#[test]
+fn many_watchers_are_served_quickly() {
+    const JOINS: usize = 10;
+    const CONNECTIONS: usize = 64;
+    let watchers = std::env::var("MCASTOR_MNAT_WATCHERS").ok();
+    let watchers: usize = watchers.map_or(100, |n| n.parse().expect("a number"));
+    mcastor::sys::limits::raise_open_file_limit();
+    let pool = r#"{"group-pool": {"ranges": [
+        {"group-range": "239.0.0.0/8", "source-range": "10.9.1.2"}]}}"#;
+    let server = Process::start(pool, &["--state", "FILES/state"]);
+    let rss = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", server.child.id())).unwrap();
+        let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+        (pages * 4096) >> 20
+    };
+    println!("{} MiB at the start", rss());
+    block_on(async {
+        use futures_util::StreamExt;
+        // Registers over few connections, so that the memory is that of the watchers.
+        let start = Instant::now();
+        let register = |share: usize| {
+            let mut client = server.client();
+            async move {
+                let mut ids = Vec::new();
+                for n in (share..watchers).step_by(CONNECTIONS) {
+                    let id = client.watcher().await;
+                    let sources: Vec<String> = (0..JOINS)
+                        .map(|s| format!("10.{}.{}.{}", n / 250, n % 250, s + 1))
+                        .collect();
+                    let joined: Vec<(&str, &str)> =
+                        sources.iter().map(|s| (s.as_str(), "232.1.1.1")).collect();
+                    assert_eq!(client.join(&id, &joined).await, 201);
+                    ids.push(id);
+                }
+                ids
+            }
+        };
+        let ids = futures_util::future::join_all((0..CONNECTIONS).map(register)).await;
+        println!(
+            "{watchers} watchers with {JOINS} joins in {:?}: {} MiB",
+            start.elapsed(),
+            rss()
+        );
+        let start = Instant::now();
+        let connect = |id: String| {
+            let mut client = server.client();
+            async move {
+                assert_eq!(
+                    client.0.send(&MnatRequest::refresh(&id)).await.unwrap().0,
+                    204
+                );
+                (client, id)
+            }
+        };
+        let clients = futures_util::stream::iter(ids.into_iter().flatten().map(connect));
+        let mut clients: Vec<_> = clients.buffer_unordered(64).collect().await;
+        println!(
+            "a connection for each in {:?}: {} MiB",
+            start.elapsed(),
+            rss()
+        );
+        // Each polls twice and refreshes once in the interval of the prototype's clients.
+        let cycle = Duration::from_secs(if watchers > 1000 { 10 } else { 1 });
+        let interval = cycle / watchers as u32;
+        let begin = Instant::now();
+        let polls = clients
+            .iter_mut()
+            .enumerate()
+            .map(|(n, (client, id))| async move {
+                let mut times = Vec::new();
+                tokio::time::sleep_until((begin + interval * n as u32).into()).await;
+                for _ in 0..2 {
+                    let start = Instant::now();
+                    let (status, body) = client.0.send(&MnatRequest::poll(id)).await.unwrap();
+                    times.push(start.elapsed());
+                    assert_eq!(status, 200);
+                    assert_eq!(
+                        String::from_utf8(body)
+                            .unwrap()
+                            .matches("local-mapping")
+                            .count(),
+                        JOINS
+                    );
+                    let refreshed = client.0.send(&MnatRequest::refresh(id)).await.unwrap();
+                    assert_eq!(refreshed.0, 204);
+                    tokio::time::sleep(cycle / 2).await;
+                }
+                times
+            });
+        let times = futures_util::future::join_all(polls).await;
+        let mut times: Vec<Duration> = times.into_iter().flatten().collect();
+        times.sort();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+        println!(
+            "{} polls: median {:?}, p99 {:?}, longest {:?}; {} MiB",
+            times.len(),
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            rss()
+        );
+    });
 }

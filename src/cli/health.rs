@@ -45,7 +45,7 @@ fn other_subcommand(command_line: &[u8]) -> Option<&'static str> {
     let mut words = command_line.split(|byte| *byte == 0);
     let program = words.next()?.rsplit(|byte| *byte == b'/').next()?;
     let subcommand = words.next()?;
-    let others = ["recv", "send", "demo", "doctor"];
+    let others = ["recv", "send", "demo", "doctor", "mnat-server"];
     let named = others
         .into_iter()
         .find(|other| other.as_bytes() == subcommand);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::exit::{UNUSABLE, fail, print_error, usage_error};
 use super::output::print;
 use super::run::start_log;
+use crate::mnat_server::certificates;
 use crate::mnat_server::pool::Pool;
 use crate::mnat_server::service::{self, ServerOptions};
 use crate::mnat_server::tls::TlsFiles;
@@ -17,6 +18,7 @@ const CERT: &str = "/etc/mnat/server.crt";
 const KEY: &str = "/etc/mnat/server.key";
 const CLIENT_CA: &str = "/etc/mnat/clientca.pem";
 const POOL: &str = "/etc/mnat/pool.json";
+const FOLDER: &str = "/etc/mnat";
 /// The variable with the path of the pool file, as in the prototype's container.
 const POOL_VARIABLE: &str = "MNAT_POOL";
 /// The pool of the prototype if there is no pool file.
@@ -77,12 +79,30 @@ enum MnatServerAction {
         #[arg(default_value = POOL)]
         pool: PathBuf,
     },
+    /// Make a CA, and certificates of the server and of a client
+    #[command(after_help = "\
+Writes ca.pem, ca.key, server.crt, server.key and client.pem. The ends need ca.pem, and
+client.pem if the server runs with --client-ca ca.pem. ca.key signs further certificates.
+Files that are all there stay.
+Example: mcastor mnat-server certs --directory /etc/mnat mnat.example.net")]
+    Certs {
+        /// Folder of the files
+        #[arg(long, value_name = "DIR", default_value = FOLDER)]
+        directory: PathBuf,
+        /// Host names and addresses under which clients reach the server
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
 }
 
 /// Runs `mcastor mnat-server`.
 pub fn run(args: MnatServerArgs) -> ExitCode {
-    if let Some(MnatServerAction::Check { pool }) = args.action {
-        return check(&pool);
+    match args.action {
+        Some(MnatServerAction::Check { pool }) => return check(&pool),
+        Some(MnatServerAction::Certs { directory, names }) => {
+            return write_certificates(&directory, &names);
+        }
+        None => {}
     }
     let settings = match Settings::load(None, environment()) {
         Ok(settings) => settings,
@@ -148,6 +168,14 @@ fn read_pool(file: &Path) -> Result<Pool, ExitCode> {
         }
         ExitCode::from(UNUSABLE)
     })
+}
+
+fn write_certificates(folder: &Path, names: &[String]) -> ExitCode {
+    match certificates::write(folder, names) {
+        Ok(true) => print(format!("wrote certificates to {}\n", folder.display()).as_bytes()),
+        Ok(false) => print(format!("{} has certificates already\n", folder.display()).as_bytes()),
+        Err(e) => fail(&e),
+    }
 }
 
 fn check(file: &Path) -> ExitCode {

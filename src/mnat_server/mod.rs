@@ -10,6 +10,7 @@
 //! are arguments. An answer is sent when the store has committed the changes that it shows.
 
 pub mod assignments;
+pub mod certificates;
 pub mod changes;
 mod connection;
 pub mod machine;

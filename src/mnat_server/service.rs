@@ -102,7 +102,7 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
     }
     match &options.state {
         Some(folder) => {
-            let (store, stored) = RedbStore::open(folder, &options.pool.fingerprint())?;
+            let (store, stored) = RedbStore::open(folder, &options.pool)?;
             info!(
                 "mnat-server: {} watchers and {} mappings continue",
                 stored.watchers.len(),

@@ -16,6 +16,7 @@ use crate::mnat::Channel;
 use crate::mnat_server::changes::{
     StoreChange, StoredHold, StoredMapping, StoredServer, StoredWatcher, Transaction,
 };
+use crate::mnat_server::pool::Pool;
 use crate::sys::files::private_folder;
 
 /// The file in the folder.
@@ -52,8 +53,9 @@ pub enum RedbStoreError {
     InUse(PathBuf),
     /// The mappings are those of another pool.
     #[error(
-        "{} has the mappings of another pool ({stored}); restore that pool, or remove the file to \
-         forget its mappings: streams then get other local addresses", .file.display()
+        "{} has mappings of another pool ({stored}), which this one lacks; restore that pool, or \
+         remove the file to forget its mappings: streams then get other local addresses",
+        .file.display()
     )]
     OtherPool {
         /// The file.
@@ -78,12 +80,12 @@ pub struct RedbStore {
 }
 
 impl RedbStore {
-    /// Opens the file in `folder`, or creates both. Returns the stored state, which is that of the
-    /// pool with this `fingerprint`.
+    /// Opens the file in `folder`, or creates both. Returns the stored state. It may be that of another
+    /// pool, if this one has all of its local channels.
     ///
     /// # Errors
     /// The file cannot be used.
-    pub fn open(folder: &Path, fingerprint: &str) -> Result<(Self, StoredServer), RedbStoreError> {
+    pub fn open(folder: &Path, pool: &Pool) -> Result<(Self, StoredServer), RedbStoreError> {
         private_folder(folder).map_err(|cause| RedbStoreError::Folder {
             folder: folder.into(),
             cause,
@@ -98,14 +100,20 @@ impl RedbStore {
             DatabaseError::DatabaseAlreadyOpen => RedbStoreError::InUse(file.clone()),
             other => content(other.to_string()),
         })?;
-        let stored_pool = initialize(&database, fingerprint).map_err(content)?;
+        let fingerprint = pool.fingerprint();
+        let stored_pool = initialize(&database, &fingerprint).map_err(&content)?;
+        let stored = load(&database).map_err(&content)?;
         if stored_pool != fingerprint {
-            return Err(RedbStoreError::OtherPool {
-                file: file.clone(),
-                stored: stored_pool,
-            });
+            let locals = stored.mappings.iter().map(|mapping| mapping.local);
+            let mut locals = locals.chain(stored.holds.iter().map(|hold| hold.local));
+            if !locals.all(|local| pool.slot(local).is_some()) {
+                return Err(RedbStoreError::OtherPool {
+                    file: file.clone(),
+                    stored: stored_pool,
+                });
+            }
+            set_pool(&database, &fingerprint).map_err(&content)?;
         }
-        let stored = load(&database).map_err(content)?;
         let database = Arc::new(database);
         Ok((Self { database }, stored))
     }
@@ -132,6 +140,16 @@ fn initialize(database: &Database, fingerprint: &str) -> Result<String, String> 
     };
     write.commit().map_err(text)?;
     Ok(stored.unwrap_or_else(|| fingerprint.into()))
+}
+
+/// Replaces the name of the pool.
+fn set_pool(database: &Database, fingerprint: &str) -> Result<(), String> {
+    let write = database.begin_write().map_err(text)?;
+    {
+        let mut about = write.open_table(ABOUT).map_err(text)?;
+        about.insert("pool", fingerprint.as_bytes()).map_err(text)?;
+    }
+    write.commit().map_err(text)
 }
 
 fn load(database: &Database) -> Result<StoredServer, String> {
@@ -227,11 +245,17 @@ mod tests {
             .block_on(future)
     }
 
+    fn pool(groups: &str) -> Pool {
+        let ranges = format!(r#"{{"group-range": "{groups}", "source-range": "asm"}}"#);
+        Pool::parse(&format!(r#"{{"group-pool": {{"ranges": [{ranges}]}}}}"#)).unwrap()
+    }
+
     #[test]
     fn committed_changes_are_loaded() {
+        let small = pool("239.1.1.0/29");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
-        let (mut store, stored) = RedbStore::open(&path, "pool").unwrap();
+        let (mut store, stored) = RedbStore::open(&path, &small).unwrap();
         assert_eq!(stored, StoredServer::default());
         let watcher = StoredWatcher {
             id: "A".into(),
@@ -273,10 +297,10 @@ mod tests {
             changes,
         };
         block_on(store.commit(&[transaction])).unwrap();
-        let busy = RedbStore::open(&path, "pool").unwrap_err();
+        let busy = RedbStore::open(&path, &small).unwrap_err();
         assert!(matches!(busy, RedbStoreError::InUse(_)), "{busy}");
         drop(store);
-        let (store, stored) = RedbStore::open(&path, "pool").unwrap();
+        let (store, stored) = RedbStore::open(&path, &small).unwrap();
         assert_eq!(
             stored,
             StoredServer {
@@ -286,10 +310,19 @@ mod tests {
             }
         );
         drop(store);
-        let other = RedbStore::open(&path, "another").unwrap_err().to_string();
-        assert!(other.contains("another pool (pool)"), "{other}");
+        let other = RedbStore::open(&path, &pool("239.1.2.0/29"))
+            .unwrap_err()
+            .to_string();
+        assert!(other.contains("another pool (239.1.1.0/29 asm)"), "{other}");
+        // A larger pool has the mappings too.
+        let large = pool("239.1.0.0/16");
+        let (store, stored) = RedbStore::open(&path, &large).unwrap();
+        assert_eq!(stored.mappings, [mapping(1)]);
+        drop(store);
+        let (store, _) = RedbStore::open(&path, &small).unwrap();
+        drop(store);
         std::fs::write(path.join(FILE), "garbage").unwrap();
-        let garbage = RedbStore::open(&path, "pool").unwrap_err().to_string();
+        let garbage = RedbStore::open(&path, &small).unwrap_err().to_string();
         assert!(garbage.contains("cannot be read"), "{garbage}");
     }
 }

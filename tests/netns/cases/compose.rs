@@ -31,6 +31,7 @@ cases!("compose":
     #[Docker] interface_moved_into_a_container_receives,
     #[Docker] image_runs_unprivileged_and_names_missing_capabilities,
     #[Docker] mnat_images_accept_prototype_arguments,
+    #[Docker] #[Program("docker-compose", "docker-compose")] mnat_example,
 );
 
 fn in_repository(path: &str) -> PathBuf {
@@ -68,7 +69,7 @@ fn build_image(lab: &Lab, docker: &Docker) {
     .expect("the Dockerfile");
     let directory = directory.display();
     docker.run(&format!("build --quiet --tag mcastor {directory}"));
-    for target in ["mnat-ingress", "mnat-egress"] {
+    for target in ["mnat-ingress", "mnat-egress", "mnat-server"] {
         let tag = format!("--target {target} --tag mcastor-{target}");
         docker.run(&format!("build --quiet {tag} {directory}"));
     }
@@ -541,5 +542,14 @@ fn mnat_images_accept_prototype_arguments(lab: &Lab) {
     eventually("the joinfile of the ingress", true, || {
         let _ = docker.try_run(&copy_command);
         std::fs::read_to_string(&copy).is_ok_and(|t| t.contains("10.0.0.10,232.1.1.1"))
+    });
+}
+
+/// Server, ends, sender and listener, with the certificates that the server makes.
+fn mnat_example(lab: &Lab) {
+    let example = Example::up(lab, "mnat.yml", &[]);
+    let logs = || example.site.docker.run("logs t_listener_1");
+    eventually("packets at the listener", true, || {
+        logs().contains("first packet")
     });
 }
