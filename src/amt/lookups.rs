@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn answer_is_used_for_its_ttl_and_kept_when_servers_fail() {
+    fn answer_outlives_its_ttl_only_if_servers_fail() {
         let t0 = Instant::now();
         let mut random = AmtRandom::new([1; 32]);
         let mut lookups = Lookups::default();

@@ -16,9 +16,6 @@ use crate::sys::upgrade_launcher::ends_container;
 /// Interval at which this process looks whether its memberships are joined.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long the groups must have been joined.
-const SETTLING: Duration = Duration::from_secs(1);
-
 /// Longest wait for the capture of all interfaces.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,7 +49,5 @@ pub(super) async fn end_former_when_joined(context: Arc<RouterContext>) {
         sleep(INTERVAL).await;
         waited += INTERVAL;
     }
-    // Routing may send restored groups in several sets.
-    sleep(SETTLING).await;
     context.membership_keeper.end_former();
 }

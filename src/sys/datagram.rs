@@ -2,14 +2,14 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::buffer::{Buffer, BufferPool, PACKETS};
+use super::buffer::{Buffer, PACKETS};
 use super::limits::{DescriptorUse, outside_reserve};
+use super::message_batch::{ControlBuffer, KernelData, MessageBatch, now_ns};
 use super::packet::set_option_int;
 use crate::model::TunnelEndpoint;
 
@@ -19,11 +19,6 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Largest number of datagrams of one call of `sendmmsg`.
 const MAX_COPIES: usize = 128;
 
-/// Space for the control messages of a datagram.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct ControlBuffer([u8; 128]);
-
 /// An address of the kernel, for either IP version.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -32,6 +27,9 @@ union RawAddress {
     v4: libc::sockaddr_in,
     v6: libc::sockaddr_in6,
 }
+
+// SAFETY: the fields consist of integers.
+unsafe impl KernelData for RawAddress {}
 
 /// A received datagram: a range of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,21 +122,12 @@ impl DatagramSocket {
 /// Receives datagrams of a socket into pooled buffers.
 pub struct DatagramReceiver {
     socket: Arc<DatagramSocket>,
-    pool: BufferPool,
-    spare: Option<Buffer>,
     /// The number of lost datagrams as the kernel reported it last.
     lost: u32,
     /// Lost datagrams that were not returned yet.
     lost_since: u64,
-    messages: Box<[libc::mmsghdr; PACKETS]>,
-    iovecs: Box<[[libc::iovec; 2]; PACKETS]>,
-    names: Box<[RawAddress; PACKETS]>,
-    controls: Box<[ControlBuffer; PACKETS]>,
+    batch: MessageBatch<RawAddress>,
 }
-
-// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `receive`, which
-// sets them before each system call.
-unsafe impl Send for DatagramReceiver {}
 
 impl AsRawFd for DatagramReceiver {
     fn as_raw_fd(&self) -> RawFd {
@@ -159,23 +148,11 @@ struct Controls {
 impl DatagramReceiver {
     /// Creates a receiver. A socket has one at a time.
     pub fn new(socket: Arc<DatagramSocket>) -> Self {
-        // SAFETY: these C structs and unions consist of integers and pointers, for which zeros are
-        // valid.
-        let (message, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        let iovec = libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
         Self {
             socket,
-            pool: BufferPool::default(),
-            spare: None,
             lost: 0,
             lost_since: 0,
-            messages: Box::new([message; PACKETS]),
-            iovecs: Box::new([[iovec; 2]; PACKETS]),
-            names: Box::new([name; PACKETS]),
-            controls: Box::new([ControlBuffer([0; 128]); PACKETS]),
+            batch: MessageBatch::new(),
         }
     }
 
@@ -185,21 +162,10 @@ impl DatagramReceiver {
     /// # Errors
     /// `WouldBlock` if none waits, or an error of the kernel. ICMP errors are not reported.
     pub fn receive(&mut self, datagrams: &mut Vec<TunnelDatagram>) -> io::Result<Buffer> {
-        let mut buffer = match self.spare.take() {
-            Some(buffer) => buffer,
-            None => self.pool.take()?,
-        };
-        let count = match self.receive_into(&mut buffer) {
-            Ok(count) => count,
-            Err(e) => {
-                self.spare = Some(buffer);
-                return Err(e);
-            }
-        };
+        let (mut buffer, count) = self.batch.receive(self.socket.fd.as_fd(), PACKETS)?;
         for n in 0..count {
-            let header = &self.messages[n].msg_hdr;
-            let len = self.messages[n].msg_len as usize;
-            let is_truncated = header.msg_flags & libc::MSG_TRUNC != 0;
+            let len = self.batch.len(n);
+            let is_truncated = self.batch.is_truncated(n);
             let controls = self.controls(n);
             if let Some(lost) = controls.lost {
                 self.lost_since += u64::from(lost.wrapping_sub(self.lost));
@@ -211,7 +177,7 @@ impl DatagramReceiver {
             let start = buffer.make_contiguous(n, len);
             let local = controls.local.unwrap_or(self.socket.local.ip());
             let segment = controls.segment.filter(|s| *s > 0).unwrap_or(len);
-            let received_ns = controls.received_ns.unwrap_or_else(now);
+            let received_ns = controls.received_ns.unwrap_or_else(now_ns);
             for offset in (0..len).step_by(segment) {
                 datagrams.push(TunnelDatagram {
                     start: start + offset,
@@ -230,44 +196,9 @@ impl DatagramReceiver {
         std::mem::take(&mut self.lost_since)
     }
 
-    fn receive_into(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
-        let base = buffer.bytes_mut().as_mut_ptr();
-        for n in 0..PACKETS {
-            let slots = Buffer::slots(n);
-            for (iovec, (start, len)) in self.iovecs[n].iter_mut().zip(slots) {
-                iovec.iov_base = base.wrapping_add(start).cast();
-                iovec.iov_len = len;
-            }
-            let header = &mut self.messages[n].msg_hdr;
-            header.msg_name = std::ptr::from_mut(&mut self.names[n]).cast();
-            header.msg_namelen = size_of::<RawAddress>() as libc::socklen_t;
-            header.msg_iov = self.iovecs[n].as_mut_ptr();
-            header.msg_iovlen = 2;
-            header.msg_control = self.controls[n].0.as_mut_ptr().cast();
-            header.msg_controllen = size_of::<ControlBuffer>() as _;
-            header.msg_flags = 0;
-        }
-        // SAFETY: each message points to iovecs, a name and a control buffer that live in `self`.
-        // The iovecs point to memory of `buffer`, inside it and without overlap (`Buffer::slots`).
-        // All of it outlives the call, and no other reference to it exists during the call.
-        let received = unsafe {
-            libc::recvmmsg(
-                self.socket.as_raw_fd(),
-                self.messages.as_mut_ptr(),
-                PACKETS as u32,
-                libc::MSG_DONTWAIT as _,
-                std::ptr::null_mut(),
-            )
-        };
-        if received < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(received as usize)
-    }
-
     /// Returns the sender of datagram `n`.
     fn remote(&self, n: usize) -> Option<SocketAddr> {
-        let name = &self.names[n];
+        let name = self.batch.address(n);
         // SAFETY: the kernel filled the address of the family that it names, and all its fields
         // are integers, for which any bytes are valid.
         unsafe {
@@ -293,47 +224,28 @@ impl DatagramReceiver {
     }
 
     fn controls(&self, n: usize) -> Controls {
-        let header = &self.messages[n].msg_hdr;
         let mut controls = Controls::default();
-        // SAFETY: the kernel filled `msg_control` up to `msg_controllen`, and the CMSG functions
-        // stay within that length. The length of each entry is checked before it is read, and all
-        // structs consist of integers, for which any bytes are valid.
-        unsafe {
-            let mut at = libc::CMSG_FIRSTHDR(header);
-            while let Some(entry) = at.as_ref() {
-                let data = libc::CMSG_DATA(entry);
-                let fits = |size: usize| entry.cmsg_len >= libc::CMSG_LEN(size as u32) as usize;
-                match (entry.cmsg_level, entry.cmsg_type) {
-                    (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS)
-                        if fits(size_of::<libc::timespec>()) =>
-                    {
-                        let t = data.cast::<libc::timespec>().read_unaligned();
-                        controls.received_ns =
-                            Some(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64);
-                    }
-                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if fits(size_of::<u32>()) => {
-                        controls.lost = Some(data.cast::<u32>().read_unaligned());
-                    }
-                    (libc::SOL_UDP, libc::UDP_GRO) if fits(size_of::<i32>()) => {
-                        let segment = data.cast::<i32>().read_unaligned();
-                        controls.segment = usize::try_from(segment).ok();
-                    }
-                    (libc::IPPROTO_IP, libc::IP_PKTINFO) if fits(size_of::<libc::in_pktinfo>()) => {
-                        let info = data.cast::<libc::in_pktinfo>().read_unaligned();
-                        let addr = u32::from_be(info.ipi_addr.s_addr);
-                        controls.local = Some(Ipv4Addr::from_bits(addr).into());
-                    }
-                    (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
-                        if fits(size_of::<libc::in6_pktinfo>()) =>
-                    {
-                        let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
-                        controls.local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
-                    }
-                    _ => {}
+        self.batch
+            .for_each_control(n, |control| match control.kind() {
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
+                    controls.received_ns = control.time_ns()
                 }
-                at = libc::CMSG_NXTHDR(header, at);
-            }
-        }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => controls.lost = control.data(),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let segment = control.data::<i32>();
+                    controls.segment = segment.and_then(|segment| usize::try_from(segment).ok());
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = control.data::<libc::in_pktinfo>();
+                    let local = info.map(|info| u32::from_be(info.ipi_addr.s_addr));
+                    controls.local = local.map(|local| Ipv4Addr::from_bits(local).into());
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = control.data::<libc::in6_pktinfo>();
+                    controls.local = info.map(|info| Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                }
+                _ => {}
+            });
         controls
     }
 }
@@ -472,9 +384,4 @@ fn raw_address(address: SocketAddr) -> RawAddress {
             },
         },
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_nanos() as u64
 }

@@ -29,7 +29,9 @@ pub struct IngressClaims(Mutex<HashMap<IfIndex, Weak<IngressClaim>>>);
 
 /// A claim. It ends with its last owner.
 #[derive(Debug)]
-pub struct IngressClaim(#[allow(dead_code, reason = "closed with the claim")] Socket);
+pub struct IngressClaim {
+    _socket: Socket,
+}
 
 impl IngressClaims {
     /// Claims an interface, or shares the claim that this process has. Waits up to a second for
@@ -64,7 +66,9 @@ impl IngressClaims {
         if let Some(claim) = claims.get(&interface).and_then(Weak::upgrade) {
             return Ok(claim);
         }
-        let claim = Arc::new(IngressClaim(listen(interface)?));
+        let claim = Arc::new(IngressClaim {
+            _socket: listen(interface)?,
+        });
         claims.retain(|_, claim| claim.strong_count() > 0);
         claims.insert(interface, Arc::downgrade(&claim));
         Ok(claim)

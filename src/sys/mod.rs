@@ -24,6 +24,7 @@ pub mod link_properties;
 pub mod membership_keeper;
 pub mod memberships;
 pub mod memory;
+mod message_batch;
 pub mod message_socket;
 pub mod multicast;
 mod netlink;

@@ -1,13 +1,13 @@
 //! Receives single packets with low latency: a plain packet socket, read with `recvmmsg`.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::buffer::{Buffer, BufferPool, PACKETS, SMALL_LEN};
+use super::buffer::{Buffer, PACKETS, SMALL_LEN};
 use super::fanout::FanoutMember;
 use super::filter::CaptureFilter;
+use super::message_batch::{KernelData, MessageBatch, now_ns};
 use super::packet::{
     CaptureScope, Frame, bind, join_all_multicast, sender, set_option_int, set_scope, socket,
 };
@@ -35,29 +35,17 @@ struct Auxdata {
     vlan_tpid: u16,
 }
 
-/// Space for the control messages of a packet: its auxdata and its timestamp.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct ControlBuffer([u8; 128]);
+// SAFETY: the struct consists of integers.
+unsafe impl KernelData for Auxdata {}
 
 /// A capture socket without a ring.
 pub struct PacketReceiver {
     fd: Arc<OwnedFd>,
-    pool: BufferPool,
-    /// The buffer for the next call, if it is already taken from the pool.
-    spare: Option<Buffer>,
     /// Number of packets to request with the next call. Every requested packet needs a prepared
     /// message, so the limit follows the number of packets that arrive.
     limit: usize,
-    messages: Box<[libc::mmsghdr; PACKETS]>,
-    iovecs: Box<[[libc::iovec; 2]; PACKETS]>,
-    names: Box<[libc::sockaddr_ll; PACKETS]>,
-    controls: Box<[ControlBuffer; PACKETS]>,
+    batch: MessageBatch<libc::sockaddr_ll>,
 }
-
-// SAFETY: the pointers inside `messages` and `iovecs` are only followed during `receive`, which
-// sets them before each system call.
-unsafe impl Send for PacketReceiver {}
 
 impl PacketReceiver {
     /// Captures what `filter` accepts in `scope` on an interface.
@@ -89,42 +77,20 @@ impl PacketReceiver {
     /// Continues the capture of a socket that [`PacketReceiver::open`] has opened in another
     /// process.
     pub fn from_socket(fd: OwnedFd) -> Self {
-        // SAFETY: these C structs consist of integers and pointers, for which zeros are valid.
-        let (message, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        let iovec = libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
         Self {
             fd: Arc::new(fd),
-            pool: BufferPool::default(),
-            spare: None,
             limit: MIN_BATCH,
-            messages: Box::new([message; PACKETS]),
-            iovecs: Box::new([[iovec; 2]; PACKETS]),
-            names: Box::new([name; PACKETS]),
-            controls: Box::new([ControlBuffer([0; 128]); PACKETS]),
+            batch: MessageBatch::new(),
         }
     }
 
     /// Receives the waiting packets, at most one buffer of them, and appends their frames in order
     /// of arrival. Does not block: returns `WouldBlock` if there are none.
     pub fn receive(&mut self, frames: &mut Vec<Frame>) -> io::Result<Buffer> {
-        let mut buffer = match self.spare.take() {
-            Some(buffer) => buffer,
-            None => self.pool.take()?,
-        };
-        let received = self.receive_into(&mut buffer);
-        let count = match received {
-            Ok(count) => count,
-            Err(e) => {
-                self.spare = Some(buffer);
-                return Err(e);
-            }
-        };
+        let (mut buffer, count) = self.batch.receive(self.fd.as_fd(), self.limit)?;
         let mut largest = 0;
         for n in 0..count {
-            let len = self.messages[n].msg_len as usize;
+            let len = self.batch.len(n);
             largest = largest.max(len);
             let start = buffer.make_contiguous(n, len);
             frames.extend(self.frame(n, &buffer, start, len));
@@ -137,41 +103,6 @@ impl PacketReceiver {
         Ok(buffer)
     }
 
-    fn receive_into(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
-        let base = buffer.bytes_mut().as_mut_ptr();
-        for n in 0..self.limit {
-            let slots = Buffer::slots(n);
-            for (iovec, (start, len)) in self.iovecs[n].iter_mut().zip(slots) {
-                iovec.iov_base = base.wrapping_add(start).cast();
-                iovec.iov_len = len;
-            }
-            let header = &mut self.messages[n].msg_hdr;
-            header.msg_name = std::ptr::from_mut(&mut self.names[n]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-            header.msg_iov = self.iovecs[n].as_mut_ptr();
-            header.msg_iovlen = 2;
-            header.msg_control = self.controls[n].0.as_mut_ptr().cast();
-            header.msg_controllen = size_of::<ControlBuffer>() as _;
-            header.msg_flags = 0;
-        }
-        // SAFETY: each message points to iovecs, a name and a control buffer that live in `self`.
-        // The iovecs point to memory of `buffer`, inside it and without overlap (`Buffer::slots`).
-        // All of it outlives the call, and no other reference to it exists during the call.
-        let received = unsafe {
-            libc::recvmmsg(
-                self.fd.as_raw_fd(),
-                self.messages.as_mut_ptr(),
-                self.limit as u32,
-                libc::MSG_DONTWAIT as _,
-                std::ptr::null_mut(),
-            )
-        };
-        if received < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(received as usize)
-    }
-
     /// Returns the frame of packet `n`, whose `len` bytes start at `start`. `None` if the kernel
     /// left out the auxdata or a header, which it never does.
     fn frame(&self, n: usize, buffer: &Buffer, start: usize, len: usize) -> Option<Frame> {
@@ -181,46 +112,29 @@ impl PacketReceiver {
         let vnet: &[u8; VNET_HEADER_LEN] = bytes.first_chunk()?;
         let link_len = auxdata.net;
         let net = VNET_HEADER_LEN + usize::from(link_len);
+        let address = self.batch.address(n);
         let tagged = auxdata.status & libc::TP_STATUS_VLAN_VALID != 0;
         Some(Frame {
             start: (start + net) as u32,
             len: len.saturating_sub(net) as u32,
-            received_ns: received_ns.unwrap_or_else(now),
-            ethertype: u16::from_be(self.names[n].sll_protocol),
+            received_ns: received_ns.unwrap_or_else(now_ns),
+            ethertype: u16::from_be(address.sll_protocol),
             vlan: tagged.then(|| vlan_id(auxdata.vlan_tci)),
             offload: Offload::from_vnet_header(vnet, link_len),
-            sender: sender(&self.names[n]),
-            outgoing: packet::is_outgoing(&self.names[n]),
-            truncated: self.messages[n].msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            sender: sender(address),
+            outgoing: packet::is_outgoing(address),
+            truncated: self.batch.is_truncated(n),
         })
     }
 
     fn controls(&self, n: usize) -> (Option<Auxdata>, Option<u64>) {
-        let header = &self.messages[n].msg_hdr;
         let (mut auxdata, mut time) = (None, None);
-        // SAFETY: the kernel filled `msg_control` up to `msg_controllen`, and the CMSG functions
-        // stay within that length. The length of each entry is checked before it is read, and both
-        // structs consist of integers, for which any bytes are valid.
-        unsafe {
-            let mut at = libc::CMSG_FIRSTHDR(header);
-            while let Some(entry) = at.as_ref() {
-                let data = libc::CMSG_DATA(entry);
-                let fits = |size: usize| entry.cmsg_len >= libc::CMSG_LEN(size as u32) as usize;
-                match (entry.cmsg_level, entry.cmsg_type) {
-                    (libc::SOL_PACKET, libc::PACKET_AUXDATA) if fits(size_of::<Auxdata>()) => {
-                        auxdata = Some(data.cast::<Auxdata>().read_unaligned());
-                    }
-                    (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS)
-                        if fits(size_of::<libc::timespec>()) =>
-                    {
-                        let t = data.cast::<libc::timespec>().read_unaligned();
-                        time = Some(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64);
-                    }
-                    _ => {}
-                }
-                at = libc::CMSG_NXTHDR(header, at);
-            }
-        }
+        self.batch
+            .for_each_control(n, |control| match control.kind() {
+                (libc::SOL_PACKET, libc::PACKET_AUXDATA) => auxdata = control.data(),
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => time = control.time_ns(),
+                _ => {}
+            });
         (auxdata, time)
     }
 
@@ -247,11 +161,6 @@ impl PacketReceiver {
     pub fn member(&self) -> FanoutMember {
         FanoutMember::new(self.fd.clone())
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_nanos() as u64
 }
 
 impl AsRawFd for PacketReceiver {

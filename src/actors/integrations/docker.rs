@@ -171,8 +171,15 @@ pub async fn read_names_first(context: &RouterContext) {
         let engine = client.read().await?;
         Ok::<_, FollowError>(engine.aliases(&veth_peers::read(&handle).await?).0)
     };
-    if let Ok(Ok(names)) = timeout(FIRST_READ_TIMEOUT, read).await {
-        context.aliases.store(Arc::new(names));
+    match timeout(FIRST_READ_TIMEOUT, read).await {
+        Ok(Ok(names)) => context.aliases.store(Arc::new(names)),
+        // `DockerWatch` connects again, and reports the same error.
+        Ok(Err(_)) => {}
+        Err(_) => warn!(
+            "docker: no answer at {} within {FIRST_READ_TIMEOUT:?}; starting without the names of \
+             containers",
+            context.engine_socket.display()
+        ),
     }
 }
 

@@ -430,7 +430,7 @@ fn address_change_is_answered_by_a_teardown() {
 }
 
 #[test]
-fn linux_relay_is_recognised_and_gets_one_nonce_for_both_protocols() {
+fn linux_relay_gets_one_nonce_for_both_protocols() {
     let mut lab = Lab::with_addresses(&[RELAY]);
     let relay = lab.relay(RELAY);
     relay.is_linux = true;

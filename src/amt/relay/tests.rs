@@ -362,7 +362,7 @@ fn linux_gateway_gets_its_flags_and_no_address() {
 }
 
 #[test]
-fn flood_from_forged_addresses_is_bounded_and_members_are_served() {
+fn forged_flood_is_limited_and_members_are_served() {
     let mut lab = Lab::new(RelayConfig::default());
     lab.join(GATEWAY, "232.1.2.3", "203.0.113.1").unwrap();
     let discovery = AmtMessage::RelayDiscovery { nonce: 1 };

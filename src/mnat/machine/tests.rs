@@ -856,7 +856,7 @@ fn changed_joins_interrupt_a_waiting_poll() {
 }
 
 #[test]
-fn answer_to_a_poll_before_a_change_of_joins_is_not_kept() {
+fn poll_answer_older_than_the_joins_is_dropped() {
     let mut test = TestMachine::new(MnatRole::Egress);
     test.set_joins(&[global(1)]);
     test.start_session("A");

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn grant_is_decoded_in_the_forms_of_prototype_and_rfc() {
+    fn watcher_id_is_read_in_both_forms() {
         let grant = WatcherGrant {
             id: "A".into(),
             refresh: Duration::from_secs(20),

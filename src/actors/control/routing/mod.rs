@@ -352,7 +352,8 @@ impl Routing {
         self.publish();
     }
 
-    /// Makes the links of those of the kernel, the names of the container engine, and the tunnels.
+    /// Joins three lists into the list of links: the links of the kernel, with the names of the
+    /// container engine, and the tunnels.
     fn update_links(&mut self) {
         let aliases = self.context.aliases.load();
         let Some(links) = &self.kernel_links else {

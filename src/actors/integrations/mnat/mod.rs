@@ -44,6 +44,8 @@ use crate::sys::boot_clock;
 /// Longest time between two writes of the joinfile. The ingress writes it after each poll, which
 /// takes less time.
 const JOINFILE_INTERVAL: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
+/// Shortest time between two writes of the joinfile.
+const MIN_JOINFILE_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which timers and files are checked.
 const TICK: Duration = Duration::from_millis(100);
 /// Limit of the routes whose counters are checked for a first packet in one tick.
@@ -76,8 +78,8 @@ pub struct Mnat {
     /// Whether routing was not there to receive the last routes.
     has_unsent: bool,
     write_failed: bool,
-    /// The joinfile of an ingress was written.
-    is_joinfile_written: bool,
+    /// When the joinfile of an ingress was written last.
+    joinfile_written: Option<Instant>,
     /// When the joinfile of an ingress is written next, if the server does not answer before.
     joinfile_due: Instant,
     /// Routes that routing refused, and the reasons.
@@ -102,7 +104,7 @@ impl Mnat {
             is_synchronised: false,
             has_unsent: false,
             write_failed: false,
-            is_joinfile_written: false,
+            joinfile_written: None,
             joinfile_due: Instant::now(),
             refused: HashMap::new(),
             last_error: None,
@@ -153,7 +155,7 @@ impl Mnat {
         self.handle_events(now);
         // Before the first answer, an empty list would stop the readers of the file.
         let has_joins = self.machine.assigned().next().is_some();
-        if now >= self.joinfile_due && (has_joins || self.is_joinfile_written) {
+        if now >= self.joinfile_due && (has_joins || self.joinfile_written.is_some()) {
             self.write_joinfile(now);
         }
         match self.has_unsent {
@@ -324,7 +326,13 @@ impl Mnat {
             self.is_synchronised = true;
             self.send_all(true);
         }
-        self.write_joinfile(now);
+        // A server that answers at each change may answer many times a second.
+        match self.joinfile_written {
+            Some(written) if now < written + MIN_JOINFILE_INTERVAL => {
+                self.joinfile_due = written + MIN_JOINFILE_INTERVAL;
+            }
+            _ => self.write_joinfile(now),
+        }
     }
 
     /// Writes the joinfile of an ingress: the streams that it forwards, also those whose mappings
@@ -337,7 +345,7 @@ impl Mnat {
         };
         let joins: Vec<Channel> = self.machine.assigned().collect();
         let written = write_joins(path, &joins);
-        self.is_joinfile_written = true;
+        self.joinfile_written = Some(now);
         match &written {
             Ok(()) if self.write_failed => {
                 info!("mnat: the joinfile {} can be written again", path.display())
