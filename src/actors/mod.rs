@@ -20,6 +20,7 @@ pub mod child;
 pub(crate) mod confined_thread;
 pub mod control;
 pub mod data;
+mod deadline_timer;
 pub mod directory;
 pub mod forwarding_gate;
 pub mod integrations;

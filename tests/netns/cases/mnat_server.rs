@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::cases;
 use super::mnat::{LONG, join_source_v6, mapped};
-use crate::lab::mnat::Ca;
+use crate::lab::mnat::{Ca, start_server};
 use crate::lab::proxy::join_source;
 use crate::lab::switch::wait_until_snooping;
 use crate::lab::{
-    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Program, Router, binary, connect_all,
-    eventually, missing, received_in_order, wait_until,
+    Capture, Injector, Lab, LinkEnd, Ns, NumberedStream, Program, Router, connect_all, eventually,
+    missing, received_in_order, wait_until,
 };
 
 cases!("mnat_server":
@@ -125,26 +125,8 @@ impl Network {
 
     /// Starts the server.
     fn serve(&self, lab: &Lab, pool: &str, options: &[&str]) -> Program {
-        let pem = lab.file("server.pem");
-        if !pem.exists() {
-            std::fs::write(&pem, self.ca.sign(&[SERVER], 0).pem).unwrap();
-        }
-        let pool_file = lab.file("pool.json");
-        std::fs::write(&pool_file, pool).unwrap();
-        let mut command = self.srv.command(&binary());
-        command
-            .args(["mnat-server", "--listen", &format!("{SERVER}:8443")])
-            .arg("--cert")
-            .arg(&pem)
-            .arg("--key")
-            .arg(&pem)
-            .arg("--pool")
-            .arg(&pool_file)
-            .args(options);
-        let server = Program::start(lab, command);
-        let is_up = || server.stderr().contains("serving on https://");
-        eventually("the server listens", true, is_up);
-        server
+        let address = format!("{SERVER}:8443");
+        start_server(lab, &self.srv, &self.ca, &address, pool, options)
     }
 
     fn settings(&self, role: &str, up: &str, down: &str) -> String {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{cases, route};
 use crate::lab::metrics::Metrics;
-use crate::lab::mnat::{self, Ca, ServerState};
+use crate::lab::mnat::{self, Ca};
 use crate::lab::{Injector, Lab, Ns, Program, Router, Star, Udp, UdpRx, eventually, http};
 
 cases!("prometheus":
@@ -62,14 +62,17 @@ fn rules_without_wait(lab: &Lab) -> String {
     file.display().to_string()
 }
 
-/// Starts a Prometheus with the alert rules beside a router and waits for its first scrape.
-fn prometheus(lab: &Lab, ns: &Ns) -> Program {
+/// Starts a Prometheus with the alert rules beside a router and waits for its first scrape. It also
+/// scrapes the MNAT server, if there is one.
+fn prometheus(lab: &Lab, ns: &Ns, server: Option<&str>) -> Program {
+    let server: Vec<&str> = server.into_iter().collect();
     let config = lab.file("prometheus.yml");
     let text = format!(
         "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\n\
          rule_files: [\"{}\"]\n\
          scrape_configs:\n\
-         - job_name: mcastor\n  static_configs: [{{ targets: [\"127.0.0.1:9464\"] }}]\n",
+         - job_name: mcastor\n  static_configs: [{{ targets: [\"127.0.0.1:9464\"] }}]\n\
+         - job_name: mnat-server\n  static_configs: [{{ targets: {server:?} }}]\n",
         rules_without_wait(lab)
     );
     std::fs::write(&config, text).expect("writing settings");
@@ -100,8 +103,13 @@ fn wait_for_scrape(ns: &Ns) {
     }
 }
 
-/// The address of the MNAT server.
+/// The addresses of the MNAT server: for clients, and of its metrics.
 const MNAT: &str = "127.0.0.1:8443";
+const MNAT_HTTP: &str = "127.0.0.1:9470";
+
+/// Its pool: one local stream.
+const POOL: &str = r#"{"group-pool": {"ranges": [
+    {"group-range": "239.1.1.1/32", "source-range": "10.9.9.9"}]}}"#;
 
 /// Returns the settings of an MNAT egress with one stream.
 fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
@@ -119,13 +127,13 @@ fn mnat_settings(lab: &Lab, ca: &Ca) -> String {
 fn dashboard_panels_have_data_and_exact_totals(lab: &Lab) {
     let star = Star::dual(lab, 2);
     let ca = Ca::new();
-    let _server = mnat::serve(&star.rtr, &ca, None, MNAT, &ServerState::starting_at(0));
+    let _server = mnat::start_server(lab, &star.rtr, &ca, MNAT, POOL, &["--http", MNAT_HTTP]);
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "")
         + "[[proxy]]\nname = \"p\"\nupstream = [\"in\"]\ndownstream = [\"out1\"]\n\
            header_checks = \"strict\"\n"
         + &mnat_settings(lab, &ca);
     let router = Router::start(lab, &star.rtr, &toml);
-    let _prometheus = prometheus(lab, &star.rtr);
+    let _prometheus = prometheus(lab, &star.rtr, Some(MNAT_HTTP));
     let inject = Injector::new(&star.src, "eth0");
     let send = |n: u16, source: &str, group: &str, ttl: u8| {
         let frame = Udp::new(source, group, "12345678").id(n).ttl(ttl);
@@ -233,7 +241,10 @@ fn assert_alerts_match_metrics(ns: &Ns, router: &Router) {
     for name in names {
         eventually(name, true, || !query(ns, name).is_empty());
     }
-    let real = router.metrics();
+    let mut real = router.metrics();
+    let of_server = http::get(ns, MNAT_HTTP.parse().expect("an address"), "/metrics");
+    let of_server = Metrics::parse(&of_server.expect("metrics of the server").body);
+    real.samples.extend(of_server.samples);
     let reasons = alerts.split_once("reason!~\"").expect("reasons").1;
     let (reasons, _) = reasons.split_once('"').expect("an end");
     for reason in reasons.split('|') {
@@ -281,7 +292,7 @@ fn alerts_fire_and_resolve(lab: &Lab) {
     let toml = route("r", "in", "", "225.1.2.3", &["out1"], "");
     let allowed = [("MCASTOR_TEST_PANIC", "1")];
     let router = Router::start_with(lab, &star.rtr, &toml, &allowed);
-    let _prometheus = prometheus(lab, &star.rtr);
+    let _prometheus = prometheus(lab, &star.rtr, None);
     let healthy = || {
         let groups = query_api(&star.rtr, "/api/v1/rules")?["groups"]
             .as_array()

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::ns::Ns;
-use super::wait_until;
+use super::ns::{Lab, Ns};
+use super::{Program, binary, eventually, wait_until};
 
 #[allow(dead_code)] // other test binaries use the rest
 #[path = "../../mnat/server.rs"]
@@ -41,6 +41,40 @@ pub fn serve(
         alpn: b"h2",
     };
     Server::start(listener.expect("a port"), tls, server_state.clone())
+}
+
+/// Starts `mcastor mnat-server` at `address` of `ns`, with a certificate for that address, and waits
+/// until it listens.
+#[track_caller]
+pub fn start_server(
+    lab: &Lab,
+    ns: &Ns,
+    ca: &Ca,
+    address: &str,
+    pool: &str,
+    options: &[&str],
+) -> Program {
+    let pem = lab.file("server.pem");
+    if !pem.exists() {
+        let host = address.rsplit_once(':').expect("a port").0;
+        std::fs::write(&pem, ca.sign(&[host], 0).pem).expect("writing a certificate");
+    }
+    let pool_file = lab.file("pool.json");
+    std::fs::write(&pool_file, pool).expect("writing a pool");
+    let mut command = ns.command(&binary());
+    command
+        .args(["mnat-server", "--listen", address])
+        .arg("--cert")
+        .arg(&pem)
+        .arg("--key")
+        .arg(&pem)
+        .arg("--pool")
+        .arg(&pool_file)
+        .args(options);
+    let server = Program::start(lab, command);
+    let is_up = || server.stderr().contains("serving on https://");
+    eventually("the server listens", true, is_up);
+    server
 }
 
 /// The state of the MNAT server, reduced to what ingress and egress need.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use super::message_queue::{MessageQueue, TURN};
+use crate::actors::deadline_timer::DeadlineTimer;
 use crate::actors::messages::{
     HostGroup, HostMessages, HostMessagesLost, JoiningInterface, KeepMemberships, QueryHostGroups,
     QueryJoinsApplied, ReportTunnelJoins, Republish, SetJoins, TunnelJoins, UpdateJoins,
@@ -48,7 +49,7 @@ pub struct Joins {
     messages: MessageQueue,
     /// Whether the next turn of messages is scheduled.
     is_turn_scheduled: bool,
-    timer: Option<(Instant, SpawnHandle)>,
+    timer: DeadlineTimer,
     /// Changes to apply to the kernel: whether it leaves, and the membership. Joins come before
     /// leaves.
     pending_in_kernel: BTreeSet<(bool, Join)>,
@@ -71,7 +72,7 @@ impl Joins {
             tunnels: BTreeMap::new(),
             messages: MessageQueue::default(),
             is_turn_scheduled: false,
-            timer: None,
+            timer: DeadlineTimer::default(),
             pending_in_kernel: BTreeSet::new(),
             is_scheduled: false,
             has_received_all: false,
@@ -188,21 +189,10 @@ impl Joins {
     /// Sets the timer to the next deadline of all interfaces.
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
         let next = self.services.values().filter_map(HostService::poll_timeout);
-        let next = next.min();
-        if self.timer.as_ref().map(|(at, _)| *at) == next {
-            return;
-        }
-        if let Some((_, handle)) = self.timer.take() {
-            ctx.cancel_future(handle);
-        }
-        let Some(at) = next else { return };
-        let wait = at.saturating_duration_since(Instant::now());
-        // tokio rounds to milliseconds. A timer that expires too early is set again.
-        let handle = ctx.run_later(wait, |actor, ctx| {
-            actor.timer = None;
+        self.timer.set(next.min(), ctx, |actor: &mut Self, ctx| {
+            actor.timer.clear();
             actor.flush_all(Instant::now(), ctx);
         });
-        self.timer = Some((at, handle));
     }
 
     /// Returns the memberships of one interface.

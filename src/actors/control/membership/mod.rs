@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use super::message_queue::{MessageQueue, TURN};
+use crate::actors::deadline_timer::DeadlineTimer;
 use crate::actors::messages::{
     LearningComplete, MemberGroup, MembershipChanged, MembershipMessages, MembershipStarted,
     MessagesLost, QueryMembers, QueryQueriers, QueryRefused, Republish, ServeInterfaces,
@@ -52,7 +53,7 @@ pub struct Membership {
     messages: MessageQueue,
     /// Whether the next turn is scheduled.
     is_scheduled: bool,
-    timer: Option<(Instant, SpawnHandle)>,
+    timer: DeadlineTimer,
     /// Sends [`LearningComplete`].
     learning_timer: Option<SpawnHandle>,
     /// Whether an interface that is served now continues stored state.
@@ -76,7 +77,7 @@ impl Membership {
             services: BTreeMap::new(),
             messages: MessageQueue::default(),
             is_scheduled: false,
-            timer: None,
+            timer: DeadlineTimer::default(),
             learning_timer: None,
             is_restoring: true,
             unsaved: BTreeSet::new(),
@@ -186,27 +187,21 @@ impl Membership {
             .values()
             .filter_map(DownstreamService::poll_timeout);
         let next = next.min();
-        match (next, &self.timer) {
-            (Some(next), Some((at, _))) if *at <= next && *at > Instant::now() => {}
-            (None, None) => {}
-            (next, _) => {
-                if let Some((_, handle)) = self.timer.take() {
-                    ctx.cancel_future(handle);
-                }
-                let Some(at) = next else { return };
-                let wait = at.saturating_duration_since(Instant::now());
-                // tokio rounds to milliseconds. A timer that expires too early is set again.
-                let handle = ctx.run_later(wait, |actor, ctx| {
-                    actor.timer = None;
-                    let now = Instant::now();
-                    for service in actor.services.values_mut() {
-                        service.handle_timeout(now);
-                    }
-                    actor.flush_all(ctx);
-                });
-                self.timer = Some((at, handle));
-            }
+        // A timer that expires earlier is not moved with each report.
+        if let (Some(next), Some(at)) = (next, self.timer.at())
+            && at <= next
+            && at > Instant::now()
+        {
+            return;
         }
+        self.timer.set(next, ctx, |actor: &mut Self, ctx| {
+            actor.timer.clear();
+            let now = Instant::now();
+            for service in actor.services.values_mut() {
+                service.handle_timeout(now);
+            }
+            actor.flush_all(ctx);
+        });
     }
 
     /// Schedules [`LearningComplete`].

@@ -21,6 +21,7 @@ use tracing::warn;
 use self::gateway_service::GatewayService;
 use self::relay_service::{DatagramBatch, RelayService};
 use crate::actors::child::ChildStart;
+use crate::actors::deadline_timer::DeadlineTimer;
 use crate::actors::messages::{
     ConfigureTunnels, MembershipChanged, QueryTunnels, ReportTunnelJoins, ServeTunnels,
     TunnelJoins, TunnelReport, TunnelsStarted,
@@ -50,7 +51,7 @@ pub struct Amt {
     served: BTreeMap<InterfaceId, Arc<ProxyRule>>,
     resolver: Option<RelayResolver>,
     random: AmtRandom,
-    timer: Option<(Instant, SpawnHandle)>,
+    timer: DeadlineTimer,
 }
 
 impl Amt {
@@ -68,7 +69,7 @@ impl Amt {
             served: BTreeMap::new(),
             resolver: None,
             random: AmtRandom::new(seed()),
-            timer: None,
+            timer: DeadlineTimer::default(),
         })
     }
 
@@ -219,20 +220,10 @@ impl Amt {
             .filter_map(GatewayService::poll_timeout);
         let relays = self.relays.values().map(RelayService::poll_timeout);
         let next = gateways.chain(relays).min();
-        if self.timer.as_ref().map(|(at, _)| *at) == next {
-            return;
-        }
-        if let Some((_, handle)) = self.timer.take() {
-            ctx.cancel_future(handle);
-        }
-        let Some(at) = next else { return };
-        let wait = at.saturating_duration_since(Instant::now());
-        // tokio rounds to milliseconds. A timer that expires too early is set again.
-        let handle = ctx.run_later(wait, |actor, ctx| {
-            actor.timer = None;
+        self.timer.set(next, ctx, |actor: &mut Self, ctx| {
+            actor.timer.clear();
             actor.drive_all(ctx);
         });
-        self.timer = Some((at, handle));
     }
 
     fn end(&mut self) {
