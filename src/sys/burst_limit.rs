@@ -8,30 +8,49 @@
 //! does.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+/// The file, which all senders of the process share.
+static FILE: OnceLock<File> = OnceLock::new();
 
 /// Reads the number of packets that all CPUs together dropped.
 pub struct SoftnetStat {
-    file: File,
-    text: String,
+    file: &'static File,
+    text: Vec<u8>,
 }
 
 impl SoftnetStat {
     /// Opens the file. Its content is the same in every network namespace.
     pub fn open() -> io::Result<Self> {
+        let file = match FILE.get() {
+            Some(file) => file,
+            None => {
+                let file = File::open("/proc/net/softnet_stat")?;
+                FILE.get_or_init(|| file)
+            }
+        };
         Ok(Self {
-            file: File::open("/proc/net/softnet_stat")?,
-            text: String::new(),
+            file,
+            text: vec![0; MIN_SPACE],
         })
     }
 
     /// Returns the number of packets dropped since boot. The counter of each CPU wraps at 2^32.
     pub fn dropped(&mut self) -> io::Result<u64> {
-        self.text.clear();
-        self.file.rewind()?;
-        self.file.read_to_string(&mut self.text)?;
-        Ok(sum_dropped(&self.text))
+        let mut len = 0;
+        loop {
+            // At the end, the kernel returns zero.
+            match self.file.read_at(&mut self.text[len..], len as u64)? {
+                0 => return Ok(sum_dropped(&String::from_utf8_lossy(&self.text[..len]))),
+                read => len += read,
+            }
+            if len == self.text.len() {
+                self.text.resize(2 * len, 0);
+            }
+        }
     }
 }
 
@@ -40,6 +59,9 @@ fn sum_dropped(text: &str) -> u64 {
     let second = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     text.lines().filter_map(second).sum()
 }
+
+/// First size of the space for the file, in bytes. A CPU takes up to 150.
+const MIN_SPACE: usize = 4096;
 
 /// Interval between checks of a size that fitted so far. The queue also depends on the load of the
 /// CPU, so a size may stop fitting.

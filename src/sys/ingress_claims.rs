@@ -14,6 +14,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::limits::{DescriptorUse, outside_reserve};
 use crate::model::IfIndex;
 
 /// How long the former process may need to end, and how often this one looks.
@@ -80,7 +81,7 @@ fn listen(interface: IfIndex) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&address(interface)?)?;
     socket.listen(BACKLOG)?;
-    Ok(socket)
+    outside_reserve(socket, DescriptorUse::Packets)
 }
 
 /// Returns the process that has claimed an interface; zero if it belongs to another PID namespace.

@@ -175,11 +175,15 @@ impl<'a> AmtMessage<'a> {
                 nonce: be_u32(bytes, 4)?,
             }),
             RELAY_ADVERTISEMENT => parse_advertisement(bytes)?,
-            REQUEST if matches!(bytes.len(), SHORT_LEN | 9) => Some(Self::Request {
-                nonce: be_u32(bytes, 4)?,
-                is_mld: bytes[1] & (FlagLayout::Standard.p() | FlagLayout::Linux.p()) != 0,
-                flags: FlagLayout::of(bytes[1]),
-            }),
+            REQUEST if matches!(bytes.len(), SHORT_LEN | 9) => {
+                // Only P tells the layout: a request has no other flag.
+                let p = bytes[1] & (FlagLayout::Standard.p() | FlagLayout::Linux.p());
+                Some(Self::Request {
+                    nonce: be_u32(bytes, 4)?,
+                    is_mld: p != 0,
+                    flags: FlagLayout::of(p),
+                })
+            }
             MEMBERSHIP_QUERY => Some(parse_query(bytes)?),
             MEMBERSHIP_UPDATE => bytes
                 .get(RESPONSE_HEADER_LEN..)
