@@ -93,7 +93,8 @@ raw_tables! {
         unknown_packets: Integer, default_integer(200000), integers(0, 1000000000);
         /// With "ebpf": a folder of a BPF file system, in which programs and tables are kept, so
         /// that the kernel forwards on if mcastor ends unexpectedly, and the next mcastor continues
-        /// with them. "off": the kernel stops to forward when mcastor ends.
+        /// with them. Without such a file system the kernel forwards on too, and the next mcastor
+        /// starts with empty tables. "off": the kernel stops to forward when mcastor ends.
         bpffs: String, default_string(DEFAULT_BPFFS),
             range("absolute path, or `\"off\"`");
         /// How long the kernel forwards without mcastor.

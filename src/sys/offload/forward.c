@@ -762,8 +762,9 @@ static __always_inline __u32 decide_alone(struct __sk_buff *skb, __u32 *flow_id)
 	return DECISION(control) | DECISION_OFFLOADED;
 }
 
+/* The kernel has at most 15 characters of a name. By this one, a later process recognises filters. */
 SEC("classifier")
-int forward(struct __sk_buff *skb)
+int mcastor_forward(struct __sk_buff *skb)
 {
 	__u32 decision, id = 0;
 	if (skb->cb[CB_MAGIC] != (own_magic ^ skb->ifindex)) {
