@@ -220,7 +220,8 @@ fn permits_offload(arrival: Arrival<'_, '_>, verdicts: Verdicts, admission: Admi
     is_permitted && lease(arrival, verdicts)
 }
 
-/// Returns whether another forwarder sends the stream to a link on which its packets leave.
+/// Returns whether each packet needs a decision because of another forwarder on a link on which it
+/// leaves.
 fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
     let Arrival { fib, ingress, .. } = arrival;
     let Some(stream) = verdicts.stream else {
@@ -230,7 +231,7 @@ fn may_yield(arrival: Arrival<'_, '_>, verdicts: Verdicts) -> bool {
     let mut paths = entry_paths(fib, ingress, verdicts).flat_map(|(_, paths)| paths);
     paths.any(|path| {
         let egress = fib.egress_of(path).map(|egress| egress.index);
-        egress.is_some_and(|egress| forwarders.has_sender(stream, egress, arrival.now_ms))
+        egress.is_some_and(|egress| forwarders.needs_decisions(stream, egress, arrival.now_ms))
     })
 }
 

@@ -27,6 +27,7 @@ cases!("restarts":
     #[LinkKind("bridge")] #[BpfPrograms] killed_proxy_loses_nothing,
     #[BpfPrograms] killed_ends_of_multicast_nat_lose_nothing,
     pair_upgraded_in_turn_loses_nothing,
+    #[BpfPrograms] killed_router_of_a_pair_loses_nothing,
     #[BpfPrograms] restarts_leave_nothing_behind,
 );
 
@@ -233,6 +234,51 @@ fn pair_upgraded_in_turn_loses_nothing(lab: &Lab) {
         // It goes on, as the router.
         std::mem::forget(replacement);
     });
+}
+
+/// The router that forwards is killed while its kernel forwards, which the other one does not notice.
+/// After a stream has moved between the two, the kernel forwards it again within seconds.
+fn killed_router_of_a_pair_loses_nothing(lab: &Lab) {
+    let bpffs = BpfFs::mount(lab);
+    let net = ParallelRouters::new(lab, 2, "");
+    let routes = route("ab", "lan0", "", GROUP, &["lan1"], "takeover = \"1s\"\n");
+    let toml = bpffs_settings(&bpffs, &routes);
+    let mut routers: Vec<Router> = (net.routers.iter())
+        .map(|ns| Router::start(lab, ns, &toml))
+        .collect();
+    let capture = Capture::new(&net.rcv, "eth0");
+    let stream = NumberedStream::start(&net.src, "eth0", "10.0.0.100:9", DST, 500);
+    let in_kernel = |router: &Router| router.run("show flows").contains("ebpf");
+    let wait_for_kernel = |router: &Router| {
+        let start = std::time::Instant::now();
+        let forwards = wait_until(TIMEOUT, || {
+            capture.collect();
+            in_kernel(router)
+        });
+        assert!(forwards, "{}", router.run("show flows"));
+        println!("in the kernel after {:?}", start.elapsed());
+    };
+    // The one with the lower address.
+    wait_for_kernel(&routers[0]);
+    let begin = stream.sent();
+    for _ in 0..restarts() {
+        routers[0].kill();
+        stream.wait_for_more(200);
+        routers[0].start_again(lab);
+        wait_for_kernel(&routers[0]);
+    }
+    let takeovers = routers[1].metric("mcastor_takeovers_total", &[]);
+    assert_eq!(takeovers, 0.0, "the other router has noticed");
+    let until = stream.sent();
+    // A clean stop moves the stream, and the start moves it back.
+    routers[0].program.stop(libc::SIGTERM, TIMEOUT);
+    wait_for_kernel(&routers[1]);
+    routers[0].start_again(lab);
+    wait_for_kernel(&routers[0]);
+    stream.finish();
+    let copies = copies(&capture);
+    let missing: Vec<u32> = (begin..until).filter(|n| !copies.contains_key(n)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {begin} to {until}");
 }
 
 /// The processes that the last upgrades started. Dropping it ends them.
