@@ -329,7 +329,8 @@ mod tests {
         // It has taken over.
         let link = EgressLink::new();
         link.see(LOW, 1);
-        assert!(link.forwards(1000));
+        assert!(!link.forwards(500));
+        assert!(link.forwards(501));
         assert!(
             !link
                 .forwarders
