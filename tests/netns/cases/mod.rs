@@ -33,6 +33,7 @@ mod loops;
 mod membership_keeper;
 mod metrics;
 mod mnat;
+mod mnat_etcd;
 mod mnat_flags;
 mod mnat_reload;
 mod mnat_server;
@@ -143,6 +144,7 @@ pub fn all() -> Vec<Case> {
         translate::cases(),
         translated_joins::cases(),
         mnat::cases(),
+        mnat_etcd::cases(),
         mnat_flags::cases(),
         mnat_reload::cases(),
         mnat_server::cases(),
