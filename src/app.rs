@@ -8,6 +8,7 @@ mod listeners;
 mod plane;
 pub mod service;
 mod state;
+mod tunnel_names;
 pub mod upgrade;
 
 use kept_memberships::{end_former_when_joined, start_keeper};
@@ -16,6 +17,7 @@ use plane::ChosenPlane;
 pub use service::OnStarted;
 use service::{Script, ScriptEvent};
 use state::OpenState;
+use tunnel_names::TunnelNameError;
 use upgrade::{Inheritance, Outgoing, Predecessor};
 
 use std::cell::RefCell;
@@ -101,6 +103,9 @@ pub enum AppError {
         /// The error of the kernel.
         cause: io::Error,
     },
+    /// A tunnel interface cannot have its name.
+    #[error(transparent)]
+    TunnelName(#[from] TunnelNameError),
     /// Another process uses the folder of the state.
     #[error("state: {0}")]
     StateInUse(#[from] StateFolderError),
@@ -120,6 +125,8 @@ pub struct Options {
     pub settings: Settings,
     /// Loads the settings at each reload.
     pub load: Load,
+    /// Tells when the settings depend on a file that changed.
+    pub needs_reload: Option<NeedsReload>,
     /// The pid file to write; it is removed on exit.
     pub pid_file: Option<PathBuf>,
     /// One end of multicast NAT from the command line. It overrides the `[mnat]` settings.
@@ -145,6 +152,10 @@ pub enum Clients {
 
 /// A function that loads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
+
+/// A function that is called several times a second. If it returns true, the settings are loaded
+/// again.
+pub type NeedsReload = Box<dyn FnMut() -> bool>;
 
 /// Runs the router until SIGTERM, SIGINT or a stop command.
 pub fn run(mut options: Options) -> Result<(), AppError> {
@@ -224,6 +235,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
     let mut active_settings = options.settings;
+    tunnel_names::refuse_taken(&active_settings)?;
     active_settings
         .notes()
         .iter()
@@ -403,6 +415,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         }
     };
     actix::spawn(service::watch_usage(context.clone()));
+    if let Some(needs_reload) = options.needs_reload {
+        actix::spawn(service::reload_on_demand(context.clone(), needs_reload));
+    }
     if has_state {
         actix::spawn(state::keep_counters(context.clone()));
     }
@@ -643,6 +658,7 @@ async fn apply_loaded(
     if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
+    tunnel_names::refuse_taken(&settings).map_err(|e| refused(&e))?;
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = mnat_override.or(settings.mnat.as_ref()).cloned();
     let replace = ReplaceRules(take_rib(&mut settings, mnat.as_ref()));

@@ -20,6 +20,12 @@ impl AmtConfig {
     pub fn is_empty(&self) -> bool {
         self.gateways.is_empty() && self.relays.is_empty()
     }
+
+    /// Returns the names of the tunnel interfaces.
+    pub fn interface_names(&self) -> impl Iterator<Item = &IfName> {
+        let gateways = self.gateways.iter().map(|gateway| &gateway.name);
+        gateways.chain(self.relays.iter().map(|relay| &relay.name))
+    }
 }
 
 /// `[[amt.gateway]]`.

@@ -187,6 +187,18 @@ impl Links {
         self.links.values().find(|l| l.name.as_str() == name)
     }
 
+    /// Removes the links of the kernel whose names other interfaces have, such as tunnels. Returns
+    /// the names.
+    pub fn remove_named(&mut self, names: &BTreeSet<IfName>) -> BTreeSet<IfName> {
+        let named = self.iter().filter(|link| names.contains(&link.name));
+        let named: Vec<_> = named.map(|l| (l.index, l.name.clone())).collect();
+        let removed = named.into_iter().map(|(index, name)| {
+            self.remove(index);
+            name
+        });
+        removed.collect()
+    }
+
     /// Returns all links, by index.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.values()
@@ -265,6 +277,22 @@ impl FromIterator<Link> for Links {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn named_links_and_their_addresses_are_removed() {
+        let id = |n| InterfaceId::new(n).unwrap();
+        let name = |text: &str| text.parse::<IfName>().unwrap();
+        let mut links: Links = [Link::new(id(1), name("a")), Link::new(id(2), name("b"))]
+            .into_iter()
+            .collect();
+        let address = "10.0.0.1".parse::<IpAddr>().unwrap();
+        let on_link = "10.0.0.0/24".parse().unwrap();
+        links.insert_address(id(1), LinkAddress { address, on_link });
+        let names = BTreeSet::from([name("a"), name("c")]);
+        assert_eq!(links.remove_named(&names), BTreeSet::from([name("a")]));
+        assert!(links.by_name("a").is_none() && links.by_name("b").is_some());
+        assert!(links.addresses(id(1)).is_empty());
+    }
 
     #[test]
     fn ports_and_loopback_are_selected_by_name_only() {

@@ -15,6 +15,9 @@ use crate::wire::amt::PORT;
 /// The addresses of `listen` without the key.
 const DEFAULT_LISTEN: [&str; 2] = ["0.0.0.0:2268", "[::]:2268"];
 
+/// The interface that the kernel always has.
+const LOOPBACK: &str = "lo";
+
 /// The names of interfaces that were checked, and where they are.
 type Names = HashMap<IfName, KeyPath>;
 
@@ -23,15 +26,25 @@ pub(super) fn check_amt(checker: &mut Checker<'_>, raw: RawAmt) -> AmtConfig {
     let root = KeyPath::root("amt");
     let mut names = Names::new();
     let mut config = AmtConfig::default();
+    let mut through = Vec::new();
     for (n, raw) in entries(raw.gateway) {
         let path = root.key("gateway").index(n);
         let gateway = check_gateway(checker, &path, raw, &mut names);
+        let interface = gateway.as_ref().and_then(|g| g.interface.clone());
+        through.extend(interface.map(|name| (path.key("interface"), name)));
         config.gateways.extend(gateway);
     }
     for (n, raw) in entries(raw.relay) {
         let path = root.key("relay").index(n);
         let relay = check_relay(checker, &path, raw, &mut names);
         config.relays.extend(relay);
+    }
+    for (path, name) in through {
+        if let Some(first) = names.get(&name) {
+            let help = "Tunnels leave on an interface of the kernel.";
+            let texts = (format!("\"{name}\""), "no tunnel interface", help);
+            checker.refuse_related(&path, texts, (first, "the tunnel"));
+        }
     }
     config
 }
@@ -106,6 +119,11 @@ fn check_own_name(
     names: &mut Names,
 ) -> Option<IfName> {
     let name = check_name(checker, path, text)?;
+    if text == LOOPBACK {
+        let expected = "a name that the kernel does not use";
+        checker.refuse(path, format!("{text:?}"), expected, "Choose another name.");
+        return None;
+    }
     if let Some(first) = names.get(&name) {
         let found = format!("\"{name}\" for the second time");
         let texts = (

@@ -12,6 +12,7 @@ mod control;
 mod docker;
 mod docker_faults;
 mod doctor;
+mod driad_ingest;
 mod drops;
 mod ebpf;
 mod ebpf_restart;
@@ -63,6 +64,7 @@ mod traffic_tools;
 mod translate;
 mod translated_joins;
 mod ttl;
+mod tunnel_names;
 mod upgrade;
 
 /// Declares the functions of a module as cases named `module::function`.
@@ -97,12 +99,14 @@ pub fn all() -> Vec<Case> {
         gso::cases(),
         checksums::cases(),
         ttl::cases(),
+        tunnel_names::cases(),
         upgrade::cases(),
         host_environment::cases(),
         metrics::cases(),
         openapi::cases(),
         operation::cases(),
         doctor::cases(),
+        driad_ingest::cases(),
         drops::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),

@@ -29,6 +29,17 @@ use crate::wire::amt::AmtMessage;
 /// The role label of metrics.
 const ROLE: &str = "gateway";
 
+/// The state label of tunnels that are needed, but have no connected relay.
+const MISSING: &str = "missing";
+
+/// The states of tunnels that are counted. A tunnel counts in the first one that it has.
+const COUNTED_STATES: [TunnelState; 4] = [
+    TunnelState::Connected,
+    TunnelState::Requesting,
+    TunnelState::LimitReached,
+    TunnelState::Unresponsive,
+];
+
 /// A gateway interface.
 pub(super) struct GatewayService {
     settings: GatewayInterface,
@@ -169,6 +180,8 @@ impl GatewayService {
             metrics.count_refused(name, AmtRefusal::RateLimit.label(), lost);
         }
         let Some(machine) = &mut self.machine else {
+            let missing = usize::from(!self.filters.is_empty());
+            metrics.set_tunnels(name, ROLE, MISSING, missing);
             return;
         };
         for (relay, traffic) in self.port.traffic().iter() {
@@ -177,15 +190,9 @@ impl GatewayService {
                 machine.handle_traffic(now, *relay);
             }
         }
-        let mut counts = [0; 4];
-        let counted = [
-            TunnelState::Connected,
-            TunnelState::Requesting,
-            TunnelState::LimitReached,
-            TunnelState::Unresponsive,
-        ];
+        let mut counts = [0; COUNTED_STATES.len()];
         for tunnel in machine.tunnels(now) {
-            let best = counted
+            let best = COUNTED_STATES
                 .iter()
                 .position(|state| tunnel.states.contains(state));
             if let Some(position) = best {
@@ -194,9 +201,10 @@ impl GatewayService {
             let is_connected = best == Some(0);
             metrics.set_relay_state(name, &tunnel.relay.to_string(), Some(is_connected));
         }
-        for (state, count) in counted.iter().zip(counts) {
+        for (state, count) in COUNTED_STATES.iter().zip(counts) {
             metrics.set_tunnels(name, ROLE, state.label(), count);
         }
+        metrics.set_tunnels(name, ROLE, MISSING, machine.missing_tunnels());
     }
 
     /// Opens the sockets, unless a former actor has opened them, and starts the machine with the
@@ -370,6 +378,10 @@ impl GatewayService {
         for relay in &self.relays {
             metrics.set_relay_state(self.name(), &relay.to_string(), None);
         }
+        for state in COUNTED_STATES.iter().map(|state| state.label()) {
+            metrics.set_tunnels(self.name(), ROLE, state, 0);
+        }
+        metrics.set_tunnels(self.name(), ROLE, MISSING, 0);
     }
 
     /// Returns the tunnels.

@@ -30,8 +30,8 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::amt::driad::candidates;
 use crate::amt::resolver::RelayResolver;
-use crate::amt::{AmtRandom, LookupKey};
-use crate::model::{Group, InterfaceId, ProxyRule, SourceFilter};
+use crate::amt::{AmtRandom, AmtRefusal, LookupKey};
+use crate::model::{Group, IfName, InterfaceId, ProxyRule, SourceFilter};
 use crate::planes::tunnel::ControlDatagram;
 
 /// Interval at which traffic and metrics are read, and sockets that could not be opened are tried
@@ -101,6 +101,7 @@ impl Amt {
                 let port = tunnels.gateway(id);
                 let control = tokio_stream(port.connect());
                 ctx.add_message_stream(control.map(move |datagram| FromRelay { id, datagram }));
+                announce_refusals(&self.context, &gateway.name);
                 let random = AmtRandom::new(self.random.bytes());
                 GatewayService::new(gateway.clone(), port, random)
             });
@@ -119,6 +120,7 @@ impl Amt {
                 None => {
                     let port = tunnels.relay(id);
                     let random = AmtRandom::new(self.random.bytes());
+                    announce_refusals(&self.context, &relay.name);
                     RelayService::new(now, relay.clone(), port, random)
                 }
             };
@@ -248,6 +250,14 @@ fn report_members(
     if !changes.is_empty() {
         let message = MembershipChanged { index, changes };
         context.directory.do_send(message);
+    }
+}
+
+/// Exports a zero for each reason, so that the first refusal counts as an increase.
+fn announce_refusals(context: &RouterContext, interface: &IfName) {
+    for reason in AmtRefusal::ALL {
+        let metrics = &context.catalog.amt;
+        metrics.count_refused(interface.as_str(), reason.label(), 0);
     }
 }
 
