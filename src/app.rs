@@ -14,7 +14,7 @@ pub mod upgrade;
 use kept_memberships::{end_former_when_joined, start_keeper};
 use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
-pub use service::OnStarted;
+pub use service::{NeedsReload, OnStarted};
 use service::{Script, ScriptEvent};
 use state::OpenState;
 use tunnel_names::TunnelNameError;
@@ -152,10 +152,6 @@ pub enum Clients {
 
 /// A function that loads the settings.
 pub type Load = Box<dyn Fn() -> Result<Settings, Box<SettingsReport>>>;
-
-/// A function that is called several times a second. If it returns true, the settings are loaded
-/// again.
-pub type NeedsReload = Box<dyn FnMut() -> bool>;
 
 /// Runs the router until SIGTERM, SIGINT or a stop command.
 pub fn run(mut options: Options) -> Result<(), AppError> {
@@ -808,6 +804,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 disabled: !i.enabled,
                 capture: i.capture,
                 kernel_forwarding: i.kernel_forwarding,
+                bandwidth: i.bandwidth,
             })
             .collect(),
     }

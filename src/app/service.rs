@@ -12,7 +12,6 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-use super::NeedsReload;
 use crate::actors::RouterContext;
 use crate::actors::shared::ProcessRequest;
 use crate::api::view::{FlowView, RouteView};
@@ -63,6 +62,10 @@ pub async fn watch_usage(context: Arc<RouterContext>) {
         sleep(USAGE_INTERVAL).await;
     }
 }
+
+/// A function that is called several times a second. If it returns true, the settings are loaded
+/// again.
+pub type NeedsReload = Box<dyn FnMut() -> bool>;
 
 /// Interval at which [`NeedsReload`] is called.
 const RELOAD_CHECK_INTERVAL: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Aliases, IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
+use super::{Aliases, Bandwidth, IfName, IfPattern, InterfaceId, MacAddress, PlaneName};
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,6 +41,9 @@ pub struct Link {
     /// Whether packets only arrive on it, such as on the gateway of a tunnel.
     #[serde(skip)]
     pub receives_only: bool,
+    /// The limit of the streams on it, if it is part of its own configuration.
+    #[serde(skip)]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl Link {
@@ -59,6 +62,7 @@ impl Link {
             known_as: BTreeSet::new(),
             plane: None,
             receives_only: false,
+            bandwidth: None,
         }
     }
 

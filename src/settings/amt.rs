@@ -71,7 +71,11 @@ fn check_gateway(
         .interface
         .and_then(|name| check_name(checker, &interface_path, &name));
     let families = check_families(checker, &path.key("families"), raw.families);
+    let limits = raw.limits.map(|table| table.0).unwrap_or_default();
+    let bandwidth_path = path.key("limits").key("bandwidth");
+    let bandwidth = checker.bandwidth(&bandwidth_path, limits.bandwidth);
     Some(GatewayInterface {
+        bandwidth,
         name: name?,
         ways: ways?,
         interface,
@@ -93,6 +97,8 @@ fn check_relay(
         checker.duration_or_default(&path.key("query_interval"), raw.query_interval);
     let mtu = checker.integer_or_default(&path.key("mtu"), raw.mtu, "");
     let limits = raw.limits.map(|table| table.0).unwrap_or_default();
+    let bandwidth_path = path.key("limits").key("bandwidth");
+    let bandwidth = checker.bandwidth(&bandwidth_path, limits.bandwidth);
     let mut limit =
         |key: &str, number| checker.integer_or_default(&path.key("limits").key(key), number, "");
     let relay = RelayConfig {
@@ -104,6 +110,7 @@ fn check_relay(
         answers: limit("answers", limits.answers) as u32,
     };
     Some(RelayInterface {
+        bandwidth,
         name: name?,
         listen,
         mtu: mtu as u32,

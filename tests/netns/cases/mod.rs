@@ -5,6 +5,7 @@ use crate::lab::{Lab, Router, Star};
 
 mod amt;
 mod attacks;
+mod bandwidth;
 mod checksums;
 mod compose;
 mod containers_soak;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<Case> {
     [
         amt::cases(),
         attacks::cases(),
+        bandwidth::cases(),
         harness::cases(),
         routes::cases(),
         smcroute_forwarding::cases(),

@@ -379,6 +379,7 @@ impl Routing {
                 mtu: tunnel.mtu,
                 plane: Some(TunnelPlane::NAME),
                 receives_only: tunnel.receives_only,
+                bandwidth: tunnel.bandwidth,
                 ..Link::new(id, tunnel.name.clone())
             }));
         }

@@ -93,7 +93,9 @@ impl Amt {
                 continue;
             };
             let mut kept = self.gateways.remove(&id);
-            if let Some(former) = kept.as_mut().filter(|former| former.settings() != gateway) {
+            let is_other =
+                |former: &&mut GatewayService| !former.settings().has_same_tunnels(gateway);
+            if let Some(former) = kept.as_mut().filter(is_other) {
                 former.end(now, &self.context);
                 kept = None;
             }
@@ -149,7 +151,13 @@ impl Amt {
     /// Drives what is due at intervals.
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        for gateway in self.gateways.values_mut() {
+        let snapshot = self.context.snapshot.load();
+        for (id, gateway) in &mut self.gateways {
+            let ingress = snapshot.fib.ingresses.get(id);
+            let limit = ingress.and_then(|ingress| ingress.bandwidth);
+            // Without a limit nothing updates the list.
+            let refused = limit.map(|_| self.context.streams.bandwidth.refused(*id));
+            gateway.set_refused(&refused.unwrap_or_default());
             gateway.tick(now, &self.context);
         }
         for (id, relay) in &mut self.relays {
