@@ -8,14 +8,16 @@ mod listeners;
 mod plane;
 pub mod service;
 mod state;
+mod tunnel_names;
 pub mod upgrade;
 
 use kept_memberships::{end_former_when_joined, start_keeper};
 use listeners::{control_place, open_control, open_http, remove_former};
 use plane::ChosenPlane;
-pub use service::OnStarted;
+pub use service::{NeedsReload, OnStarted};
 use service::{Script, ScriptEvent};
 use state::OpenState;
+use tunnel_names::TunnelNameError;
 use upgrade::{Inheritance, Outgoing, Predecessor};
 
 use std::cell::RefCell;
@@ -101,6 +103,9 @@ pub enum AppError {
         /// The error of the kernel.
         cause: io::Error,
     },
+    /// A tunnel interface cannot have its name.
+    #[error(transparent)]
+    TunnelName(#[from] TunnelNameError),
     /// Another process uses the folder of the state.
     #[error("state: {0}")]
     StateInUse(#[from] StateFolderError),
@@ -120,6 +125,8 @@ pub struct Options {
     pub settings: Settings,
     /// Loads the settings at each reload.
     pub load: Load,
+    /// Tells when the settings depend on a file that changed.
+    pub needs_reload: Option<NeedsReload>,
     /// The pid file to write; it is removed on exit.
     pub pid_file: Option<PathBuf>,
     /// One end of multicast NAT from the command line. It overrides the `[mnat]` settings.
@@ -224,6 +231,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     // Parsing the settings needs much more memory than the result.
     sys::memory::release_freed();
     let mut active_settings = options.settings;
+    tunnel_names::refuse_taken(&active_settings)?;
     active_settings
         .notes()
         .iter()
@@ -403,6 +411,9 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
         }
     };
     actix::spawn(service::watch_usage(context.clone()));
+    if let Some(needs_reload) = options.needs_reload {
+        actix::spawn(service::reload_on_demand(context.clone(), needs_reload));
+    }
     if has_state {
         actix::spawn(state::keep_counters(context.clone()));
     }
@@ -643,6 +654,7 @@ async fn apply_loaded(
     if let Some(why) = &settings.unreadable {
         return Err(refused(why));
     }
+    tunnel_names::refuse_taken(&settings).map_err(|e| refused(&e))?;
     let (notes, routes) = (settings.notes(), settings.routes.len());
     let mnat = mnat_override.or(settings.mnat.as_ref()).cloned();
     let replace = ReplaceRules(take_rib(&mut settings, mnat.as_ref()));
@@ -792,6 +804,7 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
                 disabled: !i.enabled,
                 capture: i.capture,
                 kernel_forwarding: i.kernel_forwarding,
+                bandwidth: i.bandwidth,
             })
             .collect(),
     }

@@ -465,14 +465,25 @@ fn settings_in_compose_files_load() {
     assert!(seen > 10, "{seen} variables");
 }
 
-#[test]
-fn containers_document_shows_the_bridge_example() {
-    let example = read("conf/compose/bridge.yml");
+/// Checks that the first YAML block of a document is an example without its comments.
+#[track_caller]
+fn assert_shows_example(document: &str, example: &str) {
+    let example = read(example);
     let lines = example.lines().filter(|l| !l.trim().starts_with('#'));
     let plain: String = lines.map(|l| format!("{l}\n")).collect();
-    let shown = blocks(&read("docs/containers.md"));
+    let shown = blocks(&read(document));
     let shown = shown.into_iter().find(|(_, info, _)| info == "yaml");
     assert_eq!(shown.unwrap().2, plain);
+}
+
+#[test]
+fn containers_document_shows_the_bridge_example() {
+    assert_shows_example("docs/containers.md", "conf/compose/bridge.yml");
+}
+
+#[test]
+fn amt_document_shows_the_compose_example() {
+    assert_shows_example("docs/amt.md", "conf/compose/amt.yml");
 }
 
 /// The `docker run` lines of README set the variables, the network and the listener of bridge.yml.
@@ -693,6 +704,7 @@ fn dashboard_states_and_limits_are_readable() {
         "mcastor_querier",
         "mcastor_docker_connected",
         "mcastor_mnat_server_up",
+        "mcastor_amt_relay_state",
     ] {
         let panel = panel(metric);
         assert_eq!(panel["type"], "state-timeline", "{metric}");

@@ -291,12 +291,16 @@ fn known_keys() -> BTreeSet<String> {
 const LISTS: [&str; 4] = ["interface", "route", "join", "proxy"];
 
 /// Keys that contain a table themselves, and its header.
-const TABLES_IN_TABLES: [(&str, &str); 7] = [
+const TABLES_IN_TABLES: [(&str, &str); 8] = [
     ("interface.version", "[[interface]]\n[interface.version]"),
     ("proxy.version", "[[proxy]]\n[proxy.version]"),
     ("proxy.timers", "[[proxy]]\n[proxy.timers]"),
     ("proxy.limits", "[[proxy]]\n[proxy.limits]"),
     ("amt.gateway", "[[amt.gateway]]"),
+    (
+        "amt.gateway.limits",
+        "[[amt.gateway]]\n[amt.gateway.limits]",
+    ),
     ("amt.relay", "[[amt.relay]]"),
     ("amt.relay.limits", "[[amt.relay]]\n[amt.relay.limits]"),
 ];

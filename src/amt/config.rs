@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::candidate::RelayWay;
 use super::relay::RelayConfig;
-use crate::model::IfName;
+use crate::model::{Bandwidth, IfName};
 
 /// `[amt]`: the tunnel interfaces. Names are unique.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +20,12 @@ impl AmtConfig {
     pub fn is_empty(&self) -> bool {
         self.gateways.is_empty() && self.relays.is_empty()
     }
+
+    /// Returns the names of the tunnel interfaces.
+    pub fn interface_names(&self) -> impl Iterator<Item = &IfName> {
+        let gateways = self.gateways.iter().map(|gateway| &gateway.name);
+        gateways.chain(self.relays.iter().map(|relay| &relay.name))
+    }
 }
 
 /// `[[amt.gateway]]`.
@@ -33,9 +39,21 @@ pub struct GatewayInterface {
     pub interface: Option<IfName>,
     /// Whether IPv4 and IPv6 streams are requested.
     pub families: [bool; 2],
+    /// The limit of the streams that arrive.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl GatewayInterface {
+    /// Returns whether both differ in the limit at most, which is no matter of the tunnels.
+    pub fn has_same_tunnels(&self, other: &Self) -> bool {
+        let bandwidth = self.bandwidth;
+        *self
+            == Self {
+                bandwidth,
+                ..other.clone()
+            }
+    }
+
     /// Returns whether name servers are needed.
     pub fn needs_resolver(&self) -> bool {
         let is_looked_up =
@@ -55,4 +73,6 @@ pub struct RelayInterface {
     pub mtu: u32,
     /// The configuration of the relay.
     pub relay: RelayConfig,
+    /// The limit of the streams in all tunnels.
+    pub bandwidth: Option<Bandwidth>,
 }

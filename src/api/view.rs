@@ -118,6 +118,23 @@ pub struct InterfaceView {
     #[serde(default)]
     #[schema(required)]
     pub queriers: Vec<QuerierView>,
+    /// The limit of the streams that leave on it, or arrive through an AMT gateway; null for none.
+    #[serde(default)]
+    #[schema(required)]
+    pub bandwidth: Option<BandwidthView>,
+}
+
+/// A bandwidth limit and what is used of it. Rates are bits per second of IP packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BandwidthView {
+    /// The limit.
+    pub limit: u64,
+    /// The measured rates of the admitted streams together.
+    pub admitted: u64,
+    /// The number of streams that are refused, because they would exceed the limit.
+    pub refused: usize,
+    /// Some of them, such as `(10.0.0.10, 232.1.1.1)`.
+    pub refused_streams: Vec<String>,
 }
 
 /// A flow.

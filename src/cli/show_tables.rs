@@ -366,6 +366,26 @@ fn querier_column(interface: &InterfaceView) -> String {
     queriers.join(", ")
 }
 
+/// Returns the BANDWIDTH column, such as `6 of 10 Mbit/s, 1 refused`.
+fn bandwidth_column(interface: &InterfaceView) -> String {
+    let Some(bandwidth) = &interface.bandwidth else {
+        return "-".into();
+    };
+    let megabits = |bits: u64| {
+        let rounded = format!("{:.3}", bits as f64 / 1e6);
+        rounded
+            .trim_end_matches('0')
+            .trim_end_matches('.')
+            .to_owned()
+    };
+    let refused = match bandwidth.refused {
+        0 => String::new(),
+        n => format!(", {n} refused"),
+    };
+    let (admitted, limit) = (megabits(bandwidth.admitted), megabits(bandwidth.limit));
+    format!("{admitted} of {limit} Mbit/s{refused}")
+}
+
 /// Returns the translation of a route, such as ` -> (10.9.1.2, 239.1.1.1) port 5001`. `=` means
 /// that an address is not translated.
 fn translation_suffix(route: &RouteView) -> String {
@@ -382,7 +402,8 @@ fn translation_suffix(route: &RouteView) -> String {
 }
 
 fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
-    let header = [
+    let has_limits = interfaces.iter().any(|i| i.bandwidth.is_some());
+    let mut header = vec![
         "INDEX",
         "NAME",
         "STATE",
@@ -395,6 +416,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         "DROPPED",
         "REFUSED",
     ];
+    header.extend(has_limits.then_some("BANDWIDTH"));
     let mut table = new_table(&header, &[0, 3, 7, 8]);
     for i in interfaces {
         let state = match (i.up, i.carrier) {
@@ -420,7 +442,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
         if i.socket_dropped_packets > 0 {
             dropped.push(format!("socket {}", i.socket_dropped_packets));
         }
-        table.add_row([
+        let mut row = vec![
             i.index.to_string(),
             i.name.clone(),
             state.into(),
@@ -432,7 +454,9 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             i.transmitted_packets.to_string(),
             or_none(dropped),
             or_none(counts(&i.refused_messages)),
-        ]);
+        ];
+        row.extend(has_limits.then(|| bandwidth_column(i)));
+        table.add_row(row);
     }
     table
 }

@@ -84,7 +84,8 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
             let tables = routing_tables(context).await?;
             let queriers = ask(context, "membership", QueryQueriers).await?;
             let fib = context.snapshot.load().fib.clone();
-            let mut interfaces = views::interfaces(&tables, &fib, catalog);
+            let mut interfaces =
+                views::interfaces(&tables, &fib, catalog, &context.streams.bandwidth);
             for interface in &mut interfaces {
                 let index = InterfaceId::new(interface.index);
                 let queriers = index.and_then(|index| queriers.get(&index));

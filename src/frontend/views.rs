@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use crate::actors::messages::{MnatStatus, RoutingTables, TunnelEnd, TunnelReport};
 use crate::api::view::{
-    InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView, RewriteView,
-    RouteView, TunnelView,
+    BandwidthView, InterfaceView, MappingView, MnatView, PathView, PendingView, QuerierView,
+    RewriteView, RouteView, TunnelView,
 };
 use crate::forward::DropReason;
 use crate::membership::{Protocol, QuerierStatus};
 use crate::metrics::{Catalog, InterfaceCounters};
 use crate::mnat::Channel;
 use crate::model::{IfPattern, Link, Links, MAX_PROXIES, ProxyRule, RouteRule, TranslationRule};
-use crate::table::{Fib, Rib};
+use crate::table::{BandwidthLimit, BandwidthTable, Fib, InterfaceOptions, Rib};
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
@@ -168,10 +168,35 @@ fn waiting<'a>(
 }
 
 /// Renders every link with its counters. `fib` is the forwarding table in force.
-pub fn interfaces(tables: &RoutingTables, fib: &Fib, catalog: &Catalog) -> Vec<InterfaceView> {
+pub fn interfaces(
+    tables: &RoutingTables,
+    fib: &Fib,
+    catalog: &Catalog,
+    bandwidth: &BandwidthTable,
+) -> Vec<InterfaceView> {
     let links = tables.links.iter();
-    let views = links.map(|link| interface(&tables.rib, link, fib, catalog));
+    let views = links.map(|link| InterfaceView {
+        bandwidth: bandwidth_view(&tables.rib, link, bandwidth),
+        ..interface(&tables.rib, link, fib, catalog)
+    });
     views.collect()
+}
+
+/// The refused streams that an interface lists.
+const LISTED_STREAMS: usize = 16;
+
+/// Renders the limit of an interface; `None` if it has none.
+fn bandwidth_view(rib: &Rib, link: &Link, table: &BandwidthTable) -> Option<BandwidthView> {
+    let BandwidthLimit { interface, limit } =
+        InterfaceOptions::bandwidth_of(&rib.interfaces, link)?;
+    let usage = table.usage(interface);
+    let refused = table.refused(interface).into_iter().take(LISTED_STREAMS);
+    Some(BandwidthView {
+        limit: limit.bits(),
+        admitted: usage.map_or(0, |usage| usage.admitted.bits()),
+        refused: usage.map_or(0, |usage| usage.refused),
+        refused_streams: refused.map(|(s, g)| format!("({s}, {g})")).collect(),
+    })
 }
 
 /// Renders the queriers of an interface.
@@ -288,5 +313,6 @@ fn interface(rib: &Rib, link: &Link, fib: &Fib, catalog: &Catalog) -> InterfaceV
             .map(ToString::to_string)
             .collect(),
         queriers: Vec::new(),
+        bandwidth: None,
     }
 }

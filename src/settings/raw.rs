@@ -138,6 +138,9 @@ raw_tables! {
         plane: String, default_string("auto"), words(&["auto", "packet", "peer"]);
         version: Table(RawHostVersions), default_described("the versions of the querier"),
             example("{ igmp = 2 }");
+        /// The bit rate of the streams that leave on the interface, as IP packets. A new (S,G)
+        /// that would exceed it is dropped as `bandwidth`; streams that are forwarded stay.
+        bandwidth: String, range("number with bit, kbit, Mbit or Gbit"), example("\"100Mbit\"");
         /// Reports the groups that are joined on the interface at this interval, for networks
         /// that never query but expect reports.
         refresh: String, durations_ms(1000, 3_600_000), example("\"60s\"");
@@ -406,6 +409,15 @@ raw_tables! {
         /// The IP versions of the streams. The tunnels may have either.
         families: Strings, default_described("`[\"ipv4\", \"ipv6\"]`"), words(&["ipv4", "ipv6"]),
             range("`\"ipv4\"`, `\"ipv6\"`, or both"), example("[\"ipv4\", \"ipv6\"]");
+        limits: Table(RawAmtGatewayLimits), default_described("no limit"),
+            example("{ bandwidth = \"100Mbit\" }");
+    }
+
+    /// Limits of a gateway.
+    struct RawAmtGatewayLimits {
+        /// The bit rate of the streams that arrive, as IP packets. A new (S,G) that would exceed
+        /// it is left; streams that are received stay.
+        bandwidth: String, range("number with bit, kbit, Mbit or Gbit"), example("\"100Mbit\"");
     }
 
     /// An interface on which multicast leaves through tunnels to gateways.
@@ -439,6 +451,9 @@ raw_tables! {
         answers_per_prefix: Integer, default_integer(100), integers(1, 1_000_000);
         /// The number of answers per second to all senders that have no tunnel yet.
         answers: Integer, default_integer(5_000), integers(1, 1_000_000);
+        /// The bit rate of the streams in all tunnels, as IP packets: each gateway counts. A new
+        /// (S,G) that would exceed it is dropped as `bandwidth`; streams that are sent stay.
+        bandwidth: String, range("number with bit, kbit, Mbit or Gbit"), example("\"1Gbit\"");
     }
 
     /// The number of flows, (S,G) pairs being forwarded, that are tracked.

@@ -345,6 +345,7 @@ mod tests {
             disabled: false,
             capture: false,
             kernel_forwarding: Default::default(),
+            bandwidth: None,
         };
         let rib = Rib {
             rules: vec![].into(),
@@ -380,6 +381,7 @@ mod tests {
                 disabled: false,
                 capture: true,
                 kernel_forwarding: Default::default(),
+                bandwidth: None,
                 reports: ReportOptions::default(),
             }],
             ..Rib::default()

@@ -32,6 +32,7 @@ cases!("compose":
     #[Docker] image_runs_unprivileged_and_names_missing_capabilities,
     #[Docker] mnat_images_accept_prototype_arguments,
     #[Docker] #[Program("docker-compose", "docker-compose")] mnat_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")] amt_example_by_name_and_by_address,
 );
 
 fn in_repository(path: &str) -> PathBuf {
@@ -69,7 +70,7 @@ fn build_image(lab: &Lab, docker: &Docker) {
     .expect("the Dockerfile");
     let directory = directory.display();
     docker.run(&format!("build --quiet --tag mcastor {directory}"));
-    for target in ["mnat-ingress", "mnat-egress", "mnat-server"] {
+    for target in ["mnat-ingress", "mnat-egress", "mnat-server", "driad-ingest"] {
         let tag = format!("--target {target} --tag mcastor-{target}");
         docker.run(&format!("build --quiet {tag} {directory}"));
     }
@@ -556,4 +557,20 @@ fn mnat_example(lab: &Lab) {
             .contains("first packet")
     };
     eventually("packets at the listener", true, has_packets);
+}
+
+/// The relay by its name in the engine's DNS, then by its address.
+fn amt_example_by_name_and_by_address(lab: &Lab) {
+    let example = Example::up(lab, "amt.yml", &[]);
+    let docker = &example.site.docker;
+    let has_packets = || docker.logs("t_listener_1").contains("first packet");
+    eventually("packets at the listener", true, has_packets);
+    let network = "{{.NetworkSettings.Networks.t_internet.IPAddress}}";
+    let relay = docker.run(&format!("inspect --format {network} t_relay_1"));
+    docker.run("rm --force t_listener_1");
+    example.compose(&["up", "--detach"], &[("RELAY", &relay)]);
+    docker.wait_for_log("t_listener_1", "joined");
+    eventually("packets through the other gateway", true, has_packets);
+    let variables = docker.run("inspect --format {{.Config.Env}} t_gateway_1");
+    assert!(variables.contains(&format!("RELAY={relay}")), "{variables}");
 }

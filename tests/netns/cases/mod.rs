@@ -5,6 +5,7 @@ use crate::lab::{Lab, Router, Star};
 
 mod amt;
 mod attacks;
+mod bandwidth;
 mod checksums;
 mod compose;
 mod containers_soak;
@@ -12,6 +13,7 @@ mod control;
 mod docker;
 mod docker_faults;
 mod doctor;
+mod driad_ingest;
 mod drops;
 mod ebpf;
 mod ebpf_restart;
@@ -64,6 +66,7 @@ mod traffic_tools;
 mod translate;
 mod translated_joins;
 mod ttl;
+mod tunnel_names;
 mod upgrade;
 
 /// Declares the functions of a module as cases named `module::function`.
@@ -88,6 +91,7 @@ pub fn all() -> Vec<Case> {
     [
         amt::cases(),
         attacks::cases(),
+        bandwidth::cases(),
         harness::cases(),
         routes::cases(),
         smcroute_forwarding::cases(),
@@ -98,12 +102,14 @@ pub fn all() -> Vec<Case> {
         gso::cases(),
         checksums::cases(),
         ttl::cases(),
+        tunnel_names::cases(),
         upgrade::cases(),
         host_environment::cases(),
         metrics::cases(),
         openapi::cases(),
         operation::cases(),
         doctor::cases(),
+        driad_ingest::cases(),
         drops::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),

@@ -83,6 +83,8 @@ pub struct Routing {
     reported_to_mnat: Option<BTreeSet<Channel>>,
     waiting_names: WaitingNames,
     link_log: LinkLog,
+    /// The links of the kernel that are ignored, because tunnels have their names.
+    hidden_links: BTreeSet<IfName>,
 }
 
 impl Routing {
@@ -114,6 +116,7 @@ impl Routing {
             reported_to_mnat: None,
             waiting_names: WaitingNames::default(),
             link_log: LinkLog::default(),
+            hidden_links: BTreeSet::new(),
         }
     }
 
@@ -360,12 +363,23 @@ impl Routing {
             return;
         };
         let mut links = links.with_aliases(&aliases);
+        let names = self.rib.tunnels.iter().map(|tunnel| tunnel.name.clone());
+        let hidden = links.remove_named(&names.collect());
+        for name in hidden.difference(&self.hidden_links) {
+            warn!(
+                interface = %name,
+                "{name}: the kernel has an interface with the name of a tunnel; it is ignored. \
+                 Rename it, or give the [[amt.gateway]] or [[amt.relay]] another name"
+            );
+        }
+        self.hidden_links = hidden;
         for tunnel in &self.rib.tunnels {
             let id = self.context.tunnels.id(&tunnel.name);
             links.extend(id.map(|id| Link {
                 mtu: tunnel.mtu,
                 plane: Some(TunnelPlane::NAME),
                 receives_only: tunnel.receives_only,
+                bandwidth: tunnel.bandwidth,
                 ..Link::new(id, tunnel.name.clone())
             }));
         }
