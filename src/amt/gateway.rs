@@ -26,10 +26,10 @@ const OTHER_RANK_DELAY: Duration = Duration::from_secs(2);
 const SILENCE: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(120)];
 
 /// Limits of the time for which a relay that failed comes after all others (RFC 8777 section
-/// 2.5.4.2).
+/// 2.5.4.1).
 const HOLD_DOWN: [Duration; 2] = [Duration::from_secs(180), Duration::from_secs(600)];
 
-/// The same for a relay that has reached its limit.
+/// The same for a relay that has reached its limit (RFC 8777 section 2.5.5).
 const LIMIT_HOLD_DOWN: [Duration; 2] = [Duration::from_secs(540), Duration::from_secs(660)];
 
 /// Limit of the events that wait. A further event replaces the oldest one.

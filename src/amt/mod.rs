@@ -22,6 +22,7 @@ pub mod random;
 pub mod receivers;
 pub mod refusal;
 pub mod relay;
+mod request_memory;
 pub mod resolver;
 
 mod discovery;

@@ -6,12 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ahash::RandomState;
-
 use super::prefix_limit::PrefixLimit;
 use super::random::AmtRandom;
 use super::receivers::GroupReceivers;
 use super::refusal::AmtRefusal;
+use super::request_memory::RequestMemory;
 use super::response_mac::MacSecrets;
 use crate::membership::{Downstream, DownstreamConfig, MembershipRefusal, Protocol};
 use crate::model::{
@@ -26,8 +25,12 @@ use crate::wire::membership_message::{Generation, MembershipMessage, Query};
 /// Robustness variable of the queries.
 const ROBUSTNESS: u8 = 2;
 
-/// Maximum Response Time of the queries. A tunnel has one host, so there is nothing to spread.
-const RESPONSE_TIME: Duration = Duration::from_secs(1);
+/// Maximum Response Time of IGMP and MLD queries: the shortest ones, because a tunnel has one host
+/// and there is nothing to spread. The Linux driver drops packets between a query and its report.
+const RESPONSE_TIME: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(1)];
+
+/// Time by which a report may be late.
+const RESPONSE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time until a leave ends a stream. Nobody else in the tunnel could contradict it.
 const LEAVE_TIME: Duration = Duration::from_millis(1);
@@ -42,9 +45,6 @@ const MAX_TRACKED: usize = 0;
 const DUMMY_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 /// Source of MLD queries, which must be link-local.
 const MLD_SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-
-/// Number of Requests that are remembered, to recognise repeated ones.
-const RECENT_REQUESTS: usize = 4096;
 
 /// Size of a query packet: all of them fit.
 const QUERY_MTU: usize = 1280;
@@ -90,7 +90,7 @@ impl RelayConfig {
             timers: QuerierTimers {
                 robustness: ROBUSTNESS,
                 query_interval: self.query_interval,
-                query_response_interval: RESPONSE_TIME,
+                query_response_interval: RESPONSE_INTERVAL,
                 last_member_query_interval: LEAVE_TIME,
                 last_member_query_count: Some(1),
                 ..QuerierTimers::default()
@@ -179,9 +179,7 @@ pub struct Relay {
     deadlines: BTreeSet<(Instant, SocketAddr)>,
     members: BTreeMap<Group, BTreeMap<SocketAddr, SourceFilter>>,
     changed: BTreeSet<Group>,
-    hasher: RandomState,
-    /// Hashes of recent Requests, by hash.
-    recent_requests: Vec<u32>,
+    requests: RequestMemory,
     messages: VecDeque<RelayMessage>,
 }
 
@@ -206,8 +204,7 @@ impl Relay {
             deadlines: BTreeSet::new(),
             members: BTreeMap::new(),
             changed: BTreeSet::new(),
-            hasher: RandomState::with_seed(random.nonce() as usize),
-            recent_requests: vec![0; RECENT_REQUESTS],
+            requests: RequestMemory::new(random.nonce()),
             messages: VecDeque::new(),
             random,
         }
@@ -393,7 +390,7 @@ impl Relay {
         let query = Query {
             generation: Generation::Three,
             group: None,
-            max_response_time: RESPONSE_TIME,
+            max_response_time: RESPONSE_TIME[usize::from(is_mld)],
             suppress: false,
             robustness: ROBUSTNESS,
             interval: Some(self.config.query_interval),
@@ -402,9 +399,7 @@ impl Relay {
         let built = membership::build(&MembershipMessage::Query(query), source, QUERY_MTU);
         let built = built.unwrap_or_default();
         let packet = built.first().ok_or(AmtRefusal::BadQuery)?;
-        // The Linux driver drops queries with the G flag, and repeats its Request then.
-        let is_repeated = self.note_request(from, nonce, is_mld);
-        let has_gateway = flags == FlagLayout::Standard && !is_repeated;
+        let has_gateway = self.requests.note(from, nonce, is_mld, flags);
         let is_full = self.tunnels.len() >= self.config.gateways;
         self.send(
             (from, to),
@@ -426,15 +421,6 @@ impl Relay {
             true => Ok(()),
             false => Err(AmtRefusal::RateLimit),
         }
-    }
-
-    /// Returns whether the Request was received before, as far as that is remembered.
-    fn note_request(&mut self, from: SocketAddr, nonce: u32, is_mld: bool) -> bool {
-        let hash = self.hasher.hash_one((from, nonce, is_mld));
-        // Zero is an empty position.
-        let tag = (hash >> 32) as u32 | 1;
-        let position = hash as usize % RECENT_REQUESTS;
-        std::mem::replace(&mut self.recent_requests[position], tag) == tag
     }
 
     fn send(&mut self, (remote, local): (SocketAddr, IpAddr), message: &AmtMessage<'_>) {

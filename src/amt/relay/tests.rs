@@ -346,19 +346,24 @@ fn linux_gateway_gets_its_flags_and_no_address() {
         gateways: 0,
         ..RelayConfig::default()
     });
-    let request = |is_mld, flags| AmtMessage::Request {
-        nonce: 3,
-        is_mld,
-        flags,
-    };
-    let mut flags_of = |is_mld, flags| {
-        lab.hand(GATEWAY, &request(is_mld, flags)).unwrap();
+    let mut flags_of = |nonce, is_mld, flags| {
+        let request = AmtMessage::Request {
+            nonce,
+            is_mld,
+            flags,
+        };
+        lab.hand(GATEWAY, &request).unwrap();
         lab.relay.poll_message().unwrap().message[1]
     };
     // G and L, then L without G because the Request is repeated.
-    assert_eq!(flags_of(false, FlagLayout::Standard), 0x03);
-    assert_eq!(flags_of(false, FlagLayout::Standard), 0x02);
-    assert_eq!(flags_of(true, FlagLayout::Linux), 0x40);
+    assert_eq!(flags_of(3, false, FlagLayout::Standard), 0x03);
+    assert_eq!(flags_of(3, false, FlagLayout::Standard), 0x02);
+    assert_eq!(flags_of(3, true, FlagLayout::Linux), 0x40);
+    // The driver begins a new cycle every two seconds: its IGMP requests are not repeated.
+    assert_eq!(flags_of(4, false, FlagLayout::Standard), 0x02);
+    // Another program at the same address.
+    assert_eq!(flags_of(5, true, FlagLayout::Standard), 0x03);
+    assert_eq!(flags_of(6, false, FlagLayout::Standard), 0x03);
 }
 
 #[test]

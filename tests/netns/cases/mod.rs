@@ -4,6 +4,10 @@ use crate::lab::harness::Case;
 use crate::lab::{Lab, Router, Star};
 
 mod amt;
+mod amt_dns;
+mod amt_hostile;
+mod amt_linux;
+mod amt_paths;
 mod attacks;
 mod bandwidth;
 mod checksums;
@@ -90,6 +94,10 @@ use cases;
 pub fn all() -> Vec<Case> {
     [
         amt::cases(),
+        amt_dns::cases(),
+        amt_hostile::cases(),
+        amt_linux::cases(),
+        amt_paths::cases(),
         attacks::cases(),
         bandwidth::cases(),
         harness::cases(),

@@ -217,6 +217,7 @@ fn missing_need(need: Need) -> Option<String> {
             let spec = match kind {
                 "macvlan" => "link add probe0 link u0 type macvlan mode bridge".to_owned(),
                 "vlan" => "link add probe0 link u0 type vlan id 7".to_owned(),
+                "amt" => "link add probe0 type amt mode relay local 192.0.2.1 dev u0".to_owned(),
                 _ => format!("link add probe0 type {kind}"),
             };
             (!under || ns.try_ip(&spec).is_err()).then(|| format!("{kind} links in the kernel"))
