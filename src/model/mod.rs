@@ -23,7 +23,7 @@ pub mod ttl;
 pub mod tunnel;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
-pub use aliases::{Aliases, NoInterface, WaitingHint};
+pub use aliases::{Aliases, NoInterface, PublishedPorts, WaitingHint};
 pub use boot_time::{BootTime, ClockReading};
 pub use filter::SourceFilter;
 pub use flow_end::FlowEnd;
