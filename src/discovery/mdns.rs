@@ -666,11 +666,11 @@ mod tests {
                 });
             filtered.message.map_or(0, |m| m.0.queries.len())
         };
-        assert_eq!(count(&hosts), 1);
+        assert_eq!(count(&hosts), 2);
         hosts.learn(id(), &MdnsMessage(response()));
         assert_eq!(count(&hosts), 0);
         hosts.learn(other(), &MdnsMessage(response()));
-        assert_eq!(count(&hosts), 1);
+        assert_eq!(count(&hosts), 2);
     }
 
     #[test]

