@@ -37,19 +37,20 @@ use tracing::{debug, error, info, warn};
 
 use crate::actors::RouterContext;
 use crate::actors::control::links::LinkSource;
-use crate::actors::integrations::amt;
 use crate::actors::integrations::docker::read_names_first;
 use crate::actors::integrations::mnat::reconfigure;
+use crate::actors::integrations::{amt, discovery};
 use crate::actors::messages::{Barrier, KeepMemberships, PanicIn, ReplaceRules, Shutdown};
-use crate::actors::shared::{AmtSettings, ProcessRequest};
+use crate::actors::shared::{AmtSettings, DiscoverySettings, ProcessRequest};
 use crate::actors::supervisor::{Supervisor, SupervisorConfig};
 use crate::api::UpgradeReport;
+use crate::discovery::config::joins as discovery_joins;
 use crate::frontend;
 use crate::frontend::http::HttpConfig;
 use crate::frontend::unix_socket::{BindError, ListeningSocket};
 use crate::metrics::Catalog;
 use crate::mnat::{self, Config};
-use crate::model::{IfPattern, ProxyRule, RouteName};
+use crate::model::{IfPattern, JoinRule, ProxyRule, RouteName};
 use crate::settings::{LimitSettings, Settings, SettingsReport, StateSettings};
 use crate::store::StateFolderError;
 use crate::sys;
@@ -346,6 +347,10 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     note_load_time(&context);
     context.mnat.store(mnat.map(Arc::new));
     amt::prepare(&context, amt_settings(settings));
+    let rules = settings.discovery.clone();
+    context
+        .discovery
+        .store(Arc::new(DiscoverySettings { rules, mark }));
     let take_over = inherited.map(|inherited| inherited.prepare(&context));
     read_names_first(&context).await;
     let supervisor = Supervisor::new(SupervisorConfig {
@@ -663,6 +668,13 @@ async fn apply_loaded(
     if has_amt_changed {
         amt::prepare(context, amt_settings);
     }
+    let former_discovery = context.discovery.load_full();
+    let has_discovery_changed = former_discovery.rules != settings.discovery;
+    if has_discovery_changed {
+        let (rules, mark) = (settings.discovery.clone(), former_discovery.mark);
+        let discovery = DiscoverySettings { rules, mark };
+        context.discovery.store(Arc::new(discovery));
+    }
     let directory = &context.directory;
     let applied = directory.ask(replace, RELOAD_TIMEOUT).await.is_ok()
         && directory.ask(Barrier, RELOAD_TIMEOUT).await.is_ok();
@@ -692,6 +704,9 @@ async fn apply_loaded(
     }
     if has_amt_changed {
         amt::reconfigure(context, supervisor);
+    }
+    if has_discovery_changed {
+        discovery::reconfigure(context, supervisor);
     }
     if mnat_override.is_none() && old.mnat != new.mnat {
         reconfigure(context, supervisor, mnat.map(Arc::new));
@@ -786,9 +801,14 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
     proxies.extend(mnat.and_then(member_proxy));
     Rib {
         rules: std::mem::take(&mut settings.routes).into(),
-        joins: std::mem::take(&mut settings.joins),
+        joins: joins_with_discovery(settings),
         proxies,
         tunnels: amt::tunnel_interfaces(&settings.amt),
+        discovery: settings
+            .discovery
+            .iter()
+            .flat_map(|rule| rule.patterns().cloned())
+            .collect(),
         interfaces: settings
             .interfaces
             .iter()
@@ -808,6 +828,21 @@ fn take_rib(settings: &mut Settings, mnat: Option<&Config>) -> Rib {
             })
             .collect(),
     }
+}
+
+/// Returns the joins of the settings, and those of the groups of discovery.
+fn joins_with_discovery(settings: &mut Settings) -> Vec<JoinRule> {
+    let mut joins = std::mem::take(&mut settings.joins);
+    for join in discovery_joins(&settings.discovery) {
+        let is_same = |other: &JoinRule| {
+            (&other.interface, other.source, other.group)
+                == (&join.interface, join.source, join.group)
+        };
+        if !joins.iter().any(is_same) {
+            joins.push(join);
+        }
+    }
+    joins
 }
 
 /// Returns the proxy with which an MNAT egress learns the groups of its members. It has no

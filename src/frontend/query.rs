@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::ingress_names::ingress_named;
-use super::{drop_views, flow_views, group_views, views};
+use super::{discovery_views, drop_views, flow_views, group_views, views};
 use crate::actors::RouterContext;
 use crate::actors::messages::{
-    ApplyChange, Barrier, FlushFlows, QueryHostGroups, QueryMembers, QueryMnat, QueryQueriers,
-    QueryRouting, QueryTunnels, RoutingTables,
+    ApplyChange, Barrier, FlushFlows, QueryDiscovery, QueryHostGroups, QueryMembers, QueryMnat,
+    QueryQueriers, QueryRouting, QueryTunnels, RoutingTables,
 };
 use crate::actors::shared::ProcessRequest;
 use crate::api::{
@@ -118,6 +118,14 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
         ShowQuery::Tunnels => {
             let tunnels = ask(context, "amt", QueryTunnels).await?;
             ShowReply::Tunnels(tunnels.into_iter().map(views::tunnel).collect())
+        }
+        ShowQuery::Discovery if context.discovery.load().rules.is_empty() => {
+            ShowReply::Discovery(Vec::new())
+        }
+        ShowQuery::Discovery => {
+            let reports = ask(context, "discovery", QueryDiscovery).await?;
+            let views = reports.into_iter().map(discovery_views::discovery);
+            ShowReply::Discovery(views.collect())
         }
         ShowQuery::Drops(query) => {
             let drops = drop_views::drops(context, query).await;

@@ -24,7 +24,7 @@ pub mod ttl;
 pub mod tunnel;
 
 pub use addr::{AddrError, Group, GroupPrefix, Source, SourceGroup, SourcePrefix, StreamSet};
-pub use aliases::{Aliases, NoInterface, WaitingHint};
+pub use aliases::{Aliases, NoInterface, PublishedPorts, WaitingHint};
 pub use bandwidth::{Bandwidth, BandwidthError};
 pub use boot_time::{BootTime, ClockReading};
 pub use filter::SourceFilter;

@@ -34,6 +34,8 @@ pub struct Settings {
     /// Each `[[proxy]]`, in the order of the file. Names are unique, and no interface is
     /// downstream of two proxies.
     pub proxies: Vec<ProxyRule>,
+    /// Each `[[discovery]]`, in the order of the file. Names are unique.
+    pub discovery: Vec<crate::discovery::config::DiscoveryRule>,
     /// `[mrdisc]`
     pub mrdisc: MrdiscSettings,
     /// `[mnat]`

@@ -14,6 +14,7 @@ mod checksums;
 mod compose;
 mod containers_soak;
 mod control;
+mod discovery;
 mod docker;
 mod docker_faults;
 mod doctor;
@@ -126,6 +127,7 @@ pub fn all() -> Vec<Case> {
         trace::cases(),
         external_programs::cases(),
         prometheus::cases(),
+        discovery::cases(),
         docker::cases(),
         docker_faults::cases(),
         podman::cases(),

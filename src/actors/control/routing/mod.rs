@@ -18,11 +18,11 @@ use ahash::AHashSet;
 use tracing::{debug, info, warn};
 
 use crate::actors::messages::{
-    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, JoiningInterface, LearningComplete,
-    LinksChanged, MembersChanged, MembershipChanged, MembershipStarted, MnatRoutesChanged, Publish,
-    QueryRouting, ReplaceRules, ReportMembers, Republish, RetryRefused, RoutesRefused,
-    RoutingTables, ServeInterfaces, ServeTunnels, ServedInterface, SetJoins, TunnelsStarted,
-    UpdateJoins,
+    AliasesChanged, AnnounceLinks, ApplyChange, Barrier, DiscoveryLinks, DiscoveryStarted,
+    JoiningInterface, LearningComplete, LinksChanged, MembersChanged, MembershipChanged,
+    MembershipStarted, MnatRoutesChanged, Publish, QueryRouting, ReplaceRules, ReportMembers,
+    Republish, RetryRefused, RoutesRefused, RoutingTables, ServeInterfaces, ServeTunnels,
+    ServedInterface, SetJoins, TunnelsStarted, UpdateJoins,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -200,6 +200,9 @@ impl Routing {
         self.update_served_interfaces();
         self.set_joins();
         self.report_members_to_mnat();
+        if !self.rib.discovery.is_empty() {
+            self.send_discovery_links();
+        }
         self.context.directory.do_send(Publish {
             fib,
             links: self.links.clone(),
@@ -347,6 +350,14 @@ impl Routing {
         self.fixed = fixed;
         self.up = up;
         self.context.directory.do_send(message);
+    }
+
+    /// Sends the usable links to the discovery actor.
+    fn send_discovery_links(&self) {
+        if let Some(links) = &self.links {
+            let links = Arc::new(self.rib.usable(links));
+            self.context.directory.do_send(DiscoveryLinks(links));
+        }
     }
 
     /// Applies the names of the container engine to the links, and publishes.
@@ -601,6 +612,7 @@ impl Actor for Routing {
             .receives::<MembershipChanged>()
             .receives::<LearningComplete>()
             .receives::<TunnelsStarted>()
+            .receives::<DiscoveryStarted>()
             .receives::<MnatRoutesChanged>()
             .receives::<ReportMembers>()
             .receives::<ReplaceRules>()
@@ -617,6 +629,14 @@ impl Handler<LinksChanged> for Routing {
     fn handle(&mut self, message: LinksChanged, _: &mut Self::Context) {
         self.kernel_links = Some(message.0);
         self.apply_aliases();
+    }
+}
+
+impl Handler<DiscoveryStarted> for Routing {
+    type Result = ();
+
+    fn handle(&mut self, _: DiscoveryStarted, _: &mut Self::Context) {
+        self.send_discovery_links();
     }
 }
 
