@@ -70,6 +70,9 @@ fn assert_newcomer_waits(lab: &Lab, plane: &str) {
     let explained = router.try_run(&format!("explain 10.0.0.10 {SECOND}"));
     let explained = String::from_utf8_lossy(&explained.stdout);
     assert!(explained.contains("bandwidth"), "{explained}");
+    let log = router.program.stderr();
+    let logged = format!("out1: (10.0.0.10, {SECOND}) would exceed the bandwidth limit of 64kbit");
+    assert!(log.contains(&logged) || crate::lab::slowness() > 1, "{log}");
     let table = router.run("show interfaces");
     assert!(table.contains("1 refused"), "{table}");
     let some = wire.to(SECOND).len();
