@@ -140,6 +140,8 @@ fn gateway_leaves_a_stream_that_exceeds_its_limit(lab: &Lab) {
     let _second = join_source(&topology.rcv, "eth1", "10.0.0.10", "232.1.1.2");
     let refused = || shown(&gateway, "internet")["refused"].as_u64();
     eventually("the second stream is refused", Some(1), refused);
+    let table = gateway.run("show tunnels");
+    assert!(table.contains("1 refused"), "{table}");
     eventually("it is left at the relay", 1, || joined(&relay, "in").len());
     let wire = Capture::new(&topology.rcv, "eth1");
     first.wait_for_more(50);
