@@ -442,6 +442,10 @@ pub struct TunnelView {
     /// null if there was none.
     #[schema(required)]
     pub idle_ms: Option<u64>,
+    /// The limit of the interface, for all its tunnels together; null for none.
+    #[serde(default)]
+    #[schema(required)]
+    pub bandwidth: Option<BandwidthView>,
 }
 
 /// A global stream and the local stream that it is mapped to.

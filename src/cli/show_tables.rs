@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::output::paragraph;
 use super::table::{NO_BREAK, new_table, table_text};
+use crate::api::view::BandwidthView;
 use crate::api::{
     DiscoveryView, DropView, FlowView, GroupView, InterfaceView, MnatView, PendingView,
     QuerierView, RouteView, ShowReply, TunnelView,
@@ -285,7 +286,8 @@ fn mnat_table(ends: &[MnatView]) -> Table {
 }
 
 fn tunnels_table(tunnels: &[TunnelView]) -> Table {
-    let header = [
+    let has_limits = tunnels.iter().any(|tunnel| tunnel.bandwidth.is_some());
+    let mut header = vec![
         "INTERFACE",
         "FAR END",
         "IGMP",
@@ -294,12 +296,13 @@ fn tunnels_table(tunnels: &[TunnelView]) -> Table {
         "PACKETS",
         "IDLE",
     ];
+    header.extend(has_limits.then_some("BANDWIDTH"));
     let mut table = new_table(&header, &[4, 5, 6]);
     for tunnel in tunnels {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
         let packets = tunnel.packets.map(|packets| packets.to_string());
         let idle = tunnel.idle_ms.map(seconds);
-        table.add_row([
+        let mut row = vec![
             tunnel.interface.clone(),
             tunnel.remote.clone(),
             text(&tunnel.igmp),
@@ -307,7 +310,9 @@ fn tunnels_table(tunnels: &[TunnelView]) -> Table {
             tunnel.memberships.to_string(),
             text(&packets),
             text(&idle),
-        ]);
+        ];
+        row.extend(has_limits.then(|| bandwidth_column(tunnel.bandwidth.as_ref())));
+        table.add_row(row);
     }
     table
 }
@@ -426,8 +431,8 @@ fn querier_column(interface: &InterfaceView) -> String {
 }
 
 /// Returns the BANDWIDTH column, such as `6 of 10 Mbit/s, 1 refused`.
-fn bandwidth_column(interface: &InterfaceView) -> String {
-    let Some(bandwidth) = &interface.bandwidth else {
+fn bandwidth_column(bandwidth: Option<&BandwidthView>) -> String {
+    let Some(bandwidth) = bandwidth else {
         return "-".into();
     };
     let megabits = |bits: u64| {
@@ -514,7 +519,7 @@ fn interfaces_table(interfaces: &[InterfaceView]) -> Table {
             or_none(dropped),
             or_none(counts(&i.refused_messages)),
         ];
-        row.extend(has_limits.then(|| bandwidth_column(i)));
+        row.extend(has_limits.then(|| bandwidth_column(i.bandwidth.as_ref())));
         table.add_row(row);
     }
     table

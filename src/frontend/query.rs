@@ -117,7 +117,14 @@ pub async fn show(context: &RouterContext, query: ShowQuery) -> Result<ShowReply
         }
         ShowQuery::Tunnels => {
             let tunnels = ask(context, "amt", QueryTunnels).await?;
-            ShowReply::Tunnels(tunnels.into_iter().map(views::tunnel).collect())
+            let fib = context.snapshot.load().fib.clone();
+            let bandwidth = &context.streams.bandwidth;
+            let tunnels = tunnels.into_iter();
+            let views = tunnels.map(|report| {
+                let id = context.tunnels.id(&report.interface);
+                views::tunnel(report, id, &fib, bandwidth)
+            });
+            ShowReply::Tunnels(views.collect())
         }
         ShowQuery::Discovery if context.discovery.load().rules.is_empty() => {
             ShowReply::Discovery(Vec::new())

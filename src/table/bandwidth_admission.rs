@@ -157,12 +157,18 @@ impl BandwidthAdmission {
     }
 
     /// Takes the counters of all streams that arrive on an ingress for this interface, and decides.
-    pub fn report(&mut self, now_ms: u64, ingress: InterfaceId, counts: &[StreamCount]) {
+    /// Returns the streams that are refused now and were not before.
+    pub fn report(
+        &mut self,
+        now_ms: u64,
+        ingress: InterfaceId,
+        counts: &[StreamCount],
+    ) -> Vec<FlowKey> {
         for count in counts {
             self.count(now_ms, ingress, count);
         }
         self.forget(now_ms);
-        self.decide(now_ms);
+        self.decide(now_ms)
     }
 
     fn count(&mut self, now_ms: u64, ingress: InterfaceId, count: &StreamCount) {
@@ -239,28 +245,30 @@ impl BandwidthAdmission {
         });
     }
 
-    /// Admits measured streams that fit, the oldest first, and refuses the others.
-    fn decide(&mut self, now_ms: u64) {
+    /// Admits measured streams that fit, the oldest first, and refuses the others. Returns those that
+    /// were not refused before.
+    fn decide(&mut self, now_ms: u64) -> Vec<FlowKey> {
         let mut admitted = self.admitted();
         let limit = self.limit.bits();
-        let open = self.streams.values_mut();
-        let mut open: Vec<&mut MeasuredStream> = open
-            .filter(|s| s.admission != Some(StreamAdmission::Admitted) && s.rate.is_some())
+        let open = self.streams.iter_mut();
+        let mut open: Vec<(&FlowKey, &mut MeasuredStream)> = open
+            .filter(|(_, s)| s.admission != Some(StreamAdmission::Admitted) && s.rate.is_some())
             .collect();
-        open.sort_unstable_by_key(|stream| stream.age);
-        for stream in open {
+        open.sort_unstable_by_key(|(_, stream)| stream.age);
+        let mut refused = Vec::new();
+        for (key, stream) in open {
             let rate = stream.rate.unwrap_or_default();
             let sum = admitted.saturating_add(rate);
-            stream.admission = Some(match sum <= limit {
-                true => {
-                    admitted = sum;
-                    // A gateway has to request it again.
-                    stream.active_ms = now_ms;
-                    StreamAdmission::Admitted
-                }
-                false => StreamAdmission::Refused,
-            });
+            if sum <= limit {
+                admitted = sum;
+                stream.admission = Some(StreamAdmission::Admitted);
+                // A gateway has to request it again.
+                stream.active_ms = now_ms;
+            } else if stream.admission.replace(StreamAdmission::Refused).is_none() {
+                refused.push(*key);
+            }
         }
+        refused
     }
 
     /// Returns the bits per second of the admitted streams.

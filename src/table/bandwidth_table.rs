@@ -35,6 +35,8 @@ pub struct BandwidthTable {
 
 impl BandwidthTable {
     /// Takes the counters of the streams that arrive on `ingress` for an interface with a limit.
+    /// Returns the streams that are refused now and were not before.
+    ///
     /// Does nothing if another ingress reports at the same time; the next report makes up for it.
     pub fn report(
         &self,
@@ -42,7 +44,7 @@ impl BandwidthTable {
         ingress: InterfaceId,
         counts: &[StreamCount],
         now_ms: u64,
-    ) {
+    ) -> Vec<FlowKey> {
         let known = self.interfaces.load().get(&interface).cloned();
         let limited = known.unwrap_or_else(|| {
             let new = Arc::new(LimitedInterface {
@@ -58,13 +60,14 @@ impl BandwidthTable {
             let added = self.interfaces.load().get(&interface).cloned();
             added.unwrap_or(new)
         });
-        if let Ok(mut admission) = limited.admission.try_lock() {
-            admission.set_limit(limit);
-            admission.report(now_ms, ingress, counts);
-            limited
-                .streams
-                .store(Arc::new(admission.admitted_streams()));
-        }
+        let Ok(mut admission) = limited.admission.try_lock() else {
+            return Vec::new();
+        };
+        admission.set_limit(limit);
+        let refused = admission.report(now_ms, ingress, counts);
+        let streams = admission.admitted_streams();
+        limited.streams.store(Arc::new(streams));
+        refused
     }
 
     /// Returns whether an interface with a limit forwards a stream, of which `bytes` have arrived.
@@ -121,9 +124,14 @@ mod tests {
         };
         assert!(table.forwards(limit, &key(1), || 12_500));
         assert!(!table.forwards(limit, &key(1), || 12_501));
-        for (now_ms, bytes) in [(0, 0), (500, 40_000)] {
+        for (now_ms, bytes, refused) in [
+            (0, 0, vec![]),
+            (500, 40_000, vec![key(2)]),
+            (1_000, 80_000, vec![]),
+        ] {
             let counts = [count(1, bytes), count(2, bytes)];
-            table.report(limit, id(2), &counts, now_ms);
+            let found = table.report(limit, id(2), &counts, now_ms);
+            assert_eq!(found, refused, "{now_ms}");
         }
         assert!(table.forwards(limit, &key(1), || 1 << 40));
         assert!(!table.forwards(limit, &key(2), || 0));

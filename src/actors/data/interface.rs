@@ -292,7 +292,8 @@ impl Interface {
             ctx.run_interval(REPORT_INTERVAL, |actor, _| {
                 let snapshot = actor.context.snapshot.load_full();
                 let (rates, flows) = (&mut actor.stream_rates, &actor.switch.flows);
-                rates.count(&actor.context, &snapshot, actor.index, flows);
+                let interface = (actor.index, &actor.name);
+                rates.count(&actor.context, &snapshot, interface, flows);
             });
         }
         ctx.run_interval(HOUSEKEEPING_INTERVAL, |actor, _| {

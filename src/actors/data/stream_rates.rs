@@ -1,10 +1,14 @@
 //! Reports the counters of the streams of one ingress to the interfaces with a bandwidth limit.
 
-use ahash::AHashMap;
+use std::time::Instant;
 
+use ahash::AHashMap;
+use tracing::warn;
+
+use crate::actors::log_limit::LogLimit;
 use crate::actors::shared::{RouterContext, Snapshot};
 use crate::forward::{entry_paths, look_up};
-use crate::model::InterfaceId;
+use crate::model::{IfName, InterfaceId};
 use crate::planes::tunnel::TunnelPlane;
 use crate::table::bandwidth_admission::StreamCount;
 use crate::table::flows::{FlowFilter, FlowKey, FlowRecord, Flows};
@@ -24,6 +28,7 @@ pub(super) struct StreamRates {
     counts: AHashMap<InterfaceId, Vec<StreamCount>>,
     /// Time of the last report.
     reported_ms: u64,
+    log_limit: LogLimit,
 }
 
 impl StreamRates {
@@ -32,7 +37,7 @@ impl StreamRates {
         &mut self,
         context: &RouterContext,
         snapshot: &Snapshot,
-        index: InterfaceId,
+        (index, name): (InterfaceId, &IfName),
         flows: &Flows,
     ) {
         let fib = &snapshot.fib;
@@ -65,10 +70,20 @@ impl StreamRates {
         for limit in limits() {
             // Without streams too: time passes for those that were forgotten here.
             let counts = counts.remove(&limit.interface).unwrap_or_default();
-            context
-                .streams
-                .bandwidth
-                .report(limit, index, &counts, now_ms);
+            let table = &context.streams.bandwidth;
+            for (source, group) in table.report(limit, index, &counts, now_ms) {
+                let Some(suppressed) = self.log_limit.permit(Instant::now()) else {
+                    continue;
+                };
+                let BandwidthLimit { interface, limit } = limit;
+                let egress = fib.egresses.iter().find(|e| e.index == interface);
+                let name = egress.map_or(name, |egress| &egress.name);
+                warn!(
+                    interface = %name,
+                    "{name}: ({source}, {group}) would exceed the bandwidth limit of {limit}; it is \
+                     dropped here until there is room{suppressed}"
+                );
+            }
         }
     }
 }

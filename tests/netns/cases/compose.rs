@@ -33,6 +33,7 @@ cases!("compose":
     #[Docker] mnat_images_accept_prototype_arguments,
     #[Docker] #[Program("docker-compose", "docker-compose")] mnat_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] amt_example_by_name_and_by_address,
+    #[Docker] driad_ingest_image_accepts_prototype_arguments,
 );
 
 fn in_repository(path: &str) -> PathBuf {
@@ -573,4 +574,29 @@ fn amt_example_by_name_and_by_address(lab: &Lab) {
     eventually("packets through the other gateway", true, has_packets);
     let variables = docker.run("inspect --format {{.Config.Env}} t_gateway_1");
     assert!(variables.contains(&format!("RELAY={relay}")), "{variables}");
+}
+
+/// The image runs without root. The relay is given, so that the test needs no DNS.
+fn driad_ingest_image_accepts_prototype_arguments(lab: &Lab) {
+    let site = Site::new(lab);
+    let docker = &site.docker;
+    build_image(lab, docker);
+    let joinfile = lab.file("joined.sgs");
+    std::fs::write(&joinfile, "203.0.113.1,232.1.1.1\n").expect("a joinfile");
+    let bind = || std::net::UdpSocket::bind("10.0.0.10:2268");
+    let relay = site.lan.enter(bind).expect("port 2268");
+    relay.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+    docker.run(&format!(
+        "run --detach --name ingest --network host --cap-drop ALL --cap-add NET_RAW \
+         --volume {}:/joined.sgs:ro --env MCASTOR__HTTP__LISTEN=off \
+         --env MCASTOR__AMT__GATEWAY__0__RELAY=10.0.0.10 \
+         mcastor-driad-ingest -v --amt bridge --interface lan0 --joinfile /joined.sgs",
+        joinfile.display()
+    ));
+    let mut message = [0; 64];
+    let received = relay.recv(&mut message);
+    let logs = docker.logs("ingest");
+    // A Relay Discovery: type, three reserved bytes, nonce.
+    assert_eq!(received.ok(), Some(8), "{logs}");
+    assert_eq!(message[..4], [1, 0, 0, 0], "{logs}");
 }

@@ -80,7 +80,7 @@ fn settings(lab: &Lab) -> String {
         route("r", "in", "10.0.0.10", "225.1.2.3", &["out1", "out2"], ""),
         route("new", "in", "", "225.9.9.9", &["out1"], rewrite),
         route("late", "in", "", "225.7.7.7", &["absent0"], ""),
-        "[[interface]]\nname = \"out2\"\nttl_threshold = 32\n".into(),
+        "[[interface]]\nname = \"out2\"\nttl_threshold = 32\nbandwidth = \"1Gbit\"\n".into(),
         proxy(
             &["in", "out3"],
             &["out1"],
