@@ -70,7 +70,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wire::amt::PORT",
             "amt::candidate",
             "amt::config",
-            "amt::relay::RelayConfig",
             "mnat::config",
             "smcroute::conf",
             "igmpproxy::conf",

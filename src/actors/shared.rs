@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
 use super::forwarding_gate::ForwardingGate;
+use super::inherited_relays::InheritedRelays;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
@@ -98,6 +99,8 @@ pub struct RouterContext {
     pub mnat: ArcSwapOption<mnat::Config>,
     /// The settings of AMT in force.
     pub amt: ArcSwap<AmtSettings>,
+    /// The relays of another process, until the AMT actor continues them.
+    pub inherited_relays: InheritedRelays,
     /// The socket of the container engine.
     pub engine_socket: PathBuf,
     /// Whether any rule contains a name of the container engine.
@@ -149,6 +152,7 @@ impl RouterContext {
             directory: Directory::default(),
             mnat: ArcSwapOption::empty(),
             amt: ArcSwap::default(),
+            inherited_relays: InheritedRelays::default(),
             engine_socket: engine,
             engine_wanted: watch::Sender::new(false),
             aliases: ArcSwap::default(),

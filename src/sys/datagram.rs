@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -57,6 +57,12 @@ impl AsRawFd for DatagramSocket {
     }
 }
 
+impl AsFd for DatagramSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl DatagramSocket {
     /// Opens a socket. With an interface, datagrams leave and arrive there only.
     ///
@@ -100,6 +106,16 @@ impl DatagramSocket {
         }
         // Ignores a failure: kernels before 5.0 deliver each datagram by itself.
         let _ = set_option_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+        Ok(Self { fd, local })
+    }
+
+    /// Continues the socket of another process.
+    ///
+    /// # Errors
+    /// It is no UDP socket, or the kernel refuses.
+    pub fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
+        let local = UdpSocket::from(fd.try_clone()?).local_addr()?;
+        let fd = outside_reserve(fd, DescriptorUse::Packets)?;
         Ok(Self { fd, local })
     }
 

@@ -44,6 +44,11 @@ impl RelayPort {
         self.sockets.store(Arc::new(sockets));
     }
 
+    /// Returns the sockets.
+    pub fn sockets(&self) -> Arc<Vec<Arc<DatagramSocket>>> {
+        self.sockets.load_full()
+    }
+
     /// Returns the socket that is bound to an address.
     pub fn socket_at(&self, address: SocketAddr) -> Option<Arc<DatagramSocket>> {
         let sockets = self.sockets.load();

@@ -8,6 +8,7 @@ mod amt_dns;
 mod amt_hostile;
 mod amt_linux;
 mod amt_paths;
+mod amt_relay;
 mod attacks;
 mod checksums;
 mod compose;
@@ -94,6 +95,7 @@ pub fn all() -> Vec<Case> {
         amt_hostile::cases(),
         amt_linux::cases(),
         amt_paths::cases(),
+        amt_relay::cases(),
         attacks::cases(),
         harness::cases(),
         routes::cases(),
