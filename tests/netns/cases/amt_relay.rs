@@ -17,14 +17,17 @@ use crate::lab::flood::{group, record, source};
 use crate::lab::numbered_stream::NumberedReceiver;
 use crate::lab::proxy::{join_source, joined};
 use crate::lab::{
-    Capture, Lab, Ns, NumberedStream, Router, eventually, measures, pcap, wait_until,
+    Capture, Injector, Lab, Ns, NumberedStream, Router, Udp, eventually, measures, pcap, wait_until,
 };
 
 cases!("amt_relay":
     upgrades_of_a_relay_lose_nothing,
     relay_goes_on_after_a_failed_upgrade,
     many_gateways_take_little_memory,
-    #[Program("tshark", "tshark")] messages_of_a_tunnel_are_decoded_by_tshark,
+    packets_of_a_burst_arrive_in_order_at_each_gateway,
+    bursts_beyond_the_path_mtu_are_fragmented,
+    #[Program("tshark", "tshark")] #[Program("ethtool", "ethtool")]
+    messages_of_a_tunnel_are_decoded_by_tshark,
 );
 
 const GROUP: &str = "232.1.1.1";
@@ -73,6 +76,65 @@ fn relay_goes_on_after_a_failed_upgrade(lab: &Lab) {
     let wire = Capture::new(&topology.rcv, "eth1");
     topology.send(0, 50);
     wire.expect(GROUP, 50);
+}
+
+/// Sends packets with payloads of these lengths at once.
+fn send_burst(topology: &AmtTopology, lengths: &[usize]) {
+    let inject = Injector::new(&topology.src, "eth0");
+    let frame = |len: &usize| Udp::new(STREAM[0], STREAM[1], vec![7; *len]).frame();
+    let frames: Vec<Vec<u8>> = lengths.iter().map(frame).collect();
+    frames.iter().for_each(|frame| inject.send(frame));
+}
+
+/// Returns the lengths of the payloads that arrived.
+fn arrived(wire: &Capture) -> Vec<usize> {
+    let packets = wire.to(GROUP).into_iter();
+    let data = packets.filter(|packet| packet.protocol == 17);
+    data.map(|packet| packet.payload().len()).collect()
+}
+
+/// The relay sends packets of the same length as one GSO datagram, for each of two gateways.
+fn packets_of_a_burst_arrive_in_order_at_each_gateway(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    let relay = topology.relay(lab);
+    let _gateway = topology.gateway(lab, "\"10.1.0.1\"");
+    let second = "[http]\nlisten = \"127.0.0.1:9501\"\n[[amt.gateway]]\nname = \"tun\"\n\
+        relay = \"fd01::1\"\n[[join]]\ninterface = \"tun\"\nsource = \"10.0.0.10\"\n\
+        group = \"232.1.1.1\"\n";
+    let second = Router::launch(lab, &topology.gw, second, &[]);
+    let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", GROUP);
+    eventually("both gateways", 2, || joined_groups(&relay));
+    eventually("joined upstream", 1, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    let mut lengths = vec![100; 80];
+    lengths.extend([50, 100, 101, 101, 4, 1400, 1400, 1400, 20]);
+    lengths.extend([1000; 70]);
+    send_burst(&topology, &lengths);
+    eventually("all packets", lengths.len(), || arrived(&wire).len());
+    assert_eq!(arrived(&wire), lengths);
+    let labels = [("iface", "tunnels")];
+    relay.expect_metric(
+        "mcastor_amt_copies_total",
+        &labels,
+        2 * lengths.len() as u64,
+    );
+    relay.expect_metric("mcastor_amt_failed_copies_total", &labels, 0);
+    second.stop();
+}
+
+/// The kernel refuses GSO datagrams whose segments exceed the MTU.
+fn bursts_beyond_the_path_mtu_are_fragmented(lab: &Lab) {
+    let topology = AmtTopology::new(lab);
+    topology.rel.ip("link set wan0 mtu 1000");
+    let relay = topology.relay(lab);
+    let _gateway = topology.gateway(lab, "\"10.1.0.1\"");
+    let _member = join_source(&topology.rcv, "eth1", "10.0.0.10", GROUP);
+    eventually("joined upstream", 1, || joined(&relay, "in").len());
+    let wire = Capture::new(&topology.rcv, "eth1");
+    send_burst(&topology, &[1200; 60]);
+    eventually("all packets", vec![1200; 60], || arrived(&wire));
+    let labels = [("iface", "tunnels")];
+    relay.expect_metric("mcastor_amt_failed_copies_total", &labels, 0);
 }
 
 /// Joins a stream with `count` gateways of a namespace, each with a port of its own.
@@ -151,6 +213,10 @@ fn many_gateways_take_little_memory(lab: &Lab) {
 /// tshark judges all messages of both ends: joins of both protocols, data and leaves.
 fn messages_of_a_tunnel_are_decoded_by_tshark(lab: &Lab) {
     let topology = AmtTopology::new(lab);
+    // The capture should see each datagram, not the GSO datagrams of the relay.
+    let off = ["-K", "wan0", "tx-udp-segmentation", "off"];
+    let done = topology.rel.output("ethtool", &off);
+    assert!(done.status.success(), "{done:?}");
     let core = Capture::new(&topology.core, "c0");
     let relay = topology.relay(lab);
     let gateway = topology.gateway(lab, "\"10.1.0.1\"");
