@@ -75,7 +75,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "discovery::protocol",
             "amt::candidate",
             "amt::config",
-            "amt::relay::RelayConfig",
             "mnat::config",
             "smcroute::conf",
             "igmpproxy::conf",

@@ -29,7 +29,8 @@
 //!     joins      QueryHostGroups, KeepMemberships
 //!     membership QueryMembers, QueryQueriers, QueryRefused
 //!     mnat       QueryMnat, ConfigureMnat
-//!     amt        QueryTunnels, ConfigureTunnels
+//!     amt        QueryTunnels, ConfigureTunnels, HandOverRelays, ResumeRelays,
+//!                CountCopies
 //!     discovery  QueryDiscovery, ConfigureDiscovery
 //!     interface  QueryFlows, QueryDrops, FlushFlows
 //!     forwarder  QueryDrops
@@ -53,7 +54,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ipnet::IpNet;
 
-use crate::amt::{GatewayStatus, TunnelStatus};
+use crate::amt::{GatewayStatus, SavedRelay, TunnelStatus};
 use crate::discovery::askers::OpenQuestion;
 use crate::discovery::config::DiscoveryRule;
 use crate::discovery::observed::{ObservedOffer, OfferKey};
@@ -64,6 +65,7 @@ use crate::model::{
     Aliases, Group, IfName, InterfaceId, Links, PlaneName, ProxyRule, RouteName, SourceFilter,
 };
 use crate::pipeline::{CaptureHandle, CapturePosition, Messages, SharedBatch, Slot};
+use crate::sys::datagram::DatagramSocket;
 use crate::table::RibError;
 use crate::table::flows::{FlowFilter, FlowRecord};
 use crate::table::joins::DesiredMemberships;
@@ -318,6 +320,32 @@ pub struct ReportTunnelJoins;
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct ConfigureTunnels;
+
+/// Upgrade to AMT: hands the relays over to another process. Until [`ResumeRelays`], the messages of
+/// gateways wait in the sockets. The data path goes on.
+#[derive(Message)]
+#[rtype(result = "Vec<HandedOverRelay>")]
+pub struct HandOverRelays;
+
+/// Upgrade to AMT: serves the gateways again, because no other process does.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ResumeRelays;
+
+/// Upgrade to AMT: adds what the data path has counted to the metrics.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CountCopies;
+
+/// A relay for another process.
+pub struct HandedOverRelay {
+    /// The tunnel interface.
+    pub interface: IfName,
+    /// Tunnels and secrets.
+    pub saved: SavedRelay,
+    /// The sockets.
+    pub sockets: Vec<Arc<DatagramSocket>>,
+}
 
 /// Frontend to AMT: the tunnels.
 #[derive(Message)]

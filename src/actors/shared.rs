@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::directory::Directory;
 use super::forwarding_gate::ForwardingGate;
+use super::inherited_relays::InheritedRelays;
 use super::live_trace::LiveTrace;
 use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
@@ -101,6 +102,8 @@ pub struct RouterContext {
     pub amt: ArcSwap<AmtSettings>,
     /// The settings of discovery in force.
     pub discovery: ArcSwap<DiscoverySettings>,
+    /// The relays of another process, until the AMT actor continues them.
+    pub inherited_relays: InheritedRelays,
     /// The socket of the container engine.
     pub engine_socket: PathBuf,
     /// Whether any rule contains a name of the container engine.
@@ -153,6 +156,7 @@ impl RouterContext {
             mnat: ArcSwapOption::empty(),
             amt: ArcSwap::default(),
             discovery: ArcSwap::default(),
+            inherited_relays: InheritedRelays::default(),
             engine_socket: engine,
             engine_wanted: watch::Sender::new(false),
             aliases: ArcSwap::default(),

@@ -7,8 +7,7 @@ use super::checker::Checker;
 use super::key_path::KeyPath;
 use super::raw::{RawAmt, RawAmtGateway, RawAmtRelay, RawStrings, RawTable};
 use crate::amt::candidate::RelayWay;
-use crate::amt::config::{AmtConfig, GatewayInterface, RelayInterface};
-use crate::amt::relay::RelayConfig;
+use crate::amt::config::{AmtConfig, GatewayInterface, RelayConfig, RelayInterface};
 use crate::model::IfName;
 use crate::wire::amt::PORT;
 

@@ -221,6 +221,9 @@ fn streams_move_to_another_relay_when_theirs_dies(lab: &Lab) {
     eventually("the group at the second relay", 1, || {
         joined_groups(&second)
     });
+    eventually("joined upstream of the second relay", 1, || {
+        joined(&second, "in").len()
+    });
     let inject = Injector::new(&topology.src, "eth1");
     for n in 50..100u32 {
         let payload = n.to_be_bytes();

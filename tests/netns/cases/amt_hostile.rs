@@ -29,8 +29,9 @@ const RELAY_ADDRESS: &str = "10.1.0.1:2268";
 /// Packets of the stream that the lying relay sends.
 const PACKETS: usize = 50;
 
-/// Queries for a nonce that the gateway did not send, before the right one.
-const WRONG_QUERIES: usize = 1000;
+/// Queries for a nonce that the gateway did not send, before the right one. Fewer than the messages
+/// that may wait for the AMT actor.
+const WRONG_QUERIES: usize = 200;
 
 /// A relay that lies before each true answer. Dropping it ends it.
 struct LyingRelay {

@@ -8,6 +8,7 @@ mod amt_dns;
 mod amt_hostile;
 mod amt_linux;
 mod amt_paths;
+mod amt_relay;
 mod attacks;
 mod bandwidth;
 mod checksums;
@@ -99,6 +100,7 @@ pub fn all() -> Vec<Case> {
         amt_hostile::cases(),
         amt_linux::cases(),
         amt_paths::cases(),
+        amt_relay::cases(),
         attacks::cases(),
         bandwidth::cases(),
         harness::cases(),

@@ -23,8 +23,9 @@ use self::relay_service::{DatagramBatch, RelayService};
 use crate::actors::child::ChildStart;
 use crate::actors::deadline_timer::DeadlineTimer;
 use crate::actors::messages::{
-    ConfigureTunnels, MembershipChanged, QueryTunnels, ReportTunnelJoins, ServeTunnels,
-    TunnelJoins, TunnelReport, TunnelsStarted,
+    ConfigureTunnels, CountCopies, HandOverRelays, HandedOverRelay, MembershipChanged,
+    QueryTunnels, ReportTunnelJoins, ResumeRelays, ServeTunnels, TunnelJoins, TunnelReport,
+    TunnelsStarted,
 };
 use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
@@ -123,7 +124,8 @@ impl Amt {
                     let port = tunnels.relay(id);
                     let random = AmtRandom::new(self.random.bytes());
                     announce_refusals(&self.context, &relay.name);
-                    RelayService::new(now, relay.clone(), port, random)
+                    let inherited = self.context.inherited_relays.take(&relay.name);
+                    RelayService::new(now, relay.clone(), port, random, inherited.as_ref())
                 }
             };
             relays.insert(id, service);
@@ -305,6 +307,9 @@ impl Actor for Amt {
             .receives::<TunnelJoins>()
             .receives::<ServeTunnels>()
             .receives::<ConfigureTunnels>()
+            .receives::<CountCopies>()
+            .receives::<HandOverRelays>()
+            .receives::<ResumeRelays>()
             .receives::<QueryTunnels>();
         directory.do_send(TunnelsStarted);
         self.configure(ctx);
@@ -354,6 +359,33 @@ impl Handler<ServeTunnels> for Amt {
         self.served = message.0;
         self.apply_served(Instant::now());
         self.drive_all(ctx);
+    }
+}
+
+impl Handler<HandOverRelays> for Amt {
+    type Result = Vec<HandedOverRelay>;
+
+    fn handle(&mut self, _: HandOverRelays, _: &mut Self::Context) -> Self::Result {
+        let relays = self.relays.values_mut();
+        relays.filter_map(RelayService::hand_over).collect()
+    }
+}
+
+impl Handler<CountCopies> for Amt {
+    type Result = ();
+
+    fn handle(&mut self, _: CountCopies, _: &mut Self::Context) {
+        let relays = self.relays.values_mut();
+        relays.for_each(|relay| relay.count_copies(&self.context));
+    }
+}
+
+impl Handler<ResumeRelays> for Amt {
+    type Result = ();
+
+    fn handle(&mut self, _: ResumeRelays, ctx: &mut Self::Context) {
+        self.relays.values_mut().for_each(RelayService::resume);
+        self.tick(ctx);
     }
 }
 
