@@ -486,7 +486,7 @@ while True:
     time.sleep(0.05)
 "#;
 
-fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
+pub(super) fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
     let script = lab.file("browse.py");
     std::fs::write(&script, BROWSE).expect("a script");
     let mut words = vec![Path::to_str(&script).expect("a path"), address];
@@ -495,7 +495,7 @@ fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
 }
 
 /// Serves a text to each connection, until the test ends.
-fn serve(ns: &Ns, port: u16, text: &'static str) {
+pub(super) fn serve(ns: &Ns, port: u16, text: &'static str) {
     let listener = ns.enter(|| TcpListener::bind(("0.0.0.0", port)).expect("bind"));
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
