@@ -113,6 +113,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "api",
             "mnat",
             "smcroute",
+            "discovery::config",
             "discovery::protocol",
             "actors",
             "pipeline::packet_trace",

@@ -778,3 +778,35 @@ fn address_as_an_interface_is_noted() {
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].contains("10.1.0.1 is an address"), "{notes:?}");
 }
+
+/// What `[[discovery]]` does better, or would do twice, is noted and names it.
+#[test]
+fn hand_written_discovery_is_noted() {
+    let notes = |text: &str| load_text(text, &[]).unwrap().notes().join("\n");
+    let mdns = |from: &str, to: &str, ttl: &str| {
+        format!(
+            "[[route]]\nfrom = {from:?}\ngroup = \"224.0.0.251\"\nto = [{to:?}]\nttl = {ttl}\n\
+             link_local = true\n"
+        )
+    };
+    let both = mdns("eth0", "br0", "\"keep\"") + &mdns("br0", "eth0", "\"keep\"");
+    assert_eq!(notes(&both), "");
+    let one_way = notes(&mdns("eth0", "br0", "\"keep\""));
+    assert!(
+        one_way.contains("one direction only") && one_way.contains("[[discovery]]"),
+        "{one_way}"
+    );
+    let ttl = notes(&(mdns("eth0", "br0", "{ set = 8 }") + &mdns("br0", "eth0", "\"keep\"")));
+    assert!(
+        ttl.contains("TTL than 255") && ttl.contains("[[discovery]]"),
+        "{ttl}"
+    );
+    let proxy = "[[proxy]]\nupstream = [\"eth0\"]\ndownstream = [\"br0\"]\n";
+    let with_group = notes(&format!("{proxy}groups = [\"224.0.0.251\"]\n"));
+    assert!(with_group.contains("does not forward mDNS"), "{with_group}");
+    let discovery = "[[discovery]]\nbetween = [\"eth0\", \"br0\"]\nprotocols = [\"ssdp\"]\n";
+    let twice = notes(&format!("{proxy}{discovery}"));
+    assert!(twice.contains("arrive twice"), "{twice}");
+    let without = "deny_groups = [\"239.255.255.250\", \"ff02::c\", \"ff05::c\"]\n";
+    assert_eq!(notes(&format!("{proxy}{without}{discovery}")), "");
+}

@@ -22,6 +22,7 @@ pub mod offer;
 pub mod protocol;
 pub mod reason;
 pub mod relay;
+pub mod relayed_message;
 pub mod repeats;
 pub mod ssdp;
 pub mod ws_discovery;

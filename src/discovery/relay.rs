@@ -16,6 +16,7 @@ use super::observed::{ObservedOffers, OfferKey};
 use super::offer::OfferPolicy;
 use super::protocol::{DiscoveryProtocol, Transport};
 use super::reason::WithheldReason;
+use super::relayed_message::{DiscoveryMessage, OutgoingMessage, WithheldMessage};
 use super::repeats::{LinkRates, RepeatGuard};
 use crate::model::addr::is_link_local_source;
 use crate::model::{InterfaceId, MacAddress, PublishedPorts};
@@ -26,43 +27,6 @@ const ANSWER_TTL: u8 = 64;
 /// How long the answers to a unicast question of multicast DNS are passed on: those to shared records
 /// are delayed by up to 120 ms, those to truncated questions by 500 ms (RFC 6762 section 6).
 const MDNS_ANSWER_TIME: Duration = Duration::from_secs(5);
-
-/// A message that arrived on a link.
-#[derive(Debug, Clone, Copy)]
-pub struct DiscoveryMessage<'a> {
-    /// The link.
-    pub link: InterfaceId,
-    /// The station that sent it; `None` on links without addresses, or if this host sent it.
-    pub station: Option<MacAddress>,
-    /// Whether another program of this host sent it.
-    pub is_of_this_host: bool,
-    /// The datagram.
-    pub datagram: UdpDatagram<'a>,
-}
-
-/// A packet to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutgoingMessage {
-    /// The link.
-    pub link: InterfaceId,
-    /// The IP packet.
-    pub packet: Vec<u8>,
-    /// The station of the receiver; `None` for a group, and on links without addresses.
-    pub station: Option<MacAddress>,
-    /// The protocol, and what the message is: for counting.
-    pub kind: (DiscoveryProtocol, &'static str),
-}
-
-/// What happened to messages, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct WithheldMessage {
-    /// The protocol.
-    pub protocol: DiscoveryProtocol,
-    /// `question`, `answer` or `announcement`.
-    pub kind: &'static str,
-    /// Why it was withheld.
-    pub reason: WithheldReason,
-}
 
 /// The machine.
 #[derive(Debug)]
@@ -741,3 +705,6 @@ impl DiscoveryRelay {
         self.outgoing(egress, &outgoing, None, (DiscoveryProtocol::Mdns, kind))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::cases;
+use super::discovery::{browse, serve};
 use super::docker::Site;
 use crate::lab::bpffs::BpfFs;
 use crate::lab::mnat::{self, Ca, ServerState};
-use crate::lab::{BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, eventually, http};
+use crate::lab::{
+    BINARY, Docker, Lab, Ns, TIMEOUT, UdpRx, UdpTx, avahi, eventually, http, wait_until,
+};
 
 cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")] bridge_network_example,
@@ -22,6 +25,9 @@ cases!("compose":
     #[Docker] #[Program("docker-compose", "docker-compose")]
     internal_network_with_strict_rp_filter_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] routed_bridge_example,
+    #[Docker] #[Program("docker-compose", "docker-compose")]
+    #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    discovery_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] host_network_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")] macvlan_example,
     #[Docker] #[Program("docker-compose", "docker-compose")] #[LinkKind("macvlan")]
@@ -343,6 +349,55 @@ fn routed_bridge_example(lab: &Lab) {
     example.wait_for_member(&example.site.host, GROUP);
     example.assert_delivered(lab, GROUP);
     example.assert_delivered_to_lan(lab, "routed", GROUP, "172.28.9.");
+}
+
+/// The application in the container finds and reads a service of the LAN, and a host of the LAN finds
+/// and reads a service of the container, at the address of the host and the published port.
+fn discovery_example(lab: &Lab) {
+    let example = Example::up(lab, "discovery.yml", &[]);
+    example.wait_until_nothing_is_pending();
+    let site = &example.site;
+    let inside = site.docker.namespace_of(lab, "t_listener_1");
+    let address = "inspect --format {{.NetworkSettings.Networks.home.IPAddress}}";
+    let address = site.docker.run(&format!("{address} t_listener_1"));
+    serve(&site.lan, 8000, "books");
+    serve(&inside, 8080, "lights");
+    let _lan = avahi::start(
+        lab,
+        &site.lan,
+        "shelf",
+        &["eth0"],
+        &[("shelf", "_http._tcp", 8000)],
+        false,
+    );
+    let _inside = avahi::start(
+        lab,
+        &inside,
+        "home",
+        &["eth0"],
+        &[("home", "_http._tcp", 8080)],
+        false,
+    );
+    let kinds = ["_http._tcp.local."];
+    let browsers = [
+        (
+            browse(lab, &inside, &address, &kinds),
+            "read shelf._http._tcp.local. 10.0.0.10 8000 books",
+        ),
+        (
+            browse(lab, &site.lan, "10.0.0.10", &kinds),
+            "read home._http._tcp.local. 10.0.0.1 18080 lights",
+        ),
+    ];
+    for (browser, expected) in &browsers {
+        let is_read = wait_until(TIMEOUT, || browser.stdout().contains(expected));
+        assert!(
+            is_read,
+            "{expected}: {}{}",
+            browser.stdout(),
+            browser.stderr()
+        );
+    }
 }
 
 fn host_network_example(lab: &Lab) {

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::cases;
+use crate::lab::tun::Tun;
 use crate::lab::{
-    Capture, Lab, LinkEnd, Ns, Program, Router, TIMEOUT, avahi, connect, connect_to_bridge,
-    eventually, wait_until,
+    Capture, IpPacket, Lab, LinkEnd, Ns, Program, Router, TIMEOUT, Udp, avahi, connect,
+    connect_to_bridge, eventually, wait_until,
 };
 
 cases!("discovery":
@@ -35,6 +36,8 @@ cases!("discovery":
     #[Program("nft", "nftables")] questions_take_little_longer_than_directly,
     #[Program("nft", "nftables")] broadcasts_of_one_port_cross,
     #[Program("nft", "nftables")] ssdp_policy_withholds_questions_and_answers,
+    #[Program("nft", "nftables")] reload_changes_what_crosses,
+    #[Program("nft", "nftables")] questions_cross_a_tunnel_without_addresses,
 );
 
 /// A LAN with devices, and a host with containers.
@@ -486,7 +489,7 @@ while True:
     time.sleep(0.05)
 "#;
 
-fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
+pub(super) fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
     let script = lab.file("browse.py");
     std::fs::write(&script, BROWSE).expect("a script");
     let mut words = vec![Path::to_str(&script).expect("a path"), address];
@@ -495,7 +498,7 @@ fn browse(lab: &Lab, ns: &Ns, address: &str, kinds: &[&str]) -> Program {
 }
 
 /// Serves a text to each connection, until the test ends.
-fn serve(ns: &Ns, port: u16, text: &'static str) {
+pub(super) fn serve(ns: &Ns, port: u16, text: &'static str) {
     let listener = ns.enter(|| TcpListener::bind(("0.0.0.0", port)).expect("bind"));
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
@@ -863,4 +866,88 @@ fn ssdp_policy_withholds_questions_and_answers(lab: &Lab) {
     let from: Vec<SocketAddr> = received.iter().map(|(_, source)| *source).collect();
     assert_eq!(from, ["10.0.0.10:1900".parse().expect("address")]);
     assert_eq!(sources.map(|sources| sources.len()), [1, 1]);
+}
+
+/// A reload applies new rules, starts discovery, and ends it.
+fn reload_changes_what_crosses(lab: &Lab) {
+    let site = site(lab, 1);
+    let router = start(lab, &site, &discovery("\"239.1.2.3:5000\"", ""));
+    let device = Device::join(&site.device, "239.1.2.3:5000");
+    let is_answered = |text: &str| {
+        let socket = asker(&site.containers[0], "0.0.0.0:0");
+        socket
+            .send_to(text.as_bytes(), "239.1.2.3:5000")
+            .expect("a question");
+        wait_until(Duration::from_millis(500), || {
+            device.answer(b"answer");
+            !answers(&socket).is_empty()
+        })
+    };
+    let mut n = 0;
+    let mut eventually_answered = |expected: bool| {
+        eventually("answered", expected, || {
+            n += 1;
+            is_answered(&format!("{n}"))
+        });
+    };
+    eventually_answered(true);
+    for (settings, expected) in [
+        (
+            discovery("\"239.1.2.3:5000\"", "deny = [{ from = \"eth0\" }]"),
+            false,
+        ),
+        (discovery("\"239.1.2.3:5000\"", ""), true),
+        (String::new(), false),
+        (discovery("\"239.1.2.3:5000\"", ""), true),
+    ] {
+        router.write_settings(&settings);
+        router.run("reload");
+        eventually_answered(expected);
+    }
+    // No route forwards the packet itself, so the command fails.
+    let explained = router
+        .try_run("explain --iif br0 172.20.0.2 239.1.2.3:5000")
+        .stdout;
+    let explained = String::from_utf8_lossy(&explained).into_owned();
+    assert!(
+        explained.contains("relays 239.1.2.3:5000 messages"),
+        "{explained}"
+    );
+}
+
+/// A VPN: the far end of a tun interface asks, and has the answer of a device of the LAN.
+fn questions_cross_a_tunnel_without_addresses(lab: &Lab) {
+    let site = site(lab, 0);
+    let tun = Tun::new(&site.rtr, "vpn0");
+    site.rtr.ip("address add 10.9.0.1/24 dev vpn0");
+    site.rtr.ip("link set vpn0 up");
+    let settings = "[[discovery]]\nfrom = [\"eth0\"]\nto = [\"vpn0\"]\nprotocols = [\"ssdp\"]\n";
+    let router = Router::start(lab, &site.rtr, settings);
+    eventually("the tunnel is open", true, || {
+        (router.program.stderr() + &router.program.stdout()).contains("taking part on vpn0")
+    });
+    let device = Device::join(&site.device, "239.255.255.250:1900");
+    let question = Udp::new("10.9.0.2:4000", "239.255.255.250:1900", SEARCH)
+        .ttl(2)
+        .frame();
+    tun.write(&question[14..]);
+    let mut answer = None;
+    let arrived = wait_until(TIMEOUT, || {
+        device.answer(FOUND);
+        let packets = tun.read();
+        let packets = packets
+            .iter()
+            .filter_map(|p| IpPacket::parse(&[&[0; 12], &[8, 0][..], p].concat()));
+        answer = packets
+            .into_iter()
+            .find(|p| p.dst == IpAddr::from([10, 9, 0, 2]));
+        answer.is_some()
+    });
+    assert!(arrived);
+    let answer = answer.expect("an answer");
+    assert_eq!(
+        (answer.src, answer.payload()),
+        (IpAddr::from([10, 0, 0, 10]), FOUND)
+    );
+    assert!(answer.udp_ok());
 }

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::discovery::askers::{AnswerPort, FIRST_PORT, PORTS, Ports};
-use crate::discovery::relay::OutgoingMessage;
+use crate::discovery::relayed_message::OutgoingMessage;
 use crate::forward::fragment::fragment;
 use crate::model::IfIndex;
 use crate::sys::buffer::Buffer;
