@@ -242,6 +242,7 @@ async fn run_actors(options: Options, prepared: Prepared) -> Result<(), AppError
     let mnat = mnat_override.or(active_settings.mnat.as_ref()).cloned();
     let rib = take_rib(&mut active_settings, mnat.as_ref());
     let is_empty = rib.rules.is_empty() && rib.proxies.is_empty() && rib.joins.is_empty();
+    let is_empty = is_empty && rib.discovery.is_empty();
     if is_empty && mnat.is_none() && matches!(options.clients, Clients::Control) {
         warn!(
             "nothing is configured: without [[route]], [[proxy]] or [[join]] no packet is \

@@ -157,6 +157,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "model",
             "wire::reason_enum",
+            "discovery::askers::FIRST_PORT",
             "api",
             "sys::burst_limit",
             "sys::capabilities",

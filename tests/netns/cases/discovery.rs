@@ -15,29 +15,29 @@ use crate::lab::{
 };
 
 cases!("discovery":
-    #[Program("nft", "nftables")] answers_reach_containers_from_the_device,
-    #[Program("nft", "nftables")] answers_in_fragments_reach_containers,
-    #[Program("nft", "nftables")] ipv6_answers_reach_the_asker,
-    #[Program("nft", "nftables")] question_limits_hold,
-    #[Program("nft", "nftables")] #[Program("minidlnad", "minidlna")]
+    #[Iptables] answers_reach_containers_from_the_device,
+    #[Iptables] answers_in_fragments_reach_containers,
+    #[Iptables] ipv6_answers_reach_the_asker,
+    #[Iptables] question_limits_hold,
+    #[Iptables] #[Program("minidlnad", "minidlna")]
     media_server_is_found_and_read_from_container,
-    #[Program("nft", "nftables")] #[Program("wsdd", "wsdd")]
+    #[Iptables] #[Program("wsdd", "wsdd")]
     ws_discovery_host_is_found_and_read_from_container,
-    #[Program("nft", "nftables")] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     mdns_service_is_found_and_read_from_container,
-    #[Program("nft", "nftables")] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     denied_service_is_not_on_the_wire,
-    #[Program("nft", "nftables")] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     only_allowed_services_cross_and_only_in_their_direction,
-    #[Program("nft", "nftables")] #[Program("avahi-daemon", "avahi-daemon")]
+    #[Iptables] #[Program("avahi-daemon", "avahi-daemon")]
     legacy_question_is_answered_by_unicast,
     #[Program("avahi-daemon", "avahi-daemon")] #[Python("zeroconf", "python3-zeroconf")]
     reflectors_in_a_triangle_cause_no_storm,
-    #[Program("nft", "nftables")] questions_take_little_longer_than_directly,
-    #[Program("nft", "nftables")] broadcasts_of_one_port_cross,
-    #[Program("nft", "nftables")] ssdp_policy_withholds_questions_and_answers,
-    #[Program("nft", "nftables")] reload_changes_what_crosses,
-    #[Program("nft", "nftables")] questions_cross_a_tunnel_without_addresses,
+    #[Iptables] questions_take_little_longer_than_directly,
+    #[Iptables] broadcasts_of_one_port_cross,
+    #[Iptables] ssdp_policy_withholds_questions_and_answers,
+    #[Iptables] reload_changes_what_crosses,
+    #[Iptables] questions_cross_a_tunnel_without_addresses,
 );
 
 /// A LAN with devices, and a host with containers.
@@ -57,26 +57,18 @@ struct Site {
     containers: Vec<Ns>,
 }
 
-const NFT: &str = "
-table ip nat {
-  chain post {
-    type nat hook postrouting priority 100;
-    ip saddr 172.20.0.0/16 oifname \"eth0\" masquerade
-  }
-}
-table inet filter {
-  chain forward {
-    type filter hook forward priority 0; policy drop;
-    ct state established,related accept
-    iifname \"br0\" accept
-  }
-  chain input {
-    type filter hook input priority 0; policy drop;
-    ct state established,related accept
-    iifname \"lo\" accept
-    meta l4proto ipv6-icmp accept
-  }
-}
+/// A firewall as that of a container engine on a host that admits nothing.
+const FIREWALL: &str = "set -e
+iptables -t nat -A POSTROUTING -s 172.20.0.0/16 -o eth0 -j MASQUERADE
+iptables -P FORWARD DROP
+iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+iptables -A FORWARD -i br0 -j ACCEPT
+for program in iptables ip6tables; do
+  $program -P INPUT DROP
+  $program -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+  $program -A INPUT -i lo -j ACCEPT
+done
+ip6tables -A INPUT -p ipv6-icmp -j ACCEPT
 ";
 
 fn site(lab: &Lab, containers: usize) -> Site {
@@ -90,8 +82,8 @@ fn site(lab: &Lab, containers: usize) -> Site {
          address add fd20::1/64 dev br0 nodad\nlink set br0 up\n",
     );
     rtr.sysctl("net/ipv4/ip_forward", "1");
-    let nft = rtr.output("nft", &[NFT]);
-    assert!(nft.status.success(), "{nft:?}");
+    let firewall = rtr.output("sh", &["-c", FIREWALL]);
+    assert!(firewall.status.success(), "{firewall:?}");
     let containers = (0..containers).map(|n| {
         let container = lab.ns(&format!("c{n}"));
         let port = format!("c{n}");
@@ -286,8 +278,9 @@ fn answers_reach_containers_from_the_device(lab: &Lab) {
 fn answers_in_fragments_reach_containers(lab: &Lab) {
     let site = site(lab, 1);
     // The kernel reassembles such an answer, so its firewall must admit it.
-    let words = "add rule inet filter input udp dport 61440-61951 accept";
-    assert!(site.rtr.output("nft", &[words]).status.success());
+    let words = "-A INPUT -p udp --dport 61440:61951 -j ACCEPT";
+    let words: Vec<&str> = words.split(' ').collect();
+    assert!(site.rtr.output("iptables", &words).status.success());
     let _router = start(lab, &site, &discovery("\"239.1.2.3:5000\"", ""));
     let device = Device::join(&site.device, "239.1.2.3:5000");
     let socket = asker(&site.containers[0], "0.0.0.0:0");
@@ -359,10 +352,15 @@ fn question_limits_hold(lab: &Lab) {
         device.answer(b"answer");
         answers(&other).len()
     });
-    let answered = greedy
-        .iter()
-        .filter(|socket| wait_until(Duration::from_millis(20), || !answers(socket).is_empty()));
-    assert_eq!(answered.count(), 8);
+    let mut answered = vec![false; greedy.len()];
+    let mut count_answered = || {
+        for (answered, socket) in answered.iter_mut().zip(&greedy) {
+            *answered |= !answers(socket).is_empty();
+        }
+        answered.iter().filter(|answered| **answered).count()
+    };
+    eventually("the first questions have answers", 8, &mut count_answered);
+    assert_eq!(count_answered(), 8);
 }
 
 /// Reads a document over HTTP, as a client does that has found its URL. Returns it with its header.
