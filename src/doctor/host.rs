@@ -263,17 +263,18 @@ fn read_groups(facts: &mut HostFacts, names: &HashMap<u32, String>) {
 
 /// Reads the firewall with the programs that are installed.
 fn read_firewall(facts: &mut HostFacts) {
-    let mut read = 0;
-    if let Some(ruleset) = output("nft", &["list", "ruleset"]) {
+    let saved = output("iptables-save", &[]);
+    if let Some(saved) = &saved {
+        facts.firewall.extend(firewall::iptables(saved));
+        facts.firewall.extend(firewall::dropped_answers(saved));
+    }
+    let ruleset = output("nft", &["list", "ruleset"]);
+    if let Some(ruleset) = &ruleset {
+        let ruleset = firewall::without_tables_of_iptables(ruleset, saved.as_deref().unwrap_or(""));
         facts.firewall.extend(firewall::nft(&ruleset));
         facts.firewall.extend(firewall::dropped_answers(&ruleset));
-        read += 1;
-    } else if let Some(saved) = output("iptables-save", &[]) {
-        facts.firewall.extend(firewall::iptables(&saved));
-        facts.firewall.extend(firewall::dropped_answers(&saved));
-        read += 1;
     }
-    if read == 0 {
+    if saved.is_none() && ruleset.is_none() {
         let why = "the firewall: neither nft nor iptables-save can be run by this user";
         facts.not_examined.push(why.into());
     }
