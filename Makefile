@@ -4,7 +4,8 @@ PREFIX  ?= /usr/local
 # Programs that the tests use besides Rust: senders, receivers, peers and validators.
 PACKAGES = gcc libc6-dev iproute2 iptables tcpdump iperf iputils-ping python3-scapy ethtool curl \
            smcroute util-linux frr igmpproxy docker.io docker-compose podman prometheus \
-           python3-jsonschema python3-yaml mandoc clang-14 llvm-14 libbpf-dev bpftool bind9 nsd tshark
+           python3-jsonschema python3-yaml python3-zeroconf nftables avahi-daemon minidlna wsdd \
+           mandoc clang-14 llvm-14 libbpf-dev bpftool etcd-server bind9 nsd tshark
 # What tests in user-mode Linux need. Not every Debian has it.
 UML_PACKAGES = user-mode-linux busybox-static kmod cpio xz-utils
 
@@ -115,11 +116,14 @@ soak: packages dist-binary
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_SOAK_FRAMES=10000000 \
 	  cargo test --locked --test netns -- hostile::soak --nocapture
 	MCASTOR_EXPLAINED_TABLES=10000 cargo test --release --locked --lib explanation_is_what
-	MCASTOR_MODEL_STEPS=1000000 cargo test --release --locked --lib server_behaves_as -- --nocapture
+	MCASTOR_MODEL_STEPS=1000000 cargo test --release --locked --lib -- \
+	  server_behaves_as servers_with_a_shared_store --nocapture
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_KILLS=100 MCASTOR_MNAT_WATCHERS=10000 \
 	  cargo test --locked --test mnat_server -- under_load many_watchers --nocapture --test-threads 1
 	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_MNAT_KILLS=100 \
 	  cargo test --locked --test netns -- mnat_server::streams_survive --nocapture
+	MCASTOR_BINARY=$(CURDIR)/target/dist/mcastor MCASTOR_ETCD_FAULTS=100 MCASTOR_ETCD_JOINS=200 \
+	  cargo test --locked --test netns -- mnat_etcd::faults --nocapture
 	MCASTOR_SOAK_CHANGES=50000 \
 	MCASTOR_SOAK_CONTAINERS=50 MCASTOR_SOAK_SECONDS=120 \
 	  cargo test --locked --test netns -- soak --skip scale:: --skip hostile:: --nocapture

@@ -24,6 +24,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("membership", &["model", "wire"]),
     // Tunnels to and from networks without multicast.
     ("amt", &["model", "wire", "membership"]),
+    // Discovery protocols between networks.
+    ("discovery", &["model", "wire"]),
     ("table", &["model"]),
     ("forward", &["model", "wire", "table"]),
     // System calls. The only module with unsafe code.
@@ -68,6 +70,9 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "model",
             "wire::amt::PORT",
+            "discovery::config",
+            "discovery::offer",
+            "discovery::protocol",
             "amt::candidate",
             "amt::config",
             "mnat::config",
@@ -91,6 +96,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "metrics",
             "mnat",
             "amt",
+            "discovery",
             "docker",
             "store",
         ],
@@ -107,6 +113,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "api",
             "mnat",
             "smcroute",
+            "discovery::protocol",
             "actors",
             "pipeline::packet_trace",
             "sys::thread_priority",
@@ -123,6 +130,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "sys",
             "metrics",
             "settings",
+            "discovery::config",
             "actors",
             "frontend",
             "api",

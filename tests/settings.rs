@@ -288,21 +288,28 @@ fn known_keys() -> BTreeSet<String> {
 }
 
 /// The tables that can be repeated.
-const LISTS: [&str; 4] = ["interface", "route", "join", "proxy"];
+const LISTS: [&str; 5] = ["interface", "route", "join", "proxy", "discovery"];
 
 /// Keys that contain a table themselves, and its header.
-const TABLES_IN_TABLES: [(&str, &str); 7] = [
+const TABLES_IN_TABLES: [(&str, &str); 11] = [
     ("interface.version", "[[interface]]\n[interface.version]"),
     ("proxy.version", "[[proxy]]\n[proxy.version]"),
     ("proxy.timers", "[[proxy]]\n[proxy.timers]"),
     ("proxy.limits", "[[proxy]]\n[proxy.limits]"),
+    ("discovery.allow", "[[discovery]]\n[[discovery.allow]]"),
+    ("discovery.deny", "[[discovery]]\n[[discovery.deny]]"),
+    ("discovery.limits", "[[discovery]]\n[discovery.limits]"),
     ("amt.gateway", "[[amt.gateway]]"),
+    (
+        "amt.gateway.limits",
+        "[[amt.gateway]]\n[amt.gateway.limits]",
+    ),
     ("amt.relay", "[[amt.relay]]"),
     ("amt.relay.limits", "[[amt.relay]]\n[amt.relay.limits]"),
 ];
 
 /// Tables inside a table that can be repeated.
-const LISTS_IN_TABLES: [&str; 2] = ["gateway", "relay"];
+const LISTS_IN_TABLES: [&str; 4] = ["gateway", "relay", "allow", "deny"];
 
 #[test]
 fn reference_and_example_contain_every_key() {
@@ -317,7 +324,12 @@ fn reference_and_example_contain_every_key() {
             "no `{path}` in the reference"
         );
         let variable = match (LISTS.contains(&table), key.replace('.', "__")) {
-            (true, key) => format!("`MCASTOR__{table}__0__{key}`"),
+            (true, key) => match key.split_once("__") {
+                Some((list, key)) if LISTS_IN_TABLES.contains(&list) => {
+                    format!("`MCASTOR__{table}__0__{list}__0__{key}`")
+                }
+                _ => format!("`MCASTOR__{table}__0__{key}`"),
+            },
             (false, key) => match key.split_once("__") {
                 Some((list, key)) if LISTS_IN_TABLES.contains(&list) => {
                     format!("`MCASTOR__{table}__{list}__0__{key}`")

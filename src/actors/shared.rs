@@ -20,6 +20,7 @@ use super::messages::{FlushFlows, QueryDrops, QueryFlows, Transmit};
 use super::ttl_warnings::TtlWarnings;
 use crate::amt::config::AmtConfig;
 use crate::api::UpgradeReport;
+use crate::discovery::config::DiscoveryRule;
 use crate::forward::LoopGuard;
 use crate::metrics::Catalog;
 use crate::mnat;
@@ -101,6 +102,8 @@ pub struct RouterContext {
     pub amt: ArcSwap<AmtSettings>,
     /// The relays of another process, until the AMT actor continues them.
     pub inherited_relays: InheritedRelays,
+    /// The settings of discovery in force.
+    pub discovery: ArcSwap<DiscoverySettings>,
     /// The socket of the container engine.
     pub engine_socket: PathBuf,
     /// Whether any rule contains a name of the container engine.
@@ -153,6 +156,7 @@ impl RouterContext {
             mnat: ArcSwapOption::empty(),
             amt: ArcSwap::default(),
             inherited_relays: InheritedRelays::default(),
+            discovery: ArcSwap::default(),
             engine_socket: engine,
             engine_wanted: watch::Sender::new(false),
             aliases: ArcSwap::default(),
@@ -227,6 +231,15 @@ pub struct AmtSettings {
     pub config: AmtConfig,
     /// The text of `/etc/resolv.conf`. The AMT actor can open no file.
     pub resolv_conf: Vec<u8>,
+}
+
+/// The settings of discovery.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiscoverySettings {
+    /// Each `[[discovery]]`.
+    pub rules: Vec<DiscoveryRule>,
+    /// The mark of the packets that this process sends.
+    pub mark: u32,
 }
 
 /// Says which plane forwards a flow.

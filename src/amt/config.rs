@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::candidate::RelayWay;
 use crate::model::{
-    HeaderChecks, IfName, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers,
+    Bandwidth, HeaderChecks, IfName, MembershipLimits, ProxyRule, QuerierPolicy, QuerierTimers,
 };
 
 /// Robustness variable of the queries of a relay.
@@ -31,6 +31,12 @@ impl AmtConfig {
     pub fn is_empty(&self) -> bool {
         self.gateways.is_empty() && self.relays.is_empty()
     }
+
+    /// Returns the names of the tunnel interfaces.
+    pub fn interface_names(&self) -> impl Iterator<Item = &IfName> {
+        let gateways = self.gateways.iter().map(|gateway| &gateway.name);
+        gateways.chain(self.relays.iter().map(|relay| &relay.name))
+    }
 }
 
 /// `[[amt.gateway]]`.
@@ -44,9 +50,21 @@ pub struct GatewayInterface {
     pub interface: Option<IfName>,
     /// Whether IPv4 and IPv6 streams are requested.
     pub families: [bool; 2],
+    /// The limit of the streams that arrive.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl GatewayInterface {
+    /// Returns whether both differ in the limit at most, which is no matter of the tunnels.
+    pub fn has_same_tunnels(&self, other: &Self) -> bool {
+        let bandwidth = self.bandwidth;
+        *self
+            == Self {
+                bandwidth,
+                ..other.clone()
+            }
+    }
+
     /// Returns whether name servers are needed.
     pub fn needs_resolver(&self) -> bool {
         let is_looked_up =
@@ -66,6 +84,8 @@ pub struct RelayInterface {
     pub mtu: u32,
     /// The configuration of the relay.
     pub relay: RelayConfig,
+    /// The limit of the streams in all tunnels.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// Configuration of one [`Relay`](super::Relay).

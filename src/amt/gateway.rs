@@ -239,6 +239,13 @@ impl Gateway {
         self.tunnels.keys().copied()
     }
 
+    /// Returns how many tunnels are needed and missing: one for each source or protocol without a
+    /// connected relay.
+    pub fn missing_tunnels(&self) -> usize {
+        let selections = self.selections.values();
+        selections.filter(|s| s.chosen.is_none()).count()
+    }
+
     /// Returns why a stream is not received; `None` if its relay is connected.
     pub fn missing(&self, group: Group, source: Option<Source>) -> Option<&'static str> {
         let key = self.key(group, source);

@@ -168,6 +168,7 @@ fn router(args: &DoctorArgs) -> Result<RouterFacts, ClientError> {
             ShowReply::Flows(_)
             | ShowReply::Mnat(_)
             | ShowReply::Tunnels(_)
+            | ShowReply::Discovery(_)
             | ShowReply::Explain(_)
             | ShowReply::Trace(_)
             | ShowReply::Upgraded(_)

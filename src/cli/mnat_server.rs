@@ -63,6 +63,14 @@ pub struct MnatServerArgs {
     /// Keep mappings and watchers in this folder, so that they survive a restart
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Members of an etcd cluster, in which several servers of one pool keep mappings and watchers
+    #[arg(
+        long,
+        value_name = "URL,URL",
+        value_delimiter = ',',
+        conflicts_with = "state"
+    )]
+    etcd: Vec<String>,
     /// Address and port for /metrics and /healthz
     #[arg(long, value_name = "ADDRESS:PORT")]
     http: Option<SocketAddr>,
@@ -150,6 +158,7 @@ pub fn run(args: MnatServerArgs) -> ExitCode {
         pool,
         listen: args.listen,
         state: args.state,
+        etcd: args.etcd,
         http: args.http,
     };
     match service::run(options) {

@@ -17,6 +17,9 @@ pub struct StoredWatcher {
     pub joined: Option<Vec<Subscription>>,
     /// The sources that an ingress watches.
     pub monitors: Option<Vec<IpNet>>,
+    /// In a shared store, the revision at which the watcher was read; 0 for a new watcher.
+    #[serde(skip)]
+    pub revision: u64,
 }
 
 /// The assignment of a local channel to a global one.
@@ -50,28 +53,54 @@ pub struct StoredServer {
     pub holds: Vec<StoredHold>,
 }
 
-/// A change of the state.
+/// A change of the state. The conditions are those of a shared store, where another server may have
+/// changed the same. A change whose condition is not met has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreChange {
-    /// Adds or replaces a watcher.
+    /// Adds or replaces a watcher, if nobody changed it since the revision in it.
     PutWatcher(StoredWatcher),
     /// Removes the watcher with this id.
     RemoveWatcher(String),
-    /// Adds an assignment. Both channels have no other one.
+    /// Adds an assignment, if neither channel has another one.
     PutMapping(StoredMapping),
-    /// Removes an assignment.
-    RemoveMapping(StoredMapping),
-    /// Adds a hold.
-    PutHold(StoredHold),
+    /// Makes this assignment a hold, if it is still the same.
+    HoldMapping(StoredMapping),
+    /// Makes a hold an assignment again, if these channels still belong together.
+    ResumeMapping(StoredMapping),
     /// Removes a hold.
     RemoveHold(StoredHold),
 }
 
-/// Changes that take effect together or not at all.
+/// Changes that are committed together. In a store of one server they take effect together or not
+/// at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transaction {
-    /// The number of the transaction. Numbers ascend by one.
+    /// The number of the transaction. Numbers ascend.
     pub sequence: u64,
     /// The changes, in order.
     pub changes: Vec<StoreChange>,
+}
+
+/// What happened in a shared store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharedEvent {
+    /// A watcher was added or replaced; by this server, if the flag is set.
+    Watcher(StoredWatcher, bool),
+    /// A watcher expired.
+    WatcherExpired(String),
+    /// An assignment was added.
+    Mapping(StoredMapping),
+    /// An assignment became a hold.
+    Hold(StoredMapping),
+    /// The assignment or hold of this global channel was removed.
+    MappingRemoved(Channel),
+}
+
+/// Events of a shared store, in their order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedEvents {
+    /// The events are the whole state: what they do not name does not exist.
+    pub is_complete: bool,
+    /// The events.
+    pub events: Vec<SharedEvent>,
 }

@@ -23,7 +23,7 @@ use tracing::debug;
 
 use super::machine::{Caller, ServerRequest};
 use super::pacing::RequestPacer;
-use super::rest::{self, MAX_BODY, RestAnswer, RestRequest, ServerOp};
+use super::rest::{self, MAX_BODY, RestAnswer, RestRequest};
 use super::site::ServerSite;
 use super::tls;
 use crate::mnat::messages::{self, PROTOTYPE_CONTENT_TYPE};
@@ -185,7 +185,7 @@ async fn answer(
         let answer = match request {
             RestRequest::Answer(answer) => answer,
             RestRequest::Server(request) => {
-                let answer = handle(&state, op, request, &caller, &head.headers).await;
+                let answer = handle(&state, request, &caller, &head.headers).await?;
                 answer.for_method(head.method.as_str(), op)
             }
         };
@@ -210,8 +210,8 @@ async fn answer(
     tokio::select! {
         answered = answered => {
             if answered.is_none() {
-                // A body that never ends. A reset of the stream would end a client of the prototype
-                // too, so the connection is closed.
+                // A body that never ends, or a shared store that does not decide. A reset of the
+                // stream would end a client of the prototype too, so the connection is closed.
                 state.closed.cancel();
             }
         }
@@ -259,29 +259,22 @@ fn wait_preference(headers: &HeaderMap) -> Option<Duration> {
     wait.map(|wait| wait.min(MAX_WAIT))
 }
 
-/// Handles a request to the machine, and waits until the answer may be sent.
+/// Handles a request to the machine, and waits until the answer may be sent. Returns `None` if the
+/// store does not decide in time.
 async fn handle(
     state: &ConnectionState,
-    op: ServerOp,
     request: ServerRequest,
     caller: &Caller,
     headers: &HeaderMap,
-) -> RestAnswer {
+) -> Option<RestAnswer> {
     let site = &state.site;
-    match &request {
-        ServerRequest::Assigned(id) => {
-            if let Some(version) = wait_for_change(state, id, caller, headers).await {
-                return RestAnswer::not_modified(version);
-            }
-        }
-        ServerRequest::Refresh(_) | ServerRequest::Joined(_) | ServerRequest::Monitors(_) => {}
-        _ => site.store_up().await,
+    if let ServerRequest::Assigned(id) = &request
+        && let Some(version) = wait_for_change(state, id, caller, headers).await
+    {
+        return Some(RestAnswer::not_modified(version));
     }
-    let (reply, sequence) = site.handle(request, caller);
+    let reply = site.handle_committed(request, caller).await?;
     let answer = RestAnswer::reply(reply, caller);
-    if op != ServerOp::Refresh {
-        site.committed(sequence).await;
-    }
     if answer.left_out > 0 {
         site.warn(format_args!(
             "an answer lacks {} of the mappings of its watcher: clients of the prototype cannot \
@@ -289,7 +282,7 @@ async fn handle(
             answer.left_out
         ));
     }
-    answer
+    Some(answer)
 }
 
 /// Waits for a change, if the client has the current version and would wait. Returns the version if

@@ -4,6 +4,9 @@
 //! The caller passes each request to [`ServerMachine::handle`] and then reads
 //! [`ServerMachine::poll_output`] until it is empty. An answer may be sent when the store has
 //! committed the transactions up to [`ServerMachine::sequence`].
+//!
+//! Several servers may share a store ([`ServerMachine::new_shared`]). Then [`ServerMachine::absorb`]
+//! makes the machine a copy of the store, and the store ends watchers and holds by itself.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -12,8 +15,10 @@ use std::time::{Duration, Instant};
 use ahash::{AHashMap, AHashSet};
 use ipnet::IpNet;
 
-use super::assignments::{Assignments, WatcherKey};
-use super::changes::{StoreChange, StoredServer, StoredWatcher, Transaction};
+use super::assignments::{Assignments, SharedEffects, WatcherKey};
+use super::changes::{
+    SharedEvent, SharedEvents, StoreChange, StoredServer, StoredWatcher, Transaction,
+};
 use super::pool::Pool;
 use crate::mnat::Channel;
 use crate::mnat::messages::{
@@ -21,12 +26,27 @@ use crate::mnat::messages::{
     WatcherGrant,
 };
 
+mod requests;
+#[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
+mod tests;
+mod watcher;
+
+pub use requests::{Caller, ServerCounts, ServerOutput, ServerReply, ServerRequest};
+use watcher::{Watcher, WatcherJoin};
+
 /// How long a watcher id is valid without a refresh.
 pub const WATCHER_LIFETIME: Duration = Duration::from_secs(60);
 /// The interval at which clients refresh their ids.
 pub const REFRESH_PERIOD: Duration = Duration::from_secs(20);
+/// How long a difference between joins and mappings in a shared store may last before it is repaired:
+/// this time, and up to the same again at random, so that one server does it first.
+const REPAIR_DELAY: Duration = Duration::from_secs(2);
 /// Maximum number of channels that a watcher joins: more than fit into a request of 1 MiB.
 const MAX_JOINS: usize = 20_000;
+/// The same with a shared store, whose values have a limit of 1.5 MiB.
+const MAX_SHARED_JOINS: usize = 10_000;
 /// Maximum number of prefixes that a watcher watches.
 const MAX_MONITORS: usize = 64;
 /// Maximum number of watchers.
@@ -36,139 +56,13 @@ const ID_CHARACTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Length of watcher ids: 125 bits.
 const ID_LEN: usize = 25;
 
-/// Who sends a request.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Caller {
-    /// The subject of a verified client certificate, in DER.
-    pub identity: Option<Arc<[u8]>>,
-    /// The client supports waiting polls, and therefore answers of any length with channels of any
-    /// source. A client of the prototype supports neither.
-    pub can_wait: bool,
-}
-
-/// A request to the server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerRequest {
-    /// Requests a watcher id.
-    NewWatcher,
-    /// Keeps a watcher id valid.
-    Refresh(String),
-    /// Replaces the joins of an egress.
-    SetJoined(JoinedSet),
-    /// Replaces the sources that an ingress watches.
-    SetMonitors(MonitorSet),
-    /// Removes the joins of an egress.
-    RemoveJoined(String),
-    /// Removes the sources that an ingress watches.
-    RemoveMonitors(String),
-    /// Requests the mappings.
-    Assigned(String),
-    /// Requests the joins of an egress.
-    Joined(String),
-    /// Requests the sources that an ingress watches.
-    Monitors(String),
-}
-
-/// The answer to a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerReply {
-    /// A new watcher id.
-    Granted(WatcherGrant),
-    /// The watcher was registered.
-    Created,
-    /// The request took effect.
-    Done,
-    /// The mappings, and their version.
-    Assigned(AssignedChannels, u64),
-    /// A request for mappings named a watcher that does not exist.
-    UnknownWatcher,
-    /// The joins of an egress.
-    Joined(JoinedSet),
-    /// The sources that an ingress watches.
-    Monitors(MonitorSet),
-}
-
-/// What the caller of the machine has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerOutput {
-    /// The store has to commit these changes.
-    Commit(Transaction),
-    /// The mappings for the watcher with this id changed, or it expired.
-    Changed(Arc<str>),
-}
-
-/// A channel that an egress joins.
-#[derive(Debug)]
-enum Join {
-    Channel(Channel),
-    /// It is listed as unassigned under this number.
-    Unusable(u64, Subscription),
-}
-
-#[derive(Debug)]
-struct Watcher {
-    id: Arc<str>,
-    identity: Option<Arc<[u8]>>,
-    joined: Option<Vec<Join>>,
-    monitors: Option<Vec<IpNet>>,
-    expires: Instant,
-    /// The transaction that changed its mappings last.
-    version: u64,
-    /// It requested mappings as the prototype does.
-    is_prototype: bool,
-    /// The output says that its mappings changed.
-    is_notified: bool,
-}
-
-impl Watcher {
-    fn stored(&self) -> StoredWatcher {
-        let joined = |join: &Join| match join {
-            Join::Channel(channel) => Subscription::Channel(*channel),
-            Join::Unusable(_, subscription) => subscription.clone(),
-        };
-        StoredWatcher {
-            id: self.id.to_string(),
-            identity: self.identity.as_deref().map(<[u8]>::to_vec),
-            joined: self
-                .joined
-                .as_ref()
-                .map(|all| all.iter().map(joined).collect()),
-            monitors: self.monitors.clone(),
-        }
-    }
-
-    fn channels(&self) -> impl Iterator<Item = Channel> {
-        let joined = self.joined.iter().flatten();
-        joined.filter_map(|join| match join {
-            Join::Channel(channel) => Some(*channel),
-            Join::Unusable(..) => None,
-        })
-    }
-
-    /// Returns whether the watcher watches the source of `global`.
-    fn watches(&self, global: Channel) -> bool {
-        let watches = |prefix: &IpNet| match global.source() {
-            Some(source) => prefix.contains(&source.addr()),
-            // Any source is part of no prefix but the one of all addresses.
-            None => prefix.prefix_len() == 0 && prefix.addr().is_ipv4() == global.is_ipv4(),
-        };
-        self.monitors.iter().flatten().any(watches)
-    }
-}
-
-/// The number of watchers, local channels and streams.
+/// Which server handles a change, and so proposes what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServerCounts {
-    /// Watchers.
-    pub watchers: usize,
-    /// Local channels in the pool.
-    pub pool_size: u128,
-    /// Global channels with a local one.
-    pub assigned: usize,
-    /// Local channels that are held.
-    pub held: usize,
-    /// Global channels that wait for a local one.
-    pub waiting: usize,
+enum Origin {
+    /// This server.
+    Here,
+    /// Another server, or the shared store.
+    Elsewhere,
 }
 
 /// The state machine of the server.
@@ -182,7 +76,13 @@ pub struct ServerMachine {
     expiries: BTreeSet<(Instant, WatcherKey)>,
     /// The number of watchers that poll as the prototype does.
     prototypes: usize,
+    is_shared: bool,
+    repair_at: Option<Instant>,
+    /// The number of the last change.
+    version: u64,
+    /// The number of the last change that was a transaction.
     sequence: u64,
+    is_touched: bool,
     transaction: Vec<StoreChange>,
     output: VecDeque<ServerOutput>,
     random: Box<dyn FnMut() -> u128>,
@@ -192,15 +92,28 @@ impl ServerMachine {
     /// Returns a server without watchers. `random` must not be predictable, because watcher ids are
     /// secrets.
     pub fn new(pool: Pool, random: Box<dyn FnMut() -> u128>) -> Self {
+        Self::with_store(pool, random, false)
+    }
+
+    /// Returns a server that shares its store with others.
+    pub fn new_shared(pool: Pool, random: Box<dyn FnMut() -> u128>) -> Self {
+        Self::with_store(pool, random, true)
+    }
+
+    fn with_store(pool: Pool, random: Box<dyn FnMut() -> u128>, is_shared: bool) -> Self {
         Self {
-            assignments: Assignments::new(pool),
+            assignments: Assignments::new(pool, is_shared),
             watchers: AHashMap::new(),
             keys: AHashMap::new(),
             next_key: 0,
             watching: BTreeSet::new(),
             expiries: BTreeSet::new(),
             prototypes: 0,
+            is_shared,
+            repair_at: None,
+            version: 0,
             sequence: 0,
+            is_touched: false,
             transaction: Vec::new(),
             output: VecDeque::new(),
             random,
@@ -219,7 +132,7 @@ impl ServerMachine {
             let identity = watcher.identity.map(Arc::from);
             let key = self.insert_watcher(watcher.id.into(), identity, now);
             if let Some(joined) = watcher.joined {
-                self.replace_joined(key, joined, now);
+                self.replace_joined(key, joined, now, Origin::Here);
             }
             if let Some(monitors) = watcher.monitors {
                 self.replace_monitors(key, monitors);
@@ -229,7 +142,7 @@ impl ServerMachine {
         self.end_transaction();
         // What was restored unchanged is committed already.
         for watcher in self.watchers.values_mut() {
-            watcher.version = watcher.version.min(self.sequence);
+            watcher.version = watcher.version.min(self.version);
         }
         Ok(())
     }
@@ -237,6 +150,119 @@ impl ServerMachine {
     /// Returns the number of the last transaction.
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Returns whether a shared store decides.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Returns whether the shared store has not decided on all mappings of a watcher.
+    pub fn has_proposals(&self, id: &str) -> bool {
+        let watcher = self.keys.get(id).and_then(|key| self.watchers.get(key));
+        let is_proposed = |global| self.assignments.is_proposed(global);
+        self.is_shared && watcher.is_some_and(|w| w.channels().any(is_proposed))
+    }
+
+    /// Takes over what happened in the shared store.
+    pub fn absorb(&mut self, events: SharedEvents, now: Instant) {
+        if events.is_complete {
+            self.absorb_absences(&events, now);
+        }
+        let mut touched = Vec::new();
+        for event in events.events {
+            match event {
+                SharedEvent::Watcher(watcher, is_own) => self.absorb_watcher(watcher, is_own, now),
+                SharedEvent::WatcherExpired(id) => {
+                    if let Some(key) = self.keys.get(id.as_str()).copied() {
+                        self.remove_watcher(key, now, Origin::Elsewhere);
+                    }
+                }
+                mapping => touched.extend(self.absorb_mapping(&mapping)),
+            }
+        }
+        touched.into_iter().for_each(|g| self.touch_stream(g));
+        self.end_transaction();
+        if self.repair_at.is_none() && self.assignments.has_suspects() {
+            let jitter = (self.random)() % REPAIR_DELAY.as_millis();
+            let jitter = Duration::from_millis(u64::try_from(jitter).unwrap_or_default());
+            self.repair_at = Some(now + REPAIR_DELAY + jitter);
+        }
+    }
+
+    /// Removes what a complete state does not name. What the store does not have yet remains.
+    fn absorb_absences(&mut self, events: &SharedEvents, now: Instant) {
+        let (mut ids, mut globals) = (AHashSet::new(), AHashSet::new());
+        for event in &events.events {
+            match event {
+                SharedEvent::Watcher(watcher, _) => drop(ids.insert(watcher.id.as_str())),
+                SharedEvent::Mapping(m) | SharedEvent::Hold(m) => drop(globals.insert(m.global)),
+                SharedEvent::WatcherExpired(_) | SharedEvent::MappingRemoved(_) => {}
+            }
+        }
+        let absent = self.watchers.iter();
+        let absent = absent.filter(|(_, w)| w.revision > 0 && !ids.contains(w.id.as_ref()));
+        let absent: Vec<WatcherKey> = absent.map(|(key, _)| *key).collect();
+        for key in absent {
+            self.remove_watcher(key, now, Origin::Elsewhere);
+        }
+        let confirmed = self.assignments.confirmed();
+        let absent: Vec<Channel> = confirmed.filter(|g| !globals.contains(g)).collect();
+        for global in absent {
+            for global in self.absorb_mapping(&SharedEvent::MappingRemoved(global)) {
+                self.touch_stream(global);
+            }
+        }
+    }
+
+    /// Takes over an event of a mapping. Returns the channels whose mapping changed.
+    fn absorb_mapping(&mut self, event: &SharedEvent) -> Vec<Channel> {
+        let mut effects = SharedEffects {
+            random: &mut self.random,
+            prefer_ipv4: self.prototypes > 0,
+            changes: &mut self.transaction,
+            touched: Vec::new(),
+        };
+        self.assignments.absorb(event, &mut effects);
+        effects.touched
+    }
+
+    fn absorb_watcher(&mut self, stored: StoredWatcher, is_own: bool, now: Instant) {
+        let known = self.keys.get(stored.id.as_str()).copied();
+        let key = known.unwrap_or_else(|| {
+            let identity = stored.identity.clone().map(Arc::from);
+            self.insert_watcher(stored.id.as_str().into(), identity, now)
+        });
+        let Some(watcher) = self.watchers.get_mut(&key) else {
+            return;
+        };
+        watcher.revision = stored.revision;
+        // What this server wrote may be older than what it has.
+        if (is_own && known.is_some()) || watcher.stored() == stored {
+            return;
+        }
+        let is_registered = stored.joined.is_some();
+        let is_watching = stored.monitors.is_some();
+        let joined = stored.joined.unwrap_or_default();
+        self.replace_joined(key, joined, now, Origin::Elsewhere);
+        self.replace_monitors(key, stored.monitors.unwrap_or_default());
+        if let Some(watcher) = self.watchers.get_mut(&key) {
+            watcher.joined = watcher.joined.take().filter(|_| is_registered);
+            watcher.monitors = watcher.monitors.take().filter(|_| is_watching);
+        }
+    }
+
+    fn repair(&mut self, now: Instant) {
+        self.repair_at = None;
+        let mut effects = SharedEffects {
+            random: &mut self.random,
+            prefer_ipv4: self.prototypes > 0,
+            changes: &mut self.transaction,
+            touched: Vec::new(),
+        };
+        self.assignments.repair(now, &mut effects);
+        let touched = effects.touched;
+        touched.into_iter().for_each(|g| self.touch_stream(g));
     }
 
     /// Returns the counts for metrics.
@@ -253,7 +279,7 @@ impl ServerMachine {
     /// Returns when [`Self::poll_output`] must be called next, if no request arrives before.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let expiry = self.expiries.first().map(|(at, _)| *at);
-        [expiry, self.assignments.poll_timeout()]
+        [expiry, self.assignments.poll_timeout(), self.repair_at]
             .into_iter()
             .flatten()
             .min()
@@ -275,7 +301,10 @@ impl ServerMachine {
         while let Some((at, key)) = self.expiries.first().copied()
             && at <= now
         {
-            self.remove_watcher(key, now);
+            self.remove_watcher(key, now, Origin::Here);
+        }
+        if self.repair_at.is_some_and(|at| at <= now) {
+            self.repair(now);
         }
         while let Some(assigned) = self.assignments.handle_timeout(now, &mut self.transaction) {
             if let Some(global) = assigned {
@@ -320,18 +349,22 @@ impl ServerMachine {
             }
             ServerRequest::SetJoined(set) => {
                 let key = self.known_key(&set.id, caller, JOINED)?;
-                if set.joined.len() > MAX_JOINS {
+                let max_joins = match self.is_shared {
+                    true => MAX_SHARED_JOINS,
+                    false => MAX_JOINS,
+                };
+                if set.joined.len() > max_joins {
                     return Err(RestconfError::at(
                         format!("{JOINED}/watcher={}/joined-sg", set.id),
                         ErrorTag::ResourceDenied,
-                        format!("a watcher may join {MAX_JOINS} channels at most"),
+                        format!("a watcher may join {max_joins} channels at most"),
                     ));
                 }
                 let stored = self.watchers.get(&key).map(Watcher::stored);
                 if stored.is_some_and(|w| w.joined.as_ref() == Some(&set.joined)) {
                     return Ok(ServerReply::Done);
                 }
-                let is_new = self.replace_joined(key, set.joined, now);
+                let is_new = self.replace_joined(key, set.joined, now, Origin::Here);
                 Ok(self.put_watcher(key, is_new))
             }
             ServerRequest::SetMonitors(set) => {
@@ -351,7 +384,7 @@ impl ServerMachine {
                 if self.watchers.get(&key).is_none_or(|w| w.joined.is_none()) {
                     return Err(not_found(JOINED));
                 }
-                self.replace_joined(key, Vec::new(), now);
+                self.replace_joined(key, Vec::new(), now, Origin::Here);
                 self.watchers.entry(key).and_modify(|w| w.joined = None);
                 Ok(self.put_watcher(key, false))
             }
@@ -442,8 +475,8 @@ impl ServerMachine {
     ) -> WatcherKey {
         let key = self.next_key;
         self.next_key += 1;
-        let expires = now + WATCHER_LIFETIME;
-        self.expiries.insert((expires, key));
+        let expires = (!self.is_shared).then_some(now + WATCHER_LIFETIME);
+        self.expiries.extend(expires.map(|at| (at, key)));
         self.keys.insert(id.clone(), key);
         let watcher = Watcher {
             id,
@@ -451,7 +484,8 @@ impl ServerMachine {
             joined: None,
             monitors: None,
             expires,
-            version: self.sequence,
+            version: self.version,
+            revision: 0,
             is_prototype: false,
             is_notified: false,
         };
@@ -472,29 +506,47 @@ impl ServerMachine {
     }
 
     fn refresh(&mut self, key: WatcherKey, now: Instant) {
-        if let Some(watcher) = self.watchers.get_mut(&key) {
-            self.expiries.remove(&(watcher.expires, key));
-            watcher.expires = now + WATCHER_LIFETIME;
-            self.expiries.insert((watcher.expires, key));
+        let Some(watcher) = self.watchers.get_mut(&key) else {
+            return;
+        };
+        match &mut watcher.expires {
+            Some(expires) => {
+                self.expiries.remove(&(*expires, key));
+                *expires = now + WATCHER_LIFETIME;
+                self.expiries.insert((*expires, key));
+            }
+            None => self
+                .output
+                .push_back(ServerOutput::Prolong(watcher.id.clone())),
         }
     }
 
-    fn remove_watcher(&mut self, key: WatcherKey, now: Instant) {
-        self.replace_joined(key, Vec::new(), now);
+    fn remove_watcher(&mut self, key: WatcherKey, now: Instant, origin: Origin) {
+        self.replace_joined(key, Vec::new(), now, origin);
         self.touch(key);
         self.watching.remove(&key);
         let Some(watcher) = self.watchers.remove(&key) else {
             return;
         };
-        self.expiries.remove(&(watcher.expires, key));
+        if let Some(expires) = watcher.expires {
+            self.expiries.remove(&(expires, key));
+        }
         self.keys.remove(&watcher.id);
         self.prototypes -= usize::from(watcher.is_prototype);
-        let change = StoreChange::RemoveWatcher(watcher.id.to_string());
-        self.transaction.push(change);
+        if origin == Origin::Here {
+            let change = StoreChange::RemoveWatcher(watcher.id.to_string());
+            self.transaction.push(change);
+        }
     }
 
     /// Replaces the joins of a watcher. Returns whether it had none registered.
-    fn replace_joined(&mut self, key: WatcherKey, joined: Vec<Subscription>, now: Instant) -> bool {
+    fn replace_joined(
+        &mut self,
+        key: WatcherKey,
+        joined: Vec<Subscription>,
+        now: Instant,
+        origin: Origin,
+    ) -> bool {
         let Some(watcher) = self.watchers.get_mut(&key) else {
             return false;
         };
@@ -506,16 +558,19 @@ impl ServerMachine {
             match subscription {
                 Subscription::Channel(channel) => {
                     if channels.insert(channel) {
-                        joins.push(Join::Channel(channel));
+                        joins.push(WatcherJoin::Channel(channel));
                     }
                 }
-                unusable => joins.push(Join::Unusable(self.assignments.new_id(), unusable)),
+                unusable => joins.push(WatcherJoin::Unusable(
+                    self.assignments.new_id(&mut self.random),
+                    unusable,
+                )),
             }
         }
         // The new joins first: a channel that is joined and left at once keeps its local channel,
         // and a freed one is not assigned again at once anyway.
         for join in &joins {
-            let Join::Channel(global) = *join else {
+            let WatcherJoin::Channel(global) = *join else {
                 continue;
             };
             if former.contains(&global) {
@@ -523,18 +578,25 @@ impl ServerMachine {
             }
             let is_first = self.assignments.stream(global).is_none();
             let prefer_ipv4 = self.prototypes > 0;
-            let changes = &mut self.transaction;
-            self.assignments
-                .join(global, key, prefer_ipv4, &mut self.random, changes);
+            let (random, changes) = (&mut self.random, &mut self.transaction);
+            match origin {
+                Origin::Here => {
+                    self.assignments
+                        .join(global, key, prefer_ipv4, random, changes);
+                }
+                Origin::Elsewhere => self.assignments.join_elsewhere(global, key, random),
+            }
             if is_first {
                 self.touch_watching(global);
             }
         }
         for global in former.into_iter().filter(|c| !channels.contains(c)) {
-            if self
-                .assignments
-                .leave(global, key, now, &mut self.transaction)
-            {
+            let changes = &mut self.transaction;
+            let is_last = match origin {
+                Origin::Here => self.assignments.leave(global, key, now, changes),
+                Origin::Elsewhere => self.assignments.leave_elsewhere(global, key),
+            };
+            if is_last {
                 self.touch_watching(global);
             }
         }
@@ -576,10 +638,11 @@ impl ServerMachine {
         touched.into_iter().for_each(|key| self.touch(key));
     }
 
-    /// Marks the mappings of a watcher as changed by the current transaction.
+    /// Marks the mappings of a watcher as changed by the current change.
     fn touch(&mut self, key: WatcherKey) {
         if let Some(watcher) = self.watchers.get_mut(&key) {
-            watcher.version = self.sequence + 1;
+            watcher.version = self.version + 1;
+            self.is_touched = true;
             if !std::mem::replace(&mut watcher.is_notified, true) {
                 let changed = ServerOutput::Changed(watcher.id.clone());
                 self.output.push_back(changed);
@@ -588,10 +651,14 @@ impl ServerMachine {
     }
 
     fn end_transaction(&mut self) {
+        let is_touched = std::mem::take(&mut self.is_touched);
         if self.transaction.is_empty() {
+            // A change that came from the shared store has a number too, but is no transaction.
+            self.version += u64::from(self.is_shared && is_touched);
             return;
         }
-        self.sequence += 1;
+        self.version += 1;
+        self.sequence = self.version;
         let transaction = Transaction {
             sequence: self.sequence,
             changes: std::mem::take(&mut self.transaction),
@@ -619,8 +686,8 @@ impl ServerMachine {
         let joined = watcher.joined.iter().flatten();
         let mut mapped: Vec<MappedChannel> = joined
             .filter_map(|join| match join {
-                Join::Channel(global) => mapped_stream(*global),
-                Join::Unusable(id, subscription) => Some(MappedChannel {
+                WatcherJoin::Channel(global) => mapped_stream(*global),
+                WatcherJoin::Unusable(id, subscription) => Some(MappedChannel {
                     id: *id,
                     global: subscription.clone(),
                     local: None,
@@ -655,6 +722,3 @@ fn not_found(list: &str) -> RestconfError {
     let path = format!("{list}/watcher");
     RestconfError::at(path, ErrorTag::NotFound, "there is no such watcher")
 }
-
-#[cfg(test)]
-mod tests;

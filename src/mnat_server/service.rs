@@ -22,7 +22,9 @@ use super::connection;
 use super::machine::ServerMachine;
 use super::pool::Pool;
 use super::site::ServerSite;
-use super::store::{MappingStore, MemoryStore, RedbStore, RedbStoreError};
+use super::store::{
+    EtcdStore, EtcdStoreError, MappingStore, MemoryStore, RedbStore, RedbStoreError,
+};
 use super::tls::{TlsFiles, TlsFilesError, TlsReloader, secure_random};
 use crate::frontend::http::{HttpListener, HttpServer, Refusals};
 use crate::metrics::MnatServerCatalog;
@@ -51,6 +53,9 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// The folder of the stored state. Without it, nothing is stored.
     pub state: Option<PathBuf>,
+    /// The members of an etcd cluster that keeps the state of several servers. Without them, this
+    /// server is the only one.
+    pub etcd: Vec<String>,
     /// Where metrics are served.
     pub http: Option<SocketAddr>,
 }
@@ -64,6 +69,9 @@ pub enum ServerError {
     /// The state cannot be used.
     #[error(transparent)]
     Store(#[from] RedbStoreError),
+    /// The shared state cannot be used.
+    #[error(transparent)]
+    SharedStore(#[from] EtcdStoreError),
     /// The state contradicts itself or the pool.
     #[error(
         "the state of {0} is not valid: {1} is not free in the pool; remove it to forget its mappings"
@@ -91,7 +99,11 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
     let tls = TlsReloader::new(options.tls)?;
     let mut random = secure_random().map_err(|e| ServerError::System("random numbers", e))?;
     let epoch = random() as u64;
-    let machine = ServerMachine::new(options.pool.clone(), random);
+    let pool = options.pool.clone();
+    let machine = match options.etcd.is_empty() {
+        true => ServerMachine::new(pool, random),
+        false => ServerMachine::new_shared(pool, random),
+    };
     let metrics = MnatServerCatalog::new()
         .map_err(|e| ServerError::System("metrics", io::Error::other(e.to_string())))?;
     // Listens first, so that a second server does not touch the state.
@@ -109,6 +121,18 @@ async fn serve(options: ServerOptions) -> Result<(), ServerError> {
                 stored.mappings.len()
             );
             let machine = restored(machine, stored, folder)?;
+            let site = ServerSite::new(machine, epoch, metrics);
+            serve_clients(site, store, listeners, tls).await
+        }
+        None if !options.etcd.is_empty() => {
+            let (store, state) = EtcdStore::open(&options.etcd, &options.pool).await?;
+            let mut machine = machine;
+            machine.absorb(state, Instant::now());
+            let counts = machine.counts();
+            info!(
+                "mnat-server: {} watchers and {} mappings are in etcd",
+                counts.watchers, counts.assigned
+            );
             let site = ServerSite::new(machine, epoch, metrics);
             serve_clients(site, store, listeners, tls).await
         }

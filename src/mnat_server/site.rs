@@ -5,20 +5,26 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::changes::Transaction;
+use super::changes::{SharedEvents, Transaction};
 use super::machine::{Caller, ServerMachine, ServerOutput, ServerReply, ServerRequest};
-use super::store::MappingStore;
+use super::store::{CommitError, MappingStore};
 use crate::actors::log_limit::LogLimit;
 use crate::metrics::MnatServerCatalog;
-use crate::mnat::messages::RestconfError;
+use crate::mnat::messages::{JoinedSet, RestconfError};
 
 /// Pause between attempts to commit.
 const COMMIT_RETRY: Duration = Duration::from_secs(1);
+/// How long a request may wait for a shared store. Another server may reach it.
+const SHARED_STORE_TIMEOUT: Duration = Duration::from_secs(6);
+/// Pause after a failure to read the events of a shared store.
+const EVENTS_RETRY: Duration = Duration::from_millis(200);
+/// How often a request is handled again if another server changed the same watcher.
+const MAX_ATTEMPTS: usize = 3;
 /// Longest time between two looks at the timers of the machine.
 const MAX_TICK: Duration = Duration::from_millis(500);
 /// Long bodies of requests that are read at the same time.
@@ -29,6 +35,8 @@ pub struct ServerSite {
     machine: RefCell<ServerMachine>,
     queue: RefCell<Vec<Transaction>>,
     queued: Notify,
+    /// The watchers whose lives a shared store has to prolong.
+    prolonged: RefCell<AHashSet<Arc<str>>>,
     /// The number of the last transaction that is committed.
     committed: watch::Sender<u64>,
     /// Whether the last commit succeeded.
@@ -53,6 +61,7 @@ impl ServerSite {
             machine: RefCell::new(machine),
             queue: RefCell::default(),
             queued: Notify::new(),
+            prolonged: RefCell::default(),
             committed: watch::Sender::new(0),
             is_store_up: watch::Sender::new(true),
             waiting: RefCell::default(),
@@ -76,6 +85,8 @@ impl ServerSite {
             let mut machine = self.machine.borrow_mut();
             let reply = machine.handle(request, caller, Instant::now());
             let sequence = match &reply {
+                // A copy of a shared store has only what is committed.
+                Ok(ServerReply::Assigned(..)) if machine.is_shared() => 0,
                 // Only what is in the answer must be committed.
                 Ok(ServerReply::Assigned(_, version)) => *version,
                 _ => machine.sequence(),
@@ -99,14 +110,18 @@ impl ServerSite {
     fn handle_output(&self) {
         let now = Instant::now();
         let mut machine = self.machine.borrow_mut();
-        let mut is_queued = false;
+        let (mut is_queued, mut is_changed) = (false, false);
         while let Some(output) = machine.poll_output(now) {
             match output {
                 ServerOutput::Commit(transaction) => {
                     self.queue.borrow_mut().push(transaction);
                     is_queued = true;
                 }
+                ServerOutput::Prolong(id) => {
+                    self.prolonged.borrow_mut().insert(id);
+                }
                 ServerOutput::Changed(id) => {
+                    is_changed = true;
                     if let Some(waiting) = self.waiting.borrow().get(&id) {
                         waiting.notify_waiters();
                     }
@@ -115,6 +130,8 @@ impl ServerSite {
         }
         if is_queued {
             self.queued.notify_one();
+        }
+        if is_queued || is_changed {
             let counts = machine.counts();
             self.metrics
                 .set_streams(counts.assigned, counts.waiting, counts.held);
@@ -144,6 +161,57 @@ impl ServerSite {
         entry.2.notified().await;
     }
 
+    /// Handles a request, and waits until the answer may be sent. Returns `None` if the store does
+    /// not decide in time.
+    pub async fn handle_committed(
+        &self,
+        request: ServerRequest,
+        caller: &Caller,
+    ) -> Option<Result<ServerReply, RestconfError>> {
+        let is_shared = self.machine.borrow().is_shared();
+        let decided = async {
+            let is_read = matches!(
+                request,
+                ServerRequest::Assigned(_)
+                    | ServerRequest::Refresh(_)
+                    | ServerRequest::Joined(_)
+                    | ServerRequest::Monitors(_)
+            );
+            if !is_read {
+                self.store_up().await;
+            }
+            let (reply, sequence) = self.handle(request.clone(), caller);
+            if matches!(request, ServerRequest::Refresh(_)) {
+                return reply;
+            }
+            self.committed(sequence).await;
+            if let (true, ServerRequest::SetJoined(set)) = (is_shared, &request) {
+                self.joined(set, caller).await;
+            }
+            reply
+        };
+        match is_shared {
+            true => timeout(SHARED_STORE_TIMEOUT, decided).await.ok(),
+            false => Some(decided.await),
+        }
+    }
+
+    /// Waits until a shared store has these joins, and has decided on their mappings.
+    async fn joined(&self, set: &JoinedSet, caller: &Caller) {
+        for _ in 0..MAX_ATTEMPTS {
+            while self.machine.borrow().has_proposals(&set.id) {
+                let sequence = self.machine.borrow().sequence();
+                self.committed(sequence).await;
+            }
+            // Without effect if the joins are the same.
+            let (_, sequence) = self.handle(ServerRequest::SetJoined(set.clone()), caller);
+            self.committed(sequence).await;
+            if !self.machine.borrow().has_proposals(&set.id) {
+                return;
+            }
+        }
+    }
+
     /// Waits until the transactions up to this one are committed.
     pub async fn committed(&self, sequence: u64) {
         let mut committed = self.committed.subscribe();
@@ -165,30 +233,77 @@ impl ServerSite {
         }
     }
 
-    /// Commits transactions, until aborted.
+    /// Commits transactions, and takes over the events of a shared store, until aborted.
     pub async fn run_store(&self, mut store: impl MappingStore) {
+        let interval = store.check_interval();
+        let mut next_check = interval.map(|interval| Instant::now() + interval);
         loop {
             let batch = std::mem::take(&mut *self.queue.borrow_mut());
-            let Some(last) = batch.last().map(|t| t.sequence) else {
-                self.queued.notified().await;
-                continue;
-            };
-            while let Err(e) = store.commit(&batch).await {
-                if self.is_store_up.send_replace(false) {
-                    warn!(
-                        "mnat-server: cannot write the state: {e}; trying again, and answering \
-                           only requests that change nothing"
-                    );
+            let is_check = next_check.is_some_and(|at| at <= Instant::now());
+            if batch.is_empty() && !is_check {
+                let until = next_check.map(|at| at.saturating_duration_since(Instant::now()));
+                tokio::select! {
+                    () = self.queued.notified() => {}
+                    () = sleep(until.unwrap_or_default()), if until.is_some() => {}
+                    events = store.events() => match events {
+                        Ok(events) => self.absorb(events),
+                        // The next check says whether the store is up.
+                        Err(_) => sleep(EVENTS_RETRY).await,
+                    }
                 }
-                self.metrics.set_store_up(false);
-                sleep(COMMIT_RETRY).await;
+                continue;
             }
-            if !self.is_store_up.send_replace(true) {
-                info!("mnat-server: the state can be written again");
+            loop {
+                let result = self.commit(&mut store, &batch, is_check).await;
+                self.set_store_up(result.as_ref().err());
+                match result {
+                    Ok(()) => break,
+                    Err(_) => sleep(COMMIT_RETRY).await,
+                }
             }
-            self.metrics.set_store_up(true);
-            self.committed.send_replace(last);
+            next_check = interval.map(|interval| Instant::now() + interval);
+            if let Some(last) = batch.last() {
+                self.committed.send_replace(last.sequence);
+            }
         }
+    }
+
+    async fn commit(
+        &self,
+        store: &mut impl MappingStore,
+        batch: &[Transaction],
+        is_check: bool,
+    ) -> Result<(), CommitError> {
+        for events in store.commit(batch).await? {
+            self.absorb(events);
+        }
+        if is_check {
+            let ids: Vec<Arc<str>> = self.prolonged.borrow().iter().cloned().collect();
+            store.prolong(&ids).await?;
+            let mut prolonged = self.prolonged.borrow_mut();
+            for id in &ids {
+                prolonged.remove(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_store_up(&self, error: Option<&CommitError>) {
+        let was_up = self.is_store_up.send_replace(error.is_none());
+        match error {
+            Some(e) if was_up => warn!(
+                "mnat-server: cannot write the state: {e}; trying again, and answering only \
+                 requests that change nothing"
+            ),
+            None if !was_up => info!("mnat-server: the state can be written again"),
+            _ => {}
+        }
+        self.metrics.set_store_up(error.is_none());
+    }
+
+    fn absorb(&self, events: SharedEvents) {
+        self.machine.borrow_mut().absorb(events, Instant::now());
+        self.handle_output();
     }
 
     /// Runs the timers of the machine, until aborted.

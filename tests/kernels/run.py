@@ -63,9 +63,9 @@ def run_checked(*command, **options):
     return done.stdout
 
 
-def test_programs(names):
+def test_programs(names, *options):
     """Builds test programs and returns their paths."""
-    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json"]
+    command = ["cargo", "test", "--locked", "--no-run", "--message-format=json", *options]
     for name in names:
         command += ["--test", name]
     built = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -244,7 +244,8 @@ def main():
         tests = commands(programs[0], filters or SHORT_TESTS)
     else:
         kernels, seconds = arguments.kernels or [*SUITES, UML], 2400
-        netns, planes = test_programs(["netns", "planes"])
+        # Optimised, because an emulated processor is slow.
+        netns, planes = test_programs(["netns", "planes"], "--release")
         tests = commands(netns, filters or TESTS)
         if not filters:
             skipped = "".join(f" --skip {name}" for name in PLANE_SKIPPED)

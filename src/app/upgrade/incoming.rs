@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use super::connection::Connection;
 use super::messages::{FromIncoming, FromOutgoing, Offer, PROTOCOL};
 use crate::actors::RouterContext;
+use crate::actors::integrations::discovery;
 use crate::actors::messages::{Barrier, QueryJoinsApplied, QueryMnat, Republish, RestartChild};
 use crate::actors::supervisor::Supervisor;
 use crate::amt::SavedRelay;
@@ -170,6 +171,7 @@ impl TakeOver {
             context.directory.do_send(Republish);
         }
         supervisor.do_send(RestartChild("membership"));
+        supervisor.do_send(RestartChild(discovery::ACTOR_NAME));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::mnat_server::changes::{StoredHold, StoredMapping};
 use crate::mnat_server::pool::SourceRange;
 
 /// Returns a sequence of random numbers (splitmix64).
-fn random(mut state: u64) -> impl FnMut() -> u128 {
+pub(super) fn random(mut state: u64) -> impl FnMut() -> u128 {
     let mut next = move || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = state;
@@ -17,18 +17,18 @@ fn random(mut state: u64) -> impl FnMut() -> u128 {
     move || u128::from(next()) << 64 | u128::from(next())
 }
 
-fn pool(ranges: &str) -> Pool {
+pub(super) fn pool(ranges: &str) -> Pool {
     Pool::parse(&format!(r#"{{"group-pool": {{"ranges": [{ranges}]}}}}"#)).unwrap()
 }
 
 const SAMPLE: &str = r#"{"group-range": "239.1.1.0/29", "source-range": "10.9.1.2"}"#;
 
-fn channel(source: &str, group: &str) -> Channel {
+pub(super) fn channel(source: &str, group: &str) -> Channel {
     Channel::parse((source != "*").then_some(source), group).unwrap()
 }
 
 /// A client that supports waiting polls.
-fn ours() -> Caller {
+pub(super) fn ours() -> Caller {
     Caller {
         can_wait: true,
         ..Caller::default()
@@ -120,7 +120,7 @@ impl Bed {
         output
             .filter_map(|output| match output {
                 ServerOutput::Changed(id) => Some(id.to_string()),
-                ServerOutput::Commit(_) => None,
+                ServerOutput::Commit(_) | ServerOutput::Prolong(_) => None,
             })
             .collect()
     }
@@ -363,11 +363,19 @@ impl Replica {
                     assert!(!is_taken && !self.holds.contains_key(&m.local), "{m:?}");
                     assert_eq!(self.mappings.insert(m.global, m), None);
                 }
-                StoreChange::RemoveMapping(m) => {
+                StoreChange::HoldMapping(m) => {
                     assert_eq!(self.mappings.remove(&m.global), Some(m));
+                    let (local, global) = (m.local, m.global);
+                    let hold = StoredHold { local, global };
+                    assert_eq!(self.holds.insert(local, hold), None);
                 }
-                StoreChange::PutHold(hold) => {
-                    assert_eq!(self.holds.insert(hold.local, hold), None);
+                StoreChange::ResumeMapping(m) => {
+                    assert!(
+                        self.holds
+                            .remove(&m.local)
+                            .is_some_and(|h| h.global == m.global)
+                    );
+                    assert_eq!(self.mappings.insert(m.global, m), None);
                 }
                 StoreChange::RemoveHold(hold) => {
                     assert_eq!(self.holds.remove(&hold.local), Some(hold));
@@ -385,7 +393,7 @@ impl Replica {
     }
 }
 
-const MODEL_POOL: &str = r#"{"group-range": "239.1.1.0/29", "source-range": "10.9.1.2",
+pub(super) const MODEL_POOL: &str = r#"{"group-range": "239.1.1.0/29", "source-range": "10.9.1.2",
         "exclude": [{"groupex-range": "239.1.1.3/32"}]},
     {"group-range": "ff35::8000:0/126", "source-range": "fd00::10/127"},
     {"group-range": "239.2.0.0/31", "source-range": "keep"},

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::{CommitError, MappingStore};
 use crate::mnat::Channel;
 use crate::mnat_server::changes::{
-    StoreChange, StoredHold, StoredMapping, StoredServer, StoredWatcher, Transaction,
+    SharedEvents, StoreChange, StoredHold, StoredMapping, StoredServer, StoredWatcher, Transaction,
 };
 use crate::mnat_server::pool::Pool;
 use crate::sys::files::private_folder;
@@ -179,11 +179,16 @@ fn apply(write: &WriteTransaction, change: &StoreChange) -> Result<(), String> {
             put(write, MAPPINGS, &key(mapping.global), mapping)?;
             put(write, LOCALS, &key(mapping.local), mapping)
         }
-        StoreChange::RemoveMapping(mapping) => {
-            remove(write, MAPPINGS, &key(mapping.global))?;
-            remove(write, LOCALS, &key(mapping.local))
+        StoreChange::HoldMapping(mapping) => {
+            let (local, global) = (mapping.local, mapping.global);
+            remove(write, MAPPINGS, &key(global))?;
+            remove(write, LOCALS, &key(local))?;
+            put(write, HOLDS, &key(local), &StoredHold { local, global })
         }
-        StoreChange::PutHold(hold) => put(write, HOLDS, &key(hold.local), hold),
+        StoreChange::ResumeMapping(mapping) => {
+            remove(write, HOLDS, &key(mapping.local))?;
+            apply(write, &StoreChange::PutMapping(*mapping))
+        }
         StoreChange::RemoveHold(hold) => remove(write, HOLDS, &key(hold.local)),
     }
 }
@@ -211,7 +216,10 @@ fn remove(write: &WriteTransaction, table: Table, key: &str) -> Result<(), Strin
 }
 
 impl MappingStore for RedbStore {
-    async fn commit(&mut self, transactions: &[Transaction]) -> Result<(), CommitError> {
+    async fn commit(
+        &mut self,
+        transactions: &[Transaction],
+    ) -> Result<Vec<SharedEvents>, CommitError> {
         let database = self.database.clone();
         let transactions = transactions.to_vec();
         // All of them in one transaction of the database: the disk is written once.
@@ -223,7 +231,7 @@ impl MappingStore for RedbStore {
             write.commit().map_err(text)
         });
         match written.await {
-            Ok(result) => result.map_err(CommitError),
+            Ok(result) => result.map(|()| Vec::new()).map_err(CommitError),
             Err(e) => Err(CommitError(e.to_string())),
         }
     }
@@ -268,6 +276,7 @@ mod tests {
                 },
             ]),
             monitors: Some(vec!["10.0.0.0/8".parse().unwrap()]),
+            revision: 0,
         };
         let mapping = |n: u8| StoredMapping {
             id: n.into(),
@@ -287,10 +296,13 @@ mod tests {
             StoreChange::RemoveWatcher("B".into()),
             StoreChange::PutMapping(mapping(1)),
             StoreChange::PutMapping(mapping(2)),
-            StoreChange::RemoveMapping(mapping(2)),
-            StoreChange::PutHold(hold(2)),
-            StoreChange::PutHold(hold(3)),
+            StoreChange::HoldMapping(mapping(2)),
+            StoreChange::PutMapping(mapping(3)),
+            StoreChange::HoldMapping(mapping(3)),
             StoreChange::RemoveHold(hold(3)),
+            StoreChange::PutMapping(mapping(4)),
+            StoreChange::HoldMapping(mapping(4)),
+            StoreChange::ResumeMapping(mapping(4)),
         ];
         let transaction = Transaction {
             sequence: 1,
@@ -305,7 +317,7 @@ mod tests {
             stored,
             StoredServer {
                 watchers: vec![watcher],
-                mappings: vec![mapping(1)],
+                mappings: vec![mapping(1), mapping(4)],
                 holds: vec![hold(2)],
             }
         );
@@ -317,7 +329,7 @@ mod tests {
         // A larger pool has the mappings too.
         let large = pool("239.1.0.0/16");
         let (store, stored) = RedbStore::open(&path, &large).unwrap();
-        assert_eq!(stored.mappings, [mapping(1)]);
+        assert_eq!(stored.mappings, [mapping(1), mapping(4)]);
         drop(store);
         let (store, _) = RedbStore::open(&path, &small).unwrap();
         drop(store);

@@ -10,13 +10,16 @@ mod amt_linux;
 mod amt_paths;
 mod amt_relay;
 mod attacks;
+mod bandwidth;
 mod checksums;
 mod compose;
 mod containers_soak;
 mod control;
+mod discovery;
 mod docker;
 mod docker_faults;
 mod doctor;
+mod driad_ingest;
 mod drops;
 mod ebpf;
 mod ebpf_restart;
@@ -38,6 +41,7 @@ mod loops;
 mod membership_keeper;
 mod metrics;
 mod mnat;
+mod mnat_etcd;
 mod mnat_flags;
 mod mnat_reload;
 mod mnat_server;
@@ -68,6 +72,7 @@ mod traffic_tools;
 mod translate;
 mod translated_joins;
 mod ttl;
+mod tunnel_names;
 mod upgrade;
 
 /// Declares the functions of a module as cases named `module::function`.
@@ -97,6 +102,7 @@ pub fn all() -> Vec<Case> {
         amt_paths::cases(),
         amt_relay::cases(),
         attacks::cases(),
+        bandwidth::cases(),
         harness::cases(),
         routes::cases(),
         smcroute_forwarding::cases(),
@@ -107,12 +113,14 @@ pub fn all() -> Vec<Case> {
         gso::cases(),
         checksums::cases(),
         ttl::cases(),
+        tunnel_names::cases(),
         upgrade::cases(),
         host_environment::cases(),
         metrics::cases(),
         openapi::cases(),
         operation::cases(),
         doctor::cases(),
+        driad_ingest::cases(),
         drops::cases(),
         ebpf::cases(),
         ebpf_restart::cases(),
@@ -121,6 +129,7 @@ pub fn all() -> Vec<Case> {
         trace::cases(),
         external_programs::cases(),
         prometheus::cases(),
+        discovery::cases(),
         docker::cases(),
         docker_faults::cases(),
         podman::cases(),
@@ -153,6 +162,7 @@ pub fn all() -> Vec<Case> {
         translate::cases(),
         translated_joins::cases(),
         mnat::cases(),
+        mnat_etcd::cases(),
         mnat_flags::cases(),
         mnat_reload::cases(),
         mnat_server::cases(),

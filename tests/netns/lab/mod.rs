@@ -1,5 +1,6 @@
 //! The laboratory: namespaces, programs that run in them, and packets sent and received.
 
+pub mod avahi;
 pub mod bpffs;
 pub mod control;
 pub mod dns;

@@ -31,8 +31,8 @@ use crate::actors::shared::RouterContext;
 use crate::actors::supervision::{DeathGuard, Stop, panics_on_demand};
 use crate::amt::driad::candidates;
 use crate::amt::resolver::RelayResolver;
-use crate::amt::{AmtRandom, LookupKey};
-use crate::model::{Group, InterfaceId, ProxyRule, SourceFilter};
+use crate::amt::{AmtRandom, AmtRefusal, LookupKey};
+use crate::model::{Group, IfName, InterfaceId, ProxyRule, SourceFilter};
 use crate::planes::tunnel::ControlDatagram;
 
 /// Interval at which traffic and metrics are read, and sockets that could not be opened are tried
@@ -94,7 +94,9 @@ impl Amt {
                 continue;
             };
             let mut kept = self.gateways.remove(&id);
-            if let Some(former) = kept.as_mut().filter(|former| former.settings() != gateway) {
+            let is_other =
+                |former: &&mut GatewayService| !former.settings().has_same_tunnels(gateway);
+            if let Some(former) = kept.as_mut().filter(is_other) {
                 former.end(now, &self.context);
                 kept = None;
             }
@@ -102,6 +104,7 @@ impl Amt {
                 let port = tunnels.gateway(id);
                 let control = tokio_stream(port.connect());
                 ctx.add_message_stream(control.map(move |datagram| FromRelay { id, datagram }));
+                announce_refusals(&self.context, &gateway.name);
                 let random = AmtRandom::new(self.random.bytes());
                 GatewayService::new(gateway.clone(), port, random)
             });
@@ -121,6 +124,7 @@ impl Amt {
                     let port = tunnels.relay(id);
                     let random = AmtRandom::new(self.random.bytes());
                     let inherited = self.context.inherited_relays.take(&relay.name);
+                    announce_refusals(&self.context, &relay.name);
                     RelayService::new(now, relay.clone(), port, random, inherited.as_ref())
                 }
             };
@@ -149,7 +153,13 @@ impl Amt {
     /// Drives what is due at intervals.
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
-        for gateway in self.gateways.values_mut() {
+        let snapshot = self.context.snapshot.load();
+        for (id, gateway) in &mut self.gateways {
+            let ingress = snapshot.fib.ingresses.get(id);
+            let limit = ingress.and_then(|ingress| ingress.bandwidth);
+            // Without a limit nothing updates the list.
+            let refused = limit.map(|_| self.context.streams.bandwidth.refused(*id));
+            gateway.set_refused(&refused.unwrap_or_default());
             gateway.tick(now, &self.context);
         }
         for (id, relay) in &mut self.relays {
@@ -250,6 +260,14 @@ fn report_members(
     if !changes.is_empty() {
         let message = MembershipChanged { index, changes };
         context.directory.do_send(message);
+    }
+}
+
+/// Exports a zero for each reason, so that the first refusal counts as an increase.
+fn announce_refusals(context: &RouterContext, interface: &IfName) {
+    for reason in AmtRefusal::ALL {
+        let metrics = &context.catalog.amt;
+        metrics.count_refused(interface.as_str(), reason.label(), 0);
     }
 }
 
