@@ -125,8 +125,9 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "model",
             "table",
-            // Captures that another process continues.
+            // Captures and relays that another process continues.
             "pipeline::capture_handle",
+            "amt::saved",
             "planes",
             "sys",
             "metrics",

@@ -1,20 +1,21 @@
 //! AMT over paths with NAT, delay, loss and reordering, and relays that accept no gateway.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::amt::{AmtTopology, RELAY, gateway_settings, joined_groups, tunnels};
 use super::cases;
 use crate::lab::impaired_path::fill_in_checksums;
 use crate::lab::proxy::{join_source, joined};
 use crate::lab::{
-    Capture, ImpairedPath, Impairment, Lab, LinkEnd, Ns, NumberedStream, Router, connect_all,
-    eventually, sequence_number, wait_until,
+    Capture, ImpairedPath, Impairment, Lab, LinkEnd, Ns, NumberedStream, Router, UdpRx,
+    connect_all, eventually, measures, sequence_number, wait_until,
 };
 
 cases!("amt_paths":
     #[Program("ethtool", "ethtool")] #[Iptables] streams_cross_nat_with_delay_loss_and_reordering,
     #[Iptables] tunnel_follows_the_port_of_a_nat,
     relay_at_its_limit_leaves_gateways_to_another,
+    #[Program("ethtool", "ethtool")] joins_take_a_round_trip_through_a_tunnel,
 );
 
 const GROUP: &str = "232.1.1.1";
@@ -174,4 +175,45 @@ fn relay_at_its_limit_leaves_gateways_to_another(lab: &Lab) {
     let labels = [("result", "limit_reached"), ("way", "address")];
     gateway.expect_metric("mcastor_amt_discoveries_total", &labels, 1);
     first.stop();
+}
+
+/// Time from a join to the first packet, with a round trip of 100 ms. The first join includes the
+/// discovery of the relay and a query.
+fn joins_take_a_round_trip_through_a_tunnel(lab: &Lab) {
+    const ROUND_TRIP_MS: u64 = 100;
+    let topology = AmtTopology::new(lab);
+    let impairment = Impairment {
+        delay: Duration::from_millis(ROUND_TRIP_MS / 2),
+        ..Impairment::default()
+    };
+    let _path = impair(lab, &topology, impairment);
+    let _relay = topology.relay(lab);
+    let _gateway = topology.gateway(lab, "\"10.1.0.1\"");
+    let groups: Vec<String> = (1..=8).map(|n| format!("232.1.3.{n}")).collect();
+    let send = |group: &String| {
+        let to = format!("{group}:5000");
+        NumberedStream::start(&topology.src, "eth0", STREAM[0], &to, 200)
+    };
+    let senders: Vec<NumberedStream> = groups.iter().map(send).collect();
+    let mut times = Vec::new();
+    let mut members = Vec::new();
+    for group in &groups {
+        let receiver = UdpRx::bind(&topology.rcv, "eth1", &format!("{group}:5000"));
+        let started = Instant::now();
+        members.push(join_source(&topology.rcv, "eth1", "10.0.0.10", group));
+        let arrived = wait_until(crate::lab::TIMEOUT, || receiver.count() > 0);
+        assert!(arrived, "no packet to {group}");
+        times.push(started.elapsed().as_millis() as u64);
+    }
+    drop(senders);
+    let first = times.remove(0);
+    times.sort_unstable();
+    let median = times[times.len() / 2];
+    println!("first join {first} ms, later joins {median} ms (median), {times:?}");
+    let most = if measures() {
+        2 * ROUND_TRIP_MS + 5
+    } else {
+        2_000
+    };
+    assert!(median >= ROUND_TRIP_MS && median <= most, "{times:?} ms");
 }
