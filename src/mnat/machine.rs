@@ -27,6 +27,8 @@ use super::saved::{SavedMnat, SavedWatcher};
 pub const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Shortest interval between requests for the mappings, if the server answers when something changes.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Shortest time that the server is asked to wait for a change.
+const MIN_WAIT: Duration = Duration::from_secs(1);
 /// Time between two answers to requests for the mappings after which the server was away. An ingress
 /// expects each egress to poll within this time.
 const OUTAGE: Duration = Duration::from_millis(POLL_INTERVAL.as_millis() as u64 * 5 / 4);
@@ -196,7 +198,8 @@ impl Machine {
         }
     }
 
-    /// Returns session, joins and mappings as data. `server` is that of the session.
+    /// Returns session, joins and mappings as data. `server` is that of the session. The transitions
+    /// are those of a [`super::RoutePlan`].
     pub fn saved(&self, clock: &ClockReading, server: (String, u16)) -> SavedMnat {
         let refresh_interval_ms = self.refresh_interval.as_millis() as u64;
         let watcher = match &self.session {
@@ -212,6 +215,7 @@ impl Machine {
             watcher,
             mappings: self.mappings.saved(clock),
             joins: self.mappings.joins().collect(),
+            transitions: Vec::new(),
         }
     }
 
@@ -325,9 +329,13 @@ impl Machine {
             }
             (Session::Registered(id), Op::Refresh) => MnatRequest::refresh(id),
             (Session::Registered(id), _) => {
-                // The server answers before the next refresh.
+                // The server answers before the next refresh, and in time after the last answer if
+                // another request cancelled a poll.
                 let until_refresh = self.refresh_at.saturating_duration_since(now);
-                let wait = until_refresh.clamp(Duration::from_secs(1), POLL_INTERVAL);
+                let answered = self.last_poll.unwrap_or(now);
+                let until_late = answered + POLL_INTERVAL + MIN_WAIT;
+                let until_late = until_late.saturating_duration_since(now);
+                let wait = until_refresh.min(until_late).clamp(MIN_WAIT, POLL_INTERVAL);
                 // The first response after the server knows all joins ends mappings, even if it is
                 // that of the poll before.
                 let known = self.entity_tag.clone();

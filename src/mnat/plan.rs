@@ -18,6 +18,8 @@ use super::channel::Channel;
 use super::config::MnatRole;
 use super::machine::{POLL_INTERVAL, RECOVERY_TIME};
 use super::mappings::MappingChange;
+use super::saved::SavedTransition;
+use crate::model::ClockReading;
 
 /// How long an ingress keeps sending on the old local channel after a swap: one poll interval, and
 /// the time for the response.
@@ -61,6 +63,8 @@ struct Transition {
     pending: VecDeque<(Channel, Instant)>,
     /// Of an egress, the local channel whose first packet completes the transition.
     awaited: Option<Awaited>,
+    /// Of an egress, the local channel of the mapping.
+    newest: Option<Channel>,
 }
 
 /// A local channel from which no packet has arrived yet.
@@ -97,12 +101,93 @@ impl RoutePlan {
         }
     }
 
+    /// Returns the transitions as data.
+    pub fn saved(&self, clock: &ClockReading) -> Vec<SavedTransition> {
+        let saved = |(global, transition): (&Channel, &Transition)| {
+            let current = match self.role {
+                MnatRole::Ingress => *self.routes.get(global)?,
+                MnatRole::Egress => transition.newest?,
+            };
+            let pending = transition.pending.iter();
+            let pending = pending.map(|(local, at)| (*local, clock.to_boot(*at)));
+            Some(SavedTransition {
+                global: *global,
+                current,
+                pending: pending.collect(),
+            })
+        };
+        self.transitions.iter().filter_map(saved).collect()
+    }
+
+    /// Continues saved transitions, before the restored mappings are added. `mappings` has the local
+    /// channels of those; transitions to other ones are ignored.
+    pub fn restore(
+        &mut self,
+        clock: &ClockReading,
+        saved: &[SavedTransition],
+        mappings: &BTreeMap<Channel, Channel>,
+    ) {
+        let longest = match self.role {
+            MnatRole::Ingress => INGRESS_DELAY_AFTER_OUTAGE,
+            MnatRole::Egress => EGRESS_OVERLAP,
+        };
+        for transition in saved {
+            let global = transition.global;
+            let newest = match self.role {
+                MnatRole::Ingress => transition.pending.last().map(|(newest, _)| *newest),
+                MnatRole::Egress => Some(transition.current),
+            };
+            if newest.is_none() || newest != mappings.get(&global).copied() {
+                continue;
+            }
+            let mut current = transition.current;
+            let mut pending = VecDeque::new();
+            for (local, at) in transition.pending.iter().take(MAX_PENDING) {
+                match clock.running_timer(*at, longest) {
+                    Some(at) => pending.push_back((*local, at)),
+                    None => current = *local,
+                }
+            }
+            let locals: Vec<Channel> = pending.iter().map(|(local, _)| *local).collect();
+            let Some(newest) = newest.filter(|_| !locals.is_empty()) else {
+                continue;
+            };
+            let awaited = (self.role == MnatRole::Egress).then_some(Awaited {
+                local: newest,
+                packets: None,
+            });
+            self.transitions.insert(
+                global,
+                Transition {
+                    pending,
+                    awaited,
+                    newest: Some(newest),
+                },
+            );
+            match self.role {
+                MnatRole::Ingress => {
+                    for local in locals.into_iter().chain([current]) {
+                        self.owners.entry(local).or_insert(global);
+                    }
+                    self.install(global, current);
+                }
+                MnatRole::Egress => locals.iter().for_each(|old| self.install(global, *old)),
+            }
+        }
+    }
+
     /// Applies a change of a mapping.
     pub fn apply(&mut self, now: Instant, change: &MappingChange) {
         match *change {
             MappingChange::Add { global, local, .. } => {
                 self.claim(global, local);
-                self.install(global, local);
+                let transition = self.transitions.get(&global);
+                let newest = transition.and_then(|t| t.pending.back());
+                let is_restored = newest.is_some_and(|(newest, _)| *newest == local);
+                // An ingress does not send on a local channel before its time.
+                if !is_restored || self.role == MnatRole::Egress {
+                    self.install(global, local);
+                }
             }
             MappingChange::Remove { global, local, .. } => self.remove(global, local),
             MappingChange::Swap {
@@ -146,6 +231,7 @@ impl RoutePlan {
         let transition = self.transitions.entry(global).or_default();
         transition.pending.retain(|(local, _)| *local != new);
         transition.pending.push_back((old, until));
+        transition.newest = Some(new);
         // A packet of an earlier local channel does not show that the ingress knows of this change.
         transition.awaited = (!is_received).then_some(Awaited {
             local: new,
@@ -456,6 +542,51 @@ mod tests {
         plan.handle_timeout(now + INGRESS_DELAY * 4);
         assert_eq!(steps(&mut plan), []);
         assert!(plan.owners.is_empty());
+    }
+
+    /// Saves a plan and restores it `after` later.
+    fn restarted(plan: &RoutePlan, now: Instant, after: Duration, mapping: Channel) -> RoutePlan {
+        let reading = |now, ms| ClockReading {
+            now,
+            boot: crate::model::BootTime::from_ms(ms),
+        };
+        let saved = plan.saved(&reading(now, 500_000));
+        let later = reading(now + after, 500_000 + after.as_millis() as u64);
+        let [g, _] = globals();
+        let mut restored = RoutePlan::new(plan.role);
+        restored.restore(&later, &saved, &[(g, mapping)].into());
+        restored.apply(now + after, &add(g, mapping));
+        restored
+    }
+
+    #[test]
+    fn transition_continues_after_a_restart() {
+        let (now, [g, _], [a, b, c]) = (Instant::now(), globals(), locals());
+        let after = Duration::from_secs(3);
+        let mut ingress = RoutePlan::new(MnatRole::Ingress);
+        ingress.apply(now, &add(g, a));
+        ingress.apply(now, &swap(a, b));
+        let mut restored = restarted(&ingress, now, after, b);
+        assert_eq!(steps(&mut restored), [install(g, a)]);
+        assert_eq!(restored.poll_timeout(), Some(now + INGRESS_DELAY));
+        restored.handle_timeout(now + INGRESS_DELAY);
+        assert_eq!(steps(&mut restored), [install(g, b)]);
+        // Its time has come meanwhile, or the mapping is another one.
+        let mut late = restarted(&ingress, now, INGRESS_DELAY, b);
+        assert_eq!(steps(&mut late), [install(g, b)]);
+        let mut other = restarted(&ingress, now, after, c);
+        assert_eq!(steps(&mut other), [install(g, c)]);
+
+        let mut egress = RoutePlan::new(MnatRole::Egress);
+        egress.apply(now, &add(g, a));
+        egress.apply(now, &swap(a, b));
+        let mut restored = restarted(&egress, now, after, b);
+        assert_eq!(steps(&mut restored), [install(a, g), install(b, g)]);
+        assert_eq!(restored.awaited_routes().collect::<Vec<_>>(), [(b, g)]);
+        restored.handle_packet_count(now + after, (b, g), 0);
+        restored.handle_packet_count(now + after, (b, g), 1);
+        restored.handle_timeout(now + after + LINGER);
+        assert_eq!(steps(&mut restored), [withdraw(a)]);
     }
 
     #[test]

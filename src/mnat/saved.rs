@@ -18,6 +18,9 @@ pub struct SavedMnat {
     pub mappings: Vec<SavedMapping>,
     /// The channels that an egress requests.
     pub joins: Vec<Channel>,
+    /// The transitions of mappings that are not complete.
+    #[serde(default)]
+    pub transitions: Vec<SavedTransition>,
 }
 
 /// A watcher id that the server knows.
@@ -27,6 +30,18 @@ pub struct SavedWatcher {
     pub id: String,
     /// The interval at which it is refreshed, in milliseconds.
     pub refresh_interval_ms: u64,
+}
+
+/// A mapping with several local channels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedTransition {
+    /// The global channel.
+    pub global: Channel,
+    /// The local channel that an ingress sends on, and that an egress received last.
+    pub current: Channel,
+    /// Of an ingress the later, of an egress the earlier local channels, and when each one starts or
+    /// ends. Oldest first.
+    pub pending: Vec<(Channel, BootTime)>,
 }
 
 /// A mapping in use.

@@ -84,8 +84,8 @@ pub struct Transaction {
 /// What happened in a shared store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SharedEvent {
-    /// A watcher was added or replaced; by this server, if the flag is set.
-    Watcher(StoredWatcher, bool),
+    /// A watcher was added or replaced; by this transaction, if this server did it.
+    Watcher(StoredWatcher, Option<u64>),
     /// A watcher expired.
     WatcherExpired(String),
     /// An assignment was added.

@@ -164,6 +164,13 @@ impl ServerMachine {
         self.is_shared && watcher.is_some_and(|w| w.channels().any(is_proposed))
     }
 
+    /// Returns whether a watcher has these joins.
+    pub fn has_joins(&self, set: &JoinedSet) -> bool {
+        let watcher = self.keys.get(set.id.as_str());
+        let watcher = watcher.and_then(|key| self.watchers.get(key));
+        watcher.is_some_and(|w| w.stored().joined.as_ref() == Some(&set.joined))
+    }
+
     /// Takes over what happened in the shared store.
     pub fn absorb(&mut self, events: SharedEvents, now: Instant) {
         if events.is_complete {
@@ -172,7 +179,7 @@ impl ServerMachine {
         let mut touched = Vec::new();
         for event in events.events {
             match event {
-                SharedEvent::Watcher(watcher, is_own) => self.absorb_watcher(watcher, is_own, now),
+                SharedEvent::Watcher(watcher, own) => self.absorb_watcher(watcher, own, now),
                 SharedEvent::WatcherExpired(id) => {
                     if let Some(key) = self.keys.get(id.as_str()).copied() {
                         self.remove_watcher(key, now, Origin::Elsewhere);
@@ -227,7 +234,7 @@ impl ServerMachine {
         effects.touched
     }
 
-    fn absorb_watcher(&mut self, stored: StoredWatcher, is_own: bool, now: Instant) {
+    fn absorb_watcher(&mut self, stored: StoredWatcher, own: Option<u64>, now: Instant) {
         let known = self.keys.get(stored.id.as_str()).copied();
         let key = known.unwrap_or_else(|| {
             let identity = stored.identity.clone().map(Arc::from);
@@ -237,8 +244,9 @@ impl ServerMachine {
             return;
         };
         watcher.revision = stored.revision;
-        // What this server wrote may be older than what it has.
-        if (is_own && known.is_some()) || watcher.stored() == stored {
+        // A later transaction of this server is not committed yet.
+        let is_outdated = own.is_some_and(|own| own < watcher.written);
+        if is_outdated || watcher.stored() == stored {
             return;
         }
         let is_registered = stored.joined.is_some();
@@ -360,8 +368,12 @@ impl ServerMachine {
                         format!("a watcher may join {max_joins} channels at most"),
                     ));
                 }
-                let stored = self.watchers.get(&key).map(Watcher::stored);
-                if stored.is_some_and(|w| w.joined.as_ref() == Some(&set.joined)) {
+                if self.has_joins(&set) {
+                    if self.is_shared {
+                        // Another server may be about to commit an earlier request. The condition of
+                        // that change is no longer met.
+                        self.put_watcher(key, false);
+                    }
                     return Ok(ServerReply::Done);
                 }
                 let is_new = self.replace_joined(key, set.joined, now, Origin::Here);
@@ -486,6 +498,7 @@ impl ServerMachine {
             expires,
             version: self.version,
             revision: 0,
+            written: 0,
             is_prototype: false,
             is_notified: false,
         };
@@ -495,7 +508,8 @@ impl ServerMachine {
 
     /// Has the store keep a watcher.
     fn put_watcher(&mut self, key: WatcherKey, is_new: bool) -> ServerReply {
-        if let Some(watcher) = self.watchers.get(&key) {
+        if let Some(watcher) = self.watchers.get_mut(&key) {
+            watcher.written = self.version + 1;
             let change = StoreChange::PutWatcher(watcher.stored());
             self.transaction.push(change);
         }

@@ -203,12 +203,11 @@ impl ServerSite {
                 let sequence = self.machine.borrow().sequence();
                 self.committed(sequence).await;
             }
-            // Without effect if the joins are the same.
-            let (_, sequence) = self.handle(ServerRequest::SetJoined(set.clone()), caller);
-            self.committed(sequence).await;
-            if !self.machine.borrow().has_proposals(&set.id) {
+            if self.machine.borrow().has_joins(set) {
                 return;
             }
+            let (_, sequence) = self.handle(ServerRequest::SetJoined(set.clone()), caller);
+            self.committed(sequence).await;
         }
     }
 

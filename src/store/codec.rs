@@ -144,7 +144,7 @@ mod tests {
     use crate::membership::saved::{
         SavedDownstream, SavedGroup, SavedInterface, SavedQuerier, SavedQueries,
     };
-    use crate::mnat::saved::{SavedMapping, SavedMnat, SavedWatcher};
+    use crate::mnat::saved::{SavedMapping, SavedMnat, SavedTransition, SavedWatcher};
 
     const BOOT: &str = "b32f4a2c-0000-4000-8000-000000000001";
 
@@ -207,6 +207,11 @@ mod tests {
                 confirmed: time(48_000),
             }],
             joins: vec![channel("10.0.0.1", "232.1.1.1")],
+            transitions: vec![SavedTransition {
+                global: channel("10.0.0.1", "232.1.1.1"),
+                current: channel("10.9.9.9", "232.2.2.2"),
+                pending: vec![(channel("10.9.9.9", "232.2.2.1"), time(90_000))],
+            }],
         };
         StoredState {
             boot_id: BOOT.into(),

@@ -881,6 +881,28 @@ fn refresh_is_not_delayed_by_a_waiting_poll() {
     assert!(test.machine.should_cancel(test.now));
 }
 
+/// A cancelled poll does not start the wait again: an answer after 12.5 seconds would count as an
+/// outage.
+#[test]
+fn poll_after_a_cancelled_one_waits_for_the_rest_of_the_interval() {
+    let mut test = TestMachine::new(MnatRole::Egress);
+    test.set_joins(&[global(1)]);
+    test.start_session("A");
+    test.push("1", Some(&[entry(global(1), Some(local(1)))]));
+    test.set_joins(&[global(1), global(2)]);
+    test.expect(Op::Join, Err("refused"));
+    test.push("2", Some(&[entry(global(1), Some(local(1)))]));
+    assert_eq!(test.next_request().op, Op::Poll);
+    test.now += 9 * SECOND;
+    assert!(test.machine.should_cancel(test.now));
+    test.machine.handle_cancelled();
+    test.expect(Op::Join, Ok((204, "")));
+    let request = test.next_request();
+    assert_eq!(known(&request), Some("2"));
+    let wait = request.wait.expect("a wait").time;
+    assert!(wait <= 2 * SECOND, "{wait:?}");
+}
+
 #[test]
 fn first_mappings_after_all_egresses_returned_are_read_again() {
     let mut test = TestMachine::new(MnatRole::Ingress);

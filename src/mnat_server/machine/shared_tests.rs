@@ -44,7 +44,7 @@ impl SimulatedStore {
                 watcher.revision = self.log.len() as u64 + 1;
                 self.watchers
                     .insert(watcher.id.clone(), (watcher.clone(), expires));
-                SharedEvent::Watcher(watcher, false)
+                SharedEvent::Watcher(watcher, None)
             }
             StoreChange::PutMapping(m) => {
                 let is_taken = self.owner(self.slot(m.local)).is_some();
@@ -97,7 +97,7 @@ impl SimulatedStore {
             None => SharedEvent::Mapping(*m),
         });
         let watchers = self.watchers.values();
-        let watchers = watchers.map(|(w, _)| SharedEvent::Watcher(w.clone(), false));
+        let watchers = watchers.map(|(w, _)| SharedEvent::Watcher(w.clone(), None));
         SharedEvents {
             is_complete: true,
             events: mappings.chain(watchers).collect(),
@@ -124,7 +124,8 @@ struct Server {
     prolonged: BTreeSet<String>,
     /// How much of the log it has seen.
     position: usize,
-    own: BTreeSet<usize>,
+    /// The own transactions in the log that it has not seen.
+    own: BTreeMap<usize, u64>,
     written: BTreeMap<String, (u64, u64)>,
     is_cut_off: bool,
 }
@@ -138,7 +139,7 @@ impl Server {
             queue: VecDeque::new(),
             prolonged: BTreeSet::new(),
             position: store.log.len(),
-            own: BTreeSet::new(),
+            own: BTreeMap::new(),
             written: BTreeMap::new(),
             is_cut_off: false,
         }
@@ -158,11 +159,11 @@ impl Server {
     fn follow(&mut self, store: &SimulatedStore, until: usize, now: Instant) {
         while self.position < until {
             let mut event = store.log[self.position].clone();
-            let is_own = self.own.remove(&self.position);
+            let own_transaction = self.own.remove(&self.position);
             match &mut event {
                 SharedEvent::Watcher(watcher, own) => {
-                    *own = is_own;
-                    if !is_own {
+                    *own = own_transaction;
+                    if own.is_none() {
                         self.written.remove(&watcher.id);
                     }
                 }
@@ -189,18 +190,19 @@ impl Server {
         self.collect(now);
         let count = count.min(self.queue.len());
         let batch: Vec<Transaction> = self.queue.drain(..count).collect();
-        for mut change in batch.into_iter().flat_map(|t| t.changes) {
+        let numbered = |t: Transaction| t.changes.into_iter().map(move |c| (t.sequence, c));
+        for (sequence, mut change) in batch.into_iter().flat_map(numbered) {
             let mut before = None;
             if let StoreChange::PutWatcher(watcher) = &mut change {
-                before = Some((watcher.id.clone(), watcher.revision));
-                if let Some((known, since)) = self.written.get(&watcher.id)
-                    && *known == watcher.revision
-                {
-                    watcher.revision = *since;
-                }
+                let revision = watcher.revision;
+                let own = self.written.get(&watcher.id).copied();
+                let own = own.filter(|(first, since)| (*first..=*since).contains(&revision));
+                let (first, since) = own.unwrap_or((revision, revision));
+                before = Some((watcher.id.clone(), first));
+                watcher.revision = since;
             }
             if store.commit(change, now) {
-                self.own.insert(store.log.len() - 1);
+                self.own.insert(store.log.len() - 1, sequence);
                 if let Some((id, revision)) = before {
                     self.written.insert(id, (revision, store.log.len() as u64));
                 }
@@ -299,7 +301,15 @@ fn servers_with_a_shared_store_behave_as_one() {
                 // The client waits for the answer.
                 for _ in 0..3 {
                     server.settle(&mut store, now);
-                    server.set_joined(&id, &wanted, now);
+                    let joined = wanted.iter().copied().map(Subscription::Channel);
+                    let joined = joined.collect();
+                    let set = JoinedSet {
+                        id: id.clone(),
+                        joined,
+                    };
+                    if !server.machine.has_joins(&set) {
+                        server.set_joined(&set.id, &wanted, now);
+                    }
                 }
                 server.settle(&mut store, now);
                 assert!(!server.machine.has_proposals(&id));
@@ -376,6 +386,9 @@ fn servers_with_a_shared_store_behave_as_one() {
         // After some time without requests, all servers have the state of the store, and it is
         // complete.
         servers.iter_mut().for_each(|s| s.is_cut_off = false);
+        for (_, expires) in store.watchers.values_mut() {
+            *expires = now + WATCHER_LEASE;
+        }
         for _ in 0..30 {
             now += Duration::from_millis(500);
             servers.iter_mut().for_each(|s| s.settle(&mut store, now));
@@ -385,7 +398,8 @@ fn servers_with_a_shared_store_behave_as_one() {
         let joined = store.joined();
         let active = store.mappings.values().filter(|(_, until)| until.is_none());
         let active: BTreeMap<_, _> = active.map(|(m, _)| (m.global, (m.id, m.local))).collect();
-        assert!(active.keys().all(|global| joined.contains(global)));
+        let unjoined = active.keys().find(|global| !joined.contains(global));
+        assert_eq!(unjoined, None, "assigned, but not joined");
         let held = store.mappings.len() - active.len();
         for server in &servers {
             assert_eq!(server.position, store.log.len());

@@ -35,6 +35,8 @@ pub struct Watcher {
     pub version: u64,
     /// The revision at which the shared store has it; 0 if it is new.
     pub revision: u64,
+    /// The last transaction that wrote it.
+    pub written: u64,
     /// It requested mappings as the prototype does.
     pub is_prototype: bool,
     /// The output says that its mappings changed.

@@ -30,7 +30,7 @@
 //! **Time.** Leases run in etcd. While it has no quorum nothing expires, and a new leader starts all
 //! leases again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,8 +73,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
 /// Interval at which the connection is checked if nothing is written.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Revisions of own commits that are remembered until the watch delivers them.
-const MAX_OWN_REVISIONS: usize = 4096;
+/// Own commits that are remembered until the watch delivers them.
+const MAX_OWN_COMMITS: usize = 4096;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -117,9 +117,10 @@ pub struct EtcdStore {
     revision: u64,
     /// Events that were read, but not returned yet.
     events: VecDeque<SharedEvents>,
-    /// Revisions of own commits that the watch has not delivered.
-    own_revisions: BTreeSet<u64>,
-    /// The revision that a watcher had before the last own commit, and since.
+    /// Own commits that the watch has not delivered: the transaction that wrote a watcher, by
+    /// revision and watcher id.
+    own_commits: BTreeMap<u64, AHashMap<String, u64>>,
+    /// By watcher id, the result of [`Self::own_writes`].
     written: AHashMap<String, (u64, u64)>,
 }
 
@@ -140,7 +141,7 @@ impl EtcdStore {
             watch: None,
             revision: 0,
             events: VecDeque::new(),
-            own_revisions: BTreeSet::new(),
+            own_commits: BTreeMap::new(),
             written: AHashMap::new(),
         };
         let deadline = Instant::now() + START_TIMEOUT;
@@ -211,7 +212,7 @@ impl EtcdStore {
                     let text = decode(&row["value"]).unwrap_or_default();
                     pool = Some(String::from_utf8_lossy(&text).into_owned());
                 }
-                events.extend(put_event(&key, row, false));
+                events.extend(put_event(&key, row, None));
                 from = key;
                 from.push(0);
             }
@@ -221,7 +222,7 @@ impl EtcdStore {
         }
         self.watch = None;
         self.revision = revision;
-        self.own_revisions.clear();
+        self.own_commits.clear();
         sort(&mut events);
         let is_complete = true;
         let state = SharedEvents {
@@ -278,10 +279,9 @@ impl EtcdStore {
             let Some(key) = decode(&pair["key"]) else {
                 continue;
             };
-            let is_own = self.own_revisions.contains(&at);
             events.extend(match row["type"] == "DELETE" {
                 true => removed_event(&key),
-                false => put_event(&key, pair, is_own),
+                false => put_event(&key, pair, self.own_commits.get(&at)),
             });
         }
         self.deliver(revision, events);
@@ -291,13 +291,13 @@ impl EtcdStore {
     /// Adds the events of a revision.
     fn deliver(&mut self, revision: u64, mut events: Vec<SharedEvent>) {
         self.revision = self.revision.max(revision);
-        self.own_revisions = self.own_revisions.split_off(&revision);
+        self.own_commits = self.own_commits.split_off(&revision);
         if events.is_empty() {
             return;
         }
         sort(&mut events);
         for event in &events {
-            if let SharedEvent::Watcher(StoredWatcher { id, .. }, false)
+            if let SharedEvent::Watcher(StoredWatcher { id, .. }, None)
             | SharedEvent::WatcherExpired(id) = event
             {
                 self.written.remove(id);
@@ -330,11 +330,13 @@ impl EtcdStore {
 
     /// Returns the changes of transactions in batches. The changes of a batch concern different keys:
     /// etcd refuses two writes of a key in one transaction.
-    fn batches<'t>(&self, transactions: &'t [Transaction]) -> Vec<Vec<&'t StoreChange>> {
+    fn batches<'t>(&self, transactions: &'t [Transaction]) -> Vec<Vec<(u64, &'t StoreChange)>> {
         let mut batches = vec![Vec::new()];
         let mut keys = AHashSet::new();
         let mut bytes = 0;
-        for change in transactions.iter().flat_map(|t| &t.changes) {
+        let all = transactions.iter();
+        let all = all.flat_map(|t| t.changes.iter().map(|change| (t.sequence, change)));
+        for (sequence, change) in all {
             let (of_change, len) = match change {
                 StoreChange::PutWatcher(watcher) => {
                     let joins = watcher.joined.as_ref().map_or(0, Vec::len);
@@ -358,20 +360,22 @@ impl EtcdStore {
             keys.extend(of_change);
             bytes += len;
             if let Some(batch) = batches.last_mut() {
-                batch.push(change);
+                batch.push((sequence, change));
             }
         }
         batches
     }
 
-    /// Commits changes that concern different keys. Returns the revision.
-    async fn commit_batch(&mut self, changes: &[&StoreChange]) -> Result<u64, EtcdError> {
-        let is_hold = |change: &&&StoreChange| matches!(change, StoreChange::HoldMapping(_));
+    /// Commits changes that concern different keys, each with the number of its transaction. Returns
+    /// the revision.
+    async fn commit_batch(&mut self, changes: &[(u64, &StoreChange)]) -> Result<u64, EtcdError> {
+        let is_hold =
+            |change: &&(u64, &StoreChange)| matches!(change.1, StoreChange::HoldMapping(_));
         let hold_lease = match changes.iter().find(is_hold) {
             Some(_) => self.grant(0, HOLD_TTL).await?,
             None => 0,
         };
-        for change in changes {
+        for (_, change) in changes {
             if let StoreChange::PutWatcher(watcher) = change
                 && watcher.revision == 0
             {
@@ -381,23 +385,36 @@ impl EtcdStore {
         let tick = json!({ "request_put": { "key": encode(key("tick", "")) } });
         let nested = changes
             .iter()
-            .map(|change| json!({ "request_txn": self.operation(change, hold_lease) }));
+            .map(|(_, change)| json!({ "request_txn": self.operation(change, hold_lease) }));
         let success: Vec<Value> = std::iter::once(tick).chain(nested).collect();
         let body = json!({ "success": success }).to_string();
         let answers = self.api.call("/v3/kv/txn", body).await?;
         let answer = answers.first().unwrap_or(&Value::Null);
         let revision = number(&answer["header"]["revision"]);
-        if self.own_revisions.len() < MAX_OWN_REVISIONS && revision > self.revision {
-            self.own_revisions.insert(revision);
-        }
-        for (n, change) in changes.iter().enumerate() {
+        let mut own = AHashMap::new();
+        for (n, (sequence, change)) in changes.iter().enumerate() {
             let is_done = answer["responses"][n + 1]["response_txn"]["succeeded"] == true;
             if let (StoreChange::PutWatcher(watcher), true) = (change, is_done) {
-                let written = (watcher.revision, revision);
-                self.written.insert(watcher.id.clone(), written);
+                let (before, _) = self.own_writes(watcher);
+                self.written.insert(watcher.id.clone(), (before, revision));
+                own.insert(watcher.id.clone(), *sequence);
             }
         }
+        // Without this note, the watcher is taken over as if another server had written it.
+        if !own.is_empty() && revision > self.revision && self.own_commits.len() < MAX_OWN_COMMITS {
+            self.own_commits.insert(revision, own);
+        }
         Ok(revision)
+    }
+
+    /// Returns the revision that a watcher had before the own writes without a foreign one between
+    /// them, and the one that it has since. A change that was queued during these writes has a
+    /// revision within.
+    fn own_writes(&self, watcher: &StoredWatcher) -> (u64, u64) {
+        let revision = watcher.revision;
+        let written = self.written.get(&watcher.id).copied();
+        let written = written.filter(|(before, since)| (*before..=*since).contains(&revision));
+        written.unwrap_or((revision, revision))
     }
 
     /// Creates a lease. Returns its id; 0 lets etcd choose it.
@@ -415,9 +432,7 @@ impl EtcdStore {
     fn operation(&self, change: &StoreChange, hold_lease: u64) -> Value {
         match change {
             StoreChange::PutWatcher(watcher) => {
-                let known = self.written.get(&watcher.id);
-                let known = known.filter(|(before, _)| *before == watcher.revision);
-                let revision = known.map_or(watcher.revision, |(_, since)| *since);
+                let (_, revision) = self.own_writes(watcher);
                 let key = encode(key("watcher", &watcher.id));
                 let value = encode(serde_json::to_vec(watcher).unwrap_or_default());
                 let mut put = json!({ "key": key, "value": value });
@@ -525,7 +540,7 @@ fn puts(keys: &[String; 2], mapping: StoredMapping, is_held: bool, lease: u64) -
 }
 
 /// Returns what a key that was written means.
-fn put_event(key: &[u8], pair: &Value, is_own: bool) -> Option<SharedEvent> {
+fn put_event(key: &[u8], pair: &Value, own: Option<&AHashMap<String, u64>>) -> Option<SharedEvent> {
     let path = std::str::from_utf8(key).ok()?.strip_prefix(PREFIX)?;
     let value = || decode(&pair["value"]);
     let (kind, _) = path.split_once('/')?;
@@ -533,7 +548,8 @@ fn put_event(key: &[u8], pair: &Value, is_own: bool) -> Option<SharedEvent> {
         "watcher" => {
             let mut watcher: StoredWatcher = serde_json::from_slice(&value()?).ok()?;
             watcher.revision = number(&pair["mod_revision"]);
-            Some(SharedEvent::Watcher(watcher, is_own))
+            let own = own.and_then(|own| own.get(&watcher.id).copied());
+            Some(SharedEvent::Watcher(watcher, own))
         }
         "global" => {
             let value: MappingValue = serde_json::from_slice(&value()?).ok()?;

@@ -19,7 +19,7 @@ use crate::lab::{Lab, Ns, Program, eventually, wait_until};
 
 cases!("mnat_etcd":
     #[Program("etcd", "etcd-server")] servers_that_assign_at_once_agree,
-    #[Program("etcd", "etcd-server")] faults_of_servers_and_etcd_lose_no_mapping,
+    #[Program("etcd", "etcd-server")] #[Iptables] faults_of_servers_and_etcd_lose_no_mapping,
 );
 
 const POOL: &str = r#"{"group-pool": {"ranges": [

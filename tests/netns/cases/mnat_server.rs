@@ -25,6 +25,7 @@ cases!("mnat_server":
     streams_survive_kills_of_the_server,
     ends_follow_a_changed_pool,
     curl_is_served,
+    #[Python("httpx", "python3-httpx")] #[Python("h2", "python3-h2")] httpx_is_served,
 );
 
 /// Senders, ends and hosts around a core, and the server in it.
@@ -439,6 +440,45 @@ fn ends_follow_a_changed_pool(lab: &Lab) {
     eventually("packets again", true, || {
         wire.to("232.1.1.1").len() > before + 50
     });
+}
+
+/// httpx keeps one HTTP/2 connection for all requests.
+fn httpx_is_served(lab: &Lab) {
+    const SCRIPT: &str = r#"
+import httpx, ssl, sys
+context = ssl.create_default_context(cafile=sys.argv[1])
+with httpx.Client(http2=True, verify=context, base_url=sys.argv[2] + "/mnat-ds") as client:
+    def ask(status, method, path, body=None):
+        headers = {"content-type": "application/yang-data+json"}
+        answer = client.request(method, path, json=body, headers=headers)
+        assert answer.http_version == "HTTP/2", answer.http_version
+        assert answer.status_code == status, (method, path, answer.status_code, answer.text)
+        return answer.json() if answer.content else None
+    id = ask(200, "POST", "/operations/ietf-mnat:get-new-watcher-id")["watcher-id"]
+    joined = [{"id": str(n), "source": f"10.0.0.{n + 1}", "group": "232.1.1.1"} for n in range(200)]
+    path = f"/data/ietf-mnat:egress-global-joined/watcher={id}"
+    for status in (201, 204):
+        ask(status, "PUT", path, {"ietf-mnat:watcher": {"id": id, "joined-sg": joined}})
+    mapped = ask(200, "GET", f"/data/ietf-mnat:assigned-channels/watcher={id}")
+    mapped = mapped["ietf-mnat:watcher"][0]["mapped-sg"]
+    assert len({m["local-mapping"]["group"] for m in mapped}) == 200, mapped
+    refresh = {"ietf-mnat:input": {"ietf-mnat:watcher-id": id}}
+    ask(204, "POST", "/operations/ietf-mnat:refresh-watcher-id", refresh)
+    ask(204, "DELETE", path)
+    print("done")
+"#;
+    let network = Network::new(lab);
+    let _server = network.serve(lab, POOL_V4, &[]);
+    let ca = network.ca_file.display().to_string();
+    let url = format!("https://{SERVER}:8443");
+    let words = ["-c", SCRIPT, &ca, &url];
+    let output = network.egresses[0].output("/usr/bin/python3", &words);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "done",
+        "{error}"
+    );
 }
 
 /// curl is a client that knows nothing of this server.

@@ -124,6 +124,11 @@ impl Mnat {
             return;
         };
         self.machine.restore(&clock, &saved, &server(&self.config));
+        let restored: BTreeSet<Channel> = self.machine.assigned().collect();
+        let mappings = saved.mappings.iter().map(|m| (m.global, m.local));
+        let mappings = mappings.filter(|(global, _)| restored.contains(global));
+        self.plan
+            .restore(&clock, &saved.transitions, &mappings.collect());
         let joins = saved.joins.iter().copied().collect();
         match self.config.joins.members {
             true => self.from_members = joins,
@@ -135,7 +140,8 @@ impl Mnat {
     /// Updates the store.
     fn save(&self) {
         if let Ok(clock) = boot_clock::read() {
-            let saved = self.machine.saved(&clock, server(&self.config));
+            let mut saved = self.machine.saved(&clock, server(&self.config));
+            saved.transitions = self.plan.saved(&clock);
             self.context.store.set_mnat(Some(saved));
         }
     }
