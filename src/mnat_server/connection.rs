@@ -99,7 +99,9 @@ pub async fn serve(
         let connection = connection.map_err(|e| format!("HTTP/2: {e}"))?;
         Ok::<_, String>((identity, connection))
     };
-    let (identity, mut connection) = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+    // In memory of its own, which ends with the handshake: the task lives as long as the connection.
+    let handshake = Box::pin(timeout(HANDSHAKE_TIMEOUT, handshake));
+    let (identity, mut connection) = match handshake.await {
         Ok(Ok(done)) => done,
         Ok(Err(why)) => {
             let peer = peer.map(|p| p.to_string()).unwrap_or_default();
